@@ -1,0 +1,27 @@
+// The extension module torchrec.ops._native: hands pointers and sizes to the kernels. It knows nothing of PyTorch,
+// so one build serves every PyTorch version. Pointers are checked for nothing here: the callers in torchrec/ops own
+// that, and are its only users.
+#include <nanobind/nanobind.h>
+
+#include "cpu.h"
+
+namespace nb = nanobind;
+
+namespace rowwise {
+void bind_embedding(nb::module_& m);  // csrc/embedding/bindings.cpp
+void bind_jagged(nb::module_& m);     // csrc/jagged/bindings.cpp
+}  // namespace rowwise
+
+NB_MODULE(_native, m) {
+  m.def("isa", &rowwise::isa_name, "The instruction set in use: baseline, avx2 or avx512.");
+  m.def(
+      "openmp",
+      []() {
+#ifdef _OPENMP
+        return true;
+#else
+        return false;
+#endif
+      },
+      "Whether the kernels were built with OpenMP.");
+}

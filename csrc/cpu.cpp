@@ -1,0 +1,44 @@
+#include "cpu.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace rowwise {
+namespace {
+
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
+
+Isa best_supported() {
+#ifdef ROWWISE_X86
+  __builtin_cpu_init();
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+                  __builtin_cpu_supports("f16c");
+  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+  return v4 ? Isa::avx512 : v3 ? Isa::avx2 : Isa::baseline;
+#else
+  return Isa::baseline;
+#endif
+}
+
+Isa choose() {
+  const Isa best = best_supported();
+  if (const char* wanted = std::getenv("ROWWISE_ISA")) {
+    for (int i = 0; i <= static_cast<int>(best); ++i) {
+      if (std::strcmp(wanted, kNames[i]) == 0) return static_cast<Isa>(i);
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+Isa isa() {
+  static const Isa chosen = choose();
+  return chosen;
+}
+
+const char* isa_name() { return kNames[static_cast<int>(isa())]; }
+
+}  // namespace rowwise

@@ -1,0 +1,5 @@
+"""Functions on plain tensors: the only package that touches the native library."""
+
+from torchrec.ops._library import Backend, backends
+
+__all__ = ["Backend", "backends"]

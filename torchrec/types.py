@@ -1,0 +1,66 @@
+"""Small shared types: data types, and the mix-ins that say how a module is copied and cached."""
+
+from __future__ import annotations
+
+import copy
+from enum import Enum
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+M = TypeVar("M", bound="CopyMixIn")
+
+
+class DataType(Enum):
+    """The element type of a table, under a name that also covers packed types that PyTorch has no dtype for."""
+
+    FP32 = "FP32"
+    FP16 = "FP16"
+    BF16 = "BF16"
+    INT64 = "INT64"
+    INT32 = "INT32"
+    INT8 = "INT8"
+    UINT8 = "UINT8"
+    INT4 = "INT4"
+    INT2 = "INT2"
+    NFP8 = "NFP8"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class CacheMixin:
+    """A module that keeps values derived from its inputs and can be told to forget them."""
+
+    def clear_cache(self) -> None:
+        """Forget every cached value."""
+        raise NotImplementedError
+
+
+class CopyMixIn:
+    """A module that decides itself how it is copied to a device."""
+
+    def copy(self, device: torch.device) -> nn.Module:
+        """Return this module for use on ``device``."""
+        raise NotImplementedError
+
+
+class ModuleCopyMixin(CopyMixIn):
+    """A module that is copied, with its parameters, when a model is copied to a device."""
+
+    def copy(self, device: torch.device) -> nn.Module:
+        """Return a deep copy of this module on ``device``."""
+        if not isinstance(self, nn.Module):
+            raise TypeError(f"ModuleCopyMixin should be mixed into an nn.Module. Received {type(self).__name__}.")
+        return copy.deepcopy(self).to(device)
+
+
+class ModuleNoCopyMixin(CopyMixIn):
+    """A module that stays where it is when the model around it is copied to a device."""
+
+    def copy(self, device: torch.device) -> nn.Module:
+        """Return this module itself."""
+        if not isinstance(self, nn.Module):
+            raise TypeError(f"ModuleNoCopyMixin should be mixed into an nn.Module. Received {type(self).__name__}.")
+        return self
