@@ -30,6 +30,23 @@ class DataType(Enum):
         return self.value
 
 
+class OptimizerType(Enum):
+    """The optimizer of a table, run inside the backward pass of its look-up.
+
+    "Row-wise" keeps one second moment a row instead of one a weight; LAMB and LARS take each row as a layer.
+    """
+
+    SGD = "sgd"
+    ADAM = "adam"
+    ADAMW = "adamw"
+    ADAGRAD = "adagrad"
+    ROWWISE_ADAGRAD = "rowwise_adagrad"
+    PARTIAL_ROWWISE_ADAM = "partial_rowwise_adam"
+    LAMB = "lamb"
+    PARTIAL_ROWWISE_LAMB = "partial_rowwise_lamb"
+    LARS_SGD = "lars_sgd"
+
+
 class CacheMixin:
     """A module that keeps values derived from its inputs and can be told to forget them."""
 
@@ -52,7 +69,9 @@ class ModuleCopyMixin(CopyMixIn):
     def copy(self, device: torch.device) -> nn.Module:
         """Return a deep copy of this module on ``device``."""
         if not isinstance(self, nn.Module):
-            raise TypeError(f"ModuleCopyMixin should be mixed into an nn.Module. Received {type(self).__name__}.")
+            raise TypeError(
+                f"ModuleCopyMixin should be mixed into an nn.Module. Received {type(self).__name__}."
+            )
         return copy.deepcopy(self).to(device)
 
 
@@ -62,5 +81,7 @@ class ModuleNoCopyMixin(CopyMixIn):
     def copy(self, device: torch.device) -> nn.Module:
         """Return this module itself."""
         if not isinstance(self, nn.Module):
-            raise TypeError(f"ModuleNoCopyMixin should be mixed into an nn.Module. Received {type(self).__name__}.")
+            raise TypeError(
+                f"ModuleNoCopyMixin should be mixed into an nn.Module. Received {type(self).__name__}."
+            )
         return self
