@@ -1,28 +1,61 @@
 # The kernels, apart from their Python bindings: one static library that the extension module and the sanitizer
 # driver link. Each `<family>/kernels.cpp` is compiled once per instruction set into a namespace of that name;
 # `<family>/dispatch.cpp` picks one of them at run time (see cpu.h).
+
+# The kernels are written with the vector extensions of GCC and Clang. Under another compiler the build stops here,
+# and the package installs without kernels.
+include(CheckCXXSourceCompiles)
+check_cxx_source_compiles("
+  typedef float Lanes __attribute__((vector_size(16)));
+  typedef int Ints __attribute__((vector_size(16)));
+  int main() { Lanes x = Lanes{} + 1.0f; return __builtin_convertvector(x, Ints)[0] - 1; }
+" ROWWISE_VECTOR_EXTENSIONS)
+if(NOT ROWWISE_VECTOR_EXTENSIONS)
+  message(FATAL_ERROR "The kernels need the vector extensions of GCC 9 or Clang 12; ${CMAKE_CXX_COMPILER_ID} "
+                      "${CMAKE_CXX_COMPILER_VERSION} has none. The package works without them.")
+endif()
+
 set(CSRC ${CMAKE_CURRENT_LIST_DIR})
 set(ROWWISE_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-psabi
     -Wno-unknown-pragmas)
+set(ROWWISE_BINDINGS)
+if(ROWWISE_SANITIZE)
+  set(ROWWISE_SANITIZERS -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  list(APPEND ROWWISE_FLAGS ${ROWWISE_SANITIZERS})
+endif()
+
+# The instruction sets: the compiler's default, and beyond it on x86 the levels v3 and v4 of its psABI.
+set(ROWWISE_ISAS baseline)
+set(ROWWISE_FLAGS_baseline "")
+set(ROWWISE_FLAGS_avx2 -march=x86-64-v3)
+set(ROWWISE_FLAGS_avx512 -march=x86-64-v4 -mprefer-vector-width=512)
+check_cxx_source_compiles("
+  #if !defined(__x86_64__)
+  #error not x86-64
+  #endif
+  int main() { return 0; }
+" ROWWISE_TARGET_X86)
+if(ROWWISE_TARGET_X86)
+  set(CMAKE_REQUIRED_FLAGS "-march=x86-64-v4 -mprefer-vector-width=512")
+  check_cxx_source_compiles("int main() { return !__builtin_cpu_supports(\"f16c\"); }" ROWWISE_X86_LEVELS)
+  unset(CMAKE_REQUIRED_FLAGS)
+endif()
 
 add_library(rowwise_kernels STATIC ${CSRC}/cpu.cpp)
 target_include_directories(rowwise_kernels PUBLIC ${CSRC})
 target_compile_options(rowwise_kernels PRIVATE ${ROWWISE_FLAGS})
+if(ROWWISE_X86_LEVELS)
+  list(APPEND ROWWISE_ISAS avx2 avx512)
+  target_compile_definitions(rowwise_kernels PUBLIC ROWWISE_X86=1)
+endif()
 if(OpenMP_CXX_FOUND)
   target_link_libraries(rowwise_kernels PUBLIC OpenMP::OpenMP_CXX)
 endif()
 
-set(ROWWISE_ISAS baseline)
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  list(APPEND ROWWISE_ISAS avx2 avx512)
-  target_compile_definitions(rowwise_kernels PRIVATE ROWWISE_X86=1)
-endif()
-set(ROWWISE_FLAGS_baseline "")
-set(ROWWISE_FLAGS_avx2 -march=x86-64-v3)
-set(ROWWISE_FLAGS_avx512 -march=x86-64-v4 -mprefer-vector-width=512)
-
-# rowwise_family(embedding): csrc/embedding/dispatch.cpp once, csrc/embedding/kernels.cpp once per instruction set.
-function(rowwise_family family)
+# rowwise_family(embedding): csrc/embedding/dispatch.cpp once, csrc/embedding/kernels.cpp once per instruction set,
+# csrc/embedding/bindings.cpp into the extension module.
+macro(rowwise_family family)
+  list(APPEND ROWWISE_BINDINGS ${CSRC}/${family}/bindings.cpp)
   target_sources(rowwise_kernels PRIVATE ${CSRC}/${family}/dispatch.cpp)
   foreach(isa IN LISTS ROWWISE_ISAS)
     add_library(rowwise_${family}_${isa} OBJECT ${CSRC}/${family}/kernels.cpp)
@@ -34,4 +67,5 @@ function(rowwise_family family)
     endif()
     target_sources(rowwise_kernels PRIVATE $<TARGET_OBJECTS:rowwise_${family}_${isa}>)
   endforeach()
-endfunction()
+endmacro()
+

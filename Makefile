@@ -1,0 +1,78 @@
+# The front door. `make demo` and `make test` work on a fresh clone: they create .venv, install the pinned
+# packages, build the kernels and run. Without a C++ compiler everything runs on the reference implementations.
+PYTHON ?= python3
+PEER ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+BUILD := build/dev
+NATIVE := $(BUILD)/.copied
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cmake')
+HAVE_CXX := $(shell command -v $(CXX) || command -v c++ || command -v clang++)
+PYTEST := $(PY) -m pytest -m "not slow"
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: demo test lint native pytest pytest-reference slow sanitize bench clean help
+
+help:
+	@echo "make demo      train a small model on generated data and see its loss fall"
+	@echo "make test      lint, types, structure, then the tests on the kernels and on the reference"
+	@echo "make lint      ruff, mypy, structure"
+	@echo "make native    build the kernels in place"
+	@echo "make slow      the long suites"
+	@echo "make sanitize  the kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make bench PEER=/path/to/python   measure against another Python with the same API"
+
+demo: native
+	$(PY) examples/train_generated.py
+
+test: lint pytest pytest-reference
+
+pytest: native
+	$(PYTEST) --doctest-modules torchrec tests
+
+pytest-reference: $(READY)
+	ROWWISE_BACKEND=reference $(PYTEST) tests
+
+slow: native
+	$(PY) -m pytest -m slow tests
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) tools/check_structure.py
+
+bench: native
+	$(PY) -m benchmarks $(if $(PEER),--peer $(PEER))
+
+# The environment: the pinned packages, and this checkout on its path.
+$(READY): constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --requirement constraints.txt
+	$(PY) -c "import sysconfig, pathlib; \
+	  pathlib.Path(sysconfig.get_path('purelib'), 'rowwise-checkout.pth').write_text('$(CURDIR)\n')"
+	touch $@
+
+native: $(NATIVE)
+
+ifneq ($(HAVE_CXX),)
+$(NATIVE): CMakeLists.txt $(CPP) | $(READY)
+	cmake -S . -B $(BUILD) -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY) -Wno-dev > /dev/null
+	cmake --build $(BUILD)
+	install $(BUILD)/_native*.so torchrec/ops/
+	touch $@
+else
+$(NATIVE): $(READY)
+	@echo "No C++ compiler found: using the reference implementations."
+endif
+
+sanitize: $(READY)
+	cmake -S . -B build/sanitize -G Ninja -DROWWISE_SANITIZE=ON -Wno-dev > /dev/null
+	cmake --build build/sanitize
+	build/sanitize/rowwise_sanitize
+
+clean:
+	rm -rf build torchrec/ops/_native*.so

@@ -1,0 +1,6 @@
+# The sanitizer driver: csrc/sanitize/*.cpp, one file per family, with the kernels, without Python.
+file(GLOB ROWWISE_DRIVER CONFIGURE_DEPENDS ${CSRC}/sanitize/*.cpp)
+add_executable(rowwise_sanitize ${ROWWISE_DRIVER})
+target_link_libraries(rowwise_sanitize PRIVATE rowwise_kernels)
+target_compile_options(rowwise_sanitize PRIVATE ${ROWWISE_SANITIZERS} -Wall -Wextra)
+target_link_options(rowwise_sanitize PRIVATE -fsanitize=address,undefined)
