@@ -1,0 +1,1 @@
+"""The checks of ``tools/check_structure.py``, one module a subject."""

@@ -1,0 +1,154 @@
+"""Who may import whom: the layers, no cycles, and one package that touches the backends.
+
+Every import counts for the layers: at the top of a file, inside a function, under ``TYPE_CHECKING``
+and by ``importlib.import_module("torchrec...")``; a type hint is a dependency too. Cycles are those
+of the running program: imports under ``TYPE_CHECKING`` are left out there, and lazy ones are not.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from structure.source import PACKAGE, Module
+
+# A unit imports only units of lower rows; units of one row do not import each other.
+LAYERS = (
+    ("types", "errors", "streamable", "tensor_types", "logging", "_environment"),
+    ("ops",),
+    ("sparse", "optim", "metrics"),
+    ("modules", "datasets"),
+    ("models", "quant"),
+    ("distributed",),
+    ("training", "inference"),
+    ("cli", "__main__"),
+)
+_LAYER = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}
+
+_BACKENDS = (f"{PACKAGE}.ops._native", "triton")
+
+
+class Import(NamedTuple):
+    """One import, and whether only a type checker follows it."""
+
+    origin: str  # module
+    name: str  # what is taken from it, a value or a module; "" for `import origin`
+    line: int
+    typing_only: bool
+
+    @property
+    def path(self) -> str:
+        return f"{self.origin}.{self.name}" if self.name else self.origin
+
+    def resolve(self, modules: dict[str, Module]) -> str | None:
+        """Return the module of the package that is imported."""
+        return next((path for path in (self.path, self.origin) if path in modules), None)
+
+
+def imports_of(module: Module) -> list[Import]:
+    """List the imports of a file."""
+    return [
+        Import(origin, name, line, typing_only)
+        for node, typing_only in _walk(module.tree, typing_only=False)
+        for origin, name, line in _targets(node, module)
+    ]
+
+
+def _walk(node: ast.AST, typing_only: bool) -> Iterator[tuple[ast.AST, bool]]:
+    yield node, typing_only
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        for child in node.body:
+            yield from _walk(child, True)
+        for child in node.orelse:
+            yield from _walk(child, typing_only)
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from _walk(child, typing_only)
+
+
+def _targets(node: ast.AST, module: Module) -> list[tuple[str, str, int]]:
+    if isinstance(node, ast.Import):
+        return [(alias.name, "", node.lineno) for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        origin = node.module or ""
+        if node.level:
+            package = module.name.split(".")
+            up = node.level - 1 if module.is_package else node.level
+            origin = ".".join([*package[: len(package) - up], *filter(None, [node.module])])
+        return [(origin, alias.name, node.lineno) for alias in node.names]
+    if (
+        isinstance(node, ast.Call)
+        and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__")
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+        and isinstance(node.args[0].value, str)
+    ):
+        return [(node.args[0].value, "", node.lineno)]
+    return []
+
+
+def layer_violations(modules: dict[str, Module]) -> list[str]:
+    """Report imports upwards, sideways and of ``torchrec`` itself, and units without a layer."""
+    found = [
+        f"{PACKAGE}.{unit}: has no layer; add it to LAYERS in tools/structure/imports.py"
+        for unit in sorted({module.unit for module in modules.values()} - {"", *_LAYER})
+    ]
+    for module in modules.values():
+        if module.unit not in _LAYER:
+            continue
+        for imported in imports_of(module):
+            resolved = imported.resolve(modules)
+            other = modules[resolved].unit if resolved else None
+            if other is None or other == module.unit:
+                continue
+            place = f"{module.path}:{imported.line}: {module.name} (L{_LAYER[module.unit]})"
+            if other == "":
+                found.append(f"{place} imports the façade {PACKAGE}; import the module that has it")
+            elif other in _LAYER and _LAYER[other] >= _LAYER[module.unit]:
+                way = "sideways" if _LAYER[other] == _LAYER[module.unit] else "upwards"
+                found.append(f"{place} imports {way}: {resolved} (L{_LAYER[other]})")
+    return found
+
+
+def cycle_violations(modules: dict[str, Module]) -> list[str]:
+    """Report groups of modules that reach each other by the imports of the running program."""
+    graph = {
+        name: {
+            resolved
+            for imported in imports_of(module)
+            if not imported.typing_only
+            and (resolved := imported.resolve(modules)) not in (None, name)
+        }
+        for name, module in modules.items()
+    }
+    reach = {name: _reachable(name, graph) for name in graph}
+    groups = {
+        tuple(sorted(other for other in reach[name] if name in reach[other]))
+        for name in graph
+        if name in reach[name]
+    }
+    return [f"import cycle: {' <-> '.join(group)}" for group in sorted(groups)]
+
+
+def _reachable(start: str, graph: dict[str, set[str]]) -> set[str]:
+    seen: set[str] = set()
+    queue = list(graph[start])
+    while queue:
+        name = queue.pop()
+        if name not in seen:
+            seen.add(name)
+            queue.extend(graph[name])
+    return seen
+
+
+def backend_violations(modules: dict[str, Module]) -> list[str]:
+    """Report imports of the native library or Triton outside the package ``ops``."""
+    return [
+        f"{module.path}:{imported.line}: only {PACKAGE}.ops imports {backend}"
+        for module in modules.values()
+        if module.unit != "ops"
+        for imported in imports_of(module)
+        for backend in _BACKENDS
+        if f"{imported.path}.".startswith(f"{backend}.")
+    ]
