@@ -1,0 +1,63 @@
+"""The jagged operators in plain PyTorch: the specification, right on every device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def lengths_to_offsets(lengths: Tensor) -> Tensor:
+    """Sum ``lengths`` up from 0: one offset more than lengths, of the same dtype."""
+    offsets = lengths.new_zeros(lengths.size(0) + 1)
+    torch.cumsum(lengths, 0, out=offsets[1:])
+    return offsets
+
+
+def source_rows(lengths: Tensor, bags: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Find which rows to read so as to take whole bags, in the order of ``bags``.
+
+    Args:
+        lengths: ``[n]`` lengths of the bags at hand.
+        bags: ``[m]`` positions of the bags to take; one may be taken several times.
+        total: number of rows taken: the sum of ``lengths[bags]``.
+
+    Returns:
+        ``rows [total]``, int64, and ``lengths[bags]``.
+    """
+    offsets = lengths_to_offsets(lengths.long())
+    taken = lengths.index_select(0, bags)
+    ends = torch.cumsum(taken.long(), 0)
+    shift = offsets.index_select(0, bags) - (ends - taken)
+    rows = torch.arange(total, device=lengths.device)
+    return rows + torch.repeat_interleave(shift, taken.long(), output_size=total), taken
+
+
+def jagged_index_select(
+    values: Tensor, lengths: Tensor, bags: Tensor, total: int
+) -> tuple[Tensor, Tensor]:
+    """Take whole bags by position: their rows one after another, and their lengths."""
+    rows, taken = source_rows(lengths, bags, total)
+    return values.index_select(0, rows), taken
+
+
+def _cells(offsets: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Return ``[B, width]``: which row of the values stands in each cell, and whether the cell is filled."""
+    column = torch.arange(width, device=offsets.device)
+    rows = offsets[:-1, None] + column
+    return rows, rows < offsets[1:, None]
+
+
+def jagged_to_padded(values: Tensor, offsets: Tensor, width: int, padding: float) -> Tensor:
+    """Lay bag b into row b of ``[B, width, ...]``; cut what is longer, pad what is shorter."""
+    rows, filled = _cells(offsets, width)
+    padded = values.new_full((*rows.shape, *values.shape[1:]), padding)
+    padded[filled] = values[rows[filled]]
+    return padded
+
+
+def padded_to_jagged(padded: Tensor, offsets: Tensor, total: int) -> Tensor:
+    """Take bag b from row b of ``padded``; a bag longer than the row ends in zeros."""
+    rows, filled = _cells(offsets, padded.size(1))
+    values = padded.new_zeros((total, *padded.shape[2:]))
+    values[rows[filled]] = padded[filled]
+    return values

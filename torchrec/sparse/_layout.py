@@ -1,0 +1,211 @@
+"""What a KeyedJaggedTensor holds: keys, tensors, and the host-side numbers derived from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from torchrec.ops.jagged import length_per_key, lengths_to_offsets, offsets_to_lengths
+
+Strides = list[list[int]] | Tensor
+Inverse = tuple[list[str], Tensor]
+T = TypeVar("T")
+
+
+def running_sums(lengths: Sequence[int]) -> list[int]:
+    """Sum up from 0: ``[2, 3]`` gives ``[0, 2, 5]``."""
+    return list(accumulate(lengths, initial=0))
+
+
+class JaggedLayout:
+    """The state of a KeyedJaggedTensor and every way to read it.
+
+    Numbers that live on the host (length, offset and index of each key) are computed when first asked for and kept.
+    While a graph is traced nothing is kept: it would change the inputs of the graph, and make the next call compile
+    again.
+    """
+
+    _keys: list[str]
+    _values: Tensor
+    _weights: Tensor | None
+    _lengths: Tensor | None
+    _offsets: Tensor | None
+    # Set only where they say something that the tensors do not.
+    _stride: int | None = None  # without keys: nothing else tells the size of the batch
+    _strides_per_rank: Strides | None = None  # variable batch: [F][W] or a tensor [F, W]
+    _inverse_indices: Inverse | None = None
+    # Caches.
+    _stride_per_key: list[int] | None = None
+    _length_per_key: list[int] | None = None
+    _offset_per_key: list[int] | None = None
+    _lengths_offset_per_key: list[int] | None = None
+    _index_per_key: dict[str, int] | None = None
+
+    def keys(self) -> list[str]:
+        """Return the F keys."""
+        return self._keys
+
+    def values(self) -> Tensor:
+        """Return the values of all keys, ``[N]``: key after key, sample after sample."""
+        return self._values
+
+    def weights(self) -> Tensor:
+        """Return the weights, ``[N]``.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self._weights is None:
+            raise ValueError("`weights` should be given to be read. This KeyedJaggedTensor has none.")
+        return self._weights
+
+    def weights_or_none(self) -> Tensor | None:
+        """Return the weights, or None."""
+        return self._weights
+
+    def lengths(self) -> Tensor:
+        """Return the number of values of each bag, ``[F * B]``."""
+        lengths = self._lengths
+        if lengths is None:
+            assert self._offsets is not None
+            lengths = offsets_to_lengths(self._offsets)
+            if not is_compiling():
+                self._lengths = lengths
+        return lengths
+
+    def lengths_or_none(self) -> Tensor | None:
+        """Return the lengths if they were given or computed before, or None."""
+        return self._lengths
+
+    def offsets(self) -> Tensor:
+        """Return where each bag starts in the values, and the end of the last, ``[F * B + 1]``."""
+        offsets = self._offsets
+        if offsets is None:
+            assert self._lengths is not None
+            offsets = lengths_to_offsets(self._lengths)
+            if not is_compiling():
+                self._offsets = offsets
+        return offsets
+
+    def offsets_or_none(self) -> Tensor | None:
+        """Return the offsets if they were given or computed before, or None."""
+        return self._offsets
+
+    def device(self) -> torch.device:
+        """Return the device of the values."""
+        return self._values.device
+
+    def variable_stride_per_key(self) -> bool:
+        """Say whether the keys have batches of their own sizes."""
+        return self._strides_per_rank is not None
+
+    def num_bags(self) -> int:
+        """Return the number of bags of all keys together: the number of lengths."""
+        if self._lengths is not None:
+            return self._lengths.size(0)
+        assert self._offsets is not None
+        return self._offsets.size(0) - 1
+
+    def stride(self) -> int:
+        """Return the size of the batch, B.
+
+        With a variable batch per key: the size of the full batch if inverse indices tell it, or else of the largest.
+        """
+        if self._strides_per_rank is not None:
+            if self._inverse_indices is not None:
+                return self._inverse_indices[1].size(-1)
+            return max(self.stride_per_key(), default=0)
+        if self._stride is not None:
+            return self._stride
+        return self.num_bags() // len(self._keys)
+
+    def stride_per_key(self) -> list[int]:
+        """Return the size of each key's batch."""
+        per_rank = self._strides_per_rank
+        if per_rank is None:
+            return [self.stride()] * len(self._keys)
+        strides = self._stride_per_key
+        if strides is None:
+            strides = self._keep(
+                "_stride_per_key",
+                per_rank.sum(1).tolist()
+                if isinstance(per_rank, Tensor)
+                else [sum(row) for row in per_rank],
+            )
+        return strides
+
+    def stride_per_key_per_rank(self) -> list[list[int]]:
+        """Return the size of each key's batch on each rank, ``[F][W]``; empty unless the batch varies by key."""
+        per_rank = self._strides_per_rank
+        if per_rank is None:
+            return []
+        if isinstance(per_rank, Tensor):
+            return self._keep("_strides_per_rank", per_rank.tolist())
+        return per_rank
+
+    def inverse_indices(self) -> Inverse:
+        """Return, for each key, which of its samples stands at each place of the full batch.
+
+        Returns:
+            The keys, and a tensor ``[F, B]`` of positions in each key's own batch.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self._inverse_indices is None:
+            raise ValueError(
+                "`inverse_indices` should be given to be read. This KeyedJaggedTensor has none."
+            )
+        return self._inverse_indices
+
+    def inverse_indices_or_none(self) -> Inverse | None:
+        """Return the inverse indices, or None."""
+        return self._inverse_indices
+
+    def index_per_key(self) -> dict[str, int]:
+        """Return the position of each key."""
+        index = self._index_per_key
+        if index is None:
+            index = self._keep("_index_per_key", {k: i for i, k in enumerate(self._keys)})
+        return index
+
+    def length_per_key(self) -> list[int]:
+        """Return the number of values of each key. On an accelerator this waits for the lengths, once."""
+        lengths = self._length_per_key
+        if lengths is None:
+            lengths = self._keep(
+                "_length_per_key", length_per_key(self.lengths(), self.stride_per_key())
+            )
+        return lengths
+
+    def length_per_key_or_none(self) -> list[int] | None:
+        """Return the number of values of each key if it is known on the host, or None."""
+        return self._length_per_key
+
+    def offset_per_key(self) -> list[int]:
+        """Return where each key starts in the values, and the end of the last."""
+        offsets = self._offset_per_key
+        if offsets is None:
+            offsets = self._keep("_offset_per_key", running_sums(self.length_per_key()))
+        return offsets
+
+    def offset_per_key_or_none(self) -> list[int] | None:
+        """Return where each key starts in the values if it is known on the host, or None."""
+        return self._offset_per_key
+
+    def lengths_offset_per_key(self) -> list[int]:
+        """Return where each key starts in the lengths, and the end of the last."""
+        offsets = self._lengths_offset_per_key
+        if offsets is None:
+            offsets = self._keep("_lengths_offset_per_key", running_sums(self.stride_per_key()))
+        return offsets
+
+    def _keep(self, name: str, value: T) -> T:
+        if not is_compiling():
+            setattr(self, name, value)
+        return value
