@@ -1,3 +1,32 @@
-"""TorchRec, written anew: jagged sparse types, embedding collections and fused optimizers on PyTorch alone."""
+"""TorchRec, written anew: jagged types, embedding collections and fused optimizers."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from torchrec._environment import refuse_other_distributions
+
+refuse_other_distributions()
+
+from torchrec.types import DataType, OptimizerType  # noqa: E402
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DataType",
+    "OptimizerType",
+]
+
+_SUBPACKAGES = ("models", "modules", "ops", "optim", "sparse", "streamable", "types")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a subpackage when it is first used, as in ``torchrec.models.dlrm``."""
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"torchrec.{name}")
+    raise AttributeError(f"module 'torchrec' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_SUBPACKAGES, "__version__"])

@@ -1,0 +1,27 @@
+"""What every test starts from: fixed seeds, and memory that shows when nobody wrote it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+
+# Properties run the same examples everywhere; a failure prints how to repeat it.
+hypothesis.settings.register_profile(
+    "project", deadline=None, derandomize=True, print_blob=True, max_examples=50
+)
+hypothesis.settings.load_profile("project")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_start() -> Iterator[None]:
+    """Seed the generators, and let ``torch.empty`` return NaN (integers: their largest value)."""
+    random.seed(0)
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
