@@ -13,6 +13,7 @@ void bind_jagged(nb::module_& m);     // csrc/jagged/bindings.cpp
 }  // namespace rowwise
 
 NB_MODULE(_native, m) {
+  rowwise::bind_embedding(m);
   m.def("isa", &rowwise::isa_name, "The instruction set in use: baseline, avx2 or avx512.");
   m.def(
       "openmp",

@@ -41,7 +41,7 @@ if(ROWWISE_TARGET_X86)
   unset(CMAKE_REQUIRED_FLAGS)
 endif()
 
-add_library(rowwise_kernels STATIC ${CSRC}/cpu.cpp)
+add_library(rowwise_kernels STATIC ${CSRC}/cpu.cpp ${CSRC}/scratch.cpp)
 target_include_directories(rowwise_kernels PUBLIC ${CSRC})
 target_compile_options(rowwise_kernels PRIVATE ${ROWWISE_FLAGS})
 if(ROWWISE_X86_LEVELS)
@@ -69,3 +69,5 @@ macro(rowwise_family family)
   endforeach()
 endmacro()
 
+
+rowwise_family(embedding)

@@ -1,0 +1,232 @@
+// Sixteen floats at a time, on any instruction set, with the same result to the last bit on all of them: arithmetic is
+// lane by lane, never fused, and a sum over lanes has one fixed order.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__) || defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define ROWWISE_LANES 16
+#elif defined(__AVX2__)
+#define ROWWISE_LANES 8
+#else
+#define ROWWISE_LANES 4
+#endif
+
+#define ROWWISE_INLINE inline __attribute__((always_inline))
+
+namespace rowwise {
+
+// Storage types of a table; arithmetic is always in float.
+struct Half {
+  uint16_t bits;
+};
+struct Bfloat16 {
+  uint16_t bits;
+};
+
+namespace ROWWISE_ISA {
+
+typedef float Lanes __attribute__((vector_size(ROWWISE_LANES * 4)));
+typedef uint32_t LanesBits __attribute__((vector_size(ROWWISE_LANES * 4)));
+typedef uint16_t LanesShort __attribute__((vector_size(ROWWISE_LANES * 2)));
+
+constexpr int kBlock = 16;
+constexpr int kParts = kBlock / ROWWISE_LANES;
+
+ROWWISE_INLINE float to_float(float x) { return x; }
+
+ROWWISE_INLINE float to_float(Bfloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
+
+inline float to_float(Half x) {
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
+  const uint32_t exponent = (x.bits >> 10) & 0x1fu;
+  const uint32_t fraction = x.bits & 0x3ffu;
+  uint32_t bits;
+  if (exponent == 0x1f) {
+    bits = sign | 0x7f800000u | (fraction << 13) | (fraction ? 0x400000u : 0u);
+  } else if (exponent != 0) {
+    bits = sign | ((exponent + 112) << 23) | (fraction << 13);
+  } else {  // zero or subnormal: fraction * 2^-24 is exact in float
+    const float magnitude = static_cast<float>(fraction) * 5.9604644775390625e-8f;
+    std::memcpy(&bits, &magnitude, 4);
+    bits |= sign;
+  }
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
+
+ROWWISE_INLINE void from_float(float x, float* y) { *y = x; }
+
+ROWWISE_INLINE void from_float(float x, Bfloat16* y) {  // to nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  y->bits = x != x ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+inline void from_float(float x, Half* y) {  // to nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+  bits &= 0x7fffffffu;
+  uint16_t magnitude;
+  if (bits > 0x7f800000u) {
+    magnitude = static_cast<uint16_t>(0x7e00u | ((bits >> 13) & 0x3ffu));
+  } else if (bits >= 0x477ff000u) {  // rounds to 2^16 or beyond
+    magnitude = 0x7c00;
+  } else if (bits >= 0x38800000u) {  // normal
+    magnitude = static_cast<uint16_t>((bits - 0x38000000u + 0xfffu + ((bits >> 13) & 1u)) >> 13);
+  } else {  // subnormal: adding 0.5 leaves fraction * 2^24, rounded, in the low bits
+    float value;
+    std::memcpy(&value, &bits, 4);
+    value += 0.5f;
+    std::memcpy(&bits, &value, 4);
+    magnitude = static_cast<uint16_t>(bits - 0x3f000000u);
+  }
+  y->bits = static_cast<uint16_t>(sign | magnitude);
+}
+
+struct Block {
+  Lanes part[kParts];
+
+  static ROWWISE_INLINE Block fill(float x) {
+    Block b;
+    for (int p = 0; p < kParts; ++p) b.part[p] = Lanes{} + x;
+    return b;
+  }
+
+  static ROWWISE_INLINE Block load(const float* x) {
+    Block b;
+    std::memcpy(&b, x, sizeof b);
+    return b;
+  }
+
+  static ROWWISE_INLINE Block load(const Bfloat16* x) {
+    Block b;
+    for (int p = 0; p < kParts; ++p) {
+      LanesShort narrow;
+      std::memcpy(&narrow, x + p * ROWWISE_LANES, sizeof narrow);
+      const LanesBits wide = __builtin_convertvector(narrow, LanesBits) << 16;
+      std::memcpy(&b.part[p], &wide, sizeof wide);
+    }
+    return b;
+  }
+
+  static ROWWISE_INLINE Block load(const Half* x) {
+    Block b;
+#if defined(__AVX512F__)
+    const __m512 wide = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+    std::memcpy(&b, &wide, sizeof b);
+#elif defined(__F16C__)
+    for (int p = 0; p < kParts; ++p) {
+      const __m256 wide = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x) + p));
+      std::memcpy(&b.part[p], &wide, sizeof wide);
+    }
+#else
+    float wide[kBlock];
+    for (int i = 0; i < kBlock; ++i) wide[i] = to_float(x[i]);
+    std::memcpy(&b, wide, sizeof b);
+#endif
+    return b;
+  }
+
+  // The first `n` < 16 of them, zeros behind.
+  template <class T>
+  static ROWWISE_INLINE Block load_head(const T* x, int n) {
+    float head[kBlock] = {};
+    for (int i = 0; i < n; ++i) head[i] = to_float(x[i]);
+    return load(head);
+  }
+
+  ROWWISE_INLINE void store(float* y) const { std::memcpy(y, this, sizeof *this); }
+
+  ROWWISE_INLINE void store(Bfloat16* y) const {
+    for (int p = 0; p < kParts; ++p) {
+      LanesBits bits;
+      std::memcpy(&bits, &part[p], sizeof bits);
+      const LanesBits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+      const LanesBits nan = reinterpret_cast<LanesBits>(part[p] != part[p]);
+      const LanesShort narrow = __builtin_convertvector((nan & 0x7fc0u) | (~nan & rounded), LanesShort);
+      std::memcpy(y + p * ROWWISE_LANES, &narrow, sizeof narrow);
+    }
+  }
+
+  ROWWISE_INLINE void store(Half* y) const {
+#if defined(__AVX512F__)
+    __m512 wide;
+    std::memcpy(&wide, this, sizeof wide);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), _mm512_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+    for (int p = 0; p < kParts; ++p) {
+      __m256 wide;
+      std::memcpy(&wide, &part[p], sizeof wide);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(y) + p, _mm256_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT));
+    }
+#else
+    float wide[kBlock];
+    std::memcpy(wide, this, sizeof wide);
+    for (int i = 0; i < kBlock; ++i) from_float(wide[i], y + i);
+#endif
+  }
+
+  template <class T>
+  ROWWISE_INLINE void store_head(T* y, int n) const {
+    float head[kBlock];
+    store(head);
+    for (int i = 0; i < n; ++i) from_float(head[i], y + i);
+  }
+
+  // Lane i with lane i+8, then i+4, i+2, i+1: the one order in which a block is summed.
+  ROWWISE_INLINE float sum() const {
+    float x[kBlock];
+    store(x);
+    for (int half = kBlock / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) x[i] += x[i + half];
+    return x[0];
+  }
+};
+
+#define ROWWISE_BLOCK_OPERATOR(op)                                             \
+  ROWWISE_INLINE Block operator op(const Block& a, const Block& b) {           \
+    Block c;                                                                   \
+    for (int p = 0; p < kParts; ++p) c.part[p] = a.part[p] op b.part[p];       \
+    return c;                                                                  \
+  }                                                                            \
+  ROWWISE_INLINE Block operator op(const Block& a, float b) { return a op Block::fill(b); }
+ROWWISE_BLOCK_OPERATOR(+)
+ROWWISE_BLOCK_OPERATOR(-)
+ROWWISE_BLOCK_OPERATOR(*)
+ROWWISE_BLOCK_OPERATOR(/)
+#undef ROWWISE_BLOCK_OPERATOR
+
+ROWWISE_INLINE Block sqrt(const Block& a) {
+  float x[kBlock];
+  a.store(x);
+  for (int i = 0; i < kBlock; ++i) x[i] = std::sqrt(x[i]);
+  return Block::load(x);
+}
+
+// NaN stays NaN, as torch.clamp has it.
+ROWWISE_INLINE Block clamp(const Block& a, float low, float high) {
+  float x[kBlock];
+  a.store(x);
+  for (int i = 0; i < kBlock; ++i) {
+    x[i] = x[i] < low ? low : x[i];
+    x[i] = x[i] > high ? high : x[i];
+  }
+  return Block::load(x);
+}
+
+}  // namespace ROWWISE_ISA
+}  // namespace rowwise

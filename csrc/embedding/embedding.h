@@ -1,0 +1,122 @@
+// Look-ups in several tables at once, and the gradients and updates that go with them.
+//
+// A *slot* is one feature looked up in one table. Its ids lie in bags: bag b holds the ids at positions
+// offsets[b] .. offsets[b + 1] of `ids`; without offsets every id is a bag of its own (a sequence). A slot reads or
+// writes one row of `dim` numbers a bag.
+#pragma once
+
+#include <cstdint>
+
+namespace rowwise {
+
+enum class Float : int32_t { f32, f16, bf16 };
+
+enum class Pooling : int32_t { sum, mean, none };  // none: a bag of exactly one id
+
+// What becomes of an id outside [0, known).
+enum class Policy : int32_t {
+  error,   // reported, see Failure
+  remap,   // row base + hash(id) % span: further rows behind the known ones, one unknown row, or the known rows
+  clamp,   // the first or the last known row
+  ignore,  // as if it were not in the bag
+};
+
+struct Table {
+  void* weight = nullptr;  // rows x dim, of `dtype`
+  Float dtype = Float::f32;
+  int64_t dim = 0;
+  int64_t known = 0;
+  Policy policy = Policy::error;
+  int64_t base = 0, span = 1;
+};
+
+struct Slot {
+  int32_t table = 0;
+  Pooling pooling = Pooling::sum;
+  const void* ids = nullptr;
+  const void* offsets = nullptr;        // bags + 1 of them, or none
+  const float* sample_weights = nullptr;  // beside ids, or none
+  int64_t bags = 0;
+  void* rows = nullptr;                 // output, or gradient of the output: bag b at rows + b * stride; may be none
+  int64_t stride = 0;                   // in elements
+};
+
+struct Batch {
+  const Table* tables = nullptr;
+  int64_t num_tables = 0;
+  const Slot* slots = nullptr;
+  int64_t num_slots = 0;
+  bool wide_ids = true, wide_offsets = true;  // int64, else int32
+  Float rows_dtype = Float::f32;
+  int threads = 1;
+};
+
+// The first id (by slot, then position) that the policy `error` refuses, or a bag that `Pooling::none` does.
+struct Failure {
+  enum Kind : int32_t { nothing, id, bag } kind = nothing;
+  int64_t slot = 0, bag_index = 0, value = 0;  // the id, or the number of ids in the bag
+};
+
+enum class Rule : int32_t {
+  sgd, adagrad, rowwise_adagrad, adam, partial_rowwise_adam, lamb, partial_rowwise_lamb, lars_sgd
+};
+
+// An optimizer of one table. `first` and `second` are its states: rows x dim, or one number a row.
+struct Optimizer {
+  Rule rule = Rule::sgd;
+  float lr = 0, eps = 0, beta1 = 0, beta2 = 0, weight_decay = 0, momentum = 0, eta = 0;
+  float max_gradient = 0;      // 0: no clipping
+  bool decoupled = false, nesterov = false;
+  double step = 1;             // this update's number, from 1
+  float* first = nullptr;
+  float* second = nullptr;
+};
+
+// Where the summed gradient of a table's rows goes: into `dense` (rows x dim, zeroed by the caller), as pairs into
+// `rows` and `values` (room for every id), or, where `optimizer` is set, straight into the table.
+struct Sink {
+  void* dense = nullptr;
+  int64_t* rows = nullptr;
+  void* values = nullptr;
+  int64_t count = 0;           // out: pairs written
+  const Optimizer* optimizer = nullptr;
+  bool active = false;
+};
+
+// Each instruction set has one of these; `embedding_kernels()` is the one to use here.
+struct EmbeddingKernels {
+  // Slot.rows[bag] = pooled rows of the bag. `out_of_range` counts, per table, the ids outside [0, known).
+  Failure (*forward)(const Batch& batch, int64_t* out_of_range);
+
+  // For each active sink (one a table): sum the gradient of every row over all ids that chose it, in order of slot and
+  // position whatever the number of threads, and deliver it.
+  void (*backward)(const Batch& batch, Sink* sinks);
+
+  // gradients[slot], beside the slot's ids: dot(gradient of the bag, row).
+  void (*weights_backward)(const Batch& batch, float* const* gradients);
+};
+
+const EmbeddingKernels& embedding_kernels();
+
+namespace baseline {
+extern const EmbeddingKernels kEmbedding;
+}
+namespace avx2 {
+extern const EmbeddingKernels kEmbedding;
+}
+namespace avx512 {
+extern const EmbeddingKernels kEmbedding;
+}
+
+// The same hash everywhere: on every platform, in every process, in the plain-PyTorch reference.
+inline uint64_t hash_id(int64_t id) {
+  uint64_t x = static_cast<uint64_t>(id);
+  x ^= x >> 33;
+  x *= 0xff51afd7ed558ccdULL;
+  x ^= x >> 33;
+  x *= 0xc4ceb9fe1a85ec53ULL;
+  x ^= x >> 33;
+  return x;
+}
+
+}  // namespace rowwise

@@ -1,0 +1,189 @@
+// One row of one table, given its summed gradient: the update rules.
+//
+// Letters: w row of the table, g gradient, m first and v second state. Every rule reads w, and writes w and the states,
+// sixteen columns at a time. The plain-PyTorch form of each is in torchrec/ops/embedding/updates.py.
+#pragma once
+
+#include "block.h"
+#include "embedding/embedding.h"
+
+namespace rowwise {
+namespace ROWWISE_ISA {
+
+// Calls body(column, n) for each block of `dim` columns; n is 16 but for the last.
+template <class Body>
+ROWWISE_INLINE void for_blocks(int64_t dim, const Body& body) {
+  int64_t column = 0;
+  for (; column + kBlock <= dim; column += kBlock) body(column, kBlock);
+  if (column < dim) body(column, static_cast<int>(dim - column));
+}
+
+template <class T>
+ROWWISE_INLINE Block load_block(const T* x, int n) {
+  return n == kBlock ? Block::load(x) : Block::load_head(x, n);
+}
+
+template <class T>
+ROWWISE_INLINE void store_block(const Block& block, T* y, int n) {
+  n == kBlock ? block.store(y) : block.store_head(y, n);
+}
+
+template <class T>
+ROWWISE_INLINE float sum_of_squares(const T* x, int64_t dim) {
+  Block sum = Block::fill(0);
+  for_blocks(dim, [&](int64_t c, int n) {
+    const Block block = load_block(x + c, n);
+    sum = sum + block * block;
+  });
+  return sum.sum();
+}
+
+// What every row of an update shares.
+struct Step {
+  const Optimizer& o;
+  float correction1, correction2_sqrt;  // of Adam's moments: 1 - beta1^t, sqrt(1 - beta2^t)
+  float decay;                          // of the row, decoupled: 1 - lr * weight_decay
+  bool row_wise;
+
+  explicit Step(const Optimizer& optimizer)
+      : o(optimizer),
+        correction1(static_cast<float>(1 - std::pow(static_cast<double>(optimizer.beta1), optimizer.step))),
+        correction2_sqrt(static_cast<float>(std::sqrt(1 - std::pow(static_cast<double>(optimizer.beta2), optimizer.step)))),
+        decay(optimizer.decoupled ? 1 - optimizer.lr * optimizer.weight_decay : 1),
+        row_wise(optimizer.rule == Rule::rowwise_adagrad || optimizer.rule == Rule::partial_rowwise_adam ||
+                 optimizer.rule == Rule::partial_rowwise_lamb) {}
+
+  // Weight decay that is added to the gradient. LAMB and LARS have their own place for it.
+  float added_decay() const {
+    const bool own = o.rule == Rule::lamb || o.rule == Rule::partial_rowwise_lamb || o.rule == Rule::lars_sgd;
+    return o.decoupled || own ? 0 : o.weight_decay;
+  }
+};
+
+// Clip and L2 decay, for all rules; `g` is written to `out` (dim floats) only where it changes.
+template <class W>
+ROWWISE_INLINE const float* prepare(const Step& s, const W* w, const float* g, float* out, int64_t dim) {
+  const float decay = s.added_decay(), bound = s.o.max_gradient;
+  if (decay == 0 && bound == 0) return g;
+  for_blocks(dim, [&](int64_t c, int n) {
+    Block x = load_block(g + c, n);
+    if (bound != 0) x = clamp(x, -bound, bound);
+    if (decay != 0) x = x + load_block(w + c, n) * decay;
+    store_block(x, out + c, n);
+  });
+  return out;
+}
+
+template <class W>
+ROWWISE_INLINE void update_sgd(const Step& s, W* w, const float* g, float* m, int64_t dim) {
+  const Optimizer& o = s.o;
+  for_blocks(dim, [&](int64_t c, int n) {
+    const Block grad = load_block(g + c, n);
+    Block step = grad;
+    if (o.momentum != 0) {
+      const Block moment = load_block(m + c, n) * o.momentum + grad;
+      store_block(moment, m + c, n);
+      step = o.nesterov ? grad + moment * o.momentum : moment;
+    }
+    store_block(load_block(w + c, n) * s.decay - step * o.lr, w + c, n);
+  });
+}
+
+template <class W>
+ROWWISE_INLINE void update_adagrad(const Step& s, W* w, const float* g, float* v, int64_t dim) {
+  for_blocks(dim, [&](int64_t c, int n) {
+    const Block grad = load_block(g + c, n);
+    const Block sum = load_block(v + c, n) + grad * grad;
+    store_block(sum, v + c, n);
+    store_block(load_block(w + c, n) * s.decay - grad * s.o.lr / (sqrt(sum) + s.o.eps), w + c, n);
+  });
+}
+
+template <class W>
+ROWWISE_INLINE void update_rowwise_adagrad(const Step& s, W* w, const float* g, float* v, int64_t dim) {
+  *v += sum_of_squares(g, dim) / static_cast<float>(dim);
+  const float rate = s.o.lr / (std::sqrt(*v) + s.o.eps);
+  for_blocks(dim, [&](int64_t c, int n) {
+    store_block(load_block(w + c, n) * s.decay - load_block(g + c, n) * rate, w + c, n);
+  });
+}
+
+// Adam and LAMB, with a second moment a weight (v has dim numbers) or one a row. The moments are updated and the
+// direction m^ / (sqrt(v^) + eps) [+ weight_decay * w] is written to `u`, which may be `g`'s own scratch.
+template <class W>
+ROWWISE_INLINE void adam_direction(const Step& s, const W* w, const float* g, float* m, float* v, float* u, int64_t dim,
+                                   float decay) {
+  const Optimizer& o = s.o;
+  if (s.row_wise) *v = *v * o.beta2 + sum_of_squares(g, dim) / static_cast<float>(dim) * (1 - o.beta2);
+  for_blocks(dim, [&](int64_t c, int n) {
+    const Block grad = load_block(g + c, n);
+    const Block moment = load_block(m + c, n) * o.beta1 + grad * (1 - o.beta1);
+    store_block(moment, m + c, n);
+    Block second;
+    if (s.row_wise) {
+      second = Block::fill(*v);
+    } else {
+      second = load_block(v + c, n) * o.beta2 + grad * grad * (1 - o.beta2);
+      store_block(second, v + c, n);
+    }
+    Block direction = moment / s.correction1 / (sqrt(second) / s.correction2_sqrt + o.eps);
+    if (decay != 0) direction = direction + load_block(w + c, n) * decay;
+    store_block(direction, u + c, n);
+  });
+}
+
+template <class W>
+ROWWISE_INLINE void descend(W* w, const float* u, int64_t dim, float decay, float rate) {
+  for_blocks(dim, [&](int64_t c, int n) {
+    store_block(load_block(w + c, n) * decay - load_block(u + c, n) * rate, w + c, n);
+  });
+}
+
+template <class W>
+ROWWISE_INLINE void update_lamb(const Step& s, W* w, const float* g, float* m, float* v, float* u, int64_t dim) {
+  adam_direction(s, w, g, m, v, u, dim, s.o.weight_decay);
+  const float norm_w = std::sqrt(sum_of_squares(w, dim)), norm_u = std::sqrt(sum_of_squares(u, dim));
+  const float trust = norm_w > 0 && norm_u > 0 ? norm_w / norm_u : 1;
+  descend(w, u, dim, 1, s.o.lr * trust);
+}
+
+template <class W>
+ROWWISE_INLINE void update_lars(const Step& s, W* w, const float* g, float* m, int64_t dim) {
+  const Optimizer& o = s.o;
+  const float norm_w = std::sqrt(sum_of_squares(w, dim)), norm_g = std::sqrt(sum_of_squares(g, dim));
+  const float trust = norm_w > 0 && norm_g > 0 ? o.eta * norm_w / (norm_g + o.weight_decay * norm_w) : 1;
+  const float rate = o.lr * trust;
+  for_blocks(dim, [&](int64_t c, int n) {
+    const Block row = load_block(w + c, n);
+    Block step = (load_block(g + c, n) + row * o.weight_decay) * rate;
+    if (o.momentum != 0) {
+      step = load_block(m + c, n) * o.momentum + step;
+      store_block(step, m + c, n);
+    }
+    store_block(row - step, w + c, n);
+  });
+}
+
+// `scratch` has room for 2 * dim floats; `g` may be its first half.
+template <class W>
+inline void update_row(const Step& s, W* w, int64_t row, const float* g, float* scratch, int64_t dim) {
+  float* m = s.o.first ? s.o.first + row * (s.o.rule == Rule::rowwise_adagrad ? 1 : dim) : nullptr;
+  float* v = s.o.second ? s.o.second + row * (s.row_wise ? 1 : dim) : nullptr;
+  w += row * dim;
+  g = prepare(s, w, g, scratch, dim);
+  switch (s.o.rule) {
+    case Rule::sgd: return update_sgd(s, w, g, m, dim);
+    case Rule::adagrad: return update_adagrad(s, w, g, m, dim);
+    case Rule::rowwise_adagrad: return update_rowwise_adagrad(s, w, g, m, dim);
+    case Rule::adam:
+    case Rule::partial_rowwise_adam:
+      adam_direction(s, w, g, m, v, scratch + dim, dim, 0);
+      return descend(w, scratch + dim, dim, s.decay, s.o.lr);
+    case Rule::lamb:
+    case Rule::partial_rowwise_lamb: return update_lamb(s, w, g, m, v, scratch + dim, dim);
+    case Rule::lars_sgd: return update_lars(s, w, g, m, dim);
+  }
+}
+
+}  // namespace ROWWISE_ISA
+}  // namespace rowwise
