@@ -1,0 +1,29 @@
+"""Optimizers for tables, by name, inside the backward pass, and around other optimizers."""
+
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.optim.optimizers import (
+    LAMB,
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    LarsSGD,
+    PartialRowWiseAdam,
+    PartialRowWiseLAMB,
+    in_backward_optimizer_filter,
+)
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+__all__ = [
+    "LAMB",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "LarsSGD",
+    "PartialRowWiseAdam",
+    "PartialRowWiseLAMB",
+    "RowWiseAdagrad",
+    "apply_optimizer_in_backward",
+    "in_backward_optimizer_filter",
+]

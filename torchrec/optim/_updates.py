@@ -1,8 +1,8 @@
 """The update rules of all table optimizers, as functions on rows of a weight matrix.
 
 This file is the specification: the optimizers of this package apply these functions to whole
-parameters (dense gradients) or to the touched rows (sparse gradients), and the kernels fused into the
-backward pass are tested against them.
+parameters (dense gradients) or to the touched rows (sparse gradients), and the kernels fused into
+the backward pass are tested against them.
 
 Every rule has the same form::
 
@@ -11,8 +11,8 @@ Every rule has the same form::
 - ``weights``, ``grads``: ``(rows, dim)``, float32 or wider. ``grads`` holds one row for each row of
   ``weights``: what several look-ups of one row contributed is summed before.
 - ``state``: name -> tensor, each ``(rows, dim)``, or ``(rows, 1)`` where one number a row is kept.
-- ``step``: how often the parameter has been updated, this time included, so it starts at 1. It counts
-  for the whole parameter: a row first touched at step 100 is corrected for bias as of step 100.
+- ``step``: how often the parameter has been updated, this time included, so it starts at 1. It
+  counts for the whole parameter: a row first touched at step 100 is corrected for bias as of then.
 - ``hyper``: the hyper-parameters.
 
 The arguments are left as they are. Rows do not influence one another, so updating the touched rows
@@ -23,10 +23,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from torchrec.types import OptimizerType
+
+_NOT_NEGATIVE = (
+    "lr",
+    "weight_decay",
+    "eps",
+    "momentum",
+    "dampening",
+    "eta",
+    "initial_accumulator_value",
+)
 
 State = Mapping[str, Tensor]
 Update = Callable[[Tensor, Tensor, State, int, "Hyper"], tuple[Tensor, dict[str, Tensor]]]
@@ -64,6 +77,29 @@ class Hyper:
     nesterov: bool = False
     eta: float = 0.001
     initial_accumulator_value: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that no update can mean."""
+        for name in _NOT_NEGATIVE:
+            value = getattr(self, name)
+            if not value >= 0.0:
+                raise ValueError(f"`{name}` should be at least 0. Received {value}.")
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"`betas` should be two numbers in [0, 1). Received {self.betas}.")
+        if self.max_gradient is not None and not self.max_gradient > 0.0:
+            raise ValueError(
+                f"`max_gradient` should be above 0, or None. Received {self.max_gradient}."
+            )
+        if self.weight_decay_mode not in ("l2", "decoupled"):
+            raise ValueError(
+                "`weight_decay_mode` should be 'l2' or 'decoupled'. "
+                f"Received {self.weight_decay_mode!r}."
+            )
+        if self.nesterov and (self.momentum == 0.0 or self.dampening != 0.0):
+            raise ValueError(
+                "`nesterov` should come with a momentum above 0 and no dampening. "
+                f"Received momentum={self.momentum}, dampening={self.dampening}."
+            )
 
 
 def clip(grads: Tensor, hyper: Hyper) -> Tensor:
@@ -221,7 +257,7 @@ def partial_rowwise_lamb(
 def lars_sgd(
     weights: Tensor, grads: Tensor, state: State, step: int, hyper: Hyper
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    r"""SGD with layer-wise adaptive rates, each row a layer (You et al., https://arxiv.org/abs/1708.03888).
+    r"""LARS: SGD with rates that adapt to each row, as a layer (https://arxiv.org/abs/1708.03888).
 
     .. math::
         r = \eta_{\text{trust}} \frac{|w|}{|g| + \lambda |w|}, \quad
@@ -266,6 +302,15 @@ class Rule:
         """Hyper-parameters that a user may set -> default."""
         return {name: getattr(self.defaults, name) for name in self.options}
 
+    def hyper(self, options: Mapping[str, Any]) -> Hyper:
+        """Read the hyper-parameters out of ``options``, say a parameter group."""
+        given = {name: options[name] for name in self.options if name in options}
+        if "lr" in given:
+            given["lr"] = float(given["lr"])
+        if "betas" in given:
+            given["betas"] = tuple(float(beta) for beta in given["betas"])
+        return replace(self.defaults, **given)
+
     def new_state(self, name: str, weights: Tensor, hyper: Hyper) -> Tensor:
         """Return the first value of the state ``name`` for ``weights`` of shape ``(rows, dim)``."""
         rows, dim = weights.shape
@@ -303,3 +348,15 @@ LARS_SGD = Rule(
     Hyper(lr=1e-2),
     ("lr", "momentum", "weight_decay", "eta", "max_gradient"),
 )
+
+RULES: Mapping[OptimizerType, Rule] = {
+    OptimizerType.SGD: SGD,
+    OptimizerType.ADAM: ADAM,
+    OptimizerType.ADAMW: ADAMW,
+    OptimizerType.ADAGRAD: ADAGRAD,
+    OptimizerType.ROWWISE_ADAGRAD: ROWWISE_ADAGRAD,
+    OptimizerType.PARTIAL_ROWWISE_ADAM: PARTIAL_ROWWISE_ADAM,
+    OptimizerType.LAMB: LAMB,
+    OptimizerType.PARTIAL_ROWWISE_LAMB: PARTIAL_ROWWISE_LAMB,
+    OptimizerType.LARS_SGD: LARS_SGD,
+}

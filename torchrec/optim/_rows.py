@@ -1,0 +1,81 @@
+"""Applies an update rule to a parameter: to all rows, or to those that a sparse gradient names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from torchrec.optim._updates import Hyper, Rule
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """View a tensor as ``(rows, dim)``: a vector is one row, further axes belong to the row."""
+    return tensor.flatten(1) if tensor.dim() > 1 else tensor.reshape(1, tensor.numel())
+
+
+def new_state(rule: Rule, name: str, param: Tensor, hyper: Hyper) -> Tensor:
+    """Return the first value of a state: in the shape of ``param``, or ``(rows, 1)``."""
+    state = rule.new_state(name, as_rows(param), hyper)
+    return state if rule.state[name] else state.reshape(param.shape)
+
+
+@torch.no_grad()
+def apply_rule(
+    rule: Rule,
+    param: Tensor,
+    grad: Tensor,
+    state: Mapping[str, Tensor],
+    step: int,
+    hyper: Hyper,
+) -> None:
+    """Update ``param`` and ``state`` in place from one gradient.
+
+    A sparse gradient updates the rows that it names, its duplicates summed first; all other rows
+    keep weights and state, and weight decay and momentum do not act on them either. Computes in
+    float32, or in the type of the parameter where that is wider.
+
+    Args:
+        rule: what to do.
+        param: the parameter.
+        grad: its gradient, strided or sparse COO with one sparse dimension.
+        state: name -> state, of the shapes of `new_state`.
+        step: how often the parameter has been updated, this time included.
+        hyper: the hyper-parameters.
+    """
+    if grad.is_sparse and grad.sparse_dim() != 1:
+        raise ValueError(
+            "A sparse gradient should have one sparse dimension, the rows. "
+            f"Received {grad.sparse_dim()} for a parameter of shape {tuple(param.shape)}."
+        )
+    dtype = torch.promote_types(param.dtype, torch.float32)
+    if grad.is_sparse and param.dim() > 1:
+        _apply_sparse(rule, param, grad.to(dtype).coalesce(), state, step, hyper)
+        return
+    if grad.is_sparse:
+        grad = grad.to(dtype).to_dense()
+    weights, rows = as_rows(param).to(dtype), as_rows(grad).to(dtype)
+    old = {name: as_rows(value) for name, value in state.items()}
+    weights, new = rule.update(weights, rows, old, step, hyper)
+    param.copy_(weights.reshape(param.shape))
+    for name, value in new.items():
+        state[name].copy_(value.reshape(state[name].shape))
+
+
+def _apply_sparse(
+    rule: Rule,
+    param: Tensor,
+    grad: Tensor,
+    state: Mapping[str, Tensor],
+    step: int,
+    hyper: Hyper,
+) -> None:
+    """Gather the rows that a coalesced gradient names, update them, and put them back."""
+    ids = grad.indices()[0]
+    weights = as_rows(param.index_select(0, ids)).to(grad.dtype)
+    old = {name: as_rows(value.index_select(0, ids)) for name, value in state.items()}
+    weights, new = rule.update(weights, as_rows(grad.values()), old, step, hyper)
+    param.index_copy_(0, ids, weights.to(param.dtype).reshape(len(ids), *param.shape[1:]))
+    for name, value in new.items():
+        state[name].index_copy_(0, ids, value.reshape(len(ids), *state[name].shape[1:]))
