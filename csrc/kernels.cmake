@@ -71,3 +71,8 @@ endmacro()
 
 
 rowwise_family(embedding)
+rowwise_family(jagged)
+
+# No arithmetic in there, so nothing to gain from an instruction set.
+target_sources(rowwise_kernels PRIVATE ${CSRC}/permute/permute.cpp)
+list(APPEND ROWWISE_BINDINGS ${CSRC}/permute/bindings.cpp)

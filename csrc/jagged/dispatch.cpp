@@ -1,0 +1,82 @@
+#include <algorithm>
+#include <vector>
+
+#include "cpu.h"
+#include "jagged/jagged.h"
+#include "runs.h"
+
+namespace rowwise {
+
+const JaggedKernels& jagged_kernels() {
+#ifdef ROWWISE_X86
+  if (isa() == Isa::avx512) return avx512::kJagged;
+  if (isa() == Isa::avx2) return avx2::kJagged;
+#endif
+  return baseline::kJagged;
+}
+
+namespace {
+
+int64_t get(const Integers& x, int64_t i) {
+  return x.wide ? static_cast<const int64_t*>(x.data)[i] : static_cast<const int32_t*>(x.data)[i];
+}
+
+// Calls body(b, first row, number of rows) for each bag, on several threads if there is much to copy.
+template <class Body>
+void for_bags(const Integers& offsets, int64_t row_bytes, const Body& body) {
+  const int64_t bags = offsets.count - 1;
+  const int64_t bytes = get(offsets, bags) * row_bytes;
+#pragma omp parallel for schedule(static) if (bytes > kParallelBytes)
+  for (int64_t b = 0; b < bags; ++b) {
+    const int64_t first = get(offsets, b);
+    body(b, first, get(offsets, b + 1) - first);
+  }
+}
+
+}  // namespace
+
+int64_t take_lengths(const Integers& lengths, const Integers& bags, void* taken) {
+  int64_t total = 0;
+  for (int64_t i = 0; i < bags.count; ++i) {
+    const int64_t bag = get(bags, i);
+    if (bag < 0 || bag >= lengths.count) return -1;
+    const int64_t length = get(lengths, bag);
+    if (length < 0) return -1;
+    if (lengths.wide) {
+      static_cast<int64_t*>(taken)[i] = length;
+    } else {
+      static_cast<int32_t*>(taken)[i] = static_cast<int32_t>(length);
+    }
+    total += length;
+  }
+  return total;
+}
+
+void take_rows(const Integers& lengths, const Integers& bags, const char* rows, int64_t row_bytes, char* taken) {
+  std::vector<int64_t> starts(static_cast<size_t>(lengths.count) + 1);
+  for (int64_t b = 0; b < lengths.count; ++b) starts[b + 1] = starts[b] + get(lengths, b);
+  std::vector<Run> runs(static_cast<size_t>(bags.count));
+  int64_t at = 0;
+  for (int64_t i = 0; i < bags.count; ++i) {
+    const int64_t bag = get(bags, i), bytes = (starts[bag + 1] - starts[bag]) * row_bytes;
+    runs[i] = {rows + starts[bag] * row_bytes, taken + at, bytes};
+    at += bytes;
+  }
+  copy_runs(runs, at);
+}
+
+void to_padded(const Integers& offsets, const char* rows, int64_t row_bytes, int64_t width, char* padded) {
+  for_bags(offsets, row_bytes, [=](int64_t b, int64_t first, int64_t length) {
+    copy_run({rows + first * row_bytes, padded + b * width * row_bytes, std::min(length, width) * row_bytes});
+  });
+}
+
+void from_padded(const Integers& offsets, const char* padded, int64_t row_bytes, int64_t width, char* rows) {
+  for_bags(offsets, row_bytes, [=](int64_t b, int64_t first, int64_t length) {
+    const int64_t held = std::min(length, width);
+    copy_run({padded + b * width * row_bytes, rows + first * row_bytes, held * row_bytes});
+    copy_run({nullptr, rows + (first + held) * row_bytes, (length - held) * row_bytes});
+  });
+}
+
+}  // namespace rowwise

@@ -1,0 +1,51 @@
+// Jagged tensors: bag b holds `lengths[b]` rows, from row `offsets[b]` on. Lengths and offsets are int32 or int64
+// ("wide"); rows are runs of bytes.
+#pragma once
+
+#include <cstdint>
+
+namespace rowwise {
+
+struct Integers {
+  const void* data;
+  bool wide;
+  int64_t count;
+};
+
+struct JaggedKernels {
+  // Whether no length is negative and they sum to `total`.
+  bool (*lengths_fit)(const Integers& lengths, int64_t total);
+  // Whether offsets start at 0, never fall and end at `total`.
+  bool (*offsets_fit)(const Integers& offsets, int64_t total);
+  // Writes lengths.count + 1 offsets of the same width; returns the last, which may not have fit.
+  int64_t (*offsets_of)(const Integers& lengths, void* offsets);
+  // Sums of consecutive groups of lengths, `sizes[g]` of them each.
+  void (*sum_groups)(const Integers& lengths, const int64_t* sizes, int64_t groups, int64_t* sums);
+  // Sums of groups of one size.
+  void (*sum_equal_groups)(const Integers& lengths, int64_t size, int64_t groups, int64_t* sums);
+};
+
+const JaggedKernels& jagged_kernels();
+
+namespace baseline {
+extern const JaggedKernels kJagged;
+}
+namespace avx2 {
+extern const JaggedKernels kJagged;
+}
+namespace avx512 {
+extern const JaggedKernels kJagged;
+}
+
+// Whole bags by position, in two steps, because the caller allocates in between.
+// First the lengths of the bags taken, of the same width; returns their sum, or -1 if a bag is out of range.
+int64_t take_lengths(const Integers& lengths, const Integers& bags, void* taken);
+// Then their rows.
+void take_rows(const Integers& lengths, const Integers& bags, const char* rows, int64_t row_bytes, char* taken);
+
+// Bag b from and to row b of a dense tensor of `width` rows a bag. What a bag does not fill is left as it is; what the
+// dense row does not hold of a bag becomes zero.
+void to_padded(const Integers& offsets, const char* rows, int64_t row_bytes, int64_t width, char* padded);
+void from_padded(const Integers& offsets, const char* padded, int64_t row_bytes, int64_t width, char* rows);
+
+}  // namespace rowwise
