@@ -59,6 +59,7 @@ def assemble(ids: dict[str, Column], weights: dict[str, Column] | None) -> KjtPa
 
 
 def join(pieces: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """Concatenate; a single piece of the right dtype is returned as it is."""
     pieces = [piece for piece in pieces if piece.numel()]
     if len(pieces) == 1 and pieces[0].dtype == dtype:
         return pieces[0]
@@ -92,6 +93,7 @@ def _check_weights(ids: dict[str, Column], weights: dict[str, Column]) -> None:
 
 
 def checked_items(name: str, mapping: object) -> Iterable[tuple[str, Any]]:
+    """Return the items of a mapping with str keys, which messages call ``name``."""
     if not isinstance(mapping, Mapping):
         raise TypeError(
             f"`{name}` should be a mapping of keys to bags. Received {type(mapping).__name__}."
@@ -102,11 +104,13 @@ def checked_items(name: str, mapping: object) -> Iterable[tuple[str, Any]]:
 
 
 def check_key(key: object) -> None:
+    """Refuse a key that is not a str."""
     if not isinstance(key, str):
         raise TypeError(f"Keys should be str. Received {key!r}.")
 
 
 def ids_from_lists(key: str, bags: object, dtype: torch.dtype) -> Column:
+    """Return bags of integers that fit ``dtype``."""
     lengths, flat = _flatten(key, bags)
     if not set(map(type, flat)) <= {int}:
         flat = _convert(key, lengths, flat, "ids", "integers", index)
@@ -121,9 +125,10 @@ def ids_from_lists(key: str, bags: object, dtype: torch.dtype) -> Column:
 
 
 def weights_from_lists(key: str, bags: object) -> Column:
+    """Return bags of numbers as float32."""
     lengths, flat = _flatten(key, bags)
     if not set(map(type, flat)) <= {float}:
-        flat = _convert(key, lengths, flat, "weights", "numbers", _number)
+        flat = _convert(key, lengths, flat, "weights", "numbers", float)
     return Column(
         torch.tensor(lengths, dtype=torch.int64), [torch.tensor(flat, dtype=torch.float32)]
     )
@@ -167,21 +172,14 @@ def _convert(
     for at, entry in enumerate(flat):
         number = entry.tolist() if hasattr(entry, "tolist") else entry
         try:
-            if isinstance(number, bool):
-                raise TypeError("a bool is no number here")
-            converted.append(convert(number))
-        except (TypeError, ValueError, OverflowError) as error:
+            # bool is an integer and float() reads text: neither is meant as a number here.
+            converted.append(convert(None if isinstance(number, bool | str | bytes) else number))
+        except (TypeError, OverflowError) as error:
             raise TypeError(
                 f"The {what} of key '{key}' should be {kind}. "
                 f"Received {entry!r} in sample {sample_of(lengths, at)}."
             ) from error
     return converted
-
-
-def _number(entry: Any) -> float:
-    if isinstance(entry, str | bytes):
-        raise TypeError("text is no number here")
-    return float(entry)
 
 
 def sample_of(lengths: Sequence[int], at: int) -> int:

@@ -20,6 +20,7 @@ from torchrec.sparse._columns import (
 
 
 def check_frame(df: object, library: str) -> None:
+    """Recognise a ``DataFrame`` without importing its library."""
     names = [(kind.__module__.split(".")[0], kind.__name__) for kind in type(df).__mro__]
     if (library, "DataFrame") not in names:
         raise TypeError(f"`df` should be a {library} DataFrame. Received {type(df).__name__}.")
@@ -28,7 +29,7 @@ def check_frame(df: object, library: str) -> None:
 def choose_columns(
     names: Sequence[Any], columns: Iterable[str] | None, weights: Mapping[str, str] | None
 ) -> tuple[list[str], dict[str, str] | None]:
-    """Return the columns of ids, and for each of them the column of its weights."""
+    """Return the columns of ids, by default all that hold no weights, and the weights of each."""
     if isinstance(columns, str):
         raise TypeError(f"`columns` should be a list of names. Received {columns!r}.")
     of_weights = None if weights is None else dict(weights)
@@ -61,14 +62,12 @@ def column_from_pandas(series: Any, weights: bool) -> Column:
         cells = series.to_numpy(dtype=object, copy=True)
         cells[missing] = None
         bags = cells.tolist()
-        return (
-            weights_from_lists(name, bags) if weights else ids_from_lists(name, bags, torch.int64)
-        )
+        if weights:
+            return weights_from_lists(name, bags)
+        return ids_from_lists(name, bags, torch.int64)
     if dtype.kind not in ("iuf" if weights else "iu"):
-        raise TypeError(
-            f"Column '{name}' should hold {'numbers' if weights else 'integers'}, or lists of them. "
-            f"Received {dtype}."
-        )
+        kind = "numbers" if weights else "integers"
+        raise TypeError(f"Column '{name}' should hold {kind}, or lists of them. Received {dtype}.")
     numbers = series[~missing].to_numpy(dtype=f"{dtype.kind}{dtype.itemsize}", copy=True)
     return Column(torch.from_numpy(~missing).long(), [_fit(name, torch.from_numpy(numbers))])
 
@@ -98,6 +97,7 @@ def arrow_columns(table: object) -> dict[str, list[ArrowArray]]:
 def column_from_arrow(
     name: str, chunks: list[ArrowArray], formats: Mapping[str, torch.dtype]
 ) -> Column:
+    """Return the bags in the chunks of a column, whose numbers have one of ``formats``."""
     lengths, pieces = [], []
     samples = 0
     for chunk in chunks:
