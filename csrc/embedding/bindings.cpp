@@ -29,7 +29,7 @@ struct PlanSlot {
   int64_t table, key, pooling, column;
 };
 struct Hyper {
-  double lr, eps, beta1, beta2, weight_decay, momentum, eta, max_gradient, decoupled, nesterov, step, unused;
+  double lr, eps, beta1, beta2, weight_decay, momentum, eta, max_gradient, decoupled, nesterov, step, dampening;
 };
 static_assert(sizeof(PlanTable) == kTableFields * 8 && sizeof(PlanSlot) == kSlotFields * 8);
 static_assert(sizeof(Hyper) == kHyperFields * 8);
@@ -200,6 +200,7 @@ Optimizer make_optimizer(const PlanTable& plan, const Hyper& h) {
   o.max_gradient = static_cast<float>(h.max_gradient);
   o.decoupled = h.decoupled != 0;
   o.nesterov = h.nesterov != 0;
+  o.dampening = static_cast<float>(h.dampening);
   o.step = h.step;
   return o;
 }
@@ -234,9 +235,8 @@ void update(Call& call, const Input& input, int64_t hyper, const Ints& states, c
 
 void weights_grad(Call& call, const Pooled& input, int64_t gradient, int threads) {
   const Batch batch = make_batch(call, input, threads);
-  const std::vector<float*> gradients(call.slots.size(), at<float>(gradient));
   nb::gil_scoped_release release;
-  embedding_kernels().weights_backward(batch, gradients.data());
+  embedding_kernels().weights_backward(batch, at<float>(gradient));
 }
 
 template <class Input>

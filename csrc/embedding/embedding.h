@@ -64,7 +64,7 @@ enum class Rule : int32_t {
 // An optimizer of one table. `first` and `second` are its states: rows x dim, or one number a row.
 struct Optimizer {
   Rule rule = Rule::sgd;
-  float lr = 0, eps = 0, beta1 = 0, beta2 = 0, weight_decay = 0, momentum = 0, eta = 0;
+  float lr = 0, eps = 0, beta1 = 0, beta2 = 0, weight_decay = 0, momentum = 0, dampening = 0, eta = 0;
   float max_gradient = 0;      // 0: no clipping
   bool decoupled = false, nesterov = false;
   double step = 1;             // this update's number, from 1
@@ -92,8 +92,9 @@ struct EmbeddingKernels {
   // position whatever the number of threads, and deliver it.
   void (*backward)(const Batch& batch, Sink* sinks);
 
-  // gradients[slot], beside the slot's ids: dot(gradient of the bag, row).
-  void (*weights_backward)(const Batch& batch, float* const* gradients);
+  // Adds to gradient[i], for the id at position i of every slot: dot(gradient of its bag, its row). All slots have the
+  // same number of bags.
+  void (*weights_backward)(const Batch& batch, float* gradient);
 };
 
 const EmbeddingKernels& embedding_kernels();

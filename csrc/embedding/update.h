@@ -77,11 +77,12 @@ ROWWISE_INLINE const float* prepare(const Step& s, const W* w, const float* g, f
 template <class W>
 ROWWISE_INLINE void update_sgd(const Step& s, W* w, const float* g, float* m, int64_t dim) {
   const Optimizer& o = s.o;
+  const float kept = o.step == 1 ? 1 : 1 - o.dampening;
   for_blocks(dim, [&](int64_t c, int n) {
     const Block grad = load_block(g + c, n);
     Block step = grad;
     if (o.momentum != 0) {
-      const Block moment = load_block(m + c, n) * o.momentum + grad;
+      const Block moment = load_block(m + c, n) * o.momentum + grad * kept;
       store_block(moment, m + c, n);
       step = o.nesterov ? grad + moment * o.momentum : moment;
     }

@@ -1,0 +1,35 @@
+"""Errors of a look-up, with the names that go with the numbers."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from torchrec.errors import IdOutOfRangeError
+
+
+def _names(names: str, slot: int) -> tuple[str, str]:
+    table, feature = names.split("\n")[slot].split("\t")
+    return table, feature
+
+
+def raise_bad_id(names: str, slot: int, sample: int, id: int, rows: int) -> NoReturn:
+    """Raise for an id that the policy ``error`` refuses.
+
+    Args:
+        names: ``Plan.names``.
+        slot: number of the slot.
+        sample: bag of the id.
+        id: the id.
+        rows: valid ids are ``0 <= id < rows``.
+    """
+    table, feature = _names(names, slot)
+    raise IdOutOfRangeError(table, feature, sample, id, rows)
+
+
+def raise_bad_bag(names: str, slot: int, sample: int, length: int) -> NoReturn:
+    """Raise for a bag that pooling ``NONE`` refuses."""
+    table, feature = _names(names, slot)
+    raise ValueError(
+        f"With pooling NONE, each sample of feature '{feature}' of table '{table}' should hold "
+        f"exactly one id. Received {length} in sample {sample}."
+    )

@@ -1,0 +1,356 @@
+"""The operators on the native library: addresses and sizes go to ``csrc/embedding``, and nothing is copied.
+
+Tables of float64 take the plain-PyTorch operators: the kernels compute in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from torchrec.ops._library import native
+from torchrec.ops.embedding import reference
+from torchrec.ops.embedding.failure import raise_bad_bag, raise_bad_id
+from torchrec.ops.embedding.plan import read_plan
+
+_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_NOTHING, _ID, _BAG = range(3)  # kinds of failure
+
+if TYPE_CHECKING:
+    from torchrec.ops import _native
+
+    Input = _native.Pooled | _native.Sequence
+else:
+    _native = native
+
+
+def _supported(weights: Sequence[Tensor], rows_dtype: torch.dtype) -> bool:
+    return rows_dtype in _CODES and all(w.dtype in _CODES for w in weights)
+
+
+def _tables(plan: Tensor, weights: Sequence[Tensor]) -> _native.Tables:
+    for t, weight in enumerate(weights):
+        if not weight.is_contiguous():
+            raise ValueError(f"The weight of table number {t} should be contiguous.")
+    return _native.Tables(
+        plan.data_ptr(),
+        [w.data_ptr() for w in weights],
+        [w.numel() for w in weights],
+        [_CODES[w.dtype] for w in weights],
+    )
+
+
+def _is_wide(ids: Tensor, name: str) -> bool:
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"`{name}` should be int32 or int64. Received {ids.dtype}.")
+    return ids.dtype == torch.int64
+
+
+def _pooled(
+    values: Tensor, offsets: Tensor, sample_weights: Tensor | None, num_keys: int, rows: Tensor
+) -> tuple[_native.Pooled, list[Tensor]]:
+    """Return the input of a kernel and the tensors that have to outlive it."""
+    values, offsets = values.contiguous(), offsets.contiguous()
+    kept = [values, offsets, rows]
+    weights_address = 0
+    if sample_weights is not None:
+        sample_weights = sample_weights.float().contiguous()
+        kept.append(sample_weights)
+        weights_address = sample_weights.data_ptr()
+    pooled = _native.Pooled(
+        values.data_ptr(),
+        _is_wide(values, "values"),
+        offsets.data_ptr(),
+        _is_wide(offsets, "offsets"),
+        weights_address,
+        (offsets.numel() - 1) // num_keys,
+        rows.data_ptr(),
+        rows.stride(0),
+        _CODES[rows.dtype],
+    )
+    return pooled, kept
+
+
+def _forward(tables: _native.Tables, input: Input, num_tables: int) -> tuple[Tensor, Any]:
+    out_of_range = torch.zeros(num_tables, dtype=torch.int64)
+    failure = _native.embedding_forward(
+        tables, input, out_of_range.data_ptr(), torch.get_num_threads()
+    )
+    return out_of_range, failure
+
+
+def embedding_bag(
+    weights: Sequence[Tensor],
+    plan: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    sample_weights: Tensor | None,
+    num_keys: int,
+    width: int,
+    dtype: torch.dtype,
+    names: str,
+) -> tuple[Tensor, Tensor]:
+    """See ``reference.embedding_bag``."""
+    if not _supported(weights, dtype):
+        return reference.embedding_bag(
+            weights, plan, values, offsets, sample_weights, num_keys, width, dtype, names
+        )
+    bags = (offsets.numel() - 1) // num_keys
+    output = torch.empty((bags, width), dtype=dtype)
+    input, _kept = _pooled(values, offsets, sample_weights, num_keys, output)
+    out_of_range, failure = _forward(_tables(plan, weights), input, len(weights))
+    if failure[0] != _NOTHING:
+        _raise_failure(failure, plan, names)
+    return output, out_of_range
+
+
+def _raise_failure(failure: tuple[int, int, int, int], plan: Tensor, names: str) -> None:
+    kind, slot, bag, value = failure
+    if kind == _BAG:
+        raise_bad_bag(names, slot, bag, value)
+    tables, slots = read_plan(plan)
+    raise_bad_id(names, slot, bag, value, tables[slots[slot].table].known)
+
+
+def _rows_of(grad: Tensor) -> Tensor:
+    """Return the gradient with its columns next to one another."""
+    return grad if grad.stride(1) == 1 else grad.contiguous()
+
+
+def _new_dense(weights: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(w, memory_format=torch.contiguous_format) for w in weights]
+
+
+def _addresses(tensors: Sequence[Tensor]) -> list[int]:
+    return [t.data_ptr() for t in tensors]
+
+
+def _sparse_grad(
+    tables: _native.Tables, input: Input, weights: Sequence[Tensor], most: list[int]
+) -> list[Tensor]:
+    """Run the kernel into room for ``most[t]`` rows, whose unused end is never touched."""
+    room = [min(n, w.shape[0]) for n, w in zip(most, weights, strict=True)]
+    rows = [torch.empty(n, dtype=torch.int64) for n in room]
+    sums = [w.new_empty((n, w.shape[1])) for n, w in zip(room, weights, strict=True)]
+    counts = _native.embedding_sparse_grad(
+        tables, input, _addresses(rows), _addresses(sums), torch.get_num_threads()
+    )
+    result: list[Tensor] = []
+    for r, s, n in zip(rows, sums, counts, strict=True):
+        result += [r.narrow(0, 0, n).clone(), s.narrow(0, 0, n)]
+    return result
+
+
+def embedding_bag_dense_grad(
+    grad: Tensor,
+    weights: Sequence[Tensor],
+    plan: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    sample_weights: Tensor | None,
+    num_keys: int,
+) -> list[Tensor]:
+    """See ``reference.embedding_bag_dense_grad``."""
+    if not _supported(weights, grad.dtype):
+        return reference.embedding_bag_dense_grad(
+            grad, weights, plan, values, offsets, sample_weights, num_keys
+        )
+    input, _kept = _pooled(values, offsets, sample_weights, num_keys, _rows_of(grad))
+    grads = _new_dense(weights)
+    _native.embedding_dense_grad(
+        _tables(plan, weights), input, _addresses(grads), torch.get_num_threads()
+    )
+    return grads
+
+
+def embedding_bag_sparse_grad(
+    grad: Tensor,
+    weights: Sequence[Tensor],
+    plan: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    sample_weights: Tensor | None,
+    num_keys: int,
+) -> list[Tensor]:
+    """See ``reference.embedding_bag_sparse_grad``."""
+    if not _supported(weights, grad.dtype):
+        return reference.embedding_bag_sparse_grad(
+            grad, weights, plan, values, offsets, sample_weights, num_keys
+        )
+    input, _kept = _pooled(values, offsets, sample_weights, num_keys, _rows_of(grad))
+    planned, slots = read_plan(plan)
+    bags = (offsets.numel() - 1) // num_keys
+    most = [0] * len(planned)
+    ends = offsets[::bags].tolist() if bags else []
+    for slot in slots if bags else []:
+        most[slot.table] += ends[slot.key + 1] - ends[slot.key]
+    return _sparse_grad(_tables(plan, weights), input, weights, most)
+
+
+def embedding_bag_update_(
+    grad: Tensor,
+    weights: Sequence[Tensor],
+    states: Sequence[Tensor],
+    hyper: Tensor,
+    plan: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    sample_weights: Tensor | None,
+    num_keys: int,
+) -> None:
+    """See ``reference.embedding_bag_update_``."""
+    if not _supported(weights, grad.dtype):
+        return reference.embedding_bag_update_(
+            grad, weights, states, hyper, plan, values, offsets, sample_weights, num_keys
+        )
+    input, _kept = _pooled(values, offsets, sample_weights, num_keys, _rows_of(grad))
+    return _update(_tables(plan, weights), input, states, hyper)
+
+
+def _update(
+    tables: _native.Tables, input: Input, states: Sequence[Tensor], hyper: Tensor
+) -> None:
+    for state in states:
+        if state.dtype != torch.float32 or not state.is_contiguous():
+            raise TypeError(
+                f"States of fused optimizers should be contiguous float32. Received {state.dtype}."
+            )
+    _native.embedding_update(
+        tables,
+        input,
+        hyper.data_ptr(),
+        _addresses(states),
+        [s.numel() for s in states],
+        torch.get_num_threads(),
+    )
+
+
+def embedding_bag_weights_grad(
+    grad: Tensor,
+    weights: Sequence[Tensor],
+    plan: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    sample_weights: Tensor,
+    num_keys: int,
+) -> Tensor:
+    """See ``reference.embedding_bag_weights_grad``."""
+    if not _supported(weights, grad.dtype):
+        return reference.embedding_bag_weights_grad(
+            grad, weights, plan, values, offsets, sample_weights, num_keys
+        )
+    input, _kept = _pooled(values, offsets, sample_weights, num_keys, _rows_of(grad))
+    result = torch.zeros(sample_weights.shape, dtype=torch.float32)
+    _native.embedding_weights_grad(
+        _tables(plan, weights), input, result.data_ptr(), torch.get_num_threads()
+    )
+    return result.to(sample_weights.dtype)
+
+
+def _sequence(
+    values: Tensor,
+    starts: Sequence[int],
+    counts: Sequence[int],
+    rows: Sequence[Tensor | None],
+    dtype: torch.dtype,
+) -> tuple[_native.Sequence, list[Tensor | None]]:
+    """Return the input of a kernel and the tensors that have to outlive it."""
+    values = values.contiguous()
+    kept = [values, *(None if r is None else r.contiguous() for r in rows)]
+    addresses = [0 if r is None else r.data_ptr() for r in kept[1:]]
+    wide = _is_wide(values, "values")
+    return _native.Sequence(
+        values.data_ptr(), wide, list(starts), list(counts), addresses, _CODES[dtype]
+    ), kept
+
+
+def embedding_sequence(
+    weights: Sequence[Tensor],
+    plan: Tensor,
+    values: Tensor,
+    starts: Sequence[int],
+    counts: Sequence[int],
+    dims: Sequence[int],
+    dtype: torch.dtype,
+    names: str,
+) -> list[Tensor]:
+    """See ``reference.embedding_sequence``."""
+    if not _supported(weights, dtype):
+        return reference.embedding_sequence(weights, plan, values, starts, counts, dims, dtype, names)
+    outputs = [torch.empty((n, d), dtype=dtype) for n, d in zip(counts, dims, strict=True)]
+    input, _kept = _sequence(values, starts, counts, outputs, dtype)
+    out_of_range, failure = _forward(_tables(plan, weights), input, len(weights))
+    if failure[0] != _NOTHING:
+        _raise_failure(failure, plan, names)
+    return [*outputs, out_of_range]
+
+
+def _dtype_of(grads: Sequence[Tensor | None]) -> torch.dtype:
+    return next((g.dtype for g in grads if g is not None), torch.float32)
+
+
+def embedding_sequence_dense_grad(
+    grads: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    plan: Tensor,
+    values: Tensor,
+    starts: Sequence[int],
+    counts: Sequence[int],
+) -> list[Tensor]:
+    """See ``reference.embedding_sequence_dense_grad``."""
+    dtype = _dtype_of(grads)
+    if not _supported(weights, dtype):
+        return reference.embedding_sequence_dense_grad(
+            grads, weights, plan, values, starts, counts
+        )
+    input, _kept = _sequence(values, starts, counts, grads, dtype)
+    dense = _new_dense(weights)
+    _native.embedding_dense_grad(
+        _tables(plan, weights), input, _addresses(dense), torch.get_num_threads()
+    )
+    return dense
+
+
+def embedding_sequence_sparse_grad(
+    grads: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    plan: Tensor,
+    values: Tensor,
+    starts: Sequence[int],
+    counts: Sequence[int],
+) -> list[Tensor]:
+    """See ``reference.embedding_sequence_sparse_grad``."""
+    dtype = _dtype_of(grads)
+    if not _supported(weights, dtype):
+        return reference.embedding_sequence_sparse_grad(
+            grads, weights, plan, values, starts, counts
+        )
+    input, _kept = _sequence(values, starts, counts, grads, dtype)
+    planned, slots = read_plan(plan)
+    most = [0] * len(planned)
+    for slot, count in zip(slots, counts, strict=True):
+        most[slot.table] += count
+    return _sparse_grad(_tables(plan, weights), input, weights, most)
+
+
+def embedding_sequence_update_(
+    grads: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    states: Sequence[Tensor],
+    hyper: Tensor,
+    plan: Tensor,
+    values: Tensor,
+    starts: Sequence[int],
+    counts: Sequence[int],
+) -> None:
+    """See ``reference.embedding_sequence_update_``."""
+    dtype = _dtype_of(grads)
+    if not _supported(weights, dtype):
+        return reference.embedding_sequence_update_(
+            grads, weights, states, hyper, plan, values, starts, counts
+        )
+    input, _kept = _sequence(values, starts, counts, grads, dtype)
+    return _update(_tables(plan, weights), input, states, hyper)

@@ -1,0 +1,381 @@
+"""The operators in plain PyTorch: the specification of the kernels, and the fallback on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torchrec.ops.embedding.failure import raise_bad_bag, raise_bad_id
+from torchrec.ops.embedding.hyper import STEP, read_hyper
+from torchrec.ops.embedding.plan import (
+    PlannedSlot,
+    PlannedTable,
+    PolicyCode,
+    PoolingCode,
+    read_plan,
+)
+from torchrec.ops.embedding.updates import RULES
+
+NO_ROW = -1
+
+
+def _as_signed(x: int) -> int:
+    return x - (1 << 64) if x >= 1 << 63 else x
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Shift as if the numbers were unsigned: zeros come in from the left."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def hash_ids(ids: Tensor, span: int) -> Tensor:
+    """Map any int64 to ``[0, span)``, evenly, and the same in every process and on every platform.
+
+    A bijective mix of all 64 bits (the finaliser of MurmurHash3, Appleby 2011), modulo ``span``.
+
+    Args:
+        ids: int32 or int64, any shape.
+        span: at least 1.
+
+    Returns:
+        int64, the shape of ``ids``.
+
+    Example:
+        >>> hash_ids(torch.tensor([0, 1, -1, 10_000_000_000]), 100).tolist()
+        [0, 95, 42, 53]
+    """
+    x = ids.long()
+    x = x ^ _shift_right(x, 33)
+    x = x * _as_signed(0xFF51AFD7ED558CCD)
+    x = x ^ _shift_right(x, 33)
+    x = x * _as_signed(0xC4CEB9FE1A85EC53)
+    x = x ^ _shift_right(x, 33)
+    return _shift_right(x, 1) % span
+
+
+def rows_of(table: PlannedTable, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the row of each id (``NO_ROW`` where it has none), and which ids are out of range."""
+    ids = ids.long()
+    unknown = (ids < 0) | (ids >= table.known)
+    if table.policy == PolicyCode.HASH:
+        other = hash_ids(ids, max(table.known, 1))
+    elif table.policy == PolicyCode.OVERFLOW:
+        other = table.known + hash_ids(ids, table.rows - table.known)
+    elif table.policy == PolicyCode.CLAMP:
+        other = ids.clamp(0, table.known - 1) if table.known else torch.full_like(ids, NO_ROW)
+    else:
+        other = torch.full_like(ids, NO_ROW)
+    return torch.where(unknown, other, ids), unknown
+
+
+def _check_ids(
+    table: PlannedTable, number: int, ids: Tensor, unknown: Tensor, samples: Tensor, names: str
+) -> None:
+    """Raise for the first id that the policy ``error`` refuses; on an accelerator, without waiting."""
+    if table.policy != PolicyCode.ERROR or ids.numel() == 0:
+        return
+    if ids.device.type != "cpu":
+        torch._assert_async(  # type: ignore[no-untyped-call]
+            ~unknown.any(), f"ids out of range: table\tfeature '{names.splitlines()[number]}'"
+        )
+    elif unknown.any():
+        first = int(unknown.int().argmax())
+        raise_bad_id(names, number, int(samples[first]), int(ids[first]), table.known)
+
+
+def _accumulate_dtype(weight: Tensor) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def _bag_of_position(offsets: Tensor, begin: int, end: int) -> Tensor:
+    """Return the bag, from 0, of each position in ``[begin, end)``."""
+    return torch.repeat_interleave(offsets.diff().long(), output_size=end - begin)
+
+
+class _Bags:
+    """The ids of one slot, the bag of each, and the row that each chooses."""
+
+    def __init__(
+        self, table: PlannedTable, slot: PlannedSlot, values: Tensor, offsets: Tensor, bags: int
+    ) -> None:
+        mine = offsets[slot.key * bags : (slot.key + 1) * bags + 1]
+        self.begin, self.end = (int(mine[0]), int(mine[-1])) if bags else (0, 0)
+        self.ids = values[self.begin : self.end]
+        self.lengths = mine.diff().long()
+        self.bag = torch.repeat_interleave(self.lengths, output_size=self.end - self.begin)
+        self.rows, self.unknown = rows_of(table, self.ids)
+        self.has_row = self.rows != NO_ROW
+        counted = torch.zeros(bags, dtype=torch.int64, device=values.device)
+        self.counts = counted.index_add_(0, self.bag, self.has_row.long()).clamp_(min=1)
+
+
+def embedding_bag(
+    weights: Sequence[Tensor],
+    plan: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    sample_weights: Tensor | None,
+    num_keys: int,
+    width: int,
+    dtype: torch.dtype,
+    names: str,
+) -> tuple[Tensor, Tensor]:
+    """Pool the rows of every bag of every slot."""
+    tables, slots = read_plan(plan)
+    bags = (offsets.numel() - 1) // num_keys
+    output = values.new_zeros((bags, width), dtype=dtype)
+    out_of_range = torch.zeros(len(tables), dtype=torch.int64, device=values.device)
+    for number, slot in enumerate(slots):
+        table, weight = tables[slot.table], weights[slot.table]
+        b = _Bags(table, slot, values, offsets, bags)
+        if slot.pooling == PoolingCode.NONE and bool((b.lengths != 1).any()):
+            bad = int((b.lengths != 1).int().argmax())
+            raise_bad_bag(names, number, bad, int(b.lengths[bad]))
+        _check_ids(table, number, b.ids, b.unknown, b.bag, names)
+        out_of_range[slot.table] += b.unknown.sum()
+        rows = weight[b.rows[b.has_row]].to(_accumulate_dtype(weight))
+        if sample_weights is not None:
+            rows = rows * sample_weights[b.begin : b.end][b.has_row].unsqueeze(1)
+        pooled = rows.new_zeros((bags, table.dim)).index_add_(0, b.bag[b.has_row], rows)
+        if slot.pooling == PoolingCode.MEAN:
+            pooled = pooled / b.counts.unsqueeze(1)
+        output[:, slot.column : slot.column + table.dim] = pooled.to(dtype)
+    return output, out_of_range
+
+
+_Pairs = tuple[list[Tensor], list[Tensor]]
+
+
+def _bag_pairs(
+    grad: Tensor,
+    weights: Sequence[Tensor],
+    plan: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    sample_weights: Tensor | None,
+    num_keys: int,
+) -> _Pairs:
+    """Return, per table, the row that each id chose and the gradient that it receives."""
+    tables, slots = read_plan(plan)
+    bags = (offsets.numel() - 1) // num_keys
+    pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in tables]
+    for slot in slots:
+        table, weight = tables[slot.table], weights[slot.table]
+        b = _Bags(table, slot, values, offsets, bags)
+        mine = grad[:, slot.column : slot.column + table.dim].to(_accumulate_dtype(weight))
+        if slot.pooling == PoolingCode.MEAN:
+            mine = mine / b.counts.unsqueeze(1)
+        each = mine[b.bag]
+        if sample_weights is not None:
+            each = each * sample_weights[b.begin : b.end].unsqueeze(1)
+        pairs[slot.table].append((b.rows[b.has_row], each[b.has_row]))
+    return _concatenate(pairs, weights)
+
+
+def _concatenate(pairs: list[list[tuple[Tensor, Tensor]]], weights: Sequence[Tensor]) -> _Pairs:
+    rows, grads = [], []
+    for weight, mine in zip(weights, pairs, strict=True):
+        empty = torch.empty(0, dtype=torch.int64, device=weight.device)
+        none = weight.new_empty((0, weight.shape[1]), dtype=_accumulate_dtype(weight))
+        rows.append(torch.cat([r for r, _ in mine] or [empty]))
+        grads.append(torch.cat([g for _, g in mine] or [none]))
+    return rows, grads
+
+
+def _sum_by_row(rows: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct rows, ascending, and the sum of the gradients of each, in order."""
+    unique, inverse = rows.unique(return_inverse=True)
+    return unique, grads.new_zeros((len(unique), grads.shape[1])).index_add_(0, inverse, grads)
+
+
+def _dense(pairs: _Pairs, weights: Sequence[Tensor]) -> list[Tensor]:
+    return [
+        grads.new_zeros(weight.shape).index_add_(0, rows, grads).to(weight.dtype)
+        for weight, rows, grads in zip(weights, *pairs, strict=True)
+    ]
+
+
+def _sparse(pairs: _Pairs, weights: Sequence[Tensor]) -> list[Tensor]:
+    result: list[Tensor] = []
+    for weight, rows, grads in zip(weights, *pairs, strict=True):
+        unique, sums = _sum_by_row(rows, grads)
+        result += [unique, sums.to(weight.dtype)]
+    return result
+
+
+def _update(
+    pairs: _Pairs, weights: Sequence[Tensor], states: Sequence[Tensor], hyper: Tensor, plan: Tensor
+) -> None:
+    tables, _ = read_plan(plan)
+    left = list(states)
+    for t, (table, weight, rows, grads) in enumerate(zip(tables, weights, *pairs, strict=True)):
+        mine, left = left[: table.states], left[table.states :]
+        if table.optimizer is None:
+            raise ValueError(f"Table number {t} should have an optimizer to be updated.")
+        rule = RULES[table.optimizer]
+        hyper[t, STEP] += 1
+        settings, step = read_hyper(hyper[t])
+        unique, sums = _sum_by_row(rows, grads)
+        names = rule.state_names(settings)
+        old = {name: state[unique] for name, state in zip(names, mine, strict=True)}
+        new_rows, new = rule.update(weight[unique].to(sums.dtype), sums, old, step, settings)
+        weight[unique] = new_rows.to(weight.dtype)
+        for name, state in zip(names, mine, strict=True):
+            state[unique] = new[name]
+
+
+def embedding_bag_dense_grad(
+    grad: Tensor,
+    weights: Sequence[Tensor],
+    plan: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    sample_weights: Tensor | None,
+    num_keys: int,
+) -> list[Tensor]:
+    """Sum the gradient of every row into a tensor of the shape of its table."""
+    pairs = _bag_pairs(grad, weights, plan, values, offsets, sample_weights, num_keys)
+    return _dense(pairs, weights)
+
+
+def embedding_bag_sparse_grad(
+    grad: Tensor,
+    weights: Sequence[Tensor],
+    plan: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    sample_weights: Tensor | None,
+    num_keys: int,
+) -> list[Tensor]:
+    """Return, for each table in turn, the rows that have a gradient, ascending, and its sums."""
+    pairs = _bag_pairs(grad, weights, plan, values, offsets, sample_weights, num_keys)
+    return _sparse(pairs, weights)
+
+
+def embedding_bag_update_(
+    grad: Tensor,
+    weights: Sequence[Tensor],
+    states: Sequence[Tensor],
+    hyper: Tensor,
+    plan: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    sample_weights: Tensor | None,
+    num_keys: int,
+) -> None:
+    """Sum the gradient of every row and apply its table's update rule, in place."""
+    pairs = _bag_pairs(grad, weights, plan, values, offsets, sample_weights, num_keys)
+    _update(pairs, weights, states, hyper, plan)
+
+
+def embedding_bag_weights_grad(
+    grad: Tensor,
+    weights: Sequence[Tensor],
+    plan: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    sample_weights: Tensor,
+    num_keys: int,
+) -> Tensor:
+    """Gradient of the per-sample weights: of each id, the dot product of its row and its bag's."""
+    tables, slots = read_plan(plan)
+    bags = (offsets.numel() - 1) // num_keys
+    result = torch.zeros_like(sample_weights)
+    for slot in slots:
+        table, weight = tables[slot.table], weights[slot.table]
+        b = _Bags(table, slot, values, offsets, bags)
+        mine = grad[:, slot.column : slot.column + table.dim].to(_accumulate_dtype(weight))
+        rows = weight[b.rows.clamp(min=0)].to(mine.dtype) if table.rows else mine[b.bag]
+        dots = (rows * mine[b.bag]).sum(1) * b.has_row
+        if slot.pooling == PoolingCode.MEAN:
+            dots = dots / b.counts[b.bag]
+        result[b.begin : b.end] += dots.to(result.dtype)
+    return result
+
+
+def embedding_sequence(
+    weights: Sequence[Tensor],
+    plan: Tensor,
+    values: Tensor,
+    starts: Sequence[int],
+    counts: Sequence[int],
+    dims: Sequence[int],
+    dtype: torch.dtype,
+    names: str,
+) -> list[Tensor]:
+    """Return the row of each id of each slot, and last the out-of-range counts of the tables."""
+    tables, slots = read_plan(plan)
+    out_of_range = torch.zeros(len(tables), dtype=torch.int64, device=values.device)
+    outputs = []
+    for number, (slot, start, count) in enumerate(zip(slots, starts, counts, strict=True)):
+        table, weight = tables[slot.table], weights[slot.table]
+        ids = values[start : start + count]
+        rows, unknown = rows_of(table, ids)
+        _check_ids(table, number, ids, unknown, torch.arange(len(ids), device=ids.device), names)
+        out_of_range[slot.table] += unknown.sum()
+        output = values.new_zeros((count, table.dim), dtype=dtype)
+        has_row = rows != NO_ROW
+        output[has_row] = weight[rows[has_row]].to(dtype)
+        outputs.append(output)
+    return [*outputs, out_of_range]
+
+
+def _sequence_pairs(
+    grads: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    plan: Tensor,
+    values: Tensor,
+    starts: Sequence[int],
+    counts: Sequence[int],
+) -> _Pairs:
+    tables, slots = read_plan(plan)
+    pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in tables]
+    for slot, grad, start, count in zip(slots, grads, starts, counts, strict=True):
+        if grad is None:
+            continue
+        rows, _ = rows_of(tables[slot.table], values[start : start + count])
+        has_row = rows != NO_ROW
+        mine = grad.to(_accumulate_dtype(weights[slot.table]))
+        pairs[slot.table].append((rows[has_row], mine[has_row]))
+    return _concatenate(pairs, weights)
+
+
+def embedding_sequence_dense_grad(
+    grads: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    plan: Tensor,
+    values: Tensor,
+    starts: Sequence[int],
+    counts: Sequence[int],
+) -> list[Tensor]:
+    """Sum the gradient of every row into a tensor of the shape of its table."""
+    return _dense(_sequence_pairs(grads, weights, plan, values, starts, counts), weights)
+
+
+def embedding_sequence_sparse_grad(
+    grads: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    plan: Tensor,
+    values: Tensor,
+    starts: Sequence[int],
+    counts: Sequence[int],
+) -> list[Tensor]:
+    """Return, for each table in turn, the rows that have a gradient, ascending, and its sums."""
+    return _sparse(_sequence_pairs(grads, weights, plan, values, starts, counts), weights)
+
+
+def embedding_sequence_update_(
+    grads: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    states: Sequence[Tensor],
+    hyper: Tensor,
+    plan: Tensor,
+    values: Tensor,
+    starts: Sequence[int],
+    counts: Sequence[int],
+) -> None:
+    """Sum the gradient of every row and apply its table's update rule, in place."""
+    pairs = _sequence_pairs(grads, weights, plan, values, starts, counts)
+    _update(pairs, weights, states, hyper, plan)
