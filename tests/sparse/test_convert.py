@@ -409,21 +409,10 @@ def test_pandas_columns_of_lists(column):
     assert bags_of(parts) == {"b": [[1]] * 7, "a": FLAT}
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        "int8",
-        "uint16",
-        "int32",
-        "uint32",
-        "int64",
-        "uint64",
-        "Int64",
-        "UInt8",
-        "int64[pyarrow]",
-        "object",
-    ],
-)
+INTEGERS = "int8 uint16 int32 uint32 int64 uint64 Int64 UInt8 int64[pyarrow] object"
+
+
+@pytest.mark.parametrize("dtype", INTEGERS.split())
 def test_pandas_columns_of_integers(dtype):
     df = pd.DataFrame({"a": pd.Series([3, 1, 2], dtype=dtype)})
     parts = kjt_parts_from_pandas(df)
