@@ -256,14 +256,18 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
         """Take keys by position, in the order given; a key may be left out or taken several times."""
         length_per_key = self.length_per_key()
         taken = [length_per_key[i] for i in indices]
-        rows = [self._values] if self._weights is None else [self._values, self._weights]
-        lengths, rows = permute_jagged(
-            self.lengths(), rows, self.stride_per_key(), indices, sum(taken)
+        lengths, values, weights = permute_jagged(
+            self.lengths(),
+            self._values,
+            self._weights,
+            self.stride_per_key(),
+            indices,
+            length_per_key,
         )
         part = make_keyed_jagged(
             [self._keys[i] for i in indices],
-            rows[0],
-            rows[1] if len(rows) > 1 else None,
+            values,
+            weights,
             lengths,
         )
         part._length_per_key = taken

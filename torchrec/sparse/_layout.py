@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from torchrec.ops.jagged import length_per_key, lengths_to_offsets, offsets_to_lengths
+from torchrec.ops.jagged import (
+    lengths_to_offsets,
+    offsets_to_lengths,
+    sum_equal_groups,
+    sum_groups,
+)
 
 Strides = list[list[int]] | Tensor
 Inverse = tuple[list[str], Tensor]
@@ -178,9 +183,13 @@ class JaggedLayout:
         """Return the number of values of each key. On an accelerator this waits for the lengths, once."""
         lengths = self._length_per_key
         if lengths is None:
-            lengths = self._keep(
-                "_length_per_key", length_per_key(self.lengths(), self.stride_per_key())
-            )
+            if not self._keys:
+                return []
+            if self._strides_per_rank is None:
+                lengths = sum_equal_groups(self.lengths(), len(self._keys))
+            else:
+                lengths = sum_groups(self.lengths(), self.stride_per_key())
+            self._keep("_length_per_key", lengths)
         return lengths
 
     def length_per_key_or_none(self) -> list[int] | None:

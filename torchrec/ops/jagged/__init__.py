@@ -1,36 +1,239 @@
-"""Jagged tensors as plain tensors: values of all bags one after another, and the length (or offset) of each bag."""
+"""Jagged tensors as plain tensors: the values of all bags one after another, and the length or offset of each bag.
+
+Bag b holds ``lengths[b]`` rows of the values, from row ``offsets[b]`` on. Lengths and offsets are int32 or int64, and
+values have any dtype and any number of dimensions, the first of which is N, the number of values.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from torchrec.ops.jagged import reference
+from torchrec.ops._eager import is_plain, is_plain_data
+from torchrec.ops.jagged import native, schema
+
+__all__ = [
+    "jagged_index_select",
+    "jagged_to_padded",
+    "lengths_fit",
+    "lengths_to_offsets",
+    "offsets_fit",
+    "offsets_to_lengths",
+    "padded_to_jagged",
+    "sum_equal_groups",
+    "sum_groups",
+]
+
+_INTEGERS = (torch.int64, torch.int32)
+
+
+def _require_integers(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in _INTEGERS or tensor.dim() != 1:
+        raise TypeError(
+            f"`{name}` should be a one-dimensional int32 or int64 tensor. "
+            f"Received {tensor.dim()} dimensions of {tensor.dtype}."
+        )
 
 
 def lengths_to_offsets(lengths: Tensor) -> Tensor:
-    return reference.lengths_to_offsets(lengths)
+    """Sum lengths up from 0: where each bag starts, and the end of the last.
+
+    Args:
+        lengths: ``[B]`` int32 or int64.
+
+    Returns:
+        ``[B + 1]`` of the same dtype.
+
+    Raises:
+        TypeError: lengths are not one-dimensional int32 or int64.
+        ValueError: int32 lengths sum to 2**31 or more (on a CPU).
+
+    Example:
+        >>> lengths_to_offsets(torch.tensor([1, 0, 2]))
+        tensor([0, 1, 1, 3])
+    """
+    _require_integers("lengths", lengths)
+    if is_plain(lengths):
+        return native.lengths_to_offsets(lengths)
+    return cast(Tensor, schema.lengths_to_offsets(lengths))
 
 
 def offsets_to_lengths(offsets: Tensor) -> Tensor:
+    """Return the differences of neighbouring offsets: the inverse of ``lengths_to_offsets``.
+
+    Args:
+        offsets: ``[B + 1]`` int32 or int64.
+
+    Returns:
+        ``[B]`` of the same dtype.
+
+    Example:
+        >>> offsets_to_lengths(torch.tensor([0, 1, 1, 3]))
+        tensor([1, 0, 2])
+    """
+    _require_integers("offsets", offsets)
     return offsets[1:] - offsets[:-1]
 
 
-def length_per_key(lengths: Tensor, strides: Sequence[int]) -> list[int]:
-    parts = torch.split_with_sizes(lengths, list(strides))
-    return [int(part.sum()) for part in parts]
+def sum_equal_groups(lengths: Tensor, groups: int) -> list[int]:
+    """Sum lengths in ``groups`` consecutive groups of one size. On an accelerator this waits for the lengths.
+
+    Args:
+        lengths: ``[groups * B]`` int32 or int64.
+        groups: number of groups, at least 1.
+
+    Returns:
+        One sum a group, on the host.
+
+    Example:
+        >>> sum_equal_groups(torch.tensor([1, 0, 2, 3]), 2)
+        [1, 5]
+    """
+    if is_plain(lengths):
+        return native.sum_equal_groups(lengths, groups)
+    sums: list[int] = lengths.view(groups, -1 if lengths.size(0) else 0).sum(1).tolist()
+    return sums
 
 
-def jagged_index_select(values: Tensor, lengths: Tensor, bags: Tensor) -> tuple[Tensor, Tensor]:
-    total = int(lengths.index_select(0, bags).sum())
-    return reference.jagged_index_select(values, lengths, bags, total)
+def sum_groups(lengths: Tensor, sizes: Sequence[int]) -> list[int]:
+    """Sum lengths in consecutive groups of given sizes. On an accelerator this waits for the lengths, once.
+
+    Args:
+        lengths: ``[sum of sizes]`` int32 or int64.
+        sizes: number of lengths in each group.
+
+    Returns:
+        One sum a group, on the host.
+
+    Example:
+        >>> sum_groups(torch.tensor([1, 0, 2, 3]), [3, 1])
+        [3, 3]
+    """
+    if sum(sizes) != lengths.size(0):
+        raise ValueError(
+            f"`sizes` should sum to the number of lengths ({lengths.size(0)}). Received {sum(sizes)}."
+        )
+    if is_plain(lengths):
+        return native.sum_groups(lengths, sizes)
+    if not sizes:
+        return []
+    parts = torch.split_with_sizes(lengths, list(sizes))
+    sums: list[int] = torch.stack([part.sum() for part in parts]).tolist()
+    return sums
+
+
+def lengths_fit(lengths: Tensor, total: int) -> bool:
+    """Say whether no length is negative and they sum to ``total``. On an accelerator this waits.
+
+    Example:
+        >>> lengths_fit(torch.tensor([1, 0, 2]), 3)
+        True
+    """
+    if is_plain(lengths):
+        return native.lengths_fit(lengths, total)
+    return bool((lengths >= 0).all()) and int(lengths.sum()) == total
+
+
+def offsets_fit(offsets: Tensor, total: int) -> bool:
+    """Say whether offsets start at 0, never fall and end at ``total``. On an accelerator this waits.
+
+    Example:
+        >>> offsets_fit(torch.tensor([0, 2, 1]), 1)
+        False
+    """
+    if is_plain(offsets):
+        return native.offsets_fit(offsets, total)
+    if offsets.numel() == 0 or int(offsets[0]) != 0 or int(offsets[-1]) != total:
+        return False
+    return bool((offsets[1:] >= offsets[:-1]).all())
+
+
+def jagged_index_select(
+    values: Tensor, lengths: Tensor, bags: Tensor, total: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Take whole bags by position, as ``torch.index_select`` takes rows. Differentiable in the values.
+
+    Args:
+        values: ``[N, ...]`` any dtype.
+        lengths: ``[B]`` int32 or int64, summing to N.
+        bags: ``[M]`` positions in ``[0, B)``, int32 or int64; one may be taken several times.
+        total: number of values taken; computed if not given, for which an accelerator is waited for.
+
+    Returns:
+        The values taken, ``[total, ...]``, and their lengths, ``[M]``.
+
+    Raises:
+        IndexError: a position is out of range.
+        ValueError: lengths do not fit the values, or total does not fit the lengths.
+
+    Example:
+        >>> jagged_index_select(torch.tensor([5, 7, 1]), torch.tensor([1, 2]), torch.tensor([1, 0, 1]))
+        (tensor([7, 1, 5, 7, 1]), tensor([2, 1, 2]))
+    """
+    _require_integers("lengths", lengths)
+    _require_integers("bags", bags)
+    if total is None:
+        total = int(lengths.index_select(0, bags).sum())
+    if is_plain_data(values) and is_plain(lengths) and is_plain(bags):
+        return native.jagged_index_select(values, lengths, bags, total)
+    return cast("tuple[Tensor, Tensor]", schema.jagged_index_select(values, lengths, bags, total))
 
 
 def jagged_to_padded(values: Tensor, offsets: Tensor, width: int, padding: float = 0.0) -> Tensor:
-    return reference.jagged_to_padded(values, offsets, width, padding)
+    """Lay each bag into its row of a dense tensor: cut what is longer, pad what is shorter. Differentiable.
+
+    Args:
+        values: ``[N, ...]`` any dtype.
+        offsets: ``[B + 1]`` int32 or int64.
+        width: length of every row.
+        padding: what stands behind a bag that is shorter. Default 0.
+
+    Returns:
+        ``[B, width, ...]`` of the dtype of the values.
+
+    Raises:
+        ValueError: offsets do not fit the values, or width is negative.
+
+    Example:
+        >>> jagged_to_padded(torch.tensor([5, 7, 1]), torch.tensor([0, 1, 3]), 2)
+        tensor([[5, 0],
+                [7, 1]])
+    """
+    _require_integers("offsets", offsets)
+    if width < 0:
+        raise ValueError(f"`width` should be 0 or more. Received {width}.")
+    if is_plain_data(values) and is_plain(offsets):
+        return native.jagged_to_padded(values, offsets, width, padding)
+    return cast(Tensor, schema.jagged_to_padded(values, offsets, width, float(padding)))
 
 
 def padded_to_jagged(padded: Tensor, offsets: Tensor, total: int) -> Tensor:
-    return reference.padded_to_jagged(padded, offsets, total)
+    """Take each bag from its row of a dense tensor: the inverse of ``jagged_to_padded``. Differentiable.
+
+    Args:
+        padded: ``[B, L, ...]`` any dtype. A bag longer than L ends in zeros.
+        offsets: ``[B + 1]`` int32 or int64.
+        total: number of values, N: the last offset.
+
+    Returns:
+        ``[N, ...]`` of the same dtype.
+
+    Raises:
+        ValueError: offsets do not fit the dense tensor or the total.
+
+    Example:
+        >>> padded_to_jagged(torch.tensor([[5, 0], [7, 1]]), torch.tensor([0, 1, 3]), 3)
+        tensor([5, 7, 1])
+    """
+    _require_integers("offsets", offsets)
+    if padded.dim() < 2 or padded.size(0) != offsets.size(0) - 1:
+        raise ValueError(
+            f"`padded` should be [B, L, ...] with B = {offsets.size(0) - 1}, one less than the offsets. "
+            f"Received {list(padded.shape)}."
+        )
+    if is_plain_data(padded) and is_plain(offsets):
+        return native.padded_to_jagged(padded, offsets, total)
+    return cast(Tensor, schema.padded_to_jagged(padded, offsets, total))

@@ -9,7 +9,7 @@ from torch import Tensor
 def lengths_to_offsets(lengths: Tensor) -> Tensor:
     """Sum ``lengths`` up from 0: one offset more than lengths, of the same dtype."""
     offsets = lengths.new_zeros(lengths.size(0) + 1)
-    torch.cumsum(lengths, 0, out=offsets[1:])
+    offsets[1:] = torch.cumsum(lengths, 0)
     return offsets
 
 
@@ -27,21 +27,30 @@ def source_rows(lengths: Tensor, bags: Tensor, total: int) -> tuple[Tensor, Tens
     offsets = lengths_to_offsets(lengths.long())
     taken = lengths.index_select(0, bags)
     ends = torch.cumsum(taken.long(), 0)
-    shift = offsets.index_select(0, bags) - (ends - taken)
+    shift = offsets[:-1].index_select(0, bags) - (ends - taken)
     rows = torch.arange(total, device=lengths.device)
     return rows + torch.repeat_interleave(shift, taken.long(), output_size=total), taken
+
+
+def require_total(taken: Tensor, total: int) -> None:
+    """Check on a CPU that ``total`` is the sum of the lengths taken; elsewhere it would mean to wait."""
+    if taken.is_cpu and int(taken.sum()) != total:
+        raise ValueError(
+            f"`total` should be the number of values taken ({int(taken.sum())}). Received {total}."
+        )
 
 
 def jagged_index_select(
     values: Tensor, lengths: Tensor, bags: Tensor, total: int
 ) -> tuple[Tensor, Tensor]:
     """Take whole bags by position: their rows one after another, and their lengths."""
+    require_total(lengths.index_select(0, bags), total)
     rows, taken = source_rows(lengths, bags, total)
     return values.index_select(0, rows), taken
 
 
 def _cells(offsets: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Return ``[B, width]``: which row of the values stands in each cell, and whether the cell is filled."""
+    """Return, ``[B, width]`` each: the row of the values that stands in a cell, and whether there is one."""
     column = torch.arange(width, device=offsets.device)
     rows = offsets[:-1, None] + column
     return rows, rows < offsets[1:, None]

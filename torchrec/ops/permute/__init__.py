@@ -1,13 +1,88 @@
-"""Permutations of keys."""
+"""Permutations of keys: of jagged data (ids), and of dense columns (pooled embeddings)."""
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor
 
-from torchrec.ops.permute import reference
+from torchrec.ops._eager import is_plain, is_plain_data
+from torchrec.ops.permute import native, schema
+
+__all__ = ["permute_jagged", "regroup"]
 
 
 def permute_jagged(
-    lengths: Tensor, rows: list[Tensor], strides: list[int], order: list[int], total: int
-) -> tuple[Tensor, list[Tensor]]:
-    return reference.permute_jagged(lengths, rows, strides, order, total)
+    lengths: Tensor,
+    values: Tensor,
+    weights: Tensor | None,
+    strides: int | list[int],
+    order: list[int],
+    sizes: list[int],
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Take keys of jagged data by position: lengths, values and weights in one call.
+
+    Differentiable in the values and the weights.
+
+    Args:
+        lengths: lengths of the bags, key after key, int32 or int64.
+        values: ``[N, ...]`` any dtype.
+        weights: ``[N]`` any dtype, or None.
+        strides: number of bags of every key, or of each.
+        order: positions of the keys to take; a key may be left out or taken several times.
+        sizes: number of values of each key: the sums of its lengths.
+
+    Returns:
+        Lengths, values and weights of the keys taken.
+
+    Raises:
+        IndexError: a position is out of range.
+
+    Example:
+        >>> import torch
+        >>> lengths, values = torch.tensor([1, 0, 2, 1]), torch.tensor([5, 6, 7, 8])
+        >>> permute_jagged(lengths, values, None, 2, [1, 0], [1, 3])
+        (tensor([2, 1, 1, 0]), tensor([6, 7, 8, 5]), None)
+    """
+    keys = len(sizes)
+    if order and not (min(order) >= 0 and max(order) < keys):
+        raise IndexError(f"`order` should hold positions in [0, {keys}). Received {order}.")
+    if keys == len(order) == len(set(order)):
+        total = values.size(0)
+    else:
+        total = sum([sizes[i] for i in order])
+    if (
+        is_plain_data(values)
+        and is_plain(lengths)
+        and (weights is None or is_plain_data(weights))
+    ):
+        return native.permute_sized(lengths, values, weights, strides, order, sizes, total)
+    each = [strides] * keys if isinstance(strides, int) else strides
+    taken, rows, out = schema.permute_jagged(lengths, values, weights, each, order, total)
+    return taken, rows, None if weights is None else out
+
+
+def regroup(inputs: list[Tensor], pieces: list[int], counts: list[int]) -> list[Tensor]:
+    """Join columns of several matrices in new groups, all in one call. Differentiable.
+
+    Args:
+        inputs: matrices ``[B, C_i]`` of one dtype.
+        pieces: (input, first column, number of columns) of each piece, one behind the other.
+        counts: number of pieces of each output.
+
+    Returns:
+        One matrix an output: its pieces side by side.
+
+    Raises:
+        ValueError: the inputs differ in rows or dtype.
+        IndexError: a piece does not lie in its input.
+
+    Example:
+        >>> import torch
+        >>> a, b = torch.tensor([[1, 2, 3]]), torch.tensor([[4, 5]])
+        >>> regroup([a, b], [0, 1, 2, 1, 0, 1, 0, 0, 1], [2, 1])
+        [tensor([[2, 3, 4]]), tensor([[1]])]
+    """
+    if all([is_plain_data(tensor) for tensor in inputs]):
+        return native.regroup(inputs, pieces, counts)
+    return cast("list[Tensor]", schema.regroup(inputs, pieces, counts))

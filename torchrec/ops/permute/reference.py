@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
-from torchrec.ops.jagged.reference import source_rows
+from torchrec.ops.jagged.reference import require_total, source_rows
 
 
 def bags_of_keys(strides: list[int], order: list[int], device: torch.device) -> Tensor:
     """List the positions of the bags of the keys in ``order``, key after key."""
-    starts = [0]
-    for stride in strides:
-        starts.append(starts[-1] + stride)
+    starts = list(accumulate(strides, initial=0))
     pieces = [torch.arange(starts[i], starts[i + 1], device=device) for i in order]
     return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64, device=device)
 
 
 def permute_jagged(
-    lengths: Tensor, rows: list[Tensor], strides: list[int], order: list[int], total: int
-) -> tuple[Tensor, list[Tensor]]:
-    """Take the keys in ``order``: their lengths, and their part of every tensor in ``rows``."""
-    index, taken = source_rows(lengths, bags_of_keys(strides, order, lengths.device), total)
-    return taken, [row.index_select(0, index) for row in rows]
+    lengths: Tensor,
+    values: Tensor,
+    weights: Tensor | None,
+    strides: list[int],
+    order: list[int],
+    total: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Take the keys in ``order``: their lengths, values and weights (an empty tensor if there are none)."""
+    bags = bags_of_keys(strides, order, lengths.device)
+    require_total(lengths.index_select(0, bags), total)
+    index, taken = source_rows(lengths, bags, total)
+    out = values.new_empty(0) if weights is None else weights.index_select(0, index)
+    return taken, values.index_select(0, index), out
+
+
+def regroup(inputs: list[Tensor], pieces: list[int], counts: list[int]) -> list[Tensor]:
+    """Join ``counts[g]`` pieces of the inputs' columns for each output g.
+
+    ``pieces`` holds (input, first column, columns) one behind the other; input -1 stands for zeros.
+    """
+    outputs = []
+    at = 0
+    for count in counts:
+        parts = []
+        for i in range(at, at + 3 * count, 3):
+            source, start, width = pieces[i : i + 3]
+            if source < 0:
+                parts.append(inputs[0].new_zeros((inputs[0].size(0), width)))
+            else:
+                parts.append(inputs[source].narrow(1, start, width))
+        at += 3 * count
+        outputs.append(torch.cat(parts, 1) if parts else inputs[0].new_empty((inputs[0].size(0), 0)))
+    return outputs

@@ -1,0 +1,159 @@
+"""The jagged operators on the native library: what guards memory, and addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchrec.ops._library import native
+
+_lib: Any = native
+_INT32_END = 2**31
+
+
+def row_bytes(rows: Tensor) -> int:
+    """Return the size of one row of a contiguous tensor, in bytes."""
+    size = rows.element_size()
+    return size if rows.dim() == 1 else size * prod(rows.shape[1:])
+
+
+def lengths_fit(lengths: Tensor, total: int) -> bool:
+    """Say whether no length is negative and they sum to ``total``."""
+    if not lengths.is_contiguous():
+        lengths = lengths.contiguous()
+    wide = lengths.dtype is torch.int64
+    return _lib.lengths_fit(lengths.data_ptr(), wide, lengths.numel(), total)  # type: ignore[no-any-return]
+
+
+def offsets_fit(offsets: Tensor, total: int) -> bool:
+    """Say whether offsets start at 0, never fall and end at ``total``."""
+    if not offsets.is_contiguous():
+        offsets = offsets.contiguous()
+    wide = offsets.dtype is torch.int64
+    return _lib.offsets_fit(offsets.data_ptr(), wide, offsets.numel(), total)  # type: ignore[no-any-return]
+
+
+def lengths_to_offsets(lengths: Tensor) -> Tensor:
+    """See ``reference.lengths_to_offsets``."""
+    lengths = lengths.contiguous()
+    count, dtype = lengths.numel(), lengths.dtype
+    offsets = torch.empty(count + 1, dtype=dtype)
+    wide = dtype is torch.int64
+    last = _lib.offsets_of(lengths.data_ptr(), wide, count, offsets.data_ptr())
+    if last >= _INT32_END and not wide:
+        raise ValueError(
+            "`lengths` of dtype torch.int32 should sum to less than 2**31; torch.int64 holds more. "
+            f"Received a sum of {last}."
+        )
+    return offsets
+
+
+def sum_equal_groups(lengths: Tensor, groups: int) -> list[int]:
+    """See ``torchrec.ops.jagged.sum_equal_groups``."""
+    lengths = lengths.contiguous()
+    size = lengths.numel() // groups
+    return _lib.sum_equal_groups(lengths.data_ptr(), lengths.dtype is torch.int64, size, groups)  # type: ignore[no-any-return]
+
+
+def sum_groups(lengths: Tensor, sizes: Sequence[int]) -> list[int]:
+    """See ``torchrec.ops.jagged.sum_groups``."""
+    lengths = lengths.contiguous()
+    wide = lengths.dtype is torch.int64
+    return _lib.sum_groups(lengths.data_ptr(), wide, lengths.numel(), sizes)  # type: ignore[no-any-return]
+
+
+def select_lengths(lengths: Tensor, bags: Tensor) -> tuple[Tensor, int]:
+    """Return ``lengths[bags]`` and their sum; both tensors are contiguous."""
+    taken = torch.empty(bags.numel(), dtype=lengths.dtype)
+    total = _lib.take_lengths(
+        lengths.data_ptr(),
+        lengths.dtype is torch.int64,
+        lengths.numel(),
+        bags.data_ptr(),
+        bags.dtype is torch.int64,
+        bags.numel(),
+        taken.data_ptr(),
+    )
+    if total < 0:
+        raise IndexError(
+            f"`bags` should be in [0, {lengths.numel()}), the number of lengths, and no length "
+            "negative. Received others."
+        )
+    return taken, total
+
+
+def jagged_index_select(
+    values: Tensor, lengths: Tensor, bags: Tensor, total: int
+) -> tuple[Tensor, Tensor]:
+    """See ``reference.jagged_index_select``."""
+    values, lengths, bags = values.contiguous(), lengths.contiguous(), bags.contiguous()
+    taken, found = select_lengths(lengths, bags)
+    if found != total:
+        raise ValueError(f"`total` should be the number of values taken ({found}). Received {total}.")
+    if not lengths_fit(lengths, values.size(0)):
+        raise ValueError(
+            f"`lengths` should not be negative and sum to values.size(0) ({values.size(0)}). "
+            "Received others."
+        )
+    rows = values.new_empty((total, *values.shape[1:]))
+    _lib.take_rows(
+        lengths.data_ptr(),
+        lengths.dtype is torch.int64,
+        lengths.numel(),
+        bags.data_ptr(),
+        bags.dtype is torch.int64,
+        bags.numel(),
+        values.data_ptr(),
+        row_bytes(values),
+        rows.data_ptr(),
+    )
+    return rows, taken
+
+
+def _require_offsets(offsets: Tensor, total: int) -> Tensor:
+    offsets = offsets.contiguous()
+    if not offsets_fit(offsets, total):
+        raise ValueError(
+            f"`offsets` should start at 0, never fall and end at the number of values ({total}). "
+            "Received others."
+        )
+    return offsets
+
+
+def jagged_to_padded(values: Tensor, offsets: Tensor, width: int, padding: float) -> Tensor:
+    """See ``reference.jagged_to_padded``."""
+    values, offsets = values.contiguous(), _require_offsets(offsets, values.size(0))
+    bags = offsets.numel() - 1
+    padded = values.new_full((bags, width, *values.shape[1:]), padding)
+    wide = offsets.dtype is torch.int64
+    _lib.to_padded(
+        offsets.data_ptr(),
+        wide,
+        bags,
+        values.data_ptr(),
+        row_bytes(values),
+        width,
+        padded.data_ptr(),
+    )
+    return padded
+
+
+def padded_to_jagged(padded: Tensor, offsets: Tensor, total: int) -> Tensor:
+    """See ``reference.padded_to_jagged``."""
+    padded, offsets = padded.contiguous(), _require_offsets(offsets, total)
+    values = padded.new_empty((total, *padded.shape[2:]))
+    wide = offsets.dtype is torch.int64
+    _lib.from_padded(
+        offsets.data_ptr(),
+        wide,
+        offsets.numel() - 1,
+        padded.data_ptr(),
+        row_bytes(values),
+        padded.size(1),
+        values.data_ptr(),
+    )
+    return values

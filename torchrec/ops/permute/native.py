@@ -1,0 +1,107 @@
+"""Permutations of keys on the native library: what guards memory, and addresses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from torchrec.ops._library import native
+from torchrec.ops.jagged.native import row_bytes, sum_groups
+
+_lib: Any = native
+
+
+def permute_jagged(
+    lengths: Tensor,
+    values: Tensor,
+    weights: Tensor | None,
+    strides: list[int],
+    order: list[int],
+    total: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``reference.permute_jagged``."""
+    if sum(strides) != lengths.size(0):
+        raise ValueError(
+            f"`strides` should sum to the number of lengths ({lengths.size(0)}). Received {strides}."
+        )
+    sizes = sum_groups(lengths, strides)
+    if sum(sizes) != values.size(0) or min(sizes, default=0) < 0:
+        raise ValueError(
+            f"`lengths` should not be negative and sum to values.size(0) ({values.size(0)}). "
+            f"Received sums of {sizes} for the keys."
+        )
+    if weights is not None and weights.size(0) != values.size(0):
+        raise ValueError(
+            f"`weights` should be as many as the values ({values.size(0)}). "
+            f"Received {weights.size(0)}."
+        )
+    found = sum([sizes[i] for i in order])
+    if found != total:
+        raise ValueError(
+            f"`total` should be the number of values taken ({found}). Received {total}."
+        )
+    taken, rows, out = permute_sized(lengths, values, weights, strides, order, sizes, total)
+    return taken, rows, values.new_empty(0) if out is None else out
+
+
+def permute_sized(
+    lengths: Tensor,
+    values: Tensor,
+    weights: Tensor | None,
+    strides: int | list[int],
+    order: list[int],
+    sizes: list[int],
+    total: int,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Take the keys in ``order``, each of which is known to have ``sizes[key]`` values."""
+    lengths, values = lengths.contiguous(), values.contiguous()
+    if isinstance(strides, int):
+        bags, stride, each = strides * len(order), strides, []
+    else:
+        bags, stride, each = sum([strides[i] for i in order]), 0, strides
+    taken = lengths.new_empty(bags)
+    rows = _empty_rows(values, total)
+    columns = [values.data_ptr(), rows.data_ptr(), row_bytes(values)]
+    out = None
+    if weights is not None:
+        weights = weights.contiguous()
+        out = _empty_rows(weights, total)
+        columns += [weights.data_ptr(), out.data_ptr(), row_bytes(weights)]
+    bag_column = [lengths.data_ptr(), taken.data_ptr(), lengths.element_size()]
+    _lib.permute_jagged(order, stride, each, sizes, bag_column, columns)
+    return taken, rows, out
+
+
+def _empty_rows(like: Tensor, rows: int) -> Tensor:
+    return like.new_empty(rows) if like.dim() == 1 else like.new_empty((rows, *like.shape[1:]))
+
+
+def regroup(inputs: list[Tensor], pieces: list[int], counts: list[int]) -> list[Tensor]:
+    """See ``reference.regroup``."""
+    first = inputs[0]
+    rows, dtype = first.size(0), first.dtype
+    sources = []
+    kept = []
+    for tensor in inputs:
+        if tensor.dim() != 2 or tensor.size(0) != rows or tensor.dtype is not dtype:
+            raise ValueError(
+                f"`inputs` should be two-dimensional tensors of {rows} rows and {dtype}, as the first. "
+                f"Received {list(tensor.shape)} of {tensor.dtype}."
+            )
+        tensor = tensor.contiguous()
+        kept.append(tensor)
+        sources += [tensor.data_ptr(), tensor.size(1)]
+    outputs = []
+    targets = []
+    at = 2
+    for count in counts:
+        end = at + 3 * count
+        columns = sum(pieces[at:end:3])
+        at = end
+        output = first.new_empty((rows, columns))
+        outputs.append(output)
+        targets += [output.data_ptr(), columns]
+    if not _lib.regroup(first.element_size(), sources, pieces, counts, targets, rows):
+        raise IndexError(f"`pieces` should lie inside the inputs. Received {pieces}.")
+    return outputs
