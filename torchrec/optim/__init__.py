@@ -1,6 +1,13 @@
 """Optimizers for tables, by name, inside the backward pass, and around other optimizers."""
 
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.optim.fused import EmptyFusedOptimizer, FusedOptimizer, FusedOptimizerModule
+from torchrec.optim.keyed import (
+    CombinedOptimizer,
+    KeyedOptimizer,
+    KeyedOptimizerWrapper,
+    OptimizerWrapper,
+)
 from torchrec.optim.optimizers import (
     LAMB,
     SGD,
@@ -20,7 +27,14 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "CombinedOptimizer",
+    "EmptyFusedOptimizer",
+    "FusedOptimizer",
+    "FusedOptimizerModule",
+    "KeyedOptimizer",
+    "KeyedOptimizerWrapper",
     "LarsSGD",
+    "OptimizerWrapper",
     "PartialRowWiseAdam",
     "PartialRowWiseLAMB",
     "RowWiseAdagrad",

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
+from torchrec.ops.embedding.updates import RULES, Hyper
 from torchrec.optim import optimizers
-from torchrec.optim._updates import RULES, Hyper
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec.types import OptimizerType
 

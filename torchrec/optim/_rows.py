@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from torchrec.optim._updates import Hyper, Rule
+from torchrec.ops.embedding.updates import Hyper, Rule
 
 
 def as_rows(tensor: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from torchrec.optim import _updates
+from torchrec.ops.embedding import updates
+from torchrec.ops.embedding.updates import Rule
 from torchrec.optim._rows import apply_rule, new_state
-from torchrec.optim._updates import Rule
 
 Option = float | bool | str | tuple[float, float] | Tensor | None
 
@@ -137,7 +137,7 @@ class SGD(RuleOptimizer):
         [[0.5, 1.5], [3.0, 4.0]]
     """
 
-    rule = _updates.SGD
+    rule = updates.SGD
 
 
 class Adagrad(RuleOptimizer):
@@ -166,7 +166,7 @@ class Adagrad(RuleOptimizer):
         [[0.5, 1.5], [3.0, 4.0]]
     """
 
-    rule = _updates.ADAGRAD
+    rule = updates.ADAGRAD
 
 
 class Adam(RuleOptimizer):
@@ -198,7 +198,7 @@ class Adam(RuleOptimizer):
         [[0.5, 1.5], [3.0, 4.0]]
     """
 
-    rule = _updates.ADAM
+    rule = updates.ADAM
 
 
 class AdamW(RuleOptimizer):
@@ -227,7 +227,7 @@ class AdamW(RuleOptimizer):
         [[0.25, 1.0]]
     """
 
-    rule = _updates.ADAMW
+    rule = updates.ADAMW
 
 
 class PartialRowWiseAdam(RuleOptimizer):
@@ -259,7 +259,7 @@ class PartialRowWiseAdam(RuleOptimizer):
         torch.Size([2, 1])
     """
 
-    rule = _updates.PARTIAL_ROWWISE_ADAM
+    rule = updates.PARTIAL_ROWWISE_ADAM
 
 
 class LAMB(RuleOptimizer):
@@ -290,7 +290,7 @@ class LAMB(RuleOptimizer):
         [[2.5, 4.0]]
     """
 
-    rule = _updates.LAMB
+    rule = updates.LAMB
 
 
 class PartialRowWiseLAMB(RuleOptimizer):
@@ -317,7 +317,7 @@ class PartialRowWiseLAMB(RuleOptimizer):
         [[2.5, 4.0]]
     """
 
-    rule = _updates.PARTIAL_ROWWISE_LAMB
+    rule = updates.PARTIAL_ROWWISE_LAMB
 
 
 class LarsSGD(RuleOptimizer):
@@ -348,7 +348,7 @@ class LarsSGD(RuleOptimizer):
         [[0.5, 4.0]]
     """
 
-    rule = _updates.LARS_SGD
+    rule = updates.LARS_SGD
 
 
 def in_backward_optimizer_filter(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrec.ops.embedding.updates import ROWWISE_ADAGRAD, RULES, Hyper
 from torchrec.optim._rows import apply_rule, new_state
-from torchrec.optim._updates import ROWWISE_ADAGRAD, RULES, Hyper
 
 # What other optimizers of this package and of torch take; a shared configuration may hold them.
 _FOREIGN = {name for rule in RULES.values() for name in rule.options} | {
