@@ -256,7 +256,7 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
         """Take keys by position, in the order given; a key may be left out or taken several times."""
         length_per_key = self.length_per_key()
         taken = [length_per_key[i] for i in indices]
-        lengths, values, weights = permute_jagged(
+        values, weights, lengths = permute_jagged(
             self.lengths(),
             self._values,
             self._weights,

@@ -19,7 +19,7 @@ def permute_jagged(
     strides: int | list[int],
     order: list[int],
     sizes: list[int],
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Take keys of jagged data by position: lengths, values and weights in one call.
 
     Differentiable in the values and the weights.
@@ -33,7 +33,7 @@ def permute_jagged(
         sizes: number of values of each key: the sums of its lengths.
 
     Returns:
-        Lengths, values and weights of the keys taken.
+        Values, weights and lengths of the keys taken.
 
     Raises:
         IndexError: a position is out of range.
@@ -42,7 +42,7 @@ def permute_jagged(
         >>> import torch
         >>> lengths, values = torch.tensor([1, 0, 2, 1]), torch.tensor([5, 6, 7, 8])
         >>> permute_jagged(lengths, values, None, 2, [1, 0], [1, 3])
-        (tensor([2, 1, 1, 0]), tensor([6, 7, 8, 5]), None)
+        (tensor([6, 7, 8, 5]), None, tensor([2, 1, 1, 0]))
     """
     keys = len(sizes)
     if order and not (min(order) >= 0 and max(order) < keys):
@@ -58,8 +58,8 @@ def permute_jagged(
     ):
         return native.permute_sized(lengths, values, weights, strides, order, sizes, total)
     each = [strides] * keys if isinstance(strides, int) else strides
-    taken, rows, out = schema.permute_jagged(lengths, values, weights, each, order, total)
-    return taken, rows, None if weights is None else out
+    rows, out, taken = schema.permute_jagged(lengths, values, weights, each, order, total)
+    return rows, None if weights is None else out, taken
 
 
 def regroup(inputs: list[Tensor], pieces: list[int], counts: list[int]) -> list[Tensor]:

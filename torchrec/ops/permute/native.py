@@ -41,8 +41,8 @@ def permute_jagged(
         raise ValueError(
             f"`total` should be the number of values taken ({found}). Received {total}."
         )
-    taken, rows, out = permute_sized(lengths, values, weights, strides, order, sizes, total)
-    return taken, rows, values.new_empty(0) if out is None else out
+    rows, out, taken = permute_sized(lengths, values, weights, strides, order, sizes, total)
+    return rows, values.new_empty(0) if out is None else out, taken
 
 
 def permute_sized(
@@ -53,7 +53,7 @@ def permute_sized(
     order: list[int],
     sizes: list[int],
     total: int,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Take the keys in ``order``, each of which is known to have ``sizes[key]`` values."""
     lengths, values = lengths.contiguous(), values.contiguous()
     if isinstance(strides, int):
@@ -70,7 +70,7 @@ def permute_sized(
         columns += [weights.data_ptr(), out.data_ptr(), row_bytes(weights)]
     bag_column = [lengths.data_ptr(), taken.data_ptr(), lengths.element_size()]
     _lib.permute_jagged(order, stride, each, sizes, bag_column, columns)
-    return taken, rows, out
+    return rows, out, taken
 
 
 def _empty_rows(like: Tensor, rows: int) -> Tensor:

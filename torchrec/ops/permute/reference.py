@@ -25,12 +25,12 @@ def permute_jagged(
     order: list[int],
     total: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Take the keys in ``order``: their lengths, values and weights (an empty tensor if there are none)."""
+    """Take the keys in ``order``: their values, weights (an empty tensor if there are none) and lengths."""
     bags = bags_of_keys(strides, order, lengths.device)
     require_total(lengths.index_select(0, bags), total)
     index, taken = source_rows(lengths, bags, total)
     out = values.new_empty(0) if weights is None else weights.index_select(0, index)
-    return taken, values.index_select(0, index), out
+    return values.index_select(0, index), out, taken
 
 
 def regroup(inputs: list[Tensor], pieces: list[int], counts: list[int]) -> list[Tensor]:

@@ -22,7 +22,7 @@ def _fake_permute(
 ) -> tuple[Tensor, Tensor, Tensor]:
     bags = sum(strides[i] for i in order)
     out = values.new_empty(0) if weights is None else weights.new_empty((total, *weights.shape[1:]))
-    return lengths.new_empty(bags), values.new_empty((total, *values.shape[1:])), out
+    return values.new_empty((total, *values.shape[1:])), out, lengths.new_empty(bags)
 
 
 def _fake_regroup(inputs: list[Tensor], pieces: list[int], counts: list[int]) -> list[Tensor]:
@@ -61,7 +61,7 @@ def _save_permute(
 
 
 def _permute_backward(
-    ctx: Any, _: Tensor | None, grad_values: Tensor | None, grad_weights: Tensor | None
+    ctx: Any, grad_values: Tensor | None, grad_weights: Tensor | None, _: Tensor | None
 ) -> tuple[None, Tensor | None, Tensor | None, None, None, None]:
     (lengths,) = ctx.saved_tensors
     bags = reference.bags_of_keys(ctx.strides, ctx.order, lengths.device)
