@@ -20,7 +20,8 @@ set(ROWWISE_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall
     -Wno-unknown-pragmas)
 set(ROWWISE_BINDINGS)
 if(ROWWISE_SANITIZE)
-  set(ROWWISE_SANITIZERS -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  set(ROWWISE_SANITIZERS -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+      -Wno-maybe-uninitialized)  # GCC's own headers of intrinsics trip over it
   list(APPEND ROWWISE_FLAGS ${ROWWISE_SANITIZERS})
 endif()
 
@@ -41,7 +42,12 @@ if(ROWWISE_TARGET_X86)
   unset(CMAKE_REQUIRED_FLAGS)
 endif()
 
-add_library(rowwise_kernels STATIC ${CSRC}/cpu.cpp ${CSRC}/scratch.cpp)
+if(ROWWISE_SANITIZE)
+  set(ROWWISE_SCRATCH ${CSRC}/sanitize/scratch.cpp)
+else()
+  set(ROWWISE_SCRATCH ${CSRC}/scratch.cpp)
+endif()
+add_library(rowwise_kernels STATIC ${CSRC}/cpu.cpp ${ROWWISE_SCRATCH})
 target_include_directories(rowwise_kernels PUBLIC ${CSRC})
 target_compile_options(rowwise_kernels PRIVATE ${ROWWISE_FLAGS})
 if(ROWWISE_X86_LEVELS)

@@ -1,0 +1,138 @@
+#include "jagged/jagged.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "check.h"
+
+namespace rowwise {
+namespace {
+
+std::vector<int64_t> random_lengths(Random& random, int64_t count, int64_t most) {
+  std::vector<int64_t> lengths(static_cast<size_t>(count));
+  for (auto& length : lengths) length = random.coin() ? random.below(most + 1) : 0;
+  return lengths;
+}
+
+std::vector<int64_t> offsets_of(const std::vector<int64_t>& lengths) {
+  std::vector<int64_t> offsets = {0};
+  for (int64_t length : lengths) offsets.push_back(offsets.back() + length);
+  return offsets;
+}
+
+std::vector<char> random_bytes(Random& random, int64_t count) {
+  std::vector<char> bytes(static_cast<size_t>(count));
+  for (auto& byte : bytes) byte = static_cast<char>(random.below(256));
+  return bytes;
+}
+
+Integers view(const IntegerArray& array, int64_t count) { return {array.data(), array.wide, count}; }
+
+void test_counts(Random& random, const JaggedKernels& kernels) {
+  const bool wide = random.coin();
+  const int64_t count = random.below(70);
+  const std::vector<int64_t> lengths = random_lengths(random, count, 9);
+  const std::vector<int64_t> offsets = offsets_of(lengths);
+  const int64_t total = offsets.back();
+  const IntegerArray given(lengths, wide);
+  const Integers integers = view(given, count);
+
+  CHECK(kernels.lengths_fit(integers, total));
+  CHECK(!kernels.lengths_fit(integers, total + 1));
+  IntegerArray written(std::vector<int64_t>(static_cast<size_t>(count) + 1, -1), wide);
+  CHECK(kernels.offsets_of(integers, written.data()) == total);
+  for (int64_t i = 0; i <= count; ++i) CHECK(written[i] == offsets[static_cast<size_t>(i)]);
+  CHECK(kernels.offsets_fit(view(written, count + 1), total));
+  CHECK(!kernels.offsets_fit(view(written, count + 1), total + 1));
+
+  if (count > 0) {
+    std::vector<int64_t> broken = lengths;
+    const size_t at = static_cast<size_t>(random.below(count));
+    const int64_t by = broken[at] + 1 + random.below(3);
+    broken[at] -= by;
+    const IntegerArray negative(broken, wide);
+    CHECK(!kernels.lengths_fit(view(negative, count), total - by));
+    broken = offsets;
+    broken[at + 1] = broken[at] - 1;
+    const IntegerArray falling(broken, wide);
+    CHECK(!kernels.offsets_fit(view(falling, count + 1), broken.back()));
+  }
+
+  std::vector<int64_t> sizes;
+  for (int64_t left = count; left > 0; left -= sizes.back()) sizes.push_back(random.below(left + 1));
+  sizes.push_back(0);
+  std::vector<int64_t> sums(sizes.size(), -1);
+  kernels.sum_groups(integers, sizes.data(), static_cast<int64_t>(sizes.size()), sums.data());
+  int64_t at = 0;
+  for (size_t g = 0; g < sizes.size(); at += sizes[g++]) {
+    CHECK(sums[g] == offsets[static_cast<size_t>(at + sizes[g])] - offsets[static_cast<size_t>(at)]);
+  }
+
+  const int64_t size = random.below(20);
+  const int64_t groups = size ? count / size : random.below(5);
+  std::vector<int64_t> equal(static_cast<size_t>(groups), -1);
+  const Integers head = view(given, groups * size);
+  kernels.sum_equal_groups(head, size, groups, equal.data());
+  for (int64_t g = 0; g < groups; ++g) {
+    CHECK(equal[static_cast<size_t>(g)] ==
+          offsets[static_cast<size_t>((g + 1) * size)] - offsets[static_cast<size_t>(g * size)]);
+  }
+}
+
+void test_rows(Random& random, int64_t count, int64_t most, int64_t row_bytes) {
+  const bool wide = random.coin();
+  const std::vector<int64_t> lengths = random_lengths(random, count, most);
+  const std::vector<int64_t> offsets = offsets_of(lengths);
+  const IntegerArray given_lengths(lengths, wide), given_offsets(offsets, wide);
+  const std::vector<char> rows = random_bytes(random, offsets.back() * row_bytes);
+
+  std::vector<int64_t> bags(static_cast<size_t>(count ? random.below(2 * count) : 0));
+  for (auto& bag : bags) bag = random.below(count);
+  const IntegerArray given_bags(bags, random.coin());
+  const Integers chosen = view(given_bags, static_cast<int64_t>(bags.size()));
+  IntegerArray taken_lengths(std::vector<int64_t>(bags.size(), -1), wide);
+  const int64_t taken = take_lengths(view(given_lengths, count), chosen, taken_lengths.data());
+  std::vector<char> expected;
+  for (size_t i = 0; i < bags.size(); ++i) {
+    const size_t bag = static_cast<size_t>(bags[i]);
+    CHECK(taken_lengths[static_cast<int64_t>(i)] == lengths[bag]);
+    expected.insert(expected.end(), rows.begin() + offsets[bag] * row_bytes, rows.begin() + offsets[bag + 1] * row_bytes);
+  }
+  CHECK(taken * row_bytes == static_cast<int64_t>(expected.size()));
+  std::vector<char> moved(expected.size());
+  take_rows(view(given_lengths, count), chosen, rows.data(), row_bytes, moved.data());
+  CHECK(moved == expected);
+
+  const int64_t outside[] = {-1, count, INT32_MAX, INT32_MIN};
+  const IntegerArray wrong({random.among(outside)}, wide);
+  IntegerArray room({0}, wide);
+  CHECK(take_lengths(view(given_lengths, count), view(wrong, 1), room.data()) == -1);
+
+  const int64_t width = random.below(most + 2);
+  std::vector<char> padded(static_cast<size_t>(count * width * row_bytes), 7), unpadded(rows.size(), 7);
+  to_padded(view(given_offsets, count + 1), rows.data(), row_bytes, width, padded.data());
+  from_padded(view(given_offsets, count + 1), padded.data(), row_bytes, width, unpadded.data());
+  for (int64_t b = 0; b < count; ++b) {
+    const int64_t first = offsets[static_cast<size_t>(b)], length = lengths[static_cast<size_t>(b)];
+    for (int64_t i = 0; i < std::max(length, width) * row_bytes; ++i) {
+      const bool in_bag = i < length * row_bytes, in_dense = i < width * row_bytes;
+      const char value = in_bag ? rows[static_cast<size_t>(first * row_bytes + i)] : 7;
+      if (in_dense) CHECK(padded[static_cast<size_t>(b * width * row_bytes + i)] == value);
+      if (in_bag) CHECK(unpadded[static_cast<size_t>(first * row_bytes + i)] == (in_dense ? value : 0));
+    }
+  }
+}
+
+}  // namespace
+
+void test_jagged() {
+  Random random(1);
+  for (const JaggedKernels* kernels : SUPPORTED(kJagged)) {
+    for (int i = 0; i < 2000; ++i) test_counts(random, *kernels);
+  }
+  const int64_t widths[] = {1, 3, 4, 8, 20};
+  for (int i = 0; i < 2000; ++i) test_rows(random, random.below(30), random.below(9), random.among(widths));
+  test_rows(random, 3000, 40, 100);  // enough bytes for several threads
+}
+
+}  // namespace rowwise
