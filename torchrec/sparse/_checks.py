@@ -1,16 +1,40 @@
-"""The checks made when a sparse type is built: cheap, and on an accelerator without synchronising."""
+"""The checks made when a sparse type is built: cheap, and on an accelerator without synchronising.
+
+Shapes, dtypes and devices are checked wherever tensors are real; the numbers in lengths and offsets only on a CPU, where
+one pass over them is enough to know that they fit. What went wrong is looked into afterwards. While a graph is traced
+nothing is checked.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
+from torch.compiler import is_compiling
+
+from torchrec.ops.jagged import lengths_fit, offsets_fit, sum_groups
+
+_INT64, _INT32 = torch.int64, torch.int32
 
 
 def check_jagged(
     values: Tensor, weights: Tensor | None, lengths: Tensor | None, offsets: Tensor | None
 ) -> None:
-    """Check the parts of a jagged tensor."""
-    if lengths is None and offsets is None:
+    """Check the parts of a JaggedTensor: types, dtypes, devices, and that they fit one another."""
+    if is_compiling():
+        return
+    count = _count_values(values, weights)
+    if lengths is not None:
+        _check_integers("lengths", lengths, values)
+        if lengths.is_cpu and type(lengths) is Tensor and not lengths_fit(lengths, count):
+            raise ValueError(_explain_lengths(lengths, count, [], []))
+    elif offsets is None:
         raise ValueError("`lengths` or `offsets` should be given. Received neither.")
+    if offsets is not None:
+        _check_offsets(offsets, values, count, [], [])
+        if lengths is not None:
+            _check_agreement(lengths, offsets)
 
 
 def check_keyed_jagged(
@@ -19,7 +43,248 @@ def check_keyed_jagged(
     weights: Tensor | None,
     lengths: Tensor | None,
     offsets: Tensor | None,
+    stride: int | None,
+    strides: Sequence[int] | None,
 ) -> None:
-    """Check the parts of a keyed jagged tensor."""
-    if lengths is None and offsets is None:
+    """Check the parts of a KeyedJaggedTensor.
+
+    Args:
+        keys: the F keys.
+        values: the values of all keys.
+        weights: their weights, or None.
+        lengths: the number of values of each bag, or None.
+        offsets: where each bag starts, or None.
+        stride: size of the batch, if given.
+        strides: size of each key's batch, if they differ.
+    """
+    count = _count_values(values, weights)
+    num_keys = len(keys)
+    if len(set(keys)) != num_keys:
+        raise ValueError(f"`keys` should be distinct. Received {repeated(keys)} more than once.")
+    if lengths is not None:
+        _check_integers("lengths", lengths, values)
+        bags = lengths.numel()
+    elif offsets is not None:
+        _check_integers("offsets", offsets, values)
+        bags = offsets.numel() - 1
+    else:
         raise ValueError("`lengths` or `offsets` should be given. Received neither.")
+    if strides is not None:
+        _check_strides(keys, strides, bags)
+    elif num_keys == 0:
+        if bags:
+            raise ValueError(f"`keys` should name the {max(bags, 0)} bags of `lengths`. Received none.")
+    elif bags % num_keys or bags < 0 or (stride is not None and bags != num_keys * stride):
+        raise ValueError(_explain_bags(bags, num_keys, stride, "lengths" if lengths is not None else "offsets"))
+    if lengths is not None and lengths.is_cpu and type(lengths) is Tensor and not lengths_fit(lengths, count):
+        raise ValueError(
+            _explain_lengths(lengths.reshape(-1), count, keys, strides or [bags // max(num_keys, 1)] * num_keys)
+        )
+    if offsets is not None:
+        _check_offsets(offsets, values, count, keys, strides or [bags // max(num_keys, 1)] * num_keys)
+        if lengths is not None:
+            _check_agreement(lengths, offsets)
+
+
+def _count_values(values: Tensor, weights: Tensor | None) -> int:
+    if not isinstance(values, Tensor):
+        raise TypeError(f"`values` should be a tensor. Received {type(values).__name__}.")
+    dims = values.dim()
+    if dims == 0:
+        raise ValueError("`values` should have one dimension or more. Received a scalar.")
+    count = values.numel() if dims == 1 else values.size(0)
+    if weights is not None:
+        if not isinstance(weights, Tensor):
+            raise TypeError(f"`weights` should be a tensor. Received {type(weights).__name__}.")
+        if weights.dim() == 0 or weights.size(0) != count:
+            raise ValueError(
+                f"`weights` should be as many as the values ({count}). Received {list(weights.shape)}."
+            )
+        if weights.device != values.device:
+            raise ValueError(
+                f"`weights` should be on the device of the values ({values.device}). "
+                f"Received {weights.device}."
+            )
+    return count
+
+
+def _check_integers(name: str, tensor: Tensor, values: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"`{name}` should be a tensor. Received {type(tensor).__name__}.")
+    dtype = tensor.dtype
+    if dtype is not _INT64 and dtype is not _INT32:
+        raise TypeError(f"`{name}` should be of dtype int32 or int64. Received {dtype}.")
+    if not (tensor.is_cpu and values.is_cpu) and tensor.device != values.device:
+        raise ValueError(
+            f"`{name}` should be on the device of the values ({values.device}). Received {tensor.device}."
+        )
+
+
+def _check_offsets(
+    offsets: Tensor, values: Tensor, count: int, keys: Sequence[str], strides: Sequence[int]
+) -> None:
+    _check_integers("offsets", offsets, values)
+    if offsets.dim() != 1 or offsets.size(0) == 0:
+        raise ValueError(
+            "`offsets` should be one-dimensional and hold one number more than there are bags. "
+            f"Received shape {list(offsets.shape)}."
+        )
+    if offsets.is_cpu and type(offsets) is Tensor and not offsets_fit(offsets, count):
+        raise ValueError(_explain_offsets(offsets, count, keys, strides))
+
+
+def _check_agreement(lengths: Tensor, offsets: Tensor) -> None:
+    if type(lengths) is not Tensor or type(offsets) is not Tensor:
+        return
+    if lengths.numel() != offsets.numel() - 1:
+        raise ValueError(
+            f"`offsets` should be one more than `lengths` ({lengths.numel()}). "
+            f"Received {offsets.numel()}."
+        )
+    if lengths.is_cpu and bool((offsets[1:] - offsets[:-1] != lengths.reshape(-1)).any()):
+        raise ValueError(
+            "`offsets` should be the running sums of `lengths`. "
+            f"Received offsets {_short(offsets)} and lengths {_short(lengths)}."
+        )
+
+
+def _check_strides(keys: Sequence[str], strides: Sequence[int], bags: int) -> None:
+    if len(strides) != len(keys):
+        raise ValueError(
+            f"`stride_per_key` should hold one size a key ({len(keys)}). Received {len(strides)}."
+        )
+    for key, stride in zip(keys, strides, strict=True):
+        if stride < 0:
+            raise ValueError(f"`stride_per_key` of key '{key}' should be 0 or more. Received {stride}.")
+    if sum(strides) != bags:
+        raise ValueError(
+            f"`stride_per_key` should sum to the number of lengths ({bags}). "
+            f"Received {list(strides)}, which sum to {sum(strides)}."
+        )
+
+
+def strides_of_ranks(keys: Sequence[str], per_rank: list[list[int]] | Tensor) -> list[int]:
+    """Check ``stride_per_key_per_rank`` and return the sizes of each key's batch, all ranks together."""
+    rows = per_rank.tolist() if isinstance(per_rank, Tensor) else per_rank
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        raise ValueError(
+            "`stride_per_key_per_rank` should hold one list of sizes a key. "
+            f"Received {type(per_rank).__name__} {rows}."
+        )
+    if len(rows) != len(keys) or len({len(row) for row in rows}) > 1:
+        raise ValueError(
+            f"`stride_per_key_per_rank` should be [F, W]: for each of {len(keys)} keys as many sizes. "
+            f"Received {rows}."
+        )
+    for key, row in zip(keys, rows, strict=True):
+        if any(size < 0 for size in row):
+            raise ValueError(
+                f"`stride_per_key_per_rank` of key '{key}' should be 0 or more. Received {row}."
+            )
+    return [sum(row) for row in rows]
+
+
+def check_inverse_indices(
+    keys: Sequence[str], strides: Sequence[int], inverse: tuple[list[str], Tensor]
+) -> None:
+    """Check that inverse indices cover every key, and point into its batch."""
+    if not (isinstance(inverse, tuple) and len(inverse) == 2 and isinstance(inverse[1], Tensor)):
+        raise TypeError(
+            f"`inverse_indices` should be a tuple of keys and a tensor. Received {type(inverse).__name__}."
+        )
+    names, indices = inverse
+    if indices.dim() != 2 or indices.size(0) != len(names):
+        raise ValueError(
+            f"`inverse_indices` should be [F, B] with one row for each of {len(names)} keys. "
+            f"Received {list(indices.shape)}."
+        )
+    if indices.dtype is not _INT64 and indices.dtype is not _INT32:
+        raise TypeError(f"`inverse_indices` should be of dtype int32 or int64. Received {indices.dtype}.")
+    position = {name: i for i, name in enumerate(names)}
+    for key in keys:
+        if key not in position:
+            raise ValueError(f"`inverse_indices` should cover key '{key}'. Received keys {names}.")
+    if not (indices.is_cpu and type(indices) is Tensor and indices.numel()):
+        return
+    lowest, highest = indices.amin(1).tolist(), indices.amax(1).tolist()
+    for key, stride in zip(keys, strides, strict=True):
+        low, high = lowest[position[key]], highest[position[key]]
+        if low < 0 or high >= stride:
+            raise ValueError(
+                f"`inverse_indices` of key '{key}' should be in [0, {stride}), the size of its batch. "
+                f"Received {low if low < 0 else high}."
+            )
+
+
+def check_known(name: str, given: object, true: object) -> None:
+    """Check a number given for what could be computed."""
+    if given != true:
+        raise ValueError(f"`{name}` should be {true}, as the tensors say. Received {given}.")
+
+
+def repeated(keys: Sequence[str]) -> str:
+    """Name the keys that stand more than once."""
+    seen: set[str] = set()
+    twice = [key for key in keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+    return ", ".join(f"'{key}'" for key in dict.fromkeys(twice))
+
+
+def _short(tensor: Tensor) -> str:
+    flat = tensor.reshape(-1)
+    return str(flat.tolist()) if flat.numel() <= 16 else f"{flat[:16].tolist()[:-1]}..."
+
+
+def _explain_bags(bags: int, num_keys: int, stride: int | None, name: str) -> str:
+    what = "`lengths`" if name == "lengths" else "`offsets`, less one,"
+    if stride is not None:
+        return (
+            f"{what} should be {num_keys} keys x stride {stride} = {num_keys * stride} numbers. "
+            f"Received {bags}."
+        )
+    return (
+        f"{what} should be as many numbers for each of {num_keys} keys. Received {bags}, "
+        f"which {num_keys} does not divide."
+    )
+
+
+def _key_at(bag: int, keys: Sequence[str], strides: Sequence[int]) -> tuple[str, int]:
+    """Return which key the bag belongs to, as text, and its place in that key's batch."""
+    for key, stride in zip(keys, strides, strict=True):
+        if bag < stride:
+            return f" of key '{key}'", bag
+        bag -= stride
+    return "", bag
+
+
+def _explain_lengths(
+    lengths: Tensor, count: int, keys: Sequence[str], strides: Sequence[int]
+) -> str:
+    negative = (lengths < 0).nonzero()
+    if negative.numel():
+        bag = int(negative[0])
+        of_key, sample = _key_at(bag, keys, strides)
+        return f"`lengths`{of_key} should be 0 or more. Received {int(lengths[bag])} in sample {sample}."
+    sums = ""
+    if keys:
+        pairs = zip(keys, sum_groups(lengths, strides), strict=True)
+        sums = ": " + ", ".join(f"{n} for key '{key}'" for key, n in list(pairs)[:32])
+    return (
+        f"`lengths` should sum to the number of values ({count}). "
+        f"Received a sum of {int(lengths.sum())}{sums}."
+    )
+
+
+def _explain_offsets(
+    offsets: Tensor, count: int, keys: Sequence[str], strides: Sequence[int]
+) -> str:
+    if int(offsets[0]) != 0:
+        return f"`offsets` should start at 0. Received {int(offsets[0])}."
+    falls = (offsets[1:] < offsets[:-1]).nonzero()
+    if falls.numel():
+        bag = int(falls[0])
+        of_key, sample = _key_at(bag, keys, strides)
+        return (
+            f"`offsets`{of_key} should never fall. "
+            f"Received {int(offsets[bag])} and then {int(offsets[bag + 1])} in sample {sample}."
+        )
+    return f"`offsets` should end at the number of values ({count}). Received {int(offsets[-1])}."

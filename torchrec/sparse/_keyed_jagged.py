@@ -6,18 +6,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from torchrec.ops.jagged import jagged_index_select
 from torchrec.ops.permute import permute_jagged
 from torchrec.sparse import _keyed_dist
-from torchrec.sparse._checks import check_keyed_jagged
+from torchrec.sparse._checks import (
+    check_inverse_indices,
+    check_keyed_jagged,
+    check_known,
+    repeated,
+    strides_of_ranks,
+)
 from torchrec.sparse._jagged import JaggedTensor, make_jagged
-from torchrec.sparse._layout import Inverse, JaggedLayout, Strides
+from torchrec.sparse._layout import Inverse, JaggedLayout, Strides, running_sums
 from torchrec.sparse._text import keyed_jagged_text
 from torchrec.streamable import Pipelineable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
 class KeyedJaggedTensor(JaggedLayout, Pipelineable):
@@ -74,30 +81,64 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
         jt_dict: dict[str, JaggedTensor] | None = None,
         inverse_indices: Inverse | None = None,
     ) -> None:
-        if stride_per_key_per_rank is None and stride_per_key is not None:
-            stride_per_key_per_rank = [[s] for s in stride_per_key]
-        check_keyed_jagged(keys, values, weights, lengths, offsets)
-        self._keys = keys
+        self._keys = keys = keys if type(keys) is list else list(keys)
         self._values = values
         self._weights = weights
-        self._lengths = lengths if lengths is None or lengths.dim() == 1 else lengths.reshape(-1)
+        self._lengths = lengths
         self._offsets = offsets
+        variable = stride_per_key_per_rank is not None or stride_per_key is not None
+        if variable:
+            self._set_strides(stride_per_key_per_rank, stride_per_key)
         if not keys:
             self._stride = stride or 0
-        if stride_per_key_per_rank is not None:
-            self._strides_per_rank = stride_per_key_per_rank
+        if not is_compiling():
+            check_keyed_jagged(
+                keys, values, weights, lengths, offsets, stride, self._stride_per_key
+            )
+        if lengths is not None and lengths.dim() != 1:
+            self._lengths = lengths.reshape(-1)
         if inverse_indices is not None:
             self._inverse_indices = inverse_indices
-        if length_per_key is not None:
-            self._length_per_key = length_per_key
-        if offset_per_key is not None:
-            self._offset_per_key = offset_per_key
+            if not is_compiling():
+                check_inverse_indices(keys, self.stride_per_key(), inverse_indices)
+        if length_per_key is not None or offset_per_key is not None:
+            self._set_known(length_per_key, offset_per_key)
         if lengths_offset_per_key is not None:
             self._lengths_offset_per_key = lengths_offset_per_key
         if index_per_key is not None:
             self._index_per_key = index_per_key
         if jt_dict is not None:
             self._jt_dict = jt_dict
+
+    def _set_strides(
+        self, per_rank: Strides | None, per_key: list[int] | None
+    ) -> None:
+        """Take a batch size for each key; sizes that are all the same are nothing special."""
+        if per_rank is not None:
+            self._strides_per_rank = per_rank
+            if not is_compiling():
+                self._stride_per_key = strides_of_ranks(self._keys, per_rank)
+                if per_key is not None:
+                    check_known("stride_per_key", list(per_key), self._stride_per_key)
+        elif per_key is not None and len(set(per_key)) > 1:
+            self._strides_per_rank = [[size] for size in per_key]
+            self._stride_per_key = list(per_key)
+
+    def _set_known(
+        self, length_per_key: list[int] | None, offset_per_key: list[int] | None
+    ) -> None:
+        """Take the sizes of the keys; on a CPU, where it costs little, only if they are true."""
+        if not is_compiling() and type(self._values) is Tensor and self._values.is_cpu:
+            true = self.length_per_key()
+            if length_per_key is not None:
+                check_known("length_per_key", list(length_per_key), true)
+            if offset_per_key is not None:
+                check_known("offset_per_key", list(offset_per_key), running_sums(true))
+        if length_per_key is None and offset_per_key is not None:
+            pairs = zip(offset_per_key, offset_per_key[1:], strict=False)
+            length_per_key = [b - a for a, b in pairs]
+        self._length_per_key = length_per_key
+        self._offset_per_key = offset_per_key
 
     # ---- other ways to build one
 
@@ -192,90 +233,149 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
 
     @staticmethod
     def concat(kjt_list: list[KeyedJaggedTensor]) -> KeyedJaggedTensor:
-        """Join the keys of several over the same batch."""
-        if not kjt_list:
-            raise ValueError("`kjt_list` should hold at least one KeyedJaggedTensor. Received none.")
-        keys = [key for kjt in kjt_list for key in kjt._keys]
-        weighted = kjt_list[0]._weights is not None
-        variable = any(kjt.variable_stride_per_key() for kjt in kjt_list)
-        return KeyedJaggedTensor(
-            keys,
-            torch.cat([kjt._values for kjt in kjt_list]),
-            torch.cat([kjt.weights() for kjt in kjt_list]) if weighted else None,
-            torch.cat([kjt.lengths() for kjt in kjt_list]),
-            stride_per_key=[s for kjt in kjt_list for s in kjt.stride_per_key()]
-            if variable
-            else None,
-        )
+        """Join the keys of several over the same batch. One without keys adds nothing.
+
+        Args:
+            kjt_list: at least one; all weighted or none; batches of one size, unless they vary by key.
+
+        Raises:
+            ValueError: nothing to join, batch sizes that differ, a key twice, or weights in some only.
+
+        Example:
+            >>> a = KeyedJaggedTensor.from_lists({"a": [[1], [2, 3]]})
+            >>> b = KeyedJaggedTensor.from_lists({"b": [[], [4]]})
+            >>> KeyedJaggedTensor.concat([a, b]).to_lists()
+            {'a': [[1], [2, 3]], 'b': [[], [4]]}
+        """
+        return concat(kjt_list)
 
     # ---- by key
 
     def __getitem__(self, key: str) -> JaggedTensor:
         if self._jt_dict is not None:
             return self._jt_dict[key]
-        i = self.index_per_key().get(key)
-        if i is None:
-            raise KeyError(f"Key should be one of {self._keys}. Received '{key}'.")
-        start, length = self.offset_per_key()[i], self.length_per_key()[i]
-        bags = self.lengths_offset_per_key()
+        try:
+            i = self._keys.index(key)
+        except ValueError:
+            raise KeyError(f"Key should be one of {self._keys}. Received {key!r}.") from None
+        sizes = self.length_per_key()
+        start = sum(sizes[:i])
+        end = start + sizes[i]
+        if self._strides_per_rank is None:
+            stride = self.stride()
+            first, last = i * stride, (i + 1) * stride
+        else:
+            first, last = self.lengths_offset_per_key()[i : i + 2]
         weights = self._weights
         return make_jagged(
-            self._values.narrow(0, start, length),
-            None if weights is None else weights.narrow(0, start, length),
-            self.lengths().narrow(0, bags[i], bags[i + 1] - bags[i]),
+            self._values[start:end],
+            None if weights is None else weights[start:end],
+            self.lengths()[first:last],
             None,
         )
 
     def to_dict(self, compute_offsets: bool = True) -> dict[str, JaggedTensor]:
-        """Return one JaggedTensor a key: views of this one's tensors."""
-        return {key: self[key] for key in self._keys}
+        """Return one JaggedTensor a key: views of this one's tensors.
+
+        Args:
+            compute_offsets: without effect here: the offsets of each are computed when they are asked for.
+
+        Example:
+            >>> kjt = KeyedJaggedTensor.from_lists({"a": [[1], [2, 3]], "b": [[], [4]]})
+            >>> kjt.to_dict()["b"].to_dense()
+            [tensor([], dtype=torch.int64), tensor([4])]
+        """
+        if self._jt_dict is not None:
+            return self._jt_dict
+        keys = self._keys
+        sizes = self.length_per_key()
+        values = split_rows(self._values, sizes)
+        weights = [None] * len(keys) if self._weights is None else split_rows(self._weights, sizes)
+        lengths = split_rows(self.lengths(), self.stride_per_key())
+        return {
+            key: make_jagged(v, w, n, None)
+            for key, v, w, n in zip(keys, values, weights, lengths, strict=True)
+        }
 
     def split(self, segments: list[int]) -> list[KeyedJaggedTensor]:
-        """Cut the keys into runs of ``segments[i]`` keys: views of this one's tensors."""
-        parts = []
-        start = 0
-        offsets, bags, lengths = self.offset_per_key(), self.lengths_offset_per_key(), self.lengths()
-        for n in segments:
-            end = start + n
-            a, b = offsets[start], offsets[end]
-            part = make_keyed_jagged(
-                self._keys[start:end],
-                self._values[a:b],
-                None if self._weights is None else self._weights[a:b],
-                lengths[bags[start] : bags[end]],
+        """Cut the keys into runs of ``segments[i]`` keys: views of this one's tensors.
+
+        Args:
+            segments: number of keys of each part, 0 or more; together all keys.
+
+        Raises:
+            ValueError: segments do not sum to the number of keys.
+
+        Example:
+            >>> kjt = KeyedJaggedTensor.from_lists({"a": [[1], [2, 3]], "b": [[], [4]]})
+            >>> [part.keys() for part in kjt.split([1, 0, 1])]
+            [['a'], [], ['b']]
+        """
+        keys = self._keys
+        if sum(segments) != len(keys) or min(segments, default=0) < 0:
+            raise ValueError(
+                f"`segments` should not be negative and sum to the number of keys ({len(keys)}). "
+                f"Received {segments}."
             )
-            part._length_per_key = self.length_per_key()[start:end]
-            self._hand_down(part, list(range(start, end)))
+        bounds = running_sums(segments)
+        runs = list(zip(bounds, bounds[1:], strict=False))
+        sizes = self.length_per_key()
+        rows = [sum(sizes[a:b]) for a, b in runs]
+        values = split_rows(self._values, rows)
+        weights = [None] * len(runs) if self._weights is None else split_rows(self._weights, rows)
+        plain = self._strides_per_rank is None
+        if plain:
+            stride = self.stride()
+            bags = [stride * n for n in segments]
+        else:
+            strides = self.stride_per_key()
+            bags = [sum(strides[a:b]) for a, b in runs]
+        lengths = split_rows(self.lengths(), bags)
+        parts = []
+        for (a, b), v, w, n in zip(runs, values, weights, lengths, strict=True):
+            part = make_keyed_jagged(keys[a:b], v, w, n)
+            part._length_per_key = sizes[a:b]
+            if a == b or not plain:
+                self._hand_down(part, range(a, b))
             parts.append(part)
-            start = end
         return parts
 
     def permute(
         self, indices: list[int], indices_tensor: Tensor | None = None
     ) -> KeyedJaggedTensor:
-        """Take keys by position, in the order given; a key may be left out or taken several times."""
-        length_per_key = self.length_per_key()
-        taken = [length_per_key[i] for i in indices]
+        """Take keys by position, in the order given; a key may be left out or taken several times.
+
+        Args:
+            indices: positions of the keys.
+            indices_tensor: the same as a tensor; without effect here.
+
+        Raises:
+            IndexError: there is no key at a position.
+
+        Example:
+            >>> kjt = KeyedJaggedTensor.from_lists({"a": [[1], [2, 3]], "b": [[], [4]]})
+            >>> kjt.permute([1, 0]).to_lists()
+            {'b': [[], [4]], 'a': [[1], [2, 3]]}
+        """
+        keys = self._keys
+        sizes = self.length_per_key()
+        plain = self._strides_per_rank is None
         values, weights, lengths = permute_jagged(
             self.lengths(),
             self._values,
             self._weights,
-            self.stride_per_key(),
+            self.stride() if plain else self.stride_per_key(),
             indices,
-            length_per_key,
+            sizes,
         )
-        part = make_keyed_jagged(
-            [self._keys[i] for i in indices],
-            values,
-            weights,
-            lengths,
-        )
-        part._length_per_key = taken
-        self._hand_down(part, indices)
+        part = make_keyed_jagged([keys[i] for i in indices], values, weights, lengths)
+        part._length_per_key = [sizes[i] for i in indices]
+        if not plain or not indices:
+            self._hand_down(part, indices)
         return part
 
     def _hand_down(self, part: KeyedJaggedTensor, indices: Sequence[int]) -> None:
-        """Give a KeyedJaggedTensor of some of the keys its strides and inverse indices."""
+        """Give a KeyedJaggedTensor of some of the keys what its tensors do not say of its batch."""
         if not part._keys:
             part._stride = self.stride()
         if self._strides_per_rank is not None:
@@ -285,7 +385,9 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
                 if isinstance(strides, Tensor)
                 else [strides[i] for i in indices]
             )
-        if self._inverse_indices is not None:
+            if self._stride_per_key is not None:
+                part._stride_per_key = [self._stride_per_key[i] for i in indices]
+            # They name their keys, so that they stay right for any selection.
             part._inverse_indices = self._inverse_indices
 
     def expand_inverse(self) -> KeyedJaggedTensor:
@@ -451,6 +553,92 @@ def _reorder(
 ) -> tuple[list[str], Tensor, Tensor | None, Tensor]:
     keys, values, lengths, weights = parts
     return keys, values, weights, lengths
+
+
+def split_rows(rows: Tensor, sizes: list[int]) -> Sequence[Tensor]:
+    """Cut a tensor into views of ``sizes`` rows.
+
+    Of integers the "unsafe" kind is meant: it only leaves out the bookkeeping of views for autograd, which has no use
+    for integers, and that is a third of the time.
+    """
+    if rows.is_floating_point() or is_compiling():
+        return torch.split_with_sizes(rows, sizes)
+    return torch.unsafe_split_with_sizes(rows, sizes)
+
+
+def concat(kjt_list: list[KeyedJaggedTensor]) -> KeyedJaggedTensor:
+    """See ``KeyedJaggedTensor.concat``."""
+    if not kjt_list:
+        raise ValueError("`kjt_list` should hold at least one KeyedJaggedTensor. Received none.")
+    parts = [kjt for kjt in kjt_list if kjt._keys] or kjt_list[:1]
+    first = parts[0]
+    keys: list[str] = []
+    for part in parts:
+        keys += part._keys
+        if (part._weights is None) is not (first._weights is None):
+            raise ValueError(
+                "`kjt_list` should be weighted in all parts or in none. "
+                f"Received keys {first._keys} and {part._keys}, of which one has weights."
+            )
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"`kjt_list` should hold each key once. Received {repeated(keys)} again.")
+    joined = make_keyed_jagged(
+        keys,
+        torch.cat([part._values for part in parts]),
+        None if first._weights is None else torch.cat([part.weights() for part in parts]),
+        torch.cat([part.lengths() for part in parts]),
+    )
+    if not keys:
+        joined._stride = first.stride()
+    elif any([part._strides_per_rank is not None for part in parts]):
+        _join_strides(joined, parts)
+    else:
+        stride = first.stride()
+        for part in parts:
+            if part.stride() != stride:
+                raise ValueError(
+                    f"`kjt_list` should have batches of one size ({stride}, keys {first._keys}). "
+                    f"Received {part.stride()} for keys {part._keys}."
+                )
+    sizes = [part._length_per_key for part in parts]
+    if all([size is not None for size in sizes]):
+        joined._length_per_key = [n for size in sizes if size is not None for n in size]
+    return joined
+
+
+def _join_strides(joined: KeyedJaggedTensor, parts: list[KeyedJaggedTensor]) -> None:
+    """Put together the batch sizes and inverse indices of parts whose batches vary by key."""
+    per_rank = [
+        part.stride_per_key_per_rank() or [[stride] for stride in part.stride_per_key()]
+        for part in parts
+    ]
+    if len({len(row) for rows in per_rank for row in rows}) > 1:
+        raise ValueError(
+            "`kjt_list` should have batch sizes for one number of ranks. "
+            f"Received {per_rank}."
+        )
+    joined._strides_per_rank = [row for rows in per_rank for row in rows]
+    inverse = [part._inverse_indices for part in parts]
+    given = [pair for pair in inverse if pair is not None]
+    if not given:
+        return
+    if len(given) != len(parts):
+        raise ValueError(
+            "`kjt_list` should have inverse indices in all parts or in none. "
+            f"Received {len(given)} of {len(parts)} with them."
+        )
+    if all([pair is given[0] for pair in given]):
+        joined._inverse_indices = given[0]
+        return
+    if len({tensor.size(-1) for _, tensor in given}) > 1:
+        raise ValueError(
+            "`kjt_list` should have inverse indices for one size of the full batch. "
+            f"Received {[tensor.size(-1) for _, tensor in given]}."
+        )
+    joined._inverse_indices = (
+        [name for names, _ in given for name in names],
+        torch.cat([tensor for _, tensor in given]),
+    )
 
 
 def make_keyed_jagged(
