@@ -9,13 +9,29 @@ from torchrec._environment import refuse_other_distributions
 
 refuse_other_distributions()
 
+from torchrec.modules.embedding_configs import (  # noqa: E402
+    EmbeddingBagConfig,
+    EmbeddingConfig,
+    PoolingType,
+)
+from torchrec.sparse.jagged_tensor import (  # noqa: E402
+    JaggedTensor,
+    KeyedJaggedTensor,
+    KeyedTensor,
+)
 from torchrec.types import DataType, OptimizerType  # noqa: E402
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DataType",
+    "EmbeddingBagConfig",
+    "EmbeddingConfig",
+    "JaggedTensor",
+    "KeyedJaggedTensor",
+    "KeyedTensor",
     "OptimizerType",
+    "PoolingType",
 ]
 
 _SUBPACKAGES = ("models", "modules", "ops", "optim", "sparse", "streamable", "types")
