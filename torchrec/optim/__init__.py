@@ -1,6 +1,7 @@
 """Optimizers for tables, by name, inside the backward pass, and around other optimizers."""
 
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.fused import EmptyFusedOptimizer, FusedOptimizer, FusedOptimizerModule
 from torchrec.optim.keyed import (
     CombinedOptimizer,
@@ -20,6 +21,8 @@ from torchrec.optim.optimizers import (
     in_backward_optimizer_filter,
 )
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+from torchrec.optim.semi_sync import SemisyncOptimizer
+from torchrec.optim.warmup import WarmupOptimizer, WarmupPolicy, WarmupStage
 
 __all__ = [
     "LAMB",
@@ -31,6 +34,8 @@ __all__ = [
     "EmptyFusedOptimizer",
     "FusedOptimizer",
     "FusedOptimizerModule",
+    "GradientClipping",
+    "GradientClippingOptimizer",
     "KeyedOptimizer",
     "KeyedOptimizerWrapper",
     "LarsSGD",
@@ -38,6 +43,10 @@ __all__ = [
     "PartialRowWiseAdam",
     "PartialRowWiseLAMB",
     "RowWiseAdagrad",
+    "SemisyncOptimizer",
+    "WarmupOptimizer",
+    "WarmupPolicy",
+    "WarmupStage",
     "apply_optimizer_in_backward",
     "in_backward_optimizer_filter",
 ]
