@@ -47,6 +47,21 @@ class OptimizerType(Enum):
     LARS_SGD = "lars_sgd"
 
 
+class IdPolicy(Enum):
+    """What becomes of an id outside ``[0, num_embeddings)``. Never silently row 0."""
+
+    ERROR = "error"
+    """The look-up raises, and names feature, table, sample and id."""
+    HASH = "hash"
+    """It is hashed into the rows of the table, where it meets other ids."""
+    UNKNOWN = "unknown"
+    """It chooses a further row behind the others, which all such ids share."""
+    CLAMP = "clamp"
+    """It chooses the first or the last row, whichever is nearer."""
+    IGNORE = "ignore"
+    """It contributes nothing, as if it were not in its bag."""
+
+
 class CacheMixin:
     """A module that keeps values derived from its inputs and can be told to forget them."""
 

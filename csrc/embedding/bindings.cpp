@@ -159,7 +159,6 @@ FailureTuple forward(Call& call, const Input& input, int64_t out_of_range, int t
 }
 
 void run_backward(const Batch& batch, std::vector<Sink>& sinks) {
-  for (Sink& sink : sinks) sink.active = true;
   nb::gil_scoped_release release;
   embedding_kernels().backward(batch, sinks.data());
 }
@@ -168,7 +167,7 @@ template <class Input>
 void dense_grad(Call& call, const Input& input, const Ints& outputs, int threads) {
   const Batch batch = make_batch(call, input, threads);
   std::vector<Sink> sinks(call.tables.size());
-  for (size_t t = 0; t < sinks.size(); ++t) sinks[t].dense = at<void>(outputs[t]);
+  for (size_t t = 0; t < sinks.size(); ++t) sinks[t].active = true, sinks[t].dense = at<void>(outputs[t]);
   run_backward(batch, sinks);
 }
 
@@ -178,6 +177,7 @@ Ints sparse_grad(Call& call, const Input& input, const Ints& rows, const Ints& v
   const Batch batch = make_batch(call, input, threads);
   std::vector<Sink> sinks(call.tables.size());
   for (size_t t = 0; t < sinks.size(); ++t) {
+    sinks[t].active = true;
     sinks[t].rows = at<int64_t>(rows[t]);
     sinks[t].values = at<void>(values[t]);
   }
@@ -216,7 +216,12 @@ void update(Call& call, const Input& input, int64_t hyper, const Ints& states, c
   size_t next = 0;
   for (size_t t = 0; t < sinks.size(); ++t) {
     const PlanTable& plan = call.plan_tables[t];
+    if (plan.rule < 0) {  // frozen for now
+      next += static_cast<size_t>(plan.states);
+      continue;
+    }
     settings[t].step += 1;
+    sinks[t].active = true;
     Optimizer& o = optimizers[t] = make_optimizer(plan, settings[t]);
     sinks[t].optimizer = &o;
     const bool row_wise[] = {o.rule == Rule::rowwise_adagrad,

@@ -12,7 +12,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -58,7 +58,7 @@ def define(
     fake: Callable[..., object],
     native_kernel: Callable[..., object] | None = None,
     tags: tuple[torch.Tag, ...] = (),
-) -> Callable[..., object]:
+) -> Callable[..., Any]:
     """Define the operator ``rowwise::<schema>`` and register its implementations.
 
     Args:

@@ -210,9 +210,7 @@ def embedding_bag_update_(
     return _update(_tables(plan, weights), input, states, hyper)
 
 
-def _update(
-    tables: _native.Tables, input: Input, states: Sequence[Tensor], hyper: Tensor
-) -> None:
+def _update(tables: _native.Tables, input: Input, states: Sequence[Tensor], hyper: Tensor) -> None:
     for state in states:
         if state.dtype != torch.float32 or not state.is_contiguous():
             raise TypeError(
@@ -279,7 +277,9 @@ def embedding_sequence(
 ) -> list[Tensor]:
     """See ``reference.embedding_sequence``."""
     if not _supported(weights, dtype):
-        return reference.embedding_sequence(weights, plan, values, starts, counts, dims, dtype, names)
+        return reference.embedding_sequence(
+            weights, plan, values, starts, counts, dims, dtype, names
+        )
     outputs = [torch.empty((n, d), dtype=dtype) for n, d in zip(counts, dims, strict=True)]
     input, _kept = _sequence(values, starts, counts, outputs, dtype)
     out_of_range, failure = _forward(_tables(plan, weights), input, len(weights))
@@ -303,9 +303,7 @@ def embedding_sequence_dense_grad(
     """See ``reference.embedding_sequence_dense_grad``."""
     dtype = _dtype_of(grads)
     if not _supported(weights, dtype):
-        return reference.embedding_sequence_dense_grad(
-            grads, weights, plan, values, starts, counts
-        )
+        return reference.embedding_sequence_dense_grad(grads, weights, plan, values, starts, counts)
     input, _kept = _sequence(values, starts, counts, grads, dtype)
     dense = _new_dense(weights)
     _native.embedding_dense_grad(

@@ -120,6 +120,7 @@ class Plan:
         self.slots = slots
         self.num_keys = num_keys
         self.width = width
+        self.dims = [tables[s.table].dim for s in slots]
         numbers = [len(tables), len(slots)]
         for t in tables:
             numbers += [t.dim, t.rows, t.known, t.policy, RULE_CODES[t.optimizer], t.states]

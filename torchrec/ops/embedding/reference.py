@@ -213,7 +213,7 @@ def _update(
     for t, (table, weight, rows, grads) in enumerate(zip(tables, weights, *pairs, strict=True)):
         mine, left = left[: table.states], left[table.states :]
         if table.optimizer is None:
-            raise ValueError(f"Table number {t} should have an optimizer to be updated.")
+            continue
         rule = RULES[table.optimizer]
         hyper[t, STEP] += 1
         settings, step = read_hyper(hyper[t])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -10,10 +12,9 @@ from torch import Tensor
 from torchrec.ops import _library
 from torchrec.ops.embedding import reference
 
+kernels: ModuleType | None = None
 if _library.native is not None:
-    from torchrec.ops.embedding import native as kernels
-else:
-    kernels = None  # type: ignore[assignment]
+    kernels = importlib.import_module("torchrec.ops.embedding.native")
 
 _BAG = "Tensor plan, Tensor values, Tensor offsets, Tensor? sample_weights, int num_keys"
 _SEQUENCE = "Tensor plan, Tensor values, SymInt[] starts, SymInt[] counts"
@@ -46,9 +47,7 @@ def _fake_sequence(
     dtype: torch.dtype,
     names: str,
 ) -> list[Tensor]:
-    rows = [
-        values.new_empty((n, dim), dtype=dtype) for n, dim in zip(counts, dims, strict=True)
-    ]
+    rows = [values.new_empty((n, dim), dtype=dtype) for n, dim in zip(counts, dims, strict=True)]
     return [*rows, values.new_empty((len(weights),), dtype=torch.int64)]
 
 
@@ -82,54 +81,54 @@ embedding_bag = _library.define(
     " -> (Tensor output, Tensor out_of_range)",
     reference=reference.embedding_bag,
     fake=_fake_bag,
-    native_kernel=kernels and kernels.embedding_bag,
+    native_kernel=kernels.embedding_bag if kernels else None,
 )
 embedding_bag_dense_grad = _library.define(
     f"embedding_bag_dense_grad(Tensor grad, Tensor[] weights, {_BAG}) -> Tensor[]",
     reference=reference.embedding_bag_dense_grad,
     fake=_fake_dense,
-    native_kernel=kernels and kernels.embedding_bag_dense_grad,
+    native_kernel=kernels.embedding_bag_dense_grad if kernels else None,
 )
 embedding_bag_sparse_grad = _library.define(
     f"embedding_bag_sparse_grad(Tensor grad, Tensor[] weights, {_BAG}) -> Tensor[]",
     reference=reference.embedding_bag_sparse_grad,
     fake=_fake_sparse,
-    native_kernel=kernels and kernels.embedding_bag_sparse_grad,
+    native_kernel=kernels.embedding_bag_sparse_grad if kernels else None,
 )
 embedding_bag_weights_grad = _library.define(
     f"embedding_bag_weights_grad(Tensor grad, Tensor[] weights, {_BAG}) -> Tensor",
     reference=reference.embedding_bag_weights_grad,
     fake=_fake_weights_grad,
-    native_kernel=kernels and kernels.embedding_bag_weights_grad,
+    native_kernel=kernels.embedding_bag_weights_grad if kernels else None,
 )
 embedding_bag_update_ = _library.define(
     f"embedding_bag_update_(Tensor grad, {_TABLES}, {_BAG}) -> ()",
     reference=reference.embedding_bag_update_,
     fake=_fake_update,
-    native_kernel=kernels and kernels.embedding_bag_update_,
+    native_kernel=kernels.embedding_bag_update_ if kernels else None,
 )
 embedding_sequence = _library.define(
     f"embedding_sequence(Tensor[] weights, {_SEQUENCE}, int[] dims, ScalarType dtype, str names)"
     " -> Tensor[]",
     reference=reference.embedding_sequence,
     fake=_fake_sequence,
-    native_kernel=kernels and kernels.embedding_sequence,
+    native_kernel=kernels.embedding_sequence if kernels else None,
 )
 embedding_sequence_dense_grad = _library.define(
     f"embedding_sequence_dense_grad(Tensor?[] grads, Tensor[] weights, {_SEQUENCE}) -> Tensor[]",
     reference=reference.embedding_sequence_dense_grad,
     fake=_fake_dense,
-    native_kernel=kernels and kernels.embedding_sequence_dense_grad,
+    native_kernel=kernels.embedding_sequence_dense_grad if kernels else None,
 )
 embedding_sequence_sparse_grad = _library.define(
     f"embedding_sequence_sparse_grad(Tensor?[] grads, Tensor[] weights, {_SEQUENCE}) -> Tensor[]",
     reference=reference.embedding_sequence_sparse_grad,
     fake=_fake_sparse,
-    native_kernel=kernels and kernels.embedding_sequence_sparse_grad,
+    native_kernel=kernels.embedding_sequence_sparse_grad if kernels else None,
 )
 embedding_sequence_update_ = _library.define(
     f"embedding_sequence_update_(Tensor?[] grads, {_TABLES}, {_SEQUENCE}) -> ()",
     reference=reference.embedding_sequence_update_,
     fake=_fake_update,
-    native_kernel=kernels and kernels.embedding_sequence_update_,
+    native_kernel=kernels.embedding_sequence_update_ if kernels else None,
 )

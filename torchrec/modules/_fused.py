@@ -1,0 +1,297 @@
+"""The optimizer that updates the tables of a collection in the backward pass of their look-up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from torchrec.ops.embedding import (
+    Bags,
+    Ids,
+    Plan,
+    PlannedSlot,
+    PlannedTable,
+    Updater,
+    bag_row_grads,
+    new_hyper,
+    sequence_row_grads,
+    write_hyper,
+)
+from torchrec.ops.embedding.hyper import LR, STEP
+from torchrec.ops.embedding.updates import RULES, Hyper
+from torchrec.optim.fused import FusedOptimizer
+from torchrec.types import OptimizerType
+
+# Backward passes whose gradients may wait for the step of another optimizer.
+_MOST_PENDING = 64
+
+
+class FusedTable:
+    """A table that is updated in the backward pass.
+
+    Args:
+        number: of the table in its collection.
+        name: of its parameter, ``embedding_bags.user.weight`` say.
+        optimizer: the update rule.
+        hyper: its hyper-parameters; an ``lr`` of NaN is that of the optimizer given the parameter.
+    """
+
+    def __init__(self, number: int, name: str, optimizer: OptimizerType, hyper: Hyper) -> None:
+        self.number = number
+        self.name = name
+        self.optimizer = optimizer
+        self.hyper = hyper
+        self.state_names = RULES[optimizer].state_names(hyper)
+
+    @property
+    def inherits_lr(self) -> bool:
+        """Whether its learning rate is that of another optimizer."""
+        return math.isnan(self.hyper.lr)
+
+    def new_states(self, weight: Tensor) -> list[Tensor]:
+        """Return its states before the first update."""
+        rule = RULES[self.optimizer]
+        return [rule.new_state(name, weight, self.hyper) for name in self.state_names]
+
+
+class TablesUpdater(Updater):
+    """The fused tables of a collection that are updated together, and what they keep.
+
+    Gradients are collected instead of applied while ``collecting``; the next update applies them
+    with its own, as one.
+
+    Args:
+        tables: the tables.
+        deferred: whether updates wait for the step of another optimizer, whose learning rate counts;
+            then there is one table.
+    """
+
+    def __init__(self, tables: list[FusedTable], deferred: bool) -> None:
+        self.tables = tables
+        self.deferred = deferred
+        self.collecting = False
+        self.pending: list[list[Tensor]] = []
+        self.hyper = new_hyper(len(tables))
+        self.states: list[Tensor] = []
+        for row, table in zip(self.hyper, tables, strict=True):
+            write_hyper(row, table.hyper)
+
+    def states_of(self, table: FusedTable) -> dict[str, Tensor]:
+        """Return the states of a table by name, its step count among them; views, to be written to."""
+        row = self.tables.index(table)
+        first = sum(len(t.state_names) for t in self.tables[:row])
+        states = dict(zip(table.state_names, self.states[first:], strict=False))
+        return {**states, "step": self.hyper[row, STEP]}
+
+    def place(self, weights: list[Tensor]) -> None:
+        """Make the states where they are not there yet, or move them to where the weights are.
+
+        Args:
+            weights: of all tables of the collection.
+        """
+        if not self.states:
+            for table in self.tables:
+                self.states += table.new_states(weights[table.number].detach())
+            return
+        owners = [table for table in self.tables for _ in table.state_names]
+        for i, table in enumerate(owners):
+            device = weights[table.number].device
+            if self.states[i].is_meta and device.type != "meta":
+                self.states = []
+                return self.place(weights)
+            if self.states[i].device != device:
+                self.states[i] = self.states[i].to(device)
+
+    def _waits(self) -> bool:
+        return self.collecting or self.deferred
+
+    def update_bags(self, grad: Tensor, weights: list[Tensor], plan: Plan, bags: Bags) -> None:
+        """Apply or collect the gradient of a pooled look-up."""
+        if not self._waits() and not self.pending:
+            return super().update_bags(grad, weights, plan, bags)
+        return self._collect(bag_row_grads(grad, weights, plan, bags), weights, plan)
+
+    def update_sequences(
+        self, grads: list[Tensor | None], weights: list[Tensor], plan: Plan, ids: Ids
+    ) -> None:
+        """Apply or collect the gradients of a look-up of sequences."""
+        if not self._waits() and not self.pending:
+            return super().update_sequences(grads, weights, plan, ids)
+        return self._collect(sequence_row_grads(grads, weights, plan, ids), weights, plan)
+
+    def _collect(self, pairs: list[Tensor], weights: list[Tensor], plan: Plan) -> None:
+        if len(self.pending) == _MOST_PENDING:
+            raise RuntimeError(
+                f"The gradients of {_MOST_PENDING} backward passes wait for table "
+                f"'{self.tables[0].name}' to be updated. With lr=None, its parameter should be given "
+                "to the optimizer whose learning rate it takes, and that optimizer should step."
+            )
+        self.pending.append(pairs)
+        if not self._waits():
+            self.apply_pending(weights, plan.tables)
+
+    def apply_deferred(self, lr: float, weights: list[Tensor], planned: list[PlannedTable]) -> None:
+        """Apply what waits, with the learning rate of the optimizer that steps."""
+        self.hyper[:, LR] = lr
+        if self.pending and not self.collecting:
+            self.apply_pending(weights, planned)
+
+    def apply_pending(self, weights: list[Tensor], planned: list[PlannedTable]) -> None:
+        """Apply all collected gradients as one.
+
+        Args:
+            weights: of the tables of this updater.
+            planned: the same tables; those without an optimizer are left alone.
+        """
+        pending, self.pending = self.pending, []
+        rows = [torch.cat([p[2 * t] for p in pending]) for t in range(len(weights))]
+        grads = [torch.cat([p[2 * t + 1] for p in pending]) for t in range(len(weights))]
+        counts = [len(r) for r in rows]
+        starts = [sum(counts[:t]) for t in range(len(counts))]
+        # Rows have been chosen already: every one is known.
+        tables = [
+            PlannedTable(t.name, t.dim, t.rows, t.rows, optimizer=t.optimizer, states=t.states)
+            for t in planned
+        ]
+        slots = [PlannedSlot("", t, 0) for t in range(len(tables))]
+        with torch.no_grad():
+            super().update_sequences(
+                list(grads),
+                weights,
+                Plan(tables, slots, 1, 0),
+                Ids(torch.cat(rows), starts, counts),
+            )
+
+
+class _WrittenGroup(dict[str, Any]):
+    """A parameter group whose hyper-parameters are written through to where kernels read them."""
+
+    def __init__(self, values: Mapping[str, Any], updater: TablesUpdater, row: int) -> None:
+        super().__init__(values)
+        self._updater, self._row = updater, row
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        table = self._updater.tables[self._row]
+        if key in RULES[table.optimizer].options:
+            table.hyper = RULES[table.optimizer].hyper(self)
+            write_hyper(self._updater.hyper[self._row], table.hyper)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self), self._updater, self._row)
+
+
+class EmbeddingFusedOptimizer(FusedOptimizer):
+    """Shows the updates that happen in the backward pass of a collection as an optimizer.
+
+    Its parameter groups, one a table, take a new learning rate (by hand or by a scheduler) that
+    counts from the next backward pass on; its ``state_dict`` saves and restores the state of the
+    tables under the names of their parameters. ``step`` and ``zero_grad`` have nothing to do.
+
+    It is made by a collection, see ``EmbeddingBagCollection.fused_optimizer``.
+
+    Args:
+        params: name -> weight of every fused table.
+        updaters: the fused tables.
+
+    Example:
+        >>> import torch
+        >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, OptimizerType
+        >>> table = EmbeddingBagConfig(
+        ...     10, 4, "t", feature_names=["f"], optimizer=OptimizerType.ADAGRAD, lr=0.1
+        ... )
+        >>> optimizer = EmbeddingBagCollection(tables=[table]).fused_optimizer
+        >>> list(optimizer.params), optimizer.param_groups[0]["lr"]
+        (['embedding_bags.t.weight'], 0.1)
+        >>> scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=10)
+    """
+
+    def __init__(self, params: Mapping[str, Tensor], updaters: list[TablesUpdater]) -> None:
+        self._updaters = updaters
+        state: dict[Tensor, dict[str, Tensor]] = {}
+        groups: list[_WrittenGroup] = []
+        for updater in updaters:
+            for row, table in enumerate(updater.tables):
+                param = params[table.name]
+                state[param] = updater.states_of(table)
+                if not updater.deferred:
+                    options = RULES[table.optimizer].options
+                    values = {name: getattr(table.hyper, name) for name in options}
+                    groups.append(_WrittenGroup({"params": [param], **values}, updater, row))
+        super().__init__(params, state, groups)
+
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Collect the gradients of the backward passes inside; the next one outside applies them all.
+
+        Example:
+            >>> import torch
+            >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+            >>> table = EmbeddingBagConfig(
+            ...     2, 1, "t", feature_names=["f"], optimizer="sgd", lr=1.0, init_fn=torch.nn.init.zeros_
+            ... )
+            >>> ebc = EmbeddingBagCollection(tables=[table])
+            >>> batch = KeyedJaggedTensor.from_lists({"f": [[0]]})
+            >>> with ebc.fused_optimizer.accumulate():
+            ...     ebc(batch).values().sum().backward()
+            >>> ebc.embedding_bags["t"].weight[0].item()
+            0.0
+            >>> ebc(batch).values().sum().backward()
+            >>> ebc.embedding_bags["t"].weight[0].item()
+            -2.0
+        """
+        before = [updater.collecting for updater in self._updaters]
+        for updater in self._updaters:
+            updater.collecting = True
+        try:
+            yield
+        finally:
+            for updater, value in zip(self._updaters, before, strict=True):
+                updater.collecting = value
+
+    def step(self, closure: Any = None) -> Any:
+        """Call ``closure``, if there is one: the update is part of the backward pass.
+
+        Args:
+            closure: computes the loss and runs the backward pass.
+        """
+        if closure is None:
+            return None
+        with torch.enable_grad():
+            return closure()
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Do nothing: fused tables have no gradient.
+
+        Args:
+            set_to_none: without effect.
+        """
+
+
+_hook_installed = False
+
+
+def install_step_hook() -> None:
+    """Have every step of every optimizer update the tables that take their learning rate from it."""
+    global _hook_installed
+    if not _hook_installed:
+        register_optimizer_step_pre_hook(_update_deferred)
+        _hook_installed = True
+
+
+def _update_deferred(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            apply = getattr(param, "_apply_deferred", None)
+            if apply is not None:
+                apply(float(group["lr"]))

@@ -1,0 +1,356 @@
+"""What a table is: its configuration, and the small types that it is written in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchrec.modules._config_checks import check_table
+from torchrec.types import DataType, IdPolicy, OptimizerType
+
+__all__ = [
+    "BaseEmbeddingConfig",
+    "DataType",
+    "EmbeddingBagConfig",
+    "EmbeddingConfig",
+    "EmbeddingTableConfig",
+    "IdPolicy",
+    "OptimizerType",
+    "PoolingMode",
+    "PoolingType",
+    "QuantConfig",
+    "ShardingType",
+    "SparseType",
+    "data_type_to_dtype",
+    "data_type_to_sparse_type",
+    "dtype_to_data_type",
+    "pooling_type_to_pooling_mode",
+    "pooling_type_to_str",
+]
+
+
+class PoolingType(Enum):
+    """How the embeddings of a bag become one: their sum, their mean, or (``NONE``) the only one."""
+
+    SUM = "SUM"
+    MEAN = "MEAN"
+    NONE = "NONE"
+
+
+class PoolingMode(Enum):
+    """Pooling, in the words of kernels."""
+
+    SUM = 0
+    MEAN = 1
+    NONE = 2
+
+
+class SparseType(Enum):
+    """The element type of a table, in the words of kernels."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+    INT4 = "int4"
+    INT2 = "int2"
+
+
+class ShardingType(Enum):
+    """How a table is spread over ranks."""
+
+    DATA_PARALLEL = "data_parallel"
+    """Every rank holds the whole table."""
+    TABLE_WISE = "table_wise"
+    """One rank holds the whole table."""
+    COLUMN_WISE = "column_wise"
+    """Each rank holds some columns."""
+    ROW_WISE = "row_wise"
+    """Each rank holds some rows."""
+    TABLE_ROW_WISE = "table_row_wise"
+    """The ranks of one host hold some rows each."""
+    TABLE_COLUMN_WISE = "table_column_wise"
+    """The ranks of one host hold some columns each."""
+
+
+class QuantConfig(NamedTuple):
+    """How a model is quantised.
+
+    Attributes:
+        activation: observer of the activations.
+        weight: observer of the weights.
+        per_table_weight_dtype: table name -> dtype, where it differs.
+    """
+
+    activation: torch.ao.quantization.PlaceholderObserver
+    weight: torch.ao.quantization.PlaceholderObserver
+    per_table_weight_dtype: dict[str, torch.dtype] | None = None
+
+
+_DTYPES = {
+    DataType.FP32: torch.float32,
+    DataType.FP16: torch.float16,
+    DataType.BF16: torch.bfloat16,
+    DataType.INT64: torch.int64,
+    DataType.INT32: torch.int32,
+    DataType.INT8: torch.int8,
+    DataType.UINT8: torch.uint8,
+    DataType.INT4: torch.quint4x2,
+    DataType.INT2: torch.quint2x4,
+    DataType.NFP8: torch.float8_e4m3fn,
+}
+_DATA_TYPES = {dtype: data_type for data_type, dtype in _DTYPES.items()}
+_DATA_TYPES[torch.quint8] = DataType.UINT8
+_DATA_TYPES[torch.qint8] = DataType.INT8
+
+
+def data_type_to_dtype(data_type: DataType) -> torch.dtype:
+    """Return the PyTorch dtype of a data type.
+
+    Example:
+        >>> data_type_to_dtype(DataType.BF16)
+        torch.bfloat16
+    """
+    if data_type not in _DTYPES:
+        raise ValueError(f"`data_type` should be a DataType. Received {data_type!r}.")
+    return _DTYPES[data_type]
+
+
+def dtype_to_data_type(dtype: torch.dtype) -> DataType:
+    """Return the data type of a PyTorch dtype.
+
+    Raises:
+        ValueError: if no data type stands for it.
+
+    Example:
+        >>> dtype_to_data_type(torch.float16)
+        <DataType.FP16: 'FP16'>
+    """
+    if dtype not in _DATA_TYPES:
+        known = ", ".join(sorted(str(d) for d in _DATA_TYPES))
+        raise ValueError(f"`dtype` should be one of {known}. Received {dtype}.")
+    return _DATA_TYPES[dtype]
+
+
+def data_type_to_sparse_type(data_type: DataType) -> SparseType:
+    """Return the element type of a table, in the words of kernels.
+
+    Raises:
+        ValueError: if a table cannot have it.
+
+    Example:
+        >>> data_type_to_sparse_type(DataType.INT8)
+        <SparseType.INT8: 'int8'>
+    """
+    name = "INT8" if data_type == DataType.UINT8 else str(data_type)
+    if name not in SparseType.__members__:
+        known = ", ".join(SparseType.__members__)
+        raise ValueError(f"`data_type` should be one of {known}, UINT8. Received {data_type}.")
+    return SparseType[name]
+
+
+def pooling_type_to_pooling_mode(
+    pooling_type: PoolingType, sharding_type: ShardingType | None = None
+) -> PoolingMode:
+    """Return the pooling in the words of kernels.
+
+    A table whose rows are spread over ranks is summed on each rank, and divided where the sums meet,
+    so its mean is a sum for the kernel.
+
+    Args:
+        pooling_type: how bags are pooled.
+        sharding_type: how the table is spread; None: it is not.
+
+    Example:
+        >>> pooling_type_to_pooling_mode(PoolingType.MEAN)
+        <PoolingMode.MEAN: 1>
+        >>> pooling_type_to_pooling_mode(PoolingType.MEAN, ShardingType.ROW_WISE)
+        <PoolingMode.SUM: 0>
+    """
+    if not isinstance(pooling_type, PoolingType):
+        raise ValueError(f"`pooling_type` should be a PoolingType. Received {pooling_type!r}.")
+    by_rows = (ShardingType.ROW_WISE, ShardingType.TABLE_ROW_WISE)
+    if pooling_type == PoolingType.MEAN and sharding_type in by_rows:
+        return PoolingMode.SUM
+    return PoolingMode[pooling_type.name]
+
+
+def pooling_type_to_str(pooling_type: PoolingType) -> str:
+    """Return the name of a pooling as `torch.nn.EmbeddingBag` has it.
+
+    Example:
+        >>> pooling_type_to_str(PoolingType.MEAN)
+        'mean'
+    """
+    if pooling_type not in (PoolingType.SUM, PoolingType.MEAN):
+        raise ValueError(f"`pooling_type` should be SUM or MEAN. Received {pooling_type!r}.")
+    return pooling_type.value.lower()
+
+
+@dataclass
+class BaseEmbeddingConfig:
+    """A table: its size, the features that look into it, and how it is trained.
+
+    Attributes:
+        num_embeddings: E, the rows that ids ``0 <= id < num_embeddings`` choose directly.
+        embedding_dim: D, any number from 1.
+        name: unique within a collection.
+        data_type: element type. Tables of FP32, FP16 and BF16 can be trained; sums are in float32.
+        feature_names: features looked up in this table. A feature may be looked up in several
+            tables; its output is then named ``feature@table``.
+        weight_init_max: upper bound of the uniform initial weights; default ``sqrt(1 / E)``.
+        weight_init_min: lower bound; default ``-sqrt(1 / E)``.
+        num_embeddings_post_pruning: rows after pruning, where a table has been pruned.
+        init_fn: fills the weights instead, in place.
+        need_pos: kept for feature processors that weight by position.
+        input_dim: range of the ids before any mapping, where it is not ``num_embeddings``.
+        total_num_buckets: kept for managed collision.
+        use_virtual_table: not supported; must be False.
+        virtual_table_eviction_policy: kept for virtual tables.
+        enable_embedding_update: kept for tables that are written to while they serve.
+        stash_weights: kept for pipelines that move weights to the host.
+        pruning_indices_remapping: id -> row after pruning, where a table has been pruned.
+        optimizer: set: the table is updated in the backward pass by this optimizer, and there is no
+            gradient to be seen. Not set: it has an ordinary gradient for an ordinary optimizer.
+        lr: learning rate of ``optimizer``. None: that of the optimizer that the parameter is given
+            to; the update then happens in that optimizer's ``step()``.
+        weight_decay: of ``optimizer``; None: that optimizer's default.
+        optimizer_options: further hyper-parameters of ``optimizer``: ``{"eps": 1e-6}`` say.
+        enable_grad: False freezes the table.
+        sparse: without ``optimizer``: gradients are sparse, as `torch.optim.SparseAdam`, ``SGD`` and
+            ``Adagrad`` take them.
+        table_size: into how many shards the table is cut when it is sharded.
+        hash_size: rows behind the ``num_embeddings`` known ones, into which all other ids are
+            hashed. The parameter then has ``num_embeddings + hash_size`` rows.
+        dtype: ``data_type`` as a PyTorch dtype.
+        id_policy: what becomes of an id outside ``[0, num_embeddings)`` where there is no
+            ``hash_size``; see `IdPolicy`.
+    """
+
+    num_embeddings: int
+    embedding_dim: int
+    name: str = ""
+    data_type: DataType = DataType.FP32
+    feature_names: list[str] = field(default_factory=list)
+    weight_init_max: float | None = None
+    weight_init_min: float | None = None
+    num_embeddings_post_pruning: int | None = None
+    init_fn: Callable[[Tensor], Tensor | None] | None = None
+    need_pos: bool = False
+    input_dim: int | None = None
+    total_num_buckets: int | None = None
+    use_virtual_table: bool = False
+    virtual_table_eviction_policy: object | None = None
+    enable_embedding_update: bool = False
+    stash_weights: bool = False
+    pruning_indices_remapping: Tensor | None = field(default=None, kw_only=True)
+    optimizer: OptimizerType | None = field(default=None, kw_only=True)
+    lr: float | None = field(default=None, kw_only=True)
+    weight_decay: float | None = field(default=None, kw_only=True)
+    optimizer_options: Mapping[str, float | bool | str | tuple[float, float]] = field(
+        default_factory=dict, kw_only=True
+    )
+    enable_grad: bool = field(default=True, kw_only=True)
+    sparse: bool = field(default=False, kw_only=True)
+    table_size: int | None = field(default=None, kw_only=True)
+    hash_size: int | None = field(default=None, kw_only=True)
+    dtype: torch.dtype | None = field(default=None, kw_only=True)
+    id_policy: IdPolicy = field(default=IdPolicy.ERROR, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check every field, and bring those with two spellings into one."""
+        if self.dtype is not None:
+            asked = dtype_to_data_type(self.dtype)
+            if self.data_type not in (DataType.FP32, asked):
+                raise ValueError(
+                    f"`dtype` and `data_type` of table '{self.name}' should agree. "
+                    f"Received {self.dtype} and {self.data_type}."
+                )
+            self.data_type = asked
+        self.dtype = data_type_to_dtype(self.data_type)
+        self.id_policy = IdPolicy(self.id_policy)
+        if self.optimizer is not None:
+            self.optimizer = OptimizerType(self.optimizer)
+        check_table(self)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the parameter: the known ones, and those behind them for other ids."""
+        if self.hash_size is not None:
+            return self.num_embeddings + self.hash_size
+        return self.num_embeddings + (self.id_policy == IdPolicy.UNKNOWN)
+
+    def get_weight_init_max(self) -> float:
+        """Return the upper bound of the initial weights."""
+        if self.weight_init_max is not None:
+            return self.weight_init_max
+        return math.sqrt(1 / self.num_embeddings)
+
+    def get_weight_init_min(self) -> float:
+        """Return the lower bound of the initial weights."""
+        if self.weight_init_min is not None:
+            return self.weight_init_min
+        return -math.sqrt(1 / self.num_embeddings)
+
+    def num_features(self) -> int:
+        """Return how many features are looked up in this table."""
+        return len(self.feature_names)
+
+
+@dataclass
+class EmbeddingBagConfig(BaseEmbeddingConfig):
+    """A table of an `EmbeddingBagCollection`: the embeddings of a bag are pooled into one.
+
+    Attributes:
+        pooling: how. ``NONE`` takes the only embedding of bags of exactly one id.
+
+    All other attributes: see `BaseEmbeddingConfig`.
+
+    Example:
+        >>> EmbeddingBagConfig(4096, 64, "product_table", feature_names=["product"]).num_rows
+        4096
+        >>> EmbeddingBagConfig(
+        ...     name="user_table", num_embeddings=1000, embedding_dim=64, feature_names=["user"],
+        ...     pooling=PoolingType.MEAN, optimizer=OptimizerType.ADAM, lr=0.001, hash_size=100,
+        ... ).num_rows
+        1100
+    """
+
+    pooling: PoolingType = PoolingType.SUM
+
+
+@dataclass
+class EmbeddingConfig(BaseEmbeddingConfig):
+    """A table of an `EmbeddingCollection`: one embedding an id, not pooled.
+
+    All attributes: see `BaseEmbeddingConfig`.
+
+    Example:
+        >>> EmbeddingConfig(4096, 64, "product_table", feature_names=["product"]).embedding_dim
+        64
+    """
+
+
+@dataclass
+class EmbeddingTableConfig(BaseEmbeddingConfig):
+    """A table as sharding sees it.
+
+    Attributes:
+        pooling: how bags are pooled.
+        is_weighted: whether ids come with weights.
+        has_feature_processor: whether a feature processor makes these weights.
+        embedding_names: names of the outputs of its features.
+
+    All other attributes: see `BaseEmbeddingConfig`.
+    """
+
+    pooling: PoolingType = PoolingType.SUM
+    is_weighted: bool = False
+    has_feature_processor: bool = False
+    embedding_names: list[str] = field(default_factory=list)

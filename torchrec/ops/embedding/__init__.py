@@ -1,0 +1,34 @@
+"""Look-ups in all tables of a collection at once, their gradients, and updates fused into the backward pass."""
+
+from torchrec.ops.embedding.hyper import new_hyper, write_hyper
+from torchrec.ops.embedding.lookup import (
+    Bags,
+    Group,
+    Ids,
+    Updater,
+    bag_row_grads,
+    lookup_bags,
+    lookup_sequences,
+    sequence_row_grads,
+)
+from torchrec.ops.embedding.plan import Plan, PlannedSlot, PlannedTable, PolicyCode, PoolingCode
+from torchrec.ops.embedding.reference import hash_ids
+
+__all__ = [
+    "Bags",
+    "Group",
+    "Ids",
+    "Plan",
+    "PlannedSlot",
+    "PlannedTable",
+    "PolicyCode",
+    "PoolingCode",
+    "Updater",
+    "bag_row_grads",
+    "hash_ids",
+    "lookup_bags",
+    "lookup_sequences",
+    "new_hyper",
+    "sequence_row_grads",
+    "write_hyper",
+]

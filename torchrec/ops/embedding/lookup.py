@@ -1,0 +1,368 @@
+"""Look-ups with gradients: the autograd functions, and where the gradient of each table goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from torchrec.ops.embedding import schema
+from torchrec.ops.embedding.plan import Plan
+
+GradLists = tuple[list[Tensor], list[Tensor]]
+
+
+@dataclass
+class Bags:
+    """Input of a pooled look-up.
+
+    Attributes:
+        values: ids of all keys, int32 or int64, ``(N,)``.
+        offsets: int32 or int64, ``(K * B + 1,)`` for K keys: bag b of key k holds the ids at
+            ``offsets[k * B + b]`` up to ``offsets[k * B + b + 1]``.
+        sample_weights: a factor for each id, ``(N,)``, or None.
+    """
+
+    values: Tensor
+    offsets: Tensor
+    sample_weights: Tensor | None = None
+
+
+@dataclass
+class Ids:
+    """Input of a look-up of sequences: slot s has the ``counts[s]`` ids from ``starts[s]`` on.
+
+    Attributes:
+        values: ids of all keys, int32 or int64, ``(N,)``.
+        starts: for each slot.
+        counts: for each slot.
+    """
+
+    values: Tensor
+    starts: Sequence[int]
+    counts: Sequence[int]
+
+
+class Updater:
+    """Updates fused tables in the backward pass; a collection has one for each set of its tables."""
+
+    states: list[Tensor]
+    hyper: Tensor
+
+    def update_bags(self, grad: Tensor, weights: list[Tensor], plan: Plan, bags: Bags) -> None:
+        """Apply the gradient of a pooled look-up, ``(B, width)``."""
+        schema.embedding_bag_update_(
+            grad,
+            weights,
+            self.states,
+            self.hyper,
+            plan.tensor,
+            bags.values,
+            bags.offsets,
+            bags.sample_weights,
+            plan.num_keys,
+        )
+
+    def update_sequences(
+        self, grads: list[Tensor | None], weights: list[Tensor], plan: Plan, ids: Ids
+    ) -> None:
+        """Apply the gradients of a look-up of sequences, each ``(count, D)``, or None."""
+        schema.embedding_sequence_update_(
+            grads,
+            weights,
+            self.states,
+            self.hyper,
+            plan.tensor,
+            ids.values,
+            ids.starts,
+            ids.counts,
+        )
+
+
+class Group:
+    """The tables of a collection whose gradients take the same way.
+
+    Args:
+        plan: plan of the whole collection.
+        tables: numbers of the tables of this group.
+        way: ``"dense"``: a gradient of the shape of the table; ``"sparse"``: a sparse COO gradient;
+            an ``Updater``: none, the tables are updated in the backward pass.
+    """
+
+    def __init__(
+        self, plan: Plan, tables: list[int], way: Literal["dense", "sparse"] | Updater
+    ) -> None:
+        mine = set(tables)
+        self.tables = tables
+        self.slots = [s for s, slot in enumerate(plan.slots) if slot.table in mine]
+        self.plan = plan.subset(tables)
+        self.way = way
+
+
+def bag_row_grads(grad: Tensor, weights: list[Tensor], plan: Plan, bags: Bags) -> list[Tensor]:
+    """Return, for each table in turn, the rows that a pooled look-up chose and their gradients."""
+    pairs: list[Tensor] = schema.embedding_bag_sparse_grad(
+        grad,
+        weights,
+        plan.tensor,
+        bags.values,
+        bags.offsets,
+        bags.sample_weights,
+        plan.num_keys,
+    )
+    return pairs
+
+
+def sequence_row_grads(
+    grads: list[Tensor | None], weights: list[Tensor], plan: Plan, ids: Ids
+) -> list[Tensor]:
+    """Return, for each table in turn, the rows that sequences chose and their gradients."""
+    pairs: list[Tensor] = schema.embedding_sequence_sparse_grad(
+        grads, weights, plan.tensor, ids.values, ids.starts, ids.counts
+    )
+    return pairs
+
+
+def _as_sparse(pairs: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """Make coalesced COO tensors of rows and their gradients."""
+    return [
+        torch.sparse_coo_tensor(
+            rows.unsqueeze(0), grads, weight.shape, is_coalesced=True, check_invariants=False
+        )
+        for weight, rows, grads in zip(weights, pairs[::2], pairs[1::2], strict=True)
+    ]
+
+
+class _BagLookup(torch.autograd.Function):
+    """Pooled look-up of all tables; its gradient goes to each group in the group's own way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: Plan,
+        groups: list[Group],
+        dtype: torch.dtype,
+        values: Tensor,
+        offsets: Tensor,
+        sample_weights: Tensor | None,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.plan, ctx.groups = plan, groups
+        ctx.values, ctx.offsets = values, offsets
+        # Weights are read again only for the gradient of the sample weights. Only then are they
+        # saved as autograd saves, which refuses what has changed since: a fused table changes when
+        # another look-up of this step is done with it.
+        ctx.for_sample_weights = sample_weights is not None and sample_weights.requires_grad
+        if ctx.for_sample_weights:
+            ctx.save_for_backward(sample_weights, *weights)
+        else:
+            ctx.sample_weights, ctx.weights = sample_weights, weights
+        output, out_of_range = schema.embedding_bag(
+            weights,
+            plan.tensor,
+            values,
+            offsets,
+            sample_weights,
+            plan.num_keys,
+            plan.width,
+            dtype,
+            plan.names,
+        )
+        ctx.mark_non_differentiable(out_of_range)
+        return output, out_of_range
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.for_sample_weights:
+            sample_weights, *weights = ctx.saved_tensors
+        else:
+            sample_weights, weights = ctx.sample_weights, ctx.weights
+        plan, bags = ctx.plan, Bags(ctx.values, ctx.offsets, sample_weights)
+        sample_weights_grad: Tensor | None = None
+        if ctx.for_sample_weights:
+            sample_weights_grad = schema.embedding_bag_weights_grad(
+                grad,
+                weights,
+                plan.tensor,
+                bags.values,
+                bags.offsets,
+                sample_weights,
+                plan.num_keys,
+            )
+        grads: list[Tensor | None] = [None] * len(weights)
+        for group in ctx.groups:
+            mine = [weights[t] for t in group.tables]
+            if isinstance(group.way, Updater):
+                group.way.update_bags(grad, mine, group.plan, bags)
+                continue
+            if group.way == "sparse":
+                found = _as_sparse(bag_row_grads(grad, mine, group.plan, bags), mine)
+            else:
+                found = schema.embedding_bag_dense_grad(
+                    grad,
+                    mine,
+                    group.plan.tensor,
+                    bags.values,
+                    bags.offsets,
+                    sample_weights,
+                    plan.num_keys,
+                )
+            for t, g in zip(group.tables, found, strict=True):
+                grads[t] = g
+        return (None, None, None, None, None, sample_weights_grad, *grads)
+
+
+class _SequenceLookup(torch.autograd.Function):
+    """Look-up of sequences in all tables; one output a slot."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: Plan,
+        groups: list[Group],
+        dtype: torch.dtype,
+        values: Tensor,
+        starts: Sequence[int],
+        counts: Sequence[int],
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.groups = groups
+        ctx.values, ctx.starts, ctx.counts, ctx.weights = values, starts, counts, weights
+        outputs: list[Tensor] = _lookup_sequences(plan, dtype, values, starts, counts, weights)
+        ctx.mark_non_differentiable(outputs[-1])
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *output_grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        weights = ctx.weights
+        grads: list[Tensor | None] = [None] * len(weights)
+        for group in ctx.groups:
+            mine = [weights[t] for t in group.tables]
+            received = [output_grads[s] for s in group.slots]
+            ids = Ids(
+                ctx.values,
+                [ctx.starts[s] for s in group.slots],
+                [ctx.counts[s] for s in group.slots],
+            )
+            if isinstance(group.way, Updater):
+                group.way.update_sequences(received, mine, group.plan, ids)
+                continue
+            if group.way == "sparse":
+                found = _as_sparse(sequence_row_grads(received, mine, group.plan, ids), mine)
+            else:
+                found = schema.embedding_sequence_dense_grad(
+                    received, mine, group.plan.tensor, ids.values, ids.starts, ids.counts
+                )
+            for t, g in zip(group.tables, found, strict=True):
+                grads[t] = g
+        return (None, None, None, None, None, None, *grads)
+
+
+def _lookup_sequences(
+    plan: Plan,
+    dtype: torch.dtype,
+    values: Tensor,
+    starts: Sequence[int],
+    counts: Sequence[int],
+    weights: Sequence[Tensor],
+) -> list[Tensor]:
+    outputs: list[Tensor] = schema.embedding_sequence(
+        weights, plan.tensor, values, starts, counts, plan.dims, dtype, plan.names
+    )
+    return outputs
+
+
+def lookup_bags(
+    weights: list[Tensor], plan: Plan, bags: Bags, dtype: torch.dtype, groups: list[Group]
+) -> tuple[Tensor, Tensor]:
+    """Look up every slot of a plan and pool each bag, all tables in one call.
+
+    Args:
+        weights: one ``(E, D)`` a table: float32, float16, bfloat16 (or float64, in plain PyTorch),
+            contiguous. Rows are summed in float32 (float64).
+        plan: the tables and slots.
+        bags: the ids.
+        dtype: of the output.
+        groups: the tables that get a gradient, each in one group; empty without gradients.
+
+    Returns:
+        The pooled rows, ``(B, width)``, and how many ids were out of range, int64, ``(T,)``.
+
+    Raises:
+        IdOutOfRangeError: for an id that no row stands for, if the table's policy is ``ERROR``.
+        ValueError: if a weight does not have the shape that the plan says.
+        TypeError: if ids or offsets are not int32 or int64.
+
+    Example:
+        >>> from torchrec.ops.embedding import Bags, Plan, PlannedSlot, PlannedTable, lookup_bags
+        >>> plan = Plan([PlannedTable("t", 2, 3, 3)], [PlannedSlot("f", 0, 0)], 1, 2)
+        >>> weight = torch.tensor([[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]])
+        >>> bags = Bags(torch.tensor([0, 2, 1]), torch.tensor([0, 2, 2, 3]))
+        >>> lookup_bags([weight], plan, bags, torch.float32, [])[0].tolist()
+        [[101.0, 202.0], [0.0, 0.0], [10.0, 20.0]]
+    """
+    values, offsets, sample_weights = bags.values, bags.offsets, bags.sample_weights
+    if torch.is_grad_enabled() and (
+        groups or (sample_weights is not None and sample_weights.requires_grad)
+    ):
+        output, out_of_range = _BagLookup.apply(  # type: ignore[no-untyped-call]
+            plan, groups, dtype, values, offsets, sample_weights, *weights
+        )
+        return output, out_of_range
+    output, out_of_range = schema.embedding_bag(
+        weights,
+        plan.tensor,
+        values,
+        offsets,
+        sample_weights,
+        plan.num_keys,
+        plan.width,
+        dtype,
+        plan.names,
+    )
+    return output, out_of_range
+
+
+def lookup_sequences(
+    weights: list[Tensor], plan: Plan, ids: Ids, dtype: torch.dtype, groups: list[Group]
+) -> tuple[list[Tensor], Tensor]:
+    """Look up the ids of every slot of a plan, one row an id, all tables in one call.
+
+    Args:
+        weights: one ``(E, D)`` a table, as in `lookup_bags`.
+        plan: the tables and slots; pooling is not looked at.
+        ids: the ids.
+        dtype: of the output.
+        groups: the tables that get a gradient, each in one group; empty without gradients.
+
+    Returns:
+        One ``(count, D)`` a slot, and how many ids were out of range, int64, ``(T,)``. An ignored
+        id gives zeros.
+
+    Raises:
+        IdOutOfRangeError: for an id that no row stands for, if the table's policy is ``ERROR``;
+            its ``sample`` is the position of the id in its slot.
+        ValueError: if a weight does not have the shape that the plan says.
+        TypeError: if ids are not int32 or int64.
+
+    Example:
+        >>> from torchrec.ops.embedding import Ids, Plan, PlannedSlot, PlannedTable
+        >>> plan = Plan([PlannedTable("t", 2, 3, 3)], [PlannedSlot("f", 0, 0)], 1, 2)
+        >>> weight = torch.tensor([[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]])
+        >>> outputs, _ = lookup_sequences(
+        ...     [weight], plan, Ids(torch.tensor([2, 0, 2]), [1], [2]), torch.float32, []
+        ... )
+        >>> outputs[0].tolist()
+        [[1.0, 2.0], [100.0, 200.0]]
+    """
+    if groups and torch.is_grad_enabled():
+        outputs = _SequenceLookup.apply(  # type: ignore[no-untyped-call]
+            plan, groups, dtype, ids.values, ids.starts, ids.counts, *weights
+        )
+    else:
+        outputs = _lookup_sequences(plan, dtype, ids.values, ids.starts, ids.counts, weights)
+    return list(outputs[:-1]), outputs[-1]
