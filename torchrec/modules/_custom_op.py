@@ -16,7 +16,7 @@ from torchrec.modules._sizes import checked_size
 CustomOp: TypeAlias = Callable[[list[Tensor | None], int], list[Tensor]]
 
 _NAMESPACE = "torchrec_custom"
-_SCHEMA = "(Tensor?[] inputs, int batch_size) -> Tensor[]"
+_SCHEMA = "(Tensor?[] inputs, SymInt batch_size) -> Tensor[]"
 _library = torch.library.Library(_NAMESPACE, "FRAGMENT")
 
 
@@ -40,8 +40,7 @@ def register_custom_op(module: nn.Module, dims: Sequence[int]) -> CustomOp:
 
     For modules that cannot be traced. Registering a module again gives the same operator. The
     operator is for
-    inference: no gradient flows through it, and it does not keep the module alive, as it holds no
-        reference to it.
+    inference: no gradient flows through it. It does not keep the module alive.
 
     Args:
         module: called as ``module(inputs, batch_size)``, with a list of tensors or None and an int;
@@ -100,7 +99,8 @@ def _register(module: nn.Module, dims: list[int]) -> str:
             raise ReferenceError(
                 f"The module of operator {_NAMESPACE}::{name} is gone: keep it alive."
             )
-        outputs: list[Tensor] = alive(inputs, batch_size)
+        with torch.no_grad():
+            outputs: list[Tensor] = alive(inputs, batch_size)
         received = [tuple(output.shape) for output in outputs]
         if received != [(batch_size, dim) for dim in dims]:
             raise ValueError(

@@ -176,7 +176,9 @@ def check_module_output_dimension(
         >>> check_module_output_dimension(heads, in_features=4, out_features=2)
         False
     """
-    if isinstance(module, nn.ModuleList) or not isinstance(module, nn.Module):
+    if isinstance(module, nn.ModuleList) or (
+        isinstance(module, Iterable) and not isinstance(module, nn.Module)
+    ):
         return all(check_module_output_dimension(m, in_features, out_features) for m in module)
     return get_module_output_dimension(module, in_features) == out_features
 
