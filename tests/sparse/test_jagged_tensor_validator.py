@@ -38,6 +38,7 @@ def raw(keys, values, lengths=None, offsets=None, weights=None, strides=None, in
 
 
 BACK = (["b", "a"], torch.tensor([[0, 0], [1, 0]]))
+WIDER = (["b", "a"], torch.tensor([[7, 9], [1, 0]]))
 KJT = KeyedJaggedTensor(["a", "b"], torch.tensor([1, 2, 3]), lengths=torch.tensor([1, 0, 1, 1]))
 
 
@@ -52,8 +53,19 @@ KJT = KeyedJaggedTensor(["a", "b"], torch.tensor([1, 2, 3]), lengths=torch.tenso
         raw(["a"], [1, 2], lengths=[2, 0], offsets=[0, 2, 2]),
         raw(["a", "b"], [1, 2, 3], [1, 0, 2], strides=[2, 1]),
         raw(["a", "b"], [1, 2], [1, 0, 1], strides=[2, 1], inverse=BACK),
+        raw(["a"], [1], [1, 0], inverse=WIDER),
     ],
-    ids=["lengths", "empty", "offsets", "weights", "no bags", "both", "variable", "inverse"],
+    ids=[
+        "lengths",
+        "empty",
+        "offsets",
+        "weights",
+        "no bags",
+        "both",
+        "variable",
+        "inverse",
+        "wider",
+    ],
 )
 def test_what_is_right(kjt):
     assert validate_keyed_jagged_tensor(kjt) is True

@@ -143,7 +143,8 @@ def _check_inverse_indices(kjt: KeyedJaggedTensor, strides: list[int]) -> None:
     if inverse_indices is None:
         return
     keys, inverse = inverse_indices
-    if sorted(keys) != sorted(kjt.keys()) or inverse.dim() != 2 or inverse.size(0) != len(keys):
+    # Rows of more keys are all right: a part of a KeyedJaggedTensor keeps the rows of the whole.
+    if not set(kjt.keys()) <= set(keys) or inverse.dim() != 2 or inverse.size(0) != len(keys):
         raise ValueError(
             f"`inverse_indices` should have one row for each of the keys {kjt.keys()}. "
             f"Received keys {keys} and shape {tuple(inverse.shape)}."
@@ -152,6 +153,8 @@ def _check_inverse_indices(kjt: KeyedJaggedTensor, strides: list[int]) -> None:
         raise TypeError(f"`inverse_indices` should be int32 or int64. Received {inverse.dtype}.")
     stride_of = dict(zip(kjt.keys(), strides, strict=True))
     for key, row in zip(keys, inverse.tolist(), strict=True):
+        if key not in stride_of:
+            continue
         for sample, place in enumerate(row):
             if not 0 <= place < stride_of[key]:
                 raise ValueError(
