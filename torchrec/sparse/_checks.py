@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from torchrec.ops.jagged import lengths_fit, offsets_fit, sum_groups
+from torchrec.ops.jagged import lengths_fit, lengths_surely_fit, offsets_fit, sum_groups
 
 _INT64, _INT32 = torch.int64, torch.int32
 
@@ -57,6 +57,9 @@ def check_keyed_jagged(
         stride: size of the batch, if given.
         strides: size of each key's batch, if they differ.
     """
+    if strides is None and offsets is None and weights is None and lengths is not None:
+        if _fits_at_a_glance(keys, values, lengths, stride):
+            return
     count = _count_values(values, weights)
     num_keys = len(keys)
     if len(set(keys)) != num_keys:
@@ -71,19 +74,31 @@ def check_keyed_jagged(
         raise ValueError("`lengths` or `offsets` should be given. Received neither.")
     if strides is not None:
         _check_strides(keys, strides, bags)
-    elif num_keys == 0:
-        if bags:
-            raise ValueError(f"`keys` should name the {max(bags, 0)} bags of `lengths`. Received none.")
-    elif bags % num_keys or bags < 0 or (stride is not None and bags != num_keys * stride):
-        raise ValueError(_explain_bags(bags, num_keys, stride, "lengths" if lengths is not None else "offsets"))
-    if lengths is not None and lengths.is_cpu and type(lengths) is Tensor and not lengths_fit(lengths, count):
-        raise ValueError(
-            _explain_lengths(lengths.reshape(-1), count, keys, strides or [bags // max(num_keys, 1)] * num_keys)
-        )
+    else:
+        _check_bags(bags, num_keys, stride, "`lengths`" if offsets is None else "`offsets`, less one,")
+        strides = [bags // num_keys] * num_keys if num_keys else []
+    if lengths is not None and lengths.is_cpu and type(lengths) is Tensor:
+        if not lengths_fit(lengths, count):
+            raise ValueError(_explain_lengths(lengths.reshape(-1), count, keys, strides))
     if offsets is not None:
-        _check_offsets(offsets, values, count, keys, strides or [bags // max(num_keys, 1)] * num_keys)
+        _check_offsets(offsets, values, count, keys, strides)
         if lengths is not None:
             _check_agreement(lengths, offsets)
+
+
+def _fits_at_a_glance(keys: list[str], values: Tensor, lengths: Tensor, stride: int | None) -> bool:
+    """Say whether all is well with the most common form: one batch size, lengths, no weights, on a CPU.
+
+    A no means only that somebody has to look more closely.
+    """
+    if type(values) is not Tensor or values.dim() != 1 or not values.is_cpu:
+        return False
+    if not lengths_surely_fit(lengths, values.numel()):
+        return False
+    num_keys, bags = len(keys), lengths.numel()
+    if num_keys == 0 or (bags % num_keys if stride is None else bags != num_keys * stride):
+        return False
+    return len(set(keys)) == num_keys
 
 
 def _count_values(values: Tensor, weights: Tensor | None) -> int:
@@ -234,17 +249,18 @@ def _short(tensor: Tensor) -> str:
     return str(flat.tolist()) if flat.numel() <= 16 else f"{flat[:16].tolist()[:-1]}..."
 
 
-def _explain_bags(bags: int, num_keys: int, stride: int | None, name: str) -> str:
-    what = "`lengths`" if name == "lengths" else "`offsets`, less one,"
-    if stride is not None:
-        return (
+def _check_bags(bags: int, num_keys: int, stride: int | None, what: str) -> None:
+    if num_keys == 0 and bags:
+        raise ValueError(f"`keys` should name the {bags} numbers of {what} Received none.")
+    if stride is not None and bags != num_keys * stride:
+        raise ValueError(
             f"{what} should be {num_keys} keys x stride {stride} = {num_keys * stride} numbers. "
             f"Received {bags}."
         )
-    return (
-        f"{what} should be as many numbers for each of {num_keys} keys. Received {bags}, "
-        f"which {num_keys} does not divide."
-    )
+    if num_keys and (bags < 0 or bags % num_keys):
+        raise ValueError(
+            f"{what} should be equally many numbers for each of {num_keys} keys. Received {bags}."
+        )
 
 
 def _key_at(bag: int, keys: Sequence[str], strides: Sequence[int]) -> tuple[str, int]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
+from torchrec.ops.permute import regroup
 from torchrec.sparse._text import keyed_text
 from torchrec.streamable import Pipelineable
 
@@ -13,12 +17,15 @@ class KeyedTensor(Pipelineable):
     """Dense tensors by key, joined along one dimension: the pooled embeddings of a batch.
 
     Args:
-        keys: F distinct keys.
+        keys: F keys.
         length_per_key: size of each key's tensor along ``key_dim``.
         values: the tensors, joined along ``key_dim``; as a rule ``[B, sum of length_per_key]``.
         key_dim: the dimension along which they are joined. Default 1.
         offset_per_key: where each key starts along ``key_dim``, and the end of the last; computed if not given.
         index_per_key: position of each key; computed if not given.
+
+    Raises:
+        ValueError: lengths do not fit the keys or the values.
 
     Example:
         >>> kt = KeyedTensor(["user", "item"], [1, 2], torch.tensor([[1.0, 2.0, 3.0]]))
@@ -26,14 +33,12 @@ class KeyedTensor(Pipelineable):
         tensor([[2., 3.]])
         >>> kt.offset_per_key()
         [0, 1, 3]
+        >>> print(kt)
+        KeyedTensor({
+            "user": [[1.0]],
+            "item": [[2.0, 3.0]]
+        })
     """
-
-    _keys: list[str]
-    _length_per_key: list[int]
-    _values: Tensor
-    _key_dim: int
-    _offset_per_key: list[int] | None
-    _index_per_key: dict[str, int] | None
 
     def __init__(
         self,
@@ -50,15 +55,38 @@ class KeyedTensor(Pipelineable):
         self._key_dim = key_dim
         self._offset_per_key = offset_per_key
         self._index_per_key = index_per_key
+        # Fake tensors are left alone: a comparison of their sizes would bind them.
+        if not is_compiling() and (type(values) is Tensor or not isinstance(values, Tensor)):
+            _check(keys, length_per_key, values, key_dim, offset_per_key)
 
     @staticmethod
     def from_tensor_list(
         keys: list[str], tensors: list[Tensor], key_dim: int = 1, cat_dim: int = 1
     ) -> KeyedTensor:
-        """Join one tensor a key."""
-        return KeyedTensor(
-            keys, [t.size(key_dim) for t in tensors], torch.cat(tensors, cat_dim), key_dim
-        )
+        """Join one tensor a key.
+
+        Args:
+            keys: F keys.
+            tensors: one tensor a key, alike in every dimension but ``key_dim``.
+            key_dim: the dimension whose size is the key's length. Default 1.
+            cat_dim: the dimension along which they are joined; the same. Default 1.
+
+        Example:
+            >>> kt = KeyedTensor.from_tensor_list(["a", "b"], [torch.ones(2, 1), torch.zeros(2, 3)])
+            >>> kt.length_per_key()
+            [1, 3]
+        """
+        if len(keys) != len(tensors) or not tensors:
+            raise ValueError(
+                f"`tensors` should be one a key ({len(keys)}), and at least one. Received {len(tensors)}."
+            )
+        if key_dim != cat_dim:
+            raise ValueError(
+                f"`cat_dim` should be `key_dim` ({key_dim}): the keys are told apart along it. "
+                f"Received {cat_dim}."
+            )
+        lengths = [tensor.size(key_dim) for tensor in tensors]
+        return KeyedTensor(keys, lengths, torch.cat(tensors, cat_dim), key_dim)
 
     def keys(self) -> list[str]:
         """Return the keys."""
@@ -81,52 +109,94 @@ class KeyedTensor(Pipelineable):
         return self._length_per_key
 
     def offset_per_key(self) -> list[int]:
-        """Return where each key starts along ``key_dim``, and the end of the last."""
+        """Return where each key starts along ``key_dim``, and the end of the last: a list, not a tensor."""
         offsets = self._offset_per_key
         if offsets is None:
-            offsets = [0]
-            for length in self._length_per_key:
-                offsets.append(offsets[-1] + length)
-            self._offset_per_key = offsets
+            offsets = list(accumulate(self._length_per_key, initial=0))
+            if not is_compiling():
+                self._offset_per_key = offsets
         return offsets
 
     def index_per_key(self) -> dict[str, int]:
-        """Return the position of each key."""
+        """Return the position of each key.
+
+        Raises:
+            ValueError: a key stands twice.
+        """
         index = self._index_per_key
         if index is None:
-            index = self._index_per_key = {key: i for i, key in enumerate(self._keys)}
+            index = {key: i for i, key in enumerate(self._keys)}
+            if len(index) != len(self._keys):
+                raise ValueError(f"`keys` should be distinct to be told apart. Received {self._keys}.")
+            if not is_compiling():
+                self._index_per_key = index
         return index
 
     def to_dict(self) -> dict[str, Tensor]:
-        """Return each key's tensor: views of the values."""
+        """Return each key's tensor: views of the values.
+
+        Example:
+            >>> KeyedTensor(["a", "b"], [1, 2], torch.tensor([[1.0, 2.0, 3.0]])).to_dict()
+            {'a': tensor([[1.]]), 'b': tensor([[2., 3.]])}
+        """
         parts = torch.split_with_sizes(self._values, self._length_per_key, self._key_dim)
-        return dict(zip(self._keys, parts, strict=True))
+        return dict(zip(self.index_per_key(), parts, strict=True))
 
     def __getitem__(self, key: str) -> Tensor:
         i = self.index_per_key().get(key)
         if i is None:
-            raise KeyError(f"Key should be one of {self._keys}. Received '{key}'.")
-        return self._values.narrow(
-            self._key_dim, self.offset_per_key()[i], self._length_per_key[i]
-        )
+            raise KeyError(f"Key should be one of {self._keys}. Received {key!r}.")
+        start, length = self.offset_per_key()[i], self._length_per_key[i]
+        return self._values.narrow(self._key_dim, start, length)
 
     @staticmethod
     def regroup(keyed_tensors: list[KeyedTensor], groups: list[list[str]]) -> list[Tensor]:
-        """Join the tensors of each group of keys, wherever they are."""
-        tensors: dict[str, Tensor] = {}
-        for kt in keyed_tensors:
-            tensors.update(kt.to_dict())
-        return [torch.cat([tensors[key] for key in group], 1) for group in groups]
+        """Join the tensors of each group of keys, whichever KeyedTensor they are in, in one call. Differentiable.
+
+        Args:
+            keyed_tensors: over the same batch; no key of a group in more than one of them.
+            groups: keys of each output; a key may stand in several groups.
+
+        Returns:
+            One tensor a group, ``[B, sum of its keys' lengths]``.
+
+        Raises:
+            KeyError: a key is in none of them.
+            ValueError: a key is in several of them, or there are none.
+
+        Example:
+            >>> a = KeyedTensor(["a", "b"], [1, 2], torch.tensor([[1.0, 2.0, 3.0]]))
+            >>> b = KeyedTensor(["c"], [1], torch.tensor([[4.0]]))
+            >>> KeyedTensor.regroup([a, b], [["c", "b"], ["a"]])
+            [tensor([[4., 2., 3.]]), tensor([[1.]])]
+        """
+        return regroup_kts(keyed_tensors, groups)
 
     @staticmethod
     def regroup_as_dict(
         keyed_tensors: list[KeyedTensor], groups: list[list[str]], keys: list[str]
     ) -> dict[str, Tensor]:
-        """Join the tensors of each group of keys, and give each group a name."""
-        return dict(zip(keys, KeyedTensor.regroup(keyed_tensors, groups), strict=True))
+        """Join the tensors of each group of keys, and give each group a name; see ``regroup``.
+
+        Args:
+            keyed_tensors: over the same batch.
+            groups: keys of each output.
+            keys: name of each output.
+
+        Raises:
+            ValueError: not one name a group.
+        """
+        if len(groups) != len(keys):
+            raise ValueError(f"`keys` should be one a group ({len(groups)}). Received {len(keys)}.")
+        return dict(zip(keys, regroup_kts(keyed_tensors, groups), strict=True))
 
     def to(self, device: torch.device, non_blocking: bool = False) -> KeyedTensor:
-        """Return this keyed tensor on ``device``."""
+        """Return this keyed tensor on ``device``; itself if it is there.
+
+        Args:
+            device: target device.
+            non_blocking: copy without waiting where memory is pinned. Default False.
+        """
         return KeyedTensor(
             self._keys,
             self._length_per_key,
@@ -148,16 +218,94 @@ class KeyedTensor(Pipelineable):
         return keyed_text(self._keys, list(self.to_dict().values()))
 
 
+def _check(
+    keys: list[str],
+    lengths: list[int],
+    values: Tensor,
+    key_dim: int,
+    offsets: list[int] | None,
+) -> None:
+    if not isinstance(values, Tensor):
+        raise TypeError(f"`values` should be a tensor. Received {type(values).__name__}.")
+    if not -values.dim() <= key_dim < values.dim():
+        raise ValueError(
+            f"`key_dim` should be a dimension of the values, shaped {list(values.shape)}. Received {key_dim}."
+        )
+    if len(lengths) != len(keys):
+        raise ValueError(f"`length_per_key` should be one a key ({len(keys)}). Received {lengths}.")
+    total = values.size(key_dim)
+    if sum(lengths) != total or min(lengths, default=0) < 0:
+        raise ValueError(
+            f"`length_per_key` should not be negative and sum to values.size({key_dim}) ({total}). "
+            f"Received {lengths}."
+        )
+    if offsets is not None and (len(offsets) != len(keys) + 1 or offsets[-1] != total):
+        raise ValueError(
+            f"`offset_per_key` should be {list(accumulate(lengths, initial=0))}. Received {offsets}."
+        )
+
+
 def regroup_kts(keyed_tensors: list[KeyedTensor], groups: list[list[str]]) -> list[Tensor]:
     """Join the tensors of each group of keys; see ``KeyedTensor.regroup``."""
-    return KeyedTensor.regroup(keyed_tensors, groups)
+    if not keyed_tensors:
+        raise ValueError("`keyed_tensors` should hold at least one KeyedTensor. Received none.")
+    indices = [kt.index_per_key() for kt in keyed_tensors]
+    pieces: list[int] = []
+    for group in groups:
+        for key in group:
+            source = -1
+            for i, index in enumerate(indices):
+                if key in index:
+                    if source >= 0:
+                        raise ValueError(
+                            f"Key '{key}' should be in one of the keyed tensors. "
+                            f"Received it in numbers {source} and {i}."
+                        )
+                    source = i
+            if source < 0:
+                raise KeyError(
+                    f"Key should be one of {[kt._keys for kt in keyed_tensors]}. Received {key!r}."
+                )
+            kt = keyed_tensors[source]
+            at = indices[source][key]
+            pieces += (source, kt.offset_per_key()[at], kt._length_per_key[at])
+    counts = [len(group) for group in groups]
+    inputs = [kt._values for kt in keyed_tensors]
+    if _are_matrices(keyed_tensors):
+        return regroup(inputs, pieces, counts)
+    return _regroup_by_cat(inputs, keyed_tensors[0]._key_dim, pieces, counts)
+
+
+def _are_matrices(keyed_tensors: list[KeyedTensor]) -> bool:
+    first = keyed_tensors[0]._values
+    dtype = first.dtype
+    for kt in keyed_tensors:
+        values = kt._values
+        if values.dim() != 2 or kt._key_dim != 1 or values.dtype is not dtype:
+            return False
+    return True
+
+
+def _regroup_by_cat(
+    inputs: list[Tensor], dim: int, pieces: list[int], counts: list[int]
+) -> list[Tensor]:
+    """Regroup tensors of any number of dimensions, and of dtypes that differ (the wider one wins)."""
+    parts = [
+        inputs[pieces[i]].narrow(dim, pieces[i + 1], pieces[i + 2])
+        for i in range(0, len(pieces), 3)
+    ]
+    bounds = list(accumulate(counts, initial=0))
+    return [
+        torch.cat(parts[a:b], dim) if a < b else inputs[0].narrow(dim, 0, 0)
+        for a, b in zip(bounds, bounds[1:], strict=False)
+    ]
 
 
 def permute_multi_embedding(
     keyed_tensors: list[KeyedTensor], groups: list[list[str]]
 ) -> list[Tensor]:
     """Join the tensors of each group of keys; see ``KeyedTensor.regroup``."""
-    return KeyedTensor.regroup(keyed_tensors, groups)
+    return regroup_kts(keyed_tensors, groups)
 
 
 KeyedTensor.__module__ = "torchrec.sparse.jagged_tensor"

@@ -86,15 +86,13 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
         self._weights = weights
         self._lengths = lengths
         self._offsets = offsets
-        variable = stride_per_key_per_rank is not None or stride_per_key is not None
-        if variable:
+        if stride_per_key_per_rank is not None or stride_per_key is not None:
             self._set_strides(stride_per_key_per_rank, stride_per_key)
         if not keys:
             self._stride = stride or 0
         if not is_compiling():
-            check_keyed_jagged(
-                keys, values, weights, lengths, offsets, stride, self._stride_per_key
-            )
+            strides = self._stride_per_key
+            check_keyed_jagged(keys, values, weights, lengths, offsets, stride, strides)
         if lengths is not None and lengths.dim() != 1:
             self._lengths = lengths.reshape(-1)
         if inverse_indices is not None:
@@ -570,40 +568,52 @@ def concat(kjt_list: list[KeyedJaggedTensor]) -> KeyedJaggedTensor:
     """See ``KeyedJaggedTensor.concat``."""
     if not kjt_list:
         raise ValueError("`kjt_list` should hold at least one KeyedJaggedTensor. Received none.")
-    parts = [kjt for kjt in kjt_list if kjt._keys] or kjt_list[:1]
-    first = parts[0]
     keys: list[str] = []
+    values: list[Tensor] = []
+    weights: list[Tensor] = []
+    lengths: list[Tensor] = []
+    sizes: list[int] | None = []
+    variable = False
+    parts = [kjt for kjt in kjt_list if kjt._keys] or kjt_list[:1]
     for part in parts:
         keys += part._keys
-        if (part._weights is None) is not (first._weights is None):
-            raise ValueError(
-                "`kjt_list` should be weighted in all parts or in none. "
-                f"Received keys {first._keys} and {part._keys}, of which one has weights."
-            )
+        values.append(part._values)
+        lengths.append(part.lengths() if part._lengths is None else part._lengths)
+        if part._weights is not None:
+            weights.append(part._weights)
+        if part._strides_per_rank is not None:
+            variable = True
+        if sizes is not None:
+            known = part._length_per_key
+            sizes = None if known is None else sizes + known
+    if weights and len(weights) != len(parts):
+        raise ValueError(
+            "`kjt_list` should be weighted in all parts or in none. "
+            f"Received {len(weights)} of {len(parts)} with weights."
+        )
     if len(set(keys)) != len(keys):
         raise ValueError(f"`kjt_list` should hold each key once. Received {repeated(keys)} again.")
     joined = make_keyed_jagged(
-        keys,
-        torch.cat([part._values for part in parts]),
-        None if first._weights is None else torch.cat([part.weights() for part in parts]),
-        torch.cat([part.lengths() for part in parts]),
+        keys, torch.cat(values), torch.cat(weights) if weights else None, torch.cat(lengths)
     )
-    if not keys:
-        joined._stride = first.stride()
-    elif any([part._strides_per_rank is not None for part in parts]):
+    joined._length_per_key = sizes
+    if variable:
         _join_strides(joined, parts)
-    else:
-        stride = first.stride()
-        for part in parts:
-            if part.stride() != stride:
-                raise ValueError(
-                    f"`kjt_list` should have batches of one size ({stride}, keys {first._keys}). "
-                    f"Received {part.stride()} for keys {part._keys}."
-                )
-    sizes = [part._length_per_key for part in parts]
-    if all([size is not None for size in sizes]):
-        joined._length_per_key = [n for size in sizes if size is not None for n in size]
+    elif not keys:
+        joined._stride = parts[0].stride()
+    elif not is_compiling():
+        _require_one_stride(parts, lengths)
     return joined
+
+
+def _require_one_stride(parts: list[KeyedJaggedTensor], lengths: list[Tensor]) -> None:
+    stride = lengths[0].numel() // len(parts[0]._keys)
+    for part, own in zip(parts, lengths, strict=True):
+        if own.numel() != stride * len(part._keys):
+            raise ValueError(
+                f"`kjt_list` should have batches of one size ({stride}, of keys {parts[0]._keys}). "
+                f"Received {part.stride()} for keys {part._keys}."
+            )
 
 
 def _join_strides(joined: KeyedJaggedTensor, parts: list[KeyedJaggedTensor]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrec.ops._library import native
 
 _lib: Any = native
+_modes = torch._C._len_torch_dispatch_stack
 _INT32_END = 2**31
 
 
@@ -26,6 +27,20 @@ def lengths_fit(lengths: Tensor, total: int) -> bool:
     if not lengths.is_contiguous():
         lengths = lengths.contiguous()
     wide = lengths.dtype is torch.int64
+    return _lib.lengths_fit(lengths.data_ptr(), wide, lengths.numel(), total)  # type: ignore[no-any-return]
+
+
+def surely_fit(lengths: Tensor, total: int) -> bool:
+    """Say at once whether these are lengths that sum to ``total``; False also where more than a glance is needed.
+
+    This runs for every batch that is built, so it leaves the questions out that its caller has asked.
+    """
+    if _lib is None or type(lengths) is not Tensor or not lengths.is_cpu or not lengths.is_contiguous():
+        return False
+    dtype = lengths.dtype
+    wide = dtype is torch.int64
+    if not (wide or dtype is torch.int32) or _modes():
+        return False
     return _lib.lengths_fit(lengths.data_ptr(), wide, lengths.numel(), total)  # type: ignore[no-any-return]
 
 
