@@ -1,0 +1,44 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import torchrec
+
+PREAMBLE = """
+import json, sys
+import torch, torch.distributed as dist
+from torch import nn
+from torchrec.optim import *
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+"""
+
+
+@pytest.fixture
+def run_ranks(tmp_path):
+    """Run a script on two ranks; return what each put into ``result``."""
+
+    def run(script):
+        file = tmp_path / "ranks.py"
+        file.write_text(PREAMBLE + script + "\nprint(json.dumps(result))\n")
+        root = str(Path(torchrec.__file__).parent.parent)
+        env = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, file, str(rank), tmp_path / "store"],
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        outputs = [process.communicate(timeout=120) for process in ranks]
+        assert [process.returncode for process in ranks] == [0, 0], outputs
+        return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+
+    return run

@@ -1,0 +1,163 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from torchrec.optim import (
+    SGD,
+    Adam,
+    RowWiseAdagrad,
+    apply_optimizer_in_backward,
+    in_backward_optimizer_filter,
+)
+
+
+class Model(nn.Module):
+    def __init__(self, sparse=False):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.table = nn.EmbeddingBag(10, 4, sparse=sparse)
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 1)
+        for param in self.parameters():
+            param.data = torch.randn(param.shape, generator=generator)
+
+    def forward(self, ids):
+        x = self.table(ids)
+        return self.second(torch.tanh(self.first(self.first(x))))  # `first` is used twice
+
+
+def batches(count, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 10, (5, 3), generator=generator) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "sparse"),
+    [
+        (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}, False),
+        (torch.optim.Adam, {"lr": 0.1}, False),
+        (SGD, {"lr": 0.1}, True),
+        (Adam, {"lr": 0.1}, False),
+        (RowWiseAdagrad, {"lr": 0.1}, True),
+    ],
+)
+def test_equals_the_plain_loop(cls, options, sparse):
+    inside = Model(sparse)
+    plain = copy.deepcopy(inside)
+    apply_optimizer_in_backward(cls, inside.parameters(), options)
+    optimizer = cls(plain.parameters(), **options)
+    for ids in batches(6):
+        inside(ids).square().mean().backward()
+        optimizer.zero_grad()
+        plain(ids).square().mean().backward()
+        optimizer.step()
+        assert all(param.grad is None for param in inside.parameters())
+    for a, b in zip(inside.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_learning_rate_schedulers():
+    inside = Model()
+    plain = copy.deepcopy(inside)
+    apply_optimizer_in_backward(torch.optim.SGD, inside.parameters(), {"lr": 0.1})
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    schedulers = [
+        torch.optim.lr_scheduler.StepLR(o, 2, 0.5)
+        for o in (optimizer, *(p._in_backward_optimizers[0] for p in inside.parameters()))
+    ]
+    for ids in batches(5):
+        inside(ids).square().mean().backward()
+        optimizer.zero_grad()
+        plain(ids).square().mean().backward()
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    for a, b in zip(inside.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_accumulation_in_one_backward_pass_is_one_update():
+    inside = Model()
+    plain = copy.deepcopy(inside)
+    apply_optimizer_in_backward(torch.optim.SGD, inside.parameters(), {"lr": 0.1})
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    sum(inside(ids).square().mean() for ids in batches(3)).backward()
+    for ids in batches(3):
+        plain(ids).square().mean().backward()
+    optimizer.step()
+    for a, b in zip(inside.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_frozen_parameters_stay_until_they_are_thawed():
+    model = nn.Linear(2, 1)
+    model.weight.requires_grad_(False)
+    apply_optimizer_in_backward(torch.optim.SGD, model.parameters(), {"lr": 0.1})
+    weight, bias = model.weight.detach().clone(), model.bias.detach().clone()
+    model(torch.ones(1, 2)).sum().backward()
+    assert torch.equal(model.weight, weight)
+    assert not torch.equal(model.bias, bias)
+    model.weight.requires_grad_(True)
+    model(torch.ones(1, 2)).sum().backward()
+    torch.testing.assert_close(model.weight.detach(), weight - 0.1)
+
+
+def test_a_parameter_has_one_optimizer():
+    model = nn.Linear(2, 1)
+    params = [model.weight, model.weight]
+    apply_optimizer_in_backward(torch.optim.SGD, params, {"lr": 0.1})
+    apply_optimizer_in_backward(torch.optim.SGD, params, {"lr": 0.1})
+    weight = model.weight.detach().clone()
+    model(torch.ones(1, 2)).sum().backward()
+    torch.testing.assert_close(model.weight.detach(), weight - 0.1)
+    with pytest.raises(
+        ValueError,
+        match=r"should have one optimizer.*SGD with \{'lr': 0\.2\} .*shape \(1, 2\), which has SGD",
+    ):
+        apply_optimizer_in_backward(torch.optim.SGD, [model.bias, model.weight], {"lr": 0.2})
+    assert [n for n, _ in in_backward_optimizer_filter(model.named_parameters())] == ["bias"]
+
+
+def test_computed_tensors_are_refused():
+    with pytest.raises(ValueError, match=r"leaves of the graph.*shape \(2,\) that was computed"):
+        apply_optimizer_in_backward(SGD, [nn.Parameter(torch.ones(2)) * 2], {"lr": 0.1})
+
+
+def table(fused):
+    param = nn.Parameter(torch.ones(2, 2))
+    param._fuse_optimizer = lambda *args: fused.append(args)
+    return param
+
+
+def test_tables_fuse_the_update_themselves():
+    fused = []
+    param = table(fused)
+    apply_optimizer_in_backward(torch.optim.Adam, [param], {"lr": 0.1})
+    apply_optimizer_in_backward(torch.optim.Adam, [param], {"lr": 0.1})
+    assert fused == [(torch.optim.Adam, {"lr": 0.1})]
+    assert param._optimizer_classes == [torch.optim.Adam]
+    assert param._optimizer_kwargs == [{"lr": 0.1}]
+    assert param._in_backward_optimizers == []
+    assert not param._post_accumulate_grad_hooks
+    assert list(in_backward_optimizer_filter(iter([("t", param)]))) == []
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "error", "message"),
+    [
+        (torch.optim.RMSprop, {"lr": 0.1}, ValueError, r"one that can be fused: .* RMSprop"),
+        (torch.optim.SGD, {"lr": 0.1, "maximize": True}, ValueError, r"`maximize` should be off"),
+        (torch.optim.Adam, {"lr": -1.0}, ValueError, r"`lr` should be at least 0"),
+        (SGD, {"rate": 0.1}, TypeError, r"fused update of `SGD` takes lr, .* Received 'rate'"),
+    ],
+)
+def test_what_cannot_be_fused_changes_no_parameter(cls, options, error, message):
+    fused = []
+    ordinary = nn.Parameter(torch.ones(2))
+    with pytest.raises(error, match=message):
+        apply_optimizer_in_backward(cls, [ordinary, table(fused)], options)
+    assert not fused
+    assert not hasattr(ordinary, "_in_backward_optimizers")
+    ordinary.sum().backward()
+    assert ordinary.grad is not None
