@@ -119,6 +119,16 @@ def test_a_parameter_has_one_optimizer():
     assert [n for n, _ in in_backward_optimizer_filter(model.named_parameters())] == ["bias"]
 
 
+def test_copies_are_ordinary():
+    model = nn.Linear(2, 1)
+    apply_optimizer_in_backward(torch.optim.SGD, model.parameters(), {"lr": 0.1})
+    twin = copy.deepcopy(model)
+    assert len(list(in_backward_optimizer_filter(twin.named_parameters()))) == 2
+    twin(torch.ones(1, 2)).sum().backward()
+    assert torch.equal(twin.weight, model.weight)
+    assert twin.weight.grad is not None
+
+
 def test_computed_tensors_are_refused():
     with pytest.raises(ValueError, match=r"leaves of the graph.*shape \(2,\) that was computed"):
         apply_optimizer_in_backward(SGD, [nn.Parameter(torch.ones(2)) * 2], {"lr": 0.1})

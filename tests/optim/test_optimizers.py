@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from torchrec.optim import (
@@ -132,6 +134,31 @@ def test_sparse_equals_dense_on_the_touched_rows_and_leaves_the_others(cls, opti
             torch.testing.assert_close(value[touched], a.state[dense][name][touched])
             fresh = options.get("initial_accumulator_value", 0.0)
             assert torch.equal(value[untouched], torch.full_like(value[untouched], fresh))
+
+
+@every
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 4), max_size=8), min_size=1, max_size=4),
+    st.integers(1, 5),
+)
+def test_sparse_steps_equal_dense_steps_row_by_row(cls, options, batches, dim):
+    """A row behaves as a parameter of its own that skips the steps in which it is not touched."""
+    sparse = nn.Parameter(randn(5, dim))
+    optimizer = cls([sparse], **options)
+    rows = [nn.Parameter(row[None].clone()) for row in sparse.detach()]
+    singles = [cls([row], **options) for row in rows]
+    for step, ids in enumerate(batches, start=1):
+        values = randn(len(ids), dim, seed=step)
+        where = torch.tensor(ids, dtype=torch.int64)
+        sparse.grad = torch.sparse_coo_tensor(where[None], values, (5, dim), check_invariants=True)
+        optimizer.step()
+        for i, (row, single) in enumerate(zip(rows, singles, strict=True)):
+            state = single.state[row]
+            state["step"] = torch.tensor(float(step - 1))  # steps count for the whole parameter
+            row.grad = values[where == i].sum(0, keepdim=True) if i in ids else None
+            single.step()
+    torch.testing.assert_close(sparse, torch.cat(rows), rtol=1e-4, atol=1e-5)
 
 
 @every

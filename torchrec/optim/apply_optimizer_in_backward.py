@@ -32,6 +32,8 @@ def apply_optimizer_in_backward(
     ``param._in_backward_optimizers`` holds one optimizer over this one parameter, which
     learning-rate schedulers take; for tables it is the ``fused_optimizer`` of their collection.
 
+    Copies of a model, deep or pickled, are ordinary: apply an optimizer to their parameters anew.
+
     Args:
         optimizer_class: the optimizer; for tables, one that can be fused (those of
             `torchrec.optim`, and SGD, Adagrad, Adam, AdamW, SparseAdam of `torch.optim`).
