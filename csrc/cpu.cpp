@@ -3,16 +3,27 @@
 #include <cstdlib>
 #include <cstring>
 
+#ifdef ROWWISE_X86
+#include <cpuid.h>
+#endif
+
 namespace rowwise {
 namespace {
 
 constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
 
+#ifdef ROWWISE_X86
+bool has_f16c() {  // not every Clang knows it by name
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
+
 Isa best_supported() {
 #ifdef ROWWISE_X86
   __builtin_cpu_init();
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
-                  __builtin_cpu_supports("f16c");
+                  has_f16c();
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");

@@ -16,12 +16,13 @@ if(NOT ROWWISE_VECTOR_EXTENSIONS)
 endif()
 
 set(CSRC ${CMAKE_CURRENT_LIST_DIR})
-set(ROWWISE_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-psabi
-    -Wno-unknown-pragmas)
+set(ROWWISE_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-unknown-pragmas)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  list(APPEND ROWWISE_FLAGS -Wno-psabi -Wno-maybe-uninitialized)  # the latter: its own headers of intrinsics trip over it
+endif()
 set(ROWWISE_BINDINGS)
 if(ROWWISE_SANITIZE)
-  set(ROWWISE_SANITIZERS -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
-      -Wno-maybe-uninitialized)  # GCC's own headers of intrinsics trip over it
+  set(ROWWISE_SANITIZERS -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
   list(APPEND ROWWISE_FLAGS ${ROWWISE_SANITIZERS})
 endif()
 
@@ -38,7 +39,7 @@ check_cxx_source_compiles("
 " ROWWISE_TARGET_X86)
 if(ROWWISE_TARGET_X86)
   set(CMAKE_REQUIRED_FLAGS "-march=x86-64-v4 -mprefer-vector-width=512")
-  check_cxx_source_compiles("int main() { return !__builtin_cpu_supports(\"f16c\"); }" ROWWISE_X86_LEVELS)
+  check_cxx_source_compiles("int main() { return 0; }" ROWWISE_X86_LEVELS)
   unset(CMAKE_REQUIRED_FLAGS)
 endif()
 
@@ -47,7 +48,7 @@ if(ROWWISE_SANITIZE)
 else()
   set(ROWWISE_SCRATCH ${CSRC}/scratch.cpp)
 endif()
-add_library(rowwise_kernels STATIC ${CSRC}/cpu.cpp ${ROWWISE_SCRATCH})
+add_library(rowwise_kernels STATIC ${CSRC}/cpu.cpp ${CSRC}/memory.cpp ${ROWWISE_SCRATCH})
 target_include_directories(rowwise_kernels PUBLIC ${CSRC})
 target_compile_options(rowwise_kernels PRIVATE ${ROWWISE_FLAGS})
 if(ROWWISE_X86_LEVELS)
