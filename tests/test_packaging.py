@@ -56,8 +56,13 @@ def test_wheel_with_kernels(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wheel_without_compiler(tmp_path: Path) -> None:
-    tag, *files = build_wheel(tmp_path, CXX="/nonexistent/c++")
+@pytest.mark.parametrize(
+    "environment",
+    [{"CXX": "/nonexistent/c++"}, {"CMAKE_ARGS": "-DROWWISE_VECTOR_EXTENSIONS=OFF"}],
+    ids=["no compiler", "a compiler without vector extensions"],
+)
+def test_wheel_without_kernels(tmp_path: Path, environment: dict[str, str]) -> None:
+    tag, *files = build_wheel(tmp_path, **environment)
     assert tag.endswith("-py3-none-any.whl")
     assert not any("_native" in name for name in files)
     assert "torchrec/py.typed" in files
