@@ -11,6 +11,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from torchrec.sparse.convert import (
     KjtParts,
@@ -261,6 +263,37 @@ def test_arrow_columns_without_values(type):
     assert bags_of(kjt_parts_from_arrow({"a": pa.array([], type)})) == {"a": []}
     no_batches = pa.table({"a": pa.chunked_array([], type)})
     assert bags_of(kjt_parts_from_arrow(no_batches)) == {"a": []}
+
+
+INTEGER_TYPES = [pa.int8(), pa.uint16(), pa.int32(), pa.uint32(), pa.int64(), pa.uint64()]
+
+
+@st.composite
+def arrow_columns(draw) -> pa.ChunkedArray:
+    """A column of any type that is read, cut and chunked in any way."""
+    value = draw(st.sampled_from(INTEGER_TYPES))
+    size = draw(st.integers(0, 3))
+    type = draw(
+        st.sampled_from([value, pa.list_(value), pa.large_list(value), pa.list_(value, size)])
+    )
+    id = st.integers(0, 99)
+    fixed = type == pa.list_(value, size)
+    bag = st.lists(id, min_size=size if fixed else 0, max_size=size if fixed else 4)
+    column = draw(st.lists(st.none() | (id if type == value else bag), max_size=20))
+    chunks = []
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(column)))
+        chunks.append(pa.array(column, type).slice(start, draw(st.integers(0, 20))))
+    return pa.chunked_array(chunks, type)
+
+
+@given(arrow_columns(), st.booleans())
+def test_arrow_columns_hold_what_arrow_says(column, as_table):
+    parts = kjt_parts_from_arrow(pa.table({"a": column}) if as_table else {"a": column})
+    cells = column.to_pylist()
+    assert bags_of(parts) == {
+        "a": [[] if x is None else x if isinstance(x, list) else [x] for x in cells]
+    }
 
 
 def test_arrow_columns_and_weights_are_chosen():
