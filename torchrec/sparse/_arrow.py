@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+# The types that are read, as the C data interface writes them. "+w:3" is a list of three.
+LISTS = ("+l", "+L", "+w")
 LIST_OFFSETS = {"+l": torch.int32, "+L": torch.int64}
 INTEGERS = {
     "c": torch.int8,

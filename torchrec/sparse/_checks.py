@@ -75,7 +75,9 @@ def check_keyed_jagged(
     if strides is not None:
         _check_strides(keys, strides, bags)
     else:
-        _check_bags(bags, num_keys, stride, "`lengths`" if offsets is None else "`offsets`, less one,")
+        _check_bags(
+            bags, num_keys, stride, "`lengths`" if offsets is None else "`offsets`, less one,"
+        )
         strides = [bags // num_keys] * num_keys if num_keys else []
     if lengths is not None and lengths.is_cpu and type(lengths) is Tensor:
         if not lengths_fit(lengths, count):
@@ -170,7 +172,9 @@ def _check_strides(keys: Sequence[str], strides: Sequence[int], bags: int) -> No
         )
     for key, stride in zip(keys, strides, strict=True):
         if stride < 0:
-            raise ValueError(f"`stride_per_key` of key '{key}' should be 0 or more. Received {stride}.")
+            raise ValueError(
+                f"`stride_per_key` of key '{key}' should be 0 or more. Received {stride}."
+            )
     if sum(strides) != bags:
         raise ValueError(
             f"`stride_per_key` should sum to the number of lengths ({bags}). "
@@ -214,7 +218,9 @@ def check_inverse_indices(
             f"Received {list(indices.shape)}."
         )
     if indices.dtype is not _INT64 and indices.dtype is not _INT32:
-        raise TypeError(f"`inverse_indices` should be of dtype int32 or int64. Received {indices.dtype}.")
+        raise TypeError(
+            f"`inverse_indices` should be of dtype int32 or int64. Received {indices.dtype}."
+        )
     position = {name: i for i, name in enumerate(names)}
     for key in keys:
         if key not in position:

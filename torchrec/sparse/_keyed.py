@@ -127,7 +127,9 @@ class KeyedTensor(Pipelineable):
         if index is None:
             index = {key: i for i, key in enumerate(self._keys)}
             if len(index) != len(self._keys):
-                raise ValueError(f"`keys` should be distinct to be told apart. Received {self._keys}.")
+                raise ValueError(
+                    f"`keys` should be distinct to be told apart. Received {self._keys}."
+                )
             if not is_compiling():
                 self._index_per_key = index
         return index

@@ -16,10 +16,12 @@ from torchrec.ops.jagged import (
     sum_equal_groups,
     sum_groups,
 )
+from torchrec.sparse._text import keyed_jagged_text
 
 Strides = list[list[int]] | Tensor
 Inverse = tuple[list[str], Tensor]
 T = TypeVar("T")
+Self = TypeVar("Self", bound="JaggedLayout")
 
 
 def running_sums(lengths: Sequence[int]) -> list[int]:
@@ -66,7 +68,9 @@ class JaggedLayout:
             ValueError: there are none.
         """
         if self._weights is None:
-            raise ValueError("`weights` should be given to be read. This KeyedJaggedTensor has none.")
+            raise ValueError(
+                "`weights` should be given to be read. This KeyedJaggedTensor has none."
+            )
         return self._weights
 
     def weights_or_none(self) -> Tensor | None:
@@ -213,6 +217,53 @@ class JaggedLayout:
         if offsets is None:
             offsets = self._keep("_lengths_offset_per_key", running_sums(self.stride_per_key()))
         return offsets
+
+    def sync(self: Self) -> Self:
+        """Bring the numbers of each key to the host, so that nothing waits for them later, and return this."""
+        self.stride_per_key_per_rank()
+        self.offset_per_key()
+        return self
+
+    def unsync(self: Self) -> Self:
+        """Forget the numbers of each key that were computed from the lengths, and return this."""
+        self._length_per_key = self._offset_per_key = None
+        return self
+
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor held."""
+        held = [self._values, self._weights, self._lengths, self._offsets]
+        if isinstance(self._strides_per_rank, Tensor):
+            held.append(self._strides_per_rank)
+        if self._inverse_indices is not None:
+            held.append(self._inverse_indices[1])
+        return [tensor for tensor in held if tensor is not None]
+
+    def size_in_bytes(self) -> int:
+        """Return the size of the tensors held, in bytes."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
+
+    def clear_storage(self) -> int:
+        """Free the memory of every tensor, views of it included, and return how many bytes that was."""
+        freed = 0
+        for tensor in self.tensors():
+            storage = tensor.untyped_storage()
+            freed += storage.nbytes()
+            storage.resize_(0)
+        return freed
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory alive until the work queued on ``stream`` is done."""
+        for tensor in self.tensors():
+            tensor.record_stream(stream)
+
+    def __str__(self) -> str:
+        return keyed_jagged_text(
+            self._keys,
+            self._values,
+            self._weights,
+            self.offsets().tolist(),
+            self.lengths_offset_per_key(),
+        )
 
     def _keep(self, name: str, value: T) -> T:
         if not is_compiling():

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 
-from torchrec.sparse._arrow import FLOATS, INTEGERS, LIST_OFFSETS, ArrowArray, read_arrow
+from torchrec.sparse._arrow import (
+    FLOATS,
+    INTEGERS,
+    LIST_OFFSETS,
+    LISTS,
+    ArrowArray,
+    read_arrow,
+)
 from torchrec.sparse._columns import (
     Column,
     check_key,
@@ -114,23 +121,36 @@ def _chunk_from_arrow(
     """Return the lengths of the bags and their values, not copied unless a null hides some."""
     if chunk.format == "n":
         return torch.zeros(chunk.length, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
-    start, lengths, entries = _bags_from_arrow(chunk)
-    stop = start + int(lengths.sum())
-    if entries.format == "n" and start == stop:
-        return lengths, torch.empty(0, dtype=torch.int64)
-    if entries.format not in formats:
+    entries = chunk if chunk.format[:2] not in LISTS else chunk.children[0]
+    if entries.format not in formats and (entries.format != "n" or entries.length):
         kind = "numbers" if "g" in formats else "integers"
         raise TypeError(
             f"Column '{name}' should hold {kind}, or lists of them. "
             f"Received the Arrow type {_describe(chunk)}."
         )
-    values = entries.values(formats[entries.format])[start:stop]
-    known = entries.valid()
-    known = None if known is None else known[start:stop]
+    values = _fit(name, entries.values(formats.get(entries.format, torch.int64)))
     valid = chunk.valid()
+    if entries is chunk:
+        if valid is None:
+            return torch.ones(chunk.length, dtype=torch.int64), values
+        return valid.long(), values[valid]
+    return _lists_from_arrow(name, chunk, valid, values, first_sample)
+
+
+def _lists_from_arrow(
+    name: str,
+    chunk: ArrowArray,
+    valid: torch.Tensor | None,
+    values: torch.Tensor,
+    first_sample: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut the values of a list array to the bags that are there, and refuse a null in one."""
+    start, stop, lengths = _bounds(chunk)
+    values = values[start:stop]
+    known = chunk.children[0].valid()
+    known = None if known is None else known[start:stop]
     if valid is not None:
-        hidden = valid.logical_not() & (lengths > 0)
-        if bool(hidden.any()):
+        if bool((lengths > 0).logical_and_(valid.logical_not()).any()):
             seen = valid.repeat_interleave(lengths)
             values, known = values[seen], None if known is None else known[seen]
         lengths = lengths * valid
@@ -140,24 +160,23 @@ def _chunk_from_arrow(
         raise ValueError(
             f"The bags of column '{name}' should hold no null. Received one in sample {sample}."
         )
-    return lengths, _fit(name, values)
+    return lengths, values
 
 
-def _bags_from_arrow(chunk: ArrowArray) -> tuple[int, torch.Tensor, ArrowArray]:
-    """Return the first entry, the length of each bag (null or not), and the array of entries."""
+def _bounds(chunk: ArrowArray) -> tuple[int, int, torch.Tensor]:
+    """Return the first entry of a list array, the one behind the last, and the length of each bag."""
     if chunk.format in LIST_OFFSETS:
-        # An array without entries may come without offsets.
-        offsets = chunk.values(LIST_OFFSETS[chunk.format], extra=1).long()
-        start = int(offsets[0]) if offsets.numel() else 0
-        return start, offsets.diff(), chunk.children[0]
-    if chunk.format.startswith("+w:"):
-        length = int(chunk.format[3:])
-        return chunk.offset * length, torch.full((chunk.length,), length), chunk.children[0]
-    return 0, torch.ones(chunk.length, dtype=torch.int64), chunk
+        offsets = chunk.values(LIST_OFFSETS[chunk.format], extra=1)
+        # An array without bags may come without offsets.
+        start, stop = (int(offsets[0]), int(offsets[-1])) if offsets.numel() else (0, 0)
+        return start, stop, offsets.diff().long()
+    length = int(chunk.format[3:])
+    start, stop = chunk.offset * length, (chunk.offset + chunk.length) * length
+    return start, stop, torch.full((chunk.length,), length)
 
 
 def _describe(array: ArrowArray) -> str:
-    inner = f" of {_describe(array.children[0])}" if array.format[:2] in ("+l", "+L", "+w") else ""
+    inner = f" of {_describe(array.children[0])}" if array.format[:2] in LISTS else ""
     return f"'{array.format}'{inner}"
 
 

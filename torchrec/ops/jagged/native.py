@@ -35,7 +35,12 @@ def surely_fit(lengths: Tensor, total: int) -> bool:
 
     This runs for every batch that is built, so it leaves the questions out that its caller has asked.
     """
-    if _lib is None or type(lengths) is not Tensor or not lengths.is_cpu or not lengths.is_contiguous():
+    if (
+        _lib is None
+        or type(lengths) is not Tensor
+        or not lengths.is_cpu
+        or not lengths.is_contiguous()
+    ):
         return False
     dtype = lengths.dtype
     wide = dtype is torch.int64
@@ -108,7 +113,9 @@ def jagged_index_select(
     values, lengths, bags = values.contiguous(), lengths.contiguous(), bags.contiguous()
     taken, found = select_lengths(lengths, bags)
     if found != total:
-        raise ValueError(f"`total` should be the number of values taken ({found}). Received {total}.")
+        raise ValueError(
+            f"`total` should be the number of values taken ({found}). Received {total}."
+        )
     if not lengths_fit(lengths, values.size(0)):
         raise ValueError(
             f"`lengths` should not be negative and sum to values.size(0) ({values.size(0)}). "

@@ -7,6 +7,7 @@ from typing import cast
 from torch import Tensor
 
 from torchrec.ops._eager import is_plain, is_plain_data
+from torchrec.ops.jagged import sum_groups
 from torchrec.ops.permute import native, schema
 
 __all__ = ["permute_jagged", "regroup"]
@@ -18,7 +19,7 @@ def permute_jagged(
     weights: Tensor | None,
     strides: int | list[int],
     order: list[int],
-    sizes: list[int],
+    sizes: list[int] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Take keys of jagged data by position: lengths, values and weights in one call.
 
@@ -28,9 +29,10 @@ def permute_jagged(
         lengths: lengths of the bags, key after key, int32 or int64.
         values: ``[N, ...]`` any dtype.
         weights: ``[N]`` any dtype, or None.
-        strides: number of bags of every key, or of each.
+        strides: number of bags of every key (sizes have to be given too), or of each.
         order: positions of the keys to take; a key may be left out or taken several times.
-        sizes: number of values of each key: the sums of its lengths.
+        sizes: number of values of each key, if known: the sums of its lengths. Without them an
+            accelerator is waited for, unless every key is taken once.
 
     Returns:
         Values, weights and lengths of the keys taken.
@@ -44,18 +46,25 @@ def permute_jagged(
         >>> permute_jagged(lengths, values, None, 2, [1, 0], [1, 3])
         (tensor([6, 7, 8, 5]), None, tensor([2, 1, 1, 0]))
     """
-    keys = len(sizes)
+    if isinstance(strides, int):
+        if sizes is None:
+            raise ValueError("`sizes` should be given if `strides` is one number. Received None.")
+        keys = len(sizes)
+    else:
+        keys = len(strides)
     if order and not (min(order) >= 0 and max(order) < keys):
         raise IndexError(f"`order` should hold positions in [0, {keys}). Received {order}.")
-    if keys == len(order) == len(set(order)):
+    plain = (
+        is_plain_data(values) and is_plain(lengths) and (weights is None or is_plain_data(weights))
+    )
+    all_once = keys == len(order) == len(set(order))
+    if sizes is None and (plain or not all_once):
+        sizes = sum_groups(lengths, cast("list[int]", strides))
+    if all_once or sizes is None:
         total = values.size(0)
     else:
         total = sum([sizes[i] for i in order])
-    if (
-        is_plain_data(values)
-        and is_plain(lengths)
-        and (weights is None or is_plain_data(weights))
-    ):
+    if plain and sizes is not None:
         return native.permute_sized(lengths, values, weights, strides, order, sizes, total)
     each = [strides] * keys if isinstance(strides, int) else strides
     rows, out, taken = schema.permute_jagged(lengths, values, weights, each, order, total)

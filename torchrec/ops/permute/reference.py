@@ -49,5 +49,7 @@ def regroup(inputs: list[Tensor], pieces: list[int], counts: list[int]) -> list[
             else:
                 parts.append(inputs[source].narrow(1, start, width))
         at += 3 * count
-        outputs.append(torch.cat(parts, 1) if parts else inputs[0].new_empty((inputs[0].size(0), 0)))
+        outputs.append(
+            torch.cat(parts, 1) if parts else inputs[0].new_empty((inputs[0].size(0), 0))
+        )
     return outputs

@@ -50,9 +50,7 @@ regroup: Any = define(
 )
 
 
-def _save_permute(
-    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
-) -> None:
+def _save_permute(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     lengths, values, weights, strides, order, total = inputs
     ctx.save_for_backward(lengths)
     ctx.strides, ctx.order, ctx.total = strides, order, total
@@ -126,6 +124,4 @@ def _regroup_backward(ctx: Any, grads: list[Tensor]) -> tuple[list[Tensor], None
 torch.library.register_autograd(
     "rowwise::permute_jagged", _permute_backward, setup_context=_save_permute
 )
-torch.library.register_autograd(
-    "rowwise::regroup", _regroup_backward, setup_context=_save_regroup
-)
+torch.library.register_autograd("rowwise::regroup", _regroup_backward, setup_context=_save_regroup)

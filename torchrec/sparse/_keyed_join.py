@@ -1,0 +1,142 @@
+"""Several KeyedJaggedTensors in one, and one gathered to its full batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from torchrec.ops.jagged import jagged_index_select
+from torchrec.sparse._checks import repeated
+from torchrec.sparse._layout import JaggedLayout
+
+
+def concat_into(joined: JaggedLayout, kjt_list: Sequence[JaggedLayout]) -> None:
+    """Join the keys of several over the same batch; see ``KeyedJaggedTensor.concat``."""
+    if not kjt_list:
+        raise ValueError("`kjt_list` should hold at least one KeyedJaggedTensor. Received none.")
+    keys: list[str] = []
+    values: list[Tensor] = []
+    weights: list[Tensor] = []
+    lengths: list[Tensor] = []
+    sizes: list[int] | None = []
+    variable = False
+    parts = [kjt for kjt in kjt_list if kjt._keys] or [kjt_list[0]]
+    for part in parts:
+        keys += part._keys
+        values.append(part._values)
+        lengths.append(part.lengths() if part._lengths is None else part._lengths)
+        if part._weights is not None:
+            weights.append(part._weights)
+        if part._strides_per_rank is not None:
+            variable = True
+        if sizes is not None:
+            known = part._length_per_key
+            sizes = None if known is None else sizes + known
+    if weights and len(weights) != len(parts):
+        raise ValueError(
+            "`kjt_list` should be weighted in all parts or in none. "
+            f"Received {len(weights)} of {len(parts)} with weights."
+        )
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"`kjt_list` should hold each key once. Received {repeated(keys)} again.")
+    joined._keys = keys
+    joined._values = torch.cat(values)
+    joined._weights = torch.cat(weights) if weights else None
+    joined._lengths = torch.cat(lengths)
+    joined._offsets = None
+    joined._length_per_key = sizes
+    if variable:
+        _join_strides(joined, parts)
+    elif not keys:
+        joined._stride = parts[0].stride()
+    elif not is_compiling():
+        _require_one_stride(parts, lengths)
+
+
+def _require_one_stride(parts: Sequence[JaggedLayout], lengths: list[Tensor]) -> None:
+    stride = lengths[0].numel() // len(parts[0]._keys)
+    for part, own in zip(parts, lengths, strict=True):
+        if own.numel() != stride * len(part._keys):
+            raise ValueError(
+                f"`kjt_list` should have batches of one size ({stride}, of keys {parts[0]._keys}). "
+                f"Received {part.stride()} for keys {part._keys}."
+            )
+
+
+def _join_strides(joined: JaggedLayout, parts: Sequence[JaggedLayout]) -> None:
+    """Put together the batch sizes and inverse indices of parts whose batches vary by key."""
+    per_rank = [
+        part.stride_per_key_per_rank() or [[stride] for stride in part.stride_per_key()]
+        for part in parts
+    ]
+    if len({len(row) for rows in per_rank for row in rows}) > 1:
+        raise ValueError(
+            f"`kjt_list` should have batch sizes for one number of ranks. Received {per_rank}."
+        )
+    joined._strides_per_rank = [row for rows in per_rank for row in rows]
+    inverse = [part._inverse_indices for part in parts]
+    given = [pair for pair in inverse if pair is not None]
+    if not given:
+        return
+    if len(given) != len(parts):
+        raise ValueError(
+            "`kjt_list` should have inverse indices in all parts or in none. "
+            f"Received {len(given)} of {len(parts)} with them."
+        )
+    if all([pair is given[0] for pair in given]):
+        joined._inverse_indices = given[0]
+        return
+    if len({tensor.size(-1) for _, tensor in given}) > 1:
+        raise ValueError(
+            "`kjt_list` should have inverse indices for one size of the full batch. "
+            f"Received {[tensor.size(-1) for _, tensor in given]}."
+        )
+    joined._inverse_indices = (
+        [name for names, _ in given for name in names],
+        torch.cat([tensor for _, tensor in given]),
+    )
+
+
+def expand_into(expanded: JaggedLayout, kjt: JaggedLayout) -> None:
+    """Gather every key to the full batch; see ``KeyedJaggedTensor.expand_inverse``."""
+    names, inverse = kjt.inverse_indices()
+    row = {name: i for i, name in enumerate(names)}
+    first_bags = torch.tensor(kjt.lengths_offset_per_key()[:-1], device=inverse.device)
+    own = inverse[[row[key] for key in kjt.keys()]]
+    bags = (own + first_bags[:, None]).reshape(-1)
+    lengths = kjt.lengths()
+    total = int(lengths.index_select(0, bags).sum())
+    expanded._keys = kjt._keys
+    expanded._values, expanded._lengths = jagged_index_select(kjt._values, lengths, bags, total)
+    expanded._weights = None
+    expanded._offsets = None
+    if kjt._weights is not None:
+        expanded._weights, _ = jagged_index_select(kjt._weights, lengths, bags, total)
+
+
+def copy_into(target: JaggedLayout, source: JaggedLayout, non_blocking: bool) -> None:
+    """Copy one into the tensors of another of the same sizes; see ``KeyedJaggedTensor.copy_``."""
+    if target.keys() != source.keys():
+        raise ValueError(f"`kjt` should have the keys {target.keys()}. Received {source.keys()}.")
+    pairs = [(target._values, source._values), (target.lengths(), source.lengths())]
+    if target._offsets is not None:
+        pairs.append((target._offsets, source.offsets()))
+    if target._weights is not None:
+        pairs.append((target._weights, source.weights()))
+    if target._inverse_indices is not None:
+        pairs.append((target._inverse_indices[1], source.inverse_indices()[1]))
+    for own, other in pairs:
+        if own.shape != other.shape:
+            raise ValueError(
+                f"`kjt` should have tensors of the same sizes ({list(own.shape)}). "
+                f"Received {list(other.shape)}."
+            )
+    for own, other in pairs:
+        own.copy_(other, non_blocking)
+    target._strides_per_rank = source._strides_per_rank
+    target._stride_per_key = source._stride_per_key
+    target._lengths_offset_per_key = source._lengths_offset_per_key
+    target.unsync()
