@@ -14,19 +14,26 @@ from torchrec.modules.embedding_configs import (  # noqa: E402
     EmbeddingConfig,
     PoolingType,
 )
+from torchrec.modules.embedding_modules import (  # noqa: E402
+    EmbeddingBagCollection,
+    EmbeddingCollection,
+)
 from torchrec.sparse.jagged_tensor import (  # noqa: E402
     JaggedTensor,
     KeyedJaggedTensor,
     KeyedTensor,
 )
-from torchrec.types import DataType, OptimizerType  # noqa: E402
+from torchrec.types import DataType, IdPolicy, OptimizerType  # noqa: E402
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DataType",
+    "EmbeddingBagCollection",
     "EmbeddingBagConfig",
+    "EmbeddingCollection",
     "EmbeddingConfig",
+    "IdPolicy",
     "JaggedTensor",
     "KeyedJaggedTensor",
     "KeyedTensor",
