@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 
 #include "cpu.h"
+#include "memory.h"
 
 namespace nb = nanobind;
 
@@ -28,4 +29,10 @@ NB_MODULE(_native, m) {
 #endif
       },
       "Whether the kernels were built with OpenMP.");
+  m.def(
+      "advise_huge_pages",
+      [](int64_t address, int64_t bytes) {
+        rowwise::advise_huge_pages(reinterpret_cast<void*>(static_cast<uintptr_t>(address)), static_cast<size_t>(bytes));
+      },
+      "Ask for huge pages behind memory that has not been written yet.");
 }

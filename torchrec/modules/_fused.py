@@ -259,6 +259,15 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
             for updater, value in zip(self._updaters, before, strict=True):
                 updater.collecting = value
 
+    def set_optimizer_step(self, step: int) -> None:
+        """Set the step counts, which Adam's bias correction depends on.
+
+        Args:
+            step: how many updates to assume to have been done.
+        """
+        for updater in self._updaters:
+            updater.hyper[:, STEP] = step
+
     def step(self, closure: Any = None) -> Any:
         """Call ``closure``, if there is one: the update is part of the backward pass.
 

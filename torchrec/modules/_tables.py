@@ -176,6 +176,9 @@ class Tables:
             )
             if deferred_here:
                 install_step_hook()
+            elif t in self._fused:
+                # So that in_backward_optimizer_filter leaves it out of other optimizers.
+                weight._in_backward_optimizers = []  # type: ignore[attr-defined]
 
     def _new_updater(self, fused: list[FusedTable], deferred: bool) -> TablesUpdater:
         """Make an updater that takes over the states of tables that another one had."""
@@ -300,10 +303,11 @@ class Tables:
     def _make_groups(self, plan: Plan, requires_grad: Sequence[bool]) -> list[Group]:
         if not any(requires_grad):
             return []
-        groups = []
-        for updater in self._updaters:
-            if any(requires_grad[table.number] for table in updater.tables):
-                groups.append(Group(plan, [table.number for table in updater.tables], updater))
+        groups = [
+            Group(plan, [table.number for table in updater.tables], updater)
+            for updater in self._updaters
+            if any(requires_grad[table.number] for table in updater.tables)
+        ]
         plain = [t for t, asked in enumerate(requires_grad) if asked and t not in self._fused]
         sparse = [t for t in plain if self.configs[t].sparse]
         dense = [t for t in plain if not self.configs[t].sparse]

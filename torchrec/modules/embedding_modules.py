@@ -25,7 +25,7 @@ from torchrec.modules.embedding_configs import (
     data_type_to_dtype,
     pooling_type_to_str,
 )
-from torchrec.ops.embedding import Bags, Ids, lookup_bags, lookup_sequences
+from torchrec.ops.embedding import Bags, Ids, lookup_bags, lookup_sequences, new_table
 from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
@@ -293,26 +293,26 @@ class _Collection(nn.Module, FusedOptimizerModule):
         return weights, plan, groups
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._tables.bind()
         self._device = self._out_of_range.device
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._tables.bind()
 
 
 def _make_bag(config: EmbeddingBagConfig, device: torch.device) -> nn.Module:
     mode = "sum" if config.pooling == PoolingType.NONE else pooling_type_to_str(config.pooling)
-    weight = torch.empty((config.num_rows, config.embedding_dim), dtype=config.dtype, device=device)
+    weight = new_table(config.num_rows, config.embedding_dim, config.dtype, device)
     return nn.EmbeddingBag(
         config.num_rows, config.embedding_dim, mode=mode, include_last_offset=True, _weight=weight
     )
 
 
 def _make_embedding(config: EmbeddingConfig, device: torch.device) -> nn.Module:
-    weight = torch.empty((config.num_rows, config.embedding_dim), dtype=config.dtype, device=device)
+    weight = new_table(config.num_rows, config.embedding_dim, config.dtype, device)
     return nn.Embedding(config.num_rows, config.embedding_dim, _weight=weight)
 
 

@@ -13,6 +13,7 @@ from torchrec.ops.embedding.lookup import (
 )
 from torchrec.ops.embedding.plan import Plan, PlannedSlot, PlannedTable, PolicyCode, PoolingCode
 from torchrec.ops.embedding.reference import hash_ids
+from torchrec.ops.embedding.table import new_table
 
 __all__ = [
     "Bags",
@@ -29,6 +30,7 @@ __all__ = [
     "lookup_bags",
     "lookup_sequences",
     "new_hyper",
+    "new_table",
     "sequence_row_grads",
     "write_hyper",
 ]

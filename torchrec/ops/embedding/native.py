@@ -6,7 +6,7 @@ Tables of float64 take the plain-PyTorch operators: the kernels compute in float
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,19 +19,15 @@ from torchrec.ops.embedding.plan import read_plan
 _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _NOTHING, _ID, _BAG = range(3)  # kinds of failure
 
-if TYPE_CHECKING:
-    from torchrec.ops import _native
-
-    Input = _native.Pooled | _native.Sequence
-else:
-    _native = native
+_native: Any = native
+Input = Any  # _native.Pooled or _native.Sequence
 
 
 def _supported(weights: Sequence[Tensor], rows_dtype: torch.dtype) -> bool:
     return rows_dtype in _CODES and all(w.dtype in _CODES for w in weights)
 
 
-def _tables(plan: Tensor, weights: Sequence[Tensor]) -> _native.Tables:
+def _tables(plan: Tensor, weights: Sequence[Tensor]) -> Any:
     for t, weight in enumerate(weights):
         if not weight.is_contiguous():
             raise ValueError(f"The weight of table number {t} should be contiguous.")
@@ -51,7 +47,7 @@ def _is_wide(ids: Tensor, name: str) -> bool:
 
 def _pooled(
     values: Tensor, offsets: Tensor, sample_weights: Tensor | None, num_keys: int, rows: Tensor
-) -> tuple[_native.Pooled, list[Tensor]]:
+) -> tuple[Input, list[Tensor]]:
     """Return the input of a kernel and the tensors that have to outlive it."""
     values, offsets = values.contiguous(), offsets.contiguous()
     kept = [values, offsets, rows]
@@ -74,7 +70,7 @@ def _pooled(
     return pooled, kept
 
 
-def _forward(tables: _native.Tables, input: Input, num_tables: int) -> tuple[Tensor, Any]:
+def _forward(tables: Any, input: Input, num_tables: int) -> tuple[Tensor, Any]:
     out_of_range = torch.zeros(num_tables, dtype=torch.int64)
     failure = _native.embedding_forward(
         tables, input, out_of_range.data_ptr(), torch.get_num_threads()
@@ -129,7 +125,7 @@ def _addresses(tensors: Sequence[Tensor]) -> list[int]:
 
 
 def _sparse_grad(
-    tables: _native.Tables, input: Input, weights: Sequence[Tensor], most: list[int]
+    tables: Any, input: Input, weights: Sequence[Tensor], most: list[int]
 ) -> list[Tensor]:
     """Run the kernel into room for ``most[t]`` rows, whose unused end is never touched."""
     room = [min(n, w.shape[0]) for n, w in zip(most, weights, strict=True)]
@@ -210,7 +206,7 @@ def embedding_bag_update_(
     return _update(_tables(plan, weights), input, states, hyper)
 
 
-def _update(tables: _native.Tables, input: Input, states: Sequence[Tensor], hyper: Tensor) -> None:
+def _update(tables: Any, input: Input, states: Sequence[Tensor], hyper: Tensor) -> None:
     for state in states:
         if state.dtype != torch.float32 or not state.is_contiguous():
             raise TypeError(
@@ -254,7 +250,7 @@ def _sequence(
     counts: Sequence[int],
     rows: Sequence[Tensor | None],
     dtype: torch.dtype,
-) -> tuple[_native.Sequence, list[Tensor | None]]:
+) -> tuple[Input, list[Tensor | None]]:
     """Return the input of a kernel and the tensors that have to outlive it."""
     values = values.contiguous()
     kept = [values, *(None if r is None else r.contiguous() for r in rows)]
