@@ -42,7 +42,7 @@ def vector(x_0: Tensor, p: State, layers: int, g: Callable[[Tensor], Tensor]) ->
     x = x_0
     for i in range(layers):
         dot = (x * p[f"kernels.{i}"][:, 0]).sum(-1, keepdim=True)
-        x = x_0 * (dot + p[f"bias.{i}"][:, 0]) + x
+        x = x_0 * dot + p[f"bias.{i}"][:, 0] + x
     return x
 
 

@@ -38,9 +38,8 @@ _name_of: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary(
 def register_custom_op(module: nn.Module, dims: Sequence[int]) -> CustomOp:
     """Make a module one operator, which ``torch.compile`` and ``torch.export`` do not look into.
 
-    For modules that cannot be traced. Registering a module again gives the same operator. The
-    operator is for
-    inference: no gradient flows through it. It does not keep the module alive.
+    For modules that cannot be traced. The operator is for inference: no gradient flows through it.
+    It does not keep the module alive. Registering a module again gives the same operator.
 
     Args:
         module: called as ``module(inputs, batch_size)``, with a list of tensors or None and an int;

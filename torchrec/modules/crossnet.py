@@ -1,13 +1,13 @@
 """Cross networks: explicit feature crosses of bounded degree.
 
 Let ``x_0`` be a sample of ``N`` features. Layer ``l`` multiplies ``x_0``, element by element, with
-a learned function of ``x_l`` and adds ``x_l``, so that ``L`` layers hold all products of up to ``L
-+ 1`` features. The four networks differ in that function: a full matrix (:class:`CrossNet`), a
+a learned function of ``x_l`` and adds ``x_l``, so that ``L`` layers hold all products of up to
+``L + 1`` features. The four networks differ in that function: a full matrix (:class:`CrossNet`), a
 product of two thin ones (:class:`LowRankCrossNet`), one vector (:class:`VectorCrossNet`), or a
 gated mixture of non-linear low-rank maps (:class:`LowRankMixtureCrossNet`).
 
-Papers: DCN, https://arxiv.org/abs/1708.05123 (the vector form); DCN V2,
-    https://arxiv.org/abs/2008.13535 (the others).
+Papers: https://arxiv.org/abs/1708.05123 (DCN, the vector form) and
+https://arxiv.org/abs/2008.13535 (DCN V2, the others).
 """
 
 from __future__ import annotations
@@ -181,16 +181,19 @@ class LowRankCrossNet(CrossLayers):
 class VectorCrossNet(CrossLayers):
     r"""The cross network with one vector a layer (the first DCN).
 
-    .. math:: x_{l+1} = x_0 * (w_l \cdot x_l + b_l) + x_l
+    .. math:: x_{l+1} = x_0 (w_l \cdot x_l) + b_l + x_l
 
-    where :math:`w_l \cdot x_l` is a dot product. Every :math:`x_l` is then :math:`x_0 * (\alpha_l +
-    \beta_l)` with one number :math:`\alpha_l` a sample and one vector :math:`\beta_l = \sum_{k<l}
-    b_k` for all, and
+    where :math:`w_l \cdot x_l` is a dot product, one number a sample. This is the paper's equation,
+    and the one that models were trained with; TorchRec's documentation prints the bias within the
+    product, ``x_0 * (w_l . x_l + b_l) + x_l``.
 
-    .. math:: \alpha_{l+1} = \alpha_l (1 + w_l \cdot x_0) + (\beta_l * w_l) \cdot x_0
+    Every :math:`x_l` is :math:`\alpha_l x_0 + \beta_l` with a number :math:`\alpha_l` a sample and
+    a vector :math:`\beta_l = \sum_{k<l} b_k` for all samples, and
 
-    so the stack reads its input twice, however many layers it has. Parameters: ``kernels.l`` ``(N,
-    1)``, Xavier normal at the start, and ``bias.l`` ``(N, 1)``, zero at the start.
+    .. math:: \alpha_{l+1} = \alpha_l (1 + w_l \cdot x_0) + w_l \cdot \beta_l
+
+    so the stack reads its input twice, however many layers it has. Parameters: ``kernels.l``
+    ``(N, 1)``, Xavier normal at the start, and ``bias.l`` ``(N, 1)``, zero at the start.
 
     Args:
         in_features: ``N``. Default None: taken from the first input, or from a loaded state.
@@ -209,8 +212,8 @@ class VectorCrossNet(CrossLayers):
         >>> _ = net.load_state_dict(
         ...     {"kernels.0": torch.ones(2, 1), "bias.0": torch.tensor([[0.0], [1.0]])}
         ... )
-        >>> net(torch.tensor([[2.0, 3.0]])).detach()  # 2 * (5 + 0) + 2, 3 * (5 + 1) + 3
-        tensor([[12., 21.]])
+        >>> net(torch.tensor([[2.0, 3.0]])).detach()  # 2 * 5 + 0 + 2, 3 * 5 + 1 + 3
+        tensor([[12., 19.]])
     """
 
     kernels: nn.ParameterList
@@ -252,13 +255,13 @@ class VectorCrossNet(CrossLayers):
             return input
         w = torch.cat(list(self.kernels), dim=1)  # (N, L)
         beta = torch.cat(list(self.bias), dim=1).cumsum(1)  # (N, L): column l is beta_{l+1}
-        dots = input @ torch.cat([w, beta[:, :-1] * w[:, 1:]], dim=1)  # (*, 2 L - 1)
-        alpha = 1 + dots[..., :1]
+        w_x = input @ w
+        alpha = 1 + w_x[..., :1]
+        w_beta = (w[:, 1:] * beta[:, :-1]).sum(0)
         for layer in range(1, self.num_layers):
-            w_x = dots[..., layer : layer + 1]
-            beta_w_x = dots[..., self.num_layers + layer - 1 : self.num_layers + layer]
-            alpha = torch.addcmul(alpha, alpha, w_x) + beta_w_x
-        return input * (alpha + beta[:, -1])
+            step = torch.addcmul(w_beta[layer - 1], alpha, w_x[..., layer : layer + 1])
+            alpha = alpha + step
+        return torch.addcmul(beta[:, -1], alpha, input)
 
 
 class LowRankMixtureCrossNet(CrossLayers):

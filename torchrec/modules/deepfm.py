@@ -23,8 +23,8 @@ class DeepFM(nn.Module):
 
     Args:
         dense_module: network from ``(B, M)`` to the output, with ``M`` elements of all embeddings
-            of a sample. For embeddings of shapes ``(B, 2, 3)`` and ``(B, 4, 5)``, ``M`` is ``2 * 3
-            + 4 * 5 = 26``.
+            of a sample. For embeddings of shapes ``(B, 2, 3)`` and ``(B, 4, 5)``, ``M`` is
+            ``2 * 3 + 4 * 5 = 26``.
 
     Raises:
         TypeError: ``dense_module`` is no module.
