@@ -296,6 +296,13 @@ def test_arrow_columns_hold_what_arrow_says(column, as_table):
     }
 
 
+def test_ids_that_are_cut_off_or_hidden_need_not_fit():
+    big = pa.array([2**63, 1, 2**63], pa.uint64(), mask=np.array([False, False, True]))
+    assert bags_of(kjt_parts_from_arrow({"a": big.slice(1)})) == {"a": [[1], []]}
+    lists = pa.ListArray.from_arrays([0, 1, 2], pa.array([2**63, 1], pa.uint64()))
+    assert bags_of(kjt_parts_from_arrow({"a": lists.slice(1)})) == {"a": [[1]]}
+
+
 def test_arrow_columns_and_weights_are_chosen():
     table = pa.table({**DATA, "label": [1.0, 0.0, 1.0, 0.0], "w": WEIGHTS["user"]})
     assert bags_of(kjt_parts_from_arrow(table, ["user", "product"])) == {

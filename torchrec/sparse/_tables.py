@@ -128,12 +128,12 @@ def _chunk_from_arrow(
             f"Column '{name}' should hold {kind}, or lists of them. "
             f"Received the Arrow type {_describe(chunk)}."
         )
-    values = _fit(name, entries.values(formats.get(entries.format, torch.int64)))
+    values = entries.values(formats.get(entries.format, torch.int64))
     valid = chunk.valid()
     if entries is chunk:
         if valid is None:
-            return torch.ones(chunk.length, dtype=torch.int64), values
-        return valid.long(), values[valid]
+            return torch.ones(chunk.length, dtype=torch.int64), _fit(name, values)
+        return valid.long(), _fit(name, values[valid])
     return _lists_from_arrow(name, chunk, valid, values, first_sample)
 
 
@@ -160,7 +160,7 @@ def _lists_from_arrow(
         raise ValueError(
             f"The bags of column '{name}' should hold no null. Received one in sample {sample}."
         )
-    return lengths, values
+    return lengths, _fit(name, values)
 
 
 def _bounds(chunk: ArrowArray) -> tuple[int, int, torch.Tensor]:
