@@ -1,4 +1,4 @@
-"""What every test starts from: fixed seeds, and memory that shows when nobody wrote it."""
+"""What every test and every example in a docstring starts from: fixed seeds, telling memory."""
 
 from __future__ import annotations
 
@@ -25,3 +25,9 @@ def _fixed_start() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _names_in_examples(doctest_namespace: dict[str, object]) -> None:
+    """Examples in docstrings have ``torch`` at hand, wherever their class is re-exported."""
+    doctest_namespace["torch"] = torch
