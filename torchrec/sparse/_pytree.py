@@ -112,7 +112,8 @@ def _same(context: Any) -> Any:
 
 
 def register() -> None:
-    """Make the three types pytrees."""
+    """Make the three types pytrees, and objects that ``torch.load`` takes without asking: they hold data only."""
+    torch.serialization.add_safe_globals([JaggedTensor, KeyedJaggedTensor, KeyedTensor])
     _register(
         KeyedJaggedTensor,
         _kjt_parts,
