@@ -20,7 +20,10 @@ from torchrec.sparse.convert import (
     kjt_parts_from_lists,
     kjt_parts_from_pandas,
     kjt_parts_from_polars,
+    kjt_to_lists,
+    kjt_weights_to_lists,
 )
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 DATA = {"product": [[1, 2, 1], [5], [], [7]], "user": [[2, 3], [], [4, 1, 6], [0]]}
 WEIGHTS = {"product": [[0.1, 0.2, 0.3], [1.0], [], [2]], "user": [[1, 2], [], [3, 4, 5], [6]]}
@@ -160,6 +163,22 @@ def test_dtype_of_lists_is_checked():
         kjt_parts_from_lists(DATA, dtype=torch.float32)
     with pytest.raises(ValueError, match=r"torch.int32. Received 2147483648 in sample 1"):
         kjt_parts_from_lists({"a": [[1], [2**31]]}, dtype=torch.int32)
+
+
+def test_there_and_back():
+    table = pa.table(DATA)
+    for kjt in [
+        KeyedJaggedTensor.from_lists(DATA),
+        KeyedJaggedTensor.from_arrow(table),
+        KeyedJaggedTensor.from_polars(pl.DataFrame(DATA)),
+        KeyedJaggedTensor.from_pandas(pd.DataFrame(DATA)),
+        KeyedJaggedTensor.from_arrow({"product": table["product"], "user": table["user"]}),
+    ]:
+        assert kjt.to_lists() == kjt_to_lists(kjt) == DATA
+    weighted = KeyedJaggedTensor.from_lists(DATA, WEIGHTS)
+    assert kjt_weights_to_lists(weighted) == f32(WEIGHTS)
+    with pytest.raises(ValueError, match="weights"):
+        kjt_weights_to_lists(KeyedJaggedTensor.from_lists(DATA))
 
 
 # ---- Arrow
