@@ -1,8 +1,8 @@
 """The checks made when a sparse type is built: cheap, and on an accelerator without synchronising.
 
-Shapes, dtypes and devices are checked wherever tensors are real; the numbers in lengths and offsets only on a CPU, where
-one pass over them is enough to know that they fit. What went wrong is looked into afterwards. While a graph is traced
-nothing is checked.
+Shapes, dtypes and devices are checked wherever tensors are real; the numbers in lengths and offsets only on a CPU,
+where one pass over them is enough to know that they fit. What went wrong is looked into afterwards. While a graph is
+traced nothing is checked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def check_jagged(
     count = _count_values(values, weights)
     if lengths is not None:
         _check_integers("lengths", lengths, values)
-        if lengths.is_cpu and type(lengths) is Tensor and not lengths_fit(lengths, count):
+        if _is_readable(lengths) and not lengths_fit(lengths, count):
             raise ValueError(_explain_lengths(lengths, count, [], []))
     elif offsets is None:
         raise ValueError("`lengths` or `offsets` should be given. Received neither.")
@@ -57,9 +57,9 @@ def check_keyed_jagged(
         stride: size of the batch, if given.
         strides: size of each key's batch, if they differ.
     """
-    if strides is None and offsets is None and weights is None and lengths is not None:
-        if _fits_at_a_glance(keys, values, lengths, stride):
-            return
+    simple = strides is None and offsets is None and weights is None and lengths is not None
+    if simple and _fits_at_a_glance(keys, values, lengths, stride):
+        return
     count = _count_values(values, weights)
     num_keys = len(keys)
     if len(set(keys)) != num_keys:
@@ -79,21 +79,27 @@ def check_keyed_jagged(
             bags, num_keys, stride, "`lengths`" if offsets is None else "`offsets`, less one,"
         )
         strides = [bags // num_keys] * num_keys if num_keys else []
-    if lengths is not None and lengths.is_cpu and type(lengths) is Tensor:
-        if not lengths_fit(lengths, count):
-            raise ValueError(_explain_lengths(lengths.reshape(-1), count, keys, strides))
+    if lengths is not None and _is_readable(lengths) and not lengths_fit(lengths, count):
+        raise ValueError(_explain_lengths(lengths.reshape(-1), count, keys, strides))
     if offsets is not None:
         _check_offsets(offsets, values, count, keys, strides)
         if lengths is not None:
             _check_agreement(lengths, offsets)
 
 
-def _fits_at_a_glance(keys: list[str], values: Tensor, lengths: Tensor, stride: int | None) -> bool:
+def _is_readable(tensor: Tensor) -> bool:
+    """Say whether its numbers can be read without waiting for them."""
+    return tensor.is_cpu and type(tensor) is Tensor
+
+
+def _fits_at_a_glance(
+    keys: list[str], values: Tensor, lengths: Tensor | None, stride: int | None
+) -> bool:
     """Say whether all is well with the most common form: one batch size, lengths, no weights, on a CPU.
 
     A no means only that somebody has to look more closely.
     """
-    if type(values) is not Tensor or values.dim() != 1 or not values.is_cpu:
+    if lengths is None or type(values) is not Tensor or values.dim() != 1 or not values.is_cpu:
         return False
     if not lengths_surely_fit(lengths, values.numel()):
         return False
@@ -146,7 +152,7 @@ def _check_offsets(
             "`offsets` should be one-dimensional and hold one number more than there are bags. "
             f"Received shape {list(offsets.shape)}."
         )
-    if offsets.is_cpu and type(offsets) is Tensor and not offsets_fit(offsets, count):
+    if _is_readable(offsets) and not offsets_fit(offsets, count):
         raise ValueError(_explain_offsets(offsets, count, keys, strides))
 
 

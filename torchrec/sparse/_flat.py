@@ -116,13 +116,12 @@ def kjt_is_equal(kjt_1: KeyedJaggedTensor, kjt_2: KeyedJaggedTensor) -> bool:
         False
     """
     inverse_1, inverse_2 = kjt_1.inverse_indices_or_none(), kjt_2.inverse_indices_or_none()
-    if (inverse_1 is None) is not (inverse_2 is None):
-        return False
+    same_inverse = inverse_1 is inverse_2
     if inverse_1 is not None and inverse_2 is not None:
-        if inverse_1[0] != inverse_2[0] or not _equal(inverse_1[1], inverse_2[1]):
-            return False
+        same_inverse = inverse_1[0] == inverse_2[0] and _equal(inverse_1[1], inverse_2[1])
     return (
-        kjt_1.keys() == kjt_2.keys()
+        same_inverse
+        and kjt_1.keys() == kjt_2.keys()
         and kjt_1.stride_per_key() == kjt_2.stride_per_key()
         and kjt_1.stride_per_key_per_rank() == kjt_2.stride_per_key_per_rank()
         and _equal(kjt_1.values(), kjt_2.values())

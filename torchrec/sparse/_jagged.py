@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from torchrec.ops.jagged import (
     jagged_to_padded,
     lengths_to_offsets,
     offsets_to_lengths,
+    padded_to_jagged,
 )
 from torchrec.sparse._checks import check_jagged
 from torchrec.sparse._text import jagged_text
@@ -43,11 +45,6 @@ class JaggedTensor(Pipelineable):
         })
     """
 
-    _values: Tensor
-    _weights: Tensor | None
-    _lengths: Tensor | None
-    _offsets: Tensor | None
-
     def __init__(
         self,
         values: Tensor,
@@ -69,7 +66,15 @@ class JaggedTensor(Pipelineable):
         weights_dtype: torch.dtype | None = None,
         lengths_dtype: torch.dtype = torch.int32,
     ) -> JaggedTensor:
-        """Make a jagged tensor of no bags."""
+        """Make a jagged tensor of no bags.
+
+        Args:
+            is_weighted: whether it has weights. Default False.
+            device: where. Default: PyTorch's.
+            values_dtype: Default int64, the dtype of ids.
+            weights_dtype: Default: PyTorch's floating-point dtype.
+            lengths_dtype: Default int32.
+        """
         return JaggedTensor(
             torch.empty(0, dtype=values_dtype or torch.int64, device=device),
             torch.empty(0, dtype=weights_dtype, device=device) if is_weighted else None,
@@ -78,48 +83,96 @@ class JaggedTensor(Pipelineable):
 
     @staticmethod
     def empty_like(jt: JaggedTensor, device: torch.device | None = None) -> JaggedTensor:
-        """Make a jagged tensor of no bags, with the dtypes (and the device) of another."""
-        weights = jt._weights
-        return JaggedTensor.empty(
-            weights is not None,
-            device or jt.device(),
-            jt._values.dtype,
-            None if weights is None else weights.dtype,
-            jt.lengths().dtype,
+        """Make a jagged tensor of no bags, with the dtypes, row shape and device of another.
+
+        Args:
+            jt: the other.
+            device: where, if not there.
+        """
+        empty = make_jagged(
+            jt._values[:0],
+            None if jt._weights is None else jt._weights[:0],
+            jt.lengths()[:0],
+            None,
         )
+        return empty if device is None else empty.to(device)
 
     @staticmethod
     def from_dense(values: list[Tensor], weights: list[Tensor] | None = None) -> JaggedTensor:
         """Join one tensor a bag.
+
+        Args:
+            values: one tensor a bag; the first dimension may differ.
+            weights: their weights. Default: unweighted.
+
+        Raises:
+            ValueError: weights that do not fit the values.
 
         Example:
             >>> jt = JaggedTensor.from_dense([torch.tensor([1.0, 2.0]), torch.tensor([3.0])])
             >>> jt.lengths()
             tensor([2, 1], dtype=torch.int32)
         """
+        sizes = [bag.size(0) for bag in values]
+        if weights is not None and [bag.size(0) for bag in weights] != sizes:
+            raise ValueError(
+                f"`weights` should be as many as the values of each bag ({sizes}). "
+                f"Received {[bag.size(0) for bag in weights]}."
+            )
         if not values:
-            return JaggedTensor.empty(weights is not None, values_dtype=torch.float32)
-        lengths = torch.tensor(
-            [v.size(0) for v in values], dtype=torch.int32, device=values[0].device
-        )
-        return JaggedTensor(
-            torch.cat(values), None if weights is None else torch.cat(weights), lengths
-        )
+            return JaggedTensor.empty(weights is not None)
+        lengths = torch.tensor(sizes, dtype=torch.int32, device=values[0].device)
+        joined = None if weights is None else torch.cat(weights)
+        return JaggedTensor(torch.cat(values), joined, lengths)
 
     @staticmethod
     def from_dense_lengths(
         values: Tensor, lengths: Tensor, weights: Tensor | None = None
     ) -> JaggedTensor:
-        """Take the first ``lengths[b]`` values of each row b."""
-        mask = torch.arange(values.size(1), device=values.device) < lengths[:, None]
-        return JaggedTensor(values[mask], None if weights is None else weights[mask], lengths)
+        """Take the first ``lengths[b]`` values of each row b.
+
+        Args:
+            values: ``[B, L, ...]``.
+            lengths: ``[B]`` int32 or int64, at most L.
+            weights: ``[B, L]``. Default: unweighted.
+
+        Raises:
+            ValueError: lengths that do not fit the rows.
+
+        Example:
+            >>> padded = torch.tensor([[5, 0], [7, 1]])
+            >>> JaggedTensor.from_dense_lengths(padded, torch.tensor([1, 2])).values()
+            tensor([5, 7, 1])
+        """
+        if values.dim() < 2 or lengths.dim() != 1 or lengths.size(0) != values.size(0):
+            raise ValueError(
+                "`lengths` should be one for each row of `values`, shaped [B, L, ...]. "
+                f"Received {list(lengths.shape)} for {list(values.shape)}."
+            )
+        if lengths.is_cpu and lengths.numel() and int(lengths.max()) > values.size(1):
+            raise ValueError(
+                f"`lengths` should be at most the length of the rows ({values.size(1)}). "
+                f"Received {int(lengths.max())}."
+            )
+        offsets = lengths_to_offsets(lengths)
+        total = int(offsets[-1])
+        return JaggedTensor(
+            padded_to_jagged(values, offsets, total),
+            None if weights is None else padded_to_jagged(weights, offsets, total),
+            lengths,
+            offsets,
+        )
 
     def values(self) -> Tensor:
         """Return the values of all bags, ``[N, ...]``."""
         return self._values
 
     def weights(self) -> Tensor:
-        """Return the weights, ``[N]``."""
+        """Return the weights, ``[N]``.
+
+        Raises:
+            ValueError: there are none.
+        """
         if self._weights is None:
             raise ValueError("`weights` should be given to be read. This JaggedTensor has none.")
         return self._weights
@@ -130,10 +183,13 @@ class JaggedTensor(Pipelineable):
 
     def lengths(self) -> Tensor:
         """Return the number of values of each bag, ``[B]``."""
-        if self._lengths is None:
+        lengths = self._lengths
+        if lengths is None:
             assert self._offsets is not None
-            self._lengths = offsets_to_lengths(self._offsets)
-        return self._lengths
+            lengths = offsets_to_lengths(self._offsets)
+            if not is_compiling():  # see JaggedLayout
+                self._lengths = lengths
+        return lengths
 
     def lengths_or_none(self) -> Tensor | None:
         """Return the lengths if they were given or computed before, or None."""
@@ -141,10 +197,13 @@ class JaggedTensor(Pipelineable):
 
     def offsets(self) -> Tensor:
         """Return where each bag starts, and the end of the last, ``[B + 1]``."""
-        if self._offsets is None:
+        offsets = self._offsets
+        if offsets is None:
             assert self._lengths is not None
-            self._offsets = lengths_to_offsets(self._lengths)
-        return self._offsets
+            offsets = lengths_to_offsets(self._lengths)
+            if not is_compiling():
+                self._offsets = offsets
+        return offsets
 
     def offsets_or_none(self) -> Tensor | None:
         """Return the offsets if they were given or computed before, or None."""
@@ -155,60 +214,91 @@ class JaggedTensor(Pipelineable):
         return self._values.device
 
     def to_dense(self) -> list[Tensor]:
-        """Return one tensor a bag: views of the values."""
+        """Return one tensor a bag: views of the values. On an accelerator this waits for the lengths.
+
+        Example:
+            >>> JaggedTensor(torch.tensor([5, 7, 1]), lengths=torch.tensor([1, 2])).to_dense()
+            [tensor([5]), tensor([7, 1])]
+        """
         return list(torch.split_with_sizes(self._values, self.lengths().tolist()))
 
     def to_dense_weights(self) -> list[Tensor] | None:
-        """Return one tensor of weights a bag, or None without weights."""
+        """Return one tensor of weights a bag, or None without weights; see ``to_dense``."""
         if self._weights is None:
             return None
         return list(torch.split_with_sizes(self._weights, self.lengths().tolist()))
 
-    def _longest(self) -> int:
-        lengths = self.lengths()
-        return int(lengths.max()) if lengths.numel() else 0
-
     def to_padded_dense(
         self, desired_length: int | None = None, padding_value: float = 0.0
     ) -> Tensor:
-        """Return bag b in row b of a dense tensor, cut or padded to one length."""
-        width = self._longest() if desired_length is None else desired_length
-        return jagged_to_padded(self._values, self.offsets(), width, padding_value)
+        """Return bag b in row b of a dense tensor. Differentiable.
+
+        Args:
+            desired_length: length of the rows; longer bags are cut. Default: that of the longest bag, for which an
+                accelerator is waited for.
+            padding_value: what stands behind shorter bags. Default 0.
+
+        Returns:
+            ``[B, desired_length, ...]`` of the dtype of the values.
+
+        Example:
+            >>> JaggedTensor(torch.tensor([5, 7, 1]), lengths=torch.tensor([1, 2])).to_padded_dense()
+            tensor([[5, 0],
+                    [7, 1]])
+        """
+        return self._pad(self._values, desired_length, padding_value)
 
     def to_padded_dense_weights(
         self, desired_length: int | None = None, padding_value: float = 0.0
     ) -> Tensor | None:
-        """Return the weights of bag b in row b of a dense tensor, or None without weights."""
+        """Return the weights of bag b in row b of a dense tensor, or None; see ``to_padded_dense``."""
         if self._weights is None:
             return None
-        width = self._longest() if desired_length is None else desired_length
-        return jagged_to_padded(self._weights, self.offsets(), width, padding_value)
+        return self._pad(self._weights, desired_length, padding_value)
 
-    def _map(self, function: object) -> JaggedTensor:
-        raise NotImplementedError
+    def _pad(self, rows: Tensor, width: int | None, padding: float) -> Tensor:
+        if width is None:
+            lengths = self.lengths()
+            width = int(lengths.max()) if lengths.numel() else 0
+        return jagged_to_padded(rows, self.offsets(), width, padding)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> JaggedTensor:
-        """Return this jagged tensor on ``device``."""
+        """Return this jagged tensor on ``device``.
 
-        def move(t: Tensor | None) -> Tensor | None:
-            return None if t is None else t.to(device, non_blocking=non_blocking)
+        Args:
+            device: target device.
+            non_blocking: copy without waiting where memory is pinned. Default False.
+        """
 
-        return make_jagged(
-            self._values.to(device, non_blocking=non_blocking),
-            move(self._weights),
-            move(self._lengths),
-            move(self._offsets),
-        )
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+        values = self._values.to(device, non_blocking=non_blocking)
+        return make_jagged(values, move(self._weights), move(self._lengths), move(self._offsets))
 
     def copy_(self, jt: JaggedTensor, non_blocking: bool = False) -> JaggedTensor:
-        """Copy another jagged tensor of the same sizes into this one's tensors."""
-        self._values.copy_(jt._values, non_blocking)
-        if self._weights is not None:
-            self._weights.copy_(jt.weights(), non_blocking)
-        if self._lengths is not None:
-            self._lengths.copy_(jt.lengths(), non_blocking)
+        """Copy another jagged tensor of the same sizes into this one's tensors, and return this.
+
+        Args:
+            jt: what to copy.
+            non_blocking: copy without waiting where memory is pinned. Default False.
+
+        Raises:
+            ValueError: sizes differ.
+        """
+        pairs = [(self._values, jt._values), (self.lengths(), jt.lengths())]
         if self._offsets is not None:
-            self._offsets.copy_(jt.offsets(), non_blocking)
+            pairs.append((self._offsets, jt.offsets()))
+        if self._weights is not None:
+            pairs.append((self._weights, jt.weights()))
+        for own, other in pairs:
+            if own.shape != other.shape:
+                raise ValueError(
+                    f"`jt` should have tensors of the same sizes ({list(own.shape)}). "
+                    f"Received {list(other.shape)}."
+                )
+        for own, other in pairs:
+            own.copy_(other, non_blocking)
         return self
 
     def record_stream(self, stream: torch.Stream) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -299,7 +299,7 @@ def _regroup_by_cat(
     bounds = list(accumulate(counts, initial=0))
     return [
         torch.cat(parts[a:b], dim) if a < b else inputs[0].narrow(dim, 0, 0)
-        for a, b in zip(bounds, bounds[1:], strict=False)
+        for a, b in pairwise(bounds)
     ]
 
 

@@ -7,7 +7,7 @@ put together it is key after key, rank after rank within a key.
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ def splits(kjt: JaggedLayout, key_splits: list[int]) -> list[list[int]]:
         )
     bounds = list(accumulate(key_splits, initial=0))
     bags, rows = kjt.lengths_offset_per_key(), kjt.offset_per_key()
-    runs = list(zip(bounds, bounds[1:], strict=False))
+    runs = list(pairwise(bounds))
     value_splits = [rows[b] - rows[a] for a, b in runs]
     result = [[bags[b] - bags[a] for a, b in runs], value_splits]
     if kjt.variable_stride_per_key():

@@ -6,26 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
-from torchrec.sparse import _keyed_dist
-from torchrec.sparse._checks import (
-    check_inverse_indices,
-    check_keyed_jagged,
-    check_known,
-    strides_of_ranks,
-)
+from torchrec.sparse import _keyed_dist, _keyed_parts
 from torchrec.sparse._jagged import JaggedTensor
-from torchrec.sparse._keyed_join import concat_into
-from torchrec.sparse._keyed_parts import KeyedParts
-from torchrec.sparse._layout import Inverse, Strides, running_sums
+from torchrec.sparse._keyed_join import concat_into, copy_into
+from torchrec.sparse._layout import Inverse, JaggedLayout, Strides
 from torchrec.streamable import Pipelineable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    Columns = Iterable[str] | None
+    ColumnsOfKeys = Mapping[str, str] | None
 
-class KeyedJaggedTensor(KeyedParts, Pipelineable):
+
+class KeyedJaggedTensor(JaggedLayout, Pipelineable):
     """A batch of sparse features: for each key and sample a bag of ids.
 
     Args:
@@ -77,60 +72,22 @@ class KeyedJaggedTensor(KeyedParts, Pipelineable):
         jt_dict: dict[str, JaggedTensor] | None = None,
         inverse_indices: Inverse | None = None,
     ) -> None:
-        self._keys = keys = keys if type(keys) is list else list(keys)
-        self._values = values
-        self._weights = weights
-        self._lengths = lengths
-        self._offsets = offsets
-        if stride_per_key_per_rank is not None or stride_per_key is not None:
-            self._set_strides(stride_per_key_per_rank, stride_per_key)
-        if not keys:
-            self._stride = stride or 0
-        if not is_compiling():
-            strides = self._stride_per_key
-            check_keyed_jagged(keys, values, weights, lengths, offsets, stride, strides)
-        if lengths is not None and lengths.dim() != 1:
-            self._lengths = lengths.reshape(-1)
-        if inverse_indices is not None:
-            self._inverse_indices = inverse_indices
-            if not is_compiling():
-                check_inverse_indices(keys, self.stride_per_key(), inverse_indices)
-        if length_per_key is not None or offset_per_key is not None:
-            self._set_known(length_per_key, offset_per_key)
-        if lengths_offset_per_key is not None:
-            self._lengths_offset_per_key = lengths_offset_per_key
-        if index_per_key is not None:
-            self._index_per_key = index_per_key
+        strides = stride_per_key_per_rank
+        self._take(
+            keys,
+            values,
+            weights,
+            lengths,
+            offsets,
+            stride,
+            strides,
+            stride_per_key,
+            inverse_indices,
+        )
+        if length_per_key or lengths_offset_per_key or offset_per_key or index_per_key:
+            self._take_known(length_per_key, lengths_offset_per_key, offset_per_key, index_per_key)
         if jt_dict is not None:
             self._jt_dict = jt_dict
-
-    def _set_strides(self, per_rank: Strides | None, per_key: list[int] | None) -> None:
-        """Take a batch size for each key; sizes that are all the same are nothing special."""
-        if per_rank is not None:
-            self._strides_per_rank = per_rank
-            if not is_compiling():
-                self._stride_per_key = strides_of_ranks(self._keys, per_rank)
-                if per_key is not None:
-                    check_known("stride_per_key", list(per_key), self._stride_per_key)
-        elif per_key is not None and len(set(per_key)) > 1:
-            self._strides_per_rank = [[size] for size in per_key]
-            self._stride_per_key = list(per_key)
-
-    def _set_known(
-        self, length_per_key: list[int] | None, offset_per_key: list[int] | None
-    ) -> None:
-        """Take the sizes of the keys; on a CPU, where it costs little, only if they are true."""
-        if not is_compiling() and type(self._values) is Tensor and self._values.is_cpu:
-            true = self.length_per_key()
-            if length_per_key is not None:
-                check_known("length_per_key", list(length_per_key), true)
-            if offset_per_key is not None:
-                check_known("offset_per_key", list(offset_per_key), running_sums(true))
-        if length_per_key is None and offset_per_key is not None:
-            pairs = zip(offset_per_key, offset_per_key[1:], strict=False)
-            length_per_key = [b - a for a, b in pairs]
-        self._length_per_key = length_per_key
-        self._offset_per_key = offset_per_key
 
     # ---- other ways to build one
 
@@ -153,15 +110,10 @@ class KeyedJaggedTensor(KeyedParts, Pipelineable):
             >>> kjt.offset_per_key_or_none()
             [0, 1, 3]
         """
-        return KeyedJaggedTensor(
-            keys,
-            values,
-            weights,
-            lengths,
-            stride=stride,
-            stride_per_key_per_rank=stride_per_key_per_rank,
-            inverse_indices=inverse_indices,
-        ).sync()
+        kjt = object.__new__(KeyedJaggedTensor)
+        strides = stride_per_key_per_rank
+        kjt._take(keys, values, weights, lengths, None, stride, strides, None, inverse_indices)
+        return kjt.sync()
 
     @staticmethod
     def from_offsets_sync(
@@ -174,15 +126,10 @@ class KeyedJaggedTensor(KeyedParts, Pipelineable):
         inverse_indices: Inverse | None = None,
     ) -> KeyedJaggedTensor:
         """Build one from offsets, and bring the numbers of each key to the host at once; see the class."""
-        return KeyedJaggedTensor(
-            keys,
-            values,
-            weights,
-            offsets=offsets,
-            stride=stride,
-            stride_per_key_per_rank=stride_per_key_per_rank,
-            inverse_indices=inverse_indices,
-        ).sync()
+        kjt = object.__new__(KeyedJaggedTensor)
+        strides = stride_per_key_per_rank
+        kjt._take(keys, values, weights, None, offsets, stride, strides, None, inverse_indices)
+        return kjt.sync()
 
     @staticmethod
     def from_jt_dict(jt_dict: dict[str, JaggedTensor]) -> KeyedJaggedTensor:
@@ -234,9 +181,7 @@ class KeyedJaggedTensor(KeyedParts, Pipelineable):
 
     @staticmethod
     def from_arrow(
-        table: object,
-        columns: Iterable[str] | None = None,
-        weights: Mapping[str, str] | None = None,
+        table: object, columns: Columns = None, weights: ColumnsOfKeys = None
     ) -> KeyedJaggedTensor:
         """Build one from an Arrow table; see ``torchrec.sparse.convert.kjt_parts_from_arrow``."""
         from torchrec.sparse import convert
@@ -245,9 +190,7 @@ class KeyedJaggedTensor(KeyedParts, Pipelineable):
 
     @staticmethod
     def from_pandas(
-        df: object,
-        columns: Iterable[str] | None = None,
-        weights: Mapping[str, str] | None = None,
+        df: object, columns: Columns = None, weights: ColumnsOfKeys = None
     ) -> KeyedJaggedTensor:
         """Build one from a pandas DataFrame; see ``torchrec.sparse.convert.kjt_parts_from_pandas``."""
         from torchrec.sparse import convert
@@ -256,9 +199,7 @@ class KeyedJaggedTensor(KeyedParts, Pipelineable):
 
     @staticmethod
     def from_polars(
-        df: object,
-        columns: Iterable[str] | None = None,
-        weights: Mapping[str, str] | None = None,
+        df: object, columns: Columns = None, weights: ColumnsOfKeys = None
     ) -> KeyedJaggedTensor:
         """Build one from a polars DataFrame; see ``torchrec.sparse.convert.kjt_parts_from_polars``."""
         from torchrec.sparse import convert
@@ -325,6 +266,119 @@ class KeyedJaggedTensor(KeyedParts, Pipelineable):
         joined = object.__new__(KeyedJaggedTensor)
         concat_into(joined, kjt_list)
         return joined
+
+    # ---- by key
+
+    def __getitem__(self, key: str) -> JaggedTensor:
+        return _keyed_parts.one_key(self, key) if self._jt_dict is None else self._jt_dict[key]
+
+    def to_dict(self, compute_offsets: bool = True) -> dict[str, JaggedTensor]:
+        """Return one JaggedTensor a key: views of this one's tensors.
+
+        Args:
+            compute_offsets: without effect here: the offsets of each are computed when they are asked for.
+
+        Example:
+            >>> kjt = KeyedJaggedTensor.from_lists({"a": [[1], [2, 3]], "b": [[], [4]]})
+            >>> kjt.to_dict()["b"].to_dense()
+            [tensor([], dtype=torch.int64), tensor([4])]
+        """
+        return _keyed_parts.by_key(self) if self._jt_dict is None else self._jt_dict
+
+    def split(self, segments: list[int]) -> list[KeyedJaggedTensor]:
+        """Cut the keys into runs of ``segments[i]`` keys: views of this one's tensors.
+
+        Args:
+            segments: number of keys of each part, 0 or more; together all keys.
+
+        Raises:
+            ValueError: segments do not sum to the number of keys.
+
+        Example:
+            >>> kjt = KeyedJaggedTensor.from_lists({"a": [[1], [2, 3]], "b": [[], [4]]})
+            >>> [part.keys() for part in kjt.split([1, 0, 1])]
+            [['a'], [], ['b']]
+        """
+        return _keyed_parts.split(self, segments)
+
+    def permute(
+        self, indices: list[int], indices_tensor: Tensor | None = None
+    ) -> KeyedJaggedTensor:
+        """Take keys by position, in the order given; a key may be left out or taken several times.
+
+        Args:
+            indices: positions of the keys.
+            indices_tensor: the same as a tensor; without effect here.
+
+        Raises:
+            IndexError: there is no key at a position.
+
+        Example:
+            >>> kjt = KeyedJaggedTensor.from_lists({"a": [[1], [2, 3]], "b": [[], [4]]})
+            >>> kjt.permute([1, 0]).to_lists()
+            {'b': [[], [4]], 'a': [[1], [2, 3]]}
+        """
+        return _keyed_parts.permute(self, indices)
+
+    def expand_inverse(self) -> KeyedJaggedTensor:
+        """Gather every key to the full batch by its inverse indices, so that an ordinary look-up can follow.
+
+        Returns:
+            One with a batch of one size for all keys, and without inverse indices.
+
+        Raises:
+            ValueError: there are no inverse indices.
+
+        Example:
+            >>> kjt = KeyedJaggedTensor(
+            ...     ["a", "b"],
+            ...     torch.tensor([5, 6, 7]),
+            ...     lengths=torch.tensor([1, 1, 1]),
+            ...     stride_per_key_per_rank=[[2], [1]],
+            ...     inverse_indices=(["a", "b"], torch.tensor([[0, 1, 0], [0, 0, 0]])),
+            ... )
+            >>> kjt.expand_inverse().to_lists()
+            {'a': [[5], [6], [5]], 'b': [[7], [7], [7]]}
+        """
+        return _keyed_parts.expand_inverse(self)
+
+    # ---- moving and copying
+
+    def flatten_lengths(self) -> KeyedJaggedTensor:
+        """Return this with one-dimensional lengths: they always are, so it is the same under a new object."""
+        return _keyed_parts.map_tensors(self, lambda tensor: tensor)
+
+    def to(
+        self, device: torch.device, non_blocking: bool = False, dtype: torch.dtype | None = None
+    ) -> KeyedJaggedTensor:
+        """Return this on ``device``, with what is known on the host.
+
+        Args:
+            device: target device.
+            non_blocking: copy without waiting where memory is pinned. Default False.
+            dtype: of the weights. Values are ids and keep theirs. Default: as it is.
+        """
+        other = _keyed_parts.map_tensors(self, lambda t: t.to(device, non_blocking=non_blocking))
+        if dtype is not None and other._weights is not None:
+            other._weights = other._weights.to(dtype)
+        return other
+
+    def pin_memory(self) -> KeyedJaggedTensor:
+        """Return this in pinned memory, from which copies to an accelerator need not wait."""
+        return _keyed_parts.map_tensors(self, lambda tensor: tensor.pin_memory())
+
+    def copy_(self, kjt: KeyedJaggedTensor, non_blocking: bool = False) -> KeyedJaggedTensor:
+        """Copy another of the same keys and sizes into this one's tensors, and return this.
+
+        Args:
+            kjt: what to copy.
+            non_blocking: copy without waiting where memory is pinned. Default False.
+
+        Raises:
+            ValueError: keys or sizes differ.
+        """
+        copy_into(self, kjt, non_blocking)
+        return self
 
     # ---- between ranks
 

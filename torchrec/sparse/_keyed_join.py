@@ -1,4 +1,4 @@
-"""Several KeyedJaggedTensors in one, and one gathered to its full batch."""
+"""Several KeyedJaggedTensors in one, and one copied into another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from torchrec.ops.jagged import jagged_index_select
 from torchrec.sparse._checks import repeated
 from torchrec.sparse._layout import JaggedLayout
 
@@ -86,7 +85,7 @@ def _join_strides(joined: JaggedLayout, parts: Sequence[JaggedLayout]) -> None:
             "`kjt_list` should have inverse indices in all parts or in none. "
             f"Received {len(given)} of {len(parts)} with them."
         )
-    if all([pair is given[0] for pair in given]):
+    if all(pair is given[0] for pair in given):
         joined._inverse_indices = given[0]
         return
     if len({tensor.size(-1) for _, tensor in given}) > 1:
@@ -98,23 +97,6 @@ def _join_strides(joined: JaggedLayout, parts: Sequence[JaggedLayout]) -> None:
         [name for names, _ in given for name in names],
         torch.cat([tensor for _, tensor in given]),
     )
-
-
-def expand_into(expanded: JaggedLayout, kjt: JaggedLayout) -> None:
-    """Gather every key to the full batch; see ``KeyedJaggedTensor.expand_inverse``."""
-    names, inverse = kjt.inverse_indices()
-    row = {name: i for i, name in enumerate(names)}
-    first_bags = torch.tensor(kjt.lengths_offset_per_key()[:-1], device=inverse.device)
-    own = inverse[[row[key] for key in kjt.keys()]]
-    bags = (own + first_bags[:, None]).reshape(-1)
-    lengths = kjt.lengths()
-    total = int(lengths.index_select(0, bags).sum())
-    expanded._keys = kjt._keys
-    expanded._values, expanded._lengths = jagged_index_select(kjt._values, lengths, bags, total)
-    expanded._weights = None
-    expanded._offsets = None
-    if kjt._weights is not None:
-        expanded._weights, _ = jagged_index_select(kjt._weights, lengths, bags, total)
 
 
 def copy_into(target: JaggedLayout, source: JaggedLayout, non_blocking: bool) -> None:

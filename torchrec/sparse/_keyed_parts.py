@@ -1,20 +1,24 @@
-"""What is made of a KeyedJaggedTensor: parts of it, permutations, copies elsewhere."""
+"""What is made of a KeyedJaggedTensor: parts of it, permutations, copies elsewhere.
+
+What comes of a checked one needs no check of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from torchrec.ops.jagged import jagged_index_select
 from torchrec.ops.permute import permute_jagged
 from torchrec.sparse._jagged import JaggedTensor, make_jagged
-from torchrec.sparse._keyed_join import copy_into, expand_into
 from torchrec.sparse._layout import JaggedLayout, running_sums
 
-Self = TypeVar("Self", bound="KeyedParts")
+K = TypeVar("K", bound=JaggedLayout)
 
 
 def split_rows(rows: Tensor, sizes: list[int]) -> Sequence[Tensor]:
@@ -28,258 +32,148 @@ def split_rows(rows: Tensor, sizes: list[int]) -> Sequence[Tensor]:
     return torch.unsafe_split_with_sizes(rows, sizes)
 
 
-class KeyedParts(JaggedLayout):
-    """The operations of a KeyedJaggedTensor that make new ones of its own tensors.
+def one_key(kjt: JaggedLayout, key: str) -> JaggedTensor:
+    """Return the JaggedTensor of one key."""
+    try:
+        i = kjt._keys.index(key)
+    except ValueError:
+        raise KeyError(f"Key should be one of {kjt._keys}. Received {key!r}.") from None
+    sizes = kjt.length_per_key()
+    start = sum(sizes[:i])
+    end = start + sizes[i]
+    if kjt._strides_per_rank is None:
+        stride = kjt.stride()
+        first, last = i * stride, (i + 1) * stride
+    else:
+        first, last = kjt.lengths_offset_per_key()[i : i + 2]
+    weights = kjt._weights
+    return make_jagged(
+        kjt._values[start:end],
+        None if weights is None else weights[start:end],
+        kjt.lengths()[first:last],
+        None,
+    )
 
-    What they make of a checked one needs no check of its own.
-    """
 
-    _jt_dict: dict[str, JaggedTensor] | None = None
+def by_key(kjt: JaggedLayout) -> dict[str, JaggedTensor]:
+    """Return the JaggedTensor of every key."""
+    keys = kjt._keys
+    sizes = kjt.length_per_key()
+    values = split_rows(kjt._values, sizes)
+    weights = [None] * len(keys) if kjt._weights is None else split_rows(kjt._weights, sizes)
+    lengths = split_rows(kjt.lengths(), kjt.stride_per_key())
+    return {
+        key: make_jagged(v, w, n, None)
+        for key, v, w, n in zip(keys, values, weights, lengths, strict=True)
+    }
 
-    def _new(
-        self: Self,
-        keys: list[str],
-        values: Tensor,
-        weights: Tensor | None,
-        lengths: Tensor | None,
-        offsets: Tensor | None = None,
-    ) -> Self:
-        kjt = object.__new__(type(self))
-        kjt._keys = keys
-        kjt._values = values
-        kjt._weights = weights
-        kjt._lengths = lengths
-        kjt._offsets = offsets
-        return kjt
 
-    def __getitem__(self, key: str) -> JaggedTensor:
-        if self._jt_dict is not None:
-            return self._jt_dict[key]
-        try:
-            i = self._keys.index(key)
-        except ValueError:
-            raise KeyError(f"Key should be one of {self._keys}. Received {key!r}.") from None
-        sizes = self.length_per_key()
-        start = sum(sizes[:i])
-        end = start + sizes[i]
-        if self._strides_per_rank is None:
-            stride = self.stride()
-            first, last = i * stride, (i + 1) * stride
-        else:
-            first, last = self.lengths_offset_per_key()[i : i + 2]
-        weights = self._weights
-        return make_jagged(
-            self._values[start:end],
-            None if weights is None else weights[start:end],
-            self.lengths()[first:last],
-            None,
+def split(kjt: K, segments: list[int]) -> list[K]:
+    """Cut the keys into runs; see ``KeyedJaggedTensor.split``."""
+    keys = kjt._keys
+    if sum(segments) != len(keys) or min(segments, default=0) < 0:
+        raise ValueError(
+            f"`segments` should not be negative and sum to the number of keys ({len(keys)}). Received {segments}."
         )
+    runs = list(pairwise(running_sums(segments)))
+    sizes = kjt.length_per_key()
+    rows = [sum(sizes[a:b]) for a, b in runs]
+    values = split_rows(kjt._values, rows)
+    weights = [None] * len(runs) if kjt._weights is None else split_rows(kjt._weights, rows)
+    plain = kjt._strides_per_rank is None
+    if plain:
+        stride = kjt.stride()
+        bags = [stride * n for n in segments]
+    else:
+        strides = kjt.stride_per_key()
+        bags = [sum(strides[a:b]) for a, b in runs]
+    lengths = split_rows(kjt.lengths(), bags)
+    parts = []
+    for (a, b), v, w, n in zip(runs, values, weights, lengths, strict=True):
+        part = kjt._new(keys[a:b], v, w, n)
+        part._length_per_key = sizes[a:b]
+        if a == b or not plain:
+            _hand_down(kjt, part, range(a, b))
+        parts.append(part)
+    return parts
 
-    def to_dict(self, compute_offsets: bool = True) -> dict[str, JaggedTensor]:
-        """Return one JaggedTensor a key: views of this one's tensors.
 
-        Args:
-            compute_offsets: without effect here: the offsets of each are computed when they are asked for.
+def permute(kjt: K, order: list[int]) -> K:
+    """Take keys by position; see ``KeyedJaggedTensor.permute``."""
+    keys = kjt._keys
+    plain = kjt._strides_per_rank is None
+    # In a graph the sizes may be unknown, and if every key is taken once they need not be known.
+    sizes = kjt._length_per_key if is_compiling() else kjt.length_per_key()
+    values, weights, lengths = permute_jagged(
+        kjt.lengths(),
+        kjt._values,
+        kjt._weights,
+        kjt.stride() if plain and sizes is not None else kjt.stride_per_key(),
+        order,
+        sizes,
+    )
+    part = kjt._new([keys[i] for i in order], values, weights, lengths)
+    part._length_per_key = None if sizes is None else [sizes[i] for i in order]
+    if not plain or not order:
+        _hand_down(kjt, part, order)
+    return part
 
-        Example:
-            >>> from torchrec import KeyedJaggedTensor
-            >>> kjt = KeyedJaggedTensor.from_lists({"a": [[1], [2, 3]], "b": [[], [4]]})
-            >>> kjt.to_dict()["b"].to_dense()
-            [tensor([], dtype=torch.int64), tensor([4])]
-        """
-        if self._jt_dict is not None:
-            return self._jt_dict
-        keys = self._keys
-        sizes = self.length_per_key()
-        values = split_rows(self._values, sizes)
-        weights = [None] * len(keys) if self._weights is None else split_rows(self._weights, sizes)
-        lengths = split_rows(self.lengths(), self.stride_per_key())
-        return {
-            key: make_jagged(v, w, n, None)
-            for key, v, w, n in zip(keys, values, weights, lengths, strict=True)
-        }
 
-    def split(self: Self, segments: list[int]) -> list[Self]:
-        """Cut the keys into runs of ``segments[i]`` keys: views of this one's tensors.
-
-        Args:
-            segments: number of keys of each part, 0 or more; together all keys.
-
-        Raises:
-            ValueError: segments do not sum to the number of keys.
-
-        Example:
-            >>> from torchrec import KeyedJaggedTensor
-            >>> kjt = KeyedJaggedTensor.from_lists({"a": [[1], [2, 3]], "b": [[], [4]]})
-            >>> [part.keys() for part in kjt.split([1, 0, 1])]
-            [['a'], [], ['b']]
-        """
-        keys = self._keys
-        if sum(segments) != len(keys) or min(segments, default=0) < 0:
-            raise ValueError(
-                f"`segments` should not be negative and sum to the number of keys ({len(keys)}). "
-                f"Received {segments}."
-            )
-        bounds = running_sums(segments)
-        runs = list(zip(bounds, bounds[1:], strict=False))
-        sizes = self.length_per_key()
-        rows = [sum(sizes[a:b]) for a, b in runs]
-        values = split_rows(self._values, rows)
-        weights = [None] * len(runs) if self._weights is None else split_rows(self._weights, rows)
-        plain = self._strides_per_rank is None
-        if plain:
-            stride = self.stride()
-            bags = [stride * n for n in segments]
-        else:
-            strides = self.stride_per_key()
-            bags = [sum(strides[a:b]) for a, b in runs]
-        lengths = split_rows(self.lengths(), bags)
-        parts = []
-        for (a, b), v, w, n in zip(runs, values, weights, lengths, strict=True):
-            part = self._new(keys[a:b], v, w, n)
-            part._length_per_key = sizes[a:b]
-            if a == b or not plain:
-                self._hand_down(part, range(a, b))
-            parts.append(part)
-        return parts
-
-    def permute(self: Self, indices: list[int], indices_tensor: Tensor | None = None) -> Self:
-        """Take keys by position, in the order given; a key may be left out or taken several times.
-
-        Args:
-            indices: positions of the keys.
-            indices_tensor: the same as a tensor; without effect here.
-
-        Raises:
-            IndexError: there is no key at a position.
-
-        Example:
-            >>> from torchrec import KeyedJaggedTensor
-            >>> kjt = KeyedJaggedTensor.from_lists({"a": [[1], [2, 3]], "b": [[], [4]]})
-            >>> kjt.permute([1, 0]).to_lists()
-            {'b': [[], [4]], 'a': [[1], [2, 3]]}
-        """
-        keys = self._keys
-        plain = self._strides_per_rank is None
-        # In a graph the sizes may be unknown, and if every key is taken once they need not be known.
-        sizes = self._length_per_key if is_compiling() else self.length_per_key()
-        values, weights, lengths = permute_jagged(
-            self.lengths(),
-            self._values,
-            self._weights,
-            self.stride() if plain and sizes is not None else self.stride_per_key(),
-            indices,
-            sizes,
+def _hand_down(kjt: JaggedLayout, part: JaggedLayout, order: Sequence[int]) -> None:
+    """Give a KeyedJaggedTensor of some of the keys what its tensors do not say of its batch."""
+    if not part._keys:
+        part._stride = kjt.stride()
+    strides = kjt._strides_per_rank
+    if strides is not None:
+        part._strides_per_rank = (
+            strides[list(order)] if isinstance(strides, Tensor) else [strides[i] for i in order]
         )
-        part = self._new([keys[i] for i in indices], values, weights, lengths)
-        part._length_per_key = None if sizes is None else [sizes[i] for i in indices]
-        if not plain or not indices:
-            self._hand_down(part, indices)
-        return part
+        if kjt._stride_per_key is not None:
+            part._stride_per_key = [kjt._stride_per_key[i] for i in order]
+        # They name their keys, so that they stay right for any selection.
+        part._inverse_indices = kjt._inverse_indices
 
-    def _hand_down(self, part: JaggedLayout, indices: Sequence[int]) -> None:
-        """Give a KeyedJaggedTensor of some of the keys what its tensors do not say of its batch."""
-        if not part._keys:
-            part._stride = self.stride()
-        if self._strides_per_rank is not None:
-            strides = self._strides_per_rank
-            part._strides_per_rank = (
-                strides[list(indices)]
-                if isinstance(strides, Tensor)
-                else [strides[i] for i in indices]
-            )
-            if self._stride_per_key is not None:
-                part._stride_per_key = [self._stride_per_key[i] for i in indices]
-            # They name their keys, so that they stay right for any selection.
-            part._inverse_indices = self._inverse_indices
 
-    def expand_inverse(self: Self) -> Self:
-        """Gather every key to the full batch by its inverse indices, so that an ordinary look-up can follow.
+def expand_inverse(kjt: K) -> K:
+    """Gather every key to the full batch; see ``KeyedJaggedTensor.expand_inverse``."""
+    names, inverse = kjt.inverse_indices()
+    row = {name: i for i, name in enumerate(names)}
+    first_bags = torch.tensor(kjt.lengths_offset_per_key()[:-1], device=inverse.device)
+    own = inverse[[row[key] for key in kjt._keys]]
+    bags = (own + first_bags[:, None]).reshape(-1)
+    lengths = kjt.lengths()
+    total = int(lengths.index_select(0, bags).sum())
+    values, taken = jagged_index_select(kjt._values, lengths, bags, total)
+    weights = kjt._weights
+    if weights is not None:
+        weights, _ = jagged_index_select(weights, lengths, bags, total)
+    expanded = kjt._new(kjt._keys, values, weights, taken)
+    if not kjt._keys:
+        expanded._stride = kjt.stride()
+    return expanded
 
-        Returns:
-            One with a batch of one size for all keys, and without inverse indices.
 
-        Raises:
-            ValueError: there are no inverse indices.
+def map_tensors(kjt: K, function: Callable[[Tensor], Tensor]) -> K:
+    """Apply a function to every tensor of data, and keep what is known on the host."""
 
-        Example:
-            >>> from torchrec import KeyedJaggedTensor
-            >>> kjt = KeyedJaggedTensor(
-            ...     ["a", "b"],
-            ...     torch.tensor([5, 6, 7]),
-            ...     lengths=torch.tensor([1, 1, 1]),
-            ...     stride_per_key_per_rank=[[2], [1]],
-            ...     inverse_indices=(["a", "b"], torch.tensor([[0, 1, 0], [0, 0, 0]])),
-            ... )
-            >>> kjt.expand_inverse().to_lists()
-            {'a': [[5], [6], [5]], 'b': [[7], [7], [7]]}
-        """
-        expanded = object.__new__(type(self))
-        expand_into(expanded, self)
-        return expanded
+    def apply(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else function(tensor)
 
-    def flatten_lengths(self: Self) -> Self:
-        """Return this with one-dimensional lengths: they always are, so it is the same under a new object."""
-        return self._map(lambda tensor: tensor)
-
-    # ---- moving and copying
-
-    def _map(self: Self, function: Callable[[Tensor], Tensor]) -> Self:
-        """Apply a function to every tensor of data, and keep what is known on the host."""
-
-        def apply(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else function(tensor)
-
-        other = self._new(
-            self._keys,
-            function(self._values),
-            apply(self._weights),
-            apply(self._lengths),
-            apply(self._offsets),
-        )
-        other._stride = self._stride
-        other._strides_per_rank = self._strides_per_rank
-        if self._inverse_indices is not None:
-            keys, inverse = self._inverse_indices
-            other._inverse_indices = keys, function(inverse)
-        other._stride_per_key = self._stride_per_key
-        other._length_per_key = self._length_per_key
-        other._offset_per_key = self._offset_per_key
-        other._lengths_offset_per_key = self._lengths_offset_per_key
-        other._index_per_key = self._index_per_key
-        return other
-
-    def to(
-        self: Self,
-        device: torch.device,
-        non_blocking: bool = False,
-        dtype: torch.dtype | None = None,
-    ) -> Self:
-        """Return this on ``device``, with what is known on the host.
-
-        Args:
-            device: target device.
-            non_blocking: copy without waiting where memory is pinned. Default False.
-            dtype: of the weights. Values are ids and keep theirs. Default: as it is.
-        """
-        other = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        if dtype is not None and other._weights is not None:
-            other._weights = other._weights.to(dtype)
-        return other
-
-    def pin_memory(self: Self) -> Self:
-        """Return this in pinned memory, from which copies to an accelerator need not wait."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def copy_(self: Self, kjt: JaggedLayout, non_blocking: bool = False) -> Self:
-        """Copy another of the same keys and sizes into this one's tensors, and return this.
-
-        Args:
-            kjt: what to copy.
-            non_blocking: copy without waiting where memory is pinned. Default False.
-
-        Raises:
-            ValueError: keys or sizes differ.
-        """
-        copy_into(self, kjt, non_blocking)
-        return self
+    other = kjt._new(
+        kjt._keys,
+        function(kjt._values),
+        apply(kjt._weights),
+        apply(kjt._lengths),
+        apply(kjt._offsets),
+    )
+    if kjt._inverse_indices is not None:
+        keys, inverse = kjt._inverse_indices
+        other._inverse_indices = keys, function(inverse)
+    other._stride = kjt._stride
+    other._strides_per_rank = kjt._strides_per_rank
+    other._stride_per_key = kjt._stride_per_key
+    other._length_per_key = kjt._length_per_key
+    other._offset_per_key = kjt._offset_per_key
+    other._lengths_offset_per_key = kjt._lengths_offset_per_key
+    other._index_per_key = kjt._index_per_key
+    return other

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
-from typing import TypeVar
+from itertools import accumulate, pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,12 @@ from torchrec.ops.jagged import (
     offsets_to_lengths,
     sum_equal_groups,
     sum_groups,
+)
+from torchrec.sparse._checks import (
+    check_inverse_indices,
+    check_keyed_jagged,
+    check_known,
+    strides_of_ranks,
 )
 from torchrec.sparse._text import keyed_jagged_text
 
@@ -30,7 +36,7 @@ def running_sums(lengths: Sequence[int]) -> list[int]:
 
 
 class JaggedLayout:
-    """The state of a KeyedJaggedTensor and every way to read it.
+    """The state of a KeyedJaggedTensor: how it is taken in, and every way to read it.
 
     Numbers that live on the host (length, offset and index of each key) are computed when first asked for and kept.
     While a graph is traced nothing is kept: it would change the inputs of the graph, and make the next call compile
@@ -52,6 +58,92 @@ class JaggedLayout:
     _offset_per_key: list[int] | None = None
     _lengths_offset_per_key: list[int] | None = None
     _index_per_key: dict[str, int] | None = None
+    _jt_dict: dict[str, Any] | None = None
+
+    def _take(
+        self,
+        keys: list[str],
+        values: Tensor,
+        weights: Tensor | None,
+        lengths: Tensor | None,
+        offsets: Tensor | None,
+        stride: int | None,
+        strides_per_rank: Strides | None,
+        stride_per_key: list[int] | None,
+        inverse_indices: Inverse | None,
+    ) -> None:
+        """Take in what a KeyedJaggedTensor is built from, and check it."""
+        self._keys = keys = keys if type(keys) is list else list(keys)
+        self._values = values
+        self._weights = weights
+        self._lengths = lengths
+        self._offsets = offsets
+        if strides_per_rank is not None or stride_per_key is not None:
+            self._set_strides(strides_per_rank, stride_per_key)
+        if not keys:
+            self._stride = stride or 0
+        if not is_compiling():
+            strides = self._stride_per_key
+            check_keyed_jagged(keys, values, weights, lengths, offsets, stride, strides)
+        if lengths is not None and lengths.dim() != 1:
+            self._lengths = lengths.reshape(-1)
+        if inverse_indices is not None:
+            self._inverse_indices = inverse_indices
+            if not is_compiling():
+                check_inverse_indices(keys, self.stride_per_key(), inverse_indices)
+
+    def _set_strides(self, per_rank: Strides | None, per_key: list[int] | None) -> None:
+        """Take a batch size for each key; sizes that are all the same are nothing special."""
+        if per_rank is not None:
+            self._strides_per_rank = per_rank
+            if not is_compiling():
+                self._stride_per_key = strides_of_ranks(self._keys, per_rank)
+                if per_key is not None:
+                    check_known("stride_per_key", list(per_key), self._stride_per_key)
+        elif per_key is not None and len(set(per_key)) > 1:
+            self._strides_per_rank = [[size] for size in per_key]
+            self._stride_per_key = list(per_key)
+
+    def _take_known(
+        self,
+        length_per_key: list[int] | None,
+        lengths_offset_per_key: list[int] | None,
+        offset_per_key: list[int] | None,
+        index_per_key: dict[str, int] | None,
+    ) -> None:
+        """Take in what could be computed; on a CPU, where it costs little, only if it is true."""
+        if length_per_key is None and offset_per_key is not None:
+            length_per_key = [b - a for a, b in pairwise(offset_per_key)]
+        if not is_compiling() and type(self._values) is Tensor and self._values.is_cpu:
+            for name, given, true in (
+                ("length_per_key", length_per_key, self.length_per_key),
+                ("offset_per_key", offset_per_key, self.offset_per_key),
+                ("lengths_offset_per_key", lengths_offset_per_key, self.lengths_offset_per_key),
+                ("index_per_key", index_per_key, self.index_per_key),
+            ):
+                if given is not None:
+                    check_known(name, given, true())
+        self._length_per_key = length_per_key
+        self._lengths_offset_per_key = lengths_offset_per_key
+        self._offset_per_key = offset_per_key
+        self._index_per_key = index_per_key
+
+    def _new(
+        self: Self,
+        keys: list[str],
+        values: Tensor,
+        weights: Tensor | None,
+        lengths: Tensor | None,
+        offsets: Tensor | None = None,
+    ) -> Self:
+        """Make one of parts that need no check."""
+        other = object.__new__(type(self))
+        other._keys = keys
+        other._values = values
+        other._weights = weights
+        other._lengths = lengths
+        other._offsets = offsets
+        return other
 
     def keys(self) -> list[str]:
         """Return the F keys."""

@@ -118,7 +118,7 @@ def register() -> None:
         KeyedJaggedTensor,
         _kjt_parts,
         _kjt_join,
-        lambda context: context.names,  # type: ignore[no-any-return]
+        lambda context: context.names,
         list,
         lambda dumped: KjtContext(*dumped),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from torch import Tensor
 def bags_text(values: Tensor, offsets: Sequence[int]) -> str:
     """Write values cut at ``offsets`` as a list of lists: ``[[1, 2], [], [3]]``."""
     flat = values.tolist()
-    return str([flat[a:b] for a, b in zip(offsets, offsets[1:], strict=False)])
+    return str([flat[a:b] for a, b in pairwise(offsets)])
 
 
 def jagged_text(values: Tensor, weights: Tensor | None, offsets: Sequence[int]) -> str:

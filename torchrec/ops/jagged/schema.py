@@ -63,7 +63,8 @@ def _save_select(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 
 def _select_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor, None, None, None]:
-    rows, _taken = reference.source_rows(*ctx.saved_tensors, grad.size(0))
+    lengths, bags = ctx.saved_tensors
+    rows, _taken = reference.source_rows(lengths, bags, grad.size(0))
     return grad.new_zeros(ctx.shape).index_add(0, rows, grad), None, None, None
 
 

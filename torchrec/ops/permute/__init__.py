@@ -60,10 +60,7 @@ def permute_jagged(
     all_once = keys == len(order) == len(set(order))
     if sizes is None and (plain or not all_once):
         sizes = sum_groups(lengths, cast("list[int]", strides))
-    if all_once or sizes is None:
-        total = values.size(0)
-    else:
-        total = sum([sizes[i] for i in order])
+    total = values.size(0) if all_once or sizes is None else sum([sizes[i] for i in order])
     if plain and sizes is not None:
         return native.permute_sized(lengths, values, weights, strides, order, sizes, total)
     each = [strides] * keys if isinstance(strides, int) else strides
@@ -92,6 +89,6 @@ def regroup(inputs: list[Tensor], pieces: list[int], counts: list[int]) -> list[
         >>> regroup([a, b], [0, 1, 2, 1, 0, 1, 0, 0, 1], [2, 1])
         [tensor([[2, 3, 4]]), tensor([[1]])]
     """
-    if all([is_plain_data(tensor) for tensor in inputs]):
+    if all(is_plain_data(tensor) for tensor in inputs):
         return native.regroup(inputs, pieces, counts)
     return cast("list[Tensor]", schema.regroup(inputs, pieces, counts))
