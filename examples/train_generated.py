@@ -64,8 +64,8 @@ def build_model() -> DLRM:
             lr=0.1,
         )
         for name, rows, features in [
-            ("users", USERS, ["user"]),
-            ("items", ITEMS, ["item", "seen"]),
+            ("user_table", USERS, ["user"]),
+            ("item_table", ITEMS, ["item", "seen"]),
         ]
     ]
     return DLRM(
