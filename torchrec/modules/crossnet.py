@@ -253,15 +253,13 @@ class VectorCrossNet(CrossLayers):
         self._check(input)
         if not self.num_layers:
             return input
-        w = torch.cat(list(self.kernels), dim=1)  # (N, L)
-        beta = torch.cat(list(self.bias), dim=1).cumsum(1)  # (N, L): column l is beta_{l+1}
-        w_x = input @ w
-        alpha = 1 + w_x[..., :1]
-        w_beta = (w[:, 1:] * beta[:, :-1]).sum(0)
-        for layer in range(1, self.num_layers):
-            step = torch.addcmul(w_beta[layer - 1], alpha, w_x[..., layer : layer + 1])
-            alpha = alpha + step
-        return torch.addcmul(beta[:, -1], alpha, input)
+        w = torch.cat(list(self.kernels)).view(self.num_layers, -1)
+        beta = torch.cat(list(self.bias)).view_as(w).cumsum(0)  # row l is beta_{l+1}
+        w_beta = (w[1:] * beta[:-1]).sum(1).unbind()
+        alpha, *factors = (1 + functional.linear(input, w)).split(1, dim=-1)
+        for factor, constant in zip(factors, w_beta, strict=True):
+            alpha = torch.addcmul(constant, alpha, factor)
+        return torch.addcmul(beta[-1], alpha, input)
 
 
 class LowRankMixtureCrossNet(CrossLayers):
