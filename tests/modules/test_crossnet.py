@@ -110,6 +110,18 @@ def test_low_precision_stays_near_double(make, formula, dtype, tolerance) -> Non
 
 
 @each_net
+def test_autocast_trains(make, formula) -> None:
+    net = randomized(make(8, 2), torch.float32)
+    x = torch.randn(9, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = net(x)
+    expected = net(x)
+    assert (actual - expected).norm() < 0.05 * expected.norm()
+    actual.float().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in net.parameters())
+
+
+@each_net
 def test_second_derivatives(make, formula) -> None:
     net = randomized(make(3, 2))
     for parameter in net.parameters():
