@@ -109,6 +109,45 @@ def _fits_at_a_glance(
     return len(set(keys)) == num_keys
 
 
+def require_type(name: str, value: object, kind: type) -> None:
+    """Check the type of an argument."""
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "aeiou" else "a"
+        raise TypeError(
+            f"`{name}` should be {article} {kind.__name__}. Received {type(value).__name__}."
+        )
+
+
+def checked_keys(keys: object) -> list[str]:
+    """Return keys as a list, if they are strings one by one."""
+    if type(keys) is not list:
+        if not isinstance(keys, Sequence) or isinstance(keys, str):
+            raise TypeError(f"`keys` should be a list of strings. Received {keys!r}.")
+        keys = list(keys)
+    try:
+        "".join(keys)  # the cheapest way to see that all are strings
+    except TypeError:
+        raise TypeError(f"`keys` should be strings. Received {keys}.") from None
+    return keys
+
+
+def check_same_sizes(
+    name: str, pairs: Sequence[tuple[Tensor, Tensor]], weights: Tensor | None, own: Tensor | None
+) -> None:
+    """Check that what is copied fits what it is copied into."""
+    if (weights is None) is not (own is None):
+        received = "none" if weights is None else "some"
+        raise ValueError(
+            f"`{name}` should have weights if this has, and else none. Received {received}."
+        )
+    for into, given in pairs:
+        if into.shape != given.shape:
+            raise ValueError(
+                f"`{name}` should have tensors of the same sizes ({list(into.shape)}). "
+                f"Received {list(given.shape)}."
+            )
+
+
 def _count_values(values: Tensor, weights: Tensor | None) -> int:
     if not isinstance(values, Tensor):
         raise TypeError(f"`values` should be a tensor. Received {type(values).__name__}.")

@@ -12,7 +12,7 @@ from torchrec.ops.jagged import (
     offsets_to_lengths,
     padded_to_jagged,
 )
-from torchrec.sparse._checks import check_jagged
+from torchrec.sparse._checks import check_jagged, check_same_sizes, require_type
 from torchrec.sparse._text import jagged_text
 from torchrec.streamable import Pipelineable
 
@@ -113,11 +113,11 @@ class JaggedTensor(Pipelineable):
             >>> jt.lengths()
             tensor([2, 1], dtype=torch.int32)
         """
-        sizes = [bag.size(0) for bag in values]
-        if weights is not None and [bag.size(0) for bag in weights] != sizes:
+        sizes = _sizes("values", values)
+        if weights is not None and _sizes("weights", weights) != sizes:
             raise ValueError(
                 f"`weights` should be as many as the values of each bag ({sizes}). "
-                f"Received {[bag.size(0) for bag in weights]}."
+                f"Received {_sizes('weights', weights)}."
             )
         if not values:
             return JaggedTensor.empty(weights is not None)
@@ -144,6 +144,10 @@ class JaggedTensor(Pipelineable):
             >>> JaggedTensor.from_dense_lengths(padded, torch.tensor([1, 2])).values()
             tensor([5, 7, 1])
         """
+        require_type("values", values, Tensor)
+        require_type("lengths", lengths, Tensor)
+        if weights is not None:
+            require_type("weights", weights, Tensor)
         if values.dim() < 2 or lengths.dim() != 1 or lengths.size(0) != values.size(0):
             raise ValueError(
                 "`lengths` should be one for each row of `values`, shaped [B, L, ...]. "
@@ -286,17 +290,13 @@ class JaggedTensor(Pipelineable):
         Raises:
             ValueError: sizes differ.
         """
+        require_type("jt", jt, JaggedTensor)
         pairs = [(self._values, jt._values), (self.lengths(), jt.lengths())]
         if self._offsets is not None:
             pairs.append((self._offsets, jt.offsets()))
-        if self._weights is not None:
-            pairs.append((self._weights, jt.weights()))
-        for own, other in pairs:
-            if own.shape != other.shape:
-                raise ValueError(
-                    f"`jt` should have tensors of the same sizes ({list(own.shape)}). "
-                    f"Received {list(other.shape)}."
-                )
+        if self._weights is not None and jt._weights is not None:
+            pairs.append((self._weights, jt._weights))
+        check_same_sizes("jt", pairs, jt._weights, self._weights)
         for own, other in pairs:
             own.copy_(other, non_blocking)
         return self
@@ -314,6 +314,18 @@ class JaggedTensor(Pipelineable):
 
     def __str__(self) -> str:
         return jagged_text(self._values, self._weights, self.offsets().tolist())
+
+
+def _sizes(name: str, bags: list[Tensor]) -> list[int]:
+    """Check that these are tensors that can be joined, and return how many rows each has."""
+    if not isinstance(bags, list | tuple) or not all(isinstance(bag, Tensor) for bag in bags):
+        raise TypeError(f"`{name}` should be a list of tensors, one a bag. Received {bags!r}.")
+    if len({bag.shape[1:] for bag in bags}) > 1 or any(bag.dim() == 0 for bag in bags):
+        raise ValueError(
+            f"`{name}` should have one dimension or more, alike but for the first. "
+            f"Received {[list(bag.shape) for bag in bags]}."
+        )
+    return [bag.size(0) for bag in bags]
 
 
 def make_jagged(

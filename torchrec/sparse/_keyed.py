@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from torchrec.ops.permute import regroup
+from torchrec.sparse._checks import checked_keys
 from torchrec.sparse._text import keyed_text
 from torchrec.streamable import Pipelineable
 
@@ -58,6 +59,8 @@ class KeyedTensor(Pipelineable):
         # Fake tensors are left alone: a comparison of their sizes would bind them.
         if not is_compiling() and (type(values) is Tensor or not isinstance(values, Tensor)):
             _check(keys, length_per_key, values, key_dim, offset_per_key)
+            if index_per_key is None:
+                checked_keys(keys)
 
     @staticmethod
     def from_tensor_list(
@@ -84,6 +87,16 @@ class KeyedTensor(Pipelineable):
             raise ValueError(
                 f"`cat_dim` should be `key_dim` ({key_dim}): the keys are told apart along it. "
                 f"Received {cat_dim}."
+            )
+        if not all(isinstance(tensor, Tensor) for tensor in tensors):
+            raise TypeError(
+                f"`tensors` should be tensors. Received {[type(t).__name__ for t in tensors]}."
+            )
+        first = tensors[0]
+        if any(_other_sizes(tensor, key_dim) != _other_sizes(first, key_dim) for tensor in tensors):
+            raise ValueError(
+                f"`tensors` should be alike in every dimension but {key_dim}. "
+                f"Received {[list(tensor.shape) for tensor in tensors]}."
             )
         lengths = [tensor.size(key_dim) for tensor in tensors]
         return KeyedTensor(keys, lengths, torch.cat(tensors, cat_dim), key_dim)
@@ -220,6 +233,16 @@ class KeyedTensor(Pipelineable):
         return keyed_text(self._keys, list(self.to_dict().values()))
 
 
+def _other_sizes(tensor: Tensor, dim: int) -> list[int]:
+    if not -tensor.dim() <= dim < tensor.dim():
+        raise ValueError(
+            f"`key_dim` should be a dimension of the tensors, shaped {list(tensor.shape)}. Received {dim}."
+        )
+    sizes = list(tensor.shape)
+    del sizes[dim]
+    return sizes
+
+
 def _check(
     keys: list[str],
     lengths: list[int],
@@ -251,6 +274,9 @@ def regroup_kts(keyed_tensors: list[KeyedTensor], groups: list[list[str]]) -> li
     """Join the tensors of each group of keys; see ``KeyedTensor.regroup``."""
     if not keyed_tensors:
         raise ValueError("`keyed_tensors` should hold at least one KeyedTensor. Received none.")
+    if not all(isinstance(kt, KeyedTensor) for kt in keyed_tensors):
+        kinds = [type(kt).__name__ for kt in keyed_tensors]
+        raise TypeError(f"`keyed_tensors` should be KeyedTensors. Received {kinds}.")
     indices = [kt.index_per_key() for kt in keyed_tensors]
     pieces: list[int] = []
     for group in groups:

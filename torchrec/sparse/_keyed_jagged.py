@@ -146,6 +146,8 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
             >>> KeyedJaggedTensor.from_jt_dict({"a": jt, "b": jt}).keys()
             ['a', 'b']
         """
+        if not isinstance(jt_dict, dict):
+            raise TypeError(f"`jt_dict` should be a dict. Received {type(jt_dict).__name__}.")
         if not jt_dict:
             raise ValueError("`jt_dict` should hold at least one JaggedTensor. Received none.")
         parts = [_keyed(key, jt) for key, jt in jt_dict.items()]
@@ -444,6 +446,11 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
 
 
 def _keyed(key: str, jt: JaggedTensor) -> KeyedJaggedTensor:
+    if not isinstance(key, str) or not isinstance(jt, JaggedTensor):
+        raise TypeError(
+            "`jt_dict` should map strings to JaggedTensors. "
+            f"Received {type(jt).__name__} under key {key!r}."
+        )
     return make_keyed_jagged([key], jt.values(), jt.weights_or_none(), jt.lengths())
 
 

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from torchrec.sparse._checks import repeated
+from torchrec.sparse._checks import check_same_sizes, repeated, require_type
 from torchrec.sparse._layout import JaggedLayout
 
 
 def concat_into(joined: JaggedLayout, kjt_list: Sequence[JaggedLayout]) -> None:
     """Join the keys of several over the same batch; see ``KeyedJaggedTensor.concat``."""
+    if not all(isinstance(kjt, JaggedLayout) for kjt in kjt_list):
+        kinds = [type(kjt).__name__ for kjt in kjt_list]
+        raise TypeError(f"`kjt_list` should hold KeyedJaggedTensors. Received {kinds}.")
     if not kjt_list:
         raise ValueError("`kjt_list` should hold at least one KeyedJaggedTensor. Received none.")
     keys: list[str] = []
@@ -101,23 +104,19 @@ def _join_strides(joined: JaggedLayout, parts: Sequence[JaggedLayout]) -> None:
 
 def copy_into(target: JaggedLayout, source: JaggedLayout, non_blocking: bool) -> None:
     """Copy one into the tensors of another of the same sizes; see ``KeyedJaggedTensor.copy_``."""
+    require_type("kjt", source, type(target))
     if target.keys() != source.keys():
         raise ValueError(f"`kjt` should have the keys {target.keys()}. Received {source.keys()}.")
     pairs = [(target._values, source._values), (target.lengths(), source.lengths())]
     if target._offsets is not None:
         pairs.append((target._offsets, source.offsets()))
-    if target._weights is not None:
-        pairs.append((target._weights, source.weights()))
+    if target._weights is not None and source._weights is not None:
+        pairs.append((target._weights, source._weights))
     if target._inverse_indices is not None:
         pairs.append((target._inverse_indices[1], source.inverse_indices()[1]))
-    for own, other in pairs:
-        if own.shape != other.shape:
-            raise ValueError(
-                f"`kjt` should have tensors of the same sizes ({list(own.shape)}). "
-                f"Received {list(other.shape)}."
-            )
-    for own, other in pairs:
-        own.copy_(other, non_blocking)
+    check_same_sizes("kjt", pairs, source._weights, target._weights)
+    for into, given in pairs:
+        into.copy_(given, non_blocking)
     target._strides_per_rank = source._strides_per_rank
     target._stride_per_key = source._stride_per_key
     target._lengths_offset_per_key = source._lengths_offset_per_key

@@ -20,6 +20,7 @@ from torchrec.sparse._checks import (
     check_inverse_indices,
     check_keyed_jagged,
     check_known,
+    checked_keys,
     strides_of_ranks,
 )
 from torchrec.sparse._text import keyed_jagged_text
@@ -73,7 +74,7 @@ class JaggedLayout:
         inverse_indices: Inverse | None,
     ) -> None:
         """Take in what a KeyedJaggedTensor is built from, and check it."""
-        self._keys = keys = keys if type(keys) is list else list(keys)
+        self._keys = keys = list(keys) if is_compiling() else checked_keys(keys)
         self._values = values
         self._weights = weights
         self._lengths = lengths

@@ -39,6 +39,18 @@ def _require_integers(name: str, tensor: Tensor) -> None:
         )
 
 
+def _require_representable(number: float, dtype: torch.dtype) -> None:
+    if dtype.is_floating_point or dtype.is_complex:
+        return
+    least, most = (
+        (0, 1) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    )
+    if not (least <= number <= most and number == int(number)):
+        raise ValueError(
+            f"`padding` should be a number of {dtype}, as the values are. Received {number}."
+        )
+
+
 def lengths_to_offsets(lengths: Tensor) -> Tensor:
     """Sum lengths up from 0: where each bag starts, and the end of the last.
 
@@ -208,7 +220,7 @@ def jagged_to_padded(values: Tensor, offsets: Tensor, width: int, padding: float
         ``[B, width, ...]`` of the dtype of the values.
 
     Raises:
-        ValueError: offsets do not fit the values, or width is negative.
+        ValueError: offsets do not fit the values, width is negative, or the dtype cannot hold the padding.
 
     Example:
         >>> jagged_to_padded(torch.tensor([5, 7, 1]), torch.tensor([0, 1, 3]), 2)
@@ -218,6 +230,8 @@ def jagged_to_padded(values: Tensor, offsets: Tensor, width: int, padding: float
     _require_integers("offsets", offsets)
     if width < 0:
         raise ValueError(f"`width` should be 0 or more. Received {width}.")
+    if padding != 0:
+        _require_representable(padding, values.dtype)
     if is_plain_data(values) and is_plain(offsets):
         return native.jagged_to_padded(values, offsets, width, padding)
     return cast(Tensor, schema.jagged_to_padded(values, offsets, width, float(padding)))
