@@ -353,7 +353,7 @@ def test_an_id_of_a_sequence_without_a_row_is_refused(backend) -> None:
     m = make(case)
     start = sequences(case, m)[0][1]
     m.values[start + 2] = -5
-    with pytest.raises(IdOutOfRangeError, match="'f1'.*'t1'.*-5 in sample 2"):
+    with pytest.raises(IdOutOfRangeError, match=r"'f1'.*'t1'.*-5 in sample 2"):
         lookup_rows(backend, case, m)
 
 

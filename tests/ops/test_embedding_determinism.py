@@ -34,9 +34,9 @@ OPTIONS: dict[OptimizerType, dict[str, object]] = {
 }
 # rows, dim, features, bags, longest bag: many small tables, or one big one whose rows the threads share
 LAYOUTS = {
-    "many_tables": (300, 16, 8, 400, 3),
-    "one_big_table": (40_000, 24, 1, 2500, 8),
-    "narrow_rows": (5000, 3, 2, 3000, 4),
+    "many_tables": (300, 16, 6, 400, 3),
+    "one_big_table": (20_000, 20, 1, 1200, 8),
+    "narrow_rows": (500, 19, 2, 700, 4),
 }
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
@@ -111,8 +111,8 @@ def digests() -> str:
     for layout in LAYOUTS:
         for kind in OptimizerType:
             for name, dtype in DTYPES.items():
-                if layout != "narrow_rows" and name != "f32":
-                    continue
+                if (layout == "narrow_rows") == (name == "f32"):
+                    continue  # float32 in the large layouts, the narrow types in the small one
                 sha = hashlib.sha256()
                 for result in run(layout, kind, dtype):
                     sha.update(result.contiguous().view(torch.uint8).numpy().tobytes())
@@ -150,7 +150,7 @@ def here() -> list[str]:
     return digests().splitlines()
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_instruction_sets_make_no_difference(isa: str, here: list[str]) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "ROWWISE_ISA": isa}
     there = subprocess.check_output([sys.executable, __file__], text=True, env=environment)

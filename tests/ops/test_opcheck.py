@@ -26,7 +26,8 @@ def samples() -> list[tuple[str, Any]]:
         if not path.exists():
             continue
         spec = importlib.util.spec_from_file_location(f"samples_of_{path.stem}", path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look themselves up there
         spec.loader.exec_module(module)
