@@ -189,11 +189,25 @@ struct Block {
 
   // Lane i with lane i+8, then i+4, i+2, i+1: the one order in which a block is summed.
   ROWWISE_INLINE float sum() const {
-    float x[kBlock];
-    store(x);
-    for (int half = kBlock / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) x[i] += x[i + half];
-    return x[0];
+    Lanes x[kParts];
+    for (int p = 0; p < kParts; ++p) x[p] = part[p];
+    for (int half = kParts / 2; half > 0; half /= 2)
+      for (int p = 0; p < half; ++p) x[p] = x[p] + x[p + half];
+    Lanes y = x[0];
+#if ROWWISE_LANES == 16
+    y = y + __builtin_shufflevector(y, y, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    y = y + __builtin_shufflevector(y, y, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    y = y + __builtin_shufflevector(y, y, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    y = y + __builtin_shufflevector(y, y, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+#elif ROWWISE_LANES == 8
+    y = y + __builtin_shufflevector(y, y, 4, 5, 6, 7, 0, 1, 2, 3);
+    y = y + __builtin_shufflevector(y, y, 2, 3, 0, 1, 6, 7, 4, 5);
+    y = y + __builtin_shufflevector(y, y, 1, 0, 3, 2, 5, 4, 7, 6);
+#else
+    y = y + __builtin_shufflevector(y, y, 2, 3, 0, 1);
+    y = y + __builtin_shufflevector(y, y, 1, 0, 3, 2);
+#endif
+    return y[0];
   }
 };
 

@@ -13,19 +13,17 @@
 namespace rowwise {
 namespace ROWWISE_ISA {
 
-// The gradient rows of a table, numbered from 0 over its slots: in place where they lie as `dim` floats one behind the
-// other, else copied (and, for mean pooling, divided by the size of the bag), which also packs what is read repeatedly.
+// The gradient rows of a table, numbered from 0 over its slots, `stride` floats apart: in place where that is possible
+// and they are read about once, else copied, which packs what is read repeatedly into few pages (and, for mean pooling,
+// divides by the size of the bag).
 struct Sources {
   const float* rows = nullptr;
+  int64_t stride = 0;
   bool in_place = false;
   int64_t count = 0;  // of rows
   int64_t ids = 0;    // over all slots of the table
   bool scaled = false;
 };
-
-inline bool lies_packed(const Batch& batch, const Slot& slot) {
-  return batch.rows_dtype == Float::f32 && slot.stride == batch.tables[slot.table].dim && slot.pooling != Pooling::mean;
-}
 
 inline Sources find_sources(const Batch& batch, int64_t table) {
   Sources found;
@@ -34,12 +32,16 @@ inline Sources find_sources(const Batch& batch, int64_t table) {
     const Slot& slot = batch.slots[s];
     if (slot.table != table || slot.rows == nullptr) continue;
     const Bags bags{slot.offsets, batch.wide_offsets};
-    found.in_place = slots++ == 0 && lies_packed(batch, slot);
+    found.in_place = slots++ == 0 && batch.rows_dtype == Float::f32 && slot.pooling != Pooling::mean;
     found.rows = static_cast<const float*>(slot.rows);
+    found.stride = slot.stride;
     found.count += slot.bags;
     found.ids += bags.begin(slot.bags) - bags.begin(0);
     found.scaled = found.scaled || slot.sample_weights != nullptr;
   }
+  const int64_t dim = batch.tables[table].dim;
+  if (found.stride != dim && found.ids > 2 * found.count) found.in_place = false;
+  if (!found.in_place) found.stride = dim;
   return found;
 }
 
@@ -67,7 +69,11 @@ inline void pack_sources(const Batch& batch, int64_t t, float* packed) {
     if (slot.table != t || slot.rows == nullptr) continue;
     const Ids ids{slot.ids, batch.wide_ids};
     const Bags bags{slot.offsets, batch.wide_offsets};
+    const char* rows = static_cast<const char*>(slot.rows);
+    const int64_t element = batch.rows_dtype == Float::f32 ? 4 : 2;
     for (int64_t bag = 0; bag < slot.bags; ++bag, packed += table.dim) {
+      const char* soon = rows + (bag + kAhead) * slot.stride * element;  // may lie behind the end: only a hint
+      for (int64_t b = 0; b < table.dim * element; b += 64) __builtin_prefetch(soon + b, 0, 3);
       const int64_t count = slot.pooling == Pooling::mean ? counted(table, ids, bags.begin(bag), bags.end(bag)) : 1;
       for_blocks(table.dim, [&](int64_t c, int n) {
         Block block = load_as(batch.rows_dtype, slot.rows, bag * slot.stride + c, n);
@@ -137,11 +143,7 @@ ROWWISE_INLINE void prefetch_target(const Table& table, const Sink& sink, const 
 }
 
 template <class W>
-ROWWISE_INLINE void deliver(const Table& table, Sink& sink, const Step* step, int64_t row, const float* g, float* scratch) {
-  if (sink.optimizer) {
-    update_row(*step, static_cast<W*>(table.weight), row, g, scratch, table.dim);
-    return;
-  }
+ROWWISE_INLINE void write_grad(const Table& table, Sink& sink, int64_t row, const float* g) {
   W* y = static_cast<W*>(sink.dense) + row * table.dim;
   if (sink.dense == nullptr) {
     sink.rows[sink.count] = row;
@@ -152,10 +154,10 @@ ROWWISE_INLINE void deliver(const Table& table, Sink& sink, const Step* step, in
 
 // The summed gradient of the row of entries[i]; `next` is set behind its last entry. May point into the sources.
 template <class Entry>
-ROWWISE_INLINE const float* sum_row(const Entry* entries, int64_t count, int64_t i, const float* sources, int64_t dim,
+ROWWISE_INLINE const float* sum_row(const Entry* entries, int64_t count, int64_t i, const Sources& sources, int64_t dim,
                                     float* sum, int64_t* next) {
   const auto row = entries[i].row;
-  const float* g = sources + static_cast<int64_t>(entries[i].source) * dim;
+  const float* g = sources.rows + static_cast<int64_t>(entries[i].source) * sources.stride;
   constexpr bool kScaled = sizeof(Entry) == sizeof(NarrowScaledEntry) || sizeof(Entry) == sizeof(WideScaledEntry);
   int64_t j = i + 1;
   if (j == count || entries[j].row != row) {
@@ -168,7 +170,7 @@ ROWWISE_INLINE const float* sum_row(const Entry* entries, int64_t count, int64_t
     store_block(kScaled ? block * scale : block, sum + c, n);
   });
   for (; j < count && entries[j].row == row; ++j) {
-    const float* more = sources + static_cast<int64_t>(entries[j].source) * dim;
+    const float* more = sources.rows + static_cast<int64_t>(entries[j].source) * sources.stride;
     const float factor = scale_of(entries[j]);
     for_blocks(dim, [&](int64_t c, int n) {
       const Block block = load_block(more + c, n);
@@ -179,21 +181,42 @@ ROWWISE_INLINE const float* sum_row(const Entry* entries, int64_t count, int64_t
   return sum;
 }
 
+template <class Entry>
+ROWWISE_INLINE void prefetch_source(const Sources& sources, const Entry& entry, int64_t dim) {
+  const float* source = sources.rows + static_cast<int64_t>(entry.source) * sources.stride;
+  for (int64_t c = 0; c < dim; c += 16) __builtin_prefetch(source + c, 0, 3);
+}
+
+// `scratch` has room for kRows + 1 rows.
 template <class W, class Entry>
-void reduce(const Table& table, Sink& sink, const Entry* entries, int64_t count, const float* sources, float* scratch) {
-  constexpr int64_t kTargetAhead = 12, kSourceAhead = 4;
-  const Step* step = nullptr;
+void reduce(const Table& table, Sink& sink, const Entry* entries, int64_t count, const Sources& sources, float* scratch) {
+  constexpr int64_t kTargetsAhead = kRows + 16, kSourcesAhead = 8;
+  const int64_t dim = table.dim;
   alignas(Step) char room[sizeof(Step)];
-  if (sink.optimizer) step = new (room) Step(*sink.optimizer);
+  const Step* step = sink.optimizer ? new (room) Step(*sink.optimizer) : nullptr;
+  Rows<W> rows;
+  rows.table = static_cast<W*>(table.weight);
+  rows.dim = dim;
+  rows.own = scratch;
+  rows.spare = scratch + kRows * dim;
+  int64_t targets = 0, fetched = 0;  // entries whose targets and sources have been asked for
   for (int64_t i = 0, next = 0; i < count; i = next) {
-    const float* g = sum_row(entries, count, i, sources, table.dim, scratch, &next);
-    const int64_t ahead = next + kTargetAhead < count ? next + kTargetAhead : count - 1;
-    prefetch_target<W>(table, sink, step, static_cast<int64_t>(entries[ahead].row));
-    const int64_t soon = next + kSourceAhead < count ? next + kSourceAhead : count - 1;
-    const float* source = sources + static_cast<int64_t>(entries[soon].source) * table.dim;
-    for (int64_t c = 0; c < table.dim; c += 16) __builtin_prefetch(source + c, 0, 3);
-    deliver<W>(table, sink, step, static_cast<int64_t>(entries[i].row), g, scratch);
+    const int64_t row = static_cast<int64_t>(entries[i].row);
+    for (; targets < count && targets < i + kTargetsAhead; ++targets) {
+      if (targets == 0 || entries[targets].row != entries[targets - 1].row)
+        prefetch_target<W>(table, sink, step, static_cast<int64_t>(entries[targets].row));
+    }
+    for (; fetched < count && fetched < i + kSourcesAhead; ++fetched) prefetch_source(sources, entries[fetched], dim);
+    const float* g = sum_row(entries, count, i, sources, dim, rows.own + rows.count * dim, &next);
+    if (step == nullptr) {
+      write_grad<W>(table, sink, row, g);
+      continue;
+    }
+    rows.row[rows.count] = row;
+    rows.grad[rows.count++] = g;
+    if (rows.count == kRows) update_rows(*step, rows);
   }
+  if (step != nullptr) update_rows(*step, rows);
 }
 
 struct Part {
@@ -208,9 +231,9 @@ void run_part(const Batch& batch, const Part& part, Sink& sink, const Sources& s
   const uint64_t rows = static_cast<uint64_t>(table.known > table.base + table.span ? table.known : table.base + table.span);
   const Entry* sorted = sort_by_row(entries, entries + sources.ids, count, rows);
   switch (table.dtype) {
-    case Float::f32: return reduce<float>(table, sink, sorted, count, sources.rows, scratch);
-    case Float::f16: return reduce<Half>(table, sink, sorted, count, sources.rows, scratch);
-    case Float::bf16: return reduce<Bfloat16>(table, sink, sorted, count, sources.rows, scratch);
+    case Float::f32: return reduce<float>(table, sink, sorted, count, sources, scratch);
+    case Float::f16: return reduce<Half>(table, sink, sorted, count, sources, scratch);
+    case Float::bf16: return reduce<Bfloat16>(table, sink, sorted, count, sources, scratch);
   }
 }
 
@@ -255,7 +278,7 @@ inline void backward(const Batch& batch, Sink* sinks) {
     if (!sources[t].in_place) packed_floats += aligned(sources[t].count * dim * 4) / 4;
   }
   const int64_t entries_bytes = aligned(2 * most_ids * static_cast<int64_t>(sizeof(WideScaledEntry)));
-  const int64_t thread_bytes = entries_bytes + aligned(2 * most_dim * 4);
+  const int64_t thread_bytes = entries_bytes + aligned((kRows + 1) * most_dim * 4);
   Scratch memory(static_cast<size_t>(threads * thread_bytes + packed_floats * 4 + 64));
   Scratch part_memory(static_cast<size_t>(num_parts) * sizeof(Part) + 64);
   Part* parts = reinterpret_cast<Part*>(part_memory.data());

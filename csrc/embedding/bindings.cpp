@@ -48,9 +48,9 @@ struct Call {
   const PlanTable* plan_tables = nullptr;
   const PlanSlot* plan_slots = nullptr;
 
-  // Each weight is given as address, number of elements and dtype; the sizes must be those of the plan, since the
-  // kernels trust it.
-  Call(int64_t plan, const Ints& weights, const Ints& sizes, const Ints& dtypes) {
+  // Each weight is given as address, number of elements, elements a row and dtype; the sizes must be those of the plan,
+  // since the kernels trust it.
+  Call(int64_t plan, const Ints& weights, const Ints& sizes, const Ints& dims, const Ints& dtypes) {
     const int64_t* header = at<const int64_t>(plan);
     const int64_t num_tables = header[0], num_slots = header[1];
     plan_tables = reinterpret_cast<const PlanTable*>(header + kHeader);
@@ -63,10 +63,10 @@ struct Call {
     slots.resize(num_slots);
     for (int64_t t = 0; t < num_tables; ++t) {
       const PlanTable& p = plan_tables[t];
-      if (sizes[t] != p.rows * p.dim) {
-        throw nb::value_error(("The weight of table number " + std::to_string(t) + " should have " + std::to_string(p.rows) +
-                               " x " + std::to_string(p.dim) + " elements, as configured. Received " +
-                               std::to_string(sizes[t]) + ".").c_str());
+      if (sizes[t] != p.rows * p.dim || dims[t] != p.dim) {
+        throw nb::value_error(("The weight of table number " + std::to_string(t) + " should have the shape (" +
+                               std::to_string(p.rows) + ", " + std::to_string(p.dim) + "), as configured. Received " +
+                               std::to_string(sizes[t]) + " elements in rows of " + std::to_string(dims[t]) + ".").c_str());
       }
       Table& table = tables[t];
       table.weight = at<void>(weights[t]);
@@ -205,6 +205,12 @@ Optimizer make_optimizer(const PlanTable& plan, const Hyper& h) {
   return o;
 }
 
+bool has_gradient(const Batch& batch, int32_t table) {
+  for (int64_t s = 0; s < batch.num_slots; ++s)
+    if (batch.slots[s].table == table && batch.slots[s].rows != nullptr) return true;
+  return false;
+}
+
 // `hyper` has one row a table, whose step count is advanced. The states of the tables follow one another, as many for
 // each as its plan says.
 template <class Input>
@@ -216,7 +222,7 @@ void update(Call& call, const Input& input, int64_t hyper, const Ints& states, c
   size_t next = 0;
   for (size_t t = 0; t < sinks.size(); ++t) {
     const PlanTable& plan = call.plan_tables[t];
-    if (plan.rule < 0) {  // frozen for now
+    if (plan.rule < 0 || !has_gradient(batch, static_cast<int32_t>(t))) {  // frozen for now, or not used
       next += static_cast<size_t>(plan.states);
       continue;
     }
@@ -255,7 +261,7 @@ void bind_input(nb::module_& m) {
 }  // namespace
 
 void bind_embedding(nb::module_& m) {
-  nb::class_<Call>(m, "Tables").def(nb::init<int64_t, const Ints&, const Ints&, const Ints&>());
+  nb::class_<Call>(m, "Tables").def(nb::init<int64_t, const Ints&, const Ints&, const Ints&, const Ints&>());
   nb::class_<Pooled>(m, "Pooled").def(
       "__init__", [](Pooled* self, int64_t ids, bool wide_ids, int64_t offsets, bool wide_offsets, int64_t sample_weights,
                      int64_t bags, int64_t rows, int64_t stride, int64_t rows_dtype) {

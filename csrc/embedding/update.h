@@ -60,7 +60,7 @@ struct Step {
   }
 };
 
-// Clip and L2 decay, for all rules; `g` is written to `out` (dim floats) only where it changes.
+// Clip and L2 decay, for all rules; the gradient is written to `out` (dim floats; may be `g`) only where it changes.
 template <class W>
 ROWWISE_INLINE const float* prepare(const Step& s, const W* w, const float* g, float* out, int64_t dim) {
   const float decay = s.added_decay(), bound = s.o.max_gradient;
@@ -100,17 +100,8 @@ ROWWISE_INLINE void update_adagrad(const Step& s, W* w, const float* g, float* v
   });
 }
 
-template <class W>
-ROWWISE_INLINE void update_rowwise_adagrad(const Step& s, W* w, const float* g, float* v, int64_t dim) {
-  *v += sum_of_squares(g, dim) / static_cast<float>(dim);
-  const float rate = s.o.lr / (std::sqrt(*v) + s.o.eps);
-  for_blocks(dim, [&](int64_t c, int n) {
-    store_block(load_block(w + c, n) * s.decay - load_block(g + c, n) * rate, w + c, n);
-  });
-}
-
 // Adam and LAMB, with a second moment a weight (v has dim numbers) or one a row. The moments are updated and the
-// direction m^ / (sqrt(v^) + eps) [+ weight_decay * w] is written to `u`, which may be `g`'s own scratch.
+// direction m^ / (sqrt(v^) + eps) [+ decay * w] is written to `u`.
 template <class W>
 ROWWISE_INLINE void adam_direction(const Step& s, const W* w, const float* g, float* m, float* v, float* u, int64_t dim,
                                    float decay) {
@@ -165,25 +156,71 @@ ROWWISE_INLINE void update_lars(const Step& s, W* w, const float* g, float* m, i
   });
 }
 
-// `scratch` has room for 2 * dim floats; `g` may be its first half.
+// Rows that are updated together, each with its summed gradient.
+constexpr int kRows = 16;
+
 template <class W>
-inline void update_row(const Step& s, W* w, int64_t row, const float* g, float* scratch, int64_t dim) {
-  float* m = s.o.first ? s.o.first + row * (s.o.rule == Rule::rowwise_adagrad ? 1 : dim) : nullptr;
+struct Rows {
+  W* table;
+  int64_t dim;
+  int count = 0;
+  int64_t row[kRows];
+  const float* grad[kRows];
+  float* own;      // kRows x dim: room for the gradient of each row
+  float* spare;    // dim
+};
+
+// In three passes over the rows, so that their square roots and divisions, a long chain for one row, overlap.
+template <class W>
+ROWWISE_INLINE void update_rowwise_adagrad(const Step& s, Rows<W>& rows) {
+  float square[kRows] = {}, sum[kRows], rate[kRows];
+  for (int k = 0; k < rows.count; ++k) {
+    square[k] = sum_of_squares(rows.grad[k], rows.dim);
+    sum[k] = s.o.first[rows.row[k]];
+  }
+  for (int k = rows.count; k < kRows; ++k) sum[k] = 1;
+  for (int k = 0; k < kRows; ++k) {
+    sum[k] += square[k] / static_cast<float>(rows.dim);
+    rate[k] = s.o.lr / (std::sqrt(sum[k]) + s.o.eps);
+  }
+  for (int k = 0; k < rows.count; ++k) {
+    s.o.first[rows.row[k]] = sum[k];
+    descend(rows.table + rows.row[k] * rows.dim, rows.grad[k], rows.dim, s.decay, rate[k]);
+  }
+}
+
+template <class W>
+ROWWISE_INLINE void update_row(const Step& s, W* w, int64_t row, const float* g, float* spare, int64_t dim) {
+  float* m = s.o.first ? s.o.first + row * dim : nullptr;
   float* v = s.o.second ? s.o.second + row * (s.row_wise ? 1 : dim) : nullptr;
   w += row * dim;
-  g = prepare(s, w, g, scratch, dim);
   switch (s.o.rule) {
     case Rule::sgd: return update_sgd(s, w, g, m, dim);
     case Rule::adagrad: return update_adagrad(s, w, g, m, dim);
-    case Rule::rowwise_adagrad: return update_rowwise_adagrad(s, w, g, m, dim);
     case Rule::adam:
     case Rule::partial_rowwise_adam:
-      adam_direction(s, w, g, m, v, scratch + dim, dim, 0);
-      return descend(w, scratch + dim, dim, s.decay, s.o.lr);
+      adam_direction(s, w, g, m, v, spare, dim, 0);
+      return descend(w, spare, dim, s.decay, s.o.lr);
     case Rule::lamb:
-    case Rule::partial_rowwise_lamb: return update_lamb(s, w, g, m, v, scratch + dim, dim);
+    case Rule::partial_rowwise_lamb: return update_lamb(s, w, g, m, v, spare, dim);
     case Rule::lars_sgd: return update_lars(s, w, g, m, dim);
+    case Rule::rowwise_adagrad: return;  // all rows together, above
   }
+}
+
+template <class W>
+inline void update_rows(const Step& s, Rows<W>& rows) {
+  for (int k = 0; k < rows.count; ++k) {
+    const W* w = rows.table + rows.row[k] * rows.dim;
+    rows.grad[k] = prepare(s, w, rows.grad[k], rows.own + k * rows.dim, rows.dim);
+  }
+  if (s.o.rule == Rule::rowwise_adagrad) {
+    update_rowwise_adagrad(s, rows);
+  } else {
+    for (int k = 0; k < rows.count; ++k)
+      update_row(s, rows.table, rows.row[k], rows.grad[k], rows.spare, rows.dim);
+  }
+  rows.count = 0;
 }
 
 }  // namespace ROWWISE_ISA

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def _check_count(config: BaseEmbeddingConfig, name: str, least: int) -> None:
     value = getattr(config, name)
-    if value is None:
+    if value is None and name in ("hash_size", "table_size"):
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(

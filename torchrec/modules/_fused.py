@@ -28,9 +28,6 @@ from torchrec.ops.embedding.updates import RULES, Hyper
 from torchrec.optim.fused import FusedOptimizer
 from torchrec.types import OptimizerType
 
-# Backward passes whose gradients may wait for the step of another optimizer.
-_MOST_PENDING = 64
-
 
 class FusedTable:
     """A table that is updated in the backward pass.
@@ -67,14 +64,12 @@ class TablesUpdater(Updater):
     with its own, as one.
 
     Args:
-        tables: the tables.
-        deferred: whether updates wait for the step of another optimizer, whose learning rate counts;
-            then there is one table.
+        tables: the tables: those with a learning rate of their own, or one without.
     """
 
-    def __init__(self, tables: list[FusedTable], deferred: bool) -> None:
+    def __init__(self, tables: list[FusedTable]) -> None:
         self.tables = tables
-        self.deferred = deferred
+        self.inherits_lr = tables[0].inherits_lr
         self.collecting = False
         self.pending: list[list[Tensor]] = []
         self.hyper = new_hyper(len(tables))
@@ -83,37 +78,34 @@ class TablesUpdater(Updater):
             write_hyper(row, table.hyper)
 
     def states_of(self, table: FusedTable) -> dict[str, Tensor]:
-        """Return the states of a table by name, its step count among them; views, to be written to."""
+        """Return the states of a table by name, and its step count: what kernels write to."""
         row = self.tables.index(table)
         first = sum(len(t.state_names) for t in self.tables[:row])
         states = dict(zip(table.state_names, self.states[first:], strict=False))
         return {**states, "step": self.hyper[row, STEP]}
 
     def place(self, weights: list[Tensor]) -> None:
-        """Make the states where they are not there yet, or move them to where the weights are.
+        """Make the states where they are not there yet, or bring them to where the weights are.
 
         Args:
             weights: of all tables of the collection.
         """
-        if not self.states:
-            for table in self.tables:
-                self.states += table.new_states(weights[table.number].detach())
-            return
         owners = [table for table in self.tables for _ in table.state_names]
-        for i, table in enumerate(owners):
-            device = weights[table.number].device
-            if self.states[i].is_meta and device.type != "meta":
-                self.states = []
-                return self.place(weights)
-            if self.states[i].device != device:
-                self.states[i] = self.states[i].to(device)
-
-    def _waits(self) -> bool:
-        return self.collecting or self.deferred
+        placed = any(not state.is_meta for state in self.states)
+        for i, table in enumerate(owners if placed else []):
+            weight = weights[table.number]
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            self.states[i] = self.states[i].to(device=weight.device, dtype=dtype)
+        if not placed:
+            self.states = [
+                state
+                for table in self.tables
+                for state in table.new_states(weights[table.number].detach())
+            ]
 
     def update_bags(self, grad: Tensor, weights: list[Tensor], plan: Plan, bags: Bags) -> None:
         """Apply or collect the gradient of a pooled look-up."""
-        if not self._waits() and not self.pending:
+        if not self.collecting and not self.pending:
             return super().update_bags(grad, weights, plan, bags)
         return self._collect(bag_row_grads(grad, weights, plan, bags), weights, plan)
 
@@ -121,37 +113,34 @@ class TablesUpdater(Updater):
         self, grads: list[Tensor | None], weights: list[Tensor], plan: Plan, ids: Ids
     ) -> None:
         """Apply or collect the gradients of a look-up of sequences."""
-        if not self._waits() and not self.pending:
+        if not self.collecting and not self.pending:
             return super().update_sequences(grads, weights, plan, ids)
         return self._collect(sequence_row_grads(grads, weights, plan, ids), weights, plan)
 
     def _collect(self, pairs: list[Tensor], weights: list[Tensor], plan: Plan) -> None:
-        if len(self.pending) == _MOST_PENDING:
-            raise RuntimeError(
-                f"The gradients of {_MOST_PENDING} backward passes wait for table "
-                f"'{self.tables[0].name}' to be updated. With lr=None, its parameter should be given "
-                "to the optimizer whose learning rate it takes, and that optimizer should step."
-            )
         self.pending.append(pairs)
-        if not self._waits():
-            self.apply_pending(weights, plan.tables)
-
-    def apply_deferred(self, lr: float, weights: list[Tensor], planned: list[PlannedTable]) -> None:
-        """Apply what waits, with the learning rate of the optimizer that steps."""
-        self.hyper[:, LR] = lr
-        if self.pending and not self.collecting:
-            self.apply_pending(weights, planned)
-
-    def apply_pending(self, weights: list[Tensor], planned: list[PlannedTable]) -> None:
-        """Apply all collected gradients as one.
-
-        Args:
-            weights: of the tables of this updater.
-            planned: the same tables; those without an optimizer are left alone.
-        """
+        if self.collecting:
+            return
         pending, self.pending = self.pending, []
         rows = [torch.cat([p[2 * t] for p in pending]) for t in range(len(weights))]
         grads = [torch.cat([p[2 * t + 1] for p in pending]) for t in range(len(weights))]
+        self.apply(rows, grads, weights, plan.tables)
+
+    def apply(
+        self,
+        rows: list[Tensor],
+        grads: list[Tensor],
+        weights: list[Tensor],
+        planned: list[PlannedTable],
+    ) -> None:
+        """Update rows with gradients; those of a row that comes several times are summed.
+
+        Args:
+            rows: of each table of this updater, int64 ``(n,)``.
+            grads: ``(n, D)``.
+            weights: of each table.
+            planned: of each table; those without an optimizer are left alone.
+        """
         counts = [len(r) for r in rows]
         starts = [sum(counts[:t]) for t in range(len(counts))]
         # Rows have been chosen already: every one is known.
@@ -159,14 +148,24 @@ class TablesUpdater(Updater):
             PlannedTable(t.name, t.dim, t.rows, t.rows, optimizer=t.optimizer, states=t.states)
             for t in planned
         ]
-        slots = [PlannedSlot("", t, 0) for t in range(len(tables))]
+        plan = Plan(tables, [PlannedSlot("", t, 0) for t in range(len(tables))], 1, 0)
         with torch.no_grad():
             super().update_sequences(
-                list(grads),
-                weights,
-                Plan(tables, slots, 1, 0),
-                Ids(torch.cat(rows), starts, counts),
+                list(grads), weights, plan, Ids(torch.cat(rows), starts, counts)
             )
+
+    def apply_sparse(self, grad: Tensor, lr: float, weight: Tensor, planned: PlannedTable) -> None:
+        """Update the one table of this updater with a gradient from autograd.
+
+        Args:
+            grad: sparse COO or dense, ``(E, D)``.
+            lr: learning rate of the optimizer that steps.
+            weight: of the table.
+            planned: the table.
+        """
+        self.hyper[:, LR] = lr
+        grad = (grad if grad.is_sparse else grad.to_sparse(1)).coalesce()
+        self.apply([grad.indices()[0]], [grad.values()], [weight], [planned])
 
 
 class _WrittenGroup(dict[str, Any]):
@@ -177,15 +176,19 @@ class _WrittenGroup(dict[str, Any]):
         self._updater, self._row = updater, row
 
     def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, value)
         table = self._updater.tables[self._row]
         if key in RULES[table.optimizer].options:
-            table.hyper = RULES[table.optimizer].hyper(self)
+            table.hyper = RULES[table.optimizer].hyper({**self, key: value})
             write_hyper(self._updater.hyper[self._row], table.hyper)
+        super().__setitem__(key, value)
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         for key, value in dict(*args, **kwargs).items():
             self[key] = value
+
+    def __ior__(self, other: Any) -> _WrittenGroup:  # type: ignore[misc, override]
+        self.update(other)
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (dict(self), self._updater, self._row)
@@ -224,7 +227,7 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
             for row, table in enumerate(updater.tables):
                 param = params[table.name]
                 state[param] = updater.states_of(table)
-                if not updater.deferred:
+                if not updater.inherits_lr:
                     options = RULES[table.optimizer].options
                     values = {name: getattr(table.hyper, name) for name in options}
                     groups.append(_WrittenGroup({"params": [param], **values}, updater, row))
@@ -294,13 +297,13 @@ def install_step_hook() -> None:
     """Have every step of every optimizer update the tables that take their learning rate from it."""
     global _hook_installed
     if not _hook_installed:
-        register_optimizer_step_pre_hook(_update_deferred)
+        register_optimizer_step_pre_hook(_update_tables)
         _hook_installed = True
 
 
-def _update_deferred(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+def _update_tables(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
     for group in optimizer.param_groups:
         for param in group["params"]:
-            apply = getattr(param, "_apply_deferred", None)
-            if apply is not None:
-                apply(float(group["lr"]))
+            step = getattr(param, "_step_with_lr", None)
+            if step is not None:
+                step(float(group["lr"]))

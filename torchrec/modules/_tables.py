@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from torchrec.modules._fused import (
     EmbeddingFusedOptimizer,
@@ -69,10 +70,16 @@ def check_tables(tables: Sequence[BaseEmbeddingConfig]) -> None:
             element type that cannot be trained.
     """
     seen: set[str] = set()
+    reserved = nn.ModuleDict()
     for number, table in enumerate(tables):
         if not table.name or "." in table.name:
             raise ValueError(
                 f"Table number {number} should have a `name` without dots. Received '{table.name}'."
+            )
+        if hasattr(reserved, table.name):
+            raise ValueError(
+                f"Table number {number} should have another `name`: nn.ModuleDict needs "
+                f"'{table.name}' for itself."
             )
         if table.name in seen:
             raise ValueError(f"Names of tables should differ. Received '{table.name}' twice.")
@@ -85,6 +92,11 @@ def check_tables(tables: Sequence[BaseEmbeddingConfig]) -> None:
                 f"Received {table.data_type}."
             )
         seen.add(table.name)
+    outputs: set[str] = set()
+    for name in (n for names in embedding_names_by_table(tables) for n in names):
+        if name in outputs:
+            raise ValueError(f"Names of outputs should differ. Received '{name}' twice.")
+        outputs.add(name)
 
 
 def initialise(table: BaseEmbeddingConfig, weight: Tensor) -> None:
@@ -122,6 +134,7 @@ class Tables:
             c.id_policy != IdPolicy.ERROR or c.hash_size is not None for c in configs
         )
         self._number = {config.name: t for t, config in enumerate(configs)}
+        self._bound: list[int] = []
         self._fused: dict[int, FusedTable] = {}
         self._updaters: list[TablesUpdater] = []
         self._optimizer: EmbeddingFusedOptimizer | None = None
@@ -140,6 +153,13 @@ class Tables:
         """Return the weight of each table, as it is now."""
         return [module._parameters["weight"] for module in self.modules]  # type: ignore[misc]
 
+    def bound_weights(self) -> list[Tensor]:
+        """Return the weights, having met those that others have put in place of the former."""
+        weights = self.weights()
+        if not is_compiling() and [id(weight) for weight in weights] != self._bound:
+            self.bind()
+        return weights
+
     def number(self, table: str) -> int:
         """Return the number of a table.
 
@@ -153,36 +173,31 @@ class Tables:
     def bind(self) -> None:
         """Meet the weights: those there are now are fused, with their state beside them."""
         weights = self.weights()
-        kept = {(u.tables[0].number, u.deferred): u for u in self._updaters}
-        direct = [f for f in self._fused.values() if not f.inherits_lr]
-        wanted = [(direct, False)] if direct else []
-        wanted += [([f], True) for f in self._fused.values() if f.inherits_lr]
-        updaters = []
-        for fused, deferred in wanted:
-            updater = kept.get((fused[0].number, deferred))
-            if updater is None or updater.tables != fused:
-                updater = self._new_updater(fused, deferred)
+        alone = [[f] for f in self._fused.values() if f.inherits_lr]
+        together = [f for f in self._fused.values() if not f.inherits_lr]
+        self._updaters = [self._updater(f) for f in ([together] if together else []) + alone]
+        for updater in self._updaters:
             updater.place(weights)
-            updaters.append(updater)
-        self._updaters = updaters
+        self._bound = [id(weight) for weight in weights]
         self._optimizer = None
         self._lookups = {}
         self._version += 1
         for t, weight in enumerate(weights):
             weight._fuse_optimizer = partial(self.fuse, t)  # type: ignore[attr-defined]
-            deferred_here = t in self._fused and self._fused[t].inherits_lr
-            weight._apply_deferred = (  # type: ignore[attr-defined]
-                partial(self._apply_deferred, t) if deferred_here else None
-            )
-            if deferred_here:
+            fused = self._fused.get(t)
+            if fused is not None and fused.inherits_lr:
+                weight._step_with_lr = partial(self._step_with_lr, t)  # type: ignore[attr-defined]
                 install_step_hook()
-            elif t in self._fused:
+            elif fused is not None:
                 # So that in_backward_optimizer_filter leaves it out of other optimizers.
                 weight._in_backward_optimizers = []  # type: ignore[attr-defined]
 
-    def _new_updater(self, fused: list[FusedTable], deferred: bool) -> TablesUpdater:
-        """Make an updater that takes over the states of tables that another one had."""
-        updater = TablesUpdater(fused, deferred)
+    def _updater(self, fused: list[FusedTable]) -> TablesUpdater:
+        """Return the updater of these tables, a new one with the states that they had in another."""
+        for old in self._updaters:
+            if old.tables == fused:
+                return old
+        updater = TablesUpdater(fused)
         updater.place(self.weights())
         for old in self._updaters:
             for table in old.tables:
@@ -214,9 +229,14 @@ class Tables:
             self._optimizer = EmbeddingFusedOptimizer(named, self._updaters)
         return self._optimizer
 
-    def _apply_deferred(self, t: int, lr: float) -> None:
-        updater = next(u for u in self._updaters if u.deferred and u.tables[0].number == t)
-        updater.apply_deferred(lr, [self.weights()[t]], [self._planned(t)])
+    def _step_with_lr(self, t: int, lr: float) -> None:
+        """Update a table that takes its learning rate from the optimizer that is about to step."""
+        weight = self.weights()[t]
+        if weight.grad is None:
+            return
+        updater = next(u for u in self._updaters if u.inherits_lr and u.tables[0].number == t)
+        updater.apply_sparse(weight.grad, lr, weight, self._planned(t))
+        weight.grad = None  # the optimizer itself passes the table over
 
     def reset_states(self, number: int | None = None, rows: Tensor | None = None) -> None:
         """Set states of fused tables to what they were before any update.
@@ -239,7 +259,7 @@ class Tables:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made again when the copy is bound."""
-        return {**self.__dict__, "_optimizer": None, "_lookups": {}}
+        return {**self.__dict__, "_optimizer": None, "_lookups": {}, "_bound": []}
 
     # Plans.
 
@@ -306,11 +326,17 @@ class Tables:
         groups = [
             Group(plan, [table.number for table in updater.tables], updater)
             for updater in self._updaters
-            if any(requires_grad[table.number] for table in updater.tables)
+            if not updater.inherits_lr
+            and any(requires_grad[table.number] for table in updater.tables)
         ]
+        waiting = {u.tables[0].number for u in self._updaters if u.inherits_lr}
         plain = [t for t, asked in enumerate(requires_grad) if asked and t not in self._fused]
-        sparse = [t for t in plain if self.configs[t].sparse]
-        dense = [t for t in plain if not self.configs[t].sparse]
+        sparse = [
+            t
+            for t, asked in enumerate(requires_grad)
+            if asked and (t in waiting or (t in plain and self.configs[t].sparse))
+        ]
+        dense = [t for t in plain if t not in sparse]
         if sparse:
             groups.append(Group(plan, sparse, "sparse"))
         if dense:

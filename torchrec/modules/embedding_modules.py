@@ -166,7 +166,7 @@ class EmbeddingCollectionInterface(nn.Module, abc.ABC):
         """Return, for each table, the names of the outputs of its features."""
 
 
-class _Collection(nn.Module, FusedOptimizerModule):
+class _Collection(nn.Module):
     """Tables as parameters, their fused optimizer, their rows: common to both collections."""
 
     _tables: Tables
@@ -286,7 +286,7 @@ class _Collection(nn.Module, FusedOptimizerModule):
     def _lookup_of(self, features: KeyedJaggedTensor) -> tuple[list[Tensor], Any, Any]:
         """Return the weights, the plan for these features, and the groups that get a gradient."""
         tables = self._tables
-        weights = tables.weights()
+        weights = tables.bound_weights()
         recorded = torch.is_grad_enabled()
         requires_grad = tuple([recorded and w.requires_grad for w in weights])
         plan, groups = tables.lookup(tuple(features.keys()), requires_grad, tables.mode())
@@ -316,7 +316,7 @@ def _make_embedding(config: EmbeddingConfig, device: torch.device) -> nn.Module:
     return nn.Embedding(config.num_rows, config.embedding_dim, _weight=weight)
 
 
-class EmbeddingBagCollection(_Collection, EmbeddingBagCollectionInterface):
+class EmbeddingBagCollection(_Collection, EmbeddingBagCollectionInterface, FusedOptimizerModule):
     """Several embedding tables; the embeddings of each bag of ids are pooled into one.
 
     All tables are looked up in one call. This is the class for every use on one device: it is fast
@@ -371,7 +371,7 @@ class EmbeddingBagCollection(_Collection, EmbeddingBagCollectionInterface):
     ) -> None:
         super().__init__()
         self._is_weighted = is_weighted
-        self._embedding_bag_configs = tables
+        self._embedding_bag_configs = tables = list(tables)
         self._set_tables(tables, "embedding_bags", _make_bag, device, output_dtype)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
@@ -417,7 +417,7 @@ class EmbeddingBagCollection(_Collection, EmbeddingBagCollectionInterface):
         return self._is_weighted
 
 
-class EmbeddingCollection(_Collection, EmbeddingCollectionInterface):
+class EmbeddingCollection(_Collection, EmbeddingCollectionInterface, FusedOptimizerModule):
     """Several embedding tables; each id gives one embedding, as sequence models want them.
 
     All tables are looked up in one call. The weights are ordinary parameters,
@@ -464,7 +464,7 @@ class EmbeddingCollection(_Collection, EmbeddingCollectionInterface):
         self._need_indices = need_indices
         self._use_gather_select = use_gather_select
         self._use_gather_select_per_sharding = use_gather_select_per_sharding
-        self._embedding_configs = tables
+        self._embedding_configs = tables = list(tables)
         self._set_tables(tables, "embeddings", _make_embedding, device, output_dtype)
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:

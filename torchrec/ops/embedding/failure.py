@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import NoReturn
 
 from torchrec.errors import IdOutOfRangeError
+from torchrec.ops.embedding.plan import FIELD, RECORD
 
 
-def _names(names: str, slot: int) -> tuple[str, str]:
-    table, feature = names.split("\n")[slot].split("\t")
+def names_of_slot(names: str, slot: int) -> tuple[str, str]:
+    """Return the names of the table and the feature of a slot, out of ``Plan.names``."""
+    table, feature = names.split(RECORD)[slot].split(FIELD)
     return table, feature
 
 
@@ -22,13 +24,13 @@ def raise_bad_id(names: str, slot: int, sample: int, id: int, rows: int) -> NoRe
         id: the id.
         rows: valid ids are ``0 <= id < rows``.
     """
-    table, feature = _names(names, slot)
+    table, feature = names_of_slot(names, slot)
     raise IdOutOfRangeError(table, feature, sample, id, rows)
 
 
 def raise_bad_bag(names: str, slot: int, sample: int, length: int) -> NoReturn:
     """Raise for a bag that pooling ``NONE`` refuses."""
-    table, feature = _names(names, slot)
+    table, feature = names_of_slot(names, slot)
     raise ValueError(
         f"With pooling NONE, each sample of feature '{feature}' of table '{table}' should hold "
         f"exactly one id. Received {length} in sample {sample}."

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from torchrec.ops.embedding import schema
 from torchrec.ops.embedding.plan import Plan
 
-GradLists = tuple[list[Tensor], list[Tensor]]
+_INTEGERS = (torch.int64, torch.int32)
 
 
 @dataclass
@@ -175,6 +176,7 @@ class _BagLookup(torch.autograd.Function):
         return output, out_of_range
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.for_sample_weights:
             sample_weights, *weights = ctx.saved_tensors
@@ -237,6 +239,7 @@ class _SequenceLookup(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *output_grads: Tensor | None) -> tuple[Tensor | None, ...]:
         weights = ctx.weights
         grads: list[Tensor | None] = [None] * len(weights)
@@ -257,8 +260,13 @@ class _SequenceLookup(torch.autograd.Function):
                 found = schema.embedding_sequence_dense_grad(
                     received, mine, group.plan.tensor, ids.values, ids.starts, ids.counts
                 )
-            for t, g in zip(group.tables, found, strict=True):
-                grads[t] = g
+            used = {
+                slot.table
+                for slot, g in zip(group.plan.slots, received, strict=True)
+                if g is not None
+            }
+            for number, (t, g) in enumerate(zip(group.tables, found, strict=True)):
+                grads[t] = g if number in used else None
         return (None, None, None, None, None, None, *grads)
 
 
@@ -274,6 +282,18 @@ def _lookup_sequences(
         weights, plan.tensor, values, starts, counts, plan.dims, dtype, plan.names
     )
     return outputs
+
+
+def _check_input(weights: list[Tensor], plan: Plan, values: Tensor) -> None:
+    """Refuse what no implementation can look up, in the same words for all of them."""
+    if values.dtype not in _INTEGERS:
+        raise TypeError(f"`values` should be int64 or int32. Received {values.dtype}.")
+    for table, weight in zip(plan.tables, weights, strict=True):
+        if weight.device != values.device:
+            raise ValueError(
+                f"Table '{table.name}' should be on the device of the ids ({values.device}). "
+                f"Received {weight.device}."
+            )
 
 
 def lookup_bags(
@@ -294,7 +314,8 @@ def lookup_bags(
 
     Raises:
         IdOutOfRangeError: for an id that no row stands for, if the table's policy is ``ERROR``.
-        ValueError: if a weight does not have the shape that the plan says.
+        ValueError: if a weight does not have the shape that the plan says, or is on another device
+            than the ids.
         TypeError: if ids or offsets are not int32 or int64.
 
     Example:
@@ -306,6 +327,9 @@ def lookup_bags(
         [[101.0, 202.0], [0.0, 0.0], [10.0, 20.0]]
     """
     values, offsets, sample_weights = bags.values, bags.offsets, bags.sample_weights
+    _check_input(weights, plan, values)
+    if offsets.dtype not in _INTEGERS:
+        raise TypeError(f"`offsets` should be int64 or int32. Received {offsets.dtype}.")
     if torch.is_grad_enabled() and (
         groups or (sample_weights is not None and sample_weights.requires_grad)
     ):
@@ -346,7 +370,8 @@ def lookup_sequences(
     Raises:
         IdOutOfRangeError: for an id that no row stands for, if the table's policy is ``ERROR``;
             its ``sample`` is the position of the id in its slot.
-        ValueError: if a weight does not have the shape that the plan says.
+        ValueError: if a weight does not have the shape that the plan says, or is on another device
+            than the ids.
         TypeError: if ids are not int32 or int64.
 
     Example:
@@ -359,6 +384,7 @@ def lookup_sequences(
         >>> outputs[0].tolist()
         [[1.0, 2.0], [100.0, 200.0]]
     """
+    _check_input(weights, plan, ids.values)
     if groups and torch.is_grad_enabled():
         outputs = _SequenceLookup.apply(  # type: ignore[no-untyped-call]
             plan, groups, dtype, ids.values, ids.starts, ids.counts, *weights

@@ -18,6 +18,7 @@ from torchrec.ops.embedding.plan import read_plan
 
 _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _NOTHING, _ID, _BAG = range(3)  # kinds of failure
+_EMPTY = 1  # an address for tensors without elements, which have none; 0 stands for no tensor
 
 _native: Any = native
 Input = Any  # _native.Pooled or _native.Sequence
@@ -35,14 +36,9 @@ def _tables(plan: Tensor, weights: Sequence[Tensor]) -> Any:
         plan.data_ptr(),
         [w.data_ptr() for w in weights],
         [w.numel() for w in weights],
+        [w.size(-1) for w in weights],
         [_CODES[w.dtype] for w in weights],
     )
-
-
-def _is_wide(ids: Tensor, name: str) -> bool:
-    if ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"`{name}` should be int32 or int64. Received {ids.dtype}.")
-    return ids.dtype == torch.int64
 
 
 def _pooled(
@@ -58,12 +54,12 @@ def _pooled(
         weights_address = sample_weights.data_ptr()
     pooled = _native.Pooled(
         values.data_ptr(),
-        _is_wide(values, "values"),
+        values.dtype == torch.int64,
         offsets.data_ptr(),
-        _is_wide(offsets, "offsets"),
+        offsets.dtype == torch.int64,
         weights_address,
         (offsets.numel() - 1) // num_keys,
-        rows.data_ptr(),
+        rows.data_ptr() or _EMPTY,
         rows.stride(0),
         _CODES[rows.dtype],
     )
@@ -203,23 +199,27 @@ def embedding_bag_update_(
             grad, weights, states, hyper, plan, values, offsets, sample_weights, num_keys
         )
     input, _kept = _pooled(values, offsets, sample_weights, num_keys, _rows_of(grad))
-    return _update(_tables(plan, weights), input, states, hyper)
+    return _update(plan, weights, input, states, hyper)
 
 
-def _update(tables: Any, input: Input, states: Sequence[Tensor], hyper: Tensor) -> None:
+def _update(
+    plan: Tensor, weights: Sequence[Tensor], input: Input, states: Sequence[Tensor], hyper: Tensor
+) -> None:
     for state in states:
         if state.dtype != torch.float32 or not state.is_contiguous():
             raise TypeError(
                 f"States of fused optimizers should be contiguous float32. Received {state.dtype}."
             )
     _native.embedding_update(
-        tables,
+        _tables(plan, weights),
         input,
         hyper.data_ptr(),
         _addresses(states),
         [s.numel() for s in states],
         torch.get_num_threads(),
     )
+    # The kernels write behind PyTorch's back; autograd has to know.
+    torch.autograd.graph.increment_version([*weights, *states, hyper])
 
 
 def embedding_bag_weights_grad(
@@ -254,8 +254,8 @@ def _sequence(
     """Return the input of a kernel and the tensors that have to outlive it."""
     values = values.contiguous()
     kept = [values, *(None if r is None else r.contiguous() for r in rows)]
-    addresses = [0 if r is None else r.data_ptr() for r in kept[1:]]
-    wide = _is_wide(values, "values")
+    addresses = [0 if r is None else r.data_ptr() or _EMPTY for r in kept[1:]]
+    wide = values.dtype == torch.int64
     return _native.Sequence(
         values.data_ptr(), wide, list(starts), list(counts), addresses, _CODES[dtype]
     ), kept
@@ -347,4 +347,4 @@ def embedding_sequence_update_(
             grads, weights, states, hyper, plan, values, starts, counts
         )
     input, _kept = _sequence(values, starts, counts, grads, dtype)
-    return _update(_tables(plan, weights), input, states, hyper)
+    return _update(plan, weights, input, states, hyper)

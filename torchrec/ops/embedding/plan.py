@@ -19,6 +19,9 @@ from torch import Tensor
 
 from torchrec.types import OptimizerType
 
+# Separators of the names that go with a plan, for messages: those that ASCII has for the purpose.
+FIELD, RECORD = "\x1f", "\x1e"
+
 
 class PoolingCode(IntEnum):
     """How the rows of a bag become one row."""
@@ -127,7 +130,7 @@ class Plan:
         for s in slots:
             numbers += [s.table, s.key, s.pooling, s.column]
         self.tensor = torch.tensor(numbers, dtype=torch.int64, device="cpu")
-        self.names = "\n".join(f"{tables[s.table].name}\t{s.feature}" for s in slots)
+        self.names = RECORD.join(f"{tables[s.table].name}{FIELD}{s.feature}" for s in slots)
 
     def subset(self, chosen: list[int]) -> Plan:
         """Return the plan of some of the tables and their slots, for the same input and output."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torchrec.ops.embedding.failure import raise_bad_bag, raise_bad_id
+from torchrec.ops.embedding.failure import names_of_slot, raise_bad_bag, raise_bad_id
 from torchrec.ops.embedding.hyper import STEP, read_hyper
 from torchrec.ops.embedding.plan import (
     PlannedSlot,
@@ -77,8 +77,10 @@ def _check_ids(
     if table.policy != PolicyCode.ERROR or ids.numel() == 0:
         return
     if ids.device.type != "cpu":
+        name, feature = names_of_slot(names, number)
         torch._assert_async(
-            ~unknown.any(), f"ids out of range: table\tfeature '{names.splitlines()[number]}'"
+            ~unknown.any(),
+            f"Ids of feature '{feature}' should be in [0, {table.known}), the rows of table '{name}'.",
         )
     elif unknown.any():
         first = int(unknown.int().argmax())
@@ -145,7 +147,8 @@ def embedding_bag(
     return output, out_of_range
 
 
-_Pairs = tuple[list[Tensor], list[Tensor]]
+# Per table, the row that each id chose and the gradient that it receives; None: no gradient at all.
+_Pairs = list[tuple[Tensor, Tensor] | None]
 
 
 def _bag_pairs(
@@ -157,7 +160,7 @@ def _bag_pairs(
     sample_weights: Tensor | None,
     num_keys: int,
 ) -> _Pairs:
-    """Return, per table, the row that each id chose and the gradient that it receives."""
+    """Return the rows that a pooled look-up chose, and their gradients."""
     tables, slots = read_plan(plan)
     bags = (offsets.numel() - 1) // num_keys
     pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in tables]
@@ -171,17 +174,16 @@ def _bag_pairs(
         if sample_weights is not None:
             each = each * sample_weights[b.begin : b.end].unsqueeze(1)
         pairs[slot.table].append((b.rows[b.has_row], each[b.has_row]))
-    return _concatenate(pairs, weights)
+    return _concatenate(pairs)
 
 
-def _concatenate(pairs: list[list[tuple[Tensor, Tensor]]], weights: Sequence[Tensor]) -> _Pairs:
-    rows, grads = [], []
-    for weight, mine in zip(weights, pairs, strict=True):
-        empty = torch.empty(0, dtype=torch.int64, device=weight.device)
-        none = weight.new_empty((0, weight.shape[1]), dtype=_accumulate_dtype(weight))
-        rows.append(torch.cat([r for r, _ in mine] or [empty]))
-        grads.append(torch.cat([g for _, g in mine] or [none]))
-    return rows, grads
+def _concatenate(pairs: list[list[tuple[Tensor, Tensor]]]) -> _Pairs:
+    return [
+        (torch.cat([rows for rows, _ in mine]), torch.cat([grads for _, grads in mine]))
+        if mine
+        else None
+        for mine in pairs
+    ]
 
 
 def _sum_by_row(rows: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,16 +193,23 @@ def _sum_by_row(rows: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _dense(pairs: _Pairs, weights: Sequence[Tensor]) -> list[Tensor]:
-    return [
-        grads.new_zeros(weight.shape).index_add_(0, rows, grads).to(weight.dtype)
-        for weight, rows, grads in zip(weights, *pairs, strict=True)
-    ]
+    result = []
+    for weight, mine in zip(weights, pairs, strict=True):
+        grad = weight.new_zeros(weight.shape, dtype=_accumulate_dtype(weight))
+        if mine is not None:
+            grad.index_add_(0, *mine)
+        result.append(grad.to(weight.dtype))
+    return result
 
 
 def _sparse(pairs: _Pairs, weights: Sequence[Tensor]) -> list[Tensor]:
     result: list[Tensor] = []
-    for weight, rows, grads in zip(weights, *pairs, strict=True):
-        unique, sums = _sum_by_row(rows, grads)
+    for weight, mine in zip(weights, pairs, strict=True):
+        if mine is None:
+            empty = torch.empty(0, dtype=torch.int64, device=weight.device)
+            result += [empty, weight.new_empty((0, weight.shape[1]))]
+            continue
+        unique, sums = _sum_by_row(*mine)
         result += [unique, sums.to(weight.dtype)]
     return result
 
@@ -210,20 +219,20 @@ def _update(
 ) -> None:
     tables, _ = read_plan(plan)
     left = list(states)
-    for t, (table, weight, rows, grads) in enumerate(zip(tables, weights, *pairs, strict=True)):
+    for t, (table, weight, pair) in enumerate(zip(tables, weights, pairs, strict=True)):
         mine, left = left[: table.states], left[table.states :]
-        if table.optimizer is None:
+        if table.optimizer is None or pair is None:  # frozen for now, or not used
             continue
         rule = RULES[table.optimizer]
         hyper[t, STEP] += 1
         settings, step = read_hyper(hyper[t])
-        unique, sums = _sum_by_row(rows, grads)
+        unique, sums = _sum_by_row(*pair)
         names = rule.state_names(settings)
         old = {name: state[unique] for name, state in zip(names, mine, strict=True)}
         new_rows, new = rule.update(weight[unique].to(sums.dtype), sums, old, step, settings)
         weight[unique] = new_rows.to(weight.dtype)
         for name, state in zip(names, mine, strict=True):
-            state[unique] = new[name]
+            state[unique] = new[name].to(state.dtype)
 
 
 def embedding_bag_dense_grad(
@@ -339,7 +348,7 @@ def _sequence_pairs(
         has_row = rows != NO_ROW
         mine = grad.to(_accumulate_dtype(weights[slot.table]))
         pairs[slot.table].append((rows[has_row], mine[has_row]))
-    return _concatenate(pairs, weights)
+    return _concatenate(pairs)
 
 
 def embedding_sequence_dense_grad(
