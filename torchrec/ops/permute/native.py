@@ -25,6 +25,8 @@ def permute_jagged(
         raise ValueError(
             f"`strides` should sum to the number of lengths ({lengths.size(0)}). Received {strides}."
         )
+    if order and not (min(order) >= 0 and max(order) < len(strides)):
+        raise IndexError(f"`order` should hold positions in [0, {len(strides)}). Received {order}.")
     sizes = sum_groups(lengths, strides)
     if sum(sizes) != values.size(0) or min(sizes, default=0) < 0:
         raise ValueError(
@@ -79,6 +81,10 @@ def _empty_rows(like: Tensor, rows: int) -> Tensor:
 
 def regroup(inputs: list[Tensor], pieces: list[int], counts: list[int]) -> list[Tensor]:
     """See ``reference.regroup``."""
+    if 3 * sum(counts) != len(pieces) or min(counts, default=0) < 0:
+        raise ValueError(
+            f"`counts` should sum to the number of pieces ({len(pieces) / 3:g}). Received {counts}."
+        )
     first = inputs[0]
     rows, dtype = first.size(0), first.dtype
     sources = []

@@ -1,0 +1,232 @@
+"""The jagged operators: native against the reference, and both against lists."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from torchrec.ops import jagged
+from torchrec.ops._library import native as library
+from torchrec.ops.jagged import native, reference
+
+T = torch.tensor
+INTEGERS = [torch.int32, torch.int64]
+DTYPES = [torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64]
+BAGS = {
+    "empty": [],
+    "one_empty_bag": [0],
+    "one": [3],
+    "ends_empty": [0, 2, 1, 0],
+    "all_empty": [0, 0, 0],
+    "long": [300, 0, 1, 17, 2],
+}
+needs_native = pytest.mark.skipif(library is None, reason="the native library is not in use")
+
+OPCHECK_SAMPLES = [
+    ("lengths_to_offsets", (T([1, 0, 2]),)),
+    ("lengths_to_offsets", (T([], dtype=torch.int32),)),
+    (
+        "jagged_index_select",
+        (torch.ones(3, 2, requires_grad=True), T([1, 0, 2]), T([2, 0, 2]), 5),
+    ),
+    ("jagged_index_select", (T([5, 6]), T([1, 1], dtype=torch.int32), T([1]), 1)),
+    ("jagged_to_padded", (torch.ones(3, 2, requires_grad=True), T([0, 1, 1, 3]), 2, 0.5)),
+    ("padded_to_jagged", (torch.ones(3, 2, 4, requires_grad=True), T([0, 1, 1, 3]), 3)),
+]
+
+
+def rows_of(lengths: list[int], dtype: torch.dtype, shape: tuple[int, ...] = ()) -> torch.Tensor:
+    return torch.randint(-99, 99, (sum(lengths), *shape)).to(dtype)
+
+
+def bags_of(values: torch.Tensor, lengths: list[int]) -> list[list[object]]:
+    return [bag.tolist() for bag in values.split(lengths)] if lengths else []
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize("lengths", BAGS.values(), ids=BAGS)
+def test_lengths_and_offsets_are_inverse(lengths, dtype):
+    tensor = T(lengths, dtype=dtype)
+    offsets = jagged.lengths_to_offsets(tensor)
+    assert offsets.dtype == dtype
+    assert offsets.tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    assert torch.equal(jagged.offsets_to_lengths(offsets), tensor)
+    assert torch.equal(offsets, reference.lengths_to_offsets(tensor))
+
+
+def test_strided_lengths_are_read_right():
+    wide = T([[1, 9], [2, 9], [3, 9]])
+    assert jagged.lengths_to_offsets(wide[:, 0]).tolist() == [0, 1, 3, 6]
+    assert jagged.sum_groups(wide[:, 0], [1, 2]) == [1, 5]
+    assert jagged.lengths_fit(wide[:, 0], 6)
+
+
+@needs_native
+def test_int32_offsets_do_not_overflow():
+    lengths = torch.full((3,), 2**30, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"`lengths` of dtype torch.int32 should sum to less"):
+        jagged.lengths_to_offsets(lengths)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_sums_of_groups(dtype):
+    lengths = T([1, 0, 2, 3, 4, 0], dtype=dtype)
+    assert jagged.sum_equal_groups(lengths, 3) == [1, 5, 4]
+    assert jagged.sum_groups(lengths, [0, 4, 2]) == [0, 6, 4]
+    assert jagged.sum_equal_groups(lengths[:0], 2) == [0, 0]
+    assert jagged.sum_groups(lengths[:0], []) == []
+    with pytest.raises(ValueError, match=r"`sizes` should sum to the number of lengths \(6\)"):
+        jagged.sum_groups(lengths, [1, 2])
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize(
+    ("lengths", "total", "fit"),
+    [([1, 2], 3, True), ([1, 2], 4, False), ([], 0, True), ([-1, 4], 3, False), ([], 1, False)],
+)
+def test_lengths_fit(lengths, total, fit, dtype):
+    tensor = T(lengths, dtype=dtype)
+    assert jagged.lengths_fit(tensor, total) is fit
+    assert jagged.lengths_surely_fit(tensor, total) is (fit and library is not None)
+    meta_like = torch.nn.Parameter(tensor, requires_grad=False)  # not plain: the other way
+    assert jagged.lengths_fit(meta_like, total) is fit
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize(
+    ("offsets", "total", "fit"),
+    [
+        ([0, 1, 3], 3, True),
+        ([0], 0, True),
+        ([], 0, False),
+        ([1, 3], 3, False),
+        ([0, 2, 1], 1, False),
+        ([0, 2], 3, False),
+    ],
+)
+def test_offsets_fit(offsets, total, fit, dtype):
+    tensor = T(offsets, dtype=dtype)
+    assert jagged.offsets_fit(tensor, total) is fit
+    assert jagged.offsets_fit(torch.nn.Parameter(tensor, requires_grad=False), total) is fit
+
+
+@pytest.mark.parametrize("index_dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize("lengths_dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0)], ids=str)
+def test_index_select_takes_bags(shape, dtype, lengths_dtype, index_dtype):
+    lengths = BAGS["long"]
+    values, tensor = rows_of(lengths, dtype, shape), T(lengths, dtype=lengths_dtype)
+    bags = [3, 0, 1, 3, 4, 0]
+    index = T(bags, dtype=index_dtype)
+    taken, taken_lengths = jagged.jagged_index_select(values, tensor, index)
+    whole = bags_of(values, lengths)
+    assert taken_lengths.dtype == lengths_dtype
+    assert bags_of(taken, taken_lengths.tolist()) == [whole[b] for b in bags]
+    expected = reference.jagged_index_select(values, tensor, index, taken.size(0))
+    assert torch.equal(taken, expected[0])
+    assert torch.equal(taken_lengths, expected[1])
+
+
+def test_index_select_of_nothing():
+    none = T([], dtype=torch.int64)
+    assert jagged.jagged_index_select(T([5]), T([1]), none)[0].tolist() == []
+    assert jagged.jagged_index_select(none, none, none)[1].tolist() == []
+
+
+@pytest.mark.parametrize("width", [0, 1, 2, 400])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (3,)], ids=str)
+@pytest.mark.parametrize("lengths", BAGS.values(), ids=BAGS)
+def test_padded_and_back(lengths, shape, dtype, width):
+    values = rows_of(lengths, dtype, shape)
+    offsets = jagged.lengths_to_offsets(T(lengths, dtype=torch.int32))
+    padded = jagged.jagged_to_padded(values, offsets, width, 7)
+    assert torch.equal(padded, reference.jagged_to_padded(values, offsets, width, 7))
+    for row, bag in zip(padded, values.split(lengths), strict=True):
+        held = min(width, len(bag))
+        assert torch.equal(row[:held], bag[:held])
+        assert (row[held:] == 7).all()
+    back = jagged.padded_to_jagged(padded, offsets, sum(lengths))
+    assert torch.equal(back, reference.padded_to_jagged(padded, offsets, sum(lengths)))
+    if width == 400:
+        assert torch.equal(back, values)
+
+
+@pytest.mark.parametrize("shape", [(), (2,)], ids=str)
+def test_gradients(shape):
+    lengths, offsets = T([2, 0, 3, 1]), T([0, 2, 2, 5, 6])
+    values = torch.rand(6, *shape, dtype=torch.float64, requires_grad=True)
+    padded = torch.rand(4, 2, *shape, dtype=torch.float64, requires_grad=True)
+    check = torch.autograd.gradcheck
+    assert check(lambda v: jagged.jagged_index_select(v, lengths, T([2, 2, 0]))[0], (values,))
+    assert check(lambda v: jagged.jagged_to_padded(v, offsets, 2, 1.0), (values,))
+    assert check(lambda p: jagged.padded_to_jagged(p, offsets, 6), (padded,))
+
+
+def test_results_do_not_depend_on_threads():
+    lengths = torch.randint(0, 50, (9000,))
+    values = torch.rand(int(lengths.sum()), 2)
+    order = torch.randperm(9000)
+    threads = torch.get_num_threads()
+    found = []
+    for n in (1, 2, 3):
+        torch.set_num_threads(n)
+        found.append(jagged.jagged_index_select(values, lengths, order)[0])
+    torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+OFFSETS = T([0, 1, 3])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: jagged.lengths_to_offsets(T([1.0])), TypeError, "`lengths` should be a one-dim"),
+        (lambda: jagged.offsets_to_lengths(T([[0]])), TypeError, "`offsets` should be a one-dim"),
+        (
+            lambda: jagged.jagged_index_select(T([5, 6]), T([1, 1]), T([2])),
+            IndexError,
+            "out of range",
+        ),
+        (
+            lambda: jagged.jagged_index_select(T([5, 6]), T([1, 1]), T([1]), 2),
+            ValueError,
+            "`total` should be the number of values taken \\(1\\). Received 2",
+        ),
+        (
+            lambda: jagged.jagged_to_padded(T([5, 6, 7]), OFFSETS, -1),
+            ValueError,
+            "`width` should be 0 or more. Received -1",
+        ),
+        (
+            lambda: jagged.jagged_to_padded(T([5, 6, 7]), OFFSETS, 2, 0.5),
+            ValueError,
+            "`padding` should be a number of torch.int64",
+        ),
+        (
+            lambda: jagged.padded_to_jagged(T([[5, 6]]), OFFSETS, 3),
+            ValueError,
+            "`padded` should be \\[B, L, ...\\] with B = 2",
+        ),
+    ],
+)
+def test_misuse_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@needs_native
+@pytest.mark.parametrize("offsets", [[0, 9, 3], [-5, 3], [0, 2], [1, 3]], ids=str)
+def test_native_kernels_stay_inside_their_tensors(offsets):
+    message = r"`offsets` should start at 0, never fall and end at the number of values \(3\)"
+    with pytest.raises(ValueError, match=message):
+        native.jagged_to_padded(T([5, 6, 7]), T(offsets), 2, 0.0)
+    with pytest.raises(ValueError, match=message):
+        native.padded_to_jagged(torch.zeros(len(offsets) - 1, 2), T(offsets), 3)
+    with pytest.raises(ValueError, match="`lengths` should not be negative and sum to"):
+        native.jagged_index_select(T([5]), T([1, 9]), T([0]), 1)
+    with pytest.raises(IndexError, match=r"`bags` should be in \[0, 2\)"):
+        native.jagged_index_select(T([5]), T([1, 0]), T([-1]), 1)

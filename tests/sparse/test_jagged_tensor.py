@@ -1,0 +1,279 @@
+"""JaggedTensor, and the conversions between the sparse types."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+
+from torchrec.sparse.jagged_tensor import (
+    ComputeJTDictToKJT,
+    ComputeKJTToJTDict,
+    JaggedTensor,
+    KeyedJaggedTensor,
+    flatten_kjt_list,
+    jt_is_equal,
+    kjt_is_equal,
+    unflatten_kjt_list,
+)
+
+T = torch.tensor
+INTEGERS = [torch.int32, torch.int64]
+
+
+def test_printed_forms():
+    jt = JaggedTensor(values=T([5, 7, 1]), lengths=T([1, 2]))
+    assert str(jt) == "JaggedTensor({\n    [[5], [7, 1]]\n})"
+    assert repr(jt).startswith("<torchrec.sparse.jagged_tensor.JaggedTensor object at 0x")
+    weighted = JaggedTensor(T([5, 7]), weights=T([0.5, 1.0]), lengths=T([2, 0]))
+    assert str(weighted) == (
+        'JaggedTensor({\n    "values": [[5, 7], []],\n    "weights": [[0.5, 1.0], []]\n})'
+    )
+    assert str(JaggedTensor(torch.ones(2, 2), lengths=T([0, 2]))) == (
+        "JaggedTensor({\n    [[], [[1.0, 1.0], [1.0, 1.0]]]\n})"
+    )
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_lengths_and_offsets_follow_from_one_another(dtype):
+    values = T([5, 7, 1])
+    by_lengths = JaggedTensor(values, lengths=T([1, 0, 2], dtype=dtype))
+    assert by_lengths.offsets_or_none() is None
+    assert by_lengths.offsets().tolist() == [0, 1, 1, 3]
+    assert by_lengths.offsets_or_none() is by_lengths.offsets()
+    assert by_lengths.offsets().dtype == dtype
+    by_offsets = JaggedTensor(values, offsets=T([0, 1, 1, 3], dtype=dtype))
+    assert by_offsets.lengths_or_none() is None
+    assert by_offsets.lengths().tolist() == [1, 0, 2]
+    assert jt_is_equal(by_lengths, by_offsets)
+
+
+def test_dense_and_back():
+    bags, weights = [T([1.0, 2.0]), T([]), T([3.0])], [T([0.1, 0.2]), T([]), T([0.3])]
+    jt = JaggedTensor.from_dense(bags, weights)
+    assert jt.lengths().dtype == torch.int32
+    for a, b in zip(jt.to_dense(), bags, strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(jt.to_dense_weights(), weights, strict=True):
+        assert torch.equal(a, b)
+    assert jt.to_padded_dense().tolist() == [[1, 2], [0, 0], [3, 0]]
+    assert jt.to_padded_dense(1, -1.0).tolist() == [[1], [-1], [3]]
+    assert torch.equal(jt.to_padded_dense_weights(1), T([[0.1], [0.0], [0.3]]))
+    unweighted = JaggedTensor.from_dense(bags)
+    assert unweighted.to_dense_weights() is None
+    assert unweighted.to_padded_dense_weights() is None
+    assert JaggedTensor.from_dense([]).to_padded_dense().shape == (0, 0)
+
+
+def test_from_dense_lengths():
+    padded = T([[1, 2], [3, 4], [5, 6]])
+    jt = JaggedTensor.from_dense_lengths(padded, T([2, 0, 1]), padded.float())
+    assert [bag.tolist() for bag in jt.to_dense()] == [[1, 2], [], [5]]
+    assert jt.weights().tolist() == [1.0, 2.0, 5.0]
+
+
+def test_values_of_several_dimensions_have_gradients():
+    values = torch.rand(3, 2, requires_grad=True)
+    jt = JaggedTensor(values, lengths=T([1, 2]))
+    jt.to_padded_dense(1).sum().backward()
+    assert values.grad.tolist() == [[1, 1], [1, 1], [0, 0]]
+
+
+def test_empties():
+    assert JaggedTensor.empty().values().dtype == torch.int64
+    empty = JaggedTensor.empty(True, None, torch.int32, torch.float64, torch.int64)
+    assert [t.dtype for t in (empty.values(), empty.weights(), empty.lengths())] == [
+        torch.int32,
+        torch.float64,
+        torch.int64,
+    ]
+    assert empty.offsets().tolist() == [0]
+    like = JaggedTensor.empty_like(JaggedTensor(torch.ones(1, 3), lengths=T([1])))
+    assert like.values().shape == (0, 3)
+    assert like.lengths().shape == (0,)
+    assert like.to(torch.device("meta")).device().type == "meta"
+
+
+def test_copy_and_size():
+    jt = JaggedTensor(T([5, 7]), T([0.5, 1.0]), lengths=T([1, 1]))
+    jt.offsets()
+    other = JaggedTensor(T([1, 2]), T([0.1, 0.2]), lengths=T([0, 2]))
+    assert jt.copy_(other) is jt
+    assert jt_is_equal(jt, other)
+    assert jt.offsets().tolist() == [0, 0, 2]
+    assert jt.size_in_bytes() == 16 + 8 + 16 + 24
+    with pytest.raises(ValueError, match=r"`jt` should have tensors of the same sizes \(\[2\]\)"):
+        jt.copy_(JaggedTensor(T([1]), T([0.1]), lengths=T([0, 1])))
+    with pytest.raises(ValueError, match="`jt` should have weights if this has"):
+        jt.copy_(JaggedTensor(T([1, 2]), lengths=T([0, 2])))
+
+
+def test_equality_looks_at_everything():
+    jt = JaggedTensor(T([5, 7]), lengths=T([1, 1]))
+    assert not jt_is_equal(jt, JaggedTensor(T([5, 8]), lengths=T([1, 1])))
+    assert not jt_is_equal(jt, JaggedTensor(T([5, 7]), lengths=T([2, 0])))
+    assert not jt_is_equal(jt, JaggedTensor(T([5, 7]), T([1.0, 1.0]), lengths=T([1, 1])))
+    assert not jt_is_equal(jt, JaggedTensor(T([5, 7]), lengths=T([1, 1], dtype=torch.int32)))
+
+
+VALUES = T([5, 7, 1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"values": VALUES}, ValueError, "`lengths` or `offsets` should be given"),
+        ({"values": [1]}, TypeError, "`values` should be a tensor. Received list"),
+        ({"values": T(1)}, ValueError, "`values` should have one dimension or more"),
+        (
+            {"values": VALUES, "lengths": T([1, 1])},
+            ValueError,
+            "`lengths` should sum to the number of values \\(3\\). Received a sum of 2",
+        ),
+        (
+            {"values": VALUES, "lengths": T([4, -1])},
+            ValueError,
+            "`lengths` should be 0 or more. Received -1 in sample 1",
+        ),
+        (
+            {"values": VALUES, "lengths": T([1.0, 2.0])},
+            TypeError,
+            "`lengths` should be of dtype int32 or int64. Received torch.float32",
+        ),
+        ({"values": VALUES, "lengths": [1, 2]}, TypeError, "`lengths` should be a tensor"),
+        (
+            {"values": VALUES, "offsets": T([1, 3])},
+            ValueError,
+            "`offsets` should start at 0. Received 1",
+        ),
+        (
+            {"values": VALUES, "offsets": T([0, 2])},
+            ValueError,
+            "`offsets` should end at the number of values \\(3\\). Received 2",
+        ),
+        (
+            {"values": VALUES, "offsets": T([0, 4, 3])},
+            ValueError,
+            "`offsets` should never fall. Received 4 and then 3 in sample 1",
+        ),
+        (
+            {"values": VALUES, "offsets": T([], dtype=torch.int64)},
+            ValueError,
+            "`offsets` should be one-dimensional and hold one number more",
+        ),
+        (
+            {"values": VALUES, "offsets": T([0, 1, 3]), "lengths": T([2, 1])},
+            ValueError,
+            "`offsets` should be the running sums of `lengths`",
+        ),
+        (
+            {"values": VALUES, "offsets": T([0, 3]), "lengths": T([2, 1])},
+            ValueError,
+            "`offsets` should be one more than `lengths` \\(2\\). Received 2",
+        ),
+        (
+            {"values": VALUES, "lengths": T([3]), "weights": T([1.0])},
+            ValueError,
+            "`weights` should be as many as the values \\(3\\). Received \\[1\\]",
+        ),
+        (
+            {"values": VALUES, "lengths": T([3]).to("meta")},
+            ValueError,
+            "`lengths` should be on the device of the values \\(cpu\\). Received meta",
+        ),
+    ],
+)
+def test_malformed_parts_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        JaggedTensor(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: JaggedTensor(VALUES, lengths=T([3])).weights(),
+            ValueError,
+            "`weights` should be given to be read",
+        ),
+        (
+            lambda: JaggedTensor.from_dense([T([1.0])], [T([1.0, 2.0])]),
+            ValueError,
+            "`weights` should be as many as the values of each bag \\(\\[1\\]\\)",
+        ),
+        (lambda: JaggedTensor.from_dense([1]), TypeError, "`values` should be a list of tensors"),
+        (
+            lambda: JaggedTensor.from_dense_lengths(T([[1, 2]]), T([3])),
+            ValueError,
+            "`lengths` should be at most the length of the rows \\(2\\). Received 3",
+        ),
+        (
+            lambda: JaggedTensor.from_dense_lengths(T([[1, 2]]), T([1, 1])),
+            ValueError,
+            "`lengths` should be one for each row of `values`",
+        ),
+    ],
+)
+def test_misuse_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_nothing_is_read_on_a_device_without_numbers():
+    jt = JaggedTensor(
+        torch.empty(3, device="meta"), lengths=torch.empty(2, dtype=int, device="meta")
+    )
+    assert jt.offsets().shape == (3,)
+
+
+def kjts() -> list[KeyedJaggedTensor]:
+    variable = KeyedJaggedTensor(
+        ["a", "b"],
+        T([1, 2, 3, 4]),
+        lengths=T([1, 1, 2]),
+        stride_per_key_per_rank=[[2], [1]],
+        inverse_indices=(["b", "a"], T([[0, 0, 0], [1, 0, 1]])),
+    )
+    return [
+        KeyedJaggedTensor(["a", "b"], T([1, 2, 3]), lengths=T([1, 0, 0, 2])),
+        KeyedJaggedTensor(["a"], T([1, 2]), T([0.5, 1.0]), offsets=T([0, 2])),
+        variable,
+    ]
+
+
+def test_lists_of_kjts_are_flattened_and_back():
+    tensors, contexts = flatten_kjt_list(kjts())
+    assert len(tensors) == 18
+    assert contexts == [["a", "b"], ["a"], ["a", "b", "b", "a"]]
+    for a, b in zip(unflatten_kjt_list(tensors, contexts), kjts(), strict=True):
+        assert kjt_is_equal(a, b)
+    with pytest.raises(ValueError, match="`values` should be 6 for each of 1 contexts"):
+        unflatten_kjt_list(tensors, contexts[:1])
+
+
+def test_kjt_equality_looks_at_everything():
+    for i, a in enumerate(kjts()):
+        for j, b in enumerate(kjts()):
+            assert kjt_is_equal(a, b) is (i == j)
+    plain, _, variable = kjts()
+    assert not kjt_is_equal(plain, plain.permute([1, 0]))
+    other = kjts()[2]
+    other._inverse_indices = (["b", "a"], T([[0, 0, 0], [1, 1, 1]]))
+    assert not kjt_is_equal(variable, other)
+
+
+def test_dicts_as_modules():
+    kjt = kjts()[0]
+    by_key = ComputeKJTToJTDict()(kjt)
+    assert list(by_key) == ["a", "b"]
+    assert kjt_is_equal(ComputeJTDictToKJT()(by_key), kjt)
+
+
+def test_saved_and_loaded():
+    file = io.BytesIO()
+    torch.save({"kjt": kjts()[0], "jt": kjts()[0]["a"]}, file)
+    file.seek(0)
+    loaded = torch.load(file)  # weights_only
+    assert kjt_is_equal(loaded["kjt"], kjts()[0])
+    assert jt_is_equal(loaded["jt"], kjts()[0]["a"])
