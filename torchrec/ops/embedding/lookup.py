@@ -287,7 +287,7 @@ def _lookup_sequences(
 def _check_input(weights: list[Tensor], plan: Plan, values: Tensor) -> None:
     """Refuse what no implementation can look up, in the same words for all of them."""
     if values.dtype not in _INTEGERS:
-        raise TypeError(f"`values` should be int64 or int32. Received {values.dtype}.")
+        raise TypeError(f"`values` should be int32 or int64. Received {values.dtype}.")
     for table, weight in zip(plan.tables, weights, strict=True):
         if weight.device != values.device:
             raise ValueError(
@@ -329,7 +329,7 @@ def lookup_bags(
     values, offsets, sample_weights = bags.values, bags.offsets, bags.sample_weights
     _check_input(weights, plan, values)
     if offsets.dtype not in _INTEGERS:
-        raise TypeError(f"`offsets` should be int64 or int32. Received {offsets.dtype}.")
+        raise TypeError(f"`offsets` should be int32 or int64. Received {offsets.dtype}.")
     if torch.is_grad_enabled() and (
         groups or (sample_weights is not None and sample_weights.requires_grad)
     ):

@@ -41,6 +41,13 @@ def _tables(plan: Tensor, weights: Sequence[Tensor]) -> Any:
     )
 
 
+def _is_wide(ids: Tensor, name: str) -> bool:
+    """Return whether integers are int64, as kernels are told; others would be read as what they are not."""
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"`{name}` should be int32 or int64. Received {ids.dtype}.")
+    return ids.dtype == torch.int64
+
+
 def _pooled(
     values: Tensor, offsets: Tensor, sample_weights: Tensor | None, num_keys: int, rows: Tensor
 ) -> tuple[Input, list[Tensor]]:
@@ -54,9 +61,9 @@ def _pooled(
         weights_address = sample_weights.data_ptr()
     pooled = _native.Pooled(
         values.data_ptr(),
-        values.dtype == torch.int64,
+        _is_wide(values, "values"),
         offsets.data_ptr(),
-        offsets.dtype == torch.int64,
+        _is_wide(offsets, "offsets"),
         weights_address,
         (offsets.numel() - 1) // num_keys,
         rows.data_ptr() or _EMPTY,
@@ -255,7 +262,7 @@ def _sequence(
     values = values.contiguous()
     kept = [values, *(None if r is None else r.contiguous() for r in rows)]
     addresses = [0 if r is None else r.data_ptr() or _EMPTY for r in kept[1:]]
-    wide = values.dtype == torch.int64
+    wide = _is_wide(values, "values")
     return _native.Sequence(
         values.data_ptr(), wide, list(starts), list(counts), addresses, _CODES[dtype]
     ), kept
