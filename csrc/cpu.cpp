@@ -1,7 +1,10 @@
 #include "cpu.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #ifdef ROWWISE_X86
 #include <cpuid.h>
@@ -35,12 +38,13 @@ Isa best_supported() {
 
 Isa choose() {
   const Isa best = best_supported();
-  if (const char* wanted = std::getenv("ROWWISE_ISA")) {
-    for (int i = 0; i <= static_cast<int>(best); ++i) {
-      if (std::strcmp(wanted, kNames[i]) == 0) return static_cast<Isa>(i);
-    }
+  const char* wanted = std::getenv("ROWWISE_ISA");
+  if (wanted == nullptr) return best;
+  for (int i = 0; i < 3; ++i) {
+    if (std::strcmp(wanted, kNames[i]) == 0) return std::min(static_cast<Isa>(i), best);
   }
-  return best;
+  throw std::invalid_argument(std::string("ROWWISE_ISA should be 'baseline', 'avx2' or 'avx512'. Received '") + wanted +
+                              "'.");
 }
 
 }  // namespace
