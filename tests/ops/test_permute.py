@@ -150,7 +150,7 @@ def test_native_kernels_stay_inside_their_tensors():
     a, b = torch.ones(2, 3), torch.ones(3, 3)
     with pytest.raises(ValueError, match=r"`counts` should sum to the number of pieces \(1\)"):
         native.regroup([a], [0, 0, 1], [2])
-    with pytest.raises(ValueError, match="two-dimensional tensors of 2 rows and torch.float32"):
+    with pytest.raises(ValueError, match=r"two-dimensional tensors of 2 rows and torch.float32"):
         native.regroup([a, b], [0, 0, 1], [1])
     for piece in ([0, 2, 2], [1, 0, 1], [0, -1, 1], [0, 0, -1]):
         with pytest.raises((IndexError, RuntimeError), match=r"pieces|negative"):

@@ -15,15 +15,14 @@ from torchrec.ops._library import native
 _modes = torch._C._len_torch_dispatch_stack
 
 
+def is_readable(tensor: Tensor) -> bool:
+    """Say whether the numbers of this tensor can be looked at: at once, and without anybody taking note of it."""
+    return type(tensor) is Tensor and tensor.is_cpu and not is_compiling() and _modes() == 0
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Say whether the native library may read this tensor by its address."""
-    return (
-        native is not None
-        and not is_compiling()
-        and type(tensor) is Tensor
-        and tensor.is_cpu
-        and _modes() == 0
-    )
+    return native is not None and is_readable(tensor)
 
 
 def is_plain_data(tensor: Tensor) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from torchrec.ops._eager import is_readable
 from torchrec.ops.jagged import lengths_fit, lengths_surely_fit, offsets_fit, sum_groups
 
 _INT64, _INT32 = torch.int64, torch.int32
@@ -27,7 +28,7 @@ def check_jagged(
     count = _count_values(values, weights)
     if lengths is not None:
         _check_integers("lengths", lengths, values)
-        if _is_readable(lengths) and not lengths_fit(lengths, count):
+        if is_readable(lengths) and not lengths_fit(lengths, count):
             raise ValueError(_explain_lengths(lengths, count, [], []))
     elif offsets is None:
         raise ValueError("`lengths` or `offsets` should be given. Received neither.")
@@ -79,17 +80,12 @@ def check_keyed_jagged(
             bags, num_keys, stride, "`lengths`" if offsets is None else "`offsets`, less one,"
         )
         strides = [bags // num_keys] * num_keys if num_keys else []
-    if lengths is not None and _is_readable(lengths) and not lengths_fit(lengths, count):
+    if lengths is not None and is_readable(lengths) and not lengths_fit(lengths, count):
         raise ValueError(_explain_lengths(lengths.reshape(-1), count, keys, strides))
     if offsets is not None:
         _check_offsets(offsets, values, count, keys, strides)
         if lengths is not None:
             _check_agreement(lengths, offsets)
-
-
-def _is_readable(tensor: Tensor) -> bool:
-    """Say whether its numbers can be read without waiting for them."""
-    return tensor.is_cpu and type(tensor) is Tensor
 
 
 def _fits_at_a_glance(
@@ -191,7 +187,7 @@ def _check_offsets(
             "`offsets` should be one-dimensional and hold one number more than there are bags. "
             f"Received shape {list(offsets.shape)}."
         )
-    if _is_readable(offsets) and not offsets_fit(offsets, count):
+    if is_readable(offsets) and not offsets_fit(offsets, count):
         raise ValueError(_explain_offsets(offsets, count, keys, strides))
 
 
@@ -203,7 +199,7 @@ def _check_agreement(lengths: Tensor, offsets: Tensor) -> None:
             f"`offsets` should be one more than `lengths` ({lengths.numel()}). "
             f"Received {offsets.numel()}."
         )
-    if lengths.is_cpu and bool((offsets[1:] - offsets[:-1] != lengths.reshape(-1)).any()):
+    if is_readable(lengths) and bool((offsets[1:] - offsets[:-1] != lengths.reshape(-1)).any()):
         raise ValueError(
             "`offsets` should be the running sums of `lengths`. "
             f"Received offsets {_short(offsets)} and lengths {_short(lengths)}."
@@ -270,7 +266,7 @@ def check_inverse_indices(
     for key in keys:
         if key not in position:
             raise ValueError(f"`inverse_indices` should cover key '{key}'. Received keys {names}.")
-    if not (indices.is_cpu and type(indices) is Tensor and indices.numel()):
+    if not (is_readable(indices) and indices.numel()):
         return
     lowest, highest = indices.amin(1).tolist(), indices.amax(1).tolist()
     for key, stride in zip(keys, strides, strict=True):

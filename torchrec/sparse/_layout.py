@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from torchrec.ops._eager import is_readable
 from torchrec.ops.jagged import (
     lengths_to_offsets,
     offsets_to_lengths,
@@ -113,9 +114,7 @@ class JaggedLayout:
         index_per_key: dict[str, int] | None,
     ) -> None:
         """Take in what could be computed; on a CPU, where it costs little, only if it is true."""
-        if length_per_key is None and offset_per_key is not None:
-            length_per_key = [b - a for a, b in pairwise(offset_per_key)]
-        if not is_compiling() and type(self._values) is Tensor and self._values.is_cpu:
+        if is_readable(self._values):
             for name, given, true in (
                 ("length_per_key", length_per_key, self.length_per_key),
                 ("offset_per_key", offset_per_key, self.offset_per_key),
@@ -124,6 +123,8 @@ class JaggedLayout:
             ):
                 if given is not None:
                     check_known(name, given, true())
+        if length_per_key is None and offset_per_key is not None:
+            length_per_key = [b - a for a, b in pairwise(offset_per_key)]
         self._length_per_key = length_per_key
         self._lengths_offset_per_key = lengths_offset_per_key
         self._offset_per_key = offset_per_key
