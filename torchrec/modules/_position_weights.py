@@ -1,0 +1,227 @@
+"""One learned weight a feature and position: what all modules that weight ids by position share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+
+
+class PositionWeights(nn.Module):
+    """Feature -> its weights by position, all 1 at first.
+
+    A `torch.nn.ParameterDict` that takes every name: that one refuses features called ``type`` or
+    ``values``, which are attributes of its own.
+
+    Args:
+        max_lengths: feature -> number of weights.
+        device: of the weights. Default: the CPU.
+
+    Raises:
+        ValueError: for a length below 1, or a name with a dot: names are those of parameters.
+        TypeError: for a length that is no integer, or a name that is no string.
+    """
+
+    def __init__(
+        self, max_lengths: Mapping[str, int], device: torch.device | str | None = None
+    ) -> None:
+        super().__init__()
+        for feature, length in max_lengths.items():
+            if not isinstance(feature, str):
+                raise TypeError(
+                    f"`max_feature_lengths` should have names of features. Received {feature!r}."
+                )
+            if not feature or "." in feature:
+                raise ValueError(
+                    "`max_feature_lengths` should have names without dots, as they name parameters. "
+                    f"Received '{feature}'."
+                )
+            weight = new_weight(length, device, f"`max_feature_lengths` of feature '{feature}'")
+            self._parameters[feature] = weight
+
+    def __getitem__(self, feature: str) -> Tensor:
+        weight = self._parameters[feature]
+        assert weight is not None
+        return weight
+
+    def __contains__(self, feature: object) -> bool:
+        return feature in self._parameters
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+    def of(self, features: Sequence[str]) -> list[Tensor | None]:
+        """Return the weights of each feature; None where there are none."""
+        return [self._parameters.get(feature) for feature in features]
+
+    def reset_parameters(self) -> None:
+        """Set every weight to 1."""
+        for weight in self.parameters():
+            nn.init.ones_(weight)
+
+
+def new_weight(length: int, device: torch.device | str | None, argument: str) -> nn.Parameter:
+    """Return the weights of one feature, ``(length,)``.
+
+    Args:
+        length: their number.
+        device: where.
+        argument: what to call the length in an error.
+    """
+    if isinstance(length, bool) or not isinstance(length, int):
+        raise TypeError(f"{argument} should be an integer. Received {length!r}.")
+    if length < 1:
+        raise ValueError(f"{argument} should be at least 1. Received {length}.")
+    return nn.Parameter(torch.ones(length, device=device))
+
+
+def positions(offsets: Tensor, total: int) -> Tensor:
+    """Return the position of each value in its bag, int64 ``(N,)``.
+
+    Args:
+        offsets: ``(B + 1,)``.
+        total: N.
+    """
+    return shifted(-offsets[:-1], offsets[1:] - offsets[:-1], total)
+
+
+def shifted(shifts: Tensor, lengths: Tensor, total: int) -> Tensor:
+    """Return, for value n of bag b, ``n + shifts[b]``: int64 ``(N,)``.
+
+    With the negative start of each bag as its shift these are positions in the bag; any start in
+    another tensor added, places there.
+
+    Args:
+        shifts: ``(B,)``.
+        lengths: of the bags, ``(B,)``.
+        total: their sum, N.
+    """
+    own = torch.repeat_interleave(shifts, lengths, output_size=total)
+    return torch.arange(total, device=own.device) + own
+
+
+def weights_of_keyed(features: KeyedJaggedTensor, weights: Sequence[Tensor | None]) -> Tensor:
+    """Return the weight of every value of a batch, in one gather.
+
+    Args:
+        features: the batch; each key may have a batch of its own.
+        weights: for each key its weights by position; None: every value weighs 1.
+
+    Returns:
+        ``(N,)``.
+
+    Raises:
+        ValueError: for a bag longer than its feature has weights.
+    """
+    return _weights_of(
+        features.keys(),
+        weights,
+        features.lengths(),
+        features.offsets(),
+        features.stride_per_key() if features.variable_stride_per_key() else features.stride(),
+        features.values().size(0),
+    )
+
+
+def weights_of_jagged(features: JaggedTensor, weight: Tensor, name: str = "") -> Tensor:
+    """Return the weight of every value of one feature, ``(N,)``; see `weights_of_keyed`.
+
+    Args:
+        features: the feature.
+        weight: its weights by position.
+        name: of the feature, for the error.
+    """
+    lengths, offsets = features.lengths(), features.offsets()
+    return _weights_of(
+        [name], [weight], lengths, offsets, lengths.size(0), features.values().size(0)
+    )
+
+
+def _weights_of(
+    keys: Sequence[str],
+    weights: Sequence[Tensor | None],
+    lengths: Tensor,
+    offsets: Tensor,
+    strides: int | list[int],
+    total: int,
+) -> Tensor:
+    known = [weight for weight in weights if weight is not None]
+    if not known:
+        return torch.ones(total, device=lengths.device)
+    # All weights side by side, a 1 in front for keys that have none.
+    table = torch.cat([known[0].new_ones(1), *known])
+    starts, limits, end = [], [], 1
+    for weight in weights:
+        size = 0 if weight is None else weight.size(0)
+        starts.append(end if size else 0)
+        limits.append(size or torch.iinfo(lengths.dtype).max)
+        end += size
+    _check_lengths(keys, limits, lengths, _per_bag(limits, strides, lengths), strides)
+    start = _per_bag(starts, strides, lengths)
+    index = shifted(start - offsets[:-1], lengths, total)
+    if len(known) < len(weights):
+        index = index.masked_fill(
+            torch.repeat_interleave(start == 0, lengths, output_size=total), 0
+        )
+    # The gradient of a position is a sum over the batch: in float32 also where weights are narrower.
+    wide = torch.promote_types(table.dtype, torch.float32)
+    return table.to(wide).index_select(0, index).to(table.dtype)
+
+
+def _per_bag(numbers: list[int], strides: int | list[int], like: Tensor) -> Tensor:
+    """Repeat one number a key for each bag of the key."""
+    each = torch.tensor(numbers, dtype=like.dtype, device=like.device)
+    if not isinstance(strides, list):
+        return each[:, None].expand(len(numbers), strides).reshape(-1)
+    repeats = torch.tensor(strides, device=like.device)
+    return torch.repeat_interleave(each, repeats, output_size=like.size(0))
+
+
+def _check_lengths(
+    keys: Sequence[str],
+    limits: list[int],
+    lengths: Tensor,
+    limit: Tensor,
+    strides: int | list[int],
+) -> None:
+    """Raise for a bag longer than its limit; an accelerator is not waited for, it fails itself."""
+    too_long = lengths > limit
+    if is_compiling() or not lengths.is_cpu:
+        most = ", ".join(f"'{key}' {n}" for key, n in zip(keys, limits, strict=True))
+        torch._assert_async(
+            ~too_long.any(),
+            f"Bags should be no longer than there are weights by position: {most}.",
+        )
+        return
+    if not too_long.any():
+        return
+    bag = sample = int(too_long.nonzero()[0])
+    counts = strides if isinstance(strides, list) else [strides] * len(keys)
+    key = 0
+    while sample >= counts[key]:
+        sample -= counts[key]
+        key += 1
+    of = f" of feature '{keys[key]}'" if keys[key] else ""
+    raise ValueError(
+        f"Bags{of} should hold at most {limits[key]} ids, as many as there are weights by position. "
+        f"Received {int(lengths[bag])} in sample {sample}."
+    )
+
+
+def with_weights(features: KeyedJaggedTensor, weights: Tensor) -> KeyedJaggedTensor:
+    """Return the same batch with other weights.
+
+    Args:
+        features: the batch, left as it is.
+        weights: ``(N,)``.
+    """
+    weighted = features.flatten_lengths()  # the same tensors under a new object
+    weighted._weights = weights
+    return weighted
