@@ -1,0 +1,1 @@
+"""Measurements against another Python with the same API; see ``python -m benchmarks --help``."""
