@@ -256,16 +256,7 @@ def test_gradients_of_weights_of_ids(fused: bool) -> None:
     torch.testing.assert_close(factors.grad, expected)
 
 
-@pytest.mark.parametrize(
-    "fused",
-    [
-        False,
-        pytest.param(
-            True, marks=pytest.mark.xfail(strict=True, reason="the kernels do not count versions")
-        ),
-    ],
-    ids=["unfused", "fused"],
-)
+@pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
 def test_gradients_of_weights_of_ids_of_two_lookups(fused: bool) -> None:
     """Either right or refused: after the first update, the second gradient is gone."""
     options = {"optimizer": "sgd", "lr": 1.0} if fused else {}
@@ -283,7 +274,6 @@ def test_gradients_of_weights_of_ids_of_two_lookups(fused: bool) -> None:
         torch.testing.assert_close(factors.grad, 2 * before[3].sum()[None])
 
 
-@pytest.mark.xfail(strict=True, reason="the kernels do not count versions")
 def test_fused_updates_are_seen_by_autograd() -> None:
     """A tensor that autograd saved before the update must not be read after it."""
     config = EmbeddingBagConfig(ROWS, 3, "t", feature_names=["a"], optimizer="sgd", lr=1.0)
@@ -293,7 +283,6 @@ def test_fused_updates_are_seen_by_autograd() -> None:
     assert ebc.embedding_bags["t"].weight._version > version
 
 
-@pytest.mark.xfail(strict=True, reason="it is given zeros")
 def test_a_table_that_is_not_used_has_no_gradient() -> None:
     configs = [
         EmbeddingConfig(ROWS, 2, "t", feature_names=["a"]),
@@ -305,7 +294,6 @@ def test_a_table_that_is_not_used_has_no_gradient() -> None:
     assert ec.embeddings["u"].weight.grad is None
 
 
-@pytest.mark.xfail(strict=True, reason="not said yet")
 def test_graphs_of_gradients_are_refused() -> None:
     config = EmbeddingBagConfig(ROWS, 2, "t", feature_names=["a"])
     ebc = EmbeddingBagCollection(tables=[config])
