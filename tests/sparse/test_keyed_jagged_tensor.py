@@ -209,6 +209,9 @@ def test_empties():
     assert KeyedJaggedTensor.empty_like(make(LISTS), torch.device("meta")).values().is_meta
     kjt = make(LISTS)
     assert kjt_is_equal(KeyedJaggedTensor.concat([kjt, KeyedJaggedTensor.empty()]), kjt)
+    nothing = KeyedJaggedTensor.empty()
+    assert kjt_is_equal(KeyedJaggedTensor.concat([nothing, kjt, nothing]), kjt)
+    assert KeyedJaggedTensor.concat([nothing, nothing]).keys() == []
     assert KeyedJaggedTensor(["a"], T([]), lengths=T([], dtype=torch.int32)).stride() == 0
     assert KeyedJaggedTensor([], T([]), lengths=T([], dtype=torch.int32), stride=5).stride() == 5
 

@@ -61,6 +61,7 @@ def check_keyed_jagged(
     simple = strides is None and offsets is None and weights is None and lengths is not None
     if simple and _fits_at_a_glance(keys, values, lengths, stride):
         return
+    checked_keys(keys)
     count = _count_values(values, weights)
     num_keys = len(keys)
     if len(set(keys)) != num_keys:
@@ -102,7 +103,15 @@ def _fits_at_a_glance(
     num_keys, bags = len(keys), lengths.numel()
     if num_keys == 0 or (bags % num_keys if stride is None else bags != num_keys * stride):
         return False
-    return len(set(keys)) == num_keys
+    return len(set(keys)) == num_keys and _are_strings(keys)
+
+
+def _are_strings(keys: list[str]) -> bool:
+    try:
+        "".join(keys)  # the quickest way to see it
+    except TypeError:
+        return False
+    return True
 
 
 def require_type(name: str, value: object, kind: type) -> None:
@@ -120,10 +129,8 @@ def checked_keys(keys: object) -> list[str]:
         if not isinstance(keys, Sequence) or isinstance(keys, str):
             raise TypeError(f"`keys` should be a list of strings. Received {keys!r}.")
         keys = list(keys)
-    try:
-        "".join(keys)  # the cheapest way to see that all are strings
-    except TypeError:
-        raise TypeError(f"`keys` should be strings. Received {keys}.") from None
+    if not _are_strings(keys):
+        raise TypeError(f"`keys` should be strings. Received {keys}.")
     return keys
 
 

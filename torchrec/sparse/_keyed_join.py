@@ -14,9 +14,6 @@ from torchrec.sparse._layout import JaggedLayout
 
 def concat_into(joined: JaggedLayout, kjt_list: Sequence[JaggedLayout]) -> None:
     """Join the keys of several over the same batch; see ``KeyedJaggedTensor.concat``."""
-    if not all(isinstance(kjt, JaggedLayout) for kjt in kjt_list):
-        kinds = [type(kjt).__name__ for kjt in kjt_list]
-        raise TypeError(f"`kjt_list` should hold KeyedJaggedTensors. Received {kinds}.")
     if not kjt_list:
         raise ValueError("`kjt_list` should hold at least one KeyedJaggedTensor. Received none.")
     keys: list[str] = []
@@ -24,9 +21,16 @@ def concat_into(joined: JaggedLayout, kjt_list: Sequence[JaggedLayout]) -> None:
     weights: list[Tensor] = []
     lengths: list[Tensor] = []
     sizes: list[int] | None = []
+    parts: list[JaggedLayout] = []
     variable = False
-    parts = [kjt for kjt in kjt_list if kjt._keys] or [kjt_list[0]]
-    for part in parts:
+    for part in kjt_list:
+        if not isinstance(part, JaggedLayout):
+            raise TypeError(
+                f"`kjt_list` should hold KeyedJaggedTensors. Received {type(part).__name__}."
+            )
+        if not part._keys and len(kjt_list) > 1:
+            continue
+        parts.append(part)
         keys += part._keys
         values.append(part._values)
         lengths.append(part.lengths() if part._lengths is None else part._lengths)
@@ -37,6 +41,8 @@ def concat_into(joined: JaggedLayout, kjt_list: Sequence[JaggedLayout]) -> None:
         if sizes is not None:
             known = part._length_per_key
             sizes = None if known is None else sizes + known
+    if not parts:
+        return concat_into(joined, [kjt_list[0]])
     if weights and len(weights) != len(parts):
         raise ValueError(
             "`kjt_list` should be weighted in all parts or in none. "

@@ -75,7 +75,7 @@ class JaggedLayout:
         inverse_indices: Inverse | None,
     ) -> None:
         """Take in what a KeyedJaggedTensor is built from, and check it."""
-        self._keys = keys = list(keys) if is_compiling() else checked_keys(keys)
+        self._keys = keys = keys if type(keys) is list else checked_keys(keys)
         self._values = values
         self._weights = weights
         self._lengths = lengths
