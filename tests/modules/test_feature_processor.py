@@ -34,11 +34,12 @@ def batch_of(batch: int, keys: str = "abc", dtype: torch.dtype = torch.int64) ->
 
 def by_hand(features: KeyedJaggedTensor, weights: dict[str, Tensor]) -> Tensor:
     """The definition: weight p of the feature for id p of each bag; 1 without weights."""
-    parts = []
-    for key, bags in features.to_lists().items():
-        for bag in bags:
-            for p in range(len(bag)):
-                parts.append(weights[key][p] if key in weights else torch.ones(()))
+    parts = [
+        weights[key][p] if key in weights else torch.ones(())
+        for key, bags in features.to_lists().items()
+        for bag in bags
+        for p in range(len(bag))
+    ]
     return torch.stack(parts) if parts else torch.zeros(0)
 
 
@@ -162,7 +163,7 @@ def test_a_bag_longer_than_its_weights_names_feature_and_sample(make) -> None:
     features = seed_batch()
     with pytest.raises(
         ValueError,
-        match="Bags of feature 'Feature1' should hold at most 2 ids.*Received 3 in sample 2",
+        match=r"Bags of feature 'Feature1' should hold at most 2 ids.*Received 3 in sample 2",
     ):
         module(features if make is PositionWeightedProcessor else features.to_dict())
 
@@ -247,7 +248,7 @@ def test_update_leaves_its_arguments_alone() -> None:
 
 def test_base_classes_leave_forward_to_others() -> None:
     for base in (BaseFeatureProcessor, BaseGroupedFeatureProcessor):
-        with pytest.raises(TypeError, match="abstract"):
+        with pytest.raises(TypeError, match=r"abstract"):
             base()
 
 
@@ -261,5 +262,5 @@ def test_compiles_once_for_changing_batches() -> None:
         torch.testing.assert_close(compiled(features).weights(), processor(features).weights())
     assert counter.frame_count == 1
     long = KeyedJaggedTensor(list("abc"), torch.arange(6), lengths=torch.tensor([0, 4, 0, 0, 1, 1]))
-    with pytest.raises(RuntimeError, match="no longer than there are weights by position: 'a' 3"):
+    with pytest.raises(RuntimeError, match=r"no longer than there are weights by position: 'a' 3"):
         compiled(long)

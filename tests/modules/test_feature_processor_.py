@@ -65,7 +65,7 @@ def test_module_refuses_longer_bags() -> None:
     message = r"Bags should hold at most 1 ids.*Received 2 in sample 1"
     with pytest.raises(ValueError, match=message):
         PositionWeightedModule(1)(batch([0, 2], "a")["a"])
-    with pytest.raises(ValueError, match="`max_feature_length` should be at least 1. Received 0"):
+    with pytest.raises(ValueError, match=r"`max_feature_length` should be at least 1. Received 0"):
         PositionWeightedModule(0)
 
 
@@ -89,7 +89,7 @@ def test_collection_weighs_other_features_with_one() -> None:
 
 
 def test_collection_names_feature_and_sample_of_a_longer_bag() -> None:
-    with pytest.raises(ValueError, match="of feature 'b' should hold at most 1.*2 in sample 1"):
+    with pytest.raises(ValueError, match=r"of feature 'b' should hold at most 1.*2 in sample 1"):
         collection()(batch([3, 3, 0, 2]))
 
 
@@ -105,7 +105,7 @@ def test_variable_batch_per_key() -> None:
     assert get_stride_per_key_per_rank(result) == [[3], [2]]
     assert get_stride_per_key_per_rank(batch([1, 1])) is None
     features._values, features._lengths = torch.arange(6), torch.tensor([1, 1, 2, 1, 1])
-    with pytest.raises(ValueError, match="of feature 'b' should hold at most 1.*2 in sample 2"):
+    with pytest.raises(ValueError, match=r"of feature 'b' should hold at most 1.*2 in sample 2"):
         collection()(features)
 
 
@@ -116,7 +116,7 @@ def test_state_names_copy_and_reset() -> None:
     module.reset_parameters()
     assert module.position_weights["a"].tolist() == [1, 1, 1]
     assert twin.position_weights["a"].tolist() == A.tolist()
-    with pytest.raises(RuntimeError, match="Missing key"):
+    with pytest.raises(RuntimeError, match=r"Missing key"):
         module.load_state_dict({"position_weights.a": A})
 
 
@@ -136,5 +136,5 @@ def test_weights_of_positions_given() -> None:
 
 def test_base_classes_leave_forward_to_others() -> None:
     for base in (FeatureProcessor, FeatureProcessorsCollection):
-        with pytest.raises(TypeError, match="abstract"):
+        with pytest.raises(TypeError, match=r"abstract"):
             base()

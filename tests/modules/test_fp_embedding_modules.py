@@ -177,14 +177,14 @@ def test_other_processors() -> None:
     features = batch_of(3, "ab")
     ones = [1.0] * features.values().numel()
     assert apply_feature_processors_to_kjt(features, {"a": Plain()}).weights().tolist() == ones
-    with pytest.raises(ValueError, match="processor of feature 'b' should give each id a weight"):
+    with pytest.raises(ValueError, match=r"processor of feature 'b' should give each id a weight"):
         apply_feature_processors_to_kjt(features, {"b": Dropped()})
     empty = KeyedJaggedTensor.empty()
     assert apply_feature_processors_to_kjt(empty, {}) is empty
 
 
 def test_what_does_not_fit() -> None:
-    with pytest.raises(ValueError, match="should have is_weighted=True"):
+    with pytest.raises(ValueError, match=r"should have is_weighted=True"):
         FeatureProcessedEmbeddingBagCollection(tables(is_weighted=False), processors("dict"))
     with pytest.raises(ValueError, match=r"features of the tables, \['a', 'b', 'c'\].*\['a'\]"):
         FeatureProcessedEmbeddingBagCollection(tables(), {"a": PositionWeightedModule(2)})
