@@ -9,13 +9,15 @@
 namespace nb = nanobind;
 
 namespace rowwise {
-void bind_embedding(nb::module_& m);  // csrc/embedding/bindings.cpp
-void bind_jagged(nb::module_& m);     // csrc/jagged/bindings.cpp
-void bind_permute(nb::module_& m);    // csrc/permute/bindings.cpp
+void bind_embedding(nb::module_& m);    // csrc/embedding/bindings.cpp
+void bind_interaction(nb::module_& m);  // csrc/interaction/bindings.cpp
+void bind_jagged(nb::module_& m);       // csrc/jagged/bindings.cpp
+void bind_permute(nb::module_& m);      // csrc/permute/bindings.cpp
 }  // namespace rowwise
 
 NB_MODULE(_native, m) {
   rowwise::bind_embedding(m);
+  rowwise::bind_interaction(m);
   rowwise::bind_jagged(m);
   rowwise::bind_permute(m);
   m.def("isa", &rowwise::isa_name, "The instruction set in use: baseline, avx2 or avx512.");

@@ -78,6 +78,7 @@ endmacro()
 
 
 rowwise_family(embedding)
+rowwise_family(interaction)
 rowwise_family(jagged)
 
 # No arithmetic in there, so nothing to gain from an instruction set.

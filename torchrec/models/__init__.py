@@ -1,0 +1,13 @@
+"""Whole models, and the parts that they are made of.
+
+- :mod:`torchrec.models.dlrm`: DLRM, and its variants with a projection and with a cross network;
+- :mod:`torchrec.models.deepfm`: DeepFM;
+- :mod:`torchrec.models.experimental`: what may still change.
+
+All of them take dense features, a tensor, and sparse features, a ``KeyedJaggedTensor``; a part
+can be used on its own. Letters: B samples, F sparse features, D their embedding dimension.
+"""
+
+from torchrec.models import deepfm, dlrm
+
+__all__ = ["deepfm", "dlrm"]

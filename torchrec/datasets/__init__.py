@@ -1,0 +1,1 @@
+"""Readers and generators of recommendation data, and the batch that they make."""

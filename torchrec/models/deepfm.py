@@ -1,0 +1,343 @@
+r"""DeepFM over embeddings.
+
+Dense features become one more vector of the embeddings' dimension; a factorization machine takes
+the products of pairs, a network the rest, and one layer over both and the dense vector makes a
+probability. Paper: https://arxiv.org/abs/1703.04247
+
+Letters: B samples, F sparse features, D embedding dimension, DI output of the deep interaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from torchrec.models._pooled import (
+    check_columns,
+    embedding_dim,
+    embedding_names,
+    joined,
+)
+from torchrec.modules._sizes import checked_size
+from torchrec.modules.deepfm import DeepFM, FactorizationMachine
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+__all__ = ["DenseArch", "FMInteractionArch", "OverArch", "SimpleDeepFMNN", "SparseArch"]
+
+
+class SparseArch(nn.Module):
+    """Looks up the sparse features.
+
+    Args:
+        embedding_bag_collection: the tables, of any dimensions.
+
+    Example:
+        >>> import torch
+        >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+        >>> from torchrec.models.deepfm import SparseArch
+        >>> sparse_arch = SparseArch(EmbeddingBagCollection(tables=[
+        ...     EmbeddingBagConfig(10, 3, "t1", feature_names=["f1"]),
+        ...     EmbeddingBagConfig(10, 4, "t2", feature_names=["f2"]),
+        ... ]))
+        >>> ids = KeyedJaggedTensor.from_lists({"f1": [[0, 1], []], "f2": [[2], [3]]})
+        >>> sparse_arch(ids).values().shape
+        torch.Size([2, 7])
+    """
+
+    def __init__(self, embedding_bag_collection: EmbeddingBagCollection) -> None:
+        super().__init__()
+        self.embedding_bag_collection = embedding_bag_collection
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Look up and pool.
+
+        Args:
+            features: ids of all features of the tables.
+
+        Returns:
+            The pooled embedding of each feature, values ``(B, sum of D)``.
+
+        Raises:
+            ValueError: a feature is missing.
+        """
+        pooled: KeyedTensor = self.embedding_bag_collection(features)
+        return pooled
+
+
+class DenseArch(nn.Module):
+    r"""Brings the dense features to the dimension of the embeddings.
+
+    .. math:: y = \mathrm{relu}(W_2\, \mathrm{relu}(W_1 x + b_1) + b_2)
+
+    Args:
+        in_features: number of dense features.
+        hidden_layer_size: outputs of the first layer.
+        embedding_dim: D, outputs of the second.
+        device: of the parameters. Default: PyTorch's default device.
+
+    Raises:
+        TypeError: a size is no integer.
+        ValueError: a size is smaller than 1.
+
+    Example:
+        >>> import torch
+        >>> from torchrec.models.deepfm import DenseArch
+        >>> dense_arch = DenseArch(in_features=10, hidden_layer_size=10, embedding_dim=3)
+        >>> dense_arch(torch.rand(20, 10)).shape
+        torch.Size([20, 3])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_layer_size: int,
+        embedding_dim: int,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self._in_features = checked_size("in_features", in_features)
+        hidden = checked_size("hidden_layer_size", hidden_layer_size)
+        dim = checked_size("embedding_dim", embedding_dim)
+        self.model = nn.Sequential(
+            nn.Linear(self._in_features, hidden, device=device),
+            nn.ReLU(),
+            nn.Linear(hidden, dim, device=device),
+            nn.ReLU(),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Apply both layers.
+
+        Args:
+            features: ``(B, in_features)``, floating.
+
+        Returns:
+            ``(B, D)``.
+
+        Raises:
+            ValueError: the shape is another.
+        """
+        check_columns("features", features, self._in_features)
+        output: Tensor = self.model(features)
+        return output
+
+
+class FMInteractionArch(nn.Module):
+    r"""The two halves of DeepFM beside the dense vector.
+
+    With :math:`x` all ``M`` numbers of a sample, the dense vector :math:`x_0` first,
+
+    .. math:: y = \Big(x_0,\; \mathrm{relu}(W x + b),\; \sum_{i<j} x_i x_j\Big)
+
+    Args:
+        fm_in_features: ``M``: D and the dimensions of all sparse features. None: taken from the
+            first input, or from a loaded state.
+        sparse_feature_names: keys of the sparse features, F of them, in the order that the deep
+            half sees them in.
+        deep_fm_dimension: DI, outputs of the deep half.
+
+    Raises:
+        TypeError: a size is no integer.
+        ValueError: a size is smaller than 1, or a name comes twice.
+
+    Example:
+        >>> import torch
+        >>> from torchrec import KeyedTensor
+        >>> from torchrec.models.deepfm import FMInteractionArch
+        >>> B, D, DI, keys = 10, 3, 4, ["f1", "f2"]
+        >>> interaction = FMInteractionArch(
+        ...     fm_in_features=D + D * 2, sparse_feature_names=keys, deep_fm_dimension=DI
+        ... )
+        >>> sparse = KeyedTensor(keys=keys, length_per_key=[D, D], values=torch.rand(B, D * 2))
+        >>> interaction(torch.rand(B, D), sparse).shape  # D + DI + 1
+        torch.Size([10, 8])
+    """
+
+    def __init__(
+        self,
+        fm_in_features: int | None,
+        sparse_feature_names: Sequence[str],
+        deep_fm_dimension: int,
+    ) -> None:
+        super().__init__()
+        self.sparse_feature_names = list(sparse_feature_names)
+        if len(set(self.sparse_feature_names)) != len(self.sparse_feature_names):
+            raise ValueError(
+                f"`sparse_feature_names` should be distinct. Received {self.sparse_feature_names}."
+            )
+        self._width = None
+        if fm_in_features is not None:
+            self._width = checked_size("fm_in_features", fm_in_features)
+        dimension = checked_size("deep_fm_dimension", deep_fm_dimension)
+        self.deep_fm = DeepFM(nn.Sequential(_linear(self._width, dimension), nn.ReLU()))
+        self.fm = FactorizationMachine()
+
+    def forward(self, dense_features: Tensor, sparse_features: KeyedTensor) -> Tensor:
+        """Apply both halves.
+
+        Args:
+            dense_features: ``(B, D)``, floating.
+            sparse_features: values ``(B, sum of D)`` with the keys of the constructor, and
+                possibly others.
+
+        Returns:
+            ``(B, D + DI + 1)``.
+
+        Raises:
+            ValueError: a key is missing, the batch sizes differ, or there are not
+                ``fm_in_features`` numbers a sample.
+        """
+        if not self.sparse_feature_names:
+            return dense_features
+        sparse = joined(sparse_features, self.sparse_feature_names)
+        if dense_features.dim() != 2 or dense_features.size(0) != sparse.size(0):
+            raise ValueError(
+                f"`dense_features` should have shape (B, D) with B={sparse.size(0)}, as "
+                f"`sparse_features`. Received {tuple(dense_features.shape)}."
+            )
+        width = dense_features.size(1) + sparse.size(1)
+        if self._width is not None and width != self._width:
+            raise ValueError(
+                f"`dense_features` and `sparse_features` should have `fm_in_features`="
+                f"{self._width} numbers a sample. Received {dense_features.size(1)} and "
+                f"{sparse.size(1)}."
+            )
+        embeddings = [dense_features, sparse]
+        return torch.cat([dense_features, self.deep_fm(embeddings), self.fm(embeddings)], dim=1)
+
+
+class OverArch(nn.Module):
+    r"""One layer to one probability.
+
+    .. math:: y = \sigma(w \cdot x + b)
+
+    The output is a probability in (0, 1), which wants ``nn.BCELoss``. TorchRec's documentation
+    calls it a logit; its models have the sigmoid.
+
+    Args:
+        in_features: numbers a sample. Default None: taken from the first input, or from a loaded
+            state.
+
+    Raises:
+        TypeError: ``in_features`` is no integer.
+        ValueError: ``in_features`` is smaller than 1.
+
+    Example:
+        >>> import torch
+        >>> from torchrec.models.deepfm import OverArch
+        >>> over_arch = OverArch(in_features=2)
+        >>> _ = over_arch.load_state_dict(
+        ...     {"model.0.weight": torch.tensor([[1.0, -1.0]]), "model.0.bias": torch.zeros(1)}
+        ... )
+        >>> over_arch(torch.tensor([[3.0, 3.0], [1.0, 0.0]])).detach()
+        tensor([[0.5000],
+                [0.7311]])
+    """
+
+    def __init__(self, in_features: int | None = None) -> None:
+        super().__init__()
+        self._in_features = in_features
+        if in_features is not None:
+            self._in_features = checked_size("in_features", in_features)
+        self.model = nn.Sequential(_linear(self._in_features, 1), nn.Sigmoid())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            features: ``(B, in_features)``, floating.
+
+        Returns:
+            Probabilities, ``(B, 1)``.
+
+        Raises:
+            ValueError: the shape is another.
+        """
+        if self._in_features is not None:
+            check_columns("features", features, self._in_features)
+        output: Tensor = self.model(features)
+        return output
+
+
+class SimpleDeepFMNN(nn.Module):
+    r"""DeepFM: from dense features and ids to a probability.
+
+    .. math:: y = \mathrm{over}(\mathrm{interaction}(\mathrm{dense}(x), \mathrm{sparse}(ids)))
+
+    with :class:`DenseArch`, :class:`SparseArch`, :class:`FMInteractionArch` and :class:`OverArch`.
+
+    Args:
+        num_dense_features: number of dense features.
+        embedding_bag_collection: the tables, all of one dimension D.
+        hidden_layer_size: outputs of the hidden layer over the dense features.
+        deep_fm_dimension: DI, outputs of the deep half of the interaction.
+
+    Raises:
+        TypeError: a size is no integer.
+        ValueError: a size is smaller than 1, there is no table, or the dimensions of the tables
+            differ.
+
+    Example:
+        >>> import torch
+        >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+        >>> from torchrec.models.deepfm import SimpleDeepFMNN
+        >>> ebc = EmbeddingBagCollection(tables=[
+        ...     EmbeddingBagConfig(100, 8, "t1", feature_names=["f1", "f3"]),
+        ...     EmbeddingBagConfig(100, 8, "t2", feature_names=["f2"]),
+        ... ])
+        >>> model = SimpleDeepFMNN(
+        ...     num_dense_features=13,
+        ...     embedding_bag_collection=ebc,
+        ...     hidden_layer_size=20,
+        ...     deep_fm_dimension=5,
+        ... )
+        >>> ids = KeyedJaggedTensor.from_lists(
+        ...     {"f1": [[1, 2], [4, 5]], "f2": [[7], []], "f3": [[4, 3], [2, 9]]}
+        ... )
+        >>> model(dense_features=torch.rand(2, 13), sparse_features=ids).shape
+        torch.Size([2, 1])
+    """
+
+    def __init__(
+        self,
+        num_dense_features: int,
+        embedding_bag_collection: EmbeddingBagCollection,
+        hidden_layer_size: int,
+        deep_fm_dimension: int,
+    ) -> None:
+        super().__init__()
+        dim = embedding_dim(embedding_bag_collection)
+        names = embedding_names(embedding_bag_collection)
+        self._num_dense_features = checked_size("num_dense_features", num_dense_features)
+        self.sparse_arch = SparseArch(embedding_bag_collection)
+        self.dense_arch = DenseArch(self._num_dense_features, hidden_layer_size, dim)
+        self.inter_arch = FMInteractionArch(dim * (len(names) + 1), names, deep_fm_dimension)
+        self.over_arch = OverArch(dim + deep_fm_dimension + 1)
+
+    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        """Predict.
+
+        Args:
+            dense_features: ``(B, num_dense_features)``, floating.
+            sparse_features: ids of all features of the tables.
+
+        Returns:
+            Probabilities, ``(B, 1)``.
+
+        Raises:
+            ValueError: a shape is another, or a feature is missing.
+        """
+        check_columns("dense_features", dense_features, self._num_dense_features)
+        dense = self.dense_arch(dense_features)
+        sparse = self.sparse_arch(sparse_features)
+        output: Tensor = self.over_arch(self.inter_arch(dense, sparse))
+        return output
+
+
+def _linear(in_features: int | None, out_features: int) -> nn.Linear:
+    if in_features is None:
+        return nn.LazyLinear(out_features)
+    return nn.Linear(in_features, out_features)

@@ -1,0 +1,1 @@
+"""Models whose interface may still change."""

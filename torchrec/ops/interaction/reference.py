@@ -1,0 +1,27 @@
+"""Interactions in plain PyTorch: the specification, right on every device, and differentiable twice."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def dot_interaction(dense: Tensor, sparse: Tensor) -> Tensor:
+    """Join ``dense`` with the dot products of all pairs of vectors of each sample."""
+    vectors = torch.cat([dense.unsqueeze(1), sparse], 1)
+    first, second = torch.triu_indices(
+        vectors.size(1), vectors.size(1), offset=1, device=dense.device
+    )
+    squares = torch.bmm(vectors, vectors.transpose(1, 2))
+    return torch.cat([dense, squares[:, first, second]], 1)
+
+
+def dot_interaction_grad(grad: Tensor, dense: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of ``dense`` and ``sparse``, given that of the output."""
+    vectors = torch.cat([dense.unsqueeze(1), sparse], 1)
+    count, dim = vectors.size(1), vectors.size(2)
+    first, second = torch.triu_indices(count, count, offset=1, device=dense.device)
+    factors = grad.new_zeros(grad.size(0), count, count)
+    factors[:, first, second] = grad[:, dim:]
+    each = torch.bmm(factors + factors.transpose(1, 2), vectors)
+    return grad[:, :dim] + each[:, 0], each[:, 1:].contiguous()
