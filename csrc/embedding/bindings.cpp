@@ -1,6 +1,7 @@
 // From lists of addresses to a Batch. The numbers that do not change from call to call come in one int64 tensor, the
 // plan, laid out by torchrec/ops/embedding/plan.py; its constants are repeated here.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "embedding/embedding.h"
+#include "scratch.h"
 
 namespace nb = nanobind;
 
@@ -250,6 +252,14 @@ void weights_grad(Call& call, const Pooled& input, int64_t gradient, int threads
   embedding_kernels().weights_backward(batch, at<float>(gradient));
 }
 
+// Memory that is kept for the next call when the tensor over it dies: the pages of a large fresh tensor cost more than
+// the look-up that fills them.
+nb::ndarray<nb::pytorch, uint8_t, nb::ndim<1>> recycled(size_t bytes) {
+  auto* scratch = new Scratch(bytes);
+  nb::capsule owner(scratch, [](void* p) noexcept { delete static_cast<Scratch*>(p); });
+  return nb::ndarray<nb::pytorch, uint8_t, nb::ndim<1>>(scratch->data(), {bytes}, owner);
+}
+
 template <class Input>
 void bind_input(nb::module_& m) {
   m.def("embedding_forward", &forward<Input>);
@@ -275,6 +285,7 @@ void bind_embedding(nb::module_& m) {
   bind_input<Pooled>(m);
   bind_input<Sequence>(m);
   m.def("embedding_weights_grad", &weights_grad);
+  m.def("recycled", &recycled);
 }
 
 }  // namespace rowwise

@@ -18,6 +18,7 @@ from torchrec.ops.embedding.plan import read_plan
 
 _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _NOTHING, _ID, _BAG = range(3)  # kinds of failure
+_RECYCLED_FROM = 1 << 20  # bytes
 _EMPTY = 1  # an address for tensors without elements, which have none; 0 stands for no tensor
 
 _native: Any = native
@@ -73,6 +74,19 @@ def _pooled(
     return pooled, kept
 
 
+def _new_output(bags: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Return uninitialised memory; if large, memory that an earlier output has left.
+
+    The C library may give blocks of this size back to the system when they die, and the system
+    clears every page of a new one, which takes longer than to fill it.
+    """
+    size = bags * width * dtype.itemsize
+    if size < _RECYCLED_FROM:
+        return torch.empty((bags, width), dtype=dtype)
+    buffer: Tensor = _native.recycled(size)
+    return buffer.view(dtype).view(bags, width)
+
+
 def _forward(tables: Any, input: Input, num_tables: int) -> tuple[Tensor, Any]:
     out_of_range = torch.zeros(num_tables, dtype=torch.int64)
     failure = _native.embedding_forward(
@@ -98,7 +112,7 @@ def embedding_bag(
             weights, plan, values, offsets, sample_weights, num_keys, width, dtype, names
         )
     bags = (offsets.numel() - 1) // num_keys
-    output = torch.empty((bags, width), dtype=dtype)
+    output = _new_output(bags, width, dtype)
     input, _kept = _pooled(values, offsets, sample_weights, num_keys, output)
     out_of_range, failure = _forward(_tables(plan, weights), input, len(weights))
     if failure[0] != _NOTHING:
@@ -283,7 +297,7 @@ def embedding_sequence(
         return reference.embedding_sequence(
             weights, plan, values, starts, counts, dims, dtype, names
         )
-    outputs = [torch.empty((n, d), dtype=dtype) for n, d in zip(counts, dims, strict=True)]
+    outputs = [_new_output(n, d, dtype) for n, d in zip(counts, dims, strict=True)]
     input, _kept = _sequence(values, starts, counts, outputs, dtype)
     out_of_range, failure = _forward(_tables(plan, weights), input, len(weights))
     if failure[0] != _NOTHING:
