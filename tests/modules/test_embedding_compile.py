@@ -263,6 +263,23 @@ def test_export_with_any_batch() -> None:
 EXPORTED = [1, 2, 3, 17]
 
 
+@pytest.mark.parametrize("warm", [False, True], ids=["fresh", "used_before"])
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+def test_export_leaves_nothing_behind(warm: bool, grad: bool) -> None:
+    module = Served()
+    kjt = draw(3, 0)
+    inputs = kjt.values(), kjt.lengths().view(2, 3)
+    with torch.set_grad_enabled(grad):
+        if warm:
+            module(*inputs)
+        program = torch.export.export(module, inputs)
+        after = module(*inputs)
+        assert type(after) is Tensor
+        torch.testing.assert_close(program.module()(*inputs), after)
+    module(*inputs).sum().backward()
+    assert module.model.tables.embedding_bags["t"].weight.grad.count_nonzero() > 0
+
+
 def test_export_of_flat_lengths() -> None:
     """PyTorch then guards against a batch of one, as it does for any size that it computes."""
 

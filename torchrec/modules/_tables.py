@@ -313,7 +313,8 @@ class Tables:
         if found is None:
             plan = self._make_plan(keys, requires_grad)
             found = plan, self._make_groups(plan, requires_grad)
-            self._lookups[keys, requires_grad] = found
+            if type(plan.tensor) is Tensor:  # while exporting it is a fake one, which must not stay
+                self._lookups[keys, requires_grad] = found
         return found
 
     # To torch.compile, the result is a constant: it depends on nothing but the arguments. This mark
