@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from torchrec.modules._jagged_index import shifted
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 
@@ -80,31 +81,6 @@ def new_weight(length: int, device: torch.device | str | None, argument: str) ->
     if length < 1:
         raise ValueError(f"{argument} should be at least 1. Received {length}.")
     return nn.Parameter(torch.ones(length, device=device))
-
-
-def positions(offsets: Tensor, total: int) -> Tensor:
-    """Return the position of each value in its bag, int64 ``(N,)``.
-
-    Args:
-        offsets: ``(B + 1,)``.
-        total: N.
-    """
-    return shifted(-offsets[:-1], offsets[1:] - offsets[:-1], total)
-
-
-def shifted(shifts: Tensor, lengths: Tensor, total: int) -> Tensor:
-    """Return, for value n of bag b, ``n + shifts[b]``: int64 ``(N,)``.
-
-    With the negative start of each bag as its shift these are positions in the bag; any start in
-    another tensor added, places there.
-
-    Args:
-        shifts: ``(B,)``.
-        lengths: of the bags, ``(B,)``.
-        total: their sum, N.
-    """
-    own = torch.repeat_interleave(shifts, lengths, output_size=total)
-    return torch.arange(total, device=own.device) + own
 
 
 def weights_of_keyed(features: KeyedJaggedTensor, weights: Sequence[Tensor | None]) -> Tensor:

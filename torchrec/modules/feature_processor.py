@@ -8,9 +8,9 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from torchrec.modules._jagged_index import positions
 from torchrec.modules._position_weights import (
     PositionWeights,
-    positions,
     weights_of_jagged,
     weights_of_keyed,
     with_weights,
