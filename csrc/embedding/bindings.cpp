@@ -100,17 +100,31 @@ struct Call {
   }
 };
 
-// Pooled input: one tensor of ids, one of offsets (keys x bags + 1), output or gradient bags x width.
+void require(bool holds, const std::string& message) {
+  if (!holds) throw nb::value_error(message.c_str());
+}
+
+// Pooled input: one tensor of ids, one of offsets (keys x bags + 1), output or gradient bags x width. `fill` checks what
+// keeps the kernels within them.
 struct Pooled {
-  int64_t ids, offsets, sample_weights, bags;
+  int64_t ids, num_ids, offsets, num_offsets, sample_weights, keys;
   bool wide_ids, wide_offsets;
-  int64_t rows, stride, rows_dtype;
+  int64_t rows, stride, width, rows_dtype;
 
   void fill(Call& call) const {
+    const int64_t bags = keys > 0 ? (num_offsets - 1) / keys : 0;
+    require(num_offsets == keys * bags + 1,
+            "`offsets` should be " + std::to_string(keys) + " keys x the size of the batch, and one. Received " +
+                std::to_string(num_offsets) + ".");
+    require(embedding_kernels().offsets_fit(at<void>(offsets), wide_offsets, num_offsets, num_ids),
+            "`offsets` should start at 0 or later, never fall, and end within the values (" + std::to_string(num_ids) + ").");
     const int64_t offset_size = wide_offsets ? 8 : 4, element = size_of(static_cast<Float>(rows_dtype));
     for (size_t s = 0; s < call.slots.size(); ++s) {
       const PlanSlot& plan = call.plan_slots[s];
       Slot& slot = call.slots[s];
+      require(plan.key < keys && plan.column + call.tables[slot.table].dim <= width,
+              "Slot number " + std::to_string(s) + " should lie within the " + std::to_string(keys) + " keys and the " +
+                  std::to_string(width) + " columns.");
       slot.pooling = static_cast<Pooling>(plan.pooling);
       slot.ids = at<void>(ids);
       slot.offsets = at<void>(offsets + plan.key * bags * offset_size);
@@ -125,13 +139,18 @@ struct Pooled {
 // Sequence input: ids counts[s] from starts[s] on, output or gradient counts[s] x dim at rows[s] (0: none).
 struct Sequence {
   static constexpr bool wide_offsets = true;  // has none
-  int64_t ids;
+  int64_t ids, num_ids;
   bool wide_ids;
   Ints starts, counts, rows;
   int64_t rows_dtype;
 
   void fill(Call& call) const {
+    require(starts.size() == call.slots.size() && counts.size() == call.slots.size() && rows.size() == call.slots.size(),
+            "`starts`, `counts` and rows should be one a slot (" + std::to_string(call.slots.size()) + ").");
     for (size_t s = 0; s < call.slots.size(); ++s) {
+      require(starts[s] >= 0 && counts[s] >= 0 && starts[s] <= num_ids - counts[s],
+              "Slot number " + std::to_string(s) + " should lie within the values (" + std::to_string(num_ids) +
+                  "). Received " + std::to_string(counts[s]) + " from " + std::to_string(starts[s]) + " on.");
       Slot& slot = call.slots[s];
       slot.ids = at<char>(ids) + starts[s] * (wide_ids ? 8 : 4);
       slot.bags = counts[s];
@@ -272,15 +291,17 @@ void bind_input(nb::module_& m) {
 
 void bind_embedding(nb::module_& m) {
   nb::class_<Call>(m, "Tables").def(nb::init<int64_t, const Ints&, const Ints&, const Ints&, const Ints&>());
-  nb::class_<Pooled>(m, "Pooled").def(
-      "__init__", [](Pooled* self, int64_t ids, bool wide_ids, int64_t offsets, bool wide_offsets, int64_t sample_weights,
-                     int64_t bags, int64_t rows, int64_t stride, int64_t rows_dtype) {
-        new (self) Pooled{ids, offsets, sample_weights, bags, wide_ids, wide_offsets, rows, stride, rows_dtype};
+  nb::class_<Pooled>(m, "Pooled")
+      .def("__init__", [](Pooled* self, int64_t ids, int64_t num_ids, bool wide_ids, int64_t offsets, int64_t num_offsets,
+                          bool wide_offsets, int64_t sample_weights, int64_t keys, int64_t rows, int64_t stride,
+                          int64_t width, int64_t rows_dtype) {
+        new (self) Pooled{ids,      num_ids,      offsets, num_offsets, sample_weights, keys,
+                          wide_ids, wide_offsets, rows,    stride,      width,          rows_dtype};
       });
   nb::class_<Sequence>(m, "Sequence")
-      .def("__init__", [](Sequence* self, int64_t ids, bool wide_ids, Ints starts, Ints counts, Ints rows,
+      .def("__init__", [](Sequence* self, int64_t ids, int64_t num_ids, bool wide_ids, Ints starts, Ints counts, Ints rows,
                           int64_t rows_dtype) {
-        new (self) Sequence{ids, wide_ids, std::move(starts), std::move(counts), std::move(rows), rows_dtype};
+        new (self) Sequence{ids, num_ids, wide_ids, std::move(starts), std::move(counts), std::move(rows), rows_dtype};
       });
   bind_input<Pooled>(m);
   bind_input<Sequence>(m);

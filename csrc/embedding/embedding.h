@@ -95,6 +95,9 @@ struct EmbeddingKernels {
   // Adds to gradient[i], for the id at position i of every slot: dot(gradient of its bag, its row). All slots have the
   // same number of bags.
   void (*weights_backward)(const Batch& batch, float* gradient);
+
+  // Whether `count` offsets never fall and stay within [0, values].
+  bool (*offsets_fit)(const void* offsets, bool wide, int64_t count, int64_t values);
 };
 
 const EmbeddingKernels& embedding_kernels();

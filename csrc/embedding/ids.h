@@ -32,6 +32,20 @@ struct Bags {
   ROWWISE_INLINE int64_t end(int64_t bag) const { return begin(bag + 1); }
 };
 
+template <class T>
+bool never_falls(const T* offsets, int64_t count) {
+  bool falls = false;
+  for (int64_t i = 1; i < count; ++i) falls |= offsets[i] < offsets[i - 1];
+  return !falls;
+}
+
+inline bool offsets_fit(const void* offsets, bool wide, int64_t count, int64_t values) {
+  const Bags bags{offsets, wide};
+  if (count < 1 || bags.begin(0) < 0 || bags.begin(count - 1) > values) return false;
+  return wide ? never_falls(static_cast<const int64_t*>(offsets), count)
+              : never_falls(static_cast<const int32_t*>(offsets), count);
+}
+
 ROWWISE_INLINE bool is_known(const Table& table, int64_t id) {
   return static_cast<uint64_t>(id) < static_cast<uint64_t>(table.known);
 }

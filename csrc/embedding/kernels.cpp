@@ -12,7 +12,7 @@
 namespace rowwise {
 namespace ROWWISE_ISA {
 
-const EmbeddingKernels kEmbedding = {&forward, &backward, &weights_backward};
+const EmbeddingKernels kEmbedding = {&forward, &backward, &weights_backward, &offsets_fit};
 
 }  // namespace ROWWISE_ISA
 }  // namespace rowwise

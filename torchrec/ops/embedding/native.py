@@ -57,18 +57,26 @@ def _pooled(
     kept = [values, offsets, rows]
     weights_address = 0
     if sample_weights is not None:
+        if sample_weights.numel() != values.numel():
+            raise ValueError(
+                f"`sample_weights` should be as many as the values ({values.numel()}). "
+                f"Received {sample_weights.numel()}."
+            )
         sample_weights = sample_weights.float().contiguous()
         kept.append(sample_weights)
         weights_address = sample_weights.data_ptr()
     pooled = _native.Pooled(
         values.data_ptr(),
+        values.numel(),
         _is_wide(values, "values"),
         offsets.data_ptr(),
+        offsets.numel(),
         _is_wide(offsets, "offsets"),
         weights_address,
-        (offsets.numel() - 1) // num_keys,
+        num_keys,
         rows.data_ptr() or _EMPTY,
         rows.stride(0),
+        rows.shape[1],
         _CODES[rows.dtype],
     )
     return pooled, kept
@@ -278,7 +286,13 @@ def _sequence(
     addresses = [0 if r is None else r.data_ptr() or _EMPTY for r in kept[1:]]
     wide = _is_wide(values, "values")
     return _native.Sequence(
-        values.data_ptr(), wide, list(starts), list(counts), addresses, _CODES[dtype]
+        values.data_ptr(),
+        values.numel(),
+        wide,
+        list(starts),
+        list(counts),
+        addresses,
+        _CODES[dtype],
     ), kept
 
 
