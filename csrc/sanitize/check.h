@@ -22,6 +22,7 @@ namespace rowwise {
 void test_embedding();
 void test_jagged();
 void test_permute();
+void test_interaction();
 
 // The same numbers in every run.
 class Random {
