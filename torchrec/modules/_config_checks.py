@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, TypeVar
 
 from torchrec.types import IdPolicy
 
 if TYPE_CHECKING:
     from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+
+E = TypeVar("E", bound=Enum)
+
+
+def member(config: BaseEmbeddingConfig, name: str, kind: type[E]) -> E:
+    """Return the field ``name`` as a member of an enumeration, which may be given by its value.
+
+    Args:
+        config: a table.
+        name: of the field.
+        kind: the enumeration.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    given = getattr(config, name)
+    try:
+        return kind(given)
+    except ValueError:
+        known = ", ".join(f"'{m.value}'" for m in kind)
+        raise ValueError(
+            f"`{name}` of table '{config.name}' should be one of {known}. Received {given!r}."
+        ) from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_number(config: BaseEmbeddingConfig, name: str, value: object) -> None:
+    if not _is_number(value):
+        raise TypeError(
+            f"`{name}` of table '{config.name}' should be a number. Received {value!r}."
+        )
 
 
 def _check_count(config: BaseEmbeddingConfig, name: str, least: int) -> None:
@@ -27,10 +63,10 @@ def _check_count(config: BaseEmbeddingConfig, name: str, least: int) -> None:
 def _check_names(config: BaseEmbeddingConfig) -> None:
     if not isinstance(config.name, str):
         raise TypeError(f"`name` of a table should be a string. Received {config.name!r}.")
-    if isinstance(config.feature_names, str):
+    if not isinstance(config.feature_names, list | tuple):
         raise TypeError(
             f"`feature_names` of table '{config.name}' should be a list of names. "
-            f"Received the string {config.feature_names!r}."
+            f"Received {config.feature_names!r}."
         )
     seen = set()
     for feature in config.feature_names:
@@ -48,16 +84,53 @@ def _check_names(config: BaseEmbeddingConfig) -> None:
 def _check_training(config: BaseEmbeddingConfig) -> None:
     for name in ("lr", "weight_decay"):
         value = getattr(config, name)
-        if value is not None and not value >= 0:
+        if value is None:
+            continue
+        _check_number(config, name, value)
+        if not value >= 0:
             raise ValueError(
                 f"`{name}` of table '{config.name}' should be at least 0. Received {value}."
             )
+    _check_options(config)
     asked = [n for n in ("lr", "weight_decay") if getattr(config, n) is not None]
     asked += list(config.optimizer_options)
     if config.optimizer is None and asked:
         raise ValueError(
             f"`{asked[0]}` of table '{config.name}' should come with an `optimizer`: "
             "without one, the optimizer that is given the parameter says how it is trained."
+        )
+
+
+def _check_options(config: BaseEmbeddingConfig) -> None:
+    if not isinstance(config.optimizer_options, Mapping):
+        raise TypeError(
+            f"`optimizer_options` of table '{config.name}' should map names to values. "
+            f"Received {config.optimizer_options!r}."
+        )
+    for name, value in config.optimizer_options.items():
+        if name == "betas":
+            if not isinstance(value, list | tuple) or not all(map(_is_number, value)):
+                raise TypeError(
+                    f"`betas` of table '{config.name}' should be two numbers. Received {value!r}."
+                )
+        elif name not in ("weight_decay_mode", "nesterov") and value is not None:
+            _check_number(config, str(name), value)
+
+
+def _check_start(config: BaseEmbeddingConfig) -> None:
+    if config.init_fn is not None and not callable(config.init_fn):
+        raise TypeError(
+            f"`init_fn` of table '{config.name}' should be a function of a tensor. "
+            f"Received {config.init_fn!r}."
+        )
+    for name in ("weight_init_min", "weight_init_max"):
+        if getattr(config, name) is not None:
+            _check_number(config, name, getattr(config, name))
+    low, high = config.get_weight_init_min(), config.get_weight_init_max()
+    if not low <= high:
+        raise ValueError(
+            f"`weight_init_min` of table '{config.name}' should be at most `weight_init_max` "
+            f"({high}). Received {low}."
         )
 
 
@@ -77,17 +150,18 @@ def check_table(config: BaseEmbeddingConfig) -> None:
     _check_count(config, "hash_size", 1)
     _check_count(config, "table_size", 1)
     _check_training(config)
+    _check_start(config)
+    for name in ("enable_grad", "sparse"):
+        if not isinstance(getattr(config, name), bool):
+            raise TypeError(
+                f"`{name}` of table '{config.name}' should be True or False. "
+                f"Received {getattr(config, name)!r}."
+            )
     if config.hash_size is not None and config.id_policy != IdPolicy.ERROR:
         raise ValueError(
             f"Table '{config.name}' should have `hash_size` or `id_policy`, not both: ids out of "
             f"range are hashed into the `hash_size` rows. Received {config.hash_size} and "
             f"'{config.id_policy.value}'."
-        )
-    low, high = config.weight_init_min, config.weight_init_max
-    if low is not None and high is not None and low > high:
-        raise ValueError(
-            f"`weight_init_min` of table '{config.name}' should be at most `weight_init_max` "
-            f"({high}). Received {low}."
         )
     if config.use_virtual_table:
         raise ValueError(

@@ -59,19 +59,25 @@ def embedding_names_by_table(tables: Sequence[BaseEmbeddingConfig]) -> list[list
     ]
 
 
-def check_tables(tables: Sequence[BaseEmbeddingConfig]) -> None:
+def check_tables(tables: Sequence[BaseEmbeddingConfig], kind: type[BaseEmbeddingConfig]) -> None:
     """Raise for tables that cannot be in one collection.
 
     Args:
         tables: the tables.
+        kind: what they should be.
 
     Raises:
+        TypeError: for something that is no such table.
         ValueError: for a name that is missing or comes twice, a table without features, or an
             element type that cannot be trained.
     """
     seen: set[str] = set()
     reserved = nn.ModuleDict()
     for number, table in enumerate(tables):
+        if not isinstance(table, kind):
+            raise TypeError(
+                f"`tables` should hold {kind.__name__}s. Received {table!r} as number {number}."
+            )
         if not table.name or "." in table.name:
             raise ValueError(
                 f"Table number {number} should have a `name` without dots. Received '{table.name}'."

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchrec.modules._config_checks import check_table
+from torchrec.modules._config_checks import check_table, member
 from torchrec.types import DataType, IdPolicy, OptimizerType
 
 __all__ = [
@@ -117,7 +117,7 @@ def data_type_to_dtype(data_type: DataType) -> torch.dtype:
         >>> data_type_to_dtype(DataType.BF16)
         torch.bfloat16
     """
-    if data_type not in _DTYPES:
+    if not isinstance(data_type, DataType):
         raise ValueError(f"`data_type` should be a DataType. Received {data_type!r}.")
     return _DTYPES[data_type]
 
@@ -190,7 +190,7 @@ def pooling_type_to_str(pooling_type: PoolingType) -> str:
     """
     if pooling_type not in (PoolingType.SUM, PoolingType.MEAN):
         raise ValueError(f"`pooling_type` should be SUM or MEAN. Received {pooling_type!r}.")
-    return pooling_type.value.lower()
+    return pooling_type.name.lower()
 
 
 @dataclass
@@ -266,6 +266,11 @@ class BaseEmbeddingConfig:
     def __post_init__(self) -> None:
         """Check every field, and bring those with two spellings into one."""
         if self.dtype is not None:
+            if not isinstance(self.dtype, torch.dtype):
+                raise TypeError(
+                    f"`dtype` of table '{self.name}' should be a torch.dtype. "
+                    f"Received {self.dtype!r}."
+                )
             asked = dtype_to_data_type(self.dtype)
             if self.data_type not in (DataType.FP32, asked):
                 raise ValueError(
@@ -274,9 +279,9 @@ class BaseEmbeddingConfig:
                 )
             self.data_type = asked
         self.dtype = data_type_to_dtype(self.data_type)
-        self.id_policy = IdPolicy(self.id_policy)
+        self.id_policy = member(self, "id_policy", IdPolicy)
         if self.optimizer is not None:
-            self.optimizer = OptimizerType(self.optimizer)
+            self.optimizer = member(self, "optimizer", OptimizerType)
         check_table(self)
 
     @property

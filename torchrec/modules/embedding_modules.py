@@ -181,7 +181,12 @@ class _Collection(nn.Module):
         device: torch.device | str | None,
         output_dtype: torch.dtype | None,
     ) -> None:
-        check_tables(configs)
+        if output_dtype is not None and not (
+            isinstance(output_dtype, torch.dtype) and output_dtype.is_floating_point
+        ):
+            raise TypeError(
+                f"`output_dtype` should be a floating torch.dtype. Received {output_dtype!r}."
+            )
         self._device = torch.device("cpu" if device is None else device)
         holder = nn.ModuleDict()
         modules = []
@@ -372,6 +377,7 @@ class EmbeddingBagCollection(_Collection, EmbeddingBagCollectionInterface, Fused
         super().__init__()
         self._is_weighted = is_weighted
         self._embedding_bag_configs = tables = list(tables)
+        check_tables(tables, EmbeddingBagConfig)
         self._set_tables(tables, "embedding_bags", _make_bag, device, output_dtype)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
@@ -465,6 +471,7 @@ class EmbeddingCollection(_Collection, EmbeddingCollectionInterface, FusedOptimi
         self._use_gather_select = use_gather_select
         self._use_gather_select_per_sharding = use_gather_select_per_sharding
         self._embedding_configs = tables = list(tables)
+        check_tables(tables, EmbeddingConfig)
         self._set_tables(tables, "embeddings", _make_embedding, device, output_dtype)
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
