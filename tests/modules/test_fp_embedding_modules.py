@@ -201,3 +201,25 @@ def test_compiles_once_for_changing_batches(kind) -> None:
         features = batch_of(batch)
         torch.testing.assert_close(compiled(features).values(), module(features).values())
     assert counter.frame_count == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # PyTorch's
+def test_exports_with_a_dynamic_batch() -> None:
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = FeatureProcessedEmbeddingBagCollection(tables(), processors("collection"))
+
+        def forward(self, values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+            return self.inner(KeyedJaggedTensor(["a", "b", "c"], values, lengths=lengths)).values()
+
+    module = Module()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    first, second = batch_of(3), batch_of(7)
+    batch, values = torch.export.Dim("batch"), torch.export.Dim("values")
+    program = torch.export.export(
+        module, (first.values(), first.lengths()), dynamic_shapes=({0: values}, {0: 3 * batch})
+    )
+    actual = program.module()(second.values(), second.lengths())
+    torch.testing.assert_close(actual, module(second.values(), second.lengths()))
