@@ -50,7 +50,7 @@ def _is_wide(ids: Tensor, name: str) -> bool:
 
 
 def _pooled(
-    values: Tensor, offsets: Tensor, sample_weights: Tensor | None, num_keys: int, rows: Tensor
+    rows: Tensor, values: Tensor, offsets: Tensor, sample_weights: Tensor | None, num_keys: int
 ) -> tuple[Input, list[Tensor]]:
     """Return the input of a kernel and the tensors that have to outlive it."""
     values, offsets = values.contiguous(), offsets.contiguous()
@@ -121,7 +121,7 @@ def embedding_bag(
         )
     bags = (offsets.numel() - 1) // num_keys
     output = _new_output(bags, width, dtype)
-    input, _kept = _pooled(values, offsets, sample_weights, num_keys, output)
+    input, _kept = _pooled(output, values, offsets, sample_weights, num_keys)
     out_of_range, failure = _forward(_tables(plan, weights), input, len(weights))
     if failure[0] != _NOTHING:
         _raise_failure(failure, plan, names)
@@ -141,23 +141,27 @@ def _rows_of(grad: Tensor) -> Tensor:
     return grad if grad.stride(1) == 1 else grad.contiguous()
 
 
-def _new_dense(weights: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(w, memory_format=torch.contiguous_format) for w in weights]
-
-
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:
     return [t.data_ptr() for t in tensors]
 
 
+def _dense_grad(plan: Tensor, weights: Sequence[Tensor], input: Input) -> list[Tensor]:
+    grads = [torch.zeros_like(w, memory_format=torch.contiguous_format) for w in weights]
+    _native.embedding_dense_grad(
+        _tables(plan, weights), input, _addresses(grads), torch.get_num_threads()
+    )
+    return grads
+
+
 def _sparse_grad(
-    tables: Any, input: Input, weights: Sequence[Tensor], most: list[int]
+    plan: Tensor, weights: Sequence[Tensor], input: Input, most: list[int]
 ) -> list[Tensor]:
     """Run the kernel into room for ``most[t]`` rows, whose unused end is never touched."""
     room = [min(n, w.shape[0]) for n, w in zip(most, weights, strict=True)]
     rows = [torch.empty(n, dtype=torch.int64) for n in room]
     sums = [w.new_empty((n, w.shape[1])) for n, w in zip(room, weights, strict=True)]
     counts = _native.embedding_sparse_grad(
-        tables, input, _addresses(rows), _addresses(sums), torch.get_num_threads()
+        _tables(plan, weights), input, _addresses(rows), _addresses(sums), torch.get_num_threads()
     )
     result: list[Tensor] = []
     for r, s, n in zip(rows, sums, counts, strict=True):
@@ -165,70 +169,56 @@ def _sparse_grad(
     return result
 
 
-def embedding_bag_dense_grad(
-    grad: Tensor,
-    weights: Sequence[Tensor],
-    plan: Tensor,
-    values: Tensor,
-    offsets: Tensor,
-    sample_weights: Tensor | None,
-    num_keys: int,
-) -> list[Tensor]:
+# The operators below take the arguments of those of `reference`. What they only hand on is in `*bags`: plan, values,
+# offsets, sample_weights, num_keys; or in `*ids`: plan, values, starts, counts.
+
+
+def embedding_bag_dense_grad(grad: Tensor, weights: Sequence[Tensor], *bags: Any) -> list[Tensor]:
     """See ``reference.embedding_bag_dense_grad``."""
     if not _supported(weights, grad.dtype):
-        return reference.embedding_bag_dense_grad(
-            grad, weights, plan, values, offsets, sample_weights, num_keys
-        )
-    input, _kept = _pooled(values, offsets, sample_weights, num_keys, _rows_of(grad))
-    grads = _new_dense(weights)
-    _native.embedding_dense_grad(
-        _tables(plan, weights), input, _addresses(grads), torch.get_num_threads()
-    )
-    return grads
+        return reference.embedding_bag_dense_grad(grad, weights, *bags)
+    plan, *rest = bags
+    input, _kept = _pooled(_rows_of(grad), *rest)
+    return _dense_grad(plan, weights, input)
 
 
-def embedding_bag_sparse_grad(
-    grad: Tensor,
-    weights: Sequence[Tensor],
-    plan: Tensor,
-    values: Tensor,
-    offsets: Tensor,
-    sample_weights: Tensor | None,
-    num_keys: int,
-) -> list[Tensor]:
+def embedding_bag_sparse_grad(grad: Tensor, weights: Sequence[Tensor], *bags: Any) -> list[Tensor]:
     """See ``reference.embedding_bag_sparse_grad``."""
     if not _supported(weights, grad.dtype):
-        return reference.embedding_bag_sparse_grad(
-            grad, weights, plan, values, offsets, sample_weights, num_keys
-        )
-    input, _kept = _pooled(values, offsets, sample_weights, num_keys, _rows_of(grad))
+        return reference.embedding_bag_sparse_grad(grad, weights, *bags)
+    plan, values, offsets, sample_weights, num_keys = bags
+    input, _kept = _pooled(_rows_of(grad), values, offsets, sample_weights, num_keys)
+    size = (offsets.numel() - 1) // num_keys
+    ends = offsets[::size].tolist() if size else [0] * (num_keys + 1)
     planned, slots = read_plan(plan)
-    bags = (offsets.numel() - 1) // num_keys
     most = [0] * len(planned)
-    ends = offsets[::bags].tolist() if bags else []
-    for slot in slots if bags else []:
+    for slot in slots:
         most[slot.table] += ends[slot.key + 1] - ends[slot.key]
-    return _sparse_grad(_tables(plan, weights), input, weights, most)
+    return _sparse_grad(plan, weights, input, most)
 
 
 def embedding_bag_update_(
-    grad: Tensor,
-    weights: Sequence[Tensor],
-    states: Sequence[Tensor],
-    hyper: Tensor,
-    plan: Tensor,
-    values: Tensor,
-    offsets: Tensor,
-    sample_weights: Tensor | None,
-    num_keys: int,
+    grad: Tensor, weights: Sequence[Tensor], states: Sequence[Tensor], hyper: Tensor, *bags: Any
 ) -> None:
     """See ``reference.embedding_bag_update_``."""
     if not _supported(weights, grad.dtype):
-        return reference.embedding_bag_update_(
-            grad, weights, states, hyper, plan, values, offsets, sample_weights, num_keys
-        )
-    input, _kept = _pooled(values, offsets, sample_weights, num_keys, _rows_of(grad))
+        return reference.embedding_bag_update_(grad, weights, states, hyper, *bags)
+    plan, *rest = bags
+    input, _kept = _pooled(_rows_of(grad), *rest)
     return _update(plan, weights, input, states, hyper)
+
+
+def embedding_bag_weights_grad(grad: Tensor, weights: Sequence[Tensor], *bags: Any) -> Tensor:
+    """See ``reference.embedding_bag_weights_grad``."""
+    if not _supported(weights, grad.dtype):
+        return reference.embedding_bag_weights_grad(grad, weights, *bags)
+    plan, values, offsets, sample_weights, num_keys = bags
+    input, _kept = _pooled(_rows_of(grad), values, offsets, sample_weights, num_keys)
+    result = torch.zeros(sample_weights.shape, dtype=torch.float32)
+    _native.embedding_weights_grad(
+        _tables(plan, weights), input, result.data_ptr(), torch.get_num_threads()
+    )
+    return result.to(sample_weights.dtype)
 
 
 def _update(
@@ -251,34 +241,12 @@ def _update(
     torch.autograd.graph.increment_version([*weights, *states, hyper])
 
 
-def embedding_bag_weights_grad(
-    grad: Tensor,
-    weights: Sequence[Tensor],
-    plan: Tensor,
-    values: Tensor,
-    offsets: Tensor,
-    sample_weights: Tensor,
-    num_keys: int,
-) -> Tensor:
-    """See ``reference.embedding_bag_weights_grad``."""
-    if not _supported(weights, grad.dtype):
-        return reference.embedding_bag_weights_grad(
-            grad, weights, plan, values, offsets, sample_weights, num_keys
-        )
-    input, _kept = _pooled(values, offsets, sample_weights, num_keys, _rows_of(grad))
-    result = torch.zeros(sample_weights.shape, dtype=torch.float32)
-    _native.embedding_weights_grad(
-        _tables(plan, weights), input, result.data_ptr(), torch.get_num_threads()
-    )
-    return result.to(sample_weights.dtype)
-
-
 def _sequence(
+    rows: Sequence[Tensor | None],
+    dtype: torch.dtype,
     values: Tensor,
     starts: Sequence[int],
     counts: Sequence[int],
-    rows: Sequence[Tensor | None],
-    dtype: torch.dtype,
 ) -> tuple[Input, list[Tensor | None]]:
     """Return the input of a kernel and the tensors that have to outlive it."""
     values = values.contiguous()
@@ -312,7 +280,7 @@ def embedding_sequence(
             weights, plan, values, starts, counts, dims, dtype, names
         )
     outputs = [_new_output(n, d, dtype) for n, d in zip(counts, dims, strict=True)]
-    input, _kept = _sequence(values, starts, counts, outputs, dtype)
+    input, _kept = _sequence(outputs, dtype, values, starts, counts)
     out_of_range, failure = _forward(_tables(plan, weights), input, len(weights))
     if failure[0] != _NOTHING:
         _raise_failure(failure, plan, names)
@@ -324,45 +292,31 @@ def _dtype_of(grads: Sequence[Tensor | None]) -> torch.dtype:
 
 
 def embedding_sequence_dense_grad(
-    grads: Sequence[Tensor | None],
-    weights: Sequence[Tensor],
-    plan: Tensor,
-    values: Tensor,
-    starts: Sequence[int],
-    counts: Sequence[int],
+    grads: Sequence[Tensor | None], weights: Sequence[Tensor], *ids: Any
 ) -> list[Tensor]:
     """See ``reference.embedding_sequence_dense_grad``."""
     dtype = _dtype_of(grads)
     if not _supported(weights, dtype):
-        return reference.embedding_sequence_dense_grad(grads, weights, plan, values, starts, counts)
-    input, _kept = _sequence(values, starts, counts, grads, dtype)
-    dense = _new_dense(weights)
-    _native.embedding_dense_grad(
-        _tables(plan, weights), input, _addresses(dense), torch.get_num_threads()
-    )
-    return dense
+        return reference.embedding_sequence_dense_grad(grads, weights, *ids)
+    plan, *rest = ids
+    input, _kept = _sequence(grads, dtype, *rest)
+    return _dense_grad(plan, weights, input)
 
 
 def embedding_sequence_sparse_grad(
-    grads: Sequence[Tensor | None],
-    weights: Sequence[Tensor],
-    plan: Tensor,
-    values: Tensor,
-    starts: Sequence[int],
-    counts: Sequence[int],
+    grads: Sequence[Tensor | None], weights: Sequence[Tensor], *ids: Any
 ) -> list[Tensor]:
     """See ``reference.embedding_sequence_sparse_grad``."""
     dtype = _dtype_of(grads)
     if not _supported(weights, dtype):
-        return reference.embedding_sequence_sparse_grad(
-            grads, weights, plan, values, starts, counts
-        )
-    input, _kept = _sequence(values, starts, counts, grads, dtype)
+        return reference.embedding_sequence_sparse_grad(grads, weights, *ids)
+    plan, values, starts, counts = ids
+    input, _kept = _sequence(grads, dtype, values, starts, counts)
     planned, slots = read_plan(plan)
     most = [0] * len(planned)
     for slot, count in zip(slots, counts, strict=True):
         most[slot.table] += count
-    return _sparse_grad(_tables(plan, weights), input, weights, most)
+    return _sparse_grad(plan, weights, input, most)
 
 
 def embedding_sequence_update_(
@@ -370,16 +324,12 @@ def embedding_sequence_update_(
     weights: Sequence[Tensor],
     states: Sequence[Tensor],
     hyper: Tensor,
-    plan: Tensor,
-    values: Tensor,
-    starts: Sequence[int],
-    counts: Sequence[int],
+    *ids: Any,
 ) -> None:
     """See ``reference.embedding_sequence_update_``."""
     dtype = _dtype_of(grads)
     if not _supported(weights, dtype):
-        return reference.embedding_sequence_update_(
-            grads, weights, states, hyper, plan, values, starts, counts
-        )
-    input, _kept = _sequence(values, starts, counts, grads, dtype)
+        return reference.embedding_sequence_update_(grads, weights, states, hyper, *ids)
+    plan, *rest = ids
+    input, _kept = _sequence(grads, dtype, *rest)
     return _update(plan, weights, input, states, hyper)
