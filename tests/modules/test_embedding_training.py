@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -200,6 +200,15 @@ def test_requires_grad_is_switched_later(options: dict) -> None:
 # ---- gradients to the last digit
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Many tiny look-ups: waking threads would cost more than all else."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def doubled(pooling: PoolingType, weighted: bool) -> EmbeddingBagCollection:
     configs = [
         EmbeddingBagConfig(6, 2, "t", feature_names=["a", "b"], pooling=pooling),
@@ -212,7 +221,7 @@ def doubled(pooling: PoolingType, weighted: bool) -> EmbeddingBagCollection:
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("pooling", [PoolingType.SUM, PoolingType.MEAN], ids=lambda p: p.value)
-def test_gradcheck_pooled(pooling: PoolingType, weighted: bool) -> None:
+def test_gradcheck_pooled(pooling: PoolingType, weighted: bool, one_thread: None) -> None:
     ebc = doubled(pooling, weighted)
     values, lengths = torch.tensor([0, 1, 1, 5, 4, 0, 2]), torch.tensor([3, 0, 2, 2])
     names = [name for name, _ in ebc.named_parameters()]
@@ -227,7 +236,7 @@ def test_gradcheck_pooled(pooling: PoolingType, weighted: bool) -> None:
     assert torch.autograd.gradcheck(run, (factors, *weights))
 
 
-def test_gradcheck_sequence() -> None:
+def test_gradcheck_sequence(one_thread: None) -> None:
     configs = [EmbeddingConfig(6, 2, "t", feature_names=["a", "b"])]
     ec = EmbeddingCollection(tables=configs, output_dtype=torch.float64).double()
     kjt = KeyedJaggedTensor.from_lists({"a": [[0, 1], []], "b": [[1], [5, 1]]})
