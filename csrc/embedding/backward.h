@@ -144,8 +144,10 @@ ROWWISE_INLINE void prefetch_target(const Table& table, const Sink& sink, const 
 
 template <class W>
 ROWWISE_INLINE void write_grad(const Table& table, Sink& sink, int64_t row, const float* g) {
-  W* y = static_cast<W*>(sink.dense) + row * table.dim;
-  if (sink.dense == nullptr) {
+  W* y;
+  if (sink.dense) {
+    y = static_cast<W*>(sink.dense) + row * table.dim;
+  } else {
     sink.rows[sink.count] = row;
     y = static_cast<W*>(sink.values) + sink.count++ * table.dim;
   }
@@ -190,7 +192,7 @@ ROWWISE_INLINE void prefetch_source(const Sources& sources, const Entry& entry, 
 // `scratch` has room for kRows + 1 rows.
 template <class W, class Entry>
 void reduce(const Table& table, Sink& sink, const Entry* entries, int64_t count, const Sources& sources, float* scratch) {
-  constexpr int64_t kTargetsAhead = kRows + 16, kSourcesAhead = 8;
+  constexpr int64_t kTargetsAhead = kRows, kSourcesAhead = 8;
   const int64_t dim = table.dim;
   alignas(Step) char room[sizeof(Step)];
   const Step* step = sink.optimizer ? new (room) Step(*sink.optimizer) : nullptr;

@@ -7,8 +7,13 @@
 namespace rowwise {
 namespace ROWWISE_ISA {
 
-// How far ahead rows are fetched: far enough to cover a miss to memory, near enough to stay in the first cache.
-constexpr int64_t kAhead = 16;
+// How many rows ahead rows are fetched: about 128 lines, at most 64 rows. That covers a miss to memory while both cores
+// wait for it, and fits the first cache.
+constexpr int64_t rows_ahead(int64_t bytes_a_row) {
+  const int64_t lines = (bytes_a_row + 63) / 64, rows = 128 / lines;
+  return rows > 64 ? 64 : rows < 8 ? 8 : rows;
+}
+constexpr int64_t kAhead = 16;  // of gradients
 constexpr int kMaxBlocks = 8;  // blocks of a row that are summed in registers at a time
 
 struct Range {  // bags [begin, end) of a slot
@@ -57,6 +62,8 @@ void pool_columns(const Batch& batch, const Range& range, int64_t column, int ta
   const Bags bags{slot.offsets, batch.wide_offsets};
   const W* weight = static_cast<const W*>(table.weight) + column;
   constexpr int kAll = kBlocks + (kTail ? 1 : 0);
+  constexpr int kBytes = kAll * kBlock * static_cast<int>(sizeof(W));
+  constexpr int64_t ahead = rows_ahead(kBytes);
   const int64_t last = bags.begin(range.end) - 1;
   for (int64_t bag = range.begin; bag < range.end; ++bag) {
     const int64_t begin = bags.begin(bag), end = bags.end(bag);
@@ -65,7 +72,7 @@ void pool_columns(const Batch& batch, const Range& range, int64_t column, int ta
     int64_t count = end - begin;
     if (slot.pooling == Pooling::none && count != 1) outcome.refuse(Failure::bag, range.slot, bag, count);
     for (int64_t i = begin; i < end; ++i) {
-      prefetch_row<W>(table, ids[i + kAhead < last ? i + kAhead : last], column, kAll * kBlock * static_cast<int>(sizeof(W)));
+      prefetch_row<W>(table, ids[i + ahead < last ? i + ahead : last], column, kBytes);
       const int64_t id = ids[i];
       int64_t row = id;
       if (__builtin_expect(!is_known(table, id), 0)) {

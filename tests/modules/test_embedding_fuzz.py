@@ -28,7 +28,6 @@ from torchrec import (
     KeyedJaggedTensor,
     PoolingType,
 )
-from torchrec.ops import _library
 from torchrec.ops.embedding import (
     Bags,
     Ids,
@@ -374,19 +373,7 @@ def run(family: str, only: int | None = None) -> dict[str, Any]:
     return outcome
 
 
-# torch.repeat_interleave of lengths that do not fit ends the process.
-IN_USE = [
-    pytest.param(
-        family,
-        marks=[pytest.mark.xfail(strict=True, reason="the reference trusts offsets")]
-        if family == "operators" and _library.native is None
-        else [],
-    )
-    for family in FAMILIES
-]
-
-
-@pytest.mark.parametrize("family", IN_USE)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_malformed_is_refused_or_right(family: str) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(

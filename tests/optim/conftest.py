@@ -17,6 +17,12 @@ rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 """
 
+EPILOGUE = """
+print(json.dumps(result), flush=True)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
 
 @pytest.fixture
 def run_ranks(tmp_path):
@@ -24,7 +30,7 @@ def run_ranks(tmp_path):
 
     def run(script):
         file = tmp_path / "ranks.py"
-        file.write_text(PREAMBLE + script + "\nprint(json.dumps(result))\n")
+        file.write_text(PREAMBLE + script + EPILOGUE)
         root = str(Path(torchrec.__file__).parent.parent)
         env = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
         ranks = [

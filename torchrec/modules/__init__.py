@@ -1,0 +1,1 @@
+"""Embedding collections, dense and cross layers, feature processors, pools."""

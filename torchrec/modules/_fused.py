@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -36,20 +35,24 @@ class FusedTable:
         number: of the table in its collection.
         name: of its parameter, ``embedding_bags.user.weight`` say.
         optimizer: the update rule.
-        hyper: its hyper-parameters; an ``lr`` of NaN is that of the optimizer given the parameter.
+        hyper: its hyper-parameters.
+        inherits_lr: whether its learning rate is that of the optimizer given the parameter instead.
     """
 
-    def __init__(self, number: int, name: str, optimizer: OptimizerType, hyper: Hyper) -> None:
+    def __init__(
+        self,
+        number: int,
+        name: str,
+        optimizer: OptimizerType,
+        hyper: Hyper,
+        inherits_lr: bool = False,
+    ) -> None:
         self.number = number
         self.name = name
         self.optimizer = optimizer
         self.hyper = hyper
+        self.inherits_lr = inherits_lr
         self.state_names = RULES[optimizer].state_names(hyper)
-
-    @property
-    def inherits_lr(self) -> bool:
-        """Whether its learning rate is that of another optimizer."""
-        return math.isnan(self.hyper.lr)
 
     def new_states(self, weight: Tensor) -> list[Tensor]:
         """Return its states before the first update."""
@@ -261,6 +264,10 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
         finally:
             for updater, value in zip(self._updaters, before, strict=True):
                 updater.collecting = value
+
+    def __call__(self) -> EmbeddingFusedOptimizer:
+        """Return this optimizer: ``fused_optimizer`` of a collection is also written as a method."""
+        return self
 
     def set_optimizer_step(self, step: int) -> None:
         """Set the step counts, which Adam's bias correction depends on.

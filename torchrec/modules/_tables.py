@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -149,7 +149,11 @@ class Tables:
         for t, config in enumerate(self.configs):
             if config.optimizer is not None:
                 self._fused[t] = FusedTable(
-                    t, self.names[t], config.optimizer, _hyper_of(config.optimizer, config)
+                    t,
+                    self.names[t],
+                    config.optimizer,
+                    _hyper_of(config.optimizer, config),
+                    inherits_lr=config.lr is None,
                 )
         self.bind()
 
@@ -179,12 +183,19 @@ class Tables:
     def bind(self) -> None:
         """Meet the weights: those there are now are fused, with their state beside them."""
         weights = self.weights()
+        for config, weight in zip(self.configs, weights, strict=True):
+            if not weight.is_floating_point():
+                raise TypeError(
+                    f"The weight of table '{config.name}' should be of a floating type. "
+                    f"Received {weight.dtype}."
+                )
         alone = [[f] for f in self._fused.values() if f.inherits_lr]
         together = [f for f in self._fused.values() if not f.inherits_lr]
         self._updaters = [self._updater(f) for f in ([together] if together else []) + alone]
         for updater in self._updaters:
             updater.place(weights)
         self._bound = [id(weight) for weight in weights]
+        self.dtype = _widest([weight.dtype for weight in weights])
         self._optimizer = None
         self._lookups = {}
         self._version += 1
@@ -351,11 +362,16 @@ class Tables:
         return groups
 
 
+def _widest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
+    """Return the dtype that holds numbers of all of these."""
+    return reduce(torch.promote_types, dtypes) if dtypes else torch.get_default_dtype()
+
+
 def _hyper_of(optimizer: OptimizerType, config: BaseEmbeddingConfig) -> Hyper:
     """Return the hyper-parameters that a configuration asks for."""
     rule = RULES[optimizer]
     options: dict[str, Any] = dict(config.optimizer_options)
-    options["lr"] = float("nan") if config.lr is None else config.lr
+    options["lr"] = 0.0 if config.lr is None else config.lr
     if config.weight_decay is not None:
         options["weight_decay"] = config.weight_decay
     unknown = [name for name in options if name not in rule.options]

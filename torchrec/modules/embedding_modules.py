@@ -22,7 +22,6 @@ from torchrec.modules.embedding_configs import (
     EmbeddingBagConfig,
     EmbeddingConfig,
     PoolingType,
-    data_type_to_dtype,
     pooling_type_to_str,
 )
 from torchrec.ops.embedding import Bags, Ids, lookup_bags, lookup_sequences, new_table
@@ -198,12 +197,7 @@ class _Collection(nn.Module):
         for weight, config in zip(self._tables.weights(), configs, strict=True):
             weight.requires_grad_(config.enable_grad)
             initialise(config, weight)
-        dtype = output_dtype
-        for config in configs:
-            own = data_type_to_dtype(config.data_type)
-            if output_dtype is None:
-                dtype = own if dtype is None else torch.promote_types(dtype, own)
-        self._output_dtype = dtype or torch.get_default_dtype()
+        self._output_dtype = output_dtype
         counts = torch.zeros(len(modules), dtype=torch.int64, device=self._device)
         self.register_buffer("_out_of_range", counts, persistent=False)
 
@@ -287,6 +281,9 @@ class _Collection(nn.Module):
             IndexError: for a row that the table does not have.
         """
         return export_rows(self._tables, table, ids)
+
+    def _dtype(self) -> torch.dtype:
+        return self._tables.dtype if self._output_dtype is None else self._output_dtype
 
     def _lookup_of(self, features: KeyedJaggedTensor) -> tuple[list[Tensor], Any, Any]:
         """Return the weights, the plan for these features, and the groups that get a gradient."""
@@ -406,10 +403,10 @@ class EmbeddingBagCollection(_Collection, EmbeddingBagCollectionInterface, Fused
         weights, plan, groups = self._lookup_of(features)
         tables = self._tables
         if not weights:
-            values = features.values().new_empty((features.stride(), 0), dtype=self._output_dtype)
+            values = features.values().new_empty((features.stride(), 0), dtype=self._dtype())
             return KeyedTensor([], [], values)
         bags = Bags(features.values(), features.offsets(), sample_weights)
-        output, out_of_range = lookup_bags(weights, plan, bags, self._output_dtype, groups)
+        output, out_of_range = lookup_bags(weights, plan, bags, self._dtype(), groups)
         if tables.counts_ids:
             self._out_of_range.add_(out_of_range)
         return KeyedTensor(tables.embedding_names, tables.dims, output)
@@ -497,7 +494,7 @@ class EmbeddingCollection(_Collection, EmbeddingCollectionInterface, FusedOptimi
         counts = [sizes[slot.key] for slot in plan.slots]
         ids = Ids(features.values(), starts, counts)
         try:
-            outputs, out_of_range = lookup_sequences(weights, plan, ids, self._output_dtype, groups)
+            outputs, out_of_range = lookup_sequences(weights, plan, ids, self._dtype(), groups)
         except IdOutOfRangeError as error:
             raise _with_sample(error, features[error.feature].lengths()) from None
         if self._tables.counts_ids:

@@ -6,8 +6,6 @@ dampening. ``step`` counts the updates made. ``csrc/embedding/bindings.cpp`` rep
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -23,7 +21,7 @@ def write_hyper(row: Tensor, hyper: Hyper) -> None:
 
     Args:
         row: float64, ``(12,)``.
-        hyper: the hyper-parameters; an ``lr`` of NaN stands for one that is not known yet.
+        hyper: the hyper-parameters.
     """
     beta1, beta2 = hyper.betas
     settings = [hyper.lr, hyper.eps, beta1, beta2, hyper.weight_decay, hyper.momentum, hyper.eta]
@@ -53,7 +51,5 @@ def read_hyper(row: Tensor) -> tuple[Hyper, int]:
 
 
 def new_hyper(num_tables: int) -> Tensor:
-    """Return the rows of ``num_tables`` tables, with no update made and no learning rate known."""
-    rows = torch.zeros((num_tables, FIELDS), dtype=torch.float64, device="cpu")
-    rows[:, LR] = math.nan
-    return rows
+    """Return the rows of ``num_tables`` tables, with no update made."""
+    return torch.zeros((num_tables, FIELDS), dtype=torch.float64, device="cpu")

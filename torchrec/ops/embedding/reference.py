@@ -91,9 +91,37 @@ def _accumulate_dtype(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
-def _bag_of_position(offsets: Tensor, begin: int, end: int) -> Tensor:
-    """Return the bag, from 0, of each position in ``[begin, end)``."""
-    return torch.repeat_interleave(offsets.diff().long(), output_size=end - begin)
+def _count_bags(
+    values: Tensor, offsets: Tensor, sample_weights: Tensor | None, num_keys: int
+) -> int:
+    """Return the size of the batch, having checked that the bags lie within the values."""
+    bags = (offsets.numel() - 1) // num_keys
+    if offsets.numel() != num_keys * bags + 1:
+        raise ValueError(
+            f"`offsets` should be {num_keys} keys x the size of the batch, and one. "
+            f"Received {offsets.numel()}."
+        )
+    fit = (offsets.diff() >= 0).all() & (offsets[0] >= 0) & (offsets[-1] <= values.numel())
+    if not bool(fit):
+        raise ValueError(
+            "`offsets` should start at 0 or later, never fall, and end within the values "
+            f"({values.numel()})."
+        )
+    if sample_weights is not None and sample_weights.numel() != values.numel():
+        raise ValueError(
+            f"`sample_weights` should be as many as the values ({values.numel()}). "
+            f"Received {sample_weights.numel()}."
+        )
+    return bags
+
+
+def _check_ranges(values: Tensor, starts: Sequence[int], counts: Sequence[int]) -> None:
+    for s, (start, count) in enumerate(zip(starts, counts, strict=True)):
+        if start < 0 or count < 0 or start > values.numel() - count:
+            raise ValueError(
+                f"Slot number {s} should lie within the values ({values.numel()}). "
+                f"Received {count} from {start} on."
+            )
 
 
 class _Bags:
@@ -126,7 +154,7 @@ def embedding_bag(
 ) -> tuple[Tensor, Tensor]:
     """Pool the rows of every bag of every slot."""
     tables, slots = read_plan(plan)
-    bags = (offsets.numel() - 1) // num_keys
+    bags = _count_bags(values, offsets, sample_weights, num_keys)
     output = values.new_zeros((bags, width), dtype=dtype)
     out_of_range = torch.zeros(len(tables), dtype=torch.int64, device=values.device)
     for number, slot in enumerate(slots):
@@ -162,7 +190,7 @@ def _bag_pairs(
 ) -> _Pairs:
     """Return the rows that a pooled look-up chose, and their gradients."""
     tables, slots = read_plan(plan)
-    bags = (offsets.numel() - 1) // num_keys
+    bags = _count_bags(values, offsets, sample_weights, num_keys)
     pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in tables]
     for slot in slots:
         table, weight = tables[slot.table], weights[slot.table]
@@ -290,7 +318,7 @@ def embedding_bag_weights_grad(
 ) -> Tensor:
     """Gradient of the per-sample weights: of each id, the dot product of its row and its bag's."""
     tables, slots = read_plan(plan)
-    bags = (offsets.numel() - 1) // num_keys
+    bags = _count_bags(values, offsets, sample_weights, num_keys)
     result = torch.zeros_like(sample_weights)
     for slot in slots:
         table, weight = tables[slot.table], weights[slot.table]
@@ -315,6 +343,7 @@ def embedding_sequence(
     names: str,
 ) -> list[Tensor]:
     """Return the row of each id of each slot, and last the out-of-range counts of the tables."""
+    _check_ranges(values, starts, counts)
     tables, slots = read_plan(plan)
     out_of_range = torch.zeros(len(tables), dtype=torch.int64, device=values.device)
     outputs = []
@@ -339,6 +368,7 @@ def _sequence_pairs(
     starts: Sequence[int],
     counts: Sequence[int],
 ) -> _Pairs:
+    _check_ranges(values, starts, counts)
     tables, slots = read_plan(plan)
     pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in tables]
     for slot, grad, start, count in zip(slots, grads, starts, counts, strict=True):

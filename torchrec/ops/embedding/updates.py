@@ -50,7 +50,7 @@ class Hyper:
     """Hyper-parameters of an update; each rule reads those that it has.
 
     Attributes:
-        lr: learning rate; NaN where it is that of another optimizer, not known yet.
+        lr: learning rate.
         weight_decay: strength of the pull towards zero.
         weight_decay_mode: ``"l2"`` adds ``weight_decay * w`` to the gradient, ``"decoupled"``
             shrinks the weights by ``1 - lr * weight_decay`` before the update, whatever the
@@ -82,8 +82,7 @@ class Hyper:
         """Refuse values that no update can mean."""
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
-            unknown = name == "lr" and math.isnan(value)
-            if not value >= 0.0 and not unknown:
+            if not value >= 0.0:
                 raise ValueError(f"`{name}` should be at least 0. Received {value}.")
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"`betas` should be two numbers in [0, 1). Received {self.betas}.")
