@@ -141,13 +141,47 @@ struct Block {
     return b;
   }
 
-  // The first `n` < 16 of them, zeros behind.
+  // The first `n` < 16 of them, zeros behind; nothing beyond them is read.
   template <class T>
   static ROWWISE_INLINE Block load_head(const T* x, int n) {
     float head[kBlock] = {};
     for (int i = 0; i < n; ++i) head[i] = to_float(x[i]);
     return load(head);
   }
+
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  static ROWWISE_INLINE Block load_head(const float* x, int n) {
+    Block b;
+    const __m512 head = _mm512_maskz_loadu_ps(head_mask(n), x);
+    std::memcpy(&b, &head, sizeof b);
+    return b;
+  }
+
+  static ROWWISE_INLINE Block load_head(const Half* x, int n) { return load_short_head(x, n); }
+  static ROWWISE_INLINE Block load_head(const Bfloat16* x, int n) { return load_short_head(x, n); }
+
+  template <class T>
+  static ROWWISE_INLINE Block load_short_head(const T* x, int n) {
+    T head[kBlock];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(head), _mm256_maskz_loadu_epi16(head_mask(n), x));
+    return load(head);
+  }
+
+  static ROWWISE_INLINE __mmask16 head_mask(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+#elif defined(__AVX2__)
+  static ROWWISE_INLINE Block load_head(const float* x, int n) {
+    Block b;
+    for (int p = 0; p < kParts; ++p) {
+      const __m256 head = _mm256_maskload_ps(x + p * ROWWISE_LANES, head_mask(n - p * ROWWISE_LANES));
+      std::memcpy(&b.part[p], &head, sizeof head);
+    }
+    return b;
+  }
+
+  static ROWWISE_INLINE __m256i head_mask(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+#endif
 
   ROWWISE_INLINE void store(float* y) const { std::memcpy(y, this, sizeof *this); }
 
@@ -186,6 +220,32 @@ struct Block {
     store(head);
     for (int i = 0; i < n; ++i) from_float(head[i], y + i);
   }
+
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  ROWWISE_INLINE void store_head(float* y, int n) const {
+    __m512 head;
+    std::memcpy(&head, this, sizeof head);
+    _mm512_mask_storeu_ps(y, head_mask(n), head);
+  }
+
+  ROWWISE_INLINE void store_head(Half* y, int n) const { store_short_head(y, n); }
+  ROWWISE_INLINE void store_head(Bfloat16* y, int n) const { store_short_head(y, n); }
+
+  template <class T>
+  ROWWISE_INLINE void store_short_head(T* y, int n) const {
+    T head[kBlock];
+    store(head);
+    _mm256_mask_storeu_epi16(y, head_mask(n), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(head)));
+  }
+#elif defined(__AVX2__)
+  ROWWISE_INLINE void store_head(float* y, int n) const {
+    for (int p = 0; p < kParts; ++p) {
+      __m256 head;
+      std::memcpy(&head, &part[p], sizeof head);
+      _mm256_maskstore_ps(y + p * ROWWISE_LANES, head_mask(n - p * ROWWISE_LANES), head);
+    }
+  }
+#endif
 
   // Lane i with lane i+8, then i+4, i+2, i+1: the one order in which a block is summed.
   ROWWISE_INLINE float sum() const {
