@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -37,7 +38,7 @@ SCENARIOS = {
 
 
 def timed(function: Callable[[], object], repetitions: int) -> float:
-    """Return the median time of a call in milliseconds, after some to warm up."""
+    """Return the least time of a call in milliseconds, after some to warm up."""
     for _ in range(max(3, repetitions // 10)):
         function()
     gc.disable()
@@ -47,7 +48,7 @@ def timed(function: Callable[[], object], repetitions: int) -> float:
         function()
         times.append((time.perf_counter() - start) * 1e3)
     gc.enable()
-    return statistics.median(times)
+    return min(times)
 
 
 def configs():
@@ -135,7 +136,7 @@ def step_of(model: torch.nn.Module, batch: int, training: bool) -> Callable[[], 
         nonlocal turn
         turn += 1
         dense, values, lengths, _ = data[turn % len(data)]
-        with torch.inference_mode():
+        with torch.no_grad():
             model(dense, features(values, lengths))
 
     if not training:
@@ -161,7 +162,7 @@ def products(kind: str) -> list[tuple[int, int]]:
     """List the weights, (in, out), of the matrix products of a model."""
     width = D + F * (F + 1) // 2 if kind == "dlrm" else (F + 1) * D
     sizes = [[DENSE, *BOTTOM], [width, *TOP]]
-    found = [pair for chain in sizes for pair in zip(chain, chain[1:], strict=False)]
+    found = [pair for chain in sizes for pair in itertools.pairwise(chain)]
     return found + ([(width, RANK), (RANK, width)] * LAYERS if kind == "dcn" else [])
 
 
