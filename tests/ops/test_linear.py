@@ -69,6 +69,7 @@ def test_output_and_gradients(shape, bias, relu) -> None:
 
 
 @pytest.mark.skipif(not family._available(), reason="this PyTorch has no oneDNN")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch on its own TF32 settings
 def test_large_products_go_to_one_dnn(calls) -> None:
     tensors = inputs(SHAPES["large"])
     linear(*tensors).sum().backward()
