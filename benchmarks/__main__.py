@@ -68,9 +68,14 @@ def import_times(python: str) -> dict[str, float]:
         "import time; import torch; s = time.perf_counter(); import torchrec; "
         "print((time.perf_counter() - s) * 1e3)"
     )
-    out = subprocess.run(
-        [python, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
-    )
+    with tempfile.TemporaryDirectory() as elsewhere:  # not here, where our package lies
+        out = subprocess.run(
+            [python, "-W", "ignore", "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=elsewhere,
+        )
     return {"import torchrec": float(out.stdout.splitlines()[-1])}
 
 

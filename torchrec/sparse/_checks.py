@@ -58,9 +58,6 @@ def check_keyed_jagged(
         stride: size of the batch, if given.
         strides: size of each key's batch, if they differ.
     """
-    simple = strides is None and offsets is None and weights is None and lengths is not None
-    if simple and _fits_at_a_glance(keys, values, lengths, stride):
-        return
     checked_keys(keys)
     count = _count_values(values, weights)
     num_keys = len(keys)
@@ -89,19 +86,17 @@ def check_keyed_jagged(
             _check_agreement(lengths, offsets)
 
 
-def _fits_at_a_glance(
-    keys: list[str], values: Tensor, lengths: Tensor | None, stride: int | None
-) -> bool:
+def fits_at_a_glance(keys: list[str], values: Tensor, lengths: Tensor | None) -> bool:
     """Say whether all is well with the most common form: one batch size, lengths, no weights, on a CPU.
 
     A no means only that somebody has to look more closely.
     """
     if lengths is None or type(values) is not Tensor or values.dim() != 1 or not values.is_cpu:
         return False
-    if not lengths_surely_fit(lengths, values.numel()):
+    if not lengths_surely_fit(lengths, values.numel()) or lengths.dim() != 1:
         return False
-    num_keys, bags = len(keys), lengths.numel()
-    if num_keys == 0 or (bags % num_keys if stride is None else bags != num_keys * stride):
+    num_keys = len(keys)
+    if num_keys == 0 or lengths.numel() % num_keys:
         return False
     return len(set(keys)) == num_keys and _are_strings(keys)
 

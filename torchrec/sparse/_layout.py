@@ -22,6 +22,7 @@ from torchrec.sparse._checks import (
     check_keyed_jagged,
     check_known,
     checked_keys,
+    fits_at_a_glance,
     strides_of_ranks,
 )
 from torchrec.sparse._text import keyed_jagged_text
@@ -82,6 +83,15 @@ class JaggedLayout:
         self._offsets = offsets
         if strides_per_rank is not None or stride_per_key is not None:
             self._set_strides(strides_per_rank, stride_per_key)
+        elif (
+            offsets is None
+            and weights is None
+            and inverse_indices is None
+            and stride is None
+            and not is_compiling()
+            and fits_at_a_glance(keys, values, lengths)
+        ):
+            return  # the most common form, which every batch pays for
         if not keys:
             self._stride = stride or 0
         if not is_compiling():
