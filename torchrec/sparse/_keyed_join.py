@@ -20,7 +20,6 @@ def concat_into(joined: JaggedLayout, kjt_list: Sequence[JaggedLayout]) -> None:
     values: list[Tensor] = []
     weights: list[Tensor] = []
     lengths: list[Tensor] = []
-    sizes: list[int] | None = []
     parts: list[JaggedLayout] = []
     variable = False
     for part in kjt_list:
@@ -28,19 +27,17 @@ def concat_into(joined: JaggedLayout, kjt_list: Sequence[JaggedLayout]) -> None:
             raise TypeError(
                 f"`kjt_list` should hold KeyedJaggedTensors. Received {type(part).__name__}."
             )
-        if not part._keys and len(kjt_list) > 1:
+        own = part._keys
+        if not own and len(kjt_list) > 1:
             continue
         parts.append(part)
-        keys += part._keys
+        keys += own
         values.append(part._values)
         lengths.append(part.lengths() if part._lengths is None else part._lengths)
         if part._weights is not None:
             weights.append(part._weights)
         if part._strides_per_rank is not None:
             variable = True
-        if sizes is not None:
-            known = part._length_per_key
-            sizes = None if known is None else sizes + known
     if not parts:
         return concat_into(joined, [kjt_list[0]])
     if weights and len(weights) != len(parts):
@@ -55,7 +52,6 @@ def concat_into(joined: JaggedLayout, kjt_list: Sequence[JaggedLayout]) -> None:
     joined._weights = torch.cat(weights) if weights else None
     joined._lengths = torch.cat(lengths)
     joined._offsets = None
-    joined._length_per_key = sizes
     if variable:
         _join_strides(joined, parts)
     elif not keys:
