@@ -28,6 +28,15 @@ def _fixed_start() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _new_enough(request: pytest.FixtureRequest) -> None:
+    """Skip a test of what only later versions of PyTorch can do: ``since_torch(version, why)``."""
+    mark = request.node.get_closest_marker("since_torch")
+    if mark and torch.__version__ < mark.args[0]:
+        version, why = mark.args
+        pytest.skip(f"PyTorch {torch.__version__} (before {version}) {why}")
+
+
+@pytest.fixture(autouse=True)
 def _names_in_examples(doctest_namespace: dict[str, object]) -> None:
     """Examples in docstrings have ``torch`` at hand, wherever their class is re-exported."""
     doctest_namespace["torch"] = torch
