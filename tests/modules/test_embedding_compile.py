@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 compiled_updates = pytest.mark.since_torch(
-    "2.13", "refuses to trace the change of a parameter in a backward pass"
+    "2.12", "refuses to trace the change of a parameter in a backward pass"
 )
 
 

@@ -210,7 +210,7 @@ def test_conversion() -> None:
         convert_optimizer_type_and_kwargs(torch.optim.SGD, {"momentun": 0.9})
 
 
-@pytest.mark.since_torch("2.13", "refuses to trace the change of a parameter in a backward pass")
+@pytest.mark.since_torch("2.12", "refuses to trace the change of a parameter in a backward pass")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # PyTorch's
 def test_compiles_once_for_changing_batches() -> None:
     torch._dynamo.reset()
