@@ -41,7 +41,7 @@ __all__ = [
     "PoolingType",
 ]
 
-_SUBPACKAGES = ("models", "modules", "ops", "optim", "sparse", "streamable", "types")
+_SUBPACKAGES = ("datasets", "models", "modules", "ops", "optim", "sparse", "streamable", "types")
 
 
 def __getattr__(name: str) -> ModuleType:

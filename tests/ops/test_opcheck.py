@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import torchrec.modules.embedding_modules
+import torchrec.ops.interaction
 import torchrec.sparse.jagged_tensor  # noqa: F401  (the imports define the operators)
 from torchrec.ops import backends
 
 HERE = Path(__file__).parent
-SOURCES = ["test_embedding.py", "test_jagged.py", "test_permute.py"]
+SOURCES = ["test_embedding.py", "test_interaction.py", "test_jagged.py", "test_permute.py"]
 
 
 def samples() -> list[tuple[str, Any]]:

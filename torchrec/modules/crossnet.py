@@ -21,6 +21,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from torchrec.modules._cross_layers import CrossLayers, unsized
 from torchrec.modules._sizes import checked_size
+from torchrec.ops.linear import linear
 
 
 class CrossNet(CrossLayers):
@@ -89,7 +90,7 @@ class CrossNet(CrossLayers):
         self._check(input)
         x = input
         for kernel, bias in zip(self.kernels, self.bias, strict=True):
-            x = torch.addcmul(x, input, functional.linear(x, kernel, bias.squeeze(1)))
+            x = torch.addcmul(x, input, linear(x, kernel, bias.squeeze(1)))
         return x
 
 
@@ -174,7 +175,7 @@ class LowRankCrossNet(CrossLayers):
         self._check(input)
         x = input
         for w, v, bias in zip(self.W_kernels, self.V_kernels, self.bias, strict=True):
-            x = torch.addcmul(x, input, functional.linear(functional.linear(x, v), w, bias))
+            x = torch.addcmul(x, input, linear(linear(x, v), w, bias))
         return x
 
 
