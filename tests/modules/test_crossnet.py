@@ -333,6 +333,7 @@ def test_one_compilation_for_all_batches(make, formula) -> None:
 
 
 @each_net
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # PyTorch's, up to 2.10
 def test_export_with_a_dynamic_batch(make, formula) -> None:
     net = randomized(make(4, 2), torch.float32)
     batch = torch.export.Dim("batch", min=2)
