@@ -121,7 +121,8 @@ def others() -> Iterator[tuple[str, object]]:
     yield "three_dimensions", lambda x, w: linear(torch.stack([x, x]), w)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # forward mode brings torch.jit along
+# Forward mode brings torch.jit along, which is deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("call", [c for _, c in others()], ids=[name for name, _ in others()])
 def test_others_get_pytorch_itself(call, calls) -> None:
     x, w = (t.detach() for t in inputs(SHAPES["large"], bias=False))
