@@ -264,6 +264,8 @@ class JaggedTensor(Pipelineable):
         if width is None:
             lengths = self.lengths()
             width = int(lengths.max()) if lengths.numel() else 0
+        elif not isinstance(width, (int, torch.SymInt)):
+            raise TypeError(f"`desired_length` should be an integer. Received {width!r}.")
         return jagged_to_padded(rows, self.offsets(), width, padding)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> JaggedTensor:

@@ -63,6 +63,8 @@ def permute_jagged(
     total = values.size(0) if all_once or sizes is None else sum([sizes[i] for i in order])
     if plain and sizes is not None:
         return native.permute_sized(lengths, values, weights, strides, order, sizes, total)
+    if not isinstance(order, list) or not all(isinstance(i, int) for i in order):
+        raise TypeError(f"`order` should be a list of positions. Received {order!r}.")
     each = [strides] * keys if isinstance(strides, int) else strides
     rows, out, taken = schema.permute_jagged(lengths, values, weights, each, order, total)
     return rows, None if weights is None else out, taken

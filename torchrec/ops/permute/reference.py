@@ -38,6 +38,13 @@ def regroup(inputs: list[Tensor], pieces: list[int], counts: list[int]) -> list[
 
     ``pieces`` holds (input, first column, columns) one behind the other; input -1 stands for zeros.
     """
+    first = inputs[0]
+    for tensor in inputs:
+        if tensor.dim() != 2 or tensor.size(0) != first.size(0) or tensor.dtype != first.dtype:
+            raise ValueError(
+                f"`inputs` should be two-dimensional tensors of {first.size(0)} rows and "
+                f"{first.dtype}, as the first. Received {list(tensor.shape)} of {tensor.dtype}."
+            )
     outputs = []
     at = 0
     for count in counts:
