@@ -23,7 +23,7 @@ from benchmarks.worker import FORWARD, SCENARIOS, SPARSE, TRAINING
 HERE = Path(__file__).parent
 WORKER = HERE / "worker.py"
 
-# What the issue of each ratio is: peer / ours, all cores.
+# The ratio that is wanted of each: peer / ours, all cores.
 TARGETS = {
     "forward, B=1": 4,
     "forward, B=64": 4,
