@@ -20,8 +20,8 @@ LAYERS = (
     ("sparse", "optim", "metrics"),
     ("modules", "datasets"),
     ("models", "quant"),
-    ("distributed",),
-    ("training", "inference"),
+    ("distributed", "experiment"),
+    ("training", "inference", "report"),
     ("cli", "__main__"),
 )
 _LAYER = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}
