@@ -15,22 +15,20 @@ from torchrec.types import IdPolicy
 IdSource = Literal["plain", "hash", "vocabulary", "managed"]
 
 
-class Feature(BaseModel):
-    """What every feature has: the column it reads, its own name by default."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    column: str | None = None
+_STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
-class DenseFeature(Feature):
+class DenseFeature(BaseModel):
     """A number. Nulls, NaN and infinities are missing values; they are counted and filled.
 
     In this order: ``log``, statistics, ``fill``, ``standardise``. With ``buckets`` the number
     becomes an id instead: that of its quantile in the training data, with one more for missing.
     """
 
+    model_config = _STRICT
+
     type: Literal["dense"] = "dense"
+    column: str | None = None
     fill: float | Literal["mean"] = "mean"
     log: bool = False
     standardise: bool = True
@@ -38,7 +36,7 @@ class DenseFeature(Feature):
     dim: PositiveInt | None = None
 
 
-class IdFeature(Feature):
+class IdFeature(BaseModel):
     """Ids, integers or strings, that choose rows of a table.
 
     ``ids`` says how an id finds its row: ``plain`` (integers in ``[0, rows)``), ``hash`` (any
@@ -47,6 +45,9 @@ class IdFeature(Feature):
     row) or ``managed`` (any id, a row each while it is warm).
     """
 
+    model_config = _STRICT
+
+    column: str | None = None
     ids: IdSource = "hash"
     rows: PositiveInt | None = None
     dim: PositiveInt | None = None
