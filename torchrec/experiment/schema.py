@@ -1,4 +1,8 @@
-"""The experiment file: its sections, keys, types and defaults."""
+"""The experiment file: its sections, keys, types and defaults, each with what it means.
+
+The descriptions are the reference: `docs/experiment.md` and the comments of `torchrec init` come
+from them.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,27 @@ from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
 from torchrec.datasets.features import AnyFeature
 
-Paths = list[str]
 ModelName = Literal["dlrm", "dlrm_dcn", "deepfm"]
+
+
+def _as_list(paths: object) -> object:
+    """Take one path for a list of one."""
+    return [paths] if isinstance(paths, str) else paths
+
+
+Paths = Annotated[list[str], BeforeValidator(_as_list)]
 
 
 class Section(BaseModel):
@@ -29,89 +42,170 @@ class Section(BaseModel):
 class SplitSection(Section):
     """How `data.train` is divided where `data.valid` or `data.test` are not given."""
 
-    by: Literal["fraction", "time"] = "fraction"
-    valid: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    test: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    column: str | None = None
-    seed: NonNegativeInt = 0
+    by: Literal["fraction", "time"] = Field(
+        "fraction", description="by chance, or the latest samples for testing"
+    )
+    valid: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="share of the samples for validation"
+    )
+    test: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="share of the samples for testing"
+    )
+    column: str | None = Field(None, description="the column of time, to split by time")
+    seed: NonNegativeInt = Field(0, description="which split by chance")
+
+    @model_validator(mode="after")
+    def _check(self) -> SplitSection:
+        if self.by == "time" and self.column is None:
+            raise ValueError(
+                "`data.split.column` should name the column of time when `data.split.by` is "
+                "'time'. Received none."
+            )
+        if self.valid + self.test >= 1:
+            raise ValueError(
+                "`data.split.valid` and `data.split.test` should leave samples to train on, and sum "
+                f"to less than 1. Received {self.valid} and {self.test}."
+            )
+        return self
 
 
 class DataSection(Section):
     """Where the samples are, and which column is the label."""
 
-    train: Paths
-    valid: Paths = []
-    test: Paths = []
-    format: Literal["auto", "parquet", "csv", "tsv"] = "auto"
-    columns: list[str] | None = None
-    label: str
-    drop: str | None = None
-    split: SplitSection = SplitSection()
-    shuffle_window: PositiveInt = 131_072
-    workers: PositiveInt = 2
+    train: Paths = Field(
+        min_length=1,
+        description="files or patterns such as `clicks/*.parquet`, one or a list; relative to the "
+        "experiment file",
+    )
+    valid: Paths = Field([], description="the same, for validation; none: a part of `train`")
+    test: Paths = Field([], description="the same, for testing; none: a part of `train`")
+    format: Literal["auto", "parquet", "csv", "tsv"] = Field(
+        "auto", description="what the files are; `auto` goes by their suffix"
+    )
+    columns: list[str] | None = Field(
+        None, description="names of the columns of CSV or TSV files that have no header"
+    )
+    label: str = Field(
+        min_length=1,
+        description="the column of 0 and 1 to predict, or an expression such as `rating > 3`",
+    )
+    drop: str | None = Field(
+        None, description="an expression such as `rating == 3`: rows to leave out"
+    )
+    split: SplitSection = Field(
+        SplitSection(), description="how `train` is divided where files for a part are not given"
+    )
+    shuffle_window: PositiveInt = Field(
+        131_072, description="how many samples are shuffled together, in memory"
+    )
+    workers: PositiveInt = Field(2, description="threads that read and transform")
 
 
 class ModelSection(Section):
     """Which model, and its sizes."""
 
-    name: ModelName = "dlrm_dcn"
-    dim: PositiveInt = 16
-    dense_layers: list[PositiveInt] = [64]
-    layers: list[PositiveInt] = [256, 128]
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    batch_norm: bool = False
-    cross_layers: NonNegativeInt = 3
-    cross_rank: PositiveInt = 64
-    deep_fm_dim: PositiveInt = 16
+    name: ModelName = Field("dlrm_dcn", description="the model")
+    dim: PositiveInt = Field(16, description="dimension of every table that has none of its own")
+    dense_layers: list[PositiveInt] = Field(
+        [64], description="widths of the layers over the dense features; one of `dim` follows"
+    )
+    layers: list[PositiveInt] = Field(
+        [256, 128], description="widths of the layers over everything; one of 1 follows"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of activations dropped in training"
+    )
+    batch_norm: bool = Field(False, description="normalise over the batch in every layer")
+    cross_layers: NonNegativeInt = Field(3, description="cross layers (`dlrm_dcn`)")
+    cross_rank: PositiveInt = Field(64, description="rank of the cross layers (`dlrm_dcn`)")
+    deep_fm_dim: PositiveInt = Field(16, description="width of what the deep part gives (`deepfm`)")
 
 
 class ScheduleSection(Section):
     """The learning rates over time, as factors of those configured."""
 
-    warmup_steps: NonNegativeInt = 0
-    decay: Literal["constant", "linear", "cosine", "exponential"] = "constant"
-    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    warmup_steps: NonNegativeInt = Field(
+        0, description="steps over which the learning rates rise from 0"
+    )
+    decay: Literal["constant", "linear", "cosine", "exponential"] = Field(
+        "constant", description="how they fall afterwards, until the last step"
+    )
+    final: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="the factor that they fall to"
+    )
 
 
 class EarlyStoppingSection(Section):
     """Stop when `metric` of the validation data has not improved for `patience` evaluations."""
 
-    metric: Literal["auc", "ne", "logloss"] = "auc"
-    patience: PositiveInt = 2
-    min_delta: NonNegativeFloat = 0.0
+    metric: Literal["auc", "ne", "logloss"] = Field("auc", description="what should improve")
+    patience: PositiveInt = Field(2, description="evaluations without improvement before the end")
+    min_delta: NonNegativeFloat = Field(0.0, description="what counts as an improvement")
 
 
 class TrainingSection(Section):
     """How the model is trained."""
 
-    epochs: PositiveInt = 1
-    batch_size: PositiveInt = 1024
-    learning_rate: PositiveFloat = 1e-3
-    optimizer: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
-    weight_decay: NonNegativeFloat = 0.0
-    embedding_learning_rate: PositiveFloat | None = None
-    embedding_optimizer: Literal["adam", "adagrad", "rowwise_adagrad", "sgd"] = "adam"
-    embedding_weight_decay: NonNegativeFloat = 0.0
-    schedule: ScheduleSection = ScheduleSection()
-    clip_norm: PositiveFloat | None = None
-    accumulate: PositiveInt = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False
-    early_stopping: EarlyStoppingSection | None = None
-    evaluate_every: PositiveInt | None = None
-    checkpoint_every: PositiveInt | None = None
-    keep_checkpoints: PositiveInt = 2
-    log_every: PositiveInt = 50
-    tensorboard: bool = False
-    seed: NonNegativeInt = 0
-    threads: PositiveInt | None = None
+    epochs: PositiveInt = Field(1, description="passes over the training data")
+    batch_size: PositiveInt = Field(1024, description="samples a step")
+    learning_rate: PositiveFloat = Field(1e-3, description="of the dense parameters")
+    optimizer: Literal["adam", "adamw", "adagrad", "sgd"] = Field(
+        "adam", description="of the dense parameters"
+    )
+    weight_decay: NonNegativeFloat = Field(0.0, description="of the dense parameters")
+    embedding_learning_rate: PositiveFloat | None = Field(
+        None, description="of the tables; none: `learning_rate`"
+    )
+    embedding_optimizer: Literal["adam", "adagrad", "rowwise_adagrad", "sgd"] = Field(
+        "adam", description="of the tables; updates only the rows of the batch"
+    )
+    embedding_weight_decay: NonNegativeFloat = Field(0.0, description="of the tables")
+    schedule: ScheduleSection = Field(ScheduleSection(), description="the learning rates over time")
+    clip_norm: PositiveFloat | None = Field(
+        None, description="largest norm of the dense gradients; none: no limit"
+    )
+    accumulate: PositiveInt = Field(1, description="batches whose gradients are summed for a step")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the dense layers' products; weights stay fp32"
+    )
+    compile: bool = Field(False, description="use `torch.compile`")
+    early_stopping: EarlyStoppingSection | None = Field(
+        None, description="end before the last epoch; none: never"
+    )
+    evaluate_every: PositiveInt | None = Field(
+        None, description="steps between evaluations; none: once an epoch"
+    )
+    checkpoint_every: PositiveInt | None = Field(
+        None, description="steps between checkpoints; none: once an epoch"
+    )
+    keep_checkpoints: PositiveInt = Field(2, description="how many of the latest are kept")
+    log_every: PositiveInt = Field(50, description="steps between lines of `metrics.jsonl`")
+    tensorboard: bool = Field(False, description="write TensorBoard events as well")
+    seed: NonNegativeInt = Field(0, description="of weights, shuffling and dropout")
+    threads: PositiveInt | None = Field(None, description="of PyTorch; none: as it chooses")
 
 
 class Experiment(Section):
     """One experiment: data, features, model, training, output."""
 
-    data: DataSection
-    features: dict[str, AnyFeature] | None = None
-    model: ModelSection = ModelSection()
-    training: TrainingSection = TrainingSection()
-    output: str = "runs/experiment"
+    data: DataSection = Field(description="where the samples are, and which column is the label")
+    features: dict[str, AnyFeature] | None = Field(
+        None,
+        description="what each column is to the model; none: inferred as `torchrec init` does",
+    )
+    model: ModelSection = Field(ModelSection(), description="which model, and its sizes")
+    training: TrainingSection = Field(TrainingSection(), description="how the model is trained")
+    output: str = Field(
+        "runs/experiment",
+        description="the run folder, relative to the working directory; by default `runs/` and "
+        "the name of the experiment file",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Experiment:
+        if self.features is not None and not self.features:
+            raise ValueError(
+                "`features` should name at least one feature, or be left out to be inferred. "
+                "Received none."
+            )
+        return self
