@@ -10,6 +10,7 @@ import torch
 
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
 from torchrec.models.deepfm import (
+    DeepFactorizationMachine,
     DenseArch,
     FMInteractionArch,
     OverArch,
@@ -262,3 +263,38 @@ class TestSeedExamples:
         sparse_arch = SparseArch(ebc)  # was not made
         pooled = sparse_arch(features)
         assert (pooled.keys(), pooled.values().shape) == (["f1", "f2"], (3, 7))
+
+
+@pytest.mark.parametrize("num_dense", [0, 3])
+@pytest.mark.parametrize("batch", [0, 1, 5])
+def test_the_model_of_the_paper_by_hand(num_dense, batch) -> None:
+    ebc = make().sparse_arch.embedding_bag_collection
+    model = DeepFactorizationMachine(ebc, num_dense, layer_sizes=[6])
+    dense, kjt = torch.randn(batch, num_dense), ids(batch)
+    p = model.state_dict()
+    bags = "sparse_arch.embedding_bag_collection.embedding_bags"
+    logits = model(dense, kjt)
+    assert logits.shape == (batch, 1)
+    for b in range(batch):
+        vectors = [p["dense_arch.weight"] @ dense[b] + p["dense_arch.bias"]] if num_dense else []
+        for table, feature in (("t1", "f1"), ("t1", "f3"), ("t2", "f2")):
+            vectors.append(p[f"{bags}.{table}.weight"][kjt[feature].to_dense()[b]].sum(0))
+        products = sum(v @ w for v, w in itertools.combinations(vectors, 2))
+        flat = torch.cat(vectors)
+        tower = "deep_fm.dense_module"
+        hidden = p[f"{tower}.layers.0._linear.weight"] @ flat
+        hidden = (hidden + p[f"{tower}.layers.0._linear.bias"]).clamp(min=0)
+        deep = p[f"{tower}.logit.weight"] @ hidden + p[f"{tower}.logit.bias"]
+        torch.testing.assert_close(logits[b], p["linear.weight"] @ flat + products + deep)
+    logits.sum().backward()
+    assert all(w.grad is not None for w in model.parameters())
+
+
+def test_the_model_of_the_paper_checks_its_sizes() -> None:
+    ebc = make().sparse_arch.embedding_bag_collection
+    with pytest.raises(ValueError, match="`num_dense_features` should be an int >= 0"):
+        DeepFactorizationMachine(ebc, -1)
+    with pytest.raises(ValueError, match=r"`dropout` should be in \[0, 1\). Received 1.5"):
+        DeepFactorizationMachine(ebc, 0, dropout=1.5)
+    with pytest.raises(ValueError, match=r"`dense_features` should have shape \(B, 2\)"):
+        DeepFactorizationMachine(ebc, 2)(torch.zeros(3, 1), ids())

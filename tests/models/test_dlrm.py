@@ -84,6 +84,19 @@ def test_dlrm_by_hand() -> None:
     torch.testing.assert_close(model(dense, kjt), by_hand(model, dense, kjt))
 
 
+@pytest.mark.parametrize("batch", [0, 1, 7])
+def test_without_dense_features_all_samples_share_a_learned_vector(batch) -> None:
+    model, kjt = DLRM(tables(), 0, [D], [1]), ids(batch)
+    vector = model.dense_arch.weight
+    sparse = model.sparse_arch(kjt)
+    expected = model.over_arch(model.inter_arch(vector.repeat(batch, 1), sparse))
+    logits = model(torch.zeros(batch, 0), kjt)
+    assert torch.equal(logits, expected)
+    logits.sum().backward()
+    assert vector.grad is not None
+    assert vector.grad.any() == (batch > 0)
+
+
 @each_model
 @pytest.mark.parametrize("batch", [0, 1, 7])
 def test_logits_and_gradients_for_all_batch_sizes(make, batch) -> None:
@@ -224,8 +237,8 @@ class TestErrors:
             DLRM(tables(), 13, sizes, [1])
 
     def test_sizes(self) -> None:
-        with pytest.raises(ValueError, match="`dense_in_features` should be an int >= 1"):
-            DLRM(tables(), 0, [D], [1])
+        with pytest.raises(ValueError, match="`dense_in_features` should be an int >= 0"):
+            DLRM(tables(), -1, [D], [1])
         with pytest.raises(ValueError, match="`layer_sizes` should have one or more sizes"):
             DLRM(tables(), 13, [D], [])
         with pytest.raises(ValueError, match=r"`layer_sizes\[1\]` should be an int >= 1"):

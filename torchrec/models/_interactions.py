@@ -55,6 +55,24 @@ def side_by_side(dense_features: Tensor, sparse_features: Tensor) -> Tensor:
     return torch.cat([dense_features, sparse_features.flatten(1)], dim=1)
 
 
+class LearnedVector(nn.Module):
+    """Stands in for the vector of the dense features where there are none: one for all samples.
+
+    Args:
+        dim: D.
+        device: of the parameter. Default: PyTorch's default device.
+    """
+
+    def __init__(self, dim: int, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, device=device))
+        nn.init.normal_(self.weight, std=dim**-0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the vector ``B`` times, ``(B, D)``, whatever the features ``(B, *)`` are."""
+        return self.weight.expand(features.size(0), -1)
+
+
 class InteractionArch(nn.Module):
     r"""The dot products of all pairs of vectors: the interaction of DLRM.
 

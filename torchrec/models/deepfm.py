@@ -1,8 +1,10 @@
 r"""DeepFM over embeddings.
 
 Dense features become one more vector of the embeddings' dimension; a factorization machine takes
-the products of pairs, a network the rest, and one layer over both and the dense vector makes a
-probability. Paper: https://arxiv.org/abs/1703.04247
+the products of pairs, a network the rest. Paper: https://arxiv.org/abs/1703.04247
+
+- :class:`SimpleDeepFMNN`: one layer over the halves and the dense vector makes a probability;
+- :class:`DeepFactorizationMachine`: the model of the paper, whose halves add up to a logit.
 
 Letters: B samples, F sparse features, D embedding dimension, DI output of the deep interaction.
 """
@@ -20,12 +22,20 @@ from torchrec.models._pooled import (
     embedding_names,
     joined,
 )
+from torchrec.models.tower import Tower
 from torchrec.modules._sizes import checked_size
 from torchrec.modules.deepfm import DeepFM, FactorizationMachine
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-__all__ = ["DenseArch", "FMInteractionArch", "OverArch", "SimpleDeepFMNN", "SparseArch"]
+__all__ = [
+    "DeepFactorizationMachine",
+    "DenseArch",
+    "FMInteractionArch",
+    "OverArch",
+    "SimpleDeepFMNN",
+    "SparseArch",
+]
 
 
 class SparseArch(nn.Module):
@@ -335,6 +345,90 @@ class SimpleDeepFMNN(nn.Module):
         sparse = self.sparse_arch(sparse_features)
         output: Tensor = self.over_arch(self.inter_arch(dense, sparse))
         return output
+
+
+class DeepFactorizationMachine(nn.Module):
+    r"""DeepFM as in the paper: linear terms, products of pairs and a network, added up to a logit.
+
+    With :math:`v_1 \dots v_F` the vectors of a sample, one a feature, and :math:`v_0` a linear map
+    of its dense features, if it has any,
+
+    .. math:: y = \sum_i w_i \cdot v_i + \sum_{i<j} v_i \cdot v_j + \mathrm{tower}(v_0, \dots, v_F)
+
+    The linear term of an id is read off its vector, by one :math:`w_i` a feature, and needs no table
+    of its own: see the linear terms of https://arxiv.org/abs/1806.03514, section 3.3. DeepFM:
+    https://arxiv.org/abs/1703.04247, equations 1 to 4.
+
+    Args:
+        embedding_bag_collection: the tables, all of one dimension D.
+        num_dense_features: number of dense features. Default 0.
+        layer_sizes: outputs of each layer of the tower. Default ``(256, 128)``.
+        dropout: of the tower, see :class:`~torchrec.models.tower.Tower`. Default 0.
+        batch_norm: of the tower. Default False.
+
+    Raises:
+        TypeError: a size is no integer.
+        ValueError: a size is too small, there is no table, or the dimensions of the tables differ.
+
+    Example:
+        >>> import torch
+        >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+        >>> from torchrec.models.deepfm import DeepFactorizationMachine
+        >>> ebc = EmbeddingBagCollection(tables=[
+        ...     EmbeddingBagConfig(100, 8, "t1", feature_names=["f1", "f3"]),
+        ...     EmbeddingBagConfig(100, 8, "t2", feature_names=["f2"]),
+        ... ])
+        >>> model = DeepFactorizationMachine(ebc, num_dense_features=13, layer_sizes=[20])
+        >>> ids = KeyedJaggedTensor.from_lists(
+        ...     {"f1": [[1, 2], [4, 5]], "f2": [[7], []], "f3": [[4, 3], [2, 9]]}
+        ... )
+        >>> model(torch.rand(2, 13), ids).shape
+        torch.Size([2, 1])
+    """
+
+    def __init__(
+        self,
+        embedding_bag_collection: EmbeddingBagCollection,
+        num_dense_features: int = 0,
+        layer_sizes: Sequence[int] = (256, 128),
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self._num_dense_features = checked_size(
+            "num_dense_features", num_dense_features, at_least=0
+        )
+        self._dim = embedding_dim(embedding_bag_collection)
+        self._names = embedding_names(embedding_bag_collection)
+        self.sparse_arch = SparseArch(embedding_bag_collection)
+        self.dense_arch = nn.Linear(num_dense_features, self._dim) if num_dense_features else None
+        width = (len(self._names) + (self.dense_arch is not None)) * self._dim
+        self.linear = nn.Linear(width, 1, bias=False)
+        self.fm = FactorizationMachine()
+        self.deep_fm = DeepFM(Tower(width, layer_sizes, dropout, batch_norm))
+
+    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        """Predict.
+
+        Args:
+            dense_features: ``(B, num_dense_features)``, floating.
+            sparse_features: ids of all features of the tables.
+
+        Returns:
+            Logits, ``(B, 1)``.
+
+        Raises:
+            ValueError: a shape is another, or a feature is missing.
+        """
+        check_columns("dense_features", dense_features, self._num_dense_features)
+        vectors = joined(self.sparse_arch(sparse_features), self._names)
+        if self.dense_arch is not None:
+            vectors = torch.cat([self.dense_arch(dense_features), vectors], dim=1)
+        # The products of pairs of elements, for each of the D elements of a vector on its own.
+        elements = vectors.unflatten(1, (-1, self._dim)).transpose(1, 2).flatten(0, 1)
+        products = self.fm([elements]).view(-1, self._dim).sum(1, keepdim=True)
+        logits: Tensor = self.linear(vectors) + products + self.deep_fm([vectors])
+        return logits
 
 
 def _linear(in_features: int | None, out_features: int) -> nn.Linear:

@@ -24,6 +24,7 @@ from torchrec.models._interactions import (
     InteractionArch,
     InteractionDCNArch,
     InteractionProjectionArch,
+    LearnedVector,
     choose,
 )
 from torchrec.models._pooled import (
@@ -215,7 +216,8 @@ class DLRM(nn.Module):
 
     Args:
         embedding_bag_collection: the tables, all of one dimension D.
-        dense_in_features: number of dense features.
+        dense_in_features: number of dense features. With 0, all samples share one learned vector
+            in place of that of their dense features.
         dense_arch_layer_sizes: sizes of the network over the dense features, D the last.
         over_arch_layer_sizes: sizes of the network over the interaction. Its input is not among
             them.
@@ -223,7 +225,7 @@ class DLRM(nn.Module):
 
     Raises:
         TypeError: a size is no integer.
-        ValueError: a size is smaller than 1, there is no table, or the dimensions of the tables and
+        ValueError: a size is too small, there is no table, or the dimensions of the tables and
             the last of ``dense_arch_layer_sizes`` differ.
 
     Example:
@@ -264,12 +266,16 @@ class DLRM(nn.Module):
                 f"`dense_arch_layer_sizes` should end with {dim}, the `embedding_dim` of the "
                 f"tables. Received {list(dense_arch_layer_sizes)}."
             )
-        self._dense_in_features = checked_size("dense_in_features", dense_in_features)
+        self._dense_in_features = checked_size("dense_in_features", dense_in_features, at_least=0)
         self.sparse_arch = sparse_arch
-        self.dense_arch = DenseArch(dense_in_features, dense_arch_layer_sizes, dense_device)
+        self.dense_arch: nn.Module = (
+            DenseArch(dense_in_features, dense_arch_layer_sizes, dense_device)
+            if self._dense_in_features
+            else LearnedVector(dim, dense_device)
+        )
         self.inter_arch: nn.Module = InteractionArch(features)
         width = dim + choose(features + 1, 2)
-        self.over_arch = OverArch(width, over_arch_layer_sizes, dense_device)
+        self.over_arch: nn.Module = OverArch(width, over_arch_layer_sizes, dense_device)
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
         """Predict.

@@ -1,0 +1,103 @@
+"""The network on top of a ranking model: layers with batch normalisation and dropout, one logit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from torchrec.models._pooled import check_columns
+from torchrec.modules._sizes import checked_size
+from torchrec.modules.mlp import Perceptron
+
+__all__ = ["Tower"]
+
+
+class Tower(nn.Module):
+    r"""Layers with batch normalisation and dropout, and one more for the logit.
+
+    .. math:: x_{l+1} = \mathrm{dropout}(\mathrm{relu}(\mathrm{norm}(W_l x_l + b_l))),
+        \quad y = w \cdot x_L + b
+
+    Batch normalisation (https://arxiv.org/abs/1502.03167) and dropout
+    (https://jmlr.org/papers/v15/srivastava14a.html) do most against the overfitting of towers of
+    hundreds of outputs a layer.
+
+    Args:
+        in_features: numbers a sample.
+        layer_sizes: outputs of each layer; with none this is a linear model.
+        dropout: probability of dropping an output while training. Default 0.
+        batch_norm: whether to normalise each layer before its activation. Default False. A batch
+            of one sample has no variance and is normalised by the running statistics.
+
+    Raises:
+        TypeError: a size is no integer.
+        ValueError: a size is smaller than 1, or ``dropout`` is not in ``[0, 1)``.
+
+    Example:
+        >>> import torch
+        >>> from torchrec.models.tower import Tower
+        >>> Tower(40, [16, 8], dropout=0.2, batch_norm=True)(torch.rand(3, 40)).shape
+        torch.Size([3, 1])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        layer_sizes: Sequence[int],
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_features = checked_size("in_features", in_features)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"`dropout` should be in [0, 1). Received {dropout}.")
+        sizes = [self.in_features]
+        sizes += [checked_size(f"layer_sizes[{i}]", size) for i, size in enumerate(layer_sizes)]
+        self.layers = nn.Sequential(
+            *(
+                Perceptron(i, o, activation=_activation(o, dropout, batch_norm))
+                for i, o in itertools.pairwise(sizes)
+            )
+        )
+        self.logit = nn.Linear(sizes[-1], 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Apply all layers.
+
+        Args:
+            features: ``(B, in_features)``, floating.
+
+        Returns:
+            Logits, ``(B, 1)``.
+
+        Raises:
+            ValueError: the shape is another.
+        """
+        check_columns("features", features, self.in_features)
+        logits: Tensor = self.logit(self.layers(features))
+        return logits
+
+
+class _BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation that takes batches of one sample, such as the rest of an epoch."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise; by the running statistics where the batch has none."""
+        if self.training and input.size(0) == 1:
+            return functional.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(input)
+
+
+def _activation(size: int, dropout: float, batch_norm: bool) -> nn.Module:
+    """Return what follows the linear map of a layer of ``size`` outputs."""
+    steps: list[nn.Module] = [nn.ReLU(inplace=batch_norm)]
+    if batch_norm:
+        steps.insert(0, _BatchNorm(size))
+    if dropout:
+        steps.append(nn.Dropout(dropout))
+    return nn.Sequential(*steps)
