@@ -1,0 +1,93 @@
+"""Criteo display advertising: the raw tab-separated log, made into Parquet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as csv
+
+from torchrec.datasets.parquet_writer import ParquetWriter
+
+LABEL = "label"
+INTEGERS = tuple(f"int_{n}" for n in range(1, 14))
+CATEGORIES = tuple(f"cat_{n}" for n in range(1, 27))
+COLUMNS = (LABEL, *INTEGERS, *CATEGORIES)
+
+_TYPES = (
+    {LABEL: pa.int8()}
+    | dict.fromkeys(INTEGERS, pa.int64())
+    | dict.fromkeys(CATEGORIES, pa.string())
+)
+_BLOCK_BYTES = 16 << 20
+_ROW_GROUP = 65_536
+
+
+def prepare_criteo(inputs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> int:
+    """Make raw Criteo files into one Parquet file, in bounded memory.
+
+    Args:
+        inputs: files of 40 tab-separated columns without a header (label, 13 integers, 26
+            hexadecimal categories; empty where missing), such as ``train.txt`` of the 2014 challenge
+            or ``day_0.gz`` of the terabyte log. Joined in the order given.
+        output: the Parquet file: ``label``, ``int_1`` … ``int_13``, ``cat_1`` … ``cat_26``; a
+            missing value is null.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        ValueError: naming the file, if it is missing, empty or not of this form.
+
+    Example:
+        >>> import pyarrow.parquet as pq, tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> line = "\\t".join(["1", "5", *[""] * 12, "68fd1e64", *[""] * 25])
+        >>> _ = (folder / "train.txt").write_text(line + "\\n")
+        >>> prepare_criteo([folder / "train.txt"], folder / "train.parquet")
+        1
+        >>> row = pq.read_table(folder / "train.parquet").to_pylist()[0]
+        >>> row["label"], row["int_1"], row["int_2"], row["cat_1"], row["cat_2"]
+        (1, 5, None, '68fd1e64', None)
+    """
+    schema = pa.schema([(name, _TYPES[name]) for name in COLUMNS])
+    with ParquetWriter(output, schema) as file:
+        for path in map(Path, inputs):
+            for table in _regroup(_read(path, schema), schema):
+                file.write(table)
+        return file.rows
+
+
+def _read(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
+    if not path.is_file():
+        raise ValueError(f"'{path}' should be a file of the raw Criteo log. Received no such file.")
+    try:
+        with csv.open_csv(
+            path,
+            read_options=csv.ReadOptions(column_names=COLUMNS, block_size=_BLOCK_BYTES),
+            parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
+            convert_options=csv.ConvertOptions(
+                column_types=_TYPES, null_values=[""], strings_can_be_null=True
+            ),
+        ) as reader:
+            for batch in reader:
+                yield pa.Table.from_batches([batch], schema)
+    except pa.ArrowInvalid as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"'{path}' should have 40 tab-separated columns a line: a label, 13 integers, "
+            f"26 categories. Received: {reason}"
+        ) from error
+
+
+def _regroup(tables: Iterator[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Join and cut tables to row groups of one size, the last but for its rest."""
+    waiting = schema.empty_table()
+    for table in tables:
+        waiting = pa.concat_tables([waiting, table])
+        while waiting.num_rows >= _ROW_GROUP:
+            yield waiting[:_ROW_GROUP]
+            waiting = waiting[_ROW_GROUP:]
+    yield waiting
