@@ -81,6 +81,8 @@ rowwise_family(embedding)
 rowwise_family(interaction)
 rowwise_family(jagged)
 
-# No arithmetic in there, so nothing to gain from an instruction set.
-target_sources(rowwise_kernels PRIVATE ${CSRC}/permute/permute.cpp)
-list(APPEND ROWWISE_BINDINGS ${CSRC}/permute/bindings.cpp)
+# Nothing to gain from an instruction set in these: no arithmetic, or none that there are vector instructions for.
+foreach(family IN ITEMS hashing permute)
+  target_sources(rowwise_kernels PRIVATE ${CSRC}/${family}/${family}.cpp)
+  list(APPEND ROWWISE_BINDINGS ${CSRC}/${family}/bindings.cpp)
+endforeach()

@@ -7,6 +7,7 @@ int main() {
   rowwise::test_jagged();
   rowwise::test_permute();
   rowwise::test_interaction();
+  rowwise::test_hashing();
   rowwise::test_embedding();
   std::printf("sanitizers: no fault found up to %s\n", rowwise::isa_name());
   return 0;

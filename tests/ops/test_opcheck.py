@@ -11,12 +11,19 @@ import pytest
 import torch
 
 import torchrec.modules.embedding_modules
+import torchrec.ops.hashing
 import torchrec.ops.interaction
 import torchrec.sparse.jagged_tensor  # noqa: F401  (the imports define the operators)
 from torchrec.ops import backends
 
 HERE = Path(__file__).parent
-SOURCES = ["test_embedding.py", "test_interaction.py", "test_jagged.py", "test_permute.py"]
+SOURCES = [
+    "test_embedding.py",
+    "test_hashing.py",
+    "test_interaction.py",
+    "test_jagged.py",
+    "test_permute.py",
+]
 
 
 def samples() -> list[tuple[str, Any]]:
