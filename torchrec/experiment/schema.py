@@ -43,16 +43,16 @@ class SplitSection(Section):
     """How `data.train` is divided where `data.valid` or `data.test` are not given."""
 
     by: Literal["fraction", "time"] = Field(
-        "fraction", description="by chance, or the latest samples for testing"
+        default="fraction", description="by chance, or the latest samples for testing"
     )
     valid: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.1, description="share of the samples for validation"
+        default=0.1, description="share of the samples for validation"
     )
     test: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.1, description="share of the samples for testing"
+        default=0.1, description="share of the samples for testing"
     )
-    column: str | None = Field(None, description="the column of time, to split by time")
-    seed: NonNegativeInt = Field(0, description="which split by chance")
+    column: str | None = Field(default=None, description="the column of time, to split by time")
+    seed: NonNegativeInt = Field(default=0, description="which split by chance")
 
     @model_validator(mode="after")
     def _check(self) -> SplitSection:
@@ -77,112 +77,128 @@ class DataSection(Section):
         description="files or patterns such as `clicks/*.parquet`, one or a list; relative to the "
         "experiment file",
     )
-    valid: Paths = Field([], description="the same, for validation; none: a part of `train`")
-    test: Paths = Field([], description="the same, for testing; none: a part of `train`")
+    valid: Paths = Field(
+        default=[], description="the same, for validation; none: a part of `train`"
+    )
+    test: Paths = Field(default=[], description="the same, for testing; none: a part of `train`")
     format: Literal["auto", "parquet", "csv", "tsv"] = Field(
-        "auto", description="what the files are; `auto` goes by their suffix"
+        default="auto", description="what the files are; `auto` goes by their suffix"
     )
     columns: list[str] | None = Field(
-        None, description="names of the columns of CSV or TSV files that have no header"
+        default=None, description="names of the columns of CSV or TSV files that have no header"
     )
     label: str = Field(
         min_length=1,
         description="the column of 0 and 1 to predict, or an expression such as `rating > 3`",
     )
     drop: str | None = Field(
-        None, description="an expression such as `rating == 3`: rows to leave out"
+        default=None, description="an expression such as `rating == 3`: rows to leave out"
     )
     split: SplitSection = Field(
-        SplitSection(), description="how `train` is divided where files for a part are not given"
+        default=SplitSection(),
+        description="how `train` is divided where files for a part are not given",
     )
     shuffle_window: PositiveInt = Field(
-        131_072, description="how many samples are shuffled together, in memory"
+        default=131_072, description="how many samples are shuffled together, in memory"
     )
-    workers: PositiveInt = Field(2, description="threads that read and transform")
+    workers: PositiveInt = Field(default=2, description="threads that read and transform")
 
 
 class ModelSection(Section):
     """Which model, and its sizes."""
 
-    name: ModelName = Field("dlrm_dcn", description="the model")
-    dim: PositiveInt = Field(16, description="dimension of every table that has none of its own")
+    name: ModelName = Field(default="dlrm_dcn", description="the model")
+    dim: PositiveInt = Field(
+        default=16, description="dimension of every table that has none of its own"
+    )
     dense_layers: list[PositiveInt] = Field(
-        [64], description="widths of the layers over the dense features; one of `dim` follows"
+        default=[64],
+        description="widths of the layers over the dense features; one of `dim` follows",
     )
     layers: list[PositiveInt] = Field(
-        [256, 128], description="widths of the layers over everything; one of 1 follows"
+        default=[256, 128], description="widths of the layers over everything; one of 1 follows"
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="share of activations dropped in training"
+        default=0.0, description="share of activations dropped in training"
     )
-    batch_norm: bool = Field(False, description="normalise over the batch in every layer")
-    cross_layers: NonNegativeInt = Field(3, description="cross layers (`dlrm_dcn`)")
-    cross_rank: PositiveInt = Field(64, description="rank of the cross layers (`dlrm_dcn`)")
-    deep_fm_dim: PositiveInt = Field(16, description="width of what the deep part gives (`deepfm`)")
+    batch_norm: bool = Field(default=False, description="normalise over the batch in every layer")
+    cross_layers: NonNegativeInt = Field(default=3, description="cross layers (`dlrm_dcn`)")
+    cross_rank: PositiveInt = Field(default=64, description="rank of the cross layers (`dlrm_dcn`)")
+    deep_fm_dim: PositiveInt = Field(
+        default=16, description="width of what the deep part gives (`deepfm`)"
+    )
 
 
 class ScheduleSection(Section):
     """The learning rates over time, as factors of those configured."""
 
     warmup_steps: NonNegativeInt = Field(
-        0, description="steps over which the learning rates rise from 0"
+        default=0, description="steps over which the learning rates rise from 0"
     )
     decay: Literal["constant", "linear", "cosine", "exponential"] = Field(
-        "constant", description="how they fall afterwards, until the last step"
+        default="constant", description="how they fall afterwards, until the last step"
     )
     final: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="the factor that they fall to"
+        default=0.0, description="the factor that they fall to"
     )
 
 
 class EarlyStoppingSection(Section):
     """Stop when `metric` of the validation data has not improved for `patience` evaluations."""
 
-    metric: Literal["auc", "ne", "logloss"] = Field("auc", description="what should improve")
-    patience: PositiveInt = Field(2, description="evaluations without improvement before the end")
-    min_delta: NonNegativeFloat = Field(0.0, description="what counts as an improvement")
+    metric: Literal["auc", "ne", "logloss"] = Field(
+        default="auc", description="what should improve"
+    )
+    patience: PositiveInt = Field(
+        default=2, description="evaluations without improvement before the end"
+    )
+    min_delta: NonNegativeFloat = Field(default=0.0, description="what counts as an improvement")
 
 
 class TrainingSection(Section):
     """How the model is trained."""
 
-    epochs: PositiveInt = Field(1, description="passes over the training data")
-    batch_size: PositiveInt = Field(1024, description="samples a step")
-    learning_rate: PositiveFloat = Field(1e-3, description="of the dense parameters")
+    epochs: PositiveInt = Field(default=1, description="passes over the training data")
+    batch_size: PositiveInt = Field(default=1024, description="samples a step")
+    learning_rate: PositiveFloat = Field(default=1e-3, description="of the dense parameters")
     optimizer: Literal["adam", "adamw", "adagrad", "sgd"] = Field(
-        "adam", description="of the dense parameters"
+        default="adam", description="of the dense parameters"
     )
-    weight_decay: NonNegativeFloat = Field(0.0, description="of the dense parameters")
+    weight_decay: NonNegativeFloat = Field(default=0.0, description="of the dense parameters")
     embedding_learning_rate: PositiveFloat | None = Field(
-        None, description="of the tables; none: `learning_rate`"
+        default=None, description="of the tables; none: `learning_rate`"
     )
     embedding_optimizer: Literal["adam", "adagrad", "rowwise_adagrad", "sgd"] = Field(
-        "adam", description="of the tables; updates only the rows of the batch"
+        default="adam", description="of the tables; updates only the rows of the batch"
     )
-    embedding_weight_decay: NonNegativeFloat = Field(0.0, description="of the tables")
-    schedule: ScheduleSection = Field(ScheduleSection(), description="the learning rates over time")
+    embedding_weight_decay: NonNegativeFloat = Field(default=0.0, description="of the tables")
+    schedule: ScheduleSection = Field(
+        default=ScheduleSection(), description="the learning rates over time"
+    )
     clip_norm: PositiveFloat | None = Field(
-        None, description="largest norm of the dense gradients; none: no limit"
+        default=None, description="largest norm of the dense gradients; none: no limit"
     )
-    accumulate: PositiveInt = Field(1, description="batches whose gradients are summed for a step")
+    accumulate: PositiveInt = Field(
+        default=1, description="batches whose gradients are summed for a step"
+    )
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="of the dense layers' products; weights stay fp32"
+        default="fp32", description="of the dense layers' products; weights stay fp32"
     )
-    compile: bool = Field(False, description="use `torch.compile`")
+    compile: bool = Field(default=False, description="use `torch.compile`")
     early_stopping: EarlyStoppingSection | None = Field(
-        None, description="end before the last epoch; none: never"
+        default=None, description="end before the last epoch; none: never"
     )
     evaluate_every: PositiveInt | None = Field(
-        None, description="steps between evaluations; none: once an epoch"
+        default=None, description="steps between evaluations; none: once an epoch"
     )
     checkpoint_every: PositiveInt | None = Field(
-        None, description="steps between checkpoints; none: once an epoch"
+        default=None, description="steps between checkpoints; none: once an epoch"
     )
-    keep_checkpoints: PositiveInt = Field(2, description="how many of the latest are kept")
-    log_every: PositiveInt = Field(50, description="steps between lines of `metrics.jsonl`")
-    tensorboard: bool = Field(False, description="write TensorBoard events as well")
-    seed: NonNegativeInt = Field(0, description="of weights, shuffling and dropout")
-    threads: PositiveInt | None = Field(None, description="of PyTorch; none: as it chooses")
+    keep_checkpoints: PositiveInt = Field(default=2, description="how many of the latest are kept")
+    log_every: PositiveInt = Field(default=50, description="steps between lines of `metrics.jsonl`")
+    tensorboard: bool = Field(default=False, description="write TensorBoard events as well")
+    seed: NonNegativeInt = Field(default=0, description="of weights, shuffling and dropout")
+    threads: PositiveInt | None = Field(default=None, description="of PyTorch; none: as it chooses")
 
 
 class Experiment(Section):
@@ -190,13 +206,15 @@ class Experiment(Section):
 
     data: DataSection = Field(description="where the samples are, and which column is the label")
     features: dict[str, AnyFeature] | None = Field(
-        None,
+        default=None,
         description="what each column is to the model; none: inferred as `torchrec init` does",
     )
-    model: ModelSection = Field(ModelSection(), description="which model, and its sizes")
-    training: TrainingSection = Field(TrainingSection(), description="how the model is trained")
+    model: ModelSection = Field(default=ModelSection(), description="which model, and its sizes")
+    training: TrainingSection = Field(
+        default=TrainingSection(), description="how the model is trained"
+    )
     output: str = Field(
-        "runs/experiment",
+        default="runs/experiment",
         description="the run folder, relative to the working directory; by default `runs/` and "
         "the name of the experiment file",
     )

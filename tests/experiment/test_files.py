@@ -1,0 +1,404 @@
+"""Experiment files: read, overridden, refused with one line, written back."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torchrec.experiment._yaml import parse_yaml, write_yaml
+from torchrec.experiment.files import check_columns, dump_experiment, load_experiment
+from torchrec.experiment.schema import Experiment
+
+MINIMAL = "data: {train: clicks.parquet, label: click}\n"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "experiment.yaml"
+
+
+def load(file: Path, text: str, *overrides: str) -> Experiment:
+    file.write_text(text, encoding="utf-8")
+    return load_experiment(file, overrides)
+
+
+def failure(file: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        load(file, text, *overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_six_lines(file: Path) -> None:
+    experiment = load(
+        file,
+        "data:\n  train: part-*.parquet\n  label: rating > 3\n"
+        "model:\n  name: deepfm\noutput: runs/six\n",
+    )
+    assert experiment.data.train == [str(file.parent / "part-*.parquet")]
+    assert experiment.data.label == "rating > 3"
+    assert (experiment.model.name, experiment.output) == ("deepfm", "runs/six")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("1e6", 1_000_000),
+        ("1.5E+2", 150.0),
+        (".5", 0.5),
+        ("131_072", 131_072),
+        ("010", 10),
+        ("0x1f", 31),
+        ("no", "no"),
+        ("yes", "yes"),
+        ("on", "on"),
+        ("true", True),
+        ("12:30", "12:30"),
+        ("2020-01-01", "2020-01-01"),
+        ("~", None),
+        ("", None),
+        ("'1e-3'", "1e-3"),
+        ("-.inf", -math.inf),
+    ],
+)
+def test_scalars(text: str, value: object) -> None:
+    got = parse_yaml(f"key: {text}")
+    assert got == {"key": value}
+    assert type(got["key"]) is type(value)
+
+
+def test_keys_are_text() -> None:
+    assert parse_yaml("{1: a, no: b, 1e3: c}") == {"1": "a", "no": "b", "1e3": "c"}
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8
+)
+
+
+@given(VALUES)
+def test_yaml_there_and_back(value: object) -> None:
+    assert parse_yaml(write_yaml(value)) == value
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["no", "1e-3", "null", "~", "", "0x1f", "=", "<<", "12:30", "*a", "a: b", "010", "é\u2028"],
+)
+def test_words_there_and_back(word: str) -> None:
+    assert parse_yaml(write_yaml({word: [word]})) == {word: [word]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL + "data: {train: b, label: y}", "line 2: `data` stands there twice"),
+        ("data:\n\ttrain: a", "line 2: indent with spaces. Received a tab"),
+        ("data:\n  train: *.parquet", "line 2: text that begins with `*` should stand in quotes"),
+        ("a: !!python/object/apply:os.system [x]", "line 1: plain data is all that is read"),
+        ("data: {train: a\nmodel: b", "line 2: "),
+        ("a: b: c", "line 1: mapping values are not allowed here"),
+        ("? [1]\n: 2", "line 1: a key should be a word"),
+        ("a: \x07", "line 1: special characters are not allowed"),
+    ],
+)
+def test_no_yaml(file: Path, text: str, message: str) -> None:
+    assert failure(file, text).startswith(f"experiment.yaml, {message}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", " should hold sections (data, features, model, training, output). Received nothing."),
+        (
+            "- a",
+            " should hold sections (data, features, model, training, output). Received a list.",
+        ),
+        ("data: 3", ": `data` should be a section with keys such as `train`. Received 3."),
+        (
+            "data: {train: a}",
+            ": `data.label` should be given: the column of 0 and 1 to predict, or an expression such "
+            "as `rating > 3`.",
+        ),
+        (
+            MINIMAL + "trainig: {}",
+            ": `trainig` is not a key of the file; did you mean `training`? Its keys: data, features, "
+            "model, training, output.",
+        ),
+        (
+            "data: {train: [], label: y}",
+            ": `data.train` should not be empty: files or patterns such as `clicks/*.parquet`, one or "
+            "a list; relative to the experiment file.",
+        ),
+        (
+            "data: {train: a, label: y, split: {by: time}}",
+            ": `data.split.column` should name the column of time when `data.split.by` is 'time'. "
+            "Received none.",
+        ),
+        (
+            "data: {train: a, label: y, split: {valid: 0.5, test: 0.5}}",
+            ": `data.split.valid` and `data.split.test` should leave samples to train on, and sum to "
+            "less than 1. Received 0.5 and 0.5.",
+        ),
+        (
+            MINIMAL + "features: {}",
+            ": `features` should name at least one feature, or be left out to be inferred. "
+            "Received none.",
+        ),
+    ],
+)
+def test_mistakes(file: Path, text: str, message: str) -> None:
+    assert failure(file, text) == f"experiment.yaml{message}"
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (
+            "training: {batch_size: many}",
+            "batch_size` should be a whole number above 0. Received 'many'.",
+        ),
+        (
+            "training: {batch_size: true}",
+            "batch_size` should be a whole number above 0. Received true.",
+        ),
+        ("training: {epochs: 1.5}", "epochs` should be a whole number above 0. Received 1.5."),
+        (
+            "training: {learning_rate: '1'}",
+            "learning_rate` should be a number above 0. Received '1'.",
+        ),
+        ("training: {compile: 1}", "compile` should be true or false. Received 1."),
+        ("training: {clip_norm: x}", "clip_norm` should be a number above 0. Received 'x'."),
+        (
+            "training: {schedule: {decay: cosin}}",
+            "schedule.decay` should be 'constant', 'linear', 'cosine' or 'exponential'. Received "
+            "'cosin'; did you mean `cosine`?",
+        ),
+        (
+            "model: {layers: 3}",
+            "layers` should be a list, each a whole number above 0. Received 3.",
+        ),
+        ("model: {layers: [3, x]}", "layers.1` should be a whole number above 0. Received 'x'."),
+        ("model: {dropout: 1}", "dropout` should be a number at least 0 and below 1. Received 1."),
+        (
+            "features: {a: {}}",
+            "a.type` should be given: 'dense', 'sparse', 'multi_hot' or 'sequence'.",
+        ),
+        (
+            "features: {a: {type: spars}}",
+            "a.type` should be 'dense', 'sparse', 'multi_hot' or 'sequence'. Received 'spars'; did "
+            "you mean `sparse`?",
+        ),
+        (
+            "features: {a: {type: sparse, rows: x}}",
+            "a.rows` should be a whole number above 0. Received 'x'.",
+        ),
+        (
+            "features: {a: {type: sparse, out_of_range: eror}}",
+            "a.out_of_range` should be 'error', 'hash', 'unknown', 'clamp' or 'ignore'. Received "
+            "'eror'; did you mean `error`?",
+        ),
+        (
+            "features: {a: {type: dense, fill: men}}",
+            "a.fill` should be a number or 'mean'. Received 'men'; did you mean `mean`?",
+        ),
+    ],
+)
+def test_wrong_values(file: Path, section: str, message: str) -> None:
+    name = section.split(":")[0]
+    assert failure(file, MINIMAL + section) == f"experiment.yaml: `{name}.{message}"
+
+
+def test_misspelled_key_is_reported_before_the_one_it_stands_for(file: Path) -> None:
+    message = failure(file, "data: {trian: a.parquet, lable: y}")
+    assert message.startswith(
+        "experiment.yaml: `data.trian` is not a key of `data`; did you mean `train`?"
+    )
+
+
+def test_feature_of_another_type(file: Path) -> None:
+    message = failure(file, MINIMAL + "features: {a: {type: sparse, separtor: x}}")
+    assert message.startswith("experiment.yaml: `features.a.separtor` is not a key of `features.a`")
+
+
+def test_missing_file_names_a_near_one(file: Path) -> None:
+    file.write_text(MINIMAL)
+    with pytest.raises(
+        FileNotFoundError, match=r"should exist\. .*did you mean `experiment.yaml`\?"
+    ):
+        load_experiment(file.with_name("experimnt.yaml"))
+
+
+def test_folder_and_bad_bytes(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"should be a file\. Received the folder"):
+        load_experiment(tmp_path)
+    file.write_bytes(b"data: \xff")
+    with pytest.raises(
+        ValueError, match=r"should be UTF-8 text\. Received byte 0xff at position 6"
+    ):
+        load_experiment(file)
+
+
+def test_sections_of_comments_only(file: Path) -> None:
+    experiment = load(file, MINIMAL + "model:\n  # name: dlrm\ntraining:\n  schedule:\nfeatures:\n")
+    assert (experiment.model.name, experiment.features) == ("dlrm_dcn", None)
+
+
+def test_overrides(file: Path) -> None:
+    experiment = load(
+        file,
+        MINIMAL + "training: {epochs: 2, seed: 7}",
+        "training.epochs=5",
+        "training.learning_rate=1e-2",
+        "training.schedule.decay=cosine",
+        "model.layers=[3, 4]",
+        "features.user.type=sparse",
+        "data.drop=rating == 3",
+        "training.early_stopping={patience: 4}",
+        "training.embedding_learning_rate=",
+    )
+    training = experiment.training
+    assert (training.epochs, training.seed, training.learning_rate) == (5, 7, 0.01)
+    assert training.schedule.decay == "cosine"
+    assert training.early_stopping is not None
+    assert training.early_stopping.patience == 4
+    assert training.embedding_learning_rate is None
+    assert experiment.model.layers == [3, 4]
+    assert list(experiment.features or {}) == ["user"]
+    assert experiment.data.drop == "rating == 3"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "training",
+            "An override should be section.key=value, as training.epochs=3. Received 'training'.",
+        ),
+        (
+            "training.epochs=[3",
+            "override 'training.epochs=[3': the value is not YAML: line 1: expected ',' or ']', but "
+            "got '<stream end>'.",
+        ),
+        (
+            "training.epochs=x",
+            "override 'training.epochs=x': `training.epochs` should be a whole number above 0. "
+            "Received 'x'.",
+        ),
+        (
+            "output.name=x",
+            "override 'output.name=x': `output` should be a section. Received 'runs/experiment'.",
+        ),
+        (
+            "modl.name=dlrm",
+            "override 'modl.name=dlrm': `modl` is not a key of the file; did you mean `model`? Its "
+            "keys: data, features, model, training, output.",
+        ),
+    ],
+)
+def test_mistaken_overrides(file: Path, override: str, message: str) -> None:
+    assert failure(file, MINIMAL, override) == message
+
+
+def test_an_override_repairs_the_file(file: Path) -> None:
+    experiment = load(file, MINIMAL + "training: {epochs: many}", "training.epochs=2")
+    assert experiment.training.epochs == 2
+
+
+def test_paths(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the file are relative to its folder, those of overrides to the working directory."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    text = "data: {train: [a.csv, /data/b.csv, ../c.csv], label: y}"
+    data = load(file, text, "data.valid=v.csv", "data.test=*.csv").data
+    assert data.train == [str(tmp_path / "a.csv"), "/data/b.csv", str(tmp_path.parent / "c.csv")]
+    assert data.valid == [str(elsewhere / "v.csv")]
+    assert data.test == [str(elsewhere / "*.csv")]
+
+
+def test_output_is_named_after_the_file(tmp_path: Path) -> None:
+    assert load(tmp_path / "movies.yaml", MINIMAL).output == "runs/movies"
+
+
+def test_dumped_experiments_load_as_they_were(file: Path) -> None:
+    experiment = load(
+        file,
+        MINIMAL
+        + "features: {no: {type: dense, fill: 0.5}, '1e3': {type: sequence, max_length: null, "
+        "out_of_range: unknown}}\ntraining: {learning_rate: 1e-5, early_stopping: {patience: 3}}",
+    )
+    assert load(file.with_name("again.yaml"), dump_experiment(experiment)) == experiment
+
+
+class TestColumns:
+    """`check_columns`, against the columns user, rating, time, history, weight."""
+
+    schema = pa.schema(
+        [(name, pa.int64()) for name in ("user", "rating", "time", "history", "weight")]
+    )
+
+    def check(
+        self, file: Path, data: str = "label: rating > 3", features: str = "user: {type: sparse}"
+    ) -> None:
+        text = f"data: {{train: a.csv, {data}}}\nfeatures: {{{features}}}"
+        check_columns(load(file, text), self.schema)
+
+    def test_all_there(self, file: Path) -> None:
+        self.check(
+            file,
+            "label: rating > 3, drop: rating == 3, split: {by: time, column: time}",
+            "u: {type: sparse, column: user}, history: {type: sequence, weights: weight}",
+        )
+
+    @pytest.mark.parametrize(
+        ("data", "features", "message"),
+        [
+            (
+                "label: raitng > 3",
+                "user: {type: sparse}",
+                "`data.label` .*'raitng'; did you mean `rating`",
+            ),
+            (
+                "label: clicked",
+                "user: {type: sparse}",
+                r"`data.label` .*'clicked'\. Columns: user, rating",
+            ),
+            (
+                "label: rating > 3, drop: usr == 1",
+                "user: {type: sparse}",
+                "`data.drop` .*'usr'; did you mean `user`",
+            ),
+            (
+                "label: rating > 3, split: {by: time, column: tme}",
+                "user: {type: sparse}",
+                "`data.split.column` .*'tme'; did you mean `time`",
+            ),
+            (
+                "label: rating > 3",
+                "usr: {type: sparse}",
+                "`features.usr` .*'usr'; did you mean `user`",
+            ),
+            (
+                "label: rating > 3",
+                "u: {type: sparse, column: usre}",
+                "`features.u.column` .*'usre'; did you mean `user`",
+            ),
+            (
+                "label: rating > 3",
+                "history: {type: sequence, weights: wieght}",
+                "`features.history.weights` .*'wieght'; did you mean `weight`",
+            ),
+        ],
+    )
+    def test_not_there(self, file: Path, data: str, features: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            self.check(file, data, features)

@@ -1,0 +1,65 @@
+"""Experiment files: their keys, and what each may hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from torchrec.experiment._keys import expected, keys_of, node_at, root
+from torchrec.experiment.schema import Experiment
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "experiment.md"
+
+
+def every_key(node: dict, prefix: str = "") -> list[str]:
+    """List the keys below a node, as in `training.schedule.decay`; features apart."""
+    found = []
+    for name in keys_of(node):
+        key = f"{prefix}{name}"
+        child, _ = node_at(key.split("."))
+        found += [key, *(every_key(child, f"{key}.") if name != "features" else [])]
+    return found
+
+
+def test_keys_that_others_rely_on() -> None:
+    frozen = {
+        "data.train": "a list, each text",
+        "data.valid": "a list, each text",
+        "data.test": "a list, each text",
+        "data.label": "text",
+        "model.name": "'dlrm', 'dlrm_dcn' or 'deepfm'",
+        "training.epochs": "a whole number above 0",
+        "training.batch_size": "a whole number above 0",
+        "training.learning_rate": "a number above 0",
+        "training.seed": "a whole number at least 0",
+        "output": "text",
+    }
+    for key, words in frozen.items():
+        node, name = node_at(key.split("."))
+        assert node is not None, f"`{key}` is gone"
+        assert name == key
+        assert words in expected(node)
+
+
+@pytest.mark.parametrize("key", every_key(root()))
+def test_every_key_is_described(key: str) -> None:
+    node, _ = node_at(key.split("."))
+    assert node is not None
+    described = node.get("description")
+    assert described, f"`{key}` has no description"
+    assert not str(described).endswith(".")
+
+
+def test_two_lines_are_enough() -> None:
+    experiment = Experiment.model_validate({"data": {"train": "clicks.parquet", "label": "click"}})
+    assert experiment.data.train == ["clicks.parquet"]
+    assert experiment.features is None
+
+
+def test_defaults_are_not_shared() -> None:
+    data = {"train": "clicks.parquet", "label": "click"}
+    one, two = (Experiment.model_validate({"data": data}) for _ in range(2))
+    one.training.schedule.warmup_steps = 5
+    one.model.layers.append(7)
+    assert (two.training.schedule.warmup_steps, two.model.layers) == (0, [256, 128])

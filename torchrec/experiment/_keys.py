@@ -1,0 +1,168 @@
+"""What the experiment file may hold, in words: its keys, what each should be, the nearest name.
+
+Read from the JSON schema of `Experiment`, so that messages, comments and documents cannot differ
+from what is checked.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from torchrec.experiment.schema import Experiment
+
+Node: TypeAlias = dict[str, object]
+
+
+@functools.cache
+def _root() -> Node:
+    return Experiment.model_json_schema()
+
+
+def root() -> Node:
+    """Return the node of the whole file."""
+    return _root()
+
+
+def node_at(path: Sequence[str | int]) -> tuple[Node | None, str]:
+    """Return the node at a path of the validator, and the path as the file has it.
+
+    Args:
+        path: keys from the top; the name of a union's member, which the validator puts in and the
+            file does not have, is stepped into and left out of the name.
+
+    Returns:
+        The node, None for a key that does not exist; and the name, as in ``features.user.dim``.
+    """
+    node: Node | None = _root()
+    named: list[str] = []
+    for step in path:
+        children = [] if node is None else _alternatives(node)
+        member = next((child for child in children if _tag(child) == step), None)
+        if member is not None and len(children) > 1:
+            node = member
+            continue
+        named.append(str(step))
+        node = next((found for child in children if (found := _child(child, step))), None)
+        if node is None and any(_is_scalar(child) for child in children):
+            named.pop()  # the member of a union of scalars that did not match
+            return {"anyOf": children}, ".".join(named)
+    return node, ".".join(named)
+
+
+def keys_of(node: Node) -> dict[str, Node]:
+    """Return the keys of a section, in order; empty for what is none."""
+    properties = _resolve(node).get("properties", {})
+    assert isinstance(properties, dict)
+    return properties
+
+
+def members_of(node: Node) -> dict[str, Node]:
+    """Return the nodes that a union chooses from by their ``type``."""
+    return {tag: child for child in _alternatives(node) if (tag := _tag(child)) is not None}
+
+
+def expected(node: Node) -> str:
+    """Return what a value should be, as in "a whole number above 0"."""
+    members = members_of(node)
+    if members:
+        return f"a section with a `type`: {_choice(members)}"
+    words = list(dict.fromkeys(_words(child) for child in _alternatives(node)))
+    return " or ".join(words)
+
+
+def choices(node: Node) -> list[str]:
+    """Return the words that a value may be."""
+    found = []
+    for child in _alternatives(node):
+        values = child.get("enum", [child["const"]] if "const" in child else [])
+        assert isinstance(values, list)
+        found += [str(value) for value in values]
+    return found
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return "; did you mean `x`?" for the nearest of ``names``, "" if none is near.
+
+    Example:
+        >>> did_you_mean("batch_siez", ["batch_size", "epochs"])
+        '; did you mean `batch_size`?'
+        >>> did_you_mean("colour", ["batch_size", "epochs"])
+        ''
+    """
+    lower = {other.lower(): other for other in names}
+    near = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.6)
+    return f"; did you mean `{lower[near[0]]}`?" if near else ""
+
+
+def _resolve(node: Node) -> Node:
+    reference = node.get("$ref")
+    if reference is None:
+        return node
+    definitions = _root()["$defs"]
+    assert isinstance(definitions, dict)
+    target: Node = definitions[str(reference).rsplit("/", 1)[1]]
+    return target
+
+
+def _alternatives(node: Node) -> list[Node]:
+    """Return the members of a union, without null; the node alone if it is none."""
+    node = _resolve(node)
+    members = node.get("anyOf") or node.get("oneOf")
+    if not isinstance(members, list):
+        return [node]
+    flat = [child for member in members for child in _alternatives(member)]
+    return [child for child in flat if child.get("type") != "null"]
+
+
+def _tag(node: Node) -> str | None:
+    kind = keys_of(node).get("type")
+    return str(kind["const"]) if kind and "const" in kind else None
+
+
+def _child(node: Node, step: str | int) -> Node | None:
+    inner = (
+        node.get("items")
+        if isinstance(step, int)
+        else keys_of(node).get(step, node.get("additionalProperties"))
+    )
+    return inner if isinstance(inner, dict) else None
+
+
+def _is_scalar(node: Node) -> bool:
+    return node.get("type") not in ("object", "array")
+
+
+def _choice(words: Iterable[str]) -> str:
+    *most, last = [f"'{word}'" for word in words]
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _words(node: Node) -> str:
+    """Return what one member of a union, or a node that is none, should be."""
+    named = choices(node)
+    if named:
+        return _choice(named)
+    kind = node.get("type")
+    if kind == "array":
+        items = node["items"]
+        assert isinstance(items, dict)
+        return f"a list, each {expected(items)}"
+    if kind == "object":
+        keys = keys_of(node)
+        return f"a section with keys such as `{next(iter(keys))}`" if keys else "a section"
+    plain = {"string": "text", "boolean": "true or false", "integer": "a whole number"}
+    return plain.get(str(kind), "a number") + _bounds(node)
+
+
+def _bounds(node: Node) -> str:
+    limits = (
+        ("exclusiveMinimum", "above"),
+        ("minimum", "at least"),
+        ("exclusiveMaximum", "below"),
+        ("maximum", "at most"),
+    )
+    words = [f"{word} {node[key]:g}" for key, word in limits if key in node]
+    return " " + " and ".join(words) if words else ""

@@ -1,0 +1,248 @@
+"""Experiment files: read with overrides, checked, written back.
+
+A mistake is one line that names the key, what it should be and the nearest that exists.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from torchrec.datasets.features import MultiHotFeature, SequenceFeature
+from torchrec.experiment._keys import did_you_mean
+from torchrec.experiment._messages import first_message, listed, shown
+from torchrec.experiment._yaml import parse_yaml, write_yaml
+from torchrec.experiment.schema import Experiment
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_PATHS = ("train", "valid", "test")
+
+
+def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file.
+
+    Paths of data in the file are relative to its folder, those in overrides to the working
+    directory; all are absolute in what is returned. `output` is relative to the working directory,
+    and `runs/` with the name of the file if it is not given.
+
+    Args:
+        path: a YAML file.
+        overrides: further values, as in ``"training.batch_size=2048"``; the value is YAML too, so
+            lists and whole sections are possible. They replace what the file says.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not YAML, or a key or value is not what it should be: one line that names
+            the nearest valid key.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> path = Path(folder.name, "clicks.yaml")
+        >>> _ = path.write_text("data: {train: clicks.parquet, label: clicked}")
+        >>> experiment = load_experiment(path, ["training.epochs=3"])
+        >>> experiment.data.label, experiment.training.epochs, experiment.output
+        ('clicked', 3, 'runs/clicks')
+        >>> load_experiment(path, ["training.epoch=3"])
+        Traceback (most recent call last):
+        ValueError: override 'training.epoch=3': `training.epoch` is not a key of `training`; ...
+        >>> folder.cleanup()
+    """
+    path = Path(path)
+    values = _sections(parse_experiment_yaml(_read(path), path.name), path.name)
+    values.setdefault("output", f"runs/{path.stem}")
+    _make_absolute(values, path.parent)
+    changed: dict[str, str] = {}
+    for override in overrides:
+        key, value = _parse_override(override)
+        _put(values, key, value, override)
+        changed[key] = override
+    _make_absolute(values, Path.cwd())
+    return check_experiment(values, path.name, changed)
+
+
+def dump_experiment(experiment: Experiment) -> str:
+    """Return an experiment as the text of a file, every key written out.
+
+    `load_experiment` reads it back as an equal experiment.
+
+    Example:
+        >>> experiment = Experiment.model_validate({"data": {"train": "/a.csv", "label": "y"}})
+        >>> print(dump_experiment(experiment))  # doctest: +ELLIPSIS
+        data:
+          train: [/a.csv]
+          valid: []
+          ...
+    """
+    return write_yaml(experiment.model_dump(mode="json"))
+
+
+def parse_experiment_yaml(text: str, name: str) -> object:
+    """Return what the text of an experiment file says, unchecked.
+
+    Raises:
+        ValueError: it is not YAML; the message gives ``name`` and the line.
+    """
+    try:
+        return parse_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"{name}, {error}.") from None
+
+
+def check_experiment(
+    values: object, name: str, overrides: Mapping[str, str] | None = None
+) -> Experiment:
+    """Return the experiment that plain values describe.
+
+    Args:
+        values: as read from YAML.
+        name: of the file, for messages.
+        overrides: the overrides among the values, by key, for messages. Default none.
+
+    Raises:
+        ValueError: a key or value is not what it should be.
+    """
+    values = _sections(values, name)
+    _fill_empty_sections(values)
+    try:
+        # Strict, and as JSON: `true` is no number and "3" none either, but a word chooses from an
+        # enumeration.
+        return Experiment.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        message, at = first_message(error.errors(include_url=False))
+    source = next(
+        (
+            f"override {text!r}"
+            for key, text in (overrides or {}).items()
+            if f"{at}.".startswith(f"{key}.") or key.startswith(f"{at}.")
+        ),
+        name,
+    )
+    raise ValueError(f"{source}: {message}")
+
+
+def check_columns(experiment: Experiment, schema: pa.Schema) -> None:
+    """Check that every column which an experiment reads is in the data.
+
+    Args:
+        experiment: label, rows to drop, split by time and features name columns.
+        schema: of the data.
+
+    Raises:
+        ValueError: a column is not there; the message gives the nearest that is.
+    """
+    from torchrec.datasets.expression import parse_expression
+
+    names = schema.names
+    for key in ("label", "drop"):
+        text = getattr(experiment.data, key)
+        if text is not None and text not in names:
+            for column in sorted(parse_expression(text).columns):
+                _check_column(f"data.{key}", column, names)
+    split = experiment.data.split
+    if split.by == "time" and split.column is not None:
+        _check_column("data.split.column", split.column, names)
+    for name, feature in (experiment.features or {}).items():
+        key = f"features.{name}" if feature.column is None else f"features.{name}.column"
+        _check_column(key, feature.column or name, names)
+        if isinstance(feature, MultiHotFeature | SequenceFeature) and feature.weights is not None:
+            _check_column(f"features.{name}.weights", feature.weights, names)
+
+
+def _check_column(key: str, column: str, names: list[str]) -> None:
+    if column not in names:
+        near = did_you_mean(column, names)
+        raise ValueError(
+            f"`{key}` should name a column of the data. Received '{column}'"
+            f"{near or '.'} Columns: {listed(names)}."
+        )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.y*ml")])
+        raise FileNotFoundError(
+            f"The experiment file should exist. Received '{path}'{near or '.'}"
+        ) from None
+    except IsADirectoryError:
+        raise ValueError(
+            f"The experiment file should be a file. Received the folder '{path}'."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path.name} should be UTF-8 text. Received byte {error.object[error.start]:#x} at "
+            f"position {error.start}."
+        ) from None
+
+
+def _sections(values: object, name: str) -> dict[str, object]:
+    if not isinstance(values, dict):
+        got = {type(None): "nothing", list: "a list"}.get(type(values), f"{values!r}")
+        sections = ", ".join(Experiment.model_fields)
+        raise ValueError(f"{name} should hold sections ({sections}). Received {got}.")
+    return values
+
+
+def _fill_empty_sections(values: dict[str, object]) -> None:
+    """Take a section of which every line is a comment, null to YAML, for one without keys."""
+    for name in ("data", "model", "training"):
+        if name in values and values[name] is None:
+            values[name] = {}
+    for section, name in (("data", "split"), ("training", "schedule")):
+        inner = values.get(section)
+        if isinstance(inner, dict) and name in inner and inner[name] is None:
+            inner[name] = {}
+
+
+def _make_absolute(values: dict[str, object], folder: Path) -> None:
+    """Join the paths of data with the folder that they are relative to."""
+    data = values.get("data")
+    if not isinstance(data, dict):
+        return
+    for name in _PATHS:
+        given = data.get(name)
+        paths = [given] if isinstance(given, str) else given
+        if isinstance(paths, list) and all(isinstance(path, str) for path in paths):
+            data[name] = [
+                os.path.abspath(os.path.join(folder, os.path.expanduser(path))) for path in paths
+            ]
+
+
+def _parse_override(override: str) -> tuple[str, object]:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key or "" in key.split("."):
+        raise ValueError(
+            f"An override should be section.key=value, as training.epochs=3. Received {override!r}."
+        )
+    if text.lstrip()[:1] in tuple("*&!%@`"):  # a pattern or a name, no YAML
+        return key, text.strip()
+    try:
+        return key, parse_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"override {override!r}: the value is not YAML: {error}.") from None
+
+
+def _put(values: dict[str, object], key: str, value: object, override: str) -> None:
+    *parents, last = key.split(".")
+    at = values
+    for depth, step in enumerate(parents):
+        inner = at.setdefault(step, {})
+        if inner is None:
+            inner = at[step] = {}
+        if not isinstance(inner, dict):
+            name = ".".join(parents[: depth + 1])
+            raise ValueError(
+                f"override {override!r}: `{name}` should be a section. Received {shown(inner)}."
+            )
+        at = inner
+    at[last] = value
