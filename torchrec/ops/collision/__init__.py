@@ -83,8 +83,8 @@ def find_ids(id_map: IdMap, ids: Tensor, missing: int = -1) -> Tensor:
     """
     ids = _integers("ids", ids)
     if schema.kernels is not None and is_plain(ids):
-        return cast(Tensor, schema.kernels.find(id_map.ids, id_map.index, ids, missing))
-    return cast(Tensor, schema.id_map_find(id_map.ids, id_map.index, ids, missing))
+        return cast(Tensor, schema.kernels.find(id_map.ids, id_map.entries, ids, missing))
+    return cast(Tensor, schema.id_map_find(id_map.ids, id_map.entries, ids, missing))
 
 
 def count_ids(
@@ -132,7 +132,7 @@ def count_ids(
         (tensor([5, 8]), tensor([2, 1]))
     """
     ids = _integers("ids", ids)
-    arguments = (id_map.ids, id_map.index, counts, last, *history, totals, ids, now, missing)
+    arguments = (id_map.ids, id_map.entries, counts, last, *history, totals, ids, now, missing)
     if schema.kernels is not None and is_plain(ids):
         return cast(Tensor, schema.kernels.count_(*arguments))
     return cast(Tensor, schema.id_map_count_(*arguments))
@@ -161,8 +161,8 @@ def reserve(history: History, more: int, limit: int = MAX_ROWS) -> History:
     needed = min(size + more, limit)
     if needed <= capacity:
         return history
-    used = (tensor[:size] for tensor in (history.ids, history.counts, history.last))
-    return _copied(*used, min(2 * needed, limit))
+    ids, counts, last = (tensor[:size] for tensor in (history.ids, history.counts, history.last))
+    return _copied(ids, counts, last, min(2 * needed, limit))
 
 
 def restore_history(ids: Tensor, counts: Tensor, last: Tensor) -> History:
@@ -200,7 +200,7 @@ def _copied(ids: Tensor, counts: Tensor, last: Tensor, capacity: int) -> History
     history.last[:size] = last
     history.size.fill_(size)
     rows = torch.arange(size, device=ids.device)
-    schema.id_map_rebuild_(history.ids, rows, history.index)
+    schema.id_map_rebuild_(history.ids, rows, history.entries)
     return history
 
 
@@ -210,7 +210,7 @@ def clear_history(history: History) -> None:
     Example:
         >>> clear_history(new_history(5))
     """
-    history.index.zero_()
+    history.entries.zero_()
     history.size.zero_()
 
 
@@ -331,7 +331,7 @@ def rebuild_index(id_map: IdMap) -> None:
     """
     rows = id_map.occupied.nonzero().squeeze(1)
     _require_distinct("ids", id_map.ids[rows])
-    schema.id_map_rebuild_(id_map.ids, rows, id_map.index)
+    schema.id_map_rebuild_(id_map.ids, rows, id_map.entries)
 
 
 def _rows(id_map: IdMap, rows: Tensor) -> Tensor:

@@ -23,12 +23,12 @@ class IdMap(NamedTuple):
     Attributes:
         ids: ``[E]`` int64, the id that holds each row; of any value where a row is free.
         occupied: ``[E]`` bool, whether a row is held.
-        index: ``[index_size(E)]`` int32, 0 where free.
+        entries: ``[index_size(E)]`` int32, the index; 0 where free.
     """
 
     ids: Tensor
     occupied: Tensor
-    index: Tensor
+    entries: Tensor
 
 
 class History(NamedTuple):
@@ -38,14 +38,14 @@ class History(NamedTuple):
         ids: ``[C]`` int64, of which the first ``size`` are in use; distinct.
         counts: ``[C]`` int64, occurrences.
         last: ``[C]`` int64, iteration of the last occurrence.
-        index: ``[index_size(C)]`` int32, 0 where free.
+        entries: ``[index_size(C)]`` int32, the index; 0 where free.
         size: ``[1]`` int64.
     """
 
     ids: Tensor
     counts: Tensor
     last: Tensor
-    index: Tensor
+    entries: Tensor
     size: Tensor
 
 
