@@ -1,0 +1,164 @@
+"""The files that data is read from: found by name, path or pattern, and looked at before anything is read."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Format = Literal["parquet", "csv", "tsv"]
+Compression = Literal["gzip", "zstd"]
+
+_FORMATS: dict[str, Format] = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".tsv": "tsv",
+}
+_COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
+_PARQUET_MAGIC = b"PAR1"
+
+# Up to this size a fingerprint covers every byte of a file; of a larger one so much in samples.
+_FINGERPRINT_BYTES = 1 << 26
+_FINGERPRINT_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of samples.
+
+    Args:
+        path: where it is.
+        format: ``"parquet"``, ``"csv"`` or ``"tsv"``.
+        compression: ``"gzip"`` or ``"zstd"`` of a text file. Default: none.
+    """
+
+    path: str
+    format: Format
+    compression: Compression | None = None
+
+    def fingerprint(self) -> str:
+        """Return a digest of the file's size and bytes: other data, another digest.
+
+        Files of more than 64 MiB are sampled at 64 places, start and end among them.
+        """
+        size = os.path.getsize(self.path)
+        digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+        with open(self.path, "rb") as file:
+            if size <= _FINGERPRINT_BYTES:
+                digest.update(file.read())
+            else:
+                step = _FINGERPRINT_BYTES // _FINGERPRINT_SAMPLES
+                for sample in range(_FINGERPRINT_SAMPLES):
+                    file.seek((size - step) * sample // (_FINGERPRINT_SAMPLES - 1))
+                    digest.update(file.read(step))
+        return digest.hexdigest()
+
+
+def resolve_files(
+    patterns: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    format: Literal["auto", "parquet", "csv", "tsv"] = "auto",
+) -> list[DataFile]:
+    r"""Find the files that paths, folders and patterns mean, in a fixed order.
+
+    A pattern (``data/day_*.parquet``, ``data/**/*.csv``) gives its matches sorted by name, a folder
+    its data files sorted by name; a file that is found twice is taken once.
+
+    Args:
+        patterns: paths, folders or patterns.
+        format: of all files; ``"auto"`` goes by the suffix: ``.parquet``, ``.pq``, ``.csv``,
+            ``.tsv``, the last two also with ``.gz`` or ``.zst``. Default ``"auto"``.
+
+    Returns:
+        At least one file; all of one format.
+
+    Raises:
+        ValueError: nothing is found, a file is empty, no (complete) Parquet file or of a format
+            that cannot be told, or formats differ.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("b.csv", "a.csv"):
+        ...         _ = pathlib.Path(folder, name).write_text("x\n1\n")
+        ...     [os.path.basename(file.path) for file in resolve_files([folder + "/*.csv"])]
+        ['a.csv', 'b.csv']
+    """
+    if isinstance(patterns, str | os.PathLike):
+        patterns = [patterns]
+    paths = list(dict.fromkeys(path for pattern in patterns for path in _matches(pattern, format)))
+    if not paths:
+        raise ValueError("The list of data files should name at least one. Received none.")
+    files = [_data_file(path, format) for path in paths]
+    for file in files:
+        if file.format != files[0].format:
+            raise ValueError(
+                f"Files of one data set should have one format; '{files[0].path}' is "
+                f"{files[0].format}. Received '{file.path}', which is {file.format}."
+            )
+        _check_content(file)
+    return files
+
+
+def _matches(pattern: str | os.PathLike[str], format: str) -> list[str]:
+    path = os.path.expanduser(os.fspath(pattern))
+    if os.path.isfile(path):
+        return [path]
+    if os.path.isdir(path):
+        names = sorted(os.listdir(path))
+        entries = [os.path.join(path, name) for name in names if name[0] not in "._"]
+        found = [e for e in entries if os.path.isfile(e) and (format != "auto" or _suffixes(e)[0])]
+        kind = "Folder"
+    else:
+        found = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
+        kind = "Pattern" if glob.has_magic(path) else "Data file"
+    if not found:
+        what = "should exist" if kind == "Data file" else "should match at least one data file"
+        raise ValueError(f"{kind} '{path}' {what}. Received none.")
+    return found
+
+
+def _suffixes(path: str) -> tuple[Format | None, Compression | None]:
+    """Return what the suffixes of a path say: the format, if any, and the compression, if any."""
+    stem, last = os.path.splitext(path.lower())
+    compression = _COMPRESSIONS.get(last)
+    if compression is not None:
+        last = os.path.splitext(stem)[1]
+    return _FORMATS.get(last), compression
+
+
+def _data_file(path: str, format: Literal["auto", "parquet", "csv", "tsv"]) -> DataFile:
+    by_suffix, compression = _suffixes(path)
+    chosen = by_suffix if format == "auto" else format
+    if chosen is None:
+        raise ValueError(
+            "Data files should end in .parquet, .csv, .tsv, .csv.gz, .csv.zst or the like, or their "
+            f"format be given. Received '{path}'."
+        )
+    if chosen == "parquet" and compression is not None:
+        raise ValueError(
+            f"Parquet files are compressed inside and should not end in .gz or .zst. Received '{path}'."
+        )
+    return DataFile(path, chosen, compression)
+
+
+def _check_content(file: DataFile) -> None:
+    size = os.path.getsize(file.path)
+    if size == 0:
+        raise ValueError(f"Data file '{file.path}' should hold samples. Received an empty file.")
+    if file.format != "parquet":
+        return
+    with open(file.path, "rb") as stream:
+        head = stream.read(4)
+        stream.seek(max(0, size - 4))
+        tail = stream.read(4)
+    if head != _PARQUET_MAGIC:
+        raise ValueError(f"'{file.path}' should be a Parquet file. Received something else.")
+    if tail != _PARQUET_MAGIC or size < 12:
+        raise ValueError(
+            f"Parquet file '{file.path}' should be complete. Received one without its end: "
+            "it was cut off while it was written or copied."
+        )
