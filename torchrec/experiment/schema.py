@@ -124,9 +124,6 @@ class ModelSection(Section):
     batch_norm: bool = Field(default=False, description="normalise over the batch in every layer")
     cross_layers: NonNegativeInt = Field(default=3, description="cross layers (`dlrm_dcn`)")
     cross_rank: PositiveInt = Field(default=64, description="rank of the cross layers (`dlrm_dcn`)")
-    deep_fm_dim: PositiveInt = Field(
-        default=16, description="width of what the deep part gives (`deepfm`)"
-    )
 
 
 class ScheduleSection(Section):
