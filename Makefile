@@ -14,7 +14,7 @@ PYTEST := $(PY) -m pytest -m "not slow"
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test lint native pytest pytest-reference slow sanitize bench clean help
+.PHONY: demo test lint native pytest pytest-reference slow sanitize docs bench clean help
 
 help:
 	@echo "make demo      train a small model on generated data and see its loss fall"
@@ -23,6 +23,7 @@ help:
 	@echo "make native    build the kernels in place"
 	@echo "make slow      the long suites"
 	@echo "make sanitize  the kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make docs      the documentation, into build/docs"
 	@echo "make bench PEER=/path/to/python   measure against another Python with the same API"
 
 demo: native
@@ -44,6 +45,9 @@ lint: $(READY)
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) tools/check_structure.py
+
+docs: $(READY)
+	$(PY) -m sphinx -b html -W --keep-going -q docs build/docs
 
 bench: native
 	$(PY) -m benchmarks $(if $(PEER),--peer $(PEER))

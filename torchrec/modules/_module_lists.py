@@ -75,14 +75,14 @@ def construct_modulelist_from_single_module(
 def convert_list_of_modules_to_modulelist(
     modules: Iterable[nn.Module] | Iterable[Iterable[nn.Module]], sizes: tuple[int, ...]
 ) -> nn.ModuleList:
-    """Return modules in (nested) lists as ``ModuleList``s, checked to be as many as expected.
+    """Return modules in (nested) lists as nested ``ModuleList``, checked to be as many as expected.
 
     Args:
         modules: an iterable of modules, or of such iterables, ``len(sizes)`` deep.
         sizes: expected lengths, outermost first.
 
     Returns:
-        The same modules, in the same order, in ``ModuleList``s.
+        The same modules, in the same order, in ``ModuleList`` objects.
 
     Raises:
         TypeError: a size is no integer, or there is no module or no list where there should be one.
