@@ -1,0 +1,290 @@
+"""What the page of a run shows, and in which order."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+import yaml
+
+from torchrec.report.charts import Axis, Chart, Series, line_chart, stacked_chart
+from torchrec.report.run_folder import SPLITS, Curves, RunFolder, TableFacts, read_run
+from torchrec.report.scale import UNKNOWN, duration, memory, short
+
+_PHASES = ("reading", "lookup", "dense", "optimizer")
+_TABLES_SHOWN = 12  # the rest unfolds
+_METRICS = (
+    ("auc", "AUC", "share of (positive, negative) pairs in the right order"),
+    ("ne", "Normalised entropy", "log loss over that of guessing the mean"),
+    ("logloss", "Log loss", "mean of the negative log likelihood"),
+    ("calibration", "Calibration", "sum of predictions over number of positives"),
+)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number of the first line: what it is, its value, and the same elsewhere."""
+
+    name: str
+    value: str
+    about: str
+    beside: list[str]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of tables."""
+
+    key: str
+    name: str
+    write: Callable[[float], str]
+
+
+_COLUMNS = (
+    Column("rows", "rows", lambda n: f"{n:,.0f}"),
+    Column("dim", "dim", short),
+    Column("bytes", "memory", memory),
+    Column("ids_seen", "ids seen", lambda n: f"{n:,.0f}"),
+    Column("occupancy", "occupancy", lambda share: f"{share:.1%}"),
+    Column("out_of_range", "out of range", lambda n: f"{n:,.0f}"),
+    Column("hashed", "hashed", lambda n: f"{n:,.0f}"),
+    Column("norm_mean", "mean norm", short),
+    Column("norm_max", "max norm", short),
+    Column("dead_rows", "dead rows", lambda n: f"{n:,.0f}"),
+)
+
+
+def write_report(
+    folder: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
+) -> Path:
+    """Write the report of a run: one HTML file with all in it, that needs no network.
+
+    Args:
+        folder: the folder of the run.
+        output: the file to write; by default ``report.html`` in the folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: if the folder is not one of a run.
+    """
+    run = read_run(Path(folder))
+    path = Path(folder) / "report.html" if output is None else Path(output)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_text(render(run), "utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def render(run: RunFolder) -> str:
+    """Return the page of a run."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_resource),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    charts = [chart for chart in _charts(run) if chart]
+    columns, tables = _tables(run.tables)
+    split, tiles = _tiles(run)
+    return environment.get_template("page.html").render(
+        run=run,
+        summary=_summary(run),
+        split=split,
+        tiles=tiles,
+        charts=charts,
+        columns=columns,
+        tables=tables[:_TABLES_SHOWN],
+        more_tables=tables[_TABLES_SHOWN:],
+        memory=memory(sum(table.values.get("bytes", 0.0) for table in run.tables)),
+        counts=_counts(run),
+    )
+
+
+def _resource(name: str) -> str:
+    return resources.files("torchrec.report").joinpath(name).read_text("utf-8")
+
+
+def _charts(run: RunFolder) -> list[Chart | None]:
+    samples = Axis(
+        "samples", bounds=(0.0, max((m.samples for m in run.moments), default=1.0) or 1.0)
+    )
+    rate = _series(run, "learning_rate")
+    speed = _series(run, "samples_per_second")
+    top = max((y for line in speed for y in line.y if math.isfinite(y)), default=1.0)
+    return [
+        _learning(run, samples, "auc", "AUC", "Higher is better; one half is guessing."),
+        _learning(run, samples, "ne", "Normalised entropy", "Lower is better; 1 is guessing the mean."),
+        _learning(run, samples, "loss", "Loss", "What training minimises."),
+        _calibration(run.curves),
+        _histogram(run.curves),
+        line_chart(
+            "Learning rate", "Of the dense layers.", _named(rate, "learning rate"),
+            x=samples, y=Axis(),
+        ),
+        line_chart(
+            "Samples per second", "While training.", _named(speed, "samples/s"),
+            x=samples, y=Axis(bounds=(0.0, top * 1.08)),
+        ),
+        _phases(run, samples),
+    ]  # fmt: skip
+
+
+def _series(run: RunFolder, metric: str) -> list[Series]:
+    return [Series("train", "train", *run.series("train", metric))]
+
+
+def _named(series: list[Series], name: str) -> list[Series]:
+    return [Series(name, line.kind, line.x, line.y) for line in series]
+
+
+def _learning(run: RunFolder, samples: Axis, metric: str, title: str, about: str) -> Chart | None:
+    lines = []
+    for split in ("train", "valid"):
+        points = run.series(split, metric)
+        if metric == "loss" and not points[0]:
+            points = run.series(split, "logloss")  # the same, where samples have no weights
+        lines.append(Series(split, split, *points))
+    return line_chart(title, about, lines, x=samples, y=Axis())
+
+
+def _calibration(curves: Curves) -> Chart | None:
+    top = max(filter(math.isfinite, [*curves.predicted, *curves.observed]), default=1.0)
+    bounds = (0.0, min(1.0, top * 1.06))
+    return line_chart(
+        "Calibration",
+        "Dashed: what is predicted is what happens.",
+        [Series("observed", "valid", curves.predicted, curves.observed)],
+        x=Axis("predicted probability", bounds=bounds),
+        y=Axis(bounds=bounds),
+        diagonal=True,
+    )
+
+
+def _histogram(curves: Curves) -> Chart | None:
+    edges = curves.histogram_edges
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+    lines = [
+        Series(name, kind, middles, [count / total for count in counts])
+        for name, kind, counts in (
+            ("negatives", "train", curves.negatives),
+            ("positives", "valid", curves.positives),
+        )
+        if len(counts) == len(middles) and (total := sum(counts)) > 0
+    ]
+    top = max((y for line in lines for y in line.y), default=1.0)
+    return line_chart(
+        "Scores",
+        "Share of samples by predicted probability.",
+        lines,
+        x=Axis("predicted probability", bounds=(0.0, 1.0)),
+        y=Axis(write=lambda share: f"{short(share * 100, 2)}%", bounds=(0.0, top * 1.08)),
+        filled=True,
+    )
+
+
+def _phases(run: RunFolder, samples: Axis) -> Chart | None:
+    moments = [m for m in run.moments if m.split == "train" and m.phases]
+    names = list(dict.fromkeys([*_PHASES, *(name for m in moments for name in m.phases)]))
+    used = [name for name in names if any(m.phases.get(name) for m in moments)]
+    x = [m.samples for m in moments]
+    lines = []
+    for name in used:
+        shares = [m.phases.get(name, 0.0) for m in moments]
+        mean = sum(shares) / len(shares)
+        kind = f"phase-{names.index(name)}" if name in _PHASES else "phase-other"
+        lines.append(Series(f"{name} {mean:.0%}", kind, x, shares))
+    return stacked_chart(
+        "Where the time goes",
+        "Share of a training step.",
+        lines,
+        x=samples,
+        y=Axis(write=lambda share: f"{share:.0%}"),
+    )
+
+
+def _tiles(run: RunFolder) -> tuple[str, list[Tile]]:
+    """The metrics of the best split there is, with those of the others beside."""
+    # Of a run without a result: the last of what was measured.
+    scores = run.scores or {moment.split: moment.values for moment in run.moments}
+    split = next((name for name in reversed(SPLITS) if name in scores), "")
+    tiles = [
+        Tile(
+            name,
+            _score(scores[split][key]),
+            about,
+            [
+                f"{other} {_score(scores[other][key])}"
+                for other in SPLITS
+                if other != split and key in scores.get(other, {})
+            ],
+        )
+        for key, name, about in _METRICS
+        if key in scores.get(split, {})
+    ]
+    return split, tiles
+
+
+def _score(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else UNKNOWN
+
+
+def _summary(run: RunFolder) -> list[tuple[str, str]]:
+    """The run in a line: model, length, speed."""
+    try:
+        configuration = yaml.safe_load(run.configuration) or {}
+        model = configuration.get("model", {}).get("name")
+    except (yaml.YAMLError, AttributeError):
+        model = None  # shown as it is, further down
+    last = max((m for m in run.moments if m.split == "train"), key=lambda m: m.step, default=None)
+    facts: list[tuple[str, str]] = [("model", str(model))] if model else []
+    if last:
+        facts.append(("samples", f"{last.samples:,.0f}"))
+        facts.append(("steps", f"{last.step:,.0f}"))
+    seconds = run.facts.get("seconds", last.seconds if last else 0.0)
+    if seconds:
+        facts.append(("time", duration(seconds)))
+    if "samples_per_second" in run.facts:
+        facts.append(("samples/s", f"{run.facts['samples_per_second']:,.0f}"))
+    if "peak_rss_bytes" in run.facts:
+        facts.append(("peak memory", memory(run.facts["peak_rss_bytes"])))
+    return facts
+
+
+def _tables(tables: Sequence[TableFacts]) -> tuple[list[Column], list[tuple[str, list[str]]]]:
+    """The columns that are known of any table, and the tables, the largest first."""
+    columns = [column for column in _COLUMNS if any(column.key in t.values for t in tables)]
+    largest_first = sorted(tables, key=lambda table: -table.values.get("bytes", 0.0))
+    return columns, [
+        (
+            table.name,
+            [column.write(v) if (v := table.values.get(column.key)) is not None
+             and math.isfinite(v) else UNKNOWN for column in columns],
+        )
+        for table in largest_first
+    ]  # fmt: skip
+
+
+def _counts(run: RunFolder) -> list[tuple[str, str]]:
+    """What was counted on the way (ids hashed, unknown, missing ...), largest first."""
+    totals: dict[str, float] = {}
+    for moment in run.moments:
+        if moment.split == "train":
+            for name, count in moment.ids.items():
+                totals[name] = totals.get(name, 0.0) + count
+    return [
+        (name, f"{count:,.0f}")
+        for name, count in sorted(totals.items(), key=lambda item: -item[1])
+        if count
+    ]
