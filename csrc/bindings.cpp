@@ -9,6 +9,7 @@
 namespace nb = nanobind;
 
 namespace rowwise {
+void bind_collision(nb::module_& m);    // csrc/collision/bindings.cpp
 void bind_embedding(nb::module_& m);    // csrc/embedding/bindings.cpp
 void bind_hashing(nb::module_& m);      // csrc/hashing/bindings.cpp
 void bind_interaction(nb::module_& m);  // csrc/interaction/bindings.cpp
@@ -17,6 +18,7 @@ void bind_permute(nb::module_& m);      // csrc/permute/bindings.cpp
 }  // namespace rowwise
 
 NB_MODULE(_native, m) {
+  rowwise::bind_collision(m);
   rowwise::bind_embedding(m);
   rowwise::bind_hashing(m);
   rowwise::bind_interaction(m);

@@ -13,7 +13,7 @@ from torchrec.ops import _library
 from torchrec.ops.collision import reference
 
 kernels: ModuleType | None = None
-if False:  # kernels follow
+if _library.native is not None:
     kernels = importlib.import_module("torchrec.ops.collision.native")
 
 

@@ -71,10 +71,7 @@ def index_size(rows: int) -> int:
         >>> index_size(10), index_size(11), index_size(100_000)
         (16, 32, 262144)
     """
-    size = 8
-    while 2 * size < 3 * rows:
-        size *= 2
-    return size
+    return 1 << max(3, ((3 * rows + 1) // 2 - 1).bit_length())
 
 
 def _zeros(count: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:

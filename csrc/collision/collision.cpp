@@ -1,0 +1,242 @@
+#include "collision/collision.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "collision/select.h"
+
+namespace rowwise {
+namespace {
+
+constexpr int64_t kBlock = 32;            // ids under way at a time: about as many misses as a core can wait for
+constexpr int64_t kParallelIds = 1 << 12;  // below this one thread is as fast
+constexpr int64_t kAhead = 12;             // rows between asking for memory and using it
+
+template <class T>
+void fetch(const T* address) {
+  __builtin_prefetch(address);
+}
+
+int threads_for(int64_t count, int threads) { return count < kParallelIds ? 1 : threads; }
+
+// A block of searches, in three steps that each wait for memory the step before has asked for.
+struct Searches {
+  uint64_t hashes[kBlock], positions[kBlock];
+  int64_t rows[kBlock];
+
+  void hash(const Index& index, const int64_t* ids, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      hashes[i] = hash_of(ids[i]);
+      positions[i] = index.home(hashes[i]);
+      fetch(index.entries + positions[i]);
+    }
+  }
+
+  void probe(const Index& index, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      rows[i] = index.probe(hashes[i], &positions[i]);
+      if (rows[i] >= 0) fetch(index.ids + rows[i]);
+    }
+  }
+
+  void settle(const Index& index, const int64_t* ids, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) rows[i] = index.settle(ids[i], hashes[i], rows[i], &positions[i]);
+  }
+};
+
+// Calls done(first, count, rows) for one block after another, while those behind it are under way.
+template <class Done>
+void search(const Index& index, const int64_t* ids, int64_t count, const Done& done) {
+  Searches searches[3];
+  const int64_t blocks = (count + kBlock - 1) / kBlock;
+  const auto size = [=](int64_t block) { return std::min(kBlock, count - block * kBlock); };
+  for (int64_t block = 0; block < blocks + 2; ++block) {
+    if (block < blocks) searches[block % 3].hash(index, ids + block * kBlock, size(block));
+    if (block >= 1 && block - 1 < blocks) searches[(block - 1) % 3].probe(index, size(block - 1));
+    if (block >= 2) {
+      Searches& last = searches[(block - 2) % 3];
+      const int64_t first = (block - 2) * kBlock;
+      last.settle(index, ids + first, size(block - 2));
+      done(first, size(block - 2), last.rows);
+    }
+  }
+}
+
+// Counts ids in the history, the ones without a row.
+int64_t count_absent(const History& history, const int64_t* batch, const int64_t* rows, int64_t count, int64_t now) {
+  const Index& index = history.index;
+  int64_t ids[kBlock], forgotten = 0, at = 0;
+  Searches searches;
+  while (at < count) {
+    int64_t held = 0;
+    for (; at < count && held < kBlock; ++at) {
+      ids[held] = batch[at];
+      held += rows[at] < 0;
+    }
+    searches.hash(index, ids, held);
+    searches.probe(index, held);
+    for (int64_t i = 0; i < held; ++i) {
+      if (searches.rows[i] < 0) continue;
+      fetch(history.counts + searches.rows[i]);
+      fetch(history.last + searches.rows[i]);
+    }
+    for (int64_t i = 0; i < held; ++i) {
+      // An earlier id of this block may have been entered where this search ended: go on from there.
+      uint64_t position = searches.positions[i];
+      const uint64_t hash = searches.hashes[i];
+      int64_t row = searches.rows[i];
+      if (row < 0) row = index.probe(hash, &position);
+      row = index.settle(ids[i], hash, row, &position);
+      if (row < 0) {
+        row = *history.size;
+        if (row < 0 || row >= index.rows) {
+          ++forgotten;
+          continue;
+        }
+        ++*history.size;
+        history.ids[row] = ids[i];
+        history.counts[row] = 0;
+        index.entries[position] = index.entry(row, hash);
+      }
+      ++history.counts[row];
+      history.last[row] = now;
+    }
+  }
+  return forgotten;
+}
+
+// Counts the rows that belong to this part of several: cache lines of eight, so that no two parts write to one.
+int64_t count_present(const Metadata& metadata, const int64_t* rows, int64_t count, int64_t now, uint32_t part,
+                      uint32_t parts) {
+  constexpr int64_t kBuffer = 512;
+  int64_t mine[kBuffer + kAhead], total = 0;
+  std::memset(mine, 0, sizeof mine);
+  for (int64_t at = 0; at < count;) {
+    int64_t held = 0;
+    for (; at < count && held < kBuffer; ++at) {
+      mine[held] = rows[at];
+      held += rows[at] >= 0 && (parts == 1 || static_cast<uint32_t>(rows[at] >> 3) % parts == part);
+    }
+    total += held;
+    if (metadata.counts) {
+      for (int64_t i = 0; i < std::min(held, kAhead); ++i) fetch(metadata.counts + mine[i]);
+      for (int64_t i = 0; i < held; ++i) {
+        if (i + kAhead < held) fetch(metadata.counts + mine[i + kAhead]);
+        ++metadata.counts[mine[i]];
+      }
+    }
+    if (metadata.last) {
+      for (int64_t i = 0; i < held; ++i) metadata.last[mine[i]] = now;
+    }
+  }
+  return total;
+}
+
+// Removes the entries of rows; the ids are still there.
+void remove_all(const Index& index, const int64_t* rows, int64_t count) {
+  for (int64_t i = 0; i < count + 2 * kAhead; ++i) {
+    if (i < count) fetch(index.ids + rows[i]);
+    if (i >= kAhead && i - kAhead < count) fetch(index.entries + index.home(hash_of(index.ids[rows[i - kAhead]])));
+    if (i >= 2 * kAhead) index.remove(rows[i - 2 * kAhead]);
+  }
+}
+
+// Enters rows, whose ids are there already.
+void enter_all(const Index& index, const int64_t* rows, int64_t count) {
+  for (int64_t i = 0; i < count + 2 * kAhead; ++i) {
+    if (i < count) fetch(index.ids + rows[i]);
+    if (i >= kAhead && i - kAhead < count) fetch(index.entries + index.home(hash_of(index.ids[rows[i - kAhead]])));
+    if (i >= 2 * kAhead) index.enter(rows[i - 2 * kAhead], hash_of(index.ids[rows[i - 2 * kAhead]]));
+  }
+}
+
+template <class Score>
+Competitors<Score> competitors(const Map& map, const Scores& scores, int64_t count) {
+  return {map.occupied, static_cast<const Score*>(scores.rows), map.index.rows,
+          static_cast<const Score*>(scores.candidates), count};
+}
+
+}  // namespace
+
+void find_ids(const Index& index, const int64_t* wanted, int64_t count, int64_t missing, int64_t* rows, int threads) {
+  const int64_t parts = threads_for(count, threads);
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(parts)) if (parts > 1)
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t begin = count * part / parts, end = count * (part + 1) / parts;
+    search(index, wanted + begin, end - begin, [&](int64_t first, int64_t n, const int64_t* found) {
+      for (int64_t i = 0; i < n; ++i) rows[begin + first + i] = found[i] < 0 ? missing : found[i];
+    });
+  }
+}
+
+void count_ids(const Index& index, const Metadata& metadata, const History& history, const int64_t* batch,
+               int64_t count, int64_t now, int64_t missing, int64_t* rows, int64_t* totals, int threads) {
+  find_ids(index, batch, count, -1, rows, threads);
+  // One part takes the ids without a row, whose order matters; the others share the rows.
+  const int parts = threads_for(count, threads), counting = parts > 1 ? parts - 1 : 1;
+  int64_t present = 0, forgotten = 0;
+#pragma omp parallel for schedule(static, 1) num_threads(parts) reduction(+ : present, forgotten) if (parts > 1)
+  for (int part = 0; part <= counting; ++part) {
+    if (part == 0) {
+      forgotten += count_absent(history, batch, rows, count, now);
+    } else {
+      present += count_present(metadata, rows, count, now, static_cast<uint32_t>(part - 1),
+                               static_cast<uint32_t>(counting));
+    }
+  }
+  if (missing != -1) {
+    for (int64_t i = 0; i < count; ++i) rows[i] = rows[i] < 0 ? missing : rows[i];
+  }
+  totals[0] += present;
+  totals[1] += count - present;
+  totals[2] += forgotten;
+}
+
+void replace_ids(const Map& map, const Scores& scores, const int64_t* candidates, int64_t count, Replacement* result,
+                 int threads) {
+  const int64_t capacity = map.index.rows;
+  int64_t free = 0;
+  for (int64_t row = 0; row < capacity; ++row) free += !map.occupied[row];
+  const int64_t before = std::min(free, count);
+  int64_t* rows = result->rows;
+  for (int64_t row = 0, taken = 0; taken < before; ++row) {
+    rows[taken] = row;
+    taken += !map.occupied[row];
+  }
+  if (scores.floating) {
+    compete(competitors<double>(map, scores, count), count - free, threads, rows + before, result);
+  } else {
+    compete(competitors<int64_t>(map, scores, count), count - free, threads, rows + before, result);
+  }
+  const int64_t* evicted_rows = rows + before;
+  for (int64_t i = 0; i < result->num_evicted; ++i) {
+    if (i + kAhead < result->num_evicted) fetch(map.ids + evicted_rows[i + kAhead]);
+    result->evicted[i] = map.ids[evicted_rows[i]];
+  }
+  remove_all(map.index, evicted_rows, result->num_evicted);
+  for (int64_t i = 0; i < result->num_rows; ++i) {
+    map.ids[rows[i]] = candidates[result->chosen[i]];
+    map.occupied[rows[i]] = true;
+  }
+  enter_all(map.index, rows, result->num_rows);
+}
+
+void insert_ids(const Map& map, const int64_t* ids, const int64_t* rows, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    map.ids[rows[i]] = ids[i];
+    map.occupied[rows[i]] = true;
+  }
+  enter_all(map.index, rows, count);
+}
+
+void erase_rows(const Map& map, const int64_t* rows, int64_t count) {
+  remove_all(map.index, rows, count);
+  for (int64_t i = 0; i < count; ++i) map.occupied[rows[i]] = false;
+}
+
+void rebuild_index(const Index& index, const int64_t* rows, int64_t count) {
+  std::memset(index.entries, 0, (index.mask + 1) * sizeof(uint32_t));
+  enter_all(index, rows, count);
+}
+
+}  // namespace rowwise

@@ -1,0 +1,131 @@
+// Which of the ids in a map and the candidates for it have the highest scores.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "collision/collision.h"
+
+namespace rowwise {
+
+// Numbers in the order of the scores; not a number is above all, as PyTorch sorts it.
+inline uint64_t key_of(int64_t score) { return static_cast<uint64_t>(score) ^ (uint64_t{1} << 63); }
+
+inline uint64_t key_of(double score) {
+  if (score != score) return ~uint64_t{0};
+  score += 0.0;  // -0 is 0
+  uint64_t bits;
+  std::memcpy(&bits, &score, sizeof bits);
+  return bits >> 63 ? ~bits : bits | uint64_t{1} << 63;
+}
+
+// The competitors as one sequence: rows that are held, then candidates. Equal scores are in this order.
+template <class Score>
+struct Competitors {
+  const bool* occupied;
+  const Score* rows;
+  int64_t num_rows;
+  const Score* candidates;
+  int64_t num_candidates;
+
+  // Calls body(key) for each, in any order; one part of several.
+  template <class Body>
+  void for_part(int part, int parts, const Body& body) const {
+    for (int64_t i = num_rows * part / parts; i < num_rows * (part + 1) / parts; ++i) {
+      if (occupied[i]) body(key_of(rows[i]));
+    }
+    for (int64_t i = num_candidates * part / parts; i < num_candidates * (part + 1) / parts; ++i) {
+      body(key_of(candidates[i]));
+    }
+  }
+};
+
+// The key of a rank, how many keys are below it, and how many equal it.
+struct Rank {
+  uint64_t key;
+  int64_t below, equal;
+};
+
+// Finds the `rank`-th smallest key, from 1, by its digits from the highest on.
+template <class Score>
+Rank find_rank(const Competitors<Score>& competitors, int64_t rank, int threads) {
+  constexpr int kDigit = 11;
+  const int parts = competitors.num_rows + competitors.num_candidates < 1 << 14 ? 1 : threads;
+  // Digits that all keys share need no look.
+  const uint64_t any = key_of(competitors.candidates[0]);
+  uint64_t differ = 0;
+#pragma omp parallel for num_threads(parts) reduction(| : differ) if (parts > 1)
+  for (int part = 0; part < parts; ++part) {
+    uint64_t mine = 0;
+    competitors.for_part(part, parts, [&](uint64_t key) { mine |= key ^ any; });
+    differ |= mine;
+  }
+  int bits = 0;
+  while (bits < 64 && differ >> bits) ++bits;
+  Rank found = {bits < 64 ? any >> bits : 0, 0, competitors.num_candidates};
+  if (bits == 0) {
+    for (int64_t i = 0; i < competitors.num_rows; ++i) found.equal += competitors.occupied[i];
+  }
+  while (bits > 0) {
+    const int digit = std::min(bits, kDigit), shift = bits - digit;
+    const uint64_t mask = (uint64_t{1} << digit) - 1;
+    int64_t counts[1 << kDigit] = {};
+#pragma omp parallel for num_threads(parts) reduction(+ : counts) if (parts > 1)
+    for (int part = 0; part < parts; ++part) {
+      const uint64_t prefix = found.key;
+      const int from = bits;
+      competitors.for_part(part, parts, [&](uint64_t key) {
+        if (from == 64 || key >> from == prefix) ++counts[(key >> shift) & mask];
+      });
+    }
+    uint64_t chosen = 0;
+    while (found.below + counts[chosen] < rank) found.below += counts[chosen++];
+    found.key = found.key << digit | chosen;
+    found.equal = counts[chosen];
+    bits = shift;
+  }
+  return found;
+}
+
+// Writes the rows that lose, and which candidates win, where there are `excess` more competitors than rows; both in
+// ascending order.
+template <class Score>
+void compete(const Competitors<Score>& competitors, int64_t excess, int threads, int64_t* lost, Replacement* result) {
+  const int64_t count = competitors.num_candidates;
+  if (excess <= 0) {
+    for (int64_t i = 0; i < count; ++i) result->chosen[i] = i;
+    result->num_rows = count;
+    result->num_evicted = 0;
+    return;
+  }
+  const Rank rank = find_rank(competitors, excess, threads);
+  int64_t below = 0, equal = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint64_t key = key_of(competitors.candidates[i]);
+    below += key < rank.key;
+    equal += key == rank.key;
+  }
+  // Of those that equal the rank, the last of the sequence lose.
+  const int64_t losing = std::min(excess - rank.below, equal);
+  int64_t rows_to_keep = rank.equal - equal - (excess - rank.below - losing), candidates_to_keep = equal - losing;
+  result->num_evicted = excess - below - losing;
+  result->num_rows = count - below - losing;
+  // The last row or candidate of interest has been met before the end of the sequence.
+  for (int64_t row = 0, held = 0; held < result->num_evicted; ++row) {
+    const uint64_t key = key_of(competitors.rows[row]);
+    const bool level = competitors.occupied[row] && key == rank.key;
+    lost[held] = row;
+    held += competitors.occupied[row] && (key < rank.key || (level && rows_to_keep <= 0));
+    rows_to_keep -= level;
+  }
+  for (int64_t i = 0, held = 0; held < result->num_rows; ++i) {
+    const uint64_t key = key_of(competitors.candidates[i]);
+    const bool level = key == rank.key;
+    result->chosen[held] = i;
+    held += key > rank.key || (level && candidates_to_keep > 0);
+    candidates_to_keep -= level;
+  }
+}
+
+}  // namespace rowwise
