@@ -9,6 +9,7 @@ AUC by at most 2/E, whatever the distribution: there is no grid that a distribut
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -65,29 +66,27 @@ def count_scores(
         labels: 0 or 1, ``(N,)``.
         weights: ``(N,)``; None: 1 each.
     """
-    # The label in the lowest bit: one sort of plain integers, several times faster than argsort.
+    # The label in the lowest bit: one sort of plain integers.
     pairs = (keys_of(scores) << 1) | labels.astype(np.int64)
     if weights is None:
         pairs.sort()
         positives = (pairs & 1).astype(np.float64)
         negatives = 1.0 - positives
     else:
-        order = np.argsort(pairs, kind="stable")
+        order = _order(pairs)
         pairs, weights = pairs[order], weights[order]
         positives = weights * (pairs & 1)
         negatives = weights - positives
     return _joined(pairs >> 1, positives, negatives)
 
 
-def merge_counts(a: ScoreCounts, b: ScoreCounts) -> ScoreCounts:
-    """Return the counts of both together."""
-    if not len(a.keys) or not len(b.keys):
-        return a if len(a.keys) else b
-    keys = np.concatenate([a.keys, b.keys])
-    order = np.argsort(keys, kind="stable")  # two sorted runs: linear time
-    positives = np.concatenate([a.positives, b.positives])[order]
-    negatives = np.concatenate([a.negatives, b.negatives])[order]
-    return _joined(keys[order], positives, negatives)
+def merge_counts(parts: Sequence[ScoreCounts]) -> ScoreCounts:
+    """Return the counts of all parts together."""
+    if len(parts) < 2:
+        return parts[0] if parts else no_counts()
+    keys, positives, negatives = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = _order(keys)
+    return _joined(keys[order], positives[order], negatives[order])
 
 
 def compress_counts(counts: ScoreCounts, entries: int) -> ScoreCounts:
@@ -123,6 +122,20 @@ def area_under_curve(counts: ScoreCounts) -> float:
     below = np.cumsum(counts.negatives) - counts.negatives
     ordered = float((counts.positives * (below + 0.5 * counts.negatives)).sum())
     return ordered / (float(counts.positives.sum()) * float(counts.negatives.sum()))
+
+
+def _order(keys: Keys) -> Keys:
+    """Return the positions of the keys in ascending order.
+
+    Args:
+        keys: of at most 33 bits, fewer than 2**30 of them.
+    """
+    # The position in the lowest bits: one sort of plain integers, several times faster than argsort.
+    bits = len(keys).bit_length()
+    sorted_keys = (keys << bits) | np.arange(len(keys))
+    sorted_keys.sort()
+    order: Keys = sorted_keys & ((1 << bits) - 1)
+    return order
 
 
 def _joined(keys: Keys, positives: Floats, negatives: Floats) -> ScoreCounts:

@@ -28,15 +28,14 @@ class BinaryMetrics:
     """AUC, normalised entropy, logloss and calibration of logits against labels of 0 and 1.
 
     An update copies the batch into a buffer that is there already, and waits for no device. A full
-    buffer is worked off at once: it is sorted and merged into a list of scores with their counts of
-    positives and negatives, which is exact until it has more than ``2 * resolution`` scores and
-    close to it, for any distribution, from then on (`torchrec.metrics._score_counts`). Sums are in
-    float64.
+    buffer is worked off at once, into sums in float64 and a list of scores with their counts of
+    positives and negatives. The list is exact until it has more than ``2 * resolution`` scores, and
+    close to it, for any distribution, from then on (`torchrec.metrics._score_counts`).
 
     Args:
         device: where the logits are. Default: the CPU.
         buffer: how many samples are collected before they are worked off. Default 131,072.
-        resolution: how many scores the list is compressed to. Default 65,536.
+        resolution: how many scores the list is compressed to. Default 32,768.
 
     Raises:
         ValueError: if a size is not positive.
@@ -54,7 +53,7 @@ class BinaryMetrics:
         self,
         device: torch.device | str = "cpu",
         buffer: int = 131_072,
-        resolution: int = 65_536,
+        resolution: int = 32_768,
     ) -> None:
         for name, size in (("buffer", buffer), ("resolution", resolution)):
             if size < 1:
@@ -71,7 +70,7 @@ class BinaryMetrics:
         self._ends: list[int] = []  # where in the buffer each update ends, to name a bad one
         self._updates = 0
         self._weights = None
-        self._counts = no_counts()
+        self._parts: list[ScoreCounts] = []  # to be merged
         self._sums = dict.fromkeys(_SUMS, 0.0)
 
     @torch.no_grad()
@@ -132,7 +131,7 @@ class BinaryMetrics:
         else:
             undefined["logloss"] = "there are no samples"
         if positives > 0 and negatives > 0:
-            auc = area_under_curve(self._counts)
+            auc = area_under_curve(merge_counts(self._parts))
             rate = positives / weight
             entropy = -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
             ne = logloss / entropy
@@ -169,8 +168,8 @@ class BinaryMetrics:
             ([0.0, 2.0], [1.0, 1.0])
         """
         self._work_off()
-        _, positives, negatives = self._counts
-        probability = _sigmoid(scores_of(self._counts.keys).astype(np.float64))
+        keys, positives, negatives = merge_counts(self._parts)
+        probability = _sigmoid(scores_of(keys).astype(np.float64))
         edges = np.linspace(0.0, 1.0, bars + 1)
         weight = positives + negatives
         total = float(weight.sum())
@@ -199,19 +198,21 @@ class BinaryMetrics:
         """
         self._work_off()
         other._work_off()
-        self._add(other._counts, other._sums)
+        self._add(other._merged(), other._sums)
         self._updates += other._updates
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all there is to go on from, as tensors on the CPU."""
+        parts = [no_counts(), *self._parts]
         state = {
             "logits": self._logits[: self._used],
             "labels": self._labels[: self._used],
             "ends": torch.tensor(self._ends, dtype=torch.int64),
             "updates": torch.tensor(self._updates),
-            "keys": torch.from_numpy(self._counts.keys),
-            "positives": torch.from_numpy(self._counts.positives),
-            "negatives": torch.from_numpy(self._counts.negatives),
+            "keys": torch.from_numpy(np.concatenate([part.keys for part in parts])),
+            "positives": torch.from_numpy(np.concatenate([part.positives for part in parts])),
+            "negatives": torch.from_numpy(np.concatenate([part.negatives for part in parts])),
+            "sizes": torch.tensor([len(part.keys) for part in self._parts], dtype=torch.int64),
             "sums": torch.tensor([self._sums[name] for name in _SUMS], dtype=torch.float64),
         }
         if self._weights is not None:
@@ -242,11 +243,11 @@ class BinaryMetrics:
         self._used = used
         self._ends = state["ends"].tolist()
         self._updates = int(state["updates"])
-        self._counts = ScoreCounts(
-            state["keys"].clone().numpy(),
-            state["positives"].clone().numpy(),
-            state["negatives"].clone().numpy(),
-        )
+        columns = [
+            [part.clone().numpy() for part in state[name].split(state["sizes"].tolist())]
+            for name in ScoreCounts._fields
+        ]
+        self._parts = [ScoreCounts(*part) for part in zip(*columns, strict=True)]
         self._sums = dict(zip(_SUMS, state["sums"].tolist(), strict=True))
 
     def _work_off(self) -> None:
@@ -284,11 +285,18 @@ class BinaryMetrics:
         self._add(counts, sums)
 
     def _add(self, counts: ScoreCounts, sums: Mapping[str, float]) -> None:
-        self._counts = merge_counts(self._counts, counts)
-        if len(self._counts.keys) > 2 * self._resolution:
-            self._counts = compress_counts(self._counts, self._resolution)
+        self._parts.append(counts)
+        # Several at once: to merge costs as much as the list is long, however short the part.
+        if sum(len(part.keys) for part in self._parts) > 8 * self._resolution:
+            self._parts = [self._merged()]
         for name in _SUMS:
             self._sums[name] += sums[name]
+
+    def _merged(self) -> ScoreCounts:
+        counts = merge_counts(self._parts)
+        if len(counts.keys) > 2 * self._resolution:
+            counts = compress_counts(counts, self._resolution)
+        return counts
 
     def _check(
         self, name: str, wanted: str, bad: NDArray[np.bool_], values: NDArray[np.floating]
