@@ -1,0 +1,7 @@
+"""From the columns of Arrow tables to batches: the same in training, evaluation and serving."""
+
+from torchrec.datasets.transform._transform import FeatureTransform
+from torchrec.datasets.transform.counts import FeatureCounts, TransformCounts
+from torchrec.datasets.transform.tables import TableSpec
+
+__all__ = ["FeatureCounts", "FeatureTransform", "TableSpec", "TransformCounts"]

@@ -1,0 +1,282 @@
+"""The transform: from Arrow tables to batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import TypeAdapter
+
+from torchrec.datasets._batch import Batch
+from torchrec.datasets.features import AnyFeature, DenseFeature, SparseFeature
+from torchrec.datasets.transform import storage
+from torchrec.datasets.transform.columns import Kind
+from torchrec.datasets.transform.counts import FeatureCounts, TransformCounts
+from torchrec.datasets.transform.dense import DenseColumn, Scale
+from torchrec.datasets.transform.fitting import Column, Fitting, kinds_of, lacks_rows
+from torchrec.datasets.transform.ids import BagColumn, BucketColumn, SparseColumn, join
+from torchrec.datasets.transform.labels import Label
+from torchrec.datasets.transform.tables import TableSpec, declared_tables
+from torchrec.datasets.transform.vocabulary import Vocabulary
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class FeatureTransform:
+    """Turns the columns of Arrow tables into batches, the same in training and in serving.
+
+    It works column by column on whole tables, in native code that leaves the interpreter to other
+    threads, and may be called from several of them. What it has to do with the data on its own
+    (missing numbers, unknown ids, ...) it counts: see `counts`.
+
+    Args:
+        features: declarations by name, in the order in which the batches have them.
+        label: a column of 0 and 1, or an expression such as ``"rating > 3"``. None: no labels.
+
+    Raises:
+        ValueError: features that contradict one another, or that read the label.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> from torchrec.datasets.features import DenseFeature, SparseFeature
+        >>> clicks = pa.table({"price": [1.0, 3.0], "user": ["ann", None], "click": [0, 1]})
+        >>> features = {"price": DenseFeature(), "user": SparseFeature(rows=100)}
+        >>> transform = FeatureTransform(features, label="click").fit([clicks])
+        >>> batch = transform(clicks)
+        >>> batch.dense_features.tolist(), batch.labels.tolist()
+        ([[-1.0], [1.0]], [0.0, 1.0])
+        >>> batch.sparse_features["user"].lengths().tolist()
+        [1, 0]
+    """
+
+    def __init__(self, features: Mapping[str, AnyFeature], label: str | None = None) -> None:
+        if not features:
+            raise ValueError("`features` should have one or more features. Received none.")
+        self.features = dict(features)
+        self.label = label
+        self.counts = TransformCounts(list(features))
+        self._label = None if label is None else Label(label)
+        self._columns = {name: _column(name, feature) for name, feature in features.items()}
+        self._dense = [c for c in self._columns.values() if isinstance(c, DenseColumn)]
+        self._sparse = [c for c in self._columns.values() if not isinstance(c, DenseColumn)]
+        self._tables = declared_tables(features)
+        self._vocabularies: dict[str, Vocabulary] = {}
+        self._kinds: dict[str, Kind] = {}
+        self._check_label()
+
+    def _check_label(self) -> None:
+        secret = [] if self._label is None else self._label.columns
+        for name, column in self._columns.items():
+            for source in column.columns:
+                if source in secret:
+                    raise ValueError(
+                        f"Feature '{name}' should not read column '{source}', which `data.label` "
+                        f"'{self.label}' is made from: the model would be told the answer."
+                    )
+
+    @property
+    def input_columns(self) -> list[str]:
+        """The columns that the features read, each once."""
+        return list(dict.fromkeys(name for c in self._columns.values() for name in c.columns))
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that features and label read, each once."""
+        return self.input_columns + ([] if self._label is None else self._label.columns)
+
+    @property
+    def dense_names(self) -> list[str]:
+        """Names of the features in the columns of ``Batch.dense_features``."""
+        return [column.source.feature for column in self._dense]
+
+    @property
+    def sparse_keys(self) -> list[str]:
+        """Names of the features that are keys of ``Batch.sparse_features``."""
+        return [column.source.feature for column in self._sparse]
+
+    @property
+    def tables(self) -> list[TableSpec]:
+        """The tables that the sparse features read; complete once fitted."""
+        return list(self._tables)
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether ids have weights: all have if those of one feature do, 1 where none are given."""
+        return any(isinstance(c, BagColumn) and c.weights is not None for c in self._sparse)
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether statistics of the training data are missing still."""
+        return (
+            any(column.scale is None for column in self._dense)
+            or any(isinstance(c, BucketColumn) and c.boundaries is None for c in self._sparse)
+            or any(spec.distinct is None for spec in self._tables if lacks_rows(spec))
+        )
+
+    def fit(self, tables: Iterable[pa.Table]) -> FeatureTransform:
+        """Learn from the training data what the features need: scales, quantiles, vocabularies.
+
+        Goes through the tables once, in bounded memory; only looks at the first if no statistics
+        are needed. It also notes what kind of values there are, to refuse others later.
+
+        Args:
+            tables: the training data, piece by piece, with the columns `columns`; those of the
+                label may be left out, else labels are checked too.
+
+        Returns:
+            This transform.
+
+        Raises:
+            ValueError: columns are missing, of a wrong type or hold nothing; labels are not 0 and 1.
+        """
+        fitting = Fitting(list(self._columns.values()), declared_tables(self.features))
+        for table in tables:
+            fitting.update(table)
+            if self._label is not None and set(self._label.columns) <= set(table.column_names):
+                self._label.read(table)
+            if fitting.is_done:
+                break
+        if fitting.kinds is None:
+            raise ValueError("`tables` should hold the training data. Received no table.")
+        self._tables, self._vocabularies = fitting.settle()
+        self._kinds = fitting.kinds
+        return self
+
+    def transform(self, table: pa.Table | pa.RecordBatch, labels: bool = True) -> Batch:
+        """Return a table as one batch.
+
+        Args:
+            table: B rows with the columns `columns`, and maybe others.
+            labels: False: the table needs no label; labels are NaN. Default True.
+
+        Returns:
+            Dense features float32 ``(B, len(dense_names))``, sparse features with int64 ids,
+            labels float32 ``(B,)``.
+
+        Raises:
+            ValueError: a column is missing, or does not hold what it held in training; labels are
+                not 0 and 1; the transform needs to be fitted first.
+        """
+        if self.needs_fit:
+            raise ValueError("The transform should be fitted to the training data first: `fit`.")
+        if isinstance(table, pa.RecordBatch):
+            table = pa.Table.from_batches([table])
+        self._check_kinds(table)
+        counts = {name: FeatureCounts() for name in self._columns}
+        batch = Batch(
+            dense_features=self._read_dense(table, counts),
+            sparse_features=self._read_sparse(table, counts),
+            labels=torch.from_numpy(self._read_labels(table, labels)),
+        )
+        self.counts.add(counts)
+        return batch
+
+    __call__ = transform
+
+    def _check_kinds(self, table: pa.Table) -> None:
+        for name, kind in kinds_of(list(self._columns.values()), table).items():
+            trained = self._kinds.get(name, kind)
+            if kind not in (trained, "nulls"):
+                source = self._columns[name].source
+                type = table.schema.field(source.column).type
+                raise ValueError(
+                    f"{source} should hold {trained}, as in training. Received {type}."
+                )
+
+    def _read_dense(self, table: pa.Table, counts: dict[str, FeatureCounts]) -> torch.Tensor:
+        dense = np.empty((table.num_rows, len(self._dense)), np.float32)
+        for position, column in enumerate(self._dense):
+            column.write(table, dense[:, position], counts[column.source.feature])
+        return torch.from_numpy(dense)
+
+    def _read_sparse(self, table: pa.Table, counts: dict[str, FeatureCounts]) -> KeyedJaggedTensor:
+        keys = self.sparse_keys
+        pieces = []
+        for spec_name, column in zip(self._spec_names(), self._sparse, strict=True):
+            count = counts[column.source.feature]
+            read = column.read(table, count)
+            vocabulary = self._vocabularies.get(spec_name)
+            if vocabulary is not None:
+                for piece in read:
+                    piece.ids = vocabulary.rows(piece.ids)
+                    count.unknown += int(np.count_nonzero(piece.ids == len(vocabulary)))
+            pieces.append(read)
+        return join(keys, pieces, table.num_rows, self.is_weighted)
+
+    def _spec_names(self) -> list[str]:
+        names = {name: spec.name for spec in self._tables for name in spec.features}
+        return [names[key] for key in self.sparse_keys]
+
+    def _read_labels(self, table: pa.Table, labels: bool) -> Array:
+        if self._label is None or not labels:
+            return np.full(table.num_rows, np.nan, np.float32)
+        return self._label.read(table)
+
+    def save(self, folder: str | Path) -> None:
+        """Write this transform to a folder: ``transform.json`` and ``transform.arrow``.
+
+        Args:
+            folder: is made if it is not there. Not written atomically: what saves a whole model
+                writes beside and renames.
+        """
+        scales = {
+            column.source.feature: list(dataclasses.astuple(column.scale))
+            for column in self._dense
+            if column.scale is not None
+        }
+        arrays = {f"table:{name}": v.ids for name, v in self._vocabularies.items()}
+        for column in self._sparse:
+            if isinstance(column, BucketColumn) and column.boundaries is not None:
+                arrays[f"buckets:{column.source.feature}"] = column.boundaries
+        state = storage.State(
+            features={name: f.model_dump(mode="json") for name, f in self.features.items()},
+            label=self.label,
+            kinds=self._kinds,
+            scales=scales,
+            tables={s.name: {"rows": s.rows, "distinct": s.distinct} for s in self._tables},
+        )
+        storage.save(folder, state, arrays)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> FeatureTransform:
+        """Read what `save` wrote: a transform whose batches are the same to the last bit.
+
+        Args:
+            folder: as given to `save`.
+
+        Raises:
+            ValueError: the files are missing, damaged, or of a newer version of this library.
+        """
+        state, arrays = storage.load(folder)
+        features = TypeAdapter(dict[str, AnyFeature]).validate_python(state["features"])
+        transform = cls(features, state["label"])
+        transform._kinds = state["kinds"]
+        for column in transform._columns.values():
+            name = column.source.feature
+            if isinstance(column, DenseColumn) and name in state["scales"]:
+                column.scale = Scale(*state["scales"][name])
+            elif isinstance(column, BucketColumn):
+                column.boundaries = arrays.get(f"buckets:{name}")
+        transform._tables = [
+            dataclasses.replace(spec, **state["tables"][spec.name]) for spec in transform._tables
+        ]
+        transform._vocabularies = {
+            spec.name: Vocabulary(arrays[f"table:{spec.name}"])
+            for spec in transform._tables
+            if f"table:{spec.name}" in arrays
+        }
+        return transform
+
+
+def _column(name: str, feature: AnyFeature) -> Column:
+    if isinstance(feature, DenseFeature):
+        return BucketColumn(name, feature) if feature.buckets else DenseColumn(name, feature)
+    if isinstance(feature, SparseFeature):
+        return SparseColumn(name, feature)
+    return BagColumn(name, feature)

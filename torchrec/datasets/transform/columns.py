@@ -1,0 +1,292 @@
+"""Arrow columns as numpy arrays: without copies where the layout allows, never row by row."""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
+import torch
+
+from torchrec.ops.hashing import hash_strings
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Kind = Literal["integers", "numbers", "strings", "times", "nulls", "other"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A column and the feature that reads it: what error messages name.
+
+    Attributes:
+        feature: the feature.
+        column: the column.
+    """
+
+    feature: str
+    column: str
+
+    def __str__(self) -> str:
+        return f"Column '{self.column}' of feature '{self.feature}'"
+
+
+def require_columns(available: Iterable[str], sources: Iterable[Source]) -> None:
+    """Refuse a table that lacks a column, naming the nearest that it has."""
+    names = list(available)
+    for source in sources:
+        found = names.count(source.column)
+        if found == 1:
+            continue
+        if found > 1:
+            raise ValueError(f"{source} should be in the table once. Received {found} of them.")
+        near = difflib.get_close_matches(source.column, names, 1)
+        hint = f" The nearest is '{near[0]}'." if near else ""
+        raise ValueError(
+            f"{source} should be in the table. Received the columns {', '.join(names)}.{hint}"
+        )
+
+
+def is_list(type: pa.DataType) -> bool:
+    """Say whether each entry of such a column is a list."""
+    return bool(
+        pt.is_list(type)
+        or pt.is_large_list(type)
+        or pt.is_fixed_size_list(type)
+        or pt.is_list_view(type)
+        or pt.is_large_list_view(type)
+    )
+
+
+def kind_of(type: pa.DataType) -> Kind:
+    """Return what a value of such a column is: the part of its type that models depend on."""
+    if pt.is_dictionary(type):
+        return kind_of(type.value_type)
+    if pt.is_integer(type) or pt.is_boolean(type):
+        return "integers"
+    if pt.is_decimal(type):
+        return "integers" if type.scale == 0 else "numbers"
+    if pt.is_floating(type):
+        return "numbers"
+    if _is_text(type) or pt.is_string_view(type) or pt.is_binary_view(type):
+        return "strings"
+    if pt.is_temporal(type) and not pt.is_interval(type):
+        return "times"
+    return "nulls" if pt.is_null(type) else "other"
+
+
+def _is_text(type: pa.DataType) -> bool:
+    return bool(
+        pt.is_string(type) or pt.is_large_string(type) or pt.is_binary(type) or _is_wide(type)
+    )
+
+
+def _is_wide(type: pa.DataType) -> bool:
+    return bool(pt.is_large_string(type) or pt.is_large_binary(type))
+
+
+def chunks_of(table: pa.Table, name: str) -> list[pa.Array]:
+    """Return the pieces of a column; one piece where there are many small ones."""
+    column = table.column(name)
+    if column.num_chunks > 1 and len(column) < 4096 * column.num_chunks:
+        return [whole(column)]
+    return list(column.chunks)
+
+
+def whole(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def valid_of(array: pa.Array) -> Array | None:
+    """Return which entries are not null, bool; None if all are."""
+    if array.null_count == 0:
+        return None
+    bits = None if pt.is_null(array.type) else array.buffers()[0]
+    if bits is None:
+        return np.zeros(len(array), np.bool_)
+    first, last = array.offset, array.offset + len(array)
+    packed = np.frombuffer(bits, np.uint8)[first // 8 : (last + 7) // 8]
+    flags = np.unpackbits(packed, bitorder="little")
+    return flags[first % 8 :][: len(array)].view(np.bool_)
+
+
+def read_numbers(array: pa.Array) -> Array:
+    """Return numbers as a new float64 array, nulls as NaN, times as seconds."""
+    if pt.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    type = array.type
+    if pt.is_null(type):
+        return np.full(len(array), np.nan)
+    if pt.is_temporal(type):
+        array = _seconds(array)
+    elif pt.is_boolean(type):
+        array = array.cast(pa.uint8())
+    elif pt.is_decimal(type):
+        array = array.cast(pa.float64())
+    numbers = _fixed_width(array).astype(np.float64)
+    if pt.is_temporal(type):
+        numbers *= _UNIT_SECONDS[_unit(type)]
+    valid = valid_of(array)
+    if valid is not None:
+        numbers[~valid] = np.nan
+    return numbers
+
+
+_UNIT_SECONDS = {"days": 86_400.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+
+
+def _unit(type: pa.DataType) -> str:
+    if pt.is_date32(type):
+        return "days"
+    return "ms" if pt.is_date64(type) else str(type.unit)
+
+
+def _seconds(array: pa.Array) -> pa.Array:
+    """Return the integers behind times: they count units of `_unit`."""
+    narrow = pt.is_date32(array.type) or pt.is_time32(array.type)
+    return array.cast(pa.int32()) if narrow else array.cast(pa.int64())
+
+
+def read_ids(array: pa.Array, source: Source) -> tuple[Array, Array | None]:
+    """Return ids, strings hashed to int64, and which entries are not null (None: all).
+
+    The ids are of any integer type, and may share the memory of the array.
+    """
+    type = array.type
+    if pt.is_dictionary(type):
+        return _dictionary_ids(array, source)
+    if pt.is_null(type):
+        return np.zeros(len(array), np.int64), valid_of(array)
+    if pt.is_string_view(type) or pt.is_binary_view(type):
+        array = array.cast(pa.large_binary())
+    elif pt.is_boolean(type):
+        array = array.cast(pa.uint8())
+    elif pt.is_decimal(type):
+        array = array.cast(pa.int64())
+    elif pt.is_floating(type):
+        return _whole_numbers(array, source)
+    if _is_text(array.type):
+        return _hashed(array), valid_of(array)
+    return _fixed_width(array), valid_of(array)
+
+
+def _dictionary_ids(array: pa.DictionaryArray, source: Source) -> tuple[Array, Array | None]:
+    """Convert the dictionary's entries, once each, and look the samples up in them."""
+    entries, entries_valid = read_ids(array.dictionary, source)
+    valid = valid_of(array.indices)
+    index = _fixed_width(array.indices)
+    if valid is not None:
+        index = np.where(valid, index, 0)
+    if not len(entries):
+        return np.zeros(len(array), np.int64), np.zeros(len(array), np.bool_)
+    if entries_valid is not None:
+        found = entries_valid[index]
+        valid = found if valid is None else valid & found
+    return entries[index], valid
+
+
+def _whole_numbers(array: pa.Array, source: Source) -> tuple[Array, Array | None]:
+    """Read ids that some tool turned to floating point, as pandas does where there are nulls."""
+    numbers = read_numbers(array)
+    valid = ~np.isnan(numbers)
+    numbers[~valid] = 0
+    wrong = (numbers != np.trunc(numbers)) | (np.abs(numbers) > 2**53)
+    if wrong.any():
+        raise ValueError(
+            f"{source} should hold whole numbers or strings, as ids are. "
+            f"Received {numbers[wrong][0]:g}; a measured number is a dense feature."
+        )
+    return numbers.astype(np.int64), None if valid.all() else valid
+
+
+def _fixed_width(array: pa.Array) -> Array:
+    """Return integers or floats in the memory of the array."""
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    buffer = array.buffers()[1]
+    if buffer is None or not len(array):
+        return np.zeros(len(array), dtype)
+    return np.frombuffer(buffer, dtype, len(array), array.offset * dtype.itemsize)
+
+
+def _hashed(array: pa.Array) -> Array:
+    offsets = torch.int64 if _is_wide(array.type) else torch.int32
+    _, ends, data = array.buffers()
+    if not len(array):
+        return np.zeros(0, np.int64)
+    bounds = _tensor(ends, offsets)[array.offset : array.offset + len(array) + 1]
+    hashes = hash_strings(_tensor(data, torch.uint8), bounds)
+    return hashes.numpy()
+
+
+def _tensor(buffer: pa.Buffer | None, dtype: torch.dtype) -> torch.Tensor:
+    """Return a buffer as a tensor in the same memory."""
+    if buffer is None or not buffer.size:
+        return torch.empty(0, dtype=dtype)
+    memory = (ctypes.c_char * buffer.size).from_address(buffer.address)
+    memory.owner = buffer
+    return torch.frombuffer(memory, dtype=dtype, count=buffer.size // dtype.itemsize)
+
+
+@dataclass
+class Lists:
+    """Lists as ranges of one array of values, in any order, maybe with gaps.
+
+    Attributes:
+        starts: where each list starts, int64.
+        lengths: how long it is, int64; 0 for null.
+        values: the values of all lists.
+        missing: number of lists that are null.
+    """
+
+    starts: Array
+    lengths: Array
+    values: pa.Array
+    missing: int
+
+
+def read_lists(array: pa.Array, separator: str | None) -> Lists:
+    """Return the lists of a column; a string with a separator is the list of its parts."""
+    type = array.type
+    if pt.is_null(type):
+        nothing = np.zeros(len(array), np.int64)
+        return Lists(nothing, nothing, pa.nulls(0), len(array))
+    if separator is not None and not is_list(type):
+        array = pc.split_pattern(_plain_text(array), separator)
+    elif pt.is_list_view(type):
+        array = array.cast(pa.list_(type.value_type))
+    elif pt.is_large_list_view(type):
+        array = array.cast(pa.large_list(type.value_type))
+    valid = valid_of(array)
+    if pt.is_fixed_size_list(array.type):
+        size = array.type.list_size
+        bounds = np.arange(array.offset, array.offset + len(array) + 1, dtype=np.int64) * size
+    else:
+        wide = pt.is_large_list(array.type)
+        bounds = _bounds(array, np.dtype(np.int64 if wide else np.int32))
+    first, last = (int(bounds[0]), int(bounds[-1])) if len(bounds) else (0, 0)
+    values = array.values.slice(first, last - first)
+    lengths = np.diff(bounds)
+    if valid is not None:
+        lengths[~valid] = 0
+    return Lists(bounds[:-1] - first, lengths, values, 0 if valid is None else array.null_count)
+
+
+def _bounds(array: pa.Array, dtype: np.dtype[Any]) -> Array:
+    if not len(array):
+        return np.zeros(1, np.int64)
+    offset = array.offset * dtype.itemsize
+    return np.frombuffer(array.buffers()[1], dtype, len(array) + 1, offset).astype(np.int64)
+
+
+def _plain_text(array: pa.Array) -> pa.Array:
+    """Return strings in a layout that can be split, whatever bytes they hold."""
+    if pt.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    wide = pt.is_string_view(array.type) or pt.is_binary_view(array.type)
+    return array.cast(pa.large_binary()) if wide else array

@@ -1,0 +1,132 @@
+"""Numbers: missing values, logarithm, scale, quantile buckets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from torchrec.datasets.features import DenseFeature
+from torchrec.datasets.transform.columns import Kind, Source, chunks_of, kind_of, read_numbers
+from torchrec.datasets.transform.counts import FeatureCounts
+from torchrec.datasets.transform.sketches import Moments
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What `fit` found out about a dense feature.
+
+    Attributes:
+        fill: what a missing number becomes, after the logarithm.
+        mean: what is subtracted.
+        deviation: what is then divided by.
+    """
+
+    fill: float
+    mean: float = 0.0
+    deviation: float = 1.0
+
+
+def logarithm(values: Any) -> Any:
+    """Return ``sign(x) log(1 + |x|)``: like x near 0, like the logarithm far away."""
+    return np.copysign(np.log1p(np.abs(values)), values)
+
+
+# Numbers beyond this are infinite to a model, which computes in float32.
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+class DenseColumn:
+    """Reads a dense feature.
+
+    Args:
+        name: of the feature.
+        feature: its declaration.
+    """
+
+    def __init__(self, name: str, feature: DenseFeature) -> None:
+        self.feature = feature
+        self.source = Source(name, feature.column or name)
+        self.scale = None if self.needs_fit else Scale(self._fill(0.0))
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether the feature depends on statistics of the training data."""
+        return self.feature.fill == "mean" or self.feature.standardise
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that it reads."""
+        return [self.source.column]
+
+    def kind(self, schema: pa.Schema) -> Kind:
+        """Return what the numbers are, refusing what is none."""
+        type = schema.field(self.source.column).type
+        kind = kind_of(type)
+        if kind not in ("integers", "numbers", "times", "nulls"):
+            raise ValueError(
+                f"{self.source} should hold numbers, as a dense feature does. Received {type}."
+            )
+        return "numbers" if kind == "integers" else kind
+
+    def read(self, table: pa.Table, counts: FeatureCounts) -> list[Array]:
+        """Return the numbers after the logarithm: float64, NaN where missing, an array a chunk."""
+        return [self._read(chunk, counts) for chunk in chunks_of(table, self.source.column)]
+
+    def _read(self, chunk: pa.Array, counts: FeatureCounts) -> Array:
+        values = read_numbers(chunk)
+        finite = np.abs(values) <= _LARGEST
+        present = int(np.count_nonzero(finite))
+        counts.samples += len(values)
+        counts.values += present
+        if present < len(values):
+            missing = int(np.isnan(values).sum())
+            counts.missing += missing
+            counts.infinite += len(values) - present - missing
+            values[~finite] = np.nan
+        return logarithm(values) if self.feature.log else values
+
+    def statistics(self) -> Moments:
+        """Return what collects the statistics that this feature needs."""
+        return Moments()
+
+    def fit(self, moments: Moments) -> None:
+        """Settle the scale."""
+        require_values(self.source, moments.count)
+        if self.feature.standardise:
+            # A constant column becomes 0.
+            deviation = moments.deviation or 1.0
+            self.scale = Scale(self._fill(moments.mean), moments.mean, deviation)
+        else:
+            self.scale = Scale(self._fill(moments.mean))
+
+    def _fill(self, mean: float) -> float:
+        fill = self.feature.fill
+        if fill == "mean":
+            return mean
+        return float(logarithm(np.float64(fill))) if self.feature.log else fill
+
+    def write(self, table: pa.Table, out: Array, counts: FeatureCounts) -> None:
+        """Write the numbers of all samples to ``out``, float32 ``(B,)``."""
+        assert self.scale is not None
+        at = 0
+        for values in self.read(table, counts):
+            values[np.isnan(values)] = self.scale.fill
+            if self.feature.standardise:
+                values -= self.scale.mean
+                values /= self.scale.deviation
+            out[at : at + len(values)] = values
+            at += len(values)
+
+
+def require_values(source: Source, count: int) -> None:
+    """Refuse a feature of which the training data holds nothing."""
+    if not count:
+        raise ValueError(
+            f"{source} should hold values. Received none in the training data: leave the feature "
+            "out."
+        )

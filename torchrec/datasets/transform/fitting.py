@@ -1,0 +1,154 @@
+"""Learning from the training data what features and tables need to know."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from torchrec.datasets.transform.columns import Kind, require_columns
+from torchrec.datasets.transform.counts import FeatureCounts
+from torchrec.datasets.transform.dense import DenseColumn, require_values
+from torchrec.datasets.transform.ids import BagColumn, BucketColumn, SparseColumn
+from torchrec.datasets.transform.sketches import DistinctCounter, IdCounter, Moments, Sample
+from torchrec.datasets.transform.tables import TableSpec
+from torchrec.datasets.transform.vocabulary import Vocabulary
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Column = DenseColumn | SparseColumn | BagColumn | BucketColumn
+
+# Tables whose rows nobody chose get no more of them.
+MOST_ROWS = 1_000_000
+
+
+class Fitting:
+    """Statistics of the training data, collected table by table: only those that are needed.
+
+    Args:
+        columns: the features.
+        tables: the tables as declared.
+    """
+
+    def __init__(self, columns: Sequence[Column], tables: Sequence[TableSpec]) -> None:
+        self._columns = columns
+        self._tables = tables
+        self._numbers: dict[str, Moments | Sample] = {
+            column.source.feature: column.statistics()
+            for column in columns
+            if isinstance(column, (DenseColumn, BucketColumn)) and column.needs_fit
+        }
+        self._ids = {table.name: IdStatistics(table) for table in tables if lacks_rows(table)}
+        self._table_of = {name: table.name for table in tables for name in table.features}
+        self.kinds: dict[str, Kind] | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether more tables would teach nothing."""
+        return self.kinds is not None and not self._numbers and not self._ids
+
+    def update(self, table: pa.Table) -> None:
+        """Add a table."""
+        if self.kinds is None:
+            self.kinds = self._kinds(table)
+        for column in self._columns:
+            name = column.source.feature
+            if isinstance(column, (SparseColumn, BagColumn)):
+                if self._table_of[name] in self._ids:
+                    for piece in column.read(table, FeatureCounts()):
+                        ids = piece.ids.astype(np.int64, copy=False)
+                        self._ids[self._table_of[name]].update(ids)
+            elif name in self._numbers:
+                read = column.read if isinstance(column, DenseColumn) else column.numbers
+                for values in read(table, FeatureCounts()):
+                    self._numbers[name].update(values[~np.isnan(values)])
+
+    def _kinds(self, table: pa.Table) -> dict[str, Kind]:
+        """Return what each feature's values are; those of features that share a table agree."""
+        kinds = kinds_of(self._columns, table)
+        for column in self._columns:
+            if kinds[column.source.feature] == "nulls":
+                require_values(column.source, 0)
+        for spec in self._tables:
+            first = spec.features[0]
+            for name in spec.features[1:]:
+                if kinds[name] != kinds[first]:
+                    raise ValueError(
+                        f"Features '{first}' and '{name}' should hold ids of one kind, as they "
+                        f"share table '{spec.name}'. Received {kinds[first]} and {kinds[name]}."
+                    )
+        return kinds
+
+    def settle(self) -> tuple[list[TableSpec], dict[str, Vocabulary]]:
+        """Settle the columns; return the tables, complete, and the vocabularies of some."""
+        for column in self._columns:
+            statistics = self._numbers.get(column.source.feature)
+            if isinstance(column, DenseColumn):
+                if isinstance(statistics, Moments):
+                    column.fit(statistics)
+            elif isinstance(column, BucketColumn) and isinstance(statistics, Sample):
+                column.fit(statistics)
+        specs, vocabularies = [], {}
+        for spec in self._tables:
+            if spec.name in self._ids:
+                rows, distinct, vocabulary = self._ids[spec.name].settle()
+                spec = dataclasses.replace(spec, rows=rows, distinct=distinct)
+                if vocabulary is not None:
+                    vocabularies[spec.name] = vocabulary
+            specs.append(spec)
+        return specs, vocabularies
+
+
+def lacks_rows(spec: TableSpec) -> bool:
+    """Say whether a table as declared depends on the ids of the training data."""
+    return spec.rows is None or spec.ids == "vocabulary"
+
+
+def kinds_of(columns: Sequence[Column], table: pa.Table) -> dict[str, Kind]:
+    """Return what each feature's values are in this table, refusing what they cannot be."""
+    names = table.column_names
+    sources = [column.source for column in columns]
+    sources += [c.weights for c in columns if isinstance(c, BagColumn) and c.weights is not None]
+    require_columns(names, sources)
+    return {column.source.feature: column.kind(table.schema) for column in columns}
+
+
+class IdStatistics:
+    """Statistics of the ids of a table over the training data: only those that it needs.
+
+    Args:
+        spec: the table.
+    """
+
+    def __init__(self, spec: TableSpec) -> None:
+        self._spec = spec
+        self._distinct = DistinctCounter()
+        self._largest = -1
+        capacity = max(1 << 20, 4 * (spec.rows or 0))
+        self._counter = IdCounter(capacity) if spec.ids == "vocabulary" else None
+
+    def update(self, ids: Array) -> None:
+        """Add int64 ids."""
+        self._distinct.update(ids)
+        if len(ids):
+            self._largest = max(self._largest, int(ids.max()))
+        if self._counter is not None:
+            self._counter.update(ids)
+
+    def settle(self) -> tuple[int, int, Vocabulary | None]:
+        """Return the rows of the table, the number of distinct ids, and the vocabulary."""
+        spec, distinct = self._spec, self._distinct.estimate()
+        if not distinct:
+            names = ", ".join(f"'{name}'" for name in spec.features)
+            raise ValueError(
+                f"Features {names} of table '{spec.name}' should have ids. Received none in the "
+                "training data: leave them out."
+            )
+        if self._counter is not None:
+            vocabulary = Vocabulary(self._counter.most_frequent(spec.rows, spec.min_count))
+            return len(vocabulary) + 1, distinct, vocabulary
+        if spec.ids == "plain":
+            return self._largest + 1, distinct, None
+        return min(2 * distinct if spec.ids == "hash" else distinct, MOST_ROWS), distinct, None

@@ -1,0 +1,70 @@
+"""Labels: 0 or 1, from a column or an expression."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from torchrec.datasets.expression import Expression, parse_expression
+from torchrec.datasets.transform.columns import (
+    Source,
+    kind_of,
+    read_numbers,
+    require_columns,
+    whole,
+)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Label:
+    """Reads the label.
+
+    Args:
+        text: a column, or an expression over columns.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._expression: Expression | None = None
+        if not text.isidentifier():
+            self._expression = parse_expression(text)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that it reads."""
+        return [self.text] if self._expression is None else sorted(self._expression.columns)
+
+    def read(self, table: pa.Table) -> Array:
+        """Return the labels of all samples, float32 ``(B,)``, each 0 or 1."""
+        sources = [Source("label", column) for column in self.columns]
+        require_columns(table.column_names, sources)
+        expression = self._expression
+        values = table.column(self.text) if expression is None else expression.evaluate(table)
+        if isinstance(values, pa.ChunkedArray):
+            values = whole(values)
+        if kind_of(values.type) not in ("integers", "numbers", "nulls"):
+            raise ValueError(
+                f"`data.label` '{self.text}' should hold 0 and 1. Received {values.type}; an "
+                f"expression such as `{self.text} == 'yes'` makes them."
+            )
+        return self._checked(read_numbers(values))
+
+    def _checked(self, numbers: Array) -> Array:
+        right = (numbers == 0) | (numbers == 1)
+        if not right.all():
+            missing = int(np.isnan(numbers).sum())
+            if missing:
+                raise ValueError(
+                    f"`data.label` '{self.text}' should hold 0 and 1. Received {missing} nulls "
+                    f"among {len(numbers)} labels; `data.drop` leaves such rows out."
+                )
+            wrong = numbers[~right][0]
+            idea = self.text if self._expression is None else f"({self.text})"
+            raise ValueError(
+                f"`data.label` '{self.text}' should hold 0 and 1. Received {wrong:g}; an "
+                f"expression such as `{idea} > {max(wrong - 1, 0):g}` makes them."
+            )
+        return numbers.astype(np.float32)

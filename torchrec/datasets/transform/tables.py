@@ -1,0 +1,133 @@
+"""Which tables the features of a model read, and what each must look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torchrec.datasets.features import (
+    AnyFeature,
+    DenseFeature,
+    IdSource,
+    MultiHotFeature,
+    SequenceFeature,
+    SparseFeature,
+)
+from torchrec.types import IdPolicy
+
+# What features that share a table have to agree on.
+_AGREE = ("ids", "rows", "dim", "out_of_range", "min_count", "evict", "evict_every")
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """An embedding table that the features ask for.
+
+    Attributes:
+        name: that of the features' ``table``, or of the only feature.
+        features: the features that read it: keys of the transform's sparse output.
+        rows: E; ids of the transform are in ``[0, rows)`` if ``ids`` is ``"plain"`` (as far as the
+            data keeps to it) or ``"vocabulary"`` (the last row is that of unknown ids). None: to be
+            found by `FeatureTransform.fit`.
+        dim: D, or None for that of the model.
+        ids: how ids find their rows. ``"hash"`` and ``"managed"`` are up to the table.
+        out_of_range: what becomes of ids outside the rows; of ``"plain"`` ids only.
+        pooling: how the ids of a bag are pooled.
+        evict: which row a managed table gives up first.
+        evict_every: after how many batches a managed table looks for rows to give up.
+        distinct: number of distinct ids in the training data, where `fit` counted them: exact up
+            to 4,096 and for vocabularies that fit in memory, else within 2 or 3 %.
+
+    Example:
+        >>> TableSpec("user", ("user",), rows=100).ids
+        'hash'
+    """
+
+    name: str
+    features: tuple[str, ...]
+    rows: int | None = None
+    dim: int | None = None
+    ids: IdSource = "hash"
+    out_of_range: IdPolicy = IdPolicy.ERROR
+    pooling: Literal["sum", "mean"] = "sum"
+    min_count: int = 1
+    evict: Literal["lfu", "lru", "distance_lfu"] = "lfu"
+    evict_every: int = 100
+    distinct: int | None = None
+
+
+def table_of(name: str, feature: AnyFeature) -> str | None:
+    """Return the name of the table that a feature reads, None if it is a number."""
+    if isinstance(feature, DenseFeature):
+        return name if feature.buckets else None
+    return feature.table or name
+
+
+def declared_tables(features: Mapping[str, AnyFeature]) -> list[TableSpec]:
+    """Group features by their tables, in the order in which the tables are first named.
+
+    Raises:
+        ValueError: two features share a table and do not agree on what it is.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, feature in features.items():
+        table = table_of(name, feature)
+        if table is not None:
+            groups.setdefault(table, []).append(name)
+    return [_declared(table, names, features) for table, names in groups.items()]
+
+
+def _declared(table: str, names: list[str], features: Mapping[str, AnyFeature]) -> TableSpec:
+    readers: dict[str, _IdFeature] = {}
+    for name in names:
+        feature = features[name]
+        if not isinstance(feature, DenseFeature):
+            readers[name] = feature
+        elif len(names) > 1:
+            other = next(n for n in names if n != name)
+            raise ValueError(
+                f"Table '{table}' should hold the buckets of feature '{name}' alone. "
+                f"Received feature '{other}' too."
+            )
+        else:
+            rows = (feature.buckets or 0) + 1
+            return TableSpec(table, (name,), rows=rows, dim=feature.dim, ids="plain")
+    for field in _AGREE:
+        _check_agreement(table, field, readers)
+    # One id is the same whichever way it is pooled.
+    several = {n: f for n, f in readers.items() if not isinstance(f, SparseFeature)}
+    _check_agreement(table, "pooling", several)
+    first = next(iter(readers.values()))
+    return TableSpec(
+        table,
+        tuple(names),
+        rows=next((f.rows for f in readers.values() if f.rows), None),
+        dim=next((f.dim for f in readers.values() if f.dim), None),
+        ids=first.ids,
+        out_of_range=first.out_of_range,
+        pooling=next((f.pooling for f in several.values()), "sum"),
+        min_count=first.min_count,
+        evict=first.evict,
+        evict_every=first.evict_every,
+    )
+
+
+_IdFeature = SparseFeature | MultiHotFeature | SequenceFeature
+
+
+def _check_agreement(table: str, field: str, features: Mapping[str, _IdFeature]) -> None:
+    """Refuse features that differ in a field; one that leaves it open goes along with the others."""
+    given = {name: getattr(feature, field) for name, feature in features.items()}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        first = next(iter(given))
+        if value != given[first]:
+            raise ValueError(
+                f"`{field}` of features '{first}' and '{name}' should agree, as they share table "
+                f"'{table}'. Received {_text(given[first])} and {_text(value)}."
+            )
+
+
+def _text(value: object) -> object:
+    return value.value if isinstance(value, IdPolicy) else value
