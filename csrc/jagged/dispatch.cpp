@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "cpu.h"
@@ -33,7 +34,70 @@ void for_bags(const Integers& offsets, int64_t row_bytes, const Body& body) {
   }
 }
 
+// Calls body with the integers at their true width.
+template <class Body>
+auto at_width(const Integers& integers, const Body& body) {
+  return integers.wide ? body(static_cast<const int64_t*>(integers.data)) : body(static_cast<const int32_t*>(integers.data));
+}
+
+// Copies the rows of the bags of one key; `Row` is what a row is held in, or char for rows of any size.
+template <class Row, class Offset, class Sample>
+char* take_key(const Offset* offsets, const Sample* samples, int64_t count, const char* rows, int64_t row_bytes,
+               char* taken) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t first = offsets[samples[i]], length = offsets[samples[i] + 1] - first;
+    if (sizeof(Row) > 1) {
+      for (int64_t j = 0; j < length; ++j) {
+        std::memcpy(taken, rows + (first + j) * static_cast<int64_t>(sizeof(Row)), sizeof(Row));
+        taken += sizeof(Row);
+      }
+    } else {
+      copy_run({rows + first * row_bytes, taken, length * row_bytes});
+      taken += length * row_bytes;
+    }
+  }
+  return taken;
+}
+
 }  // namespace
+
+int64_t take_sample_lengths(const Integers& offsets, int64_t keys, const Integers& samples, int64_t num_rows,
+                            void* lengths) {
+  const int64_t stride = keys ? (offsets.count - 1) / keys : 0;
+  return at_width(offsets, [&](const auto* all) {
+    return at_width(samples, [&](const auto* chosen) -> int64_t {
+      auto* out = static_cast<std::remove_const_t<std::remove_pointer_t<decltype(all)>>*>(lengths);
+      for (int64_t i = 0; i < samples.count; ++i) {
+        if (chosen[i] < 0 || chosen[i] >= stride) return -1;
+      }
+      int64_t total = 0;
+      bool fits = true;
+      for (int64_t k = 0; k < keys; ++k, all += stride, out += samples.count) {
+        for (int64_t i = 0; i < samples.count; ++i) {
+          const int64_t first = all[chosen[i]], last = all[chosen[i] + 1];
+          fits &= 0 <= first && first <= last && last <= num_rows;
+          out[i] = static_cast<std::remove_pointer_t<decltype(out)>>(last - first);
+          total += last - first;
+        }
+      }
+      return fits ? total : -2;
+    });
+  });
+}
+
+void take_samples(const Integers& offsets, int64_t keys, const Integers& samples, const char* rows, int64_t row_bytes,
+                  char* taken) {
+  const int64_t stride = keys ? (offsets.count - 1) / keys : 0;
+  at_width(offsets, [&](const auto* all) {
+    at_width(samples, [&](const auto* chosen) {
+      const auto take = row_bytes == 8   ? take_key<int64_t, std::decay_t<decltype(*all)>, std::decay_t<decltype(*chosen)>>
+                        : row_bytes == 4 ? take_key<int32_t, std::decay_t<decltype(*all)>, std::decay_t<decltype(*chosen)>>
+                                         : take_key<char, std::decay_t<decltype(*all)>, std::decay_t<decltype(*chosen)>>;
+      char* at = taken;
+      for (int64_t k = 0; k < keys; ++k) at = take(all + k * stride, chosen, samples.count, rows, row_bytes, at);
+    });
+  });
+}
 
 int64_t take_lengths(const Integers& lengths, const Integers& bags, void* taken) {
   int64_t total = 0;

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchrec.ops.jagged import keyed_index_select
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
@@ -67,6 +68,82 @@ class Batch(Pipelineable):
             sparse_features=self.sparse_features.pin_memory(),
             labels=self.labels.pin_memory(),
         )
+
+    def index_select(self, indices: Tensor) -> Batch:
+        """Take samples by position, as ``torch.index_select`` takes rows.
+
+        Args:
+            indices: ``(M,)`` positions in ``[0, B)``, int32 or int64; one may be taken several times.
+
+        Raises:
+            IndexError: a position is out of range.
+            ValueError: the sparse features have batches of different sizes.
+
+        Example:
+            >>> from torchrec import KeyedJaggedTensor
+            >>> from torchrec.datasets.utils import Batch
+            >>> ids = KeyedJaggedTensor.from_lists({"f1": [[1, 2], [], [3]]})
+            >>> batch = Batch(torch.zeros(3, 13), ids, torch.tensor([0, 1, 1]))
+            >>> batch.index_select(torch.tensor([2, 0])).sparse_features.to_lists()
+            {'f1': [[3], [1, 2]]}
+        """
+        return Batch(
+            dense_features=self.dense_features.index_select(0, indices),
+            sparse_features=_select_samples(self.sparse_features, indices),
+            labels=self.labels.index_select(0, indices),
+        )
+
+
+def _select_samples(features: KeyedJaggedTensor, samples: Tensor) -> KeyedJaggedTensor:
+    if features.variable_stride_per_key():
+        raise ValueError(
+            "Samples should be selected from batches of one size for all keys. "
+            f"Received the sizes {features.stride_per_key()}."
+        )
+    keys = features.keys()
+    values, weights, lengths = keyed_index_select(
+        features.values(), features.weights_or_none(), features.offsets(), samples, len(keys)
+    )
+    return KeyedJaggedTensor(keys, values, weights, lengths, stride=samples.numel())
+
+
+def join(batches: list[Batch]) -> Batch:
+    """Join the samples of batches with the same features, one batch after another.
+
+    Args:
+        batches: at least one; the lengths of each have one stride for all keys.
+
+    Example:
+        >>> from torchrec import KeyedJaggedTensor
+        >>> one = Batch(torch.zeros(1, 2), KeyedJaggedTensor.from_lists({"a": [[5, 6]]}), torch.ones(1))
+        >>> join([one, one]).sparse_features.to_lists()
+        {'a': [[5, 6], [5, 6]]}
+    """
+    if len(batches) == 1:
+        return batches[0]
+    features = [batch.sparse_features for batch in batches]
+    keys = features[0].keys()
+    weights = [part.weights_or_none() for part in features]
+    joined = KeyedJaggedTensor(
+        keys,
+        _join_by_key([(part.values(), part.length_per_key()) for part in features]),
+        None
+        if weights[0] is None
+        else _join_by_key([(part.weights(), part.length_per_key()) for part in features]),
+        _join_by_key([(part.lengths(), part.stride_per_key()) for part in features]),
+        stride=sum(part.stride() for part in features),
+    )
+    return Batch(
+        dense_features=torch.cat([batch.dense_features for batch in batches]),
+        sparse_features=joined,
+        labels=torch.cat([batch.labels for batch in batches]),
+    )
+
+
+def _join_by_key(parts: list[tuple[Tensor, list[int]]]) -> Tensor:
+    """Join tensors that hold a run for each key, so that the runs of a key come one after another."""
+    runs = [tensor.split(lengths) for tensor, lengths in parts]
+    return torch.cat([run for of_key in zip(*runs, strict=True) for run in of_key])
 
 
 Batch.__module__ = "torchrec.datasets.utils"

@@ -21,9 +21,7 @@ _FORMATS: dict[str, Format] = {
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 _PARQUET_MAGIC = b"PAR1"
 
-# Up to this size a fingerprint covers every byte of a file; of a larger one so much in samples.
-_FINGERPRINT_BYTES = 1 << 26
-_FINGERPRINT_SAMPLES = 64
+_SAMPLES = 64  # places of a large file that its fingerprint covers
 
 
 @dataclass(frozen=True)
@@ -40,20 +38,22 @@ class DataFile:
     format: Format
     compression: Compression | None = None
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, most: int = 1 << 26) -> str:
         """Return a digest of the file's size and bytes: other data, another digest.
 
-        Files of more than 64 MiB are sampled at 64 places, start and end among them.
+        Args:
+            most: number of bytes to read; of a larger file, as many at 64 places, start and end among
+                them. Default 64 MiB.
         """
         size = os.path.getsize(self.path)
         digest = hashlib.blake2b(str(size).encode(), digest_size=16)
         with open(self.path, "rb") as file:
-            if size <= _FINGERPRINT_BYTES:
+            if size <= most:
                 digest.update(file.read())
             else:
-                step = _FINGERPRINT_BYTES // _FINGERPRINT_SAMPLES
-                for sample in range(_FINGERPRINT_SAMPLES):
-                    file.seek((size - step) * sample // (_FINGERPRINT_SAMPLES - 1))
+                step = max(1, most // _SAMPLES)
+                for sample in range(_SAMPLES):
+                    file.seek((size - step) * sample // (_SAMPLES - 1))
                     digest.update(file.read(step))
         return digest.hexdigest()
 

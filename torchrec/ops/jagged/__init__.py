@@ -18,6 +18,7 @@ from torchrec.ops.jagged import native, schema
 __all__ = [
     "jagged_index_select",
     "jagged_to_padded",
+    "keyed_index_select",
     "lengths_fit",
     "lengths_surely_fit",
     "lengths_to_offsets",
@@ -205,6 +206,59 @@ def jagged_index_select(
     if is_plain_data(values) and is_plain(lengths) and is_plain(bags):
         return native.jagged_index_select(values, lengths, bags, total)
     return cast("tuple[Tensor, Tensor]", schema.jagged_index_select(values, lengths, bags, total))
+
+
+def keyed_index_select(
+    values: Tensor, weights: Tensor | None, offsets: Tensor, samples: Tensor, keys: int
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Take the bags of some samples from every key: a batch from a larger one. Differentiable.
+
+    Bag ``k * B + b`` is that of key k and sample b. Like ``jagged_index_select``, but for what is read of
+    it, the larger batch costs nothing: one may take many small batches from it.
+
+    Args:
+        values: ``[N, ...]`` any dtype.
+        weights: ``[N, ...]`` any dtype, or None.
+        offsets: ``[keys * B + 1]`` int32 or int64.
+        samples: ``[M]`` positions in ``[0, B)``, int32 or int64; one may be taken several times.
+        keys: number of keys.
+
+    Returns:
+        The values taken, their weights, and the lengths of their bags, ``[keys * M]``.
+
+    Raises:
+        IndexError: a position is out of range.
+        ValueError: offsets do not fit the values or the number of keys.
+
+    Example:
+        >>> values, _, lengths = keyed_index_select(
+        ...     torch.tensor([5, 7, 1, 2]), None, torch.tensor([0, 1, 2, 2, 4]), torch.tensor([1]), 2
+        ... )
+        >>> values, lengths
+        (tensor([7, 1, 2]), tensor([1, 2]))
+    """
+    _require_integers("offsets", offsets)
+    _require_integers("samples", samples)
+    bags = offsets.size(0) - 1
+    if bags < 0 or (bags % keys if keys else bags):
+        raise ValueError(
+            f"`offsets` should be one more than a multiple of the number of keys ({keys}). "
+            f"Received {offsets.size(0)}."
+        )
+    plain = is_plain_data(values) and is_plain(offsets) and is_plain(samples)
+    if plain and (weights is None or is_plain_data(weights)):
+        return native.keyed_index_select(values, weights, offsets, samples, keys)
+    stride = bags // max(keys, 1)
+    if samples.is_cpu and bool(((samples < 0) | (samples >= stride)).any()):
+        raise IndexError(f"`samples` should be in [0, {stride}), the batch. Received others.")
+    first = torch.arange(keys, device=samples.device) * stride
+    chosen = (first[:, None] + samples).flatten()
+    lengths = offsets_to_lengths(offsets)
+    total = int(lengths.index_select(0, chosen).sum())
+    taken, of_bags = jagged_index_select(values, lengths, chosen, total)
+    if weights is not None:
+        weights, _ = jagged_index_select(weights, lengths, chosen, total)
+    return taken, weights, of_bags
 
 
 def jagged_to_padded(values: Tensor, offsets: Tensor, width: int, padding: float = 0.0) -> Tensor:

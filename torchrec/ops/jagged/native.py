@@ -136,6 +136,42 @@ def jagged_index_select(
     return rows, taken
 
 
+def keyed_index_select(
+    values: Tensor, weights: Tensor | None, offsets: Tensor, samples: Tensor, keys: int
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """See ``torchrec.ops.jagged.keyed_index_select``."""
+    values, offsets, samples = values.contiguous(), offsets.contiguous(), samples.contiguous()
+    stride = (offsets.numel() - 1) // max(keys, 1)
+    rows = values.size(0)
+    if weights is not None and weights.size(0) != rows:
+        raise ValueError(
+            f"`weights` should be as many as the values ({rows}). Received {weights.size(0)}."
+        )
+    lengths = torch.empty(keys * samples.numel(), dtype=offsets.dtype)
+    chosen = (
+        offsets.data_ptr(),
+        offsets.dtype is torch.int64,
+        offsets.numel(),
+        keys,
+        samples.data_ptr(),
+        samples.dtype is torch.int64,
+        samples.numel(),
+    )
+    total = _lib.take_sample_lengths(*chosen, rows, lengths.data_ptr())
+    if total == -1:
+        raise IndexError(f"`samples` should be in [0, {stride}), the batch. Received others.")
+    if total < 0:
+        raise ValueError(f"`offsets` should never fall and end at {rows}. Received others.")
+    taken = []
+    for tensor in (values, weights):
+        if tensor is not None:
+            tensor = tensor.contiguous()
+            out = tensor.new_empty((total, *tensor.shape[1:]))
+            _lib.take_samples(*chosen, tensor.data_ptr(), row_bytes(tensor), out.data_ptr())
+            taken.append(out)
+    return taken[0], None if weights is None else taken[1], lengths
+
+
 def _require_offsets(offsets: Tensor, total: int) -> Tensor:
     offsets = offsets.contiguous()
     if not offsets_fit(offsets, total):

@@ -1,0 +1,124 @@
+"""Working ahead of a consumer in threads: in order, a bounded number of steps, and without leaving a thread behind."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_open: weakref.WeakSet[Ahead[object, object]] = weakref.WeakSet()
+
+
+class Ahead(Generic[T, R]):
+    """The results of a function for each item of a generator, worked out ahead in threads.
+
+    The generator runs in one thread at a time, the function in all of them. What either raises is
+    raised where its result would have been, and ends the iteration.
+
+    Args:
+        items: what to work on.
+        function: the work.
+        workers: number of threads, at least 1, and of results that wait at most.
+    """
+
+    def __init__(
+        self, items: Generator[T, None, None], function: Callable[[T], R], workers: int
+    ) -> None:
+        self._items = items
+        self._function = function
+        self._limit = workers
+        self._taking = threading.Lock()
+        self._changed = threading.Condition()
+        self._results: dict[int, tuple[R | None, BaseException | None]] = {}
+        self._taken = self._given = 0
+        self._ended = self._closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"reader-{index}", daemon=True)
+            for index in range(workers)
+        ]
+        _open.add(self)
+        for thread in self._threads:
+            thread.start()
+
+    def __iter__(self) -> Iterator[R]:
+        return self
+
+    def __next__(self) -> R:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._given in self._results or (self._ended and self._given == self._taken)
+            )
+            if self._given not in self._results:
+                raise StopIteration
+            result, error = self._results.pop(self._given)
+            self._given += 1
+            self._changed.notify_all()
+        if error is not None:
+            self.close()
+            raise error
+        return result  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Stop the threads and wait for them."""
+        with self._changed:
+            self._closed = self._ended = True
+            self._changed.notify_all()
+        if sys.is_finalizing():
+            return  # threads stand still by now and would be waited for in vain
+        for thread in self._threads:
+            thread.join()
+        self._items.close()
+        self._results.clear()
+        _open.discard(self)
+
+    def _work(self) -> None:
+        while True:
+            with self._taking:
+                with self._changed:
+                    self._changed.wait_for(self._may_take)
+                    if self._ended:
+                        return
+                index = self._taken
+                try:
+                    item = next(self._items)
+                except StopIteration:
+                    self._finish(None, None)
+                    return
+                except BaseException as error:  # noqa: BLE001 - raised in the consumer
+                    self._finish(index, error)
+                    return
+                self._taken += 1
+            result, error = None, None
+            try:
+                result = self._function(item)
+            except BaseException as caught:  # noqa: BLE001 - raised in the consumer
+                error = caught
+            del item
+            with self._changed:
+                self._results[index] = result, error
+                self._changed.notify_all()
+            del result, error
+
+    def _may_take(self) -> bool:
+        return self._ended or self._taken - self._given < self._limit
+
+    def _finish(self, index: int | None, error: BaseException | None) -> None:
+        """Take note that there is no further item, or that getting it failed."""
+        with self._changed:
+            if index is not None:
+                self._results[index] = None, error
+                self._taken += 1
+            self._ended = True
+            self._changed.notify_all()
+
+
+@atexit.register
+def _close_all() -> None:
+    for ahead in list(_open):
+        ahead.close()

@@ -1,0 +1,83 @@
+"""What readers of all formats give: chunks, in an order that is known before they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from torchrec.datasets.files import DataFile
+
+# Rows of a chunk of a Parquet file, bytes of a chunk of text: large enough for columnar work to pay,
+# small enough to hold several at once.
+CHUNK_ROWS = 1 << 16
+CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Reading:
+    """In which order to read, and which share of it.
+
+    Args:
+        rank, world_size: this share, of so many. All shares together are all rows, each once.
+        seed: shuffles row groups (of text, files). Default: the order of the files.
+        chunk_rows: most rows of a chunk of a Parquet file.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    seed: int | None = None
+    chunk_rows: int = CHUNK_ROWS
+
+    def order(self, units: int) -> list[int]:
+        """Return the order in which so many units are read, the same for all ranks."""
+        if self.seed is None:
+            return list(range(units))
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed)
+        order: list[int] = torch.randperm(units, generator=generator).tolist()
+        return order
+
+
+class Position(NamedTuple):
+    """Where a chunk starts, so that reading can go on there.
+
+    ``unit`` counts row groups or files in the order of reading; ``row`` (of text: line) and ``byte``
+    count within it; ``chunk`` counts those of all ranks.
+    """
+
+    unit: int = 0
+    row: int = 0
+    byte: int = 0
+    chunk: int = 0
+
+
+class Chunk(NamedTuple):
+    """Some rows of a file.
+
+    Attributes:
+        start: where it starts.
+        file: number of the file.
+        first_row: number of its first row in that file.
+        rows: how many rows, or for text lines, it has; dropping and splitting come later.
+        decode: gives them as a table; may run in any thread, once.
+    """
+
+    start: Position
+    file: int
+    first_row: int
+    rows: int
+    decode: Callable[[], pa.Table]
+
+
+def unreadable(file: DataFile, error: Exception) -> ValueError:
+    """Return the error to raise for a file whose content the reader refused."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ValueError(
+        f"{file.format.upper() if file.format != 'parquet' else 'Parquet'} file '{file.path}' should "
+        f"be whole and readable. Received: {reason}"
+    )

@@ -1,0 +1,196 @@
+"""Reading Parquet: only the columns that are needed, a piece of a row group at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property, partial
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from torchrec.datasets._chunks import Chunk, Position, Reading, unreadable
+from torchrec.datasets._types import conform, plain, require_columns, require_same_types
+
+if TYPE_CHECKING:
+    from torchrec.datasets.files import DataFile
+
+# Bytes of a column that are fetched at once: row groups of any size are read in bounded memory.
+_BUFFER = 1 << 20
+
+
+class RowGroup(NamedTuple):
+    """A row group: a place where reading can start.
+
+    Attributes:
+        file: number of its file.
+        index: number of the row group in the file.
+        first_row: number of its first row in the file.
+        rows: number of its rows.
+    """
+
+    file: int
+    index: int
+    first_row: int
+    rows: int
+
+
+class Share(NamedTuple):
+    """Rows ``start`` to ``stop`` of a row group."""
+
+    group: RowGroup
+    start: int
+    stop: int
+
+
+class ParquetReader:
+    """Reads the Parquet files of a data set.
+
+    Args:
+        files: the files.
+        schema: types that the columns should have. Default: those of the first file.
+    """
+
+    def __init__(self, files: list[DataFile], schema: pa.Schema | None = None) -> None:
+        self.files = files
+        self._names: list[list[str]] = []
+        self.groups: list[RowGroup] = []
+        first = f"'{files[0].path}'" if schema is None else "the schema given"
+        for number, file in enumerate(files):
+            with _open(file) as opened:
+                found = opened.schema_arrow
+                if number == 0:
+                    self.schema = schema or pa.schema([(f.name, plain(f.type)) for f in found])
+                    self._as_dictionary = _repetitive(opened)
+                require_same_types(self.schema, first, found, file.path)
+                self._names.append(found.names)
+                rows = [opened.metadata.row_group(g).num_rows for g in range(opened.num_row_groups)]
+            starts = accumulate(rows, initial=0)
+            self.groups += [
+                RowGroup(number, g, s, r)
+                for g, (s, r) in enumerate(zip(starts, rows, strict=False))
+            ]
+        if self.rows == 0:
+            raise ValueError(
+                f"Data files ('{files[0].path}', ...) should hold rows. Received none."
+            )
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of rows in all files."""
+        return sum(group.rows for group in self.groups)
+
+    def shares(self, reading: Reading) -> list[Share]:
+        """Cut the row groups, in the order of reading, to the rows that are this rank's.
+
+        Ranks read neighbouring stretches that differ by one row at most, so that each opens few row
+        groups that another opens as well.
+        """
+        first = self.rows * reading.rank // reading.world_size
+        last = self.rows * (reading.rank + 1) // reading.world_size
+        shares, at = [], 0
+        for unit in reading.order(len(self.groups)):
+            group = self.groups[unit]
+            start, stop = max(first - at, 0), min(last - at, group.rows)
+            if start < stop:
+                shares.append(Share(group, start, stop))
+            at += group.rows
+        return shares
+
+    def chunks(
+        self, columns: list[str], reading: Reading, start: Position, *, use_threads: bool = False
+    ) -> Iterator[Chunk]:
+        """Read the rows that are this rank's, in order.
+
+        Args:
+            columns: what to read.
+            reading: order and share.
+            start: where to begin.
+            use_threads: whether columns are decoded in parallel. Default False.
+        """
+        types = {name: self._delivered(name) for name in columns}
+        shares = self.shares(reading)
+        row = start.row
+        for unit in range(start.unit, len(shares)):
+            share = shares[unit]
+            yield from self._read(unit, share, max(row, share.start), types, reading, use_threads)
+            row = 0
+
+    def _read(
+        self,
+        unit: int,
+        share: Share,
+        row: int,
+        types: dict[str, pa.DataType],
+        reading: Reading,
+        use_threads: bool,
+    ) -> Iterator[Chunk]:
+        group = share.group
+        file = self.files[group.file]
+        columns = list(types)
+        require_columns(self._names[group.file], columns, file.path)
+        dictionaries = [name for name in columns if pa.types.is_dictionary(types[name])]
+        try:
+            with _open(file, dictionaries) as opened:
+                if opened.metadata.num_row_groups <= group.index:
+                    raise pa.ArrowInvalid("fewer row groups than before; did the file change?")
+                at = 0
+                # Pieces always start at the same rows, wherever reading begins.
+                for batch in opened.iter_batches(
+                    reading.chunk_rows,
+                    row_groups=[group.index],
+                    columns=columns,
+                    use_threads=use_threads,
+                ):
+                    low, high = max(row - at, 0), min(share.stop - at, batch.num_rows)
+                    if low < high:
+                        piece = pa.Table.from_batches([batch.slice(low, high - low)])
+                        first_row = group.first_row + at + low
+                        yield Chunk(
+                            Position(unit, at + low),
+                            group.file,
+                            first_row,
+                            high - low,
+                            partial(conform, piece, types, file.path),
+                        )
+                    at += batch.num_rows
+                    if at >= share.stop:
+                        break
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise unreadable(file, error) from error
+
+    def _delivered(self, name: str) -> pa.DataType:
+        require_columns(self.schema.names, [name], self.files[0].path)
+        type = self.schema.field(name).type
+        return pa.dictionary(pa.int32(), type) if name in self._as_dictionary else type
+
+
+def _open(file: DataFile, dictionaries: list[str] | None = None) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(
+            file.path, read_dictionary=dictionaries, buffer_size=_BUFFER, pre_buffer=False
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(file, error) from error
+
+
+def _repetitive(file: pq.ParquetFile) -> set[str]:
+    """Name the columns of text that are stored as dictionaries, and so are best read as such.
+
+    Where distinct values are many, writers give a dictionary up and store plain text, which takes
+    more than four bytes a value; numbers into a dictionary take less than three.
+    """
+    found = set()
+    if file.num_row_groups == 0:
+        return found
+    group = file.metadata.row_group(0)
+    for index in range(group.num_columns):
+        column = group.column(index)
+        name = column.path_in_schema
+        place = file.schema_arrow.get_field_index(name)
+        if place >= 0 and pa.types.is_string(plain(file.schema_arrow.field(place).type)):
+            small = column.total_uncompressed_size < 4 * max(1, column.num_values)
+            if column.has_dictionary_page and small:
+                found.add(name)
+    return found

@@ -1,0 +1,327 @@
+"""Batches from files: shuffled, shared between ranks, made ahead of whoever trains, and resumable."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypedDict
+
+import torch
+
+from torchrec.datasets._ahead import Ahead
+from torchrec.datasets._batch import Batch, join
+from torchrec.datasets._chunks import CHUNK_ROWS, Chunk, Position, Reading
+from torchrec.datasets.source import TableSource
+
+_LARGEST_CHUNK = 2 * CHUNK_ROWS
+_FINGERPRINT_BYTES = 1 << 28  # read of all files together, to know them again
+_VERSION = 1
+
+
+class LoaderState(TypedDict):
+    """Where a loader is, in JSON: ``Loader.state_dict`` makes it."""
+
+    version: int
+    epoch: int
+    batch: int
+    window: int
+    row: int
+    start: list[int]
+    settings: dict[str, int | str | bool]
+    files: list[list[str]]
+
+
+class Window(NamedTuple):
+    """Rows that are transformed at once, and shuffled among themselves."""
+
+    index: int
+    start: Position
+    chunks: list[Chunk]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """After which batch of an epoch the loader is: that many rows into a window."""
+
+    batch: int = 0
+    window: int = 0
+    row: int = 0
+    start: Position = Position()
+
+
+class Loader:
+    r"""Batches of the rows of a source, one epoch an iteration.
+
+    Rows are read in windows, and each window is transformed at once in a worker thread, ahead of the
+    consumer. Batches take rows of the window in an order drawn for it; row groups (of text, files) are
+    read in another order each epoch. The batches of an epoch depend on the arguments and on ``epoch``
+    alone, not on ``workers`` nor on how fast anybody is.
+
+    Ranks share the rows without overlap or loss. Their number of rows differs by one at most for Parquet
+    that is read whole; where rows are dropped or split, and for text, by more.
+
+    Args:
+        source: the rows.
+        transform: makes a ``Batch`` of a table; its ``columns``, if it has them, are all that is read.
+            Called from several threads.
+        batch_size: B.
+        shuffle_window: rows that are shuffled among themselves, counted before any are dropped or split;
+            0 keeps the order of the files. Default 131072.
+        seed: another seed, another order. Default 0.
+        rank, world_size: which share of the rows, of how many. Default: all rows.
+        workers: threads that read and transform; 0 does both when a batch is asked for. Default 2.
+        drop_last: whether to leave out a last batch of fewer than B rows. Default False.
+
+    Raises:
+        ValueError: a number is out of its range, or the transform wants a column that is not there.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from torchrec import KeyedJaggedTensor
+        >>> def transform(table):
+        ...     users = KeyedJaggedTensor.from_arrow(table.select(["user"]))
+        ...     clicks = torch.tensor(table["click"].to_pylist())
+        ...     return Batch(torch.zeros(len(table), 0), users, clicks)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "data.csv")
+        ...     _ = path.write_text("user,click\n7,1\n8,0\n9,1\n")
+        ...     loader = Loader(TableSource(path), transform, 2, shuffle_window=0)
+        ...     [batch.labels for batch in loader]
+        [tensor([1, 0]), tensor([1])]
+    """
+
+    def __init__(
+        self,
+        source: TableSource,
+        transform: Callable[[Any], Batch],
+        batch_size: int,
+        *,
+        shuffle_window: int = 131_072,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 2,
+        drop_last: bool = False,
+    ) -> None:
+        _require(batch_size >= 1, "batch_size", "1 or more", batch_size)
+        _require(shuffle_window >= 0, "shuffle_window", "0 or more", shuffle_window)
+        _require(0 <= rank < world_size, "rank", f"in [0, {world_size})", rank)
+        _require(workers >= 0, "workers", "0 or more", workers)
+        self.source = source
+        self.transform = transform
+        self.batch_size = batch_size
+        self.workers = workers
+        self.columns: list[str] = list(getattr(transform, "columns", source.schema.names))
+        self._shuffle_window = shuffle_window
+        self._seed = seed
+        self._rank, self._world_size = rank, world_size
+        self._drop_last = drop_last
+        self._epoch = 0
+        self._place = _Place()
+        self._resume: _Place | None = None
+        self._files: list[list[str]] | None = None
+        source.require(self.columns, "The transform")
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch that the next iteration gives; set it before each."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            self._epoch, self._place, self._resume = epoch, _Place(), None
+
+    @property
+    def samples(self) -> int | None:
+        """Number of rows of an epoch on this rank; None where only reading tells."""
+        return self.source.count(self._reading())
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch on this rank.
+
+        Raises:
+            TypeError: only reading tells.
+        """
+        samples = self.samples
+        if samples is None:
+            raise TypeError(
+                "The number of batches is known for Parquet files of which no rows are dropped or "
+                "split by time. Received others."
+            )
+        return samples // self.batch_size if self._drop_last else -(-samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give the batches of one epoch; after ``load_state_dict``, those that are left of it."""
+        self._place, self._resume = self._resume or _Place(), None
+        return self._batches(self._place)
+
+    def state_dict(self) -> LoaderState:
+        """Return where the loader is, behind the last batch that it gave, as JSON takes it."""
+        place = self._place
+        return {
+            "version": _VERSION,
+            "epoch": self._epoch,
+            "batch": place.batch,
+            "window": place.window,
+            "row": place.row,
+            "start": list(place.start),
+            "settings": self._settings(),
+            "files": self._fingerprints(),
+        }
+
+    def load_state_dict(self, state: LoaderState) -> None:
+        """Go to where another loader of the same arguments was; the next iteration goes on from there.
+
+        Of Parquet files nothing before that place is read, but for the row group that it is in.
+
+        Args:
+            state: from ``state_dict``.
+
+        Raises:
+            ValueError: an argument differs, or a file is another one or was changed.
+        """
+        if state["version"] != _VERSION:
+            raise ValueError(
+                f"The state of a loader should be of version {_VERSION}. "
+                f"Received version {state['version']}."
+            )
+        for name, mine in self._settings().items():
+            theirs = state["settings"].get(name)
+            if theirs != mine:
+                raise ValueError(
+                    f"`{name}` should be as it was when the state was saved ({theirs}). "
+                    f"Received {mine}."
+                )
+        self._require_same_files(state["files"])
+        self._epoch = state["epoch"]
+        start = Position(*state["start"])
+        self._place = _Place(state["batch"], state["window"], state["row"], start)
+        self._resume = self._place
+
+    def _settings(self) -> dict[str, int | str | bool]:
+        drop = self.source.drop
+        return {
+            "batch_size": self.batch_size,
+            "shuffle_window": self._shuffle_window,
+            "seed": self._seed,
+            "rank": self._rank,
+            "world_size": self._world_size,
+            "drop_last": self._drop_last,
+            "drop": "" if drop is None else drop.text,
+            "split": repr(self.source.split),
+        }
+
+    def _fingerprints(self) -> list[list[str]]:
+        if self._files is None:
+            files = self.source.files
+            most = _FINGERPRINT_BYTES // len(files)
+            self._files = [[file.path, file.fingerprint(most)] for file in files]
+        return self._files
+
+    def _require_same_files(self, saved: list[list[str]]) -> None:
+        mine = self._fingerprints()
+        if len(saved) != len(mine):
+            raise ValueError(
+                f"There should be {len(saved)} data files, as when the state was saved. "
+                f"Received {len(mine)}."
+            )
+        for (path, fingerprint), (old_path, old) in zip(mine, saved, strict=True):
+            if fingerprint != old:
+                raise ValueError(
+                    f"Data file '{path}' should be as '{old_path}' was when the state was saved. "
+                    "Received another content: start anew, or bring the file back."
+                )
+
+    def _reading(self) -> Reading:
+        window = self._shuffle_window
+        return Reading(
+            self._rank,
+            self._world_size,
+            seed_of(self._seed, self._epoch) if window else None,
+            min(window or _LARGEST_CHUNK, _LARGEST_CHUNK),
+        )
+
+    def _batches(self, place: _Place) -> Iterator[Batch]:
+        epoch = self._epoch
+        parts: list[Batch] = []
+        missing = self.batch_size
+        with closing(self._windows(place)) as windows:
+            for window, rows in windows:
+                count = 0 if rows is None else rows.labels.size(0)
+                order = self._order(epoch, window.index, count)
+                row = place.row if window.index == place.window else 0
+                while rows is not None and row < count:
+                    parts.append(rows.index_select(order[row : row + missing]))
+                    taken = min(missing, count - row)
+                    row, missing = row + taken, missing - taken
+                    if missing == 0:
+                        yield self._give(parts, window, row)
+                        parts, missing = [], self.batch_size
+                del rows
+        if parts and not self._drop_last:
+            yield self._give(parts, window, row)
+
+    def _give(self, parts: list[Batch], window: Window, row: int) -> Batch:
+        """Return a batch, and take note that this is where the loader is now."""
+        self._place = _Place(self._place.batch + 1, window.index, row, window.start)
+        return join(parts)
+
+    def _order(self, epoch: int, window: int, count: int) -> torch.Tensor:
+        if self._shuffle_window == 0:
+            return torch.arange(count)
+        seed = seed_of(self._seed, epoch, self._rank, window)
+        return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+    def _windows(self, place: _Place) -> Generator[tuple[Window, Batch | None], None, None]:
+        """Give the windows from a place on; each with its rows, None if none is left of them."""
+        windows = self._read(place)
+        if self.workers == 0:
+            for window in windows:
+                yield self._load(window)
+            return
+        with closing(Ahead(windows, self._load, self.workers)) as ahead:
+            yield from ahead
+
+    def _read(self, place: _Place) -> Generator[Window, None, None]:
+        wanted = self._shuffle_window or CHUNK_ROWS
+        chunks: list[Chunk] = []
+        index = place.window
+        for chunk in self.source.chunks(
+            self.columns, self._reading(), place.start, use_threads=self.workers > 2
+        ):
+            chunks.append(chunk)
+            if sum(chunk.rows for chunk in chunks) >= wanted:
+                yield Window(index, chunks[0].start, chunks)
+                chunks, index = [], index + 1
+        if chunks:
+            yield Window(index, chunks[0].start, chunks)
+
+    def _load(self, window: Window) -> tuple[Window, Batch | None]:
+        import pyarrow as pa
+
+        tables = [self.source.decode(chunk, self.columns) for chunk in window.chunks]
+        tables = [table for table in tables if table.num_rows]
+        if not tables:
+            return window, None
+        try:
+            return window, self.transform(pa.concat_tables(tables))
+        except (ValueError, TypeError, IndexError) as error:
+            paths = sorted({self.source.files[chunk.file].path for chunk in window.chunks})
+            named = f"{error} Found in '{paths[0]}'" + (" or after." if len(paths) > 1 else ".")
+            if type(error) in (ValueError, TypeError, IndexError):
+                raise type(error)(named) from error
+            raise
+
+
+def seed_of(*numbers: int) -> int:
+    """Mix numbers to a seed of 63 bits."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _require(holds: bool, name: str, what: str, received: int) -> None:
+    if not holds:
+        raise ValueError(f"`{name}` should be {what}. Received {received}.")

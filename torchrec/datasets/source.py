@@ -1,0 +1,213 @@
+"""A table in files: read in pieces, however large it is, without the rows that are not wanted."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from torchrec.datasets._chunks import Chunk, Position, Reading
+from torchrec.datasets.expression import Expression, nearest, parse_expression
+from torchrec.datasets.files import DataFile, resolve_files
+from torchrec.datasets.split import FractionSplit, Split
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyarrow as pa
+
+    from torchrec.datasets._csv import CsvReader
+    from torchrec.datasets._parquet import ParquetReader
+
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+class TableSource:
+    r"""Rows of Parquet, CSV or TSV files.
+
+    Nothing is kept of what has been read, only columns that are asked for are read, and row groups or
+    files may be shared between ranks.
+
+    Args:
+        files: what ``resolve_files`` found, or paths, folders and patterns for it.
+        columns: names of the columns of CSV or TSV files without a header. Default: the first line
+            names them.
+        drop: an expression, true for rows to leave out: ``"rating == 3"``. Default: none.
+        split: the part of the rows to read, a ``FractionSplit`` or ``TimeSplit``. Default: all.
+        schema: types that columns should have, such as those of data that a model was trained on.
+            Default: those of the first file; of text, of its first lines.
+
+    Raises:
+        ValueError: files are not there, not whole or hold no rows, types of a column differ between
+            files, or the expression or the split names a column that is not there.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "data.csv")
+        ...     _ = path.write_text("user,rating\n7,5\n8,3\n9,1\n")
+        ...     source = TableSource(path, drop="rating == 3")
+        ...     [table.to_pydict() for table in source.scan(["user"])]
+        [{'user': [7, 9]}]
+    """
+
+    def __init__(
+        self,
+        files: Sequence[DataFile] | Paths,
+        *,
+        columns: Sequence[str] | None = None,
+        drop: str | Expression | None = None,
+        split: Split | None = None,
+        schema: pa.Schema | None = None,
+    ) -> None:
+        self.files = _resolved(files)
+        self._reader = _reader(self.files, columns, schema)
+        self.schema: pa.Schema = self._reader.schema
+        self.drop = parse_expression(drop) if isinstance(drop, str) else drop
+        self.split = split
+        if self.drop is not None:
+            self.require(self.drop.columns, f"Expression `{self.drop.text}`")
+        if self.split is not None:
+            self.require(self.split.columns, "A split by time")
+
+    def of(self, split: Split | None) -> TableSource:
+        """Return another part of the same rows; files are not looked at again."""
+        other = copy.copy(self)
+        other.split = split
+        if split is not None:
+            other.require(split.columns, "A split by time")
+        return other
+
+    @property
+    def rows(self) -> int | None:
+        """Number of rows that reading gives; None where only reading tells: of text, or if rows are dropped."""
+        return self.count(Reading())
+
+    def count(self, reading: Reading) -> int | None:
+        """Count the rows of a share; None where only reading tells."""
+        from torchrec.datasets._parquet import ParquetReader
+
+        if not isinstance(self._reader, ParquetReader) or self.drop is not None:
+            return None
+        shares = self._reader.shares(reading)
+        if self.split is None:
+            return sum(share.stop - share.start for share in shares)
+        if not isinstance(self.split, FractionSplit):
+            return None
+        return sum(
+            self.split.count(
+                share.group.file, share.group.first_row + share.start, share.stop - share.start
+            )
+            for share in shares
+        )
+
+    def scan(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Read everything once, in the order of the files.
+
+        Args:
+            columns: what to read. Default: all columns.
+
+        Returns:
+            Tables of some ten thousand rows each.
+
+        Raises:
+            ValueError: a column is not there, or a file cannot be read.
+        """
+        chosen = list(self.schema.names if columns is None else columns)
+        for chunk in self.chunks(chosen, Reading()):
+            table = self.decode(chunk, chosen)
+            if table.num_rows:
+                yield table
+
+    def chunks(
+        self,
+        columns: Sequence[str],
+        reading: Reading,
+        start: Position | None = None,
+        *,
+        use_threads: bool = False,
+    ) -> Iterator[Chunk]:
+        """Read a share of the rows in chunks, to be decoded in any thread.
+
+        Args:
+            columns: what will be decoded.
+            reading: order and share.
+            start: of the chunk to begin with. Default: the first.
+            use_threads: whether one chunk may be read by several threads. Default False.
+        """
+        self.require(columns, "The list of columns to read")
+        needed = self._needed(columns)
+        return self._reader.chunks(needed, reading, start or Position(), use_threads=use_threads)
+
+    def decode(self, chunk: Chunk, columns: Sequence[str]) -> pa.Table:
+        """Return the columns of a chunk, without rows that are dropped or in another part."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        table = chunk.decode()
+        keep = None
+        if self.drop is not None:
+            keep = pc.invert(pc.fill_null(_truth(self.drop, table), False))
+        if self.split is not None:
+            chosen = pa.array(self.split.keep(table, chunk.file, chunk.first_row))
+            keep = chosen if keep is None else pc.and_(keep, chosen)
+        table = table.select(list(columns))
+        return table if keep is None else table.filter(keep)
+
+    def _needed(self, columns: Sequence[str]) -> list[str]:
+        needed = dict.fromkeys(columns)
+        for reason in (self.drop, self.split):
+            if reason is not None:
+                needed |= dict.fromkeys(sorted(reason.columns))
+        return list(needed)
+
+    def require(self, columns: Iterable[str], what: str) -> None:
+        """Refuse columns that are not there.
+
+        Args:
+            columns: their names.
+            what: who wants them, for the message.
+        """
+        for name in columns:
+            if name not in self.schema.names:
+                raise ValueError(
+                    f"{what} should name columns of the data. Received '{name}'"
+                    f"{nearest(name, self.schema.names) or '.'}"
+                )
+
+
+def _resolved(files: Sequence[DataFile] | Paths) -> list[DataFile]:
+    if isinstance(files, str | os.PathLike):
+        return resolve_files(files)
+    listed = list(files)
+    found = [file for file in listed if isinstance(file, DataFile)]
+    return found if found and len(found) == len(listed) else resolve_files(listed)  # type: ignore[arg-type]
+
+
+def _reader(
+    files: list[DataFile], columns: Sequence[str] | None, schema: pa.Schema | None
+) -> CsvReader | ParquetReader:
+    if files[0].format == "parquet":
+        if columns is not None:
+            raise ValueError(
+                "`columns` should be given only for CSV and TSV files without a header. "
+                f"Received it for '{files[0].path}'."
+            )
+        from torchrec.datasets._parquet import ParquetReader
+
+        return ParquetReader(files, schema)
+    from torchrec.datasets._csv import CsvReader
+
+    return CsvReader(files, columns, schema)
+
+
+def _truth(expression: Expression, table: pa.Table) -> pa.Array | pa.ChunkedArray:
+    import pyarrow as pa
+
+    value = expression.evaluate(table)
+    if not pa.types.is_boolean(value.type):
+        raise ValueError(
+            f"Expression `{expression.text}` should be true or false. Received {value.type}."
+        )
+    return value
