@@ -7,12 +7,12 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_open: weakref.WeakSet[Ahead[object, object]] = weakref.WeakSet()
+_open: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class Ahead(Generic[T, R]):
@@ -90,20 +90,23 @@ class Ahead(Generic[T, R]):
                 except StopIteration:
                     self._finish(None, None)
                     return
-                except BaseException as error:  # noqa: BLE001 - raised in the consumer
+                except BaseException as error:
                     self._finish(index, error)
                     return
                 self._taken += 1
-            result, error = None, None
-            try:
-                result = self._function(item)
-            except BaseException as caught:  # noqa: BLE001 - raised in the consumer
-                error = caught
+            self._put(index, item)
             del item
-            with self._changed:
-                self._results[index] = result, error
-                self._changed.notify_all()
-            del result, error
+
+    def _put(self, index: int, item: T) -> None:
+        """Work on an item, and leave the result, or the error, to the consumer."""
+        outcome: tuple[R | None, BaseException | None]
+        try:
+            outcome = self._function(item), None
+        except BaseException as error:
+            outcome = None, error
+        with self._changed:
+            self._results[index] = outcome
+            self._changed.notify_all()
 
     def _may_take(self) -> bool:
         return self._ended or self._taken - self._given < self._limit

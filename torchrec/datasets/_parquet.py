@@ -25,13 +25,13 @@ class RowGroup(NamedTuple):
 
     Attributes:
         file: number of its file.
-        index: number of the row group in the file.
+        number: which row group of the file.
         first_row: number of its first row in the file.
         rows: number of its rows.
     """
 
     file: int
-    index: int
+    number: int
     first_row: int
     rows: int
 
@@ -133,13 +133,13 @@ class ParquetReader:
         dictionaries = [name for name in columns if pa.types.is_dictionary(types[name])]
         try:
             with _open(file, dictionaries) as opened:
-                if opened.metadata.num_row_groups <= group.index:
+                if opened.metadata.num_row_groups <= group.number:
                     raise pa.ArrowInvalid("fewer row groups than before; did the file change?")
                 at = 0
                 # Pieces always start at the same rows, wherever reading begins.
                 for batch in opened.iter_batches(
                     reading.chunk_rows,
-                    row_groups=[group.index],
+                    row_groups=[group.number],
                     columns=columns,
                     use_threads=use_threads,
                 ):
@@ -181,7 +181,7 @@ def _repetitive(file: pq.ParquetFile) -> set[str]:
     Where distinct values are many, writers give a dictionary up and store plain text, which takes
     more than four bytes a value; numbers into a dictionary take less than three.
     """
-    found = set()
+    found: set[str] = set()
     if file.num_row_groups == 0:
         return found
     group = file.metadata.row_group(0)

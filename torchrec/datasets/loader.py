@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -36,13 +35,12 @@ class LoaderState(TypedDict):
 class Window(NamedTuple):
     """Rows that are transformed at once, and shuffled among themselves."""
 
-    index: int
+    number: int
     start: Position
     chunks: list[Chunk]
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """After which batch of an epoch the loader is: that many rows into a window."""
 
     batch: int = 0
@@ -251,8 +249,8 @@ class Loader:
         with closing(self._windows(place)) as windows:
             for window, rows in windows:
                 count = 0 if rows is None else rows.labels.size(0)
-                order = self._order(epoch, window.index, count)
-                row = place.row if window.index == place.window else 0
+                order = self._order(epoch, window.number, count)
+                row = place.row if window.number == place.window else 0
                 while rows is not None and row < count:
                     parts.append(rows.index_select(order[row : row + missing]))
                     taken = min(missing, count - row)
@@ -266,7 +264,7 @@ class Loader:
 
     def _give(self, parts: list[Batch], window: Window, row: int) -> Batch:
         """Return a batch, and take note that this is where the loader is now."""
-        self._place = _Place(self._place.batch + 1, window.index, row, window.start)
+        self._place = _Place(self._place.batch + 1, window.number, row, window.start)
         return join(parts)
 
     def _order(self, epoch: int, window: int, count: int) -> torch.Tensor:
