@@ -9,6 +9,7 @@ written. Nothing but plain data is ever constructed.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Hashable
 
 import yaml
@@ -135,3 +136,21 @@ def write_yaml(value: object) -> str:
         default_flow_style=None,
         width=100,
     )
+
+
+def write_inline(value: object) -> str:
+    """Return ``value`` as a part of a line.
+
+    Example:
+        >>> write_inline({"type": "sparse", "layers": [64, 32]}), write_inline("1e-3")
+        ('{type: sparse, layers: [64, 32]}', "'1e-3'")
+    """
+    text = yaml.dump(
+        [value],
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=True,
+        width=sys.maxsize,
+    )
+    return text[1:-2]

@@ -1,0 +1,209 @@
+"""What a column is to a model, decided from its statistics, its name and a sample of its values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.types as pt
+
+from torchrec.datasets.features import (
+    AnyFeature,
+    DenseFeature,
+    MultiHotFeature,
+    SequenceFeature,
+    SparseFeature,
+)
+from torchrec.datasets.transform.columns import Array, read_numbers, whole
+from torchrec.experiment._roles import (
+    epoch_unit,
+    gives_away,
+    is_text_of_time,
+    looks_like_id,
+    looks_like_number,
+    looks_ordered,
+    made_from_label,
+)
+from torchrec.experiment._sizes import proposed_ids
+from torchrec.experiment._statistics import EXACT, ColumnStatistics
+
+_FEW = 100  # integers of no more distinct values are categories, whatever their name
+_ENOUGH = 100  # with fewer rows, a value of its own in every row says nothing
+_UNSURE = "A quantity by its values; if it is an id, say `type: sparse`"
+_ORDERED = "In order of time by its name, latest last"
+
+
+@dataclass(frozen=True)
+class Column:
+    """What was found out about a column, and what is proposed.
+
+    Attributes:
+        name: of the column.
+        seen: what was seen, in words, as "3,706 distinct, 0.2 % null".
+        feature: what it is to the model; None if it is left out.
+        reason: why it is left out, or what else should be known of the proposal.
+        distinct: number of distinct values.
+        is_time: whether it tells when a row came to be.
+        gives_away: whether it seems to be made from the label.
+    """
+
+    name: str
+    seen: str
+    feature: AnyFeature | None = None
+    reason: str = ""
+    distinct: int = 0
+    is_time: bool = False
+    gives_away: bool = False
+
+    @property
+    def note(self) -> str:
+        """What was seen, and the reason."""
+        return f"{self.seen}. {_sentence(self.reason)}".rstrip()
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('. ')}." if text else ""
+
+
+def decide(one: ColumnStatistics, sample: pa.Table, label: str, labels: Array) -> Column:
+    """Decide what a column is.
+
+    Args:
+        one: its statistics.
+        sample: the first rows.
+        label: column or expression of the label.
+        labels: of the sample, 0 and 1.
+    """
+    values = sample[one.name]
+    unit = _unit_of_time(one, values)
+    if unit:
+        reason = (
+            f"a time ({unit}), for splitting by; as a feature, later rows lie outside what was seen"
+        )
+        return Column(one.name, _seen(one), reason=reason, is_time=True)
+    unusable = _unusable(one)
+    if unusable:
+        return Column(one.name, _seen(one), reason=unusable)
+    if made_from_label(one.name, label):
+        reason = "its name says that it is made from the label; add it if it is known before"
+        return Column(one.name, _seen(one), reason=reason, gives_away=True)
+    if gives_away(values, labels):
+        reason = "it tells the label by itself; add it if it is known before the label is"
+        return Column(one.name, _seen(one), reason=reason, gives_away=True)
+    feature, reason = _feature(one, values)
+    return Column(one.name, _seen(one), feature, reason, one.distinct)
+
+
+def left_out(one: ColumnStatistics, reason: str) -> Column:
+    """Return a column that others read."""
+    return Column(one.name, _seen(one), reason=reason)
+
+
+def _unit_of_time(one: ColumnStatistics, values: pa.ChunkedArray) -> str | None:
+    """Return how a column writes times, None if it does not."""
+    if one.is_list or not one.values:
+        return None
+    if one.kind == "times":
+        return str(one.type)
+    if one.kind in ("integers", "numbers"):
+        return epoch_unit(one.name, one.minimum, one.maximum)
+    return "text" if one.kind == "strings" and is_text_of_time(values) else None
+
+
+def _unusable(one: ColumnStatistics) -> str | None:
+    """Return why a column can be no feature, None if it can."""
+    if one.kind == "other" or (one.is_list and one.kind in ("numbers", "times")):
+        return f"values of type {one.type} are no feature"
+    if not one.values:
+        return "there is no value in any row"
+    if one.distinct == 1 and not one.nulls and not one.is_list:
+        return "the same value in every row"
+    integral = one.kind in ("integers", "strings") and not one.is_list
+    # Beyond what is counted exactly, within what the estimate may be off.
+    most = one.rows if one.distinct < EXACT else 0.98 * one.rows
+    if (
+        integral
+        and one.rows >= _ENOUGH
+        and one.distinct >= most
+        and not looks_like_number(one.name)
+    ):
+        return "a value of its own in every row"
+    return None
+
+
+def _feature(one: ColumnStatistics, values: pa.ChunkedArray) -> tuple[AnyFeature, str]:
+    """Return the proposed feature of a column that can be one, and what should be known of it."""
+    if one.kind == "numbers" and not (one.whole and one.nulls and looks_like_id(one.name)):
+        return _dense(one, values), ""
+    if one.kind == "integers" and not one.is_list and _is_quantity(one):
+        return _dense(one, values), "" if looks_like_number(one.name) else _UNSURE
+    ids = proposed_ids(one.distinct, one.minimum, one.maximum, integers=one.kind != "strings")
+    reason = "More distinct values than rows: some share one" if ids.rows < one.distinct else ""
+    if not one.is_list and one.rows >= _ENOUGH and 2 * one.distinct > one.rows:
+        reason = "Most values come once: little can be learned about each"
+    common: dict[str, object] = {
+        "ids": ids.ids,
+        "rows": ids.rows,
+        "out_of_range": ids.out_of_range,
+        "min_count": ids.min_count,
+    }
+    if not one.is_list:
+        return SparseFeature.model_validate(common), reason
+    if one.separator is not None:
+        common["separator"] = one.separator
+    if looks_ordered(one.name):
+        return SequenceFeature.model_validate(common), ". ".join(filter(None, [_ORDERED, reason]))
+    return MultiHotFeature.model_validate(common), reason
+
+
+def _is_quantity(one: ColumnStatistics) -> bool:
+    """Say whether integers are numbers to compute with, no ids."""
+    if pt.is_boolean(one.type) or looks_like_id(one.name):
+        return False
+    if one.minimum < 0 or looks_like_number(one.name):
+        return True
+    if one.distinct <= _FEW:
+        return False
+    # Ids fill their range, or are spread over that of a hash; quantities thin out towards the top.
+    span = one.maximum - one.minimum + 1
+    return 2 * one.distinct < span < 2**40
+
+
+def _dense(one: ColumnStatistics, values: pa.ChunkedArray) -> DenseFeature:
+    """Return a dense feature, with the logarithm if the numbers have a long tail."""
+    numbers = read_numbers(whole(values))
+    numbers = numbers[np.isfinite(numbers)]
+    if len(numbers) < 3:
+        return DenseFeature()
+    deviation = float(numbers.std())
+    skewness = float(((numbers - numbers.mean()) ** 3).mean()) / deviation**3 if deviation else 0.0
+    return DenseFeature(log=skewness > 3)
+
+
+def _seen(one: ColumnStatistics) -> str:
+    """Say what was seen in a column."""
+    if one.kind == "other":
+        return f"{one.type}"
+    measured = one.kind in ("numbers", "times") and one.distinct > _FEW
+    words = [] if measured else [_counted(one)]
+    if one.kind in ("integers", "numbers") and math.isfinite(one.minimum):
+        style = ",.0f" if one.whole else ",.4g"
+        words.append(f"{one.minimum:{style}} to {one.maximum:{style}}")
+    if one.is_list:
+        words.append(f"{one.mean_length:.1f} in a row, {one.longest:,} at most")
+    if one.nulls:
+        share = 100 * one.nulls / one.rows
+        words.append("all null" if one.nulls == one.rows else f"{_percent(share)} null")
+    return ", ".join(words)
+
+
+def _counted(one: ColumnStatistics) -> str:
+    if one.distinct < EXACT:
+        return f"{one.distinct:,} distinct"
+    return f"about {one.distinct:,} distinct"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1f} %" if share >= 0.1 else "< 0.1 %"

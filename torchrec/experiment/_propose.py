@@ -1,0 +1,197 @@
+"""Write what was inferred as an experiment file, with what was seen in its comments."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torchrec.experiment._sizes import DIM_RULE, proposed_batch_size, proposed_epochs
+from torchrec.experiment._yaml import write_inline
+from torchrec.experiment.schema import (
+    DataSection,
+    EarlyStoppingSection,
+    Experiment,
+    ModelSection,
+    TrainingSection,
+)
+
+if TYPE_CHECKING:
+    from torchrec.experiment.infer import Inference
+
+_WAYS = (
+    "Ids find their rows: `plain`, as they are; `vocabulary`, those seen `min_count` times have a row "
+    "each and all others share one; `hash`, any id, some share a row."
+)
+
+
+def propose_experiment(inference: Inference, data: DataSection, name: str) -> Experiment:
+    """Return the experiment that is proposed for some data.
+
+    Args:
+        inference: what was found out about the data.
+        data: files, label and rows to drop.
+        name: of the experiment: its output is ``runs/name``.
+    """
+    epochs = proposed_epochs(inference.rows)
+    stopping = EarlyStoppingSection(patience=2) if epochs > 1 else None
+    return Experiment(
+        data=data,
+        features=inference.features,
+        model=ModelSection(dim=inference.dim),
+        training=TrainingSection(
+            epochs=epochs,
+            batch_size=proposed_batch_size(inference.rows),
+            early_stopping=stopping,
+        ),
+        output=f"runs/{name}",
+    )
+
+
+def write_experiment(
+    path: str | os.PathLike[str],
+    inference: Inference,
+    data: DataSection,
+    *,
+    overwrite: bool = False,
+) -> Experiment:
+    """Write a commented experiment file, which `load_experiment` reads back as what is returned.
+
+    Args:
+        path: of the file to write.
+        inference: what was found out about the data.
+        data: files (relative ones to the working directory), label and rows to drop.
+        overwrite: replace a file that exists. Default False.
+
+    Raises:
+        FileExistsError: there is a file already.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"The experiment file should be a new one. Received '{path}', which exists."
+        )
+    data = data.model_copy(
+        update={
+            part: [os.path.abspath(one) for one in getattr(data, part)]
+            for part in ("train", "valid", "test")
+        }
+    )
+    experiment = propose_experiment(inference, data, path.stem)
+    text = "".join(f"{line}\n" for line in _lines(experiment, inference, path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return experiment
+
+
+def _lines(experiment: Experiment, inference: Inference, path: Path) -> Iterator[str]:
+    counted = (
+        f"{inference.rows:,} rows" if inference.complete else f"the first {inference.rows:,} rows"
+    )
+    yield f"# Proposed by `torchrec init` from {counted}. Lines that are left out have their defaults;"
+    yield "# `docs/experiment.md` lists all keys. Then: torchrec train " + path.name
+    yield ""
+    yield from _data(experiment.data, inference, path.parent)
+    yield ""
+    yield from _features(inference)
+    yield ""
+    yield from _model(experiment.model)
+    yield ""
+    yield from _training(experiment.training, inference)
+    yield ""
+    yield f"output: {write_inline(experiment.output)}"
+
+
+def _data(data: DataSection, inference: Inference, folder: Path) -> Iterator[str]:
+    yield "data:"
+    for part in ("train", "valid", "test"):
+        paths = [_relative(one, folder) for one in getattr(data, part)]
+        if paths:
+            yield f"  {part}: {write_inline(paths)}"
+    for key in ("format", "columns"):
+        value = getattr(data, key)
+        if value != DataSection.model_fields[key].default:
+            yield f"  {key}: {write_inline(value)}"
+    yield f"  label: {write_inline(data.label)}  # 1 in {100 * inference.positives:.1f} % of the rows"
+    if data.drop is not None:
+        yield f"  drop: {write_inline(data.drop)}"
+    if data.valid and data.test:
+        return
+    yield "  split:  # of train, for what has no files of its own"
+    yield f"    by: {data.split.by}"
+    if data.split.column is not None:
+        yield f"    column: {write_inline(data.split.column)}"
+    elif inference.time_column is not None:
+        yield "    # To test on what came after the training data, as in use, instead:"
+        yield "    # by: time"
+        yield f"    # column: {write_inline(inference.time_column)}"
+    for key in ("valid", "test", "seed"):
+        value = getattr(data.split, key)
+        if key != "seed" or value:
+            yield f"    {key}: {write_inline(value)}"
+
+
+def _features(inference: Inference) -> Iterator[str]:
+    yield "features:"
+    yield from _comment(_WAYS, "  ")
+    yield ""
+    for column in inference.columns:
+        if column.feature is None:
+            continue
+        yield from _comment(column.note, "  ")
+        values = column.feature.model_dump(mode="json", exclude_defaults=True)
+        feature = {"type": column.feature.type, **values}
+        yield f"  {write_inline(column.name)}: {write_inline(feature)}"
+    left_out = [
+        column
+        for column in inference.columns
+        if column.feature is None and column.name != inference.label
+    ]
+    if left_out:
+        yield ""
+        yield "  # Left out:"
+    for column in left_out:
+        seen = f" ({column.seen})" if column.seen else ""
+        yield from _comment(f"{column.name}: {column.reason}{seen}", "  ", "  ")
+
+
+def _model(model: ModelSection) -> Iterator[str]:
+    yield "model:"
+    yield f"  name: {model.name}  # or dlrm, deepfm"
+    yield f"  dim: {model.dim}"
+    yield from _comment(DIM_RULE, "  ")
+
+
+def _training(training: TrainingSection, inference: Inference) -> Iterator[str]:
+    yield "training:"
+    yield f"  epochs: {training.epochs}"
+    yield f"  batch_size: {training.batch_size}"
+    yield f"  learning_rate: {write_inline(training.learning_rate)}"
+    if training.early_stopping is not None:
+        values = training.early_stopping.model_dump(mode="json")
+        yield f"  early_stopping: {write_inline(values)}"
+
+
+def _relative(path: str, folder: Path) -> str:
+    """Return a path as the file has it: relative to its folder if it is below that."""
+    relative = os.path.relpath(path, folder)
+    return path if relative.startswith("..") else relative
+
+
+def _comment(text: str, *indents: str) -> list[str]:
+    first = indents[0]
+    return textwrap.wrap(
+        text,
+        width=100,
+        initial_indent=f"{first}# {''.join(indents[1:])}",
+        subsequent_indent=f"{first}#   {''.join(indents[1:])}",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -1,0 +1,227 @@
+"""What names and values of a column say about its role: time, id, number, list, sequence, leak."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timezone
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
+
+from torchrec.datasets.transform.columns import Array
+
+_TIME = frozenset(
+    ["time", "timestamp", "ts", "date", "datetime", "day", "created", "updated", "at", "epoch"]
+)
+_ID = frozenset(
+    [
+        "id",
+        "ids",
+        "uid",
+        "gid",
+        "code",
+        "zip",
+        "zipcode",
+        "postcode",
+        "category",
+        "cat",
+        "class",
+        "type",
+        "brand",
+        "user",
+        "item",
+        "movie",
+        "product",
+        "ad",
+        "campaign",
+        "shop",
+        "store",
+        "site",
+        "country",
+        "city",
+        "region",
+        "device",
+        "gender",
+        "sex",
+        "occupation",
+    ]
+)
+_NUMBER = frozenset(
+    [
+        "int",
+        "num",
+        "number",
+        "count",
+        "cnt",
+        "n",
+        "price",
+        "amount",
+        "cost",
+        "rate",
+        "ratio",
+        "ctr",
+        "avg",
+        "mean",
+        "median",
+        "sum",
+        "total",
+        "duration",
+        "seconds",
+        "minutes",
+        "size",
+        "width",
+        "height",
+        "weight",
+        "length",
+        "distance",
+        "score",
+        "quantity",
+        "balance",
+        "income",
+    ]
+)
+_ORDERED = frozenset(
+    [
+        "history",
+        "hist",
+        "seq",
+        "sequence",
+        "last",
+        "recent",
+        "recently",
+        "clicked",
+        "viewed",
+        "watched",
+        "past",
+        "previous",
+        "prev",
+        "session",
+        "bought",
+        "seen",
+    ]
+)
+_SEPARATORS = ("|", ", ", ",", ";", " ")
+_EARLIEST = datetime(1990, 1, 1, tzinfo=timezone.utc).timestamp()
+_LATEST = datetime(2050, 1, 1, tzinfo=timezone.utc).timestamp()
+
+
+def words_of(name: str) -> frozenset[str]:
+    """Return the words of a column's name, lower case.
+
+    Example:
+        >>> sorted(words_of("lastClicked_itemIDs2"))
+        ['clicked', 'ids', 'item', 'last']
+    """
+    return frozenset(word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+s?(?![a-z])", name))
+
+
+def looks_ordered(name: str) -> bool:
+    """Say whether the name of a list column speaks of an order in time."""
+    return bool(words_of(name) & _ORDERED)
+
+
+def looks_like_id(name: str) -> bool:
+    """Say whether the name of a column of integers speaks of ids or categories."""
+    words = words_of(name)
+    return bool(words & _ID) and not words & _NUMBER
+
+
+def looks_like_number(name: str) -> bool:
+    """Say whether the name of a column of integers speaks of a quantity."""
+    return bool(words_of(name) & _NUMBER)
+
+
+def epoch_unit(name: str, minimum: float, maximum: float) -> str | None:
+    """Return what integers count since 1970 if name and range speak of time, None if not.
+
+    Example:
+        >>> epoch_unit("created_at", 956_703_932, 1_046_454_590)
+        'seconds'
+        >>> epoch_unit("price", 956_703_932, 1_046_454_590) is None
+        True
+    """
+    if not words_of(name) & _TIME:
+        return None
+    for unit, factor in (
+        ("seconds", 1),
+        ("milliseconds", 1e3),
+        ("microseconds", 1e6),
+        ("nanoseconds", 1e9),
+    ):
+        if factor * _EARLIEST <= minimum and maximum <= factor * _LATEST:
+            return unit
+    return "days as YYYYMMDD" if minimum >= 19_900_101 and maximum <= 20_491_231 else None
+
+
+def is_text_of_time(strings: pa.ChunkedArray) -> bool:
+    """Say whether all strings are dates or times as in ISO 8601."""
+    sample = strings.slice(0, 1000).drop_null()
+    if not len(sample):
+        return False
+    try:
+        sample.cast(pa.timestamp("us", tz="UTC"))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        try:
+            sample.cast(pa.timestamp("us"))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return False
+    return True
+
+
+def separator_of(strings: pa.ChunkedArray) -> str | None:
+    """Return what separates the parts of strings that are lists, None if they are none.
+
+    A separator is in a tenth of the distinct strings or more, and the parts are few beside the
+    strings that they make up: half as many, or all whole numbers. So it is with genres or ids, and
+    not with titles.
+
+    Example:
+        >>> separator_of(pa.chunked_array([["a|b", "b", "b|c", "a", "c|a", "a|b|c"]]))
+        '|'
+        >>> separator_of(pa.chunked_array([["Elephant Man, The", "Heat", "Son in Law"]])) is None
+        True
+    """
+    strings = pc.unique(strings.drop_null())
+    if not len(strings):
+        return None
+    for separator in _SEPARATORS:
+        having = strings.filter(pc.match_substring(strings, separator))
+        if len(having) < max(2, len(strings) / 10):
+            continue
+        parts = pc.unique(pc.split_pattern(strings, separator).flatten())
+        numbers = pc.all(pc.match_substring_regex(parts, r"^-?[0-9]+$")).as_py()
+        if numbers or 2 * len(parts) <= len(strings):
+            return separator
+    return None
+
+
+def made_from_label(name: str, label: str) -> bool:
+    """Say whether a name begins with that of the label, as in ``click_probability``."""
+    return label.isidentifier() and name.startswith(f"{label}_")
+
+
+def gives_away(values: pa.ChunkedArray, label: Array) -> bool:
+    """Say whether a column alone decides the label: by a threshold, or value by value.
+
+    Args:
+        values: numbers, or anything with few distinct values.
+        label: 0 and 1, NaN for unknown; of as many rows. With less than ten rows of either, nothing
+            is said.
+    """
+    if pt.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    known = np.isfinite(label) & ~values.is_null().to_numpy()
+    if min((known & (label == 0)).sum(), (known & (label == 1)).sum()) < 10:
+        return False
+    table = pa.table({"value": values, "label": label}).filter(pa.array(known))
+    if pt.is_floating(values.type) or pt.is_integer(values.type):
+        ranges = table.group_by("label").aggregate([("value", "min"), ("value", "max")]).to_pylist()
+        low, high = sorted(ranges, key=lambda one: one["value_min"])
+        if low["value_max"] < high["value_min"]:
+            return True
+    if pt.is_nested(values.type):
+        return False
+    groups = table.group_by("value").aggregate([("label", "min"), ("label", "max")])
+    return groups.num_rows <= 20 and bool(groups["label_min"].equals(groups["label_max"]))

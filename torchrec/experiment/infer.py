@@ -1,0 +1,220 @@
+"""Look at data and propose what each column is to a model: what `torchrec init` does.
+
+A sample of the first rows tells roles (time, lists, what gives the label away); all rows, up to a
+limit, are counted: nulls, ranges and distinct values, the last exactly below 65,536 and within about
+0.4 % beyond. Memory is bounded whatever the size of the data.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.types as pt
+
+from torchrec.datasets.expression import parse_expression
+from torchrec.datasets.features import AnyFeature, DenseFeature
+from torchrec.datasets.source import TableSource
+from torchrec.datasets.transform.labels import Label
+from torchrec.experiment._decide import Column, decide, left_out
+from torchrec.experiment._keys import did_you_mean
+from torchrec.experiment._messages import listed
+from torchrec.experiment._propose import propose_experiment, write_experiment
+from torchrec.experiment._roles import is_text_of_time, separator_of
+from torchrec.experiment._sizes import proposed_dim
+from torchrec.experiment._statistics import ColumnStatistics
+
+__all__ = ["Column", "Inference", "infer_features", "propose_experiment", "write_experiment"]
+
+_SAMPLE = 65_536
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What is proposed for some data.
+
+    Attributes:
+        label: column or expression of the label.
+        drop: expression of the rows to leave out, or None.
+        columns: what was found out about each column, in their order.
+        rows: rows counted.
+        complete: whether those are all.
+        positives: share of the labels that are 1.
+    """
+
+    label: str
+    drop: str | None
+    columns: list[Column] = field(repr=False)
+    rows: int
+    complete: bool
+    positives: float
+
+    @property
+    def features(self) -> dict[str, AnyFeature]:
+        """The proposed features, by name."""
+        return {column.name: column.feature for column in self.columns if column.feature}
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What was seen in each column, and why it is left out where it is."""
+        return {column.name: column.note for column in self.columns}
+
+    @property
+    def time_column(self) -> str | None:
+        """The column of time, to split by; None if there is none."""
+        return next((column.name for column in self.columns if column.is_time), None)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What should be looked at before training, a line each."""
+        return [
+            f"Column '{column.name}' is left out: {column.reason}."
+            for column in self.columns
+            if column.gives_away
+        ]
+
+    @property
+    def dim(self) -> int:
+        """One dimension for all tables; the rule is in `torchrec.experiment._sizes`."""
+        return proposed_dim(
+            column.distinct
+            for column in self.columns
+            if column.feature and not isinstance(column.feature, DenseFeature)
+        )
+
+
+def infer_features(
+    source: TableSource | str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    label: str,
+    drop: str | None = None,
+    *,
+    max_rows: int = 10_000_000,
+) -> Inference:
+    r"""Propose features for the columns of some data.
+
+    Args:
+        source: the data, or its files.
+        label: the column of 0 and 1, or an expression such as ``"rating > 3"``.
+        drop: an expression such as ``"rating == 3"``, true for rows to leave out. Default: that of
+            ``source``.
+        max_rows: rows counted at most. Default ten million.
+
+    Raises:
+        ValueError: label columns that are not there, labels that are not 0 and 1, no rows, or
+            no column that can be a feature.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "clicks.csv")
+        ...     _ = path.write_text("user,price,click\nann,1.5,0\nben,2.5,1\nann,1.0,0\n")
+        ...     inference = infer_features(path, "click")
+        >>> {name: feature.type for name, feature in inference.features.items()}
+        {'user': 'sparse', 'price': 'dense'}
+        >>> inference.notes["user"]
+        '2 distinct.'
+    """
+    if not isinstance(source, TableSource):
+        source = TableSource(source, drop=drop)
+    if drop is None and source.drop is not None:
+        drop = source.drop.text
+    reader = Label(label)
+    read_by = dict.fromkeys(reader.columns, "the label is made from it")
+    if drop is not None:
+        for name in sorted(parse_expression(drop).columns):
+            read_by.setdefault(name, "it decides which rows are dropped")
+    _require(source.schema, read_by)
+    labels = _Labels(reader)
+    sample, tables = _sample(labels.observe(_first(max_rows, source.scan())))
+    counted = _count(source.schema, sample, tables)
+    sampled = reader.read(sample)
+    columns = [
+        left_out(one, read_by[one.name])
+        if one.name in read_by
+        else decide(one, sample, label, sampled)
+        for one in counted
+    ]
+    complete = labels.rows < max_rows or labels.rows == source.rows
+    inference = Inference(label, drop, columns, labels.rows, complete, labels.share)
+    if not inference.features:
+        reasons = "; ".join(f"'{column.name}': {column.reason}" for column in columns)
+        raise ValueError(
+            f"The data should have a column that can be a feature. Received none ({reasons})."
+        )
+    return inference
+
+
+class _Labels:
+    """Counts the labels of tables that pass by."""
+
+    def __init__(self, label: Label) -> None:
+        self._label = label
+        self._positives = 0.0
+        self.rows = 0
+
+    def observe(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        for table in tables:
+            self._positives += float(self._label.read(table).sum())
+            self.rows += table.num_rows
+            yield table
+
+    @property
+    def share(self) -> float:
+        return self._positives / self.rows
+
+
+def _require(schema: pa.Schema, columns: Iterable[str]) -> None:
+    for name in columns:
+        if name not in schema.names:
+            near = did_you_mean(name, schema.names) or "."
+            raise ValueError(
+                f"Label and `drop` should read columns of the data. Received '{name}'{near} "
+                f"Columns: {listed(schema.names)}."
+            )
+
+
+def _first(rows: int, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    for table in tables:
+        yield table.slice(0, rows)
+        rows -= table.num_rows
+        if rows <= 0:
+            return
+
+
+def _sample(tables: Iterator[pa.Table]) -> tuple[pa.Table, Iterator[pa.Table]]:
+    """Return the first rows as one table, and all rows."""
+    first: list[pa.Table] = []
+    for table in tables:
+        first.append(table)
+        if sum(one.num_rows for one in first) >= _SAMPLE:
+            break
+    if not first:
+        raise ValueError("The data should have rows. Received none.")
+
+    def everything() -> Iterator[pa.Table]:
+        yield from first
+        yield from tables
+
+    return pa.concat_tables(first).slice(0, _SAMPLE), everything()
+
+
+def _count(
+    schema: pa.Schema, sample: pa.Table, tables: Iterator[pa.Table]
+) -> list[ColumnStatistics]:
+    counted = [ColumnStatistics(one.name, one.type, _separator(sample, one)) for one in schema]
+    for table in tables:
+        for statistics in counted:
+            statistics.add(table)
+    return counted
+
+
+def _separator(sample: pa.Table, column: pa.Field) -> str | None:
+    """Return what separates the parts of a column of strings, None if they are no lists."""
+    strings = sample[column.name]
+    if pt.is_dictionary(column.type):
+        strings = strings.cast(column.type.value_type)
+    if not (pt.is_string(strings.type) or pt.is_large_string(strings.type)):
+        return None
+    return None if is_text_of_time(strings) else separator_of(strings)
