@@ -26,7 +26,7 @@ _ROW_GROUP = 65_536
 
 
 def prepare_criteo(inputs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> int:
-    """Make raw Criteo files into one Parquet file, in bounded memory.
+    r"""Make raw Criteo files into one Parquet file, in bounded memory.
 
     Args:
         inputs: files of 40 tab-separated columns without a header (label, 13 integers, 26
@@ -44,8 +44,8 @@ def prepare_criteo(inputs: Sequence[str | os.PathLike[str]], output: str | os.Pa
     Example:
         >>> import pyarrow.parquet as pq, tempfile
         >>> folder = Path(tempfile.mkdtemp())
-        >>> line = "\\t".join(["1", "5", *[""] * 12, "68fd1e64", *[""] * 25])
-        >>> _ = (folder / "train.txt").write_text(line + "\\n")
+        >>> line = "\t".join(["1", "5", *[""] * 12, "68fd1e64", *[""] * 25])
+        >>> _ = (folder / "train.txt").write_text(line + "\n")
         >>> prepare_criteo([folder / "train.txt"], folder / "train.parquet")
         1
         >>> row = pq.read_table(folder / "train.parquet").to_pylist()[0]

@@ -1,0 +1,72 @@
+"""The command line: ``torchrec …`` or ``python -m torchrec …``. One file a command.
+
+A mistake of the user is one line that says what to do, and exit code 2; Ctrl-C is 130. What no
+message was written for is 1, and asks for ``--debug``, which shows the traceback of anything.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+MISTAKE, INTERRUPTED, UNEXPECTED = 2, 130, 1
+_MISTAKES = (ValueError, TypeError, IndexError, OSError, MemoryError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        arguments: what follows ``torchrec`` on the command line; by default that of the process.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments  # anywhere: it is remembered when a command has failed
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        from torchrec.cli.application import application
+
+        code = application()(arguments, prog_name="torchrec", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:  # as in `torchrec info | head -1`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except BaseException as error:
+        if debug or isinstance(error, SystemExit):
+            raise
+        code, message = _explain(error)
+        if message:
+            print(f"torchrec: {message}", file=sys.stderr)
+        return code
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """Return the exit code for an error, and one line."""
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, KeyboardInterrupt) or (
+        type(error).__name__ == "Abort" and isinstance(cause, KeyboardInterrupt)
+    ):
+        return INTERRUPTED, "stopped."
+    format_message = getattr(error, "format_message", None)  # how Typer and click say it
+    if callable(format_message):
+        text = _one_line(format_message())
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "torchrec"
+        if not text:  # a group of commands on its own, which has printed its help
+            return MISTAKE, ""
+        return MISTAKE, f"{text}{'' if text[-1] in '.?' else '.'} See `{command} --help`."
+    if isinstance(error, ImportError) and (error.name or "").split(".")[0] != "torchrec":
+        return MISTAKE, f"{_one_line(str(error))}: install it with `pip install 'rowwise[train]'`."
+    if isinstance(error, OSError) and error.filename is not None:
+        return MISTAKE, f"'{error.filename}': {error.strerror}."
+    if isinstance(error, MemoryError) and not str(error):
+        return MISTAKE, "not enough memory. Smaller tables or batches need less."
+    text = _one_line(str(error)) or type(error).__name__
+    if isinstance(error, _MISTAKES):
+        return MISTAKE, text
+    return UNEXPECTED, f"{type(error).__name__}: {text} (run again with --debug to see where)"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,67 @@
+"""All commands, put together."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from torchrec.cli.data import criteo, movielens, synthetic
+from torchrec.cli.demo import demo
+from torchrec.cli.evaluate import evaluate
+from torchrec.cli.info import info
+from torchrec.cli.init import init
+from torchrec.cli.predict import predict
+from torchrec.cli.report import report
+from torchrec.cli.train import train
+
+
+def application() -> typer.Typer:
+    """Return the command line application."""
+    data = typer.Typer(no_args_is_help=True, help="Make Parquet files to train on.")
+    for command in (synthetic, movielens, criteo):
+        data.command(help=_help_of(command))(command)
+    app = typer.Typer(
+        name="torchrec",
+        no_args_is_help=True,
+        add_completion=False,  # it would wait for the import of PyTorch
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(help=_help_of(_torchrec))(_torchrec)
+    for command in (init, train, evaluate, predict, report):
+        app.command(help=_help_of(command))(command)
+    app.add_typer(data, name="data")
+    for command in (demo, info):
+        app.command(help=_help_of(command))(command)
+    return app
+
+
+def _torchrec(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """From a file of clicks to a trained, evaluated and queried ranking model.
+
+    $ torchrec init clicks.parquet --label click
+    $ torchrec train experiment.yaml
+    $ torchrec predict runs/experiment new.parquet -o predictions.parquet
+
+    All of it on generated data: torchrec demo
+    """
+
+
+def _help_of(command: Callable[..., None]) -> str:
+    """Return the docstring as help: paragraphs flow, lines of examples stay lines."""
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    return "\n\n".join(
+        escape(text).replace("$ ", "[dim]$[/] ") if text.startswith("$") else _flowing(text)
+        for text in paragraphs
+    )
+
+
+def _flowing(text: str) -> str:
+    return escape(" ".join(text.split()))

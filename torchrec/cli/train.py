@@ -1,0 +1,55 @@
+"""``torchrec train``: train what an experiment file describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torchrec.cli.console import console
+
+
+def train(
+    experiment: Annotated[
+        Path,
+        typer.Argument(metavar="EXPERIMENT", help="The experiment file.", show_default=False),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SECTION.KEY=VALUE",
+            help="Values that replace those of the file.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder of the run.", show_default="what the file says"
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint of the run.")
+    ] = False,
+) -> None:
+    """Train a model, evaluate it and save it.
+
+    The folder of the run gets the model, its metrics over time, its result and a report.
+
+    $ torchrec train experiment.yaml
+    $ torchrec train experiment.yaml -o runs/wide model.dim=32 training.epochs=2
+    $ torchrec train experiment.yaml -o runs/wide --resume
+    """
+    from torchrec.experiment.files import load_experiment
+    from torchrec.report import write_report
+    from torchrec.training.run import run_experiment
+
+    loaded = load_experiment(experiment, overrides or ())
+    folder = Path(loaded.output) if output is None else output
+    run_experiment(loaded, folder, resume=resume)
+    write_report(folder)
+    out = console()
+    out.print(f"\nThe run is in [bold]{folder}[/]. Next:")
+    out.print(f"  torchrec report {folder}", markup=False)
+    out.print(f"  torchrec predict {folder} NEW_DATA -o predictions.parquet", markup=False)
