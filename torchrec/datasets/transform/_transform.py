@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,7 @@ from pydantic import TypeAdapter
 from torchrec.datasets._batch import Batch
 from torchrec.datasets.features import AnyFeature, DenseFeature, SparseFeature
 from torchrec.datasets.transform import storage
-from torchrec.datasets.transform.columns import Kind
+from torchrec.datasets.transform.columns import Array, Kind
 from torchrec.datasets.transform.counts import FeatureCounts, TransformCounts
 from torchrec.datasets.transform.dense import DenseColumn, Scale
 from torchrec.datasets.transform.fitting import Column, Fitting, kinds_of, lacks_rows
@@ -24,8 +23,6 @@ from torchrec.datasets.transform.labels import Label
 from torchrec.datasets.transform.tables import TableSpec, declared_tables
 from torchrec.datasets.transform.vocabulary import Vocabulary
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class FeatureTransform:

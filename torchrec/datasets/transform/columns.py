@@ -116,29 +116,71 @@ def valid_of(array: pa.Array) -> Array | None:
     return flags[first % 8 :][: len(array)].view(np.bool_)
 
 
-def read_numbers(array: pa.Array) -> Array:
-    """Return numbers as a new float64 array, nulls as NaN, times as seconds."""
+# Numbers beyond this are infinite to a model, which computes in float32.
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass
+class Numbers:
+    """Numbers of consecutive samples.
+
+    Attributes:
+        values: float64, of this object alone; 0 where missing.
+        missing: positions of missing numbers, rising; None if there are none.
+        infinite: how many of these are infinite, rather than null or NaN.
+    """
+
+    values: Array
+    missing: Array | None = None
+    infinite: int = 0
+
+    def present(self) -> Array:
+        """Return the numbers that are not missing."""
+        return self.values if self.missing is None else np.delete(self.values, self.missing)
+
+
+def read_numbers(array: pa.Array) -> Numbers:
+    """Return numbers; times as seconds."""
     if pt.is_dictionary(array.type):
         array = array.dictionary_decode()
     type = array.type
     if pt.is_null(type):
-        return np.full(len(array), np.nan)
+        return Numbers(np.zeros(len(array)), np.arange(len(array)))
     if pt.is_temporal(type):
         array = _seconds(array)
     elif pt.is_boolean(type):
         array = array.cast(pa.uint8())
     elif pt.is_decimal(type):
         array = array.cast(pa.float64())
-    numbers = _fixed_width(array).astype(np.float64)
+    values = _fixed_width(array).astype(np.float64)
     if pt.is_temporal(type):
-        numbers *= _UNIT_SECONDS[_unit(type)]
+        values /= _UNITS_A_SECOND[_unit(type)]
     valid = valid_of(array)
+    if pt.is_floating(array.type):
+        return _without_gaps(values, valid)
+    if valid is None:
+        return Numbers(values)
+    missing = np.flatnonzero(~valid)
+    values[missing] = 0
+    return Numbers(values, missing)
+
+
+def _without_gaps(values: Array, valid: Array | None) -> Numbers:
+    finite = np.abs(values) <= _LARGEST
     if valid is not None:
-        numbers[~valid] = np.nan
-    return numbers
+        finite &= valid
+    elif finite.all():
+        return Numbers(values)
+    missing = np.flatnonzero(~finite)
+    gaps = values[missing]
+    infinite = np.abs(gaps) > _LARGEST
+    if valid is not None:
+        infinite &= valid[missing]
+    values[missing] = 0
+    return Numbers(values, missing, int(np.count_nonzero(infinite)))
 
 
-_UNIT_SECONDS = {"days": 86_400.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_UNITS_A_SECOND = {"days": 1 / 86_400, "s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
 def _unit(type: pa.DataType) -> str:
@@ -193,16 +235,19 @@ def _dictionary_ids(array: pa.DictionaryArray, source: Source) -> tuple[Array, A
 
 def _whole_numbers(array: pa.Array, source: Source) -> tuple[Array, Array | None]:
     """Read ids that some tool turned to floating point, as pandas does where there are nulls."""
-    numbers = read_numbers(array)
-    valid = ~np.isnan(numbers)
-    numbers[~valid] = 0
-    wrong = (numbers != np.trunc(numbers)) | (np.abs(numbers) > 2**53)
+    values = _fixed_width(array).astype(np.float64)
+    valid = ~np.isnan(values)
+    nulls = valid_of(array)
+    if nulls is not None:
+        valid &= nulls
+    values[~valid] = 0
+    wrong = (values != np.trunc(values)) | (np.abs(values) > 2**53)
     if wrong.any():
         raise ValueError(
             f"{source} should hold whole numbers or strings, as ids are. "
-            f"Received {numbers[wrong][0]:g}; a measured number is a dense feature."
+            f"Received {values[wrong][0]:g}; a measured number is a dense feature."
         )
-    return numbers.astype(np.int64), None if valid.all() else valid
+    return values.astype(np.int64), None if valid.all() else valid
 
 
 def _fixed_width(array: pa.Array) -> Array:
@@ -215,22 +260,31 @@ def _fixed_width(array: pa.Array) -> Array:
 
 
 def _hashed(array: pa.Array) -> Array:
-    offsets = torch.int64 if _is_wide(array.type) else torch.int32
-    _, ends, data = array.buffers()
     if not len(array):
         return np.zeros(0, np.int64)
-    bounds = _tensor(ends, offsets)[array.offset : array.offset + len(array) + 1]
-    hashes = hash_strings(_tensor(data, torch.uint8), bounds)
-    return hashes.numpy()
+    _, ends, data = array.buffers()
+    width = np.dtype(np.int64 if _is_wide(array.type) else np.int32)
+    bounds = np.frombuffer(ends, width, len(array) + 1, array.offset * width.itemsize)
+    text = np.frombuffer(b"" if data is None else data, np.uint8)
+    hashes: Array = hash_strings(tensor_of(text), tensor_of(bounds)).numpy()
+    return hashes
 
 
-def _tensor(buffer: pa.Buffer | None, dtype: torch.dtype) -> torch.Tensor:
-    """Return a buffer as a tensor in the same memory."""
-    if buffer is None or not buffer.size:
-        return torch.empty(0, dtype=dtype)
-    memory = (ctypes.c_char * buffer.size).from_address(buffer.address)
-    memory.owner = buffer
-    return torch.frombuffer(memory, dtype=dtype, count=buffer.size // dtype.itemsize)
+def tensor_of(array: Array) -> torch.Tensor:
+    """Return an array as a tensor in the same memory, which is only to be read."""
+    if array.flags.writeable or not array.size:
+        return torch.from_numpy(array if array.size else array.copy())
+    # PyTorch has no tensors that cannot be written to, and warns of what it is given.
+    memory = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
+    memory.owner = array  # type: ignore[attr-defined]
+    return torch.frombuffer(memory, dtype=_TORCH[array.dtype])
+
+
+_TORCH = {
+    np.dtype(np.uint8): torch.uint8,
+    np.dtype(np.int32): torch.int32,
+    np.dtype(np.int64): torch.int64,
+}
 
 
 @dataclass

@@ -9,11 +9,17 @@ import numpy as np
 import pyarrow as pa
 
 from torchrec.datasets.features import DenseFeature
-from torchrec.datasets.transform.columns import Kind, Source, chunks_of, kind_of, read_numbers
+from torchrec.datasets.transform.columns import (
+    Array,
+    Kind,
+    Numbers,
+    Source,
+    chunks_of,
+    kind_of,
+    read_numbers,
+)
 from torchrec.datasets.transform.counts import FeatureCounts
 from torchrec.datasets.transform.sketches import Moments
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,6 @@ class Scale:
 def logarithm(values: Any) -> Any:
     """Return ``sign(x) log(1 + |x|)``: like x near 0, like the logarithm far away."""
     return np.copysign(np.log1p(np.abs(values)), values)
-
-
-# Numbers beyond this are infinite to a model, which computes in float32.
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 class DenseColumn:
@@ -73,22 +75,20 @@ class DenseColumn:
             )
         return "numbers" if kind == "integers" else kind
 
-    def read(self, table: pa.Table, counts: FeatureCounts) -> list[Array]:
-        """Return the numbers after the logarithm: float64, NaN where missing, an array a chunk."""
+    def read(self, table: pa.Table, counts: FeatureCounts) -> list[Numbers]:
+        """Return the numbers after the logarithm, chunk by chunk."""
         return [self._read(chunk, counts) for chunk in chunks_of(table, self.source.column)]
 
-    def _read(self, chunk: pa.Array, counts: FeatureCounts) -> Array:
-        values = read_numbers(chunk)
-        finite = np.abs(values) <= _LARGEST
-        present = int(np.count_nonzero(finite))
-        counts.samples += len(values)
-        counts.values += present
-        if present < len(values):
-            missing = int(np.isnan(values).sum())
-            counts.missing += missing
-            counts.infinite += len(values) - present - missing
-            values[~finite] = np.nan
-        return logarithm(values) if self.feature.log else values
+    def _read(self, chunk: pa.Array, counts: FeatureCounts) -> Numbers:
+        numbers = read_numbers(chunk)
+        missing = 0 if numbers.missing is None else len(numbers.missing)
+        counts.samples += len(chunk)
+        counts.values += len(chunk) - missing
+        counts.missing += missing - numbers.infinite
+        counts.infinite += numbers.infinite
+        if self.feature.log:
+            numbers.values = logarithm(numbers.values)
+        return numbers
 
     def statistics(self) -> Moments:
         """Return what collects the statistics that this feature needs."""
@@ -114,8 +114,10 @@ class DenseColumn:
         """Write the numbers of all samples to ``out``, float32 ``(B,)``."""
         assert self.scale is not None
         at = 0
-        for values in self.read(table, counts):
-            values[np.isnan(values)] = self.scale.fill
+        for numbers in self.read(table, counts):
+            values = numbers.values
+            if numbers.missing is not None:
+                values[numbers.missing] = self.scale.fill
             if self.feature.standardise:
                 values -= self.scale.mean
                 values /= self.scale.deviation

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from torchrec.datasets.transform.columns import Kind, require_columns
+from torchrec.datasets.transform.columns import Array, Kind, require_columns
 from torchrec.datasets.transform.counts import FeatureCounts
 from torchrec.datasets.transform.dense import DenseColumn, require_values
 from torchrec.datasets.transform.ids import BagColumn, BucketColumn, SparseColumn
-from torchrec.datasets.transform.sketches import DistinctCounter, IdCounter, Moments, Sample
+from torchrec.datasets.transform.sketches import DistinctCounter, Moments, Sample
 from torchrec.datasets.transform.tables import TableSpec
-from torchrec.datasets.transform.vocabulary import Vocabulary
+from torchrec.datasets.transform.vocabulary import IdCounter, Vocabulary
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Column = DenseColumn | SparseColumn | BagColumn | BucketColumn
 
 # Tables whose rows nobody chose get no more of them.
@@ -62,8 +60,8 @@ class Fitting:
                         self._ids[self._table_of[name]].update(ids)
             elif name in self._numbers:
                 read = column.read if isinstance(column, DenseColumn) else column.numbers
-                for values in read(table, FeatureCounts()):
-                    self._numbers[name].update(values[~np.isnan(values)])
+                for numbers in read(table, FeatureCounts()):
+                    self._numbers[name].update(numbers.present())
 
     def _kinds(self, table: pa.Table) -> dict[str, Kind]:
         """Return what each feature's values are; those of features that share a table agree."""
@@ -147,6 +145,7 @@ class IdStatistics:
                 "training data: leave them out."
             )
         if self._counter is not None:
+            distinct = len(self._counter) if self._counter.is_exact else distinct
             vocabulary = Vocabulary(self._counter.most_frequent(spec.rows, spec.min_count))
             return len(vocabulary) + 1, distinct, vocabulary
         if spec.ids == "plain":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +11,10 @@ import torch
 
 from torchrec.datasets.features import DenseFeature, MultiHotFeature, SequenceFeature, SparseFeature
 from torchrec.datasets.transform.columns import (
+    Array,
     Kind,
     Lists,
+    Numbers,
     Source,
     chunks_of,
     is_list,
@@ -27,8 +28,6 @@ from torchrec.datasets.transform.counts import FeatureCounts
 from torchrec.datasets.transform.dense import DenseColumn, require_values
 from torchrec.datasets.transform.sketches import Sample
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass
@@ -81,7 +80,7 @@ class SparseColumn:
         ids, valid = read_ids(chunk, self.source)
         counts.samples += len(chunk)
         if valid is not None:
-            ids = ids[valid]
+            ids = np.compress(valid, ids)
             counts.missing += len(chunk) - len(ids)
         counts.values += len(ids)
         return Piece(ids, None if valid is None else valid.view(np.uint8))
@@ -191,11 +190,11 @@ class BagColumn:
             values = self._parsed_weights(values)
         numbers = read_numbers(values)
         index = _positions(given.starts, given.lengths)
-        useless = ~np.isfinite(numbers[index])
-        counts.nulls += int(useless.sum())
+        if numbers.missing is not None:
+            numbers.values[numbers.missing] = 1
+            counts.nulls += int(np.isin(index, numbers.missing).sum())
         weights = np.ones(total, np.float32)
-        at = _positions(lists.starts, lists.lengths)
-        weights[at] = np.where(useless, 1.0, numbers[index])
+        weights[_positions(lists.starts, lists.lengths)] = numbers.values[index]
         return weights
 
     def _parsed_weights(self, parts: pa.Array) -> pa.Array:
@@ -237,8 +236,8 @@ class BucketColumn:
         """Return what collects the statistics that this feature needs."""
         return Sample()
 
-    def numbers(self, table: pa.Table, counts: FeatureCounts) -> list[Array]:
-        """Return the numbers: float64, NaN where missing, an array a chunk."""
+    def numbers(self, table: pa.Table, counts: FeatureCounts) -> list[Numbers]:
+        """Return the numbers, chunk by chunk."""
         return self._dense.read(table, counts)
 
     def fit(self, sample: Sample) -> None:
@@ -250,9 +249,10 @@ class BucketColumn:
         """Return one id a sample."""
         assert self.boundaries is not None
         pieces = []
-        for values in self.numbers(table, counts):
-            ids = np.searchsorted(self.boundaries, values, side="right")
-            ids[np.isnan(values)] = self._buckets
+        for numbers in self.numbers(table, counts):
+            ids = np.searchsorted(self.boundaries, numbers.values, side="right")
+            if numbers.missing is not None:
+                ids[numbers.missing] = self._buckets
             pieces.append(Piece(ids))
         return pieces
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 
 from torchrec.datasets.expression import Expression, parse_expression
 from torchrec.datasets.transform.columns import (
+    Array,
     Source,
     kind_of,
     read_numbers,
     require_columns,
     whole,
 )
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Label:
@@ -50,17 +47,17 @@ class Label:
                 f"`data.label` '{self.text}' should hold 0 and 1. Received {values.type}; an "
                 f"expression such as `{self.text} == 'yes'` makes them."
             )
-        return self._checked(read_numbers(values))
+        numbers = read_numbers(values)
+        if numbers.missing is not None:
+            raise ValueError(
+                f"`data.label` '{self.text}' should hold 0 and 1. Received {len(numbers.missing)} "
+                f"nulls among {len(values)} labels; `data.drop` leaves such rows out."
+            )
+        return self._checked(numbers.values)
 
     def _checked(self, numbers: Array) -> Array:
         right = (numbers == 0) | (numbers == 1)
         if not right.all():
-            missing = int(np.isnan(numbers).sum())
-            if missing:
-                raise ValueError(
-                    f"`data.label` '{self.text}' should hold 0 and 1. Received {missing} nulls "
-                    f"among {len(numbers)} labels; `data.drop` leaves such rows out."
-                )
             wrong = numbers[~right][0]
             idea = self.text if self._expression is None else f"({self.text})"
             raise ValueError(

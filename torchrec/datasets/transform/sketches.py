@@ -1,4 +1,4 @@
-"""Statistics of streams in bounded memory: moments, samples, distinct counts, frequent ids."""
+"""Statistics of streams in bounded memory: moments, samples, distinct counts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -132,61 +131,3 @@ class DistinctCounter:
         if len(self._hashes) < self._size:
             return len(self._hashes)
         return round((self._size - 1) * 2.0**64 / float(self._hashes[-1]))
-
-
-class IdCounter:
-    """How often each id of a stream came, for the most frequent ones.
-
-    Exact while the distinct ids are at most ``capacity``. Then the rarer half is forgotten, again
-    and again, so that an id's count may lack what it had when it was forgotten: only ids that are
-    rare for long are at risk. See Manku and Motwani, "Approximate frequency counts over data
-    streams" (2002).
-
-    Args:
-        capacity: most ids whose counts are kept between updates.
-
-    Example:
-        >>> counter = IdCounter()
-        >>> counter.update(np.array([7, 5, 7]))
-        >>> counter.most_frequent(1, min_count=1).tolist()
-        [7]
-    """
-
-    def __init__(self, capacity: int = 1 << 20) -> None:
-        self._capacity = capacity
-        self._ids = np.zeros(0, np.int64)
-        self._counts = np.zeros(0, np.int64)
-        self._pending: list[tuple[Array, Array]] = []
-        self._num_pending = 0
-
-    def update(self, ids: Array) -> None:
-        """Count int64 ids."""
-        found = pa.array(ids).value_counts()
-        self._pending.append((found.field(0).to_numpy(), found.field(1).to_numpy()))
-        self._num_pending += len(found)
-        if self._num_pending > max(len(self._ids), 1 << 17):
-            self._merge()
-
-    def _merge(self) -> None:
-        ids = np.concatenate([self._ids, *(ids for ids, _ in self._pending)])
-        counts = np.concatenate([self._counts, *(counts for _, counts in self._pending)])
-        self._pending, self._num_pending = [], 0
-        order = np.argsort(ids, kind="stable")
-        ids, counts = ids[order], counts[order]
-        first = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1)) if len(ids) else order
-        self._ids = ids[first]
-        self._counts = np.add.reduceat(counts, first) if len(first) else counts
-        if len(self._ids) > self._capacity:
-            kept = np.sort(_most_frequent(self._ids, self._counts)[: self._capacity // 2])
-            self._ids, self._counts = self._ids[kept], self._counts[kept]
-
-    def most_frequent(self, number: int | None, min_count: int) -> Array:
-        """Return ids by falling frequency (ids of the same frequency: rising), no more than asked."""
-        self._merge()
-        order = _most_frequent(self._ids, self._counts)
-        order = order[self._counts[order] >= min_count]
-        return self._ids[order[:number]]
-
-
-def _most_frequent(ids: Array, counts: Array) -> Array:
-    return np.lexsort((ids, -counts))

@@ -1,12 +1,20 @@
-"""A vocabulary: which row each known id has."""
+"""A vocabulary: which row each known id has, and how it is found from a stream of ids."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+import torch
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from torchrec.datasets.transform.columns import Array, tensor_of
+from torchrec.ops.collision import (
+    count_ids,
+    find_ids,
+    new_history,
+    new_id_map,
+    rebuild_index,
+    reserve,
+    restore_history,
+)
 
 
 class Vocabulary:
@@ -22,18 +30,73 @@ class Vocabulary:
 
     def __init__(self, ids: Array) -> None:
         self.ids = ids
-        order = np.argsort(ids)
-        self._sorted = ids[order]
-        # One more entry, for ids that would come behind the last.
-        self._row = np.append(order, len(ids))
+        self._map = new_id_map(max(len(ids), 1))
+        if len(ids):
+            self._map.ids.copy_(tensor_of(ids))
+            self._map.occupied.fill_(True)
+            rebuild_index(self._map)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def rows(self, ids: Array) -> Array:
         """Return the row of each id, int64; ``len(self)`` for unknown ones."""
-        if not len(self.ids):
-            return np.zeros(len(ids), np.int64)
-        at = np.searchsorted(self._sorted, ids)
-        known = self._sorted[np.minimum(at, len(self.ids) - 1)] == ids
-        return np.where(known, self._row[at], len(self.ids))
+        wide = ids.astype(np.int64, copy=False)
+        rows: Array = find_ids(self._map, tensor_of(wide), missing=len(self)).numpy()
+        return rows
+
+
+class IdCounter:
+    """How often each id of a stream came, for the most frequent ones.
+
+    Exact while the distinct ids are at most ``capacity``. Then the rarer half is forgotten, again
+    and again, so that an id's count may lack what it had when it was forgotten: only ids that are
+    rare for long are at risk. See Manku and Motwani, "Approximate frequency counts over data
+    streams" (2002).
+
+    Args:
+        capacity: most ids whose counts are kept between updates.
+
+    Attributes:
+        is_exact: whether nothing has been forgotten.
+
+    Example:
+        >>> counter = IdCounter()
+        >>> counter.update(np.array([7, 5, 7]))
+        >>> counter.most_frequent(1, min_count=1)
+        array([7])
+    """
+
+    def __init__(self, capacity: int = 1 << 20) -> None:
+        self.is_exact = True
+        self._capacity = capacity
+        self._history = new_history(1)
+        self._nobody = new_id_map(1)
+        self._totals = torch.zeros(3, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return int(self._history.size)
+
+    def update(self, ids: Array) -> None:
+        """Count int64 ids."""
+        self._history = reserve(self._history, len(ids), limit=self._capacity + len(ids))
+        count_ids(self._nobody, self._history, tensor_of(ids), 0, self._totals)
+        if len(self) > self._capacity:
+            kept = self._order()[: self._capacity // 2]
+            history = self._history
+            self._history = restore_history(
+                history.ids[kept], history.counts[kept], history.last[kept]
+            )
+            self.is_exact = False
+
+    def most_frequent(self, number: int | None, min_count: int) -> Array:
+        """Return ids by falling frequency (ids of the same frequency: rising), no more than asked."""
+        order = self._order()
+        order = order[self._history.counts[order] >= min_count]
+        ids: Array = self._history.ids[order[:number]].numpy()
+        return ids
+
+    def _order(self) -> torch.Tensor:
+        ids, counts = self._history.ids[: len(self)], self._history.counts[: len(self)]
+        by_id = ids.argsort()
+        return by_id[counts[by_id].argsort(descending=True, stable=True)]
