@@ -40,62 +40,112 @@ auto at_width(const Integers& integers, const Body& body) {
   return integers.wide ? body(static_cast<const int64_t*>(integers.data)) : body(static_cast<const int32_t*>(integers.data));
 }
 
-// Copies the rows of the bags of one key; `Row` is what a row is held in, or char for rows of any size.
-template <class Row, class Offset, class Sample>
-char* take_key(const Offset* offsets, const Sample* samples, int64_t count, const char* rows, int64_t row_bytes,
-               char* taken) {
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t first = offsets[samples[i]], length = offsets[samples[i] + 1] - first;
-    if (sizeof(Row) > 1) {
-      for (int64_t j = 0; j < length; ++j) {
-        std::memcpy(taken, rows + (first + j) * static_cast<int64_t>(sizeof(Row)), sizeof(Row));
-        taken += sizeof(Row);
-      }
-    } else {
-      copy_run({rows + first * row_bytes, taken, length * row_bytes});
-      taken += length * row_bytes;
-    }
-  }
-  return taken;
+template <class T>
+bool all_ones(const T* lengths, int64_t count) {
+  T differ = 0;
+  for (int64_t i = 0; i < count; ++i) differ |= lengths[i] ^ 1;
+  return differ == 0;
 }
+
+template <class T>
+int64_t sum(const T* lengths, int64_t count) {
+  int64_t total = 0;
+  for (int64_t i = 0; i < count; ++i) total += lengths[i];
+  return total;
+}
+
+// Copies one row; `Row` is what it is held in, or char for rows of any size.
+template <class Row>
+void copy_row(const char* from, char* to, int64_t row_bytes) {
+  std::memcpy(to, from, sizeof(Row) > 1 ? sizeof(Row) : static_cast<size_t>(row_bytes));
+}
+
+// Calls body(Row{}) with what holds a row of so many bytes.
+template <class Body>
+void at_row(int64_t row_bytes, const Body& body) {
+  if (row_bytes == 8) return body(int64_t{});
+  if (row_bytes == 4) return body(int32_t{});
+  body(char{});
+}
+
+// Copies the rows of the bags of some samples, of one key. `starts` says where each bag starts; none: each has one row.
+template <class Row, class Sample>
+void take_key(const int64_t* starts, const Sample* samples, int64_t count, const char* rows, int64_t row_bytes,
+               char* to) {
+  if (!starts) {
+    for (int64_t i = 0; i < count; ++i, to += row_bytes) copy_row<Row>(rows + samples[i] * row_bytes, to, row_bytes);
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t first = starts[samples[i]], last = starts[samples[i] + 1];
+    for (int64_t row = first; row < last; ++row, to += row_bytes) copy_row<Row>(rows + row * row_bytes, to, row_bytes);
+  }
+}
+
+int64_t bags_of_key(const SampleSelection& x) { return x.keys ? x.lengths.count / x.keys : 0; }
 
 }  // namespace
 
-int64_t take_sample_lengths(const Integers& offsets, int64_t keys, const Integers& samples, int64_t num_rows,
-                            void* lengths) {
-  const int64_t stride = keys ? (offsets.count - 1) / keys : 0;
-  return at_width(offsets, [&](const auto* all) {
-    return at_width(samples, [&](const auto* chosen) -> int64_t {
-      auto* out = static_cast<std::remove_const_t<std::remove_pointer_t<decltype(all)>>*>(lengths);
-      for (int64_t i = 0; i < samples.count; ++i) {
-        if (chosen[i] < 0 || chosen[i] >= stride) return -1;
-      }
+int64_t take_sample_lengths(const SampleSelection& x, int64_t num_rows, void* taken) {
+  const int64_t stride = bags_of_key(x);
+  if (!jagged_kernels().lengths_fit(x.lengths, num_rows)) return -2;
+  return at_width(x.samples, [&](const auto* samples) -> int64_t {
+    for (int64_t i = 0; i < x.samples.count; ++i) {
+      if (samples[i] < 0 || samples[i] >= stride) return -1;
+    }
+    return at_width(x.lengths, [&](const auto* lengths) {
+      auto* const out = static_cast<std::remove_const_t<std::remove_pointer_t<decltype(lengths)>>*>(taken);
       int64_t total = 0;
-      bool fits = true;
-      for (int64_t k = 0; k < keys; ++k, all += stride, out += samples.count) {
-        for (int64_t i = 0; i < samples.count; ++i) {
-          const int64_t first = all[chosen[i]], last = all[chosen[i] + 1];
-          fits &= 0 <= first && first <= last && last <= num_rows;
-          out[i] = static_cast<std::remove_pointer_t<decltype(out)>>(last - first);
-          total += last - first;
+#pragma omp parallel for schedule(static) reduction(+ : total) if (x.keys * x.samples.count > kParallelBytes / 8)
+      for (int64_t k = 0; k < x.keys; ++k) {
+        const auto* const of_key = lengths + k * stride;
+        const bool ones = all_ones(of_key, stride);
+        for (int64_t batch = 0, first = 0; batch < x.batches; first += x.sizes[batch++]) {
+          auto* const to = out + first * x.keys + k * x.sizes[batch];
+          if (ones) {
+            std::fill(to, to + x.sizes[batch], 1);
+          } else {
+            for (int64_t i = 0; i < x.sizes[batch]; ++i) to[i] = of_key[samples[first + i]];
+          }
+          total += sum(to, x.sizes[batch]);
         }
       }
-      return fits ? total : -2;
+      return total;
     });
   });
 }
 
-void take_samples(const Integers& offsets, int64_t keys, const Integers& samples, const char* rows, int64_t row_bytes,
-                  char* taken) {
-  const int64_t stride = keys ? (offsets.count - 1) / keys : 0;
-  at_width(offsets, [&](const auto* all) {
-    at_width(samples, [&](const auto* chosen) {
-      const auto take = row_bytes == 8   ? take_key<int64_t, std::decay_t<decltype(*all)>, std::decay_t<decltype(*chosen)>>
-                        : row_bytes == 4 ? take_key<int32_t, std::decay_t<decltype(*all)>, std::decay_t<decltype(*chosen)>>
-                                         : take_key<char, std::decay_t<decltype(*all)>, std::decay_t<decltype(*chosen)>>;
-      char* at = taken;
-      for (int64_t k = 0; k < keys; ++k) at = take(all + k * stride, chosen, samples.count, rows, row_bytes, at);
-    });
+void take_sample_rows(const SampleSelection& x, const void* lengths_taken, const char* rows, int64_t row_bytes,
+                      char* taken) {
+  const int64_t stride = bags_of_key(x);
+  at_width(x.lengths, [&](const auto* lengths) {
+    const auto* const out = static_cast<decltype(lengths)>(lengths_taken);
+    // Where the rows of each key start, and where those of each batch and key go.
+    std::vector<int64_t> from(static_cast<size_t>(x.keys)), to(static_cast<size_t>(x.keys * x.batches));
+    for (int64_t k = 0, at = 0; k < x.keys; at += sum(lengths + k * stride, stride), ++k) from[k] = at;
+    for (int64_t batch = 0, first = 0, at = 0; batch < x.batches; first += x.sizes[batch++]) {
+      for (int64_t k = 0; k < x.keys; ++k) {
+        to[batch * x.keys + k] = at;
+        at += sum(out + first * x.keys + k * x.sizes[batch], x.sizes[batch]);
+      }
+    }
+#pragma omp parallel for schedule(dynamic, 1) if (x.keys * x.samples.count > kParallelBytes / 8)
+    for (int64_t k = 0; k < x.keys; ++k) {
+      std::vector<int64_t> starts;
+      if (!all_ones(lengths + k * stride, stride)) {
+        starts.resize(static_cast<size_t>(stride) + 1);
+        for (int64_t b = 0; b < stride; ++b) starts[b + 1] = starts[b] + lengths[k * stride + b];
+      }
+      at_width(x.samples, [&](const auto* samples) {
+        at_row(row_bytes, [&](auto row) {
+          for (int64_t batch = 0, first = 0; batch < x.batches; first += x.sizes[batch++]) {
+            take_key<decltype(row)>(starts.empty() ? nullptr : starts.data(), samples + first, x.sizes[batch],
+                                    rows + from[k] * row_bytes, row_bytes,
+                                    taken + to[batch * x.keys + k] * row_bytes);
+          }
+        });
+      });
+    }
   });
 }
 

@@ -43,12 +43,21 @@ int64_t take_lengths(const Integers& lengths, const Integers& bags, void* taken)
 // Then their rows.
 void take_rows(const Integers& lengths, const Integers& bags, const char* rows, int64_t row_bytes, char* taken);
 
-// The bags of some samples, of every key: bag k * B + b is that of key k and sample b. Two steps again.
-// Returns the sum of the lengths taken; -1 if a sample is out of range, -2 if offsets fall or leave the `num_rows` rows.
-int64_t take_sample_lengths(const Integers& offsets, int64_t keys, const Integers& samples, int64_t num_rows,
-                            void* lengths);
-void take_samples(const Integers& offsets, int64_t keys, const Integers& samples, const char* rows, int64_t row_bytes,
-                  char* taken);
+// The bags of some samples, of every key, cut to batches: bag k * B + b is that of key k and sample b, and so it is in
+// each batch. Two steps again.
+struct SampleSelection {
+  Integers lengths;  // keys * B
+  int64_t keys;
+  Integers samples;
+  const int64_t* sizes;  // of the batches; together samples.count
+  int64_t batches;
+};
+
+// Returns the sum of the lengths taken; -1 if a sample is out of range, -2 if lengths do not fit `num_rows` rows.
+int64_t take_sample_lengths(const SampleSelection& selection, int64_t num_rows, void* taken);
+// `lengths_taken` are those of the first step.
+void take_sample_rows(const SampleSelection& selection, const void* lengths_taken, const char* rows, int64_t row_bytes,
+                      char* taken);
 
 // Bag b from and to row b of a dense tensor of `width` rows a bag. What a bag does not fill is left as it is; what the
 // dense row does not hold of a bag becomes zero.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchrec.ops.jagged import keyed_index_select
+from torchrec.ops.jagged import keyed_index_select, sum_groups
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
@@ -87,24 +87,58 @@ class Batch(Pipelineable):
             >>> batch.index_select(torch.tensor([2, 0])).sparse_features.to_lists()
             {'f1': [[3], [1, 2]]}
         """
-        return Batch(
-            dense_features=self.dense_features.index_select(0, indices),
-            sparse_features=_select_samples(self.sparse_features, indices),
-            labels=self.labels.index_select(0, indices),
-        )
+        return self.select_batches(indices, [indices.numel()])[0]
+
+    def select_batches(self, indices: Tensor, sizes: list[int]) -> list[Batch]:
+        """Take samples by position and cut them to batches: much faster than to select each by itself.
+
+        The batches share memory: as long as there is one of them, all of it is kept.
+
+        Args:
+            indices: ``(M,)`` positions in ``[0, B)``, int32 or int64; one may be taken several times.
+            sizes: number of samples of each batch, summing to M.
+
+        Raises:
+            IndexError: a position is out of range.
+            ValueError: the sparse features have batches of different sizes, or sizes do not sum to M.
+
+        Example:
+            >>> from torchrec import KeyedJaggedTensor
+            >>> from torchrec.datasets.utils import Batch
+            >>> ids = KeyedJaggedTensor.from_lists({"f1": [[1, 2], [], [3]]})
+            >>> batch = Batch(torch.zeros(3, 13), ids, torch.tensor([0, 1, 1]))
+            >>> [part.labels for part in batch.select_batches(torch.tensor([2, 0, 1]), [2, 1])]
+            [tensor([1, 0]), tensor([1])]
+        """
+        features = _select_batches(self.sparse_features, indices, sizes)
+        dense = self.dense_features.index_select(0, indices).split(sizes)
+        labels = self.labels.index_select(0, indices).split(sizes)
+        return [Batch(*parts) for parts in zip(dense, features, labels, strict=True)]
 
 
-def _select_samples(features: KeyedJaggedTensor, samples: Tensor) -> KeyedJaggedTensor:
+def _select_batches(
+    features: KeyedJaggedTensor, samples: Tensor, sizes: list[int]
+) -> list[KeyedJaggedTensor]:
     if features.variable_stride_per_key():
         raise ValueError(
             "Samples should be selected from batches of one size for all keys. "
             f"Received the sizes {features.stride_per_key()}."
         )
     keys = features.keys()
+    weighted = features.weights_or_none()
     values, weights, lengths = keyed_index_select(
-        features.values(), features.weights_or_none(), features.offsets(), samples, len(keys)
+        features.values(), weighted, features.lengths().view(len(keys), features.stride()), samples, sizes
     )
-    return KeyedJaggedTensor(keys, values, weights, lengths, stride=samples.numel())
+    bags = [len(keys) * size for size in sizes]
+    totals = sum_groups(lengths, bags)
+    parts = zip(
+        values.split(totals),
+        [None] * len(sizes) if weights is None else weights.split(totals),
+        lengths.split(bags),
+        sizes,
+        strict=True,
+    )
+    return [KeyedJaggedTensor(keys, v, w, n, stride=size) for v, w, n, size in parts]
 
 
 def join(batches: list[Batch]) -> Batch:

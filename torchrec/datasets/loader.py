@@ -244,23 +244,26 @@ class Loader:
 
     def _batches(self, place: _Place) -> Iterator[Batch]:
         epoch = self._epoch
-        parts: list[Batch] = []
+        begun: list[Batch] = []  # parts of a batch that goes on in the next window
         missing = self.batch_size
         with closing(self._windows(place)) as windows:
             for window, rows in windows:
-                count = 0 if rows is None else rows.labels.size(0)
-                order = self._order(epoch, window.number, count)
+                if rows is None:
+                    continue
+                count = rows.labels.size(0)
                 row = place.row if window.number == place.window else 0
-                while rows is not None and row < count:
-                    parts.append(rows.index_select(order[row : row + missing]))
-                    taken = min(missing, count - row)
-                    row, missing = row + taken, missing - taken
-                    if missing == 0:
-                        yield self._give(parts, window, row)
-                        parts, missing = [], self.batch_size
+                sizes = _cut(count - row, missing, self.batch_size)
+                order = self._order(epoch, window.number, count)[row:]
+                parts = rows.select_batches(order, sizes)
                 del rows
-        if parts and not self._drop_last:
-            yield self._give(parts, window, row)
+                for part, size in zip(parts, sizes, strict=True):
+                    begun.append(part)
+                    row, missing = row + size, missing - size
+                    if missing == 0:
+                        yield self._give(begun, window, row)
+                        begun, missing = [], self.batch_size
+        if begun and not self._drop_last:
+            yield self._give(begun, window, row)
 
     def _give(self, parts: list[Batch], window: Window, row: int) -> Batch:
         """Return a batch, and take note that this is where the loader is now."""
@@ -312,6 +315,12 @@ class Loader:
             if type(error) in (ValueError, TypeError, IndexError):
                 raise type(error)(named) from error
             raise
+
+
+def _cut(rows: int, first: int, size: int) -> list[int]:
+    """Cut rows to batches: one of ``first``, then those of ``size``, then what is left; none is empty."""
+    sizes = [min(first, rows)] + [size] * ((rows - first) // size)
+    return [size for size in [*sizes, rows - sum(sizes)] if size]
 
 
 def seed_of(*numbers: int) -> int:

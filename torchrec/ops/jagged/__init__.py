@@ -209,55 +209,65 @@ def jagged_index_select(
 
 
 def keyed_index_select(
-    values: Tensor, weights: Tensor | None, offsets: Tensor, samples: Tensor, keys: int
+    values: Tensor,
+    weights: Tensor | None,
+    lengths: Tensor,
+    samples: Tensor,
+    sizes: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Take the bags of some samples from every key: a batch from a larger one. Differentiable.
+    """Take the bags of some samples from every key, cut to batches. Differentiable in values and weights.
 
-    Bag ``k * B + b`` is that of key k and sample b. Like ``jagged_index_select``, but for what is read of
-    it, the larger batch costs nothing: one may take many small batches from it.
+    To shuffle a large batch and cut it to small ones at once is many times faster than to gather each small
+    one: the bags of a key lie close together.
 
     Args:
-        values: ``[N, ...]`` any dtype.
+        values: ``[N, ...]`` any dtype: key after key, sample after sample within a key.
         weights: ``[N, ...]`` any dtype, or None.
-        offsets: ``[keys * B + 1]`` int32 or int64.
+        lengths: ``[keys, B]`` int32 or int64, summing to N.
         samples: ``[M]`` positions in ``[0, B)``, int32 or int64; one may be taken several times.
-        keys: number of keys.
+        sizes: number of samples of each batch, summing to M. Default: one batch.
 
     Returns:
-        The values taken, their weights, and the lengths of their bags, ``[keys * M]``.
+        Values, weights and lengths (``[keys * M]``) of the batches, one batch after another; each is laid
+        out as the input is.
 
     Raises:
         IndexError: a position is out of range.
-        ValueError: offsets do not fit the values or the number of keys.
+        ValueError: lengths do not fit the values, or sizes the samples.
 
     Example:
         >>> values, _, lengths = keyed_index_select(
-        ...     torch.tensor([5, 7, 1, 2]), None, torch.tensor([0, 1, 2, 2, 4]), torch.tensor([1]), 2
+        ...     torch.tensor([5, 7, 1, 2]), None, torch.tensor([[1, 1], [0, 2]]), torch.tensor([1, 0]), [1, 1]
         ... )
         >>> values, lengths
-        (tensor([7, 1, 2]), tensor([1, 2]))
+        (tensor([7, 1, 2, 5]), tensor([1, 2, 1, 0]))
     """
-    _require_integers("offsets", offsets)
+    _require_integers("lengths", lengths.flatten())
     _require_integers("samples", samples)
-    bags = offsets.size(0) - 1
-    if bags < 0 or (bags % keys if keys else bags):
+    parts = [samples.numel()] if sizes is None else list(sizes)
+    if sum(parts) != samples.numel() or min(parts, default=0) < 0:
         raise ValueError(
-            f"`offsets` should be one more than a multiple of the number of keys ({keys}). "
-            f"Received {offsets.size(0)}."
+            f"`sizes` should not be negative and sum to the number of samples ({samples.numel()}). "
+            f"Received {parts}."
         )
-    plain = is_plain_data(values) and is_plain(offsets) and is_plain(samples)
+    if lengths.dim() != 2 or (weights is not None and weights.size(0) != values.size(0)):
+        raise ValueError(
+            "`lengths` should have the dimensions [keys, B], and there be a weight for each of the "
+            f"{values.size(0)} values. Received lengths of shape {list(lengths.shape)}"
+            + ("." if weights is None else f" and {weights.size(0)} weights.")
+        )
+    plain = is_plain_data(values) and is_plain(lengths) and is_plain(samples)
     if plain and (weights is None or is_plain_data(weights)):
-        return native.keyed_index_select(values, weights, offsets, samples, keys)
-    stride = bags // max(keys, 1)
+        return native.keyed_index_select(values, weights, lengths, samples, parts)
+    keys, stride = lengths.shape
     if samples.is_cpu and bool(((samples < 0) | (samples >= stride)).any()):
         raise IndexError(f"`samples` should be in [0, {stride}), the batch. Received others.")
-    first = torch.arange(keys, device=samples.device) * stride
-    chosen = (first[:, None] + samples).flatten()
-    lengths = offsets_to_lengths(offsets)
-    total = int(lengths.index_select(0, chosen).sum())
-    taken, of_bags = jagged_index_select(values, lengths, chosen, total)
+    first = torch.arange(keys, device=samples.device)[:, None] * stride
+    bags = torch.cat([(first + part).flatten() for part in samples.split(parts)])
+    lengths = lengths.flatten()
+    taken, of_bags = jagged_index_select(values, lengths, bags)
     if weights is not None:
-        weights, _ = jagged_index_select(weights, lengths, chosen, total)
+        weights, _ = jagged_index_select(weights, lengths, bags)
     return taken, weights, of_bags
 
 

@@ -137,39 +137,40 @@ def jagged_index_select(
 
 
 def keyed_index_select(
-    values: Tensor, weights: Tensor | None, offsets: Tensor, samples: Tensor, keys: int
+    values: Tensor, weights: Tensor | None, lengths: Tensor, samples: Tensor, sizes: list[int]
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """See ``torchrec.ops.jagged.keyed_index_select``."""
-    values, offsets, samples = values.contiguous(), offsets.contiguous(), samples.contiguous()
-    stride = (offsets.numel() - 1) // max(keys, 1)
-    rows = values.size(0)
-    if weights is not None and weights.size(0) != rows:
-        raise ValueError(
-            f"`weights` should be as many as the values ({rows}). Received {weights.size(0)}."
-        )
-    lengths = torch.empty(keys * samples.numel(), dtype=offsets.dtype)
+    keys, stride = lengths.shape
+    lengths, samples = lengths.contiguous(), samples.contiguous()
     chosen = (
-        offsets.data_ptr(),
-        offsets.dtype is torch.int64,
-        offsets.numel(),
+        lengths.data_ptr(),
+        lengths.dtype is torch.int64,
+        lengths.numel(),
         keys,
         samples.data_ptr(),
         samples.dtype is torch.int64,
         samples.numel(),
+        sizes,
     )
-    total = _lib.take_sample_lengths(*chosen, rows, lengths.data_ptr())
+    taken = torch.empty(keys * samples.numel(), dtype=lengths.dtype)
+    total = _lib.take_sample_lengths(*chosen, values.size(0), taken.data_ptr())
     if total == -1:
         raise IndexError(f"`samples` should be in [0, {stride}), the batch. Received others.")
     if total < 0:
-        raise ValueError(f"`offsets` should never fall and end at {rows}. Received others.")
-    taken = []
-    for tensor in (values, weights):
-        if tensor is not None:
-            tensor = tensor.contiguous()
-            out = tensor.new_empty((total, *tensor.shape[1:]))
-            _lib.take_samples(*chosen, tensor.data_ptr(), row_bytes(tensor), out.data_ptr())
-            taken.append(out)
-    return taken[0], None if weights is None else taken[1], lengths
+        raise ValueError(
+            f"`lengths` should not be negative and sum to values.size(0) ({values.size(0)}). "
+            "Received others."
+        )
+
+    def take(rows: Tensor) -> Tensor:
+        rows = rows.contiguous()
+        out = rows.new_empty((total, *rows.shape[1:]))
+        _lib.take_sample_rows(
+            *chosen, taken.data_ptr(), rows.data_ptr(), row_bytes(rows), out.data_ptr()
+        )
+        return out
+
+    return take(values), None if weights is None else take(weights), taken
 
 
 def _require_offsets(offsets: Tensor, total: int) -> Tensor:
