@@ -1,0 +1,185 @@
+"""Who is told how training goes: the log of a run, TensorBoard, and whoever implements `Observer`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torchrec.metrics import BinaryReport
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is about to happen.
+
+    Attributes:
+        steps: in all; None if not known before the data is read.
+        samples: in all; None if not known.
+        epochs: passes over the data, at most.
+        step: steps taken before, by a run that is taken up.
+        resumed_samples: samples seen before.
+    """
+
+    steps: int | None
+    samples: int | None
+    epochs: int
+    step: int = 0
+    resumed_samples: int = 0
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was measured: of training since the record before, of other splits over all of their data.
+
+    Attributes:
+        split: ``"train"``, ``"valid"`` or ``"test"``.
+        step: steps taken.
+        epoch: passes over the data, with the fraction of this one where its length is known.
+        samples: training samples seen.
+        seconds: of training so far, with evaluations and checkpoints.
+        loss: mean of the training loss; of other splits the logloss.
+        report: the metrics.
+        learning_rate: of the dense parameters.
+        samples_per_second: of this split.
+        time: share of reading, lookup, dense, optimizer in the time of the steps.
+        ids: counts of ids and values that were not as they should be.
+    """
+
+    split: str
+    step: int
+    epoch: float
+    samples: int
+    seconds: float
+    loss: float
+    report: BinaryReport
+    learning_rate: float
+    samples_per_second: float
+    time: Mapping[str, float] = field(default_factory=dict)
+    ids: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a line of ``metrics.jsonl`` has it."""
+        metrics = self.report.to_json()
+        line: dict[str, Any] = {
+            "step": self.step,
+            "epoch": round(self.epoch, 4),
+            "samples": self.samples,
+            "seconds": round(self.seconds, 3),
+            "split": self.split,
+            "loss": self.loss if math.isfinite(self.loss) else None,
+            **{name: metrics[name] for name in ("ne", "auc", "logloss", "calibration")},
+            "learning_rate": self.learning_rate,
+            "samples_per_second": round(self.samples_per_second, 1),
+        }
+        if self.time:
+            line["time"] = {phase: round(share, 4) for phase, share in self.time.items()}
+        if self.ids:
+            line["ids"] = dict(self.ids)
+        return line
+
+
+class Observer:
+    """Is told how training goes; a subclass implements what it wants to know.
+
+    ``state_dict`` goes into checkpoints, so that an observer can go on where it was.
+    """
+
+    def started(self, plan: Plan) -> None:
+        """Training begins, or goes on."""
+
+    def stepped(self, step: int, samples: int) -> None:
+        """A step has been taken; called every time, so it should be quick."""
+
+    def recorded(self, record: Record) -> None:
+        """Something has been measured."""
+
+    def said(self, message: str) -> None:
+        """Something happened that a person wants to know."""
+
+    def ended(self) -> None:
+        """Training is over, or broke off."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what to go on from."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to where a checkpoint was written."""
+
+
+class MetricsLog(Observer):
+    """Appends one JSON object a line; a run that is taken up drops lines after its checkpoint.
+
+    Args:
+        path: of the file; it is made when the first line is written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def recorded(self, record: Record) -> None:
+        """Append a line."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record.to_json(), allow_nan=False) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how long the file is, with all of it on the disk."""
+        if not self.path.exists():
+            return {"bytes": 0}
+        with open(self.path, "ab") as file:
+            os.fsync(file.fileno())
+            return {"bytes": file.tell()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Cut off what was written after the checkpoint.
+
+        Raises:
+            ValueError: if the file is shorter than it was then.
+        """
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size < state["bytes"]:
+            raise ValueError(
+                f"'{self.path}' should have the {state['bytes']} bytes that it had at the checkpoint. "
+                f"Received {size}."
+            )
+        if self.path.exists():
+            os.truncate(self.path, state["bytes"])
+
+
+class TensorBoard(Observer):
+    """Writes what is measured as TensorBoard events.
+
+    Args:
+        folder: of the events.
+
+    Raises:
+        ValueError: if TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ValueError(
+                "`training.tensorboard` should be false where TensorBoard is not installed. "
+                "Received true: pip install tensorboard."
+            ) from None
+        self._writer: Any = SummaryWriter(str(folder))
+
+    def recorded(self, record: Record) -> None:
+        """Write all numbers."""
+        for name, value in record.to_json().items():
+            values = value if isinstance(value, dict) else {"": value}
+            for part, number in values.items():
+                if isinstance(number, int | float) and name not in ("step", "samples"):
+                    tag = f"{record.split}/{name}{'/' if part else ''}{part}"
+                    self._writer.add_scalar(tag, number, record.step)
+
+    def ended(self) -> None:
+        """Bring everything to the file."""
+        self._writer.flush()

@@ -1,0 +1,83 @@
+"""The optimizers of a model: those that its tables have fused, and one for all other parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from torchrec.experiment.schema import TrainingSection
+from torchrec.optim.fused import FusedOptimizerModule
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+DENSE = "dense"
+
+
+def fused_optimizers(model: nn.Module) -> list[tuple[str, KeyedOptimizer]]:
+    """Return the optimizers of the tables that the backward pass updates, by path of their module."""
+    found: list[tuple[str, KeyedOptimizer]] = []
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        if not isinstance(module, FusedOptimizerModule):
+            continue
+        optimizer = module.fused_optimizer
+        own = {id(param) for param in optimizer.params.values()}
+        if own and not own & seen:  # a module around a collection shows the same tables
+            found.append((path, optimizer))
+            seen |= own
+    return found
+
+
+def dense_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters that an optimizer has to be given: all but fused and frozen ones."""
+    rest = in_backward_optimizer_filter(model.named_parameters())
+    return {name: param for name, param in rest if param.requires_grad}
+
+
+def combined_optimizer(
+    model: nn.Module, dense: torch.optim.Optimizer | None, options: TrainingSection
+) -> CombinedOptimizer:
+    """Return all optimizers of a model as one.
+
+    Args:
+        model: the model.
+        dense: of the parameters that are not fused. None: made as ``options`` say.
+        options: optimizer, learning rate and weight decay of the dense parameters.
+    """
+    params = dense_parameters(model)
+    pairs = fused_optimizers(model)
+    if isinstance(dense, KeyedOptimizer):
+        pairs.append((DENSE, dense))
+    elif dense is not None:
+        pairs.append((DENSE, KeyedOptimizerWrapper(params, lambda _: dense)))
+    elif params:
+        pairs.append((DENSE, KeyedOptimizerWrapper(params, _rule(options))))
+    return CombinedOptimizer(pairs)
+
+
+def _rule(options: TrainingSection) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
+    """Return what makes the optimizer; ``fused`` is one kernel for all parameters."""
+    rules: dict[str, type[torch.optim.Optimizer]] = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "adagrad": torch.optim.Adagrad,
+        "sgd": torch.optim.SGD,
+    }
+    rule: Callable[..., torch.optim.Optimizer] = rules[options.optimizer]
+    return lambda params: rule(
+        params, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
+    )
+
+
+@contextmanager
+def collecting(optimizer: CombinedOptimizer) -> Iterator[None]:
+    """Have the fused tables collect the gradients of the backward passes inside for the next one."""
+    with ExitStack() as stack:
+        for _, each in optimizer.optimizers:
+            accumulate = getattr(each, "accumulate", None)
+            if accumulate is not None:
+                stack.enter_context(accumulate())
+        yield

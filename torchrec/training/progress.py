@@ -1,0 +1,149 @@
+"""The progress line: live on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING, TextIO
+
+from torchrec.training.observers import Observer, Plan, Record
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+_REFRESH = 0.1  # seconds
+
+
+def progress_observer(stream: TextIO | None = None) -> Observer:
+    """Return the observer that suits a stream: a live line for a terminal, else plain lines.
+
+    Args:
+        stream: Default: standard output.
+    """
+    from rich.console import Console
+
+    console = Console(file=stream or sys.stdout, highlight=False)
+    return LiveLine(console) if console.is_terminal else PlainLines(stream or sys.stdout)
+
+
+def describe(record: Record) -> str:
+    """Return the metrics of a record in a line."""
+    parts = [
+        f"loss {record.loss:.4f}",
+        f"NE {record.report.ne:.4f}",
+        f"AUC {record.report.auc:.4f}",
+    ]
+    if record.split == "train":
+        parts.insert(0, f"{record.samples_per_second:,.0f} samples/s")
+    parts += [f"{name.replace('_', ' ')} {count:,}" for name, count in record.ids.items() if count]
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words of clocks.
+
+    Example:
+        >>> duration(59), duration(3601)
+        ('0:59', '1:00:01')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class PlainLines(Observer):
+    """Writes a line for each record, and one when training starts.
+
+    Args:
+        stream: to write to.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._plan = Plan(None, None, 1)
+        self._began = (0.0, 0)
+
+    def started(self, plan: Plan) -> None:
+        """Say what is about to happen."""
+        self._plan = plan
+        self._began = (monotonic(), plan.step)
+        known = "an unknown number of" if plan.steps is None else f"{plan.steps:,}"
+        after = f", {plan.step:,} of them done" if plan.step else ""
+        self.said(f"training for {known} steps{after}")
+
+    def recorded(self, record: Record) -> None:
+        """Write a line."""
+        left = ""
+        began, step = self._began
+        if record.split == "train" and self._plan.steps and record.step > step:
+            pace = (monotonic() - began) / (record.step - step)
+            left = f"  {duration(pace * (self._plan.steps - record.step))} left"
+        of = f"/{self._plan.steps:,}" if self._plan.steps else ""
+        self.said(f"step {record.step:,}{of}  {record.split:5}  {describe(record)}{left}")
+
+    def said(self, message: str) -> None:
+        """Write a message."""
+        print(message, file=self._stream, flush=True)
+
+
+class LiveLine(Observer):
+    """Keeps one line up to date; evaluations and messages scroll by above it.
+
+    Args:
+        console: of rich, on a terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._shown = 0.0
+
+    def started(self, plan: Plan) -> None:
+        """Show the line."""
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[metrics]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=plan.steps, completed=plan.step, metrics="")
+        self._progress.start()
+
+    def stepped(self, step: int, samples: int) -> None:
+        """Move on, at most ten times a second."""
+        now = monotonic()
+        if now - self._shown > _REFRESH and self._progress and self._task is not None:
+            self._shown = now
+            self._progress.update(self._task, completed=step)
+
+    def recorded(self, record: Record) -> None:
+        """Show the metrics of training in the line, those of evaluations above it."""
+        if record.split == "train" and self._progress and self._task is not None:
+            self._progress.update(self._task, completed=record.step, metrics=describe(record))
+        else:
+            self.said(f"[bold]{record.split}[/] after step {record.step:,}  {describe(record)}")
+
+    def said(self, message: str) -> None:
+        """Write a message above the line."""
+        self._console.print(message)
+
+    def ended(self) -> None:
+        """Take the line away."""
+        if self._progress is not None:
+            with suppress(ValueError):
+                self._progress.stop()
+            self._progress = None
