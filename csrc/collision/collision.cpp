@@ -17,30 +17,47 @@ void fetch(const T* address) {
   __builtin_prefetch(address);
 }
 
+// One of two numbers. Whether an id has a row no processor can foresee, so these do without a branch.
+int64_t either(bool condition, int64_t yes, int64_t no) {
+  const int64_t mask = -static_cast<int64_t>(condition);
+  return (yes & mask) | (no & ~mask);
+}
+
+// A row whose id can be read: the first one in place of none.
+int64_t readable(int64_t row) { return row & ~(row >> 63); }
+
 int threads_for(int64_t count, int threads) { return count < kParallelIds ? 1 : threads; }
 
 // A block of searches, in three steps that each wait for memory the step before has asked for.
 struct Searches {
-  uint64_t hashes[kBlock], positions[kBlock];
+  uint64_t hashes[kBlock];
   int64_t rows[kBlock];
+  bool unsettled[kBlock];  // if the first candidate is another id, there may be a second
 
   void hash(const Index& index, const int64_t* ids, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
       hashes[i] = hash_of(ids[i]);
-      positions[i] = index.home(hashes[i]);
-      fetch(index.entries + positions[i]);
+      fetch(index.group(index.home(hashes[i])));
     }
   }
 
   void probe(const Index& index, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
-      rows[i] = index.probe(hashes[i], &positions[i]);
-      if (rows[i] >= 0) fetch(index.ids + rows[i]);
+      const uint32_t* group = index.group(index.home(hashes[i]));
+      const uint32_t vacant = index.free(group), similar = index.similar(group, hashes[i]) & ~vacant;
+      const uint32_t entry = group[__builtin_ctz(similar | 1u << (kGroup - 1))];
+      rows[i] = either(similar != 0, index.row(entry), -1);
+      unsettled[i] = (vacant == 0) | ((similar & (similar - 1)) != 0);
+      fetch(index.ids + readable(rows[i]));
     }
   }
 
   void settle(const Index& index, const int64_t* ids, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) rows[i] = index.settle(ids[i], hashes[i], rows[i], &positions[i]);
+    for (int64_t i = 0; i < count; ++i) {
+      const bool found = (rows[i] >= 0) & (index.ids[readable(rows[i])] == ids[i]);
+      rows[i] = either(found, rows[i], -1);
+      if (!found & unsettled[i]) rows[i] = index.find(ids[i], hashes[i]);
+    }
   }
 };
 
@@ -81,12 +98,8 @@ int64_t count_absent(const History& history, const int64_t* batch, const int64_t
       fetch(history.last + searches.rows[i]);
     }
     for (int64_t i = 0; i < held; ++i) {
-      // An earlier id of this block may have been entered where this search ended: go on from there.
-      uint64_t position = searches.positions[i];
       const uint64_t hash = searches.hashes[i];
-      int64_t row = searches.rows[i];
-      if (row < 0) row = index.probe(hash, &position);
-      row = index.settle(ids[i], hash, row, &position);
+      int64_t row = index.find(ids[i], hash);  // which an earlier id of this block may have changed
       if (row < 0) {
         row = *history.size;
         if (row < 0 || row >= index.rows) {
@@ -96,7 +109,7 @@ int64_t count_absent(const History& history, const int64_t* batch, const int64_t
         ++*history.size;
         history.ids[row] = ids[i];
         history.counts[row] = 0;
-        index.entries[position] = index.entry(row, hash);
+        index.enter(row, hash);
       }
       ++history.counts[row];
       history.last[row] = now;
@@ -136,7 +149,7 @@ int64_t count_present(const Metadata& metadata, const int64_t* rows, int64_t cou
 void remove_all(const Index& index, const int64_t* rows, int64_t count) {
   for (int64_t i = 0; i < count + 2 * kAhead; ++i) {
     if (i < count) fetch(index.ids + rows[i]);
-    if (i >= kAhead && i - kAhead < count) fetch(index.entries + index.home(hash_of(index.ids[rows[i - kAhead]])));
+    if (i >= kAhead && i - kAhead < count) fetch(index.group(index.home(hash_of(index.ids[rows[i - kAhead]]))));
     if (i >= 2 * kAhead) index.remove(rows[i - 2 * kAhead]);
   }
 }
@@ -145,7 +158,7 @@ void remove_all(const Index& index, const int64_t* rows, int64_t count) {
 void enter_all(const Index& index, const int64_t* rows, int64_t count) {
   for (int64_t i = 0; i < count + 2 * kAhead; ++i) {
     if (i < count) fetch(index.ids + rows[i]);
-    if (i >= kAhead && i - kAhead < count) fetch(index.entries + index.home(hash_of(index.ids[rows[i - kAhead]])));
+    if (i >= kAhead && i - kAhead < count) fetch(index.group(index.home(hash_of(index.ids[rows[i - kAhead]]))));
     if (i >= 2 * kAhead) index.enter(rows[i - 2 * kAhead], hash_of(index.ids[rows[i - 2 * kAhead]]));
   }
 }
@@ -164,7 +177,7 @@ void find_ids(const Index& index, const int64_t* wanted, int64_t count, int64_t 
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t begin = count * part / parts, end = count * (part + 1) / parts;
     search(index, wanted + begin, end - begin, [&](int64_t first, int64_t n, const int64_t* found) {
-      for (int64_t i = 0; i < n; ++i) rows[begin + first + i] = found[i] < 0 ? missing : found[i];
+      for (int64_t i = 0; i < n; ++i) rows[begin + first + i] = either(found[i] < 0, missing, found[i]);
     });
   }
 }
@@ -185,7 +198,7 @@ void count_ids(const Index& index, const Metadata& metadata, const History& hist
     }
   }
   if (missing != -1) {
-    for (int64_t i = 0; i < count; ++i) rows[i] = rows[i] < 0 ? missing : rows[i];
+    for (int64_t i = 0; i < count; ++i) rows[i] = either(rows[i] < 0, missing, rows[i]);
   }
   totals[0] += present;
   totals[1] += count - present;
@@ -235,7 +248,7 @@ void erase_rows(const Map& map, const int64_t* rows, int64_t count) {
 }
 
 void rebuild_index(const Index& index, const int64_t* rows, int64_t count) {
-  std::memset(index.entries, 0, (index.mask + 1) * sizeof(uint32_t));
+  std::memset(index.entries, 0, index.groups * kGroup * sizeof(uint32_t));
   enter_all(index, rows, count);
 }
 

@@ -1,8 +1,9 @@
 """The id map in plain PyTorch, on any device: the specification of the kernels.
 
-An index is an open-addressing hash table with linear probing. An entry is 0, or a row + 1 with bits of the id's hash
-above it, by which most other ids are told apart without reading them. No step loops over ids: each round of a loop
-takes one probe of every search that goes on.
+An index is a hash table from an id to its row, in groups of 16 entries. An entry is 0 where free; otherwise a row + 1,
+with bits of the id's hash above it, by which the kernels tell most other ids apart without reading them. The highest
+bits of the hash choose the group; where it is full, the next one has room. No step loops over ids: each round of a loop
+takes one group of every search that goes on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_GROUP = 16
 _FIRST = -0x3B314601E57A13AD  # odd, as int64: 0xC4CEB9FE1A85EC53
 _SECOND = -0x00AE502812AA7333  # 0xFF51AFD7ED558CCD
 
@@ -30,41 +32,52 @@ def _row_bits(rows: int) -> int:
     return rows.bit_length()
 
 
-def _homes(hashes: Tensor, index: Tensor) -> Tensor:
-    """Return the position at which the search for each hash begins: its highest bits."""
-    return _shift_right(hashes, 64 - (index.numel() - 1).bit_length())
+def _groups(index: Tensor) -> Tensor:
+    return index.view(-1, _GROUP)
+
+
+def _homes(hashes: Tensor, groups: Tensor) -> Tensor:
+    """Return the group at which the search for each hash begins: its highest bits."""
+    bits = (groups.shape[0] - 1).bit_length()
+    return _shift_right(hashes, 64 - bits) if bits else torch.zeros_like(hashes)
 
 
 def find(ids: Tensor, index: Tensor, wanted: Tensor, missing: int) -> Tensor:
     """Return the row of each wanted id, or ``missing``."""
     rows = torch.full_like(wanted, missing)
-    mask = (1 << _row_bits(ids.numel())) - 1
+    groups, mask = _groups(index), (1 << _row_bits(ids.numel())) - 1
     searching = torch.arange(wanted.numel(), device=wanted.device)
-    positions = _homes(hash_of(wanted), index)
-    for _ in range(index.numel()):
+    at = _homes(hash_of(wanted), groups)
+    for _ in range(groups.shape[0]):
         if not searching.numel():
             break
-        row = (index[positions].long() & mask) - 1
-        same = (row >= 0) & (ids[row.clamp(0, ids.numel() - 1)] == wanted[searching])
-        rows[searching[same]] = row[same]
-        on = (row >= 0) & ~same
+        held = (groups[at].long() & mask) - 1
+        known = ids[held.clamp(0, ids.numel() - 1)]
+        same = (held >= 0) & (known == wanted[searching].unsqueeze(1))
+        found = same.any(1)
+        rows[searching[found]] = held[same]
+        on = ~found & (held >= 0).all(1)
         searching = searching[on]
-        positions = (positions[on] + 1) & (index.numel() - 1)
+        at = (at[on] + 1) % groups.shape[0]
     return rows
 
 
 def _enter(ids: Tensor, index: Tensor, rows: Tensor) -> None:
     """Enter rows, whose ids are not in the index."""
-    bits = _row_bits(ids.numel())
-    hashes = hash_of(ids[rows])
-    entries = ((rows + 1) | (hashes << bits)).int()
-    positions = _homes(hashes, index)
+    hashes, groups = hash_of(ids[rows]), _groups(index)
+    entries = ((rows + 1) | (hashes << _row_bits(ids.numel()))).int()
+    at = _homes(hashes, groups)
     while entries.numel():
-        free = index[positions] == 0
-        index[positions[free]] = entries[free]  # where several want one place, one of them gets it
-        on = index[positions] != entries
-        entries = entries[on]
-        positions = (positions[on] + 1) & (index.numel() - 1)
+        at, order = at.sort(stable=True)
+        entries = entries[order]
+        before = torch.arange(at.numel(), device=at.device) - torch.searchsorted(at, at)
+        # Of those that want one group, the first takes its first free entry, and so on.
+        nth_free = (groups[at] == 0).cumsum(1, dtype=torch.int8)
+        fits = before < nth_free[:, -1]
+        place = (nth_free[fits] > before[fits].unsqueeze(1)).int().argmax(1)
+        groups[at[fits], place] = entries[fits]
+        entries = entries[~fits]
+        at = (at[~fits] + 1) % groups.shape[0]
 
 
 def rebuild_(ids: Tensor, rows: Tensor, index: Tensor) -> None:

@@ -65,13 +65,13 @@ class Replaced(NamedTuple):
 
 
 def index_size(rows: int) -> int:
-    """Return the number of entries of an index of ``rows`` rows: a power of two, a third to two thirds of it used.
+    """Return the number of entries of an index of ``rows`` rows: a power of two, at least 16, at most two thirds used.
 
     Example:
         >>> index_size(10), index_size(11), index_size(100_000)
         (16, 32, 262144)
     """
-    return 1 << max(3, ((3 * rows + 1) // 2 - 1).bit_length())
+    return 1 << max(4, ((3 * rows + 1) // 2 - 1).bit_length())
 
 
 def _zeros(count: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
@@ -99,7 +99,7 @@ def new_id_map(rows: int, device: torch.device | str = "cpu") -> IdMap:
 
     Example:
         >>> [list(tensor.shape) for tensor in new_id_map(4)]
-        [[4], [4], [8]]
+        [[4], [4], [16]]
     """
     if not 1 <= rows <= MAX_ROWS:
         raise ValueError(f"`rows` should be from 1 to {MAX_ROWS}. Received {rows}.")
