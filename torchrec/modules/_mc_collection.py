@@ -1,0 +1,271 @@
+"""The maps of several tables, applied to all features at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchrec.modules._mc_features import with_all_values
+from torchrec.modules._mc_module import (
+    JaggedDict,
+    ManagedCollisionModule,
+    MCHManagedCollisionModule,
+)
+from torchrec.modules._mc_stats import ManagedCollisionStats
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+
+def apply_mc_method_to_jt_dict(
+    mc_module: nn.Module | str,
+    method: str | JaggedDict,
+    features_dict: JaggedDict | Mapping[str, list[str]],
+    managed_collisions: nn.ModuleDict | None = None,
+    *,
+    table_to_features: Mapping[str, list[str]] | None = None,
+) -> JaggedDict:
+    """Apply a method of a map to features by name; or of several maps, each to those of its table.
+
+    Two forms: ``(mc_module, method, features_dict)``, and, older,
+    ``(method, features_dict, table_to_features, managed_collisions)``.
+
+    Args:
+        mc_module: the map.
+        method: name of the method: ``"preprocess"``, ``"profile"``, ``"remap"`` or ``"forward"``.
+        features_dict: features by name.
+        managed_collisions: table -> map.
+        table_to_features: table -> names of its features.
+
+    Returns:
+        The features, in the same order; those of no table as they were.
+
+    Example:
+        >>> from torchrec.modules.mc_modules import LFU_EvictionPolicy
+        >>> from torchrec.sparse.jagged_tensor import JaggedTensor
+        >>> mcm = MCHManagedCollisionModule(4, torch.device("cpu"), LFU_EvictionPolicy(), 1)
+        >>> features = {"f": JaggedTensor(torch.tensor([70, 80]), lengths=torch.tensor([2]))}
+        >>> apply_mc_method_to_jt_dict(mcm, "forward", features)["f"].values()
+        tensor([0, 1])
+    """
+    if isinstance(mc_module, nn.Module):
+        changed: JaggedDict = getattr(mc_module, str(method))(features_dict)
+        return changed
+    tables: Any = features_dict if table_to_features is None else table_to_features
+    result: JaggedDict = dict(method)  # type: ignore[arg-type]
+    for table, names in tables.items():
+        assert managed_collisions is not None
+        mine = {name: result[name] for name in names}
+        result.update(getattr(managed_collisions[table], mc_module)(mine))
+    return result
+
+
+class ManagedCollisionCollection(nn.Module):
+    """Maps the ids of each table's features to rows of the table.
+
+    Tables whose features come from the same ids may share a map: give both the same module. A
+    feature that is looked up in several tables needs that.
+
+    Args:
+        managed_collision_modules: table -> its map; None for a table whose ids are rows already.
+        embedding_configs: the tables.
+        need_preprocess: without effect: maps preprocess ids themselves.
+
+    Raises:
+        ValueError: for a table without a map, or with fewer rows than its map, or for a feature with
+            two maps.
+        TypeError: for a map that is none.
+
+    Example:
+        >>> from torchrec import EmbeddingBagConfig
+        >>> from torchrec.modules.mc_modules import LFU_EvictionPolicy
+        >>> table = EmbeddingBagConfig(4, 2, "user", feature_names=["user", "friends"])
+        >>> mcm = MCHManagedCollisionModule(4, torch.device("cpu"), LFU_EvictionPolicy(), 1)
+        >>> mcc = ManagedCollisionCollection({"user": mcm}, [table])
+        >>> ids = {"user": [[-3], [10**18]], "friends": [[10**18, 7], []]}
+        >>> mcc(KeyedJaggedTensor.from_lists(ids)).to_lists()
+        {'user': [[0], [1]], 'friends': [[1, 2], []]}
+    """
+
+    def __init__(
+        self,
+        managed_collision_modules: Mapping[str, ManagedCollisionModule | None],
+        embedding_configs: Sequence[BaseEmbeddingConfig],
+        need_preprocess: bool = True,
+    ) -> None:
+        super().__init__()
+        self._embedding_configs = list(embedding_configs)
+        self._need_preprocess = need_preprocess
+        maps = dict(managed_collision_modules)
+        for config in self._embedding_configs:
+            if config.name not in maps:
+                raise ValueError(
+                    f"`managed_collision_modules` should have a map for table '{config.name}' (None "
+                    f"if its ids are rows). Received {list(maps)}."
+                )
+            _check_map(config, maps[config.name])
+        present = {table: module for table, module in maps.items() if module is not None}
+        self._managed_collision_modules = nn.ModuleDict(present)
+        owner: dict[str, tuple[str, object]] = {}
+        for config in self._embedding_configs:
+            for feature in config.feature_names:
+                table, module = owner.setdefault(feature, (config.name, maps[config.name]))
+                if module is not maps[config.name]:
+                    raise ValueError(
+                        f"Feature '{feature}' of tables '{table}' and '{config.name}' should have one "
+                        "map: give both tables the same module. Received two."
+                    )
+        self._groups = self._group()
+
+    def _group(self) -> list[tuple[str, list[str]]]:
+        """Return each map once: the first table that has it, and the features of all its tables."""
+        features: dict[int, tuple[str, list[str]]] = {}
+        for config in self._embedding_configs:
+            if config.name in self._managed_collision_modules:
+                module = self._managed_collision_modules[config.name]
+                _, names = features.setdefault(id(module), (config.name, []))
+                names += [name for name in config.feature_names if name not in names]
+        return list(features.values())
+
+    def maps(self) -> dict[str, ManagedCollisionModule]:
+        """Return the map of each table that has one."""
+        return dict(self._managed_collision_modules.items())  # type: ignore[arg-type]
+
+    def embedding_configs(self) -> Sequence[BaseEmbeddingConfig]:
+        """Return the tables."""
+        return self._embedding_configs
+
+    def forward(
+        self, features: KeyedJaggedTensor, mutate_miss_lengths: bool = True
+    ) -> KeyedJaggedTensor:
+        """Map ids to rows; while training, learn from them first.
+
+        Args:
+            features: of all tables, and possibly others, which stay as they are, in any order.
+            mutate_miss_lengths: for maps that leave ids out: whether their lengths become 0.
+
+        Returns:
+            The same features, with rows in place of ids.
+
+        Raises:
+            ValueError: for a feature that is missing.
+            TypeError: for ids that are not integers.
+        """
+        return self._mapped(features, "forward", mutate_miss_lengths)
+
+    def remap(
+        self, features: KeyedJaggedTensor, mutate_miss_lengths: bool = True
+    ) -> KeyedJaggedTensor:
+        """Map ids to rows and learn nothing, while training too.
+
+        Args:
+            features: see `forward`.
+            mutate_miss_lengths: see `forward`.
+        """
+        return self._mapped(features, "remap", mutate_miss_lengths)
+
+    def _mapped(
+        self, features: KeyedJaggedTensor, method: str, mutate_miss_lengths: bool
+    ) -> KeyedJaggedTensor:
+        result = features.to_dict()
+        for table, names in self._groups:
+            for name in names:
+                if name not in result:
+                    raise ValueError(
+                        f"`features` should have the key '{name}' of table '{table}'. "
+                        f"Received keys {features.keys()}."
+                    )
+            module = self._managed_collision_modules[table]
+            mine = {name: result[name] for name in names}
+            if method == "remap":
+                mine = module.preprocess(mine)  # type: ignore[operator]
+            result = {**result, **getattr(module, method)(mine, mutate_miss_lengths)}
+        if not self._groups:
+            return features
+        keys = features.keys()
+        parts = [result[key].values() for key in keys]
+        return with_all_values(features, parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    # The maps of user-defined modules call what they like, and evictions depend on the data: a graph
+    # that torch.compile makes ends before the maps and a new one begins behind them.
+    _mapped._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+    def evict(self) -> dict[str, Tensor | None]:
+        """Return, for each table, the rows that changed hands since the last call; None: no eviction."""
+        found: dict[int, Tensor | None] = {}
+        for module in self.maps().values():
+            if id(module) not in found:
+                found[id(module)] = module.evict()
+        return {table: found[id(module)] for table, module in self.maps().items()}
+
+    def open_slots(self) -> dict[str, Tensor]:
+        """Return, for each table, how many rows no id holds, ``(1,)``."""
+        return {table: module.open_slots() for table, module in self.maps().items()}
+
+    def table_to_number_buckets(self) -> dict[str, int]:
+        """Return, for each table, the buckets of its map."""
+        return {table: module.buckets() for table, module in self.maps().items()}
+
+    def stats(self, reset: bool = True) -> dict[str, ManagedCollisionStats]:
+        """Return, for each table, how full its map is and what it has done since the last call.
+
+        Tables that share a map have the same numbers.
+
+        Args:
+            reset: start to count anew.
+        """
+        found: dict[int, ManagedCollisionStats] = {}
+        for module in self._managed_collision_modules.values():
+            if isinstance(module, MCHManagedCollisionModule) and id(module) not in found:
+                found[id(module)] = module.stats(reset)
+        maps = self.maps().items()
+        return {table: found[id(module)] for table, module in maps if id(module) in found}
+
+    def lookup_runtime_meta(
+        self, features: KeyedJaggedTensor, remapped_ids: KeyedJaggedTensor
+    ) -> KeyedJaggedTensor:
+        """Refuse: these maps keep no metadata of the caller's.
+
+        Args:
+            features: ids.
+            remapped_ids: rows.
+
+        Raises:
+            ValueError: always.
+        """
+        raise self._no_metadata()
+
+    def lookup_custom_runtime_meta(self, remapped_ids: KeyedJaggedTensor) -> Tensor:
+        """Refuse: these maps keep no metadata of the caller's.
+
+        Args:
+            remapped_ids: rows.
+
+        Raises:
+            ValueError: always.
+        """
+        raise self._no_metadata()
+
+    def _no_metadata(self) -> ValueError:
+        return ValueError(
+            "Runtime metadata should be looked up in maps that keep some. "
+            f"Received those of tables {list(self.maps())}, which keep none."
+        )
+
+
+def _check_map(config: BaseEmbeddingConfig, module: object) -> None:
+    if module is None:
+        return
+    if not isinstance(module, ManagedCollisionModule):
+        raise TypeError(
+            f"The map of table '{config.name}' should be a ManagedCollisionModule. "
+            f"Received {module!r}."
+        )
+    rows = module.output_offset + module.output_size()
+    if config.num_embeddings < rows:
+        raise ValueError(
+            f"`num_embeddings` of table '{config.name}' should be at least {rows}, the rows of its "
+            f"map. Received {config.num_embeddings}."
+        )

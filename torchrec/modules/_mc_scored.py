@@ -1,0 +1,145 @@
+"""Rows whose ids a built-in policy chooses: counted and exchanged by operators, in one pass each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from torchrec.modules._mc_policies import (
+    DistanceLFU_EvictionPolicy,
+    LFU_EvictionPolicy,
+    LRU_EvictionPolicy,
+)
+from torchrec.modules._mc_rows import COUNTS, LAST, MappedRows
+from torchrec.modules._mc_stats import ManagedCollisionStats
+from torchrec.ops.collision import (
+    History,
+    clear_history,
+    count_ids,
+    new_history,
+    replace_ids,
+    reserve,
+    restore_history,
+)
+
+ScoredPolicy = LFU_EvictionPolicy | LRU_EvictionPolicy | DistanceLFU_EvictionPolicy
+
+
+class ScoredRows(MappedRows):
+    """Rows that the ids with the highest scores hold.
+
+    An id that holds a row is counted there, any other in the history. With an admission filter, the
+    rows also count since the last eviction (``recent``), as the filter looks at all ids that came.
+
+    Args:
+        size: rows that ids can hold.
+        policy: one of the built-in ones.
+        device: of all tensors.
+        name: of the map, for messages.
+    """
+
+    policy: ScoredPolicy
+    recent: Tensor | None
+    _totals: Tensor
+
+    def __init__(self, size: int, policy: ScoredPolicy, device: torch.device, name: str) -> None:
+        super().__init__(size, policy, device, name)
+        filtered = policy._threshold_filtering_func is not None
+        recent = torch.zeros(size, dtype=torch.int64, device=device) if filtered else None
+        self.register_buffer("recent", recent)
+        self.register_buffer(
+            "_totals", torch.zeros(3, dtype=torch.int64, device=device), persistent=False
+        )
+        self._set_history(new_history(1, device))
+
+    def _set_history(self, history: History) -> None:
+        for name, tensor in zip(History._fields, history, strict=True):
+            self.register_buffer(f"_came_{name}", tensor, persistent=False)
+
+    @property
+    def _history(self) -> History:
+        return History(*[getattr(self, f"_came_{name}") for name in History._fields])
+
+    def count(self, ids: Tensor, now: int, missing: int) -> Tensor:
+        """Look up a training batch and count its ids; see `MappedRows`."""
+        history = self._history
+        larger = reserve(history, ids.numel())
+        if larger is not history:
+            self._set_history(larger)
+        kept = self.metadata
+        counts = kept.get(COUNTS) if self.recent is None else self.recent
+        return count_ids(
+            self.id_map,
+            larger,
+            ids,
+            now,
+            self._totals,
+            counts=counts,
+            last=kept.get(LAST),
+            missing=missing,
+        )
+
+    def evict(self, now: int) -> Tensor:
+        """Let the ids that came compete with those that hold rows; see `MappedRows`."""
+        history = self._history
+        came = int(history.size)
+        candidates = {COUNTS: history.counts[:came], LAST: history.last[:came]}
+        ids = history.ids[:came]
+        admitted = self._admitted(candidates[COUNTS])
+        if admitted is not None:
+            ids = ids[admitted]
+            candidates = {name: value[admitted] for name, value in candidates.items()}
+        scores = self.policy.scores
+        replaced = replace_ids(
+            self.id_map, scores(now, self.metadata), ids, scores(now, candidates)
+        )
+        for name, kept in self.metadata.items():
+            kept[replaced.rows] = candidates[name][replaced.chosen]
+        clear_history(history)
+        self.counters.add(
+            inserted=replaced.rows.numel(),
+            evicted=replaced.evicted.numel(),
+            admitted=ids.numel(),
+            rejected=came - ids.numel(),
+        )
+        return replaced.rows
+
+    def _admitted(self, came: Tensor) -> Tensor | None:
+        """Ask the filter which of the ids without a row may have one, and start to count anew."""
+        if self.recent is None:
+            return None
+        recent = self.recent[self.recent > 0]
+        mask = self.admission(torch.cat([recent, came]))
+        assert mask is not None
+        if COUNTS in self.metadata_names:
+            self.metadata[COUNTS].add_(self.recent)
+        self.recent.zero_()
+        return mask[recent.numel() :]
+
+    def stats(self, reset: bool) -> ManagedCollisionStats:
+        """Return what the operators counted, too; see `MappedRows`."""
+        hits, misses, _ = self._totals.tolist()
+        self._totals.zero_()
+        self.counters.add(ids=hits + misses, hits=hits)
+        return super().stats(reset)
+
+    def history(self) -> dict[str, Tensor]:
+        """Return the ids without a row that came, how often, and when last; see `MappedRows`."""
+        history = self._history
+        came = int(history.size)
+        return {
+            "ids": history.ids[:came],
+            COUNTS: history.counts[:came],
+            LAST: history.last[:came],
+        }
+
+    def restore_history(self, saved: Mapping[str, Tensor]) -> None:
+        """Take what `history` returned; see `MappedRows`."""
+        device = self.ids.device
+        if "ids" not in saved:
+            self._set_history(new_history(1, device))
+            return
+        parts = [saved[name].to(device) for name in ("ids", COUNTS, LAST)]
+        self._set_history(restore_history(*parts))

@@ -1,0 +1,191 @@
+"""Embedding collections and their maps, made in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from torchrec.modules.embedding_configs import (
+    BaseEmbeddingConfig,
+    EmbeddingBagConfig,
+    EmbeddingConfig,
+)
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.mc_embedding_modules import (
+    ManagedCollisionEmbeddingBagCollection,
+    ManagedCollisionEmbeddingCollection,
+)
+from torchrec.modules.mc_modules import (
+    DistanceLFU_EvictionPolicy,
+    ManagedCollisionCollection,
+    MCHManagedCollisionModule,
+)
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+
+__all__ = ["McEmbeddingBagCollectionAdapter", "McEmbeddingCollectionAdapter"]
+
+
+def _maps(
+    tables: Sequence[BaseEmbeddingConfig],
+    input_hash_size: int,
+    device: torch.device | str,
+    eviction_interval: int,
+    zch_method: str,
+) -> ManagedCollisionCollection:
+    if zch_method not in ("", "sort_zch"):
+        raise ValueError(
+            "`zch_method` should be 'sort_zch', or '' for the same. "
+            f"Received '{zch_method}' for tables {[table.name for table in tables]}."
+        )
+    modules = {
+        table.name: MCHManagedCollisionModule(
+            table.num_embeddings,
+            device,
+            DistanceLFU_EvictionPolicy(),
+            eviction_interval,
+            input_hash_size,
+            name=table.name,
+        )
+        for table in tables
+    }
+    return ManagedCollisionCollection(modules, tables)
+
+
+class McEmbeddingCollectionAdapter(nn.Module):
+    """An `EmbeddingCollection` for ids without bounds, from the configurations of its tables.
+
+    Each table has a map of as many rows as it has itself, with a `DistanceLFU_EvictionPolicy`.
+
+    Args:
+        tables: the tables.
+        input_hash_size: range of the ids.
+        device: of maps and tables.
+        world_size: without effect: rows need not divide by the number of ranks.
+        eviction_interval: training batches from one eviction to the next. Default 1.
+        allow_in_place_embed_weight_update: without effect: evicted rows are written in place.
+        zch_method: ``"sort_zch"``, or empty for the same.
+        mpzch_num_buckets: kept for another kind of map.
+        mpzch_max_probe: likewise.
+
+    Example:
+        >>> tables = [EmbeddingConfig(10, 4, "t", feature_names=["f"])]
+        >>> adapter = McEmbeddingCollectionAdapter(tables, 2**40, torch.device("cpu"), 1)
+        >>> adapter(KeyedJaggedTensor.from_lists({"f": [[10**9, 5], []]}))["f"].values().shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        tables: list[EmbeddingConfig],
+        input_hash_size: int,
+        device: torch.device | str,
+        world_size: int,
+        eviction_interval: int = 1,
+        allow_in_place_embed_weight_update: bool = False,
+        zch_method: str = "",
+        mpzch_num_buckets: int | None = 80,
+        mpzch_max_probe: int | None = 100,
+    ) -> None:
+        super().__init__()
+        self.mc_embedding_collection = ManagedCollisionEmbeddingCollection(
+            EmbeddingCollection(tables=tables, device=device),
+            _maps(tables, input_hash_size, device, eviction_interval, zch_method),
+            allow_in_place_embed_weight_update=allow_in_place_embed_weight_update,
+        )
+
+    def forward(self, input: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
+        """Look up.
+
+        Args:
+            input: ids of all features of the tables.
+        """
+        embeddings, _ = self.mc_embedding_collection(input)
+        assert isinstance(embeddings, dict)
+        return embeddings
+
+    def embedding_bag_configs(self) -> list[EmbeddingConfig]:
+        """Return the tables."""
+        return self.embedding_configs()
+
+    def embedding_configs(self) -> list[EmbeddingConfig]:
+        """Return the tables."""
+        module = self.mc_embedding_collection._embedding_module
+        assert isinstance(module, EmbeddingCollection)
+        return module.embedding_configs()
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Return the weights of the tables.
+
+        Args:
+            recurse: without effect: the weights belong to modules inside.
+        """
+        return self.mc_embedding_collection.parameters()
+
+
+class McEmbeddingBagCollectionAdapter(nn.Module):
+    """An `EmbeddingBagCollection` for ids without bounds, from the configurations of its tables.
+
+    Each table has a map of as many rows as it has itself, with a `DistanceLFU_EvictionPolicy`.
+
+    Args:
+        tables: the tables.
+        input_hash_size: range of the ids.
+        device: of maps and tables.
+        world_size: without effect: rows need not divide by the number of ranks.
+        eviction_interval: training batches from one eviction to the next. Default 1.
+        allow_in_place_embed_weight_update: without effect: evicted rows are written in place.
+        zch_method: ``"sort_zch"``, or empty for the same.
+        mpzch_num_buckets: kept for another kind of map.
+        mpzch_max_probe: likewise.
+
+    Example:
+        >>> tables = [EmbeddingBagConfig(10, 4, "t", feature_names=["f"])]
+        >>> adapter = McEmbeddingBagCollectionAdapter(tables, 2**40, torch.device("cpu"), 1)
+        >>> adapter(KeyedJaggedTensor.from_lists({"f": [[10**9, 5], []]}))["f"].shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        tables: list[EmbeddingBagConfig],
+        input_hash_size: int,
+        device: torch.device | str,
+        world_size: int,
+        eviction_interval: int = 1,
+        allow_in_place_embed_weight_update: bool = False,
+        zch_method: str = "",
+        mpzch_num_buckets: int | None = 80,
+        mpzch_max_probe: int | None = 100,
+    ) -> None:
+        super().__init__()
+        self.mc_embedding_bag_collection = ManagedCollisionEmbeddingBagCollection(
+            EmbeddingBagCollection(tables=tables, device=device),
+            _maps(tables, input_hash_size, device, eviction_interval, zch_method),
+            allow_in_place_embed_weight_update=allow_in_place_embed_weight_update,
+        )
+
+    def forward(self, input_kjt: KeyedJaggedTensor) -> KeyedTensor:
+        """Look up and pool.
+
+        Args:
+            input_kjt: ids of all features of the tables.
+        """
+        pooled, _ = self.mc_embedding_bag_collection(input_kjt)
+        assert isinstance(pooled, KeyedTensor)
+        return pooled
+
+    def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
+        """Return the tables."""
+        module = self.mc_embedding_bag_collection._embedding_module
+        assert isinstance(module, EmbeddingBagCollection)
+        return module.embedding_bag_configs()
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Return the weights of the tables.
+
+        Args:
+            recurse: without effect: the weights belong to modules inside.
+        """
+        return self.mc_embedding_bag_collection.parameters()

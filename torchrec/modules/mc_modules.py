@@ -1,0 +1,36 @@
+"""Managed collision: maps from ids without bounds to the rows of tables."""
+
+from torchrec.modules._mc_collection import (
+    ManagedCollisionCollection,
+    apply_mc_method_to_jt_dict,
+)
+from torchrec.modules._mc_module import ManagedCollisionModule, MCHManagedCollisionModule
+from torchrec.modules._mc_policies import (
+    DistanceLFU_EvictionPolicy,
+    LFU_EvictionPolicy,
+    LRU_EvictionPolicy,
+    MCHEvictionPolicy,
+    MCHEvictionPolicyMetadataInfo,
+    average_threshold_filter,
+    dynamic_threshold_filter,
+    probabilistic_threshold_filter,
+)
+from torchrec.modules._mc_state import LoadReport
+from torchrec.modules._mc_stats import ManagedCollisionStats
+
+__all__ = [
+    "DistanceLFU_EvictionPolicy",
+    "LFU_EvictionPolicy",
+    "LRU_EvictionPolicy",
+    "LoadReport",
+    "MCHEvictionPolicy",
+    "MCHEvictionPolicyMetadataInfo",
+    "MCHManagedCollisionModule",
+    "ManagedCollisionCollection",
+    "ManagedCollisionModule",
+    "ManagedCollisionStats",
+    "apply_mc_method_to_jt_dict",
+    "average_threshold_filter",
+    "dynamic_threshold_filter",
+    "probabilistic_threshold_filter",
+]
