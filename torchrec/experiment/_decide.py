@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
@@ -16,7 +15,7 @@ from torchrec.datasets.features import (
     SequenceFeature,
     SparseFeature,
 )
-from torchrec.datasets.transform.columns import Array, read_numbers, whole
+from torchrec.datasets.transform.columns import Array, whole
 from torchrec.experiment._roles import (
     epoch_unit,
     gives_away,
@@ -27,7 +26,7 @@ from torchrec.experiment._roles import (
     made_from_label,
 )
 from torchrec.experiment._sizes import proposed_ids
-from torchrec.experiment._statistics import EXACT, ColumnStatistics
+from torchrec.experiment._statistics import EXACT, ColumnStatistics, finite_numbers
 
 _FEW = 100  # integers of no more distinct values are categories, whatever their name
 _ENOUGH = 100  # with fewer rows, a value of its own in every row says nothing
@@ -60,11 +59,11 @@ class Column:
     @property
     def note(self) -> str:
         """What was seen, and the reason."""
-        return f"{self.seen}. {_sentence(self.reason)}".rstrip()
+        return " ".join(_sentence(part) for part in (self.seen, self.reason) if part)
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:].rstrip('. ')}." if text else ""
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def decide(one: ColumnStatistics, sample: pa.Table, label: str, labels: Array) -> Column:
@@ -173,8 +172,7 @@ def _is_quantity(one: ColumnStatistics) -> bool:
 
 def _dense(one: ColumnStatistics, values: pa.ChunkedArray) -> DenseFeature:
     """Return a dense feature, with the logarithm if the numbers have a long tail."""
-    numbers = read_numbers(whole(values))
-    numbers = numbers[np.isfinite(numbers)]
+    numbers = finite_numbers(whole(values))
     if len(numbers) < 3:
         return DenseFeature()
     deviation = float(numbers.std())

@@ -72,7 +72,7 @@ def round_up(number: int) -> int:
         >>> round_up(3706), round_up(99), round_up(100_001)
         (3800, 99, 110000)
     """
-    unit = 10 ** max(0, len(str(number)) - 2)
+    unit = int(10 ** max(0, len(str(number)) - 2))
     return -(-number // unit) * unit
 
 

@@ -32,9 +32,9 @@ class ColumnStatistics:
     Attributes:
         kind: what a value is, see `torchrec.datasets.transform.columns.kind_of`.
         rows: rows seen.
-        nulls: rows that are null, or not a number.
-        values: values seen that are neither.
-        minimum, maximum: of the numbers among them; infinities are left out.
+        nulls: rows that are null, not a number, or infinite.
+        values: values seen that are none of these.
+        minimum, maximum: of the numbers among them.
         whole: whether all numbers were whole.
         longest: longest list.
     """
@@ -66,7 +66,7 @@ class ColumnStatistics:
     @property
     def distinct(self) -> int:
         """Number of distinct values: exact below `EXACT`."""
-        return self._counter.estimate()
+        return self._counter.distinct()
 
     @property
     def mean_length(self) -> float:
@@ -78,10 +78,8 @@ class ColumnStatistics:
         if self.kind in ("nulls", "other"):
             return len(array) if self.kind == "nulls" else array.null_count
         if self.kind in ("numbers", "times"):
-            numbers = read_numbers(array)
-            numbers = numbers[~np.isnan(numbers)]
-            self._add_range(numbers[np.isfinite(numbers)])
-            found = numbers
+            found = finite_numbers(array)
+            self._add_range(found)
         else:
             ids, valid = read_ids(array, self._source)
             found = ids if valid is None else ids[valid]
@@ -97,3 +95,9 @@ class ColumnStatistics:
             self.maximum = max(self.maximum, numbers.max().item())
             if self.whole and numbers.dtype.kind == "f":
                 self.whole = bool((numbers == np.trunc(numbers)).all())
+
+
+def finite_numbers(array: pa.Array) -> Array:
+    """Return the numbers of a column, without those that are missing or infinite."""
+    numbers = read_numbers(array)
+    return numbers.values if numbers.missing is None else np.delete(numbers.values, numbers.missing)

@@ -1,0 +1,121 @@
+"""Whatever columns come in as: an Arrow table of those that are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from torchrec.datasets.transform import FeatureTransform
+from torchrec.datasets.transform.columns import Source, require_columns
+
+
+def to_table(data: object, transform: FeatureTransform) -> pa.Table:
+    """Return the columns that a transform reads.
+
+    Args:
+        data: a mapping of columns, a data frame, an Arrow table or whatever gives an Arrow stream.
+        transform: what reads the columns.
+
+    Raises:
+        TypeError: ``data`` is nothing of the kind.
+        ValueError: a column is missing or cannot be read, or their lengths differ.
+    """
+    names = transform.input_columns
+    if isinstance(data, pa.Table | pa.RecordBatch):
+        _require(data.schema.names, transform)
+        return pa.table({name: data.column(name) for name in names})
+    if isinstance(data, Mapping):
+        _require([str(name) for name in data], transform)
+        return _from_mapping({name: data[name] for name in names})
+    if hasattr(data, "columns") and type(data).__module__.split(".")[0] == "pandas":
+        return _from_pandas(data, transform)
+    if hasattr(data, "__arrow_c_stream__"):
+        table = pa.RecordBatchReader.from_stream(data).read_all()
+        _require(table.column_names, transform)
+        return table.select(names)
+    raise TypeError(
+        "What is predicted for should be a dict of columns, a DataFrame or an Arrow table. "
+        f"Received {type(data).__name__}."
+    )
+
+
+def _require(available: list[str], transform: FeatureTransform) -> None:
+    feature_of = {
+        column: name
+        for name, feature in transform.features.items()
+        for column in (feature.column or name, getattr(feature, "weights", None))
+        if column is not None
+    }
+    require_columns(
+        available, [Source(feature_of[column], column) for column in transform.input_columns]
+    )
+
+
+def _from_mapping(columns: dict[str, object]) -> pa.Table:
+    if any(_is_single(value) for value in columns.values()):
+        columns = {name: [value] for name, value in columns.items()}
+    arrays = {name: _array(name, value) for name, value in columns.items()}
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"Columns should have the same length. Received {lengths}.")
+    return pa.table(arrays)
+
+
+def _is_single(value: object) -> bool:
+    """Say whether a value is that of one sample, and no column."""
+    if isinstance(value, np.ndarray | Tensor):
+        return value.ndim == 0
+    return value is None or isinstance(value, str | bytes) or np.isscalar(value)
+
+
+def _array(name: str, values: object) -> pa.Array | pa.ChunkedArray:
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    if isinstance(values, np.ndarray) and values.ndim > 1:
+        values = list(values)
+    elif not isinstance(values, np.ndarray):
+        values = [_plain(value) for value in _sequence(name, values)]
+    return _converted(name, values)
+
+
+def _sequence(name: str, values: object) -> list[Any]:
+    try:
+        return list(values)  # type: ignore[call-overload, no-any-return]
+    except TypeError:
+        raise TypeError(
+            f"Column '{name}' should be a list, an array or a single value. "
+            f"Received {type(values).__name__}."
+        ) from None
+
+
+def _plain(value: object) -> object:
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def _converted(name: str, values: object) -> pa.Array:
+    try:
+        return pa.array(values, from_pandas=True)
+    except (
+        pa.ArrowInvalid,
+        pa.ArrowTypeError,
+        pa.ArrowNotImplementedError,
+        OverflowError,
+    ) as error:
+        raise ValueError(
+            f"Column '{name}' should hold values of one type. Received what Arrow cannot take: "
+            f"{' '.join(str(error).split())}."
+        ) from None
+
+
+def _from_pandas(frame: Any, transform: FeatureTransform) -> pa.Table:
+    _require([str(name) for name in frame.columns], transform)
+    by_name = {str(name): name for name in frame.columns}
+    return pa.table(
+        {name: _converted(name, frame[by_name[name]]) for name in transform.input_columns}
+    )

@@ -1,0 +1,151 @@
+"""A trained model that answers questions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from torchrec.datasets.transform import FeatureTransform
+from torchrec.experiment.bundle import load_bundle
+from torchrec.experiment.schema import Experiment
+from torchrec.inference.columns import to_table
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from torchrec.datasets.transform import FeatureCounts
+
+
+class Predictor:
+    """Predicts the probability that the label is 1.
+
+    Columns go through the same transform as in training, so one needs no code of one's own for
+    them; label and other columns may be there or not. Any number of threads may predict at once.
+
+    Predictions are those of the model in memory, bit for bit, for batches of the same size. In
+    batches of other sizes matrix products may sum in another order: the last bit can differ.
+
+    Args:
+        experiment: what was trained.
+        transform: from columns to the model's inputs.
+        model: from these to logits; is put in evaluation mode.
+    """
+
+    def __init__(
+        self, experiment: Experiment, transform: FeatureTransform, model: nn.Module
+    ) -> None:
+        self.experiment = experiment
+        self.transform = transform
+        self.model = model.eval()
+
+    @property
+    def input_columns(self) -> list[str]:
+        """The columns that are read."""
+        return self.transform.input_columns
+
+    def predict(self, data: object, *, batch_size: int = 8192) -> Tensor:
+        """Predict for every row, in order.
+
+        Args:
+            data: a dict of columns (lists, numpy arrays, tensors, Arrow arrays); a dict of one
+                sample, in which at least one column is a single number, string or None; a pandas or
+                polars DataFrame; an Arrow table, record batch or anything else that gives an Arrow
+                stream.
+            batch_size: rows given to the model at once. Default 8192.
+
+        Returns:
+            Probabilities, float32 ``(B,)``.
+
+        Raises:
+            TypeError: data of none of these kinds.
+            ValueError: a column is missing (the nearest is named), of another type than in
+                training, or columns of different lengths.
+        """
+        with torch.inference_mode():
+            return torch.sigmoid(self.logits(data, batch_size=batch_size))
+
+    def logits(self, data: object, *, batch_size: int = 8192) -> Tensor:
+        """Return what `predict` takes the sigmoid of, for metrics and for scores that are compared.
+
+        Args:
+            data: as for `predict`.
+            batch_size: as for `predict`.
+
+        Returns:
+            Logits, float32 ``(B,)``.
+
+        Raises:
+            TypeError: as `predict`.
+            ValueError: as `predict`.
+        """
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` should be at least 1. Received {batch_size}.")
+        table = to_table(data, self.transform)
+        with torch.inference_mode():
+            parts = [
+                self._logits(table.slice(start, batch_size))
+                for start in range(0, table.num_rows, batch_size)
+            ]
+            return torch.cat(parts) if parts else torch.empty(0)
+
+    def predict_batches(
+        self, stream: Iterable[object], *, batch_size: int = 8192
+    ) -> Iterator[Tensor]:
+        """Predict for each of many pieces of data, as they come.
+
+        Args:
+            stream: pieces as `predict` takes them.
+            batch_size: rows given to the model at once. Default 8192.
+
+        Yields:
+            Probabilities of a piece, float32 ``(B,)``.
+        """
+        for data in stream:
+            yield self.predict(data, batch_size=batch_size)
+
+    def counts(
+        self, *, reset: bool = False
+    ) -> tuple[Mapping[str, FeatureCounts], Mapping[str, int]]:
+        """Return what was odd about the data so far.
+
+        Args:
+            reset: count from zero again. Default False.
+
+        Returns:
+            By feature, what the transform counted (missing, unknown, truncated...); by table, how
+            many ids were outside its rows.
+        """
+        counts = self.transform.counts
+        outside: dict[str, int] = {}
+        for module in self.model.modules():
+            if isinstance(module, EmbeddingBagCollection):
+                outside |= module.out_of_range_counts(reset)
+        return (counts.take() if reset else counts.peek()), outside
+
+    def _logits(self, table: pa.Table) -> Tensor:
+        batch = self.transform.transform(table, labels=False)
+        logits: Tensor = self.model(batch.dense_features, batch.sparse_features)
+        return logits.squeeze(-1)
+
+
+def load(path: str | os.PathLike[str]) -> Predictor:
+    """Load a saved model.
+
+    Args:
+        path: a run folder, or the bundle in it (``model/``).
+
+    Raises:
+        FileNotFoundError: there is neither.
+        ValueError: the bundle is damaged, or of a newer format.
+    """
+    folder = Path(path)
+    if not (folder / "bundle.json").is_file() and (folder / "model" / "bundle.json").is_file():
+        folder = folder / "model"
+    bundle = load_bundle(folder)
+    return Predictor(bundle.experiment, bundle.transform, bundle.model)
