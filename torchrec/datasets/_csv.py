@@ -114,14 +114,18 @@ class CsvReader:
                     byte = len(_first_line(stream))
             with _open(file) as stream:
                 _go_to(stream, file, byte)
-                rest, ended = b"", False
+                rest, wanted, ended = b"", size, False
                 while not ended:
-                    more = stream.read(size)
+                    more = stream.read(wanted - len(rest))
                     ended = not more
                     rest = rest + more if rest else more
+                    if len(rest) < wanted and not ended:
+                        continue
+                    # Where a block ends depends on where it starts alone, so that reading can go on there.
                     end = len(rest) if ended else _end_of_records(rest)
                     if end == 0 and len(rest) > _LONGEST_RECORD:
                         raise pa.ArrowInvalid(f"a line of more than {_LONGEST_RECORD} bytes")
+                    wanted = size if end else wanted + size
                     data, rest = rest[:end], rest[end:]
                     if data:
                         lines = data.count(b"\n") + (data[-1:] != b"\n")

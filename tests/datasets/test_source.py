@@ -1,0 +1,478 @@
+"""Reading tables from files: against pandas and plain Python, and what a damaged file says."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import gzip
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet as pq
+
+from torchrec.datasets import _csv
+from torchrec.datasets._chunks import Reading
+from torchrec.datasets.source import TableSource
+from torchrec.datasets.split import FractionSplit, find_time_split
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write a file: a dict as Parquet, text or bytes as they are."""
+
+    def write(name: str, content: Any, **options: Any) -> Path:
+        path = tmp_path / name
+        if isinstance(content, dict | pa.Table):
+            table = pa.table(content) if isinstance(content, dict) else content
+            pq.write_table(table, path, **options)
+        else:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+def read(source: TableSource, columns: list[str] | None = None) -> dict[str, list[Any]]:
+    tables = list(source.scan(columns))
+    names = columns or source.schema.names
+    return {name: [x for t in tables for x in t.column(name).to_pylist()] for name in names}
+
+
+def message_of(function: Callable[[], object]) -> str:
+    with pytest.raises(ValueError) as caught:
+        function()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+ROWS = {
+    "user": list(range(10)),
+    "price": [None if i == 3 else i / 4 for i in range(10)],
+    "country": ["de", "fr", None, "us", "ö"] * 2,
+}
+
+
+# ---- Parquet
+
+
+@pytest.mark.parametrize("group", [1, 3, 10])
+def test_parquet_is_read_in_order(write: Write, group: int) -> None:
+    source = TableSource([write(f"{i}.parquet", ROWS, row_group_size=group) for i in range(2)])
+    assert read(source) == {name: values * 2 for name, values in ROWS.items()}
+    assert source.rows == 20
+
+
+def test_only_the_columns_asked_for_are_read(write: Write) -> None:
+    source = TableSource(write("a.parquet", ROWS), drop="user > 7")
+    (table,) = source.scan(["country"])
+    assert table.column_names == ["country"]
+    assert table.num_rows == 8
+
+
+def test_repetitive_text_is_read_as_dictionaries(write: Write) -> None:
+    few, many = [f"c{i % 5}" for i in range(9999)], [f"identifier {i}" for i in range(9999)]
+    source = TableSource(write("a.parquet", {"few": few, "many": many}))
+    (table,) = source.scan()
+    assert table.schema.field("few").type == pa.dictionary(pa.int32(), pa.string())
+    assert table.schema.field("many").type == pa.string()
+    assert read(source) == {"few": few, "many": many}
+    assert source.schema.field("few").type == pa.string()
+
+
+def test_files_of_other_writers_go_together(write: Write, tmp_path: Path) -> None:
+    values = {"text": ["a", "b"] * 5000, "id": list(range(10_000)), "tags": [["x"], []] * 5000}
+    pl.DataFrame(values).write_parquet(tmp_path / "a.parquet")
+    pd.DataFrame(values).to_parquet(tmp_path / "b.parquet")
+    write("c.parquet", {**values, "text": pa.array(values["text"]).dictionary_encode()})
+    source = TableSource(tmp_path)
+    assert read(source) == {name: column * 3 for name, column in values.items()}
+    assert {str(t.schema.field("text").type) for t in source.scan()} == {
+        "dictionary<values=string, indices=int32, ordered=0>"
+    }
+
+
+def test_types_of_other_files_are_made_those_of_the_first(write: Write) -> None:
+    first = write("a.parquet", {"x": pa.array([1, 2], pa.int32()), "y": pa.array([0.5, None])})
+    second = write("b.parquet", {"y": pa.nulls(1), "more": [1], "x": pa.array([3], pa.int64())})
+    source = TableSource([first, second])
+    assert read(source) == {"x": [1, 2, 3], "y": [0.5, None, None]}
+    assert {t.schema.field("x").type for t in source.scan()} == {pa.int32()}
+    third = write("c.parquet", {"x": [2**40], "y": [0.0]})
+    message = message_of(lambda: read(TableSource([first, third])))
+    assert message.startswith(f"Values of column 'x' in '{third}' should fit int32. Received: ")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pa.array([1]), pa.array(["1"])),
+        (pa.array([1]), pa.array([1.0])),
+        (pa.array([["a"]]), pa.array([[1]])),
+        (pa.array([[1]]), pa.array([1])),
+        (pa.array([True]), pa.array([1])),
+    ],
+    ids=["string", "double", "list", "scalar", "integer"],
+)
+def test_a_column_that_changes_its_type_is_refused(write: Write, one: Any, other: Any) -> None:
+    paths = [write("a.parquet", {"x": one}), write("b.parquet", {"x": other})]
+    message = message_of(lambda: TableSource(paths))
+    types = [str(array.type).replace("item", "element") for array in (one, other)]
+    assert message.replace("item", "element") == (
+        f"Column 'x' should have one type; it is {types[0]} in '{paths[0]}'. "
+        f"Received {types[1]} in '{paths[1]}'."
+    )
+
+
+def test_a_column_that_is_missing_later_is_refused_when_it_is_needed(write: Write) -> None:
+    paths = [
+        write("a.parquet", {"price": [1], "x": [1]}),
+        write("b.parquet", {"prise": [1], "x": [2]}),
+    ]
+    source = TableSource(paths)
+    assert read(source, ["x"]) == {"x": [1, 2]}
+    assert message_of(lambda: read(source, ["price"])) == (
+        f"Data file '{paths[1]}' should have a column 'price'. Received one without; "
+        "did you mean 'prise'?"
+    )
+
+
+def test_a_schema_given_is_what_files_have_to_fit(write: Write) -> None:
+    path = write("a.parquet", {"x": pa.array([1], pa.int32()), "y": ["a"]})
+    schema = pa.schema({"x": pa.int64(), "y": pa.string()})
+    (table,) = TableSource(path, schema=schema).scan()
+    assert table.schema.field("x").type == pa.int64()
+    message = message_of(lambda: TableSource(path, schema=pa.schema({"y": pa.int64()})))
+    assert message == (
+        f"Column 'y' should have one type; it is int64 in the schema given. "
+        f"Received string in '{path}'."
+    )
+
+
+def test_damaged_parquet_says_which_file(write: Write) -> None:
+    whole = write("a.parquet", {"x": list(range(100_000))}, compression="zstd").read_bytes()
+    footer = write("footer.parquet", whole[:-300] + b"\xff" * 292 + whole[-8:])
+    assert message_of(lambda: TableSource(footer)).startswith(
+        f"Parquet file '{footer}' should be whole and readable. Received: "
+    )
+    data = write("data.parquet", whole[:200] + b"\0" * 60_000 + whole[60_200:])
+    source = TableSource(data)
+    assert message_of(lambda: read(source)).startswith(
+        f"Parquet file '{data}' should be whole and readable. Received: "
+    )
+
+
+@pytest.mark.parametrize("repeat", [1, 9999], ids=["text", "dictionary"])
+def test_text_that_is_not_utf8_is_refused(write: Write, repeat: int) -> None:
+    column = pa.array([b"a", b"\xff\xfe"] * repeat).view(pa.string())
+    path = write("a.parquet", {"x": column})
+    assert message_of(lambda: read(TableSource(path))) == (
+        f"Text of column 'x' in '{path}' should be UTF-8. Received other bytes."
+    )
+
+
+def test_no_rows_and_unknown_columns_are_refused(write: Write) -> None:
+    empty = write("empty.parquet", {"x": pa.array([], pa.int64())})
+    assert "should hold rows. Received none." in message_of(lambda: TableSource(empty))
+    full = write("full.parquet", {"price": [1], "x": [2]})
+    assert read(TableSource([empty, full])) == {"x": [2]}
+    source = TableSource(full)
+    for function in (
+        lambda: read(source, ["prise"]),
+        lambda: TableSource(full, drop="prise > 3"),
+        lambda: find_time_split(source.scan(["prise"]), "prise", 0.1, 0.1),
+    ):
+        assert message_of(function).endswith("Received 'prise'; did you mean 'price'?")
+    with pytest.raises(ValueError, match=r"`columns` should be given only for CSV and TSV files"):
+        TableSource(full, columns=["x"])
+
+
+# ---- CSV and TSV
+
+
+def csv_text(rows: list[list[Any]], delimiter: str = ",", **options: Any) -> str:
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, lineterminator="\n", **options).writerows(rows)
+    return text.getvalue()
+
+
+COLUMNS = list(ROWS)
+LINES = list(zip(*ROWS.values(), strict=True))
+TEXT = csv_text([COLUMNS, *map(list, LINES)])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".csv.gz", ".csv.zst", ".tsv.gz"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"], ids=["lf", "crlf"])
+def test_text_is_read_in_order(write: Write, suffix: str, ending: str) -> None:
+    text = csv_text([COLUMNS, *map(list, LINES)], "\t" if "tsv" in suffix else ",")
+    content = text.replace("\n", ending).encode()
+    if suffix.endswith(".gz"):
+        content = gzip.compress(content[:50]) + gzip.compress(content[50:])  # members are joined
+    if suffix.endswith(".zst"):
+        content = pa.compress(content, "zstd", asbytes=True)
+    source = TableSource([write(f"{i}{suffix}", content) for i in range(2)])
+    assert read(source) == {name: values * 2 for name, values in ROWS.items()}
+    assert source.rows is None
+    assert list(map(str, source.schema.types)) == ["int64", "double", "string"]
+
+
+def test_a_byte_order_mark_and_a_missing_last_newline_do_no_harm(write: Write) -> None:
+    path = write("a.csv", "\ufeff" + TEXT.rstrip("\n"))
+    assert read(TableSource(path)) == ROWS
+
+
+def test_columns_name_those_of_files_without_a_header(write: Write) -> None:
+    path = write("a.tsv", "1\tde\n\t\n3\tfr\n")
+    source = TableSource(path, columns=["rating", "country"])
+    assert read(source) == {"rating": [1, None, 3], "country": ["de", None, "fr"]}
+    message = message_of(lambda: TableSource(path, columns=["rating"]))
+    assert message.startswith(
+        f"'{path}', line 1, should fit the columns and their types. Received: "
+    )
+
+
+def test_files_may_order_their_columns_differently(write: Write) -> None:
+    paths = [write("a.csv", "x,y\n1,a\n"), write("b.csv", "y,z,x\nb,0,2\n")]
+    assert read(TableSource(paths)) == {"x": [1, 2], "y": ["a", "b"]}
+    write("b.csv", "y\nb\n")
+    message = message_of(lambda: read(TableSource(paths)))
+    assert message.startswith(
+        f"Data file '{paths[1]}' should have a column 'x'. Received one without"
+    )
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_csv, "CHUNK_BYTES", 40)
+
+
+@pytest.mark.usefixtures("small_blocks")
+class TestBlocks:
+    """Blocks of a few lines each."""
+
+    def test_lines_are_cut_at_their_ends(self, write: Write) -> None:
+        source = TableSource(write("a.csv", TEXT))
+        assert len(list(source.scan())) > 2
+        assert read(source) == ROWS
+
+    @given(
+        cells=st.lists(
+            st.tuples(
+                st.text(st.sampled_from('a ,"\n\r\té'), max_size=9).filter(lambda s: s != "\r"),
+                st.integers(0, 9),
+            ),
+            min_size=1,
+            max_size=40,
+        )
+    )
+    def test_newlines_in_quotes_are_part_of_values(
+        self, tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, int]]
+    ) -> None:
+        rows = [["text", "x"], *([text or "-", x] for text, x in cells)]
+        path = tmp_path_factory.mktemp("csv") / "a.csv"
+        path.write_bytes(csv_text(rows, quoting=csv.QUOTE_NONNUMERIC).encode())
+        read_back = read(TableSource(path, schema=pa.schema({"text": pa.string()})))
+        assert read_back == {"text": [row[0] for row in rows[1:]], "x": [x for _, x in cells]}
+
+    @pytest.mark.parametrize(
+        ("bad", "reason"),
+        [
+            ("7,1.5", "in column 'y', CSV conversion error to int64: invalid value '1.5'"),
+            ("7,abc", "in column 'y', CSV conversion error to int64: invalid value 'abc'"),
+            ("7", "Expected 2 columns, got 1: 7"),
+            ("7,8,9", "Expected 2 columns, got 3: 7,8,9"),
+        ],
+        ids=["float", "text", "few", "many"],
+    )
+    @pytest.mark.parametrize("place", [20, 49])
+    def test_a_value_that_does_not_fit_later_is_named(
+        self, write: Write, bad: str, reason: str, place: int
+    ) -> None:
+        lines = ["x,y", *(f"{i},{i}" for i in range(60))]
+        lines[place] = bad
+        paths = [write("a.csv", "x,y\n1,2\n"), write("b.csv", "\n".join(lines))]
+        message = message_of(lambda: read(TableSource(paths)))
+        assert message.startswith(
+            f"'{paths[1]}', line {place + 1}, should fit the columns and their types"
+        )
+        assert message.endswith(f"Received: {reason}")
+
+    def test_a_column_that_is_empty_at_first_gets_its_type_later(self, write: Write) -> None:
+        lines = ["x,y", *(f"{i}," for i in range(60)), "60,7"]
+        source = TableSource(write("a.csv", "\n".join(lines)))
+        assert source.schema.field("y").type == pa.int64()
+        assert read(source)["y"] == [None] * 60 + [7]
+        late = TableSource(write("b.csv", "\n".join(lines[:-1] + lines[1:-1] * 4 + [lines[-1]])))
+        assert source.schema != late.schema == pa.schema({"x": pa.int64(), "y": pa.null()})
+        assert "in column 'y'" in message_of(lambda: read(late))
+
+
+def test_types_are_what_a_schema_says(write: Write) -> None:
+    path = write("a.csv", "x,y\n1,007\n2,008\n")
+    assert read(TableSource(path)) == {"x": [1, 2], "y": [7, 8]}
+    source = TableSource(path, schema=pa.schema({"y": pa.string(), "unused": pa.int64()}))
+    assert read(source, ["x", "y"]) == {"x": [1, 2], "y": ["007", "008"]}
+    assert "should have a column 'unused'" in message_of(lambda: read(source, ["unused"]))
+    bad = write("b.csv", "x,y\nmany,1\n")
+    source = TableSource(bad, schema=pa.schema({"x": pa.int64()}))
+    assert message_of(lambda: read(source)).startswith(f"'{bad}', line 2, should fit the columns")
+
+
+@pytest.mark.parametrize(
+    ("cells", "type", "values"),
+    [
+        (["1", ""], "int64", [1, None]),
+        (["1", "NaN"], "int64", [1, None]),
+        (["1", "2.5"], "double", [1.0, 2.5]),
+        (["true", "false"], "bool", [True, False]),
+        (["NA", "de"], "string", ["NA", "de"]),
+        (["NULL", "de"], "string", [None, "de"]),
+        (["2024-01-31", ""], "date32[day]", [datetime.date(2024, 1, 31), None]),
+        (["18446744073709551615", "1"], "uint64", [2**64 - 1, 1]),
+        (["", ""], "null", [None, None]),
+        (["a b", '"x, y"'], "string", ["a b", "x, y"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_cells_mean(write: Write, cells: list[str], type: str, values: list[Any]) -> None:
+    source = TableSource(write("a.csv", "".join(f"0,{cell}\n" for cell in ["x", *cells])))
+    assert str(source.schema.field("x").type) == type
+    assert read(source, ["x"]) == {"x": values}
+
+
+def test_damaged_text_says_which_file(write: Write) -> None:
+    bad = write("a.csv", b"x,y\n1,a\n2,\xff\xfe\n")
+    message = message_of(lambda: TableSource(bad))
+    assert message.startswith(f"'{bad}', line 3, should fit the columns") and "UTF8" in message
+    header = write("b.csv", b"\xff,y\n1,a\n")
+    assert message_of(lambda: TableSource(header)).startswith(
+        f"The header of '{header}' should be UTF-8"
+    )
+    only = write("c.csv", "x,y\n")
+    assert message_of(lambda: TableSource(only)).endswith("Received a header only.")
+    lines = "x\n" + "".join(f"{i}\n" for i in range(99_999))
+    cut = write("d.csv.gz", gzip.compress(lines.encode())[:-2000])
+    assert message_of(lambda: read(TableSource(cut))).startswith(
+        f"CSV file '{cut}' should be whole and readable. Received: "
+    )
+    none = write("e.csv.gz", lines)
+    assert message_of(lambda: TableSource(none)).startswith(f"CSV file '{none}' should be whole")
+
+
+# ---- shares, dropping, splitting
+
+
+@pytest.fixture(params=["parquet", "csv"])
+def numbers(request: pytest.FixtureRequest, write: Write) -> list[Path]:
+    """Three files of numbers from 0 on, in many row groups or blocks."""
+    paths = []
+    for i in range(3):
+        rows = range(i * 30_000, (i + 1) * 30_000)
+        if request.param == "parquet":
+            paths.append(write(f"{i}.parquet", {"x": list(rows)}, row_group_size=7_000))
+        else:
+            paths.append(write(f"{i}.csv", "x\n" + "".join(f"{x}\n" for x in rows)))
+    return paths
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("seed", [None, 5])
+def test_ranks_share_all_rows(numbers: list[Path], world_size: int, seed: int | None) -> None:
+    source = TableSource(numbers)
+    shares = []
+    for rank in range(world_size):
+        reading = Reading(rank, world_size, seed, 5_000)
+        chunks = list(source.chunks(["x"], reading))
+        rows = [source.decode(chunk, ["x"])["x"].to_pylist() for chunk in chunks]
+        shares.append([x for chunk in rows for x in chunk])
+        for at, chunk in enumerate(chunks):  # reading can begin at any
+            rest = source.chunks(["x"], reading, chunk.start)
+            assert source.decode(next(rest), ["x"])["x"].to_pylist() == rows[at]
+            assert len(list(rest)) == len(chunks) - at - 1
+    assert sorted(x for share in shares for x in share) == list(range(90_000))
+    sizes = [len(share) for share in shares]
+    assert min(sizes) > 0
+    if source.rows:
+        assert max(sizes) - min(sizes) <= 1
+    if seed is not None:
+        assert [x for share in shares for x in share] != list(range(90_000))
+
+
+def test_rows_are_dropped(write: Write) -> None:
+    source = TableSource(write("a.parquet", ROWS), drop="price > 1 or country == 'de'")
+    assert read(source, ["user"]) == {"user": [1, 2, 3, 4]}  # what is not known stays
+    assert source.rows is None
+    source = TableSource(write("a.parquet", ROWS), drop="user + 1")
+    assert message_of(lambda: read(source)) == (
+        "Expression `user + 1` should be true or false. Received int64."
+    )
+
+
+def test_parts_of_a_split_by_chance_are_all_rows(numbers: list[Path]) -> None:
+    split = FractionSplit(valid=0.2, test=0.1, seed=3)
+    parts = {
+        part: read(TableSource(numbers, split=split.of(part)))["x"]
+        for part in ("train", "valid", "test")
+    }
+    assert sorted(sum(parts.values(), [])) == list(range(90_000))
+    for part, fraction in (("train", 0.7), ("valid", 0.2), ("test", 0.1)):
+        assert abs(len(parts[part]) - fraction * 90_000) < 500
+        rows = TableSource(numbers, split=split.of(part)).rows
+        assert rows is None or rows == len(parts[part])
+    again = TableSource(numbers).of(FractionSplit(0.2, 0.1, seed=4, part="test"))
+    assert len(set(read(again)["x"]) & set(parts["test"])) < 1500
+    # A row's part depends on its file and number alone.
+    some = [x for c in TableSource(numbers[:1], split=split).scan() for x in c["x"].to_pylist()]
+    assert some == [x for x in parts["train"] if x < 30_000]
+
+
+@pytest.mark.parametrize(
+    "type",
+    [pa.int64(), pa.float64(), pa.timestamp("us"), pa.date32(), pa.timestamp("s", "UTC")],
+    ids=str,
+)
+def test_a_split_by_time_keeps_their_order(write: Write, type: pa.DataType) -> None:
+    days = [(7 * i) % 1000 for i in range(1000)]
+    times = pa.array(days, pa.int32() if type == pa.date32() else pa.int64()).cast(type)
+    path = write("a.parquet", {"at": times, "day": days})
+    source = TableSource(path)
+    split = find_time_split(source.scan(["at"]), "at", valid=0.2, test=0.1)
+    got = {
+        part: read(source.of(split.of(part)), ["day"])["day"] for part in ("train", "valid", "test")
+    }
+    assert [len(part) for part in got.values()] == [700, 200, 100]
+    assert max(got["train"]) == 699
+    assert (min(got["valid"]), max(got["valid"])) == (700, 899)
+    assert read(source.of(find_time_split(source.scan(), "at", 0, 0)))["day"] == days
+
+
+def test_a_split_by_time_samples_what_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchrec.datasets.split._SAMPLE", 4_000)
+    tables = (pa.table({"at": range(i * 1000, (i + 1) * 1000)}) for i in range(100))
+    split = find_time_split(tables, "at", valid=0.2, test=0.1)
+    assert abs(split.valid_from - 70_000) < 3_000
+    assert abs(split.test_from - 90_000) < 3_000
+
+
+def test_a_split_by_time_needs_times(write: Write) -> None:
+    source = TableSource(write("a.parquet", {"at": [1, None], "name": ["a", "b"]}))
+    assert message_of(lambda: find_time_split(source.scan(), "at", 0.1, 0.1)).startswith(
+        "Column 'at', by which data is split, should hold no null. Received 1"
+    )
+    assert "numbers, dates or timestamps. Received" in message_of(
+        lambda: find_time_split(source.scan(), "name", 0.1, 0.1)
+    )
+    assert message_of(lambda: find_time_split([], "at", 0.1, 0.1)).endswith("Received none.")
+    assert "sum to less than 1" in message_of(lambda: FractionSplit(0.5, 0.5))
+    with pytest.raises(ValueError, match=r"`part` should be one of .* Received 'all'"):
+        FractionSplit(0.1, 0.1, part="all")  # type: ignore[arg-type]
