@@ -6,11 +6,14 @@ A declaration says which column a feature reads and what becomes of its values; 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from torchrec.types import IdPolicy
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 IdSource = Literal["plain", "hash", "vocabulary", "managed"]
 
@@ -21,8 +24,16 @@ _STRICT = ConfigDict(extra="forbid", frozen=True)
 class DenseFeature(BaseModel):
     """A number. Nulls, NaN and infinities are missing values; they are counted and filled.
 
-    In this order: ``log``, statistics, ``fill``, ``standardise``. With ``buckets`` the number
-    becomes an id instead: that of its quantile in the training data, with one more for missing.
+    Times count seconds since 1970. In this order:
+
+    - ``log``: x becomes ``sign(x) log(1 + |x|)``.
+    - ``fill``: a missing number becomes what ``fill`` would (a number in the unit of the column),
+      or the mean of the training data.
+    - ``standardise``: the mean of the training data is subtracted, and the rest divided by its
+      standard deviation. A constant becomes 0.
+
+    With ``buckets`` the number becomes an id instead: that of its quantile in the training data,
+    and ``buckets`` for missing. ``dim`` is the dimension of the table, which has a row for each.
     """
 
     model_config = _STRICT
@@ -42,7 +53,15 @@ class IdFeature(BaseModel):
     ``ids`` says how an id finds its row: ``plain`` (integers in ``[0, rows)``), ``hash`` (any
     integer or string, hashed into ``rows``), ``vocabulary`` (the ids of the training data seen at
     least ``min_count`` times, the most frequent ``rows`` of them; all others share one further
-    row) or ``managed`` (any id, a row each while it is warm).
+    row) or ``managed`` (any id, a row each while it is warm; ``evict`` says who goes first, every
+    ``evict_every`` batches).
+
+    ``rows`` left out are decided by the training data: the largest id and one (plain), twice the
+    number of distinct ids (hash), all ids (vocabulary), the number of distinct ids (managed);
+    hash and managed take a million at most. ``dim`` is that of the model if left out. Features that
+    name the same ``table`` share it, and have to agree on all of this.
+
+    ``out_of_range`` says what becomes of plain ids outside the rows; no other kind has such.
     """
 
     model_config = _STRICT
@@ -57,6 +76,25 @@ class IdFeature(BaseModel):
     evict: Literal["lfu", "lru", "distance_lfu"] = "lfu"
     evict_every: PositiveInt = 100
 
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        for name, (source, default) in _ONLY_FOR.items():
+            value = getattr(self, name)
+            if self.ids != source and value != default:
+                raise ValueError(
+                    f"`{name}` should be left out unless `ids` is {source}. Received "
+                    f"{value} with ids {self.ids}."
+                )
+        return self
+
+
+# Options that mean something for one kind of ids only, and their defaults.
+_ONLY_FOR: dict[str, tuple[IdSource, object]] = {
+    "min_count": ("vocabulary", 1),
+    "evict": ("managed", "lfu"),
+    "evict_every": ("managed", 100),
+}
+
 
 class SparseFeature(IdFeature):
     """One id a sample; a null is an empty bag."""
@@ -67,7 +105,9 @@ class SparseFeature(IdFeature):
 class MultiHotFeature(IdFeature):
     """Several ids a sample: a list column, or a string with a ``separator``.
 
-    ``weights`` names a column of as many numbers; ``max_length`` keeps the first ids.
+    Null is an empty bag, and a null in a list is left out, as is an empty part of a string.
+    ``weights`` names a column of as many numbers; a weight that is missing or infinite counts as 1.
+    ``max_length`` keeps the first ids. Plain ids of a string are parsed as integers.
     """
 
     type: Literal["multi_hot"] = "multi_hot"
@@ -78,7 +118,10 @@ class MultiHotFeature(IdFeature):
 
 
 class SequenceFeature(IdFeature):
-    """Ids in the order of time, oldest first; the last ``max_length`` are kept."""
+    """Ids in the order of time, oldest first; the last ``max_length`` are kept.
+
+    Otherwise as `MultiHotFeature`.
+    """
 
     type: Literal["sequence"] = "sequence"
     separator: str | None = None

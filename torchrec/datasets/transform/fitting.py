@@ -122,32 +122,29 @@ class IdStatistics:
 
     def __init__(self, spec: TableSpec) -> None:
         self._spec = spec
-        self._distinct = DistinctCounter()
         self._largest = -1
-        capacity = max(1 << 20, 4 * (spec.rows or 0))
-        self._counter = IdCounter(capacity) if spec.ids == "vocabulary" else None
+        self._counter: IdCounter | DistinctCounter = DistinctCounter()
+        if spec.ids == "vocabulary":
+            self._counter = IdCounter(max(1 << 20, 4 * (spec.rows or 0)))
 
     def update(self, ids: Array) -> None:
         """Add int64 ids."""
-        self._distinct.update(ids)
+        self._counter.update(ids)
         if len(ids):
             self._largest = max(self._largest, int(ids.max()))
-        if self._counter is not None:
-            self._counter.update(ids)
 
     def settle(self) -> tuple[int, int, Vocabulary | None]:
         """Return the rows of the table, the number of distinct ids, and the vocabulary."""
-        spec, distinct = self._spec, self._distinct.estimate()
+        spec, distinct = self._spec, self._counter.estimate()
         if not distinct:
             names = ", ".join(f"'{name}'" for name in spec.features)
             raise ValueError(
                 f"Features {names} of table '{spec.name}' should have ids. Received none in the "
                 "training data: leave them out."
             )
-        if self._counter is not None:
-            distinct = len(self._counter) if self._counter.is_exact else distinct
+        if isinstance(self._counter, IdCounter):
             vocabulary = Vocabulary(self._counter.most_frequent(spec.rows, spec.min_count))
             return len(vocabulary) + 1, distinct, vocabulary
         if spec.ids == "plain":
-            return self._largest + 1, distinct, None
+            return max(self._largest + 1, 1), distinct, None
         return min(2 * distinct if spec.ids == "hash" else distinct, MOST_ROWS), distinct, None

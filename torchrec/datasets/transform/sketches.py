@@ -127,7 +127,7 @@ class DistinctCounter:
             self._hashes = np.union1d(self._hashes, hashes)[: self._size]
 
     def estimate(self) -> int:
-        """Return the number of distinct ids."""
+        """Return the number of distinct ids, an estimate beyond ``size``."""
         if len(self._hashes) < self._size:
             return len(self._hashes)
         return round((self._size - 1) * 2.0**64 / float(self._hashes[-1]))

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from torchrec.datasets.transform.columns import Array, tensor_of
+from torchrec.datasets.transform.sketches import DistinctCounter
 from torchrec.ops.collision import (
     count_ids,
     find_ids,
@@ -57,9 +58,6 @@ class IdCounter:
     Args:
         capacity: most ids whose counts are kept between updates.
 
-    Attributes:
-        is_exact: whether nothing has been forgotten.
-
     Example:
         >>> counter = IdCounter()
         >>> counter.update(np.array([7, 5, 7]))
@@ -68,13 +66,14 @@ class IdCounter:
     """
 
     def __init__(self, capacity: int = 1 << 20) -> None:
-        self.is_exact = True
         self._capacity = capacity
+        self._forgotten: DistinctCounter | None = None
         self._history = new_history(1)
         self._nobody = new_id_map(1)
         self._totals = torch.zeros(3, dtype=torch.int64)
 
     def __len__(self) -> int:
+        """Return how many ids have a count."""
         return int(self._history.size)
 
     def update(self, ids: Array) -> None:
@@ -82,12 +81,21 @@ class IdCounter:
         self._history = reserve(self._history, len(ids), limit=self._capacity + len(ids))
         count_ids(self._nobody, self._history, tensor_of(ids), 0, self._totals)
         if len(self) > self._capacity:
-            kept = self._order()[: self._capacity // 2]
-            history = self._history
-            self._history = restore_history(
-                history.ids[kept], history.counts[kept], history.last[kept]
-            )
-            self.is_exact = False
+            self._forget()
+
+    def _forget(self) -> None:
+        """Forget the rarer half, but not that these ids were there."""
+        history, kept = self._history, self._order()[: self._capacity // 2]
+        self._forgotten = self._forgotten or DistinctCounter()
+        self._forgotten.update(history.ids[: len(self)].numpy())
+        self._history = restore_history(history.ids[kept], history.counts[kept], history.last[kept])
+
+    def estimate(self) -> int:
+        """Return the number of distinct ids; an estimate if some were forgotten."""
+        if self._forgotten is None:
+            return len(self)
+        self._forgotten.update(self._history.ids[: len(self)].numpy())
+        return self._forgotten.estimate()
 
     def most_frequent(self, number: int | None, min_count: int) -> Array:
         """Return ids by falling frequency (ids of the same frequency: rising), no more than asked."""
