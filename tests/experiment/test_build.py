@@ -6,10 +6,13 @@ import copy
 from types import SimpleNamespace
 from typing import get_args
 
+import pyarrow as pa
 import pytest
 import torch
 
 from torchrec import EmbeddingBagCollection, KeyedJaggedTensor, OptimizerType, PoolingType
+from torchrec.datasets.features import DenseFeature, MultiHotFeature, SparseFeature
+from torchrec.datasets.transform import FeatureTransform, TableSpec
 from torchrec.experiment.build import build_model, build_tables
 from torchrec.experiment.models import MODELS, DenseOnly
 from torchrec.experiment.schema import ModelName, ModelSection, TrainingSection
@@ -20,22 +23,14 @@ each_model = pytest.mark.parametrize("name", MODELS)
 OPTIONS = {"batch_size": 4, "learning_rate": 0.01}
 
 
-def spec(name: str, **changes) -> SimpleNamespace:
-    defaults = {
-        "name": name,
-        "rows": 10,
-        "dim": None,
-        "features": [name],
-        "ids": "plain",
-        "pooling": "sum",
-        "out_of_range": IdPolicy.ERROR,
-    }
-    return SimpleNamespace(**defaults | changes)
+def spec(name: str, **changes) -> TableSpec:
+    defaults = {"features": (name,), "rows": 10, "ids": "plain"}
+    return TableSpec(name, **defaults | changes)
 
 
 def transform(num_dense: int = 3, tables=None, is_weighted: bool = False) -> SimpleNamespace:
     if tables is None:
-        tables = [spec("user", features=["user", "friend"]), spec("item", pooling="mean")]
+        tables = [spec("user", features=("user", "friend")), spec("item", pooling="mean")]
     names = [f"d{i}" for i in range(num_dense)]
     return SimpleNamespace(dense_names=names, tables=tables, is_weighted=is_weighted)
 
@@ -168,6 +163,39 @@ def test_dimensions_of_tables() -> None:
 def test_managed_ids_are_refused_until_there_are_any() -> None:
     with pytest.raises(ValueError, match=r"`ids` of table 'user' should be plain, hash or voc"):
         build_tables(section(), TrainingSection(), [spec("user", ids="managed")])
+
+
+def test_rows_have_to_be_known() -> None:
+    with pytest.raises(ValueError, match=r"`rows` of table 'user' should be known: fit the"):
+        build_tables(section(), TrainingSection(), [spec("user", rows=None)])
+
+
+def test_from_a_table_of_clicks_to_logits() -> None:
+    clicks = pa.table(
+        {
+            "price": [1.0, None, 3.0],
+            "hour": [1, 2, 3],
+            "user": ["ann", None, "bob"],
+            "shop": ["x", "y", "x"],
+            "tags": [["a", "b"], [], ["c"]],
+            "click": [0, 1, 1],
+        }
+    )
+    features = {
+        "price": DenseFeature(),
+        "hour": DenseFeature(buckets=2),
+        "user": SparseFeature(rows=100),
+        "shop": SparseFeature(ids="vocabulary"),
+        "tags": MultiHotFeature(rows=50, pooling="mean"),
+    }
+    fitted = FeatureTransform(features, label="click").fit([clicks])
+    batch = fitted(clicks)
+    for name in MODELS:
+        model = build_model(section(name), TrainingSection(), fitted)
+        assert model(batch.dense_features, batch.sparse_features).shape == (3, 1)
+    unseen = fitted(pa.table(clicks).set_column(3, "shop", pa.array(["?", "?", "?"])))
+    logits = model(unseen.dense_features, unseen.sparse_features)
+    assert logits.isfinite().all()
 
 
 def test_the_state_goes_from_one_model_to_another() -> None:

@@ -37,7 +37,8 @@ def build_model(
         ``KeyedJaggedTensor``, to logits ``(B, 1)``.
 
     Raises:
-        ValueError: there is no feature at all, or the tables have several dimensions.
+        ValueError: there is no feature at all, the tables have several dimensions, or the
+            transform is not fitted.
     """
     num_dense = len(transform.dense_names)
     if not transform.tables:
@@ -61,7 +62,8 @@ def build_tables(
         specs: the tables that the features ask for.
 
     Raises:
-        ValueError: the tables have several dimensions, or ask for what is not there yet.
+        ValueError: the tables have several dimensions, rows that are not known, or ask for what is
+            not there yet.
     """
     dims = {spec.name: spec.dim or model.dim for spec in specs}
     if len(set(dims.values())) > 1:
@@ -76,6 +78,11 @@ def _table(spec: TableSpec, dim: int, training: TrainingSection) -> EmbeddingBag
         raise ValueError(
             f"`ids` of table '{spec.name}' should be plain, hash or vocabulary: managed ids are "
             "not supported yet. Received managed."
+        )
+    if spec.rows is None:
+        raise ValueError(
+            f"`rows` of table '{spec.name}' should be known: fit the transform to the training "
+            "data first. Received None."
         )
     return EmbeddingBagConfig(
         num_embeddings=spec.rows,
