@@ -109,7 +109,7 @@ class Observer:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to where a checkpoint was written."""
+        """Go back to where a checkpoint was written; empty: to the beginning."""
 
 
 class MetricsLog(Observer):
@@ -141,14 +141,15 @@ class MetricsLog(Observer):
         Raises:
             ValueError: if the file is shorter than it was then.
         """
+        wanted = state.get("bytes", 0)
         size = self.path.stat().st_size if self.path.exists() else 0
-        if size < state["bytes"]:
+        if size < wanted:
             raise ValueError(
-                f"'{self.path}' should have the {state['bytes']} bytes that it had at the checkpoint. "
+                f"'{self.path}' should have the {wanted} bytes that it had at the checkpoint. "
                 f"Received {size}."
             )
-        if self.path.exists():
-            os.truncate(self.path, state["bytes"])
+        if size:
+            os.truncate(self.path, wanted)
 
 
 class TensorBoard(Observer):

@@ -192,10 +192,10 @@ class Trainer:
                             self._record_training()
                         if _is_due(options.evaluate_every, progress.step) and valid is not None:
                             self._evaluate_now(valid)
-                        if _is_due(options.checkpoint_every, progress.step):
-                            self._save(train)
                         if progress.over:
                             break
+                        if _is_due(options.checkpoint_every, progress.step):
+                            self._save(train)
                     self._end_epoch(train, valid)
                     progress.seconds = perf_counter() - began
             return self._result()

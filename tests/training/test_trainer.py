@@ -1,0 +1,391 @@
+"""The trainer against plain PyTorch, and against itself when it was interrupted."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from tests.training.clicks import (
+    ClickModel,
+    Source,
+    assert_same,
+    everything,
+    make_batch,
+    valid_batches,
+)
+from torchrec.datasets.utils import Batch
+from torchrec.experiment.schema import TrainingSection
+from torchrec.training import Checkpoints, MetricsLog, Observer, Record, Trainer
+from torchrec.training.phases import PHASES
+
+
+def options(**changes: Any) -> TrainingSection:
+    return TrainingSection.model_validate({"learning_rate": 0.01, "epochs": 2, **changes})
+
+
+class Notes(Observer):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.messages: list[str] = []
+        self.steps: list[int] = []
+
+    def stepped(self, step: int, samples: int) -> None:
+        self.steps.append(step)
+
+    def recorded(self, record: Record) -> None:
+        self.records.append(record)
+
+    def said(self, message: str) -> None:
+        self.messages.append(message)
+
+    def of(self, split: str) -> list[Record]:
+        return [record for record in self.records if record.split == split]
+
+
+def plain_loop(model: nn.Module, batches: list[Batch], clip: float | None = None) -> None:
+    dense = [p for name, p in model.named_parameters() if not name.startswith("ebc")]
+    optimizer = torch.optim.Adam(dense, lr=0.01, fused=True)
+    for batch in batches:
+        logits = model(batch.dense_features, batch.sparse_features).squeeze(1)
+        nn.functional.binary_cross_entropy_with_logits(logits, batch.labels).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(dense, clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def epochs(source: Source, count: int) -> list[Batch]:
+    batches = []
+    for source.epoch in range(count):
+        batches += list(source)
+    return batches
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_does_what_a_plain_loop_does(clip: float | None) -> None:
+    """Bit for bit; dropout draws from the seed."""
+    model = ClickModel()
+    other = copy.deepcopy(model)
+    Trainer(model, options=options(seed=3, clip_norm=clip)).fit(Source())
+    torch.manual_seed(3)
+    plain_loop(other, epochs(Source(), 2), clip)
+    assert_same(model.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adam", "rowwise_adagrad", None])
+def test_accumulation_is_the_large_batch(rule: str | None) -> None:
+    """Of fused and other tables; with a smaller last group, and a smaller batch in it."""
+    big = ClickModel(rule, dropout=0.0)
+    small = copy.deepcopy(big)
+    parts = epochs(Source(batches=5, size=20), 1)
+    joined = [
+        Batch(
+            torch.cat([b.dense_features for b in group]),
+            _joined([b.sparse_features for b in group]),
+            torch.cat([b.labels for b in group]),
+        )
+        for group in (parts[:2], parts[2:4], parts[4:])
+    ]
+    one = Trainer(big, options=options(epochs=1, clip_norm=0.1))
+    two = Trainer(small, options=options(epochs=1, clip_norm=0.1, accumulate=2))
+    assert one.fit(joined).steps == two.fit(parts).steps == 3
+    for name, value in everything(big, one.optimizer).items():
+        torch.testing.assert_close(
+            torch.as_tensor(everything(small, two.optimizer)[name]), torch.as_tensor(value),
+            rtol=1e-4, atol=1e-5,
+        )  # fmt: skip
+
+
+def _joined(parts: list[Any]) -> Any:
+    from torchrec import KeyedJaggedTensor
+
+    keys = parts[0].keys()
+    return KeyedJaggedTensor(
+        keys,
+        torch.cat([part[key].values() for key in keys for part in parts]),
+        lengths=torch.cat([part[key].lengths() for key in keys for part in parts]),
+    )
+
+
+def test_schedule_moves_tables_and_dense_alike() -> None:
+    model = ClickModel(lr=0.5)
+    notes = Notes()
+    schedule = {"warmup_steps": 2, "decay": "linear", "final": 0.5}
+    trainer = Trainer(
+        model, options=options(epochs=1, schedule=schedule, log_every=1), observers=[notes]
+    )
+    trainer.fit(Source(batches=7))
+    factors = [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5]
+    assert [r.learning_rate for r in notes.of("train")] == pytest.approx(
+        [0.01 * f for f in factors]
+    )
+    assert model.ebc.fused_optimizer.param_groups[0]["lr"] == pytest.approx(0.25)
+
+
+def test_schedule_needs_a_length() -> None:
+    trainer = Trainer(ClickModel(), options=options(schedule={"decay": "cosine"}))
+    with pytest.raises(
+        ValueError, match=r"`schedule.decay` should be constant for data whose leng"
+    ):
+        trainer.fit(iter([make_batch(4, 1)]))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "adagrad", "sgd"])
+def test_optimizers_learn(name: str) -> None:
+    rate = 0.1 if name in ("sgd", "adagrad") else 0.01
+    trainer = Trainer(
+        ClickModel(),
+        options=options(optimizer=name, learning_rate=rate, epochs=8, weight_decay=1e-5),
+    )
+    before = trainer.evaluate(valid_batches())
+    trainer.fit(Source(batches=20))
+    after = trainer.evaluate(valid_batches())
+    assert after.logloss < before.logloss - 0.05
+    assert after.auc > 0.7
+
+
+def test_given_optimizer_is_used() -> None:
+    model = ClickModel()
+    dense = list(model.over.parameters())
+    given = torch.optim.RMSprop(dense, lr=0.01)
+    Trainer(model, given, options=options(epochs=1)).fit(Source())
+    assert len(given.state) == len(dense)
+    assert (
+        model.ebc.fused_optimizer.state_dict()["state"]["embedding_bags.user.weight"]["step"] == 7
+    )
+
+
+def test_bf16_learns_and_keeps_weights_in_fp32() -> None:
+    model = ClickModel(dropout=0.0)
+    seen: list[torch.dtype] = []
+    model.over[0].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    trainer = Trainer(model, options=options(precision="bf16", epochs=5))
+    result = trainer.fit(Source(batches=20), valid_batches())
+    assert set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert result.valid is not None
+    assert result.valid.auc > 0.7
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+def test_compiled_is_close_to_eager() -> None:
+    model = ClickModel(dropout=0.0)
+    other = copy.deepcopy(model)
+    Trainer(model, options=options(epochs=1)).fit(Source())
+    Trainer(other, options=options(epochs=1, compile=True)).fit(Source())
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_equal_seeds_give_equal_runs() -> None:
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(7)
+        trainer = Trainer(ClickModel(), options=options(seed=seed))
+        trainer.fit(Source())
+        found.append(everything(trainer.model, trainer.optimizer))
+    assert_same(found[0], found[1])
+    assert not torch.equal(found[0]["over.0.weight"], found[2]["over.0.weight"])
+
+
+def test_early_stopping_restores_the_best() -> None:
+    """Labels of the later epochs are turned round, so the model gets worse."""
+
+    class Turning(Source):
+        def __iter__(self) -> Iterator[Batch]:
+            for batch in super().__iter__():
+                turned = batch.labels if self.epoch < 2 else 1 - batch.labels
+                yield Batch(batch.dense_features, batch.sparse_features, turned)
+
+    notes = Notes()
+    stopping = {"metric": "logloss", "patience": 2}
+    trainer = Trainer(
+        ClickModel(), options=options(epochs=9, early_stopping=stopping), observers=[notes]
+    )
+    result = trainer.fit(Turning(batches=30), valid_batches())
+    assert (result.epochs, result.best_step, result.steps) == (4, 60, 120)
+    assert trainer.evaluate(valid_batches()) == result.valid
+    assert result.valid is not None
+    assert result.valid.logloss == min(r.report.logloss for r in notes.of("valid"))
+    assert notes.messages == [
+        "stopping early: logloss has not improved for 2 evaluations",
+        "the model has the weights of step 60 again, the best of all",
+    ]
+
+
+def test_early_stopping_needs_its_metric() -> None:
+    stop = options(early_stopping={"metric": "auc"})
+    with pytest.raises(ValueError, match="`valid` should be given for early stopping"):
+        Trainer(ClickModel(), options=stop).fit(Source())
+    batch = make_batch(5, 1)
+    batch.labels.zero_()
+    with pytest.raises(ValueError, match="Received auc, which is not: all labels are 0"):
+        Trainer(ClickModel(), options=stop).fit(Source(), [batch])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_loss_that_is_no_number_names_the_step(bad: float, tmp_path: Path) -> None:
+    """Found at the record, or before a checkpoint is written, whichever is first."""
+    batches = epochs(Source(), 1)
+    batches[4].dense_features[3, 1] = bad
+    for every in (None, 6):
+        trainer = Trainer(
+            ClickModel(),
+            options=options(checkpoint_every=every),
+            checkpoints=Checkpoints(tmp_path / str(every)),
+        )
+        with pytest.raises(ValueError, match=r"should be a number. Received \S+ in step 5: lower"):
+            trainer.fit(batches)
+        assert trainer.checkpoints is not None
+        assert trainer.checkpoints.latest() is None
+
+
+def test_nan_in_an_evaluation_names_the_step_and_batch() -> None:
+    valid = valid_batches()
+    valid[1].dense_features[:] = math.nan
+    with pytest.raises(
+        ValueError, match=r"Evaluation after step 7: .* Received nan in update 2, sample 0"
+    ):
+        Trainer(ClickModel(), options=options()).fit(Source(), valid)
+
+
+def test_no_data() -> None:
+    with pytest.raises(
+        ValueError, match=r"`train` should give batches each time it is iterated. R"
+    ):
+        Trainer(ClickModel(), options=options()).fit([])
+    with pytest.raises(ValueError, match="Received none in epoch 2"):
+        Trainer(ClickModel(), options=options()).fit(iter([make_batch(4, 1)]))
+    with pytest.raises(ValueError, match="`data` should have samples to evaluate on"):
+        Trainer(ClickModel(), options=options()).evaluate([])
+
+
+def test_records_say_what_happened() -> None:
+    notes = Notes()
+    counts = iter([{"unknown": i} for i in range(100)])
+    trainer = Trainer(
+        ClickModel(dropout=0.0),
+        options=options(log_every=3, evaluate_every=5),
+        observers=[notes],
+        id_counts=lambda: next(counts),
+    )
+    model = copy.deepcopy(trainer.model)
+    result = trainer.fit(Source(), valid_batches())
+    assert notes.steps == list(range(1, 15))
+    assert [r.step for r in notes.of("train")] == [3, 6, 7, 9, 12, 14]
+    assert [r.step for r in notes.of("valid")] == [5, 7, 10, 14]
+    assert [round(r.epoch, 3) for r in notes.of("train")] == [0.429, 0.857, 1.0, 1.286, 1.714, 2.0]
+    assert [dict(r.ids) for r in notes.records] == [{"unknown": i} for i in range(10)]
+    first = notes.records[0]
+    logits, labels = _predictions_while_learning(model, epochs(Source(), 1)[:3])
+    assert first.loss == pytest.approx(first.report.logloss, rel=1e-6)
+    assert first.report.auc == pytest.approx(roc_auc_score(labels, logits))
+    assert first.samples == first.report.samples == 48
+    assert result.samples == 2 * (6 * 16 + 13)
+    assert result.train.samples == 6 * 16 + 13
+    assert result.samples_per_second > 0
+    assert set(first.time) == set(PHASES)
+    assert all(share > 0 for share in first.time.values())
+    assert 0.3 < sum(first.time.values()) <= 1.0001
+
+
+def _predictions_while_learning(model: nn.Module, batches: list[Batch]) -> tuple[Tensor, Tensor]:
+    found: list[Tensor] = []
+    model.register_forward_hook(lambda module, args, out: found.append(out.detach().squeeze(1)))
+    plain_loop(model, batches)
+    return torch.cat(found), torch.cat([batch.labels for batch in batches])
+
+
+class Interrupted(Exception):  # noqa: N818
+    pass
+
+
+class Interrupt(Observer):
+    """Breaks training off after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def stepped(self, step: int, samples: int) -> None:
+        if step == self.step:
+            raise Interrupted
+
+
+SETTINGS = {
+    "plain": {},
+    "stopping": {"early_stopping": {"metric": "auc", "patience": 1}, "evaluate_every": 2},
+    "accumulating": {"accumulate": 2, "schedule": {"warmup_steps": 3, "decay": "cosine"}},
+    "sgd with adagrad": {"optimizer": "adagrad", "clip_norm": 0.1, "weight_decay": 1e-3},
+}
+
+
+def _trainer(folder: Path, settings: dict[str, Any], *more: Observer) -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(
+        ClickModel("rowwise_adagrad" if "optimizer" in settings else "adam"),
+        options=options(checkpoint_every=2, log_every=3, epochs=3, **settings),
+        checkpoints=Checkpoints(folder / "checkpoints"),
+        observers=[MetricsLog(folder / "metrics.jsonl"), *more],
+    )
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timings = ("seconds", "samples_per_second", "time")
+    return [{k: v for k, v in line.items() if k not in timings} for line in lines]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("resumable", [True, False], ids=["resumable", "repeatable"])
+def test_goes_on_bit_for_bit_from_any_step(settings: str, resumable: bool, tmp_path: Path) -> None:
+    def data() -> Any:
+        return Source() if resumable else epochs(Source(), 1)
+
+    whole = _trainer(tmp_path, SETTINGS[settings], Observer())
+    expected = whole.fit(data(), valid_batches())
+    lines = _lines(tmp_path)
+    for step in range(1, expected.steps + 1, 1 if settings == "stopping" else 3):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        with pytest.raises(Interrupted):
+            _trainer(folder, SETTINGS[settings], Interrupt(step)).fit(data(), valid_batches())
+        torch.rand(5)
+        again = _trainer(folder, SETTINGS[settings], Observer())
+        result = again.fit(data(), valid_batches(), resume=True)
+        assert_same(
+            everything(again.model, again.optimizer), everything(whole.model, whole.optimizer)
+        )
+        assert (result.train, result.valid) == (expected.train, expected.valid)
+        assert (result.steps, result.samples) == (expected.steps, expected.samples)
+        assert result.best_step == expected.best_step
+        assert _lines(folder) == lines
+        counts = [t.model.ebc.out_of_range_counts() for t in (whole, again)]
+        assert counts[0] == counts[1]
+
+
+def test_resuming_what_is_over_changes_nothing(tmp_path: Path) -> None:
+    whole = _trainer(tmp_path, SETTINGS["stopping"])
+    expected = whole.fit(Source(), valid_batches())
+    again = _trainer(tmp_path, SETTINGS["stopping"])
+    result = again.fit(Source(), valid_batches(), resume=True)
+    assert (result.train, result.valid, result.steps) == (
+        expected.train, expected.valid, expected.steps
+    )  # fmt: skip
+    assert_same(again.model.state_dict(), whole.model.state_dict())
+
+
+def test_without_resume_it_starts_anew(tmp_path: Path) -> None:
+    _trainer(tmp_path, {}).fit(Source(), valid_batches())
+    second = _trainer(tmp_path, {})
+    assert second.fit(Source(), valid_batches()).steps == 21
