@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from torchrec.cli.application import application
 
         code = application()(arguments, prog_name="torchrec", standalone_mode=False)
+        if code == INTERRUPTED:  # Typer turns Ctrl-C into this, or into Abort, by its version
+            raise KeyboardInterrupt
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:  # as in `torchrec info | head -1`: the reader has seen enough

@@ -22,8 +22,7 @@ from torchrec.cli.train import train
 def application() -> typer.Typer:
     """Return the command line application."""
     data = typer.Typer(no_args_is_help=True, help="Make Parquet files to train on.")
-    for command in (synthetic, movielens, criteo):
-        data.command(help=_help_of(command))(command)
+    _add(data, synthetic, movielens, criteo)
     app = typer.Typer(
         name="torchrec",
         no_args_is_help=True,
@@ -33,12 +32,15 @@ def application() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(help=_help_of(_torchrec))(_torchrec)
-    for command in (init, train, evaluate, predict, report):
-        app.command(help=_help_of(command))(command)
+    _add(app, init, train, evaluate, predict, report)
     app.add_typer(data, name="data")
-    for command in (demo, info):
-        app.command(help=_help_of(command))(command)
+    _add(app, demo, info)
     return app
+
+
+def _add(app: typer.Typer, *commands: Callable[..., None]) -> None:
+    for command in commands:
+        app.command(help=_help_of(command))(command)
 
 
 def _torchrec(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -13,11 +14,15 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Return a table: names to the left, numbers to the right."""
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> Table:
+    """Return a table: the first column to the left, the others to the right if they are numbers.
+
+    In a table without numbers the last column is prose, and wraps.
+    """
     drawn = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     for position, name in enumerate(head):
-        drawn.add_column(name, justify="right" if position else "left", no_wrap=True)
+        right, prose = numbers and position > 0, not numbers and position == len(head) - 1
+        drawn.add_column(name, justify="right" if right else "left", no_wrap=not prose)
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(escape, row))
     return drawn

@@ -1,2 +1,88 @@
-def demo() -> None:
-    """Stub."""
+"""``torchrec demo``: all of it, on generated data."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import typer
+
+from torchrec.cli.console import console
+
+_COMMANDS = (
+    "torchrec data synthetic -o clicks --rows {rows}",
+    "torchrec init clicks/train.parquet --valid clicks/valid.parquet --test clicks/test.parquet"
+    " --label click --exclude click_probability",
+    "torchrec train experiment.yaml -o run training.epochs={epochs} model.dim=16",
+    "torchrec evaluate run clicks/test.parquet",
+    "torchrec predict run clicks/test.parquet -o predictions.parquet --keep-columns",
+    "torchrec report run",
+)
+
+
+def demo(
+    context: typer.Context,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="An empty or new folder.", show_default="a temporary one"
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=10_000, help="Impressions to generate.")] = 1_000_000,
+    epochs: Annotated[int, typer.Option(min=1)] = 2,
+) -> None:
+    """Generate a click log, train on it, predict, report: less than three minutes on two cores.
+
+    Each command is shown before it runs, to be repeated with data of one's own. The log has known
+    click probabilities, so that the result can be compared with the best possible one.
+
+    $ torchrec demo
+    $ torchrec demo -o my-demo --rows 200000
+    """
+    start = perf_counter()
+    folder = Path(tempfile.mkdtemp(prefix="torchrec-demo-")) if output is None else output
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise ValueError(f"`--output` should be an empty or new folder. Received '{folder}'.")
+    out = console()
+    out.print(f"[bold green]$[/] cd {folder}")
+    torchrec = context.find_root().command
+    with _inside(folder):
+        for template in _COMMANDS:
+            command = template.format(rows=rows, epochs=epochs)
+            out.print(f"\n[bold green]$[/] [bold]{command}[/]")
+            torchrec.main(shlex.split(command)[1:], prog_name="torchrec", standalone_mode=False)
+        _compare(Path("clicks/test.parquet"), Path("run"))
+    out.print(f"\nAll of it took {perf_counter() - start:.0f} s. Open {folder / 'run/report.html'}")
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _compare(test: Path, run: Path) -> None:
+    """Say how far the model is from the best possible one, on the same rows."""
+    from torchrec.datasets.synthetic import read_limits
+
+    limits = read_limits(test)
+    assert limits is not None
+    reached = json.loads((run / "result.json").read_text("utf-8"))["test"]
+    console().print(
+        f"\nOn the {limits.rows:,} rows of the test the model reaches an AUC of "
+        f"[bold]{reached['auc']:.4f}[/]; who knew every click probability would reach "
+        f"{limits.auc:.4f}: [bold]{limits.auc - reached['auc']:.4f}[/] more. "
+        f"NE {reached['ne']:.4f}, best possible {limits.ne:.4f}."
+    )

@@ -1,2 +1,94 @@
-def evaluate() -> None:
-    """Stub."""
+"""``torchrec evaluate``: the metrics of a trained model on files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from torchrec.cli.console import console, table
+from torchrec.cli.reading import open_source, say_counts
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from torchrec.datasets.source import TableSource
+    from torchrec.datasets.synthetic import Limits
+    from torchrec.metrics import BinaryReport
+
+
+def evaluate(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of the run.", show_default=False)
+    ],
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA",
+            help="Parquet, CSV or TSV: files, folders, patterns.",
+            show_default=False,
+        ),
+    ],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the result to a file, too.")
+    ] = None,
+) -> None:
+    """Measure a trained model on data with labels.
+
+    Label and rows to leave out are those of the experiment. Of generated data, what is best possible
+    stands beside.
+
+    $ torchrec evaluate runs/experiment test.parquet
+    $ torchrec evaluate runs/experiment 'log/day_*.parquet' --json result.json
+    """
+    import torch
+
+    from torchrec.datasets.transform.labels import Label
+    from torchrec.inference import load
+    from torchrec.metrics import BinaryMetrics
+
+    predictor = load(run)
+    section = predictor.experiment.data
+    source = open_source(data, section, section.drop)
+    label = Label(section.label)
+    metrics = BinaryMetrics()
+    for part in source.scan(list(dict.fromkeys([*predictor.input_columns, *label.columns]))):
+        metrics.update(predictor.logits(part), torch.from_numpy(label.read(part)))
+    report = metrics.compute()
+    console().print(_table(report, _limits(source)))
+    say_counts(predictor)
+    for name, why in report.undefined.items():
+        console().print(f"{name} is not defined: {why}", markup=False)
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.to_json(), indent=2) + "\n", "utf-8")
+
+
+def _limits(source: TableSource) -> Limits | None:
+    """Return what is best possible, if the data are one generated file."""
+    from torchrec.datasets.synthetic import read_limits
+
+    if len(source.files) != 1 or source.files[0].format != "parquet":
+        return None
+    return read_limits(source.files[0].path)
+
+
+def _table(report: BinaryReport, limits: Limits | None) -> Table:
+    head = [f"{report.samples:,} rows", "", "best possible"][: 2 if limits is None else 3]
+    best = {} if limits is None else asdict(limits)
+    return table(
+        head,
+        [
+            [name, f"{getattr(report, key):.4f}", f"{best[key]:.4f}" if key in best else ""][
+                : len(head)
+            ]
+            for key, name in (
+                ("auc", "AUC"),
+                ("ne", "normalised entropy"),
+                ("logloss", "log loss"),
+                ("calibration", "calibration"),
+            )
+        ],
+    )

@@ -1,2 +1,102 @@
-def init() -> None:
-    """Stub."""
+"""``torchrec init``: look at data and write an experiment file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from torchrec.cli.console import console, table
+
+if TYPE_CHECKING:
+    from torchrec.experiment.infer import Inference
+
+
+def init(
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA",
+            help="Parquet, CSV or TSV: files, folders, patterns.",
+            show_default=False,
+        ),
+    ],
+    label: Annotated[
+        str,
+        typer.Option(help="Column of 0 and 1, or an expression over columns.", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path(
+        "experiment.yaml"
+    ),
+    valid: Annotated[
+        list[str] | None, typer.Option(help="Files to validate on; repeatable.")
+    ] = None,
+    test: Annotated[list[str] | None, typer.Option(help="Files to test on; repeatable.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="A column that is no feature; repeatable.")
+    ] = None,
+    drop: Annotated[str | None, typer.Option(help="Expression of the rows to leave out.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Look at data and write an experiment file to start from.
+
+    Every column becomes a feature or is left out, with the reason beside it. Read the file before
+    training: what only becomes known after the click is no feature.
+
+    $ torchrec init clicks.parquet --label click
+    $ torchrec init 'log/day_*.csv.gz' --label click --exclude revenue -o day.yaml
+    $ torchrec init ratings.parquet --label 'rating > 3' --drop 'rating == 3'
+    """
+    from torchrec.datasets.source import TableSource
+    from torchrec.experiment.infer import infer_features, write_experiment
+    from torchrec.experiment.schema import DataSection
+
+    source = TableSource(data, drop=drop)
+    section = DataSection(train=data, valid=valid or [], test=test or [], label=label, drop=drop)
+    inference = _without(infer_features(source, label, drop), exclude or [])
+    write_experiment(output, inference, section, overwrite=overwrite)
+    _show(inference)
+    out = console()
+    out.print(f"\nWritten to [bold]{output}[/]. Read it, then:")
+    out.print(f"  torchrec train {output}", markup=False)
+
+
+def _without(inference: Inference, excluded: Sequence[str]) -> Inference:
+    names = [column.name for column in inference.columns]
+    for name in excluded:
+        if name not in names:
+            near = get_close_matches(name, names, 1) or names
+            raise ValueError(
+                f"`--exclude` should name a column of the data, such as '{near[0]}'. "
+                f"Received '{name}'."
+            )
+    columns = [
+        replace(column, feature=None, reason="excluded", gives_away=False)
+        if column.name in excluded
+        else column
+        for column in inference.columns
+    ]
+    return replace(inference, columns=columns)
+
+
+def _show(inference: Inference) -> None:
+    out = console()
+    rows = f"{inference.rows:,} rows" + ("" if inference.complete else ", the first of them")
+    out.print(f"{rows}, {inference.positives:.2%} of the labels are 1\n")
+    features = inference.features
+    out.print(
+        table(
+            ("column", "becomes", "seen"),
+            [
+                (name, features[name].type if name in features else "", note)
+                for name, note in inference.notes.items()
+            ],
+            numbers=False,
+        )
+    )
+    for warning in inference.warnings:
+        out.print(f"\n{warning}", style="yellow", markup=False)

@@ -1,2 +1,65 @@
-def predict() -> None:
-    """Stub."""
+"""``torchrec predict``: the probabilities of a trained model for the rows of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torchrec.cli.console import console
+from torchrec.cli.reading import open_source, say_counts
+
+
+def predict(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of the run.", show_default=False)
+    ],
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA",
+            help="Parquet, CSV or TSV: files, folders, patterns.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The Parquet file to write.")
+    ] = Path("predictions.parquet"),
+    keep_columns: Annotated[
+        bool, typer.Option("--keep-columns", help="Write the columns of the data as well.")
+    ] = False,
+    name: Annotated[str, typer.Option(help="Name of the new column.")] = "prediction",
+) -> None:
+    """Predict the probability of a click for every row, in the order of the data.
+
+    The data need the columns of the features, not the label. Memory does not grow with the data, and
+    the file appears when it is whole.
+
+    $ torchrec predict runs/experiment new.parquet -o predictions.parquet
+    $ torchrec predict runs/experiment 'log/day_*.csv.gz' -o scored.parquet --keep-columns
+    """
+    import pyarrow as pa
+
+    from torchrec.datasets.parquet_writer import ParquetWriter
+    from torchrec.inference import load
+
+    if output.suffix != ".parquet":
+        raise ValueError(f"`--output` should end in '.parquet'. Received '{output}'.")
+    predictor = load(run)
+    source = open_source(data, predictor.experiment.data)
+    if keep_columns and name in source.schema.names:
+        raise ValueError(
+            f"The data should have no column '{name}' yet; choose another by `--name`. "
+            f"Columns: {', '.join(source.schema.names)}."
+        )
+    if output.resolve() in {Path(file.path).resolve() for file in source.files}:
+        raise ValueError(f"`--output` should not be a file of the data. Received '{output}'.")
+    kept = source.schema.names if keep_columns else []
+    needed = list(dict.fromkeys([*predictor.input_columns, *kept]))
+    with ParquetWriter(output) as file:
+        for table in source.scan(needed):
+            scores = pa.array(predictor.predict(table).numpy())
+            file.write(table.select(kept).append_column(name, scores))
+    say_counts(predictor)
+    console().print(f"{file.rows:,} predictions in {output}", markup=False)

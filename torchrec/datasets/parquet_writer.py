@@ -48,9 +48,16 @@ class ParquetWriter:
         return self
 
     def write(self, table: pa.Table) -> None:
-        """Append a table as one row group."""
+        """Append a table as one row group.
+
+        Args:
+            table: its columns are those of the schema; types that differ, as those of strings that
+                come now plain and now dictionary-encoded, are cast.
+        """
         writer = self._writer or self._open(table.schema)
         if table.num_rows:
+            if table.schema != writer.schema:
+                table = table.cast(writer.schema)
             writer.write_table(table, row_group_size=table.num_rows)
             self.rows += table.num_rows
 

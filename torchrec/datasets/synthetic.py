@@ -173,8 +173,9 @@ class _World:
         total = np.zeros((len(items), _TASTES), np.float32)
         for column in range(items.shape[1]):
             total += self.item_taste[items[:, column]] * mask[:, column, None]
-        count: Floats = mask.sum(1, dtype=np.float32)
-        return total / np.sqrt(np.maximum(count, 1))[:, None]
+        count = np.maximum(mask.sum(1), 1).astype(np.float32)
+        scaled: Floats = total / np.sqrt(count)[:, None]
+        return scaled
 
 
 def write_click_log(
@@ -285,11 +286,13 @@ def _zipf(rng: np.random.Generator, size: int, n: int, exponent: float) -> Integ
     else:
         power = 1 - exponent
         x = (((n + 1) ** power - 1) * u + 1) ** (1 / power)
-    return np.minimum(x.astype(np.int64), n) - 1
+    drawn: Integers = np.minimum(x.astype(np.int64), n) - 1
+    return drawn
 
 
 def _normal(rng: np.random.Generator, scale: float, *shape: int) -> Floats:
-    return rng.standard_normal(shape, np.float32) * np.float32(scale)
+    drawn: Floats = rng.standard_normal(shape, np.float32) * np.float32(scale)
+    return drawn
 
 
 def _strings(codes: npt.NDArray[np.integer], names: tuple[str, ...] | list[str]) -> pa.Array:

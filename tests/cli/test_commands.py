@@ -1,0 +1,166 @@
+"""What scripts of users rely on: names, flags, exit codes, one line for each mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from torchrec import cli
+from torchrec.cli.application import application
+
+FROZEN = {
+    "init": (
+        "data --drop --exclude --label --output,-o --overwrite --test --valid",
+        "experiment.yaml",
+    ),
+    "train": ("experiment overrides --output,-o --resume", "--resume"),
+    "evaluate": ("data run --json", "test.parquet"),
+    "predict": ("data run --keep-columns --name --output,-o", "predictions.parquet"),
+    "report": ("run --output,-o", "runs/experiment"),
+    "data synthetic": (
+        "--items --output,-o --rows --seed --test --users --valid",
+        "--rows 1000000",
+    ),
+    "data movielens": ("folder --drop-neutral --output,-o", "ml-1m"),
+    "data criteo": ("files --output,-o", "train.txt"),
+    "demo": ("--epochs --output,-o --rows", "torchrec demo"),
+    "info": ("--operators", "torchrec info"),
+}
+
+
+def _commands(group: object, prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        if hasattr(command, "commands"):
+            found |= _commands(command, f"{prefix}{name} ")
+        else:
+            found[prefix + name] = command
+    return found
+
+
+def test_names_and_flags_are_frozen() -> None:
+    root = typer.main.get_command(application())
+    found = {}
+    for name, command in _commands(root).items():
+        flags = [
+            ",".join(sorted(one.opts)) if one.param_type_name == "option" else one.name
+            for one in command.params  # type: ignore[attr-defined]
+        ]
+        found[name] = " ".join(sorted(flags, key=lambda flag: (flag.startswith("-"), flag)))
+    assert found == {name: flags for name, (flags, _) in FROZEN.items()}
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_help_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*name.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"$ torchrec {name}" in text
+    assert FROZEN[name][1] in " ".join(text.split())
+
+
+def test_help_of_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["-h"]) == 0
+    text = capsys.readouterr().out
+    for name in ("init", "train", "evaluate", "predict", "report", "data", "demo", "info"):
+        assert f" {name} " in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["trian"], "No such command 'trian'. Did you mean 'train'? See `torchrec --help`."),
+        (["train"], "Missing argument 'EXPERIMENT'. See `torchrec train --help`."),
+        (["report", "x", "--foo"], "No such option: --foo. See `torchrec report --help`."),
+        (["report", "no/run"], "'no/run' should be the folder of a run. Received no such folder."),
+        (["data", "criteo", "no.txt"], "'no.txt' should be a file of the raw Criteo log."),
+        (["data", "synthetic", "--rows", "0"], "Invalid value for '--rows'"),
+        (["data", "synthetic", "--valid", "0.9", "--test", "0.2"], "sum to less than 1"),
+        (["init", "no.parquet", "--label", "click"], "Data file 'no.parquet' should exist."),
+        (["train", "no.yaml"], "no.yaml"),
+        (["evaluate", "no", "x.parquet"], "no"),
+        (["predict", "no", "x.parquet", "-o", "x.csv"], "should end in '.parquet'"),
+    ],
+    ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str],
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == cli.MISTAKE == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("torchrec: ")
+    assert captured.err.count("\n") == 1
+    assert line in captured.err
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "report", "x"], ["report", "x", "--debug"]])
+def test_debug_shows_the_traceback(arguments: list[str]) -> None:
+    with pytest.raises(ValueError, match="Received no such folder"):
+        cli.main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "stopped."),
+        (RuntimeError("odd\nthing"), 1, "RuntimeError: odd thing (run again with --debug"),
+        (ValueError(), 2, "ValueError"),
+        (MemoryError(), 2, "not enough memory"),
+        (OSError(28, "No space left on device", "out"), 2, "'out': No space left on device."),
+        (ImportError("No module named 'jinja2'", name="jinja2"), 2, "pip install 'rowwise[train]'"),
+        (BrokenPipeError(), 0, ""),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_errors_have_codes(
+    error: BaseException,
+    code: int,
+    line: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("torchrec.report.write_report", fail)
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    assert cli.main(["report", "x"]) == code
+    captured = capfd.readouterr().err.strip()
+    assert line in captured
+    assert captured.count("\n") == 0
+
+
+def test_it_is_a_module_and_leaves_extras_alone_until_needed() -> None:
+    code = "import sys, torchrec.cli; print({'typer', 'rich', 'pyarrow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+    done = subprocess.run(
+        [sys.executable, "-m", "torchrec", "report", "/nothing"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("torchrec: '/nothing' should be the folder of a run.")
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", "--operators"]) == 0
+    text = capsys.readouterr().out
+    for word in (
+        "rowwise",
+        "torch",
+        "instruction set",
+        "threads",
+        "devices",
+        "cpu",
+        "embedding_bag",
+    ):
+        assert word in text

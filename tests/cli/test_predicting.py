@@ -1,0 +1,173 @@
+"""``torchrec predict`` and ``torchrec evaluate`` on a model that was saved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.metrics import log_loss, roc_auc_score
+
+from torchrec import cli
+from torchrec.datasets.features import DenseFeature, SparseFeature
+from torchrec.datasets.synthetic import ClickLog, write_click_log
+from torchrec.datasets.transform import FeatureTransform
+from torchrec.experiment.build import build_model
+from torchrec.experiment.bundle import save_bundle
+from torchrec.experiment.schema import Experiment
+from torchrec.inference import load
+
+ROWS = 70_000  # more than one row group
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("log") / "log.parquet"
+    write_click_log(ClickLog(rows=ROWS), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose model has not learned anything, which is saved like any other."""
+    folder = tmp_path_factory.mktemp("run")
+    experiment = Experiment.model_validate(
+        {
+            "data": {"train": [str(log)], "label": "click", "drop": "device == 'tv'"},
+            "model": {"name": "dlrm", "dim": 8, "dense_layers": [16], "layers": [16]},
+            "features": {
+                "price": DenseFeature(log=True),
+                "user": SparseFeature(rows=1_000),
+                "category": SparseFeature(ids="vocabulary"),
+            },
+        }
+    )
+    assert experiment.features is not None
+    transform = FeatureTransform(experiment.features, "click").fit([pq.read_table(log)])
+    torch.manual_seed(0)
+    model = build_model(experiment.model, experiment.training, transform)
+    save_bundle(folder / "model", experiment, transform, model)
+    return folder
+
+
+def test_predictions_are_those_of_the_model(run: Path, log: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "predictions.parquet"
+    assert cli.main(["predict", str(run), str(log), "-o", str(out)]) == 0
+    table = pq.read_table(out)
+    assert table.column_names == ["prediction"]
+    expected = load(run).predict(pq.read_table(log))
+    torch.testing.assert_close(torch.from_numpy(table["prediction"].to_numpy().copy()), expected)
+
+
+def test_columns_are_kept(
+    run: Path, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scored.parquet"
+    arguments = ["predict", str(run), str(log), "-o", str(out), "--keep-columns", "--name", "p"]
+    assert cli.main(arguments) == 0
+    table = pq.read_table(out)
+    assert table.column_names[-1] == "p"
+    assert table.drop_columns(["p"]).cast(pq.read_schema(log)).equals(pq.read_table(log))
+    assert pq.ParquetFile(out).num_row_groups > 1
+    said = capsys.readouterr().out
+    assert f"70,000 predictions in {out}" in said
+    assert "price: 3," in said
+    assert "missing" in said
+
+
+def test_csv_without_a_label_gives_the_same(run: Path, log: Path, tmp_path: Path) -> None:
+    table = pq.read_table(log, columns=["user", "category", "price"]).slice(0, 500)
+    csv.write_csv(table, tmp_path / "new.csv")
+    out = tmp_path / "predictions.parquet"
+    assert cli.main(["predict", str(run), str(tmp_path / "new.csv"), "-o", str(out)]) == 0
+    scores = torch.from_numpy(pq.read_table(out)["prediction"].to_numpy().copy())
+    torch.testing.assert_close(scores, load(run).predict(table))
+
+
+def test_evaluation_is_that_of_scikit_learn(
+    run: Path, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["evaluate", str(run), str(log), "--json", str(tmp_path / "r.json")]) == 0
+    table = pq.read_table(log)
+    table = table.filter(pa.compute.not_equal(table["device"], "tv"))
+    click, scores = table["click"].to_numpy(), load(run).predict(table).double().numpy()
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["samples"] == len(table) < ROWS
+    assert result["auc"] == pytest.approx(roc_auc_score(click, scores), abs=1e-4)
+    assert result["logloss"] == pytest.approx(log_loss(click, scores), rel=1e-4)
+    said = capsys.readouterr().out
+    assert f"{result['auc']:.4f}" in said
+    assert "best possible" in said
+
+
+def test_no_best_possible_beside_several_files(
+    run: Path, log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["evaluate", str(run), str(log), f"{log.parent}/*.parquet"]) == 0
+    assert cli.main(["evaluate", str(run), str(log.parent)]) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda t: t.drop_columns(["user"]), "user"),
+        (lambda t: t.set_column(1, "user", pa.array(["a"] * len(t))), "user"),
+    ],
+    ids=["column-missing", "column-of-other-type"],
+)
+def test_other_data_are_refused(
+    run: Path,
+    log: Path,
+    tmp_path: Path,
+    make: object,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = pq.read_table(log).slice(0, 100)
+    pq.write_table(make(table), tmp_path / "odd.parquet")  # type: ignore[operator]
+    out = tmp_path / "predictions.parquet"
+    out.write_text("was here")
+    assert cli.main(["predict", str(run), str(tmp_path / "odd.parquet"), "-o", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert line in error
+    assert out.read_text() == "was here"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "odd.parquet",
+        "predictions.parquet",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["-o", "{log}"], "should not be a file of the data"),
+        (["-o", "{tmp}/x.parquet", "--keep-columns", "--name", "user"], "no column 'user' yet"),
+    ],
+)
+def test_outputs_that_would_destroy_something_are_refused(
+    run: Path,
+    log: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    filled = [one.format(log=log, tmp=tmp_path) for one in arguments]
+    assert cli.main(["predict", str(run), str(log), *filled]) == 2
+    assert line in capsys.readouterr().err
+    assert pq.read_metadata(log).num_rows == ROWS
+
+
+def test_labels_of_one_kind_have_no_auc(
+    run: Path, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pq.read_table(log)
+    pq.write_table(table.filter(pa.compute.equal(table["click"], 0)), tmp_path / "no.parquet")
+    assert cli.main(["evaluate", str(run), str(tmp_path / "no.parquet")]) == 0
+    assert "auc is not defined: all labels are 0" in capsys.readouterr().out

@@ -1,0 +1,47 @@
+"""What the commands that ask a model read, and what they say about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from torchrec.cli.console import console
+
+if TYPE_CHECKING:
+    from torchrec.datasets.source import TableSource
+    from torchrec.experiment.schema import DataSection
+    from torchrec.inference import Predictor
+
+_ODD = ("missing", "infinite", "nulls", "unknown", "truncated")
+
+
+def open_source(data: Sequence[str], section: DataSection, drop: str | None = None) -> TableSource:
+    """Return the rows of files that are like those a model was trained on.
+
+    Args:
+        data: files, folders or patterns.
+        section: what the experiment says about its data: the names of columns without a header.
+        drop: expression of the rows to leave out.
+    """
+    from torchrec.datasets.files import resolve_files
+    from torchrec.datasets.source import TableSource
+
+    files = resolve_files(data)
+    columns = None if files[0].format == "parquet" else section.columns
+    return TableSource(files, columns=columns, drop=drop)
+
+
+def say_counts(predictor: Predictor) -> None:
+    """Print what was odd about the data, a line for each feature and table."""
+    out = console()
+    features, tables = predictor.counts()
+    for name, counts in features.items():
+        odd = [
+            f"{count:,} {what}" for what, count in asdict(counts).items() if count and what in _ODD
+        ]
+        if odd:
+            out.print(f"{name}: {', '.join(odd)}", style="dim", markup=False)
+    for name, count in tables.items():
+        if count:
+            out.print(f"table {name}: {count:,} out of range", style="dim", markup=False)
