@@ -66,7 +66,7 @@ class ColumnStatistics:
     @property
     def distinct(self) -> int:
         """Number of distinct values: exact below `EXACT`."""
-        return self._counter.distinct()
+        return self._counter.estimate()
 
     @property
     def mean_length(self) -> float:

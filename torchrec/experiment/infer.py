@@ -203,18 +203,17 @@ def _sample(tables: Iterator[pa.Table]) -> tuple[pa.Table, Iterator[pa.Table]]:
 def _count(
     schema: pa.Schema, sample: pa.Table, tables: Iterator[pa.Table]
 ) -> list[ColumnStatistics]:
-    counted = [ColumnStatistics(one.name, one.type, _separator(sample, one)) for one in schema]
+    counted = [ColumnStatistics(one.name, one.type, _separator(sample[one.name])) for one in schema]
     for table in tables:
         for statistics in counted:
             statistics.add(table)
     return counted
 
 
-def _separator(sample: pa.Table, column: pa.Field) -> str | None:
+def _separator(strings: pa.ChunkedArray) -> str | None:
     """Return what separates the parts of a column of strings, None if they are no lists."""
-    strings = sample[column.name]
-    if pt.is_dictionary(column.type):
-        strings = strings.cast(column.type.value_type)
+    if pt.is_dictionary(strings.type):  # as readers of Parquet give them
+        strings = strings.cast(strings.type.value_type)
     if not (pt.is_string(strings.type) or pt.is_large_string(strings.type)):
         return None
     return None if is_text_of_time(strings) else separator_of(strings)

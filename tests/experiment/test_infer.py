@@ -1,0 +1,425 @@
+"""What columns are taken for, and the experiment file that says so."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from torchrec.datasets.features import DenseFeature
+from torchrec.datasets.source import TableSource
+from torchrec.experiment.files import check_columns, load_experiment
+from torchrec.experiment.infer import Inference, infer_features, write_experiment
+from torchrec.experiment.schema import DataSection
+
+ROWS = 2000
+DATA = Path(os.environ.get("ROWWISE_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def infer(
+    tmp_path: Path, columns: dict[str, object], label: str = "click", **kwargs: object
+) -> Inference:
+    """Infer from columns written to a Parquet file, with a label if they have none."""
+    length = len(next(iter(columns.values())))
+    clicks = np.random.default_rng(1).integers(0, 2, length)
+    table = pa.table(columns if "click" in columns else {**columns, "click": clicks})
+    path = tmp_path / "data.parquet"
+    pq.write_table(table, path)
+    return infer_features(path, label, **kwargs)
+
+
+def feature_of(tmp_path: Path, name: str, values: object) -> dict[str, object]:
+    """Return what is proposed for one column, without defaults."""
+    beside = {"other": np.arange(len(values)) % 3, name: values}
+    feature = infer(tmp_path, beside).features[name]
+    return {"type": feature.type, **feature.model_dump(mode="json", exclude_defaults=True)}
+
+
+def reason_of(tmp_path: Path, name: str, values: object) -> str:
+    """Return why one column is left out."""
+    beside = {"other": np.arange(len(values)) % 3, name: values}
+    inference = infer(tmp_path, beside)
+    assert name not in inference.features
+    return next(column.reason for column in inference.columns if column.name == name)
+
+
+def drawn(random: np.random.Generator, choices: list[object], rows: int = ROWS) -> list[object]:
+    return [choices[at] for at in random.integers(0, len(choices), rows)]
+
+
+class TestRoles:
+    def test_numbers(self, tmp_path: Path, random: np.random.Generator) -> None:
+        assert feature_of(tmp_path, "x", random.normal(size=ROWS)) == {"type": "dense"}
+
+    def test_long_tails_get_a_logarithm(self, tmp_path: Path, random: np.random.Generator) -> None:
+        values = np.exp(2 * random.normal(size=ROWS))
+        assert feature_of(tmp_path, "price", values) == {"type": "dense", "log": True}
+
+    def test_counts_are_numbers(self, tmp_path: Path, random: np.random.Generator) -> None:
+        values = random.poisson(3, ROWS)
+        assert feature_of(tmp_path, "num_clicks", values) == {"type": "dense"}
+
+    def test_negative_integers_are_numbers(
+        self, tmp_path: Path, random: np.random.Generator
+    ) -> None:
+        assert feature_of(tmp_path, "x", random.integers(-50, 50, ROWS)) == {"type": "dense"}
+
+    def test_sparse_integers_without_a_telling_name_are_numbers(
+        self, tmp_path: Path, random: np.random.Generator
+    ) -> None:
+        values = (random.random(ROWS) ** 3 * 100_000).astype(np.int64) // 10
+        assert feature_of(tmp_path, "x", values)["type"] == "dense"
+
+    def test_small_integers(self, tmp_path: Path) -> None:
+        assert feature_of(tmp_path, "occupation", np.arange(ROWS) % 21) == {
+            "type": "sparse",
+            "ids": "plain",
+            "rows": 21,
+            "out_of_range": "unknown",
+        }
+
+    def test_booleans(self, tmp_path: Path, random: np.random.Generator) -> None:
+        values = random.integers(0, 2, ROWS).astype(bool)
+        assert feature_of(tmp_path, "member", values)["rows"] == 2
+
+    def test_ids_spread_wide(self, tmp_path: Path, random: np.random.Generator) -> None:
+        values = random.choice(random.integers(0, 2**60, 300), ROWS)
+        assert feature_of(tmp_path, "user_id", values) == {
+            "type": "sparse",
+            "ids": "vocabulary",
+            "rows": 300,
+            "min_count": 2,
+        }
+
+    def test_ids_that_were_turned_to_floating_point(self, tmp_path: Path) -> None:
+        values = pa.array([None if i % 7 == 0 else float(i % 50) for i in range(ROWS)])
+        assert feature_of(tmp_path, "item_id", values)["type"] == "sparse"
+
+    @pytest.mark.parametrize(
+        "type", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
+    )
+    def test_strings(self, tmp_path: Path, random: np.random.Generator, type: pa.DataType) -> None:
+        values = pa.array(drawn(random, ["de", "fr", "us", None])).cast(type)
+        assert feature_of(tmp_path, "country", values) == {
+            "type": "sparse",
+            "ids": "vocabulary",
+            "rows": 3,
+        }
+
+    def test_more_ids_than_a_vocabulary_takes(self) -> None:
+        from torchrec.experiment._sizes import proposed_ids
+
+        ids = proposed_ids(3_000_000, 0, 2**62, integers=True)
+        assert (ids.ids, ids.rows) == ("hash", 1 << 22)
+        assert proposed_ids(10**9, 0, 2**62, integers=True).rows == 1 << 24
+
+    def test_lists(self, tmp_path: Path, random: np.random.Generator) -> None:
+        values = [list(range(i % 4)) for i in range(ROWS)]
+        assert feature_of(tmp_path, "genres", values)["type"] == "multi_hot"
+
+    @pytest.mark.parametrize("name", ["history", "last_clicked", "hist_items", "seqItems"])
+    def test_lists_in_order(self, tmp_path: Path, name: str) -> None:
+        values = [[str(i % 5), str(i % 3)] for i in range(ROWS)]
+        assert feature_of(tmp_path, name, values)["type"] == "sequence"
+
+    @pytest.mark.parametrize("separator", ["|", ",", ", ", ";", " "])
+    def test_strings_that_are_lists(
+        self, tmp_path: Path, random: np.random.Generator, separator: str
+    ) -> None:
+        words = np.array(["red", "green", "blue", "big", "small", "old", "new"])
+        values = [
+            separator.join(random.choice(words, random.integers(1, 4), replace=False))
+            for _ in range(ROWS)
+        ]
+        found = feature_of(tmp_path, "tags", values)
+        assert (found["type"], found["separator"], found["rows"]) == ("multi_hot", separator, 7)
+
+    def test_strings_of_ids_in_order(self, tmp_path: Path, random: np.random.Generator) -> None:
+        values = [" ".join(map(str, random.integers(0, 10_000, 5))) for _ in range(ROWS)]
+        found = feature_of(tmp_path, "history", values)
+        assert (found["type"], found["separator"]) == ("sequence", " ")
+
+    def test_titles_are_no_lists(self, tmp_path: Path, random: np.random.Generator) -> None:
+        titles = [f"The {word} of {i}, Part {i % 7}" for i, word in enumerate("abcdefgh" * 20)]
+        found = feature_of(tmp_path, "title", drawn(random, titles))
+        assert (found["type"], "separator" in found) == ("sparse", False)
+
+
+class TestLeftOut:
+    def test_constant(self, tmp_path: Path) -> None:
+        assert reason_of(tmp_path, "x", ["a"] * ROWS) == "the same value in every row"
+
+    @pytest.mark.parametrize("type", [pa.null(), pa.float64(), pa.string(), pa.list_(pa.int64())])
+    def test_all_null(self, tmp_path: Path, type: pa.DataType) -> None:
+        assert reason_of(tmp_path, "x", pa.nulls(ROWS, type)) == "there is no value in any row"
+
+    @pytest.mark.parametrize("kind", [int, str])
+    def test_row_keys(self, tmp_path: Path, random: np.random.Generator, kind: type) -> None:
+        values = [kind(key) for key in random.permutation(ROWS)]
+        assert reason_of(tmp_path, "request_id", values) == "a value of its own in every row"
+
+    def test_row_keys_of_few_rows_cannot_be_told(self, tmp_path: Path) -> None:
+        assert feature_of(tmp_path, "user", ["ann", "ben", "cem"])["type"] == "sparse"
+
+    def test_nested(self, tmp_path: Path) -> None:
+        reason = reason_of(tmp_path, "x", [{"a": 1}] * ROWS)
+        assert reason == "values of type struct<a: int64> are no feature"
+
+    def test_lists_of_measurements(self, tmp_path: Path) -> None:
+        reason = reason_of(tmp_path, "vector", [[0.5, 0.25]] * ROWS)
+        assert reason.endswith(": double> are no feature")
+
+    def test_what_label_and_drop_read(self, tmp_path: Path, random: np.random.Generator) -> None:
+        columns = {
+            "rating": random.integers(1, 6, ROWS),
+            "test": random.integers(0, 2, ROWS),
+            "user": random.integers(0, 9, ROWS),
+        }
+        inference = infer(tmp_path, columns, "rating > 3", drop="test == 1")
+        assert list(inference.features) == ["user", "click"]
+        assert inference.notes["rating"].endswith("The label is made from it.")
+        assert inference.notes["test"].endswith("It decides which rows are dropped.")
+        assert inference.rows == int((columns["test"] == 0).sum())
+
+    def test_only_what_is_left_out(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            ValueError, match=r"a column that can be a feature\. Received none \('x': the"
+        ):
+            infer(tmp_path, {"x": [1] * ROWS})
+
+
+class TestTime:
+    @pytest.mark.parametrize(
+        "values",
+        [
+            np.arange(ROWS) + 956_703_932,
+            (np.arange(ROWS) + 956_703_932) * 1000,
+            np.arange(ROWS) % 28 + 20_240_101,
+            [datetime.datetime(2024, 1, 1) + datetime.timedelta(hours=i) for i in range(ROWS)],
+            [datetime.date(2024, 1, 1) + datetime.timedelta(days=i % 90) for i in range(ROWS)],
+            [f"2024-01-01 {i % 24:02d}:00:00" for i in range(ROWS)],
+        ],
+        ids=["seconds", "milliseconds", "yyyymmdd", "timestamp", "date", "text"],
+    )
+    def test_times(self, tmp_path: Path, values: object) -> None:
+        inference = infer(tmp_path, {"user": np.arange(ROWS) % 5, "created_at": values})
+        assert inference.time_column == "created_at"
+        assert list(inference.features) == ["user"]
+
+    def test_numbers_like_times_under_another_name(self, tmp_path: Path) -> None:
+        inference = infer(tmp_path, {"price": np.arange(ROWS) % 1500 * 1000 + 956_703_932})
+        assert inference.time_column is None
+
+
+class TestLeaks:
+    def test_a_copy_of_the_label(self, tmp_path: Path, random: np.random.Generator) -> None:
+        click = random.integers(0, 2, ROWS)
+        columns = {"user": np.arange(ROWS) % 5, "bought": click.astype(str), "click": click}
+        inference = infer(tmp_path, columns)
+        assert list(inference.features) == ["user"]
+        assert inference.warnings == [
+            "Column 'bought' is left out: it tells the label by itself; add it if it is known before "
+            "the label is."
+        ]
+
+    def test_a_number_that_decides_it(self, tmp_path: Path, random: np.random.Generator) -> None:
+        score = random.normal(size=ROWS)
+        columns = {"user": np.arange(ROWS) % 5, "dwell": score, "click": (score > 0.3).astype(int)}
+        assert list(infer(tmp_path, columns).features) == ["user"]
+
+    def test_a_name_made_from_the_label(self, tmp_path: Path, random: np.random.Generator) -> None:
+        columns = {"user": np.arange(ROWS) % 5, "click_probability": random.random(ROWS)}
+        inference = infer(tmp_path, columns)
+        assert list(inference.features) == ["user"]
+        assert "its name says that it is made from the label" in inference.warnings[0]
+
+    def test_a_good_feature_is_no_leak(self, tmp_path: Path, random: np.random.Generator) -> None:
+        score = random.normal(size=ROWS)
+        click = (score + 0.1 * random.normal(size=ROWS) > 0).astype(int)
+        assert "score" in infer(tmp_path, {"score": score, "click": click}).features
+
+    def test_a_rare_label_is_no_proof(self, tmp_path: Path) -> None:
+        click = [1 if i == 5 else 0 for i in range(ROWS)]
+        shop = ["only" if i == 5 else "abc"[i % 3] for i in range(ROWS)]
+        assert "shop" in infer(tmp_path, {"shop": shop, "click": click}).features
+
+
+class TestCounts:
+    def test_notes_say_what_was_seen(self, tmp_path: Path) -> None:
+        columns = {
+            "user": [None if i % 500 == 0 else i % 1234 for i in range(ROWS)],
+            "tags": [["a", "b"][: i % 3] for i in range(ROWS)],
+            "price": [float("nan") if i % 4 == 0 else i / 4 for i in range(ROWS)],
+        }
+        notes = infer(tmp_path, columns).notes
+        assert notes["user"].startswith("1,233 distinct, 0 to 1,233, 0.2 % null.")
+        assert notes["tags"] == "2 distinct, 1.0 in a row, 2 at most."
+        assert notes["price"] == "0.25 to 499.8, 25.0 % null."
+
+    def test_distinct_values_beyond_what_is_counted_exactly(self, tmp_path: Path) -> None:
+        ids = np.arange(300_000) * 7919 % 150_000
+        inference = infer(tmp_path, {"user": ids})
+        column = inference.columns[0]
+        assert column.seen.startswith("about ")
+        assert column.distinct == pytest.approx(150_000, rel=0.02)
+
+    def test_row_keys_beyond_what_is_counted_exactly(self, tmp_path: Path) -> None:
+        keys = np.random.default_rng(0).permutation(100_000)
+        inference = infer(tmp_path, {"key": keys, "user": keys % 10})
+        assert list(inference.features) == ["user"]
+
+    def test_no_more_rows_than_asked_for(self, tmp_path: Path) -> None:
+        columns = {"user": np.arange(ROWS) % 5}
+        few = infer(tmp_path, columns, max_rows=700)
+        assert (few.rows, few.complete) == (700, False)
+        assert infer(tmp_path, columns, max_rows=ROWS).complete
+
+    def test_positives(self, tmp_path: Path) -> None:
+        columns = {"user": np.arange(ROWS) % 5, "click": (np.arange(ROWS) % 4 == 0).astype(int)}
+        assert infer(tmp_path, columns).positives == 0.25
+
+    def test_dim_goes_with_the_distinct_values(self, tmp_path: Path) -> None:
+        """6 x 16 ** 0.25 is 12, 6 x 625 ** 0.25 is 30; 21 on average."""
+        columns = {"a": np.arange(ROWS) % 16, "b": np.arange(ROWS) % 625, "x": np.arange(ROWS) / 7}
+        assert infer(tmp_path, columns).dim == 16
+        assert infer(tmp_path, {"x": np.arange(ROWS) / 7}).dim == 16
+
+
+class TestMistakes:
+    def test_label_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            ValueError, match=r"Received 'clik'; did you mean `click`\? Columns: user, click"
+        ):
+            infer(tmp_path, {"user": [1, 2]}, "clik")
+
+    def test_label_not_0_and_1(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            ValueError, match=r"`data.label` 'click' should hold 0 and 1\. Received 5"
+        ):
+            infer(tmp_path, {"user": [1, 2], "click": [1, 5]})
+
+    def test_everything_dropped(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"The data should have rows\. Received none\."):
+            infer(tmp_path, {"user": [1, 2]}, drop="user > 0")
+
+
+class TestFile:
+    """What is written, and read back."""
+
+    columns: dict[str, object] = {  # noqa: RUF012
+        "time": np.arange(ROWS) + 956_703_932,
+        "user": np.arange(ROWS) % 300,
+        "no": ["yes", "no"] * (ROWS // 2),
+        "a: b # c": np.arange(ROWS) % 7,
+        "price": np.exp(np.arange(ROWS) % 13),
+        "history": [["x", "y"][: i % 3] for i in range(ROWS)],
+        "key": [f"k{i}" for i in range(ROWS)],
+    }
+
+    def test_there_and_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        inference = infer(tmp_path, self.columns)
+        monkeypatch.chdir(tmp_path)
+        data = DataSection(train=["data.parquet"], label="click")
+        written = write_experiment("clicks.yaml", inference, data)
+        loaded = load_experiment("clicks.yaml")
+        assert loaded == written
+        assert loaded.features == inference.features
+        assert loaded.data.train == [str(tmp_path / "data.parquet")]
+        assert (loaded.model.dim, loaded.output) == (inference.dim, "runs/clicks")
+        check_columns(loaded, TableSource(loaded.data.train).schema)
+
+    def test_other_sections_of_data(self, tmp_path: Path) -> None:
+        inference = infer(tmp_path, self.columns)
+        data = DataSection.model_validate(
+            {
+                "train": [str(tmp_path / "data.parquet"), "/elsewhere/*.csv"],
+                "valid": "/elsewhere/v.csv",
+                "label": "rating > 3",
+                "drop": "rating == 'a, b: #'",
+                "format": "csv",
+                "columns": ["user", "no"],
+                "split": {"by": "time", "column": "time", "valid": 0.2, "test": 0.05, "seed": 3},
+            }
+        )
+        written = write_experiment(tmp_path / "new" / "x.yaml", inference, data)
+        assert written.data == data
+        assert load_experiment(tmp_path / "new" / "x.yaml") == written
+
+    def test_comments(self, tmp_path: Path) -> None:
+        inference = infer(tmp_path, self.columns)
+        path = tmp_path / "clicks.yaml"
+        write_experiment(
+            path, inference, DataSection(train=[str(tmp_path / "data.parquet")], label="click")
+        )
+        text = path.read_text()
+        assert "from 2,000 rows" in text
+        assert "  train: [data.parquet]\n" in text
+        assert "  # 300 distinct, 0 to 299.\n  user: {type: sparse, ids: plain, rows: 300" in text
+        assert "  #   key: a value of its own in every row (2,000 distinct)\n" in text
+        assert "    # by: time\n    # column: time\n" in text
+        assert max(map(len, text.splitlines())) <= 100
+
+    def test_an_existing_file_stays(self, tmp_path: Path) -> None:
+        inference = infer(tmp_path, self.columns)
+        path = tmp_path / "clicks.yaml"
+        path.write_text("mine")
+        data = DataSection(train=["data.parquet"], label="click")
+        with pytest.raises(FileExistsError, match="should be a new one"):
+            write_experiment(path, inference, data)
+        assert path.read_text() == "mine"
+        write_experiment(path, inference, data, overwrite=True)
+        assert load_experiment(path).data.label == "click"
+        assert sorted(one.name for one in tmp_path.iterdir()) == ["clicks.yaml", "data.parquet"]
+
+
+def test_csv(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    lines = [f"{i % 7},{i / 4},{'a|b' if i % 2 else 'b'},{i % 3 % 2}" for i in range(300)]
+    path.write_text("\n".join(["user,price,tags,click", *lines]))
+    inference = infer_features(path, "click")
+    found = {name: feature.type for name, feature in inference.features.items()}
+    assert found == {"user": "sparse", "price": "dense", "tags": "sparse"}
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the data sets in {DATA}, or in $ROWWISE_DATA")
+class TestRealData:
+    def test_movielens(self) -> None:
+        inference = infer_features(DATA / "ml-1m" / "split" / "valid.parquet", "label")
+        found = {name: feature.type for name, feature in inference.features.items()}
+        assert found == {
+            "user_id": "sparse",
+            "movie_id": "sparse",
+            "gender": "sparse",
+            "age": "sparse",
+            "occupation": "sparse",
+            "zip": "sparse",
+            "title": "sparse",
+            "genres": "multi_hot",
+            "year": "sparse",
+        }
+        assert inference.time_column == "timestamp"
+        assert inference.warnings == []
+
+    def test_criteo(self) -> None:
+        numbers = [f"int_{i}" for i in range(13)]
+        categories = [f"cat_{i}" for i in range(26)]
+        # resolve_files goes by the suffix, and this file has another
+        from torchrec.datasets.files import resolve_files
+
+        files = resolve_files(DATA / "criteo" / "train_first_10000.txt", "tsv")
+        source = TableSource(files, columns=["label", *numbers, *categories])
+        features = infer_features(source, "label").features
+        dense = [name for name, feature in features.items() if isinstance(feature, DenseFeature)]
+        assert dense == numbers
+        assert [name for name in features if name not in dense] == categories
