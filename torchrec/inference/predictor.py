@@ -17,8 +17,6 @@ from torchrec.inference.columns import to_table
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from torchrec.datasets.transform import FeatureCounts
 
 
@@ -68,7 +66,7 @@ class Predictor:
                 training, or columns of different lengths.
         """
         with torch.inference_mode():
-            return torch.sigmoid(self.logits(data, batch_size=batch_size))
+            return _joined(map(torch.sigmoid, self._batches(data, batch_size)))
 
     def logits(self, data: object, *, batch_size: int = 8192) -> Tensor:
         """Return what `predict` takes the sigmoid of, for metrics and for scores that are compared.
@@ -84,15 +82,8 @@ class Predictor:
             TypeError: as `predict`.
             ValueError: as `predict`.
         """
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` should be at least 1. Received {batch_size}.")
-        table = to_table(data, self.transform)
         with torch.inference_mode():
-            parts = [
-                self._logits(table.slice(start, batch_size))
-                for start in range(0, table.num_rows, batch_size)
-            ]
-            return torch.cat(parts) if parts else torch.empty(0)
+            return _joined(self._batches(data, batch_size))
 
     def predict_batches(
         self, stream: Iterable[object], *, batch_size: int = 8192
@@ -128,10 +119,19 @@ class Predictor:
                 outside |= module.out_of_range_counts(reset)
         return (counts.take() if reset else counts.peek()), outside
 
-    def _logits(self, table: pa.Table) -> Tensor:
-        batch = self.transform.transform(table, labels=False)
-        logits: Tensor = self.model(batch.dense_features, batch.sparse_features)
-        return logits.squeeze(-1)
+    def _batches(self, data: object, batch_size: int) -> Iterator[Tensor]:
+        """Give the logits, batch after batch."""
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` should be at least 1. Received {batch_size}.")
+        table = to_table(data, self.transform)
+        for start in range(0, table.num_rows, batch_size):
+            batch = self.transform.transform(table.slice(start, batch_size), labels=False)
+            logits: Tensor = self.model(batch.dense_features, batch.sparse_features)
+            yield logits.squeeze(-1)
+
+
+def _joined(parts: Iterable[Tensor]) -> Tensor:
+    return torch.cat([torch.empty(0), *parts])
 
 
 def load(path: str | os.PathLike[str]) -> Predictor:

@@ -1,0 +1,318 @@
+"""Predictions from saved models: those of the model in memory, from whatever columns come in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchrec.inference
+from torchrec.datasets.features import (
+    AnyFeature,
+    DenseFeature,
+    MultiHotFeature,
+    SequenceFeature,
+    SparseFeature,
+)
+from torchrec.datasets.transform import FeatureTransform
+from torchrec.experiment.build import build_model
+from torchrec.experiment.bundle import save_bundle
+from torchrec.experiment.models import MODELS
+from torchrec.experiment.schema import Experiment
+from torchrec.inference import Predictor
+from torchrec.types import IdPolicy
+
+ROWS = 500
+FEATURES: dict[str, AnyFeature] = {
+    "user": SparseFeature(ids="vocabulary", min_count=2),
+    "shop": SparseFeature(ids="plain", rows=20, out_of_range=IdPolicy.UNKNOWN),
+    "price": DenseFeature(log=True),
+    "age": DenseFeature(buckets=4),
+    "tags": MultiHotFeature(rows=50, separator="|"),
+    "seen": SequenceFeature(rows=100, weights="seen_weights", max_length=3, column="history"),
+}
+
+
+def make_table(rows: int = ROWS, seed: int = 0) -> pa.Table:
+    random = np.random.default_rng(seed)
+    history = [random.integers(0, 99, random.integers(0, 6)).tolist() for _ in range(rows)]
+    names = np.array([f"user-{i}" for i in range(80)], dtype=object)
+    return pa.table(
+        {
+            "user": random.choice(names, rows).tolist(),
+            "unused": ["text"] * rows,
+            "shop": random.integers(0, 20, rows),
+            "price": np.exp(random.normal(size=rows)),
+            "age": random.uniform(18, 80, rows),
+            "tags": ["|".join(random.choice(list("abcdef"), 2)) for _ in range(rows)],
+            "history": history,
+            "seen_weights": [random.random(len(ids)).tolist() for ids in history],
+            "click": random.integers(0, 2, rows),
+        }
+    )
+
+
+def trained(name: str, folder: Path) -> tuple[FeatureTransform, nn.Module]:
+    """Save a model after a few steps of training; return it as it is in memory."""
+    table = make_table()
+    experiment = Experiment.model_validate(
+        {
+            "data": {"train": "/data/clicks.parquet", "label": "click"},
+            "features": FEATURES,
+            "model": {"name": name, "dim": 8, "dropout": 0.5, "batch_norm": True},
+            "training": {"embedding_optimizer": "adagrad", "learning_rate": 0.05},
+        }
+    )
+    transform = FeatureTransform(FEATURES, "click").fit([table])
+    model = build_model(experiment.model, experiment.training, transform)
+    optimizer = torch.optim.SGD(
+        [parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.1
+    )
+    for start in range(0, ROWS, 100):
+        batch = transform(table.slice(start, 100))
+        logits = model(batch.dense_features, batch.sparse_features).squeeze(-1)
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, batch.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    save_bundle(folder, experiment, transform, model)
+    return transform, model.eval()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    trained("dlrm_dcn", folder / "model")
+    return folder
+
+
+@pytest.fixture
+def predictor(run: Path) -> Predictor:
+    return torchrec.inference.load(run)
+
+
+def in_memory(
+    transform: FeatureTransform, model: nn.Module, table: pa.Table, batch_size: int
+) -> Tensor:
+    parts = []
+    with torch.no_grad():
+        for start in range(0, table.num_rows, batch_size):
+            batch = transform(table.slice(start, batch_size), labels=False)
+            logits = model(batch.dense_features, batch.sparse_features)
+            parts.append(torch.sigmoid(logits.squeeze(-1)))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_predicts_what_the_model_in_memory_does(name: str, tmp_path: Path) -> None:
+    """Bit for bit with the same batches, and but for rounding with others."""
+    transform, model = trained(name, tmp_path / "model")
+    predictor = torchrec.inference.load(tmp_path)
+    table = make_table(rows=301, seed=1)
+    whole = in_memory(transform, model, table, 1000)
+    for batch_size in (1, 7, 64, 300, 1000):
+        expected = in_memory(transform, model, table, batch_size)
+        got = predictor.predict(table, batch_size=batch_size)
+        assert torch.equal(got, expected)
+        torch.testing.assert_close(got, whole, rtol=0, atol=1e-6)
+    assert torch.equal(predictor.predict(table), whole)
+    assert len(whole.unique()) > 100
+
+
+FORMS: dict[str, Callable[[pa.Table], object]] = {
+    "table": lambda table: table,
+    "record batch": lambda table: table.combine_chunks().to_batches()[0],
+    "reader": lambda table: table.to_reader(max_chunksize=50),
+    "pandas": lambda table: table.to_pandas(),
+    "pandas, other index": lambda table: table.to_pandas().set_index("click"),
+    "polars": pl.from_arrow,
+    "lists": lambda table: table.to_pydict(),
+    "numpy": lambda table: {name: table[name].to_numpy() for name in table.column_names},
+    "arrow arrays": lambda table: {name: table[name] for name in table.column_names},
+    "tensors": lambda table: {
+        name: torch.from_numpy(column.to_numpy().copy())
+        if pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
+        else column.to_pylist()
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    },
+    "lists of tensors": lambda table: {
+        **table.to_pydict(),
+        "history": [torch.tensor(ids, dtype=torch.int64) for ids in table["history"].to_pylist()],
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_whatever_columns_come_in(predictor: Predictor, form: str) -> None:
+    table = make_table(rows=120, seed=2)
+    assert torch.equal(predictor.predict(FORMS[form](table)), predictor.predict(table))
+
+
+@pytest.mark.parametrize("form", ["table", "pandas", "polars", "lists"])
+def test_label_and_other_columns_may_be_missing(predictor: Predictor, form: str) -> None:
+    table = make_table(rows=50)
+    expected = predictor.predict(table)
+    assert torch.equal(predictor.predict(FORMS[form](table.drop(["click", "unused"]))), expected)
+
+
+@pytest.mark.parametrize("form", ["table", "pandas", "polars", "lists"])
+def test_columns_that_are_not_read_may_be_anything(predictor: Predictor, form: str) -> None:
+    table = make_table(rows=50)
+    odd = table.set_column(1, "unused", pa.array([{"a": 1}] * 50))
+    assert torch.equal(predictor.predict(FORMS[form](odd)), predictor.predict(table))
+
+
+def test_one_sample(predictor: Predictor) -> None:
+    table = make_table(rows=3)
+    for row, sample in enumerate(table.to_pylist()):
+        got = predictor.predict(sample)
+        assert got.shape == (1,)
+        assert torch.equal(got, predictor.predict(table.slice(row, 1)))
+
+
+def test_no_rows(predictor: Predictor) -> None:
+    table = make_table(rows=4).slice(0, 0)
+    assert predictor.predict(table).shape == (0,)
+    assert predictor.predict(table.to_pandas()).shape == (0,)
+
+
+def test_rows_stay_in_order(predictor: Predictor) -> None:
+    table = make_table(rows=200)
+    order = np.random.default_rng(3).permutation(200)
+    straight = predictor.predict(table, batch_size=200)
+    torch.testing.assert_close(
+        predictor.predict(table.take(order), batch_size=200), straight[order], rtol=0, atol=1e-6
+    )
+
+
+def test_nulls_and_unknown_values(predictor: Predictor) -> None:
+    table = make_table(rows=2)
+    columns = {
+        **table.to_pydict(),
+        "user": ["nobody", None],
+        "shop": [77, 3],
+        "price": [None, float("inf")],
+        "tags": [None, ""],
+        "history": [[], None],
+        "seen_weights": [[], None],
+    }
+    predictor.counts(reset=True)
+    assert predictor.predict(columns).isfinite().all()
+    features, tables = predictor.counts(reset=True)
+    assert (features["user"].unknown, features["user"].missing) == (1, 1)
+    assert (features["price"].missing, features["price"].infinite) == (1, 1)
+    assert tables["shop"] == 1
+    features, tables = predictor.counts()
+    assert (features["user"].samples, tables["shop"]) == (0, 0)
+
+
+def test_logits(predictor: Predictor) -> None:
+    table = make_table(rows=100)
+    assert torch.equal(torch.sigmoid(predictor.logits(table)), predictor.predict(table))
+
+
+def test_streams(predictor: Predictor) -> None:
+    table = make_table(rows=100)
+    pieces = list(predictor.predict_batches(table.to_batches(max_chunksize=30)))
+    assert [len(piece) for piece in pieces] == [30, 30, 30, 10]
+    assert torch.equal(torch.cat(pieces), predictor.predict(table, batch_size=30))
+
+
+def test_threads(predictor: Predictor) -> None:
+    tables = [make_table(rows=40 + i, seed=i) for i in range(32)]
+    expected = [predictor.predict(table) for table in tables]
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(predictor.predict, tables))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_state_does_not_change(predictor: Predictor) -> None:
+    before = {name: value.clone() for name, value in predictor.model.state_dict().items()}
+    first = predictor.predict(make_table())
+    assert not first.requires_grad
+    assert torch.equal(predictor.predict(make_table()), first)
+    for name, value in predictor.model.state_dict().items():
+        assert torch.equal(before[name], value)
+
+
+def test_run_folder_or_bundle(run: Path) -> None:
+    table = make_table(rows=20)
+    one, two = torchrec.inference.load(run), torchrec.inference.load(str(run / "model"))
+    assert torch.equal(one.predict(table), two.predict(table))
+
+
+def test_no_model(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"A bundle should be a folder with bundle\.json"):
+        torchrec.inference.load(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["table", "record batch", "pandas", "polars", "lists"])
+def test_missing_column(predictor: Predictor, form: str) -> None:
+    table = make_table(rows=5).rename_columns(
+        ["usr", "unused", "shop", "price", "age", "tags", "history", "seen_weights", "click"]
+    )
+    with pytest.raises(ValueError, match=r"(?s)Column 'user' of feature 'user'.*'usr'") as caught:
+        predictor.predict(FORMS[form](table))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"price": [1.0]}, r"Columns should have the same length\. Received .*'price': 1"),
+        ({"shop": [1, "two", 3]}, r"Column 'shop' should hold values of one type\."),
+        ({"shop": [2**70, 1, 1]}, r"Column 'shop' should hold values of one type\."),
+        (
+            {"price": ["dear", "cheap", "fair"]},
+            "Column 'price' of feature 'price' should hold numbers",
+        ),
+        (
+            {"user": [1, 2, 3]},
+            "Column 'user' of feature 'user' should hold strings, as in training",
+        ),
+    ],
+)
+def test_columns_of_a_wrong_kind(
+    predictor: Predictor, change: dict[str, object], message: str
+) -> None:
+    columns = {**make_table(rows=3).to_pydict(), **change}
+    with pytest.raises(ValueError, match=message) as caught:
+        predictor.predict(columns)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_column_that_is_none(predictor: Predictor) -> None:
+    columns = {**make_table(rows=3).to_pydict(), "price": object()}
+    with pytest.raises(
+        TypeError, match="Column 'price' should be a list, an array or a single value"
+    ):
+        predictor.predict(columns)
+
+
+def test_data_of_no_known_kind(predictor: Predictor) -> None:
+    with pytest.raises(TypeError, match=r"a DataFrame or an Arrow table\. Received list\."):
+        predictor.predict([1, 2])
+    with pytest.raises(ValueError, match=r"`batch_size` should be at least 1\. Received 0\."):
+        predictor.predict(make_table(rows=2), batch_size=0)
+
+
+def test_pandas_missing_values(predictor: Predictor) -> None:
+    """pandas turns integers with gaps to floating point, and has several kinds of nothing."""
+    frame = make_table(rows=3).to_pandas()
+    frame["shop"] = pd.Series([1.0, float("nan"), 3.0])
+    frame["user"] = pd.Series(["user-1", None, float("nan")], dtype=object)
+    columns = {
+        **make_table(rows=3).to_pydict(),
+        "shop": [1, None, 3],
+        "user": ["user-1", None, None],
+    }
+    assert torch.equal(predictor.predict(frame), predictor.predict(columns))
