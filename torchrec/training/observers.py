@@ -124,8 +124,13 @@ class MetricsLog(Observer):
 
     def recorded(self, record: Record) -> None:
         """Append a line."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record.to_json(), allow_nan=False) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record.to_json(), allow_nan=False) + "\n")
+        except OSError as error:
+            raise OSError(
+                error.errno, f"'{self.path}' should take another line. Received: {error.strerror}"
+            ) from error
 
     def state_dict(self) -> dict[str, Any]:
         """Return how long the file is, with all of it on the disk."""

@@ -153,6 +153,7 @@ class Trainer:
         valid: Iterable[Batch] | None = None,
         *,
         resume: bool = False,
+        batches: int | None = None,
     ) -> FitResult:
         """Train, and return what came of it; the model then has the best weights, or the last.
 
@@ -162,6 +163,7 @@ class Trainer:
                 before are read again and passed over, so it should give the same ones.
             valid: to evaluate on. Default: nothing is evaluated.
             resume: go on from the last checkpoint, if there is one.
+            batches: how many ``train`` gives an epoch, where ``len`` does not tell.
 
         Raises:
             ValueError: if the loss is no number, early stopping has nothing to go by, or the
@@ -172,7 +174,7 @@ class Trainer:
             raise ValueError("`valid` should be given for early stopping. Received None.")
         torch.manual_seed(options.seed)
         began = perf_counter()
-        self._length = _length_of(train)
+        self._length = _length_of(train) if batches is None else batches
         schedule = Schedule(options.schedule, self.optimizer.param_groups, self._total_steps())
         if resume:
             self._load(train)
@@ -407,7 +409,7 @@ class Trainer:
             "window": self._window.state_dict(),
             "epoch": self._epoch.state_dict(),
             "losses": self._losses,
-            "observers": [observer.state_dict() for observer in self.observers],
+            "observers": {type(each).__name__: each.state_dict() for each in self.observers},
         }
         self.checkpoints.save(progress.step, state, best=self.stopping.best_step)
 
@@ -433,10 +435,18 @@ class Trainer:
         self._window.load_state_dict(state["window"])
         self._epoch.load_state_dict(state["epoch"])
         self._losses.copy_(state["losses"])
-        for observer, saved in zip(self.observers, state["observers"], strict=True):
-            observer.load_state_dict(saved)
+        for observer in self.observers:
+            observer.load_state_dict(state["observers"].get(type(observer).__name__, {}))
 
     # Observers.
+
+    def tell_test(self, report: BinaryReport) -> None:
+        """Tell the observers what the test data gave.
+
+        Args:
+            report: the metrics.
+        """
+        self._tell("test", report, report.logloss, 0.0, {})
 
     def _say(self, message: str) -> None:
         for observer in self.observers:

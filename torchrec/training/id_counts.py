@@ -1,0 +1,55 @@
+"""What was unusual about ids and values: counted by the transform and by the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+
+from torchrec.datasets.transform import FeatureTransform
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+
+_FROM_TRANSFORM = ("missing", "infinite", "nulls", "unknown", "truncated")
+
+
+def out_of_range_counts(model: nn.Module) -> dict[str, int]:
+    """Return how many ids each table has been given that no row of their own stands for."""
+    counts: dict[str, int] = {}
+    for collection in collections_of(model):
+        counts.update(collection.out_of_range_counts())
+    return counts
+
+
+def collections_of(model: nn.Module) -> Iterator[EmbeddingBagCollection | EmbeddingCollection]:
+    """Yield the collections in a model."""
+    for module in model.modules():
+        if isinstance(module, EmbeddingBagCollection | EmbeddingCollection):
+            yield module
+
+
+class IdCounts:
+    """Counts since it was last asked.
+
+    The transform works ahead of training, so its counts run ahead too, by the batches that wait.
+
+    Args:
+        transform: counts what it does to values.
+        model: its tables count ids that they have no row for.
+    """
+
+    def __init__(self, transform: FeatureTransform, model: nn.Module) -> None:
+        self._transform = transform
+        self._model = model
+        self._hashed = {spec.name for spec in transform.tables if spec.ids == "hash"}
+        self._before: dict[str, int] = {}
+
+    def __call__(self) -> Mapping[str, int]:
+        """Return counts by kind, over all features and tables."""
+        taken = self._transform.counts.take().values()
+        counts = {name: sum(getattr(one, name) for one in taken) for name in _FROM_TRANSFORM}
+        now = out_of_range_counts(self._model)
+        new = {name: count - self._before.get(name, 0) for name, count in now.items()}
+        self._before = now
+        counts["hashed"] = sum(count for name, count in new.items() if name in self._hashed)
+        counts["out_of_range"] = sum(new.values()) - counts["hashed"]
+        return counts

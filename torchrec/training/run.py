@@ -1,0 +1,205 @@
+"""The run of an experiment: from files to a trained, evaluated and saved model in one folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchrec.experiment.build import build_model
+from torchrec.experiment.bundle import save_bundle
+from torchrec.experiment.files import dump_experiment, load_experiment
+from torchrec.experiment.schema import Experiment
+from torchrec.metrics import BinaryMetrics, BinaryReport
+from torchrec.training.checkpoint import Checkpoints, write_whole
+from torchrec.training.id_counts import IdCounts
+from torchrec.training.memory import peak_rss_bytes
+from torchrec.training.observers import MetricsLog, Observer, TensorBoard
+from torchrec.training.progress import progress_observer
+from torchrec.training.run_data import RunData
+from torchrec.training.table_facts import report_of
+from torchrec.training.trainer import FitResult, Trainer
+
+_EXPERIMENT, _RESULT, _REPORT = "experiment.yaml", "result.json", "report.json"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run reached, as ``result.json`` has it.
+
+    Attributes:
+        folder: of the run.
+        train: metrics of the last epoch, each sample predicted before it was learned from.
+        valid: metrics of the saved model; None without such data.
+        test: likewise.
+        samples_per_second: of training, with reading.
+        seconds: of training, evaluations and checkpoints.
+        peak_rss_bytes: the most memory that the process had; None where the system does not say.
+    """
+
+    folder: Path
+    train: dict[str, float | None]
+    valid: dict[str, float | None] | None
+    test: dict[str, float | None] | None
+    samples_per_second: float
+    seconds: float
+    peak_rss_bytes: int | None
+
+
+def run_experiment(
+    experiment: Experiment,
+    folder: str | Path,
+    resume: bool = False,
+    observers: Sequence[Observer] | None = None,
+) -> RunResult:
+    """Train what an experiment describes, evaluate it, and save all there is to know in a folder.
+
+    The folder gets ``experiment.yaml`` with every key, ``metrics.jsonl``, ``checkpoints/``, and at
+    the end ``model/`` (the bundle), ``report.json`` and ``result.json``, which is written last.
+
+    Args:
+        experiment: what to do.
+        folder: of the run; new, unless ``resume``.
+        resume: go on from the last checkpoint in the folder, to the same result as if the run had
+            never been interrupted. A run that has ended is left alone.
+        observers: are told how it goes. Default: a progress line on standard output.
+
+    Raises:
+        ValueError: if the folder has a run already, or one of another experiment; for what is wrong
+            with the data or the experiment.
+        OSError: if the folder cannot be written; checkpoints that are there stay whole.
+    """
+    folder = Path(folder)
+    told = [progress_observer()] if observers is None else list(observers)
+    if _is_over(experiment, folder, resume):
+        for observer in told:
+            observer.said(f"The run in '{folder}' has ended already: nothing to do.")
+        return _read_result(folder)
+    with _threads(experiment.training.threads):
+        return _run(experiment, folder, resume, told)
+
+
+def _run(experiment: Experiment, folder: Path, resume: bool, told: Sequence[Observer]) -> RunResult:
+    options = experiment.training
+    torch.manual_seed(options.seed)
+    data = RunData(experiment, folder / "checkpoints" / "transform")
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved = experiment.model_copy(update={"features": data.transform.features})
+    if not (folder / _EXPERIMENT).exists():
+        write_whole(folder / _EXPERIMENT, dump_experiment(resolved))
+    for message in data.notices:
+        for observer in told:
+            observer.said(message)
+    model = build_model(experiment.model, options, data.transform)
+    observers = [MetricsLog(folder / "metrics.jsonl"), *told]
+    if options.tensorboard:
+        observers.append(TensorBoard(folder / "tensorboard"))
+    trainer = Trainer(
+        model,
+        options=options,
+        checkpoints=Checkpoints(folder / "checkpoints", keep=options.keep_checkpoints),
+        observers=observers,
+        id_counts=IdCounts(data.transform, model),
+    )
+    fitted = trainer.fit(data.train, data.valid, resume=resume, batches=data.train_batches)
+    metrics: dict[str, BinaryMetrics] = {}
+    for split, loader in (("valid", data.valid), ("test", data.test)):
+        if loader is not None:
+            metrics[split] = trainer.metrics_of(loader)
+    if "test" in metrics:
+        trainer.tell_test(metrics["test"].compute())
+    save_bundle(folder / "model", resolved, data.transform, model)
+    curves = metrics.get("test", metrics.get("valid"))
+    report = report_of(model, data.transform, trainer.optimizer, curves)
+    write_whole(folder / _REPORT, json.dumps(report, allow_nan=False, indent=1))
+    reports = {split: found.compute() for split, found in metrics.items()}
+    write_whole(folder / _RESULT, json.dumps(_result(fitted, reports), allow_nan=False, indent=1))
+    for observer in observers:
+        observer.ended()
+    return _read_result(folder)
+
+
+def _result(fitted: FitResult, reports: dict[str, BinaryReport]) -> dict[str, Any]:
+    return {
+        "train": fitted.train.to_json(),
+        "valid": reports["valid"].to_json() if "valid" in reports else None,
+        "test": reports["test"].to_json() if "test" in reports else None,
+        "samples_per_second": round(fitted.samples_per_second, 1),
+        "seconds": round(fitted.seconds, 3),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "steps": fitted.steps,
+        "epochs": fitted.epochs,
+        "samples": fitted.samples,
+        "best_step": fitted.best_step,
+    }
+
+
+def _read_result(folder: Path) -> RunResult:
+    path = folder / _RESULT
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        names = ("train", "valid", "test", "samples_per_second", "seconds", "peak_rss_bytes")
+        return RunResult(folder, **{name: found[name] for name in names})
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"'{path}' should be the result of a run. It is damaged ({error}): delete it and resume."
+        ) from None
+
+
+def _is_over(experiment: Experiment, folder: Path, resume: bool) -> bool:
+    """Return whether the run has ended; refuse what would damage one that is there."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"The folder of a run should be one. Received the file '{folder}'.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return False
+    if not resume:
+        raise ValueError(
+            f"The folder of a run should be new. Received '{folder}', which exists: go on with its "
+            "run with --resume, or choose another folder with --output."
+        )
+    if (folder / _EXPERIMENT).exists():
+        _check_same(experiment, load_experiment(folder / _EXPERIMENT), folder)
+    return (folder / _RESULT).exists()
+
+
+def _check_same(experiment: Experiment, before: Experiment, folder: Path) -> None:
+    given, saved = _flat(experiment.model_dump(mode="json")), _flat(before.model_dump(mode="json"))
+    inferred = experiment.features is None
+    for key in {**saved, **given}:
+        if key == "output" or (inferred and key.split(".")[0] == "features"):
+            continue
+        if given.get(key) != saved.get(key):
+            raise ValueError(
+                f"`{key}` should be {_shown(saved.get(key))}, as when the run in '{folder}' began. "
+                f"Received {_shown(given.get(key))}: to change it, start a new run."
+            )
+
+
+def _flat(values: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value)
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    """Let PyTorch use so many threads while inside."""
+    before = torch.get_num_threads()
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
