@@ -265,18 +265,23 @@ class TestSeedExamples:
         assert (pooled.keys(), pooled.values().shape) == (["f1", "f2"], (3, 7))
 
 
-@pytest.mark.parametrize("num_dense", [0, 3])
+@pytest.mark.parametrize(("num_dense", "dense_layers"), [(0, []), (3, []), (3, [4])], ids=str)
 @pytest.mark.parametrize("batch", [0, 1, 5])
-def test_the_model_of_the_paper_by_hand(num_dense, batch) -> None:
+def test_the_model_of_the_paper_by_hand(num_dense, dense_layers, batch) -> None:
     ebc = make().sparse_arch.embedding_bag_collection
-    model = DeepFactorizationMachine(ebc, num_dense, layer_sizes=[6])
+    model = DeepFactorizationMachine(ebc, num_dense, [6], dense_layer_sizes=dense_layers)
     dense, kjt = torch.randn(batch, num_dense), ids(batch)
     p = model.state_dict()
     bags = "sparse_arch.embedding_bag_collection.embedding_bags"
     logits = model(dense, kjt)
     assert logits.shape == (batch, 1)
     for b in range(batch):
-        vectors = [p["dense_arch.weight"] @ dense[b] + p["dense_arch.bias"]] if num_dense else []
+        x, vectors = dense[b], []
+        if dense_layers:
+            layer = "dense_arch.0._mlp.0._linear"
+            x = (p[f"{layer}.weight"] @ x + p[f"{layer}.bias"]).clamp(min=0)
+        if num_dense:
+            vectors.append(p["dense_arch.1.weight"] @ x + p["dense_arch.1.bias"])
         for table, feature in (("t1", "f1"), ("t1", "f3"), ("t2", "f2")):
             vectors.append(p[f"{bags}.{table}.weight"][kjt[feature].to_dense()[b]].sum(0))
         products = sum(v @ w for v, w in itertools.combinations(vectors, 2))

@@ -43,7 +43,12 @@ def dlrm_dcn(
 def deepfm(section: ModelSection, collection: EmbeddingBagCollection, num_dense: int) -> nn.Module:
     """Return a `DeepFactorizationMachine`."""
     return DeepFactorizationMachine(
-        collection, num_dense, section.layers, section.dropout, section.batch_norm
+        collection,
+        num_dense,
+        section.layers,
+        section.dropout,
+        section.batch_norm,
+        section.dense_layers,
     )
 
 

@@ -26,6 +26,7 @@ from torchrec.models.tower import Tower
 from torchrec.modules._sizes import checked_size
 from torchrec.modules.deepfm import DeepFM, FactorizationMachine
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.mlp import MLP
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 __all__ = [
@@ -350,8 +351,8 @@ class SimpleDeepFMNN(nn.Module):
 class DeepFactorizationMachine(nn.Module):
     r"""DeepFM as in the paper: linear terms, products of pairs and a network, added up to a logit.
 
-    With :math:`v_1 \dots v_F` the vectors of a sample, one a feature, and :math:`v_0` a linear map
-    of its dense features, if it has any,
+    With :math:`v_1 \dots v_F` the vectors of a sample, one a feature, and :math:`v_0` that of its
+    dense features, if it has any: a linear map of them, or of what layers make of them,
 
     .. math:: y = \sum_i w_i \cdot v_i + \sum_{i<j} v_i \cdot v_j + \mathrm{tower}(v_0, \dots, v_F)
 
@@ -365,6 +366,8 @@ class DeepFactorizationMachine(nn.Module):
         layer_sizes: outputs of each layer of the tower. Default ``(256, 128)``.
         dropout: of the tower, see :class:`~torchrec.models.tower.Tower`. Default 0.
         batch_norm: of the tower. Default False.
+        dense_layer_sizes: outputs of each layer over the dense features, before the linear map.
+            Default none: a dense feature is a number times a vector, as in the paper.
 
     Raises:
         TypeError: a size is no integer.
@@ -393,6 +396,7 @@ class DeepFactorizationMachine(nn.Module):
         layer_sizes: Sequence[int] = (256, 128),
         dropout: float = 0.0,
         batch_norm: bool = False,
+        dense_layer_sizes: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self._num_dense_features = checked_size(
@@ -401,7 +405,12 @@ class DeepFactorizationMachine(nn.Module):
         self._dim = embedding_dim(embedding_bag_collection)
         self._names = embedding_names(embedding_bag_collection)
         self.sparse_arch = SparseArch(embedding_bag_collection)
-        self.dense_arch = nn.Linear(num_dense_features, self._dim) if num_dense_features else None
+        self.dense_arch = None
+        if num_dense_features:
+            sizes = [num_dense_features, *dense_layer_sizes]
+            self.dense_arch = nn.Sequential(
+                MLP(num_dense_features, dense_layer_sizes), nn.Linear(sizes[-1], self._dim)
+            )
         width = (len(self._names) + (self.dense_arch is not None)) * self._dim
         self.linear = nn.Linear(width, 1, bias=False)
         self.fm = FactorizationMachine()
