@@ -60,20 +60,22 @@ void bind_jagged(nb::module_& m) {
     take_rows(integers(lengths, wide, count), integers(bags, wide_bags, num_bags), at<const char>(rows), row_bytes,
               at<char>(taken));
   });
-  m.def("take_sample_lengths", [](int64_t lengths, bool wide, int64_t count, int64_t keys, int64_t samples,
+  m.def("take_sample_lengths", [](int64_t lengths, bool wide, int64_t keys, int64_t stride, int64_t samples,
                                   bool wide_samples, int64_t num_samples, const std::vector<int64_t>& sizes,
                                   int64_t num_rows, int64_t taken) {
     nb::gil_scoped_release release;
-    return take_sample_lengths({integers(lengths, wide, count), keys, integers(samples, wide_samples, num_samples),
-                                sizes.data(), static_cast<int64_t>(sizes.size())},
+    return take_sample_lengths({integers(lengths, wide, keys * stride), keys, stride,
+                                integers(samples, wide_samples, num_samples), sizes.data(),
+                                static_cast<int64_t>(sizes.size())},
                                num_rows, at<void>(taken));
   });
-  m.def("take_sample_rows", [](int64_t lengths, bool wide, int64_t count, int64_t keys, int64_t samples,
+  m.def("take_sample_rows", [](int64_t lengths, bool wide, int64_t keys, int64_t stride, int64_t samples,
                                bool wide_samples, int64_t num_samples, const std::vector<int64_t>& sizes,
                                int64_t lengths_taken, int64_t rows, int64_t row_bytes, int64_t taken) {
     nb::gil_scoped_release release;
-    take_sample_rows({integers(lengths, wide, count), keys, integers(samples, wide_samples, num_samples),
-                      sizes.data(), static_cast<int64_t>(sizes.size())},
+    take_sample_rows({integers(lengths, wide, keys * stride), keys, stride,
+                      integers(samples, wide_samples, num_samples), sizes.data(),
+                      static_cast<int64_t>(sizes.size())},
                      at<const void>(lengths_taken), at<const char>(rows), row_bytes, at<char>(taken));
   });
   m.def("to_padded", [](int64_t offsets, bool wide, int64_t bags, int64_t rows, int64_t row_bytes, int64_t width,

@@ -82,12 +82,10 @@ void take_key(const int64_t* starts, const Sample* samples, int64_t count, const
   }
 }
 
-int64_t bags_of_key(const SampleSelection& x) { return x.keys ? x.lengths.count / x.keys : 0; }
-
 }  // namespace
 
 int64_t take_sample_lengths(const SampleSelection& x, int64_t num_rows, void* taken) {
-  const int64_t stride = bags_of_key(x);
+  const int64_t stride = x.stride;
   if (!jagged_kernels().lengths_fit(x.lengths, num_rows)) return -2;
   return at_width(x.samples, [&](const auto* samples) -> int64_t {
     for (int64_t i = 0; i < x.samples.count; ++i) {
@@ -117,7 +115,7 @@ int64_t take_sample_lengths(const SampleSelection& x, int64_t num_rows, void* ta
 
 void take_sample_rows(const SampleSelection& x, const void* lengths_taken, const char* rows, int64_t row_bytes,
                       char* taken) {
-  const int64_t stride = bags_of_key(x);
+  const int64_t stride = x.stride;
   at_width(x.lengths, [&](const auto* lengths) {
     const auto* const out = static_cast<decltype(lengths)>(lengths_taken);
     // Where the rows of each key start, and where those of each batch and key go.

@@ -46,8 +46,8 @@ void take_rows(const Integers& lengths, const Integers& bags, const char* rows, 
 // The bags of some samples, of every key, cut to batches: bag k * B + b is that of key k and sample b, and so it is in
 // each batch. Two steps again.
 struct SampleSelection {
-  Integers lengths;  // keys * B
-  int64_t keys;
+  Integers lengths;  // keys * stride
+  int64_t keys, stride;
   Integers samples;
   const int64_t* sizes;  // of the batches; together samples.count
   int64_t batches;

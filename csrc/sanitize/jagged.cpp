@@ -123,6 +123,55 @@ void test_rows(Random& random, int64_t count, int64_t most, int64_t row_bytes) {
   }
 }
 
+void test_samples(Random& random, int64_t keys, int64_t stride, int64_t most, int64_t row_bytes) {
+  const bool wide = random.coin();
+  std::vector<int64_t> lengths = random_lengths(random, keys * stride, most);
+  if (keys > 0 && random.coin()) std::fill(lengths.begin(), lengths.begin() + stride, 1);
+  const std::vector<int64_t> offsets = offsets_of(lengths);
+  const std::vector<char> rows = random_bytes(random, offsets.back() * row_bytes);
+  std::vector<int64_t> samples(static_cast<size_t>(stride ? random.below(2 * stride) : 0));
+  for (auto& sample : samples) sample = random.below(stride);
+  std::vector<int64_t> sizes;
+  for (int64_t left = static_cast<int64_t>(samples.size()); left > 0; left -= sizes.back()) {
+    sizes.push_back(random.below(left + 1));
+  }
+
+  std::vector<int64_t> bags;
+  auto part = samples.begin();
+  for (int64_t size : sizes) {
+    for (int64_t k = 0; k < keys; ++k) {
+      for (int64_t i = 0; i < size; ++i) bags.push_back(k * stride + part[i]);
+    }
+    part += size;
+  }
+  std::vector<char> expected;
+  for (int64_t bag : bags) {
+    const size_t b = static_cast<size_t>(bag);
+    expected.insert(expected.end(), rows.begin() + offsets[b] * row_bytes, rows.begin() + offsets[b + 1] * row_bytes);
+  }
+
+  const IntegerArray given(lengths, wide), chosen(samples, random.coin());
+  const SampleSelection selection = {view(given, keys * stride), keys, stride,
+                                     view(chosen, static_cast<int64_t>(samples.size())), sizes.data(),
+                                     static_cast<int64_t>(sizes.size())};
+  IntegerArray taken(std::vector<int64_t>(bags.size(), -1), wide);
+  const int64_t total = take_sample_lengths(selection, offsets.back(), taken.data());
+  CHECK(total * row_bytes == static_cast<int64_t>(expected.size()));
+  for (size_t i = 0; i < bags.size(); ++i) {
+    CHECK(taken[static_cast<int64_t>(i)] == lengths[static_cast<size_t>(bags[i])]);
+  }
+  std::vector<char> moved(expected.size());
+  take_sample_rows(selection, taken.data(), rows.data(), row_bytes, moved.data());
+  CHECK(moved == expected);
+
+  CHECK(take_sample_lengths(selection, offsets.back() + 1, taken.data()) == -2);
+  const int64_t outside[] = {-1, stride, INT32_MAX, INT32_MIN};
+  const IntegerArray wrong({random.among(outside)}, wide);
+  const int64_t one = 1;
+  CHECK(take_sample_lengths({view(given, keys * stride), keys, stride, view(wrong, 1), &one, 1}, offsets.back(),
+                            taken.data()) == -1);
+}
+
 }  // namespace
 
 void test_jagged() {
@@ -133,6 +182,10 @@ void test_jagged() {
   const int64_t widths[] = {1, 3, 4, 8, 20};
   for (int i = 0; i < 2000; ++i) test_rows(random, random.below(30), random.below(9), random.among(widths));
   test_rows(random, 3000, 40, 100);  // enough bytes for several threads
+  for (int i = 0; i < 2000; ++i) {
+    test_samples(random, random.below(5), random.below(12), random.below(4), random.among(widths));
+  }
+  test_samples(random, 20, 9000, 2, 8);
 }
 
 }  // namespace rowwise

@@ -9,6 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from torchrec import KeyedJaggedTensor
+from torchrec.datasets._batch import join
 from torchrec.datasets.utils import Batch
 from torchrec.streamable import Pipelineable
 
@@ -78,3 +79,97 @@ def test_survives_a_file() -> None:
     torch.save(make(), file)
     file.seek(0)
     same(torch.load(file, weights_only=True), make())
+
+
+@pytest.fixture(params=["weighted", "plain"])
+def samples(request: pytest.FixtureRequest) -> Batch:
+    lists = {"one": [[i] for i in range(9)], "some": [[i] * (i % 3) for i in range(9)]}
+    weights = {k: [[x / 2 for x in bag] for bag in bags] for k, bags in lists.items()}
+    weighted = request.param == "weighted"
+    return Batch(
+        torch.arange(18.0).view(9, 2),
+        KeyedJaggedTensor.from_lists(lists, weights if weighted else None),
+        torch.arange(9),
+    )
+
+
+def as_lists(batch: Batch) -> list[object]:
+    """Return the samples one by one, as plain Python."""
+    ids = batch.sparse_features
+    weights = None if ids.weights_or_none() is None else ids.weights().tolist()
+    return [
+        batch.dense_features.tolist(),
+        ids.to_lists(),
+        weights,
+        batch.labels.tolist(),
+        ids.stride(),
+    ]
+
+
+@pytest.mark.parametrize("indices", [[], [3], [8, 0, 8, 5, 2]], ids=str)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_samples_are_selected(samples: Batch, indices: list[int], dtype: torch.dtype) -> None:
+    chosen = samples.index_select(torch.tensor(indices, dtype=dtype))
+    assert chosen.dense_features.tolist() == [[2.0 * i, 2.0 * i + 1] for i in indices]
+    assert chosen.labels.tolist() == indices
+    lists = {"one": [[i] for i in indices], "some": [[i] * (i % 3) for i in indices]}
+    assert chosen.sparse_features.to_lists() == lists
+    weights = samples.sparse_features.weights_or_none()
+    if weights is not None:
+        flat = [i / 2 for bags in lists.values() for bag in bags for i in bag]
+        assert chosen.sparse_features.weights().tolist() == flat
+
+
+@pytest.mark.parametrize("sizes", [[5], [2, 3], [0, 1, 4, 0]], ids=str)
+def test_batches_are_cut_and_joined_again(samples: Batch, sizes: list[int]) -> None:
+    indices = torch.tensor([8, 0, 8, 5, 2])
+    whole = samples.index_select(indices)
+    parts = samples.select_batches(indices, sizes)
+    assert [part.labels.numel() for part in parts] == sizes
+    for part, own in zip(parts, indices.split(sizes), strict=True):
+        assert as_lists(part) == as_lists(samples.index_select(own))
+    assert as_lists(join(parts)) == as_lists(whole)
+
+
+def test_features_without_keys_are_selected_too() -> None:
+    empty = KeyedJaggedTensor(
+        [], torch.empty(0, dtype=torch.int64), lengths=torch.empty(0, dtype=torch.int64), stride=3
+    )
+    chosen = Batch(torch.zeros(3, 1), empty, torch.arange(3)).index_select(torch.tensor([2, 1]))
+    assert chosen.sparse_features.stride() == 2
+    assert chosen.labels.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("indices", "sizes", "error", "message"),
+    [
+        ([9], [1], IndexError, r"`samples` should be in \[0, 9\)"),
+        ([-1], [1], IndexError, r"`samples` should be in \[0, 9\)"),
+        (
+            [1, 2],
+            [1],
+            ValueError,
+            r"`sizes` should not be negative and sum to .*\(2\)\. Received \[1\]",
+        ),
+        ([1], [2, -1], ValueError, r"Received \[2, -1\]"),
+    ],
+)
+def test_wrong_positions_and_sizes_are_refused(
+    samples: Batch, indices: list[int], sizes: list[int], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        samples.select_batches(torch.tensor(indices), sizes)
+
+
+def test_batches_that_differ_by_key_are_refused() -> None:
+    ids = KeyedJaggedTensor(
+        ["a", "b"],
+        torch.arange(3),
+        lengths=torch.ones(3, dtype=torch.int64),
+        stride_per_key_per_rank=[[2], [1]],
+    )
+    batch = Batch(torch.zeros(2, 1), ids, torch.zeros(2))
+    with pytest.raises(
+        ValueError, match=r"batches of one size for all keys\. Received the sizes \[2, 1\]"
+    ):
+        batch.index_select(torch.tensor([0]))

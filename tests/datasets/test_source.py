@@ -353,7 +353,8 @@ def test_what_cells_mean(write: Write, cells: list[str], type: str, values: list
 def test_damaged_text_says_which_file(write: Write) -> None:
     bad = write("a.csv", b"x,y\n1,a\n2,\xff\xfe\n")
     message = message_of(lambda: TableSource(bad))
-    assert message.startswith(f"'{bad}', line 3, should fit the columns") and "UTF8" in message
+    assert message.startswith(f"'{bad}', line 3, should fit the columns")
+    assert "UTF8" in message
     header = write("b.csv", b"\xff,y\n1,a\n")
     assert message_of(lambda: TableSource(header)).startswith(
         f"The header of '{header}' should be UTF-8"
@@ -424,7 +425,7 @@ def test_parts_of_a_split_by_chance_are_all_rows(numbers: list[Path]) -> None:
         part: read(TableSource(numbers, split=split.of(part)))["x"]
         for part in ("train", "valid", "test")
     }
-    assert sorted(sum(parts.values(), [])) == list(range(90_000))
+    assert sorted(x for part in parts.values() for x in part) == list(range(90_000))
     for part, fraction in (("train", 0.7), ("valid", 0.2), ("test", 0.1)):
         assert abs(len(parts[part]) - fraction * 90_000) < 500
         rows = TableSource(numbers, split=split.of(part)).rows

@@ -230,3 +230,81 @@ def test_native_kernels_stay_inside_their_tensors(offsets):
         native.jagged_index_select(T([5]), T([1, 9]), T([0]), 1)
     with pytest.raises(IndexError, match=r"`bags` should be in \[0, 2\)"):
         native.jagged_index_select(T([5]), T([1, 0]), T([-1]), 1)
+
+
+@pytest.mark.parametrize("samples_dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize("values_dtype", [torch.int64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(), (3,)], ids=["scalars", "rows"])
+@pytest.mark.parametrize(
+    "lengths",
+    [[[1, 1, 1], [0, 2, 1]], [[0, 0], [0, 0]], [[1], [1], [1]], [[300, 1, 0, 2]]],
+    ids=str,
+)
+def test_samples_of_every_key_against_lists(lengths, shape, values_dtype, dtype, samples_dtype):
+    flat = [n for row in lengths for n in row]
+    values = rows_of(flat, values_dtype, shape)
+    weights = rows_of(flat, torch.float64)
+    stride = len(lengths[0])
+    samples = [stride - 1, 0, 0, stride // 2]
+    of_key, of_weight = (
+        [
+            bags_of(x, row)
+            for x, row in zip(rows.split([sum(r) for r in lengths]), lengths, strict=True)
+        ]
+        for rows in (values, weights)
+    )
+    for sizes in ([4], [1, 3], [2, 0, 2], None):
+        parts = T(samples).split(sizes or [4])
+        chosen = [(key, s) for part in parts for key in range(len(lengths)) for s in part.tolist()]
+        got, got_weights, got_lengths = jagged.keyed_index_select(
+            values, weights, T(lengths, dtype=dtype), T(samples, dtype=samples_dtype), sizes
+        )
+        assert got.dtype == values_dtype
+        assert got_lengths.dtype == dtype
+        assert got_lengths.tolist() == [lengths[key][s] for key, s in chosen]
+        assert got.tolist() == [x for key, s in chosen for x in of_key[key][s]]
+        assert got_weights.tolist() == [x for key, s in chosen for x in of_weight[key][s]]
+
+
+def test_samples_of_every_key_on_many_threads_and_with_gradients():
+    lengths = torch.randint(0, 3, (7, 40_000))
+    lengths[3] = 1
+    values = torch.randn(int(lengths.sum()), requires_grad=True)
+    samples = torch.randperm(40_000)[:30_000]
+    plain, _, _ = jagged.keyed_index_select(values.detach(), None, lengths, samples, [10_000] * 3)
+    traced, _, _ = jagged.keyed_index_select(values, None, lengths, samples, [10_000] * 3)
+    assert torch.equal(plain, traced)
+    traced.sum().backward()
+    taken = torch.zeros(40_000)
+    taken[samples] = 1
+    assert torch.equal(values.grad, taken.repeat(7).repeat_interleave(lengths.flatten()))
+
+
+def test_samples_that_do_not_fit_are_refused():
+    values, lengths = torch.arange(3), T([[1, 0], [1, 1]])
+    select = jagged.keyed_index_select
+    for wrong in (-1, 2):
+        with pytest.raises(IndexError, match=r"`samples` should be in \[0, 2\), the batch"):
+            select(values, None, lengths, T([0, wrong]))
+    with pytest.raises(
+        ValueError, match=r"`sizes` should not be negative and sum .* \(1\)\. Received \[2\]"
+    ):
+        select(values, None, lengths, T([0]), [2])
+    with pytest.raises(ValueError, match=r"`lengths` should have the dimensions \[keys, B\]"):
+        select(values, None, lengths.flatten(), T([0]))
+    with pytest.raises(
+        ValueError, match=r"a weight for each of the 3 values\. Received .* and 2 weights"
+    ):
+        select(values, torch.ones(2), lengths, T([0]))
+    with pytest.raises(TypeError, match=r"`samples` should be a one-dimensional int32 or int64"):
+        select(values, None, lengths, T([0.5]))
+
+
+@needs_native
+def test_lengths_that_do_not_fit_the_values_are_refused():
+    for lengths in ([[1, 0], [1, 2]], [[1, -1], [2, 1]]):
+        with pytest.raises(
+            ValueError, match=r"`lengths` should not be negative and sum to .*\(3\)"
+        ):
+            jagged.keyed_index_select(torch.arange(3), None, T(lengths), T([0]))

@@ -248,10 +248,10 @@ class Loader:
         missing = self.batch_size
         with closing(self._windows(place)) as windows:
             for window, rows in windows:
-                if rows is None:
-                    continue
-                count = rows.labels.size(0)
+                count = 0 if rows is None else rows.labels.size(0)
                 row = place.row if window.number == place.window else 0
+                if rows is None or row == count:
+                    continue
                 sizes = _cut(count - row, missing, self.batch_size)
                 order = self._order(epoch, window.number, count)[row:]
                 parts = rows.select_batches(order, sizes)

@@ -263,7 +263,7 @@ def keyed_index_select(
     if samples.is_cpu and bool(((samples < 0) | (samples >= stride)).any()):
         raise IndexError(f"`samples` should be in [0, {stride}), the batch. Received others.")
     first = torch.arange(keys, device=samples.device)[:, None] * stride
-    bags = torch.cat([(first + part).flatten() for part in samples.split(parts)])
+    bags = torch.cat([first[:0, 0], *((first + part).flatten() for part in samples.split(parts))])
     lengths = lengths.flatten()
     taken, of_bags = jagged_index_select(values, lengths, bags)
     if weights is not None:

@@ -145,8 +145,8 @@ def keyed_index_select(
     chosen = (
         lengths.data_ptr(),
         lengths.dtype is torch.int64,
-        lengths.numel(),
         keys,
+        stride,
         samples.data_ptr(),
         samples.dtype is torch.int64,
         samples.numel(),

@@ -1,0 +1,436 @@
+"""Batches from files: every row once, one order whoever works on it, and back to where it was."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet as pq
+
+from torchrec import KeyedJaggedTensor
+from torchrec.datasets import _csv
+from torchrec.datasets import loader as loader_module
+from torchrec.datasets.loader import Loader
+from torchrec.datasets.source import TableSource
+from torchrec.datasets.split import FractionSplit
+from torchrec.datasets.utils import Batch
+
+ROWS = 1_000
+
+
+def transform(table: pa.Table) -> Batch:
+    """Make a batch of which every part says which row it is."""
+    ids = table["x"].to_pylist()
+    return Batch(
+        torch.tensor(ids, dtype=torch.float32)[:, None].repeat(1, 2),
+        KeyedJaggedTensor.from_lists({"one": ids, "some": [[x] * (x % 3) for x in ids]}),
+        torch.tensor(ids),
+    )
+
+
+def rows_of(batch: Batch) -> list[int]:
+    """Return the rows in a batch, having checked that its parts agree."""
+    rows: list[int] = batch.labels.tolist()
+    assert batch.dense_features.tolist() == [[x, x] for x in rows]
+    assert batch.sparse_features.to_lists() == {
+        "one": [[x] for x in rows],
+        "some": [[x] * (x % 3) for x in rows],
+    }
+    return rows
+
+
+def epoch_of(loader: Loader) -> list[list[int]]:
+    return [rows_of(batch) for batch in loader]
+
+
+@pytest.fixture(scope="module", params=["parquet", "csv", "csv.gz"])
+def paths(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three files of row numbers, in row groups or blocks of 70 rows or so."""
+    return write_files(tmp_path_factory.mktemp("data"), request.param)
+
+
+def write_files(folder: Path, format: str, rows: int = ROWS) -> list[Path]:
+    found = []
+    for i, (start, stop) in enumerate(
+        ((0, rows // 2), (rows // 2, rows // 2 + 7), (rows // 2 + 7, rows))
+    ):
+        path = folder / f"{i}.{format}"
+        if format == "parquet":
+            pq.write_table(pa.table({"x": range(start, stop)}), path, row_group_size=70)
+        else:
+            text = "".join(f"{x}\n" for x in ["x", *range(start, stop)]).encode()
+            path.write_bytes(pa.compress(text, "gzip", asbytes=True) if "gz" in format else text)
+        found.append(path)
+    return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_blocks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_csv, "CHUNK_BYTES", 250)
+        patch.setattr(_csv, "_SMALLEST_BLOCK", 250)
+        patch.setattr(loader_module, "CHUNK_ROWS", 70)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+def test_the_order_of_the_files_is_kept_without_shuffling(paths: list[Path], workers: int) -> None:
+    loader = Loader(TableSource(paths), transform, 64, shuffle_window=0, workers=workers)
+    batches = epoch_of(loader)
+    assert [x for batch in batches for x in batch] == list(range(ROWS))
+    assert [len(batch) for batch in batches] == [64] * 15 + [40]
+
+
+@pytest.mark.parametrize("window", [100, 10_000])
+def test_workers_do_not_change_the_order(paths: list[Path], window: int) -> None:
+    source = TableSource(paths)
+    epochs = [
+        epoch_of(Loader(source, transform, 64, shuffle_window=window, seed=3, workers=workers))
+        for workers in range(5)
+    ]
+    assert all(epoch == epochs[0] for epoch in epochs)
+    assert sorted(x for batch in epochs[0] for x in batch) == list(range(ROWS))
+    assert [len(batch) for batch in epochs[0]] == [64] * 15 + [40]
+
+
+def test_epochs_and_seeds_have_orders_of_their_own(paths: list[Path]) -> None:
+    source = TableSource(paths)
+    loader = Loader(source, transform, 50, shuffle_window=200)
+    first = epoch_of(loader)
+    assert epoch_of(loader) == first
+    loader.epoch = 1
+    second = epoch_of(loader)
+    other = epoch_of(Loader(source, transform, 50, shuffle_window=200, seed=1))
+    for epoch in (first, second, other):
+        assert sorted(x for batch in epoch for x in batch) == list(range(ROWS))
+    assert first != second != other != first
+    loader.epoch = 0
+    assert epoch_of(loader) == first
+
+
+def test_rows_are_shuffled_within_a_window(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": range(10_000)}), tmp_path / "a.parquet")
+    loader = Loader(TableSource(tmp_path), transform, 500, shuffle_window=1_000)
+    rows = [x for batch in loader for x in batch.labels.tolist()]
+    for start in range(0, 10_000, 1_000):
+        window = rows[start : start + 1_000]
+        assert sorted(window) == list(range(start, start + 1_000))
+        assert abs(sum(window[:500]) / 500 - (start + 500)) < 40  # each half is from everywhere
+        assert sum(x == start + i for i, x in enumerate(window)) < 10
+
+
+@settings(max_examples=30)
+@given(
+    rows=st.integers(1, 300),
+    group=st.integers(1, 100),
+    batch=st.integers(1, 90),
+    window=st.integers(0, 150),
+    world=st.integers(1, 4),
+    workers=st.integers(0, 2),
+    drop_last=st.booleans(),
+    kept=st.sampled_from(["all", "dropped", "split"]),
+    epoch=st.integers(0, 2),
+)
+def test_ranks_and_batches_have_every_row_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: int,
+    group: int,
+    batch: int,
+    window: int,
+    world: int,
+    workers: int,
+    drop_last: bool,
+    kept: str,
+    epoch: int,
+) -> None:
+    path = tmp_path_factory.mktemp("data") / "a.parquet"
+    pq.write_table(pa.table({"x": range(rows)}), path, row_group_size=group)
+    split = FractionSplit(0.3, 0.2, seed=rows)
+    source = TableSource(
+        path,
+        drop="x >= 40 and x < 90" if kept == "dropped" else None,
+        split=split if kept == "split" else None,
+    )
+    wanted = [x for table in source.scan() for x in table["x"].to_pylist()]
+    seen = []
+    for rank in range(world):
+        loader = Loader(
+            source,
+            transform,
+            batch,
+            shuffle_window=window,
+            rank=rank,
+            world_size=world,
+            workers=workers,
+            drop_last=drop_last,
+        )
+        loader.epoch = epoch
+        batches = epoch_of(loader)
+        sizes = [len(x) for x in batches]
+        assert all(size == batch for size in sizes[:-1])
+        assert not sizes or 0 < sizes[-1] <= batch
+        assert not drop_last or all(size == batch for size in sizes)
+        if kept != "dropped":
+            assert len(loader) == len(batches)
+            assert drop_last or loader.samples == sum(sizes)
+        seen += [x for rows in batches for x in rows]
+    assert len(set(seen)) == len(seen)
+    assert set(seen) <= set(wanted)
+    assert len(wanted) - len(seen) <= (world * (batch - 1) if drop_last else 0)
+
+
+# ---- going on
+
+
+@pytest.mark.parametrize("window", [0, 150])
+@pytest.mark.parametrize("kept", ["all", "dropped", "ranks"])
+def test_every_position_can_be_gone_back_to(paths: list[Path], window: int, kept: str) -> None:
+    def make(workers: int) -> Loader:
+        source = TableSource(paths, drop="x > 400 and x < 800" if kept == "dropped" else None)
+        ranks = {"rank": 1, "world_size": 3} if kept == "ranks" else {}
+        return Loader(
+            source, transform, 48, shuffle_window=window, workers=workers, seed=5, **ranks
+        )
+
+    whole = make(2)
+    whole.epoch = 2
+    states = [json.dumps(whole.state_dict())]
+    batches = []
+    for batch in whole:
+        batches.append(rows_of(batch))
+        states.append(json.dumps(whole.state_dict()))
+    states.append(json.dumps(whole.state_dict()))  # after the end
+    assert len(batches) > 5
+    for at, state in enumerate(states):
+        again = make(at % 3)
+        again.load_state_dict(json.loads(state))
+        assert again.epoch == 2
+        assert json.dumps(again.state_dict()) == state
+        assert epoch_of(again) == batches[at:]
+        assert epoch_of(again) == batches  # the next time it is a whole epoch again
+    again.load_state_dict(json.loads(states[3]))
+    again.epoch = 3
+    whole.epoch = 3
+    third = epoch_of(again)
+    assert third == epoch_of(whole)
+    assert (third != batches) == (window > 0)
+
+
+def test_going_on_reads_nothing_of_what_was_before(tmp_path: Path) -> None:
+    for i in range(4):
+        pq.write_table(pa.table({"x": range(i * 100, i * 100 + 100)}), tmp_path / f"{i}.parquet")
+    loader = Loader(TableSource(tmp_path), transform, 50, shuffle_window=0, workers=0)
+    batches = iter(loader)
+    for _ in range(7):
+        next(batches)
+    state = loader.state_dict()
+    fresh = Loader(TableSource(tmp_path), seen := Counting(), 50, shuffle_window=0, workers=0)
+    fresh.load_state_dict(state)
+    assert epoch_of(fresh) == [list(range(350, 400))]
+    assert seen.rows == 100
+
+
+class Counting:
+    """A transform that counts the rows that it is given."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def __call__(self, table: pa.Table) -> Batch:
+        self.rows += table.num_rows
+        return transform(table)
+
+
+def test_other_arguments_or_files_are_refused(tmp_path: Path) -> None:
+    write_files(tmp_path, "parquet")
+    state = Loader(TableSource(tmp_path), transform, 48).state_dict()
+
+    def refused(message: str, batch: int = 48, drop: str | None = None, **options: Any) -> None:
+        loader = Loader(TableSource(tmp_path, drop=drop), transform, batch, **options)
+        with pytest.raises(ValueError, match=message):
+            loader.load_state_dict(state)
+
+    refused(r"`batch_size` should be as it was when the state was saved \(48\)\. Received 49", 49)
+    refused(r"`seed` should be as it was .*\(0\)\. Received 1", seed=1)
+    refused(r"`world_size` should be as it was .*\(1\)\. Received 2", world_size=2)
+    refused(r"`shuffle_window` should be as it was .*\(131072\)\. Received 0", shuffle_window=0)
+    refused(r"`drop` should be as it was", drop="x > 3")
+    Loader(TableSource(tmp_path), transform, 48, workers=4).load_state_dict(state)
+
+    changed = tmp_path / "1.parquet"
+    content = changed.read_bytes()
+    pq.write_table(pa.table({"x": range(7)}), changed)
+    refused(r"Data file '.*1\.parquet' should be as '.*1\.parquet' was when the state was saved")
+    changed.write_bytes(content)
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "3.parquet")
+    refused(r"There should be 3 data files, as when the state was saved\. Received 4")
+    (tmp_path / "3.parquet").unlink()
+    state["version"] = 2
+    refused(r"The state of a loader should be of version 1\. Received version 2")
+
+
+# ---- lengths, arguments
+
+
+def test_the_number_of_batches_is_known_for_parquet_alone(tmp_path: Path) -> None:
+    paths = write_files(tmp_path, "parquet")
+    assert len(Loader(TableSource(paths), transform, 64)) == 16
+    assert len(Loader(TableSource(paths), transform, 64, drop_last=True)) == 15
+    for source in (
+        TableSource(paths, drop="x > 3"),
+        TableSource(write_files(tmp_path, "csv")),
+    ):
+        loader = Loader(source, transform, 64)
+        assert loader.samples is None
+        with pytest.raises(TypeError, match=r"The number of batches is known for Parquet files"):
+            len(loader)
+        assert len(list(loader)) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, r"`batch_size` should be 1 or more\. Received 0"),
+        ({"shuffle_window": -1}, r"`shuffle_window` should be 0 or more\. Received -1"),
+        ({"rank": 2, "world_size": 2}, r"`rank` should be in \[0, 2\)\. Received 2"),
+        ({"workers": -1}, r"`workers` should be 0 or more\. Received -1"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(
+    tmp_path: Path, options: dict[str, int], message: str
+) -> None:
+    source = TableSource(write_files(tmp_path, "parquet"))
+    with pytest.raises(ValueError, match=message):
+        Loader(source, transform, **{"batch_size": 2, **options})
+
+
+def test_a_transform_that_wants_another_column_is_refused(tmp_path: Path) -> None:
+    wants = Counting()
+    wants.columns = ["xs"]  # type: ignore[attr-defined]
+    with pytest.raises(
+        ValueError, match=r"The transform should name columns of the data\. Received 'xs'"
+    ):
+        Loader(TableSource(write_files(tmp_path, "parquet")), wants, 2)
+
+
+def test_nothing_left_of_the_rows_gives_no_batch(paths: list[Path]) -> None:
+    assert epoch_of(Loader(TableSource(paths, drop="x >= 0"), transform, 8)) == []
+
+
+# ---- threads
+
+
+def failing_at(row: int, error: Exception) -> Callable[[pa.Table], Batch]:
+    def fail(table: pa.Table) -> Batch:
+        if row in table["x"].to_pylist():
+            raise error
+        return transform(table)
+
+    return fail
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_errors_of_the_transform_come_in_their_place(paths: list[Path], workers: int) -> None:
+    fail = failing_at(500, ValueError("`x` should be small. Received 500."))
+    loader = Loader(TableSource(paths), fail, 10, shuffle_window=0, workers=workers)
+    batches = iter(loader)
+    for start in range(0, 400, 10):
+        assert rows_of(next(batches)) == list(range(start, start + 10))
+    message = (
+        rf"^`x` should be small\. Received 500\. Found in '{paths[0].parent}/.*'( or after)?\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        list(batches)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_other_errors_are_passed_on_as_they_are(paths: list[Path], workers: int) -> None:
+    loader = Loader(TableSource(paths), failing_at(500, KeyError("x")), 10, workers=workers)
+    with pytest.raises(KeyError, match="x"):
+        list(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_of_a_file_name_it(tmp_path: Path, workers: int) -> None:
+    paths = write_files(tmp_path, "csv")
+    paths[2].write_text(paths[2].read_text() + "many\n")
+    loader = Loader(TableSource(paths), transform, 10, workers=workers)
+    with pytest.raises(ValueError, match=r"'.*2\.csv', line 495, should fit the columns.*'many'"):
+        list(loader)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("batches", [0, 1, 3])
+def test_stopping_early_leaves_no_thread(paths: list[Path], workers: int, batches: int) -> None:
+    loader = Loader(TableSource(paths), transform, 20, shuffle_window=100, workers=workers)
+    iterator = iter(loader)
+    for _ in range(batches):
+        next(iterator)
+    del iterator
+    assert not [t for t in threading.enumerate() if t.name.startswith("reader")]
+    with pytest.raises(RuntimeError, match="enough"):  # noqa: PT012
+        for _ in loader:
+            raise RuntimeError("enough")
+
+
+def test_few_windows_are_made_ahead(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": range(3_000)}), tmp_path / "a.parquet")
+    counting = Counting()
+    loader = Loader(TableSource(tmp_path), counting, 100, shuffle_window=100, workers=2)
+    for _ in loader:
+        time.sleep(0.05)
+        assert counting.rows <= 100 * 4
+        if counting.rows == 400:
+            break
+
+
+def test_work_is_done_while_the_consumer_is_busy(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": range(800)}), tmp_path / "a.parquet")
+
+    def slow(table: pa.Table) -> Batch:
+        time.sleep(0.05)
+        return transform(table)
+
+    loader = Loader(TableSource(tmp_path), slow, 100, shuffle_window=100, workers=2)
+    start = time.perf_counter()
+    for _ in loader:
+        time.sleep(0.05)
+    assert time.perf_counter() - start < 0.7  # one after the other: 0.8
+
+
+SCRIPT = """
+import sys
+from tests.datasets.test_loader import Loader, TableSource, transform
+iterator = iter(Loader(TableSource(sys.argv[1]), transform, 10, shuffle_window=50))
+print(len(next(iterator).labels))
+"""
+
+
+def test_leaving_the_program_early_does_not_hang(tmp_path: Path) -> None:
+    write_files(tmp_path, "parquet")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "10\n", "")
