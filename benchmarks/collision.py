@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 
 INTERVAL = 5
-# name: (rows, ids a batch, steps that fill the map, evictions that are measured)
+# name: (rows, ids a batch, evictions that are measured)
 SCENARIOS = {
-    "100,000 rows, 20,000 ids": (100_000, 20_000, 50, 40),
-    "10,000,000 rows, 1,000,000 ids": (10_000_000, 1_000_000, 50, 5),
+    "100,000 rows, 20,000 ids": (100_000, 20_000, 40),
+    "10,000,000 rows, 1,000,000 ids": (10_000_000, 1_000_000, 5),
 }
 DRIFT = 0.002  # of the rows, by which the ranks move on in a step
 
@@ -37,10 +37,9 @@ class Stream:
         self.step = 0
 
     def filling(self) -> torch.Tensor:
-        """Return ids of which none came before: half a map in a batch."""
-        size = self.rows // 2
+        """Return ids of which none came before."""
         self.step += 1
-        return self.scrambled(10**12 + self.step * size + torch.arange(size))
+        return self.scrambled(10**12 + self.step * self.batch + torch.arange(self.batch))
 
     def next(self) -> torch.Tensor:
         self.step += 1
@@ -108,11 +107,12 @@ VARIANTS = {"operators": operators, "module": module}
 def measure(variant: str, scenario: str, threads: int) -> list[float]:
     """Return the mean time of a step, in milliseconds, of each interval from one eviction to the next."""
     torch.set_num_threads(threads)
-    rows, batch, fillings, evictions = SCENARIOS[scenario]
+    rows, batch, evictions = SCENARIOS[scenario]
     stream, step = Stream(rows, batch), VARIANTS[variant](rows)
-    fill = 10
-    for i in range(fill + fillings):
-        step(stream.filling() if i < fill else stream.next())
+    for _ in range(-(-rows // (batch * INTERVAL)) * INTERVAL):
+        step(stream.filling())
+    for _ in range(2 * INTERVAL):
+        step(stream.next())
     times = []
     for _ in range(evictions):
         spent = 0.0

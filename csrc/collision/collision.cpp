@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "collision/select.h"
+#include "scratch.h"
 
 namespace rowwise {
 namespace {
@@ -61,45 +62,47 @@ struct Searches {
   }
 };
 
-// Calls done(first, count, rows) for one block after another, while those behind it are under way.
-template <class Done>
-void search(const Index& index, const int64_t* ids, int64_t count, const Done& done) {
+// Calls done(first, searches) for one block after another, while those behind it are under way; and likely(row) some
+// time before for rows that a search is likely to find.
+template <class Likely, class Done>
+void search(const Index& index, const int64_t* ids, int64_t count, const Likely& likely, const Done& done) {
   Searches searches[3];
   const int64_t blocks = (count + kBlock - 1) / kBlock;
   const auto size = [=](int64_t block) { return std::min(kBlock, count - block * kBlock); };
   for (int64_t block = 0; block < blocks + 2; ++block) {
     if (block < blocks) searches[block % 3].hash(index, ids + block * kBlock, size(block));
-    if (block >= 1 && block - 1 < blocks) searches[(block - 1) % 3].probe(index, size(block - 1));
+    if (block >= 1 && block - 1 < blocks) {
+      searches[(block - 1) % 3].probe(index, size(block - 1));
+      for (int64_t i = 0; i < size(block - 1); ++i) likely(readable(searches[(block - 1) % 3].rows[i]));
+    }
     if (block >= 2) {
-      Searches& last = searches[(block - 2) % 3];
       const int64_t first = (block - 2) * kBlock;
-      last.settle(index, ids + first, size(block - 2));
-      done(first, size(block - 2), last.rows);
+      searches[(block - 2) % 3].settle(index, ids + first, size(block - 2));
+      done(first, size(block - 2), searches[(block - 2) % 3]);
     }
   }
 }
 
-// Counts ids in the history, the ones without a row.
+// Counts ids in the history, the ones without a row. Returns how many found it full.
 int64_t count_absent(const History& history, const int64_t* batch, const int64_t* rows, int64_t count, int64_t now) {
   const Index& index = history.index;
-  int64_t ids[kBlock], forgotten = 0, at = 0;
-  Searches searches;
-  while (at < count) {
-    int64_t held = 0;
-    for (; at < count && held < kBlock; ++at) {
-      ids[held] = batch[at];
-      held += rows[at] < 0;
-    }
-    searches.hash(index, ids, held);
-    searches.probe(index, held);
-    for (int64_t i = 0; i < held; ++i) {
-      if (searches.rows[i] < 0) continue;
-      fetch(history.counts + searches.rows[i]);
-      fetch(history.last + searches.rows[i]);
-    }
-    for (int64_t i = 0; i < held; ++i) {
+  const Scratch scratch((static_cast<size_t>(count) + 1) * sizeof(int64_t));
+  int64_t* absent = reinterpret_cast<int64_t*>(scratch.data());
+  int64_t num_absent = 0, forgotten = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    absent[num_absent] = batch[i];
+    num_absent += rows[i] < 0;
+  }
+  const auto likely = [&](int64_t row) {
+    fetch(history.counts + row);
+    fetch(history.last + row);
+  };
+  search(index, absent, num_absent, likely, [&](int64_t first, int64_t n, const Searches& searches) {
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t id = absent[first + i];
       const uint64_t hash = searches.hashes[i];
-      int64_t row = index.find(ids[i], hash);  // which an earlier id of this block may have changed
+      int64_t row = searches.rows[i];
+      if (row < 0) row = index.find(id, hash);  // it may have been entered since it was searched for
       if (row < 0) {
         row = *history.size;
         if (row < 0 || row >= index.rows) {
@@ -107,14 +110,14 @@ int64_t count_absent(const History& history, const int64_t* batch, const int64_t
           continue;
         }
         ++*history.size;
-        history.ids[row] = ids[i];
+        history.ids[row] = id;
         history.counts[row] = 0;
         index.enter(row, hash);
       }
       ++history.counts[row];
       history.last[row] = now;
     }
-  }
+  });
   return forgotten;
 }
 
@@ -176,8 +179,9 @@ void find_ids(const Index& index, const int64_t* wanted, int64_t count, int64_t 
 #pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(parts)) if (parts > 1)
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t begin = count * part / parts, end = count * (part + 1) / parts;
-    search(index, wanted + begin, end - begin, [&](int64_t first, int64_t n, const int64_t* found) {
-      for (int64_t i = 0; i < n; ++i) rows[begin + first + i] = either(found[i] < 0, missing, found[i]);
+    const auto nothing = [](int64_t) {};
+    search(index, wanted + begin, end - begin, nothing, [&](int64_t first, int64_t n, const Searches& searches) {
+      for (int64_t i = 0; i < n; ++i) rows[begin + first + i] = either(searches.rows[i] < 0, missing, searches.rows[i]);
     });
   }
 }
