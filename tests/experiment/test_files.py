@@ -149,6 +149,16 @@ def test_no_yaml(file: Path, text: str, message: str) -> None:
             "less than 1. Received 0.5 and 0.5.",
         ),
         (
+            MINIMAL + "training: {early_stopping: {patiense: 3}}",
+            ": `training.early_stopping.patiense` is not a key of `training.early_stopping`; did you "
+            "mean `patience`? Its keys: metric, patience, min_delta.",
+        ),
+        (
+            MINIMAL + "features: {user: {type: sparse, min_count: 2}}",
+            ": `features.user`: `min_count` should be left out unless `ids` is vocabulary. Received 2 "
+            "with ids hash.",
+        ),
+        (
             MINIMAL + "features: {}",
             ": `features` should name at least one feature, or be left out to be inferred. "
             "Received none.",

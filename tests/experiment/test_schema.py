@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from torchrec.datasets.transform import FeatureTransform
 from torchrec.experiment._keys import expected, keys_of, node_at, root
+from torchrec.experiment._reference import page
+from torchrec.experiment.files import load_experiment
 from torchrec.experiment.schema import Experiment
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "experiment.md"
@@ -63,3 +67,19 @@ def test_defaults_are_not_shared() -> None:
     one.training.schedule.warmup_steps = 5
     one.model.layers.append(7)
     assert (two.training.schedule.warmup_steps, two.model.layers) == (0, [256, 128])
+
+
+def test_the_page_is_up_to_date() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert text == page(text), "run: python -m torchrec.experiment._reference docs/experiment.md"
+
+
+def test_examples_of_the_page(tmp_path: Path) -> None:
+    examples = re.findall(r"^```yaml\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        path = tmp_path / "experiment.yaml"
+        path.write_text(example)
+        experiment = load_experiment(path)
+        if experiment.features is not None:
+            FeatureTransform(experiment.features, experiment.data.label)

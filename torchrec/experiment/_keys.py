@@ -53,8 +53,9 @@ def node_at(path: Sequence[str | int]) -> tuple[Node | None, str]:
 
 
 def keys_of(node: Node) -> dict[str, Node]:
-    """Return the keys of a section, in order; empty for what is none."""
-    properties = _resolve(node).get("properties", {})
+    """Return the keys of a section, in order; empty for what is none, or one of several."""
+    alternatives = _alternatives(node)
+    properties = alternatives[0].get("properties", {}) if len(alternatives) == 1 else {}
     assert isinstance(properties, dict)
     return properties
 

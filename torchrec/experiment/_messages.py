@@ -27,7 +27,7 @@ def _message(error: ErrorDetails) -> tuple[str, str]:
     value = error["input"]
     if error["type"] == "value_error":
         reason = str(error["ctx"]["error"])
-        return (reason if reason.startswith("`") or not key else f"`{key}`: {reason}"), key
+        return (reason if not key or key in reason else f"`{key}`: {reason}"), key
     if error["type"] == "extra_forbidden" and parent is not None:
         names = list(keys_of(parent))
         of = f"of `{parent_key}`" if parent_key else "of the file"

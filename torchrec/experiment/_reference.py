@@ -1,0 +1,108 @@
+"""The reference of experiment files, written from what checks them.
+
+    python -m torchrec.experiment._reference docs/experiment.md
+
+replaces the part of the page between the marks; a test says when that is due.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from pathlib import Path
+
+from torchrec.datasets.features import (
+    DenseFeature,
+    IdFeature,
+    MultiHotFeature,
+    SequenceFeature,
+    SparseFeature,
+)
+from torchrec.experiment import schema
+from torchrec.experiment._keys import Node, expected, keys_of, members_of, node_at, root
+
+_BEGIN = (
+    "<!-- The rest is written by: python -m torchrec.experiment._reference docs/experiment.md -->"
+)
+_FEATURES = (DenseFeature, SparseFeature, MultiHotFeature, SequenceFeature)
+_SECTIONS = (
+    ("data", schema.DataSection),
+    ("data.split", schema.SplitSection),
+    ("model", schema.ModelSection),
+    ("training", schema.TrainingSection),
+    ("training.schedule", schema.ScheduleSection),
+    ("training.early_stopping", schema.EarlyStoppingSection),
+)
+
+
+def reference() -> str:
+    """Return the reference as Markdown: each section, its keys, what they should be, defaults."""
+    lines = [_BEGIN, "", "## All keys", ""]
+    lines += _table({"output": keys_of(root())["output"]})
+    for name, section in _SECTIONS:
+        node, _ = node_at(name.split("."))
+        assert node is not None
+        lines += ["", f"### {name}", "", _text(section), "", *_table(keys_of(node))]
+    lines += [
+        "",
+        "### features",
+        "",
+        "A section for each feature, by its name. The key `type` says which.",
+    ]
+    features, _ = node_at(["features", "any"])
+    assert features is not None
+    shared = [*IdFeature.model_fields]
+    for feature, (tag, node) in zip(_FEATURES, members_of(features).items(), strict=True):
+        lines += ["", f"#### {tag}", "", _text(feature)]
+        keys = keys_of(node)
+        if feature is SparseFeature:
+            lines += ["", _text(IdFeature)]
+        elif feature is not DenseFeature:
+            keys = {key: value for key, value in keys.items() if key not in shared}
+            lines += ["", "Besides all keys of `sparse`:"]
+        lines += ["", *_table(keys)]
+    return "\n".join(lines) + "\n"
+
+
+def page(text: str) -> str:
+    """Return a page with its reference brought up to date."""
+    return text.partition(_BEGIN)[0] + reference()
+
+
+def _text(documented: type) -> str:
+    text = inspect.cleandoc(documented.__doc__ or "")
+    return text.replace("``", "`").replace("`MultiHotFeature`", "`multi_hot`")
+
+
+def _table(keys: dict[str, Node]) -> list[str]:
+    described = any("description" in node for node in keys.values())
+    head = ["key", "should be", "default", *(["what it is"] if described else [])]
+    rows = [head, ["---"] * len(head)]
+    for key, node in keys.items():
+        if key == "type":
+            continue
+        row = [f"`{key}`", _plain(expected(node)), _default(node)]
+        rows.append([*row, str(node["description"])] if described else row)
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _plain(text: str) -> str:
+    """Return a description of values as short as a cell wants it."""
+    return "a section" if text.startswith("a section") else text.replace("'", "`")
+
+
+def _default(node: Node) -> str:
+    if "default" not in node:
+        return "(to be given)"
+    value = node["default"]
+    if isinstance(value, dict):
+        return ""
+    if value is None:
+        return "none"
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
