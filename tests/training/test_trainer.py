@@ -178,7 +178,7 @@ def test_bf16_learns_and_keeps_weights_in_fp32() -> None:
     assert result.valid.auc > 0.7
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 def test_compiled_is_close_to_eager() -> None:
     model = ClickModel(dropout=0.0)
     other = copy.deepcopy(model)
