@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +30,7 @@ HashFunction = Callable[[Tensor, int], Tensor]
 _BUILT_IN = (LFU_EvictionPolicy, LRU_EvictionPolicy, DistanceLFU_EvictionPolicy)
 
 
-class ManagedCollisionModule(nn.Module):
+class ManagedCollisionModule(nn.Module, ABC):
     """A map from ids to rows: what derives from it says which id gets which row.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +23,7 @@ LAST = "last_access_iter"
 COUNTS = "counts"
 
 
-class MappedRows(nn.Module):
+class MappedRows(nn.Module, ABC):
     """Which id holds which row, and what a policy knows of each.
 
     What is saved is by row: ``ids``, ``occupied`` and the metadata of the policy; and the ids that
