@@ -95,6 +95,8 @@ def _put(
     same = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
     if tensor.numel() and same in names:
         return names[same]
+    while name in tensors:  # {"a": {"b": ...}, "a.b": ...}
+        name += "'"
     names[same] = name
     whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
     # A view would not be written alone.

@@ -157,6 +157,8 @@ class Checkpoints:
         try:
             content = json.loads((path / _STATE).read_text("utf-8"))
             version = content["version"]
+            if version == _VERSION:
+                content["best"], content["tensors"], content["state"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(path / _STATE, str(error)) from None
         if version != _VERSION:
@@ -203,18 +205,13 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Json]:
     try:
         save_file({name: tensor.cpu() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:
-        # The library gives errors of the system as text; writing a byte gives them their number.
-        _fail_as_system(path)
-        raise OSError(None, str(error)) from error
+        # The library gives errors of the system as text, with their number at the end.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise OSError(None, str(error)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
     _sync(path)
     return _digest(path)
-
-
-def _fail_as_system(path: Path) -> None:
-    with open(path, "ab") as file:
-        file.write(b"\0" * 65_536)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _read_tensors(path: Path, digest: dict[str, Json]) -> dict[str, Tensor]:
