@@ -82,7 +82,7 @@ def test_kinds_are_checked():
         hash_strings(data.int(), offsets)
     with pytest.raises(TypeError, match="`offsets` should be a one-dimensional int32 or int64"):
         hash_strings(data, offsets.float())
-    with pytest.raises(ValueError, match="one more than the strings. Received none"):
+    with pytest.raises(ValueError, match=r"one more than the strings. Received none"):
         hash_strings(data, offsets[:0])
     with pytest.raises(ValueError, match="`seed` should be an int64"):
         hash_strings(data, offsets, 1 << 63)
