@@ -19,6 +19,7 @@
 
 namespace rowwise {
 
+void test_collision();
 void test_embedding();
 void test_jagged();
 void test_permute();

@@ -9,6 +9,7 @@ int main() {
   rowwise::test_interaction();
   rowwise::test_hashing();
   rowwise::test_embedding();
+  rowwise::test_collision();
   std::printf("sanitizers: no fault found up to %s\n", rowwise::isa_name());
   return 0;
 }

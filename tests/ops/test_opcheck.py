@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import torchrec.modules.embedding_modules
+import torchrec.ops.collision
 import torchrec.ops.hashing
 import torchrec.ops.interaction
 import torchrec.sparse.jagged_tensor  # noqa: F401  (the imports define the operators)
@@ -18,6 +19,7 @@ from torchrec.ops import backends
 
 HERE = Path(__file__).parent
 SOURCES = [
+    "test_collision.py",
     "test_embedding.py",
     "test_hashing.py",
     "test_interaction.py",
