@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torchrec.datasets.files import DataFile
 
 # Bytes of a column that are fetched at once: row groups of any size are read in bounded memory.
-_BUFFER = 1 << 20
+_BUFFER = 1 << 18
 
 
 class RowGroup(NamedTuple):

@@ -111,7 +111,8 @@ class Loader:
         self.transform = transform
         self.batch_size = batch_size
         self.workers = workers
-        self.columns: list[str] = list(getattr(transform, "columns", source.schema.names))
+        wanted = getattr(transform, "columns", source.schema.names)
+        self.columns: list[str] = list(dict.fromkeys(wanted))
         self._shuffle_window = shuffle_window
         self._seed = seed
         self._rank, self._world_size = rank, world_size
