@@ -157,8 +157,9 @@ class Checkpoints:
         try:
             content = json.loads((path / _STATE).read_text("utf-8"))
             version = content["version"]
-            if version == _VERSION:
-                content["best"], content["tensors"], content["state"]
+            missing = {"best", "tensors", "state"} - content.keys()
+            if version == _VERSION and missing:
+                raise ValueError(f"{sorted(missing)} is missing")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(path / _STATE, str(error)) from None
         if version != _VERSION:

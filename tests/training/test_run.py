@@ -1,0 +1,330 @@
+"""From files to a folder with a trained, evaluated and saved model."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests.training.killing import ending, write_clicks
+from torchrec.experiment.bundle import load_bundle
+from torchrec.experiment.files import check_experiment, load_experiment
+from torchrec.experiment.schema import Experiment
+from torchrec.training import Observer, checkpoint
+from torchrec.training.run import RunResult, run_experiment
+
+
+@pytest.fixture(scope="module")
+def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "clicks.parquet"
+    write_clicks(path)
+    return path
+
+
+def experiment(path: Path, /, **sections: dict[str, Any]) -> Experiment:
+    values: dict[str, Any] = {
+        "data": {"train": [str(path)], "label": "click"},
+        "model": {"dim": 4, "layers": [16], "dense_layers": [8]},
+        "training": {"batch_size": 128, "learning_rate": 0.02, "log_every": 5},
+        "output": "unused",
+    }
+    for name, changes in sections.items():
+        values[name] = {**values[name], **changes}
+    return check_experiment(values, "experiment.yaml")
+
+
+class Notes(Observer):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def said(self, message: str) -> None:
+        self.messages.append(message)
+
+
+def run(what: Experiment, folder: Path, resume: bool = False) -> RunResult:
+    return run_experiment(what, folder, resume=resume, observers=[Notes()])
+
+
+def test_a_run_leaves_everything_in_its_folder(clicks: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = run(experiment(clicks, training={"epochs": 4, "tensorboard": True}), folder)
+    found = json.loads((folder / "result.json").read_text())
+    assert result.test is not None
+    assert result.test["auc"] is not None
+    assert result.test["auc"] > 0.75
+    for split in ("train", "valid", "test"):
+        assert found[split] == getattr(result, split)
+        assert {"auc", "ne", "logloss", "calibration"} <= found[split].keys()
+    assert 2200 < found["train"]["samples"] < 2600
+    assert found["train"]["samples"] + found["valid"]["samples"] + found["test"]["samples"] == 3000
+    assert found["seconds"] > 0
+    assert found["samples_per_second"] > 0
+    assert found["peak_rss_bytes"] > 1e8
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {line["split"] for line in lines} == {"train", "valid", "test"}
+    assert lines[0].keys() >= {
+        "step", "epoch", "samples", "seconds", "split", "loss", "ne", "auc", "logloss",
+        "calibration", "learning_rate", "samples_per_second", "time", "ids",
+    }  # fmt: skip
+    assert lines[0]["ids"].keys() >= {"unknown", "hashed", "out_of_range"}
+    assert list((folder / "tensorboard").iterdir())
+    saved = load_experiment(folder / "experiment.yaml")
+    assert saved.features is not None
+    assert set(saved.features) == {"user", "price", "tags", "city"}
+    assert not [p for p in folder.rglob("*") if "writing" in p.name]
+
+
+def test_report_knows_the_tables(clicks: Path, tmp_path: Path) -> None:
+    run(experiment(clicks), tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    tables = {table["name"]: table for table in report["tables"]}
+    model = load_bundle(tmp_path / "run" / "model").model
+    weights = {
+        name.split(".")[-2]: value
+        for name, value in model.state_dict().items()
+        if "embedding_bags" in name
+    }
+    assert tables.keys() == weights.keys()
+    for name, table in tables.items():
+        norms = weights[name].norm(dim=1)
+        assert (table["rows"], table["dim"]) == tuple(weights[name].shape)
+        assert table["bytes"] == weights[name].numel() * 4
+        assert table["norm_mean"] == pytest.approx(norms.mean().item(), rel=1e-5)
+        assert table["norm_max"] == pytest.approx(norms.max().item(), rel=1e-5)
+        assert table["occupancy"] == pytest.approx(1 - table["dead_rows"] / table["rows"])
+    # Cities: three, and a row for unknown ones, which the training data never needs.
+    assert tables["city"]["dead_rows"] == 1
+    assert tables["city"]["ids_seen"] == 3
+    curves = report["curves"]
+    samples = sum(curves["positives"]) + sum(curves["negatives"])
+    assert samples == json.loads((tmp_path / "run" / "result.json").read_text())["test"]["samples"]
+
+
+@pytest.mark.parametrize("name", ["dlrm", "dlrm_dcn", "deepfm"])
+def test_the_bundle_is_the_model(name: str, clicks: Path, tmp_path: Path) -> None:
+    """Its metrics on the test data are those that the run reported, exactly."""
+    from torchrec.training.run_data import RunData
+    from torchrec.training.trainer import Trainer
+
+    what = experiment(clicks, model={"name": name})
+    result = run(what, tmp_path / "run")
+    bundle = load_bundle(tmp_path / "run" / "model")
+    data = RunData(what, tmp_path / "run" / "checkpoints" / "transform")
+    assert data.test is not None
+    assert Trainer(bundle.model).evaluate(data.test).to_json() == result.test
+
+
+def test_equal_experiments_give_equal_runs(clicks: Path, tmp_path: Path) -> None:
+    for name, changes in (("a", {}), ("b", {}), ("workers", {"workers": 1})):
+        run(experiment(clicks, data=changes, model={"dropout": 0.1}), tmp_path / name)
+    run(experiment(clicks, training={"seed": 1}), tmp_path / "seed")
+    first = ending(tmp_path / "a")
+    assert ending(tmp_path / "b") == first
+    assert ending(tmp_path / "workers")["result"] == first["result"]
+    assert ending(tmp_path / "seed")["result"] != first["result"]
+
+
+def test_given_files_are_the_splits(clicks: Path, tmp_path: Path) -> None:
+    table = pq.read_table(clicks)
+    for name, rows in (("valid", 700), ("test", 300)):
+        pq.write_table(table.slice(0, rows), tmp_path / f"{name}.parquet")
+    files = {name: [str(tmp_path / f"{name}.parquet")] for name in ("valid", "test")}
+    result = run(experiment(clicks, data=files), tmp_path / "run")
+    sizes = [result.train["samples"]]
+    sizes += [split["samples"] for split in (result.valid, result.test) if split]
+    assert sizes == [3000, 700, 300]
+
+
+def test_splits_by_time(tmp_path: Path) -> None:
+    """The label follows the number only in the last tenth, so only the test shows it."""
+    rows = 2000
+    number = torch.randn(rows)
+    label = torch.where(torch.arange(rows) < 1800, torch.randint(0, 2, (rows,)), number > 0)
+    columns = {"at": list(range(rows)), "number": number.tolist(), "click": label.int().tolist()}
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table(columns).take(torch.randperm(rows).numpy()), path)
+    split = {"by": "time", "column": "at", "valid": 0.1, "test": 0.1}
+    what = experiment(path, data={"split": split}, training={"learning_rate": 0.001})
+    features = {"number": {"type": "dense"}}
+    what = check_experiment({**what.model_dump(mode="json"), "features": features}, "x")
+    result = run(what, tmp_path / "run")
+    assert result.valid is not None
+    assert result.test is not None
+    assert (result.valid["samples"], result.test["samples"]) == (200, 200)
+    aucs = [abs((split["auc"] or 0) - 0.5) for split in (result.valid, result.test)]
+    assert aucs[0] < 0.15
+    assert aucs[1] > 0.4
+
+
+def test_text_with_a_schedule(clicks: Path, tmp_path: Path) -> None:
+    """Rows of text are counted for the schedule, and the last rate is the final one."""
+    table = pq.read_table(clicks).drop_columns(["tags"])
+    pyarrow.csv.write_csv(table, tmp_path / "clicks.csv")
+    schedule = {"decay": "linear", "final": 0.25}
+    what = experiment(tmp_path / "clicks.csv", training={"schedule": schedule, "epochs": 2})
+    run(what, tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["learning_rate"] == pytest.approx(0.02 * 0.25)
+
+
+def test_no_validation_and_no_test(clicks: Path, tmp_path: Path) -> None:
+    none = {"split": {"valid": 0.0, "test": 0.0}}
+    result = run(experiment(clicks, data=none), tmp_path / "run")
+    assert (result.valid, result.test, result.train["samples"]) == (None, None, 3000)
+    stopping = {"early_stopping": {"metric": "auc"}}
+    with pytest.raises(ValueError, match=r"`training.early_stopping` should have validation data"):
+        run(experiment(clicks, data=none, training=stopping), tmp_path / "other")
+
+
+def test_splits_without_rows_are_left_out(tmp_path: Path) -> None:
+    columns = {"user": [1, 2, 3, 4], "click": [0, 1, 0, 1]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    notes = Notes()
+    split = {"split": {"valid": 1e-9, "test": 1e-9}}
+    what = experiment(tmp_path / "a.parquet", data=split)
+    result = run_experiment(what, tmp_path / "run", observers=[notes])
+    assert (result.valid, result.test) == (None, None)
+    assert "There are no rows for validation: it is left out." in notes.messages
+
+
+def test_a_folder_that_exists_is_refused(clicks: Path, tmp_path: Path) -> None:
+    run(experiment(clicks), tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    with pytest.raises(ValueError, match=r"should be new. Received '.*run', which exists: go on"):
+        run(experiment(clicks), tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"should be one. Received the file '.*file'"):
+        run(experiment(clicks), tmp_path / "file")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    (tmp_path / "empty").mkdir()
+    assert run(experiment(clicks), tmp_path / "empty").test
+
+
+def test_resuming_an_ended_run_says_so(clicks: Path, tmp_path: Path) -> None:
+    first = run(experiment(clicks), tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    notes = Notes()
+    again = run_experiment(experiment(clicks), tmp_path / "run", resume=True, observers=[notes])
+    assert again == first
+    assert notes.messages == [f"The run in '{tmp_path / 'run'}' has ended already: nothing to do."]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        (
+            "training",
+            {"batch_size": 64},
+            r"`training.batch_size` should be 128, .* Received 64: to",
+        ),
+        ("model", {"layers": [8]}, r"`model.layers` should be \[16\], as when .* Received \[8\]"),
+        ("data", {"drop": "user == 1"}, r"`data.drop` should be null, .* Received \"user == 1\""),
+        ("training", {"early_stopping": {"metric": "ne"}}, "`training.early_stopping.* should be"),
+    ],
+)
+def test_resuming_another_experiment_names_the_key(
+    section: str, changes: dict[str, Any], message: str, clicks: Path, tmp_path: Path
+) -> None:
+    run(experiment(clicks), tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        run(experiment(clicks, **{section: changes}), tmp_path / "run", resume=True)
+
+
+def test_resume_without_a_run_starts_one(clicks: Path, tmp_path: Path) -> None:
+    assert run(experiment(clicks), tmp_path / "run", resume=True).test
+
+
+def test_changed_data_is_refused(clicks: Path, tmp_path: Path) -> None:
+    data = tmp_path / "clicks.parquet"
+    data.write_bytes(clicks.read_bytes())
+    what = experiment(data, training={"checkpoint_every": 4})
+    _interrupt(what, tmp_path / "run")
+    table = pq.read_table(clicks)
+    pq.write_table(table.set_column(0, "user", pa.array(range(3000))), data, row_group_size=500)
+    with pytest.raises(ValueError, match="Received another content"):
+        run(what, tmp_path / "run", resume=True)
+
+
+def _interrupt(what: Experiment, folder: Path, step: int = 10) -> None:
+    class Stop(Notes):
+        def stepped(self, now: int, samples: int) -> None:
+            if now == step:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(what, folder, observers=[Stop()])
+
+
+def _break(function: Callable[..., Any], at: int) -> Callable[..., Any]:
+    calls = 0
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return function(*args, **kwargs)
+
+    return call
+
+
+@pytest.mark.parametrize("at", [1, 4, 7, 10])
+def test_full_disk_at_any_write_can_be_resumed(
+    at: int, clicks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what = experiment(clicks, training={"checkpoint_every": 8})
+    run(what, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _break(os.fsync, at))
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            run(what, tmp_path / "run")
+        assert "\n" not in str(caught.value)
+    run(what, tmp_path / "run", resume=True)
+    assert ending(tmp_path / "run") == ending(tmp_path / "whole")
+
+
+def test_damaged_checkpoint_is_named(clicks: Path, tmp_path: Path) -> None:
+    what = experiment(clicks, training={"checkpoint_every": 4})
+    _interrupt(what, tmp_path / "run")
+    latest = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints").latest()
+    state = tmp_path / "run" / "checkpoints" / f"step-{latest:08d}" / "state.json"
+    state.write_text(state.read_text()[:-1])
+    with pytest.raises(ValueError, match=r"step-00000008.state.json' should be as it was written"):
+        run(what, tmp_path / "run", resume=True)
+
+
+def test_threads_are_set_while_it_runs(clicks: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Threads(Notes):
+        def stepped(self, step: int, samples: int) -> None:
+            seen.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    what = experiment(clicks, training={"threads": 1})
+    run_experiment(what, tmp_path / "run", observers=[Threads()])
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == before
+
+
+def test_a_label_of_one_class_is_reported_not_a_crash(clicks: Path, tmp_path: Path) -> None:
+    table = pq.read_table(clicks)
+    only = table.filter(pa.array([not click for click in table["click"].to_pylist()]))
+    pq.write_table(only, tmp_path / "test.parquet")
+    result = run(
+        experiment(clicks, data={"test": [str(tmp_path / "test.parquet")]}), tmp_path / "run"
+    )
+    assert result.test is not None
+    assert (result.test["auc"], result.test["ne"]) == (None, None)
+    assert math.isfinite(result.test["logloss"] or math.nan)
