@@ -139,7 +139,7 @@ class LiveLine(Observer):
 
     def said(self, message: str) -> None:
         """Write a message above the line."""
-        self._console.print(message)
+        self._console.print(message, highlight=False)
 
     def ended(self) -> None:
         """Take the line away."""

@@ -1,0 +1,77 @@
+"""The progress line, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from tests.training.clicks import ClickModel, Source, valid_batches
+from torchrec.experiment.schema import TrainingSection
+from torchrec.metrics import BinaryReport
+from torchrec.training import Plan, Record, Trainer
+from torchrec.training.progress import LiveLine, PlainLines, describe, progress_observer
+
+RECORD = Record(
+    split="train",
+    step=50,
+    epoch=0.5,
+    samples=51_200,
+    seconds=2.0,
+    loss=0.41234,
+    report=BinaryReport(samples=51_200, auc=0.7654, ne=0.91, logloss=0.41234, calibration=1.0),
+    learning_rate=0.01,
+    samples_per_second=25_600.0,
+    ids={"unknown": 1234, "hashed": 0},
+)
+
+
+def test_a_line_says_what_matters() -> None:
+    assert describe(RECORD) == (
+        "25,600 samples/s  loss 0.4123  NE 0.9100  AUC 0.7654  unknown 1,234"
+    )
+
+
+def test_plain_lines() -> None:
+    stream = io.StringIO()
+    lines = progress_observer(stream)
+    assert isinstance(lines, PlainLines)
+    lines.started(Plan(steps=100, samples=None, epochs=1))
+    lines.stepped(1, 1024)
+    lines.recorded(RECORD)
+    lines.said("done")
+    lines.ended()
+    first, second, last = stream.getvalue().splitlines()
+    assert first == "training for 100 steps"
+    assert second.startswith("step 50/100  train  25,600 samples/s  loss 0.4123")
+    assert second.endswith("0:00 left")
+    assert last == "done"
+
+
+def test_plain_lines_without_a_length() -> None:
+    stream = io.StringIO()
+    lines = PlainLines(stream)
+    lines.started(Plan(steps=None, samples=None, epochs=1, step=7))
+    lines.recorded(RECORD)
+    assert stream.getvalue().splitlines()[0] == (
+        "training for an unknown number of steps, 7 of them done"
+    )
+    assert "left" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_live_line(sized: bool) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=120)
+    trainer = Trainer(
+        ClickModel(),
+        options=TrainingSection(log_every=2),
+        observers=[LiveLine(console)],
+        id_counts=lambda: {"hashed": 5},
+    )
+    trainer.fit(Source() if sized else iter(list(Source())), valid_batches())
+    shown = stream.getvalue()
+    for part in ("step", "samples/s", "loss", "NE", "AUC", "hashed 5", "after step 7"):
+        assert part in shown
+    assert ("7/7" in shown) == sized
