@@ -73,15 +73,22 @@ class Checkpoints:
             OSError: if it cannot be written, as on a full disk. Those there were are whole.
         """
         path = self._write(_FULL, step, state, best)
+        self.tidy()
+        return path
+
+    def tidy(self) -> None:
+        """Remove checkpoints beyond ``keep``, weights that none of the others needs, and remains."""
         kept = self.steps()[-self.keep :]
         needed = {self._read_json(self._path(_FULL, number))["best"] for number in kept}
-        for number in self.steps():
-            if number not in kept:
-                self._remove(self._path(_FULL, number))
-        for number in self._numbers(_BEST):
-            if number not in needed:
-                self._remove(self._path(_BEST, number))
-        return path
+        gone = [self._path(_FULL, number) for number in self.steps() if number not in kept]
+        gone += [
+            self._path(_BEST, number) for number in self._numbers(_BEST) if number not in needed
+        ]
+        for path in gone:
+            # The name goes first, so that nobody takes what is left for whole.
+            path.rename(self.folder / f"{_BESIDE}{path.name}")
+        for left in self.folder.glob(f"{_BESIDE}*"):
+            shutil.rmtree(left)
 
     def load(self, step: int) -> dict[str, Any]:
         """Return the state of a checkpoint, tensors on the CPU.
@@ -115,8 +122,7 @@ class Checkpoints:
         path = self._path(kind, step)
         beside = self.folder / f"{_BESIDE}{path.name}"
         try:
-            for left in self.folder.glob(f"{_BESIDE}*"):
-                shutil.rmtree(left)
+            shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
             rest, tensors = split_state(state)
             digest = _write_tensors(beside / _TENSORS, tensors)
@@ -168,12 +174,6 @@ class Checkpoints:
                 "go on with the version of this library that wrote it."
             )
         return dict(content)
-
-    def _remove(self, path: Path) -> None:
-        """Remove a folder; its name goes first, so that nobody takes what is left for whole."""
-        left = self.folder / f"{_BESIDE}{path.name}"
-        path.rename(left)
-        shutil.rmtree(left)
 
 
 def write_whole(path: Path, text: str, rename: bool = True) -> None:

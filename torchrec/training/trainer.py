@@ -420,6 +420,7 @@ class Trainer:
             for observer in self.observers:
                 observer.load_state_dict({})
             return
+        self.checkpoints.tidy()
         state = self.checkpoints.load(step)
         self.progress = Progress(**state["progress"])
         self.stopping.load_state_dict(state["stopping"])

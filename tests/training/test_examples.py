@@ -1,0 +1,45 @@
+"""The examples that train without the trainer, at a small size."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.training.killing import write_clicks
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_plain_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_clicks(tmp_path / "clicks.parquet")
+    report = example("plain_loop").main(str(tmp_path / "clicks.parquet"), "click", epochs=30)
+    assert report.auc > 0.75
+    assert capsys.readouterr().out.startswith("validation: AUC 0.")
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning has much to say
+def test_lightning(tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_lightning")
+    write_clicks(tmp_path / "clicks.parquet")
+    quiet: dict[str, Any] = {
+        "max_epochs": 30,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = example("lightning").main(str(tmp_path / "clicks.parquet"), "click", **quiet)
+    assert trainer.callback_metrics["auc"] > 0.75
