@@ -127,7 +127,11 @@ def _select_batches(
     keys = features.keys()
     weighted = features.weights_or_none()
     values, weights, lengths = keyed_index_select(
-        features.values(), weighted, features.lengths().view(len(keys), features.stride()), samples, sizes
+        features.values(),
+        weighted,
+        features.lengths().view(len(keys), features.stride()),
+        samples,
+        sizes,
     )
     bags = [len(keys) * size for size in sizes]
     totals = sum_groups(lengths, bags)
