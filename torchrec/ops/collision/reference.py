@@ -44,6 +44,7 @@ def _homes(hashes: Tensor, groups: Tensor) -> Tensor:
 
 def find(ids: Tensor, index: Tensor, wanted: Tensor, missing: int) -> Tensor:
     """Return the row of each wanted id, or ``missing``."""
+    shape, wanted = wanted.shape, wanted.flatten()
     rows = torch.full_like(wanted, missing)
     groups, mask = _groups(index), (1 << _row_bits(ids.numel())) - 1
     searching = torch.arange(wanted.numel(), device=wanted.device)
@@ -59,7 +60,7 @@ def find(ids: Tensor, index: Tensor, wanted: Tensor, missing: int) -> Tensor:
         on = ~found & (held >= 0).all(1)
         searching = searching[on]
         at = (at[on] + 1) % groups.shape[0]
-    return rows
+    return rows.view(shape)
 
 
 def _enter(ids: Tensor, index: Tensor, rows: Tensor) -> None:

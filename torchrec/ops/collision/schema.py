@@ -18,12 +18,12 @@ if _library.native is not None:
 
 
 def _fake_find(ids: Tensor, index: Tensor, wanted: Tensor, missing: int) -> Tensor:
-    return torch.empty_like(wanted)
+    return torch.empty_like(wanted, memory_format=torch.contiguous_format)
 
 
 def _fake_count(*arguments: Any) -> Tensor:
     batch = arguments[-3]
-    return torch.empty_like(batch)
+    return torch.empty_like(batch, memory_format=torch.contiguous_format)
 
 
 def _fake_replace(
