@@ -1,21 +1,38 @@
-"""The Python blocks of the documents run; those of one file share their names, in order."""
+"""The code of the documents runs: Python, and commands; the blocks of one file in order, in one folder."""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("csrc/**/*.md")])
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(python|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-def blocks(document: Path) -> list[tuple[int, str]]:
-    """List the line that each block starts on, and its code."""
+def blocks(document: Path) -> list[tuple[int, str, str]]:
+    """List the line that each block starts on, its language and its code."""
     text = document.read_text()
-    return [(text[: found.start(1)].count("\n"), found[1]) for found in BLOCK.finditer(text)]
+    return [
+        (text[: found.start(2)].count("\n"), found[1], found[2]) for found in BLOCK.finditer(text)
+    ]
+
+
+def run_console(code: str) -> None:
+    """Run the lines that begin with ``$``; what stands below one is what it prints, not checked."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    for line in re.findall(r"^\$ (.*)$", code, re.MULTILINE):
+        command = shlex.split(line, comments=True)
+        assert command[0] == "torchrec", f"documents show commands of torchrec, not {command[0]}"
+        command = [sys.executable, "-m", "torchrec", *command[1:]]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
 @pytest.mark.parametrize(
@@ -23,11 +40,14 @@ def blocks(document: Path) -> list[tuple[int, str]]:
     [document for document in DOCUMENTS if blocks(document)],
     ids=lambda document: str(document.relative_to(ROOT)),
 )
-def test_python_blocks(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__document__"}
-    for line, code in blocks(document):
-        exec(compile("\n" * line + code, str(document), "exec"), names)
+    for line, language, code in blocks(document):
+        if language == "python":
+            exec(compile("\n" * line + code, str(document), "exec"), names)
+        else:
+            run_console(code)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
