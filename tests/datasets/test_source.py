@@ -6,6 +6,7 @@ import csv
 import datetime
 import gzip
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,13 @@ def test_a_schema_given_is_what_files_have_to_fit(write: Write) -> None:
     )
 
 
+def test_a_row_group_of_a_few_rows_costs_little(write: Write) -> None:
+    path = write("a.parquet", {f"c{i}": range(3_000) for i in range(5)}, row_group_size=1)
+    start = time.perf_counter()
+    assert sum(table.num_rows for table in TableSource(path).scan()) == 3_000
+    assert time.perf_counter() - start < 20  # a second or so; opened anew each time, over a minute
+
+
 def test_damaged_parquet_says_which_file(write: Write) -> None:
     whole = write("a.parquet", {"x": list(range(100_000))}, compression="zstd").read_bytes()
     footer = write("footer.parquet", whole[:-300] + b"\xff" * 292 + whole[-8:])
@@ -172,9 +180,12 @@ def test_damaged_parquet_says_which_file(write: Write) -> None:
     )
 
 
-@pytest.mark.parametrize("repeat", [1, 9999], ids=["text", "dictionary"])
-def test_text_that_is_not_utf8_is_refused(write: Write, repeat: int) -> None:
+@pytest.mark.parametrize("kind", ["text", "dictionary", "list"])
+def test_text_that_is_not_utf8_is_refused(write: Write, kind: str) -> None:
+    repeat = 9999 if kind == "dictionary" else 1
     column = pa.array([b"a", b"\xff\xfe"] * repeat).view(pa.string())
+    if kind == "list":
+        column = pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), column)
     path = write("a.parquet", {"x": column})
     assert message_of(lambda: read(TableSource(path))) == (
         f"Text of column 'x' in '{path}' should be UTF-8. Received other bytes."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from functools import cached_property, partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
@@ -110,60 +111,86 @@ class ParquetReader:
             use_threads: whether columns are decoded in parallel. Default False.
         """
         types = {name: self._delivered(name) for name in columns}
+        dictionaries = [name for name in columns if pa.types.is_dictionary(types[name])]
         shares = self.shares(reading)
         row = start.row
-        for unit in range(start.unit, len(shares)):
-            share = shares[unit]
-            yield from self._read(unit, share, max(row, share.start), types, reading, use_threads)
-            row = 0
-
-    def _read(
-        self,
-        unit: int,
-        share: Share,
-        row: int,
-        types: dict[str, pa.DataType],
-        reading: Reading,
-        use_threads: bool,
-    ) -> Iterator[Chunk]:
-        group = share.group
-        file = self.files[group.file]
-        columns = list(types)
-        require_columns(self._names[group.file], columns, file.path)
-        dictionaries = [name for name in columns if pa.types.is_dictionary(types[name])]
-        try:
-            with _open(file, dictionaries) as opened:
-                if opened.metadata.num_row_groups <= group.number:
-                    raise pa.ArrowInvalid("fewer row groups than before; did the file change?")
-                at = 0
+        with closing(_OpenFiles(dictionaries)) as files:
+            for unit in range(start.unit, len(shares)):
+                share = shares[unit]
+                file = self.files[share.group.file]
+                require_columns(self._names[share.group.file], columns, file.path)
+                batches = _read(files, file, share, columns, reading.chunk_rows, use_threads)
                 # Pieces always start at the same rows, wherever reading begins.
-                for batch in opened.iter_batches(
-                    reading.chunk_rows,
-                    row_groups=[group.number],
-                    columns=columns,
-                    use_threads=use_threads,
-                ):
-                    low, high = max(row - at, 0), min(share.stop - at, batch.num_rows)
-                    if low < high:
+                for at, batch in batches:
+                    low, high = max(row, share.start) - at, min(share.stop - at, batch.num_rows)
+                    if (low := max(low, 0)) < high:
                         piece = pa.Table.from_batches([batch.slice(low, high - low)])
-                        first_row = group.first_row + at + low
                         yield Chunk(
                             Position(unit, at + low),
-                            group.file,
-                            first_row,
+                            share.group.file,
+                            share.group.first_row + at + low,
                             high - low,
                             partial(conform, piece, types, file.path),
                         )
-                    at += batch.num_rows
-                    if at >= share.stop:
-                        break
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise unreadable(file, error) from error
+                row = 0
 
     def _delivered(self, name: str) -> pa.DataType:
         require_columns(self.schema.names, [name], self.files[0].path)
         type = self.schema.field(name).type
         return pa.dictionary(pa.int32(), type) if name in self._as_dictionary else type
+
+
+def _read(
+    files: _OpenFiles,
+    file: DataFile,
+    share: Share,
+    columns: list[str],
+    chunk_rows: int,
+    use_threads: bool,
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Read a row group up to where a share ends: the rows of a chunk at a time, and where they start."""
+    at = 0
+    try:
+        opened = files.get(file)
+        if opened.metadata.num_row_groups <= share.group.number:
+            raise pa.ArrowInvalid("fewer row groups than before; did the file change?")
+        for batch in opened.iter_batches(
+            chunk_rows, row_groups=[share.group.number], columns=columns, use_threads=use_threads
+        ):
+            yield at, batch
+            at += batch.num_rows
+            if at >= share.stop:
+                return
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise unreadable(file, error) from error
+
+
+class _OpenFiles:
+    """The files that were read last, kept open: an end may describe thousands of row groups.
+
+    Args:
+        dictionaries: columns to read as dictionaries.
+        most: how many files to keep open.
+    """
+
+    def __init__(self, dictionaries: list[str], most: int = 32) -> None:
+        self._dictionaries = dictionaries
+        self._most = most
+        self._opened: dict[str, pq.ParquetFile] = {}
+
+    def get(self, file: DataFile) -> pq.ParquetFile:
+        """Return a file, opened."""
+        opened = self._opened.pop(file.path, None) or _open(file, self._dictionaries)
+        self._opened[file.path] = opened
+        if len(self._opened) > self._most:
+            self._opened.pop(next(iter(self._opened))).close()
+        return opened
+
+    def close(self) -> None:
+        """Close all files."""
+        for opened in self._opened.values():
+            opened.close()
+        self._opened.clear()
 
 
 def _open(file: DataFile, dictionaries: list[str] | None = None) -> pq.ParquetFile:

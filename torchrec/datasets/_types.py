@@ -93,7 +93,7 @@ def conform(table: pa.Table, types: dict[str, pa.DataType], path: str) -> pa.Tab
                 raise ValueError(
                     f"Values of column '{name}' in '{path}' should fit {type}. Received: {error}"
                 ) from error
-        if pa.types.is_string(plain(type)):
+        if _is_text(plain(type)):
             try:
                 _check_text(column)
             except (pa.ArrowInvalid, UnicodeDecodeError) as error:
@@ -102,6 +102,10 @@ def conform(table: pa.Table, types: dict[str, pa.DataType], path: str) -> pa.Tab
                 ) from error
         columns.append(column)
     return pa.Table.from_arrays(columns, schema=pa.schema(list(types.items())))
+
+
+def _is_text(type: pa.DataType) -> bool:
+    return pa.types.is_string(type) or (pa.types.is_list(type) and _is_text(type.value_type))
 
 
 def _cast(column: pa.ChunkedArray, type: pa.DataType) -> pa.ChunkedArray:

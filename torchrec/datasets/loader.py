@@ -290,14 +290,15 @@ class Loader:
     def _read(self, place: _Place) -> Generator[Window, None, None]:
         wanted = self._shuffle_window or CHUNK_ROWS
         chunks: list[Chunk] = []
-        index = place.window
+        rows, index = 0, place.window
         for chunk in self.source.chunks(
             self.columns, self._reading(), place.start, use_threads=self.workers > 2
         ):
             chunks.append(chunk)
-            if sum(chunk.rows for chunk in chunks) >= wanted:
+            rows += chunk.rows
+            if rows >= wanted:
                 yield Window(index, chunks[0].start, chunks)
-                chunks, index = [], index + 1
+                chunks, rows, index = [], 0, index + 1
         if chunks:
             yield Window(index, chunks[0].start, chunks)
 
