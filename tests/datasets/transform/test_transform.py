@@ -491,6 +491,29 @@ def test_bad_utf8_is_hashed_as_it_is():
         assert ids.tolist() == [hashed(b"\xff\xfe"), hashed(b"a")]
 
 
+def test_tables_without_a_chunk():
+    features = {**FEATURES, "tags": MultiHotFeature(rows=10, weights="weight")}
+    transform = FeatureTransform(features, "click").fit([TABLE])
+    for empty in (TABLE.schema.empty_table(), TABLE[:0]):
+        batch = transform(empty)
+        assert batch.dense_features.shape == (0, 1)
+        assert batch.labels.shape == (0,)
+        assert batch.sparse_features.stride() == 0
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5], ids=str)
+def test_dictionaries_larger_than_the_table_and_inside_lists(rows):
+    words = pa.array(["a", None, "b", "a", "c"])
+    lists = pa.ListArray.from_arrays(
+        pa.array([0, 1, 2, 3, 4, 5], pa.int32()), words.dictionary_encode()
+    )
+    table = pa.table({"one": words.dictionary_encode(), "many": lists})[5 - rows :]
+    features = {"one": SparseFeature(rows=9), "many": MultiHotFeature(rows=9)}
+    batch = FeatureTransform(features)(table)
+    expected = slow_bags(words.to_pylist()[5 - rows :], features["one"])
+    assert bags_of(batch, "one") == bags_of(batch, "many") == expected
+
+
 def test_nulls_of_no_type_are_missing():
     transform = FeatureTransform(FEATURES, "click").fit([TABLE])
     nothing = pa.table({name: pa.nulls(2) for name in FEATURES})

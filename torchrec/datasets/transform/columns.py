@@ -220,13 +220,15 @@ def read_ids(array: pa.Array, source: Source) -> tuple[Array, Array | None]:
 
 def _dictionary_ids(array: pa.DictionaryArray, source: Source) -> tuple[Array, Array | None]:
     """Convert the dictionary's entries, once each, and look the samples up in them."""
+    if len(array) < len(array.dictionary):  # a small part of a large table
+        return read_ids(array.dictionary_decode(), source)
     entries, entries_valid = read_ids(array.dictionary, source)
     valid = valid_of(array.indices)
     index = _fixed_width(array.indices)
     if valid is not None:
         index = np.where(valid, index, 0)
-    if not len(entries):
-        return np.zeros(len(array), np.int64), np.zeros(len(array), np.bool_)
+    if not len(entries):  # all null
+        return np.zeros(len(array), np.int64), valid
     if entries_valid is not None:
         found = entries_valid[index]
         valid = found if valid is None else valid & found
