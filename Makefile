@@ -17,7 +17,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: demo test lint native pytest pytest-reference slow sanitize docs bench clean help
 
 help:
-	@echo "make demo      train a small model on generated data and see its loss fall"
+	@echo "make demo      generate a click log, train on it, predict, report: torchrec demo"
 	@echo "make test      lint, types, structure, then the tests on the kernels and on the reference"
 	@echo "make lint      ruff, mypy, structure"
 	@echo "make native    build the kernels in place"
@@ -27,7 +27,7 @@ help:
 	@echo "make bench PEER=/path/to/python   measure against another Python with the same API"
 
 demo: native
-	$(PY) examples/train_generated.py
+	$(PY) -m torchrec demo
 
 test: lint pytest pytest-reference
 

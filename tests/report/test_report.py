@@ -215,6 +215,13 @@ def test_nothing_to_draw() -> None:
     assert stacked_chart("t", "", [], x=Axis(), y=Axis()) is None
 
 
+def test_shares_that_overshoot_stay_inside(tmp_path: Path) -> None:
+    time = {"reading": 0.9, "lookup": 0.3}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"samples": 5, "time": time}) + "\n")
+    assert "reading 75%" in _page(tmp_path).text
+    assert "lookup 25%" in _page(tmp_path).text
+
+
 def test_constant_values_are_drawn() -> None:
     line = Series("a", "train", [5.0, 5.0], [0.0, 0.0])
     chart = line_chart("t", "", [line], x=Axis(), y=Axis())
@@ -248,7 +255,7 @@ def test_ticks_are_few_round_and_inside(span: float) -> None:
         (memory(1 << 40), "1.0 TiB"),
         (duration(59.96), "60.0 s"),
         (duration(3600), "1 h 0 min"),
-        (str(extent([2.0, 2.0])), "(1.9, 2.1)"),
+        (str(extent([2.0, 2.0])), "(1.0, 3.0)"),
     ],
 )
 def test_numbers_are_short(text: str, expected: str) -> None:

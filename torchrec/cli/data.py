@@ -18,7 +18,7 @@ def synthetic(
         ),
     ] = Path("clicks"),
     rows: Annotated[int, typer.Option(min=1, help="Impressions, over all files.")] = 1_000_000,
-    users: Annotated[int, typer.Option(min=1)] = 10_000,
+    users: Annotated[int, typer.Option(min=1)] = 5_000,
     items: Annotated[int, typer.Option(min=1)] = 2_000,
     valid: Annotated[float, typer.Option(help="Fraction for validation, after training.")] = 0.1,
     test: Annotated[float, typer.Option(help="Fraction for the test, last in time.")] = 0.1,

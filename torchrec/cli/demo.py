@@ -20,10 +20,11 @@ _COMMANDS = (
     "torchrec data synthetic -o clicks --rows {rows}",
     "torchrec init clicks/train.parquet --valid clicks/valid.parquet --test clicks/test.parquet"
     " --label click --exclude click_probability",
-    "torchrec train experiment.yaml -o run training.epochs={epochs} model.dim=16",
-    "torchrec evaluate run clicks/test.parquet",
-    "torchrec predict run clicks/test.parquet -o predictions.parquet --keep-columns",
-    "torchrec report run",
+    "torchrec train experiment.yaml -o runs/demo training.epochs={epochs} model.dim=16"
+    " training.embedding_learning_rate=0.01 training.log_every=20 training.evaluate_every=100",
+    "torchrec evaluate runs/demo clicks/test.parquet",
+    "torchrec predict runs/demo clicks/test.parquet -o predictions.parquet --keep-columns",
+    "torchrec report runs/demo",
 )
 
 
@@ -59,8 +60,10 @@ def demo(
             command = template.format(rows=rows, epochs=epochs)
             out.print(f"\n[bold green]$[/] [bold]{command}[/]")
             torchrec.main(shlex.split(command)[1:], prog_name="torchrec", standalone_mode=False)
-        _compare(Path("clicks/test.parquet"), Path("run"))
-    out.print(f"\nAll of it took {perf_counter() - start:.0f} s. Open {folder / 'run/report.html'}")
+        _compare(Path("clicks/test.parquet"), Path("runs/demo"))
+    out.print(
+        f"\nAll of it took {perf_counter() - start:.0f} s. Open {folder / 'runs/demo/report.html'}"
+    )
 
 
 @contextmanager

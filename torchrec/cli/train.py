@@ -48,8 +48,8 @@ def train(
     loaded = load_experiment(experiment, overrides or ())
     folder = Path(loaded.output) if output is None else output
     run_experiment(loaded, folder, resume=resume)
-    write_report(folder)
+    report = write_report(folder)
     out = console()
-    out.print(f"\nThe run is in [bold]{folder}[/]. Next:")
-    out.print(f"  torchrec report {folder}", markup=False)
-    out.print(f"  torchrec predict {folder} NEW_DATA -o predictions.parquet", markup=False)
+    out.print(f"\nThe run is in [bold]{folder}[/], its report is {report}. Next:")
+    for command in ("evaluate {} OTHER_DATA", "predict {} NEW_DATA -o predictions.parquet"):
+        out.print(f"  torchrec {command.format(folder)}", markup=False)

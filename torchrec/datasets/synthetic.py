@@ -31,6 +31,7 @@ PROBABILITY = "click_probability"
 _METADATA_KEY = "torchrec.synthetic"
 _CHUNK = 65_536  # rows drawn at once, and the rows of a row group
 _TASTES = 4
+_SEGMENTS = 8
 _SEEN, _TAGS = 8, 4  # the longest lists
 _COUNTRIES = ("de", "fr", "us", "br", "in", "jp", "ng", "se", "mx", "kr", "pl", "ca")
 _DEVICES = ("phone", "desktop", "tablet", "tv")
@@ -78,7 +79,7 @@ class ClickLog:
     """
 
     rows: int
-    users: int = 10_000
+    users: int = 5_000
     items: int = 2_000
     days: float = 14.0
     seed: int = 0
@@ -106,11 +107,15 @@ class _World:
         self.item_id = rng.permutation(10 * log.items)[: log.items].astype(np.int64)
         self.user_bias = _normal(rng, 0.5, log.users)
         self.item_bias = _normal(rng, 0.7, log.items)
-        self.user_taste = _normal(rng, 0.55, log.users, _TASTES)
-        self.item_taste = _normal(rng, 0.6, log.items, _TASTES)
         self.categories = [f"category-{n:02d}" for n in range(40)]
         self.tags = [f"tag-{n:03d}" for n in range(400)]
         self.item_category = rng.integers(0, len(self.categories), log.items).astype(np.int8)
+        # Items of a category are much alike, and so are users of a segment, which no column names.
+        segment = rng.integers(0, _SEGMENTS, log.users)
+        self.user_taste = _normal(rng, 0.4, _SEGMENTS, _TASTES)[segment]
+        self.user_taste += _normal(rng, 0.1, log.users, _TASTES)
+        self.item_taste = _normal(rng, 0.7, len(self.categories), _TASTES)[self.item_category]
+        self.item_taste += _normal(rng, 0.2, log.items, _TASTES)
         self.user_country = _zipf(rng, log.users, len(_COUNTRIES), 1.0).astype(np.int8)
         self.local = _normal(rng, 0.3, len(_COUNTRIES), len(self.categories))
         self.trend = _normal(rng, 0.3, len(self.categories))
@@ -169,13 +174,13 @@ class _World:
         )
 
     def _taste_of(self, items: Integers, mask: npt.NDArray[np.bool_]) -> Floats:
-        """Add up the tastes of the items of each row, less the more of them there are."""
+        """Return twice the mean taste of the items of each row, 0 for none."""
         total = np.zeros((len(items), _TASTES), np.float32)
         for column in range(items.shape[1]):
             total += self.item_taste[items[:, column]] * mask[:, column, None]
         count = np.maximum(mask.sum(1), 1).astype(np.float32)
-        scaled: Floats = total / np.sqrt(count)[:, None]
-        return scaled
+        taste: Floats = 2 * total / count[:, None]
+        return taste
 
 
 def write_click_log(

@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -26,12 +26,13 @@ Format = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Series:
-    """A line: its name in the legend, its class in the style sheet, its points."""
+    """A line: its name, its class in the style sheet, its points, and what the legend adds."""
 
     name: str
     kind: str
     x: Sequence[float]
     y: Sequence[float]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,7 @@ def line_chart(
                 for a, b in drawn
             ]
     hover = _hover(series, across, up, x, y)
-    return Chart(
-        title, about, _svg(title, parts, hover), [(line.kind, line.name) for line in series]
-    )
+    return Chart(title, about, _svg(title, parts, hover), _legend(series))
 
 
 def stacked_chart(
@@ -120,7 +119,7 @@ def stacked_chart(
     if not series or not series[0].x:
         return None
     # The first measurement holds from the start on.
-    series = [Series(s.name, s.kind, [0.0, *s.x], [s.y[0], *s.y]) for s in series]
+    series = [replace(s, x=[0.0, *s.x], y=[s.y[0], *s.y]) for s in series]
     across, up = _scales(x.bounds or extent(series[0].x, 0.0), y.bounds or (0.0, 1.0))
     below = [0.0] * len(series[0].x)
     parts = []
@@ -133,9 +132,11 @@ def stacked_chart(
         below = above
     parts.append(_axes(across, up, x, y, grid=False))
     hover = _hover(series, across, up, x, y, marks=False)
-    return Chart(
-        title, about, _svg(title, parts, hover), [(line.kind, line.name) for line in series]
-    )
+    return Chart(title, about, _svg(title, parts, hover), _legend(series))
+
+
+def _legend(series: Sequence[Series]) -> list[tuple[str, str]]:
+    return [(line.kind, f"{line.name} {line.note}".strip()) for line in series]
 
 
 def thin(line: Series) -> Series:
@@ -155,7 +156,7 @@ def thin(line: Series) -> Series:
         finite = [value for value in line.y[start : start + stride] if math.isfinite(value)]
         x.append(part[-1])
         y.append(sum(finite) / len(finite) if finite else math.nan)
-    return Series(line.name, line.kind, x, y)
+    return replace(line, x=x, y=y)
 
 
 def _scales(x: tuple[float, float], y: tuple[float, float]) -> tuple[Scale, Scale]:

@@ -199,12 +199,13 @@ def _phases(run: RunFolder, samples: Axis) -> Chart | None:
     names = list(dict.fromkeys([*_PHASES, *(name for m in moments for name in m.phases)]))
     used = [name for name in names if any(m.phases.get(name) for m in moments)]
     x = [m.samples for m in moments]
+    totals = [max(sum(m.phases.values()), 1.0) for m in moments]  # clocks overlap a little
     lines = []
     for name in used:
-        shares = [m.phases.get(name, 0.0) for m in moments]
+        shares = [m.phases.get(name, 0.0) / total for m, total in zip(moments, totals, strict=True)]
         mean = sum(shares) / len(shares)
         kind = f"phase-{names.index(name)}" if name in _PHASES else "phase-other"
-        lines.append(Series(f"{name} {mean:.0%}", kind, x, shares))
+        lines.append(Series(name, kind, x, shares, f"{mean:.0%}"))
     return stacked_chart(
         "Where the time goes",
         "Share of a training step.",

@@ -57,7 +57,7 @@ def extent(values: Iterable[float], margin: float = 0.06) -> tuple[float, float]
     if not finite:
         return 0.0, 1.0
     low, high = min(finite), max(finite)
-    room = (high - low) * margin if high > low else abs(high) * 0.05 or 0.5
+    room = (high - low) * margin if high > low else abs(high) / 2 or 0.5
     return low - room, high + room
 
 
