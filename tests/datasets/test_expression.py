@@ -116,6 +116,11 @@ def test_what_is_no_expression_is_refused(text: str) -> None:
         parse_expression(text)
 
 
+def test_what_is_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"should be nested at most 100 deep\. Received `not not"):
+        parse_expression("not " * 120 + "bought")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -28,6 +28,7 @@ _ARITHMETIC = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Di
 _BOOLEAN = {ast.And: "and_kleene", ast.Or: "or_kleene"}
 _QUOTED = re.compile(r"`([^`]*)`|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 
+_DEEPEST = 100
 _GRAMMAR = "columns, numbers, strings, comparisons, `in` lists, `is None`, and, or, not, + - * /"
 
 
@@ -277,11 +278,15 @@ _ACCEPTED: dict[type[ast.expr], Callable[[Any], bool]] = {
 }
 
 
-def _check(node: ast.expr, text: str) -> None:
+def _check(node: ast.expr, text: str, depth: int = 0) -> None:
+    if depth > _DEEPEST:
+        raise ValueError(
+            f"An expression should be nested at most {_DEEPEST} deep. Received `{text[:40]}...`."
+        )
     if type(node) not in _ACCEPTED or not _ACCEPTED[type(node)](node):
         raise ValueError(
             f"Expression `{text}` should be made of {_GRAMMAR}. Received `{ast.unparse(node)}`."
         )
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.expr) and not isinstance(child, ast.List | ast.Tuple | ast.Set):
-            _check(child, text)
+            _check(child, text, depth + 1)
