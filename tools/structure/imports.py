@@ -22,7 +22,8 @@ LAYERS = (
     ("models", "quant"),
     ("distributed", "experiment"),
     ("training", "inference", "report"),
-    ("cli", "__main__"),
+    ("cli",),
+    ("__main__",),
 )
 _LAYER = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}
 
