@@ -22,6 +22,7 @@ from torchrec.datasets.features import (
     SequenceFeature,
     SparseFeature,
 )
+from torchrec.datasets.source import TableSource
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.experiment.build import build_model
 from torchrec.experiment.bundle import save_bundle
@@ -316,3 +317,10 @@ def test_pandas_missing_values(predictor: Predictor) -> None:
         "user": ["user-1", None, None],
     }
     assert torch.equal(predictor.predict(frame), predictor.predict(columns))
+
+
+def test_strings_that_look_like_numbers_in_a_file(predictor: Predictor, tmp_path: Path) -> None:
+    assert predictor.text_types == pa.schema([("user", pa.string()), ("tags", pa.string())])
+    (tmp_path / "data.csv").write_text("user,tags\n0123,7\n")
+    source = TableSource(tmp_path / "data.csv", schema=predictor.text_types)
+    assert next(source.scan()).to_pydict() == {"user": ["0123"], "tags": ["7"]}

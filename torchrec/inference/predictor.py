@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +47,20 @@ class Predictor:
     def input_columns(self) -> list[str]:
         """The columns that are read."""
         return self.transform.input_columns
+
+    @property
+    def text_types(self) -> pa.Schema:
+        """Types of the columns of strings, for reading files that do not tell types.
+
+        An id such as ``01234`` looks like a number in a CSV file: give this as ``schema`` to
+        `torchrec.datasets.source.TableSource`.
+        """
+        names = []
+        for name, feature in self.transform.features.items():
+            separator = getattr(feature, "separator", None)
+            if separator is not None or self.transform._kinds.get(name) == "strings":
+                names.append(feature.column or name)
+        return pa.schema([(name, pa.string()) for name in dict.fromkeys(names)])
 
     def predict(self, data: object, *, batch_size: int = 8192) -> Tensor:
         """Predict for every row, in order.
@@ -143,6 +158,28 @@ def load(path: str | os.PathLike[str]) -> Predictor:
     Raises:
         FileNotFoundError: there is neither.
         ValueError: the bundle is damaged, or of a newer format.
+
+    Example:
+        >>> import tempfile
+        >>> from torchrec.datasets.features import SparseFeature
+        >>> from torchrec.experiment.build import build_model
+        >>> from torchrec.experiment.bundle import save_bundle
+        >>> clicks = {"user": ["ann", "ben"], "click": [0, 1]}
+        >>> experiment = Experiment.model_validate(
+        ...     {
+        ...         "data": {"train": "/clicks.parquet", "label": "click"},
+        ...         "features": {"user": SparseFeature(rows=100)},
+        ...     }
+        ... )
+        >>> transform = FeatureTransform(experiment.features, "click").fit([pa.table(clicks)])
+        >>> model = build_model(experiment.model, experiment.training, transform)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_bundle(f"{folder}/model", experiment, transform, model)
+        ...     predictor = load(folder)
+        >>> predictor.predict({"user": ["ann", "eve", None]}).shape
+        torch.Size([3])
+        >>> predictor.predict({"user": "ann"}).allclose(predictor.predict(clicks)[:1])
+        True
     """
     folder = Path(path)
     if not (folder / "bundle.json").is_file() and (folder / "model" / "bundle.json").is_file():
