@@ -61,18 +61,20 @@ def make_table(rows: int = ROWS, seed: int = 0) -> pa.Table:
     )
 
 
-def trained(name: str, folder: Path) -> tuple[FeatureTransform, nn.Module]:
+def trained(
+    name: str, folder: Path, features: dict[str, AnyFeature] = FEATURES
+) -> tuple[FeatureTransform, nn.Module]:
     """Save a model after a few steps of training; return it as it is in memory."""
     table = make_table()
     experiment = Experiment.model_validate(
         {
             "data": {"train": "/data/clicks.parquet", "label": "click"},
-            "features": FEATURES,
+            "features": features,
             "model": {"name": name, "dim": 8, "dropout": 0.5, "batch_norm": True},
             "training": {"embedding_optimizer": "adagrad", "learning_rate": 0.05},
         }
     )
-    transform = FeatureTransform(FEATURES, "click").fit([table])
+    transform = FeatureTransform(features, "click").fit([table])
     model = build_model(experiment.model, experiment.training, transform)
     optimizer = torch.optim.SGD(
         [parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.1
@@ -127,6 +129,22 @@ def test_predicts_what_the_model_in_memory_does(name: str, tmp_path: Path) -> No
         torch.testing.assert_close(got, whole, rtol=0, atol=1e-6)
     assert torch.equal(predictor.predict(table), whole)
     assert len(whole.unique()) > 100
+
+
+@pytest.mark.parametrize("evict", ["lfu", "lru", "distance_lfu"])
+def test_managed_ids_keep_their_rows(tmp_path: Path, evict: str) -> None:
+    user = SparseFeature.model_validate(
+        {"ids": "managed", "rows": 60, "evict": evict, "evict_every": 2}
+    )
+    transform, model = trained("dlrm", tmp_path / "model", {"user": user, "price": DenseFeature()})
+    predictor = torchrec.inference.load(tmp_path)
+    table = make_table(rows=301, seed=1)
+    expected = in_memory(transform, model, table, 301)
+    for _ in range(3):  # asking does not move ids
+        assert torch.equal(predictor.predict(table), expected)
+    strangers = {"user": ["new-1", "new-2"], "price": [1.0, 1.0]}
+    one, two = predictor.predict(strangers)
+    assert one == two
 
 
 FORMS: dict[str, Callable[[pa.Table], object]] = {

@@ -259,12 +259,21 @@ def _damaged(folder: Path, what: str) -> ValueError:
 
 def _load_weights(model: nn.Module, folder: Path) -> None:
     weights = safetensors.torch.load_file(folder / _WEIGHTS)
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    for name in [*expected, *found]:
-        if expected.get(name) != found.get(name):
-            raise ValueError(
-                f"Bundle '{folder}' should hold the weights of the model that {_EXPERIMENT} describes: "
-                f"'{name}' of shape {expected.get(name)}. Received shape {found.get(name)}."
-            )
-    model.load_state_dict(weights)
+    # Buffers may take the shape of what is loaded, as id maps do: those check themselves.
+    fixed = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    expected = {name: fixed.get(name) for name in model.state_dict()}
+    for name in [*expected, *weights]:
+        found = tuple(weights[name].shape) if name in weights else None
+        if name not in expected or found is None or fixed.get(name, found) != found:
+            raise _other_model(folder, f"'{name}' of shape {expected.get(name)}", f"shape {found}")
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, ValueError) as error:
+        raise _other_model(folder, "whole", " ".join(str(error).split())) from None
+
+
+def _other_model(folder: Path, expected: str, found: str) -> ValueError:
+    return ValueError(
+        f"Bundle '{folder}' should hold the weights of the model that {_EXPERIMENT} describes, "
+        f"{expected}. Received {found}."
+    )
