@@ -20,8 +20,8 @@ _COMMANDS = (
     "torchrec data synthetic -o clicks --rows {rows}",
     "torchrec init clicks/train.parquet --valid clicks/valid.parquet --test clicks/test.parquet"
     " --label click --exclude click_probability",
-    "torchrec train experiment.yaml -o runs/demo training.epochs={epochs} model.dim=16"
-    " training.embedding_learning_rate=0.01 training.log_every=20 training.evaluate_every=100",
+    "torchrec train experiment.yaml -o runs/demo model.name=dlrm model.dim=16 training.epochs={epochs}"
+    " training.embedding_learning_rate=0.01 training.log_every=20 training.evaluate_every=200",
     "torchrec evaluate runs/demo clicks/test.parquet",
     "torchrec predict runs/demo clicks/test.parquet -o predictions.parquet --keep-columns",
     "torchrec report runs/demo",
@@ -36,8 +36,8 @@ def demo(
             "--output", "-o", help="An empty or new folder.", show_default="a temporary one"
         ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=10_000, help="Impressions to generate.")] = 1_000_000,
-    epochs: Annotated[int, typer.Option(min=1)] = 2,
+    rows: Annotated[int, typer.Option(min=10_000, help="Impressions to generate.")] = 4_000_000,
+    epochs: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Generate a click log, train on it, predict, report: less than three minutes on two cores.
 
@@ -59,7 +59,11 @@ def demo(
         for template in _COMMANDS:
             command = template.format(rows=rows, epochs=epochs)
             out.print(f"\n[bold green]$[/] [bold]{command}[/]")
-            torchrec.main(shlex.split(command)[1:], prog_name="torchrec", standalone_mode=False)
+            code = torchrec.main(
+                shlex.split(command)[1:], prog_name="torchrec", standalone_mode=False
+            )
+            if code:  # Ctrl-C
+                raise typer.Exit(code)
         _compare(Path("clicks/test.parquet"), Path("runs/demo"))
     out.print(
         f"\nAll of it took {perf_counter() - start:.0f} s. Open {folder / 'runs/demo/report.html'}"
