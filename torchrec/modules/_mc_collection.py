@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
+from torch.compiler import is_compiling
 
 from torchrec.modules._mc_features import with_all_values
 from torchrec.modules._mc_module import (
@@ -153,7 +155,8 @@ class ManagedCollisionCollection(nn.Module):
             ValueError: for a feature that is missing.
             TypeError: for ids that are not integers.
         """
-        return self._mapped(features, "forward", mutate_miss_lengths)
+        mapped = self._mapped_outside if is_compiling() else self._mapped
+        return mapped(features, "forward", mutate_miss_lengths)
 
     def remap(
         self, features: KeyedJaggedTensor, mutate_miss_lengths: bool = True
@@ -188,9 +191,10 @@ class ManagedCollisionCollection(nn.Module):
         parts = [result[key].values() for key in keys]
         return with_all_values(features, parts[0] if len(parts) == 1 else torch.cat(parts))
 
-    # The maps of user-defined modules call what they like, and evictions depend on the data: a graph
-    # that torch.compile makes ends before the maps and a new one begins behind them.
-    _mapped._torchdynamo_disable = True  # type: ignore[attr-defined]
+    # Evictions depend on the data, and policies of the user's call what they like: a graph that
+    # torch.compile makes ends before the maps, and a new one begins behind them. (This is
+    # torch.compiler.disable without importing the compiler here.)
+    _mapped_outside = _disable_dynamo(_mapped)
 
     def evict(self) -> dict[str, Tensor | None]:
         """Return, for each table, the rows that changed hands since the last call; None: no eviction."""

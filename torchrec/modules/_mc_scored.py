@@ -118,6 +118,18 @@ class ScoredRows(MappedRows):
         self.recent.zero_()
         return mask[recent.numel() :]
 
+    def give(self, ids: Tensor, now: int) -> Tensor:
+        """Give free rows to ids, which from now on are counted there; see `MappedRows`."""
+        rows = super().give(ids, now)
+        came = self.history()
+        moves = torch.isin(came["ids"], ids)
+        to = self.find(came["ids"][moves], -1)
+        if COUNTS in self.metadata_names or self.recent is not None:
+            kept = self.metadata[COUNTS] if self.recent is None else self.recent
+            kept[to] += came[COUNTS][moves]
+        self.restore_history({name: value[~moves] for name, value in came.items()})
+        return rows
+
     def stats(self, reset: bool) -> ManagedCollisionStats:
         """Return what the operators counted, too; see `MappedRows`."""
         hits, misses, _ = self._totals.tolist()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
+from torch.compiler import is_compiling
 
 from torchrec.modules._mc_evictions import reset_rows
 from torchrec.modules._mc_module import ManagedCollisionModule, MCHManagedCollisionModule
@@ -170,7 +172,9 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module):
             asked for, else None.
         """
         rows = self._managed_collision_collection(features, mutate_miss_lengths)
-        if self.training:
+        if self.training and is_compiling():
+            self._reset_evicted_outside()
+        elif self.training:
             self._reset_evicted()
         embeddings = self._embedding_module(rows)
         return embeddings, rows if self._return_remapped_features else None
@@ -178,7 +182,7 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module):
     def _reset_evicted(self) -> None:
         evict(self._managed_collision_collection.evict(), self._embedding_module)
 
-    _reset_evicted._torchdynamo_disable = True  # type: ignore[attr-defined]
+    _reset_evicted_outside = _disable_dynamo(_reset_evicted)
 
     def stats(self, reset: bool = True) -> dict[str, ManagedCollisionStats]:
         """Return, for each table, how full its map is and what it has done since the last call.
