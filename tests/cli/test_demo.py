@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -49,3 +53,22 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def _text(folder: Path, name: str) -> str:
     return (folder / "runs" / "demo" / name).read_text("utf-8")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to send")
+def test_ctrl_c_is_one_line(tmp_path: Path) -> None:
+    """Written to in the middle, told to stop: one line, 130, and nothing half-written."""
+    command = [sys.executable, "-m", "torchrec", "data", "synthetic", "-o", str(tmp_path / "out")]
+    # A shell may have told its background jobs to ignore SIGINT; a person's terminal has not.
+    with subprocess.Popen(
+        [*command, "--rows", "100000000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        while process.poll() is None and not list(tmp_path.glob("out/.*.part")):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "torchrec: stopped.\n")
+    assert list((tmp_path / "out").iterdir()) == []
