@@ -25,8 +25,8 @@ def example(name: str) -> ModuleType:
 
 def test_plain_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_clicks(tmp_path / "clicks.parquet")
-    report = example("plain_loop").main(str(tmp_path / "clicks.parquet"), "click", epochs=30)
-    assert report.auc > 0.75
+    report = example("plain_loop").main(str(tmp_path / "clicks.parquet"), "click", epochs=10)
+    assert report.auc > 0.6
     assert capsys.readouterr().out.startswith("validation: AUC 0.")
 
 
@@ -35,11 +35,11 @@ def test_lightning(tmp_path: Path) -> None:
     pytest.importorskip("pytorch_lightning")
     write_clicks(tmp_path / "clicks.parquet")
     quiet: dict[str, Any] = {
-        "max_epochs": 30,
+        "max_epochs": 8,
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
     trainer = example("lightning").main(str(tmp_path / "clicks.parquet"), "click", **quiet)
-    assert trainer.callback_metrics["auc"] > 0.75
+    assert trainer.callback_metrics["auc"] > 0.6

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -110,9 +111,11 @@ def _run(experiment: Experiment, folder: Path, resume: bool, told: Sequence[Obse
     metrics: dict[str, BinaryMetrics] = {}
     for split, loader in (("valid", data.valid), ("test", data.test)):
         if loader is not None:
+            began = perf_counter()
             metrics[split] = trainer.metrics_of(loader)
+            seconds = perf_counter() - began
     if "test" in metrics:
-        trainer.tell_test(metrics["test"].compute())
+        trainer.tell_test(metrics["test"].compute(), seconds)
     save_bundle(folder / "model", resolved, data.transform, model)
     curves = metrics.get("test", metrics.get("valid"))
     report = report_of(model, data.transform, trainer.optimizer, curves)

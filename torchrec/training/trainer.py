@@ -441,13 +441,14 @@ class Trainer:
 
     # Observers.
 
-    def tell_test(self, report: BinaryReport) -> None:
+    def tell_test(self, report: BinaryReport, seconds: float) -> None:
         """Tell the observers what the test data gave.
 
         Args:
             report: the metrics.
+            seconds: that it took.
         """
-        self._tell("test", report, report.logloss, 0.0, {})
+        self._tell("test", report, report.logloss, report.samples / max(seconds, 1e-9), {})
 
     def _say(self, message: str) -> None:
         for observer in self.observers:
