@@ -76,6 +76,30 @@ def test_unknown_attribute(observed: dict) -> None:
     assert observed["unknown"] == "module 'torchrec' has no attribute 'nothing'"
 
 
+def test_what_needs_no_extra_runs_without_them() -> None:
+    """The API runs where only PyTorch is; what needs an extra names what is missing."""
+    done = python(
+        """
+import sys
+for name in ("jinja2", "pyarrow", "pydantic", "rich", "safetensors", "typer", "yaml"):
+    sys.modules[name] = None  # as if it were not installed
+import torchrec
+import torchrec.modules.mc_embedding_modules, torchrec.models.dlrm, torchrec.models.deepfm
+from torchrec.datasets import Batch, criteo, movielens, random, utils
+from torchrec.metrics import BinaryMetrics
+try:
+    torchrec.inference
+except ImportError as error:
+    print(error)
+from torchrec.cli import main
+sys.exit(main(["info"]))
+"""
+    )
+    assert "halted" in done.stdout, done.stderr
+    assert done.returncode == 2
+    assert "install it with `pip install 'rowwise[train]'`" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["torchrec", "torchrec-nightly"])
 def test_refuses_the_other_distribution(tmp_path: Path, name: str) -> None:
     info = tmp_path / f"{name.replace('-', '_')}-1.8.0.dist-info"

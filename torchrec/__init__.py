@@ -41,7 +41,21 @@ __all__ = [
     "PoolingType",
 ]
 
-_SUBPACKAGES = ("datasets", "models", "modules", "ops", "optim", "sparse", "streamable", "types")
+_SUBPACKAGES = (
+    "datasets",
+    "experiment",
+    "inference",
+    "metrics",
+    "models",
+    "modules",
+    "ops",
+    "optim",
+    "report",
+    "sparse",
+    "streamable",
+    "training",
+    "types",
+)
 
 
 def __getattr__(name: str) -> ModuleType:
