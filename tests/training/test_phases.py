@@ -11,6 +11,12 @@ from torch import nn
 
 from tests.training.clicks import ClickModel, make_batch
 from torchrec import EmbeddingCollection, EmbeddingConfig
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
+from torchrec.modules.mc_modules import (
+    LFU_EvictionPolicy,
+    ManagedCollisionCollection,
+    MCHManagedCollisionModule,
+)
 from torchrec.training import phases
 from torchrec.training.phases import PhaseTimer
 
@@ -67,6 +73,25 @@ def test_sequences_are_look_ups_too() -> None:
         forward = timer.seconds["lookup"]
         sum(o.values().sum() for o in out.values()).backward()
     assert 0 < forward < timer.seconds["lookup"]
+
+
+def test_maps_of_managed_tables_are_look_ups_too() -> None:
+    tables = ClickModel().ebc
+    configs = tables.embedding_bag_configs()
+    maps = {config.name: managed(config.num_embeddings) for config in configs}
+    model = ManagedCollisionEmbeddingBagCollection(
+        tables, ManagedCollisionCollection(maps, configs)
+    )
+    batch, timer = make_batch(8, 1), PhaseTimer()
+    with timer.watching(model):
+        pooled, _ = model(batch.sparse_features)
+        forward = timer.seconds["lookup"]
+        pooled.values().sum().backward()
+    assert 0 < forward < timer.seconds["lookup"]
+
+
+def managed(rows: int) -> MCHManagedCollisionModule:
+    return MCHManagedCollisionModule(rows, torch.device("cpu"), LFU_EvictionPolicy(), 10)
 
 
 def test_watching_is_cheap() -> None:

@@ -266,6 +266,22 @@ def _interrupt(what: Experiment, folder: Path, step: int = 10) -> None:
         run_experiment(what, folder, observers=[Stop()])
 
 
+def test_managed_ids_go_on(clicks: Path, tmp_path: Path) -> None:
+    """Maps that turn rows over while training: their tables, counts and history are restored."""
+    what = experiment(clicks, training={"checkpoint_every": 4, "epochs": 2})
+    features = {
+        "user": {"type": "sparse", "ids": "managed", "rows": 60, "evict_every": 3},
+        "price": {"type": "dense"},
+    }
+    what = check_experiment({**what.model_dump(mode="json"), "features": features}, "x")
+    run(what, tmp_path / "whole")
+    for step in (3, 14, 22):
+        folder = tmp_path / str(step)
+        _interrupt(what, folder, step)
+        run(what, folder, resume=True)
+        assert ending(folder) == ending(tmp_path / "whole")
+
+
 def _break(function: Callable[..., Any], at: int) -> Callable[..., Any]:
     calls = 0
 

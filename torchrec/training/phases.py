@@ -13,8 +13,18 @@ from torchrec.modules.embedding_modules import (
     EmbeddingBagCollectionInterface,
     EmbeddingCollectionInterface,
 )
+from torchrec.modules.mc_embedding_modules import (
+    ManagedCollisionEmbeddingBagCollection,
+    ManagedCollisionEmbeddingCollection,
+)
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
+_COLLECTIONS = (
+    EmbeddingBagCollectionInterface,
+    EmbeddingCollectionInterface,
+    ManagedCollisionEmbeddingBagCollection,
+    ManagedCollisionEmbeddingCollection,
+)
 PHASES = ("reading", "lookup", "dense", "optimizer")
 
 
@@ -82,7 +92,7 @@ class PhaseTimer:
 
 
 def _outermost_collections(model: nn.Module) -> Iterator[nn.Module]:
-    if isinstance(model, EmbeddingBagCollectionInterface | EmbeddingCollectionInterface):
+    if isinstance(model, _COLLECTIONS):
         yield model
         return
     for child in model.children():
@@ -92,6 +102,8 @@ def _outermost_collections(model: nn.Module) -> Iterator[nn.Module]:
 def _grad_fn(output: object) -> Any:
     """Return the node of the graph that made the output of a collection."""
     values: Tensor | None = None
+    if isinstance(output, tuple):  # of managed collections: with the ids that they mapped to
+        output = output[0]
     if isinstance(output, KeyedTensor):
         values = output.values()
     elif isinstance(output, dict) and output:

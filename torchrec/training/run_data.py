@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torchrec.datasets.features import text_columns
 from torchrec.datasets.files import resolve_files
 from torchrec.datasets.loader import Loader
 from torchrec.datasets.source import TableSource
@@ -39,7 +40,7 @@ class RunData:
 
     def __init__(self, experiment: Experiment, kept: Path) -> None:
         data, options = experiment.data, experiment.training
-        train, valid, test = sources_of(data)
+        train, valid, test = sources_of(experiment)
         check_columns(experiment, train.schema)
         self.notices: list[str] = []
         self._rows = train.rows
@@ -106,27 +107,24 @@ class RunData:
         self._rows = rows
 
 
-def sources_of(data: DataSection) -> tuple[TableSource, TableSource | None, TableSource | None]:
+def sources_of(
+    experiment: Experiment,
+) -> tuple[TableSource, TableSource | None, TableSource | None]:
     """Return where the rows of training, validation and test are.
 
-    What has no files of its own is split off the training data.
+    What has no files of its own is split off the training data. Columns have the types that they
+    have in the training data.
 
     Args:
-        data: the section of an experiment.
+        experiment: its data, and its features as far as they say what the columns of text files are.
 
     Raises:
         ValueError: files are missing or damaged, or rows cannot be split as the section says.
     """
-    train = TableSource(
-        resolve_files(data.train, data.format), columns=data.columns, drop=data.drop
-    )
+    data = experiment.data
+    train = _source(data, data.train, None, text_columns(experiment.features or {}))
     given = {
-        name: TableSource(
-            resolve_files(paths, data.format),
-            columns=data.columns,
-            drop=data.drop,
-            schema=train.schema,
-        )
+        name: _source(data, paths, train.schema, [])
         for name, paths in (("valid", data.valid), ("test", data.test))
         if paths
     }
@@ -148,3 +146,15 @@ def sources_of(data: DataSection) -> tuple[TableSource, TableSource | None, Tabl
         given.get("valid") or (train.of(split.of("valid")) if valid else None),
         given.get("test") or (train.of(split.of("test")) if test else None),
     )
+
+
+def _source(
+    data: DataSection, paths: list[str], schema: pa.Schema | None, text: list[str]
+) -> TableSource:
+    """Return the rows of files, with types that are given, or of text those of some columns."""
+    import pyarrow as pa
+
+    files = resolve_files(paths, data.format)
+    if schema is None and files[0].format != "parquet":
+        schema = pa.schema([(name, pa.string()) for name in text])
+    return TableSource(files, columns=data.columns, drop=data.drop, schema=schema)

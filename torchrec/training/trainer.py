@@ -426,8 +426,7 @@ class Trainer:
         self.stopping.load_state_dict(state["stopping"])
         self._valid = None if state["valid"] is None else BinaryReport(**state["valid"])
         self.model.load_state_dict(state["model"])
-        for name, buffer in _unsaved_buffers(self.model).items():
-            buffer.copy_(state["buffers"][name])
+        _load_unsaved_buffers(self.model, state["buffers"])
         self.optimizer.init_state()
         self.optimizer.load_state_dict(state["optimizer"])
         if state["data"] is not None:
@@ -519,3 +518,13 @@ def _unsaved_buffers(model: nn.Module) -> dict[str, Tensor]:
         for name, buffer in module.named_buffers(recurse=False)
         if name in module._non_persistent_buffers_set
     }
+
+
+def _load_unsaved_buffers(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Restore the buffers that ``state_dict`` leaves out; some grow while training."""
+    for name, buffer in _unsaved_buffers(model).items():
+        if buffer.shape == saved[name].shape:
+            buffer.copy_(saved[name])
+        else:
+            path, _, last = name.rpartition(".")
+            setattr(model.get_submodule(path), last, saved[name].to(buffer.device))
