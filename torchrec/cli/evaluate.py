@@ -52,7 +52,7 @@ def evaluate(
 
     predictor = load(run)
     section = predictor.experiment.data
-    source = open_source(data, section, section.drop)
+    source = open_source(data, predictor, section.drop)
     label = Label(section.label)
     metrics = BinaryMetrics()
     for part in source.scan(list(dict.fromkeys([*predictor.input_columns, *label.columns]))):

@@ -47,7 +47,7 @@ def predict(
     if output.suffix != ".parquet":
         raise ValueError(f"`--output` should end in '.parquet'. Received '{output}'.")
     predictor = load(run)
-    source = open_source(data, predictor.experiment.data)
+    source = open_source(data, predictor)
     if keep_columns and name in source.schema.names:
         raise ValueError(
             f"The data should have no column '{name}' yet; choose another by `--name`. "

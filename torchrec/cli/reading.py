@@ -10,26 +10,27 @@ from torchrec.cli.console import console
 
 if TYPE_CHECKING:
     from torchrec.datasets.source import TableSource
-    from torchrec.experiment.schema import DataSection
     from torchrec.inference import Predictor
 
 _ODD = ("missing", "infinite", "nulls", "unknown", "truncated")
 
 
-def open_source(data: Sequence[str], section: DataSection, drop: str | None = None) -> TableSource:
+def open_source(data: Sequence[str], predictor: Predictor, drop: str | None = None) -> TableSource:
     """Return the rows of files that are like those a model was trained on.
 
     Args:
         data: files, folders or patterns.
-        section: what the experiment says about its data: the names of columns without a header.
+        predictor: the model. Text files tell neither types nor, without a header, names; it does.
         drop: expression of the rows to leave out.
     """
     from torchrec.datasets.files import resolve_files
     from torchrec.datasets.source import TableSource
 
     files = resolve_files(data)
-    columns = None if files[0].format == "parquet" else section.columns
-    return TableSource(files, columns=columns, drop=drop)
+    if files[0].format == "parquet":
+        return TableSource(files, drop=drop)
+    names = predictor.experiment.data.columns
+    return TableSource(files, columns=names, drop=drop, schema=predictor.text_types)
 
 
 def say_counts(predictor: Predictor) -> None:
