@@ -344,7 +344,7 @@ def test_dumped_experiments_load_as_they_were(file: Path) -> None:
         file,
         MINIMAL
         + "features: {no: {type: dense, fill: 0.5}, '1e3': {type: sequence, max_length: null, "
-        "out_of_range: unknown}}\ntraining: {learning_rate: 1e-5, early_stopping: {patience: 3}}",
+        "ids: plain, out_of_range: unknown}}\ntraining: {learning_rate: 1e-5, early_stopping: {patience: 3}}",
     )
     assert load(file.with_name("again.yaml"), dump_experiment(experiment)) == experiment
 

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torchrec.types import IdPolicy
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from typing_extensions import Self
 
 IdSource = Literal["plain", "hash", "vocabulary", "managed"]
@@ -83,7 +85,7 @@ class IdFeature(BaseModel):
             if self.ids != source and value != default:
                 raise ValueError(
                     f"`{name}` should be left out unless `ids` is {source}. Received "
-                    f"{value} with ids {self.ids}."
+                    f"{getattr(value, 'value', value)} with ids {self.ids}."
                 )
         return self
 
@@ -93,6 +95,7 @@ _ONLY_FOR: dict[str, tuple[IdSource, object]] = {
     "min_count": ("vocabulary", 1),
     "evict": ("managed", "lfu"),
     "evict_every": ("managed", 100),
+    "out_of_range": ("plain", IdPolicy.ERROR),
 }
 
 
@@ -133,3 +136,22 @@ class SequenceFeature(IdFeature):
 AnyFeature = Annotated[
     DenseFeature | SparseFeature | MultiHotFeature | SequenceFeature, Field(discriminator="type")
 ]
+
+
+def text_columns(features: Mapping[str, AnyFeature]) -> list[str]:
+    """Return the columns that hold strings to be split, whatever their values look like.
+
+    A reader of text files has to be told: where every list has one part, ``"7"`` looks like a number.
+
+    Args:
+        features: declarations by name.
+
+    Example:
+        >>> text_columns({"user": SparseFeature(), "genres": MultiHotFeature(separator="|")})
+        ['genres']
+    """
+    found: dict[str, None] = {}
+    for name, feature in features.items():
+        if isinstance(feature, MultiHotFeature | SequenceFeature) and feature.separator is not None:
+            found |= dict.fromkeys(filter(None, [feature.column or name, feature.weights]))
+    return list(found)

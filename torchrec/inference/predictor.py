@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from torchrec.datasets.features import text_columns
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.experiment.bundle import load_bundle
 from torchrec.experiment.schema import Experiment
@@ -55,10 +56,10 @@ class Predictor:
         An id such as ``01234`` looks like a number in a CSV file: give this as ``schema`` to
         `torchrec.datasets.source.TableSource`.
         """
-        names = []
+        kinds = self.transform.kinds
+        names = text_columns(self.transform.features)
         for name, feature in self.transform.features.items():
-            separator = getattr(feature, "separator", None)
-            if separator is not None or self.transform._kinds.get(name) == "strings":
+            if kinds.get(name) == "strings":
                 names.append(feature.column or name)
         return pa.schema([(name, pa.string()) for name in dict.fromkeys(names)])
 

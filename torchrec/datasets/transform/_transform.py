@@ -108,6 +108,11 @@ class FeatureTransform:
         return any(isinstance(c, BagColumn) and c.weights is not None for c in self._sparse)
 
     @property
+    def kinds(self) -> dict[str, Kind]:
+        """What the values of each feature were in the training data; empty before `fit`."""
+        return dict(self._kinds)
+
+    @property
     def needs_fit(self) -> bool:
         """Whether statistics of the training data are missing still."""
         return (
