@@ -31,3 +31,4 @@ autodoc_typehints_description_target = "documented"
 add_module_names = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True

@@ -7,6 +7,7 @@ import torch
 
 from torchrec.modules.embedding_configs import (
     DataType,
+    EmbeddingBagConfig,
     PoolingMode,
     PoolingType,
     ShardingType,
@@ -98,3 +99,12 @@ def test_what_is_no_member() -> None:
         data_type_to_dtype("FP32")
     with pytest.raises(ValueError, match=r"should be a PoolingType. Received 'SUM'"):
         pooling_type_to_pooling_mode("SUM")
+
+
+def test_pooling_of_a_table_by_its_value() -> None:
+    assert EmbeddingBagConfig(10, 4, "t", pooling="MEAN").pooling is PoolingType.MEAN
+    with pytest.raises(
+        ValueError,
+        match=r"`pooling` of table 't' should be one of 'SUM', 'MEAN', 'NONE'. Received 'max'.",
+    ):
+        EmbeddingBagConfig(10, 4, "t", pooling="max")

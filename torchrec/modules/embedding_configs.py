@@ -329,6 +329,10 @@ class EmbeddingBagConfig(BaseEmbeddingConfig):
 
     pooling: PoolingType = PoolingType.SUM
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.pooling = member(self, "pooling", PoolingType)
+
 
 @dataclass
 class EmbeddingConfig(BaseEmbeddingConfig):
