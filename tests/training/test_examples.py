@@ -25,8 +25,8 @@ def example(name: str) -> ModuleType:
 
 def test_plain_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_clicks(tmp_path / "clicks.parquet")
-    report = example("plain_loop").main(str(tmp_path / "clicks.parquet"), "click", epochs=10)
-    assert report.auc > 0.6
+    report = example("plain_loop").main(str(tmp_path / "clicks.parquet"), "click", epochs=5)
+    assert report.auc > 0.55
     assert capsys.readouterr().out.startswith("validation: AUC 0.")
 
 
