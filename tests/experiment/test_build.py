@@ -160,9 +160,25 @@ def test_dimensions_of_tables() -> None:
     assert build_tables(section(dim=4), TrainingSection(), specs)[1].embedding_dim == 4
 
 
-def test_managed_ids_are_refused_until_there_are_any() -> None:
-    with pytest.raises(ValueError, match=r"`ids` of table 'user' should be plain, hash or voc"):
-        build_tables(section(), TrainingSection(), [spec("user", ids="managed")])
+@pytest.mark.parametrize("evict", ["lfu", "lru", "distance_lfu"])
+@each_model
+def test_managed_ids_get_rows_of_their_own(name, evict) -> None:
+    specs = [spec("user", rows=4, ids="managed", evict=evict, evict_every=2), spec("item")]
+    model = build_model(section(name), TrainingSection(), transform(0, tables=specs))
+    warm = KeyedJaggedTensor.from_lists({"user": [[2**62], [-5], [7]], "item": [[1], [2], [3]]})
+    other = KeyedJaggedTensor.from_lists({"user": [[12], [13], [14]], "item": [[1], [1], [1]]})
+    none = torch.zeros(3, 0)
+    for _ in range(4):
+        model(none, warm).sum().backward()
+    with torch.no_grad():
+        model.eval()
+        before = model(none, other)
+        assert torch.equal(before[0], before[1])  # strangers share a row
+        assert model(none, warm).unique().numel() == 3
+        assert torch.equal(model(none, other), before)
+    again = build_model(section(name), TrainingSection(), transform(0, tables=specs)).eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(none, warm), model(none, warm))
 
 
 def test_rows_have_to_be_known() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
+from torchrec.experiment._managed import ManagedTables
 from torchrec.experiment.models import MODELS, DenseOnly
 from torchrec.experiment.schema import ModelSection, TrainingSection
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
@@ -48,6 +49,9 @@ def build_model(
     collection = EmbeddingBagCollection(
         tables=build_tables(model, training, transform.tables), is_weighted=transform.is_weighted
     )
+    if any(spec.ids == "managed" for spec in transform.tables):
+        # What models ask of a collection, this has as well.
+        collection = cast(EmbeddingBagCollection, ManagedTables(collection, transform.tables))
     return MODELS[model.name](model, collection, num_dense)
 
 
@@ -62,8 +66,7 @@ def build_tables(
         specs: the tables that the features ask for.
 
     Raises:
-        ValueError: the tables have several dimensions, rows that are not known, or ask for what is
-            not there yet.
+        ValueError: the tables have several dimensions, or rows that are not known.
     """
     dims = {spec.name: spec.dim or model.dim for spec in specs}
     if len(set(dims.values())) > 1:
@@ -74,11 +77,6 @@ def build_tables(
 
 
 def _table(spec: TableSpec, dim: int, training: TrainingSection) -> EmbeddingBagConfig:
-    if spec.ids == "managed":
-        raise ValueError(
-            f"`ids` of table '{spec.name}' should be plain, hash or vocabulary: managed ids are "
-            "not supported yet. Received managed."
-        )
     if spec.rows is None:
         raise ValueError(
             f"`rows` of table '{spec.name}' should be known: fit the transform to the training "

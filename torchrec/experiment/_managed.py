@@ -1,0 +1,73 @@
+"""Tables with managed ids: any id, a row each while it is warm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
+from torchrec.modules.mc_modules import (
+    DistanceLFU_EvictionPolicy,
+    LFU_EvictionPolicy,
+    LRU_EvictionPolicy,
+    ManagedCollisionCollection,
+    MCHEvictionPolicy,
+    MCHManagedCollisionModule,
+)
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+if TYPE_CHECKING:
+    from torchrec.datasets.transform import TableSpec
+
+_POLICIES: dict[str, Callable[[], MCHEvictionPolicy]] = {
+    "lfu": LFU_EvictionPolicy,
+    "lru": LRU_EvictionPolicy,
+    "distance_lfu": DistanceLFU_EvictionPolicy,
+}
+
+
+class ManagedTables(nn.Module):
+    """Tables of which some have a map that gives their rows to ids, looked up as one collection.
+
+    Args:
+        collection: all tables.
+        specs: of the same tables; those with managed ids get a map.
+    """
+
+    def __init__(self, collection: EmbeddingBagCollection, specs: Sequence[TableSpec]) -> None:
+        super().__init__()
+        configs = collection.embedding_bag_configs()
+        maps = {
+            spec.name: _map(spec, config) if spec.ids == "managed" else None
+            for spec, config in zip(specs, configs, strict=True)
+        }
+        self.tables = ManagedCollisionEmbeddingBagCollection(
+            collection, ManagedCollisionCollection(maps, configs)
+        )
+
+    def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
+        """Return the tables."""
+        collection = self.tables._embedding_module
+        assert isinstance(collection, EmbeddingBagCollection)
+        return collection.embedding_bag_configs()
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Look up and pool ``features``, as an `EmbeddingBagCollection` does."""
+        pooled, _ = self.tables(features)
+        assert isinstance(pooled, KeyedTensor)
+        return pooled
+
+
+def _map(spec: TableSpec, config: EmbeddingBagConfig) -> MCHManagedCollisionModule:
+    return MCHManagedCollisionModule(
+        zch_size=config.num_embeddings,
+        device=torch.device("cpu"),
+        eviction_policy=_POLICIES[spec.evict](),
+        eviction_interval=spec.evict_every,
+        name=spec.name,
+    )
