@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -31,6 +32,12 @@ def test_a_line_says_what_matters() -> None:
     assert describe(RECORD) == (
         "25,600 samples/s  loss 0.4123  NE 0.9100  AUC 0.7654  unknown 1,234"
     )
+
+
+def test_a_line_says_how_many_managed_ids_had_a_row() -> None:
+    ids = {"hits": 900, "collided": 100, "inserted": 3, "evicted": 0}
+    line = describe(replace(RECORD, ids=ids))
+    assert line.endswith("hit rate 90.0%  collided 100  inserted 3")
 
 
 def test_plain_lines() -> None:

@@ -275,6 +275,12 @@ def test_managed_ids_go_on(clicks: Path, tmp_path: Path) -> None:
     }
     what = check_experiment({**what.model_dump(mode="json"), "features": features}, "x")
     run(what, tmp_path / "whole")
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    ids = [json.loads(line)["ids"] for line in lines]
+    assert sum(one["evicted"] for one in ids) > 0
+    assert all(one["hits"] + one["collided"] > 0 for one in ids)
+    (table,) = json.loads((tmp_path / "whole" / "report.json").read_text())["tables"]
+    assert table["occupancy"] == 1.0  # the 59 rows for ids; one is that of all others
     for step in (3, 14, 22):
         folder = tmp_path / str(step)
         _interrupt(what, folder, step)

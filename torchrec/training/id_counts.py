@@ -8,8 +8,11 @@ from torch import nn
 
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.mc_embedding_modules import BaseManagedCollisionEmbeddingCollection
+from torchrec.modules.mc_modules import ManagedCollisionStats
 
 _FROM_TRANSFORM = ("missing", "infinite", "nulls", "unknown", "truncated")
+_FROM_MAPS = ("hits", "collided", "inserted", "evicted", "rejected")
 
 
 def out_of_range_counts(model: nn.Module) -> dict[str, int]:
@@ -25,6 +28,15 @@ def collections_of(model: nn.Module) -> Iterator[EmbeddingBagCollection | Embedd
     for module in model.modules():
         if isinstance(module, EmbeddingBagCollection | EmbeddingCollection):
             yield module
+
+
+def managed_stats(model: nn.Module, reset: bool = False) -> dict[str, ManagedCollisionStats]:
+    """Return what the map of each table with managed ids has done since it was last reset."""
+    stats: dict[str, ManagedCollisionStats] = {}
+    for module in model.modules():
+        if isinstance(module, BaseManagedCollisionEmbeddingCollection):
+            stats.update(module.stats(reset))
+    return stats
 
 
 class IdCounts:
@@ -52,4 +64,7 @@ class IdCounts:
         self._before = now
         counts["hashed"] = sum(count for name, count in new.items() if name in self._hashed)
         counts["out_of_range"] = sum(new.values()) - counts["hashed"]
+        maps = managed_stats(self._model, reset=True).values()
+        if maps:
+            counts |= {name: sum(getattr(one, name) for one in maps) for name in _FROM_MAPS}
         return counts

@@ -37,7 +37,11 @@ def describe(record: Record) -> str:
     ]
     if record.split == "train":
         parts.insert(0, f"{record.samples_per_second:,.0f} samples/s")
-    parts += [f"{name.replace('_', ' ')} {count:,}" for name, count in record.ids.items() if count]
+    ids = dict(record.ids)
+    hits, collided = ids.pop("hits", 0), ids.get("collided", 0)
+    if hits + collided:
+        parts.append(f"hit rate {hits / (hits + collided):.1%}")
+    parts += [f"{name.replace('_', ' ')} {count:,}" for name, count in ids.items() if count]
     return "  ".join(parts)
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.metrics import BinaryMetrics
+from torchrec.modules.mc_modules import ManagedCollisionStats
 from torchrec.optim.keyed import KeyedOptimizer
-from torchrec.training.id_counts import collections_of, out_of_range_counts
+from torchrec.training.id_counts import collections_of, managed_stats, out_of_range_counts
 
 _CHUNK = 1 << 20  # elements worked on at once
 
@@ -47,6 +48,7 @@ def table_facts(
     """
     specs = {spec.name: spec for spec in transform.tables}
     counts = out_of_range_counts(model)
+    maps = managed_stats(model)
     found = []
     for collection in collections_of(model):
         for config, weight in zip(
@@ -65,7 +67,7 @@ def table_facts(
                     "dim": weight.shape[1],
                     "bytes": weight.numel() * weight.element_size(),
                     "ids_seen": None if spec is None else spec.distinct,
-                    "occupancy": None if trained is None else trained / rows,
+                    "occupancy": _occupancy(maps.get(config.name), trained, rows),
                     "out_of_range": 0 if hashed else count,
                     "hashed": count if hashed else 0,
                     "norm_mean": float(norms.mean()),
@@ -74,6 +76,13 @@ def table_facts(
                 }
             )
     return found
+
+
+def _occupancy(stats: ManagedCollisionStats | None, trained: int | None, rows: int) -> float | None:
+    """Return the share of the rows that ids hold now, or else that were ever trained."""
+    if stats is not None:
+        return stats.occupancy
+    return None if trained is None else trained / rows
 
 
 def _norms(weight: Tensor) -> Tensor:
