@@ -34,8 +34,12 @@ test: lint pytest pytest-reference
 pytest: native
 	$(PYTEST) --doctest-modules torchrec tests
 
+# What never comes near an operator, or tries both backends itself, runs once.
+ONCE := tests/cli tests/report tests/tools tests/training/test_kill.py tests/test_documents.py \
+  tests/test_import.py tests/test_recipes.py
+
 pytest-reference: $(READY)
-	ROWWISE_BACKEND=reference $(PYTEST) tests
+	ROWWISE_BACKEND=reference $(PYTEST) tests $(ONCE:%=--ignore=%)
 
 slow: native
 	$(PY) -m pytest -m slow tests

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +29,16 @@ def test_plain_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = example("plain_loop").main(str(tmp_path / "clicks.parquet"), "click", epochs=5)
     assert report.auc > 0.55
     assert capsys.readouterr().out.startswith("validation: AUC 0.")
+
+
+def test_train_generated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trains = example("train_generated")
+    monkeypatch.setattr(trains, "STEPS", 200)
+    trains.main()
+    losses = [float(loss) for loss in re.findall(r"loss (\d\.\d+)", capsys.readouterr().out)]
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning has much to say
