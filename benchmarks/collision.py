@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.collision --peer /path/to/python`` runs itself under both Pythons in turn and prints a table of
 milliseconds per step, evictions included. The stream is skewed and drifts: ranks are log-uniform, and which ids are the
-popular ones moves on a little with every step, so that there is always something to evict.
+popular ones moves on a little with every step, so that there is always something to evict. On a machine that others use
+too, ``--cpu`` measures the processor's time on one thread, which they disturb less.
 """
 
 from __future__ import annotations
@@ -105,8 +106,12 @@ VARIANTS = {"operators": operators, "module": module}
 
 
 def measure(variant: str, scenario: str, threads: int) -> list[float]:
-    """Return the mean time of a step, in milliseconds, of each interval from one eviction to the next."""
-    torch.set_num_threads(threads)
+    """Return the mean time of a step, in milliseconds, of each interval from one eviction to the next.
+
+    With no threads given (0): of the processor, on one.
+    """
+    torch.set_num_threads(threads or 1)
+    clock = time.perf_counter if threads else time.process_time
     rows, batch, evictions = SCENARIOS[scenario]
     stream, step = Stream(rows, batch), VARIANTS[variant](rows)
     for _ in range(-(-rows // (batch * INTERVAL)) * INTERVAL):
@@ -118,9 +123,9 @@ def measure(variant: str, scenario: str, threads: int) -> list[float]:
         spent = 0.0
         for _ in range(INTERVAL):
             ids = stream.next()
-            start = time.perf_counter()
+            start = clock()
             step(ids)
-            spent += time.perf_counter() - start
+            spent += clock() - start
         times.append(spent * 1e3 / INTERVAL)
     return times
 
@@ -144,6 +149,13 @@ def main() -> None:
     parser.add_argument("--peer", help="Python of an environment with another torchrec")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turn")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--cpu",
+        dest="threads",
+        action="store_const",
+        const=0,
+        help="measure the processor's time, on one thread",
+    )
     parser.add_argument("--only", default="", help="scenarios whose name contains this")
     parser.add_argument("--worker", nargs=2, metavar=("VARIANT", "SCENARIO"))
     arguments = parser.parse_args()

@@ -155,7 +155,7 @@ def test_a_schema_given_is_what_files_have_to_fit(write: Write) -> None:
     assert table.schema.field("x").type == pa.int64()
     message = message_of(lambda: TableSource(path, schema=pa.schema({"y": pa.int64()})))
     assert message == (
-        f"Column 'y' should have one type; it is int64 in the schema given. "
+        f"Column 'y' should have one type; it is int64 in the data that it goes with. "
         f"Received string in '{path}'."
     )
 

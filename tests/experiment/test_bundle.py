@@ -184,7 +184,7 @@ def test_a_failed_rename_puts_the_former_back(
 
 def test_no_bundle(tmp_path: Path) -> None:
     assert refused(tmp_path / "no") == (
-        f"A bundle should be a folder with bundle.json. Received '{tmp_path}/no', which has none."
+        f"A bundle should be a folder with bundle.json. Received '{tmp_path}/no', which does not exist."
     )
 
 

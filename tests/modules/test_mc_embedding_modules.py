@@ -194,6 +194,20 @@ def test_learning_rates_of_another_optimizer_reset_too():
     assert (sums > 0).all(1).tolist() == [False, True, False]
 
 
+def test_a_state_that_is_loaded_calls_waiting_resets_off():
+    module = make(3)
+    optimizer = torch.optim.Adagrad(module.parameters(), lr=0.1)
+    train(module, 1, 2, optimizer=optimizer)
+    saved = copy.deepcopy([module.state_dict(), optimizer.state_dict()])
+    module(features(7, 7, 7))  # takes a row, whose state the next step is to reset
+    assert rows_of(module, 1, 2, 7).count(-1) == 1
+    module.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    train(module, 1, 2, optimizer=optimizer)
+    state = optimizer.state[weight_of(module)]["sum"]
+    assert state.tolist() == [[2.0] * D, [2.0] * D, [0.0] * D]
+
+
 def test_a_waiting_gradient_is_not_for_the_next_id():
     module = make(3)
     train(module, 1, 2, 2)  # accumulates, no step
@@ -240,6 +254,17 @@ def test_new_rows_start_as_the_configuration_says(custom):
         assert bool(((drawn >= 2) & (drawn < 3)).all())
         assert drawn.unique().numel() == drawn.numel()
     assert (weight_of(module)[30:] == 0).all()
+
+
+def test_evict_of_rows_that_are_none_changes_nothing():
+    tables = make(4)._embedding_module
+    before = tables.embedding_bags["t"].weight.detach().clone()
+    for wrong in (4, -1):
+        with pytest.raises(IndexError, match=rf"table 't' should be in \[0, 4\). Received {wrong}"):
+            evict({"t": torch.tensor([0, wrong])}, tables)
+    with pytest.raises(TypeError, match=r"Rows of table 't' should be int64. Received torch.bool"):
+        evict({"t": torch.tensor([True])}, tables)
+    assert torch.equal(tables.embedding_bags["t"].weight, before)
 
 
 def test_evict_of_nothing_and_of_no_collection():

@@ -93,6 +93,15 @@ def test_evictions_that_were_not_asked_for_add_up():
     assert module.evict().tolist() == [0, 1]
 
 
+def test_evictions_that_nobody_asks_for_take_bounded_memory():
+    module = make(10, policy=LRU_EvictionPolicy())
+    for first in range(0, 400, 4):
+        rows(module, *range(first, first + 4))
+        rows(module)
+    assert sum(part.numel() for part in module._evicted) <= 10
+    assert module.evict().tolist() == list(range(9))
+
+
 def test_bags_and_weights_stay():
     features = {
         "f": JaggedTensor(
@@ -247,6 +256,51 @@ def test_a_copy_goes_on_as_the_original(policy, filtered, way):
     assert other.load_report is None
 
 
+@pytest.mark.parametrize(
+    "policy", [LFU_EvictionPolicy, DistanceLFU_EvictionPolicy, OwnLRU], ids=["lfu", "dlfu", "own"]
+)
+def test_maps_without_memory_yet(policy):
+    def shape():
+        return MCHManagedCollisionModule(4, torch.device("meta"), policy(), 2, name="t")
+
+    empty = shape().to_empty(device=CPU)
+    assert (empty.device, int(empty.open_slots())) == (CPU, 3)
+    assert rows(empty, 7, 7) == [3, 3]
+    assert rows(empty, 8) == [1]
+    assert (empty.stats().ids, empty.stats().occupied) == (3, 2)
+    for other in (shape(), shape().to_empty(device=CPU)):
+        assert other.state_dict().keys() == empty.state_dict().keys()
+        other.load_state_dict(copy.deepcopy(empty.state_dict()), assign=True)
+        assert same_state(other, empty)
+        assert rows(other, 8, 7, 9) == [1, 0, 3]
+        assert other.stats().ids == 3
+
+
+def test_ids_on_another_device_are_refused():
+    elsewhere = {
+        "f": JaggedTensor(torch.arange(2).to("meta"), lengths=torch.tensor([2]).to("meta"))
+    }
+    with pytest.raises(ValueError, match=r"'f' of table 't' should be on .* map, cpu. Received me"):
+        make()(elsewhere)
+    module = MCHManagedCollisionModule(4, torch.device("meta"), LFU_EvictionPolicy(), 1)
+    with pytest.raises(ValueError, match="should be on the device of the map, meta. Received cpu"):
+        module.eval()(batch(1))
+
+
+def test_workers_of_a_loader_look_up_what_their_parent_knows():
+    module = make(20_000)
+    rows(module, *range(19_999))  # in threads
+    module.eval()
+
+    def collate(ids: list[int]) -> list[int]:
+        return rows(module, *ids)
+
+    loader = torch.utils.data.DataLoader(
+        range(10_000), 5_000, collate_fn=collate, num_workers=2, multiprocessing_context="fork"
+    )
+    assert [part for found in loader for part in found] == list(range(10_000))
+
+
 def test_names_in_the_state():
     assert list(make(3).state_dict()) == [
         "current_iter",
@@ -332,6 +386,10 @@ def test_state_that_does_not_fit_is_refused():
     lru = make(4, policy=LRU_EvictionPolicy()).state_dict()
     with pytest.raises(RuntimeError, match=r"history should hold .*'last_access.*another policy"):
         make(4, policy=OwnLRU()).load_state_dict(lru)
+    with pytest.raises(
+        RuntimeError, match=r"Missing key.*_rows.counts(.|\n)*size mismatch for _rows.ids"
+    ):
+        make(3).load_state_dict(lru)
     twice = copy.deepcopy(state)
     twice["_rows.occupied"][:2] = True
     with pytest.raises(RuntimeError, match=r"`ids` should be distinct. Received 0"):
@@ -385,6 +443,7 @@ def test_inference_mode():
     [
         ({"zch_size": 1}, ValueError, "`zch_size` of map 't' should be at least 2. Received 1."),
         ({"zch_size": 0, "mch_size": 3}, ValueError, "should be at least 1. Received 0."),
+        ({"zch_size": 2**31}, ValueError, "`zch_size` of map 't' should be at most 2147483646."),
         ({"zch_size": 4.0}, TypeError, "`zch_size` of map 't' should be an integer. Received 4.0"),
         ({"interval": 0}, ValueError, "`eviction_interval` of map 't' should be at least 1."),
         ({"mch_size": 0}, ValueError, "`mch_size` of map 't' should be at least 1. Received 0."),

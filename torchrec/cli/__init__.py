@@ -7,10 +7,13 @@ message was written for is 1, and asks for ``--debug``, which shows the tracebac
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
 MISTAKE, INTERRUPTED, UNEXPECTED = 2, 130, 1
+# PyTorch has no type for it on a CPU.
+_NO_MEMORY = re.compile("can't allocate memory|out of memory|Storage size calculation overflowed")
 _MISTAKES = (ValueError, TypeError, IndexError, OSError, MemoryError)
 
 
@@ -65,6 +68,12 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, MemoryError) and not str(error):
         return MISTAKE, "not enough memory. Smaller tables or batches need less."
     text = _one_line(str(error)) or type(error).__name__
+    if isinstance(error, RuntimeError) and _NO_MEMORY.search(text):
+        asked = re.search(r"allocate (\d+) bytes", text)
+        amount = f" ({int(asked[1]):,} bytes at once)" if asked else ""
+        return MISTAKE, f"not enough memory{amount}. Smaller tables or batches need less."
+    if isinstance(error, OSError) and error.strerror:
+        return MISTAKE, f"{_one_line(error.strerror)}."
     if isinstance(error, _MISTAKES):
         return MISTAKE, text
     return UNEXPECTED, f"{type(error).__name__}: {text} (run again with --debug to see where)"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torchrec._files import write_whole
 from torchrec.cli.console import console, table
 from torchrec.cli.reading import open_source, say_counts
 
@@ -54,6 +55,7 @@ def evaluate(
     section = predictor.experiment.data
     source = open_source(data, predictor, section.drop)
     label = Label(section.label)
+    source.require(label.columns, f"`data.label` '{label.text}' of the experiment")
     metrics = BinaryMetrics()
     for part in source.scan(list(dict.fromkeys([*predictor.input_columns, *label.columns]))):
         metrics.update(predictor.logits(part), torch.from_numpy(label.read(part)))
@@ -63,7 +65,7 @@ def evaluate(
     for name, why in report.undefined.items():
         console().print(f"{name} is not defined: {why}", markup=False)
     if json_file is not None:
-        json_file.write_text(json.dumps(report.to_json(), indent=2) + "\n", "utf-8")
+        write_whole(json_file, json.dumps(report.to_json(), indent=2) + "\n")
 
 
 def _limits(source: TableSource) -> Limits | None:

@@ -28,9 +28,12 @@ def open_source(data: Sequence[str], predictor: Predictor, drop: str | None = No
 
     files = resolve_files(data)
     if files[0].format == "parquet":
-        return TableSource(files, drop=drop)
-    names = predictor.experiment.data.columns
-    return TableSource(files, columns=names, drop=drop, schema=predictor.text_types)
+        source = TableSource(files, drop=drop)
+    else:
+        names = predictor.experiment.data.columns
+        source = TableSource(files, columns=names, drop=drop, schema=predictor.text_types)
+    predictor.require(source.schema.names)
+    return source
 
 
 def say_counts(predictor: Predictor) -> None:
@@ -43,6 +46,8 @@ def say_counts(predictor: Predictor) -> None:
         ]
         if odd:
             out.print(f"{name}: {', '.join(odd)}", style="dim", markup=False)
+    hashed = {table.name for table in predictor.transform.tables if table.ids == "hash"}
     for name, count in tables.items():
         if count:
-            out.print(f"table {name}: {count:,} out of range", style="dim", markup=False)
+            what = "hashed" if name in hashed else "out of range"
+            out.print(f"table {name}: {count:,} {what}", style="dim", markup=False)

@@ -61,6 +61,8 @@ class CsvReader:
         self.files = files
         self._headerless = None if columns is None else list(columns)
         self._names = [self._read_names(file) for file in files]
+        for file, names in zip(files, self._names, strict=True):
+            require_columns(names, names, file.path)
         self._delimiter = "\t" if files[0].format == "tsv" else ","
         inferred = self._infer_types()
         if schema is not None:
@@ -170,6 +172,8 @@ class CsvReader:
         if column:
             reason = f"in column '{names[int(column[1])]}', {reason[column.end() :]}"
         hint = "; types are those of the first lines, unless a schema is given" if column else ""
+        if "invalid UTF8" in reason:
+            hint = ", and be UTF-8"
         return ValueError(
             f"'{file.path}', {where}, should fit the columns and their types{hint}. "
             f"Received: {reason.strip().splitlines()[0][:300]}"
@@ -188,7 +192,13 @@ class CsvReader:
         except (pa.ArrowException, OSError) as error:
             raise unreadable(file, error) from error
         delimiter = "\t" if file.format == "tsv" else ","
-        return next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), [])
+        try:
+            return next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), [])
+        except csv.Error as error:  # such as line ends of old, or a column name of a page
+            raise ValueError(
+                f"The header of '{file.path}' should be a line of names that ends in a line feed. "
+                f"Received: {error}."
+            ) from error
 
     def _infer_types(self) -> dict[str, pa.DataType]:
         """Return types that the first blocks suggest, more of them for a column that holds nothing at first."""

@@ -57,7 +57,7 @@ class ParquetReader:
         self.files = files
         self._names: list[list[str]] = []
         self.groups: list[RowGroup] = []
-        first = f"'{files[0].path}'" if schema is None else "the schema given"
+        first = f"'{files[0].path}'" if schema is None else "the data that it goes with"
         for number, file in enumerate(files):
             with _open(file) as opened:
                 found = opened.schema_arrow

@@ -2,7 +2,7 @@
 
 The text is parsed by Python's own parser and only what is listed here is accepted, so an expression
 cannot do anything but compute. It is evaluated column by column, and follows SQL in what a null
-does: what is compared with it, or computed from it, is null.
+does: what is compared with it, or computed from it, is null. ``is None`` is true of NaN, too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ _BOOLEAN = {ast.And: "and_kleene", ast.Or: "or_kleene"}
 _QUOTED = re.compile(r"`([^`]*)`|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 
 _DEEPEST = 100
-_GRAMMAR = "columns, numbers, strings, comparisons, `in` lists, `is None`, and, or, not, + - * /"
+_GRAMMAR = (
+    "columns, numbers, strings, comparisons, `in` lists, `is None`, and, or, not, + - * /, and names "
+    "that are no words in backticks"
+)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -147,7 +150,7 @@ class Expression:
 
         value = self._value(left, table)
         if isinstance(operator, ast.Is | ast.IsNot):
-            absent = pc.is_null(value)
+            absent = pc.is_null(value, nan_is_null=True)
             return absent if isinstance(operator, ast.Is) else pc.invert(absent)
         if isinstance(operator, ast.In | ast.NotIn):
             assert isinstance(right, ast.List | ast.Tuple | ast.Set)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 IdSource = Literal["plain", "hash", "vocabulary", "managed"]
 
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
+_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DenseFeature(BaseModel):
@@ -114,7 +114,7 @@ class MultiHotFeature(IdFeature):
     """
 
     type: Literal["multi_hot"] = "multi_hot"
-    separator: str | None = None
+    separator: Annotated[str, Field(min_length=1)] | None = None
     weights: str | None = None
     max_length: PositiveInt | None = None
     pooling: Literal["sum", "mean"] = "sum"
@@ -127,7 +127,7 @@ class SequenceFeature(IdFeature):
     """
 
     type: Literal["sequence"] = "sequence"
-    separator: str | None = None
+    separator: Annotated[str, Field(min_length=1)] | None = None
     weights: str | None = None
     max_length: PositiveInt | None = 50
     pooling: Literal["sum", "mean"] = "mean"

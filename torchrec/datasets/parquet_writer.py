@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from torchrec._files import naming
 
 
 class ParquetWriter:
@@ -42,9 +46,12 @@ class ParquetWriter:
         self._metadata: dict[str, str] = {}
 
     def __enter__(self) -> ParquetWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self._schema is not None:
-            self._open(self._schema)
+        with naming(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "")
+            if self._schema is not None:
+                self._open(self._schema)
         return self
 
     def write(self, table: pa.Table) -> None:
@@ -54,12 +61,13 @@ class ParquetWriter:
             table: its columns are those of the schema; types that differ, as those of strings that
                 come now plain and now dictionary-encoded, are cast.
         """
-        writer = self._writer or self._open(table.schema)
-        if table.num_rows:
-            if table.schema != writer.schema:
-                table = table.cast(writer.schema)
-            writer.write_table(table, row_group_size=table.num_rows)
-            self.rows += table.num_rows
+        with naming(self.path):
+            writer = self._writer or self._open(table.schema)
+            if table.num_rows:
+                if table.schema != writer.schema:
+                    table = table.cast(writer.schema)
+                writer.write_table(table, row_group_size=table.num_rows)
+                self.rows += table.num_rows
 
     def describe(self, metadata: Mapping[str, str]) -> None:
         """Add to the file's key-value metadata."""
@@ -76,15 +84,20 @@ class ParquetWriter:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if self._writer is not None:
-                if kind is None and self._metadata:
-                    self._writer.add_key_value_metadata(self._metadata)
-                self._writer.close()
-            elif kind is None:
-                raise ValueError(
-                    f"'{self.path}' should get at least one table, or a schema. Received none."
-                )
-            if kind is None:
-                os.replace(self._beside, self.path)
+            if self._writer is None:
+                if kind is None:
+                    raise ValueError(
+                        f"'{self.path}' should get at least one table, or a schema. Received none."
+                    )
+            elif kind is not None:
+                with suppress(OSError):  # the disk may be full: the first error is the one to tell
+                    self._writer.close()
+            else:
+                with naming(self.path):
+                    if self._metadata:
+                        self._writer.add_key_value_metadata(self._metadata)
+                    self._writer.close()
+                    os.replace(self._beside, self.path)
         finally:
-            self._beside.unlink(missing_ok=True)
+            with suppress(OSError):  # a name that is too long is not there either
+                self._beside.unlink(missing_ok=True)

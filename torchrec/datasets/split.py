@@ -197,6 +197,7 @@ def _check_part(part: str) -> None:
 def _times(table: pa.Table, column: str) -> np.ndarray[Any, Any]:
     """Return a column of times as the numbers that are stored."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     times = table.column(column)
     kind = times.type
@@ -205,14 +206,16 @@ def _times(table: pa.Table, column: str) -> np.ndarray[Any, Any]:
     elif pa.types.is_temporal(kind):
         times = times.cast(pa.int64())
     elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         raise ValueError(
             f"Column '{column}', by which data is split, should hold numbers, dates or timestamps. "
             f"Received {kind}."
         )
-    if times.null_count:
+    missing = pc.sum(pc.is_null(times, nan_is_null=True)).as_py()
+    if missing:
         raise ValueError(
             f"Column '{column}', by which data is split, should hold no null. "
-            f"Received {times.null_count}; drop such rows with `{column} is None`."
+            f"Received {missing}; drop such rows with `{column} is None`."
         )
     return times.to_numpy()  # type: ignore[no-any-return]
 

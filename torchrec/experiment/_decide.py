@@ -113,6 +113,8 @@ def _unit_of_time(one: ColumnStatistics, values: pa.ChunkedArray) -> str | None:
 
 def _unusable(one: ColumnStatistics) -> str | None:
     """Return why a column can be no feature, None if it can."""
+    if not one.name:
+        return "it has no name"
     if one.kind == "other" or (one.is_list and one.kind in ("numbers", "times")):
         return f"values of type {one.type} are no feature"
     if not one.values:
@@ -187,7 +189,7 @@ def _seen(one: ColumnStatistics) -> str:
     measured = one.kind in ("numbers", "times") and one.distinct > _FEW
     words = [] if measured else [_counted(one)]
     if one.kind in ("integers", "numbers") and math.isfinite(one.minimum):
-        style = ",.0f" if one.whole else ",.4g"
+        style = ",.0f" if one.whole and max(-one.minimum, one.maximum) < 1e18 else ",.4g"
         words.append(f"{one.minimum:{style}} to {one.maximum:{style}}")
     if one.is_list:
         words.append(f"{one.mean_length:.1f} in a row, {one.longest:,} at most")

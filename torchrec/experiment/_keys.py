@@ -158,6 +158,10 @@ def _words(node: Node) -> str:
     return plain.get(str(kind), "a number") + _bounds(node)
 
 
+def _number(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
 def _bounds(node: Node) -> str:
     limits = (
         ("exclusiveMinimum", "above"),
@@ -165,5 +169,5 @@ def _bounds(node: Node) -> str:
         ("exclusiveMaximum", "below"),
         ("maximum", "at most"),
     )
-    words = [f"{word} {node[key]:g}" for key, word in limits if key in node]
+    words = [f"{word} {_number(node[key])}" for key, word in limits if key in node]
     return " " + " and ".join(words) if words else ""

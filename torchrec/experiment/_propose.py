@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torchrec._files import write_whole
 from torchrec.experiment._sizes import DIM_RULE, proposed_batch_size, proposed_epochs
-from torchrec.experiment._yaml import write_inline
+from torchrec.experiment._yaml import write_inline, write_key
 from torchrec.experiment.schema import (
     DataSection,
     EarlyStoppingSection,
@@ -81,13 +82,7 @@ def write_experiment(
     )
     experiment = propose_experiment(inference, data, path.stem)
     text = "".join(f"{line}\n" for line in _lines(experiment, inference, path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(path, text)
     return experiment
 
 
@@ -142,13 +137,11 @@ def _features(inference: Inference) -> Iterator[str]:
     yield "features:"
     yield from _comment(_WAYS, "  ")
     yield ""
-    for column in inference.columns:
-        if column.feature is None:
-            continue
-        yield from _comment(column.note, "  ")
-        values = column.feature.model_dump(mode="json", exclude_defaults=True)
-        feature = {"type": column.feature.type, **values}
-        yield f"  {write_inline(column.name)}: {write_inline(feature)}"
+    notes = inference.notes
+    for name, feature in inference.features.items():
+        yield from _comment(notes[feature.column or name], "  ")
+        values = feature.model_dump(mode="json", exclude_defaults=True)
+        yield f"  {write_key(name)}: {write_inline({'type': feature.type, **values})}"
     left_out = [
         column
         for column in inference.columns

@@ -8,6 +8,7 @@ written. Nothing but plain data is ever constructed.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Hashable
@@ -136,6 +137,20 @@ def write_yaml(value: object) -> str:
         default_flow_style=None,
         width=100,
     )
+
+
+def write_key(name: str) -> str:
+    r"""Return a key of a section, to be followed by a colon, whatever is in it.
+
+    Example:
+        >>> write_key("price"), write_key("a\nb")
+        ('price', '"a\\nb"')
+    """
+    text = write_inline(name)
+    if "\n" in text:
+        text = json.dumps(name)
+    # What stands before a colon may have 1,024 characters, unless it is announced.
+    return text if len(text) <= 1000 else f"? {text}\n  "
 
 
 def write_inline(value: object) -> str:

@@ -226,8 +226,9 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 def _read_index(folder: Path) -> _Index:
     path = folder / _INDEX
     if not path.is_file():
+        what = "has none" if folder.exists() else "does not exist"
         raise FileNotFoundError(
-            f"A bundle should be a folder with {_INDEX}. Received '{folder}', which has none."
+            f"A bundle should be a folder with {_INDEX}. Received '{folder}', which {what}."
         )
     try:
         index = _Index.model_validate_json(path.read_bytes())

@@ -143,6 +143,11 @@ def check_columns(experiment: Experiment, schema: pa.Schema) -> None:
     names = schema.names
     for key in ("label", "drop"):
         text = getattr(experiment.data, key)
+        if text in names and not text.isidentifier():
+            raise ValueError(
+                f"`data.{key}` should have the name of a column that is no word in backticks, as in "
+                f"`{text}`. Received '{text}'."
+            )
         if text is not None and text not in names:
             for column in sorted(parse_expression(text).columns):
                 _check_column(f"data.{key}", column, names)

@@ -53,8 +53,20 @@ class Inference:
 
     @property
     def features(self) -> dict[str, AnyFeature]:
-        """The proposed features, by name."""
-        return {column.name: column.feature for column in self.columns if column.feature}
+        """The proposed features, by name: that of the column, without dots."""
+        given = {column.name for column in self.columns}
+        found: dict[str, AnyFeature] = {}
+        for column in self.columns:
+            if column.feature is None:
+                continue
+            name, feature = column.name, column.feature
+            if "." in name:  # names of tables are parts of other names
+                name = name.replace(".", "_")
+                while name in given or name in found:
+                    name += "_"
+                feature = feature.model_copy(update={"column": column.name})
+            found[name] = feature
+        return found
 
     @property
     def notes(self) -> dict[str, str]:
@@ -69,11 +81,14 @@ class Inference:
     @property
     def warnings(self) -> list[str]:
         """What should be looked at before training, a line each."""
-        return [
+        found = [
             f"Column '{column.name}' is left out: {column.reason}."
             for column in self.columns
             if column.gives_away
         ]
+        if self.positives in (0, 1):
+            found.insert(0, f"All labels are {self.positives:.0f}: there is nothing to learn.")
+        return found
 
     @property
     def dim(self) -> int:
@@ -126,6 +141,11 @@ def infer_features(
         for name in sorted(parse_expression(drop).columns):
             read_by.setdefault(name, "it decides which rows are dropped")
     _require(source.schema, read_by)
+    if label in source.schema.names and not label.isidentifier():
+        raise ValueError(
+            "The label should have the name of a column that is no word in backticks, as in "
+            f"'`{label}`'. Received '{label}'."
+        )
     labels = _Labels(reader)
     sample, tables = _sample(labels.observe(_first(max_rows, source.scan())))
     counted = _count(source.schema, sample, tables)

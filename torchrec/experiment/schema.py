@@ -33,10 +33,15 @@ def _as_list(paths: object) -> object:
 Paths = Annotated[list[str], BeforeValidator(_as_list)]
 
 
+# What the generators of random numbers take, and more threads than any machine has.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Threads = Annotated[int, Field(gt=0, le=1024)]
+
+
 class Section(BaseModel):
     """A section of the file: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class SplitSection(Section):
@@ -52,7 +57,7 @@ class SplitSection(Section):
         default=0.1, description="share of the samples for testing"
     )
     column: str | None = Field(default=None, description="the column of time, to split by time")
-    seed: NonNegativeInt = Field(default=0, description="which split by chance")
+    seed: Seed = Field(default=0, description="which split by chance")
 
     @model_validator(mode="after")
     def _check(self) -> SplitSection:
@@ -101,7 +106,7 @@ class DataSection(Section):
     shuffle_window: PositiveInt = Field(
         default=131_072, description="how many samples are shuffled together, in memory"
     )
-    workers: PositiveInt = Field(default=2, description="threads that read and transform")
+    workers: Threads = Field(default=2, description="threads that read and transform")
 
 
 class ModelSection(Section):
@@ -194,8 +199,8 @@ class TrainingSection(Section):
     keep_checkpoints: PositiveInt = Field(default=2, description="how many of the latest are kept")
     log_every: PositiveInt = Field(default=50, description="steps between lines of `metrics.jsonl`")
     tensorboard: bool = Field(default=False, description="write TensorBoard events as well")
-    seed: NonNegativeInt = Field(default=0, description="of weights, shuffling and dropout")
-    threads: PositiveInt | None = Field(default=None, description="of PyTorch; none: as it chooses")
+    seed: Seed = Field(default=0, description="of weights, shuffling and dropout")
+    threads: Threads | None = Field(default=None, description="of PyTorch; none: as it chooses")
 
 
 class Experiment(Section):
@@ -211,6 +216,7 @@ class Experiment(Section):
         default=TrainingSection(), description="how the model is trained"
     )
     output: str = Field(
+        min_length=1,
         default="runs/experiment",
         description="the run folder, relative to the working directory; by default `runs/` and "
         "the name of the experiment file",
@@ -223,4 +229,12 @@ class Experiment(Section):
                 "`features` should name at least one feature, or be left out to be inferred. "
                 "Received none."
             )
+        for name, feature in (self.features or {}).items():
+            for part in (name, getattr(feature, "table", None)):
+                if part is not None and (not part or "." in part):
+                    raise ValueError(
+                        "Features and tables should have names without dots, as they are parts of "
+                        f"other names. Received '{part}': give it another name, with "
+                        f"`column: {feature.column or name}`."
+                    )
         return self

@@ -26,16 +26,16 @@ def to_table(data: object, transform: FeatureTransform) -> pa.Table:
     """
     names = transform.input_columns
     if isinstance(data, pa.Table | pa.RecordBatch):
-        _require(data.schema.names, transform)
+        require(data.schema.names, transform)
         return pa.table({name: data.column(name) for name in names})
     if isinstance(data, Mapping):
-        _require([str(name) for name in data], transform)
+        require([str(name) for name in data], transform)
         return _from_mapping({name: data[name] for name in names})
     if hasattr(data, "columns") and type(data).__module__.split(".")[0] == "pandas":
         return _from_pandas(data, transform)
     if hasattr(data, "__arrow_c_stream__"):
         table = pa.RecordBatchReader.from_stream(data).read_all()
-        _require(table.column_names, transform)
+        require(table.column_names, transform)
         return table.select(names)
     raise TypeError(
         "What is predicted for should be a dict of columns, a DataFrame or an Arrow table. "
@@ -43,7 +43,8 @@ def to_table(data: object, transform: FeatureTransform) -> pa.Table:
     )
 
 
-def _require(available: list[str], transform: FeatureTransform) -> None:
+def require(available: list[str], transform: FeatureTransform) -> None:
+    """Refuse data without a column that a feature reads, naming both and the nearest there is."""
     feature_of = {
         column: name
         for name, feature in transform.features.items()
@@ -114,7 +115,7 @@ def _converted(name: str, values: object) -> pa.Array:
 
 
 def _from_pandas(frame: Any, transform: FeatureTransform) -> pa.Table:
-    _require([str(name) for name in frame.columns], transform)
+    require([str(name) for name in frame.columns], transform)
     by_name = {str(name): name for name in frame.columns}
     return pa.table(
         {name: _converted(name, frame[by_name[name]]) for name in transform.input_columns}

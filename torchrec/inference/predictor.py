@@ -15,7 +15,7 @@ from torchrec.datasets.features import text_columns
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.experiment.bundle import load_bundle
 from torchrec.experiment.schema import Experiment
-from torchrec.inference.columns import to_table
+from torchrec.inference.columns import require, to_table
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 if TYPE_CHECKING:
@@ -48,6 +48,17 @@ class Predictor:
     def input_columns(self) -> list[str]:
         """The columns that are read."""
         return self.transform.input_columns
+
+    def require(self, columns: list[str]) -> None:
+        """Check that data have what the features read.
+
+        Args:
+            columns: names of the data's columns.
+
+        Raises:
+            ValueError: one is missing; names it, the feature, and the nearest there is.
+        """
+        require(columns, self.transform)
 
     @property
     def text_types(self) -> pa.Schema:
@@ -183,7 +194,13 @@ def load(path: str | os.PathLike[str]) -> Predictor:
         True
     """
     folder = Path(path)
-    if not (folder / "bundle.json").is_file() and (folder / "model" / "bundle.json").is_file():
-        folder = folder / "model"
+    if not (folder / "bundle.json").is_file() and not (folder / "weights.safetensors").is_file():
+        if (folder / "model").is_dir():
+            folder = folder / "model"
+        elif (folder / "experiment.yaml").is_file():
+            raise FileNotFoundError(
+                f"The run in '{folder}' should have a model in '{folder / 'model'}'. Received none: "
+                "it has not ended; `torchrec train --resume` goes on with it."
+            )
     bundle = load_bundle(folder)
     return Predictor(bundle.experiment, bundle.transform, bundle.model)

@@ -98,6 +98,16 @@ def _reset_at_next_step(weight: Tensor, rows: Tensor) -> None:
     weight._rows_to_forget = rows  # type: ignore[attr-defined]
 
 
+def forget_nothing(tables: Tables) -> None:
+    """Call off what optimizers would forget when they next step: the rows are others now.
+
+    Args:
+        tables: of a collection into which a state was loaded.
+    """
+    for weight in tables.weights():
+        weight._rows_to_forget = None  # type: ignore[attr-defined]
+
+
 def _forget_rows(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
     for group in optimizer.param_groups:
         for param in group["params"]:

@@ -10,24 +10,31 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 
-def require_count(name: str, value: object, map_name: str, least: int) -> None:
-    """Raise unless an argument of a map is an integer from ``least``.
+def require_count(
+    name: str, value: object, map_name: str, least: int, most: int | None = None
+) -> None:
+    """Raise unless an argument of a map is an integer from ``least`` to ``most``.
 
     Args:
         name: of the argument.
         value: the argument.
         map_name: of the map.
         least: the least that it may be.
+        most: the most. Default: no bound.
 
     Raises:
         TypeError: for anything but an integer.
-        ValueError: for a smaller one.
+        ValueError: for one out of range.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"`{name}` of map '{map_name}' should be an integer. Received {value!r}.")
     if value < least:
         raise ValueError(
             f"`{name}` of map '{map_name}' should be at least {least}. Received {value}."
+        )
+    if most is not None and value > most:
+        raise ValueError(
+            f"`{name}` of map '{map_name}' should be at most {most}. Received {value}."
         )
 
 

@@ -22,6 +22,7 @@ from torchrec.modules._mc_rows import MappedRows
 from torchrec.modules._mc_scored import ScoredRows
 from torchrec.modules._mc_state import LoadReport, Sizes, fit, move_map, translate
 from torchrec.modules._mc_stats import ManagedCollisionStats
+from torchrec.ops.collision import MAX_ROWS
 from torchrec.ops.embedding.reference import hash_ids
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
@@ -219,7 +220,7 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
         buckets: int = 1,
     ) -> None:
         self._name = name or "unnamed"
-        require_count("zch_size", zch_size, self._name, 1 if mch_size is not None else 2)
+        require_count("zch_size", zch_size, self._name, 1 if mch_size is not None else 2, MAX_ROWS)
         require_count("eviction_interval", eviction_interval, self._name, 1)
         require_count("input_hash_size", input_hash_size, self._name, 1)
         require_count("output_global_offset", output_global_offset, self._name, 0)
@@ -256,6 +257,11 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
     # Sizes.
 
     @property
+    def device(self) -> torch.device:
+        """The device of the state."""
+        return self._rows.ids.device
+
+    @property
     def output_offset(self) -> int:
         """The first row."""
         return self._output_global_offset
@@ -274,7 +280,7 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
 
     def open_slots(self) -> Tensor:
         """Return how many rows no id holds, ``(1,)``."""
-        return (~self._rows.occupied).sum().reshape(1)
+        return (self._rows.size - self._rows.occupied.count_nonzero()).reshape(1)
 
     # Looking ids up.
 
@@ -387,9 +393,7 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
                 f"`ids` of table '{self._name}' without a row should be at most as many as free rows "
                 f"({free}). Received {ids.numel()}."
             )
-        rows = self._rows.give(ids, self._current_iter) + self._output_global_offset
-        self._evicted.append(rows)
-        return rows
+        return self._changed_hands(self._rows.give(ids, self._current_iter))
 
     @property
     def _missing(self) -> int:
@@ -398,6 +402,12 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
 
     def _joined(self, features: JaggedDict) -> Tensor:
         parts = [ids_of(jt.values(), name, self._name) for name, jt in features.items()]
+        for name, part in zip(features, parts, strict=True):
+            if part.device != self.device:
+                raise ValueError(
+                    f"Ids of feature '{name}' of table '{self._name}' should be on the device of the "
+                    f"map, {self.device}. Received {part.device}."
+                )
         if len(parts) == 1:
             return parts[0]
         return torch.cat([torch.empty(0, dtype=torch.int64, device=self._rows.ids.device), *parts])
@@ -408,8 +418,17 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
         rows = self._rows.count(ids, self._current_iter, self._missing)
         if self._current_iter % self._eviction_interval:
             return rows
-        self._evicted.append(self._rows.evict(self._current_iter) + self._output_global_offset)
+        self._changed_hands(self._rows.evict(self._current_iter))
         return self._rows.find(ids, self._missing)
+
+    def _changed_hands(self, rows: Tensor) -> Tensor:
+        """Remember rows for `evict`, in bounded memory if nobody asks; return them with the offset."""
+        rows = rows + self._output_global_offset
+        if rows.numel() or not self._evicted:
+            self._evicted.append(rows)
+        if len(self._evicted) > 1 and sum(part.numel() for part in self._evicted) > self._zch_size:
+            self._evicted = [torch.cat(self._evicted).unique()]
+        return rows
 
     def _resolve(self, ids: Tensor, rows: Tensor) -> Tensor:
         """Send ids without a row to the residual zone, and add the offset."""
@@ -500,7 +519,7 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
             mch_size = max(1, self._mch_size * (end - first) // self.output_size())
         return MCHManagedCollisionModule(
             end - first - (mch_size or 0),
-            device or self._device,
+            device or self.device,
             self._eviction_policy,
             self._eviction_interval,
             self._input_hash_size,
@@ -520,7 +539,6 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._evicted = [fn(rows) for rows in self._evicted]
-        self._device = self._rows.ids.device
         return self
 
     def _save_to_state_dict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -354,9 +355,13 @@ class DistanceLFU_EvictionPolicy(_Scored, MCHEvictionPolicy):  # noqa: N801
         super().__init__([_COUNTS, _LAST], threshold_filtering_func)
         if isinstance(decay_exponent, bool) or not isinstance(decay_exponent, int | float):
             raise TypeError(f"`decay_exponent` should be a number. Received {decay_exponent!r}.")
+        if math.isnan(decay_exponent):
+            raise ValueError(f"`decay_exponent` should be a number. Received {decay_exponent!r}.")
         self._decay_exponent = decay_exponent
 
     def scores(self, now: int, metadata: Mapping[str, Tensor]) -> Tensor:
         """Return the count of each id, divided by a power of how long it has been away."""
-        away = (now + 1 - metadata["last_access_iter"]).double()
-        return metadata["counts"] / away.pow_(self._decay_exponent)
+        away = metadata["last_access_iter"].double().neg_().add_(now + 1)  # one copy, of many rows
+        if self._decay_exponent != 1:
+            away.pow_(self._decay_exponent)
+        return torch.div(metadata["counts"], away, out=away)

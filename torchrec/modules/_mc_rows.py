@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -100,6 +100,13 @@ class MappedRows(nn.Module, ABC):
             Rows that another id holds now, int64.
         """
 
+    def clear(self) -> None:
+        """Free all rows, and forget everything: as at the start."""
+        for buffer in self.buffers():
+            buffer.zero_()
+        self.counters = Counters()
+        self.restore_history({})
+
     @abstractmethod
     def history(self) -> dict[str, Tensor]:
         """Return what came since the last eviction, to be saved; the same length each."""
@@ -148,7 +155,7 @@ class MappedRows(nn.Module, ABC):
         numbers = vars(self.counters)
         if reset:
             self.counters = Counters()
-        return ManagedCollisionStats(self.size, int(self.occupied.sum()), **numbers)
+        return ManagedCollisionStats(self.size, int(self.occupied.count_nonzero()), **numbers)
 
     def held(self) -> tuple[Tensor, Tensor]:
         """Return the rows that are held, ascending, and their ids."""
@@ -184,6 +191,13 @@ class MappedRows(nn.Module, ABC):
                 return metadata[name]
         return torch.zeros_like(next(iter(metadata.values())))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        was_meta = self.ids.is_meta
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if was_meta and not self.ids.is_meta:
+            self.clear()  # `to_empty` left the memory as it was
+        return self
+
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
@@ -214,6 +228,10 @@ class MappedRows(nn.Module, ABC):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        for name in self._non_persistent_buffers_set:
+            buffer = self.get_buffer(name)
+            if buffer.device != self.ids.device:  # the state's tensors were assigned to a meta map
+                setattr(self, name, torch.zeros_like(buffer, device=self.ids.device))
         self.restore_history(saved)
         try:
             rebuild_index(self.id_map)

@@ -140,7 +140,7 @@ class ScoredRows(MappedRows):
     def history(self) -> dict[str, Tensor]:
         """Return the ids without a row that came, how often, and when last; see `MappedRows`."""
         history = self._history
-        came = int(history.size)
+        came = 0 if history.size.is_meta else int(history.size)
         return {
             "ids": history.ids[:came],
             COUNTS: history.counts[:came],

@@ -136,6 +136,9 @@ def fit(
     saved = Sizes.of(state_dict[f"{prefix}sizes"])
     if saved == loaded:
         return None
+    needed = ["_rows.ids", "_rows.occupied", *(f"_rows.{name}" for name in rows.metadata_names)]
+    if any(f"{prefix}{name}" not in state_dict for name in [*needed, "current_iter"]):
+        return None  # PyTorch will say what is missing
     ids, occupied = state_dict[f"{prefix}_rows.ids"], state_dict[f"{prefix}_rows.occupied"]
     old = held = occupied.nonzero().squeeze(1)
     if held.numel() > loaded.held:

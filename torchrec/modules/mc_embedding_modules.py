@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.compiler import is_compiling
 
-from torchrec.modules._mc_evictions import reset_rows
+from torchrec.modules._mc_evictions import forget_nothing, reset_rows
 from torchrec.modules._mc_module import ManagedCollisionModule, MCHManagedCollisionModule
 from torchrec.modules._mc_state import LoadReport
 from torchrec.modules._mc_stats import ManagedCollisionStats
@@ -35,6 +36,11 @@ def evict(evictions: dict[str, Tensor | None], ebc: nn.Module) -> None:
         evictions: table -> rows, int64 ``(N,)``, distinct; None: no eviction.
         ebc: an `EmbeddingBagCollection` or `EmbeddingCollection`.
 
+    Raises:
+        TypeError: for another module, or rows that are no integers.
+        ValueError: for an unknown table.
+        IndexError: for a row that is out of range; no table is changed then.
+
     Example:
         >>> from torchrec import EmbeddingBagConfig
         >>> table = EmbeddingBagConfig(
@@ -47,6 +53,24 @@ def evict(evictions: dict[str, Tensor | None], ebc: nn.Module) -> None:
         [[0.0], [2.0], [0.0]]
     """
     tables = _tables_of(ebc)
+    for table, rows in evictions.items():
+        if rows is not None:
+            _check_rows(tables, table, rows)
+    _reset(tables, evictions)
+
+
+def _check_rows(tables: Tables, table: str, rows: Tensor) -> None:
+    end = tables.weights()[tables.number(table)].shape[0]
+    if rows.dtype is not torch.int64:
+        raise TypeError(f"Rows of table '{table}' should be int64. Received {rows.dtype}.")
+    outside = (rows < 0) | (rows >= end)
+    if bool(outside.any()):
+        raise IndexError(
+            f"Rows of table '{table}' should be in [0, {end}). Received {int(rows[outside][0])}."
+        )
+
+
+def _reset(tables: Tables, evictions: dict[str, Tensor | None]) -> None:
     for table, rows in evictions.items():
         if rows is not None:
             reset_rows(tables, table, rows)
@@ -180,7 +204,7 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module):
         return embeddings, rows if self._return_remapped_features else None
 
     def _reset_evicted(self) -> None:
-        evict(self._managed_collision_collection.evict(), self._embedding_module)
+        _reset(self._embedding_module._tables, self._managed_collision_collection.evict())
 
     _reset_evicted_outside = _disable_dynamo(_reset_evicted)
 
@@ -332,6 +356,7 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module):
         """Move the rows of the tables to where their ids will be; the maps move the ids."""
         self._load_reports = {}
         tables = self._embedding_module._tables
+        forget_nothing(tables)
         for table, module in self._managed_collision_collection.maps().items():
             if not isinstance(module, MCHManagedCollisionModule):
                 continue

@@ -108,6 +108,9 @@ def _run(experiment: Experiment, folder: Path, resume: bool, told: Sequence[Obse
         id_counts=IdCounts(data.transform, model),
     )
     fitted = trainer.fit(data.train, data.valid, resume=resume, batches=data.train_batches)
+    for name, why in fitted.train.undefined.items():
+        for observer in told:
+            observer.said(f"{name} of the training data is not defined: {why}.")
     metrics: dict[str, BinaryMetrics] = {}
     for split, loader in (("valid", data.valid), ("test", data.test)):
         if loader is not None:
@@ -164,6 +167,11 @@ def _is_over(experiment: Experiment, folder: Path, resume: bool) -> bool:
         raise ValueError(
             f"The folder of a run should be new. Received '{folder}', which exists: go on with its "
             "run with --resume, or choose another folder with --output."
+        )
+    if not any((folder / name).exists() for name in (_EXPERIMENT, "checkpoints")):
+        raise ValueError(
+            f"--resume should be given for the folder of a run. Received '{folder}', which holds "
+            "something else."
         )
     if (folder / _EXPERIMENT).exists():
         _check_same(experiment, load_experiment(folder / _EXPERIMENT), folder)

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torchrec._files import naming
 from torchrec.datasets.features import text_columns
 from torchrec.datasets.files import resolve_files
 from torchrec.datasets.loader import Loader
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.split import FractionSplit, TimeSplit, find_time_split
 from torchrec.datasets.transform import FeatureTransform
+from torchrec.datasets.transform.labels import Label
 from torchrec.experiment.files import check_columns
 from torchrec.experiment.infer import infer_features
 from torchrec.experiment.schema import DataSection, Experiment
@@ -83,6 +85,12 @@ class RunData:
         if kept.is_dir():
             return FeatureTransform.load(kept)
         data, features = experiment.data, experiment.features
+        if next(iter(train.scan(Label(data.label).columns)), None) is None:
+            left_out = f"`data.drop` '{data.drop}' and " if data.drop else ""
+            raise ValueError(
+                f"`data.train` should have rows to train on. Received none: {left_out}`data.split` "
+                "leave no row."
+            )
         if features is None:
             inference = infer_features(train, data.label, data.drop)
             self.notices += inference.warnings
@@ -91,11 +99,12 @@ class RunData:
         transform.fit(self._counted(train.scan(transform.columns)))
         beside = kept.with_name(f".writing-{kept.name}")
         shutil.rmtree(beside, ignore_errors=True)
-        transform.save(beside)
-        for path in beside.iterdir():
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-        beside.rename(kept)
+        with naming(kept):
+            transform.save(beside)
+            for path in beside.iterdir():
+                with open(path, "rb+") as file:
+                    os.fsync(file.fileno())
+            beside.rename(kept)
         return transform
 
     def _counted(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

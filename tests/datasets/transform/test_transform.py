@@ -551,10 +551,13 @@ class TestLabels:
             ([0, 5], r"`data.label` 'click' should hold 0 and 1. Received 5; .* `click > 4` makes"),
             ([0, -1], "Received -1; an expression such as `click > 0`"),
             ([0, 0.5], r"Received 0\.5"),
-            ([None, 1], "Received 1 nulls among 2 labels; `data.drop` leaves such rows out"),
-            ([math.nan, 1.0], "Received 1 nulls among 2 labels"),
+            (
+                [None, 1],
+                "Received 1 missing ones among 2 labels; `data.drop: click is None` leaves such rows out",
+            ),
+            ([math.nan, 1.0], "Received 1 missing ones among 2 labels"),
             (["yes", "no"], "Received string; an expression such as `click == 'yes'` makes them"),
-            ([None, None], "Received 2 nulls among 2 labels"),
+            ([None, None], "Received 2 missing ones among 2 labels"),
         ],
         ids=brief,
     )

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from torchrec.datasets._batch import Batch
 from torchrec.datasets.features import AnyFeature, DenseFeature, SparseFeature
 from torchrec.datasets.transform import storage
-from torchrec.datasets.transform.columns import Array, Kind
+from torchrec.datasets.transform.columns import Array, Kind, stored
 from torchrec.datasets.transform.counts import FeatureCounts, TransformCounts
 from torchrec.datasets.transform.dense import DenseColumn, Scale
 from torchrec.datasets.transform.fitting import Column, Fitting, kinds_of, lacks_rows
@@ -186,7 +186,7 @@ class FeatureTransform:
             trained = self._kinds.get(name, kind)
             if kind not in (trained, "nulls"):
                 source = self._columns[name].source
-                type = table.schema.field(source.column).type
+                type = stored(table.schema.field(source.column).type)
                 raise ValueError(
                     f"{source} should hold {trained}, as in training. Received {type}."
                 )

@@ -80,6 +80,11 @@ def kind_of(type: pa.DataType) -> Kind:
     return "nulls" if pt.is_null(type) else "other"
 
 
+def stored(type: pa.DataType) -> pa.DataType:
+    """Return the type of the values of a column, dictionary or not: what messages name."""
+    return type.value_type if pt.is_dictionary(type) else type
+
+
 def _is_text(type: pa.DataType) -> bool:
     return bool(
         pt.is_string(type) or pt.is_large_string(type) or pt.is_binary(type) or _is_wide(type)

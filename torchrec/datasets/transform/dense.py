@@ -17,6 +17,7 @@ from torchrec.datasets.transform.columns import (
     chunks_of,
     kind_of,
     read_numbers,
+    stored,
 )
 from torchrec.datasets.transform.counts import FeatureCounts
 from torchrec.datasets.transform.sketches import Moments
@@ -67,7 +68,7 @@ class DenseColumn:
 
     def kind(self, schema: pa.Schema) -> Kind:
         """Return what the numbers are, refusing what is none."""
-        type = schema.field(self.source.column).type
+        type = stored(schema.field(self.source.column).type)
         kind = kind_of(type)
         if kind not in ("integers", "numbers", "times", "nulls"):
             raise ValueError(

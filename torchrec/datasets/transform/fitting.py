@@ -20,6 +20,8 @@ Column = DenseColumn | SparseColumn | BagColumn | BucketColumn
 
 # Tables whose rows nobody chose get no more of them.
 MOST_ROWS = 1_000_000
+# A table of more rows than this fits nowhere.
+_LARGEST_PLAIN = 1 << 36
 
 
 class Fitting:
@@ -146,5 +148,10 @@ class IdStatistics:
             vocabulary = Vocabulary(self._counter.most_frequent(spec.rows, spec.min_count))
             return len(vocabulary) + 1, distinct, vocabulary
         if spec.ids == "plain":
+            if self._largest > _LARGEST_PLAIN:
+                raise ValueError(
+                    f"Ids of table '{spec.name}' should be small, as `ids: plain` makes a row for "
+                    f"each up to the largest. Received {self._largest}: other `ids` take any."
+                )
             return max(self._largest + 1, 1), distinct, None
         return min(2 * distinct if spec.ids == "hash" else distinct, MOST_ROWS), distinct, None

@@ -22,6 +22,7 @@ from torchrec.datasets.transform.columns import (
     read_ids,
     read_lists,
     read_numbers,
+    stored,
     whole,
 )
 from torchrec.datasets.transform.counts import FeatureCounts
@@ -64,7 +65,7 @@ class SparseColumn:
 
     def kind(self, schema: pa.Schema) -> Kind:
         """Return what the ids are, refusing what cannot be one."""
-        type = schema.field(self.source.column).type
+        type = stored(schema.field(self.source.column).type)
         if is_list(type):
             raise ValueError(
                 f"{self.source} should hold one id a sample, as a sparse feature does. "
@@ -108,7 +109,7 @@ class BagColumn:
 
     def kind(self, schema: pa.Schema) -> Kind:
         """Return what the ids are, refusing what cannot be one."""
-        type = schema.field(self.source.column).type
+        type = stored(schema.field(self.source.column).type)
         if self.weights is not None:
             self._check_weights(schema.field(self.weights.column).type)
         if is_list(type):

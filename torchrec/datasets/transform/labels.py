@@ -12,6 +12,7 @@ from torchrec.datasets.transform.columns import (
     kind_of,
     read_numbers,
     require_columns,
+    stored,
     whole,
 )
 
@@ -28,6 +29,11 @@ class Label:
         self._expression: Expression | None = None
         if not text.isidentifier():
             self._expression = parse_expression(text)
+            if not self._expression.columns:
+                raise ValueError(
+                    "`data.label` should read a column; one whose name is no word stands in "
+                    f"backticks, as in `{text}`. Received {text!r}."
+                )
 
     @property
     def columns(self) -> list[str]:
@@ -44,16 +50,26 @@ class Label:
             values = whole(values)
         if kind_of(values.type) not in ("integers", "numbers", "nulls"):
             raise ValueError(
-                f"`data.label` '{self.text}' should hold 0 and 1. Received {values.type}; an "
+                f"`data.label` '{self.text}' should hold 0 and 1. Received {stored(values.type)}; an "
                 f"expression such as `{self.text} == 'yes'` makes them."
             )
         numbers = read_numbers(values)
+        if numbers.infinite:
+            raise ValueError(
+                f"`data.label` '{self.text}' should hold 0 and 1. Received {numbers.infinite} "
+                f"infinite ones among {len(values)} labels; `data.drop` leaves such rows out."
+            )
         if numbers.missing is not None:
+            missing = " or ".join(f"{column} is None" for column in self._written())
             raise ValueError(
                 f"`data.label` '{self.text}' should hold 0 and 1. Received {len(numbers.missing)} "
-                f"nulls among {len(values)} labels; `data.drop` leaves such rows out."
+                f"missing ones among {len(values)} labels; `data.drop: {missing}` leaves such rows out."
             )
         return self._checked(numbers.values)
+
+    def _written(self) -> list[str]:
+        """Return the columns as an expression names them."""
+        return [name if name.isidentifier() else f"`{name}`" for name in self.columns]
 
     def _checked(self, numbers: Array) -> Array:
         right = (numbers == 0) | (numbers == 1)

@@ -20,11 +20,16 @@ _written = (
 
 
 def _address(name: str, tensor: Tensor, count: int, dtype: torch.dtype = torch.int64) -> int:
-    """Return where a tensor begins that has ``count`` elements of this dtype, side by side."""
-    if tensor.numel() != count or tensor.dtype is not dtype or not tensor.is_contiguous():
+    """Return where a tensor begins that has ``count`` elements of this dtype, side by side, in the CPU's memory."""
+    if (
+        tensor.numel() != count
+        or tensor.dtype is not dtype
+        or not tensor.is_cpu
+        or not tensor.is_contiguous()
+    ):
         raise ValueError(
-            f"`{name}` should be {count} contiguous elements of {dtype}. "
-            f"Received {list(tensor.shape)} of {tensor.dtype}."
+            f"`{name}` should be {count} contiguous elements of {dtype} on the CPU. "
+            f"Received {list(tensor.shape)} of {tensor.dtype} on {tensor.device}."
         )
     return tensor.data_ptr()
 
