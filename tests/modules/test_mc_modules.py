@@ -283,7 +283,7 @@ def test_ids_on_another_device_are_refused():
     with pytest.raises(ValueError, match=r"'f' of table 't' should be on .* map, cpu. Received me"):
         make()(elsewhere)
     module = MCHManagedCollisionModule(4, torch.device("meta"), LFU_EvictionPolicy(), 1)
-    with pytest.raises(ValueError, match="should be on the device of the map, meta. Received cpu"):
+    with pytest.raises(ValueError, match=r"should be on the device of the map, meta. Received cpu"):
         module.eval()(batch(1))
 
 

@@ -305,6 +305,8 @@ def test_constructors_check():
         LFU_EvictionPolicy(threshold_filtering_func=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"`decay_exponent` should be a number. Received 'x'"):
         DistanceLFU_EvictionPolicy(decay_exponent="x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`decay_exponent` should be a number. Received nan"):
+        DistanceLFU_EvictionPolicy(decay_exponent=float("nan"))
 
     class Taken(OwnLFU):
         @property
