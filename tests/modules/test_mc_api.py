@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from typing import Any
 
 import pytest
@@ -12,10 +13,14 @@ from torchrec.modules import mc_adapter, mc_embedding_modules, mc_modules
 
 # What a call may rely on. Parameters may have further defaults, and further parameters may follow.
 POLICY = """
-coalesce_history_metadata(current_iter, history_metadata, unique_ids_counts, unique_inverse_mapping, additional_ids=None, threshold_mask=None)
+coalesce_history_metadata(current_iter, history_metadata, unique_ids_counts,
+    unique_inverse_mapping, additional_ids=None, threshold_mask=None)
 metadata_info
 record_history_metadata(current_iter, incoming_ids, history_metadata)
-update_metadata_and_generate_eviction_scores(current_iter, mch_size, coalesced_history_argsort_mapping, coalesced_history_sorted_unique_ids_counts, coalesced_history_mch_matching_elements_mask, coalesced_history_mch_matching_indices, mch_metadata, coalesced_history_metadata)
+update_metadata_and_generate_eviction_scores(current_iter, mch_size,
+    coalesced_history_argsort_mapping, coalesced_history_sorted_unique_ids_counts,
+    coalesced_history_mch_matching_elements_mask, coalesced_history_mch_matching_indices,
+    mch_metadata, coalesced_history_metadata)
 """
 MAP = """
 buckets()
@@ -38,7 +43,9 @@ lookup_remapped_lengths_mask(features)
 lookup_remapped_lengths_mask_and_runtime_meta(features)
 """
 ADAPTER = """
-__init__(tables, input_hash_size, device, world_size, eviction_interval=1, allow_in_place_embed_weight_update=False, zch_method='', mpzch_num_buckets=80, mpzch_max_probe=100)
+__init__(tables, input_hash_size, device, world_size, eviction_interval=1,
+    allow_in_place_embed_weight_update=False, zch_method='', mpzch_num_buckets=80,
+    mpzch_max_probe=100)
 embedding_bag_configs()
 parameters(recurse=True)
 """
@@ -51,11 +58,14 @@ CLASSES = {
         "__init__(decay_exponent=1.0, threshold_filtering_func=None)" + POLICY
     ),
     mc_modules.ManagedCollisionModule: (
-        "__init__(device, output_segments, skip_state_validation=False, read_only_suffix='_readonly', enable_per_feature_lookups=False)"
-        + MAP
+        "__init__(device, output_segments, skip_state_validation=False, "
+        "read_only_suffix='_readonly', enable_per_feature_lookups=False)" + MAP
     ),
     mc_modules.MCHManagedCollisionModule: (
-        "__init__(zch_size, device, eviction_policy, eviction_interval, input_hash_size=9223372036854775807, input_hash_func=None, mch_size=None, mch_hash_func=None, name=None, output_global_offset=0, output_segments=None, buckets=1)"
+        "__init__(zch_size, device, eviction_policy, eviction_interval, "
+        "input_hash_size=9223372036854775807, input_hash_func=None, mch_size=None, "
+        "mch_hash_func=None, name=None, output_global_offset=0, output_segments=None, "
+        "buckets=1)"
         "\nreset_inference_mode()" + MAP
     ),
     mc_modules.ManagedCollisionCollection: """
@@ -69,16 +79,16 @@ open_slots()
 table_to_number_buckets()
 """,
     mc_embedding_modules.BaseManagedCollisionEmbeddingCollection: (
-        "__init__(embedding_module, managed_collision_collection, return_remapped_features=False, allow_in_place_embed_weight_update=False)"
-        + EMBEDDINGS
+        "__init__(embedding_module, managed_collision_collection, "
+        "return_remapped_features=False, allow_in_place_embed_weight_update=False)" + EMBEDDINGS
     ),
     mc_embedding_modules.ManagedCollisionEmbeddingBagCollection: (
-        "__init__(embedding_bag_collection, managed_collision_collection, return_remapped_features=False, allow_in_place_embed_weight_update=False)"
-        + EMBEDDINGS
+        "__init__(embedding_bag_collection, managed_collision_collection, "
+        "return_remapped_features=False, allow_in_place_embed_weight_update=False)" + EMBEDDINGS
     ),
     mc_embedding_modules.ManagedCollisionEmbeddingCollection: (
-        "__init__(embedding_collection, managed_collision_collection, return_remapped_features=False, allow_in_place_embed_weight_update=False)"
-        + EMBEDDINGS
+        "__init__(embedding_collection, managed_collision_collection, "
+        "return_remapped_features=False, allow_in_place_embed_weight_update=False)" + EMBEDDINGS
     ),
     mc_adapter.McEmbeddingBagCollectionAdapter: ADAPTER + "forward(input_kjt)",
     mc_adapter.McEmbeddingCollectionAdapter: ADAPTER + "forward(input)",
@@ -103,8 +113,7 @@ return_remapped_lengths_as_mask(features)
     [
         pytest.param(owner, line, id=f"{owner.__name__.rpartition('.')[2]}.{line.split('(')[0]}")
         for owner, lines in [*CLASSES.items(), *FUNCTIONS.items()]
-        for line in lines.split("\n")
-        if line
+        for line in re.split(r"\n(?=\w)", lines.strip())
     ],
 )
 def test_signature(owner: Any, line: str):
