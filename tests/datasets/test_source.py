@@ -295,6 +295,24 @@ class TestBlocks:
         read_back = read(TableSource(path, schema=pa.schema({"text": pa.string()})))
         assert read_back == {"text": [row[0] for row in rows[1:]], "x": [x for _, x in cells]}
 
+    @pytest.mark.parametrize("ending", ["\n", "\r\n"], ids=["lf", "crlf"])
+    @pytest.mark.parametrize("block", [8, 40, 1 << 20])
+    def test_splits_do_not_depend_on_blocks_nor_format(
+        self, write: Write, monkeypatch: pytest.MonkeyPatch, ending: str, block: int
+    ) -> None:
+        """Values of several lines, and empty lines, count as the rows that they are."""
+        texts = ["one\ntwo" if i % 3 == 0 else "\n\n" if i % 3 == 1 else "-" for i in range(200)]
+        gaps = ["\n" * (i % 7 == 0) for i in range(200)]
+        lines = [
+            f'{i},"{text}"\n{gap}' for i, (text, gap) in enumerate(zip(texts, gaps, strict=True))
+        ]
+        content = ("x,y\n\n" + "".join(lines)).replace("\n", ending)
+        monkeypatch.setattr(_csv, "CHUNK_BYTES", block)
+        split = FractionSplit(0.3, 0.3, part="valid")
+        source = TableSource(write("a.csv", content), split=split)
+        same = TableSource(write("a.parquet", {"x": range(200)}), split=split)
+        assert read(source, ["x"]) == read(same)
+
     @pytest.mark.parametrize(
         ("bad", "reason"),
         [

@@ -46,7 +46,7 @@ class Reading:
 class Position(NamedTuple):
     """Where a chunk starts, so that reading can go on there.
 
-    ``unit`` counts row groups or files in the order of reading; ``row`` (of text: line) and ``byte``
+    ``unit`` counts row groups or files in the order of reading; ``row`` and ``byte``
     count within it; ``chunk`` counts those of all ranks.
     """
 
@@ -63,7 +63,7 @@ class Chunk(NamedTuple):
         start: where it starts.
         file: number of the file.
         first_row: number of its first row in that file.
-        rows: how many rows, or for text lines, it has; dropping and splitting come later.
+        rows: how many rows it has; dropping and splitting come later.
         decode: gives them as a table; may run in any thread, once.
     """
 

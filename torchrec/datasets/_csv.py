@@ -31,11 +31,11 @@ _ROW_OF_ERROR = re.compile(r"Row #(\d+)")
 
 
 class Block(NamedTuple):
-    """Whole records of a file, as bytes: which byte and which line of data the first is at."""
+    """Whole records of a file, as bytes: at which byte and which row the first is, and how many rows."""
 
     byte: int
-    line: int
-    lines: int
+    row: int
+    rows: int
     data: bytes
 
 
@@ -92,10 +92,10 @@ class CsvReader:
             for block in self._blocks(number, at.byte, at.row, size):
                 if chunk % reading.world_size == reading.rank:
                     yield Chunk(
-                        Position(unit, block.line, block.byte, chunk),
+                        Position(unit, block.row, block.byte, chunk),
                         number,
-                        block.line,
-                        block.lines,
+                        block.row,
+                        block.rows,
                         partial(self._parse, number, block, types),
                     )
                 chunk += 1
@@ -107,7 +107,7 @@ class CsvReader:
         total = sum(os.path.getsize(file.path) for file in self.files)
         return max(_SMALLEST_BLOCK, min(CHUNK_BYTES, total // (8 * world_size)))
 
-    def _blocks(self, number: int, byte: int, line: int, size: int) -> Iterator[Block]:
+    def _blocks(self, number: int, byte: int, row: int, size: int) -> Iterator[Block]:
         """Cut a file into blocks of about ``size`` bytes, from a place where a record starts."""
         file = self.files[number]
         try:
@@ -130,9 +130,9 @@ class CsvReader:
                     wanted = size if end else wanted + size
                     data, rest = rest[:end], rest[end:]
                     if data:
-                        lines = data.count(b"\n") + (data[-1:] != b"\n")
-                        yield Block(byte, line, lines, data)
-                        byte, line = byte + len(data), line + lines
+                        rows = _count_records(data)
+                        yield Block(byte, row, rows, data)
+                        byte, row = byte + len(data), row + rows
         except (pa.ArrowException, OSError) as error:
             raise unreadable(file, error) from error
 
@@ -165,7 +165,7 @@ class CsvReader:
     ) -> ValueError:
         reason = str(error)
         row = _ROW_OF_ERROR.search(reason)
-        line = block.line + (int(row[1]) if row else 1) + (self._headerless is None)
+        line = block.row + (int(row[1]) if row else 1) + (self._headerless is None)
         where = f"line {line}" if row else f"line {line} or after"
         reason = _ROW_OF_ERROR.sub("", reason).removeprefix("CSV parse error: ").lstrip(": ")
         column = re.match(r"In CSV column #(\d+): (: )?", reason)
@@ -265,11 +265,30 @@ def _end_of_records(data: bytes) -> int:
     last = data.rfind(b"\n")
     if last < 0 or data.find(b'"') < 0:
         return last + 1
-    text = np.frombuffer(data, np.uint8)
-    lines = np.flatnonzero(text == ord("\n"))
-    quotes = np.searchsorted(np.flatnonzero(text == ord('"')), lines)
-    ends = lines[quotes % 2 == 0]
+    ends = _record_ends(data)
     if len(ends):
         return int(ends[-1]) + 1
     # Quotes that mean nothing, or one enormous value.
     return last + 1 if len(data) > 4 * CHUNK_BYTES else 0
+
+
+def _record_ends(data: bytes) -> np.ndarray[Any, np.dtype[np.intp]]:
+    """Return where the line ends are that end a record."""
+    text = np.frombuffer(data, np.uint8)
+    lines = np.flatnonzero(text == ord("\n"))
+    if b'"' not in data:
+        return lines
+    quotes = np.searchsorted(np.flatnonzero(text == ord('"')), lines)
+    ends: np.ndarray[Any, np.dtype[np.intp]] = lines[quotes % 2 == 0]
+    return ends
+
+
+def _count_records(data: bytes) -> int:
+    """Count the records of a block; as to the parser, empty lines are none.
+
+    Splits go by the number of a row, so it must not depend on how a file is cut to blocks.
+    """
+    ends = np.append(_record_ends(data), len(data))
+    sizes = np.diff(ends, prepend=-1) - 1
+    single = np.frombuffer(data, np.uint8)[ends[sizes == 1] - 1]
+    return int(np.count_nonzero(sizes)) - int(np.count_nonzero(single == ord("\r")))
