@@ -1,7 +1,8 @@
 """Whole models, and the parts that they are made of.
 
 - :mod:`torchrec.models.dlrm`: DLRM, and its variants with a projection and with a cross network;
-- :mod:`torchrec.models.deepfm`: DeepFM;
+- :mod:`torchrec.models.deepfm`: DeepFM, as in the API and as in the paper;
+- :mod:`torchrec.models.tower`: the network on top, with normalisation and dropout;
 - :mod:`torchrec.models.experimental`: what may still change.
 
 All of them take dense features, a tensor, and sparse features, a ``KeyedJaggedTensor``; a part
