@@ -2,14 +2,17 @@
 
     python examples/id_policies.py docs/images/id_policies.svg
 
-Ids are skewed (few come often) and drift: all the time new ones appear, grow common and fade. Every table has the
-same number of rows. Each batch is predicted first and learnt from afterwards, so nothing is judged on what it has seen.
+Ids are skewed (few come often) and drift: all the time new ones appear, grow common and fade. Every policy has the same
+memory, for weights, state of the optimizer and map together: who needs a map has fewer rows. Each batch is predicted
+first and learnt from afterwards, so nothing is judged on what it has seen.
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,7 +35,8 @@ from torchrec.modules.mc_modules import (
 )
 from torchrec.ops.embedding.reference import hash_ids
 
-ROWS = 2000
+DIM = 32
+ROWS = 2000  # of a table without a map, whose memory every policy may use
 BATCH = 1000
 ACTIVE = 20_000  # ids that are about at any time
 LIFE = 600  # batches from an id's first to its last
@@ -60,15 +64,15 @@ def plain(**options: object) -> nn.Module:
     return EmbeddingBagCollection(tables=[config])
 
 
-def managed(policy: MCHEvictionPolicy, residual: int | None = None) -> nn.Module:
-    """Return a table whose rows a map gives to ids."""
+def managed(rows: int, policy: MCHEvictionPolicy, residual: int | None = None) -> nn.Module:
+    """Return a table whose rows a map gives to ids, some of them perhaps to all others by hash."""
     config = EmbeddingBagConfig(
         name="t",
         feature_names=["id"],
-        num_embeddings=ROWS,
+        num_embeddings=rows,
         **shape(),  # type: ignore[arg-type]
     )
-    own = ROWS - (residual or 0)
+    own = rows - (residual or 0)
     module = MCHManagedCollisionModule(own, "cpu", policy, 5, mch_size=residual, name="t")
     return ManagedCollisionEmbeddingBagCollection(
         EmbeddingBagCollection(tables=[config]), ManagedCollisionCollection({"t": module}, [config])
@@ -78,21 +82,38 @@ def managed(policy: MCHEvictionPolicy, residual: int | None = None) -> nn.Module
 def shape() -> dict[str, object]:
     """Return what all tables have in common."""
     start = {"weight_init_min": -0.01, "weight_init_max": 0.01}
-    return {"embedding_dim": 4, "optimizer": OptimizerType.ROWWISE_ADAGRAD, "lr": 0.3, **start}
+    return {"embedding_dim": DIM, "optimizer": OptimizerType.ROWWISE_ADAGRAD, "lr": 0.3, **start}
 
 
-POLICIES: dict[str, Callable[[], nn.Module]] = {
-    "plain rows, the rest unknown": lambda: plain(
-        num_embeddings=ROWS - 1, id_policy=IdPolicy.UNKNOWN
+POLICIES: dict[str, Callable[[int], nn.Module]] = {
+    "plain rows, the rest unknown": lambda rows: plain(
+        num_embeddings=rows - 1, id_policy=IdPolicy.UNKNOWN
     ),
-    "hash_size: half plain, half hashed": lambda: plain(
-        num_embeddings=ROWS // 2, hash_size=ROWS // 2
+    "hash_size: half plain, half hashed": lambda rows: plain(
+        num_embeddings=rows // 2, hash_size=rows - rows // 2
     ),
-    "hash: all ids share all rows": lambda: plain(num_embeddings=ROWS, id_policy=IdPolicy.HASH),
-    "managed, LFU": lambda: managed(LFU_EvictionPolicy()),
-    "managed, DistanceLFU": lambda: managed(DistanceLFU_EvictionPolicy()),
-    "managed, DistanceLFU, residual zone": lambda: managed(DistanceLFU_EvictionPolicy(), ROWS // 4),
+    "hash: all ids share all rows": lambda rows: plain(
+        num_embeddings=rows, id_policy=IdPolicy.HASH
+    ),
+    "managed, LFU": lambda rows: managed(rows, LFU_EvictionPolicy()),
+    "managed, DistanceLFU": lambda rows: managed(rows, DistanceLFU_EvictionPolicy()),
+    "managed, DistanceLFU, residual zone": lambda rows: managed(
+        rows, DistanceLFU_EvictionPolicy(), rows // 4
+    ),
 }
+
+
+def size_of(tables: nn.Module) -> int:
+    """Return the bytes of weights, state of the optimizer and map."""
+    (embeddings,) = (m for m in tables.modules() if isinstance(m, EmbeddingBagCollection))
+    states = embeddings.fused_optimizer.state_dict()["state"].values()
+    state = [tensor for tensors in states for tensor in tensors.values()]
+    return sum(tensor.nbytes for tensor in [*tables.parameters(), *tables.buffers(), *state])
+
+
+def rows_within(size: int, make: Callable[[int], nn.Module]) -> int:
+    """Return the most rows that a policy can have in so many bytes."""
+    return bisect.bisect(range(ROWS + 1), size, lo=8, key=lambda rows: size_of(make(rows))) - 1
 
 
 def known_first(ids: Tensor, vocabulary: Tensor) -> Tensor:
@@ -115,7 +136,7 @@ def run(make: Callable[[], nn.Module] | None, batches: int) -> tuple[list[float]
     """Return AUC and the share of rows that learn, for each window; ``make=None``: the true scores."""
     torch.manual_seed(0)
     tables = make() if make else None
-    head = nn.Linear(4, 1)
+    head = nn.Linear(DIM, 1)
     optimizer = torch.optim.Adagrad(head.parameters(), lr=0.05)
     labels_generator = torch.Generator().manual_seed(1)
     start = torch.cat([ids for ids, _ in stream(WINDOW)])
@@ -183,7 +204,10 @@ def figure(quality: dict[str, list[float]], use: dict[str, list[float]], batches
     """Draw AUC and the use of rows over time."""
     low = 0.5
     high = 0.8
-    caption = f"{batches} batches of {BATCH}; {ROWS} rows; {ACTIVE} ids at any time, each for {LIFE} batches"
+    caption = (
+        f"{batches} batches of {BATCH}; memory of {ROWS} rows of {DIM} and their state; "
+        f"{ACTIVE} ids at any time, each for {LIFE} batches"
+    )
     legend = "\n".join(
         f'<rect x="670" y="{40 + 22 * i}" width="14" height="4" fill="{colour}"/>'
         f'<text x="690" y="{46 + 22 * i}">{name}</text>'
@@ -205,16 +229,18 @@ def main() -> None:
     parser.add_argument("out", type=Path, nargs="?", default=Path("id_policies.svg"))
     parser.add_argument("--batches", type=int, default=1500)
     arguments = parser.parse_args()
-    quality, use = {}, {}
+    quality, use, rows = {}, {}, {}
+    size = size_of(POLICIES["hash: all ids share all rows"](ROWS))
     for name, make in POLICIES.items():
-        quality[name], use[name] = run(make, arguments.batches)
+        rows[name] = rows_within(size, make)
+        quality[name], use[name] = run(partial(make, rows[name]), arguments.batches)
     quality["the true probabilities"], _ = run(None, arguments.batches)
     half = len(quality["managed, LFU"]) // 2
-    print(f"{'second half of the stream':40}    AUC  rows in use")
+    print(f"{size} bytes each; second half of the stream    AUC  rows  in use")
     for name, line in quality.items():
-        rows = use.get(name, [])[half:]
-        in_use = f"{100 * sum(rows) / len(rows):9.0f} %" if rows else ""
-        print(f"{name:40} {sum(line[half:]) / len(line[half:]):.4f}{in_use}")
+        shares = use.get(name, [])[half:]
+        filled = f"{rows[name]:6}{100 * sum(shares) / len(shares):6.0f} %" if shares else ""
+        print(f"{name:40} {sum(line[half:]) / len(line[half:]):.4f}{filled}")
     arguments.out.write_text(figure(quality, use, arguments.batches))
     print(f"wrote {arguments.out}")
 
