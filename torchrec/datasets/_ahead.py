@@ -13,6 +13,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
+_thread = threading.local()  # `.is_reader`: whether it is one of ours
 
 
 class Ahead(Generic[T, R]):
@@ -65,12 +66,16 @@ class Ahead(Generic[T, R]):
         return result  # type: ignore[return-value]
 
     def close(self) -> None:
-        """Stop the threads and wait for them."""
+        """Stop the threads and wait for them.
+
+        A thread of ours does not wait: the garbage collector may close, in any thread and at any
+        moment, what was given up unfinished, and they could hold what the others wait for.
+        """
         with self._changed:
             self._closed = self._ended = True
             self._changed.notify_all()
-        if sys.is_finalizing():
-            return  # threads stand still by now and would be waited for in vain
+        if sys.is_finalizing() or getattr(_thread, "is_reader", False):
+            return  # when Python ends, threads stand still and would be waited for in vain
         for thread in self._threads:
             thread.join()
         self._items.close()
@@ -78,6 +83,7 @@ class Ahead(Generic[T, R]):
         _open.discard(self)
 
     def _work(self) -> None:
+        _thread.is_reader = True
         while True:
             with self._taking:
                 with self._changed:
