@@ -208,6 +208,17 @@ def test_a_state_that_is_loaded_calls_waiting_resets_off():
     assert state.tolist() == [[2.0] * D, [2.0] * D, [0.0] * D]
 
 
+def test_resets_that_wait_take_bounded_memory():
+    """For an optimizer that does not step; those of a fused table do not wait at all."""
+    module, fused = make(4), make(4, optimizer=OptimizerType.ADAM, lr=0.1)
+    for first in range(3, 60, 3):
+        for each in (module, fused):
+            each(features(*[first, first + 1, first + 2] * first))  # come more often than others
+        assert sum(part.numel() for part in weight_of(module)._rows_to_forget) <= 2 * 4
+    assert set(torch.cat(weight_of(module)._rows_to_forget).tolist()) == {0, 1, 2}
+    assert getattr(weight_of(fused), "_rows_to_forget", None) is None
+
+
 def test_a_waiting_gradient_is_not_for_the_next_id():
     module = make(3)
     train(module, 1, 2, 2)  # accumulates, no step

@@ -44,7 +44,8 @@ def reset_rows(tables: Tables, table: str, rows: Tensor) -> None:
             stays = ~torch.isin(part[2 * number], rows)
             part[2 * number : 2 * number + 2] = [p[stays] for p in part[2 * number :][:2]]
     tables.reset_states(number, rows)
-    if weight.requires_grad:
+    fused = any(table.number == number for updater in tables._updaters for table in updater.tables)
+    if weight.requires_grad and not fused:
         _reset_at_next_step(weight, rows)
 
 
@@ -91,11 +92,10 @@ def _reset_at_next_step(weight: Tensor, rows: Tensor) -> None:
     if not _hook_installed:
         register_optimizer_step_pre_hook(_forget_rows)
         _hook_installed = True
-    waiting = getattr(weight, "_rows_to_forget", None)
-    if waiting is not None:
-        rows = torch.cat([waiting, rows])
-        rows = rows.unique() if rows.numel() > weight.shape[0] else rows
-    weight._rows_to_forget = rows  # type: ignore[attr-defined]
+    waiting = [*(getattr(weight, "_rows_to_forget", None) or []), rows]
+    if sum(part.numel() for part in waiting) > 2 * weight.shape[0]:
+        waiting = [torch.cat(waiting).unique()]  # at most E, so not again soon
+    weight._rows_to_forget = waiting  # type: ignore[attr-defined]
 
 
 def forget_nothing(tables: Tables) -> None:
@@ -111,9 +111,10 @@ def forget_nothing(tables: Tables) -> None:
 def _forget_rows(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
     for group in optimizer.param_groups:
         for param in group["params"]:
-            rows = getattr(param, "_rows_to_forget", None)
-            if rows is None:
+            waiting = getattr(param, "_rows_to_forget", None)
+            if waiting is None:
                 continue
+            rows = torch.cat(waiting)
             for name, state in optimizer.state.get(param, {}).items():
                 if isinstance(state, Tensor) and state.shape[:1] == param.shape[:1]:
                     state[rows] = float(group.get(_STARTS.get(name, ""), 0.0))
