@@ -2,7 +2,8 @@
 
 ``make bench PEER=/path/to/python`` runs every scenario under our Python and the peer's in turn,
 several rounds, and writes the medians and their ratios to ``benchmarks/results``. Every number in
-a row comes from one run on one machine: trust the ratios.
+a row comes from one run on one machine: trust the ratios. Maps of ids are measured too, and alone
+by ``python -m benchmarks.collision``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks import collision
 from benchmarks.worker import FORWARD, SCENARIOS, SPARSE, TRAINING
 
 HERE = Path(__file__).parent
@@ -195,6 +197,7 @@ def main() -> None:
         lines += scaling_rows(sys.executable, rounds, threads)
         lines += ["", "| GB/s | look-up | plain loop | memcpy | share |", "|---|---|---|---|---|"]
         lines += bandwidth_rows(sys.executable, rounds, threads)
+        lines += ["", *collision.table(arguments.peer, rounds, threads)]
     today = datetime.date.today().isoformat()
     head = [
         f"# {today}",
