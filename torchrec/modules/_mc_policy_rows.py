@@ -127,6 +127,6 @@ class PolicyRows(MappedRows):
         self._came = [{k: v.to(device) for k, v in saved.items()}] if "ids" in saved else []
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         self._came = [{name: fn(value) for name, value in part.items()} for part in self._came]
         return self
