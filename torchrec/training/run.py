@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def run_experiment(
 
     Raises:
         ValueError: if the folder has a run already, or one of another experiment; for what is wrong
-            with the data or the experiment.
+            with the data or the experiment. A new folder without a checkpoint is removed again.
         OSError: if the folder cannot be written; checkpoints that are there stay whole.
     """
     folder = Path(folder)
@@ -81,14 +82,23 @@ def run_experiment(
         for observer in told:
             observer.said(f"The run in '{folder}' has ended already: nothing to do.")
         return _read_result(folder)
-    with _threads(experiment.training.threads):
-        return _run(experiment, folder, resume, told)
+    fresh = not resume and not folder.exists()
+    try:
+        with _threads(experiment.training.threads):
+            return _run(experiment, folder, resume, told)
+    except Exception:
+        # What was wrong is to be mended and tried again, under the same name.
+        if fresh and Checkpoints(folder / "checkpoints").latest() is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _run(experiment: Experiment, folder: Path, resume: bool, told: Sequence[Observer]) -> RunResult:
     options = experiment.training
     torch.manual_seed(options.seed)
-    data = RunData(experiment, folder / "checkpoints" / "transform")
+    checkpoints = Checkpoints(folder / "checkpoints", keep=options.keep_checkpoints)
+    begun = checkpoints.latest() is not None
+    data = RunData(experiment, checkpoints.folder / "transform", fit=not begun)
     folder.mkdir(parents=True, exist_ok=True)
     resolved = experiment.model_copy(update={"features": data.transform.features})
     if not (folder / _EXPERIMENT).exists():
@@ -103,7 +113,7 @@ def _run(experiment: Experiment, folder: Path, resume: bool, told: Sequence[Obse
     trainer = Trainer(
         model,
         options=options,
-        checkpoints=Checkpoints(folder / "checkpoints", keep=options.keep_checkpoints),
+        checkpoints=checkpoints,
         observers=observers,
         id_counts=IdCounts(data.transform, model),
     )

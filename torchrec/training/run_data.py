@@ -31,7 +31,8 @@ class RunData:
 
     Args:
         experiment: says what.
-        kept: folder for the fitted transform, so that a run that is taken up need not fit again.
+        kept: folder for the fitted transform.
+        fit: False: take what is kept there, as a run does that is taken up. Default True.
 
     Attributes:
         transform: fitted to the training data.
@@ -40,13 +41,13 @@ class RunData:
         notices: what a person should know.
     """
 
-    def __init__(self, experiment: Experiment, kept: Path) -> None:
+    def __init__(self, experiment: Experiment, kept: Path, fit: bool = True) -> None:
         data, options = experiment.data, experiment.training
         train, valid, test = sources_of(experiment)
         check_columns(experiment, train.schema)
         self.notices: list[str] = []
         self._rows = train.rows
-        self.transform = self._transform(experiment, train, kept)
+        self.transform = self._transform(experiment, train, kept, fit)
         if self._rows is None and options.schedule.decay != "constant":
             self._rows = sum(table.num_rows for table in train.scan(self.transform.columns[-1:]))
         rows = self._rows
@@ -79,10 +80,10 @@ class RunData:
         return False
 
     def _transform(
-        self, experiment: Experiment, train: TableSource, kept: Path
+        self, experiment: Experiment, train: TableSource, kept: Path, fit: bool
     ) -> FeatureTransform:
-        """Return the transform, fitted, from the folder if it is there."""
-        if kept.is_dir():
+        """Return the transform, fitted, and keep it."""
+        if not fit:
             return FeatureTransform.load(kept)
         data, features = experiment.data, experiment.features
         if next(iter(train.scan(Label(data.label).columns)), None) is None:
@@ -104,6 +105,7 @@ class RunData:
             for path in beside.iterdir():
                 with open(path, "rb+") as file:
                     os.fsync(file.fileno())
+            shutil.rmtree(kept, ignore_errors=True)
             beside.rename(kept)
         return transform
 
