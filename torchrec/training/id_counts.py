@@ -12,7 +12,7 @@ from torchrec.modules.mc_embedding_modules import BaseManagedCollisionEmbeddingC
 from torchrec.modules.mc_modules import ManagedCollisionStats
 
 _FROM_TRANSFORM = ("missing", "infinite", "nulls", "unknown", "truncated")
-_FROM_MAPS = ("hits", "collided", "inserted", "evicted", "rejected")
+_FROM_MAPS = ("hits", "collided", "inserted", "evicted", "admitted", "rejected")
 
 
 def out_of_range_counts(model: nn.Module) -> dict[str, int]:
