@@ -265,9 +265,10 @@ class BinaryMetrics:
             bad = ~np.isfinite(weights) | (weights < 0)
             self._check("weights", "finite and not negative", bad, weights)
         # Of a positive the loss is log(1 + exp(-logit)), of a negative log(1 + exp(logit)).
-        wrong = np.where(labels > 0, -logits, logits).astype(np.float64)
-        losses = np.maximum(wrong, 0.0) + np.log1p(np.exp(-np.abs(wrong)))
-        predictions = _sigmoid(logits.astype(np.float64))
+        wide = logits.astype(np.float64)
+        small = np.exp(-np.abs(wide))
+        losses = np.maximum(np.where(labels > 0, -wide, wide), 0.0) + np.log1p(small)
+        predictions = np.where(wide >= 0, 1.0, small) / (1.0 + small)
         if weights is not None:
             # A sample of weight 0 is none, even with an infinite loss.
             losses = np.where(weights > 0, losses, 0.0) * weights
