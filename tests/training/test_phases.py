@@ -94,6 +94,13 @@ def managed(rows: int) -> MCHManagedCollisionModule:
     return MCHManagedCollisionModule(rows, torch.device("cpu"), LFU_EvictionPolicy(), 10)
 
 
+def test_evaluations_are_no_part_of_a_step() -> None:
+    model, batch, timer = ClickModel(), make_batch(8, 1), PhaseTimer()
+    with timer.watching(model):
+        model.eval()(batch.dense_features, batch.sparse_features)
+    assert timer.seconds["lookup"] == 0.0
+
+
 def test_watching_is_cheap() -> None:
     """What a step adds: hooks and clocks, far below a hundredth of any step."""
     timer = PhaseTimer()

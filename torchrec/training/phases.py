@@ -84,6 +84,8 @@ class PhaseTimer:
         self.seconds["lookup"] += perf_counter() - self._began
 
     def _stop_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not module.training:
+            return  # an evaluation is no part of a step
         self._stop()
         node = _grad_fn(output)
         if node is not None:
