@@ -24,6 +24,7 @@ from tests.training.clicks import (
 )
 from torchrec.datasets.utils import Batch
 from torchrec.experiment.schema import TrainingSection
+from torchrec.metrics import BinaryMetrics
 from torchrec.training import Checkpoints, MetricsLog, Observer, Record, Trainer
 from torchrec.training.phases import PHASES
 
@@ -249,6 +250,22 @@ def test_loss_that_is_no_number_names_the_step(bad: float, tmp_path: Path) -> No
             trainer.fit(batches)
         assert trainer.checkpoints is not None
         assert trainer.checkpoints.latest() is None
+
+
+def test_loss_that_is_no_number_is_the_reason_wherever_it_is_seen() -> None:
+    """The metrics work off what they were given when their buffer is full, before any record."""
+    batches = epochs(Source(), 1)
+    batches[2].dense_features[3, 1] = math.nan
+    trainer = Trainer(ClickModel(), options=options())
+    trainer._window = BinaryMetrics(buffer=20)
+    with pytest.raises(ValueError, match=r"should be a number. Received nan in step 3: lower"):
+        trainer.fit(batches)
+    labels = epochs(Source(), 1)
+    labels[1].labels[0] = 0.5
+    trainer = Trainer(ClickModel(), options=options())
+    trainer._window = BinaryMetrics(buffer=20)
+    with pytest.raises(ValueError, match=r"`labels` should be 0 or 1. Received 0.5 in update 2"):
+        trainer.fit(labels)
 
 
 def test_nan_in_an_evaluation_names_the_step_and_batch() -> None:

@@ -241,6 +241,7 @@ class Trainer:
         began = perf_counter()
         samples = sum(batch.labels.numel() for batch in group)
         loss = torch.zeros((), device=self.device)
+        scored: list[tuple[Tensor, Tensor]] = []
         for number, batch in enumerate(group, 1):
             batch = self._placed(batch)
             with self.phases("dense"):
@@ -251,7 +252,7 @@ class Trainer:
                 with collecting(self.optimizer) if number < len(group) else nullcontext():
                     part.backward()
             loss = loss + part.detach() if len(group) > 1 else part.detach()
-            self._window.update(logits.detach(), batch.labels)
+            scored.append((logits.detach(), batch.labels))
         with self.phases("optimizer"):
             if self.options.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self._dense, self.options.clip_norm)
@@ -262,6 +263,12 @@ class Trainer:
         progress.step += 1
         progress.batch += len(group)
         progress.samples += samples
+        try:
+            for logits, labels in scored:
+                self._window.update(logits, labels)
+        except ValueError:
+            self._losses_since_record()  # if they are at fault, that says what to do
+            raise
         progress.step_seconds += perf_counter() - began
         for observer in self.observers:
             observer.stepped(progress.step, progress.samples)
@@ -322,24 +329,32 @@ class Trainer:
     def _record_training(self) -> None:
         """Tell what was measured since the last record."""
         progress = self.progress
-        steps = progress.step - progress.recorded
-        if steps == 0:
+        if progress.step == progress.recorded:
             return
-        first = progress.recorded % len(self._losses)
-        losses = self._losses[first : first + steps].tolist()
-        for number, loss in enumerate(losses, progress.recorded + 1):
-            if not math.isfinite(loss):
-                raise ValueError(
-                    f"The loss should be a number. Received {loss} in step {number}: lower "
-                    "`training.learning_rate`, or set `training.clip_norm`."
-                )
+        losses = self._losses_since_record()
         report = self._window.compute()
         self._epoch.merge(self._window)
         self._window.reset()
         seconds = progress.step_seconds - progress.recorded_seconds
         progress.recorded, progress.recorded_seconds = progress.step, progress.step_seconds
         times = self.phases.fractions(seconds)
-        self._tell("train", report, sum(losses) / steps, report.samples / max(seconds, 1e-9), times)
+        loss = sum(losses) / len(losses)
+        self._tell("train", report, loss, report.samples / max(seconds, 1e-9), times)
+
+    def _losses_since_record(self) -> list[float]:
+        """Return the losses of the steps since the last record; refuse one that is no number."""
+        progress = self.progress
+        first = progress.recorded % len(self._losses)
+        losses: list[float] = self._losses[
+            first : first + progress.step - progress.recorded
+        ].tolist()
+        for number, loss in enumerate(losses, progress.recorded + 1):
+            if not math.isfinite(loss):
+                raise ValueError(
+                    f"The loss should be a number. Received {loss} in step {number}: lower "
+                    "`training.learning_rate`, or set `training.clip_norm`."
+                )
+        return losses
 
     def _evaluate_now(self, valid: Iterable[Batch]) -> None:
         """Evaluate, note whether it is the best so far, and whether to stop."""
