@@ -210,6 +210,19 @@ def test_a_folder_that_exists_is_refused(clicks: Path, tmp_path: Path) -> None:
     assert run(experiment(clicks), tmp_path / "empty").test
 
 
+def test_a_folder_has_one_run_at_a_time(clicks: Path, tmp_path: Path) -> None:
+    folder, what, other = tmp_path / "run", experiment(clicks), experiment(clicks)
+
+    class Intruder(Notes):
+        def stepped(self, step: int, samples: int) -> None:
+            if step == 2:
+                with pytest.raises(ValueError, match=r"one process at a time. Received '.*run'"):
+                    run(other, folder, resume=True)
+
+    result = run_experiment(what, folder, observers=[Intruder()])
+    assert result.seconds == run(what, folder, resume=True).seconds
+
+
 def test_resuming_an_ended_run_says_so(clicks: Path, tmp_path: Path) -> None:
     first = run(experiment(clicks), tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}

@@ -19,6 +19,7 @@ from torchrec.experiment.files import dump_experiment, load_experiment
 from torchrec.experiment.schema import Experiment
 from torchrec.metrics import BinaryMetrics, BinaryReport
 from torchrec.training.checkpoint import Checkpoints, write_whole
+from torchrec.training.hold import held
 from torchrec.training.id_counts import IdCounts
 from torchrec.training.memory import peak_rss_bytes
 from torchrec.training.observers import MetricsLog, Observer, TensorBoard
@@ -72,8 +73,9 @@ def run_experiment(
         observers: are told how it goes. Default: a progress line on standard output.
 
     Raises:
-        ValueError: if the folder has a run already, or one of another experiment; for what is wrong
-            with the data or the experiment. A new folder without a checkpoint is removed again.
+        ValueError: if the folder has a run already, or one of another experiment, or one that another
+            process trains; for what is wrong with the data or the experiment. A new folder without
+            a checkpoint is removed again.
         OSError: if the folder cannot be written; checkpoints that are there stay whole.
     """
     folder = Path(folder)
@@ -82,15 +84,16 @@ def run_experiment(
         for observer in told:
             observer.said(f"The run in '{folder}' has ended already: nothing to do.")
         return _read_result(folder)
-    fresh = not resume and not folder.exists()
-    try:
-        with _threads(experiment.training.threads):
-            return _run(experiment, folder, resume, told)
-    except Exception:
-        # What was wrong is to be mended and tried again, under the same name.
-        if fresh and Checkpoints(folder / "checkpoints").latest() is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    fresh = not folder.exists()
+    with held(folder):
+        try:
+            with _threads(experiment.training.threads):
+                return _run(experiment, folder, resume, told)
+        except Exception:
+            # What was wrong is to be mended and tried again, under the same name.
+            if fresh and Checkpoints(folder / "checkpoints").latest() is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def _run(experiment: Experiment, folder: Path, resume: bool, told: Sequence[Observer]) -> RunResult:
@@ -99,7 +102,6 @@ def _run(experiment: Experiment, folder: Path, resume: bool, told: Sequence[Obse
     checkpoints = Checkpoints(folder / "checkpoints", keep=options.keep_checkpoints)
     begun = checkpoints.latest() is not None
     data = RunData(experiment, checkpoints.folder / "transform", fit=not begun)
-    folder.mkdir(parents=True, exist_ok=True)
     resolved = experiment.model_copy(update={"features": data.transform.features})
     if not (folder / _EXPERIMENT).exists():
         write_whole(folder / _EXPERIMENT, dump_experiment(resolved))
