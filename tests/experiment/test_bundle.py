@@ -182,6 +182,17 @@ def test_a_failed_rename_puts_the_former_back(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_what_a_killed_process_left_goes(
+    folder: Path, tmp_path: Path, transform: FeatureTransform, model: nn.Module
+) -> None:
+    """It was killed while it wrote, and another between two renames."""
+    shutil.copytree(folder, tmp_path / ".model.writing")
+    folder.rename(tmp_path / ".model.former")
+    save_bundle(folder, EXPERIMENT, transform, model)
+    assert load_bundle(folder).experiment == EXPERIMENT
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_no_bundle(tmp_path: Path) -> None:
     assert refused(tmp_path / "no") == (
         f"A bundle should be a folder with bundle.json. Received '{tmp_path}/no', which does not exist."

@@ -154,15 +154,17 @@ def load_bundle(folder: str | os.PathLike[str], *, trainable: bool = False) -> B
 @contextmanager
 def _written_beside(folder: Path) -> Iterator[Path]:
     """Give a folder that takes the place of ``folder`` when all has been written to it."""
-    beside = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
-    former = folder.with_name(f".{folder.name}.former-{os.getpid()}")
+    beside = folder.with_name(f".{folder.name}.writing")
+    former = folder.with_name(f".{folder.name}.former")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
         beside.mkdir()
         yield beside
         for name in _files(beside):
             _sync(beside / name)
         if folder.exists():
+            shutil.rmtree(former, ignore_errors=True)
             folder.rename(former)
         beside.rename(folder)
         _sync(folder.parent)
