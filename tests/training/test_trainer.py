@@ -277,6 +277,17 @@ def test_nan_in_an_evaluation_names_the_step_and_batch() -> None:
         Trainer(ClickModel(), options=options()).fit(Source(), valid)
 
 
+def test_a_trainer_trains_once() -> None:
+    """Learning rates have fallen by then, and metrics have begun."""
+    model = ClickModel()
+    trainer = Trainer(model, options=options(schedule={"decay": "linear"}))
+    trainer.fit(Source())
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="Received a trainer that has made 14 steps: make an"):
+            trainer.fit(Source(), resume=resume)
+    assert Trainer(model, options=options()).fit(Source()).steps == 14
+
+
 def test_no_data() -> None:
     with pytest.raises(
         ValueError, match=r"`train` should give batches each time it is iterated. R"

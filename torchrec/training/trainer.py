@@ -166,10 +166,15 @@ class Trainer:
             batches: how many ``train`` gives an epoch, where ``len`` does not tell.
 
         Raises:
-            ValueError: if the loss is no number, early stopping has nothing to go by, or the
-                schedule has to know how long an unknown number of batches is.
+            ValueError: if the loss is no number, early stopping has nothing to go by, the schedule
+                has to know how long an unknown number of batches is, or this trainer has trained.
         """
         options = self.options
+        if self.progress.step:
+            raise ValueError(
+                f"`fit` should be called once. Received a trainer that has made {self.progress.step} "
+                "steps: make another one."
+            )
         if options.early_stopping is not None and valid is None:
             raise ValueError("`valid` should be given for early stopping. Received None.")
         torch.manual_seed(options.seed)
