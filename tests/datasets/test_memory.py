@@ -55,7 +55,7 @@ print(train(sys.argv[2]), peak() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("format", ["parquet", "csv.zst"])
 def test_a_file_larger_than_memory_is_trained_from(tmp_path: Path, format: str) -> None:
-    rows = 600_000 if format == "parquet" else 400_000
+    rows = 1_000_000 if format == "parquet" else 400_000
     small, large = tmp_path / f"small.{format}", tmp_path / f"large.{format}"
     sizes = [write(path, count) for path, count in ((small, 60_000), (large, rows))]
     done = subprocess.run(

@@ -9,7 +9,7 @@ import pytest
 import torchrec
 
 PREAMBLE = """
-import json, sys
+import json, os, sys
 from datetime import timedelta
 import torch, torch.distributed as dist
 from torch import nn
@@ -28,6 +28,7 @@ EPILOGUE = """
 print(json.dumps(result), flush=True)
 dist.barrier()
 dist.destroy_process_group()
+os._exit(0)  # threads of the group may outlive it, and end the interpreter with an abort
 """
 
 
