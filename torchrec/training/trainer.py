@@ -254,6 +254,10 @@ class Trainer:
                 # The mean over all samples, whichever batch they are in.
                 part = binary_cross_entropy_with_logits(logits, batch.labels.to(logits.dtype))
                 part = part * (batch.labels.numel() / samples) if len(group) > 1 else part
+                if number == 1:
+                    # Not after the step: a heap that is emptied goes back to the system, page by
+                    # page, and is fetched again: some hundredths of a step.
+                    self.optimizer.zero_grad(set_to_none=True)
                 with collecting(self.optimizer) if number < len(group) else nullcontext():
                     part.backward()
             loss = loss + part.detach() if len(group) > 1 else part.detach()
@@ -262,7 +266,6 @@ class Trainer:
             if self.options.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self._dense, self.options.clip_norm)
             self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
         progress = self.progress
         self._losses[progress.step % len(self._losses)] = loss
         progress.step += 1
