@@ -94,7 +94,7 @@ def test_a_stranger_can_tell_what_it_is(folder: Path) -> None:
     assert index["format"] == FORMAT == 1
     assert set(index["files"]) == {
         str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
-    } - {"bundle.json"}
+    } - {"bundle.json", "README.txt"}
 
 
 def test_it_can_be_moved(folder: Path, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_what_later_versions_add_is_ignored(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["experiment.yaml", "weights.safetensors", "transform/transform.json", "README.txt"],
+    ["experiment.yaml", "weights.safetensors", "transform/transform.json"],
 )
 class TestDamage:
     def test_missing(self, folder: Path, name: str) -> None:
@@ -234,6 +234,19 @@ class TestDamage:
         data[len(data) // 2] ^= 1
         (folder / name).write_bytes(data)
         assert f"damaged one: {name} has other contents than when it was written" in refused(folder)
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["now", "of an earlier version"])
+@pytest.mark.parametrize("text", [None, "", "Served in Oslo since May.", "\x00\xff"], ids=repr)
+def test_the_readme_is_for_people(folder: Path, text: str | None, listed: bool) -> None:
+    readme = folder / "README.txt"
+    if listed:
+        files = json.loads((folder / "bundle.json").read_text())["files"]
+        edit_index(folder, files=files | {readme.name: bundles._entry(readme).model_dump()})
+    readme.unlink()
+    if text is not None:
+        readme.write_text(text, encoding="latin-1")
+    assert load_bundle(folder).experiment == EXPERIMENT
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "one"}', '{"format": 1}'])

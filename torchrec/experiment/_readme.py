@@ -15,7 +15,7 @@ It gives the probability that `{label}` is 1.
 
 or, from files to a file:  torchrec predict path/of/this/folder DATA -o predictions.parquet
 
-bundle.json          format, versions, and the SHA-256 digest of every other file
+bundle.json          format, versions, and the SHA-256 digests of the files below
 experiment.yaml      what was trained, and how
 transform/           from columns to numbers and ids: statistics and vocabularies of the training data
 weights.safetensors  the weights of model `{model}`, https://github.com/huggingface/safetensors

@@ -37,6 +37,7 @@ _INDEX, _EXPERIMENT, _WEIGHTS, _TRANSFORM = (
     "weights.safetensors",
     "transform",
 )
+_README = "README.txt"  # for people, who may write into it: nothing reads it, so it has no digest
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def save_bundle(
         (beside / _EXPERIMENT).write_text(dump_experiment(experiment), encoding="utf-8")
         transform.save(beside / _TRANSFORM)
         safetensors.torch.save_file(_weights(model), beside / _WEIGHTS)
-        (beside / "README.txt").write_text(
+        (beside / _README).write_text(
             bundle_readme(experiment, transform, _library_version()), encoding="utf-8"
         )
         index = _Index(
@@ -113,7 +114,7 @@ def save_bundle(
             library_version=_library_version(),
             torch_version=torch.__version__,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            files={name: _entry(beside / name) for name in _files(beside)},
+            files={name: _entry(beside / name) for name in _files(beside) if name != _README},
         )
         (beside / _INDEX).write_text(index.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
@@ -133,7 +134,8 @@ def load_bundle(folder: str | os.PathLike[str], *, trainable: bool = False) -> B
     folder = Path(folder)
     index = _read_index(folder)
     for name, entry in index.files.items():
-        _check_file(folder, name, entry)
+        if name != _README:  # bundles of earlier versions list it
+            _check_file(folder, name, entry)
     for name in (_EXPERIMENT, _WEIGHTS):
         if name not in index.files:
             raise _damaged(folder, f"{_INDEX} does not list {name}")
