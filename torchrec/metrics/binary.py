@@ -10,31 +10,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchrec.metrics._score_counts import (
-    ScoreCounts,
-    area_under_curve,
-    compress_counts,
-    count_scores,
-    merge_counts,
-    no_counts,
-    scores_of,
-)
+from torchrec.metrics._score_counts import scores_of
+from torchrec.metrics._score_stream import ScoreStream
 from torchrec.metrics.binary_report import BinaryReport, ScoreCurves
 
 _SUMS = ("samples", "weight", "positives", "loss", "prediction")
+_BLOCK = 16_384  # samples worked on at once, so that what is in between stays in the cache
 
 
 class BinaryMetrics:
     """AUC, normalised entropy, logloss and calibration of logits against labels of 0 and 1.
 
-    An update copies the batch into a buffer that is there already, and waits for no device. A full
-    buffer is worked off at once, into sums in float64 and a list of scores with their counts of
-    positives and negatives. The list is exact until it has more than ``2 * resolution`` scores, and
-    close to it, for any distribution, from then on (`torchrec.metrics._score_counts`).
+    An update copies the batch, on whatever device it is, and waits for none. When ``buffer`` samples
+    have come together they are worked off at once, into sums in float64 and scores in their order.
+    AUC is exact up to ``2 * resolution`` samples; from then on neighbouring scores are counted
+    together, and it is close to exact for any distribution (`torchrec.metrics._score_counts`).
 
     Args:
-        device: where the logits are. Default: the CPU.
-        buffer: how many samples are collected before they are worked off. Default 131,072.
+        buffer: how many samples come together before they are worked off. Default 131,072.
         resolution: how many scores the list is compressed to. Default 32,768.
 
     Raises:
@@ -51,29 +44,24 @@ class BinaryMetrics:
 
     def __init__(
         self,
-        device: torch.device | str = "cpu",
         buffer: int = 131_072,
         resolution: int = 32_768,
     ) -> None:
         for name, size in (("buffer", buffer), ("resolution", resolution)):
             if size < 1:
                 raise ValueError(f"`{name}` should be at least 1. Received {size}.")
-        self._logits = torch.zeros(buffer, device=device)
-        self._labels = torch.zeros(buffer, device=device)
-        self._weights: Tensor | None = None
+        self._buffer = buffer
         self._resolution = resolution
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
+        self._waiting: list[Tensor] = []  # of each update: logits, labels and any weights, (2, B)
         self._used = 0
-        self._ends: list[int] = []  # where in the buffer each update ends, to name a bad one
         self._updates = 0
-        self._weights = None
-        self._parts: list[ScoreCounts] = []  # to be merged
+        self._scores = ScoreStream(self._resolution)
         self._sums = dict.fromkeys(_SUMS, 0.0)
 
-    @torch.no_grad()
     def update(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
         """Take a batch in.
 
@@ -87,32 +75,20 @@ class BinaryMetrics:
                 1) is seen when the buffer is worked off, at the latest by ``compute``.
         """
         size = logits.numel()
-        given = (
-            (("labels", labels),) if weights is None else (("labels", labels), ("weights", weights))
+        columns = (
+            [logits.detach(), labels] if weights is None else [logits.detach(), labels, weights]
         )
-        for name, tensor in given:
-            if tensor.numel() != size:
+        for name, column in zip(("labels", "weights"), columns[1:], strict=False):
+            if column.numel() != size:
                 raise ValueError(
-                    f"`{name}` should be as many as logits ({size}). Received {tensor.numel()}."
+                    f"`{name}` should be as many as logits ({size}). Received {column.numel()}."
                 )
-        if weights is not None and self._weights is None:
-            self._weights = torch.ones_like(self._logits)
-        logits, labels = logits.reshape(-1), labels.reshape(-1)
+        rows = torch.cat([column.reshape(-1) for column in columns])
+        self._waiting.append(rows.view(len(columns), size))
+        self._used += size
         self._updates += 1
-        done = 0
-        while done < size:
-            start = self._used
-            taken = min(size - done, len(self._logits) - start)
-            self._logits[start : start + taken].copy_(logits[done : done + taken])
-            self._labels[start : start + taken].copy_(labels[done : done + taken])
-            if self._weights is not None:
-                part = 1.0 if weights is None else weights.reshape(-1)[done : done + taken]
-                self._weights[start : start + taken] = part
-            self._used += taken
-            self._ends.append(self._used)
-            done += taken
-            if self._used == len(self._logits):
-                self._work_off()
+        if self._used >= self._buffer:
+            self._work_off()
 
     def compute(self) -> BinaryReport:
         """Report on everything since the last reset.
@@ -131,7 +107,7 @@ class BinaryMetrics:
         else:
             undefined["logloss"] = "there are no samples"
         if positives > 0 and negatives > 0:
-            auc = area_under_curve(merge_counts(self._parts))
+            auc = self._scores.area_under_curve()
             rate = positives / weight
             entropy = -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
             ne = logloss / entropy
@@ -168,7 +144,7 @@ class BinaryMetrics:
             ([0.0, 2.0], [1.0, 1.0])
         """
         self._work_off()
-        keys, positives, negatives = merge_counts(self._parts)
+        keys, positives, negatives = self._scores.counts()
         probability = _sigmoid(scores_of(keys).astype(np.float64))
         edges = np.linspace(0.0, 1.0, bars + 1)
         weight = positives + negatives
@@ -191,113 +167,84 @@ class BinaryMetrics:
         )
 
     def merge(self, other: BinaryMetrics) -> None:
-        """Take in what another has seen; it is left as it is, but for its buffer being worked off.
+        """Take in what another has seen; it is left as it is, but that what waits in it is worked off.
 
         Args:
             other: the other, of the same resolution.
         """
         self._work_off()
         other._work_off()
-        self._add(other._merged(), other._sums)
+        self._scores.merge(other._scores)
+        self._add(other._sums)
         self._updates += other._updates
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all there is to go on from, as tensors on the CPU."""
-        parts = [no_counts(), *self._parts]
         state = {
-            "logits": self._logits[: self._used],
-            "labels": self._labels[: self._used],
-            "ends": torch.tensor(self._ends, dtype=torch.int64),
+            "waiting": torch.from_numpy(self._columns()),
+            "waiting_sizes": torch.tensor([rows.shape[1] for rows in self._waiting]).long(),
             "updates": torch.tensor(self._updates),
-            "keys": torch.from_numpy(np.concatenate([part.keys for part in parts])),
-            "positives": torch.from_numpy(np.concatenate([part.positives for part in parts])),
-            "negatives": torch.from_numpy(np.concatenate([part.negatives for part in parts])),
-            "sizes": torch.tensor([len(part.keys) for part in self._parts], dtype=torch.int64),
+            **self._scores.state_dict(),
             "sums": torch.tensor([self._sums[name] for name in _SUMS], dtype=torch.float64),
         }
-        if self._weights is not None:
-            state["weights"] = self._weights[: self._used]
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+        return {name: tensor.clone() for name, tensor in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state.
 
         Args:
-            state: from `state_dict`, of metrics with a buffer that is not larger.
-
-        Raises:
-            ValueError: if the buffer is too small.
+            state: from `state_dict`.
         """
-        used = len(state["logits"])
-        if used >= len(self._logits) and used:
-            raise ValueError(
-                f"`buffer` should be above {used}, which the state has in it. "
-                f"Received {len(self._logits)}."
-            )
         self.reset()
-        self._logits[:used] = state["logits"].to(self._logits.device)
-        self._labels[:used] = state["labels"].to(self._labels.device)
-        if "weights" in state:
-            self._weights = torch.ones_like(self._logits)
-            self._weights[:used] = state["weights"].to(self._logits.device)
-        self._used = used
-        self._ends = state["ends"].tolist()
+        sizes = state["waiting_sizes"].tolist()
+        self._waiting = [rows.clone() for rows in state["waiting"].split(sizes, dim=1)]
+        self._used = sum(sizes)
         self._updates = int(state["updates"])
-        columns = [
-            [part.clone().numpy() for part in state[name].split(state["sizes"].tolist())]
-            for name in ScoreCounts._fields
-        ]
-        self._parts = [ScoreCounts(*part) for part in zip(*columns, strict=True)]
+        self._scores.load_state_dict(state)
         self._sums = dict(zip(_SUMS, state["sums"].tolist(), strict=True))
 
     def _work_off(self) -> None:
         """Empty the buffer into the counts and the sums."""
         if not self._used:
             return
-        logits = self._logits[: self._used].cpu().numpy()
-        labels = self._labels[: self._used].cpu().numpy()
-        weights = None
-        if self._weights is not None:
-            weights = self._weights[: self._used].cpu().numpy().astype(np.float64)
+        logits, labels, *rest = self._columns()
+        weights = rest[0].astype(np.float64) if rest else None
         self._check("logits", "numbers", np.isnan(logits), logits)
         self._check("labels", "0 or 1", (labels != 0) & (labels != 1), labels)
         if weights is not None:
             bad = ~np.isfinite(weights) | (weights < 0)
             self._check("weights", "finite and not negative", bad, weights)
-        # Of a positive the loss is log(1 + exp(-logit)), of a negative log(1 + exp(logit)).
-        wide = logits.astype(np.float64)
-        small = np.exp(-np.abs(wide))
-        losses = np.maximum(np.where(labels > 0, -wide, wide), 0.0) + np.log1p(small)
-        predictions = np.where(wide >= 0, 1.0, small) / (1.0 + small)
-        if weights is not None:
-            # A sample of weight 0 is none, even with an infinite loss.
-            losses = np.where(weights > 0, losses, 0.0) * weights
-            predictions = predictions * weights
-        counts = count_scores(logits, labels, weights)
         sums = {
             "samples": float(self._used),
             "weight": float(self._used if weights is None else weights.sum()),
-            "positives": float(counts.positives.sum()),
-            "loss": float(losses.sum()),
-            "prediction": float(predictions.sum()),
+            "positives": float((labels if weights is None else weights * labels).sum(dtype=float)),
+            "loss": 0.0,
+            "prediction": 0.0,
         }
-        self._used = 0
-        self._ends = []
-        self._add(counts, sums)
+        for start in range(0, self._used, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            weight = None if weights is None else weights[block]
+            loss, prediction = _loss_and_prediction(logits[block], labels[block], weight)
+            sums["loss"] += loss
+            sums["prediction"] += prediction
+        self._waiting, self._used = [], 0
+        self._scores.add(logits, labels, weights)
+        self._add(sums)
 
-    def _add(self, counts: ScoreCounts, sums: Mapping[str, float]) -> None:
-        self._parts.append(counts)
-        # Several at once: to merge costs as much as the list is long, however short the part.
-        if sum(len(part.keys) for part in self._parts) > 8 * self._resolution:
-            self._parts = [self._merged()]
+    def _add(self, sums: Mapping[str, float]) -> None:
         for name in _SUMS:
             self._sums[name] += sums[name]
 
-    def _merged(self) -> ScoreCounts:
-        counts = merge_counts(self._parts)
-        if len(counts.keys) > 2 * self._resolution:
-            counts = compress_counts(counts, self._resolution)
-        return counts
+    def _columns(self) -> NDArray[np.float32]:
+        """Return what waits: logits, labels and, if there are any, weights, ``(2, N)`` or ``(3, N)``."""
+        parts = [rows.float().cpu().numpy() for rows in self._waiting]
+        weighted = any(len(part) > 2 for part in parts)
+        columns = np.ones((2 + weighted, self._used), np.float32)
+        start = 0
+        for part in parts:
+            columns[: len(part), start : start + part.shape[1]] = part
+            start += part.shape[1]
+        return columns
 
     def _check(
         self, name: str, wanted: str, bad: NDArray[np.bool_], values: NDArray[np.floating]
@@ -306,13 +253,32 @@ class BinaryMetrics:
         if not bad.any():
             return
         first = int(bad.argmax())
-        part = int(np.searchsorted(self._ends, first, side="right"))
-        update = self._updates - len(self._ends) + part + 1
-        sample = first - (self._ends[part - 1] if part else 0)
+        ends = np.cumsum([rows.shape[1] for rows in self._waiting])
+        part = int(np.searchsorted(ends, first, side="right"))
+        update = self._updates - len(ends) + part + 1
+        sample = first - (int(ends[part - 1]) if part else 0)
         raise ValueError(
             f"`{name}` should be {wanted}. Received {values[first]} in update {update}, "
             f"sample {sample}."
         )
+
+
+def _loss_and_prediction(
+    logits: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float64] | None
+) -> tuple[float, float]:
+    """Return the sum of the losses and that of the probabilities."""
+    wide = logits.astype(np.float64)
+    small = np.exp(-np.abs(wide))
+    predictions = np.where(wide >= 0, 1.0, small)
+    predictions /= 1.0 + small
+    # Of a positive the loss is log(1 + exp(-logit)), of a negative log(1 + exp(logit)).
+    losses = np.log1p(small)
+    losses += np.maximum(np.where(labels > 0, -logits, logits), 0)
+    if weights is not None:
+        # A sample of weight 0 is none, even with an infinite loss.
+        losses = np.where(weights > 0, losses, 0.0) * weights
+        predictions *= weights
+    return float(losses.sum()), float(predictions.sum())
 
 
 def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:

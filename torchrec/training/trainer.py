@@ -140,8 +140,8 @@ class Trainer:
         self.phases = PhaseTimer()
         self._forward: Any = torch.compile(model) if options.compile else model
         self._dense = [p for name, p in self.optimizer.params.items() if name.startswith(DENSE)]
-        self._window = BinaryMetrics(self.device)  # since the last record
-        self._epoch = BinaryMetrics(self.device)  # since the epoch began, up to the last record
+        self._window = BinaryMetrics()  # since the last record
+        self._epoch = BinaryMetrics()  # since the epoch began, up to the last record
         self._losses = torch.zeros(options.log_every, device=self.device)  # of the window's steps
         self._best: dict[str, Tensor] | None = None  # where there are no checkpoints
         self._valid: BinaryReport | None = None
@@ -230,7 +230,7 @@ class Trainer:
         """
         was_training = self.model.training
         self.model.eval()
-        metrics = BinaryMetrics(self.device)
+        metrics = BinaryMetrics()
         for batch in data:
             batch = self._placed(batch)
             metrics.update(self._logits(batch), batch.labels)
