@@ -30,12 +30,13 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
 
 
-def write_whole(path: str | os.PathLike[str], text: str) -> None:
+def write_whole(path: str | os.PathLike[str], text: str, *, durable: bool = False) -> None:
     """Write a file under another name and rename it; what was there before stays until then.
 
     Args:
         path: of the file; missing folders are made.
         text: its content.
+        durable: bring it to the disk, so that it outlives a loss of power. Default False.
 
     Raises:
         OSError: it cannot be written; names ``path``.
@@ -46,6 +47,21 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             beside.write_text(text, encoding="utf-8")
+            if durable:
+                sync(beside)
             os.replace(beside, path)
+            if durable:
+                sync(path.parent)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    if os.name == "nt" and os.path.isdir(path):
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from torchrec.training import Checkpoints
 from torchrec.training._tree import join_state, split_state
-from torchrec.training.checkpoint import write_whole
 
 leaves = (
     st.none()
@@ -239,13 +238,3 @@ def test_left_over_folders_are_ignored_and_removed(tmp_path: Path) -> None:
     assert checkpoints.latest() is None
     checkpoints.save(1, {})
     assert not left.exists()
-
-
-def test_text_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "result.json"
-    write_whole(path, "one")
-    monkeypatch.setattr(os, "fsync", _full)
-    with pytest.raises(OSError, match="No space left"):
-        write_whole(path, "two")
-    assert path.read_text() == "one"
-    assert list(tmp_path.iterdir()) == [path]

@@ -22,6 +22,7 @@ import torch
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 from torch import Tensor, nn
 
+from torchrec._files import sync
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.experiment._readme import bundle_readme
 from torchrec.experiment.build import build_model
@@ -164,12 +165,12 @@ def _written_beside(folder: Path) -> Iterator[Path]:
         beside.mkdir()
         yield beside
         for name in _files(beside):
-            _sync(beside / name)
+            sync(beside / name)
         if folder.exists():
             shutil.rmtree(former, ignore_errors=True)
             folder.rename(former)
         beside.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except (OSError, safetensors.SafetensorError) as error:
         if former.exists() and not folder.exists():
             former.rename(folder)
@@ -188,14 +189,6 @@ def _files(folder: Path) -> list[str]:
     return sorted(
         str(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file()
     )
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _entry(path: Path) -> _Entry:

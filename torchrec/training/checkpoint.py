@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from torchrec._files import sync, write_whole
 from torchrec.training._tree import Json, join_state, split_state
 
 _VERSION = 1
@@ -129,11 +130,11 @@ class Checkpoints:
             content: dict[str, Json] = {
                 "version": _VERSION, "best": best, "tensors": digest, "state": rest
             }  # fmt: skip
-            write_whole(beside / _STATE, json.dumps(content, allow_nan=False), rename=False)
+            write_whole(beside / _STATE, json.dumps(content, allow_nan=False), durable=True)
             if path.exists():  # a run that was taken up before this step comes by again
                 path.rename(self.folder / f"{_BESIDE}former-{path.name}")
             beside.rename(path)
-            _sync(self.folder)
+            sync(self.folder)
         except OSError as error:
             shutil.rmtree(beside, ignore_errors=True)
             raise OSError(
@@ -176,28 +177,6 @@ class Checkpoints:
         return dict(content)
 
 
-def write_whole(path: Path, text: str, rename: bool = True) -> None:
-    """Write a file and bring it to the disk; by another name first, so that it is whole or not there.
-
-    Args:
-        path: of the file.
-        text: its content.
-        rename: False: write it under its name at once.
-    """
-    beside = path.with_name(f"{_BESIDE}{path.name}") if rename else path
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if rename:
-            beside.replace(path)
-        _sync(path.parent)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-
-
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Json]:
     """Write safetensors and bring them to the disk; return their size and checksum."""
     from safetensors import SafetensorError
@@ -211,7 +190,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Json]:
         if number is None:
             raise OSError(None, str(error)) from error
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-    _sync(path)
+    sync(path)
     return _digest(path)
 
 
@@ -236,17 +215,6 @@ def _digest(path: Path) -> dict[str, Json]:
             checksum = zlib.crc32(chunk, checksum)
         size = file.tell()
     return {"bytes": size, "crc32": checksum}
-
-
-def _sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _damaged(path: Path, why: str) -> ValueError:

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
+from torchrec._files import write_whole
 from torchrec.experiment.build import build_model
 from torchrec.experiment.bundle import save_bundle
 from torchrec.experiment.files import dump_experiment, load_experiment
 from torchrec.experiment.schema import Experiment
 from torchrec.metrics import BinaryMetrics, BinaryReport
-from torchrec.training.checkpoint import Checkpoints, write_whole
+from torchrec.training.checkpoint import Checkpoints
 from torchrec.training.hold import held
 from torchrec.training.id_counts import IdCounts
 from torchrec.training.memory import peak_rss_bytes
@@ -104,7 +105,7 @@ def _run(experiment: Experiment, folder: Path, resume: bool, told: Sequence[Obse
     data = RunData(experiment, checkpoints.folder / "transform", fit=not begun)
     resolved = experiment.model_copy(update={"features": data.transform.features})
     if not (folder / _EXPERIMENT).exists():
-        write_whole(folder / _EXPERIMENT, dump_experiment(resolved))
+        write_whole(folder / _EXPERIMENT, dump_experiment(resolved), durable=True)
     for message in data.notices:
         for observer in told:
             observer.said(message)
@@ -134,9 +135,9 @@ def _run(experiment: Experiment, folder: Path, resume: bool, told: Sequence[Obse
     save_bundle(folder / "model", resolved, data.transform, model)
     curves = metrics.get("test", metrics.get("valid"))
     report = report_of(model, data.transform, trainer.optimizer, curves)
-    write_whole(folder / _REPORT, json.dumps(report, allow_nan=False, indent=1))
+    _write_json(folder / _REPORT, report)
     reports = {split: found.compute() for split, found in metrics.items()}
-    write_whole(folder / _RESULT, json.dumps(_result(fitted, reports), allow_nan=False, indent=1))
+    _write_json(folder / _RESULT, _result(fitted, reports))
     for observer in observers:
         observer.ended()
     return _read_result(folder)
@@ -155,6 +156,10 @@ def _result(fitted: FitResult, reports: dict[str, BinaryReport]) -> dict[str, An
         "samples": fitted.samples,
         "best_step": fitted.best_step,
     }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_whole(path, json.dumps(content, allow_nan=False, indent=1), durable=True)
 
 
 def _read_result(folder: Path) -> RunResult:
