@@ -200,8 +200,8 @@ def test_a_column_that_changes_type(desk: Desk) -> None:
     Path("c.csv").write_bytes(CSV.replace(b"\n1,", b"\nu,"))
     Path("a.csv").write_bytes(CSV)
     error = desk.refuses("train", desk.experiment(train=["a.csv", "c.csv"]), "-o", "run")
-    assert "c.csv', line 3, should fit" in error
-    assert "in column 'user'" in error
+    assert "c.csv', line 3, column 'user', should hold integers" in error
+    assert "set `data.types: {user: string}`" in error
 
 
 COLUMNS: dict[str, tuple[str, object, dict[str, object], str]] = {

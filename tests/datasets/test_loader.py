@@ -373,7 +373,7 @@ def test_errors_of_a_file_name_it(tmp_path: Path, workers: int) -> None:
     paths = write_files(tmp_path, "csv")
     paths[2].write_text(paths[2].read_text() + "many\n")
     loader = Loader(TableSource(paths), transform, 10, workers=workers)
-    with pytest.raises(ValueError, match=r"'.*2\.csv', line 495, should fit the columns.*'many'"):
+    with pytest.raises(ValueError, match=r"'.*2\.csv', line 495, column 'x', should .*'many'"):
         list(loader)
 
 

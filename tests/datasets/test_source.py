@@ -6,6 +6,7 @@ import csv
 import datetime
 import gzip
 import io
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,10 @@ from pyarrow import parquet as pq
 
 from torchrec.datasets import _csv
 from torchrec.datasets._chunks import Reading
+from torchrec.datasets.features import TextType
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.split import FractionSplit, find_time_split
+from torchrec.datasets.text_types import MisfitError
 
 Write = Callable[..., Path]
 
@@ -314,27 +317,28 @@ class TestBlocks:
         assert read(source, ["x"]) == read(same)
 
     @pytest.mark.parametrize(
-        ("bad", "reason"),
+        ("bad", "what", "received"),
         [
-            ("7,1.5", "in column 'y', CSV conversion error to int64: invalid value '1.5'"),
-            ("7,abc", "in column 'y', CSV conversion error to int64: invalid value 'abc'"),
-            ("7", "Expected 2 columns, got 1: 7"),
-            ("7,8,9", "Expected 2 columns, got 3: 7,8,9"),
+            ("7,1.5", "set `data.types: {y: number}` (or string) in the", "'1.5'."),
+            ("7,abc", "set `data.types: {y: string}` in the experiment file", "'abc'."),
+            ("7,007", "set `data.types: {y: string}` in the experiment file to keep", "'007'."),
+            ("7", "should fit the columns and their types", "Expected 2 columns, got 1: 7"),
+            ("7,8,9", "should fit the columns and their types", "Expected 2 columns, got 3: 7,8,9"),
         ],
-        ids=["float", "text", "few", "many"],
+        ids=["float", "text", "zero", "few", "many"],
     )
     @pytest.mark.parametrize("place", [20, 49])
     def test_a_value_that_does_not_fit_later_is_named(
-        self, write: Write, bad: str, reason: str, place: int
+        self, write: Write, bad: str, what: str, received: str, place: int
     ) -> None:
         lines = ["x,y", *(f"{i},{i}" for i in range(60))]
         lines[place] = bad
         paths = [write("a.csv", "x,y\n1,2\n"), write("b.csv", "\n".join(lines))]
         message = message_of(lambda: read(TableSource(paths)))
-        assert message.startswith(
-            f"'{paths[1]}', line {place + 1}, should fit the columns and their types"
-        )
-        assert message.endswith(f"Received: {reason}")
+        assert message.startswith(f"'{paths[1]}', line {place + 1}, ")
+        assert "fit the columns" in message or ", column 'y', should hold integers" in message
+        assert what in message
+        assert re.search(rf"Received:? {re.escape(received)}$", message)
 
     def test_a_column_that_is_empty_at_first_gets_its_type_later(self, write: Write) -> None:
         lines = ["x,y", *(f"{i}," for i in range(60)), "60,7"]
@@ -343,18 +347,98 @@ class TestBlocks:
         assert read(source)["y"] == [None] * 60 + [7]
         late = TableSource(write("b.csv", "\n".join(lines[:-1] + lines[1:-1] * 4 + [lines[-1]])))
         assert source.schema != late.schema == pa.schema({"x": pa.int64(), "y": pa.null()})
-        assert "in column 'y'" in message_of(lambda: read(late))
+        assert (
+            "column 'y', should hold nothing, as the first lines do; set `data.types: {y: integer}"
+            in (message_of(lambda: read(late)))
+        )
+
+    @pytest.mark.parametrize(
+        ("first", "later", "wider"),
+        [
+            ("7", "1.5", "number"),
+            ("7", "-1.5e3", "number"),
+            ("7", "seven", "string"),
+            ("7", "18446744073709551615", "string"),
+            ("18446744073709551615", "-7", "string"),
+            ("7", "007", "string"),
+            ("1.5", "many", "string"),
+            ("true", "7", "string"),
+            ("2024-01-31", "yesterday", "string"),
+            ("", "7", "integer"),
+            ("", "1.5", "number"),
+            ("", "2024-01-31", "string"),
+        ],
+    )
+    def test_types_that_do_not_fit_later_are_widened(
+        self, write: Write, first: str, later: str, wider: str
+    ) -> None:
+        """All columns of a block at once: x and z do not fit in the same line."""
+        lines = ["x,y,z", *[f"{first},a,1"] * 200, f"{later},a,0.5"]
+        source = TableSource(write("a.csv", "\n".join(lines)))
+        with pytest.raises(MisfitError) as caught:
+            read(source)
+        if later == "007":  # seen before the others are
+            caught.value.wider["z"] = "number"
+        assert caught.value.wider == {"x": wider, "z": "number"}
+        got = read(source.retyped(caught.value.wider))
+        assert got["z"] == [1.0] * 200 + [0.5]
+        last = {"integer": int, "number": float, "string": str}[wider](later)
+        assert got["x"][-1] == last
+        other = source.retyped(caught.value.wider).over([write("b.csv", "z,x\n7,\n")])
+        assert (read(other, ["x", "z"]), source.names) == (
+            {"x": [None], "z": [7.0]},
+            ["x", "y", "z"],
+        )
+
+    def test_types_that_were_given_stay(self, write: Write) -> None:
+        path = write("a.csv", "\n".join(["x,y", *["7,7"] * 60, "1.5,1.5"]))
+        given = TableSource(path, schema=pa.schema({"x": pa.int64()}))
+        with pytest.raises(MisfitError, match=r"'x', should hold integers, as was asked") as caught:
+            read(given)
+        assert caught.value.wider == {"y": "number"}
+
+
+@pytest.mark.parametrize(
+    ("cells", "wanted", "type"),
+    [
+        (["7", "8"], "number", "double"),
+        (["", ""], "number", "double"),
+        (["007", "8"], "number", "double"),
+        (["True", "False"], "number", "bool"),
+        (["2024-01-31", ""], "number", "date32[day]"),
+        (["2024-01-31 10:00:00", ""], "number", "timestamp[s]"),
+        (["007", "8"], "integer", "int64"),
+        (["", ""], "integer", "int64"),
+        (["7.0", ""], "integer", "double"),
+        (["18446744073709551615", "1"], "integer", "uint64"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_columns_that_features_read_numbers_from(
+    write: Write, cells: list[str], wanted: TextType, type: str
+) -> None:
+    path = write("a.csv", "".join(f"0,{cell}\n" for cell in ["x", *cells]))
+    source = TableSource(path, assumed={"x": wanted, "unknown": "number"})
+    assert str(source.schema.field("x").type) == type
+    assert len(read(source, ["x"])["x"]) == 2
+    given = TableSource(path, schema=pa.schema({"x": pa.string()}), assumed={"x": wanted})
+    assert read(given, ["x"]) == {"x": [cell or None for cell in cells]}
+    bad = write("b.csv", "x\nmany\n")
+    message = message_of(lambda: read(TableSource(bad, assumed={"x": wanted})))
+    assert f"line 2, column 'x', should hold {wanted}s, as a feature reads them. Rec" in message
 
 
 def test_types_are_what_a_schema_says(write: Write) -> None:
     path = write("a.csv", "x,y\n1,007\n2,008\n")
-    assert read(TableSource(path)) == {"x": [1, 2], "y": [7, 8]}
+    assert read(TableSource(path)) == {"x": [1, 2], "y": ["007", "008"]}
+    numbers = TableSource(path, schema=pa.schema({"y": pa.int64()}))
+    assert read(numbers) == {"x": [1, 2], "y": [7, 8]}
     source = TableSource(path, schema=pa.schema({"y": pa.string(), "unused": pa.int64()}))
     assert read(source, ["x", "y"]) == {"x": [1, 2], "y": ["007", "008"]}
     assert "should have a column 'unused'" in message_of(lambda: read(source, ["unused"]))
     bad = write("b.csv", "x,y\nmany,1\n")
     source = TableSource(bad, schema=pa.schema({"x": pa.int64()}))
-    assert message_of(lambda: read(source)).startswith(f"'{bad}', line 2, should fit the columns")
+    assert message_of(lambda: read(source)).startswith(f"'{bad}', line 2, column 'x', should hold")
 
 
 @pytest.mark.parametrize(
@@ -363,6 +447,12 @@ def test_types_are_what_a_schema_says(write: Write) -> None:
         (["1", ""], "int64", [1, None]),
         (["1", "NaN"], "int64", [1, None]),
         (["1", "2.5"], "double", [1.0, 2.5]),
+        (["7", "", "02134"], "string", ["7", None, "02134"]),
+        (["0", "10", "-5"], "int64", [0, 10, -5]),
+        (["0.5", "00.25"], "double", [0.5, 0.25]),
+        (["00018446744073709551615"], "string", ["00018446744073709551615"]),
+        (["99999999999999999999"], "string", ["99999999999999999999"]),
+        (["+7", "-3"], "double", [7.0, -3.0]),
         (["true", "false"], "bool", [True, False]),
         (["NA", "de"], "string", ["NA", "de"]),
         (["NULL", "de"], "string", [None, "de"]),

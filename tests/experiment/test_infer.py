@@ -392,6 +392,60 @@ def test_csv(tmp_path: Path) -> None:
     assert found == {"user": "sparse", "price": "dense", "tags": "sparse"}
 
 
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchrec.datasets._csv.CHUNK_BYTES", 400)
+
+
+@pytest.mark.usefixtures("small_blocks")
+class TestTypesOfText:
+    """What the first lines look like is not what later ones hold."""
+
+    def write(self, path: Path, **last: str) -> TableSource:
+        columns = {"user": "7", "price": "3", "zip": "12345", "note": "", **last}
+        lines = [f"{i % 5},{i % 9},{10000 + i % 30},,{i * i % 3 % 2}" for i in range(300)]
+        lines.append(",".join(columns[name] for name in ("user", "price", "zip", "note")) + ",1")
+        path.write_text("\n".join(["user,price,zip,note,click", *lines]))
+        return TableSource(path)
+
+    def test_are_widened(self, tmp_path: Path) -> None:
+        source = self.write(tmp_path / "a.csv", price="1.5", zip="02134", note="seven")
+        inference = infer_features(source, "click")
+        assert inference.types == {"price": "number", "zip": "string"}
+        assert (inference.rows, inference.complete) == (301, True)
+        assert {name: feature.type for name, feature in inference.features.items()} == {
+            "user": "sparse", "price": "dense", "zip": "sparse", "note": "sparse",
+        }  # fmt: skip
+        assert infer_features(self.write(tmp_path / "a.csv"), "click").types == {}
+
+    def test_fit_other_files_too(self, tmp_path: Path) -> None:
+        source = self.write(tmp_path / "a.csv", price="1.5")
+        self.write(tmp_path / "b.csv", user="ann", price="many")
+        others = [source.over([tmp_path / "b.csv"])]
+        inference = infer_features(source, "click", others=others)
+        assert inference.types == {"price": "string", "user": "string"}
+
+    def test_that_were_given_stay(self, tmp_path: Path) -> None:
+        self.write(tmp_path / "a.csv", price="1.5")
+        source = TableSource(tmp_path / "a.csv", schema=pa.schema({"price": pa.int64()}))
+        with pytest.raises(
+            ValueError, match=r"'price', should hold integers, as was asked for; se"
+        ):
+            infer_features(source, "click")
+
+    def test_are_written(self, tmp_path: Path) -> None:
+        source = self.write(tmp_path / "a.csv", price="1.5", zip="02134")
+        path = tmp_path / "x.yaml"
+        data = DataSection(train=[str(tmp_path / "a.csv")], label="click")
+        written = write_experiment(path, infer_features(source, "click"), data)
+        text = path.read_text()
+        assert "  # Later values do not fit what the first lines look like:\n" in text
+        assert "  types: {price: number, zip: string}\n" in text
+        loaded = load_experiment(path)
+        assert loaded == written
+        assert loaded.data.types == {"price": "number", "zip": "string"}
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the data sets in {DATA}, or in $ROWWISE_DATA")
 class TestRealData:
     def test_movielens(self) -> None:

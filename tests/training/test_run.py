@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from tests.training.killing import ending, write_clicks
+from torchrec import cli
 from torchrec.experiment.bundle import load_bundle
 from torchrec.experiment.files import check_experiment, load_experiment
 from torchrec.experiment.schema import Experiment
@@ -175,6 +176,54 @@ def test_text_with_a_schedule(clicks: Path, tmp_path: Path) -> None:
     run(what, tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["learning_rate"] == pytest.approx(0.02 * 0.25)
+
+
+def write_changing_text(path: Path, rows: int = 600) -> None:
+    """Write clicks whose columns turn out to be others than the first lines show."""
+    lines = [
+        f"{i % 7 if i < rows // 2 else f'u{i % 7}'},{i % 9 if i < rows - 5 else i / 4},"
+        f"{i % 5 if i % 8 or i < 300 else f'0{i % 5}'},{int(i % 7 < 3)}"
+        for i in range(rows)
+    ]
+    path.write_text("\n".join(["user,price,zip,click", *lines]))
+
+
+def test_text_whose_types_change_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Inferred without asking; with features, what to do is said; predictions read the same."""
+    monkeypatch.setattr("torchrec.datasets._csv.CHUNK_BYTES", 1000)
+    write_changing_text(tmp_path / "a.csv")
+    what = experiment(tmp_path / "a.csv", training={"batch_size": 64, "epochs": 2})
+    result = run(what, tmp_path / "run")
+    saved = load_experiment(tmp_path / "run" / "experiment.yaml")
+    assert saved.data.types == {"user": "string", "price": "number", "zip": "string"}
+    assert saved.features is not None
+    assert run(what, tmp_path / "run", resume=True) == result  # its types are no change
+    assert run(saved, tmp_path / "same").test == result.test
+
+    bundle = load_bundle(tmp_path / "run" / "model")
+    assert bundle.experiment.data.types == saved.data.types
+    (tmp_path / "new.csv").write_text("user,price,zip\n7,3,007\n7,3,7\n")
+    arguments = ["predict", str(tmp_path / "run"), str(tmp_path / "new.csv"), "--keep-columns"]
+    assert cli.main([*arguments, "-o", str(tmp_path / "new.parquet")]) == 0
+    capsys.readouterr()
+    got = pq.read_table(tmp_path / "new.parquet").to_pydict()
+    assert (got["user"], got["price"], got["zip"]) == (["7", "7"], [3.0, 3.0], ["007", "7"])
+
+    features = {"features": {"user": {"type": "sparse"}, "price": {"type": "dense"}}}
+    declared = check_experiment({**what.model_dump(mode="json"), **features}, "x")
+    with pytest.raises(ValueError, match=r"column 'user', .*set `data.types: {user: string}`"):
+        run(declared, tmp_path / "declared")
+
+
+def test_types_are_for_columns_of_text(clicks: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"only for CSV and TSV .* Received it for '.*\.parquet'"):
+        run(experiment(clicks, data={"types": {"price": "number"}}), tmp_path / "run")
+    write_changing_text(tmp_path / "a.csv", rows=50)
+    what = experiment(tmp_path / "a.csv", data={"types": {"prize": "number"}})
+    with pytest.raises(ValueError, match=r"`data.types` should .* Received 'prize'; did you mean"):
+        run(what, tmp_path / "run")
 
 
 def test_no_validation_and_no_test(clicks: Path, tmp_path: Path) -> None:

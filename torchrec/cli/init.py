@@ -57,7 +57,8 @@ def init(
 
     source = TableSource(data, drop=drop)
     section = DataSection(train=data, valid=valid or [], test=test or [], label=label, drop=drop)
-    inference = _without(infer_features(source, label, drop), exclude or [])
+    others = [source.over(files) for files in (valid, test) if files]
+    inference = _without(infer_features(source, label, drop, others=others), exclude or [])
     write_experiment(output, inference, section, overwrite=overwrite)
     _show(inference)
     out = console()

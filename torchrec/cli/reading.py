@@ -31,7 +31,13 @@ def open_source(data: Sequence[str], predictor: Predictor, drop: str | None = No
         source = TableSource(files, drop=drop)
     else:
         names = predictor.experiment.data.columns
-        source = TableSource(files, columns=names, drop=drop, schema=predictor.text_types)
+        source = TableSource(
+            files,
+            columns=names,
+            drop=drop,
+            schema=predictor.text_types,
+            assumed=predictor.number_types,
+        )
     predictor.require(source.schema.names)
     return source
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,10 +17,12 @@ from pyarrow import csv as pa_csv
 
 from torchrec.datasets._chunks import CHUNK_BYTES, Chunk, Position, Reading, unreadable
 from torchrec.datasets._types import conform, require_columns
+from torchrec.datasets.text_types import MisfitError, schema_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torchrec.datasets.features import TextType
     from torchrec.datasets.files import DataFile
 
 # What stands for a missing value, in columns of text too. "NA" is not among them: it is a country.
@@ -28,6 +31,8 @@ _SMALLEST_BLOCK = 1 << 16
 _LONGEST_RECORD = 1 << 26
 _INFERENCE_BLOCKS = 16  # for a column that is empty at first
 _ROW_OF_ERROR = re.compile(r"Row #(\d+)")
+_COLUMN_OF_ERROR = re.compile(r"In CSV column #(\d+): ")
+_VALUE_OF_ERROR = re.compile(r"invalid value '(.*)'", re.DOTALL)
 
 
 class Block(NamedTuple):
@@ -42,12 +47,16 @@ class Block(NamedTuple):
 class CsvReader:
     """Reads the CSV or TSV files of a data set.
 
-    Types are those of the first block that holds values, and hold for all blocks of all files.
+    Types are those of the first block that holds values, and hold for all blocks of all files; a value
+    that does not fit is an error. So is a leading zero in a column that looked like integers: "007" is
+    not "7" where it is a code.
 
     Args:
         files: the files.
         columns: names of the columns, if the files have no header. Default: there is a header.
         schema: types that columns should have. Default: inferred.
+        assumed: numbers that features read. Where the first block shows true and false, dates or times
+            (for integers, also where it shows other numbers), the column is that all the same.
     """
 
     rows = None  # not known before everything is read
@@ -57,6 +66,7 @@ class CsvReader:
         files: list[DataFile],
         columns: Sequence[str] | None = None,
         schema: pa.Schema | None = None,
+        assumed: Mapping[str, TextType] | None = None,
     ) -> None:
         self.files = files
         self._headerless = None if columns is None else list(columns)
@@ -64,10 +74,31 @@ class CsvReader:
         for file, names in zip(files, self._names, strict=True):
             require_columns(names, names, file.path)
         self._delimiter = "\t" if files[0].format == "tsv" else ","
+        given = {} if schema is None else {field.name: field.type for field in schema}
+        self._given = frozenset(given)
+        self._assumed = frozenset(assumed or ()) - self._given
         inferred = self._infer_types()
-        if schema is not None:
-            inferred |= {field.name: field.type for field in schema}
-        self.schema = pa.schema(list(inferred.items()))
+        for name in self._assumed & set(inferred):
+            inferred[name] = _as_feature_reads(inferred[name], (assumed or {})[name])
+        self.schema = pa.schema(list((inferred | given).items()))
+
+    @property
+    def names(self) -> list[str]:
+        """Columns of the first file."""
+        return self._names[0]
+
+    def retyped(self, types: Mapping[str, TextType]) -> CsvReader:
+        """Return a reader of the same files with other types of some columns."""
+        other = copy.copy(self)
+        fields = {field.name: field.type for field in (*self.schema, *schema_of(types))}
+        other.schema = pa.schema(list(fields.items()))
+        return other
+
+    def over(self, files: list[DataFile]) -> CsvReader:
+        """Return a reader of other files whose columns have the types that they have here."""
+        other = CsvReader(files, self._headerless, self.schema)
+        other._given, other._assumed = self._given, self._assumed
+        return other
 
     def chunks(
         self, columns: list[str], reading: Reading, start: Position, *, use_threads: bool = False
@@ -138,46 +169,102 @@ class CsvReader:
 
     def _parse(self, number: int, block: Block, types: dict[str, pa.DataType]) -> pa.Table:
         """Parse a block to a table of the given types, or of all columns with types inferred if there are none."""
-        file = self.files[number]
-        names = self._names[number]
+        inferred = [name for name in types if name not in self._given | self._assumed]
+        integers = [name for name in inferred if pa.types.is_integer(types[name])]
         try:
-            table = pa_csv.read_csv(
-                pa.py_buffer(block.data),
-                pa_csv.ReadOptions(
-                    use_threads=False, block_size=len(block.data) + 1, column_names=names
-                ),
-                pa_csv.ParseOptions(
-                    delimiter=self._delimiter, newlines_in_values=b'"' in block.data
-                ),
-                pa_csv.ConvertOptions(
-                    null_values=_MISSING,
-                    strings_can_be_null=True,
-                    column_types=types,
-                    include_columns=list(types),
-                ),
-            )
+            table = self._convert(number, block, types | dict.fromkeys(integers, pa.string()))
+            for name in integers:
+                self._refuse_leading_zero(number, block, table.column(name), name)
+            try:
+                return conform(table, types, "") if types else table.combine_chunks()
+            except ValueError:  # in words that do not say where
+                table = self._convert(number, block, types)
         except pa.ArrowInvalid as error:
-            raise self._refused(file, names, block, error) from error
-        return table.combine_chunks() if not types else conform(table, types, file.path)
+            raise self._refused(number, block, types, error) from error
+        return conform(table, types, self.files[number].path)
+
+    def _convert(self, number: int, block: Block, types: dict[str, pa.DataType]) -> pa.Table:
+        return pa_csv.read_csv(
+            pa.py_buffer(block.data),
+            pa_csv.ReadOptions(
+                use_threads=False,
+                block_size=len(block.data) + 1,
+                column_names=self._names[number],
+            ),
+            pa_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=b'"' in block.data),
+            pa_csv.ConvertOptions(
+                null_values=_MISSING,
+                strings_can_be_null=True,
+                column_types=types,
+                include_columns=list(types),
+            ),
+        )
+
+    def _refuse_leading_zero(
+        self, number: int, block: Block, text: pa.ChunkedArray, name: str
+    ) -> None:
+        row = _leading_zero(text)
+        if row is None:
+            return
+        wider: dict[str, TextType] = {name: "string"}
+        raise MisfitError(
+            f"'{self.files[number].path}', line {self._line(block, row + 1)}, column '{name}', should "
+            "hold integers without leading zeros, as the first lines do; set "
+            f"`data.types: {{{name}: string}}` in the experiment file to keep the zeros (or integer "
+            f"to leave them out). Received '{text[row]}'.",
+            wider,
+        )
+
+    def _line(self, block: Block, row: int) -> int:
+        """Return the line of a row of a block, counted from 1, where no record has several."""
+        return block.row + row + (self._headerless is None)
 
     def _refused(
-        self, file: DataFile, names: list[str], block: Block, error: Exception
+        self, number: int, block: Block, types: dict[str, pa.DataType], error: Exception
     ) -> ValueError:
-        reason = str(error)
+        """Return the error to raise for what the parser refused."""
+        path, reason = self.files[number].path, str(error)
         row = _ROW_OF_ERROR.search(reason)
-        line = block.row + (int(row[1]) if row else 1) + (self._headerless is None)
-        where = f"line {line}" if row else f"line {line} or after"
+        line = self._line(block, int(row[1]) if row else 1)
+        where = f"'{path}', line {line}" + ("" if row else " or after")
+        column, value = _COLUMN_OF_ERROR.match(reason), _VALUE_OF_ERROR.search(reason)
+        name = self._names[number][int(column[1])] if column else ""
+        if column and value and name in types:
+            what = f"{where}, column '{name}', should hold {_plural(types[name])}, as "
+            wider = self._wider(number, block, types)
+            if name in self._assumed:
+                what += "a feature reads them"
+            else:
+                what += "was asked for" if name in self._given else "the first lines do"
+                what += f"; {_advice(name, wider.get(name, 'string'))}"
+            free = {name: type for name, type in wider.items() if name not in self._given}
+            return MisfitError(f"{what}. Received '{value[1][:100]}'.", free)
         reason = _ROW_OF_ERROR.sub("", reason).removeprefix("CSV parse error: ").lstrip(": ")
-        column = re.match(r"In CSV column #(\d+): (: )?", reason)
         if column:
-            reason = f"in column '{names[int(column[1])]}', {reason[column.end() :]}"
-        hint = "; types are those of the first lines, unless a schema is given" if column else ""
-        if "invalid UTF8" in reason:
-            hint = ", and be UTF-8"
+            reason = f"in column '{name}', {reason[column.end() - 1 :].lstrip(': ')}"
+        hint = ", and be UTF-8" if "invalid UTF8" in reason else ""
         return ValueError(
-            f"'{file.path}', {where}, should fit the columns and their types{hint}. "
+            f"{where}, should fit the columns and their types{hint}. "
             f"Received: {reason.strip().splitlines()[0][:300]}"
         )
+
+    def _wider(
+        self, number: int, block: Block, types: dict[str, pa.DataType]
+    ) -> dict[str, TextType]:
+        """Return types, for the columns that do not fit those they have, that this block fits as well."""
+        found = self._types_of(number, block)
+        wider: dict[str, TextType] = {}
+        for name, type in types.items():
+            if not self._fits(number, block, name, type):
+                wider[name] = _widened(type, found[name])
+        return wider
+
+    def _fits(self, number: int, block: Block, name: str, type: pa.DataType) -> bool:
+        try:
+            self._convert(number, block, {name: type})
+        except pa.ArrowInvalid:
+            return False
+        return True
 
     def _read_names(self, file: DataFile) -> list[str]:
         if self._headerless is not None:
@@ -203,33 +290,103 @@ class CsvReader:
     def _infer_types(self) -> dict[str, pa.DataType]:
         """Return types that the first blocks suggest, more of them for a column that holds nothing at first."""
         types: dict[str, pa.DataType] = {}
-        seen = 0
         for number in range(len(self.files)):
             for block in self._blocks(number, 0, 0, CHUNK_BYTES):
-                table = self._parse(number, block, {})
-                seen += table.num_rows
-                for name in table.column_names:
+                for name, type in self._types_of(number, block).items():
                     if pa.types.is_null(types.get(name, pa.null())):
-                        types[name] = self._refine(number, block, table, name)
+                        types[name] = type
                 known = not any(pa.types.is_null(type) for type in types.values())
-                if seen and (known or block.byte > _INFERENCE_BLOCKS * CHUNK_BYTES):
+                if block.rows and (known or block.byte > _INFERENCE_BLOCKS * CHUNK_BYTES):
                     return types
-            if seen:
+            if types:
                 return types
         raise ValueError(
             f"Data files ('{self.files[0].path}', ...) should hold rows. Received a header only."
         )
 
-    def _refine(self, number: int, block: Block, table: pa.Table, name: str) -> pa.DataType:
-        """Return the type of a column; one of large integers is not one of floats, and bytes are no text."""
-        inferred = table.schema.field(name).type
-        if pa.types.is_float64(inferred):
-            text = self._parse(number, block, {name: pa.string()}).column(name).drop_null()
-            if pc.all(pc.match_substring_regex(text, r"^\s*[0-9]+\s*$")).as_py():
-                return pa.uint64()
-        if pa.types.is_binary(inferred):
-            self._parse(number, block, {name: pa.string()})  # says where
-        return inferred
+    def _types_of(self, number: int, block: Block) -> dict[str, pa.DataType]:
+        """Return types that a block suggests; integers with leading zeros are text, and bytes are none."""
+        if not block.rows:
+            return {}
+        schema = self._parse(number, block, {}).schema
+        types = {field.name: field.type for field in schema}
+        doubtful = [name for name, type in types.items() if _is_doubtful(type)]
+        if not doubtful:
+            return types
+        text = self._parse(number, block, dict.fromkeys(doubtful, pa.string()))
+        for name in doubtful:
+            column = text.column(name)
+            if pa.types.is_float64(types[name]):
+                types[name] = _large_integers(column) or types[name]
+            if pa.types.is_integer(types[name]) and _leading_zero(column) is not None:
+                types[name] = pa.string()
+        return types
+
+
+def _is_doubtful(type: pa.DataType) -> bool:
+    return bool(pa.types.is_float64(type) or pa.types.is_integer(type) or pa.types.is_binary(type))
+
+
+def _large_integers(text: pa.ChunkedArray) -> pa.DataType | None:
+    """Return the type for integers of which some are too large for int64; None if these are others.
+
+    As floats, ids that differ could become one.
+    """
+    whole = pc.all(pc.match_substring_regex(text, r"^\s*[+-]?[0-9]+\s*$")).as_py()
+    if not (whole and pc.any(pc.match_substring_regex(text, "[0-9]{19}")).as_py()):
+        return None
+    try:
+        pc.cast(text, pa.uint64())
+    except pa.ArrowInvalid:
+        return pa.string()
+    return pa.uint64()
+
+
+def _as_feature_reads(inferred: pa.DataType, wanted: TextType) -> pa.DataType:
+    """Return the type of a column that a feature reads numbers from, given what its first lines show."""
+    if wanted == "integer":
+        unknown = pa.types.is_null(inferred) or pa.types.is_string(inferred)
+        return pa.int64() if unknown else inferred
+    stays = pa.types.is_boolean(inferred) or pa.types.is_temporal(inferred)
+    return inferred if stays else pa.float64()
+
+
+def _widened(type: pa.DataType, found: pa.DataType) -> TextType:
+    """Return the narrowest type that takes values of one type and of another that did not fit it."""
+    if pa.types.is_null(type) and pa.types.is_int64(found):
+        return "integer"
+    number = pa.types.is_null(type) or pa.types.is_integer(type)
+    return "number" if number and pa.types.is_float64(found) else "string"
+
+
+def _plural(type: pa.DataType) -> str:
+    if pa.types.is_integer(type):
+        return "integers"
+    if pa.types.is_null(type):
+        return "nothing"
+    return "numbers" if pa.types.is_floating(type) else f"values of type {type}"
+
+
+def _advice(name: str, wider: TextType) -> str:
+    other = "" if wider == "string" else " (or string)"
+    return f"set `data.types: {{{name}: {wider}}}`{other} in the experiment file"
+
+
+def _leading_zero(text: pa.ChunkedArray) -> int | None:
+    """Return the first row of a text that starts with a zero and goes on with a digit; None if none does."""
+    row = 0
+    for chunk in text.chunks:
+        _, ends, data = chunk.buffers()
+        if data is not None and len(chunk):
+            bounds = np.frombuffer(ends, np.int32, len(chunk) + 1, 4 * chunk.offset)
+            long = np.flatnonzero(np.diff(bounds) > 1)
+            bytes_of, starts = np.frombuffer(data, np.uint8), bounds[long]
+            # Unsigned: what is below "0" becomes large.
+            leading = (bytes_of[starts] == ord("0")) & (bytes_of[starts + 1] - ord("0") < 10)
+            if leading.any():
+                return row + int(long[int(leading.argmax())])
+        row += len(chunk)
+    return None
 
 
 def _open(file: DataFile) -> Any:

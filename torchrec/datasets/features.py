@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 IdSource = Literal["plain", "hash", "vocabulary", "managed"]
+TextType = Literal["integer", "number", "string"]
 
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -155,3 +156,26 @@ def text_columns(features: Mapping[str, AnyFeature]) -> list[str]:
         if isinstance(feature, MultiHotFeature | SequenceFeature) and feature.separator is not None:
             found |= dict.fromkeys(filter(None, [feature.column or name, feature.weights]))
     return list(found)
+
+
+def number_columns(features: Mapping[str, AnyFeature]) -> dict[str, TextType]:
+    """Return the columns that features read numbers from, whatever their first values look like.
+
+    A dense feature reads numbers, also where the first are whole; plain ids are integers, also where
+    they have leading zeros. Columns of `text_columns` are strings all the same.
+
+    Args:
+        features: declarations by name.
+
+    Example:
+        >>> number_columns({"price": DenseFeature(), "user": SparseFeature(ids="plain", rows=9)})
+        {'price': 'number', 'user': 'integer'}
+    """
+    found: dict[str, TextType] = {}
+    for name, feature in features.items():
+        column = feature.column or name
+        if isinstance(feature, DenseFeature):
+            found[column] = "number"
+        elif isinstance(feature, SparseFeature) and feature.ids == "plain":
+            found.setdefault(column, "integer")
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from torchrec.datasets._chunks import Chunk, Position, Reading
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from torchrec.datasets._csv import CsvReader
     from torchrec.datasets._parquet import ParquetReader
+    from torchrec.datasets.features import TextType
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -37,6 +38,8 @@ class TableSource:
         split: the part of the rows to read, a ``FractionSplit`` or ``TimeSplit``. Default: all.
         schema: types that columns should have, such as those of data that a model was trained on.
             Default: those of the first file; of text, of its first lines.
+        assumed: columns of text that features read numbers from; they are numbers (or integers) unless
+            their first lines show true and false, dates or times. Default: none.
 
     Raises:
         ValueError: files are not there, not whole or hold no rows, types of a column differ between
@@ -60,9 +63,11 @@ class TableSource:
         drop: str | Expression | None = None,
         split: Split | None = None,
         schema: pa.Schema | None = None,
+        assumed: Mapping[str, TextType] | None = None,
     ) -> None:
         self.files = _resolved(files)
-        self._reader = _reader(self.files, columns, schema)
+        self._columns = columns
+        self._reader = _reader(self.files, columns, schema, assumed)
         self.schema: pa.Schema = self._reader.schema
         self.drop = parse_expression(drop) if isinstance(drop, str) else drop
         self.split = split
@@ -78,6 +83,44 @@ class TableSource:
         if split is not None:
             other.require(split.columns, "A split by time")
         return other
+
+    def retyped(self, types: Mapping[str, TextType]) -> TableSource:
+        """Return the same rows, those of text files with other types of some columns.
+
+        Args:
+            types: by column, such as ``MisfitError.wider``.
+        """
+        from torchrec.datasets._csv import CsvReader
+
+        other = copy.copy(self)
+        if isinstance(self._reader, CsvReader):
+            other._reader = self._reader.retyped(types)
+            other.schema = other._reader.schema
+        return other
+
+    def over(self, files: Sequence[DataFile] | Paths) -> TableSource:
+        """Return the rows of other files, with the types that columns have here; all of them.
+
+        Args:
+            files: as for a new source.
+        """
+        from torchrec.datasets._csv import CsvReader
+
+        other = copy.copy(self)
+        other.files, other.split = _resolved(files), None
+        if isinstance(self._reader, CsvReader) and other.files[0].format != "parquet":
+            other._reader = self._reader.over(other.files)
+        else:
+            other._reader = _reader(other.files, self._columns, self.schema, None)
+        other.schema = other._reader.schema
+        return other
+
+    @property
+    def names(self) -> list[str]:
+        """Columns of the first file."""
+        from torchrec.datasets._csv import CsvReader
+
+        return self._reader.names if isinstance(self._reader, CsvReader) else self.schema.names
 
     @property
     def rows(self) -> int | None:
@@ -186,7 +229,10 @@ def _resolved(files: Sequence[DataFile] | Paths) -> list[DataFile]:
 
 
 def _reader(
-    files: list[DataFile], columns: Sequence[str] | None, schema: pa.Schema | None
+    files: list[DataFile],
+    columns: Sequence[str] | None,
+    schema: pa.Schema | None,
+    assumed: Mapping[str, TextType] | None,
 ) -> CsvReader | ParquetReader:
     if files[0].format == "parquet":
         if columns is not None:
@@ -199,7 +245,7 @@ def _reader(
         return ParquetReader(files, schema)
     from torchrec.datasets._csv import CsvReader
 
-    return CsvReader(files, columns, schema)
+    return CsvReader(files, columns, schema, assumed)
 
 
 def _truth(expression: Expression, table: pa.Table) -> pa.Array | pa.ChunkedArray:

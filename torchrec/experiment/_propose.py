@@ -74,12 +74,11 @@ def write_experiment(
         raise FileExistsError(
             f"The experiment file should be a new one. Received '{path}', which exists."
         )
-    data = data.model_copy(
-        update={
-            part: [os.path.abspath(one) for one in getattr(data, part)]
-            for part in ("train", "valid", "test")
-        }
-    )
+    absolute = {
+        part: [os.path.abspath(one) for one in getattr(data, part)]
+        for part in ("train", "valid", "test")
+    }
+    data = data.model_copy(update={**absolute, "types": data.types | inference.types})
     experiment = propose_experiment(inference, data, path.stem)
     text = "".join(f"{line}\n" for line in _lines(experiment, inference, path))
     write_whole(path, text)
@@ -114,6 +113,9 @@ def _data(data: DataSection, inference: Inference, folder: Path) -> Iterator[str
         value = getattr(data, key)
         if value != DataSection.model_fields[key].default:
             yield f"  {key}: {write_inline(value)}"
+    if data.types:
+        yield from _comment("Later values do not fit what the first lines look like:", "  ")
+        yield f"  types: {write_inline(data.types)}"
     yield f"  label: {write_inline(data.label)}  # 1 in {100 * inference.positives:.1f} % of the rows"
     if data.drop is not None:
         yield f"  drop: {write_inline(data.drop)}"

@@ -150,18 +150,28 @@ def check_columns(experiment: Experiment, schema: pa.Schema) -> None:
             )
         if text is not None and text not in names:
             for column in sorted(parse_expression(text).columns):
-                _check_column(f"data.{key}", column, names)
+                check_column(f"data.{key}", column, names)
     split = experiment.data.split
     if split.by == "time" and split.column is not None:
-        _check_column("data.split.column", split.column, names)
+        check_column("data.split.column", split.column, names)
     for name, feature in (experiment.features or {}).items():
         key = f"features.{name}" if feature.column is None else f"features.{name}.column"
-        _check_column(key, feature.column or name, names)
+        check_column(key, feature.column or name, names)
         if isinstance(feature, MultiHotFeature | SequenceFeature) and feature.weights is not None:
-            _check_column(f"features.{name}.weights", feature.weights, names)
+            check_column(f"features.{name}.weights", feature.weights, names)
 
 
-def _check_column(key: str, column: str, names: list[str]) -> None:
+def check_column(key: str, column: str, names: list[str]) -> None:
+    """Refuse a column that is not among those of the data.
+
+    Args:
+        key: of the experiment, which names the column.
+        column: its name.
+        names: of the columns that there are.
+
+    Raises:
+        ValueError: it is none of them; the message gives the nearest.
+    """
     if column not in names:
         near = did_you_mean(column, names)
         raise ValueError(

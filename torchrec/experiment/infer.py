@@ -8,15 +8,16 @@ limit, are counted: nulls, ranges and distinct values, the last exactly below 65
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.types as pt
 
 from torchrec.datasets.expression import parse_expression
-from torchrec.datasets.features import AnyFeature, DenseFeature
+from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
 from torchrec.datasets.source import TableSource
+from torchrec.datasets.text_types import MisfitError
 from torchrec.datasets.transform.labels import Label
 from torchrec.experiment._decide import Column, decide, left_out
 from torchrec.experiment._keys import did_you_mean
@@ -42,6 +43,7 @@ class Inference:
         rows: rows counted.
         complete: whether those are all.
         positives: share of the labels that are 1.
+        types: of columns of text files whose first lines do not show them.
     """
 
     label: str
@@ -50,6 +52,7 @@ class Inference:
     rows: int
     complete: bool
     positives: float
+    types: dict[str, TextType] = field(default_factory=dict)
 
     @property
     def features(self) -> dict[str, AnyFeature]:
@@ -105,16 +108,22 @@ def infer_features(
     label: str,
     drop: str | None = None,
     *,
+    others: Sequence[TableSource] = (),
     max_rows: int = 10_000_000,
 ) -> Inference:
     r"""Propose features for the columns of some data.
+
+    Where a value of a text file does not fit what the first lines look like, the column is taken for
+    one of numbers or strings, and everything is counted anew.
 
     Args:
         source: the data, or its files.
         label: the column of 0 and 1, or an expression such as ``"rating > 3"``.
         drop: an expression such as ``"rating == 3"``, true for rows to leave out. Default: that of
             ``source``.
-        max_rows: rows counted at most. Default ten million.
+        others: further files, such as those to test on, whose values should fit the types as well.
+            Default: none.
+        max_rows: rows counted at most, of each. Default ten million.
 
     Raises:
         ValueError: label columns that are not there, labels that are not 0 and 1, no rows, or
@@ -135,6 +144,22 @@ def infer_features(
         source = TableSource(source, drop=drop)
     if drop is None and source.drop is not None:
         drop = source.drop.text
+    types: dict[str, TextType] = {}
+    while True:
+        try:
+            inference = _infer(source.retyped(types), label, drop, max_rows)
+            for other in others:
+                _read(other.retyped(types), max_rows)
+            ordered = {name: types[name] for name in source.schema.names if name in types}
+            return replace(inference, types=ordered)
+        except MisfitError as misfit:  # noqa: PERF203
+            if not misfit.wider:
+                raise
+            types |= misfit.wider
+
+
+def _infer(source: TableSource, label: str, drop: str | None, max_rows: int) -> Inference:
+    """Propose features with the types that the columns have."""
     reader = Label(label)
     read_by = dict.fromkeys(reader.columns, "the label is made from it")
     if drop is not None:
@@ -164,6 +189,13 @@ def infer_features(
             f"The data should have a column that can be a feature. Received none ({reasons})."
         )
     return inference
+
+
+def _read(source: TableSource, max_rows: int) -> None:
+    """Read rows of text, only to see that they fit the types."""
+    if source.files[0].format != "parquet":
+        for _ in _first(max_rows, source.scan()):
+            pass
 
 
 class _Labels:

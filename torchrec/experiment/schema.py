@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from torchrec.datasets.features import AnyFeature
+from torchrec.datasets.features import AnyFeature, TextType
 
 ModelName = Literal["dlrm", "dlrm_dcn", "deepfm"]
 
@@ -91,6 +91,11 @@ class DataSection(Section):
     )
     columns: list[str] | None = Field(
         default=None, description="names of the columns of CSV or TSV files that have no header"
+    )
+    types: dict[str, TextType] = Field(
+        default={},
+        description="what columns of CSV or TSV files hold where their first lines do not show it: "
+        "`integer`, `number` or `string`, by column",
     )
     label: str = Field(
         min_length=1,

@@ -11,7 +11,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from torchrec.datasets.features import text_columns
+from torchrec.datasets.features import DenseFeature, TextType, number_columns, text_columns
+from torchrec.datasets.text_types import schema_of
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.experiment.bundle import load_bundle
 from torchrec.experiment.schema import Experiment
@@ -64,15 +65,29 @@ class Predictor:
     def text_types(self) -> pa.Schema:
         """Types of the columns of strings, for reading files that do not tell types.
 
-        An id such as ``01234`` looks like a number in a CSV file: give this as ``schema`` to
-        `torchrec.datasets.source.TableSource`.
+        An id such as ``1234`` looks like a number in a CSV file: give this as ``schema`` to
+        `torchrec.datasets.source.TableSource`, and `number_types` as ``assumed``. Types that the
+        experiment gives, as ``data.types``, are among them.
         """
         kinds = self.transform.kinds
         names = text_columns(self.transform.features)
         for name, feature in self.transform.features.items():
             if kinds.get(name) == "strings":
                 names.append(feature.column or name)
-        return pa.schema([(name, pa.string()) for name in dict.fromkeys(names)])
+        strings: dict[str, TextType] = dict.fromkeys(names, "string")
+        return schema_of(strings | self.experiment.data.types)
+
+    @property
+    def number_types(self) -> dict[str, TextType]:
+        """Columns that features read numbers or whole numbers from, likewise."""
+        kinds, features = self.transform.kinds, self.transform.features
+        found: dict[str, TextType] = {
+            feature.column or name: "integer"
+            for name, feature in features.items()
+            if not isinstance(feature, DenseFeature) and kinds.get(name) == "integers"
+        }
+        numbers = {name: f for name, f in features.items() if kinds.get(name) != "times"}
+        return found | number_columns(numbers)
 
     def predict(self, data: object, *, batch_size: int = 8192) -> Tensor:
         """Predict for every row, in order.

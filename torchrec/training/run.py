@@ -103,7 +103,7 @@ def _run(experiment: Experiment, folder: Path, resume: bool, told: Sequence[Obse
     checkpoints = Checkpoints(folder / "checkpoints", keep=options.keep_checkpoints)
     begun = checkpoints.latest() is not None
     data = RunData(experiment, checkpoints.folder / "transform", fit=not begun)
-    resolved = experiment.model_copy(update={"features": data.transform.features})
+    resolved = data.experiment
     if not (folder / _EXPERIMENT).exists():
         write_whole(folder / _EXPERIMENT, dump_experiment(resolved), durable=True)
     for message in data.notices:
@@ -199,7 +199,9 @@ def _check_same(experiment: Experiment, before: Experiment, folder: Path) -> Non
     given, saved = _flat(experiment.model_dump(mode="json")), _flat(before.model_dump(mode="json"))
     inferred = experiment.features is None
     for key in {**saved, **given}:
-        if key == "output" or (inferred and key.split(".")[0] == "features"):
+        if key == "output" or (inferred and key.startswith("features.")):
+            continue
+        if inferred and key.startswith("data.types.") and key not in given:
             continue
         if given.get(key) != saved.get(key):
             raise ValueError(

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torchrec._files import naming
-from torchrec.datasets.features import text_columns
+from torchrec.datasets.features import TextType, number_columns, text_columns
 from torchrec.datasets.files import resolve_files
 from torchrec.datasets.loader import Loader
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.split import FractionSplit, TimeSplit, find_time_split
+from torchrec.datasets.text_types import MisfitError, schema_of
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.datasets.transform.labels import Label
-from torchrec.experiment.files import check_columns
+from torchrec.experiment.files import check_column, check_columns
 from torchrec.experiment.infer import infer_features
-from torchrec.experiment.schema import DataSection, Experiment
+from torchrec.experiment.schema import Experiment
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _EVALUATION_BATCH = 4096
+_FACTS = "data.json"  # beside the transform: what else is known once the data have been read
+
+
+class Sources(NamedTuple):
+    """Where the rows of training, validation and test are; None where there are none."""
+
+    train: TableSource
+    valid: TableSource | None
+    test: TableSource | None
+
+    def retyped(self, types: Mapping[str, TextType]) -> Sources:
+        """Return the same rows, those of text with other types of columns whose type was not given."""
+        valid, test = (one and one.retyped(types) for one in self[1:])
+        return Sources(self.train.retyped(types), valid, test)
 
 
 class RunData:
@@ -35,6 +51,7 @@ class RunData:
         fit: False: take what is kept there, as a run does that is taken up. Default True.
 
     Attributes:
+        experiment: with what was inferred: features, and types of columns of text.
         transform: fitted to the training data.
         train, valid, test: batches; None where there is no such data.
         train_batches: in an epoch; None if only reading tells, and nothing asks for it.
@@ -43,11 +60,16 @@ class RunData:
 
     def __init__(self, experiment: Experiment, kept: Path, fit: bool = True) -> None:
         data, options = experiment.data, experiment.training
-        train, valid, test = sources_of(experiment)
-        check_columns(experiment, train.schema)
         self.notices: list[str] = []
-        self._rows = train.rows
-        self.transform = self._transform(experiment, train, kept, fit)
+        self._rows: int | None = None
+        if fit:
+            sources = self._fit(experiment)
+            self._keep(kept)
+        else:
+            sources = self._take(experiment, kept)
+        train, valid, test = sources
+        if self._rows is None:
+            self._rows = train.rows
         if self._rows is None and options.schedule.decay != "constant":
             self._rows = sum(table.num_rows for table in train.scan(self.transform.columns[-1:]))
         rows = self._rows
@@ -79,35 +101,73 @@ class RunData:
         self.notices.append(f"There are no rows for {name}: it is left out.")
         return False
 
-    def _transform(
-        self, experiment: Experiment, train: TableSource, kept: Path, fit: bool
-    ) -> FeatureTransform:
-        """Return the transform, fitted, and keep it."""
-        if not fit:
-            return FeatureTransform.load(kept)
-        data, features = experiment.data, experiment.features
+    def _fit(self, experiment: Experiment) -> Sources:
+        """Fit the transform; of text files with inferred features, with types that all values fit."""
+        types: dict[str, TextType] = {}
+        while True:
+            try:
+                sources = sources_of(experiment, types)
+                check_columns(experiment, sources.train.schema)
+                return self._fit_to(sources, experiment, types)
+            except MisfitError as misfit:  # noqa: PERF203
+                if experiment.features is not None or not misfit.wider:
+                    raise
+                types |= misfit.wider
+
+    def _fit_to(
+        self, sources: Sources, experiment: Experiment, types: dict[str, TextType]
+    ) -> Sources:
+        train, data, features = sources.train, experiment.data, experiment.features
         if next(iter(train.scan(Label(data.label).columns)), None) is None:
             left_out = f"`data.drop` '{data.drop}' and " if data.drop else ""
             raise ValueError(
                 f"`data.train` should have rows to train on. Received none: {left_out}`data.split` "
                 "leave no row."
             )
+        inferred = features is None
         if features is None:
-            inference = infer_features(train, data.label, data.drop)
-            self.notices += inference.warnings
-            features = inference.features
+            given = [one for one in (sources.valid, sources.test) if one and one.split is None]
+            inference = infer_features(train, data.label, data.drop, others=given)
+            self.notices = inference.warnings
+            features, types = inference.features, types | inference.types
+            sources = sources.retyped(types)
         transform = FeatureTransform(features, data.label)
-        transform.fit(self._counted(train.scan(transform.columns)))
+        tables = self._counted(sources.train.scan(transform.columns))
+        transform.fit(tables)
+        if inferred and train.files[0].format != "parquet":
+            for _ in tables:  # what fitting did not need may have values that do not fit
+                pass
+        data = data.model_copy(update={"types": data.types | types})
+        self.experiment = experiment.model_copy(update={"data": data, "features": features})
+        self.transform = transform
+        return sources
+
+    def _take(self, experiment: Experiment, kept: Path) -> Sources:
+        """Take what an earlier process fitted, so that the data are read as they were."""
+        self.transform = FeatureTransform.load(kept)
+        facts = json.loads((kept / _FACTS).read_text("utf-8"))
+        self._rows = facts["rows"]
+        sources = sources_of(experiment, facts["types"])
+        check_columns(experiment, sources.train.schema)
+        data = experiment.data.model_copy(update={"types": facts["types"]})
+        self.experiment = experiment.model_copy(
+            update={"data": data, "features": self.transform.features}
+        )
+        return sources
+
+    def _keep(self, kept: Path) -> None:
+        """Write the transform, and what is known of the data, to a folder that is whole or not there."""
         beside = kept.with_name(f".writing-{kept.name}")
         shutil.rmtree(beside, ignore_errors=True)
+        facts = {"rows": self._rows, "types": self.experiment.data.types}
         with naming(kept):
-            transform.save(beside)
+            self.transform.save(beside)
+            (beside / _FACTS).write_text(json.dumps(facts), "utf-8")
             for path in beside.iterdir():
                 with open(path, "rb+") as file:
                     os.fsync(file.fileno())
             shutil.rmtree(kept, ignore_errors=True)
             beside.rename(kept)
-        return transform
 
     def _counted(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         """Count rows on their way, if they all come by."""
@@ -118,9 +178,7 @@ class RunData:
         self._rows = rows
 
 
-def sources_of(
-    experiment: Experiment,
-) -> tuple[TableSource, TableSource | None, TableSource | None]:
+def sources_of(experiment: Experiment, types: Mapping[str, TextType] | None = None) -> Sources:
     """Return where the rows of training, validation and test are.
 
     What has no files of its own is split off the training data. Columns have the types that they
@@ -128,21 +186,23 @@ def sources_of(
 
     Args:
         experiment: its data, and its features as far as they say what the columns of text files are.
+        types: of columns of text files that the experiment says nothing about. Default: what their
+            first lines show.
 
     Raises:
         ValueError: files are missing or damaged, or rows cannot be split as the section says.
     """
     data = experiment.data
-    train = _source(data, data.train, None, text_columns(experiment.features or {}))
+    train = _train_source(experiment).retyped(types or {})
     given = {
-        name: _source(data, paths, train.schema, [])
+        name: train.over(resolve_files(paths, data.format))
         for name, paths in (("valid", data.valid), ("test", data.test))
         if paths
     }
     valid = 0.0 if "valid" in given else data.split.valid
     test = 0.0 if "test" in given else data.split.test
     if valid + test == 0:
-        return train, given.get("valid"), given.get("test")
+        return Sources(train, given.get("valid"), given.get("test"))
     split: FractionSplit | TimeSplit
     if data.split.by == "fraction":
         split = FractionSplit(valid, test, seed=data.split.seed)
@@ -152,20 +212,32 @@ def sources_of(
         train.require([data.split.column], "`data.split`")
         times = train.scan([data.split.column])
         split = find_time_split(times, data.split.column, valid, test)
-    return (
+    return Sources(
         train.of(split),
         given.get("valid") or (train.of(split.of("valid")) if valid else None),
         given.get("test") or (train.of(split.of("test")) if test else None),
     )
 
 
-def _source(
-    data: DataSection, paths: list[str], schema: pa.Schema | None, text: list[str]
-) -> TableSource:
-    """Return the rows of files, with types that are given, or of text those of some columns."""
-    import pyarrow as pa
-
-    files = resolve_files(paths, data.format)
-    if schema is None and files[0].format != "parquet":
-        schema = pa.schema([(name, pa.string()) for name in text])
-    return TableSource(files, columns=data.columns, drop=data.drop, schema=schema)
+def _train_source(experiment: Experiment) -> TableSource:
+    """Return all rows of the training files, with the types that the experiment asks for."""
+    data, features = experiment.data, experiment.features or {}
+    files = resolve_files(data.train, data.format)
+    if files[0].format == "parquet":
+        if data.types:
+            raise ValueError(
+                "`data.types` should be given only for CSV and TSV files: Parquet files say what their "
+                f"columns hold. Received it for '{files[0].path}'."
+            )
+        return TableSource(files, columns=data.columns, drop=data.drop)
+    text: dict[str, TextType] = dict.fromkeys(text_columns(features), "string")
+    source = TableSource(
+        files,
+        columns=data.columns,
+        drop=data.drop,
+        schema=schema_of(text | data.types),
+        assumed=number_columns(features),
+    )
+    for column in data.types:
+        check_column("data.types", column, source.names)
+    return source
