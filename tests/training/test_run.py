@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from torchrec.experiment.bundle import load_bundle
 from torchrec.experiment.files import check_experiment, load_experiment
 from torchrec.experiment.schema import Experiment
 from torchrec.training import Observer, checkpoint
+from torchrec.training.progress import PlainLines
 from torchrec.training.run import RunResult, run_experiment
 
 
@@ -176,6 +179,29 @@ def test_text_with_a_schedule(clicks: Path, tmp_path: Path) -> None:
     run(what, tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["learning_rate"] == pytest.approx(0.02 * 0.25)
+
+
+def test_text_shows_the_time_left_also_when_resumed(
+    clicks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow.csv.write_csv(pq.read_table(clicks).drop_columns(["tags"]), tmp_path / "clicks.csv")
+    what = experiment(tmp_path / "clicks.csv", training={"epochs": 2, "checkpoint_every": 10})
+
+    class Stopping(Observer):
+        def stepped(self, step: int, samples: int) -> None:
+            if step == 22:
+                raise KeyboardInterrupt
+
+    said = [io.StringIO(), io.StringIO()]
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(what, tmp_path / "run", observers=[PlainLines(said[0]), Stopping()])
+    run_experiment(what, tmp_path / "run", resume=True, observers=[PlainLines(said[1])])
+    begun, resumed = (stream.getvalue() for stream in said)
+    steps = json.loads((tmp_path / "run" / "result.json").read_text())["steps"]
+    assert f"training for {steps} steps\n" in begun
+    assert f"training for {steps} steps, 20 of them done\n" in resumed
+    for text, step in ((begun, 5), (resumed, 25)):
+        assert re.search(rf"step {step}/{steps}  train .* \d+:\d\d left\n", text)
 
 
 def write_changing_text(path: Path, rows: int = 600) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from torchrec.datasets.loader import Loader
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.split import FractionSplit, TimeSplit, find_time_split
 from torchrec.datasets.text_types import MisfitError, schema_of
-from torchrec.datasets.transform import FeatureTransform
+from torchrec.datasets.transform import FeatureTransform, TransformCounts
 from torchrec.datasets.transform.labels import Label
 from torchrec.experiment.files import check_column, check_columns
 from torchrec.experiment.infer import infer_features
@@ -53,6 +54,7 @@ class RunData:
     Attributes:
         experiment: with what was inferred: features, and types of columns of text.
         transform: fitted to the training data.
+        evaluated: the same, with counts of its own, for validation and test.
         train, valid, test: batches; None where there is no such data.
         train_batches: in an epoch; None if only reading tells, and nothing asks for it.
         notices: what a person should know.
@@ -62,16 +64,14 @@ class RunData:
         data, options = experiment.data, experiment.training
         self.notices: list[str] = []
         self._rows: int | None = None
-        if fit:
-            sources = self._fit(experiment)
-            self._keep(kept)
-        else:
-            sources = self._take(experiment, kept)
+        sources = self._fit(experiment) if fit else self._take(experiment, kept)
         train, valid, test = sources
         if self._rows is None:
             self._rows = train.rows
         if self._rows is None and options.schedule.decay != "constant":
             self._rows = sum(table.num_rows for table in train.scan(self.transform.columns[-1:]))
+        if fit:
+            self._keep(kept)
         rows = self._rows
         self.train_batches = None if rows is None else -(-rows // options.batch_size)
         self.train = Loader(
@@ -82,11 +82,13 @@ class RunData:
             seed=options.seed,
             workers=data.workers,
         )
+        self.evaluated = copy.copy(self.transform)
+        self.evaluated.counts = TransformCounts(list(self.transform.features))
         size = max(options.batch_size, _EVALUATION_BATCH)
         self.valid, self.test = (
             None
             if source is None or not self._has_rows(source, name)
-            else Loader(source, self.transform, size, shuffle_window=0, workers=data.workers)
+            else Loader(source, self.evaluated, size, shuffle_window=0, workers=data.workers)
             for name, source in (("validation", valid), ("test", test))
         )
         if options.early_stopping is not None and self.valid is None:
