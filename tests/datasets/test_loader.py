@@ -434,3 +434,29 @@ def test_leaving_the_program_early_does_not_hang(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "10\n", "")
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_rows_of_a_split_are_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    source = TableSource(write_files(tmp_path, "parquet"), split=FractionSplit(0.3, 0.2))
+    loaders = [
+        Loader(source, transform, 64, rank=r, world_size=world_size) for r in range(world_size)
+    ]
+    expected = [sum(len(batch.labels) for batch in loader) for loader in loaders]
+    calls = []
+    count = FractionSplit.count
+
+    def counting(self: FractionSplit, *arguments: Any) -> int:
+        calls.append(arguments)
+        return count(self, *arguments)
+
+    monkeypatch.setattr(FractionSplit, "count", counting)
+    assert [loader.samples for loader in loaders] == expected
+    first = len(calls)
+    assert [len(loader) for loader in loaders] == [-(-rows // 64) for rows in expected]
+    assert len(calls) == first > 0
+    loaders[0].epoch = 1  # where ranks share the rows, they are others in each epoch
+    assert loaders[0].samples == sum(len(batch.labels) for batch in loaders[0])
+    assert (len(calls) == first) == (world_size == 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -121,6 +122,7 @@ class Loader:
         self._place = _Place()
         self._resume: _Place | None = None
         self._files: list[list[str]] | None = None
+        self._counted: tuple[Reading, int | None] | None = None
         source.require(self.columns, "The transform")
 
     @property
@@ -136,7 +138,12 @@ class Loader:
     @property
     def samples(self) -> int | None:
         """Number of rows of an epoch on this rank; None where only reading tells."""
-        return self.source.count(self._reading())
+        reading = self._reading()
+        if reading.world_size == 1:  # all rows, in whatever order
+            reading = replace(reading, seed=None)
+        if self._counted is None or self._counted[0] != reading:
+            self._counted = (reading, self.source.count(reading))
+        return self._counted[1]
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch on this rank.
