@@ -283,8 +283,8 @@ def test_other_arguments_or_files_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1]}), tmp_path / "3.parquet")
     refused(r"There should be 3 data files, as when the state was saved\. Received 4")
     (tmp_path / "3.parquet").unlink()
-    state["version"] = 2
-    refused(r"The state of a loader should be of version 1\. Received version 2")
+    state["version"] = 1
+    refused(r"The state of a loader should be of version 2\. Received version 1")
 
 
 # ---- lengths, arguments

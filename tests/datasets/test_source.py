@@ -6,7 +6,9 @@ import csv
 import datetime
 import gzip
 import io
+import os
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet as pq
 
@@ -551,9 +553,63 @@ def test_parts_of_a_split_by_chance_are_all_rows(numbers: list[Path]) -> None:
         assert rows is None or rows == len(parts[part])
     again = TableSource(numbers).of(FractionSplit(0.2, 0.1, seed=4, part="test"))
     assert len(set(read(again)["x"]) & set(parts["test"])) < 1500
-    # A row's part depends on its file and number alone.
+    # A row's part depends on the name of its file and its number alone.
     some = [x for c in TableSource(numbers[:1], split=split).scan() for x in c["x"].to_pylist()]
     assert some == [x for x in parts["train"] if x < 30_000]
+
+
+@settings(max_examples=20)
+@given(
+    names=st.sets(st.text("Az0=.é", max_size=3).map("n{}".format), min_size=2, max_size=4),
+    seed=st.integers(0, 2**63 - 1),
+    rows=st.integers(1, 50),
+)
+def test_a_split_by_chance_stays_when_files_are_added(
+    names: set[str], seed: int, rows: int
+) -> None:
+    """Whichever names they have, wherever they lie, and whatever they become."""
+    split = FractionSplit(0.3, 0.3, seed)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
+        table = pa.table({"x": range(rows)})
+
+        def parts(paths: list[str]) -> dict[str, list[list[int]]]:
+            source = TableSource(paths)
+            found: dict[str, list[list[int]]] = {}
+            for number, path in enumerate(paths):
+                name = source.files[number].name
+                found[name] = [
+                    read(TableSource(path, split=split.of(part)), ["x"])["x"]
+                    for part in ("train", "valid", "test")
+                ]
+            for place, part in enumerate(("train", "valid", "test")):
+                whole = read(source.of(split.of(part)), ["x"])["x"]
+                assert whole == [x for one in found.values() for x in one[place]]
+            return found
+
+        paths = sorted(f"{folder}/{name}.parquet" for name in names)
+        for path in paths:
+            pq.write_table(table, path)
+        every, few = parts(paths), parts(paths[1:])
+        assert few.items() <= every.items()
+        for one in every.values():
+            assert sorted(x for part in one for x in part) == list(range(rows))
+        moved = f"{other}/{os.path.basename(paths[0])}".removesuffix(".parquet") + ".csv"
+        Path(moved).write_text("x\n" + "\n".join(map(str, range(rows))))
+        assert parts([moved]).items() <= every.items()
+
+
+def test_files_of_one_name_are_split_evenly(write: Write, tmp_path: Path) -> None:
+    paths = []
+    for folder in ("day=1", "day=2", "a", "b"):
+        (tmp_path / folder).mkdir()
+        paths.append(write(f"{folder}/part-0.parquet", {"x": range(5000)}))
+    split = FractionSplit(0.1, 0.1)
+    rows = [
+        {part: read(TableSource(path, split=split.of(part)))["x"] for part in ("train", "test")}
+        for path in paths
+    ]
+    assert rows[2] == rows[3] != rows[1] != rows[0] != rows[2]
+    assert all(abs(len(one["train"]) - 4000) < 150 > abs(len(one["test"]) - 500) for one in rows)
 
 
 @pytest.mark.parametrize(

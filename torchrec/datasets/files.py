@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -37,6 +38,23 @@ class DataFile:
     path: str
     format: Format
     compression: Compression | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name without folders and suffixes, which stays when it is moved, compressed or made Parquet.
+
+        Folders directly above that tell a value of the data are part of it.
+
+        Example:
+            >>> DataFile("/data/clicks/day=3/part-0.csv.gz", "csv", "gzip").name
+            'day=3/part-0'
+        """
+        *folders, stem = self.path.replace(os.sep, "/").split("/")
+        for suffixes in (_COMPRESSIONS, _FORMATS):
+            short, last = os.path.splitext(stem)
+            stem = short if last.lower() in suffixes else stem
+        values = list(itertools.takewhile(lambda folder: "=" in folder, reversed(folders)))
+        return "/".join([*reversed(values), stem])
 
     def fingerprint(self, most: int = 1 << 26) -> str:
         """Return a digest of the file's size and bytes: other data, another digest.

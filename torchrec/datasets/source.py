@@ -140,7 +140,9 @@ class TableSource:
             return None
         return sum(
             self.split.count(
-                share.group.file, share.group.first_row + share.start, share.stop - share.start
+                self.files[share.group.file].name,
+                share.group.first_row + share.start,
+                share.stop - share.start,
             )
             for share in shares
         )
@@ -193,7 +195,7 @@ class TableSource:
         if self.drop is not None:
             keep = pc.invert(pc.fill_null(_truth(self.drop, table), False))
         if self.split is not None:
-            chosen = pa.array(self.split.keep(table, chunk.file, chunk.first_row))
+            chosen = pa.array(self.split.keep(table, self.files[chunk.file].name, chunk.first_row))
             keep = chosen if keep is None else pc.and_(keep, chosen)
         table = table.select(list(columns))
         return table if keep is None else table.filter(keep)

@@ -7,6 +7,8 @@ experiment, and gives the same parts in every run, whatever the order or the num
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -33,13 +35,17 @@ class Split(Protocol):
     def columns(self) -> set[str]:
         """Names of the columns that it reads."""
 
-    def keep(self, table: pa.Table, file: int, first_row: int) -> Mask:
+    def keep(self, table: pa.Table, file: str, first_row: int) -> Mask:
         """Say of each row of a table, which starts at ``first_row`` of a file, if it belongs here."""
 
 
 @dataclass(frozen=True)
 class FractionSplit:
-    """A split by chance: a hash of file number, row number and seed decides.
+    """A split by chance: a hash of file name, row number and seed decides.
+
+    So rows stay in their part when files are added, and wherever the files lie: the name is that of
+    ``DataFile.name``, without folders (but those that tell a value, as ``day=3``) and suffixes. In
+    files of one name, rows of one number are in one part.
 
     Args:
         valid: fraction of the rows that is for validation, in ``[0, 1)``.
@@ -49,9 +55,9 @@ class FractionSplit:
 
     Example:
         >>> split = FractionSplit(valid=0.1, test=0.1)
-        >>> kept = [split.of(part).count(0, 0, 1000) for part in ("train", "valid", "test")]
+        >>> kept = [split.of(part).count("data", 0, 1000) for part in ("train", "valid", "test")]
         >>> kept, sum(kept)
-        ([805, 111, 84], 1000)
+        ([803, 108, 89], 1000)
     """
 
     valid: float
@@ -76,11 +82,11 @@ class FractionSplit:
         """Return another part of the same split."""
         return dataclasses.replace(self, part=part)
 
-    def keep(self, table: pa.Table, file: int, first_row: int) -> Mask:
+    def keep(self, table: pa.Table, file: str, first_row: int) -> Mask:
         """Say of each row of a table, which starts at ``first_row`` of a file, if it belongs here."""
         return self._keep(file, first_row, table.num_rows)
 
-    def count(self, file: int, first_row: int, rows: int) -> int:
+    def count(self, file: str, first_row: int, rows: int) -> int:
         """Count the rows that belong here, of ``rows`` rows from ``first_row`` of a file on."""
         step = 1 << 20
         pieces = range(first_row, first_row + rows, step)
@@ -88,7 +94,7 @@ class FractionSplit:
             int(self._keep(file, at, min(step, first_row + rows - at)).sum()) for at in pieces
         )
 
-    def _keep(self, file: int, first_row: int, rows: int) -> Mask:
+    def _keep(self, file: str, first_row: int, rows: int) -> Mask:
         numbers = _hash_rows(self.seed, file, first_row, rows)
         test, valid = round(self.test * 2**64), round((self.test + self.valid) * 2**64)
         kept: Mask = numbers >= np.uint64(valid)
@@ -129,7 +135,7 @@ class TimeSplit:
         """Return another part of the same split."""
         return dataclasses.replace(self, part=part)
 
-    def keep(self, table: pa.Table, file: int, first_row: int) -> Mask:
+    def keep(self, table: pa.Table, file: str, first_row: int) -> Mask:
         """Say of each row of a table, which starts at ``first_row`` of a file, if it belongs here."""
         times = _times(table, self.column)
         if self.part == "train":
@@ -166,7 +172,7 @@ def find_time_split(
     row, limit = 0, np.uint64(2**64 - 1)
     for table in tables:
         times = _times(table, column)
-        numbers = _hash_rows(0, 0, row, len(times))
+        numbers = _hash_rows(0, "", row, len(times))
         row += len(times)
         chosen = numbers <= limit
         kept.append(times[chosen])
@@ -220,9 +226,10 @@ def _times(table: pa.Table, column: str) -> np.ndarray[Any, Any]:
     return times.to_numpy()  # type: ignore[no-any-return]
 
 
-def _hash_rows(seed: int, file: int, first_row: int, rows: int) -> Hashes:
+def _hash_rows(seed: int, file: str, first_row: int, rows: int) -> Hashes:
     """Hash row numbers to even 64-bit numbers: SplitMix64, started at a hash of seed and file."""
-    start = _mix(np.array([seed, file], dtype=np.uint64))
+    name = hashlib.blake2b(os.fsencode(file), digest_size=8).digest()
+    start = _mix(np.array([seed, int.from_bytes(name, "little")], dtype=np.uint64))
     start = _mix(start[:1] + np.uint64(0x9E3779B97F4A7C15) * (start[1:] | np.uint64(1)))
     numbers = np.arange(first_row, first_row + rows, dtype=np.uint64)
     numbers *= np.uint64(0x9E3779B97F4A7C15)
