@@ -40,31 +40,46 @@ def managed_stats(model: nn.Module, reset: bool = False) -> dict[str, ManagedCol
 
 
 class IdCounts:
-    """Counts since it was last asked.
+    """Counts since it was last asked: of training, or of evaluation if the model is in that mode.
+
+    To be asked whenever the mode is about to change. What evaluation counted is taken out of the
+    tables' counters again: in the end these tell of training, whatever was evaluated in between.
 
     The transform works ahead of training, so its counts run ahead too, by the batches that wait.
 
     Args:
-        transform: counts what it does to values.
+        transform: counts what it does to values for training.
+        evaluated: counts what it does to values for evaluation.
         model: its tables count ids that they have no row for.
     """
 
-    def __init__(self, transform: FeatureTransform, model: nn.Module) -> None:
-        self._transform = transform
+    def __init__(
+        self, transform: FeatureTransform, evaluated: FeatureTransform, model: nn.Module
+    ) -> None:
+        self._transforms = {True: transform, False: evaluated}
         self._model = model
         self._hashed = {spec.name for spec in transform.tables if spec.ids == "hash"}
         self._before: dict[str, int] = {}
 
     def __call__(self) -> Mapping[str, int]:
         """Return counts by kind, over all features and tables."""
-        taken = self._transform.counts.take().values()
+        training = self._model.training
+        taken = self._transforms[training].counts.take().values()
         counts = {name: sum(getattr(one, name) for one in taken) for name in _FROM_TRANSFORM}
         now = out_of_range_counts(self._model)
         new = {name: count - self._before.get(name, 0) for name, count in now.items()}
-        self._before = now
+        if training:
+            self._before = now
+        else:
+            self._forget(new)
         counts["hashed"] = sum(count for name, count in new.items() if name in self._hashed)
         counts["out_of_range"] = sum(new.values()) - counts["hashed"]
         maps = managed_stats(self._model, reset=True).values()
         if maps:
             counts |= {name: sum(getattr(one, name) for one in maps) for name in _FROM_MAPS}
         return counts
+
+    def _forget(self, new: Mapping[str, int]) -> None:
+        for collection in collections_of(self._model):
+            names = collection.out_of_range_counts()
+            collection._out_of_range -= collection._out_of_range.new_tensor([new[n] for n in names])

@@ -47,7 +47,7 @@ class Record:
         learning_rate: of the dense parameters.
         samples_per_second: of this split.
         time: share of reading, lookup, dense, optimizer in the time of the steps.
-        ids: counts of ids and values that were not as they should be.
+        ids: counts of ids and values that were not as they should be, as of the other measures.
     """
 
     split: str

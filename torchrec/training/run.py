@@ -118,7 +118,7 @@ def _run(experiment: Experiment, folder: Path, resume: bool, told: Sequence[Obse
         options=options,
         checkpoints=checkpoints,
         observers=observers,
-        id_counts=IdCounts(data.transform, model),
+        id_counts=IdCounts(data.transform, data.evaluated, model),
     )
     fitted = trainer.fit(data.train, data.valid, resume=resume, batches=data.train_batches)
     for name, why in fitted.train.undefined.items():

@@ -44,7 +44,8 @@ def table_facts(
     """Describe each table: its size, how much of it is in use, and the norms of its rows.
 
     A row is dead that no training step has touched, as the state of its optimizer tells; without
-    such a state (plain SGD) it is not known, and None.
+    such a state (plain SGD) it is not known, and None. Ids out of range and hashed are those of all
+    training batches; `torchrec.training.id_counts.IdCounts` keeps evaluations out.
     """
     specs = {spec.name: spec for spec in transform.tables}
     counts = out_of_range_counts(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
@@ -97,7 +98,8 @@ class Trainer:
         options: the section ``training`` of an experiment.
         checkpoints: where to save. Default: nothing is saved.
         observers: are told how it goes.
-        id_counts: gives counts of unusual ids since it was last asked, for records.
+        id_counts: gives counts of unusual ids since it was last asked, for records. It is asked before
+            an evaluation, and after it with the model still in evaluation mode.
 
     Example:
         >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
@@ -143,6 +145,8 @@ class Trainer:
         self._window = BinaryMetrics()  # since the last record
         self._epoch = BinaryMetrics()  # since the epoch began, up to the last record
         self._losses = torch.zeros(options.log_every, device=self.device)  # of the window's steps
+        self._ids: Counter[str] = Counter()  # counts of training that no record has told yet
+        self._ids_evaluated: Mapping[str, int] = {}  # of the last evaluation
         self._best: dict[str, Tensor] | None = None  # where there are no checkpoints
         self._valid: BinaryReport | None = None
         self._length: int | None = None
@@ -228,12 +232,14 @@ class Trainer:
         Args:
             data: batches.
         """
+        self._ids.update(self.id_counts())
         was_training = self.model.training
         self.model.eval()
         metrics = BinaryMetrics()
         for batch in data:
             batch = self._placed(batch)
             metrics.update(self._logits(batch), batch.labels)
+        self._ids_evaluated = self.id_counts()
         self.model.train(was_training)
         if not metrics.compute().samples:
             raise ValueError("`data` should have samples to evaluate on. Received none.")
@@ -419,6 +425,7 @@ class Trainer:
         if not math.isfinite(float(self._losses[(progress.step - 1) % len(self._losses)])):
             self._record_training()  # says which step it was; a checkpoint would be of no use
         progress.saved = progress.step
+        self._ids.update(self.id_counts())
         within = progress.batch > 0 and hasattr(train, "state_dict")
         state = {
             "progress": asdict(progress),
@@ -432,6 +439,7 @@ class Trainer:
             "window": self._window.state_dict(),
             "epoch": self._epoch.state_dict(),
             "losses": self._losses,
+            "ids": dict(self._ids),
             "observers": {type(each).__name__: each.state_dict() for each in self.observers},
         }
         self.checkpoints.save(progress.step, state, best=self.stopping.best_step)
@@ -458,6 +466,8 @@ class Trainer:
         self._window.load_state_dict(state["window"])
         self._epoch.load_state_dict(state["epoch"])
         self._losses.copy_(state["losses"])
+        self.id_counts()  # what the checkpoint's counters hold is told, or among these:
+        self._ids = Counter(state.get("ids", {}))
         for observer in self.observers:
             observer.load_state_dict(state["observers"].get(type(observer).__name__, {}))
 
@@ -484,7 +494,10 @@ class Trainer:
         speed: float,
         time: Mapping[str, float],
     ) -> None:
-        progress = self.progress
+        progress, ids = self.progress, self._ids_evaluated
+        if split == "train":
+            self._ids.update(self.id_counts())
+            ids, self._ids = self._ids, Counter()
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         record = Record(
             split=split,
@@ -497,7 +510,7 @@ class Trainer:
             learning_rate=rates[-1] if rates else 0.0,
             samples_per_second=speed,
             time=time,
-            ids=self.id_counts(),
+            ids=ids,
         )
         for observer in self.observers:
             observer.recorded(record)
