@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor
 
@@ -71,6 +73,16 @@ def infinite() -> tuple[Tensor, Tensor]:
     return logits, labels
 
 
+def one_score_for_half(rate: Callable[[Tensor], Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Half of the samples have the same score, and the rate of positives moves with time."""
+
+    def make() -> tuple[Tensor, Tensor]:
+        logits = torch.where(torch.rand(N) < 0.5, torch.tensor(0.3), torch.randn(N))
+        return logits, torch.bernoulli(rate(torch.arange(N) / N))
+
+    return make
+
+
 CASES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     "normal": noisy(0, 1),
     "concentrated": noisy(-4.6, 1e-3),
@@ -88,6 +100,8 @@ CASES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     "drifting": drifting,
     "alternating": alternating,
     "infinite": infinite,
+    "one score for half, drifting": one_score_for_half(lambda time: 0.01 + 0.04 * (time > 0.5)),
+    "one score for half, sorted by label": one_score_for_half(lambda time: (time > 0.5).float()),
     "bf16": lambda: ((x := torch.randn(N)).bfloat16(), clicks(x)),
 }
 
@@ -229,6 +243,49 @@ def test_merged_parts_are_the_whole() -> None:
     assert first.compute().auc == pytest.approx(whole.auc, abs=1e-12)
     assert first.compute().logloss == pytest.approx(whole.logloss, rel=1e-12)
     assert second.compute().samples == 5000
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12),
+    levels=st.integers(1, 50),
+    buffer=st.integers(1, 60),
+    weighted=st.sampled_from([(False,), (True,), (False, True)]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_nothing_is_lost_or_counted_twice(
+    sizes: list[int], levels: int, buffer: int, weighted: tuple[bool, ...], seed: int
+) -> None:
+    """Whatever is updated, merged and asked in between, at a resolution where all is compressed."""
+    random = torch.Generator().manual_seed(seed)
+    metrics, window = (BinaryMetrics(buffer, resolution=2) for _ in range(2))
+    expected = [0.0, 0.0]
+    for number, size in enumerate(sizes):
+        labels = torch.randint(0, 2, (size,), generator=random)
+        logits = torch.randint(-levels, levels, (size,), generator=random) / 7
+        weights = torch.randint(1, 4, (size,), generator=random)
+        if not weighted[number % len(weighted)]:
+            weights = torch.ones_like(weights)
+            window.update(logits, labels)
+        else:
+            window.update(logits, labels, weights)
+        expected[0] += float((weights * labels).sum())
+        expected[1] += float((weights * (1 - labels)).sum())
+        if number % 3 == 0:
+            window.compute()
+        if number % 4 == 1:
+            metrics.merge(window)
+            window.reset()
+    metrics.merge(window)
+    curves = metrics.curves()
+    assert [sum(curves.positives), sum(curves.negatives)] == expected
+    assert metrics.compute().positives == expected[0]
+
+
+def test_weights_of_integers_are_not_rounded_with_the_logits() -> None:
+    metrics = BinaryMetrics()
+    metrics.update(torch.zeros(2).bfloat16(), torch.tensor([0, 1]), torch.tensor([1, 1001]))
+    assert metrics.compute().weight == 1002
 
 
 @pytest.mark.parametrize("weighted", [False, True])

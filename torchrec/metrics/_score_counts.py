@@ -4,7 +4,9 @@ A list of distinct scores in ascending order, each with the positives and negati
 long as it is short it is exact. When it grows too long, neighbours are merged into one score so that
 every entry stands for about the same share of the positives and negatives. A pair of a positive and
 a negative that were merged counts as a tie from then on, so one compression to E entries moves the
-AUC by at most 2/E, whatever the distribution: there is no grid that a distribution could miss.
+AUC by at most 2/E, whatever the distribution: there is no grid that a distribution could miss. For a
+smooth one it is about 1/E**2. A score that many samples have is not merged with others, so that it
+ties with itself in the next list.
 """
 
 from __future__ import annotations
@@ -103,22 +105,22 @@ def merge_counts(parts: Sequence[ScoreCounts]) -> ScoreCounts:
 
 
 def compress_counts(counts: ScoreCounts, entries: int) -> ScoreCounts:
-    """Merge neighbours, so that at most ``entries`` + 1 of about equal share are left.
+    """Merge neighbours to groups of about equal share.
 
-    A score that has a larger share stays alone or with what comes just before it.
+    A score whose share is that of a group stays alone. So it keeps its key, and ties with itself
+    when lists are merged.
 
     Args:
         counts: the counts.
-        entries: how many to leave.
+        entries: how many to leave; where scores stand alone, up to three times as many.
     """
     # Either class weighs one half, however rare it is.
     share = np.zeros(len(counts.keys))
     for mass in (counts.positives, counts.negatives):
         total = mass.sum()
         if total > 0:
-            share += mass / total
-    before = np.cumsum(share) - share
-    group = (before * (entries / max(float(share.sum()), 1e-300))).astype(np.int64)
+            share += mass * (entries / 2 / total)
+    group = (np.cumsum(share) - share).astype(np.int64) + _apart(share >= 1.0)
     starts = _starts(group)
     ends = np.append(starts[1:], len(group)) - 1
     keys = (counts.keys[starts] + counts.keys[ends]) >> 1
@@ -131,20 +133,22 @@ def compress_pairs(pairs: Keys, entries: int) -> ScoreCounts:
     """Count sorted pairs, with neighbours merged as `compress_counts` does; there is one at least."""
     positives = _positives_up_to(pairs)
     total = int(positives[-1])
-    # Of what comes before, as there; a class that is not there has no share.
+    # A class that is not there has no share.
     weights = [entries / 2 / size if size else 0.0 for size in (total, len(pairs) - total)]
     share = positives[:-1] * (weights[0] - weights[1])
     share += np.linspace(weights[1], weights[1] * (len(pairs) - 1), len(pairs) - 1)
     group = np.append(np.int32(0), share.astype(np.int32))
-    for label, weight in ((1, weights[0]), (0, weights[1])):
-        if weight > 0.5:  # each stands alone: with the others before it, it would always lose a little
-            rare = (pairs & 1 == label).astype(np.int32)
-            group += 2 * np.cumsum(rare, dtype=np.int32) - rare
     first, last = _ties(pairs)
-    inside = np.repeat(last - np.cumsum(last - first), last - first) + np.arange(
-        1, 1 + (last - first).sum()
-    )
-    group[inside] = np.repeat(group[first], last - first)
+    tied = positives[last] - positives[first] + (pairs[first] & 1)
+    heavy = tied * weights[0] + (last - first + 1 - tied) * weights[1] >= 1.0
+    if max(weights) >= 1.0 or heavy.any():
+        alone = np.where(pairs & 1, weights[0], weights[1]) >= 1.0
+        alone[_within(first, last)] = False
+        alone[last] |= heavy
+        apart = _apart(alone)
+        group += apart
+        group[first] += apart[last] - apart[first]
+    group[_within(first, last)] = np.repeat(group[first], last - first + 1)
     ends = np.append(np.flatnonzero(group[1:] != group[:-1]), len(pairs) - 1)
     starts = np.append(0, ends[:-1] + 1)
     size, positives = ends - starts + 1, np.diff(positives[ends], prepend=0)
@@ -204,6 +208,20 @@ def _ties(pairs: Keys) -> tuple[Keys, Keys]:
     before = np.flatnonzero((pairs[1:] ^ pairs[:-1]).view(np.uint64) <= 1)
     begins = np.diff(before, prepend=-2) > 1
     return before[begins], before[np.append(begins[1:], True)[: len(before)]] + 1
+
+
+def _within(first: Keys, last: Keys) -> Keys:
+    """Return the numbers from each first to each last."""
+    sizes = last - first + 1
+    return np.repeat(last - np.cumsum(sizes), sizes) + np.arange(1, 1 + sizes.sum())
+
+
+def _apart(alone: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Return ascending numbers that differ on either side of each that is to stand alone."""
+    before = np.cumsum(alone, dtype=np.int32)
+    before *= 2
+    before -= alone
+    return before
 
 
 def _joined(keys: Keys, positives: Floats, negatives: Floats) -> ScoreCounts:

@@ -108,7 +108,8 @@ class ScoreStream:
             self._lists += [compress_pairs(pairs, entries) for pairs in long]
             self._pairs = []
         if sum(len(counts.keys) for counts in self._lists) > 3 * self.resolution:
-            self._lists = [self.counts()]
+            merged = merge_counts(self._lists)
+            self._lists = [compress_counts(merged, self.resolution)]
 
 
 def _together(parts: list[Keys]) -> Keys:

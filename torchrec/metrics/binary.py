@@ -75,9 +75,8 @@ class BinaryMetrics:
                 1) is seen when the buffer is worked off, at the latest by ``compute``.
         """
         size = logits.numel()
-        columns = (
-            [logits.detach(), labels] if weights is None else [logits.detach(), labels, weights]
-        )
+        logits = logits.detach().float()  # first: of bfloat16 and integers one would get bfloat16
+        columns = [logits, labels] if weights is None else [logits, labels, weights]
         for name, column in zip(("labels", "weights"), columns[1:], strict=False):
             if column.numel() != size:
                 raise ValueError(
