@@ -465,8 +465,12 @@ def test_a_bundle_that_is_newer_or_not_there(run: Desk) -> None:
 
 def test_outputs(run: Desk) -> None:
     Path("folder.parquet").mkdir()
+    Path("folder.csv").mkdir()
     for output, line in {
-        "x.csv": "should end in '.parquet'",
+        "x.xlsx": "should end in '.parquet', '.csv' or '.tsv', the last two also with '.gz'",
+        "x.parquet.gz": "should end in '.parquet'",
+        "folder.csv": "'folder.csv': Is a directory",
+        "clicks.parquet/x.csv": "'clicks.parquet/x.csv': ",
         "folder.parquet": "'folder.parquet': Is a directory",
         "clicks.parquet": "should not be a file of the data",
         "clicks.parquet/x.parquet": "'clicks.parquet/x.parquet': ",

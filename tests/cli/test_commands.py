@@ -82,7 +82,10 @@ def test_help_of_all(capsys: pytest.CaptureFixture[str]) -> None:
         (["init", "no.parquet", "--label", "click"], "Data file 'no.parquet' should exist."),
         (["train", "no.yaml"], "no.yaml"),
         (["evaluate", "no", "x.parquet"], "no"),
-        (["predict", "no", "x.parquet", "-o", "x.csv"], "should end in '.parquet'"),
+        (
+            ["predict", "no", "x.parquet", "-o", "x.txt"],
+            "should end in '.parquet', '.csv' or '.tsv'",
+        ),
     ],
     ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else "",
 )

@@ -14,6 +14,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from torchrec import cli
 from torchrec.datasets.features import DenseFeature, SparseFeature
+from torchrec.datasets.source import TableSource
 from torchrec.datasets.synthetic import ClickLog, write_click_log
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.experiment.build import build_model
@@ -86,6 +87,42 @@ def test_csv_without_a_label_gives_the_same(run: Path, log: Path, tmp_path: Path
     assert cli.main(["predict", str(run), str(tmp_path / "new.csv"), "-o", str(out)]) == 0
     scores = torch.from_numpy(pq.read_table(out)["prediction"].to_numpy().copy())
     torch.testing.assert_close(scores, load(run).predict(table))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "csv.gz", "tsv.zst"])
+def test_text_has_the_same_predictions(
+    run: Path, log: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Read back, also by `predict` itself, it is what Parquet would be."""
+    columns = ["user", "category", "price"]
+    table = pq.read_table(log, columns=columns).slice(0, 500)
+    table = table.append_column("a,b", pa.array(["x,\ty", None, '"', "NA", "1\n2"] * 100))
+    pq.write_table(table, tmp_path / "new.parquet", row_group_size=300)
+    out = tmp_path / "made" / f"scored.{suffix}"
+    arguments = ["predict", str(run), str(tmp_path / "new.parquet"), "--keep-columns"]
+    assert cli.main([*arguments, "-o", str(out)]) == 0
+    assert "500 predictions in" in capsys.readouterr().out
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    got = pa.concat_tables(TableSource(out).scan())
+    assert got.drop_columns(["prediction"]).cast(table.schema).equals(table)
+    assert cli.main([*arguments, "-o", str(tmp_path / "same.parquet")]) == 0
+    expected = pq.read_table(tmp_path / "same.parquet")["prediction"]
+    assert got["prediction"].cast(pa.float32()).equals(expected)
+
+
+def test_lists_have_no_place_in_text(
+    run: Path, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pq.read_table(log).slice(0, 10)
+    pq.write_table(table, tmp_path / "new.parquet")
+    arguments = ["predict", str(run), str(tmp_path / "new.parquet"), "-o", str(tmp_path / "x.csv")]
+    (tmp_path / "x.csv").write_text("was here")
+    assert cli.main([*arguments, "--keep-columns"]) == 2
+    assert "Received 'seen' of type list" in capsys.readouterr().err
+    assert (tmp_path / "x.csv").read_text() == "was here"
+    assert cli.main(arguments) == 0
+    assert (tmp_path / "x.csv").read_text().splitlines()[0] == "prediction"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.parquet", "x.csv"]
 
 
 def test_evaluation_is_that_of_scikit_learn(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from torchrec.cli.console import console
 from torchrec.cli.reading import open_source, say_counts
+
+if TYPE_CHECKING:
+    from torchrec.datasets.parquet_writer import ParquetWriter
+    from torchrec.datasets.text_writer import TextWriter
 
 
 def predict(
@@ -24,7 +28,7 @@ def predict(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The Parquet file to write.")
+        Path, typer.Option("--output", "-o", help="The file to write: Parquet, CSV or TSV.")
     ] = Path("predictions.parquet"),
     keep_columns: Annotated[
         bool, typer.Option("--keep-columns", help="Write the columns of the data as well.")
@@ -34,18 +38,17 @@ def predict(
     """Predict the probability of a click for every row, in the order of the data.
 
     The data need the columns of the features, not the label. Memory does not grow with the data, and
-    the file appears when it is whole.
+    the file appears when it is whole. It is what its suffix says: .parquet, .csv, .tsv, the last two
+    also with .gz or .zst.
 
     $ torchrec predict runs/experiment new.parquet -o predictions.parquet
-    $ torchrec predict runs/experiment 'log/day_*.csv.gz' -o scored.parquet --keep-columns
+    $ torchrec predict runs/experiment 'log/day_*.csv.gz' -o scored.csv.gz --keep-columns
     """
     import pyarrow as pa
 
-    from torchrec.datasets.parquet_writer import ParquetWriter
     from torchrec.inference import load
 
-    if output.suffix != ".parquet":
-        raise ValueError(f"`--output` should end in '.parquet'. Received '{output}'.")
+    writer = _writer(output)
     predictor = load(run)
     source = open_source(data, predictor)
     if keep_columns and name in source.schema.names:
@@ -57,9 +60,24 @@ def predict(
         raise ValueError(f"`--output` should not be a file of the data. Received '{output}'.")
     kept = source.schema.names if keep_columns else []
     needed = list(dict.fromkeys([*predictor.input_columns, *kept]))
-    with ParquetWriter(output) as file:
+    with writer as file:
         for table in source.scan(needed):
             scores = pa.array(predictor.predict(table).numpy())
             file.write(table.select(kept).append_column(name, scores))
     say_counts(predictor)
     console().print(f"{file.rows:,} predictions in {output}", markup=False)
+
+
+def _writer(output: Path) -> ParquetWriter | TextWriter:
+    """Return what writes a file of the format that its suffix names."""
+    from torchrec.datasets.files import suffixes_of
+    from torchrec.datasets.parquet_writer import ParquetWriter
+    from torchrec.datasets.text_writer import TextWriter
+
+    format, compression = suffixes_of(str(output))
+    if format is None or (format == "parquet" and compression):
+        raise ValueError(
+            "`--output` should end in '.parquet', '.csv' or '.tsv', the last two also with '.gz' or "
+            f"'.zst'. Received '{output}'."
+        )
+    return ParquetWriter(output) if format == "parquet" else TextWriter(output)

@@ -128,7 +128,9 @@ def _matches(pattern: str | os.PathLike[str], format: str) -> list[str]:
     if os.path.isdir(path):
         names = sorted(os.listdir(path))
         entries = [os.path.join(path, name) for name in names if name[0] not in "._"]
-        found = [e for e in entries if os.path.isfile(e) and (format != "auto" or _suffixes(e)[0])]
+        found = [
+            e for e in entries if os.path.isfile(e) and (format != "auto" or suffixes_of(e)[0])
+        ]
         kind = "Folder"
     else:
         found = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
@@ -139,8 +141,16 @@ def _matches(pattern: str | os.PathLike[str], format: str) -> list[str]:
     return found
 
 
-def _suffixes(path: str) -> tuple[Format | None, Compression | None]:
-    """Return what the suffixes of a path say: the format, if any, and the compression, if any."""
+def suffixes_of(path: str) -> tuple[Format | None, Compression | None]:
+    """Return what the suffixes of a path say: the format, if any, and the compression, if any.
+
+    Args:
+        path: of a file.
+
+    Example:
+        >>> suffixes_of("clicks.csv.gz"), suffixes_of("clicks.txt")
+        (('csv', 'gzip'), (None, None))
+    """
     stem, last = os.path.splitext(path.lower())
     compression = _COMPRESSIONS.get(last)
     if compression is not None:
@@ -149,7 +159,7 @@ def _suffixes(path: str) -> tuple[Format | None, Compression | None]:
 
 
 def _data_file(path: str, format: Literal["auto", "parquet", "csv", "tsv"]) -> DataFile:
-    by_suffix, compression = _suffixes(path)
+    by_suffix, compression = suffixes_of(path)
     chosen = by_suffix if format == "auto" else format
     if chosen is None:
         raise ValueError(
