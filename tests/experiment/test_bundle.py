@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -320,3 +322,39 @@ def test_nothing_is_pickled() -> None:
     text = Path(bundles.__file__).read_text()
     assert "torch.load(" not in text
     assert "import pickle" not in text
+
+
+LOADING = """
+import sys
+from torchrec.experiment.bundle import load_bundle
+from torchrec.training.memory import peak_rss_bytes
+before = peak_rss_bytes()
+model = load_bundle(sys.argv[1]).model
+size = sum(parameter.nbytes for parameter in model.parameters())
+print(size, peak_rss_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from there")
+def test_loading_needs_the_memory_of_the_model_once(tmp_path: Path) -> None:
+    features = {"user": SparseFeature(rows=800_000), "item": SparseFeature(rows=800_000)}
+    changes = {"features": features, "training": {"embedding_optimizer": "sgd"}}
+    what = Experiment.model_validate(EXPERIMENT.model_dump() | changes | {"model": {"dim": 16}})
+    table = pa.table({"user": [1], "item": [2], "click": [1]})
+    transform = FeatureTransform(features, "click").fit([table])
+    model = build_model(what.model, what.training, transform)
+    save_bundle(tmp_path / "model", what, transform, model)
+    command = [sys.executable, "-c", LOADING, str(tmp_path / "model")]
+    size, grown = map(int, subprocess.check_output(command, text=True).split())
+    assert size > 100e6
+    assert grown < 1.5 * size  # 1.3; where the file is in memory as well, 2.0
+
+
+@pytest.mark.parametrize("piece", [1, 24, 1 << 25])
+def test_weights_are_read_in_pieces_of_any_size(
+    folder: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr(bundles, "_PIECE", piece)
+    loaded = load_bundle(folder).model.state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded[name], value)

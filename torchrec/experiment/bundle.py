@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import torch
 from pydantic import BaseModel, NonNegativeInt, ValidationError
@@ -38,6 +39,7 @@ _INDEX, _EXPERIMENT, _WEIGHTS, _TRANSFORM = (
     "weights.safetensors",
     "transform",
 )
+_PIECE = 1 << 25  # bytes of a tensor that are read at once
 _README = "README.txt"  # for people, who may write into it: nothing reads it, so it has no digest
 
 
@@ -256,18 +258,37 @@ def _damaged(folder: Path, what: str) -> ValueError:
 
 
 def _load_weights(model: nn.Module, folder: Path) -> None:
-    weights = safetensors.torch.load_file(folder / _WEIGHTS)
+    """Load parameters piece by piece into the model's own memory, so that it is not needed twice."""
+    path = folder / _WEIGHTS
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     # Buffers may take the shape of what is loaded, as id maps do: those check themselves.
-    fixed = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    fixed = {name: tuple(value.shape) for name, value in parameters.items()}
     expected = {name: fixed.get(name) for name in model.state_dict()}
-    for name in [*expected, *weights]:
-        found = tuple(weights[name].shape) if name in weights else None
+    with safetensors.safe_open(path, "pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        buffers = {name: file.get_tensor(name) for name in shapes if name not in parameters}
+    for name in [*expected, *shapes]:
+        found = shapes.get(name)
         if name not in expected or found is None or fixed.get(name, found) != found:
             raise _other_model(folder, f"'{name}' of shape {expected.get(name)}", f"shape {found}")
+    for name, parameter in parameters.items():
+        _read_into(parameter.detach(), path, name)
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict({**parameters, **buffers})  # a parameter from itself: nothing to do
     except (RuntimeError, ValueError) as error:
         raise _other_model(folder, "whole", " ".join(str(error).split())) from None
+
+
+def _read_into(tensor: Tensor, path: Path, name: str) -> None:
+    rows = len(tensor) if tensor.dim() else 1
+    step = max(_PIECE * rows // max(tensor.nbytes, 1), 1)
+    for start in range(0, rows, step):
+        # Opened anew: what has been read of an open file stays in memory.
+        with safetensors.safe_open(path, "pt") as file:
+            if rows <= step:
+                tensor.copy_(file.get_tensor(name))
+            else:
+                tensor[start : start + step] = file.get_slice(name)[start : start + step]
 
 
 def _other_model(folder: Path, expected: str, found: str) -> ValueError:
