@@ -140,6 +140,16 @@ def test_features_without_keys_are_selected_too() -> None:
     assert chosen.labels.tolist() == [2, 1]
 
 
+def test_features_without_keys_are_joined_too() -> None:
+    empty = KeyedJaggedTensor(
+        [], torch.empty(0, dtype=torch.int64), lengths=torch.empty(0, dtype=torch.int32), stride=3
+    )
+    joined = join([Batch(torch.zeros(3, 1), empty, torch.arange(3))] * 2)
+    assert joined.sparse_features.stride() == 6
+    assert joined.sparse_features.lengths().dtype == torch.int32
+    assert joined.labels.tolist() == [0, 1, 2, 0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("indices", "sizes", "error", "message"),
     [

@@ -181,7 +181,8 @@ def join(batches: list[Batch]) -> Batch:
 def _join_by_key(parts: list[tuple[Tensor, list[int]]]) -> Tensor:
     """Join tensors that hold a run for each key, so that the runs of a key come one after another."""
     runs = [tensor.split(lengths) for tensor, lengths in parts]
-    return torch.cat([run for of_key in zip(*runs, strict=True) for run in of_key])
+    ordered = [run for of_key in zip(*runs, strict=True) for run in of_key]
+    return torch.cat(ordered) if ordered else parts[0][0]  # no key, no run
 
 
 Batch.__module__ = "torchrec.datasets.utils"
