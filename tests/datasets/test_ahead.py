@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Generator
 
+import pytest
+
 from torchrec.datasets._ahead import Ahead
 
 
@@ -26,6 +28,18 @@ def test_results_come_in_order() -> None:
         return x * x
 
     assert list(Ahead((x for x in range(20)), slower_at_first, 4)) == [x * x for x in range(20)]
+    wait_for_their_end()
+
+
+def test_stop_iteration_is_an_error_and_no_end() -> None:
+    def exhausted(x: int) -> int:
+        return x if x < 2 else next(iter(()))
+
+    ahead = Ahead((x for x in range(5)), exhausted, 2)
+    assert [next(ahead), next(ahead)] == [0, 1]
+    with pytest.raises(RuntimeError, match="raised StopIteration") as error:
+        next(ahead)
+    assert isinstance(error.value.__cause__, StopIteration)
     wait_for_their_end()
 
 

@@ -62,6 +62,8 @@ class Ahead(Generic[T, R]):
             self._changed.notify_all()
         if error is not None:
             self.close()
+            if isinstance(error, StopIteration):  # it would pass for the end
+                raise RuntimeError("Working ahead raised StopIteration.") from error
             raise error
         return result  # type: ignore[return-value]
 
