@@ -33,7 +33,7 @@ class DenseFeature(BaseModel):
     - ``fill``: a missing number becomes what ``fill`` would (a number in the unit of the column),
       or the mean of the training data.
     - ``standardise``: the mean of the training data is subtracted, and the rest divided by its
-      standard deviation. A constant becomes 0.
+      standard deviation. A constant becomes 0. What is then too large for float32 is missing.
 
     With ``buckets`` the number becomes an id instead: that of its quantile in the training data,
     and ``buckets`` for missing. ``dim`` is the dimension of the table, which has a row for each.

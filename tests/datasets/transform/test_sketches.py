@@ -20,6 +20,7 @@ def test_moments(pieces, shift):
     whole = np.array([x for piece in pieces for x in piece]) + shift
     assert moments.count == len(whole)
     if len(whole):
+        assert (moments.least, moments.most) == (whole.min(), whole.max())
         assert moments.mean == pytest.approx(whole.mean(), rel=1e-12, abs=1e-8)
         assert moments.deviation == pytest.approx(whole.std(), rel=1e-6, abs=1e-5)
     else:

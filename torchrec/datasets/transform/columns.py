@@ -122,7 +122,13 @@ def valid_of(array: pa.Array) -> Array | None:
 
 
 # Numbers beyond this are infinite to a model, which computes in float32.
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def are_finite(values: Array) -> bool:
+    """Say whether no number is NaN, nor infinite to a model."""
+    # The extremes alone are much quicker to find than a flag for each number.
+    return not len(values) or max(values.max(), -values.min()) <= LARGEST
 
 
 @dataclass
@@ -171,14 +177,14 @@ def read_numbers(array: pa.Array) -> Numbers:
 
 
 def _without_gaps(values: Array, valid: Array | None) -> Numbers:
-    finite = np.abs(values) <= _LARGEST
+    if valid is None and are_finite(values):
+        return Numbers(values)
+    finite = np.abs(values) <= LARGEST
     if valid is not None:
         finite &= valid
-    elif finite.all():
-        return Numbers(values)
     missing = np.flatnonzero(~finite)
     gaps = values[missing]
-    infinite = np.abs(gaps) > _LARGEST
+    infinite = np.abs(gaps) > LARGEST
     if valid is not None:
         infinite &= valid[missing]
     values[missing] = 0

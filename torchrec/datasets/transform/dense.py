@@ -10,10 +10,12 @@ import pyarrow as pa
 
 from torchrec.datasets.features import DenseFeature
 from torchrec.datasets.transform.columns import (
+    LARGEST,
     Array,
     Kind,
     Numbers,
     Source,
+    are_finite,
     chunks_of,
     kind_of,
     read_numbers,
@@ -54,6 +56,8 @@ class DenseColumn:
     def __init__(self, name: str, feature: DenseFeature) -> None:
         self.feature = feature
         self.source = Source(name, feature.column or name)
+        if feature.fill != "mean" and abs(feature.fill) > LARGEST:
+            raise self._unfit_fill()
         self.scale = None if self.needs_fit else Scale(self._fill(0.0))
 
     @property
@@ -98,12 +102,21 @@ class DenseColumn:
     def fit(self, moments: Moments) -> None:
         """Settle the scale."""
         require_values(self.source, moments.count)
-        if self.feature.standardise:
-            # A constant column becomes 0.
-            deviation = moments.deviation or 1.0
-            self.scale = Scale(self._fill(moments.mean), moments.mean, deviation)
-        else:
-            self.scale = Scale(self._fill(moments.mean))
+        # A constant column becomes 0, and is then left in its unit: nothing is known of its spread.
+        mean = moments.least if moments.is_constant else moments.mean
+        if not self.feature.standardise:
+            self.scale = Scale(self._fill(mean))
+            return
+        deviation = 1.0 if moments.is_constant else moments.deviation
+        self.scale = Scale(self._fill(mean), mean, deviation)
+        if abs(self.scale.fill - mean) > LARGEST * deviation:
+            raise self._unfit_fill()
+
+    def _unfit_fill(self) -> ValueError:
+        return ValueError(
+            f"`fill` of feature '{self.source.feature}' should be a number that float32 holds, also "
+            f"when it is standardised. Received {self.feature.fill}."
+        )
 
     def _fill(self, mean: float) -> float:
         fill = self.feature.fill
@@ -120,10 +133,20 @@ class DenseColumn:
             if numbers.missing is not None:
                 values[numbers.missing] = self.scale.fill
             if self.feature.standardise:
-                values -= self.scale.mean
-                values /= self.scale.deviation
+                self._standardise(values, self.scale, counts)
             out[at : at + len(values)] = values
             at += len(values)
+
+    def _standardise(self, values: Array, scale: Scale, counts: FeatureCounts) -> None:
+        """Scale in place; what only this makes infinite is missing, too."""
+        values -= scale.mean
+        with np.errstate(over="ignore"):
+            values /= scale.deviation
+        if not are_finite(values):
+            infinite = np.abs(values) > LARGEST
+            values[infinite] = (scale.fill - scale.mean) / scale.deviation
+            counts.infinite += int(np.count_nonzero(infinite))
+            counts.values -= int(np.count_nonzero(infinite))
 
 
 def require_values(source: Source, count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ class Moments:
         count: numbers so far.
         mean: their mean.
         squares: sum of squared distances from it.
+        least: the smallest of them.
+        most: the largest.
 
     Example:
         >>> moments = Moments()
@@ -33,6 +36,8 @@ class Moments:
     count: int = 0
     mean: float = 0.0
     squares: float = 0.0
+    least: float = math.inf
+    most: float = -math.inf
 
     def update(self, values: Array) -> None:
         """Add finite numbers."""
@@ -45,6 +50,14 @@ class Moments:
         self.mean += difference * (len(values) / count)
         self.squares += squares + difference * difference * self.count * (len(values) / count)
         self.count = count
+        self.least = min(self.least, float(values.min()))
+        self.most = max(self.most, float(values.max()))
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all numbers are one, but for rounding: what deviation there is, is noise."""
+        noise = 4 * float(np.finfo(np.float64).eps) * max(abs(self.least), abs(self.most))
+        return self.most - self.least <= noise or self.deviation == 0
 
     @property
     def deviation(self) -> float:
