@@ -32,7 +32,27 @@ def test_a_sample_that_is_everything_has_exact_boundaries():
     for piece in np.split(np.arange(1000.0), 10):
         sample.update(piece)
     assert sample.count == 1000
-    assert sample.boundaries(4).tolist() == [249.75, 499.5, 749.25]
+    assert sample.boundaries(4).tolist() == [249.5, 499.5, 749.5]
+
+
+@pytest.mark.parametrize(
+    ("values", "boundaries"),
+    [
+        ([0, 0, 0, 0, 7], [3.5]),
+        ([0, 7, 7, 7, 7], [3.5]),
+        ([1, 2, 2, 2, 3], [1.5]),
+        ([1, 2, 3], [1.5, 2.5]),
+        ([5, 5, 5], []),
+        ([5], []),
+        ([1, float(np.nextafter(1, 2))], [float(np.nextafter(1, 2))]),
+        ([-3e38, 3e38], [0]),
+    ],
+    ids=str,
+)
+def test_boundaries_lie_between_neighbours(values, boundaries):
+    sample = Sample()
+    sample.update(np.array(values, np.float64))
+    assert sample.boundaries(4).tolist() == boundaries
 
 
 def test_a_sample_of_a_long_stream_is_even():

@@ -424,7 +424,18 @@ def test_buckets_of_few_values():
     table = pa.table({"x": [0, 0, 0, 0, 0, 7]})
     transform = FeatureTransform({"x": DenseFeature(buckets=3)}).fit([table])
     found = transform(pa.table({"x": [-1, 0, 7]})).sparse_features.values()
-    assert found.tolist() == [0, 1, 1]
+    assert found.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("trained", [pa.float16(), pa.float32(), pa.float64()], ids=brief)
+@pytest.mark.parametrize("log", [False, True], ids=["plain", "log"])
+def test_buckets_do_not_depend_on_the_precision(trained, log):
+    prices = pa.array([0.1, 0.2, 0.3, 0.7, 0.9])
+    train = pa.table({"x": pa.concat_arrays([*[prices] * 3, prices[4:]]).cast(trained)})
+    transform = FeatureTransform({"x": DenseFeature(buckets=5, log=log)}).fit([train])
+    for type in (pa.float16(), pa.float32(), pa.float64()):
+        found = transform(pa.table({"x": prices.cast(type)})).sparse_features.values()
+        assert found.tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -242,9 +242,9 @@ class BucketColumn:
         return self._dense.read(table, counts)
 
     def fit(self, sample: Sample) -> None:
-        """Settle the boundaries: quantiles, of which equal ones are one."""
+        """Settle the boundaries."""
         require_values(self.source, sample.count)
-        self.boundaries = np.unique(sample.boundaries(self._buckets))
+        self.boundaries = sample.boundaries(self._buckets)
 
     def read(self, table: pa.Table, counts: FeatureCounts) -> list[Piece]:
         """Return one id a sample."""

@@ -97,9 +97,20 @@ class Sample:
             self._keys, self._values = self._keys[kept], self._values[kept]
 
     def boundaries(self, buckets: int) -> Array:
-        """Return the ``buckets - 1`` inner boundaries of that many equally full buckets."""
-        at = np.arange(1, buckets) / buckets
-        return np.asarray(np.quantile(self._values, at))
+        """Return inner boundaries, rising, of equally full buckets: fewer where numbers repeat.
+
+        They lie halfway between neighbours in the sample, so that a number is in one bucket however
+        it was rounded: 0.1 as a float32 is not the 0.1 that a request holds.
+        """
+        values = np.sort(self._values)
+        quantiles = np.quantile(values, np.arange(1, buckets) / buckets)
+        above = np.searchsorted(values, quantiles)
+        # Below the smallest number is nothing to tell apart: it gets a bucket of its own.
+        above[above == 0] = np.searchsorted(values, values[0], side="right")
+        above = np.unique(above[above < len(values)])
+        low, high = values[above - 1], values[above]
+        middle = low + (high - low) / 2
+        return np.where(middle > low, middle, high)
 
 
 def scatter(ids: Array) -> Array:
