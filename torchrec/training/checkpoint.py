@@ -185,8 +185,8 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Json]:
     try:
         save_file({name: tensor.cpu() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:
-        # The library gives errors of the system as text, with their number at the end.
-        number = re.search(r"os error (\d+)", str(error))
+        # The library gives errors of the system as text, with their number in it.
+        number = re.search(r"(?:os error |code: )(\d+)", str(error))
         if number is None:
             raise OSError(None, str(error)) from error
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
