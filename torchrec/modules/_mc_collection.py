@@ -11,11 +11,8 @@ from torch._compile import _disable_dynamo
 from torch.compiler import is_compiling
 
 from torchrec.modules._mc_features import with_all_values
-from torchrec.modules._mc_module import (
-    JaggedDict,
-    ManagedCollisionModule,
-    MCHManagedCollisionModule,
-)
+from torchrec.modules._mc_interface import JaggedDict, ManagedCollisionModule
+from torchrec.modules._mc_module import MCHManagedCollisionModule
 from torchrec.modules._mc_stats import ManagedCollisionStats
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchrec.modules._mc_features import ids_of, require_count, split_values, with_values
+from torchrec.modules._mc_interface import JaggedDict, ManagedCollisionModule
 from torchrec.modules._mc_policies import (
     DistanceLFU_EvictionPolicy,
     LFU_EvictionPolicy,
@@ -24,134 +24,9 @@ from torchrec.modules._mc_state import LoadReport, Sizes, fit, move_map, transla
 from torchrec.modules._mc_stats import ManagedCollisionStats
 from torchrec.ops.collision import MAX_ROWS
 from torchrec.ops.embedding.reference import hash_ids
-from torchrec.sparse.jagged_tensor import JaggedTensor
 
-JaggedDict = dict[str, JaggedTensor]
 HashFunction = Callable[[Tensor, int], Tensor]
 _BUILT_IN = (LFU_EvictionPolicy, LRU_EvictionPolicy, DistanceLFU_EvictionPolicy)
-
-
-class ManagedCollisionModule(nn.Module, ABC):
-    """A map from ids to rows: what derives from it says which id gets which row.
-
-    Args:
-        device: of its state.
-        output_segments: where each shard of the rows starts, and the end.
-        skip_state_validation: do not check the state when it is loaded.
-        read_only_suffix: kept for maps with a read-only copy.
-        enable_per_feature_lookups: kept for maps that tell features apart.
-    """
-
-    def __init__(
-        self,
-        device: torch.device | str,
-        output_segments: list[int] | None = None,
-        skip_state_validation: bool = False,
-        read_only_suffix: str = "_readonly",
-        enable_per_feature_lookups: bool = False,
-    ) -> None:
-        super().__init__()
-        self._device = torch.device(device)
-        self._output_segments = list(output_segments or [])
-        self._skip_state_validation = skip_state_validation
-        self._read_only_suffix = read_only_suffix
-        self._enable_per_feature_lookups = enable_per_feature_lookups
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the state."""
-        return self._device
-
-    @property
-    def readable_suffix(self) -> str:
-        """What the names of a read-only copy end with."""
-        return self._read_only_suffix
-
-    @property
-    def output_offset(self) -> int:
-        """The first row."""
-        return 0
-
-    @abstractmethod
-    def preprocess(self, features: JaggedDict) -> JaggedDict:
-        """Return the features with ids as the map takes them.
-
-        Args:
-            features: by name.
-        """
-
-    def profile(self, features: JaggedDict) -> JaggedDict:
-        """Learn from a batch which ids come, and return it as it is.
-
-        Args:
-            features: by name, preprocessed.
-        """
-        return features
-
-    @abstractmethod
-    def remap(
-        self,
-        features: JaggedDict,
-        mutate_miss_lengths: bool = True,
-        write_weights: Tensor | None = None,
-    ) -> JaggedDict:
-        """Return the features with rows in place of ids.
-
-        Args:
-            features: by name, preprocessed.
-            mutate_miss_lengths: for maps that leave ids out: whether their lengths become 0.
-            write_weights: for maps that keep metadata of the caller's.
-        """
-
-    @abstractmethod
-    def forward(self, features: JaggedDict, mutate_miss_lengths: bool = True) -> JaggedDict:
-        """Preprocess, profile if in training, and remap.
-
-        Args:
-            features: by name.
-            mutate_miss_lengths: see `remap`.
-        """
-
-    @abstractmethod
-    def evict(self) -> Tensor | None:
-        """Return the rows that changed hands since the last call, or None if there was no eviction.
-
-        Who looks the rows up is expected to reset them.
-        """
-
-    @abstractmethod
-    def input_size(self) -> int:
-        """Return the range of the ids."""
-
-    @abstractmethod
-    def output_size(self) -> int:
-        """Return the number of rows."""
-
-    def buckets(self) -> int:
-        """Return into how many parts the rows are divided that no id crosses."""
-        return 1
-
-    @abstractmethod
-    def open_slots(self) -> Tensor:
-        """Return how many rows no id holds, ``(1,)``."""
-
-    def validate_state(self) -> None:
-        """Raise if the state contradicts itself."""
-
-    @abstractmethod
-    def rebuild_with_output_id_range(
-        self,
-        output_id_range: tuple[int, int],
-        output_segments: list[int] | torch.device | None = None,
-        device: torch.device | None = None,
-    ) -> ManagedCollisionModule:
-        """Return a new map like this one for a part of the rows.
-
-        Args:
-            output_id_range: the first row, and the one behind the last.
-            output_segments: where each shard starts, and the end.
-            device: of its state. Default: that of this one.
-        """
 
 
 class MCHManagedCollisionModule(ManagedCollisionModule):

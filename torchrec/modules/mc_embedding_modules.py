@@ -10,7 +10,8 @@ from torch._compile import _disable_dynamo
 from torch.compiler import is_compiling
 
 from torchrec.modules._mc_evictions import forget_nothing, reset_rows
-from torchrec.modules._mc_module import ManagedCollisionModule, MCHManagedCollisionModule
+from torchrec.modules._mc_interface import ManagedCollisionModule
+from torchrec.modules._mc_module import MCHManagedCollisionModule
 from torchrec.modules._mc_state import LoadReport
 from torchrec.modules._mc_stats import ManagedCollisionStats
 from torchrec.modules._tables import Tables

@@ -4,7 +4,8 @@ from torchrec.modules._mc_collection import (
     ManagedCollisionCollection,
     apply_mc_method_to_jt_dict,
 )
-from torchrec.modules._mc_module import ManagedCollisionModule, MCHManagedCollisionModule
+from torchrec.modules._mc_interface import ManagedCollisionModule
+from torchrec.modules._mc_module import MCHManagedCollisionModule
 from torchrec.modules._mc_policies import (
     DistanceLFU_EvictionPolicy,
     LFU_EvictionPolicy,
