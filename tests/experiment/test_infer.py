@@ -403,7 +403,7 @@ class TestTypesOfText:
 
     def write(self, path: Path, **last: str) -> TableSource:
         columns = {"user": "7", "price": "3", "zip": "12345", "note": "", **last}
-        lines = [f"{i % 5},{i % 9},{10000 + i % 30},,{i * i % 3 % 2}" for i in range(300)]
+        lines = [f"{i % 5},{i % 8},{10000 + i % 30},,{i * i % 3 % 2}" for i in range(300)]
         lines.append(",".join(columns[name] for name in ("user", "price", "zip", "note")) + ",1")
         path.write_text("\n".join(["user,price,zip,note,click", *lines]))
         return TableSource(path)
