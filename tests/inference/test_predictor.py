@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +30,7 @@ from torchrec.experiment.bundle import save_bundle
 from torchrec.experiment.models import MODELS
 from torchrec.experiment.schema import Experiment
 from torchrec.inference import Predictor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.types import IdPolicy
 
 ROWS = 500
@@ -198,6 +200,67 @@ def test_one_sample(predictor: Predictor) -> None:
         assert torch.equal(got, predictor.predict(table.slice(row, 1)))
 
 
+class Sum(nn.Module):
+    """A model whose logits have no second dimension."""
+
+    def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
+        return dense.sum(1)
+
+
+def of_numbers(*names: str) -> Predictor:
+    """A predictor that adds numbers up."""
+    features = {name: DenseFeature(standardise=False, fill=0) for name in names}
+    experiment = Experiment.model_validate(
+        {"data": {"train": "/data/clicks.parquet", "label": "click"}, "features": features}
+    )
+    return Predictor(experiment, FeatureTransform(features), Sum())
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_logits_of_one_dimension(batch_size: int) -> None:
+    logits = of_numbers("a").logits({"a": [1.0, 2.0, 3.0]}, batch_size=batch_size)
+    assert logits.tolist() == [1, 2, 3]
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    predictor = of_numbers("a", "b")
+    data = {"a": [1.0, 0.0, 3e38, 3e38], "b": [1.0, 1.0, 3.2e38, 0.0]}
+    message = (
+        r"should be finite\. Received inf for row 2, where dense feature 'b' is 3\.2e\+38 once "
+        r"scaled; 1 of 2 rows are like this"
+    )
+    for predict in (predictor.predict, predictor.logits):
+        with pytest.raises(ValueError, match=message):
+            predict(data, batch_size=2)
+
+
+DAY, SECONDS = datetime.datetime(2024, 3, 1), 1_709_251_200.0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        DAY,
+        DAY.date(),
+        pd.Timestamp(DAY),
+        *(np.datetime64(DAY, unit) for unit in ("M", "D", "h", "s", "ns")),
+        np.array(np.datetime64(DAY, "h")),
+    ],
+    ids=repr,
+)
+def test_one_time_is_one_sample_and_several_are_a_column(value: object) -> None:
+    predictor = of_numbers("at")
+    assert predictor.logits({"at": value}).tolist() == [SECONDS]
+    expected = [SECONDS, 0, SECONDS]
+    assert predictor.logits({"at": [value, None, value]}).tolist() == expected
+    assert predictor.logits({"at": np.array([value], "M8[h]")}).tolist() == expected[:1]
+
+
+def test_durations_of_numpy() -> None:
+    days = [np.timedelta64(2, "D"), None, np.timedelta64(5, "ms")]
+    assert of_numbers("for").logits({"for": days}).tolist() == pytest.approx([172_800, 0, 0.005])
+
+
 def test_no_rows(predictor: Predictor) -> None:
     table = make_table(rows=4).slice(0, 0)
     assert predictor.predict(table).shape == (0,)
@@ -290,6 +353,8 @@ def test_missing_column(predictor: Predictor, form: str) -> None:
         ({"price": [1.0]}, r"Columns should have the same length\. Received .*'price': 1"),
         ({"shop": [1, "two", 3]}, r"Column 'shop' should hold values of one type\."),
         ({"shop": [2**70, 1, 1]}, r"Column 'shop' should hold values of one type\."),
+        ({"price": [np.datetime64("2024-01-01"), "x", 1]}, "'price' should .* a mixture of times"),
+        ({"price": [np.timedelta64(1, "s"), "x", 1]}, "'price' should .* a mixture of times"),
         (
             {"price": ["dear", "cheap", "fair"]},
             "Column 'price' of feature 'price' should hold numbers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,7 +71,8 @@ def _is_single(value: object) -> bool:
     """Say whether a value is that of one sample, and no column."""
     if isinstance(value, np.ndarray | Tensor):
         return value.ndim == 0
-    return value is None or isinstance(value, str | bytes) or np.isscalar(value)
+    times = datetime.date | datetime.time | datetime.timedelta  # a datetime is a date, too
+    return value is None or isinstance(value, str | bytes | times) or np.isscalar(value)
 
 
 def _array(name: str, values: object) -> pa.Array | pa.ChunkedArray:
@@ -82,7 +84,29 @@ def _array(name: str, values: object) -> pa.Array | pa.ChunkedArray:
         values = list(values)
     elif not isinstance(values, np.ndarray):
         values = [_plain(value) for value in _sequence(name, values)]
+        if any(isinstance(value, np.datetime64 | np.timedelta64) for value in values):
+            values = _numpy_times(name, values)
+    if isinstance(values, np.ndarray) and values.dtype.kind in "mM":
+        values = _with_arrow_unit(values)
     return _converted(name, values)
+
+
+def _numpy_times(name: str, values: list[Any]) -> np.ndarray[Any, Any]:
+    kinds = {type(value) for value in values if isinstance(value, np.generic)}
+    try:
+        return np.array(values, "M8" if np.datetime64 in kinds else "m8")
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Column '{name}' should hold values of one type. Received a mixture of times and "
+            f"others: {error}."
+        ) from None
+
+
+def _with_arrow_unit(times: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return times of months, hours and the like in seconds: Arrow does not know such units."""
+    unit, step = np.datetime_data(times.dtype)
+    known = ("s", "ms", "us", "ns") if times.dtype.kind == "m" else ("D", "s", "ms", "us", "ns")
+    return times if unit in known and step == 1 else times.astype(f"{times.dtype.kind}8[s]")
 
 
 def _sequence(name: str, values: object) -> list[Any]:
@@ -96,6 +120,8 @@ def _sequence(name: str, values: object) -> list[Any]:
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        return value[()]
     return value.tolist() if isinstance(value, Tensor) else value
 
 
@@ -107,6 +133,7 @@ def _converted(name: str, values: object) -> pa.Array:
         pa.ArrowTypeError,
         pa.ArrowNotImplementedError,
         OverflowError,
+        TypeError,
     ) as error:
         raise ValueError(
             f"Column '{name}' should hold values of one type. Received what Arrow cannot take: "

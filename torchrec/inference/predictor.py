@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from torchrec.datasets._batch import Batch
 from torchrec.datasets.features import DenseFeature, TextType, number_columns, text_columns
 from torchrec.datasets.text_types import schema_of
 from torchrec.datasets.transform import FeatureTransform
@@ -105,7 +106,7 @@ class Predictor:
         Raises:
             TypeError: data of none of these kinds.
             ValueError: a column is missing (the nearest is named), of another type than in
-                training, or columns of different lengths.
+                training, or columns of different lengths; the model computes NaN or infinity.
         """
         with torch.inference_mode():
             return _joined(map(torch.sigmoid, self._batches(data, batch_size)))
@@ -169,7 +170,24 @@ class Predictor:
         for start in range(0, table.num_rows, batch_size):
             batch = self.transform.transform(table.slice(start, batch_size), labels=False)
             logits: Tensor = self.model(batch.dense_features, batch.sparse_features)
-            yield logits.squeeze(-1)
+            logits = logits.reshape(batch.labels.numel())
+            if not logits.isfinite().all():
+                raise _not_finite(logits, batch, start, self.transform.dense_names)
+            yield logits
+
+
+def _not_finite(logits: Tensor, batch: Batch, start: int, dense_names: list[str]) -> ValueError:
+    wrong = (~logits.isfinite()).nonzero().flatten()
+    row = int(wrong[0])
+    inputs = ""
+    if dense_names:
+        dense = batch.dense_features[row]
+        largest = int(dense.abs().argmax())
+        inputs = f", where dense feature '{dense_names[largest]}' is {dense[largest]:g} once scaled"
+    return ValueError(
+        f"What the model computes should be finite. Received {logits[row]:g} for row {start + row}"
+        f"{inputs}; {len(wrong)} of {len(logits)} rows are like this."
+    )
 
 
 def _joined(parts: Iterable[Tensor]) -> Tensor:
