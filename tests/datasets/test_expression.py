@@ -57,6 +57,80 @@ def test_values(text: str, expected: list[object]) -> None:
     assert parse_expression(text).evaluate(TABLE).to_pylist() == expected
 
 
+WIDE = pa.table(
+    {
+        "small": pa.array([3, 200, None], pa.uint8()),
+        "signed": pa.array([-128, 100, 1], pa.int8()),
+        "middle": pa.array([2**31 - 1, 1, -(2**31)], pa.int32()),
+        "large": pa.array([2**53 + 1, 1, -(2**63)]),
+        "huge": pa.array([2**63 + 5, 0, None], pa.uint64()),
+        "gaps": pa.array([float("nan"), 5.0, None]),
+        "single": pa.array([float("nan"), 5.0, None], pa.float32()),
+        "number": pa.array([float("inf"), 0.0, 1.5]),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("small - 5 < 0", [True, False, None]),
+        ("small + small", [6, 400, None]),
+        ("-small < 0", [True, True, None]),
+        ("-signed", [128, -100, -1]),
+        ("small - signed", [131, 100, None]),
+        ("middle * middle > 2147483647", [True, False, True]),
+        ("large > 1.5", [True, False, False]),
+        ("large / 2 > 1", [True, False, False]),
+        ("large == 9007199254740993", [True, False, False]),
+        ("large >= -9223372036854775808", [True, True, True]),
+        ("large < 9223372036854775808", [True, True, True]),
+        ("large < 99999999999999999999", [True, True, True]),
+        ("large > -99999999999999999999", [True, True, True]),
+        ("large in [9223372036854775808, 1]", [False, True, False]),
+        ("huge > 5", [True, False, None]),
+        ("huge > -1", [True, True, None]),
+        ("huge > 1.5", [True, False, None]),
+        ("huge - 1 > 0", [True, False, None]),
+        ("-huge < -5.5", [True, False, None]),
+        ("huge / 2 > 1", [True, False, None]),
+        ("huge == 9223372036854775813", [True, False, None]),
+        ("huge > large", [True, False, None]),
+        ("huge == small", [False, False, None]),
+        ("gaps > 3", [None, True, None]),
+        ("not gaps > 3", [None, False, None]),
+        ("gaps != 1 and number > 9", [None, False, False]),
+        ("single == 5", [None, True, None]),
+        ("gaps is None", [True, False, True]),
+        ("gaps", [None, 5.0, None]),
+        ("number - number == 0", [None, True, True]),
+        ("number / number is None", [True, True, False]),
+        ("-gaps + small", [None, 195.0, None]),
+        ("1e999 - 1e999 > 0", [None, None, None]),
+    ],
+)
+def test_numbers_of_every_width(text: str, expected: list[object]) -> None:
+    assert parse_expression(text).evaluate(WIDE).to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("large * 2 > 1", r"`large \* 2 > 1`, the values of `large \* 2` should fit in 64 bits"),
+        ("-large > 1", r"the values of `-large` should fit in 64 bits\. Received int64\."),
+        ("huge * huge > 1", r"should fit in 64 bits\. Received uint64 and uint64\."),
+    ],
+)
+def test_overflow_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_expression(text).evaluate(WIDE)
+
+
+def test_numbers_that_nothing_holds_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"should fit in 64 bits\. Received one of 401 digits"):
+        parse_expression(f"large > 1{'0' * 400}").evaluate(WIDE)
+
+
 def test_columns() -> None:
     assert parse_expression("rating > 3 and `user id` in [1, 2]").columns == {"rating", "user id"}
     assert parse_expression("1 < 2").columns == set()
@@ -110,6 +184,14 @@ def test_what_does_more_than_compare_is_refused(text: str) -> None:
         parse_expression(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["rating == None", "None != rating", "rating > 3 or None", "None", "rating + None > 1"]
+)
+def test_none_is_asked_for_with_is(text: str) -> None:
+    with pytest.raises(ValueError, match=r"should ask with `is None` or `is not None` whether"):
+        parse_expression(text)
+
+
 @pytest.mark.parametrize("text", ["", "rating >", "rating = 3", "rating > 3; 1", "(" * 500])
 def test_what_is_no_expression_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"^An expression should be made of .* as in `rating > 3`"):
@@ -130,7 +212,11 @@ def test_what_is_nested_too_deeply_is_refused() -> None:
         ("country + 1 > 3", r"Received string and int64"),
         ("rating and bought", r"`rating` should be true or false\. Received int64"),
         ("`user id` + country > 2", r"the values of ``user id` \+ country`"),
-        ("day > 'soon'", r"What is compared with a column of date32\[day\] should be one"),
+        ("day > 'soon'", r"In expression `day > 'soon'`, .* date32\[day\] and string; a time is"),
+        (
+            "at in ['soon']",
+            r"Received timestamp\[us\] and string; a time is written as '2024-01-31 ",
+        ),
     ],
 )
 def test_what_does_not_fit_the_table_is_refused(text: str, message: str) -> None:

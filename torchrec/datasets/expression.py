@@ -2,7 +2,8 @@
 
 The text is parsed by Python's own parser and only what is listed here is accepted, so an expression
 cannot do anything but compute. It is evaluated column by column, and follows SQL in what a null
-does: what is compared with it, or computed from it, is null. ``is None`` is true of NaN, too.
+does: what is compared with it, or computed from it, is null. NaN is null, too, in a column as well
+as where it is computed. Integers are computed in 64 bits, and refused where these overflow.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _COMPARE = {
     ast.GtE: "greater_equal",
 }
 _ARITHMETIC = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide"}
+_CHECKED = {"add", "subtract", "multiply", "negate"}
 _BOOLEAN = {ast.And: "and_kleene", ast.Or: "or_kleene"}
 _QUOTED = re.compile(r"`([^`]*)`|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 
@@ -90,12 +92,12 @@ class Expression:
         import pyarrow.compute as pc
 
         if isinstance(node, ast.Constant):
-            return pa.scalar(node.value)
+            return self._constant(node.value)
         if isinstance(node, ast.Name):
             column = table.column(self._names.get(node.id, node.id))
             if pa.types.is_dictionary(column.type):
                 column = column.cast(column.type.value_type)
-            return column
+            return _without_nan(column)
         if isinstance(node, ast.Compare):
             return self._comparisons(node, table)
         if isinstance(node, ast.BoolOp):
@@ -110,9 +112,20 @@ class Expression:
             return self._call(node, "negate", [self._value(node.operand, table)])
         assert isinstance(node, ast.BinOp)
         operands = [self._value(node.left, table), self._value(node.right, table)]
-        if isinstance(node.op, ast.Div):
-            operands = [self._call(node, "cast", [x], pa.float64()) for x in operands]
-        return self._call(node, _ARITHMETIC[type(node.op)], operands)
+        return _without_nan(self._call(node, _ARITHMETIC[type(node.op)], operands))
+
+    def _constant(self, value: Any) -> Any:
+        import pyarrow as pa
+
+        try:
+            if isinstance(value, int) and value >= 1 << 63:
+                return pa.scalar(value, pa.uint64()) if value < 1 << 64 else pa.scalar(float(value))
+            return pa.scalar(value)
+        except OverflowError as error:
+            raise ValueError(
+                f"Numbers in expression `{self.text[:40]}...` should fit in 64 bits. "
+                f"Received one of {len(str(value))} digits."
+            ) from error
 
     def _truth(self, node: ast.expr, table: pa.Table) -> Any:
         """Return the value of a part that has to be true or false."""
@@ -150,31 +163,35 @@ class Expression:
 
         value = self._value(left, table)
         if isinstance(operator, ast.Is | ast.IsNot):
-            absent = pc.is_null(value, nan_is_null=True)
+            absent = pc.is_null(value)  # NaN is null already
             return absent if isinstance(operator, ast.Is) else pc.invert(absent)
         if isinstance(operator, ast.In | ast.NotIn):
             assert isinstance(right, ast.List | ast.Tuple | ast.Set)
             choices = [self._value(item, table) for item in right.elts]
             found = pa.scalar(False)
             for choice in choices:
-                found = pc.or_kleene(found, self._call(node, "equal", _alike(value, choice)))
+                found = pc.or_kleene(found, self._call(node, "equal", [value, choice]))
             return found if isinstance(operator, ast.In) else pc.invert(found)
-        operands = _alike(value, self._value(right, table))
+        operands = [value, self._value(right, table)]
         return self._call(node, _COMPARE[type(operator)], operands)
 
-    def _call(self, node: ast.expr, name: str, arguments: list[Any], *types: Any) -> Any:
+    def _call(self, node: ast.expr, name: str, arguments: list[Any]) -> Any:
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        integers = all(pa.types.is_integer(argument.type) for argument in arguments)
         try:
-            if types:
-                return pc.cast(arguments[0], types[0])
-            return pc.call_function(name, arguments)
+            alike = _alike(name, arguments)
+            checked = f"{name}_checked" if integers and name in _CHECKED else name
+            return pc.call_function(checked, alike)
         except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
             received = " and ".join(str(argument.type) for argument in arguments)
+            if any(pa.types.is_temporal(argument.type) for argument in arguments):
+                received += "; a time is written as '2024-01-31 23:59:59', or the date alone"
+            wanted = "fit in 64 bits" if integers else "be of types that go together"
             raise ValueError(
-                f"In expression `{self.text}`, the values of `{self._source(node)}` should be of "
-                f"types that go together. Received {received}."
+                f"In expression `{self.text}`, the values of `{self._source(node)}` should "
+                f"{wanted}. Received {received}."
             ) from error
 
     def _source(self, node: ast.expr) -> str:
@@ -184,35 +201,62 @@ class Expression:
         return text
 
 
-def _alike(left: Any, right: Any) -> list[Any]:
-    """Read a string that is compared with a date or a time as one."""
-    import pyarrow as pa
-
-    if pa.types.is_temporal(left.type) and pa.types.is_string(right.type):
-        right = _cast(right, left.type)
-    elif pa.types.is_temporal(right.type) and pa.types.is_string(left.type):
-        left = _cast(left, right.type)
-    return [left, right]
-
-
-def _cast(value: Any, to: pa.DataType) -> Any:
+def _without_nan(value: Any) -> Any:
+    """Return numbers with nulls instead of NaN."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    try:
-        return pc.cast(value, to)
-    except pa.ArrowInvalid as error:
-        raise ValueError(
-            f"What is compared with a column of {to} should be one, as '2024-01-31'. Received {value}."
-        ) from error
+    if not pa.types.is_floating(value.type):
+        return value
+    absent = pc.is_nan(value)
+    some = absent.as_py() if isinstance(absent, pa.Scalar) else pc.any(absent).as_py()
+    return pc.if_else(absent, None, value) if some else value
+
+
+def _alike(name: str, values: list[Any]) -> list[Any]:
+    """Return the arguments of a function in types that go together, as far as there are such."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    types = [value.type for value in values]
+    if name not in _CHECKED and name != "divide":
+        if len(set(types)) == 1:
+            return values
+        values = _times_alike(values)
+    if name == "divide" or (
+        any(pa.types.is_floating(type) for type in types)
+        and all(pa.types.is_floating(type) or pa.types.is_integer(type) for type in types)
+    ):
+        # The nearest floating-point number will do, as everywhere else.
+        return [pc.cast(value, pa.float64(), safe=False) for value in values]
+    if all(pa.types.is_integer(type) for type in types):
+        # In 64 bits: of two small integers, the result may be no small one.
+        try:
+            return [pc.cast(value, pa.int64()) for value in values]
+        except pa.ArrowInvalid:  # above 2^63
+            return [pc.cast(value, pa.decimal128(20)) for value in values]
+    return values
+
+
+def _times_alike(values: list[Any]) -> list[Any]:
+    """Read a string that is compared with a date or a time as one."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    left, right = values
+    if pa.types.is_temporal(left.type) and pa.types.is_string(right.type):
+        right = pc.cast(right, left.type)
+    elif pa.types.is_temporal(right.type) and pa.types.is_string(left.type):
+        left = pc.cast(left, right.type)
+    return [left, right]
 
 
 def parse_expression(text: str) -> Expression:
     """Parse an expression over columns.
 
     Accepted are names of columns (in backticks if they are no Python names), numbers, strings,
-    ``True``, ``False``, ``None``, comparisons, ``in`` and ``not in`` a list, ``is None``, ``is not
-    None``, ``and``, ``or``, ``not``, ``+ - * /`` and parentheses.
+    ``True``, ``False``, comparisons, ``in`` and ``not in`` a list, ``is None``, ``is not None``,
+    ``and``, ``or``, ``not``, ``+ - * /`` and parentheses.
 
     Args:
         text: the expression.
@@ -273,7 +317,7 @@ def _compares(node: ast.Compare) -> bool:
 # What may stand in an expression, and what of it is looked at further.
 _ACCEPTED: dict[type[ast.expr], Callable[[Any], bool]] = {
     ast.Name: lambda node: True,
-    ast.Constant: lambda node: isinstance(node.value, bool | int | float | str | None),
+    ast.Constant: lambda node: isinstance(node.value, bool | int | float | str),
     ast.Compare: _compares,
     ast.BoolOp: lambda node: True,
     ast.UnaryOp: lambda node: isinstance(node.op, ast.Not | ast.USub),
@@ -286,10 +330,16 @@ def _check(node: ast.expr, text: str, depth: int = 0) -> None:
         raise ValueError(
             f"An expression should be nested at most {_DEEPEST} deep. Received `{text[:40]}...`."
         )
+    if isinstance(node, ast.Constant) and node.value is None:
+        raise ValueError(
+            f"Expression `{text}` should ask with `is None` or `is not None` whether a value is "
+            "missing. Received `None` elsewhere: nothing is equal to it."
+        )
     if type(node) not in _ACCEPTED or not _ACCEPTED[type(node)](node):
         raise ValueError(
             f"Expression `{text}` should be made of {_GRAMMAR}. Received `{ast.unparse(node)}`."
         )
-    for child in ast.iter_child_nodes(node):
+    asks = isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Is | ast.IsNot)
+    for child in [node.left] if asks else ast.iter_child_nodes(node):  # type: ignore[attr-defined]
         if isinstance(child, ast.expr) and not isinstance(child, ast.List | ast.Tuple | ast.Set):
             _check(child, text, depth + 1)
