@@ -48,17 +48,35 @@ def test_phases_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(_fused.TablesUpdater, "update_bags", slow_update)
     model, batch, timer = ClickModel(dropout=0.0), make_batch(8, 1), PhaseTimer()
-    with timer.watching(model), timer("dense"):
-        logits = model(batch.dense_features, batch.sparse_features)
-        Slow.apply(logits, 0.02).sum().backward()
-    assert 0.03 <= timer.seconds["lookup"] < 0.2
-    assert 0.04 <= timer.seconds["dense"] < 0.2
-    fractions = timer.fractions(2.0)
-    assert set(timer.seconds.values()) == {0.0}
-    assert fractions["reading"] == fractions["optimizer"] == 0.0
-    before = dict(timer.seconds)
-    model(batch.dense_features, batch.sparse_features).sum().backward()
-    assert timer.seconds == before  # no hook is left
+
+    def step() -> None:
+        with timer("dense"):
+            logits = model(batch.dense_features, batch.sparse_features)
+            Slow.apply(logits, 0.02).sum().backward()
+
+    with timer.step(model):
+        step()
+    watched = timer.fractions(1.0)
+    assert 0.03 <= watched["lookup"] < 0.2
+    assert 0.04 <= watched["dense"] < 0.2
+    assert watched["reading"] == watched["optimizer"] == 0.0
+    for _ in range(2):  # no hooks: shared as in the last step that was watched
+        with timer.step(model):
+            step()
+    rest = timer.fractions(2.0)
+    assert rest["lookup"] / rest["dense"] == pytest.approx(watched["lookup"] / watched["dense"])
+    assert rest["lookup"] + rest["dense"] == pytest.approx(0.07, rel=0.5)
+    assert set(timer.fractions(1.0).values()) == {0.0}
+
+
+def test_one_step_in_eight_is_watched() -> None:
+    model, timer = ClickModel(), PhaseTimer()
+    hooked = []
+    for _ in range(17):
+        with timer.step(model):
+            hooked.append(bool(model.ebc._forward_hooks))
+        assert not model.ebc._forward_hooks
+    assert [step for step, found in enumerate(hooked) if found] == [0, 8, 16]
 
 
 def test_sequences_are_look_ups_too() -> None:
@@ -68,11 +86,11 @@ def test_sequences_are_look_ups_too() -> None:
         )
     )
     batch, timer = make_batch(8, 1), PhaseTimer()
-    with timer.watching(model):
+    with timer.step(model):
         out = model(batch.sparse_features)
-        forward = timer.seconds["lookup"]
+        forward = timer._looking_up
         sum(o.values().sum() for o in out.values()).backward()
-    assert 0 < forward < timer.seconds["lookup"]
+    assert 0 < forward < timer._looking_up
 
 
 def test_maps_of_managed_tables_are_look_ups_too() -> None:
@@ -83,22 +101,15 @@ def test_maps_of_managed_tables_are_look_ups_too() -> None:
         tables, ManagedCollisionCollection(maps, configs)
     )
     batch, timer = make_batch(8, 1), PhaseTimer()
-    with timer.watching(model):
+    with timer.step(model):
         pooled, _ = model(batch.sparse_features)
-        forward = timer.seconds["lookup"]
+        forward = timer._looking_up
         pooled.values().sum().backward()
-    assert 0 < forward < timer.seconds["lookup"]
+    assert 0 < forward < timer._looking_up
 
 
 def managed(rows: int) -> MCHManagedCollisionModule:
     return MCHManagedCollisionModule(rows, torch.device("cpu"), LFU_EvictionPolicy(), 10)
-
-
-def test_evaluations_are_no_part_of_a_step() -> None:
-    model, batch, timer = ClickModel(), make_batch(8, 1), PhaseTimer()
-    with timer.watching(model):
-        model.eval()(batch.dense_features, batch.sparse_features)
-    assert timer.seconds["lookup"] == 0.0
 
 
 def test_watching_is_cheap() -> None:
@@ -110,4 +121,4 @@ def test_watching_is_cheap() -> None:
             timer._start()
             timer._stop()
     assert (time.perf_counter() - began) / 1000 < 50e-6
-    assert tuple(timer.seconds) == phases.PHASES
+    assert tuple(timer.fractions(1.0)) == phases.PHASES

@@ -39,8 +39,10 @@ def test_writes_all_groups() -> None:
     optimizer = torch.optim.SGD(groups, lr=5.0)
     schedule = Schedule(ScheduleSection(decay="linear", final=0.5), optimizer.param_groups, 3)
     for step, factor in enumerate([1.0, 0.75, 0.5, 0.5]):
-        assert schedule.write(step) == factor
+        assert schedule.write(step) == 10 * factor
         assert [group["lr"] for group in optimizer.param_groups] == [factor, 10 * factor]
+    schedule.end()
+    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 10.0]
 
 
 def test_exponential_decay_has_no_end_at_zero() -> None:

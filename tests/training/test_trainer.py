@@ -6,8 +6,9 @@ import copy
 import json
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,6 +23,11 @@ from tests.training.clicks import (
     make_batch,
     valid_batches,
 )
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+from torchrec.datasets.features import SparseFeature
+from torchrec.datasets.loader import Loader
+from torchrec.datasets.source import TableSource
+from torchrec.datasets.transform import FeatureTransform
 from torchrec.datasets.utils import Batch
 from torchrec.experiment.schema import TrainingSection
 from torchrec.metrics import BinaryMetrics
@@ -123,15 +129,26 @@ def test_schedule_moves_tables_and_dense_alike() -> None:
     model = ClickModel(lr=0.5)
     notes = Notes()
     schedule = {"warmup_steps": 2, "decay": "linear", "final": 0.5}
+
+    class Tables(Observer):
+        rates: ClassVar[list[float]] = []
+
+        def stepped(self, step: int, samples: int) -> None:
+            self.rates.append(model.ebc.fused_optimizer.param_groups[0]["lr"])
+
+    tables = Tables()
     trainer = Trainer(
-        model, options=options(epochs=1, schedule=schedule, log_every=1), observers=[notes]
+        model, options=options(epochs=1, schedule=schedule, log_every=1), observers=[notes, tables]
     )
     trainer.fit(Source(batches=7))
     factors = [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5]
     assert [r.learning_rate for r in notes.of("train")] == pytest.approx(
         [0.01 * f for f in factors]
     )
-    assert model.ebc.fused_optimizer.param_groups[0]["lr"] == pytest.approx(0.25)
+    assert tables.rates == pytest.approx([0.5 * f for f in factors])
+    # Another trainer of the same model begins where this one did.
+    assert model.ebc.fused_optimizer.param_groups[0]["lr"] == 0.5
+    assert trainer.optimizer.param_groups[-1]["lr"] == 0.01
 
 
 def test_schedule_needs_a_length() -> None:
@@ -169,11 +186,14 @@ def test_given_optimizer_is_used() -> None:
 
 def test_bf16_learns_and_keeps_weights_in_fp32() -> None:
     model = ClickModel(dropout=0.0)
-    seen: list[torch.dtype] = []
-    model.over[0].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    seen: list[tuple[bool, torch.dtype]] = []
+    model.over[0].register_forward_hook(
+        lambda module, args, out: seen.append((module.training, out.dtype))
+    )
     trainer = Trainer(model, options=options(precision="bf16", epochs=5))
     result = trainer.fit(Source(batches=20), valid_batches())
-    assert set(seen) == {torch.bfloat16}
+    # Measured is the model that will be saved, which predicts in float32.
+    assert set(seen) == {(True, torch.bfloat16), (False, torch.float32)}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert result.valid is not None
     assert result.valid.auc > 0.7
@@ -421,3 +441,150 @@ def test_without_resume_it_starts_anew(tmp_path: Path) -> None:
     _trainer(tmp_path, {}).fit(Source(), valid_batches())
     second = _trainer(tmp_path, {})
     assert second.fit(Source(), valid_batches()).steps == 21
+
+
+class StopsAt(Observer):
+    """Breaks off, as Ctrl-C does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def stepped(self, step: int, samples: int) -> None:
+        if step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_data_that_changed_between_epochs_are_refused(tmp_path: Path) -> None:
+    """A checkpoint between epochs has no place in the data, but is of some data."""
+    path = tmp_path / "clicks.csv"
+
+    def loader(rows: int) -> Loader:
+        path.write_text("user,click\n" + "".join(f"{i % 5},{i % 2}\n" for i in range(rows)))
+        transform = FeatureTransform({"user": SparseFeature(rows=9)}, "click")
+        source = TableSource(path)
+        return Loader(source, transform.fit(source.scan()), 8)
+
+    def trainer(stop: int) -> Trainer:
+        model = nn.Module()
+        model.ebc = EmbeddingBagCollection(
+            tables=[
+                EmbeddingBagConfig(9, 1, "user", feature_names=["user"], optimizer="sgd", lr=0.1)
+            ]
+        )
+        model.forward = lambda dense, sparse: model.ebc(sparse).values()
+        return Trainer(
+            model,
+            options=options(epochs=2),
+            checkpoints=Checkpoints(tmp_path),
+            observers=[StopsAt(stop)],
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(stop=7).fit(loader(40))
+    with pytest.raises(ValueError, match=r"clicks.csv' should be as .* was when the state was sav"):
+        trainer(stop=99).fit(loader(48), resume=True)
+    assert trainer(stop=99).fit(loader(40), resume=True).steps == 10
+
+
+def test_only_what_the_optimizer_has_is_clipped() -> None:
+    """Gradients of parameters that nobody steps do not add up, and are not in the norm."""
+    frozen, left = ClickModel(dropout=0.0), ClickModel(dropout=0.0)
+    left.load_state_dict(frozen.state_dict())
+    frozen.over[0].requires_grad_(False)
+    for model in (frozen, left):
+        mine = [p for p in model.over[2:].parameters() if p.requires_grad]
+        sgd = torch.optim.SGD(mine, lr=0.5)
+        Trainer(model, sgd, options=options(epochs=3, clip_norm=0.01)).fit(Source(batches=20))
+    assert_same(frozen.state_dict(), left.state_dict())
+
+
+def test_a_checkpoint_does_not_grow_with_log_every(tmp_path: Path) -> None:
+    for log_every in (10, 10_000_000):
+        folder = tmp_path / str(log_every)
+        settings = options(epochs=1, log_every=log_every)
+        Trainer(ClickModel(), options=settings, checkpoints=Checkpoints(folder)).fit(Source())
+        assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) < 1_000_000
+
+
+def test_one_loader_for_both_is_refused() -> None:
+    source = Source()
+    with pytest.raises(ValueError, match="`valid` should be another loader than `train`"):
+        Trainer(ClickModel(), options=options()).fit(source, source)
+
+
+def test_data_that_break_leave_the_model_in_its_mode() -> None:
+    trainer = Trainer(ClickModel(), options=options())
+
+    def broken() -> Iterator[Batch]:
+        yield make_batch(4, 1)
+        raise OSError("gone")
+
+    trainer.model.train()
+    with pytest.raises(OSError, match="gone"):
+        trainer.evaluate(broken())
+    assert trainer.model.training
+
+
+def test_stopping_at_the_end_of_an_epoch_completes_it() -> None:
+    settings = options(epochs=9, evaluate_every=7, early_stopping={"patience": 1, "min_delta": 0.9})
+    result = Trainer(ClickModel(), options=settings).fit(Source(batches=7), valid_batches())
+    assert (result.steps, result.epochs) == (14, 2)
+
+
+def test_a_batch_without_samples_is_named() -> None:
+    with pytest.raises(ValueError, match=r"batches with samples. Received none for step 2"):
+        Trainer(ClickModel(), options=options()).fit([make_batch(4, 1), make_batch(0, 1)])
+
+
+def test_outputs_that_are_no_logits_are_named() -> None:
+    class Two(ClickModel):
+        def forward(self, *args: Any) -> Tensor:
+            return super().forward(*args).reshape(-1).repeat(2)
+
+    with pytest.raises(
+        ValueError, match=r"a logit a sample, \(B,\) or .* of 4 samples. Received \(8,"
+    ):
+        Trainer(Two(), options=options()).fit([make_batch(4, 1)])
+
+
+def test_a_model_with_nothing_to_train_is_refused() -> None:
+    model = nn.Linear(2, 1).requires_grad_(False)
+    with pytest.raises(
+        ValueError, match=r"The model should have parameters to train. Received none"
+    ):
+        Trainer(model, options=options())
+
+
+def test_tables_without_a_learning_rate_are_named() -> None:
+    model = EmbeddingBagCollection(
+        tables=[EmbeddingBagConfig(9, 1, "user", feature_names=["user"], optimizer="adam")]
+    )
+    with pytest.raises(ValueError, match=r"`lr` of table 'user' should be given .* Received None"):
+        Trainer(model, options=options())
+
+
+def test_observers_of_one_class_keep_their_own_state(tmp_path: Path) -> None:
+    class Counter(Observer):
+        def __init__(self, by: int) -> None:
+            self.by, self.count = by, 0
+
+        def stepped(self, step: int, samples: int) -> None:
+            self.count += self.by
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"count": self.count}
+
+        def load_state_dict(self, state: Any) -> None:
+            self.count = state.get("count", 0)
+
+    for stop in (9, 99):
+        counters = [Counter(1), Counter(100)]
+        trainer = Trainer(
+            ClickModel(),
+            options=options(epochs=2),
+            checkpoints=Checkpoints(tmp_path),
+            observers=[*counters, StopsAt(stop)],
+        )
+        with pytest.raises(KeyboardInterrupt) if stop == 9 else nullcontext():
+            trainer.fit(Source(batches=7), resume=True)
+    assert [counter.count for counter in counters] == [14, 1400]

@@ -189,6 +189,21 @@ class Loader:
         Raises:
             ValueError: an argument differs, or a file is another one or was changed.
         """
+        self.check_state_dict(state)
+        self._epoch = state["epoch"]
+        start = Position(*state["start"])
+        self._place = _Place(state["batch"], state["window"], state["row"], start)
+        self._resume = self._place
+
+    def check_state_dict(self, state: LoaderState) -> None:
+        """Check that a state is of the same arguments and files as this loader has.
+
+        Args:
+            state: from ``state_dict``.
+
+        Raises:
+            ValueError: an argument differs, or a file is another one or was changed.
+        """
         if state["version"] != _VERSION:
             raise ValueError(
                 f"The state of a loader should be of version {_VERSION}. "
@@ -202,10 +217,6 @@ class Loader:
                     f"Received {mine}."
                 )
         self._require_same_files(state["files"])
-        self._epoch = state["epoch"]
-        start = Position(*state["start"])
-        self._place = _Place(state["batch"], state["window"], state["row"], start)
-        self._resume = self._place
 
     def _settings(self) -> dict[str, int | str | bool]:
         drop = self.source.drop

@@ -55,6 +55,11 @@ class KeyedOptimizerWrapper(KeyedOptimizer):
         self._start()
 
     @property
+    def wrapped(self) -> torch.optim.Optimizer:
+        """The optimizer inside."""
+        return self._optimizer
+
+    @property
     def state(self) -> Mapping[Any, Any]:  # type: ignore[override]
         """Parameter -> its state."""
         return self._optimizer.state

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.experiment.schema import TrainingSection
-from torchrec.optim.fused import FusedOptimizerModule
+from torchrec.optim.fused import FusedOptimizer, FusedOptimizerModule
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
@@ -46,9 +46,17 @@ def combined_optimizer(
         model: the model.
         dense: of the parameters that are not fused. None: made as ``options`` say.
         options: optimizer, learning rate and weight decay of the dense parameters.
+
+    Raises:
+        ValueError: if there is nothing to train, or a table has an optimizer without a learning rate.
     """
     params = dense_parameters(model)
     pairs = fused_optimizers(model)
+    if not params and not pairs:
+        raise ValueError(
+            "The model should have parameters to train. Received none that requires a gradient."
+        )
+    _require_rates(pairs)
     if isinstance(dense, KeyedOptimizer):
         pairs.append((DENSE, dense))
     elif dense is not None:
@@ -56,6 +64,26 @@ def combined_optimizer(
     elif params:
         pairs.append((DENSE, KeyedOptimizerWrapper(params, _rule(options))))
     return CombinedOptimizer(pairs)
+
+
+def _require_rates(pairs: list[tuple[str, KeyedOptimizer]]) -> None:
+    """Refuse tables that take their learning rate from whoever steps: here that could be several."""
+    for _, optimizer in pairs:
+        grouped = {id(param) for group in optimizer.param_groups for param in group["params"]}
+        for name, param in optimizer.params.items():
+            if id(param) not in grouped:
+                table = name.removesuffix(".weight").rpartition(".")[2]
+                raise ValueError(
+                    f"`lr` of table '{table}' should be given for a trainer, as its optimizer is. "
+                    "Received None."
+                )
+
+
+def stepping(optimizer: CombinedOptimizer) -> list[torch.optim.Optimizer]:
+    """Return those that a step is left to; the tables are updated by then, and shown by the others."""
+    rest = [each for _, each in optimizer.optimizers if not isinstance(each, FusedOptimizer)]
+    # Each layer around an optimizer costs a step some microseconds.
+    return [each.wrapped if type(each) is KeyedOptimizerWrapper else each for each in rest]
 
 
 def _rule(options: TrainingSection) -> Callable[[list[Tensor]], torch.optim.Optimizer]:

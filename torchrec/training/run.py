@@ -20,6 +20,7 @@ from torchrec.experiment.files import dump_experiment, load_experiment
 from torchrec.experiment.schema import Experiment
 from torchrec.metrics import BinaryMetrics, BinaryReport
 from torchrec.training.checkpoint import Checkpoints
+from torchrec.training.fit_state import FitResult
 from torchrec.training.hold import held
 from torchrec.training.id_counts import IdCounts
 from torchrec.training.memory import peak_rss_bytes
@@ -27,7 +28,7 @@ from torchrec.training.observers import MetricsLog, Observer, TensorBoard
 from torchrec.training.progress import progress_observer
 from torchrec.training.run_data import RunData
 from torchrec.training.table_facts import report_of
-from torchrec.training.trainer import FitResult, Trainer
+from torchrec.training.trainer import Trainer
 
 _EXPERIMENT, _RESULT, _REPORT = "experiment.yaml", "result.json", "report.json"
 

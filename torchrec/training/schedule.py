@@ -55,8 +55,6 @@ class Schedule:
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
         >>> schedule = Schedule(ScheduleSection(warmup_steps=4), optimizer.param_groups, None)
         >>> schedule.write(0)
-        0.25
-        >>> optimizer.param_groups[0]["lr"]
         0.125
     """
 
@@ -81,7 +79,7 @@ class Schedule:
         self._factor: float | None = None
 
     def write(self, step: int) -> float:
-        """Set the learning rates for a step, and return their factor.
+        """Set the learning rates for a step, and return the last of them.
 
         Args:
             step: how many steps have been taken.
@@ -91,4 +89,10 @@ class Schedule:
             for group, rate in self._groups:
                 group["lr"] = rate * factor  # type: ignore[index]
             self._factor = factor
-        return factor
+        return self._groups[-1][1] * factor if self._groups else 0.0
+
+    def end(self) -> None:
+        """Set the learning rates back to those that the course multiplied."""
+        for group, rate in self._groups:
+            group["lr"] = rate  # type: ignore[index]
+        self._factor = None

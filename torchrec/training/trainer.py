@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from time import perf_counter
 from typing import Any
@@ -20,69 +19,21 @@ from torchrec.experiment.schema import TrainingSection
 from torchrec.metrics import BinaryMetrics, BinaryReport
 from torchrec.training.checkpoint import Checkpoints
 from torchrec.training.early_stopping import EarlyStopping
+from torchrec.training.fit_state import FitResult, Progress
 from torchrec.training.observers import Observer, Plan, Record
-from torchrec.training.optimizers import DENSE, collecting, combined_optimizer
+from torchrec.training.optimizers import (
+    collecting,
+    combined_optimizer,
+    dense_parameters,
+    stepping,
+)
 from torchrec.training.phases import PhaseTimer
 from torchrec.training.random_state import random_state, set_random_state
 from torchrec.training.schedule import Schedule
+from torchrec.training.training_metrics import TrainingMetrics
+from torchrec.training.unsaved_buffers import load_unsaved_buffers, unsaved_buffers
 
 IdCounts = Callable[[], Mapping[str, int]]
-
-
-@dataclass
-class Progress:
-    """How far training has come.
-
-    Attributes:
-        step: updates made.
-        epoch: passes over the data that are done.
-        batch: batches of this pass that are done.
-        samples: training samples seen.
-        seconds: spent, with evaluations and checkpoints.
-        step_seconds: spent on steps, with reading.
-        recorded: step of the last record of training.
-        recorded_seconds: ``step_seconds`` then.
-        evaluated: step of the last evaluation.
-        saved: step of the last checkpoint.
-        over: whether there is nothing left to do.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    step_seconds: float = 0.0
-    recorded: int = 0
-    recorded_seconds: float = 0.0
-    evaluated: int | None = None
-    saved: int | None = None
-    over: bool = False
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What came of training.
-
-    Attributes:
-        steps: updates made.
-        epochs: passes over the data that were completed.
-        samples: training samples seen.
-        seconds: spent, with evaluations and checkpoints.
-        samples_per_second: of training steps, with reading.
-        train: metrics of the last pass, each sample predicted before it was learned from.
-        valid: metrics of the validation data with the weights that the model has now; None without.
-        best_step: the step whose weights the model has, if early stopping chose it.
-    """
-
-    steps: int
-    epochs: int
-    samples: int
-    seconds: float
-    samples_per_second: float
-    train: BinaryReport
-    valid: BinaryReport | None
-    best_step: int | None
 
 
 class Trainer:
@@ -141,15 +92,18 @@ class Trainer:
         self.stopping = EarlyStopping(options.early_stopping)
         self.phases = PhaseTimer()
         self._forward: Any = torch.compile(model) if options.compile else model
-        self._dense = [p for name, p in self.optimizer.params.items() if name.startswith(DENSE)]
-        self._window = BinaryMetrics()  # since the last record
-        self._epoch = BinaryMetrics()  # since the epoch began, up to the last record
-        self._losses = torch.zeros(options.log_every, device=self.device)  # of the window's steps
+        self._stepping = stepping(self.optimizer)
+        self._left_gradients = list(dense_parameters(model).values())
+        self._clipped = [
+            p for each in self._stepping for g in each.param_groups for p in g["params"]
+        ]
+        self._metrics = TrainingMetrics()
         self._ids: Counter[str] = Counter()  # counts of training that no record has told yet
         self._ids_evaluated: Mapping[str, int] = {}  # of the last evaluation
         self._best: dict[str, Tensor] | None = None  # where there are no checkpoints
         self._valid: BinaryReport | None = None
         self._length: int | None = None
+        self._learning_rate = 0.0
 
     def fit(
         self,
@@ -179,6 +133,11 @@ class Trainer:
                 f"`fit` should be called once. Received a trainer that has made {self.progress.step} "
                 "steps: make another one."
             )
+        if valid is train and hasattr(train, "load_state_dict"):
+            raise ValueError(
+                "`valid` should be another loader than `train`, which keeps its place in the data. "
+                "Received the same."
+            )
         if options.early_stopping is not None and valid is None:
             raise ValueError("`valid` should be given for early stopping. Received None.")
         torch.manual_seed(options.seed)
@@ -188,29 +147,30 @@ class Trainer:
         if resume:
             self._load(train)
         progress = self.progress
+        self._learning_rate = schedule.write(max(progress.step - 1, 0))
         began -= progress.seconds
         self._started(train)
-        watching = nullcontext() if options.compile else self.phases.watching(self.model)
         try:
-            with watching:
-                while not progress.over and progress.epoch < options.epochs:
-                    self.model.train()
-                    for group in self._groups(train):
-                        schedule.write(progress.step)
+            while not progress.over and progress.epoch < options.epochs:
+                self.model.train()
+                for group in self._groups(train):
+                    self._learning_rate = schedule.write(progress.step)
+                    with self._watching():
                         self._step(group)
-                        progress.seconds = perf_counter() - began
-                        if progress.step % options.log_every == 0:
-                            self._record_training()
-                        if _is_due(options.evaluate_every, progress.step) and valid is not None:
-                            self._evaluate_now(valid)
-                        if progress.over:
-                            break
-                        if _is_due(options.checkpoint_every, progress.step):
-                            self._save(train)
-                    self._end_epoch(train, valid)
                     progress.seconds = perf_counter() - began
+                    if progress.step % options.log_every == 0:
+                        self._record_training()
+                    if _is_due(options.evaluate_every, progress.step) and valid is not None:
+                        self._evaluate_now(valid)
+                    if progress.over:
+                        break
+                    if _is_due(options.checkpoint_every, progress.step):
+                        self._save(train)
+                self._end_epoch(train, valid)
+                progress.seconds = perf_counter() - began
             return self._result()
         finally:
+            schedule.end()
             for observer in self.observers:
                 observer.ended()
 
@@ -236,11 +196,15 @@ class Trainer:
         was_training = self.model.training
         self.model.eval()
         metrics = BinaryMetrics()
-        for batch in data:
-            batch = self._placed(batch)
-            metrics.update(self._logits(batch), batch.labels)
-        self._ids_evaluated = self.id_counts()
-        self.model.train(was_training)
+        try:
+            for batch in data:
+                batch = self._placed(batch)
+                # As it is saved and will predict: neither compiled nor in another precision.
+                logits = self.model(batch.dense_features, batch.sparse_features)
+                metrics.update(logits, batch.labels)
+            self._ids_evaluated = self.id_counts()
+        finally:
+            self.model.train(was_training)
         if not metrics.compute().samples:
             raise ValueError("`data` should have samples to evaluate on. Received none.")
         return metrics
@@ -251,7 +215,11 @@ class Trainer:
         """Make one update with the gradient of all samples of some batches."""
         began = perf_counter()
         samples = sum(batch.labels.numel() for batch in group)
-        loss = torch.zeros((), device=self.device)
+        if not samples:
+            raise ValueError(
+                f"`train` should give batches with samples. Received none for step {self.progress.step + 1}."
+            )
+        losses: list[Tensor] = []
         scored: list[tuple[Tensor, Tensor]] = []
         for number, batch in enumerate(group, 1):
             batch = self._placed(batch)
@@ -263,36 +231,45 @@ class Trainer:
                 if number == 1:
                     # Not after the step: a heap that is emptied goes back to the system, page by
                     # page, and is fetched again: some hundredths of a step.
-                    self.optimizer.zero_grad(set_to_none=True)
+                    for parameter in self._left_gradients:
+                        parameter.grad = None
                 with collecting(self.optimizer) if number < len(group) else nullcontext():
                     part.backward()
-            loss = loss + part.detach() if len(group) > 1 else part.detach()
+            losses.append(part.detach())
             scored.append((logits.detach(), batch.labels))
         with self.phases("optimizer"):
             if self.options.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self._dense, self.options.clip_norm)
-            self.optimizer.step()
+                nn.utils.clip_grad_norm_(self._clipped, self.options.clip_norm)
+            for optimizer in self._stepping:
+                optimizer.step()
         progress = self.progress
-        self._losses[progress.step % len(self._losses)] = loss
         progress.step += 1
         progress.batch += len(group)
         progress.samples += samples
         try:
-            for logits, labels in scored:
-                self._window.update(logits, labels)
+            self._metrics.update(sum(losses[1:], losses[0]), scored)
         except ValueError:
-            self._losses_since_record()  # if they are at fault, that says what to do
+            self._metrics.check(progress.step)  # if a loss is at fault, that says what to do
             raise
         progress.step_seconds += perf_counter() - began
         for observer in self.observers:
             observer.stepped(progress.step, progress.samples)
 
     def _logits(self, batch: Batch) -> Tensor:
-        """Return the logits, ``(B,)``, in float32 at least."""
+        """Return the logits of a batch to train on, ``(B,)``, in float32 at least."""
         with self._precision():
             logits: Tensor = self._forward(batch.dense_features, batch.sparse_features)
+        if logits.numel() != batch.labels.numel():
+            raise ValueError(
+                "The model should return a logit a sample, (B,) or (B, 1), for dense and sparse "
+                f"features of {batch.labels.numel()} samples. Received {tuple(logits.shape)}."
+            )
         logits = logits.reshape(-1)
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+    def _watching(self) -> AbstractContextManager[None]:
+        # Hooks would have a compiled model compiled again.
+        return nullcontext() if self.options.compile else self.phases.step(self.model)
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.options.precision == "fp32":
@@ -331,13 +308,13 @@ class Trainer:
                 f"{progress.epoch + 1}."
             )
         self._record_training()
-        if not progress.over:  # stopped within the epoch
+        if not progress.over or progress.batch == self._length:  # else stopped within the epoch
             progress.epoch, progress.batch = progress.epoch + 1, 0
             if valid is not None and progress.evaluated != progress.step:
                 self._evaluate_now(valid)
             progress.over = progress.over or progress.epoch == self.options.epochs
         if not progress.over:
-            self._epoch.reset()
+            self._metrics.new_epoch()
         self._save(train)
 
     def _record_training(self) -> None:
@@ -345,30 +322,11 @@ class Trainer:
         progress = self.progress
         if progress.step == progress.recorded:
             return
-        losses = self._losses_since_record()
-        report = self._window.compute()
-        self._epoch.merge(self._window)
-        self._window.reset()
+        report, loss = self._metrics.record(progress.step)
         seconds = progress.step_seconds - progress.recorded_seconds
         progress.recorded, progress.recorded_seconds = progress.step, progress.step_seconds
         times = self.phases.fractions(seconds)
-        loss = sum(losses) / len(losses)
         self._tell("train", report, loss, report.samples / max(seconds, 1e-9), times)
-
-    def _losses_since_record(self) -> list[float]:
-        """Return the losses of the steps since the last record; refuse one that is no number."""
-        progress = self.progress
-        first = progress.recorded % len(self._losses)
-        losses: list[float] = self._losses[
-            first : first + progress.step - progress.recorded
-        ].tolist()
-        for number, loss in enumerate(losses, progress.recorded + 1):
-            if not math.isfinite(loss):
-                raise ValueError(
-                    f"The loss should be a number. Received {loss} in step {number}: lower "
-                    "`training.learning_rate`, or set `training.clip_norm`."
-                )
-        return losses
 
     def _evaluate_now(self, valid: Iterable[Batch]) -> None:
         """Evaluate, note whether it is the best so far, and whether to stop."""
@@ -410,7 +368,7 @@ class Trainer:
             samples=progress.samples,
             seconds=progress.seconds,
             samples_per_second=progress.samples / max(progress.step_seconds, 1e-9),
-            train=self._epoch.compute(),
+            train=self._metrics.epoch(),
             valid=self._valid,
             best_step=best,
         )
@@ -422,25 +380,23 @@ class Trainer:
         progress = self.progress
         if self.checkpoints is None or progress.saved == progress.step:
             return
-        if not math.isfinite(float(self._losses[(progress.step - 1) % len(self._losses)])):
-            self._record_training()  # says which step it was; a checkpoint would be of no use
+        self._metrics.check(progress.step)  # of no use is a checkpoint behind one that is no number
         progress.saved = progress.step
         self._ids.update(self.id_counts())
-        within = progress.batch > 0 and hasattr(train, "state_dict")
         state = {
             "progress": asdict(progress),
             "stopping": self.stopping.state_dict(),
             "valid": None if self._valid is None else asdict(self._valid),
             "model": self.model.state_dict(),
-            "buffers": _unsaved_buffers(self.model),
+            "buffers": unsaved_buffers(self.model),
             "optimizer": self.optimizer.state_dict(),
-            "data": train.state_dict() if within else None,
+            "data": train.state_dict() if hasattr(train, "state_dict") else None,
             "random": random_state(),
-            "window": self._window.state_dict(),
-            "epoch": self._epoch.state_dict(),
-            "losses": self._losses,
+            "metrics": self._metrics.state_dict(),
             "ids": dict(self._ids),
-            "observers": {type(each).__name__: each.state_dict() for each in self.observers},
+            "observers": [
+                {"type": type(each).__name__, "state": each.state_dict()} for each in self.observers
+            ],
         }
         self.checkpoints.save(progress.step, state, best=self.stopping.best_step)
 
@@ -457,19 +413,23 @@ class Trainer:
         self.stopping.load_state_dict(state["stopping"])
         self._valid = None if state["valid"] is None else BinaryReport(**state["valid"])
         self.model.load_state_dict(state["model"])
-        _load_unsaved_buffers(self.model, state["buffers"])
+        load_unsaved_buffers(self.model, state["buffers"])
         self.optimizer.init_state()
         self.optimizer.load_state_dict(state["optimizer"])
-        if state["data"] is not None:
+        if state["data"] is not None and self.progress.batch:
             train.load_state_dict(state["data"])
+        elif state["data"] is not None and hasattr(train, "check_state_dict"):
+            train.check_state_dict(state["data"])  # between epochs there is no place to go to
         set_random_state(state["random"])
-        self._window.load_state_dict(state["window"])
-        self._epoch.load_state_dict(state["epoch"])
-        self._losses.copy_(state["losses"])
+        self._metrics.load_state_dict(state["metrics"], self.device)
         self.id_counts()  # what the checkpoint's counters hold is told, or among these:
-        self._ids = Counter(state.get("ids", {}))
-        for observer in self.observers:
-            observer.load_state_dict(state["observers"].get(type(observer).__name__, {}))
+        self._ids = Counter(state["ids"])
+        saved = list(state["observers"])
+        for observer in self.observers:  # there may be others now; each takes the first of its type
+            own = next((one for one in saved if one["type"] == type(observer).__name__), None)
+            observer.load_state_dict({} if own is None else own["state"])
+            if own is not None:
+                saved.remove(own)
 
     # Observers.
 
@@ -498,7 +458,6 @@ class Trainer:
         if split == "train":
             self._ids.update(self.id_counts())
             ids, self._ids = self._ids, Counter()
-        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         record = Record(
             split=split,
             step=progress.step,
@@ -507,7 +466,7 @@ class Trainer:
             seconds=progress.seconds,
             loss=loss,
             report=report,
-            learning_rate=rates[-1] if rates else 0.0,
+            learning_rate=self._learning_rate,
             samples_per_second=speed,
             time=time,
             ids=ids,
@@ -544,23 +503,3 @@ def _length_of(data: Any) -> int | None:
         return len(data)
     except TypeError:
         return None
-
-
-def _unsaved_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Return the buffers that ``state_dict`` leaves out, such as counts of ids."""
-    return {
-        f"{path}.{name}": buffer
-        for path, module in model.named_modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if name in module._non_persistent_buffers_set
-    }
-
-
-def _load_unsaved_buffers(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Restore the buffers that ``state_dict`` leaves out; some grow while training."""
-    for name, buffer in _unsaved_buffers(model).items():
-        if buffer.shape == saved[name].shape:
-            buffer.copy_(saved[name])
-        else:
-            path, _, last = name.rpartition(".")
-            setattr(model.get_submodule(path), last, saved[name].to(buffer.device))

@@ -1,0 +1,63 @@
+"""How far training has come, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torchrec.metrics import BinaryReport
+
+
+@dataclass
+class Progress:
+    """How far training has come.
+
+    Attributes:
+        step: updates made.
+        epoch: passes over the data that are done.
+        batch: batches of this pass that are done.
+        samples: training samples seen.
+        seconds: spent, with evaluations and checkpoints.
+        step_seconds: spent on steps, with reading.
+        recorded: step of the last record of training.
+        recorded_seconds: ``step_seconds`` then.
+        evaluated: step of the last evaluation.
+        saved: step of the last checkpoint.
+        over: whether there is nothing left to do.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    step_seconds: float = 0.0
+    recorded: int = 0
+    recorded_seconds: float = 0.0
+    evaluated: int | None = None
+    saved: int | None = None
+    over: bool = False
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came of training.
+
+    Attributes:
+        steps: updates made.
+        epochs: passes over the data that were completed.
+        samples: training samples seen.
+        seconds: spent, with evaluations and checkpoints.
+        samples_per_second: of training steps, with reading.
+        train: metrics of the last pass, each sample predicted before it was learned from.
+        valid: metrics of the validation data with the weights that the model has now; None without.
+        best_step: the step whose weights the model has, if early stopping chose it.
+    """
+
+    steps: int
+    epochs: int
+    samples: int
+    seconds: float
+    samples_per_second: float
+    train: BinaryReport
+    valid: BinaryReport | None
+    best_step: int | None
