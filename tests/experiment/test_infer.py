@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,12 @@ import pytest
 
 from torchrec.datasets.features import DenseFeature
 from torchrec.datasets.source import TableSource
+from torchrec.datasets.transform import FeatureTransform
+from torchrec.experiment.build import build_tables
 from torchrec.experiment.files import check_columns, load_experiment
 from torchrec.experiment.infer import Inference, infer_features, write_experiment
-from torchrec.experiment.schema import DataSection
+from torchrec.experiment.schema import DataSection, ModelSection, TrainingSection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 ROWS = 2000
 DATA = Path(os.environ.get("ROWWISE_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -155,6 +159,32 @@ class TestRoles:
         found = feature_of(tmp_path, "title", drawn(random, titles))
         assert (found["type"], "separator" in found) == ("sparse", False)
 
+    @pytest.mark.parametrize("type", [pa.duration("ms"), pa.time32("s"), pa.time64("us")], ids=str)
+    def test_durations_and_times_of_day_are_numbers(
+        self, tmp_path: Path, type: pa.DataType
+    ) -> None:
+        numbers = pa.array(np.arange(ROWS, dtype=np.int64))
+        values = numbers.cast(pa.int32()) if type == pa.time32("s") else numbers
+        inference = infer(tmp_path, {"time_spent": values.cast(type)})
+        assert inference.features["time_spent"].type == "dense"
+        assert inference.time_column is None
+        assert inference.notes["time_spent"].endswith("In seconds.")
+
+    def test_half_precision(self, tmp_path: Path, random: np.random.Generator) -> None:
+        values = random.normal(size=ROWS).astype(np.float16)
+        assert feature_of(tmp_path, "x", values) == {"type": "dense"}
+
+    def test_tables_are_not_named_as_attributes_of_modules(self, tmp_path: Path) -> None:
+        columns = {name: np.arange(ROWS) % 5 for name in ("train", "t_train", "type", "user")}
+        features = infer(tmp_path, columns).features
+        tables = {name: getattr(feature, "table", None) for name, feature in features.items()}
+        assert tables == {"train": "t_train_", "t_train": None, "type": "t_type", "user": None}
+        EmbeddingBagCollection(
+            tables=build_tables(
+                ModelSection(), TrainingSection(), FeatureTransform(features, "click").tables
+            )
+        )
+
 
 class TestLeftOut:
     def test_constant(self, tmp_path: Path) -> None:
@@ -198,6 +228,41 @@ class TestLeftOut:
         ):
             infer(tmp_path, {"x": [1] * ROWS})
 
+    @pytest.mark.parametrize("dictionary", [False, True], ids=["plain", "dictionary"])
+    @pytest.mark.parametrize(
+        ("write", "reason"),
+        [
+            (lambda i: f"{i / 100:.2f}".replace(".", ","), "numbers with a decimal comma"),
+            (lambda i: f"{i:,.2f}".translate({44: 46, 46: 44}), "numbers with a decimal comma"),
+            (lambda i: f"{i * 7:,}", "numbers with commas between thousands"),
+            (lambda i: f"{i * 7:,.2f}", "numbers with commas between thousands"),
+            (lambda i: f"{i % 28 + 1:02d}.{i % 12 + 1:02d}.2026 {i % 24:02d}:00", "dates"),
+            (lambda i: f"{i % 12 + 1}/{i % 28 + 1}/2026", "dates"),
+        ],
+        ids=["decimal", "german", "thousands", "english", "moments", "days"],
+    )
+    def test_numbers_and_dates_as_people_write_them(
+        self, tmp_path: Path, write: Callable[[int], str], reason: str, dictionary: bool
+    ) -> None:
+        values = pa.array([None if i % 11 == 0 else write(i % 900) for i in range(ROWS)])
+        found = reason_of(tmp_path, "x", values.dictionary_encode() if dictionary else values)
+        assert found.startswith(reason)
+        assert ": convert them, e.g. with pandas." in found
+
+    @pytest.mark.parametrize(
+        "write",
+        [
+            lambda i: f"{i % 40},{i % 17}",
+            lambda i: ",".join(str(100 + i % 60 + k) for k in range(i % 4 + 1)),
+            lambda i: f"{i % 9}.{i % 7}.{i % 30}",
+        ],
+        ids=["pairs", "ids", "versions"],
+    )
+    def test_lists_and_versions_are_no_numbers(
+        self, tmp_path: Path, write: Callable[[int], str]
+    ) -> None:
+        feature_of(tmp_path, "x", [write(i) for i in range(ROWS)])
+
 
 class TestTime:
     @pytest.mark.parametrize(
@@ -208,14 +273,20 @@ class TestTime:
             np.arange(ROWS) % 28 + 20_240_101,
             [datetime.datetime(2024, 1, 1) + datetime.timedelta(hours=i) for i in range(ROWS)],
             [datetime.date(2024, 1, 1) + datetime.timedelta(days=i % 90) for i in range(ROWS)],
-            [f"2024-01-01 {i % 24:02d}:00:00" for i in range(ROWS)],
         ],
-        ids=["seconds", "milliseconds", "yyyymmdd", "timestamp", "date", "text"],
+        ids=["seconds", "milliseconds", "yyyymmdd", "timestamp", "date"],
     )
     def test_times(self, tmp_path: Path, values: object) -> None:
         inference = infer(tmp_path, {"user": np.arange(ROWS) % 5, "created_at": values})
         assert inference.time_column == "created_at"
         assert list(inference.features) == ["user"]
+
+    def test_text_of_time_is_nothing_to_split_by(self, tmp_path: Path) -> None:
+        times = [f"2024-01-01 {i % 24:02d}:00:00" for i in range(ROWS)]
+        inference = infer(tmp_path, {"user": np.arange(ROWS) % 5, "created_at": times})
+        assert list(inference.features) == ["user"]
+        assert inference.time_column is None
+        assert "to split by it, store it as timestamps" in inference.notes["created_at"]
 
     def test_numbers_like_times_under_another_name(self, tmp_path: Path) -> None:
         inference = infer(tmp_path, {"price": np.arange(ROWS) % 1500 * 1000 + 956_703_932})
@@ -248,6 +319,14 @@ class TestLeaks:
         score = random.normal(size=ROWS)
         click = (score + 0.1 * random.normal(size=ROWS) > 0).astype(int)
         assert "score" in infer(tmp_path, {"score": score, "click": click}).features
+
+    @pytest.mark.parametrize(("rows", "users", "leaks"), [(20, 20, False), (100, 20, True)])
+    def test_values_that_come_once_are_no_proof(
+        self, tmp_path: Path, rows: int, users: int, leaks: bool
+    ) -> None:
+        user = np.arange(rows) % users
+        columns = {"x": np.arange(rows) % 3, "user": user.astype(str), "click": user % 2}
+        assert ("user" not in infer(tmp_path, columns).features) == leaks
 
     def test_a_rare_label_is_no_proof(self, tmp_path: Path) -> None:
         click = [1 if i == 5 else 0 for i in range(ROWS)]

@@ -24,6 +24,8 @@ from torchrec.experiment._roles import (
     looks_like_number,
     looks_ordered,
     made_from_label,
+    misread,
+    text_of,
 )
 from torchrec.experiment._sizes import proposed_ids
 from torchrec.experiment._statistics import EXACT, ColumnStatistics, finite_numbers
@@ -31,6 +33,7 @@ from torchrec.experiment._statistics import EXACT, ColumnStatistics, finite_numb
 _FEW = 100  # integers of no more distinct values are categories, whatever their name
 _ENOUGH = 100  # with fewer rows, a value of its own in every row says nothing
 _UNSURE = "A quantity by its values; if it is an id, say `type: sparse`"
+_TEXT = "text"
 _ORDERED = "In order of time by its name, latest last"
 
 
@@ -78,11 +81,11 @@ def decide(one: ColumnStatistics, sample: pa.Table, label: str, labels: Array) -
     values = sample[one.name]
     unit = _unit_of_time(one, values)
     if unit:
-        reason = (
-            f"a time ({unit}), for splitting by; as a feature, later rows lie outside what was seen"
-        )
-        return Column(one.name, _seen(one), reason=reason, is_time=True)
-    unusable = _unusable(one)
+        purpose = "to split by it, store it as timestamps" if unit == _TEXT else "for splitting by"
+        reason = f"a time ({unit}), {purpose}; as a feature, later rows lie outside what was seen"
+        return Column(one.name, _seen(one), reason=reason, is_time=unit != _TEXT)
+    strings = text_of(values)
+    unusable = (None if strings is None else misread(one.name, strings)) or _unusable(one)
     if unusable:
         return Column(one.name, _seen(one), reason=unusable)
     if made_from_label(one.name, label):
@@ -101,14 +104,14 @@ def left_out(one: ColumnStatistics, reason: str) -> Column:
 
 
 def _unit_of_time(one: ColumnStatistics, values: pa.ChunkedArray) -> str | None:
-    """Return how a column writes times, None if it does not."""
-    if one.is_list or not one.values:
+    """Return how a column writes moments, None if it does not: durations and times of day are none."""
+    if one.is_list or not one.values or pt.is_duration(one.type) or pt.is_time(one.type):
         return None
     if one.kind == "times":
         return str(one.type)
     if one.kind in ("integers", "numbers"):
         return epoch_unit(one.name, one.minimum, one.maximum)
-    return "text" if one.kind == "strings" and is_text_of_time(values) else None
+    return _TEXT if one.kind == "strings" and is_text_of_time(values) else None
 
 
 def _unusable(one: ColumnStatistics) -> str | None:
@@ -136,6 +139,8 @@ def _unusable(one: ColumnStatistics) -> str | None:
 
 def _feature(one: ColumnStatistics, values: pa.ChunkedArray) -> tuple[AnyFeature, str]:
     """Return the proposed feature of a column that can be one, and what should be known of it."""
+    if one.kind == "times":
+        return _dense(one, values), "In seconds"
     if one.kind == "numbers" and not (one.whole and one.nulls and looks_like_id(one.name)):
         return _dense(one, values), ""
     if one.kind == "integers" and not one.is_list and _is_quantity(one):

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
+from torch import nn
 
 from torchrec.datasets.transform.columns import Array
 
@@ -103,6 +104,7 @@ _ORDERED = frozenset(
     ]
 )
 _SEPARATORS = ("|", ", ", ",", ";", " ")
+_MODULES = nn.ModuleDict()
 _EARLIEST = datetime(1990, 1, 1, tzinfo=timezone.utc).timestamp()
 _LATEST = datetime(2050, 1, 1, tzinfo=timezone.utc).timestamp()
 
@@ -115,6 +117,16 @@ def words_of(name: str) -> frozenset[str]:
         ['clicked', 'ids', 'item', 'last']
     """
     return frozenset(word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+s?(?![a-z])", name))
+
+
+def table_name(feature: str) -> str:
+    """Return a name for the table of a feature: its own, unless an `nn.ModuleDict` does not take that.
+
+    Example:
+        >>> table_name("train"), table_name("user")
+        ('t_train', 'user')
+    """
+    return f"t_{feature}" if hasattr(_MODULES, feature) else feature
 
 
 def looks_ordered(name: str) -> bool:
@@ -170,6 +182,64 @@ def is_text_of_time(strings: pa.ChunkedArray) -> bool:
     return True
 
 
+# Numbers and dates that readers take for text: how they look, and what to do with the column.
+_THOUSANDS = r"^\s*[-+]?[0-9]{1,3}(,[0-9]{3})*(\.[0-9]+)?\s*$"
+_DECIMAL_COMMA = r"^\s*[-+]?([0-9]+|[0-9]{1,3}(\.[0-9]{3})+),[0-9]+\s*$"
+_DAY = r"([0-9]{1,2}[./-][0-9]{1,2}[./-][0-9]{4}|[0-9]{4}[./][0-9]{1,2}[./][0-9]{1,2}|[0-9]{2}[./][0-9]{2}[./][0-9]{2})"
+_DATE = rf"^\s*{_DAY}([ T]+[0-9]{{1,2}}:[0-9]{{2}}(:[0-9]{{2}})?( ?[AaPp][Mm])?)?\s*$"
+
+
+def misread(name: str, strings: pa.ChunkedArray) -> str | None:
+    """Return what to do with strings that are numbers or dates as people write them; None if they are none.
+
+    Nine in ten of them should be. What may as well be lists of ids, as "3,17", needs a sign of numbers: a
+    part that no id has (",05", "1,234" beside "12"), or the name.
+
+    Example:
+        >>> misread("amount", pa.chunked_array([["1.196,17", "0,05"]]))
+        'numbers with a decimal comma: convert them, e.g. with pandas.read_csv(..., decimal=",")'
+        >>> misread("history", pa.chunked_array([["3,17", "5"]])) is None
+        True
+    """
+    strings = pc.unique(strings.slice(0, 10_000).drop_null())
+    if _share(strings, _DATE) >= 0.9:
+        return (
+            "dates that are not written as in ISO 8601: convert them, e.g. with pandas.to_datetime"
+        )
+    if _share(strings, ",") < 0.1:
+        return None
+    short, numeric = r"^\s*[-+]?[0-9]{1,2}(,[0-9]{3})+(\.|\s*$)", looks_like_number(name)
+    if _share(strings, _THOUSANDS) >= 0.9 and (
+        numeric or _share(strings, short) > 0.05 or _share(strings, r",[0-9]{3}\.[0-9]") > 0.05
+    ):
+        return (
+            "numbers with commas between thousands: convert them, e.g. with "
+            'pandas.read_csv(..., thousands=",")'
+        )
+    if _share(strings, _DECIMAL_COMMA) >= 0.9 and (
+        numeric or _share(strings, r",0[0-9]|\.[0-9]{3},") > 0.01
+    ):
+        return (
+            "numbers with a decimal comma: convert them, e.g. with "
+            'pandas.read_csv(..., decimal=",")'
+        )
+    return None
+
+
+def _share(strings: pa.Array, pattern: str) -> float:
+    """Return the share of strings in which a pattern is found."""
+    found = pc.sum(pc.match_substring_regex(strings, pattern)).as_py()
+    return (found or 0) / max(1, len(strings))
+
+
+def text_of(values: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Return a column of text as strings, however it is stored; None if it is none."""
+    if pt.is_dictionary(values.type):  # as readers of Parquet give them
+        values = values.cast(values.type.value_type)
+    is_text = pt.is_string(values.type) or pt.is_large_string(values.type)
+    return values if is_text else None
+
+
 def separator_of(strings: pa.ChunkedArray) -> str | None:
     """Return what separates the parts of strings that are lists, None if they are none.
 
@@ -207,11 +277,13 @@ def gives_away(values: pa.ChunkedArray, label: Array) -> bool:
 
     Args:
         values: numbers, or anything with few distinct values.
-        label: 0 and 1, NaN for unknown; of as many rows. With less than ten rows of either, nothing
-            is said.
+        label: 0 and 1, NaN for unknown; of as many rows. With less than ten rows of either, or less
+            than five to a value, nothing is said.
     """
     if pt.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
+    if pt.is_float16(values.type):  # has no kernels
+        values = values.cast(pa.float32())
     known = np.isfinite(label) & ~values.is_null().to_numpy()
     if min((known & (label == 0)).sum(), (known & (label == 1)).sum()) < 10:
         return False
@@ -224,4 +296,5 @@ def gives_away(values: pa.ChunkedArray, label: Array) -> bool:
     if pt.is_nested(values.type):
         return False
     groups = table.group_by("value").aggregate([("label", "min"), ("label", "max")])
-    return groups.num_rows <= 20 and bool(groups["label_min"].equals(groups["label_max"]))
+    few = groups.num_rows <= min(20, table.num_rows / 5)
+    return few and bool(groups["label_min"].equals(groups["label_max"]))

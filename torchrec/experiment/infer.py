@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
-import pyarrow.types as pt
 
 from torchrec.datasets.expression import parse_expression
 from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
@@ -23,7 +22,13 @@ from torchrec.experiment._decide import Column, decide, left_out
 from torchrec.experiment._keys import did_you_mean
 from torchrec.experiment._messages import listed
 from torchrec.experiment._propose import propose_experiment, write_experiment
-from torchrec.experiment._roles import is_text_of_time, separator_of
+from torchrec.experiment._roles import (
+    is_text_of_time,
+    misread,
+    separator_of,
+    table_name,
+    text_of,
+)
 from torchrec.experiment._sizes import proposed_dim
 from torchrec.experiment._statistics import ColumnStatistics
 
@@ -58,6 +63,7 @@ class Inference:
     def features(self) -> dict[str, AnyFeature]:
         """The proposed features, by name: that of the column, without dots."""
         given = {column.name for column in self.columns}
+        tables: set[str] = set()
         found: dict[str, AnyFeature] = {}
         for column in self.columns:
             if column.feature is None:
@@ -68,6 +74,12 @@ class Inference:
                 while name in given or name in found:
                     name += "_"
                 feature = feature.model_copy(update={"column": column.name})
+            if not isinstance(feature, DenseFeature) and table_name(name) != name:
+                table = table_name(name)
+                while table in given or table in tables:
+                    table += "_"
+                tables.add(table)
+                feature = feature.model_copy(update={"table": table})
             found[name] = feature
         return found
 
@@ -255,17 +267,19 @@ def _sample(tables: Iterator[pa.Table]) -> tuple[pa.Table, Iterator[pa.Table]]:
 def _count(
     schema: pa.Schema, sample: pa.Table, tables: Iterator[pa.Table]
 ) -> list[ColumnStatistics]:
-    counted = [ColumnStatistics(one.name, one.type, _separator(sample[one.name])) for one in schema]
+    counted = [
+        ColumnStatistics(one.name, one.type, _separator(one.name, sample[one.name]))
+        for one in schema
+    ]
     for table in tables:
         for statistics in counted:
             statistics.add(table)
     return counted
 
 
-def _separator(strings: pa.ChunkedArray) -> str | None:
+def _separator(name: str, values: pa.ChunkedArray) -> str | None:
     """Return what separates the parts of a column of strings, None if they are no lists."""
-    if pt.is_dictionary(strings.type):  # as readers of Parquet give them
-        strings = strings.cast(strings.type.value_type)
-    if not (pt.is_string(strings.type) or pt.is_large_string(strings.type)):
+    strings = text_of(values)
+    if strings is None or is_text_of_time(strings) or misread(name, strings):
         return None
-    return None if is_text_of_time(strings) else separator_of(strings)
+    return separator_of(strings)
