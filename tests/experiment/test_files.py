@@ -159,6 +159,16 @@ def test_no_yaml(file: Path, text: str, message: str) -> None:
             "with ids hash.",
         ),
         (
+            MINIMAL + "features: {train: {type: sparse}}",
+            ": `features.train.table` should be another name than 'train', which PyTorch's "
+            "nn.ModuleDict needs for itself: give it one, as `table: t_train`.",
+        ),
+        (
+            MINIMAL + "features: {type: {type: dense, buckets: 4}}",
+            ": `features.type` should be another name than 'type', which PyTorch's nn.ModuleDict "
+            "needs for itself: give it one, with `column: type`.",
+        ),
+        (
             MINIMAL + "features: {}",
             ": `features` should name at least one feature, or be left out to be inferred. "
             "Received none.",
@@ -316,6 +326,82 @@ def test_overrides(file: Path) -> None:
 )
 def test_mistaken_overrides(file: Path, override: str, message: str) -> None:
     assert failure(file, MINIMAL, override) == message
+
+
+FEATURES = (
+    MINIMAL + "features: {hour: {type: dense, log: true, fill: 3}, price: {type: dense},"
+    " user: {type: sparse, ids: vocabulary, min_count: 2}}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "features.prise.log=true",
+            "`features.prise` is not a feature of experiment.yaml; did you mean `price`? Its features: "
+            "hour, price, user. A new one needs `features.prise.type`.",
+        ),
+        (
+            "features.huor=null",
+            "`features.huor` is not a feature of experiment.yaml; did you mean `hour`? Its features: "
+            "hour, price, user.",
+        ),
+        (
+            "features.user.ids=managed",
+            "`features.user`: `min_count` should be left out unless `ids` is vocabulary. Received 2 "
+            "with ids managed. Leave it out with features.user.min_count=null.",
+        ),
+        ("features.hour.type=sparse", "Leave it out with features.hour.log=null."),
+        ("features.hour.lgo=null", "is not a key of `features.hour`; did you mean `log`?"),
+        ("training.epoch=null", "`training.epoch` is not a key of `training`; did you"),
+        ("data.label=null", "`data.label` should be given"),
+    ],
+)
+def test_mistaken_overrides_of_features(file: Path, override: str, message: str) -> None:
+    found = failure(file, FEATURES, override)
+    assert found.startswith(f"override {override!r}: ")
+    assert message in found
+
+
+def test_overrides_of_inferred_features(file: Path) -> None:
+    message = (
+        "`features.hour` is not a feature of experiment.yaml, which leaves them to be inferred"
+    )
+    for override in ("features.hour=null", "features.hour.log=true"):
+        assert message in failure(file, MINIMAL, override)
+
+
+def test_null_stands_for_the_default_or_removes_a_feature(file: Path) -> None:
+    experiment = load(
+        file,
+        FEATURES
+        + "training: {epochs: 7, early_stopping: {patience: 1}, schedule: {decay: linear}}",
+        "features.hour=null",
+        "features.user.ids=managed",
+        "features.user.min_count=null",
+        "training.epochs=null",
+        "training.early_stopping=null",
+        "training.schedule=null",
+        "output=null",
+        "features.seen={type: sequence, max_length: null}",
+        "features.seen.rows=null",
+    )
+    features = experiment.features or {}
+    assert list(features) == ["price", "user", "seen"]
+    assert getattr(features["user"], "ids", None) == "managed"
+    assert getattr(features["seen"], "max_length", 0) is None
+    training = experiment.training
+    assert (training.epochs, training.early_stopping) == (1, None)
+    assert (training.schedule.decay, experiment.output) == ("constant", "runs/experiment")
+    turned = load(file, FEATURES, "features.hour=null", "features.hour.type=sparse").features or {}
+    assert turned["hour"].type == "sparse"
+
+
+def test_an_override_changes_one_of_the_sections_that_share_an_alias(file: Path) -> None:
+    text = "features: {item: &d {type: sparse, rows: 100}, user: *d}"
+    features = load(file, MINIMAL + text, "features.item.rows=7").features or {}
+    assert [getattr(feature, "rows", 0) for feature in features.values()] == [7, 100]
 
 
 def test_an_override_repairs_the_file(file: Path) -> None:

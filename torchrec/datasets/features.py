@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic_core import PydanticCustomError
 
 from torchrec.types import IdPolicy
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 IdSource = Literal["plain", "hash", "vocabulary", "managed"]
 TextType = Literal["integer", "number", "string"]
 
+MISPLACED = "misplaced_option"
+"""The type of the validator's error about an option of another kind of ids."""
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -84,9 +87,16 @@ class IdFeature(BaseModel):
         for name, (source, default) in _ONLY_FOR.items():
             value = getattr(self, name)
             if self.ids != source and value != default:
-                raise ValueError(
-                    f"`{name}` should be left out unless `ids` is {source}. Received "
-                    f"{getattr(value, 'value', value)} with ids {self.ids}."
+                raise PydanticCustomError(
+                    MISPLACED,
+                    "`{option}` should be left out unless `ids` is {source}. Received {value} with "
+                    "ids {ids}.",
+                    {
+                        "option": name,
+                        "source": source,
+                        "value": getattr(value, "value", value),
+                        "ids": self.ids,
+                    },
                 )
         return self
 

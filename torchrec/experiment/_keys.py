@@ -84,6 +84,12 @@ def choices(node: Node) -> list[str]:
     return found
 
 
+def takes_null(node: Node) -> bool:
+    """Return whether null is a value, as in "none: no limit"."""
+    members = node.get("anyOf")
+    return isinstance(members, list) and any(one.get("type") == "null" for one in members)
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return "; did you mean `x`?" for the nearest of ``names``, "" if none is near.
 

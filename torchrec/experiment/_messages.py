@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from torchrec.datasets.features import MISPLACED
 from torchrec.experiment._keys import choices, did_you_mean, expected, keys_of, members_of, node_at
 
 if TYPE_CHECKING:
@@ -15,36 +16,53 @@ if TYPE_CHECKING:
 _ORDER = {"extra_forbidden": 0, "missing": 1, "union_tag_not_found": 1}
 
 
-def first_message(errors: list[ErrorDetails]) -> tuple[str, str]:
-    """Return the line for the first of several errors, and the key that it is about."""
-    return _message(min(errors, key=lambda error: _ORDER.get(error["type"], 2)))
+class Mistake(NamedTuple):
+    """What is wrong with a file.
+
+    Attributes:
+        message: one line.
+        key: what it is about.
+        is_misplaced: whether the key is one of another kind of section.
+    """
+
+    message: str
+    key: str
+    is_misplaced: bool = False
 
 
-def _message(error: ErrorDetails) -> tuple[str, str]:
-    """Return the line for an error of the validator, and the key that it is about."""
+def first_mistake(errors: list[ErrorDetails]) -> Mistake:
+    """Return the first of several errors of the validator."""
+    return _mistake(min(errors, key=lambda error: _ORDER.get(error["type"], 2)))
+
+
+def _mistake(error: ErrorDetails) -> Mistake:
     node, key = node_at(error["loc"])
     parent, parent_key = node_at(error["loc"][:-1])
     value = error["input"]
+    if error["type"] == MISPLACED:
+        return Mistake(f"`{key}`: {error['msg']}", f"{key}.{error['ctx']['option']}", True)
     if error["type"] == "value_error":
         reason = str(error["ctx"]["error"])
-        return (reason if not key or key in reason else f"`{key}`: {reason}"), key
+        return Mistake(reason if not key or key in reason else f"`{key}`: {reason}", key)
     if error["type"] == "extra_forbidden" and parent is not None:
         names = list(keys_of(parent))
         of = f"of `{parent_key}`" if parent_key else "of the file"
         near = did_you_mean(str(error["loc"][-1]), names) or "."
-        return f"`{key}` is not a key {of}{near} Its keys: {', '.join(names)}.", key
+        message = f"`{key}` is not a key {of}{near} Its keys: {', '.join(names)}."
+        return Mistake(message, key, True)
     assert node is not None
     if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
         key, node = f"{key}.type", {"enum": list(members_of(node))}
         if error["type"] == "union_tag_not_found":
-            return f"`{key}` should be given: {expected(node)}.", key
+            return Mistake(f"`{key}` should be given: {expected(node)}.", key)
         value = value["type"]
+    described = node.get("description", expected(node))
     if error["type"] == "missing":
-        return f"`{key}` should be given: {node.get('description', expected(node))}.", key
+        return Mistake(f"`{key}` should be given: {described}.", key)
     if error["type"] in ("too_short", "string_too_short"):
-        return f"`{key}` should not be empty: {node.get('description', expected(node))}.", key
+        return Mistake(f"`{key}` should not be empty: {described}.", key)
     near = did_you_mean(str(value), choices(node)) or "."
-    return f"`{key}` should be {expected(node)}. Received {shown(value)}{near}", key
+    return Mistake(f"`{key}` should be {expected(node)}. Received {shown(value)}{near}", key)
 
 
 def shown(value: object) -> str:

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from torchrec.datasets.features import MultiHotFeature, SequenceFeature
 from torchrec.experiment._keys import did_you_mean
-from torchrec.experiment._messages import first_message, listed, shown
+from torchrec.experiment._messages import first_mistake, listed
+from torchrec.experiment._overrides import apply_overrides
 from torchrec.experiment._yaml import parse_yaml, write_yaml
 from torchrec.experiment.schema import Experiment
 
@@ -35,7 +36,8 @@ def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = ())
     Args:
         path: a YAML file.
         overrides: further values, as in ``"training.batch_size=2048"``; the value is YAML too, so
-            lists and whole sections are possible. They replace what the file says.
+            lists and whole sections are possible. They replace what the file says. null stands for
+            the default, where it has no meaning of its own, and removes a feature.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -59,11 +61,8 @@ def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = ())
     values = _sections(parse_experiment_yaml(_read(path), path.name), path.name)
     values.setdefault("output", f"runs/{path.stem}")
     _make_absolute(values, path.parent)
-    changed: dict[str, str] = {}
-    for override in overrides:
-        key, value = _parse_override(override)
-        _put(values, key, value, override)
-        changed[key] = override
+    changed = apply_overrides(values, overrides, path.name)
+    values.setdefault("output", f"runs/{path.stem}")  # `output=null`
     _make_absolute(values, Path.cwd())
     return check_experiment(values, path.name, changed)
 
@@ -116,16 +115,17 @@ def check_experiment(
         # enumeration.
         return Experiment.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        message, at = first_message(error.errors(include_url=False))
-    source = next(
-        (
-            f"override {text!r}"
-            for key, text in (overrides or {}).items()
-            if f"{at}.".startswith(f"{key}.") or key.startswith(f"{at}.")
-        ),
-        name,
-    )
-    raise ValueError(f"{source}: {message}")
+        mistake = first_mistake(error.errors(include_url=False))
+    source, remedy = name, ""
+    for key, text in (overrides or {}).items():
+        if f"{mistake.key}.".startswith(f"{key}.") or key.startswith(f"{mistake.key}."):
+            source, remedy = f"override {text!r}", ""
+            break
+        # What another kind of feature has no use for stands in the file: nobody drops it silently.
+        section = mistake.key.rpartition(".")[0]
+        if mistake.is_misplaced and key in (f"{section}.type", f"{section}.ids"):
+            source, remedy = f"override {text!r}", f" Leave it out with {mistake.key}=null."
+    raise ValueError(f"{source}: {mistake.message}{remedy}")
 
 
 def check_columns(experiment: Experiment, schema: pa.Schema) -> None:
@@ -223,6 +223,7 @@ def _make_absolute(values: dict[str, object], folder: Path) -> None:
     data = values.get("data")
     if not isinstance(data, dict):
         return
+    values["data"] = data = dict(data)
     for name in _PATHS:
         given = data.get(name)
         paths = [given] if isinstance(given, str) else given
@@ -230,34 +231,3 @@ def _make_absolute(values: dict[str, object], folder: Path) -> None:
             data[name] = [
                 os.path.abspath(os.path.join(folder, os.path.expanduser(path))) for path in paths
             ]
-
-
-def _parse_override(override: str) -> tuple[str, object]:
-    key, equals, text = override.partition("=")
-    key = key.strip()
-    if not equals or not key or "" in key.split("."):
-        raise ValueError(
-            f"An override should be section.key=value, as training.epochs=3. Received {override!r}."
-        )
-    if text.lstrip()[:1] in tuple("*&!%@`"):  # a pattern or a name, no YAML
-        return key, text.strip()
-    try:
-        return key, parse_yaml(text)
-    except ValueError as error:
-        raise ValueError(f"override {override!r}: the value is not YAML: {error}.") from None
-
-
-def _put(values: dict[str, object], key: str, value: object, override: str) -> None:
-    *parents, last = key.split(".")
-    at = values
-    for depth, step in enumerate(parents):
-        inner = at.setdefault(step, {})
-        if inner is None:
-            inner = at[step] = {}
-        if not isinstance(inner, dict):
-            name = ".".join(parents[: depth + 1])
-            raise ValueError(
-                f"override {override!r}: `{name}` should be a section. Received {shown(inner)}."
-            )
-        at = inner
-    at[last] = value

@@ -19,8 +19,9 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
+from torch import nn
 
-from torchrec.datasets.features import AnyFeature, TextType
+from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
 
 ModelName = Literal["dlrm", "dlrm_dcn", "deepfm"]
 
@@ -208,6 +209,24 @@ class TrainingSection(Section):
     threads: Threads | None = Field(default=None, description="of PyTorch; none: as it chooses")
 
 
+def _check_table_name(name: str, feature: AnyFeature) -> None:
+    """Refuse a table that a collection of modules cannot hold by its name, as `train` or `type`."""
+    if isinstance(feature, DenseFeature):
+        table, remedy = (
+            name if feature.buckets else None,
+            f"with `column: {feature.column or name}`",
+        )
+        key = f"features.{name}"
+    else:
+        table, remedy = feature.table or name, f"as `table: t_{feature.table or name}`"
+        key = f"features.{name}.table"
+    if table is not None and hasattr(nn.ModuleDict(), table):
+        raise ValueError(
+            f"`{key}` should be another name than '{table}', which PyTorch's nn.ModuleDict needs for "
+            f"itself: give it one, {remedy}."
+        )
+
+
 class Experiment(Section):
     """One experiment: data, features, model, training, output."""
 
@@ -242,4 +261,5 @@ class Experiment(Section):
                         f"other names. Received '{part}': give it another name, with "
                         f"`column: {feature.column or name}`."
                     )
+            _check_table_name(name, feature)
         return self

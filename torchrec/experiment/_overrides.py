@@ -1,0 +1,121 @@
+"""Values behind the file, as in ``training.epochs=3``: they replace those that it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torchrec.experiment._keys import did_you_mean, node_at, takes_null
+from torchrec.experiment._messages import listed, shown
+from torchrec.experiment._yaml import parse_yaml
+
+
+def apply_overrides(
+    values: dict[str, object], overrides: Sequence[str], name: str
+) -> dict[str, str]:
+    """Write overrides into the values of a file.
+
+    null is what a key has when it is left out, unless null means something to it; a feature, which
+    nothing stands for then, is removed.
+
+    Args:
+        values: as read from the file. Sections are copied before they are written to, because two
+            of them are one object where the file has an alias.
+        overrides: as in ``"training.epochs=3"``.
+        name: of the file, for messages.
+
+    Returns:
+        The overrides by their keys.
+
+    Raises:
+        ValueError: one is none, or changes a feature that there is not.
+    """
+    changed: dict[str, str] = {}
+    nulls: dict[str, bool] = {}  # and whether the file has the key
+    known = _names(values.get("features"))
+    for override in overrides:
+        key, value = _parse(override)
+        was_there = _put(values, key, value, override)
+        changed[key] = override
+        if key == "features":
+            known = _names(value)
+        if value is None:
+            nulls[key] = was_there or nulls.get(key, False)
+    for key, override in changed.items():
+        section, *steps = key.split(".")
+        if section == "features" and steps and steps[0] not in known:
+            _check_new_feature(values, steps[0], known, override, name)
+    for key, was_there in nulls.items():
+        _take_default(values, key, was_there)
+    return changed
+
+
+def _parse(override: str) -> tuple[str, object]:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key or "" in key.split("."):
+        raise ValueError(
+            f"An override should be section.key=value, as training.epochs=3. Received {override!r}."
+        )
+    if text.lstrip()[:1] in tuple("*&!%@`"):  # a pattern or a name, no YAML
+        return key, text.strip()
+    try:
+        return key, parse_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"override {override!r}: the value is not YAML: {error}.") from None
+
+
+def _put(values: dict[str, object], key: str, value: object, override: str) -> bool:
+    """Write a value, and return whether there was one."""
+    *parents, last = key.split(".")
+    at = values
+    for depth, step in enumerate(parents):
+        inner = at.get(step)
+        if inner is not None and not isinstance(inner, dict):
+            name = ".".join(parents[: depth + 1])
+            raise ValueError(
+                f"override {override!r}: `{name}` should be a section. Received {shown(inner)}."
+            )
+        at[step] = inner = dict(inner or {})
+        at = inner
+    was_there = last in at
+    at[last] = value
+    return was_there
+
+
+def _names(features: object) -> list[str]:
+    return list(features) if isinstance(features, dict) else []
+
+
+def _check_new_feature(
+    values: dict[str, object], feature: str, known: list[str], override: str, name: str
+) -> None:
+    """Refuse a feature that the file does not have and overrides do not declare: a misspelled one."""
+    features = values["features"]
+    value = features.get(feature) if isinstance(features, dict) else features
+    if value is not None and (not isinstance(value, dict) or "type" in value):
+        return
+    message = f"override {override!r}: `features.{feature}` is not a feature of {name}"
+    if not known:
+        raise ValueError(
+            f"{message}, which leaves them to be inferred: `torchrec init` writes them to a file."
+        )
+    near = did_you_mean(feature, known) or "."
+    new = "" if value is None else f" A new one needs `features.{feature}.type`."
+    raise ValueError(f"{message}{near} Its features: {listed(known)}.{new}")
+
+
+def _take_default(values: dict[str, object], key: str, was_there: bool) -> None:
+    """Leave out a key that is null, unless null means something to it or nobody knows it."""
+    *parents, last = key.split(".")
+    at: object = values
+    path: list[str | int] = []
+    for depth, step in enumerate(parents):
+        at = at.get(step) if isinstance(at, dict) else None
+        path.append(step)
+        if depth == 1 and parents[0] == "features" and isinstance(at, dict):
+            path.append(str(at.get("type")))
+    if not isinstance(at, dict) or at.get(last, at) is not None:
+        return
+    node, _ = node_at([*path, last])
+    if was_there if node is None else not takes_null(node):
+        del at[last]
