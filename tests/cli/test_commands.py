@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from torchrec.cli.application import application
 
 FROZEN = {
     "init": (
-        "data --drop --exclude --label --output,-o --overwrite --test --valid",
+        "data --columns --delimiter --drop --exclude --label --output,-o --overwrite --test --valid",
         "experiment.yaml",
     ),
     "train": ("experiment overrides --output,-o --resume", "--resume"),
@@ -22,11 +23,11 @@ FROZEN = {
     "predict": ("data run --keep-columns --name --output,-o", "predictions.parquet"),
     "report": ("run --output,-o", "runs/experiment"),
     "data synthetic": (
-        "--items --output,-o --rows --seed --test --users --valid",
+        "--items --output,-o --overwrite --rows --seed --test --users --valid",
         "--rows 1000000",
     ),
-    "data movielens": ("folder --drop-neutral --output,-o", "ml-1m"),
-    "data criteo": ("files --output,-o", "train.txt"),
+    "data movielens": ("folder --drop-neutral --output,-o --overwrite", "ml-1m"),
+    "data criteo": ("files --output,-o --overwrite", "train.txt"),
     "demo": ("--epochs --output,-o --rows", "torchrec demo"),
     "info": ("--operators", "torchrec info"),
 }
@@ -110,6 +111,78 @@ def test_a_mistake_is_one_line(
 def test_debug_shows_the_traceback(arguments: list[str]) -> None:
     with pytest.raises(ValueError, match="Received no such folder"):
         cli.main(arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["synthetic", "-o", "{}", "--rows", "1000"],
+        ["synthetic", "-o", "{}/test.parquet", "--rows", "1000"],
+        ["movielens", "no", "-o", "{}/test.parquet"],
+        ["criteo", "no.txt", "-o", "{}/test.parquet"],
+    ],
+    ids=lambda arguments: "-".join(arguments[:3]),
+)
+def test_data_are_not_written_over(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "test.parquet"
+    file.write_text("mine")
+    command = ["data", *(argument.format(tmp_path) for argument in arguments)]
+    assert cli.main(command) == 2
+    message = f"`--output` should be new. Received '{file}', which exists: --overwrite replaces it."
+    assert capsys.readouterr().err == f"torchrec: {message}\n"
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+    assert cli.main([*command, "--overwrite"]) == (0 if "synthetic" in command else 2)
+    assert (file.read_bytes()[:4] == b"PAR1") == ("synthetic" in command)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("rowwise 0.")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=lambda value: str(value)
+)
+@pytest.mark.parametrize(
+    ("step", "left"),
+    [
+        (None, "stopped before the first checkpoint; `--resume` begins anew."),
+        (1200, "stopped; `--resume` goes on from step 1,200, the last checkpoint."),
+    ],
+    ids=["no-checkpoint", "checkpoint"],
+)
+def test_training_says_what_is_left_when_it_is_stopped(
+    number: int,
+    code: int,
+    step: int | None,
+    left: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def stop(_: object, folder: Path, **__: object) -> None:
+        if step is not None:
+            (folder / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+        signal.raise_signal(number)
+
+    monkeypatch.setattr("torchrec.training.run.run_experiment", stop)
+    before = [signal.signal(signal.SIGINT, signal.default_int_handler)]
+    before.append(signal.getsignal(signal.SIGTERM))
+    file, folder = tmp_path / "x.yaml", tmp_path / "run"
+    file.write_text("data: {train: clicks.parquet, label: click}")
+    try:
+        assert cli.main(["train", str(file), "-o", str(folder)]) == code
+        assert signal.getsignal(signal.SIGTERM) is before[1]
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+    said = capsys.readouterr()
+    assert said.err == f"torchrec: {left}\n"
+    resolved = folder / "experiment.yaml"
+    assert said.out == (
+        f"{file} has no features: they are inferred from the data, and written to {resolved}.\n"
+    )
 
 
 @pytest.mark.parametrize(

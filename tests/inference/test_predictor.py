@@ -157,6 +157,7 @@ FORMS: dict[str, Callable[[pa.Table], object]] = {
     "pandas, other index": lambda table: table.to_pandas().set_index("click"),
     "polars": pl.from_arrow,
     "lists": lambda table: table.to_pydict(),
+    "rows": lambda table: table.to_pylist(),
     "numpy": lambda table: {name: table[name].to_numpy() for name in table.column_names},
     "arrow arrays": lambda table: {name: table[name] for name in table.column_names},
     "tensors": lambda table: {
@@ -178,14 +179,14 @@ def test_whatever_columns_come_in(predictor: Predictor, form: str) -> None:
     assert torch.equal(predictor.predict(FORMS[form](table)), predictor.predict(table))
 
 
-@pytest.mark.parametrize("form", ["table", "pandas", "polars", "lists"])
+@pytest.mark.parametrize("form", ["table", "pandas", "polars", "lists", "rows"])
 def test_label_and_other_columns_may_be_missing(predictor: Predictor, form: str) -> None:
     table = make_table(rows=50)
     expected = predictor.predict(table)
     assert torch.equal(predictor.predict(FORMS[form](table.drop(["click", "unused"]))), expected)
 
 
-@pytest.mark.parametrize("form", ["table", "pandas", "polars", "lists"])
+@pytest.mark.parametrize("form", ["table", "pandas", "polars", "lists", "rows"])
 def test_columns_that_are_not_read_may_be_anything(predictor: Predictor, form: str) -> None:
     table = make_table(rows=50)
     odd = table.set_column(1, "unused", pa.array([{"a": 1}] * 50))
@@ -265,6 +266,18 @@ def test_no_rows(predictor: Predictor) -> None:
     table = make_table(rows=4).slice(0, 0)
     assert predictor.predict(table).shape == (0,)
     assert predictor.predict(table.to_pandas()).shape == (0,)
+    assert predictor.predict([]).shape == (0,)
+
+
+def test_rows_have_every_column(predictor: Predictor) -> None:
+    rows = make_table(rows=3).to_pylist()
+    rows[1]["price"] = None
+    assert predictor.predict(rows).shape == (3,)
+    del rows[1]["price"]
+    with pytest.raises(
+        ValueError, match=r"'price', None where .* Received row 1 without it: user,"
+    ):
+        predictor.predict(rows)
 
 
 def test_rows_stay_in_order(predictor: Predictor) -> None:
@@ -337,7 +350,7 @@ def test_no_model(tmp_path: Path) -> None:
         torchrec.inference.load(tmp_path)
 
 
-@pytest.mark.parametrize("form", ["table", "record batch", "pandas", "polars", "lists"])
+@pytest.mark.parametrize("form", ["table", "record batch", "pandas", "polars", "lists", "rows"])
 def test_missing_column(predictor: Predictor, form: str) -> None:
     table = make_table(rows=5).rename_columns(
         ["usr", "unused", "shop", "price", "age", "tags", "history", "seen_weights", "click"]

@@ -1,7 +1,8 @@
 """The command line: ``torchrec …`` or ``python -m torchrec …``. One file a command.
 
-A mistake of the user is one line that says what to do, and exit code 2; Ctrl-C is 130. What no
-message was written for is 1, and asks for ``--debug``, which shows the traceback of anything.
+A mistake of the user is one line that says what to do, and exit code 2; Ctrl-C is 130, and SIGTERM
+while training 143. What no message was written for is 1, and asks for ``--debug``, which shows the
+traceback of anything.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import re
 import sys
 from collections.abc import Sequence
 
-MISTAKE, INTERRUPTED, UNEXPECTED = 2, 130, 1
+from torchrec.cli.stopping import INTERRUPTED, Stopped
+
+MISTAKE, UNEXPECTED = 2, 1
 # PyTorch has no type for it on a CPU.
 _NO_MEMORY = re.compile("can't allocate memory|out of memory|Storage size calculation overflowed")
 _MISTAKES = (ValueError, TypeError, IndexError, OSError, MemoryError)
@@ -48,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explain(error: BaseException) -> tuple[int, str]:
     """Return the exit code for an error, and one line."""
+    if isinstance(error, Stopped):
+        return error.code, str(error)
     cause = error.__cause__ or error.__context__
     if isinstance(error, KeyboardInterrupt) or (
         type(error).__name__ == "Abort" and isinstance(cause, KeyboardInterrupt)

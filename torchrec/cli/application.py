@@ -9,10 +9,12 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from torchrec.cli.console import console
 from torchrec.cli.data import criteo, movielens, synthetic
 from torchrec.cli.demo import demo
 from torchrec.cli.evaluate import evaluate
 from torchrec.cli.info import info
+from torchrec.cli.info import version as version_of
 from torchrec.cli.init import init
 from torchrec.cli.predict import predict
 from torchrec.cli.report import report
@@ -43,8 +45,21 @@ def _add(app: typer.Typer, *commands: Callable[..., None]) -> None:
         app.command(help=_help_of(command))(command)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console().print(f"rowwise {version_of()}", markup=False)
+        raise typer.Exit
+
+
 def _torchrec(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Show the traceback of an error; behind any command as well."),
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version),
+    ] = False,
 ) -> None:
     """From a file of clicks to a trained, evaluated and queried ranking model.
 

@@ -9,6 +9,8 @@ import typer
 
 from torchrec.cli.console import console, table
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]
+
 
 def synthetic(
     output: Annotated[
@@ -18,11 +20,12 @@ def synthetic(
         ),
     ] = Path("clicks"),
     rows: Annotated[int, typer.Option(min=1, help="Impressions, over all files.")] = 1_000_000,
-    users: Annotated[int, typer.Option(min=1)] = 5_000,
-    items: Annotated[int, typer.Option(min=1)] = 2_000,
+    users: Annotated[int, typer.Option(min=1, help="Distinct users.")] = 5_000,
+    items: Annotated[int, typer.Option(min=1, help="Distinct items.")] = 2_000,
     valid: Annotated[float, typer.Option(help="Fraction for validation, after training.")] = 0.1,
     test: Annotated[float, typer.Option(help="Fraction for the test, last in time.")] = 0.1,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, another log.")] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Generate a click log whose true click probabilities are known.
 
@@ -35,6 +38,12 @@ def synthetic(
     """
     from torchrec.datasets.synthetic import ClickLog, write_click_log
 
+    _check_new(
+        [output]
+        if output.suffix == ".parquet"
+        else [output / f"{part}.parquet" for part in ("train", "valid", "test")],
+        overwrite,
+    )
     log = ClickLog(rows=rows, users=users, items=items, seed=seed)
     files = write_click_log(log, output, valid, test)
     console().print(
@@ -69,6 +78,7 @@ def movielens(
     drop_neutral: Annotated[
         bool, typer.Option("--drop-neutral", help="Leave out ratings of 3.")
     ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Make MovieLens-1M a click problem: a rating of 4 or 5 is a click.
 
@@ -80,6 +90,7 @@ def movielens(
     from torchrec.datasets.prepare.movielens import prepare_movielens
 
     path = _file(output, "movielens.parquet")
+    _check_new([path], overwrite)
     _say_rows(prepare_movielens(folder, path, drop_neutral=drop_neutral), path)
 
 
@@ -93,6 +104,7 @@ def criteo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A folder, or a .parquet file.")
     ] = Path("criteo.parquet"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Make the raw Criteo display advertising log Parquet: label, int_1 … int_13, cat_1 … cat_26.
 
@@ -102,11 +114,21 @@ def criteo(
     from torchrec.datasets.prepare.criteo import prepare_criteo
 
     path = _file(output, "criteo.parquet")
+    _check_new([path], overwrite)
     _say_rows(prepare_criteo(files, path), path)
 
 
 def _file(output: Path, name: str) -> Path:
     return output if output.suffix == ".parquet" else output / name
+
+
+def _check_new(paths: list[Path], overwrite: bool) -> None:
+    """Refuse to write over a file that nobody offered."""
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise ValueError(
+                f"`--output` should be new. Received '{path}', which exists: --overwrite replaces it."
+            )
 
 
 def _say_rows(rows: int, path: Path) -> None:

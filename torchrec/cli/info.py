@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import sys
 from typing import Annotated
 
 import typer
@@ -35,7 +36,7 @@ def info(
         kernels[cpu.name, cpu.why] = kernels.get((cpu.name, cpu.why), 0) + 1
     out = console()
     rows = [
-        ("rowwise", _version("rowwise")),
+        ("rowwise", version()),
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         *((package, _version(package)) for package in _PACKAGES),
         *(
@@ -62,11 +63,17 @@ def info(
         )
 
 
+def version() -> str:
+    """Return the version of this package, and whether it runs from where it is written."""
+    own: str = sys.modules["torchrec"].__version__  # which nothing inside it imports from
+    return own if _version("rowwise") == own else f"{own}, from a checkout"
+
+
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "from a checkout" if package == "rowwise" else "not installed"
+        return "not installed"
 
 
 def _devices() -> list[str]:

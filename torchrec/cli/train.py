@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from torchrec.cli.console import console
+from torchrec.cli.stopping import stopping
 
 
 def train(
@@ -35,7 +36,8 @@ def train(
 ) -> None:
     """Train a model, evaluate it and save it.
 
-    The folder of the run gets the model, its metrics over time, its result and a report.
+    The folder of the run gets the model, its metrics over time, its result and a report. A run that
+    was stopped, by Ctrl-C, SIGTERM or a crash, goes on from its last checkpoint with --resume.
 
     $ torchrec train experiment.yaml
     $ torchrec train experiment.yaml -o runs/wide model.dim=32 training.epochs=2
@@ -47,9 +49,16 @@ def train(
 
     loaded = load_experiment(experiment, overrides or ())
     folder = Path(loaded.output) if output is None else output
-    run_experiment(loaded, folder, resume=resume)
-    report = write_report(folder)
     out = console()
+    if loaded.features is None and not resume:
+        out.print(
+            f"{experiment} has no features: they are inferred from the data, and written to "
+            f"{folder / 'experiment.yaml'}.",
+            markup=False,
+        )
+    with stopping(folder):
+        run_experiment(loaded, folder, resume=resume)
+    report = write_report(folder)
     out.print(f"\nThe run is in [bold]{folder}[/], its report is {report}. Next:")
     for command in ("evaluate {} OTHER_DATA", "predict {} NEW_DATA -o predictions.parquet"):
         out.print(f"  torchrec {command.format(folder)}", markup=False)

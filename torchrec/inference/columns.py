@@ -18,12 +18,13 @@ def to_table(data: object, transform: FeatureTransform) -> pa.Table:
     """Return the columns that a transform reads.
 
     Args:
-        data: a mapping of columns, a data frame, an Arrow table or whatever gives an Arrow stream.
+        data: a mapping of columns, a list of rows, a data frame, an Arrow table or whatever gives an
+            Arrow stream.
         transform: what reads the columns.
 
     Raises:
         TypeError: ``data`` is nothing of the kind.
-        ValueError: a column is missing or cannot be read, or their lengths differ.
+        ValueError: a column is missing, in a row or in all, or cannot be read, or their lengths differ.
     """
     names = transform.input_columns
     if isinstance(data, pa.Table | pa.RecordBatch):
@@ -32,6 +33,8 @@ def to_table(data: object, transform: FeatureTransform) -> pa.Table:
     if isinstance(data, Mapping):
         require([str(name) for name in data], transform)
         return _from_mapping({name: data[name] for name in names})
+    if isinstance(data, list | tuple) and all(isinstance(row, Mapping) for row in data):
+        return _from_rows(data, transform)
     if hasattr(data, "columns") and type(data).__module__.split(".")[0] == "pandas":
         return _from_pandas(data, transform)
     if hasattr(data, "__arrow_c_stream__"):
@@ -39,8 +42,8 @@ def to_table(data: object, transform: FeatureTransform) -> pa.Table:
         require(table.column_names, transform)
         return table.select(names)
     raise TypeError(
-        "What is predicted for should be a dict of columns, a DataFrame or an Arrow table. "
-        f"Received {type(data).__name__}."
+        "What is predicted for should be a dict of columns, a list of dicts, a DataFrame or an Arrow "
+        f"table. Received {type(data).__name__}."
     )
 
 
@@ -65,6 +68,21 @@ def _from_mapping(columns: dict[str, object]) -> pa.Table:
     if len(set(lengths.values())) > 1:
         raise ValueError(f"Columns should have the same length. Received {lengths}.")
     return pa.table(arrays)
+
+
+def _from_rows(
+    rows: list[Mapping[Any, Any]] | tuple[Mapping[Any, Any], ...], transform: FeatureTransform
+) -> pa.Table:
+    names = transform.input_columns
+    require([str(name) for row in rows[:1] for name in row] if rows else names, transform)
+    for number, row in enumerate(rows):
+        for name in names:
+            if name not in row:
+                raise ValueError(
+                    f"Every row should have column '{name}', None where it is missing. Received row "
+                    f"{number} without it: {', '.join(map(str, row))}."
+                )
+    return _from_mapping({name: [row[name] for row in rows] for name in names})
 
 
 def _is_single(value: object) -> bool:
