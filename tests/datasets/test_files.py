@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,6 +36,28 @@ def test_folders_give_their_data_files(tmp_path: Path) -> None:
     for name in ("part-1.csv", "part-0.csv", "_SUCCESS", ".crc", "readme.md"):
         (tmp_path / name).write_text("x\n1\n")
     assert names(resolve_files(tmp_path)) == ["part-0.csv", "part-1.csv"]
+
+
+def test_folders_are_searched_in_their_folders(tmp_path: Path) -> None:
+    for name in ("dt=2/part-0", "dt=1/hour=3/part-0", "dt=1/part-1", "_temporary/x", ".old/x"):
+        path = tmp_path / "shop" / f"{name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x\n1\n")
+    expected = ["dt=1/hour=3/part-0", "dt=1/part-1", "dt=2/part-0"]
+    for pattern in ("shop", "shop/", "sh*", "shop/*", "shop/dt=*"):
+        assert [file.name for file in resolve_files(f"{tmp_path}/{pattern}")] == expected
+    below = resolve_files(tmp_path / "shop" / "dt=*" / "**" / "*.csv")
+    assert [file.name for file in below] == expected
+    with pytest.raises(ValueError, match="should match at least one data file"):
+        resolve_files(tmp_path / "shop" / "_temp*")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.csv").write_text("x\n1\n")
+    (tmp_path / "a" / "back").symlink_to(tmp_path)
+    assert names(resolve_files(tmp_path)) == ["x.csv"]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,14 @@ def init(
         list[str] | None, typer.Option(help="A column that is no feature; repeatable.")
     ] = None,
     drop: Annotated[str | None, typer.Option(help="Expression of the rows to leave out.")] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Names of the columns of text files without a header: a,b,c."),
+    ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(help="Between the columns of text files, if the header does not show it."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Look at data and write an experiment file to start from.
@@ -50,14 +58,31 @@ def init(
     $ torchrec init clicks.parquet --label click
     $ torchrec init 'log/day_*.csv.gz' --label click --exclude revenue -o day.yaml
     $ torchrec init ratings.parquet --label 'rating > 3' --drop 'rating == 3'
+    $ torchrec init log.tsv.gz --columns click,user,shop,price --label click
     """
+    from torchrec.datasets._csv import find_delimiter
+    from torchrec.datasets.files import resolve_files
     from torchrec.datasets.source import TableSource
     from torchrec.experiment.infer import infer_features, write_experiment
     from torchrec.experiment.schema import DataSection
 
-    source = TableSource(data, drop=drop)
-    section = DataSection(train=data, valid=valid or [], test=test or [], label=label, drop=drop)
-    others = [source.over(files) for files in (valid, test) if files]
+    files = resolve_files(data)
+    names = None if columns is None else [name.strip() for name in columns.split(",")]
+    if delimiter is None and files[0].format != "parquet":
+        delimiter = find_delimiter(files[0], None if names is None else len(names))
+    elif delimiter == r"\t":  # what a shell makes of it
+        delimiter = "\t"
+    source = TableSource(files, columns=names, delimiter=delimiter, drop=drop)
+    section = DataSection(
+        train=data,
+        valid=valid or [],
+        test=test or [],
+        columns=names,
+        delimiter=delimiter,
+        label=label,
+        drop=drop,
+    )
+    others = [source.over(paths) for paths in (valid, test) if paths]
     inference = _without(infer_features(source, label, drop, others=others), exclude or [])
     write_experiment(output, inference, section, overwrite=overwrite)
     _show(inference)

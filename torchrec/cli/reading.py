@@ -30,15 +30,16 @@ def open_source(data: Sequence[str], predictor: Predictor, drop: str | None = No
     if files[0].format == "parquet":
         source = TableSource(files, drop=drop)
     else:
-        names = predictor.experiment.data.columns
+        section = predictor.experiment.data
         source = TableSource(
             files,
-            columns=names,
+            columns=section.columns,
+            delimiter=section.delimiter,
             drop=drop,
             schema=predictor.text_types,
             assumed=predictor.number_types,
         )
-    predictor.require(source.schema.names)
+    predictor.require(source.names)
     return source
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -17,19 +18,21 @@ from pyarrow import csv as pa_csv
 
 from torchrec.datasets._chunks import CHUNK_BYTES, Chunk, Position, Reading, unreadable
 from torchrec.datasets._types import conform, require_columns
+from torchrec.datasets.files import check_delimiter
 from torchrec.datasets.text_types import MisfitError, schema_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torchrec.datasets.features import TextType
-    from torchrec.datasets.files import DataFile
+    from torchrec.datasets.files import DataFile, Format
 
 # What stands for a missing value, in columns of text too. "NA" is not among them: it is a country.
 _MISSING = ["", "NULL", "null", "NaN", "nan", "\\N", "N/A", "n/a", "#N/A"]
 _SMALLEST_BLOCK = 1 << 16
 _LONGEST_RECORD = 1 << 26
 _INFERENCE_BLOCKS = 16  # for a column that is empty at first
+_NUMBER = re.compile(r"\s*[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?\s*")
 _ROW_OF_ERROR = re.compile(r"Row #(\d+)")
 _COLUMN_OF_ERROR = re.compile(r"In CSV column #(\d+): ")
 _VALUE_OF_ERROR = re.compile(r"invalid value '(.*)'", re.DOTALL)
@@ -57,6 +60,7 @@ class CsvReader:
         schema: types that columns should have. Default: inferred.
         assumed: numbers that features read. Where the first block shows true and false, dates or times
             (for integers, also where it shows other numbers), the column is that all the same.
+        delimiter: between columns. Default: a comma, or a tab.
     """
 
     rows = None  # not known before everything is read
@@ -67,13 +71,18 @@ class CsvReader:
         columns: Sequence[str] | None = None,
         schema: pa.Schema | None = None,
         assumed: Mapping[str, TextType] | None = None,
+        delimiter: str | None = None,
     ) -> None:
+        if delimiter is not None:
+            check_delimiter(delimiter)
         self.files = files
         self._headerless = None if columns is None else list(columns)
+        self._delimiter = delimiter or delimiter_of(files[0].format)
         self._names = [self._read_names(file) for file in files]
         for file, names in zip(files, self._names, strict=True):
+            if self._headerless is None:
+                _check_header(names, file, self._delimiter)
             require_columns(names, names, file.path)
-        self._delimiter = "\t" if files[0].format == "tsv" else ","
         given = {} if schema is None else {field.name: field.type for field in schema}
         self._given = frozenset(given)
         self._assumed = frozenset(assumed or ()) - self._given
@@ -96,7 +105,7 @@ class CsvReader:
 
     def over(self, files: list[DataFile]) -> CsvReader:
         """Return a reader of other files whose columns have the types that they have here."""
-        other = CsvReader(files, self._headerless, self.schema)
+        other = CsvReader(files, self._headerless, self.schema, delimiter=self._delimiter)
         other._given, other._assumed = self._given, self._assumed
         return other
 
@@ -269,23 +278,7 @@ class CsvReader:
     def _read_names(self, file: DataFile) -> list[str]:
         if self._headerless is not None:
             return self._headerless
-        try:
-            with _open(file) as stream:
-                line = _first_line(stream).decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"The header of '{file.path}' should be UTF-8. Received other bytes."
-            ) from error
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable(file, error) from error
-        delimiter = "\t" if file.format == "tsv" else ","
-        try:
-            return next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), [])
-        except csv.Error as error:  # such as line ends of old, or a column name of a page
-            raise ValueError(
-                f"The header of '{file.path}' should be a line of names that ends in a line feed. "
-                f"Received: {error}."
-            ) from error
+        return _split_header(_header(file), file, self._delimiter)
 
     def _infer_types(self) -> dict[str, pa.DataType]:
         """Return types that the first blocks suggest, more of them for a column that holds nothing at first."""
@@ -321,6 +314,71 @@ class CsvReader:
             if pa.types.is_integer(types[name]) and _leading_zero(column) is not None:
                 types[name] = pa.string()
         return types
+
+
+def delimiter_of(format: Format) -> str:
+    """Return what stands between the columns of files of a format, if nothing else is said."""
+    return "\t" if format == "tsv" else ","
+
+
+def find_delimiter(file: DataFile, columns: int | None = None) -> str | None:
+    """Return what stands between the columns in the first line; None if that is as the format says.
+
+    Args:
+        file: of text.
+        columns: how many there should be. Default: as many as can be.
+    """
+    line, usual = _header(file), delimiter_of(file.format)
+    counts = {one: len(_split_header(line, file, one)) for one in (usual, ";", "\t")}
+    if columns is not None:
+        fitting = [one for one in counts if counts[one] == columns]
+        return fitting[0] if fitting and usual not in fitting else None
+    most = max(counts, key=counts.__getitem__)
+    return None if counts[most] == counts[usual] else most
+
+
+def looks_like_data(names: Sequence[str]) -> bool:
+    """Say whether the first line of a file may be no header: numbers are among its names."""
+    return any(_NUMBER.fullmatch(name) for name in names)
+
+
+def _check_header(names: list[str], file: DataFile, delimiter: str) -> None:
+    """Refuse a first line that is no header, or has its columns separated by something else."""
+    for other in ";\t|,":
+        if len(names) == 1 and other != delimiter and other in names[0]:
+            raise ValueError(
+                f"Columns of '{file.path}' should be separated by {json.dumps(delimiter)}. Received a "
+                f"header with {json.dumps(other)} instead: `data.delimiter: {json.dumps(other)}` in "
+                "the experiment file reads such files; a trained model wants them as its training data."
+            )
+    if len(set(names)) < len(names) and looks_like_data(names):
+        raise ValueError(
+            f"Data file '{file.path}' should begin with the names of its columns. Received "
+            f"'{delimiter.join(names)[:100]}': give the names as `data.columns` (`--columns` of "
+            "`torchrec init`)."
+        )
+
+
+def _header(file: DataFile) -> str:
+    try:
+        with _open(file) as stream:
+            return _first_line(stream).decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"The header of '{file.path}' should be UTF-8. Received other bytes."
+        ) from error
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(file, error) from error
+
+
+def _split_header(line: str, file: DataFile, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error as error:  # such as line ends of old, or a column name of a page
+        raise ValueError(
+            f"The header of '{file.path}' should be a line of names that ends in a line feed. "
+            f"Received: {error}."
+        ) from error
 
 
 def _is_doubtful(type: pa.DataType) -> bool:

@@ -38,8 +38,10 @@ _GRAMMAR = (
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` if one of ``names`` is like ``name``, else nothing."""
-    close = difflib.get_close_matches(name, list(names), 1, 0.5)
+    """Return ``"; did you mean 'x'?"`` if one of ``names`` is like ``name``, else nothing; case counts little."""
+    listed = list(names)
+    same = [other for other in listed if other.lower() == name.lower()]
+    close = same or difflib.get_close_matches(name, listed, 1, 0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 

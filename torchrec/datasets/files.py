@@ -6,7 +6,7 @@ import glob
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,7 +83,8 @@ def resolve_files(
     r"""Find the files that paths, folders and patterns mean, in a fixed order.
 
     A pattern (``data/day_*.parquet``, ``data/**/*.csv``) gives its matches sorted by name, a folder
-    its data files sorted by name; a file that is found twice is taken once.
+    its data files and those of the folders in it, sorted by name; names that begin with a dot or an
+    underscore are left out. A file that is found twice is taken once.
 
     Args:
         patterns: paths, folders or patterns.
@@ -126,19 +127,53 @@ def _matches(pattern: str | os.PathLike[str], format: str) -> list[str]:
     if os.path.isfile(path):
         return [path]
     if os.path.isdir(path):
-        names = sorted(os.listdir(path))
-        entries = [os.path.join(path, name) for name in names if name[0] not in "._"]
-        found = [
-            e for e in entries if os.path.isfile(e) and (format != "auto" or suffixes_of(e)[0])
-        ]
+        found = list(_files_below(path, format))
         kind = "Folder"
     else:
-        found = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
+        found = []
+        for match in sorted(glob.glob(path, recursive=True)):
+            if os.path.isfile(match):
+                found.append(match)
+            elif os.path.basename(match)[:1] not in tuple("._"):
+                found += _files_below(match, format)
         kind = "Pattern" if glob.has_magic(path) else "Data file"
     if not found:
         what = "should exist" if kind == "Data file" else "should match at least one data file"
         raise ValueError(f"{kind} '{path}' {what}. Received none.")
     return found
+
+
+def _files_below(folder: str, format: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the data files in a folder and in the folders in it, in order of their names."""
+    above = (*above, os.path.realpath(folder))
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if name[0] in "._":  # what writers leave beside the data: _SUCCESS, .crc, _temporary
+            continue
+        if os.path.isdir(path):
+            if os.path.realpath(path) not in above:  # a link to where it lies has no end
+                yield from _files_below(path, format, above)
+        elif os.path.isfile(path) and (format != "auto" or suffixes_of(path)[0]):
+            yield path
+
+
+def check_delimiter(delimiter: str, name: str = "delimiter") -> None:
+    """Refuse what cannot stand between the columns of text files.
+
+    Args:
+        delimiter: the character.
+        name: of the argument or key, for the message.
+    """
+    if (
+        len(delimiter) != 1
+        or not delimiter.isascii()
+        or delimiter in '"\r\n'
+        or delimiter.isalnum()
+    ):
+        raise ValueError(
+            f"`{name}` should be one character that is no letter, digit or quote, such as ';'. "
+            f"Received {delimiter!r}."
+        )
 
 
 def suffixes_of(path: str) -> tuple[Format | None, Compression | None]:

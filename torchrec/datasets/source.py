@@ -34,6 +34,7 @@ class TableSource:
         files: what ``resolve_files`` found, or paths, folders and patterns for it.
         columns: names of the columns of CSV or TSV files without a header. Default: the first line
             names them.
+        delimiter: the character between the columns of CSV or TSV files. Default: a comma, or a tab.
         drop: an expression, true for rows to leave out: ``"rating == 3"``. Default: none.
         split: the part of the rows to read, a ``FractionSplit`` or ``TimeSplit``. Default: all.
         schema: types that columns should have, such as those of data that a model was trained on.
@@ -60,14 +61,15 @@ class TableSource:
         files: Sequence[DataFile] | Paths,
         *,
         columns: Sequence[str] | None = None,
+        delimiter: str | None = None,
         drop: str | Expression | None = None,
         split: Split | None = None,
         schema: pa.Schema | None = None,
         assumed: Mapping[str, TextType] | None = None,
     ) -> None:
         self.files = _resolved(files)
-        self._columns = columns
-        self._reader = _reader(self.files, columns, schema, assumed)
+        self._columns, self._delimiter = columns, delimiter
+        self._reader = _reader(self.files, columns, delimiter, schema, assumed)
         self.schema: pa.Schema = self._reader.schema
         self.drop = parse_expression(drop) if isinstance(drop, str) else drop
         self.split = split
@@ -111,7 +113,8 @@ class TableSource:
         if isinstance(self._reader, CsvReader) and other.files[0].format != "parquet":
             other._reader = self._reader.over(other.files)
         else:
-            other._reader = _reader(other.files, self._columns, self.schema, None)
+            delimiter = None if other.files[0].format == "parquet" else self._delimiter
+            other._reader = _reader(other.files, self._columns, delimiter, self.schema, None)
         other.schema = other._reader.schema
         return other
 
@@ -233,21 +236,23 @@ def _resolved(files: Sequence[DataFile] | Paths) -> list[DataFile]:
 def _reader(
     files: list[DataFile],
     columns: Sequence[str] | None,
+    delimiter: str | None,
     schema: pa.Schema | None,
     assumed: Mapping[str, TextType] | None,
 ) -> CsvReader | ParquetReader:
     if files[0].format == "parquet":
-        if columns is not None:
-            raise ValueError(
-                "`columns` should be given only for CSV and TSV files without a header. "
-                f"Received it for '{files[0].path}'."
-            )
+        for name, given in (("columns", columns), ("delimiter", delimiter)):
+            if given is not None:
+                kind = "CSV and TSV files" + (" without a header" if name == "columns" else "")
+                raise ValueError(
+                    f"`{name}` should be given only for {kind}. Received it for '{files[0].path}'."
+                )
         from torchrec.datasets._parquet import ParquetReader
 
         return ParquetReader(files, schema)
     from torchrec.datasets._csv import CsvReader
 
-    return CsvReader(files, columns, schema, assumed)
+    return CsvReader(files, columns, schema, assumed, delimiter)
 
 
 def _truth(expression: Expression, table: pa.Table) -> pa.Array | pa.ChunkedArray:

@@ -109,7 +109,7 @@ def _data(data: DataSection, inference: Inference, folder: Path) -> Iterator[str
         paths = [_relative(one, folder) for one in getattr(data, part)]
         if paths:
             yield f"  {part}: {write_inline(paths)}"
-    for key in ("format", "columns"):
+    for key in ("format", "columns", "delimiter"):
         value = getattr(data, key)
         if value != DataSection.model_fields[key].default:
             yield f"  {key}: {write_inline(value)}"

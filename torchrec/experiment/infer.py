@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
+from torchrec.datasets._csv import looks_like_data
 from torchrec.datasets.expression import parse_expression
 from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
 from torchrec.datasets.source import TableSource
@@ -177,7 +178,7 @@ def _infer(source: TableSource, label: str, drop: str | None, max_rows: int) -> 
     if drop is not None:
         for name in sorted(parse_expression(drop).columns):
             read_by.setdefault(name, "it decides which rows are dropped")
-    _require(source.schema, read_by)
+    _require(source, read_by)
     if label in source.schema.names and not label.isidentifier():
         raise ValueError(
             "The label should have the name of a column that is no word in backticks, as in "
@@ -229,13 +230,20 @@ class _Labels:
         return self._positives / self.rows
 
 
-def _require(schema: pa.Schema, columns: Iterable[str]) -> None:
+def _require(source: TableSource, columns: Iterable[str]) -> None:
+    names = source.schema.names
     for name in columns:
-        if name not in schema.names:
-            near = did_you_mean(name, schema.names) or "."
+        if name not in names:
+            near = did_you_mean(name, names) or "."
+            hint = ""
+            if source.files[0].format != "parquet" and looks_like_data(names):
+                hint = (
+                    " The first line looks like data: if the files have no header, name their "
+                    "columns with `--columns` (`data.columns`)."
+                )
             raise ValueError(
                 f"Label and `drop` should read columns of the data. Received '{name}'{near} "
-                f"Columns: {listed(schema.names)}."
+                f"Columns: {listed(names)}.{hint}"
             )
 
 

@@ -22,6 +22,7 @@ from pydantic import (
 from torch import nn
 
 from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
+from torchrec.datasets.files import check_delimiter
 
 ModelName = Literal["dlrm", "dlrm_dcn", "deepfm"]
 
@@ -93,6 +94,11 @@ class DataSection(Section):
     columns: list[str] | None = Field(
         default=None, description="names of the columns of CSV or TSV files that have no header"
     )
+    delimiter: str | None = Field(
+        default=None,
+        description="the character between the columns of text files; none: a comma, in TSV files a "
+        "tab",
+    )
     types: dict[str, TextType] = Field(
         default={},
         description="what columns of CSV or TSV files hold where their first lines do not show it: "
@@ -113,6 +119,12 @@ class DataSection(Section):
         default=131_072, description="how many samples are shuffled together, in memory"
     )
     workers: Threads = Field(default=2, description="threads that read and transform")
+
+    @model_validator(mode="after")
+    def _check(self) -> DataSection:
+        if self.delimiter is not None:
+            check_delimiter(self.delimiter, "data.delimiter")
+        return self
 
 
 class ModelSection(Section):

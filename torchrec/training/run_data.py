@@ -231,11 +231,12 @@ def _train_source(experiment: Experiment) -> TableSource:
                 "`data.types` should be given only for CSV and TSV files: Parquet files say what their "
                 f"columns hold. Received it for '{files[0].path}'."
             )
-        return TableSource(files, columns=data.columns, drop=data.drop)
+        return TableSource(files, columns=data.columns, delimiter=data.delimiter, drop=data.drop)
     text: dict[str, TextType] = dict.fromkeys(text_columns(features), "string")
     source = TableSource(
         files,
         columns=data.columns,
+        delimiter=data.delimiter,
         drop=data.drop,
         schema=schema_of(text | data.types),
         assumed=number_columns(features),

@@ -1,0 +1,102 @@
+"""What `torchrec init` makes of files that are not as its defaults expect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from torchrec import cli
+from torchrec.experiment.files import load_experiment
+
+ROWS = [("ann", "1.5", 0), ("ben", "2.5", 1), ("ann", "1.0", 0), ("ann", "1.0", 1)] * 10
+
+
+def write(path: str, delimiter: str, header: bool = True, decimal: str = ".") -> None:
+    lines = [("user", "price", "click")] if header else []
+    text = [delimiter.join(map(str, row)) for row in [*lines, *ROWS]]
+    Path(path).write_text("\n".join(text).replace(".", decimal))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.main(["init", *arguments]) == 2
+    assert not Path("experiment.yaml").exists()
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"], ids=["semicolon", "tab"])
+def test_what_separates_columns_is_found(delimiter: str) -> None:
+    write("log.csv", delimiter)
+    assert cli.main(["init", "log.csv", "--label", "click"]) == 0
+    experiment = load_experiment("experiment.yaml")
+    assert experiment.data.delimiter == delimiter
+    assert list(experiment.features or {}) == ["user", "price"]
+
+
+@pytest.mark.parametrize("given", ["|", r"\t"], ids=["bar", "tab"])
+def test_what_separates_columns_is_given(given: str) -> None:
+    delimiter = given.replace(r"\t", "\t")
+    write("log.csv", delimiter)
+    assert cli.main(["init", "log.csv", "--label", "click", "--delimiter", given]) == 0
+    assert load_experiment("experiment.yaml").data.delimiter == delimiter
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "decimal"), [(",", "."), (";", ",")], ids=["comma", "semicolon"]
+)
+def test_files_without_a_header(delimiter: str, decimal: str) -> None:
+    write("log.csv", delimiter, header=False, decimal=decimal)
+    options = ["--label", "click", "--columns", "user, price,click"]
+    assert cli.main(["init", "log.csv", *options]) == 0
+    data = load_experiment("experiment.yaml").data
+    assert data.columns == ["user", "price", "click"]
+    assert data.delimiter == (None if delimiter == "," else ";")
+
+
+def test_the_first_line_is_no_header(capsys: pytest.CaptureFixture[str]) -> None:
+    write("log.csv", ",", header=False)
+    error = refused(capsys, "log.csv", "--label", "click")
+    assert "Columns: ann, 1.5, 0. The first line looks like data" in error
+    assert "`--columns`" in error
+    Path("log.csv").write_text("ann,0,0\nben,1,0\n")
+    assert "Received 'ann,0,0': give the names as `data.columns`" in refused(
+        capsys, "log.csv", "--label", "click"
+    )
+
+
+@pytest.mark.parametrize("option", ["--valid", "--test"])
+def test_other_files_should_exist(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    write("log.csv", ",")
+    error = refused(capsys, "log.csv", "--label", "click", option, "nope.parquet")
+    assert "Data file 'nope.parquet' should exist." in error
+
+
+def test_a_delimiter_is_for_text(capsys: pytest.CaptureFixture[str]) -> None:
+    write("log.csv", ",")
+    error = refused(capsys, "log.csv", "--label", "click", "--delimiter", "::")
+    assert "`delimiter` should be one character" in error
+
+
+def test_a_model_reads_what_is_separated_as_its_training_data(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write("log.csv", ";")
+    small = ["model.layers=[4]", "training.epochs=1", "training.early_stopping=null"]
+    assert cli.main(["init", "log.csv", "--label", "click"]) == 0
+    assert cli.main(["train", "experiment.yaml", "-o", "run", *small]) == 0
+    assert cli.main(["predict", "run", "log.csv"]) == 0
+    assert "40 predictions" in capsys.readouterr().out
+    write("other.csv", ",")
+    assert cli.main(["predict", "run", "other.csv"]) == 2
+    assert 'should be separated by ";". Received a header with "," instead' in (
+        capsys.readouterr().err
+    )
+    Path("lower.csv").write_text("User;price\nann;1.5\n")
+    assert cli.main(["predict", "run", "lower.csv"]) == 2
+    error = capsys.readouterr().err
+    assert "Received the columns User, price. The nearest is 'User'." in error
