@@ -23,7 +23,10 @@ from torchrec.cli.train import train
 
 def application() -> typer.Typer:
     """Return the command line application."""
-    data = typer.Typer(no_args_is_help=True, help="Make Parquet files to train on.")
+    data = typer.Typer(
+        no_args_is_help=True,
+        help="Make Parquet files to train on: generated, of MovieLens, of Criteo.",
+    )
     _add(data, synthetic, movielens, criteo)
     app = typer.Typer(
         name="torchrec",
@@ -67,7 +70,8 @@ def _torchrec(
     $ torchrec train experiment.yaml
     $ torchrec predict runs/experiment new.parquet -o predictions.parquet
 
-    All of it on generated data: torchrec demo
+    All of it on generated data: torchrec demo. More about a command, with examples: torchrec COMMAND
+    --help.
     """
 
 

@@ -19,19 +19,25 @@ def synthetic(
             "--output", "-o", help="A folder for train, valid and test; or one .parquet file."
         ),
     ] = Path("clicks"),
-    rows: Annotated[int, typer.Option(min=1, help="Impressions, over all files.")] = 1_000_000,
+    rows: Annotated[
+        int, typer.Option(min=1, help="Impressions, in all files together.")
+    ] = 1_000_000,
     users: Annotated[int, typer.Option(min=1, help="Distinct users.")] = 5_000,
     items: Annotated[int, typer.Option(min=1, help="Distinct items.")] = 2_000,
-    valid: Annotated[float, typer.Option(help="Fraction for validation, after training.")] = 0.1,
-    test: Annotated[float, typer.Option(help="Fraction for the test, last in time.")] = 0.1,
+    valid: Annotated[
+        float, typer.Option(help="Share of the rows for validation, before those of the test.")
+    ] = 0.1,
+    test: Annotated[
+        float, typer.Option(help="Share of the rows for the test, the last in time.")
+    ] = 0.1,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another log.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Generate a click log whose true click probabilities are known.
 
-    Skewed ids, strings, lists, missing prices, and a drift over two weeks. Who knew the column
-    click_probability would reach what is printed here, and nobody can do better: keep it out of
-    the features.
+    It has skewed ids, strings, lists, missing prices, and a drift over two weeks. What is printed is
+    the best that any model can reach. The column click_probability holds the true probabilities: keep
+    it out of the features.
 
     $ torchrec data synthetic -o clicks --rows 1000000
     $ torchrec init clicks/train.parquet --label click --exclude click_probability
@@ -106,7 +112,10 @@ def criteo(
     ] = Path("criteo.parquet"),
     overwrite: Overwrite = False,
 ) -> None:
-    """Make the raw Criteo display advertising log Parquet: label, int_1 … int_13, cat_1 … cat_26.
+    """Make Parquet of the raw Criteo display advertising log.
+
+    Its lines have no header: a label, 13 integers and 26 categories, separated by tabs. They become
+    the columns label, int_1 … int_13, cat_1 … cat_26.
 
     $ torchrec data criteo train.txt -o criteo.parquet
     $ torchrec init criteo.parquet --label label

@@ -37,7 +37,7 @@ def demo(
         ),
     ] = None,
     rows: Annotated[int, typer.Option(min=10_000, help="Impressions to generate.")] = 4_000_000,
-    epochs: Annotated[int, typer.Option(min=1)] = 1,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training data.")] = 1,
 ) -> None:
     """Generate a click log, train on it, predict, report: less than three minutes on two cores.
 

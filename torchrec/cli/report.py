@@ -12,7 +12,10 @@ from torchrec.cli.console import console
 
 def report(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Folder of the run.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Folder of a run, as `torchrec train` makes it.", show_default=False
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -22,8 +25,8 @@ def report(
     """Write how a run went as one HTML file.
 
     It shows how loss, normalised entropy and AUC went, the calibration, where the time went, what
-    the embedding tables hold, and the configuration. It needs no network and no server, and it can
-    be written while the run goes on.
+    the embedding tables hold, and the configuration. A browser is all that it needs. Training writes
+    one at its end; this command also does while a run goes on.
 
     $ torchrec report runs/experiment
     $ torchrec report runs/experiment -o report.html

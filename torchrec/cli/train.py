@@ -20,14 +20,17 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="SECTION.KEY=VALUE",
-            help="Values that replace those of the file.",
+            help="Values that replace those of the file, as training.epochs=3; null: the default.",
             show_default=False,
         ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Folder of the run.", show_default="what the file says"
+            "--output",
+            "-o",
+            help="Folder of the run.",
+            show_default="`output` of the file, or runs/ and its name",
         ),
     ] = None,
     resume: Annotated[
