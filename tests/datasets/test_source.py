@@ -140,6 +140,27 @@ def test_a_column_that_changes_its_type_is_refused(write: Write, one: Any, other
     )
 
 
+def test_a_column_without_a_type_at_first_gets_that_of_a_later_file(write: Write) -> None:
+    nothing = {"s": pa.nulls(1), "l": pa.array([[]], pa.list_(pa.null())), "n": pa.nulls(1)}
+    text = {"s": ["a"], "l": [["b"]], "n": pa.nulls(1)}
+    numbers = {"s": pa.nulls(1), "l": [None], "n": pa.array([7], pa.int16())}
+    paths = [
+        write(f"{i}.parquet", pa.table(columns))
+        for i, columns in enumerate([nothing, text, numbers])
+    ]
+    source = TableSource(paths)
+    assert source.schema.types == [pa.string(), pa.list_(pa.string()), pa.int16()]
+    assert read(source) == {
+        "s": [None, "a", None],
+        "l": [[], ["b"], None],
+        "n": [None, None, 7],
+    }
+    more = write("more.parquet", pa.table({"s": [1]}))
+    assert message_of(lambda: TableSource([*paths, more])) == (
+        f"Column 's' should have one type; it is string in '{paths[1]}'. Received int64 in '{more}'."
+    )
+
+
 def test_a_column_that_is_missing_later_is_refused_when_it_is_needed(write: Write) -> None:
     paths = [
         write("a.parquet", {"price": [1], "x": [1]}),

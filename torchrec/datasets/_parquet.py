@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec.datasets._chunks import Chunk, Position, Reading, unreadable
-from torchrec.datasets._types import conform, plain, require_columns, require_same_types
+from torchrec.datasets._types import conform, filled, plain, require_columns, require_same_types
 
 if TYPE_CHECKING:
     from torchrec.datasets.files import DataFile
@@ -50,7 +50,8 @@ class ParquetReader:
 
     Args:
         files: the files.
-        schema: types that the columns should have. Default: those of the first file.
+        schema: types that the columns should have. Default: those of the first file; for columns
+            without a type there, since it has nothing but nulls, those of the first file with one.
     """
 
     def __init__(self, files: list[DataFile], schema: pa.Schema | None = None) -> None:
@@ -64,7 +65,9 @@ class ParquetReader:
                 if number == 0:
                     self.schema = schema or pa.schema([(f.name, plain(f.type)) for f in found])
                     self._as_dictionary = _repetitive(opened)
-                require_same_types(self.schema, first, found, file.path)
+                    origins = dict.fromkeys(self.schema.names, first)
+                require_same_types(self.schema, origins, found, file.path)
+                self._learn_types(found, origins, file)
                 self._names.append(found.names)
                 rows = [opened.metadata.row_group(g).num_rows for g in range(opened.num_row_groups)]
             starts = accumulate(rows, initial=0)
@@ -76,6 +79,16 @@ class ParquetReader:
             raise ValueError(
                 f"Data files ('{files[0].path}', ...) should hold rows. Received none."
             )
+
+    def _learn_types(self, found: pa.Schema, origins: dict[str, str], file: DataFile) -> None:
+        """Take over what a file knows of the types of columns that held nothing but nulls."""
+        for index, field in enumerate(self.schema):
+            other = found.get_field_index(field.name)
+            if other >= 0:
+                type = filled(field.type, found.field(other).type)
+                if type != field.type:
+                    self.schema = self.schema.set(index, field.with_type(type))
+                    origins[field.name] = f"'{file.path}'"
 
     @cached_property
     def rows(self) -> int:

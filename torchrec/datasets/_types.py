@@ -39,12 +39,23 @@ def go_together(one: pa.DataType, other: pa.DataType) -> bool:
     )
 
 
-def require_same_types(expected: pa.Schema, first: str, found: pa.Schema, path: str) -> None:
+def filled(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """Return a type with the parts that are null, as nothing is known of them, taken from another."""
+    if pa.types.is_null(one):
+        return plain(other)
+    if pa.types.is_list(one) and pa.types.is_list(plain(other)):
+        return pa.list_(filled(one.value_type, plain(other).value_type))
+    return one
+
+
+def require_same_types(
+    expected: pa.Schema, origins: dict[str, str], found: pa.Schema, path: str
+) -> None:
     """Refuse a file in which a column has a type of another kind.
 
     Args:
         expected: the types.
-        first: where they come from.
+        origins: where the type of each column comes from.
         found: the types in the file.
         path: the file.
     """
@@ -53,7 +64,7 @@ def require_same_types(expected: pa.Schema, first: str, found: pa.Schema, path: 
         if index >= 0 and not go_together(expected.field(index).type, field.type):
             raise ValueError(
                 f"Column '{field.name}' should have one type; it is {expected.field(index).type} "
-                f"in {first}. Received {field.type} in '{path}'."
+                f"in {origins[field.name]}. Received {field.type} in '{path}'."
             )
 
 
