@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import decimal
 import itertools
 import math
 import pickle
@@ -357,6 +358,27 @@ def test_weights_in_other_chunks(chunks):
     assert ids.weights().tolist() == [0.5, 1.0, 1.0, 2.0, 1.0]
 
 
+@pytest.mark.parametrize("type", [pa.list_view, pa.large_list_view], ids=["small", "large"])
+def test_views_of_lists(type):
+    values = [["a", None], None, [], ["b"], ["c", "a", "d"]] * 3
+    plain, views = pa.array(values), pa.array(values, type(pa.string()))
+    offsets = pa.array([3, 0, 1], pa.int32() if type is pa.list_view else pa.int64())
+    sizes = pa.array([1, 3, 2], offsets.type)
+    kind = pa.ListViewArray if type is pa.list_view else pa.LargeListViewArray
+    anywhere = kind.from_arrays(offsets, sizes, pa.array(["a", "b", "c", "d"]))
+    transform = FeatureTransform({"tags": SequenceFeature(ids="vocabulary", max_length=2)})
+    transform.fit([pa.table({"tags": plain})])
+    cases = [
+        (plain, views),
+        (plain[2:9], views[2:9]),
+        (plain[:3], views[:3]),
+        (plain[:0], views[:0]),
+    ]
+    for lists, viewed in [*cases, (pa.array([["d"], ["a", "b", "c"], ["b", "c"]]), anywhere)]:
+        one, other = (transform(pa.table({"tags": x}), labels=False) for x in (lists, viewed))
+        same(one, other)
+
+
 def test_weights_in_strings():
     table = pa.table({"tags": ["a|b", None, "c"], "weight": ["0.5|2", "", "3"]})
     features = {"tags": MultiHotFeature(rows=10, weights="weight", separator="|")}
@@ -485,6 +507,34 @@ def test_fit_stops_when_there_is_nothing_to_learn():
     tables = iter([TABLE, TABLE])
     FeatureTransform(features).fit(tables)
     assert next(tables) is TABLE
+
+
+def test_fit_goes_on_until_kinds_are_known():
+    features = {"user": SparseFeature(rows=10), "item": SparseFeature(rows=10, table="user")}
+    tables = [
+        pa.table({"user": pa.nulls(1), "item": ["a"]}),
+        pa.table({"user": ["a"], "item": pa.nulls(1)}),
+        pa.table({"user": ["b"], "item": ["b"]}),
+    ]
+    rest = iter(tables)
+    transform = FeatureTransform(features).fit(rest)
+    assert transform.kinds == {"user": "strings", "item": "strings"}
+    assert next(rest) is tables[2]
+    mixed = {"user": SparseFeature(ids="vocabulary")}
+    refused(
+        r"Column 'user' of feature 'user' should hold strings, as before in the training data\. "
+        r"Received int64\.",
+        mixed,
+        *tables[1:],
+        pa.table({"user": [7]}),
+    )
+    refused(
+        r"Features 'user' and 'item' should hold ids of one kind, .* Received integers and strings",
+        features,
+        tables[0],
+        pa.table({"user": [1], "item": pa.nulls(1)}),
+    )
+    refused("'user' should hold values", mixed, pa.table({"user": pa.nulls(3)}), tables[0])
 
 
 def test_fit_again_forgets():
@@ -668,6 +718,12 @@ class TestRefused:
                 r"should hold one id a sample.* multi_hot and sequence features",
             ),
             (SparseFeature(), [0.5], r"should hold whole numbers or strings, .* Received 0\.5"),
+            (
+                SparseFeature(),
+                [decimal.Decimal("1.50")],
+                r"should hold whole numbers of 64 bits or strings, .* decimal128\(3, 2\): Resc",
+            ),
+            (SparseFeature(), [decimal.Decimal(2**70)], r"should hold .* decimal128\(22, 0\): "),
             (
                 SparseFeature(),
                 [1e300],

@@ -14,10 +14,10 @@ from pydantic import TypeAdapter
 from torchrec.datasets._batch import Batch
 from torchrec.datasets.features import AnyFeature, DenseFeature, SparseFeature
 from torchrec.datasets.transform import storage
-from torchrec.datasets.transform.columns import Array, Kind, stored
+from torchrec.datasets.transform.columns import Array, Kind
 from torchrec.datasets.transform.counts import FeatureCounts, TransformCounts
 from torchrec.datasets.transform.dense import DenseColumn, Scale
-from torchrec.datasets.transform.fitting import Column, Fitting, kinds_of, lacks_rows
+from torchrec.datasets.transform.fitting import Column, Fitting, kinds_of, lacks_rows, unlike
 from torchrec.datasets.transform.ids import BagColumn, BucketColumn, SparseColumn, join
 from torchrec.datasets.transform.labels import Label
 from torchrec.datasets.transform.tables import TableSpec, declared_tables
@@ -124,8 +124,9 @@ class FeatureTransform:
     def fit(self, tables: Iterable[pa.Table]) -> FeatureTransform:
         """Learn from the training data what the features need: scales, quantiles, vocabularies.
 
-        Goes through the tables once, in bounded memory; only looks at the first if no statistics
-        are needed. It also notes what kind of values there are, to refuse others later.
+        Goes through the tables once, in bounded memory; only looks at the first, or the first few if
+        columns hold nothing but nulls there, if no statistics are needed. It also notes what kind
+        of values there are, to refuse others later.
 
         Args:
             tables: the training data, piece by piece, with the columns `columns`; those of the
@@ -144,8 +145,6 @@ class FeatureTransform:
                 self._label.read(table)
             if fitting.is_done:
                 break
-        if fitting.kinds is None:
-            raise ValueError("`tables` should hold the training data. Received no table.")
         self._tables, self._vocabularies = fitting.settle()
         self._kinds = fitting.kinds
         return self
@@ -185,11 +184,7 @@ class FeatureTransform:
         for name, kind in kinds_of(list(self._columns.values()), table).items():
             trained = self._kinds.get(name, kind)
             if kind not in (trained, "nulls"):
-                source = self._columns[name].source
-                type = stored(table.schema.field(source.column).type)
-                raise ValueError(
-                    f"{source} should hold {trained}, as in training. Received {type}."
-                )
+                raise unlike(self._columns[name].source, trained, "in training", table)
 
     def _read_dense(self, table: pa.Table, counts: dict[str, FeatureCounts]) -> torch.Tensor:
         dense = np.empty((table.num_rows, len(self._dense)), np.float32)

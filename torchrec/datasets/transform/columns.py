@@ -45,7 +45,8 @@ def require_columns(available: Iterable[str], sources: Iterable[Source]) -> None
             continue
         if found > 1:
             raise ValueError(f"{source} should be in the table once. Received {found} of them.")
-        near = difflib.get_close_matches(source.column, names, 1)
+        same = [name for name in names if name.lower() == source.column.lower()]
+        near = same or difflib.get_close_matches(source.column, names, 1)
         hint = f" The nearest is '{near[0]}'." if near else ""
         raise ValueError(
             f"{source} should be in the table. Received the columns {', '.join(names)}.{hint}"
@@ -221,7 +222,7 @@ def read_ids(array: pa.Array, source: Source) -> tuple[Array, Array | None]:
     elif pt.is_boolean(type):
         array = array.cast(pa.uint8())
     elif pt.is_decimal(type):
-        array = array.cast(pa.int64())
+        array = _whole_decimals(array, source)
     elif pt.is_floating(type):
         return _whole_numbers(array, source)
     if _is_text(array.type):
@@ -261,6 +262,16 @@ def _whole_numbers(array: pa.Array, source: Source) -> tuple[Array, Array | None
             f"Received {values[wrong][0]:g}; a measured number is a dense feature."
         )
     return values.astype(np.int64), None if valid.all() else valid
+
+
+def _whole_decimals(array: pa.Array, source: Source) -> pa.Array:
+    try:
+        return array.cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{source} should hold whole numbers of 64 bits or strings, as ids are. Received "
+            f"{array.type}: {error}."
+        ) from None
 
 
 def _fixed_width(array: pa.Array) -> Array:
@@ -325,10 +336,8 @@ def read_lists(array: pa.Array, separator: str | None) -> Lists:
         return Lists(nothing, nothing, pa.nulls(0), len(array))
     if separator is not None and not is_list(type):
         array = pc.split_pattern(_plain_text(array), separator)
-    elif pt.is_list_view(type):
-        array = array.cast(pa.list_(type.value_type))
-    elif pt.is_large_list_view(type):
-        array = array.cast(pa.large_list(type.value_type))
+    elif pt.is_list_view(type) or pt.is_large_list_view(type):
+        return _viewed_lists(array)
     valid = valid_of(array)
     if pt.is_fixed_size_list(array.type):
         size = array.type.list_size
@@ -342,6 +351,15 @@ def read_lists(array: pa.Array, separator: str | None) -> Lists:
     if valid is not None:
         lengths[~valid] = 0
     return Lists(bounds[:-1] - first, lengths, values, 0 if valid is None else array.null_count)
+
+
+def _viewed_lists(array: pa.Array) -> Lists:
+    """Return lists that may lie anywhere among their values, now one after another."""
+    lengths = array.sizes.to_numpy().astype(np.int64)
+    valid = valid_of(array)
+    if valid is not None:
+        lengths[~valid] = 0
+    return Lists(np.cumsum(lengths) - lengths, lengths, array.flatten(), array.null_count)
 
 
 def _bounds(array: pa.Array, dtype: np.dtype[Any]) -> Array:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from torchrec.datasets.transform.columns import Array, Kind, require_columns
+from torchrec.datasets.transform.columns import Array, Kind, Source, require_columns, stored
 from torchrec.datasets.transform.counts import FeatureCounts
 from torchrec.datasets.transform.dense import DenseColumn, require_values
 from torchrec.datasets.transform.ids import BagColumn, BucketColumn, SparseColumn
@@ -42,17 +42,17 @@ class Fitting:
         }
         self._ids = {table.name: IdStatistics(table) for table in tables if lacks_rows(table)}
         self._table_of = {name: table.name for table in tables for name in table.features}
-        self.kinds: dict[str, Kind] | None = None
+        self.kinds: dict[str, Kind] = {}
 
     @property
     def is_done(self) -> bool:
         """Whether more tables would teach nothing."""
-        return self.kinds is not None and not self._numbers and not self._ids
+        known = bool(self.kinds) and "nulls" not in self.kinds.values()
+        return known and not self._numbers and not self._ids
 
     def update(self, table: pa.Table) -> None:
         """Add a table."""
-        if self.kinds is None:
-            self.kinds = self._kinds(table)
+        self._note_kinds(table)
         for column in self._columns:
             name = column.source.feature
             if isinstance(column, (SparseColumn, BagColumn)):
@@ -65,24 +65,34 @@ class Fitting:
                 for numbers in read(table, FeatureCounts()):
                     self._numbers[name].update(numbers.present())
 
-    def _kinds(self, table: pa.Table) -> dict[str, Kind]:
-        """Return what each feature's values are; those of features that share a table agree."""
-        kinds = kinds_of(self._columns, table)
+    def _note_kinds(self, table: pa.Table) -> None:
+        """Note what each feature's values are: always the same, and one in features of a table."""
+        found = kinds_of(self._columns, table)
+        if found == self.kinds:
+            return
+        self.kinds = found | {name: kind for name, kind in self.kinds.items() if kind != "nulls"}
         for column in self._columns:
-            if kinds[column.source.feature] == "nulls":
-                require_values(column.source, 0)
+            name = column.source.feature
+            if found[name] not in (self.kinds[name], "nulls"):
+                raise unlike(column.source, self.kinds[name], "before in the training data", table)
         for spec in self._tables:
-            first = spec.features[0]
-            for name in spec.features[1:]:
-                if kinds[name] != kinds[first]:
+            known = [name for name in spec.features if self.kinds[name] != "nulls"]
+            for name in known[1:]:
+                first = known[0]
+                if self.kinds[name] != self.kinds[first]:
                     raise ValueError(
                         f"Features '{first}' and '{name}' should hold ids of one kind, as they "
-                        f"share table '{spec.name}'. Received {kinds[first]} and {kinds[name]}."
+                        f"share table '{spec.name}'. Received {self.kinds[first]} and "
+                        f"{self.kinds[name]}."
                     )
-        return kinds
 
     def settle(self) -> tuple[list[TableSpec], dict[str, Vocabulary]]:
         """Settle the columns; return the tables, complete, and the vocabularies of some."""
+        if not self.kinds:
+            raise ValueError("`tables` should hold the training data. Received no table.")
+        for column in self._columns:
+            if self.kinds[column.source.feature] == "nulls":
+                require_values(column.source, 0)
         for column in self._columns:
             statistics = self._numbers.get(column.source.feature)
             if isinstance(column, DenseColumn):
@@ -113,6 +123,12 @@ def kinds_of(columns: Sequence[Column], table: pa.Table) -> dict[str, Kind]:
     sources += [c.weights for c in columns if isinstance(c, BagColumn) and c.weights is not None]
     require_columns(names, sources)
     return {column.source.feature: column.kind(table.schema) for column in columns}
+
+
+def unlike(source: Source, kind: Kind, when: str, table: pa.Table) -> ValueError:
+    """Return the error for a column that does not hold what it held before."""
+    type = stored(table.schema.field(source.column).type)
+    return ValueError(f"{source} should hold {kind}, as {when}. Received {type}.")
 
 
 class IdStatistics:

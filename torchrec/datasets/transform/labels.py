@@ -17,6 +17,13 @@ from torchrec.datasets.transform.columns import (
 )
 
 
+def _example(values: pa.Array) -> str:
+    """Return a string that may stand for 1: the last of those that are there, as 'yes' or '1'."""
+    if not is_text(values.type):
+        return "yes"
+    return max((value for value in values.unique().to_pylist() if value is not None), default="yes")
+
+
 class Label:
     """Reads the label.
 
@@ -51,7 +58,7 @@ class Label:
         if kind_of(values.type) not in ("integers", "numbers", "nulls"):
             raise ValueError(
                 f"`data.label` '{self.text}' should hold 0 and 1. Received {stored(values.type)}; an "
-                f"expression such as `{self.text} == 'yes'` makes them."
+                f"expression such as `{self.text} == {_example(values)!r}` makes them."
             )
         numbers = read_numbers(values)
         if numbers.infinite:
