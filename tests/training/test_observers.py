@@ -8,13 +8,14 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.training.test_progress import RECORD
-from torchrec.training import MetricsLog, TensorBoard
+from torchrec.training import MetricsLog, Plan, TensorBoard
 
 
 def test_a_line_is_an_object(tmp_path: Path) -> None:
@@ -45,6 +46,7 @@ def test_tensorboard_gets_all_numbers(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = TensorBoard(tmp_path)
+    board.started(Plan(steps=100, samples=None, epochs=1))
     board.recorded(RECORD)
     board.ended()
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -52,6 +54,21 @@ def test_tensorboard_gets_all_numbers(tmp_path: Path) -> None:
     assert {"train/auc", "train/loss", "train/learning_rate", "train/ids/unknown"} <= set(tags)
     (event,) = events.Scalars("train/auc")
     assert (event.step, round(event.value, 4)) == (50, 0.7654)
+
+
+def test_tensorboard_drops_what_a_killed_run_wrote_after_its_checkpoint(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for begins, steps in ((0, (10, 20, 30)), (10, (20, 30, 40))):
+        board = TensorBoard(tmp_path)
+        board.started(Plan(steps=40, samples=None, epochs=1, step=begins))
+        for step in steps:
+            board.recorded(dataclasses.replace(RECORD, step=step, loss=step + begins))
+        board.ended()
+        time.sleep(1.1)  # files of events are named by the second
+    events = EventAccumulator(str(tmp_path)).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert found == [(10, 10.0), (20, 30.0), (30, 40.0), (40, 50.0)]
 
 
 def test_tensorboard_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,7 +175,13 @@ class TensorBoard(Observer):
                 "`training.tensorboard` should be false where TensorBoard is not installed. "
                 "Received true: pip install tensorboard."
             ) from None
-        self._writer: Any = SummaryWriter(str(folder))
+        self._make: Any = SummaryWriter
+        self._folder = str(folder)
+        self._writer: Any = None
+
+    def started(self, plan: Plan) -> None:
+        """Begin a file of events; what other files have after the checkpoint does not count."""
+        self._writer = self._make(self._folder, purge_step=plan.step + 1 if plan.step else None)
 
     def recorded(self, record: Record) -> None:
         """Write all numbers."""
@@ -188,4 +194,5 @@ class TensorBoard(Observer):
 
     def ended(self) -> None:
         """Bring everything to the file."""
-        self._writer.flush()
+        if self._writer is not None:
+            self._writer.flush()
