@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -651,6 +652,27 @@ def test_a_split_by_time_keeps_their_order(write: Write, type: pa.DataType) -> N
     assert max(got["train"]) == 699
     assert (min(got["valid"]), max(got["valid"])) == (700, 899)
     assert read(source.of(find_time_split(source.scan(), "at", 0, 0)))["day"] == days
+
+
+@pytest.mark.parametrize(
+    "times",
+    [np.arange(10) * 1e9 + 1.7e18, 2**63 - 10 + np.arange(10), np.arange(10, dtype=np.int8) + 118],
+    ids=["float nanoseconds", "largest int64", "largest int8"],
+)
+def test_a_split_by_time_without_a_test_part_has_all_rows(times: Any) -> None:
+    table = pa.table({"at": times})
+    split = find_time_split([table], "at", valid=0.2, test=0)
+    kept = [int(split.of(part).keep(table, "", 0).sum()) for part in ("train", "valid", "test")]
+    assert kept == [8, 2, 0]
+
+
+def test_a_split_by_time_without_a_test_part_has_what_its_sample_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torchrec.datasets.split._SAMPLE", 10)
+    table = pa.table({"at": range(1000)})
+    split = find_time_split([table], "at", valid=0.2, test=0).of("test")
+    assert not split.keep(table, "", 0).any()
 
 
 def test_a_split_by_time_samples_what_is_large(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ class TimeSplit:
     Args:
         column: the column of times: numbers, dates or timestamps.
         valid_from: first time that is for validation, as the number that is stored.
-        test_from: first time that is for testing.
+        test_from: first time that is for testing; infinity if none is.
         part: which of the three parts this is. Default ``"train"``.
     """
 
@@ -187,7 +187,8 @@ def find_time_split(
     times = np.sort(np.concatenate(kept))
     first = min(len(times) - 1, round(len(times) * (1 - valid - test)))
     second = min(len(times) - 1, round(len(times) * (1 - test)))
-    after_all = times[-1] + 1
+    # No number of the type need be greater than all times, and a sample may lack the last of them.
+    after_all = np.float64(np.inf)
     return TimeSplit(
         column,
         (times[first] if valid + test else after_all).item(),

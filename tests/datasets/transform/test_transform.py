@@ -28,7 +28,7 @@ from torchrec.datasets.features import (
     SequenceFeature,
     SparseFeature,
 )
-from torchrec.datasets.transform import FeatureCounts, FeatureTransform, TableSpec
+from torchrec.datasets.transform import FeatureCounts, FeatureTransform
 from torchrec.datasets.utils import Batch
 
 FLOATS = st.floats(allow_nan=True, allow_infinity=True, width=32) | st.none()
