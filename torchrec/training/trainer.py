@@ -214,8 +214,9 @@ class Trainer:
     def _step(self, group: list[Batch]) -> None:
         """Make one update with the gradient of all samples of some batches."""
         began = perf_counter()
-        samples = sum(batch.labels.numel() for batch in group)
-        if not samples:
+        sizes = [batch.labels.numel() for batch in group]
+        samples = sum(sizes)
+        if min(sizes) == 0:
             raise ValueError(
                 f"`train` should give batches with samples. Received none for step {self.progress.step + 1}."
             )
