@@ -296,22 +296,53 @@ def test_a_million_strings_in_a_thousand_rows(desk: Desk) -> None:
     assert (code, error) == (0, "")
     found = json.loads(Path("run/report.json").read_text())["tables"][0]
     assert (found["rows"], found["out_of_range"]) == (1000, 0)
-    assert found["hashed"] >= rows  # training, evaluations and test
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    hashed = {
+        split: sum(line["ids"]["hashed"] for line in lines if line["split"] == split)
+        for split in ("train", "valid", "test")
+    }
+    assert (
+        found["hashed"]
+        == hashed["train"]
+        == json.loads(Path("run/result.json").read_text())["samples"]
+    )
+    assert sum(hashed.values()) == rows
     assert "hashed" in out
 
 
 @pytest.mark.parametrize("value", [0, 1])
-def test_labels_of_one_kind_are_told(desk: Desk, value: int) -> None:
+def test_labels_of_one_kind(desk: Desk, value: int) -> None:
     column("click", np.full(N, value))(Path("bad.parquet"))
-    code, out, _ = desk("train", desk.experiment(), "-o", "run")
-    assert code == 0
-    assert f"auc of the training data is not defined: all labels are {value}" in out
+    assert f"should have labels 0 and 1 to learn from. Received only {value}:" in desk.refuses(
+        "train", desk.experiment(), "-o", "run"
+    )
     code, out, _ = desk("init", "bad.parquet", "--label", "click")
     assert code == 0
     assert f"All labels are {value}: there is nothing to learn." in out
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_early_stopping_without_what_it_goes_by(desk: Desk) -> None:
+    pq.write_table(clicks(), "bad.parquet")
+    column("click", np.zeros(N, int))(Path("valid.parquet"))
+    experiment = desk.experiment(valid="valid.parquet")
+    stopping = "training.early_stopping={{metric: {}}}"
+    error = desk.refuses("train", experiment, "-o", "run", stopping.format("auc"))
+    assert "as auc needs both. Received only 0: give other `data.valid`" in error
+    assert desk("train", experiment, "-o", "run", stopping.format("logloss")).code == 0
+    pq.write_table(clicks(5), "bad.parquet")
+    error = desk.refuses("train", desk.experiment(), "-o", "few", stopping.format("auc"))
+    assert "Received no rows: `data.split` leaves none" in error
+
+
+def test_a_split_by_time_of_few_times_is_told(desk: Desk) -> None:
+    column("day", np.arange(N) // (N // 2))(Path("bad.parquet"))
+    experiment = desk.experiment(split={"by": "time", "column": "day"})
+    code, out, _ = desk("train", experiment, "-o", "run")
+    assert code == 0
+    assert "`data.split` gives 50% for `test`, 50% for training." in " ".join(out.split())
+
+
+@pytest.mark.parametrize("rows", [2, 5])
 def test_few_rows(desk: Desk, rows: int) -> None:
     pq.write_table(clicks(rows), "bad.parquet")
     code, out, error = desk("train", desk.experiment(), "-o", "run", "training.batch_size=9999")
