@@ -560,7 +560,15 @@ def test_data_to_predict(
 
 def test_data_without_labels_to_evaluate(run: Desk) -> None:
     pq.write_table(clicks().drop_columns(["click"]), "bad.parquet")
-    assert "`data.label` 'click' of the experiment" in run.refuses("evaluate", "run", "bad.parquet")
+    error = run.refuses("evaluate", "run", "bad.parquet")
+    assert "`data.label` 'click' of the experiment" in error
+    assert "without 'click'; `torchrec predict` needs none." in error
+    pq.write_table(clicks().rename_columns(["user", "price", "shop", "Click"]), "bad.parquet")
+    assert "did you mean 'Click'?" in run.refuses("evaluate", "run", "bad.parquet")
+
+
+def test_a_column_of_predictions_without_a_name(run: Desk) -> None:
+    assert "`--name` should be" in run.refuses("predict", "run", "clicks.parquet", "--name", "")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of this kind are of Unix")

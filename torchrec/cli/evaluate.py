@@ -47,6 +47,7 @@ def evaluate(
     """
     import torch
 
+    from torchrec.datasets.expression import nearest
     from torchrec.datasets.transform.labels import Label
     from torchrec.inference import load
     from torchrec.metrics import BinaryMetrics
@@ -55,6 +56,12 @@ def evaluate(
     section = predictor.experiment.data
     source = open_source(data, predictor, section.drop)
     label = Label(section.label)
+    if not set(label.columns) & set(source.names):
+        raise ValueError(
+            f"Data to evaluate on should have the label, `data.label` '{label.text}' of the experiment. "
+            f"Received '{source.files[0].path}' without '{label.columns[0]}'"
+            f"{nearest(label.columns[0], source.names) or ';'} `torchrec predict` needs none."
+        )
     source.require(label.columns, f"`data.label` '{label.text}' of the experiment")
     metrics = BinaryMetrics()
     for part in source.scan(list(dict.fromkeys([*predictor.input_columns, *label.columns]))):

@@ -48,6 +48,8 @@ def predict(
 
     from torchrec.inference import load
 
+    if not name:
+        raise ValueError("`--name` should be the name of a column. Received an empty one.")
     writer = _writer(output)
     predictor = load(run)
     source = open_source(data, predictor)

@@ -116,12 +116,15 @@ class TimeSplit:
         valid_from: first time that is for validation, as the number that is stored.
         test_from: first time that is for testing; infinity if none is.
         part: which of the three parts this is. Default ``"train"``.
+        shares: of the rows for validation and for testing, where they were looked at; rows of one
+            time stay together, so they may not be those that were asked for. Default: not known.
     """
 
     column: str
     valid_from: float
     test_from: float
     part: Part = "train"
+    shares: tuple[float, float] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_part(self.part)
@@ -189,11 +192,11 @@ def find_time_split(
     second = min(len(times) - 1, round(len(times) * (1 - test)))
     # No number of the type need be greater than all times, and a sample may lack the last of them.
     after_all = np.float64(np.inf)
-    return TimeSplit(
-        column,
-        (times[first] if valid + test else after_all).item(),
-        (times[second] if test else after_all).item(),
-    )
+    valid_from = times[first] if valid + test else after_all
+    test_from = times[second] if test else after_all
+    starts = [int(np.searchsorted(times, at)) for at in (valid_from, test_from)]
+    shares = (starts[1] - starts[0]) / len(times), 1 - starts[1] / len(times)
+    return TimeSplit(column, valid_from.item(), test_from.item(), shares=shares)
 
 
 def _check_part(part: str) -> None:

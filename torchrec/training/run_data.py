@@ -15,7 +15,7 @@ from torchrec.datasets.features import TextType, number_columns, text_columns
 from torchrec.datasets.files import resolve_files
 from torchrec.datasets.loader import Loader
 from torchrec.datasets.source import TableSource
-from torchrec.datasets.split import FractionSplit, TimeSplit, find_time_split
+from torchrec.datasets.split import FractionSplit, Split, TimeSplit, find_time_split
 from torchrec.datasets.text_types import MisfitError, schema_of
 from torchrec.datasets.transform import FeatureTransform, TransformCounts
 from torchrec.datasets.transform.labels import Label
@@ -91,17 +91,52 @@ class RunData:
             else Loader(source, self.evaluated, size, shuffle_window=0, workers=data.workers)
             for name, source in (("validation", valid), ("test", test))
         )
-        if options.early_stopping is not None and self.valid is None:
-            raise ValueError(
-                "`training.early_stopping` should have validation data to go by: `data.valid`, or "
-                "`data.split.valid` above 0. Received none."
-            )
+        self._notice_ties(train.split)
+        if options.early_stopping is not None:
+            self._check_stopping(valid, options.early_stopping.metric)
 
     def _has_rows(self, source: TableSource, name: str) -> bool:
         if next(iter(source.scan(self.transform.columns[-1:])), None) is not None:
             return True
         self.notices.append(f"There are no rows for {name}: it is left out.")
         return False
+
+    def _notice_ties(self, split: Split | None) -> None:
+        """Say so where rows of one time make parts of other sizes than were asked for."""
+        if not isinstance(split, TimeSplit) or split.shares is None:
+            return
+        wanted = self.experiment.data.split
+        asked = {"valid": wanted.valid, "test": wanted.test}
+        found = dict(zip(asked, split.shares, strict=True))
+        if any(found[part] and abs(found[part] - asked[part]) > 0.05 for part in asked):
+            parts = ", ".join(f"{share:.0%} for `{part}`" for part, share in found.items() if share)
+            self.notices.append(
+                f"Many rows have the same `{split.column}`, and rows of one time stay together: "
+                f"`data.split` gives {parts or 'nothing'}, {1 - sum(found.values()):.0%} for training."
+            )
+
+    def _check_stopping(self, valid: TableSource | None, metric: str) -> None:
+        """Refuse early stopping by a metric that the validation data cannot have."""
+        if valid is None:
+            raise ValueError(
+                "`training.early_stopping` should have validation data to go by: `data.valid`, or "
+                "`data.split.valid` above 0. Received none."
+            )
+        data = self.experiment.data
+        if self.valid is None:
+            whence = "`data.valid`" if data.valid else "`data.split`"
+            raise ValueError(
+                "`training.early_stopping` should have validation data to go by. Received no rows: "
+                f"{whence} leaves none; give files with rows as `data.valid`, or leave "
+                "`training.early_stopping` out."
+            )
+        classes = label_classes(valid, data.label)
+        if metric != "logloss" and len(classes) == 1:
+            raise ValueError(
+                f"`training.early_stopping` should have validation data with labels 0 and 1, as "
+                f"{metric} needs both. Received only {min(classes)}: give other `data.valid`, another "
+                "`data.split` (such as more for `valid`), `metric: logloss`, or leave it out."
+            )
 
     def _fit(self, experiment: Experiment) -> Sources:
         """Fit the transform; of text files with inferred features, with types that all values fit."""
@@ -120,11 +155,17 @@ class RunData:
         self, sources: Sources, experiment: Experiment, types: dict[str, TextType]
     ) -> Sources:
         train, data, features = sources.train, experiment.data, experiment.features
-        if next(iter(train.scan(Label(data.label).columns)), None) is None:
+        classes = label_classes(train, data.label)
+        if not classes:
             left_out = f"`data.drop` '{data.drop}' and " if data.drop else ""
             raise ValueError(
                 f"`data.train` should have rows to train on. Received none: {left_out}`data.split` "
                 "leave no row."
+            )
+        if len(classes) == 1:
+            raise ValueError(
+                f"`data.train` should have labels 0 and 1 to learn from. Received only {min(classes)}: "
+                f"check `data.label` '{data.label}', `data.drop` and `data.split`."
             )
         inferred = features is None
         if features is None:
@@ -219,6 +260,23 @@ def sources_of(experiment: Experiment, types: Mapping[str, TextType] | None = No
         given.get("valid") or (train.of(split.of("valid")) if valid else None),
         given.get("test") or (train.of(split.of("test")) if test else None),
     )
+
+
+def label_classes(source: TableSource, label: str) -> set[int]:
+    """Return which of 0 and 1 are among the labels; nothing is read once both are.
+
+    Args:
+        source: the rows.
+        label: column or expression of the label.
+    """
+    reader = Label(label)
+    found: set[int] = set()
+    for table in source.scan(reader.columns):
+        labels = reader.read(table)
+        found |= {int(labels.min()), int(labels.max())}
+        if len(found) == 2:
+            break
+    return found
 
 
 def _train_source(experiment: Experiment) -> TableSource:

@@ -590,6 +590,7 @@ class TestLabels:
             ),
             ([math.nan, 1.0], "Received 1 missing ones among 2 labels"),
             (["yes", "no"], "Received string; an expression such as `click == 'yes'` makes them"),
+            (["0", "1"], "an expression such as `click == '1'` makes them"),
             ([None, None], "Received 2 missing ones among 2 labels"),
         ],
         ids=brief,
