@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import os
-from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import csv as pa_csv
 
-from torchrec._files import naming
+from torchrec.datasets._table_writer import TableWriter
 from torchrec.datasets.files import suffixes_of
 
 
-class TextWriter:
+class TextWriter(TableWriter):
     r"""A CSV or TSV file that is written beside its place and moved there when it is whole.
 
     After an exception, Ctrl-C included, what was there before is untouched. Nulls are empty, strings
@@ -36,19 +33,9 @@ class TextWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.rows = 0
-        self._beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        self._schema: pa.Schema | None = None
+        super().__init__(path)
         self._writer: pa_csv.CSVWriter | None = None
         self._stream: Any = None
-
-    def __enter__(self) -> TextWriter:
-        with naming(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "")
-        return self
 
     def write(self, table: pa.Table) -> None:
         """Append a table.
@@ -59,15 +46,10 @@ class TextWriter:
         Raises:
             ValueError: a column holds lists, or else what has no place in text.
         """
-        table = pa.table(
-            {name: _plain(name, table.column(name), self.path) for name in table.column_names}
-        )
-        with naming(self.path):
-            writer = self._writer or self._open(table.schema)
-            writer.write_table(table if table.schema == self._schema else table.cast(self._schema))
-        self.rows += table.num_rows
+        columns = {name: _plain(name, table.column(name), self.path) for name in table.column_names}
+        super().write(pa.table(columns))
 
-    def _open(self, schema: pa.Schema) -> pa_csv.CSVWriter:
+    def _open(self, schema: pa.Schema) -> None:
         format, compression = suffixes_of(str(self.path))
         self._stream = pa.output_stream(str(self._beside), compression=compression)
         delimiter = "\t" if format == "tsv" else ","
@@ -78,30 +60,16 @@ class TextWriter:
             include_header=False, delimiter=delimiter, quoting_style="needed"
         )
         self._writer = pa_csv.CSVWriter(self._stream, schema, write_options=options)
-        self._schema = schema
-        return self._writer
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            if self._writer is None:
-                if kind is None:
-                    raise ValueError(f"'{self.path}' should get at least one table. Received none.")
-            elif kind is not None:
-                with suppress(OSError):  # the disk may be full: the first error is the one to tell
-                    self._stream.close()
-            else:
-                with naming(self.path):
-                    self._writer.close()
-                    self._stream.close()
-                    os.replace(self._beside, self.path)
-        finally:
-            with suppress(OSError):  # a name that is too long is not there either
-                self._beside.unlink(missing_ok=True)
+    def _append(self, table: pa.Table) -> None:
+        assert self._writer is not None
+        self._writer.write_table(table)
+
+    def _close(self, whole: bool) -> None:
+        if whole and self._writer is not None:
+            self._writer.close()
+        if self._stream is not None:
+            self._stream.close()
 
 
 def _plain(name: str, column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
