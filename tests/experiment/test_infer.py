@@ -16,6 +16,7 @@ import pytest
 from torchrec.datasets.features import DenseFeature
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.transform import FeatureTransform
+from torchrec.datasets.transform.sketches import DistinctCounter
 from torchrec.experiment.build import build_tables
 from torchrec.experiment.files import check_columns, load_experiment
 from torchrec.experiment.infer import Inference, infer_features, write_experiment
@@ -184,6 +185,45 @@ class TestRoles:
                 ModelSection(), TrainingSection(), FeatureTransform(features, "click").tables
             )
         )
+
+
+class TestSharedTables:
+    def columns(self, random: np.random.Generator, **lists: int) -> dict[str, object]:
+        """Ids of items, and lists of them that begin elsewhere in their range."""
+        columns: dict[str, object] = {"item_id": random.permutation(ROWS) % 1000}
+        for name, first in lists.items():
+            columns[name] = [list(random.integers(first, first + 800, i % 4)) for i in range(ROWS)]
+        return columns
+
+    def test_lists_share_the_table_of_their_ids(
+        self, tmp_path: Path, random: np.random.Generator
+    ) -> None:
+        columns = self.columns(random, seen_items=100, bought_items=250)
+        inference = infer(tmp_path, columns)
+        for feature in inference.features.values():
+            assert (feature.table, feature.ids, feature.rows) == ("item_id", "plain", 1050)
+        assert inference.notes["seen_items"].endswith("Ids of `item_id`, whose table it shares.")
+        transform = FeatureTransform(inference.features, "click")
+        transform.fit([pq.read_table(tmp_path / "data.parquet")])
+        assert [table.name for table in transform.tables] == ["item_id"]
+
+    @pytest.mark.parametrize(
+        ("name", "first"), [("seen_items", 300), ("seen_ids", 100), ("history", 100)]
+    )
+    def test_other_lists_have_their_own(
+        self, tmp_path: Path, random: np.random.Generator, name: str, first: int
+    ) -> None:
+        features = infer(tmp_path, self.columns(random, **{name: first})).features
+        assert [getattr(one, "table", None) for one in features.values()] == [None, None]
+
+    def test_overlap_is_estimated_beyond_what_is_counted_exactly(self) -> None:
+        small, large, both = (DistinctCounter(4096) for _ in range(3))
+        small.update(np.arange(80_000, 100_000))
+        large.update(np.arange(95_000))
+        assert small.overlap(large) == large.overlap(small) == pytest.approx(0.75, abs=0.04)
+        both.merge(small)
+        both.merge(large)
+        assert both.estimate() == pytest.approx(100_000, rel=0.05)
 
 
 class TestLeftOut:

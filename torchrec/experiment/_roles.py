@@ -103,6 +103,8 @@ _ORDERED = frozenset(
         "seen",
     ]
 )
+# Words that say how ids are listed, not of what they are; as in a singular.
+LIST_WORDS = frozenset(word.removesuffix("s") for word in _ORDERED) | {"id", "list", "code", "num"}
 _SEPARATORS = ("|", ", ", ",", ";", " ")
 _MODULES = nn.ModuleDict()
 _EARLIEST = datetime(1990, 1, 1, tzinfo=timezone.utc).timestamp()

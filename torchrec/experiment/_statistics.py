@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 
@@ -67,6 +69,17 @@ class ColumnStatistics:
     def distinct(self) -> int:
         """Number of distinct values: exact below `EXACT`."""
         return self._counter.estimate()
+
+    def distinct_with(self, others: Iterable[ColumnStatistics]) -> int:
+        """Return the number of distinct values of this and other columns together."""
+        together = DistinctCounter(EXACT)
+        for one in (self, *others):
+            together.merge(one._counter)
+        return together.estimate()
+
+    def overlap(self, other: ColumnStatistics) -> float:
+        """Return which share of the distinct values of the column with fewer is in the other."""
+        return self._counter.overlap(other._counter)
 
     @property
     def mean_length(self) -> float:

@@ -30,6 +30,7 @@ from torchrec.experiment._roles import (
     table_name,
     text_of,
 )
+from torchrec.experiment._sharing import share_tables
 from torchrec.experiment._sizes import proposed_dim
 from torchrec.experiment._statistics import ColumnStatistics
 
@@ -75,7 +76,8 @@ class Inference:
                 while name in given or name in found:
                     name += "_"
                 feature = feature.model_copy(update={"column": column.name})
-            if not isinstance(feature, DenseFeature) and table_name(name) != name:
+            own = not isinstance(feature, DenseFeature) and feature.table is None
+            if own and table_name(name) != name:
                 table = table_name(name)
                 while table in given or table in tables:
                     table += "_"
@@ -194,6 +196,7 @@ def _infer(source: TableSource, label: str, drop: str | None, max_rows: int) -> 
         else decide(one, sample, label, sampled)
         for one in counted
     ]
+    columns = share_tables(columns, counted)
     complete = labels.rows < max_rows or labels.rows == source.rows
     inference = Inference(label, drop, columns, labels.rows, complete, labels.share)
     if not inference.features:

@@ -155,3 +155,16 @@ class DistinctCounter:
         if len(self._hashes) < self._size:
             return len(self._hashes)
         return round((self._size - 1) * 2.0**64 / float(self._hashes[-1]))
+
+    def merge(self, other: DistinctCounter) -> None:
+        """Add the ids of another counter of the same size."""
+        self._hashes = np.union1d(self._hashes, other._hashes)[: self._size]
+
+    def overlap(self, other: DistinctCounter) -> float:
+        """Return which share of the distinct ids of the smaller of two is in the larger, an estimate likewise."""
+        ends = [one._hashes[-1] for one in (self, other) if len(one._hashes) == one._size]
+        few, many = (
+            one._hashes[one._hashes <= min(ends)] if ends else one._hashes
+            for one in sorted((self, other), key=DistinctCounter.estimate)
+        )
+        return float(np.isin(few, many).mean()) if len(few) else 0.0

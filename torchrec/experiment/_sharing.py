@@ -1,0 +1,93 @@
+"""Which features should share a table: a column of ids, and lists of the same ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torchrec.datasets.features import AnyFeature, MultiHotFeature, SequenceFeature, SparseFeature
+from torchrec.experiment._decide import Column
+from torchrec.experiment._roles import LIST_WORDS, table_name, words_of
+from torchrec.experiment._sizes import proposed_ids
+from torchrec.experiment._statistics import ColumnStatistics
+
+_FEWEST = 100  # ids of fewer values meet by chance: every small range begins with 0, 1, 2
+_CONTAINED = 0.9
+
+
+def share_tables(columns: Sequence[Column], counted: Sequence[ColumnStatistics]) -> list[Column]:
+    """Let lists share the table of the column whose ids they hold, where names and values say so.
+
+    Args:
+        columns: what was decided about each.
+        counted: their statistics, in the same order.
+
+    Returns:
+        The columns, in their order.
+    """
+    found = list(columns)
+    for at, column in enumerate(columns):
+        if not _may_give_a_table(column):
+            continue
+        lists = [
+            other
+            for other, feature in enumerate(found)
+            if _holds_ids_of(feature, column, counted[other], counted[at])
+        ]
+        kind = type(found[lists[0]].feature) if lists else None
+        same = [other for other in lists if type(found[other].feature) is kind]  # one pooling
+        if same:
+            members = [at, *same]
+            options = _options(column.name, [counted[member] for member in members])
+            for member in members:
+                found[member] = _sharing(found[member], column.name, options)
+    return found
+
+
+def _may_give_a_table(column: Column) -> bool:
+    plain = "." not in column.name and table_name(column.name) == column.name
+    return plain and isinstance(column.feature, SparseFeature) and column.distinct > _FEWEST
+
+
+def _holds_ids_of(
+    one: Column, column: Column, of_list: ColumnStatistics, of_column: ColumnStatistics
+) -> bool:
+    """Say whether a list holds what another column does, and has no table yet."""
+    feature = one.feature
+    if not isinstance(feature, MultiHotFeature | SequenceFeature) or feature.table is not None:
+        return False
+    if one.distinct <= _FEWEST or of_list.kind != of_column.kind:
+        return False
+    shared = _singular(one.name) & _singular(column.name)
+    return bool(shared - LIST_WORDS) and of_list.overlap(of_column) >= _CONTAINED
+
+
+def _singular(name: str) -> frozenset[str]:
+    return frozenset(word.removesuffix("s") for word in words_of(name))
+
+
+def _options(table: str, members: Sequence[ColumnStatistics]) -> dict[str, object]:
+    """Return what all features of a table have to agree on."""
+    first, *others = members
+    ids = proposed_ids(
+        first.distinct_with(others),
+        min(one.minimum for one in members),
+        max(one.maximum for one in members),
+        integers=first.kind != "strings",
+    )
+    return {
+        "table": table,
+        "ids": ids.ids,
+        "rows": ids.rows,
+        "out_of_range": ids.out_of_range,
+        "min_count": ids.min_count,
+    }
+
+
+def _sharing(column: Column, table: str, options: dict[str, object]) -> Column:
+    assert column.feature is not None
+    feature: AnyFeature = column.feature.model_copy(update=options)
+    if column.name == table:
+        return replace(column, feature=feature)
+    reason = f"Ids of `{table}`, whose table it shares"
+    return replace(column, feature=feature, reason=". ".join(filter(None, [column.reason, reason])))
