@@ -113,13 +113,12 @@ def _show(inference: Inference) -> None:
     out = console()
     rows = f"{inference.rows:,} rows" + ("" if inference.complete else ", the first of them")
     out.print(f"{rows}, {inference.positives:.2%} of the labels are 1\n")
-    features = inference.features
     out.print(
         table(
             ("column", "becomes", "seen"),
             [
-                (name, features[name].type if name in features else "", note)
-                for name, note in inference.notes.items()
+                (column.name, column.feature.type if column.feature else "", column.note)
+                for column in inference.columns
             ],
             numbers=False,
         )
