@@ -35,8 +35,9 @@ pytest: native
 	$(PYTEST) --doctest-modules torchrec tests
 
 # What never comes near an operator, or tries both backends itself, runs once.
-ONCE := tests/cli tests/report tests/tools tests/training/test_kill.py tests/test_documents.py \
-  tests/test_import.py tests/test_recipes.py
+ONCE := tests/cli tests/experiment tests/report tests/tools tests/datasets/test_memory.py \
+  tests/training/test_kill.py tests/training/test_run.py tests/test_documents.py tests/test_import.py \
+  tests/test_recipes.py
 
 pytest-reference: $(READY)
 	ROWWISE_BACKEND=reference $(PYTEST) tests $(ONCE:%=--ignore=%)

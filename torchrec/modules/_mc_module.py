@@ -63,6 +63,7 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
         ValueError: for numbers out of range.
 
     Example:
+        >>> from torchrec import JaggedTensor
         >>> mcm = MCHManagedCollisionModule(
         ...     zch_size=3, device=torch.device("cpu"), eviction_policy=LFU_EvictionPolicy(),
         ...     eviction_interval=1,
