@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrec._files import write_whole
+from torchrec._files import open_to_others, write_whole
 
 
 def _full(*args: object) -> None:
@@ -46,3 +46,11 @@ def test_the_disk_is_waited_for_if_asked(
     monkeypatch.setattr(os, "replace", renamed)
     write_whole(tmp_path / "report.html", "text", durable=durable)
     assert done == (["fsync", "replace", "fsync"] if durable else ["replace"])
+
+
+def test_files_that_are_opened_to_others_follow_the_umask(tmp_path: Path) -> None:
+    private, ordinary = tmp_path / "private", tmp_path / "ordinary"
+    private.touch(0o600)
+    ordinary.touch()
+    open_to_others(private)
+    assert private.stat().st_mode == ordinary.stat().st_mode

@@ -56,6 +56,13 @@ def write_whole(path: str | os.PathLike[str], text: str, *, durable: bool = Fals
             beside.unlink(missing_ok=True)
 
 
+def open_to_others(path: str | os.PathLike[str]) -> None:
+    """Give a file the permissions of a new one, where a library keeps what it writes to the owner."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
+
+
 def sync(path: str | os.PathLike[str]) -> None:
     """Bring a file, or the names in a folder, to the disk."""
     if os.name == "nt" and os.path.isdir(path):

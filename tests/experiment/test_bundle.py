@@ -86,6 +86,12 @@ def test_for_predicting_or_for_training(folder: Path) -> None:
     assert any(parameter.requires_grad for parameter in training.parameters())
 
 
+def test_whoever_may_read_one_file_may_read_all(folder: Path) -> None:
+    """A service runs as somebody else than who trained."""
+    modes = {path.stat().st_mode for path in folder.rglob("*") if path.is_file()}
+    assert len(modes) == 1
+
+
 def test_a_stranger_can_tell_what_it_is(folder: Path) -> None:
     names = {"README.txt", "bundle.json", "experiment.yaml", "transform", "weights.safetensors"}
     assert {path.name for path in folder.iterdir()} == names

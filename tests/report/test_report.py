@@ -149,6 +149,13 @@ def test_a_result_alone(run: Path) -> None:
     assert "peak memory 869.8 MiB" in page.text
 
 
+def test_weights_of_an_earlier_step_are_said(run: Path) -> None:
+    assert "weights of step" not in _page(run).text
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({**result, "best_step": 50}))
+    assert "weights of step 50, the best on valid" in _page(run).text
+
+
 def test_values_that_are_not_numbers(tmp_path: Path) -> None:
     lines = [
         {"step": n, "samples": n, "split": "train", "auc": None, "loss": loss, "ne": math.nan}

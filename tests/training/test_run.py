@@ -272,6 +272,13 @@ def test_splits_without_rows_are_left_out(tmp_path: Path) -> None:
     assert "There are no rows for validation: it is left out." in notes.messages
 
 
+def test_validation_on_what_is_trained_on_is_said(clicks: Path, tmp_path: Path) -> None:
+    notes = Notes()
+    what = experiment(clicks, data={"valid": [str(clicks)]})
+    run_experiment(what, tmp_path / "run", observers=[notes])
+    assert any("`data.valid` has files of `data.train`" in message for message in notes.messages)
+
+
 def test_a_folder_that_exists_is_refused(clicks: Path, tmp_path: Path) -> None:
     run(experiment(clicks), tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
@@ -327,6 +334,12 @@ def test_resuming_another_experiment_names_the_key(
     run(experiment(clicks), tmp_path / "run")
     with pytest.raises(ValueError, match=message):
         run(experiment(clicks, **{section: changes}), tmp_path / "run", resume=True)
+
+
+def test_resuming_may_change_what_nothing_depends_on(clicks: Path, tmp_path: Path) -> None:
+    first = run(experiment(clicks), tmp_path / "run")
+    what = experiment(clicks, data={"workers": 1}, training={"keep_checkpoints": 5})
+    assert run(what, tmp_path / "run", resume=True) == first
 
 
 def test_resume_without_a_run_starts_one(clicks: Path, tmp_path: Path) -> None:

@@ -48,3 +48,8 @@ def test_writes_all_groups() -> None:
 def test_exponential_decay_has_no_end_at_zero() -> None:
     with pytest.raises(ValueError, match=r"`schedule.final` should be above 0 for exponential"):
         Schedule(ScheduleSection(decay="exponential"), [], 10)
+
+
+def test_warming_up_beyond_the_end_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"warmup_steps` should be less than the steps .* \(95\)"):
+        Schedule(ScheduleSection(warmup_steps=100), [], 95)

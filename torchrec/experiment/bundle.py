@@ -23,7 +23,7 @@ import torch
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 from torch import Tensor, nn
 
-from torchrec._files import sync
+from torchrec._files import open_to_others, sync
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.experiment._readme import bundle_readme
 from torchrec.experiment.build import build_model
@@ -109,6 +109,7 @@ def save_bundle(
         (beside / _EXPERIMENT).write_text(dump_experiment(experiment), encoding="utf-8")
         transform.save(beside / _TRANSFORM)
         safetensors.torch.save_file(_weights(model), beside / _WEIGHTS)
+        open_to_others(beside / _WEIGHTS)
         (beside / _README).write_text(
             bundle_readme(experiment, transform, _library_version()), encoding="utf-8"
         )

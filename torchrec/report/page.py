@@ -249,6 +249,8 @@ def _summary(run: RunFolder) -> list[tuple[str, str]]:
     if last:
         facts.append(("samples", f"{last.samples:,.0f}"))
         facts.append(("steps", f"{last.step:,.0f}"))
+    if last and run.facts.get("best_step", last.step) != last.step:
+        facts.append(("weights of step", f"{run.facts['best_step']:,.0f}, the best on valid"))
     seconds = run.facts.get("seconds", last.seconds if last else 0.0)
     if seconds:
         facts.append(("time", duration(seconds)))

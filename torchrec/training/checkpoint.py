@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torchrec._files import sync, write_whole
+from torchrec._files import open_to_others, sync, write_whole
 from torchrec.training._tree import Json, join_state, split_state
 
 _VERSION = 1
@@ -184,6 +184,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Json]:
 
     try:
         save_file({name: tensor.cpu() for name, tensor in tensors.items()}, path)
+        open_to_others(path)
     except SafetensorError as error:
         # The library gives errors of the system as text, with their number in it.
         number = re.search(r"(?:os error |code: )(\d+)", str(error))

@@ -30,6 +30,8 @@ from torchrec.training.run_data import RunData
 from torchrec.training.table_facts import report_of
 from torchrec.training.trainer import Trainer
 
+# What a run may go on with otherwise than it began: nothing that is learned depends on it.
+_FREE = ("output", "data.workers", "training.keep_checkpoints", "training.tensorboard")
 _EXPERIMENT, _RESULT, _REPORT = "experiment.yaml", "result.json", "report.json"
 
 
@@ -200,7 +202,7 @@ def _check_same(experiment: Experiment, before: Experiment, folder: Path) -> Non
     given, saved = _flat(experiment.model_dump(mode="json")), _flat(before.model_dump(mode="json"))
     inferred = experiment.features is None
     for key in {**saved, **given}:
-        if key == "output" or (inferred and key.startswith("features.")):
+        if key in _FREE or (inferred and key.startswith("features.")):
             continue
         if inferred and key.startswith("data.types.") and key not in given:
             continue

@@ -21,7 +21,7 @@ from torchrec.datasets.transform import FeatureTransform, TransformCounts
 from torchrec.datasets.transform.labels import Label
 from torchrec.experiment.files import check_column, check_columns
 from torchrec.experiment.infer import infer_features
-from torchrec.experiment.schema import Experiment
+from torchrec.experiment.schema import DataSection, Experiment
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,7 +62,7 @@ class RunData:
 
     def __init__(self, experiment: Experiment, kept: Path, fit: bool = True) -> None:
         data, options = experiment.data, experiment.training
-        self.notices: list[str] = []
+        self.notices: list[str] = _read_twice(experiment.data)
         self._rows: int | None = None
         sources = self._fit(experiment) if fit else self._take(experiment, kept)
         train, valid, test = sources
@@ -171,7 +171,7 @@ class RunData:
         if features is None:
             given = [one for one in (sources.valid, sources.test) if one and one.split is None]
             inference = infer_features(train, data.label, data.drop, others=given)
-            self.notices = inference.warnings
+            self.notices += inference.warnings
             features, types = inference.features, types | inference.types
             sources = sources.retyped(types)
         transform = FeatureTransform(features, data.label)
@@ -219,6 +219,22 @@ class RunData:
             rows += table.num_rows
             yield table
         self._rows = rows
+
+
+def _read_twice(data: DataSection) -> list[str]:
+    """Say which files of validation and test are files of training as well."""
+    train = {file.path for file in resolve_files(data.train, data.format)}
+    notices = []
+    for name, paths in (("valid", data.valid), ("test", data.test)):
+        both = (
+            [f.path for f in resolve_files(paths, data.format) if f.path in train] if paths else []
+        )
+        if both:
+            notices.append(
+                f"`data.{name}` has files of `data.train`, '{both[0]}' among them: its metrics tell of "
+                "samples that were trained on."
+            )
+    return notices
 
 
 def sources_of(experiment: Experiment, types: Mapping[str, TextType] | None = None) -> Sources:

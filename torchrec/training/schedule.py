@@ -48,7 +48,8 @@ class Schedule:
         total: how many steps there will be; None if unknown.
 
     Raises:
-        ValueError: if the course has to know the last step, or falls to 0 exponentially.
+        ValueError: if the course has to know the last step, warms up beyond it, or falls to 0
+            exponentially.
 
     Example:
         >>> import torch
@@ -68,6 +69,11 @@ class Schedule:
             raise ValueError(
                 "`schedule.decay` should be constant for data whose length is not known before it is "
                 f"read. Received {section.decay}."
+            )
+        if total is not None and section.warmup_steps >= max(total, 2):
+            raise ValueError(
+                f"`schedule.warmup_steps` should be less than the steps of the run ({total}). "
+                f"Received {section.warmup_steps}."
             )
         if section.decay == "exponential" and section.final == 0:
             raise ValueError(
