@@ -10,11 +10,13 @@ BUILD := build/dev
 NATIVE := $(BUILD)/.copied
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cmake')
 HAVE_CXX := $(shell command -v $(CXX) || command -v c++ || command -v clang++)
-PYTEST := $(PY) -m pytest -m "not slow"
+# Two suites run side by side, a thread each: more threads than cores slow both down many times over.
+BESIDE := $(MAKE) --no-print-directory --jobs=2 --output-sync=line
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test lint native pytest pytest-reference slow sanitize docs bench clean help
+.PHONY: demo test lint native pytest pytest-reference slow slow-recipes slow-rest sanitize docs bench clean help
 
 help:
 	@echo "make demo      generate a click log, train on it, predict, report: torchrec demo"
@@ -29,10 +31,11 @@ help:
 demo: native
 	$(PY) -m torchrec demo
 
-test: lint pytest pytest-reference
+test: lint native
+	$(BESIDE) pytest pytest-reference
 
 pytest: native
-	$(PYTEST) --doctest-modules torchrec tests
+	$(PYTEST) -m "not slow" --doctest-modules torchrec tests
 
 # What never comes near an operator, or tries both backends itself, runs once.
 ONCE := tests/cli tests/experiment tests/report tests/tools tests/datasets/test_memory.py \
@@ -40,10 +43,16 @@ ONCE := tests/cli tests/experiment tests/report tests/tools tests/datasets/test_
   tests/test_recipes.py
 
 pytest-reference: $(READY)
-	ROWWISE_BACKEND=reference $(PYTEST) tests $(ONCE:%=--ignore=%)
+	ROWWISE_BACKEND=reference $(PYTEST) -m "not slow" tests $(ONCE:%=--ignore=%)
 
 slow: native
-	$(PY) -m pytest -m slow tests
+	$(BESIDE) slow-recipes slow-rest
+
+slow-recipes: native
+	$(PYTEST) -m slow tests/test_recipes.py
+
+slow-rest: native
+	$(PYTEST) -m slow tests --ignore=tests/test_recipes.py
 
 lint: $(READY)
 	$(PY) -m ruff check .
