@@ -15,12 +15,12 @@ from structure.source import PACKAGE, Module
 
 # A unit imports only units of lower rows; units of one row do not import each other.
 LAYERS = (
-    ("types", "errors", "streamable", "tensor_types", "logging", "_environment", "_files"),
+    ("types", "errors", "streamable", "tensor_types", "logging", "_environment", "_files", "files"),
     ("ops",),
     ("sparse", "optim", "metrics"),
     ("modules", "datasets"),
     ("models", "quant"),
-    ("distributed", "experiment"),
+    ("distributed", "experiment", "bundle", "runs"),
     ("training", "inference", "report"),
     ("cli",),
     ("__main__",),
