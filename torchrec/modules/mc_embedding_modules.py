@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.compiler import is_compiling
 
-from torchrec.modules._mc_evictions import forget_nothing, reset_rows
-from torchrec.modules._mc_interface import ManagedCollisionModule
-from torchrec.modules._mc_module import MCHManagedCollisionModule
-from torchrec.modules._mc_state import LoadReport
-from torchrec.modules._mc_stats import ManagedCollisionStats
 from torchrec.modules._tables import Tables
+from torchrec.modules.collision.evictions import forget_nothing, reset_rows
+from torchrec.modules.collision.interface import ManagedCollisionModule
+from torchrec.modules.collision.module import MCHManagedCollisionModule
+from torchrec.modules.collision.saved_state import LoadReport
+from torchrec.modules.collision.stats import ManagedCollisionStats
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.modules.mc_modules import ManagedCollisionCollection

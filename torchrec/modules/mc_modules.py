@@ -1,12 +1,12 @@
 """Managed collision: maps from ids without bounds to the rows of tables."""
 
-from torchrec.modules._mc_collection import (
+from torchrec.modules.collision.collection import (
     ManagedCollisionCollection,
     apply_mc_method_to_jt_dict,
 )
-from torchrec.modules._mc_interface import ManagedCollisionModule
-from torchrec.modules._mc_module import MCHManagedCollisionModule
-from torchrec.modules._mc_policies import (
+from torchrec.modules.collision.interface import ManagedCollisionModule
+from torchrec.modules.collision.module import MCHManagedCollisionModule
+from torchrec.modules.collision.policies import (
     DistanceLFU_EvictionPolicy,
     LFU_EvictionPolicy,
     LRU_EvictionPolicy,
@@ -16,8 +16,8 @@ from torchrec.modules._mc_policies import (
     dynamic_threshold_filter,
     probabilistic_threshold_filter,
 )
-from torchrec.modules._mc_state import LoadReport
-from torchrec.modules._mc_stats import ManagedCollisionStats
+from torchrec.modules.collision.saved_state import LoadReport
+from torchrec.modules.collision.stats import ManagedCollisionStats
 
 __all__ = [
     "DistanceLFU_EvictionPolicy",

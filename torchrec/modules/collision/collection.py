@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.compiler import is_compiling
 
-from torchrec.modules._mc_features import with_all_values
-from torchrec.modules._mc_interface import JaggedDict, ManagedCollisionModule
-from torchrec.modules._mc_module import MCHManagedCollisionModule
-from torchrec.modules._mc_stats import ManagedCollisionStats
+from torchrec.modules.collision.features import with_all_values
+from torchrec.modules.collision.interface import JaggedDict, ManagedCollisionModule
+from torchrec.modules.collision.module import MCHManagedCollisionModule
+from torchrec.modules.collision.stats import ManagedCollisionStats
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from torchrec.modules._mc_policies import (
+from torchrec.modules.collision.policies import (
     DistanceLFU_EvictionPolicy,
     LFU_EvictionPolicy,
     LRU_EvictionPolicy,
 )
-from torchrec.modules._mc_rows import COUNTS, LAST, MappedRows
-from torchrec.modules._mc_stats import ManagedCollisionStats
+from torchrec.modules.collision.rows import COUNTS, LAST, MappedRows
+from torchrec.modules.collision.stats import ManagedCollisionStats
 from torchrec.ops.collision import (
     History,
     clear_history,

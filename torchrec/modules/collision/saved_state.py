@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from torchrec.modules._mc_rows import MappedRows
+    from torchrec.modules.collision.rows import MappedRows
 
 _FREE = torch.iinfo(torch.int64).max  # what the older form has in place of an id
 

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrec.modules._mc_features import ids_of, require_count, split_values, with_values
-from torchrec.modules._mc_interface import JaggedDict, ManagedCollisionModule
-from torchrec.modules._mc_policies import (
+from torchrec.modules.collision.features import ids_of, require_count, split_values, with_values
+from torchrec.modules.collision.interface import JaggedDict, ManagedCollisionModule
+from torchrec.modules.collision.policies import (
     DistanceLFU_EvictionPolicy,
     LFU_EvictionPolicy,
     LRU_EvictionPolicy,
     MCHEvictionPolicy,
 )
-from torchrec.modules._mc_policy_rows import PolicyRows
-from torchrec.modules._mc_rows import MappedRows
-from torchrec.modules._mc_scored import ScoredRows
-from torchrec.modules._mc_state import LoadReport, Sizes, fit, move_map, translate
-from torchrec.modules._mc_stats import ManagedCollisionStats
+from torchrec.modules.collision.policy_rows import PolicyRows
+from torchrec.modules.collision.rows import MappedRows
+from torchrec.modules.collision.saved_state import LoadReport, Sizes, fit, move_map, translate
+from torchrec.modules.collision.scored_rows import ScoredRows
+from torchrec.modules.collision.stats import ManagedCollisionStats
 from torchrec.ops.collision import MAX_ROWS
 from torchrec.ops.embedding.reference import hash_ids
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchrec.modules._mc_policies import MCHEvictionPolicy
-from torchrec.modules._mc_stats import Counters, ManagedCollisionStats
+from torchrec.modules.collision.policies import MCHEvictionPolicy
+from torchrec.modules.collision.stats import Counters, ManagedCollisionStats
 from torchrec.ops.collision import (
     IdMap,
     find_ids,

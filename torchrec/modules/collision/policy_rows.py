@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrec.modules._mc_policies import MCHEvictionPolicy
-from torchrec.modules._mc_rows import MappedRows
+from torchrec.modules.collision.policies import MCHEvictionPolicy
+from torchrec.modules.collision.rows import MappedRows
 from torchrec.ops.collision import erase_rows, find_ids, insert_ids
 
 
