@@ -1,5 +1,5 @@
 // From lists of addresses to a Batch. The numbers that do not change from call to call come in one int64 tensor, the
-// plan, laid out by torchrec/ops/embedding/plan.py; its constants are repeated here.
+// spec, laid out by torchrec/ops/embedding/spec.py; its constants are repeated here.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -22,18 +22,18 @@ using Ints = std::vector<int64_t>;
 
 constexpr int64_t kHeader = 2, kTableFields = 6, kSlotFields = 4, kHyperFields = 12;
 
-enum PlanPolicy : int64_t { kError, kHash, kOverflow, kClamp, kIgnore };
+enum SpecPolicy : int64_t { kError, kHash, kOverflow, kClamp, kIgnore };
 
-struct PlanTable {
+struct TableSpec {
   int64_t dim, rows, known, policy, rule, states;
 };
-struct PlanSlot {
+struct SlotSpec {
   int64_t table, key, pooling, column;
 };
 struct Hyper {
   double lr, eps, beta1, beta2, weight_decay, momentum, eta, max_gradient, decoupled, nesterov, step, dampening;
 };
-static_assert(sizeof(PlanTable) == kTableFields * 8 && sizeof(PlanSlot) == kSlotFields * 8);
+static_assert(sizeof(TableSpec) == kTableFields * 8 && sizeof(SlotSpec) == kSlotFields * 8);
 static_assert(sizeof(Hyper) == kHyperFields * 8);
 
 template <class T>
@@ -47,16 +47,16 @@ int64_t size_of(Float dtype) { return dtype == Float::f32 ? 4 : 2; }
 struct Call {
   std::vector<Table> tables;
   std::vector<Slot> slots;
-  const PlanTable* plan_tables = nullptr;
-  const PlanSlot* plan_slots = nullptr;
+  const TableSpec* table_specs = nullptr;
+  const SlotSpec* slot_specs = nullptr;
 
-  // Each weight is given as address, number of elements, elements a row and dtype; the sizes must be those of the plan,
+  // Each weight is given as address, number of elements, elements a row and dtype; the sizes must be those of the spec,
   // since the kernels trust it.
-  Call(int64_t plan, const Ints& weights, const Ints& sizes, const Ints& dims, const Ints& dtypes) {
-    const int64_t* header = at<const int64_t>(plan);
+  Call(int64_t spec, const Ints& weights, const Ints& sizes, const Ints& dims, const Ints& dtypes) {
+    const int64_t* header = at<const int64_t>(spec);
     const int64_t num_tables = header[0], num_slots = header[1];
-    plan_tables = reinterpret_cast<const PlanTable*>(header + kHeader);
-    plan_slots = reinterpret_cast<const PlanSlot*>(plan_tables + num_tables);
+    table_specs = reinterpret_cast<const TableSpec*>(header + kHeader);
+    slot_specs = reinterpret_cast<const SlotSpec*>(table_specs + num_tables);
     if (static_cast<int64_t>(weights.size()) != num_tables) {
       throw nb::value_error(("`weights` should hold one tensor a table (" + std::to_string(num_tables) + "). Received " +
                              std::to_string(weights.size()) + ".").c_str());
@@ -64,7 +64,7 @@ struct Call {
     tables.resize(num_tables);
     slots.resize(num_slots);
     for (int64_t t = 0; t < num_tables; ++t) {
-      const PlanTable& p = plan_tables[t];
+      const TableSpec& p = table_specs[t];
       if (sizes[t] != p.rows * p.dim || dims[t] != p.dim) {
         throw nb::value_error(("The weight of table number " + std::to_string(t) + " should have the shape (" +
                                std::to_string(p.rows) + ", " + std::to_string(p.dim) + "), as configured. Received " +
@@ -83,7 +83,7 @@ struct Call {
         default: table.policy = Policy::error;
       }
     }
-    for (int64_t s = 0; s < num_slots; ++s) slots[s].table = static_cast<int32_t>(plan_slots[s].table);
+    for (int64_t s = 0; s < num_slots; ++s) slots[s].table = static_cast<int32_t>(slot_specs[s].table);
   }
 
   Batch batch(bool wide_ids, bool wide_offsets, int64_t rows_dtype, int threads) const {
@@ -120,17 +120,17 @@ struct Pooled {
             "`offsets` should start at 0 or later, never fall, and end within the values (" + std::to_string(num_ids) + ").");
     const int64_t offset_size = wide_offsets ? 8 : 4, element = size_of(static_cast<Float>(rows_dtype));
     for (size_t s = 0; s < call.slots.size(); ++s) {
-      const PlanSlot& plan = call.plan_slots[s];
+      const SlotSpec& spec = call.slot_specs[s];
       Slot& slot = call.slots[s];
-      require(plan.key < keys && plan.column + call.tables[slot.table].dim <= width,
+      require(spec.key < keys && spec.column + call.tables[slot.table].dim <= width,
               "Slot number " + std::to_string(s) + " should lie within the " + std::to_string(keys) + " keys and the " +
                   std::to_string(width) + " columns.");
-      slot.pooling = static_cast<Pooling>(plan.pooling);
+      slot.pooling = static_cast<Pooling>(spec.pooling);
       slot.ids = at<void>(ids);
-      slot.offsets = at<void>(offsets + plan.key * bags * offset_size);
+      slot.offsets = at<void>(offsets + spec.key * bags * offset_size);
       slot.sample_weights = at<float>(sample_weights);
       slot.bags = bags;
-      slot.rows = at<void>(rows + plan.column * element);
+      slot.rows = at<void>(rows + spec.column * element);
       slot.stride = stride;
     }
   }
@@ -208,9 +208,9 @@ Ints sparse_grad(Call& call, const Input& input, const Ints& rows, const Ints& v
   return counts;
 }
 
-Optimizer make_optimizer(const PlanTable& plan, const Hyper& h) {
+Optimizer make_optimizer(const TableSpec& spec, const Hyper& h) {
   Optimizer o;
-  o.rule = static_cast<Rule>(plan.rule);
+  o.rule = static_cast<Rule>(spec.rule);
   o.lr = static_cast<float>(h.lr);
   o.eps = static_cast<float>(h.eps);
   o.beta1 = static_cast<float>(h.beta1);
@@ -233,7 +233,7 @@ bool has_gradient(const Batch& batch, int32_t table) {
 }
 
 // `hyper` has one row a table, whose step count is advanced. The states of the tables follow one another, as many for
-// each as its plan says.
+// each as its spec says.
 template <class Input>
 void update(Call& call, const Input& input, int64_t hyper, const Ints& states, const Ints& state_sizes, int threads) {
   const Batch batch = make_batch(call, input, threads);
@@ -242,19 +242,19 @@ void update(Call& call, const Input& input, int64_t hyper, const Ints& states, c
   Hyper* settings = at<Hyper>(hyper);
   size_t next = 0;
   for (size_t t = 0; t < sinks.size(); ++t) {
-    const PlanTable& plan = call.plan_tables[t];
-    if (plan.rule < 0 || !has_gradient(batch, static_cast<int32_t>(t))) {  // frozen for now, or not used
-      next += static_cast<size_t>(plan.states);
+    const TableSpec& spec = call.table_specs[t];
+    if (spec.rule < 0 || !has_gradient(batch, static_cast<int32_t>(t))) {  // frozen for now, or not used
+      next += static_cast<size_t>(spec.states);
       continue;
     }
     settings[t].step += 1;
     sinks[t].active = true;
-    Optimizer& o = optimizers[t] = make_optimizer(plan, settings[t]);
+    Optimizer& o = optimizers[t] = make_optimizer(spec, settings[t]);
     sinks[t].optimizer = &o;
     const bool row_wise[] = {o.rule == Rule::rowwise_adagrad,
                              o.rule == Rule::partial_rowwise_adam || o.rule == Rule::partial_rowwise_lamb};
-    for (int64_t k = 0; k < plan.states; ++k, ++next) {
-      const int64_t wanted = plan.rows * (row_wise[k] ? 1 : plan.dim);
+    for (int64_t k = 0; k < spec.states; ++k, ++next) {
+      const int64_t wanted = spec.rows * (row_wise[k] ? 1 : spec.dim);
       if (next >= states.size() || state_sizes[next] != wanted) {
         throw nb::value_error(("State " + std::to_string(k) + " of table number " + std::to_string(t) + " should have " +
                                std::to_string(wanted) + " elements.").c_str());

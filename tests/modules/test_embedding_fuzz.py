@@ -31,10 +31,10 @@ from torchrec import (
 from torchrec.ops.embedding import (
     Bags,
     Ids,
-    Plan,
-    PlannedSlot,
-    PlannedTable,
+    LookupSpec,
     PoolingCode,
+    SlotSpec,
+    TableSpec,
     lookup_bags,
     lookup_sequences,
 )
@@ -295,9 +295,9 @@ def operators(rng: random.Random) -> None:
     count = rng.randrange(0, 8)
     ids = [rng.randrange(10) for _ in range(count)]
     values = torch.tensor(ids, dtype=rng.choice([torch.int64, torch.int32]))
-    plan = Plan(
-        [PlannedTable("t", 2, 10, 10)],
-        [PlannedSlot("f", 0, 0, PoolingCode.SUM, 0), PlannedSlot("g", 0, 1, PoolingCode.SUM, 2)],
+    spec = LookupSpec(
+        [TableSpec("t", 2, 10, 10)],
+        [SlotSpec("f", 0, 0, PoolingCode.SUM, 0), SlotSpec("g", 0, 1, PoolingCode.SUM, 2)],
         2, 4,
     )  # fmt: skip
     far = [-1, count + 1, 1000, -(2**31), 2**31, 2**40, 2**62]
@@ -317,7 +317,7 @@ def operators(rng: random.Random) -> None:
         bags = Bags(
             values, torch.tensor(offsets, dtype=torch.int64 if wide else torch.int32), factors
         )
-        out, _ = lookup_bags([weight], plan, bags, torch.float32, [])
+        out, _ = lookup_bags([weight], spec, bags, torch.float32, [])
         stride = (len(offsets) - 1) // 2
         expected = []
         for b in range(stride):
@@ -338,7 +338,7 @@ def operators(rng: random.Random) -> None:
         )
     if rng.random() < 0.1:
         starts = starts[:1]
-    outputs, _ = lookup_sequences([weight], plan, Ids(values, starts, sizes), torch.float32, [])
+    outputs, _ = lookup_sequences([weight], spec, Ids(values, starts, sizes), torch.float32, [])
     for out, start, size in zip(outputs, starts, sizes, strict=True):
         if not 0 <= start <= start + size <= count:
             raise WrongError(f"{size} ids from {start} on, of {count}, were not refused")

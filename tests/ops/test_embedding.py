@@ -11,11 +11,11 @@ from torch import Tensor
 from torchrec.errors import IdOutOfRangeError
 from torchrec.ops import _library
 from torchrec.ops.embedding import (
-    Plan,
-    PlannedSlot,
-    PlannedTable,
+    LookupSpec,
     PolicyCode,
     PoolingCode,
+    SlotSpec,
+    TableSpec,
     hash_ids,
     native,
     new_hyper,
@@ -55,7 +55,7 @@ class Case:
 class Made:
     """The tensors of a case, in the order in which the operators take them."""
 
-    plan: Plan
+    spec: LookupSpec
     weights: list[Tensor]
     values: Tensor
     offsets: Tensor
@@ -64,11 +64,11 @@ class Made:
 
     def bags(self) -> tuple:
         return (
-            self.plan.tensor,
+            self.spec.tensor,
             self.values,
             self.offsets,
             self.sample_weights,
-            self.plan.num_keys,
+            self.spec.num_keys,
         )
 
 
@@ -82,16 +82,16 @@ def make(case: Case, seed: int = 0) -> Made:
     rule = RULES[case.optimizer] if case.optimizer else None
     states = len(rule.state_names(rule.defaults)) if rule else 0
     tables = [
-        PlannedTable(
+        TableSpec(
             f"t{t}", dim, case.rows + case.spare, case.rows, case.policy, case.optimizer, states
         )
         for t, dim in enumerate(case.dims)
     ]
     slots, column = [], 0
     for table, key, pooling in case.slots:
-        slots.append(PlannedSlot(f"f{key}", table, key, pooling, column))
+        slots.append(SlotSpec(f"f{key}", table, key, pooling, column))
         column += case.dims[table]
-    plan = Plan(tables, slots, case.keys, column)
+    spec = LookupSpec(tables, slots, case.keys, column)
     one = any(s.pooling == NONE for s in slots)
     bags = case.keys * case.bags
     lengths = torch.randint(0, case.longest + 1, (bags,), generator=generator)
@@ -104,7 +104,7 @@ def make(case: Case, seed: int = 0) -> Made:
     sample_weights = torch.randn(count, generator=generator) if case.weighted else None
     grad = torch.randn((case.bags, column), generator=generator).to(case.output)
     values = draw_ids(case, count, generator)
-    return Made(plan, weights, values, offsets.to(case.offsets), sample_weights, grad)
+    return Made(spec, weights, values, offsets.to(case.offsets), sample_weights, grad)
 
 
 def equal(ours: list[Tensor], theirs: list[Tensor]) -> None:
@@ -140,8 +140,8 @@ def pooled(case: Case, pooling: PoolingCode) -> Case:
 
 
 def lookup(backend, case: Case, m: Made) -> list[Tensor]:
-    width = m.plan.width
-    return list(backend.embedding_bag(m.weights, *m.bags(), width, case.output, m.plan.names))
+    width = m.spec.width
+    return list(backend.embedding_bag(m.weights, *m.bags(), width, case.output, m.spec.names))
 
 
 @needs_native
@@ -303,16 +303,16 @@ def sequences(case: Case, m: Made) -> tuple[list[int], list[int]]:
 
 def lookup_rows(backend, case: Case, m: Made) -> list[Tensor]:
     starts, counts = sequences(case, m)
-    plan = m.plan
+    spec = m.spec
     return backend.embedding_sequence(
-        m.weights, plan.tensor, m.values, starts, counts, plan.dims, case.output, plan.names
+        m.weights, spec.tensor, m.values, starts, counts, spec.dims, case.output, spec.names
     )
 
 
 def sequence_grads(case: Case, m: Made, some: bool) -> list[Tensor | None]:
     counts = sequences(case, m)[1]
     grads: list[Tensor | None] = [
-        torch.randn(n, d).to(case.output) for n, d in zip(counts, m.plan.dims, strict=True)
+        torch.randn(n, d).to(case.output) for n, d in zip(counts, m.spec.dims, strict=True)
     ]
     return [None if some and s % 2 else g for s, g in enumerate(grads)]
 
@@ -326,7 +326,7 @@ def test_sequences_equal_reference(name: str, some: bool) -> None:
     equal(lookup_rows(native, case, m), lookup_rows(reference, case, m))
     grads = sequence_grads(case, m, some)
     for op in ("embedding_sequence_dense_grad", "embedding_sequence_sparse_grad"):
-        arguments = (grads, m.weights, m.plan.tensor, m.values, *sequences(case, m))
+        arguments = (grads, m.weights, m.spec.tensor, m.values, *sequences(case, m))
         equal(getattr(native, op)(*arguments), getattr(reference, op)(*arguments))
 
 
@@ -341,7 +341,7 @@ def test_sequence_policies_and_dtypes_equal_reference(policy, tables, output) ->
     )  # fmt: skip
     m = make(case)
     equal(lookup_rows(native, case, m), lookup_rows(reference, case, m))
-    arguments = (sequence_grads(case, m, False), m.weights, m.plan.tensor, m.values)
+    arguments = (sequence_grads(case, m, False), m.weights, m.spec.tensor, m.values)
     for op in ("embedding_sequence_dense_grad", "embedding_sequence_sparse_grad"):
         ours = getattr(native, op)(*arguments, *sequences(case, m))
         equal(ours, getattr(reference, op)(*arguments, *sequences(case, m)))
@@ -412,16 +412,16 @@ HYPERS: dict[str, tuple[OptimizerType, dict[str, object]]] = {
 
 @dataclass
 class Trained:
-    """Fused tables: weights, states, hyper-parameters, and the plan that fits them."""
+    """Fused tables: weights, states, hyper-parameters, and the spec that fits them."""
 
-    plan: Plan
+    spec: LookupSpec
     weights: list[Tensor]
     states: list[Tensor]
     hyper: Tensor
 
     def copy(self) -> Trained:
         return Trained(
-            self.plan,
+            self.spec,
             [w.clone() for w in self.weights],
             [s.clone() for s in self.states],
             self.hyper.clone(),
@@ -434,20 +434,20 @@ def trained(case: Case, m: Made, name: str) -> Trained:
     settings: Hyper = rule.hyper({"lr": 0.05, **options})
     names = rule.state_names(settings)
     tables = [
-        PlannedTable(t.name, t.dim, t.rows, t.known, t.policy, kind, len(names))
-        for t in m.plan.tables
+        TableSpec(t.name, t.dim, t.rows, t.num_embeddings, t.policy, kind, len(names))
+        for t in m.spec.tables
     ]
     states = [rule.new_state(n, w, settings) for w in m.weights for n in names]
     hyper = new_hyper(len(tables))
     for row in hyper:
         write_hyper(row, settings)
-    plan = Plan(tables, m.plan.slots, m.plan.num_keys, m.plan.width)
-    return Trained(plan, [w.clone() for w in m.weights], states, hyper)
+    spec = LookupSpec(tables, m.spec.slots, m.spec.num_keys, m.spec.width)
+    return Trained(spec, [w.clone() for w in m.weights], states, hyper)
 
 
 def update(backend, t: Trained, m: Made) -> None:
     backend.embedding_bag_update_(
-        m.grad, t.weights, t.states, t.hyper, t.plan.tensor, *m.bags()[1:]
+        m.grad, t.weights, t.states, t.hyper, t.spec.tensor, *m.bags()[1:]
     )
 
 
@@ -516,7 +516,7 @@ def test_sequence_updates_equal_reference(name: str) -> None:
     grads = sequence_grads(case, m, True)
     for backend, t in ((native, ours), (reference, theirs)):
         backend.embedding_sequence_update_(
-            grads, t.weights, t.states, t.hyper, t.plan.tensor, m.values, *sequences(case, m)
+            grads, t.weights, t.states, t.hyper, t.spec.tensor, m.values, *sequences(case, m)
         )
     for mine, other in zip(
         [*ours.weights, *ours.states], [*theirs.weights, *theirs.states], strict=True
@@ -574,18 +574,18 @@ def test_states_of_the_wrong_size_are_refused() -> None:
 def _samples() -> list[tuple[str, tuple]]:
     case = Case(dims=[3, 2], slots=[(0, 0, SUM), (1, 1, MEAN)], keys=2, weighted=True)
     m = make(case)
-    plan = m.plan
+    spec = m.spec
     t = trained(case, m, "adam")
-    rows = (plan.tensor, m.values, *sequences(case, m))
-    fused = (t.weights, t.states, t.hyper, t.plan.tensor)
+    rows = (spec.tensor, m.values, *sequences(case, m))
+    fused = (t.weights, t.states, t.hyper, t.spec.tensor)
     grads = sequence_grads(case, m, False)
     return [
-        ("embedding_bag", (m.weights, *m.bags(), plan.width, torch.float32, plan.names)),
+        ("embedding_bag", (m.weights, *m.bags(), spec.width, torch.float32, spec.names)),
         ("embedding_bag_dense_grad", (m.grad, m.weights, *m.bags())),
         ("embedding_bag_sparse_grad", (m.grad, m.weights, *m.bags())),
         ("embedding_bag_weights_grad", (m.grad, m.weights, *m.bags())),
         ("embedding_bag_update_", (m.grad, *fused, *m.bags()[1:])),
-        ("embedding_sequence", (m.weights, *rows, plan.dims, torch.float32, plan.names)),
+        ("embedding_sequence", (m.weights, *rows, spec.dims, torch.float32, spec.names)),
         ("embedding_sequence_dense_grad", (grads, m.weights, *rows)),
         ("embedding_sequence_sparse_grad", (grads, m.weights, *rows)),
         ("embedding_sequence_update_", (grads, *fused, *rows[1:])),

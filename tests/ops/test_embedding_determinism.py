@@ -14,11 +14,11 @@ from torch import Tensor
 
 from torchrec.ops import _library
 from torchrec.ops.embedding import (
-    Plan,
-    PlannedSlot,
-    PlannedTable,
+    LookupSpec,
     PolicyCode,
     PoolingCode,
+    SlotSpec,
+    TableSpec,
     native,
     new_hyper,
     write_hyper,
@@ -54,13 +54,13 @@ def run(layout: str, kind: OptimizerType, dtype: torch.dtype) -> list[Tensor]:
     rule = RULES[kind]
     settings = rule.hyper({"lr": 0.1, **OPTIONS.get(kind, {})})
     names = rule.state_names(settings)
-    planned = [
-        PlannedTable(f"t{t}", dim, rows + 7, rows, PolicyCode.OVERFLOW, kind, len(names))
+    specs = [
+        TableSpec(f"t{t}", dim, rows + 7, rows, PolicyCode.OVERFLOW, kind, len(names))
         for t in range(tables)
     ]
     pooling = [PoolingCode.SUM, PoolingCode.MEAN]
-    slots = [PlannedSlot(f"f{f}", f % tables, f, pooling[f % 2], f * dim) for f in range(features)]
-    plan = Plan(planned, slots, features, features * dim)
+    slots = [SlotSpec(f"f{f}", f % tables, f, pooling[f % 2], f * dim) for f in range(features)]
+    spec = LookupSpec(specs, slots, features, features * dim)
     lengths = torch.randint(0, longest + 1, (features * bags,))
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     values = skewed(int(offsets[-1]), rows + 50)
@@ -71,8 +71,8 @@ def run(layout: str, kind: OptimizerType, dtype: torch.dtype) -> list[Tensor]:
     for row in hyper:
         write_hyper(row, settings)
     grad = torch.randn(bags, features * dim)
-    bag = (plan.tensor, values, offsets, factors, features)
-    results = list(native.embedding_bag(weights, *bag, plan.width, torch.float32, plan.names))
+    bag = (spec.tensor, values, offsets, factors, features)
+    results = list(native.embedding_bag(weights, *bag, spec.width, torch.float32, spec.names))
     results += native.embedding_bag_dense_grad(grad, weights, *bag)
     results += native.embedding_bag_sparse_grad(grad, weights, *bag)
     results.append(native.embedding_bag_weights_grad(grad, weights, *bag))
@@ -81,7 +81,7 @@ def run(layout: str, kind: OptimizerType, dtype: torch.dtype) -> list[Tensor]:
     starts, counts = [0] * features, [len(values)] * features
     native.embedding_sequence_update_(
         [torch.randn(len(values), dim) for _ in range(features)],
-        weights, states, hyper, plan.tensor, values, starts, counts,
+        weights, states, hyper, spec.tensor, values, starts, counts,
     )  # fmt: skip
     return [*results, *weights, *states]
 
@@ -127,12 +127,12 @@ def rounding() -> str:
     special = torch.cat([special, -special, torch.tensor([float("inf"), float("nan"), 1e-45])])
     ties = (torch.arange(0x3F80_0000, 0x3F84_0000, 0x800, dtype=torch.int32)).view(torch.float32)
     weight = torch.cat([special, ties])[:, None].contiguous()
-    plan = Plan([PlannedTable("t", 1, len(weight), len(weight))], [PlannedSlot("f", 0, 0)], 1, 1)
+    spec = LookupSpec([TableSpec("t", 1, len(weight), len(weight))], [SlotSpec("f", 0, 0)], 1, 1)
     offsets = torch.arange(len(weight) + 1)
     sha = hashlib.sha256()
     for table in DTYPES.values():
         for output in DTYPES.values():
-            arguments = (plan.tensor, offsets[:-1], offsets, None, 1, 1, output, plan.names)
+            arguments = (spec.tensor, offsets[:-1], offsets, None, 1, 1, output, spec.names)
             got = native.embedding_bag([weight.to(table)], *arguments)[0][:, 0]
             expected = weight.to(table).to(output)[:, 0]
             torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)

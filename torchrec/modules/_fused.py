@@ -13,9 +13,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torchrec.ops.embedding import (
     Bags,
     Ids,
-    Plan,
-    PlannedSlot,
-    PlannedTable,
+    LookupSpec,
+    SlotSpec,
+    TableSpec,
     Updater,
     bag_row_grads,
     new_hyper,
@@ -106,35 +106,37 @@ class TablesUpdater(Updater):
                 for state in table.new_states(weights[table.number].detach())
             ]
 
-    def update_bags(self, grad: Tensor, weights: list[Tensor], plan: Plan, bags: Bags) -> None:
+    def update_bags(
+        self, grad: Tensor, weights: list[Tensor], spec: LookupSpec, bags: Bags
+    ) -> None:
         """Apply or collect the gradient of a pooled look-up."""
         if not self.collecting and not self.pending:
-            return super().update_bags(grad, weights, plan, bags)
-        return self._collect(bag_row_grads(grad, weights, plan, bags), weights, plan)
+            return super().update_bags(grad, weights, spec, bags)
+        return self._collect(bag_row_grads(grad, weights, spec, bags), weights, spec)
 
     def update_sequences(
-        self, grads: list[Tensor | None], weights: list[Tensor], plan: Plan, ids: Ids
+        self, grads: list[Tensor | None], weights: list[Tensor], spec: LookupSpec, ids: Ids
     ) -> None:
         """Apply or collect the gradients of a look-up of sequences."""
         if not self.collecting and not self.pending:
-            return super().update_sequences(grads, weights, plan, ids)
-        return self._collect(sequence_row_grads(grads, weights, plan, ids), weights, plan)
+            return super().update_sequences(grads, weights, spec, ids)
+        return self._collect(sequence_row_grads(grads, weights, spec, ids), weights, spec)
 
-    def _collect(self, pairs: list[Tensor], weights: list[Tensor], plan: Plan) -> None:
+    def _collect(self, pairs: list[Tensor], weights: list[Tensor], spec: LookupSpec) -> None:
         self.pending.append(pairs)
         if self.collecting:
             return
         pending, self.pending = self.pending, []
         rows = [torch.cat([p[2 * t] for p in pending]) for t in range(len(weights))]
         grads = [torch.cat([p[2 * t + 1] for p in pending]) for t in range(len(weights))]
-        self.apply(rows, grads, weights, plan.tables)
+        self.apply(rows, grads, weights, spec.tables)
 
     def apply(
         self,
         rows: list[Tensor],
         grads: list[Tensor],
         weights: list[Tensor],
-        planned: list[PlannedTable],
+        specs: list[TableSpec],
     ) -> None:
         """Update rows with gradients; those of a row that comes several times are summed.
 
@@ -142,33 +144,33 @@ class TablesUpdater(Updater):
             rows: of each table of this updater, int64 ``(n,)``.
             grads: ``(n, D)``.
             weights: of each table.
-            planned: of each table; those without an optimizer are left alone.
+            specs: of each table; those without an optimizer are left alone.
         """
         counts = [len(r) for r in rows]
         starts = [sum(counts[:t]) for t in range(len(counts))]
         # Rows have been chosen already: every one is known.
         tables = [
-            PlannedTable(t.name, t.dim, t.rows, t.rows, optimizer=t.optimizer, states=t.states)
-            for t in planned
+            TableSpec(t.name, t.dim, t.rows, t.rows, optimizer=t.optimizer, states=t.states)
+            for t in specs
         ]
-        plan = Plan(tables, [PlannedSlot("", t, 0) for t in range(len(tables))], 1, 0)
+        spec = LookupSpec(tables, [SlotSpec("", t, 0) for t in range(len(tables))], 1, 0)
         with torch.no_grad():
             super().update_sequences(
-                list(grads), weights, plan, Ids(torch.cat(rows), starts, counts)
+                list(grads), weights, spec, Ids(torch.cat(rows), starts, counts)
             )
 
-    def apply_sparse(self, grad: Tensor, lr: float, weight: Tensor, planned: PlannedTable) -> None:
+    def apply_sparse(self, grad: Tensor, lr: float, weight: Tensor, spec: TableSpec) -> None:
         """Update the one table of this updater with a gradient from autograd.
 
         Args:
             grad: sparse COO or dense, ``(E, D)``.
             lr: learning rate of the optimizer that steps.
             weight: of the table.
-            planned: the table.
+            spec: the table.
         """
         self.hyper[:, LR] = lr
         grad = (grad if grad.is_sparse else grad.to_sparse(1)).coalesce()
-        self.apply([grad.indices()[0]], [grad.values()], [weight], [planned])
+        self.apply([grad.indices()[0]], [grad.values()], [weight], [spec])
 
 
 class _WrittenGroup(dict[str, Any]):

@@ -21,7 +21,7 @@ from torchrec.modules.embedding_configs import (
     EmbeddingBagConfig,
     PoolingType,
 )
-from torchrec.ops.embedding import Group, Plan, PlannedSlot, PlannedTable, PolicyCode, PoolingCode
+from torchrec.ops.embedding import Group, LookupSpec, PolicyCode, PoolingCode, SlotSpec, TableSpec
 from torchrec.ops.embedding.updates import RULES, Hyper
 from torchrec.optim._fusable import fused_rule
 from torchrec.types import DataType, IdPolicy, OptimizerType
@@ -119,7 +119,7 @@ def initialise(table: BaseEmbeddingConfig, weight: Tensor) -> None:
 
 
 class Tables:
-    """Plans the look-ups of a collection, and says where the gradient of each table goes.
+    """Describes the look-ups of a collection, and says where the gradient of each table goes.
 
     Args:
         configs: the tables.
@@ -144,7 +144,7 @@ class Tables:
         self._fused: dict[int, FusedTable] = {}
         self._updaters: list[TablesUpdater] = []
         self._optimizer: EmbeddingFusedOptimizer | None = None
-        self._lookups: dict[tuple[Any, ...], tuple[Plan, list[Group]]] = {}
+        self._lookups: dict[tuple[Any, ...], tuple[LookupSpec, list[Group]]] = {}
         self._version = 0
         for t, config in enumerate(self.configs):
             if config.optimizer is not None:
@@ -252,7 +252,7 @@ class Tables:
         if weight.grad is None:
             return
         updater = next(u for u in self._updaters if u.inherits_lr and u.tables[0].number == t)
-        updater.apply_sparse(weight.grad, lr, weight, self._planned(t))
+        updater.apply_sparse(weight.grad, lr, weight, self._table_spec(t))
         weight.grad = None  # the optimizer itself passes the table over
 
     def reset_states(self, number: int | None = None, rows: Tensor | None = None) -> None:
@@ -278,12 +278,12 @@ class Tables:
         """Leave out what is made again when the copy is bound."""
         return {**self.__dict__, "_optimizer": None, "_lookups": {}, "_bound": []}
 
-    # Plans.
+    # Specs.
 
-    def _planned(self, t: int, trained: bool = True) -> PlannedTable:
+    def _table_spec(self, t: int, trained: bool = True) -> TableSpec:
         config, fused = self.configs[t], self._fused.get(t)
         policy = PolicyCode.OVERFLOW if config.hash_size else _POLICY[config.id_policy]
-        return PlannedTable(
+        return TableSpec(
             config.name,
             config.embedding_dim,
             config.num_rows,
@@ -293,7 +293,7 @@ class Tables:
             len(fused.state_names) if fused else 0,
         )
 
-    def _make_plan(self, keys: Sequence[str], requires_grad: Sequence[bool]) -> Plan:
+    def _make_spec(self, keys: Sequence[str], requires_grad: Sequence[bool]) -> LookupSpec:
         position = {key: k for k, key in enumerate(keys)}
         slots, column = [], 0
         for t, config in enumerate(self.configs):
@@ -306,10 +306,10 @@ class Tables:
                         f"`features` should have the key '{feature}' of table '{config.name}'. "
                         f"Received keys {list(keys)}."
                     )
-                slots.append(PlannedSlot(feature, t, position[feature], pooling, column))
+                slots.append(SlotSpec(feature, t, position[feature], pooling, column))
                 column += config.embedding_dim
-        tables = [self._planned(t, trained) for t, trained in enumerate(requires_grad)]
-        return Plan(tables, slots, len(keys), column)
+        tables = [self._table_spec(t, trained) for t, trained in enumerate(requires_grad)]
+        return LookupSpec(tables, slots, len(keys), column)
 
     def mode(self) -> tuple[Any, ...]:
         """Return what a compiled look-up depends on beside keys and weights."""
@@ -318,8 +318,8 @@ class Tables:
 
     def lookup(
         self, keys: tuple[str, ...], requires_grad: tuple[bool, ...], mode: tuple[Any, ...]
-    ) -> tuple[Plan, list[Group]]:
-        """Return the plan for input with these keys, and the groups of tables that get a gradient.
+    ) -> tuple[LookupSpec, list[Group]]:
+        """Return the spec for input with these keys, and the groups of tables that get a gradient.
 
         Args:
             keys: of the input.
@@ -328,9 +328,9 @@ class Tables:
         """
         found = self._lookups.get((keys, requires_grad))
         if found is None:
-            plan = self._make_plan(keys, requires_grad)
-            found = plan, self._make_groups(plan, requires_grad)
-            if type(plan.tensor) is Tensor:  # while exporting it is a fake one, which must not stay
+            spec = self._make_spec(keys, requires_grad)
+            found = spec, self._make_groups(spec, requires_grad)
+            if type(spec.tensor) is Tensor:  # while exporting it is a fake one, which must not stay
                 self._lookups[keys, requires_grad] = found
         return found
 
@@ -338,11 +338,11 @@ class Tables:
     # is all that torch.compiler.assume_constant_result leaves, and that would import the compiler.
     lookup._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
-    def _make_groups(self, plan: Plan, requires_grad: Sequence[bool]) -> list[Group]:
+    def _make_groups(self, spec: LookupSpec, requires_grad: Sequence[bool]) -> list[Group]:
         if not any(requires_grad):
             return []
         groups = [
-            Group(plan, [table.number for table in updater.tables], updater)
+            Group(spec, [table.number for table in updater.tables], updater)
             for updater in self._updaters
             if not updater.inherits_lr
             and any(requires_grad[table.number] for table in updater.tables)
@@ -356,9 +356,9 @@ class Tables:
         ]
         dense = [t for t in plain if t not in sparse]
         if sparse:
-            groups.append(Group(plan, sparse, "sparse"))
+            groups.append(Group(spec, sparse, "sparse"))
         if dense:
-            groups.append(Group(plan, dense, "dense"))
+            groups.append(Group(spec, dense, "dense"))
         return groups
 
 

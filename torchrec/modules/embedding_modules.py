@@ -286,13 +286,13 @@ class _Collection(nn.Module):
         return self._tables.dtype if self._output_dtype is None else self._output_dtype
 
     def _lookup_of(self, features: KeyedJaggedTensor) -> tuple[list[Tensor], Any, Any]:
-        """Return the weights, the plan for these features, and the groups that get a gradient."""
+        """Return the weights, the spec for these features, and the groups that get a gradient."""
         tables = self._tables
         weights = tables.bound_weights()
         recorded = torch.is_grad_enabled()
         requires_grad = tuple([recorded and w.requires_grad for w in weights])
-        plan, groups = tables.lookup(tuple(features.keys()), requires_grad, tables.mode())
-        return weights, plan, groups
+        spec, groups = tables.lookup(tuple(features.keys()), requires_grad, tables.mode())
+        return weights, spec, groups
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -400,13 +400,13 @@ class EmbeddingBagCollection(_Collection, EmbeddingBagCollectionInterface, Fused
             sample_weights = features.weights_or_none()
             if sample_weights is None:
                 raise ValueError("`features` should have weights, as `is_weighted` says.")
-        weights, plan, groups = self._lookup_of(features)
+        weights, spec, groups = self._lookup_of(features)
         tables = self._tables
         if not weights:
             values = features.values().new_empty((features.stride(), 0), dtype=self._dtype())
             return KeyedTensor([], [], values)
         bags = Bags(features.values(), features.offsets(), sample_weights)
-        output, out_of_range = lookup_bags(weights, plan, bags, self._dtype(), groups)
+        output, out_of_range = lookup_bags(weights, spec, bags, self._dtype(), groups)
         if tables.counts_ids:
             self._out_of_range.add_(out_of_range)
         return KeyedTensor(tables.embedding_names, tables.dims, output)
@@ -486,15 +486,15 @@ class EmbeddingCollection(_Collection, EmbeddingCollectionInterface, FusedOptimi
             IdOutOfRangeError: for an id that no row stands for, if its table's policy says so.
             ValueError: for a feature that is missing.
         """
-        weights, plan, groups = self._lookup_of(features)
+        weights, spec, groups = self._lookup_of(features)
         if not weights:
             return {}
         offsets, sizes = features.offset_per_key(), features.length_per_key()
-        starts = [offsets[slot.key] for slot in plan.slots]
-        counts = [sizes[slot.key] for slot in plan.slots]
+        starts = [offsets[slot.key] for slot in spec.slots]
+        counts = [sizes[slot.key] for slot in spec.slots]
         ids = Ids(features.values(), starts, counts)
         try:
-            outputs, out_of_range = lookup_sequences(weights, plan, ids, self._dtype(), groups)
+            outputs, out_of_range = lookup_sequences(weights, spec, ids, self._dtype(), groups)
         except IdOutOfRangeError as error:
             raise _with_sample(error, features[error.feature].lengths()) from None
         if self._tables.counts_ids:

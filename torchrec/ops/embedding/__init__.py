@@ -11,19 +11,19 @@ from torchrec.ops.embedding.lookup import (
     lookup_sequences,
     sequence_row_grads,
 )
-from torchrec.ops.embedding.plan import Plan, PlannedSlot, PlannedTable, PolicyCode, PoolingCode
 from torchrec.ops.embedding.reference import hash_ids
+from torchrec.ops.embedding.spec import LookupSpec, PolicyCode, PoolingCode, SlotSpec, TableSpec
 from torchrec.ops.embedding.table import new_table
 
 __all__ = [
     "Bags",
     "Group",
     "Ids",
-    "Plan",
-    "PlannedSlot",
-    "PlannedTable",
+    "LookupSpec",
     "PolicyCode",
     "PoolingCode",
+    "SlotSpec",
+    "TableSpec",
     "Updater",
     "bag_row_grads",
     "hash_ids",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NoReturn
 
 from torchrec.errors import IdOutOfRangeError
-from torchrec.ops.embedding.plan import FIELD, RECORD
+from torchrec.ops.embedding.spec import FIELD, RECORD
 
 
 def names_of_slot(names: str, slot: int) -> tuple[str, str]:
-    """Return the names of the table and the feature of a slot, out of ``Plan.names``."""
+    """Return the names of the table and the feature of a slot, out of ``LookupSpec.names``."""
     table, feature = names.split(RECORD)[slot].split(FIELD)
     return table, feature
 
@@ -18,7 +18,7 @@ def raise_bad_id(names: str, slot: int, sample: int, id: int, rows: int) -> NoRe
     """Raise for an id that the policy ``error`` refuses.
 
     Args:
-        names: ``Plan.names``.
+        names: ``LookupSpec.names``.
         slot: number of the slot.
         sample: bag of the id.
         id: the id.

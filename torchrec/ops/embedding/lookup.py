@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from torchrec.ops.embedding import schema
-from torchrec.ops.embedding.plan import Plan
+from torchrec.ops.embedding.spec import LookupSpec
 
 _INTEGERS = (torch.int64, torch.int32)
 
@@ -53,22 +53,24 @@ class Updater:
     states: list[Tensor]
     hyper: Tensor
 
-    def update_bags(self, grad: Tensor, weights: list[Tensor], plan: Plan, bags: Bags) -> None:
+    def update_bags(
+        self, grad: Tensor, weights: list[Tensor], spec: LookupSpec, bags: Bags
+    ) -> None:
         """Apply the gradient of a pooled look-up, ``(B, width)``."""
         schema.embedding_bag_update_(
             grad,
             weights,
             self.states,
             self.hyper,
-            plan.tensor,
+            spec.tensor,
             bags.values,
             bags.offsets,
             bags.sample_weights,
-            plan.num_keys,
+            spec.num_keys,
         )
 
     def update_sequences(
-        self, grads: list[Tensor | None], weights: list[Tensor], plan: Plan, ids: Ids
+        self, grads: list[Tensor | None], weights: list[Tensor], spec: LookupSpec, ids: Ids
     ) -> None:
         """Apply the gradients of a look-up of sequences, each ``(count, D)``, or None."""
         schema.embedding_sequence_update_(
@@ -76,7 +78,7 @@ class Updater:
             weights,
             self.states,
             self.hyper,
-            plan.tensor,
+            spec.tensor,
             ids.values,
             ids.starts,
             ids.counts,
@@ -84,45 +86,47 @@ class Updater:
 
 
 class Group:
-    """The tables of a collection whose gradients take the same way.
+    """The tables of a collection that have the same kind of gradient.
 
     Args:
-        plan: plan of the whole collection.
+        spec: spec of the whole collection.
         tables: numbers of the tables of this group.
-        way: ``"dense"``: a gradient of the shape of the table; ``"sparse"``: a sparse COO gradient;
+        gradient: ``"dense"``: one of the shape of the table; ``"sparse"``: a sparse COO gradient;
             an ``Updater``: none, the tables are updated in the backward pass.
     """
 
     def __init__(
-        self, plan: Plan, tables: list[int], way: Literal["dense", "sparse"] | Updater
+        self, spec: LookupSpec, tables: list[int], gradient: Literal["dense", "sparse"] | Updater
     ) -> None:
         mine = set(tables)
         self.tables = tables
-        self.slots = [s for s, slot in enumerate(plan.slots) if slot.table in mine]
-        self.plan = plan.subset(tables)
-        self.way = way
+        self.slots = [s for s, slot in enumerate(spec.slots) if slot.table in mine]
+        self.spec = spec.subset(tables)
+        self.gradient = gradient
 
 
-def bag_row_grads(grad: Tensor, weights: list[Tensor], plan: Plan, bags: Bags) -> list[Tensor]:
+def bag_row_grads(
+    grad: Tensor, weights: list[Tensor], spec: LookupSpec, bags: Bags
+) -> list[Tensor]:
     """Return, for each table in turn, the rows that a pooled look-up chose and their gradients."""
     pairs: list[Tensor] = schema.embedding_bag_sparse_grad(
         grad,
         weights,
-        plan.tensor,
+        spec.tensor,
         bags.values,
         bags.offsets,
         bags.sample_weights,
-        plan.num_keys,
+        spec.num_keys,
     )
     return pairs
 
 
 def sequence_row_grads(
-    grads: list[Tensor | None], weights: list[Tensor], plan: Plan, ids: Ids
+    grads: list[Tensor | None], weights: list[Tensor], spec: LookupSpec, ids: Ids
 ) -> list[Tensor]:
     """Return, for each table in turn, the rows that sequences chose and their gradients."""
     pairs: list[Tensor] = schema.embedding_sequence_sparse_grad(
-        grads, weights, plan.tensor, ids.values, ids.starts, ids.counts
+        grads, weights, spec.tensor, ids.values, ids.starts, ids.counts
     )
     return pairs
 
@@ -138,12 +142,12 @@ def _as_sparse(pairs: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
 
 
 class _BagLookup(torch.autograd.Function):
-    """Pooled look-up of all tables; its gradient goes to each group in the group's own way."""
+    """Pooled look-up of all tables; each group gets its kind of gradient."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        plan: Plan,
+        spec: LookupSpec,
         groups: list[Group],
         dtype: torch.dtype,
         values: Tensor,
@@ -151,7 +155,7 @@ class _BagLookup(torch.autograd.Function):
         sample_weights: Tensor | None,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        ctx.plan, ctx.groups = plan, groups
+        ctx.spec, ctx.groups = spec, groups
         ctx.values, ctx.offsets = values, offsets
         # Weights are read again only for the gradient of the sample weights. Only then are they
         # saved as autograd saves, which refuses what has changed since: a fused table changes when
@@ -163,14 +167,14 @@ class _BagLookup(torch.autograd.Function):
             ctx.sample_weights, ctx.weights = sample_weights, weights
         output, out_of_range = schema.embedding_bag(
             weights,
-            plan.tensor,
+            spec.tensor,
             values,
             offsets,
             sample_weights,
-            plan.num_keys,
-            plan.width,
+            spec.num_keys,
+            spec.width,
             dtype,
-            plan.names,
+            spec.names,
         )
         ctx.mark_non_differentiable(out_of_range)
         return output, out_of_range
@@ -182,35 +186,35 @@ class _BagLookup(torch.autograd.Function):
             sample_weights, *weights = ctx.saved_tensors
         else:
             sample_weights, weights = ctx.sample_weights, ctx.weights
-        plan, bags = ctx.plan, Bags(ctx.values, ctx.offsets, sample_weights)
+        spec, bags = ctx.spec, Bags(ctx.values, ctx.offsets, sample_weights)
         sample_weights_grad: Tensor | None = None
         if ctx.for_sample_weights:
             sample_weights_grad = schema.embedding_bag_weights_grad(
                 grad,
                 weights,
-                plan.tensor,
+                spec.tensor,
                 bags.values,
                 bags.offsets,
                 sample_weights,
-                plan.num_keys,
+                spec.num_keys,
             )
         grads: list[Tensor | None] = [None] * len(weights)
         for group in ctx.groups:
             mine = [weights[t] for t in group.tables]
-            if isinstance(group.way, Updater):
-                group.way.update_bags(grad, mine, group.plan, bags)
+            if isinstance(group.gradient, Updater):
+                group.gradient.update_bags(grad, mine, group.spec, bags)
                 continue
-            if group.way == "sparse":
-                found = _as_sparse(bag_row_grads(grad, mine, group.plan, bags), mine)
+            if group.gradient == "sparse":
+                found = _as_sparse(bag_row_grads(grad, mine, group.spec, bags), mine)
             else:
                 found = schema.embedding_bag_dense_grad(
                     grad,
                     mine,
-                    group.plan.tensor,
+                    group.spec.tensor,
                     bags.values,
                     bags.offsets,
                     sample_weights,
-                    plan.num_keys,
+                    spec.num_keys,
                 )
             for t, g in zip(group.tables, found, strict=True):
                 grads[t] = g
@@ -223,7 +227,7 @@ class _SequenceLookup(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        plan: Plan,
+        spec: LookupSpec,
         groups: list[Group],
         dtype: torch.dtype,
         values: Tensor,
@@ -234,7 +238,7 @@ class _SequenceLookup(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.groups = groups
         ctx.values, ctx.starts, ctx.counts, ctx.weights = values, starts, counts, weights
-        outputs: list[Tensor] = _lookup_sequences(plan, dtype, values, starts, counts, weights)
+        outputs: list[Tensor] = _lookup_sequences(spec, dtype, values, starts, counts, weights)
         ctx.mark_non_differentiable(outputs[-1])
         return tuple(outputs)
 
@@ -251,18 +255,18 @@ class _SequenceLookup(torch.autograd.Function):
                 [ctx.starts[s] for s in group.slots],
                 [ctx.counts[s] for s in group.slots],
             )
-            if isinstance(group.way, Updater):
-                group.way.update_sequences(received, mine, group.plan, ids)
+            if isinstance(group.gradient, Updater):
+                group.gradient.update_sequences(received, mine, group.spec, ids)
                 continue
-            if group.way == "sparse":
-                found = _as_sparse(sequence_row_grads(received, mine, group.plan, ids), mine)
+            if group.gradient == "sparse":
+                found = _as_sparse(sequence_row_grads(received, mine, group.spec, ids), mine)
             else:
                 found = schema.embedding_sequence_dense_grad(
-                    received, mine, group.plan.tensor, ids.values, ids.starts, ids.counts
+                    received, mine, group.spec.tensor, ids.values, ids.starts, ids.counts
                 )
             used = {
                 slot.table
-                for slot, g in zip(group.plan.slots, received, strict=True)
+                for slot, g in zip(group.spec.slots, received, strict=True)
                 if g is not None
             }
             for number, (t, g) in enumerate(zip(group.tables, found, strict=True)):
@@ -271,7 +275,7 @@ class _SequenceLookup(torch.autograd.Function):
 
 
 def _lookup_sequences(
-    plan: Plan,
+    spec: LookupSpec,
     dtype: torch.dtype,
     values: Tensor,
     starts: Sequence[int],
@@ -279,16 +283,16 @@ def _lookup_sequences(
     weights: Sequence[Tensor],
 ) -> list[Tensor]:
     outputs: list[Tensor] = schema.embedding_sequence(
-        weights, plan.tensor, values, starts, counts, plan.dims, dtype, plan.names
+        weights, spec.tensor, values, starts, counts, spec.dims, dtype, spec.names
     )
     return outputs
 
 
-def _check_input(weights: list[Tensor], plan: Plan, values: Tensor) -> None:
+def _check_input(weights: list[Tensor], spec: LookupSpec, values: Tensor) -> None:
     """Refuse what no implementation can look up, in the same words for all of them."""
     if values.dtype not in _INTEGERS:
         raise TypeError(f"`values` should be int32 or int64. Received {values.dtype}.")
-    for table, weight in zip(plan.tables, weights, strict=True):
+    for table, weight in zip(spec.tables, weights, strict=True):
         if weight.device != values.device:
             raise ValueError(
                 f"Table '{table.name}' should be on the device of the ids ({values.device}). "
@@ -297,14 +301,14 @@ def _check_input(weights: list[Tensor], plan: Plan, values: Tensor) -> None:
 
 
 def lookup_bags(
-    weights: list[Tensor], plan: Plan, bags: Bags, dtype: torch.dtype, groups: list[Group]
+    weights: list[Tensor], spec: LookupSpec, bags: Bags, dtype: torch.dtype, groups: list[Group]
 ) -> tuple[Tensor, Tensor]:
-    """Look up every slot of a plan and pool each bag, all tables in one call.
+    """Look up every slot of a spec and pool each bag, all tables in one call.
 
     Args:
         weights: one ``(E, D)`` a table: float32, float16, bfloat16 (or float64, in plain PyTorch),
             contiguous. Rows are summed in float32 (float64).
-        plan: the tables and slots.
+        spec: the tables and slots.
         bags: the ids.
         dtype: of the output.
         groups: the tables that get a gradient, each in one group; empty without gradients.
@@ -314,51 +318,51 @@ def lookup_bags(
 
     Raises:
         IdOutOfRangeError: for an id that no row stands for, if the table's policy is ``ERROR``.
-        ValueError: if a weight does not have the shape that the plan says, or is on another device
+        ValueError: if a weight does not have the shape that the spec says, or is on another device
             than the ids.
         TypeError: if ids or offsets are not int32 or int64.
 
     Example:
-        >>> from torchrec.ops.embedding import Bags, Plan, PlannedSlot, PlannedTable, lookup_bags
-        >>> plan = Plan([PlannedTable("t", 2, 3, 3)], [PlannedSlot("f", 0, 0)], 1, 2)
+        >>> from torchrec.ops.embedding import Bags, LookupSpec, SlotSpec, TableSpec, lookup_bags
+        >>> spec = LookupSpec([TableSpec("t", 2, 3, 3)], [SlotSpec("f", 0, 0)], 1, 2)
         >>> weight = torch.tensor([[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]])
         >>> bags = Bags(torch.tensor([0, 2, 1]), torch.tensor([0, 2, 2, 3]))
-        >>> lookup_bags([weight], plan, bags, torch.float32, [])[0].tolist()
+        >>> lookup_bags([weight], spec, bags, torch.float32, [])[0].tolist()
         [[101.0, 202.0], [0.0, 0.0], [10.0, 20.0]]
     """
     values, offsets, sample_weights = bags.values, bags.offsets, bags.sample_weights
-    _check_input(weights, plan, values)
+    _check_input(weights, spec, values)
     if offsets.dtype not in _INTEGERS:
         raise TypeError(f"`offsets` should be int32 or int64. Received {offsets.dtype}.")
     if torch.is_grad_enabled() and (
         groups or (sample_weights is not None and sample_weights.requires_grad)
     ):
         output, out_of_range = _BagLookup.apply(  # type: ignore[no-untyped-call]
-            plan, groups, dtype, values, offsets, sample_weights, *weights
+            spec, groups, dtype, values, offsets, sample_weights, *weights
         )
         return output, out_of_range
     output, out_of_range = schema.embedding_bag(
         weights,
-        plan.tensor,
+        spec.tensor,
         values,
         offsets,
         sample_weights,
-        plan.num_keys,
-        plan.width,
+        spec.num_keys,
+        spec.width,
         dtype,
-        plan.names,
+        spec.names,
     )
     return output, out_of_range
 
 
 def lookup_sequences(
-    weights: list[Tensor], plan: Plan, ids: Ids, dtype: torch.dtype, groups: list[Group]
+    weights: list[Tensor], spec: LookupSpec, ids: Ids, dtype: torch.dtype, groups: list[Group]
 ) -> tuple[list[Tensor], Tensor]:
-    """Look up the ids of every slot of a plan, one row an id, all tables in one call.
+    """Look up the ids of every slot of a spec, one row an id, all tables in one call.
 
     Args:
         weights: one ``(E, D)`` a table, as in `lookup_bags`.
-        plan: the tables and slots; pooling is not looked at.
+        spec: the tables and slots; pooling is not looked at.
         ids: the ids.
         dtype: of the output.
         groups: the tables that get a gradient, each in one group; empty without gradients.
@@ -370,25 +374,25 @@ def lookup_sequences(
     Raises:
         IdOutOfRangeError: for an id that no row stands for, if the table's policy is ``ERROR``;
             its ``sample`` is the position of the id in its slot.
-        ValueError: if a weight does not have the shape that the plan says, or is on another device
+        ValueError: if a weight does not have the shape that the spec says, or is on another device
             than the ids.
         TypeError: if ids are not int32 or int64.
 
     Example:
-        >>> from torchrec.ops.embedding import Ids, Plan, PlannedSlot, PlannedTable
-        >>> plan = Plan([PlannedTable("t", 2, 3, 3)], [PlannedSlot("f", 0, 0)], 1, 2)
+        >>> from torchrec.ops.embedding import Ids, LookupSpec, SlotSpec, TableSpec
+        >>> spec = LookupSpec([TableSpec("t", 2, 3, 3)], [SlotSpec("f", 0, 0)], 1, 2)
         >>> weight = torch.tensor([[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]])
         >>> outputs, _ = lookup_sequences(
-        ...     [weight], plan, Ids(torch.tensor([2, 0, 2]), [1], [2]), torch.float32, []
+        ...     [weight], spec, Ids(torch.tensor([2, 0, 2]), [1], [2]), torch.float32, []
         ... )
         >>> outputs[0].tolist()
         [[1.0, 2.0], [100.0, 200.0]]
     """
-    _check_input(weights, plan, ids.values)
+    _check_input(weights, spec, ids.values)
     if groups and torch.is_grad_enabled():
         outputs = _SequenceLookup.apply(  # type: ignore[no-untyped-call]
-            plan, groups, dtype, ids.values, ids.starts, ids.counts, *weights
+            spec, groups, dtype, ids.values, ids.starts, ids.counts, *weights
         )
     else:
-        outputs = _lookup_sequences(plan, dtype, ids.values, ids.starts, ids.counts, weights)
+        outputs = _lookup_sequences(spec, dtype, ids.values, ids.starts, ids.counts, weights)
     return list(outputs[:-1]), outputs[-1]

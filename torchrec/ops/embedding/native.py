@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrec.ops._library import native
 from torchrec.ops.embedding import reference
 from torchrec.ops.embedding.failure import raise_bad_bag, raise_bad_id
-from torchrec.ops.embedding.plan import read_plan
+from torchrec.ops.embedding.spec import read_spec
 
 _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _NOTHING, _ID, _BAG = range(3)  # kinds of failure
@@ -29,12 +29,12 @@ def _supported(weights: Sequence[Tensor], rows_dtype: torch.dtype) -> bool:
     return rows_dtype in _CODES and all(w.dtype in _CODES for w in weights)
 
 
-def _tables(plan: Tensor, weights: Sequence[Tensor]) -> Any:
+def _tables(spec: Tensor, weights: Sequence[Tensor]) -> Any:
     for t, weight in enumerate(weights):
         if not weight.is_contiguous():
             raise ValueError(f"The weight of table number {t} should be contiguous.")
     return _native.Tables(
-        plan.data_ptr(),
+        spec.data_ptr(),
         [w.data_ptr() for w in weights],
         [w.numel() for w in weights],
         [w.size(-1) for w in weights],
@@ -105,7 +105,7 @@ def _forward(tables: Any, input: Input, num_tables: int) -> tuple[Tensor, Any]:
 
 def embedding_bag(
     weights: Sequence[Tensor],
-    plan: Tensor,
+    spec: Tensor,
     values: Tensor,
     offsets: Tensor,
     sample_weights: Tensor | None,
@@ -117,23 +117,23 @@ def embedding_bag(
     """See ``reference.embedding_bag``."""
     if not _supported(weights, dtype):
         return reference.embedding_bag(
-            weights, plan, values, offsets, sample_weights, num_keys, width, dtype, names
+            weights, spec, values, offsets, sample_weights, num_keys, width, dtype, names
         )
     bags = (offsets.numel() - 1) // num_keys
     output = _new_output(bags, width, dtype)
     input, _kept = _pooled(output, values, offsets, sample_weights, num_keys)
-    out_of_range, failure = _forward(_tables(plan, weights), input, len(weights))
+    out_of_range, failure = _forward(_tables(spec, weights), input, len(weights))
     if failure[0] != _NOTHING:
-        _raise_failure(failure, plan, names)
+        _raise_failure(failure, spec, names)
     return output, out_of_range
 
 
-def _raise_failure(failure: tuple[int, int, int, int], plan: Tensor, names: str) -> None:
+def _raise_failure(failure: tuple[int, int, int, int], spec: Tensor, names: str) -> None:
     kind, slot, bag, value = failure
     if kind == _BAG:
         raise_bad_bag(names, slot, bag, value)
-    tables, slots = read_plan(plan)
-    raise_bad_id(names, slot, bag, value, tables[slots[slot].table].known)
+    tables, slots = read_spec(spec)
+    raise_bad_id(names, slot, bag, value, tables[slots[slot].table].num_embeddings)
 
 
 def _rows_of(grad: Tensor) -> Tensor:
@@ -145,23 +145,23 @@ def _addresses(tensors: Sequence[Tensor]) -> list[int]:
     return [t.data_ptr() for t in tensors]
 
 
-def _dense_grad(plan: Tensor, weights: Sequence[Tensor], input: Input) -> list[Tensor]:
+def _dense_grad(spec: Tensor, weights: Sequence[Tensor], input: Input) -> list[Tensor]:
     grads = [torch.zeros_like(w, memory_format=torch.contiguous_format) for w in weights]
     _native.embedding_dense_grad(
-        _tables(plan, weights), input, _addresses(grads), torch.get_num_threads()
+        _tables(spec, weights), input, _addresses(grads), torch.get_num_threads()
     )
     return grads
 
 
 def _sparse_grad(
-    plan: Tensor, weights: Sequence[Tensor], input: Input, most: list[int]
+    spec: Tensor, weights: Sequence[Tensor], input: Input, most: list[int]
 ) -> list[Tensor]:
     """Run the kernel into room for ``most[t]`` rows, whose unused end is never touched."""
     room = [min(n, w.shape[0]) for n, w in zip(most, weights, strict=True)]
     rows = [torch.empty(n, dtype=torch.int64) for n in room]
     sums = [w.new_empty((n, w.shape[1])) for n, w in zip(room, weights, strict=True)]
     counts = _native.embedding_sparse_grad(
-        _tables(plan, weights), input, _addresses(rows), _addresses(sums), torch.get_num_threads()
+        _tables(spec, weights), input, _addresses(rows), _addresses(sums), torch.get_num_threads()
     )
     result: list[Tensor] = []
     for r, s, n in zip(rows, sums, counts, strict=True):
@@ -169,32 +169,32 @@ def _sparse_grad(
     return result
 
 
-# The operators below take the arguments of those of `reference`. What they only hand on is in `*bags`: plan, values,
-# offsets, sample_weights, num_keys; or in `*ids`: plan, values, starts, counts.
+# The operators below take the arguments of those of `reference`. What they only hand on is in `*bags`: spec, values,
+# offsets, sample_weights, num_keys; or in `*ids`: spec, values, starts, counts.
 
 
 def embedding_bag_dense_grad(grad: Tensor, weights: Sequence[Tensor], *bags: Any) -> list[Tensor]:
     """See ``reference.embedding_bag_dense_grad``."""
     if not _supported(weights, grad.dtype):
         return reference.embedding_bag_dense_grad(grad, weights, *bags)
-    plan, *rest = bags
+    spec, *rest = bags
     input, _kept = _pooled(_rows_of(grad), *rest)
-    return _dense_grad(plan, weights, input)
+    return _dense_grad(spec, weights, input)
 
 
 def embedding_bag_sparse_grad(grad: Tensor, weights: Sequence[Tensor], *bags: Any) -> list[Tensor]:
     """See ``reference.embedding_bag_sparse_grad``."""
     if not _supported(weights, grad.dtype):
         return reference.embedding_bag_sparse_grad(grad, weights, *bags)
-    plan, values, offsets, sample_weights, num_keys = bags
+    spec, values, offsets, sample_weights, num_keys = bags
     input, _kept = _pooled(_rows_of(grad), values, offsets, sample_weights, num_keys)
     size = (offsets.numel() - 1) // num_keys
     ends = offsets[::size].tolist() if size else [0] * (num_keys + 1)
-    planned, slots = read_plan(plan)
-    most = [0] * len(planned)
+    specs, slots = read_spec(spec)
+    most = [0] * len(specs)
     for slot in slots:
         most[slot.table] += ends[slot.key + 1] - ends[slot.key]
-    return _sparse_grad(plan, weights, input, most)
+    return _sparse_grad(spec, weights, input, most)
 
 
 def embedding_bag_update_(
@@ -203,26 +203,26 @@ def embedding_bag_update_(
     """See ``reference.embedding_bag_update_``."""
     if not _supported(weights, grad.dtype):
         return reference.embedding_bag_update_(grad, weights, states, hyper, *bags)
-    plan, *rest = bags
+    spec, *rest = bags
     input, _kept = _pooled(_rows_of(grad), *rest)
-    return _update(plan, weights, input, states, hyper)
+    return _update(spec, weights, input, states, hyper)
 
 
 def embedding_bag_weights_grad(grad: Tensor, weights: Sequence[Tensor], *bags: Any) -> Tensor:
     """See ``reference.embedding_bag_weights_grad``."""
     if not _supported(weights, grad.dtype):
         return reference.embedding_bag_weights_grad(grad, weights, *bags)
-    plan, values, offsets, sample_weights, num_keys = bags
+    spec, values, offsets, sample_weights, num_keys = bags
     input, _kept = _pooled(_rows_of(grad), values, offsets, sample_weights, num_keys)
     result = torch.zeros(sample_weights.shape, dtype=torch.float32)
     _native.embedding_weights_grad(
-        _tables(plan, weights), input, result.data_ptr(), torch.get_num_threads()
+        _tables(spec, weights), input, result.data_ptr(), torch.get_num_threads()
     )
     return result.to(sample_weights.dtype)
 
 
 def _update(
-    plan: Tensor, weights: Sequence[Tensor], input: Input, states: Sequence[Tensor], hyper: Tensor
+    spec: Tensor, weights: Sequence[Tensor], input: Input, states: Sequence[Tensor], hyper: Tensor
 ) -> None:
     for state in states:
         if state.dtype != torch.float32 or not state.is_contiguous():
@@ -230,7 +230,7 @@ def _update(
                 f"States of fused optimizers should be contiguous float32. Received {state.dtype}."
             )
     _native.embedding_update(
-        _tables(plan, weights),
+        _tables(spec, weights),
         input,
         hyper.data_ptr(),
         _addresses(states),
@@ -266,7 +266,7 @@ def _sequence(
 
 def embedding_sequence(
     weights: Sequence[Tensor],
-    plan: Tensor,
+    spec: Tensor,
     values: Tensor,
     starts: Sequence[int],
     counts: Sequence[int],
@@ -277,13 +277,13 @@ def embedding_sequence(
     """See ``reference.embedding_sequence``."""
     if not _supported(weights, dtype):
         return reference.embedding_sequence(
-            weights, plan, values, starts, counts, dims, dtype, names
+            weights, spec, values, starts, counts, dims, dtype, names
         )
     outputs = [_new_output(n, d, dtype) for n, d in zip(counts, dims, strict=True)]
     input, _kept = _sequence(outputs, dtype, values, starts, counts)
-    out_of_range, failure = _forward(_tables(plan, weights), input, len(weights))
+    out_of_range, failure = _forward(_tables(spec, weights), input, len(weights))
     if failure[0] != _NOTHING:
-        _raise_failure(failure, plan, names)
+        _raise_failure(failure, spec, names)
     return [*outputs, out_of_range]
 
 
@@ -298,9 +298,9 @@ def embedding_sequence_dense_grad(
     dtype = _dtype_of(grads)
     if not _supported(weights, dtype):
         return reference.embedding_sequence_dense_grad(grads, weights, *ids)
-    plan, *rest = ids
+    spec, *rest = ids
     input, _kept = _sequence(grads, dtype, *rest)
-    return _dense_grad(plan, weights, input)
+    return _dense_grad(spec, weights, input)
 
 
 def embedding_sequence_sparse_grad(
@@ -310,13 +310,13 @@ def embedding_sequence_sparse_grad(
     dtype = _dtype_of(grads)
     if not _supported(weights, dtype):
         return reference.embedding_sequence_sparse_grad(grads, weights, *ids)
-    plan, values, starts, counts = ids
+    spec, values, starts, counts = ids
     input, _kept = _sequence(grads, dtype, values, starts, counts)
-    planned, slots = read_plan(plan)
-    most = [0] * len(planned)
+    specs, slots = read_spec(spec)
+    most = [0] * len(specs)
     for slot, count in zip(slots, counts, strict=True):
         most[slot.table] += count
-    return _sparse_grad(plan, weights, input, most)
+    return _sparse_grad(spec, weights, input, most)
 
 
 def embedding_sequence_update_(
@@ -330,6 +330,6 @@ def embedding_sequence_update_(
     dtype = _dtype_of(grads)
     if not _supported(weights, dtype):
         return reference.embedding_sequence_update_(grads, weights, states, hyper, *ids)
-    plan, *rest = ids
+    spec, *rest = ids
     input, _kept = _sequence(grads, dtype, *rest)
-    return _update(plan, weights, input, states, hyper)
+    return _update(spec, weights, input, states, hyper)

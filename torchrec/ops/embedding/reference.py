@@ -9,12 +9,12 @@ from torch import Tensor
 
 from torchrec.ops.embedding.failure import names_of_slot, raise_bad_bag, raise_bad_id
 from torchrec.ops.embedding.hyper import STEP, read_hyper
-from torchrec.ops.embedding.plan import (
-    PlannedSlot,
-    PlannedTable,
+from torchrec.ops.embedding.spec import (
     PolicyCode,
     PoolingCode,
-    read_plan,
+    SlotSpec,
+    TableSpec,
+    read_spec,
 )
 from torchrec.ops.embedding.updates import RULES
 
@@ -55,23 +55,27 @@ def hash_ids(ids: Tensor, span: int) -> Tensor:
     return _shift_right(x, 1) % span
 
 
-def rows_of(table: PlannedTable, ids: Tensor) -> tuple[Tensor, Tensor]:
+def rows_of(table: TableSpec, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return the row of each id (``NO_ROW`` where it has none), and which ids are out of range."""
     ids = ids.long()
-    unknown = (ids < 0) | (ids >= table.known)
+    unknown = (ids < 0) | (ids >= table.num_embeddings)
     if table.policy == PolicyCode.HASH:
-        other = hash_ids(ids, max(table.known, 1))
+        other = hash_ids(ids, max(table.num_embeddings, 1))
     elif table.policy == PolicyCode.OVERFLOW:
-        other = table.known + hash_ids(ids, table.rows - table.known)
+        other = table.num_embeddings + hash_ids(ids, table.rows - table.num_embeddings)
     elif table.policy == PolicyCode.CLAMP:
-        other = ids.clamp(0, table.known - 1) if table.known else torch.full_like(ids, NO_ROW)
+        other = (
+            ids.clamp(0, table.num_embeddings - 1)
+            if table.num_embeddings
+            else torch.full_like(ids, NO_ROW)
+        )
     else:
         other = torch.full_like(ids, NO_ROW)
     return torch.where(unknown, other, ids), unknown
 
 
 def _check_ids(
-    table: PlannedTable, number: int, ids: Tensor, unknown: Tensor, samples: Tensor, names: str
+    table: TableSpec, number: int, ids: Tensor, unknown: Tensor, samples: Tensor, names: str
 ) -> None:
     """Raise for the first id that the policy ``error`` refuses; on an accelerator, without waiting."""
     if table.policy != PolicyCode.ERROR or ids.numel() == 0:
@@ -80,11 +84,11 @@ def _check_ids(
         name, feature = names_of_slot(names, number)
         torch._assert_async(
             ~unknown.any(),
-            f"Ids of feature '{feature}' should be in [0, {table.known}), the rows of table '{name}'.",
+            f"Ids of feature '{feature}' should be in [0, {table.num_embeddings}), the rows of table '{name}'.",
         )
     elif unknown.any():
         first = int(unknown.int().argmax())
-        raise_bad_id(names, number, int(samples[first]), int(ids[first]), table.known)
+        raise_bad_id(names, number, int(samples[first]), int(ids[first]), table.num_embeddings)
 
 
 def _accumulate_dtype(weight: Tensor) -> torch.dtype:
@@ -128,7 +132,7 @@ class _Bags:
     """The ids of one slot, the bag of each, and the row that each chooses."""
 
     def __init__(
-        self, table: PlannedTable, slot: PlannedSlot, values: Tensor, offsets: Tensor, bags: int
+        self, table: TableSpec, slot: SlotSpec, values: Tensor, offsets: Tensor, bags: int
     ) -> None:
         mine = offsets[slot.key * bags : (slot.key + 1) * bags + 1]
         self.begin, self.end = (int(mine[0]), int(mine[-1])) if bags else (0, 0)
@@ -143,7 +147,7 @@ class _Bags:
 
 def embedding_bag(
     weights: Sequence[Tensor],
-    plan: Tensor,
+    spec: Tensor,
     values: Tensor,
     offsets: Tensor,
     sample_weights: Tensor | None,
@@ -153,7 +157,7 @@ def embedding_bag(
     names: str,
 ) -> tuple[Tensor, Tensor]:
     """Pool the rows of every bag of every slot."""
-    tables, slots = read_plan(plan)
+    tables, slots = read_spec(spec)
     bags = _count_bags(values, offsets, sample_weights, num_keys)
     output = values.new_zeros((bags, width), dtype=dtype)
     out_of_range = torch.zeros(len(tables), dtype=torch.int64, device=values.device)
@@ -182,14 +186,14 @@ _Pairs = list[tuple[Tensor, Tensor] | None]
 def _bag_pairs(
     grad: Tensor,
     weights: Sequence[Tensor],
-    plan: Tensor,
+    spec: Tensor,
     values: Tensor,
     offsets: Tensor,
     sample_weights: Tensor | None,
     num_keys: int,
 ) -> _Pairs:
     """Return the rows that a pooled look-up chose, and their gradients."""
-    tables, slots = read_plan(plan)
+    tables, slots = read_spec(spec)
     bags = _count_bags(values, offsets, sample_weights, num_keys)
     pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in tables]
     for slot in slots:
@@ -243,9 +247,9 @@ def _sparse(pairs: _Pairs, weights: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _update(
-    pairs: _Pairs, weights: Sequence[Tensor], states: Sequence[Tensor], hyper: Tensor, plan: Tensor
+    pairs: _Pairs, weights: Sequence[Tensor], states: Sequence[Tensor], hyper: Tensor, spec: Tensor
 ) -> None:
-    tables, _ = read_plan(plan)
+    tables, _ = read_spec(spec)
     left = list(states)
     for t, (table, weight, pair) in enumerate(zip(tables, weights, pairs, strict=True)):
         mine, left = left[: table.states], left[table.states :]
@@ -266,28 +270,28 @@ def _update(
 def embedding_bag_dense_grad(
     grad: Tensor,
     weights: Sequence[Tensor],
-    plan: Tensor,
+    spec: Tensor,
     values: Tensor,
     offsets: Tensor,
     sample_weights: Tensor | None,
     num_keys: int,
 ) -> list[Tensor]:
     """Sum the gradient of every row into a tensor of the shape of its table."""
-    pairs = _bag_pairs(grad, weights, plan, values, offsets, sample_weights, num_keys)
+    pairs = _bag_pairs(grad, weights, spec, values, offsets, sample_weights, num_keys)
     return _dense(pairs, weights)
 
 
 def embedding_bag_sparse_grad(
     grad: Tensor,
     weights: Sequence[Tensor],
-    plan: Tensor,
+    spec: Tensor,
     values: Tensor,
     offsets: Tensor,
     sample_weights: Tensor | None,
     num_keys: int,
 ) -> list[Tensor]:
     """Return, for each table in turn, the rows that have a gradient, ascending, and its sums."""
-    pairs = _bag_pairs(grad, weights, plan, values, offsets, sample_weights, num_keys)
+    pairs = _bag_pairs(grad, weights, spec, values, offsets, sample_weights, num_keys)
     return _sparse(pairs, weights)
 
 
@@ -296,28 +300,28 @@ def embedding_bag_update_(
     weights: Sequence[Tensor],
     states: Sequence[Tensor],
     hyper: Tensor,
-    plan: Tensor,
+    spec: Tensor,
     values: Tensor,
     offsets: Tensor,
     sample_weights: Tensor | None,
     num_keys: int,
 ) -> None:
     """Sum the gradient of every row and apply its table's update rule, in place."""
-    pairs = _bag_pairs(grad, weights, plan, values, offsets, sample_weights, num_keys)
-    _update(pairs, weights, states, hyper, plan)
+    pairs = _bag_pairs(grad, weights, spec, values, offsets, sample_weights, num_keys)
+    _update(pairs, weights, states, hyper, spec)
 
 
 def embedding_bag_weights_grad(
     grad: Tensor,
     weights: Sequence[Tensor],
-    plan: Tensor,
+    spec: Tensor,
     values: Tensor,
     offsets: Tensor,
     sample_weights: Tensor,
     num_keys: int,
 ) -> Tensor:
     """Gradient of the per-sample weights: of each id, the dot product of its row and its bag's."""
-    tables, slots = read_plan(plan)
+    tables, slots = read_spec(spec)
     bags = _count_bags(values, offsets, sample_weights, num_keys)
     result = torch.zeros_like(sample_weights)
     for slot in slots:
@@ -334,7 +338,7 @@ def embedding_bag_weights_grad(
 
 def embedding_sequence(
     weights: Sequence[Tensor],
-    plan: Tensor,
+    spec: Tensor,
     values: Tensor,
     starts: Sequence[int],
     counts: Sequence[int],
@@ -344,7 +348,7 @@ def embedding_sequence(
 ) -> list[Tensor]:
     """Return the row of each id of each slot, and last the out-of-range counts of the tables."""
     _check_ranges(values, starts, counts)
-    tables, slots = read_plan(plan)
+    tables, slots = read_spec(spec)
     out_of_range = torch.zeros(len(tables), dtype=torch.int64, device=values.device)
     outputs = []
     for number, (slot, start, count) in enumerate(zip(slots, starts, counts, strict=True)):
@@ -363,13 +367,13 @@ def embedding_sequence(
 def _sequence_pairs(
     grads: Sequence[Tensor | None],
     weights: Sequence[Tensor],
-    plan: Tensor,
+    spec: Tensor,
     values: Tensor,
     starts: Sequence[int],
     counts: Sequence[int],
 ) -> _Pairs:
     _check_ranges(values, starts, counts)
-    tables, slots = read_plan(plan)
+    tables, slots = read_spec(spec)
     pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in tables]
     for slot, grad, start, count in zip(slots, grads, starts, counts, strict=True):
         if grad is None:
@@ -384,25 +388,25 @@ def _sequence_pairs(
 def embedding_sequence_dense_grad(
     grads: Sequence[Tensor | None],
     weights: Sequence[Tensor],
-    plan: Tensor,
+    spec: Tensor,
     values: Tensor,
     starts: Sequence[int],
     counts: Sequence[int],
 ) -> list[Tensor]:
     """Sum the gradient of every row into a tensor of the shape of its table."""
-    return _dense(_sequence_pairs(grads, weights, plan, values, starts, counts), weights)
+    return _dense(_sequence_pairs(grads, weights, spec, values, starts, counts), weights)
 
 
 def embedding_sequence_sparse_grad(
     grads: Sequence[Tensor | None],
     weights: Sequence[Tensor],
-    plan: Tensor,
+    spec: Tensor,
     values: Tensor,
     starts: Sequence[int],
     counts: Sequence[int],
 ) -> list[Tensor]:
     """Return, for each table in turn, the rows that have a gradient, ascending, and its sums."""
-    return _sparse(_sequence_pairs(grads, weights, plan, values, starts, counts), weights)
+    return _sparse(_sequence_pairs(grads, weights, spec, values, starts, counts), weights)
 
 
 def embedding_sequence_update_(
@@ -410,11 +414,11 @@ def embedding_sequence_update_(
     weights: Sequence[Tensor],
     states: Sequence[Tensor],
     hyper: Tensor,
-    plan: Tensor,
+    spec: Tensor,
     values: Tensor,
     starts: Sequence[int],
     counts: Sequence[int],
 ) -> None:
     """Sum the gradient of every row and apply its table's update rule, in place."""
-    pairs = _sequence_pairs(grads, weights, plan, values, starts, counts)
-    _update(pairs, weights, states, hyper, plan)
+    pairs = _sequence_pairs(grads, weights, spec, values, starts, counts)
+    _update(pairs, weights, states, hyper, spec)

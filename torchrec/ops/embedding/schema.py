@@ -16,14 +16,14 @@ kernels: ModuleType | None = None
 if _library.native is not None:
     kernels = importlib.import_module("torchrec.ops.embedding.native")
 
-_BAG = "Tensor plan, Tensor values, Tensor offsets, Tensor? sample_weights, int num_keys"
-_SEQUENCE = "Tensor plan, Tensor values, SymInt[] starts, SymInt[] counts"
+_BAG = "Tensor spec, Tensor values, Tensor offsets, Tensor? sample_weights, int num_keys"
+_SEQUENCE = "Tensor spec, Tensor values, SymInt[] starts, SymInt[] counts"
 _TABLES = "Tensor(a!)[] weights, Tensor(b!)[] states, Tensor(c!) hyper"
 
 
 def _fake_bag(
     weights: Sequence[Tensor],
-    plan: Tensor,
+    spec: Tensor,
     values: Tensor,
     offsets: Tensor,
     sample_weights: Tensor | None,
@@ -39,7 +39,7 @@ def _fake_bag(
 
 def _fake_sequence(
     weights: Sequence[Tensor],
-    plan: Tensor,
+    spec: Tensor,
     values: Tensor,
     starts: Sequence[int],
     counts: Sequence[int],

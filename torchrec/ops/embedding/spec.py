@@ -2,9 +2,9 @@
 
 The int64 tensor holds, one behind the other::
 
-    T, F                                           how many tables, how many slots
-    dim, rows, known, policy, rule, states         for each table
-    table, key, pooling, column                    for each slot
+    T, F                                               how many tables, how many slots
+    dim, rows, num_embeddings, policy, rule, states    for each table
+    table, key, pooling, column                        for each slot
 
 A *slot* is one feature looked up in one table. ``csrc/embedding/bindings.cpp`` repeats this layout.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from torchrec.types import OptimizerType
 
-# Separators of the names that go with a plan, for messages: those that ASCII has for the purpose.
+# Separators of the names that go with a spec, for messages: those that ASCII has for the purpose.
 FIELD, RECORD = "\x1f", "\x1e"
 
 
@@ -32,13 +32,13 @@ class PoolingCode(IntEnum):
 
 
 class PolicyCode(IntEnum):
-    """What becomes of an id outside ``[0, known)``."""
+    """What becomes of an id outside ``[0, num_embeddings)``."""
 
     ERROR = 0
     HASH = 1
-    """Into the known rows."""
+    """Into the first ``num_embeddings`` rows."""
     OVERFLOW = 2
-    """Into the rows behind the known ones: ``hash_size`` of them, or one that all unknown ids share."""
+    """Into the rows behind ``num_embeddings``: ``hash_size`` of them, or one that all unknown ids share."""
     CLAMP = 3
     IGNORE = 4
 
@@ -60,14 +60,14 @@ OPTIMIZER_OF_CODE = {code: kind for kind, code in reversed(RULE_CODES.items())}
 
 
 @dataclass(frozen=True)
-class PlannedTable:
+class TableSpec:
     """A table as its kernels see it.
 
     Attributes:
         name: for messages.
         dim: D.
         rows: E, the rows of the parameter.
-        known: ids in ``[0, known)`` are rows themselves; ``known <= rows``.
+        num_embeddings: ids in ``[0, num_embeddings)`` are rows themselves; at most ``rows``.
         policy: what becomes of other ids.
         optimizer: the rule that updates it in the backward pass, if any.
         states: number of states of that rule.
@@ -76,14 +76,14 @@ class PlannedTable:
     name: str
     dim: int
     rows: int
-    known: int
+    num_embeddings: int
     policy: PolicyCode = PolicyCode.ERROR
     optimizer: OptimizerType | None = None
     states: int = 0
 
 
 @dataclass(frozen=True)
-class PlannedSlot:
+class SlotSpec:
     """One feature looked up in one table.
 
     Attributes:
@@ -101,7 +101,7 @@ class PlannedSlot:
     column: int = 0
 
 
-class Plan:
+class LookupSpec:
     """Tables and slots, and the tensor that says the same.
 
     Args:
@@ -111,13 +111,13 @@ class Plan:
         width: columns of a pooled output.
 
     Example:
-        >>> plan = Plan([PlannedTable("user", 4, 10, 10)], [PlannedSlot("u", 0, 0)], 1, 4)
-        >>> plan.tensor.tolist()
+        >>> spec = LookupSpec([TableSpec("user", 4, 10, 10)], [SlotSpec("u", 0, 0)], 1, 4)
+        >>> spec.tensor.tolist()
         [1, 1, 4, 10, 10, 0, -1, 0, 0, 0, 0, 0]
     """
 
     def __init__(
-        self, tables: list[PlannedTable], slots: list[PlannedSlot], num_keys: int, width: int
+        self, tables: list[TableSpec], slots: list[SlotSpec], num_keys: int, width: int
     ) -> None:
         self.tables = tables
         self.slots = slots
@@ -126,34 +126,43 @@ class Plan:
         self.dims = [tables[s.table].dim for s in slots]
         numbers = [len(tables), len(slots)]
         for t in tables:
-            numbers += [t.dim, t.rows, t.known, t.policy, RULE_CODES[t.optimizer], t.states]
+            numbers += [
+                t.dim,
+                t.rows,
+                t.num_embeddings,
+                t.policy,
+                RULE_CODES[t.optimizer],
+                t.states,
+            ]
         for s in slots:
             numbers += [s.table, s.key, s.pooling, s.column]
         self.tensor = torch.tensor(numbers, dtype=torch.int64, device="cpu")
         self.names = RECORD.join(f"{tables[s.table].name}{FIELD}{s.feature}" for s in slots)
 
-    def subset(self, chosen: list[int]) -> Plan:
-        """Return the plan of some of the tables and their slots, for the same input and output."""
+    def subset(self, chosen: list[int]) -> LookupSpec:
+        """Return the spec of some of the tables and their slots, for the same input and output."""
         number = {table: i for i, table in enumerate(chosen)}
         slots = [
-            PlannedSlot(s.feature, number[s.table], s.key, s.pooling, s.column)
+            SlotSpec(s.feature, number[s.table], s.key, s.pooling, s.column)
             for s in self.slots
             if s.table in number
         ]
-        return Plan([self.tables[t] for t in chosen], slots, self.num_keys, self.width)
+        return LookupSpec([self.tables[t] for t in chosen], slots, self.num_keys, self.width)
 
 
-def read_plan(tensor: Tensor) -> tuple[list[PlannedTable], list[PlannedSlot]]:
-    """Return the tables and slots of a plan's tensor, without their names."""
+def read_spec(tensor: Tensor) -> tuple[list[TableSpec], list[SlotSpec]]:
+    """Return the tables and slots of a spec's tensor, without their names."""
     numbers = tensor.tolist()
     num_tables, num_slots = numbers[:2]
     fields = iter(numbers[2:])
     tables, slots = [], []
     for t in range(num_tables):
-        dim, rows, known, policy, rule, states = (next(fields) for _ in range(6))
+        dim, rows, num_embeddings, policy, rule, states = (next(fields) for _ in range(6))
         optimizer = OPTIMIZER_OF_CODE[rule]
-        tables.append(PlannedTable(str(t), dim, rows, known, PolicyCode(policy), optimizer, states))
+        tables.append(
+            TableSpec(str(t), dim, rows, num_embeddings, PolicyCode(policy), optimizer, states)
+        )
     for _ in range(num_slots):
         table, key, pooling, column = (next(fields) for _ in range(4))
-        slots.append(PlannedSlot("", table, key, PoolingCode(pooling), column))
+        slots.append(SlotSpec("", table, key, PoolingCode(pooling), column))
     return tables, slots
