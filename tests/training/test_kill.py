@@ -31,6 +31,7 @@ def trials(folder: Path, count: int, seed: int) -> dict[str, int]:
     return found["met"]
 
 
+@pytest.mark.slow
 def test_killed_runs_end_the_same(tmp_path: Path) -> None:
     met = trials(tmp_path, 4, seed=1)
     assert sum(met.values()) >= 4

@@ -200,6 +200,7 @@ def test_bf16_learns_and_keeps_weights_in_fp32() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.slow  # Inductor builds C++
 def test_compiled_is_close_to_eager() -> None:
     model = ClickModel(dropout=0.0)
     other = copy.deepcopy(model)
