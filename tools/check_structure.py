@@ -1,29 +1,29 @@
 """Hold the structure that ARCHITECTURE.md describes: layers, import cycles, sizes, names.
 
-    python tools/check_structure.py [ROOT]
+    python tools/check_structure.py [--all] [ROOT]
 
 Prints one line a violation and exits with 1 if there is any. There is no list of exceptions; what
 the TorchRec API prescribes (long constructors, base classes, module paths) stands as facts in
-``tools/structure/api.txt``.
+``tools/structure/api.txt``. With ``--all`` also the rules count that the tree does not satisfy yet.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
-from structure import classes, imports, names, sizes
+from structure import classes, imports, names, ownership, sizes
 from structure.api import read_api
 from structure.source import read_tree
 
 
-def violations(root: Path) -> list[str]:
+def violations(root: Path, every: bool) -> list[str]:
     """Return every violation in the project at ``root``, in the order of the checks."""
     tree = read_tree(root)
     api = read_api(Path(__file__).parent / "structure" / "api.txt")
-    return [
+    found = [
         *imports.layer_violations(tree),
-        *imports.cycle_violations(tree),
+        *imports.cycle_violations(tree, typing_too=every),
         *imports.backend_violations(tree),
         *sizes.file_violations(root),
         *sizes.definition_violations(tree),
@@ -32,11 +32,26 @@ def violations(root: Path) -> list[str]:
         *names.name_violations(root, tree, api),
         *names.include_violations(root),
     ]
+    if every:
+        found += [
+            *ownership.private_attribute_violations(tree),
+            *ownership.private_import_violations(tree),
+            *ownership.foreign_attribute_violations(tree),
+            *ownership.hook_violations(tree),
+            *ownership.cast_violations(tree),
+            *ownership.collection_violations(tree),
+        ]
+    return found
 
 
 def main() -> int:
-    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent
-    found = violations(root.resolve())
+    parser = argparse.ArgumentParser(
+        description="Hold the structure that ARCHITECTURE.md describes."
+    )
+    parser.add_argument("root", nargs="?", type=Path, default=Path(__file__).parent.parent)
+    parser.add_argument("--all", action="store_true", help="rules to come as well")
+    options = parser.parse_args()
+    found = violations(options.root.resolve(), options.all)
     for line in found:
         print(line)
     print(f"structure: {len(found)} violations" if found else "structure: holds")
@@ -44,4 +59,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

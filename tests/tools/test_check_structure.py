@@ -9,13 +9,13 @@ import pytest
 CHECK = Path(__file__).parents[2] / "tools" / "check_structure.py"
 
 
-def check(root: Path, files: dict[str, str]) -> tuple[int, str]:
+def check(root: Path, files: dict[str, str], *flags: str) -> tuple[int, str]:
     for name, text in {"torchrec/__init__.py": "", **files}.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     done = subprocess.run(
-        [sys.executable, str(CHECK), str(root)], capture_output=True, text=True, check=False
+        [sys.executable, str(CHECK), str(root), *flags], capture_output=True, text=True, check=False
     )
     assert not done.stderr
     return done.returncode, done.stdout
@@ -181,6 +181,158 @@ def test_passes(tmp_path: Path, files: dict[str, str]) -> None:
 @pytest.mark.parametrize(("files", "message"), BAD.values(), ids=BAD)
 def test_finds(tmp_path: Path, files: dict[str, str], message: str) -> None:
     code, printed = check(tmp_path, files)
+    assert code == 1
+    assert message in printed
+    assert "structure: 1 violations" in printed
+
+
+OWNED = {
+    "private names at home": {
+        "torchrec/types.py": "class A:\n"
+        "    _x: int = 0\n"
+        "    __slots__ = ('_slot',)\n"
+        "    def __init__(self): self._y = super()._z\n"
+        "    def same(self, other): return other._x, other._y, other._slot, other._hidden()\n"
+        "    def _hidden(self): return getattr(self, '_anything')\n",
+    },
+    "what Python makes public": {
+        "torchrec/types.py": "def f(row, member): return row._replace(a=1)._asdict(), member._value_\n",
+    },
+    "private modules in their folder": {
+        "torchrec/sparse/__init__.py": "from torchrec.sparse._a import f",
+        "torchrec/sparse/_a.py": "from torchrec import _files\ndef f(): ...",
+        "torchrec/_files.py": "",
+        "torchrec/ops/a/__init__.py": "from torchrec.ops import _library, _native",
+        "torchrec/ops/_library.py": "",
+        "torchrec/ops/__init__.py": "",
+    },
+    "a file of libraries' private names": {
+        "torchrec/ops/_private.py": "from torch.utils import _pytree\nimport torch\n"
+        "modes = torch._C._len_torch_dispatch_stack\n",
+        "torchrec/ops/a.py": "from torchrec.ops import _private",
+        "torchrec/ops/__init__.py": "",
+        "torchrec/sparse/_private.py": "import torch._dynamo",
+    },
+    "attributes of one's own": {
+        "torchrec/types.py": "import torch\nclass A:\n"
+        "    def __init__(self, name):\n        setattr(self, name, 1)\n        self.x = torch.x\n"
+        "def f():\n    a = A('b')\n    a.x = 2\n    A.__module__ = 'torchrec'\n",
+    },
+    "a hook of one module": {
+        "torchrec/types.py": "def f(module): module.register_forward_hook(print)\n"
+        "def g(module): module.register_module('a', None)\n",
+    },
+    "a cast that is not typing's": {
+        "torchrec/types.py": "def f(array, cast): cast(array.cast(int))"
+    },
+    "pooled or in sequence": {
+        "torchrec/types.py": "def f(a: EmbeddingBagCollection | EmbeddingCollection | None): ...\n"
+        "__all__ = ['EmbeddingBagCollection', 'EmbeddingCollection', 'XEmbeddingCollection']",
+    },
+}
+
+NOT_OWNED = {
+    "a cycle of type hints": (
+        {
+            "torchrec/sparse/a.py": "from torchrec.sparse.b import B",
+            "torchrec/sparse/b.py": "from typing import TYPE_CHECKING\n"
+            "if TYPE_CHECKING:\n    from torchrec.sparse.a import A",
+        },
+        "import cycle: torchrec.sparse.a <-> torchrec.sparse.b",
+    ),
+    "a private attribute read": (
+        {"torchrec/types.py": "def f(self, x): return self.table._weight"},
+        "types.py:1: self.table._weight reaches into what another file owns",
+    ),
+    "a private attribute set": (
+        {"torchrec/types.py": "def f(param):\n    param._fused = True"},
+        "types.py:2: param._fused reaches into what another file owns",
+    ),
+    "a private method called": (
+        {"torchrec/types.py": "class A:\n    def _f(self): ...\ndef g(a): a._f(), a._g()"},
+        "types.py:3: a._g reaches into what another file owns",
+    ),
+    "a private attribute by its name": (
+        {"torchrec/types.py": "def f(param): return getattr(param, '_fused', None)"},
+        "types.py:1: getattr(param, '_fused', None) reaches into",
+    ),
+    "a private attribute of a library": (
+        {"torchrec/types.py": "import torch\nmodes = torch._C._len_torch_dispatch_stack()"},
+        "types.py:2: torch._C._len_torch_dispatch_stack reaches into",
+    ),
+    "a private module of a library": (
+        {"torchrec/types.py": "def f():\n    from torch.utils._pytree import tree_map"},
+        "types.py:2: torch.utils._pytree.tree_map is private to its library",
+    ),
+    "a private module of another folder": (
+        {
+            "torchrec/sparse/a.py": "from torchrec.ops._library import define",
+            "torchrec/ops/_library.py": "",
+            "torchrec/ops/__init__.py": "",
+        },
+        "a.py:1: torchrec.ops._library.define is private to the folder of torchrec.ops",
+    ),
+    "a private function of a neighbour": (
+        {
+            "torchrec/sparse/a.py": "from torchrec.sparse.b import _f",
+            "torchrec/sparse/b.py": "def _f(): ...",
+        },
+        "a.py:1: torchrec.sparse.b._f is private to the file of torchrec.sparse.b",
+    ),
+    "the package in a file of libraries' private names": (
+        {"torchrec/ops/_private.py": "from torchrec.types import A", "torchrec/types.py": ""},
+        "_private.py:1: torchrec.types.A should not be known to _private.py",
+    ),
+    "two files of libraries' private names": (
+        {"torchrec/ops/_private.py": "", "torchrec/ops/a/_private.py": ""},
+        "torchrec.ops: has 2 files _private.py, limit 1",
+    ),
+    "setattr on others": (
+        {"torchrec/types.py": "def f(param, name): setattr(param, name, 1)"},
+        "types.py:1: setattr(param, name, 1) changes what another file owns",
+    ),
+    "an attribute of what was imported": (
+        {"torchrec/types.py": "import torch\ntorch.backends.allow = True"},
+        "types.py:2: torch.backends.allow changes what another file owns",
+    ),
+    "a hook on every optimizer": (
+        {"torchrec/types.py": "from torch.optim.optimizer import register_optimizer_step_pre_hook"},
+        "types.py:1: register_optimizer_step_pre_hook is for the whole process",
+    ),
+    "a hook on every module": (
+        {"torchrec/types.py": "import torch\ntorch.nn.modules.module.register_module_forward_hook"},
+        "types.py:2: register_module_forward_hook is for the whole process",
+    ),
+    "a cast": ({"torchrec/types.py": "from typing import Any, cast"}, "types.py:1: typing.cast"),
+    "a cast by its module": (
+        {"torchrec/types.py": "import typing\nx = typing.cast(int, y)"},
+        "types.py:2: typing.cast",
+    ),
+    "a list of collections": (
+        {
+            "torchrec/types.py": "def f(x):\n    return isinstance(\n        x, EmbeddingCollection "
+            "| a.EmbeddingBagCollection | QuantEmbeddingBagCollection | None)"
+        },
+        "types.py:3: EmbeddingCollection, a.EmbeddingBagCollection, QuantEmbeddingBagCollection are",
+    ),
+    "a tuple of collections": (
+        {
+            "torchrec/types.py": "KINDS = (EmbeddingCollection, EmbeddingBagCollectionInterface, "
+            "ManagedCollisionEmbeddingCollection)"
+        },
+        "types.py:1: EmbeddingCollection, EmbeddingBagCollectionInterface, ManagedCollision",
+    ),
+}
+
+
+@pytest.mark.parametrize("files", OWNED.values(), ids=OWNED)
+def test_passes_what_is_owned(tmp_path: Path, files: dict[str, str]) -> None:
+    assert check(tmp_path, files, "--all") == (0, "structure: holds\n")
+
+
+@pytest.mark.parametrize(("files", "message"), NOT_OWNED.values(), ids=NOT_OWNED)
+def test_finds_what_is_not_owned(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    code, printed = check(tmp_path, files, "--all")
     assert code == 1
     assert message in printed
     assert "structure: 1 violations" in printed

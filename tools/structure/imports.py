@@ -112,13 +112,13 @@ def layer_violations(modules: dict[str, Module]) -> list[str]:
     return found
 
 
-def cycle_violations(modules: dict[str, Module]) -> list[str]:
-    """Report groups of modules that reach each other by the imports of the running program."""
+def cycle_violations(modules: dict[str, Module], typing_too: bool = False) -> list[str]:
+    """Report groups of modules that reach each other by their imports."""
     graph = {
         name: {
             resolved
             for imported in imports_of(module)
-            if not imported.typing_only
+            if (typing_too or not imported.typing_only)
             and (resolved := imported.resolve(modules)) not in (None, name)
         }
         for name, module in modules.items()
