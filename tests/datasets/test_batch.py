@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,25 @@ from torchrec import KeyedJaggedTensor
 from torchrec.datasets._batch import join
 from torchrec.datasets.utils import Batch
 from torchrec.streamable import Pipelineable
+
+
+def make_full() -> Batch:
+    """Two targets, weights and groups besides the features."""
+    return Batch(
+        torch.arange(8.0).view(4, 2),
+        KeyedJaggedTensor.from_lists({"a": [[1, 2], [], [3], [4]]}),
+        targets={"click": torch.tensor([0, 1, 1, 0]), "seconds": torch.arange(4.0)},
+        weights=torch.tensor([0.5, 1.0, 2.0, 4.0]),
+        groups=torch.tensor([7, 7, 8, 9]),
+    )
+
+
+def by_sample(batch: Batch) -> dict[str, list[float]]:
+    found = {"dense": batch.dense_features[:, 0].tolist()}
+    found |= {name: target.tolist() for name, target in batch.targets.items()}
+    assert batch.weights is not None
+    assert batch.groups is not None
+    return found | {"weights": batch.weights.tolist(), "groups": batch.groups.tolist()}
 
 
 def make() -> Batch:
@@ -183,3 +205,93 @@ def test_batches_that_differ_by_key_are_refused() -> None:
         ValueError, match=r"batches of one size for all keys\. Received the sizes \[2, 1\]"
     ):
         batch.index_select(torch.tensor([0]))
+
+
+def test_labels_are_the_target_of_that_name() -> None:
+    batch = make()
+    assert batch.targets.keys() == {"labels"}
+    assert batch.labels is batch.targets["labels"]
+    batch.labels = torch.tensor([5, 6])
+    assert batch.targets["labels"].tolist() == [5, 6]
+    other = dataclasses.replace(batch, labels=torch.tensor([7, 8]))
+    assert (other.labels.tolist(), batch.labels.tolist()) == ([7, 8], [5, 6])
+    assert (batch.weights, batch.groups) == (None, None)
+    with pytest.raises(ValueError, match=r"Received the targets \['click', 'seconds'\]: take one"):
+        _ = make_full().labels
+
+
+def test_targets_weights_and_groups_go_where_the_samples_go() -> None:
+    batch = make_full()
+    everything = by_sample(batch)
+    assert by_sample(batch.to(torch.device("cpu"))) == everything
+    moved = batch.to(torch.device("meta"))
+    leaves = pytree.tree_leaves(moved)
+    assert all(str(leaf.device) == "meta" for leaf in leaves)
+    assert len(leaves) == 7  # of the features 3, then two targets, weights, groups
+    chosen = [3, 0, 0, 2, 1]
+    parts = batch.select_batches(torch.tensor(chosen), [2, 3])
+    expected = {name: [values[i] for i in chosen] for name, values in everything.items()}
+    assert [by_sample(part) for part in parts] == [
+        {name: values[:2] for name, values in expected.items()},
+        {name: values[2:] for name, values in expected.items()},
+    ]
+    assert by_sample(join(parts)) == expected
+
+
+def test_targets_weights_and_groups_are_recorded_and_pinned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: seen.append(self))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self.clone())
+    monkeypatch.setattr(KeyedJaggedTensor, "record_stream", lambda self, stream: None)
+    monkeypatch.setattr(KeyedJaggedTensor, "pin_memory", lambda self: self)
+    batch = make_full()
+    batch.record_stream(None)
+    parts = [batch.dense_features, *batch.targets.values(), batch.weights, batch.groups]
+    assert [id(part) for part in seen] == [id(part) for part in parts]
+    pinned = batch.pin_memory()
+    assert by_sample(pinned) == by_sample(batch)
+    assert pinned.weights is not batch.weights
+
+
+@pytest.mark.parametrize("batch", [make(), make_full()], ids=["labels", "full"])
+def test_there_and_back_as_a_pytree_and_as_a_file(batch: Batch) -> None:
+    leaves, spec = pytree.tree_flatten(batch)
+    assert all(isinstance(leaf, torch.Tensor) for leaf in leaves)
+    assert pytree.treespec_loads(pytree.treespec_dumps(spec)) == spec
+    file = io.BytesIO()
+    torch.save(batch, file)
+    file.seek(0)
+    for other in (pytree.tree_unflatten(leaves, spec), torch.load(file), copy.copy(batch)):
+        assert other.targets.keys() == batch.targets.keys()
+        same_leaves = zip(pytree.tree_leaves(other), leaves, strict=True)
+        assert all(torch.equal(mine, theirs) for mine, theirs in same_leaves)
+
+
+def test_a_batch_saved_with_only_labels_loads() -> None:
+    batch = Batch.__new__(Batch)
+    parts = {"dense_features": torch.zeros(1, 2), "sparse_features": make().sparse_features}
+    batch.__setstate__({**parts, "labels": torch.tensor([1])})
+    assert (batch.labels.tolist(), batch.weights) == ([1], None)
+
+
+def test_is_an_input_of_export() -> None:
+    class Weighted(torch.nn.Module):
+        def forward(self, batch: Batch) -> torch.Tensor:
+            return batch.dense_features.sum(1) * batch.weights + batch.targets["seconds"]
+
+    batch = make_full()
+    exported = torch.export.export(Weighted(), (batch,)).module()
+    assert torch.equal(exported(batch), Weighted()(batch))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"weights": None}, {"groups": None}, {"targets": {"click": torch.zeros(4)}}],
+    ids=["weights", "groups", "targets"],
+)
+def test_batches_with_other_parts_are_not_joined(changes: dict[str, Any]) -> None:
+    other = dataclasses.replace(make_full(), **changes)
+    with pytest.raises(ValueError, match="should have the same targets, weights and groups"):
+        join([make_full(), other])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -13,18 +16,35 @@ from torchrec.ops.jagged import keyed_index_select, sum_groups
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
+LABELS = "labels"  # the target that `Batch.labels` is short for
 
-@dataclasses.dataclass
+
+class _BySample(TypedDict):
+    """What a batch has besides features, an entry a sample."""
+
+    targets: dict[str, Tensor]
+    weights: Tensor | None
+    groups: Tensor | None
+
+
+@dataclasses.dataclass(init=False)
 class Batch(Pipelineable):
-    """Samples with dense features, sparse features and labels.
+    """Samples: dense features, sparse features, and what is to be predicted of them.
 
-    It is a pytree of its three parts, so ``torch.compile``, ``torch.export`` and everything that
-    maps over tensors take it as an input.
+    A batch with one target is ``Batch(dense_features, sparse_features, labels)``: ``labels`` is the
+    target of that name for short. Several tasks have a target each, by name.
+
+    It is a pytree of its tensors, so ``torch.compile``, ``torch.export`` and everything that maps
+    over tensors take it as an input.
 
     Args:
         dense_features: ``(B, number of dense features)``, floating.
         sparse_features: ids by feature, over the same B samples.
-        labels: ``(B,)``.
+        labels: ``(B,)``; short for ``targets={"labels": labels}``. Default: no such target.
+        targets: ``(B,)`` each, by name. Default: only ``labels``.
+        weights: ``(B,)``, how much each sample counts in losses and metrics. Default: 1 each.
+        groups: ``(B,)`` ids of what the samples belong to, such as a query or a session. They go
+            wherever the samples go. Default: none.
 
     Example:
         >>> from torchrec import KeyedJaggedTensor
@@ -36,11 +56,51 @@ class Batch(Pipelineable):
         ... )
         >>> batch.to(torch.device("cpu")).labels
         tensor([0, 1])
+        >>> targets = {"click": torch.tensor([0, 1]), "seconds": torch.tensor([0.0, 12.5])}
+        >>> Batch(batch.dense_features, batch.sparse_features, targets=targets).targets["seconds"]
+        tensor([ 0.0000, 12.5000])
     """
 
     dense_features: Tensor
     sparse_features: KeyedJaggedTensor
-    labels: Tensor
+    targets: dict[str, Tensor]
+    weights: Tensor | None
+    groups: Tensor | None
+
+    def __init__(
+        self,
+        dense_features: Tensor,
+        sparse_features: KeyedJaggedTensor,
+        labels: Tensor | None = None,
+        targets: Mapping[str, Tensor] | None = None,
+        weights: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> None:
+        self.dense_features = dense_features
+        self.sparse_features = sparse_features
+        self.targets = {} if targets is None else dict(targets)
+        if labels is not None:
+            self.targets[LABELS] = labels
+        self.weights = weights
+        self.groups = groups
+
+    @property
+    def labels(self) -> Tensor:
+        """The target ``"labels"``, ``(B,)``.
+
+        Raises:
+            ValueError: the batch has only targets of other names.
+        """
+        if LABELS not in self.targets:
+            raise ValueError(
+                "`labels` should be asked for of a batch with a target of that name. Received the "
+                f"targets {sorted(self.targets)}: take one from `targets`."
+            )
+        return self.targets[LABELS]
+
+    @labels.setter
+    def labels(self, labels: Tensor) -> None:
+        self.targets[LABELS] = labels
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """Return this batch with its tensors on ``device``.
@@ -50,24 +110,37 @@ class Batch(Pipelineable):
             non_blocking: copy without waiting where memory is pinned. Default False.
         """
         return Batch(
-            dense_features=self.dense_features.to(device, non_blocking=non_blocking),
-            sparse_features=self.sparse_features.to(device, non_blocking=non_blocking),
-            labels=self.labels.to(device, non_blocking=non_blocking),
+            self.dense_features.to(device, non_blocking=non_blocking),
+            self.sparse_features.to(device, non_blocking=non_blocking),
+            **self._by_sample(lambda part: part.to(device, non_blocking=non_blocking)),
         )
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory of all parts alive until the work queued on ``stream`` is done."""
         self.dense_features.record_stream(stream)
         self.sparse_features.record_stream(stream)
-        self.labels.record_stream(stream)
+        for _, part in _tensors_by_sample(self):
+            part.record_stream(stream)
 
     def pin_memory(self) -> Batch:
         """Return this batch in page-locked memory, which copies to an accelerator without waiting."""
         return Batch(
-            dense_features=self.dense_features.pin_memory(),
-            sparse_features=self.sparse_features.pin_memory(),
-            labels=self.labels.pin_memory(),
+            self.dense_features.pin_memory(),
+            self.sparse_features.pin_memory(),
+            **self._by_sample(lambda part: part.pin_memory()),
         )
+
+    def _by_sample(self, function: Callable[[Tensor], Tensor]) -> _BySample:
+        """Apply a function to each tensor that has an entry a sample, but the features."""
+        return {
+            "targets": {name: function(target) for name, target in self.targets.items()},
+            "weights": None if self.weights is None else function(self.weights),
+            "groups": None if self.groups is None else function(self.groups),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Batches that were saved when labels were all there was have no other parts.
+        self.__init__(**state)  # type: ignore[misc]
 
     def index_select(self, indices: Tensor) -> Batch:
         """Take samples by position, as ``torch.index_select`` takes rows.
@@ -111,9 +184,16 @@ class Batch(Pipelineable):
             [tensor([1, 0]), tensor([1])]
         """
         features = _select_batches(self.sparse_features, indices, sizes)
-        dense = self.dense_features.index_select(0, indices).split(sizes)
-        labels = self.labels.index_select(0, indices).split(sizes)
-        return [Batch(*parts) for parts in zip(dense, features, labels, strict=True)]
+        whole = Batch(
+            self.dense_features.index_select(0, indices),
+            self.sparse_features,  # not looked at: those of each batch are cut already
+            **self._by_sample(lambda part: part.index_select(0, indices)),
+        )
+        batches = []
+        for part, size, end in zip(features, sizes, itertools.accumulate(sizes), strict=True):
+            cut = itemgetter(slice(end - size, end))
+            batches.append(Batch(cut(whole.dense_features), part, **whole._by_sample(cut)))
+        return batches
 
 
 def _select_batches(
@@ -151,6 +231,9 @@ def join(batches: list[Batch]) -> Batch:
     Args:
         batches: at least one; the lengths of each have one stride for all keys.
 
+    Raises:
+        ValueError: if they have different targets, or only some have weights or groups.
+
     Example:
         >>> from torchrec import KeyedJaggedTensor
         >>> one = Batch(torch.zeros(1, 2), KeyedJaggedTensor.from_lists({"a": [[5, 6]]}), torch.ones(1))
@@ -172,10 +255,34 @@ def join(batches: list[Batch]) -> Batch:
         stride=sum(part.stride() for part in features),
     )
     return Batch(
-        dense_features=torch.cat([batch.dense_features for batch in batches]),
-        sparse_features=joined,
-        labels=torch.cat([batch.labels for batch in batches]),
+        torch.cat([batch.dense_features for batch in batches]),
+        joined,
+        **_join_by_sample(batches),
     )
+
+
+def _join_by_sample(batches: list[Batch]) -> _BySample:
+    named = [dict(_tensors_by_sample(batch)) for batch in batches]
+    for other in named[1:]:
+        if other.keys() != named[0].keys():
+            raise ValueError(
+                "Batches to join should have the same targets, weights and groups. Received "
+                f"{list(named[0])} and {list(other)}."
+            )
+    whole = {path: torch.cat([one[path] for one in named]) for path in named[0]}
+    return {
+        "targets": {name: whole[f"targets.{name}"] for name in batches[0].targets},
+        "weights": whole.get("weights"),
+        "groups": whole.get("groups"),
+    }
+
+
+def _tensors_by_sample(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    for name, target in batch.targets.items():
+        yield f"targets.{name}", target
+    for name, part in (("weights", batch.weights), ("groups", batch.groups)):
+        if part is not None:
+            yield name, part
 
 
 def _join_by_key(parts: list[tuple[Tensor, list[int]]]) -> Tensor:
@@ -190,18 +297,26 @@ Batch.__module__ = "torchrec.datasets.utils"
 _PARTS = [field.name for field in dataclasses.fields(Batch)]
 
 
-def _flatten(batch: Batch) -> tuple[list[Any], None]:
-    return [getattr(batch, name) for name in _PARTS], None
+def _flatten(batch: Batch) -> tuple[list[Any], list[str]]:
+    parts = _parts(batch)
+    return list(parts.values()), list(parts)
 
 
-def _flatten_with_keys(batch: Batch) -> tuple[list[tuple[Any, Any]], None]:
-    return [(pytree.GetAttrKey(name), getattr(batch, name)) for name in _PARTS], None
+def _flatten_with_keys(batch: Batch) -> tuple[list[tuple[Any, Any]], list[str]]:
+    parts = _parts(batch)
+    return [(pytree.GetAttrKey(name), part) for name, part in parts.items()], list(parts)
+
+
+def _parts(batch: Batch) -> dict[str, Any]:
+    """Return the parts that are there: a pytree counts None as a leaf, and leaves are tensors."""
+    parts = {name: getattr(batch, name) for name in _PARTS}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 pytree.register_pytree_node(
     Batch,
     _flatten,
-    lambda parts, _: Batch(*parts),
+    lambda parts, names: Batch(**dict(zip(names, parts, strict=True))),
     serialized_type_name="torchrec.Batch",
     flatten_with_keys_fn=_flatten_with_keys,
 )
