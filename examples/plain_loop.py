@@ -18,7 +18,7 @@ from torchrec.datasets.source import TableSource
 from torchrec.datasets.split import FractionSplit
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.experiment.build import build_model
-from torchrec.experiment.infer import infer_features
+from torchrec.experiment.propose import infer_features
 from torchrec.experiment.schema import ModelSection, TrainingSection
 from torchrec.metrics import BinaryMetrics, BinaryReport
 from torchrec.optim.optimizers import in_backward_optimizer_filter

@@ -13,7 +13,7 @@ import typer
 from torchrec.cli.console import console, table
 
 if TYPE_CHECKING:
-    from torchrec.experiment.infer import Inference
+    from torchrec.experiment.propose import Inference
 
 
 def init(
@@ -63,7 +63,7 @@ def init(
     from torchrec.datasets._csv import find_delimiter
     from torchrec.datasets.files import resolve_files
     from torchrec.datasets.source import TableSource
-    from torchrec.experiment.infer import infer_features, write_experiment
+    from torchrec.experiment.propose import infer_features, write_experiment
     from torchrec.experiment.schema import DataSection
 
     files = resolve_files(data)

@@ -20,7 +20,7 @@ from torchrec.datasets.text_types import MisfitError, schema_of
 from torchrec.datasets.transform import FeatureTransform, TransformCounts
 from torchrec.datasets.transform.labels import Label
 from torchrec.experiment.files import check_column, check_columns
-from torchrec.experiment.infer import infer_features
+from torchrec.experiment.propose import infer_features
 from torchrec.experiment.schema import DataSection, Experiment
 
 if TYPE_CHECKING:

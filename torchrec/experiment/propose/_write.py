@@ -6,11 +6,11 @@ import os
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torchrec._files import write_whole
-from torchrec.experiment._sizes import DIM_RULE, proposed_batch_size, proposed_epochs
 from torchrec.experiment._yaml import write_inline, write_key
+from torchrec.experiment.propose._sizes import DIM_RULE, proposed_batch_size, proposed_epochs
+from torchrec.experiment.propose.infer import Inference
 from torchrec.experiment.schema import (
     DataSection,
     EarlyStoppingSection,
@@ -18,9 +18,6 @@ from torchrec.experiment.schema import (
     ModelSection,
     TrainingSection,
 )
-
-if TYPE_CHECKING:
-    from torchrec.experiment.infer import Inference
 
 _WAYS = (
     "Ids find their rows: `plain`, as they are; `vocabulary`, those seen `min_count` times have a row "

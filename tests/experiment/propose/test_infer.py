@@ -19,7 +19,7 @@ from torchrec.datasets.transform import FeatureTransform
 from torchrec.datasets.transform.sketches import DistinctCounter
 from torchrec.experiment.build import build_tables
 from torchrec.experiment.files import check_columns, load_experiment
-from torchrec.experiment.infer import Inference, infer_features, write_experiment
+from torchrec.experiment.propose import Inference, infer_features, write_experiment
 from torchrec.experiment.schema import DataSection, ModelSection, TrainingSection
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
@@ -123,7 +123,7 @@ class TestRoles:
         }
 
     def test_more_ids_than_a_vocabulary_takes(self) -> None:
-        from torchrec.experiment._sizes import proposed_ids
+        from torchrec.experiment.propose._sizes import proposed_ids
 
         ids = proposed_ids(3_000_000, 0, 2**62, integers=True)
         assert (ids.ids, ids.rows) == ("hash", 1 << 22)

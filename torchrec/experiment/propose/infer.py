@@ -19,22 +19,21 @@ from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.text_types import MisfitError
 from torchrec.datasets.transform.labels import Label
-from torchrec.experiment._decide import Column, decide, left_out
 from torchrec.experiment._keys import did_you_mean
 from torchrec.experiment._messages import listed
-from torchrec.experiment._propose import propose_experiment, write_experiment
-from torchrec.experiment._roles import (
+from torchrec.experiment.propose._decide import Column, decide, left_out
+from torchrec.experiment.propose._roles import (
     is_text_of_time,
     misread,
     separator_of,
     table_name,
     text_of,
 )
-from torchrec.experiment._sharing import share_tables
-from torchrec.experiment._sizes import proposed_dim
-from torchrec.experiment._statistics import ColumnStatistics
+from torchrec.experiment.propose._sharing import share_tables
+from torchrec.experiment.propose._sizes import proposed_dim
+from torchrec.experiment.propose._statistics import ColumnStatistics
 
-__all__ = ["Column", "Inference", "infer_features", "propose_experiment", "write_experiment"]
+__all__ = ["Inference", "infer_features"]
 
 _SAMPLE = 65_536
 
@@ -110,7 +109,7 @@ class Inference:
 
     @property
     def dim(self) -> int:
-        """One dimension for all tables; the rule is in `torchrec.experiment._sizes`."""
+        """One dimension for all tables; the rule is in `torchrec.experiment.propose._sizes`."""
         return proposed_dim(
             column.distinct
             for column in self.columns

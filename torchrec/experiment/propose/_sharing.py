@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from torchrec.datasets.features import AnyFeature, MultiHotFeature, SequenceFeature, SparseFeature
-from torchrec.experiment._decide import Column
-from torchrec.experiment._roles import LIST_WORDS, table_name, words_of
-from torchrec.experiment._sizes import proposed_ids
-from torchrec.experiment._statistics import ColumnStatistics
+from torchrec.experiment.propose._decide import Column
+from torchrec.experiment.propose._roles import LIST_WORDS, table_name, words_of
+from torchrec.experiment.propose._sizes import proposed_ids
+from torchrec.experiment.propose._statistics import ColumnStatistics
 
 _FEWEST = 100  # ids of fewer values meet by chance: every small range begins with 0, 1, 2
 _CONTAINED = 0.9

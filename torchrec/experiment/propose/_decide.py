@@ -16,7 +16,7 @@ from torchrec.datasets.features import (
     SparseFeature,
 )
 from torchrec.datasets.transform.columns import Array, whole
-from torchrec.experiment._roles import (
+from torchrec.experiment.propose._roles import (
     epoch_unit,
     gives_away,
     is_text_of_time,
@@ -27,8 +27,8 @@ from torchrec.experiment._roles import (
     misread,
     text_of,
 )
-from torchrec.experiment._sizes import proposed_ids
-from torchrec.experiment._statistics import EXACT, ColumnStatistics, finite_numbers
+from torchrec.experiment.propose._sizes import proposed_ids
+from torchrec.experiment.propose._statistics import EXACT, ColumnStatistics, finite_numbers
 
 _FEW = 100  # integers of no more distinct values are categories, whatever their name
 _ENOUGH = 100  # with fewer rows, a value of its own in every row says nothing
