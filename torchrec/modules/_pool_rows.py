@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from torchrec.modules._private import assert_later
+
 
 def check_size(name: str, size: int) -> None:
     """Raise for what is no positive integer.
@@ -34,7 +36,7 @@ def check_ids(ids: Tensor, pool_size: int) -> None:
         )
     wrong = (ids < 0) | (ids >= pool_size)
     if is_compiling() or not ids.is_cpu:
-        torch._assert_async(~wrong.any(), f"`ids` should be in [0, {pool_size}).")
+        assert_later(~wrong.any(), f"`ids` should be in [0, {pool_size}).")
     elif wrong.any():
         at = int(wrong.nonzero()[0])
         raise IndexError(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from torchrec.modules._jagged_index import shifted
+from torchrec.modules._private import assert_later
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 
@@ -171,7 +172,7 @@ def _check_lengths(
     too_long = lengths > limit
     if is_compiling() or not lengths.is_cpu:
         most = ", ".join(f"'{key}' {n}" for key, n in zip(keys, limits, strict=True))
-        torch._assert_async(
+        assert_later(
             ~too_long.any(),
             f"Bags should be no longer than there are weights by position: {most}.",
         )

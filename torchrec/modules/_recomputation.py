@@ -1,13 +1,11 @@
-"""Whether a forward pass is one that runs a second time."""
+"""Whether a forward pass is one that runs a second time, or may come to."""
 
 from __future__ import annotations
 
 import torch
 from torch.compiler import is_compiling
 
-_backward_pass = (
-    torch._C._current_graph_task_id
-)  # private, but what torch.utils.checkpoint asks too
+from torchrec.modules._private import is_in_backward, saves_through_hooks
 
 
 def is_recomputation() -> bool:
@@ -21,4 +19,13 @@ def is_recomputation() -> bool:
         True inside a backward pass of this thread, whichever way it was started. Always False while
         ``torch.compile`` traces, whose own recomputation never comes back to Python.
     """
-    return not is_compiling() and _backward_pass() != -1
+    return not is_compiling() and is_in_backward()
+
+
+def may_be_recomputed() -> bool:
+    """Say whether this forward pass may run again in the backward pass.
+
+    Checkpointing either runs it without gradients, or takes away what autograd saves; so may others,
+    for reasons of their own. Where neither is so, what the backward pass needs is kept.
+    """
+    return not torch.is_grad_enabled() or saves_through_hooks()

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 from torch.compiler import is_compiling
 
+from torchrec.modules._private import outside_graphs
 from torchrec.modules._tables import Tables
 from torchrec.modules.collision.evictions import forget_nothing, reset_rows
 from torchrec.modules.collision.interface import ManagedCollisionModule
@@ -207,7 +207,7 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module):
     def _reset_evicted(self) -> None:
         _reset(self._embedding_module._tables, self._managed_collision_collection.evict())
 
-    _reset_evicted_outside = _disable_dynamo(_reset_evicted)
+    _reset_evicted_outside = outside_graphs(_reset_evicted)
 
     def stats(self, reset: bool = True) -> dict[str, ManagedCollisionStats]:
         """Return, for each table, how full its map is and what it has done since the last call.

@@ -15,6 +15,7 @@ from torchrec.modules._callables import (
     TensorFunction,
     extract_module_or_tensor_callable,
 )
+from torchrec.modules._private import has_hooks
 from torchrec.modules._sizes import check_features, checked_size
 from torchrec.modules.activation import SwishLayerNorm
 from torchrec.ops.linear import linear as linear_map
@@ -37,16 +38,6 @@ _MODULES: dict[str, Callable[[int, torch.device | None, torch.dtype], nn.Module]
     "prelu": lambda size, device, dtype: nn.PReLU(device=device, dtype=dtype),
     "swish_layernorm": lambda size, device, dtype: SwishLayerNorm(size, device, dtype),
 }
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody asked to be called when ``module`` is."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 class Perceptron(nn.Module):

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 from torch.compiler import is_compiling
 
+from torchrec.modules._private import outside_graphs
 from torchrec.modules.collision.features import with_all_values
 from torchrec.modules.collision.interface import JaggedDict, ManagedCollisionModule
 from torchrec.modules.collision.module import MCHManagedCollisionModule
@@ -189,9 +189,8 @@ class ManagedCollisionCollection(nn.Module):
         return with_all_values(features, parts[0] if len(parts) == 1 else torch.cat(parts))
 
     # Evictions depend on the data, and policies of the user's call what they like: a graph that
-    # torch.compile makes ends before the maps, and a new one begins behind them. (This is
-    # torch.compiler.disable without importing the compiler here.)
-    _mapped_outside = _disable_dynamo(_mapped)
+    # torch.compile makes ends before the maps, and a new one begins behind them.
+    _mapped_outside = outside_graphs(_mapped)
 
     def evict(self) -> dict[str, Tensor | None]:
         """Return, for each table, the rows that changed hands since the last call; None: no eviction."""

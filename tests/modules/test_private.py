@@ -1,0 +1,65 @@
+"""Each private name of PyTorch that modules use is there and does what they think."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from torchrec.modules import _private
+
+
+def test_assertions_of_a_device():
+    _private.assert_later(torch.tensor(True), "fine")
+    with pytest.raises(RuntimeError, match="not so"):
+        _private.assert_later(torch.tensor(False), "not so")
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        nn.Module.register_forward_hook,
+        nn.Module.register_forward_pre_hook,
+        nn.Module.register_full_backward_hook,
+        nn.Module.register_full_backward_pre_hook,
+    ],
+    ids=lambda register: register.__name__,
+)
+def test_hooks_of_a_module(register):
+    module = nn.Linear(1, 1)
+    assert not _private.has_hooks(module)
+    handle = register(module, lambda *_: None)
+    assert _private.has_hooks(module)
+    handle.remove()
+    assert not _private.has_hooks(module)
+
+
+def test_backward_passes():
+    x = torch.ones(1, requires_grad=True)
+    y = x * 2
+    seen = []
+    y.register_hook(lambda _: seen.append(_private.is_in_backward()))
+    y.sum().backward()
+    assert seen == [True]
+    assert not _private.is_in_backward()
+
+
+def test_hooks_of_saved_tensors():
+    assert not _private.saves_through_hooks()
+    with torch.autograd.graph.save_on_cpu():
+        assert _private.saves_through_hooks()
+    with torch.autograd.graph.disable_saved_tensors_hooks("none"):
+        assert not _private.saves_through_hooks()
+
+
+def test_functions_outside_graphs():
+    compiling = []
+    inner = _private.outside_graphs(lambda: compiling.append(torch.compiler.is_compiling()))
+
+    def region(x):
+        inner()
+        return x + 1
+
+    assert torch.compile(region, backend="eager")(torch.ones(1)).item() == 2
+    assert compiling == [False]
+    torch._dynamo.reset()

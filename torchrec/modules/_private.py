@@ -1,0 +1,37 @@
+"""Private names of PyTorch that modules need: what a new version may break is in this file alone.
+
+``tests/modules/test_private.py`` holds what each should do.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+# torch.compiler.disable, without importing the compiler.
+from torch._compile import _disable_dynamo as outside_graphs
+
+__all__ = ["assert_later", "has_hooks", "is_in_backward", "outside_graphs", "saves_through_hooks"]
+
+# Fails with a message once the device comes to it; the host does not wait.
+assert_later = torch._assert_async
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Say whether somebody asked to be called when ``module`` is."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def is_in_backward() -> bool:
+    """Say whether this thread is running a backward pass. Not for graphs of ``torch.compile``."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def saves_through_hooks() -> bool:
+    """Say whether somebody takes the tensors that this thread saves for a backward pass elsewhere."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
