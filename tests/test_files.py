@@ -1,14 +1,31 @@
-"""Files that are whole or not there."""
+"""Files and folders that are whole or not there."""
 
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from torchrec._files import open_to_others, write_whole
+from torchrec.files import (
+    DamagedError,
+    Json,
+    check_files,
+    clear_remains,
+    json_with_checksum,
+    open_to_others,
+    parse_json,
+    read_index,
+    remove_folder,
+    write_file,
+    write_folder,
+    write_tensors,
+)
 
 
 def _full(*args: object) -> None:
@@ -18,10 +35,10 @@ def _full(*args: object) -> None:
 @pytest.mark.parametrize("fails", ["fsync", "replace"])
 def test_text_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
     path = tmp_path / "new" / "result.json"
-    write_whole(path, "one", durable=True)
+    write_file(path, "one", durable=True)
     monkeypatch.setattr(os, fails, _full)
     with pytest.raises(OSError, match=r"No space left.*new/result.json'"):
-        write_whole(path, "two", durable=True)
+        write_file(path, "two", durable=True)
     assert path.read_text() == "one"
     assert list(path.parent.iterdir()) == [path]
 
@@ -44,7 +61,7 @@ def test_the_disk_is_waited_for_if_asked(
 
     monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(os, "replace", renamed)
-    write_whole(tmp_path / "report.html", "text", durable=durable)
+    write_file(tmp_path / "report.html", "text", durable=durable)
     assert done == (["fsync", "replace", "fsync"] if durable else ["replace"])
 
 
@@ -54,3 +71,203 @@ def test_files_that_are_opened_to_others_follow_the_umask(tmp_path: Path) -> Non
     ordinary.touch()
     open_to_others(private)
     assert private.stat().st_mode == ordinary.stat().st_mode
+
+
+def _write(folder: Path, text: str, **facts: int) -> None:
+    with write_folder(folder, format=2, facts=facts, unlisted=["README"], what="The bundle") as to:
+        (to / "weights").write_text(text)
+        (to / "README").write_text("for people")
+        (to / "maps").mkdir()
+        (to / "maps" / "user").write_text(text * 2)
+
+
+def _content(folder: Path) -> str:
+    check_files(folder, read_index(folder))
+    return (folder / "weights").read_text()
+
+
+def test_a_folder_is_written_and_replaced_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "model"
+    _write(folder, "one", step=1)
+    _write(folder, "two", step=2)
+    index = read_index(folder)
+    assert (index.format, index.facts, list(index.files)) == (
+        2,
+        {"step": 2},
+        ["maps/user", "weights"],
+    )
+    assert _content(folder) == "two"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README", "index.json", "maps", "weights"
+    ]  # fmt: skip
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("call", [0, 1], ids=["former aside", "new to its name"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=repr)
+def test_an_error_leaves_the_former_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, error: BaseException
+) -> None:
+    folder = tmp_path / "model"
+    _write(folder, "one")
+    rename, calls = Path.rename, iter(range(10))
+
+    def failing(self: Path, target: Path) -> Path:
+        if next(calls) == call:
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(type(error)) as caught:
+        _write(folder, "two")
+    if isinstance(error, OSError):
+        assert str(caught.value).endswith(
+            f"The bundle should be written to '{folder}'. Received: full. What was there before is whole"
+        )
+        assert caught.value.args[0] == errno.ENOSPC
+    assert _content(folder) == "one"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_an_error_of_the_writer_passes_and_leaves_nothing(tmp_path: Path) -> None:
+    def write() -> None:
+        with write_folder(tmp_path / "model", format=1) as beside:
+            (beside / "weights").write_text("half")
+            raise KeyError("user")
+
+    with pytest.raises(KeyError, match="user"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def _killed_at(point: str, folder: Path) -> None:
+    """Write in a process that ends at the first call of `fsync`, or the first or second renaming."""
+    calls = iter(range(2))
+    rename = Path.rename
+
+    def fsync(_: object) -> None:
+        os._exit(9)
+
+    def dying_rename(self: Path, target: Path) -> Path:
+        if next(calls) == (point == "second rename"):
+            os._exit(9)
+        return rename(self, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if point == "fsync":
+            patch.setattr(os, "fsync", fsync)
+        else:
+            patch.setattr(Path, "rename", dying_rename)
+        _write(folder, "two")
+
+
+@pytest.mark.parametrize("point", ["fsync", "first rename", "second rename"])
+@pytest.mark.parametrize("after", ["writing", "clearing"])
+def test_what_a_killed_process_leaves_is_cleared(tmp_path: Path, point: str, after: str) -> None:
+    folder = tmp_path / "model"
+    _write(folder, "one")
+    process = multiprocessing.get_context("spawn").Process(target=_killed_at, args=(point, folder))
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    assert len(list(tmp_path.iterdir())) == 2
+    if after == "writing":
+        _write(folder, "three")
+    else:
+        clear_remains(tmp_path)
+    assert _content(folder) == ("three" if after == "writing" else "one")
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_every_flipped_bit_of_a_folder_is_noticed_or_harmless(tmp_path: Path) -> None:
+    """Harmless is a bit of the layout of the index, or of a file that has no digest."""
+    folder = tmp_path / "model"
+    _write(folder, "one", step=1)
+    before = read_index(folder)
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        whole = path.read_bytes()
+        for bit in range(8 * len(whole)):
+            damaged = bytearray(whole)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            try:
+                index = read_index(folder)
+                check_files(folder, index)
+                unnoticed = path.name != "README" and index != before
+            except DamagedError as error:
+                unnoticed = error.path != path
+            assert not unnoticed, (path, bit)
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: path.unlink(), "it is missing"),
+        (lambda path: path.write_text("on"), "it has 2 bytes instead of 3"),
+        (lambda path: path.write_text("owe"), "it has other contents than when it was written"),
+    ],
+    ids=["missing", "shorter", "other"],
+)
+def test_damage_names_file_and_reason(
+    tmp_path: Path, damage: Callable[[Path], object], reason: str
+) -> None:
+    _write(tmp_path / "model", "one")
+    damage(tmp_path / "model" / "weights")
+    with pytest.raises(
+        DamagedError, match=f"weights' should be as it was written. It is damaged: {reason}"
+    ):
+        _content(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[]", "it should be a JSON object, and is list"),
+        ("{", "Expecting property name"),
+        ('{"format": true, "files": {}}', "it should say its format and list the files"),
+        ('{"format": 2}', "it should say its format and list the files"),
+        ('{"format": 2, "files": {}}', "it has no checksum"),
+        (
+            '{"format": 1, "files": {"../x": {"bytes": 1, "sha256": ""}}}',
+            "size and digest of '../x'",
+        ),
+        ('{"format": 1, "files": {"x": {"bytes": 1}}}', "size and digest of 'x'"),
+    ],
+)
+def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(DamagedError, match=reason):
+        read_index(tmp_path, unchecked_format=1)
+
+
+def test_an_index_of_before_there_were_checksums_is_read(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text('{"format": 1, "library": "x", "files": {}}')
+    index = read_index(tmp_path, unchecked_format=1)
+    assert (index.format, index.facts, index.files) == (1, {"library": "x"}, {})
+
+
+def test_a_folder_is_removed_name_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path / "model", "one")
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **_: None)
+    remove_folder(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == [".model.removed"]
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    clear_remains(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checksum_is_of_values_not_of_their_layout() -> None:
+    content: dict[str, Json] = {"b": 1.5, "a": [None, True, "ä"], "c": {"z": 1, "y": 2}}
+    for indent in (None, 1):
+        assert parse_json(json_with_checksum(content, indent)) == content
+    assert parse_json(json_with_checksum(content).replace(", ", ",\n")) == content
+    assert parse_json('{"a": 1}') == {"a": 1}
+    with pytest.raises(ValueError, match=r"its content has checksum crc32:.* instead of crc32:"):
+        parse_json(json_with_checksum(content).replace("1.5", "1.25"))
+
+
+def test_tensors_that_do_not_fit_are_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        write_tensors(tmp_path / "missing" / "weights", {"w": torch.ones(2)})

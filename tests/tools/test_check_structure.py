@@ -200,8 +200,8 @@ OWNED = {
     },
     "private modules in their folder": {
         "torchrec/sparse/__init__.py": "from torchrec.sparse._a import f",
-        "torchrec/sparse/_a.py": "from torchrec import _files\ndef f(): ...",
-        "torchrec/_files.py": "",
+        "torchrec/sparse/_a.py": "from torchrec import _environment\ndef f(): ...",
+        "torchrec/_environment.py": "",
         "torchrec/ops/a/__init__.py": "from torchrec.ops import _library, _native",
         "torchrec/ops/_library.py": "",
         "torchrec/ops/__init__.py": "",

@@ -15,7 +15,7 @@ from structure.source import PACKAGE, Module
 
 # A unit imports only units of lower rows; units of one row do not import each other.
 LAYERS = (
-    ("types", "errors", "streamable", "tensor_types", "logging", "_environment", "_files", "files"),
+    ("types", "errors", "streamable", "tensor_types", "logging", "_environment", "checks", "files"),
     ("ops",),
     ("sparse", "optim", "metrics"),
     ("modules", "datasets"),

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchrec._files import write_whole
 from torchrec.cli.console import console, table
 from torchrec.cli.reading import open_source, say_counts
+from torchrec.files import write_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,7 +47,7 @@ def evaluate(
     """
     import torch
 
-    from torchrec.datasets.expression import nearest
+    from torchrec.checks import did_you_mean
     from torchrec.datasets.transform.labels import Label
     from torchrec.inference import load
     from torchrec.metrics import BinaryMetrics
@@ -60,7 +60,7 @@ def evaluate(
         raise ValueError(
             f"Data to evaluate on should have the label, `data.label` '{label.text}' of the experiment. "
             f"Received '{source.files[0].path}' without '{label.columns[0]}'"
-            f"{nearest(label.columns[0], source.names) or ';'} `torchrec predict` needs none."
+            f"{did_you_mean(label.columns[0], source.names) or ';'} `torchrec predict` needs none."
         )
     source.require(label.columns, f"`data.label` '{label.text}' of the experiment")
     metrics = BinaryMetrics()
@@ -72,7 +72,7 @@ def evaluate(
     for name, why in report.undefined.items():
         console().print(f"{name} is not defined: {why}", markup=False)
     if json_file is not None:
-        write_whole(json_file, json.dumps(report.to_json(), indent=2) + "\n")
+        write_file(json_file, json.dumps(report.to_json(), indent=2) + "\n")
 
 
 def _limits(source: TableSource) -> Limits | None:

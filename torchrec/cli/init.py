@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torchrec.checks import nearest
 from torchrec.cli.console import console, table
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ def _without(inference: Inference, excluded: Sequence[str]) -> Inference:
     names = [column.name for column in inference.columns]
     for name in excluded:
         if name not in names:
-            near = get_close_matches(name, names, 1) or names
+            near = nearest(name, names) or names[0]
             raise ValueError(
-                f"`--exclude` should name a column of the data, such as '{near[0]}'. "
+                f"`--exclude` should name a column of the data, such as '{near}'. "
                 f"Received '{name}'."
             )
     columns = [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from torchrec._files import naming
+from torchrec.files import naming
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from torchrec.datasets.expression import nearest
+from torchrec.checks import did_you_mean
 
 
 def plain(type: pa.DataType) -> pa.DataType:
@@ -74,7 +74,7 @@ def require_columns(names: list[str], columns: list[str], path: str) -> None:
         if column not in names:
             raise ValueError(
                 f"Data file '{path}' should have a column '{column}'. Received one without"
-                f"{nearest(column, names) or '.'}"
+                f"{did_you_mean(column, names) or '.'}"
             )
         if names.count(column) > 1:
             raise ValueError(

@@ -9,10 +9,11 @@ as where it is computed. Integers are computed in 64 bits, and refused where the
 from __future__ import annotations
 
 import ast
-import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from torchrec.checks import did_you_mean
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,14 +36,6 @@ _GRAMMAR = (
     "columns, numbers, strings, comparisons, `in` lists, `is None`, and, or, not, + - * /, and names "
     "that are no words in backticks"
 )
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` if one of ``names`` is like ``name``, else nothing; case counts little."""
-    listed = list(names)
-    same = [other for other in listed if other.lower() == name.lower()]
-    close = same or difflib.get_close_matches(name, listed, 1, 0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 class Expression:
@@ -79,7 +72,7 @@ class Expression:
             if table.column_names.count(name) != 1:
                 raise ValueError(
                     f"Expression `{self.text}` should name columns of the data. Received '{name}'"
-                    f"{nearest(name, table.column_names) or '.'}"
+                    f"{did_you_mean(name, table.column_names) or '.'}"
                 )
         value = self._value(self._root, table)
         if isinstance(value, pa.Scalar):

@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from torchrec.checks import did_you_mean
 from torchrec.datasets._chunks import Chunk, Position, Reading
-from torchrec.datasets.expression import Expression, nearest, parse_expression
+from torchrec.datasets.expression import Expression, parse_expression
 from torchrec.datasets.files import DataFile, resolve_files
 from torchrec.datasets.split import FractionSplit, Split
 
@@ -221,7 +222,7 @@ class TableSource:
             if name not in self.schema.names:
                 raise ValueError(
                     f"{what} should name columns of the data. Received '{name}'"
-                    f"{nearest(name, self.schema.names) or '.'}"
+                    f"{did_you_mean(name, self.schema.names) or '.'}"
                 )
 
 

@@ -23,12 +23,12 @@ import torch
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 from torch import Tensor, nn
 
-from torchrec._files import open_to_others, sync
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.experiment._readme import bundle_readme
 from torchrec.experiment.build import build_model
 from torchrec.experiment.files import check_experiment, dump_experiment, parse_experiment_yaml
 from torchrec.experiment.schema import Experiment
+from torchrec.files import open_to_others, sync
 
 FORMAT = 1
 """The format that is written, and the newest that is read."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import jinja2
 import yaml
 
-from torchrec._files import write_whole
+from torchrec.files import write_file
 from torchrec.report.charts import Axis, Chart, Series, line_chart, stacked_chart
 from torchrec.report.run_folder import SPLITS, Curves, RunFolder, TableFacts, read_run
 from torchrec.report.scale import UNKNOWN, duration, memory, short
@@ -78,7 +78,7 @@ def write_report(
     """
     run = read_run(Path(folder))
     path = Path(folder) / "report.html" if output is None else Path(output)
-    write_whole(path, render(run))
+    write_file(path, render(run))
     return path
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torchrec._files import open_to_others, sync, write_whole
+from torchrec.files import open_to_others, sync, write_file
 from torchrec.training._tree import Json, join_state, split_state
 
 _VERSION = 1
@@ -130,7 +130,7 @@ class Checkpoints:
             content: dict[str, Json] = {
                 "version": _VERSION, "best": best, "tensors": digest, "state": rest
             }  # fmt: skip
-            write_whole(beside / _STATE, json.dumps(content, allow_nan=False), durable=True)
+            write_file(beside / _STATE, json.dumps(content, allow_nan=False), durable=True)
             if path.exists():  # a run that was taken up before this step comes by again
                 path.rename(self.folder / f"{_BESIDE}former-{path.name}")
             beside.rename(path)

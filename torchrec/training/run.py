@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from torchrec._files import write_whole
 from torchrec.experiment.build import build_model
 from torchrec.experiment.bundle import save_bundle
 from torchrec.experiment.files import dump_experiment, load_experiment
 from torchrec.experiment.schema import Experiment
+from torchrec.files import write_file
 from torchrec.metrics import BinaryMetrics, BinaryReport
 from torchrec.training.checkpoint import Checkpoints
 from torchrec.training.fit_state import FitResult
@@ -108,7 +108,7 @@ def _run(experiment: Experiment, folder: Path, resume: bool, told: Sequence[Obse
     data = RunData(experiment, checkpoints.folder / "transform", fit=not begun)
     resolved = data.experiment
     if not (folder / _EXPERIMENT).exists():
-        write_whole(folder / _EXPERIMENT, dump_experiment(resolved), durable=True)
+        write_file(folder / _EXPERIMENT, dump_experiment(resolved), durable=True)
     for message in data.notices:
         for observer in told:
             observer.said(message)
@@ -162,7 +162,7 @@ def _result(fitted: FitResult, reports: dict[str, BinaryReport]) -> dict[str, An
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_whole(path, json.dumps(content, allow_nan=False, indent=1), durable=True)
+    write_file(path, json.dumps(content, allow_nan=False, indent=1), durable=True)
 
 
 def _read_result(folder: Path) -> RunResult:

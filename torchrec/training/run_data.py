@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from torchrec._files import naming
 from torchrec.datasets.features import TextType, number_columns, text_columns
 from torchrec.datasets.files import resolve_files
 from torchrec.datasets.loader import Loader
@@ -22,6 +21,7 @@ from torchrec.datasets.transform.labels import Label
 from torchrec.experiment.files import check_column, check_columns
 from torchrec.experiment.propose import infer_features
 from torchrec.experiment.schema import DataSection, Experiment
+from torchrec.files import naming
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 import torch
 
+from torchrec.checks import nearest
 from torchrec.ops.hashing import hash_strings
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -45,9 +45,8 @@ def require_columns(available: Iterable[str], sources: Iterable[Source]) -> None
             continue
         if found > 1:
             raise ValueError(f"{source} should be in the table once. Received {found} of them.")
-        same = [name for name in names if name.lower() == source.column.lower()]
-        near = same or difflib.get_close_matches(source.column, names, 1)
-        hint = f" The nearest is '{near[0]}'." if near else ""
+        near = nearest(source.column, names)
+        hint = "" if near is None else f" The nearest is '{near}'."
         raise ValueError(
             f"{source} should be in the table. Received the columns {', '.join(names)}.{hint}"
         )

@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from torchrec._files import write_whole
 from torchrec.experiment._yaml import write_inline, write_key
 from torchrec.experiment.propose._sizes import DIM_RULE, proposed_batch_size, proposed_epochs
 from torchrec.experiment.propose.infer import Inference
@@ -18,6 +17,7 @@ from torchrec.experiment.schema import (
     ModelSection,
     TrainingSection,
 )
+from torchrec.files import write_file
 
 _WAYS = (
     "Ids find their rows: `plain`, as they are; `vocabulary`, those seen `min_count` times have a row "
@@ -78,7 +78,7 @@ def write_experiment(
     data = data.model_copy(update={**absolute, "types": data.types | inference.types})
     experiment = propose_experiment(inference, data, path.stem)
     text = "".join(f"{line}\n" for line in _lines(experiment, inference, path))
-    write_whole(path, text)
+    write_file(path, text)
     return experiment
 
 
