@@ -209,7 +209,11 @@ class _OpenFiles:
 def _open(file: DataFile, dictionaries: list[str] | None = None) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(
-            file.path, read_dictionary=dictionaries, buffer_size=_BUFFER, pre_buffer=False
+            file.path,
+            read_dictionary=dictionaries,
+            buffer_size=_BUFFER,
+            pre_buffer=False,
+            page_checksum_verification=True,  # of pages that have one; others are read as they are
         )
     except (pa.ArrowException, OSError) as error:
         raise unreadable(file, error) from error

@@ -44,7 +44,9 @@ class ParquetWriter(TableWriter):
         self._metadata.update(metadata)
 
     def _open(self, schema: pa.Schema) -> None:
-        self._writer = pq.ParquetWriter(self._beside, schema, store_schema=False)
+        self._writer = pq.ParquetWriter(
+            self._beside, schema, store_schema=False, write_page_checksum=True
+        )
 
     def _append(self, table: pa.Table) -> None:
         """Write rows as one row group."""
