@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -256,14 +256,16 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
             keys: of the features that this map is for.
             mutate_miss_lengths: without effect: every id has a row.
         """
-        values, ends = features.values(), features.offset_per_key()
-        numbers = [features.keys().index(key) for key in keys]
-        parts = [values[ends[k] : ends[k + 1]] for k in numbers]
-        named = zip(keys, parts, strict=True)
-        ids = self._join((key, self.hashed(ids_of(v, key, self._name))) for key, v in named)
-        rows = self._advance(ids) if self.training else self._look_up(ids)
-        changed = self._changed.take() if self.training else None
-        return MappedKeys(rows.split([part.numel() for part in parts]), changed)
+        values, offsets, every_key = features.values(), features.offset_per_key(), features.keys()
+        parts, sizes = [], []
+        for key in keys:
+            k = every_key.index(key)
+            parts.append(self.hashed(ids_of(values[offsets[k] : offsets[k + 1]], key, self._name)))
+            sizes.append(offsets[k + 1] - offsets[k])
+        ids = self._join(keys, parts)
+        if not self.training:
+            return MappedKeys(self._look_up(ids).split(sizes), None)
+        return MappedKeys(self._advance(ids).split(sizes), self._changed.take())
 
     def rows_of(self, ids: Tensor) -> Tensor:
         """Return the row that each id holds, -1 for an id that holds none.
@@ -305,19 +307,19 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
         return self._zch_size - 1 if self._mch_size is None else -1
 
     def _joined(self, features: JaggedDict) -> Tensor:
-        items = features.items()
-        return self._join((name, ids_of(jt.values(), name, self._name)) for name, jt in items)
+        names = list(features)
+        parts = [ids_of(jt.values(), name, self._name) for name, jt in features.items()]
+        return self._join(names, parts)
 
-    def _join(self, named: Iterable[tuple[str, Tensor]]) -> Tensor:
+    def _join(self, names: Sequence[str], parts: Sequence[Tensor]) -> Tensor:
         """Return the ids of all features, one behind the other."""
-        device, parts = self._rows.ids.device, []
-        for name, ids in named:
+        device = self._rows.ids.device
+        for name, ids in zip(names, parts, strict=True):
             if ids.device != device:
                 raise ValueError(
                     f"Ids of feature '{name}' of table '{self._name}' should be on the device of the "
                     f"map, {device}. Received {ids.device}."
                 )
-            parts.append(ids)
         if len(parts) == 1:
             return parts[0]
         return torch.cat([torch.empty(0, dtype=torch.int64, device=device), *parts])
