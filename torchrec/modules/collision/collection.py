@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from torchrec.modules._private import outside_graphs
-from torchrec.modules.collision.features import with_all_values
 from torchrec.modules.collision.interface import JaggedDict, ManagedCollisionModule
 from torchrec.modules.collision.module import MCHManagedCollisionModule
 from torchrec.modules.collision.stats import ManagedCollisionStats
@@ -231,9 +230,9 @@ class ManagedCollisionCollection(nn.Module):
             module = self._managed_collision_modules[table]
             rows.update(zip(names, rows_of(module, names), strict=True))  # type: ignore[arg-type]
         if len(keys) == 1:
-            return with_all_values(features, rows[keys[0]])
+            return features.with_values(rows[keys[0]])
         parts = [rows[key] if key in rows else features[key].values() for key in keys]
-        return with_all_values(features, torch.cat(parts))
+        return features.with_values(torch.cat(parts))
 
     def evict(self) -> dict[str, Tensor | None]:
         """Return, for each table, the rows that changed hands since the last call; None: no eviction.
