@@ -1,223 +1,41 @@
-"""Models from experiments: their tables, their inputs, what they are made of."""
+"""Models from experiments: as the registry builds them, with tables trained as the experiment says."""
 
 from __future__ import annotations
 
-import copy
-from types import SimpleNamespace
-from typing import get_args
-
 import pyarrow as pa
-import pytest
 import torch
 
-from torchrec import EmbeddingBagCollection, KeyedJaggedTensor, OptimizerType, PoolingType
-from torchrec.datasets.features import DenseFeature, MultiHotFeature, SparseFeature
-from torchrec.datasets.transform import FeatureTransform, TableSpec
-from torchrec.experiment.build import build_model, build_tables
-from torchrec.experiment.models import MODELS, DenseOnly
-from torchrec.experiment.schema import ModelName, ModelSection, TrainingSection
-from torchrec.models.dlrm import DLRM, DLRM_DCN
-from torchrec.types import IdPolicy
-
-each_model = pytest.mark.parametrize("name", MODELS)
-OPTIONS = {"batch_size": 4, "learning_rate": 0.01}
+from torchrec.datasets.features import SparseFeature
+from torchrec.datasets.transform import FeatureTransform
+from torchrec.experiment.build import build_model, table_optimizer
+from torchrec.experiment.schema import ModelSection, TrainingSection
+from torchrec.models import registry
+from torchrec.models.registry import TableOptimizer
 
 
-def spec(name: str, **changes) -> TableSpec:
-    defaults = {"features": (name,), "rows": 10, "ids": "plain"}
-    return TableSpec(name, **defaults | changes)
-
-
-def transform(num_dense: int = 3, tables=None, is_weighted: bool = False) -> SimpleNamespace:
-    if tables is None:
-        tables = [spec("user", features=("user", "friend")), spec("item", pooling="mean")]
-    names = [f"d{i}" for i in range(num_dense)]
-    return SimpleNamespace(dense_names=names, tables=tables, is_weighted=is_weighted)
-
-
-def ids(batch: int = 4, weighted: bool = False) -> KeyedJaggedTensor:
-    lengths = torch.randint(0, 4, (3 * batch,))
-    total = int(lengths.sum())
-    weights = torch.rand(total) if weighted else None
-    values = torch.randint(0, 10, (total,))
-    return KeyedJaggedTensor(["user", "friend", "item"], values, weights, lengths=lengths)
-
-
-def section(name: str = "dlrm", **changes) -> ModelSection:
-    sizes = {"dim": 8, "dense_layers": [6], "layers": [16, 8]}
-    return ModelSection(name=name, **sizes | changes)
-
-
-def test_every_name_has_a_builder() -> None:
-    assert set(MODELS) == set(get_args(ModelName))
-
-
-@each_model
-@pytest.mark.parametrize("num_dense", [0, 1, 3])
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("norm", [False, True], ids=["bare", "norm_and_dropout"])
-def test_models_give_logits_and_learn(name, num_dense, weighted, norm) -> None:
-    torch.manual_seed(0)
-    model = build_model(
-        section(name, batch_norm=norm, dropout=0.1 if norm else 0.0),
-        TrainingSection(**OPTIONS),
-        transform(num_dense, is_weighted=weighted),
-    )
-    dense, sparse, labels = torch.randn(16, num_dense), ids(16, weighted), torch.rand(16, 1).round()
-    tables = model.sparse_arch.embedding_bag_collection
-    fused = {id(p) for p in tables.parameters()}
-    optimizer = torch.optim.Adam([p for p in model.parameters() if id(p) not in fused], lr=0.01)
-    before = copy.deepcopy(tables.state_dict())
-    losses = []
-    for _ in range(60):
-        logits = model(dense, sparse)
-        assert logits.shape == (16, 1)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert min(losses[-5:]) < 0.5 * losses[0]
-    assert (logits < 0).any()
-    for table, weight in tables.state_dict().items():
-        assert not torch.equal(weight, before[table]), (
-            f"{table} was not trained by the fused update"
-        )
-
-
-@each_model
-def test_models_are_what_they_are_called(name) -> None:
-    model = build_model(section(name, cross_layers=2), TrainingSection(), transform())
-    kind = {"dlrm": "DLRM", "dlrm_dcn": "DLRM_DCN", "deepfm": "DeepFactorizationMachine"}[name]
-    assert type(model).__name__ == kind
-    if isinstance(model, DLRM_DCN):
-        assert len(model.inter_arch.crossnet.W_kernels) == 2
-        assert model.over_arch.in_features == 8 * 4
-
-
-def test_dense_features_alone_make_a_plain_network() -> None:
-    model = build_model(section(), TrainingSection(), transform(3, tables=[]))
-    assert isinstance(model, DenseOnly)
-    empty = KeyedJaggedTensor([], torch.empty(0, dtype=torch.int64), lengths=torch.empty(0).int())
-    dense = torch.randn(5, 3)
-    assert torch.equal(model(dense, empty), model.tower(dense))
-
-
-def test_no_feature_at_all_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"`features` should have one or more features. Received"):
-        build_model(section(), TrainingSection(), transform(0, tables=[]))
-
-
-def test_tables_say_how_they_are_trained() -> None:
+def test_tables_are_trained_as_the_experiment_says() -> None:
     training = TrainingSection(
         learning_rate=0.1,
         embedding_learning_rate=0.3,
         embedding_optimizer="rowwise_adagrad",
         embedding_weight_decay=0.01,
     )
-    table, mean = build_tables(section(), training, transform().tables)
-    assert (table.num_embeddings, table.embedding_dim) == (10, 8)
-    assert table.feature_names == ["user", "friend"]
-    assert (table.optimizer, table.lr) == (OptimizerType.ROWWISE_ADAGRAD, 0.3)
-    assert table.weight_decay == 0.01
-    assert (table.pooling, mean.pooling) == (PoolingType.SUM, PoolingType.MEAN)
-    table, _ = build_tables(section(), TrainingSection(learning_rate=0.1), transform().tables)
-    assert (table.optimizer, table.lr) == (OptimizerType.ADAM, 0.1)
-
-
-@pytest.mark.parametrize(
-    ("ids", "out_of_range", "policy"),
-    [
-        ("plain", IdPolicy.ERROR, IdPolicy.ERROR),
-        ("plain", IdPolicy.CLAMP, IdPolicy.CLAMP),
-        ("hash", IdPolicy.ERROR, IdPolicy.HASH),
-        ("vocabulary", IdPolicy.ERROR, IdPolicy.ERROR),
-    ],
-)
-def test_policies_of_ids(ids, out_of_range, policy) -> None:
-    specs = [spec("user", ids=ids, out_of_range=out_of_range)]
-    (table,) = build_tables(section(), TrainingSection(), specs)
-    assert table.id_policy == policy
-
-
-def test_any_id_finds_a_row_of_a_hashed_table() -> None:
-    model = build_model(
-        section("deepfm"), TrainingSection(), transform(0, tables=[spec("user", ids="hash")])
+    assert table_optimizer(training) == TableOptimizer(
+        optimizer="rowwise_adagrad", lr=0.3, weight_decay=0.01
     )
-    tables = model.sparse_arch.embedding_bag_collection
-    assert isinstance(tables, EmbeddingBagCollection)
-    kjt = KeyedJaggedTensor.from_lists({"user": [[2**62], [-5], [7]]})
-    assert model(torch.zeros(3, 0), kjt).shape == (3, 1)
-    assert tables.out_of_range_counts() == {"user": 2}
 
 
-def test_dimensions_of_tables() -> None:
-    specs = [spec("user", dim=4), spec("item")]
-    with pytest.raises(
-        ValueError, match=r"same for all tables of model 'dlrm'. Received {'user': 4, 'item': 8}"
-    ):
-        build_tables(section(), TrainingSection(), specs)
-    assert build_tables(section(dim=4), TrainingSection(), specs)[1].embedding_dim == 4
+def test_tables_learn_as_fast_as_the_rest_unless_told() -> None:
+    assert table_optimizer(TrainingSection(learning_rate=0.1)).lr == 0.1
 
 
-@pytest.mark.parametrize("evict", ["lfu", "lru", "distance_lfu"])
-@each_model
-def test_managed_ids_get_rows_of_their_own(name, evict) -> None:
-    specs = [spec("user", rows=4, ids="managed", evict=evict, evict_every=2), spec("item")]
-    model = build_model(section(name), TrainingSection(), transform(0, tables=specs))
-    warm = KeyedJaggedTensor.from_lists({"user": [[2**62], [-5], [7]], "item": [[1], [2], [3]]})
-    other = KeyedJaggedTensor.from_lists({"user": [[12], [13], [14]], "item": [[1], [1], [1]]})
-    none = torch.zeros(3, 0)
-    for _ in range(4):
-        model(none, warm).sum().backward()
-    with torch.no_grad():
-        model.eval()
-        before = model(none, other)
-        assert torch.equal(before[0], before[1])  # strangers share a row
-        assert model(none, warm).unique().numel() == 3
-        assert torch.equal(model(none, other), before)
-    again = build_model(section(name), TrainingSection(), transform(0, tables=specs)).eval()
-    again.load_state_dict(model.state_dict())
-    assert torch.equal(again(none, warm), model(none, warm))
-
-
-def test_rows_have_to_be_known() -> None:
-    with pytest.raises(ValueError, match=r"`rows` of table 'user' should be known: fit the"):
-        build_tables(section(), TrainingSection(), [spec("user", rows=None)])
-
-
-def test_from_a_table_of_clicks_to_logits() -> None:
-    clicks = pa.table(
-        {
-            "price": [1.0, None, 3.0],
-            "hour": [1, 2, 3],
-            "user": ["ann", None, "bob"],
-            "shop": ["x", "y", "x"],
-            "tags": [["a", "b"], [], ["c"]],
-            "click": [0, 1, 1],
-        }
-    )
-    features = {
-        "price": DenseFeature(),
-        "hour": DenseFeature(buckets=2),
-        "user": SparseFeature(rows=100),
-        "shop": SparseFeature(ids="vocabulary"),
-        "tags": MultiHotFeature(rows=50, pooling="mean"),
-    }
-    fitted = FeatureTransform(features, label="click").fit([clicks])
-    batch = fitted(clicks)
-    for name in MODELS:
-        model = build_model(section(name), TrainingSection(), fitted)
-        assert model(batch.dense_features, batch.sparse_features).shape == (3, 1)
-    unseen = fitted(pa.table(clicks).set_column(3, "shop", pa.array(["?", "?", "?"])))
-    logits = model(unseen.dense_features, unseen.sparse_features)
-    assert logits.isfinite().all()
-
-
-def test_the_state_goes_from_one_model_to_another() -> None:
-    make = lambda: build_model(section(batch_norm=True), TrainingSection(), transform())  # noqa: E731
-    model, other = make(), make()
-    assert isinstance(model, DLRM)
-    other.load_state_dict(model.state_dict())
-    dense, sparse = torch.randn(4, 3), ids()
-    assert torch.equal(model.eval()(dense, sparse), other.eval()(dense, sparse))
+def test_the_model_is_that_of_the_registry() -> None:
+    clicks = pa.table({"user": ["ann", "ben"], "click": [0, 1]})
+    transform = FeatureTransform({"user": SparseFeature(rows=9)}, "click").fit([clicks])
+    section, training = ModelSection(name="deepfm", dim=4), TrainingSection()
+    torch.manual_seed(3)
+    built = build_model(section, training, transform)
+    torch.manual_seed(3)
+    expected = registry.build_model(section, transform, table_optimizer(training))
+    for name, value in expected.state_dict().items():
+        assert torch.equal(built.state_dict()[name], value)

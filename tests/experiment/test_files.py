@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrec.experiment._yaml import parse_yaml, write_yaml
+from torchrec.experiment._yaml import parse_yaml, write_inline, write_yaml
 from torchrec.experiment.files import check_columns, dump_experiment, load_experiment
 from torchrec.experiment.schema import Experiment
 
@@ -498,3 +498,81 @@ class TestColumns:
     def test_not_there(self, file: Path, data: str, features: str, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             self.check(file, data, features)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            "{name: deepfm, cross_layers: 3}",
+            "`cross_layers` is not an option of model 'deepfm', but of 'dlrm_dcn'. Its options: name, "
+            "dim, dense_layers, layers, dropout, batch_norm.",
+        ),
+        (
+            "{name: dlrm, cross_rank: 8}",
+            "`cross_rank` is not an option of model 'dlrm', but of 'dlrm_dcn'. Its options: name,",
+        ),
+        (
+            "{cros_layers: 3}",
+            "of model 'dlrm_dcn'; did you mean `cross_layers`? Its options: name,",
+        ),
+        (
+            "{name: dlrm, colour: 3}",
+            "`colour` is not an option of model 'dlrm'. Its options: name,",
+        ),
+        (
+            "{name: deepmf}",
+            "`model.name` should be 'deepfm', 'dlrm' or 'dlrm_dcn'. Received 'deepmf'; did you mean "
+            "`deepfm`?",
+        ),
+        ("{name: 5}", "`model.name` should be 'deepfm', 'dlrm' or 'dlrm_dcn'. Received 5."),
+        ("{cross_rank: '8'}", "`model.cross_rank` should be a whole number above 0. Received '8'."),
+        ("{dropout: true}", "`model.dropout` should be a number at least 0 and below 1. Received "),
+        ("5", "`model` should be a section with keys such as `name`. Received 5."),
+    ],
+)
+def test_options_that_a_model_does_not_have(file: Path, model: str, message: str) -> None:
+    assert message in failure(file, f"{MINIMAL}model: {model}\n")
+
+
+def test_a_model_that_becomes_another_one_names_what_it_does_not_know(file: Path) -> None:
+    text = MINIMAL + "model: {name: dlrm_dcn, cross_layers: 2}\n"
+    message = failure(file, text, "model.name=deepfm")
+    assert message.startswith("override 'model.name=deepfm': `model`: `cross_layers` is not an")
+    assert message.endswith(" Leave it out with model.cross_layers=null.")
+    experiment = load(file, text, "model.name=deepfm", "model.cross_layers=null")
+    assert experiment.model.model_dump()["name"] == "deepfm"
+    assert "cross_layers" not in experiment.model.model_dump()
+
+
+def test_null_is_the_default_of_an_option_of_one_model(file: Path) -> None:
+    experiment = load(file, MINIMAL + "model: {cross_layers: 5}\n", "model.cross_layers=null")
+    assert experiment.model.model_dump()["cross_layers"] == 3
+
+
+def format_1(name: str, **changes: object) -> str:
+    """Return a file as format 1 wrote it: every key of every model, whatever the model."""
+    model = {
+        "name": name, "dim": 8, "dense_layers": [64], "layers": [256, 128], "dropout": 0.0,
+        "batch_norm": False, "cross_layers": 3, "cross_rank": 64,
+    }  # fmt: skip
+    values = Experiment.model_validate({"data": {"train": "/a.csv", "label": "y"}}).model_dump()
+    return write_yaml(values | {"model": model} | changes)
+
+
+@pytest.mark.parametrize("name", ["dlrm", "deepfm", "dlrm_dcn"])
+def test_files_that_format_1_wrote_still_load(file: Path, name: str) -> None:
+    model = load(file, format_1(name)).model
+    assert (model.name, model.dim) == (name, 8)
+    assert ("cross_layers" in model.model_dump()) == (name == "dlrm_dcn")
+    assert load(file, format_1(name), "model.dim=4").model.dim == 4
+
+
+def test_only_what_format_1_wrote_loses_keys(file: Path) -> None:
+    section = load(file, format_1("dlrm_dcn")).model.model_dump()
+    alone = MINIMAL + f"model: {write_inline(section | {'name': 'deepfm'})}\n"
+    assert "not an option of model 'deepfm'" in failure(file, alone)
+    turned = dict(reversed((section | {"name": "deepfm"}).items()))
+    assert "not an option of model 'deepfm'" in failure(file, format_1("deepfm", model=turned))
+    more = section | {"name": "deepfm", "cross_widths": 3}
+    assert "not an option of model 'deepfm'" in failure(file, format_1("deepfm", model=more))

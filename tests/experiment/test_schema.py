@@ -12,6 +12,7 @@ from torchrec.experiment._keys import expected, keys_of, node_at, root
 from torchrec.experiment._reference import page
 from torchrec.experiment.files import load_experiment
 from torchrec.experiment.schema import Experiment
+from torchrec.models.registry import find, names
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "experiment.md"
 
@@ -32,7 +33,7 @@ def test_keys_that_others_rely_on() -> None:
         "data.valid": "a list, each text",
         "data.test": "a list, each text",
         "data.label": "text",
-        "model.name": "'dlrm', 'dlrm_dcn' or 'deepfm'",
+        "model.name": "'deepfm', 'dlrm' or 'dlrm_dcn'",
         "training.epochs": "a whole number above 0",
         "training.batch_size": "a whole number above 0",
         "training.learning_rate": "a number above 0",
@@ -53,6 +54,18 @@ def test_every_key_is_described(key: str) -> None:
     described = node.get("description")
     assert described, f"`{key}` has no description"
     assert not str(described).endswith(".")
+
+
+@pytest.mark.parametrize("model", names())
+def test_every_option_of_a_model_is_described(model: str) -> None:
+    options = find(model).section.model_fields
+    assert list(options)[:2] == ["name", "dim"]
+    for option, field in options.items():
+        assert field.description, f"`{option}` of {model} has no description"
+        node, name = node_at(["model", model, option])
+        assert name == f"model.{option}"
+        assert node is not None
+        assert node.get("description") == field.description
 
 
 def test_two_lines_are_enough() -> None:

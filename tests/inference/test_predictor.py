@@ -27,9 +27,9 @@ from torchrec.datasets.source import TableSource
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.experiment.build import build_model
 from torchrec.experiment.bundle import save_bundle
-from torchrec.experiment.models import MODELS
 from torchrec.experiment.schema import Experiment
 from torchrec.inference import Predictor
+from torchrec.models.registry import names
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.types import IdPolicy
 
@@ -117,7 +117,7 @@ def in_memory(
     return torch.cat(parts)
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", names())
 def test_predicts_what_the_model_in_memory_does(name: str, tmp_path: Path) -> None:
     """Bit for bit with the same batches, and but for rounding with others."""
     transform, model = trained(name, tmp_path / "model")

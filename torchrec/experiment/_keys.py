@@ -6,24 +6,28 @@ from what is checked.
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from torchrec.experiment.schema import Experiment
+from torchrec.models import registry
 
 Node: TypeAlias = dict[str, object]
 
+# What the members of a union are told apart by: features have a type, models a name.
+_TAGS = ("type", "name")
+
 
 @functools.cache
-def _root() -> Node:
+def _schema(models: tuple[str, ...]) -> Node:
+    """Return the schema, made anew when there are more models."""
     return Experiment.model_json_schema()
 
 
 def root() -> Node:
     """Return the node of the whole file."""
-    return _root()
+    return _schema(tuple(registry.names()))
 
 
 def node_at(path: Sequence[str | int]) -> tuple[Node | None, str]:
@@ -36,15 +40,19 @@ def node_at(path: Sequence[str | int]) -> tuple[Node | None, str]:
     Returns:
         The node, None for a key that does not exist; and the name, as in ``features.user.dim``.
     """
-    node: Node | None = _root()
+    node: Node | None = root()
     named: list[str] = []
     for step in path:
         children = [] if node is None else _alternatives(node)
-        member = next((child for child in children if _tag(child) == step), None)
-        if member is not None and len(children) > 1:
-            node = member
+        members = {} if node is None else members_of(node)
+        if len(members) > 1 and step in members:
+            node = members[str(step)]
             continue
         named.append(str(step))
+        if len(members) > 1 and step == tag_key(children[0]):
+            first = _child(children[0], step) or {}
+            node = {"enum": list(members), "description": first.get("description")}
+            continue
         node = next((found for child in children if (found := _child(child, step))), None)
         if node is None and any(_is_scalar(child) for child in children):
             named.pop()  # the member of a union of scalars that did not match
@@ -61,15 +69,26 @@ def keys_of(node: Node) -> dict[str, Node]:
 
 
 def members_of(node: Node) -> dict[str, Node]:
-    """Return the nodes that a union chooses from by their ``type``."""
-    return {tag: child for child in _alternatives(node) if (tag := _tag(child)) is not None}
+    """Return the nodes that a union chooses from, by what tells them apart."""
+    return {
+        str(keys_of(child)[key]["const"]): child
+        for child in _alternatives(node)
+        if (key := tag_key(child)) is not None
+    }
+
+
+def tag_key(node: Node) -> str | None:
+    """Return the key that tells a union's member apart, as ``type``; None if it is no such member."""
+    keys = keys_of(node)
+    return next((key for key in _TAGS if "const" in keys.get(key, {})), None)
 
 
 def expected(node: Node) -> str:
     """Return what a value should be, as in "a whole number above 0"."""
     members = members_of(node)
-    if members:
-        return f"a section with a `type`: {_choice(members)}"
+    if len(members) > 1:
+        key = tag_key(next(iter(members.values())))
+        return f"a section with a `{key}`: {_choice(members)}"
     words = list(dict.fromkeys(_words(child) for child in _alternatives(node)))
     return " or ".join(words)
 
@@ -90,25 +109,11 @@ def takes_null(node: Node) -> bool:
     return isinstance(members, list) and any(one.get("type") == "null" for one in members)
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return "; did you mean `x`?" for the nearest of ``names``, "" if none is near.
-
-    Example:
-        >>> did_you_mean("batch_siez", ["batch_size", "epochs"])
-        '; did you mean `batch_size`?'
-        >>> did_you_mean("colour", ["batch_size", "epochs"])
-        ''
-    """
-    lower = {other.lower(): other for other in names}
-    near = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.6)
-    return f"; did you mean `{lower[near[0]]}`?" if near else ""
-
-
 def _resolve(node: Node) -> Node:
     reference = node.get("$ref")
     if reference is None:
         return node
-    definitions = _root()["$defs"]
+    definitions = root()["$defs"]
     assert isinstance(definitions, dict)
     target: Node = definitions[str(reference).rsplit("/", 1)[1]]
     return target
@@ -122,11 +127,6 @@ def _alternatives(node: Node) -> list[Node]:
         return [node]
     flat = [child for member in members for child in _alternatives(member)]
     return [child for child in flat if child.get("type") != "null"]
-
-
-def _tag(node: Node) -> str | None:
-    kind = keys_of(node).get("type")
-    return str(kind["const"]) if kind and "const" in kind else None
 
 
 def _child(node: Node, step: str | int) -> Node | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
+from torchrec.checks import did_you_mean
 from torchrec.datasets.features import MISPLACED
-from torchrec.experiment._keys import choices, did_you_mean, expected, keys_of, members_of, node_at
+from torchrec.experiment._keys import choices, expected, keys_of, members_of, node_at, tag_key
+from torchrec.models.registry import UNKNOWN_OPTION
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -22,7 +24,7 @@ class Mistake(NamedTuple):
     Attributes:
         message: one line.
         key: what it is about.
-        is_misplaced: whether the key is one of another kind of section.
+        is_misplaced: whether the key is one of another kind of section, as of another model.
     """
 
     message: str
@@ -39,7 +41,7 @@ def _mistake(error: ErrorDetails) -> Mistake:
     node, key = node_at(error["loc"])
     parent, parent_key = node_at(error["loc"][:-1])
     value = error["input"]
-    if error["type"] == MISPLACED:
+    if error["type"] in (MISPLACED, UNKNOWN_OPTION):
         return Mistake(f"`{key}`: {error['msg']}", f"{key}.{error['ctx']['option']}", True)
     if error["type"] == "value_error":
         reason = str(error["ctx"]["error"])
@@ -47,21 +49,23 @@ def _mistake(error: ErrorDetails) -> Mistake:
     if error["type"] == "extra_forbidden" and parent is not None:
         names = list(keys_of(parent))
         of = f"of `{parent_key}`" if parent_key else "of the file"
-        near = did_you_mean(str(error["loc"][-1]), names) or "."
+        near = did_you_mean(str(error["loc"][-1]), names, quote="`") or "."
         message = f"`{key}` is not a key {of}{near} Its keys: {', '.join(names)}."
         return Mistake(message, key, True)
     assert node is not None
     if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
-        key, node = f"{key}.type", {"enum": list(members_of(node))}
+        members = members_of(node)
+        tag = tag_key(next(iter(members.values())))
+        key, node = f"{key}.{tag}", {"enum": list(members)}
         if error["type"] == "union_tag_not_found":
             return Mistake(f"`{key}` should be given: {expected(node)}.", key)
-        value = value["type"]
+        value = value[tag]
     described = node.get("description", expected(node))
     if error["type"] == "missing":
         return Mistake(f"`{key}` should be given: {described}.", key)
     if error["type"] in ("too_short", "string_too_short"):
         return Mistake(f"`{key}` should not be empty: {described}.", key)
-    near = did_you_mean(str(value), choices(node)) or "."
+    near = did_you_mean(str(value), choices(node), quote="`") or "."
     return Mistake(f"`{key}` should be {expected(node)}. Received {shown(value)}{near}", key)
 
 

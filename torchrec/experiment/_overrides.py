@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torchrec.experiment._keys import did_you_mean, node_at, takes_null
+from torchrec.checks import did_you_mean
+from torchrec.experiment._keys import node_at, takes_null
 from torchrec.experiment._messages import listed, shown
 from torchrec.experiment._yaml import parse_yaml
+from torchrec.models.registry import DEFAULT
 
 
 def apply_overrides(
@@ -99,7 +101,7 @@ def _check_new_feature(
         raise ValueError(
             f"{message}, which leaves them to be inferred: `torchrec init` writes them to a file."
         )
-    near = did_you_mean(feature, known) or "."
+    near = did_you_mean(feature, known, quote="`") or "."
     new = "" if value is None else f" A new one needs `features.{feature}.type`."
     raise ValueError(f"{message}{near} Its features: {listed(known)}.{new}")
 
@@ -112,8 +114,11 @@ def _take_default(values: dict[str, object], key: str, was_there: bool) -> None:
     for depth, step in enumerate(parents):
         at = at.get(step) if isinstance(at, dict) else None
         path.append(step)
-        if depth == 1 and parents[0] == "features" and isinstance(at, dict):
-            path.append(str(at.get("type")))
+        if isinstance(at, dict):  # which member of a union this is
+            if depth == 1 and parents[0] == "features":
+                path.append(str(at.get("type")))
+            elif depth == 0 and step == "model":
+                path.append(str(at.get("name", DEFAULT)))
     if not isinstance(at, dict) or at.get(last, at) is not None:
         return
     node, _ = node_at([*path, last])

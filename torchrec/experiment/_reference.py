@@ -21,6 +21,7 @@ from torchrec.datasets.features import (
 )
 from torchrec.experiment import schema
 from torchrec.experiment._keys import Node, expected, keys_of, members_of, node_at, root
+from torchrec.models.registry import DEFAULT, find
 
 _BEGIN = (
     "<!-- The rest is written by: python -m torchrec.experiment._reference docs/experiment.md -->"
@@ -29,7 +30,6 @@ _FEATURES = (DenseFeature, SparseFeature, MultiHotFeature, SequenceFeature)
 _SECTIONS = (
     ("data", schema.DataSection),
     ("data.split", schema.SplitSection),
-    ("model", schema.ModelSection),
     ("training", schema.TrainingSection),
     ("training.schedule", schema.ScheduleSection),
     ("training.early_stopping", schema.EarlyStoppingSection),
@@ -41,6 +41,8 @@ def reference() -> str:
     lines = [_BEGIN, "", "## All keys", ""]
     lines += _table({"output": keys_of(root())["output"]})
     for name, section in _SECTIONS:
+        if name == "training":
+            lines += _models()
         node, _ = node_at(name.split("."))
         assert node is not None
         lines += ["", f"### {name}", "", _text(section), "", *_table(keys_of(node))]
@@ -63,6 +65,26 @@ def reference() -> str:
             lines += ["", "Besides all keys of `sparse`:"]
         lines += ["", *_table(keys)]
     return "\n".join(lines) + "\n"
+
+
+def _models() -> list[str]:
+    """Return the sections of the models: what all have, and what each has besides."""
+    node, _ = node_at(["model"])
+    name, _ = node_at(["model", "name"])
+    assert node is not None
+    assert name is not None
+    keys = {model: keys_of(member) for model, member in members_of(node).items()}
+    shared = dict.fromkeys(key for key in keys[DEFAULT] if all(key in own for own in keys.values()))
+    table: dict[str, Node] = {key: keys[DEFAULT][key] for key in shared}
+    table["name"] = {**name, "default": DEFAULT}
+    lines = ["", "### model", "", "Which model, and its options. All models have these:", ""]
+    lines += _table(table)
+    for model, own in keys.items():
+        lines += ["", f"#### {model}", "", _text(find(model).section)]
+        rest = {key: value for key, value in own.items() if key not in shared}
+        if rest:
+            lines += ["", "Besides:", "", *_table(rest)]
+    return lines
 
 
 def page(text: str) -> str:

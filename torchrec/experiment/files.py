@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from torchrec.checks import did_you_mean
 from torchrec.datasets.features import MultiHotFeature, SequenceFeature
-from torchrec.experiment._keys import did_you_mean
 from torchrec.experiment._messages import first_mistake, listed
 from torchrec.experiment._overrides import apply_overrides
 from torchrec.experiment._yaml import parse_yaml, write_yaml
 from torchrec.experiment.schema import Experiment
+from torchrec.models.registry import upgraded_section
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,13 +87,21 @@ def dump_experiment(experiment: Experiment) -> str:
 def parse_experiment_yaml(text: str, name: str) -> object:
     """Return what the text of an experiment file says, unchecked.
 
+    What this library wrote in an earlier format is brought to that of today.
+
     Raises:
         ValueError: it is not YAML; the message gives ``name`` and the line.
     """
     try:
-        return parse_yaml(text)
+        values = parse_yaml(text)
     except ValueError as error:
         raise ValueError(f"{name}, {error}.") from None
+    # What `dump_experiment` wrote has all sections, in their order.
+    if isinstance(values, dict) and list(values) == list(Experiment.model_fields):
+        model = values["model"]
+        if isinstance(model, dict):
+            values["model"] = upgraded_section(model)
+    return values
 
 
 def check_experiment(
@@ -123,7 +132,7 @@ def check_experiment(
             break
         # What another kind of feature has no use for stands in the file: nobody drops it silently.
         section = mistake.key.rpartition(".")[0]
-        if mistake.is_misplaced and key in (f"{section}.type", f"{section}.ids"):
+        if mistake.is_misplaced and key in [f"{section}.{one}" for one in ("type", "ids", "name")]:
             source, remedy = f"override {text!r}", f" Leave it out with {mistake.key}=null."
     raise ValueError(f"{source}: {mistake.message}{remedy}")
 
@@ -173,7 +182,7 @@ def check_column(key: str, column: str, names: list[str]) -> None:
         ValueError: it is none of them; the message gives the nearest.
     """
     if column not in names:
-        near = did_you_mean(column, names)
+        near = did_you_mean(column, names, quote="`")
         raise ValueError(
             f"`{key}` should name a column of the data. Received '{column}'"
             f"{near or '.'} Columns: {listed(names)}."
@@ -184,7 +193,9 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.y*ml")])
+        near = did_you_mean(
+            path.name, [other.name for other in path.parent.glob("*.y*ml")], quote="`"
+        )
         raise FileNotFoundError(
             f"The experiment file should exist. Received '{path}'{near or '.'}"
         ) from None

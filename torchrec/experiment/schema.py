@@ -23,8 +23,17 @@ from torch import nn
 
 from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
 from torchrec.datasets.files import check_delimiter
+from torchrec.models.registry import ModelSection
 
-ModelName = Literal["dlrm", "dlrm_dcn", "deepfm"]
+__all__ = [
+    "DataSection",
+    "EarlyStoppingSection",
+    "Experiment",
+    "ModelSection",
+    "ScheduleSection",
+    "SplitSection",
+    "TrainingSection",
+]
 
 
 def _as_list(paths: object) -> object:
@@ -127,28 +136,6 @@ class DataSection(Section):
         return self
 
 
-class ModelSection(Section):
-    """Which model, and its sizes."""
-
-    name: ModelName = Field(default="dlrm_dcn", description="the model")
-    dim: PositiveInt = Field(
-        default=16, description="dimension of every table that has none of its own"
-    )
-    dense_layers: list[PositiveInt] = Field(
-        default=[64],
-        description="widths of the layers over the dense features; one of `dim` follows",
-    )
-    layers: list[PositiveInt] = Field(
-        default=[256, 128], description="widths of the layers over everything; one of 1 follows"
-    )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="share of activations dropped in training"
-    )
-    batch_norm: bool = Field(default=False, description="normalise over the batch in every layer")
-    cross_layers: NonNegativeInt = Field(default=3, description="cross layers (`dlrm_dcn`)")
-    cross_rank: PositiveInt = Field(default=64, description="rank of the cross layers (`dlrm_dcn`)")
-
-
 class ScheduleSection(Section):
     """The learning rates over time, as factors of those configured."""
 
@@ -247,7 +234,9 @@ class Experiment(Section):
         default=None,
         description="what each column is to the model; none: inferred as `torchrec init` does",
     )
-    model: ModelSection = Field(default=ModelSection(), description="which model, and its sizes")
+    model: ModelSection = Field(
+        default_factory=lambda: ModelSection(), description="which model, and its options"
+    )
     training: TrainingSection = Field(
         default=TrainingSection(), description="how the model is trained"
     )

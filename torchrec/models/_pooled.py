@@ -5,19 +5,19 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from torchrec.modules.embedding_modules import (
-    EmbeddingBagCollection,
+    EmbeddingBagCollectionInterface,
     get_embedding_names_by_table,
 )
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 
-def embedding_names(collection: EmbeddingBagCollection) -> list[str]:
+def embedding_names(collection: EmbeddingBagCollectionInterface) -> list[str]:
     """Return the names of a collection's outputs, table after table."""
     tables = collection.embedding_bag_configs()
     return [name for names in get_embedding_names_by_table(tables) for name in names]
 
 
-def embedding_dim(collection: EmbeddingBagCollection) -> int:
+def embedding_dim(collection: EmbeddingBagCollectionInterface) -> int:
     """Return D, which all tables of a collection have.
 
     Raises:

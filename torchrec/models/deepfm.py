@@ -25,7 +25,7 @@ from torchrec.models._pooled import (
 from torchrec.models.tower import Tower
 from torchrec.modules._sizes import checked_size
 from torchrec.modules.deepfm import DeepFM, FactorizationMachine
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 from torchrec.modules.mlp import MLP
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
@@ -58,7 +58,7 @@ class SparseArch(nn.Module):
         torch.Size([2, 7])
     """
 
-    def __init__(self, embedding_bag_collection: EmbeddingBagCollection) -> None:
+    def __init__(self, embedding_bag_collection: EmbeddingBagCollectionInterface) -> None:
         super().__init__()
         self.embedding_bag_collection = embedding_bag_collection
 
@@ -315,7 +315,7 @@ class SimpleDeepFMNN(nn.Module):
     def __init__(
         self,
         num_dense_features: int,
-        embedding_bag_collection: EmbeddingBagCollection,
+        embedding_bag_collection: EmbeddingBagCollectionInterface,
         hidden_layer_size: int,
         deep_fm_dimension: int,
     ) -> None:
@@ -391,7 +391,7 @@ class DeepFactorizationMachine(nn.Module):
 
     def __init__(
         self,
-        embedding_bag_collection: EmbeddingBagCollection,
+        embedding_bag_collection: EmbeddingBagCollectionInterface,
         num_dense_features: int = 0,
         layer_sizes: Sequence[int] = (256, 128),
         dropout: float = 0.0,

@@ -36,7 +36,7 @@ from torchrec.models._pooled import (
 )
 from torchrec.modules._sizes import checked_size
 from torchrec.modules.crossnet import LowRankCrossNet
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 from torchrec.modules.mlp import MLP
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -77,7 +77,7 @@ class SparseArch(nn.Module):
         torch.Size([2, 2, 3])
     """
 
-    def __init__(self, embedding_bag_collection: EmbeddingBagCollection) -> None:
+    def __init__(self, embedding_bag_collection: EmbeddingBagCollectionInterface) -> None:
         super().__init__()
         self.D = embedding_dim(embedding_bag_collection)
         self._sparse_feature_names = embedding_names(embedding_bag_collection)
@@ -252,7 +252,7 @@ class DLRM(nn.Module):
 
     def __init__(
         self,
-        embedding_bag_collection: EmbeddingBagCollection,
+        embedding_bag_collection: EmbeddingBagCollectionInterface,
         dense_in_features: int,
         dense_arch_layer_sizes: Sequence[int],
         over_arch_layer_sizes: Sequence[int],
@@ -356,7 +356,7 @@ class DLRM_Projection(DLRM):  # noqa: N801 - the API's name
 
     def __init__(
         self,
-        embedding_bag_collection: EmbeddingBagCollection,
+        embedding_bag_collection: EmbeddingBagCollectionInterface,
         dense_in_features: int,
         dense_arch_layer_sizes: Sequence[int],
         over_arch_layer_sizes: Sequence[int],
@@ -442,7 +442,7 @@ class DLRM_DCN(DLRM):  # noqa: N801 - the API's name
 
     def __init__(
         self,
-        embedding_bag_collection: EmbeddingBagCollection,
+        embedding_bag_collection: EmbeddingBagCollectionInterface,
         dense_in_features: int,
         dense_arch_layer_sizes: Sequence[int],
         over_arch_layer_sizes: Sequence[int],

@@ -13,6 +13,7 @@ from torchrec.modules._position_weights import (
     PositionWeights,
     weights_of_jagged,
     weights_of_keyed,
+    with_weights,
 )
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
@@ -166,7 +167,7 @@ class PositionWeightedProcessor(BaseGroupedFeatureProcessor):
         if len(own) < len(keys):
             features = features.permute(own)
         weights = self.position_weights.of(features.keys())
-        return features.with_weights(weights_of_keyed(features, weights))
+        return with_weights(features, weights_of_keyed(features, weights))
 
 
 def _check_present(weights: PositionWeights, keys: Collection[str]) -> None:

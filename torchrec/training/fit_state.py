@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torchrec.metrics import Report
+from torchrec.metrics import BinaryReport
 
 
 @dataclass
@@ -20,7 +20,6 @@ class Progress:
         step_seconds: spent on steps, with reading.
         recorded: step of the last record of training.
         recorded_seconds: ``step_seconds`` then.
-        recorded_samples: ``samples`` then.
         evaluated: step of the last evaluation.
         saved: step of the last checkpoint.
         over: whether there is nothing left to do.
@@ -34,7 +33,6 @@ class Progress:
     step_seconds: float = 0.0
     recorded: int = 0
     recorded_seconds: float = 0.0
-    recorded_samples: int = 0
     evaluated: int | None = None
     saved: int | None = None
     over: bool = False
@@ -52,7 +50,6 @@ class FitResult:
         samples_per_second: of training steps, with reading.
         train: metrics of the last pass, each sample predicted before it was learned from.
         valid: metrics of the validation data with the weights that the model has now; None without.
-        test: likewise, of the test data.
         best_step: the step whose weights the model has, if early stopping chose it.
     """
 
@@ -61,7 +58,6 @@ class FitResult:
     samples: int
     seconds: float
     samples_per_second: float
-    train: Report
-    valid: Report | None
-    test: Report | None
+    train: BinaryReport
+    valid: BinaryReport | None
     best_step: int | None

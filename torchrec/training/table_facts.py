@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torchrec.datasets.transform import FeatureTransform
+from torchrec.metrics import BinaryMetrics
 from torchrec.modules.mc_modules import ManagedCollisionStats
 from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.training.id_counts import collections_of, managed_stats, out_of_range_counts
@@ -20,7 +21,7 @@ def report_of(
     model: nn.Module,
     transform: FeatureTransform,
     optimizer: KeyedOptimizer,
-    curves: Mapping[str, list[float]],
+    metrics: BinaryMetrics | None,
 ) -> dict[str, Any]:
     """Return what ``report.json`` holds: ``tables`` and ``curves``.
 
@@ -28,11 +29,11 @@ def report_of(
         model: the model.
         transform: knows what the tables are for.
         optimizer: its state tells which rows were trained.
-        curves: of the predictions, to draw.
+        metrics: of the predictions to draw; None: no curves.
     """
     return {
         "tables": table_facts(model, transform, optimizer),
-        "curves": dict(curves),
+        "curves": {} if metrics is None else asdict(metrics.curves()),
     }
 
 

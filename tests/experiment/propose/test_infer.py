@@ -17,10 +17,10 @@ from torchrec.datasets.features import DenseFeature
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.datasets.transform.sketches import DistinctCounter
-from torchrec.experiment.build import build_tables
 from torchrec.experiment.files import check_columns, load_experiment
 from torchrec.experiment.propose import Inference, infer_features, write_experiment
-from torchrec.experiment.schema import DataSection, ModelSection, TrainingSection
+from torchrec.experiment.schema import DataSection
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 ROWS = 2000
@@ -181,9 +181,10 @@ class TestRoles:
         tables = {name: getattr(feature, "table", None) for name, feature in features.items()}
         assert tables == {"train": "t_train_", "t_train": None, "type": "t_type", "user": None}
         EmbeddingBagCollection(
-            tables=build_tables(
-                ModelSection(), TrainingSection(), FeatureTransform(features, "click").tables
-            )
+            tables=[
+                EmbeddingBagConfig(5, 2, spec.name, feature_names=list(spec.features))
+                for spec in FeatureTransform(features, "click").tables
+            ]
         )
 
 

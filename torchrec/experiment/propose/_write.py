@@ -18,6 +18,7 @@ from torchrec.experiment.schema import (
     TrainingSection,
 )
 from torchrec.files import write_file
+from torchrec.models import registry
 
 _WAYS = (
     "Ids find their rows: `plain`, as they are; `vocabulary`, those seen `min_count` times have a row "
@@ -156,7 +157,8 @@ def _features(inference: Inference) -> Iterator[str]:
 
 def _model(model: ModelSection) -> Iterator[str]:
     yield "model:"
-    yield f"  name: {model.name}  # or dlrm, deepfm"
+    others = [name for name in registry.names() if name != model.name]
+    yield f"  name: {model.name}  # or {', '.join(others)}"
     yield f"  dim: {model.dim}"
     yield from _comment(DIM_RULE, "  ")
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
+from torchrec.checks import did_you_mean
 from torchrec.datasets._csv import looks_like_data
 from torchrec.datasets.expression import parse_expression
 from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.text_types import MisfitError
 from torchrec.datasets.transform.labels import Label
-from torchrec.experiment._keys import did_you_mean
 from torchrec.experiment._messages import listed
 from torchrec.experiment.propose._decide import Column, decide, left_out
 from torchrec.experiment.propose._roles import (
@@ -236,7 +236,7 @@ def _require(source: TableSource, columns: Iterable[str]) -> None:
     names = source.schema.names
     for name in columns:
         if name not in names:
-            near = did_you_mean(name, names) or "."
+            near = did_you_mean(name, names, quote="`") or "."
             hint = ""
             if source.files[0].format != "parquet" and looks_like_data(names):
                 hint = (

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchrec.models._interactions import check_vectors
 from torchrec.models.dlrm import DLRM, OverArch
 from torchrec.modules._sizes import checked_size
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 
 __all__ = ["DLRM_Transformer", "InteractionTransformerArch"]
 
@@ -132,7 +132,7 @@ class DLRM_Transformer(DLRM):  # noqa: N801 - the API's name
 
     def __init__(
         self,
-        embedding_bag_collection: EmbeddingBagCollection,
+        embedding_bag_collection: EmbeddingBagCollectionInterface,
         dense_in_features: int,
         dense_arch_layer_sizes: Sequence[int],
         over_arch_layer_sizes: Sequence[int],

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollection,
+    EmbeddingBagCollectionInterface,
+)
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 from torchrec.modules.mc_modules import (
     DistanceLFU_EvictionPolicy,
@@ -31,7 +33,7 @@ _POLICIES: dict[str, Callable[[], MCHEvictionPolicy]] = {
 }
 
 
-class ManagedTables(nn.Module):
+class ManagedTables(EmbeddingBagCollectionInterface):
     """Tables of which some have a map that gives their rows to ids, looked up as one collection.
 
     Args:
@@ -41,7 +43,8 @@ class ManagedTables(nn.Module):
 
     def __init__(self, collection: EmbeddingBagCollection, specs: Sequence[TableSpec]) -> None:
         super().__init__()
-        configs = collection.embedding_bag_configs()
+        self._configs = configs = collection.embedding_bag_configs()
+        self._is_weighted = collection.is_weighted()
         maps = {
             spec.name: _map(spec, config) if spec.ids == "managed" else None
             for spec, config in zip(specs, configs, strict=True)
@@ -52,9 +55,11 @@ class ManagedTables(nn.Module):
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         """Return the tables."""
-        collection = self.tables._embedding_module
-        assert isinstance(collection, EmbeddingBagCollection)
-        return collection.embedding_bag_configs()
+        return list(self._configs)
+
+    def is_weighted(self) -> bool:
+        """Return whether each id comes with a weight."""
+        return self._is_weighted
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Look up and pool ``features``, as an `EmbeddingBagCollection` does."""

@@ -1,0 +1,196 @@
+"""From the section of a model and a transform to the model: its tables, and what is on top."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat
+from torch import nn
+
+from torchrec.datasets.features import SequenceFeature
+from torchrec.datasets.transform import FeatureTransform, TableSpec
+from torchrec.models.registry._managed import ManagedTables
+from torchrec.models.registry._registry import ModelInputs, ModelSection, RegisteredModel, find
+from torchrec.modules.embedding_configs import (
+    BaseEmbeddingConfig,
+    EmbeddingBagConfig,
+    EmbeddingConfig,
+    PoolingType,
+)
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollection,
+    EmbeddingBagCollectionInterface,
+    EmbeddingCollection,
+)
+from torchrec.types import IdPolicy, OptimizerType
+
+C = TypeVar("C", bound=BaseEmbeddingConfig)
+
+
+class TableOptimizer(BaseModel):
+    """How tables are trained: in the backward pass, by a fused optimizer.
+
+    Attributes:
+        optimizer: the rule.
+        lr: learning rate.
+        weight_decay: L2 penalty.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    optimizer: Literal["adam", "adagrad", "rowwise_adagrad", "sgd"]
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat = 0.0
+
+
+def build_model(
+    section: ModelSection,
+    transform: FeatureTransform,
+    optimizer: TableOptimizer | None = None,
+    device: torch.device | str | None = None,
+) -> nn.Module:
+    """Return a model of the registry, on the features of a transform.
+
+    Args:
+        section: which model, and its options.
+        transform: what makes the features, fitted.
+        optimizer: of the tables, which are then updated in the backward pass. Default none: they
+            have gradients as all parameters do.
+        device: of all parameters. Default: PyTorch's default device, of the tables the CPU.
+
+    Returns:
+        A module from dense features ``(B, len(transform.dense_names))`` and sparse features, a
+        ``KeyedJaggedTensor``, to logits ``(B, 1)``.
+
+    Raises:
+        ValueError: there is no feature at all, the tables have dimensions or are read in ways that
+            the model does not take, or the transform is not fitted.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> from torchrec.datasets.features import SparseFeature
+        >>> clicks = pa.table({"user": ["ann", "ben"], "click": [0, 1]})
+        >>> transform = FeatureTransform({"user": SparseFeature(rows=100)}, "click").fit([clicks])
+        >>> model = build_model(ModelSection(name="deepfm", dim=4), transform)
+        >>> batch = transform(clicks)
+        >>> model(batch.dense_features, batch.sparse_features).shape
+        torch.Size([2, 1])
+    """
+    model = find(section.name)
+    num_dense = len(transform.dense_names)
+    if not transform.tables and not num_dense:
+        raise ValueError("`features` should have one or more features. Received none.")
+    check_dims(model, section, transform.tables)
+    pooled, sequences = _split(model, section.name, transform)
+    # The order of these two decides which random numbers each gets.
+    inputs = ModelInputs(
+        num_dense,
+        _pooled(pooled, section, optimizer, transform.is_weighted, device) if pooled else None,
+        _sequences(sequences, section, optimizer, device) if sequences else None,
+    )
+    if device is None:
+        return model.build(section, inputs)
+    with torch.device(device):
+        return model.build(section, inputs)
+
+
+def check_dims(
+    model: RegisteredModel[ModelSection], section: ModelSection, specs: Sequence[TableSpec]
+) -> None:
+    """Refuse tables of several dimensions where a model wants one.
+
+    Raises:
+        ValueError: it does, and they have.
+    """
+    dims = {spec.name: spec.dim or section.dim for spec in specs}
+    if model.dims == "one" and len(set(dims.values())) > 1:
+        raise ValueError(
+            f"`dim` should be the same for all tables of model '{section.name}'. Received {dims}."
+        )
+
+
+def table_config(
+    kind: type[C], spec: TableSpec, section: ModelSection, optimizer: TableOptimizer | None
+) -> C:
+    """Return the configuration of a table.
+
+    Args:
+        kind: of configuration: of a table whose embeddings are pooled, or not.
+        spec: what the features ask for.
+        section: of the model, whose dimension tables without one of their own have.
+        optimizer: of the table; None: it has a gradient.
+
+    Raises:
+        ValueError: the table has rows that are not known.
+    """
+    if spec.rows is None:
+        raise ValueError(
+            f"`rows` of table '{spec.name}' should be known: fit the transform to the training "
+            "data first. Received None."
+        )
+    return kind(
+        num_embeddings=spec.rows,
+        embedding_dim=spec.dim or section.dim,
+        name=spec.name,
+        feature_names=list(spec.features),
+        id_policy=IdPolicy.HASH if spec.ids == "hash" else spec.out_of_range,
+        optimizer=None if optimizer is None else OptimizerType(optimizer.optimizer),
+        lr=None if optimizer is None else optimizer.lr,
+        weight_decay=None if optimizer is None else optimizer.weight_decay,
+    )
+
+
+def _split(
+    model: RegisteredModel[ModelSection], name: str, transform: FeatureTransform
+) -> tuple[list[TableSpec], list[TableSpec]]:
+    """Return the tables that are read pooled, and those that are read as sequences."""
+    if model.lookups == "pooled":
+        return transform.tables, []
+    if model.lookups == "sequences":
+        return [], transform.tables
+    pooled: list[TableSpec] = []
+    sequences: list[TableSpec] = []
+    for spec in transform.tables:
+        kinds = {isinstance(transform.features[f], SequenceFeature) for f in spec.features}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"Table '{spec.name}' should be read by features of type sequence alone, or by none, "
+                f"as model '{name}' reads them id by id. Received features {list(spec.features)}: "
+                "give one of them a `table` of its own."
+            )
+        (sequences if kinds == {True} else pooled).append(spec)
+    return pooled, sequences
+
+
+def _pooled(
+    specs: Sequence[TableSpec],
+    section: ModelSection,
+    optimizer: TableOptimizer | None,
+    is_weighted: bool,
+    device: torch.device | str | None,
+) -> EmbeddingBagCollectionInterface:
+    tables = [table_config(EmbeddingBagConfig, spec, section, optimizer) for spec in specs]
+    for table, spec in zip(tables, specs, strict=True):
+        table.pooling = PoolingType[spec.pooling.upper()]
+    collection = EmbeddingBagCollection(tables, is_weighted=is_weighted, device=device)
+    if any(spec.ids == "managed" for spec in specs):
+        return ManagedTables(collection, specs)
+    return collection
+
+
+def _sequences(
+    specs: Sequence[TableSpec],
+    section: ModelSection,
+    optimizer: TableOptimizer | None,
+    device: torch.device | str | None,
+) -> EmbeddingCollection:
+    for spec in specs:
+        if spec.ids == "managed":
+            raise ValueError(
+                f"`ids` of table '{spec.name}' should be plain, hash or vocabulary, as model "
+                f"'{section.name}' reads it id by id. Received managed."
+            )
+    tables = [table_config(EmbeddingConfig, spec, section, optimizer) for spec in specs]
+    return EmbeddingCollection(tables, device=device)

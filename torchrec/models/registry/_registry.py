@@ -1,0 +1,267 @@
+"""What a file of this folder declares, and how it is found."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeAlias, TypeVar, Union
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    TypeAdapter,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, core_schema, to_json
+from torch import nn
+
+from torchrec.checks import did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
+    from typing_extensions import Self
+
+    from torchrec.modules.embedding_modules import (
+        EmbeddingBagCollectionInterface,
+        EmbeddingCollectionInterface,
+    )
+
+DEFAULT = "dlrm_dcn"
+"""The model where none is named."""
+
+UNKNOWN_OPTION = "unknown_option"
+"""The type of the validator's error about an option that a model does not have."""
+
+Lookups: TypeAlias = Literal["pooled", "sequences", "both"]
+Dims: TypeAlias = Literal["one", "several"]
+
+
+class ModelSection(BaseModel):
+    """Which model, and its options.
+
+    Each model has a section of its own with its options; this class stands for whichever has the
+    name. So ``ModelSection(name="deepfm", layers=[64])`` makes the section of DeepFM, and an option
+    that DeepFM does not have is an error.
+
+    Raises:
+        ValueError: there is no model of this name, it has no such option, or a value is not what it
+            should be.
+
+    Example:
+        >>> type(ModelSection(name="deepfm", dim=8)).__name__
+        'DeepFMSection'
+        >>> ModelSection(name="deepfm", cross_layers=2)
+        Traceback (most recent call last):
+        pydantic_core._pydantic_core.ValidationError: 1 validation error for DeepFMSection
+          `cross_layers` is not an option of model 'deepfm', but of 'dlrm_dcn'. Its options: ...
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    name: str = Field(default=DEFAULT, description="the model")
+    dim: PositiveInt = Field(
+        default=16, description="dimension of every table that has none of its own"
+    )
+
+    def __new__(cls, **options: object) -> Self:
+        """Choose the class by the name, as `pathlib.Path` chooses its own by the system."""
+        if cls is not ModelSection:
+            return super().__new__(cls)
+        section: type[Self] = find(str(options.get("name", DEFAULT))).section  # type: ignore[assignment]
+        return super().__new__(section)
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: type[BaseModel], handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Validate as the section of the model that is named.
+
+        A function asks the registry anew each time, where a union would be of the models that were
+        there when the class was made.
+        """
+        if cls.__base__ is not BaseModel:  # the section of one model
+            return handler(source)
+        return core_schema.lax_or_strict_schema(
+            core_schema.no_info_plain_validator_function(cls._validated),
+            core_schema.no_info_plain_validator_function(cls._validated_strictly),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Describe the union of all sections."""
+        return handler(schema if cls is not ModelSection else _union(tuple(names())).core_schema)
+
+    @staticmethod
+    def _validated(value: object) -> ModelSection:
+        return _union(tuple(names())).validate_python(value)
+
+    @staticmethod
+    def _validated_strictly(value: object) -> ModelSection:
+        union = _union(tuple(names()))
+        if isinstance(value, ModelSection):
+            return union.validate_python(value, strict=True)
+        # As JSON, where a word chooses from an enumeration in strict mode, too.
+        return union.validate_json(to_json(value), strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_options(cls, options: object) -> object:
+        for option in options if isinstance(options, dict) else ():
+            if option not in cls.model_fields:
+                raise _unknown_option(cls, str(option))
+        return options
+
+
+S = TypeVar("S", bound=ModelSection)
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What a model is built on.
+
+    Attributes:
+        num_dense: number of dense features, 0 or more.
+        pooled: the tables whose embeddings are pooled, None if there is none.
+        sequences: the tables whose embeddings are given id by id, None if there is none.
+    """
+
+    num_dense: int
+    pooled: EmbeddingBagCollectionInterface | None
+    sequences: EmbeddingCollectionInterface | None
+
+
+@dataclass(frozen=True)
+class RegisteredModel(Generic[S]):
+    """What a file of the registry declares, as ``MODEL``.
+
+    Attributes:
+        section: the options, with ``name`` a literal: that of the file.
+        build: makes the model: a module from dense features ``(B, num_dense)`` and sparse features,
+            a ``KeyedJaggedTensor``, to logits ``(B, 1)``.
+        lookups: how the model looks features up: all of them pooled, all as sequences, or those of
+            type ``sequence`` as sequences and the others pooled. Default ``"pooled"``.
+        dims: whether all tables have one dimension, or each may have its own. Default ``"one"``.
+    """
+
+    section: type[S]
+    build: Callable[[S, ModelInputs], nn.Module]
+    lookups: Lookups = "pooled"
+    dims: Dims = "one"
+
+
+def names() -> list[str]:
+    """Return the names of all models, in order.
+
+    Example:
+        >>> names()
+        ['deepfm', 'dlrm', 'dlrm_dcn']
+    """
+    found = pkgutil.iter_modules(_package().__path__)
+    return sorted(module.name for module in found if not module.name.startswith("_"))
+
+
+def find(name: str) -> RegisteredModel[ModelSection]:
+    """Return what the file of a model declares.
+
+    Args:
+        name: of the model and its file.
+
+    Raises:
+        ValueError: there is no such model; the message gives the nearest.
+        TypeError: the file declares no model, or one of another name.
+    """
+    available = names()
+    if name not in available:
+        near = did_you_mean(name, available) or "."
+        raise ValueError(
+            f"The name of a model should be one of {', '.join(available)}. Received '{name}'{near}"
+        )
+    module = importlib.import_module(f"{_package().__name__}.{name}")
+    model = getattr(module, "MODEL", None)
+    if not isinstance(model, RegisteredModel) or _name(model.section) != name:
+        raise TypeError(
+            f"'{module.__file__}' should declare `MODEL`, a RegisteredModel whose section has the "
+            f"name '{name}'. Received {model!r}."
+        )
+    return model
+
+
+def add_folder(folder: str | Path) -> None:
+    """Add the models whose files lie in a folder to those of this one, until the process ends.
+
+    The files are imported when their models are first asked for.
+
+    Args:
+        folder: each file in it whose name does not begin with ``_`` is a model.
+
+    Raises:
+        ValueError: there is no such folder, or it has a model of a name that is taken.
+    """
+    path = Path(folder).resolve()
+    if not path.is_dir():
+        raise ValueError(f"The folder of models should exist. Received '{folder}'.")
+    searched = _package().__path__
+    if str(path) in searched:
+        return
+    taken = {module.name for module in pkgutil.iter_modules([str(path)])} & set(names())
+    if taken:
+        raise ValueError(
+            f"Models in '{folder}' should have names of their own. Received '{min(taken)}', which "
+            "is taken."
+        )
+    searched.append(str(path))
+    importlib.invalidate_caches()
+
+
+def _package() -> ModuleType:
+    return sys.modules[__name__.rpartition(".")[0]]
+
+
+def _name(section: type[ModelSection]) -> object:
+    return section.model_fields["name"].default
+
+
+def _unknown_option(section: type[ModelSection], option: str) -> PydanticCustomError:
+    options = list(section.model_fields)
+    others = [other for other in names() if option in find(other).section.model_fields]
+    near = f", but of {' and '.join(map(repr, others))}." if others else ""
+    near = near or did_you_mean(option, options, quote="`") or "."
+    # The braces of the text are not those of a template: all of it is one value.
+    return PydanticCustomError(
+        UNKNOWN_OPTION,
+        "{text}",
+        {
+            "text": f"`{option}` is not an option of model '{_name(section)}'{near} "
+            f"Its options: {', '.join(options)}.",
+            "option": option,
+        },
+    )
+
+
+@functools.cache
+def _union(models: tuple[str, ...]) -> TypeAdapter[ModelSection]:
+    """Return the validator of the sections of some models, which chooses by the name."""
+    sections = tuple(Annotated[find(name).section, Tag(name)] for name in models)
+    return TypeAdapter(
+        Annotated[Union[sections], Discriminator(_name_in)]  # type: ignore[arg-type]  # noqa: UP007
+    )
+
+
+def _name_in(value: object) -> object:
+    if isinstance(value, dict):
+        return value.get("name", DEFAULT)
+    return getattr(value, "name", DEFAULT)

@@ -1,0 +1,49 @@
+"""What the models with a `Tower` on top have in common: its options, and what it is alone."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, Field, PositiveInt
+from torch import Tensor, nn
+
+from torchrec.models.tower import Tower
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+
+class TowerOptions(BaseModel):
+    """Options of models with layers over the dense features, and a `Tower` on top."""
+
+    dense_layers: list[PositiveInt] = Field(
+        default=[64],
+        description="widths of the layers over the dense features; one of `dim` follows",
+    )
+    layers: list[PositiveInt] = Field(
+        default=[256, 128], description="widths of the layers over everything; one of 1 follows"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="share of activations dropped in training"
+    )
+    batch_norm: bool = Field(default=False, description="normalise over the batch in every layer")
+
+    def tower(self, in_features: int) -> Tower:
+        """Return the tower over ``in_features`` numbers a sample."""
+        return Tower(in_features, self.layers, self.dropout, self.batch_norm)
+
+
+class DenseOnly(nn.Module):
+    """A `Tower` over dense features: what these models come to where there is nothing to look up.
+
+    Args:
+        options: of the tower.
+        num_dense: number of dense features.
+    """
+
+    def __init__(self, options: TowerOptions, num_dense: int) -> None:
+        super().__init__()
+        self.tower = options.tower(num_dense)
+
+    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        """Predict from ``dense_features`` ``(B, num_dense)``; ``sparse_features`` are not read."""
+        logits: Tensor = self.tower(dense_features)
+        return logits
