@@ -21,7 +21,7 @@ class PositionWeights(nn.Module):
 
     Args:
         max_lengths: feature -> number of weights.
-        device: of the weights. Default: the CPU.
+        device: of the weights. Default: PyTorch's default device.
 
     Raises:
         ValueError: for a length below 1, or a name with a dot: names are those of parameters.

@@ -58,7 +58,7 @@ class PositionWeightedModule(BaseFeatureProcessor):
 
     Args:
         max_feature_lengths: feature -> number of weights, the length of its longest bag.
-        device: of the weights. Default: the CPU.
+        device: of the weights. Default: PyTorch's default device.
 
     Example:
         >>> module = PositionWeightedModule({"a": 2})
@@ -116,7 +116,7 @@ class PositionWeightedProcessor(BaseGroupedFeatureProcessor):
 
     Args:
         max_feature_lengths: feature -> number of weights, the length of its longest bag.
-        device: of the weights. Default: the CPU.
+        device: of the weights. Default: PyTorch's default device.
 
     Example:
         >>> keys = ["Feature0", "Feature1", "Feature2"]

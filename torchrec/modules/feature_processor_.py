@@ -61,7 +61,7 @@ class PositionWeightedModule(FeatureProcessor):
 
     Args:
         max_feature_length: number of weights: the length of the longest bag that may come.
-        device: of the weights. Default: the CPU.
+        device: of the weights. Default: PyTorch's default device.
 
     Example:
         >>> module = PositionWeightedModule(max_feature_length=3)
@@ -109,7 +109,7 @@ class PositionWeightedModuleCollection(FeatureProcessorsCollection, CopyMixIn):
 
     Args:
         max_feature_lengths: feature -> number of weights, the length of its longest bag.
-        device: of the weights. Default: the CPU.
+        device: of the weights. Default: PyTorch's default device.
 
     Example:
         >>> collection = PositionWeightedModuleCollection({"a": 2, "b": 1})

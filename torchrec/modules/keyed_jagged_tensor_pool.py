@@ -28,7 +28,7 @@ class KeyedJaggedTensorPool(ObjectPool[KeyedJaggedTensor]):
         feature_max_lengths: feature -> length of its longest bag.
         values_dtype: of the values. Default: int64.
         is_weighted: whether each value has a weight, float32.
-        device: where they are. Default: the CPU.
+        device: where they are. Default: PyTorch's default device.
         enable_uvm: without effect: memory that an accelerator shares with the host is not used.
 
     Raises:
@@ -63,13 +63,12 @@ class KeyedJaggedTensorPool(ObjectPool[KeyedJaggedTensor]):
             check_size(f"feature_max_lengths['{feature}']", length)
         self._feature_max_lengths = feature_max_lengths
         *self._starts, self._width = accumulate(feature_max_lengths.values(), initial=0)
-        target = torch.device("cpu" if device is None else device)
         shape = pool_size, self._width
-        self.register_buffer("values", torch.zeros(shape, dtype=values_dtype, device=target))
+        self.register_buffer("values", torch.zeros(shape, dtype=values_dtype, device=device))
         if is_weighted:
-            self.register_buffer("weights", torch.zeros(shape, device=target))
+            self.register_buffer("weights", torch.zeros(shape, device=device))
         lengths = torch.zeros(
-            (pool_size, len(feature_max_lengths)), dtype=torch.int32, device=target
+            (pool_size, len(feature_max_lengths)), dtype=torch.int32, device=device
         )
         self.register_buffer("key_lengths", lengths)
         self._is_weighted = is_weighted

@@ -66,8 +66,8 @@ class McEmbeddingCollectionAdapter(nn.Module):
         eviction_interval: training batches from one eviction to the next. Default 1.
         allow_in_place_embed_weight_update: without effect: evicted rows are written in place.
         zch_method: ``"sort_zch"``, or empty for the same.
-        mpzch_num_buckets: kept for another kind of map.
-        mpzch_max_probe: likewise.
+        mpzch_num_buckets: without effect: of another kind of map, which ``zch_method`` refuses.
+        mpzch_max_probe: without effect: likewise.
 
     Example:
         >>> tables = [EmbeddingConfig(10, 4, "t", feature_names=["f"])]
@@ -137,8 +137,8 @@ class McEmbeddingBagCollectionAdapter(nn.Module):
         eviction_interval: training batches from one eviction to the next. Default 1.
         allow_in_place_embed_weight_update: without effect: evicted rows are written in place.
         zch_method: ``"sort_zch"``, or empty for the same.
-        mpzch_num_buckets: kept for another kind of map.
-        mpzch_max_probe: likewise.
+        mpzch_num_buckets: without effect: of another kind of map, which ``zch_method`` refuses.
+        mpzch_max_probe: without effect: likewise.
 
     Example:
         >>> tables = [EmbeddingBagConfig(10, 4, "t", feature_names=["f"])]

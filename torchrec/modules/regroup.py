@@ -12,12 +12,12 @@ from torchrec.types import CacheMixin, DataType
 __all__ = ["KTRegroupAsDict", "PermuteMultiEmbedding", "module_init"]
 
 # Of a row of `permute`: input, output, column in the input, column in the output, columns, and
-# where the next row for the same input stands.
+# the place of the next row for the same input.
 _COLUMNS = 6
 
 
 class PermuteMultiEmbedding(nn.Module):
-    """Joins columns of several matrices in new groups, in one call, as told before by `init_tensors`.
+    """Joins columns of several matrices in new groups, in one call, as `init_tensors` said.
 
     Args:
         groups: keys of each output; their number is that of the outputs.
@@ -119,13 +119,13 @@ class KTRegroupAsDict(nn.Module, CacheMixin):
     input of every call, so keys and lengths may change from one to the next.
 
     Args:
-        groups: keys of each output; a key may stand in several groups.
+        groups: keys of each output; a key may be in several groups.
         keys: name of each output.
         emb_dtype: of the outputs. Default: that of the inputs, the wider where they differ.
         multi_device: without effect: nothing is kept on a device.
 
     Raises:
-        ValueError: for names that are not one a group, or stand twice.
+        ValueError: for names that are not one a group, or come twice.
 
     Example:
         >>> regroup_module = KTRegroupAsDict([["c", "b"], ["a"]], ["first", "second"])

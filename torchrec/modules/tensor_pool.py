@@ -20,7 +20,7 @@ class TensorPool(ObjectPool[Tensor]):
         pool_size: number of vectors, E.
         dim: their length, D.
         dtype: their dtype.
-        device: where they are. Default: the CPU.
+        device: where they are. Default: PyTorch's default device.
         loaded_values: what to start from, ``(E, D)`` of ``dtype``; not copied if it is on the device.
         enable_uvm: without effect: memory that an accelerator shares with the host is not used.
 
@@ -51,7 +51,7 @@ class TensorPool(ObjectPool[Tensor]):
         super().__init__()
         check_size("pool_size", pool_size)
         check_size("dim", dim)
-        target = torch.device("cpu" if device is None else device)
+        target = torch.get_default_device() if device is None else device
         if loaded_values is None:
             pool = torch.zeros((pool_size, dim), dtype=dtype, device=target)
         else:

@@ -70,11 +70,12 @@ class ManagedCollisionCollection(nn.Module):
     Args:
         managed_collision_modules: table -> its map; None for a table whose ids are rows already.
         embedding_configs: the tables.
-        need_preprocess: without effect: maps preprocess ids themselves.
+        need_preprocess: whether ids are still to be preprocessed, which maps do themselves. False
+            is refused for a map that would do so.
 
     Raises:
-        ValueError: for a table without a map, or with fewer rows than its map, or for a feature with
-            two maps.
+        ValueError: for a table without a map, or with fewer rows than its map, for a feature with
+            two maps, or for ids that should not be preprocessed and would be.
         TypeError: for a map that is none.
 
     Example:
@@ -96,7 +97,6 @@ class ManagedCollisionCollection(nn.Module):
     ) -> None:
         super().__init__()
         self._embedding_configs = list(embedding_configs)
-        self._need_preprocess = need_preprocess
         maps = dict(managed_collision_modules)
         for config in self._embedding_configs:
             if config.name not in maps:
@@ -105,6 +105,8 @@ class ManagedCollisionCollection(nn.Module):
                     f"if its ids are rows). Received {list(maps)}."
                 )
             _check_map(config, maps[config.name])
+            if not need_preprocess:
+                _check_leaves_ids(config.name, maps[config.name])
         present = {table: module for table, module in maps.items() if module is not None}
         self._managed_collision_modules = nn.ModuleDict(present)
         owner: dict[str, tuple[str, object]] = {}
@@ -252,6 +254,20 @@ class ManagedCollisionCollection(nn.Module):
         return ValueError(
             "Runtime metadata should be looked up in maps that keep some. "
             f"Received those of tables {list(self.maps())}, which keep none."
+        )
+
+
+def _check_leaves_ids(table: str, module: ManagedCollisionModule | None) -> None:
+    """Raise for a map that preprocesses ids, or may do so."""
+    if isinstance(module, MCHManagedCollisionModule) and module.input_hash_func is not None:
+        raise ValueError(
+            f"`need_preprocess` should be True for table '{table}', whose map applies its "
+            "`input_hash_func` itself: leave it out where ids are hashed already. Received False."
+        )
+    if module is not None and not isinstance(module, MCHManagedCollisionModule):
+        raise ValueError(
+            f"`need_preprocess` should be True for table '{table}', whose map, a "
+            f"{type(module).__name__}, may preprocess ids itself. Received False."
         )
 
 

@@ -18,9 +18,9 @@ class ManagedCollisionModule(nn.Module, ABC):
     Args:
         device: of its state.
         output_segments: where each shard of the rows starts, and the end.
-        skip_state_validation: do not check the state when it is loaded.
-        read_only_suffix: kept for maps with a read-only copy.
-        enable_per_feature_lookups: kept for maps that tell features apart.
+        skip_state_validation: without effect here: for maps that can leave a check of their state out.
+        read_only_suffix: what the names of a read-only copy end with.
+        enable_per_feature_lookups: without effect here: for maps that tell features apart.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
         name: of the table, for messages.
         output_global_offset: added to all rows, where they are a part of a larger table.
         output_segments: where each shard starts, and the end. Default: one shard.
-        buckets: kept for sharding.
+        buckets: without effect but for `buckets`, which returns it: a shard may begin at any row.
 
     Raises:
         TypeError: for a policy that is none, or numbers that are not integers.
@@ -141,6 +141,11 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
     def output_offset(self) -> int:
         """The first row."""
         return self._output_global_offset
+
+    @property
+    def input_hash_func(self) -> HashFunction | None:
+        """What is applied to ids first, as it was given; None: nothing."""
+        return self._input_hash_func
 
     def input_size(self) -> int:
         """Return the range of the ids, as it was given."""

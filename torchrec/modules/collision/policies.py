@@ -283,6 +283,13 @@ def _compete(held: Tensor, scores: Tensor, candidate_scores: Tensor) -> tuple[Te
     return torch.cat([free, lost]), chosen
 
 
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"`{name}` should be a number. Received {value!r}.")
+    if math.isnan(value):
+        raise ValueError(f"`{name}` should be a number. Received {value!r}.")
+
+
 _COUNTS = MCHEvictionPolicyMetadataInfo("counts", True, False)
 _LAST = MCHEvictionPolicyMetadataInfo("last_access_iter", True, True)
 
@@ -310,7 +317,7 @@ class LRU_EvictionPolicy(_Scored, MCHEvictionPolicy):  # noqa: N801
     """The ids that came last hold the rows: least recently used ids are evicted.
 
     Args:
-        decay_exponent: without effect: no power changes which id came last.
+        decay_exponent: greater than 0, and then without effect: no power changes which id came last.
         threshold_filtering_func: which ids may have a row; see `MCHEvictionPolicy`.
 
     Example:
@@ -324,7 +331,12 @@ class LRU_EvictionPolicy(_Scored, MCHEvictionPolicy):  # noqa: N801
         threshold_filtering_func: ThresholdFilter | None = None,
     ) -> None:
         super().__init__([_LAST], threshold_filtering_func)
-        self._decay_exponent = decay_exponent
+        _check_number("decay_exponent", decay_exponent)
+        if decay_exponent <= 0:
+            raise ValueError(
+                "`decay_exponent` of LRU_EvictionPolicy should be greater than 0. "
+                f"Received {decay_exponent!r}."
+            )
 
     def scores(self, now: int, metadata: Mapping[str, Tensor]) -> Tensor:
         """Return the number of the last batch that each id came in."""
@@ -353,10 +365,7 @@ class DistanceLFU_EvictionPolicy(_Scored, MCHEvictionPolicy):  # noqa: N801
         threshold_filtering_func: ThresholdFilter | None = None,
     ) -> None:
         super().__init__([_COUNTS, _LAST], threshold_filtering_func)
-        if isinstance(decay_exponent, bool) or not isinstance(decay_exponent, int | float):
-            raise TypeError(f"`decay_exponent` should be a number. Received {decay_exponent!r}.")
-        if math.isnan(decay_exponent):
-            raise ValueError(f"`decay_exponent` should be a number. Received {decay_exponent!r}.")
+        _check_number("decay_exponent", decay_exponent)
         self._decay_exponent = decay_exponent
 
     def scores(self, now: int, metadata: Mapping[str, Tensor]) -> Tensor:
