@@ -1,0 +1,242 @@
+"""Every option of a trainer changes what it says it does, or is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.training.clicks import ClickModel, Source, make_batch, make_trainer, valid_batches
+from torchrec.experiment.schema import TrainingSection
+from torchrec.training import (
+    EarlyStoppingOptions,
+    FitOptions,
+    Observer,
+    Record,
+    ScheduleOptions,
+    Trainer,
+)
+
+
+class Outcome(Observer):
+    """What can be seen of a training from outside; itself where its states are kept."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, list[int]] = {"train": [], "valid": []}
+        self.saved: list[int] = []
+        self.steps = 0
+        self.compiled = False
+        self.weights = torch.empty(0)
+        self.dtypes: set[torch.dtype] = set()
+
+    def stepped(self, step: int, samples: int) -> None:
+        self.steps = step
+
+    def recorded(self, record: Record) -> None:
+        self.records[record.split].append(record.step)
+
+    def latest(self) -> None:
+        return None
+
+    def save(self, step: int, state: Any, best: int | None = None) -> None:
+        self.saved.append(step)
+
+    def load(self, step: int) -> Any:
+        raise NotImplementedError
+
+    def save_best(self, step: int, weights: Any) -> None:
+        self.best = {name: value.clone() for name, value in weights.items()}
+
+    def load_best(self, step: int) -> Any:
+        return self.best
+
+    def tidy(self) -> None:
+        raise NotImplementedError
+
+
+def outcome(**options: Any) -> Outcome:
+    torch.manual_seed(0)
+    model, found = ClickModel(), Outcome()
+    model.over[0].register_forward_hook(
+        lambda module, args, out: found.dtypes.add(out.dtype) if module.training else None
+    )
+    compiling = torch.compile
+
+    def compiled(module: Any) -> Any:
+        found.compiled = True
+        return module
+
+    torch.compile = compiled  # type: ignore[assignment]
+    try:
+        trainer = make_trainer(model, observers=[found], checkpoints=found, **options)
+        trainer.fit(Source(batches=7), valid_batches())
+    finally:
+        torch.compile = compiling
+    found.weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    return found
+
+
+@functools.cache
+def usual() -> Outcome:
+    return outcome()
+
+
+def change(found: Outcome) -> float:
+    return float((found.weights - usual().weights).abs().max())
+
+
+# Option -> a value, what it changes, and what that is then; None: it only has to be another.
+EFFECTS: dict[str, tuple[Any, str, Any]] = {
+    "epochs": (3, "steps", 21),
+    "accumulate": (2, "steps", 8),
+    "clip_norm": (0.01, "weights", None),
+    "precision": ("bf16", "dtypes", {torch.bfloat16}),
+    "compile": (True, "compiled", True),
+    "schedule": ({"decay": "linear"}, "weights", None),
+    "early_stopping": ({"metric": "logloss", "min_delta": 9.0, "patience": 1}, "steps", 14),
+    "evaluate_every": (3, "valid", [3, 6, 7, 9, 12, 14]),
+    "checkpoint_every": (4, "saved", [4, 7, 8, 12, 14]),
+    "log_every": (5, "train", [5, 7, 10, 14]),
+    "seed": (1, "weights", None),
+}
+USUAL = {
+    "steps": 14,
+    "dtypes": {torch.float32},
+    "compiled": False,
+    "valid": [7, 14],
+    "saved": [7, 14],
+    "train": [7, 14],
+}
+
+
+def seen(found: Outcome, name: str) -> Any:
+    return found.records[name] if name in found.records else getattr(found, name)
+
+
+def test_every_option_is_here() -> None:
+    assert EFFECTS.keys() == {field.name for field in dataclasses.fields(FitOptions)}
+    for name, expected in USUAL.items():
+        assert seen(usual(), name) == expected
+
+
+@pytest.mark.parametrize("option", EFFECTS)
+def test_has_an_effect(option: str) -> None:
+    value, name, expected = EFFECTS[option]
+    more = {"epochs": 9} if option == "early_stopping" else {}
+    found = outcome(**{option: value}, **more)
+    if expected is None:
+        assert change(found) > 1e-4
+    else:
+        assert seen(found, name) == expected
+        assert expected != USUAL[name] or option == "early_stopping"  # of 63 steps
+
+
+SCHEDULES = {
+    "warmup_steps": ({}, {"warmup_steps": 5}),
+    "decay": ({"final": 0.1, "decay": "linear"}, {"final": 0.1, "decay": "exponential"}),
+    "final": ({"decay": "linear"}, {"decay": "linear", "final": 0.5}),
+}
+
+
+@pytest.mark.parametrize("option", [field.name for field in dataclasses.fields(ScheduleOptions)])
+def test_of_a_schedule_has_an_effect(option: str) -> None:
+    one, other = (outcome(schedule=schedule).weights for schedule in SCHEDULES[option])
+    assert float((one - other).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("stopping", "steps"),
+    [
+        ({"metric": "logloss", "patience": 1, "min_delta": 9.0}, 14),
+        ({"metric": "logloss", "patience": 3, "min_delta": 9.0}, 28),
+        ({"metric": "logloss", "patience": 1, "min_delta": 0.005}, 35),
+        ({"metric": "auc", "patience": 1, "min_delta": 0.005}, 14),
+    ],
+    ids=["", "patience", "min_delta", "metric"],
+)
+def test_of_early_stopping_has_an_effect(stopping: dict[str, Any], steps: int) -> None:
+    found = outcome(epochs=5, early_stopping=stopping)
+    assert found.steps == steps
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"epochs": 0}, ValueError, "`epochs` should be at least 1. Received 0"),
+        ({"epochs": None}, TypeError, "`epochs` should be an integer. Received None"),
+        ({"accumulate": 1.5}, TypeError, "`accumulate` should be an integer. Received 1.5"),
+        ({"evaluate_every": 0}, ValueError, "`evaluate_every` should be at least 1"),
+        ({"checkpoint_every": -1}, ValueError, "`checkpoint_every` should be at least 1"),
+        ({"log_every": True}, TypeError, "`log_every` should be an integer. Received True"),
+        ({"clip_norm": 0.0}, ValueError, "`clip_norm` should be above 0. Received 0.0"),
+        ({"clip_norm": "1"}, TypeError, "`clip_norm` should be a number. Received '1'"),
+        ({"clip_norm": float("nan")}, ValueError, "`clip_norm` should be above 0. Received nan"),
+        ({"precision": "fp16"}, ValueError, "one of fp32, bf16. Received 'fp16'"),
+        ({"seed": -1}, ValueError, "`seed` should be at least 0"),
+        ({"seed": 2**63}, ValueError, "`seed` should be at most 9223372036854775807"),
+    ],
+    ids=str,
+)
+def test_wrong_values_are_named(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        FitOptions(**options)
+
+
+def test_wrong_values_of_schedule_and_stopping_are_named() -> None:
+    with pytest.raises(ValueError, match=r"`schedule.decay` should be one of constant, .* 'step'"):
+        ScheduleOptions(decay="step")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`schedule.final` should be in \[0, 1\]. Received 2"):
+        ScheduleOptions(final=2.0)
+    with pytest.raises(ValueError, match=r"`schedule.warmup_steps` should be at least 0"):
+        ScheduleOptions(warmup_steps=-1)
+    with pytest.raises(ValueError, match=r"`early_stopping.patience` should be at least 1"):
+        EarlyStoppingOptions(patience=0)
+    with pytest.raises(ValueError, match=r"`early_stopping.min_delta` should be 0 or more"):
+        EarlyStoppingOptions(min_delta=-0.1)
+
+
+def test_what_would_have_no_effect_is_refused(tmp_path: Path) -> None:
+    model = ClickModel()
+    with pytest.raises(ValueError, match="`checkpoints` should be given for `checkpoint_every`"):
+        Trainer(model, options=FitOptions(checkpoint_every=5))
+    with pytest.raises(ValueError, match="`valid` should be given for `evaluate_every`"):
+        Trainer(model, options=FitOptions(evaluate_every=5)).fit(Source())
+    with pytest.raises(ValueError, match="`checkpoints` should be given to resume from"):
+        Trainer(model).fit(Source(), resume=True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"embedding_optimizer": "sgd"},
+        {"threads": 3, "keep_checkpoints": 9, "tensorboard": True},
+        {"batch_size": 7, "learning_rate": 0.5, "weight_decay": 0.1},
+        {},
+    ],
+    ids=str,
+)
+def test_the_section_of_a_file_is_refused(changes: dict[str, Any]) -> None:
+    """It has options of the tables, the loader and the run, which a trainer could only ignore."""
+    section = TrainingSection.model_validate(changes)
+    with pytest.raises(
+        TypeError, match=r"`options` should be a FitOptions. Received a TrainingSec"
+    ):
+        Trainer(ClickModel(), options=section)  # type: ignore[arg-type]
+
+
+def test_without_options_it_is_adam_for_an_epoch() -> None:
+    model = ClickModel(dropout=0.0)
+    trainer = Trainer(model)
+    assert trainer.fit([make_batch(8, 1)]).steps == 1
+    assert isinstance(trainer.optimizer.param_groups[-1]["params"][0], Tensor)
+    assert trainer.optimizer.param_groups[-1]["lr"] == 1e-3
+    adam = torch.optim.Adam(model.over.parameters())
+    assert Trainer(model, adam).fit([make_batch(8, 1)]).steps == 1
+    assert len(adam.state) == 4
