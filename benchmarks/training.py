@@ -17,12 +17,12 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from torchrec.datasets.utils import Batch
-from torchrec.experiment.schema import TrainingSection
 from torchrec.metrics import BinaryMetrics
 from torchrec.models.deepfm import SimpleDeepFMNN
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.training.options import FitOptions
 from torchrec.training.trainer import Trainer
 
 DENSE, ROWS = 4, 10_000
@@ -81,7 +81,7 @@ def plain_loop(model: nn.Module, batches: list[Batch], epochs: int) -> None:
 
 
 def trainer(model: nn.Module, batches: list[Batch], epochs: int) -> None:
-    Trainer(model, options=TrainingSection(epochs=epochs)).fit(batches)
+    Trainer(model, options=FitOptions(epochs=epochs)).fit(batches)
 
 
 def metrics(logits: list[torch.Tensor], batches: list[Batch], epochs: int) -> None:

@@ -20,11 +20,11 @@ from torchrec.datasets.transform import FeatureTransform
 from torchrec.experiment.build import build_model
 from torchrec.experiment.propose import infer_features
 from torchrec.experiment.schema import ModelSection, TrainingSection
-from torchrec.metrics import BinaryMetrics, BinaryReport
+from torchrec.metrics import BinaryMetrics, Report
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 
-def main(path: str, label: str, epochs: int = 1) -> BinaryReport:
+def main(path: str, label: str, epochs: int = 1) -> Report:
     """Train on nine tenths of a file, and return the metrics of the rest."""
     torch.manual_seed(0)
     split = FractionSplit(valid=0.1, test=0.0)

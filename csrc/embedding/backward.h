@@ -54,11 +54,14 @@ ROWWISE_INLINE Block load_as(Float dtype, const void* x, int64_t at, int n) {
   return Block::fill(0);
 }
 
-// Ids of a bag that count for its mean: all but the ignored.
-inline int64_t counted(const Table& table, const Ids& ids, int64_t begin, int64_t end) {
+// What the rows of a bag are divided by: for a mean, the ids that have a row, in whichever shard.
+inline int64_t divisor_of(const Slot& slot, const Table& table, const Ids& ids, const Bags& bags, int64_t bag) {
+  if (slot.pooling != Pooling::mean) return 1;
+  if (slot.divisors) return slot.divisors[bag];
+  const int64_t begin = bags.begin(bag), end = bags.end(bag);
   int64_t count = end - begin;
-  if (table.policy != Policy::ignore) return count;
-  for (int64_t i = begin; i < end; ++i) count -= !is_known(table, ids[i]);
+  if (table.policy != Policy::ignore && table.policy != Policy::rows) return count;
+  for (int64_t i = begin; i < end; ++i) count -= !is_in_range(table, ids[i]);
   return count;
 }
 
@@ -74,7 +77,7 @@ inline void pack_sources(const Batch& batch, int64_t t, float* packed) {
     for (int64_t bag = 0; bag < slot.bags; ++bag, packed += table.dim) {
       const char* soon = rows + (bag + kAhead) * slot.stride * element;  // may lie behind the end: only a hint
       for (int64_t b = 0; b < table.dim * element; b += 64) __builtin_prefetch(soon + b, 0, 3);
-      const int64_t count = slot.pooling == Pooling::mean ? counted(table, ids, bags.begin(bag), bags.end(bag)) : 1;
+      const int64_t count = divisor_of(slot, table, ids, bags, bag);
       for_blocks(table.dim, [&](int64_t c, int n) {
         Block block = load_as(batch.rows_dtype, slot.rows, bag * slot.stride + c, n);
         if (count > 1) block = block / static_cast<float>(count);
@@ -110,7 +113,7 @@ int64_t collect(const Batch& batch, int64_t t, int64_t part, int64_t parts, Entr
     for (int64_t bag = 0; bag < slot.bags; ++bag) {
       for (int64_t i = bags.begin(bag), end = bags.end(bag); i < end; ++i) {
         const int64_t row = row_of(table, ids[i]);
-        if (row == kNoRow) continue;
+        if (row < 0) continue;
         if (parts > 1 && ((row >> kPartRows) & (parts - 1)) != part) continue;
         Entry entry;
         entry.row = static_cast<decltype(entry.row)>(row);
@@ -230,8 +233,7 @@ void run_part(const Batch& batch, const Part& part, Sink& sink, const Sources& s
   const Table& table = batch.tables[part.table];
   Entry* entries = reinterpret_cast<Entry*>(memory);
   const int64_t count = collect(batch, part.table, part.part, part.parts, entries);
-  const uint64_t rows = static_cast<uint64_t>(table.known > table.base + table.span ? table.known : table.base + table.span);
-  const Entry* sorted = sort_by_row(entries, entries + sources.ids, count, rows);
+  const Entry* sorted = sort_by_row(entries, entries + sources.ids, count, static_cast<uint64_t>(table.rows));
   switch (table.dtype) {
     case Float::f32: return reduce<float>(table, sink, sorted, count, sources, scratch);
     case Float::f16: return reduce<Half>(table, sink, sorted, count, sources, scratch);
@@ -241,9 +243,8 @@ void run_part(const Batch& batch, const Part& part, Sink& sink, const Sources& s
 
 inline void run_part(const Batch& batch, const Part& part, Sink& sink, const Sources& sources, char* memory, float* scratch) {
   const Table& table = batch.tables[part.table];
-  const int64_t rows = table.known > table.base + table.span ? table.known : table.base + table.span;
   const int64_t most = int64_t{1} << 32;
-  const bool narrow = rows <= most && sources.count <= most;
+  const bool narrow = table.rows <= most && sources.count <= most;
   if (narrow && !sources.scaled) return run_part<NarrowEntry>(batch, part, sink, sources, memory, scratch);
   if (narrow) return run_part<NarrowScaledEntry>(batch, part, sink, sources, memory, scratch);
   if (!sources.scaled) return run_part<WideEntry>(batch, part, sink, sources, memory, scratch);

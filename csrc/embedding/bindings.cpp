@@ -1,5 +1,4 @@
-// From lists of addresses to a Batch. The numbers that do not change from call to call come in one int64 tensor, the
-// spec, laid out by torchrec/ops/embedding/spec.py; its constants are repeated here.
+// From lists of addresses to a Batch. The numbers that do not change from call to call come in one int64 tensor, the spec.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -20,21 +19,31 @@ namespace {
 
 using Ints = std::vector<int64_t>;
 
-constexpr int64_t kHeader = 2, kTableFields = 6, kSlotFields = 4, kHyperFields = 12;
+// The layout of the spec and of the hyper-parameters. torchrec/ops/embedding/layout.py names the same fields in the same
+// order, and a test compares the two. Whoever changes one raises the version, which every spec begins with.
+constexpr int64_t kLayoutVersion = 2;
+#define ROWWISE_HEADER(X) X(version) X(tables) X(slots)
+#define ROWWISE_TABLE(X) X(dim) X(rows) X(num_embeddings) X(policy) X(rule) X(states) X(first_row) X(shard_rows)
+#define ROWWISE_SLOT(X) X(table) X(key) X(pooling) X(column)
+#define ROWWISE_HYPER(X)                                                                                          \
+  X(lr) X(eps) X(beta1) X(beta2) X(weight_decay) X(momentum) X(eta) X(max_gradient) X(decoupled) X(nesterov) X(step) \
+  X(dampening)
 
-enum SpecPolicy : int64_t { kError, kHash, kOverflow, kClamp, kIgnore };
+#define ROWWISE_INTEGER(name) int64_t name;
+#define ROWWISE_REAL(name) double name;
+#define ROWWISE_NAME(name) #name,
+struct SpecHeader { ROWWISE_HEADER(ROWWISE_INTEGER) };
+struct TableSpec { ROWWISE_TABLE(ROWWISE_INTEGER) };
+struct SlotSpec { ROWWISE_SLOT(ROWWISE_INTEGER) };
+struct Hyper { ROWWISE_HYPER(ROWWISE_REAL) };
 
-struct TableSpec {
-  int64_t dim, rows, known, policy, rule, states;
-};
-struct SlotSpec {
-  int64_t table, key, pooling, column;
-};
-struct Hyper {
-  double lr, eps, beta1, beta2, weight_decay, momentum, eta, max_gradient, decoupled, nesterov, step, dampening;
-};
-static_assert(sizeof(TableSpec) == kTableFields * 8 && sizeof(SlotSpec) == kSlotFields * 8);
-static_assert(sizeof(Hyper) == kHyperFields * 8);
+using Names = std::vector<std::string>;
+std::tuple<int64_t, Names, Names, Names, Names> embedding_layout() {
+  return {kLayoutVersion, {ROWWISE_HEADER(ROWWISE_NAME)}, {ROWWISE_TABLE(ROWWISE_NAME)}, {ROWWISE_SLOT(ROWWISE_NAME)},
+          {ROWWISE_HYPER(ROWWISE_NAME)}};
+}
+
+enum SpecPolicy : int64_t { kError, kHash, kOverflow, kClamp, kIgnore, kRows };
 
 template <class T>
 T* at(int64_t address) {
@@ -43,6 +52,10 @@ T* at(int64_t address) {
 
 int64_t size_of(Float dtype) { return dtype == Float::f32 ? 4 : 2; }
 
+void require(bool holds, const std::string& message) {
+  if (!holds) throw nb::value_error(message.c_str());
+}
+
 // The tables and slots of a call; `batch()` points into it.
 struct Call {
   std::vector<Table> tables;
@@ -50,40 +63,64 @@ struct Call {
   const TableSpec* table_specs = nullptr;
   const SlotSpec* slot_specs = nullptr;
 
-  // Each weight is given as address, number of elements, elements a row and dtype; the sizes must be those of the spec,
-  // since the kernels trust it.
-  Call(int64_t spec, const Ints& weights, const Ints& sizes, const Ints& dims, const Ints& dtypes) {
-    const int64_t* header = at<const int64_t>(spec);
-    const int64_t num_tables = header[0], num_slots = header[1];
-    table_specs = reinterpret_cast<const TableSpec*>(header + kHeader);
+  // Without weights: enough to choose rows.
+  Call(int64_t spec, int64_t size) {
+    const int64_t* numbers = at<const int64_t>(spec);
+    constexpr int64_t header = sizeof(SpecHeader) / 8, per_table = sizeof(TableSpec) / 8, per_slot = sizeof(SlotSpec) / 8;
+    require(size >= header && numbers[0] == kLayoutVersion,
+            "`spec` should have version " + std::to_string(kLayoutVersion) + " of the layout. Received " +
+                (size ? std::to_string(numbers[0]) : "no numbers") + ".");
+    const int64_t num_tables = numbers[1], num_slots = numbers[2];
+    require(num_tables >= 0 && num_slots >= 0 && num_tables <= size && num_slots <= size &&
+                size == header + num_tables * per_table + num_slots * per_slot,
+            "`spec` should hold the numbers of its tables and slots. Received " + std::to_string(size) + " numbers.");
+    table_specs = at<const TableSpec>(spec + header * 8);
     slot_specs = reinterpret_cast<const SlotSpec*>(table_specs + num_tables);
-    if (static_cast<int64_t>(weights.size()) != num_tables) {
-      throw nb::value_error(("`weights` should hold one tensor a table (" + std::to_string(num_tables) + "). Received " +
-                             std::to_string(weights.size()) + ".").c_str());
-    }
     tables.resize(num_tables);
     slots.resize(num_slots);
     for (int64_t t = 0; t < num_tables; ++t) {
       const TableSpec& p = table_specs[t];
-      if (sizes[t] != p.rows * p.dim || dims[t] != p.dim) {
-        throw nb::value_error(("The weight of table number " + std::to_string(t) + " should have the shape (" +
-                               std::to_string(p.rows) + ", " + std::to_string(p.dim) + "), as configured. Received " +
-                               std::to_string(sizes[t]) + " elements in rows of " + std::to_string(dims[t]) + ".").c_str());
-      }
       Table& table = tables[t];
-      table.weight = at<void>(weights[t]);
-      table.dtype = static_cast<Float>(dtypes[t]);
+      require(p.dim >= 0 && p.first_row >= 0 && p.shard_rows >= 0,
+              "Table number " + std::to_string(t) + " should not have negative sizes in the spec.");
       table.dim = p.dim;
-      table.known = p.known;
+      table.num_embeddings = p.num_embeddings;
       switch (p.policy) {
-        case kHash: table.policy = Policy::remap, table.base = 0, table.span = p.known; break;
-        case kOverflow: table.policy = Policy::remap, table.base = p.known, table.span = p.rows - p.known; break;
+        case kHash: table.policy = Policy::remap, table.base = 0, table.span = p.num_embeddings; break;
+        case kOverflow:
+          table.policy = Policy::remap, table.base = p.num_embeddings, table.span = p.rows - p.num_embeddings;
+          break;
         case kClamp: table.policy = Policy::clamp; break;
         case kIgnore: table.policy = Policy::ignore; break;
+        case kRows: table.policy = Policy::rows, table.num_embeddings = p.rows; break;
         default: table.policy = Policy::error;
       }
+      if (table.policy == Policy::remap && table.span <= 0) table.policy = Policy::ignore;  // nowhere to go
+      table.set_shard(p.first_row, p.shard_rows);
     }
-    for (int64_t s = 0; s < num_slots; ++s) slots[s].table = static_cast<int32_t>(slot_specs[s].table);
+    for (int64_t s = 0; s < num_slots; ++s) {
+      require(slot_specs[s].table >= 0 && slot_specs[s].table < num_tables,
+              "Slot number " + std::to_string(s) + " should have a table below " + std::to_string(num_tables) +
+                  ". Received " + std::to_string(slot_specs[s].table) + ".");
+      slots[s].table = static_cast<int32_t>(slot_specs[s].table);
+    }
+  }
+
+  // Each weight is given as address, number of elements, elements a row and dtype; the sizes must be those of the spec,
+  // since the kernels trust it.
+  Call(int64_t spec, int64_t size, const Ints& weights, const Ints& sizes, const Ints& dims, const Ints& dtypes)
+      : Call(spec, size) {
+    require(weights.size() == tables.size(), "`weights` should hold one tensor a table (" + std::to_string(tables.size()) +
+                                                 "). Received " + std::to_string(weights.size()) + ".");
+    for (size_t t = 0; t < tables.size(); ++t) {
+      Table& table = tables[t];
+      require(sizes[t] == table.rows * table.dim && dims[t] == table.dim,
+              "The weight of table number " + std::to_string(t) + " should have the shape (" + std::to_string(table.rows) +
+                  ", " + std::to_string(table.dim) + "), as configured. Received " + std::to_string(sizes[t]) +
+                  " elements in rows of " + std::to_string(dims[t]) + ".");
+      table.weight = at<void>(weights[t]);
+      table.dtype = static_cast<Float>(dtypes[t]);
+    }
   }
 
   Batch batch(bool wide_ids, bool wide_offsets, int64_t rows_dtype, int threads) const {
@@ -100,14 +137,10 @@ struct Call {
   }
 };
 
-void require(bool holds, const std::string& message) {
-  if (!holds) throw nb::value_error(message.c_str());
-}
-
 // Pooled input: one tensor of ids, one of offsets (keys x bags + 1), output or gradient bags x width. `fill` checks what
 // keeps the kernels within them.
 struct Pooled {
-  int64_t ids, num_ids, offsets, num_offsets, sample_weights, keys;
+  int64_t ids, num_ids, offsets, num_offsets, sample_weights, divisors, keys;
   bool wide_ids, wide_offsets;
   int64_t rows, stride, width, rows_dtype;
 
@@ -122,13 +155,14 @@ struct Pooled {
     for (size_t s = 0; s < call.slots.size(); ++s) {
       const SlotSpec& spec = call.slot_specs[s];
       Slot& slot = call.slots[s];
-      require(spec.key < keys && spec.column + call.tables[slot.table].dim <= width,
+      require(spec.key >= 0 && spec.key < keys && spec.column >= 0 && spec.column + call.tables[slot.table].dim <= width,
               "Slot number " + std::to_string(s) + " should lie within the " + std::to_string(keys) + " keys and the " +
                   std::to_string(width) + " columns.");
       slot.pooling = static_cast<Pooling>(spec.pooling);
       slot.ids = at<void>(ids);
       slot.offsets = at<void>(offsets + spec.key * bags * offset_size);
       slot.sample_weights = at<float>(sample_weights);
+      if (divisors) slot.divisors = at<int64_t>(divisors) + spec.key * bags;
       slot.bags = bags;
       slot.rows = at<void>(rows + spec.column * element);
       slot.stride = stride;
@@ -168,15 +202,24 @@ Batch make_batch(Call& call, const Input& input, int threads) {
 
 using FailureTuple = std::tuple<int, int64_t, int64_t, int64_t>;  // kind, slot, bag, value
 
-template <class Input>
-FailureTuple forward(Call& call, const Input& input, int64_t out_of_range, int threads) {
-  const Batch batch = make_batch(call, input, threads);
+using Pass = Failure (*)(const Batch& batch, int64_t* out_of_range);
+
+FailureTuple run_pass(Pass pass, const Batch& batch, int64_t out_of_range) {
   Failure failure;
   {
     nb::gil_scoped_release release;
-    failure = embedding_kernels().forward(batch, at<int64_t>(out_of_range));
+    failure = pass(batch, at<int64_t>(out_of_range));
   }
   return {static_cast<int>(failure.kind), failure.slot, failure.bag_index, failure.value};
+}
+
+template <class Input>
+FailureTuple forward(Call& call, const Input& input, int64_t out_of_range, int threads) {
+  return run_pass(embedding_kernels().forward, make_batch(call, input, threads), out_of_range);
+}
+
+FailureTuple choose_rows(Call& call, const Sequence& input, int64_t out_of_range, int threads) {
+  return run_pass(embedding_kernels().choose_rows, make_batch(call, input, threads), out_of_range);
 }
 
 void run_backward(const Batch& batch, std::vector<Sink>& sinks) {
@@ -254,7 +297,7 @@ void update(Call& call, const Input& input, int64_t hyper, const Ints& states, c
     const bool row_wise[] = {o.rule == Rule::rowwise_adagrad,
                              o.rule == Rule::partial_rowwise_adam || o.rule == Rule::partial_rowwise_lamb};
     for (int64_t k = 0; k < spec.states; ++k, ++next) {
-      const int64_t wanted = spec.rows * (row_wise[k] ? 1 : spec.dim);
+      const int64_t wanted = spec.shard_rows * (row_wise[k] ? 1 : spec.dim);
       if (next >= states.size() || state_sizes[next] != wanted) {
         throw nb::value_error(("State " + std::to_string(k) + " of table number " + std::to_string(t) + " should have " +
                                std::to_string(wanted) + " elements.").c_str());
@@ -290,13 +333,17 @@ void bind_input(nb::module_& m) {
 }  // namespace
 
 void bind_embedding(nb::module_& m) {
-  nb::class_<Call>(m, "Tables").def(nb::init<int64_t, const Ints&, const Ints&, const Ints&, const Ints&>());
+  m.def("embedding_layout", &embedding_layout);
+  nb::class_<Call>(m, "Tables")
+      .def_prop_ro("size", [](const Call& call) { return call.tables.size(); })
+      .def(nb::init<int64_t, int64_t>())
+      .def(nb::init<int64_t, int64_t, const Ints&, const Ints&, const Ints&, const Ints&>());
   nb::class_<Pooled>(m, "Pooled")
       .def("__init__", [](Pooled* self, int64_t ids, int64_t num_ids, bool wide_ids, int64_t offsets, int64_t num_offsets,
-                          bool wide_offsets, int64_t sample_weights, int64_t keys, int64_t rows, int64_t stride,
+                          bool wide_offsets, int64_t sample_weights, int64_t divisors, int64_t keys, int64_t rows, int64_t stride,
                           int64_t width, int64_t rows_dtype) {
-        new (self) Pooled{ids,      num_ids,      offsets, num_offsets, sample_weights, keys,
-                          wide_ids, wide_offsets, rows,    stride,      width,          rows_dtype};
+        new (self) Pooled{ids,  num_ids,  offsets,      num_offsets, sample_weights, divisors,
+                          keys, wide_ids, wide_offsets, rows,        stride,         width,    rows_dtype};
       });
   nb::class_<Sequence>(m, "Sequence")
       .def("__init__", [](Sequence* self, int64_t ids, int64_t num_ids, bool wide_ids, Ints starts, Ints counts, Ints rows,
@@ -305,6 +352,7 @@ void bind_embedding(nb::module_& m) {
       });
   bind_input<Pooled>(m);
   bind_input<Sequence>(m);
+  m.def("embedding_choose_rows", &choose_rows);
   m.def("embedding_weights_grad", &weights_grad);
   m.def("recycled", &recycled);
 }

@@ -13,21 +13,33 @@ enum class Float : int32_t { f32, f16, bf16 };
 
 enum class Pooling : int32_t { sum, mean, none };  // none: a bag of exactly one id
 
-// What becomes of an id outside [0, known).
+// What becomes of an id outside [0, num_embeddings).
 enum class Policy : int32_t {
   error,   // reported, see Failure
-  remap,   // row base + hash(id) % span: further rows behind the known ones, one unknown row, or the known rows
-  clamp,   // the first or the last known row
+  remap,   // row base + hash(id) % span: further rows behind num_embeddings, one unknown row, or the first rows
+  clamp,   // the first row, or row num_embeddings - 1
   ignore,  // as if it were not in the bag
+  rows,    // ids are rows that were chosen before: -1 is as if it were not in the bag, others are reported
 };
 
+// A table, or the shard of it that `weight` holds: its rows [first_row, first_row + rows). Which row an id chooses is
+// decided for the whole table; in a shard, rows of other shards add nothing and get no gradient.
 struct Table {
   void* weight = nullptr;  // rows x dim, of `dtype`
   Float dtype = Float::f32;
   int64_t dim = 0;
-  int64_t known = 0;
+  int64_t num_embeddings = 0;
   Policy policy = Policy::error;
   int64_t base = 0, span = 1;
+  int64_t first_row = 0, rows = 0;
+  int64_t direct = 0;  // ids [first_row, first_row + direct) are rows themselves, and of this shard
+
+  void set_shard(int64_t first, int64_t count) {
+    first_row = first;
+    rows = count;
+    const int64_t left = num_embeddings - first;
+    direct = left < 0 ? 0 : left < count ? left : count;
+  }
 };
 
 struct Slot {
@@ -36,8 +48,10 @@ struct Slot {
   const void* ids = nullptr;
   const void* offsets = nullptr;        // bags + 1 of them, or none
   const float* sample_weights = nullptr;  // beside ids, or none
+  const int64_t* divisors = nullptr;    // of a mean, one a bag, or none: the number of ids that have a row
   int64_t bags = 0;
   void* rows = nullptr;                 // output, or gradient of the output: bag b at rows + b * stride; may be none
+                                        // (choose_rows: int64 output, one a bag)
   int64_t stride = 0;                   // in elements
 };
 
@@ -85,8 +99,11 @@ struct Sink {
 
 // Each instruction set has one of these; `embedding_kernels()` is the one to use here.
 struct EmbeddingKernels {
-  // Slot.rows[bag] = pooled rows of the bag. `out_of_range` counts, per table, the ids outside [0, known).
+  // Slot.rows[bag] = pooled rows of the bag. `out_of_range` counts, per table, the ids outside [0, num_embeddings).
   Failure (*forward)(const Batch& batch, int64_t* out_of_range);
+
+  // Slot.rows[i] = the row of the whole table that id i of the slot chooses, -1 for none. Slots have no offsets.
+  Failure (*choose_rows)(const Batch& batch, int64_t* out_of_range);
 
   // For each active sink (one a table): sum the gradient of every row over all ids that chose it, in order of slot and
   // position whatever the number of threads, and deliver it.

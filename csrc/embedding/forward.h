@@ -36,7 +36,7 @@ struct Outcome {
 template <class W>
 ROWWISE_INLINE void prefetch_row(const Table& table, int64_t id, int64_t column, int bytes) {
   const uintptr_t row = reinterpret_cast<uintptr_t>(table.weight) +
-                        (static_cast<uint64_t>(id) * static_cast<uint64_t>(table.dim) + static_cast<uint64_t>(column)) * sizeof(W);
+                        (static_cast<uint64_t>(id - table.first_row) * static_cast<uint64_t>(table.dim) + static_cast<uint64_t>(column)) * sizeof(W);
   for (int line = 0; line < bytes; line += 64) __builtin_prefetch(reinterpret_cast<const char*>(row + line), 0, 3);
 }
 
@@ -74,15 +74,15 @@ void pool_columns(const Batch& batch, const Range& range, int64_t column, int ta
     for (int64_t i = begin; i < end; ++i) {
       prefetch_row<W>(table, ids[i + ahead < last ? i + ahead : last], column, kBytes);
       const int64_t id = ids[i];
-      int64_t row = id;
-      if (__builtin_expect(!is_known(table, id), 0)) {
-        row = row_of_unknown(table, id);
-        if (column == 0) ++outcome.out_of_range;
+      int64_t row = id - table.first_row;
+      if (__builtin_expect(!is_direct(table, id), 0)) {
+        row = row_of_other(table, id);
+        if (column == 0) outcome.out_of_range += is_counted(table, id);
         if (row == kNoRow) {
-          if (table.policy == Policy::error) outcome.refuse(Failure::id, range.slot, bag, id);
+          if (is_refused(table, id)) outcome.refuse(Failure::id, range.slot, bag, id);
           --count;
-          continue;
         }
+        if (row < 0) continue;
       }
       const W* x = weight + row * table.dim;
       const float scale = kWeighted ? slot.sample_weights[i] : 1.0f;
@@ -91,6 +91,7 @@ void pool_columns(const Batch& batch, const Range& range, int64_t column, int ta
         sum[b] = sum[b] + (kWeighted ? block * scale : block);
       }
     }
+    if (slot.divisors) count = slot.divisors[bag];
     if (slot.pooling == Pooling::mean && count > 1) {
       for (int b = 0; b < kAll; ++b) sum[b] = sum[b] / static_cast<float>(count);
     }
@@ -157,7 +158,9 @@ inline int64_t bags_per_task(const Batch& batch, int64_t bags, int64_t positions
 // Work below this many bytes is done by the calling thread: waking the others would take longer.
 constexpr int64_t kSmallWork = int64_t{1} << 17;
 
-inline Failure forward(const Batch& batch, int64_t* out_of_range) {
+// Runs task(range, outcome) on ranges of bags of all slots. `bytes_a_row`, of a slot, says how much work a bag or an id is.
+template <class Bytes, class Task>
+ROWWISE_INLINE Failure run_ranges(const Batch& batch, int64_t* out_of_range, const Bytes& bytes_a_row, const Task& task) {
   int64_t num_ranges = 0, bytes = 0;
   for (int64_t s = 0; s < batch.num_slots; ++s) {
     const Slot& slot = batch.slots[s];
@@ -165,7 +168,7 @@ inline Failure forward(const Batch& batch, int64_t* out_of_range) {
     const int64_t positions = bags.begin(slot.bags) - bags.begin(0);
     const int64_t size = bags_per_task(batch, slot.bags, positions);
     num_ranges += (slot.bags + size - 1) / size;
-    bytes += (positions + slot.bags) * batch.tables[slot.table].dim * 4;
+    bytes += (positions + slot.bags) * bytes_a_row(slot);
   }
   Scratch scratch(static_cast<size_t>(num_ranges) * (sizeof(Range) + sizeof(Outcome)));
   Range* ranges = reinterpret_cast<Range*>(scratch.data());
@@ -180,14 +183,19 @@ inline Failure forward(const Batch& batch, int64_t* out_of_range) {
       outcomes[n] = Outcome{};
     }
   }
-  in_parallel(bytes < kSmallWork ? 1 : batch.threads, num_ranges,
-              [&](int64_t task, int) { pool(batch, ranges[task], outcomes[task]); });
+  in_parallel(bytes < kSmallWork ? 1 : batch.threads, num_ranges, [&](int64_t i, int) { task(ranges[i], outcomes[i]); });
   Failure failure;
   for (int64_t i = 0; i < num_ranges; ++i) {  // in order of slot and bag, so the first failure is the same every time
     out_of_range[batch.slots[ranges[i].slot].table] += outcomes[i].out_of_range;
     if (failure.kind == Failure::nothing) failure = outcomes[i].failure;
   }
   return failure;
+}
+
+inline Failure forward(const Batch& batch, int64_t* out_of_range) {
+  return run_ranges(
+      batch, out_of_range, [&](const Slot& slot) { return batch.tables[slot.table].dim * 4; },
+      [&](const Range& range, Outcome& outcome) { pool(batch, range, outcome); });
 }
 
 }  // namespace ROWWISE_ISA

@@ -12,7 +12,8 @@
 namespace rowwise {
 namespace ROWWISE_ISA {
 
-constexpr int64_t kNoRow = -1;
+constexpr int64_t kNoRow = -1;      // of an id that no row stands for: a mean does not count it
+constexpr int64_t kElsewhere = -2;  // of an id whose row another shard holds: a mean counts it
 
 struct Ids {
   const void* data;
@@ -46,26 +47,50 @@ inline bool offsets_fit(const void* offsets, bool wide, int64_t count, int64_t v
               : never_falls(static_cast<const int32_t*>(offsets), count);
 }
 
-ROWWISE_INLINE bool is_known(const Table& table, int64_t id) {
-  return static_cast<uint64_t>(id) < static_cast<uint64_t>(table.known);
+ROWWISE_INLINE bool is_in_range(const Table& table, int64_t id) {
+  return static_cast<uint64_t>(id) < static_cast<uint64_t>(table.num_embeddings);
 }
 
-// The row of an id that is not known; kNoRow where it has none.
-inline int64_t row_of_unknown(const Table& table, int64_t id) {
+// The row of the whole table that an id chooses; kNoRow where no row stands for it. It is decided here and nowhere else.
+inline int64_t choose_row(const Table& table, int64_t id) {
+  if (is_in_range(table, id)) return id;
   switch (table.policy) {
     case Policy::remap:
       return table.base + static_cast<int64_t>((hash_id(id) >> 1) % static_cast<uint64_t>(table.span));
     case Policy::clamp:
-      return table.known == 0 ? kNoRow : id < 0 ? 0 : table.known - 1;
+      return table.num_embeddings == 0 ? kNoRow : id < 0 ? 0 : table.num_embeddings - 1;
     case Policy::error:
     case Policy::ignore:
+    case Policy::rows:
       return kNoRow;
   }
   return kNoRow;
 }
 
+// Whether an id that no row stands for is an error.
+inline bool is_refused(const Table& table, int64_t id) {
+  return table.policy == Policy::error || (table.policy == Policy::rows && id != kNoRow);
+}
+
+// Whether an id is counted as out of range. Rows were counted when they were chosen.
+inline bool is_counted(const Table& table, int64_t id) { return table.policy != Policy::rows && !is_in_range(table, id); }
+
+// Whether an id is a row itself, and one of this shard: nearly always, so that one comparison decides.
+ROWWISE_INLINE bool is_direct(const Table& table, int64_t id) {
+  return static_cast<uint64_t>(id) - static_cast<uint64_t>(table.first_row) < static_cast<uint64_t>(table.direct);
+}
+
+// The same for an id that is not direct.
+inline int64_t row_of_other(const Table& table, int64_t id) {
+  const int64_t row = choose_row(table, id);
+  if (row == kNoRow) return kNoRow;
+  const int64_t here = row - table.first_row;
+  return here >= 0 && here < table.rows ? here : kElsewhere;
+}
+
+// The row of this shard that an id chooses, counted from its first; kNoRow or kElsewhere where there is none.
 ROWWISE_INLINE int64_t row_of(const Table& table, int64_t id) {
-  return is_known(table, id) ? id : row_of_unknown(table, id);
+  return is_direct(table, id) ? id - table.first_row : row_of_other(table, id);
 }
 
 // Runs task(0) .. task(count - 1) on up to `threads` threads.

@@ -15,12 +15,12 @@ void add_dots(const Batch& batch, const Range& range, float* gradient) {
   const int64_t last = bags.begin(range.end) - 1;
   for (int64_t bag = range.begin; bag < range.end; ++bag) {
     const int64_t begin = bags.begin(bag), end = bags.end(bag);
-    const int64_t count = slot.pooling == Pooling::mean ? counted(table, ids, begin, end) : 1;
+    const int64_t count = divisor_of(slot, table, ids, bags, bag);
     for (int64_t i = begin; i < end; ++i) {
       prefetch_row<W>(table, ids[i + kAhead < last ? i + kAhead : last], 0,
                       static_cast<int>(table.dim < 256 ? table.dim * static_cast<int64_t>(sizeof(W)) : 512));
       const int64_t row = row_of(table, ids[i]);
-      if (row == kNoRow) continue;
+      if (row < 0) continue;
       const W* x = static_cast<const W*>(table.weight) + row * table.dim;
       Block sum = Block::fill(0);
       for_blocks(table.dim, [&](int64_t c, int n) {

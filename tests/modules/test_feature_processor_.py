@@ -104,7 +104,12 @@ def test_variable_batch_per_key() -> None:
     assert result.weights().tolist() == [3, 3, 1, 1, 0.5]
     assert get_stride_per_key_per_rank(result) == [[3], [2]]
     assert get_stride_per_key_per_rank(batch([1, 1])) is None
-    features._values, features._lengths = torch.arange(6), torch.tensor([1, 1, 2, 1, 1])
+    features = KeyedJaggedTensor(
+        ["b", "a"],
+        torch.arange(6),
+        lengths=torch.tensor([1, 1, 2, 1, 1]),
+        stride_per_key_per_rank=[[3], [2]],
+    )
     with pytest.raises(ValueError, match=r"of feature 'b' should hold at most 1.*2 in sample 2"):
         collection()(features)
 

@@ -447,6 +447,45 @@ def test_tables_that_share_a_map_reset_together():
     assert module.export_rows("wide")[1].tolist() == [[1], [3]]
 
 
+def test_a_map_that_fails_leaves_no_row_of_another_table_as_it_was():
+    def residual(ids, size):
+        if 13 in ids.tolist():
+            raise ValueError("unlucky")
+        return ids % size
+
+    tables = [
+        EmbeddingBagConfig(3, D, "first", feature_names=["f"], init_fn=torch.nn.init.ones_),
+        EmbeddingBagConfig(3, D, "last", feature_names=["g"], init_fn=torch.nn.init.ones_),
+    ]
+    maps = {
+        "first": MCHManagedCollisionModule(3, "cpu", LFU_EvictionPolicy(), 1, name="first"),
+        "last": MCHManagedCollisionModule(
+            1, "cpu", LFU_EvictionPolicy(), 1, mch_size=2, mch_hash_func=residual, name="last"
+        ),
+    }
+    module = ManagedCollisionEmbeddingBagCollection(
+        EmbeddingBagCollection(tables=tables), ManagedCollisionCollection(maps, tables)
+    )
+    for weight in module.parameters():
+        torch.nn.init.zeros_(weight)
+    with pytest.raises(ValueError, match="unlucky"):
+        module(KeyedJaggedTensor.from_lists({"f": [[5, 6]], "g": [[7, 7, 13]]}))
+    first, last = module.parameters()
+    assert first.tolist() == [[1] * D, [1] * D, [0] * D]
+    module(KeyedJaggedTensor.from_lists({"f": [[5]], "g": [[7]]}))
+    assert last.tolist() == [[1] * D, [0] * D, [0] * D]
+
+
+def test_evictions_of_a_map_that_was_called_by_hand_are_reset_by_the_next_look_up():
+    module = make(3, init_fn=torch.nn.init.ones_)
+    torch.nn.init.zeros_(weight_of(module))
+    maps = module._managed_collision_collection
+    maps(features(5))
+    module(features(5))
+    assert weight_of(module).tolist() == [[1] * D, [0] * D, [0] * D]
+    assert maps.evict() == {"t": None}
+
+
 # Mistakes.
 
 

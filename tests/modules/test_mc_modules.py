@@ -98,7 +98,7 @@ def test_evictions_that_nobody_asks_for_take_bounded_memory():
     for first in range(0, 400, 4):
         rows(module, *range(first, first + 4))
         rows(module)
-    assert sum(part.numel() for part in module._evicted) <= 10
+    assert sum(part.numel() for part in module._changed._parts) <= 10
     assert module.evict().tolist() == list(range(9))
 
 

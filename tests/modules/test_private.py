@@ -38,10 +38,13 @@ def test_backward_passes():
     x = torch.ones(1, requires_grad=True)
     y = x * 2
     seen = []
-    y.register_hook(lambda _: seen.append(_private.is_in_backward()))
+    y.register_hook(lambda _: seen.append(_private.backward_pass()))
+    y.register_hook(lambda _: seen.append(_private.backward_pass()))
+    y.sum().backward(retain_graph=True)
     y.sum().backward()
-    assert seen == [True]
-    assert not _private.is_in_backward()
+    assert -1 not in seen
+    assert [number == seen[0] for number in seen] == [True, True, False, False]
+    assert _private.backward_pass() == -1
 
 
 def test_hooks_of_saved_tensors():

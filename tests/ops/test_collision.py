@@ -50,31 +50,6 @@ def filled(ids: list[int], rows: list[int], size: int) -> IdMap:
     return id_map
 
 
-def sample_count(metadata: bool) -> tuple[object, ...]:
-    id_map, history = filled([5, MOST], [2, 0], 4), collision.new_history(8)
-    own = [torch.zeros(4, dtype=torch.int64) for _ in range(2)] if metadata else [None, None]
-    totals = torch.zeros(3, dtype=torch.int64)
-    return id_map.ids, id_map.entries, *own, *history, totals, T([5, 7, -1, 7, 5]), 3, -1
-
-
-def sample_replace(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    scores = T([3, 0, 1, 0]).to(dtype)
-    return *filled([5, MOST], [2, 0], 4), scores, T([7, -1, 9]), T([1, 2, 0]).to(dtype)
-
-
-OPCHECK_SAMPLES = [
-    ("id_map_find", (*filled([5, MOST], [2, 0], 4)[::2], T([5, 7, -1]), -1)),
-    ("id_map_find", (*filled([], [], 4)[::2], T([], dtype=torch.int64), 9)),
-    ("id_map_count_", sample_count(True)),
-    ("id_map_count_", sample_count(False)),
-    ("id_map_replace_", sample_replace(torch.int64)),
-    ("id_map_replace_", sample_replace(torch.float64)),
-    ("id_map_insert_", (*filled([5], [2], 4), T([7, -1]), T([0, 3]))),
-    ("id_map_erase_", (*filled([5, 7], [2, 0], 4), T([2]))),
-    ("id_map_rebuild_", (T([5, 7, 9]), T([2, 0]), torch.ones(16, dtype=torch.int32))),
-]
-
-
 @pytest.fixture(params=["in_use", "reference"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test with the operators in use, and with the reference in their place."""

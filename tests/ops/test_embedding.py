@@ -40,7 +40,7 @@ class Case:
     bags: int = 5
     longest: int = 4
     rows: int = 11
-    spare: int = 0  # rows behind the known ones
+    spare: int = 0  # rows behind the others
     policy: PolicyCode = PolicyCode.ERROR
     ids: torch.dtype = torch.int64
     offsets: torch.dtype = torch.int64
@@ -68,6 +68,7 @@ class Made:
             self.values,
             self.offsets,
             self.sample_weights,
+            None,
             self.spec.num_keys,
         )
 
@@ -566,30 +567,3 @@ def test_states_of_the_wrong_size_are_refused() -> None:
     t.states[1] = torch.zeros(11, 4, dtype=torch.float64)
     with pytest.raises(TypeError, match=r"contiguous float32. Received torch.float64"):
         update(native, t, m)
-
-
-# ---- what the meta-test hands to opcheck
-
-
-def _samples() -> list[tuple[str, tuple]]:
-    case = Case(dims=[3, 2], slots=[(0, 0, SUM), (1, 1, MEAN)], keys=2, weighted=True)
-    m = make(case)
-    spec = m.spec
-    t = trained(case, m, "adam")
-    rows = (spec.tensor, m.values, *sequences(case, m))
-    fused = (t.weights, t.states, t.hyper, t.spec.tensor)
-    grads = sequence_grads(case, m, False)
-    return [
-        ("embedding_bag", (m.weights, *m.bags(), spec.width, torch.float32, spec.names)),
-        ("embedding_bag_dense_grad", (m.grad, m.weights, *m.bags())),
-        ("embedding_bag_sparse_grad", (m.grad, m.weights, *m.bags())),
-        ("embedding_bag_weights_grad", (m.grad, m.weights, *m.bags())),
-        ("embedding_bag_update_", (m.grad, *fused, *m.bags()[1:])),
-        ("embedding_sequence", (m.weights, *rows, spec.dims, torch.float32, spec.names)),
-        ("embedding_sequence_dense_grad", (grads, m.weights, *rows)),
-        ("embedding_sequence_sparse_grad", (grads, m.weights, *rows)),
-        ("embedding_sequence_update_", (grads, *fused, *rows[1:])),
-    ]
-
-
-OPCHECK_SAMPLES = _samples()

@@ -71,7 +71,7 @@ def run(layout: str, kind: OptimizerType, dtype: torch.dtype) -> list[Tensor]:
     for row in hyper:
         write_hyper(row, settings)
     grad = torch.randn(bags, features * dim)
-    bag = (spec.tensor, values, offsets, factors, features)
+    bag = (spec.tensor, values, offsets, factors, None, features)
     results = list(native.embedding_bag(weights, *bag, spec.width, torch.float32, spec.names))
     results += native.embedding_bag_dense_grad(grad, weights, *bag)
     results += native.embedding_bag_sparse_grad(grad, weights, *bag)
@@ -132,7 +132,7 @@ def rounding() -> str:
     sha = hashlib.sha256()
     for table in DTYPES.values():
         for output in DTYPES.values():
-            arguments = (spec.tensor, offsets[:-1], offsets, None, 1, 1, output, spec.names)
+            arguments = (spec.tensor, offsets[:-1], offsets, None, None, 1, 1, output, spec.names)
             got = native.embedding_bag([weight.to(table)], *arguments)[0][:, 0]
             expected = weight.to(table).to(output)[:, 0]
             torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)

@@ -14,11 +14,6 @@ from torchrec.ops.hashing import hash_strings, native, reference
 T = torch.tensor
 needs_native = pytest.mark.skipif(library is None, reason="the native library is not in use")
 
-OPCHECK_SAMPLES = [
-    ("hash_strings", (torch.arange(50, dtype=torch.uint8), T([0, 3, 3, 50]), 0)),
-    ("hash_strings", (torch.arange(9, dtype=torch.uint8), T([2, 9], dtype=torch.int32), -5)),
-]
-
 
 def pack(strings: list[bytes], dtype: torch.dtype, before: int = 0) -> tuple[torch.Tensor, ...]:
     data = T([7] * before + list(b"".join(strings)), dtype=torch.uint8)

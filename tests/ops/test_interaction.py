@@ -171,20 +171,3 @@ def test_bits_do_not_depend_on_threads_or_instruction_set() -> None:
         assert done.returncode == 0, done.stderr
         seen += json.loads(done.stdout)
     assert all(bits == seen[0] for bits in seen)
-
-
-def _samples() -> list[tuple[str, tuple[Tensor, ...]]]:
-    generator = torch.Generator().manual_seed(0)
-
-    def numbers(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    dense, sparse = numbers(3, 5), numbers(3, 2, 5)
-    return [
-        ("dot_interaction", (dense, sparse)),
-        ("dot_interaction", (dense.clone().requires_grad_(), sparse.clone().requires_grad_())),
-        ("dot_interaction_grad", (numbers(3, 8), dense, sparse)),
-    ]
-
-
-OPCHECK_SAMPLES = _samples()

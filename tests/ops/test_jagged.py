@@ -22,18 +22,6 @@ BAGS = {
 }
 needs_native = pytest.mark.skipif(library is None, reason="the native library is not in use")
 
-OPCHECK_SAMPLES = [
-    ("lengths_to_offsets", (T([1, 0, 2]),)),
-    ("lengths_to_offsets", (T([], dtype=torch.int32),)),
-    (
-        "jagged_index_select",
-        (torch.ones(3, 2, requires_grad=True), T([1, 0, 2]), T([2, 0, 2]), 5),
-    ),
-    ("jagged_index_select", (T([5, 6]), T([1, 1], dtype=torch.int32), T([1]), 1)),
-    ("jagged_to_padded", (torch.ones(3, 2, requires_grad=True), T([0, 1, 1, 3]), 2, 0.5)),
-    ("padded_to_jagged", (torch.ones(3, 2, 4, requires_grad=True), T([0, 1, 1, 3]), 3)),
-]
-
 
 def rows_of(lengths: list[int], dtype: torch.dtype, shape: tuple[int, ...] = ()) -> torch.Tensor:
     return torch.randint(-99, 99, (sum(lengths), *shape)).to(dtype)

@@ -3,51 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import torchrec.modules.embedding_modules
-import torchrec.ops.collision
-import torchrec.ops.hashing
-import torchrec.ops.interaction
-import torchrec.sparse.jagged_tensor  # noqa: F401  (the imports define the operators)
 from torchrec.ops import backends
 
-HERE = Path(__file__).parent
-SOURCES = [
-    "test_collision.py",
-    "test_embedding.py",
-    "test_hashing.py",
-    "test_interaction.py",
-    "test_jagged.py",
-    "test_permute.py",
-]
-
-
-def samples() -> list[tuple[str, Any]]:
-    """Collect `OPCHECK_SAMPLES` = [(operator or its name, arguments), ...] of the test files."""
-    found = []
-    for source in SOURCES:
-        path = HERE / source
-        if not path.exists():
-            continue
-        spec = importlib.util.spec_from_file_location(f"samples_of_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look themselves up there
-        spec.loader.exec_module(module)
-        for op, arguments in getattr(module, "OPCHECK_SAMPLES", []):
-            name = op if isinstance(op, str) else op.__name__
-            found.append((name.removeprefix("rowwise::").split(".")[0], arguments))
-    return found
-
-
-SAMPLES = samples()
+_path = Path(__file__).with_name("opcheck_samples.py")
+_spec = importlib.util.spec_from_file_location(_path.stem, _path)
+assert _spec is not None
+assert _spec.loader is not None
+_samples = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_samples)
+SAMPLES = _samples.OPCHECK_SAMPLES
 
 
 @pytest.mark.parametrize(

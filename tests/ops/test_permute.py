@@ -12,28 +12,6 @@ from torchrec.ops.permute import native, reference
 T = torch.tensor
 needs_native = pytest.mark.skipif(library is None, reason="the native library is not in use")
 
-OPCHECK_SAMPLES = [
-    (
-        "permute_jagged",
-        (
-            T([1, 0, 2, 1]),
-            torch.ones(4, 2, requires_grad=True),
-            torch.ones(4, requires_grad=True),
-            [2, 2],
-            [1, 0, 1],
-            7,
-        ),
-    ),
-    ("permute_jagged", (T([1, 0, 2]), T([5, 6, 7]), None, [1, 2], [1], 2)),
-    (
-        "regroup",
-        (
-            [torch.ones(2, 3, requires_grad=True), torch.ones(2, 2, requires_grad=True)],
-            [0, 1, 2, 1, 0, 1, 0, 1, 1],
-            [2, 1],
-        ),
-    ),
-]
 
 ORDERS = [[], [0], [2, 0, 1], [1, 1, 0, 2], [2, 2]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 
 import pytest
@@ -259,7 +260,7 @@ def test_kjt_equality_looks_at_everything():
     plain, _, variable = kjts()
     assert not kjt_is_equal(plain, plain.permute([1, 0]))
     other = kjts()[2]
-    other._inverse_indices = (["b", "a"], T([[0, 0, 0], [1, 1, 1]]))
+    other.inverse_indices()[1][1, 1] = 1
     assert not kjt_is_equal(variable, other)
 
 
@@ -276,4 +277,41 @@ def test_saved_and_loaded():
     file.seek(0)
     loaded = torch.load(file)  # weights_only
     assert kjt_is_equal(loaded["kjt"], kjts()[0])
+    assert loaded["kjt"].offset_per_key_or_none() == kjts()[0].offset_per_key_or_none()
     assert jt_is_equal(loaded["jt"], kjts()[0]["a"])
+
+
+def test_files_hold_the_parts_by_name():
+    variable = kjts()[2].sync()
+    state = variable.__getstate__()
+    assert list(state)[:5] == ["_keys", "_values", "_weights", "_lengths", "_offsets"]
+    assert state["_strides_per_rank"] == variable.stride_per_key_per_rank()
+    # A file of before has only what was given.
+    del state["_length_per_key"], state["_offset_per_key"], state["_stride"]
+    loaded = KeyedJaggedTensor.__new__(KeyedJaggedTensor)
+    loaded.__setstate__(state)
+    assert kjt_is_equal(loaded, variable)
+    assert loaded.length_per_key_or_none() is None
+    assert loaded.length_per_key() == variable.length_per_key()
+
+
+def test_a_shallow_copy_shares_tensors_only():
+    kjt = kjts()[0]
+    twin = copy.copy(kjt.sync())
+    assert twin.values() is kjt.values()
+    twin.copy_(kjts()[0])
+    assert twin.length_per_key_or_none() is None
+    assert kjt.length_per_key_or_none() == [1, 2]
+
+
+def test_other_values_and_weights_in_the_same_bags():
+    for kjt in kjts():
+        n = kjt.values().numel()
+        other = kjt.sync().with_values(torch.arange(n)).with_weights(torch.ones(n))
+        assert other.values().tolist() == list(range(n))
+        assert other.weights().tolist() == [1] * n
+        assert other.lengths() is kjt.lengths()
+        assert other.length_per_key_or_none() == kjt.length_per_key()
+        assert other.stride_per_key() == kjt.stride_per_key()
+        assert other.inverse_indices_or_none() == kjt.inverse_indices_or_none()
+        assert kjt.weights_or_none() is None or kjt.weights().tolist() == [0.5, 1.0]

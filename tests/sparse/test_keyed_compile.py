@@ -148,6 +148,67 @@ def test_structure_does_not_depend_on_what_was_computed():
     assert pytree.tree_structure(batch(3)) == before
 
 
+ORDERED = {
+    "keyed": KeyedTensor(["a", "b", "c"], [1, 2, 1], T([[1.0, 2.0, 3.0, 4.0]])),
+    "keyed_along_rows": KeyedTensor(["a", "b"], [1, 2], torch.arange(6.0).view(3, 2), key_dim=0),
+    "keyed_jagged": batch(2),
+    "variable": KeyedJaggedTensor(
+        ["a", "b"], T([1, 2, 3, 4]), lengths=T([1, 1, 2]), stride_per_key_per_rank=[[2], [1]]
+    ),
+}
+
+
+def in_reverse(node):
+    if isinstance(node, KeyedJaggedTensor):
+        return node.permute(list(reversed(range(len(node.keys())))))
+    keys = node.keys()[::-1]
+    return KeyedTensor.from_tensor_list(
+        keys, [node[key] for key in keys], node.key_dim(), node.key_dim()
+    )
+
+
+@pytest.mark.parametrize("node", ORDERED.values(), ids=ORDERED)
+def test_a_traced_program_takes_its_keys_in_its_own_order(node):
+    from torch.fx._pytree import tree_flatten_spec
+
+    leaves, spec = pytree.tree_flatten(node)
+    for given in (node, in_reverse(node)):
+        found = tree_flatten_spec(given, spec)
+        assert [leaf.tolist() for leaf in found] == [leaf.tolist() for leaf in leaves]
+    with pytest.raises(ValueError, match="Node context mismatch"):
+        pytree.tree_map(torch.add, node, in_reverse(node))
+
+
+KT = KeyedTensor(["a", "b"], [1, 2], torch.rand(1, 3))
+MISFITS = {
+    "other_keys": (KT, KeyedTensor(["a", "c"], [1, 2], torch.rand(1, 3)), "keys and their lengths"),
+    "other_lengths": (KT, KeyedTensor(["a", "b"], [2, 1], torch.rand(1, 3)), "keys and their len"),
+    "other_dim": (KT, KeyedTensor(["a", "b"], [1, 2], torch.rand(3, 3), 0), "`key_dim` of the inp"),
+    "fewer_keys": (batch(2), batch(2).permute([0, 1]), "keys of the input"),
+    "no_weights": (batch(2), KeyedJaggedTensor(KEYS, T([5]), lengths=T([1, 0, 0])), "The tensors"),
+    "jagged": (batch(2)["a"], JaggedTensor(T([5]), lengths=T([1])), "The tensors of the input"),
+    "other_inverse": (
+        NODES["variable"],
+        KeyedJaggedTensor.concat([NODES["variable"].permute([1]), NODES["variable"].permute([0])]),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize(("traced", "given", "message"), MISFITS.values(), ids=MISFITS)
+def test_a_traced_program_refuses_what_does_not_fit(traced, given, message):
+    from torch.fx._pytree import tree_flatten_spec
+
+    leaves, spec = pytree.tree_flatten(traced)
+    if message is None:  # the same in another order, inverse indices too
+        assert all(map(torch.equal, tree_flatten_spec(given, spec), leaves))
+        return
+    with pytest.raises(ValueError, match=f"{message}.*traced with.*Received"):
+        tree_flatten_spec(given, spec)
+    with pytest.raises(TypeError, match=f"`input` should be a {type(traced).__name__}. Received"):
+        tree_flatten_spec(T([1]), spec)
+
+
 def test_fake_tensors_are_not_looked_into():
     from torch._subclasses.fake_tensor import FakeTensorMode
 

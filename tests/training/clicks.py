@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,16 @@ from torch import Tensor, nn
 
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, IdPolicy, KeyedJaggedTensor
 from torchrec.datasets.utils import Batch
+from torchrec.training import (
+    EarlyStoppingOptions,
+    FitOptions,
+    Observer,
+    ScheduleOptions,
+    StateStore,
+    Task,
+    Trainer,
+    dense_optimizer,
+)
 
 ROWS, DIM = 40, 4
 
@@ -52,6 +62,34 @@ def make_batch(size: int, *seed: int) -> Batch:
         ),
         torch.bernoulli(torch.sigmoid(score), generator=generator),
     )  # fmt: skip
+
+
+def make_trainer(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    rule: str = "adam",
+    learning_rate: float = 0.01,
+    weight_decay: float = 0.0,
+    tasks: Task | Sequence[Task] = Task(),  # noqa: B008 - frozen
+    checkpoints: StateStore | None = None,
+    observers: Sequence[Observer] = (),
+    id_counts: Any = dict,
+    **options: Any,
+) -> Trainer:
+    """Make a trainer of two epochs, with other options as they are given."""
+    for name, kind in (("schedule", ScheduleOptions), ("early_stopping", EarlyStoppingOptions)):
+        if name in options:
+            options[name] = kind(**options[name])
+    return Trainer(
+        model,
+        optimizer or dense_optimizer(model, rule, learning_rate, weight_decay),
+        tasks=tasks,
+        options=FitOptions(**{"epochs": 2, **options}),
+        checkpoints=checkpoints,
+        observers=observers,
+        id_counts=id_counts,
+    )
 
 
 class Source:

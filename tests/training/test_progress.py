@@ -9,9 +9,8 @@ import pytest
 from rich.console import Console
 
 from tests.training.clicks import ClickModel, Source, valid_batches
-from torchrec.experiment.schema import TrainingSection
-from torchrec.metrics import BinaryReport
-from torchrec.training import Plan, Record, Trainer
+from torchrec.metrics import Report
+from torchrec.training import Extent, FitOptions, Record, Trainer
 from torchrec.training.progress import LiveLine, PlainLines, describe, progress_observer
 
 RECORD = Record(
@@ -21,7 +20,10 @@ RECORD = Record(
     samples=51_200,
     seconds=2.0,
     loss=0.41234,
-    report=BinaryReport(samples=51_200, auc=0.7654, ne=0.91, logloss=0.41234, calibration=1.0),
+    report=Report(
+        {"ne": 0.91, "auc": 0.7654, "logloss": 0.41234, "calibration": 1.0},
+        counts={"samples": 51_200},
+    ),
     learning_rate=0.01,
     samples_per_second=25_600.0,
     ids={"unknown": 1234, "hashed": 0},
@@ -44,7 +46,7 @@ def test_plain_lines() -> None:
     stream = io.StringIO()
     lines = progress_observer(stream)
     assert isinstance(lines, PlainLines)
-    lines.started(Plan(steps=100, samples=None, epochs=1))
+    lines.started(Extent(steps=100, samples=None, epochs=1))
     lines.stepped(1, 1024)
     lines.recorded(RECORD)
     lines.said("done")
@@ -59,7 +61,7 @@ def test_plain_lines() -> None:
 def test_plain_lines_without_a_length() -> None:
     stream = io.StringIO()
     lines = PlainLines(stream)
-    lines.started(Plan(steps=None, samples=None, epochs=1, step=7))
+    lines.started(Extent(steps=None, samples=None, epochs=1, step=7))
     lines.recorded(RECORD)
     assert stream.getvalue().splitlines()[0] == (
         "training for an unknown number of steps, 7 of them done"
@@ -73,7 +75,7 @@ def test_live_line(sized: bool) -> None:
     console = Console(file=stream, force_terminal=True, width=120)
     trainer = Trainer(
         ClickModel(),
-        options=TrainingSection(log_every=2),
+        options=FitOptions(log_every=2),
         observers=[LiveLine(console)],
         id_counts=lambda: {"hashed": 5},
     )

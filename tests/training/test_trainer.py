@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from tests.training.clicks import (
     assert_same,
     everything,
     make_batch,
+    make_trainer,
     valid_batches,
 )
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
@@ -29,14 +31,9 @@ from torchrec.datasets.loader import Loader
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.datasets.utils import Batch
-from torchrec.experiment.schema import TrainingSection
 from torchrec.metrics import BinaryMetrics
-from torchrec.training import Checkpoints, MetricsLog, Observer, Record, Trainer
+from torchrec.training import Checkpoints, MetricsLog, Observer, Record, Task, Trainer
 from torchrec.training.phases import PHASES
-
-
-def options(**changes: Any) -> TrainingSection:
-    return TrainingSection.model_validate({"learning_rate": 0.01, "epochs": 2, **changes})
 
 
 class Notes(Observer):
@@ -84,7 +81,7 @@ def test_does_what_a_plain_loop_does(clip: float | None) -> None:
     """Bit for bit; dropout draws from the seed."""
     model = ClickModel()
     other = copy.deepcopy(model)
-    Trainer(model, options=options(seed=3, clip_norm=clip)).fit(Source())
+    make_trainer(model, seed=3, clip_norm=clip).fit(Source())
     torch.manual_seed(3)
     plain_loop(other, epochs(Source(), 2), clip)
     assert_same(model.state_dict(), other.state_dict())
@@ -104,8 +101,8 @@ def test_accumulation_is_the_large_batch(rule: str | None) -> None:
         )
         for group in (parts[:2], parts[2:4], parts[4:])
     ]
-    one = Trainer(big, options=options(epochs=1, clip_norm=0.1))
-    two = Trainer(small, options=options(epochs=1, clip_norm=0.1, accumulate=2))
+    one = make_trainer(big, epochs=1, clip_norm=0.1)
+    two = make_trainer(small, epochs=1, clip_norm=0.1, accumulate=2)
     assert one.fit(joined).steps == two.fit(parts).steps == 3
     for name, value in everything(big, one.optimizer).items():
         torch.testing.assert_close(
@@ -137,8 +134,8 @@ def test_schedule_moves_tables_and_dense_alike() -> None:
             self.rates.append(model.ebc.fused_optimizer.param_groups[0]["lr"])
 
     tables = Tables()
-    trainer = Trainer(
-        model, options=options(epochs=1, schedule=schedule, log_every=1), observers=[notes, tables]
+    trainer = make_trainer(
+        model, epochs=1, schedule=schedule, log_every=1, observers=[notes, tables]
     )
     trainer.fit(Source(batches=7))
     factors = [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5]
@@ -152,7 +149,7 @@ def test_schedule_moves_tables_and_dense_alike() -> None:
 
 
 def test_schedule_needs_a_length() -> None:
-    trainer = Trainer(ClickModel(), options=options(schedule={"decay": "cosine"}))
+    trainer = make_trainer(ClickModel(), schedule={"decay": "cosine"})
     with pytest.raises(
         ValueError, match=r"`schedule.decay` should be constant for data whose leng"
     ):
@@ -162,9 +159,12 @@ def test_schedule_needs_a_length() -> None:
 @pytest.mark.parametrize("name", ["adam", "adamw", "adagrad", "sgd"])
 def test_optimizers_learn(name: str) -> None:
     rate = 0.1 if name in ("sgd", "adagrad") else 0.01
-    trainer = Trainer(
+    trainer = make_trainer(
         ClickModel(),
-        options=options(optimizer=name, learning_rate=rate, epochs=8, weight_decay=1e-5),
+        rule=name,
+        learning_rate=rate,
+        epochs=8,
+        weight_decay=1e-5,
     )
     before = trainer.evaluate(valid_batches())
     trainer.fit(Source(batches=20))
@@ -177,7 +177,7 @@ def test_given_optimizer_is_used() -> None:
     model = ClickModel()
     dense = list(model.over.parameters())
     given = torch.optim.RMSprop(dense, lr=0.01)
-    Trainer(model, given, options=options(epochs=1)).fit(Source())
+    make_trainer(model, given, epochs=1).fit(Source())
     assert len(given.state) == len(dense)
     assert (
         model.ebc.fused_optimizer.state_dict()["state"]["embedding_bags.user.weight"]["step"] == 7
@@ -190,7 +190,7 @@ def test_bf16_learns_and_keeps_weights_in_fp32() -> None:
     model.over[0].register_forward_hook(
         lambda module, args, out: seen.append((module.training, out.dtype))
     )
-    trainer = Trainer(model, options=options(precision="bf16", epochs=5))
+    trainer = make_trainer(model, precision="bf16", epochs=5)
     result = trainer.fit(Source(batches=20), valid_batches())
     # Measured is the model that will be saved, which predicts in float32.
     assert set(seen) == {(True, torch.bfloat16), (False, torch.float32)}
@@ -204,8 +204,8 @@ def test_bf16_learns_and_keeps_weights_in_fp32() -> None:
 def test_compiled_is_close_to_eager() -> None:
     model = ClickModel(dropout=0.0)
     other = copy.deepcopy(model)
-    Trainer(model, options=options(epochs=1)).fit(Source())
-    Trainer(other, options=options(epochs=1, compile=True)).fit(Source())
+    make_trainer(model, epochs=1).fit(Source())
+    make_trainer(other, epochs=1, compile=True).fit(Source())
     for name, value in model.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
@@ -214,7 +214,7 @@ def test_equal_seeds_give_equal_runs() -> None:
     found = []
     for seed in (1, 1, 2):
         torch.manual_seed(7)
-        trainer = Trainer(ClickModel(), options=options(seed=seed))
+        trainer = make_trainer(ClickModel(), seed=seed)
         trainer.fit(Source())
         found.append(everything(trainer.model, trainer.optimizer))
     assert_same(found[0], found[1])
@@ -232,9 +232,7 @@ def test_early_stopping_restores_the_best() -> None:
 
     notes = Notes()
     stopping = {"metric": "logloss", "patience": 2}
-    trainer = Trainer(
-        ClickModel(), options=options(epochs=9, early_stopping=stopping), observers=[notes]
-    )
+    trainer = make_trainer(ClickModel(), epochs=9, early_stopping=stopping, observers=[notes])
     result = trainer.fit(Turning(batches=30), valid_batches())
     assert (result.epochs, result.best_step, result.steps) == (4, 60, 120)
     assert trainer.evaluate(valid_batches()) == result.valid
@@ -247,13 +245,12 @@ def test_early_stopping_restores_the_best() -> None:
 
 
 def test_early_stopping_needs_its_metric() -> None:
-    stop = options(early_stopping={"metric": "auc"})
     with pytest.raises(ValueError, match="`valid` should be given for early stopping"):
-        Trainer(ClickModel(), options=stop).fit(Source())
+        make_trainer(ClickModel(), early_stopping={"metric": "auc"}).fit(Source())
     batch = make_batch(5, 1)
     batch.labels.zero_()
     with pytest.raises(ValueError, match="Received auc, which is not: all labels are 0"):
-        Trainer(ClickModel(), options=stop).fit(Source(), [batch])
+        make_trainer(ClickModel(), early_stopping={"metric": "auc"}).fit(Source(), [batch])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -262,9 +259,9 @@ def test_loss_that_is_no_number_names_the_step(bad: float, tmp_path: Path) -> No
     batches = epochs(Source(), 1)
     batches[4].dense_features[3, 1] = bad
     for every in (None, 6):
-        trainer = Trainer(
+        trainer = make_trainer(
             ClickModel(),
-            options=options(checkpoint_every=every),
+            checkpoint_every=every,
             checkpoints=Checkpoints(tmp_path / str(every)),
         )
         with pytest.raises(ValueError, match=r"should be a number. Received \S+ in step 5: lower"):
@@ -277,14 +274,12 @@ def test_loss_that_is_no_number_is_the_reason_wherever_it_is_seen() -> None:
     """The metrics work off what they were given when their buffer is full, before any record."""
     batches = epochs(Source(), 1)
     batches[2].dense_features[3, 1] = math.nan
-    trainer = Trainer(ClickModel(), options=options())
-    trainer._window = BinaryMetrics(buffer=20)
+    trainer = make_trainer(ClickModel(), tasks=Task(metrics=partial(BinaryMetrics, buffer=20)))
     with pytest.raises(ValueError, match=r"should be a number. Received nan in step 3: lower"):
         trainer.fit(batches)
     labels = epochs(Source(), 1)
     labels[1].labels[0] = 0.5
-    trainer = Trainer(ClickModel(), options=options())
-    trainer._window = BinaryMetrics(buffer=20)
+    trainer = make_trainer(ClickModel(), tasks=Task(metrics=partial(BinaryMetrics, buffer=20)))
     with pytest.raises(ValueError, match=r"`labels` should be 0 or 1. Received 0.5 in update 2"):
         trainer.fit(labels)
 
@@ -295,37 +290,38 @@ def test_nan_in_an_evaluation_names_the_step_and_batch() -> None:
     with pytest.raises(
         ValueError, match=r"Evaluation after step 7: .* Received nan in update 2, sample 0"
     ):
-        Trainer(ClickModel(), options=options()).fit(Source(), valid)
+        make_trainer(ClickModel()).fit(Source(), valid)
 
 
 def test_a_trainer_trains_once() -> None:
     """Learning rates have fallen by then, and metrics have begun."""
     model = ClickModel()
-    trainer = Trainer(model, options=options(schedule={"decay": "linear"}))
+    trainer = make_trainer(model, schedule={"decay": "linear"})
     trainer.fit(Source())
     for resume in (False, True):
         with pytest.raises(ValueError, match="Received a trainer that has made 14 steps: make an"):
             trainer.fit(Source(), resume=resume)
-    assert Trainer(model, options=options()).fit(Source()).steps == 14
+    assert make_trainer(model).fit(Source()).steps == 14
 
 
 def test_no_data() -> None:
     with pytest.raises(
         ValueError, match=r"`train` should give batches each time it is iterated. R"
     ):
-        Trainer(ClickModel(), options=options()).fit([])
+        make_trainer(ClickModel()).fit([])
     with pytest.raises(ValueError, match="Received none in epoch 2"):
-        Trainer(ClickModel(), options=options()).fit(iter([make_batch(4, 1)]))
+        make_trainer(ClickModel()).fit(iter([make_batch(4, 1)]))
     with pytest.raises(ValueError, match="`data` should have samples to evaluate on"):
-        Trainer(ClickModel(), options=options()).evaluate([])
+        make_trainer(ClickModel()).evaluate([])
 
 
 def test_records_say_what_happened() -> None:
     notes = Notes()
     counts = iter([{"unknown": i} for i in range(100)])
-    trainer = Trainer(
+    trainer = make_trainer(
         ClickModel(dropout=0.0),
-        options=options(log_every=3, evaluate_every=5),
+        log_every=3,
+        evaluate_every=5,
         observers=[notes],
         id_counts=lambda: next(counts),
     )
@@ -379,15 +375,18 @@ SETTINGS = {
     "plain": {},
     "stopping": {"early_stopping": {"metric": "auc", "patience": 1}, "evaluate_every": 2},
     "accumulating": {"accumulate": 2, "schedule": {"warmup_steps": 3, "decay": "cosine"}},
-    "sgd with adagrad": {"optimizer": "adagrad", "clip_norm": 0.1, "weight_decay": 1e-3},
+    "sgd with adagrad": {"rule": "adagrad", "clip_norm": 0.1, "weight_decay": 1e-3},
 }
 
 
 def _trainer(folder: Path, settings: dict[str, Any], *more: Observer) -> Trainer:
     torch.manual_seed(0)
-    return Trainer(
-        ClickModel("rowwise_adagrad" if "optimizer" in settings else "adam"),
-        options=options(checkpoint_every=2, log_every=3, epochs=3, **settings),
+    return make_trainer(
+        ClickModel("rowwise_adagrad" if "rule" in settings else "adam"),
+        checkpoint_every=2,
+        log_every=3,
+        epochs=3,
+        **settings,
         checkpoints=Checkpoints(folder / "checkpoints"),
         observers=[MetricsLog(folder / "metrics.jsonl"), *more],
     )
@@ -473,9 +472,9 @@ def test_data_that_changed_between_epochs_are_refused(tmp_path: Path) -> None:
             ]
         )
         model.forward = lambda dense, sparse: model.ebc(sparse).values()
-        return Trainer(
+        return make_trainer(
             model,
-            options=options(epochs=2),
+            epochs=2,
             checkpoints=Checkpoints(tmp_path),
             observers=[StopsAt(stop)],
         )
@@ -495,26 +494,28 @@ def test_only_what_the_optimizer_has_is_clipped() -> None:
     for model in (frozen, left):
         mine = [p for p in model.over[2:].parameters() if p.requires_grad]
         sgd = torch.optim.SGD(mine, lr=0.5)
-        Trainer(model, sgd, options=options(epochs=3, clip_norm=0.01)).fit(Source(batches=20))
+        make_trainer(model, sgd, epochs=3, clip_norm=0.01).fit(Source(batches=20))
     assert_same(frozen.state_dict(), left.state_dict())
 
 
 def test_a_checkpoint_does_not_grow_with_log_every(tmp_path: Path) -> None:
     for log_every in (10, 10_000_000):
         folder = tmp_path / str(log_every)
-        settings = options(epochs=1, log_every=log_every)
-        Trainer(ClickModel(), options=settings, checkpoints=Checkpoints(folder)).fit(Source())
+        trainer = make_trainer(
+            ClickModel(), epochs=1, log_every=log_every, checkpoints=Checkpoints(folder)
+        )
+        trainer.fit(Source())
         assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) < 1_000_000
 
 
 def test_one_loader_for_both_is_refused() -> None:
     source = Source()
     with pytest.raises(ValueError, match="`valid` should be another loader than `train`"):
-        Trainer(ClickModel(), options=options()).fit(source, source)
+        make_trainer(ClickModel()).fit(source, source)
 
 
 def test_data_that_break_leave_the_model_in_its_mode() -> None:
-    trainer = Trainer(ClickModel(), options=options())
+    trainer = make_trainer(ClickModel())
 
     def broken() -> Iterator[Batch]:
         yield make_batch(4, 1)
@@ -527,14 +528,16 @@ def test_data_that_break_leave_the_model_in_its_mode() -> None:
 
 
 def test_stopping_at_the_end_of_an_epoch_completes_it() -> None:
-    settings = options(epochs=9, evaluate_every=7, early_stopping={"patience": 1, "min_delta": 0.9})
-    result = Trainer(ClickModel(), options=settings).fit(Source(batches=7), valid_batches())
+    trainer = make_trainer(
+        ClickModel(), epochs=9, evaluate_every=7, early_stopping={"patience": 1, "min_delta": 0.9}
+    )
+    result = trainer.fit(Source(batches=7), valid_batches())
     assert (result.steps, result.epochs) == (14, 2)
 
 
 def test_a_batch_without_samples_is_named() -> None:
     with pytest.raises(ValueError, match=r"batches with samples. Received none for step 2"):
-        Trainer(ClickModel(), options=options()).fit([make_batch(4, 1), make_batch(0, 1)])
+        make_trainer(ClickModel()).fit([make_batch(4, 1), make_batch(0, 1)])
 
 
 def test_outputs_that_are_no_logits_are_named() -> None:
@@ -545,7 +548,7 @@ def test_outputs_that_are_no_logits_are_named() -> None:
     with pytest.raises(
         ValueError, match=r"a logit a sample, \(B,\) or .* of 4 samples. Received \(8,"
     ):
-        Trainer(Two(), options=options()).fit([make_batch(4, 1)])
+        make_trainer(Two()).fit([make_batch(4, 1)])
 
 
 def test_a_model_with_nothing_to_train_is_refused() -> None:
@@ -553,7 +556,7 @@ def test_a_model_with_nothing_to_train_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"The model should have parameters to train. Received none"
     ):
-        Trainer(model, options=options())
+        make_trainer(model)
 
 
 def test_tables_without_a_learning_rate_are_named() -> None:
@@ -561,7 +564,7 @@ def test_tables_without_a_learning_rate_are_named() -> None:
         tables=[EmbeddingBagConfig(9, 1, "user", feature_names=["user"], optimizer="adam")]
     )
     with pytest.raises(ValueError, match=r"`lr` of table 'user' should be given .* Received None"):
-        Trainer(model, options=options())
+        make_trainer(model)
 
 
 def test_observers_of_one_class_keep_their_own_state(tmp_path: Path) -> None:
@@ -580,9 +583,9 @@ def test_observers_of_one_class_keep_their_own_state(tmp_path: Path) -> None:
 
     for stop in (9, 99):
         counters = [Counter(1), Counter(100)]
-        trainer = Trainer(
+        trainer = make_trainer(
             ClickModel(),
-            options=options(epochs=2),
+            epochs=2,
             checkpoints=Checkpoints(tmp_path),
             observers=[*counters, StopsAt(stop)],
         )

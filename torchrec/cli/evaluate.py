@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torchrec.datasets.source import TableSource
     from torchrec.datasets.synthetic import Limits
-    from torchrec.metrics import BinaryReport
+    from torchrec.metrics import Report
 
 
 def evaluate(
@@ -84,7 +84,7 @@ def _limits(source: TableSource) -> Limits | None:
     return read_limits(source.files[0].path)
 
 
-def _table(report: BinaryReport, limits: Limits | None) -> Table:
+def _table(report: Report, limits: Limits | None) -> Table:
     head = [f"{report.samples:,} rows", "", "best possible"][: 2 if limits is None else 3]
     best = {} if limits is None else asdict(limits)
     return table(

@@ -272,7 +272,7 @@ def _measure(metrics: BinaryMetrics, table: pa.Table) -> None:
 def _limits(metrics: BinaryMetrics) -> Limits:
     report = metrics.compute()
     return Limits(
-        rows=report.samples,
+        rows=int(report.samples),
         auc=report.auc,
         ne=report.ne,
         logloss=report.logloss,

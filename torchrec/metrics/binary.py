@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -12,14 +13,46 @@ from torch import Tensor
 
 from torchrec.metrics._score_counts import scores_of
 from torchrec.metrics._score_stream import ScoreStream
-from torchrec.metrics.binary_report import BinaryReport, ScoreCurves
+from torchrec.metrics.report import Report
 
 _SUMS = ("samples", "weight", "positives", "loss", "prediction")
 _BLOCK = 16_384  # samples worked on at once, so that what is in between stays in the cache
 
 
+@dataclass(frozen=True)
+class ScoreCurves:
+    """How predictions of a yes or no are spread, and how they agree with what was observed.
+
+    Attributes:
+        histogram_edges: of the probabilities, one more than there are bars.
+        positives: of each bar.
+        negatives: of each bar.
+        predicted: mean prediction of each of the equally large groups of ascending prediction.
+        observed: share of positives in these groups.
+        group_weight: how much is in these groups.
+    """
+
+    histogram_edges: list[float]
+    positives: list[float]
+    negatives: list[float]
+    predicted: list[float]
+    observed: list[float]
+    group_weight: list[float]
+
+
 class BinaryMetrics:
-    """AUC, normalised entropy, logloss and calibration of logits against labels of 0 and 1.
+    r"""AUC, normalised entropy, logloss and calibration of logits against labels of 0 and 1.
+
+    With predictions :math:`p`, labels :math:`y` and weights :math:`w`:
+
+    - ``auc``: the share of pairs of a positive and a negative that the scores put in order; a tie
+      counts half.
+    - ``logloss``: :math:`-\sum w (y \log p + (1 - y) \log(1 - p)) / \sum w`.
+    - ``ne``, normalised entropy: ``logloss`` over that of always predicting the mean label
+      (He et al., https://doi.org/10.1145/2648584.2648589). Below 1 is better than that.
+    - ``calibration``: :math:`\sum w p / \sum w y`, predicted over observed positives.
+
+    What is not defined, as the AUC of a single class, is NaN, and the report says why.
 
     An update copies the batch, on whatever device it is, and waits for none. When ``buffer`` samples
     have come together they are worked off at once, into sums in float64 and scores in their order.
@@ -89,8 +122,11 @@ class BinaryMetrics:
         if self._used >= self._buffer:
             self._work_off()
 
-    def compute(self) -> BinaryReport:
+    def compute(self, curves: bool = False) -> Report:
         """Report on everything since the last reset.
+
+        Args:
+            curves: whether with those of `curves`. Default False.
 
         Raises:
             ValueError: if a logit was NaN, a label neither 0 nor 1, or a weight negative or not
@@ -117,16 +153,15 @@ class BinaryMetrics:
             calibration = self._sums["prediction"] / positives
         else:
             undefined["calibration"] = "no label is 1" if weight > 0 else "there are no samples"
-        return BinaryReport(
-            samples=int(self._sums["samples"]),
-            weight=weight,
-            positives=positives,
-            auc=auc,
-            ne=ne,
-            logloss=logloss,
-            calibration=calibration,
+        return Report(
+            {"ne": ne, "auc": auc, "logloss": logloss, "calibration": calibration},
+            counts={
+                "samples": int(self._sums["samples"]), "positives": positives, "weight": weight
+            },
             undefined=undefined,
-        )
+            better={"ne": "lower", "auc": "higher", "logloss": "lower"},
+            curves=asdict(self.curves()) if curves else {},
+        )  # fmt: skip
 
     def curves(self, bars: int = 50, groups: int = 20) -> ScoreCurves:
         """Return the histogram of the predictions and the calibration curve.

@@ -190,15 +190,3 @@ def _check_lengths(
         f"Bags{of} should hold at most {limits[key]} ids, as many as there are weights by position. "
         f"Received {int(lengths[bag])} in sample {sample}."
     )
-
-
-def with_weights(features: KeyedJaggedTensor, weights: Tensor) -> KeyedJaggedTensor:
-    """Return the same batch with other weights.
-
-    Args:
-        features: the batch, left as it is.
-        weights: ``(N,)``.
-    """
-    weighted = features.flatten_lengths()  # the same tensors under a new object
-    weighted._weights = weights
-    return weighted

@@ -11,10 +11,18 @@ from torch import nn
 # torch.compiler.disable, without importing the compiler.
 from torch._compile import _disable_dynamo as outside_graphs
 
-__all__ = ["assert_later", "has_hooks", "is_in_backward", "outside_graphs", "saves_through_hooks"]
+__all__ = ["assert_later", "backward_pass", "has_hooks", "outside_graphs", "saves_through_hooks"]
 
 # Fails with a message once the device comes to it; the host does not wait.
 assert_later = torch._assert_async
+
+
+def backward_pass() -> int:
+    """Return a number of the backward pass that this thread is running; -1: it is running none.
+
+    Not for graphs of ``torch.compile``.
+    """
+    return torch._C._current_graph_task_id()
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -25,11 +33,6 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
     )
-
-
-def is_in_backward() -> bool:
-    """Say whether this thread is running a backward pass. Not for graphs of ``torch.compile``."""
-    return torch._C._current_graph_task_id() != -1
 
 
 def saves_through_hooks() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.compiler import is_compiling
 
-from torchrec.modules._private import is_in_backward, saves_through_hooks
+from torchrec.modules._private import backward_pass, saves_through_hooks
 
 
 def is_recomputation() -> bool:
@@ -19,7 +19,7 @@ def is_recomputation() -> bool:
         True inside a backward pass of this thread, whichever way it was started. Always False while
         ``torch.compile`` traces, whose own recomputation never comes back to Python.
     """
-    return not is_compiling() and is_in_backward()
+    return not is_compiling() and backward_pass() != -1
 
 
 def may_be_recomputed() -> bool:

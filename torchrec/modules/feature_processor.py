@@ -13,7 +13,6 @@ from torchrec.modules._position_weights import (
     PositionWeights,
     weights_of_jagged,
     weights_of_keyed,
-    with_weights,
 )
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
@@ -167,7 +166,7 @@ class PositionWeightedProcessor(BaseGroupedFeatureProcessor):
         if len(own) < len(keys):
             features = features.permute(own)
         weights = self.position_weights.of(features.keys())
-        return with_weights(features, weights_of_keyed(features, weights))
+        return features.with_weights(weights_of_keyed(features, weights))
 
 
 def _check_present(weights: PositionWeights, keys: Collection[str]) -> None:

@@ -14,7 +14,6 @@ from torchrec.modules._position_weights import (
     new_weight,
     weights_of_jagged,
     weights_of_keyed,
-    with_weights,
 )
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec.types import CopyMixIn
@@ -165,7 +164,7 @@ class PositionWeightedModuleCollection(FeatureProcessorsCollection, CopyMixIn):
                 A graph that was compiled, and an accelerator, raise a RuntimeError.
         """
         weights = self.position_weights.of(features.keys())
-        return with_weights(features, weights_of_keyed(features, weights))
+        return features.with_weights(weights_of_keyed(features, weights))
 
 
 def get_stride_per_key_per_rank(kjt: KeyedJaggedTensor) -> list[list[int]] | None:

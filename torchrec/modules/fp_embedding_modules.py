@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from torchrec.modules._position_weights import with_weights
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.feature_processor_ import FeatureProcessor, FeatureProcessorsCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
@@ -52,7 +51,7 @@ def apply_feature_processors_to_kjt(
             weights.append(torch.ones(feature.values().size(0), device=feature.values().device))
     if not weights:
         return features
-    return with_weights(features, torch.cat(weights))
+    return features.with_weights(torch.cat(weights))
 
 
 def _processed(key: str, processor: nn.Module, feature: JaggedTensor) -> Tensor:

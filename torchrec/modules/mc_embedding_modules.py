@@ -57,7 +57,9 @@ def evict(evictions: dict[str, Tensor | None], ebc: nn.Module) -> None:
     for table, rows in evictions.items():
         if rows is not None:
             _check_rows(tables, table, rows)
-    _reset(tables, evictions)
+    for table, rows in evictions.items():
+        if rows is not None:
+            reset_rows(tables, table, rows)
 
 
 def _check_rows(tables: Tables, table: str, rows: Tensor) -> None:
@@ -69,12 +71,6 @@ def _check_rows(tables: Tables, table: str, rows: Tensor) -> None:
         raise IndexError(
             f"Rows of table '{table}' should be in [0, {end}). Received {int(rows[outside][0])}."
         )
-
-
-def _reset(tables: Tables, evictions: dict[str, Tensor | None]) -> None:
-    for table, rows in evictions.items():
-        if rows is not None:
-            reset_rows(tables, table, rows)
 
 
 def return_remapped_lengths_as_mask(features: KeyedJaggedTensor) -> Tensor:
@@ -145,7 +141,8 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module):
     A row that changes hands starts as a new one: its weights, its waiting gradient and its optimizer
     state, in the backward pass or in an optimizer of yours. Such an optimizer forgets the row's state
     when it next steps. Between a look-up and its backward pass there should be no other look-up that
-    evicts: the gradient would go to the id that has the row now.
+    evicts: the gradient would go to the id that has the row now. Where activation checkpointing runs
+    the look-up again, it finds the rows of the first time, or is refused if they have other ids.
 
     ``state_dict`` holds maps and tables. It can be loaded where ``zch_size`` and
     ``num_embeddings`` are others: rows move with their ids; see `load_reports`.
@@ -196,18 +193,22 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module):
             What the collection of tables returns; and the features with rows in place of ids, if
             asked for, else None.
         """
-        rows = self._managed_collision_collection(features, mutate_miss_lengths)
-        if self.training and is_compiling():
-            self._reset_evicted_outside()
-        elif self.training:
-            self._reset_evicted()
+        mapped = self._mapped_outside if is_compiling() else self._mapped
+        rows = mapped(features, mutate_miss_lengths)
         embeddings = self._embedding_module(rows)
         return embeddings, rows if self._return_remapped_features else None
 
-    def _reset_evicted(self) -> None:
-        _reset(self._embedding_module._tables, self._managed_collision_collection.evict())
+    def _mapped(self, features: KeyedJaggedTensor, mutate_miss_lengths: bool) -> KeyedJaggedTensor:
+        """Map ids to rows, and reset the rows that changed hands."""
+        maps = self._managed_collision_collection
+        return maps.map_ids(features, self._reset_rows, mutate_miss_lengths)
 
-    _reset_evicted_outside = outside_graphs(_reset_evicted)
+    def _reset_rows(self, table: str, rows: Tensor) -> None:
+        reset_rows(self._embedding_module._tables, table, rows)
+
+    # Evictions depend on the data: a graph of torch.compile ends before the maps, and a new one
+    # begins behind them.
+    _mapped_outside = outside_graphs(_mapped)
 
     def stats(self, reset: bool = True) -> dict[str, ManagedCollisionStats]:
         """Return, for each table, how full its map is and what it has done since the last call.
@@ -307,8 +308,9 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module):
             )
         new = rows < 0
         if bool(new.any()):
-            rows[new] = module.give_rows(ids[new])
-            self._reset_evicted()
+            rows[new] = given = module.give_rows(ids[new])
+            for sharing in self._managed_collision_collection.tables_of(module):
+                self._reset_rows(sharing, given)
         self._embedding_module.load_rows(table, rows, vectors, reset_state)
 
     def _map(self, table: str) -> MCHManagedCollisionModule | None:

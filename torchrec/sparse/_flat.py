@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torchrec.sparse._jagged import JaggedTensor
-from torchrec.sparse._keyed_jagged import KeyedJaggedTensor
+from torchrec.sparse._keyed_jagged import KeyedJaggedTensor, bags_of
 
 
 def flatten_kjt_list(
@@ -32,7 +32,7 @@ def flatten_kjt_list(
     tensors: list[Tensor | None] = []
     contexts: list[list[str]] = []
     for kjt in kjt_arr:
-        strides = kjt._strides_per_rank
+        strides = bags_of(kjt).strides_per_rank
         inverse = kjt.inverse_indices_or_none()
         tensors += [
             kjt.values(),

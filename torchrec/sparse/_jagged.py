@@ -191,7 +191,7 @@ class JaggedTensor(Pipelineable):
         if lengths is None:
             assert self._offsets is not None
             lengths = offsets_to_lengths(self._offsets)
-            if not is_compiling():  # see JaggedLayout
+            if not is_compiling():  # see KeyedBags
                 self._lengths = lengths
         return lengths
 

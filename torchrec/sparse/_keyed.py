@@ -336,4 +336,17 @@ def permute_multi_embedding(
     return regroup_kts(keyed_tensors, groups)
 
 
+def make_keyed_tensor(
+    keys: list[str], length_per_key: list[int], values: Tensor, key_dim: int
+) -> KeyedTensor:
+    """Make a KeyedTensor of parts that need no check."""
+    kt = object.__new__(KeyedTensor)
+    kt._keys = keys
+    kt._length_per_key = length_per_key
+    kt._values = values
+    kt._key_dim = key_dim
+    kt._offset_per_key = kt._index_per_key = None
+    return kt
+
+
 KeyedTensor.__module__ = "torchrec.sparse.jagged_tensor"

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchrec.sparse import _keyed_dist, _keyed_parts
+from torchrec.sparse import _exchange, _join, _read, _select
+from torchrec.sparse._bags import Inverse, KeyedBags, Strides
+from torchrec.sparse._checks import require_type
+from torchrec.sparse._construct import checked_bags
 from torchrec.sparse._jagged import JaggedTensor
-from torchrec.sparse._keyed_join import concat_into, copy_into
-from torchrec.sparse._layout import Inverse, JaggedLayout, Strides
+from torchrec.sparse._text import bags_to_lists, keyed_jagged_text
 from torchrec.streamable import Pipelineable
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    Columns = Iterable[str] | None
-    ColumnsOfKeys = Mapping[str, str] | None
+Columns = Iterable[str] | None
+ColumnsOfKeys = Mapping[str, str] | None
 
 
-class KeyedJaggedTensor(JaggedLayout, Pipelineable):
+class KeyedJaggedTensor(Pipelineable):
     """A batch of sparse features: for each key and sample a bag of ids.
 
     Args:
@@ -55,6 +55,8 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
         tensor([2, 2])
     """
 
+    _jt_dict: dict[str, JaggedTensor] | None = None  # given; never computed
+
     def __init__(
         self,
         keys: list[str],
@@ -72,20 +74,21 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
         jt_dict: dict[str, JaggedTensor] | None = None,
         inverse_indices: Inverse | None = None,
     ) -> None:
-        strides = stride_per_key_per_rank
-        self._take(
+        self._bags = checked_bags(
             keys,
             values,
             weights,
             lengths,
             offsets,
             stride,
-            strides,
+            stride_per_key_per_rank,
             stride_per_key,
             inverse_indices,
         )
         if length_per_key or lengths_offset_per_key or offset_per_key or index_per_key:
-            self._take_known(length_per_key, lengths_offset_per_key, offset_per_key, index_per_key)
+            self._bags.give_numbers(
+                length_per_key, lengths_offset_per_key, offset_per_key, index_per_key
+            )
         if jt_dict is not None:
             self._jt_dict = jt_dict
 
@@ -110,10 +113,10 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
             >>> kjt.offset_per_key_or_none()
             [0, 1, 3]
         """
-        kjt = object.__new__(KeyedJaggedTensor)
-        strides = stride_per_key_per_rank
-        kjt._take(keys, values, weights, lengths, None, stride, strides, None, inverse_indices)
-        return kjt.sync()
+        strides, inverse = stride_per_key_per_rank, inverse_indices
+        return keyed_jagged(
+            checked_bags(keys, values, weights, lengths, None, stride, strides, None, inverse)
+        ).sync()
 
     @staticmethod
     def from_offsets_sync(
@@ -126,10 +129,10 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
         inverse_indices: Inverse | None = None,
     ) -> KeyedJaggedTensor:
         """Build one from offsets, and bring the numbers of each key to the host at once; see the class."""
-        kjt = object.__new__(KeyedJaggedTensor)
-        strides = stride_per_key_per_rank
-        kjt._take(keys, values, weights, None, offsets, stride, strides, None, inverse_indices)
-        return kjt.sync()
+        strides, inverse = stride_per_key_per_rank, inverse_indices
+        return keyed_jagged(
+            checked_bags(keys, values, weights, None, offsets, stride, strides, None, inverse)
+        ).sync()
 
     @staticmethod
     def from_jt_dict(jt_dict: dict[str, JaggedTensor]) -> KeyedJaggedTensor:
@@ -146,18 +149,7 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
             >>> KeyedJaggedTensor.from_jt_dict({"a": jt, "b": jt}).keys()
             ['a', 'b']
         """
-        if not isinstance(jt_dict, dict):
-            raise TypeError(f"`jt_dict` should be a dict. Received {type(jt_dict).__name__}.")
-        if not jt_dict:
-            raise ValueError("`jt_dict` should hold at least one JaggedTensor. Received none.")
-        parts = [_keyed(key, jt) for key, jt in jt_dict.items()]
-        stride = parts[0].num_bags()
-        if any(part.num_bags() != stride for part in parts):
-            for part in parts:
-                part._strides_per_rank = [[part.num_bags()]]
-        joined = object.__new__(KeyedJaggedTensor)
-        concat_into(joined, parts)
-        return joined
+        return keyed_jagged(_join.concat(_join.each_key(jt_dict)))
 
     @staticmethod
     def from_lists(
@@ -177,42 +169,32 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
             >>> kjt.lengths()
             tensor([3, 1, 1, 2])
         """
-        from torchrec.sparse import convert
-
-        return KeyedJaggedTensor(**convert.kjt_parts_from_lists(lists, weights, dtype)._asdict())
+        return KeyedJaggedTensor(**_read.kjt_parts_from_lists(lists, weights, dtype)._asdict())
 
     @staticmethod
     def from_arrow(
         table: object, columns: Columns = None, weights: ColumnsOfKeys = None
     ) -> KeyedJaggedTensor:
         """Build one from an Arrow table; see ``torchrec.sparse.convert.kjt_parts_from_arrow``."""
-        from torchrec.sparse import convert
-
-        return KeyedJaggedTensor(**convert.kjt_parts_from_arrow(table, columns, weights)._asdict())
+        return KeyedJaggedTensor(**_read.kjt_parts_from_arrow(table, columns, weights)._asdict())
 
     @staticmethod
     def from_pandas(
         df: object, columns: Columns = None, weights: ColumnsOfKeys = None
     ) -> KeyedJaggedTensor:
         """Build one from a pandas DataFrame; see ``torchrec.sparse.convert.kjt_parts_from_pandas``."""
-        from torchrec.sparse import convert
-
-        return KeyedJaggedTensor(**convert.kjt_parts_from_pandas(df, columns, weights)._asdict())
+        return KeyedJaggedTensor(**_read.kjt_parts_from_pandas(df, columns, weights)._asdict())
 
     @staticmethod
     def from_polars(
         df: object, columns: Columns = None, weights: ColumnsOfKeys = None
     ) -> KeyedJaggedTensor:
         """Build one from a polars DataFrame; see ``torchrec.sparse.convert.kjt_parts_from_polars``."""
-        from torchrec.sparse import convert
-
-        return KeyedJaggedTensor(**convert.kjt_parts_from_polars(df, columns, weights)._asdict())
+        return KeyedJaggedTensor(**_read.kjt_parts_from_polars(df, columns, weights)._asdict())
 
     def to_lists(self) -> dict[str, list[list[Any]]]:
         """Return the values of each key and sample as lists: the inverse of ``from_lists``."""
-        from torchrec.sparse import convert
-
-        return convert.kjt_to_lists(self)
+        return bags_to_lists(self._bags, self._bags.values)
 
     @staticmethod
     def empty(
@@ -246,7 +228,7 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
             kjt: the other.
             device: where, if not there.
         """
-        like = kjt.split([0, len(kjt._keys)])[0]
+        like = kjt.split([0, len(kjt.keys())])[0]
         return like if device is None else like.to(device)
 
     @staticmethod
@@ -265,14 +247,134 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
             >>> KeyedJaggedTensor.concat([a, b]).to_lists()
             {'a': [[1], [2, 3]], 'b': [[], [4]]}
         """
-        joined = object.__new__(KeyedJaggedTensor)
-        concat_into(joined, kjt_list)
-        return joined
+        for kjt in kjt_list:
+            if not isinstance(kjt, KeyedJaggedTensor):
+                raise TypeError(
+                    f"`kjt_list` should hold KeyedJaggedTensors. Received {type(kjt).__name__}."
+                )
+        return keyed_jagged(_join.concat([kjt._bags for kjt in kjt_list]))
+
+    # ---- reading
+
+    def keys(self) -> list[str]:
+        """Return the F keys."""
+        return self._bags.keys
+
+    def values(self) -> Tensor:
+        """Return the values of all keys, ``[N]``: key after key, sample after sample."""
+        return self._bags.values
+
+    def weights(self) -> Tensor:
+        """Return the weights, ``[N]``.
+
+        Raises:
+            ValueError: there are none.
+        """
+        return self._bags.require_weights()
+
+    def weights_or_none(self) -> Tensor | None:
+        """Return the weights, or None."""
+        return self._bags.weights
+
+    def lengths(self) -> Tensor:
+        """Return the number of values of each bag, ``[F * B]``."""
+        return self._bags.lengths()
+
+    def lengths_or_none(self) -> Tensor | None:
+        """Return the lengths if they were given or computed before, or None."""
+        return self._bags.lengths_or_none()
+
+    def offsets(self) -> Tensor:
+        """Return where each bag starts in the values, and the end of the last, ``[F * B + 1]``."""
+        return self._bags.offsets()
+
+    def offsets_or_none(self) -> Tensor | None:
+        """Return the offsets if they were given or computed before, or None."""
+        return self._bags.offsets_or_none()
+
+    def device(self) -> torch.device:
+        """Return the device of the values."""
+        return self._bags.values.device
+
+    def variable_stride_per_key(self) -> bool:
+        """Say whether the keys have batches of their own sizes."""
+        return self._bags.strides_per_rank is not None
+
+    def stride(self) -> int:
+        """Return the size of the batch, B.
+
+        With a variable batch per key: the size of the full batch if inverse indices tell it, or else of the largest.
+        """
+        return self._bags.stride()
+
+    def stride_per_key(self) -> list[int]:
+        """Return the size of each key's batch."""
+        return self._bags.stride_per_key()
+
+    def stride_per_key_per_rank(self) -> list[list[int]]:
+        """Return the size of each key's batch on each rank, ``[F][W]``; empty unless the batch varies by key."""
+        return self._bags.stride_per_key_per_rank()
+
+    def inverse_indices(self) -> Inverse:
+        """Return, for each key, which of its samples stands at each place of the full batch.
+
+        Returns:
+            The keys, and a tensor ``[F, B]`` of positions in each key's own batch.
+
+        Raises:
+            ValueError: there are none.
+        """
+        return self._bags.require_inverse()
+
+    def inverse_indices_or_none(self) -> Inverse | None:
+        """Return the inverse indices, or None."""
+        return self._bags.inverse_indices
+
+    def index_per_key(self) -> dict[str, int]:
+        """Return the position of each key."""
+        return self._bags.index_per_key()
+
+    def length_per_key(self) -> list[int]:
+        """Return the number of values of each key. On an accelerator this waits for the lengths, once."""
+        return self._bags.length_per_key()
+
+    def length_per_key_or_none(self) -> list[int] | None:
+        """Return the number of values of each key if it is known on the host, or None."""
+        return self._bags.length_per_key_or_none()
+
+    def offset_per_key(self) -> list[int]:
+        """Return where each key starts in the values, and the end of the last."""
+        return self._bags.offset_per_key()
+
+    def offset_per_key_or_none(self) -> list[int] | None:
+        """Return where each key starts in the values if it is known on the host, or None."""
+        return self._bags.offset_per_key_or_none()
+
+    def lengths_offset_per_key(self) -> list[int]:
+        """Return where each key starts in the lengths, and the end of the last."""
+        return self._bags.lengths_offset_per_key()
+
+    def sync(self) -> KeyedJaggedTensor:
+        """Bring the numbers of each key to the host, so that nothing waits for them later, and return this."""
+        self._bags.sync()
+        return self
+
+    def unsync(self) -> KeyedJaggedTensor:
+        """Forget the numbers of each key that were computed from the lengths, and return this."""
+        self._bags.unsync()
+        return self
+
+    def size_in_bytes(self) -> int:
+        """Return the size of the tensors held, in bytes."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._bags.tensors())
+
+    def __str__(self) -> str:
+        return keyed_jagged_text(self._bags)
 
     # ---- by key
 
     def __getitem__(self, key: str) -> JaggedTensor:
-        return _keyed_parts.one_key(self, key) if self._jt_dict is None else self._jt_dict[key]
+        return _select.one_key(self._bags, key) if self._jt_dict is None else self._jt_dict[key]
 
     def to_dict(self, compute_offsets: bool = True) -> dict[str, JaggedTensor]:
         """Return one JaggedTensor a key: views of this one's tensors.
@@ -285,7 +387,7 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
             >>> kjt.to_dict()["b"].to_dense()
             [tensor([], dtype=torch.int64), tensor([4])]
         """
-        return _keyed_parts.by_key(self) if self._jt_dict is None else self._jt_dict
+        return _select.by_key(self._bags) if self._jt_dict is None else self._jt_dict
 
     def split(self, segments: list[int]) -> list[KeyedJaggedTensor]:
         """Cut the keys into runs of ``segments[i]`` keys: views of this one's tensors.
@@ -301,7 +403,7 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
             >>> [part.keys() for part in kjt.split([1, 0, 1])]
             [['a'], [], ['b']]
         """
-        return _keyed_parts.split(self, segments)
+        return [keyed_jagged(bags) for bags in _select.split(self._bags, segments)]
 
     def permute(
         self, indices: list[int], indices_tensor: Tensor | None = None
@@ -320,7 +422,7 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
             >>> kjt.permute([1, 0]).to_lists()
             {'b': [[], [4]], 'a': [[1], [2, 3]]}
         """
-        return _keyed_parts.permute(self, indices)
+        return keyed_jagged(_select.permute(self._bags, indices))
 
     def expand_inverse(self) -> KeyedJaggedTensor:
         """Gather every key to the full batch by its inverse indices, so that an ordinary look-up can follow.
@@ -342,13 +444,26 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
             >>> kjt.expand_inverse().to_lists()
             {'a': [[5], [6], [5]], 'b': [[7], [7], [7]]}
         """
-        return _keyed_parts.expand_inverse(self)
+        return keyed_jagged(_select.expand_inverse(self._bags))
 
-    # ---- moving and copying
+    # ---- the same bags with other tensors, here or elsewhere
+
+    def with_values(self, values: Tensor) -> KeyedJaggedTensor:
+        """Return the same bags with other values, as many, in the same order.
+
+        Example:
+            >>> KeyedJaggedTensor.from_lists({"a": [[1], [2, 3]]}).with_values(torch.tensor([7, 8, 9])).to_lists()
+            {'a': [[7], [8, 9]]}
+        """
+        return keyed_jagged(self._bags.replace(values, self._bags.weights))
+
+    def with_weights(self, weights: Tensor) -> KeyedJaggedTensor:
+        """Return the same bags with other weights, ``[N]``."""
+        return keyed_jagged(self._bags.replace(self._bags.values, weights))
 
     def flatten_lengths(self) -> KeyedJaggedTensor:
-        """Return this with one-dimensional lengths: they always are, so it is the same under a new object."""
-        return _keyed_parts.map_tensors(self, lambda tensor: tensor)
+        """Return this with one-dimensional lengths. They always are, so it is the same under a new object."""
+        return keyed_jagged(self._bags.map(lambda tensor: tensor))
 
     def to(
         self, device: torch.device, non_blocking: bool = False, dtype: torch.dtype | None = None
@@ -360,14 +475,14 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
             non_blocking: copy without waiting where memory is pinned. Default False.
             dtype: of the weights. Values are ids and keep theirs. Default: as it is.
         """
-        other = _keyed_parts.map_tensors(self, lambda t: t.to(device, non_blocking=non_blocking))
-        if dtype is not None and other._weights is not None:
-            other._weights = other._weights.to(dtype)
-        return other
+        bags = self._bags.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        if dtype is not None and bags.weights is not None:
+            bags = bags.replace(bags.values, bags.weights.to(dtype))
+        return keyed_jagged(bags)
 
     def pin_memory(self) -> KeyedJaggedTensor:
         """Return this in pinned memory, from which copies to an accelerator need not wait."""
-        return _keyed_parts.map_tensors(self, lambda tensor: tensor.pin_memory())
+        return keyed_jagged(self._bags.map(lambda tensor: tensor.pin_memory()))
 
     def copy_(self, kjt: KeyedJaggedTensor, non_blocking: bool = False) -> KeyedJaggedTensor:
         """Copy another of the same keys and sizes into this one's tensors, and return this.
@@ -379,18 +494,40 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
         Raises:
             ValueError: keys or sizes differ.
         """
-        copy_into(self, kjt, non_blocking)
+        require_type("kjt", kjt, KeyedJaggedTensor)
+        if self.keys() != kjt.keys():
+            raise ValueError(f"`kjt` should have the keys {self.keys()}. Received {kjt.keys()}.")
+        self._bags.copy_(kjt._bags, non_blocking)
         return self
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory alive until the work queued on ``stream`` is done."""
+        for tensor in self._bags.tensors():
+            tensor.record_stream(stream)
+
+    def clear_storage(self) -> int:
+        """Free the memory of every tensor, views of it included, and return how many bytes that was."""
+        return self._bags.clear_storage()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the parts by their names in saved files; a shallow copy shares tensors, but no caches."""
+        state = self._bags.state()
+        return state if self._jt_dict is None else {**state, "_jt_dict": self._jt_dict}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Take in what ``__getstate__`` returned."""
+        self._bags = KeyedBags.from_state(state)
+        self._jt_dict = state.get("_jt_dict")
 
     # ---- between ranks
 
     def dist_labels(self) -> list[str]:
         """Name what is sent between ranks, in order."""
-        return list(_keyed_dist.sent(self))
+        return list(_exchange.sent(self._bags))
 
     def dist_tensors(self) -> list[Tensor]:
         """Return the tensors that are sent between ranks, in the order of ``dist_labels``."""
-        return list(_keyed_dist.sent(self).values())
+        return list(_exchange.sent(self._bags).values())
 
     def dist_splits(self, key_splits: list[int]) -> list[list[int]]:
         """Return how many rows of each tensor go to each rank, in the order of ``dist_labels``.
@@ -405,7 +542,7 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
             >>> KeyedJaggedTensor.from_lists({"a": [[1], [2, 3]], "b": [[], [4]]}).dist_splits([1, 1])
             [[2, 2], [3, 1]]
         """
-        return _keyed_dist.splits(self, key_splits)
+        return _exchange.splits(self._bags, key_splits)
 
     @staticmethod
     def dist_init(
@@ -437,38 +574,23 @@ class KeyedJaggedTensor(JaggedLayout, Pipelineable):
             >>> KeyedJaggedTensor.dist_init(["a", "b"], from_two_ranks, False, 2, None, [1, 1]).to_lists()
             {'a': [[5], []], 'b': [[6], [7, 8]]}
         """
-        received = _keyed_dist.Received(
-            keys, tensors, variable_stride_per_key, num_workers, stride_per_rank
-        )
+        variable = variable_stride_per_key
+        received = _exchange.Received(keys, tensors, variable, num_workers, stride_per_rank)
         values, weights, lengths = received.reorder(recat, stagger)
-        strides = received.strides_per_rank(stagger) if variable_stride_per_key else None
+        strides = received.strides_per_rank(stagger) if variable else None
         return KeyedJaggedTensor(keys, values, weights, lengths, stride_per_key_per_rank=strides)
 
 
-def _keyed(key: str, jt: JaggedTensor) -> KeyedJaggedTensor:
-    if not isinstance(key, str) or not isinstance(jt, JaggedTensor):
-        raise TypeError(
-            "`jt_dict` should map strings to JaggedTensors. "
-            f"Received {type(jt).__name__} under key {key!r}."
-        )
-    return make_keyed_jagged([key], jt.values(), jt.weights_or_none(), jt.lengths())
-
-
-def make_keyed_jagged(
-    keys: list[str],
-    values: Tensor,
-    weights: Tensor | None,
-    lengths: Tensor | None,
-    offsets: Tensor | None = None,
-) -> KeyedJaggedTensor:
-    """Make a KeyedJaggedTensor of parts that were checked before."""
+def keyed_jagged(bags: KeyedBags) -> KeyedJaggedTensor:
+    """Make a KeyedJaggedTensor of a record that needs no check."""
     kjt = object.__new__(KeyedJaggedTensor)
-    kjt._keys = keys
-    kjt._values = values
-    kjt._weights = weights
-    kjt._lengths = lengths
-    kjt._offsets = offsets
+    kjt._bags = bags
     return kjt
+
+
+def bags_of(kjt: KeyedJaggedTensor) -> KeyedBags:
+    """Return the record that a KeyedJaggedTensor holds."""
+    return kjt._bags
 
 
 KeyedJaggedTensor.__module__ = "torchrec.sparse.jagged_tensor"

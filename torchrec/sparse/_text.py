@@ -1,11 +1,14 @@
-"""The printed forms of the sparse types."""
+"""The printed forms of the sparse types, and their bags as lists."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor
+
+from torchrec.sparse._bags import KeyedBags
 
 
 def bags_text(values: Tensor, offsets: Sequence[int]) -> str:
@@ -26,36 +29,33 @@ def jagged_text(values: Tensor, weights: Tensor | None, offsets: Sequence[int]) 
     )
 
 
-def keyed_jagged_text(
-    keys: Sequence[str],
-    values: Tensor,
-    weights: Tensor | None,
-    offsets: Sequence[int],
-    bag_offsets: Sequence[int],
-) -> str:
-    """Write one bag list a key, as ``str(KeyedJaggedTensor)`` shows it.
+def bags_to_lists(bags: KeyedBags, entries: Tensor) -> dict[str, list[list[Any]]]:
+    """Return the entries (values or weights) of each key and sample as lists."""
+    flat, offsets = entries.tolist(), bags.offsets().tolist()
+    each = [flat[a:b] for a, b in pairwise(offsets)]
+    return {
+        key: each[first:last]
+        for key, (first, last) in zip(
+            bags.keys, pairwise(bags.lengths_offset_per_key()), strict=True
+        )
+    }
 
-    Args:
-        keys: the F keys.
-        values: the values of all keys.
-        weights: their weights, or None.
-        offsets: where each bag starts in ``values``, and the end of the last.
-        bag_offsets: where the bags of each key start in ``offsets``, and the end of the last.
-    """
-    if not keys:
+
+def keyed_jagged_text(bags: KeyedBags) -> str:
+    """Write one list of bags a key, as ``str(KeyedJaggedTensor)`` shows it."""
+    if not bags.keys:
         return "KeyedJaggedTensor()"
-    lines = []
-    for key, first, last in zip(keys, bag_offsets, bag_offsets[1:], strict=False):
-        own = offsets[first : last + 1]
-        if weights is None:
-            lines.append(f'    "{key}": {bags_text(values, own)}')
-        else:
-            lines.append(
-                f'    "{key}": {{\n'
-                f'        "values": {bags_text(values, own)},\n'
-                f'        "weights": {bags_text(weights, own)}\n'
-                "    }"
-            )
+    values = bags_to_lists(bags, bags.values)
+    if bags.weights is None:
+        lines = [f'    "{key}": {lists}' for key, lists in values.items()]
+    else:
+        lines = [
+            f'    "{key}": {{\n'
+            f'        "values": {values[key]},\n'
+            f'        "weights": {weights}\n'
+            "    }"
+            for key, weights in bags_to_lists(bags, bags.weights).items()
+        ]
     return "KeyedJaggedTensor({\n" + ",\n".join(lines) + "\n})"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torchrec.metrics import BinaryReport
+from torchrec.metrics import Report
 
 
 @dataclass
@@ -20,6 +20,7 @@ class Progress:
         step_seconds: spent on steps, with reading.
         recorded: step of the last record of training.
         recorded_seconds: ``step_seconds`` then.
+        recorded_samples: ``samples`` then.
         evaluated: step of the last evaluation.
         saved: step of the last checkpoint.
         over: whether there is nothing left to do.
@@ -33,6 +34,7 @@ class Progress:
     step_seconds: float = 0.0
     recorded: int = 0
     recorded_seconds: float = 0.0
+    recorded_samples: int = 0
     evaluated: int | None = None
     saved: int | None = None
     over: bool = False
@@ -50,6 +52,7 @@ class FitResult:
         samples_per_second: of training steps, with reading.
         train: metrics of the last pass, each sample predicted before it was learned from.
         valid: metrics of the validation data with the weights that the model has now; None without.
+        test: likewise, of the test data.
         best_step: the step whose weights the model has, if early stopping chose it.
     """
 
@@ -58,6 +61,7 @@ class FitResult:
     samples: int
     seconds: float
     samples_per_second: float
-    train: BinaryReport
-    valid: BinaryReport | None
+    train: Report
+    valid: Report | None
+    test: Report | None
     best_step: int | None

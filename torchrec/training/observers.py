@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torchrec.metrics import BinaryReport
+from torchrec.metrics import Report
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is about to happen.
+class Extent:
+    """How much training there is to do.
 
     Attributes:
         steps: in all; None if not known before the data is read.
@@ -42,7 +43,7 @@ class Record:
         epoch: passes over the data, with the fraction of this one where its length is known.
         samples: training samples seen.
         seconds: of training so far, with evaluations and checkpoints.
-        loss: mean of the training loss; of other splits the logloss.
+        loss: mean of the training loss; of other splits the mean over their samples.
         report: the metrics.
         learning_rate: of the dense parameters.
         samples_per_second: of this split.
@@ -56,7 +57,7 @@ class Record:
     samples: int
     seconds: float
     loss: float
-    report: BinaryReport
+    report: Report
     learning_rate: float
     samples_per_second: float
     time: Mapping[str, float] = field(default_factory=dict)
@@ -64,7 +65,6 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a line of ``metrics.jsonl`` has it."""
-        metrics = self.report.to_json()
         line: dict[str, Any] = {
             "step": self.step,
             "epoch": round(self.epoch, 4),
@@ -72,7 +72,9 @@ class Record:
             "seconds": round(self.seconds, 3),
             "split": self.split,
             "loss": self.loss if math.isfinite(self.loss) else None,
-            **{name: metrics[name] for name in ("ne", "auc", "logloss", "calibration")},
+            **{
+                name: value if math.isfinite(value) else None for name, value in self.report.items()
+            },
             "learning_rate": self.learning_rate,
             "samples_per_second": round(self.samples_per_second, 1),
         }
@@ -86,10 +88,11 @@ class Record:
 class Observer:
     """Is told how training goes; a subclass implements what it wants to know.
 
-    ``state_dict`` goes into checkpoints, so that an observer can go on where it was.
+    ``ended`` comes once, after everything else. ``state_dict`` goes into checkpoints, so that an
+    observer can go on where it was.
     """
 
-    def started(self, plan: Plan) -> None:
+    def started(self, extent: Extent) -> None:
         """Training begins, or goes on."""
 
     def stepped(self, step: int, samples: int) -> None:
@@ -110,6 +113,64 @@ class Observer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to where a checkpoint was written; empty: to the beginning."""
+
+
+class Observers(Observer):
+    """Several observers as one.
+
+    Args:
+        observers: each is told everything, in this order.
+    """
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = list(observers)
+
+    def started(self, extent: Extent) -> None:
+        """Training begins, or goes on."""
+        for observer in self._observers:
+            observer.started(extent)
+
+    def stepped(self, step: int, samples: int) -> None:
+        """A step has been taken."""
+        for observer in self._observers:
+            observer.stepped(step, samples)
+
+    def recorded(self, record: Record) -> None:
+        """Something has been measured."""
+        for observer in self._observers:
+            observer.recorded(record)
+
+    def said(self, message: str) -> None:
+        """Something happened that a person wants to know."""
+        for observer in self._observers:
+            observer.said(message)
+
+    def ended(self) -> None:
+        """Training is over, or broke off; each is told, whatever happens in another."""
+        with ExitStack() as stack:
+            for observer in reversed(self._observers):
+                stack.callback(observer.ended)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what each goes on from, with its type."""
+        return {
+            "observers": [
+                {"type": type(each).__name__, "state": each.state_dict()}
+                for each in self._observers
+            ]
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give each the first state of its type that none before it took; empty: to the beginning.
+
+        There may be other observers than when the state was saved.
+        """
+        saved = list(state.get("observers", ()))
+        for observer in self._observers:
+            own = next((one for one in saved if one["type"] == type(observer).__name__), None)
+            observer.load_state_dict({} if own is None else own["state"])
+            if own is not None:
+                saved.remove(own)
 
 
 class MetricsLog(Observer):
@@ -172,16 +233,16 @@ class TensorBoard(Observer):
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise ValueError(
-                "`training.tensorboard` should be false where TensorBoard is not installed. "
-                "Received true: pip install tensorboard."
+                "TensorBoard should be installed to write its events. Received none: "
+                "pip install tensorboard."
             ) from None
         self._make: Any = SummaryWriter
         self._folder = str(folder)
         self._writer: Any = None
 
-    def started(self, plan: Plan) -> None:
+    def started(self, extent: Extent) -> None:
         """Begin a file of events; what other files have after the checkpoint does not count."""
-        self._writer = self._make(self._folder, purge_step=plan.step + 1 if plan.step else None)
+        self._writer = self._make(self._folder, purge_step=extent.step + 1 if extent.step else None)
 
     def recorded(self, record: Record) -> None:
         """Write all numbers."""

@@ -8,12 +8,17 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from torchrec.experiment.schema import TrainingSection
 from torchrec.optim.fused import FusedOptimizer, FusedOptimizerModule
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 DENSE = "dense"
+_RULES: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+}
 
 
 def fused_optimizers(model: nn.Module) -> list[tuple[str, KeyedOptimizer]]:
@@ -38,14 +43,13 @@ def dense_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def combined_optimizer(
-    model: nn.Module, dense: torch.optim.Optimizer | None, options: TrainingSection
+    model: nn.Module, dense: torch.optim.Optimizer | None = None
 ) -> CombinedOptimizer:
     """Return all optimizers of a model as one.
 
     Args:
         model: the model.
-        dense: of the parameters that are not fused. None: made as ``options`` say.
-        options: optimizer, learning rate and weight decay of the dense parameters.
+        dense: of the parameters that are not fused. Default: that of `dense_optimizer`.
 
     Raises:
         ValueError: if there is nothing to train, or a table has an optimizer without a learning rate.
@@ -57,13 +61,46 @@ def combined_optimizer(
             "The model should have parameters to train. Received none that requires a gradient."
         )
     _require_rates(pairs)
+    if dense is None:
+        dense = dense_optimizer(model)
     if isinstance(dense, KeyedOptimizer):
         pairs.append((DENSE, dense))
     elif dense is not None:
         pairs.append((DENSE, KeyedOptimizerWrapper(params, lambda _: dense)))
-    elif params:
-        pairs.append((DENSE, KeyedOptimizerWrapper(params, _rule(options))))
     return CombinedOptimizer(pairs)
+
+
+def dense_optimizer(
+    model: nn.Module,
+    rule: str = "adam",
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+) -> KeyedOptimizer | None:
+    """Return an optimizer of the parameters that are not fused; None if there are none.
+
+    Args:
+        model: the model.
+        rule: ``"adam"``, ``"adamw"``, ``"adagrad"`` or ``"sgd"``. Default ``"adam"``.
+        learning_rate: Default 0.001.
+        weight_decay: Default 0.
+
+    Raises:
+        ValueError: if there is no such rule.
+
+    Example:
+        >>> dense_optimizer(nn.Linear(2, 1), "sgd", learning_rate=0.5).param_groups[0]["lr"]
+        0.5
+    """
+    if rule not in _RULES:
+        raise ValueError(f"`rule` should be one of {', '.join(_RULES)}. Received {rule}.")
+    params = dense_parameters(model)
+    if not params:
+        return None
+    return KeyedOptimizerWrapper(
+        params,
+        # `fused` is one kernel for all parameters.
+        lambda each: _RULES[rule](each, lr=learning_rate, weight_decay=weight_decay, fused=True),
+    )
 
 
 def _require_rates(pairs: list[tuple[str, KeyedOptimizer]]) -> None:
@@ -84,20 +121,6 @@ def stepping(optimizer: CombinedOptimizer) -> list[torch.optim.Optimizer]:
     rest = [each for _, each in optimizer.optimizers if not isinstance(each, FusedOptimizer)]
     # Each layer around an optimizer costs a step some microseconds.
     return [each.wrapped if type(each) is KeyedOptimizerWrapper else each for each in rest]
-
-
-def _rule(options: TrainingSection) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
-    """Return what makes the optimizer; ``fused`` is one kernel for all parameters."""
-    rules: dict[str, type[torch.optim.Optimizer]] = {
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-        "adagrad": torch.optim.Adagrad,
-        "sgd": torch.optim.SGD,
-    }
-    rule: Callable[..., torch.optim.Optimizer] = rules[options.optimizer]
-    return lambda params: rule(
-        params, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
-    )
 
 
 @contextmanager

@@ -7,13 +7,15 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, TextIO
 
-from torchrec.training.observers import Observer, Plan, Record
+from torchrec.metrics import Report
+from torchrec.training.observers import Extent, Observer, Record
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
 _REFRESH = 0.1  # seconds
+_SHORT = {"ne": "NE", "auc": "AUC"}
 
 
 def progress_observer(stream: TextIO | None = None) -> Observer:
@@ -30,11 +32,10 @@ def progress_observer(stream: TextIO | None = None) -> Observer:
 
 def describe(record: Record) -> str:
     """Return the metrics of a record in a line."""
-    parts = [
-        f"loss {record.loss:.4f}",
-        f"NE {record.report.ne:.4f}",
-        f"AUC {record.report.auc:.4f}",
-    ]
+    parts = [f"loss {record.loss:.4f}"]
+    for name, value in _headline(record.report).items():
+        task, _, metric = name.rpartition(".")
+        parts.append(f"{task} {_SHORT.get(metric, metric)} {value:.4f}".lstrip())
     if record.split == "train":
         parts.insert(0, f"{record.samples_per_second:,.0f} samples/s")
     ids = dict(record.ids)
@@ -43,6 +44,12 @@ def describe(record: Record) -> str:
         parts.append(f"hit rate {hits / (hits + collided):.1%}")
     parts += [f"{name.replace('_', ' ')} {count:,}" for name, count in ids.items() if count]
     return "  ".join(parts)
+
+
+def _headline(report: Report) -> dict[str, float]:
+    """Return the metrics that a line has room for: NE and AUC where there are any, else all."""
+    short = {name: value for name, value in report.items() if name.rpartition(".")[2] in _SHORT}
+    return short or dict(report)
 
 
 def duration(seconds: float) -> str:
@@ -66,25 +73,25 @@ class PlainLines(Observer):
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._plan = Plan(None, None, 1)
+        self._extent = Extent(None, None, 1)
         self._began = (0.0, 0)
 
-    def started(self, plan: Plan) -> None:
+    def started(self, extent: Extent) -> None:
         """Say what is about to happen."""
-        self._plan = plan
-        self._began = (monotonic(), plan.step)
-        known = "an unknown number of" if plan.steps is None else f"{plan.steps:,}"
-        after = f", {plan.step:,} of them done" if plan.step else ""
-        self.said(f"training for {known} steps{after}")
+        self._extent = extent
+        self._began = (monotonic(), extent.step)
+        steps = "an unknown number of" if extent.steps is None else f"{extent.steps:,}"
+        after = f", {extent.step:,} of them done" if extent.step else ""
+        self.said(f"training for {steps} steps{after}")
 
     def recorded(self, record: Record) -> None:
         """Write a line."""
         left = ""
         began, step = self._began
-        if record.split == "train" and self._plan.steps and record.step > step:
+        if record.split == "train" and self._extent.steps and record.step > step:
             pace = (monotonic() - began) / (record.step - step)
-            left = f"  {duration(pace * (self._plan.steps - record.step))} left"
-        of = f"/{self._plan.steps:,}" if self._plan.steps else ""
+            left = f"  {duration(pace * (self._extent.steps - record.step))} left"
+        of = f"/{self._extent.steps:,}" if self._extent.steps else ""
         self.said(f"step {record.step:,}{of}  {record.split:5}  {describe(record)}{left}")
 
     def said(self, message: str) -> None:
@@ -105,7 +112,7 @@ class LiveLine(Observer):
         self._task: TaskID | None = None
         self._shown = 0.0
 
-    def started(self, plan: Plan) -> None:
+    def started(self, extent: Extent) -> None:
         """Show the line."""
         from rich.progress import (
             BarColumn,
@@ -124,7 +131,9 @@ class LiveLine(Observer):
             console=self._console,
             transient=True,
         )
-        self._task = self._progress.add_task("", total=plan.steps, completed=plan.step, metrics="")
+        self._task = self._progress.add_task(
+            "", total=extent.steps, completed=extent.step, metrics=""
+        )
         self._progress.start()
 
     def stepped(self, step: int, samples: int) -> None:

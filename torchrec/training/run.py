@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -16,15 +15,16 @@ import torch
 from torchrec.experiment.build import build_model
 from torchrec.experiment.bundle import save_bundle
 from torchrec.experiment.files import dump_experiment, load_experiment
-from torchrec.experiment.schema import Experiment
+from torchrec.experiment.schema import Experiment, TrainingSection
 from torchrec.files import write_file
-from torchrec.metrics import BinaryMetrics, BinaryReport
 from torchrec.training.checkpoint import Checkpoints
 from torchrec.training.fit_state import FitResult
 from torchrec.training.hold import held
 from torchrec.training.id_counts import IdCounts
 from torchrec.training.memory import peak_rss_bytes
 from torchrec.training.observers import MetricsLog, Observer, TensorBoard
+from torchrec.training.optimizers import dense_optimizer
+from torchrec.training.options import EarlyStoppingOptions, FitOptions, ScheduleOptions
 from torchrec.training.progress import progress_observer
 from torchrec.training.run_data import RunData
 from torchrec.training.table_facts import report_of
@@ -118,39 +118,48 @@ def _run(experiment: Experiment, folder: Path, resume: bool, told: Sequence[Obse
         observers.append(TensorBoard(folder / "tensorboard"))
     trainer = Trainer(
         model,
-        options=options,
+        dense_optimizer(model, options.optimizer, options.learning_rate, options.weight_decay),
+        options=_fit_options(options, evaluates=data.valid is not None),
         checkpoints=checkpoints,
         observers=observers,
         id_counts=IdCounts(data.transform, data.evaluated, model),
     )
-    fitted = trainer.fit(data.train, data.valid, resume=resume, batches=data.train_batches)
-    for name, why in fitted.train.undefined.items():
-        for observer in told:
-            observer.said(f"{name} of the training data is not defined: {why}.")
-    metrics: dict[str, BinaryMetrics] = {}
-    for split, loader in (("valid", data.valid), ("test", data.test)):
-        if loader is not None:
-            began = perf_counter()
-            metrics[split] = trainer.metrics_of(loader)
-            seconds = perf_counter() - began
-    if "test" in metrics:
-        trainer.tell_test(metrics["test"].compute(), seconds)
+    fitted = trainer.fit(
+        data.train, data.valid, data.test, resume=resume, batches=data.train_batches
+    )
     save_bundle(folder / "model", resolved, data.transform, model)
-    curves = metrics.get("test", metrics.get("valid"))
-    report = report_of(model, data.transform, trainer.optimizer, curves)
+    drawn = fitted.valid if fitted.test is None else fitted.test
+    report = report_of(
+        model, data.transform, trainer.optimizer, {} if drawn is None else drawn.curves
+    )
     _write_json(folder / _REPORT, report)
-    reports = {split: found.compute() for split, found in metrics.items()}
-    _write_json(folder / _RESULT, _result(fitted, reports))
-    for observer in observers:
-        observer.ended()
+    _write_json(folder / _RESULT, _result(fitted))
     return _read_result(folder)
 
 
-def _result(fitted: FitResult, reports: dict[str, BinaryReport]) -> dict[str, Any]:
+def _fit_options(section: TrainingSection, evaluates: bool) -> FitOptions:
+    """Return what the trainer does of what a section asks for."""
+    stopping = section.early_stopping
+    return FitOptions(
+        epochs=section.epochs,
+        accumulate=section.accumulate,
+        clip_norm=section.clip_norm,
+        precision=section.precision,
+        compile=section.compile,
+        schedule=ScheduleOptions(**section.schedule.model_dump()),
+        early_stopping=None if stopping is None else EarlyStoppingOptions(**stopping.model_dump()),
+        evaluate_every=section.evaluate_every if evaluates else None,
+        checkpoint_every=section.checkpoint_every,
+        log_every=section.log_every,
+        seed=section.seed,
+    )
+
+
+def _result(fitted: FitResult) -> dict[str, Any]:
     return {
         "train": fitted.train.to_json(),
-        "valid": reports["valid"].to_json() if "valid" in reports else None,
-        "test": reports["test"].to_json() if "test" in reports else None,
+        "valid": None if fitted.valid is None else fitted.valid.to_json(),
+        "test": None if fitted.test is None else fitted.test.to_json(),
         "samples_per_second": round(fitted.samples_per_second, 1),
         "seconds": round(fitted.seconds, 3),
         "peak_rss_bytes": peak_rss_bytes(),

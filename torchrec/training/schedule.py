@@ -6,35 +6,35 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from torchrec.experiment.schema import ScheduleSection
+from torchrec.training.options import ScheduleOptions
 
 
-def learning_rate_factor(section: ScheduleSection, step: int, total: int | None) -> float:
+def learning_rate_factor(options: ScheduleOptions, step: int, total: int | None) -> float:
     """Return what the learning rates are multiplied by.
 
     They rise in a straight line over ``warmup_steps``, and then fall to ``final`` at the last step.
 
     Args:
-        section: the course.
+        options: the course.
         step: how many steps have been taken.
         total: how many there will be; None if unknown, which only ``constant`` does without.
 
     Example:
-        >>> course = ScheduleSection(warmup_steps=2, decay="linear", final=0.5)
+        >>> course = ScheduleOptions(warmup_steps=2, decay="linear", final=0.5)
         >>> [learning_rate_factor(course, step, 5) for step in range(5)]
         [0.5, 1.0, 1.0, 0.75, 0.5]
     """
-    if step < section.warmup_steps:
-        return (step + 1) / section.warmup_steps
-    if section.decay == "constant" or total is None:
+    if step < options.warmup_steps:
+        return (step + 1) / options.warmup_steps
+    if options.decay == "constant" or total is None:
         return 1.0
-    last = max(total - 1 - section.warmup_steps, 1)
-    done = min((step - section.warmup_steps) / last, 1.0)
-    if section.decay == "linear":
-        return 1.0 + (section.final - 1.0) * done
-    if section.decay == "cosine":
-        return section.final + (1.0 - section.final) * (1.0 + math.cos(math.pi * done)) / 2.0
-    return float(section.final**done)
+    last = max(total - 1 - options.warmup_steps, 1)
+    done = min((step - options.warmup_steps) / last, 1.0)
+    if options.decay == "linear":
+        return 1.0 + (options.final - 1.0) * done
+    if options.decay == "cosine":
+        return options.final + (1.0 - options.final) * (1.0 + math.cos(math.pi * done)) / 2.0
+    return float(options.final**done)
 
 
 class Schedule:
@@ -43,43 +43,38 @@ class Schedule:
     It keeps no position: the step says all, so there is nothing to save.
 
     Args:
-        section: the course.
+        options: the course.
         groups: parameter groups with the learning rates that the course multiplies.
         total: how many steps there will be; None if unknown.
 
     Raises:
-        ValueError: if the course has to know the last step, warms up beyond it, or falls to 0
-            exponentially.
+        ValueError: if the course has to know the last step, or warms up beyond it.
 
     Example:
         >>> import torch
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
-        >>> schedule = Schedule(ScheduleSection(warmup_steps=4), optimizer.param_groups, None)
+        >>> schedule = Schedule(ScheduleOptions(warmup_steps=4), optimizer.param_groups, None)
         >>> schedule.write(0)
         0.125
     """
 
     def __init__(
         self,
-        section: ScheduleSection,
+        options: ScheduleOptions,
         groups: Collection[Mapping[str, Any]],
         total: int | None,
     ) -> None:
-        if section.decay != "constant" and total is None:
+        if options.decay != "constant" and total is None:
             raise ValueError(
                 "`schedule.decay` should be constant for data whose length is not known before it is "
-                f"read. Received {section.decay}."
+                f"read. Received {options.decay}."
             )
-        if total is not None and section.warmup_steps >= max(total, 2):
+        if total is not None and options.warmup_steps >= max(total, 2):
             raise ValueError(
                 f"`schedule.warmup_steps` should be less than the steps of the run ({total}). "
-                f"Received {section.warmup_steps}."
+                f"Received {options.warmup_steps}."
             )
-        if section.decay == "exponential" and section.final == 0:
-            raise ValueError(
-                "`schedule.final` should be above 0 for exponential decay. Received 0."
-            )
-        self._section = section
+        self._options = options
         self._total = total
         self._groups = [(group, float(group["lr"])) for group in groups]
         self._factor: float | None = None
@@ -90,7 +85,7 @@ class Schedule:
         Args:
             step: how many steps have been taken.
         """
-        factor = learning_rate_factor(self._section, step, self._total)
+        factor = learning_rate_factor(self._options, step, self._total)
         if factor != self._factor:
             for group, rate in self._groups:
                 group["lr"] = rate * factor  # type: ignore[index]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torchrec.datasets.transform import FeatureTransform
-from torchrec.metrics import BinaryMetrics
 from torchrec.modules.mc_modules import ManagedCollisionStats
 from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.training.id_counts import collections_of, managed_stats, out_of_range_counts
@@ -21,7 +20,7 @@ def report_of(
     model: nn.Module,
     transform: FeatureTransform,
     optimizer: KeyedOptimizer,
-    metrics: BinaryMetrics | None,
+    curves: Mapping[str, list[float]],
 ) -> dict[str, Any]:
     """Return what ``report.json`` holds: ``tables`` and ``curves``.
 
@@ -29,11 +28,11 @@ def report_of(
         model: the model.
         transform: knows what the tables are for.
         optimizer: its state tells which rows were trained.
-        metrics: of the predictions to draw; None: no curves.
+        curves: of the predictions, to draw.
     """
     return {
         "tables": table_facts(model, transform, optimizer),
-        "curves": {} if metrics is None else asdict(metrics.curves()),
+        "curves": dict(curves),
     }
 
 

@@ -12,24 +12,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from torchrec.datasets.utils import Batch
-from torchrec.experiment.schema import TrainingSection
-from torchrec.metrics import BinaryMetrics, BinaryReport
-from torchrec.training.checkpoint import Checkpoints
+from torchrec.metrics import Report
+from torchrec.metrics.report import join_reports
 from torchrec.training.early_stopping import EarlyStopping
+from torchrec.training.evaluation import Evaluation, evaluate
 from torchrec.training.fit_state import FitResult, Progress
-from torchrec.training.observers import Observer, Plan, Record
+from torchrec.training.observers import Extent, Observer, Observers, Record
 from torchrec.training.optimizers import (
     collecting,
     combined_optimizer,
     dense_parameters,
     stepping,
 )
+from torchrec.training.options import FitOptions
 from torchrec.training.phases import PhaseTimer
 from torchrec.training.random_state import random_state, set_random_state
 from torchrec.training.schedule import Schedule
+from torchrec.training.state_store import StateStore
+from torchrec.training.task import Task, outputs_by_task
 from torchrec.training.training_metrics import TrainingMetrics
 from torchrec.training.unsaved_buffers import load_unsaved_buffers, unsaved_buffers
 
@@ -37,20 +39,28 @@ IdCounts = Callable[[], Mapping[str, int]]
 
 
 class Trainer:
-    """Trains a model of clicks on batches, and evaluates it.
+    """Trains a model on batches, and evaluates it.
 
-    The loss is the binary cross-entropy of the logits. Tables with fused optimizers are updated in
-    the backward pass, all other parameters by ``optimizer``; one schedule moves the learning rates
-    of both. There is nothing here that a plain loop could not do: ``examples/plain_loop.py``.
+    Tables with fused optimizers are updated in the backward pass, all other parameters by
+    ``optimizer``; one schedule moves the learning rates of both. There is nothing here that a plain
+    loop could not do: ``examples/plain_loop.py``.
 
     Args:
-        model: from ``(dense_features, sparse_features)`` to logits, ``(B,)`` or ``(B, 1)``.
-        optimizer: of the parameters that are not fused. Default: as ``options`` say.
-        options: the section ``training`` of an experiment.
-        checkpoints: where to save. Default: nothing is saved.
+        model: from ``(dense_features, sparse_features)`` to logits, ``(B,)`` or ``(B, 1)``; for
+            several tasks ``(B, T)``, or a dictionary of logits by target.
+        optimizer: of the parameters that are not fused. Default: Adam, as `dense_optimizer` makes it.
+        tasks: what is learned, with targets that differ; the losses of several are added up.
+            Default: one of yes and no, whose target are the labels.
+        options: how it is trained. Default: one epoch.
+        checkpoints: where to save, such as `Checkpoints`. Default: nothing is saved.
         observers: are told how it goes.
         id_counts: gives counts of unusual ids since it was last asked, for records. It is asked before
             an evaluation, and after it with the model still in evaluation mode.
+
+    Raises:
+        TypeError: if ``options`` are of another kind.
+        ValueError: if there is nothing to train, a table has an optimizer without a learning rate,
+            or an option would have no effect.
 
     Example:
         >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
@@ -65,7 +75,7 @@ class Trainer:
         ...         return self.rates(sparse).values()
         >>> ids = KeyedJaggedTensor.from_lists({"f": [[0], [1], [1]]})
         >>> batch = Batch(torch.zeros(3, 0), ids, torch.tensor([1.0, 0.0, 0.0]))
-        >>> trainer = Trainer(Mean(), options=TrainingSection(epochs=60))
+        >>> trainer = Trainer(Mean(), options=FitOptions(epochs=60))
         >>> result = trainer.fit([batch])
         >>> result.steps, trainer.evaluate([batch]).auc
         (60, 1.0)
@@ -76,32 +86,36 @@ class Trainer:
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
         *,
-        options: TrainingSection | None = None,
-        checkpoints: Checkpoints | None = None,
+        tasks: Task | Sequence[Task] = (Task(),),  # noqa: B008 - frozen
+        options: FitOptions | None = None,
+        checkpoints: StateStore | None = None,
         observers: Sequence[Observer] = (),
         id_counts: IdCounts = dict,
     ) -> None:
         self.model = model
-        self.options = options = TrainingSection() if options is None else options
+        self.tasks = _checked_tasks((tasks,) if isinstance(tasks, Task) else tasks)
+        self.options = options = _checked_options(options, checkpoints)
         self.checkpoints = checkpoints
-        self.observers = observers
         self.id_counts = id_counts
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self.optimizer = combined_optimizer(model, optimizer, options)
+        self.optimizer = combined_optimizer(model, optimizer)
         self.progress = Progress()
         self.stopping = EarlyStopping(options.early_stopping)
+        empty = {task.target: task.metrics().compute() for task in self.tasks}
+        self.stopping.check_metric(join_reports(empty))
         self.phases = PhaseTimer()
+        self._observers = Observers(observers)
         self._forward: Any = torch.compile(model) if options.compile else model
         self._stepping = stepping(self.optimizer)
         self._left_gradients = list(dense_parameters(model).values())
         self._clipped = [
             p for each in self._stepping for g in each.param_groups for p in g["params"]
         ]
-        self._metrics = TrainingMetrics()
-        self._ids: Counter[str] = Counter()  # counts of training that no record has told yet
+        self._metrics = TrainingMetrics(self.tasks)
+        self._ids: Counter[str] = Counter()  # counts of training that are in no record yet
         self._ids_evaluated: Mapping[str, int] = {}  # of the last evaluation
         self._best: dict[str, Tensor] | None = None  # where there are no checkpoints
-        self._valid: BinaryReport | None = None
+        self._valid: Report | None = None  # with the weights that the result will have
         self._length: int | None = None
         self._learning_rate = 0.0
 
@@ -109,6 +123,7 @@ class Trainer:
         self,
         train: Iterable[Batch],
         valid: Iterable[Batch] | None = None,
+        test: Iterable[Batch] | None = None,
         *,
         resume: bool = False,
         batches: int | None = None,
@@ -120,26 +135,16 @@ class Trainer:
                 With ``state_dict`` it goes on where a checkpoint was written; otherwise the batches
                 before are read again and passed over, so it should give the same ones.
             valid: to evaluate on. Default: nothing is evaluated.
+            test: to evaluate on once, in the end. Default: nothing.
             resume: go on from the last checkpoint, if there is one.
             batches: how many ``train`` gives an epoch, where ``len`` does not tell.
 
         Raises:
-            ValueError: if the loss is no number, early stopping has nothing to go by, the schedule
-                has to know how long an unknown number of batches is, or this trainer has trained.
+            ValueError: if the loss is no number, an option would have no effect, the schedule has to
+                know how long an unknown number of batches is, or this trainer has trained.
         """
         options = self.options
-        if self.progress.step:
-            raise ValueError(
-                f"`fit` should be called once. Received a trainer that has made {self.progress.step} "
-                "steps: make another one."
-            )
-        if valid is train and hasattr(train, "load_state_dict"):
-            raise ValueError(
-                "`valid` should be another loader than `train`, which keeps its place in the data. "
-                "Received the same."
-            )
-        if options.early_stopping is not None and valid is None:
-            raise ValueError("`valid` should be given for early stopping. Received None.")
+        self._check_fit(train, valid, resume)
         torch.manual_seed(options.seed)
         began = perf_counter()
         self._length = _length_of(train) if batches is None else batches
@@ -149,7 +154,7 @@ class Trainer:
         progress = self.progress
         self._learning_rate = schedule.write(max(progress.step - 1, 0))
         began -= progress.seconds
-        self._started(train)
+        self._observers.started(self._extent(train))
         try:
             while not progress.over and progress.epoch < options.epochs:
                 self.model.train()
@@ -168,14 +173,13 @@ class Trainer:
                         self._save(train)
                 self._end_epoch(train, valid)
                 progress.seconds = perf_counter() - began
-            return self._result()
+            return self._result(valid, test)
         finally:
             schedule.end()
-            for observer in self.observers:
-                observer.ended()
+            self._observers.ended()
 
-    def evaluate(self, data: Iterable[Batch]) -> BinaryReport:
-        """Return the metrics of the model as it is.
+    def evaluate(self, data: Iterable[Batch]) -> Report:
+        """Return the metrics of the model as it is, with curves; of several tasks with prefixes.
 
         Args:
             data: batches.
@@ -183,52 +187,67 @@ class Trainer:
         Raises:
             ValueError: if there are no samples, or a logit is NaN.
         """
-        return self.metrics_of(data).compute()
+        return self._evaluate(data).report
 
-    @torch.no_grad()
-    def metrics_of(self, data: Iterable[Batch]) -> BinaryMetrics:
-        """Return the metrics of the model as it is, for curves too.
-
-        Args:
-            data: batches.
-        """
+    def _evaluate(self, data: Iterable[Batch]) -> Evaluation:
         self._ids.update(self.id_counts())
         was_training = self.model.training
         self.model.eval()
-        metrics = BinaryMetrics()
         try:
-            for batch in data:
-                batch = self._placed(batch)
-                # As it is saved and will predict: neither compiled nor in another precision.
-                logits = self.model(batch.dense_features, batch.sparse_features)
-                metrics.update(logits, batch.labels)
+            found = evaluate(self.model, self.tasks, data, self._placed)
             self._ids_evaluated = self.id_counts()
         finally:
             self.model.train(was_training)
-        if not metrics.compute().samples:
-            raise ValueError("`data` should have samples to evaluate on. Received none.")
-        return metrics
+        return found
+
+    def _check_fit(
+        self, train: Iterable[Batch], valid: Iterable[Batch] | None, resume: bool
+    ) -> None:
+        if self.progress.step:
+            raise ValueError(
+                f"`fit` should be called once. Received a trainer that has made {self.progress.step} "
+                "steps: make another one."
+            )
+        if resume and self.checkpoints is None:
+            raise ValueError("`checkpoints` should be given to resume from. Received None.")
+        if valid is train and hasattr(train, "load_state_dict"):
+            raise ValueError(
+                "`valid` should be another loader than `train`, which keeps its place in the data. "
+                "Received the same."
+            )
+        for what, option in (
+            ("early stopping", self.options.early_stopping),
+            ("`evaluate_every`", self.options.evaluate_every),
+        ):
+            if option is not None and valid is None:
+                raise ValueError(f"`valid` should be given for {what}. Received None.")
 
     # One step.
 
     def _step(self, group: list[Batch]) -> None:
         """Make one update with the gradient of all samples of some batches."""
         began = perf_counter()
-        sizes = [batch.labels.numel() for batch in group]
-        samples = sum(sizes)
+        sizes = [self.tasks[0].target_of(batch).numel() for batch in group]
         if min(sizes) == 0:
             raise ValueError(
                 f"`train` should give batches with samples. Received none for step {self.progress.step + 1}."
             )
+        group = [self._placed(batch) for batch in group]
+        total = _total_weight(group, sum(sizes))
         losses: list[Tensor] = []
-        scored: list[tuple[Tensor, Tensor]] = []
-        for number, batch in enumerate(group, 1):
-            batch = self._placed(batch)
+        scored: list[tuple[Task, Tensor, Tensor, Tensor | None]] = []
+        for number, (batch, size) in enumerate(zip(group, sizes, strict=True), 1):
             with self.phases("dense"):
-                logits = self._logits(batch)
-                # The mean over all samples, whichever batch they are in.
-                part = binary_cross_entropy_with_logits(logits, batch.labels.to(logits.dtype))
-                part = part * (batch.labels.numel() / samples) if len(group) > 1 else part
+                with self._precision():
+                    output = self._forward(batch.dense_features, batch.sparse_features)
+                parts = []
+                for task, outputs in zip(
+                    self.tasks, outputs_by_task(output, self.tasks, size), strict=True
+                ):
+                    targets = task.target_of(batch)
+                    parts.append(task.loss_of(outputs, targets, batch.weights, total))
+                    scored.append((task, outputs.detach(), targets, batch.weights))
+                part = sum(parts[1:], parts[0])
                 if number == 1:
                     # Not after the step: a heap that is emptied goes back to the system, page by
                     # page, and is fetched again: some hundredths of a step.
@@ -237,7 +256,6 @@ class Trainer:
                 with collecting(self.optimizer) if number < len(group) else nullcontext():
                     part.backward()
             losses.append(part.detach())
-            scored.append((logits.detach(), batch.labels))
         with self.phases("optimizer"):
             if self.options.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self._clipped, self.options.clip_norm)
@@ -246,27 +264,16 @@ class Trainer:
         progress = self.progress
         progress.step += 1
         progress.batch += len(group)
-        progress.samples += samples
+        progress.samples += sum(sizes)
+        self._metrics.update_loss(sum(losses[1:], losses[0]))
         try:
-            self._metrics.update(sum(losses[1:], losses[0]), scored)
+            for one in scored:
+                self._metrics.update_task(*one)
         except ValueError:
             self._metrics.check(progress.step)  # if a loss is at fault, that says what to do
             raise
         progress.step_seconds += perf_counter() - began
-        for observer in self.observers:
-            observer.stepped(progress.step, progress.samples)
-
-    def _logits(self, batch: Batch) -> Tensor:
-        """Return the logits of a batch to train on, ``(B,)``, in float32 at least."""
-        with self._precision():
-            logits: Tensor = self._forward(batch.dense_features, batch.sparse_features)
-        if logits.numel() != batch.labels.numel():
-            raise ValueError(
-                "The model should return a logit a sample, (B,) or (B, 1), for dense and sparse "
-                f"features of {batch.labels.numel()} samples. Received {tuple(logits.shape)}."
-            )
-        logits = logits.reshape(-1)
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        self._observers.stepped(progress.step, progress.samples)
 
     def _watching(self) -> AbstractContextManager[None]:
         # Hooks would have a compiled model compiled again.
@@ -319,60 +326,114 @@ class Trainer:
         self._save(train)
 
     def _record_training(self) -> None:
-        """Tell what was measured since the last record."""
+        """Record what was measured since the last record."""
         progress = self.progress
         if progress.step == progress.recorded:
             return
         report, loss = self._metrics.record(progress.step)
         seconds = progress.step_seconds - progress.recorded_seconds
+        samples = progress.samples - progress.recorded_samples
         progress.recorded, progress.recorded_seconds = progress.step, progress.step_seconds
+        progress.recorded_samples = progress.samples
         times = self.phases.fractions(seconds)
-        self._tell("train", report, loss, report.samples / max(seconds, 1e-9), times)
+        self._ids.update(self.id_counts())
+        ids, self._ids = self._ids, Counter()
+        evaluation = Evaluation(report, loss, samples / max(seconds, 1e-9))
+        self._observers.recorded(self._record("train", evaluation, ids, times))
 
     def _evaluate_now(self, valid: Iterable[Batch]) -> None:
         """Evaluate, note whether it is the best so far, and whether to stop."""
         progress = self.progress
-        began = perf_counter()
         try:
-            report = self.evaluate(valid)
+            found = self._evaluate(valid)
         except ValueError as error:
             raise ValueError(f"Evaluation after step {progress.step}: {error}") from error
-        seconds = perf_counter() - began
         progress.evaluated = progress.step
-        self._tell("valid", report, report.logloss, report.samples / max(seconds, 1e-9), {})
-        best = self.stopping.improves(progress.step, report)
+        self._observers.recorded(self._record("valid", found, self._ids_evaluated))
+        best = self.stopping.improves(progress.step, found.report)
         if best and self.checkpoints is not None:
             self.checkpoints.save_best(progress.step, self.model.state_dict())
         elif best:
             weights = self.model.state_dict()
             self._best = {name: value.detach().clone() for name, value in weights.items()}
-        if best or self.stopping.section is None:
-            self._valid = report
-        if self.stopping.is_over:
+        stopping = self.stopping.options
+        if best or stopping is None:
+            self._valid = found.report
+        if self.stopping.is_over and stopping is not None:
             progress.over = True
-            self._say(
-                f"stopping early: {self.options.early_stopping.metric} has not improved for "  # type: ignore[union-attr]
-                f"{self.stopping.waited} evaluations"
+            self._observers.said(
+                f"stopping early: {stopping.metric} has not improved for {self.stopping.waited} "
+                "evaluations"
             )
 
-    def _result(self) -> FitResult:
-        """Put the best weights back, and sum up."""
+    def _result(self, valid: Iterable[Batch] | None, test: Iterable[Batch] | None) -> FitResult:
+        """Put the best weights back, evaluate what has not been, and sum up."""
         progress, best = self.progress, self.stopping.best_step
         if best is not None and best != progress.step:
             saved = self._best if self.checkpoints is None else self.checkpoints.load_best(best)
             assert saved is not None
             self.model.load_state_dict(saved)
-            self._say(f"the model has the weights of step {best:,} again, the best of all")
+            self._observers.said(
+                f"the model has the weights of step {best:,} again, the best of all"
+            )
+        train = self._metrics.epoch()
+        for name, why in train.undefined.items():
+            self._observers.said(f"{name} of the training data is not defined: {why}.")
+        if self._valid is None and valid is not None:  # went on from a checkpoint without curves
+            self._valid = self.evaluate(valid)
+        tested = None
+        if test is not None:
+            found = self._evaluate(test)
+            tested = found.report
+            self._observers.recorded(self._record("test", found, self._ids_evaluated))
         return FitResult(
             steps=progress.step,
             epochs=progress.epoch,
             samples=progress.samples,
             seconds=progress.seconds,
             samples_per_second=progress.samples / max(progress.step_seconds, 1e-9),
-            train=self._metrics.epoch(),
+            train=train,
             valid=self._valid,
+            test=tested,
             best_step=best,
         )
+
+    def _record(
+        self,
+        split: str,
+        found: Evaluation,
+        ids: Mapping[str, int],
+        times: Mapping[str, float] | None = None,
+    ) -> Record:
+        progress = self.progress
+        return Record(
+            split=split,
+            step=progress.step,
+            epoch=progress.epoch + (progress.batch / self._length if self._length else 0.0),
+            samples=progress.samples,
+            seconds=progress.seconds,
+            loss=found.loss,
+            report=found.report,
+            learning_rate=self._learning_rate,
+            samples_per_second=found.samples_per_second,
+            time={} if times is None else times,
+            ids=ids,
+        )
+
+    def _extent(self, train: Any) -> Extent:
+        samples, epochs = getattr(train, "samples", None), self.options.epochs
+        return Extent(
+            steps=self._total_steps(),
+            samples=None if samples is None else samples * epochs,
+            epochs=epochs,
+            step=self.progress.step,
+            resumed_samples=self.progress.samples,
+        )
+
+    def _total_steps(self) -> int | None:
+        if self._length is None:
+            return None
+        return -(-self._length // self.options.accumulate) * self.options.epochs
 
     # Checkpoints.
 
@@ -395,9 +456,7 @@ class Trainer:
             "random": random_state(),
             "metrics": self._metrics.state_dict(),
             "ids": dict(self._ids),
-            "observers": [
-                {"type": type(each).__name__, "state": each.state_dict()} for each in self.observers
-            ],
+            **self._observers.state_dict(),
         }
         self.checkpoints.save(progress.step, state, best=self.stopping.best_step)
 
@@ -405,14 +464,16 @@ class Trainer:
         """Go on from the last checkpoint, if there is one."""
         step = None if self.checkpoints is None else self.checkpoints.latest()
         if self.checkpoints is None or step is None:
-            for observer in self.observers:
-                observer.load_state_dict({})
+            self._observers.load_state_dict({})
             return
         self.checkpoints.tidy()
         state = self.checkpoints.load(step)
-        self.progress = Progress(**state["progress"])
+        saved = state["progress"]
+        # How many samples the last record was of, the first versions did not keep.
+        self.progress = Progress(**{"recorded_samples": saved["samples"], **saved})
         self.stopping.load_state_dict(state["stopping"])
-        self._valid = None if state["valid"] is None else BinaryReport(**state["valid"])
+        if state["valid"] is not None and "curves" in state["valid"]:
+            self._valid = Report(**state["valid"])
         self.model.load_state_dict(state["model"])
         load_unsaved_buffers(self.model, state["buffers"])
         self.optimizer.init_state()
@@ -425,73 +486,43 @@ class Trainer:
         self._metrics.load_state_dict(state["metrics"], self.device)
         self.id_counts()  # what the checkpoint's counters hold is told, or among these:
         self._ids = Counter(state["ids"])
-        saved = list(state["observers"])
-        for observer in self.observers:  # there may be others now; each takes the first of its type
-            own = next((one for one in saved if one["type"] == type(observer).__name__), None)
-            observer.load_state_dict({} if own is None else own["state"])
-            if own is not None:
-                saved.remove(own)
+        self._observers.load_state_dict(state)
 
-    # Observers.
 
-    def tell_test(self, report: BinaryReport, seconds: float) -> None:
-        """Tell the observers what the test data gave.
-
-        Args:
-            report: the metrics.
-            seconds: that it took.
-        """
-        self._tell("test", report, report.logloss, report.samples / max(seconds, 1e-9), {})
-
-    def _say(self, message: str) -> None:
-        for observer in self.observers:
-            observer.said(message)
-
-    def _tell(
-        self,
-        split: str,
-        report: BinaryReport,
-        loss: float,
-        speed: float,
-        time: Mapping[str, float],
-    ) -> None:
-        progress, ids = self.progress, self._ids_evaluated
-        if split == "train":
-            self._ids.update(self.id_counts())
-            ids, self._ids = self._ids, Counter()
-        record = Record(
-            split=split,
-            step=progress.step,
-            epoch=progress.epoch + (progress.batch / self._length if self._length else 0.0),
-            samples=progress.samples,
-            seconds=progress.seconds,
-            loss=loss,
-            report=report,
-            learning_rate=self._learning_rate,
-            samples_per_second=speed,
-            time=time,
-            ids=ids,
+def _checked_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
+    targets = [task.target for task in tasks]
+    if not targets or len(set(targets)) < len(targets):
+        raise ValueError(
+            f"`tasks` should be one or more, of targets that differ. Received the targets {targets}."
         )
-        for observer in self.observers:
-            observer.recorded(record)
+    return tuple(tasks)
 
-    def _started(self, train: Any) -> None:
-        progress, epochs = self.progress, self.options.epochs
-        samples = getattr(train, "samples", None)
-        plan = Plan(
-            steps=self._total_steps(),
-            samples=None if samples is None else samples * epochs,
-            epochs=epochs,
-            step=progress.step,
-            resumed_samples=progress.samples,
+
+def _checked_options(options: FitOptions | None, checkpoints: StateStore | None) -> FitOptions:
+    options = FitOptions() if options is None else options
+    if not isinstance(options, FitOptions):
+        raise TypeError(
+            f"`options` should be a FitOptions. Received a {type(options).__name__}, which may ask for "
+            "what a trainer does not do."
         )
-        for observer in self.observers:
-            observer.started(plan)
+    if options.checkpoint_every is not None and checkpoints is None:
+        raise ValueError("`checkpoints` should be given for `checkpoint_every`. Received None.")
+    return options
 
-    def _total_steps(self) -> int | None:
-        if self._length is None:
-            return None
-        return -(-self._length // self.options.accumulate) * self.options.epochs
+
+def _total_weight(group: Sequence[Batch], samples: int) -> Tensor | int:
+    """Return what the samples of a step weigh together."""
+    weights = [batch.weights for batch in group if batch.weights is not None]
+    if not weights:
+        return samples
+    if len(weights) < len(group):
+        raise ValueError(
+            f"The batches of a step should all have weights, or none. Received {len(group)} batches, "
+            f"{len(weights)} of them with weights."
+        )
+    # Samples that all weigh nothing have no loss, rather than one that is no number.
+    total = torch.stack([each.sum(dtype=torch.float32) for each in weights]).sum()
+    return total.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _is_due(every: int | None, step: int) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchrec.metrics import BinaryMetrics, BinaryReport
+from torchrec.metrics import Report
+from torchrec.metrics.report import join_reports
+from torchrec.training.task import Task
 
 
 class TrainingMetrics:
@@ -17,38 +19,48 @@ class TrainingMetrics:
 
     Nothing here waits for a device but ``record``.
 
+    Args:
+        tasks: what is measured.
+
     Example:
-        >>> metrics = TrainingMetrics()
-        >>> metrics.update(torch.tensor(0.7), [(torch.tensor([0.1, -0.1]), torch.tensor([1, 0]))])
+        >>> metrics = TrainingMetrics([Task()])
+        >>> metrics.update_task(Task(), torch.tensor([0.1, -0.1]), torch.tensor([1, 0]), None)
+        >>> metrics.update_loss(torch.tensor(0.7))
         >>> report, loss = metrics.record(step=1)
         >>> report.auc, round(loss, 2), metrics.epoch().samples
         (1.0, 0.7, 2)
     """
 
-    def __init__(self) -> None:
-        self._window = BinaryMetrics()  # since the last record
-        self._epoch = BinaryMetrics()  # since the epoch began, up to the last record
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        # Since the last record; and since the epoch began, up to the last record.
+        self._window = {task.target: task.metrics() for task in tasks}
+        self._epoch = {task.target: task.metrics() for task in tasks}
         self._losses: list[Tensor] = []  # of the steps since the last record
 
-    def update(self, loss: Tensor, scored: list[tuple[Tensor, Tensor]]) -> None:
-        """Take a step in: its loss, and logits and labels of its batches."""
+    def update_loss(self, loss: Tensor) -> None:
+        """Take the loss of a step in."""
         self._losses.append(loss)
-        for logits, labels in scored:
-            self._window.update(logits, labels)
 
-    def record(self, step: int) -> tuple[BinaryReport, float]:
+    def update_task(
+        self, task: Task, outputs: Tensor, targets: Tensor, weights: Tensor | None
+    ) -> None:
+        """Take in what the model said of a batch before it learned from it."""
+        self._window[task.target].update(task.scores_of(outputs), targets, weights)
+
+    def record(self, step: int) -> tuple[Report, float]:
         """Return metrics and mean loss since the last record, and begin anew.
 
         Args:
             step: of the last update, to name one that is wrong.
 
         Raises:
-            ValueError: if a loss is no number, or a label neither 0 nor 1.
+            ValueError: if a loss is no number, or the metrics refuse a target.
         """
         losses = self.check(step)
-        report = self._window.compute()
-        self._epoch.merge(self._window)
-        self._window.reset()
+        report = join_reports({name: each.compute() for name, each in self._window.items()})
+        for name, window in self._window.items():
+            self._epoch[name].merge(window)
+            window.reset()
         self._losses = []
         return report, sum(losses) / len(losses)
 
@@ -62,24 +74,25 @@ class TrainingMetrics:
         for number, loss in enumerate(losses, step + 1 - len(losses)):
             if not math.isfinite(loss):
                 raise ValueError(
-                    f"The loss should be a number. Received {loss} in step {number}: lower "
-                    "`training.learning_rate`, or set `training.clip_norm`."
+                    f"The loss should be a number. Received {loss} in step {number}: lower the "
+                    "learning rate (`learning_rate`), or limit the gradients (`clip_norm`)."
                 )
         return losses
 
-    def epoch(self) -> BinaryReport:
+    def epoch(self) -> Report:
         """Return the metrics since the epoch began, up to the last record."""
-        return self._epoch.compute()
+        return join_reports({name: each.compute() for name, each in self._epoch.items()})
 
     def new_epoch(self) -> None:
         """Begin an epoch."""
-        self._epoch.reset()
+        for each in self._epoch.values():
+            each.reset()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all there is to go on from."""
         return {
-            "window": self._window.state_dict(),
-            "epoch": self._epoch.state_dict(),
+            "window": {name: each.state_dict() for name, each in self._window.items()},
+            "epoch": {name: each.state_dict() for name, each in self._epoch.items()},
             "losses": torch.stack(self._losses).cpu() if self._losses else torch.empty(0),
         }
 
@@ -89,7 +102,19 @@ class TrainingMetrics:
         Args:
             state: from `state_dict`.
             device: of the losses to come.
+
+        Raises:
+            ValueError: if it is of other tasks.
         """
-        self._window.load_state_dict(state["window"])
-        self._epoch.load_state_dict(state["epoch"])
+        for part, metrics in (("window", self._window), ("epoch", self._epoch)):
+            saved = state[part]
+            if len(metrics) == 1 and isinstance(next(iter(saved.values())), Tensor):
+                saved = dict.fromkeys(metrics, saved)  # from before tasks had names
+            if saved.keys() != metrics.keys():
+                raise ValueError(
+                    f"`tasks` should have the targets {sorted(saved)}, as when the state was saved. "
+                    f"Received {sorted(metrics)}."
+                )
+            for name, each in metrics.items():
+                each.load_state_dict(saved[name])
         self._losses = list(state["losses"].to(device))

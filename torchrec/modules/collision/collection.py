@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from torchrec.modules._private import outside_graphs
-from torchrec.modules.collision.features import with_all_values
 from torchrec.modules.collision.interface import JaggedDict, ManagedCollisionModule
 from torchrec.modules.collision.module import MCHManagedCollisionModule
 from torchrec.modules.collision.stats import ManagedCollisionStats
@@ -134,6 +133,10 @@ class ManagedCollisionCollection(nn.Module):
         """Return the map of each table that has one."""
         return dict(self._managed_collision_modules.items())  # type: ignore[arg-type]
 
+    def tables_of(self, module: ManagedCollisionModule) -> list[str]:
+        """Return the names of the tables that have this map."""
+        return [table for table, other in self.maps().items() if other is module]
+
     def embedding_configs(self) -> Sequence[BaseEmbeddingConfig]:
         """Return the tables."""
         return self._embedding_configs
@@ -154,8 +157,19 @@ class ManagedCollisionCollection(nn.Module):
             ValueError: for a feature that is missing.
             TypeError: for ids that are not integers.
         """
-        mapped = self._mapped_outside if is_compiling() else self._mapped
-        return mapped(features, "forward", mutate_miss_lengths)
+        mapped = self._forward_outside if is_compiling() else self._forward
+        return mapped(features, mutate_miss_lengths)
+
+    def _forward(self, features: KeyedJaggedTensor, mutate_miss_lengths: bool) -> KeyedJaggedTensor:
+        def rows_of(module: ManagedCollisionModule, keys: list[str]) -> list[Tensor]:
+            mapped = module({key: features[key] for key in keys}, mutate_miss_lengths)
+            return [mapped[key].values() for key in keys]
+
+        return self._replaced(features, rows_of)
+
+    # Evictions depend on the data, and policies of the user's call what they like: a graph that
+    # torch.compile makes ends before the maps, and a new one begins behind them.
+    _forward_outside = outside_graphs(_forward)
 
     def remap(
         self, features: KeyedJaggedTensor, mutate_miss_lengths: bool = True
@@ -166,36 +180,67 @@ class ManagedCollisionCollection(nn.Module):
             features: see `forward`.
             mutate_miss_lengths: see `forward`.
         """
-        return self._mapped(features, "remap", mutate_miss_lengths)
 
-    def _mapped(
-        self, features: KeyedJaggedTensor, method: str, mutate_miss_lengths: bool
+        def rows_of(module: ManagedCollisionModule, keys: list[str]) -> list[Tensor]:
+            ids = module.preprocess({key: features[key] for key in keys})
+            mapped = module.remap(ids, mutate_miss_lengths)
+            return [mapped[key].values() for key in keys]
+
+        return self._replaced(features, rows_of)
+
+    def map_ids(
+        self,
+        features: KeyedJaggedTensor,
+        reset_rows: Callable[[str, Tensor], None],
+        mutate_miss_lengths: bool = True,
     ) -> KeyedJaggedTensor:
-        result = features.to_dict()
-        for table, names in self._groups:
-            for name in names:
-                if name not in result:
-                    raise ValueError(
-                        f"`features` should have the key '{name}' of table '{table}'. "
-                        f"Received keys {features.keys()}."
-                    )
-            module = self._managed_collision_modules[table]
-            mine = {name: result[name] for name in names}
-            if method == "remap":
-                mine = module.preprocess(mine)  # type: ignore[operator]
-            result = {**result, **getattr(module, method)(mine, mutate_miss_lengths)}
+        """Map ids to rows as `forward` does, and have rows that changed hands reset.
+
+        Args:
+            features: see `forward`.
+            reset_rows: ``(table, rows)``; called as soon as rows of a table have changed hands, so
+                that none is missed if a later map fails.
+            mutate_miss_lengths: see `forward`.
+        """
+
+        def rows_of(module: ManagedCollisionModule, keys: list[str]) -> Sequence[Tensor]:
+            mapped = module.map_keys(features, keys, mutate_miss_lengths)
+            if mapped.changed is not None:
+                for table in self.tables_of(module):
+                    reset_rows(table, mapped.changed)
+            return mapped.rows
+
+        return self._replaced(features, rows_of)
+
+    def _replaced(
+        self,
+        features: KeyedJaggedTensor,
+        rows_of: Callable[[ManagedCollisionModule, list[str]], Sequence[Tensor]],
+    ) -> KeyedJaggedTensor:
+        """Return the features with what ``rows_of`` each map and its keys gives in place of ids."""
         if not self._groups:
             return features
         keys = features.keys()
-        parts = [result[key].values() for key in keys]
-        return with_all_values(features, parts[0] if len(parts) == 1 else torch.cat(parts))
-
-    # Evictions depend on the data, and policies of the user's call what they like: a graph that
-    # torch.compile makes ends before the maps, and a new one begins behind them.
-    _mapped_outside = outside_graphs(_mapped)
+        rows: dict[str, Tensor] = {}
+        for table, names in self._groups:
+            for name in names:
+                if name not in keys:
+                    raise ValueError(
+                        f"`features` should have the key '{name}' of table '{table}'. "
+                        f"Received keys {keys}."
+                    )
+            module = self._managed_collision_modules[table]
+            rows.update(zip(names, rows_of(module, names), strict=True))  # type: ignore[arg-type]
+        if len(keys) == 1:
+            return features.with_values(rows[keys[0]])
+        parts = [rows[key] if key in rows else features[key].values() for key in keys]
+        return features.with_values(torch.cat(parts))
 
     def evict(self) -> dict[str, Tensor | None]:
-        """Return, for each table, the rows that changed hands since the last call; None: no eviction."""
+        """Return, for each table, the rows that changed hands since the last call; None: no eviction.
+
+        In calls of `forward`, that is; `map_ids` has them reset itself.
+        """
         found: dict[int, Tensor | None] = {}
         for module in self.maps().values():
             if id(module) not in found:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
-from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor
 
 
 def require_count(
@@ -71,11 +69,3 @@ def split_values(features: dict[str, JaggedTensor], values: Tensor) -> dict[str,
         name: with_values(jt, part)
         for (name, jt), part in zip(features.items(), parts, strict=True)
     }
-
-
-def with_all_values(features: KeyedJaggedTensor, values: Tensor) -> KeyedJaggedTensor:
-    """Return features with other values in the same bags."""
-    other = copy.copy(features)
-    other._values = values
-    other._jt_dict = None
-    return other

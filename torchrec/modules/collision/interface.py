@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from torchrec.sparse.jagged_tensor import JaggedTensor
+from torchrec.modules._recomputation import is_recomputation
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 JaggedDict = dict[str, JaggedTensor]
+
+
+class MappedKeys(NamedTuple):
+    """What a map made of some keys of a batch.
+
+    Attributes:
+        rows: in place of the ids of each key.
+        changed: rows that another id holds than before, int64, distinct, to be reset before they are
+            looked up; None: there was no eviction.
+    """
+
+    rows: Sequence[Tensor]
+    changed: Tensor | None
 
 
 class ManagedCollisionModule(nn.Module, ABC):
@@ -93,11 +109,36 @@ class ManagedCollisionModule(nn.Module, ABC):
             mutate_miss_lengths: see `remap`.
         """
 
+    def map_keys(
+        self,
+        features: KeyedJaggedTensor,
+        keys: Sequence[str],
+        mutate_miss_lengths: bool = True,
+    ) -> MappedKeys:
+        """Do what `forward` does for some keys of a batch, and return at once which rows changed hands.
+
+        Collections of tables call this. Here it is made of `forward` and `evict`, for a map that has
+        no more; and of `remap` where activation checkpointing runs a forward pass again.
+
+        Args:
+            features: of all tables.
+            keys: of the features that this map is for.
+            mutate_miss_lengths: see `remap`.
+        """
+        ids = {key: features[key] for key in keys}
+        if is_recomputation():
+            mapped, changed = self.remap(self.preprocess(ids), mutate_miss_lengths), None
+        else:
+            mapped = self(ids, mutate_miss_lengths)
+            changed = self.evict() if self.training else None
+        return MappedKeys([mapped[key].values() for key in keys], changed)
+
     @abstractmethod
     def evict(self) -> Tensor | None:
         """Return the rows that changed hands since the last call, or None if there was no eviction.
 
-        Who looks the rows up is expected to reset them.
+        For callers of `forward` and `profile`, who are expected to reset them: `map_keys` returns
+        them itself.
         """
 
     @abstractmethod

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchrec.modules._recomputation import is_recomputation, may_be_recomputed
+from torchrec.modules.collision.changed_rows import ChangedRows
 from torchrec.modules.collision.features import ids_of, require_count, split_values, with_values
-from torchrec.modules.collision.interface import JaggedDict, ManagedCollisionModule
+from torchrec.modules.collision.first_passes import FirstPasses
+from torchrec.modules.collision.interface import JaggedDict, ManagedCollisionModule, MappedKeys
 from torchrec.modules.collision.policies import (
     DistanceLFU_EvictionPolicy,
     LFU_EvictionPolicy,
@@ -24,6 +27,7 @@ from torchrec.modules.collision.scored_rows import ScoredRows
 from torchrec.modules.collision.stats import ManagedCollisionStats
 from torchrec.ops.collision import MAX_ROWS
 from torchrec.ops.embedding.reference import hash_ids
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 HashFunction = Callable[[Tensor, int], Tensor]
 _BUILT_IN = (LFU_EvictionPolicy, LRU_EvictionPolicy, DistanceLFU_EvictionPolicy)
@@ -127,7 +131,8 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
         else:
             self._rows = PolicyRows(size, eviction_policy, self._device, self._name)
         self._current_iter = 0
-        self._evicted: list[Tensor] = []
+        self._changed = ChangedRows(zch_size)
+        self._first_passes = FirstPasses(self._name, zch_size)
         self._load_report: LoadReport | None = None
 
     # Sizes.
@@ -201,7 +206,7 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
             features: by name, preprocessed.
         """
         if self.training:
-            self._count(self._joined(features))
+            self._advance(self._joined(features))
         return features
 
     def remap(
@@ -221,9 +226,7 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
             raise ValueError(
                 f"`write_weights` of map '{self._name}' should be None: it keeps no such metadata."
             )
-        ids = self._joined(features)
-        look_up = self._rows.find if self.training else self._rows.look_up
-        return split_values(features, self._resolve(ids, look_up(ids, self._missing)))
+        return split_values(features, self._look_up(self._joined(features)))
 
     def forward(self, features: JaggedDict, mutate_miss_lengths: bool = True) -> JaggedDict:
         """Preprocess, profile if in training, and remap.
@@ -241,8 +244,33 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
         features = self.preprocess(features)
         if not self.training:
             return self.remap(features)
-        ids = self._joined(features)
-        return split_values(features, self._resolve(ids, self._count(ids)))
+        return split_values(features, self._advance(self._joined(features)))
+
+    def map_keys(
+        self,
+        features: KeyedJaggedTensor,
+        keys: Sequence[str],
+        mutate_miss_lengths: bool = True,
+    ) -> MappedKeys:
+        """Map some keys of a batch, and return which rows changed hands.
+
+        With them come those that changed hands in calls of `forward` since the last `evict`.
+
+        Args:
+            features: of all tables.
+            keys: of the features that this map is for.
+            mutate_miss_lengths: without effect: every id has a row.
+        """
+        values, offsets, every_key = features.values(), features.offset_per_key(), features.keys()
+        parts, sizes = [], []
+        for key in keys:
+            k = every_key.index(key)
+            parts.append(self.hashed(ids_of(values[offsets[k] : offsets[k + 1]], key, self._name)))
+            sizes.append(offsets[k + 1] - offsets[k])
+        ids = self._join(keys, parts)
+        if not self.training:
+            return MappedKeys(self._look_up(ids).split(sizes), None)
+        return MappedKeys(self._advance(ids).split(sizes), self._changed.take())
 
     def rows_of(self, ids: Tensor) -> Tensor:
         """Return the row that each id holds, -1 for an id that holds none.
@@ -259,7 +287,7 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
         return rows + self._output_global_offset, ids
 
     def give_rows(self, ids: Tensor) -> Tensor:
-        """Give free rows to ids that hold none, and return these rows, which `evict` returns too.
+        """Give free rows to ids that hold none, and return these rows, which are to be reset.
 
         Args:
             ids: ``(N,)``, integers, distinct, not hashed yet.
@@ -274,7 +302,9 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
                 f"`ids` of table '{self._name}' without a row should be at most as many as free rows "
                 f"({free}). Received {ids.numel()}."
             )
-        return self._changed_hands(self._rows.give(ids, self._current_iter))
+        rows = self._rows.give(ids, self._current_iter) + self._output_global_offset
+        self._first_passes.change(rows)
+        return rows
 
     @property
     def _missing(self) -> int:
@@ -282,33 +312,51 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
         return self._zch_size - 1 if self._mch_size is None else -1
 
     def _joined(self, features: JaggedDict) -> Tensor:
+        names = list(features)
         parts = [ids_of(jt.values(), name, self._name) for name, jt in features.items()]
-        for name, part in zip(features, parts, strict=True):
-            if part.device != self.device:
+        return self._join(names, parts)
+
+    def _join(self, names: Sequence[str], parts: Sequence[Tensor]) -> Tensor:
+        """Return the ids of all features, one behind the other."""
+        device = self._rows.ids.device
+        for name, ids in zip(names, parts, strict=True):
+            if ids.device != device:
                 raise ValueError(
                     f"Ids of feature '{name}' of table '{self._name}' should be on the device of the "
-                    f"map, {self.device}. Received {part.device}."
+                    f"map, {device}. Received {ids.device}."
                 )
         if len(parts) == 1:
             return parts[0]
-        return torch.cat([torch.empty(0, dtype=torch.int64, device=self._rows.ids.device), *parts])
+        return torch.cat([torch.empty(0, dtype=torch.int64, device=device), *parts])
 
-    def _count(self, ids: Tensor) -> Tensor:
-        """Count a training batch, evict if it is time, and return the rows."""
+    def _advance(self, ids: Tensor) -> Tensor:
+        """Count a training batch, evict if it is time, and return its rows."""
+        if is_recomputation():
+            return self._first_passes.find(ids)
         self._current_iter += 1
         rows = self._rows.count(ids, self._current_iter, self._missing)
-        if self._current_iter % self._eviction_interval:
-            return rows
-        self._changed_hands(self._rows.evict(self._current_iter))
-        return self._rows.find(ids, self._missing)
+        if self._current_iter % self._eviction_interval == 0:
+            changed = self._rows.evict(self._current_iter) + self._output_global_offset
+            # Whatever fails from here on, these rows are known until somebody is told.
+            self._changed.add(changed)
+            self._first_passes.change(changed)
+            rows = self._rows.find(ids, self._missing)
+        return self._found(ids, rows)
 
-    def _changed_hands(self, rows: Tensor) -> Tensor:
-        """Remember rows for `evict`, in bounded memory if nobody asks; return them with the offset."""
-        rows = rows + self._output_global_offset
-        if rows.numel() or not self._evicted:
-            self._evicted.append(rows)
-        if len(self._evicted) > 1 and sum(part.numel() for part in self._evicted) > self._zch_size:
-            self._evicted = [torch.cat(self._evicted).unique()]
+    def _look_up(self, ids: Tensor) -> Tensor:
+        """Return the rows of ids; nothing is learnt, but in evaluation it is counted who had one."""
+        if not is_recomputation():
+            look_up = self._rows.find if self.training else self._rows.look_up
+            return self._found(ids, look_up(ids, self._missing))
+        if self.training:
+            return self._first_passes.find(ids)
+        return self._resolve(ids, self._rows.find(ids, self._missing))
+
+    def _found(self, ids: Tensor, rows: Tensor) -> Tensor:
+        """Return the rows of a first pass, and remember them if it may run again."""
+        rows = self._resolve(ids, rows)
+        if self.training and may_be_recomputed():
+            self._first_passes.add(ids, rows)
         return rows
 
     def _resolve(self, ids: Tensor, rows: Tensor) -> Tensor:
@@ -332,11 +380,11 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
     # What has happened.
 
     def evict(self) -> Tensor | None:
-        """Return the rows that changed hands since the last call, or None if there was no eviction."""
-        if not self._evicted:
-            return None
-        evicted, self._evicted = self._evicted, []
-        return evicted[0] if len(evicted) == 1 else torch.cat(evicted).unique()
+        """Return the rows that changed hands since the last call, or None if there was no eviction.
+
+        In calls of `forward` and `profile`, that is; what calls `map_keys` is told there.
+        """
+        return self._changed.take()
 
     def stats(self, reset: bool = True) -> ManagedCollisionStats:
         """Return how full the map is, and what it has done since the last call.
@@ -419,7 +467,8 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._evicted = [fn(rows) for rows in self._evicted]
+        self._changed.move(fn)
+        self._first_passes.clear()
         return self
 
     def _save_to_state_dict(
@@ -443,7 +492,8 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
         missing_keys += [key for key in keys if key not in state_dict]
         found = [state_dict.pop(key, None) for key in keys]
         self._current_iter = self._current_iter if found[0] is None else int(found[0])
-        self._evicted = []
+        self._changed.take()
+        self._first_passes.clear()
         report = self._load_report
         if report is not None:
             move_map(state_dict, f"{prefix}_rows.", report)

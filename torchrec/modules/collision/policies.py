@@ -128,6 +128,11 @@ class MCHEvictionPolicy(ABC):
     def metadata_info(self) -> list[MCHEvictionPolicyMetadataInfo]:
         """What the policy keeps."""
 
+    @property
+    def threshold_filtering_func(self) -> ThresholdFilter | None:
+        """Which ids may be given a row, as it was given; None: all."""
+        return self._threshold_filtering_func
+
     @abstractmethod
     def record_history_metadata(
         self, current_iter: int, incoming_ids: Tensor, history_metadata: dict[str, Tensor]

@@ -124,7 +124,7 @@ class MappedRows(nn.Module, ABC):
         Raises:
             ValueError: if it returns no mask.
         """
-        function = self.policy._threshold_filtering_func
+        function = self.policy.threshold_filtering_func
         if function is None:
             return None
         mask, _ = function(counts)

@@ -24,6 +24,8 @@ from torchrec.ops.collision import (
     restore_history,
 )
 
+_HISTORY = [f"_history_{name}" for name in History._fields]  # names of buffers
+
 ScoredPolicy = LFU_EvictionPolicy | LRU_EvictionPolicy | DistanceLFU_EvictionPolicy
 
 
@@ -46,7 +48,7 @@ class ScoredRows(MappedRows):
 
     def __init__(self, size: int, policy: ScoredPolicy, device: torch.device, name: str) -> None:
         super().__init__(size, policy, device, name)
-        filtered = policy._threshold_filtering_func is not None
+        filtered = policy.threshold_filtering_func is not None
         recent = torch.zeros(size, dtype=torch.int64, device=device) if filtered else None
         self.register_buffer("recent", recent)
         self.register_buffer(
@@ -55,12 +57,13 @@ class ScoredRows(MappedRows):
         self._set_history(new_history(1, device))
 
     def _set_history(self, history: History) -> None:
-        for name, tensor in zip(History._fields, history, strict=True):
-            self.register_buffer(f"_came_{name}", tensor, persistent=False)
+        for name, tensor in zip(_HISTORY, history, strict=True):
+            self.register_buffer(name, tensor, persistent=False)
 
     @property
     def _history(self) -> History:
-        return History(*[getattr(self, f"_came_{name}") for name in History._fields])
+        # The buffers are asked each time: moving or loading a module may put others in their place.
+        return History(*map(self._buffers.__getitem__, _HISTORY))  # type: ignore[arg-type]
 
     def count(self, ids: Tensor, now: int, missing: int) -> Tensor:
         """Look up a training batch and count its ids; see `MappedRows`."""
@@ -68,16 +71,15 @@ class ScoredRows(MappedRows):
         larger = reserve(history, ids.numel())
         if larger is not history:
             self._set_history(larger)
-        kept = self.metadata
-        counts = kept.get(COUNTS) if self.recent is None else self.recent
+        find = self._buffers.get  # None for what the policy does not keep
         return count_ids(
             self.id_map,
             larger,
             ids,
             now,
             self._totals,
-            counts=counts,
-            last=kept.get(LAST),
+            counts=find(COUNTS) if self.recent is None else self.recent,
+            last=find(LAST),
             missing=missing,
         )
 
@@ -87,15 +89,13 @@ class ScoredRows(MappedRows):
         came = int(history.size)
         candidates = {COUNTS: history.counts[:came], LAST: history.last[:came]}
         ids = history.ids[:came]
-        admitted = self._admitted(candidates[COUNTS])
-        if admitted is not None:
+        if self.recent is not None:
+            admitted = self._admitted(candidates[COUNTS], self.recent)
             ids = ids[admitted]
             candidates = {name: value[admitted] for name, value in candidates.items()}
-        scores = self.policy.scores
-        replaced = replace_ids(
-            self.id_map, scores(now, self.metadata), ids, scores(now, candidates)
-        )
-        for name, kept in self.metadata.items():
+        scores, metadata = self.policy.scores, self.metadata
+        replaced = replace_ids(self.id_map, scores(now, metadata), ids, scores(now, candidates))
+        for name, kept in metadata.items():
             kept[replaced.rows] = candidates[name][replaced.chosen]
         clear_history(history)
         self.counters.add(
@@ -106,17 +106,15 @@ class ScoredRows(MappedRows):
         )
         return replaced.rows
 
-    def _admitted(self, came: Tensor) -> Tensor | None:
+    def _admitted(self, counts: Tensor, recent: Tensor) -> Tensor:
         """Ask the filter which of the ids without a row may have one, and start to count anew."""
-        if self.recent is None:
-            return None
-        recent = self.recent[self.recent > 0]
-        mask = self.admission(torch.cat([recent, came]))
+        with_row = recent[recent > 0]
+        mask = self.admission(torch.cat([with_row, counts]))
         assert mask is not None
         if COUNTS in self.metadata_names:
-            self.metadata[COUNTS].add_(self.recent)
-        self.recent.zero_()
-        return mask[recent.numel() :]
+            self.metadata[COUNTS].add_(recent)
+        recent.zero_()
+        return mask[with_row.numel() :]
 
     def give(self, ids: Tensor, now: int) -> Tensor:
         """Give free rows to ids, which from now on are counted there; see `MappedRows`."""

@@ -7,15 +7,24 @@ from torchrec.ops.embedding.lookup import (
     Ids,
     Updater,
     bag_row_grads,
+    choose_rows,
     lookup_bags,
     lookup_sequences,
     sequence_row_grads,
 )
 from torchrec.ops.embedding.reference import hash_ids
-from torchrec.ops.embedding.spec import LookupSpec, PolicyCode, PoolingCode, SlotSpec, TableSpec
+from torchrec.ops.embedding.spec import (
+    NO_ROW,
+    LookupSpec,
+    PolicyCode,
+    PoolingCode,
+    SlotSpec,
+    TableSpec,
+)
 from torchrec.ops.embedding.table import new_table
 
 __all__ = [
+    "NO_ROW",
     "Bags",
     "Group",
     "Ids",
@@ -26,6 +35,7 @@ __all__ = [
     "TableSpec",
     "Updater",
     "bag_row_grads",
+    "choose_rows",
     "hash_ids",
     "lookup_bags",
     "lookup_sequences",

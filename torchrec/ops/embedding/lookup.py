@@ -25,11 +25,26 @@ class Bags:
         offsets: int32 or int64, ``(K * B + 1,)`` for K keys: bag b of key k holds the ids at
             ``offsets[k * B + b]`` up to ``offsets[k * B + b + 1]``.
         sample_weights: a factor for each id, ``(N,)``, or None.
+        divisors: what mean pooling divides each bag by, int32 or int64, ``(K * B,)``; 0 counts as
+            1. Where these bags are parts of larger ones, this is the size of those. Default: the
+            number of ids of the bag that have a row.
     """
 
     values: Tensor
     offsets: Tensor
     sample_weights: Tensor | None = None
+    divisors: Tensor | None = None
+
+    def arguments(self, spec: LookupSpec) -> tuple[object, ...]:
+        """Return the spec and the input as the operators take them."""
+        return (
+            spec.tensor,
+            self.values,
+            self.offsets,
+            self.sample_weights,
+            self.divisors,
+            spec.num_keys,
+        )
 
 
 @dataclass
@@ -46,6 +61,10 @@ class Ids:
     starts: Sequence[int]
     counts: Sequence[int]
 
+    def arguments(self, spec: LookupSpec) -> tuple[object, ...]:
+        """Return the spec and the input as the operators take them."""
+        return spec.tensor, self.values, self.starts, self.counts
+
 
 class Updater:
     """Updates fused tables in the backward pass; a collection has one for each set of its tables."""
@@ -57,31 +76,14 @@ class Updater:
         self, grad: Tensor, weights: list[Tensor], spec: LookupSpec, bags: Bags
     ) -> None:
         """Apply the gradient of a pooled look-up, ``(B, width)``."""
-        schema.embedding_bag_update_(
-            grad,
-            weights,
-            self.states,
-            self.hyper,
-            spec.tensor,
-            bags.values,
-            bags.offsets,
-            bags.sample_weights,
-            spec.num_keys,
-        )
+        schema.embedding_bag_update_(grad, weights, self.states, self.hyper, *bags.arguments(spec))
 
     def update_sequences(
         self, grads: list[Tensor | None], weights: list[Tensor], spec: LookupSpec, ids: Ids
     ) -> None:
         """Apply the gradients of a look-up of sequences, each ``(count, D)``, or None."""
         schema.embedding_sequence_update_(
-            grads,
-            weights,
-            self.states,
-            self.hyper,
-            spec.tensor,
-            ids.values,
-            ids.starts,
-            ids.counts,
+            grads, weights, self.states, self.hyper, *ids.arguments(spec)
         )
 
 
@@ -109,15 +111,7 @@ def bag_row_grads(
     grad: Tensor, weights: list[Tensor], spec: LookupSpec, bags: Bags
 ) -> list[Tensor]:
     """Return, for each table in turn, the rows that a pooled look-up chose and their gradients."""
-    pairs: list[Tensor] = schema.embedding_bag_sparse_grad(
-        grad,
-        weights,
-        spec.tensor,
-        bags.values,
-        bags.offsets,
-        bags.sample_weights,
-        spec.num_keys,
-    )
+    pairs: list[Tensor] = schema.embedding_bag_sparse_grad(grad, weights, *bags.arguments(spec))
     return pairs
 
 
@@ -126,7 +120,7 @@ def sequence_row_grads(
 ) -> list[Tensor]:
     """Return, for each table in turn, the rows that sequences chose and their gradients."""
     pairs: list[Tensor] = schema.embedding_sequence_sparse_grad(
-        grads, weights, spec.tensor, ids.values, ids.starts, ids.counts
+        grads, weights, *ids.arguments(spec)
     )
     return pairs
 
@@ -153,28 +147,18 @@ class _BagLookup(torch.autograd.Function):
         values: Tensor,
         offsets: Tensor,
         sample_weights: Tensor | None,
+        divisors: Tensor | None,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        ctx.spec, ctx.groups = spec, groups
-        ctx.values, ctx.offsets = values, offsets
-        # Weights are read again only for the gradient of the sample weights. Only then are they
-        # saved as autograd saves, which refuses what has changed since: a fused table changes when
-        # another look-up of this step is done with it.
+        ctx.spec, ctx.groups, ctx.weights = spec, groups, weights
+        # What is saved as autograd saves is refused when it has changed by the backward pass. For
+        # the weights this is right only where they are read again, for the gradient of the sample
+        # weights: else a fused table may change, when another look-up of this step is done with it.
         ctx.for_sample_weights = sample_weights is not None and sample_weights.requires_grad
-        if ctx.for_sample_weights:
-            ctx.save_for_backward(sample_weights, *weights)
-        else:
-            ctx.sample_weights, ctx.weights = sample_weights, weights
-        output, out_of_range = schema.embedding_bag(
-            weights,
-            spec.tensor,
-            values,
-            offsets,
-            sample_weights,
-            spec.num_keys,
-            spec.width,
-            dtype,
-            spec.names,
+        read_again = weights if ctx.for_sample_weights else ()
+        ctx.save_for_backward(values, offsets, sample_weights, divisors, *read_again)
+        output, out_of_range = _pool(
+            weights, spec, Bags(values, offsets, sample_weights, divisors), dtype
         )
         ctx.mark_non_differentiable(out_of_range)
         return output, out_of_range
@@ -182,21 +166,12 @@ class _BagLookup(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.for_sample_weights:
-            sample_weights, *weights = ctx.saved_tensors
-        else:
-            sample_weights, weights = ctx.sample_weights, ctx.weights
-        spec, bags = ctx.spec, Bags(ctx.values, ctx.offsets, sample_weights)
+        values, offsets, sample_weights, divisors, *_read_again = ctx.saved_tensors
+        weights, bags = ctx.weights, Bags(values, offsets, sample_weights, divisors)
         sample_weights_grad: Tensor | None = None
         if ctx.for_sample_weights:
             sample_weights_grad = schema.embedding_bag_weights_grad(
-                grad,
-                weights,
-                spec.tensor,
-                bags.values,
-                bags.offsets,
-                sample_weights,
-                spec.num_keys,
+                grad, weights, *bags.arguments(ctx.spec)
             )
         grads: list[Tensor | None] = [None] * len(weights)
         for group in ctx.groups:
@@ -207,18 +182,10 @@ class _BagLookup(torch.autograd.Function):
             if group.gradient == "sparse":
                 found = _as_sparse(bag_row_grads(grad, mine, group.spec, bags), mine)
             else:
-                found = schema.embedding_bag_dense_grad(
-                    grad,
-                    mine,
-                    group.spec.tensor,
-                    bags.values,
-                    bags.offsets,
-                    sample_weights,
-                    spec.num_keys,
-                )
+                found = schema.embedding_bag_dense_grad(grad, mine, *bags.arguments(group.spec))
             for t, g in zip(group.tables, found, strict=True):
                 grads[t] = g
-        return (None, None, None, None, None, sample_weights_grad, *grads)
+        return (None, None, None, None, None, sample_weights_grad, None, *grads)
 
 
 class _SequenceLookup(torch.autograd.Function):
@@ -236,25 +203,22 @@ class _SequenceLookup(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.groups = groups
-        ctx.values, ctx.starts, ctx.counts, ctx.weights = values, starts, counts, weights
-        outputs: list[Tensor] = _lookup_sequences(spec, dtype, values, starts, counts, weights)
+        ctx.save_for_backward(values)
+        ctx.groups, ctx.starts, ctx.counts, ctx.weights = groups, starts, counts, weights
+        outputs = _gather(weights, spec, Ids(values, starts, counts), dtype)
         ctx.mark_non_differentiable(outputs[-1])
         return tuple(outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *output_grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        weights = ctx.weights
+        (values,), weights = ctx.saved_tensors, ctx.weights
         grads: list[Tensor | None] = [None] * len(weights)
         for group in ctx.groups:
             mine = [weights[t] for t in group.tables]
             received = [output_grads[s] for s in group.slots]
-            ids = Ids(
-                ctx.values,
-                [ctx.starts[s] for s in group.slots],
-                [ctx.counts[s] for s in group.slots],
-            )
+            starts, counts = ([n[s] for s in group.slots] for n in (ctx.starts, ctx.counts))
+            ids = Ids(values, starts, counts)
             if isinstance(group.gradient, Updater):
                 group.gradient.update_sequences(received, mine, group.spec, ids)
                 continue
@@ -262,7 +226,7 @@ class _SequenceLookup(torch.autograd.Function):
                 found = _as_sparse(sequence_row_grads(received, mine, group.spec, ids), mine)
             else:
                 found = schema.embedding_sequence_dense_grad(
-                    received, mine, group.spec.tensor, ids.values, ids.starts, ids.counts
+                    received, mine, *ids.arguments(group.spec)
                 )
             used = {
                 slot.table
@@ -274,24 +238,32 @@ class _SequenceLookup(torch.autograd.Function):
         return (None, None, None, None, None, None, *grads)
 
 
-def _lookup_sequences(
-    spec: LookupSpec,
-    dtype: torch.dtype,
-    values: Tensor,
-    starts: Sequence[int],
-    counts: Sequence[int],
-    weights: Sequence[Tensor],
+def _pool(
+    weights: Sequence[Tensor], spec: LookupSpec, bags: Bags, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    pooled: tuple[Tensor, Tensor] = schema.embedding_bag(
+        weights, *bags.arguments(spec), spec.width, dtype, spec.names
+    )
+    return pooled
+
+
+def _gather(
+    weights: Sequence[Tensor], spec: LookupSpec, ids: Ids, dtype: torch.dtype
 ) -> list[Tensor]:
     outputs: list[Tensor] = schema.embedding_sequence(
-        weights, spec.tensor, values, starts, counts, spec.dims, dtype, spec.names
+        weights, *ids.arguments(spec), spec.dims, dtype, spec.names
     )
     return outputs
 
 
-def _check_input(weights: list[Tensor], spec: LookupSpec, values: Tensor) -> None:
-    """Refuse what no implementation can look up, in the same words for all of them."""
+def _check_integers(values: Tensor) -> None:
     if values.dtype not in _INTEGERS:
         raise TypeError(f"`values` should be int32 or int64. Received {values.dtype}.")
+
+
+def _check_input(weights: list[Tensor], spec: LookupSpec, values: Tensor) -> None:
+    """Refuse what no implementation can look up, in the same words for all of them."""
+    _check_integers(values)
     for table, weight in zip(spec.tables, weights, strict=True):
         if weight.device != values.device:
             raise ValueError(
@@ -338,21 +310,10 @@ def lookup_bags(
         groups or (sample_weights is not None and sample_weights.requires_grad)
     ):
         output, out_of_range = _BagLookup.apply(  # type: ignore[no-untyped-call]
-            spec, groups, dtype, values, offsets, sample_weights, *weights
+            spec, groups, dtype, values, offsets, sample_weights, bags.divisors, *weights
         )
         return output, out_of_range
-    output, out_of_range = schema.embedding_bag(
-        weights,
-        spec.tensor,
-        values,
-        offsets,
-        sample_weights,
-        spec.num_keys,
-        spec.width,
-        dtype,
-        spec.names,
-    )
-    return output, out_of_range
+    return _pool(weights, spec, bags, dtype)
 
 
 def lookup_sequences(
@@ -394,5 +355,47 @@ def lookup_sequences(
             spec, groups, dtype, ids.values, ids.starts, ids.counts, *weights
         )
     else:
-        outputs = _lookup_sequences(spec, dtype, ids.values, ids.starts, ids.counts, weights)
+        outputs = _gather(weights, spec, ids, dtype)
     return list(outputs[:-1]), outputs[-1]
+
+
+def choose_rows(spec: LookupSpec, ids: Ids, offsets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Decide which row each id takes, by the policy of its table, without looking anything up.
+
+    A look-up decides this itself, on the fly. Where ids travel before they are looked up, to the
+    rank that holds their row say, they are made rows first; the look-up then has the policy
+    ``ROWS``.
+
+    Args:
+        spec: the tables and slots; neither weights nor pooling are looked at.
+        ids: the ids.
+        offsets: of the bags of all keys, as in `Bags`: errors then name the sample. Default: they
+            name the position of the id in its slot.
+
+    Returns:
+        Rows of the whole tables, int64, those of one slot after another, ``NO_ROW`` (-1) where no
+        row stands for the id; and how many ids were out of range, int64, ``(T,)``.
+
+    Raises:
+        IdOutOfRangeError: for an id that no row stands for, if the table's policy is ``ERROR``.
+        TypeError: if ids are not int32 or int64.
+
+    Example:
+        >>> from torchrec.ops.embedding import Ids, LookupSpec, PolicyCode, SlotSpec, TableSpec
+        >>> table = TableSpec("t", 2, 4, 3, PolicyCode.OVERFLOW)  # row 3 is for all other ids
+        >>> spec = LookupSpec([table], [SlotSpec("f", 0, 0)], 1, 2)
+        >>> choose_rows(spec, Ids(torch.tensor([2, 77, 0, -5]), [0], [4]))
+        (tensor([2, 3, 0, 3]), tensor([2]))
+    """
+    _check_integers(ids.values)
+    rows, out_of_range = schema.choose_rows(
+        spec.tensor,
+        ids.values,
+        offsets,
+        ids.starts,
+        ids.counts,
+        spec.num_keys,
+        len(spec.tables),
+        spec.names,
+    )
+    return rows, out_of_range

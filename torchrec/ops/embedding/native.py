@@ -14,7 +14,8 @@ from torch import Tensor
 from torchrec.ops._library import native
 from torchrec.ops.embedding import reference
 from torchrec.ops.embedding.failure import raise_bad_bag, raise_bad_id
-from torchrec.ops.embedding.spec import read_spec
+from torchrec.ops.embedding.layout import VERSION
+from torchrec.ops.embedding.spec import PolicyCode, read_spec
 
 _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _NOTHING, _ID, _BAG = range(3)  # kinds of failure
@@ -25,8 +26,32 @@ _native: Any = native
 Input = Any  # _native.Pooled or _native.Sequence
 
 
+def require_layout(library: Any) -> None:
+    """Refuse kernels that were built from another source than this: they would read other fields."""
+    of_library = library.embedding_layout()[0] if hasattr(library, "embedding_layout") else "none"
+    if of_library != VERSION:
+        raise ImportError(
+            f"The kernels should have version {VERSION} of the layout of specs. Received "
+            f"{of_library}: build them from this source, by `make native` or `pip install`."
+        )
+
+
+if native is not None:
+    require_layout(native)
+
+
 def _supported(weights: Sequence[Tensor], rows_dtype: torch.dtype) -> bool:
     return rows_dtype in _CODES and all(w.dtype in _CODES for w in weights)
+
+
+def _numbers(spec: Tensor) -> tuple[int, int]:
+    """Return where the numbers of a spec are, and how many."""
+    if spec.dtype != torch.int64 or not spec.is_cpu or not spec.is_contiguous():
+        raise ValueError(
+            "`spec` should be contiguous int64 on the CPU, as the tables. "
+            f"Received {spec.dtype} on {spec.device}."
+        )
+    return spec.data_ptr(), spec.numel()
 
 
 def _tables(spec: Tensor, weights: Sequence[Tensor]) -> Any:
@@ -34,7 +59,7 @@ def _tables(spec: Tensor, weights: Sequence[Tensor]) -> Any:
         if not weight.is_contiguous():
             raise ValueError(f"The weight of table number {t} should be contiguous.")
     return _native.Tables(
-        spec.data_ptr(),
+        *_numbers(spec),
         [w.data_ptr() for w in weights],
         [w.numel() for w in weights],
         [w.size(-1) for w in weights],
@@ -50,7 +75,12 @@ def _is_wide(ids: Tensor, name: str) -> bool:
 
 
 def _pooled(
-    rows: Tensor, values: Tensor, offsets: Tensor, sample_weights: Tensor | None, num_keys: int
+    rows: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    sample_weights: Tensor | None,
+    divisors: Tensor | None,
+    num_keys: int,
 ) -> tuple[Input, list[Tensor]]:
     """Return the input of a kernel and the tensors that have to outlive it."""
     values, offsets = values.contiguous(), offsets.contiguous()
@@ -65,6 +95,12 @@ def _pooled(
         sample_weights = sample_weights.float().contiguous()
         kept.append(sample_weights)
         weights_address = sample_weights.data_ptr()
+    divisors_address = 0
+    if divisors is not None:
+        reference.check_divisors(divisors, offsets)
+        divisors = divisors.long().contiguous()
+        kept.append(divisors)
+        divisors_address = divisors.data_ptr()
     pooled = _native.Pooled(
         values.data_ptr(),
         values.numel(),
@@ -73,6 +109,7 @@ def _pooled(
         offsets.numel(),
         _is_wide(offsets, "offsets"),
         weights_address,
+        divisors_address,
         num_keys,
         rows.data_ptr() or _EMPTY,
         rows.stride(0),
@@ -90,13 +127,13 @@ def _new_output(bags: int, width: int, dtype: torch.dtype) -> Tensor:
     """
     size = bags * width * dtype.itemsize
     if size < _RECYCLED_FROM:
-        return torch.empty((bags, width), dtype=dtype)
+        return torch.empty((bags, width), dtype=dtype, device="cpu")
     buffer: Tensor = _native.recycled(size)
     return buffer.view(dtype).view(bags, width)
 
 
 def _forward(tables: Any, input: Input, num_tables: int) -> tuple[Tensor, Any]:
-    out_of_range = torch.zeros(num_tables, dtype=torch.int64)
+    out_of_range = torch.zeros(num_tables, dtype=torch.int64, device="cpu")
     failure = _native.embedding_forward(
         tables, input, out_of_range.data_ptr(), torch.get_num_threads()
     )
@@ -109,6 +146,7 @@ def embedding_bag(
     values: Tensor,
     offsets: Tensor,
     sample_weights: Tensor | None,
+    divisors: Tensor | None,
     num_keys: int,
     width: int,
     dtype: torch.dtype,
@@ -117,11 +155,11 @@ def embedding_bag(
     """See ``reference.embedding_bag``."""
     if not _supported(weights, dtype):
         return reference.embedding_bag(
-            weights, spec, values, offsets, sample_weights, num_keys, width, dtype, names
+            weights, spec, values, offsets, sample_weights, divisors, num_keys, width, dtype, names
         )
     bags = (offsets.numel() - 1) // num_keys
     output = _new_output(bags, width, dtype)
-    input, _kept = _pooled(output, values, offsets, sample_weights, num_keys)
+    input, _kept = _pooled(output, values, offsets, sample_weights, divisors, num_keys)
     out_of_range, failure = _forward(_tables(spec, weights), input, len(weights))
     if failure[0] != _NOTHING:
         _raise_failure(failure, spec, names)
@@ -133,7 +171,9 @@ def _raise_failure(failure: tuple[int, int, int, int], spec: Tensor, names: str)
     if kind == _BAG:
         raise_bad_bag(names, slot, bag, value)
     tables, slots = read_spec(spec)
-    raise_bad_id(names, slot, bag, value, tables[slots[slot].table].num_embeddings)
+    table = tables[slots[slot].table]
+    end = table.rows if table.policy == PolicyCode.ROWS else table.num_embeddings
+    raise_bad_id(names, slot, bag, value, end)
 
 
 def _rows_of(grad: Tensor) -> Tensor:
@@ -158,7 +198,7 @@ def _sparse_grad(
 ) -> list[Tensor]:
     """Run the kernel into room for ``most[t]`` rows, whose unused end is never touched."""
     room = [min(n, w.shape[0]) for n, w in zip(most, weights, strict=True)]
-    rows = [torch.empty(n, dtype=torch.int64) for n in room]
+    rows = [torch.empty(n, dtype=torch.int64, device="cpu") for n in room]
     sums = [w.new_empty((n, w.shape[1])) for n, w in zip(room, weights, strict=True)]
     counts = _native.embedding_sparse_grad(
         _tables(spec, weights), input, _addresses(rows), _addresses(sums), torch.get_num_threads()
@@ -170,7 +210,7 @@ def _sparse_grad(
 
 
 # The operators below take the arguments of those of `reference`. What they only hand on is in `*bags`: spec, values,
-# offsets, sample_weights, num_keys; or in `*ids`: spec, values, starts, counts.
+# offsets, sample_weights, divisors, num_keys; or in `*ids`: spec, values, starts, counts.
 
 
 def embedding_bag_dense_grad(grad: Tensor, weights: Sequence[Tensor], *bags: Any) -> list[Tensor]:
@@ -186,8 +226,8 @@ def embedding_bag_sparse_grad(grad: Tensor, weights: Sequence[Tensor], *bags: An
     """See ``reference.embedding_bag_sparse_grad``."""
     if not _supported(weights, grad.dtype):
         return reference.embedding_bag_sparse_grad(grad, weights, *bags)
-    spec, values, offsets, sample_weights, num_keys = bags
-    input, _kept = _pooled(_rows_of(grad), values, offsets, sample_weights, num_keys)
+    spec, values, offsets, sample_weights, divisors, num_keys = bags
+    input, _kept = _pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
     size = (offsets.numel() - 1) // num_keys
     ends = offsets[::size].tolist() if size else [0] * (num_keys + 1)
     specs, slots = read_spec(spec)
@@ -212,9 +252,9 @@ def embedding_bag_weights_grad(grad: Tensor, weights: Sequence[Tensor], *bags: A
     """See ``reference.embedding_bag_weights_grad``."""
     if not _supported(weights, grad.dtype):
         return reference.embedding_bag_weights_grad(grad, weights, *bags)
-    spec, values, offsets, sample_weights, num_keys = bags
-    input, _kept = _pooled(_rows_of(grad), values, offsets, sample_weights, num_keys)
-    result = torch.zeros(sample_weights.shape, dtype=torch.float32)
+    spec, values, offsets, sample_weights, divisors, num_keys = bags
+    input, _kept = _pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
+    result = torch.zeros(sample_weights.shape, dtype=torch.float32, device="cpu")
     _native.embedding_weights_grad(
         _tables(spec, weights), input, result.data_ptr(), torch.get_num_threads()
     )
@@ -285,6 +325,34 @@ def embedding_sequence(
     if failure[0] != _NOTHING:
         _raise_failure(failure, spec, names)
     return [*outputs, out_of_range]
+
+
+def choose_rows(
+    spec: Tensor,
+    values: Tensor,
+    offsets: Tensor | None,
+    starts: Sequence[int],
+    counts: Sequence[int],
+    num_keys: int,
+    num_tables: int,
+    names: str,
+) -> tuple[Tensor, Tensor]:
+    """See ``reference.choose_rows``."""
+    tables = _native.Tables(*_numbers(spec))
+    reference.check_num_tables(num_tables, tables.size)
+    rows = torch.empty(sum(counts), dtype=torch.int64, device="cpu")
+    input, _kept = _sequence(rows.split(list(counts)), torch.float32, values, starts, counts)
+    out_of_range = torch.zeros(num_tables, dtype=torch.int64, device="cpu")
+    failure = _native.embedding_choose_rows(
+        tables, input, out_of_range.data_ptr(), torch.get_num_threads()
+    )
+    if failure[0] != _NOTHING:
+        kind, slot, position, value = failure
+        _, slots = read_spec(spec)
+        samples = reference.samples_of(offsets, slots[slot], starts[slot] + position, 1, num_keys)
+        sample = position if samples is None else int(samples)
+        _raise_failure((kind, slot, sample, value), spec, names)
+    return rows, out_of_range
 
 
 def _dtype_of(grads: Sequence[Tensor | None]) -> torch.dtype:

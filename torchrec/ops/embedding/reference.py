@@ -10,6 +10,7 @@ from torch import Tensor
 from torchrec.ops.embedding.failure import names_of_slot, raise_bad_bag, raise_bad_id
 from torchrec.ops.embedding.hyper import STEP, read_hyper
 from torchrec.ops.embedding.spec import (
+    NO_ROW,
     PolicyCode,
     PoolingCode,
     SlotSpec,
@@ -17,8 +18,6 @@ from torchrec.ops.embedding.spec import (
     read_spec,
 )
 from torchrec.ops.embedding.updates import RULES
-
-NO_ROW = -1
 
 
 def _as_signed(x: int) -> int:
@@ -55,40 +54,64 @@ def hash_ids(ids: Tensor, span: int) -> Tensor:
     return _shift_right(x, 1) % span
 
 
-def rows_of(table: TableSpec, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the row of each id (``NO_ROW`` where it has none), and which ids are out of range."""
+def choose(table: TableSpec, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the row of the whole table that each id chooses, and which ids are out of range.
+
+    It is decided here (and, for the kernels, in ``csrc/embedding/ids.h``), and nowhere else.
+    ``NO_ROW`` stands where no row stands for the id.
+    """
     ids = ids.long()
-    unknown = (ids < 0) | (ids >= table.num_embeddings)
-    if table.policy == PolicyCode.HASH:
-        other = hash_ids(ids, max(table.num_embeddings, 1))
-    elif table.policy == PolicyCode.OVERFLOW:
-        other = table.num_embeddings + hash_ids(ids, table.rows - table.num_embeddings)
-    elif table.policy == PolicyCode.CLAMP:
-        other = (
-            ids.clamp(0, table.num_embeddings - 1)
-            if table.num_embeddings
-            else torch.full_like(ids, NO_ROW)
-        )
-    else:
-        other = torch.full_like(ids, NO_ROW)
+    if table.policy == PolicyCode.ROWS:
+        return torch.where((ids >= 0) & (ids < table.rows), ids, NO_ROW), torch.zeros_like(ids) != 0
+    end = table.num_embeddings
+    unknown = (ids < 0) | (ids >= end)
+    other = torch.full_like(ids, NO_ROW)
+    if table.policy == PolicyCode.HASH and end > 0:
+        other = hash_ids(ids, end)
+    elif table.policy == PolicyCode.OVERFLOW and table.rows > end:
+        other = end + hash_ids(ids, table.rows - end)
+    elif table.policy == PolicyCode.CLAMP and end > 0:
+        other = ids.clamp(0, end - 1)
     return torch.where(unknown, other, ids), unknown
 
 
+class _Chosen:
+    """The rows that ids choose.
+
+    Attributes:
+        has_row: whether a row stands for the id; a mean counts these.
+        here: whether the weight at hand holds that row, see ``TableSpec.first_row``.
+        rows: of those ids, counted from the first of the weight.
+    """
+
+    def __init__(self, table: TableSpec, ids: Tensor) -> None:
+        rows, self.unknown = choose(table, ids)
+        self.has_row = rows != NO_ROW
+        rows = rows - table.first_row
+        self.here = self.has_row & (rows >= 0) & (rows < table.num_shard_rows)
+        self.rows = rows[self.here]
+
+
 def _check_ids(
-    table: TableSpec, number: int, ids: Tensor, unknown: Tensor, samples: Tensor, names: str
+    table: TableSpec, number: int, ids: Tensor, samples: Tensor | None, names: str
 ) -> None:
-    """Raise for the first id that the policy ``error`` refuses; on an accelerator, without waiting."""
-    if table.policy != PolicyCode.ERROR or ids.numel() == 0:
+    """Raise for the first id that has no row, but should; on an accelerator, without waiting."""
+    if table.policy not in (PolicyCode.ERROR, PolicyCode.ROWS) or ids.numel() == 0:
         return
+    end = table.num_embeddings if table.policy == PolicyCode.ERROR else table.rows
+    bad = (ids < 0) | (ids >= end)
+    if table.policy == PolicyCode.ROWS:
+        bad &= ids != NO_ROW
     if ids.device.type != "cpu":
         name, feature = names_of_slot(names, number)
         torch._assert_async(
-            ~unknown.any(),
-            f"Ids of feature '{feature}' should be in [0, {table.num_embeddings}), the rows of table '{name}'.",
+            ~bad.any(),
+            f"Ids of feature '{feature}' should be in [0, {end}), the rows of table '{name}'.",
         )
-    elif unknown.any():
-        first = int(unknown.int().argmax())
-        raise_bad_id(names, number, int(samples[first]), int(ids[first]), table.num_embeddings)
+    elif bad.any():
+        first = int(bad.int().argmax())
+        sample = first if samples is None else int(samples[first])
+        raise_bad_id(names, number, sample, int(ids[first]), end)
 
 
 def _accumulate_dtype(weight: Tensor) -> torch.dtype:
@@ -96,7 +119,11 @@ def _accumulate_dtype(weight: Tensor) -> torch.dtype:
 
 
 def _count_bags(
-    values: Tensor, offsets: Tensor, sample_weights: Tensor | None, num_keys: int
+    values: Tensor,
+    offsets: Tensor,
+    sample_weights: Tensor | None,
+    divisors: Tensor | None,
+    num_keys: int,
 ) -> int:
     """Return the size of the batch, having checked that the bags lie within the values."""
     bags = (offsets.numel() - 1) // num_keys
@@ -116,7 +143,20 @@ def _count_bags(
             f"`sample_weights` should be as many as the values ({values.numel()}). "
             f"Received {sample_weights.numel()}."
         )
+    check_divisors(divisors, offsets)
     return bags
+
+
+def check_divisors(divisors: Tensor | None, offsets: Tensor) -> None:
+    """Refuse divisors that are not one a bag."""
+    if divisors is None:
+        return
+    if divisors.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"`divisors` should be int32 or int64. Received {divisors.dtype}.")
+    if divisors.numel() != offsets.numel() - 1:
+        raise ValueError(
+            f"`divisors` should be one a bag ({offsets.numel() - 1}). Received {divisors.numel()}."
+        )
 
 
 def _check_ranges(values: Tensor, starts: Sequence[int], counts: Sequence[int]) -> None:
@@ -129,20 +169,38 @@ def _check_ranges(values: Tensor, starts: Sequence[int], counts: Sequence[int]) 
 
 
 class _Bags:
-    """The ids of one slot, the bag of each, and the row that each chooses."""
+    """The ids of one slot, the bag of each, and the row that each chooses.
+
+    Attributes:
+        begin, end: where the ids lie in the values.
+        ids: the ids.
+        lengths: of the bags.
+        bag: of each id.
+        chosen: the rows.
+        divisors: of a mean, ``(B, 1)``.
+    """
 
     def __init__(
-        self, table: TableSpec, slot: SlotSpec, values: Tensor, offsets: Tensor, bags: int
+        self,
+        table: TableSpec,
+        slot: SlotSpec,
+        values: Tensor,
+        offsets: Tensor,
+        divisors: Tensor | None,
+        bags: int,
     ) -> None:
         mine = offsets[slot.key * bags : (slot.key + 1) * bags + 1]
         self.begin, self.end = (int(mine[0]), int(mine[-1])) if bags else (0, 0)
         self.ids = values[self.begin : self.end]
         self.lengths = mine.diff().long()
         self.bag = torch.repeat_interleave(self.lengths, output_size=self.end - self.begin)
-        self.rows, self.unknown = rows_of(table, self.ids)
-        self.has_row = self.rows != NO_ROW
-        counted = torch.zeros(bags, dtype=torch.int64, device=values.device)
-        self.counts = counted.index_add_(0, self.bag, self.has_row.long()).clamp_(min=1)
+        self.chosen = _Chosen(table, self.ids)
+        if divisors is None:
+            none = torch.zeros(bags, dtype=torch.int64, device=values.device)
+            counts = none.index_add(0, self.bag, self.chosen.has_row.long())
+        else:
+            counts = divisors[slot.key * bags : (slot.key + 1) * bags].long()
+        self.divisors = counts.clamp(min=1).unsqueeze(1)
 
 
 def embedding_bag(
@@ -151,6 +209,7 @@ def embedding_bag(
     values: Tensor,
     offsets: Tensor,
     sample_weights: Tensor | None,
+    divisors: Tensor | None,
     num_keys: int,
     width: int,
     dtype: torch.dtype,
@@ -158,25 +217,48 @@ def embedding_bag(
 ) -> tuple[Tensor, Tensor]:
     """Pool the rows of every bag of every slot."""
     tables, slots = read_spec(spec)
-    bags = _count_bags(values, offsets, sample_weights, num_keys)
-    output = values.new_zeros((bags, width), dtype=dtype)
-    out_of_range = torch.zeros(len(tables), dtype=torch.int64, device=values.device)
+    bags = _count_bags(values, offsets, sample_weights, divisors, num_keys)
+    out_of_range = [torch.zeros((), dtype=torch.int64, device=values.device) for _ in tables]
+    columns: list[tuple[int, Tensor]] = []
     for number, slot in enumerate(slots):
         table, weight = tables[slot.table], weights[slot.table]
-        b = _Bags(table, slot, values, offsets, bags)
+        b = _Bags(table, slot, values, offsets, divisors, bags)
         if slot.pooling == PoolingCode.NONE and bool((b.lengths != 1).any()):
             bad = int((b.lengths != 1).int().argmax())
             raise_bad_bag(names, number, bad, int(b.lengths[bad]))
-        _check_ids(table, number, b.ids, b.unknown, b.bag, names)
-        out_of_range[slot.table] += b.unknown.sum()
-        rows = weight[b.rows[b.has_row]].to(_accumulate_dtype(weight))
+        _check_ids(table, number, b.ids, b.bag, names)
+        out_of_range[slot.table] = out_of_range[slot.table] + b.chosen.unknown.sum()
+        rows = weight[b.chosen.rows].to(_accumulate_dtype(weight))
         if sample_weights is not None:
-            rows = rows * sample_weights[b.begin : b.end][b.has_row].unsqueeze(1)
-        pooled = rows.new_zeros((bags, table.dim)).index_add_(0, b.bag[b.has_row], rows)
+            rows = rows * sample_weights[b.begin : b.end][b.chosen.here].unsqueeze(1)
+        pooled = rows.new_zeros((bags, table.dim)).index_add(0, b.bag[b.chosen.here], rows)
         if slot.pooling == PoolingCode.MEAN:
-            pooled = pooled / b.counts.unsqueeze(1)
-        output[:, slot.column : slot.column + table.dim] = pooled.to(dtype)
-    return output, out_of_range
+            pooled = pooled / b.divisors
+        columns.append((slot.column, pooled.to(dtype)))
+    return _side_by_side(columns, values, bags, width, dtype), _stack(out_of_range, values)
+
+
+def _side_by_side(
+    columns: list[tuple[int, Tensor]], values: Tensor, bags: int, width: int, dtype: torch.dtype
+) -> Tensor:
+    """Join matrices, each at its column, with zeros where there are none.
+
+    Out of place, like all of this file that has a gradient: so PyTorch can differentiate it, in
+    forward mode and under transforms as well.
+    """
+    parts, at = [], 0
+    for column, matrix in [*sorted(columns, key=lambda c: c[0]), (width, None)]:
+        if column > at:
+            parts.append(values.new_zeros((bags, column - at), dtype=dtype))
+        if matrix is not None:
+            parts.append(matrix)
+            at = column + matrix.shape[1]
+    return torch.cat(parts, 1) if parts else values.new_zeros((bags, 0), dtype=dtype)
+
+
+def _stack(numbers: list[Tensor], values: Tensor) -> Tensor:
+    none = torch.zeros(0, dtype=torch.int64, device=values.device)
+    return torch.stack(numbers) if numbers else none
 
 
 # Per table, the row that each id chose and the gradient that it receives; None: no gradient at all.
@@ -190,22 +272,23 @@ def _bag_pairs(
     values: Tensor,
     offsets: Tensor,
     sample_weights: Tensor | None,
+    divisors: Tensor | None,
     num_keys: int,
 ) -> _Pairs:
     """Return the rows that a pooled look-up chose, and their gradients."""
     tables, slots = read_spec(spec)
-    bags = _count_bags(values, offsets, sample_weights, num_keys)
+    bags = _count_bags(values, offsets, sample_weights, divisors, num_keys)
     pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in tables]
     for slot in slots:
         table, weight = tables[slot.table], weights[slot.table]
-        b = _Bags(table, slot, values, offsets, bags)
+        b = _Bags(table, slot, values, offsets, divisors, bags)
         mine = grad[:, slot.column : slot.column + table.dim].to(_accumulate_dtype(weight))
         if slot.pooling == PoolingCode.MEAN:
-            mine = mine / b.counts.unsqueeze(1)
+            mine = mine / b.divisors
         each = mine[b.bag]
         if sample_weights is not None:
             each = each * sample_weights[b.begin : b.end].unsqueeze(1)
-        pairs[slot.table].append((b.rows[b.has_row], each[b.has_row]))
+        pairs[slot.table].append((b.chosen.rows, each[b.chosen.here]))
     return _concatenate(pairs)
 
 
@@ -221,7 +304,7 @@ def _concatenate(pairs: list[list[tuple[Tensor, Tensor]]]) -> _Pairs:
 def _sum_by_row(rows: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
     """Return the distinct rows, ascending, and the sum of the gradients of each, in order."""
     unique, inverse = rows.unique(return_inverse=True)
-    return unique, grads.new_zeros((len(unique), grads.shape[1])).index_add_(0, inverse, grads)
+    return unique, grads.new_zeros((len(unique), grads.shape[1])).index_add(0, inverse, grads)
 
 
 def _dense(pairs: _Pairs, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -229,7 +312,7 @@ def _dense(pairs: _Pairs, weights: Sequence[Tensor]) -> list[Tensor]:
     for weight, mine in zip(weights, pairs, strict=True):
         grad = weight.new_zeros(weight.shape, dtype=_accumulate_dtype(weight))
         if mine is not None:
-            grad.index_add_(0, *mine)
+            grad = grad.index_add(0, *mine)
         result.append(grad.to(weight.dtype))
     return result
 
@@ -274,10 +357,11 @@ def embedding_bag_dense_grad(
     values: Tensor,
     offsets: Tensor,
     sample_weights: Tensor | None,
+    divisors: Tensor | None,
     num_keys: int,
 ) -> list[Tensor]:
     """Sum the gradient of every row into a tensor of the shape of its table."""
-    pairs = _bag_pairs(grad, weights, spec, values, offsets, sample_weights, num_keys)
+    pairs = _bag_pairs(grad, weights, spec, values, offsets, sample_weights, divisors, num_keys)
     return _dense(pairs, weights)
 
 
@@ -288,10 +372,11 @@ def embedding_bag_sparse_grad(
     values: Tensor,
     offsets: Tensor,
     sample_weights: Tensor | None,
+    divisors: Tensor | None,
     num_keys: int,
 ) -> list[Tensor]:
     """Return, for each table in turn, the rows that have a gradient, ascending, and its sums."""
-    pairs = _bag_pairs(grad, weights, spec, values, offsets, sample_weights, num_keys)
+    pairs = _bag_pairs(grad, weights, spec, values, offsets, sample_weights, divisors, num_keys)
     return _sparse(pairs, weights)
 
 
@@ -304,10 +389,11 @@ def embedding_bag_update_(
     values: Tensor,
     offsets: Tensor,
     sample_weights: Tensor | None,
+    divisors: Tensor | None,
     num_keys: int,
 ) -> None:
     """Sum the gradient of every row and apply its table's update rule, in place."""
-    pairs = _bag_pairs(grad, weights, spec, values, offsets, sample_weights, num_keys)
+    pairs = _bag_pairs(grad, weights, spec, values, offsets, sample_weights, divisors, num_keys)
     _update(pairs, weights, states, hyper, spec)
 
 
@@ -318,21 +404,23 @@ def embedding_bag_weights_grad(
     values: Tensor,
     offsets: Tensor,
     sample_weights: Tensor,
+    divisors: Tensor | None,
     num_keys: int,
 ) -> Tensor:
     """Gradient of the per-sample weights: of each id, the dot product of its row and its bag's."""
     tables, slots = read_spec(spec)
-    bags = _count_bags(values, offsets, sample_weights, num_keys)
+    bags = _count_bags(values, offsets, sample_weights, divisors, num_keys)
     result = torch.zeros_like(sample_weights)
     for slot in slots:
         table, weight = tables[slot.table], weights[slot.table]
-        b = _Bags(table, slot, values, offsets, bags)
+        b = _Bags(table, slot, values, offsets, divisors, bags)
         mine = grad[:, slot.column : slot.column + table.dim].to(_accumulate_dtype(weight))
-        rows = weight[b.rows.clamp(min=0)].to(mine.dtype) if table.rows else mine[b.bag]
-        dots = (rows * mine[b.bag]).sum(1) * b.has_row
+        bag = b.bag[b.chosen.here]
+        dots = (weight[b.chosen.rows].to(mine.dtype) * mine[bag]).sum(1)
         if slot.pooling == PoolingCode.MEAN:
-            dots = dots / b.counts[b.bag]
-        result[b.begin : b.end] += dots.to(result.dtype)
+            dots = dots / b.divisors[bag, 0]
+        positions = torch.arange(b.begin, b.end, device=values.device)[b.chosen.here]
+        result = result.index_add(0, positions, dots.to(result.dtype))
     return result
 
 
@@ -349,19 +437,63 @@ def embedding_sequence(
     """Return the row of each id of each slot, and last the out-of-range counts of the tables."""
     _check_ranges(values, starts, counts)
     tables, slots = read_spec(spec)
-    out_of_range = torch.zeros(len(tables), dtype=torch.int64, device=values.device)
+    out_of_range = [torch.zeros((), dtype=torch.int64, device=values.device) for _ in tables]
     outputs = []
     for number, (slot, start, count) in enumerate(zip(slots, starts, counts, strict=True)):
         table, weight = tables[slot.table], weights[slot.table]
         ids = values[start : start + count]
-        rows, unknown = rows_of(table, ids)
-        _check_ids(table, number, ids, unknown, torch.arange(len(ids), device=ids.device), names)
+        _check_ids(table, number, ids, None, names)
+        chosen = _Chosen(table, ids)
+        out_of_range[slot.table] = out_of_range[slot.table] + chosen.unknown.sum()
+        rows = weight[chosen.rows].to(dtype)
+        zeros = rows.new_zeros((count, table.dim))
+        outputs.append(zeros.index_put((chosen.here.nonzero().squeeze(1),), rows))
+    return [*outputs, _stack(out_of_range, values)]
+
+
+def choose_rows(
+    spec: Tensor,
+    values: Tensor,
+    offsets: Tensor | None,
+    starts: Sequence[int],
+    counts: Sequence[int],
+    num_keys: int,
+    num_tables: int,
+    names: str,
+) -> tuple[Tensor, Tensor]:
+    """Return the row of each id of each slot, slot after slot, and the out-of-range counts of the tables."""
+    _check_ranges(values, starts, counts)
+    tables, slots = read_spec(spec)
+    check_num_tables(num_tables, len(tables))
+    out_of_range = torch.zeros(len(tables), dtype=torch.int64, device=values.device)
+    rows = [values.new_empty(0, dtype=torch.int64)]
+    for number, (slot, start, count) in enumerate(zip(slots, starts, counts, strict=True)):
+        table, ids = tables[slot.table], values[start : start + count]
+        _check_ids(table, number, ids, samples_of(offsets, slot, start, count, num_keys), names)
+        chosen, unknown = choose(table, ids)
         out_of_range[slot.table] += unknown.sum()
-        output = values.new_zeros((count, table.dim), dtype=dtype)
-        has_row = rows != NO_ROW
-        output[has_row] = weight[rows[has_row]].to(dtype)
-        outputs.append(output)
-    return [*outputs, out_of_range]
+        rows.append(chosen)
+    return torch.cat(rows), out_of_range
+
+
+def check_num_tables(num_tables: int, found: int) -> None:
+    """Refuse a number of tables that is not that of the spec."""
+    if num_tables != found:
+        raise ValueError(
+            f"`num_tables` should be the tables of the spec ({found}). Received {num_tables}."
+        )
+
+
+def samples_of(
+    offsets: Tensor | None, slot: SlotSpec, start: int, count: int, num_keys: int
+) -> Tensor | None:
+    """Return the bag of each id of a slot, for messages; None: there are no bags."""
+    if offsets is None:
+        return None
+    bags = (offsets.numel() - 1) // num_keys
+    ends = offsets[slot.key * bags + 1 : (slot.key + 1) * bags + 1]
+    positions = torch.arange(start, start + count, dtype=offsets.dtype, device=offsets.device)
+    return torch.searchsorted(ends, positions, right=True)
 
 
 def _sequence_pairs(
@@ -378,10 +510,9 @@ def _sequence_pairs(
     for slot, grad, start, count in zip(slots, grads, starts, counts, strict=True):
         if grad is None:
             continue
-        rows, _ = rows_of(tables[slot.table], values[start : start + count])
-        has_row = rows != NO_ROW
+        chosen = _Chosen(tables[slot.table], values[start : start + count])
         mine = grad.to(_accumulate_dtype(weights[slot.table]))
-        pairs[slot.table].append((rows[has_row], mine[has_row]))
+        pairs[slot.table].append((chosen.rows, mine[chosen.here]))
     return _concatenate(pairs)
 
 

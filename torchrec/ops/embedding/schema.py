@@ -16,7 +16,10 @@ kernels: ModuleType | None = None
 if _library.native is not None:
     kernels = importlib.import_module("torchrec.ops.embedding.native")
 
-_BAG = "Tensor spec, Tensor values, Tensor offsets, Tensor? sample_weights, int num_keys"
+_BAG = (
+    "Tensor spec, Tensor values, Tensor offsets, Tensor? sample_weights, Tensor? divisors,"
+    " int num_keys"
+)
 _SEQUENCE = "Tensor spec, Tensor values, SymInt[] starts, SymInt[] counts"
 _TABLES = "Tensor(a!)[] weights, Tensor(b!)[] states, Tensor(c!) hyper"
 
@@ -27,6 +30,7 @@ def _fake_bag(
     values: Tensor,
     offsets: Tensor,
     sample_weights: Tensor | None,
+    divisors: Tensor | None,
     num_keys: int,
     width: int,
     dtype: torch.dtype,
@@ -49,6 +53,20 @@ def _fake_sequence(
 ) -> list[Tensor]:
     rows = [values.new_empty((n, dim), dtype=dtype) for n, dim in zip(counts, dims, strict=True)]
     return [*rows, values.new_empty((len(weights),), dtype=torch.int64)]
+
+
+def _fake_choose(
+    spec: Tensor,
+    values: Tensor,
+    offsets: Tensor | None,
+    starts: Sequence[int],
+    counts: Sequence[int],
+    num_keys: int,
+    num_tables: int,
+    names: str,
+) -> tuple[Tensor, Tensor]:
+    rows = values.new_empty((sum(counts),), dtype=torch.int64)
+    return rows, values.new_empty((num_tables,), dtype=torch.int64)
 
 
 def _fake_dense(grad: object, weights: Sequence[Tensor], *_: object) -> list[Tensor]:
@@ -76,6 +94,13 @@ def _fake_update(*_: object) -> None:
     return None
 
 
+choose_rows = _library.define(
+    "choose_rows(Tensor spec, Tensor values, Tensor? offsets, SymInt[] starts, SymInt[] counts,"
+    " int num_keys, int num_tables, str names) -> (Tensor rows, Tensor out_of_range)",
+    reference=reference.choose_rows,
+    fake=_fake_choose,
+    native_kernel=kernels.choose_rows if kernels else None,
+)
 embedding_bag = _library.define(
     f"embedding_bag(Tensor[] weights, {_BAG}, int width, ScalarType dtype, str names)"
     " -> (Tensor output, Tensor out_of_range)",

@@ -1,22 +1,17 @@
 """What does not change from one look-up of a collection to the next, as one tensor that kernels read directly.
 
-The int64 tensor holds, one behind the other::
-
-    T, F                                               how many tables, how many slots
-    dim, rows, num_embeddings, policy, rule, states    for each table
-    table, key, pooling, column                        for each slot
-
-A *slot* is one feature looked up in one table. ``csrc/embedding/bindings.cpp`` repeats this layout.
+A *slot* is one feature looked up in one table. ``layout.py`` says what stands where in the tensor.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
 from torch import Tensor
 
+from torchrec.ops.embedding import layout
 from torchrec.types import OptimizerType
 
 # Separators of the names that go with a spec, for messages: those that ASCII has for the purpose.
@@ -41,6 +36,12 @@ class PolicyCode(IntEnum):
     """Into the rows behind ``num_embeddings``: ``hash_size`` of them, or one that all unknown ids share."""
     CLAMP = 3
     IGNORE = 4
+    ROWS = 5
+    """Nothing is out of range: ids are rows that `choose_rows` chose, ``NO_ROW`` among them."""
+
+
+# What stands for the row of an id that no row stands for.
+NO_ROW = -1
 
 
 # AdamW is Adam with its decay mode; the rest have a kernel each.
@@ -61,16 +62,22 @@ OPTIMIZER_OF_CODE = {code: kind for kind, code in reversed(RULE_CODES.items())}
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A table as its kernels see it.
+    """A table, or a shard of its rows, as kernels see it.
+
+    Which row an id chooses is decided for the whole table. A weight may hold a shard of it, the
+    rows ``[first_row, first_row + shard_rows)``: rows of other shards add zeros to a bag and get no
+    gradient, so the outputs of all shards sum to that of the table.
 
     Attributes:
         name: for messages.
         dim: D.
-        rows: E, the rows of the parameter.
+        rows: E, the rows of the whole table.
         num_embeddings: ids in ``[0, num_embeddings)`` are rows themselves; at most ``rows``.
         policy: what becomes of other ids.
         optimizer: the rule that updates it in the backward pass, if any.
         states: number of states of that rule.
+        first_row: of the weight.
+        shard_rows: rows of the weight. Default: all.
     """
 
     name: str
@@ -80,6 +87,21 @@ class TableSpec:
     policy: PolicyCode = PolicyCode.ERROR
     optimizer: OptimizerType | None = None
     states: int = 0
+    first_row: int = 0
+    shard_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a shard that is not within the table."""
+        if not (self.first_row >= 0 and self.first_row + self.num_shard_rows <= self.rows):
+            raise ValueError(
+                f"Rows of table '{self.name}' should be within [0, {self.rows}). Received "
+                f"`first_row` {self.first_row} and `shard_rows` {self.shard_rows}."
+            )
+
+    @property
+    def num_shard_rows(self) -> int:
+        """Rows of the weight."""
+        return self.rows if self.shard_rows is None else self.shard_rows
 
 
 @dataclass(frozen=True)
@@ -109,60 +131,69 @@ class LookupSpec:
         slots: the slots, in the order of the output.
         num_keys: keys of the input.
         width: columns of a pooled output.
+        device: where kernels read the tensor. Default: the CPU, as the kernels of the CPU and plain
+            PyTorch on any device do.
 
     Example:
         >>> spec = LookupSpec([TableSpec("user", 4, 10, 10)], [SlotSpec("u", 0, 0)], 1, 4)
         >>> spec.tensor.tolist()
-        [1, 1, 4, 10, 10, 0, -1, 0, 0, 0, 0, 0]
+        [2, 1, 1, 4, 10, 10, 0, -1, 0, 0, 10, 0, 0, 0, 0]
     """
 
     def __init__(
-        self, tables: list[TableSpec], slots: list[SlotSpec], num_keys: int, width: int
+        self,
+        tables: list[TableSpec],
+        slots: list[SlotSpec],
+        num_keys: int,
+        width: int,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.tables = tables
         self.slots = slots
         self.num_keys = num_keys
         self.width = width
         self.dims = [tables[s.table].dim for s in slots]
-        numbers = [len(tables), len(slots)]
-        for t in tables:
-            numbers += [
-                t.dim,
-                t.rows,
-                t.num_embeddings,
-                t.policy,
-                RULE_CODES[t.optimizer],
-                t.states,
-            ]
-        for s in slots:
-            numbers += [s.table, s.key, s.pooling, s.column]
-        self.tensor = torch.tensor(numbers, dtype=torch.int64, device="cpu")
+        records: list[tuple[int, ...]] = [(layout.VERSION, len(tables), len(slots))]
+        records += [_table_record(t) for t in tables]
+        records += [(s.table, s.key, s.pooling, s.column) for s in slots]
+        numbers = [number for record in records for number in record]
+        self.tensor = torch.tensor(numbers, dtype=torch.int64, device=device)
         self.names = RECORD.join(f"{tables[s.table].name}{FIELD}{s.feature}" for s in slots)
 
     def subset(self, chosen: list[int]) -> LookupSpec:
         """Return the spec of some of the tables and their slots, for the same input and output."""
         number = {table: i for i, table in enumerate(chosen)}
-        slots = [
-            SlotSpec(s.feature, number[s.table], s.key, s.pooling, s.column)
-            for s in self.slots
-            if s.table in number
-        ]
-        return LookupSpec([self.tables[t] for t in chosen], slots, self.num_keys, self.width)
+        slots = [replace(s, table=number[s.table]) for s in self.slots if s.table in number]
+        tables = [self.tables[t] for t in chosen]
+        return LookupSpec(tables, slots, self.num_keys, self.width, self.tensor.device)
+
+
+def _table_record(t: TableSpec) -> tuple[int, ...]:
+    rule = RULE_CODES[t.optimizer]
+    shard = t.first_row, t.num_shard_rows
+    return (t.dim, t.rows, t.num_embeddings, t.policy, rule, t.states, *shard)
 
 
 def read_spec(tensor: Tensor) -> tuple[list[TableSpec], list[SlotSpec]]:
-    """Return the tables and slots of a spec's tensor, without their names."""
+    """Return the tables and slots of a spec's tensor, without their names.
+
+    Raises:
+        ValueError: if another version of the package has made the tensor.
+    """
     numbers = tensor.tolist()
-    num_tables, num_slots = numbers[:2]
-    fields = iter(numbers[2:])
+    if not numbers or numbers[0] != layout.VERSION:
+        raise ValueError(
+            f"`spec` should have version {layout.VERSION} of the layout. Received "
+            f"{numbers[0] if numbers else 'no numbers'}."
+        )
+    _, num_tables, num_slots = numbers[: len(layout.HEADER)]
+    fields = iter(numbers[len(layout.HEADER) :])
     tables, slots = [], []
     for t in range(num_tables):
-        dim, rows, num_embeddings, policy, rule, states = (next(fields) for _ in range(6))
-        optimizer = OPTIMIZER_OF_CODE[rule]
-        tables.append(
-            TableSpec(str(t), dim, rows, num_embeddings, PolicyCode(policy), optimizer, states)
-        )
+        of = {name: next(fields) for name in layout.TABLE}
+        policy, optimizer = PolicyCode(of.pop("policy")), OPTIMIZER_OF_CODE[of.pop("rule")]
+        tables.append(TableSpec(str(t), policy=policy, optimizer=optimizer, **of))
     for _ in range(num_slots):
-        table, key, pooling, column = (next(fields) for _ in range(4))
-        slots.append(SlotSpec("", table, key, PoolingCode(pooling), column))
+        of = {name: next(fields) for name in layout.SLOT}
+        slots.append(SlotSpec("", pooling=PoolingCode(of.pop("pooling")), **of))
     return tables, slots

@@ -14,35 +14,33 @@ from torch import Tensor
 
 from torchrec.ops.jagged import sum_groups
 from torchrec.ops.permute import permute_jagged
-from torchrec.sparse._layout import JaggedLayout
+from torchrec.sparse._bags import KeyedBags
 
 
-def sent(kjt: JaggedLayout) -> dict[str, Tensor]:
+def sent(bags: KeyedBags) -> dict[str, Tensor]:
     """Return the tensors that are sent, by name and in order."""
-    tensors = {"lengths": kjt.lengths(), "values": kjt.values()}
-    if kjt.variable_stride_per_key():
-        tensors["strides"] = torch.tensor(kjt.stride_per_key(), device=kjt.device())
-    weights = kjt.weights_or_none()
-    if weights is not None:
-        tensors["weights"] = weights
+    tensors = {"lengths": bags.lengths(), "values": bags.values}
+    if bags.strides_per_rank is not None:
+        tensors["strides"] = torch.tensor(bags.stride_per_key(), device=bags.values.device)
+    if bags.weights is not None:
+        tensors["weights"] = bags.weights
     return tensors
 
 
-def splits(kjt: JaggedLayout, key_splits: list[int]) -> list[list[int]]:
+def splits(bags: KeyedBags, key_splits: list[int]) -> list[list[int]]:
     """Return how many rows of each tensor go to each rank, in the order of ``sent``."""
-    if sum(key_splits) != len(kjt.keys()) or min(key_splits, default=0) < 0:
+    if sum(key_splits) != len(bags.keys) or min(key_splits, default=0) < 0:
         raise ValueError(
             "`key_splits` should not be negative and sum to the number of keys "
-            f"({len(kjt.keys())}). Received {key_splits}."
+            f"({len(bags.keys)}). Received {key_splits}."
         )
-    bounds = list(accumulate(key_splits, initial=0))
-    bags, rows = kjt.lengths_offset_per_key(), kjt.offset_per_key()
-    runs = list(pairwise(bounds))
+    starts, rows = bags.lengths_offset_per_key(), bags.offset_per_key()
+    runs = list(pairwise(accumulate(key_splits, initial=0)))
     value_splits = [rows[b] - rows[a] for a, b in runs]
-    result = [[bags[b] - bags[a] for a, b in runs], value_splits]
-    if kjt.variable_stride_per_key():
+    result = [[starts[b] - starts[a] for a, b in runs], value_splits]
+    if bags.strides_per_rank is not None:
         result.append(list(key_splits))
-    if kjt.weights_or_none() is not None:
+    if bags.weights is not None:
         result.append(value_splits)
     return result
 

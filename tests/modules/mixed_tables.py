@@ -1,0 +1,113 @@
+"""Managed collections in which no two tables are alike, so that a wrong index shows.
+
+table   rows  dim  trained by                 features  map
+a       4     2    its own optimizer          f, g      shared with c
+b       7     3    yours                      h         of its own
+c       6     1    its own, with your rate    f         shared with a: two of its rows stay unused
+d       5     4    yours, sparse gradients    k         with two rows as residual zone
+e       6     2    its own optimizer          m         none: its ids are rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from torchrec import (
+    EmbeddingBagCollection,
+    EmbeddingBagConfig,
+    EmbeddingCollection,
+    EmbeddingConfig,
+    KeyedJaggedTensor,
+    OptimizerType,
+)
+from torchrec.modules.mc_embedding_modules import (
+    ManagedCollisionEmbeddingBagCollection,
+    ManagedCollisionEmbeddingCollection,
+)
+from torchrec.modules.mc_modules import (
+    DistanceLFU_EvictionPolicy,
+    ManagedCollisionCollection,
+    MCHEvictionPolicy,
+    MCHManagedCollisionModule,
+)
+
+Managed = ManagedCollisionEmbeddingBagCollection | ManagedCollisionEmbeddingCollection
+FEATURES = {"a": ["f", "g"], "b": ["h"], "c": ["f"], "d": ["k"], "e": ["m"]}
+ROWS = {"a": 4, "b": 7, "c": 6, "d": 5, "e": 6}
+DIMS = {"a": 2, "b": 3, "c": 1, "d": 4, "e": 2}
+KEYS = ["m", "h", "f", "k", "g"]  # of a batch, not in the order of the tables
+
+
+def make(
+    pooled: bool = True,
+    policy: Callable[[], MCHEvictionPolicy] = DistanceLFU_EvictionPolicy,
+    interval: int = 1,
+    optimizer: OptimizerType = OptimizerType.SGD,
+    lr: float = 1.0,
+    remapped: bool = False,
+    **options,
+) -> Managed:
+    """Return a collection of the tables above; ``options`` are for all of them."""
+    kind = EmbeddingBagConfig if pooled else EmbeddingConfig
+    trained_by = {
+        "a": {"optimizer": optimizer, "lr": lr},
+        "b": {},
+        "c": {"optimizer": optimizer},
+        "d": {"sparse": True},
+        "e": {"optimizer": optimizer, "lr": lr},
+    }
+    tables = [
+        kind(ROWS[name], DIMS[name], name, feature_names=features, **trained_by[name], **options)
+        for name, features in FEATURES.items()
+    ]
+    shared, own, residual = (
+        MCHManagedCollisionModule(rows, "cpu", policy(), interval, mch_size=mch_size, name=name)
+        for name, rows, mch_size in (("a", 4, None), ("b", 7, None), ("d", 3, 2))
+    )
+    maps = {"a": shared, "b": own, "c": shared, "d": residual, "e": None}
+    collisions = ManagedCollisionCollection(maps, tables)
+    if pooled:
+        return ManagedCollisionEmbeddingBagCollection(
+            EmbeddingBagCollection(tables=tables), collisions, remapped
+        )
+    return ManagedCollisionEmbeddingCollection(
+        EmbeddingCollection(tables=tables), collisions, remapped
+    )
+
+
+def outer_optimizers(module: Managed, lr: float = 1.0) -> list[torch.optim.Optimizer]:
+    """Return plain SGD for what does not train itself: `b` and `d`, and the rate of `c`."""
+    weights = weights_of(module)
+    return [torch.optim.SGD([weights[name] for name in "bcd"], lr=lr)]
+
+
+def weights_of(module: Managed) -> dict[str, torch.nn.Parameter]:
+    """Return the weight of each table."""
+    parts = (name.split(".")[-2:] for name, _ in module.named_parameters())
+    return {table: weight for (table, _), weight in zip(parts, module.parameters(), strict=True)}
+
+
+def batch(ids: Mapping[str, Sequence[Sequence[int]]]) -> KeyedJaggedTensor:
+    """Return a batch of bags by feature; features that are not there have empty bags."""
+    size = max(len(bags) for bags in ids.values())
+    return KeyedJaggedTensor.from_lists({key: ids.get(key, [[]] * size) for key in KEYS})
+
+
+def random_batch(generator: torch.Generator, size: int = 3, end: int = 12) -> KeyedJaggedTensor:
+    """Return bags of up to three ids up to ``end``, and of rows for table ``e``."""
+
+    def bags(most: int) -> list[list[int]]:
+        lengths = torch.randint(0, 4, (size,), generator=generator).tolist()
+        return [torch.randint(0, most, (n,), generator=generator).tolist() for n in lengths]
+
+    return batch({key: bags(ROWS["e"] if key == "m" else end) for key in KEYS})
+
+
+def output_sum(module: Managed, features: KeyedJaggedTensor) -> torch.Tensor:
+    """Look up, and add all outputs up: each id sends a gradient of 1 to each number of its vector."""
+    output, _ = module(features)
+    if isinstance(output, dict):
+        return sum(jt.values().sum() for jt in output.values())
+    return output.values().sum()

@@ -1,0 +1,77 @@
+"""KeyedBags from the arguments of ``KeyedJaggedTensor``, checked."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from torchrec.sparse._bags import Inverse, KeyedBags, Strides
+from torchrec.sparse._checks import (
+    check_inverse_indices,
+    check_keyed_jagged,
+    check_known,
+    checked_keys,
+    fits_at_a_glance,
+    strides_of_ranks,
+)
+
+
+def checked_bags(
+    keys: list[str],
+    values: Tensor,
+    weights: Tensor | None,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+    stride: int | None,
+    strides_per_rank: Strides | None,
+    stride_per_key: list[int] | None,
+    inverse_indices: Inverse | None,
+) -> KeyedBags:
+    """Take in what a KeyedJaggedTensor is built from, and check it; see there for what each is."""
+    if type(keys) is not list:
+        keys = checked_keys(keys)
+    if strides_per_rank is not None or stride_per_key is not None:
+        strides_per_rank, stride_per_key = _strides(keys, strides_per_rank, stride_per_key)
+    elif (
+        offsets is None
+        and weights is None
+        and inverse_indices is None
+        and stride is None
+        and not is_compiling()
+        and fits_at_a_glance(keys, values, lengths)
+    ):
+        return KeyedBags(keys, values, None, lengths)  # the most common form: every batch pays
+    if not is_compiling():
+        check_keyed_jagged(keys, values, weights, lengths, offsets, stride, stride_per_key)
+    if lengths is not None and lengths.dim() != 1:
+        lengths = lengths.reshape(-1)
+    bags = KeyedBags(
+        keys,
+        values,
+        weights,
+        lengths,
+        offsets,
+        None if keys else stride or 0,
+        strides_per_rank,
+        inverse_indices,
+        stride_per_key,
+    )
+    if inverse_indices is not None and not is_compiling():
+        check_inverse_indices(keys, bags.stride_per_key(), inverse_indices)
+    return bags
+
+
+def _strides(
+    keys: list[str], per_rank: Strides | None, per_key: list[int] | None
+) -> tuple[Strides | None, list[int] | None]:
+    """Return the sizes of the batches ``[F][W]``, and of each key; sizes that are all the same are nothing special."""
+    if per_rank is None:
+        assert per_key is not None
+        varies = len(set(per_key)) > 1
+        return ([[size] for size in per_key], list(per_key)) if varies else (None, None)
+    if is_compiling():
+        return per_rank, None
+    strides = strides_of_ranks(keys, per_rank)
+    if per_key is not None:
+        check_known("stride_per_key", list(per_key), strides)
+    return per_rank, strides

@@ -1,0 +1,117 @@
+"""Several KeyedBags, or the JaggedTensors of several keys, joined to one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from torchrec.sparse._bags import Inverse, KeyedBags
+from torchrec.sparse._checks import repeated
+from torchrec.sparse._jagged import JaggedTensor
+
+
+def concat(every: Sequence[KeyedBags]) -> KeyedBags:
+    """Join the keys of several over the same batch; see ``KeyedJaggedTensor.concat``."""
+    if not every:
+        raise ValueError("`kjt_list` should hold at least one KeyedJaggedTensor. Received none.")
+    keys: list[str] = []
+    values: list[Tensor] = []
+    weights: list[Tensor] = []
+    lengths: list[Tensor] = []
+    parts = [part for part in every if part.keys] or [every[0]]
+    variable = False
+    for part in parts:
+        keys += part.keys
+        values.append(part.values)
+        lengths.append(part.lengths())
+        if part.weights is not None:
+            weights.append(part.weights)
+        if part.strides_per_rank is not None:
+            variable = True
+    if weights and len(weights) != len(parts):
+        raise ValueError(
+            "`kjt_list` should be weighted in all parts or in none. "
+            f"Received {len(weights)} of {len(parts)} with weights."
+        )
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"`kjt_list` should hold each key once. Received {repeated(keys)} again.")
+    if keys and not variable and not is_compiling():
+        _require_one_stride(parts, lengths)
+    return KeyedBags(
+        keys,
+        torch.cat(values),
+        torch.cat(weights) if weights else None,
+        torch.cat(lengths),
+        None,
+        None if keys or variable else parts[0].stride(),
+        _join_strides(parts) if variable else None,
+        _join_inverse(parts) if variable else None,
+    )
+
+
+def _require_one_stride(parts: Sequence[KeyedBags], lengths: list[Tensor]) -> None:
+    stride = lengths[0].numel() // len(parts[0].keys)
+    for part, own in zip(parts, lengths, strict=True):
+        if own.numel() != stride * len(part.keys):
+            raise ValueError(
+                f"`kjt_list` should have batches of one size ({stride}, of keys {parts[0].keys}). "
+                f"Received {part.stride()} for keys {part.keys}."
+            )
+
+
+def _join_strides(parts: Sequence[KeyedBags]) -> list[list[int]]:
+    """Put together the batch sizes of parts whose batches vary by key."""
+    per_rank = [
+        part.stride_per_key_per_rank() or [[stride] for stride in part.stride_per_key()]
+        for part in parts
+    ]
+    if len({len(row) for rows in per_rank for row in rows}) > 1:
+        raise ValueError(
+            f"`kjt_list` should have batch sizes for one number of ranks. Received {per_rank}."
+        )
+    return [row for rows in per_rank for row in rows]
+
+
+def _join_inverse(parts: Sequence[KeyedBags]) -> Inverse | None:
+    given = [part.inverse_indices for part in parts if part.inverse_indices is not None]
+    if not given:
+        return None
+    if len(given) != len(parts):
+        raise ValueError(
+            "`kjt_list` should have inverse indices in all parts or in none. "
+            f"Received {len(given)} of {len(parts)} with them."
+        )
+    if all(pair is given[0] for pair in given):
+        return given[0]
+    if len({tensor.size(-1) for _, tensor in given}) > 1:
+        raise ValueError(
+            "`kjt_list` should have inverse indices for one size of the full batch. "
+            f"Received {[tensor.size(-1) for _, tensor in given]}."
+        )
+    names = [name for names, _ in given for name in names]
+    return names, torch.cat([tensor for _, tensor in given])
+
+
+def each_key(jt_dict: dict[str, JaggedTensor]) -> list[KeyedBags]:
+    """Return one record of one key for each; of batches that vary by key if their sizes differ."""
+    if not isinstance(jt_dict, dict):
+        raise TypeError(f"`jt_dict` should be a dict. Received {type(jt_dict).__name__}.")
+    if not jt_dict:
+        raise ValueError("`jt_dict` should hold at least one JaggedTensor. Received none.")
+    for key, jt in jt_dict.items():
+        if not isinstance(key, str) or not isinstance(jt, JaggedTensor):
+            raise TypeError(
+                "`jt_dict` should map strings to JaggedTensors. "
+                f"Received {type(jt).__name__} under key {key!r}."
+            )
+    lengths = [jt.lengths() for jt in jt_dict.values()]
+    sizes = [own.size(0) for own in lengths]
+    varies = any(size != sizes[0] for size in sizes)
+    per_rank = [[[size]] if varies else None for size in sizes]
+    return [
+        KeyedBags([key], jt.values(), jt.weights_or_none(), own, None, None, strides)
+        for (key, jt), own, strides in zip(jt_dict.items(), lengths, per_rank, strict=True)
+    ]

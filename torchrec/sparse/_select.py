@@ -1,0 +1,131 @@
+"""Parts of KeyedBags, permutations of them, and the bags of one key.
+
+What comes of a checked record needs no check of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from torchrec.ops.jagged import jagged_index_select
+from torchrec.ops.permute import permute_jagged
+from torchrec.sparse._bags import KeyedBags, running_sums
+from torchrec.sparse._jagged import JaggedTensor, make_jagged
+
+
+def _split_rows(rows: Tensor, sizes: list[int]) -> Sequence[Tensor]:
+    """Cut a tensor into views of ``sizes`` rows.
+
+    Of integers the "unsafe" kind is meant: it only leaves out the bookkeeping of views for autograd, which has no use
+    for integers, and that is a third of the time.
+    """
+    if rows.is_floating_point() or is_compiling():
+        return torch.split_with_sizes(rows, sizes)
+    return torch.unsafe_split_with_sizes(rows, sizes)
+
+
+def one_key(bags: KeyedBags, key: str) -> JaggedTensor:
+    """Return the JaggedTensor of one key."""
+    try:
+        i = bags.keys.index(key)
+    except ValueError:
+        raise KeyError(f"Key should be one of {bags.keys}. Received {key!r}.") from None
+    sizes = bags.length_per_key()
+    start = sum(sizes[:i])
+    end = start + sizes[i]
+    if bags.strides_per_rank is None:
+        stride = bags.stride()
+        first, last = i * stride, (i + 1) * stride
+    else:
+        first, last = bags.lengths_offset_per_key()[i : i + 2]
+    weights = bags.weights
+    return make_jagged(
+        bags.values[start:end],
+        None if weights is None else weights[start:end],
+        bags.lengths()[first:last],
+        None,
+    )
+
+
+def by_key(bags: KeyedBags) -> dict[str, JaggedTensor]:
+    """Return the JaggedTensor of every key."""
+    keys = bags.keys
+    sizes = bags.length_per_key()
+    values = _split_rows(bags.values, sizes)
+    weights = [None] * len(keys) if bags.weights is None else _split_rows(bags.weights, sizes)
+    lengths = _split_rows(bags.lengths(), bags.stride_per_key())
+    return {
+        key: make_jagged(v, w, n, None)
+        for key, v, w, n in zip(keys, values, weights, lengths, strict=True)
+    }
+
+
+def split(bags: KeyedBags, segments: list[int]) -> list[KeyedBags]:
+    """Cut the keys into runs; see ``KeyedJaggedTensor.split``."""
+    keys = bags.keys
+    if sum(segments) != len(keys) or min(segments, default=0) < 0:
+        raise ValueError(
+            f"`segments` should not be negative and sum to the number of keys ({len(keys)}). Received {segments}."
+        )
+    runs = list(pairwise(running_sums(segments)))
+    sizes = bags.length_per_key()
+    starts = running_sums(sizes)
+    rows = [starts[b] - starts[a] for a, b in runs]
+    values = _split_rows(bags.values, rows)
+    weights = [None] * len(runs) if bags.weights is None else _split_rows(bags.weights, rows)
+    parts = zip(runs, values, weights, strict=True)
+    if bags.strides_per_rank is None:
+        stride = bags.stride()
+        lengths = _split_rows(bags.lengths(), [stride * n for n in segments])
+        # What of_keys would do, for runs of keys in half the time.
+        return [
+            KeyedBags(
+                keys[a:b], v, w, n, None, None if a < b else stride, None, None, None, sizes[a:b]
+            )
+            for ((a, b), v, w), n in zip(parts, lengths, strict=True)
+        ]
+    strides = bags.stride_per_key()
+    lengths = _split_rows(bags.lengths(), [sum(strides[a:b]) for a, b in runs])
+    return [
+        bags.of_keys(range(a, b), v, w, n, sizes[a:b])
+        for ((a, b), v, w), n in zip(parts, lengths, strict=True)
+    ]
+
+
+def permute(bags: KeyedBags, order: list[int]) -> KeyedBags:
+    """Take keys by position; see ``KeyedJaggedTensor.permute``."""
+    # In a graph the sizes may be unknown, and if every key is taken once they need not be known.
+    sizes = bags.length_per_key_or_none() if is_compiling() else bags.length_per_key()
+    plain = bags.strides_per_rank is None
+    values, weights, lengths = permute_jagged(
+        bags.lengths(),
+        bags.values,
+        bags.weights,
+        bags.stride() if plain and sizes is not None else bags.stride_per_key(),
+        order,
+        sizes,
+    )
+    taken = None if sizes is None else [sizes[i] for i in order]
+    return bags.of_keys(order, values, weights, lengths, taken)
+
+
+def expand_inverse(bags: KeyedBags) -> KeyedBags:
+    """Gather every key to the full batch; see ``KeyedJaggedTensor.expand_inverse``."""
+    names, inverse = bags.require_inverse()
+    row = {name: i for i, name in enumerate(names)}
+    first_bags = torch.tensor(bags.lengths_offset_per_key()[:-1], device=inverse.device)
+    own = inverse[[row[key] for key in bags.keys]]
+    chosen = (own + first_bags[:, None]).reshape(-1)
+    lengths = bags.lengths()
+    total = int(lengths.index_select(0, chosen).sum())
+    values, taken = jagged_index_select(bags.values, lengths, chosen, total)
+    weights = bags.weights
+    if weights is not None:
+        weights, _ = jagged_index_select(weights, lengths, chosen, total)
+    stride = None if bags.keys else bags.stride()
+    return KeyedBags(bags.keys, values, weights, taken, None, stride)

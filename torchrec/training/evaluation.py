@@ -1,0 +1,79 @@
+"""The metrics of a model as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import nn
+
+from torchrec.datasets.utils import Batch
+from torchrec.metrics import Report
+from torchrec.metrics.report import join_reports
+from torchrec.training.task import Task, outputs_by_task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation gave.
+
+    Attributes:
+        report: the metrics, with curves.
+        loss: the mean loss; of several tasks the sum of their means.
+        samples_per_second: how fast it was.
+    """
+
+    report: Report
+    loss: float
+    samples_per_second: float
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    tasks: Sequence[Task],
+    data: Iterable[Batch],
+    place: Callable[[Batch], Batch],
+) -> Evaluation:
+    """Evaluate a model in evaluation mode, as it is saved and will predict: in float32, not compiled.
+
+    Args:
+        model: the model, in evaluation mode.
+        tasks: what it predicts.
+        data: batches.
+        place: brings a batch to the device of the model.
+
+    Raises:
+        ValueError: if there are no samples, or an output is NaN.
+    """
+    began = perf_counter()
+    metrics = {task.target: task.metrics() for task in tasks}
+    # Losses that no metric tells are summed over the samples.
+    unmeasured = [
+        task for task in tasks if task.measured_loss not in metrics[task.target].compute()
+    ]
+    sums = {task.target: torch.zeros((), dtype=torch.float64) for task in unmeasured}
+    samples, weight = 0, torch.zeros((), dtype=torch.float64)
+    for batch in map(place, data):
+        size, weights = tasks[0].target_of(batch).numel(), batch.weights
+        samples += size
+        output = model(batch.dense_features, batch.sparse_features)
+        for task, outputs in zip(tasks, outputs_by_task(output, tasks, size), strict=True):
+            targets = task.target_of(batch)
+            metrics[task.target].update(task.scores_of(outputs), targets, weights)
+            if task in unmeasured:
+                sums[task.target] = sums[task.target] + task.loss_of(outputs, targets, weights, 1)
+        if unmeasured:
+            weight = weight + (size if weights is None else weights.sum(dtype=torch.float64))
+    if not samples:
+        raise ValueError("`data` should have samples to evaluate on. Received none.")
+    reports = {target: each.compute(curves=True) for target, each in metrics.items()}
+    loss = sum(
+        float(sums[task.target] / weight) if task in unmeasured
+        else reports[task.target][str(task.measured_loss)]
+        for task in tasks
+    )  # fmt: skip
+    seconds = perf_counter() - began
+    return Evaluation(join_reports(reports), loss, samples / max(seconds, 1e-9))

@@ -1,0 +1,117 @@
+"""How a model is trained: what `Trainer` takes besides model, optimizer and data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torchrec.checks import require_integer
+
+Decay = Literal["constant", "linear", "cosine", "exponential"]
+Precision = Literal["fp32", "bf16"]
+
+
+def _number(name: str, value: float, wanted: str, is_right: Callable[[float], bool]) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"`{name}` should be a number. Received {value!r}.")
+    if not is_right(value):
+        raise ValueError(f"`{name}` should be {wanted}. Received {value}.")
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` should be one of {', '.join(choices)}. Received {value!r}.")
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """The learning rates over time, as factors of those that the optimizers have.
+
+    Args:
+        warmup_steps: steps over which the learning rates rise from 0. Default 0.
+        decay: how they fall afterwards, until the last step: ``"constant"``, ``"linear"``,
+            ``"cosine"`` or ``"exponential"``. Default ``"constant"``.
+        final: the factor that they fall to, in [0, 1]. Default 0.
+    """
+
+    warmup_steps: int = 0
+    decay: Decay = "constant"
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_integer(self.warmup_steps, "`schedule.warmup_steps`", least=0)
+        _choice("schedule.decay", self.decay, ("constant", "linear", "cosine", "exponential"))
+        _number("schedule.final", self.final, "in [0, 1]", lambda final: 0 <= final <= 1)
+        if self.decay == "exponential" and self.final == 0:
+            raise ValueError(
+                "`schedule.final` should be above 0 for exponential decay. Received 0."
+            )
+
+
+@dataclass(frozen=True)
+class EarlyStoppingOptions:
+    """Stop when a metric of the validation data has not improved for some evaluations.
+
+    Args:
+        metric: what should improve, by its name in the report. Default ``"auc"``.
+        patience: evaluations without improvement before the end. Default 2.
+        min_delta: what counts as an improvement. Default 0: anything above.
+    """
+
+    metric: str = "auc"
+    patience: int = 2
+    min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_integer(self.patience, "`early_stopping.patience`", least=1)
+        _number("early_stopping.min_delta", self.min_delta, "0 or more", lambda delta: delta >= 0)
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How a model is trained.
+
+    Args:
+        epochs: passes over the training data. Default 1.
+        accumulate: batches whose gradients are summed for a step. Default 1.
+        clip_norm: largest norm of the dense gradients. Default: no limit.
+        precision: ``"fp32"``, or ``"bf16"`` for the products of the dense layers; weights stay
+            float32. Default ``"fp32"``.
+        compile: use ``torch.compile``. Default False.
+        schedule: the learning rates over time. Default: constant.
+        early_stopping: end before the last epoch. Default: never.
+        evaluate_every: steps between evaluations of validation data. Default: once an epoch.
+        checkpoint_every: steps between checkpoints. Default: once an epoch.
+        log_every: steps between records of training. Default 50.
+        seed: of the generators of random numbers, before the first step. Default 0.
+
+    Raises:
+        ValueError: if a value is out of its range; it names the option.
+
+    Example:
+        >>> FitOptions(epochs=3, early_stopping=EarlyStoppingOptions(metric="ne")).accumulate
+        1
+    """
+
+    epochs: int = 1
+    accumulate: int = 1
+    clip_norm: float | None = None
+    precision: Precision = "fp32"
+    compile: bool = False
+    schedule: ScheduleOptions = ScheduleOptions()
+    early_stopping: EarlyStoppingOptions | None = None
+    evaluate_every: int | None = None
+    checkpoint_every: int | None = None
+    log_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "accumulate", "evaluate_every", "checkpoint_every", "log_every"):
+            if getattr(self, name) is not None or name in ("epochs", "accumulate", "log_every"):
+                require_integer(getattr(self, name), f"`{name}`", least=1)
+        if self.clip_norm is not None:
+            _number("clip_norm", self.clip_norm, "above 0", lambda norm: 0 < norm < math.inf)
+        _choice("precision", self.precision, ("fp32", "bf16"))
+        require_integer(self.seed, "`seed`", least=0, most=2**63 - 1)

@@ -1,0 +1,176 @@
+"""What a model learns: a target of the batches, with its loss and its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
+
+from torchrec.datasets.utils import Batch
+from torchrec.metrics import BinaryMetrics, Metrics
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Score = Callable[[Tensor], Tensor]
+
+_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "binary_cross_entropy": binary_cross_entropy_with_logits,
+    "squared_error": mse_loss,
+}
+_SCORES: dict[str, Score] = {"identity": lambda outputs: outputs, "sigmoid": torch.sigmoid}
+# What metrics call the mean of a loss, where they are given what the loss is given.
+_MEASURED = {"binary_cross_entropy": "logloss", "squared_error": "mse"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be predicted of a sample, how wrong a prediction is, and what is measured.
+
+    Args:
+        target: which of the targets of a batch. Default ``"labels"``.
+        loss: from outputs of the model and targets, ``(B,)`` each, to losses ``(B,)``, or to their
+            mean, which is refused for batches with weights; or by name: ``"binary_cross_entropy"``
+            (of logits) and ``"squared_error"``. Default ``"binary_cross_entropy"``.
+        score: makes of the outputs what the metrics are given: ``"identity"``, ``"sigmoid"`` (logits
+            to probabilities) or a function. Default ``"identity"``: `BinaryMetrics` takes logits.
+        metrics: makes the metrics. Default `BinaryMetrics`.
+
+    Raises:
+        ValueError: if there is no loss or score of that name.
+
+    Example:
+        >>> from torchrec.metrics import RegressionMetrics
+        >>> task = Task("seconds", loss="squared_error", metrics=RegressionMetrics)
+        >>> task.loss_of(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]), None, 2)
+        tensor(2.)
+        >>> weights = torch.tensor([3.0, 1.0])
+        >>> task.loss_of(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]), weights, 4)
+        tensor(1.)
+    """
+
+    target: str = "labels"
+    loss: str | Loss = "binary_cross_entropy"
+    score: str | Score = "identity"
+    metrics: Callable[[], Metrics] = BinaryMetrics
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (("loss", self.loss, _LOSSES), ("score", self.score, _SCORES)):
+            if not callable(value) and value not in choices:
+                raise ValueError(
+                    f"`{name}` of task '{self.target}' should be a function or one of "
+                    f"{', '.join(choices)}. Received {value!r}."
+                )
+
+    @property
+    def measured_loss(self) -> str | None:
+        """The name of the metric that is the mean of the loss; None if there is none for sure."""
+        if self.score != "identity" or not isinstance(self.loss, str):
+            return None
+        return _MEASURED[self.loss]
+
+    def target_of(self, batch: Batch) -> Tensor:
+        """Return the target of a batch, ``(B,)``.
+
+        Raises:
+            ValueError: if the batch has none of that name.
+        """
+        if self.target not in batch.targets:
+            raise ValueError(
+                f"Batches should have the target '{self.target}'. Received targets "
+                f"{sorted(batch.targets)}."
+            )
+        return batch.targets[self.target].reshape(-1)
+
+    def scores_of(self, outputs: Tensor) -> Tensor:
+        """Return what the metrics are given."""
+        score = _SCORES[self.score] if isinstance(self.score, str) else self.score
+        return score(outputs)
+
+    def loss_of(
+        self, outputs: Tensor, targets: Tensor, weights: Tensor | None, total: Tensor | int
+    ) -> Tensor:
+        """Return the part that a batch has in the mean loss of all samples of some batches.
+
+        Args:
+            outputs: of the model, floating, ``(B,)``.
+            targets: ``(B,)``.
+            weights: ``(B,)``; None: 1 each.
+            total: the weight of all these samples; of this batch alone for its mean, 1 for its sum.
+
+        Raises:
+            ValueError: if the loss is neither one a sample nor, without weights, their mean.
+        """
+        targets = targets.to(outputs.dtype)
+        if weights is None:
+            losses = self._losses(outputs, targets, "mean")
+            mean = losses.mean() if losses.dim() else losses
+            return mean if outputs.numel() == total else mean * (outputs.numel() / total)
+        losses = self._losses(outputs, targets, "none")
+        if losses.shape != outputs.shape:
+            raise ValueError(
+                f"`loss` of task '{self.target}' should be one a sample, {tuple(outputs.shape)}, for "
+                f"batches with weights. Received {tuple(losses.shape)}."
+            )
+        return losses @ weights.reshape(-1).to(losses.dtype) / total
+
+    def _losses(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        if isinstance(self.loss, str):
+            return _LOSSES[self.loss](outputs, targets, reduction=reduction)
+        losses = self.loss(outputs, targets)
+        if losses.dim() and losses.shape != outputs.shape:
+            raise ValueError(
+                f"`loss` of task '{self.target}' should be one a sample, {tuple(outputs.shape)}, or "
+                f"their mean. Received {tuple(losses.shape)}."
+            )
+        return losses
+
+
+def outputs_by_task(output: object, tasks: Sequence[Task], samples: int) -> list[Tensor]:
+    """Return the output of a model for each task, ``(B,)``, in float32 at least.
+
+    Args:
+        output: ``(B,)`` or ``(B, 1)`` for one task, ``(B, T)`` for several, in their order; or such
+            tensors for one task by the names of their targets.
+        tasks: the T tasks.
+        samples: how many samples the model was given.
+
+    Raises:
+        ValueError: if there are others.
+
+    Example:
+        >>> outputs_by_task(torch.zeros(3, 2), [Task("click"), Task("like")], 3)
+        [tensor([0., 0., 0.]), tensor([0., 0., 0.])]
+    """
+    if isinstance(output, Mapping):
+        missing = [task.target for task in tasks if task.target not in output]
+        if missing:
+            raise ValueError(
+                f"The model should return an output for the target '{missing[0]}'. Received outputs "
+                f"for {sorted(output)}."
+            )
+        return [_column(output[task.target], samples, f" for '{task.target}'") for task in tasks]
+    if len(tasks) == 1:
+        return [_column(output, samples, "")]
+    shape = (samples, len(tasks))
+    if not isinstance(output, Tensor) or output.shape != shape:
+        raise ValueError(
+            f"The model should return an output a sample and task, (B, T) = {shape}, or a dictionary "
+            f"of them by target. Received {_shape(output)}."
+        )
+    return [_column(column, samples, "") for column in output.unbind(1)]
+
+
+def _column(output: object, samples: int, what: str) -> Tensor:
+    if not isinstance(output, Tensor) or output.numel() != samples:
+        raise ValueError(
+            f"The model should return a logit a sample{what}, (B,) or (B, 1), for dense and sparse "
+            f"features of {samples} samples. Received {_shape(output)}."
+        )
+    output = output.reshape(-1)
+    return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+
+
+def _shape(output: object) -> object:
+    return tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
