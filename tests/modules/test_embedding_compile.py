@@ -156,21 +156,25 @@ def test_training_with_inductor(kind: type[nn.Module], options: dict[str, Any]) 
     train(kind, options, "inductor")
 
 
-# Dynamo traces neither the making of a sparse tensor nor the keeping of gradients for later. Such
-# collections run uncompiled in a model that may have graph breaks.
+# Dynamo does not trace the making of a sparse tensor. Such collections run uncompiled in a model
+# that may have graph breaks.
 WAITING = {
     "accumulated": {"lr": 0.1},
     "inherited": {},
     "sparse": {"optimizer": None, "sparse": True},
 }
-MANNERS = [
-    pytest.param(False, id="with_breaks"),
-    pytest.param(True, id="fullgraph", marks=pytest.mark.xfail(strict=True, reason="not traced")),
-]
+not_traced = pytest.mark.xfail(strict=True, reason="not traced")
 
 
-@pytest.mark.parametrize("fullgraph", MANNERS)
-@pytest.mark.parametrize("name", WAITING)
+@pytest.mark.parametrize(
+    ("name", "fullgraph"),
+    [
+        *(pytest.param(name, False, id=f"{name}-with_breaks") for name in WAITING),
+        pytest.param("accumulated", True, id="accumulated-fullgraph", marks=compiled_updates),
+        pytest.param("inherited", True, id="inherited-fullgraph", marks=not_traced),
+        pytest.param("sparse", True, id="sparse-fullgraph", marks=not_traced),
+    ],
+)
 def test_gradients_that_wait(name: str, fullgraph: bool) -> None:
     eager, other = twins(Sequences, **{"optimizer": "adagrad", **WAITING[name]})
     run = torch.compile(other, backend="aot_eager", fullgraph=fullgraph)
@@ -183,6 +187,25 @@ def test_gradients_that_wait(name: str, fullgraph: bool) -> None:
             rest.step()
             rest.zero_grad()
     same(other, eager)
+
+
+@compiled_updates
+@pytest.mark.parametrize("case", ["two look-ups", "penalty"])
+def test_all_gradients_of_a_pass_are_one_update(case: str) -> None:
+    class Tied(Model):
+        def forward(self, kjt: KeyedJaggedTensor) -> Tensor:
+            weight = self.tables.embedding_bags["t"].weight
+            rest = super().forward(kjt) if case == "two look-ups" else weight.square().sum()
+            return super().forward(kjt) + rest
+
+    eager, other = twins(Tied, optimizer="adagrad", lr=0.1)
+    run, _ = compiled(other, "aot_eager")
+    for seed, bags in enumerate(SIZES):
+        for call in (eager, run):
+            call(draw(bags, seed)).sum().backward()
+        same(other, eager)
+    state = other.tables.fused_optimizer.state_dict()["state"]
+    assert state["embedding_bags.t.weight"]["step"].item() == len(SIZES)
 
 
 @compiled_updates

@@ -31,6 +31,7 @@ from torchrec.modules.mc_modules import (
     ManagedCollisionCollection,
     MCHManagedCollisionModule,
 )
+from torchrec.optim import owner_of
 from torchrec.optim.keyed import KeyedOptimizerWrapper
 
 D = 2
@@ -214,9 +215,9 @@ def test_resets_that_wait_take_bounded_memory():
     for first in range(3, 60, 3):
         for each in (module, fused):
             each(features(*[first, first + 1, first + 2] * first))  # come more often than others
-        assert sum(part.numel() for part in weight_of(module)._rows_to_forget) <= 2 * 4
-    assert set(torch.cat(weight_of(module)._rows_to_forget).tolist()) == {0, 1, 2}
-    assert getattr(weight_of(fused), "_rows_to_forget", None) is None
+        assert sum(part.numel() for part in owner_of(weight_of(module)).evicted) <= 2 * 4
+    assert set(torch.cat(owner_of(weight_of(module)).evicted).tolist()) == {0, 1, 2}
+    assert owner_of(weight_of(fused)).evicted == []
 
 
 def test_a_waiting_gradient_is_not_for_the_next_id():

@@ -1,4 +1,5 @@
 import copy
+import gc
 
 import pytest
 import torch
@@ -10,7 +11,11 @@ from torchrec.optim import (
     RowWiseAdagrad,
     apply_optimizer_in_backward,
     in_backward_optimizer_filter,
+    owner_of,
+    owners,
 )
+from torchrec.optim.owners import set_owner
+from torchrec.optim.table_update import TableUpdate
 
 
 class Model(nn.Module):
@@ -64,7 +69,7 @@ def test_learning_rate_schedulers():
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
     schedulers = [
         torch.optim.lr_scheduler.StepLR(o, 2, 0.5)
-        for o in (optimizer, *(p._in_backward_optimizers[0] for p in inside.parameters()))
+        for o in (optimizer, *(owner_of(p).optimizer for p in inside.parameters()))
     ]
     for ids in batches(5):
         inside(ids).square().mean().backward()
@@ -134,23 +139,58 @@ def test_computed_tensors_are_refused():
         apply_optimizer_in_backward(SGD, [nn.Parameter(torch.ones(2)) * 2], {"lr": 0.1})
 
 
-def table(fused):
-    param = nn.Parameter(torch.ones(2, 2))
-    param._fuse_optimizer = lambda *args: fused.append(args)
-    return param
+class Watched:
+    """Stands for the collection of a table."""
+
+    bound = 0
+
+    def bind(self):
+        self.bound += 1
+
+
+def table():
+    param, collection = nn.Parameter(torch.ones(2, 2)), Watched()
+    update = TableUpdate("t", "tables.t.weight")
+    update.own(param, collection)
+    return param, update, collection
 
 
 def test_tables_fuse_the_update_themselves():
-    fused = []
-    param = table(fused)
+    param, update, collection = table()
     apply_optimizer_in_backward(torch.optim.Adam, [param], {"lr": 0.1})
     apply_optimizer_in_backward(torch.optim.Adam, [param], {"lr": 0.1})
-    assert fused == [(torch.optim.Adam, {"lr": 0.1})]
-    assert param._optimizer_classes == [torch.optim.Adam]
-    assert param._optimizer_kwargs == [{"lr": 0.1}]
-    assert param._in_backward_optimizers == []
-    assert not param._post_accumulate_grad_hooks
+    assert collection.bound == 1
+    assert update.rule.optimizer.value == "adam"
+    assert update.rule.hyper.lr == 0.1
+    assert owner_of(param) is update
+    assert owner_of(param).optimizer is None
     assert list(in_backward_optimizer_filter(iter([("t", param)]))) == []
+
+
+def test_owners_go_with_their_parameters():
+    param, update, _ = table()
+    number, numbers = id(param), owners._owners
+    assert number in numbers
+    del param, update
+    gc.collect()
+    assert number not in numbers
+
+
+def test_an_owner_that_is_gone_leaves_an_ordinary_parameter():
+    param, update, _ = table()
+    del update
+    gc.collect()
+    assert owner_of(param) is None
+    apply_optimizer_in_backward(torch.optim.SGD, [param], {"lr": 0.5})
+    param.sum().backward()
+    assert param.tolist() == [[0.5, 0.5], [0.5, 0.5]]
+
+
+def test_owners_can_be_called_off():
+    param, _update, _ = table()
+    set_owner(param, None)
+    set_owner(param, None)
+    assert owner_of(param) is None
 
 
 @pytest.mark.parametrize(
@@ -163,11 +203,10 @@ def test_tables_fuse_the_update_themselves():
     ],
 )
 def test_what_cannot_be_fused_changes_no_parameter(cls, options, error, message):
-    fused = []
-    ordinary = nn.Parameter(torch.ones(2))
+    ordinary, (param, update, _) = nn.Parameter(torch.ones(2)), table()
     with pytest.raises(error, match=message):
-        apply_optimizer_in_backward(cls, [ordinary, table(fused)], options)
-    assert not fused
-    assert not hasattr(ordinary, "_in_backward_optimizers")
+        apply_optimizer_in_backward(cls, [ordinary, param], options)
+    assert update.rule is None
+    assert owner_of(ordinary) is None
     ordinary.sum().backward()
     assert ordinary.grad is not None

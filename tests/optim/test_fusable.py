@@ -6,7 +6,7 @@ from torch import nn
 
 import torchrec.optim as optim
 from torchrec.ops.embedding.updates import RULES
-from torchrec.optim._fusable import fused_rule
+from torchrec.optim.fusable import fused_rule
 from torchrec.types import OptimizerType
 
 CLASSES = [

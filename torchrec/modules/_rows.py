@@ -1,11 +1,26 @@
-"""Rows of a table, read and written by id."""
+"""Rows of a table: read, written, and started anew."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import zlib
+from functools import partial
 
-from torchrec.modules._tables import Tables
+import torch
+from torch import Tensor, nn
+
+from torchrec.modules._tables import Tables, initialise
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.ops.embedding import hash_ids
+
+# These fill each element without a look at the shape: some rows start as those of a whole table do.
+_BY_ELEMENT = {
+    nn.init.constant_,
+    nn.init.normal_,
+    nn.init.ones_,
+    nn.init.trunc_normal_,
+    nn.init.uniform_,
+    nn.init.zeros_,
+}
 
 
 def _check_rows(tables: Tables, table: str, ids: Tensor) -> Tensor:
@@ -39,7 +54,7 @@ def load_rows(tables: Tables, table: str, ids: Tensor, vectors: Tensor, reset_st
     with torch.no_grad():
         weight.index_copy_(0, ids, vectors.to(weight))
     if reset_state:
-        tables.reset_states(number, ids)
+        tables.updates[number].reset_state(ids)
 
 
 def export_rows(tables: Tables, table: str, ids: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -49,3 +64,54 @@ def export_rows(tables: Tables, table: str, ids: Tensor | None) -> tuple[Tensor,
         return torch.arange(len(weight), device=weight.device), weight.clone()
     ids = _check_rows(tables, table, ids).to(weight.device)
     return ids, weight.index_select(0, ids)
+
+
+def reset_rows(tables: Tables, table: str, rows: Tensor) -> None:
+    """Make rows as they were before any training; see ``EmbeddingBagCollection.reset_rows``."""
+    number = tables.number(table)
+    weight = tables.weights()[number]
+    if rows.dim() != 1 or rows.dtype != torch.int64:
+        raise TypeError(
+            f"`rows` of table '{table}' should be int64 of shape (N,). "
+            f"Received {rows.dtype} of shape {tuple(rows.shape)}."
+        )
+    rows = rows.to(weight.device)
+    outside = (rows < 0) | (rows >= len(weight))
+    if bool(outside.any()):
+        raise IndexError(
+            f"`rows` of table '{table}' should be in [0, {len(weight)}). "
+            f"Received {int(rows[outside][0])}."
+        )
+    if not rows.numel():
+        return
+    with torch.no_grad():
+        weight.index_copy_(0, rows, _initial(tables.configs[number], weight, rows))
+    tables.updates[number].forget_rows(rows)
+
+
+def _initial(config: BaseEmbeddingConfig, weight: Tensor, rows: Tensor) -> Tensor:
+    """Return first values of rows, drawn from a generator of their own.
+
+    They depend on the table and the rows alone, so a run that is taken up draws the same.
+    """
+    seed = zlib.crc32(config.name.encode()) ^ int(hash_ids(rows, 2**62).sum() & (2**62 - 1))
+    on_cpu = weight.device.type == "cpu"
+    with torch.random.fork_rng([] if on_cpu else [weight.device], device_type=weight.device.type):
+        # Not torch.manual_seed, which would reach the generators of all devices.
+        generator = torch.default_generator
+        if not on_cpu:
+            generator = torch.get_device_module(weight.device).default_generators[
+                weight.device.index
+            ]
+        generator.manual_seed(seed)
+        init_fn = config.init_fn
+        if isinstance(init_fn, partial):
+            init_fn = init_fn.func
+        if init_fn is None or init_fn in _BY_ELEMENT:
+            fresh = weight.new_empty((len(rows), weight.shape[1]))
+            initialise(config, fresh)
+            return fresh
+        # Its spread may depend on the shape, or its values on the row: it needs the whole table.
+        whole = torch.empty_like(weight)
+        initialise(config, whole)
+        return whole.index_select(0, rows)

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial, reduce
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from torchrec.modules._fused import (
-    EmbeddingFusedOptimizer,
-    FusedTable,
-    TablesUpdater,
-    install_step_hook,
-)
 from torchrec.modules.embedding_configs import (
     BaseEmbeddingConfig,
     EmbeddingBagConfig,
     PoolingType,
 )
 from torchrec.ops.embedding import Group, LookupSpec, PolicyCode, PoolingCode, SlotSpec, TableSpec
-from torchrec.ops.embedding.updates import RULES, Hyper
-from torchrec.optim._fusable import fused_rule
-from torchrec.types import DataType, IdPolicy, OptimizerType
+from torchrec.ops.embedding.updates import RULES
+from torchrec.optim.embedding_optimizer import EmbeddingFusedOptimizer
+from torchrec.optim.joint_update import JointUpdate, LookupUpdater
+from torchrec.optim.owners import owner_of
+from torchrec.optim.step_hook import install_step_hook
+from torchrec.optim.table_update import FusedRule, TableUpdate
+from torchrec.types import DataType, IdPolicy
 
 _POOLING = {
     PoolingType.SUM: PoolingCode.SUM,
@@ -141,20 +139,15 @@ class Tables:
         )
         self._number = {config.name: t for t, config in enumerate(configs)}
         self._bound: list[int] = []
-        self._fused: dict[int, FusedTable] = {}
-        self._updaters: list[TablesUpdater] = []
+        self._own = [
+            TableUpdate(config.name, name, _rule_of(config))
+            for config, name in zip(configs, self.names, strict=True)
+        ]
+        self.updates = list(self._own)
+        self._joints: list[tuple[JointUpdate, list[int]]] = []
         self._optimizer: EmbeddingFusedOptimizer | None = None
         self._lookups: dict[tuple[Any, ...], tuple[LookupSpec, list[Group]]] = {}
         self._version = 0
-        for t, config in enumerate(self.configs):
-            if config.optimizer is not None:
-                self._fused[t] = FusedTable(
-                    t,
-                    self.names[t],
-                    config.optimizer,
-                    _hyper_of(config.optimizer, config),
-                    inherits_lr=config.lr is None,
-                )
         self.bind()
 
     # The weights, and what knows them.
@@ -181,7 +174,7 @@ class Tables:
         return self._number[table]
 
     def bind(self) -> None:
-        """Meet the weights: those there are now are fused, with their state beside them."""
+        """Meet the weights: those there are now are trained, with their state beside them."""
         weights = self.weights()
         for config, weight in zip(self.configs, weights, strict=True):
             if not weight.is_floating_point():
@@ -189,99 +182,86 @@ class Tables:
                     f"The weight of table '{config.name}' should be of a floating type. "
                     f"Received {weight.dtype}."
                 )
-        alone = [[f] for f in self._fused.values() if f.inherits_lr]
-        together = [f for f in self._fused.values() if not f.inherits_lr]
-        self._updaters = [self._updater(f) for f in ([together] if together else []) + alone]
-        for updater in self._updaters:
-            updater.place(weights)
         self._bound = [id(weight) for weight in weights]
+        self.updates = [self._update_of(t, weight) for t, weight in enumerate(weights)]
+        own = [t for t, update in enumerate(self.updates) if update is self._own[t]]
+        together = [t for t in own if self.updates[t].in_backward]
+        alone = [[t] for t in own if self._waits_for_lr(t)]
+        self._joints = [
+            self._joint_of(numbers) for numbers in ([together] if together else []) + alone
+        ]
+        if any(self._waits_for_lr(t) for t in range(len(weights))):
+            install_step_hook()
         self.dtype = _widest([weight.dtype for weight in weights])
         self._optimizer = None
         self._lookups = {}
         self._version += 1
-        for t, weight in enumerate(weights):
-            weight._fuse_optimizer = partial(self.fuse, t)  # type: ignore[attr-defined]
-            fused = self._fused.get(t)
-            if fused is not None and fused.inherits_lr:
-                weight._step_with_lr = partial(self._step_with_lr, t)  # type: ignore[attr-defined]
-                install_step_hook()
-            elif fused is not None:
-                # So that in_backward_optimizer_filter leaves it out of other optimizers.
-                weight._in_backward_optimizers = []  # type: ignore[attr-defined]
 
-    def _updater(self, fused: list[FusedTable]) -> TablesUpdater:
-        """Return the updater of these tables, a new one with the states that they had in another."""
-        for old in self._updaters:
-            if old.tables == fused:
-                return old
-        updater = TablesUpdater(fused)
-        updater.place(self.weights())
-        for old in self._updaters:
-            for table in old.tables:
-                if table in fused and old.states:
-                    for name, value in updater.states_of(table).items():
-                        value.copy_(old.states_of(table)[name])
-        return updater
+    def _update_of(self, t: int, weight: Tensor) -> TableUpdate:
+        """Return who trains a table: its own update, or that of the table that has the same weight."""
+        own, owner = self._own[t], owner_of(weight)
+        if owner is None or owner is own:
+            own.own(weight, self)
+            return own
+        if not isinstance(owner, TableUpdate):
+            raise ValueError(
+                f"The weight of table '{self.configs[t].name}' should have no optimizer in the "
+                "backward pass before it is a table. Received one that has."
+            )
+        if own.rule is not None:
+            owner.share_rule(own.rule, self.configs[t].name)
+        owner.join(self)
+        return owner
 
-    def fuse(
-        self, t: int, optimizer_class: type[torch.optim.Optimizer], kwargs: Mapping[str, object]
-    ) -> None:
-        """Update a table in the backward pass from now on; called by `apply_optimizer_in_backward`.
+    def _waits_for_lr(self, t: int) -> bool:
+        rule = self.updates[t].rule
+        return rule is not None and rule.inherits_lr
 
-        Args:
-            t: number of the table.
-            optimizer_class: a class that can be fused.
-            kwargs: its arguments.
-        """
-        kind, hyper = fused_rule(optimizer_class, kwargs)
-        self._fused[t] = FusedTable(t, self.names[t], kind, hyper)
-        self._fused = dict(sorted(self._fused.items()))
-        self.bind()
+    def _joint_of(self, numbers: list[int]) -> tuple[JointUpdate, list[int]]:
+        """Return what updates these tables, which is kept as long as they are the same ones."""
+        updates = [self.updates[t] for t in numbers]
+        found = [joint for joint, _ in self._joints if joint.updates == updates]
+        joint = found[0] if found and updates[0].joint is found[0] else JointUpdate(updates)
+        joint.place()
+        return joint, numbers
 
     def optimizer(self) -> EmbeddingFusedOptimizer:
-        """Return the optimizer of the fused tables."""
+        """Return the optimizer of the fused tables, but those that another collection shows."""
         if self._optimizer is None:
-            params = dict(zip(self.names, self.weights(), strict=True))
-            named = {f.name: params[f.name] for f in self._fused.values()}
-            self._optimizer = EmbeddingFusedOptimizer(named, self._updaters)
+            shown = sorted(t for _, numbers in self._joints for t in numbers)
+            self._optimizer = EmbeddingFusedOptimizer([self.updates[t] for t in shown])
         return self._optimizer
 
-    def _step_with_lr(self, t: int, lr: float) -> None:
-        """Update a table that takes its learning rate from the optimizer that is about to step."""
-        weight = self.weights()[t]
-        if weight.grad is None:
-            return
-        updater = next(u for u in self._updaters if u.inherits_lr and u.tables[0].number == t)
-        updater.apply_sparse(weight.grad, lr, weight, self._table_spec(t))
-        weight.grad = None  # the optimizer itself passes the table over
+    def reset_states(self) -> None:
+        """Set all states of fused tables to what they were before any update."""
+        for update in self.updates:
+            update.reset_state()
 
-    def reset_states(self, number: int | None = None, rows: Tensor | None = None) -> None:
-        """Set states of fused tables to what they were before any update.
+    def restart(self) -> None:
+        """Meet weights that were loaded: what waits was for the former ones."""
+        self.bind()
+        for update in self.updates:
+            update.restart()
 
-        Args:
-            number: of the table; None: all tables, and their step counts.
-            rows: of that table.
-        """
-        weights = self.weights()
-        for updater in self._updaters:
-            for table in updater.tables:
-                if number not in (None, table.number):
-                    continue
-                states = updater.states_of(table)
-                fresh = table.new_states(weights[table.number][:1].detach())
-                for name, value in zip(table.state_names, fresh, strict=True):
-                    states[name][slice(None) if rows is None else rows] = value
-                if number is None:
-                    states["step"].zero_()
+    def discard_gradients(self) -> None:
+        """Drop the gradients that were accumulated and not applied."""
+        for update in self.updates:
+            update.discard_gradients()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made again when the copy is bound."""
-        return {**self.__dict__, "_optimizer": None, "_lookups": {}, "_bound": []}
+        made_anew: dict[str, Any] = {
+            "_optimizer": None,
+            "_lookups": {},
+            "_bound": [],
+            "_joints": [],
+        }
+        return {**self.__dict__, **made_anew}
 
     # Specs.
 
     def _table_spec(self, t: int, trained: bool = True) -> TableSpec:
-        config, fused = self.configs[t], self._fused.get(t)
+        config, update = self.configs[t], self.updates[t]
         policy = PolicyCode.OVERFLOW if config.hash_size else _POLICY[config.id_policy]
         return TableSpec(
             config.name,
@@ -289,8 +269,8 @@ class Tables:
             config.num_rows,
             config.num_embeddings,
             policy,
-            fused.optimizer if fused and trained else None,
-            len(fused.state_names) if fused else 0,
+            update.rule.optimizer if update.rule is not None and trained else None,
+            len(update.states),
         )
 
     def _make_spec(self, keys: Sequence[str], requires_grad: Sequence[bool]) -> LookupSpec:
@@ -313,8 +293,7 @@ class Tables:
 
     def mode(self) -> tuple[Any, ...]:
         """Return what a compiled look-up depends on beside keys and weights."""
-        waiting = [(u.collecting, len(u.pending)) for u in self._updaters]
-        return (self._version, *waiting)
+        return (self._version,)
 
     def lookup(
         self, keys: tuple[str, ...], requires_grad: tuple[bool, ...], mode: tuple[Any, ...]
@@ -339,27 +318,30 @@ class Tables:
     lookup._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _make_groups(self, spec: LookupSpec, requires_grad: Sequence[bool]) -> list[Group]:
-        if not any(requires_grad):
+        asked = [t for t, required in enumerate(requires_grad) if required]
+        if not asked:
             return []
-        groups = [
-            Group(spec, [table.number for table in updater.tables], updater)
-            for updater in self._updaters
-            if not updater.inherits_lr
-            and any(requires_grad[table.number] for table in updater.tables)
+        groups = []
+        for joint, numbers in self._joints:
+            if set(numbers) & set(asked) and self.updates[numbers[0]].in_backward:
+                groups.append(self._fused_group(spec, numbers, joint.updates))
+        shared = [
+            t for t in asked if self.updates[t] is not self._own[t] and self.updates[t].in_backward
         ]
-        waiting = {u.tables[0].number for u in self._updaters if u.inherits_lr}
-        plain = [t for t, asked in enumerate(requires_grad) if asked and t not in self._fused]
-        sparse = [
-            t
-            for t, asked in enumerate(requires_grad)
-            if asked and (t in waiting or (t in plain and self.configs[t].sparse))
-        ]
-        dense = [t for t in plain if t not in sparse]
+        if shared:
+            groups.append(self._fused_group(spec, shared, [self.updates[t] for t in shared]))
+        rest = [t for t in asked if not self.updates[t].in_backward]
+        sparse = [t for t in rest if self.configs[t].sparse or self._waits_for_lr(t)]
+        dense = [t for t in rest if t not in sparse]
         if sparse:
             groups.append(Group(spec, sparse, "sparse"))
         if dense:
             groups.append(Group(spec, dense, "dense"))
         return groups
+
+    @staticmethod
+    def _fused_group(spec: LookupSpec, numbers: list[int], updates: list[TableUpdate]) -> Group:
+        return Group(spec, numbers, LookupUpdater(updates))
 
 
 def _widest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
@@ -367,9 +349,11 @@ def _widest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
     return reduce(torch.promote_types, dtypes) if dtypes else torch.get_default_dtype()
 
 
-def _hyper_of(optimizer: OptimizerType, config: BaseEmbeddingConfig) -> Hyper:
-    """Return the hyper-parameters that a configuration asks for."""
-    rule = RULES[optimizer]
+def _rule_of(config: BaseEmbeddingConfig) -> FusedRule | None:
+    """Return the rule that a configuration asks for, if any."""
+    if config.optimizer is None:
+        return None
+    rule = RULES[config.optimizer]
     options: dict[str, Any] = dict(config.optimizer_options)
     options["lr"] = 0.0 if config.lr is None else config.lr
     if config.weight_decay is not None:
@@ -378,6 +362,6 @@ def _hyper_of(optimizer: OptimizerType, config: BaseEmbeddingConfig) -> Hyper:
     if unknown:
         raise ValueError(
             f"`optimizer_options` of table '{config.name}' should be among {list(rule.options)}, "
-            f"which {optimizer.name} has. Received '{unknown[0]}'."
+            f"which {config.optimizer.name} has. Received '{unknown[0]}'."
         )
-    return rule.hyper(options)
+    return FusedRule(config.optimizer, rule.hyper(options), inherits_lr=config.lr is None)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.errors import IdOutOfRangeError
-from torchrec.modules._rows import export_rows, load_rows
+from torchrec.modules._rows import export_rows, load_rows, reset_rows
 from torchrec.modules._tables import (
     Tables,
     check_tables,
@@ -200,6 +200,7 @@ class _Collection(nn.Module):
         self._output_dtype = output_dtype
         counts = torch.zeros(len(modules), dtype=torch.int64, device=self._device)
         self.register_buffer("_out_of_range", counts, persistent=False)
+        self.register_load_state_dict_post_hook(_weights_loaded)  # type: ignore[no-untyped-call]
 
     @property
     def device(self) -> torch.device:
@@ -282,6 +283,46 @@ class _Collection(nn.Module):
         """
         return export_rows(self._tables, table, ids)
 
+    def reset_rows(self, table: str, rows: Tensor) -> None:
+        """Make rows as they were before any training, as for ids that have just got them.
+
+        That is: new initial weights; no gradient that waits for the former id, whatever form it
+        waits in; and no optimizer state. State of a fused table is reset at once, that of any other
+        optimizer when it next steps.
+
+        Weights are drawn from a generator of their own, which depends on the table and the rows
+        alone. An ``init_fn`` is called for a tensor of the shape of the whole table, unless it is
+        one of `torch.nn.init` that takes no notice of shapes.
+
+        Args:
+            table: name of the table.
+            rows: int64 ``(N,)``, distinct.
+
+        Raises:
+            TypeError: for rows that are no integers.
+            ValueError: for an unknown table.
+            IndexError: for a row that the table does not have.
+
+        Example:
+            >>> ebc = EmbeddingBagCollection(tables=[
+            ...     EmbeddingBagConfig(3, 1, "t", feature_names=["f"], init_fn=nn.init.ones_)
+            ... ])
+            >>> ebc.load_rows("t", torch.tensor([0, 1]), torch.tensor([[5.0], [6.0]]))
+            >>> ebc.reset_rows("t", torch.tensor([1, 2]))
+            >>> ebc.embedding_bags["t"].weight.tolist()
+            [[5.0], [1.0], [1.0]]
+        """
+        reset_rows(self._tables, table, rows)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop gradients, also those that fused tables have accumulated and not applied.
+
+        Args:
+            set_to_none: set gradients to None instead of zeros.
+        """
+        super().zero_grad(set_to_none)
+        self._tables.discard_gradients()
+
     def _dtype(self) -> torch.dtype:
         return self._tables.dtype if self._output_dtype is None else self._output_dtype
 
@@ -303,6 +344,10 @@ class _Collection(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._tables.bind()
+
+
+def _weights_loaded(collection: _Collection, _: object) -> None:
+    collection._tables.restart()
 
 
 def _make_bag(config: EmbeddingBagConfig, device: torch.device) -> nn.Module:

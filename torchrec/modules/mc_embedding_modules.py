@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from torchrec.modules._private import outside_graphs
+from torchrec.modules._rows import reset_rows
 from torchrec.modules._tables import Tables
-from torchrec.modules.collision.evictions import forget_nothing, reset_rows
 from torchrec.modules.collision.interface import ManagedCollisionModule
 from torchrec.modules.collision.module import MCHManagedCollisionModule
 from torchrec.modules.collision.saved_state import LoadReport
@@ -359,7 +359,6 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module):
         """Move the rows of the tables to where their ids will be; the maps move the ids."""
         self._load_reports = {}
         tables = self._embedding_module._tables
-        forget_nothing(tables)
         for table, module in self._managed_collision_collection.maps().items():
             if not isinstance(module, MCHManagedCollisionModule):
                 continue

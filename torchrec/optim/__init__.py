@@ -20,6 +20,7 @@ from torchrec.optim.optimizers import (
     PartialRowWiseLAMB,
     in_backward_optimizer_filter,
 )
+from torchrec.optim.owners import owner_of
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec.optim.semi_sync import SemisyncOptimizer
 from torchrec.optim.warmup import WarmupOptimizer, WarmupPolicy, WarmupStage
@@ -49,4 +50,5 @@ __all__ = [
     "WarmupStage",
     "apply_optimizer_in_backward",
     "in_backward_optimizer_filter",
+    "owner_of",
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchrec.optim._fusable import fused_rule
+from torchrec.optim.owners import Owner, owner_of, set_owner
 
 
 def apply_optimizer_in_backward(
@@ -29,8 +29,8 @@ def apply_optimizer_in_backward(
     parameter that is used several times in one forward pass is updated once, with the sum.
 
     What runs can be reached, to change the learning rate or to save state: for ordinary parameters
-    ``param._in_backward_optimizers`` holds one optimizer over this one parameter, which
-    learning-rate schedulers take; for tables it is the ``fused_optimizer`` of their collection.
+    ``owner_of(param).optimizer`` is an optimizer over this one parameter, which learning-rate
+    schedulers take; for tables it is the ``fused_optimizer`` of their collection.
 
     Copies of a model, deep or pickled, are ordinary: apply an optimizer to their parameters anew.
 
@@ -54,32 +54,24 @@ def apply_optimizer_in_backward(
         >>> model(torch.tensor([[1.0, 0.0]])).sum().backward()
         >>> model.weight.tolist(), model.weight.grad
         ([[0.5, 1.0]], None)
-        >>> optimizer = model.weight._in_backward_optimizers[0]
+        >>> optimizer = owner_of(model.weight).optimizer
         >>> scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.1)
     """
-    parameters = [p for p in dict.fromkeys(params) if _is_new(p, optimizer_class, optimizer_kwargs)]
-    if any(hasattr(param, "_fuse_optimizer") for param in parameters):
-        fused_rule(optimizer_class, optimizer_kwargs)
-    optimizers = [
-        None if hasattr(param, "_fuse_optimizer") else optimizer_class([param], **optimizer_kwargs)
-        for param in parameters
-    ]
-    for param, optimizer in zip(parameters, optimizers, strict=True):
-        if optimizer is None:
-            param._fuse_optimizer(optimizer_class, optimizer_kwargs)  # type: ignore[attr-defined]
-        else:
-            _step_after_gradient(param, optimizer)
-        marks = {
-            "_optimizer_classes": [optimizer_class],
-            "_optimizer_kwargs": [dict(optimizer_kwargs)],
-            "_in_backward_optimizers": [] if optimizer is None else [optimizer],
-        }
-        for name, value in marks.items():
-            setattr(param, name, value)
+    owners: list[Owner] = []
+    for param in dict.fromkeys(params):
+        owner = owner_of(param)
+        if _is_new(param, owner, optimizer_class, optimizer_kwargs):
+            owners.append(_Stepper(param) if owner is None else owner)
+    # Tables first: what they refuse is more than what the optimizer itself refuses.
+    for owner in sorted(owners, key=lambda owner: isinstance(owner, _Stepper)):
+        owner.check(optimizer_class, optimizer_kwargs)
+    for owner in owners:
+        owner.apply(optimizer_class, optimizer_kwargs)
 
 
 def _is_new(
     param: nn.Parameter,
+    owner: Owner | None,
     optimizer_class: type[torch.optim.Optimizer],
     optimizer_kwargs: dict[str, Any],
 ) -> bool:
@@ -90,28 +82,62 @@ def _is_new(
             "`params` should be leaves of the graph, such as parameters of a module. "
             f"Received a tensor of shape {shape} that was computed from others."
         )
-    present = getattr(param, "_optimizer_classes", None)
+    present = None if owner is None else owner.applied
     if present is None:
         return True
-    kwargs = param._optimizer_kwargs  # type: ignore[attr-defined]
-    if present == [optimizer_class] and kwargs == [optimizer_kwargs]:
+    if present == (optimizer_class, optimizer_kwargs):
         return False
     raise ValueError(
         "A parameter should have one optimizer in the backward pass. Received "
         f"{optimizer_class.__name__} with {optimizer_kwargs} for the parameter of shape {shape}, "
-        f"which has {present[0].__name__} with {kwargs[0]}."
+        f"which has {present[0].__name__} with {present[1]}."
     )
 
 
-def _step_after_gradient(param: nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
-    """Run ``optimizer``, which has this one parameter, whenever its gradient has been summed up."""
+class _Stepper(Owner):
+    """Steps an optimizer over one ordinary parameter whenever its gradient has been summed up.
 
-    def step(param: Tensor) -> None:
-        optimizer.step()
+    Args:
+        param: the parameter; its hook keeps this alive.
+    """
+
+    def __init__(self, param: nn.Parameter) -> None:
+        self._param = param
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._applied: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None
+
+    @property
+    def in_backward(self) -> bool:
+        return True
+
+    @property
+    def applied(self) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
+        return self._applied
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        return self._optimizer
+
+    def check(
+        self, optimizer_class: type[torch.optim.Optimizer], optimizer_kwargs: Mapping[str, Any]
+    ) -> None:
+        self._optimizer = optimizer_class([self._param], **optimizer_kwargs)
+
+    def apply(
+        self, optimizer_class: type[torch.optim.Optimizer], optimizer_kwargs: Mapping[str, Any]
+    ) -> None:
+        self._applied = optimizer_class, dict(optimizer_kwargs)
+        # A hook is refused while a parameter is frozen, but stays while it is frozen later.
+        required = self._param.requires_grad
+        self._param.requires_grad_(True)
+        self._param.register_post_accumulate_grad_hook(self._step)
+        self._param.requires_grad_(required)
+        set_owner(self._param, self)
+
+    def before_step(self, optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> None:
+        """Do nothing: the backward pass has left no gradient to step with."""
+
+    def _step(self, param: Tensor) -> None:
+        if self._optimizer is not None:
+            self._optimizer.step()
         param.grad = None
-
-    # A hook is refused while a parameter is frozen, but stays while it is frozen later.
-    required = param.requires_grad
-    param.requires_grad_(True)
-    param.register_post_accumulate_grad_hook(step)
-    param.requires_grad_(required)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torchrec.ops.embedding import updates
 from torchrec.ops.embedding.updates import Rule
 from torchrec.optim._rows import apply_rule, new_state
+from torchrec.optim.owners import owner_of
 
 Option = float | bool | str | tuple[float, float] | Tensor | None
 
@@ -375,5 +376,11 @@ def in_backward_optimizer_filter(
         ['bias']
     """
     for name, param in named_parameters:
-        if hasattr(param, "_in_backward_optimizers") == include:
+        if _is_in_backward(param) == include:
             yield name, param
+
+
+def _is_in_backward(param: nn.Parameter) -> bool:
+    owner = owner_of(param)
+    # The mark is that of `torch.distributed.optim`, which has a function of the same kind.
+    return (owner is not None and owner.in_backward) or hasattr(param, "_in_backward_optimizers")

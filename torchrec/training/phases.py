@@ -17,6 +17,7 @@ from torchrec.modules.mc_embedding_modules import (
     ManagedCollisionEmbeddingBagCollection,
     ManagedCollisionEmbeddingCollection,
 )
+from torchrec.optim.backward_pass import at_end_of_backward_pass
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 _COLLECTIONS = (
@@ -101,12 +102,23 @@ class PhaseTimer:
     def _stop(self, *_: Any) -> None:
         self._looking_up += perf_counter() - self._began
 
+    # Fused tables are updated when the backward pass is over, by what the look-up queues between
+    # these two.
+
+    def _start_backward(self, *_: Any) -> None:
+        at_end_of_backward_pass(self._start)
+        self._start()
+
+    def _stop_backward(self, *_: Any) -> None:
+        self._stop()
+        at_end_of_backward_pass(self._stop)
+
     def _stop_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         self._stop()
         node = _grad_fn(output)
         if node is not None:
-            node.register_prehook(self._start)
-            node.register_hook(self._stop)
+            node.register_prehook(self._start_backward)
+            node.register_hook(self._stop_backward)
 
 
 def _outermost_collections(model: nn.Module) -> Iterator[nn.Module]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.compiler import is_compiling
 
 from torchrec.ops.embedding import schema
 from torchrec.ops.embedding.spec import LookupSpec
@@ -105,6 +108,15 @@ class Group:
         self.slots = [s for s, slot in enumerate(spec.slots) if slot.table in mine]
         self.spec = spec.subset(tables)
         self.gradient = gradient
+        self.number = next(_numbers)
+        # Written to in name only: a compiler may neither leave the update out nor move it.
+        self.mark = torch.zeros(1, device="cpu")
+        _groups[self.number] = self
+
+
+# Compiled code reaches an updater by the number of its group, as operators take tensors and numbers.
+_numbers = count()
+_groups: WeakValueDictionary[int, Group] = WeakValueDictionary()
 
 
 def bag_row_grads(
@@ -177,7 +189,7 @@ class _BagLookup(torch.autograd.Function):
         for group in ctx.groups:
             mine = [weights[t] for t in group.tables]
             if isinstance(group.gradient, Updater):
-                group.gradient.update_bags(grad, mine, group.spec, bags)
+                _update_bags(group, group.gradient, grad, mine, bags)
                 continue
             if group.gradient == "sparse":
                 found = _as_sparse(bag_row_grads(grad, mine, group.spec, bags), mine)
@@ -220,7 +232,7 @@ class _SequenceLookup(torch.autograd.Function):
             starts, counts = ([n[s] for s in group.slots] for n in (ctx.starts, ctx.counts))
             ids = Ids(values, starts, counts)
             if isinstance(group.gradient, Updater):
-                group.gradient.update_sequences(received, mine, group.spec, ids)
+                _update_sequences(group, group.gradient, received, mine, ids)
                 continue
             if group.gradient == "sparse":
                 found = _as_sparse(sequence_row_grads(received, mine, group.spec, ids), mine)
@@ -399,3 +411,80 @@ def choose_rows(spec: LookupSpec, ids: Ids, offsets: Tensor | None = None) -> tu
         spec.names,
     )
     return rows, out_of_range
+
+
+def _update_bags(
+    group: Group, updater: Updater, grad: Tensor, weights: list[Tensor], bags: Bags
+) -> None:
+    if is_compiling():
+        _queue_bags(
+            grad,
+            group.mark,
+            weights,
+            bags.values,
+            bags.offsets,
+            bags.sample_weights,
+            bags.divisors,
+            group.number,
+        )
+    else:
+        updater.update_bags(grad, weights, group.spec, bags)
+
+
+def _update_sequences(
+    group: Group, updater: Updater, grads: list[Tensor | None], weights: list[Tensor], ids: Ids
+) -> None:
+    if is_compiling():
+        _queue_sequences(
+            grads, group.mark, weights, ids.values, ids.starts, ids.counts, group.number
+        )
+    else:
+        updater.update_sequences(grads, weights, group.spec, ids)
+
+
+def _updater_of(number: int) -> tuple[Group, Updater]:
+    group = _groups.get(number)
+    if group is None or not isinstance(group.gradient, Updater):
+        raise RuntimeError(
+            "A backward pass should be that of a look-up of the tables as they are now. Received one "
+            "whose tables have been moved since, or have got other weights."
+        )
+    return group, group.gradient
+
+
+# What compiled code hands over is copied: an updater may keep it until the pass is over, and the
+# memory is the compiler's, who may use it for something else by then.
+
+
+@torch.library.custom_op("rowwise::queue_bag_gradient", mutates_args=("mark",))
+def _queue_bags(
+    grad: Tensor,
+    mark: Tensor,
+    weights: list[Tensor],
+    values: Tensor,
+    offsets: Tensor,
+    sample_weights: Tensor | None,
+    divisors: Tensor | None,
+    number: int,
+) -> None:
+    """Hand the gradient of a compiled pooled look-up to its updater."""
+    group, updater = _updater_of(number)
+    optional = [None if t is None else t.clone() for t in (sample_weights, divisors)]
+    bags = Bags(values.clone(), offsets.clone(), *optional)
+    updater.update_bags(grad.clone(), weights, group.spec, bags)
+
+
+@torch.library.custom_op("rowwise::queue_sequence_gradient", mutates_args=("mark",))
+def _queue_sequences(
+    grads: list[Tensor | None],
+    mark: Tensor,
+    weights: list[Tensor],
+    values: Tensor,
+    starts: list[int],
+    counts: list[int],
+    number: int,
+) -> None:
+    """Hand the gradients of a compiled look-up of sequences to its updater."""
+    group, updater = _updater_of(number)
+    kept = [None if grad is None else grad.clone() for grad in grads]
+    updater.update_sequences(kept, weights, group.spec, Ids(values.clone(), starts, counts))

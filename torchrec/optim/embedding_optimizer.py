@@ -1,0 +1,125 @@
+"""The updates in the backward pass of a collection, shown as an optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchrec.optim.fused import FusedOptimizer
+from torchrec.optim.table_update import TableUpdate
+
+
+class EmbeddingFusedOptimizer(FusedOptimizer):
+    """Shows the updates that happen in the backward pass of a collection as an optimizer.
+
+    Its parameter groups, one a table, take a new learning rate (by hand or by a scheduler) that
+    counts from the next backward pass on; its ``state_dict`` saves and restores the state of the
+    tables under the names of their parameters. ``step`` has only gradients to apply that were
+    accumulated, see `accumulate`.
+
+    It is made by a collection, see ``EmbeddingBagCollection.fused_optimizer``. A table that is
+    shared with another collection is shown by the one that looked it up first.
+
+    Args:
+        updates: of every fused table.
+
+    Example:
+        >>> import torch
+        >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, OptimizerType
+        >>> table = EmbeddingBagConfig(
+        ...     10, 4, "t", feature_names=["f"], optimizer=OptimizerType.ADAGRAD, lr=0.1
+        ... )
+        >>> optimizer = EmbeddingBagCollection(tables=[table]).fused_optimizer
+        >>> list(optimizer.params), optimizer.param_groups[0]["lr"]
+        (['embedding_bags.t.weight'], 0.1)
+        >>> scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=10)
+    """
+
+    def __init__(self, updates: Sequence[TableUpdate]) -> None:
+        self._updates = list(updates)
+        groups = [update.group for update in updates if update.group is not None]
+        super().__init__({update.name: update.weight for update in updates}, {}, groups)
+
+    @property
+    def state(self) -> Mapping[Any, Any]:  # type: ignore[override]
+        """Parameter -> its state, the very tensors that updates write to."""
+        return {self.params[update.name]: update.named_state() for update in self._updates}
+
+    def _live_state(self, param: Tensor) -> dict[str, Any]:
+        return dict(self.state[param])
+
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Collect the gradients of the backward passes inside, to be applied as one update.
+
+        The next backward pass outside applies them with its own, or `step` by themselves;
+        `zero_grad` drops them.
+
+        Example:
+            >>> import torch
+            >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+            >>> table = EmbeddingBagConfig(
+            ...     2, 1, "t", feature_names=["f"], optimizer="sgd", lr=1.0, init_fn=torch.nn.init.zeros_
+            ... )
+            >>> ebc = EmbeddingBagCollection(tables=[table])
+            >>> batch = KeyedJaggedTensor.from_lists({"f": [[0]]})
+            >>> with ebc.fused_optimizer.accumulate():
+            ...     ebc(batch).values().sum().backward()
+            >>> ebc.embedding_bags["t"].weight[0].item()
+            0.0
+            >>> ebc(batch).values().sum().backward()
+            >>> ebc.embedding_bags["t"].weight[0].item()
+            -2.0
+        """
+        before = [update.collecting for update in self._updates]
+        for update in self._updates:
+            update.collecting = True
+        try:
+            yield
+        finally:
+            for update, value in zip(self._updates, before, strict=True):
+                update.collecting = value
+
+    def __call__(self) -> EmbeddingFusedOptimizer:
+        """Return this optimizer: ``fused_optimizer`` of a collection is also written as a method."""
+        return self
+
+    def set_optimizer_step(self, step: int) -> None:
+        """Set the step counts, which Adam's bias correction depends on.
+
+        Args:
+            step: how many updates to assume to have been done.
+        """
+        for update in self._updates:
+            update.step.fill_(step)
+
+    def step(self, closure: Any = None) -> Any:
+        """Apply the gradients that were accumulated; others the backward pass has applied.
+
+        Args:
+            closure: computes the loss and runs the backward pass; called first.
+
+        Returns:
+            What ``closure`` returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for joint in dict.fromkeys(update.joint for update in self._updates):
+            if joint is not None:
+                joint.apply_waiting(self._updates)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Drop the gradients that were accumulated and not applied.
+
+        Args:
+            set_to_none: without effect: fused tables have no gradient to keep.
+        """
+        for update in self._updates:
+            update.discard_gradients()

@@ -1,0 +1,274 @@
+"""Updates of several tables by one native call, when the backward pass has brought all their gradients.
+
+A look-up does not update its tables itself: the same table may be looked up again in the same pass, or used directly.
+What a pass brings is gathered, and applied at its end: as one update, with the sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from torchrec.ops.embedding import (
+    Bags,
+    Ids,
+    LookupSpec,
+    SlotSpec,
+    TableSpec,
+    Updater,
+    bag_row_grads,
+    new_hyper,
+    sequence_row_grads,
+    write_hyper,
+)
+from torchrec.ops.embedding.hyper import LR, STEP
+from torchrec.optim.backward_pass import at_end_of_backward_pass, backward_pass_number
+from torchrec.optim.table_update import RowGradients, TableUpdate
+
+
+@dataclass
+class BagGradient:
+    """The gradient of a pooled look-up, ``(B, width)``, with what it was looked up by."""
+
+    grad: Tensor
+    weights: list[Tensor]
+    spec: LookupSpec
+    bags: Bags
+
+    def apply(self, updater: Updater) -> None:
+        """Update the tables straight away, by one call of the kernel."""
+        updater.update_bags(self.grad, self.weights, self.spec, self.bags)
+
+    def rows(self) -> list[RowGradients | None]:
+        """Return the gradients of the rows of each table; None for one that is frozen."""
+        pairs = bag_row_grads(self.grad, self.weights, self.spec, self.bags)
+        return [
+            None if table.optimizer is None else RowGradients(*pair)
+            for table, *pair in zip(self.spec.tables, pairs[::2], pairs[1::2], strict=True)
+        ]
+
+
+@dataclass
+class SequenceGradient:
+    """The gradients of a look-up of sequences, each ``(count, D)`` or None, one a slot."""
+
+    grads: list[Tensor | None]
+    weights: list[Tensor]
+    spec: LookupSpec
+    ids: Ids
+
+    def apply(self, updater: Updater) -> None:
+        """Update the tables straight away, by one call of the kernel."""
+        updater.update_sequences(self.grads, self.weights, self.spec, self.ids)
+
+    def rows(self) -> list[RowGradients | None]:
+        """Return the gradients of the rows of each table; None for one that is frozen or not used."""
+        pairs = sequence_row_grads(self.grads, self.weights, self.spec, self.ids)
+        used = {
+            slot.table
+            for slot, grad in zip(self.spec.slots, self.grads, strict=True)
+            if grad is not None
+        }
+        return [
+            None if table.optimizer is None or t not in used else RowGradients(*pair)
+            for t, (table, *pair) in enumerate(
+                zip(self.spec.tables, pairs[::2], pairs[1::2], strict=True)
+            )
+        ]
+
+
+LookupGradient = BagGradient | SequenceGradient
+
+
+class _PassGradients:
+    """What one backward pass has brought to tables that are updated together; called at its end.
+
+    The pass owns it: if the pass fails, its gradients are gone with it.
+    """
+
+    def __init__(self, joint: JointUpdate) -> None:
+        self.joint = joint
+        self.lookups: list[LookupGradient] = []
+        self.rows: list[tuple[TableUpdate, RowGradients]] = []
+        self.direct: list[TableUpdate] = []  # with a gradient in weight.grad
+
+    def __call__(self) -> None:
+        with torch.no_grad():
+            self.joint.finish(self)
+
+
+class JointUpdate(Updater):
+    """Tables that are updated together: by one call of the kernel, where nothing else is to be added.
+
+    Args:
+        updates: of each table. It takes part in this one only, from now on.
+
+    Attributes:
+        hyper: float64, a row a table, for the kernels: a cache of what the updates say. Only the
+            step counts live in it, as the kernels advance them.
+        states: of all tables, one behind the other.
+    """
+
+    def __init__(self, updates: list[TableUpdate]) -> None:
+        self.updates = updates
+        self.hyper = new_hyper(len(updates))
+        self.states: list[Tensor] = []
+        self._stale = self._stale_rates = True
+        self._passes: dict[int, ref[_PassGradients]] = {}
+        self._rows_spec: LookupSpec | None = None
+        for row, update in zip(self.hyper, updates, strict=True):
+            row[STEP] = update.step
+            update.step, update.joint = row[STEP], self
+
+    def place(self) -> None:
+        """Bring the states of the tables to where their weights are."""
+        for update in self.updates:
+            update.place()
+        self.states = [state for update in self.updates for state in update.states.values()]
+        self._rows_spec = None
+
+    def hyper_changed(self, only_rate: bool) -> None:
+        """Take the learning rates, or all hyper-parameters, from the updates before the next one."""
+        self._stale_rates = True
+        self._stale |= not only_rate
+
+    def gradient_arrived(self, update: TableUpdate) -> None:
+        """Apply the gradient in ``weight.grad`` at the end of this backward pass."""
+        self._brought().direct.append(update)
+
+    def rows_arrived(self, update: TableUpdate, rows: RowGradients) -> None:
+        """Apply gradients of rows of one table at the end of this backward pass."""
+        self._brought().rows.append((update, rows))
+
+    def lookup_arrived(self, gradient: LookupGradient) -> None:
+        """Apply the gradient of a look-up of all these tables at the end of this backward pass."""
+        self._brought().lookups.append(gradient)
+
+    def _brought(self) -> _PassGradients:
+        """Return what the backward pass under way has brought so far."""
+        number = backward_pass_number()
+        known = self._passes.get(number)
+        brought = None if known is None else known()
+        if brought is None:
+            # Passes nest (reentrant checkpoints); those that are over or have failed are forgotten.
+            self._passes = {n: r for n, r in self._passes.items() if r() is not None}
+            brought = _PassGradients(self)
+            self._passes[number] = ref(brought)
+            at_end_of_backward_pass(brought)
+        return brought
+
+    def finish(self, brought: _PassGradients) -> None:
+        """Apply what a backward pass has brought, with what waits from earlier ones, or keep it.
+
+        Args:
+            brought: the gradients.
+        """
+        lookups = brought.lookups
+        alone = len(lookups) == 1 and not brought.rows and not brought.direct
+        if alone and not any(update.waiting or update.collecting for update in self.updates):
+            self._write_hyper()
+            lookups[0].apply(self)
+            return
+        for lookup in lookups:
+            for update, rows in zip(self.updates, lookup.rows(), strict=True):
+                if rows is not None:
+                    update.waiting.append(rows)
+        for update, rows in brought.rows:
+            update.waiting.append(rows)
+        for update in brought.direct:
+            update.take_gradient()
+        self.apply_waiting([update for update in self.updates if not update.collecting])
+
+    def apply_waiting(self, updates: list[TableUpdate]) -> None:
+        """Update tables with the gradients that wait for them; those of one row are summed.
+
+        Args:
+            updates: of the tables; one that no gradient waits for stays as it is.
+        """
+        chosen = {id(update) for update in updates if update.waiting}
+        if not chosen:
+            return
+        rows: list[Tensor] = []
+        grads: list[Tensor | None] = []
+        for update in self.updates:
+            waiting: list[RowGradients] = []
+            if id(update) in chosen:
+                waiting, update.waiting = update.waiting, []
+            nothing = update.weight.new_empty(0, dtype=torch.int64)
+            rows.append(torch.cat([w.rows for w in waiting]) if waiting else nothing)
+            grads.append(torch.cat([w.values for w in waiting]) if waiting else None)
+        counts = [len(r) for r in rows]
+        starts = [sum(counts[:t]) for t in range(len(counts))]
+        weights = [update.weight for update in self.updates]
+        self._write_hyper()
+        with torch.no_grad():
+            super().update_sequences(
+                grads, weights, self._spec_of_rows(), Ids(torch.cat(rows), starts, counts)
+            )
+
+    def _spec_of_rows(self) -> LookupSpec:
+        """Return what describes gradients of rows: every id is the row itself."""
+        if self._rows_spec is None:
+            tables = [
+                TableSpec(
+                    update.table,
+                    update.weight.shape[1],
+                    update.weight.shape[0],
+                    update.weight.shape[0],
+                    optimizer=update.rule.optimizer if update.rule else None,
+                    states=len(update.states),
+                )
+                for update in self.updates
+            ]
+            slots = [SlotSpec("", t, 0) for t in range(len(tables))]
+            self._rows_spec = LookupSpec(tables, slots, 1, 0)
+        return self._rows_spec
+
+    def _write_hyper(self) -> None:
+        """Bring the cache of hyper-parameters up to date: mostly, one column of it."""
+        if self._stale:
+            for row, update in zip(self.hyper, self.updates, strict=True):
+                if update.rule is not None:
+                    write_hyper(row, update.rule.hyper)
+        if self._stale_rates:
+            rates = [update.lr for update in self.updates]
+            self.hyper[:, LR] = torch.tensor(rates, dtype=torch.float64, device=self.hyper.device)
+        self._stale = self._stale_rates = False
+
+
+class LookupUpdater(Updater):
+    """Hands the gradients of a look-up to those who update its tables.
+
+    That is one joint update, if the tables are all of it. Of tables that are shared with another
+    collection each gets the gradients of its rows.
+
+    Args:
+        updates: of the tables.
+    """
+
+    def __init__(self, updates: list[TableUpdate]) -> None:
+        self.updates = updates
+
+    def update_bags(
+        self, grad: Tensor, weights: list[Tensor], spec: LookupSpec, bags: Bags
+    ) -> None:
+        """Apply the gradient of a pooled look-up at the end of this backward pass."""
+        self._receive(BagGradient(grad, weights, spec, bags))
+
+    def update_sequences(
+        self, grads: list[Tensor | None], weights: list[Tensor], spec: LookupSpec, ids: Ids
+    ) -> None:
+        """Apply the gradients of a look-up of sequences at the end of this backward pass."""
+        self._receive(SequenceGradient(grads, weights, spec, ids))
+
+    def _receive(self, gradient: LookupGradient) -> None:
+        joint = self.updates[0].joint
+        if isinstance(joint, JointUpdate) and joint.updates is self.updates:
+            joint.lookup_arrived(gradient)
+            return
+        for update, rows in zip(self.updates, gradient.rows(), strict=True):
+            if rows is not None and update.joint is not None:
+                update.joint.rows_arrived(update, rows)

@@ -1,0 +1,49 @@
+"""Lets the owners of parameters act before an optimizer steps that somebody else made.
+
+Two things depend on who steps: a table without a learning rate of its own takes that of the optimizer that its
+parameter was given to, and evicted rows have state in that optimizer. PyTorch tells a parameter nothing about the
+optimizers that hold it, and an optimizer made by others can only be met through the hook that PyTorch has for all of
+them. The hook itself keeps nothing: it asks the owner of each parameter of the optimizer that steps.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from torchrec.optim.owners import owner_of
+
+
+@cache
+def install_step_hook() -> None:
+    """Have the owners of parameters asked before every step of every optimizer from now on."""
+    register_optimizer_step_pre_hook(_before_step)
+
+
+def _before_step(
+    optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Ask the owners; with a closure, once the gradients are there that it computes."""
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None:
+        _ask_owners(optimizer)
+        return None
+
+    def closure_then_owners() -> Any:
+        loss = closure()
+        with torch.no_grad():
+            _ask_owners(optimizer)
+        return loss
+
+    return (args[0],), {**kwargs, "closure": closure_then_owners}
+
+
+def _ask_owners(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            owner = owner_of(param)
+            if owner is not None:
+                owner.before_step(optimizer, group)

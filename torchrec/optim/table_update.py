@@ -1,0 +1,387 @@
+"""How a table is trained: its rule, hyper-parameters, state, waiting gradients and step count, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakSet, ref
+
+import torch
+from torch import Tensor
+
+from torchrec.ops.embedding.updates import RULES, Hyper
+from torchrec.optim._private import row_gradients
+from torchrec.optim.fusable import fused_rule
+from torchrec.optim.owners import Owner, owner_of, set_owner
+from torchrec.optim.step_hook import install_step_hook
+from torchrec.types import OptimizerType
+
+# States of optimizers that do not start at 0, and the hyper-parameter that says where.
+_STARTS = {"sum": "initial_accumulator_value", "step_size": "lr"}
+
+
+class FusedRule(NamedTuple):
+    """What updates a table in place of an ordinary optimizer.
+
+    Attributes:
+        optimizer: the update rule.
+        hyper: its hyper-parameters.
+        inherits_lr: whether the table waits for the optimizer that its parameter is given to, and
+            takes that one's learning rate, instead of being updated in the backward pass.
+    """
+
+    optimizer: OptimizerType
+    hyper: Hyper
+    inherits_lr: bool = False
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the state that is kept, in the order of the kernels."""
+        return RULES[self.optimizer].state_names(self.hyper)
+
+
+class RowGradients(NamedTuple):
+    """Gradients of some rows of a table; a row may come several times.
+
+    Attributes:
+        rows: int64 ``(n,)``.
+        values: ``(n, D)``.
+    """
+
+    rows: Tensor
+    values: Tensor
+
+
+class _Collection(Protocol):
+    def bind(self) -> None: ...
+
+
+class _Applier(Protocol):
+    """What a table needs of those that it is updated together with; see `JointUpdate`."""
+
+    def hyper_changed(self, only_rate: bool) -> None: ...
+
+    def gradient_arrived(self, update: TableUpdate) -> None: ...
+
+    def rows_arrived(self, update: TableUpdate, rows: RowGradients) -> None: ...
+
+    def apply_waiting(self, updates: list[TableUpdate]) -> None: ...
+
+
+class HyperGroup(dict[str, Any]):
+    """A parameter group of one table: what is written to it counts from the next update on."""
+
+    def __init__(self, values: Mapping[str, Any], update: TableUpdate) -> None:
+        super().__init__(values)
+        self._update = update
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._update.set_hyper(key, value, self)
+        super().__setitem__(key, value)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Write several hyper-parameters, each as if by itself."""
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
+    def __ior__(self, other: Any) -> HyperGroup:  # type: ignore[misc, override]
+        self.update(other)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self), self._update)
+
+
+class TableUpdate(Owner):
+    """Trains one table: all that its training keeps between steps is here.
+
+    The collection that the table belongs to owns it. A table without a rule of its own is left to
+    ordinary optimizers; of its training this then only knows which rows they have to forget.
+
+    Args:
+        table: name of the table.
+        name: of its parameter, ``embedding_bags.user.weight`` say.
+        rule: what updates it; None: an ordinary optimizer.
+    """
+
+    def __init__(self, table: str, name: str, rule: FusedRule | None = None) -> None:
+        self.table = table
+        self.name = name
+        self.rule: FusedRule | None = None
+        self.lr = 0.0
+        self.states: dict[str, Tensor] = {}
+        self.step = torch.zeros((), dtype=torch.float64, device="cpu")
+        self.waiting: list[RowGradients] = []
+        self.collecting = False
+        self.joint: _Applier | None = None
+        self.group: HyperGroup | None = None
+        self._weight: Tensor | None = None
+        self._hook: Any = None
+        self._applied: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None
+        self.evicted: list[Tensor] = []
+        self._collections: WeakSet[Any] = WeakSet()
+        if rule is not None:
+            self.set_rule(rule)
+
+    # The parameter, and the collections that look it up.
+
+    @property
+    def weight(self) -> Tensor:
+        """The parameter, ``(E, D)``."""
+        if self._weight is None:
+            raise RuntimeError(f"Table '{self.table}' should have been given its weight first.")
+        return self._weight
+
+    def own(self, weight: Tensor, collection: _Collection) -> None:
+        """Train this parameter from now on.
+
+        Args:
+            weight: the parameter.
+            collection: is told when the rule changes, or when the parameter is another one.
+        """
+        self._collections.add(collection)
+        if weight is self._weight and owner_of(weight) is self:
+            return
+        former, self._weight = self._weight, weight
+        if former is not None and owner_of(former) is self:
+            set_owner(former, None)
+        set_owner(weight, self)
+        self._watch_gradient()
+        if self.group is not None:
+            dict.__setitem__(self.group, "params", [weight])
+        for other in [c for c in self._collections if c is not collection and former is not None]:
+            other.bind()
+
+    def join(self, collection: _Collection) -> None:
+        """Tell this collection, too, when the rule or the parameter changes."""
+        self._collections.add(collection)
+
+    def _watch_gradient(self) -> None:
+        """Take note of gradients that come otherwise than from look-ups: a penalty, tied logits."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        if self._weight is None or not self.in_backward:
+            return
+        me = ref(self)
+
+        def arrived(param: Tensor) -> None:
+            if param.grad is None:  # all that came was from look-ups, which hand over theirs
+                return
+            update = me()
+            if update is not None and update.joint is not None:
+                update.joint.gradient_arrived(update)
+
+        # A hook is refused while a parameter is frozen, but stays while it is frozen later.
+        required = self._weight.requires_grad
+        self._weight.requires_grad_(True)
+        self._hook = self._weight.register_post_accumulate_grad_hook(arrived)
+        self._weight.requires_grad_(required)
+
+    # The rule, and its hyper-parameters.
+
+    def set_rule(self, rule: FusedRule) -> None:
+        """Train by this rule, with no state, from now on."""
+        self.rule, self.lr, self.states = rule, rule.hyper.lr, {}
+        self.step = torch.zeros((), dtype=torch.float64, device="cpu")
+        self.waiting, self.joint, self.group = [], None, None
+        if not rule.inherits_lr:
+            options = RULES[rule.optimizer].options
+            values = {name: getattr(rule.hyper, name) for name in options}
+            params = [] if self._weight is None else [self._weight]
+            self.group = HyperGroup({"params": params, **values}, self)
+        self._watch_gradient()
+
+    def share_rule(self, rule: FusedRule, table: str) -> None:
+        """Train by this rule for another table as well, which has the same weight.
+
+        Args:
+            rule: of the other table.
+            table: its name.
+
+        Raises:
+            ValueError: if this table has another rule.
+        """
+        if self.rule is None:
+            self.set_rule(rule)
+            self._tell_collections()
+        elif self.rule != rule:
+            raise ValueError(
+                f"Tables '{self.table}' and '{table}' have one weight, and should have the same "
+                f"optimizer with the same options. Received {self.rule} and {rule}."
+            )
+
+    def _tell_collections(self) -> None:
+        for collection in list(self._collections):
+            collection.bind()
+
+    def set_hyper(self, key: str, value: Any, group: Mapping[str, Any]) -> None:
+        """Take over a hyper-parameter that is about to be written to the parameter group.
+
+        Args:
+            key: its name; others than those of the rule mean nothing here.
+            value: the new value.
+            group: the group as it is.
+
+        Raises:
+            ValueError: for a value that no update can mean.
+        """
+        if key == "lr":  # what schedulers write in every step
+            rate = float(value)
+            if not rate >= 0.0:
+                raise ValueError(f"`lr` should be at least 0. Received {value}.")
+            self.lr = rate
+        elif self.rule is not None and key in RULES[self.rule.optimizer].options:
+            hyper = RULES[self.rule.optimizer].hyper({**group, key: value})
+            if RULES[self.rule.optimizer].state_names(hyper) != self.rule.state_names:
+                raise ValueError(
+                    f"`{key}` of table '{self.table}' should need the state that there is, "
+                    f"{list(self.rule.state_names)}. Received {value}."
+                )
+            self.rule = self.rule._replace(hyper=hyper)
+        if self.joint is not None:
+            self.joint.hyper_changed(only_rate=key == "lr")
+
+    @property
+    def in_backward(self) -> bool:
+        """Whether the backward pass updates the table."""
+        return self.rule is not None and not self.rule.inherits_lr
+
+    @property
+    def applied(self) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
+        """Class and arguments of the optimizer that `apply_optimizer_in_backward` gave it, if any."""
+        return self._applied
+
+    @property
+    def optimizer(self) -> None:
+        """None: the ``fused_optimizer`` of the collection shows what updates its tables."""
+        return
+
+    def check(
+        self, optimizer_class: type[torch.optim.Optimizer], optimizer_kwargs: Mapping[str, Any]
+    ) -> None:
+        """Raise if no kernel does what this optimizer would."""
+        fused_rule(optimizer_class, optimizer_kwargs)
+
+    def apply(
+        self, optimizer_class: type[torch.optim.Optimizer], optimizer_kwargs: Mapping[str, Any]
+    ) -> None:
+        """Update the table in the backward pass from now on, as this optimizer would."""
+        self.set_rule(FusedRule(*fused_rule(optimizer_class, optimizer_kwargs)))
+        self._applied = optimizer_class, dict(optimizer_kwargs)
+        self._tell_collections()
+
+    # State.
+
+    def place(self) -> None:
+        """Make the states where they are not there yet, or bring them to where the weight is."""
+        if self.rule is None:
+            return
+        rule, weight = RULES[self.rule.optimizer], self.weight.detach()
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        for name in self.rule.state_names:
+            state = self.states.get(name)
+            if state is None or state.is_meta:
+                self.states[name] = rule.new_state(name, weight, self.rule.hyper)
+            else:
+                self.states[name] = state.to(device=weight.device, dtype=dtype)
+
+    def named_state(self) -> dict[str, Tensor]:
+        """Return the states and the step count by name: the very tensors that updates write to."""
+        return {**self.states, "step": self.step}
+
+    def reset_state(self, rows: Tensor | None = None) -> None:
+        """Set the state to what it was before any update.
+
+        Args:
+            rows: of these rows. Default: all, and the step count.
+        """
+        if self.rule is None:
+            return
+        rule, first = RULES[self.rule.optimizer], self.weight[:1].detach()
+        for name, state in self.states.items():
+            state[slice(None) if rows is None else rows] = rule.new_state(
+                name, first, self.rule.hyper
+            )
+        if rows is None:
+            self.step.zero_()
+
+    # Gradients.
+
+    def take_gradient(self) -> None:
+        """Put the gradient in ``weight.grad`` to those that wait; rows of zeros have none."""
+        grad, self.weight.grad = self.weight.grad, None
+        if grad is not None:
+            sparse = grad if grad.is_sparse else grad.to_sparse(1)
+            self.waiting.append(RowGradients(*row_gradients(sparse)))
+
+    def discard_gradients(self) -> None:
+        """Drop the gradients that wait for a later update."""
+        self.waiting = []
+
+    def forget_rows(self, rows: Tensor) -> None:
+        """Make rows as they were before any training, but for their weights.
+
+        State of the table's own rule is reset at once, that of any other optimizer when it next
+        steps. Gradients that wait for these rows are dropped, whatever form they wait in.
+
+        Args:
+            rows: int64 ``(n,)``, distinct, on the device of the weight.
+        """
+        self.waiting = [_without(waiting, rows) for waiting in self.waiting]
+        grad = self.weight.grad
+        if grad is not None and grad.is_sparse:
+            kept = _without(RowGradients(*row_gradients(grad)), rows)
+            self.weight.grad = torch.sparse_coo_tensor(
+                kept.rows.unsqueeze(0), kept.values, grad.shape, check_invariants=False
+            )
+        elif grad is not None:
+            grad[rows] = 0
+        self.reset_state(rows)
+        if self.weight.requires_grad and self.rule is None:
+            self.evicted.append(rows)
+            if sum(part.numel() for part in self.evicted) > 2 * self.weight.shape[0]:
+                self.evicted = [torch.cat(self.evicted).unique()]  # at most E: not again soon
+            install_step_hook()
+
+    def restart(self) -> None:
+        """Call off what waits, as after loading other weights: gradients, and rows to be forgotten."""
+        self.discard_gradients()
+        self.evicted = []
+
+    def before_step(self, optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> None:
+        """Update a table that takes its rate from ``group``; let the optimizer forget evicted rows."""
+        if self.evicted:
+            rows, self.evicted = torch.cat(self.evicted), []
+            for name, state in self._states_by_row(optimizer):
+                state[rows] = float(group.get(_STARTS.get(name, ""), 0.0))
+        if self.rule is None or not self.rule.inherits_lr or self.weight.grad is None:
+            return
+        grad, self.weight.grad = self.weight.grad, None  # the optimizer itself passes it over
+        grad = (grad if grad.is_sparse else grad.to_sparse(1)).coalesce()
+        values = -grad.values() if group.get("maximize", False) else grad.values()
+        self.waiting.append(RowGradients(grad.indices()[0], values))
+        self.lr = float(group["lr"])
+        if self.joint is not None:
+            self.joint.hyper_changed(only_rate=True)
+            self.joint.apply_waiting([self])
+
+    def _states_by_row(self, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+        for name, state in optimizer.state.get(self.weight, {}).items():
+            if isinstance(state, Tensor) and state.shape[:1] == self.weight.shape[:1]:
+                yield name, state
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is tied to this very parameter and to what it is updated with."""
+        left_out = {"joint": None, "_weight": None, "_hook": None, "_applied": None}
+        copied = {"step": self.step.clone(), "_collections": None}
+        return {**self.__dict__, **left_out, **copied}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._collections = WeakSet()
+
+
+def _without(waiting: RowGradients, rows: Tensor) -> RowGradients:
+    stays = ~torch.isin(waiting.rows, rows)
+    return RowGradients(waiting.rows[stays], waiting.values[stays])
