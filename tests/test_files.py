@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import torchrec
 from torchrec.files import (
     DamagedError,
     Json,
@@ -96,6 +97,7 @@ def test_a_folder_is_written_and_replaced_whole(tmp_path: Path) -> None:
         {"step": 2},
         ["maps/user", "weights"],
     )
+    assert index.written_by == f"rowwise {torchrec.__version__}"
     assert _content(folder) == "two"
     assert sorted(path.name for path in folder.iterdir()) == [
         "README", "index.json", "maps", "weights"
@@ -244,7 +246,8 @@ def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str, reason: str
 def test_an_index_of_before_there_were_checksums_is_read(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text('{"format": 1, "library": "x", "files": {}}')
     index = read_index(tmp_path, unchecked_format=1)
-    assert (index.format, index.facts, index.files) == (1, {"library": "x"}, {})
+    assert (index.format, index.written_by) == (1, "")
+    assert (index.facts, index.files) == ({"library": "x"}, {})
 
 
 def test_a_folder_is_removed_name_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

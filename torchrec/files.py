@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -60,11 +61,13 @@ class FolderIndex:
 
     Attributes:
         format: version of what is in it, as its writer counts them.
+        written_by: library and version, such as ``"rowwise 0.1.0"``; empty if it does not say.
         facts: whatever else the writer noted.
         files: digest of each file, by its path in the folder.
     """
 
     format: int
+    written_by: str
     facts: Mapping[str, Json]
     files: Mapping[str, FileDigest]
 
@@ -168,7 +171,7 @@ def write_folder(
         files = sorted(path for path in beside.rglob("*") if path.is_file())
         listed = {path.relative_to(beside).as_posix(): path for path in files}
         digests = {name: digest_of(path) for name, path in listed.items() if name not in unlisted}
-        content: dict[str, Json] = {**(facts or {}), "format": format}
+        content: dict[str, Json] = {"format": format, "written_by": _library(), **(facts or {})}
         content["files"] = {name: dict(vars(digest)) for name, digest in digests.items()}
         (beside / index).write_text(json_with_checksum(content, indent=1), encoding="utf-8")
         for path in [*files, beside / index, *(p for p in beside.rglob("*") if p.is_dir()), beside]:
@@ -214,7 +217,9 @@ def read_index(
         raise DamagedError(path, "it should say its format and list the files")
     if format > unchecked_format and not checked:
         raise DamagedError(path, "it has no checksum")
-    return FolderIndex(format, content, {name: _digest(path, name, files[name]) for name in files})
+    written_by = str(content.pop("written_by", ""))
+    digests = {name: _digest(path, name, entry) for name, entry in files.items()}
+    return FolderIndex(format, written_by, content, digests)
 
 
 def check_files(folder: str | os.PathLike[str], index: FolderIndex) -> None:
@@ -340,6 +345,11 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _library() -> str:
+    # Not imported: nothing inside of the package imports from its top, which is there by now.
+    return f"rowwise {sys.modules['torchrec'].__version__}"
 
 
 def _hidden(folder: Path, kind: str) -> Path:

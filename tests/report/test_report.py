@@ -14,8 +14,8 @@ import pytest
 
 from torchrec.report import write_report
 from torchrec.report.charts import Axis, Chart, Series, line_chart, stacked_chart, thin
-from torchrec.report.run_folder import read_run
 from torchrec.report.scale import Scale, duration, extent, memory, short
+from torchrec.runs import read_run
 
 # The tests run with importlib, which puts no folder on the path.
 _spec = importlib.util.spec_from_file_location("fake_run", Path(__file__).parent / "fake_run.py")
@@ -162,7 +162,9 @@ def test_values_that_are_not_numbers(tmp_path: Path) -> None:
         for n, loss in enumerate([0.7, math.nan, math.inf, 0.5, 0.4])
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "result.json").write_text('{"test": {"auc": NaN, "ne": 0.9}}')
+    (tmp_path / "result.json").write_text(
+        '{"train": {}, "test": {"auc": NaN, "ne": 0.9}, "seconds": 1, "samples_per_second": 2}'
+    )
     page = _page(tmp_path)
     assert page.titles == ["On the test data", "Loss", "Counted on the way"]
     assert "nan" not in page.text.lower()
@@ -178,7 +180,10 @@ def test_five_hundred_tables(tmp_path: Path) -> None:
 def test_a_run_that_was_cut_off_while_it_wrote(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 99999, "spl')
-    assert read_run(run).moments[-1].step == 6_000
+    with pytest.raises(ValueError, match=r"metrics\.jsonl' .* line 127"):
+        read_run(run)  # of a run that has ended, no line is still being written
+    (run / "result.json").unlink()
+    assert read_run(run).lines[-1].step == 6_000
 
 
 def test_of_repeated_steps_the_last_holds(tmp_path: Path) -> None:
@@ -190,9 +195,14 @@ def test_of_repeated_steps_the_last_holds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "match"),
     [
-        ("metrics.jsonl", "{\n{}\n", r"metrics\.jsonl' should have .* Line 1 is damaged"),
-        ("result.json", "{", r"result\.json' should hold JSON\. It is damaged"),
-        ("report.json", "[]", r"report\.json' should hold a JSON object\. Received list"),
+        ("metrics.jsonl", "{\n{}\n", r"metrics\.jsonl' should be .* damaged: line 1: Expecting"),
+        ("result.json", "{", r"result\.json' should be as it was written\. It is damaged: Exp"),
+        ("result.json", "{}", r"damaged: \['samples_per_second', 'seconds', 'train'\] is missing"),
+        (
+            "report.json",
+            "[]",
+            r"report\.json' should be .* it should be a JSON object, and is list",
+        ),
     ],
 )
 def test_damaged_files_are_named(run: Path, file: str, text: str, match: str) -> None:

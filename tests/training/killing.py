@@ -28,6 +28,7 @@ from safetensors import safe_open
 
 from torchrec.experiment.files import check_experiment
 from torchrec.experiment.schema import Experiment
+from torchrec.files import parse_json
 from torchrec.training.observers import Observer
 from torchrec.training.run import run_experiment
 
@@ -127,11 +128,11 @@ def wait(process: int) -> int:
 def ending(folder: Path) -> dict[str, object]:
     """Return all that a run ended with, but for times."""
     found: dict[str, object] = {}
-    result = json.loads((folder / "result.json").read_text())
-    for name in ("seconds", "samples_per_second", "peak_rss_bytes"):
+    result = parse_json((folder / "result.json").read_text())
+    for name in ("seconds", "samples_per_second", "peak_rss_bytes", "experiment"):
         del result[name]
     found["result"] = result
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [parse_json(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         for name in ("seconds", "samples_per_second", "time", "ids"):
             line.pop(name, None)
@@ -143,7 +144,7 @@ def ending(folder: Path) -> dict[str, object]:
         with safe_open(path, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118
                 found[f"{path.name} {name}"] = tensors.get_tensor(name).numpy().tobytes()
-    report = json.loads((folder / "report.json").read_text())
+    report = parse_json((folder / "report.json").read_text())
     found["report"] = report
     return found
 

@@ -17,7 +17,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrec.training import Checkpoints
+import torchrec
+from torchrec.training import Checkpoints, checkpoint
 from torchrec.training._tree import join_state, split_state
 
 leaves = (
@@ -149,7 +150,7 @@ def _flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "index.json"])
 @pytest.mark.parametrize("damage", [_cut, _flip, Path.unlink], ids=["cut", "flip", "remove"])
 def test_damage_names_the_file(name: str, damage: Any, tmp_path: Path) -> None:
     path = Checkpoints(tmp_path).save(3, {"w": torch.ones(5)})
@@ -158,11 +159,48 @@ def test_damage_names_the_file(name: str, damage: Any, tmp_path: Path) -> None:
         Checkpoints(tmp_path).load(3)
 
 
-def test_newer_version_is_refused(tmp_path: Path) -> None:
-    path = Checkpoints(tmp_path).save(3, {}) / "state.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(ValueError, match=r"should be of version 1\. Received version 2"):
-        Checkpoints(tmp_path).load(3)
+def test_every_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
+    """Harmless is a bit of the layout of the index: what is loaded is the same then."""
+    checkpoints = Checkpoints(tmp_path)
+    state = {"epoch": 1, "betas": (0.9, 0.999), "data": {"row": 2816}, "w": torch.tensor([0.5])}
+    path = checkpoints.save(3, state, best=2)
+    for file in sorted(path.iterdir()):
+        whole = file.read_bytes()
+        for bit in range(8 * len(whole)):
+            damaged = bytearray(whole)
+            damaged[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(damaged)
+            try:
+                loaded = checkpoints.load(3)
+            except ValueError as error:
+                unnoticed = str(file) not in str(error) and "of format" not in str(error)
+            else:
+                unnoticed = loaded != state
+            assert not unnoticed, (file, bit)
+        file.write_bytes(whole)
+
+
+def test_other_formats_are_refused_with_the_version_that_wrote_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", 3)
+        patch.setattr(torchrec, "__version__", "0.2.0")
+        checkpoints.save(3, {})
+    with pytest.raises(
+        ValueError, match=r"of format 2\. Received format 3, which rowwise 0\.2\.0 wr"
+    ):
+        checkpoints.load(3)
+    with pytest.raises(ValueError, match="Received format 3"):
+        checkpoints.tidy()
+    former = tmp_path / "step-00000004"
+    former.mkdir()
+    (former / "state.json").write_text('{"version": 1, "best": null, "tensors": {}, "state": {}}')
+    with pytest.raises(
+        ValueError, match=r"step-00000004' .* Received format 1, which earlier builds"
+    ):
+        checkpoints.load(4)
 
 
 def _full(*args: object, **kwargs: object) -> None:
@@ -192,7 +230,7 @@ def test_full_disk_leaves_the_former_whole(
     with monkeypatch.context() as patch:
         patch.setattr(module, name, broken)
         with pytest.raises(
-            OSError, match=r"step 2 should fit into '.*No space left on device\. Ch"
+            OSError, match=r"step 2 should be written to '.*No space left on device\. What was"
         ):
             checkpoints.save(2, {"w": torch.zeros(5)})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
@@ -225,13 +263,13 @@ def test_system_that_writes_no_more(tmp_path: Path) -> None:
     assert message.startswith(
         f"{errno.EFBIG} [Errno {errno.EFBIG}] The checkpoint of step 2 should"
     )
-    assert "File too large. Checkpoints written before are whole" in message
+    assert "File too large. What was there before is whole" in message
     assert state == "1 10.0"
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_left_over_folders_are_ignored_and_removed(tmp_path: Path) -> None:
-    left = tmp_path / ".writing-step-00000009"
+    left = tmp_path / ".step-00000009.writing"
     left.mkdir()
     (left / "tensors.safetensors").write_bytes(b"half")
     checkpoints = Checkpoints(tmp_path)

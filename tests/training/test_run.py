@@ -123,7 +123,7 @@ def test_the_bundle_is_the_model(name: str, clicks: Path, tmp_path: Path) -> Non
     what = experiment(clicks, model={"name": name})
     result = run(what, tmp_path / "run")
     bundle = load_bundle(tmp_path / "run" / "model")
-    data = RunData(what, tmp_path / "run" / "checkpoints" / "transform")
+    data = RunData(what)
     assert data.test is not None
     assert Trainer(bundle.model).evaluate(data.test).to_json() == result.test
 

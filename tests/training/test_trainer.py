@@ -394,7 +394,7 @@ def _trainer(folder: Path, settings: dict[str, Any], *more: Observer) -> Trainer
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timings = ("seconds", "samples_per_second", "time")
+    timings = ("seconds", "samples_per_second", "time", "checksum")
     return [{k: v for k, v in line.items() if k not in timings} for line in lines]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import tempfile
@@ -47,6 +46,8 @@ def demo(
     $ torchrec demo
     $ torchrec demo -o my-demo --rows 200000
     """
+    from torchrec.runs import RunFolder
+
     start = perf_counter()
     folder = Path(tempfile.mkdtemp(prefix="torchrec-demo-")) if output is None else output
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,7 @@ def demo(
                 raise typer.Exit(code)
         _compare(Path("clicks/test.parquet"), Path("runs/demo"))
     out.print(
-        f"\nAll of it took {perf_counter() - start:.0f} s. Open {folder / 'runs/demo/report.html'}"
+        f"\nAll of it took {perf_counter() - start:.0f} s. Open {RunFolder(folder / 'runs/demo').page}"
     )
 
 
@@ -83,10 +84,11 @@ def _inside(folder: Path) -> Iterator[None]:
 def _compare(test: Path, run: Path) -> None:
     """Say how far the model is from the best possible one, on the same rows."""
     from torchrec.datasets.synthetic import read_limits
+    from torchrec.runs import RunFolder, numbers_of
 
     limits = read_limits(test)
     assert limits is not None
-    reached = json.loads((run / "result.json").read_text("utf-8"))["test"]
+    reached = numbers_of(RunFolder(run).read_result().test)
     console().print(
         f"\nOn the {limits.rows:,} rows of the test the model reaches an AUC of "
         f"[bold]{reached['auc']:.4f}[/]; who knew every click probability would reach "

@@ -54,9 +54,10 @@ def stopping(run: Path) -> Iterator[None]:
 
 
 def _left_of(run: Path) -> str:
+    from torchrec.runs import RunFolder
     from torchrec.training.checkpoint import Checkpoints
 
-    step = Checkpoints(run / "checkpoints").latest()
+    step = Checkpoints(RunFolder(run).checkpoints).latest()
     if step is None:
         return "stopped before the first checkpoint; `--resume` begins anew."
     return f"stopped; `--resume` goes on from step {step:,}, the last checkpoint."

@@ -48,6 +48,7 @@ def train(
     """
     from torchrec.experiment.files import load_experiment
     from torchrec.report import write_report
+    from torchrec.runs import RunFolder
     from torchrec.training.run import run_experiment
 
     loaded = load_experiment(experiment, overrides or ())
@@ -56,7 +57,7 @@ def train(
     if loaded.features is None and not resume:
         out.print(
             f"{experiment} has no features: they are inferred from the data, and written to "
-            f"{folder / 'experiment.yaml'}.",
+            f"{RunFolder(folder).experiment}.",
             markup=False,
         )
     with stopping(folder):

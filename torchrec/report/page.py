@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,8 +15,10 @@ import yaml
 
 from torchrec.files import write_file
 from torchrec.report.charts import Axis, Chart, Series, line_chart, stacked_chart
-from torchrec.report.run_folder import SPLITS, Curves, RunFolder, TableFacts, read_run
 from torchrec.report.scale import UNKNOWN, duration, memory, short
+from torchrec.runs import SPLITS, Run, RunFolder, TableFacts, read_run
+
+Curves = Mapping[str, list[float]]
 
 _PHASES = ("reading", "lookup", "dense", "optimizer")
 _TABLES_SHOWN = 12  # the rest unfolds
@@ -39,8 +41,8 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column of the table of tables."""
+class TableColumn:
+    """A column of the table of embedding tables."""
 
     key: str
     name: str
@@ -48,16 +50,16 @@ class Column:
 
 
 _COLUMNS = (
-    Column("rows", "rows", lambda n: f"{n:,.0f}"),
-    Column("dim", "dim", short),
-    Column("bytes", "memory", memory),
-    Column("ids_seen", "ids seen", lambda n: f"{n:,.0f}"),
-    Column("occupancy", "occupancy", lambda share: f"{share:.1%}"),
-    Column("out_of_range", "out of range", lambda n: f"{n:,.0f}"),
-    Column("hashed", "hashed", lambda n: f"{n:,.0f}"),
-    Column("norm_mean", "mean norm", short),
-    Column("norm_max", "max norm", short),
-    Column("dead_rows", "dead rows", lambda n: f"{n:,.0f}"),
+    TableColumn("rows", "rows", lambda n: f"{n:,.0f}"),
+    TableColumn("dim", "dim", short),
+    TableColumn("bytes", "memory", memory),
+    TableColumn("ids_seen", "ids seen", lambda n: f"{n:,.0f}"),
+    TableColumn("occupancy", "occupancy", lambda share: f"{share:.1%}"),
+    TableColumn("out_of_range", "out of range", lambda n: f"{n:,.0f}"),
+    TableColumn("hashed", "hashed", lambda n: f"{n:,.0f}"),
+    TableColumn("norm_mean", "mean norm", short),
+    TableColumn("norm_max", "max norm", short),
+    TableColumn("dead_rows", "dead rows", lambda n: f"{n:,.0f}"),
 )
 
 
@@ -76,13 +78,13 @@ def write_report(
     Raises:
         ValueError: if the folder is not one of a run.
     """
-    run = read_run(Path(folder))
-    path = Path(folder) / "report.html" if output is None else Path(output)
+    run = read_run(folder)
+    path = RunFolder(folder).page if output is None else Path(output)
     write_file(path, render(run))
     return path
 
 
-def render(run: RunFolder) -> str:
+def render(run: Run) -> str:
     """Return the page of a run."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_resource),
@@ -103,7 +105,7 @@ def render(run: RunFolder) -> str:
         columns=columns,
         tables=tables[:_TABLES_SHOWN],
         more_tables=tables[_TABLES_SHOWN:],
-        memory=memory(sum(table.values.get("bytes", 0.0) for table in run.tables)),
+        memory=memory(sum(table.values.get("bytes") or 0.0 for table in run.tables)),
         counts=_counts(run),
     )
 
@@ -112,9 +114,9 @@ def _resource(name: str) -> str:
     return resources.files("torchrec.report").joinpath(name).read_text("utf-8")
 
 
-def _charts(run: RunFolder) -> list[Chart | None]:
+def _charts(run: Run) -> list[Chart | None]:
     samples = Axis(
-        "samples", bounds=(0.0, max((m.samples for m in run.moments), default=1.0) or 1.0)
+        "samples", bounds=(0.0, max((line.samples for line in run.lines), default=1.0) or 1.0)
     )
     rate = _series(run, "learning_rate")
     speed = _series(run, "samples_per_second")
@@ -137,7 +139,7 @@ def _charts(run: RunFolder) -> list[Chart | None]:
     ]  # fmt: skip
 
 
-def _series(run: RunFolder, metric: str) -> list[Series]:
+def _series(run: Run, metric: str) -> list[Series]:
     return [Series("train", "train", *run.series("train", metric))]
 
 
@@ -145,7 +147,7 @@ def _named(series: list[Series], name: str) -> list[Series]:
     return [Series(name, line.kind, line.x, line.y) for line in series]
 
 
-def _learning(run: RunFolder, samples: Axis, metric: str, title: str, about: str) -> Chart | None:
+def _learning(run: Run, samples: Axis, metric: str, title: str, about: str) -> Chart | None:
     lines = []
     for split in ("train", "valid"):
         points = run.series(split, metric)
@@ -156,12 +158,13 @@ def _learning(run: RunFolder, samples: Axis, metric: str, title: str, about: str
 
 
 def _calibration(curves: Curves) -> Chart | None:
-    top = max(filter(math.isfinite, [*curves.predicted, *curves.observed]), default=1.0)
+    predicted, observed = curves.get("predicted", []), curves.get("observed", [])
+    top = max(filter(math.isfinite, [*predicted, *observed]), default=1.0)
     bounds = (0.0, min(1.0, top * 1.06))
     return line_chart(
         "Calibration",
         "Dashed: what is predicted is what happens.",
-        [Series("observed", "valid", curves.predicted, curves.observed)],
+        [Series("observed", "valid", predicted, observed)],
         x=Axis("predicted probability", bounds=bounds),
         y=Axis(bounds=bounds),
         diagonal=True,
@@ -169,13 +172,13 @@ def _calibration(curves: Curves) -> Chart | None:
 
 
 def _histogram(curves: Curves) -> Chart | None:
-    edges = curves.histogram_edges
+    edges = curves.get("histogram_edges", [])
     middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
     lines = [
         Series(name, kind, middles, [count / total for count in counts])
         for name, kind, counts in (
-            ("negatives", "train", curves.negatives),
-            ("positives", "valid", curves.positives),
+            ("negatives", "train", curves.get("negatives", [])),
+            ("positives", "valid", curves.get("positives", [])),
         )
         if len(counts) == len(middles) and (total := sum(counts)) > 0
     ]
@@ -190,15 +193,17 @@ def _histogram(curves: Curves) -> Chart | None:
     )
 
 
-def _phases(run: RunFolder, samples: Axis) -> Chart | None:
-    moments = [m for m in run.moments if m.split == "train" and m.phases]
-    names = list(dict.fromkeys([*_PHASES, *(name for m in moments for name in m.phases)]))
-    used = [name for name in names if any(m.phases.get(name) for m in moments)]
-    x = [m.samples for m in moments]
-    totals = [max(sum(m.phases.values()), 1.0) for m in moments]  # clocks overlap a little
+def _phases(run: Run, samples: Axis) -> Chart | None:
+    timed = [line for line in run.lines if line.split == "train" and line.time]
+    names = list(dict.fromkeys([*_PHASES, *(name for line in timed for name in line.time)]))
+    used = [name for name in names if any(line.time.get(name) for line in timed)]
+    x = [line.samples for line in timed]
+    totals = [max(sum(line.time.values()), 1.0) for line in timed]  # clocks overlap a little
     lines = []
     for name in used:
-        shares = [m.phases.get(name, 0.0) / total for m, total in zip(moments, totals, strict=True)]
+        shares = [
+            line.time.get(name, 0.0) / total for line, total in zip(timed, totals, strict=True)
+        ]
         mean = sum(shares) / len(shares)
         kind = f"phase-{names.index(name)}" if name in _PHASES else "phase-other"
         lines.append(Series(name, kind, x, shares, f"{mean:.0%}"))
@@ -211,10 +216,10 @@ def _phases(run: RunFolder, samples: Axis) -> Chart | None:
     )
 
 
-def _tiles(run: RunFolder) -> tuple[str, list[Tile]]:
+def _tiles(run: Run) -> tuple[str, list[Tile]]:
     """The metrics of the best split there is, with those of the others beside."""
     # Of a run without a result: the last of what was measured.
-    scores = run.scores or {moment.split: moment.values for moment in run.moments}
+    scores = run.scores or {line.split: dict(line.values) for line in run.lines}
     split = next((name for name in reversed(SPLITS) if name in scores), "")
     tiles = [
         Tile(
@@ -237,14 +242,14 @@ def _score(value: float) -> str:
     return f"{value:.4f}" if math.isfinite(value) else UNKNOWN
 
 
-def _summary(run: RunFolder) -> list[tuple[str, str]]:
+def _summary(run: Run) -> list[tuple[str, str]]:
     """The run in a line: model, length, speed."""
     try:
         configuration = yaml.safe_load(run.configuration) or {}
         model = configuration.get("model", {}).get("name")
     except (yaml.YAMLError, AttributeError):
         model = None  # shown as it is, further down
-    last = max((m for m in run.moments if m.split == "train"), key=lambda m: m.step, default=None)
+    last = next((line for line in reversed(run.lines) if line.split == "train"), None)
     facts: list[tuple[str, str]] = [("model", str(model))] if model else []
     if last:
         facts.append(("samples", f"{last.samples:,.0f}"))
@@ -261,10 +266,10 @@ def _summary(run: RunFolder) -> list[tuple[str, str]]:
     return facts
 
 
-def _tables(tables: Sequence[TableFacts]) -> tuple[list[Column], list[tuple[str, list[str]]]]:
+def _tables(tables: Sequence[TableFacts]) -> tuple[list[TableColumn], list[tuple[str, list[str]]]]:
     """The columns that are known of any table, and the tables, the largest first."""
     columns = [column for column in _COLUMNS if any(column.key in t.values for t in tables)]
-    largest_first = sorted(tables, key=lambda table: -table.values.get("bytes", 0.0))
+    largest_first = sorted(tables, key=lambda table: -(table.values.get("bytes") or 0.0))
     return columns, [
         (
             table.name,
@@ -275,12 +280,12 @@ def _tables(tables: Sequence[TableFacts]) -> tuple[list[Column], list[tuple[str,
     ]  # fmt: skip
 
 
-def _counts(run: RunFolder) -> list[tuple[str, str]]:
+def _counts(run: Run) -> list[tuple[str, str]]:
     """What was counted on the way (ids hashed, unknown, missing ...), largest first."""
     totals: dict[str, float] = {}
-    for moment in run.moments:
-        if moment.split == "train":
-            for name, count in moment.ids.items():
+    for line in run.lines:
+        if line.split == "train":
+            for name, count in line.ids.items():
                 totals[name] = totals.get(name, 0.0) + count
     return [
         (name, f"{count:,.0f}")

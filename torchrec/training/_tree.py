@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+from torchrec.files import Json
+
 # What JSON does not have is an object with one of these keys.
 _TENSOR, _TUPLE, _ITEMS, _FLOAT = "$tensor", "$tuple", "$items", "$float"
 _MARKS = {_TENSOR, _TUPLE, _ITEMS, _FLOAT}

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from torchrec.files import open_to_others, sync, write_file
-from torchrec.training._tree import Json, join_state, split_state
+from torchrec.files import (
+    INDEX,
+    DamagedError,
+    FolderIndex,
+    check_files,
+    clear_remains,
+    parse_json,
+    read_index,
+    remove_folder,
+    write_folder,
+    write_tensors,
+)
+from torchrec.training._tree import join_state, split_state
 
-_VERSION = 1
+FORMAT = 2
+"""The format that is written. 1: without an index, and only the tensors had a digest."""
+
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
-_CHUNK = 1 << 24
-_FULL, _BEST, _BESIDE = "step", "best", ".writing-"
+_FULL, _BEST = "step", "best"
 
 
 class Checkpoints:
     """The checkpoints of a run in a folder: ``step-XXXXXXXX``, the last few of them.
 
-    Each is a folder with tensors as safetensors and the rest as JSON; nothing is unpickled. It is
-    written under another name, brought to the disk, and renamed. So what is there under its name is
-    whole, whenever the process is killed and whether or not the disk is full.
+    Each is a folder with tensors as safetensors, the rest as JSON, and an index with digests of both;
+    nothing is unpickled. It is written whole (`torchrec.files.write_folder`): what is there under its
+    name is complete, whenever the process is killed and whether or not the disk is full, and a bit
+    that changed since is noticed.
 
     ``best-XXXXXXXX`` holds the weights that early stopping returns to.
 
@@ -79,17 +89,15 @@ class Checkpoints:
 
     def tidy(self) -> None:
         """Remove checkpoints beyond ``keep``, weights that none of the others needs, and remains."""
+        clear_remains(self.folder)
         kept = self.steps()[-self.keep :]
-        needed = {self._read_json(self._path(_FULL, number))["best"] for number in kept}
+        needed = {self._index(self._path(_FULL, number)).facts["best"] for number in kept}
         gone = [self._path(_FULL, number) for number in self.steps() if number not in kept]
         gone += [
             self._path(_BEST, number) for number in self._numbers(_BEST) if number not in needed
         ]
         for path in gone:
-            # The name goes first, so that nobody takes what is left for whole.
-            path.rename(self.folder / f"{_BESIDE}{path.name}")
-        for left in self.folder.glob(f"{_BESIDE}*"):
-            shutil.rmtree(left)
+            remove_folder(path)
 
     def load(self, step: int) -> dict[str, Any]:
         """Return the state of a checkpoint, tensors on the CPU.
@@ -121,105 +129,62 @@ class Checkpoints:
 
     def _write(self, kind: str, step: int, state: Mapping[str, Any], best: int | None) -> Path:
         path = self._path(kind, step)
-        beside = self.folder / f"{_BESIDE}{path.name}"
-        try:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-            rest, tensors = split_state(state)
-            digest = _write_tensors(beside / _TENSORS, tensors)
-            content: dict[str, Json] = {
-                "version": _VERSION, "best": best, "tensors": digest, "state": rest
-            }  # fmt: skip
-            write_file(beside / _STATE, json.dumps(content, allow_nan=False), durable=True)
-            if path.exists():  # a run that was taken up before this step comes by again
-                path.rename(self.folder / f"{_BESIDE}former-{path.name}")
-            beside.rename(path)
-            sync(self.folder)
-        except OSError as error:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise OSError(
-                error.errno,
-                f"The checkpoint of step {step} should fit into '{self.folder}'. Received: "
-                f"{error.strerror or error}. Checkpoints written before are whole",
-            ) from error
+        rest, tensors = split_state(state)
+        what = f"The checkpoint of step {step}"
+        with write_folder(path, format=FORMAT, facts={"best": best}, what=what) as beside:
+            write_tensors(beside / _TENSORS, tensors)
+            (beside / _STATE).write_text(json.dumps(rest, allow_nan=False), "utf-8")
         return path
 
     def _read(self, kind: str, step: int) -> dict[str, Any]:
+        from safetensors.torch import load_file
+
         path = self._path(kind, step)
         if not path.is_dir():
             raise ValueError(
                 f"`step` should be one of {self._numbers(kind)}, of which '{self.folder}' has a "
                 f"checkpoint. Received {step}."
             )
-        content = self._read_json(path)
-        tensors = _read_tensors(path / _TENSORS, content["tensors"])
+        index = self._index(path)
         try:
-            state = join_state(content["state"], tensors)
-        except KeyError as error:
-            raise _damaged(path / _STATE, f"tensor {error} is missing") from None
+            check_files(path, index)
+        except DamagedError as error:
+            raise _damaged(error) from None
+        rest = json.loads((path / _STATE).read_text("utf-8"))
+        state = join_state(rest, load_file(path / _TENSORS))
         assert isinstance(state, dict)
         return state
 
-    def _read_json(self, path: Path) -> dict[str, Any]:
+    def _index(self, path: Path) -> FolderIndex:
+        """Return what a checkpoint says of itself; refuse one that this version does not read."""
         try:
-            content = json.loads((path / _STATE).read_text("utf-8"))
-            version = content["version"]
-            missing = {"best", "tensors", "state"} - content.keys()
-            if version == _VERSION and missing:
-                raise ValueError(f"{sorted(missing)} is missing")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(path / _STATE, str(error)) from None
-        if version != _VERSION:
-            raise ValueError(
-                f"Checkpoint '{path}' should be of version {_VERSION}. Received version {version}: "
-                "go on with the version of this library that wrote it."
-            )
-        return dict(content)
+            index = read_index(path)
+        except DamagedError as error:
+            raise _damaged(error) from None
+        except FileNotFoundError:
+            if _is_of_format_1(path / _STATE):
+                raise _other_format(path, 1, "earlier builds of rowwise 0.1.0") from None
+            raise _damaged(DamagedError(path / INDEX, "it is missing")) from None
+        if index.format != FORMAT:
+            raise _other_format(path, index.format, index.written_by)
+        return index
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Json]:
-    """Write safetensors and bring them to the disk; return their size and checksum."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
+def _is_of_format_1(state: Path) -> bool:
     try:
-        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, path)
-        open_to_others(path)
-    except SafetensorError as error:
-        # The library gives errors of the system as text, with their number in it.
-        number = re.search(r"(?:os error |code: )(\d+)", str(error))
-        if number is None:
-            raise OSError(None, str(error)) from error
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-    sync(path)
-    return _digest(path)
+        return "version" in parse_json(state.read_bytes())
+    except (OSError, ValueError):
+        return False
 
 
-def _read_tensors(path: Path, digest: dict[str, Json]) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        received = _digest(path)
-        if received != digest:
-            raise _damaged(path, f"it should be {digest}, and is {received}")
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, str(error)) from None
-
-
-def _digest(path: Path) -> dict[str, Json]:
-    checksum = 0
-    with open(path, "rb") as file:
-        read: Callable[[], bytes] = lambda: file.read(_CHUNK)  # noqa: E731
-        for chunk in iter(read, b""):
-            checksum = zlib.crc32(chunk, checksum)
-        size = file.tell()
-    return {"bytes": size, "crc32": checksum}
-
-
-def _damaged(path: Path, why: str) -> ValueError:
+def _damaged(error: DamagedError) -> ValueError:
     return ValueError(
-        f"Checkpoint file '{path}' should be as it was written. It is damaged ({why}): remove its "
-        "folder to go on from the checkpoint before."
+        f"Checkpoint file {error} To go on from the checkpoint before, remove '{error.path.parent}'."
+    )
+
+
+def _other_format(path: Path, format: int, written_by: str) -> ValueError:
+    return ValueError(
+        f"Checkpoint '{path}' should be of format {FORMAT}. Received format {format}, which "
+        f"{written_by} wrote: go on with the version that wrote it, or start a new run."
     )

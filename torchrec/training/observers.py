@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrec.metrics import Report
+from torchrec.runs import MetricsFile
 
 
 @dataclass(frozen=True)
@@ -174,32 +173,25 @@ class Observers(Observer):
 
 
 class MetricsLog(Observer):
-    """Appends one JSON object a line; a run that is taken up drops lines after its checkpoint.
+    """Appends a line to a `torchrec.runs.MetricsFile` for each record.
+
+    A run that is taken up drops the lines after its checkpoint.
 
     Args:
         path: of the file; it is made when the first line is written.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self._file = MetricsFile(path)
+        self.path = self._file.path
 
     def recorded(self, record: Record) -> None:
         """Append a line."""
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record.to_json(), allow_nan=False) + "\n")
-        except OSError as error:
-            raise OSError(
-                error.errno, f"'{self.path}' should take another line. Received: {error.strerror}"
-            ) from error
+        self._file.append(record.to_json())
 
     def state_dict(self) -> dict[str, Any]:
         """Return how long the file is, with all of it on the disk."""
-        if not self.path.exists():
-            return {"bytes": 0}
-        with open(self.path, "ab") as file:
-            os.fsync(file.fileno())
-            return {"bytes": file.tell()}
+        return {"bytes": self._file.sync()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Cut off what was written after the checkpoint.
@@ -207,15 +199,7 @@ class MetricsLog(Observer):
         Raises:
             ValueError: if the file is shorter than it was then.
         """
-        wanted = state.get("bytes", 0)
-        size = self.path.stat().st_size if self.path.exists() else 0
-        if size < wanted:
-            raise ValueError(
-                f"'{self.path}' should have the {wanted} bytes that it had at the checkpoint. "
-                f"Received {size}."
-            )
-        if size:
-            os.truncate(self.path, wanted)
+        self._file.truncate(state.get("bytes", 0))
 
 
 class TensorBoard(Observer):

@@ -6,9 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,10 +14,9 @@ from torchrec.experiment.build import build_model
 from torchrec.experiment.bundle import save_bundle
 from torchrec.experiment.files import dump_experiment, load_experiment
 from torchrec.experiment.schema import Experiment, TrainingSection
-from torchrec.files import write_file
+from torchrec.runs import RunFolder, RunReport, RunResult, lock
 from torchrec.training.checkpoint import Checkpoints
 from torchrec.training.fit_state import FitResult
-from torchrec.training.hold import held
 from torchrec.training.id_counts import IdCounts
 from torchrec.training.memory import peak_rss_bytes
 from torchrec.training.observers import MetricsLog, Observer, TensorBoard
@@ -27,35 +24,11 @@ from torchrec.training.optimizers import dense_optimizer
 from torchrec.training.options import EarlyStoppingOptions, FitOptions, ScheduleOptions
 from torchrec.training.progress import progress_observer
 from torchrec.training.run_data import RunData
-from torchrec.training.table_facts import report_of
+from torchrec.training.table_facts import table_facts
 from torchrec.training.trainer import Trainer
 
 # What a run may go on with otherwise than it began: nothing that is learned depends on it.
 _FREE = ("output", "data.workers", "training.keep_checkpoints", "training.tensorboard")
-_EXPERIMENT, _RESULT, _REPORT = "experiment.yaml", "result.json", "report.json"
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run reached, as ``result.json`` has it.
-
-    Attributes:
-        folder: of the run.
-        train: metrics of the last epoch, each sample predicted before it was learned from.
-        valid: metrics of the saved model; None without such data.
-        test: likewise.
-        samples_per_second: of training, with reading.
-        seconds: of training, evaluations and checkpoints.
-        peak_rss_bytes: the most memory that the process had; None where the system does not say.
-    """
-
-    folder: Path
-    train: dict[str, float | None]
-    valid: dict[str, float | None] | None
-    test: dict[str, float | None] | None
-    samples_per_second: float
-    seconds: float
-    peak_rss_bytes: int | None
 
 
 def run_experiment(
@@ -82,40 +55,40 @@ def run_experiment(
             a checkpoint is removed again.
         OSError: if the folder cannot be written; checkpoints that are there stay whole.
     """
-    folder = Path(folder)
+    run = RunFolder(folder)
     told = [progress_observer()] if observers is None else list(observers)
-    if _is_over(experiment, folder, resume):
+    if _is_over(experiment, run, resume):
         for observer in told:
-            observer.said(f"The run in '{folder}' has ended already: nothing to do.")
-        return _read_result(folder)
-    fresh = not folder.exists()
-    with held(folder):
+            observer.said(f"The run in '{run.path}' has ended already: nothing to do.")
+        return run.read_result()
+    fresh = not run.path.exists()
+    with lock(run.path):
         try:
             with _threads(experiment.training.threads):
-                return _run(experiment, folder, resume, told)
+                return _run(experiment, run, told)
         except Exception:
             # What was wrong is to be mended and tried again, under the same name.
-            if fresh and Checkpoints(folder / "checkpoints").latest() is None:
-                shutil.rmtree(folder, ignore_errors=True)
+            if fresh and Checkpoints(run.checkpoints).latest() is None:
+                shutil.rmtree(run.path, ignore_errors=True)
             raise
 
 
-def _run(experiment: Experiment, folder: Path, resume: bool, told: Sequence[Observer]) -> RunResult:
+def _run(experiment: Experiment, run: RunFolder, told: Sequence[Observer]) -> RunResult:
     options = experiment.training
     torch.manual_seed(options.seed)
-    checkpoints = Checkpoints(folder / "checkpoints", keep=options.keep_checkpoints)
+    checkpoints = Checkpoints(run.checkpoints, keep=options.keep_checkpoints)
     begun = checkpoints.latest() is not None
-    data = RunData(experiment, checkpoints.folder / "transform", fit=not begun)
-    resolved = data.experiment
-    if not (folder / _EXPERIMENT).exists():
-        write_file(folder / _EXPERIMENT, dump_experiment(resolved), durable=True)
+    data = RunData(experiment, run.read_fitted() if begun else None)
+    if not begun:
+        run.write_fitted(data.fitted)
+    run.write_experiment(dump_experiment(data.experiment))
     for message in data.notices:
         for observer in told:
             observer.said(message)
     model = build_model(experiment.model, options, data.transform)
-    observers = [MetricsLog(folder / "metrics.jsonl"), *told]
+    observers = [MetricsLog(run.metrics), *told]
     if options.tensorboard:
-        observers.append(TensorBoard(folder / "tensorboard"))
+        observers.append(TensorBoard(run.tensorboard))
     trainer = Trainer(
         model,
         dense_optimizer(model, options.optimizer, options.learning_rate, options.weight_decay),
@@ -124,17 +97,13 @@ def _run(experiment: Experiment, folder: Path, resume: bool, told: Sequence[Obse
         observers=observers,
         id_counts=IdCounts(data.transform, data.evaluated, model),
     )
-    fitted = trainer.fit(
-        data.train, data.valid, data.test, resume=resume, batches=data.train_batches
-    )
-    save_bundle(folder / "model", resolved, data.transform, model)
+    fitted = trainer.fit(data.train, data.valid, data.test, resume=True, batches=data.train_batches)
+    save_bundle(run.model, data.experiment, data.transform, model)
     drawn = fitted.valid if fitted.test is None else fitted.test
-    report = report_of(
-        model, data.transform, trainer.optimizer, {} if drawn is None else drawn.curves
-    )
-    _write_json(folder / _REPORT, report)
-    _write_json(folder / _RESULT, _result(fitted))
-    return _read_result(folder)
+    curves = {} if drawn is None else drawn.curves
+    run.write_report(RunReport(table_facts(model, data.transform, trainer.optimizer), curves))
+    run.write_result(_result(fitted))
+    return run.read_result()
 
 
 def _fit_options(section: TrainingSection, evaluates: bool) -> FitOptions:
@@ -155,39 +124,24 @@ def _fit_options(section: TrainingSection, evaluates: bool) -> FitOptions:
     )
 
 
-def _result(fitted: FitResult) -> dict[str, Any]:
-    return {
-        "train": fitted.train.to_json(),
-        "valid": None if fitted.valid is None else fitted.valid.to_json(),
-        "test": None if fitted.test is None else fitted.test.to_json(),
-        "samples_per_second": round(fitted.samples_per_second, 1),
-        "seconds": round(fitted.seconds, 3),
-        "peak_rss_bytes": peak_rss_bytes(),
-        "steps": fitted.steps,
-        "epochs": fitted.epochs,
-        "samples": fitted.samples,
-        "best_step": fitted.best_step,
-    }
+def _result(fitted: FitResult) -> RunResult:
+    return RunResult(
+        train=fitted.train.to_json(),
+        valid=None if fitted.valid is None else fitted.valid.to_json(),
+        test=None if fitted.test is None else fitted.test.to_json(),
+        samples_per_second=round(fitted.samples_per_second, 1),
+        seconds=round(fitted.seconds, 3),
+        peak_rss_bytes=peak_rss_bytes(),
+        steps=fitted.steps,
+        epochs=fitted.epochs,
+        samples=fitted.samples,
+        best_step=fitted.best_step,
+    )
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_file(path, json.dumps(content, allow_nan=False, indent=1), durable=True)
-
-
-def _read_result(folder: Path) -> RunResult:
-    path = folder / _RESULT
-    try:
-        found = json.loads(path.read_text("utf-8"))
-        names = ("train", "valid", "test", "samples_per_second", "seconds", "peak_rss_bytes")
-        return RunResult(folder, **{name: found[name] for name in names})
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"'{path}' should be the result of a run. It is damaged ({error}): delete it and resume."
-        ) from None
-
-
-def _is_over(experiment: Experiment, folder: Path, resume: bool) -> bool:
+def _is_over(experiment: Experiment, run: RunFolder, resume: bool) -> bool:
     """Return whether the run has ended; refuse what would damage one that is there."""
+    folder = run.path
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"The folder of a run should be one. Received the file '{folder}'.")
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -197,14 +151,14 @@ def _is_over(experiment: Experiment, folder: Path, resume: bool) -> bool:
             f"The folder of a run should be new. Received '{folder}', which exists: go on with its "
             "run with --resume, or choose another folder with --output."
         )
-    if not any((folder / name).exists() for name in (_EXPERIMENT, "checkpoints")):
+    if not run.has_begun():
         raise ValueError(
             f"--resume should be given for the folder of a run. Received '{folder}', which holds "
             "something else."
         )
-    if (folder / _EXPERIMENT).exists():
-        _check_same(experiment, load_experiment(folder / _EXPERIMENT), folder)
-    return (folder / _RESULT).exists()
+    if run.experiment.exists():
+        _check_same(experiment, load_experiment(run.experiment), folder)
+    return run.has_ended()
 
 
 def _check_same(experiment: Experiment, before: Experiment, folder: Path) -> None:

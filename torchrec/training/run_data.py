@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from torchrec.datasets.features import TextType, number_columns, text_columns
@@ -21,13 +17,12 @@ from torchrec.datasets.transform.labels import Label
 from torchrec.experiment.files import check_column, check_columns
 from torchrec.experiment.propose import infer_features
 from torchrec.experiment.schema import DataSection, Experiment
-from torchrec.files import naming
+from torchrec.runs import Fitted
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _EVALUATION_BATCH = 4096
-_FACTS = "data.json"  # beside the transform: what else is known once the data have been read
 
 
 class Sources(NamedTuple):
@@ -48,11 +43,11 @@ class RunData:
 
     Args:
         experiment: says what.
-        kept: folder for the fitted transform.
-        fit: False: take what is kept there, as a run does that is taken up. Default True.
+        fitted: what an earlier process of the run learned of the data. Default: it is learned anew.
 
     Attributes:
         experiment: with what was inferred: features, and types of columns of text.
+        fitted: what was learned of the data, for a process that resumes the run.
         transform: fitted to the training data.
         evaluated: the same, with counts of its own, for validation and test.
         train, valid, test: batches; None where there is no such data.
@@ -60,18 +55,17 @@ class RunData:
         notices: what a person should know.
     """
 
-    def __init__(self, experiment: Experiment, kept: Path, fit: bool = True) -> None:
+    def __init__(self, experiment: Experiment, fitted: Fitted | None = None) -> None:
         data, options = experiment.data, experiment.training
         self.notices: list[str] = _read_twice(experiment.data)
         self._rows: int | None = None
-        sources = self._fit(experiment) if fit else self._take(experiment, kept)
+        sources = self._fit(experiment) if fitted is None else self._take(experiment, fitted)
         train, valid, test = sources
         if self._rows is None:
             self._rows = train.rows
         if self._rows is None and options.schedule.decay != "constant":
             self._rows = sum(table.num_rows for table in train.scan(self.transform.columns[-1:]))
-        if fit:
-            self._keep(kept)
+        self.fitted = Fitted(self.transform, self.experiment.data.types, self._rows)
         rows = self._rows
         self.train_batches = None if rows is None else -(-rows // options.batch_size)
         self.train = Loader(
@@ -185,32 +179,16 @@ class RunData:
         self.transform = transform
         return sources
 
-    def _take(self, experiment: Experiment, kept: Path) -> Sources:
+    def _take(self, experiment: Experiment, fitted: Fitted) -> Sources:
         """Take what an earlier process fitted, so that the data are read as they were."""
-        self.transform = FeatureTransform.load(kept)
-        facts = json.loads((kept / _FACTS).read_text("utf-8"))
-        self._rows = facts["rows"]
-        sources = sources_of(experiment, facts["types"])
+        self.transform, self._rows = fitted.transform, fitted.rows
+        sources = sources_of(experiment, fitted.types)
         check_columns(experiment, sources.train.schema)
-        data = experiment.data.model_copy(update={"types": facts["types"]})
+        data = experiment.data.model_copy(update={"types": dict(fitted.types)})
         self.experiment = experiment.model_copy(
             update={"data": data, "features": self.transform.features}
         )
         return sources
-
-    def _keep(self, kept: Path) -> None:
-        """Write the transform, and what is known of the data, to a folder that is whole or not there."""
-        beside = kept.with_name(f".writing-{kept.name}")
-        shutil.rmtree(beside, ignore_errors=True)
-        facts = {"rows": self._rows, "types": self.experiment.data.types}
-        with naming(kept):
-            self.transform.save(beside)
-            (beside / _FACTS).write_text(json.dumps(facts), "utf-8")
-            for path in beside.iterdir():
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
-            shutil.rmtree(kept, ignore_errors=True)
-            beside.rename(kept)
 
     def _counted(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         """Count rows on their way, if they all come by."""

@@ -1,9 +1,6 @@
-"""What a report says of the tables and the predictions in the end."""
+"""What a report says of the tables in the end."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,35 +8,16 @@ from torch import Tensor, nn
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.modules.mc_modules import ManagedCollisionStats
 from torchrec.optim.keyed import KeyedOptimizer
+from torchrec.runs import TableFacts
 from torchrec.training.id_counts import collections_of, managed_stats, out_of_range_counts
 
 _CHUNK = 1 << 20  # elements worked on at once
 
 
-def report_of(
-    model: nn.Module,
-    transform: FeatureTransform,
-    optimizer: KeyedOptimizer,
-    curves: Mapping[str, list[float]],
-) -> dict[str, Any]:
-    """Return what ``report.json`` holds: ``tables`` and ``curves``.
-
-    Args:
-        model: the model.
-        transform: knows what the tables are for.
-        optimizer: its state tells which rows were trained.
-        curves: of the predictions, to draw.
-    """
-    return {
-        "tables": table_facts(model, transform, optimizer),
-        "curves": dict(curves),
-    }
-
-
 @torch.no_grad()
 def table_facts(
     model: nn.Module, transform: FeatureTransform, optimizer: KeyedOptimizer
-) -> list[dict[str, Any]]:
+) -> list[TableFacts]:
     """Describe each table: its size, how much of it is in use, and the norms of its rows.
 
     A row is dead that no training step has touched, as the state of its optimizer tells; without
@@ -61,19 +39,21 @@ def table_facts(
             trained = _trained_rows(weight, optimizer)
             count = counts.get(config.name, 0)
             found.append(
-                {
-                    "name": config.name,
-                    "rows": rows,
-                    "dim": weight.shape[1],
-                    "bytes": weight.numel() * weight.element_size(),
-                    "ids_seen": None if spec is None else spec.distinct,
-                    "occupancy": _occupancy(maps.get(config.name), trained, rows),
-                    "out_of_range": 0 if hashed else count,
-                    "hashed": count if hashed else 0,
-                    "norm_mean": float(norms.mean()),
-                    "norm_max": float(norms.max()),
-                    "dead_rows": None if trained is None else rows - trained,
-                }
+                TableFacts(
+                    config.name,
+                    {
+                        "rows": rows,
+                        "dim": weight.shape[1],
+                        "bytes": weight.numel() * weight.element_size(),
+                        "ids_seen": None if spec is None else spec.distinct,
+                        "occupancy": _occupancy(maps.get(config.name), trained, rows),
+                        "out_of_range": 0 if hashed else count,
+                        "hashed": count if hashed else 0,
+                        "norm_mean": float(norms.mean()),
+                        "norm_max": float(norms.max()),
+                        "dead_rows": None if trained is None else rows - trained,
+                    },
+                )
             )
     return found
 

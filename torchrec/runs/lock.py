@@ -1,4 +1,4 @@
-"""One process a run folder."""
+"""A run folder is trained by one process at a time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ except ImportError:  # Windows has nothing that ends with the process, and locks
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keep a run folder for this process while inside, however it ends; no file is left behind.
+def lock(folder: Path) -> Iterator[None]:
+    """Lock a run folder while inside. The lock ends with the process, and leaves no file behind.
 
     Not on Windows, nor on file systems without locks: there it is up to the user.
 
@@ -27,8 +27,8 @@ def held(folder: Path) -> Iterator[None]:
 
     Example:
         >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder, held(Path(folder)):
-        ...     with held(Path(folder)):
+        >>> with tempfile.TemporaryDirectory() as folder, lock(Path(folder)):
+        ...     with lock(Path(folder)):
         ...         pass
         Traceback (most recent call last):
         ValueError: A run folder should have one process at a time. Received ...
