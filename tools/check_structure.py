@@ -23,7 +23,7 @@ def violations(root: Path, every: bool) -> list[str]:
     api = read_api(Path(__file__).parent / "structure" / "api.txt")
     found = [
         *imports.layer_violations(tree),
-        *imports.cycle_violations(tree, typing_too=every),
+        *imports.cycle_violations(tree),
         *imports.backend_violations(tree),
         *sizes.file_violations(root),
         *sizes.definition_violations(tree),

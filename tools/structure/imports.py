@@ -1,14 +1,12 @@
 """Who may import whom: the layers, no cycles, and one package that touches the backends.
 
-Every import counts for the layers: at the top of a file, inside a function, under ``TYPE_CHECKING``
-and by ``importlib.import_module("torchrec...")``; a type hint is a dependency too. Cycles are those
-of the running program: imports under ``TYPE_CHECKING`` are left out there, and lazy ones are not.
+Every import counts: at the top of a file, inside a function, under ``TYPE_CHECKING`` and by
+``importlib.import_module("torchrec...")``; a type hint is a dependency too.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from structure.source import PACKAGE, Module
@@ -31,12 +29,11 @@ _BACKENDS = (f"{PACKAGE}.ops._native", "triton")
 
 
 class Import(NamedTuple):
-    """One import, and whether only a type checker follows it."""
+    """One import."""
 
     origin: str  # module
     name: str  # what is taken from it, a value or a module; "" for `import origin`
     line: int
-    typing_only: bool
 
     @property
     def path(self) -> str:
@@ -50,22 +47,10 @@ class Import(NamedTuple):
 def imports_of(module: Module) -> list[Import]:
     """List the imports of a file."""
     return [
-        Import(origin, name, line, typing_only)
-        for node, typing_only in _walk(module.tree, typing_only=False)
+        Import(origin, name, line)
+        for node in ast.walk(module.tree)
         for origin, name, line in _targets(node, module)
     ]
-
-
-def _walk(node: ast.AST, typing_only: bool) -> Iterator[tuple[ast.AST, bool]]:
-    yield node, typing_only
-    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-        for child in node.body:
-            yield from _walk(child, True)
-        for child in node.orelse:
-            yield from _walk(child, typing_only)
-        return
-    for child in ast.iter_child_nodes(node):
-        yield from _walk(child, typing_only)
 
 
 def _targets(node: ast.AST, module: Module) -> list[tuple[str, str, int]]:
@@ -112,14 +97,13 @@ def layer_violations(modules: dict[str, Module]) -> list[str]:
     return found
 
 
-def cycle_violations(modules: dict[str, Module], typing_too: bool = False) -> list[str]:
+def cycle_violations(modules: dict[str, Module]) -> list[str]:
     """Report groups of modules that reach each other by their imports."""
     graph = {
         name: {
             resolved
             for imported in imports_of(module)
-            if (typing_too or not imported.typing_only)
-            and (resolved := imported.resolve(modules)) not in (None, name)
+            if (resolved := imported.resolve(modules)) not in (None, name)
         }
         for name, module in modules.items()
     }

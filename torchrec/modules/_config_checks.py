@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
-from torchrec.types import IdPolicy
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.types import IdPolicy, OptimizerType
 
 E = TypeVar("E", bound=Enum)
 
 
-def member(config: BaseEmbeddingConfig, name: str, kind: type[E]) -> E:
+class TableFields(Protocol):
+    """What the checks read of a table's configuration; the rest by name."""
+
+    name: str
+    feature_names: list[str]
+    hash_size: int | None
+    id_policy: IdPolicy
+    use_virtual_table: bool
+    optimizer: OptimizerType | None
+    optimizer_options: Mapping[str, float | bool | str | tuple[float, float]]
+    init_fn: Callable[[Tensor], Tensor | None] | None
+
+    def get_weight_init_min(self) -> float:
+        """Return the least value that a row starts with."""
+
+    def get_weight_init_max(self) -> float:
+        """Return the greatest value that a row starts with."""
+
+
+def member(config: TableFields, name: str, kind: type[E]) -> E:
     """Return the field ``name`` as a member of an enumeration, which may be given by its value.
 
     Args:
@@ -39,14 +57,14 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _check_number(config: BaseEmbeddingConfig, name: str, value: object) -> None:
+def _check_number(config: TableFields, name: str, value: object) -> None:
     if not _is_number(value):
         raise TypeError(
             f"`{name}` of table '{config.name}' should be a number. Received {value!r}."
         )
 
 
-def _check_count(config: BaseEmbeddingConfig, name: str, least: int) -> None:
+def _check_count(config: TableFields, name: str, least: int) -> None:
     value = getattr(config, name)
     if value is None and name in ("hash_size", "table_size"):
         return
@@ -60,7 +78,7 @@ def _check_count(config: BaseEmbeddingConfig, name: str, least: int) -> None:
         )
 
 
-def _check_names(config: BaseEmbeddingConfig) -> None:
+def _check_names(config: TableFields) -> None:
     if not isinstance(config.name, str):
         raise TypeError(f"`name` of a table should be a string. Received {config.name!r}.")
     if not isinstance(config.feature_names, list | tuple):
@@ -81,7 +99,7 @@ def _check_names(config: BaseEmbeddingConfig) -> None:
         seen.add(feature)
 
 
-def _check_training(config: BaseEmbeddingConfig) -> None:
+def _check_training(config: TableFields) -> None:
     for name in ("lr", "weight_decay"):
         value = getattr(config, name)
         if value is None:
@@ -101,7 +119,7 @@ def _check_training(config: BaseEmbeddingConfig) -> None:
         )
 
 
-def _check_options(config: BaseEmbeddingConfig) -> None:
+def _check_options(config: TableFields) -> None:
     if not isinstance(config.optimizer_options, Mapping):
         raise TypeError(
             f"`optimizer_options` of table '{config.name}' should map names to values. "
@@ -117,7 +135,7 @@ def _check_options(config: BaseEmbeddingConfig) -> None:
             _check_number(config, str(name), value)
 
 
-def _check_start(config: BaseEmbeddingConfig) -> None:
+def _check_start(config: TableFields) -> None:
     if config.init_fn is not None and not callable(config.init_fn):
         raise TypeError(
             f"`init_fn` of table '{config.name}' should be a function of a tensor. "
@@ -134,7 +152,7 @@ def _check_start(config: BaseEmbeddingConfig) -> None:
         )
 
 
-def check_table(config: BaseEmbeddingConfig) -> None:
+def check_table(config: TableFields) -> None:
     """Raise for what no table can be.
 
     Args:
