@@ -1,0 +1,163 @@
+"""What a run reached, in and out of JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from torchrec.files import DamagedError, FileDigest, Json, json_with_checksum, parse_json
+
+SPLITS = ("train", "valid", "test")
+Scores = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run reached, as ``result.json`` has it.
+
+    Attributes:
+        train: metrics of the last epoch, each sample predicted before it was learned from.
+        valid: metrics of the saved model; None without such data.
+        test: likewise.
+        samples_per_second: of training, with reading.
+        seconds: of training, evaluations and checkpoints.
+        peak_rss_bytes: the most memory that the process had; None where the system does not say.
+        steps: updates made.
+        epochs: passes over the data.
+        samples: training samples seen.
+        best_step: the step whose weights were saved; None for the last.
+    """
+
+    train: Scores
+    valid: Scores | None
+    test: Scores | None
+    samples_per_second: float
+    seconds: float
+    peak_rss_bytes: int | None = None
+    steps: int | None = None
+    epochs: int | None = None
+    samples: int | None = None
+    best_step: int | None = None
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """One embedding table at the end of the run; what was not measured is None or missing."""
+
+    name: str
+    values: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What ``report.json`` holds.
+
+    Attributes:
+        tables: the embedding tables.
+        curves: how scores and labels go together, by name; empty where not measured.
+    """
+
+    tables: list[TableFacts] = field(default_factory=list)
+    curves: Mapping[str, list[float]] = field(default_factory=dict)
+
+
+def result_json(result: RunResult, experiment: FileDigest) -> str:
+    """Return a result as JSON, with the digest of the experiment file."""
+    return json_with_checksum({**asdict(result), "experiment": asdict(experiment)}, indent=1)
+
+
+def parse_result(path: Path) -> tuple[RunResult, FileDigest | None]:
+    """Return the result in a file, and the digest of the experiment if it has one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged.
+    """
+    found = _object(path)
+    missing = {"train", "samples_per_second", "seconds"} - found.keys()
+    if missing:
+        raise DamagedError(path, f"{sorted(missing)} is missing")
+    result = RunResult(
+        train=_scores(found["train"]) or {},
+        valid=_scores(found.get("valid")),
+        test=_scores(found.get("test")),
+        samples_per_second=_float(found["samples_per_second"]),
+        seconds=_float(found["seconds"]),
+        peak_rss_bytes=_int(found.get("peak_rss_bytes")),
+        steps=_int(found.get("steps")),
+        epochs=_int(found.get("epochs")),
+        samples=_int(found.get("samples")),
+        best_step=_int(found.get("best_step")),
+    )
+    experiment = found.get("experiment")
+    if not isinstance(experiment, dict):  # of a run from before there were digests
+        return result, None
+    digest = FileDigest(_int(experiment.get("bytes")) or 0, str(experiment.get("sha256")))
+    return result, digest
+
+
+def report_json(report: RunReport) -> str:
+    """Return tables and curves as JSON."""
+    tables: list[Json] = [{"name": table.name, **table.values} for table in report.tables]
+    return json_with_checksum(
+        {"tables": tables, "curves": {k: [*v] for k, v in report.curves.items()}}, indent=1
+    )
+
+
+def parse_report(path: Path) -> RunReport:
+    """Return the tables and curves in a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged.
+    """
+    found = _object(path)
+    tables, curves = found.get("tables"), found.get("curves")
+    listed = [one for one in tables if isinstance(one, dict)] if isinstance(tables, list) else []
+    lines = curves if isinstance(curves, dict) else {}
+    return RunReport(
+        [TableFacts(str(one.pop("name", "?")), numbers_of(one)) for one in listed],
+        {name: _floats(values) for name, values in lines.items()},
+    )
+
+
+def numbers_of(found: object) -> dict[str, float]:
+    """Return what is a number in an object, by key.
+
+    Example:
+        >>> numbers_of({"auc": 0.75, "ne": None, "split": "test", "early": True})
+        {'auc': 0.75}
+    """
+    if not isinstance(found, dict):
+        return {}
+    return {
+        key: value
+        for key, value in found.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _object(path: Path) -> dict[str, Json]:
+    try:
+        return parse_json(path.read_bytes())
+    except ValueError as error:
+        raise DamagedError(path, str(error)) from None
+
+
+def _scores(found: Json) -> Scores | None:
+    """Return metrics by name; JSON has no NaN, what is not defined is null."""
+    return {**dict.fromkeys(found), **numbers_of(found)} if isinstance(found, dict) else None
+
+
+def _float(found: Json) -> float:
+    return float(found) if isinstance(found, int | float) else math.nan
+
+
+def _int(found: Json) -> int | None:
+    return int(found) if isinstance(found, int | float) else None
+
+
+def _floats(found: Json) -> list[float]:
+    return [_float(value) for value in found] if isinstance(found, list) else []
