@@ -295,3 +295,14 @@ def test_batches_with_other_parts_are_not_joined(changes: dict[str, Any]) -> Non
     other = dataclasses.replace(make_full(), **changes)
     with pytest.raises(ValueError, match="should have the same targets, weights and groups"):
         join([make_full(), other])
+
+
+def test_a_traced_program_takes_targets_by_name_and_no_other_parts() -> None:
+    batch = make_full()
+    _, spec = pytree.tree_flatten(batch)
+    turned = dataclasses.replace(batch, targets=dict(reversed(batch.targets.items())))
+    leaves = torch.fx._pytree.tree_flatten_spec(turned, spec)
+    again = pytree.tree_unflatten(leaves, spec)
+    assert by_sample(again) == by_sample(batch)
+    with pytest.raises(ValueError, match=r"A Batch should have the parts .*'groups'\] .* traced"):
+        torch.fx._pytree.tree_flatten_spec(dataclasses.replace(batch, groups=None), spec)

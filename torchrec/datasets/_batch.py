@@ -10,8 +10,8 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from torchrec.datasets._private import register_pytree
 from torchrec.ops.jagged import keyed_index_select, sum_groups
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
@@ -297,28 +297,11 @@ Batch.__module__ = "torchrec.datasets.utils"
 _PARTS = [field.name for field in dataclasses.fields(Batch)]
 
 
-def _flatten(batch: Batch) -> tuple[list[Any], list[str]]:
-    parts = _parts(batch)
-    return list(parts.values()), list(parts)
-
-
-def _flatten_with_keys(batch: Batch) -> tuple[list[tuple[Any, Any]], list[str]]:
-    parts = _parts(batch)
-    return [(pytree.GetAttrKey(name), part) for name, part in parts.items()], list(parts)
-
-
 def _parts(batch: Batch) -> dict[str, Any]:
-    """Return the parts that are there: a pytree counts None as a leaf, and leaves are tensors."""
+    """Return the parts that are there, by name."""
     parts = {name: getattr(batch, name) for name in _PARTS}
     return {name: part for name, part in parts.items() if part is not None}
 
 
-pytree.register_pytree_node(
-    Batch,
-    _flatten,
-    lambda parts, names: Batch(**dict(zip(names, parts, strict=True))),
-    serialized_type_name="torchrec.Batch",
-    flatten_with_keys_fn=_flatten_with_keys,
-)
-torch.fx._pytree.register_pytree_flatten_spec(Batch, lambda batch, _: _flatten(batch)[0])
+register_pytree(Batch, _parts)
 torch.serialization.add_safe_globals([Batch])

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from torchrec.training._private import unsaved_buffers_of
+
 
 def unsaved_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Return the buffers that ``state_dict`` leaves out, such as counts of ids."""
     return {
         f"{path}.{name}": buffer
         for path, module in model.named_modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if name in module._non_persistent_buffers_set
+        for name, buffer in unsaved_buffers_of(module)
     }
 
 
@@ -24,4 +25,5 @@ def load_unsaved_buffers(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
             buffer.copy_(saved[name])
         else:
             path, _, last = name.rpartition(".")
-            setattr(model.get_submodule(path), last, saved[name].to(buffer.device))
+            module = model.get_submodule(path)
+            module.register_buffer(last, saved[name].to(buffer.device), persistent=False)
