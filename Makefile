@@ -66,12 +66,14 @@ docs: $(READY)
 bench: native
 	$(PY) -m benchmarks $(if $(PEER),--peer $(PEER))
 
-# The environment: the pinned packages, and this checkout on its path.
+# The environment: the pinned packages, this checkout on its path, and its command.
 $(READY): constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --requirement constraints.txt
 	$(PY) -c "import sysconfig, pathlib; \
 	  pathlib.Path(sysconfig.get_path('purelib'), 'rowwise-checkout.pth').write_text('$(CURDIR)\n')"
+	printf '#!/bin/sh\nexec "$$(dirname "$$0")/python" -m torchrec "$$@"\n' > $(VENV)/bin/torchrec
+	chmod +x $(VENV)/bin/torchrec
 	touch $@
 
 native: $(NATIVE)
