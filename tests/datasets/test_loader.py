@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -79,7 +80,6 @@ def write_files(folder: Path, format: str, rows: int = ROWS) -> list[Path]:
 def _small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_csv, "CHUNK_BYTES", 250)
-        patch.setattr(_csv, "_SMALLEST_BLOCK", 250)
         patch.setattr(loader_module, "CHUNK_ROWS", 70)
         yield
 
@@ -170,7 +170,7 @@ def test_ranks_and_batches_have_every_row_once(
         split=split if kept == "split" else None,
     )
     wanted = [x for table in source.scan() for x in table["x"].to_pylist()]
-    seen = []
+    seen, lengths = [], []
     for rank in range(world):
         loader = Loader(
             source,
@@ -190,11 +190,13 @@ def test_ranks_and_batches_have_every_row_once(
         assert not drop_last or all(size == batch for size in sizes)
         if kept != "dropped":
             assert len(loader) == len(batches)
-            assert drop_last or loader.samples == sum(sizes)
+            assert loader.samples == sum(sizes)
+        lengths.append(sum(sizes))
         seen += [x for rows in batches for x in rows]
     assert len(set(seen)) == len(seen)
     assert set(seen) <= set(wanted)
-    assert len(wanted) - len(seen) <= (world * (batch - 1) if drop_last else 0)
+    assert len(wanted) - len(seen) == (len(wanted) % (world * batch) if drop_last else 0)
+    assert max(lengths) - min(lengths) <= 1
 
 
 # ---- going on
@@ -234,6 +236,72 @@ def test_every_position_can_be_gone_back_to(paths: list[Path], window: int, kept
     assert (third != batches) == (window > 0)
 
 
+@pytest.mark.parametrize("window", [0, 150], ids=["in order", "shuffled"])
+@pytest.mark.parametrize("kept", ["all", "dropped", "split"])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 3), (1, 2), (3, 2)])
+def test_any_number_of_ranks_goes_on(
+    paths: list[Path], window: int, kept: str, before: int, after: int
+) -> None:
+    """Wherever all ranks stop, others give the rest of the epoch: no row is lost or seen twice."""
+    source = TableSource(
+        paths,
+        drop="x > 400 and x < 800" if kept == "dropped" else None,
+        split=FractionSplit(0.2, 0.2) if kept == "split" else None,
+    )
+
+    def make(rank: int, world_size: int) -> Loader:
+        workers = (rank + world_size) % 3
+        loader = Loader(
+            source, transform, 23, shuffle_window=window, rank=rank, world_size=world_size,
+            workers=workers, seed=5,
+        )  # fmt: skip
+        loader.epoch = 2
+        return loader
+
+    wanted = sorted(x for table in source.scan() for x in table["x"].to_pylist())
+    for steps in (1, 2, 5, 1_000):
+        loaders = [make(rank, before) for rank in range(before)]
+        given = [list(itertools.islice(loader, steps)) for loader in loaders]
+        states = [json.dumps(loader.state_dict()) for loader in loaders]
+        assert states == states[:1] * before  # a position is that of all ranks
+        rest = []
+        for rank in range(after):
+            loader = make(rank, after)
+            loader.epoch = 0
+            loader.load_state_dict(json.loads(states[rank % before]))
+            rest.append(epoch_of(loader))
+        first = [x for batches in given for batch in batches for x in rows_of(batch)]
+        second = [x for batches in rest for batch in batches for x in batch]
+        assert sorted(first + second) == wanted, steps
+        assert len(first) == min(steps * before * 23, len(wanted))
+
+
+def test_the_steps_of_all_ranks_are_those_of_one(paths: list[Path]) -> None:
+    """Together they take as many rows a step as one rank with larger batches, and the same ones."""
+    source = TableSource(paths)
+    one = epoch_of(Loader(source, transform, 48, shuffle_window=150))
+    three = [
+        epoch_of(Loader(source, transform, 16, shuffle_window=150, rank=rank, world_size=3))
+        for rank in range(3)
+    ]
+    steps = [sorted(x for batch in step for x in batch) for step in zip(*three, strict=True)]
+    assert steps == [sorted(batch) for batch in one]
+
+
+def test_a_position_of_before_it_was_that_of_all_ranks_is_gone_to(paths: list[Path]) -> None:
+    loader = Loader(TableSource(paths), transform, 48, shuffle_window=150)
+    batches = iter(loader)
+    for _ in range(4):
+        next(batches)
+    state: Any = loader.state_dict()
+    rest = [rows_of(batch) for batch in batches]
+    state |= {"version": 2, "batch": 4, "start": [*state["start"], 7]}
+    state["settings"] |= {"rank": 0, "world_size": 1}
+    again = Loader(TableSource(paths), transform, 48, shuffle_window=150)
+    again.load_state_dict(json.loads(json.dumps(state)))
+    assert epoch_of(again) == rest
+
+
 def test_going_on_reads_nothing_of_what_was_before(tmp_path: Path) -> None:
     for i in range(4):
         pq.write_table(pa.table({"x": range(i * 100, i * 100 + 100)}), tmp_path / f"{i}.parquet")
@@ -270,7 +338,6 @@ def test_other_arguments_or_files_are_refused(tmp_path: Path) -> None:
 
     refused(r"`batch_size` should be as it was when the state was saved \(48\)\. Received 49", 49)
     refused(r"`seed` should be as it was .*\(0\)\. Received 1", seed=1)
-    refused(r"`world_size` should be as it was .*\(1\)\. Received 2", world_size=2)
     refused(r"`shuffle_window` should be as it was .*\(131072\)\. Received 0", shuffle_window=0)
     refused(r"`drop` should be as it was", drop="x > 3")
     Loader(TableSource(tmp_path), transform, 48, workers=4).load_state_dict(state)
@@ -284,7 +351,12 @@ def test_other_arguments_or_files_are_refused(tmp_path: Path) -> None:
     refused(r"There should be 3 data files, as when the state was saved\. Received 4")
     (tmp_path / "3.parquet").unlink()
     state["version"] = 1
-    refused(r"The state of a loader should be of version 2\. Received version 1")
+    refused(r"The state of a loader should be of version 3, or 2 .* Received version 1: go on with")
+    state["version"] = 2
+    state["settings"]["world_size"] = 2
+    refused(
+        r"should be of version 3, .* Received version 2 of several ranks: go on with the version"
+    )
 
 
 # ---- lengths, arguments
@@ -455,8 +527,6 @@ def test_rows_of_a_split_are_counted_once(
     monkeypatch.setattr(FractionSplit, "count", counting)
     assert [loader.samples for loader in loaders] == expected
     first = len(calls)
+    loaders[0].epoch = 1
     assert [len(loader) for loader in loaders] == [-(-rows // 64) for rows in expected]
     assert len(calls) == first > 0
-    loaders[0].epoch = 1  # where ranks share the rows, they are others in each epoch
-    assert loaders[0].samples == sum(len(batch.labels) for batch in loaders[0])
-    assert (len(calls) == first) == (world_size == 1)

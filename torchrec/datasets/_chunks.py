@@ -19,21 +19,18 @@ CHUNK_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Reading:
-    """In which order to read, and which share of it.
+    """In which order to read; the same for all ranks.
 
     Args:
-        rank, world_size: this share, of so many. All shares together are all rows, each once.
         seed: shuffles row groups (of text, files). Default: the order of the files.
         chunk_rows: most rows of a chunk of a Parquet file.
     """
 
-    rank: int = 0
-    world_size: int = 1
     seed: int | None = None
     chunk_rows: int = CHUNK_ROWS
 
     def order(self, units: int) -> list[int]:
-        """Return the order in which so many units are read, the same for all ranks."""
+        """Return the order in which so many units are read."""
         if self.seed is None:
             return list(range(units))
         import torch
@@ -46,14 +43,12 @@ class Reading:
 class Position(NamedTuple):
     """Where a chunk starts, so that reading can go on there.
 
-    ``unit`` counts row groups or files in the order of reading; ``row`` and ``byte``
-    count within it; ``chunk`` counts those of all ranks.
+    ``unit`` counts row groups or files in the order of reading; ``row`` and ``byte`` count within it.
     """
 
     unit: int = 0
     row: int = 0
     byte: int = 0
-    chunk: int = 0
 
 
 class Chunk(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import csv
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 # What stands for a missing value, in columns of text too. "NA" is not among them: it is a country.
 _MISSING = ["", "NULL", "null", "NaN", "nan", "\\N", "N/A", "n/a", "#N/A"]
-_SMALLEST_BLOCK = 1 << 16
+_HEADER_BYTES = 1 << 16  # read at once in search of the end of a header
 _LONGEST_RECORD = 1 << 26
 _INFERENCE_BLOCKS = 16  # for a column that is empty at first
 _NUMBER = re.compile(r"\s*[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?\s*")
@@ -112,40 +111,29 @@ class CsvReader:
     def chunks(
         self, columns: list[str], reading: Reading, start: Position, *, use_threads: bool = False
     ) -> Iterator[Chunk]:
-        """Read the blocks that are this rank's, in order: every ``world_size``-th.
+        """Read the blocks in order.
 
         Args:
             columns: what to read.
-            reading: order and share.
+            reading: the order.
             start: where to begin.
             use_threads: without effect: blocks are parsed by whoever decodes them.
         """
         require_columns(self.schema.names, columns, self.files[0].path)
         types = {name: self.schema.field(name).type for name in columns}
         order = reading.order(len(self.files))
-        size = self._block_size(reading.world_size)
-        chunk = start.chunk
         for unit in range(start.unit, len(order)):
             number = order[unit]
             require_columns(self._names[number], columns, self.files[number].path)
             at = start if unit == start.unit else Position()
-            for block in self._blocks(number, at.byte, at.row, size):
-                if chunk % reading.world_size == reading.rank:
-                    yield Chunk(
-                        Position(unit, block.row, block.byte, chunk),
-                        number,
-                        block.row,
-                        block.rows,
-                        partial(self._parse, number, block, types),
-                    )
-                chunk += 1
-
-    def _block_size(self, world_size: int) -> int:
-        """Return the size of blocks: smaller ones where ranks share few of them."""
-        if world_size == 1:
-            return CHUNK_BYTES
-        total = sum(os.path.getsize(file.path) for file in self.files)
-        return max(_SMALLEST_BLOCK, min(CHUNK_BYTES, total // (8 * world_size)))
+            for block in self._blocks(number, at.byte, at.row, CHUNK_BYTES):
+                yield Chunk(
+                    Position(unit, block.row, block.byte),
+                    number,
+                    block.row,
+                    block.rows,
+                    partial(self._parse, number, block, types),
+                )
 
     def _blocks(self, number: int, byte: int, row: int, size: int) -> Iterator[Block]:
         """Cut a file into blocks of about ``size`` bytes, from a place where a record starts."""
@@ -457,7 +445,7 @@ def _open(file: DataFile) -> Any:
 def _first_line(stream: Any) -> bytes:
     line = b""
     while b"\n" not in line and len(line) <= _LONGEST_RECORD:
-        more = stream.read(_SMALLEST_BLOCK)
+        more = stream.read(_HEADER_BYTES)
         if not more:
             return line
         line += more

@@ -37,14 +37,6 @@ class RowGroup(NamedTuple):
     rows: int
 
 
-class Share(NamedTuple):
-    """Rows ``start`` to ``stop`` of a row group."""
-
-    group: RowGroup
-    start: int
-    stop: int
-
-
 class ParquetReader:
     """Reads the Parquet files of a data set.
 
@@ -95,54 +87,36 @@ class ParquetReader:
         """Number of rows in all files."""
         return sum(group.rows for group in self.groups)
 
-    def shares(self, reading: Reading) -> list[Share]:
-        """Cut the row groups, in the order of reading, to the rows that are this rank's.
-
-        Ranks read neighbouring stretches that differ by one row at most, so that each opens few row
-        groups that another opens as well.
-        """
-        first = self.rows * reading.rank // reading.world_size
-        last = self.rows * (reading.rank + 1) // reading.world_size
-        shares, at = [], 0
-        for unit in reading.order(len(self.groups)):
-            group = self.groups[unit]
-            start, stop = max(first - at, 0), min(last - at, group.rows)
-            if start < stop:
-                shares.append(Share(group, start, stop))
-            at += group.rows
-        return shares
-
     def chunks(
         self, columns: list[str], reading: Reading, start: Position, *, use_threads: bool = False
     ) -> Iterator[Chunk]:
-        """Read the rows that are this rank's, in order.
+        """Read the rows in order.
 
         Args:
             columns: what to read.
-            reading: order and share.
+            reading: the order.
             start: where to begin.
             use_threads: whether columns are decoded in parallel. Default False.
         """
         types = {name: self._delivered(name) for name in columns}
         dictionaries = [name for name in columns if pa.types.is_dictionary(types[name])]
-        shares = self.shares(reading)
+        groups = [self.groups[unit] for unit in reading.order(len(self.groups))]
         row = start.row
         with closing(_OpenFiles(dictionaries)) as files:
-            for unit in range(start.unit, len(shares)):
-                share = shares[unit]
-                file = self.files[share.group.file]
-                require_columns(self._names[share.group.file], columns, file.path)
-                batches = _read(files, file, share, columns, reading.chunk_rows, use_threads)
+            for unit in range(start.unit, len(groups)):
+                group = groups[unit]
+                file = self.files[group.file]
+                require_columns(self._names[group.file], columns, file.path)
                 # Pieces always start at the same rows, wherever reading begins.
-                for at, batch in batches:
-                    low, high = max(row, share.start) - at, min(share.stop - at, batch.num_rows)
-                    if (low := max(low, 0)) < high:
-                        piece = pa.Table.from_batches([batch.slice(low, high - low)])
+                for at, batch in _read(files, file, group, columns, reading, use_threads):
+                    low = max(row - at, 0)
+                    if low < batch.num_rows:
+                        piece = pa.Table.from_batches([batch.slice(low)])
                         yield Chunk(
                             Position(unit, at + low),
-                            share.group.file,
-                            share.group.first_row + at + low,
-                            high - low,
+                            group.file,
+                            group.first_row + at + low,
+                            piece.num_rows,
                             partial(conform, piece, types, file.path),
                         )
                 row = 0
@@ -156,24 +130,22 @@ class ParquetReader:
 def _read(
     files: _OpenFiles,
     file: DataFile,
-    share: Share,
+    group: RowGroup,
     columns: list[str],
-    chunk_rows: int,
+    reading: Reading,
     use_threads: bool,
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Read a row group up to where a share ends: the rows of a chunk at a time, and where they start."""
+    """Read a row group: the rows of a chunk at a time, and where they start."""
     at = 0
     try:
         opened = files.get(file)
-        if opened.metadata.num_row_groups <= share.group.number:
+        if opened.metadata.num_row_groups <= group.number:
             raise pa.ArrowInvalid("fewer row groups than before; did the file change?")
         for batch in opened.iter_batches(
-            chunk_rows, row_groups=[share.group.number], columns=columns, use_threads=use_threads
+            reading.chunk_rows, row_groups=[group.number], columns=columns, use_threads=use_threads
         ):
             yield at, batch
             at += batch.num_rows
-            if at >= share.stop:
-                return
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise unreadable(file, error) from error
 

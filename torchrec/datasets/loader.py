@@ -5,27 +5,31 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import replace
 from typing import Any, NamedTuple, TypedDict
 
 import torch
 
-from torchrec.datasets._ahead import Ahead
 from torchrec.datasets._batch import Batch, join
 from torchrec.datasets._chunks import CHUNK_ROWS, Chunk, Position, Reading
+from torchrec.datasets._prefetcher import Prefetcher
 from torchrec.datasets.source import TableSource
 
 _LARGEST_CHUNK = 2 * CHUNK_ROWS
 _FINGERPRINT_BYTES = 1 << 28  # read of all files together, to know them again
-_VERSION = 2  # 1: splits by chance went by the number of a file, not by its name
+# 1: splits by chance went by the number of a file, not by its name. 2: a place in the share of one rank,
+# which for one rank alone is what it is now.
+_VERSION = 3
 
 
 class LoaderState(TypedDict):
-    """Where a loader is, in JSON: ``Loader.state_dict`` makes it."""
+    """Where all ranks are, in JSON: ``Loader.state_dict`` makes it.
+
+    ``row`` rows of the window of that number, in its order, have been given; ``start`` is where the
+    window starts in the files.
+    """
 
     version: int
     epoch: int
-    batch: int
     window: int
     row: int
     start: list[int]
@@ -42,9 +46,8 @@ class Window(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """After which batch of an epoch the loader is: that many rows into a window."""
+    """Where in an epoch all ranks are: that many rows into a window."""
 
-    batch: int = 0
     window: int = 0
     row: int = 0
     start: Position = Position()
@@ -58,8 +61,10 @@ class Loader:
     read in another order each epoch. The batches of an epoch depend on the arguments and on ``epoch``
     alone, not on ``workers`` nor on how fast anybody is.
 
-    Ranks share the rows without overlap or loss. Their number of rows differs by one at most for Parquet
-    that is read whole; where rows are dropped or split, and for text, by more.
+    Rank and world size select: all ranks see the same rows in the same order, and of each ``world_size *
+    batch_size`` of them a rank gives every ``world_size``-th. So ranks make the same steps, without
+    overlap or loss, and the position after a step is that of all of them: a loader of any rank and
+    world size can go on from it. Each rank reads and transforms all rows for that.
 
     Args:
         source: the rows.
@@ -69,9 +74,10 @@ class Loader:
         shuffle_window: rows that are shuffled among themselves, counted before any are dropped or split;
             0 keeps the order of the files. Default 131072.
         seed: another seed, another order. Default 0.
-        rank, world_size: which share of the rows, of how many. Default: all rows.
+        rank, world_size: which of the rows, of how many ranks. Default: all rows.
         workers: threads that read and transform; 0 does both when a batch is asked for. Default 2.
-        drop_last: whether to leave out a last batch of fewer than B rows. Default False.
+        drop_last: whether to leave out last batches of fewer than B rows. Without, those of ranks
+            differ by one row at most, and a rank without a row gives none. Default False.
 
     Raises:
         ValueError: a number is out of its range, or the transform wants a column that is not there.
@@ -122,7 +128,7 @@ class Loader:
         self._place = _Place()
         self._resume: _Place | None = None
         self._files: list[list[str]] | None = None
-        self._counted: tuple[Reading, int | None] | None = None
+        self._rows: tuple[int | None] | None = None  # of all ranks, once they were counted
         source.require(self.columns, "The transform")
 
     @property
@@ -138,12 +144,14 @@ class Loader:
     @property
     def samples(self) -> int | None:
         """Number of rows of an epoch on this rank; None where only reading tells."""
-        reading = self._reading()
-        if reading.world_size == 1:  # all rows, in whatever order
-            reading = replace(reading, seed=None)
-        if self._counted is None or self._counted[0] != reading:
-            self._counted = (reading, self.source.count(reading))
-        return self._counted[1]
+        if self._rows is None:
+            self._rows = (self.source.rows,)
+        rows, world_size = self._rows[0], self._world_size
+        if rows is None:
+            return None
+        steps, rest = divmod(rows, world_size * self.batch_size)
+        last = 0 if self._drop_last else -(-(rest - self._rank) // world_size)
+        return steps * self.batch_size + max(last, 0)
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch on this rank.
@@ -157,7 +165,7 @@ class Loader:
                 "The number of batches is known for Parquet files of which no rows are dropped or "
                 "split by time. Received others."
             )
-        return samples // self.batch_size if self._drop_last else -(-samples // self.batch_size)
+        return -(-samples // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Give the batches of one epoch; after ``load_state_dict``, those that are left of it."""
@@ -165,12 +173,11 @@ class Loader:
         return self._batches(self._place)
 
     def state_dict(self) -> LoaderState:
-        """Return where the loader is, behind the last batch that it gave, as JSON takes it."""
+        """Return where all ranks are, behind the last step that this one gave a batch of, as JSON takes it."""
         place = self._place
         return {
             "version": _VERSION,
             "epoch": self._epoch,
-            "batch": place.batch,
             "window": place.window,
             "row": place.row,
             "start": list(place.start),
@@ -181,18 +188,19 @@ class Loader:
     def load_state_dict(self, state: LoaderState) -> None:
         """Go to where another loader of the same arguments was; the next iteration goes on from there.
 
-        Of Parquet files nothing before that place is read, but for the row group that it is in.
+        Rank and world size may be others: what is left of the epoch is shared among those that there
+        are now. Of Parquet files nothing before that place is read, but for the row group that it is in.
 
         Args:
-            state: from ``state_dict``.
+            state: from ``state_dict`` of any rank, after the same step on all.
 
         Raises:
             ValueError: an argument differs, or a file is another one or was changed.
         """
         self.check_state_dict(state)
         self._epoch = state["epoch"]
-        start = Position(*state["start"])
-        self._place = _Place(state["batch"], state["window"], state["row"], start)
+        start = Position(*state["start"][: len(Position._fields)])
+        self._place = _Place(state["window"], state["row"], start)
         self._resume = self._place
 
     def check_state_dict(self, state: LoaderState) -> None:
@@ -204,10 +212,12 @@ class Loader:
         Raises:
             ValueError: an argument differs, or a file is another one or was changed.
         """
-        if state["version"] != _VERSION:
+        alone = state["settings"].get("world_size", 1) == 1
+        if state["version"] not in ((2, _VERSION) if alone else (_VERSION,)):
             raise ValueError(
-                f"The state of a loader should be of version {_VERSION}. "
-                f"Received version {state['version']}."
+                f"The state of a loader should be of version {_VERSION}, or 2 of one rank alone. Received "
+                f"version {state['version']}{'' if alone else ' of several ranks'}: go on with the "
+                "version of this library that wrote it."
             )
         for name, mine in self._settings().items():
             theirs = state["settings"].get(name)
@@ -224,8 +234,6 @@ class Loader:
             "batch_size": self.batch_size,
             "shuffle_window": self._shuffle_window,
             "seed": self._seed,
-            "rank": self._rank,
-            "world_size": self._world_size,
             "drop_last": self._drop_last,
             "drop": "" if drop is None else drop.text,
             "split": repr(self.source.split),
@@ -255,44 +263,50 @@ class Loader:
     def _reading(self) -> Reading:
         window = self._shuffle_window
         return Reading(
-            self._rank,
-            self._world_size,
             seed_of(self._seed, self._epoch) if window else None,
             min(window or _LARGEST_CHUNK, _LARGEST_CHUNK),
         )
 
     def _batches(self, place: _Place) -> Iterator[Batch]:
         epoch = self._epoch
+        rank, world_size = self._rank, self._world_size
+        step_rows = world_size * self.batch_size
         begun: list[Batch] = []  # parts of a batch that goes on in the next window
-        missing = self.batch_size
+        missing = step_rows  # rows of this step, of all ranks, that were not given yet
         with closing(self._windows(place)) as windows:
             for window, rows in windows:
                 count = 0 if rows is None else rows.labels.size(0)
                 row = place.row if window.number == place.window else 0
                 if rows is None or row == count:
                     continue
-                sizes = _cut(count - row, missing, self.batch_size)
+                sizes = _cut(count - row, missing, step_rows)
                 order = self._order(epoch, window.number, count)[row:]
-                parts = rows.select_batches(order, sizes)
+                # Of each step every world_size-th row, also where it began in another window.
+                given = (step_rows - missing) % world_size
+                own = [
+                    part[(rank - (0 if number else given)) % world_size :: world_size]
+                    for number, part in enumerate(order.split(sizes))
+                ]
+                parts = iter(rows.select_batches(torch.cat(own), [len(p) for p in own if len(p)]))
                 del rows
-                for part, size in zip(parts, sizes, strict=True):
-                    begun.append(part)
+                for size, mine in zip(sizes, own, strict=True):
+                    if len(mine):
+                        begun.append(next(parts))
                     row, missing = row + size, missing - size
                     if missing == 0:
-                        yield self._give(begun, window, row)
-                        begun, missing = [], self.batch_size
-        if begun and not self._drop_last:
-            yield self._give(begun, window, row)
-
-    def _give(self, parts: list[Batch], window: Window, row: int) -> Batch:
-        """Return a batch, and take note that this is where the loader is now."""
-        self._place = _Place(self._place.batch + 1, window.number, row, window.start)
-        return join(parts)
+                        # Before the batch is given: who takes it asks then where the loader is.
+                        self._place = _Place(window.number, row, window.start)
+                        yield join(begun)
+                        begun, missing = [], step_rows
+        if missing < step_rows and not self._drop_last:
+            self._place = _Place(window.number, row, window.start)
+            if begun:
+                yield join(begun)
 
     def _order(self, epoch: int, window: int, count: int) -> torch.Tensor:
         if self._shuffle_window == 0:
             return torch.arange(count)
-        seed = seed_of(self._seed, epoch, self._rank, window)
+        seed = seed_of(self._seed, epoch, 0, window)  # 0: where there was a rank once
         return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
     def _windows(self, place: _Place) -> Generator[tuple[Window, Batch | None], None, None]:
@@ -302,8 +316,8 @@ class Loader:
             for window in windows:
                 yield self._load(window)
             return
-        with closing(Ahead(windows, self._load, self.workers)) as ahead:
-            yield from ahead
+        with closing(Prefetcher(windows, self._load, self.workers)) as loaded:
+            yield from loaded
 
     def _read(self, place: _Place) -> Generator[Window, None, None]:
         wanted = self._shuffle_window or CHUNK_ROWS

@@ -129,26 +129,17 @@ class TableSource:
     @property
     def rows(self) -> int | None:
         """Number of rows that reading gives; None where only reading tells: of text, or if rows are dropped."""
-        return self.count(Reading())
-
-    def count(self, reading: Reading) -> int | None:
-        """Count the rows of a share; None where only reading tells."""
         from torchrec.datasets._parquet import ParquetReader
 
         if not isinstance(self._reader, ParquetReader) or self.drop is not None:
             return None
-        shares = self._reader.shares(reading)
         if self.split is None:
-            return sum(share.stop - share.start for share in shares)
+            return self._reader.rows
         if not isinstance(self.split, FractionSplit):
             return None
         return sum(
-            self.split.count(
-                self.files[share.group.file].name,
-                share.group.first_row + share.start,
-                share.stop - share.start,
-            )
-            for share in shares
+            self.split.count(self.files[group.file].name, group.first_row, group.rows)
+            for group in self._reader.groups
         )
 
     def scan(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -177,11 +168,11 @@ class TableSource:
         *,
         use_threads: bool = False,
     ) -> Iterator[Chunk]:
-        """Read a share of the rows in chunks, to be decoded in any thread.
+        """Read the rows in chunks, to be decoded in any thread.
 
         Args:
             columns: what will be decoded.
-            reading: order and share.
+            reading: the order.
             start: of the chunk to begin with. Default: the first.
             use_threads: whether one chunk may be read by several threads. Default False.
         """

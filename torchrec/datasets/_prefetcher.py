@@ -16,7 +16,7 @@ _open: weakref.WeakSet[Any] = weakref.WeakSet()
 _thread = threading.local()  # `.is_reader`: whether it is one of ours
 
 
-class Ahead(Generic[T, R]):
+class Prefetcher(Generic[T, R]):
     """The results of a function for each item of a generator, worked out ahead in threads.
 
     The generator runs in one thread at a time, the function in all of them. What either raises is
@@ -63,7 +63,7 @@ class Ahead(Generic[T, R]):
         if error is not None:
             self.close()
             if isinstance(error, StopIteration):  # it would pass for the end
-                raise RuntimeError("Working ahead raised StopIteration.") from error
+                raise RuntimeError("The function raised StopIteration.") from error
             raise error
         return result  # type: ignore[return-value]
 
@@ -131,5 +131,5 @@ class Ahead(Generic[T, R]):
 
 @atexit.register
 def _close_all() -> None:
-    for ahead in list(_open):
-        ahead.close()
+    for prefetcher in list(_open):
+        prefetcher.close()

@@ -8,7 +8,7 @@ from collections.abc import Generator
 
 import pytest
 
-from torchrec.datasets._ahead import Ahead
+from torchrec.datasets._prefetcher import Prefetcher
 
 
 def readers() -> list[threading.Thread]:
@@ -27,7 +27,9 @@ def test_results_come_in_order() -> None:
         time.sleep(0.02 / (x + 1))
         return x * x
 
-    assert list(Ahead((x for x in range(20)), slower_at_first, 4)) == [x * x for x in range(20)]
+    assert list(Prefetcher((x for x in range(20)), slower_at_first, 4)) == [
+        x * x for x in range(20)
+    ]
     wait_for_their_end()
 
 
@@ -35,7 +37,7 @@ def test_stop_iteration_is_an_error_and_no_end() -> None:
     def exhausted(x: int) -> int:
         return x if x < 2 else next(iter(()))
 
-    ahead = Ahead((x for x in range(5)), exhausted, 2)
+    ahead = Prefetcher((x for x in range(5)), exhausted, 2)
     assert [next(ahead), next(ahead)] == [0, 1]
     with pytest.raises(RuntimeError, match="raised StopIteration") as error:
         next(ahead)
@@ -53,15 +55,15 @@ def test_a_reader_that_collects_garbage_may_close() -> None:
         yield 1
 
     made = threading.Event()
-    ahead = Ahead(items(), lambda x: x, 3)
+    ahead = Prefetcher(items(), lambda x: x, 3)
     made.set()
     assert list(ahead) in ([0], [0, 1])
     wait_for_their_end()
 
 
 def test_a_reader_may_close_what_another_loader_left() -> None:
-    left = Ahead(iter_forever(), lambda x: x, 2)
-    assert list(Ahead((x for x in range(2)), lambda x: left.close(), 1)) == [None, None]
+    left = Prefetcher(iter_forever(), lambda x: x, 2)
+    assert list(Prefetcher((x for x in range(2)), lambda x: left.close(), 1)) == [None, None]
     wait_for_their_end()
 
 
