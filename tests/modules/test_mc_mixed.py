@@ -1,0 +1,205 @@
+"""Several tables, no two alike: an id's vector is the one that it trained, whatever happens around it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
+
+from tests.modules import mixed_tables
+from torchrec.modules.mc_embedding_modules import evict
+from torchrec.modules.mc_modules import (
+    DistanceLFU_EvictionPolicy,
+    LFU_EvictionPolicy,
+    LRU_EvictionPolicy,
+)
+
+DIMS, FEATURES = mixed_tables.DIMS, mixed_tables.FEATURES
+KEYS, ROWS = mixed_tables.KEYS, mixed_tables.ROWS
+START = 100.0
+
+
+class OwnDistanceLFU(DistanceLFU_EvictionPolicy):
+    """Goes through the metadata contract."""
+
+
+Ids = dict[str, list[list[int]]]
+Owner = tuple[str, int]  # ("id", i) of a row that an id holds; ("row", r) of one that ids share
+
+
+class Mirror:
+    """What each table should hold, by who owns a row; all numbers of a vector are the same.
+
+    The tables train by SGD at a rate of 1 on gradients of 1, so a vector loses 1 each time that it
+    is looked up and learned from.
+    """
+
+    def __init__(self) -> None:
+        self.vectors: dict[str, dict[Owner, float]] = {t: {} for t in FEATURES}
+        self.waiting: dict[str, Counter[Owner]] = {t: Counter() for t in FEATURES}
+
+    def see(self, module) -> None:
+        """Take note of who holds rows now: who is new starts anew, who lost its row is forgotten."""
+        for table, mcm in module._managed_collision_collection.maps().items():
+            _, ids = mcm.held()
+            holders: set[Owner] = {("id", i) for i in ids.tolist()}
+            vectors, waiting = self.vectors[table], self.waiting[table]
+            for lost in [o for o in vectors if o[0] == "id" and o not in holders]:
+                vectors.pop(lost)
+                waiting.pop(lost, None)
+            for new in holders - vectors.keys():
+                vectors[new] = START
+
+    def owner(self, table: str, i: int, row: int) -> Owner:
+        return ("id", i) if ("id", i) in self.vectors[table] else ("row", row)
+
+    def lookups(self, ids: Ids, rows: Ids) -> Iterator[tuple[str, str, list[list[Owner]]]]:
+        """Yield each table and feature, and the owners of the rows that its bags read."""
+        for table, features in FEATURES.items():
+            for feature in features:
+                pairs = zip(ids.get(feature, []), rows[feature], strict=False)
+                yield (
+                    table,
+                    feature,
+                    [[self.owner(table, *p) for p in zip(*bag, strict=True)] for bag in pairs],
+                )
+
+    def learn(self, ids: Ids, rows: Ids) -> None:
+        """Add the gradients of a batch to those that wait."""
+        for table, _, bags in self.lookups(ids, rows):
+            self.waiting[table].update(owner for bag in bags for owner in bag)
+
+    def step(self) -> None:
+        """Apply the gradients that wait."""
+        for table, waiting in self.waiting.items():
+            for owner, times in waiting.items():
+                self.vectors[table][owner] = self.vectors[table].get(owner, START) - times
+            waiting.clear()
+
+    def sums(self, ids: Ids, rows: Ids) -> dict[tuple[str, str], list[float]]:
+        """Return the pooled outputs, by table and feature."""
+        return {
+            (table, feature): [sum(self.vectors[table].get(o, START) for o in bag) for bag in bags]
+            for table, feature, bags in self.lookups(ids, rows)
+        }
+
+
+def make(policy, interval: int):
+    return mixed_tables.make(
+        policy=policy, interval=interval, remapped=True, init_fn=lambda w: w.fill_(START)
+    )
+
+
+def output_of(module, table: str, feature: str, output) -> torch.Tensor:
+    name = f"{feature}@{table}" if feature == "f" else feature
+    return output[name]
+
+
+def check_output(module, mirror: Mirror, ids: Ids, output, rows) -> None:
+    for (table, feature), sums in mirror.sums(ids, rows.to_lists()).items():
+        found = output_of(module, table, feature, output)
+        assert found.tolist() == [[number] * DIMS[table] for number in sums], (table, feature)
+
+
+def check_rows(module, mirror: Mirror) -> None:
+    for table, mcm in module._managed_collision_collection.maps().items():
+        mcm.validate_state()
+        ids, vectors = module.export_rows(table)
+        expected = {
+            o[1]: [v] * DIMS[table] for o, v in mirror.vectors[table].items() if o[0] == "id"
+        }
+        assert dict(zip(ids.tolist(), vectors.tolist(), strict=True)) == expected, table
+    for table, weight in mixed_tables.weights_of(module).items():
+        for (kind, row), value in mirror.vectors[table].items():
+            if kind == "row":
+                assert weight[row].tolist() == [value] * DIMS[table], table
+
+
+def bags(most: int) -> st.SearchStrategy[list[list[int]]]:
+    return st.lists(st.lists(st.integers(-most, most), max_size=3), min_size=2, max_size=2)
+
+
+BATCH = st.fixed_dictionaries(
+    {key: bags(6) for key in KEYS if key != "m"}
+    | {"m": st.lists(st.lists(st.integers(0, ROWS["e"] - 1), max_size=2), min_size=2, max_size=2)}
+)
+ACTIONS = st.one_of(
+    st.tuples(st.sampled_from(["train", "checkpoint", "accumulate", "evaluate"]), BATCH),
+    st.tuples(st.just("reload"), st.none()),
+    st.tuples(
+        st.sampled_from(["load", "evict"]), st.tuples(st.sampled_from("abcd"), st.integers(-6, 6))
+    ),
+)
+
+
+def train(module, mirror: Mirror, optimizers, action: str, ids: Ids) -> None:
+    features = mixed_tables.batch(ids)
+    x = torch.ones(1, requires_grad=True)
+
+    def region(x):
+        output, rows = module(features)
+        return output.values() * x, output, rows
+
+    run = partial(checkpoint, use_reentrant=False) if action == "checkpoint" else lambda f, x: f(x)
+    values, output, rows = run(region, x)
+    mirror.see(module)
+    check_output(module, mirror, ids, output, rows)
+    mirror.learn(ids, rows.to_lists())
+    fused = module._embedding_module.fused_optimizer
+    waits = fused.accumulate() if action == "accumulate" else contextlib.nullcontext()
+    with waits:
+        values.sum().backward()
+    if action == "accumulate":
+        return
+    mirror.step()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def by_hand(module, mirror: Mirror, action: str, table: str, i: int) -> None:
+    """Write the row of an id, or start it anew."""
+    mcm = module._managed_collision_collection.maps()[table]
+    row = mcm.rows_of(torch.tensor([i]))
+    if action == "load":
+        if int(row) >= 0 or int(mcm.open_slots()):
+            module.load_rows(table, torch.tensor([i]), torch.full((1, DIMS[table]), 55.0))
+            mirror.see(module)
+            mirror.vectors[table]["id", i] = 55.0
+    elif int(row) >= 0:
+        evict({table: row}, module._embedding_module)
+        mirror.vectors[table]["id", i] = START
+        mirror.waiting[table].pop(("id", i), None)
+
+
+@pytest.mark.parametrize("policy", [LFU_EvictionPolicy, LRU_EvictionPolicy, OwnDistanceLFU])
+@settings(max_examples=40, deadline=None)
+@given(interval=st.integers(1, 3), actions=st.lists(ACTIONS, max_size=10))
+def test_the_vector_of_an_id_is_the_one_that_it_trained(policy, interval, actions):
+    module, mirror = make(policy, interval), Mirror()
+    optimizers = mixed_tables.outer_optimizers(module)
+    for action, argument in actions:
+        if action == "evaluate":
+            module.eval()
+            output, rows = module(mixed_tables.batch(argument))
+            check_output(module, mirror, argument, output, rows)
+            module.train()
+        elif action == "reload":
+            saved = copy.deepcopy(module.state_dict())
+            module = make(policy, interval)
+            module.load_state_dict(saved)
+            optimizers = mixed_tables.outer_optimizers(module)
+            mirror.waiting = {t: Counter() for t in FEATURES}
+        elif action in ("load", "evict"):
+            by_hand(module, mirror, action, *argument)
+        else:
+            train(module, mirror, optimizers, action, argument)
+        check_rows(module, mirror)
