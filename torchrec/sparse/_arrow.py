@@ -119,7 +119,7 @@ class ArrowArray:
             return None
         last = self.offset + self.length
         bits = self._buffer(0, torch.uint8, (last + 7) // 8)
-        flags = (bits.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1
+        flags = (bits.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device="cpu")) & 1
         valid = flags.flatten()[self.offset : last].bool()
         return None if bool(valid.all()) else valid
 
@@ -141,7 +141,7 @@ class ArrowArray:
     def _buffer(self, index: int, dtype: torch.dtype, count: int) -> torch.Tensor:
         address = self.buffers[index] if index < len(self.buffers) else 0
         if not address or not count:
-            return torch.empty(0, dtype=dtype)
+            return torch.empty(0, dtype=dtype, device="cpu")
         memory = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
         memory.owner = self.owner  # type: ignore[attr-defined]
         return torch.frombuffer(memory, dtype=dtype)

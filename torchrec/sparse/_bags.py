@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
@@ -190,6 +191,13 @@ class KeyedBags:
                 self.strides_per_rank = per_rank
         return per_rank
 
+    def strides_tensor(self) -> Tensor | None:
+        """Return the size of each key's batch on each rank as a tensor ``[F, W]`` on the host, or None."""
+        per_rank = self.strides_per_rank
+        if per_rank is None or isinstance(per_rank, Tensor):
+            return per_rank
+        return torch.tensor(per_rank, device="cpu")
+
     def index_per_key(self) -> dict[str, int]:
         """Return the position of each key."""
         index = self._index_per_key
@@ -205,6 +213,11 @@ class KeyedBags:
         if lengths is None:
             if not self.keys:
                 return []
+            if self.values.is_meta:
+                raise ValueError(
+                    "`length_per_key` should be given where it is needed on the meta device, "
+                    f"whose lengths hold no numbers. Received none for keys {self.keys}."
+                )
             if self.strides_per_rank is None:
                 lengths = sum_equal_groups(self.lengths(), len(self.keys))
             else:
@@ -264,9 +277,10 @@ class KeyedBags:
         self._index_per_key = index_per_key
 
     def sync(self) -> None:
-        """Bring the numbers of each key to the host, so that nothing waits for them later."""
+        """Bring the numbers of each key to the host, so that nothing waits for them later. On meta there are none."""
         self.stride_per_key_per_rank()
-        self.offset_per_key()
+        if not self.values.is_meta:
+            self.offset_per_key()
 
     def unsync(self) -> None:
         """Forget the numbers of each key that were computed from the lengths."""

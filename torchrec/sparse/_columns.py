@@ -63,7 +63,7 @@ def join(pieces: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     pieces = [piece for piece in pieces if piece.numel()]
     if len(pieces) == 1 and pieces[0].dtype == dtype:
         return pieces[0]
-    joined = torch.empty(sum(piece.numel() for piece in pieces), dtype=dtype)
+    joined = torch.empty(sum(piece.numel() for piece in pieces), dtype=dtype, device="cpu")
     start = 0
     for piece in pieces:
         joined[start : start + piece.numel()].copy_(piece)
@@ -121,7 +121,7 @@ def ids_from_lists(key: str, bags: object, dtype: torch.dtype) -> Column:
             f"The ids of key '{key}' should fit {dtype}. "
             f"Received {flat[at]} in sample {sample_of(lengths, at)}."
         )
-    return Column(torch.tensor(lengths, dtype=torch.int64), [torch.tensor(flat, dtype=dtype)])
+    return _column(lengths, flat, dtype)
 
 
 def weights_from_lists(key: str, bags: object) -> Column:
@@ -129,9 +129,13 @@ def weights_from_lists(key: str, bags: object) -> Column:
     lengths, flat = _flatten(key, bags)
     if not set(map(type, flat)) <= {float}:
         flat = _convert(key, lengths, flat, "weights", "numbers", float)
-    return Column(
-        torch.tensor(lengths, dtype=torch.int64), [torch.tensor(flat, dtype=torch.float32)]
-    )
+    return _column(lengths, flat, torch.float32)
+
+
+def _column(lengths: list[int], flat: list[Any], dtype: torch.dtype) -> Column:
+    # Host memory, like that of a table, whatever device is the default: `to` moves all of it at once.
+    values = torch.tensor(flat, dtype=dtype, device="cpu")
+    return Column(torch.tensor(lengths, dtype=torch.int64, device="cpu"), [values])
 
 
 def _flatten(key: str, bags: Any) -> tuple[list[int], list[Any]]:

@@ -32,14 +32,13 @@ def flatten_kjt_list(
     tensors: list[Tensor | None] = []
     contexts: list[list[str]] = []
     for kjt in kjt_arr:
-        strides = bags_of(kjt).strides_per_rank
         inverse = kjt.inverse_indices_or_none()
         tensors += [
             kjt.values(),
             kjt.weights_or_none(),
             kjt.lengths(),
             kjt.offsets(),
-            strides if strides is None or isinstance(strides, Tensor) else torch.tensor(strides),
+            bags_of(kjt).strides_tensor(),
             None if inverse is None else inverse[1],
         ]
         contexts.append(list(kjt.keys()) + ([] if inverse is None else list(inverse[0])))

@@ -315,7 +315,7 @@ class JaggedTensor(Pipelineable):
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     def __str__(self) -> str:
-        return jagged_text(self._values, self._weights, self.offsets().tolist())
+        return jagged_text(self._values, self._weights, self.offsets())
 
 
 def _sizes(name: str, bags: list[Tensor]) -> list[int]:

@@ -230,7 +230,7 @@ class KeyedTensor(Pipelineable):
         return self._values.numel() * self._values.element_size()
 
     def __str__(self) -> str:
-        return keyed_text(self._keys, list(self.to_dict().values()))
+        return keyed_text(self._keys, self._values, list(self.to_dict().values()))
 
 
 def _other_sizes(tensor: Tensor, dim: int) -> list[int]:

@@ -228,7 +228,9 @@ class KeyedJaggedTensor(Pipelineable):
             kjt: the other.
             device: where, if not there.
         """
-        like = kjt.split([0, len(kjt.keys())])[0]
+        bags = kjt._bags
+        weights = None if bags.weights is None else bags.weights[:0]
+        like = keyed_jagged(bags.of_keys([], bags.values[:0], weights, bags.lengths()[:0], []))
         return like if device is None else like.to(device)
 
     @staticmethod

@@ -44,9 +44,9 @@ def _kjt_parts(kjt: KeyedJaggedTensor) -> tuple[list[Tensor], KjtContext]:
     if bags.weights is not None:
         tensors.append(bags.weights)
         names.append("weights")
-    strides = bags.strides_per_rank
+    strides = bags.strides_tensor()
     if strides is not None:
-        tensors.append(strides if isinstance(strides, Tensor) else torch.tensor(strides))
+        tensors.append(strides)
         names.append("stride_per_key_per_rank")
     inverse = bags.inverse_indices
     if inverse is not None:

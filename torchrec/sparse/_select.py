@@ -99,8 +99,12 @@ def split(bags: KeyedBags, segments: list[int]) -> list[KeyedBags]:
 
 def permute(bags: KeyedBags, order: list[int]) -> KeyedBags:
     """Take keys by position; see ``KeyedJaggedTensor.permute``."""
-    # In a graph the sizes may be unknown, and if every key is taken once they need not be known.
-    sizes = bags.length_per_key_or_none() if is_compiling() else bags.length_per_key()
+    # If every key is taken once, the sizes need not be known; in a graph and on meta they may not be.
+    sizes = bags.length_per_key_or_none()
+    if sizes is None and not is_compiling():
+        each_once = len(order) == len(bags.keys) == len(set(order))
+        if not (each_once and bags.values.is_meta):
+            sizes = bags.length_per_key()
     plain = bags.strides_per_rank is None
     values, weights, lengths = permute_jagged(
         bags.lengths(),

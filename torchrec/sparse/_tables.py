@@ -120,7 +120,7 @@ def _chunk_from_arrow(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the lengths of the bags and their values, not copied unless a null hides some."""
     if chunk.format == "n":
-        return torch.zeros(chunk.length, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+        return _full(chunk.length, 0), _full(0, 0)
     entries = chunk if chunk.format[:2] not in LISTS else chunk.children[0]
     if entries.format not in formats and (entries.format != "n" or entries.length):
         kind = "numbers" if "g" in formats else "integers"
@@ -132,7 +132,7 @@ def _chunk_from_arrow(
     valid = chunk.valid()
     if entries is chunk:
         if valid is None:
-            return torch.ones(chunk.length, dtype=torch.int64), _fit(name, values)
+            return _full(chunk.length, 1), _fit(name, values)
         return valid.long(), _fit(name, values[valid])
     return _lists_from_arrow(name, chunk, valid, values, first_sample)
 
@@ -172,7 +172,11 @@ def _bounds(chunk: ArrowArray) -> tuple[int, int, torch.Tensor]:
         return start, stop, offsets.diff().long()
     length = int(chunk.format[3:])
     start, stop = chunk.offset * length, (chunk.offset + chunk.length) * length
-    return start, stop, torch.full((chunk.length,), length)
+    return start, stop, _full(chunk.length, length)
+
+
+def _full(count: int, number: int) -> torch.Tensor:
+    return torch.full((count,), number, dtype=torch.int64, device="cpu")
 
 
 def _describe(array: ArrowArray) -> str:

@@ -11,14 +11,23 @@ from torch import Tensor
 from torchrec.sparse._bags import KeyedBags
 
 
+def _on_meta(kind: str, values: Tensor, keys: Sequence[str] = ()) -> str:
+    """Write what there is to say of a type without numbers."""
+    names = f"{list(keys)}, " if keys else ""
+    return f"{kind}({names}values of shape {list(values.shape)} on the meta device)"
+
+
 def bags_text(values: Tensor, offsets: Sequence[int]) -> str:
     """Write values cut at ``offsets`` as a list of lists: ``[[1, 2], [], [3]]``."""
     flat = values.tolist()
     return str([flat[a:b] for a, b in pairwise(offsets)])
 
 
-def jagged_text(values: Tensor, weights: Tensor | None, offsets: Sequence[int]) -> str:
+def jagged_text(values: Tensor, weights: Tensor | None, bag_offsets: Tensor) -> str:
     """Write one jagged tensor as ``str(JaggedTensor)`` shows it."""
+    if values.is_meta:
+        return _on_meta("JaggedTensor", values)
+    offsets = bag_offsets.tolist()
     if weights is None:
         return f"JaggedTensor({{\n    {bags_text(values, offsets)}\n}})"
     return (
@@ -45,6 +54,8 @@ def keyed_jagged_text(bags: KeyedBags) -> str:
     """Write one list of bags a key, as ``str(KeyedJaggedTensor)`` shows it."""
     if not bags.keys:
         return "KeyedJaggedTensor()"
+    if bags.values.is_meta:
+        return _on_meta("KeyedJaggedTensor", bags.values, bags.keys)
     values = bags_to_lists(bags, bags.values)
     if bags.weights is None:
         lines = [f'    "{key}": {lists}' for key, lists in values.items()]
@@ -59,9 +70,11 @@ def keyed_jagged_text(bags: KeyedBags) -> str:
     return "KeyedJaggedTensor({\n" + ",\n".join(lines) + "\n})"
 
 
-def keyed_text(keys: Sequence[str], tensors: Sequence[Tensor]) -> str:
+def keyed_text(keys: Sequence[str], values: Tensor, tensors: Sequence[Tensor]) -> str:
     """Write one tensor a key, as ``str(KeyedTensor)`` shows it."""
     if not keys:
         return "KeyedTensor()"
+    if values.is_meta:
+        return _on_meta("KeyedTensor", values, keys)
     lines = [f'    "{key}": {t.tolist()}' for key, t in zip(keys, tensors, strict=True)]
     return "KeyedTensor({\n" + ",\n".join(lines) + "\n})"
