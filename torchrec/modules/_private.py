@@ -11,18 +11,16 @@ from torch import nn
 # torch.compiler.disable, without importing the compiler.
 from torch._compile import _disable_dynamo as outside_graphs
 
-__all__ = ["assert_later", "backward_pass", "has_hooks", "outside_graphs", "saves_through_hooks"]
+__all__ = ["assert_later", "backward_pass", "has_hooks", "outside_graphs", "saving_hooks"]
 
 # Fails with a message once the device comes to it; the host does not wait.
 assert_later = torch._assert_async
 
+# A number of the backward pass that this thread is running; -1: it is running none.
+backward_pass = torch._C._current_graph_task_id
 
-def backward_pass() -> int:
-    """Return a number of the backward pass that this thread is running; -1: it is running none.
-
-    Not for graphs of ``torch.compile``.
-    """
-    return torch._C._current_graph_task_id()
+# ``(False)`` gives who takes the tensors that this thread saves for a backward pass elsewhere, or None.
+saving_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -33,8 +31,3 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
     )
-
-
-def saves_through_hooks() -> bool:
-    """Say whether somebody takes the tensors that this thread saves for a backward pass elsewhere."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None

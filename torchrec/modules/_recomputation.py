@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.compiler import is_compiling
 
-from torchrec.modules._private import backward_pass, saves_through_hooks
+from torchrec.modules._private import backward_pass, saving_hooks
 
 
 def is_recomputation() -> bool:
@@ -28,4 +28,4 @@ def may_be_recomputed() -> bool:
     Checkpointing either runs it without gradients, or takes away what autograd saves; so may others,
     for reasons of their own. Where neither is so, what the backward pass needs is kept.
     """
-    return not torch.is_grad_enabled() or saves_through_hooks()
+    return not torch.is_grad_enabled() or saving_hooks(False) is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,13 @@ def apply_mc_method_to_jt_dict(
         mine = {name: result[name] for name in names}
         result.update(getattr(managed_collisions[table], mc_module)(mine))
     return result
+
+
+class _Group(NamedTuple):
+    """The tables that share a map, and the keys of their features."""
+
+    tables: list[str]
+    keys: list[str]
 
 
 class ManagedCollisionCollection(nn.Module):
@@ -119,15 +126,16 @@ class ManagedCollisionCollection(nn.Module):
                     )
         self._groups = self._group()
 
-    def _group(self) -> list[tuple[str, list[str]]]:
-        """Return each map once: the first table that has it, and the features of all its tables."""
-        features: dict[int, tuple[str, list[str]]] = {}
+    def _group(self) -> list[_Group]:
+        """Return each map once, with the tables that have it and the features of all of these."""
+        groups: dict[int, _Group] = {}
         for config in self._embedding_configs:
             if config.name in self._managed_collision_modules:
                 module = self._managed_collision_modules[config.name]
-                _, names = features.setdefault(id(module), (config.name, []))
-                names += [name for name in config.feature_names if name not in names]
-        return list(features.values())
+                group = groups.setdefault(id(module), _Group([], []))
+                group.tables.append(config.name)
+                group.keys.extend(n for n in config.feature_names if n not in group.keys)
+        return list(groups.values())
 
     def maps(self) -> dict[str, ManagedCollisionModule]:
         """Return the map of each table that has one."""
@@ -161,9 +169,9 @@ class ManagedCollisionCollection(nn.Module):
         return mapped(features, mutate_miss_lengths)
 
     def _forward(self, features: KeyedJaggedTensor, mutate_miss_lengths: bool) -> KeyedJaggedTensor:
-        def rows_of(module: ManagedCollisionModule, keys: list[str]) -> list[Tensor]:
-            mapped = module({key: features[key] for key in keys}, mutate_miss_lengths)
-            return [mapped[key].values() for key in keys]
+        def rows_of(module: ManagedCollisionModule, group: _Group) -> list[Tensor]:
+            mapped = module({key: features[key] for key in group.keys}, mutate_miss_lengths)
+            return [mapped[key].values() for key in group.keys]
 
         return self._replaced(features, rows_of)
 
@@ -181,10 +189,10 @@ class ManagedCollisionCollection(nn.Module):
             mutate_miss_lengths: see `forward`.
         """
 
-        def rows_of(module: ManagedCollisionModule, keys: list[str]) -> list[Tensor]:
-            ids = module.preprocess({key: features[key] for key in keys})
+        def rows_of(module: ManagedCollisionModule, group: _Group) -> list[Tensor]:
+            ids = module.preprocess({key: features[key] for key in group.keys})
             mapped = module.remap(ids, mutate_miss_lengths)
-            return [mapped[key].values() for key in keys]
+            return [mapped[key].values() for key in group.keys]
 
         return self._replaced(features, rows_of)
 
@@ -203,10 +211,10 @@ class ManagedCollisionCollection(nn.Module):
             mutate_miss_lengths: see `forward`.
         """
 
-        def rows_of(module: ManagedCollisionModule, keys: list[str]) -> Sequence[Tensor]:
-            mapped = module.map_keys(features, keys, mutate_miss_lengths)
+        def rows_of(module: ManagedCollisionModule, group: _Group) -> Sequence[Tensor]:
+            mapped = module.map_keys(features, group.keys, mutate_miss_lengths)
             if mapped.changed is not None:
-                for table in self.tables_of(module):
+                for table in group.tables:
                     reset_rows(table, mapped.changed)
             return mapped.rows
 
@@ -215,22 +223,23 @@ class ManagedCollisionCollection(nn.Module):
     def _replaced(
         self,
         features: KeyedJaggedTensor,
-        rows_of: Callable[[ManagedCollisionModule, list[str]], Sequence[Tensor]],
+        rows_of: Callable[[ManagedCollisionModule, _Group], Sequence[Tensor]],
     ) -> KeyedJaggedTensor:
-        """Return the features with what ``rows_of`` each map and its keys gives in place of ids."""
+        """Return the features with what ``rows_of`` each map gives for its keys in place of ids."""
         if not self._groups:
             return features
         keys = features.keys()
         rows: dict[str, Tensor] = {}
-        for table, names in self._groups:
-            for name in names:
-                if name not in keys:
+        for group in self._groups:
+            table = group.tables[0]
+            for key in group.keys:
+                if key not in keys:
                     raise ValueError(
-                        f"`features` should have the key '{name}' of table '{table}'. "
+                        f"`features` should have the key '{key}' of table '{table}'. "
                         f"Received keys {keys}."
                     )
             module = self._managed_collision_modules[table]
-            rows.update(zip(names, rows_of(module, names), strict=True))  # type: ignore[arg-type]
+            rows.update(zip(group.keys, rows_of(module, group), strict=True))  # type: ignore[arg-type]
         if len(keys) == 1:
             return features.with_values(rows[keys[0]])
         parts = [rows[key] if key in rows else features[key].values() for key in keys]

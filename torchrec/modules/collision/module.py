@@ -126,6 +126,8 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
         self._output_global_offset = output_global_offset
         self._buckets = buckets
         size = zch_size - (mch_size is None)
+        # What the operators put for an id without a row: the unknown row where there is one.
+        self._missing = size if mch_size is None else -1
         if type(eviction_policy) in _BUILT_IN:
             self._rows = ScoredRows(size, eviction_policy, self._device, self._name)  # type: ignore[arg-type]
         else:
@@ -305,11 +307,6 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
         rows = self._rows.give(ids, self._current_iter) + self._output_global_offset
         self._first_passes.change(rows)
         return rows
-
-    @property
-    def _missing(self) -> int:
-        """What the operators put for an id without a row: the unknown row where there is one."""
-        return self._zch_size - 1 if self._mch_size is None else -1
 
     def _joined(self, features: JaggedDict) -> Tensor:
         names = list(features)
