@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torchrec.datasets.utils import Batch
 from torchrec.metrics import BinaryMetrics, RegressionMetrics, Report
 from torchrec.training import Checkpoints, MetricsLog, Observer, Record, Task
 from torchrec.training.progress import describe
-from torchrec.training.task import outputs_by_task
+from torchrec.training.task import predictions_of
 
 BOTH = (Task("click"), Task("seconds", loss="squared_error", metrics=RegressionMetrics))
 
@@ -310,18 +309,19 @@ def test_wrong_tasks_are_refused() -> None:
 
 
 def test_wrong_outputs_are_refused() -> None:
+    batch = two_targets(3, 1)
     with pytest.raises(
         ValueError, match=r"\(B, T\) = \(3, 2\), or a dictionary .* Received \(3,\)"
     ):
-        outputs_by_task(torch.zeros(3), BOTH, 3)
+        predictions_of(torch.zeros(3), BOTH, batch)
     with pytest.raises(
         ValueError, match=r"for the target 'seconds'. Received outputs for \['click'"
     ):
-        outputs_by_task({"click": torch.zeros(3)}, BOTH, 3)
+        predictions_of({"click": torch.zeros(3)}, BOTH, batch)
     with pytest.raises(ValueError, match=r"a sample for 'click', .* of 3 samples. Received \(2,\)"):
-        outputs_by_task({"click": torch.zeros(2), "seconds": torch.zeros(3)}, BOTH, 3)
-    with pytest.raises(ValueError, match="Received list"):
-        outputs_by_task([1.0], [Task()], 1)
-    half = outputs_by_task({"click": torch.zeros(3, 1, dtype=torch.bfloat16)}, BOTH[:1], 3)
-    assert (half[0].dtype, half[0].shape) == (torch.float32, (3,))
-    assert not math.isnan(float(half[0].sum()))
+        predictions_of({"click": torch.zeros(2), "seconds": torch.zeros(3)}, BOTH, batch)
+    with pytest.raises(ValueError, match=r"Received list"):
+        predictions_of([1.0] * 3, BOTH[:1], batch)
+    (half,) = predictions_of({"click": torch.zeros(3, 1).bfloat16()}, BOTH[:1], batch)
+    assert (half.outputs.dtype, half.outputs.shape) == (torch.float32, (3,))
+    assert torch.equal(half.targets, batch.targets["click"])

@@ -12,7 +12,7 @@ from torch import nn
 from torchrec.datasets.utils import Batch
 from torchrec.metrics import Report
 from torchrec.metrics.report import join_reports
-from torchrec.training.task import Task, outputs_by_task
+from torchrec.training.task import Task, predictions_of
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,18 @@ def evaluate(
     sums = {task.target: torch.zeros((), dtype=torch.float64) for task in unmeasured}
     samples, weight = 0, torch.zeros((), dtype=torch.float64)
     for batch in map(place, data):
-        size, weights = tasks[0].target_of(batch).numel(), batch.weights
-        samples += size
         output = model(batch.dense_features, batch.sparse_features)
-        for task, outputs in zip(tasks, outputs_by_task(output, tasks, size), strict=True):
-            targets = task.target_of(batch)
-            metrics[task.target].update(task.scores_of(outputs), targets, weights)
-            if task in unmeasured:
-                sums[task.target] = sums[task.target] + task.loss_of(outputs, targets, weights, 1)
+        predictions = predictions_of(output, tasks, batch)
+        for each in predictions:
+            each.measure(metrics[each.task.target])
+            if each.task in unmeasured:
+                sums[each.task.target] = sums[each.task.target] + each.loss(total=1)
+        size = predictions[0].targets.numel()
+        samples += size
         if unmeasured:
-            weight = weight + (size if weights is None else weights.sum(dtype=torch.float64))
+            weight = weight + (
+                size if batch.weights is None else batch.weights.sum(dtype=torch.float64)
+            )
     if not samples:
         raise ValueError("`data` should have samples to evaluate on. Received none.")
     reports = {target: each.compute(curves=True) for target, each in metrics.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -127,22 +128,51 @@ class Task:
         return losses
 
 
-def outputs_by_task(output: object, tasks: Sequence[Task], samples: int) -> list[Tensor]:
-    """Return the output of a model for each task, ``(B,)``, in float32 at least.
+class Prediction(NamedTuple):
+    """What a model says of a batch for a task, beside what is so: ``(B,)`` each.
+
+    Attributes:
+        task: the task.
+        outputs: of the model, in float32 at least.
+        targets: of the batch.
+        weights: of the samples; None: 1 each.
+    """
+
+    task: Task
+    outputs: Tensor
+    targets: Tensor
+    weights: Tensor | None
+
+    def loss(self, total: Tensor | int) -> Tensor:
+        """Return the part of this in the mean loss of all samples of some batches: `Task.loss_of`."""
+        return self.task.loss_of(self.outputs, self.targets, self.weights, total)
+
+    def measure(self, metrics: Metrics) -> None:
+        """Have metrics take it in."""
+        metrics.update(self.task.scores_of(self.outputs.detach()), self.targets, self.weights)
+
+
+def predictions_of(output: object, tasks: Sequence[Task], batch: Batch) -> list[Prediction]:
+    """Return what a model says of a batch, for each task.
 
     Args:
-        output: ``(B,)`` or ``(B, 1)`` for one task, ``(B, T)`` for several, in their order; or such
-            tensors for one task by the names of their targets.
+        output: of the model: ``(B,)`` or ``(B, 1)`` for one task, ``(B, T)`` for several, in their
+            order; or such tensors for one task by the names of their targets.
         tasks: the T tasks.
-        samples: how many samples the model was given.
+        batch: what the model was given.
 
     Raises:
-        ValueError: if there are others.
-
-    Example:
-        >>> outputs_by_task(torch.zeros(3, 2), [Task("click"), Task("like")], 3)
-        [tensor([0., 0., 0.]), tensor([0., 0., 0.])]
+        ValueError: if the model gives something else, or the batch has not all targets.
     """
+    targets = [task.target_of(batch) for task in tasks]
+    columns = _columns(output, tasks, targets[0].numel())
+    return [
+        Prediction(task, column, target, batch.weights)
+        for task, column, target in zip(tasks, columns, targets, strict=True)
+    ]
+
+
+def _columns(output: object, tasks: Sequence[Task], samples: int) -> list[Tensor]:
     if isinstance(output, Mapping):
         missing = [task.target for task in tasks if task.target not in output]
         if missing:

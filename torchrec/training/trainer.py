@@ -31,11 +31,9 @@ from torchrec.training.phases import PhaseTimer
 from torchrec.training.random_state import random_state, set_random_state
 from torchrec.training.schedule import Schedule
 from torchrec.training.state_store import StateStore
-from torchrec.training.task import Task, outputs_by_task
+from torchrec.training.task import Prediction, Task, predictions_of
 from torchrec.training.training_metrics import TrainingMetrics
 from torchrec.training.unsaved_buffers import load_unsaved_buffers, unsaved_buffers
-
-IdCounts = Callable[[], Mapping[str, int]]
 
 
 class Trainer:
@@ -90,7 +88,7 @@ class Trainer:
         options: FitOptions | None = None,
         checkpoints: StateStore | None = None,
         observers: Sequence[Observer] = (),
-        id_counts: IdCounts = dict,
+        id_counts: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self.model = model
         self.tasks = _checked_tasks((tasks,) if isinstance(tasks, Task) else tasks)
@@ -235,27 +233,23 @@ class Trainer:
         group = [self._placed(batch) for batch in group]
         total = _total_weight(group, sum(sizes))
         losses: list[Tensor] = []
-        scored: list[tuple[Task, Tensor, Tensor, Tensor | None]] = []
-        for number, (batch, size) in enumerate(zip(group, sizes, strict=True), 1):
+        predictions: list[Prediction] = []
+        for number, batch in enumerate(group, 1):
             with self.phases("dense"):
                 with self._precision():
                     output = self._forward(batch.dense_features, batch.sparse_features)
-                parts = []
-                for task, outputs in zip(
-                    self.tasks, outputs_by_task(output, self.tasks, size), strict=True
-                ):
-                    targets = task.target_of(batch)
-                    parts.append(task.loss_of(outputs, targets, batch.weights, total))
-                    scored.append((task, outputs.detach(), targets, batch.weights))
-                part = sum(parts[1:], parts[0])
+                mine = predictions_of(output, self.tasks, batch)
+                first, *others = (each.loss(total) for each in mine)
+                loss = sum(others, first)
                 if number == 1:
                     # Not after the step: a heap that is emptied goes back to the system, page by
                     # page, and is fetched again: some hundredths of a step.
                     for parameter in self._left_gradients:
                         parameter.grad = None
                 with collecting(self.optimizer) if number < len(group) else nullcontext():
-                    part.backward()
-            losses.append(part.detach())
+                    loss.backward()
+            losses.append(loss.detach())
+            predictions += [each._replace(outputs=each.outputs.detach()) for each in mine]
         with self.phases("optimizer"):
             if self.options.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self._clipped, self.options.clip_norm)
@@ -265,10 +259,8 @@ class Trainer:
         progress.step += 1
         progress.batch += len(group)
         progress.samples += sum(sizes)
-        self._metrics.update_loss(sum(losses[1:], losses[0]))
         try:
-            for one in scored:
-                self._metrics.update_task(*one)
+            self._metrics.update(sum(losses[1:], losses[0]), predictions)
         except ValueError:
             self._metrics.check(progress.step)  # if a loss is at fault, that says what to do
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchrec.metrics import Report
 from torchrec.metrics.report import join_reports
-from torchrec.training.task import Task
+from torchrec.training.task import Prediction, Task
 
 
 class TrainingMetrics:
@@ -24,8 +24,8 @@ class TrainingMetrics:
 
     Example:
         >>> metrics = TrainingMetrics([Task()])
-        >>> metrics.update_task(Task(), torch.tensor([0.1, -0.1]), torch.tensor([1, 0]), None)
-        >>> metrics.update_loss(torch.tensor(0.7))
+        >>> outputs, targets = torch.tensor([0.1, -0.1]), torch.tensor([1, 0])
+        >>> metrics.update(torch.tensor(0.7), [Prediction(Task(), outputs, targets, None)])
         >>> report, loss = metrics.record(step=1)
         >>> report.auc, round(loss, 2), metrics.epoch().samples
         (1.0, 0.7, 2)
@@ -37,15 +37,11 @@ class TrainingMetrics:
         self._epoch = {task.target: task.metrics() for task in tasks}
         self._losses: list[Tensor] = []  # of the steps since the last record
 
-    def update_loss(self, loss: Tensor) -> None:
-        """Take the loss of a step in."""
+    def update(self, loss: Tensor, predictions: Iterable[Prediction]) -> None:
+        """Take a step in: its loss, and what the model said of its samples before it learned from them."""
         self._losses.append(loss)
-
-    def update_task(
-        self, task: Task, outputs: Tensor, targets: Tensor, weights: Tensor | None
-    ) -> None:
-        """Take in what the model said of a batch before it learned from it."""
-        self._window[task.target].update(task.scores_of(outputs), targets, weights)
+        for each in predictions:
+            each.measure(self._window[each.task.target])
 
     def record(self, step: int) -> tuple[Report, float]:
         """Return metrics and mean loss since the last record, and begin anew.
