@@ -47,9 +47,14 @@ def make(
     optimizer: OptimizerType = OptimizerType.SGD,
     lr: float = 1.0,
     remapped: bool = False,
+    only: str = "abcde",
+    more_rows: int = 0,
     **options,
 ) -> Managed:
-    """Return a collection of the tables above; ``options`` are for all of them."""
+    """Return a collection of the tables above, or of some; ``options`` are for all of them.
+
+    With ``more_rows``, the maps and their tables have so many more rows that ids can hold.
+    """
     kind = EmbeddingBagConfig if pooled else EmbeddingConfig
     trained_by = {
         "a": {"optimizer": optimizer, "lr": lr},
@@ -59,15 +64,25 @@ def make(
         "e": {"optimizer": optimizer, "lr": lr},
     }
     tables = [
-        kind(ROWS[name], DIMS[name], name, feature_names=features, **trained_by[name], **options)
+        kind(
+            ROWS[name] + (0 if name == "e" else more_rows),
+            DIMS[name],
+            name,
+            feature_names=features,
+            **trained_by[name],
+            **options,
+        )
         for name, features in FEATURES.items()
+        if name in only
     ]
     shared, own, residual = (
-        MCHManagedCollisionModule(rows, "cpu", policy(), interval, mch_size=mch_size, name=name)
+        MCHManagedCollisionModule(
+            rows + more_rows, "cpu", policy(), interval, mch_size=mch_size, name=name
+        )
         for name, rows, mch_size in (("a", 4, None), ("b", 7, None), ("d", 3, 2))
     )
     maps = {"a": shared, "b": own, "c": shared, "d": residual, "e": None}
-    collisions = ManagedCollisionCollection(maps, tables)
+    collisions = ManagedCollisionCollection({name: maps[name] for name in only}, tables)
     if pooled:
         return ManagedCollisionEmbeddingBagCollection(
             EmbeddingBagCollection(tables=tables), collisions, remapped
@@ -77,10 +92,13 @@ def make(
     )
 
 
-def outer_optimizers(module: Managed, lr: float = 1.0) -> list[torch.optim.Optimizer]:
-    """Return plain SGD for what does not train itself: `b` and `d`, and the rate of `c`."""
+def outer_optimizers(
+    module: Managed, lr: float = 1.0, kind: type[torch.optim.Optimizer] = torch.optim.SGD
+) -> list[torch.optim.Optimizer]:
+    """Return optimizers of what does not train itself, `b` and `d`, and for the rate of `c`."""
     weights = weights_of(module)
-    return [torch.optim.SGD([weights[name] for name in "bcd"], lr=lr)]
+    kinds = {"b": kind, "c": torch.optim.SGD, "d": torch.optim.SGD}
+    return [kinds[name]([weights[name]], lr=lr) for name in kinds if name in weights]
 
 
 def weights_of(module: Managed) -> dict[str, torch.nn.Parameter]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 from tests.modules import mixed_tables
+from torchrec import OptimizerType
 from torchrec.modules.mc_embedding_modules import evict
 from torchrec.modules.mc_modules import (
     DistanceLFU_EvictionPolicy,
@@ -203,3 +205,118 @@ def test_the_vector_of_an_id_is_the_one_that_it_trained(policy, interval, action
         else:
             train(module, mirror, optimizers, action, argument)
         check_rows(module, mirror)
+
+
+# To the last bit.
+
+
+def run(module, optimizers, batches) -> None:
+    for features in batches:
+        output, _ = module(features)
+        if isinstance(output, dict):
+            outputs = [jt.values() for jt in output.values()]
+        else:
+            outputs = [output[key] for key in output.keys()]  # noqa: SIM118 - no mapping
+        sum(values.pow(2).sum() for values in outputs).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def random_batches(number: int = 12, seed: int = 3):
+    generator = torch.Generator().manual_seed(seed)
+    return [mixed_tables.random_batch(generator) for _ in range(number)]
+
+
+each_kind = pytest.mark.parametrize("pooled", [True, False], ids=["pooled", "sequence"])
+each_policy = pytest.mark.parametrize("policy", [LRU_EvictionPolicy, OwnDistanceLFU])
+
+
+def trained(pooled, policy, batches, seed=0, **options):
+    torch.manual_seed(seed)
+    module = mixed_tables.make(pooled, policy, 2, OptimizerType.ADAGRAD, lr=0.1, **options)
+    optimizers = mixed_tables.outer_optimizers(module, 0.1, torch.optim.Adagrad)
+    run(module, optimizers, batches)
+    return module, optimizers
+
+
+@each_kind
+@each_policy
+def test_each_table_is_as_if_it_were_alone(pooled, policy):
+    batches, start = random_batches(), {"init_fn": torch.nn.init.ones_}
+    together, _ = trained(pooled, policy, batches, **start)
+    found, stats = mixed_tables.weights_of(together), together.stats()
+    for only in ("ac", "b", "d", "e"):
+        alone, _ = trained(pooled, policy, batches, only=only, **start)
+        for name, weight in mixed_tables.weights_of(alone).items():
+            assert torch.equal(found[name], weight), name
+        for name, counts in alone.stats().items():
+            assert stats[name] == counts
+            assert counts.evicted > 0
+        for name, state in alone._embedding_module.fused_optimizer.state_dict()["state"].items():
+            other = together._embedding_module.fused_optimizer.state_dict()["state"][name]
+            assert all(torch.equal(other[key], value) for key, value in state.items()), name
+
+
+@each_kind
+@each_policy
+def test_a_resumed_run_is_the_same(pooled, policy):
+    batches = random_batches(14)
+    whole, optimizers = trained(pooled, policy, batches[:7])
+    fused = whole._embedding_module.fused_optimizer
+    saved = copy.deepcopy([m.state_dict() for m in (whole, fused, *optimizers)])
+    run(whole, optimizers, batches[7:])
+    resumed, others = trained(pooled, policy, [], seed=1)
+    for each, state in zip(
+        (resumed, resumed._embedding_module.fused_optimizer, *others), saved, strict=True
+    ):
+        each.load_state_dict(state)
+    run(resumed, others, batches[7:])
+    for key, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], value), key
+
+
+@each_kind
+@pytest.mark.parametrize("more_rows", [-1, 2])
+def test_vectors_and_state_move_with_their_ids(pooled, more_rows):
+    module, _ = trained(pooled, LRU_EvictionPolicy, random_batches())
+    fused = module._embedding_module.fused_optimizer
+    saved, state = copy.deepcopy((module.state_dict(), fused.state_dict()))
+    other, _ = trained(pooled, LRU_EvictionPolicy, [], seed=1, more_rows=more_rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        other.load_state_dict(saved)
+    other._embedding_module.fused_optimizer.load_state_dict(other.fit_optimizer_state(state))
+    assert set(other.load_reports) == {"a", "b", "c", "d"}
+    for table in "abcd":
+        before = by_id(module, table)
+        after = by_id(other, table)
+        assert len(after) == min(len(before), len(before) + more_rows)
+        assert after.items() <= before.items()
+
+
+def by_id(module, table: str) -> dict[int, tuple[str, str]]:
+    """Return the vector of each id that holds a row, and its state if the table trains itself."""
+    rows, ids = module._managed_collision_collection.maps()[table].held()
+    weight = mixed_tables.weights_of(module)[table]
+    fused = module._embedding_module.fused_optimizer.state.get(weight, {})
+    sums = fused["sum"][rows] if "sum" in fused else torch.zeros(len(rows))
+    pairs = zip(weight[rows].tolist(), sums.tolist(), strict=True)
+    return {
+        i: (str(vector), str(total)) for i, (vector, total) in zip(ids.tolist(), pairs, strict=True)
+    }
+
+
+@pytest.mark.filterwarnings(  # torch's own tracing warns about its own insides
+    "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
+)
+def test_a_compiled_run_is_the_same():
+    torch._dynamo.reset()
+    batches = random_batches(6)
+    plain, _ = trained(True, LRU_EvictionPolicy, batches)
+    module, optimizers = trained(True, LRU_EvictionPolicy, [])
+    compiled = torch.compile(module, backend="eager")
+    run(compiled, optimizers, batches)
+    for key, value in plain.state_dict().items():
+        assert torch.equal(module.state_dict()[key], value), key
+    torch._dynamo.reset()
