@@ -180,6 +180,68 @@ def test_from_meta_to_memory() -> None:
     assert bits(empty) == bits(module)
 
 
+PLACES = {
+    "plain": {},
+    "sparse": {"sparse": True},
+    "hashed": {"hash_size": 3},
+    "fused": {"optimizer": "adam", "lr": 0.1},
+    "inherited": {"optimizer": "adam"},
+}
+
+
+@pytest.mark.parametrize("options", PLACES.values(), ids=list(PLACES))
+@pytest.mark.parametrize("how", ["argument", "context", "default"])
+def test_the_default_device_is_heeded(how: str, options: dict) -> None:
+    def build(**device) -> EmbeddingBagCollection:
+        config = EmbeddingBagConfig(10, 4, "t", feature_names=["f"], **options)
+        return EmbeddingBagCollection(tables=[config], **device)
+
+    if how == "argument":
+        module = build(device="meta")
+    elif how == "context":
+        with torch.device("meta"):
+            module = build()
+    else:
+        torch.set_default_device("meta")
+        try:
+            module = build()
+        finally:
+            torch.set_default_device(None)
+    assert module.device.type == "meta"
+    tensors = [*module.parameters(), *module.buffers()]
+    state = module.fused_optimizer.state_dict()["state"].values()
+    tensors += [v for values in state for key, v in values.items() if key != "step"]
+    assert all(tensor.is_meta for tensor in tensors)
+    assert build(device="cpu").device.type == "cpu"
+
+
+def test_a_device_that_is_given_comes_before_the_default_one() -> None:
+    with torch.device("meta"):
+        module = make(device="cpu")
+    train(module, 0)
+    assert module.device.type == "cpu"
+    assert all(not p.is_meta for p in module.parameters())
+
+
+@pytest.mark.parametrize("options", PLACES.values(), ids=list(PLACES))
+def test_weights_assigned_to_a_collection_without_memory_are_all_it_needs(options: dict) -> None:
+    policy = {} if "hash_size" in options else {"id_policy": "clamp"}
+    config = EmbeddingBagConfig(10, 4, "t", feature_names=["f"], **policy, **options)
+    module = EmbeddingBagCollection(tables=[config], device="meta")
+    assert module.out_of_range_counts() == {"t": 0}
+    weight = torch.zeros(config.num_rows, 4)
+    module.load_state_dict({"embedding_bags.t.weight": weight}, assign=True)
+    assert module.device.type == "cpu"
+    assert module.out_of_range_counts() == {"t": 0}
+    for number in (1, 2):
+        module(KeyedJaggedTensor.from_lists({"f": [[77]]})).values().sum().backward()
+        assert module.out_of_range_counts() == {"t": number}
+    module.set_out_of_range_counts({"t": 9})
+    assert module.out_of_range_counts(reset=True) == {"t": 9}
+    state = module.fused_optimizer.state_dict()["state"].values()
+    assert all(not value.is_meta for values in state for value in values.values())
+
+
 def test_a_collection_without_memory_is_not_looked_up() -> None:
     empty = make(device="meta")
     with pytest.raises((ValueError, RuntimeError), match="meta"):

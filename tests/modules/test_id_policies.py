@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from torchrec import (
@@ -266,3 +267,22 @@ def test_contradicting_policies_are_refused() -> None:
         EmbeddingBagConfig(ROWS, 2, "t", id_policy="nonsense")
     with pytest.raises(ValueError, match="`hash_size` of table 't' should be at least 1"):
         EmbeddingBagConfig(ROWS, 2, "t", hash_size=0)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kind", ["bags", "sequences"])
+def test_activation_checkpointing_counts_once(kind: str, reentrant: bool) -> None:
+    config = EmbeddingBagConfig if kind == "bags" else EmbeddingConfig
+    collection = EmbeddingBagCollection if kind == "bags" else EmbeddingCollection
+    module = collection(tables=[config(10, 4, "t", feature_names=["a"], hash_size=3)])
+    kjt = KeyedJaggedTensor.from_lists({"a": [[1, 77], [-5]]})
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        out = module(kjt)
+        return (out["a"].values() if kind == "sequences" else out.values()) * x
+
+    for number in (1, 2):
+        x = torch.ones(1, requires_grad=True)
+        torch.utils.checkpoint.checkpoint(run, x, use_reentrant=reentrant).sum().backward()
+        assert x.grad is not None
+        assert module.out_of_range_counts() == {"t": 2 * number}

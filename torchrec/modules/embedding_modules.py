@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from torchrec.errors import IdOutOfRangeError
-from torchrec.modules._rows import export_rows, load_rows, reset_rows
+from torchrec.modules._table_collection import TableCollection
 from torchrec.modules._tables import (
-    Tables,
     check_tables,
     embedding_names_by_table,
-    initialise,
 )
 from torchrec.modules.embedding_configs import (
-    BaseEmbeddingConfig,
     EmbeddingBagConfig,
     EmbeddingConfig,
     PoolingType,
@@ -26,7 +21,6 @@ from torchrec.modules.embedding_configs import (
 )
 from torchrec.ops.embedding import Bags, Ids, lookup_bags, lookup_sequences, new_table
 from torchrec.optim.fused import FusedOptimizerModule
-from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 __all__ = [
@@ -38,8 +32,6 @@ __all__ = [
     "process_pooled_embeddings",
     "reorder_inverse_indices",
 ]
-
-C = TypeVar("C", bound="_Collection")
 
 
 def get_embedding_names_by_table(
@@ -165,191 +157,6 @@ class EmbeddingCollectionInterface(nn.Module, abc.ABC):
         """Return, for each table, the names of the outputs of its features."""
 
 
-class _Collection(nn.Module):
-    """Tables as parameters, their fused optimizer, their rows: common to both collections."""
-
-    _tables: Tables
-    _out_of_range: Tensor
-    _device: torch.device
-
-    def _set_tables(
-        self,
-        configs: Sequence[BaseEmbeddingConfig],
-        prefix: str,
-        make: Callable[[Any, torch.device], nn.Module],
-        device: torch.device | str | None,
-        output_dtype: torch.dtype | None,
-    ) -> None:
-        if output_dtype is not None and not (
-            isinstance(output_dtype, torch.dtype) and output_dtype.is_floating_point
-        ):
-            raise TypeError(
-                f"`output_dtype` should be a floating torch.dtype. Received {output_dtype!r}."
-            )
-        self._device = torch.device("cpu" if device is None else device)
-        holder = nn.ModuleDict()
-        modules = []
-        for config in configs:
-            modules.append(make(config, self._device))
-            holder[config.name] = modules[-1]
-        setattr(self, prefix, holder)
-        self._tables = Tables(configs, modules, prefix)
-        for weight, config in zip(self._tables.weights(), configs, strict=True):
-            weight.requires_grad_(config.enable_grad)
-            initialise(config, weight)
-        self._output_dtype = output_dtype
-        counts = torch.zeros(len(modules), dtype=torch.int64, device=self._device)
-        self.register_buffer("_out_of_range", counts, persistent=False)
-        self.register_load_state_dict_post_hook(_weights_loaded)  # type: ignore[no-untyped-call]
-
-    @property
-    def device(self) -> torch.device:
-        """The device that the tables were made on."""
-        return self._device
-
-    @property
-    def fused_optimizer(self) -> KeyedOptimizer:
-        """The optimizer of the tables that are updated in the backward pass."""
-        return self._tables.optimizer()
-
-    def reset_parameters(self) -> None:
-        """Give every table its initial weights anew, as a new collection has them; and no state."""
-        for config, weight in zip(self._tables.configs, self._tables.weights(), strict=True):
-            initialise(config, weight)
-        self._tables.reset_states()
-
-    def out_of_range_counts(self, reset: bool = False) -> dict[str, int]:
-        """Return how many ids outside ``[0, num_embeddings)`` each table has been given.
-
-        Counted are the tables with ``hash_size`` or an ``id_policy`` other than ``ERROR``. On an
-        accelerator this waits for the device; the look-ups, which count, do not.
-
-        Args:
-            reset: start again from 0.
-
-        Example:
-            >>> table = EmbeddingBagConfig(10, 4, "t", feature_names=["f"], hash_size=5)
-            >>> ebc = EmbeddingBagCollection(tables=[table])
-            >>> _ = ebc(KeyedJaggedTensor.from_lists({"f": [[3, 12], [-1]]}))
-            >>> ebc.out_of_range_counts()
-            {'t': 2}
-        """
-        names = [config.name for config in self._tables.configs]
-        counts = dict(zip(names, self._out_of_range.tolist(), strict=True))
-        if reset:
-            self._out_of_range.zero_()
-        return counts
-
-    def load_rows(
-        self, table: str, ids: Tensor, vectors: Tensor, reset_state: bool = False
-    ) -> None:
-        """Write rows of a table.
-
-        Args:
-            table: name of the table.
-            ids: rows, ``(N,)``, distinct.
-            vectors: ``(N, D)``, of any floating type.
-            reset_state: also set the state of the fused optimizer for these rows to what it was
-                before any update. By default it stays as it is.
-
-        Raises:
-            ValueError: for an unknown table, shapes that do not fit, or a row that comes twice.
-            IndexError: for a row that the table does not have.
-
-        Example:
-            >>> ebc = EmbeddingBagCollection(
-            ...     tables=[EmbeddingBagConfig(10, 2, "t", feature_names=["f"])]
-            ... )
-            >>> ebc.load_rows("t", torch.tensor([7]), torch.tensor([[1.0, 2.0]]))
-            >>> ids, vectors = ebc.export_rows("t", torch.tensor([7]))
-            >>> vectors.tolist()
-            [[1.0, 2.0]]
-        """
-        load_rows(self._tables, table, ids, vectors, reset_state)
-
-    def export_rows(self, table: str, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Read rows of a table.
-
-        Args:
-            table: name of the table.
-            ids: rows, ``(N,)``. Default: all.
-
-        Returns:
-            The rows, int64 ``(N,)``, and a copy of their vectors, ``(N, D)``.
-
-        Raises:
-            ValueError: for an unknown table.
-            IndexError: for a row that the table does not have.
-        """
-        return export_rows(self._tables, table, ids)
-
-    def reset_rows(self, table: str, rows: Tensor) -> None:
-        """Make rows as they were before any training, as for ids that have just got them.
-
-        That is: new initial weights; no gradient that waits for the former id, whatever form it
-        waits in; and no optimizer state. State of a fused table is reset at once, that of any other
-        optimizer when it next steps.
-
-        Weights are drawn from a generator of their own, which depends on the table and the rows
-        alone. An ``init_fn`` is called for a tensor of the shape of the whole table, unless it is
-        one of `torch.nn.init` that takes no notice of shapes.
-
-        Args:
-            table: name of the table.
-            rows: int64 ``(N,)``, distinct.
-
-        Raises:
-            TypeError: for rows that are no integers.
-            ValueError: for an unknown table.
-            IndexError: for a row that the table does not have.
-
-        Example:
-            >>> ebc = EmbeddingBagCollection(tables=[
-            ...     EmbeddingBagConfig(3, 1, "t", feature_names=["f"], init_fn=nn.init.ones_)
-            ... ])
-            >>> ebc.load_rows("t", torch.tensor([0, 1]), torch.tensor([[5.0], [6.0]]))
-            >>> ebc.reset_rows("t", torch.tensor([1, 2]))
-            >>> ebc.embedding_bags["t"].weight.tolist()
-            [[5.0], [1.0], [1.0]]
-        """
-        reset_rows(self._tables, table, rows)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop gradients, also those that fused tables have accumulated and not applied.
-
-        Args:
-            set_to_none: set gradients to None instead of zeros.
-        """
-        super().zero_grad(set_to_none)
-        self._tables.discard_gradients()
-
-    def _dtype(self) -> torch.dtype:
-        return self._tables.dtype if self._output_dtype is None else self._output_dtype
-
-    def _lookup_of(self, features: KeyedJaggedTensor) -> tuple[list[Tensor], Any, Any]:
-        """Return the weights, the spec for these features, and the groups that get a gradient."""
-        tables = self._tables
-        weights = tables.bound_weights()
-        recorded = torch.is_grad_enabled()
-        requires_grad = tuple([recorded and w.requires_grad for w in weights])
-        spec, groups = tables.lookup(tuple(features.keys()), requires_grad, tables.mode())
-        return weights, spec, groups
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._tables.bind()
-        self._device = self._out_of_range.device
-        return self
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._tables.bind()
-
-
-def _weights_loaded(collection: _Collection, _: object) -> None:
-    collection._tables.restart()
-
-
 def _make_bag(config: EmbeddingBagConfig, device: torch.device) -> nn.Module:
     mode = "sum" if config.pooling == PoolingType.NONE else pooling_type_to_str(config.pooling)
     weight = new_table(config.num_rows, config.embedding_dim, config.dtype, device)
@@ -363,7 +170,9 @@ def _make_embedding(config: EmbeddingConfig, device: torch.device) -> nn.Module:
     return nn.Embedding(config.num_rows, config.embedding_dim, _weight=weight)
 
 
-class EmbeddingBagCollection(_Collection, EmbeddingBagCollectionInterface, FusedOptimizerModule):
+class EmbeddingBagCollection(
+    TableCollection, EmbeddingBagCollectionInterface, FusedOptimizerModule
+):
     """Several embedding tables; the embeddings of each bag of ids are pooled into one.
 
     All tables are looked up in one call. This is the class for every use on one device: it is fast
@@ -377,7 +186,7 @@ class EmbeddingBagCollection(_Collection, EmbeddingBagCollectionInterface, Fused
         tables: the tables.
         is_weighted: whether each id comes with a weight that its embedding is multiplied with; if
             not, weights that features have are left unread.
-        device: of the tables. Default: the CPU.
+        device: of the tables. Default: PyTorch's default device.
         output_dtype: of the result. Default: that of the tables, the wider where they differ.
             Whatever it is, embeddings are summed in float32.
 
@@ -453,7 +262,7 @@ class EmbeddingBagCollection(_Collection, EmbeddingBagCollectionInterface, Fused
         bags = Bags(features.values(), features.offsets(), sample_weights)
         output, out_of_range = lookup_bags(weights, spec, bags, self._dtype(), groups)
         if tables.counts_ids:
-            self._out_of_range.add_(out_of_range)
+            self._count(out_of_range)
         return KeyedTensor(tables.embedding_names, tables.dims, output)
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
@@ -465,7 +274,7 @@ class EmbeddingBagCollection(_Collection, EmbeddingBagCollectionInterface, Fused
         return self._is_weighted
 
 
-class EmbeddingCollection(_Collection, EmbeddingCollectionInterface, FusedOptimizerModule):
+class EmbeddingCollection(TableCollection, EmbeddingCollectionInterface, FusedOptimizerModule):
     """Several embedding tables; each id gives one embedding, as sequence models want them.
 
     All tables are looked up in one call. The weights are ordinary parameters,
@@ -473,7 +282,7 @@ class EmbeddingCollection(_Collection, EmbeddingCollectionInterface, FusedOptimi
 
     Args:
         tables: the tables.
-        device: of the tables. Default: the CPU.
+        device: of the tables. Default: PyTorch's default device.
         need_indices: pass the ids on as the weights of the result.
         use_gather_select: without effect: there is one way to select.
         use_gather_select_per_sharding: likewise.
@@ -543,7 +352,7 @@ class EmbeddingCollection(_Collection, EmbeddingCollectionInterface, FusedOptimi
         except IdOutOfRangeError as error:
             raise _with_sample(error, features[error.feature].lengths()) from None
         if self._tables.counts_ids:
-            self._out_of_range.add_(out_of_range)
+            self._count(out_of_range)
         inputs = features.to_dict()
         result = {}
         for name, feature, output in zip(
@@ -572,10 +381,6 @@ class EmbeddingCollection(_Collection, EmbeddingCollectionInterface, FusedOptimi
         if len(dims) != 1:
             raise ValueError(f"All tables should have one `embedding_dim` here. Received {dims}.")
         return dims[0]
-
-    def embedding_names_by_table(self) -> list[list[str]]:
-        """Return, for each table, the names of the outputs of its features."""
-        return embedding_names_by_table(self._embedding_configs)
 
     def use_gather_select(self) -> bool:
         """Return what was given."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from torchrec.modules.collection import TableStore
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.feature_processor_ import FeatureProcessor, FeatureProcessorsCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
@@ -148,6 +149,10 @@ class FeatureProcessedEmbeddingBagCollection(nn.Module):
                 f"Received {list(feature_processors)}."
             )
         self._feature_processors = nn.ModuleDict(feature_processors)
+
+    def table_store(self) -> TableStore:
+        """Return the tables."""
+        return self._embedding_bag_collection
 
     def split(self) -> tuple[FeatureProcessorsCollection, EmbeddingBagCollection]:
         """Return the feature processors and the tables, as modules of their own."""

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from torchrec.modules.collection import TableStore
 from torchrec.modules.embedding_configs import (
-    BaseEmbeddingConfig,
     EmbeddingBagConfig,
     EmbeddingConfig,
     OptimizerType,
@@ -106,6 +106,8 @@ class _FusedCollection(nn.Module):
         object.__setattr__(self, "_collection", collection)
         for name, child in collection.named_children():
             self.add_module(name, child)
+        # The names are loaded here, so the collection would not hear of it.
+        self.register_load_state_dict_post_hook(_weights_loaded)  # type: ignore[no-untyped-call]
 
     @classmethod
     def _around(
@@ -124,6 +126,14 @@ class _FusedCollection(nn.Module):
         self._collection._apply(fn, recurse)
         return self
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop gradients, also those that were accumulated and not applied.
+
+        Args:
+            set_to_none: set gradients to None instead of zeros.
+        """
+        self._collection.zero_grad(set_to_none)
+
     @property
     def device(self) -> torch.device:
         """The device of the tables."""
@@ -134,6 +144,10 @@ class _FusedCollection(nn.Module):
         """The optimizer of the tables: its state, and learning rates to be changed."""
         return self._collection.fused_optimizer
 
+    def table_store(self) -> TableStore:
+        """Return the tables."""
+        return self._collection
+
     def optimizer_type(self) -> type[torch.optim.Optimizer]:
         """Return the class of the optimizer."""
         return self._optimizer_type
@@ -141,6 +155,10 @@ class _FusedCollection(nn.Module):
     def optimizer_kwargs(self) -> dict[str, Any]:
         """Return the arguments of the optimizer."""
         return self._optimizer_kwargs
+
+
+def _weights_loaded(fused: _FusedCollection, _: object) -> None:
+    fused._collection.weights_loaded()
 
 
 class FusedEmbeddingBagCollection(
@@ -156,7 +174,7 @@ class FusedEmbeddingBagCollection(
             `torchrec.optim.apply_optimizer_in_backward`.
         optimizer_kwargs: its arguments.
         is_weighted: whether each id comes with a weight.
-        device: of the tables. Default: the CPU.
+        device: of the tables. Default: PyTorch's default device.
         location: without effect: tables are where their device is.
 
     Raises:
@@ -216,7 +234,7 @@ class FusedEmbeddingCollection(
         optimizer_type: the class of the optimizer, one that can be fused, see
             `torchrec.optim.apply_optimizer_in_backward`.
         optimizer_kwargs: its arguments.
-        device: of the tables. Default: the CPU.
+        device: of the tables. Default: PyTorch's default device.
         need_indices: pass the ids on as the weights of the result.
         location: without effect: tables are where their device is.
 
@@ -324,13 +342,8 @@ def fuse_embedding_optimizer(
     return fused.get(model, model)
 
 
-def _check_free(collection: EmbeddingBagCollection | EmbeddingCollection) -> None:
-    configs: list[BaseEmbeddingConfig]
-    if isinstance(collection, EmbeddingBagCollection):
-        configs = list(collection.embedding_bag_configs())
-    else:
-        configs = list(collection.embedding_configs())
-    for config in configs:
+def _check_free(tables: TableStore) -> None:
+    for config in tables.table_configs():
         if config.optimizer is not None:
             raise ValueError(
                 f"`optimizer` of table '{config.name}' should be None, as the collection has one for "

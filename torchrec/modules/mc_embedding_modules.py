@@ -11,6 +11,7 @@ from torch.compiler import is_compiling
 from torchrec.modules._private import outside_graphs
 from torchrec.modules._rows import reset_rows
 from torchrec.modules._tables import Tables
+from torchrec.modules.collection import TableStore
 from torchrec.modules.collision.interface import ManagedCollisionModule
 from torchrec.modules.collision.module import MCHManagedCollisionModule
 from torchrec.modules.collision.saved_state import LoadReport
@@ -204,11 +205,15 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module):
         return maps.map_ids(features, self._reset_rows, mutate_miss_lengths)
 
     def _reset_rows(self, table: str, rows: Tensor) -> None:
-        reset_rows(self._embedding_module._tables, table, rows)
+        self._embedding_module.reset_rows(table, rows)
 
     # Evictions depend on the data: a graph of torch.compile ends before the maps, and a new one
     # begins behind them.
     _mapped_outside = outside_graphs(_mapped)
+
+    def table_store(self) -> TableStore:
+        """Return the tables: there, ids are rows."""
+        return self._embedding_module
 
     def stats(self, reset: bool = True) -> dict[str, ManagedCollisionStats]:
         """Return, for each table, how full its map is and what it has done since the last call.

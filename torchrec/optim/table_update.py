@@ -373,13 +373,16 @@ class TableUpdate(Owner):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is tied to this very parameter and to what it is updated with."""
-        left_out = {"joint": None, "_weight": None, "_hook": None, "_applied": None}
-        copied = {"step": self.step.clone(), "_collections": None}
-        return {**self.__dict__, **left_out, **copied}
+        left_out = dict.fromkeys(("joint", "_weight", "_hook", "_applied", "_collections"))
+        group = None if self.group is None else {**self.group, "params": []}
+        return {**self.__dict__, **left_out, "step": float(self.step), "group": group}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.step = torch.tensor(state["step"], dtype=torch.float64, device="cpu")
         self._collections = WeakSet()
+        if self.group is not None:
+            self.group = HyperGroup(self.group, self)
 
 
 def _without(waiting: RowGradients, rows: Tensor) -> RowGradients:

@@ -1,0 +1,257 @@
+"""What collections of pooled embeddings and of sequences have in common: a module that holds tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchrec.modules._recomputation import is_recomputation
+from torchrec.modules._rows import export_rows, load_rows, reset_rows
+from torchrec.modules._tables import Tables, embedding_names_by_table, initialise
+from torchrec.modules.collection import TableShard, TableStore
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.optim.keyed import KeyedOptimizer
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+
+class TableCollection(nn.Module):
+    """Tables as parameters: how they are trained, what becomes of their rows and of stray ids."""
+
+    _tables: Tables
+    _out_of_range: Tensor
+    _device: torch.device
+
+    def _set_tables(
+        self,
+        configs: Sequence[BaseEmbeddingConfig],
+        prefix: str,
+        make: Callable[[Any, torch.device], nn.Module],
+        device: torch.device | str | None,
+        output_dtype: torch.dtype | None,
+    ) -> None:
+        if output_dtype is not None and not (
+            isinstance(output_dtype, torch.dtype) and output_dtype.is_floating_point
+        ):
+            raise TypeError(
+                f"`output_dtype` should be a floating torch.dtype. Received {output_dtype!r}."
+            )
+        self._device = torch.get_default_device() if device is None else torch.device(device)
+        holder = nn.ModuleDict()
+        modules = []
+        for config in configs:
+            modules.append(make(config, self._device))
+            holder[config.name] = modules[-1]
+        setattr(self, prefix, holder)
+        self._tables = Tables(configs, modules, prefix)
+        for weight, config in zip(self._tables.weights(), configs, strict=True):
+            weight.requires_grad_(config.enable_grad)
+            initialise(config, weight)
+        self._output_dtype = output_dtype
+        counts = torch.zeros(len(modules), dtype=torch.int64, device=self._device)
+        self.register_buffer("_out_of_range", counts, persistent=False)
+        self.register_load_state_dict_post_hook(_weights_loaded)  # type: ignore[no-untyped-call]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the tables."""
+        weights = self._tables.weights()
+        return weights[0].device if weights else self._device
+
+    @property
+    def fused_optimizer(self) -> KeyedOptimizer:
+        """The optimizer of the tables that are updated in the backward pass."""
+        return self._tables.optimizer()
+
+    def reset_parameters(self) -> None:
+        """Give every table its initial weights anew, as a new collection has them; and no state."""
+        for config, weight in zip(self._tables.configs, self._tables.weights(), strict=True):
+            initialise(config, weight)
+        self._tables.reset_states()
+        self._tables.restart()
+
+    def out_of_range_counts(self, reset: bool = False) -> dict[str, int]:
+        """Return how many ids outside ``[0, num_embeddings)`` each table has been given.
+
+        Counted are the tables with ``hash_size`` or an ``id_policy`` other than ``ERROR``. On an
+        accelerator this waits for the device; the look-ups, which count, do not.
+
+        Args:
+            reset: start again from 0.
+
+        Example:
+            >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+            >>> table = EmbeddingBagConfig(10, 4, "t", feature_names=["f"], hash_size=5)
+            >>> ebc = EmbeddingBagCollection(tables=[table])
+            >>> _ = ebc(KeyedJaggedTensor.from_lists({"f": [[3, 12], [-1]]}))
+            >>> ebc.out_of_range_counts()
+            {'t': 2}
+        """
+        names = [config.name for config in self._tables.configs]
+        if self._out_of_range.is_meta:  # then nothing has been looked up
+            return dict.fromkeys(names, 0)
+        counts = dict(zip(names, self._out_of_range.tolist(), strict=True))
+        if reset:
+            self._out_of_range.zero_()
+        return counts
+
+    def set_out_of_range_counts(self, counts: Mapping[str, int]) -> None:
+        """Go on counting ids out of range from other numbers, say without those of an evaluation.
+
+        Args:
+            counts: by table; others stay as they are.
+
+        Raises:
+            ValueError: for an unknown table.
+        """
+        for table, count in counts.items():
+            self._out_of_range[self._tables.number(table)] = count
+
+    def _count(self, out_of_range: Tensor) -> None:
+        """Add what a look-up has counted, but for one that runs again for its backward pass."""
+        if is_recomputation():
+            return
+        if self._out_of_range.is_meta:  # made without memory; the weights have been assigned since
+            self._out_of_range = torch.zeros_like(out_of_range)
+        self._out_of_range.add_(out_of_range)
+
+    def table_store(self) -> TableStore:
+        """Return the tables: this very collection has them."""
+        return self
+
+    def table_configs(self) -> Sequence[BaseEmbeddingConfig]:
+        """Return the tables."""
+        return self._tables.configs
+
+    def table_shards(self, table: str) -> list[TableShard]:
+        """Return the tensors that hold the weights of a table: here one, the whole of it.
+
+        Args:
+            table: its name.
+
+        Raises:
+            ValueError: for an unknown table.
+        """
+        weight = self._tables.weights()[self._tables.number(table)]
+        return [TableShard(range(weight.shape[0]), range(weight.shape[1]), weight)]
+
+    def embedding_names_by_table(self) -> list[list[str]]:
+        """Return, for each table, the names of the outputs of its features."""
+        return embedding_names_by_table(self._tables.configs)
+
+    def load_rows(
+        self, table: str, ids: Tensor, vectors: Tensor, reset_state: bool = False
+    ) -> None:
+        """Write rows of a table.
+
+        Args:
+            table: name of the table.
+            ids: rows, ``(N,)``, distinct.
+            vectors: ``(N, D)``, of any floating type.
+            reset_state: also set the state of the fused optimizer for these rows to what it was
+                before any update. By default it stays as it is.
+
+        Raises:
+            ValueError: for an unknown table, shapes that do not fit, or a row that comes twice.
+            IndexError: for a row that the table does not have.
+
+        Example:
+            >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+            >>> ebc = EmbeddingBagCollection(
+            ...     tables=[EmbeddingBagConfig(10, 2, "t", feature_names=["f"])]
+            ... )
+            >>> ebc.load_rows("t", torch.tensor([7]), torch.tensor([[1.0, 2.0]]))
+            >>> ids, vectors = ebc.export_rows("t", torch.tensor([7]))
+            >>> vectors.tolist()
+            [[1.0, 2.0]]
+        """
+        load_rows(self._tables, table, ids, vectors, reset_state)
+
+    def export_rows(self, table: str, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Read rows of a table.
+
+        Args:
+            table: name of the table.
+            ids: rows, ``(N,)``. Default: all.
+
+        Returns:
+            The rows, int64 ``(N,)``, and a copy of their vectors, ``(N, D)``.
+
+        Raises:
+            ValueError: for an unknown table.
+            IndexError: for a row that the table does not have.
+        """
+        return export_rows(self._tables, table, ids)
+
+    def reset_rows(self, table: str, rows: Tensor) -> None:
+        """Make rows as they were before any training, as for ids that have just got them.
+
+        That is: new initial weights; no gradient that waits for the former id, whatever form it
+        waits in; and no optimizer state. State of a fused table is reset at once, that of any other
+        optimizer when it next steps.
+
+        Weights are drawn from a generator of their own, which depends on the table and the rows
+        alone. An ``init_fn`` is called for a tensor of the shape of the whole table, unless it is
+        one of `torch.nn.init` that takes no notice of shapes.
+
+        Args:
+            table: name of the table.
+            rows: int64 ``(N,)``, distinct.
+
+        Raises:
+            TypeError: for rows that are no integers.
+            ValueError: for an unknown table.
+            IndexError: for a row that the table does not have.
+
+        Example:
+            >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+            >>> ebc = EmbeddingBagCollection(tables=[
+            ...     EmbeddingBagConfig(3, 1, "t", feature_names=["f"], init_fn=nn.init.ones_)
+            ... ])
+            >>> ebc.load_rows("t", torch.tensor([0, 1]), torch.tensor([[5.0], [6.0]]))
+            >>> ebc.reset_rows("t", torch.tensor([1, 2]))
+            >>> ebc.embedding_bags["t"].weight.tolist()
+            [[5.0], [1.0], [1.0]]
+        """
+        reset_rows(self._tables, table, rows)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop gradients, also those that fused tables have accumulated and not applied.
+
+        Args:
+            set_to_none: set gradients to None instead of zeros.
+        """
+        super().zero_grad(set_to_none)
+        self._tables.discard_gradients()
+
+    def weights_loaded(self) -> None:
+        """Meet weights that were loaded: what waits, such as gradients, was for the former ones."""
+        self._tables.restart()
+
+    def _dtype(self) -> torch.dtype:
+        return self._tables.dtype if self._output_dtype is None else self._output_dtype
+
+    def _lookup_of(self, features: KeyedJaggedTensor) -> tuple[list[Tensor], Any, Any]:
+        """Return the weights, the spec for these features, and the groups that get a gradient."""
+        tables = self._tables
+        weights = tables.bound_weights()
+        recorded = torch.is_grad_enabled()
+        requires_grad = tuple([recorded and w.requires_grad for w in weights])
+        spec, groups = tables.lookup(tuple(features.keys()), requires_grad, tables.mode())
+        return weights, spec, groups
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._tables.bind()
+        self._device = self._out_of_range.device
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._tables.bind()
+
+
+def _weights_loaded(collection: TableCollection, _: object) -> None:
+    collection.weights_loaded()
