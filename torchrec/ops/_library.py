@@ -3,6 +3,14 @@
 An operator is defined once, by its family's ``schema.py``, and gets up to three implementations: ``reference.py``
 (plain PyTorch, any device; the specification), ``native.py`` (C++ kernels, CPU) and ``triton.py`` (CUDA). The
 PyTorch dispatcher chooses by the device of the tensors.
+
+A trip through the dispatcher to a kernel registered from Python costs 3 µs, more than the small kernels take. What
+``define`` returns therefore decides first, and nowhere else is it decided:
+
+- Plain CPU tensors, and nobody who would see the difference: the kernel, straight away.
+- ``torch.func`` or forward-mode AD at work: the reference. It is written out of place, so that PyTorch can
+  differentiate and batch it as it does any other formula.
+- All else (tracing of any kind, modes, subclasses, gradients, other devices): the dispatcher.
 """
 
 from __future__ import annotations
@@ -10,11 +18,25 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from operator import attrgetter
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.nn import Parameter
+
+from torchrec.ops._private import (
+    has_batched_grads,
+    has_tangents,
+    has_transforms,
+    is_observed,
+    is_wrapped,
+    jit_trace,
+    num_dispatch_modes,
+)
 
 ENVIRONMENT_VARIABLE = "ROWWISE_BACKEND"
 
@@ -57,6 +79,7 @@ def define(
     reference: Callable[..., object],
     fake: Callable[..., object],
     native_kernel: Callable[..., object] | None = None,
+    decided_by: Collection[str] | None = None,
     tags: tuple[torch.Tag, ...] = (),
 ) -> Callable[..., Any]:
     """Define the operator ``rowwise::<schema>`` and register its implementations.
@@ -66,10 +89,12 @@ def define(
         reference: plain PyTorch, right on every device.
         fake: shapes and dtypes of the results, for tracing.
         native_kernel: the CPU implementation on the native library; used where that library is in use.
+        decided_by: names of the arguments that are looked at to see whether the kernel may be called straight
+            away. Default: all tensors. The kernel itself checks the others.
         tags: tags of the operator, such as ``torch.Tag.needs_fixed_stride_order``.
 
     Returns:
-        The operator's default overload, to be called.
+        What to call, with positional arguments, all of them: see the head of this file.
     """
     name = schema.split("(", 1)[0]
     _library.define(schema, tags=tags)
@@ -83,7 +108,135 @@ def define(
             _library.impl(name, native_kernel, "CPU")
             chosen["cpu"] = Backend("native", _why)
     _backends[name] = chosen
-    return getattr(torch.ops.rowwise, name).default  # type: ignore[no-any-return]
+    operator = getattr(torch.ops.rowwise, name).default
+    kernel = None if native is None else native_kernel
+    of_type: dict[str, list[int]] = {"Tensor": [], "List[Tensor]": []}
+    for i, argument in enumerate(torch._C.parse_schema(f"rowwise::{schema}").arguments):
+        kind = str(argument.type).replace("Optional[Tensor]", "Tensor")
+        if kind in of_type and (decided_by is None or argument.name in decided_by):
+            of_type[kind].append(i)
+    return _chooser(operator, reference, kernel, of_type["Tensor"], of_type["List[Tensor]"])
+
+
+def _chooser(
+    operator: Callable[..., Any],
+    reference: Callable[..., Any],
+    kernel: Callable[..., Any] | None,
+    tensors: Sequence[int],
+    lists: Sequence[int],
+) -> Callable[..., Any]:
+    """Return what decides; ``tensors`` and ``lists`` are the positions of the arguments to look at."""
+
+    def step_aside(*args: Any) -> Any:
+        return reference(*args) if is_transformed() else operator(*args)
+
+    if kernel is None:
+        return step_aside
+
+    def choose(*args: Any) -> Any:
+        if is_dynamo_compiling():  # first: what follows cannot be traced
+            return operator(*args)
+        if is_observed():
+            return step_aside(*args)
+        for i in tensors:
+            tensor = args[i]
+            kind = type(tensor)
+            if kind is not Tensor and kind is not Parameter:
+                if tensor is not None:
+                    return step_aside(*args)
+            elif not tensor.is_cpu or (
+                tensor.dtype is not torch.int64 and not _is_as_it_lies(tensor)
+            ):
+                return step_aside(*args)
+        for i in lists:
+            if not _are_plain(args[i]):
+                return step_aside(*args)
+        return kernel(*args)
+
+    return choose
+
+
+def shortcut(
+    kernel: Callable[..., Any], *, composed: Callable[..., Any], tensors: tuple[int, ...]
+) -> Callable[..., Any]:
+    """Return a function that is no operator, but composed of others, with a kernel that does the same in one go.
+
+    Args:
+        kernel: on the native library.
+        composed: the same of plain PyTorch and of operators.
+        tensors: the positions of the arguments that are tensors, or None.
+
+    Returns:
+        What to call, with positional arguments: the kernel where ``define`` would call one, else ``composed``.
+    """
+    return _chooser(composed, composed, None if native is None else kernel, tensors, ())
+
+
+_PLAIN_TYPES = frozenset((Tensor, Parameter))
+
+
+def _is_as_it_lies(tensor: Tensor) -> bool:
+    """Say whether floating numbers are those in memory, and no gradient is asked of them.
+
+    A tensor may stand for the conjugate, the negative or zeros instead. (A sparse one has no address, and says so.)
+    """
+    if (tensor.requires_grad and torch.is_grad_enabled()) or has_batched_grads():
+        return False
+    return not (tensor.is_neg() or tensor.is_conj() or tensor._is_zerotensor())
+
+
+def _are_plain(tensors: Sequence[Tensor | None]) -> bool:
+    """Say whether kernels may read all tensors of a list, in a few passes that run at the speed of C."""
+    found = [tensor for tensor in tensors if tensor is not None]
+    return (
+        _PLAIN_TYPES.issuperset(map(type, found))
+        and all(map(_get_is_cpu, found))
+        and not has_batched_grads()
+        and not (torch.is_grad_enabled() and any(map(_get_requires_grad, found)))
+        and not any(map(Tensor.is_neg, found))
+        and not any(map(Tensor.is_conj, found))
+        and not any(map(Tensor._is_zerotensor, found))
+    )
+
+
+_get_is_cpu = attrgetter("is_cpu")
+_get_requires_grad = attrgetter("requires_grad")
+
+
+def is_transformed() -> bool:
+    """Say whether `torch.func`, forward-mode AD or a batched backward pass is at work.
+
+    They differentiate or batch a formula of PyTorch, but no kernel.
+    """
+    return not is_compiling() and (has_transforms() or has_tangents() or has_batched_grads())
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Say whether the numbers of a tensor can be looked at: at once, and without anybody taking note of it."""
+    return (
+        type(tensor) is Tensor
+        and tensor.is_cpu
+        and not is_compiling()
+        and not num_dispatch_modes()
+        and jit_trace() is None
+        and not (has_transforms() and is_wrapped(tensor))
+    )
+
+
+def refuse_jit_trace(what: str) -> None:
+    """Refuse to turn numbers of a tensor into Python's while `torch.jit.trace` records.
+
+    Args:
+        what: what is wanted of them.
+
+    Raises:
+        NotImplementedError: while recording.
+    """
+    if jit_trace() is not None:
+        raise NotImplementedError(
+            f"torch.jit.trace should not need {what}: they would stay those of the example. "
+            "torch.compile and torch.export can follow them."
+        )
 
 
 def backends() -> dict[str, dict[str, Backend]]:

@@ -21,7 +21,6 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from torchrec.ops._eager import is_plain
 from torchrec.ops.collision import schema
 from torchrec.ops.collision.state import (
     MAX_ROWS,
@@ -82,8 +81,6 @@ def find_ids(id_map: IdMap, ids: Tensor, missing: int = -1) -> Tensor:
         tensor([ 0, -1,  3])
     """
     ids = _integers("ids", ids)
-    if schema.kernels is not None and is_plain(ids):
-        return cast(Tensor, schema.kernels.find(id_map.ids, id_map.entries, ids, missing))
     return cast(Tensor, schema.id_map_find(id_map.ids, id_map.entries, ids, missing))
 
 
@@ -133,8 +130,6 @@ def count_ids(
     """
     ids = _integers("ids", ids)
     arguments = (id_map.ids, id_map.entries, counts, last, *history, totals, ids, now, missing)
-    if schema.kernels is not None and is_plain(ids):
-        return cast(Tensor, schema.kernels.count_(*arguments))
     return cast(Tensor, schema.id_map_count_(*arguments))
 
 

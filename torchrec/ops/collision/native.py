@@ -116,7 +116,7 @@ def replace_(
     if dtype not in (torch.int64, torch.float64):
         raise TypeError(f"`scores` should be int64 or float64. Received {dtype}.")
     room = min(count, ids.numel())
-    rows, chosen, evicted = (torch.empty(room, dtype=torch.int64) for _ in range(3))
+    rows, chosen, evicted = (ids.new_empty(room) for _ in range(3))
     changed, lost = _lib.id_map_replace(
         *_map(ids, occupied, index),
         _address("scores", scores, ids.numel(), dtype),

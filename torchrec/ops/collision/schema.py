@@ -43,6 +43,7 @@ id_map_find: Any = _library.define(
     reference=reference.find,
     fake=_fake_find,
     native_kernel=kernels.find if kernels else None,
+    decided_by=("ids", "wanted"),
 )
 id_map_count_: Any = _library.define(
     "id_map_count_(Tensor ids, Tensor index, Tensor(a!)? counts, Tensor(b!)? last,"
@@ -52,6 +53,7 @@ id_map_count_: Any = _library.define(
     reference=reference.count_,
     fake=_fake_count,
     native_kernel=kernels.count_ if kernels else None,
+    decided_by=("ids", "batch"),
 )
 id_map_replace_: Any = _library.define(
     "id_map_replace_(Tensor(a!) ids, Tensor(b!) occupied, Tensor(c!) index, Tensor scores,"

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.compiler import is_compiling
 
+from torchrec.ops._library import is_transformed
 from torchrec.ops.embedding import schema
 from torchrec.ops.embedding.spec import LookupSpec
 
@@ -318,9 +319,8 @@ def lookup_bags(
     _check_input(weights, spec, values)
     if offsets.dtype not in _INTEGERS:
         raise TypeError(f"`offsets` should be int32 or int64. Received {offsets.dtype}.")
-    if torch.is_grad_enabled() and (
-        groups or (sample_weights is not None and sample_weights.requires_grad)
-    ):
+    asked = groups or (sample_weights is not None and sample_weights.requires_grad)
+    if asked and torch.is_grad_enabled() and not is_transformed():
         output, out_of_range = _BagLookup.apply(  # type: ignore[no-untyped-call]
             spec, groups, dtype, values, offsets, sample_weights, bags.divisors, *weights
         )
@@ -362,7 +362,7 @@ def lookup_sequences(
         [[1.0, 2.0], [100.0, 200.0]]
     """
     _check_input(weights, spec, ids.values)
-    if groups and torch.is_grad_enabled():
+    if groups and torch.is_grad_enabled() and not is_transformed():
         outputs = _SequenceLookup.apply(  # type: ignore[no-untyped-call]
             spec, groups, dtype, ids.values, ids.starts, ids.counts, *weights
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from torchrec.ops._private import assert_later
 from torchrec.ops.embedding.failure import names_of_slot, raise_bad_bag, raise_bad_id
 from torchrec.ops.embedding.hyper import STEP, read_hyper
 from torchrec.ops.embedding.spec import (
@@ -104,7 +105,7 @@ def _check_ids(
         bad &= ids != NO_ROW
     if ids.device.type != "cpu":
         name, feature = names_of_slot(names, number)
-        torch._assert_async(
+        assert_later(
             ~bad.any(),
             f"Ids of feature '{feature}' should be in [0, {end}), the rows of table '{name}'.",
         )
@@ -282,7 +283,7 @@ def _bag_pairs(
     for slot in slots:
         table, weight = tables[slot.table], weights[slot.table]
         b = _Bags(table, slot, values, offsets, divisors, bags)
-        mine = grad[:, slot.column : slot.column + table.dim].to(_accumulate_dtype(weight))
+        mine = grad.narrow(1, slot.column, table.dim).to(_accumulate_dtype(weight))
         if slot.pooling == PoolingCode.MEAN:
             mine = mine / b.divisors
         each = mine[b.bag]
@@ -414,7 +415,7 @@ def embedding_bag_weights_grad(
     for slot in slots:
         table, weight = tables[slot.table], weights[slot.table]
         b = _Bags(table, slot, values, offsets, divisors, bags)
-        mine = grad[:, slot.column : slot.column + table.dim].to(_accumulate_dtype(weight))
+        mine = grad.narrow(1, slot.column, table.dim).to(_accumulate_dtype(weight))
         bag = b.bag[b.chosen.here]
         dots = (weight[b.chosen.rows].to(mine.dtype) * mine[bag]).sum(1)
         if slot.pooling == PoolingCode.MEAN:

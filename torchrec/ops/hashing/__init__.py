@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
-from torchrec.ops._eager import is_plain
-from torchrec.ops.hashing import native, schema
+from torchrec.ops.hashing import schema
 
 __all__ = ["hash_strings"]
 
@@ -53,6 +50,5 @@ def hash_strings(data: Tensor, offsets: Tensor, seed: int = 0) -> Tensor:
         raise ValueError("`offsets` should be one more than the strings. Received none.")
     if not -(1 << 63) <= seed < 1 << 63:
         raise ValueError(f"`seed` should be an int64. Received {seed}.")
-    if is_plain(data) and is_plain(offsets):
-        return native.hash_strings(data, offsets, seed)
-    return cast(Tensor, schema.hash_strings(data, offsets, seed))
+    hashes: Tensor = schema.hash_strings(data, offsets, seed)
+    return hashes

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrec.ops._eager import is_plain_data
-from torchrec.ops.interaction import native, schema
+from torchrec.ops.interaction import schema
 
 __all__ = ["dot_interaction"]
 
@@ -43,8 +42,6 @@ def dot_interaction(dense_features: Tensor, sparse_features: Tensor) -> Tensor:
     if dense_features.dtype != sparse_features.dtype:
         dtype = torch.promote_types(dense_features.dtype, sparse_features.dtype)
         dense_features, sparse_features = dense_features.to(dtype), sparse_features.to(dtype)
-    if is_plain_data(dense_features) and is_plain_data(sparse_features):
-        return native.dot_interaction(dense_features, sparse_features)
     output: Tensor = schema.dot_interaction(dense_features, sparse_features)
     return output
 

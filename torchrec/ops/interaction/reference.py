@@ -21,7 +21,8 @@ def dot_interaction_grad(grad: Tensor, dense: Tensor, sparse: Tensor) -> tuple[T
     vectors = torch.cat([dense.unsqueeze(1), sparse], 1)
     count, dim = vectors.size(1), vectors.size(2)
     first, second = torch.triu_indices(count, count, offset=1, device=dense.device)
-    factors = grad.new_zeros(grad.size(0), count, count)
-    factors[:, first, second] = grad[:, dim:]
+    pairs = first * count + second
+    factors = grad.new_zeros(grad.size(0), count * count).index_add(1, pairs, grad[:, dim:])
+    factors = factors.view(-1, count, count)
     each = torch.bmm(factors + factors.transpose(1, 2), vectors)
     return grad[:, :dim] + each[:, 0], each[:, 1:].contiguous()

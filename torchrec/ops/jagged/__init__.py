@@ -7,12 +7,11 @@ values have any dtype and any number of dimensions, the first of which is N, the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from torchrec.ops._eager import is_plain, is_plain_data
+from torchrec.ops._library import refuse_jit_trace, shortcut
 from torchrec.ops.jagged import native, schema
 
 __all__ = [
@@ -70,9 +69,8 @@ def lengths_to_offsets(lengths: Tensor) -> Tensor:
         tensor([0, 1, 1, 3])
     """
     _require_integers("lengths", lengths)
-    if is_plain(lengths):
-        return native.lengths_to_offsets(lengths)
-    return cast(Tensor, schema.lengths_to_offsets(lengths))
+    offsets: Tensor = schema.lengths_to_offsets(lengths)
+    return offsets
 
 
 def offsets_to_lengths(offsets: Tensor) -> Tensor:
@@ -106,10 +104,19 @@ def sum_equal_groups(lengths: Tensor, groups: int) -> list[int]:
         >>> sum_equal_groups(torch.tensor([1, 0, 2, 3]), 2)
         [1, 5]
     """
-    if is_plain(lengths):
-        return native.sum_equal_groups(lengths, groups)
+    sums: list[int] = _sum_equal_groups(lengths, groups)
+    return sums
+
+
+def _compose_sum_equal_groups(lengths: Tensor, groups: int) -> list[int]:
+    refuse_jit_trace("sums of lengths")
     sums: list[int] = lengths.view(groups, -1 if lengths.size(0) else 0).sum(1).tolist()
     return sums
+
+
+_sum_equal_groups = shortcut(
+    native.sum_equal_groups, composed=_compose_sum_equal_groups, tensors=(0,)
+)
 
 
 def sum_groups(lengths: Tensor, sizes: Sequence[int]) -> list[int]:
@@ -130,13 +137,20 @@ def sum_groups(lengths: Tensor, sizes: Sequence[int]) -> list[int]:
         raise ValueError(
             f"`sizes` should sum to the number of lengths ({lengths.size(0)}). Received {sum(sizes)}."
         )
-    if is_plain(lengths):
-        return native.sum_groups(lengths, sizes)
+    sums: list[int] = _sum_groups(lengths, sizes)
+    return sums
+
+
+def _compose_sum_groups(lengths: Tensor, sizes: Sequence[int]) -> list[int]:
+    refuse_jit_trace("sums of lengths")
     if not sizes:
         return []
     parts = torch.split_with_sizes(lengths, list(sizes))
     sums: list[int] = torch.stack([part.sum() for part in parts]).tolist()
     return sums
+
+
+_sum_groups = shortcut(native.sum_groups, composed=_compose_sum_groups, tensors=(0,))
 
 
 def lengths_fit(lengths: Tensor, total: int) -> bool:
@@ -146,9 +160,16 @@ def lengths_fit(lengths: Tensor, total: int) -> bool:
         >>> lengths_fit(torch.tensor([1, 0, 2]), 3)
         True
     """
-    if is_plain(lengths):
-        return native.lengths_fit(lengths, total)
+    fit: bool = _lengths_fit(lengths, total)
+    return fit
+
+
+def _compose_lengths_fit(lengths: Tensor, total: int) -> bool:
+    refuse_jit_trace("sums of lengths")
     return bool((lengths >= 0).all()) and int(lengths.sum()) == total
+
+
+_lengths_fit = shortcut(native.lengths_fit, composed=_compose_lengths_fit, tensors=(0,))
 
 
 def lengths_surely_fit(lengths: Tensor, total: int) -> bool:
@@ -170,11 +191,18 @@ def offsets_fit(offsets: Tensor, total: int) -> bool:
         >>> offsets_fit(torch.tensor([0, 2, 1]), 1)
         False
     """
-    if is_plain(offsets):
-        return native.offsets_fit(offsets, total)
+    fit: bool = _offsets_fit(offsets, total)
+    return fit
+
+
+def _compose_offsets_fit(offsets: Tensor, total: int) -> bool:
+    refuse_jit_trace("offsets")
     if offsets.numel() == 0 or int(offsets[0]) != 0 or int(offsets[-1]) != total:
         return False
     return bool((offsets[1:] >= offsets[:-1]).all())
+
+
+_offsets_fit = shortcut(native.offsets_fit, composed=_compose_offsets_fit, tensors=(0,))
 
 
 def jagged_index_select(
@@ -202,10 +230,10 @@ def jagged_index_select(
     _require_integers("lengths", lengths)
     _require_integers("bags", bags)
     if total is None:
+        refuse_jit_trace("the lengths taken")
         total = int(lengths.index_select(0, bags).sum())
-    if is_plain_data(values) and is_plain(lengths) and is_plain(bags):
-        return native.jagged_index_select(values, lengths, bags, total)
-    return cast("tuple[Tensor, Tensor]", schema.jagged_index_select(values, lengths, bags, total))
+    taken: tuple[Tensor, Tensor] = schema.jagged_index_select(values, lengths, bags, total)
+    return taken
 
 
 def keyed_index_select(
@@ -256,9 +284,15 @@ def keyed_index_select(
             f"{values.size(0)} values. Received lengths of shape {list(lengths.shape)}"
             + ("." if weights is None else f" and {weights.size(0)} weights.")
         )
-    plain = is_plain_data(values) and is_plain(lengths) and is_plain(samples)
-    if plain and (weights is None or is_plain_data(weights)):
-        return native.keyed_index_select(values, weights, lengths, samples, parts)
+    taken: tuple[Tensor, Tensor | None, Tensor] = _keyed_index_select(
+        values, weights, lengths, samples, parts
+    )
+    return taken
+
+
+def _compose_keyed_index_select(
+    values: Tensor, weights: Tensor | None, lengths: Tensor, samples: Tensor, parts: list[int]
+) -> tuple[Tensor, Tensor | None, Tensor]:
     keys, stride = lengths.shape
     if samples.is_cpu and bool(((samples < 0) | (samples >= stride)).any()):
         raise IndexError(f"`samples` should be in [0, {stride}), the batch. Received others.")
@@ -269,6 +303,11 @@ def keyed_index_select(
     if weights is not None:
         weights, _ = jagged_index_select(weights, lengths, bags)
     return taken, weights, of_bags
+
+
+_keyed_index_select = shortcut(
+    native.keyed_index_select, composed=_compose_keyed_index_select, tensors=(0, 1, 2, 3)
+)
 
 
 def jagged_to_padded(values: Tensor, offsets: Tensor, width: int, padding: float = 0.0) -> Tensor:
@@ -296,9 +335,8 @@ def jagged_to_padded(values: Tensor, offsets: Tensor, width: int, padding: float
         raise ValueError(f"`width` should be 0 or more. Received {width}.")
     if padding != 0:
         _require_representable(padding, values.dtype)
-    if is_plain_data(values) and is_plain(offsets):
-        return native.jagged_to_padded(values, offsets, width, padding)
-    return cast(Tensor, schema.jagged_to_padded(values, offsets, width, float(padding)))
+    padded: Tensor = schema.jagged_to_padded(values, offsets, width, float(padding))
+    return padded
 
 
 def padded_to_jagged(padded: Tensor, offsets: Tensor, total: int) -> Tensor:
@@ -325,6 +363,5 @@ def padded_to_jagged(padded: Tensor, offsets: Tensor, total: int) -> Tensor:
             f"`padded` should be [B, L, ...] with B = {offsets.size(0) - 1}, one less than the offsets. "
             f"Received {list(padded.shape)}."
         )
-    if is_plain_data(padded) and is_plain(offsets):
-        return native.padded_to_jagged(padded, offsets, total)
-    return cast(Tensor, schema.padded_to_jagged(padded, offsets, total))
+    values: Tensor = schema.padded_to_jagged(padded, offsets, total)
+    return values

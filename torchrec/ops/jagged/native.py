@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
+from torchrec.ops._private import has_transforms
 
 _lib: Any = native
-_modes = torch._C._len_torch_dispatch_stack
 _INT32_END = 2**31
 
 
@@ -44,7 +44,7 @@ def surely_fit(lengths: Tensor, total: int) -> bool:
         return False
     dtype = lengths.dtype
     wide = dtype is torch.int64
-    if not (wide or dtype is torch.int32) or _modes():
+    if not (wide or dtype is torch.int32) or has_transforms():
         return False
     return _lib.lengths_fit(lengths.data_ptr(), wide, lengths.numel(), total)  # type: ignore[no-any-return]
 
@@ -60,9 +60,8 @@ def offsets_fit(offsets: Tensor, total: int) -> bool:
 def lengths_to_offsets(lengths: Tensor) -> Tensor:
     """See ``reference.lengths_to_offsets``."""
     lengths = lengths.contiguous()
-    count, dtype = lengths.numel(), lengths.dtype
-    offsets = torch.empty(count + 1, dtype=dtype)
-    wide = dtype is torch.int64
+    count, wide = lengths.numel(), lengths.dtype is torch.int64
+    offsets = lengths.new_empty(count + 1)
     last = _lib.offsets_of(lengths.data_ptr(), wide, count, offsets.data_ptr())
     if last >= _INT32_END and not wide:
         raise ValueError(
@@ -88,7 +87,7 @@ def sum_groups(lengths: Tensor, sizes: Sequence[int]) -> list[int]:
 
 def select_lengths(lengths: Tensor, bags: Tensor) -> tuple[Tensor, int]:
     """Return ``lengths[bags]`` and their sum; both tensors are contiguous."""
-    taken = torch.empty(bags.numel(), dtype=lengths.dtype)
+    taken = lengths.new_empty(bags.numel())
     total = _lib.take_lengths(
         lengths.data_ptr(),
         lengths.dtype is torch.int64,
@@ -152,7 +151,7 @@ def keyed_index_select(
         samples.numel(),
         sizes,
     )
-    taken = torch.empty(keys * samples.numel(), dtype=lengths.dtype)
+    taken = lengths.new_empty(keys * samples.numel())
     total = _lib.take_sample_lengths(*chosen, values.size(0), taken.data_ptr())
     if total == -1:
         raise IndexError(f"`samples` should be in [0, {stride}), the batch. Received others.")

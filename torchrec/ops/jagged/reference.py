@@ -1,4 +1,4 @@
-"""The jagged operators in plain PyTorch: the specification, right on every device."""
+"""The jagged operators in plain PyTorch: the specification, on any device, and out of place, so differentiable."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from torch import Tensor
 
 def lengths_to_offsets(lengths: Tensor) -> Tensor:
     """Sum ``lengths`` up from 0: one offset more than lengths, of the same dtype."""
-    offsets = lengths.new_zeros(lengths.size(0) + 1)
-    offsets[1:] = torch.cumsum(lengths, 0)
-    return offsets
+    return torch.cat([lengths.new_zeros(1), torch.cumsum(lengths, 0, dtype=lengths.dtype)])
 
 
 def source_rows(lengths: Tensor, bags: Tensor, total: int) -> tuple[Tensor, Tensor]:
@@ -60,13 +58,11 @@ def jagged_to_padded(values: Tensor, offsets: Tensor, width: int, padding: float
     """Lay bag b into row b of ``[B, width, ...]``; cut what is longer, pad what is shorter."""
     rows, filled = _cells(offsets, width)
     padded = values.new_full((*rows.shape, *values.shape[1:]), padding)
-    padded[filled] = values[rows[filled]]
-    return padded
+    return padded.index_put(filled.nonzero(as_tuple=True), values[rows[filled]])
 
 
 def padded_to_jagged(padded: Tensor, offsets: Tensor, total: int) -> Tensor:
     """Take bag b from row b of ``padded``; a bag longer than the row ends in zeros."""
     rows, filled = _cells(offsets, padded.size(1))
     values = padded.new_zeros((total, *padded.shape[2:]))
-    values[rows[filled]] = padded[filled]
-    return values
+    return values.index_put((rows[filled],), padded[filled.nonzero(as_tuple=True)])

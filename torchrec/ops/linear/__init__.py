@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.nn import functional
+
+from torchrec.ops._private import is_observed
 
 __all__ = ["linear"]
 
@@ -21,8 +22,6 @@ __all__ = ["linear"]
 # vectors.
 _LEAST_PRODUCTS = 1 << 22
 _LEAST_SIDE = 32
-
-_modes = torch._C._len_torch_dispatch_stack
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
@@ -68,9 +67,7 @@ def _pays(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and (bias is None or bias.dtype is torch.float32)
         and weight.size(1) == input.size(1)
         and _available()
-        and _modes() == 0
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
+        and not is_observed()
         and not torch.is_autocast_enabled("cpu")
     )
 

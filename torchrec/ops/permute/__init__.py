@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import Tensor
 
-from torchrec.ops._eager import is_plain, is_plain_data
+from torchrec.ops._library import shortcut
 from torchrec.ops.jagged import sum_groups
 from torchrec.ops.permute import native, schema
 
@@ -54,20 +54,48 @@ def permute_jagged(
         keys = len(strides)
     if order and not (min(order) >= 0 and max(order) < keys):
         raise IndexError(f"`order` should hold positions in [0, {keys}). Received {order}.")
-    plain = (
-        is_plain_data(values) and is_plain(lengths) and (weights is None or is_plain_data(weights))
-    )
-    all_once = keys == len(order) == len(set(order))
-    if sizes is None and (plain or not all_once):
+    rows, out, taken = _permute_jagged(lengths, values, weights, strides, order, sizes)
+    return rows, out, taken
+
+
+def _all_once(order: list[int], keys: int) -> bool:
+    return keys == len(order) == len(set(order))
+
+
+def _permute_sized(
+    lengths: Tensor,
+    values: Tensor,
+    weights: Tensor | None,
+    strides: int | list[int],
+    order: list[int],
+    sizes: list[int] | None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    if sizes is None:
         sizes = sum_groups(lengths, cast("list[int]", strides))
-    total = values.size(0) if all_once or sizes is None else sum([sizes[i] for i in order])
-    if plain and sizes is not None:
-        return native.permute_sized(lengths, values, weights, strides, order, sizes, total)
+    total = values.size(0) if _all_once(order, len(sizes)) else sum([sizes[i] for i in order])
+    return native.permute_sized(lengths, values, weights, strides, order, sizes, total)
+
+
+def _compose_permute_jagged(
+    lengths: Tensor,
+    values: Tensor,
+    weights: Tensor | None,
+    strides: int | list[int],
+    order: list[int],
+    sizes: list[int] | None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    each = [strides] * len(sizes or ()) if isinstance(strides, int) else strides
     if not isinstance(order, list) or not all(isinstance(i, int) for i in order):
         raise TypeError(f"`order` should be a list of positions. Received {order!r}.")
-    each = [strides] * keys if isinstance(strides, int) else strides
+    total = values.size(0)
+    if not _all_once(order, len(each)):
+        sizes = sum_groups(lengths, each) if sizes is None else sizes
+        total = sum([sizes[i] for i in order])
     rows, out, taken = schema.permute_jagged(lengths, values, weights, each, order, total)
     return rows, None if weights is None else out, taken
+
+
+_permute_jagged = shortcut(_permute_sized, composed=_compose_permute_jagged, tensors=(0, 1, 2))
 
 
 def regroup(inputs: list[Tensor], pieces: list[int], counts: list[int]) -> list[Tensor]:
@@ -91,6 +119,5 @@ def regroup(inputs: list[Tensor], pieces: list[int], counts: list[int]) -> list[
         >>> regroup([a, b], [0, 1, 2, 1, 0, 1, 0, 0, 1], [2, 1])
         [tensor([[2, 3, 4]]), tensor([[1]])]
     """
-    if all(is_plain_data(tensor) for tensor in inputs):
-        return native.regroup(inputs, pieces, counts)
-    return cast("list[Tensor]", schema.regroup(inputs, pieces, counts))
+    outputs: list[Tensor] = schema.regroup(inputs, pieces, counts)
+    return outputs

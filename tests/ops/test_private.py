@@ -1,0 +1,105 @@
+"""Each private name of PyTorch that the choice of an implementation uses is there and answers right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchrec.ops import _private
+
+# Forward-mode AD scripts a function or two when it is first used.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+
+
+class Through(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_at_work_by_itself() -> None:
+    assert _private.num_dispatch_modes() == _private.num_function_modes() == 0
+    assert _private.jit_trace() is None
+    assert not _private.has_transforms()
+    assert not _private.has_tangents()
+    assert not _private.has_batched_grads()
+    assert not _private.is_wrapped(torch.ones(1))
+    assert not _private.is_observed()
+    with torch.no_grad(), torch.autocast("cpu"):
+        assert not _private.is_observed()
+    with torch.inference_mode():
+        assert not _private.is_observed()
+
+
+def test_modes_are_counted() -> None:
+    with Through():
+        assert _private.num_dispatch_modes() == 1
+        assert _private.is_observed()
+    with torch.device("cpu"):
+        assert _private.num_function_modes() == 1
+        assert _private.is_observed()
+    assert not _private.is_observed()
+
+
+def seen_in(run) -> list[tuple[bool, bool, bool, bool]]:
+    """What is at work inside a function that `run` is given: recording, transforms, tangents, a wrapped argument."""
+    found = []
+
+    def inside(x):
+        found.append(
+            (
+                _private.jit_trace() is not None,
+                _private.has_transforms(),
+                _private.has_tangents(),
+                _private.is_wrapped(x),
+            )
+        )
+        assert _private.is_observed()
+        return (x * 2).sum()
+
+    run(inside)
+    assert not _private.is_observed()
+    return found
+
+
+def dual(function) -> None:
+    with forward_ad.dual_level():
+        function(forward_ad.make_dual(torch.ones(3), torch.ones(3)))
+
+
+def test_a_recording_is_seen() -> None:
+    run = lambda f: torch.jit.trace(f, (torch.ones(3),), check_trace=False)  # noqa: E731
+    assert seen_in(run)[0] == (True, False, False, False)
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        pytest.param(lambda f: torch.func.grad(f)(torch.ones(3)), (False, True, False, True), id="grad"),
+        pytest.param(lambda f: torch.func.vmap(f)(torch.ones(2, 3)), (False, True, False, True), id="vmap"),
+        pytest.param(
+            lambda f: torch.func.jvp(f, (torch.ones(3),), (torch.ones(3),)), (False, True, True, True), id="jvp"
+        ),
+        pytest.param(dual, (False, False, True, False), id="dual"),
+    ],
+)  # fmt: skip
+def test_transforms_are_seen(run, expected) -> None:
+    assert seen_in(run) == [expected]
+
+
+def test_batched_gradients_are_seen() -> None:
+    seen = []
+    x = torch.ones(3, requires_grad=True)
+    y = x * 2
+    y.register_hook(lambda _: seen.append(_private.has_batched_grads()))
+    torch.autograd.grad(y, x, torch.eye(3), is_grads_batched=True)
+    torch.autograd.grad(x * 3, x, torch.ones(3))
+    assert seen == [True]
+    assert not _private.has_batched_grads()
+
+
+def test_assertions_of_a_device() -> None:
+    _private.assert_later(torch.tensor(True), "fine")
+    with pytest.raises(RuntimeError, match="not so"):
+        _private.assert_later(torch.tensor(False), "not so")

@@ -1,0 +1,48 @@
+"""What the choice of an implementation asks of PyTorch's private API, all of it in this one file.
+
+``tests/ops/test_private.py`` says what each should answer, and so whether another version of PyTorch still does.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+# How many `TorchDispatchMode`s are in force (fake tensors, `make_fx`, logging, ...).
+num_dispatch_modes = torch._C._len_torch_dispatch_stack
+# How many `TorchFunctionMode`s are in force; a default device is one.
+num_function_modes = torch._C._len_torch_function_stack
+# What `torch.jit.trace` is recording into; None: it is not recording.
+jit_trace = torch._C._get_tracing_state
+# Whether `torch.func` is transforming what runs now (grad, jvp, vmap, ...).
+has_transforms = torch._C._are_functorch_transforms_active
+# Whether a backward pass runs for several gradients at once (`torch.autograd.grad(is_grads_batched=True)`).
+has_batched_grads = partial(
+    torch._C._dispatch_tls_is_dispatch_key_included, torch._C._dispatch_key_parse("VmapMode")
+)
+# Fails on the device when it gets there, instead of waiting for it here.
+assert_later = torch._assert_async
+
+
+def has_tangents() -> bool:
+    """Say whether forward-mode AD is at work, so that tensors may have tangents."""
+    return forward_ad._current_level >= 0
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Say whether a transform stands between the tensor and its numbers."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def is_observed() -> bool:
+    """Say whether somebody would see that a call has gone past the dispatcher."""
+    return (
+        num_dispatch_modes() > 0
+        or num_function_modes() > 0
+        or has_transforms()
+        or forward_ad._current_level >= 0
+        or jit_trace() is not None
+    )
