@@ -230,6 +230,8 @@ OWNED = {
     "a hook of one module": {
         "torchrec/types.py": "def f(module): module.register_forward_hook(print)\n"
         "def g(module): module.register_module('a', None)\n",
+        "torchrec/optim/step_hook.py": "from torch.optim.optimizer "
+        "import register_optimizer_step_pre_hook",
     },
     "a cast that is not typing's": {
         "torchrec/types.py": "def f(array, cast): cast(array.cast(int))"

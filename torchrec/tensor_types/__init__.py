@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from torchrec.tensor_types._private import PIN_MEMORY, TO_COPY, UNSAFE_VIEW, make_wrapper_subclass
+
 T = TypeVar("T")
 X = TypeVar("X", bound="UIntXTensor")
 _HANDLERS: dict[Any, Callable[..., Any]] = {}
@@ -134,7 +136,7 @@ class UIntXTensor(torch.Tensor):
                 "`elem` should have the bytes of its last dimension side by side. "
                 f"Received strides {elem.stride()}."
             )
-        packed: X = torch.Tensor._make_wrapper_subclass(
+        packed: X = make_wrapper_subclass(
             cls,
             shape,
             strides=(*(N * stride for stride in elem.stride()[:-1]), 1),
@@ -273,7 +275,7 @@ def _same_shape(func: Callable[..., Any], x: X, **kwargs: Any) -> X:
     return _wrap(x, func(x.elem, **kwargs))
 
 
-@_handles(_aten._to_copy.default, _aten._pin_memory.default)
+@_handles(TO_COPY, PIN_MEMORY)
 def _to(func: Callable[..., Any], x: X, *args: Any, **kwargs: Any) -> X:
     _check_dtype(kwargs.get("dtype"))
     return _wrap(x, func(x.elem, *args, **kwargs))
@@ -290,7 +292,7 @@ def _bytes(func: Callable[..., Any], x: X, dtype: torch.dtype) -> torch.Tensor:
     return x.elem
 
 
-@_handles(_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default)
+@_handles(_aten.view.default, UNSAFE_VIEW, _aten.reshape.default)
 def _view(func: Callable[..., Any], x: X, size: Sequence[int]) -> X:
     # A last dimension of -1 is for the bytes to find out.
     packed = (*size[:-1], -1) if size and size[-1] == -1 else down_size(x.N, size)
