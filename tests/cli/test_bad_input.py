@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from torchrec import cli
+from torchrec.files import json_with_checksum, parse_json
 
 N = 400
 FEATURES: dict[str, dict[str, Any]] = {
@@ -486,7 +487,7 @@ def test_a_damaged_bundle(run: Desk, name: str, how: str) -> None:
 
 def test_a_bundle_that_is_newer_or_not_there(run: Desk) -> None:
     path = Path("run/model/bundle.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 9}))
+    path.write_text(json_with_checksum({**parse_json(path.read_text()), "format": 9}))
     assert "Received format 9" in run.refuses("predict", "run", "clicks.parquet")
     shutil.rmtree("run/model")
     assert "`torchrec train --resume`" in run.refuses("predict", "run", "clicks.parquet")

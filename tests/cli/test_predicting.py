@@ -13,12 +13,13 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 from torchrec import cli
+from torchrec.bundle import save_bundle
 from torchrec.datasets.features import DenseFeature, SparseFeature
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.synthetic import ClickLog, write_click_log
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.experiment.build import build_model
-from torchrec.experiment.bundle import save_bundle
+from torchrec.experiment.files import dump_experiment
 from torchrec.experiment.schema import Experiment
 from torchrec.inference import load
 
@@ -51,7 +52,8 @@ def run(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     transform = FeatureTransform(experiment.features, "click").fit([pq.read_table(log)])
     torch.manual_seed(0)
     model = build_model(experiment.model, experiment.training, transform)
-    save_bundle(folder / "model", experiment, transform, model)
+    documents = {"experiment.yaml": dump_experiment(experiment)}
+    save_bundle(folder / "model", model, transform, experiment.model, documents=documents)
     return folder
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import torchrec.inference
+from torchrec.bundle import save_bundle
 from torchrec.datasets.features import (
     AnyFeature,
     DenseFeature,
@@ -25,8 +26,8 @@ from torchrec.datasets.features import (
 )
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.transform import FeatureTransform
-from torchrec.experiment.build import build_model
-from torchrec.experiment.bundle import save_bundle
+from torchrec.experiment.build import build_model, table_optimizer
+from torchrec.experiment.files import FILE_NAME, dump_experiment
 from torchrec.experiment.schema import Experiment
 from torchrec.inference import Predictor
 from torchrec.models.registry import names
@@ -88,7 +89,14 @@ def trained(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    save_bundle(folder, experiment, transform, model)
+    save_bundle(
+        folder,
+        model,
+        transform,
+        experiment.model,
+        table_optimizer(experiment.training),
+        {FILE_NAME: dump_experiment(experiment)},
+    )
     return transform, model.eval()
 
 

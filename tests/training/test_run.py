@@ -20,9 +20,10 @@ import torch
 
 from tests.training.killing import ending, write_clicks
 from torchrec import cli
-from torchrec.experiment.bundle import load_bundle
+from torchrec.bundle import load_bundle
 from torchrec.experiment.files import check_experiment, load_experiment
 from torchrec.experiment.schema import Experiment
+from torchrec.inference import load
 from torchrec.training import Observer, checkpoint
 from torchrec.training.progress import PlainLines
 from torchrec.training.run import RunResult, run_experiment
@@ -122,7 +123,7 @@ def test_the_bundle_is_the_model(name: str, clicks: Path, tmp_path: Path) -> Non
 
     what = experiment(clicks, model={"name": name})
     result = run(what, tmp_path / "run")
-    bundle = load_bundle(tmp_path / "run" / "model")
+    bundle = load_bundle(tmp_path / "run" / "model", trainable=True)
     data = RunData(what)
     assert data.test is not None
     assert Trainer(bundle.model).evaluate(data.test).to_json() == result.test
@@ -228,8 +229,7 @@ def test_text_whose_types_change_later(
     assert run(what, tmp_path / "run", resume=True) == result  # its types are no change
     assert run(saved, tmp_path / "same").test == result.test
 
-    bundle = load_bundle(tmp_path / "run" / "model")
-    assert bundle.experiment.data.types == saved.data.types
+    assert load(tmp_path / "run").experiment.data.types == saved.data.types
     (tmp_path / "new.csv").write_text("user,price,zip\n7,3,007\n7,3,7\n")
     arguments = ["predict", str(tmp_path / "run"), str(tmp_path / "new.csv"), "--keep-columns"]
     assert cli.main([*arguments, "-o", str(tmp_path / "new.parquet")]) == 0

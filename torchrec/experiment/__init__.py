@@ -1,1 +1,1 @@
-"""What is trained: the experiment file, the model it declares, the bundle it ends in."""
+"""What is trained: the experiment file, and the model it declares."""

@@ -24,6 +24,9 @@ from torchrec.models.registry import upgraded_section
 if TYPE_CHECKING:
     import pyarrow as pa
 
+FILE_NAME = "experiment.yaml"
+"""What an experiment file is called where this library writes it beside what came of it."""
+
 _PATHS = ("train", "valid", "test")
 
 

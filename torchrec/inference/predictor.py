@@ -11,14 +11,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from torchrec.bundle import Builder, is_bundle, load_bundle
 from torchrec.datasets._batch import Batch
 from torchrec.datasets.features import DenseFeature, TextType, number_columns, text_columns
 from torchrec.datasets.text_types import schema_of
 from torchrec.datasets.transform import FeatureTransform
-from torchrec.experiment.bundle import load_bundle
+from torchrec.experiment.files import FILE_NAME, check_experiment, parse_experiment_yaml
 from torchrec.experiment.schema import Experiment
 from torchrec.inference.columns import require, to_table
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.runs import RunFolder
 
 if TYPE_CHECKING:
     from torchrec.datasets.transform import FeatureCounts
@@ -34,17 +36,31 @@ class Predictor:
     batches of other sizes matrix products may sum in another order: the last bit can differ.
 
     Args:
-        experiment: what was trained.
+        experiment: what was trained; None for a model that was trained without one.
         transform: from columns to the model's inputs.
         model: from these to logits; is put in evaluation mode.
     """
 
     def __init__(
-        self, experiment: Experiment, transform: FeatureTransform, model: nn.Module
+        self, experiment: Experiment | None, transform: FeatureTransform, model: nn.Module
     ) -> None:
-        self.experiment = experiment
+        self._experiment = experiment
         self.transform = transform
         self.model = model.eval()
+
+    @property
+    def experiment(self) -> Experiment:
+        """What was trained.
+
+        Raises:
+            ValueError: the model was trained without an experiment.
+        """
+        if self._experiment is None:
+            raise ValueError(
+                f"The bundle of the model should hold {FILE_NAME}, as `torchrec train` writes it. "
+                "Received none: it was saved without."
+            )
+        return self._experiment
 
     @property
     def input_columns(self) -> list[str]:
@@ -76,7 +92,8 @@ class Predictor:
             if kinds.get(name) == "strings":
                 names.append(feature.column or name)
         strings: dict[str, TextType] = dict.fromkeys(names, "string")
-        return schema_of(strings | self.experiment.data.types)
+        given = {} if self._experiment is None else self._experiment.data.types
+        return schema_of(strings | given)
 
     @property
     def number_types(self) -> dict[str, TextType]:
@@ -194,46 +211,47 @@ def _joined(parts: Iterable[Tensor]) -> Tensor:
     return torch.cat([torch.empty(0), *parts])
 
 
-def load(path: str | os.PathLike[str]) -> Predictor:
+def load(path: str | os.PathLike[str], builder: Builder | None = None) -> Predictor:
     """Load a saved model.
 
     Args:
         path: a run folder, or the bundle in it (``model/``).
+        builder: makes the model, if it is one of your own: see `torchrec.bundle.load_bundle`.
 
     Raises:
         FileNotFoundError: there is neither.
-        ValueError: the bundle is damaged, or of a newer format.
+        ValueError: the bundle is damaged, of a newer format, or of a model that needs a ``builder``.
 
     Example:
         >>> import tempfile
         >>> from torchrec.datasets.features import SparseFeature
-        >>> from torchrec.experiment.build import build_model
-        >>> from torchrec.experiment.bundle import save_bundle
+        >>> from torchrec.bundle import save_bundle
+        >>> from torchrec.models.registry import ModelSection, build_model
         >>> clicks = {"user": ["ann", "ben"], "click": [0, 1]}
-        >>> experiment = Experiment.model_validate(
-        ...     {
-        ...         "data": {"train": "/clicks.parquet", "label": "click"},
-        ...         "features": {"user": SparseFeature(rows=100)},
-        ...     }
-        ... )
-        >>> transform = FeatureTransform(experiment.features, "click").fit([pa.table(clicks)])
-        >>> model = build_model(experiment.model, experiment.training, transform)
+        >>> transform = FeatureTransform({"user": SparseFeature(rows=100)}, "click")
+        >>> section = ModelSection(name="deepfm", dim=4)
+        >>> model = build_model(section, transform.fit([pa.table(clicks)]))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_bundle(f"{folder}/model", experiment, transform, model)
+        ...     save_bundle(f"{folder}/model", model, transform, section)
         ...     predictor = load(folder)
         >>> predictor.predict({"user": ["ann", "eve", None]}).shape
         torch.Size([3])
         >>> predictor.predict({"user": "ann"}).allclose(predictor.predict(clicks)[:1])
         True
     """
-    folder = Path(path)
-    if not (folder / "bundle.json").is_file() and not (folder / "weights.safetensors").is_file():
-        if (folder / "model").is_dir():
-            folder = folder / "model"
-        elif (folder / "experiment.yaml").is_file():
+    folder, run = Path(path), RunFolder(path)
+    if not is_bundle(folder):
+        if run.model.is_dir():
+            folder = run.model
+        elif run.experiment.is_file():
             raise FileNotFoundError(
-                f"The run in '{folder}' should have a model in '{folder / 'model'}'. Received none: "
-                "it has not ended; `torchrec train --resume` goes on with it."
+                f"The run in '{folder}' should have a model in '{run.model}'. Received none: it has "
+                "not ended; `torchrec train --resume` goes on with it."
             )
-    bundle = load_bundle(folder)
-    return Predictor(bundle.experiment, bundle.transform, bundle.model)
+    bundle = load_bundle(folder, builder=builder)
+    text = bundle.documents.get(FILE_NAME)
+    if text is None:
+        return Predictor(None, bundle.transform, bundle.model)
+    name = str(folder / FILE_NAME)
+    experiment = check_experiment(parse_experiment_yaml(text, name), name)
+    return Predictor(experiment, bundle.transform, bundle.model)

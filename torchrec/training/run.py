@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from torchrec.experiment.build import build_model
-from torchrec.experiment.bundle import save_bundle
-from torchrec.experiment.files import dump_experiment, load_experiment
+from torchrec.bundle import save_bundle
+from torchrec.experiment.build import build_model, table_optimizer
+from torchrec.experiment.files import FILE_NAME, dump_experiment, load_experiment
 from torchrec.experiment.schema import Experiment, TrainingSection
 from torchrec.runs import RunFolder, RunReport, RunResult, lock
 from torchrec.training.checkpoint import Checkpoints
@@ -98,7 +98,14 @@ def _run(experiment: Experiment, run: RunFolder, told: Sequence[Observer]) -> Ru
         id_counts=IdCounts(data.transform, data.evaluated, model),
     )
     fitted = trainer.fit(data.train, data.valid, data.test, resume=True, batches=data.train_batches)
-    save_bundle(run.model, data.experiment, data.transform, model)
+    save_bundle(
+        run.model,
+        model,
+        data.transform,
+        data.experiment.model,
+        table_optimizer(data.experiment.training),
+        {FILE_NAME: dump_experiment(data.experiment)},
+    )
     drawn = fitted.valid if fitted.test is None else fitted.test
     curves = {} if drawn is None else drawn.curves
     run.write_report(RunReport(table_facts(model, data.transform, trainer.optimizer), curves))

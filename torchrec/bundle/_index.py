@@ -1,0 +1,127 @@
+"""What `bundle.json` says: what to build, where the weights are, and digests of all files."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from torchrec.bundle._format1 import facts_of_format_1
+from torchrec.files import DamagedError, FolderIndex, check_files, read_index
+from torchrec.models.registry import ModelSection, TableOptimizer
+
+FORMAT = 2
+"""The format that is written, and the newest that is read."""
+
+INDEX = "bundle.json"
+README = "README.txt"  # for people, who may write into it: nothing reads it, so it has no digest
+TRANSFORM = "transform"
+WEIGHTS = "weights.safetensors"
+
+
+class WeightFile(BaseModel):
+    """A file of weights.
+
+    Attributes:
+        file: its name.
+        layout: how tensors lie in it: ``"whole"``, each as the model has it. Parts of tensors, and
+            quantised ones with their scales, will be further layouts.
+    """
+
+    file: str
+    layout: str = "whole"
+
+
+class Facts(BaseModel):
+    """What the index says beside format and files; whatever else a later version adds is ignored.
+
+    Attributes:
+        library: that wrote the bundle.
+        library_version: of it.
+        torch_version: of PyTorch then.
+        created: when.
+        section: of the model in the registry; None: of the caller's own, who has to pass a builder.
+        optimizer: how its tables were trained; None: like all other parameters.
+        weights: files of weights.
+        documents: names of texts that are kept with the model.
+    """
+
+    library: str = "rowwise"
+    library_version: str
+    torch_version: str
+    created: str
+    section: ModelSection | None = None
+    optimizer: TableOptimizer | None = None
+    weights: list[WeightFile]
+    documents: list[str] = []
+
+
+def read_facts(folder: Path, version: str) -> Facts:
+    """Check that a bundle is whole, and return what its index says.
+
+    Args:
+        folder: of the bundle.
+        version: of this library, for messages.
+
+    Raises:
+        FileNotFoundError: there is no bundle.
+        ValueError: it is not as it was written, of a newer format, or of a model that this version
+            does not have.
+    """
+    try:
+        return _read_facts(folder, version)
+    except DamagedError as error:
+        name = error.path.relative_to(folder).as_posix()
+        raise ValueError(
+            f"Bundle '{folder}' should be whole. Received a damaged {name}: {error.reason}."
+        ) from None
+
+
+def _read_facts(folder: Path, version: str) -> Facts:
+    try:
+        # Format 1 had no checksum of the index itself.
+        index = read_index(folder, index=INDEX, unchecked_format=1)
+    except (FileNotFoundError, NotADirectoryError):
+        what = "has none" if folder.exists() else "does not exist"
+        raise FileNotFoundError(
+            f"A bundle should be a folder with {INDEX}. Received '{folder}', which {what}."
+        ) from None
+    if not 1 <= index.format <= FORMAT:
+        raise _newer(folder, f"format {index.format}", index, version)
+    index = dataclasses.replace(  # the first bundles of format 1 list it
+        index, files={name: digest for name, digest in index.files.items() if name != README}
+    )
+    check_files(folder, index)
+    facts: dict[str, object] = dict(index.facts)
+    if index.format == 1:
+        facts |= facts_of_format_1(folder)
+    try:
+        found = Facts.model_validate(facts)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"Bundle '{folder}' should describe a model that rowwise {version} builds. It was written "
+            f"by {_writer(index)}. Received `{place}`: {first['msg']}."
+        ) from None
+    for file in found.weights:
+        if file.layout != "whole":
+            raise _newer(folder, f"weights of layout '{file.layout}'", index, version)
+    for name in [*(file.file for file in found.weights), *found.documents]:
+        if name not in index.files:
+            raise DamagedError(folder / INDEX, f"it does not list {name}")
+    return found
+
+
+def _newer(folder: Path, what: str, index: FolderIndex, version: str) -> ValueError:
+    name, written = _writer(index).split(" ", 1)
+    return ValueError(
+        f"Bundle '{folder}' should be of format 1 to {FORMAT}, as rowwise {version} reads. Received "
+        f"{what}, written by {name} {written}: pip install --upgrade '{name}>={written}'."
+    )
+
+
+def _writer(index: FolderIndex) -> str:
+    library, version = (index.facts.get(key) for key in ("library", "library_version"))
+    return f"{library or 'rowwise'} {version or '(of an unknown version)'}"
