@@ -2,8 +2,7 @@
 
 import torch
 
-from torchrec.tensor_types import _private
-from torchrec.tensor_types import UInt4Tensor
+from torchrec.tensor_types import UInt4Tensor, _private
 
 
 def test_a_wrapped_subclass_has_shape_and_device_without_memory():
