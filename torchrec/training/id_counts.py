@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from torch import nn
 
 from torchrec.datasets.transform import FeatureTransform
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.collection import collections_in
 from torchrec.modules.mc_embedding_modules import BaseManagedCollisionEmbeddingCollection
 from torchrec.modules.mc_modules import ManagedCollisionStats
 
@@ -18,16 +18,9 @@ _FROM_MAPS = ("hits", "collided", "inserted", "evicted", "admitted", "rejected")
 def out_of_range_counts(model: nn.Module) -> dict[str, int]:
     """Return how many ids each table has been given that no row of their own stands for."""
     counts: dict[str, int] = {}
-    for collection in collections_of(model):
-        counts.update(collection.out_of_range_counts())
+    for _, collection in collections_in(model):
+        counts.update(collection.table_store().out_of_range_counts())
     return counts
-
-
-def collections_of(model: nn.Module) -> Iterator[EmbeddingBagCollection | EmbeddingCollection]:
-    """Yield the collections in a model."""
-    for module in model.modules():
-        if isinstance(module, EmbeddingBagCollection | EmbeddingCollection):
-            yield module
 
 
 def managed_stats(model: nn.Module, reset: bool = False) -> dict[str, ManagedCollisionStats]:
@@ -80,6 +73,7 @@ class IdCounts:
         return counts
 
     def _forget(self, new: Mapping[str, int]) -> None:
-        for collection in collections_of(self._model):
-            names = collection.out_of_range_counts()
-            collection._out_of_range -= collection._out_of_range.new_tensor([new[n] for n in names])
+        for _, collection in collections_in(self._model):
+            store = collection.table_store()
+            counts = store.out_of_range_counts()
+            store.set_out_of_range_counts({name: counts[name] - new[name] for name in counts})

@@ -9,23 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchrec.modules.embedding_modules import (
-    EmbeddingBagCollectionInterface,
-    EmbeddingCollectionInterface,
-)
-from torchrec.modules.mc_embedding_modules import (
-    ManagedCollisionEmbeddingBagCollection,
-    ManagedCollisionEmbeddingCollection,
-)
+from torchrec.modules.collection import collections_in
 from torchrec.optim.backward_pass import at_end_of_backward_pass
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
-_COLLECTIONS = (
-    EmbeddingBagCollectionInterface,
-    EmbeddingCollectionInterface,
-    ManagedCollisionEmbeddingBagCollection,
-    ManagedCollisionEmbeddingCollection,
-)
 PHASES = ("reading", "lookup", "dense", "optimizer")
 _EVERY = 8  # steps, of which one is watched
 
@@ -87,7 +74,8 @@ class PhaseTimer:
         self._steps += 1
         handles = []
         if self._watching:
-            for module in _outermost_collections(model):
+            for path, _ in collections_in(model):
+                module = model.get_submodule(path)
                 handles.append(module.register_forward_pre_hook(self._start))
                 handles.append(module.register_forward_hook(self._stop_forward))
         try:
@@ -119,14 +107,6 @@ class PhaseTimer:
         if node is not None:
             node.register_prehook(self._start_backward)
             node.register_hook(self._stop_backward)
-
-
-def _outermost_collections(model: nn.Module) -> Iterator[nn.Module]:
-    if isinstance(model, _COLLECTIONS):
-        yield model
-        return
-    for child in model.children():
-        yield from _outermost_collections(child)
 
 
 def _grad_fn(output: object) -> Any:

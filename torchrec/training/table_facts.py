@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from torchrec.datasets.transform import FeatureTransform
+from torchrec.modules.collection import TableShard, collections_in
 from torchrec.modules.mc_modules import ManagedCollisionStats
 from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.runs import TableFacts
-from torchrec.training.id_counts import collections_of, managed_stats, out_of_range_counts
+from torchrec.training.id_counts import managed_stats
 
 _CHUNK = 1 << 20  # elements worked on at once
 
@@ -25,36 +28,31 @@ def table_facts(
     training batches; `torchrec.training.id_counts.IdCounts` keeps evaluations out.
     """
     specs = {spec.name: spec for spec in transform.tables}
-    counts = out_of_range_counts(model)
     maps = managed_stats(model)
     found = []
-    for collection in collections_of(model):
-        for config, weight in zip(
-            collection._tables.configs, collection._tables.weights(), strict=True
-        ):
-            spec = specs.get(config.name)
+    for _, collection in collections_in(model):
+        store = collection.table_store()
+        counts = store.out_of_range_counts()
+        for config in store.table_configs():
+            shards = store.table_shards(config.name)
+            rows = max(shard.rows.stop for shard in shards)  # with one for unknown ids
+            spec, count = specs.get(config.name), counts[config.name]
             hashed = spec is not None and spec.ids == "hash"
-            norms = _norms(weight)
-            rows = weight.shape[0]
-            trained = _trained_rows(weight, optimizer)
-            count = counts.get(config.name, 0)
-            found.append(
-                TableFacts(
-                    config.name,
-                    {
-                        "rows": rows,
-                        "dim": weight.shape[1],
-                        "bytes": weight.numel() * weight.element_size(),
-                        "ids_seen": None if spec is None else spec.distinct,
-                        "occupancy": _occupancy(maps.get(config.name), trained, rows),
-                        "out_of_range": 0 if hashed else count,
-                        "hashed": count if hashed else 0,
-                        "norm_mean": float(norms.mean()),
-                        "norm_max": float(norms.max()),
-                        "dead_rows": None if trained is None else rows - trained,
-                    },
-                )
-            )
+            norms = _norms(rows, shards)
+            trained = _trained_rows(rows, shards, optimizer)
+            facts: dict[str, float | int | None] = {
+                "rows": rows,
+                "dim": config.embedding_dim,
+                "bytes": sum(s.weight.numel() * s.weight.element_size() for s in shards),
+                "ids_seen": None if spec is None else spec.distinct,
+                "occupancy": _occupancy(maps.get(config.name), trained, rows),
+                "out_of_range": 0 if hashed else count,
+                "hashed": count if hashed else 0,
+                "norm_mean": float(norms.mean()),
+                "norm_max": float(norms.max()),
+                "dead_rows": None if trained is None else rows - trained,
+            }
+            found.append(TableFacts(config.name, facts))
     return found
 
 
@@ -65,13 +63,31 @@ def _occupancy(stats: ManagedCollisionStats | None, trained: int | None, rows: i
     return None if trained is None else trained / rows
 
 
-def _norms(weight: Tensor) -> Tensor:
-    step = max(_CHUNK // weight.shape[1], 1)
-    return torch.cat([part.float().norm(dim=1) for part in weight.detach().split(step)])
+def _norms(rows: int, shards: Sequence[TableShard]) -> Tensor:
+    """Return the norm of each row of a table."""
+    norms = torch.zeros(rows)
+    for shard in shards:
+        weight = shard.weight.detach()
+        step = max(_CHUNK // weight.shape[1], 1)
+        own = torch.cat([part.float().norm(dim=1) for part in weight.split(step)]).cpu()
+        # Of a row in several parts, one beside the other; of one that is whole, exactly its own.
+        norms[_slice(shard)] = torch.hypot(norms[_slice(shard)], own)
+    return norms
 
 
-def _trained_rows(weight: Tensor, optimizer: KeyedOptimizer) -> int | None:
+def _trained_rows(rows: int, shards: Sequence[TableShard], optimizer: KeyedOptimizer) -> int | None:
     """Count the rows that some state has changed for; None if there is no state by row."""
+    trained = torch.zeros(rows, dtype=torch.bool)
+    for shard in shards:
+        touched = _touched(shard.weight, optimizer)
+        if touched is None:
+            return None
+        trained[_slice(shard)] |= touched.cpu()
+    return int(trained.sum())
+
+
+def _touched(weight: Tensor, optimizer: KeyedOptimizer) -> Tensor | None:
+    """Return which rows some state has changed for; None if there is no state by row."""
     touched: Tensor | None = None
     for state in optimizer.state.get(weight, {}).values():
         if isinstance(state, Tensor) and state.dim() and len(state) == len(weight):
@@ -82,4 +98,8 @@ def _trained_rows(weight: Tensor, optimizer: KeyedOptimizer) -> int | None:
             ]
             changed = torch.cat(parts)
             touched = changed if touched is None else touched | changed
-    return None if touched is None else int(touched.sum())
+    return touched
+
+
+def _slice(shard: TableShard) -> slice:
+    return slice(shard.rows.start, shard.rows.stop)
