@@ -19,6 +19,8 @@ from torchrec import (
     KeyedJaggedTensor,
     OptimizerType,
 )
+from torchrec.modules.collection import collections_in
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.modules.mc_embedding_modules import (
     ManagedCollisionEmbeddingBagCollection,
     ManagedCollisionEmbeddingCollection,
@@ -285,8 +287,30 @@ def test_evict_of_nothing_and_of_no_collection():
     evict({"t": None}, module._embedding_module)
     evict({"t": torch.empty(0, dtype=torch.int64)}, module._embedding_module)
     assert torch.equal(weight_of(module), before)
-    with pytest.raises(TypeError, match="`ebc` should be an EmbeddingBagCollection or an"):
+    with pytest.raises(TypeError, match="`ebc` should be a collection of tables, such as an Emb"):
         evict({}, torch.nn.Linear(1, 1))
+
+
+def test_evict_of_collections_around_others():
+    module = make(3, init_fn=torch.nn.init.ones_)
+    fused = FusedEmbeddingBagCollection(
+        [EmbeddingBagConfig(3, D, "t", feature_names=["f"], init_fn=torch.nn.init.ones_)],
+        torch.optim.SGD,
+        {"lr": 0.1},
+    )
+    for each in (module, fused):
+        (weight,) = (shard.weight for shard in each.table_store().table_shards("t"))
+        torch.nn.init.zeros_(weight)
+        evict({"t": torch.tensor([1])}, each)
+        assert weight.tolist() == [[0] * D, [1] * D, [0] * D]
+
+
+def test_managed_collections_are_collections():
+    module = make(3)
+    assert [(path, found) for path, found in collections_in(torch.nn.Sequential(module))] == [
+        ("0", module)
+    ]
+    assert [config.name for config in module.table_store().table_configs()] == ["t"]
 
 
 # Saving and loading.

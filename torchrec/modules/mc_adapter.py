@@ -111,9 +111,8 @@ class McEmbeddingCollectionAdapter(nn.Module):
 
     def embedding_configs(self) -> list[EmbeddingConfig]:
         """Return the tables."""
-        module = self.mc_embedding_collection._embedding_module
-        assert isinstance(module, EmbeddingCollection)
-        return module.embedding_configs()
+        configs = self.mc_embedding_collection.table_store().table_configs()
+        return [config for config in configs if isinstance(config, EmbeddingConfig)]
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """Return the weights of the tables.
@@ -178,9 +177,8 @@ class McEmbeddingBagCollectionAdapter(nn.Module):
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         """Return the tables."""
-        module = self.mc_embedding_bag_collection._embedding_module
-        assert isinstance(module, EmbeddingBagCollection)
-        return module.embedding_bag_configs()
+        configs = self.mc_embedding_bag_collection.table_store().table_configs()
+        return [config for config in configs if isinstance(config, EmbeddingBagConfig)]
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """Return the weights of the tables.

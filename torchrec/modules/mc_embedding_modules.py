@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,10 +10,8 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from torchrec.modules._private import outside_graphs
-from torchrec.modules._rows import reset_rows
-from torchrec.modules._tables import Tables
-from torchrec.modules.collection import TableStore
-from torchrec.modules.collision.interface import ManagedCollisionModule
+from torchrec.modules._table_collection import TableCollection
+from torchrec.modules.collection import Collection, TableStore
 from torchrec.modules.collision.module import MCHManagedCollisionModule
 from torchrec.modules.collision.saved_state import LoadReport
 from torchrec.modules.collision.stats import ManagedCollisionStats
@@ -36,7 +35,7 @@ def evict(evictions: dict[str, Tensor | None], ebc: nn.Module) -> None:
 
     Args:
         evictions: table -> rows, int64 ``(N,)``, distinct; None: no eviction.
-        ebc: an `EmbeddingBagCollection` or `EmbeddingCollection`.
+        ebc: a collection of tables, such as an `EmbeddingBagCollection` or `EmbeddingCollection`.
 
     Raises:
         TypeError: for another module, or rows that are no integers.
@@ -54,17 +53,21 @@ def evict(evictions: dict[str, Tensor | None], ebc: nn.Module) -> None:
         >>> ebc.embedding_bags["t"].weight.tolist()
         [[0.0], [2.0], [0.0]]
     """
-    tables = _tables_of(ebc)
-    for table, rows in evictions.items():
-        if rows is not None:
-            _check_rows(tables, table, rows)
-    for table, rows in evictions.items():
-        if rows is not None:
-            reset_rows(tables, table, rows)
+    if not isinstance(ebc, Collection):
+        raise TypeError(
+            "`ebc` should be a collection of tables, such as an EmbeddingBagCollection or an "
+            f"EmbeddingCollection. Received {type(ebc).__name__}."
+        )
+    tables = ebc.table_store()
+    changed = {table: rows for table, rows in evictions.items() if rows is not None}
+    for table, rows in changed.items():
+        _check_rows(tables, table, rows)
+    for table, rows in changed.items():
+        tables.reset_rows(table, rows)
 
 
-def _check_rows(tables: Tables, table: str, rows: Tensor) -> None:
-    end = tables.weights()[tables.number(table)].shape[0]
+def _check_rows(tables: TableStore, table: str, rows: Tensor) -> None:
+    end = max(shard.rows.stop for shard in tables.table_shards(table))
     if rows.dtype is not torch.int64:
         raise TypeError(f"Rows of table '{table}' should be int64. Received {rows.dtype}.")
     outside = (rows < 0) | (rows >= end)
@@ -103,17 +106,8 @@ def return_custom_metadata(runtime_meta: Tensor) -> Tensor:
     return runtime_meta
 
 
-def _tables_of(module: nn.Module) -> Tables:
-    if not isinstance(module, EmbeddingBagCollection | EmbeddingCollection):
-        raise TypeError(
-            "`ebc` should be an EmbeddingBagCollection or an EmbeddingCollection. "
-            f"Received {type(module).__name__}."
-        )
-    return module._tables
-
-
 def _check_same_tables(
-    looked_up: list[BaseEmbeddingConfig], mapped: list[BaseEmbeddingConfig]
+    looked_up: Sequence[BaseEmbeddingConfig], mapped: Sequence[BaseEmbeddingConfig]
 ) -> None:
     known = {config.name: config for config in mapped}
     for config in looked_up:
@@ -172,8 +166,14 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module):
                 "`managed_collision_collection` should be a ManagedCollisionCollection. "
                 f"Received {type(managed_collision_collection).__name__}."
             )
-        tables = _tables_of(embedding_module)
-        _check_same_tables(tables.configs, list(managed_collision_collection.embedding_configs()))
+        if not isinstance(embedding_module, TableCollection):
+            raise TypeError(
+                "`embedding_module` should be an EmbeddingBagCollection or an EmbeddingCollection. "
+                f"Received {type(embedding_module).__name__}."
+            )
+        _check_same_tables(
+            embedding_module.table_configs(), managed_collision_collection.embedding_configs()
+        )
         self._managed_collision_collection = managed_collision_collection
         self._embedding_module = embedding_module
         self._return_remapped_features = return_remapped_features
@@ -202,10 +202,7 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module):
     def _mapped(self, features: KeyedJaggedTensor, mutate_miss_lengths: bool) -> KeyedJaggedTensor:
         """Map ids to rows, and reset the rows that changed hands."""
         maps = self._managed_collision_collection
-        return maps.map_ids(features, self._reset_rows, mutate_miss_lengths)
-
-    def _reset_rows(self, table: str, rows: Tensor) -> None:
-        self._embedding_module.reset_rows(table, rows)
+        return maps.map_ids(features, self._embedding_module.reset_rows, mutate_miss_lengths)
 
     # Evictions depend on the data: a graph of torch.compile ends before the maps, and a new one
     # begins behind them.
@@ -300,12 +297,7 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module):
         rows = module.rows_of(ids)
         if ids.unique().numel() != ids.numel():
             raise ValueError(f"`ids` of table '{table}' should be distinct.")
-        expected = (
-            ids.numel(),
-            self._embedding_module._tables.configs[
-                self._embedding_module._tables.number(table)
-            ].embedding_dim,
-        )
+        expected = (ids.numel(), self._weight(table).shape[1])
         if tuple(vectors.shape) != expected:
             raise ValueError(
                 f"`vectors` of table '{table}' should have the shape {expected}. "
@@ -315,12 +307,11 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module):
         if bool(new.any()):
             rows[new] = given = module.give_rows(ids[new])
             for sharing in self._managed_collision_collection.tables_of(module):
-                self._reset_rows(sharing, given)
+                self._embedding_module.reset_rows(sharing, given)
         self._embedding_module.load_rows(table, rows, vectors, reset_state)
 
     def _map(self, table: str) -> MCHManagedCollisionModule | None:
-        self._embedding_module._tables.number(table)  # raises for an unknown one
-        module: ManagedCollisionModule | None
+        self._weight(table)  # raises for an unknown one
         module = self._managed_collision_collection.maps().get(table)
         if module is not None and not isinstance(module, MCHManagedCollisionModule):
             raise TypeError(
@@ -328,6 +319,10 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module):
                 f"id. Received {type(module).__name__}."
             )
         return module
+
+    def _weight(self, table: str) -> Tensor:
+        (shard,) = self._embedding_module.table_shards(table)
+        return shard.weight
 
     # State of another size.
 
@@ -346,36 +341,44 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module):
                 ``"state"`` has the names of parameters, or these with something in front.
         """
         state = {}
-        tables = self._embedding_module._tables
+        names = self._weight_names()
         for param, values in state_dict["state"].items():
             tensors = dict(values)
             for table, report in self._load_reports.items():
-                name = tables.names[tables.number(table)]
+                name = names[table]
                 if str(param) != name and not str(param).endswith(f".{name}"):
                     continue
-                rows = tables.weights()[tables.number(table)].shape[0]
+                rows = self._weight(table).shape[0]
                 for key, value in values.items():
                     if isinstance(value, Tensor) and value.shape[:1] == (self._saved_rows[table],):
                         tensors[key] = report.move(value, value.new_zeros(rows, *value.shape[1:]))
             state[param] = tensors
         return {**state_dict, "state": state}
 
+    def _weight_names(self) -> dict[str, str]:
+        """Return, for each table, the name of its weight in the collection of tables."""
+        names = {weight: name for name, weight in self._embedding_module.named_parameters()}
+        return {
+            config.name: names[weight]
+            for config in self._embedding_module.table_configs()
+            if isinstance(weight := self._weight(config.name), nn.Parameter)
+        }
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Move the rows of the tables to where their ids will be; the maps move the ids."""
         self._load_reports = {}
-        tables = self._embedding_module._tables
+        names = self._weight_names()
         for table, module in self._managed_collision_collection.maps().items():
             if not isinstance(module, MCHManagedCollisionModule):
                 continue
             start = f"{prefix}_managed_collision_collection._managed_collision_modules.{table}."
             report = module.fit(state_dict, start)
-            number = tables.number(table)
-            key = f"{prefix}_embedding_module.{tables.names[number]}"
+            key = f"{prefix}_embedding_module.{names[table]}"
             if report is None or key not in state_dict:
                 continue
             self._load_reports[table] = report
             self._saved_rows[table] = state_dict[key].shape[0]
-            state_dict[key] = report.move(state_dict[key], tables.weights()[number].detach())
+            state_dict[key] = report.move(state_dict[key], self._weight(table).detach())
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
