@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from torchrec.experiment.files import check_experiment
+from torchrec.runs import RunFolder
 from torchrec.training.run_data import RunData
 
 
@@ -17,4 +18,4 @@ def prepare(folder: Path) -> Callable[[], object]:
         "model": {"name": "deepfm", "dim": 4, "layers": [4]},
     }
     experiment = check_experiment(values, "experiment.yaml")
-    return lambda: RunData(experiment, folder / "transform")
+    return lambda: RunFolder(folder).write_fitted(RunData(experiment).fitted)
