@@ -64,8 +64,9 @@ def test_the_first_line_is_no_header(capsys: pytest.CaptureFixture[str]) -> None
     assert "Columns: ann, 1.5, 0. The first line looks like data" in error
     assert "`--columns`" in error
     Path("log.csv").write_text("ann,0,0\nben,1,0\n")
-    assert "Received 'ann,0,0': give the names as `data.columns`" in refused(
-        capsys, "log.csv", "--label", "click"
+    assert (
+        "Received 'ann,0,0': files without such a line should have them named. To mend it, set "
+        in refused(capsys, "log.csv", "--label", "click")
     )
 
 

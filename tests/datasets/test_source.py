@@ -341,27 +341,32 @@ class TestBlocks:
         assert read(source, ["x"]) == read(same)
 
     @pytest.mark.parametrize(
-        ("bad", "what", "received"),
+        ("bad", "types", "received"),
         [
-            ("7,1.5", "set `data.types: {y: number}` (or string) in the", "'1.5'."),
-            ("7,abc", "set `data.types: {y: string}` in the experiment file", "'abc'."),
-            ("7,007", "set `data.types: {y: string}` in the experiment file to keep", "'007'."),
-            ("7", "should fit the columns and their types", "Expected 2 columns, got 1: 7"),
-            ("7,8,9", "should fit the columns and their types", "Expected 2 columns, got 3: 7,8,9"),
+            ("7,1.5", "{y: number}", "'1.5'."),
+            ("7,abc", "{y: string}", "'abc'."),
+            ("7,007", "{y: string}", "'007'."),
+            ("7", None, "Expected 2 columns, got 1: 7"),
+            ("7,8,9", None, "Expected 2 columns, got 3: 7,8,9"),
         ],
         ids=["float", "text", "zero", "few", "many"],
     )
     @pytest.mark.parametrize("place", [20, 49])
     def test_a_value_that_does_not_fit_later_is_named(
-        self, write: Write, bad: str, what: str, received: str, place: int
+        self, write: Write, bad: str, types: str | None, received: str, place: int
     ) -> None:
         lines = ["x,y", *(f"{i},{i}" for i in range(60))]
         lines[place] = bad
         paths = [write("a.csv", "x,y\n1,2\n"), write("b.csv", "\n".join(lines))]
-        message = message_of(lambda: read(TableSource(paths)))
+        with pytest.raises(ValueError) as caught:
+            read(TableSource(paths))
+        message = str(caught.value)
         assert message.startswith(f"'{paths[1]}', line {place + 1}, ")
-        assert "fit the columns" in message or ", column 'y', should hold integers" in message
+        what = (
+            "should fit the columns and their types" if types is None else "column 'y', should hold"
+        )
         assert what in message
+        assert getattr(caught.value, "remedy", None) == (types and {"types": types})
         assert re.search(rf"Received:? {re.escape(received)}$", message)
 
     def test_a_column_that_is_empty_at_first_gets_its_type_later(self, write: Write) -> None:
@@ -371,10 +376,11 @@ class TestBlocks:
         assert read(source)["y"] == [None] * 60 + [7]
         late = TableSource(write("b.csv", "\n".join(lines[:-1] + lines[1:-1] * 4 + [lines[-1]])))
         assert source.schema != late.schema == pa.schema({"x": pa.int64(), "y": pa.null()})
-        assert (
-            "column 'y', should hold nothing, as the first lines do; set `data.types: {y: integer}"
-            in (message_of(lambda: read(late)))
-        )
+        with pytest.raises(
+            MisfitError, match="'y', should hold nothing, as the first lines"
+        ) as caught:
+            read(late)
+        assert caught.value.remedy == {"types": "{y: integer}"}
 
     @pytest.mark.parametrize(
         ("first", "later", "wider"),

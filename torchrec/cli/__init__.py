@@ -72,7 +72,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return MISTAKE, f"'{error.filename}': {error.strerror}."
     if isinstance(error, MemoryError) and not str(error):
         return MISTAKE, "not enough memory. Smaller tables or batches need less."
-    text = _one_line(str(error)) or type(error).__name__
+    text = _one_line(f"{error} {_advice(error)}") or type(error).__name__
     if isinstance(error, RuntimeError) and _NO_MEMORY.search(text):
         asked = re.search(r"allocate (\d+) bytes", text)
         amount = f" ({int(asked[1]):,} bytes at once)" if asked else ""
@@ -82,6 +82,17 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, _MISTAKES):
         return MISTAKE, text
     return UNEXPECTED, f"{type(error).__name__}: {text} (run again with --debug to see where)"
+
+
+def _advice(error: BaseException) -> str:
+    """Return which keys of the experiment file mend an error in data."""
+    if (
+        "torchrec.datasets.data_error" not in sys.modules
+    ):  # as in `torchrec info`: no data were read
+        return ""
+    from torchrec.experiment.advice import advice
+
+    return advice(error)
 
 
 def _one_line(text: str) -> str:

@@ -17,6 +17,7 @@ from pyarrow import csv as pa_csv
 
 from torchrec.datasets._chunks import CHUNK_BYTES, Chunk, Position, Reading, unreadable
 from torchrec.datasets._types import conform, require_columns
+from torchrec.datasets.data_error import DataError
 from torchrec.datasets.files import check_delimiter
 from torchrec.datasets.text_types import MisfitError, schema_of
 
@@ -206,10 +207,10 @@ class CsvReader:
         wider: dict[str, TextType] = {name: "string"}
         raise MisfitError(
             f"'{self.files[number].path}', line {self._line(block, row + 1)}, column '{name}', should "
-            "hold integers without leading zeros, as the first lines do; set "
-            f"`data.types: {{{name}: string}}` in the experiment file to keep the zeros (or integer "
-            f"to leave them out). Received '{text[row]}'.",
+            "hold integers without leading zeros, as the first lines do: strings would keep the "
+            f"zeros, and integers leave them out. Received '{text[row]}'.",
             wider,
+            {"types": f"{{{name}: string}}"},
         )
 
     def _line(self, block: Block, row: int) -> int:
@@ -229,13 +230,13 @@ class CsvReader:
         if column and value and name in types:
             what = f"{where}, column '{name}', should hold {_plural(types[name])}, as "
             wider = self._wider(number, block, types)
+            remedy = {"types": f"{{{name}: {wider.get(name, 'string')}}}"}
             if name in self._assumed:
-                what += "a feature reads them"
+                what, remedy = f"{what}a feature reads them", {}
             else:
                 what += "was asked for" if name in self._given else "the first lines do"
-                what += f"; {_advice(name, wider.get(name, 'string'))}"
             free = {name: type for name, type in wider.items() if name not in self._given}
-            return MisfitError(f"{what}. Received '{value[1][:100]}'.", free)
+            return MisfitError(f"{what}. Received '{value[1][:100]}'.", free, remedy)
         reason = _ROW_OF_ERROR.sub("", reason).removeprefix("CSV parse error: ").lstrip(": ")
         if column:
             reason = f"in column '{name}', {reason[column.end() - 1 :].lstrip(': ')}"
@@ -334,16 +335,17 @@ def _check_header(names: list[str], file: DataFile, delimiter: str) -> None:
     """Refuse a first line that is no header, or has its columns separated by something else."""
     for other in ";\t|,":
         if len(names) == 1 and other != delimiter and other in names[0]:
-            raise ValueError(
+            raise DataError(
                 f"Columns of '{file.path}' should be separated by {json.dumps(delimiter)}. Received a "
-                f"header with {json.dumps(other)} instead: `data.delimiter: {json.dumps(other)}` in "
-                "the experiment file reads such files; a trained model wants them as its training data."
+                f"header with {json.dumps(other)} instead; a trained model wants files as its training "
+                "data.",
+                {"delimiter": json.dumps(other)},
             )
     if len(set(names)) < len(names) and looks_like_data(names):
-        raise ValueError(
+        raise DataError(
             f"Data file '{file.path}' should begin with the names of its columns. Received "
-            f"'{delimiter.join(names)[:100]}': give the names as `data.columns` (`--columns` of "
-            "`torchrec init`)."
+            f"'{delimiter.join(names)[:100]}': files without such a line should have them named.",
+            {"columns": ""},
         )
 
 
@@ -411,11 +413,6 @@ def _plural(type: pa.DataType) -> str:
     if pa.types.is_null(type):
         return "nothing"
     return "numbers" if pa.types.is_floating(type) else f"values of type {type}"
-
-
-def _advice(name: str, wider: TextType) -> str:
-    other = "" if wider == "string" else " (or string)"
-    return f"set `data.types: {{{name}: {wider}}}`{other} in the experiment file"
 
 
 def _leading_zero(text: pa.ChunkedArray) -> int | None:

@@ -1,4 +1,4 @@
-"""Expressions over the columns of a table, as an experiment file writes them: ``rating > 3``.
+"""Expressions over the columns of a table, as people write them: ``rating > 3``.
 
 The text is parsed by Python's own parser and only what is listed here is accepted, so an expression
 cannot do anything but compute. It is evaluated column by column, and follows SQL in what a null

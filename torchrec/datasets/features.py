@@ -1,4 +1,4 @@
-"""What each column of a file is to a model: the declarations that an experiment file holds.
+"""What each column of a file is to a model: declarations that can be read from YAML.
 
 A declaration says which column a feature reads and what becomes of its values; the transform
 (`torchrec.datasets.transform`) does it, in training and in serving alike.

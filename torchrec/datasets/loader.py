@@ -12,6 +12,7 @@ import torch
 from torchrec.datasets._batch import Batch, join
 from torchrec.datasets._chunks import CHUNK_ROWS, Chunk, Position, Reading
 from torchrec.datasets._prefetcher import Prefetcher
+from torchrec.datasets.data_error import DataError
 from torchrec.datasets.source import TableSource
 
 _LARGEST_CHUNK = 2 * CHUNK_ROWS
@@ -346,6 +347,8 @@ class Loader:
         except (ValueError, TypeError, IndexError) as error:
             paths = sorted({self.source.files[chunk.file].path for chunk in window.chunks})
             named = f"{error} Found in '{paths[0]}'" + (" or after." if len(paths) > 1 else ".")
+            if isinstance(error, DataError):
+                raise DataError(named, error.remedy) from error
             if type(error) in (ValueError, TypeError, IndexError):
                 raise type(error)(named) from error
             raise

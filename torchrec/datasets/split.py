@@ -1,7 +1,7 @@
 """Which rows of a data set are for training, which for validation and which for testing.
 
-A split is a value: it says of every row, by itself, to which part it belongs. So it can be saved with an
-experiment, and gives the same parts in every run, whatever the order or the number of readers.
+A split is a value: it says of every row, by itself, to which part it belongs. So it can be saved, and
+gives the same parts in every run, whatever the order or the number of readers.
 """
 
 from __future__ import annotations

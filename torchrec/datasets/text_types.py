@@ -1,4 +1,4 @@
-"""Types of columns of text files, in the words of the experiment file, and the error where one is wrong."""
+"""Types of columns of text files, and the error where one is wrong."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+
+from torchrec.datasets.data_error import DataError
 
 if TYPE_CHECKING:
     from torchrec.datasets.features import TextType
@@ -17,17 +19,24 @@ _TYPES: dict[TextType, pa.DataType] = {
 }
 
 
-class MisfitError(ValueError):
+class MisfitError(DataError):
     """A value of a text file does not fit the type of its column.
 
     Args:
         message: names file, line, column and value.
         wider: types that the value, and others near it, would fit; without columns whose type was given.
+        remedy: see `DataError`.
     """
 
-    def __init__(self, message: str, wider: dict[str, TextType]) -> None:
-        super().__init__(message)
+    def __init__(
+        self, message: str, wider: dict[str, TextType], remedy: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message, remedy)
         self.wider = wider
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by the arguments."""
+        return type(self), (*self.args, self.wider, self.remedy)
 
 
 def schema_of(types: Mapping[str, TextType]) -> pa.Schema:

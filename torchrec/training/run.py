@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from torchrec.bundle import save_bundle
+from torchrec.experiment.advice import advised
 from torchrec.experiment.build import build_model, table_optimizer
 from torchrec.experiment.files import FILE_NAME, dump_experiment, load_experiment
 from torchrec.experiment.schema import Experiment, TrainingSection
@@ -64,7 +65,7 @@ def run_experiment(
     fresh = not run.path.exists()
     with lock(run.path):
         try:
-            with _threads(experiment.training.threads):
+            with _threads(experiment.training.threads), advised():
                 return _run(experiment, run, told)
         except Exception:
             # What was wrong is to be mended and tried again, under the same name.

@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from torchrec.datasets.data_error import DataError
 from torchrec.datasets.features import (
     DenseFeature,
     MultiHotFeature,
@@ -581,13 +582,10 @@ class TestLabels:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ([0, 5], r"`data.label` 'click' should hold 0 and 1. Received 5; .* `click > 4` makes"),
+            ([0, 5], r"The label 'click' should hold 0 and 1. Received 5; .* `click > 4` makes"),
             ([0, -1], "Received -1; an expression such as `click > 0`"),
             ([0, 0.5], r"Received 0\.5"),
-            (
-                [None, 1],
-                "Received 1 missing ones among 2 labels; `data.drop: click is None` leaves such rows out",
-            ),
+            ([None, 1], "Received 1 missing ones among 2 labels"),
             ([math.nan, 1.0], "Received 1 missing ones among 2 labels"),
             (["yes", "no"], "Received string; an expression such as `click == 'yes'` makes them"),
             (["0", "1"], "an expression such as `click == '1'` makes them"),
@@ -600,6 +598,22 @@ class TestLabels:
         transform = FeatureTransform({"user": SparseFeature(rows=9)}, "click")
         with pytest.raises(ValueError, match=message):
             transform.fit([table]) if run == "fit" else transform(table)
+
+    @pytest.mark.parametrize(
+        ("label", "values", "drop"),
+        [
+            ("click", [None, 1], "click is None"),
+            ("`my click` > 0", [None, 1], "`my click` is None"),
+            ("click", [math.inf, 1.0], ""),
+        ],
+    )
+    def test_errors_say_which_rows_could_be_dropped(self, label, values, drop):
+        table = pa.table({"user": [1, 2], "click": values, "my click": values})
+        transform = FeatureTransform({"user": SparseFeature(rows=9)}, label)
+        with pytest.raises(DataError) as caught:
+            transform(table)
+        assert caught.value.remedy == {"drop": drop}
+        assert pickle.loads(pickle.dumps(caught.value)).remedy == {"drop": drop}
 
     def test_are_not_features(self):
         with pytest.raises(ValueError, match=r"Feature 'a' should not read column 'rating', which"):

@@ -73,7 +73,7 @@ class FeatureTransform:
             for source in column.columns:
                 if source in secret:
                     raise ValueError(
-                        f"Feature '{name}' should not read column '{source}', which `data.label` "
+                        f"Feature '{name}' should not read column '{source}', which the label "
                         f"'{self.label}' is made from: the model would be told the answer."
                     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from torchrec.datasets.data_error import DataError
 from torchrec.datasets.expression import Expression, parse_expression
 from torchrec.datasets.transform.columns import (
     Array,
@@ -37,7 +38,7 @@ class Label:
             self._expression = parse_expression(text)
             if not self._expression.columns:
                 raise ValueError(
-                    "`data.label` should read a column; one whose name is no word stands in "
+                    "The label should read a column; one whose name is no word stands in "
                     f"backticks, as in `{text}`. Received {text!r}."
                 )
 
@@ -56,20 +57,22 @@ class Label:
             values = whole(values)
         if kind_of(values.type) not in ("integers", "numbers", "nulls"):
             raise ValueError(
-                f"`data.label` '{self.text}' should hold 0 and 1. Received {stored(values.type)}; an "
+                f"The label '{self.text}' should hold 0 and 1. Received {stored(values.type)}; an "
                 f"expression such as `{self.text} == {_example(values)!r}` makes them."
             )
         numbers = read_numbers(values)
         if numbers.infinite:
-            raise ValueError(
-                f"`data.label` '{self.text}' should hold 0 and 1. Received {numbers.infinite} "
-                f"infinite ones among {len(values)} labels; `data.drop` leaves such rows out."
+            raise DataError(
+                f"The label '{self.text}' should hold 0 and 1. Received {numbers.infinite} "
+                f"infinite ones among {len(values)} labels.",
+                {"drop": ""},
             )
         if numbers.missing is not None:
             missing = " or ".join(f"{column} is None" for column in self._written())
-            raise ValueError(
-                f"`data.label` '{self.text}' should hold 0 and 1. Received {len(numbers.missing)} "
-                f"missing ones among {len(values)} labels; `data.drop: {missing}` leaves such rows out."
+            raise DataError(
+                f"The label '{self.text}' should hold 0 and 1. Received {len(numbers.missing)} "
+                f"missing ones among {len(values)} labels.",
+                {"drop": missing},
             )
         return self._checked(numbers.values)
 
@@ -83,7 +86,7 @@ class Label:
             wrong = numbers[~right][0]
             idea = self.text if self._expression is None else f"({self.text})"
             raise ValueError(
-                f"`data.label` '{self.text}' should hold 0 and 1. Received {wrong:g}; an "
+                f"The label '{self.text}' should hold 0 and 1. Received {wrong:g}; an "
                 f"expression such as `{idea} > {max(wrong - 1, 0):g}` makes them."
             )
         return numbers.astype(np.float32)
