@@ -200,6 +200,15 @@ class TestTrain:
             False,
         )
 
+    def test_weights_of_samples_count(self) -> None:
+        model = DLRMTrain(MODELS["dlrm"]())
+        batch = Batch(torch.randn(4, 13), ids(4), torch.tensor([0, 1, 1, 0]))
+        batch.weights = torch.tensor([0.0, 1.0, 2.0, 5.0])
+        loss, (_, logits, _) = model(batch)
+        one = nn.functional.binary_cross_entropy_with_logits
+        losses = [one(y, t.float()) for y, t in zip(logits, batch.labels, strict=True)]
+        torch.testing.assert_close(loss.detach(), (losses[1] + 2 * losses[2] + 5 * losses[3]) / 8)
+
     def test_one_logit_and_one_label_a_sample(self) -> None:
         batch = Batch(torch.randn(4, 13), ids(4), torch.zeros(3))
         with pytest.raises(ValueError, match=r"`batch.labels` .* \(4,\). Received \(3,\)"):

@@ -276,7 +276,7 @@ class Loader:
         missing = step_rows  # rows of this step, of all ranks, that were not given yet
         with closing(self._windows(place)) as windows:
             for window, rows in windows:
-                count = 0 if rows is None else rows.labels.size(0)
+                count = 0 if rows is None else rows.dense_features.size(0)
                 row = place.row if window.number == place.window else 0
                 if rows is None or row == count:
                     continue

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from torchrec.datasets.utils import Batch
 from torchrec.models._interactions import (
@@ -506,7 +507,8 @@ class DLRMTrain(nn.Module):
         """Predict, and compare with the labels.
 
         Args:
-            batch: dense features, sparse features, and labels ``(B,)`` between 0 and 1.
+            batch: dense features, sparse features, labels ``(B,)`` between 0 and 1, and any weights
+                of the samples, by which the loss is their mean.
 
         Returns:
             The loss, a scalar, and, detached, the loss, the logits ``(B,)`` and the labels.
@@ -525,5 +527,11 @@ class DLRMTrain(nn.Module):
                 f"`batch.labels` should have shape ({logits.size(0)},). "
                 f"Received {tuple(labels.shape)}."
             )
-        loss: Tensor = self.loss_fn(logits, labels.float())
+        loss: Tensor
+        if batch.weights is None:
+            loss = self.loss_fn(logits, labels.float())
+        else:
+            weights = batch.weights.to(logits.dtype)
+            losses = binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+            loss = losses @ weights / weights.sum()
         return loss, (loss.detach(), logits.detach(), labels.detach())
