@@ -596,3 +596,27 @@ class TestFormat1:
         assert f"damaged {file}: it has other contents than when it was written" in refused(old)
         (old / file).unlink()
         assert f"damaged {file}: it is missing" in refused(old)
+
+
+@pytest.mark.parametrize("name", ["dlrm", "dlrm_dcn", "deepfm"])
+def test_a_loaded_model_is_trained_on_as_the_one_in_memory(
+    tmp_path: Path, transform: FeatureTransform, name: str
+) -> None:
+    """Its tables have the optimizer they were given, with a state of their own."""
+    section = ModelSection(name=name, dim=4, layers=[8], dense_layers=[8])
+    model = build_model(section, transform, ADAM)
+    save_bundle(tmp_path / "m", model, transform, section, ADAM)
+    loaded = load_bundle(tmp_path / "m", trainable=True).model
+    assert not any(value.is_meta for value in [*loaded.parameters(), *loaded.buffers()])
+    batch = transform(TABLE)
+    for _ in range(3):
+        for one in (model, loaded):
+            one(batch.dense_features, batch.sparse_features).sum().backward()
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value)
+    one, other = (m.sparse_arch.embedding_bag_collection.fused_optimizer for m in (model, loaded))
+    expected, found = one.state_dict()["state"], other.state_dict()["state"]
+    assert expected.keys() == found.keys()
+    for key, states in expected.items():
+        for state, value in states.items():
+            assert torch.equal(torch.as_tensor(found[key][state]), torch.as_tensor(value))

@@ -163,12 +163,9 @@ def load_bundle(
             "builder=...): a function from its transform to the model, which is none of the registry "
             "and of which a bundle holds only the weights. Received None."
         )
-    elif trainable:
-        # Nobody else's random numbers are drawn for weights that are read anyway.
-        with torch.random.fork_rng(devices=[]):
-            model = build_model(facts.section, transform, facts.optimizer)
     else:
-        model = build_model(facts.section, transform, device="meta")
+        optimizer = facts.optimizer if trainable else None
+        model = build_model(facts.section, transform, optimizer, device="meta")
     load_weights(model, folder, [file.file for file in facts.weights])
     if not trainable:
         model.eval().requires_grad_(False)

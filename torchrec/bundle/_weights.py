@@ -9,7 +9,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.collection import Collection
 from torchrec.ops.embedding import new_table
 
 _PIECE = 1 << 25  # bytes of a tensor that are read at once
@@ -90,7 +90,7 @@ def _listed(
 def _give_memory(model: nn.Module) -> None:
     """Give what is on the meta device memory, and keep parameters that are one under two names so."""
     made: dict[int, nn.Parameter] = {}
-    for module in reversed(list(model.modules())):  # what a module holds before itself
+    for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
             if parameter.is_meta:
                 if id(parameter) not in made:
@@ -99,9 +99,8 @@ def _give_memory(model: nn.Module) -> None:
                 setattr(module, name, made[id(parameter)])
         left = {n: b for n, b in module.named_buffers(recurse=False) if b.is_meta}
         saved = module.state_dict() if left else {}
-        counts_ids = isinstance(module, EmbeddingBagCollection | EmbeddingCollection)
         for name, buffer in left.items():
-            if name not in saved and not counts_ids:
+            if name not in saved and not isinstance(module, Collection):
                 raise ValueError(
                     f"A model that is built on the meta device should save all its buffers. Received "
                     f"'{name}' of {type(module).__name__}, which is not saved: build the model on the "
@@ -109,8 +108,6 @@ def _give_memory(model: nn.Module) -> None:
                 )
             # Saved ones are read later; what collections do not save are counts, which begin at 0.
             setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
-        if left and counts_ids:
-            module.to("cpu")  # where all of it is by now, of which a collection takes note
 
 
 def _memory_for(parameter: Tensor) -> Tensor:

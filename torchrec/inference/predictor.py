@@ -19,7 +19,7 @@ from torchrec.datasets.transform import FeatureTransform
 from torchrec.experiment.files import FILE_NAME, check_experiment, parse_experiment_yaml
 from torchrec.experiment.schema import Experiment
 from torchrec.inference.columns import require, to_table
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.collection import collections_in
 from torchrec.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -174,9 +174,8 @@ class Predictor:
         """
         counts = self.transform.counts
         outside: dict[str, int] = {}
-        for module in self.model.modules():
-            if isinstance(module, EmbeddingBagCollection):
-                outside |= module.out_of_range_counts(reset)
+        for _, collection in collections_in(self.model):
+            outside |= collection.table_store().out_of_range_counts(reset)
         return (counts.take() if reset else counts.peek()), outside
 
     def _batches(self, data: object, batch_size: int) -> Iterator[Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 from pathlib import Path
 
 import pytest
@@ -39,15 +38,9 @@ MODEL = RegisteredModel({class_name}, build)
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, forgotten: None) -> Path:
     """A folder of models that is forgotten after the test."""
-    monkeypatch.setattr(registry, "__path__", list(registry.__path__))
-    before = set(sys.modules)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if name.startswith("torchrec.models.registry."):
-            del sys.modules[name]
+    return tmp_path
 
 
 def write(folder: Path, name: str, declared: str | None = None) -> None:
