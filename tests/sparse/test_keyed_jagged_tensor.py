@@ -431,7 +431,7 @@ OTHER = make({"z": [[1], [2], [3]]}, weighted=True)
         (
             lambda: KeyedJaggedTensor.from_jt_dict({"a": KJT["a"], "z": OTHER["z"]}),
             ValueError,
-            "`kjt_list` should be weighted in all parts or in none",
+            "`jt_dict` should be weighted in all JaggedTensors or in none",
         ),
         (lambda: make(LISTS).copy_(OTHER), ValueError, "`kjt` should have the keys"),
         (lambda: make(LISTS).copy_(JaggedTensor.empty()), TypeError, "`kjt` should be a Keyed"),

@@ -302,7 +302,7 @@ class KeyedBags:
         per_rank = self.strides_per_rank
         if per_rank is None:
             return KeyedBags(
-                keys, values, weights, lengths, None, stride, length_per_key=length_per_key
+                keys, values, weights, lengths, None, stride, None, None, None, length_per_key
             )
         known = self._stride_per_key
         return KeyedBags(

@@ -21,16 +21,22 @@ def concat(every: Sequence[KeyedBags]) -> KeyedBags:
     values: list[Tensor] = []
     weights: list[Tensor] = []
     lengths: list[Tensor] = []
-    parts = [part for part in every if part.keys] or [every[0]]
+    parts: list[KeyedBags] = []
     variable = False
-    for part in parts:
-        keys += part.keys
+    for part in every:
+        own = part.keys
+        if not own and len(every) > 1:
+            continue
+        parts.append(part)
+        keys += own
         values.append(part.values)
         lengths.append(part.lengths())
         if part.weights is not None:
             weights.append(part.weights)
         if part.strides_per_rank is not None:
             variable = True
+    if not parts:
+        return concat(every[:1])
     if weights and len(weights) != len(parts):
         raise ValueError(
             "`kjt_list` should be weighted in all parts or in none. "
@@ -95,8 +101,8 @@ def _join_inverse(parts: Sequence[KeyedBags]) -> Inverse | None:
     return names, torch.cat([tensor for _, tensor in given])
 
 
-def each_key(jt_dict: dict[str, JaggedTensor]) -> list[KeyedBags]:
-    """Return one record of one key for each; of batches that vary by key if their sizes differ."""
+def concat_keys(jt_dict: dict[str, JaggedTensor]) -> KeyedBags:
+    """Join one JaggedTensor a key; see ``KeyedJaggedTensor.from_jt_dict``."""
     if not isinstance(jt_dict, dict):
         raise TypeError(f"`jt_dict` should be a dict. Received {type(jt_dict).__name__}.")
     if not jt_dict:
@@ -107,11 +113,22 @@ def each_key(jt_dict: dict[str, JaggedTensor]) -> list[KeyedBags]:
                 "`jt_dict` should map strings to JaggedTensors. "
                 f"Received {type(jt).__name__} under key {key!r}."
             )
-    lengths = [jt.lengths() for jt in jt_dict.values()]
+    every = list(jt_dict.values())
+    weights = [jt.weights() for jt in every if jt.weights_or_none() is not None]
+    if weights and len(weights) != len(every):
+        raise ValueError(
+            "`jt_dict` should be weighted in all JaggedTensors or in none. "
+            f"Received {len(weights)} of {len(every)} with weights."
+        )
+    lengths = [jt.lengths() for jt in every]
     sizes = [own.size(0) for own in lengths]
     varies = any(size != sizes[0] for size in sizes)
-    per_rank = [[[size]] if varies else None for size in sizes]
-    return [
-        KeyedBags([key], jt.values(), jt.weights_or_none(), own, None, None, strides)
-        for (key, jt), own, strides in zip(jt_dict.items(), lengths, per_rank, strict=True)
-    ]
+    return KeyedBags(
+        list(jt_dict),
+        torch.cat([jt.values() for jt in every]),
+        torch.cat(weights) if weights else None,
+        torch.cat(lengths),
+        None,
+        None,
+        [[size] for size in sizes] if varies else None,
+    )

@@ -149,7 +149,7 @@ class KeyedJaggedTensor(Pipelineable):
             >>> KeyedJaggedTensor.from_jt_dict({"a": jt, "b": jt}).keys()
             ['a', 'b']
         """
-        return keyed_jagged(_join.concat(_join.each_key(jt_dict)))
+        return keyed_jagged(_join.concat_keys(jt_dict))
 
     @staticmethod
     def from_lists(
@@ -249,12 +249,14 @@ class KeyedJaggedTensor(Pipelineable):
             >>> KeyedJaggedTensor.concat([a, b]).to_lists()
             {'a': [[1], [2, 3]], 'b': [[], [4]]}
         """
+        records = []
         for kjt in kjt_list:
             if not isinstance(kjt, KeyedJaggedTensor):
                 raise TypeError(
                     f"`kjt_list` should hold KeyedJaggedTensors. Received {type(kjt).__name__}."
                 )
-        return keyed_jagged(_join.concat([kjt._bags for kjt in kjt_list]))
+            records.append(kjt._bags)
+        return keyed_jagged(_join.concat(records))
 
     # ---- reading
 

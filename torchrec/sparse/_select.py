@@ -6,7 +6,7 @@ What comes of a checked record needs no check of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch.compiler import is_compiling
 
 from torchrec.ops.jagged import jagged_index_select
 from torchrec.ops.permute import permute_jagged
-from torchrec.sparse._bags import KeyedBags, running_sums
+from torchrec.sparse._bags import KeyedBags
 from torchrec.sparse._jagged import JaggedTensor, make_jagged
 
 
@@ -72,28 +72,25 @@ def split(bags: KeyedBags, segments: list[int]) -> list[KeyedBags]:
         raise ValueError(
             f"`segments` should not be negative and sum to the number of keys ({len(keys)}). Received {segments}."
         )
-    runs = list(pairwise(running_sums(segments)))
+    runs = list(pairwise(accumulate(segments, initial=0)))
     sizes = bags.length_per_key()
-    starts = running_sums(sizes)
-    rows = [starts[b] - starts[a] for a, b in runs]
+    key_by_key = segments == [1] * len(keys)
+    rows = sizes if key_by_key else [sum(sizes[a:b]) for a, b in runs]
     values = _split_rows(bags.values, rows)
     weights = [None] * len(runs) if bags.weights is None else _split_rows(bags.weights, rows)
-    parts = zip(runs, values, weights, strict=True)
-    if bags.strides_per_rank is None:
-        stride = bags.stride()
-        lengths = _split_rows(bags.lengths(), [stride * n for n in segments])
-        # What of_keys would do, for runs of keys in half the time.
+    if bags.strides_per_rank is not None:
+        strides = bags.stride_per_key()
+        lengths = _split_rows(bags.lengths(), [sum(strides[a:b]) for a, b in runs])
         return [
-            KeyedBags(
-                keys[a:b], v, w, n, None, None if a < b else stride, None, None, None, sizes[a:b]
-            )
-            for ((a, b), v, w), n in zip(parts, lengths, strict=True)
+            bags.of_keys(range(a, b), v, w, n, sizes[a:b])
+            for (a, b), v, w, n in zip(runs, values, weights, lengths, strict=True)
         ]
-    strides = bags.stride_per_key()
-    lengths = _split_rows(bags.lengths(), [sum(strides[a:b]) for a, b in runs])
+    stride = bags.stride()
+    lengths = _split_rows(bags.lengths(), [stride * n for n in segments])
+    # What of_keys would do, for runs of keys in half the time.
     return [
-        bags.of_keys(range(a, b), v, w, n, sizes[a:b])
-        for ((a, b), v, w), n in zip(parts, lengths, strict=True)
+        KeyedBags(keys[a:b], v, w, n, None, None if a < b else stride, None, None, None, sizes[a:b])
+        for (a, b), v, w, n in zip(runs, values, weights, lengths, strict=True)
     ]
 
 
@@ -102,9 +99,8 @@ def permute(bags: KeyedBags, order: list[int]) -> KeyedBags:
     # If every key is taken once, the sizes need not be known; in a graph and on meta they may not be.
     sizes = bags.length_per_key_or_none()
     if sizes is None and not is_compiling():
-        each_once = len(order) == len(bags.keys) == len(set(order))
-        if not (each_once and bags.values.is_meta):
-            sizes = bags.length_per_key()
+        each_once = bags.values.is_meta and sorted(order) == list(range(len(bags.keys)))
+        sizes = None if each_once else bags.length_per_key()
     plain = bags.strides_per_rank is None
     values, weights, lengths = permute_jagged(
         bags.lengths(),
