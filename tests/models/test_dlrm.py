@@ -246,13 +246,13 @@ class TestErrors:
             DLRM(tables(), 13, sizes, [1])
 
     def test_sizes(self) -> None:
-        with pytest.raises(ValueError, match="`dense_in_features` should be an int >= 0"):
+        with pytest.raises(ValueError, match="`dense_in_features` should be at least 0"):
             DLRM(tables(), -1, [D], [1])
         with pytest.raises(ValueError, match="`layer_sizes` should have one or more sizes"):
             DLRM(tables(), 13, [D], [])
-        with pytest.raises(ValueError, match=r"`layer_sizes\[1\]` should be an int >= 1"):
+        with pytest.raises(ValueError, match=r"`layer_sizes\[1\]` should be at least 1"):
             OverArch(5, [3, 0])
-        with pytest.raises(ValueError, match="`dcn_low_rank_dim` should be an int >= 1"):
+        with pytest.raises(ValueError, match="`dcn_low_rank_dim` should be at least 1"):
             DLRM_DCN(tables(), 13, [D], [1], 2, 0)
         message = r"`interaction_branch1_layer_sizes` .* multiple of 8.* Received \[20\]"
         with pytest.raises(ValueError, match=message):

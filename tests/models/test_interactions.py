@@ -230,7 +230,7 @@ def test_wrong_shapes(name, dense, sparse, message) -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match="`num_sparse_features` should be an int >= 0"):
+    with pytest.raises(ValueError, match="`num_sparse_features` should be at least 0"):
         InteractionArch(-1)
     with pytest.raises(TypeError, match="`num_sparse_features` should be an int"):
         InteractionArch("f1")

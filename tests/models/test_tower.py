@@ -61,7 +61,7 @@ def test_a_batch_of_one_sample_uses_the_running_statistics() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"`dropout` should be in \[0, 1\). Received 1"):
         Tower(7, [5], dropout=1)
-    with pytest.raises(ValueError, match=r"`layer_sizes\[1\]` should be an int >= 1"):
+    with pytest.raises(ValueError, match=r"`layer_sizes\[1\]` should be at least 1"):
         Tower(7, [5, 0])
     with pytest.raises(ValueError, match=r"`features` should have shape \(B, 7\)"):
         Tower(7, [5])(torch.zeros(2, 6))

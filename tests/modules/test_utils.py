@@ -131,7 +131,7 @@ class TestModuleLists:
             ([[nn.ReLU()]], (1, 2), ValueError, r"2 items, as `sizes`=\(2,\). Received 1"),
             ([nn.ReLU()], (1, 1), TypeError, r"nested 1 deep, as `sizes`=\(1,\). Received ReLU"),
             ([nn.ReLU()], (), ValueError, r"`sizes` should have one length or more"),
-            ([nn.ReLU()], (-1,), ValueError, r"`sizes\[0\]` should be an int >= 0. Received -1"),
+            ([nn.ReLU()], (-1,), ValueError, r"`sizes\[0\]` should be at least 0. Received -1"),
         ],
     )
     def test_wrong_lengths_are_errors(self, modules, sizes, error, message) -> None:
@@ -248,7 +248,7 @@ class TestRegisterCustomOp:
     def test_wrong_arguments_are_errors(self) -> None:
         with pytest.raises(TypeError, match=r"`module` should be an nn.Module. Received function"):
             register_custom_op(lambda x: x, [1])
-        with pytest.raises(ValueError, match=r"`dims\[0\]` should be an int >= 1. Received 0"):
+        with pytest.raises(ValueError, match=r"`dims\[0\]` should be at least 1. Received 0"):
             register_custom_op(Summed(), [0])
 
     def test_wrong_outputs_are_an_error(self) -> None:

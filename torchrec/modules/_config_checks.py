@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
+from torchrec.checks import require_integer
 from torchrec.types import IdPolicy, OptimizerType
 
 E = TypeVar("E", bound=Enum)
@@ -68,14 +69,7 @@ def _check_count(config: TableFields, name: str, least: int) -> None:
     value = getattr(config, name)
     if value is None and name in ("hash_size", "table_size"):
         return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
-            f"`{name}` of table '{config.name}' should be an integer. Received {value!r}."
-        )
-    if value < least:
-        raise ValueError(
-            f"`{name}` of table '{config.name}' should be at least {least}. Received {value}."
-        )
+    require_integer(value, f"`{name}` of table '{config.name}'", least=least)
 
 
 def _check_names(config: TableFields) -> None:

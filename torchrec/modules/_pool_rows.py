@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from torchrec.checks import require_integer
 from torchrec.modules._private import assert_later
 
 
@@ -16,10 +17,7 @@ def check_size(name: str, size: int) -> None:
         name: of the argument.
         size: its value.
     """
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise TypeError(f"`{name}` should be an integer. Received {size!r}.")
-    if size < 1:
-        raise ValueError(f"`{name}` should be at least 1. Received {size}.")
+    require_integer(size, f"`{name}`", least=1)
 
 
 def check_ids(ids: Tensor, pool_size: int) -> None:

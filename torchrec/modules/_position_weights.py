@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from torchrec.checks import require_integer
 from torchrec.modules._jagged_index import shifted
 from torchrec.modules._private import assert_later
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
@@ -77,10 +78,7 @@ def new_weight(length: int, device: torch.device | str | None, argument: str) ->
         device: where.
         argument: what to call the length in an error.
     """
-    if isinstance(length, bool) or not isinstance(length, int):
-        raise TypeError(f"{argument} should be an integer. Received {length!r}.")
-    if length < 1:
-        raise ValueError(f"{argument} should be at least 1. Received {length}.")
+    require_integer(length, argument, least=1)
     return nn.Parameter(torch.ones(length, device=device))
 
 

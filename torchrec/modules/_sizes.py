@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import operator
+from contextlib import suppress
 
 from torch import Tensor
+
+from torchrec.checks import require_integer
 
 
 def checked_size(argument: str, value: object, at_least: int = 1) -> int:
@@ -22,15 +25,9 @@ def checked_size(argument: str, value: object, at_least: int = 1) -> int:
         TypeError: ``value`` is no integer.
         ValueError: ``value`` is smaller than ``at_least``.
     """
-    try:
-        size = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(
-            f"`{argument}` should be an int >= {at_least}. Received {value!r}."
-        ) from None
-    if size < at_least:
-        raise ValueError(f"`{argument}` should be an int >= {at_least}. Received {size}.")
-    return size
+    with suppress(TypeError):  # what is no integer is left to the check, and so is True
+        value = value if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    return require_integer(value, f"`{argument}`", least=at_least)
 
 
 def check_features(input: Tensor, features: int, argument: str) -> None:

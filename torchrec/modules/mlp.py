@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from torchrec.checks import did_you_mean
 from torchrec.modules._callables import (
     ModuleOrTensorFunction,
     TensorFunction,
@@ -244,8 +244,7 @@ def _activation(
     if activation in _MODULES:
         return _MODULES[activation](size, device, dtype)
     names = sorted([*_FUNCTIONS, *_MODULES])
-    nearest = difflib.get_close_matches(activation.lower(), names, n=1)
-    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    near = did_you_mean(activation, names) or "."
     raise ValueError(
-        f"`activation` should be one of {', '.join(names)}. Received '{activation}'.{hint}"
+        f"`activation` should be one of {', '.join(names)}. Received '{activation}'{near}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchrec.checks import require_integer
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
 
@@ -24,16 +25,7 @@ def require_count(
         TypeError: for anything but an integer.
         ValueError: for one out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"`{name}` of map '{map_name}' should be an integer. Received {value!r}.")
-    if value < least:
-        raise ValueError(
-            f"`{name}` of map '{map_name}' should be at least {least}. Received {value}."
-        )
-    if most is not None and value > most:
-        raise ValueError(
-            f"`{name}` of map '{map_name}' should be at most {most}. Received {value}."
-        )
+    require_integer(value, f"`{name}` of map '{map_name}'", least, most)
 
 
 def ids_of(ids: Tensor, feature: str, map_name: str) -> Tensor:
