@@ -253,16 +253,16 @@ class _Scored:
         coalesced_history_metadata: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Let ids without rows compete with those that hold one; see `MCHEvictionPolicy`."""
-        known = coalesced_history_mch_matching_elements_mask
+        have_row = coalesced_history_mch_matching_elements_mask
         position = coalesced_history_argsort_mapping
-        came = {name: value[position] for name, value in coalesced_history_metadata.items()}
-        came["counts"] = coalesced_history_sorted_unique_ids_counts
+        recent = {name: value[position] for name, value in coalesced_history_metadata.items()}
+        recent["counts"] = coalesced_history_sorted_unique_ids_counts
         rows = coalesced_history_mch_matching_indices
         for name, kept in mch_metadata.items():
-            kept[rows] = came[name][known] + (kept[rows] if name == "counts" else 0)
-        # In order of appearance, which decides between candidates of equal scores.
-        order = position[~known].argsort()
-        new = {name: value[~known][order] for name, value in came.items()}
+            kept[rows] = recent[name][have_row] + (kept[rows] if name == "counts" else 0)
+        # In order of appearance, which decides between recent of equal scores.
+        order = position[~have_row].argsort()
+        new = {name: value[~have_row][order] for name, value in recent.items()}
         old = {name: kept[: mch_size - 1] for name, kept in mch_metadata.items()}
         held = next(iter(old.values())) > 0
         evicted, chosen = _compete(

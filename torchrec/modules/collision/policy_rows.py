@@ -32,19 +32,19 @@ class PolicyRows(MappedRows):
         self._recorded_names = [
             info.metadata_name for info in policy.metadata_info if info.is_history_metadata
         ]
-        self._came: list[dict[str, Tensor]] = []
+        self._occurrences: list[dict[str, Tensor]] = []
 
     def count(self, ids: Tensor, now: int, missing: int) -> Tensor:
         """Look up a training batch and record its ids; see `MappedRows`."""
         recorded = {name: torch.zeros_like(ids) for name in self._recorded_names}
         self.policy.record_history_metadata(now, ids, recorded)
-        self._came.append({"ids": ids.clone(), **recorded})
+        self._occurrences.append({"ids": ids.clone(), **recorded})
         return self.look_up(ids, missing)
 
     def evict(self, now: int) -> Tensor:
         """Let the policy choose; see `MappedRows`."""
         came = self.history()
-        self._came = []
+        self._occurrences = []
         ids, counts, rows, inverse = self._distinct(came.pop("ids"))
         mask = self.admission(counts)
         if mask is not None:
@@ -58,16 +58,16 @@ class PolicyRows(MappedRows):
             ids, counts, rows = ids[mask], counts[mask], rows[mask]
         order = counts.argsort(descending=True, stable=True)
         ids, counts, rows = ids[order], counts[order], rows[order]
-        known = rows >= 0
+        have_row = rows >= 0
         last = torch.iinfo(torch.int64).max  # of the row behind the others, which stays
         metadata = {
             name: torch.cat([kept, kept.new_full((1,), last)])
             for name, kept in self.metadata.items()
         }
         evicted, chosen = self.policy.update_metadata_and_generate_eviction_scores(
-            now, self.size + 1, order, counts, known, rows[known], metadata, coalesced
+            now, self.size + 1, order, counts, have_row, rows[have_row], metadata, coalesced
         )
-        candidates = ids[~known]
+        candidates = ids[~have_row]
         self._check("rows to evict", evicted, self.size)
         self._check("ids to give rows to", chosen, candidates.numel())
         if evicted.shape != chosen.shape:
@@ -119,14 +119,18 @@ class PolicyRows(MappedRows):
         """Return every occurrence and what was recorded of it; see `MappedRows`."""
         names = ["ids", *self._recorded_names]
         none = torch.empty(0, dtype=torch.int64, device=self.ids.device)
-        return {name: torch.cat([none, *[part[name] for part in self._came]]) for name in names}
+        return {
+            name: torch.cat([none, *[part[name] for part in self._occurrences]]) for name in names
+        }
 
     def restore_history(self, saved: Mapping[str, Tensor]) -> None:
         """Take what `history` returned; see `MappedRows`."""
         device = self.ids.device
-        self._came = [{k: v.to(device) for k, v in saved.items()}] if "ids" in saved else []
+        self._occurrences = [{k: v.to(device) for k, v in saved.items()}] if "ids" in saved else []
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
-        self._came = [{name: fn(value) for name, value in part.items()} for part in self._came]
+        self._occurrences = [
+            {name: fn(value) for name, value in part.items()} for part in self._occurrences
+        ]
         return self

@@ -14,33 +14,31 @@ from torchrec.ops._library import native
 from torchrec.ops.collision.state import index_size
 
 _lib: Any = native
+_ID, _ENTRY = torch.int64, torch.int32
 _written = (
     torch.autograd.graph.increment_version
 )  # kernels write behind PyTorch's back; autograd has to know
 
 
-def _address(name: str, tensor: Tensor, count: int, dtype: torch.dtype = torch.int64) -> int:
-    """Return where a tensor begins that has ``count`` elements of this dtype, side by side, in the CPU's memory."""
-    if (
-        tensor.numel() != count
-        or tensor.dtype is not dtype
-        or not tensor.is_cpu
-        or not tensor.is_contiguous()
-    ):
-        raise ValueError(
-            f"`{name}` should be {count} contiguous elements of {dtype} on the CPU. "
-            f"Received {list(tensor.shape)} of {tensor.dtype} on {tensor.device}."
-        )
-    return tensor.data_ptr()
+Memory = tuple[str, Tensor, int, torch.dtype]  # a name, and what a tensor of that name should hold
 
 
-def _index(ids: Tensor, index: Tensor) -> tuple[int, int, int, int]:
-    rows, size = ids.numel(), index_size(ids.numel())
-    return _address("ids", ids, rows), rows, _address("index", index, size, torch.int32), size
-
-
-def _map(ids: Tensor, occupied: Tensor, index: Tensor) -> tuple[int, int, int, int, int]:
-    return *_index(ids, index), _address("occupied", occupied, ids.numel(), torch.bool)
+def _addresses(*tensors: Memory) -> list[int]:
+    """Return where tensors begin that have so many elements of a dtype, side by side, in the CPU's memory."""
+    found = []
+    for name, tensor, count, dtype in tensors:
+        if (
+            tensor.numel() != count
+            or tensor.dtype is not dtype
+            or not tensor.is_cpu
+            or not tensor.is_contiguous()
+        ):
+            raise ValueError(
+                f"`{name}` should be {count} contiguous elements of {dtype} on the CPU. "
+                f"Received {list(tensor.shape)} of {tensor.dtype} on {tensor.device}."
+            )
+        found.append(tensor.data_ptr())
+    return found
 
 
 def _checked_rows(ids: Tensor, rows: Tensor) -> Tensor:
@@ -53,11 +51,15 @@ def _checked_rows(ids: Tensor, rows: Tensor) -> Tensor:
 def find(ids: Tensor, index: Tensor, wanted: Tensor, missing: int) -> Tensor:
     """See ``reference.find``."""
     wanted = wanted.contiguous()
-    count = wanted.numel()
+    size, entries, count = ids.numel(), index_size(ids.numel()), wanted.numel()
     rows = torch.empty_like(wanted)
-    source = _address("wanted", wanted, count)
+    map_ids, map_index, source = _addresses(
+        ("ids", ids, size, _ID), ("index", index, entries, _ENTRY), ("wanted", wanted, count, _ID)
+    )
     threads = torch.get_num_threads()
-    _lib.id_map_find(*_index(ids, index), source, count, missing, rows.data_ptr(), threads)
+    _lib.id_map_find(
+        map_ids, size, map_index, entries, source, count, missing, rows.data_ptr(), threads
+    )
     return rows
 
 
@@ -78,26 +80,45 @@ def count_(
 ) -> Tensor:
     """See ``reference.count_``."""
     batch = batch.contiguous()
-    count, room = batch.numel(), history_ids.numel()
+    size, entries, count = ids.numel(), index_size(ids.numel()), batch.numel()
+    room, history_entries = history_ids.numel(), index_size(history_ids.numel())
     rows = torch.empty_like(batch)
+    map_ids, map_index, past_ids, past_index, *past, source = _addresses(
+        ("ids", ids, size, _ID),
+        ("index", index, entries, _ENTRY),
+        ("history_ids", history_ids, room, _ID),
+        ("history_index", history_index, history_entries, _ENTRY),
+        ("history_counts", history_counts, room, _ID),
+        ("history_last", history_last, room, _ID),
+        ("history_size", history_size, 1, _ID),
+        ("totals", totals, 3, _ID),
+        ("batch", batch, count, _ID),
+    )
+    written = [history_ids, history_counts, history_last, history_index, history_size, totals]
+    kept = [0, 0]  # addresses of what is kept of each row; 0: it is not
+    for i, (name, tensor) in enumerate((("counts", counts), ("last", last))):
+        if tensor is not None:
+            kept[i] = _addresses((name, tensor, size, _ID))[0]
+            written.append(tensor)
     _lib.id_map_count(
-        *_index(ids, index),
-        0 if counts is None else _address("counts", counts, ids.numel()),
-        0 if last is None else _address("last", last, ids.numel()),
-        *_index(history_ids, history_index),
-        _address("history_counts", history_counts, room),
-        _address("history_last", history_last, room),
-        _address("history_size", history_size, 1),
-        _address("totals", totals, 3),
-        _address("batch", batch, count),
+        map_ids,
+        size,
+        map_index,
+        entries,
+        *kept,
+        past_ids,
+        room,
+        past_index,
+        history_entries,
+        *past,
+        source,
         count,
         now,
         missing,
         rows.data_ptr(),
         torch.get_num_threads(),
     )
-    written = [history_ids, history_counts, history_last, history_index, history_size, totals]
-    _written([*written, *(t for t in (counts, last) if t is not None)])
+    _written(written)
     return rows
 
 
@@ -112,17 +133,21 @@ def replace_(
     """See ``reference.replace_``."""
     scores, candidates = scores.contiguous(), candidates.contiguous()
     candidate_scores = candidate_scores.contiguous()
-    count, dtype = candidates.numel(), scores.dtype
+    size, count, dtype = ids.numel(), candidates.numel(), scores.dtype
     if dtype not in (torch.int64, torch.float64):
         raise TypeError(f"`scores` should be int64 or float64. Received {dtype}.")
-    room = min(count, ids.numel())
-    rows, chosen, evicted = (ids.new_empty(room) for _ in range(3))
+    room = min(count, size)
+    rows, chosen, evicted = ids.new_empty(room), ids.new_empty(room), ids.new_empty(room)
     changed, lost = _lib.id_map_replace(
-        *_map(ids, occupied, index),
-        _address("scores", scores, ids.numel(), dtype),
-        _address("candidate_scores", candidate_scores, count, dtype),
+        *_map(
+            ids,
+            occupied,
+            index,
+            ("scores", scores, size, dtype),
+            ("candidate_scores", candidate_scores, count, dtype),
+        ),
         dtype is torch.float64,
-        _address("candidates", candidates, count),
+        *_addresses(("candidates", candidates, count, _ID)),
         count,
         rows.data_ptr(),
         chosen.data_ptr(),
@@ -137,8 +162,8 @@ def insert_(ids: Tensor, occupied: Tensor, index: Tensor, new: Tensor, rows: Ten
     """See ``reference.insert_``."""
     new, rows = new.contiguous(), _checked_rows(ids, rows)
     count = rows.numel()
-    addresses = _address("new", new, count), _address("rows", rows, count)
-    _lib.id_map_insert(*_map(ids, occupied, index), *addresses, count)
+    given = ("new", new, count, _ID), ("rows", rows, count, _ID)
+    _lib.id_map_insert(*_map(ids, occupied, index, *given), count)
     _written([ids, occupied, index])
 
 
@@ -146,13 +171,28 @@ def erase_(ids: Tensor, occupied: Tensor, index: Tensor, rows: Tensor) -> None:
     """See ``reference.erase_``."""
     rows = _checked_rows(ids, rows)
     count = rows.numel()
-    _lib.id_map_erase(*_map(ids, occupied, index), _address("rows", rows, count), count)
+    _lib.id_map_erase(*_map(ids, occupied, index, ("rows", rows, count, _ID)), count)
     _written([occupied, index])
 
 
 def rebuild_(ids: Tensor, rows: Tensor, index: Tensor) -> None:
     """See ``reference.rebuild_``."""
     rows = _checked_rows(ids, rows)
-    count = rows.numel()
-    _lib.id_map_rebuild(*_index(ids, index), _address("rows", rows, count), count)
+    size, entries, count = ids.numel(), index_size(ids.numel()), rows.numel()
+    map_ids, map_index, source = _addresses(
+        ("ids", ids, size, _ID), ("index", index, entries, _ENTRY), ("rows", rows, count, _ID)
+    )
+    _lib.id_map_rebuild(map_ids, size, map_index, entries, source, count)
     _written([index])
+
+
+def _map(ids: Tensor, occupied: Tensor, index: Tensor, *others: Memory) -> list[int]:
+    """Return a whole map as kernels take it, and the addresses of further tensors behind it."""
+    size, entries = ids.numel(), index_size(ids.numel())
+    map_ids, map_index, *rest = _addresses(
+        ("ids", ids, size, _ID),
+        ("index", index, entries, _ENTRY),
+        ("occupied", occupied, size, torch.bool),
+        *others,
+    )
+    return [map_ids, size, map_index, entries, *rest]

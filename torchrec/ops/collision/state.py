@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -64,6 +65,7 @@ class Replaced(NamedTuple):
     evicted: Tensor
 
 
+@lru_cache(maxsize=64)
 def index_size(rows: int) -> int:
     """Return the number of entries of an index of ``rows`` rows: a power of two, at least 16, at most two thirds used.
 
