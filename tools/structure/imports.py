@@ -92,8 +92,8 @@ def layer_violations(modules: dict[str, Module]) -> list[str]:
             if other == "":
                 found.append(f"{place} imports the façade {PACKAGE}; import the module that has it")
             elif other in _LAYER and _LAYER[other] >= _LAYER[module.unit]:
-                way = "sideways" if _LAYER[other] == _LAYER[module.unit] else "upwards"
-                found.append(f"{place} imports {way}: {resolved} (L{_LAYER[other]})")
+                direction = "sideways" if _LAYER[other] == _LAYER[module.unit] else "upwards"
+                found.append(f"{place} imports {direction}: {resolved} (L{_LAYER[other]})")
     return found
 
 

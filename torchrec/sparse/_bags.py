@@ -17,7 +17,7 @@ from torchrec.ops.jagged import (
     sum_equal_groups,
     sum_groups,
 )
-from torchrec.sparse._checks import check_known, check_same_sizes
+from torchrec.sparse._checks import check_metadata, check_same_sizes
 
 Strides = list[list[int]] | Tensor
 Inverse = tuple[list[str], Tensor]
@@ -252,23 +252,23 @@ class KeyedBags:
                 self._lengths_offset_per_key = offsets
         return offsets
 
-    def give_numbers(
+    def set_metadata(
         self,
         length_per_key: list[int] | None,
         lengths_offset_per_key: list[int] | None,
         offset_per_key: list[int] | None,
         index_per_key: dict[str, int] | None,
     ) -> None:
-        """Take in numbers that could be computed; on a CPU, where it costs little, only if they are true."""
+        """Set numbers that could be computed; on a CPU, where it costs little, only if they are right."""
         if is_readable(self.values):
-            for name, given, true in (
+            for name, given, computed in (
                 ("length_per_key", length_per_key, self.length_per_key),
                 ("offset_per_key", offset_per_key, self.offset_per_key),
                 ("lengths_offset_per_key", lengths_offset_per_key, self.lengths_offset_per_key),
                 ("index_per_key", index_per_key, self.index_per_key),
             ):
                 if given is not None:
-                    check_known(name, given, true())
+                    check_metadata(name, given, computed())
         if length_per_key is None and offset_per_key is not None:
             length_per_key = [b - a for a, b in pairwise(offset_per_key)]
         self._length_per_key = length_per_key
@@ -304,7 +304,7 @@ class KeyedBags:
             return KeyedBags(
                 keys, values, weights, lengths, None, stride, None, None, None, length_per_key
             )
-        known = self._stride_per_key
+        strides = self._stride_per_key
         return KeyedBags(
             keys,
             values,
@@ -314,7 +314,7 @@ class KeyedBags:
             stride,
             per_rank[list(order)] if isinstance(per_rank, Tensor) else [per_rank[i] for i in order],
             self.inverse_indices,  # they name their keys, so that they stay right for any selection
-            None if known is None else [known[i] for i in order],
+            None if strides is None else [strides[i] for i in order],
             length_per_key,
         )
 

@@ -86,7 +86,7 @@ def check_keyed_jagged(
             _check_agreement(lengths, offsets)
 
 
-def fits_at_a_glance(keys: list[str], values: Tensor, lengths: Tensor | None) -> bool:
+def is_surely_valid(keys: list[str], values: Tensor, lengths: Tensor | None) -> bool:
     """Say whether all is well with the most common form: one batch size, lengths, no weights, on a CPU.
 
     A no means only that somebody has to look more closely.
@@ -286,7 +286,7 @@ def check_inverse_indices(
             )
 
 
-def check_known(name: str, given: object, true: object) -> None:
+def check_metadata(name: str, given: object, true: object) -> None:
     """Check a number given for what could be computed."""
     if given != true:
         raise ValueError(f"`{name}` should be {true}, as the tensors say. Received {given}.")

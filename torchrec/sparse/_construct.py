@@ -9,9 +9,9 @@ from torchrec.sparse._bags import Inverse, KeyedBags, Strides
 from torchrec.sparse._checks import (
     check_inverse_indices,
     check_keyed_jagged,
-    check_known,
+    check_metadata,
     checked_keys,
-    fits_at_a_glance,
+    is_surely_valid,
     strides_of_ranks,
 )
 
@@ -38,7 +38,7 @@ def checked_bags(
         and inverse_indices is None
         and stride is None
         and not is_compiling()
-        and fits_at_a_glance(keys, values, lengths)
+        and is_surely_valid(keys, values, lengths)
     ):
         return KeyedBags(keys, values, None, lengths)  # the most common form: every batch pays
     if not is_compiling():
@@ -73,5 +73,5 @@ def _strides(
         return per_rank, None
     strides = strides_of_ranks(keys, per_rank)
     if per_key is not None:
-        check_known("stride_per_key", list(per_key), strides)
+        check_metadata("stride_per_key", list(per_key), strides)
     return per_rank, strides

@@ -86,7 +86,7 @@ class KeyedJaggedTensor(Pipelineable):
             inverse_indices,
         )
         if length_per_key or lengths_offset_per_key or offset_per_key or index_per_key:
-            self._bags.give_numbers(
+            self._bags.set_metadata(
                 length_per_key, lengths_offset_per_key, offset_per_key, index_per_key
             )
         if jt_dict is not None:

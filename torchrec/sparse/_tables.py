@@ -147,15 +147,15 @@ def _lists_from_arrow(
     """Cut the values of a list array to the bags that are there, and refuse a null in one."""
     start, stop, lengths = _bounds(chunk)
     values = values[start:stop]
-    known = chunk.children[0].valid()
-    known = None if known is None else known[start:stop]
+    present = chunk.children[0].valid()
+    present = None if present is None else present[start:stop]
     if valid is not None:
         if bool((lengths > 0).logical_and_(valid.logical_not()).any()):
             seen = valid.repeat_interleave(lengths)
-            values, known = values[seen], None if known is None else known[seen]
+            values, present = values[seen], None if present is None else present[seen]
         lengths = lengths * valid
-    if known is not None and not bool(known.all()):
-        at = int(known.logical_not().nonzero()[0])
+    if present is not None and not bool(present.all()):
+        at = int(present.logical_not().nonzero()[0])
         sample = first_sample + sample_of(lengths.tolist(), at)
         raise ValueError(
             f"The bags of column '{name}' should hold no null. Received one in sample {sample}."
