@@ -607,7 +607,7 @@ def test_a_loaded_model_is_trained_on_as_the_one_in_memory(
     model = build_model(section, transform, ADAM)
     save_bundle(tmp_path / "m", model, transform, section, ADAM)
     loaded = load_bundle(tmp_path / "m", trainable=True).model
-    assert not any(value.is_meta for value in [*loaded.parameters(), *loaded.buffers()])
+    assert not any(parameter.is_meta for parameter in loaded.parameters())
     batch = transform(TABLE)
     for _ in range(3):
         for one in (model, loaded):

@@ -39,7 +39,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, folder: Path, files: Sequence[str]) -> None:
     """Load the state of a model, piece by piece into its own memory, so that it is not needed twice.
 
-    Parameters on the meta device get memory first, which nothing is written to but what is read.
+    What is on the meta device is assigned, in memory that nothing is written to but what is read.
 
     Args:
         model: of the shapes of the files; a buffer may take that of its file, as id maps do, which
@@ -58,15 +58,22 @@ def load_weights(model: nn.Module, folder: Path, files: Sequence[str]) -> None:
         found = shapes.get(name)
         if name not in expected or found is None or fixed.get(name, found) != found:
             raise _other_model(folder, f"'{name}' of shape {expected.get(name)}", f"shape {found}")
-    _give_memory(model)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    state: dict[str, Tensor] = {}
+    made: dict[int, Tensor] = {}  # a parameter with several names stays one
     for name, parameter in parameters.items():
-        _read_into(parameter.detach(), paths[name], name)
-    buffers = {name: _read(paths[name], name) for name in shapes if name not in parameters}
+        if id(parameter) not in made:
+            made[id(parameter)] = _with_memory(parameter)
+            _read_into(made[id(parameter)].detach(), paths[name], name)
+        state[name] = made[id(parameter)]
+    state |= {name: _read(paths[name], name) for name in shapes if name not in parameters}
+    on_meta = any(value.is_meta for value in [*parameters.values(), *model.buffers()])
     try:
-        model.load_state_dict({**parameters, **buffers})  # a parameter from itself: nothing to do
+        # Without it, a parameter is copied to itself: nothing to do.
+        model.load_state_dict(state, assign=on_meta)
     except (RuntimeError, ValueError) as error:
         raise _other_model(folder, "whole", " ".join(str(error).split())) from None
+    if on_meta:
+        _check_buffers(model)
 
 
 def _listed(
@@ -87,34 +94,31 @@ def _listed(
     return paths, shapes
 
 
-def _give_memory(model: nn.Module) -> None:
-    """Give what is on the meta device memory, and keep parameters that are one under two names so."""
-    made: dict[int, nn.Parameter] = {}
+def _with_memory(parameter: nn.Parameter) -> nn.Parameter:
+    """Return a parameter, or on the CPU what shall take the place of one on the meta device."""
+    if not parameter.is_meta:
+        return parameter
+    if parameter.dim() == 2:  # a table, or as good as one
+        rows, dim = parameter.shape
+        memory = new_table(rows, dim, parameter.dtype, "cpu")
+    else:
+        memory = torch.empty(parameter.shape, dtype=parameter.dtype)
+    return nn.Parameter(memory, parameter.requires_grad)
+
+
+def _check_buffers(model: nn.Module) -> None:
+    """Refuse buffers that are still on the meta device, as no file has them.
+
+    Those of a collection are counts, which it makes anew.
+    """
     for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-            if parameter.is_meta:
-                if id(parameter) not in made:
-                    memory = _memory_for(parameter)
-                    made[id(parameter)] = nn.Parameter(memory, parameter.requires_grad)
-                setattr(module, name, made[id(parameter)])
-        left = {n: b for n, b in module.named_buffers(recurse=False) if b.is_meta}
-        saved = module.state_dict() if left else {}
-        for name, buffer in left.items():
-            if name not in saved and not isinstance(module, Collection):
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta and not isinstance(module, Collection):
                 raise ValueError(
                     f"A model that is built on the meta device should save all its buffers. Received "
                     f"'{name}' of {type(module).__name__}, which is not saved: build the model on the "
                     "CPU, or register the buffer with persistent=True."
                 )
-            # Saved ones are read later; what collections do not save are counts, which begin at 0.
-            setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
-
-
-def _memory_for(parameter: Tensor) -> Tensor:
-    if parameter.dim() == 2:  # a table, or as good as one
-        rows, dim = parameter.shape
-        return new_table(rows, dim, parameter.dtype, "cpu")
-    return torch.empty(parameter.shape, dtype=parameter.dtype)
 
 
 def _read(path: Path, name: str) -> Tensor:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.bundle import Builder, is_bundle, load_bundle
-from torchrec.datasets._batch import Batch
 from torchrec.datasets.features import DenseFeature, TextType, number_columns, text_columns
 from torchrec.datasets.text_types import schema_of
 from torchrec.datasets.transform import FeatureTransform
+from torchrec.datasets.utils import Batch
 from torchrec.experiment.files import FILE_NAME, check_experiment, parse_experiment_yaml
 from torchrec.experiment.schema import Experiment
 from torchrec.inference.columns import require, to_table

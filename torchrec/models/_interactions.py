@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.models._pooled import check_module
-from torchrec.modules._sizes import checked_size
+from torchrec.modules.sizes import checked_size
 from torchrec.ops.interaction import dot_interaction
 
 

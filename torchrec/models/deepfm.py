@@ -23,10 +23,10 @@ from torchrec.models._pooled import (
     joined,
 )
 from torchrec.models.tower import Tower
-from torchrec.modules._sizes import checked_size
 from torchrec.modules.deepfm import DeepFM, FactorizationMachine
 from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 from torchrec.modules.mlp import MLP
+from torchrec.modules.sizes import checked_size
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 __all__ = [

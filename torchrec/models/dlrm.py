@@ -35,10 +35,10 @@ from torchrec.models._pooled import (
     embedding_names,
     joined,
 )
-from torchrec.modules._sizes import checked_size
 from torchrec.modules.crossnet import LowRankCrossNet
 from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 from torchrec.modules.mlp import MLP
+from torchrec.modules.sizes import checked_size
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 __all__ = [

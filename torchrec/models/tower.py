@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchrec.models._pooled import check_columns
-from torchrec.modules._sizes import checked_size
 from torchrec.modules.mlp import Perceptron
+from torchrec.modules.sizes import checked_size
 
 __all__ = ["Tower"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from torchrec.modules._sizes import check_features, checked_size
+from torchrec.modules.sizes import check_features, checked_size
 
 
 def unsized(

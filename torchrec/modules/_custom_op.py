@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torchrec.modules._sizes import checked_size
+from torchrec.modules.sizes import checked_size
 
 CustomOp: TypeAlias = Callable[[list[Tensor | None], int], list[Tensor]]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from torchrec.modules._sizes import checked_size
+from torchrec.modules.sizes import checked_size
 
 
 def init_mlp_weights_xavier_uniform(m: nn.Module) -> None:

@@ -114,7 +114,8 @@ class TableCollection(nn.Module):
         if is_recomputation():
             return
         if self._out_of_range.is_meta:  # made without memory; the weights have been assigned since
-            self._out_of_range = torch.zeros_like(out_of_range)
+            with torch.inference_mode(False):  # counts outlive the mode that they begin in
+                self._out_of_range = torch.zeros_like(out_of_range)
         self._out_of_range.add_(out_of_range)
 
     def table_store(self) -> TableStore:

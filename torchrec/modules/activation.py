@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from torchrec.modules._sizes import checked_size
+from torchrec.modules.sizes import checked_size
 
 
 class SwishLayerNorm(nn.Module):

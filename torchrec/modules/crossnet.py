@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.nn.parameter import UninitializedParameter
 
 from torchrec.modules._cross_layers import CrossLayers, unsized
-from torchrec.modules._sizes import checked_size
+from torchrec.modules.sizes import checked_size
 from torchrec.ops.linear import linear
 
 

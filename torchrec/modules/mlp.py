@@ -16,8 +16,8 @@ from torchrec.modules._callables import (
     extract_module_or_tensor_callable,
 )
 from torchrec.modules._private import has_hooks
-from torchrec.modules._sizes import check_features, checked_size
 from torchrec.modules.activation import SwishLayerNorm
+from torchrec.modules.sizes import check_features, checked_size
 from torchrec.ops.linear import linear as linear_map
 
 Activation: TypeAlias = str | ModuleOrTensorFunction

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from torchrec.models._interactions import check_vectors
 from torchrec.models.dlrm import DLRM, OverArch
-from torchrec.modules._sizes import checked_size
 from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
+from torchrec.modules.sizes import checked_size
 
 __all__ = ["DLRM_Transformer", "InteractionTransformerArch"]
 
