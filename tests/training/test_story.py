@@ -135,6 +135,17 @@ def test_going_on_tells_the_rest(tmp_path: Path) -> None:
     assert (third.of("started"), third.of("stepped"), valid.count) == ([14], [], 0)
 
 
+def test_validation_data_that_came_later_are_evaluated_in_the_end(tmp_path: Path) -> None:
+    def fit(valid: Passes | None) -> Any:
+        checkpoints = Checkpoints(tmp_path)
+        return make_trainer(ClickModel(), checkpoints=checkpoints).fit(Source(), valid, resume=True)
+
+    assert fit(None).valid is None
+    valid = Passes()
+    assert fit(valid).valid is not None
+    assert valid.count == 1
+
+
 def test_the_end_is_told_to_all_though_one_fails() -> None:
     class Fails(Story):
         def ended(self) -> None:

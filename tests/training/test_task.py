@@ -196,7 +196,8 @@ def test_loss_of_an_evaluation_without_a_metric_for_it() -> None:
     """The mean over the samples, by weight, whatever the batches."""
     batches, keep = [weighted(batch) for batch in BATCHES], Keep()
     task = Task(loss=nn.BCEWithLogitsLoss(reduction="none"))
-    make_trainer(ClickModel(), tasks=task, observers=[keep]).fit(batches, valid=batches)
+    valid = [*batches, make_batch(0, 1)]
+    make_trainer(ClickModel(), tasks=task, observers=[keep]).fit(batches, valid=valid)
     last = keep.records[-1]
     assert last.loss == pytest.approx(last.report.logloss, rel=1e-6)
 

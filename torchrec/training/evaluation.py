@@ -59,12 +59,12 @@ def evaluate(
     for batch in map(place, data):
         output = model(batch.dense_features, batch.sparse_features)
         predictions = predictions_of(output, tasks, batch)
-        for each in predictions:
-            each.measure(metrics[each.task.target])
-            if each.task in unmeasured:
-                sums[each.task.target] = sums[each.task.target] + each.loss(total=1)
         size = predictions[0].targets.numel()
         samples += size
+        for each in predictions:
+            each.measure(metrics[each.task.target])
+            if each.task in unmeasured and size:
+                sums[each.task.target] = sums[each.task.target] + each.loss(total=1)
         if unmeasured:
             weight = weight + (
                 size if batch.weights is None else batch.weights.sum(dtype=torch.float64)

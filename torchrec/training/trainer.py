@@ -371,7 +371,7 @@ class Trainer:
         train = self._metrics.epoch()
         for name, why in train.undefined.items():
             self._observers.said(f"{name} of the training data is not defined: {why}.")
-        if self._valid is None and valid is not None:  # went on from a checkpoint without curves
+        if self._valid is None and valid is not None:  # the checkpoint was written without
             self._valid = self.evaluate(valid)
         tested = None
         if test is not None:
@@ -460,12 +460,9 @@ class Trainer:
             return
         self.checkpoints.tidy()
         state = self.checkpoints.load(step)
-        saved = state["progress"]
-        # How many samples the last record was of, the first versions did not keep.
-        self.progress = Progress(**{"recorded_samples": saved["samples"], **saved})
+        self.progress = Progress(**state["progress"])
         self.stopping.load_state_dict(state["stopping"])
-        if state["valid"] is not None and "curves" in state["valid"]:
-            self._valid = Report(**state["valid"])
+        self._valid = None if state["valid"] is None else Report(**state["valid"])
         self.model.load_state_dict(state["model"])
         load_unsaved_buffers(self.model, state["buffers"])
         self.optimizer.init_state()

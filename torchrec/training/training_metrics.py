@@ -104,8 +104,6 @@ class TrainingMetrics:
         """
         for part, metrics in (("window", self._window), ("epoch", self._epoch)):
             saved = state[part]
-            if len(metrics) == 1 and isinstance(next(iter(saved.values())), Tensor):
-                saved = dict.fromkeys(metrics, saved)  # from before tasks had names
             if saved.keys() != metrics.keys():
                 raise ValueError(
                     f"`tasks` should have the targets {sorted(saved)}, as when the state was saved. "
