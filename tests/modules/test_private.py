@@ -66,3 +66,30 @@ def test_functions_outside_graphs():
     assert torch.compile(region, backend="eager")(torch.ones(1)).item() == 2
     assert compiling == [False]
     torch._dynamo.reset()
+
+
+def test_constants_of_graphs():
+    made = []
+
+    @_private.constant_in_graphs
+    def constant(number):
+        made.append(number)
+        return number * 2
+
+    def region(x):
+        return x + constant(3)
+
+    compiled = torch.compile(region, backend="eager", fullgraph=True)
+    assert [compiled(torch.ones(1)).item() for _ in range(3)] == [7, 7, 7]
+    assert made == [3]
+    torch._dynamo.reset()
+
+
+def test_parameters_and_children_of_a_module():
+    layer = nn.Linear(1, 1)
+    pair = nn.Sequential(layer, layer)
+    assert _private.children_by_name(pair) == {"0": layer, "1": layer}
+    weights = _private.parameters_by_name(layer)
+    layer.weight = nn.Parameter(torch.zeros(1, 1))
+    assert weights["weight"] is layer.weight
+    assert list(weights) == ["weight", "bias"]

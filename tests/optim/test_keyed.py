@@ -400,3 +400,39 @@ def test_groups_are_added_by_name():
         optimizer.add_param_group({"params": [("a", nn.Parameter(torch.ones(2)))]})
     with pytest.raises(NotImplementedError, match="all parameters when it is made"):
         CombinedOptimizer([optimizer]).add_param_group({"params": {}})
+
+
+class Preconditioner:
+    """State that is an object, as second-order optimizers keep it."""
+
+    def __init__(self, factor):
+        self.factor = torch.full((2, 2), float(factor))
+
+    def state_dict(self):
+        return {"factor": self.factor}
+
+    def load_state_dict(self, state_dict):
+        self.factor.copy_(state_dict["factor"])
+
+
+@pytest.mark.parametrize("combined", [False, True])
+def test_state_that_has_a_state_dict_loads_itself(combined):
+    def build(factor):
+        tables = {"t": nn.Parameter(torch.zeros(2)), "u": nn.Parameter(torch.zeros(3))}
+        state = {
+            p: {"step": 1, "scale": Preconditioner(factor + n)}
+            for n, p in enumerate(tables.values())
+        }
+        optimizer = KeyedOptimizer(tables, state, [{"params": list(tables.values()), "lr": 0.1}])
+        return CombinedOptimizer([optimizer]) if combined else optimizer
+
+    saved = build(5)
+    state = saved.state_dict()["state"]
+    assert state["u"]["scale"]["factor"].tolist() == [[6.0, 6.0], [6.0, 6.0]]
+    other = build(0)
+    objects = [values["scale"] for values in other.state.values()]
+    other.load_state_dict(copy.deepcopy(saved.state_dict()))
+    assert [values["scale"] for values in other.state.values()] == objects
+    assert [scale.factor[0, 0].item() for scale in objects] == [5.0, 6.0]
+    with pytest.raises(ValueError, match=r"State of 't' should be \['scale', 'step'\]"):
+        other.load_state_dict({"state": {"t": {"step": 1}, "u": state["u"]}})

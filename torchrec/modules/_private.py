@@ -5,13 +5,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # torch.compiler.disable, without importing the compiler.
 from torch._compile import _disable_dynamo as outside_graphs
 
-__all__ = ["assert_later", "backward_pass", "has_hooks", "outside_graphs", "saving_hooks"]
+__all__ = [
+    "assert_later",
+    "backward_pass",
+    "children_by_name",
+    "constant_in_graphs",
+    "has_hooks",
+    "outside_graphs",
+    "parameters_by_name",
+    "saving_hooks",
+]
+
+C = TypeVar("C", bound=Callable[..., object])
 
 # Fails with a message once the device comes to it; the host does not wait.
 assert_later = torch._assert_async
@@ -31,3 +45,22 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
     )
+
+
+def constant_in_graphs(function: C) -> C:
+    """Have ``torch.compile`` take what a function returns for a constant, made while it traces.
+
+    As `torch.compiler.assume_constant_result`, without importing the compiler.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def parameters_by_name(module: nn.Module) -> dict[str, Tensor]:
+    """Return the dictionary in which a module keeps its own parameters: what is read faster."""
+    return module._parameters  # type: ignore[return-value]
+
+
+def children_by_name(module: nn.Module) -> dict[str, nn.Module]:
+    """Return the dictionary in which a module keeps its children, those that come twice as well."""
+    return module._modules  # type: ignore[return-value]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from torchrec.modules._private import constant_in_graphs, parameters_by_name
 from torchrec.modules.embedding_configs import (
     BaseEmbeddingConfig,
     EmbeddingBagConfig,
@@ -129,7 +130,7 @@ class Tables:
         self, configs: Sequence[BaseEmbeddingConfig], modules: Sequence[nn.Module], prefix: str
     ) -> None:
         self.configs = list(configs)
-        self.modules = list(modules)
+        self._parameters = [parameters_by_name(module) for module in modules]
         self.names = [f"{prefix}.{config.name}.weight" for config in configs]
         self.features = [f for config in configs for f in config.feature_names]
         self.embedding_names = [n for names in embedding_names_by_table(configs) for n in names]
@@ -154,7 +155,7 @@ class Tables:
 
     def weights(self) -> list[Tensor]:
         """Return the weight of each table, as it is now."""
-        return [module._parameters["weight"] for module in self.modules]  # type: ignore[misc]
+        return [parameters["weight"] for parameters in self._parameters]
 
     def bound_weights(self) -> list[Tensor]:
         """Return the weights, having met those that others have put in place of the former."""
@@ -295,6 +296,8 @@ class Tables:
         """Return what a compiled look-up depends on beside keys and weights."""
         return (self._version,)
 
+    # To torch.compile the result is a constant: it depends on nothing but the arguments.
+    @constant_in_graphs
     def lookup(
         self, keys: tuple[str, ...], requires_grad: tuple[bool, ...], mode: tuple[Any, ...]
     ) -> tuple[LookupSpec, list[Group]]:
@@ -312,10 +315,6 @@ class Tables:
             if type(spec.tensor) is Tensor:  # while exporting it is a fake one, which must not stay
                 self._lookups[keys, requires_grad] = found
         return found
-
-    # To torch.compile, the result is a constant: it depends on nothing but the arguments. This mark
-    # is all that torch.compiler.assume_constant_result leaves, and that would import the compiler.
-    lookup._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _make_groups(self, spec: LookupSpec, requires_grad: Sequence[bool]) -> list[Group]:
         asked = [t for t, required in enumerate(requires_grad) if required]

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from torchrec.modules._private import children_by_name
 from torchrec.modules.collection import TableStore
 from torchrec.modules.embedding_configs import (
     EmbeddingBagConfig,
@@ -336,9 +337,9 @@ def fuse_embedding_optimizer(
         fused[collection] = made._around(collection, optimizer_type, optimizer_kwargs)
     for parent in parents:
         # Not named_children(), which names a module once that stands in two places.
-        for name, child in list(parent._modules.items()):
+        for name, child in list(children_by_name(parent).items()):
             if child in fused:
-                setattr(parent, name, fused[child])
+                parent.register_module(name, fused[child])
     return fused.get(model, model)
 
 

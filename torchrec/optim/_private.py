@@ -33,3 +33,8 @@ def at_end_of_backward_pass(callback: Callable[[], None]) -> None:
 def row_gradients(grad: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows and values of a sparse gradient as they came, duplicates and all."""
     return grad._indices()[0], grad._values()
+
+
+def has_torchs_optimizer_in_backward(param: Tensor) -> bool:
+    """Say whether PyTorch's own function of that kind has given a parameter to an optimizer."""
+    return hasattr(param, "_in_backward_optimizers")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -58,8 +58,29 @@ def check_owned(
 def name_states(
     params: Mapping[str, Tensor], state: Mapping[Any, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Return name -> state, in the order of ``params``, of the parameters that have state."""
-    return {name: dict(state[param]) for name, param in params.items() if param in state}
+    """Return name -> state, in the order of ``params``, of the parameters that have state.
+
+    A value that is an object with a ``state_dict`` of its own gives that.
+    """
+    return {
+        name: {key: _saved(value) for key, value in state[param].items()}
+        for name, param in params.items()
+        if param in state
+    }
+
+
+class _Stateful(Protocol):
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state_dict: Any) -> Any: ...
+
+
+def _is_stateful(value: object) -> TypeGuard[_Stateful]:
+    return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
+
+
+def _saved(value: Any) -> Any:
+    return value.state_dict() if _is_stateful(value) else value
 
 
 def name_groups(
@@ -172,7 +193,9 @@ def _match_groups(
 def _write(live: dict[str, Any], key: str, value: Any, param: Tensor) -> None:
     """Put one value into live state: into the tensor that is there, or as a copy."""
     old = live.get(key)
-    if isinstance(old, Tensor):
+    if _is_stateful(old):
+        old.load_state_dict(_saved(value))
+    elif isinstance(old, Tensor):
         with torch.no_grad():
             old.copy_(value if isinstance(value, Tensor) else torch.tensor(value))
     elif isinstance(value, Tensor) and old is not None:

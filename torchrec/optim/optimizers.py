@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from torchrec.ops.embedding import updates
 from torchrec.ops.embedding.updates import Rule
+from torchrec.optim._private import has_torchs_optimizer_in_backward
 from torchrec.optim._rows import apply_rule, new_state
 from torchrec.optim.owners import owner_of
 
@@ -382,5 +383,4 @@ def in_backward_optimizer_filter(
 
 def _is_in_backward(param: nn.Parameter) -> bool:
     owner = owner_of(param)
-    # The mark is that of `torch.distributed.optim`, which has a function of the same kind.
-    return (owner is not None and owner.in_backward) or hasattr(param, "_in_backward_optimizers")
+    return (owner is not None and owner.in_backward) or has_torchs_optimizer_in_backward(param)
