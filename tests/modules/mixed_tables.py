@@ -49,6 +49,7 @@ def make(
     remapped: bool = False,
     only: str = "abcde",
     more_rows: int = 0,
+    device: str = "cpu",
     **options,
 ) -> Managed:
     """Return a collection of the tables above, or of some; ``options`` are for all of them.
@@ -77,7 +78,7 @@ def make(
     ]
     shared, own, residual = (
         MCHManagedCollisionModule(
-            rows + more_rows, "cpu", policy(), interval, mch_size=mch_size, name=name
+            rows + more_rows, device, policy(), interval, mch_size=mch_size, name=name
         )
         for name, rows, mch_size in (("a", 4, None), ("b", 7, None), ("d", 3, 2))
     )
@@ -85,10 +86,10 @@ def make(
     collisions = ManagedCollisionCollection({name: maps[name] for name in only}, tables)
     if pooled:
         return ManagedCollisionEmbeddingBagCollection(
-            EmbeddingBagCollection(tables=tables), collisions, remapped
+            EmbeddingBagCollection(tables=tables, device=device), collisions, remapped
         )
     return ManagedCollisionEmbeddingCollection(
-        EmbeddingCollection(tables=tables), collisions, remapped
+        EmbeddingCollection(tables=tables, device=device), collisions, remapped
     )
 
 

@@ -320,3 +320,41 @@ def test_a_compiled_run_is_the_same():
     for key, value in plain.state_dict().items():
         assert torch.equal(module.state_dict()[key], value), key
     torch._dynamo.reset()
+
+
+@each_kind
+@each_policy
+def test_another_default_device_changes_nothing(pooled, policy):
+    batches = random_batches(8)
+    states = []
+    for device in ("cpu", "meta"):
+        module, optimizers = trained(pooled, policy, [])
+        run(module, optimizers, batches[:4])
+        with torch.device(device):
+            run(module, optimizers, batches[4:])
+            states.append(copy.deepcopy(module.state_dict()))
+            module.load_state_dict(states[-1])
+    for key, value in states[0].items():
+        assert torch.equal(states[1][key], value), key
+
+
+@each_kind
+@each_policy
+@pytest.mark.parametrize("assign", [True, False], ids=["assign", "to_empty"])
+def test_made_without_memory_and_loaded(pooled, policy, assign):
+    batches = random_batches(10)
+    module, optimizers = trained(pooled, policy, batches[:5])
+    saved = copy.deepcopy(module.state_dict())
+    fused = copy.deepcopy(module._embedding_module.fused_optimizer.state_dict())
+    other, _ = trained(pooled, policy, [], device="meta")
+    if not assign:
+        other.to_empty(device="cpu")
+    other.load_state_dict(saved, assign=assign)
+    other._embedding_module.fused_optimizer.load_state_dict(fused)
+    others = mixed_tables.outer_optimizers(other, 0.1, torch.optim.Adagrad)
+    for mine, theirs in zip(others, optimizers, strict=True):
+        mine.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    run(module, optimizers, batches[5:])
+    run(other, others, batches[5:])
+    for key, value in module.state_dict().items():
+        assert torch.equal(other.state_dict()[key], value), key

@@ -333,7 +333,11 @@ class TableUpdate(Owner):
         if grad is not None and grad.is_sparse:
             kept = _without(RowGradients(*row_gradients(grad)), rows)
             self.weight.grad = torch.sparse_coo_tensor(
-                kept.rows.unsqueeze(0), kept.values, grad.shape, check_invariants=False
+                kept.rows.unsqueeze(0),
+                kept.values,
+                grad.shape,
+                device=grad.device,  # another default device may be in force
+                check_invariants=False,
             )
         elif grad is not None:
             grad[rows] = 0

@@ -471,7 +471,7 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        destination[f"{prefix}current_iter"] = torch.tensor(self._current_iter)
+        destination[f"{prefix}current_iter"] = torch.tensor(self._current_iter, device="cpu")
         destination[f"{prefix}sizes"] = self.sizes().tensor()
 
     def _load_from_state_dict(

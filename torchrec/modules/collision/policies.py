@@ -260,7 +260,7 @@ class _Scored:
         rows = coalesced_history_mch_matching_indices
         for name, kept in mch_metadata.items():
             kept[rows] = recent[name][have_row] + (kept[rows] if name == "counts" else 0)
-        # In order of appearance, which decides between recent of equal scores.
+        # In order of appearance, which decides between ids of equal scores.
         order = position[~have_row].argsort()
         new = {name: value[~have_row][order] for name, value in recent.items()}
         old = {name: kept[: mch_size - 1] for name, kept in mch_metadata.items()}

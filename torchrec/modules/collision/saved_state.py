@@ -33,7 +33,7 @@ class Sizes(NamedTuple):
 
     def tensor(self) -> Tensor:
         """Return both as int64, to be saved."""
-        return torch.tensor([self.zch_size, self.mch_size or 0])
+        return torch.tensor([self.zch_size, self.mch_size or 0], device="cpu")
 
     @property
     def held(self) -> int:
@@ -115,7 +115,9 @@ def translate(state_dict: dict[str, Any], prefix: str, offset: int) -> None:
         values = state_dict.pop(key)
         if values.shape == ids.shape:
             state_dict[f"{prefix}_rows.{key.removeprefix(f'{prefix}_mch_')}"] = by_row(values)
-    batch = state_dict.pop(f"{prefix}_current_iter_tensor", torch.zeros(1, dtype=torch.int64))
+    batch = state_dict.pop(
+        f"{prefix}_current_iter_tensor", torch.zeros(1, dtype=torch.int64, device="cpu")
+    )
     state_dict[f"{prefix}current_iter"] = batch.reshape(())
     state_dict[f"{prefix}sizes"] = Sizes(size, None).tensor()
 
