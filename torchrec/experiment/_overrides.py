@@ -33,19 +33,19 @@ def apply_overrides(
     """
     changed: dict[str, str] = {}
     nulls: dict[str, bool] = {}  # and whether the file has the key
-    known = _names(values.get("features"))
+    declared = _names(values.get("features"))
     for override in overrides:
         key, value = _parse(override)
         was_there = _put(values, key, value, override)
         changed[key] = override
         if key == "features":
-            known = _names(value)
+            declared = _names(value)
         if value is None:
             nulls[key] = was_there or nulls.get(key, False)
     for key, override in changed.items():
         section, *steps = key.split(".")
-        if section == "features" and steps and steps[0] not in known:
-            _check_new_feature(values, steps[0], known, override, name)
+        if section == "features" and steps and steps[0] not in declared:
+            _check_new_feature(values, steps[0], declared, override, name)
     for key, was_there in nulls.items():
         _take_default(values, key, was_there)
     return changed
@@ -89,7 +89,7 @@ def _names(features: object) -> list[str]:
 
 
 def _check_new_feature(
-    values: dict[str, object], feature: str, known: list[str], override: str, name: str
+    values: dict[str, object], feature: str, declared: list[str], override: str, name: str
 ) -> None:
     """Refuse a feature that the file does not have and overrides do not declare: a misspelled one."""
     features = values["features"]
@@ -97,13 +97,13 @@ def _check_new_feature(
     if value is not None and (not isinstance(value, dict) or "type" in value):
         return
     message = f"override {override!r}: `features.{feature}` is not a feature of {name}"
-    if not known:
+    if not declared:
         raise ValueError(
             f"{message}, which leaves them to be inferred: `torchrec init` writes them to a file."
         )
-    near = did_you_mean(feature, known, quote="`") or "."
+    near = did_you_mean(feature, declared, quote="`") or "."
     new = "" if value is None else f" A new one needs `features.{feature}.type`."
-    raise ValueError(f"{message}{near} Its features: {listed(known)}.{new}")
+    raise ValueError(f"{message}{near} Its features: {listed(declared)}.{new}")
 
 
 def _take_default(values: dict[str, object], key: str, was_there: bool) -> None:

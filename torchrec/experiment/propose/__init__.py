@@ -4,8 +4,14 @@
 experiment file.
 """
 
-from torchrec.experiment.propose._decide import Column
+from torchrec.experiment.propose._decide import ColumnProposal
 from torchrec.experiment.propose._write import propose_experiment, write_experiment
 from torchrec.experiment.propose.infer import Inference, infer_features
 
-__all__ = ["Column", "Inference", "infer_features", "propose_experiment", "write_experiment"]
+__all__ = [
+    "ColumnProposal",
+    "Inference",
+    "infer_features",
+    "propose_experiment",
+    "write_experiment",
+]

@@ -24,8 +24,8 @@ from torchrec.experiment.propose._roles import (
     looks_like_number,
     looks_ordered,
     made_from_label,
-    misread,
     text_of,
+    unconverted,
 )
 from torchrec.experiment.propose._sizes import proposed_ids
 from torchrec.experiment.propose._statistics import EXACT, ColumnStatistics, finite_numbers
@@ -38,7 +38,7 @@ _ORDERED = "In order of time by its name, latest last"
 
 
 @dataclass(frozen=True)
-class Column:
+class ColumnProposal:
     """What was found out about a column, and what is proposed.
 
     Attributes:
@@ -69,7 +69,7 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def decide(one: ColumnStatistics, sample: pa.Table, label: str, labels: Array) -> Column:
+def decide(one: ColumnStatistics, sample: pa.Table, label: str, labels: Array) -> ColumnProposal:
     """Decide what a column is.
 
     Args:
@@ -83,28 +83,28 @@ def decide(one: ColumnStatistics, sample: pa.Table, label: str, labels: Array) -
     if unit:
         purpose = "to split by it, store it as timestamps" if unit == _TEXT else "for splitting by"
         reason = f"a time ({unit}), {purpose}; as a feature, later rows lie outside what was seen"
-        return Column(one.name, _seen(one), reason=reason, is_time=unit != _TEXT)
+        return ColumnProposal(one.name, _seen(one), reason=reason, is_time=unit != _TEXT)
     strings = text_of(values)
-    unusable = (None if strings is None else misread(one.name, strings)) or _unusable(one)
+    unusable = (None if strings is None else unconverted(one.name, strings)) or _unusable(one)
     if unusable:
-        return Column(one.name, _seen(one), reason=unusable)
+        return ColumnProposal(one.name, _seen(one), reason=unusable)
     if made_from_label(one.name, label):
         reason = "its name says that it is made from the label; add it if it is known before"
-        return Column(one.name, _seen(one), reason=reason, gives_away=True)
+        return ColumnProposal(one.name, _seen(one), reason=reason, gives_away=True)
     if gives_away(values, labels):
         reason = "it tells the label by itself; add it if it is known before the label is"
-        return Column(one.name, _seen(one), reason=reason, gives_away=True)
+        return ColumnProposal(one.name, _seen(one), reason=reason, gives_away=True)
     feature, reason = _feature(one, values)
-    return Column(one.name, _seen(one), feature, reason, one.distinct)
+    return ColumnProposal(one.name, _seen(one), feature, reason, one.distinct)
 
 
-def left_out(one: ColumnStatistics, reason: str) -> Column:
+def left_out(one: ColumnStatistics, reason: str) -> ColumnProposal:
     """Return a column that others read."""
-    return Column(one.name, _seen(one), reason=reason)
+    return ColumnProposal(one.name, _seen(one), reason=reason)
 
 
 def _unit_of_time(one: ColumnStatistics, values: pa.ChunkedArray) -> str | None:
-    """Return how a column writes moments, None if it does not: durations and times of day are none."""
+    """Return how a column writes points in time, None if it does not: durations and times of day are none."""
     if one.is_list or not one.values or pt.is_duration(one.type) or pt.is_time(one.type):
         return None
     if one.kind == "times":

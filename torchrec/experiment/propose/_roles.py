@@ -191,16 +191,16 @@ _DAY = r"([0-9]{1,2}[./-][0-9]{1,2}[./-][0-9]{4}|[0-9]{4}[./][0-9]{1,2}[./][0-9]
 _DATE = rf"^\s*{_DAY}([ T]+[0-9]{{1,2}}:[0-9]{{2}}(:[0-9]{{2}})?( ?[AaPp][Mm])?)?\s*$"
 
 
-def misread(name: str, strings: pa.ChunkedArray) -> str | None:
+def unconverted(name: str, strings: pa.ChunkedArray) -> str | None:
     """Return what to do with strings that are numbers or dates as people write them; None if they are none.
 
     Nine in ten of them should be. What may as well be lists of ids, as "3,17", needs a sign of numbers: a
     part that no id has (",05", "1,234" beside "12"), or the name.
 
     Example:
-        >>> misread("amount", pa.chunked_array([["1.196,17", "0,05"]]))
+        >>> unconverted("amount", pa.chunked_array([["1.196,17", "0,05"]]))
         'numbers with a decimal comma: convert them, e.g. with pandas.read_csv(..., decimal=",")'
-        >>> misread("history", pa.chunked_array([["3,17", "5"]])) is None
+        >>> unconverted("history", pa.chunked_array([["3,17", "5"]])) is None
         True
     """
     strings = pc.unique(strings.slice(0, 10_000).drop_null())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from torchrec.datasets.features import AnyFeature, MultiHotFeature, SequenceFeature, SparseFeature
-from torchrec.experiment.propose._decide import Column
+from torchrec.experiment.propose._decide import ColumnProposal
 from torchrec.experiment.propose._roles import LIST_WORDS, table_name, words_of
 from torchrec.experiment.propose._sizes import proposed_ids
 from torchrec.experiment.propose._statistics import ColumnStatistics
@@ -15,7 +15,9 @@ _FEWEST = 100  # ids of fewer values meet by chance: every small range begins wi
 _CONTAINED = 0.9
 
 
-def share_tables(columns: Sequence[Column], counted: Sequence[ColumnStatistics]) -> list[Column]:
+def share_tables(
+    columns: Sequence[ColumnProposal], counted: Sequence[ColumnStatistics]
+) -> list[ColumnProposal]:
     """Let lists share the table of the column whose ids they hold, where names and values say so.
 
     Args:
@@ -44,13 +46,16 @@ def share_tables(columns: Sequence[Column], counted: Sequence[ColumnStatistics])
     return found
 
 
-def _may_give_a_table(column: Column) -> bool:
+def _may_give_a_table(column: ColumnProposal) -> bool:
     plain = "." not in column.name and table_name(column.name) == column.name
     return plain and isinstance(column.feature, SparseFeature) and column.distinct > _FEWEST
 
 
 def _holds_ids_of(
-    one: Column, column: Column, of_list: ColumnStatistics, of_column: ColumnStatistics
+    one: ColumnProposal,
+    column: ColumnProposal,
+    of_list: ColumnStatistics,
+    of_column: ColumnStatistics,
 ) -> bool:
     """Say whether a list holds what another column does, and has no table yet."""
     feature = one.feature
@@ -84,7 +89,7 @@ def _options(table: str, members: Sequence[ColumnStatistics]) -> dict[str, objec
     }
 
 
-def _sharing(column: Column, table: str, options: dict[str, object]) -> Column:
+def _sharing(column: ColumnProposal, table: str, options: dict[str, object]) -> ColumnProposal:
     assert column.feature is not None
     feature: AnyFeature = column.feature.model_copy(update=options)
     if column.name == table:

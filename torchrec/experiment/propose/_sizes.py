@@ -19,13 +19,13 @@ _MOST_ROWS = 1 << 24
 
 
 @dataclass(frozen=True)
-class Ids:
+class IdProposal:
     """How the ids of a feature find their rows.
 
     Attributes:
-        ids: the way.
+        ids: how, as a feature says it.
         rows: number of rows.
-        out_of_range: what becomes of other ids where the way is ``"plain"``.
+        out_of_range: what becomes of other ids where they are ``"plain"``.
         min_count: how often an id should come to have a row of its own in a vocabulary.
     """
 
@@ -35,7 +35,7 @@ class Ids:
     min_count: int = 1
 
 
-def proposed_ids(distinct: int, minimum: float, maximum: float, *, integers: bool) -> Ids:
+def proposed_ids(distinct: int, minimum: float, maximum: float, *, integers: bool) -> IdProposal:
     """Propose how ids find their rows.
 
     Small integers that fill their range choose rows themselves. Up to a million distinct ids get a
@@ -51,18 +51,18 @@ def proposed_ids(distinct: int, minimum: float, maximum: float, *, integers: boo
 
     Example:
         >>> proposed_ids(21, 0, 20, integers=True)
-        Ids(ids='plain', rows=21, out_of_range=<IdPolicy.UNKNOWN: 'unknown'>, min_count=1)
+        IdProposal(ids='plain', rows=21, out_of_range=<IdPolicy.UNKNOWN: 'unknown'>, min_count=1)
         >>> proposed_ids(3706, 1, 3952_000, integers=True).rows
         3800
         >>> proposed_ids(3_000_000, 0, 0, integers=False).rows
         4194304
     """
     if integers and minimum >= 0 and maximum < min(_MOST_PLAIN, 2 * distinct + 10):
-        return Ids("plain", int(maximum) + 1, out_of_range=IdPolicy.UNKNOWN)
+        return IdProposal("plain", int(maximum) + 1, out_of_range=IdPolicy.UNKNOWN)
     if distinct <= _MOST_WORDS:
-        return Ids("vocabulary", round_up(distinct), min_count=2 if distinct >= 100 else 1)
+        return IdProposal("vocabulary", round_up(distinct), min_count=2 if distinct >= 100 else 1)
     rows = min(_MOST_ROWS, 1 << int(math.log2(2 * distinct)))
-    return Ids("hash", rows)
+    return IdProposal("hash", rows)
 
 
 def round_up(number: int) -> int:

@@ -20,7 +20,7 @@ from torchrec.experiment.schema import (
 from torchrec.files import write_file
 from torchrec.models import registry
 
-_WAYS = (
+_ID_SOURCES = (
     "Ids find their rows: `plain`, as they are; `vocabulary`, those seen `min_count` times have a row "
     "each and all others share one; `hash`, any id, some share a row."
 )
@@ -135,7 +135,7 @@ def _data(data: DataSection, inference: Inference, folder: Path) -> Iterator[str
 
 def _features(inference: Inference) -> Iterator[str]:
     yield "features:"
-    yield from _comment(_WAYS, "  ")
+    yield from _comment(_ID_SOURCES, "  ")
     yield ""
     notes = inference.notes
     for name, feature in inference.features.items():

@@ -21,13 +21,13 @@ from torchrec.datasets.source import TableSource
 from torchrec.datasets.text_types import MisfitError
 from torchrec.datasets.transform.labels import Label
 from torchrec.experiment._messages import listed
-from torchrec.experiment.propose._decide import Column, decide, left_out
+from torchrec.experiment.propose._decide import ColumnProposal, decide, left_out
 from torchrec.experiment.propose._roles import (
     is_text_of_time,
-    misread,
     separator_of,
     table_name,
     text_of,
+    unconverted,
 )
 from torchrec.experiment.propose._sharing import share_tables
 from torchrec.experiment.propose._sizes import proposed_dim
@@ -54,7 +54,7 @@ class Inference:
 
     label: str
     drop: str | None
-    columns: list[Column] = field(repr=False)
+    columns: list[ColumnProposal] = field(repr=False)
     rows: int
     complete: bool
     positives: float
@@ -290,6 +290,6 @@ def _count(
 def _separator(name: str, values: pa.ChunkedArray) -> str | None:
     """Return what separates the parts of a column of strings, None if they are no lists."""
     strings = text_of(values)
-    if strings is None or is_text_of_time(strings) or misread(name, strings):
+    if strings is None or is_text_of_time(strings) or unconverted(name, strings):
         return None
     return separator_of(strings)
