@@ -168,14 +168,17 @@ def write_folder(
         _clear(folder)
         beside.mkdir()
         yield beside
-        files = sorted(path for path in beside.rglob("*") if path.is_file())
-        listed = {path.relative_to(beside).as_posix(): path for path in files}
-        digests = {name: digest_of(path) for name, path in listed.items() if name not in unlisted}
-        content: dict[str, Json] = {"format": format, "written_by": _library(), **(facts or {})}
-        content["files"] = {name: dict(vars(digest)) for name, digest in digests.items()}
-        (beside / index).write_text(json_with_checksum(content, indent=1), encoding="utf-8")
-        for path in [*files, beside / index, *(p for p in beside.rglob("*") if p.is_dir()), beside]:
+        digests: dict[str, Json] = {}
+        for path in sorted(beside.rglob("*")):
+            name = path.relative_to(beside).as_posix()
+            if path.is_file() and name not in unlisted:
+                digests[name] = dict(vars(digest_of(path)))
             sync(path)
+        content: dict[str, Json] = {"format": format, "written_by": _library(), **(facts or {})}
+        content["files"] = digests
+        (beside / index).write_text(json_with_checksum(content, indent=1), encoding="utf-8")
+        sync(beside / index)
+        sync(beside)
         # No system renames over a folder that is not empty: for a moment there is none, and whoever
         # is killed there leaves the former one to `_clear` and `read_index`.
         if folder.exists():
@@ -361,8 +364,9 @@ def _clear(folder: Path) -> None:
     former = _hidden(folder, _FORMER)
     if former.exists() and not folder.exists():
         former.rename(folder)
-    for kind in (_WRITING, _FORMER, _REMOVED):
-        shutil.rmtree(_hidden(folder, kind), ignore_errors=True)
+    for path in (former, _hidden(folder, _WRITING), _hidden(folder, _REMOVED)):
+        if path.exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _parse(text: str | bytes) -> tuple[dict[str, Json], bool]:

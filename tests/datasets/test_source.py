@@ -27,7 +27,7 @@ from torchrec.datasets import _csv
 from torchrec.datasets._chunks import Reading
 from torchrec.datasets.features import TextType
 from torchrec.datasets.source import TableSource
-from torchrec.datasets.split import FractionSplit, find_time_split
+from torchrec.datasets.split import FractionSplit, TimeSplit, find_time_split
 from torchrec.datasets.text_types import MisfitError
 
 Write = Callable[..., Path]
@@ -557,6 +557,34 @@ def test_rows_are_dropped(write: Write) -> None:
     assert message_of(lambda: read(source)) == (
         "Expression `user + 1` should be true or false. Received int64."
     )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"drop": "x >= 0"},
+        {"drop": "x != 70_000"},
+        {"split": FractionSplit(0.5, 0.1)},
+        {"split": FractionSplit(1e-12, 0.1, part="valid")},
+        {"split": FractionSplit(0.5, 0.1), "drop": "x >= 0"},
+        {"split": TimeSplit("x", 80_000, 89_999, part="test")},
+        {"split": TimeSplit("x", 80_000, 90_000, part="test")},
+    ],
+    ids=[
+        "all",
+        "no",
+        "one",
+        "chance",
+        "no by chance",
+        "chance, no",
+        "last in time",
+        "none in time",
+    ],
+)
+def test_whether_there_are_rows_is_what_reading_tells(numbers: list[Path], options: Any) -> None:
+    source = TableSource(numbers, **options)
+    assert source.has_rows() == any(table.num_rows for table in source.scan())
 
 
 def test_parts_of_a_split_by_chance_are_all_rows(numbers: list[Path]) -> None:

@@ -78,11 +78,17 @@ class CsvReader:
         self.files = files
         self._headerless = None if columns is None else list(columns)
         self._delimiter = delimiter or delimiter_of(files[0].format)
-        self._names = [self._read_names(file) for file in files]
-        for file, names in zip(files, self._names, strict=True):
+        self._names: list[list[str]] = []
+        self._starts: list[int] = []  # the first byte behind the header
+        for file in files:
+            names, start = self._headerless or [], 0
             if self._headerless is None:
+                line, start = _header(file)
+                names = _split_header(line, file, self._delimiter)
                 _check_header(names, file, self._delimiter)
             require_columns(names, names, file.path)
+            self._names.append(names)
+            self._starts.append(start)
         given = {} if schema is None else {field.name: field.type for field in schema}
         self._given = frozenset(given)
         self._assumed = frozenset(assumed or ()) - self._given
@@ -140,9 +146,7 @@ class CsvReader:
         """Cut a file into blocks of about ``size`` bytes, from a place where a record starts."""
         file = self.files[number]
         try:
-            if byte == 0 and self._headerless is None:
-                with _open(file) as stream:
-                    byte = len(_first_line(stream))
+            byte = byte or self._starts[number]
             with _open(file) as stream:
                 _go_to(stream, file, byte)
                 rest, wanted, ended = b"", size, False
@@ -167,8 +171,8 @@ class CsvReader:
 
     def _parse(self, number: int, block: Block, types: dict[str, pa.DataType]) -> pa.Table:
         """Parse a block to a table of the given types, or of all columns with types inferred if there are none."""
-        inferred = [name for name in types if name not in self._given | self._assumed]
-        integers = [name for name in inferred if pa.types.is_integer(types[name])]
+        known = self._given | self._assumed
+        integers = [n for n, type in types.items() if n not in known and pa.types.is_integer(type)]
         try:
             table = self._convert(number, block, types | dict.fromkeys(integers, pa.string()))
             for name in integers:
@@ -264,11 +268,6 @@ class CsvReader:
             return False
         return True
 
-    def _read_names(self, file: DataFile) -> list[str]:
-        if self._headerless is not None:
-            return self._headerless
-        return _split_header(_header(file), file, self._delimiter)
-
     def _infer_types(self) -> dict[str, pa.DataType]:
         """Return types that the first blocks suggest, more of them for a column that holds nothing at first."""
         types: dict[str, pa.DataType] = {}
@@ -317,7 +316,7 @@ def find_delimiter(file: DataFile, columns: int | None = None) -> str | None:
         file: of text.
         columns: how many there should be. Default: as many as can be.
     """
-    line, usual = _header(file), delimiter_of(file.format)
+    line, usual = _header(file)[0], delimiter_of(file.format)
     counts = {one: len(_split_header(line, file, one)) for one in (usual, ";", "\t")}
     if columns is not None:
         fitting = [one for one in counts if counts[one] == columns]
@@ -349,10 +348,12 @@ def _check_header(names: list[str], file: DataFile, delimiter: str) -> None:
         )
 
 
-def _header(file: DataFile) -> str:
+def _header(file: DataFile) -> tuple[str, int]:
+    """Return the first line, and its length in bytes."""
     try:
         with _open(file) as stream:
-            return _first_line(stream).decode("utf-8-sig").rstrip("\r\n")
+            line = _first_line(stream)
+        return line.decode("utf-8-sig").rstrip("\r\n"), len(line)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"The header of '{file.path}' should be UTF-8. Received other bytes."

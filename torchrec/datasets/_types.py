@@ -104,7 +104,7 @@ def conform(table: pa.Table, types: dict[str, pa.DataType], path: str) -> pa.Tab
                 raise ValueError(
                     f"Values of column '{name}' in '{path}' should fit {type}. Received: {error}"
                 ) from error
-        if _is_text(plain(type)):
+        if _holds_text(type):
             try:
                 _check_text(column)
             except (pa.ArrowInvalid, UnicodeDecodeError) as error:
@@ -115,8 +115,11 @@ def conform(table: pa.Table, types: dict[str, pa.DataType], path: str) -> pa.Tab
     return pa.Table.from_arrays(columns, schema=pa.schema(list(types.items())))
 
 
-def _is_text(type: pa.DataType) -> bool:
-    return pa.types.is_string(type) or (pa.types.is_list(type) and _is_text(type.value_type))
+def _holds_text(type: pa.DataType) -> bool:
+    """Say whether the values of a type that is delivered, or those in its lists, are text."""
+    while pa.types.is_dictionary(type) or pa.types.is_list(type):
+        type = type.value_type
+    return bool(pa.types.is_string(type))
 
 
 def _cast(column: pa.ChunkedArray, type: pa.DataType) -> pa.ChunkedArray:

@@ -8,6 +8,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 Format = Literal["parquet", "csv", "tsv"]
@@ -39,7 +40,7 @@ class DataFile:
     format: Format
     compression: Compression | None = None
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Its name without folders and suffixes, which stays when it is moved, compressed or made Parquet.
 

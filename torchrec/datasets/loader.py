@@ -111,10 +111,15 @@ class Loader:
         workers: int = 2,
         drop_last: bool = False,
     ) -> None:
-        _require(batch_size >= 1, "batch_size", "1 or more", batch_size)
-        _require(shuffle_window >= 0, "shuffle_window", "0 or more", shuffle_window)
-        _require(0 <= rank < world_size, "rank", f"in [0, {world_size})", rank)
-        _require(workers >= 0, "workers", "0 or more", workers)
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("shuffle_window", shuffle_window, 0),
+            ("workers", workers, 0),
+        ):
+            if value < least:
+                raise ValueError(f"`{name}` should be {least} or more. Received {value}.")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"`rank` should be in [0, {world_size}). Received {rank}.")
         self.source = source
         self.transform = transform
         self.batch_size = batch_size
@@ -364,8 +369,3 @@ def seed_of(*numbers: int) -> int:
     """Mix numbers to a seed of 63 bits."""
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def _require(holds: bool, name: str, what: str, received: int) -> None:
-    if not holds:
-        raise ValueError(f"`{name}` should be {what}. Received {received}.")

@@ -96,7 +96,7 @@ class TableSource:
         from torchrec.datasets._csv import CsvReader
 
         other = copy.copy(self)
-        if isinstance(self._reader, CsvReader):
+        if types and isinstance(self._reader, CsvReader):
             other._reader = self._reader.retyped(types)
             other.schema = other._reader.schema
         return other
@@ -141,6 +141,17 @@ class TableSource:
             self.split.count(self.files[group.file].name, group.first_row, group.rows)
             for group in self._reader.groups
         )
+
+    def has_rows(self) -> bool:
+        """Return whether reading gives any row; no more is read than tells it."""
+        if self.rows is not None:
+            return self.rows > 0
+        if self.drop is None and isinstance(self.split, FractionSplit):  # of text: by number alone
+            for chunk in self.chunks([], Reading()):
+                if self.split.count(self.files[chunk.file].name, chunk.first_row, chunk.rows):
+                    return True
+            return False
+        return next(self.scan(self.schema.names[-1:]), None) is not None
 
     def scan(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Read everything once, in the order of the files.

@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections.abc import Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -32,7 +34,7 @@ class Split(Protocol):
     """What says of rows whether they belong to a part of the data."""
 
     @property
-    def columns(self) -> set[str]:
+    def columns(self) -> Set[str]:
         """Names of the columns that it reads."""
 
     def keep(self, table: pa.Table, file: str, first_row: int) -> Mask:
@@ -64,6 +66,8 @@ class FractionSplit:
     test: float
     seed: int = 0
     part: Part = "train"
+    columns: ClassVar[Set[str]] = frozenset()
+    """Names of the columns that it reads: none."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.valid < 1 and 0 <= self.test < 1 and self.valid + self.test < 1):
@@ -72,11 +76,6 @@ class FractionSplit:
                 f"Received {self.valid} and {self.test}."
             )
         _check_part(self.part)
-
-    @property
-    def columns(self) -> set[str]:
-        """Names of the columns that it reads: none."""
-        return set()
 
     def of(self, part: Part) -> FractionSplit:
         """Return another part of the same split."""
@@ -88,11 +87,10 @@ class FractionSplit:
 
     def count(self, file: str, first_row: int, rows: int) -> int:
         """Count the rows that belong here, of ``rows`` rows from ``first_row`` of a file on."""
-        step = 1 << 20
-        pieces = range(first_row, first_row + rows, step)
-        return sum(
-            int(self._keep(file, at, min(step, first_row + rows - at)).sum()) for at in pieces
-        )
+        step, end, count = 1 << 20, first_row + rows, 0
+        for at in range(first_row, end, step):
+            count += int(self._keep(file, at, min(step, end - at)).sum())
+        return count
 
     def _keep(self, file: str, first_row: int, rows: int) -> Mask:
         numbers = _hash_rows(self.seed, file, first_row, rows)
@@ -130,7 +128,7 @@ class TimeSplit:
         _check_part(self.part)
 
     @property
-    def columns(self) -> set[str]:
+    def columns(self) -> Set[str]:
         """Names of the columns that it reads: that of the times."""
         return {self.column}
 
@@ -232,13 +230,21 @@ def _times(table: pa.Table, column: str) -> np.ndarray[Any, Any]:
 
 def _hash_rows(seed: int, file: str, first_row: int, rows: int) -> Hashes:
     """Hash row numbers to even 64-bit numbers: SplitMix64, started at a hash of seed and file."""
-    name = hashlib.blake2b(os.fsencode(file), digest_size=8).digest()
-    start = _mix(np.array([seed, int.from_bytes(name, "little")], dtype=np.uint64))
-    start = _mix(start[:1] + np.uint64(0x9E3779B97F4A7C15) * (start[1:] | np.uint64(1)))
+    start = _start_of(seed, file)
     numbers = np.arange(first_row, first_row + rows, dtype=np.uint64)
     numbers *= np.uint64(0x9E3779B97F4A7C15)
     numbers += start
     return _mix(numbers)
+
+
+@lru_cache(1024)
+def _start_of(seed: int, file: str) -> np.uint64:
+    """Return where the numbers of a file start, the same for all of its chunks."""
+    name = hashlib.blake2b(os.fsencode(file), digest_size=8).digest()
+    start = _mix(np.array([seed, int.from_bytes(name, "little")], dtype=np.uint64))
+    start = _mix(start[:1] + np.uint64(0x9E3779B97F4A7C15) * (start[1:] | np.uint64(1)))
+    first: np.uint64 = start[0]
+    return first
 
 
 def _mix(numbers: Hashes) -> Hashes:

@@ -15,7 +15,7 @@ from torchrec.datasets.text_types import MisfitError, schema_of
 from torchrec.datasets.transform import FeatureTransform, TransformCounts
 from torchrec.datasets.transform.labels import Label
 from torchrec.experiment.files import check_column, check_columns
-from torchrec.experiment.propose import infer_features
+from torchrec.experiment.propose import Inference, infer_features
 from torchrec.experiment.schema import DataSection, Experiment
 from torchrec.runs import Fitted
 
@@ -57,10 +57,11 @@ class RunData:
 
     def __init__(self, experiment: Experiment, fitted: Fitted | None = None) -> None:
         data, options = experiment.data, experiment.training
-        self.notices: list[str] = _read_twice(experiment.data)
+        self.notices: list[str] = []
         self._rows: int | None = None
         sources = self._fit(experiment) if fitted is None else self._take(experiment, fitted)
         train, valid, test = sources
+        self.notices[:0] = _read_twice(data, sources)
         if self._rows is None:
             self._rows = train.rows
         if self._rows is None and options.schedule.decay != "constant":
@@ -81,7 +82,7 @@ class RunData:
         size = max(options.batch_size, _EVALUATION_BATCH)
         self.valid, self.test = (
             None
-            if source is None or not self._has_rows(source, name)
+            if source is None or not self._is_there(source, name)
             else Loader(source, self.evaluated, size, shuffle_window=0, workers=data.workers)
             for name, source in (("validation", valid), ("test", test))
         )
@@ -89,8 +90,8 @@ class RunData:
         if options.early_stopping is not None:
             self._check_stopping(valid, options.early_stopping.metric)
 
-    def _has_rows(self, source: TableSource, name: str) -> bool:
-        if next(iter(source.scan(self.transform.columns[-1:])), None) is not None:
+    def _is_there(self, source: TableSource, name: str) -> bool:
+        if source.has_rows():
             return True
         self.notices.append(f"There are no rows for {name}: it is left out.")
         return False
@@ -149,25 +150,16 @@ class RunData:
         self, sources: Sources, experiment: Experiment, types: dict[str, TextType]
     ) -> Sources:
         train, data, features = sources.train, experiment.data, experiment.features
-        classes = label_classes(train, data.label)
-        if not classes:
-            left_out = f"`data.drop` '{data.drop}' and " if data.drop else ""
-            raise ValueError(
-                f"`data.train` should have rows to train on. Received none: {left_out}`data.split` "
-                "leave no row."
-            )
-        if len(classes) == 1:
-            raise ValueError(
-                f"`data.train` should have labels 0 and 1 to learn from. Received only {min(classes)}: "
-                f"check `data.label` '{data.label}', `data.drop` and `data.split`."
-            )
         inferred = features is None
+        positives = 0.0
         if features is None:
-            given = [one for one in (sources.valid, sources.test) if one and one.split is None]
-            inference = infer_features(train, data.label, data.drop, others=given)
+            inference = _inferred(sources, data)
             self.notices += inference.warnings
             features, types = inference.features, types | inference.types
-            sources = sources.retyped(types)
+            positives = inference.positives
+            sources = sources.retyped(types) if types else sources
+        if positives in (0, 1):  # of the rows that were looked at, if any were
+            _check_labels(sources.train, data)
         transform = FeatureTransform(features, data.label)
         tables = self._counted(sources.train.scan(transform.columns))
         transform.fit(tables)
@@ -199,13 +191,46 @@ class RunData:
         self._rows = rows
 
 
-def _read_twice(data: DataSection) -> list[str]:
+def _inferred(sources: Sources, data: DataSection) -> Inference:
+    """Propose features for the training data."""
+    given = [one for one in (sources.valid, sources.test) if one and one.split is None]
+    try:
+        return infer_features(sources.train, data.label, data.drop, others=given)
+    except ValueError:
+        if not sources.train.has_rows():  # which is said in the words of the experiment
+            raise _without_rows(data) from None
+        raise
+
+
+def _check_labels(train: TableSource, data: DataSection) -> None:
+    """Refuse training data that have not both labels."""
+    classes = label_classes(train, data.label)
+    if not classes:
+        raise _without_rows(data)
+    if len(classes) == 1:
+        raise ValueError(
+            f"`data.train` should have labels 0 and 1 to learn from. Received only {min(classes)}: "
+            f"check `data.label` '{data.label}', `data.drop` and `data.split`."
+        )
+
+
+def _without_rows(data: DataSection) -> ValueError:
+    left_out = f"`data.drop` '{data.drop}' and " if data.drop else ""
+    return ValueError(
+        f"`data.train` should have rows to train on. Received none: {left_out}`data.split` leave no row."
+    )
+
+
+def _read_twice(data: DataSection, sources: Sources) -> list[str]:
     """Say which files of validation and test are files of training as well."""
-    train = {file.path for file in resolve_files(data.train, data.format)}
+    train = {file.path for file in sources.train.files}
     notices = []
-    for name, paths in (("valid", data.valid), ("test", data.test)):
+    for name, paths, source in (
+        ("valid", data.valid, sources.valid),
+        ("test", data.test, sources.test),
+    ):
         both = (
-            [f.path for f in resolve_files(paths, data.format) if f.path in train] if paths else []
+            [file.path for file in source.files if file.path in train] if paths and source else []
         )
         if both:
             notices.append(

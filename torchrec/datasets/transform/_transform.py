@@ -62,16 +62,17 @@ class FeatureTransform:
         self._columns = {name: _column(name, feature) for name, feature in features.items()}
         self._dense = [c for c in self._columns.values() if isinstance(c, DenseColumn)]
         self._sparse = [c for c in self._columns.values() if not isinstance(c, DenseColumn)]
-        self._tables = declared_tables(features)
+        self._declared = declared_tables(features)
+        self._tables = self._declared
         self._vocabularies: dict[str, Vocabulary] = {}
         self._kinds: dict[str, Kind] = {}
-        self._check_label()
-
-    def _check_label(self) -> None:
-        secret = [] if self._label is None else self._label.columns
+        self._label_columns = [] if self._label is None else self._label.columns
+        self._input_columns: dict[str, None] = {}  # for their order
         for name, column in self._columns.items():
-            for source in column.columns:
-                if source in secret:
+            read = column.columns
+            self._input_columns |= dict.fromkeys(read)
+            for source in read:
+                if source in self._label_columns:
                     raise ValueError(
                         f"Feature '{name}' should not read column '{source}', which the label "
                         f"'{self.label}' is made from: the model would be told the answer."
@@ -80,12 +81,12 @@ class FeatureTransform:
     @property
     def input_columns(self) -> list[str]:
         """The columns that the features read, each once."""
-        return list(dict.fromkeys(name for c in self._columns.values() for name in c.columns))
+        return list(self._input_columns)
 
     @property
     def columns(self) -> list[str]:
         """The columns that features and label read, each once."""
-        return self.input_columns + ([] if self._label is None else self._label.columns)
+        return [*self._input_columns, *self._label_columns]
 
     @property
     def dense_names(self) -> list[str]:
@@ -138,10 +139,10 @@ class FeatureTransform:
         Raises:
             ValueError: columns are missing, of a wrong type or hold nothing; labels are not 0 and 1.
         """
-        fitting = Fitting(list(self._columns.values()), declared_tables(self.features))
+        fitting = Fitting(list(self._columns.values()), self._declared)
         for table in tables:
             fitting.update(table)
-            if self._label is not None and set(self._label.columns) <= set(table.column_names):
+            if self._label is not None and set(self._label_columns) <= set(table.column_names):
                 self._label.read(table)
             if fitting.is_done:
                 break

@@ -29,23 +29,23 @@ class Label:
 
     Args:
         text: a column, or an expression over columns.
+
+    Attributes:
+        columns: the columns that it reads.
     """
 
     def __init__(self, text: str) -> None:
         self.text = text
         self._expression: Expression | None = None
+        self.columns = [text]
         if not text.isidentifier():
             self._expression = parse_expression(text)
-            if not self._expression.columns:
+            self.columns = sorted(self._expression.columns)
+            if not self.columns:
                 raise ValueError(
                     "The label should read a column; one whose name is no word stands in "
                     f"backticks, as in `{text}`. Received {text!r}."
                 )
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that it reads."""
-        return [self.text] if self._expression is None else sorted(self._expression.columns)
 
     def read(self, table: pa.Table) -> Array:
         """Return the labels of all samples, float32 ``(B,)``, each 0 or 1."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,11 +93,11 @@ def _declared(table: str, names: list[str], features: Mapping[str, AnyFeature]) 
         else:
             rows = (feature.buckets or 0) + 1
             return TableSpec(table, (name,), rows=rows, dim=feature.dim, ids="plain")
-    for field in _AGREE:
-        _check_agreement(table, field, readers)
     # One id is the same whichever way it is pooled.
     several = {n: f for n, f in readers.items() if not isinstance(f, SparseFeature)}
-    _check_agreement(table, "pooling", several)
+    if len(readers) > 1:
+        _check_agreement(table, _AGREE, readers)
+        _check_agreement(table, ("pooling",), several)
     first = next(iter(readers.values()))
     return TableSpec(
         table,
@@ -116,17 +116,19 @@ def _declared(table: str, names: list[str], features: Mapping[str, AnyFeature]) 
 _IdFeature = SparseFeature | MultiHotFeature | SequenceFeature
 
 
-def _check_agreement(table: str, field: str, features: Mapping[str, _IdFeature]) -> None:
+def _check_agreement(table: str, fields: Sequence[str], features: Mapping[str, _IdFeature]) -> None:
     """Refuse features that differ in a field; one that leaves it open goes along with the others."""
-    given = {name: getattr(feature, field) for name, feature in features.items()}
-    given = {name: value for name, value in given.items() if value is not None}
-    for name, value in given.items():
-        first = next(iter(given))
-        if value != given[first]:
-            raise ValueError(
-                f"`{field}` of features '{first}' and '{name}' should agree, as they share table "
-                f"'{table}'. Received {_text(given[first])} and {_text(value)}."
-            )
+    for field in fields:
+        first, expected = "", None
+        for name, feature in features.items():
+            value = getattr(feature, field)
+            if expected is None:
+                first, expected = name, value
+            elif value not in (None, expected):
+                raise ValueError(
+                    f"`{field}` of features '{first}' and '{name}' should agree, as they share table "
+                    f"'{table}'. Received {_text(expected)} and {_text(value)}."
+                )
 
 
 def _text(value: object) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +56,7 @@ class ColumnStatistics:
 
     def add(self, table: pa.Table) -> None:
         """Count the rows of a table."""
+        self.__dict__.pop("distinct", None)  # what was worked out before is of fewer rows
         for array in chunks_of(table, self.name):
             self.rows += len(array)
             if self.is_list:
@@ -65,7 +67,7 @@ class ColumnStatistics:
             else:
                 self.nulls += self._add_values(array)
 
-    @property
+    @cached_property
     def distinct(self) -> int:
         """Number of distinct values: exact below `EXACT`."""
         return self._counter.estimate()
