@@ -18,6 +18,7 @@ from torchrec.modules.mc_modules import (
     LRU_EvictionPolicy,
     ManagedCollisionCollection,
     MCHManagedCollisionModule,
+    probabilistic_threshold_filter,
 )
 
 
@@ -78,6 +79,42 @@ def test_training_is_the_same_to_the_last_bit(way, policy, pooled):
     assert all(each.evicted > 3 for each in stats[0].values())
     for name, value in states[0].items():
         assert torch.equal(states[1][name], value), name
+
+
+def drawing(draws: list[torch.Tensor]):
+    """Return a region whose map draws random numbers in its first pass, and that then draws some."""
+    module = make(4, policy=partial(LFU_EvictionPolicy, probabilistic_threshold_filter))
+
+    def region(x):
+        rows, _ = module(bags(1, 2, 3))
+        draws.append(torch.rand(3))
+        return rows.values().sum() * x.sin() * draws[-1].sum()
+
+    return region
+
+
+@pytest.mark.parametrize("way", CHECKPOINTS)
+def test_random_numbers_are_those_of_the_first_pass(way):
+    """A filter draws in the first pass only; dropout behind it, say, must draw the same in both."""
+    draws: list[torch.Tensor] = []
+    region = drawing(draws)
+    before = torch.get_rng_state()
+    WAYS[way](region, torch.ones(1, requires_grad=True)).backward()
+    assert len(draws) > 1
+    assert all(torch.equal(draws[0], each) for each in draws)
+    torch.set_rng_state(before)
+    assert not torch.equal(torch.rand(3), draws[0])  # the filter did draw
+
+
+def test_random_numbers_that_were_not_set_back_are_not_touched():
+    draws: list[torch.Tensor] = []
+    region = drawing(draws)
+    x = torch.ones(1, requires_grad=True)
+    output = checkpoint(region, x, use_reentrant=False, preserve_rng_state=False)
+    before = torch.get_rng_state()
+    output.backward()
+    torch.set_rng_state(before)
+    assert torch.equal(torch.rand(3), draws[1])
 
 
 def test_evaluation_counts_once():

@@ -12,14 +12,45 @@ from torchrec.modules._private import backward_pass
 from torchrec.modules.collision.changed_rows import ChangedRows
 
 
-class FirstPass:
-    """A forward pass: what was looked up and found, and which rows changed hands since."""
+def random_states(device: torch.device) -> list[Tensor]:
+    """Return the states of the generators that a map on this device may draw from."""
+    states = [torch.get_rng_state()]
+    if device.type not in ("cpu", "meta"):
+        states.append(torch.get_device_module(device).get_rng_state(device))
+    return states
 
-    def __init__(self, ids: Tensor, rows: Tensor, size: int) -> None:
+
+def _set_random_states(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.get_device_module(device).set_rng_state(states[1], device)
+
+
+def _same(states: list[Tensor], others: list[Tensor]) -> bool:
+    return all(map(torch.equal, states, others))
+
+
+class FirstPass:
+    """A forward pass: what was looked up and found, and which rows changed hands since.
+
+    Filters and policies may have drawn random numbers, which a recomputation does not: it has to
+    go on behind them, so that what is drawn next (dropout, say) is what was drawn in the first pass.
+    """
+
+    def __init__(self, ids: Tensor, rows: Tensor, size: int, before: list[Tensor]) -> None:
         self.ids = ids
         self.rows = rows
         self.changed = ChangedRows(size)
         self.recomputed_in: int | None = None  # which backward pass
+        self._random_before = before
+        self._random_after = random_states(ids.device)
+
+    def skip_random_numbers(self) -> None:
+        """Go on behind what the first pass drew, if random numbers are where they were before it."""
+        if _same(self._random_before, self._random_after):
+            return
+        if _same(self._random_before, random_states(self.ids.device)):
+            _set_random_states(self._random_after, self.ids.device)
 
 
 class FirstPasses:
@@ -50,9 +81,9 @@ class FirstPasses:
         """Copy nothing: the graphs that may ask belong to the original."""
         return FirstPasses, (self._table, self._size)
 
-    def add(self, ids: Tensor, rows: Tensor) -> None:
-        """Remember a pass: its ids, and the rows that it is to see again."""
-        self._passes.append(FirstPass(ids, rows, self._size))
+    def add(self, ids: Tensor, rows: Tensor, before: list[Tensor]) -> None:
+        """Remember a pass: its ids, the rows that it is to see again, and `random_states` before it."""
+        self._passes.append(FirstPass(ids, rows, self._size, before))
 
     def change(self, rows: Tensor) -> None:
         """Take note of rows that changed hands."""
@@ -98,4 +129,5 @@ class FirstPasses:
                     "before it."
                 )
         past.recomputed_in = now
+        past.skip_random_numbers()
         return past.rows

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrec.modules._recomputation import is_recomputation, may_be_recomputed
 from torchrec.modules.collision.changed_rows import ChangedRows
 from torchrec.modules.collision.features import ids_of, require_count, split_values, with_values
-from torchrec.modules.collision.first_passes import FirstPasses
+from torchrec.modules.collision.first_passes import FirstPasses, random_states
 from torchrec.modules.collision.interface import JaggedDict, ManagedCollisionModule, MappedKeys
 from torchrec.modules.collision.policies import (
     DistanceLFU_EvictionPolicy,
@@ -330,6 +330,7 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
         """Count a training batch, evict if it is time, and return its rows."""
         if is_recomputation():
             return self._first_passes.find(ids)
+        before = random_states(ids.device) if may_be_recomputed() else None
         self._current_iter += 1
         rows = self._rows.count(ids, self._current_iter, self._missing)
         if self._current_iter % self._eviction_interval == 0:
@@ -338,22 +339,24 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
             self._changed.add(changed)
             self._first_passes.change(changed)
             rows = self._rows.find(ids, self._missing)
-        return self._found(ids, rows)
+        return self._found(ids, rows, before)
 
     def _look_up(self, ids: Tensor) -> Tensor:
         """Return the rows of ids; nothing is learnt, but in evaluation it is counted who had one."""
         if not is_recomputation():
-            look_up = self._rows.find if self.training else self._rows.look_up
-            return self._found(ids, look_up(ids, self._missing))
+            if not self.training:
+                return self._resolve(ids, self._rows.look_up(ids, self._missing))
+            before = random_states(ids.device) if may_be_recomputed() else None
+            return self._found(ids, self._rows.find(ids, self._missing), before)
         if self.training:
             return self._first_passes.find(ids)
         return self._resolve(ids, self._rows.find(ids, self._missing))
 
-    def _found(self, ids: Tensor, rows: Tensor) -> Tensor:
-        """Return the rows of a first pass, and remember them if it may run again."""
+    def _found(self, ids: Tensor, rows: Tensor, before: list[Tensor] | None) -> Tensor:
+        """Return the rows of a training pass, and remember them if it may run again."""
         rows = self._resolve(ids, rows)
-        if self.training and may_be_recomputed():
-            self._first_passes.add(ids, rows)
+        if before is not None:
+            self._first_passes.add(ids, rows, before)
         return rows
 
     def _resolve(self, ids: Tensor, rows: Tensor) -> Tensor:
