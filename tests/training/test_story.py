@@ -158,12 +158,15 @@ def test_the_end_is_told_to_all_though_one_fails() -> None:
     last.check()
 
 
-def experiment(folder: Path, training: dict[str, Any]) -> Any:
+def experiment(folder: Path, training: dict[str, Any], **split: float) -> Any:
     data: dict[str, Any] = {"label": "click", "workers": 1}
-    for split, rows in {"train": 60, "valid": 24, "test": 20}.items():
+    for part, rows in {"train": 60, "valid": 24, "test": 20}.items():
         columns = {"user": [i % 7 for i in range(rows)], "click": [i % 3 == 0 for i in range(rows)]}
-        pq.write_table(pa.table(columns), folder / f"{split}.parquet")
-        data[split] = [str(folder / f"{split}.parquet")]
+        pq.write_table(pa.table(columns), folder / f"{part}.parquet")
+        data[part] = [str(folder / f"{part}.parquet")]
+    if split:
+        data = {name: value for name, value in data.items() if name not in ("valid", "test")}
+        data["split"] = split
     values = {
         "data": data,
         "features": {"user": {"type": "sparse", "rows": 10}},
@@ -203,3 +206,13 @@ def test_a_run_is_one_story(
     last = [line for line in lines if line["split"] == "valid"][-1]["logloss"]
     assert result.valid is not None
     assert result.valid["logloss"] == (best if training else last)
+
+
+def test_evaluating_without_validation_data_is_refused(tmp_path: Path) -> None:
+    what = experiment(tmp_path, {"evaluate_every": 3}, valid=0.0, test=0.2)
+    with pytest.raises(ValueError, match=r"`training.evaluate_every` should be .* Received none"):
+        run_experiment(what, tmp_path / "run", observers=[])
+    assert not (tmp_path / "run").exists()
+    plain = experiment(tmp_path, {}, valid=0.0, test=0.2)
+    result = run_experiment(plain, tmp_path / "run", observers=[])
+    assert (result.valid, result.test is None) == (None, False)

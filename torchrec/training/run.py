@@ -116,6 +116,11 @@ def _run(experiment: Experiment, run: RunFolder, told: Sequence[Observer]) -> Ru
 
 def _fit_options(section: TrainingSection, evaluates: bool) -> FitOptions:
     """Return what the trainer does of what a section asks for."""
+    if section.evaluate_every is not None and not evaluates:
+        raise ValueError(
+            "`training.evaluate_every` should be given with validation data to evaluate on: "
+            "`data.valid`, or `data.split.valid` above 0. Received none."
+        )
     stopping = section.early_stopping
     return FitOptions(
         epochs=section.epochs,
@@ -125,7 +130,7 @@ def _fit_options(section: TrainingSection, evaluates: bool) -> FitOptions:
         compile=section.compile,
         schedule=ScheduleOptions(**section.schedule.model_dump()),
         early_stopping=None if stopping is None else EarlyStoppingOptions(**stopping.model_dump()),
-        evaluate_every=section.evaluate_every if evaluates else None,
+        evaluate_every=section.evaluate_every,
         checkpoint_every=section.checkpoint_every,
         log_every=section.log_every,
         seed=section.seed,
