@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -78,6 +79,18 @@ def test_keys_are_text() -> None:
     assert parse_yaml("{1: a, no: b, 1e3: c}") == {"1": "a", "no": "b", "1e3": "c"}
 
 
+def test_aliases_are_read_but_do_not_multiply_without_end(file: Path) -> None:
+    assert parse_yaml("a: &a [1, 2]\nb: *a\nc: {<<: {d: 3}, e: *a}") == {
+        "a": [1, 2],
+        "b": [1, 2],
+        "c": {"d": 3, "e": [1, 2]},
+    }
+    lines = ["a: &a [x,x,x,x,x,x,x,x,x]"]
+    lines += [f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]" for a, b in itertools.pairwise("abcdefghij")]
+    message = failure(file, MINIMAL + "\n".join(lines))
+    assert "line 8: `&` and `*` should not make more than 1,000,000 values" in message
+
+
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8
@@ -105,6 +118,11 @@ def test_words_there_and_back(word: str) -> None:
         ("data:\n  train: *.parquet", "line 2: text that begins with `*` should stand in quotes"),
         ("a: !!python/object/apply:os.system [x]", "line 1: plain data is all that is read"),
         ("data: {train: a\nmodel: b", "line 2: "),
+        ("a: !!set {x, y}", "line 1: plain data is all that is read. Received a tag that begins"),
+        ("a: !!binary aGk=", "line 1: plain data is all that is read. Received a tag that begins"),
+        ("a: !!timestamp 2001-01-01", "line 1: plain data is all that is read. Received a tag"),
+        ("a: " + "[" * 5000, "it is nested more deeply than can be read"),
+        ("a: 1\nb: &b [*b]", "line 2: `&` and `*` should not make a value that holds itself"),
         ("a: b: c", "line 1: mapping values are not allowed here"),
         ("? [1]\n: 2", "line 1: a key should be a word"),
         ("a: \x07", "line 1: special characters are not allowed"),

@@ -15,6 +15,7 @@ from collections.abc import Hashable
 
 import yaml
 
+_MOST_VALUES = 1_000_000  # of a file, with its aliases written out
 _NULL, _BOOL, _INT, _FLOAT = (
     f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float")
 )
@@ -36,6 +37,14 @@ _RESOLVERS = (
 
 class _Loader(yaml.SafeLoader):
     """Reads the scalars above; its own table of resolvers, so PyYAML's stay as they are."""
+
+    def get_single_data(self) -> object:
+        """Return what the document says, after a look at what it comes to."""
+        node = self.get_single_node()
+        if node is None:
+            return None
+        _check_extent(node, {})
+        return self.construct_document(node)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -81,6 +90,11 @@ def _float(loader: _Loader, node: yaml.ScalarNode) -> float | int:
     return int(value) if "." not in text and value.is_integer() else value
 
 
+# Sets, bytes and dates, which tags can ask for, are no plain data: only these are made.
+_Loader.yaml_constructors = {
+    tag: yaml.SafeLoader.yaml_constructors[tag]
+    for tag in (_NULL, _BOOL, "tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", None)
+}
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _Loader.add_constructor(_INT, _int)
 _Loader.add_constructor(_FLOAT, _float)
@@ -101,6 +115,8 @@ def parse_yaml(text: str) -> object:
     """
     try:
         return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise ValueError("it is nested more deeply than can be read") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark else ""
@@ -108,6 +124,33 @@ def parse_yaml(text: str) -> object:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ValueError(f"line {line}: {error.reason}") from None
+
+
+def _check_extent(node: yaml.Node, extents: dict[int, int]) -> int:
+    """Return how many values a node comes to where its aliases are written out.
+
+    Aliases of aliases multiply: a few hundred bytes can stand for more values than memory holds.
+
+    Args:
+        node: as composed, where what has several aliases is one node.
+        extents: of nodes that have been seen; 0 for one that is being looked at.
+
+    Raises:
+        ConstructorError: they are too many, or the node holds itself.
+    """
+    found = extents.get(id(node))
+    if found is None:
+        extents[id(node)] = 0
+        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            children = [child for pair in children for child in pair]
+        found = extents[id(node)] = 1 + sum(_check_extent(child, extents) for child in children)
+    if not 0 < found <= _MOST_VALUES:
+        what = f"more than {_MOST_VALUES:,} values" if found else "a value that holds itself"
+        raise yaml.constructor.ConstructorError(
+            None, None, f"`&` and `*` should not make {what}", node.start_mark
+        )
+    return found
 
 
 def _reason(error: yaml.MarkedYAMLError) -> str:
