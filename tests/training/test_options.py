@@ -19,6 +19,7 @@ from torchrec.training import (
     Observer,
     Record,
     ScheduleOptions,
+    Task,
     Trainer,
 )
 
@@ -229,6 +230,13 @@ def test_the_section_of_a_file_is_refused(changes: dict[str, Any]) -> None:
         TypeError, match=r"`options` should be a FitOptions. Received a TrainingSec"
     ):
         Trainer(ClickModel(), options=section)  # type: ignore[arg-type]
+
+
+def test_tasks_in_the_place_of_the_optimizer_are_refused() -> None:
+    with pytest.raises(
+        TypeError, match=r"`optimizer` should be a torch.optim.Optimizer. Received l"
+    ):
+        Trainer(ClickModel(), [Task()])  # type: ignore[arg-type]
 
 
 def test_without_options_it_is_adam_for_an_epoch() -> None:

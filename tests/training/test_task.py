@@ -288,6 +288,16 @@ def test_stopping_by_a_metric_of_ones_own(tmp_path: Path) -> None:
     assert list(result.valid) == ["hits"]
 
 
+@pytest.mark.parametrize("name", ["loss", "step", "checksum"])
+def test_metrics_with_the_name_of_something_else_are_refused(name: str) -> None:
+    class Own(RegressionMetrics):
+        def compute(self, curves: bool = False) -> Report:
+            return Report({name: 0.0})
+
+    with pytest.raises(ValueError, match=rf"other names than the fields of .* Received '{name}'"):
+        make_trainer(ClickModel(), tasks=Task(metrics=Own))
+
+
 def test_wrong_tasks_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"`loss` of task 'x' should be a function or one of binary_"

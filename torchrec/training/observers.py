@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,24 @@ class Record:
         if self.ids:
             line["ids"] = dict(self.ids)
         return line
+
+
+def check_metric_names(report: Report) -> None:
+    """Refuse metrics whose names a line of the log has for something else.
+
+    Args:
+        report: any with these names, as of no data.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    own = {each.name for each in fields(Record)} | {"checksum"}
+    for name in report:
+        if name in own:
+            raise ValueError(
+                f"Metrics should have other names than the fields of a record ({', '.join(sorted(own))})."
+                f" Received '{name}'."
+            )
 
 
 class Observer:

@@ -52,6 +52,7 @@ def combined_optimizer(
         dense: of the parameters that are not fused. Default: that of `dense_optimizer`.
 
     Raises:
+        TypeError: if ``dense`` is no optimizer.
         ValueError: if there is nothing to train, or a table has an optimizer without a learning rate.
     """
     params = dense_parameters(model)
@@ -63,6 +64,10 @@ def combined_optimizer(
     _require_rates(pairs)
     if dense is None:
         dense = dense_optimizer(model)
+    elif not isinstance(dense, torch.optim.Optimizer):
+        raise TypeError(
+            f"`optimizer` should be a torch.optim.Optimizer. Received {type(dense).__name__}."
+        )
     if isinstance(dense, KeyedOptimizer):
         pairs.append((DENSE, dense))
     elif dense is not None:

@@ -19,7 +19,7 @@ from torchrec.metrics.report import join_reports
 from torchrec.training.early_stopping import EarlyStopping
 from torchrec.training.evaluation import Evaluation, evaluate
 from torchrec.training.fit_state import FitResult, Progress
-from torchrec.training.observers import Extent, Observer, Observers, Record
+from torchrec.training.observers import Extent, Observer, Observers, Record, check_metric_names
 from torchrec.training.optimizers import (
     collecting,
     combined_optimizer,
@@ -56,7 +56,7 @@ class Trainer:
             an evaluation, and after it with the model still in evaluation mode.
 
     Raises:
-        TypeError: if ``options`` are of another kind.
+        TypeError: if ``optimizer`` or ``options`` are of another kind.
         ValueError: if there is nothing to train, a table has an optimizer without a learning rate,
             or an option would have no effect.
 
@@ -99,8 +99,9 @@ class Trainer:
         self.optimizer = combined_optimizer(model, optimizer)
         self.progress = Progress()
         self.stopping = EarlyStopping(options.early_stopping)
-        empty = {task.target: task.metrics().compute() for task in self.tasks}
-        self.stopping.check_metric(join_reports(empty))
+        empty = join_reports({task.target: task.metrics().compute() for task in self.tasks})
+        check_metric_names(empty)
+        self.stopping.check_metric(empty)
         self.phases = PhaseTimer()
         self._observers = Observers(observers)
         self._forward: Any = torch.compile(model) if options.compile else model
