@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 _SUBPACKAGES = (
+    "bundle",
     "datasets",
     "experiment",
     "inference",
