@@ -52,9 +52,13 @@ T* at(int64_t address) {
 
 int64_t size_of(Float dtype) { return dtype == Float::f32 ? 4 : 2; }
 
-void require(bool holds, const std::string& message) {
-  if (!holds) throw nb::value_error(message.c_str());
-}
+[[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
+
+// A macro, so that the message is put together only where it is needed: that takes longer than a small look-up.
+#define REQUIRE(holds, message)    \
+  do {                             \
+    if (!(holds)) refuse(message); \
+  } while (false)
 
 // The tables and slots of a call; `batch()` points into it.
 struct Call {
@@ -67,11 +71,11 @@ struct Call {
   Call(int64_t spec, int64_t size) {
     const int64_t* numbers = at<const int64_t>(spec);
     constexpr int64_t header = sizeof(SpecHeader) / 8, per_table = sizeof(TableSpec) / 8, per_slot = sizeof(SlotSpec) / 8;
-    require(size >= header && numbers[0] == kLayoutVersion,
+    REQUIRE(size >= header && numbers[0] == kLayoutVersion,
             "`spec` should have version " + std::to_string(kLayoutVersion) + " of the layout. Received " +
                 (size ? std::to_string(numbers[0]) : "no numbers") + ".");
     const int64_t num_tables = numbers[1], num_slots = numbers[2];
-    require(num_tables >= 0 && num_slots >= 0 && num_tables <= size && num_slots <= size &&
+    REQUIRE(num_tables >= 0 && num_slots >= 0 && num_tables <= size && num_slots <= size &&
                 size == header + num_tables * per_table + num_slots * per_slot,
             "`spec` should hold the numbers of its tables and slots. Received " + std::to_string(size) + " numbers.");
     table_specs = at<const TableSpec>(spec + header * 8);
@@ -81,7 +85,7 @@ struct Call {
     for (int64_t t = 0; t < num_tables; ++t) {
       const TableSpec& p = table_specs[t];
       Table& table = tables[t];
-      require(p.dim >= 0 && p.first_row >= 0 && p.shard_rows >= 0,
+      REQUIRE(p.dim >= 0 && p.first_row >= 0 && p.shard_rows >= 0,
               "Table number " + std::to_string(t) + " should not have negative sizes in the spec.");
       table.dim = p.dim;
       table.num_embeddings = p.num_embeddings;
@@ -99,7 +103,7 @@ struct Call {
       table.set_shard(p.first_row, p.shard_rows);
     }
     for (int64_t s = 0; s < num_slots; ++s) {
-      require(slot_specs[s].table >= 0 && slot_specs[s].table < num_tables,
+      REQUIRE(slot_specs[s].table >= 0 && slot_specs[s].table < num_tables,
               "Slot number " + std::to_string(s) + " should have a table below " + std::to_string(num_tables) +
                   ". Received " + std::to_string(slot_specs[s].table) + ".");
       slots[s].table = static_cast<int32_t>(slot_specs[s].table);
@@ -110,11 +114,11 @@ struct Call {
   // since the kernels trust it.
   Call(int64_t spec, int64_t size, const Ints& weights, const Ints& sizes, const Ints& dims, const Ints& dtypes)
       : Call(spec, size) {
-    require(weights.size() == tables.size(), "`weights` should hold one tensor a table (" + std::to_string(tables.size()) +
+    REQUIRE(weights.size() == tables.size(), "`weights` should hold one tensor a table (" + std::to_string(tables.size()) +
                                                  "). Received " + std::to_string(weights.size()) + ".");
     for (size_t t = 0; t < tables.size(); ++t) {
       Table& table = tables[t];
-      require(sizes[t] == table.rows * table.dim && dims[t] == table.dim,
+      REQUIRE(sizes[t] == table.rows * table.dim && dims[t] == table.dim,
               "The weight of table number " + std::to_string(t) + " should have the shape (" + std::to_string(table.rows) +
                   ", " + std::to_string(table.dim) + "), as configured. Received " + std::to_string(sizes[t]) +
                   " elements in rows of " + std::to_string(dims[t]) + ".");
@@ -146,16 +150,16 @@ struct Pooled {
 
   void fill(Call& call) const {
     const int64_t bags = keys > 0 ? (num_offsets - 1) / keys : 0;
-    require(num_offsets == keys * bags + 1,
+    REQUIRE(num_offsets == keys * bags + 1,
             "`offsets` should be " + std::to_string(keys) + " keys x the size of the batch, and one. Received " +
                 std::to_string(num_offsets) + ".");
-    require(embedding_kernels().offsets_fit(at<void>(offsets), wide_offsets, num_offsets, num_ids),
+    REQUIRE(embedding_kernels().offsets_fit(at<void>(offsets), wide_offsets, num_offsets, num_ids),
             "`offsets` should start at 0 or later, never fall, and end within the values (" + std::to_string(num_ids) + ").");
     const int64_t offset_size = wide_offsets ? 8 : 4, element = size_of(static_cast<Float>(rows_dtype));
     for (size_t s = 0; s < call.slots.size(); ++s) {
       const SlotSpec& spec = call.slot_specs[s];
       Slot& slot = call.slots[s];
-      require(spec.key >= 0 && spec.key < keys && spec.column >= 0 && spec.column + call.tables[slot.table].dim <= width,
+      REQUIRE(spec.key >= 0 && spec.key < keys && spec.column >= 0 && spec.column + call.tables[slot.table].dim <= width,
               "Slot number " + std::to_string(s) + " should lie within the " + std::to_string(keys) + " keys and the " +
                   std::to_string(width) + " columns.");
       slot.pooling = static_cast<Pooling>(spec.pooling);
@@ -179,10 +183,10 @@ struct Sequence {
   int64_t rows_dtype;
 
   void fill(Call& call) const {
-    require(starts.size() == call.slots.size() && counts.size() == call.slots.size() && rows.size() == call.slots.size(),
+    REQUIRE(starts.size() == call.slots.size() && counts.size() == call.slots.size() && rows.size() == call.slots.size(),
             "`starts`, `counts` and rows should be one a slot (" + std::to_string(call.slots.size()) + ").");
     for (size_t s = 0; s < call.slots.size(); ++s) {
-      require(starts[s] >= 0 && counts[s] >= 0 && starts[s] <= num_ids - counts[s],
+      REQUIRE(starts[s] >= 0 && counts[s] >= 0 && starts[s] <= num_ids - counts[s],
               "Slot number " + std::to_string(s) + " should lie within the values (" + std::to_string(num_ids) +
                   "). Received " + std::to_string(counts[s]) + " from " + std::to_string(starts[s]) + " on.");
       Slot& slot = call.slots[s];
@@ -299,8 +303,8 @@ void update(Call& call, const Input& input, int64_t hyper, const Ints& states, c
     for (int64_t k = 0; k < spec.states; ++k, ++next) {
       const int64_t wanted = spec.shard_rows * (row_wise[k] ? 1 : spec.dim);
       if (next >= states.size() || state_sizes[next] != wanted) {
-        throw nb::value_error(("State " + std::to_string(k) + " of table number " + std::to_string(t) + " should have " +
-                               std::to_string(wanted) + " elements.").c_str());
+        refuse("State " + std::to_string(k) + " of table number " + std::to_string(t) + " should have " +
+               std::to_string(wanted) + " elements.");
       }
       (k == 0 ? o.first : o.second) = at<float>(states[next]);
     }

@@ -36,7 +36,7 @@ struct Outcome {
 template <class W>
 ROWWISE_INLINE void prefetch_row(const Table& table, int64_t id, int64_t column, int bytes) {
   const uintptr_t row = reinterpret_cast<uintptr_t>(table.weight) +
-                        (static_cast<uint64_t>(id - table.first_row) * static_cast<uint64_t>(table.dim) + static_cast<uint64_t>(column)) * sizeof(W);
+                        ((static_cast<uint64_t>(id) - static_cast<uint64_t>(table.first_row)) * static_cast<uint64_t>(table.dim) + static_cast<uint64_t>(column)) * sizeof(W);
   for (int line = 0; line < bytes; line += 64) __builtin_prefetch(reinterpret_cast<const char*>(row + line), 0, 3);
 }
 
@@ -74,8 +74,10 @@ void pool_columns(const Batch& batch, const Range& range, int64_t column, int ta
     for (int64_t i = begin; i < end; ++i) {
       prefetch_row<W>(table, ids[i + ahead < last ? i + ahead : last], column, kBytes);
       const int64_t id = ids[i];
-      int64_t row = id - table.first_row;
-      if (__builtin_expect(!is_direct(table, id), 0)) {
+      int64_t row;
+      if (__builtin_expect(is_direct(table, id), 1)) {
+        row = id - table.first_row;
+      } else {
         row = row_of_other(table, id);
         if (column == 0) outcome.out_of_range += is_counted(table, id);
         if (row == kNoRow) {

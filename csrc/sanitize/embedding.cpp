@@ -19,9 +19,10 @@ struct Feature {
 struct Case {
   std::vector<Table> tables;
   std::vector<std::vector<char>> weights;
-  std::vector<int64_t> rows;  // of each table, with those behind the known
+  std::vector<int64_t> rows;  // of each weight: of a table, or of the shard of one
   IntegerArray ids{{}, true};
   std::vector<float> sample_weights;  // beside the ids
+  std::vector<int64_t> divisors;      // of the bags of any slot
   std::vector<Feature> features;
   std::vector<Slot> slots;
   std::vector<size_t> feature_of;  // of each slot
@@ -41,7 +42,7 @@ struct Shape {
   bool sound;  // no id or bag that an error is the answer to
 };
 
-const Policy kPolicies[] = {Policy::error, Policy::remap, Policy::clamp, Policy::ignore};
+const Policy kPolicies[] = {Policy::error, Policy::remap, Policy::clamp, Policy::ignore, Policy::rows};
 
 void add_table(Random& random, const Shape& shape, Case& c) {
   const int64_t dims[] = {1, 3, 4, 15, 16, 17, 31, 64, 130, 257};
@@ -49,30 +50,36 @@ void add_table(Random& random, const Shape& shape, Case& c) {
   do table.dim = random.among(dims); while (table.dim > shape.max_dim);
   table.dtype = random.among(kFloats);
   table.policy = random.among(kPolicies);
-  table.known = 1 + random.below(shape.max_rows);
-  int64_t rows = table.known;
+  table.num_embeddings = 1 + random.below(shape.max_rows);
+  int64_t rows = table.num_embeddings;
   if (table.policy == Policy::remap) {
-    table.base = random.coin() ? table.known : 0;
-    table.span = table.base ? 1 + random.below(5) : table.known;
+    table.base = random.coin() ? table.num_embeddings : 0;
+    table.span = table.base ? 1 + random.below(5) : table.num_embeddings;
     rows = table.base + table.span;
   }
-  c.weights.push_back(random_numbers(random, table.dtype, rows * table.dim));
-  c.rows.push_back(rows);
+  const int64_t first = random.coin() ? random.below(rows) : 0;
+  table.set_shard(first, first || random.coin() ? 1 + random.below(rows - first) : rows);
+  c.weights.push_back(random_numbers(random, table.dtype, table.rows * table.dim));
+  c.rows.push_back(table.rows);
   c.tables.push_back(table);
 }
 
-// Ids that every table knows, or, where that is no error or an error is wanted, any.
+// Ids that are rows of every table, or, where that is no error or an error is wanted, any.
 std::vector<int64_t> random_ids(Random& random, const Case& c, const Shape& shape, int64_t count) {
   int64_t least = INT64_MAX, most = 0;
-  bool any = true;
+  bool any = true, none = true;  // whether any id will do, and whether -1 will
   for (const Table& table : c.tables) {
-    least = table.known < least ? table.known : least;
-    most = table.known > most ? table.known : most;
-    any = any && !(shape.sound && table.policy == Policy::error);
+    least = table.num_embeddings < least ? table.num_embeddings : least;
+    most = table.num_embeddings > most ? table.num_embeddings : most;
+    any = any && !(shape.sound && (table.policy == Policy::error || table.policy == Policy::rows));
+    none = none && !(shape.sound && table.policy == Policy::error);
   }
   const int64_t extremes[] = {-1, least, most, c.ids.wide ? INT64_MAX : INT32_MAX, c.ids.wide ? INT64_MIN : INT32_MIN};
   std::vector<int64_t> ids(static_cast<size_t>(count));
-  for (auto& id : ids) id = any && random.below(12) == 0 ? random.among(extremes) : random.below(any ? most : least);
+  for (auto& id : ids) {
+    const bool odd = random.below(12) == 0;
+    id = any && odd ? random.among(extremes) : none && odd ? -1 : random.below(any ? most : least);
+  }
   return ids;
 }
 
@@ -98,11 +105,13 @@ void add_slot(Random& random, Case& c) {
   slot.ids = c.ids.data();
   slot.offsets = feature.offsets.data();
   if (random.coin()) slot.sample_weights = c.sample_weights.data();
+  if (random.coin()) slot.divisors = c.divisors.data();
   if (c.sequences && feature.single && feature.offsets[c.bags] - feature.offsets[0] == c.bags) {
     const int64_t first = feature.offsets[0];
     slot.pooling = Pooling::none;
     slot.ids = c.ids.data() + first * c.ids.width();
     slot.offsets = nullptr;
+    slot.divisors = nullptr;
     if (slot.sample_weights) slot.sample_weights += first;
   }
   slot.stride = c.stride;  // its first column, until the width of the matrix is known
@@ -123,6 +132,8 @@ void make_case(Random& random, const Shape& shape, Case& c) {
   c.ids = IntegerArray(random_ids(random, c, shape, positions), c.ids.wide);
   c.sample_weights.resize(static_cast<size_t>(positions));
   for (float& weight : c.sample_weights) weight = random.number();
+  c.divisors.resize(static_cast<size_t>(c.bags));
+  for (int64_t& divisor : c.divisors) divisor = random.below(5);
   for (int64_t n = random.below(shape.max_slots + 1); n > 0; --n) add_slot(random, c);
   c.matrix = random_numbers(random, c.rows_dtype, c.bags * c.stride);
   for (size_t t = 0; t < c.tables.size(); ++t) c.tables[t].weight = c.weights[t].data();
@@ -132,15 +143,27 @@ void make_case(Random& random, const Shape& shape, Case& c) {
   }
 }
 
-bool known(const Table& table, int64_t id) { return id >= 0 && id < table.known; }
+bool in_range(const Table& table, int64_t id) { return id >= 0 && id < table.num_embeddings; }
 
-// The row that an id chooses; -1 for none.
+// The row of the whole table that an id chooses; -1 for none.
 int64_t chosen_row(const Table& table, int64_t id) {
-  if (known(table, id)) return id;
+  if (in_range(table, id)) return id;
   if (table.policy == Policy::remap) return table.base + static_cast<int64_t>((hash_id(id) >> 1) % uint64_t(table.span));
-  if (table.policy == Policy::clamp) return id < 0 ? 0 : table.known - 1;
+  if (table.policy == Policy::clamp) return id < 0 ? 0 : table.num_embeddings - 1;
   return -1;
 }
+
+// The row of the weight; -1 for none.
+int64_t row_here(const Table& table, int64_t id) {
+  const int64_t row = chosen_row(table, id) - table.first_row;
+  return chosen_row(table, id) >= 0 && row >= 0 && row < table.rows ? row : -1;
+}
+
+bool refused(const Table& table, int64_t id) {
+  return chosen_row(table, id) < 0 && (table.policy == Policy::error || (table.policy == Policy::rows && id != -1));
+}
+
+bool counts_as_stray(const Table& table, int64_t id) { return table.policy != Policy::rows && !in_range(table, id); }
 
 // Position of the first id of a bag, and one id, both counted from the first id of the slot.
 int64_t first_of(const Case& c, size_t s, int64_t bag) {
@@ -150,11 +173,14 @@ int64_t id_at(const Case& c, size_t s, int64_t i) {
   return c.ids[c.slots[s].offsets ? i : c.features[c.feature_of[s]].offsets[0] + i];
 }
 
-// How many ids of a bag its mean counts.
-int64_t counted(const Case& c, size_t s, int64_t bag) {
+// What the rows of a bag are divided by.
+int64_t divisor(const Case& c, size_t s, int64_t bag) {
+  const Slot& slot = c.slots[s];
+  if (slot.pooling != Pooling::mean) return 1;
+  if (slot.divisors) return slot.divisors[bag];
   int64_t count = 0;
   for (int64_t i = first_of(c, s, bag); i < first_of(c, s, bag + 1); ++i)
-    count += chosen_row(c.tables[static_cast<size_t>(c.slots[s].table)], id_at(c, s, i)) >= 0;
+    count += chosen_row(c.tables[static_cast<size_t>(slot.table)], id_at(c, s, i)) >= 0;
   return count;
 }
 
@@ -173,15 +199,15 @@ void test_forward(const Case& c, const EmbeddingKernels& kernels, int threads) {
       const int64_t begin = first_of(c, s, bag), end = first_of(c, s, bag + 1);
       if (slot.pooling == Pooling::none && end - begin != 1) fail(Failure::bag, s, bag, end - begin);
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t id = id_at(c, s, i), row = chosen_row(table, id);
-        expected_counts[static_cast<size_t>(slot.table)] += !known(table, id);
-        if (row < 0 && table.policy == Policy::error) fail(Failure::id, s, bag, id);
+        const int64_t id = id_at(c, s, i), row = row_here(table, id);
+        expected_counts[static_cast<size_t>(slot.table)] += counts_as_stray(table, id);
+        if (refused(table, id)) fail(Failure::id, s, bag, id);
         for (int64_t d = 0; row >= 0 && d < table.dim; ++d) {
           const float x = read(table.dtype, static_cast<const char*>(table.weight), row * table.dim + d);
           sum[static_cast<size_t>(d)] += slot.sample_weights ? x * slot.sample_weights[i] : x;
         }
       }
-      const int64_t count = slot.pooling == Pooling::mean ? counted(c, s, bag) : 1;
+      const int64_t count = divisor(c, s, bag);
       char* to = expected.data() + (static_cast<char*>(slot.rows) - c.matrix.data());
       for (int64_t d = 0; d < table.dim; ++d) {
         const float x = sum[static_cast<size_t>(d)];
@@ -201,6 +227,39 @@ void test_forward(const Case& c, const EmbeddingKernels& kernels, int threads) {
     CHECK(read(c.rows_dtype, out.matrix.data(), i) == read(c.rows_dtype, expected.data(), i));
 }
 
+void test_choose_rows(const Case& c, const EmbeddingKernels& kernels, int threads) {
+  Case out = c;
+  std::vector<std::vector<int64_t>> rows(c.slots.size());
+  std::vector<int64_t> expected_counts(c.tables.size()), counts(c.tables.size());
+  Failure failure;
+  for (size_t s = 0; s < c.slots.size(); ++s) {
+    const IntegerArray& offsets = c.features[c.feature_of[s]].offsets;
+    const int64_t first = offsets[0];
+    Slot& slot = out.slots[s];
+    slot.bags = offsets[c.bags] - first;
+    slot.ids = c.ids.data() + first * c.ids.width();
+    slot.offsets = nullptr;
+    rows[s].resize(static_cast<size_t>(slot.bags));
+    slot.rows = rows[s].data();
+    for (int64_t i = 0; i < slot.bags; ++i) {
+      const Table& table = c.tables[static_cast<size_t>(slot.table)];
+      const int64_t id = c.ids[first + i];
+      expected_counts[static_cast<size_t>(slot.table)] += counts_as_stray(table, id);
+      if (refused(table, id) && failure.kind == Failure::nothing) failure = {Failure::id, static_cast<int64_t>(s), i, id};
+    }
+  }
+  const Failure found = kernels.choose_rows(out.batch(threads), counts.data());
+  CHECK(found.kind == failure.kind && found.slot == failure.slot);
+  CHECK(found.bag_index == failure.bag_index && found.value == failure.value);
+  CHECK(counts == expected_counts);
+  for (size_t s = 0; s < c.slots.size(); ++s) {
+    const int64_t first = c.features[c.feature_of[s]].offsets[0];
+    const Table& table = c.tables[static_cast<size_t>(c.slots[s].table)];
+    for (size_t i = 0; i < rows[s].size(); ++i)
+      CHECK(rows[s][i] == chosen_row(table, c.ids[first + static_cast<int64_t>(i)]));
+  }
+}
+
 // The summed gradient of every row of table t, and which rows were chosen at all.
 void expected_gradient(const Case& c, size_t t, std::vector<float>& sums, std::vector<bool>& touched) {
   const Table& table = c.tables[t];
@@ -210,9 +269,9 @@ void expected_gradient(const Case& c, size_t t, std::vector<float>& sums, std::v
     const Slot& slot = c.slots[s];
     if (slot.table != static_cast<int32_t>(t)) continue;
     for (int64_t bag = 0; bag < c.bags; ++bag) {
-      const int64_t count = slot.pooling == Pooling::mean ? counted(c, s, bag) : 1;
+      const int64_t count = divisor(c, s, bag);
       for (int64_t i = first_of(c, s, bag); i < first_of(c, s, bag + 1); ++i) {
-        const int64_t row = chosen_row(table, id_at(c, s, i));
+        const int64_t row = row_here(table, id_at(c, s, i));
         if (row < 0) continue;
         touched[static_cast<size_t>(row)] = true;
         for (int64_t d = 0; d < table.dim; ++d) {
@@ -277,13 +336,13 @@ void test_weights_gradient(const Case& c, const EmbeddingKernels& kernels, int t
     const Slot& slot = c.slots[s];
     const Table& table = c.tables[static_cast<size_t>(slot.table)];
     for (int64_t bag = 0; bag < c.bags; ++bag) {
-      const int64_t count = slot.pooling == Pooling::mean ? counted(c, s, bag) : 1;
+      const int64_t count = divisor(c, s, bag);
       for (int64_t i = first_of(c, s, bag); i < first_of(c, s, bag + 1); ++i) {
-        const int64_t row = chosen_row(table, id_at(c, s, i));
+        const int64_t row = row_here(table, id_at(c, s, i));
         for (int64_t d = 0; row >= 0 && d < table.dim; ++d) {
           const double x = read(table.dtype, static_cast<const char*>(table.weight), row * table.dim + d);
           const double g = read(c.rows_dtype, static_cast<const char*>(slot.rows), bag * slot.stride + d);
-          expected[static_cast<size_t>(i)] += x * g / static_cast<double>(count);
+          expected[static_cast<size_t>(i)] += x * g / static_cast<double>(count > 1 ? count : 1);
           size[static_cast<size_t>(i)] += std::fabs(x * g);
         }
       }
@@ -372,6 +431,7 @@ void test_embedding() {
     for (const EmbeddingKernels* kernels : tables) {
       for (int threads = 1; threads <= 3; ++threads) {
         test_forward(c, *kernels, threads);
+        test_choose_rows(c, *kernels, threads);
         if (!shape.sound) continue;
         test_gradients(c, *kernels, threads);
         if (!c.sequences) test_weights_gradient(c, *kernels, threads);
