@@ -35,8 +35,9 @@ struct Outcome {
 
 template <class W>
 ROWWISE_INLINE void prefetch_row(const Table& table, int64_t id, int64_t column, int bytes) {
-  const uintptr_t row = reinterpret_cast<uintptr_t>(table.weight) +
-                        ((static_cast<uint64_t>(id) - static_cast<uint64_t>(table.first_row)) * static_cast<uint64_t>(table.dim) + static_cast<uint64_t>(column)) * sizeof(W);
+  const uint64_t here = static_cast<uint64_t>(id) - static_cast<uint64_t>(table.first_row);
+  const uint64_t at = here * static_cast<uint64_t>(table.dim) + static_cast<uint64_t>(column);
+  const uintptr_t row = reinterpret_cast<uintptr_t>(table.weight) + at * sizeof(W);
   for (int line = 0; line < bytes; line += 64) __builtin_prefetch(reinterpret_cast<const char*>(row + line), 0, 3);
 }
 

@@ -565,5 +565,24 @@ def test_states_of_the_wrong_size_are_refused() -> None:
     with pytest.raises(ValueError, match="State 1 of table number 0 should have 44 elements"):
         update(native, t, m)
     t.states[1] = torch.zeros(11, 4, dtype=torch.float64)
-    with pytest.raises(TypeError, match=r"contiguous float32. Received torch.float64"):
+    with pytest.raises(TypeError, match=r"contiguous float32 on the CPU. Received torch.float64"):
+        update(native, t, m)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "hyper",
+    [
+        torch.zeros(2, 12),
+        torch.zeros(1, 12, dtype=torch.float64),
+        torch.zeros(1, 12, device="meta"),
+    ],
+    ids=["float32", "too_few", "elsewhere"],
+)
+def test_hyper_parameters_that_kernels_cannot_read_are_refused(hyper: Tensor) -> None:
+    case = Case(dims=[2, 3], slots=[(0, 0, SUM), (1, 0, SUM)])
+    m = make(case)
+    t = trained(case, m, "sgd")
+    t.hyper = hyper
+    with pytest.raises(TypeError, match=r"`hyper` should be float64 \(2, 12\) on the CPU"):
         update(native, t, m)

@@ -6,6 +6,7 @@ Tables of float64 take the plain-PyTorch operators: the kernels compute in float
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,13 +15,18 @@ from torch import Tensor
 from torchrec.ops._library import native
 from torchrec.ops.embedding import reference
 from torchrec.ops.embedding.failure import raise_bad_bag, raise_bad_id
-from torchrec.ops.embedding.layout import VERSION
+from torchrec.ops.embedding.layout import HYPER, VERSION
 from torchrec.ops.embedding.spec import PolicyCode, read_spec
 
 _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _NOTHING, _ID, _BAG = range(3)  # kinds of failure
 _RECYCLED_FROM = 1 << 20  # bytes
 _EMPTY = 1  # an address for tensors without elements, which have none; 0 stands for no tensor
+
+_CPU = torch.device(
+    "cpu"
+)  # said everywhere: another default device must not redirect what kernels write to
+_get_dtype = attrgetter("dtype")
 
 _native: Any = native
 Input = Any  # _native.Pooled or _native.Sequence
@@ -41,7 +47,7 @@ if native is not None:
 
 
 def _supported(weights: Sequence[Tensor], rows_dtype: torch.dtype) -> bool:
-    return rows_dtype in _CODES and all(w.dtype in _CODES for w in weights)
+    return rows_dtype in _CODES and _CODES.keys() >= set(map(_get_dtype, weights))
 
 
 def _numbers(spec: Tensor) -> tuple[int, int]:
@@ -55,15 +61,15 @@ def _numbers(spec: Tensor) -> tuple[int, int]:
 
 
 def _tables(spec: Tensor, weights: Sequence[Tensor]) -> Any:
-    for t, weight in enumerate(weights):
-        if not weight.is_contiguous():
-            raise ValueError(f"The weight of table number {t} should be contiguous.")
+    if not all(map(Tensor.is_contiguous, weights)):
+        t = [w.is_contiguous() for w in weights].index(False)
+        raise ValueError(f"The weight of table number {t} should be contiguous.")
     return _native.Tables(
         *_numbers(spec),
-        [w.data_ptr() for w in weights],
-        [w.numel() for w in weights],
+        _addresses(weights),
+        list(map(Tensor.numel, weights)),
         [w.size(-1) for w in weights],
-        [_CODES[w.dtype] for w in weights],
+        [_CODES[dtype] for dtype in map(_get_dtype, weights)],
     )
 
 
@@ -127,13 +133,13 @@ def _new_output(bags: int, width: int, dtype: torch.dtype) -> Tensor:
     """
     size = bags * width * dtype.itemsize
     if size < _RECYCLED_FROM:
-        return torch.empty((bags, width), dtype=dtype, device="cpu")
+        return torch.empty((bags, width), dtype=dtype, device=_CPU)
     buffer: Tensor = _native.recycled(size)
     return buffer.view(dtype).view(bags, width)
 
 
 def _forward(tables: Any, input: Input, num_tables: int) -> tuple[Tensor, Any]:
-    out_of_range = torch.zeros(num_tables, dtype=torch.int64, device="cpu")
+    out_of_range = torch.zeros(num_tables, dtype=torch.int64, device=_CPU)
     failure = _native.embedding_forward(
         tables, input, out_of_range.data_ptr(), torch.get_num_threads()
     )
@@ -182,7 +188,7 @@ def _rows_of(grad: Tensor) -> Tensor:
 
 
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:
-    return [t.data_ptr() for t in tensors]
+    return list(map(Tensor.data_ptr, tensors))
 
 
 def _dense_grad(spec: Tensor, weights: Sequence[Tensor], input: Input) -> list[Tensor]:
@@ -198,7 +204,7 @@ def _sparse_grad(
 ) -> list[Tensor]:
     """Run the kernel into room for ``most[t]`` rows, whose unused end is never touched."""
     room = [min(n, w.shape[0]) for n, w in zip(most, weights, strict=True)]
-    rows = [torch.empty(n, dtype=torch.int64, device="cpu") for n in room]
+    rows = [torch.empty(n, dtype=torch.int64, device=_CPU) for n in room]
     sums = [w.new_empty((n, w.shape[1])) for n, w in zip(room, weights, strict=True)]
     counts = _native.embedding_sparse_grad(
         _tables(spec, weights), input, _addresses(rows), _addresses(sums), torch.get_num_threads()
@@ -254,7 +260,7 @@ def embedding_bag_weights_grad(grad: Tensor, weights: Sequence[Tensor], *bags: A
         return reference.embedding_bag_weights_grad(grad, weights, *bags)
     spec, values, offsets, sample_weights, divisors, num_keys = bags
     input, _kept = _pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
-    result = torch.zeros(sample_weights.shape, dtype=torch.float32, device="cpu")
+    result = torch.zeros(sample_weights.shape, dtype=torch.float32, device=_CPU)
     _native.embedding_weights_grad(
         _tables(spec, weights), input, result.data_ptr(), torch.get_num_threads()
     )
@@ -265,10 +271,17 @@ def _update(
     spec: Tensor, weights: Sequence[Tensor], input: Input, states: Sequence[Tensor], hyper: Tensor
 ) -> None:
     for state in states:
-        if state.dtype != torch.float32 or not state.is_contiguous():
+        if state.dtype is not torch.float32 or not (state.is_cpu and state.is_contiguous()):
             raise TypeError(
-                f"States of fused optimizers should be contiguous float32. Received {state.dtype}."
+                "States of fused optimizers should be contiguous float32 on the CPU. "
+                f"Received {state.dtype} on {state.device}."
             )
+    shape = (len(weights), len(HYPER))
+    if hyper.shape != shape or hyper.dtype is not torch.float64 or not hyper.is_cpu:
+        raise TypeError(
+            f"`hyper` should be float64 {shape} on the CPU. "
+            f"Received {hyper.dtype} {tuple(hyper.shape)} on {hyper.device}."
+        )
     _native.embedding_update(
         _tables(spec, weights),
         input,
@@ -340,9 +353,9 @@ def choose_rows(
     """See ``reference.choose_rows``."""
     tables = _native.Tables(*_numbers(spec))
     reference.check_num_tables(num_tables, tables.size)
-    rows = torch.empty(sum(counts), dtype=torch.int64, device="cpu")
+    rows = torch.empty(sum(counts), dtype=torch.int64, device=_CPU)
     input, _kept = _sequence(rows.split(list(counts)), torch.float32, values, starts, counts)
-    out_of_range = torch.zeros(num_tables, dtype=torch.int64, device="cpu")
+    out_of_range = torch.zeros(num_tables, dtype=torch.int64, device=_CPU)
     failure = _native.embedding_choose_rows(
         tables, input, out_of_range.data_ptr(), torch.get_num_threads()
     )

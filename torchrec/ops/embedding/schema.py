@@ -131,6 +131,7 @@ embedding_bag_update_ = _library.define(
     reference=reference.embedding_bag_update_,
     fake=_fake_update,
     native_kernel=kernels.embedding_bag_update_ if kernels else None,
+    decided_by=("grad", "weights", "values"),
 )
 embedding_sequence = _library.define(
     f"embedding_sequence(Tensor[] weights, {_SEQUENCE}, int[] dims, ScalarType dtype, str names)"
@@ -156,4 +157,5 @@ embedding_sequence_update_ = _library.define(
     reference=reference.embedding_sequence_update_,
     fake=_fake_update,
     native_kernel=kernels.embedding_sequence_update_ if kernels else None,
+    decided_by=("grads", "weights", "values"),
 )
