@@ -37,8 +37,7 @@ class ChangedRows:
 
     def take(self) -> Tensor | None:
         """Return the rows, distinct, and start anew; None: there was no eviction."""
-        rows = self.rows()
-        self._parts = []
+        rows, self._parts = self.rows(), []
         return rows
 
     def move(self, to: Callable[[Tensor], Tensor]) -> None:

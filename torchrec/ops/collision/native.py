@@ -20,13 +20,19 @@ _written = (
 )  # kernels write behind PyTorch's back; autograd has to know
 
 
-Memory = tuple[str, Tensor, int, torch.dtype]  # a name, and what a tensor of that name should hold
+Memory = tuple[str, Tensor | None, int, torch.dtype]  # a name, and what such a tensor should hold
 
 
 def _addresses(*tensors: Memory) -> list[int]:
-    """Return where tensors begin that have so many elements of a dtype, side by side, in the CPU's memory."""
+    """Return where tensors begin that have so many elements of a dtype, side by side, in the CPU's memory.
+
+    0 stands for a tensor that is not there.
+    """
     found = []
     for name, tensor, count, dtype in tensors:
+        if tensor is None:
+            found.append(0)
+            continue
         if (
             tensor.numel() != count
             or tensor.dtype is not dtype
@@ -83,7 +89,7 @@ def count_(
     size, entries, count = ids.numel(), index_size(ids.numel()), batch.numel()
     room, history_entries = history_ids.numel(), index_size(history_ids.numel())
     rows = torch.empty_like(batch)
-    map_ids, map_index, past_ids, past_index, *past, source = _addresses(
+    map_ids, map_index, past_ids, past_index, *rest = _addresses(
         ("ids", ids, size, _ID),
         ("index", index, entries, _ENTRY),
         ("history_ids", history_ids, room, _ID),
@@ -93,19 +99,17 @@ def count_(
         ("history_size", history_size, 1, _ID),
         ("totals", totals, 3, _ID),
         ("batch", batch, count, _ID),
+        ("counts", counts, size, _ID),
+        ("last", last, size, _ID),
     )
-    written = [history_ids, history_counts, history_last, history_index, history_size, totals]
-    kept = [0, 0]  # addresses of what is kept of each row; 0: it is not
-    for i, (name, tensor) in enumerate((("counts", counts), ("last", last))):
-        if tensor is not None:
-            kept[i] = _addresses((name, tensor, size, _ID))[0]
-            written.append(tensor)
+    *past, source, kept_counts, kept_last = rest
     _lib.id_map_count(
         map_ids,
         size,
         map_index,
         entries,
-        *kept,
+        kept_counts,
+        kept_last,
         past_ids,
         room,
         past_index,
@@ -118,6 +122,11 @@ def count_(
         rows.data_ptr(),
         torch.get_num_threads(),
     )
+    written = [history_ids, history_counts, history_last, history_index, history_size, totals]
+    if counts is not None:
+        written.append(counts)
+    if last is not None:
+        written.append(last)
     _written(written)
     return rows
 
@@ -138,16 +147,18 @@ def replace_(
         raise TypeError(f"`scores` should be int64 or float64. Received {dtype}.")
     room = min(count, size)
     rows, chosen, evicted = ids.new_empty(room), ids.new_empty(room), ids.new_empty(room)
+    *state, new = _map(
+        ids,
+        occupied,
+        index,
+        ("scores", scores, size, dtype),
+        ("candidate_scores", candidate_scores, count, dtype),
+        ("candidates", candidates, count, _ID),
+    )
     changed, lost = _lib.id_map_replace(
-        *_map(
-            ids,
-            occupied,
-            index,
-            ("scores", scores, size, dtype),
-            ("candidate_scores", candidate_scores, count, dtype),
-        ),
+        *state,
         dtype is torch.float64,
-        *_addresses(("candidates", candidates, count, _ID)),
+        new,
         count,
         rows.data_ptr(),
         chosen.data_ptr(),
