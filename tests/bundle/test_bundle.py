@@ -231,13 +231,22 @@ def test_weights_in_a_layout_of_a_later_version(folder: Path) -> None:
     assert "Received weights of layout 'int8 rows with scales', written by rowwise 9.1.0" in message
 
 
-def test_a_model_of_a_later_version(folder: Path) -> None:
+def test_a_model_that_is_not_there(folder: Path) -> None:
     edit_index(folder, section={"name": "xdeepfm"}, library_version="9.1.0")
+    assert refused(folder) == (
+        f"The model of bundle '{folder}' should be one of deepfm, dlrm, dlrm_dcn. Received 'xdeepfm', "
+        "written by rowwise 9.1.0: add the folder of its file, with "
+        "torchrec.models.registry.add_folder, or use the version that has it."
+    )
+
+
+def test_an_option_of_a_later_version(folder: Path) -> None:
+    edit_index(folder, section={"name": "dlrm", "gates": 3}, library_version="9.1.0")
     message = refused(folder)
     assert "should describe a model that rowwise 0.1.0 builds. It was written by rowwise 9.1.0" in (
         message
     )
-    assert "Received `section`: Input tag 'xdeepfm'" in message
+    assert "`gates` is not an option of model 'dlrm'" in message
 
 
 def test_what_later_versions_add_is_ignored(folder: Path) -> None:

@@ -428,3 +428,30 @@ def test_strings_that_look_like_numbers_in_a_file(predictor: Predictor, tmp_path
     (tmp_path / "data.csv").write_text("user,tags\n0123,7\n")
     source = TableSource(tmp_path / "data.csv", schema=predictor.text_types)
     assert next(source.scan()).to_pydict() == {"user": ["0123"], "tags": ["7"]}
+
+
+class Line(nn.Module):
+    """A model that the registry does not have."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.line = nn.Linear(width, 1)
+
+    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        return self.line(dense_features)
+
+
+def test_a_model_of_ones_own_without_an_experiment(tmp_path: Path) -> None:
+    features = {"price": DenseFeature(), "age": DenseFeature(), "user": SparseFeature(rows=9)}
+    table = make_table()
+    transform = FeatureTransform(features, "click").fit([table])
+    model = Line(2)
+    save_bundle(tmp_path / "model", model, transform)
+    with pytest.raises(ValueError, match="`builder` should be given for bundle"):
+        torchrec.inference.load(tmp_path)
+    predictor = torchrec.inference.load(tmp_path, builder=lambda t: Line(len(t.dense_names)))
+    assert torch.equal(predictor.predict(table), in_memory(transform, model, table, 8192))
+    assert predictor.text_types.names == ["user"]
+    assert predictor.counts()[1] == {}
+    with pytest.raises(ValueError, match=r"should hold experiment\.yaml, .* Received none"):
+        _ = predictor.experiment

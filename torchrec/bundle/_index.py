@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from torchrec.bundle._format1 import facts_of_format_1
 from torchrec.files import DamagedError, FolderIndex, check_files, read_index
-from torchrec.models.registry import ModelSection, TableOptimizer
+from torchrec.models.registry import ModelSection, TableOptimizer, names
 
 FORMAT = 2
 """The format that is written, and the newest that is read."""
@@ -96,6 +96,14 @@ def _read_facts(folder: Path, version: str) -> Facts:
     facts: dict[str, object] = dict(index.facts)
     if index.format == 1:
         facts |= facts_of_format_1(folder)
+    section = facts.get("section")
+    name = section.get("name") if isinstance(section, dict) else None
+    if name is not None and name not in names():
+        raise ValueError(
+            f"The model of bundle '{folder}' should be one of {', '.join(names())}. Received '{name}', "
+            f"written by {_writer(index)}: add the folder of its file, with "
+            "torchrec.models.registry.add_folder, or use the version that has it."
+        )
     try:
         found = Facts.model_validate(facts)
     except ValidationError as error:

@@ -13,7 +13,7 @@ from torchrec import EmbeddingBagCollection, KeyedJaggedTensor, OptimizerType, P
 from torchrec.datasets.features import DenseFeature, MultiHotFeature, SparseFeature
 from torchrec.datasets.transform import FeatureTransform, TableSpec
 from torchrec.models.dlrm import DLRM, DLRM_DCN
-from torchrec.models.registry import ModelSection, TableOptimizer, build_model, names
+from torchrec.models.registry import ModelSection, TableOptimizer, build_model, find, names
 from torchrec.models.registry._tower import DenseOnly
 from torchrec.types import IdPolicy
 
@@ -94,6 +94,32 @@ def test_models_are_what_they_are_called(name) -> None:
     if isinstance(model, DLRM_DCN):
         assert len(model.inter_arch.crossnet.W_kernels) == 2
         assert model.over_arch.in_features == 8 * 4
+
+
+OTHERWISE = {
+    "dim": 4,
+    "dense_layers": [5],
+    "layers": [7],
+    "dropout": 0.5,
+    "batch_norm": True,
+    "cross_layers": 1,
+    "cross_rank": 3,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [(name, option) for name in names() for option in list(find(name).section.model_fields)[1:]],
+)
+def test_every_option_has_an_effect(name, option) -> None:
+    assert option in OTHERWISE, f"a value for `{option}` of {name} that differs from its default"
+
+    def shapes_of(**options) -> tuple:
+        model = build_model(ModelSection(name=name, **options), transform())
+        shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+        return shapes, [type(part) for part in model.modules()]
+
+    assert shapes_of() != shapes_of(**{option: OTHERWISE[option]})
 
 
 def test_dense_features_alone_make_a_plain_network() -> None:
