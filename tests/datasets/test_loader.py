@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet as pq
 
 from torchrec import KeyedJaggedTensor
-from torchrec.datasets import _csv
+from torchrec.datasets import csv_reader
 from torchrec.datasets import loader as loader_module
 from torchrec.datasets.loader import Loader
 from torchrec.datasets.source import TableSource
@@ -79,7 +79,7 @@ def write_files(folder: Path, format: str, rows: int = ROWS) -> list[Path]:
 @pytest.fixture(autouse=True, scope="module")
 def _small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_csv, "CHUNK_BYTES", 250)
+        patch.setattr(csv_reader, "CHUNK_BYTES", 250)
         patch.setattr(loader_module, "CHUNK_ROWS", 70)
         yield
 

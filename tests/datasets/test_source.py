@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet as pq
 
-from torchrec.datasets import _csv
+from torchrec.datasets import csv_reader
 from torchrec.datasets._chunks import Reading
 from torchrec.datasets.features import TextType
 from torchrec.datasets.source import TableSource
@@ -291,7 +291,7 @@ def test_files_may_order_their_columns_differently(write: Write) -> None:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_csv, "CHUNK_BYTES", 40)
+    monkeypatch.setattr(csv_reader, "CHUNK_BYTES", 40)
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -334,7 +334,7 @@ class TestBlocks:
             f'{i},"{text}"\n{gap}' for i, (text, gap) in enumerate(zip(texts, gaps, strict=True))
         ]
         content = ("x,y\n\n" + "".join(lines)).replace("\n", ending)
-        monkeypatch.setattr(_csv, "CHUNK_BYTES", block)
+        monkeypatch.setattr(csv_reader, "CHUNK_BYTES", block)
         split = FractionSplit(0.3, 0.3, part="valid")
         source = TableSource(write("a.csv", content), split=split)
         same = TableSource(write("a.parquet", {"x": range(200)}), split=split)

@@ -103,3 +103,29 @@ def test_assertions_of_a_device() -> None:
     _private.assert_later(torch.tensor(True), "fine")
     with pytest.raises(RuntimeError, match="not so"):
         _private.assert_later(torch.tensor(False), "not so")
+
+
+def test_schemas_are_parsed() -> None:
+    arguments = _private.parse_schema(
+        "rowwise::f(Tensor[] a, Tensor? b, int c) -> Tensor"
+    ).arguments
+    assert [argument.name for argument in arguments] == ["a", "b", "c"]
+    assert [str(argument.type) for argument in arguments] == [
+        "List[Tensor]",
+        "Optional[Tensor]",
+        "int",
+    ]
+
+
+def test_zeros_without_memory_are_told() -> None:
+    assert not _private.is_zero(torch.zeros(2))
+    assert _private.is_zero(torch._efficientzerotensor(2))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+@pytest.mark.parametrize("bias", [None, torch.tensor([0.5, -9.0])], ids=["plain", "bias"])
+def test_a_product_with_what_follows(bias) -> None:
+    input, weight = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 1, 1], [0, 1, 0]])
+    expected = torch.nn.functional.linear(input, weight, bias)
+    assert torch.equal(_private.linear_pointwise(input, weight, bias, "none"), expected)
+    assert torch.equal(_private.linear_pointwise(input, weight, bias, "relu"), expected.relu())

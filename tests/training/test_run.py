@@ -219,7 +219,7 @@ def test_text_whose_types_change_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Inferred without asking; with features, what to do is said; predictions read the same."""
-    monkeypatch.setattr("torchrec.datasets._csv.CHUNK_BYTES", 1000)
+    monkeypatch.setattr("torchrec.datasets.csv_reader.CHUNK_BYTES", 1000)
     write_changing_text(tmp_path / "a.csv")
     what = experiment(tmp_path / "a.csv", training={"batch_size": 64, "epochs": 2})
     result = run(what, tmp_path / "run")

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from torchrec.datasets._csv import CsvReader
     from torchrec.datasets._parquet import ParquetReader
+    from torchrec.datasets.csv_reader import CsvReader
     from torchrec.datasets.features import TextType
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -93,7 +93,7 @@ class TableSource:
         Args:
             types: by column, such as ``MisfitError.wider``.
         """
-        from torchrec.datasets._csv import CsvReader
+        from torchrec.datasets.csv_reader import CsvReader
 
         other = copy.copy(self)
         if types and isinstance(self._reader, CsvReader):
@@ -107,7 +107,7 @@ class TableSource:
         Args:
             files: as for a new source.
         """
-        from torchrec.datasets._csv import CsvReader
+        from torchrec.datasets.csv_reader import CsvReader
 
         other = copy.copy(self)
         other.files, other.split = _resolved(files), None
@@ -122,7 +122,7 @@ class TableSource:
     @property
     def names(self) -> list[str]:
         """Columns of the first file."""
-        from torchrec.datasets._csv import CsvReader
+        from torchrec.datasets.csv_reader import CsvReader
 
         return self._reader.names if isinstance(self._reader, CsvReader) else self.schema.names
 
@@ -253,7 +253,7 @@ def _reader(
         from torchrec.datasets._parquet import ParquetReader
 
         return ParquetReader(files, schema)
-    from torchrec.datasets._csv import CsvReader
+    from torchrec.datasets.csv_reader import CsvReader
 
     return CsvReader(files, columns, schema, assumed, delimiter)
 

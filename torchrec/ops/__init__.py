@@ -1,5 +1,5 @@
 """Functions on plain tensors: the only package that touches the native library."""
 
-from torchrec.ops._library import Backend, backends
+from torchrec.ops._library import Backend, backends, is_readable
 
-__all__ = ["Backend", "backends"]
+__all__ = ["Backend", "backends", "is_readable"]

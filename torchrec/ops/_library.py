@@ -34,8 +34,10 @@ from torchrec.ops._private import (
     has_transforms,
     is_observed,
     is_wrapped,
+    is_zero,
     jit_trace,
     num_dispatch_modes,
+    parse_schema,
 )
 
 ENVIRONMENT_VARIABLE = "ROWWISE_BACKEND"
@@ -111,7 +113,7 @@ def define(
     operator = getattr(torch.ops.rowwise, name).default
     kernel = None if native is None else native_kernel
     of_type: dict[str, list[int]] = {"Tensor": [], "List[Tensor]": []}
-    for i, argument in enumerate(torch._C.parse_schema(f"rowwise::{schema}").arguments):
+    for i, argument in enumerate(parse_schema(f"rowwise::{schema}").arguments):
         kind = str(argument.type).replace("Optional[Tensor]", "Tensor")
         if kind in of_type and (decided_by is None or argument.name in decided_by):
             of_type[kind].append(i)
@@ -182,7 +184,7 @@ def _is_as_it_lies(tensor: Tensor) -> bool:
     """
     if (tensor.requires_grad and torch.is_grad_enabled()) or has_batched_grads():
         return False
-    return not (tensor.is_neg() or tensor.is_conj() or tensor._is_zerotensor())
+    return not (tensor.is_neg() or tensor.is_conj() or is_zero(tensor))
 
 
 def _are_plain(tensors: Sequence[Tensor | None]) -> bool:
@@ -195,7 +197,7 @@ def _are_plain(tensors: Sequence[Tensor | None]) -> bool:
         and not (torch.is_grad_enabled() and any(map(_get_requires_grad, found)))
         and not any(map(Tensor.is_neg, found))
         and not any(map(Tensor.is_conj, found))
-        and not any(map(Tensor._is_zerotensor, found))
+        and not any(map(is_zero, found))
     )
 
 

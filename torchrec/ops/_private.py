@@ -23,8 +23,18 @@ has_transforms = torch._C._are_functorch_transforms_active
 has_batched_grads = partial(
     torch._C._dispatch_tls_is_dispatch_key_included, torch._C._dispatch_key_parse("VmapMode")
 )
+# The arguments of an operator and their types.
+parse_schema = torch._C.parse_schema
+# Whether a tensor stands for zeros that have no memory, as autograd makes them.
+is_zero = Tensor._is_zerotensor
 # Fails on the device when it gets there, instead of waiting for it here.
 assert_later = torch._assert_async
+
+
+def linear_pointwise(input: Tensor, weight: Tensor, bias: Tensor | None, then: str) -> Tensor:
+    """Return ``input @ weight.T + bias`` of oneDNN with "relu" or "none" behind it, in one pass."""
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, then, [], "")
+    return output
 
 
 def has_tangents() -> bool:

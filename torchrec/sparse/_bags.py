@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from torchrec.ops._library import is_readable
+from torchrec.ops import is_readable
 from torchrec.ops.jagged import (
     lengths_to_offsets,
     offsets_to_lengths,

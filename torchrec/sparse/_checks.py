@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from torchrec.ops._library import is_readable
+from torchrec.ops import is_readable
 from torchrec.ops.jagged import lengths_fit, lengths_surely_fit, offsets_fit, sum_groups
 
 _INT64, _INT32 = torch.int64, torch.int32

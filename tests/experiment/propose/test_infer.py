@@ -512,7 +512,7 @@ def test_csv(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchrec.datasets._csv.CHUNK_BYTES", 400)
+    monkeypatch.setattr("torchrec.datasets.csv_reader.CHUNK_BYTES", 400)
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -98,7 +98,7 @@ def load(folder: str | Path) -> tuple[State, dict[str, Array]]:
             f"'{folder}' should hold a transform of version {_VERSION} or earlier. Received version "
             f"{version}: a newer version of this library wrote it."
         )
-    state = cast("State", document.get("state"))
+    state: State = document.get("state", {})
     if _digest(json.dumps(state), binary) != document.get("digest"):
         raise _damaged(folder, "contents that do not have the digest written beside them")
     return state, _unpack(binary)

@@ -16,8 +16,6 @@ calls on different backends hold the same ids in the same rows; only the arrange
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
@@ -81,7 +79,8 @@ def find_ids(id_map: IdMap, ids: Tensor, missing: int = -1) -> Tensor:
         tensor([ 0, -1,  3])
     """
     ids = _integers("ids", ids)
-    return cast(Tensor, schema.id_map_find(id_map.ids, id_map.entries, ids, missing))
+    rows: Tensor = schema.id_map_find(id_map.ids, id_map.entries, ids, missing)
+    return rows
 
 
 def count_ids(
@@ -130,7 +129,8 @@ def count_ids(
     """
     ids = _integers("ids", ids)
     arguments = (id_map.ids, id_map.entries, counts, last, *history, totals, ids, now, missing)
-    return cast(Tensor, schema.id_map_count_(*arguments))
+    rows: Tensor = schema.id_map_count_(*arguments)
+    return rows
 
 
 def reserve(history: History, more: int, limit: int = MAX_ROWS) -> History:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn import functional
 
-from torchrec.ops._private import is_observed
+from torchrec.ops._private import is_observed, linear_pointwise
 
 __all__ = ["linear"]
 
@@ -77,10 +77,7 @@ def _available() -> bool:
 
 
 def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    output: Tensor = torch.ops.mkldnn._linear_pointwise(
-        input, weight, bias, "relu" if relu else "none", [], ""
-    )
-    return output
+    return linear_pointwise(input, weight, bias, "relu" if relu else "none")
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import Tensor
 
 from torchrec.ops._library import shortcut
@@ -71,7 +69,8 @@ def _permute_sized(
     sizes: list[int] | None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     if sizes is None:
-        sizes = sum_groups(lengths, cast("list[int]", strides))
+        assert not isinstance(strides, int)
+        sizes = sum_groups(lengths, strides)
     total = values.size(0) if _all_once(order, len(sizes)) else sum([sizes[i] for i in order])
     return native.permute_sized(lengths, values, weights, strides, order, sizes, total)
 
