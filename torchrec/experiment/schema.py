@@ -23,17 +23,7 @@ from torch import nn
 
 from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
 from torchrec.datasets.files import check_delimiter
-from torchrec.models.registry import ModelSection
-
-__all__ = [
-    "DataSection",
-    "EarlyStoppingSection",
-    "Experiment",
-    "ModelSection",
-    "ScheduleSection",
-    "SplitSection",
-    "TrainingSection",
-]
+from torchrec.models.registry import ModelSection as ModelSection
 
 
 def _as_list(paths: object) -> object:
