@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+import torch.distributed
 from torch import Tensor
 
 from torchrec import (
@@ -385,3 +386,48 @@ def test_optimizer_state_of_a_step_to_start_with() -> None:
     assert ebc.fused_optimizer.state[weight(ebc)]["step"].item() == 1001
     mean, square = 0.1 / (1 - 0.9**1001), 0.001 / (1 - 0.999**1001)
     assert first(ebc) == pytest.approx(-0.1 * mean / square**0.5, rel=1e-4)
+
+
+# ---- several processes
+
+
+@pytest.fixture
+def one_rank(tmp_path) -> Iterator[None]:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_fused_tables_are_refused_where_ranks_add_gradients_up(one_rank: None) -> None:
+    ebc = collection("t", **SGD)
+    around = torch.nn.parallel.DistributedDataParallel(ebc)
+    kjt = KeyedJaggedTensor.from_lists({"f": [[1]]})
+    with pytest.raises(
+        RuntimeError, match="Table 't' should have no `lr`, or be left out of Distr"
+    ):
+        around(kjt)
+    with torch.no_grad():
+        assert around(kjt).values().shape == (1, 2)
+    backward(ebc)  # by itself it is what it was
+    assert first(ebc) == -1.0
+
+
+def test_fused_tables_that_ranks_keep_for_themselves_are_trained(one_rank: None) -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ebc, self.over = collection("t", **SGD), torch.nn.Linear(2, 1)
+
+        def forward(self, kjt: KeyedJaggedTensor) -> Tensor:
+            return self.over(self.ebc(kjt).values())
+
+    model = Model()
+    ignored = ["ebc.embedding_bags.t.weight"]
+    torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+        model, ignored
+    )
+    around = torch.nn.parallel.DistributedDataParallel(model)
+    for number in (1, 2):
+        around(KeyedJaggedTensor.from_lists({"f": [[1]]})).sum().backward()
+        assert model.ebc.fused_optimizer.state[weight(model.ebc)]["step"].item() == number

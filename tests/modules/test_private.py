@@ -93,3 +93,24 @@ def test_parameters_and_children_of_a_module():
     layer.weight = nn.Parameter(torch.zeros(1, 1))
     assert weights["weight"] is layer.weight
     assert list(weights) == ["weight", "bias"]
+
+
+def test_parameters_of_a_model_whose_gradients_ranks_add_up(tmp_path):
+    class Asks(nn.Linear):
+        def forward(self, x):
+            seen.append(_private.reduced_by_ddp())
+            return super().forward(x)
+
+    seen = []
+    layer = Asks(1, 1)
+    layer(torch.ones(1, 1))
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        layer(torch.ones(1, 1))
+        nn.parallel.DistributedDataParallel(layer)(torch.ones(1, 1))
+        layer(torch.ones(1, 1))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert [len(params) for params in seen] == [0, 0, 2, 0]
+    assert seen[2][0] is layer.weight

@@ -22,6 +22,7 @@ __all__ = [
     "has_hooks",
     "outside_graphs",
     "parameters_by_name",
+    "reduced_by_ddp",
     "saving_hooks",
 ]
 
@@ -64,3 +65,11 @@ def parameters_by_name(module: nn.Module) -> dict[str, Tensor]:
 def children_by_name(module: nn.Module) -> dict[str, nn.Module]:
     """Return the dictionary in which a module keeps its children, those that come twice as well."""
     return module._modules  # type: ignore[return-value]
+
+
+def reduced_by_ddp() -> list[Tensor]:
+    """Return the parameters of the `DistributedDataParallel` whose forward pass this is, if any."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return []
+    around = nn.parallel.DistributedDataParallel._get_active_ddp_module()
+    return [] if around is None else list(around._module_parameters)

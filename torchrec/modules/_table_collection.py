@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
+from torchrec.modules._private import reduced_by_ddp
 from torchrec.modules._recomputation import is_recomputation
 from torchrec.modules._rows import export_rows, load_rows, reset_rows
 from torchrec.modules._tables import Tables, embedding_names_by_table, initialise
@@ -239,6 +241,10 @@ class TableCollection(nn.Module):
         tables = self._tables
         weights = tables.bound_weights()
         recorded = torch.is_grad_enabled()
+        if recorded and not is_compiling():
+            reduced = reduced_by_ddp()
+            if reduced:
+                tables.check_not_reduced(reduced)
         requires_grad = tuple([recorded and w.requires_grad for w in weights])
         spec, groups = tables.lookup(tuple(features.keys()), requires_grad, tables.mode())
         return weights, spec, groups

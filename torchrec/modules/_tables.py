@@ -164,6 +164,26 @@ class Tables:
             self.bind()
         return weights
 
+    def check_not_reduced(self, reduced: list[Tensor]) -> None:
+        """Refuse `DistributedDataParallel` around a table that the backward pass updates.
+
+        Each rank would update its own with what it looked up itself, and the ranks drift apart.
+
+        Args:
+            reduced: the parameters whose gradients ranks add up.
+
+        Raises:
+            RuntimeError: naming the table.
+        """
+        ids = {id(param) for param in reduced}
+        for config, update in zip(self.configs, self.updates, strict=True):
+            if update.in_backward and id(update.weight) in ids:
+                raise RuntimeError(
+                    f"Table '{config.name}' should have no `lr`, or be left out of "
+                    "DistributedDataParallel: a fused table is updated on each rank by itself, with "
+                    "the gradient of that rank alone."
+                )
+
     def number(self, table: str) -> int:
         """Return the number of a table.
 

@@ -112,6 +112,8 @@ class Group:
         self.number = next(_numbers)
         # Written to in name only: a compiler may neither leave the update out nor move it.
         self.mark = torch.zeros(1, device="cpu")
+        # Stands for the weights of fused tables, whose gradient autograd need not see to.
+        self.anchor = torch.zeros(0, device="cpu", requires_grad=True)
         _groups[self.number] = self
 
 
@@ -161,9 +163,11 @@ class _BagLookup(torch.autograd.Function):
         offsets: Tensor,
         sample_weights: Tensor | None,
         divisors: Tensor | None,
-        *weights: Tensor,
+        updated: list[Tensor] | None,
+        *inputs: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        ctx.spec, ctx.groups, ctx.weights = spec, groups, weights
+        weights = list(inputs) if updated is None else updated
+        ctx.spec, ctx.groups, ctx.weights, ctx.all_recorded = spec, groups, weights, updated is None
         # What is saved as autograd saves is refused when it has changed by the backward pass. For
         # the weights this is right only where they are read again, for the gradient of the sample
         # weights: else a fused table may change, when another look-up of this step is done with it.
@@ -198,7 +202,8 @@ class _BagLookup(torch.autograd.Function):
                 found = schema.embedding_bag_dense_grad(grad, mine, *bags.arguments(group.spec))
             for t, g in zip(group.tables, found, strict=True):
                 grads[t] = g
-        return (None, None, None, None, None, sample_weights_grad, None, *grads)
+        recorded = grads if ctx.all_recorded else (None,)
+        return (None, None, None, None, None, sample_weights_grad, None, None, *recorded)
 
 
 class _SequenceLookup(torch.autograd.Function):
@@ -213,11 +218,14 @@ class _SequenceLookup(torch.autograd.Function):
         values: Tensor,
         starts: Sequence[int],
         counts: Sequence[int],
-        *weights: Tensor,
+        updated: list[Tensor] | None,
+        *inputs: Tensor,
     ) -> tuple[Tensor, ...]:
+        weights = list(inputs) if updated is None else updated
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(values)
-        ctx.groups, ctx.starts, ctx.counts, ctx.weights = groups, starts, counts, weights
+        ctx.groups, ctx.starts, ctx.counts = groups, starts, counts
+        ctx.weights, ctx.all_recorded = weights, updated is None
         outputs = _gather(weights, spec, Ids(values, starts, counts), dtype)
         ctx.mark_non_differentiable(outputs[-1])
         return tuple(outputs)
@@ -248,7 +256,8 @@ class _SequenceLookup(torch.autograd.Function):
             }
             for number, (t, g) in enumerate(zip(group.tables, found, strict=True)):
                 grads[t] = g if number in used else None
-        return (None, None, None, None, None, None, *grads)
+        recorded = grads if ctx.all_recorded else (None,)
+        return (None, None, None, None, None, None, None, *recorded)
 
 
 def _pool(
@@ -283,6 +292,19 @@ def _check_input(weights: list[Tensor], spec: LookupSpec, values: Tensor) -> Non
                 f"Table '{table.name}' should be on the device of the ids ({values.device}). "
                 f"Received {weight.device}."
             )
+
+
+def _recorded(
+    weights: list[Tensor], groups: list[Group]
+) -> tuple[list[Tensor] | None, Sequence[Tensor]]:
+    """Return weights that autograd need not know of, None if it should, and its inputs.
+
+    Where all tables are fused it has no gradient of theirs to see to, and each input costs time. A
+    tensor in their place has the output recorded.
+    """
+    if is_compiling() or not all(isinstance(group.gradient, Updater) for group in groups):
+        return None, weights
+    return weights, [group.anchor for group in groups[:1]]
 
 
 def lookup_bags(
@@ -321,8 +343,17 @@ def lookup_bags(
         raise TypeError(f"`offsets` should be int32 or int64. Received {offsets.dtype}.")
     asked = groups or (sample_weights is not None and sample_weights.requires_grad)
     if asked and torch.is_grad_enabled() and not is_transformed():
+        updated, inputs = _recorded(weights, groups)
         output, out_of_range = _BagLookup.apply(  # type: ignore[no-untyped-call]
-            spec, groups, dtype, values, offsets, sample_weights, bags.divisors, *weights
+            spec,
+            groups,
+            dtype,
+            values,
+            offsets,
+            sample_weights,
+            bags.divisors,
+            updated,
+            *inputs,
         )
         return output, out_of_range
     return _pool(weights, spec, bags, dtype)
@@ -363,8 +394,9 @@ def lookup_sequences(
     """
     _check_input(weights, spec, ids.values)
     if groups and torch.is_grad_enabled() and not is_transformed():
+        updated, inputs = _recorded(weights, groups)
         outputs = _SequenceLookup.apply(  # type: ignore[no-untyped-call]
-            spec, groups, dtype, ids.values, ids.starts, ids.counts, *weights
+            spec, groups, dtype, ids.values, ids.starts, ids.counts, updated, *inputs
         )
     else:
         outputs = _gather(weights, spec, ids, dtype)
