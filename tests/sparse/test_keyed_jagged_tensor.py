@@ -323,6 +323,7 @@ def parts(**changes: object) -> dict[str, object]:
         (parts(keys=["u", "u"]), ValueError, "`keys` should be distinct. Received 'u' more than"),
         (parts(keys="uv"), TypeError, "`keys` should be a list of strings. Received 'uv'"),
         (parts(keys=["u", 1]), TypeError, "`keys` should be strings"),
+        (parts(keys=["u", ["v"]]), TypeError, "`keys` should be strings"),
         (
             parts(keys=["u", "v", "w"]),
             ValueError,

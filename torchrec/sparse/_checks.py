@@ -8,6 +8,7 @@ traced nothing is checked.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -58,11 +59,11 @@ def check_keyed_jagged(
         stride: size of the batch, if given.
         strides: size of each key's batch, if they differ.
     """
-    checked_keys(keys)
+    if not _are_distinct_strings(keys):
+        checked_keys(keys)
+        raise ValueError(f"`keys` should be distinct. Received {repeated(keys)} more than once.")
     count = _count_values(values, weights)
     num_keys = len(keys)
-    if len(set(keys)) != num_keys:
-        raise ValueError(f"`keys` should be distinct. Received {repeated(keys)} more than once.")
     if lengths is not None:
         _check_integers("lengths", lengths, values)
         bags = lengths.numel()
@@ -98,13 +99,21 @@ def is_surely_valid(keys: list[str], values: Tensor, lengths: Tensor | None) -> 
     num_keys = len(keys)
     if num_keys == 0 or lengths.numel() % num_keys:
         return False
-    if len(set(keys)) != num_keys:
-        return False
+    return _are_distinct_strings(keys)
+
+
+def _are_distinct_strings(keys: list[str]) -> bool:
     try:
-        "".join(keys)  # as _are_strings, without the call
-    except TypeError:
+        return _are_distinct(tuple(keys))
+    except TypeError:  # a key that cannot be hashed is no string
         return False
-    return True
+
+
+@lru_cache(
+    maxsize=64
+)  # batches of one data set have the same keys, and to look them up takes half the time
+def _are_distinct(keys: tuple[str, ...]) -> bool:
+    return len(set(keys)) == len(keys) and all(isinstance(key, str) for key in keys)
 
 
 def _are_strings(keys: list[str]) -> bool:
