@@ -358,3 +358,52 @@ def test_made_without_memory_and_loaded(pooled, policy, assign):
     run(other, others, batches[5:])
     for key, value in module.state_dict().items():
         assert torch.equal(other.state_dict()[key], value), key
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # by Adagrad of sparse gradients
+@each_kind
+def test_steps_with_a_closure_are_the_same(pooled):
+    """Rows are evicted within the closure, after the step has begun; their state is reset all the same."""
+    states = []
+    for closure in (False, True):
+        module, _ = trained(pooled, LRU_EvictionPolicy, [])
+        weights = mixed_tables.weights_of(module)
+        optimizer = torch.optim.Adagrad([weights[name] for name in "bcd"], lr=0.1)
+        for features in random_batches():
+
+            def once(features=features, optimizer=optimizer, module=module):
+                optimizer.zero_grad()
+                loss = mixed_tables.output_sum(module, features)
+                loss.backward()
+                return loss
+
+            if closure:
+                optimizer.step(once)
+            else:
+                once()
+                optimizer.step()
+        states.append([module.state_dict(), optimizer.state_dict()["state"]])
+    assert all(stats.evicted > 0 for stats in module.stats().values())
+    for key, value in states[0][0].items():
+        assert torch.equal(states[1][0][key], value), key
+    for number, state in states[0][1].items():
+        assert torch.equal(states[1][1][number]["sum"], state["sum"]), number
+
+
+def test_new_rows_start_as_rows_of_the_whole_table():
+    shapes = Counter()
+
+    def init(weight: torch.Tensor) -> torch.Tensor:
+        shapes[tuple(weight.shape)] += 1
+        row = torch.arange(len(weight), dtype=weight.dtype)
+        return weight.copy_(row[:, None].expand_as(weight))
+
+    module = mixed_tables.make(policy=LRU_EvictionPolicy, init_fn=init)
+    for weight in module.parameters():
+        torch.nn.init.constant_(weight, -1)
+    module(mixed_tables.batch({"f": [[5], [6]], "h": [[7], [8, 9]], "k": [[1], []]}))
+    assert set(shapes) == {(ROWS[name], DIMS[name]) for name in FEATURES}
+    weights = mixed_tables.weights_of(module)
+    for table, changed in {"a": 2, "b": 3, "c": 2, "d": 1, "e": 0}.items():
+        expected = [*range(changed), *[-1] * (ROWS[table] - changed)]
+        assert weights[table][:, 0].tolist() == expected, table
