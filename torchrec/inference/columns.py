@@ -123,8 +123,8 @@ def _numpy_times(name: str, values: list[Any]) -> np.ndarray[Any, Any]:
 def _with_arrow_unit(times: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return times of months, hours and the like in seconds: Arrow does not know such units."""
     unit, step = np.datetime_data(times.dtype)
-    known = ("s", "ms", "us", "ns") if times.dtype.kind == "m" else ("D", "s", "ms", "us", "ns")
-    return times if unit in known and step == 1 else times.astype(f"{times.dtype.kind}8[s]")
+    units = ("s", "ms", "us", "ns") if times.dtype.kind == "m" else ("D", "s", "ms", "us", "ns")
+    return times if unit in units and step == 1 else times.astype(f"{times.dtype.kind}8[s]")
 
 
 def _sequence(name: str, values: object) -> list[Any]:
