@@ -60,8 +60,8 @@ def init(
     $ torchrec init ratings.parquet --label 'rating > 3' --drop 'rating == 3'
     $ torchrec init log.tsv.gz --columns click,user,shop,price --label click
     """
-    from torchrec.datasets.csv_reader import find_delimiter
     from torchrec.datasets.files import resolve_files
+    from torchrec.datasets.headers import find_delimiter
     from torchrec.datasets.source import TableSource
     from torchrec.experiment.propose import infer_features, write_experiment
     from torchrec.experiment.schema import DataSection

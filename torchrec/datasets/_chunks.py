@@ -40,7 +40,7 @@ class Reading:
         return order
 
 
-class Position(NamedTuple):
+class ChunkStart(NamedTuple):
     """Where a chunk starts, so that reading can go on there.
 
     ``unit`` counts row groups or files in the order of reading; ``row`` and ``byte`` count within it.
@@ -62,7 +62,7 @@ class Chunk(NamedTuple):
         decode: gives them as a table; may run in any thread, once.
     """
 
-    start: Position
+    start: ChunkStart
     file: int
     first_row: int
     rows: int

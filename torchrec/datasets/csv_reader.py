@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
-import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -15,24 +13,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as pa_csv
 
-from torchrec.datasets._chunks import CHUNK_BYTES, Chunk, Position, Reading, unreadable
+from torchrec.datasets._chunks import CHUNK_BYTES, Chunk, ChunkStart, Reading, unreadable
 from torchrec.datasets._types import conform, require_columns
-from torchrec.datasets.data_error import DataError
 from torchrec.datasets.files import check_delimiter
+from torchrec.datasets.headers import (
+    LONGEST_RECORD,
+    check_header,
+    delimiter_of,
+    open_text,
+    read_header,
+    split_header,
+)
 from torchrec.datasets.text_types import MisfitError, schema_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torchrec.datasets.features import TextType
-    from torchrec.datasets.files import DataFile, Format
+    from torchrec.datasets.files import DataFile
 
 # What stands for a missing value, in columns of text too. "NA" is not among them: it is a country.
 _MISSING = ["", "NULL", "null", "NaN", "nan", "\\N", "N/A", "n/a", "#N/A"]
-_HEADER_BYTES = 1 << 16  # read at once in search of the end of a header
-_LONGEST_RECORD = 1 << 26
 _INFERENCE_BLOCKS = 16  # for a column that is empty at first
-_NUMBER = re.compile(r"\s*[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?\s*")
 _ROW_OF_ERROR = re.compile(r"Row #(\d+)")
 _COLUMN_OF_ERROR = re.compile(r"In CSV column #(\d+): ")
 _VALUE_OF_ERROR = re.compile(r"invalid value '(.*)'", re.DOTALL)
@@ -83,9 +85,9 @@ class CsvReader:
         for file in files:
             names, start = self._headerless or [], 0
             if self._headerless is None:
-                line, start = _header(file)
-                names = _split_header(line, file, self._delimiter)
-                _check_header(names, file, self._delimiter)
+                line, start = read_header(file)
+                names = split_header(line, file, self._delimiter)
+                check_header(names, file, self._delimiter)
             require_columns(names, names, file.path)
             self._names.append(names)
             self._starts.append(start)
@@ -116,7 +118,7 @@ class CsvReader:
         return other
 
     def chunks(
-        self, columns: list[str], reading: Reading, start: Position, *, use_threads: bool = False
+        self, columns: list[str], reading: Reading, start: ChunkStart, *, use_threads: bool = False
     ) -> Iterator[Chunk]:
         """Read the blocks in order.
 
@@ -132,10 +134,10 @@ class CsvReader:
         for unit in range(start.unit, len(order)):
             number = order[unit]
             require_columns(self._names[number], columns, self.files[number].path)
-            at = start if unit == start.unit else Position()
+            at = start if unit == start.unit else ChunkStart()
             for block in self._blocks(number, at.byte, at.row, CHUNK_BYTES):
                 yield Chunk(
-                    Position(unit, block.row, block.byte),
+                    ChunkStart(unit, block.row, block.byte),
                     number,
                     block.row,
                     block.rows,
@@ -147,7 +149,7 @@ class CsvReader:
         file = self.files[number]
         try:
             byte = byte or self._starts[number]
-            with _open(file) as stream:
+            with open_text(file) as stream:
                 _go_to(stream, file, byte)
                 rest, wanted, ended = b"", size, False
                 while not ended:
@@ -158,8 +160,8 @@ class CsvReader:
                         continue
                     # Where a block ends depends on where it starts alone, so that reading can go on there.
                     end = len(rest) if ended else _end_of_records(rest)
-                    if end == 0 and len(rest) > _LONGEST_RECORD:
-                        raise pa.ArrowInvalid(f"a line of more than {_LONGEST_RECORD} bytes")
+                    if end == 0 and len(rest) > LONGEST_RECORD:
+                        raise pa.ArrowInvalid(f"a line of more than {LONGEST_RECORD} bytes")
                     wanted = size if end else wanted + size
                     data, rest = rest[:end], rest[end:]
                     if data:
@@ -304,74 +306,6 @@ class CsvReader:
         return types
 
 
-def delimiter_of(format: Format) -> str:
-    """Return what stands between the columns of files of a format, if nothing else is said."""
-    return "\t" if format == "tsv" else ","
-
-
-def find_delimiter(file: DataFile, columns: int | None = None) -> str | None:
-    """Return what stands between the columns in the first line; None if that is as the format says.
-
-    Args:
-        file: of text.
-        columns: how many there should be. Default: as many as can be.
-    """
-    line, usual = _header(file)[0], delimiter_of(file.format)
-    counts = {one: len(_split_header(line, file, one)) for one in (usual, ";", "\t")}
-    if columns is not None:
-        fitting = [one for one in counts if counts[one] == columns]
-        return fitting[0] if fitting and usual not in fitting else None
-    most = max(counts, key=counts.__getitem__)
-    return None if counts[most] == counts[usual] else most
-
-
-def looks_like_data(names: Sequence[str]) -> bool:
-    """Say whether the first line of a file may be no header: numbers are among its names."""
-    return any(_NUMBER.fullmatch(name) for name in names)
-
-
-def _check_header(names: list[str], file: DataFile, delimiter: str) -> None:
-    """Refuse a first line that is no header, or has its columns separated by something else."""
-    for other in ";\t|,":
-        if len(names) == 1 and other != delimiter and other in names[0]:
-            raise DataError(
-                f"Columns of '{file.path}' should be separated by {json.dumps(delimiter)}. Received a "
-                f"header with {json.dumps(other)} instead; a trained model wants files as its training "
-                "data.",
-                {"delimiter": json.dumps(other)},
-            )
-    if len(set(names)) < len(names) and looks_like_data(names):
-        raise DataError(
-            f"Data file '{file.path}' should begin with the names of its columns. Received "
-            f"'{delimiter.join(names)[:100]}': files without such a line should have them named.",
-            {"columns": ""},
-        )
-
-
-def _header(file: DataFile) -> tuple[str, int]:
-    """Return the first line, and its length in bytes."""
-    try:
-        with _open(file) as stream:
-            line = _first_line(stream)
-        return line.decode("utf-8-sig").rstrip("\r\n"), len(line)
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"The header of '{file.path}' should be UTF-8. Received other bytes."
-        ) from error
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable(file, error) from error
-
-
-def _split_header(line: str, file: DataFile, delimiter: str) -> list[str]:
-    try:
-        return next(csv.reader([line], delimiter=delimiter), [])
-    except csv.Error as error:  # such as line ends of old, or a column name of a page
-        raise ValueError(
-            f"The header of '{file.path}' should be a line of names that ends in a line feed. "
-            f"Received: {error}."
-        ) from error
-
-
 def _is_doubtful(type: pa.DataType) -> bool:
     return bool(pa.types.is_float64(type) or pa.types.is_integer(type) or pa.types.is_binary(type))
 
@@ -431,23 +365,6 @@ def _leading_zero(text: pa.ChunkedArray) -> int | None:
                 return row + int(long[int(leading.argmax())])
         row += len(chunk)
     return None
-
-
-def _open(file: DataFile) -> Any:
-    """Open a file at the first byte of what it holds, decompressed."""
-    if file.compression is None:
-        return open(file.path, "rb")
-    return pa.input_stream(file.path, compression=file.compression)
-
-
-def _first_line(stream: Any) -> bytes:
-    line = b""
-    while b"\n" not in line and len(line) <= _LONGEST_RECORD:
-        more = stream.read(_HEADER_BYTES)
-        if not more:
-            return line
-        line += more
-    return line[: line.find(b"\n") + 1]
 
 
 def _go_to(stream: Any, file: DataFile, byte: int) -> None:

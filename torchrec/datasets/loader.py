@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 
 from torchrec.datasets._batch import Batch, join
-from torchrec.datasets._chunks import CHUNK_ROWS, Chunk, Position, Reading
+from torchrec.datasets._chunks import CHUNK_ROWS, Chunk, ChunkStart, Reading
 from torchrec.datasets._prefetcher import Prefetcher
 from torchrec.datasets.data_error import DataError
 from torchrec.datasets.source import TableSource
@@ -42,16 +42,16 @@ class Window(NamedTuple):
     """Rows that are transformed at once, and shuffled among themselves."""
 
     number: int
-    start: Position
+    start: ChunkStart
     chunks: list[Chunk]
 
 
-class _Place(NamedTuple):
+class _Position(NamedTuple):
     """Where in an epoch all ranks are: that many rows into a window."""
 
     window: int = 0
     row: int = 0
-    start: Position = Position()
+    start: ChunkStart = ChunkStart()
 
 
 class Loader:
@@ -131,8 +131,8 @@ class Loader:
         self._rank, self._world_size = rank, world_size
         self._drop_last = drop_last
         self._epoch = 0
-        self._place = _Place()
-        self._resume: _Place | None = None
+        self._position = _Position()
+        self._resume: _Position | None = None
         self._files: list[list[str]] | None = None
         self._rows: tuple[int | None] | None = None  # of all ranks, once they were counted
         source.require(self.columns, "The transform")
@@ -145,7 +145,7 @@ class Loader:
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         if epoch != self._epoch:
-            self._epoch, self._place, self._resume = epoch, _Place(), None
+            self._epoch, self._position, self._resume = epoch, _Position(), None
 
     @property
     def samples(self) -> int | None:
@@ -175,18 +175,18 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Give the batches of one epoch; after ``load_state_dict``, those that are left of it."""
-        self._place, self._resume = self._resume or _Place(), None
-        return self._batches(self._place)
+        self._position, self._resume = self._resume or _Position(), None
+        return self._batches(self._position)
 
     def state_dict(self) -> LoaderState:
         """Return where all ranks are, behind the last step that this one gave a batch of, as JSON takes it."""
-        place = self._place
+        position = self._position
         return {
             "version": _VERSION,
             "epoch": self._epoch,
-            "window": place.window,
-            "row": place.row,
-            "start": list(place.start),
+            "window": position.window,
+            "row": position.row,
+            "start": list(position.start),
             "settings": self._settings(),
             "files": self._fingerprints(),
         }
@@ -205,9 +205,9 @@ class Loader:
         """
         self.check_state_dict(state)
         self._epoch = state["epoch"]
-        start = Position(*state["start"][: len(Position._fields)])
-        self._place = _Place(state["window"], state["row"], start)
-        self._resume = self._place
+        start = ChunkStart(*state["start"][: len(ChunkStart._fields)])
+        self._position = _Position(state["window"], state["row"], start)
+        self._resume = self._position
 
     def check_state_dict(self, state: LoaderState) -> None:
         """Check that a state is of the same arguments and files as this loader has.
@@ -273,16 +273,16 @@ class Loader:
             min(window or _LARGEST_CHUNK, _LARGEST_CHUNK),
         )
 
-    def _batches(self, place: _Place) -> Iterator[Batch]:
+    def _batches(self, position: _Position) -> Iterator[Batch]:
         epoch = self._epoch
         rank, world_size = self._rank, self._world_size
         step_rows = world_size * self.batch_size
         begun: list[Batch] = []  # parts of a batch that goes on in the next window
         missing = step_rows  # rows of this step, of all ranks, that were not given yet
-        with closing(self._windows(place)) as windows:
+        with closing(self._windows(position)) as windows:
             for window, rows in windows:
                 count = 0 if rows is None else rows.dense_features.size(0)
-                row = place.row if window.number == place.window else 0
+                row = position.row if window.number == position.window else 0
                 if rows is None or row == count:
                     continue
                 sizes = _cut(count - row, missing, step_rows)
@@ -301,11 +301,11 @@ class Loader:
                     row, missing = row + size, missing - size
                     if missing == 0:
                         # Before the batch is given: who takes it asks then where the loader is.
-                        self._place = _Place(window.number, row, window.start)
+                        self._position = _Position(window.number, row, window.start)
                         yield join(begun)
                         begun, missing = [], step_rows
         if missing < step_rows and not self._drop_last:
-            self._place = _Place(window.number, row, window.start)
+            self._position = _Position(window.number, row, window.start)
             if begun:
                 yield join(begun)
 
@@ -315,9 +315,9 @@ class Loader:
         seed = seed_of(self._seed, epoch, 0, window)  # 0: where there was a rank once
         return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
-    def _windows(self, place: _Place) -> Generator[tuple[Window, Batch | None], None, None]:
+    def _windows(self, position: _Position) -> Generator[tuple[Window, Batch | None], None, None]:
         """Give the windows from a place on; each with its rows, None if none is left of them."""
-        windows = self._read(place)
+        windows = self._read(position)
         if self.workers == 0:
             for window in windows:
                 yield self._load(window)
@@ -325,12 +325,12 @@ class Loader:
         with closing(Prefetcher(windows, self._load, self.workers)) as loaded:
             yield from loaded
 
-    def _read(self, place: _Place) -> Generator[Window, None, None]:
+    def _read(self, position: _Position) -> Generator[Window, None, None]:
         wanted = self._shuffle_window or CHUNK_ROWS
         chunks: list[Chunk] = []
-        rows, index = 0, place.window
+        rows, index = 0, position.window
         for chunk in self.source.chunks(
-            self.columns, self._reading(), place.start, use_threads=self.workers > 2
+            self.columns, self._reading(), position.start, use_threads=self.workers > 2
         ):
             chunks.append(chunk)
             rows += chunk.rows

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from torchrec.checks import did_you_mean
-from torchrec.datasets._chunks import Chunk, Position, Reading
+from torchrec.datasets._chunks import Chunk, ChunkStart, Reading
 from torchrec.datasets.expression import Expression, parse_expression
 from torchrec.datasets.files import DataFile, resolve_files
 from torchrec.datasets.split import FractionSplit, Split
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from torchrec.datasets._parquet import ParquetReader
     from torchrec.datasets.csv_reader import CsvReader
     from torchrec.datasets.features import TextType
+    from torchrec.datasets.parquet_reader import ParquetReader
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -129,7 +129,7 @@ class TableSource:
     @property
     def rows(self) -> int | None:
         """Number of rows that reading gives; None where only reading tells: of text, or if rows are dropped."""
-        from torchrec.datasets._parquet import ParquetReader
+        from torchrec.datasets.parquet_reader import ParquetReader
 
         if not isinstance(self._reader, ParquetReader) or self.drop is not None:
             return None
@@ -175,7 +175,7 @@ class TableSource:
         self,
         columns: Sequence[str],
         reading: Reading,
-        start: Position | None = None,
+        start: ChunkStart | None = None,
         *,
         use_threads: bool = False,
     ) -> Iterator[Chunk]:
@@ -189,7 +189,7 @@ class TableSource:
         """
         self.require(columns, "The list of columns to read")
         needed = self._needed(columns)
-        return self._reader.chunks(needed, reading, start or Position(), use_threads=use_threads)
+        return self._reader.chunks(needed, reading, start or ChunkStart(), use_threads=use_threads)
 
     def decode(self, chunk: Chunk, columns: Sequence[str]) -> pa.Table:
         """Return the columns of a chunk, without rows that are dropped or in another part."""
@@ -250,7 +250,7 @@ def _reader(
                 raise ValueError(
                     f"`{name}` should be given only for {kind}. Received it for '{files[0].path}'."
                 )
-        from torchrec.datasets._parquet import ParquetReader
+        from torchrec.datasets.parquet_reader import ParquetReader
 
         return ParquetReader(files, schema)
     from torchrec.datasets.csv_reader import CsvReader

@@ -20,7 +20,7 @@ from torchrec.training.checkpoint import Checkpoints
 from torchrec.training.fit_state import FitResult
 from torchrec.training.id_counts import IdCounts
 from torchrec.training.memory import peak_rss_bytes
-from torchrec.training.observers import MetricsLog, Observer, TensorBoard
+from torchrec.training.observers import MetricsLog, Observer, Observers, TensorBoard
 from torchrec.training.optimizers import dense_optimizer
 from torchrec.training.options import EarlyStoppingOptions, FitOptions, ScheduleOptions
 from torchrec.training.progress import progress_observer
@@ -57,16 +57,15 @@ def run_experiment(
         OSError: if the folder cannot be written; checkpoints that are there stay whole.
     """
     run = RunFolder(folder)
-    told = [progress_observer()] if observers is None else list(observers)
+    observers = [progress_observer()] if observers is None else observers
     if _is_over(experiment, run, resume):
-        for observer in told:
-            observer.said(f"The run in '{run.path}' has ended already: nothing to do.")
+        Observers(observers).said(f"The run in '{run.path}' has ended already: nothing to do.")
         return run.read_result()
     fresh = not run.path.exists()
     with lock(run.path):
         try:
             with _threads(experiment.training.threads), advised():
-                return _run(experiment, run, told)
+                return _run(experiment, run, observers)
         except Exception:
             # What was wrong is to be mended and tried again, under the same name.
             if fresh and Checkpoints(run.checkpoints).latest() is None:
@@ -74,7 +73,7 @@ def run_experiment(
             raise
 
 
-def _run(experiment: Experiment, run: RunFolder, told: Sequence[Observer]) -> RunResult:
+def _run(experiment: Experiment, run: RunFolder, given: Sequence[Observer]) -> RunResult:
     options = experiment.training
     torch.manual_seed(options.seed)
     checkpoints = Checkpoints(run.checkpoints, keep=options.keep_checkpoints)
@@ -84,10 +83,9 @@ def _run(experiment: Experiment, run: RunFolder, told: Sequence[Observer]) -> Ru
         run.write_fitted(data.fitted)
     run.write_experiment(dump_experiment(data.experiment))
     for message in data.notices:
-        for observer in told:
-            observer.said(message)
+        Observers(given).said(message)
     model = build_model(experiment.model, options, data.transform)
-    observers = [MetricsLog(run.metrics), *told]
+    observers = [MetricsLog(run.metrics), *given]
     if options.tensorboard:
         observers.append(TensorBoard(run.tensorboard))
     trainer = Trainer(

@@ -17,7 +17,7 @@ from torchrec.datasets.transform import storage
 from torchrec.datasets.transform.columns import Array, Kind
 from torchrec.datasets.transform.counts import FeatureCounts, TransformCounts
 from torchrec.datasets.transform.dense import DenseColumn, Scale
-from torchrec.datasets.transform.fitting import Column, Fitting, kinds_of, lacks_rows, unlike
+from torchrec.datasets.transform.fitting import AnyColumn, Fitting, kinds_of, lacks_rows, unlike
 from torchrec.datasets.transform.ids import BagColumn, BucketColumn, SparseColumn, join
 from torchrec.datasets.transform.labels import Label
 from torchrec.datasets.transform.tables import TableSpec, declared_tables
@@ -237,7 +237,7 @@ class FeatureTransform:
             label=self.label,
             kinds=self._kinds,
             scales=scales,
-            tables={s.name: {"rows": s.rows, "distinct": s.distinct} for s in self._tables},
+            tables={s.name: storage.TableState(s.rows, s.distinct) for s in self._tables},
         )
         storage.save(folder, state, arrays)
 
@@ -252,17 +252,17 @@ class FeatureTransform:
             ValueError: the files are missing, damaged, or of a newer version of this library.
         """
         state, arrays = storage.load(folder)
-        features = TypeAdapter(dict[str, AnyFeature]).validate_python(state["features"])
-        transform = cls(features, state["label"])
-        transform._kinds = state["kinds"]
+        features = TypeAdapter(dict[str, AnyFeature]).validate_python(state.features)
+        transform = cls(features, state.label)
+        transform._kinds = state.kinds
         for column in transform._columns.values():
             name = column.source.feature
-            if isinstance(column, DenseColumn) and name in state["scales"]:
-                column.scale = Scale(*state["scales"][name])
+            if isinstance(column, DenseColumn) and name in state.scales:
+                column.scale = Scale(*state.scales[name])
             elif isinstance(column, BucketColumn):
                 column.boundaries = arrays.get(f"buckets:{name}")
         transform._tables = [
-            dataclasses.replace(spec, **state["tables"][spec.name]) for spec in transform._tables
+            dataclasses.replace(spec, **vars(state.tables[spec.name])) for spec in transform._tables
         ]
         transform._vocabularies = {
             spec.name: Vocabulary(arrays[f"table:{spec.name}"])
@@ -272,7 +272,7 @@ class FeatureTransform:
         return transform
 
 
-def _column(name: str, feature: AnyFeature) -> Column:
+def _column(name: str, feature: AnyFeature) -> AnyColumn:
     if isinstance(feature, DenseFeature):
         return BucketColumn(name, feature) if feature.buckets else DenseColumn(name, feature)
     if isinstance(feature, SparseFeature):

@@ -16,7 +16,7 @@ from torchrec.datasets.transform.sketches import DistinctCounter, Moments, Sampl
 from torchrec.datasets.transform.tables import TableSpec
 from torchrec.datasets.transform.vocabulary import IdCounter, Vocabulary
 
-Column = DenseColumn | SparseColumn | BagColumn | BucketColumn
+AnyColumn = DenseColumn | SparseColumn | BagColumn | BucketColumn
 
 # Tables whose rows nobody chose get no more of them.
 MOST_ROWS = 1_000_000
@@ -32,7 +32,7 @@ class Fitting:
         tables: the tables as declared.
     """
 
-    def __init__(self, columns: Sequence[Column], tables: Sequence[TableSpec]) -> None:
+    def __init__(self, columns: Sequence[AnyColumn], tables: Sequence[TableSpec]) -> None:
         self._columns = columns
         self._tables = tables
         self._numbers: dict[str, Moments | Sample] = {
@@ -47,8 +47,8 @@ class Fitting:
     @property
     def is_done(self) -> bool:
         """Whether more tables would teach nothing."""
-        known = bool(self.kinds) and "nulls" not in self.kinds.values()
-        return known and not self._numbers and not self._ids
+        have_kinds = bool(self.kinds) and "nulls" not in self.kinds.values()
+        return have_kinds and not self._numbers and not self._ids
 
     def update(self, table: pa.Table) -> None:
         """Add a table."""
@@ -76,9 +76,9 @@ class Fitting:
             if found[name] not in (self.kinds[name], "nulls"):
                 raise unlike(column.source, self.kinds[name], "before in the training data", table)
         for spec in self._tables:
-            known = [name for name in spec.features if self.kinds[name] != "nulls"]
-            for name in known[1:]:
-                first = known[0]
+            with_values = [name for name in spec.features if self.kinds[name] != "nulls"]
+            for name in with_values[1:]:
+                first = with_values[0]
                 if self.kinds[name] != self.kinds[first]:
                     raise ValueError(
                         f"Features '{first}' and '{name}' should hold ids of one kind, as they "
@@ -116,7 +116,7 @@ def lacks_rows(spec: TableSpec) -> bool:
     return spec.rows is None or spec.ids == "vocabulary"
 
 
-def kinds_of(columns: Sequence[Column], table: pa.Table) -> dict[str, Kind]:
+def kinds_of(columns: Sequence[AnyColumn], table: pa.Table) -> dict[str, Kind]:
     """Return what each feature's values are in this table, refusing what they cannot be."""
     names = table.column_names
     sources = [column.source for column in columns]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,14 +28,16 @@ _SCHEMA = pa.schema(
 )
 
 
-class TableState(TypedDict):
+@dataclass(frozen=True)
+class TableState:
     """What was learned for a table."""
 
     rows: int | None
     distinct: int | None
 
 
-class State(TypedDict):
+@dataclass(frozen=True)
+class State:
     """A transform as JSON holds it.
 
     ``scales`` are those of dense features: fill, mean, deviation.
@@ -45,15 +48,6 @@ class State(TypedDict):
     kinds: dict[str, Kind]
     scales: dict[str, list[float]]
     tables: dict[str, TableState]
-
-
-class Document(TypedDict):
-    """The JSON file: the state, and what it takes to know that it is whole."""
-
-    format: str
-    version: int
-    digest: str
-    state: State
 
 
 def save(folder: str | Path, state: State, arrays: Mapping[str, Array]) -> None:
@@ -67,9 +61,9 @@ def save(folder: str | Path, state: State, arrays: Mapping[str, Array]) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     binary = _pack(arrays)
-    text = json.dumps(state)
-    digest = _digest(text, binary)
-    document = Document(format=_FORMAT, version=_VERSION, digest=digest, state=state)
+    content = asdict(state)
+    digest = _digest(json.dumps(content), binary)
+    document = {"format": _FORMAT, "version": _VERSION, "digest": digest, "state": content}
     (folder / _ARROW).write_bytes(binary)
     (folder / _JSON).write_text(json.dumps(document, indent=1) + "\n")
 
@@ -98,10 +92,12 @@ def load(folder: str | Path) -> tuple[State, dict[str, Array]]:
             f"'{folder}' should hold a transform of version {_VERSION} or earlier. Received version "
             f"{version}: a newer version of this library wrote it."
         )
-    state: State = document.get("state", {})
-    if _digest(json.dumps(state), binary) != document.get("digest"):
+    content: Any = document.get("state")
+    if _digest(json.dumps(content), binary) != document.get("digest"):
         raise _damaged(folder, "contents that do not have the digest written beside them")
-    return state, _unpack(binary)
+    # What has the right digest is what `save` wrote.
+    tables = {name: TableState(**table) for name, table in content["tables"].items()}
+    return State(**{**content, "tables": tables}), _unpack(binary)
 
 
 def _damaged(folder: Path, what: str) -> ValueError:

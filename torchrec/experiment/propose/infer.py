@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from torchrec.checks import did_you_mean
-from torchrec.datasets.csv_reader import looks_like_data
 from torchrec.datasets.expression import parse_expression
 from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
+from torchrec.datasets.headers import looks_like_data
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.text_types import MisfitError
 from torchrec.datasets.transform.labels import Label

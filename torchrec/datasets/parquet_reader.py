@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchrec.datasets._chunks import Chunk, Position, Reading, unreadable
+from torchrec.datasets._chunks import Chunk, ChunkStart, Reading, unreadable
 from torchrec.datasets._types import conform, filled, plain, require_columns, require_same_types
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class ParquetReader:
         return sum(group.rows for group in self.groups)
 
     def chunks(
-        self, columns: list[str], reading: Reading, start: Position, *, use_threads: bool = False
+        self, columns: list[str], reading: Reading, start: ChunkStart, *, use_threads: bool = False
     ) -> Iterator[Chunk]:
         """Read the rows in order.
 
@@ -113,7 +113,7 @@ class ParquetReader:
                     if low < batch.num_rows:
                         piece = pa.Table.from_batches([batch.slice(low)])
                         yield Chunk(
-                            Position(unit, at + low),
+                            ChunkStart(unit, at + low),
                             group.file,
                             group.first_row + at + low,
                             piece.num_rows,

@@ -1,0 +1,107 @@
+"""The first line of a text file: names of columns, what stands between them, and whether it is one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from torchrec.datasets._chunks import unreadable
+from torchrec.datasets.data_error import DataError
+from torchrec.datasets.files import DataFile, Format
+
+LONGEST_RECORD = 1 << 26
+"""Most bytes of a record; a file with more in one is taken for none of text."""
+
+_HEADER_BYTES = 1 << 16  # read at once in search of the end of a header
+_NUMBER = re.compile(r"\s*[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?\s*")
+
+
+def delimiter_of(format: Format) -> str:
+    """Return what stands between the columns of files of a format, if nothing else is said."""
+    return "\t" if format == "tsv" else ","
+
+
+def find_delimiter(file: DataFile, columns: int | None = None) -> str | None:
+    """Return what stands between the columns in the first line; None if that is as the format says.
+
+    Args:
+        file: of text.
+        columns: how many there should be. Default: as many as can be.
+    """
+    line, usual = read_header(file)[0], delimiter_of(file.format)
+    counts = {one: len(split_header(line, file, one)) for one in (usual, ";", "\t")}
+    if columns is not None:
+        fitting = [one for one in counts if counts[one] == columns]
+        return fitting[0] if fitting and usual not in fitting else None
+    most = max(counts, key=counts.__getitem__)
+    return None if counts[most] == counts[usual] else most
+
+
+def looks_like_data(names: Sequence[str]) -> bool:
+    """Say whether the first line of a file may be no header: numbers are among its names."""
+    return any(_NUMBER.fullmatch(name) for name in names)
+
+
+def check_header(names: list[str], file: DataFile, delimiter: str) -> None:
+    """Refuse a first line that is no header, or has its columns separated by something else."""
+    for other in ";\t|,":
+        if len(names) == 1 and other != delimiter and other in names[0]:
+            raise DataError(
+                f"Columns of '{file.path}' should be separated by {json.dumps(delimiter)}. Received a "
+                f"header with {json.dumps(other)} instead; a trained model wants files as its training "
+                "data.",
+                {"delimiter": json.dumps(other)},
+            )
+    if len(set(names)) < len(names) and looks_like_data(names):
+        raise DataError(
+            f"Data file '{file.path}' should begin with the names of its columns. Received "
+            f"'{delimiter.join(names)[:100]}': files without such a line should have them named.",
+            {"columns": ""},
+        )
+
+
+def read_header(file: DataFile) -> tuple[str, int]:
+    """Return the first line, and its length in bytes."""
+    try:
+        with open_text(file) as stream:
+            line = _first_line(stream)
+        return line.decode("utf-8-sig").rstrip("\r\n"), len(line)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"The header of '{file.path}' should be UTF-8. Received other bytes."
+        ) from error
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(file, error) from error
+
+
+def split_header(line: str, file: DataFile, delimiter: str) -> list[str]:
+    """Return the names in a first line."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error as error:  # such as line ends of old, or a column name of a page
+        raise ValueError(
+            f"The header of '{file.path}' should be a line of names that ends in a line feed. "
+            f"Received: {error}."
+        ) from error
+
+
+def open_text(file: DataFile) -> Any:
+    """Open a file at the first byte of what it holds, decompressed."""
+    if file.compression is None:
+        return open(file.path, "rb")
+    return pa.input_stream(file.path, compression=file.compression)
+
+
+def _first_line(stream: Any) -> bytes:
+    line = b""
+    while b"\n" not in line and len(line) <= LONGEST_RECORD:
+        more = stream.read(_HEADER_BYTES)
+        if not more:
+            return line
+        line += more
+    return line[: line.find(b"\n") + 1]
