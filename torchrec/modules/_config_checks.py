@@ -21,7 +21,6 @@ class TableFields(Protocol):
     feature_names: list[str]
     hash_size: int | None
     id_policy: IdPolicy
-    use_virtual_table: bool
     optimizer: OptimizerType | None
     optimizer_options: Mapping[str, float | bool | str | tuple[float, float]]
     init_fn: Callable[[Tensor], Tensor | None] | None
@@ -146,6 +145,34 @@ def _check_start(config: TableFields) -> None:
         )
 
 
+# Fields of the API for what this library does not do: their defaults are all that they may be.
+_UNSUPPORTED: Mapping[str, object] = {
+    "use_virtual_table": False,
+    "virtual_table_eviction_policy": None,
+    "enable_embedding_update": False,
+    "stash_weights": False,
+    "num_embeddings_post_pruning": None,
+    "pruning_indices_remapping": None,
+}
+
+
+def _check_effect(config: TableFields) -> None:
+    """Refuse what would be ignored."""
+    for name, default in _UNSUPPORTED.items():
+        value = getattr(config, name)
+        if value is not default:
+            raise ValueError(
+                f"`{name}` of table '{config.name}' should be {default}: it is not supported. "
+                f"Received {value!r}."
+            )
+    for name in ("weight_init_min", "weight_init_max"):
+        if config.init_fn is not None and getattr(config, name) is not None:
+            raise ValueError(
+                f"`{name}` of table '{config.name}' should be None, as its `init_fn` fills the "
+                f"weights. Received {getattr(config, name)}."
+            )
+
+
 def check_table(config: TableFields) -> None:
     """Raise for what no table can be.
 
@@ -175,8 +202,4 @@ def check_table(config: TableFields) -> None:
             f"range are hashed into the `hash_size` rows. Received {config.hash_size} and "
             f"'{config.id_policy.value}'."
         )
-    if config.use_virtual_table:
-        raise ValueError(
-            f"`use_virtual_table` of table '{config.name}' should be False: virtual tables are not "
-            "supported."
-        )
+    _check_effect(config)

@@ -206,16 +206,16 @@ class BaseEmbeddingConfig:
             tables; its output is then named ``feature@table``.
         weight_init_max: upper bound of the uniform initial weights; default ``sqrt(1 / E)``.
         weight_init_min: lower bound; default ``-sqrt(1 / E)``.
-        num_embeddings_post_pruning: rows after pruning, where a table has been pruned.
+        num_embeddings_post_pruning: not supported; must be None.
         init_fn: fills the weights instead, in place.
-        need_pos: kept for feature processors that weight by position.
+        need_pos: a note for other code, as the next two; nothing here reads it.
         input_dim: range of the ids before any mapping, where it is not ``num_embeddings``.
-        total_num_buckets: kept for managed collision.
+        total_num_buckets: of the ids, for maps.
         use_virtual_table: not supported; must be False.
-        virtual_table_eviction_policy: kept for virtual tables.
-        enable_embedding_update: kept for tables that are written to while they serve.
-        stash_weights: kept for pipelines that move weights to the host.
-        pruning_indices_remapping: id -> row after pruning, where a table has been pruned.
+        virtual_table_eviction_policy: not supported; must be None.
+        enable_embedding_update: not supported; must be False.
+        stash_weights: not supported; must be False.
+        pruning_indices_remapping: not supported; must be None.
         optimizer: set: the table is updated in the backward pass by this optimizer, and there is no
             gradient to be seen. Not set: it has an ordinary gradient for an ordinary optimizer.
         lr: learning rate of ``optimizer``. None: that of the optimizer that the parameter is given
@@ -223,9 +223,9 @@ class BaseEmbeddingConfig:
         weight_decay: of ``optimizer``; None: that optimizer's default.
         optimizer_options: further hyper-parameters of ``optimizer``: ``{"eps": 1e-6}`` say.
         enable_grad: False freezes the table.
-        sparse: without ``optimizer``: gradients are sparse, as `torch.optim.SparseAdam`, ``SGD`` and
-            ``Adagrad`` take them.
-        table_size: into how many shards the table is cut when it is sharded.
+        sparse: without ``optimizer``, which leaves no gradient: gradients are sparse, as
+            `torch.optim.SparseAdam`, ``SGD`` and ``Adagrad`` take them.
+        table_size: a note for other code: into how many shards the table is cut when it is sharded.
         hash_size: rows behind the ``num_embeddings`` known ones, into which all other ids are
             hashed. The parameter then has ``num_embeddings + hash_size`` rows.
         dtype: ``data_type`` as a PyTorch dtype.
