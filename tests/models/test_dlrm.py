@@ -10,8 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor
+from torchrec import (
+    EmbeddingBagCollection,
+    EmbeddingBagConfig,
+    EmbeddingCollection,
+    EmbeddingConfig,
+    KeyedJaggedTensor,
+    KeyedTensor,
+)
 from torchrec.datasets.utils import Batch
+from torchrec.models import deepfm
 from torchrec.models.dlrm import (
     DLRM,
     DLRM_DCN,
@@ -26,6 +34,16 @@ from torchrec.models.dlrm import (
 )
 from torchrec.models.experimental.transformerdlrm import DLRM_Transformer
 from torchrec.modules.crossnet import LowRankCrossNet
+from torchrec.modules.feature_processor_ import PositionWeightedModuleCollection
+from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+from torchrec.modules.mc_adapter import McEmbeddingBagCollectionAdapter
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
+from torchrec.modules.mc_modules import (
+    LFU_EvictionPolicy,
+    ManagedCollisionCollection,
+    MCHManagedCollisionModule,
+)
 
 D = 8
 
@@ -95,6 +113,64 @@ def test_without_dense_features_all_samples_share_a_learned_vector(batch) -> Non
     logits.sum().backward()
     assert vector.grad is not None
     assert vector.grad.any() == (batch > 0)
+
+
+class StandIn(nn.Module):
+    """Has what models ask for, and no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tables()
+
+    def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
+        return self.inner.embedding_bag_configs()
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        return self.inner(features)
+
+
+def managed() -> ManagedCollisionEmbeddingBagCollection:
+    inner = tables()
+    maps = {
+        name: MCHManagedCollisionModule(100, CPU, LFU_EvictionPolicy(), eviction_interval=5)
+        for name in ("t1", "t2")
+    }
+    configs = inner.embedding_bag_configs()
+    return ManagedCollisionEmbeddingBagCollection(inner, ManagedCollisionCollection(maps, configs))
+
+
+CPU = torch.device("cpu")
+COLLECTIONS = {
+    "plain": tables,
+    "fused": lambda: FusedEmbeddingBagCollection(
+        tables().embedding_bag_configs(), torch.optim.SGD, {"lr": 0.1}
+    ),
+    "weighted by position": lambda: FeatureProcessedEmbeddingBagCollection(
+        EmbeddingBagCollection(tables=tables().embedding_bag_configs(), is_weighted=True),
+        PositionWeightedModuleCollection({"f1": 4, "f2": 4, "f3": 4}),
+    ),
+    "managed": managed,
+    "adapter": lambda: McEmbeddingBagCollectionAdapter(
+        tables().embedding_bag_configs(), 2**40, CPU, 1
+    ),
+    "stand-in": StandIn,
+}
+
+
+@pytest.mark.parametrize("make", COLLECTIONS.values(), ids=COLLECTIONS)
+def test_every_collection_that_pools(make) -> None:
+    collection, kjt, dense = make(), ids(5), torch.randn(5, 13)
+    models = (
+        DLRM(collection, 13, [20, D], [5, 1]),
+        deepfm.DeepFactorizationMachine(collection, 13),
+    )
+    looked_up = collection.eval()(kjt)
+    pooled = looked_up[0] if isinstance(looked_up, tuple) else looked_up
+    for model in models:
+        assert model.eval()(dense, kjt).shape == (5, 1)
+    vectors = models[0].sparse_arch(kjt)
+    assert torch.equal(vectors.flatten(1), pooled.values())
+    assert models[0].sparse_arch.sparse_feature_names == pooled.keys() == ["f1", "f3", "f2"]
 
 
 @each_model
@@ -238,6 +314,15 @@ class TestErrors:
             DLRM(EmbeddingBagCollection(tables=[]), 13, [D], [1])
         with pytest.raises(TypeError, match=r"EmbeddingBagCollection. Received Linear"):
             DLRM(nn.Linear(2, 2), 13, [D], [1])
+
+    def test_sequences_are_not_pooled(self) -> None:
+        table = EmbeddingConfig(9, D, "t", feature_names=["f1"])
+        for make in (DLRM, SparseArch, deepfm.SparseArch):
+            arguments = (13, [D], [1]) if make is DLRM else ()
+            with pytest.raises(
+                TypeError, match=r"EmbeddingBagCollection. Received EmbeddingCollec"
+            ):
+                make(EmbeddingCollection(tables=[table]), *arguments)
 
     @pytest.mark.parametrize("sizes", [[20, 10], [20], []], ids=str)
     def test_last_size_of_the_dense_network(self, sizes) -> None:

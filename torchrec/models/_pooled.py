@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from torch import Tensor, nn
 
+from torchrec.modules.collection import Collection
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import (
     EmbeddingBagCollectionInterface,
     get_embedding_names_by_table,
 )
-from torchrec.sparse.jagged_tensor import KeyedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+PooledCollection: TypeAlias = Collection | EmbeddingBagCollectionInterface
+"""What looks features up and pools them: plain, fused, managed, or what stands in for these."""
 
 
-def embedding_names(collection: EmbeddingBagCollectionInterface) -> list[str]:
+def check_pooled(collection: object) -> nn.Module:
+    """Return a collection that pools, as the module that it is.
+
+    Raises:
+        TypeError: this is no collection of embedding bags.
+    """
+    _bag_configs(collection)
+    assert isinstance(collection, nn.Module)
+    return collection
+
+
+def embedding_names(collection: PooledCollection) -> list[str]:
     """Return the names of a collection's outputs, table after table."""
-    tables = collection.embedding_bag_configs()
-    return [name for names in get_embedding_names_by_table(tables) for name in names]
+    names = get_embedding_names_by_table(_bag_configs(collection))
+    return [name for of_table in names for name in of_table]
 
 
-def embedding_dim(collection: EmbeddingBagCollectionInterface) -> int:
+def embedding_dim(collection: PooledCollection) -> int:
     """Return D, which all tables of a collection have.
 
     Raises:
         TypeError: this is no collection of embedding bags.
         ValueError: there is no table, or their dimensions differ.
     """
-    if not hasattr(collection, "embedding_bag_configs"):
-        raise TypeError(
-            "`embedding_bag_collection` should be an EmbeddingBagCollection. "
-            f"Received {type(collection).__name__}."
-        )
-    dims = {table.name: table.embedding_dim for table in collection.embedding_bag_configs()}
+    dims = {table.name: table.embedding_dim for table in _bag_configs(collection)}
     if len(set(dims.values())) != 1:
         received = f"{dims}" if dims else "no tables"
         raise ValueError(
@@ -37,6 +50,29 @@ def embedding_dim(collection: EmbeddingBagCollectionInterface) -> int:
             f"`embedding_dim`. Received {received}."
         )
     return next(iter(dims.values()))
+
+
+def pool(collection: nn.Module, features: KeyedJaggedTensor) -> KeyedTensor:
+    """Look ``features`` up and pool them; a managed collection gives remapped ids besides."""
+    looked_up = collection(features)
+    pooled: KeyedTensor = looked_up[0] if isinstance(looked_up, tuple) else looked_up
+    return pooled
+
+
+def _bag_configs(collection: object) -> list[EmbeddingBagConfig]:
+    if isinstance(collection, Collection):
+        tables = list(collection.table_store().table_configs())
+        bags = [table for table in tables if isinstance(table, EmbeddingBagConfig)]
+        if len(bags) == len(tables):
+            return bags
+    else:  # what stands in for one need not show its weights, only say what it has
+        configs = getattr(collection, "embedding_bag_configs", None)
+        if callable(configs):
+            return list(configs())
+    raise TypeError(
+        "`embedding_bag_collection` should be an EmbeddingBagCollection. "
+        f"Received {type(collection).__name__}."
+    )
 
 
 def joined(pooled: KeyedTensor, names: list[str]) -> Tensor:

@@ -17,14 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.models._pooled import (
+    PooledCollection,
     check_columns,
+    check_pooled,
     embedding_dim,
     embedding_names,
     joined,
+    pool,
 )
 from torchrec.models.tower import Tower
 from torchrec.modules.deepfm import DeepFM, FactorizationMachine
-from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 from torchrec.modules.mlp import MLP
 from torchrec.modules.sizes import checked_size
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
@@ -58,9 +60,9 @@ class SparseArch(nn.Module):
         torch.Size([2, 7])
     """
 
-    def __init__(self, embedding_bag_collection: EmbeddingBagCollectionInterface) -> None:
+    def __init__(self, embedding_bag_collection: PooledCollection) -> None:
         super().__init__()
-        self.embedding_bag_collection = embedding_bag_collection
+        self.embedding_bag_collection = check_pooled(embedding_bag_collection)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Look up and pool.
@@ -74,8 +76,7 @@ class SparseArch(nn.Module):
         Raises:
             ValueError: a feature is missing.
         """
-        pooled: KeyedTensor = self.embedding_bag_collection(features)
-        return pooled
+        return pool(self.embedding_bag_collection, features)
 
 
 class DenseArch(nn.Module):
@@ -315,7 +316,7 @@ class SimpleDeepFMNN(nn.Module):
     def __init__(
         self,
         num_dense_features: int,
-        embedding_bag_collection: EmbeddingBagCollectionInterface,
+        embedding_bag_collection: PooledCollection,
         hidden_layer_size: int,
         deep_fm_dimension: int,
     ) -> None:
@@ -391,7 +392,7 @@ class DeepFactorizationMachine(nn.Module):
 
     def __init__(
         self,
-        embedding_bag_collection: EmbeddingBagCollectionInterface,
+        embedding_bag_collection: PooledCollection,
         num_dense_features: int = 0,
         layer_sizes: Sequence[int] = (256, 128),
         dropout: float = 0.0,

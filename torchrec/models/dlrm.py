@@ -29,14 +29,16 @@ from torchrec.models._interactions import (
     choose,
 )
 from torchrec.models._pooled import (
+    PooledCollection,
     check_columns,
     check_module,
+    check_pooled,
     embedding_dim,
     embedding_names,
     joined,
+    pool,
 )
 from torchrec.modules.crossnet import LowRankCrossNet
-from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 from torchrec.modules.mlp import MLP
 from torchrec.modules.sizes import checked_size
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -78,12 +80,12 @@ class SparseArch(nn.Module):
         torch.Size([2, 2, 3])
     """
 
-    def __init__(self, embedding_bag_collection: EmbeddingBagCollectionInterface) -> None:
+    def __init__(self, embedding_bag_collection: PooledCollection) -> None:
         super().__init__()
         self.D = embedding_dim(embedding_bag_collection)
         self._sparse_feature_names = embedding_names(embedding_bag_collection)
         self.F = len(self._sparse_feature_names)
-        self.embedding_bag_collection = embedding_bag_collection
+        self.embedding_bag_collection = check_pooled(embedding_bag_collection)
 
     def forward(self, features: KeyedJaggedTensor) -> Tensor:
         """Look up and pool.
@@ -97,7 +99,7 @@ class SparseArch(nn.Module):
         Raises:
             ValueError: a feature is missing.
         """
-        values = joined(self.embedding_bag_collection(features), self._sparse_feature_names)
+        values = joined(pool(self.embedding_bag_collection, features), self._sparse_feature_names)
         return values.view(values.size(0), self.F, self.D)
 
     @property
@@ -253,7 +255,7 @@ class DLRM(nn.Module):
 
     def __init__(
         self,
-        embedding_bag_collection: EmbeddingBagCollectionInterface,
+        embedding_bag_collection: PooledCollection,
         dense_in_features: int,
         dense_arch_layer_sizes: Sequence[int],
         over_arch_layer_sizes: Sequence[int],
@@ -357,7 +359,7 @@ class DLRM_Projection(DLRM):  # noqa: N801 - the API's name
 
     def __init__(
         self,
-        embedding_bag_collection: EmbeddingBagCollectionInterface,
+        embedding_bag_collection: PooledCollection,
         dense_in_features: int,
         dense_arch_layer_sizes: Sequence[int],
         over_arch_layer_sizes: Sequence[int],
@@ -443,7 +445,7 @@ class DLRM_DCN(DLRM):  # noqa: N801 - the API's name
 
     def __init__(
         self,
-        embedding_bag_collection: EmbeddingBagCollectionInterface,
+        embedding_bag_collection: PooledCollection,
         dense_in_features: int,
         dense_arch_layer_sizes: Sequence[int],
         over_arch_layer_sizes: Sequence[int],

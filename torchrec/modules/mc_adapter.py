@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from torchrec.modules.collection import TableStore
 from torchrec.modules.embedding_configs import (
     BaseEmbeddingConfig,
     EmbeddingBagConfig,
@@ -114,6 +115,10 @@ class McEmbeddingCollectionAdapter(nn.Module):
         configs = self.mc_embedding_collection.table_store().table_configs()
         return [config for config in configs if isinstance(config, EmbeddingConfig)]
 
+    def table_store(self) -> TableStore:
+        """Return the tables."""
+        return self.mc_embedding_collection.table_store()
+
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """Return the weights of the tables.
 
@@ -179,6 +184,10 @@ class McEmbeddingBagCollectionAdapter(nn.Module):
         """Return the tables."""
         configs = self.mc_embedding_bag_collection.table_store().table_configs()
         return [config for config in configs if isinstance(config, EmbeddingBagConfig)]
+
+    def table_store(self) -> TableStore:
+        """Return the tables."""
+        return self.mc_embedding_bag_collection.table_store()
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """Return the weights of the tables.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.models._interactions import check_vectors
+from torchrec.models._pooled import PooledCollection
 from torchrec.models.dlrm import DLRM, OverArch
-from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
 from torchrec.modules.sizes import checked_size
 
 __all__ = ["DLRM_Transformer", "InteractionTransformerArch"]
@@ -132,7 +132,7 @@ class DLRM_Transformer(DLRM):  # noqa: N801 - the API's name
 
     def __init__(
         self,
-        embedding_bag_collection: EmbeddingBagCollectionInterface,
+        embedding_bag_collection: PooledCollection,
         dense_in_features: int,
         dense_arch_layer_sizes: Sequence[int],
         over_arch_layer_sizes: Sequence[int],
