@@ -439,6 +439,10 @@ def test_lookups_on_the_meta_device_have_their_shapes() -> None:
     assert (output.shape, output.device.type, strays.shape) == ((2, 5), "meta", (2,))
     output.sum().backward()
     assert [w.grad.shape for w in weights] == [(5, 2), (4, 3)]
+    sparse = [Group(SPEC, [0, 1], "sparse")]
+    weights = [w.detach().requires_grad_() for w in weights]
+    lookup_bags(weights, SPEC, Bags(ids, offsets), torch.float32, sparse)[0].sum().backward()
+    assert [(w.grad.is_sparse, w.grad.shape) for w in weights] == [(True, (5, 2)), (True, (4, 3))]
     outputs, _ = lookup_sequences(weights, SPEC, Ids(ids, [0, 3], [3, 2]), torch.float16, groups)
     assert [(o.shape, o.dtype, o.is_meta) for o in outputs] == [
         ((3, 2), torch.float16, True), ((2, 3), torch.float16, True),

@@ -99,6 +99,24 @@ def test_batched_gradients_are_seen() -> None:
     assert not _private.has_batched_grads()
 
 
+def test_numbers_are_taken_out_of_transforms() -> None:
+    total = torch.zeros(1)
+
+    def function(x):
+        with _private.outside_transforms(torch.full((1,), 2.0)) as number:
+            assert not _private.has_transforms()
+            assert not _private.is_wrapped(number)
+            total.add_(number)
+        assert _private.has_transforms()
+        return x.sum()
+
+    torch.func.vmap(torch.func.grad(function))(torch.ones(3, 2))
+    torch.func.jvp(function, (torch.ones(2),), (torch.ones(2),))
+    assert total.item() == 4
+    with _private.outside_transforms(total) as same:  # nor is there harm where there are none
+        assert same is total
+
+
 def test_assertions_of_a_device() -> None:
     _private.assert_later(torch.tensor(True), "fine")
     with pytest.raises(RuntimeError, match="not so"):

@@ -15,6 +15,7 @@ from torchrec.modules._rows import export_rows, load_rows, reset_rows
 from torchrec.modules._tables import Tables, embedding_names_by_table, initialise
 from torchrec.modules.collection import TableShard, TableStore
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.ops import is_transformed, outside_transforms
 from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -118,7 +119,11 @@ class TableCollection(nn.Module):
         if self._out_of_range.is_meta:  # made without memory; the weights have been assigned since
             with torch.inference_mode(False):  # counts outlive the mode that they begin in
                 self._out_of_range = torch.zeros_like(out_of_range)
-        self._out_of_range.add_(out_of_range)
+        if is_transformed():
+            with outside_transforms(out_of_range) as counts:
+                self._out_of_range.add_(counts)
+        else:
+            self._out_of_range.add_(out_of_range)
 
     def table_store(self) -> TableStore:
         """Return the tables: this very collection has them."""

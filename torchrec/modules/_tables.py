@@ -16,6 +16,7 @@ from torchrec.modules.embedding_configs import (
     EmbeddingBagConfig,
     PoolingType,
 )
+from torchrec.ops import is_transformed, is_wrapped
 from torchrec.ops.embedding import Group, LookupSpec, PolicyCode, PoolingCode, SlotSpec, TableSpec
 from torchrec.ops.embedding.updates import RULES
 from torchrec.optim.embedding_optimizer import EmbeddingFusedOptimizer
@@ -160,7 +161,8 @@ class Tables:
     def bound_weights(self) -> list[Tensor]:
         """Return the weights, having met those that others have put in place of the former."""
         weights = self.weights()
-        if not is_compiling() and [id(weight) for weight in weights] != self._bound:
+        changed = not is_compiling() and [id(weight) for weight in weights] != self._bound
+        if changed and not is_transformed():  # what a transform puts there is gone when it ends
             self.bind()
         return weights
 
@@ -332,7 +334,8 @@ class Tables:
         if found is None:
             spec = self._make_spec(keys, requires_grad)
             found = spec, self._make_groups(spec, requires_grad)
-            if type(spec.tensor) is Tensor:  # while exporting it is a fake one, which must not stay
+            # While exporting it is a fake one, and a transform's dies with it: neither may stay.
+            if type(spec.tensor) is Tensor and not is_wrapped(spec.tensor):
                 self._lookups[keys, requires_grad] = found
         return found
 

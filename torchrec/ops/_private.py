@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
 # How many `TorchDispatchMode`s are in force (fake tensors, `make_fx`, logging, ...).
@@ -45,6 +48,22 @@ def has_tangents() -> bool:
 def is_wrapped(tensor: Tensor) -> bool:
     """Say whether a transform stands between the tensor and its numbers."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+@contextmanager
+def outside_transforms(tensor: Tensor) -> Iterator[Tensor]:
+    """Step out of the transforms of `torch.func`, to keep a number that is no part of what they transform.
+
+    Args:
+        tensor: the number.
+
+    Yields:
+        The same, as it is outside.
+    """
+    with temporarily_clear_interpreter_stack():
+        while is_wrapped(tensor):
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+        yield tensor
 
 
 def is_observed() -> bool:

@@ -74,10 +74,10 @@ def _fake_dense(grad: object, weights: Sequence[Tensor], *_: object) -> list[Ten
 
 
 def _fake_sparse(grad: object, weights: Sequence[Tensor], *_: object) -> list[Tensor]:
-    context = torch.library.get_ctx()
     result = []
     for w in weights:
-        count = context.new_dynamic_size()
+        # On the meta device nobody ever learns which rows have a gradient: none stand for them.
+        count = 0 if w.is_meta else torch.library.get_ctx().new_dynamic_size()
         result.append(w.new_empty((count,), dtype=torch.int64))
         result.append(w.new_empty((count, w.shape[1])))
     return result
