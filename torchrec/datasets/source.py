@@ -144,8 +144,9 @@ class TableSource:
 
     def has_rows(self) -> bool:
         """Return whether reading gives any row; no more is read than tells it."""
-        if self.rows is not None:
-            return self.rows > 0
+        rows = self.rows
+        if rows is not None:
+            return rows > 0
         if self.drop is None and isinstance(self.split, FractionSplit):  # of text: by number alone
             for chunk in self.chunks([], Reading()):
                 if self.split.count(self.files[chunk.file].name, chunk.first_row, chunk.rows):
