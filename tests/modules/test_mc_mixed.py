@@ -407,3 +407,17 @@ def test_new_rows_start_as_rows_of_the_whole_table():
     for table, changed in {"a": 2, "b": 3, "c": 2, "d": 1, "e": 0}.items():
         expected = [*range(changed), *[-1] * (ROWS[table] - changed)]
         assert weights[table][:, 0].tolist() == expected, table
+
+
+def test_a_missing_feature_is_refused_before_any_map_learns():
+    module = mixed_tables.make()
+    features = mixed_tables.batch({"f": [[5]], "h": [[6]], "g": [[7]], "k": [[8]]})
+    present = [key for key in KEYS if key != "k"]
+    lacking = features.permute([KEYS.index(key) for key in present])
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(
+        ValueError, match=r"should have the key 'k' of table 'd'. Received keys \['m"
+    ):
+        module(lacking)
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+    assert module.stats()["a"].ids == 0

@@ -60,6 +60,9 @@ def apply_mc_method_to_jt_dict(
     return result
 
 
+_IdsByKey = dict[str, Tensor]
+
+
 class _Group(NamedTuple):
     """The tables that share a map, and the keys of their features."""
 
@@ -169,9 +172,9 @@ class ManagedCollisionCollection(nn.Module):
         return mapped(features, mutate_miss_lengths)
 
     def _forward(self, features: KeyedJaggedTensor, mutate_miss_lengths: bool) -> KeyedJaggedTensor:
-        def rows_of(module: ManagedCollisionModule, group: _Group) -> list[Tensor]:
-            mapped = module({key: features[key] for key in group.keys}, mutate_miss_lengths)
-            return [mapped[key].values() for key in group.keys]
+        def rows_of(module: ManagedCollisionModule, ids: _IdsByKey, _: list[str]) -> list[Tensor]:
+            mapped = module({key: features[key] for key in ids}, mutate_miss_lengths)
+            return [mapped[key].values() for key in ids]
 
         return self._replaced(features, rows_of)
 
@@ -189,10 +192,10 @@ class ManagedCollisionCollection(nn.Module):
             mutate_miss_lengths: see `forward`.
         """
 
-        def rows_of(module: ManagedCollisionModule, group: _Group) -> list[Tensor]:
-            ids = module.preprocess({key: features[key] for key in group.keys})
-            mapped = module.remap(ids, mutate_miss_lengths)
-            return [mapped[key].values() for key in group.keys]
+        def rows_of(module: ManagedCollisionModule, ids: _IdsByKey, _: list[str]) -> list[Tensor]:
+            preprocessed = module.preprocess({key: features[key] for key in ids})
+            mapped = module.remap(preprocessed, mutate_miss_lengths)
+            return [mapped[key].values() for key in ids]
 
         return self._replaced(features, rows_of)
 
@@ -211,10 +214,12 @@ class ManagedCollisionCollection(nn.Module):
             mutate_miss_lengths: see `forward`.
         """
 
-        def rows_of(module: ManagedCollisionModule, group: _Group) -> Sequence[Tensor]:
-            mapped = module.map_keys(features, group.keys, mutate_miss_lengths)
+        def rows_of(
+            module: ManagedCollisionModule, ids: _IdsByKey, tables: list[str]
+        ) -> Sequence[Tensor]:
+            mapped = module.map_keys(features, ids, mutate_miss_lengths)
             if mapped.changed is not None:
-                for table in group.tables:
+                for table in tables:
                     reset_rows(table, mapped.changed)
             return mapped.rows
 
@@ -223,27 +228,26 @@ class ManagedCollisionCollection(nn.Module):
     def _replaced(
         self,
         features: KeyedJaggedTensor,
-        rows_of: Callable[[ManagedCollisionModule, _Group], Sequence[Tensor]],
+        rows_of: Callable[[ManagedCollisionModule, _IdsByKey, list[str]], Sequence[Tensor]],
     ) -> KeyedJaggedTensor:
-        """Return the features with what ``rows_of`` each map gives for its keys in place of ids."""
+        """Return the features with what ``rows_of(map, ids, tables)`` gives in place of ids."""
         if not self._groups:
             return features
-        keys = features.keys()
-        rows: dict[str, Tensor] = {}
-        for group in self._groups:
-            table = group.tables[0]
+        parts = features.values().split(features.length_per_key())
+        values = dict(zip(features.keys(), parts, strict=True))
+        for group in self._groups:  # before any map learns
             for key in group.keys:
-                if key not in keys:
+                if key not in values:
                     raise ValueError(
-                        f"`features` should have the key '{key}' of table '{table}'. "
-                        f"Received keys {keys}."
+                        f"`features` should have the key '{key}' of table '{group.tables[0]}'. "
+                        f"Received keys {features.keys()}."
                     )
-            module = self._managed_collision_modules[table]
-            rows.update(zip(group.keys, rows_of(module, group), strict=True))  # type: ignore[arg-type]
-        if len(keys) == 1:
-            return features.with_values(rows[keys[0]])
-        parts = [rows[key] if key in rows else features[key].values() for key in keys]
-        return features.with_values(torch.cat(parts))
+        for tables, keys in self._groups:
+            module: ManagedCollisionModule = self._managed_collision_modules[tables[0]]  # type: ignore[assignment]
+            rows = rows_of(module, {key: values[key] for key in keys}, tables)
+            values.update(zip(keys, rows, strict=True))
+        parts = tuple(values.values())
+        return features.with_values(parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def evict(self) -> dict[str, Tensor | None]:
         """Return, for each table, the rows that changed hands since the last call; None: no eviction.

@@ -38,8 +38,8 @@ class FirstPass:
     """
 
     def __init__(self, ids: Tensor, rows: Tensor, size: int, before: list[Tensor]) -> None:
-        self.ids = ids
-        self.rows = rows
+        self.ids = ids.clone()  # callers may write to both
+        self.rows = rows.clone()
         self.changed = ChangedRows(size)
         self.recomputed_in: int | None = None  # which backward pass
         self._random_before = before
@@ -130,4 +130,4 @@ class FirstPasses:
                 )
         past.recomputed_in = now
         past.skip_random_numbers()
-        return past.rows
+        return past.rows.clone()

@@ -112,7 +112,7 @@ class ManagedCollisionModule(nn.Module, ABC):
     def map_keys(
         self,
         features: KeyedJaggedTensor,
-        keys: Sequence[str],
+        ids: dict[str, Tensor],
         mutate_miss_lengths: bool = True,
     ) -> MappedKeys:
         """Do what `forward` does for some keys of a batch, and return at once which rows changed hands.
@@ -122,16 +122,16 @@ class ManagedCollisionModule(nn.Module, ABC):
 
         Args:
             features: of all tables.
-            keys: of the features that this map is for.
+            ids: the values of those features that this map is for, by key.
             mutate_miss_lengths: see `remap`.
         """
-        ids = {key: features[key] for key in keys}
+        mine = {key: features[key] for key in ids}
         if is_recomputation():
-            mapped, changed = self.remap(self.preprocess(ids), mutate_miss_lengths), None
+            mapped, changed = self.remap(self.preprocess(mine), mutate_miss_lengths), None
         else:
-            mapped = self(ids, mutate_miss_lengths)
+            mapped = self(mine, mutate_miss_lengths)
             changed = self.evict() if self.training else None
-        return MappedKeys([mapped[key].values() for key in keys], changed)
+        return MappedKeys([mapped[key].values() for key in ids], changed)
 
     @abstractmethod
     def evict(self) -> Tensor | None:

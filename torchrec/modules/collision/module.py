@@ -251,7 +251,7 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
     def map_keys(
         self,
         features: KeyedJaggedTensor,
-        keys: Sequence[str],
+        ids: dict[str, Tensor],
         mutate_miss_lengths: bool = True,
     ) -> MappedKeys:
         """Map some keys of a batch, and return which rows changed hands.
@@ -259,20 +259,16 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
         With them come those that changed hands in calls of `forward` since the last `evict`.
 
         Args:
-            features: of all tables.
-            keys: of the features that this map is for.
+            features: without effect: ids are all that counts.
+            ids: the values of those features that this map is for, by key.
             mutate_miss_lengths: without effect: every id has a row.
         """
-        values, offsets, every_key = features.values(), features.offset_per_key(), features.keys()
-        parts, sizes = [], []
-        for key in keys:
-            k = every_key.index(key)
-            parts.append(self.hashed(ids_of(values[offsets[k] : offsets[k + 1]], key, self._name)))
-            sizes.append(offsets[k + 1] - offsets[k])
-        ids = self._join(keys, parts)
+        parts = [self.hashed(ids_of(part, key, self._name)) for key, part in ids.items()]
+        sizes = [part.numel() for part in parts]
+        joined = self._join(list(ids), parts)
         if not self.training:
-            return MappedKeys(self._look_up(ids).split(sizes), None)
-        return MappedKeys(self._advance(ids).split(sizes), self._changed.take())
+            return MappedKeys(self._look_up(joined).split(sizes), None)
+        return MappedKeys(self._advance(joined).split(sizes), self._changed.take())
 
     def rows_of(self, ids: Tensor) -> Tensor:
         """Return the row that each id holds, -1 for an id that holds none.
