@@ -110,6 +110,29 @@ def test_exports_with_any_batch(operation):
         assert same(found, expected)
 
 
+TO_THE_LONGEST = {
+    "values": lambda v, n: JaggedTensor(v, lengths=n).to_padded_dense(),
+    "weights": lambda v, n: JaggedTensor(v, v * 2, n).to_padded_dense_weights(padding_value=-1.0),
+    "of_a_key": lambda v, n: KeyedJaggedTensor(["a", "b"], v, lengths=n)["b"].to_padded_dense(),
+}
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
+@pytest.mark.parametrize("operation", TO_THE_LONGEST.values(), ids=TO_THE_LONGEST)
+def test_exports_rows_as_long_as_the_longest_bag(operation, strict):
+    class Padded(torch.nn.Module):
+        def forward(self, values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+            return operation(values, lengths)
+
+    sample = torch.rand(5), T([1, 2, 1, 1])
+    sizes = {0: torch.export.Dim("N", max=10**6)}
+    program = torch.export.export(Padded(), sample, dynamic_shapes=(sizes, None), strict=strict)
+    for lengths in ([3, 0, 2, 2], [0, 0, 0, 4], [0, 0, 0, 0]):
+        values = torch.rand(sum(lengths))
+        found = program.module()(values, T(lengths))
+        assert torch.equal(found, operation(values, T(lengths)))
+
+
 NODES = {
     "jagged": JaggedTensor(T([5, 7]), T([0.5, 1.0]), offsets=T([0, 2])),
     "keyed_jagged": batch(2),

@@ -262,8 +262,7 @@ class JaggedTensor(Pipelineable):
 
     def _pad(self, rows: Tensor, width: int | None, padding: float) -> Tensor:
         if width is None:
-            lengths = self.lengths()
-            width = int(lengths.max()) if lengths.numel() else 0
+            width = _longest(self.lengths())
         elif not isinstance(width, (int, torch.SymInt)):
             raise TypeError(f"`desired_length` should be an integer. Received {width!r}.")
         return jagged_to_padded(rows, self.offsets(), width, padding)
@@ -316,6 +315,16 @@ class JaggedTensor(Pipelineable):
 
     def __str__(self) -> str:
         return jagged_text(self._values, self._weights, self.offsets())
+
+
+def _longest(lengths: Tensor) -> int:
+    if not lengths.numel():
+        return 0
+    if (
+        is_compiling()
+    ):  # a number yet to come, of which a graph does not know that it is not negative
+        return torch.sym_max(lengths.max().item(), 0)  # type: ignore[no-any-return]
+    return int(lengths.max())
 
 
 def _sizes(name: str, bags: list[Tensor]) -> list[int]:
