@@ -460,6 +460,46 @@ def test_ids_are_counted_after_loading(tmp_path: Path) -> None:
     assert loaded.sparse_arch.embedding_bag_collection.out_of_range_counts() == {"user": 2}
 
 
+@pytest.mark.parametrize("evict", ["lfu", "lru", "distance_lfu"])
+def test_managed_ids_go_on_where_they_were(tmp_path: Path, evict: str) -> None:
+    """Maps are built on the meta device as well; rows change hands in both models alike."""
+    features = {
+        "user": SparseFeature(ids="managed", rows=3, evict=evict, evict_every=2),
+        "item": SparseFeature(rows=5),
+    }
+    random = Random(1)
+    tables = [
+        pa.table(
+            {
+                "user": [random.choice([2**60, -7, 12, 99, 5]) for _ in range(4)],
+                "item": [random.randrange(50) for _ in range(4)],
+                "click": [0, 1, 1, 0],
+            }
+        )
+        for _ in range(12)
+    ]
+    transform = FeatureTransform(features, "click").fit(tables)
+    model = build_model(SECTION, transform, ADAM)
+
+    def step(one: nn.Module, table: pa.Table) -> torch.Tensor:
+        batch = transform(table)
+        logits = one(batch.dense_features, batch.sparse_features)
+        logits.sum().backward()
+        return logits.detach()
+
+    for table in tables[:6]:
+        step(model, table)
+    tables_of = lambda one: one.sparse_arch.embedding_bag_collection  # noqa: E731
+    save_bundle(tmp_path / "m", model, transform, SECTION, ADAM)
+    loaded = load_bundle(tmp_path / "m", trainable=True).model
+    store, other = (tables_of(one).tables.table_store() for one in (model, loaded))
+    other.fused_optimizer.load_state_dict(store.fused_optimizer.state_dict())
+    for table in tables[6:]:
+        assert torch.equal(step(model, table), step(loaded, table))
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+
+
 class Own(nn.Module):
     """A model that the registry does not have: tied weights, a buffer that is not saved."""
 

@@ -59,7 +59,7 @@ def build_model(
         transform: what makes the features, fitted.
         optimizer: of the tables, which are then updated in the backward pass. Default none: they
             have gradients as all parameters do.
-        device: of all parameters. Default: PyTorch's default device, of the tables the CPU.
+        device: of all parameters. Default: PyTorch's default device.
 
     Returns:
         A module from dense features ``(B, len(transform.dense_names))`` and sparse features, a

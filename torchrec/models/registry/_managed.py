@@ -46,7 +46,7 @@ class ManagedTables(EmbeddingBagCollectionInterface):
         self._configs = configs = collection.embedding_bag_configs()
         self._is_weighted = collection.is_weighted()
         maps = {
-            spec.name: _map(spec, config) if spec.ids == "managed" else None
+            spec.name: _map(spec, config, collection.device) if spec.ids == "managed" else None
             for spec, config in zip(specs, configs, strict=True)
         }
         self.tables = ManagedCollisionEmbeddingBagCollection(
@@ -68,10 +68,12 @@ class ManagedTables(EmbeddingBagCollectionInterface):
         return pooled
 
 
-def _map(spec: TableSpec, config: EmbeddingBagConfig) -> MCHManagedCollisionModule:
+def _map(
+    spec: TableSpec, config: EmbeddingBagConfig, device: torch.device
+) -> MCHManagedCollisionModule:
     return MCHManagedCollisionModule(
         zch_size=config.num_embeddings,
-        device=torch.device("cpu"),
+        device=device,
         eviction_policy=_POLICIES[spec.evict](),
         eviction_interval=spec.evict_every,
         name=spec.name,
