@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from torchrec.datasets.features import TextType, number_columns, text_columns
-from torchrec.datasets.files import resolve_files
+from torchrec.datasets.features import TextType
 from torchrec.datasets.loader import Loader
 from torchrec.datasets.source import TableSource
-from torchrec.datasets.split import FractionSplit, Split, TimeSplit, find_time_split
-from torchrec.datasets.text_types import MisfitError, schema_of
+from torchrec.datasets.split import Split, TimeSplit
+from torchrec.datasets.text_types import MisfitError
 from torchrec.datasets.transform import FeatureTransform, TransformCounts
 from torchrec.datasets.transform.labels import Label
-from torchrec.experiment.files import check_column, check_columns
 from torchrec.experiment.propose import Inference, infer_features
 from torchrec.experiment.schema import DataSection, Experiment
 from torchrec.runs import Fitted
+from torchrec.training.run_sources import Sources, sources_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,17 +24,13 @@ if TYPE_CHECKING:
 _EVALUATION_BATCH = 4096
 
 
-class Sources(NamedTuple):
-    """Where the rows of training, validation and test are; None where there are none."""
+class _Resolved(NamedTuple):
+    """An experiment whose data have been looked at: with features and types, and what was learned."""
 
-    train: TableSource
-    valid: TableSource | None
-    test: TableSource | None
-
-    def retyped(self, types: Mapping[str, TextType]) -> Sources:
-        """Return the same rows, those of text with other types of columns whose type was not given."""
-        valid, test = (one and one.retyped(types) for one in self[1:])
-        return Sources(self.train.retyped(types), valid, test)
+    experiment: Experiment
+    sources: Sources
+    fitted: Fitted
+    notices: list[str]
 
 
 class RunData:
@@ -57,17 +52,12 @@ class RunData:
 
     def __init__(self, experiment: Experiment, fitted: Fitted | None = None) -> None:
         data, options = experiment.data, experiment.training
-        self.notices: list[str] = []
-        self._rows: int | None = None
-        sources = self._fit(experiment) if fitted is None else self._take(experiment, fitted)
-        train, valid, test = sources
-        self.notices[:0] = _read_twice(data, sources)
-        if self._rows is None:
-            self._rows = train.rows
-        if self._rows is None and options.schedule.decay != "constant":
-            self._rows = sum(table.num_rows for table in train.scan(self.transform.columns[-1:]))
-        self.fitted = Fitted(self.transform, self.experiment.data.types, self._rows)
-        rows = self._rows
+        resolved = _learned(experiment) if fitted is None else _recalled(experiment, fitted)
+        self.experiment, self.fitted = resolved.experiment, resolved.fitted
+        self.transform = self.fitted.transform
+        train, valid, test = resolved.sources
+        self.notices = [*_read_twice(data, resolved.sources), *resolved.notices]
+        rows = self.fitted.rows
         self.train_batches = None if rows is None else -(-rows // options.batch_size)
         self.train = Loader(
             train,
@@ -133,62 +123,73 @@ class RunData:
                 "`data.split` (such as more for `valid`), `metric: logloss`, or leave it out."
             )
 
-    def _fit(self, experiment: Experiment) -> Sources:
-        """Fit the transform; of text files with inferred features, with types that all values fit."""
-        types: dict[str, TextType] = {}
-        while True:
-            try:
-                sources = sources_of(experiment, types)
-                check_columns(experiment, sources.train.schema)
-                return self._fit_to(sources, experiment, types)
-            except MisfitError as misfit:  # noqa: PERF203
-                if experiment.features is not None or not misfit.wider:
-                    raise
-                types |= misfit.wider
 
-    def _fit_to(
-        self, sources: Sources, experiment: Experiment, types: dict[str, TextType]
-    ) -> Sources:
-        train, data, features = sources.train, experiment.data, experiment.features
-        inferred = features is None
-        positives = 0.0
-        if features is None:
-            inference = _inferred(sources, data)
-            self.notices += inference.warnings
-            features, types = inference.features, types | inference.types
-            positives = inference.positives
-            sources = sources.retyped(types) if types else sources
-        if positives in (0, 1):  # of the rows that were looked at, if any were
-            _check_labels(sources.train, data)
-        transform = FeatureTransform(features, data.label)
-        tables = self._counted(sources.train.scan(transform.columns))
-        transform.fit(tables)
-        if inferred and train.files[0].format != "parquet":
-            for _ in tables:  # what fitting did not need may have values that do not fit
-                pass
-        data = data.model_copy(update={"types": data.types | types})
-        self.experiment = experiment.model_copy(update={"data": data, "features": features})
-        self.transform = transform
-        return sources
+def _learned(experiment: Experiment) -> _Resolved:
+    """Fit the transform; of text files with inferred features, with types that all values fit."""
+    types: dict[str, TextType] = {}
+    while True:
+        try:
+            return _fitted(experiment, sources_of(experiment, types), types)
+        except MisfitError as misfit:  # noqa: PERF203
+            if experiment.features is not None or not misfit.wider:
+                raise
+            types |= misfit.wider
 
-    def _take(self, experiment: Experiment, fitted: Fitted) -> Sources:
-        """Take what an earlier process fitted, so that the data are read as they were."""
-        self.transform, self._rows = fitted.transform, fitted.rows
-        sources = sources_of(experiment, fitted.types)
-        check_columns(experiment, sources.train.schema)
-        data = experiment.data.model_copy(update={"types": dict(fitted.types)})
-        self.experiment = experiment.model_copy(
-            update={"data": data, "features": self.transform.features}
-        )
-        return sources
 
-    def _counted(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        """Count rows on their way, if they all come by."""
-        rows = 0
-        for table in tables:
-            rows += table.num_rows
+def _fitted(experiment: Experiment, sources: Sources, types: dict[str, TextType]) -> _Resolved:
+    """Infer features where none are given, and fit the transform."""
+    data, features = experiment.data, experiment.features
+    notices: list[str] = []
+    positives = 0.0
+    if features is None:
+        inference = _inferred(sources, data)
+        notices, positives = inference.warnings, inference.positives
+        features, types = inference.features, types | inference.types
+        sources = sources.retyped(types) if types else sources
+    if positives in (0, 1):  # of the rows that were looked at, if any were
+        _check_labels(sources.train, data)
+    transform = FeatureTransform(features, data.label)
+    tables = _Counted(sources.train.scan(transform.columns))
+    transform.fit(tables)
+    if experiment.features is None and sources.train.files[0].format != "parquet":
+        for _ in tables:  # what fitting did not need may have values that do not fit
+            pass
+    rows = sources.train.rows if tables.rows is None else tables.rows
+    if rows is None and experiment.training.schedule.decay != "constant":
+        rows = sum(table.num_rows for table in sources.train.scan(transform.columns[-1:]))
+    found = Fitted(transform, data.types | types, rows)
+    return _Resolved(_completed(experiment, found), sources, found, notices)
+
+
+def _recalled(experiment: Experiment, fitted: Fitted) -> _Resolved:
+    """Take what an earlier process fitted, so that the data are read as they were."""
+    sources = sources_of(experiment, fitted.types)
+    return _Resolved(_completed(experiment, fitted), sources, fitted, [])
+
+
+def _completed(experiment: Experiment, fitted: Fitted) -> Experiment:
+    """Return an experiment with the features and types that were inferred."""
+    data = experiment.data.model_copy(update={"types": dict(fitted.types)})
+    return experiment.model_copy(update={"data": data, "features": fitted.transform.features})
+
+
+class _Counted:
+    """Tables on their way, whose rows are counted.
+
+    Attributes:
+        rows: of all tables; None until the last has come by.
+    """
+
+    def __init__(self, tables: Iterable[pa.Table]) -> None:
+        self._tables = iter(tables)
+        self._seen = 0
+        self.rows: int | None = None
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        for table in self._tables:
+            self._seen += table.num_rows
             yield table
-        self._rows = rows
+        self.rows = self._seen
 
 
 def _inferred(sources: Sources, data: DataSection) -> Inference:
@@ -240,47 +241,6 @@ def _read_twice(data: DataSection, sources: Sources) -> list[str]:
     return notices
 
 
-def sources_of(experiment: Experiment, types: Mapping[str, TextType] | None = None) -> Sources:
-    """Return where the rows of training, validation and test are.
-
-    What has no files of its own is split off the training data. Columns have the types that they
-    have in the training data.
-
-    Args:
-        experiment: its data, and its features as far as they say what the columns of text files are.
-        types: of columns of text files that the experiment says nothing about. Default: what their
-            first lines show.
-
-    Raises:
-        ValueError: files are missing or damaged, or rows cannot be split as the section says.
-    """
-    data = experiment.data
-    train = _train_source(experiment).retyped(types or {})
-    given = {
-        name: train.over(resolve_files(paths, data.format))
-        for name, paths in (("valid", data.valid), ("test", data.test))
-        if paths
-    }
-    valid = 0.0 if "valid" in given else data.split.valid
-    test = 0.0 if "test" in given else data.split.test
-    if valid + test == 0:
-        return Sources(train, given.get("valid"), given.get("test"))
-    split: FractionSplit | TimeSplit
-    if data.split.by == "fraction":
-        split = FractionSplit(valid, test, seed=data.split.seed)
-    elif data.split.column is None:
-        raise ValueError("`data.split.column` should name the column of time. Received none.")
-    else:
-        train.require([data.split.column], "`data.split`")
-        times = train.scan([data.split.column])
-        split = find_time_split(times, data.split.column, valid, test)
-    return Sources(
-        train.of(split),
-        given.get("valid") or (train.of(split.of("valid")) if valid else None),
-        given.get("test") or (train.of(split.of("test")) if test else None),
-    )
-
-
 def label_classes(source: TableSource, label: str) -> set[int]:
     """Return which of 0 and 1 are among the labels; nothing is read once both are.
 
@@ -296,28 +256,3 @@ def label_classes(source: TableSource, label: str) -> set[int]:
         if len(found) == 2:
             break
     return found
-
-
-def _train_source(experiment: Experiment) -> TableSource:
-    """Return all rows of the training files, with the types that the experiment asks for."""
-    data, features = experiment.data, experiment.features or {}
-    files = resolve_files(data.train, data.format)
-    if files[0].format == "parquet":
-        if data.types:
-            raise ValueError(
-                "`data.types` should be given only for CSV and TSV files: Parquet files say what their "
-                f"columns hold. Received it for '{files[0].path}'."
-            )
-        return TableSource(files, columns=data.columns, delimiter=data.delimiter, drop=data.drop)
-    text: dict[str, TextType] = dict.fromkeys(text_columns(features), "string")
-    source = TableSource(
-        files,
-        columns=data.columns,
-        delimiter=data.delimiter,
-        drop=data.drop,
-        schema=schema_of(text | data.types),
-        assumed=number_columns(features),
-    )
-    for column in data.types:
-        check_column("data.types", column, source.names)
-    return source
