@@ -557,6 +557,19 @@ def test_what_kernels_refuse(change: str, error: type[Exception], message: str) 
 
 
 @needs_native
+def test_gradients_of_another_size_are_refused() -> None:
+    case = Case(bags=7)
+    m = make(case)
+    with pytest.raises(ValueError, match=r"a row for each sample \(7\)\. Received 1"):
+        native.embedding_bag_dense_grad(m.grad[:1], m.weights, *m.bags())
+    starts, counts = sequences(case, m)
+    with pytest.raises(ValueError, match=rf"a row for each id \({counts[0]}\)\. Received 0"):
+        native.embedding_sequence_dense_grad(
+            [torch.zeros(0, 4)], m.weights, m.spec.tensor, m.values, starts, counts
+        )
+
+
+@needs_native
 def test_states_of_the_wrong_size_are_refused() -> None:
     case = Case()
     m = make(case)

@@ -90,6 +90,11 @@ def _pooled(
 ) -> tuple[Input, list[Tensor]]:
     """Return the input of a kernel and the tensors that have to outlive it."""
     values, offsets = values.contiguous(), offsets.contiguous()
+    if rows.shape[0] != (offsets.numel() - 1) // num_keys:
+        raise ValueError(
+            "`grad` should have a row for each sample "
+            f"({(offsets.numel() - 1) // num_keys}). Received {rows.shape[0]}."
+        )
     kept = [values, offsets, rows]
     weights_address = 0
     if sample_weights is not None:
@@ -303,6 +308,11 @@ def _sequence(
 ) -> tuple[Input, list[Tensor | None]]:
     """Return the input of a kernel and the tensors that have to outlive it."""
     values = values.contiguous()
+    for row, count in zip(rows, counts, strict=True):
+        if row is not None and row.shape[0] != count:
+            raise ValueError(
+                f"`grads` should have a row for each id ({count}). Received {row.shape[0]}."
+            )
     kept = [values, *(None if r is None else r.contiguous() for r in rows)]
     addresses = [0 if r is None else r.data_ptr() or _EMPTY for r in kept[1:]]
     wide = _is_wide(values, "values")
