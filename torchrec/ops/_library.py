@@ -140,19 +140,24 @@ def _chooser(
             return operator(*args)
         if is_observed():
             return step_aside(*args)
+        floating = bool(lists)
         for i in tensors:
             tensor = args[i]
             kind = type(tensor)
             if kind is not Tensor and kind is not Parameter:
                 if tensor is not None:
                     return step_aside(*args)
-            elif not tensor.is_cpu or (
-                tensor.dtype is not torch.int64 and not _is_as_it_lies(tensor)
-            ):
+            elif not tensor.is_cpu:
                 return step_aside(*args)
+            elif tensor.dtype is not torch.int64:
+                floating = True
+                if not _is_as_it_lies(tensor):
+                    return step_aside(*args)
         for i in lists:
             if not _are_plain(args[i]):
                 return step_aside(*args)
+        if floating and has_batched_grads():
+            return step_aside(*args)
         return kernel(*args)
 
     return choose
@@ -182,7 +187,7 @@ def _is_as_it_lies(tensor: Tensor) -> bool:
 
     A tensor may stand for the conjugate, the negative or zeros instead. (A sparse one has no address, and says so.)
     """
-    if (tensor.requires_grad and torch.is_grad_enabled()) or has_batched_grads():
+    if tensor.requires_grad and torch.is_grad_enabled():
         return False
     return not (tensor.is_neg() or tensor.is_conj() or is_zero(tensor))
 
@@ -193,7 +198,6 @@ def _are_plain(tensors: Sequence[Tensor | None]) -> bool:
     return (
         _PLAIN_TYPES.issuperset(map(type, found))
         and all(map(_get_is_cpu, found))
-        and not has_batched_grads()
         and not (torch.is_grad_enabled() and any(map(_get_requires_grad, found)))
         and not any(map(Tensor.is_neg, found))
         and not any(map(Tensor.is_conj, found))

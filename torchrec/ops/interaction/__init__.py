@@ -47,6 +47,9 @@ def dot_interaction(dense_features: Tensor, sparse_features: Tensor) -> Tensor:
 
 
 def _check(dense: Tensor, sparse: Tensor) -> None:
+    shape = sparse.shape
+    if len(shape) == 3 and dense.shape == (shape[0], shape[2]):
+        return
     if dense.dim() != 2:
         raise ValueError(
             f"`dense_features` should have shape (B, D). Received {tuple(dense.shape)}."
