@@ -246,7 +246,7 @@ class TableCollection(nn.Module):
         tables = self._tables
         weights = tables.bound_weights()
         recorded = torch.is_grad_enabled()
-        if recorded and not is_compiling():
+        if tables.in_backward and recorded and not is_compiling():
             reduced = reduced_by_ddp()
             if reduced:
                 tables.check_not_reduced(reduced)

@@ -150,6 +150,7 @@ class Tables:
         self._optimizer: EmbeddingFusedOptimizer | None = None
         self._lookups: dict[tuple[Any, ...], tuple[LookupSpec, list[Group]]] = {}
         self._version = 0
+        self.in_backward = False  # whether any table is updated in the backward pass
         self.bind()
 
     # The weights, and what knows them.
@@ -213,6 +214,7 @@ class Tables:
         self._joints = [
             self._joint_of(numbers) for numbers in ([together] if together else []) + alone
         ]
+        self.in_backward = any(update.in_backward for update in self.updates)
         if any(self._waits_for_lr(t) for t in range(len(weights))):
             install_step_hook()
         self.dtype = _widest([weight.dtype for weight in weights])

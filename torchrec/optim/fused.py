@@ -16,7 +16,7 @@ class FusedOptimizer(KeyedOptimizer, ABC):
     It gives names, state and hyper-parameters of these updates, so that checkpoints and
     learning-rate schedulers see an ordinary optimizer; a learning rate written to a parameter
     group counts from the next backward pass on. ``step()`` and ``zero_grad()`` are there for loops
-    that call them, and leave weights alone.
+    that call them: all that is left to them is what a backward pass was asked to keep.
 
     Args:
         params: name -> parameter.

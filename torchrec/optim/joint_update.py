@@ -154,7 +154,8 @@ class JointUpdate(Updater):
         brought = None if known is None else known()
         if brought is None:
             # Passes nest (reentrant checkpoints); those that are over or have failed are forgotten.
-            self._passes = {n: r for n, r in self._passes.items() if r() is not None}
+            if len(self._passes) > 8:
+                self._passes = {n: r for n, r in self._passes.items() if r() is not None}
             brought = _PassGradients(self)
             self._passes[number] = ref(brought)
             at_end_of_backward_pass(brought)
