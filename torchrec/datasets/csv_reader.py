@@ -128,12 +128,12 @@ class CsvReader:
             start: where to begin.
             use_threads: without effect: blocks are parsed by whoever decodes them.
         """
-        require_columns(self.schema.names, columns, self.files[0].path)
         types = {name: self.schema.field(name).type for name in columns}
         order = reading.order(len(self.files))
         for unit in range(start.unit, len(order)):
             number = order[unit]
-            require_columns(self._names[number], columns, self.files[number].path)
+            if not types.keys() <= set(self._names[number]):
+                require_columns(self._names[number], columns, self.files[number].path)
             at = start if unit == start.unit else ChunkStart()
             for block in self._blocks(number, at.byte, at.row, CHUNK_BYTES):
                 yield Chunk(
