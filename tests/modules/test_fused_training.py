@@ -431,3 +431,23 @@ def test_fused_tables_that_ranks_keep_for_themselves_are_trained(one_rank: None)
     for number in (1, 2):
         around(KeyedJaggedTensor.from_lists({"f": [[1]]})).sum().backward()
         assert model.ebc.fused_optimizer.state[weight(model.ebc)]["step"].item() == number
+
+
+@pytest.mark.parametrize(
+    "options", [{"sparse": True}, INHERITED, {}], ids=["sparse", "lent", "dense"]
+)
+@pytest.mark.parametrize("kind", ["bags", "sequences"])
+def test_gradients_that_ranks_add_up(one_rank: None, kind: str, options: dict) -> None:
+    bags = kind == "bags"
+    config = EmbeddingBagConfig if bags else EmbeddingConfig
+    module = (EmbeddingBagCollection if bags else EmbeddingCollection)(
+        tables=[config(4, 2, "t", feature_names=["f"], **options)]
+    )
+    around = torch.nn.parallel.DistributedDataParallel(module)
+    (weight,) = module.parameters()
+    for number in (1, 2):
+        out = around(KeyedJaggedTensor.from_lists({"f": [[1, 1, 3]]}))
+        (out.values() if bags else out["f"].values()).sum().backward()
+        assert weight.grad.is_sparse == bool(options)
+        dense = weight.grad.to_dense() if options else weight.grad
+        assert dense[:, 0].tolist() == [0.0, 2.0 * number, 0.0, 1.0 * number]

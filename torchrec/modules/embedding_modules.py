@@ -157,17 +157,30 @@ class EmbeddingCollectionInterface(nn.Module, abc.ABC):
         """Return, for each table, the names of the outputs of its features."""
 
 
+def _has_sparse_gradient(config: EmbeddingBagConfig | EmbeddingConfig) -> bool:
+    """Say what `DistributedDataParallel` asks the modules that it knows."""
+    if config.optimizer is None:
+        return config.sparse
+    return config.lr is None
+
+
 def _make_bag(config: EmbeddingBagConfig, device: torch.device) -> nn.Module:
     mode = "sum" if config.pooling == PoolingType.NONE else pooling_type_to_str(config.pooling)
     weight = new_table(config.num_rows, config.embedding_dim, config.dtype, device)
     return nn.EmbeddingBag(
-        config.num_rows, config.embedding_dim, mode=mode, include_last_offset=True, _weight=weight
+        config.num_rows,
+        config.embedding_dim,
+        mode=mode,
+        sparse=_has_sparse_gradient(config),
+        include_last_offset=True,
+        _weight=weight,
     )
 
 
 def _make_embedding(config: EmbeddingConfig, device: torch.device) -> nn.Module:
     weight = new_table(config.num_rows, config.embedding_dim, config.dtype, device)
-    return nn.Embedding(config.num_rows, config.embedding_dim, _weight=weight)
+    sparse = _has_sparse_gradient(config)
+    return nn.Embedding(config.num_rows, config.embedding_dim, sparse=sparse, _weight=weight)
 
 
 class EmbeddingBagCollection(
