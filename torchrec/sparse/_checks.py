@@ -29,7 +29,7 @@ def check_jagged(
     count = _count_values(values, weights)
     if lengths is not None:
         _check_integers("lengths", lengths, values)
-        if is_readable(lengths) and not lengths_fit(lengths, count):
+        if _are_seen_not_to_fit(lengths, count):
             raise ValueError(_explain_lengths(lengths, count, [], []))
     elif offsets is None:
         raise ValueError("`lengths` or `offsets` should be given. Received neither.")
@@ -79,12 +79,18 @@ def check_keyed_jagged(
             bags, num_keys, stride, "`lengths`" if offsets is None else "`offsets`, less one,"
         )
         strides = [bags // num_keys] * num_keys if num_keys else []
-    if lengths is not None and is_readable(lengths) and not lengths_fit(lengths, count):
+    if lengths is not None and _are_seen_not_to_fit(lengths, count):
         raise ValueError(_explain_lengths(lengths.reshape(-1), count, keys, strides))
     if offsets is not None:
         _check_offsets(offsets, values, count, keys, strides)
         if lengths is not None:
             _check_agreement(lengths, offsets)
+
+
+def _are_seen_not_to_fit(lengths: Tensor, count: int) -> bool:
+    if lengths_surely_fit(lengths, count):  # asks less than the two that follow
+        return False
+    return is_readable(lengths) and not lengths_fit(lengths, count)
 
 
 def is_surely_valid(keys: list[str], values: Tensor, lengths: Tensor | None) -> bool:
