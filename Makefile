@@ -37,13 +37,8 @@ test: lint native
 pytest: native
 	$(PYTEST) -m "not slow" --doctest-modules torchrec tests
 
-# What never comes near an operator, or tries both backends itself, runs once.
-ONCE := tests/cli tests/experiment tests/report tests/tools tests/datasets/test_memory.py \
-  tests/training/test_kill.py tests/training/test_run.py tests/test_documents.py tests/test_import.py \
-  tests/test_recipes.py
-
 pytest-reference: $(READY)
-	ROWWISE_BACKEND=reference $(PYTEST) -m "not slow" tests $(ONCE:%=--ignore=%)
+	ROWWISE_BACKEND=reference $(PYTEST) -m "not slow and not once" tests
 
 slow: native
 	$(BESIDE) slow-recipes slow-rest

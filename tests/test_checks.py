@@ -8,6 +8,8 @@ import pytest
 
 from torchrec.checks import did_you_mean, nearest, require_integer
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize(
     ("value", "error", "message"),

@@ -28,6 +28,8 @@ from torchrec.files import (
     write_tensors,
 )
 
+pytestmark = pytest.mark.once
+
 
 def _full(*args: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

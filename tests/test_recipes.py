@@ -12,6 +12,8 @@ import pytest
 from torchrec import cli
 from torchrec.experiment.files import check_columns, load_experiment
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 DATA = Path(os.environ.get("ROWWISE_DATA", ROOT.parent / "shared" / "data"))

@@ -21,6 +21,8 @@ import pytest
 from torchrec import cli
 from torchrec.files import json_with_checksum, parse_json
 
+pytestmark = pytest.mark.once
+
 N = 400
 FEATURES: dict[str, dict[str, Any]] = {
     "user": {"type": "sparse", "rows": 50},

@@ -13,6 +13,8 @@ import typer
 from torchrec import cli
 from torchrec.cli.application import application
 
+pytestmark = pytest.mark.once
+
 FROZEN = {
     "init": (
         "data --columns --delimiter --drop --exclude --label --output,-o --overwrite --test --valid",

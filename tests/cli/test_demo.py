@@ -14,6 +14,8 @@ import pytest
 
 from torchrec import cli
 
+pytestmark = pytest.mark.once
+
 ARGUMENTS = ["--rows", "20000", "--epochs", "1"]
 
 

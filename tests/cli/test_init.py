@@ -9,6 +9,8 @@ import pytest
 from torchrec import cli
 from torchrec.experiment.files import load_experiment
 
+pytestmark = pytest.mark.once
+
 ROWS = [("ann", "1.5", 0), ("ben", "2.5", 1), ("ann", "1.0", 0), ("ann", "1.0", 1)] * 10
 
 

@@ -23,6 +23,8 @@ from torchrec.experiment.files import dump_experiment
 from torchrec.experiment.schema import Experiment
 from torchrec.inference import load
 
+pytestmark = pytest.mark.once
+
 ROWS = 70_000  # more than one row group
 
 

@@ -12,6 +12,8 @@ import pytest
 from pyarrow import csv
 from pyarrow import parquet as pq
 
+pytestmark = pytest.mark.once
+
 COLUMNS = 32
 
 SCRIPT = """

@@ -8,6 +8,8 @@ from torchrec.datasets.data_error import DataError
 from torchrec.datasets.text_types import MisfitError
 from torchrec.experiment.advice import advice, advised
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize(
     ("error", "sentence"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pyarrow as pa
+import pytest
 import torch
 
 from torchrec.datasets.features import SparseFeature
@@ -11,6 +12,8 @@ from torchrec.experiment.build import build_model, table_optimizer
 from torchrec.experiment.schema import ModelSection, TrainingSection
 from torchrec.models import registry
 from torchrec.models.registry import TableOptimizer
+
+pytestmark = pytest.mark.once
 
 
 def test_tables_are_trained_as_the_experiment_says() -> None:

@@ -15,6 +15,8 @@ from torchrec.experiment._yaml import parse_yaml, write_inline, write_yaml
 from torchrec.experiment.files import check_columns, dump_experiment, load_experiment
 from torchrec.experiment.schema import Experiment
 
+pytestmark = pytest.mark.once
+
 MINIMAL = "data: {train: clicks.parquet, label: click}\n"
 
 

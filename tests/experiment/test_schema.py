@@ -14,6 +14,8 @@ from torchrec.experiment.files import load_experiment
 from torchrec.experiment.schema import Experiment
 from torchrec.models.registry import find, names
 
+pytestmark = pytest.mark.once
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "experiment.md"
 
 

@@ -17,6 +17,8 @@ from torchrec.report.charts import Axis, Chart, Series, line_chart, stacked_char
 from torchrec.report.scale import Scale, duration, extent, memory, short
 from torchrec.runs import read_run
 
+pytestmark = pytest.mark.once
+
 # The tests run with importlib, which puts no folder on the path.
 _spec = importlib.util.spec_from_file_location("fake_run", Path(__file__).parent / "fake_run.py")
 assert _spec is not None

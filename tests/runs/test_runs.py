@@ -21,6 +21,8 @@ from torchrec.runs import (
     read_run,
 )
 
+pytestmark = pytest.mark.once
+
 RESULT = RunResult(
     train={"auc": 0.75, "ne": None, "samples": 300},
     valid={"auc": 0.5},

@@ -28,6 +28,8 @@ from torchrec.training import Observer, checkpoint
 from torchrec.training.progress import PlainLines
 from torchrec.training.run import RunResult, run_experiment
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:

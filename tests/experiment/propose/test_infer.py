@@ -23,6 +23,8 @@ from torchrec.experiment.schema import DataSection
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+pytestmark = pytest.mark.once
+
 ROWS = 2000
 DATA = Path(os.environ.get("ROWWISE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
