@@ -225,6 +225,14 @@ def test_the_same_batch_again_and_again():
     assert module.stats()["t"].ids == 5
 
 
+def test_passes_that_ran_again_are_forgotten():
+    module = make()
+    remembered = module._managed_collision_collection.maps()["t"]._first_passes
+    for first in range(5):
+        scaled(module, bags(first), "checkpoint").sum().backward()
+        assert len(remembered._passes) == 1
+
+
 def test_a_second_backward_pass_sees_the_same_rows():
     module = make(2)
     (weight,) = module.parameters()

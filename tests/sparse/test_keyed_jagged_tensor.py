@@ -101,6 +101,10 @@ def test_printed_forms():
         'KeyedJaggedTensor({\n    "f": {\n        "values": [[0, 1], []],\n'
         '        "weights": [[1.0, 1.0], []]\n    }\n})'
     )
+    assert str(kjt.permute([1, 0, 1])) == (
+        'KeyedJaggedTensor({\n    "user": [[2, 3], [4, 1]],\n    "product": [[1, 2, 1], [5]],\n'
+        '    "user": [[2, 3], [4, 1]]\n})'
+    )
     assert str(KeyedJaggedTensor.empty()) == "KeyedJaggedTensor()"
     assert repr(kjt).startswith("<torchrec.sparse.jagged_tensor.KeyedJaggedTensor object at 0x")
 

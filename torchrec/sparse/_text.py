@@ -40,14 +40,14 @@ def jagged_text(values: Tensor, weights: Tensor | None, bag_offsets: Tensor) -> 
 
 def bags_to_lists(bags: KeyedBags, entries: Tensor) -> dict[str, list[list[Any]]]:
     """Return the entries (values or weights) of each key and sample as lists."""
+    return dict(zip(bags.keys, _lists_per_key(bags, entries), strict=True))
+
+
+def _lists_per_key(bags: KeyedBags, entries: Tensor) -> list[list[list[Any]]]:
+    """Return the entries by position of the key: a key may come several times."""
     flat, offsets = entries.tolist(), bags.offsets().tolist()
     each = [flat[a:b] for a, b in pairwise(offsets)]
-    return {
-        key: each[first:last]
-        for key, (first, last) in zip(
-            bags.keys, pairwise(bags.lengths_offset_per_key()), strict=True
-        )
-    }
+    return [each[first:last] for first, last in pairwise(bags.lengths_offset_per_key())]
 
 
 def keyed_jagged_text(bags: KeyedBags) -> str:
@@ -56,16 +56,14 @@ def keyed_jagged_text(bags: KeyedBags) -> str:
         return "KeyedJaggedTensor()"
     if bags.values.is_meta:
         return _on_meta("KeyedJaggedTensor", bags.values, bags.keys)
-    values = bags_to_lists(bags, bags.values)
+    values = _lists_per_key(bags, bags.values)
     if bags.weights is None:
-        lines = [f'    "{key}": {lists}' for key, lists in values.items()]
+        lines = [f'    "{key}": {lists}' for key, lists in zip(bags.keys, values, strict=True)]
     else:
+        weights = _lists_per_key(bags, bags.weights)
         lines = [
-            f'    "{key}": {{\n'
-            f'        "values": {values[key]},\n'
-            f'        "weights": {weights}\n'
-            "    }"
-            for key, weights in bags_to_lists(bags, bags.weights).items()
+            f'    "{key}": {{\n        "values": {ids},\n        "weights": {factors}\n    }}'
+            for key, ids, factors in zip(bags.keys, values, weights, strict=True)
         ]
     return "KeyedJaggedTensor({\n" + ",\n".join(lines) + "\n})"
 

@@ -82,7 +82,14 @@ class FirstPasses:
         return FirstPasses, (self._table, self._size)
 
     def add(self, ids: Tensor, rows: Tensor, before: list[Tensor]) -> None:
-        """Remember a pass: its ids, the rows that it is to see again, and `random_states` before it."""
+        """Remember a pass: its ids, the rows that it is to see again, and `random_states` before it.
+
+        Those that ran again in a backward pass that is over are forgotten: each holds all its ids.
+        """
+        now = backward_pass()
+        over = [past for past in self._passes if past.recomputed_in not in (None, now)]
+        for past in over:
+            self._passes.remove(past)
         self._passes.append(FirstPass(ids, rows, self._size, before))
 
     def change(self, rows: Tensor) -> None:
