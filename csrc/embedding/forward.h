@@ -1,7 +1,7 @@
 // The look-up: pooled rows of every bag of every slot, in one pass over the ids.
 #pragma once
 
-#include "embedding/ids.h"
+#include "embedding/row_choice.h"
 #include "scratch.h"
 
 namespace rowwise {

@@ -12,7 +12,7 @@ from torchrec.ops.embedding.lookup import (
     lookup_sequences,
     sequence_row_grads,
 )
-from torchrec.ops.embedding.reference import hash_ids
+from torchrec.ops.embedding.row_choice import hash_ids
 from torchrec.ops.embedding.spec import (
     NO_ROW,
     LookupSpec,

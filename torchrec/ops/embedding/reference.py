@@ -7,112 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torchrec.ops._private import assert_later
-from torchrec.ops.embedding.failure import names_of_slot, raise_bad_bag, raise_bad_id
+from torchrec.ops.embedding.failure import raise_bad_bag
 from torchrec.ops.embedding.hyper import STEP, read_hyper
+from torchrec.ops.embedding.row_choice import Chosen, check_ids, choose
 from torchrec.ops.embedding.spec import (
-    NO_ROW,
-    PolicyCode,
     PoolingCode,
     SlotSpec,
     TableSpec,
     read_spec,
 )
 from torchrec.ops.embedding.updates import RULES
-
-
-def _as_signed(x: int) -> int:
-    return x - (1 << 64) if x >= 1 << 63 else x
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Shift as if the numbers were unsigned: zeros come in from the left."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def hash_ids(ids: Tensor, span: int) -> Tensor:
-    """Map any int64 to ``[0, span)``, evenly, and the same in every process and on every platform.
-
-    A bijective mix of all 64 bits (the finaliser of MurmurHash3, Appleby 2011), modulo ``span``.
-
-    Args:
-        ids: int32 or int64, any shape.
-        span: at least 1.
-
-    Returns:
-        int64, the shape of ``ids``.
-
-    Example:
-        >>> hash_ids(torch.tensor([0, 1, -1, 10_000_000_000]), 100).tolist()
-        [0, 2, 44, 13]
-    """
-    x = ids.long()
-    x = x ^ _shift_right(x, 33)
-    x = x * _as_signed(0xFF51AFD7ED558CCD)
-    x = x ^ _shift_right(x, 33)
-    x = x * _as_signed(0xC4CEB9FE1A85EC53)
-    x = x ^ _shift_right(x, 33)
-    return _shift_right(x, 1) % span
-
-
-def choose(table: TableSpec, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the row of the whole table that each id chooses, and which ids are out of range.
-
-    It is decided here (and, for the kernels, in ``csrc/embedding/ids.h``), and nowhere else.
-    ``NO_ROW`` stands where no row stands for the id.
-    """
-    ids = ids.long()
-    if table.policy == PolicyCode.ROWS:
-        return torch.where((ids >= 0) & (ids < table.rows), ids, NO_ROW), torch.zeros_like(ids) != 0
-    end = table.num_embeddings
-    unknown = (ids < 0) | (ids >= end)
-    other = torch.full_like(ids, NO_ROW)
-    if table.policy == PolicyCode.HASH and end > 0:
-        other = hash_ids(ids, end)
-    elif table.policy == PolicyCode.OVERFLOW and table.rows > end:
-        other = end + hash_ids(ids, table.rows - end)
-    elif table.policy == PolicyCode.CLAMP and end > 0:
-        other = ids.clamp(0, end - 1)
-    return torch.where(unknown, other, ids), unknown
-
-
-class _Chosen:
-    """The rows that ids choose.
-
-    Attributes:
-        has_row: whether a row stands for the id; a mean counts these.
-        here: whether the weight at hand holds that row, see ``TableSpec.first_row``.
-        rows: of those ids, counted from the first of the weight.
-    """
-
-    def __init__(self, table: TableSpec, ids: Tensor) -> None:
-        rows, self.unknown = choose(table, ids)
-        self.has_row = rows != NO_ROW
-        rows = rows - table.first_row
-        self.here = self.has_row & (rows >= 0) & (rows < table.num_shard_rows)
-        self.rows = rows[self.here]
-
-
-def _check_ids(
-    table: TableSpec, number: int, ids: Tensor, samples: Tensor | None, names: str
-) -> None:
-    """Raise for the first id that has no row, but should; on an accelerator, without waiting."""
-    if table.policy not in (PolicyCode.ERROR, PolicyCode.ROWS) or ids.numel() == 0:
-        return
-    end = table.num_embeddings if table.policy == PolicyCode.ERROR else table.rows
-    bad = (ids < 0) | (ids >= end)
-    if table.policy == PolicyCode.ROWS:
-        bad &= ids != NO_ROW
-    if ids.device.type != "cpu":
-        name, feature = names_of_slot(names, number)
-        assert_later(
-            ~bad.any(),
-            f"Ids of feature '{feature}' should be in [0, {end}), the rows of table '{name}'.",
-        )
-    elif bad.any():
-        first = int(bad.int().argmax())
-        sample = first if samples is None else int(samples[first])
-        raise_bad_id(names, number, sample, int(ids[first]), end)
 
 
 def _accumulate_dtype(weight: Tensor) -> torch.dtype:
@@ -195,7 +99,7 @@ class _Bags:
         self.ids = values[self.begin : self.end]
         self.lengths = mine.diff().long()
         self.bag = torch.repeat_interleave(self.lengths, output_size=self.end - self.begin)
-        self.chosen = _Chosen(table, self.ids)
+        self.chosen = Chosen(table, self.ids)
         if divisors is None:
             none = torch.zeros(bags, dtype=torch.int64, device=values.device)
             counts = none.index_add(0, self.bag, self.chosen.has_row.long())
@@ -227,7 +131,7 @@ def embedding_bag(
         if slot.pooling == PoolingCode.NONE and bool((b.lengths != 1).any()):
             bad = int((b.lengths != 1).int().argmax())
             raise_bad_bag(names, number, bad, int(b.lengths[bad]))
-        _check_ids(table, number, b.ids, b.bag, names)
+        check_ids(table, number, b.ids, b.bag, names)
         out_of_range[slot.table] = out_of_range[slot.table] + b.chosen.unknown.sum()
         rows = weight[b.chosen.rows].to(_accumulate_dtype(weight))
         if sample_weights is not None:
@@ -443,8 +347,8 @@ def embedding_sequence(
     for number, (slot, start, count) in enumerate(zip(slots, starts, counts, strict=True)):
         table, weight = tables[slot.table], weights[slot.table]
         ids = values[start : start + count]
-        _check_ids(table, number, ids, None, names)
-        chosen = _Chosen(table, ids)
+        check_ids(table, number, ids, None, names)
+        chosen = Chosen(table, ids)
         out_of_range[slot.table] = out_of_range[slot.table] + chosen.unknown.sum()
         rows = weight[chosen.rows].to(dtype)
         zeros = rows.new_zeros((count, table.dim))
@@ -470,7 +374,7 @@ def choose_rows(
     rows = [values.new_empty(0, dtype=torch.int64)]
     for number, (slot, start, count) in enumerate(zip(slots, starts, counts, strict=True)):
         table, ids = tables[slot.table], values[start : start + count]
-        _check_ids(table, number, ids, samples_of(offsets, slot, start, count, num_keys), names)
+        check_ids(table, number, ids, samples_of(offsets, slot, start, count, num_keys), names)
         chosen, unknown = choose(table, ids)
         out_of_range[slot.table] += unknown.sum()
         rows.append(chosen)
@@ -511,7 +415,7 @@ def _sequence_pairs(
     for slot, grad, start, count in zip(slots, grads, starts, counts, strict=True):
         if grad is None:
             continue
-        chosen = _Chosen(tables[slot.table], values[start : start + count])
+        chosen = Chosen(tables[slot.table], values[start : start + count])
         mine = grad.to(_accumulate_dtype(weights[slot.table]))
         pairs[slot.table].append((chosen.rows, mine[chosen.here]))
     return _concatenate(pairs)
