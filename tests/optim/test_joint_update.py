@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from torchrec import (
     OptimizerType,
 )
 from torchrec.optim import apply_optimizer_in_backward
+from torchrec.optim.joint_update import BagGradient
 
 SIZES = {"t": (10, 4), "u": (7, 3), "v": (5, 4)}
 KJT = KeyedJaggedTensor.from_lists({"a": [[1, 2], [3]], "b": [[3, 3], []]})
@@ -164,6 +166,81 @@ def test_a_pass_that_fails_leaves_nothing_behind() -> None:
     expected = bags(optimizer="sgd", lr=0.1)
     pooled(expected, OTHER).backward()
     assert torch.equal(weight(module), weight(expected))
+
+
+class Late(torch.autograd.Function):
+    """Fails in the backward pass, which comes to it last where it was made first."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        raise KeyError("late")
+
+
+@pytest.mark.parametrize("accumulated", [False, True])
+@pytest.mark.parametrize("plain", ["v", "none"])
+@pytest.mark.parametrize("use", USES)
+def test_nothing_of_a_pass_that_fails_comes_with_the_next(
+    use: str, plain: str, accumulated: bool
+) -> None:
+    module, expected = (bags(plain, optimizer="adagrad", lr=0.1) for _ in range(2))
+    failing = Late.apply(torch.ones(1, requires_grad=True))
+    with module.fused_optimizer.accumulate() if accumulated else nullcontext():
+        loss = USES[use](module) + failing.sum()
+        with pytest.raises(KeyError, match="late"):
+            loss.backward()
+    assert weight(module, "t").grad is None
+    assert weight(module, "u").grad is None
+    for each in (module, expected):
+        (pooled(each, OTHER) + weight(each)[9].sum()).backward()
+    for name in ("t", "u"):
+        assert torch.equal(weight(module, name), weight(expected, name))
+
+
+@pytest.mark.parametrize("method", ["rows", "apply_waiting"])
+def test_nothing_of_an_update_that_fails_comes_with_the_next(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the second look-up cannot be made rows, or the rows cannot be put together."""
+    module, expected = (bags(optimizer="adagrad", lr=0.1) for _ in range(2))
+    calls = []
+
+    def fail_at_second(original: Callable) -> Callable:
+        def call(*args: object, **kwargs: object) -> object:
+            calls.append(args)
+            if len(calls) == 2:
+                raise MemoryError("no memory")
+            return original(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        if method == "rows":
+            patch.setattr(BagGradient, "rows", fail_at_second(BagGradient.rows))
+        loss = pooled(module) + pooled(module, OTHER)
+        if method == "apply_waiting":
+            patch.setattr(torch, "cat", fail_at_second(torch.cat))
+        with pytest.raises(MemoryError, match="no memory"):
+            loss.backward()
+    module.fused_optimizer.step()
+    for each in (module, expected):
+        pooled(each, OTHER).backward()
+    for name in ("t", "u"):
+        assert torch.equal(weight(module, name), weight(expected, name))
+
+
+@pytest.mark.parametrize("plain", ["v", "none"])
+def test_a_gradient_that_somebody_put_there_is_not_that_of_a_look_up(plain: str) -> None:
+    module, expected = (bags(plain, optimizer="sgd", lr=0.1) for _ in range(2))
+    weight(module).grad = torch.ones(10, 4)
+    for each in (module, expected):
+        pooled(each).backward()
+    assert torch.equal(weight(module), weight(expected))
+    module.fused_optimizer.zero_grad()
+    assert weight(module).grad is None
 
 
 def test_an_error_of_an_update_is_one_of_the_pass() -> None:

@@ -7,6 +7,7 @@ What a pass brings is gathered, and applied at its end: as one update, with the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from weakref import ref
 
 import torch
@@ -93,7 +94,6 @@ class _PassGradients:
         self.joint = joint
         self.lookups: list[LookupGradient] = []
         self.rows: list[tuple[TableUpdate, RowGradients]] = []
-        self.direct: list[TableUpdate] = []  # with a gradient in weight.grad
 
     def __call__(self) -> None:
         with torch.no_grad():
@@ -135,10 +135,6 @@ class JointUpdate(Updater):
         self._stale_rates = True
         self._stale |= not only_rate
 
-    def gradient_arrived(self, update: TableUpdate) -> None:
-        """Apply the gradient in ``weight.grad`` at the end of this backward pass."""
-        self._brought().direct.append(update)
-
     def rows_arrived(self, update: TableUpdate, rows: RowGradients) -> None:
         """Apply gradients of rows of one table at the end of this backward pass."""
         self._brought().rows.append((update, rows))
@@ -168,19 +164,16 @@ class JointUpdate(Updater):
             brought: the gradients.
         """
         lookups = brought.lookups
-        alone = len(lookups) == 1 and not brought.rows and not brought.direct
+        alone = len(lookups) == 1 and not brought.rows
         if alone and not any(update.waiting or update.collecting for update in self.updates):
             self._write_hyper()
             lookups[0].apply(self)
             return
-        for lookup in lookups:
-            for update, rows in zip(self.updates, lookup.rows(), strict=True):
-                if rows is not None:
-                    update.waiting.append(rows)
-        for update, rows in brought.rows:
-            update.waiting.append(rows)
-        for update in brought.direct:
-            update.take_gradient()
+        # All of it first: where one look-up fails, no other may wait for the next pass.
+        looked_up = [zip(self.updates, lookup.rows(), strict=True) for lookup in lookups]
+        for update, rows in [*chain.from_iterable(looked_up), *brought.rows]:
+            if rows is not None:
+                update.waiting.append(rows)
         self.apply_waiting([update for update in self.updates if not update.collecting])
 
     def apply_waiting(self, updates: list[TableUpdate]) -> None:
@@ -192,12 +185,13 @@ class JointUpdate(Updater):
         chosen = {id(update) for update in updates if update.waiting}
         if not chosen:
             return
+        taken = [update.waiting if id(update) in chosen else [] for update in self.updates]
+        for update in self.updates:
+            if id(update) in chosen:
+                update.waiting = []  # an update that fails is not made later
         rows: list[Tensor] = []
         grads: list[Tensor | None] = []
-        for update in self.updates:
-            waiting: list[RowGradients] = []
-            if id(update) in chosen:
-                waiting, update.waiting = update.waiting, []
+        for update, waiting in zip(self.updates, taken, strict=True):
             nothing = update.weight.new_empty(0, dtype=torch.int64)
             rows.append(torch.cat([w.rows for w in waiting]) if waiting else nothing)
             grads.append(torch.cat([w.values for w in waiting]) if waiting else None)

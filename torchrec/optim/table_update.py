@@ -61,8 +61,6 @@ class _Applier(Protocol):
 
     def hyper_changed(self, only_rate: bool) -> None: ...
 
-    def gradient_arrived(self, update: TableUpdate) -> None: ...
-
     def rows_arrived(self, update: TableUpdate, rows: RowGradients) -> None: ...
 
     def apply_waiting(self, updates: list[TableUpdate]) -> None: ...
@@ -166,11 +164,12 @@ class TableUpdate(Owner):
         me = ref(self)
 
         def arrived(param: Tensor) -> None:
-            if param.grad is None:  # all that came was from look-ups, which hand over theirs
+            # Taken at once, so that the pass has it, and a pass that fails leaves nothing behind.
+            grad, update = param.grad, me()
+            if grad is None or update is None or update.joint is None:
                 return
-            update = me()
-            if update is not None and update.joint is not None:
-                update.joint.gradient_arrived(update)
+            param.grad = None
+            update.joint.rows_arrived(update, _rows_of(grad))
 
         # A hook is refused while a parameter is frozen, but stays while it is frozen later.
         required = self._weight.requires_grad
@@ -308,16 +307,11 @@ class TableUpdate(Owner):
 
     # Gradients.
 
-    def take_gradient(self) -> None:
-        """Put the gradient in ``weight.grad`` to those that wait; rows of zeros have none."""
-        grad, self.weight.grad = self.weight.grad, None
-        if grad is not None:
-            sparse = grad if grad.is_sparse else grad.to_sparse(1)
-            self.waiting.append(RowGradients(*row_gradients(sparse)))
-
     def discard_gradients(self) -> None:
-        """Drop the gradients that wait for a later update."""
+        """Drop the gradients that wait for a later update, where no other optimizer has to do it."""
         self.waiting = []
+        if self.in_backward:
+            self.weight.grad = None
 
     def forget_rows(self, rows: Tensor) -> None:
         """Make rows as they were before any training, but for their weights.
@@ -387,6 +381,11 @@ class TableUpdate(Owner):
         self._collections = WeakSet()
         if self.group is not None:
             self.group = HyperGroup(self.group, self)
+
+
+def _rows_of(grad: Tensor) -> RowGradients:
+    """Return the rows of the gradient of a table; of a dense one, those that are not zero."""
+    return RowGradients(*row_gradients(grad if grad.is_sparse else grad.to_sparse(1)))
 
 
 def _without(waiting: RowGradients, rows: Tensor) -> RowGradients:

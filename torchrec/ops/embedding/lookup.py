@@ -167,7 +167,7 @@ class _BagLookup(torch.autograd.Function):
         *inputs: Tensor,
     ) -> tuple[Tensor, Tensor]:
         weights = list(inputs) if updated is None else updated
-        ctx.spec, ctx.groups, ctx.weights, ctx.all_recorded = spec, groups, weights, updated is None
+        ctx.spec, ctx.groups, ctx.weights, ctx.recorded = spec, groups, weights, len(inputs)
         # What is saved as autograd saves is refused when it has changed by the backward pass. For
         # the weights this is right only where they are read again, for the gradient of the sample
         # weights: else a fused table may change, when another look-up of this step is done with it.
@@ -202,7 +202,7 @@ class _BagLookup(torch.autograd.Function):
                 found = schema.embedding_bag_dense_grad(grad, mine, *bags.arguments(group.spec))
             for t, g in zip(group.tables, found, strict=True):
                 grads[t] = g
-        recorded = grads if ctx.all_recorded else (None,)
+        recorded = grads if ctx.recorded == len(grads) else (None,) * ctx.recorded
         return (None, None, None, None, None, sample_weights_grad, None, None, *recorded)
 
 
@@ -225,7 +225,7 @@ class _SequenceLookup(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(values)
         ctx.groups, ctx.starts, ctx.counts = groups, starts, counts
-        ctx.weights, ctx.all_recorded = weights, updated is None
+        ctx.weights, ctx.recorded = weights, len(inputs)
         outputs = _gather(weights, spec, Ids(values, starts, counts), dtype)
         ctx.mark_non_differentiable(outputs[-1])
         return tuple(outputs)
@@ -256,7 +256,7 @@ class _SequenceLookup(torch.autograd.Function):
             }
             for number, (t, g) in enumerate(zip(group.tables, found, strict=True)):
                 grads[t] = g if number in used else None
-        recorded = grads if ctx.all_recorded else (None,)
+        recorded = grads if ctx.recorded == len(grads) else (None,) * ctx.recorded
         return (None, None, None, None, None, None, None, *recorded)
 
 
@@ -299,14 +299,18 @@ def _check_input(weights: list[Tensor], spec: LookupSpec, values: Tensor) -> Non
 def _recorded(
     weights: list[Tensor], groups: list[Group]
 ) -> tuple[list[Tensor] | None, Sequence[Tensor]]:
-    """Return weights that autograd need not know of, None if it should, and its inputs.
+    """Return the weights, None if they are autograd's inputs all of them, and its inputs.
 
-    Where all tables are fused it has no gradient of theirs to see to, and each input costs time. A
-    tensor in their place has the output recorded.
+    It has no gradient of fused tables to see to: to record one would cost time, and have the hooks
+    of the weight called. A tensor in their place has the output recorded.
     """
-    if is_compiling() or not all(isinstance(group.gradient, Updater) for group in groups):
+    fused = [group for group in groups if isinstance(group.gradient, Updater)]
+    if is_compiling() or not fused:
         return None, weights
-    return weights, [group.anchor for group in groups[:1]]
+    if len(fused) == len(groups):
+        return weights, [fused[0].anchor]
+    updated = {t for group in fused for t in group.tables}
+    return weights, [fused[0].anchor if t in updated else w for t, w in enumerate(weights)]
 
 
 def lookup_bags(
