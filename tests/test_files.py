@@ -144,6 +144,97 @@ def test_an_error_of_the_writer_passes_and_leaves_nothing(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("there", ["folder", "nothing"])
+@pytest.mark.parametrize("of", ["the folder", "one above it"])
+def test_a_link_stays_one_and_leads_to_what_is_written(tmp_path: Path, there: str, of: str) -> None:
+    real = tmp_path / "disk" / "model"
+    (tmp_path / "runs").mkdir()
+    if there == "folder":
+        _write(real, "zero")
+    link = tmp_path / "runs" / "latest"
+    link.symlink_to(real if of == "the folder" else real.parent)
+    folder = link if of == "the folder" else link / "model"
+    real.parent.mkdir(exist_ok=True)
+    for text in ("one", "two", "three"):
+        _write(folder, text)
+        assert _content(folder) == _content(real) == text
+        assert link.is_symlink()
+        assert not real.is_symlink()
+        assert list(real.parent.iterdir()) == [real]
+        assert list(link.parent.iterdir()) == [link]
+
+
+@pytest.mark.parametrize("kind", ["writing", "former", "removed"])
+@pytest.mark.parametrize("left", ["link", "dangling link", "file", "folder"])
+def test_whatever_lies_in_the_way_is_cleared(tmp_path: Path, kind: str, left: str) -> None:
+    other, path = tmp_path / "other", tmp_path / "runs" / f".model.{kind}"
+    _write(other, "precious")
+    path.parent.mkdir()
+    if left == "file":
+        path.write_text("")
+    elif left == "folder":
+        (path / "inner").mkdir(parents=True)
+    else:
+        path.symlink_to(other if left == "link" else tmp_path / "nowhere")
+    for text in ("one", "two"):
+        _write(tmp_path / "runs" / "model", text)
+        assert _content(tmp_path / "runs" / "model") == text
+        assert [path.name for path in (tmp_path / "runs").iterdir()] == ["model"]
+    assert _content(other) == "precious"
+
+
+@pytest.mark.parametrize("folder", [".", "..", "../work", "/"])
+def test_the_folder_in_which_one_works_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    with pytest.raises(
+        ValueError, match=r"The bundle should be written to a folder in which this process does not"
+    ):
+        _write(Path(folder), "one")
+    assert [path.name for path in tmp_path.rglob("*")] == ["work"]
+    _write(Path("model"), "one")
+    assert _content(tmp_path / "work" / "model") == "one"
+
+
+def test_a_name_that_the_system_does_not_take(tmp_path: Path) -> None:
+    with pytest.raises(
+        OSError, match=r"The bundle should be written to .* Received: File name too"
+    ):
+        _write(tmp_path / ("n" * 250), "one")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_about_another_file_is_not_one_of_writing(tmp_path: Path) -> None:
+    def write(name: Path) -> None:
+        with write_folder(tmp_path / "model", format=1) as beside:
+            (beside / name).read_text()
+
+    with pytest.raises(FileNotFoundError) as caught:
+        write(tmp_path / "clicks.csv")
+    assert caught.value.filename == str(tmp_path / "clicks.csv")
+    with pytest.raises(
+        OSError, match=r"The folder should be written to '.*/model'\. Received: No su"
+    ):
+        write(Path("weights"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["format", "written_by", "files", "checksum"])
+def test_facts_have_names_of_their_own(tmp_path: Path, name: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"`facts` should have other names .* Received '{name}'\."
+    ):
+        _write_facts(tmp_path / "model", {name: 3})
+    assert list(tmp_path.iterdir()) == []
+
+
+def _write_facts(folder: Path, facts: dict[str, Json]) -> None:
+    with write_folder(folder, format=1, facts=facts):
+        pass
+
+
 def _killed_at(point: str, folder: Path) -> None:
     """Write in a process that ends at the first call of `fsync`, or the first or second renaming."""
     calls = iter(range(2))

@@ -137,7 +137,8 @@ def write_folder(
     whole; what a killed process left beside it is removed by the next that writes.
 
     Args:
-        folder: new, or what is to be replaced; missing folders above it are made.
+        folder: new, or what is to be replaced; missing folders above it are made. A link stays one,
+            and what it leads to is written.
         format: version of what is written, for `read_index`.
         facts: what else the index should say. Default: nothing.
         index: name of the index. Default ``"index.json"``.
@@ -145,7 +146,10 @@ def write_folder(
         what: what is written, to begin an error with. Default ``"The folder"``.
 
     Raises:
-        OSError: it cannot be written, as on a full disk; names ``folder``.
+        OSError: it cannot be written, as on a full disk; names ``folder``. What is raised inside
+            about a file elsewhere, as of data that are read meanwhile, stays as it is.
+        ValueError: this process works in ``folder`` or below, or ``facts`` have a name that the
+            index needs.
 
     Example:
         >>> import tempfile
@@ -161,38 +165,78 @@ def write_folder(
         Traceback (most recent call last):
         torchrec.files.DamagedError: '...' should be as it was written. It is damaged: ...
     """
-    folder = Path(folder)
+    content: dict[str, Json] = {"format": format, "written_by": _library(), "files": {}}
+    for name in facts or {}:
+        if name in (*content, _CHECKSUM):
+            raise ValueError(
+                f"`facts` should have other names than {', '.join(content)} and {_CHECKSUM}. "
+                f"Received '{name}'."
+            )
+    given, folder = folder, Path(os.path.realpath(folder))
+    # Whoever works in a folder would go on in the former one, which is removed.
+    if folder in (Path.cwd(), *Path.cwd().parents):
+        raise ValueError(
+            f"{what} should be written to a folder in which this process does not work. Received "
+            f"'{given}'."
+        )
     beside, former = _hidden(folder, _WRITING), _hidden(folder, _FORMER)
-    try:
+    with _not_written(what, given):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _clear(folder)
         beside.mkdir()
-        yield beside
-        digests: dict[str, Json] = {}
-        for path in sorted(beside.rglob("*")):
-            name = path.relative_to(beside).as_posix()
-            if path.is_file() and name not in unlisted:
-                digests[name] = dict(vars(digest_of(path)))
-            sync(path)
-        content: dict[str, Json] = {"format": format, "written_by": _library(), **(facts or {})}
-        content["files"] = digests
-        (beside / index).write_text(json_with_checksum(content, indent=1), encoding="utf-8")
-        sync(beside / index)
-        sync(beside)
-        # No system renames over a folder that is not empty: for a moment there is none, and whoever
-        # is killed there leaves the former one to `_clear` and `read_index`.
-        if folder.exists():
-            folder.rename(former)
-        beside.rename(folder)
-        sync(folder.parent)
+    try:
+        with _not_written(what, given, only=beside):
+            yield beside
+        with _not_written(what, given):
+            digests: dict[str, Json] = {}
+            for path in sorted(beside.rglob("*")):
+                name = path.relative_to(beside).as_posix()
+                if path.is_file() and name not in unlisted:
+                    digests[name] = dict(vars(digest_of(path)))
+                sync(path)
+            content = {**content, **(facts or {}), "files": digests}
+            (beside / index).write_text(json_with_checksum(content, indent=1), encoding="utf-8")
+            sync(beside / index)
+            sync(beside)
+            # No system renames over a folder that is not empty: for a moment there is none, and
+            # whoever is killed there leaves the former one to the `_clear` of the next.
+            if folder.exists():
+                folder.rename(former)
+            beside.rename(folder)
+            sync(folder.parent)
+    finally:
+        _clear(folder)
+
+
+@contextmanager
+def _not_written(
+    what: str, folder: str | os.PathLike[str], only: Path | None = None
+) -> Iterator[None]:
+    """Say of errors of the system that a folder could not be written.
+
+    Args:
+        what: is written.
+        folder: as the caller named it.
+        only: errors that name a file elsewhere are none of writing. Default: all are.
+    """
+    try:
+        yield
     except OSError as error:
+        if only is not None and _is_elsewhere(error, only):
+            raise
         raise OSError(
             error.errno or errno.EIO,
             f"{what} should be written to '{folder}'. Received: {error.strerror or error}. "
             "What was there before is whole",
         ) from error
-    finally:
-        _clear(folder)
+
+
+def _is_elsewhere(error: OSError, folder: Path) -> bool:
+    """Return whether an error names a file that is not in a folder; a full disk names none."""
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return False
+    path = Path(os.path.abspath(os.fsdecode(error.filename)))
+    return folder not in (path, *path.parents)
 
 
 def read_index(
@@ -250,9 +294,12 @@ def remove_folder(folder: str | os.PathLike[str]) -> None:
     """Remove a folder, its name first, so that nobody takes what is left of it for whole."""
     folder = Path(folder)
     removed = _hidden(folder, _REMOVED)
-    shutil.rmtree(removed, ignore_errors=True)
+    _remove(removed)
     folder.rename(removed)
-    shutil.rmtree(removed)
+    if removed.is_symlink():
+        removed.unlink()
+    else:
+        shutil.rmtree(removed)
 
 
 def clear_remains(parent: str | os.PathLike[str]) -> None:
@@ -365,8 +412,15 @@ def _clear(folder: Path) -> None:
     if former.exists() and not folder.exists():
         former.rename(folder)
     for path in (former, _hidden(folder, _WRITING), _hidden(folder, _REMOVED)):
-        if path.exists():
-            shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder as far as possible, or the link or file in its place."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _parse(text: str | bytes) -> tuple[dict[str, Json], bool]:
