@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+import torchrec
 import torchrec.inference
 from torchrec import bundle
 from torchrec.bundle import FORMAT, _weights, load_bundle, save_bundle
@@ -224,6 +225,14 @@ def test_newer_format(folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("version", [torchrec.__version__, None])
+def test_no_upgrade_to_what_is_there(folder: Path, version: str | None) -> None:
+    edit_index(folder, format=3, library_version=version)
+    message = refused(folder)
+    assert message.endswith(": use the build that wrote it.")
+    assert "pip" not in message
+
+
 def test_weights_in_a_layout_of_a_later_version(folder: Path) -> None:
     weights = [{"file": WEIGHTS, "layout": "int8 rows with scales"}]
     edit_index(folder, weights=weights, library_version="9.1.0")
@@ -317,10 +326,13 @@ def test_damaged_index(folder: Path, text: str) -> None:
     assert f"Bundle '{folder}' should be whole. Received a damaged bundle.json: " in refused(folder)
 
 
-def test_an_index_that_lacks_a_file(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "lacking", [WEIGHTS, "transform/transform.json", "transform/transform.arrow", "experiment.yaml"]
+)
+def test_an_index_that_lacks_a_file(folder: Path, lacking: str) -> None:
     files = parse_json((folder / "bundle.json").read_text())["files"]
-    edit_index(folder, files={name: files[name] for name in files if name != WEIGHTS})
-    assert "damaged bundle.json: it does not list weights.safetensors" in refused(folder)
+    edit_index(folder, files={name: files[name] for name in files if name != lacking})
+    assert f"damaged bundle.json: it does not list {lacking}" in refused(folder)
 
 
 @pytest.mark.parametrize(
@@ -341,6 +353,32 @@ def test_weights_of_another_model(
     edit_weights(folder, {name: value for name, value in weights.items() if value is not None})
     with pytest.raises(ValueError, match=message):
         load_bundle(folder)
+
+
+@pytest.mark.parametrize("text", [b"", b"x" * 100, None], ids=["empty", "other", "cut"])
+def test_a_file_that_holds_no_weights(folder: Path, text: bytes | None) -> None:
+    """As it was listed, so that its digest is right."""
+    path = folder / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-7] if text is None else text)
+    files = parse_json((folder / "bundle.json").read_text())["files"]
+    edit_index(folder, files=files | {WEIGHTS: vars(digest_of(path))})
+    assert refused(folder).startswith(
+        f"Bundle '{folder}' should be whole. Received a damaged {WEIGHTS}: it holds no safetensors ("
+    )
+
+
+def test_a_document_that_is_no_text(folder: Path) -> None:
+    (folder / "experiment.yaml").write_bytes(b"\xff")
+    files = parse_json((folder / "bundle.json").read_text())["files"]
+    digest = vars(digest_of(folder / "experiment.yaml"))
+    edit_index(folder, files=files | {"experiment.yaml": digest})
+    assert "damaged experiment.yaml: it is no UTF-8 text" in refused(folder)
+
+
+def test_a_folder_in_the_place_of_the_index(folder: Path) -> None:
+    (folder / "bundle.json").unlink()
+    (folder / "bundle.json").mkdir()
+    assert "should be a folder with bundle.json" in refused(folder)
 
 
 def test_weights_in_several_files(folder: Path, model: nn.Module) -> None:
@@ -374,7 +412,7 @@ class Odd(nn.Module):
 
 def test_state_of_any_layout(tmp_path: Path, transform: FeatureTransform) -> None:
     odd = Odd()
-    save_bundle(tmp_path / "odd", odd, transform, SECTION, ADAM)
+    save_bundle(tmp_path / "odd", odd, transform)
     weights = safetensors.torch.load_file(tmp_path / "odd" / "weights.safetensors")
     for name, value in odd.state_dict().items():
         assert torch.equal(weights[name], value)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchrec.bundle._index import (
     FORMAT,
@@ -24,9 +24,9 @@ from torchrec.bundle._index import (
     read_facts,
 )
 from torchrec.bundle._readme import bundle_readme
-from torchrec.bundle._weights import load_weights, weights_of
+from torchrec.bundle._weights import difference, load_weights, weights_of
 from torchrec.datasets.transform import FeatureTransform
-from torchrec.files import write_folder, write_tensors
+from torchrec.files import DamagedError, write_folder, write_tensors
 from torchrec.models.registry import ModelSection, TableOptimizer, build_model
 
 Builder: TypeAlias = Callable[[FeatureTransform], nn.Module]
@@ -76,7 +76,8 @@ def save_bundle(
         FileExistsError: the folder is there and holds something else.
         OSError: it cannot be written, as on a full disk.
         TypeError: the model has state that is no tensor.
-        ValueError: a document has the name of another file.
+        ValueError: a document has the name of another file, the transform is not fitted, or the
+            section is not that of the model.
 
     Example:
         >>> import tempfile
@@ -101,8 +102,13 @@ def save_bundle(
             f"The folder of a bundle should be new, or hold one. Received '{folder}', which holds "
             "something else."
         )
+    if transform.needs_fit:
+        raise ValueError(
+            "`transform` should be fitted to the training data first: `fit`. Received one that lacks "
+            "statistics."
+        )
     for name in documents:
-        if name in (INDEX, README, TRANSFORM, WEIGHTS, "..") or Path(name).name != name:
+        if not name or name in (INDEX, README, TRANSFORM, WEIGHTS, "..") or Path(name).name != name:
             raise ValueError(
                 f"`documents` should have names of files that a bundle does not have. Received "
                 f"'{name}'."
@@ -117,6 +123,8 @@ def save_bundle(
         documents=list(documents),
     )
     weights = weights_of(model)
+    if section is not None:
+        _check_section(section, transform, weights)
     with write_folder(
         folder,
         format=FORMAT,
@@ -149,14 +157,27 @@ def load_bundle(
 
     Raises:
         FileNotFoundError: there is no bundle.
+        TypeError: ``builder`` returns something else than a module.
         ValueError: it is of a newer format, damaged, or its parts do not go together; or the model
             is none of the registry, and there is no ``builder``.
     """
     folder = Path(folder)
+    try:
+        return _load(folder, builder, trainable)
+    except DamagedError as error:
+        name = error.path.relative_to(folder).as_posix()
+        raise ValueError(
+            f"Bundle '{folder}' should be whole. Received a damaged {name}: {error.reason}."
+        ) from None
+
+
+def _load(folder: Path, builder: Builder | None, trainable: bool) -> Bundle:
     facts = read_facts(folder, library_version())
     transform = FeatureTransform.load(folder / TRANSFORM)
     if builder is not None:
         model = builder(transform)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"`builder` should return an nn.Module. Received {model!r}.")
     elif facts.section is None:
         raise ValueError(
             f"`builder` should be given for bundle '{folder}', as in load_bundle(folder, "
@@ -169,8 +190,26 @@ def load_bundle(
     load_weights(model, folder, [file.file for file in facts.weights])
     if not trainable:
         model.eval().requires_grad_(False)
-    texts = {name: (folder / name).read_text(encoding="utf-8") for name in facts.documents}
+    texts = {name: _text(folder / name) for name in facts.documents}
     return Bundle(transform, model, facts.section, texts)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DamagedError(path, f"it is no UTF-8 text ({error.reason})") from None
+
+
+def _check_section(
+    section: ModelSection, transform: FeatureTransform, weights: Mapping[str, Tensor]
+) -> None:
+    """Refuse a section of another model: nobody could load what is saved with it."""
+    if different := difference(build_model(section, transform, device="meta"), weights):
+        raise ValueError(
+            f"`section` should be of the model that is saved. Received that of model '{section.name}' "
+            f"with {different[0]}, where the one that is saved has {different[1]}."
+        )
 
 
 def is_bundle(folder: str | os.PathLike[str]) -> bool:

@@ -17,6 +17,7 @@ FORMAT = 2
 INDEX = "bundle.json"
 README = "README.txt"  # for people, who may write into it: nothing reads it, so it has no digest
 TRANSFORM = "transform"
+_TRANSFORM_FILES = (f"{TRANSFORM}/transform.json", f"{TRANSFORM}/transform.arrow")
 WEIGHTS = "weights.safetensors"
 
 
@@ -65,24 +66,14 @@ def read_facts(folder: Path, version: str) -> Facts:
         version: of this library, for messages.
 
     Raises:
+        DamagedError: it is not as it was written.
         FileNotFoundError: there is no bundle.
-        ValueError: it is not as it was written, of a newer format, or of a model that this version
-            does not have.
+        ValueError: it is of a newer format, or of a model that this version does not have.
     """
-    try:
-        return _read_facts(folder, version)
-    except DamagedError as error:
-        name = error.path.relative_to(folder).as_posix()
-        raise ValueError(
-            f"Bundle '{folder}' should be whole. Received a damaged {name}: {error.reason}."
-        ) from None
-
-
-def _read_facts(folder: Path, version: str) -> Facts:
     try:
         # Format 1 had no checksum of the index itself.
         index = read_index(folder, index=INDEX, unchecked_format=1)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         what = "has none" if folder.exists() else "does not exist"
         raise FileNotFoundError(
             f"A bundle should be a folder with {INDEX}. Received '{folder}', which {what}."
@@ -116,17 +107,20 @@ def _read_facts(folder: Path, version: str) -> Facts:
     for file in found.weights:
         if file.layout != "whole":
             raise _newer(folder, f"weights of layout '{file.layout}'", index, version)
-    for name in [*(file.file for file in found.weights), *found.documents]:
+    for name in [*(file.file for file in found.weights), *_TRANSFORM_FILES, *found.documents]:
         if name not in index.files:
             raise DamagedError(folder / INDEX, f"it does not list {name}")
     return found
 
 
 def _newer(folder: Path, what: str, index: FolderIndex, version: str) -> ValueError:
-    name, written = _writer(index).split(" ", 1)
+    name, written = (index.facts.get(key) for key in ("library", "library_version"))
+    remedy = "use the build that wrote it"
+    if name and written and written != version:
+        remedy = f"pip install --upgrade '{name}>={written}'"
     return ValueError(
         f"Bundle '{folder}' should be of format 1 to {FORMAT}, as rowwise {version} reads. Received "
-        f"{what}, written by {name} {written}: pip install --upgrade '{name}>={written}'."
+        f"{what}, written by {_writer(index)}: {remedy}."
     )
 
 

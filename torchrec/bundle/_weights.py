@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import safetensors
 import torch
 from torch import Tensor, nn
 
+from torchrec.files import DamagedError
 from torchrec.modules.collection import Collection
 from torchrec.ops.embedding import new_table
 
@@ -48,16 +49,14 @@ def load_weights(model: nn.Module, folder: Path, files: Sequence[str]) -> None:
         files: names of its files of weights.
 
     Raises:
+        DamagedError: a file is none of weights.
         ValueError: the files hold the weights of another model.
     """
-    paths, shapes = _listed(folder, files)
+    paths, found = _listed(folder, files)
+    if different := difference(model, found):
+        raise _other_model(folder, *different)
+    _check_tied(model, folder, paths)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    fixed = {name: tuple(value.shape) for name, value in parameters.items()}
-    expected = {name: fixed.get(name) for name in model.state_dict()}
-    for name in [*expected, *shapes]:
-        found = shapes.get(name)
-        if name not in expected or found is None or fixed.get(name, found) != found:
-            raise _other_model(folder, f"'{name}' of shape {expected.get(name)}", f"shape {found}")
     state: dict[str, Tensor] = {}
     made: dict[int, Tensor] = {}  # a parameter with several names stays one
     for name, parameter in parameters.items():
@@ -65,7 +64,7 @@ def load_weights(model: nn.Module, folder: Path, files: Sequence[str]) -> None:
             made[id(parameter)] = _with_memory(parameter)
             _read_into(made[id(parameter)].detach(), paths[name], name)
         state[name] = made[id(parameter)]
-    state |= {name: _read(paths[name], name) for name in shapes if name not in parameters}
+    state |= {name: _read(paths[name], name) for name in found if name not in parameters}
     on_meta = any(value.is_meta for value in [*parameters.values(), *model.buffers()])
     try:
         # Without it, a parameter is copied to itself: nothing to do.
@@ -76,22 +75,61 @@ def load_weights(model: nn.Module, folder: Path, files: Sequence[str]) -> None:
         _check_buffers(model)
 
 
-def _listed(
-    folder: Path, files: Sequence[str]
-) -> tuple[dict[str, Path], dict[str, tuple[int, ...]]]:
-    """Return the file and the shape of each tensor."""
+def difference(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """Return what a model has and what weights have instead, in words; None if they go together.
+
+    A buffer may have any shape, as id maps do, which check it themselves.
+
+    Args:
+        model: on any device.
+        weights: by the names of its state; on the meta device, they have only shape and type.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    state = model.state_dict()
+    for name in [*state, *weights]:
+        shape = tuple(parameters[name].shape) if name in parameters else None
+        found = tuple(weights[name].shape) if name in weights else None
+        if name not in state or found is None or shape not in (None, found):
+            return f"'{name}' of shape {shape}", f"shape {found}"
+        dtype = getattr(state[name], "dtype", None)  # None of extra state that is no tensor
+        if dtype != weights[name].dtype:
+            return f"'{name}' of {dtype}", f"{weights[name].dtype}"
+    return None
+
+
+def _listed(folder: Path, files: Sequence[str]) -> tuple[dict[str, Path], dict[str, Tensor]]:
+    """Return the file of each tensor, and the tensor without its memory."""
     paths: dict[str, Path] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+    found: dict[str, Tensor] = {}
     for file in files:
-        with safetensors.safe_open(folder / file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - it is no mapping
-                if name in paths:
-                    raise _other_model(
-                        folder, f"'{name}' once", f"it in {paths[name].name} and {file}"
-                    )
-                paths[name] = folder / file
-                shapes[name] = tuple(opened.get_slice(name).get_shape())
-    return paths, shapes
+        try:
+            with safetensors.safe_open(folder / file, "pt") as opened:
+                # Tensors are views of the file: nothing is read but its header.
+                new = {name: opened.get_tensor(name).to("meta") for name in opened.keys()}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            raise DamagedError(folder / file, f"it holds no safetensors ({error})") from None
+        for name in new:
+            if name in paths:
+                raise _other_model(folder, f"'{name}' once", f"it in {paths[name].name} and {file}")
+            paths[name] = folder / file
+        found |= new
+    return paths, found
+
+
+def _check_tied(model: nn.Module, folder: Path, paths: Mapping[str, Path]) -> None:
+    """Refuse different weights for what is one tensor in the model: it could keep only one of them."""
+    first: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        other = first.setdefault(id(tensor), name)
+        if other != name and not _is_same(_read(paths[other], other), _read(paths[name], name)):
+            raise _other_model(folder, f"where '{other}' and '{name}' are one tensor", "two values")
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors have the same values, NaN included."""
+    return one.shape == other.shape and bool(
+        ((one == other) | ((one != one) & (other != other))).all()
+    )
 
 
 def _with_memory(parameter: nn.Parameter) -> nn.Parameter:
