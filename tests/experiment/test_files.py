@@ -223,6 +223,11 @@ def test_mistakes(file: Path, text: str, message: str) -> None:
             "'cosin'; did you mean `cosine`?",
         ),
         (
+            "training: {schedule: {final: 0.1}}",
+            "schedule.final` should be given for learning rates that fall. Received 0.1 "
+            "for `training.schedule.decay` constant.",
+        ),
+        (
             "model: {layers: 3}",
             "layers` should be a list, each a whole number above 0. Received 3.",
         ),

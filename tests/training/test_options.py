@@ -179,6 +179,12 @@ def test_of_early_stopping_has_an_effect(stopping: dict[str, Any], steps: int) -
         ({"clip_norm": float("nan")}, ValueError, "`clip_norm` should be above 0. Received nan"),
         ({"precision": "fp16"}, ValueError, "one of fp32, bf16. Received 'fp16'"),
         ({"seed": -1}, ValueError, "`seed` should be at least 0"),
+        ({"compile": "no"}, TypeError, "`compile` should be True or False. Received 'no'"),
+        ({"compile": 1}, TypeError, "`compile` should be True or False. Received 1"),
+        ({"schedule": {"decay": "linear"}}, TypeError, "`schedule` should be a ScheduleOptions. R"),
+        ({"schedule": None}, TypeError, "`schedule` should be a ScheduleOptions. Received None"),
+        ({"early_stopping": {"metric": "auc"}}, TypeError, "should be an EarlyStoppingOptions, or"),
+        ({"early_stopping": True}, TypeError, "`early_stopping` should be .* Received True"),
         ({"seed": 2**63}, ValueError, "`seed` should be at most 9223372036854775807"),
     ],
     ids=str,
@@ -197,6 +203,8 @@ def test_wrong_values_of_schedule_and_stopping_are_named() -> None:
         ScheduleOptions(final=2.0)
     with pytest.raises(ValueError, match=r"`schedule.warmup_steps` should be at least 0"):
         ScheduleOptions(warmup_steps=-1)
+    with pytest.raises(TypeError, match=r"`early_stopping.metric` should be a name .* Received 3"):
+        EarlyStoppingOptions(metric=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`early_stopping.patience` should be at least 1"):
         EarlyStoppingOptions(patience=0)
     with pytest.raises(ValueError, match=r"`early_stopping.min_delta` should be 0 or more"):
@@ -211,6 +219,19 @@ def test_what_would_have_no_effect_is_refused(tmp_path: Path) -> None:
         Trainer(model, options=FitOptions(evaluate_every=5)).fit(Source())
     with pytest.raises(ValueError, match="`checkpoints` should be given to resume from"):
         Trainer(model).fit(Source(), resume=True)
+    with pytest.raises(ValueError, match=r"`clip_norm` should be .* Received 0.1 for one that has"):
+        Trainer(model.ebc, options=FitOptions(clip_norm=0.1))
+    plain = ClickModel(optimizer=None).ebc
+    assert Trainer(plain, options=FitOptions(clip_norm=0.1)).options.clip_norm == 0.1
+    with pytest.raises(ValueError, match=r"`schedule.final` should be .* Received 0.1 for `sched"):
+        ScheduleOptions(final=0.1)
+    assert ScheduleOptions(warmup_steps=3, final=0.0).decay == "constant"
+
+
+@pytest.mark.parametrize("tasks", ["labels", None, ["labels"], [Task(), Task], {"labels": Task()}])
+def test_tasks_of_another_kind_are_refused(tasks: Any) -> None:
+    with pytest.raises(TypeError, match=r"`tasks` should be a Task, or a sequence of them. Recei"):
+        Trainer(ClickModel(), tasks=tasks)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ EXPECTED = {
 @pytest.mark.parametrize("decay", EXPECTED)
 @pytest.mark.parametrize("warmup", [0, 4])
 def test_course(decay: str, warmup: int) -> None:
-    options = ScheduleOptions(warmup_steps=warmup, decay=decay, final=0.1)
+    final = 0.0 if decay == "constant" else 0.1
+    options = ScheduleOptions(warmup_steps=warmup, decay=decay, final=final)
     factors = [learning_rate_factor(options, step, 20) for step in range(25)]
     assert factors[:warmup] == [(step + 1) / warmup for step in range(warmup)]
     after = [EXPECTED[decay](min(i / (19 - warmup), 1.0)) for i in range(25 - warmup)]

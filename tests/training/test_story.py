@@ -158,6 +158,27 @@ def test_the_end_is_told_to_all_though_one_fails() -> None:
     last.check()
 
 
+class FailsToStart(Story):
+    def started(self, extent: Extent) -> None:
+        super().started(extent)
+        raise KeyboardInterrupt
+
+
+def test_who_was_started_is_ended_though_another_fails_to_start() -> None:
+    """And nobody else; learning rates are those of before."""
+    first, failing, last = Story(), FailsToStart(), Story()
+    model = ClickModel(lr=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(model, schedule={"warmup_steps": 4}, observers=[first, failing, last]).fit(
+            Source()
+        )
+    for story in (first, failing):
+        story.check()
+        assert story.calls == [("started", 0), ("ended", None)]
+    assert last.calls == []
+    assert model.ebc.fused_optimizer.param_groups[0]["lr"] == 0.5
+
+
 def experiment(folder: Path, training: dict[str, Any], **split: float) -> Any:
     data: dict[str, Any] = {"label": "click", "workers": 1}
     for part, rows in {"train": 60, "valid": 24, "test": 20}.items():

@@ -299,7 +299,7 @@ def test_a_trainer_trains_once() -> None:
     trainer = make_trainer(model, schedule={"decay": "linear"})
     trainer.fit(Source())
     for resume in (False, True):
-        with pytest.raises(ValueError, match="Received a trainer that has made 14 steps: make an"):
+        with pytest.raises(ValueError, match="that has begun, and made 14 steps: make another"):
             trainer.fit(Source(), resume=resume)
     assert make_trainer(model).fit(Source()).steps == 14
 
@@ -487,15 +487,130 @@ def test_data_that_changed_between_epochs_are_refused(tmp_path: Path) -> None:
 
 
 def test_only_what_the_optimizer_has_is_clipped() -> None:
-    """Gradients of parameters that nobody steps do not add up, and are not in the norm."""
+    """A gradient that was left at a frozen parameter is not in the norm."""
     frozen, left = ClickModel(dropout=0.0), ClickModel(dropout=0.0)
     left.load_state_dict(frozen.state_dict())
-    frozen.over[0].requires_grad_(False)
+    left.over[0].weight.grad = torch.full_like(left.over[0].weight, 1e6)
     for model in (frozen, left):
-        mine = [p for p in model.over[2:].parameters() if p.requires_grad]
-        sgd = torch.optim.SGD(mine, lr=0.5)
+        model.over[0].requires_grad_(False)
+        sgd = torch.optim.SGD(model.over[2:].parameters(), lr=0.5)
         make_trainer(model, sgd, epochs=3, clip_norm=0.01).fit(Source(batches=20))
     assert_same(frozen.state_dict(), left.state_dict())
+
+
+class BreaksOff(ClickModel):
+    """Breaks off in a look-up of some number, as Ctrl-C does, once."""
+
+    def __init__(self, at: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.at, self.count = at, 0
+
+    def forward(self, *args: Any) -> Tensor:
+        self.count += 1
+        if self.count == self.at:
+            raise KeyboardInterrupt
+        return super().forward(*args)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adam", None])
+@pytest.mark.parametrize("at", [2, 3], ids=["second of three", "third of three"])
+def test_what_a_step_had_collected_when_it_broke_off_is_dropped(rule: str | None, at: int) -> None:
+    """No other trainer of the model, nor a plain loop, has gradients of batches that it never saw."""
+    torch.manual_seed(0)
+    model = BreaksOff(at, optimizer=rule, dropout=0.0)
+    other = copy.deepcopy(model)
+    other.at = 0
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(model, accumulate=3).fit(Source(seed=5))
+    assert_same(model.state_dict(), other.state_dict())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for each in (model, other):
+        make_trainer(each, accumulate=3).fit(Source())
+    assert_same(model.state_dict(), other.state_dict())
+
+
+def test_what_was_collected_before_is_not_trained_on() -> None:
+    model = ClickModel(dropout=0.0)
+    other, batch = copy.deepcopy(model), make_batch(8, 1)
+    with model.ebc.fused_optimizer.accumulate():
+        model(batch.dense_features, batch.sparse_features).sum().backward()
+    for each in (model, other):
+        make_trainer(each).fit(Source())
+    assert_same(model.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("at", [1, 2, 9])
+def test_a_trainer_that_broke_off_does_not_begin_again(at: int) -> None:
+    """Not even within its first step: some tables may have been updated, and metrics have begun."""
+    trainer = make_trainer(BreaksOff(at))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(Source())
+    with pytest.raises(ValueError, match=rf"has begun, and made {at - 1} steps: make another"):
+        trainer.fit(Source())
+
+
+def test_what_is_refused_before_the_start_is_no_start() -> None:
+    trainer = make_trainer(ClickModel(), schedule={"decay": "linear"})
+    batches = epochs(Source(), 1)
+    with pytest.raises(ValueError, match=r"`schedule.decay` should be constant for data whose len"):
+        trainer.fit(iter(batches))
+    assert trainer.fit(batches, batches=7).steps == 14
+
+
+@pytest.mark.parametrize(
+    ("batches", "error", "message"),
+    [
+        (0, ValueError, "`batches` should be at least 1. Received 0"),
+        (-1, ValueError, "`batches` should be at least 1. Received -1"),
+        (1.5, TypeError, "`batches` should be an integer. Received 1.5"),
+        (True, TypeError, "`batches` should be an integer. Received True"),
+        ("7", TypeError, "`batches` should be an integer. Received '7'"),
+    ],
+    ids=str,
+)
+def test_wrong_numbers_of_batches_are_refused(
+    batches: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        make_trainer(ClickModel()).fit(Source(), batches=batches)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_more_batches_than_was_said_are_refused(accumulate: int) -> None:
+    """Before they are learned from: the schedule would be over, and the epoch beyond its end."""
+
+    class Short(Source):
+        def __len__(self) -> int:
+            return 5
+
+    for train, said in ((Source(), 5), (Short(), None)):
+        notes = Notes()
+        trainer = make_trainer(ClickModel(), accumulate=accumulate, log_every=1, observers=[notes])
+        with pytest.raises(ValueError, match=r"`batches`, .* Received 5, and more in epoch 1"):
+            trainer.fit(train, batches=said)
+        assert notes.steps == list(range(1, 5 // accumulate + 1))
+        assert max(record.epoch for record in notes.records) <= 1.0
+    assert make_trainer(ClickModel(), epochs=1).fit(Source(), batches=7).steps == 7
+
+
+def test_optimizers_of_other_parameters_are_refused() -> None:
+    model, fused = ClickModel(), ClickModel().ebc
+    over = dict(model.over.named_parameters(prefix="over"))
+    for name in over:
+        rest = [param for other, param in over.items() if other != name]
+        with pytest.raises(ValueError, match=rf"and no others. Received one without '{name}'\."):
+            Trainer(model, torch.optim.SGD(rest, lr=0.1))
+    for more, what in (
+        (model.ebc.embedding_bags["item"].weight, r"with 'ebc.embedding_bags.item.weight'\."),
+        (nn.Parameter(torch.zeros(3)), r"with one of shape \(3,\) that the model does not have\."),
+    ):
+        with pytest.raises(ValueError, match=what):
+            Trainer(model, torch.optim.SGD([*over.values(), more], lr=0.1))
+    with pytest.raises(ValueError, match=r"None would be right, as the model has none of these"):
+        Trainer(fused, torch.optim.SGD(fused.parameters(), lr=0.1))
+    model.over[0].requires_grad_(False)
+    given = torch.optim.SGD(model.over[2:].parameters(), lr=0.1)
+    assert Trainer(model, given).fit([make_batch(4, 1)]).steps == 1
 
 
 def test_a_checkpoint_does_not_grow_with_log_every(tmp_path: Path) -> None:

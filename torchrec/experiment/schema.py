@@ -139,6 +139,15 @@ class ScheduleSection(Section):
         default=0.0, description="the factor that they fall to"
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> ScheduleSection:
+        if self.decay == "constant" and self.final != 0:
+            raise ValueError(
+                "`training.schedule.final` should be given for learning rates that fall. Received "
+                f"{self.final} for `training.schedule.decay` constant."
+            )
+        return self
+
 
 class EarlyStoppingSection(Section):
     """Stop when `metric` of the validation data has not improved for `patience` evaluations."""

@@ -105,8 +105,8 @@ def check_metric_names(report: Report) -> None:
 class Observer:
     """Is told how training goes; a subclass implements what it wants to know.
 
-    ``ended`` comes once, after everything else. ``state_dict`` goes into checkpoints, so that an
-    observer can go on where it was.
+    ``ended`` comes once, after everything else, to each that ``started`` came to. ``state_dict`` goes
+    into checkpoints, so that an observer can go on where it was.
     """
 
     def started(self, extent: Extent) -> None:
@@ -141,10 +141,12 @@ class Observers(Observer):
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = list(observers)
+        self._started: list[Observer] = []
 
     def started(self, extent: Extent) -> None:
         """Training begins, or goes on."""
         for observer in self._observers:
+            self._started.append(observer)
             observer.started(extent)
 
     def stepped(self, step: int, samples: int) -> None:
@@ -163,9 +165,10 @@ class Observers(Observer):
             observer.said(message)
 
     def ended(self) -> None:
-        """Training is over, or broke off; each is told, whatever happens in another."""
+        """Training is over, or broke off; each that was started is told, whatever happens in another."""
+        started, self._started = self._started, []
         with ExitStack() as stack:
-            for observer in reversed(self._observers):
+            for observer in reversed(started):
                 stack.callback(observer.ended)
 
     def state_dict(self) -> dict[str, Any]:

@@ -53,7 +53,8 @@ def combined_optimizer(
 
     Raises:
         TypeError: if ``dense`` is no optimizer.
-        ValueError: if there is nothing to train, or a table has an optimizer without a learning rate.
+        ValueError: if there is nothing to train, ``dense`` has other parameters than those that are
+            not fused and require a gradient, or a table has an optimizer without a learning rate.
     """
     params = dense_parameters(model)
     pairs = fused_optimizers(model)
@@ -68,6 +69,8 @@ def combined_optimizer(
         raise TypeError(
             f"`optimizer` should be a torch.optim.Optimizer. Received {type(dense).__name__}."
         )
+    if dense is not None:
+        _require_all(dense, params, model)
     if isinstance(dense, KeyedOptimizer):
         pairs.append((DENSE, dense))
     elif dense is not None:
@@ -106,6 +109,22 @@ def dense_optimizer(
         # `fused` is one kernel for all parameters.
         lambda each: _RULES[rule](each, lr=learning_rate, weight_decay=weight_decay, fused=True),
     )
+
+
+def _require_all(
+    optimizer: torch.optim.Optimizer, params: dict[str, Tensor], model: nn.Module
+) -> None:
+    """Refuse an optimizer that leaves some parameters as they are, or has some that it should not."""
+    should = "should have all parameters that are not fused and require a gradient, and no others"
+    grouped = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    for name, param in params.items():
+        if grouped.pop(id(param), None) is None:
+            raise ValueError(f"`optimizer` {should}. Received one without '{name}'.")
+    for key, param in grouped.items():
+        names = {id(each): f"'{name}'" for name, each in model.named_parameters()}
+        what = names.get(key, f"one of shape {tuple(param.shape)} that the model does not have")
+        none = "" if params else ": None would be right, as the model has none of these"
+        raise ValueError(f"`optimizer` {should}. Received one with {what}{none}.")
 
 
 def _require_rates(pairs: list[tuple[str, KeyedOptimizer]]) -> None:

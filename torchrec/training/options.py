@@ -33,7 +33,7 @@ class ScheduleOptions:
         warmup_steps: steps over which the learning rates rise from 0. Default 0.
         decay: how they fall afterwards, until the last step: ``"constant"``, ``"linear"``,
             ``"cosine"`` or ``"exponential"``. Default ``"constant"``.
-        final: the factor that they fall to, in [0, 1]. Default 0.
+        final: the factor that they fall to, in [0, 1]; not for ``"constant"``. Default 0.
     """
 
     warmup_steps: int = 0
@@ -44,6 +44,11 @@ class ScheduleOptions:
         require_integer(self.warmup_steps, "`schedule.warmup_steps`", least=0)
         _choice("schedule.decay", self.decay, ("constant", "linear", "cosine", "exponential"))
         _number("schedule.final", self.final, "in [0, 1]", lambda final: 0 <= final <= 1)
+        if self.decay == "constant" and self.final != 0:
+            raise ValueError(
+                "`schedule.final` should be given for learning rates that fall. Received "
+                f"{self.final} for `schedule.decay` constant."
+            )
         if self.decay == "exponential" and self.final == 0:
             raise ValueError(
                 "`schedule.final` should be above 0 for exponential decay. Received 0."
@@ -65,6 +70,10 @@ class EarlyStoppingOptions:
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.metric, str):
+            raise TypeError(
+                f"`early_stopping.metric` should be a name of a metric. Received {self.metric!r}."
+            )
         require_integer(self.patience, "`early_stopping.patience`", least=1)
         _number("early_stopping.min_delta", self.min_delta, "0 or more", lambda delta: delta >= 0)
 
@@ -88,7 +97,8 @@ class FitOptions:
         seed: of the generators of random numbers, before the first step. Default 0.
 
     Raises:
-        ValueError: if a value is out of its range; it names the option.
+        TypeError: if a value is of another kind; it names the option.
+        ValueError: if one is out of its range.
 
     Example:
         >>> FitOptions(epochs=3, early_stopping=EarlyStoppingOptions(metric="ne")).accumulate
@@ -114,4 +124,13 @@ class FitOptions:
         if self.clip_norm is not None:
             _number("clip_norm", self.clip_norm, "above 0", lambda norm: 0 < norm < math.inf)
         _choice("precision", self.precision, ("fp32", "bf16"))
+        if not isinstance(self.compile, bool):
+            raise TypeError(f"`compile` should be True or False. Received {self.compile!r}.")
+        if not isinstance(self.schedule, ScheduleOptions):
+            raise TypeError(f"`schedule` should be a ScheduleOptions. Received {self.schedule!r}.")
+        if not isinstance(self.early_stopping, EarlyStoppingOptions | None):
+            raise TypeError(
+                "`early_stopping` should be an EarlyStoppingOptions, or None. Received "
+                f"{self.early_stopping!r}."
+            )
         require_integer(self.seed, "`seed`", least=0, most=2**63 - 1)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrec.checks import require_integer
 from torchrec.datasets.utils import Batch
 from torchrec.metrics import Report
 from torchrec.metrics.report import join_reports
@@ -56,8 +57,9 @@ class Trainer:
             an evaluation, and after it with the model still in evaluation mode.
 
     Raises:
-        TypeError: if ``optimizer`` or ``options`` are of another kind.
-        ValueError: if there is nothing to train, a table has an optimizer without a learning rate,
+        TypeError: if ``optimizer``, ``tasks`` or ``options`` are of another kind.
+        ValueError: if there is nothing to train, ``optimizer`` has not just the parameters that are
+            to be trained and not fused, a table has an optimizer without a learning rate,
             or an option would have no effect.
 
     Example:
@@ -110,6 +112,11 @@ class Trainer:
         self._clipped = [
             p for each in self._stepping for g in each.param_groups for p in g["params"]
         ]
+        if options.clip_norm is not None and not self._clipped:
+            raise ValueError(
+                "`clip_norm` should be given for a model with parameters that are not fused. "
+                f"Received {options.clip_norm} for one that has none to train."
+            )
         self._metrics = TrainingMetrics(self.tasks)
         self._ids: Counter[str] = Counter()  # counts of training that are in no record yet
         self._ids_evaluated: Mapping[str, int] = {}  # of the last evaluation
@@ -117,6 +124,7 @@ class Trainer:
         self._valid: Report | None = None  # with the weights that the result will have
         self._length: int | None = None
         self._learning_rate = 0.0
+        self._begun = False
 
     def fit(
         self,
@@ -136,25 +144,31 @@ class Trainer:
             valid: to evaluate on. Default: nothing is evaluated.
             test: to evaluate on once, in the end. Default: nothing.
             resume: go on from the last checkpoint, if there is one.
-            batches: how many ``train`` gives an epoch, where ``len`` does not tell.
+            batches: how many ``train`` gives an epoch, where ``len`` does not tell; at least 1.
 
         Raises:
-            ValueError: if the loss is no number, an option would have no effect, the schedule has to
-                know how long an unknown number of batches is, or this trainer has trained.
+            TypeError: if ``batches`` is no integer.
+            ValueError: if the loss is no number, weights or targets are not as they should be, an
+                option would have no effect, the schedule has to know how long an unknown number of
+                batches is, there are more batches than was said, or this trainer has begun before.
         """
         options = self.options
         self._check_fit(train, valid, resume)
+        if batches is not None:
+            require_integer(batches, "`batches`", least=1)
         torch.manual_seed(options.seed)
-        began = perf_counter()
+        clock = perf_counter()
         self._length = _length_of(train) if batches is None else batches
         schedule = Schedule(options.schedule, self.optimizer.param_groups, self._total_steps())
-        if resume:
-            self._load(train)
-        progress = self.progress
-        self._learning_rate = schedule.write(max(progress.step - 1, 0))
-        began -= progress.seconds
-        self._observers.started(self._extent(train))
+        self._begun = True
         try:
+            self._drop_gradients()  # of whoever went before
+            if resume:
+                self._load(train)
+            progress = self.progress
+            self._learning_rate = schedule.write(max(progress.step - 1, 0))
+            began = clock - progress.seconds
+            self._observers.started(self._extent(train))
             while not progress.over and progress.epoch < options.epochs:
                 self.model.train()
                 for group in self._groups(train):
@@ -174,6 +188,7 @@ class Trainer:
                 progress.seconds = perf_counter() - began
             return self._result(valid, test)
         finally:
+            self._drop_gradients()  # of a step that broke off
             schedule.end()
             self._observers.ended()
 
@@ -202,10 +217,10 @@ class Trainer:
     def _check_fit(
         self, train: Iterable[Batch], valid: Iterable[Batch] | None, resume: bool
     ) -> None:
-        if self.progress.step:
+        if self._begun:  # and may have updated some tables in a step that broke off
             raise ValueError(
-                f"`fit` should be called once. Received a trainer that has made {self.progress.step} "
-                "steps: make another one."
+                f"`fit` should be called once. Received a trainer that has begun, and made "
+                f"{self.progress.step} steps: make another one."
             )
         if resume and self.checkpoints is None:
             raise ValueError("`checkpoints` should be given to resume from. Received None.")
@@ -268,6 +283,10 @@ class Trainer:
         progress.step_seconds += perf_counter() - began
         self._observers.stepped(progress.step, progress.samples)
 
+    def _drop_gradients(self) -> None:
+        """Drop what no step has applied, of fused tables and of the rest."""
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _watching(self) -> AbstractContextManager[None]:
         # Hooks would have a compiled model compiled again.
         return nullcontext() if self.options.compile else self.phases.step(self.model)
@@ -297,6 +316,11 @@ class Trainer:
                 progress.step_seconds += perf_counter() - began
                 if not group:
                     return
+                if self._length is not None and progress.batch + len(group) > self._length:
+                    raise ValueError(
+                        "`batches`, or `len(train)`, should be how many batches `train` gives an "
+                        f"epoch. Received {self._length}, and more in epoch {progress.epoch + 1}."
+                    )
                 yield group
 
     # What happens between steps.
@@ -480,6 +504,8 @@ class Trainer:
 
 
 def _checked_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
+    if not isinstance(tasks, Sequence) or not all(isinstance(task, Task) for task in tasks):
+        raise TypeError(f"`tasks` should be a Task, or a sequence of them. Received {tasks!r}.")
     targets = [task.target for task in tasks]
     if not targets or len(set(targets)) < len(targets):
         raise ValueError(
