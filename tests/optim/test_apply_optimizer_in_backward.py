@@ -150,8 +150,9 @@ class Watched:
 
 def table():
     param, collection = nn.Parameter(torch.ones(2, 2)), Watched()
-    update = TableUpdate("t", "tables.t.weight")
-    update.own(param, collection)
+    update = TableUpdate("t")
+    update.own(param)
+    update.join(collection)
     return param, update, collection
 
 

@@ -101,6 +101,9 @@ LEAVES: dict[str, Callable[[EmbeddingBagCollection], object]] = {
     "load_state_dict of a model": lambda m: nn.ModuleList([m]).load_state_dict(
         {f"0.{n}": v.clone() for n, v in m.state_dict().items()}
     ),
+    "load_state_dict of the optimizer": lambda m: m.fused_optimizer.load_state_dict(
+        copy.deepcopy(m.fused_optimizer.state_dict())
+    ),
     "reset_parameters": lambda m: m.reset_parameters(),
 }
 
@@ -161,6 +164,26 @@ def test_a_copy_has_collected_what_its_original_had() -> None:
     module.fused_optimizer.zero_grad()
     other.fused_optimizer.step()
     module.fused_optimizer.step()
+    assert column(other, "a") == [-2.0, 0.0, -1.0]
+    assert column(module, "a") == [0.0, 0.0, 0.0]
+
+
+def test_what_was_collected_for_a_weight_is_not_for_the_one_in_its_place() -> None:
+    module = bags("fused", "fused")
+    with module.fused_optimizer.accumulate():
+        backward(module)
+    module.embedding_bags["a"].weight = nn.Parameter(torch.zeros(4, 1))
+    module.fused_optimizer.step()
+    assert column(module, "a") == [0.0, 0.0, 0.0]
+    assert column(module, "b") == [-2.0, 0.0, -1.0]
+
+
+def test_a_copy_made_while_its_original_collects_does_not_collect() -> None:
+    module = bags("fused", "fused")
+    with module.fused_optimizer.accumulate():
+        other = copy.deepcopy(module)
+        backward(module)
+    backward(other)
     assert column(other, "a") == [-2.0, 0.0, -1.0]
     assert column(module, "a") == [0.0, 0.0, 0.0]
 

@@ -54,7 +54,7 @@ def load_rows(tables: Tables, table: str, ids: Tensor, vectors: Tensor, reset_st
     with torch.no_grad():
         weight.index_copy_(0, ids, vectors.to(weight))
     if reset_state:
-        tables.updates[number].reset_state(ids)
+        tables.updates()[number].reset_state(ids)
 
 
 def export_rows(tables: Tables, table: str, ids: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -86,7 +86,7 @@ def reset_rows(tables: Tables, table: str, rows: Tensor) -> None:
         return
     with torch.no_grad():
         weight.index_copy_(0, rows, _initial(tables.configs[number], weight, rows))
-    tables.updates[number].forget_rows(rows)
+    tables.updates()[number].forget_rows(rows)
 
 
 def _initial(config: BaseEmbeddingConfig, weight: Tensor, rows: Tensor) -> Tensor:

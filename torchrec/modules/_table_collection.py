@@ -244,7 +244,7 @@ class TableCollection(nn.Module):
     def _lookup_of(self, features: KeyedJaggedTensor) -> tuple[list[Tensor], Any, Any]:
         """Return the weights, the spec for these features, and the groups that get a gradient."""
         tables = self._tables
-        weights = tables.bound_weights()
+        weights = tables.weights()
         recorded = torch.is_grad_enabled()
         if tables.in_backward and recorded and not is_compiling():
             reduced = reduced_by_ddp()

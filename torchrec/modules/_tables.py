@@ -141,11 +141,9 @@ class Tables:
         )
         self._number = {config.name: t for t, config in enumerate(configs)}
         self._bound: list[int] = []
-        self._own = [
-            TableUpdate(config.name, name, _rule_of(config))
-            for config, name in zip(configs, self.names, strict=True)
-        ]
-        self.updates = list(self._own)
+        self._updates = [TableUpdate(config.name, _rule_of(config)) for config in configs]
+        self._shown: list[int] = []  # the first table of each weight, but those another one shows
+        self._to_show: list[int] = []  # of a copy: what its original shows
         self._joints: list[tuple[JointUpdate, list[int]]] = []
         self._optimizer: EmbeddingFusedOptimizer | None = None
         self._lookups: dict[tuple[Any, ...], tuple[LookupSpec, list[Group]]] = {}
@@ -156,16 +154,21 @@ class Tables:
     # The weights, and what knows them.
 
     def weights(self) -> list[Tensor]:
-        """Return the weight of each table, as it is now."""
-        return [parameters["weight"] for parameters in self._parameters]
-
-    def bound_weights(self) -> list[Tensor]:
-        """Return the weights, having met those that others have put in place of the former."""
-        weights = self.weights()
+        """Return the weight of each table, having met those put in place of the former."""
+        weights = [parameters["weight"] for parameters in self._parameters]
         changed = not is_compiling() and [id(weight) for weight in weights] != self._bound
         if changed and not is_transformed():  # what a transform puts there is gone when it ends
             self.bind()
         return weights
+
+    def updates(self) -> list[TableUpdate]:
+        """Return who trains each table, having met weights put in place of the former."""
+        self.weights()
+        return self._updates
+
+    def unbind(self) -> None:
+        """Meet the weights anew when next asked for them."""
+        self._bound = []
 
     def check_not_reduced(self, reduced: list[Tensor]) -> None:
         """Refuse `DistributedDataParallel` around a table that the backward pass updates.
@@ -179,7 +182,7 @@ class Tables:
             RuntimeError: naming the table.
         """
         ids = {id(param) for param in reduced}
-        for config, update in zip(self.configs, self.updates, strict=True):
+        for config, update in zip(self.configs, self._updates, strict=True):
             if update.in_backward and id(update.weight) in ids:
                 raise RuntimeError(
                     f"Table '{config.name}' should have no `lr`, or be left out of "
@@ -199,52 +202,62 @@ class Tables:
 
     def bind(self) -> None:
         """Meet the weights: those there are now are trained, with their state beside them."""
-        weights = self.weights()
+        weights = [parameters["weight"] for parameters in self._parameters]
         for config, weight in zip(self.configs, weights, strict=True):
             if not weight.is_floating_point():
                 raise TypeError(
                     f"The weight of table '{config.name}' should be of a floating type. "
                     f"Received {weight.dtype}."
                 )
-        self._bound = [id(weight) for weight in weights]
-        self.updates = [self._update_of(t, weight) for t, weight in enumerate(weights)]
-        own = [t for t, update in enumerate(self.updates) if update is self._own[t]]
-        together = [t for t in own if self.updates[t].in_backward]
-        alone = [[t] for t in own if self._waits_for_lr(t)]
+        former = self._updates
+        for t in range(len(weights)):
+            self._meet(t, weights)
+        for update in set(former).difference(self._updates):
+            update.leave(self)
+        first = {update: t for t, update in reversed(list(enumerate(self._updates)))}
+        self._shown = sorted(t for update, t in first.items() if update.collections()[0] is self)
+        together = [t for t in self._shown if self._updates[t].in_backward]
+        alone = [[t] for t in self._shown if self._waits_for_lr(t)]
         self._joints = [
             self._joint_of(numbers) for numbers in ([together] if together else []) + alone
         ]
-        self.in_backward = any(update.in_backward for update in self.updates)
+        self.in_backward = any(update.in_backward for update in self._updates)
         if any(self._waits_for_lr(t) for t in range(len(weights))):
             install_step_hook()
         self.dtype = _widest([weight.dtype for weight in weights])
         self._optimizer = None
         self._lookups = {}
         self._version += 1
+        self._to_show = []
+        self._bound = [id(weight) for weight in weights]  # last: what is refused stays refused
 
-    def _update_of(self, t: int, weight: Tensor) -> TableUpdate:
-        """Return who trains a table: its own update, or that of the table that has the same weight."""
-        own, owner = self._own[t], owner_of(weight)
-        if owner is None or owner is own:
-            own.own(weight, self)
-            return own
-        if not isinstance(owner, TableUpdate):
+    def _meet(self, t: int, weights: list[Tensor]) -> None:
+        """Find who trains a table: who trains its weight already, or the one that did train it."""
+        update, owner, config = self._updates[t], owner_of(weights[t]), self.configs[t]
+        if owner is not None and not isinstance(owner, TableUpdate):
             raise ValueError(
-                f"The weight of table '{self.configs[t].name}' should have no optimizer in the "
+                f"The weight of table '{config.name}' should have no optimizer in the "
                 "backward pass before it is a table. Received one that has."
             )
-        if own.rule is not None:
-            owner.share_rule(own.rule, self.configs[t].name)
-        owner.join(self)
-        return owner
+        if owner is None:
+            elsewhere = any(known is not self for known in update.collections())
+            if elsewhere or any(update.trains(weight) for weight in weights):
+                update = TableUpdate(config.name, update.rule)  # it goes on with the former weight
+            update.own(weights[t])
+        elif owner is not update:
+            if update.rule is not None:
+                owner.share_rule(update.rule, config.name)
+            update = owner
+        self._updates = [*self._updates[:t], update, *self._updates[t + 1 :]]
+        update.join(self, first=t in self._to_show)
 
     def _waits_for_lr(self, t: int) -> bool:
-        rule = self.updates[t].rule
+        rule = self._updates[t].rule
         return rule is not None and rule.inherits_lr
 
     def _joint_of(self, numbers: list[int]) -> tuple[JointUpdate, list[int]]:
         """Return what updates these tables, which is kept as long as they are the same ones."""
-        updates = [self.updates[t] for t in numbers]
+        updates = [self._updates[t] for t in numbers]
         found = [joint for joint, _ in self._joints if joint.updates == updates]
         joint = found[0] if found and updates[0].joint is found[0] else JointUpdate(updates)
         joint.place()
@@ -252,41 +265,45 @@ class Tables:
 
     def optimizer(self) -> EmbeddingFusedOptimizer:
         """Return the optimizer of the fused tables, but those that another collection shows."""
+        updates = self.updates()
         if self._optimizer is None:
             shown = sorted(t for _, numbers in self._joints for t in numbers)
-            self._optimizer = EmbeddingFusedOptimizer([self.updates[t] for t in shown])
+            self._optimizer = EmbeddingFusedOptimizer({self.names[t]: updates[t] for t in shown})
         return self._optimizer
 
     def reset_states(self) -> None:
         """Set all states of fused tables to what they were before any update."""
-        for update in self.updates:
+        for update in self.updates():
             update.reset_state()
 
     def restart(self) -> None:
         """Meet weights that were loaded: what waits was for the former ones."""
         self.bind()
-        for update in self.updates:
+        for update in self._updates:
             update.restart()
 
     def discard_gradients(self) -> None:
         """Drop the gradients that were accumulated and not applied."""
-        for update in self.updates:
+        for update in self.updates():
             update.discard_gradients()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made again when the copy is bound."""
+        self.weights()
         made_anew: dict[str, Any] = {
             "_optimizer": None,
             "_lookups": {},
             "_bound": [],
             "_joints": [],
+            "_shown": [],
+            "_to_show": self._shown,
         }
         return {**self.__dict__, **made_anew}
 
     # Specs.
 
     def _table_spec(self, t: int, trained: bool = True) -> TableSpec:
-        config, update = self.configs[t], self.updates[t]
+        config, update = self.configs[t], self._updates[t]
         policy = PolicyCode.OVERFLOW if config.hash_size else _POLICY[config.id_policy]
         return TableSpec(
             config.name,
@@ -347,14 +364,13 @@ class Tables:
             return []
         groups = []
         for joint, numbers in self._joints:
-            if set(numbers) & set(asked) and self.updates[numbers[0]].in_backward:
+            if set(numbers) & set(asked) and self._updates[numbers[0]].in_backward:
                 groups.append(self._fused_group(spec, numbers, joint.updates))
-        shared = [
-            t for t in asked if self.updates[t] is not self._own[t] and self.updates[t].in_backward
-        ]
+        fused = [t for t in asked if self._updates[t].in_backward]
+        shared = [t for t in fused if t not in self._shown]
         if shared:
-            groups.append(self._fused_group(spec, shared, [self.updates[t] for t in shared]))
-        rest = [t for t in asked if not self.updates[t].in_backward]
+            groups.append(self._fused_group(spec, shared, [self._updates[t] for t in shared]))
+        rest = [t for t in asked if t not in fused]
         sparse = [t for t in rest if self.configs[t].sparse or self._waits_for_lr(t)]
         dense = [t for t in rest if t not in sparse]
         if sparse:

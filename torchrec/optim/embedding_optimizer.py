@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
     shared with another collection is shown by the one that looked it up first.
 
     Args:
-        updates: of every fused table.
+        updates: name of the parameter -> what updates it, of every fused table.
 
     Example:
         >>> import torch
@@ -39,15 +39,16 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
         >>> scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=10)
     """
 
-    def __init__(self, updates: Sequence[TableUpdate]) -> None:
-        self._updates = list(updates)
-        groups = [update.group for update in updates if update.group is not None]
-        super().__init__({update.name: update.weight for update in updates}, {}, groups)
+    def __init__(self, updates: Mapping[str, TableUpdate]) -> None:
+        self._named = dict(updates)
+        self._updates = list(updates.values())
+        groups = [update.group for update in self._updates if update.group is not None]
+        super().__init__({name: update.weight for name, update in updates.items()}, {}, groups)
 
     @property
     def state(self) -> Mapping[Any, Any]:  # type: ignore[override]
         """Parameter -> its state, the very tensors that updates write to."""
-        return {self.params[update.name]: update.named_state() for update in self._updates}
+        return {self.params[name]: update.named_state() for name, update in self._named.items()}
 
     def _live_state(self, param: Tensor) -> dict[str, Any]:
         return dict(self.state[param])
@@ -87,6 +88,10 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
     def __call__(self) -> EmbeddingFusedOptimizer:
         """Return this optimizer: ``fused_optimizer`` of a collection is also written as a method."""
         return self
+
+    def post_load_state_dict(self) -> None:
+        """Drop the gradients that were accumulated: they were for the former state."""
+        self.zero_grad()
 
     def set_optimizer_step(self, step: int) -> None:
         """Set the step counts, which Adam's bias correction depends on.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
-from weakref import WeakSet, ref
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ class RowGradients(NamedTuple):
 class _Collection(Protocol):
     def bind(self) -> None: ...
 
+    def unbind(self) -> None: ...
+
 
 class _Applier(Protocol):
     """What a table needs of those that it is updated together with; see `JointUpdate`."""
@@ -93,18 +95,17 @@ class HyperGroup(dict[str, Any]):
 class TableUpdate(Owner):
     """Trains one table: all that its training keeps between steps is here.
 
-    The collection that the table belongs to owns it. A table without a rule of its own is left to
-    ordinary optimizers; of its training this then only knows which rows they have to forget.
+    The collections that look the table up own it; the first of them shows it in its optimizer. A
+    table without a rule of its own is left to ordinary optimizers; of its training this then only
+    knows which rows they have to forget.
 
     Args:
         table: name of the table.
-        name: of its parameter, ``embedding_bags.user.weight`` say.
         rule: what updates it; None: an ordinary optimizer.
     """
 
-    def __init__(self, table: str, name: str, rule: FusedRule | None = None) -> None:
+    def __init__(self, table: str, rule: FusedRule | None = None) -> None:
         self.table = table
-        self.name = name
         self.rule: FusedRule | None = None
         self.lr = 0.0
         self.states: dict[str, Tensor] = {}
@@ -117,7 +118,7 @@ class TableUpdate(Owner):
         self._hook: Any = None
         self._applied: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None
         self.evicted: list[Tensor] = []
-        self._collections: WeakSet[Any] = WeakSet()
+        self._collections: list[ref[_Collection]] = []
         if rule is not None:
             self.set_rule(rule)
 
@@ -130,29 +131,69 @@ class TableUpdate(Owner):
             raise RuntimeError(f"Table '{self.table}' should have been given its weight first.")
         return self._weight
 
-    def own(self, weight: Tensor, collection: _Collection) -> None:
-        """Train this parameter from now on.
+    def trains(self, weight: Tensor) -> bool:
+        """Whether this is the parameter."""
+        return self._weight is weight
+
+    def own(self, weight: Tensor) -> None:
+        """Train this parameter from now on, instead of the former, which nobody looks up any more.
+
+        What waits for the former is dropped; a copy that has no parameter yet keeps it.
 
         Args:
             weight: the parameter.
-            collection: is told when the rule changes, or when the parameter is another one.
         """
-        self._collections.add(collection)
-        if weight is self._weight and owner_of(weight) is self:
-            return
-        former, self._weight = self._weight, weight
-        if former is not None and owner_of(former) is self:
-            set_owner(former, None)
+        self._let_go()
+        self._weight = weight
         set_owner(weight, self)
         self._watch_gradient()
         if self.group is not None:
             dict.__setitem__(self.group, "params", [weight])
-        for other in [c for c in self._collections if c is not collection and former is not None]:
-            other.bind()
 
-    def join(self, collection: _Collection) -> None:
-        """Tell this collection, too, when the rule or the parameter changes."""
-        self._collections.add(collection)
+    def collections(self) -> list[_Collection]:
+        """Return the collections that look the parameter up, the one that shows it first."""
+        return [found for found in (known() for known in self._collections) if found is not None]
+
+    def join(self, collection: _Collection, first: bool = False) -> None:
+        """Tell this collection when the rule changes, or when it comes to show the parameter.
+
+        Args:
+            collection: looks the parameter up.
+            first: whether it shows the parameter, and not one that came before.
+        """
+        others = [known for known in self.collections() if known is not collection]
+        if len(others) < len(self.collections()) and not first:
+            return
+        mine = ref(collection, self._collection_gone)
+        theirs = [ref(known, self._collection_gone) for known in others]
+        self._collections = [mine, *theirs] if first else [*theirs, mine]
+        if first:
+            for known in others:
+                known.bind()
+
+    def leave(self, collection: _Collection) -> None:
+        """Be looked up by this collection no longer; the next one then shows the parameter."""
+        others = [known for known in self.collections() if known is not collection]
+        self._collections = [ref(known, self._collection_gone) for known in others]
+        for known in others:
+            known.bind()
+        if not others:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Leave the parameter, if there is one, to whoever wants to train it."""
+        if self._weight is None:
+            return
+        self.restart()
+        if owner_of(self._weight) is self:
+            set_owner(self._weight, None)
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def _collection_gone(self, _: object) -> None:
+        for known in self.collections():  # one of them is the first now, when it next looks
+            known.unbind()
 
     def _watch_gradient(self) -> None:
         """Take note of gradients that come otherwise than from look-ups: a penalty, tied logits."""
@@ -211,7 +252,7 @@ class TableUpdate(Owner):
             )
 
     def _tell_collections(self) -> None:
-        for collection in list(self._collections):
+        for collection in self.collections():
             collection.bind()
 
     def set_hyper(self, key: str, value: Any, group: Mapping[str, Any]) -> None:
@@ -371,14 +412,19 @@ class TableUpdate(Owner):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is tied to this very parameter and to what it is updated with."""
-        left_out = dict.fromkeys(("joint", "_weight", "_hook", "_applied", "_collections"))
+        left_out = dict.fromkeys(("joint", "_weight", "_hook", "_applied"))
         group = None if self.group is None else {**self.group, "params": []}
-        return {**self.__dict__, **left_out, "step": float(self.step), "group": group}
+        kept: dict[str, Any] = {
+            "step": float(self.step),
+            "group": group,
+            "collecting": False,
+            "_collections": [],
+        }
+        return {**self.__dict__, **left_out, **kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.step = torch.tensor(state["step"], dtype=torch.float64, device="cpu")
-        self._collections = WeakSet()
         if self.group is not None:
             self.group = HyperGroup(self.group, self)
 
