@@ -530,12 +530,12 @@ class TestColumns:
     [
         (
             "{name: deepfm, cross_layers: 3}",
-            "`cross_layers` is not an option of model 'deepfm', but of 'dlrm_dcn'. Its options: name, "
+            "`model.cross_layers` is not an option of model 'deepfm', but of 'dlrm_dcn'. Its options: name, "
             "dim, dense_layers, layers, dropout, batch_norm.",
         ),
         (
             "{name: dlrm, cross_rank: 8}",
-            "`cross_rank` is not an option of model 'dlrm', but of 'dlrm_dcn'. Its options: name,",
+            "`model.cross_rank` is not an option of model 'dlrm', but of 'dlrm_dcn'. Its options: name,",
         ),
         (
             "{cros_layers: 3}",
@@ -543,7 +543,7 @@ class TestColumns:
         ),
         (
             "{name: dlrm, colour: 3}",
-            "`colour` is not an option of model 'dlrm'. Its options: name,",
+            "`model.colour` is not an option of model 'dlrm'. Its options: name,",
         ),
         (
             "{name: deepmf}",
@@ -563,11 +563,48 @@ def test_options_that_a_model_does_not_have(file: Path, model: str, message: str
 def test_a_model_that_becomes_another_one_names_what_it_does_not_know(file: Path) -> None:
     text = MINIMAL + "model: {name: dlrm_dcn, cross_layers: 2}\n"
     message = failure(file, text, "model.name=deepfm")
-    assert message.startswith("override 'model.name=deepfm': `model`: `cross_layers` is not an")
+    assert message.startswith("override 'model.name=deepfm': `model.cross_layers` is not an")
     assert message.endswith(" Leave it out with model.cross_layers=null.")
     experiment = load(file, text, "model.name=deepfm", "model.cross_layers=null")
     assert experiment.model.model_dump()["name"] == "deepfm"
     assert "cross_layers" not in experiment.model.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("model", "overrides", "expected"),
+    [
+        ("{name: dlrm_dcn, layers: [8]}", ["model.name=deepfm"], "deepfm"),
+        ("{}", ["model.name=dlrm"], "dlrm"),
+        ("{name: deepfm, layers: [8]}", ["model.name=dlrm_dcn"], "dlrm_dcn"),
+        ("{name: deepfm, layers: [8]}", ["model.name=null"], "dlrm_dcn"),
+        ("{name: dlrm_dcn, cross_rank: 8}", ["model.cross_rank=64", "model.name=dlrm"], None),
+        ("{name: dlrm_dcn, cross_rank: 8}", ["model.name=dlrm"], None),
+        ("{name: dlrm_dcn}", ["model.name=dlrm", "model.cross_rank=64"], None),
+        ("{name: dlrm_dcn}", ["model={name: dlrm, cross_rank: 64}"], None),
+    ],
+)
+def test_a_file_that_was_written_out_becomes_that_of_another_model(
+    file: Path, model: str, overrides: list[str], expected: str | None
+) -> None:
+    """Options at their defaults go, as they would have been left out; chosen ones are refused."""
+    text = dump_experiment(load(file, f"{MINIMAL}model: {model}\n"))
+    if expected is None:
+        assert "`model.cross_rank` is not an option of model 'dlrm'" in failure(
+            file, text, *overrides
+        )
+        return
+    assert load(file, text, *overrides) == load(file, f"{MINIMAL}model: {model}\n", *overrides)
+    assert load(file, text, *overrides).model.name == expected
+    assert ("layers: [8]" in text) == (
+        load(file, text, *overrides).model.model_dump()["layers"] == [8]
+    )
+
+
+@pytest.mark.parametrize("name", ["nowhere", "[1]", "3", "{a: 1}"])
+def test_a_model_that_becomes_none(file: Path, name: str) -> None:
+    text = dump_experiment(load(file, MINIMAL))
+    message = failure(file, text, f"model.name={name}")
+    assert "`model.name` should be 'deepfm', 'dlrm' or 'dlrm_dcn'. Received" in message
 
 
 def test_null_is_the_default_of_an_option_of_one_model(file: Path) -> None:

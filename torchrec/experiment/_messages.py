@@ -41,7 +41,10 @@ def _mistake(error: ErrorDetails) -> Mistake:
     node, key = node_at(error["loc"])
     parent, parent_key = node_at(error["loc"][:-1])
     value = error["input"]
-    if error["type"] in (MISPLACED, UNKNOWN_OPTION):
+    if error["type"] == UNKNOWN_OPTION:
+        option = f"{key}.{error['ctx']['option']}"
+        return Mistake(f"`{option}` {error['ctx']['reason']}", option, True)
+    if error["type"] == MISPLACED:
         return Mistake(f"`{key}`: {error['msg']}", f"{key}.{error['ctx']['option']}", True)
     if error["type"] == "value_error":
         reason = str(error["ctx"]["error"])

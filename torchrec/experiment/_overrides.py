@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from torchrec.checks import did_you_mean
 from torchrec.experiment._keys import node_at, takes_null
 from torchrec.experiment._messages import listed, shown
 from torchrec.experiment._yaml import parse_yaml
-from torchrec.models.registry import DEFAULT
+from torchrec.models.registry import DEFAULT, find, names
 
 
 def apply_overrides(
@@ -34,6 +34,7 @@ def apply_overrides(
     changed: dict[str, str] = {}
     nulls: dict[str, bool] = {}  # and whether the file has the key
     declared = _names(values.get("features"))
+    former = _model_of(values)
     for override in overrides:
         key, value = _parse(override)
         was_there = _put(values, key, value, override)
@@ -46,6 +47,8 @@ def apply_overrides(
         section, *steps = key.split(".")
         if section == "features" and steps and steps[0] not in declared:
             _check_new_feature(values, steps[0], declared, override, name)
+    if "model.name" in changed:
+        _drop_defaults(values, former, changed)
     for key, was_there in nulls.items():
         _take_default(values, key, was_there)
     return changed
@@ -104,6 +107,29 @@ def _check_new_feature(
     near = did_you_mean(feature, declared, quote="`") or "."
     new = "" if value is None else f" A new one needs `features.{feature}.type`."
     raise ValueError(f"{message}{near} Its features: {listed(declared)}.{new}")
+
+
+def _model_of(values: dict[str, object]) -> object:
+    model = values.get("model")
+    name = model.get("name") if isinstance(model, dict) else None
+    return DEFAULT if name is None else name
+
+
+def _drop_defaults(values: dict[str, object], former: object, changed: Container[str]) -> None:
+    """Drop the options of another model that the file has at their defaults.
+
+    A run writes every option of its model out, as if somebody had chosen it. What has its default
+    was as good as left out; anything else was chosen, and is refused as any option that the new
+    model does not have.
+    """
+    model, name = values["model"], _model_of(values)
+    if not isinstance(model, dict) or former not in names() or name not in names():
+        return  # whoever checks the values says so
+    known, fields = find(str(name)).section.model_fields, find(str(former)).section.model_fields
+    for option in set(model) & set(fields) - set(known):
+        default = fields[option].get_default(call_default_factory=True)
+        if f"model.{option}" not in changed and model[option] == default:
+            del model[option]
 
 
 def _take_default(values: dict[str, object], key: str, was_there: bool) -> None:

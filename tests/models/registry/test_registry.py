@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,29 @@ def test_an_unknown_model_gives_the_nearest() -> None:
         ModelSection(name="dlmr")
 
 
+@pytest.mark.parametrize("name", [None, 3, ["dlrm"], {"a": 1}, ""], ids=repr)
+def test_a_name_that_is_none(name: object) -> None:
+    with pytest.raises(
+        ValueError, match=r"^The name of a model should be one of .* Received "
+    ) as one:
+        ModelSection(name=name)
+    assert f"Received {name!r}." in str(one.value)
+    with pytest.raises(ValidationError, match=r"The name of a model should be one of .* Received "):
+        ModelSection.model_validate({"name": name})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("dim", -3), ("dropout", 1.0), ("name", "dlrm"), ("cross_layers", 3)]
+)
+def test_options_are_checked_when_they_are_assigned(option: str, value: object) -> None:
+    section = ModelSection(name="deepfm")
+    section.dim = 8
+    before = section.model_dump()
+    with pytest.raises(ValidationError):
+        setattr(section, option, value)
+    assert section.model_dump() == before == ModelSection(name="deepfm", dim=8).model_dump()
+
+
 def test_a_file_adds_a_model(folder: Path) -> None:
     write(folder, "toy")
     write(folder, "_private")
@@ -137,3 +161,49 @@ def test_a_file_that_declares_no_model_of_its_name(folder: Path, text: str | Non
     add_folder(folder)
     with pytest.raises(TypeError, match=r"toy\.py' should declare `MODEL`.*the name 'toy'"):
         find("toy")
+
+
+@pytest.mark.parametrize(
+    "text", ["raise RuntimeError('boom')", "import nowhere", "def", "raise ValueError('boom')"]
+)
+def test_a_broken_file_hinders_nobody_else(folder: Path, text: str) -> None:
+    (folder / "broken.py").write_text(text)
+    write(folder, "toy")
+    add_folder(folder)
+    assert names() == ["broken", "deepfm", "dlrm", "dlrm_dcn", "toy"]
+    assert ModelSection(name="toy", power=3) == ModelSection.model_validate(
+        {"name": "toy", "power": 3}
+    )
+    with pytest.raises(
+        ValidationError, match="`power` is not an option of model 'dlrm', but of 'toy'"
+    ):
+        ModelSection(name="dlrm", power=3)
+    assert "ToySection" in ModelSection.model_json_schema()["$defs"]
+    for make in (ModelSection, lambda **options: ModelSection.model_validate(options)):
+        with pytest.raises(
+            ImportError, match=r"The file of model 'broken' should be one that Python imports"
+        ):
+            make(name="broken")
+
+
+def test_a_file_is_imported_when_it_is_named(folder: Path) -> None:
+    for name in ("first", "second"):
+        write(folder, name)
+    add_folder(folder)
+    package = registry.__name__
+    assert "first" in names()
+    assert ModelSection.model_validate({"name": "first"}).name == "first"
+    assert f"{package}.first" in sys.modules
+    assert f"{package}.second" not in sys.modules
+
+
+def test_folders_in_a_folder_are_no_models(folder: Path) -> None:
+    write(folder, "toy")
+    for name in ("parts", "dlrm"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("")
+    add_folder(folder)
+    assert names() == ["deepfm", "dlrm", "dlrm_dcn", "toy"]
+    with pytest.raises(ValueError, match="Received 'parts'"):
+        ModelSection(name="parts")
+    assert ModelSection(name="dlrm").name == "dlrm"

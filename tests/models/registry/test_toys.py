@@ -89,7 +89,9 @@ def test_the_reference_and_the_messages_know_it(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(FILE)
     with pytest.raises(ValueError, match=r"`model.scale` should be a number above 0. Received 0"):
         load_experiment(tmp_path / "own.yaml", ["model.scale=0"])
-    with pytest.raises(ValueError, match="`layers` is not an option of model 'recent', but of"):
+    with pytest.raises(
+        ValueError, match=r"`model.layers` is not an option of model 'recent', but of"
+    ):
         load_experiment(tmp_path / "own.yaml", ["model.layers=[3]"])
     with pytest.raises(
         ValueError, match="should be 'deepfm', 'dlrm', 'dlrm_dcn', 'ordered' or 're"

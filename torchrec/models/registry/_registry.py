@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeAlias, TypeVar, Union
+from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Discriminator,
     Field,
     PositiveInt,
-    Tag,
     TypeAdapter,
     model_validator,
 )
-from pydantic_core import PydanticCustomError, core_schema, to_json
+from pydantic_core import PydanticCustomError, SchemaValidator, core_schema, to_json
 from torch import nn
 
 from torchrec.checks import did_you_mean
@@ -68,7 +67,9 @@ class ModelSection(BaseModel):
           `cross_layers` is not an option of model 'deepfm', but of 'dlrm_dcn'. Its options: ...
     """
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", validate_default=True, validate_assignment=True, allow_inf_nan=False
+    )
 
     name: str = Field(default=DEFAULT, description="the model")
     dim: PositiveInt = Field(
@@ -79,7 +80,7 @@ class ModelSection(BaseModel):
         """Choose the class by the name, as `pathlib.Path` chooses its own by the system."""
         if cls is not ModelSection:
             return super().__new__(cls)
-        section: type[Self] = find(str(options.get("name", DEFAULT))).section  # type: ignore[assignment]
+        section: type[Self] = find(_checked_name(options.get("name", DEFAULT))).section  # type: ignore[assignment]
         return super().__new__(section)
 
     @classmethod
@@ -89,7 +90,8 @@ class ModelSection(BaseModel):
         """Validate as the section of the model that is named.
 
         A function asks the registry anew each time, where a union would be of the models that were
-        there when the class was made.
+        there when the class was made, and imports the one that is named alone: files of others may
+        be broken.
         """
         if cls.__base__ is not BaseModel:  # the section of one model
             return handler(source)
@@ -103,19 +105,22 @@ class ModelSection(BaseModel):
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         """Describe the union of all sections."""
-        return handler(schema if cls is not ModelSection else _union(tuple(names())).core_schema)
+        if cls is not ModelSection:
+            return handler(schema)
+        sections = {name: model.section for name, model in _importable().items()}
+        return handler(_tagged(sections))
 
     @staticmethod
-    def _validated(value: object) -> ModelSection:
-        return _union(tuple(names())).validate_python(value)
+    def _validated(value: object) -> object:
+        return _validator(_section_of(value)).validate_python(value)
 
     @staticmethod
-    def _validated_strictly(value: object) -> ModelSection:
-        union = _union(tuple(names()))
+    def _validated_strictly(value: object) -> object:
+        validator = _validator(_section_of(value))
         if isinstance(value, ModelSection):
-            return union.validate_python(value, strict=True)
+            return validator.validate_python(value, strict=True)
         # As JSON, where a word chooses from an enumeration in strict mode, too.
-        return union.validate_json(to_json(value), strict=True)
+        return validator.validate_json(to_json(value), strict=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -170,8 +175,7 @@ def names() -> list[str]:
         >>> names()
         ['deepfm', 'dlrm', 'dlrm_dcn']
     """
-    found = pkgutil.iter_modules(_package().__path__)
-    return sorted(module.name for module in found if not module.name.startswith("_"))
+    return sorted(_names_in(_package().__path__))
 
 
 def find(name: str) -> RegisteredModel[ModelSection]:
@@ -181,16 +185,18 @@ def find(name: str) -> RegisteredModel[ModelSection]:
         name: of the model and its file.
 
     Raises:
+        ImportError: its file cannot be imported.
         ValueError: there is no such model; the message gives the nearest.
         TypeError: the file declares no model, or one of another name.
     """
-    available = names()
-    if name not in available:
-        near = did_you_mean(name, available) or "."
-        raise ValueError(
-            f"The name of a model should be one of {', '.join(available)}. Received '{name}'{near}"
-        )
-    module = importlib.import_module(f"{_package().__name__}.{name}")
+    path = f"{_package().__name__}.{_checked_name(name)}"
+    try:
+        module = importlib.import_module(path)
+    except Exception as error:  # a file of somebody's own raises anything
+        raise ImportError(
+            f"The file of model '{name}' should be one that Python imports. Received "
+            f"{type(error).__name__}: {error}."
+        ) from error
     model = getattr(module, "MODEL", None)
     if not isinstance(model, RegisteredModel) or _name(model.section) != name:
         raise TypeError(
@@ -206,7 +212,7 @@ def add_folder(folder: str | Path) -> None:
     The files are imported when their models are first asked for.
 
     Args:
-        folder: each file in it whose name does not begin with ``_`` is a model.
+        folder: each Python file in it whose name does not begin with ``_`` is a model.
 
     Raises:
         ValueError: there is no such folder, or it has a model of a name that is taken.
@@ -217,7 +223,7 @@ def add_folder(folder: str | Path) -> None:
     searched = _package().__path__
     if str(path) in searched:
         return
-    taken = {module.name for module in pkgutil.iter_modules([str(path)])} & set(names())
+    taken = _names_in([str(path)]) & set(names())
     if taken:
         raise ValueError(
             f"Models in '{folder}' should have names of their own. Received '{min(taken)}', which "
@@ -225,6 +231,30 @@ def add_folder(folder: str | Path) -> None:
         )
     searched.append(str(path))
     importlib.invalidate_caches()
+
+
+def _names_in(folders: Iterable[str]) -> set[str]:
+    found = pkgutil.iter_modules(folders)
+    return {one.name for one in found if not one.ispkg and not one.name.startswith("_")}
+
+
+def _checked_name(name: object) -> str:
+    available = names()
+    if isinstance(name, str) and name in available:
+        return name
+    near = did_you_mean(name, available) if isinstance(name, str) else ""
+    raise ValueError(
+        f"The name of a model should be one of {', '.join(available)}. Received {name!r}{near or '.'}"
+    )
+
+
+def _importable() -> dict[str, RegisteredModel[ModelSection]]:
+    """Return all models but those whose files are broken, which say so when they are asked for."""
+    found = {}
+    for name in names():
+        with contextlib.suppress(ImportError, TypeError):
+            found[name] = find(name)
+    return found
 
 
 def _package() -> ModuleType:
@@ -237,27 +267,41 @@ def _name(section: type[ModelSection]) -> object:
 
 def _unknown_option(section: type[ModelSection], option: str) -> PydanticCustomError:
     options = list(section.model_fields)
-    others = [other for other in names() if option in find(other).section.model_fields]
+    others = [
+        other for other, model in _importable().items() if option in model.section.model_fields
+    ]
     near = f", but of {' and '.join(map(repr, others))}." if others else ""
     near = near or did_you_mean(option, options, quote="`") or "."
+    reason = (
+        f"is not an option of model '{_name(section)}'{near} Its options: {', '.join(options)}."
+    )
     # The braces of the text are not those of a template: all of it is one value.
     return PydanticCustomError(
         UNKNOWN_OPTION,
         "{text}",
-        {
-            "text": f"`{option}` is not an option of model '{_name(section)}'{near} "
-            f"Its options: {', '.join(options)}.",
-            "option": option,
-        },
+        {"text": f"`{option}` {reason}", "option": option, "reason": reason},
     )
 
 
+def _section_of(value: object) -> type[ModelSection]:
+    """Return the section that is named; no name that there is: the error of a union, in our words."""
+    try:
+        name = _checked_name(_name_in(value))
+    except ValueError as error:
+        raise PydanticCustomError("union_tag_invalid", "{text}", {"text": str(error)}) from None
+    return find(name).section
+
+
 @functools.cache
-def _union(models: tuple[str, ...]) -> TypeAdapter[ModelSection]:
-    """Return the validator of the sections of some models, which chooses by the name."""
-    sections = tuple(Annotated[find(name).section, Tag(name)] for name in models)
-    return TypeAdapter(
-        Annotated[Union[sections], Discriminator(_name_in)]  # type: ignore[arg-type]  # noqa: UP007
+def _validator(section: type[ModelSection]) -> SchemaValidator:
+    """Return the validator of a section, whose errors have its name in their places as a union's do."""
+    return SchemaValidator(_tagged({str(_name(section)): section}))
+
+
+def _tagged(sections: Mapping[str, type[ModelSection]]) -> CoreSchema:
+    """Return the union of sections, which chooses by the name."""
+    return core_schema.tagged_union_schema(
+        {name: TypeAdapter(section).core_schema for name, section in sections.items()}, _name_in
     )
 
 
