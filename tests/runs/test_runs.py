@@ -168,3 +168,21 @@ def test_a_lock_is_of_all_processes_and_ends(tmp_path: Path) -> None:
         with lock(tmp_path / "run"):
             assert pool.apply(_is_locked, (tmp_path / "run",))
         assert not pool.apply(_is_locked, (tmp_path / "run",))
+
+
+@pytest.mark.parametrize("name", ["index.json", "transform.json", "transform.arrow"])
+@pytest.mark.parametrize("how", ["cut", "removed"])
+def test_damage_of_the_transform_says_what_to_do(tmp_path: Path, name: str, how: str) -> None:
+    folder = RunFolder(tmp_path)
+    features = {"user": SparseFeature(rows=10, ids="hash")}
+    folder.write_fitted(Fitted(FeatureTransform(features, "click"), {}, 3))
+    path = folder.fitted / name
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-3])
+    else:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"start a new run\.$") as caught:
+        folder.read_fitted()
+    assert str(folder.fitted if (name, how) == ("index.json", "removed") else path) in str(
+        caught.value
+    )

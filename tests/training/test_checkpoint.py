@@ -203,6 +203,44 @@ def test_other_formats_are_refused_with_the_version_that_wrote_them(
         checkpoints.load(4)
 
 
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "index.json"])
+@pytest.mark.parametrize("damage", [_cut, _flip, Path.unlink], ids=["cut", "flip", "remove"])
+def test_damage_of_one_before_the_last_hinders_nothing(
+    name: str, damage: Any, tmp_path: Path
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save_best(step, {"w": torch.full((5,), float(step))})
+        former = checkpoints.save(step, {"w": torch.ones(5)}, best=step)
+    checkpoints.save_best(3, {"w": torch.zeros(5)})
+    damage(former / name)
+    checkpoints.save(3, {"w": torch.full((5,), 3.0)}, best=3)
+    checkpoints.tidy()
+    assert checkpoints.steps() == [2, 3]
+    assert checkpoints.load(3)["w"].tolist() == [3.0] * 5
+    assert checkpoints.load_best(3)["w"].tolist() == [0.0] * 5
+    assert checkpoints.load_best(2)["w"].tolist() == [2.0] * 5  # who knows who needs it
+    with pytest.raises(ValueError, match=f"Checkpoint file '.*{name}' should be as it was written"):
+        checkpoints.load(2)
+    for step in (4, 5):
+        checkpoints.save(step, {}, best=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best-00000003", "step-00000004", "step-00000005"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", [_cut, _flip, Path.unlink], ids=["cut", "flip", "remove"])
+def test_damage_of_the_last_is_told_before_anything_is_removed(damage: Any, tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        last = Checkpoints(tmp_path, keep=3).save(step, {})
+    damage(last / "index.json")
+    with pytest.raises(
+        ValueError, match=r"go on from the checkpoint before, remove '.*step-00000003"
+    ):
+        Checkpoints(tmp_path, keep=1).tidy()
+    assert Checkpoints(tmp_path).steps() == [1, 2, 3]
+
+
 def _full(*args: object, **kwargs: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

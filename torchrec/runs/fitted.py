@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchrec.files import Json, check_files, read_index, write_folder
+from torchrec.files import DamagedError, Json, check_files, read_index, write_folder
 
 if TYPE_CHECKING:
     from torchrec.datasets.features import TextType
@@ -64,6 +64,10 @@ def read_fitted(folder: Path) -> Fitted:
             f"'{folder}' should hold the transform of a run, of format {_FORMAT}. Received none, or one "
             "of format 1, which earlier builds of rowwise 0.1.0 wrote: go on with the version that "
             "wrote it, or start a new run."
+        ) from None
+    except DamagedError as error:
+        raise ValueError(
+            f"Transform file {error} Checkpoints cannot be gone on from without it: start a new run."
         ) from None
     rows, types = index.facts.get("rows"), index.facts.get("types")
     if index.format != _FORMAT or not isinstance(rows, int | None) or not isinstance(types, dict):

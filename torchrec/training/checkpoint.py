@@ -91,13 +91,24 @@ class Checkpoints:
         """Remove checkpoints beyond ``keep``, weights that none of the others needs, and remains."""
         clear_remains(self.folder)
         kept = self.steps()[-self.keep :]
-        needed = {self._index(self._path(_FULL, number)).facts["best"] for number in kept}
         gone = [self._path(_FULL, number) for number in self.steps() if number not in kept]
+        needed = set[object]().union(*(self._needed(one, one == kept[-1]) for one in kept))
         gone += [
             self._path(_BEST, number) for number in self._numbers(_BEST) if number not in needed
         ]
         for path in gone:
             remove_folder(path)
+
+    def _needed(self, step: int, is_last: bool) -> set[object]:
+        """Return the steps of the best weights that a checkpoint needs."""
+        try:
+            return {self._index(self._path(_FULL, step)).facts["best"]}
+        except ValueError:
+            if is_last:
+                raise
+            # One goes on from the last, whatever became of those before. As long as it is not known
+            # what they need, all weights stay.
+            return set(self._numbers(_BEST))
 
     def load(self, step: int) -> dict[str, Any]:
         """Return the state of a checkpoint, tensors on the CPU.
