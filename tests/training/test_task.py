@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +139,78 @@ def test_weights_that_cannot_count_are_refused() -> None:
         ValueError, match=r"all have weights, or none. Received 2 batches, 1 of them"
     ):
         make_trainer(ClickModel(), accumulate=2).fit([batch, make_batch(5, 2)])
-    batch.weights = -torch.ones(5)
-    with pytest.raises(ValueError, match="`weights` should be finite and not negative"):
+
+
+SECONDS = Task(loss="squared_error", metrics=RegressionMetrics)
+SOFT = Task(metrics=RegressionMetrics)
+FREE = Task(loss=lambda out, target: (out - target.nan_to_num()) ** 2, metrics=RegressionMetrics)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("task", "part", "value", "message"),
+    [
+        (Task(), "weights", -1.0, "`weights` should be finite and not negative. Received -1.0"),
+        (Task(), "weights", math.nan, "`weights` should be finite and not negative. Received nan"),
+        (FREE, "weights", math.inf, "`weights` should be finite and not negative. Received inf"),
+        (Task(), "labels", math.nan, "`labels` should be 0 or 1. Received nan"),
+        (Task(), "labels", 2.0, "`labels` should be 0 or 1. Received 2.0"),
+        (Task(), "labels", 0.5, "`labels` should be 0 or 1. Received 0.5"),
+        (SOFT, "labels", -0.5, "`labels` should be between 0 and 1. Received -0.5"),
+        (SOFT, "labels", math.nan, "`labels` should be between 0 and 1. Received nan"),
+        (SECONDS, "labels", math.nan, "`labels` should be finite. Received nan"),
+        (SECONDS, "labels", -math.inf, "`labels` should be finite. Received -inf"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_batch_is_named_before_it_is_learned_from(
+    task: Task, part: str, value: float, message: str, accumulate: int
+) -> None:
+    """Though only the second batch is wrong, and the step is of both."""
+    good, bad = weighted(make_batch(5, 1)), weighted(make_batch(6, 2))
+    getattr(bad, part)[3] = value
+    model, other = ClickModel("sgd", dropout=0.0), ClickModel("sgd", dropout=0.0)
+    other.load_state_dict(model.state_dict())
+    trainer = make_trainer(model, rule="sgd", tasks=task, accumulate=accumulate)
+    with pytest.raises(ValueError, match=rf"{message} in batch 2 of epoch 1, sample 3\."):
+        trainer.fit([good, bad])
+    if accumulate == 1:
+        make_trainer(other, rule="sgd", tasks=task, epochs=1).fit([good])
+    assert_same(model.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("weights", torch.ones(2), r"`weights` should be as many .* \(5\). Received 2 in batch 1"),
+        (
+            "weights",
+            torch.ones(5, 2),
+            r"`weights` should be as many .* \(5\). Received 10 in batch",
+        ),
+        ("labels", torch.ones(6), r"`labels` should be as many .* \(5\). Received 6 in batch 1"),
+    ],
+    ids=["fewer weights", "a matrix of weights", "more labels"],
+)
+def test_weights_and_labels_are_one_a_sample(part: str, value: Tensor, message: str) -> None:
+    batch = weighted(make_batch(5, 1))
+    setattr(batch, part, value)
+    with pytest.raises(ValueError, match=message):
         make_trainer(ClickModel()).fit([batch])
+
+
+def test_what_a_task_can_learn_from_is_not_refused() -> None:
+    """Soft labels, columns, integers, and what a loss of one's own makes of NaN."""
+    batch = weighted(make_batch(4, 1))
+    assert batch.weights is not None
+    for task, labels in (
+        (SOFT, torch.tensor([0.25, 1.0, 0.0, 0.5])),
+        (SECONDS, torch.tensor([-3, 400, 0, 1])),
+        (Task(), torch.tensor([[True], [False], [True], [False]])),
+        (Task(), torch.tensor([1, 0, 0, 1])),
+    ):
+        batch.labels, batch.weights = labels, batch.weights.reshape(-1, 1)
+        assert make_trainer(ClickModel(), tasks=task).fit([batch]).train.samples == 4
+    FREE.check(Batch(batch.dense_features, batch.sparse_features, torch.full((4,), math.nan)), "")
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["by target", "columns"])
@@ -296,6 +367,38 @@ def test_metrics_with_the_name_of_something_else_are_refused(name: str) -> None:
 
     with pytest.raises(ValueError, match=rf"other names than the fields of .* Received '{name}'"):
         make_trainer(ClickModel(), tasks=Task(metrics=Own))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"target": 3}, TypeError, "`target` should be a name. Received 3"),
+        ({"target": None}, TypeError, "`target` should be a name. Received None"),
+        ({"target": ""}, ValueError, "`target` should be a name. Received an empty one"),
+        ({"loss": ["x"]}, ValueError, r"`loss` of task 'labels' should be a f.* Received \['x'\]"),
+        ({"loss": None}, ValueError, "`loss` of task 'labels' should be a f.* Received None"),
+        ({"score": {}}, ValueError, r"`score` of task 'labels' should be a f.* Received \{\}"),
+        ({"metrics": BinaryMetrics()}, TypeError, "`metrics` of task 'labels' should make metrics"),
+        ({"metrics": "auc"}, TypeError, "`metrics` of task 'labels' should .* Received 'auc'"),
+        ({"metrics": dict}, TypeError, "`metrics` of task 'labels' should .* Received <class 'dict'"),
+    ],
+)  # fmt: skip
+def test_arguments_of_tasks_are_checked(
+    wrong: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Task(**wrong)
+
+
+@pytest.mark.parametrize("metrics", [BinaryMetrics, partial(BinaryMetrics, buffer=9)])
+def test_metrics_of_logits_are_given_nothing_else(metrics: Any) -> None:
+    with pytest.raises(ValueError, match=r"`score` of task 'x' should be 'identity' for BinaryM"):
+        Task("x", score="sigmoid", metrics=metrics)
+    with pytest.raises(ValueError, match=r"`metrics` of task 'x' should .* as RegressionMetrics"):
+        Task("x", loss="squared_error", metrics=metrics)
+    # Of functions nobody knows; and metrics of numbers take either.
+    assert Task("x", loss="squared_error", score=torch.logit, metrics=metrics).loss
+    assert Task("x", loss="squared_error", score="sigmoid", metrics=RegressionMetrics).loss
 
 
 def test_wrong_tasks_are_refused() -> None:

@@ -277,11 +277,13 @@ def test_loss_that_is_no_number_is_the_reason_wherever_it_is_seen() -> None:
     trainer = make_trainer(ClickModel(), tasks=Task(metrics=partial(BinaryMetrics, buffer=20)))
     with pytest.raises(ValueError, match=r"should be a number. Received nan in step 3: lower"):
         trainer.fit(batches)
-    labels = epochs(Source(), 1)
-    labels[1].labels[0] = 0.5
-    trainer = make_trainer(ClickModel(), tasks=Task(metrics=partial(BinaryMetrics, buffer=20)))
-    with pytest.raises(ValueError, match=r"`labels` should be 0 or 1. Received 0.5 in update 2"):
-        trainer.fit(labels)
+
+    class Refusing(BinaryMetrics):
+        def update(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
+            raise ValueError("not these")
+
+    with pytest.raises(ValueError, match="not these"):
+        make_trainer(ClickModel(), tasks=Task(metrics=Refusing)).fit(Source())
 
 
 def test_nan_in_an_evaluation_names_the_step_and_batch() -> None:

@@ -12,11 +12,16 @@ from torch import Tensor
 Better = Literal["higher", "lower"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Report(Mapping[str, float]):
     """How good predictions are: a mapping from the names of metrics to numbers.
 
-    Metrics and counts are attributes as well: ``report.auc`` is ``report["auc"]``.
+    Metrics and counts are attributes as well: ``report.auc`` is ``report["auc"]``. Metrics whose names
+    are no attributes, or those of something else that a report has, such as ``"click.auc"`` and
+    ``"items"``, are got by ``report["items"]`` alone.
+
+    Two reports are equal if all their parts are, NaN and NaN among them; none equals a dictionary, as
+    ``dict(report)`` does. They have no hash, like the mappings that they hold.
 
     Args:
         numbers: the metrics by name; NaN for one that is not defined.
@@ -25,6 +30,9 @@ class Report(Mapping[str, float]):
         better: for each metric that has a direction, which values are better; one can stop early by
             these. Default: none has.
         curves: what can be drawn, by name; only where it was asked for. Default: nothing.
+
+    Raises:
+        ValueError: if a count has the name of a metric.
 
     Example:
         >>> report = Report(
@@ -43,6 +51,26 @@ class Report(Mapping[str, float]):
     undefined: Mapping[str, str] = field(default_factory=dict)
     better: Mapping[str, Better] = field(default_factory=dict)
     curves: Mapping[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.counts:
+            if name in self.numbers:
+                raise ValueError(
+                    f"`counts` should have other names than the metrics. Received '{name}' in both."
+                )
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether all parts are equal."""
+        return self._parts() == other._parts() if isinstance(other, Report) else NotImplemented
+
+    def _parts(self) -> list[dict[str, object]]:
+        return [
+            {
+                name: None if isinstance(value, float) and math.isnan(value) else value
+                for name, value in getattr(self, part.name).items()
+            }
+            for part in fields(self)
+        ]
 
     def __getitem__(self, name: str) -> float:
         """Return a metric."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -39,7 +41,11 @@ class Task:
         metrics: makes the metrics. Default `BinaryMetrics`.
 
     Raises:
-        ValueError: if there is no loss or score of that name.
+        TypeError: if an argument is of another type; ``metrics`` of one without ``update`` and
+            ``compute``.
+        ValueError: if ``target`` is empty, there is no loss or score of that name, or `BinaryMetrics`
+            would be given what are no logits: probabilities of ``"sigmoid"``, or outputs of
+            ``"squared_error"``.
 
     Example:
         >>> from torchrec.metrics import RegressionMetrics
@@ -57,12 +63,36 @@ class Task:
     metrics: Callable[[], Metrics] = BinaryMetrics
 
     def __post_init__(self) -> None:
+        if not isinstance(self.target, str):
+            raise TypeError(f"`target` should be a name. Received {self.target!r}.")
+        if not self.target:
+            raise ValueError("`target` should be a name. Received an empty one.")
         for name, value, choices in (("loss", self.loss, _LOSSES), ("score", self.score, _SCORES)):
-            if not callable(value) and value not in choices:
+            if not callable(value) and value not in tuple(choices):
                 raise ValueError(
                     f"`{name}` of task '{self.target}' should be a function or one of "
                     f"{', '.join(choices)}. Received {value!r}."
                 )
+        made = self.metrics() if callable(self.metrics) else None
+        if not hasattr(made, "update") or not hasattr(made, "compute"):
+            raise TypeError(
+                f"`metrics` of task '{self.target}' should make metrics when it is called, such as "
+                f"the class BinaryMetrics. Received {self.metrics!r}."
+            )
+        if isinstance(made, BinaryMetrics):
+            self._require_logits()
+
+    def _require_logits(self) -> None:
+        if self.score == "sigmoid":
+            raise ValueError(
+                f"`score` of task '{self.target}' should be 'identity' for BinaryMetrics, which takes "
+                "logits. Received 'sigmoid'."
+            )
+        if self.loss == "squared_error" and self.score == "identity":
+            raise ValueError(
+                f"`metrics` of task '{self.target}' should take what 'squared_error' takes, as "
+                "RegressionMetrics does. Received BinaryMetrics, which takes logits."
+            )
 
     @property
     def measured_loss(self) -> str | None:
@@ -83,6 +113,47 @@ class Task:
                 f"{sorted(batch.targets)}."
             )
         return batch.targets[self.target].reshape(-1)
+
+    def check(self, batch: Batch, where: str) -> None:
+        """Refuse targets and weights that nothing can be learned from.
+
+        Targets should be 0 or 1 for `BinaryMetrics`, between them for cross-entropy, finite for
+        squared errors; those for a loss and metrics of one's own may be anything. What is on another
+        device than the CPU is left to the metrics, which do not wait for it.
+
+        Args:
+            batch: what a model is about to learn from.
+            where: what to say of the batch, such as "step 3".
+
+        Raises:
+            ValueError: if so, or there are not as many as samples.
+        """
+        targets, weights = self.target_of(batch), batch.weights
+        samples = len(batch.dense_features)
+        for name, values in ((self.target, targets), ("weights", weights)):
+            if values is not None and values.numel() != samples:
+                raise ValueError(
+                    f"`{name}` should be as many as the samples of the batch ({samples}). Received "
+                    f"{values.numel()} in {where}."
+                )
+        if targets.device.type == "cpu":
+            wanted, is_right = self._wanted
+            _require_all(self.target, targets, wanted, is_right, where)
+        if weights is not None and weights.device.type == "cpu":
+            _require_all(
+                "weights", weights.reshape(-1), "finite and not negative", _is_weight, where
+            )
+
+    @cached_property
+    def _wanted(self) -> tuple[str, Callable[[Tensor], Tensor]]:
+        """What targets should be, and the function that says which are."""
+        if isinstance(self.metrics(), BinaryMetrics):
+            return "0 or 1", _is_label
+        if self.loss == "binary_cross_entropy":
+            return "between 0 and 1", _is_probability
+        if self.loss == "squared_error":
+            return "finite", torch.isfinite
+        return "anything", torch.ones_like
 
     def scores_of(self, outputs: Tensor) -> Tensor:
         """Return what the metrics are given."""
@@ -126,6 +197,29 @@ class Task:
                 f"their mean. Received {tuple(losses.shape)}."
             )
         return losses
+
+
+def _is_label(values: Tensor) -> Tensor:
+    return values.bool() == values  # NaN and others are True, which is 1
+
+
+def _is_probability(values: Tensor) -> Tensor:
+    return (values >= 0) & (values <= 1)
+
+
+def _is_weight(values: Tensor) -> Tensor:
+    return (values >= 0) & (values < math.inf)
+
+
+def _require_all(
+    name: str, values: Tensor, wanted: str, is_right: Callable[[Tensor], Tensor], where: str
+) -> None:
+    right = is_right(values)
+    if not right.all():
+        first = int(right.logical_not().nonzero()[0])
+        raise ValueError(
+            f"`{name}` should be {wanted}. Received {values[first].item()} in {where}, sample {first}."
+        )
 
 
 class Prediction(NamedTuple):

@@ -246,6 +246,9 @@ class Trainer:
             raise ValueError(
                 f"`train` should give batches with samples. Received none for step {self.progress.step + 1}."
             )
+        for number, batch in enumerate(group, self.progress.batch + 1):
+            for task in self.tasks:
+                task.check(batch, f"batch {number} of epoch {self.progress.epoch + 1}")
         group = [self._placed(batch) for batch in group]
         total = _total_weight(group, sum(sizes))
         losses: list[Tensor] = []
