@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -188,6 +191,73 @@ def test_rows_forgotten_by_adagrad_start_where_it_starts() -> None:
     module(KeyedJaggedTensor.from_lists({"a": [[4]]})).values().sum().backward()
     optimizer.step()
     assert (optimizer.state[plain]["sum"][[3, 1]] == 0.25).all()
+
+
+def step(module: EmbeddingBagCollection, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    module(KJT).values().sum().backward()
+    optimizer.step()
+
+
+def sums(module: EmbeddingBagCollection, optimizer: torch.optim.Optimizer) -> list[float]:
+    return optimizer.state[module.embedding_bags["plain"].weight]["sum"][1:4, 0].tolist()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_all_optimizers_of_a_table_forget_at_once(frozen: bool) -> None:
+    """So that what is saved next is right, whichever steps next."""
+    module = bags(optimizer="sgd")
+    plain = module.embedding_bags["plain"].weight
+    one = torch.optim.Adagrad(module.parameters(), lr=0.1)
+    two = torch.optim.Adagrad([plain], lr=0.1, initial_accumulator_value=0.25)
+    for optimizer in (one, two):
+        step(module, optimizer)
+    assert (sums(module, one), sums(module, two)) == ([1.0, 1.0, 4.0], [1.25, 1.25, 4.25])
+    plain.requires_grad_(not frozen)
+    module.reset_rows("plain", torch.tensor([3, 1]))
+    assert (sums(module, one), sums(module, two)) == ([0.0, 1.0, 0.0], [0.25, 1.25, 0.25])
+    plain.requires_grad_(True)
+    for optimizer in (one, two):
+        step(module, optimizer)
+    assert (sums(module, one), sums(module, two)) == ([1.0, 2.0, 4.0], [1.25, 2.25, 4.25])
+
+
+def test_a_run_that_is_taken_up_after_an_eviction_goes_on_as_it_would_have() -> None:
+    module, other = (bags(optimizer="sgd") for _ in range(2))
+    optimizer, its = (torch.optim.Adagrad(m.parameters(), lr=0.1) for m in (module, other))
+    step(module, optimizer)
+    module.reset_rows("plain", torch.tensor([3]))
+    other.load_state_dict(copy.deepcopy(module.state_dict()))
+    its.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for rows in ([2], [1, 3]):
+        for m, o in ((module, optimizer), (other, its)):
+            m.reset_rows("plain", torch.tensor(rows))
+            step(m, o)
+        for mine, theirs in zip(module.parameters(), other.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+        assert sums(module, optimizer) == sums(other, its)
+
+
+def test_a_state_that_is_loaded_later_keeps_what_was_learnt_since() -> None:
+    module = bags(optimizer="sgd")
+    optimizer = torch.optim.Adagrad(module.parameters(), lr=0.1)
+    module.reset_rows("plain", torch.tensor([3]))
+    step(module, optimizer)
+    later = torch.optim.Adagrad(module.parameters(), lr=0.1)
+    later.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    step(module, later)
+    assert sums(module, later) == [2.0, 2.0, 8.0]
+
+
+def test_an_optimizer_is_not_kept_by_the_tables_it_stepped_with() -> None:
+    module = bags(optimizer="sgd")
+    optimizer = torch.optim.Adagrad(module.parameters(), lr=0.1)
+    step(module, optimizer)
+    gone = weakref.ref(optimizer)
+    del optimizer
+    gc.collect()
+    assert gone() is None
+    module.reset_rows("plain", torch.tensor([3]))
 
 
 def test_optimizers_of_other_parameters_are_left_alone() -> None:

@@ -226,6 +226,9 @@ def test_hyper_parameters_of_each_table_are_its_own() -> None:
     [
         ("lr", -1, "`lr` should be at least 0. Received -1"),
         ("lr", float("nan"), "`lr` should be at least 0. Received nan"),
+        ("lr", float("inf"), "`lr` should be finite. Received inf"),
+        ("lr", torch.tensor(float("inf")), "`lr` should be finite. Received inf"),
+        ("weight_decay", float("inf"), "`weight_decay` should be finite. Received inf"),
         ("weight_decay", -1.0, "`weight_decay` should be at least 0"),
         ("momentum", 0.9, r"`momentum` of table 'a' should need the state that there is, \[\]"),
     ],
@@ -239,6 +242,49 @@ def test_a_value_that_is_refused_is_not_kept(key: str, value: float, message: st
     assert group[key] == before
     backward(module)
     assert column(module, "a") == [-2.0, 0.0, -1.0]
+
+
+def test_a_rate_that_is_a_tensor_may_be_written_in_place() -> None:
+    module = bags("fused", "fused")
+    rate = torch.tensor(1.0)
+    first, second = module.fused_optimizer.param_groups
+    first["lr"] = rate
+    for value, expected in [(1.0, -2.0), (0.0, -2.0), (0.5, -3.0)]:
+        rate.fill_(value)
+        backward(module)
+        assert column(module, "a")[0] == expected
+    first["lr"] = 0.0
+    rate.fill_(9.0)
+    backward(module)
+    assert column(module, "a")[0] == -3.0
+    assert column(module, "b")[0] == -8.0
+    second["lr"] = rate
+    rate.fill_(-1.0)
+    with pytest.raises(ValueError, match=r"`lr` should be at least 0. Received -1"):
+        backward(module)
+
+
+@pytest.mark.parametrize("rate", [1.0, torch.tensor(1.0)], ids=["number", "tensor"])
+def test_the_rate_that_a_schedule_shows_is_the_one_that_counts(rate: float | Tensor) -> None:
+    module = bags("fused")
+    optimizer = module.fused_optimizer
+    optimizer.param_groups[0]["lr"] = rate
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    for expected in (-2.0, -3.0, -3.5):
+        backward(module)
+        optimizer.step()
+        schedule.step()
+        assert column(module, "a")[0] == expected
+
+
+def test_a_rate_that_is_not_finite_is_refused_where_it_is_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"`lr` of table 'a' should be finite. Received inf"):
+        EmbeddingBagConfig(4, 1, "a", feature_names=["f"], optimizer="sgd", lr=float("inf"))
+    module = bags("waits for a rate")
+    optimizer = torch.optim.SGD(module.parameters(), lr=float("inf"))
+    backward(module)
+    with pytest.raises(ValueError, match=r"`lr` should be finite. Received inf"):
+        optimizer.step()
 
 
 def test_keys_of_schedulers_are_kept_and_mean_nothing_to_the_update() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Protocol, TypeVar
@@ -101,6 +102,10 @@ def _check_training(config: TableFields) -> None:
         if not value >= 0:
             raise ValueError(
                 f"`{name}` of table '{config.name}' should be at least 0. Received {value}."
+            )
+        if math.isinf(value):
+            raise ValueError(
+                f"`{name}` of table '{config.name}' should be finite. Received {value}."
             )
     _check_options(config)
     asked = [n for n in ("lr", "weight_decay") if getattr(config, n) is not None]

@@ -197,8 +197,8 @@ class TableCollection(nn.Module):
         """Make rows as they were before any training, as for ids that have just got them.
 
         That is: new initial weights; no gradient that waits for the former id, whatever form it
-        waits in; and no optimizer state. State of a fused table is reset at once, that of any other
-        optimizer when it next steps.
+        waits in; and no optimizer state: that of a fused table is reset at once, and so is that of
+        every optimizer that has stepped with the table; that of any other when it steps.
 
         Weights are drawn from a generator of their own, which depends on the table and the rows
         alone. An ``init_fn`` is called for a tensor of the shape of the whole table, unless it is

@@ -222,7 +222,7 @@ class Tables:
             self._joint_of(numbers) for numbers in ([together] if together else []) + alone
         ]
         self.in_backward = any(update.in_backward for update in self._updates)
-        if any(self._waits_for_lr(t) for t in range(len(weights))):
+        if not all(update.in_backward for update in self._updates):
             install_step_hook()
         self.dtype = _widest([weight.dtype for weight in weights])
         self._optimizer = None

@@ -42,7 +42,11 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
     def __init__(self, updates: Mapping[str, TableUpdate]) -> None:
         self._named = dict(updates)
         self._updates = list(updates.values())
-        groups = [update.group for update in self._updates if update.group is not None]
+        groups = [
+            update.group
+            for update in self._updates
+            if update.group is not None and update.in_backward
+        ]
         super().__init__({name: update.weight for name, update in updates.items()}, {}, groups)
 
     @property

@@ -226,12 +226,12 @@ class JointUpdate(Updater):
         """Bring the cache of hyper-parameters up to date: mostly, one column of it."""
         if self._stale:
             for row, update in zip(self.hyper, self.updates, strict=True):
-                if update.rule is not None:
-                    write_hyper(row, update.rule.hyper)
-        if self._stale_rates:
+                write_hyper(row, update.hyper)
+        elif self._stale_rates:
             rates = [update.lr for update in self.updates]
             self.hyper[:, LR] = torch.tensor(rates, dtype=torch.float64, device=self.hyper.device)
-        self._stale = self._stale_rates = False
+        self._stale = False
+        self._stale_rates = any(update.lr_is_tensor for update in self.updates)
 
 
 class LookupUpdater(Updater):

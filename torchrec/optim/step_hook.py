@@ -1,9 +1,10 @@
 """Lets the owners of parameters act before an optimizer steps that somebody else made.
 
 Two things depend on who steps: a table without a learning rate of its own takes that of the optimizer that its
-parameter was given to, and evicted rows have state in that optimizer. PyTorch tells a parameter nothing about the
-optimizers that hold it, and an optimizer made by others can only be met through the hook that PyTorch has for all of
-them. The hook itself keeps nothing: it asks the owner of each parameter of the optimizer that steps.
+parameter was given to, and evicted rows have state in all optimizers that have stepped with them. PyTorch tells a
+parameter nothing about the optimizers that hold it, and an optimizer made by others can only be met through the hook
+that PyTorch has for all of them. The hook itself keeps nothing: it asks the owner of each parameter of the optimizer
+that steps.
 """
 
 from __future__ import annotations

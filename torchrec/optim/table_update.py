@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
-from weakref import ref
+from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor
@@ -13,7 +14,6 @@ from torchrec.ops.embedding.updates import RULES, Hyper
 from torchrec.optim._private import row_gradients
 from torchrec.optim.fusable import fused_rule
 from torchrec.optim.owners import Owner, owner_of, set_owner
-from torchrec.optim.step_hook import install_step_hook
 from torchrec.types import OptimizerType
 
 # States of optimizers that do not start at 0, and the hyper-parameter that says where.
@@ -25,7 +25,7 @@ class FusedRule(NamedTuple):
 
     Attributes:
         optimizer: the update rule.
-        hyper: its hyper-parameters.
+        hyper: its hyper-parameters, as they were asked for.
         inherits_lr: whether the table waits for the optimizer that its parameter is given to, and
             takes that one's learning rate, instead of being updated in the backward pass.
     """
@@ -76,7 +76,7 @@ class HyperGroup(dict[str, Any]):
         self._update = update
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._update.set_hyper(key, value, self)
+        self._update.hyper_written(key, value, self)
         super().__setitem__(key, value)
 
     def update(self, *args: Any, **kwargs: Any) -> None:
@@ -107,7 +107,6 @@ class TableUpdate(Owner):
     def __init__(self, table: str, rule: FusedRule | None = None) -> None:
         self.table = table
         self.rule: FusedRule | None = None
-        self.lr = 0.0
         self.states: dict[str, Tensor] = {}
         self.step = torch.zeros((), dtype=torch.float64, device="cpu")
         self.waiting: list[RowGradients] = []
@@ -117,7 +116,9 @@ class TableUpdate(Owner):
         self._weight: Tensor | None = None
         self._hook: Any = None
         self._applied: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None
-        self.evicted: list[Tensor] = []
+        # Optimizers that have stepped with the table, and rows for one that has not, but may have state.
+        self._optimizers: WeakSet[torch.optim.Optimizer] = WeakSet()
+        self._evicted: list[Tensor] = []
         self._collections: list[ref[_Collection]] = []
         if rule is not None:
             self.set_rule(rule)
@@ -222,14 +223,13 @@ class TableUpdate(Owner):
 
     def set_rule(self, rule: FusedRule) -> None:
         """Train by this rule, with no state, from now on."""
-        self.rule, self.lr, self.states = rule, rule.hyper.lr, {}
+        self.rule, self.states = rule, {}
         self.step = torch.zeros((), dtype=torch.float64, device="cpu")
-        self.waiting, self.joint, self.group = [], None, None
-        if not rule.inherits_lr:
-            options = RULES[rule.optimizer].options
-            values = {name: getattr(rule.hyper, name) for name in options}
-            params = [] if self._weight is None else [self._weight]
-            self.group = HyperGroup({"params": params, **values}, self)
+        self.waiting, self.joint = [], None
+        options = RULES[rule.optimizer].options
+        values = {name: getattr(rule.hyper, name) for name in options}
+        params = [] if self._weight is None else [self._weight]
+        self.group = HyperGroup({"params": params, **values}, self)
         self._watch_gradient()
 
     def share_rule(self, rule: FusedRule, table: str) -> None:
@@ -255,8 +255,25 @@ class TableUpdate(Owner):
         for collection in self.collections():
             collection.bind()
 
-    def set_hyper(self, key: str, value: Any, group: Mapping[str, Any]) -> None:
-        """Take over a hyper-parameter that is about to be written to the parameter group.
+    @property
+    def lr(self) -> float:
+        """The learning rate, as it is in the parameter group now: a tensor may be written in place."""
+        return 0.0 if self.group is None else _rate(self.group["lr"])
+
+    @property
+    def lr_is_tensor(self) -> bool:
+        """Whether the learning rate may change without being written to the parameter group."""
+        return self.group is not None and isinstance(self.group["lr"], Tensor)
+
+    @property
+    def hyper(self) -> Hyper:
+        """The hyper-parameters, as they are in the parameter group now."""
+        if self.rule is None or self.group is None:
+            raise RuntimeError(f"Table '{self.table}' should have a rule of its own.")
+        return RULES[self.rule.optimizer].hyper(self.group)
+
+    def hyper_written(self, key: str, value: Any, group: Mapping[str, Any]) -> None:
+        """Check a hyper-parameter that is about to be written to the parameter group.
 
         Args:
             key: its name; others than those of the rule mean nothing here.
@@ -267,10 +284,7 @@ class TableUpdate(Owner):
             ValueError: for a value that no update can mean.
         """
         if key == "lr":  # what schedulers write in every step
-            rate = float(value)
-            if not rate >= 0.0:
-                raise ValueError(f"`lr` should be at least 0. Received {value}.")
-            self.lr = rate
+            _rate(value)
         elif self.rule is not None and key in RULES[self.rule.optimizer].options:
             hyper = RULES[self.rule.optimizer].hyper({**group, key: value})
             if RULES[self.rule.optimizer].state_names(hyper) != self.rule.state_names:
@@ -278,7 +292,6 @@ class TableUpdate(Owner):
                     f"`{key}` of table '{self.table}' should need the state that there is, "
                     f"{list(self.rule.state_names)}. Received {value}."
                 )
-            self.rule = self.rule._replace(hyper=hyper)
         if self.joint is not None:
             self.joint.hyper_changed(only_rate=key == "lr")
 
@@ -322,7 +335,7 @@ class TableUpdate(Owner):
         for name in self.rule.state_names:
             state = self.states.get(name)
             if state is None or state.is_meta:
-                self.states[name] = rule.new_state(name, weight, self.rule.hyper)
+                self.states[name] = rule.new_state(name, weight, self.hyper)
             else:
                 self.states[name] = state.to(device=weight.device, dtype=dtype)
 
@@ -340,9 +353,7 @@ class TableUpdate(Owner):
             return
         rule, first = RULES[self.rule.optimizer], self.weight[:1].detach()
         for name, state in self.states.items():
-            state[slice(None) if rows is None else rows] = rule.new_state(
-                name, first, self.rule.hyper
-            )
+            state[slice(None) if rows is None else rows] = rule.new_state(name, first, self.hyper)
         if rows is None:
             self.step.zero_()
 
@@ -357,8 +368,9 @@ class TableUpdate(Owner):
     def forget_rows(self, rows: Tensor) -> None:
         """Make rows as they were before any training, but for their weights.
 
-        State of the table's own rule is reset at once, that of any other optimizer when it next
-        steps. Gradients that wait for these rows are dropped, whatever form they wait in.
+        State of the table's own rule is reset at once, and that of any optimizer that has stepped
+        with the table; that of another one, which was just loaded say, when it steps. Gradients that
+        wait for these rows are dropped, whatever form they wait in.
 
         Args:
             rows: int64 ``(n,)``, distinct, on the device of the weight.
@@ -377,42 +389,48 @@ class TableUpdate(Owner):
         elif grad is not None:
             grad[rows] = 0
         self.reset_state(rows)
-        if self.weight.requires_grad and self.rule is None:
-            self.evicted.append(rows)
-            if sum(part.numel() for part in self.evicted) > 2 * self.weight.shape[0]:
-                self.evicted = [torch.cat(self.evicted).unique()]  # at most E: not again soon
-            install_step_hook()
+        if self.rule is not None:
+            return
+        for optimizer in self._optimizers:
+            self._forget_in(optimizer, rows)
+        self._evicted.append(rows)
+        if sum(part.numel() for part in self._evicted) > 2 * self.weight.shape[0]:
+            self._evicted = [torch.cat(self._evicted).unique()]  # at most E: not again soon
+
+    def _forget_in(self, optimizer: torch.optim.Optimizer, rows: Tensor) -> None:
+        """Set what an ordinary optimizer keeps of rows to where it started."""
+        for group in optimizer.param_groups:
+            if not any(param is self._weight for param in group["params"]):
+                continue
+            for name, state in optimizer.state.get(self.weight, {}).items():
+                if isinstance(state, Tensor) and state.shape[:1] == self.weight.shape[:1]:
+                    state[rows] = float(group.get(_STARTS.get(name, ""), 0.0))
 
     def restart(self) -> None:
         """Call off what waits, as after loading other weights: gradients, and rows to be forgotten."""
         self.discard_gradients()
-        self.evicted = []
+        self._evicted = []
 
     def before_step(self, optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> None:
         """Update a table that takes its rate from ``group``; let the optimizer forget evicted rows."""
-        if self.evicted:
-            rows, self.evicted = torch.cat(self.evicted), []
-            for name, state in self._states_by_row(optimizer):
-                state[rows] = float(group.get(_STARTS.get(name, ""), 0.0))
+        if self.rule is None:
+            if self._evicted and optimizer not in self._optimizers:
+                self._forget_in(optimizer, torch.cat(self._evicted))
+            self._optimizers.add(optimizer)
+            self._evicted = []
         if self.rule is None or not self.rule.inherits_lr or self.weight.grad is None:
             return
         grad, self.weight.grad = self.weight.grad, None  # the optimizer itself passes it over
         grad = (grad if grad.is_sparse else grad.to_sparse(1)).coalesce()
         values = -grad.values() if group.get("maximize", False) else grad.values()
         self.waiting.append(RowGradients(grad.indices()[0], values))
-        self.lr = float(group["lr"])
-        if self.joint is not None:
-            self.joint.hyper_changed(only_rate=True)
+        if self.joint is not None and self.group is not None:
+            self.group["lr"] = float(group["lr"])
             self.joint.apply_waiting([self])
-
-    def _states_by_row(self, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-        for name, state in optimizer.state.get(self.weight, {}).items():
-            if isinstance(state, Tensor) and state.shape[:1] == self.weight.shape[:1]:
-                yield name, state
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is tied to this very parameter and to what it is updated with."""
-        left_out = dict.fromkeys(("joint", "_weight", "_hook", "_applied"))
+        left_out = dict.fromkeys(("joint", "_weight", "_hook", "_applied", "_optimizers"))
         group = None if self.group is None else {**self.group, "params": []}
         kept: dict[str, Any] = {
             "step": float(self.step),
@@ -425,8 +443,15 @@ class TableUpdate(Owner):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.step = torch.tensor(state["step"], dtype=torch.float64, device="cpu")
+        self._optimizers = WeakSet()
         if self.group is not None:
             self.group = HyperGroup(self.group, self)
+
+
+def _rate(value: Any) -> float:
+    """Return a learning rate as a number, if it is one that an update can mean."""
+    rate = float(value)
+    return rate if 0.0 <= rate < math.inf else Hyper(lr=rate).lr  # which says what is wrong
 
 
 def _rows_of(grad: Tensor) -> RowGradients:

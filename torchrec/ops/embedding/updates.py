@@ -84,6 +84,8 @@ class Hyper:
             value = getattr(self, name)
             if not value >= 0.0:
                 raise ValueError(f"`{name}` should be at least 0. Received {value}.")
+            if math.isinf(value):
+                raise ValueError(f"`{name}` should be finite. Received {value}.")
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"`betas` should be two numbers in [0, 1). Received {self.betas}.")
         if self.max_gradient is not None and not self.max_gradient > 0.0:
