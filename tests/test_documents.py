@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from torchrec.models import registry
+
 pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +46,8 @@ def run_console(code: str) -> None:
 )
 def test_code(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    # One of them adds a folder of models, which later tests should not know.
+    monkeypatch.setattr(registry, "__path__", list(registry.__path__))
     names: dict[str, object] = {"__name__": "__document__"}
     for line, language, code in blocks(document):
         if language == "python":
