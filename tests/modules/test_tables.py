@@ -101,6 +101,30 @@ def test_a_copy_of_the_sharing_collection_alone_has_the_state_and_shows_it() -> 
     assert shown(two) == {NAMES[1]: (4.0, 1)}
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("order", ["collection first", "optimizer first", "optimizer alone"])
+def test_an_optimizer_that_is_copied_with_its_collection_steers_the_copy(
+    order: str, copied: Callable
+) -> None:
+    module = bags()
+    train(module)
+    pair = {"collection": module, "optimizer": module.fused_optimizer}
+    if order == "optimizer first":
+        pair = dict(reversed(list(pair.items())))
+    if order == "optimizer alone":
+        saved = copied(module.fused_optimizer).state_dict()
+        assert saved["param_groups"] == module.fused_optimizer.state_dict()["param_groups"]
+        assert list(saved["state"]) == NAMES
+        return
+    other = copied(pair)
+    for group in other["optimizer"].param_groups:
+        group["lr"] = 0.0
+    before = weight(other["collection"]).detach().clone()
+    train(other["collection"], module)
+    assert torch.equal(weight(other["collection"]), before)
+    assert not torch.equal(weight(module), before)
+
+
 # ---- what is between putting a weight in place of another and the next look-up
 
 

@@ -253,16 +253,26 @@ def test_an_error_of_an_update_is_one_of_the_pass() -> None:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_look_ups(reentrant: bool) -> None:
-    plain, module = (bags(optimizer="sgd", lr=0.1) for _ in range(2))
+    """A reentrant checkpoint runs a backward pass of its own, which is an update of its own."""
+    plain, module = (bags(optimizer="adagrad", lr=0.1) for _ in range(2))
     x = torch.ones(1, requires_grad=True)
 
     def inner(x: Tensor) -> Tensor:
         return pooled(module, OTHER) * x
 
+    # Made last, so its gradient comes first, and its update before that of the other look-up.
+    first = pooled(module)
     again = torch.utils.checkpoint.checkpoint(inner, x, use_reentrant=reentrant)
-    (again.sum() + pooled(module)).backward()
-    (pooled(plain, OTHER) + pooled(plain)).backward()
+    (again.sum() + first).backward()
+    if reentrant:
+        other = pooled(plain)
+        pooled(plain, OTHER).backward()
+        other.backward()
+    else:
+        (pooled(plain, OTHER) + pooled(plain)).backward()
     torch.testing.assert_close(weight(module), weight(plain))
+    steps = [values["step"].item() for values in module.fused_optimizer.state.values()]
+    assert steps == [2 if reentrant else 1] * 2
 
 
 def test_a_second_backward_pass_through_one_look_up_is_refused() -> None:

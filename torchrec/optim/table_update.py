@@ -89,7 +89,14 @@ class HyperGroup(dict[str, Any]):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (dict(self), self._update)
+        return _group_of, (self._update, self["params"])
+
+
+def _group_of(update: TableUpdate, params: list[Tensor]) -> Mapping[str, Any] | None:
+    """Return the group of a copied update: one copied beside it, in an optimizer, is the same."""
+    if update.group is not None and not update.group["params"]:
+        dict.__setitem__(update.group, "params", params)
+    return update.group
 
 
 class TableUpdate(Owner):
@@ -118,7 +125,7 @@ class TableUpdate(Owner):
         self._applied: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None
         # Optimizers that have stepped with the table, and rows for one that has not, but may have state.
         self._optimizers: WeakSet[torch.optim.Optimizer] = WeakSet()
-        self._evicted: list[Tensor] = []
+        self.evicted: list[Tensor] = []
         self._collections: list[ref[_Collection]] = []
         if rule is not None:
             self.set_rule(rule)
@@ -393,9 +400,9 @@ class TableUpdate(Owner):
             return
         for optimizer in self._optimizers:
             self._forget_in(optimizer, rows)
-        self._evicted.append(rows)
-        if sum(part.numel() for part in self._evicted) > 2 * self.weight.shape[0]:
-            self._evicted = [torch.cat(self._evicted).unique()]  # at most E: not again soon
+        self.evicted.append(rows)
+        if sum(part.numel() for part in self.evicted) > 2 * self.weight.shape[0]:
+            self.evicted = [torch.cat(self.evicted).unique()]  # at most E: not again soon
 
     def _forget_in(self, optimizer: torch.optim.Optimizer, rows: Tensor) -> None:
         """Set what an ordinary optimizer keeps of rows to where it started."""
@@ -409,15 +416,15 @@ class TableUpdate(Owner):
     def restart(self) -> None:
         """Call off what waits, as after loading other weights: gradients, and rows to be forgotten."""
         self.discard_gradients()
-        self._evicted = []
+        self.evicted = []
 
     def before_step(self, optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> None:
         """Update a table that takes its rate from ``group``; let the optimizer forget evicted rows."""
         if self.rule is None:
-            if self._evicted and optimizer not in self._optimizers:
-                self._forget_in(optimizer, torch.cat(self._evicted))
+            if self.evicted and optimizer not in self._optimizers:
+                self._forget_in(optimizer, torch.cat(self.evicted))
             self._optimizers.add(optimizer)
-            self._evicted = []
+            self.evicted = []
         if self.rule is None or not self.rule.inherits_lr or self.weight.grad is None:
             return
         grad, self.weight.grad = self.weight.grad, None  # the optimizer itself passes it over
