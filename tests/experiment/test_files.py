@@ -228,6 +228,10 @@ def test_mistakes(file: Path, text: str, message: str) -> None:
             "for `training.schedule.decay` constant.",
         ),
         (
+            "training: {schedule: {decay: exponential}}",
+            "schedule.final` should be above 0 for exponential decay. Received 0.",
+        ),
+        (
             "model: {layers: 3}",
             "layers` should be a list, each a whole number above 0. Received 3.",
         ),

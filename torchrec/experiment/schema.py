@@ -146,6 +146,10 @@ class ScheduleSection(Section):
                 "`training.schedule.final` should be given for learning rates that fall. Received "
                 f"{self.final} for `training.schedule.decay` constant."
             )
+        if self.decay == "exponential" and self.final == 0:
+            raise ValueError(
+                "`training.schedule.final` should be above 0 for exponential decay. Received 0."
+            )
         return self
 
 
