@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchrec
+from torchrec.files import remove_folder
 from torchrec.training import Checkpoints, checkpoint
 from torchrec.training._tree import join_state, split_state
 
@@ -227,6 +228,23 @@ def test_damage_of_one_before_the_last_hinders_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "best-00000003", "step-00000004", "step-00000005"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "index.json"])
+def test_damage_of_the_best_weights_says_which_checkpoints_need_them(
+    name: str, tmp_path: Path
+) -> None:
+    """To remove these weights alone would help nobody."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save_best(step, {"w": torch.full((5,), float(step))})
+        checkpoints.save(step, {}, best=step)
+    _cut(tmp_path / "best-00000002" / name)
+    with pytest.raises(ValueError, match=r"Checkpoints from step 2 on need it: .* remove them\.$"):
+        checkpoints.load_best(2)
+    remove_folder(tmp_path / "step-00000002")
+    assert checkpoints.latest() == 1
+    assert checkpoints.load_best(1)["w"].tolist() == [1.0] * 5
 
 
 @pytest.mark.parametrize("damage", [_cut, _flip, Path.unlink], ids=["cut", "flip", "remove"])

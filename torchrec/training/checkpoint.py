@@ -189,9 +189,14 @@ def _is_of_format_1(state: Path) -> bool:
 
 
 def _damaged(error: DamagedError) -> ValueError:
-    return ValueError(
-        f"Checkpoint file {error} To go on from the checkpoint before, remove '{error.path.parent}'."
-    )
+    folder = error.path.parent
+    kind, _, step = folder.name.partition("-")
+    remedy = f"To go on from the checkpoint before, remove '{folder}'."
+    if kind == _BEST:
+        remedy = (
+            f"Checkpoints from step {int(step)} on need it: to go on from one before, remove them."
+        )
+    return ValueError(f"Checkpoint file {error} {remedy}")
 
 
 def _other_format(path: Path, format: int, written_by: str) -> ValueError:
