@@ -32,6 +32,26 @@ def test_nothing_is_at_work_by_itself() -> None:
         assert not _private.is_observed()
 
 
+def test_which_nodes_a_backward_pass_comes_to() -> None:
+    seen = []
+
+    class Both(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, y):
+            return x + y
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append([_private.will_run(node) for node, _ in ctx.next_functions])
+            return grad, grad
+
+    x, y = (torch.ones(2, requires_grad=True) for _ in range(2))
+    Both.apply(x, y * 1).sum().backward()
+    torch.autograd.grad(Both.apply(x, y * 1).sum(), [y])
+    Both.apply(x, y * 1).sum().backward(inputs=[y])
+    assert seen == [[True, True], [False, True], [False, True]]
+
+
 def test_modes_are_counted() -> None:
     with Through():
         assert _private.num_dispatch_modes() == 1

@@ -275,6 +275,58 @@ def test_checkpointed_look_ups(reentrant: bool) -> None:
     assert steps == [2 if reentrant else 1] * 2
 
 
+PARTIAL: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "grad": lambda loss, other: torch.autograd.grad(loss, [other]),
+    "backward": lambda loss, other: loss.backward(inputs=[other]),
+    "grad, to be differentiated again": lambda loss, other: torch.autograd.grad(
+        loss, [other], create_graph=True
+    ),
+}
+
+
+@pytest.mark.parametrize("how", PARTIAL)
+@pytest.mark.parametrize(
+    ("of", "plain"),
+    [
+        ("plain table", "v"),
+        ("plain table", "t"),
+        *((of, plain) for of in ("sample weights", "sequences") for plain in ("v", "t")),
+        ("sample weights", "none"),
+    ],
+)
+def test_a_pass_for_other_tensors_leaves_fused_tables_alone(plain: str, how: str, of: str) -> None:
+    module: EmbeddingBagCollection | EmbeddingCollection = bags(plain, optimizer="sgd", lr=0.1)
+    kjt = KJT
+    if of == "plain table":
+        other: Tensor = weight(module, plain)
+    elif of == "sample weights":
+        configs = module.embedding_bag_configs()
+        module = EmbeddingBagCollection(tables=configs, is_weighted=True)
+        other = torch.ones(5, requires_grad=True)
+        kjt = KeyedJaggedTensor(["a", "b"], KJT.values(), weights=other, lengths=KJT.lengths())
+    else:
+        fused = {"optimizer": "sgd", "lr": 0.1}
+        configs = [
+            EmbeddingConfig(10, 4, "s", feature_names=["a"], **({} if plain == "v" else fused)),
+            EmbeddingConfig(6, 2, "own", feature_names=["b"], **({} if plain == "t" else fused)),
+        ]
+        module = EmbeddingCollection(tables=configs)
+        other = module.embeddings["s" if plain == "v" else "own"].weight
+
+    def loss() -> Tensor:
+        out = module(kjt)
+        each = out.values() if isinstance(out, dict) else [out]
+        return torch.stack([jagged.values().square().sum() for jagged in each]).sum()
+
+    before = copy.deepcopy(module.state_dict())
+    PARTIAL[how](loss(), other)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert all(state["step"] == 0 for state in module.fused_optimizer.state.values())
+    loss().backward()
+    assert all(state["step"] == 1 for state in module.fused_optimizer.state.values())
+
+
 def test_a_second_backward_pass_through_one_look_up_is_refused() -> None:
     for module, kjt in ((bags(optimizer="sgd", lr=0.1), KJT), (sequences(), KJT)):
         out = module(kjt)

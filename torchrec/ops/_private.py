@@ -26,6 +26,8 @@ has_transforms = torch._C._are_functorch_transforms_active
 has_batched_grads = partial(
     torch._C._dispatch_tls_is_dispatch_key_included, torch._C._dispatch_key_parse("VmapMode")
 )
+# Whether the backward pass under way comes to a node of the graph: all of them, unless it is one for some tensors only.
+will_run = torch._C._will_engine_execute_node
 # The arguments of an operator and their types.
 parse_schema = torch._C.parse_schema
 # Whether a tensor stands for zeros that have no memory, as autograd makes them.

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.compiler import is_compiling
 
 from torchrec.ops._library import is_transformed
+from torchrec.ops._private import will_run
 from torchrec.ops.embedding import schema
 from torchrec.ops.embedding.spec import LookupSpec
 
@@ -191,10 +192,12 @@ class _BagLookup(torch.autograd.Function):
                 grad, weights, *bags.arguments(ctx.spec)
             )
         grads: list[Tensor | None] = [None] * len(weights)
+        updated = is_compiling() or _anchor_gets_gradient(ctx)
         for group in ctx.groups:
             mine = [weights[t] for t in group.tables]
             if isinstance(group.gradient, Updater):
-                _update_bags(group, group.gradient, grad, mine, bags)
+                if updated:
+                    _update_bags(group, group.gradient, grad, mine, bags)
                 continue
             if group.gradient == "sparse":
                 found = _as_sparse(bag_row_grads(grad, mine, group.spec, bags), mine)
@@ -235,13 +238,15 @@ class _SequenceLookup(torch.autograd.Function):
     def backward(ctx: Any, *output_grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (values,), weights = ctx.saved_tensors, ctx.weights
         grads: list[Tensor | None] = [None] * len(weights)
+        updated = is_compiling() or _anchor_gets_gradient(ctx)
         for group in ctx.groups:
             mine = [weights[t] for t in group.tables]
             received = [output_grads[s] for s in group.slots]
             starts, counts = ([n[s] for s in group.slots] for n in (ctx.starts, ctx.counts))
             ids = Ids(values, starts, counts)
             if isinstance(group.gradient, Updater):
-                _update_sequences(group, group.gradient, received, mine, ids)
+                if updated:
+                    _update_sequences(group, group.gradient, received, mine, ids)
                 continue
             if group.gradient == "sparse":
                 found = _as_sparse(sequence_row_grads(received, mine, group.spec, ids), mine)
@@ -311,6 +316,19 @@ def _recorded(
         return weights, [fused[0].anchor]
     updated = {t for group in fused for t in group.tables}
     return weights, [fused[0].anchor if t in updated else w for t, w in enumerate(weights)]
+
+
+def _anchor_gets_gradient(ctx: Any) -> bool:
+    """Say whether the backward pass goes to what stands for the fused weights.
+
+    One for some other tensors, as ``torch.autograd.grad`` runs it, does not: it leaves the tables
+    alone, as it does the ``grad`` of every parameter.
+    """
+    fused = [group for group in ctx.groups if isinstance(group.gradient, Updater)]
+    if not fused:
+        return False
+    table = 0 if ctx.recorded == 1 else fused[0].tables[0]
+    return will_run(ctx.next_functions[table - ctx.recorded][0])
 
 
 def lookup_bags(
