@@ -198,6 +198,16 @@ def test_the_folder_in_which_one_works_is_not_replaced(
     assert _content(tmp_path / "work" / "model") == "one"
 
 
+def test_one_may_work_in_a_folder_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "work").rmdir()
+    _write(tmp_path / "model", "one")
+    assert _content(tmp_path / "model") == "one"
+
+
 def test_a_name_that_the_system_does_not_take(tmp_path: Path) -> None:
     with pytest.raises(
         OSError, match=r"The bundle should be written to .* Received: File name too"

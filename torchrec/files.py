@@ -173,8 +173,7 @@ def write_folder(
                 f"Received '{name}'."
             )
     given, folder = folder, Path(os.path.realpath(folder))
-    # Whoever works in a folder would go on in the former one, which is removed.
-    if folder in (Path.cwd(), *Path.cwd().parents):
+    if _is_worked_in(folder):
         raise ValueError(
             f"{what} should be written to a folder in which this process does not work. Received "
             f"'{given}'."
@@ -229,6 +228,15 @@ def _not_written(
             f"{what} should be written to '{folder}'. Received: {error.strerror or error}. "
             "What was there before is whole",
         ) from error
+
+
+def _is_worked_in(folder: Path) -> bool:
+    """Return whether this process works in a folder: replaced, it would go on in the former one."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # somebody removed it
+        return False
+    return folder in (here, *here.parents)
 
 
 def _is_elsewhere(error: OSError, folder: Path) -> bool:
