@@ -34,19 +34,6 @@ def test_hooks_of_a_module(register):
     assert not _private.has_hooks(module)
 
 
-def test_backward_passes():
-    x = torch.ones(1, requires_grad=True)
-    y = x * 2
-    seen = []
-    y.register_hook(lambda _: seen.append(_private.backward_pass()))
-    y.register_hook(lambda _: seen.append(_private.backward_pass()))
-    y.sum().backward(retain_graph=True)
-    y.sum().backward()
-    assert -1 not in seen
-    assert [number == seen[0] for number in seen] == [True, True, False, False]
-    assert _private.backward_pass() == -1
-
-
 def test_hooks_of_saved_tensors():
     assert _private.saving_hooks(False) is None
     with torch.autograd.graph.save_on_cpu():

@@ -53,6 +53,10 @@ def shown(module: EmbeddingBagCollection) -> dict[str, tuple[float, float]]:
     return {name: (s["sum"][0, 0].item(), s["step"].item()) for name, s in state.items()}
 
 
+def steps(module: EmbeddingBagCollection) -> list[float]:
+    return [state["step"].item() for state in module.fused_optimizer.state.values()]
+
+
 def tied() -> tuple[EmbeddingBagCollection, EmbeddingBagCollection]:
     one, two = bags(), bags()
     put(two, weight(one))
@@ -169,6 +173,50 @@ def test_the_optimizer_shows_the_weight_that_is_there() -> None:
     put(module, nn.Parameter(torch.ones(10, 4)))
     assert module.fused_optimizer.params[NAMES[0]] is weight(module)
     assert module.fused_optimizer is module.fused_optimizer
+
+
+# ---- weights that are lent for one call
+
+
+def lent(module: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> dict:
+    return {name: change(value.detach()) for name, value in module.named_parameters()}
+
+
+def test_weights_of_somebody_else_are_read_and_leave_the_training_as_it_is() -> None:
+    """As when the running mean of the weights is evaluated."""
+    module, expected = bags(u={}), bags(u={})
+    for each in (module, expected):
+        with each.fused_optimizer.accumulate():
+            train(each)
+    out = torch.func.functional_call(module, lent(module, torch.ones_like), (KJT,))
+    assert out.values().tolist() == [[1.0] * 6, [2.0] * 6]
+    for each in (module, expected):
+        train(each)
+    assert shown(module) == shown(expected) == {NAMES[0]: (16.0, 1)}
+    assert torch.equal(weight(module), weight(expected))
+
+
+@pytest.mark.parametrize("computed", [False, True])
+@pytest.mark.parametrize("u", [None, {}, {"optimizer": "sgd"}], ids=["fused", "plain", "waits"])
+def test_gradients_of_weights_of_somebody_else_are_theirs(u: dict | None, computed: bool) -> None:
+    module = bags(u=u)
+    train(module)
+    before, state = copy.deepcopy(module.state_dict()), steps(module)
+    factor = torch.ones(1, requires_grad=True)
+    weights = lent(module, lambda w: (w + 1) * factor if computed else (w + 1).requires_grad_())
+    values = {name: value.detach().clone() for name, value in weights.items()}
+    torch.func.functional_call(module, weights, (KJT,)).values().sum().backward()
+    if computed:
+        looked_up = sum(2 * v[0].sum() + v[1].sum() for v in values.values())
+        torch.testing.assert_close(factor.grad, looked_up.reshape(1))
+    else:
+        for value in weights.values():
+            assert value.grad[:3, 0].tolist() == [2.0, 1.0, 0.0]
+    for name, value in values.items():
+        assert torch.equal(weights[name], value)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert steps(module) == state
 
 
 # ---- who shows what

@@ -16,7 +16,6 @@ from torch._compile import _disable_dynamo as outside_graphs
 
 __all__ = [
     "assert_later",
-    "backward_pass",
     "children_by_name",
     "constant_in_graphs",
     "has_hooks",
@@ -30,9 +29,6 @@ C = TypeVar("C", bound=Callable[..., object])
 
 # Fails with a message once the device comes to it; the host does not wait.
 assert_later = torch._assert_async
-
-# A number of the backward pass that this thread is running; -1: it is running none.
-backward_pass = torch._C._current_graph_task_id
 
 # ``(False)`` gives who takes the tensors that this thread saves for a backward pass elsewhere, or None.
 saving_hooks = torch._C._autograd._top_saved_tensors_default_hooks

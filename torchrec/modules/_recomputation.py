@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch.compiler import is_compiling
 
-from torchrec.modules._private import backward_pass, saving_hooks
+from torchrec.modules._private import saving_hooks
+from torchrec.optim.backward_pass import backward_pass_number
 
 
 def is_recomputation() -> bool:
@@ -19,7 +20,7 @@ def is_recomputation() -> bool:
         True inside a backward pass of this thread, whichever way it was started. Always False while
         ``torch.compile`` traces, whose own recomputation never comes back to Python.
     """
-    return not is_compiling() and backward_pass() != -1
+    return not is_compiling() and backward_pass_number() != -1
 
 
 def may_be_recomputed() -> bool:

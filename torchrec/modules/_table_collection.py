@@ -251,7 +251,7 @@ class TableCollection(nn.Module):
             if reduced:
                 tables.check_not_reduced(reduced)
         requires_grad = tuple([recorded and w.requires_grad for w in weights])
-        spec, groups = tables.lookup(tuple(features.keys()), requires_grad, tables.mode())
+        spec, groups = tables.lookup(tuple(features.keys()), requires_grad, tables.mode(weights))
         return weights, spec, groups
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:

@@ -157,7 +157,8 @@ class Tables:
         """Return the weight of each table, having met those put in place of the former."""
         weights = [parameters["weight"] for parameters in self._parameters]
         changed = not is_compiling() and [id(weight) for weight in weights] != self._bound
-        if changed and not is_transformed():  # what a transform puts there is gone when it ends
+        # What a transform puts there, or `torch.func.functional_call`, is gone when it ends.
+        if changed and not is_transformed() and not _are_lent(weights):
             self.bind()
         return weights
 
@@ -333,14 +334,14 @@ class Tables:
         tables = [self._table_spec(t, trained) for t, trained in enumerate(requires_grad)]
         return LookupSpec(tables, slots, len(keys), column)
 
-    def mode(self) -> tuple[Any, ...]:
-        """Return what a compiled look-up depends on beside keys and weights."""
-        return (self._version,)
+    def mode(self, weights: list[Tensor]) -> tuple[int, bool]:
+        """Return what a compiled look-up depends on beside keys, and whether weights are lent."""
+        return self._version, not is_compiling() and _are_lent(weights)
 
     # To torch.compile the result is a constant: it depends on nothing but the arguments.
     @constant_in_graphs
     def lookup(
-        self, keys: tuple[str, ...], requires_grad: tuple[bool, ...], mode: tuple[Any, ...]
+        self, keys: tuple[str, ...], requires_grad: tuple[bool, ...], mode: tuple[int, bool]
     ) -> tuple[LookupSpec, list[Group]]:
         """Return the spec for input with these keys, and the groups of tables that get a gradient.
 
@@ -349,19 +350,24 @@ class Tables:
             requires_grad: of each table, all False where no gradient is recorded.
             mode: `mode`; a compiled look-up is compiled anew when it changes.
         """
-        found = self._lookups.get((keys, requires_grad))
+        lent = mode[1]
+        found = self._lookups.get((keys, requires_grad, lent))
         if found is None:
-            spec = self._make_spec(keys, requires_grad)
-            found = spec, self._make_groups(spec, requires_grad)
+            spec = self._make_spec(keys, [r and not lent for r in requires_grad])
+            found = spec, self._make_groups(spec, requires_grad, lent)
             # While exporting it is a fake one, and a transform's dies with it: neither may stay.
             if type(spec.tensor) is Tensor and not is_wrapped(spec.tensor):
-                self._lookups[keys, requires_grad] = found
+                self._lookups[keys, requires_grad, lent] = found
         return found
 
-    def _make_groups(self, spec: LookupSpec, requires_grad: Sequence[bool]) -> list[Group]:
+    def _make_groups(
+        self, spec: LookupSpec, requires_grad: Sequence[bool], lent: bool
+    ) -> list[Group]:
         asked = [t for t, required in enumerate(requires_grad) if required]
         if not asked:
             return []
+        if lent:  # the gradient is that of who lends them
+            return [Group(spec, asked, "dense")]
         groups = []
         for joint, numbers in self._joints:
             if set(numbers) & set(asked) and self._updates[numbers[0]].in_backward:
@@ -382,6 +388,11 @@ class Tables:
     @staticmethod
     def _fused_group(spec: LookupSpec, numbers: list[int], updates: list[TableUpdate]) -> Group:
         return Group(spec, numbers, LookupUpdater(updates))
+
+
+def _are_lent(weights: Sequence[Tensor]) -> bool:
+    """Say whether weights are others than a module can have: for one call, somebody else's."""
+    return not all(isinstance(weight, nn.Parameter) for weight in weights)
 
 
 def _widest(dtypes: Sequence[torch.dtype]) -> torch.dtype:

@@ -260,6 +260,8 @@ class LookupUpdater(Updater):
         self._receive(SequenceGradient(grads, weights, spec, ids))
 
     def _receive(self, gradient: LookupGradient) -> None:
+        # The list of a joint update is made for it alone: to be the same list is to be bound to it still,
+        # with all its tables, and none since moved to another one. Equal lists would not say so.
         joint = self.updates[0].joint
         if isinstance(joint, JointUpdate) and joint.updates is self.updates:
             joint.lookup_arrived(gradient)

@@ -176,7 +176,9 @@ class TableUpdate(Owner):
         theirs = [ref(known, self._collection_gone) for known in others]
         self._collections = [mine, *theirs] if first else [*theirs, mine]
         if first:
-            for known in others:
+            for (
+                known
+            ) in others:  # this ends: they have joined, and find nothing changed but who is first
                 known.bind()
 
     def leave(self, collection: _Collection) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrec.modules._private import backward_pass
 from torchrec.modules.collision.changed_rows import ChangedRows
+from torchrec.optim.backward_pass import backward_pass_number
 
 
 def random_states(device: torch.device) -> list[Tensor]:
@@ -86,7 +86,7 @@ class FirstPasses:
 
         Those that ran again in a backward pass that is over are forgotten: each holds all its ids.
         """
-        now = backward_pass()
+        now = backward_pass_number()
         over = [past for past in self._passes if past.recomputed_in not in (None, now)]
         for past in over:
             self._passes.remove(past)
@@ -110,7 +110,7 @@ class FirstPasses:
         """
         same = [past for past in self._passes if torch.equal(past.ids, ids)]
         # One that ran again is over, but for checkpoints in checkpoints: in the same backward pass.
-        now = backward_pass()
+        now = backward_pass_number()
         same = [past for past in same if past.recomputed_in in (None, now)] or same[-1:]
         if not same:
             raise RuntimeError(
