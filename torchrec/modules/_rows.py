@@ -92,8 +92,9 @@ def reset_rows(tables: Tables, table: str, rows: Tensor) -> None:
 def _initial(config: BaseEmbeddingConfig, weight: Tensor, rows: Tensor) -> Tensor:
     """Return first values of rows, drawn from a generator of their own.
 
-    They depend on the table and the rows alone, so a run that is taken up draws the same.
+    They depend on the table and on which rows these are, so a run that is taken up draws the same.
     """
+    # A sum, so that the order of the rows does not count; of hashes, so that other rows have another sum.
     seed = zlib.crc32(config.name.encode()) ^ int(hash_ids(rows, 2**62).sum() & (2**62 - 1))
     on_cpu = weight.device.type == "cpu"
     with torch.random.fork_rng([] if on_cpu else [weight.device], device_type=weight.device.type):

@@ -391,7 +391,7 @@ class Tables:
 
 
 def _are_lent(weights: Sequence[Tensor]) -> bool:
-    """Say whether weights are others than a module can have: for one call, somebody else's."""
+    """Say whether these are not the module's own: `torch.func.functional_call` puts plain tensors in their place."""
     return not all(isinstance(weight, nn.Parameter) for weight in weights)
 
 

@@ -102,9 +102,9 @@ def _group_of(update: TableUpdate, params: list[Tensor]) -> Mapping[str, Any] | 
 class TableUpdate(Owner):
     """Trains one table: all that its training keeps between steps is here.
 
-    The collections that look the table up own it; the first of them shows it in its optimizer. A
-    table without a rule of its own is left to ordinary optimizers; of its training this then only
-    knows which rows they have to forget.
+    It goes with the weight: the collections that look it up share it, and the first of them shows it
+    in its ``fused_optimizer``. A table without a rule of its own is left to ordinary optimizers; of
+    its training this then only knows which rows they have to forget.
 
     Args:
         table: name of the table.
@@ -117,7 +117,7 @@ class TableUpdate(Owner):
         self.states: dict[str, Tensor] = {}
         self.step = torch.zeros((), dtype=torch.float64, device="cpu")
         self.waiting: list[RowGradients] = []
-        self.collecting = False
+        self.collecting = False  # within `accumulate()`: what arrives waits for a later update
         self.joint: _Applier | None = None
         self.group: HyperGroup | None = None
         self._weight: Tensor | None = None

@@ -378,7 +378,8 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
     def evict(self) -> Tensor | None:
         """Return the rows that changed hands since the last call, or None if there was no eviction.
 
-        In calls of `forward` and `profile`, that is; what calls `map_keys` is told there.
+        It evicts nothing itself: that happened in calls of `forward` and `profile`. Who calls `map_keys` is told at
+        once, and not here.
         """
         return self._changed.take()
 
