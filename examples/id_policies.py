@@ -33,7 +33,7 @@ from torchrec.modules.mc_modules import (
     MCHEvictionPolicy,
     MCHManagedCollisionModule,
 )
-from torchrec.ops.embedding.reference import hash_ids
+from torchrec.ops.embedding import hash_ids
 
 DIM = 32
 ROWS = 2000  # of a table without a map, whose memory every policy may use
