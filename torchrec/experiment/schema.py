@@ -24,6 +24,7 @@ from torch import nn
 from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
 from torchrec.datasets.files import check_delimiter
 from torchrec.models.registry import ModelSection as ModelSection
+from torchrec.models.registry import TableRule
 
 
 def _as_list(paths: object) -> object:
@@ -178,7 +179,7 @@ class TrainingSection(Section):
     embedding_learning_rate: PositiveFloat | None = Field(
         default=None, description="of the tables; none: `learning_rate`"
     )
-    embedding_optimizer: Literal["adam", "adagrad", "rowwise_adagrad", "sgd"] = Field(
+    embedding_optimizer: TableRule = Field(
         default="adam", description="of the tables; updates only the rows of the batch"
     )
     embedding_weight_decay: NonNegativeFloat = Field(default=0.0, description="of the tables")

@@ -16,7 +16,7 @@ Example:
     2
 """
 
-from torchrec.models.registry._build import TableOptimizer, build_model
+from torchrec.models.registry._build import TableOptimizer, TableRule, build_model
 from torchrec.models.registry._formats import upgraded_section
 from torchrec.models.registry._registry import (
     DEFAULT,
@@ -36,6 +36,7 @@ __all__ = [
     "ModelSection",
     "RegisteredModel",
     "TableOptimizer",
+    "TableRule",
     "add_folder",
     "build_model",
     "find",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat
@@ -30,6 +30,10 @@ from torchrec.types import IdPolicy, OptimizerType
 C = TypeVar("C", bound=BaseEmbeddingConfig)
 
 
+TableRule: TypeAlias = Literal["adam", "adagrad", "rowwise_adagrad", "sgd"]
+"""The update rules that an experiment can name for its tables."""
+
+
 class TableOptimizer(BaseModel):
     """How tables are trained: in the backward pass, by a fused optimizer.
 
@@ -41,7 +45,7 @@ class TableOptimizer(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    optimizer: Literal["adam", "adagrad", "rowwise_adagrad", "sgd"]
+    optimizer: TableRule
     lr: PositiveFloat
     weight_decay: NonNegativeFloat = 0.0
 
