@@ -120,11 +120,68 @@ def test_around_a_warmup_and_its_state():
 
 
 def test_bounds_are_checked():
-    with pytest.raises(ValueError, match=r"`max_gradient` should be above 0\. Received 0"):
-        make(GradientClipping.NORM, 0)
+    for clipping in (GradientClipping.NORM, GradientClipping.VALUE):
+        for wrong in (-1.0, math.nan):
+            with pytest.raises(ValueError, match=r"`max_gradient` should be at least 0\. Received"):
+                make(clipping, wrong)
     for wrong in ("two", 0.0, math.nan):
         with pytest.raises(ValueError, match="`norm_type` should be above 0, or 'inf'"):
             make(GradientClipping.NORM, 1.0, wrong)
+
+
+@pytest.mark.parametrize(
+    "clipping", [GradientClipping.NORM, GradientClipping.VALUE], ids=lambda c: c.value
+)
+def test_a_bound_of_nothing_stops_all(clipping):
+    params, optimizer = make(clipping, 0.0)
+    optimizer.step()
+    assert all((param == 0.0).all() for param in params.values())
+    assert params["a"].grad.tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0, math.nan, math.inf])
+def test_what_clips_nothing_needs_no_bound(bound):
+    params, optimizer = make(GradientClipping.NONE, bound)
+    optimizer.step()
+    assert params["a"].tolist() == [-3.0, 4.0, 0.0]
+
+
+EMPTY = {
+    "dense": lambda: torch.zeros(0, 3),
+    "rows without columns": lambda: torch.zeros(4, 0),
+    "sparse": lambda: torch.sparse_coo_tensor(
+        torch.zeros(1, 0, dtype=torch.int64), torch.zeros(0, 2), (4, 2), check_invariants=True
+    ),
+    "sparse without columns": lambda: torch.sparse_coo_tensor(
+        torch.tensor([[1, 1]]), torch.zeros(2, 0), (4, 0), check_invariants=True
+    ),
+}
+
+
+@pytest.mark.parametrize("others", [True, False], ids=["among others", "alone"])
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, "inf"], ids=str)
+@pytest.mark.parametrize("clipping", list(GradientClipping), ids=lambda c: c.value)
+@pytest.mark.parametrize("empty", EMPTY.values(), ids=EMPTY)
+def test_an_empty_gradient_counts_nothing(empty, clipping, norm_type, others):
+    params = {"empty": nn.Parameter(empty().to_dense() + 0.0)}
+    params["empty"].grad = empty()
+    if others:
+        params["full"] = nn.Parameter(torch.zeros(2))
+        params["full"].grad = torch.tensor([3.0, -4.0])
+    before = params["empty"].detach().clone()
+    inner = KeyedOptimizerWrapper(params, lambda ps: torch.optim.SGD(ps, lr=1.0))
+    optimizer = GradientClippingOptimizer(inner, clipping, 1.0, norm_type, track_grad_norm=True)
+    optimizer.step()
+    norm = {1.0: 7.0, 2.0: 5.0, "inf": 4.0}[norm_type] if others else 0.0
+    assert optimizer.last_total_grad_norm.item() == pytest.approx(norm)
+    assert torch.equal(params["empty"], before)
+    if others:
+        moved = {
+            GradientClipping.NORM: [-3.0 / norm, 4.0 / norm],
+            GradientClipping.VALUE: [-1.0, 1.0],
+            GradientClipping.NONE: [-3.0, 4.0],
+        }[clipping]
+        assert params["full"].tolist() == pytest.approx(moved, rel=1e-5)
 
 
 RANKS = """
@@ -146,12 +203,28 @@ for norm_type in (2.0, "inf"):
     )
     optimizer.step()
     result[str(norm_type)] = optimizer.last_total_grad_norm.item(), shared.tolist()
+    # Rank 0 has an empty shard, of another type, and no gradient that is shared.
+    shard = nn.Parameter(torch.zeros(2 * rank, dtype=torch.float32 if rank else torch.float64))
+    shard.grad = shard.detach() + 4.0
+    inner = KeyedOptimizerWrapper({"shard": shard}, lambda ps: torch.optim.SGD(ps, lr=1.0))
+    optimizer = GradientClippingOptimizer(
+        inner, GradientClipping.NORM, 1.0, norm_type, True, {shard: [dist.group.WORLD]}
+    )
+    optimizer.step()
+    result[f"{norm_type} uneven"] = optimizer.last_total_grad_norm.item(), shard.tolist()
 """
 
 
 def test_norm_over_process_groups(run_ranks):
-    for result in run_ranks(RANKS):
+    results = run_ranks(RANKS)
+    for result in results:
         for norm_type, wanted in (("2.0", 13.0), ("inf", 12.0)):
             norm, weights = result[norm_type]
             assert norm == pytest.approx(wanted)
             assert weights == pytest.approx([-12.0 / wanted, 0.0], rel=1e-5)
+    nobody, somebody = results
+    for norm_type, wanted in (("2.0", 32**0.5), ("inf", 4.0)):
+        assert nobody[f"{norm_type} uneven"] == [pytest.approx(wanted), []]
+        norm, weights = somebody[f"{norm_type} uneven"]
+        assert norm == pytest.approx(wanted)
+        assert weights == pytest.approx([-4.0 / wanted] * 2, rel=1e-5)

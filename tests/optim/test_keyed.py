@@ -8,11 +8,16 @@ from torch import nn
 from torchrec.optim import (
     Adam,
     CombinedOptimizer,
+    EmptyFusedOptimizer,
+    GradientClipping,
+    GradientClippingOptimizer,
     KeyedOptimizer,
     KeyedOptimizerWrapper,
     OptimizerWrapper,
     PartialRowWiseAdam,
     RowWiseAdagrad,
+    SemisyncOptimizer,
+    WarmupOptimizer,
 )
 
 
@@ -298,12 +303,40 @@ def test_zero_grad_and_init_state_reach_every_parameter(build):
     params, optimizer = build()
     train(optimizer, params)
     optimizer.zero_grad()
-    assert all(torch.equal(p.grad, torch.zeros(3, 2)) for p in params.values())
-    optimizer.zero_grad(set_to_none=True)
     assert all(p.grad is None for p in params.values())
     params, optimizer = build()
     optimizer.init_state()
     assert set(optimizer.state_dict()["state"]) == set(params)
+
+
+AROUND = {
+    "wrapper": lambda inner: inner,
+    "around": OptimizerWrapper,
+    "combined": lambda inner: CombinedOptimizer([("x", inner)]),
+    "clipping": lambda inner: GradientClippingOptimizer(inner, GradientClipping.NORM, 9.0),
+    "warmup": lambda inner: WarmupOptimizer(inner, [], lr=0.1),
+    "semisync": lambda inner: SemisyncOptimizer([], inner, EmptyFusedOptimizer()),
+}
+
+
+@pytest.mark.parametrize("arguments", [(), (False,), (True,)], ids=str)
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+def test_a_parameter_that_a_step_does_not_use_stays(around, arguments):
+    used, unused = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    inner = KeyedOptimizerWrapper(
+        {"used": used, "unused": unused}, lambda ps: torch.optim.Adam(ps, lr=0.1)
+    )
+    optimizer = around(inner)
+    (used + unused).sum().backward()
+    optimizer.step()
+    for _ in range(2):
+        optimizer.zero_grad(*arguments)
+        assert unused.grad is None
+        used.sum().backward()
+        optimizer.step()
+    assert unused.item() == pytest.approx(0.9)
+    assert used.item() == pytest.approx(0.7)
+    assert inner.state[unused]["step"] == 1
 
 
 @kinds

@@ -89,11 +89,11 @@ def test_state_names_and_groups():
         "__semisync_local_step_counter__",
     ]
     assert set(saved["state"]["a"]) == {
-        "step",
-        "exp_avg",
-        "exp_avg_sq",
-        "__semisync_global__.momentum_buffer",
-        "__semisync_global__.weight",
+        "semi_sync_local_step",
+        "semi_sync_local_exp_avg",
+        "semi_sync_local_exp_avg_sq",
+        "semi_sync_global_momentum_buffer",
+        "semi_sync_global_weight",
     }
     assert saved["state"]["__semisync_local_step_counter__"]["step"] == 3
     assert saved["state"]["__semisync_global_step_counter__"]["step"] == 1
@@ -114,7 +114,7 @@ def test_schedulers_and_hyper_parameters_reach_both():
     assert optimizer.param_groups[1]["momentum"] == 0.5
     optimizer.set_optimizer_step(7)
     state = optimizer.state_dict()["state"]
-    assert state["a"]["step"] == 7
+    assert state["a"]["semi_sync_local_step"] == 7
     assert state["__semisync_global_step_counter__"]["step"] == 2
 
 
@@ -122,7 +122,7 @@ def test_init_state_moves_nothing():
     params, optimizer = make()
     before = copy.deepcopy(params)
     optimizer.init_state()
-    assert "exp_avg" in optimizer.state_dict()["state"]["a"]
+    assert "semi_sync_local_exp_avg" in optimizer.state_dict()["state"]["a"]
     for name in params:
         assert torch.equal(params[name], before[name])
 
@@ -172,13 +172,39 @@ def test_what_does_not_fit_is_named():
         make(form=lambda ps: list(ps)[:1])
     train(optimizer, params, 3)
     saved = copy.deepcopy(optimizer.state_dict())
-    saved["state"]["b"]["__semisync_global__.weight"] = torch.zeros(3)
+    saved["state"]["b"]["semi_sync_global_weight"] = torch.zeros(3)
     with pytest.raises(ValueError, match=r"weight' of 'b' should be .*\(2,\)\. Received \(3,\)"):
         optimizer.load_state_dict(saved)
     saved = copy.deepcopy(optimizer.state_dict())
     del saved["state"]["__semisync_local_step_counter__"]
     with pytest.raises(ValueError, match=r"'step' of \['__semisync_local_step_counter__'\]"):
         optimizer.load_state_dict(saved)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"]["b"]["exp_avg"] = torch.zeros(2)
+    with pytest.raises(ValueError, match=r"start with 'semi_sync_local_' or .* Received 'exp_avg'"):
+        optimizer.load_state_dict(saved)
+
+
+def test_a_state_saved_under_former_names_goes_on():
+    params, optimizer = make()
+    train(optimizer, params, 4)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for name in params:
+        saved["state"][name] = {
+            key.removeprefix("semi_sync_local_").replace(
+                "semi_sync_global_", "__semisync_global__."
+            ): value
+            for key, value in saved["state"][name].items()
+        }
+    assert {"exp_avg", "__semisync_global__.weight"} <= set(saved["state"]["a"])
+    others, fresh = make(seed=3)
+    fresh.load_state_dict(saved)
+    for name in params:
+        others[name].data.copy_(params[name].data)
+    for each, its in ((optimizer, params), (fresh, others)):
+        train(each, its, 7, seed=5)
+    for name in params:
+        assert torch.equal(params[name], others[name])
 
 
 RANKS = """

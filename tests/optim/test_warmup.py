@@ -4,6 +4,8 @@ from torch import nn
 
 from torchrec.optim import (
     CombinedOptimizer,
+    EmptyFusedOptimizer,
+    KeyedOptimizer,
     KeyedOptimizerWrapper,
     WarmupOptimizer,
     WarmupPolicy,
@@ -109,8 +111,33 @@ def test_another_hyper_parameter_can_be_warmed_up():
     _weight, optimizer = make([WarmupStage(P.CONSTANT, 9, 0.5)], lr=0.8, lr_param="momentum")
     group = optimizer.param_groups[0]
     assert (group["lr"], group["momentum"]) == (123.0, 0.4)
-    with pytest.raises(ValueError, match=r"should have 'rate', which `lr_param` names"):
+    with pytest.raises(ValueError, match=r"`lr_param` should name .*'lr',.* Received 'rate'"):
         make([], lr_param="rate")
+
+
+def test_groups_without_the_rate_get_it():
+    """As those of optimizers have, which are made of parameters, state and groups alone."""
+    weights = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    group = {"params": weights[:1]}
+    bare = KeyedOptimizer({"bare": weights[0]}, {}, [group])
+    full = KeyedOptimizerWrapper({"w": weights[1]}, lambda ps: torch.optim.SGD(ps, lr=9.0))
+    half = KeyedOptimizerWrapper(
+        {"h": weights[2]}, lambda ps: torch.optim.SGD(ps, lr=9.0, momentum=0.5)
+    )
+    del half.param_groups[0]["momentum"]
+    both = CombinedOptimizer([("a", bare), ("b", full)])
+    stages = [WarmupStage(P.LINEAR, 2, 0.5)]
+    optimizer = WarmupOptimizer(both, stages, lr=0.4)
+    assert [g["lr"] for g in optimizer.param_groups] == [0.2, 0.2]
+    saved = optimizer.state_dict()
+    assert saved["param_groups"][0] == {"params": ["a.bare"], "lr": 0.2}
+    group.pop("lr")
+    optimizer.load_state_dict(saved)
+    assert [g["lr"] for g in optimizer.param_groups] == [0.2, 0.2]
+    one = CombinedOptimizer([("a", full), ("b", half)])
+    WarmupOptimizer(one, stages, lr=0.4, lr_param="momentum")
+    assert [g["momentum"] for g in one.param_groups] == [0.2, 0.2]
+    assert WarmupOptimizer(EmptyFusedOptimizer(), stages).param_groups == []
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ class GradientClippingOptimizer(OptimizerWrapper):
     Args:
         optimizer: the optimizer inside.
         clipping: what to clip.
-        max_gradient: the bound :math:`c`.
+        max_gradient: the bound :math:`c`; 0 stops all parameters. Of no account where nothing is
+            clipped.
         norm_type: :math:`p`; ``"inf"`` or ``math.inf`` for the largest element.
         enable_global_grad_clip: whether ``param_to_pgs`` is heeded.
         param_to_pgs: parameter -> process groups that its gradient is cut up over; the norm counts
@@ -46,7 +47,7 @@ class GradientClippingOptimizer(OptimizerWrapper):
         track_grad_norm: whether to compute the norm at each step whatever is clipped.
 
     Raises:
-        ValueError: if ``max_gradient`` or ``norm_type`` is not above 0.
+        ValueError: if ``max_gradient`` is below 0, or ``norm_type`` not above it.
 
     Example:
         >>> from torchrec.optim.keyed import KeyedOptimizerWrapper
@@ -69,8 +70,8 @@ class GradientClippingOptimizer(OptimizerWrapper):
         param_to_pgs: dict[nn.Parameter, list[ProcessGroup]] | None = None,
         track_grad_norm: bool = False,
     ) -> None:
-        if not max_gradient > 0.0:
-            raise ValueError(f"`max_gradient` should be above 0. Received {max_gradient}.")
+        if clipping is not GradientClipping.NONE and not max_gradient >= 0.0:
+            raise ValueError(f"`max_gradient` should be at least 0. Received {max_gradient}.")
         try:
             self._norm_type = float(norm_type)
         except ValueError:
@@ -140,9 +141,12 @@ class GradientClippingOptimizer(OptimizerWrapper):
             tuple(groups): [] for groups in self._groups.values()
         }
         for param, grad in pairs:
+            if grad.numel() == 0:  # of nothing there is no largest element
+                continue
             norm = torch.linalg.vector_norm(grad, self._norm_type, dtype=_wide(grad))
             by_groups.setdefault(tuple(self._groups.get(param, ())), []).append(norm)
-        device = pairs[0][1].device if pairs else torch.device("cpu")
+        # Not of the gradients: a rank that has none reduces on the same kind of device as the others.
+        device = next((p.device for p in self.params.values() if p.numel()), torch.device("cpu"))
         norms = [
             _reduce(_join(norms, self._norm_type, device), groups, self._norm_type)
             for groups, norms in by_groups.items()
@@ -185,7 +189,8 @@ def _reduce(norm: Tensor, groups: tuple[ProcessGroup, ...], norm_type: float) ->
     import torch.distributed as dist
 
     largest = norm_type == float("inf")
-    value = norm if largest else norm**norm_type
+    wide = norm.double()  # on every rank, whatever gradients it has
+    value = wide if largest else wide**norm_type
     for group in groups:
         dist.all_reduce(value, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=group)
-    return value if largest else value ** (1.0 / norm_type)
+    return (value if largest else value ** (1.0 / norm_type)).to(norm.dtype)

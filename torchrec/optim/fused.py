@@ -45,7 +45,7 @@ class FusedOptimizer(KeyedOptimizer, ABC):
         """Do what is left to do about gradients, if anything: fused updates keep none.
 
         Args:
-            set_to_none: drop gradients instead of setting them to zero.
+            set_to_none: whether to drop gradients that are kept, if any, instead of setting them to 0.
         """
 
     def init_state(self, sparse_grad_parameter_names: set[str] | None = None) -> None:

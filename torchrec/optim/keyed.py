@@ -104,12 +104,15 @@ class KeyedOptimizerWrapper(KeyedOptimizer):
         self._params = {**self._params, **added}
 
     def zero_grad(self, set_to_none: bool = False) -> None:
-        """Set all gradients to zero.
+        """Drop all gradients, so that a step passes over parameters that have got none since.
+
+        To Adam a gradient of zero is news, and no gradient is not: it would move a parameter that
+        a step did not use.
 
         Args:
-            set_to_none: drop them instead.
+            set_to_none: without effect: gradients are dropped.
         """
-        self._optimizer.zero_grad(set_to_none=set_to_none)
+        self._optimizer.zero_grad(set_to_none=True)
 
     def step(self, closure: Any = None) -> Any:
         """Update the parameters.
@@ -260,13 +263,13 @@ class CombinedOptimizer(KeyedOptimizer):
             optimizer.update_hyper_parameters({n: v for n, v in params_dict.items() if n in own})
 
     def zero_grad(self, set_to_none: bool = False) -> None:
-        """Set the gradients of all optimizers to zero.
+        """Drop the gradients of all optimizers.
 
         Args:
-            set_to_none: drop them instead.
+            set_to_none: without effect, as in `KeyedOptimizerWrapper`.
         """
         for _, optimizer in self._optims:
-            optimizer.zero_grad(set_to_none=set_to_none)
+            optimizer.zero_grad(set_to_none=True)
 
     def step(self, closure: Any = None) -> Any:
         """Step with every optimizer, in order.
@@ -381,12 +384,12 @@ class OptimizerWrapper(KeyedOptimizer):
         self._optimizer.update_hyper_parameters(params_dict)
 
     def zero_grad(self, set_to_none: bool = False) -> None:
-        """Set all gradients to zero.
+        """Drop all gradients.
 
         Args:
-            set_to_none: drop them instead.
+            set_to_none: without effect, as in `KeyedOptimizerWrapper`.
         """
-        self._optimizer.zero_grad(set_to_none=set_to_none)
+        self._optimizer.zero_grad(set_to_none=True)
 
     def step(self, closure: Any = None) -> Any:
         """Step with the optimizer inside.

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
 GlobalParams = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
-_GLOBAL = "__semisync_global__."
+# What names of states start with, of the local and of the global optimizer.
+_LOCAL = "semi_sync_local_"
+_GLOBAL = "semi_sync_global_"
 _WEIGHT = _GLOBAL + "weight"
+# Before 0.1.0 was released: global states started so, and local ones had their own names.
+_FORMER_GLOBAL = "__semisync_global__."
 _LOCAL_COUNTER = "__semisync_local_step_counter__"
 _GLOBAL_COUNTER = "__semisync_global_step_counter__"
 
@@ -38,8 +42,8 @@ class SemisyncOptimizer(KeyedOptimizer):
 
     Its parameter groups are those of the local optimizer followed by those of the global one, so a
     learning-rate scheduler on it moves both; give the scheduler one of the two to move only that.
-    Its state is theirs, what belongs to the global step under names that start with
-    ``"__semisync_global__."``.
+    Its state is theirs, under names that start with ``"semi_sync_local_"`` and
+    ``"semi_sync_global_"``; the kept weights are ``"semi_sync_global_weight"``.
 
     Args:
         global_params: the parameters that are brought together, in any form that torch's optimizers
@@ -121,7 +125,10 @@ class SemisyncOptimizer(KeyedOptimizer):
     @property
     def state(self) -> Mapping[Any, Any]:  # type: ignore[override]
         """Parameter -> its state in both optimizers, its weights at the last global step."""
-        state: dict[Any, dict[str, Any]] = {p: dict(s) for p, s in self._local.state.items()}
+        state: dict[Any, dict[str, Any]] = {
+            param: {_LOCAL + name: value for name, value in values.items()}
+            for param, values in self._local.state.items()
+        }
         for param, weight in self._weights.items():
             outer = {_GLOBAL + k: v for k, v in self._outer.state.get(param, {}).items()}
             state[param] = {**state.get(param, {}), **outer, _WEIGHT: weight}
@@ -144,7 +151,7 @@ class SemisyncOptimizer(KeyedOptimizer):
             ValueError: naming the parameter, the state and the shapes, if they do not fit.
         """
         names = {param: name for name, param in self.params.items()}
-        saved = {name: dict(values) for name, values in state_dict["state"].items()}
+        saved = {name: _renamed(values) for name, values in state_dict["state"].items()}
         weights = {name: values.pop(_WEIGHT, None) for name, values in saved.items()}
         for param, weight in self._weights.items():
             given = weights.get(names[param])
@@ -154,7 +161,7 @@ class SemisyncOptimizer(KeyedOptimizer):
                     f"{tuple(weight.shape)}. "
                     f"Received {None if given is None else tuple(given.shape)}."
                 )
-        counts = {name: saved.pop(name, {}).get("step") for name in _COUNTERS}
+        counts = {name: state_dict["state"].get(name, {}).get("step") for name in _COUNTERS}
         missing = [name for name, count in counts.items() if count is None]
         if missing:
             raise ValueError(f"`state_dict` should hold 'step' of {missing}. Received none.")
@@ -226,10 +233,10 @@ class SemisyncOptimizer(KeyedOptimizer):
         """Drop all gradients.
 
         Args:
-            set_to_none: ``False`` sets them to zero instead.
+            set_to_none: without effect, as in `KeyedOptimizerWrapper`.
         """
-        self._local.zero_grad(set_to_none=set_to_none)
-        self._outer.zero_grad(set_to_none=set_to_none)
+        self._local.zero_grad(set_to_none=True)
+        self._outer.zero_grad(set_to_none=True)
 
     def step(self, closure: Any = None) -> Any:
         """Take a local step, and a global one if it is time.
@@ -288,6 +295,23 @@ def _tensors(params: GlobalParams) -> list[Tensor]:
     return result
 
 
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of a parameter, with the names of now in place of former ones."""
+    others = [name for name in values if not name.startswith((_LOCAL, _GLOBAL))]
+    if others and len(others) < len(values):
+        raise ValueError(
+            f"Names of states should start with '{_LOCAL}' or '{_GLOBAL}'. Received '{others[0]}'."
+        )
+    if not others:
+        return dict(values)
+    return {
+        _GLOBAL + name.removeprefix(_FORMER_GLOBAL)
+        if name.startswith(_FORMER_GLOBAL)
+        else _LOCAL + name: value
+        for name, value in values.items()
+    }
+
+
 def _part(
     saved: Mapping[str, Mapping[str, Any]],
     names: Mapping[Tensor, str],
@@ -296,11 +320,12 @@ def _part(
 ) -> dict[str, dict[str, Any]]:
     """Return the state that belongs to one of the two optimizers, under its own names."""
     result = {}
+    prefix = _GLOBAL if outer else _LOCAL
     for own, param in optimizer.params.items():
         values = {
-            key.removeprefix(_GLOBAL): value
+            key.removeprefix(prefix): value
             for key, value in saved.get(names[param], {}).items()
-            if key.startswith(_GLOBAL) == outer
+            if key.startswith(prefix)
         }
         if values:
             result[own] = values

@@ -141,12 +141,12 @@ class WarmupOptimizer(OptimizerWrapper):
         optimizer: the optimizer inside.
         stages: the course, with increasing ``max_iters``.
         lr: the learning rate that the stages multiply.
-        lr_param: name of the hyper-parameter to set.
+        lr_param: name of the hyper-parameter to set. A parameter group that does not have it gets it.
         param_name: name that the position in the course is kept under.
 
     Raises:
-        ValueError: if ``max_iters`` does not increase, a parameter group has no ``lr_param``, or
-            ``param_name`` is taken.
+        ValueError: if ``max_iters`` does not increase, ``lr_param`` is another one than ``"lr"``
+            that no parameter group has, or ``param_name`` is taken.
 
     Example:
         >>> from torchrec.optim.keyed import KeyedOptimizerWrapper
@@ -180,6 +180,13 @@ class WarmupOptimizer(OptimizerWrapper):
                 )
         if param_name in optimizer.params:
             raise ValueError(f"`param_name` should be no parameter. Received '{param_name}'.")
+        groups = optimizer.param_groups
+        if lr_param != "lr" and groups and not any(lr_param in group for group in groups):
+            known = sorted({name for group in groups for name in group} - {"params"})
+            raise ValueError(
+                f"`lr_param` should name a hyper-parameter of the optimizer, {known}. "
+                f"Received '{lr_param}'."
+            )
         self._stages = stages
         self._lr = lr
         self._lr_param = lr_param
@@ -210,11 +217,6 @@ class WarmupOptimizer(OptimizerWrapper):
         self._position["warmup"][1] = stage
         factor = self._stages[stage].factor(step) if stage < len(self._stages) else 1.0
         for group in self.param_groups:
-            if self._lr_param not in group:
-                raise ValueError(
-                    f"Parameter groups should have '{self._lr_param}', which `lr_param` names. "
-                    f"Received a group with {sorted(group)}."
-                )
             group[self._lr_param] = self._lr * factor  # type: ignore[index]
 
     def post_load_state_dict(self) -> None:
