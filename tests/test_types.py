@@ -1,5 +1,7 @@
 """Data types, optimizer names, and the mix-ins that say how a module is copied."""
 
+from enum import Enum
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from torchrec.types import (
     ModuleCopyMixin,
     ModuleNoCopyMixin,
     OptimizerType,
+    optimizer_value,
 )
 
 
@@ -26,6 +29,58 @@ def test_optimizer_types_have_names_and_values_of_their_own():
     assert {"SGD", "ADAM", "ADAGRAD"} <= set(OptimizerType.__members__)
     assert all(OptimizerType(member.value) is member for member in OptimizerType)
     assert len(OptimizerType.__members__) == len(list(OptimizerType))
+
+
+class KernelRule(Enum):
+    """As kernels elsewhere name what our rules do; one has a number for a value, one a number's name."""
+
+    SGD = "sgd"
+    EXACT_SGD = "exact_sgd"
+    EXACT_ADAGRAD = "exact_adagrad"
+    EXACT_ROWWISE_ADAGRAD = "exact_row_wise_adagrad"
+    ROWWISE_ADAGRAD = "row_wise_adagrad"
+    PARTIAL_ROWWISE_ADAM = "partial_row_wise_adam"
+    PARTIAL_ROWWISE_LAMB = "partial_row_wise_lamb"
+    LAMB = 7
+    NUMBER_9 = "adamw"
+    SHAMPOO = "shampoo"
+    NONE = "none"
+
+
+SPELLINGS = {
+    "SGD": [KernelRule.SGD, KernelRule.EXACT_SGD, "SGD", "sgd", "EXACT_SGD", "exact_sgd"],
+    "ADAGRAD": [KernelRule.EXACT_ADAGRAD, "Adagrad", "EXACT_ADAGRAD", "exact_adagrad"],
+    "ROWWISE_ADAGRAD": [
+        KernelRule.EXACT_ROWWISE_ADAGRAD,
+        KernelRule.ROWWISE_ADAGRAD,
+        "EXACT_ROWWISE_ADAGRAD",
+        "exact_row_wise_adagrad",
+        "ROWWISE_ADAGRAD",
+        "row_wise_adagrad",
+    ],
+    "PARTIAL_ROWWISE_ADAM": [KernelRule.PARTIAL_ROWWISE_ADAM, "partial_row_wise_adam"],
+    "PARTIAL_ROWWISE_LAMB": [KernelRule.PARTIAL_ROWWISE_LAMB, "PARTIAL_ROWWISE_LAMB"],
+    "LAMB": [KernelRule.LAMB, "LAMB", "lamb"],
+    "ADAMW": [KernelRule.NUMBER_9, "ADAMW", "AdamW"],
+    "LARS_SGD": ["LARS_SGD", "lars_sgd"],
+    "ADAM": ["ADAM", "Adam", OptimizerType.ADAM],
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_an_optimizer_is_meant_by_its_names_elsewhere(name):
+    for given in SPELLINGS[name]:
+        assert OptimizerType(given) is OptimizerType[name]
+        assert optimizer_value(given) == OptimizerType[name].value
+
+
+@pytest.mark.parametrize(
+    "given", [KernelRule.SHAMPOO, KernelRule.NONE, "adamm", "", "exact_", 3, None, {}], ids=repr
+)
+def test_what_is_no_optimizer_is_none_of_them(given):
+    with pytest.raises(ValueError, match="is not a valid OptimizerType"):
+        OptimizerType(given)
+    assert optimizer_value(given) is given
 
 
 class Copied(ModuleCopyMixin, nn.Linear):

@@ -34,6 +34,13 @@ class OptimizerType(Enum):
     """The optimizer of a table, run inside the backward pass of its look-up.
 
     "Row-wise" keeps one second moment a row instead of one a weight; LAMB and LARS take each row as a layer.
+
+    Wherever an optimizer is named, a string does as well, in whichever case: one of these, or what other
+    libraries call their kernels; and so does a member of another enumeration with such a name or value.
+
+    Example:
+        >>> OptimizerType("ADAM"), OptimizerType("EXACT_ROWWISE_ADAGRAD")
+        (<OptimizerType.ADAM: 'adam'>, <OptimizerType.ROWWISE_ADAGRAD: 'rowwise_adagrad'>)
     """
 
     SGD = "sgd"
@@ -45,6 +52,42 @@ class OptimizerType(Enum):
     LAMB = "lamb"
     PARTIAL_ROWWISE_LAMB = "partial_rowwise_lamb"
     LARS_SGD = "lars_sgd"
+
+    @classmethod
+    def _missing_(cls, value: object) -> OptimizerType | None:
+        names = (value.name, value.value) if isinstance(value, Enum) else (value,)
+        for name in names:
+            spelling = name.lower() if isinstance(name, str) else ""
+            spelling = _KERNEL_NAMES.get(spelling, spelling)
+            for member in cls:
+                if member.value == spelling:
+                    return member
+        return None
+
+
+# "Exact": gradients of one row are summed before it is updated, as all rules here do.
+_KERNEL_NAMES = {
+    "exact_sgd": "sgd",
+    "exact_adagrad": "adagrad",
+    "exact_rowwise_adagrad": "rowwise_adagrad",
+    "exact_row_wise_adagrad": "rowwise_adagrad",
+    "row_wise_adagrad": "rowwise_adagrad",
+    "partial_row_wise_adam": "partial_rowwise_adam",
+    "partial_row_wise_lamb": "partial_rowwise_lamb",
+}
+
+
+def optimizer_value(given: object) -> object:
+    """Return the value of the `OptimizerType` that is meant; of what means none, what was given.
+
+    Example:
+        >>> optimizer_value("EXACT_SGD"), optimizer_value("plain")
+        ('sgd', 'plain')
+    """
+    try:
+        return OptimizerType(given).value
+    except ValueError:
+        return given
 
 
 class IdPolicy(Enum):

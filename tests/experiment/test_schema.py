@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.experiment._keys import expected, keys_of, node_at, root
 from torchrec.experiment._reference import page
 from torchrec.experiment.files import load_experiment
-from torchrec.experiment.schema import Experiment
+from torchrec.experiment.schema import Experiment, TrainingSection
 from torchrec.models.registry import find, names
 
 pytestmark = pytest.mark.once
@@ -74,6 +75,16 @@ def test_two_lines_are_enough() -> None:
     experiment = Experiment.model_validate({"data": {"train": "clicks.parquet", "label": "click"}})
     assert experiment.data.train == ["clicks.parquet"]
     assert experiment.features is None
+
+
+def test_optimizers_are_named_as_kernels_elsewhere_are() -> None:
+    section = TrainingSection.model_validate(
+        {"optimizer": "EXACT_SGD", "embedding_optimizer": "EXACT_ROWWISE_ADAGRAD"}
+    )
+    assert (section.optimizer, section.embedding_optimizer) == ("sgd", "rowwise_adagrad")
+    for key, wrong in (("optimizer", "lamb"), ("embedding_optimizer", "exact_adam")):
+        with pytest.raises(ValidationError, match=f"{key}\n  Input should be 'adam'"):
+            TrainingSection.model_validate({key: wrong})
 
 
 def test_defaults_are_not_shared() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
-from torchrec.modules.embedding_configs import DataType, IdPolicy, PoolingType
+from torchrec.modules.embedding_configs import DataType, IdPolicy, OptimizerType, PoolingType
 
 
 def build(**options) -> EmbeddingBagCollection:
@@ -135,3 +135,14 @@ def test_an_option_of_a_rule_has_an_effect(option: str, rate: float | None) -> N
         for options in (without, given)
     ]
     assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize("name", ["EXACT_ROWWISE_ADAGRAD", OptimizerType.ROWWISE_ADAGRAD])
+def test_a_rule_by_its_name_elsewhere(name: str | OptimizerType) -> None:
+    module = build(optimizer=name, lr=0.1)
+    assert module.embedding_bag_configs()[0].optimizer is OptimizerType.ROWWISE_ADAGRAD
+    assert outcome(module) == outcome(build(optimizer="rowwise_adagrad", lr=0.1))
+    with pytest.raises(
+        ValueError, match=r"`optimizer` of table 't' should be one of 'sgd', .*'none'"
+    ):
+        build(optimizer="none", lr=0.1)

@@ -224,3 +224,19 @@ def test_compiles_once_for_changing_batches() -> None:
         train(plain, [features], None)
         torch.testing.assert_close(module.state_dict(), plain.state_dict())
     assert counter.frame_count == 1
+
+
+def test_an_optimizer_that_is_given_by_name():
+    tables = [EmbeddingBagConfig(ROWS, 4, "t", feature_names=["f"])]
+    named = FusedEmbeddingBagCollection(tables, "EXACT_ROWWISE_ADAGRAD", {"lr": 0.5})
+    assert named.optimizer_type() is RowWiseAdagrad
+    assert named.fused_optimizer.param_groups[0]["lr"] == 0.5
+    model = nn.Sequential(EmbeddingBagCollection(tables=tables))
+    fused = fuse_embedding_optimizer(model, OptimizerType.ADAM, {"lr": 0.25}, torch.device("cpu"))
+    assert set(fused[0].fused_optimizer.state_dict()["state"]["embedding_bags.t.weight"]) == {
+        "exp_avg",
+        "exp_avg_sq",
+        "step",
+    }
+    kind, options = convert_optimizer_type_and_kwargs("exact_adagrad", {"lr": 0.1})
+    assert (kind, options) == (OptimizerType.ADAGRAD, {"learning_rate": 0.1})

@@ -194,6 +194,19 @@ def test_owners_can_be_called_off():
     assert owner_of(param) is None
 
 
+def test_an_optimizer_that_is_given_by_name():
+    """The same for an ordinary parameter and for a table, and the same as the class."""
+    ordinary, (param, update, _) = nn.Parameter(torch.ones(2)), table()
+    apply_optimizer_in_backward("EXACT_SGD", [ordinary, param], {"lr": 0.5})
+    apply_optimizer_in_backward(SGD, [ordinary, param], {"lr": 0.5})
+    assert update.applied == (SGD, {"lr": 0.5})
+    assert type(owner_of(ordinary).optimizer) is SGD
+    ordinary.sum().backward()
+    assert ordinary.tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError, match=r"should be a class, or the name .* Received 'exact'"):
+        apply_optimizer_in_backward("exact", [nn.Parameter(torch.ones(2))], {"lr": 0.5})
+
+
 @pytest.mark.parametrize(
     ("cls", "options", "error", "message"),
     [

@@ -6,7 +6,7 @@ from torch import nn
 
 import torchrec.optim as optim
 from torchrec.ops.embedding.updates import RULES
-from torchrec.optim.fusable import fused_rule
+from torchrec.optim.fusable import fused_rule, optimizer_class_of
 from torchrec.types import OptimizerType
 
 CLASSES = [
@@ -45,3 +45,14 @@ def test_one_step_of_the_rule_equals_one_step_of_the_class(cls, options):
 
 def test_every_type_has_a_class():
     assert {fused_rule(cls, options)[0] for cls, options in CLASSES} == set(OptimizerType)
+
+
+def test_a_name_stands_for_the_class_of_this_package():
+    classes = {optimizer_class_of(kind) for kind in OptimizerType}
+    assert classes == {cls for cls, _ in CLASSES if cls.__module__.startswith("torchrec")}
+    assert optimizer_class_of("EXACT_ROWWISE_ADAGRAD") is optim.RowWiseAdagrad
+    assert optimizer_class_of(torch.optim.SGD) is torch.optim.SGD
+    named, given = (fused_rule(cls, {"lr": 0.5}) for cls in ("EXACT_ADAGRAD", optim.Adagrad))
+    assert named == given
+    with pytest.raises(ValueError, match=r"`optimizer_class` should be a class, or .* 'shampoo'"):
+        fused_rule("shampoo", {})

@@ -25,6 +25,7 @@ from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
 from torchrec.datasets.files import check_delimiter
 from torchrec.models.registry import ModelSection as ModelSection
 from torchrec.models.registry import TableRule
+from torchrec.types import optimizer_value
 
 
 def _as_list(paths: object) -> object:
@@ -172,9 +173,9 @@ class TrainingSection(Section):
     epochs: PositiveInt = Field(default=1, description="passes over the training data")
     batch_size: PositiveInt = Field(default=1024, description="samples a step")
     learning_rate: PositiveFloat = Field(default=1e-3, description="of the dense parameters")
-    optimizer: Literal["adam", "adamw", "adagrad", "sgd"] = Field(
-        default="adam", description="of the dense parameters"
-    )
+    optimizer: Annotated[
+        Literal["adam", "adamw", "adagrad", "sgd"], BeforeValidator(optimizer_value)
+    ] = Field(default="adam", description="of the dense parameters")
     weight_decay: NonNegativeFloat = Field(default=0.0, description="of the dense parameters")
     embedding_learning_rate: PositiveFloat | None = Field(
         default=None, description="of the tables; none: `learning_rate`"

@@ -30,7 +30,7 @@ from torchrec.modules.embedding_modules import (
 from torchrec.ops.embedding.updates import RULES
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.embedding_optimizer import EmbeddingFusedOptimizer
-from torchrec.optim.fusable import fused_rule
+from torchrec.optim.fusable import fused_rule, optimizer_class_of
 from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
@@ -100,7 +100,7 @@ class _FusedCollection(nn.Module):
         optimizer_kwargs: dict[str, Any],
     ) -> None:
         _check_free(collection)
-        self._optimizer_type = optimizer_type
+        self._optimizer_type = optimizer_class_of(optimizer_type)
         self._optimizer_kwargs = optimizer_kwargs
         apply_optimizer_in_backward(optimizer_type, collection.parameters(), optimizer_kwargs)
         # No child: its parameters have the names here that they have there.

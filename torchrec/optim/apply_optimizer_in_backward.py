@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrec.optim.fusable import optimizer_class_of
 from torchrec.optim.owners import Owner, owner_of, set_owner
+from torchrec.types import OptimizerType
 
 
 def apply_optimizer_in_backward(
-    optimizer_class: type[torch.optim.Optimizer],
+    optimizer_class: type[torch.optim.Optimizer] | OptimizerType | str,
     params: Iterable[nn.Parameter],
     optimizer_kwargs: dict[str, Any],
 ) -> None:
@@ -36,7 +38,8 @@ def apply_optimizer_in_backward(
 
     Args:
         optimizer_class: the optimizer; for tables, one that can be fused (those of
-            `torchrec.optim`, and SGD, Adagrad, Adam, AdamW, SparseAdam of `torch.optim`).
+            `torchrec.optim`, and SGD, Adagrad, Adam, AdamW, SparseAdam of `torch.optim`). A member
+            or name of `OptimizerType` stands for the class of `torchrec.optim`.
         params: the parameters. A parameter may come twice in one call; it is updated once.
         optimizer_kwargs: arguments of ``optimizer_class``, ``{"lr": 0.1}`` say.
 
@@ -57,6 +60,7 @@ def apply_optimizer_in_backward(
         >>> optimizer = owner_of(model.weight).optimizer
         >>> scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.1)
     """
+    optimizer_class = optimizer_class_of(optimizer_class)
     owners: list[Owner] = []
     for param in dict.fromkeys(params):
         owner = owner_of(param)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchrec.optim.fused import FusedOptimizer, FusedOptimizerModule
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.types import optimizer_value
 
 DENSE = "dense"
 _RULES: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -88,7 +89,7 @@ def dense_optimizer(
 
     Args:
         model: the model.
-        rule: ``"adam"``, ``"adamw"``, ``"adagrad"`` or ``"sgd"``. Default ``"adam"``.
+        rule: ``"adam"``, ``"adamw"``, ``"adagrad"`` or ``"sgd"``, as `OptimizerType` takes it. Default ``"adam"``.
         learning_rate: Default 0.001.
         weight_decay: Default 0.
 
@@ -96,10 +97,11 @@ def dense_optimizer(
         ValueError: if there is no such rule.
 
     Example:
-        >>> dense_optimizer(nn.Linear(2, 1), "sgd", learning_rate=0.5).param_groups[0]["lr"]
+        >>> dense_optimizer(nn.Linear(2, 1), "SGD", learning_rate=0.5).param_groups[0]["lr"]
         0.5
     """
-    if rule not in _RULES:
+    name = optimizer_value(rule)
+    if name not in _RULES:
         raise ValueError(f"`rule` should be one of {', '.join(_RULES)}. Received {rule}.")
     params = dense_parameters(model)
     if not params:
@@ -107,7 +109,9 @@ def dense_optimizer(
     return KeyedOptimizerWrapper(
         params,
         # `fused` is one kernel for all parameters.
-        lambda each: _RULES[rule](each, lr=learning_rate, weight_decay=weight_decay, fused=True),
+        lambda each: _RULES[str(name)](
+            each, lr=learning_rate, weight_decay=weight_decay, fused=True
+        ),
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, TypeAlias, TypeVar
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -25,12 +25,14 @@ from torchrec.modules.embedding_modules import (
     EmbeddingBagCollectionInterface,
     EmbeddingCollection,
 )
-from torchrec.types import IdPolicy, OptimizerType
+from torchrec.types import IdPolicy, OptimizerType, optimizer_value
 
 C = TypeVar("C", bound=BaseEmbeddingConfig)
 
 
-TableRule: TypeAlias = Literal["adam", "adagrad", "rowwise_adagrad", "sgd"]
+TableRule: TypeAlias = Annotated[
+    Literal["adam", "adagrad", "rowwise_adagrad", "sgd"], BeforeValidator(optimizer_value)
+]
 """The update rules that an experiment can name for its tables."""
 
 
