@@ -10,10 +10,52 @@ def test_defaults():
     batch = next(iter(RandomRecDataset(["a", "b"], batch_size=3)))
     assert batch.dense_features.shape == (3, 50)
     assert batch.sparse_features.keys() == ["a", "b"]
-    assert batch.sparse_features.lengths().tolist() == [2] * 6
+    assert batch.sparse_features.lengths().shape == (6,)
+    assert batch.sparse_features.lengths().max() <= 2
     assert batch.sparse_features.lengths().dtype == torch.int32
     assert batch.sparse_features.values().max() < 100
     assert set(batch.labels.tolist()) <= {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lengths", "values", "dense", "labels"),
+    [
+        ({}, [2, 0, 1, 1, 2, 0, 2, 2, 0], [3, 6, 1, 4, 0, 6, 2, 4, 5, 6], -0.28159845, [0, 1, 0]),
+        (
+            {"ids_per_features": [2, 0, 5]},
+            [2, 0, 1, 0, 0, 0, 4, 1, 0], [3, 6, 1, 4, 2, 3, 2, 4], 0.28521800, [0, 0, 0],
+        ),
+        (
+            {"ids_per_features": [2, 4, 5], "min_ids_per_feature": 1},
+            [2, 1, 2, 1, 1, 4, 1, 3, 5],
+            [3, 6, 1, 1, 3, 6, 4, 2, 3, 2, 4, 3, 1, 0, 4, 1, 0, 1, 3, 6], 0.34009245, [1, 0, 1],
+        ),
+        (
+            {"min_ids_per_features": [1, 0, 2]},
+            [2, 1, 2, 0, 1, 1, 2, 2, 2], [3, 6, 1, 1, 3, 6, 4, 4, 5, 6, 5, 3, 1],
+            -0.82341051, [0, 1, 1],
+        ),
+        (
+            {"ids_per_feature": 1},
+            [1] * 9, [3, 6, 1, 4, 0, 6, 2, 4, 5], -0.90101069, [0, 0, 1],
+        ),
+    ],
+    ids=["default", "each", "least", "least of each", "fixed"],
+)  # fmt: skip
+def test_lengths_and_ids_are_drawn_key_by_key(arguments, lengths, values, dense, labels):
+    dataset = RandomRecDataset(
+        ["a", "b", "c"], 3, hash_size=7, num_dense=2, manual_seed=5, **arguments
+    )
+    batch = next(iter(dataset))
+    assert batch.sparse_features.lengths().tolist() == lengths
+    assert batch.sparse_features.values().tolist() == values
+    assert batch.dense_features[0, 0].item() == pytest.approx(dense, abs=1e-6)
+    assert batch.labels.tolist() == labels
+
+
+def test_no_ids_are_asked_for():
+    batch = next(iter(RandomRecDataset(["a"], 3, ids_per_feature=0)))
+    assert batch.sparse_features.lengths().tolist() == [0, 0, 0]
 
 
 def test_ids_and_lengths_stay_in_their_ranges():

@@ -4,31 +4,71 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+
+from torchrec.datasets.utils import safe_cast
 
 INT_FEATURE_COUNT = 13
 CAT_FEATURE_COUNT = 26
 FREQUENCY_THRESHOLD = 3
 
-_CHUNK_ROWS = 65_536
+_UNLABELLED = -1
 
 
-def _rows_of_text(path: str) -> Iterator[tuple[list[int], list[int], int]]:
-    """Yield the dense numbers, the ids and the label of each line; what is missing is 0."""
+def _rows_of_text(path: str, unlabelled: bool) -> Iterator[list[int]]:
+    """Yield the numbers of each line: label, dense features, ids; what is missing is 0.
+
+    Args:
+        path: of the file.
+        unlabelled: lines may come without a label, all of them or none; it is -1 then.
+    """
     columns = 1 + INT_FEATURE_COUNT + CAT_FEATURE_COUNT
-    with open(path, encoding="ascii") as lines:
+    bases = [10] * (1 + INT_FEATURE_COUNT) + [16] * CAT_FEATURE_COUNT
+    wanted = None
+    # What is not ASCII is no number either, and is shown in the message.
+    with open(path, encoding="ascii", errors="backslashreplace") as lines:
         for number, line in enumerate(lines, start=1):
             row = line.rstrip("\n").split("\t")
-            if len(row) != columns:
+            if wanted is None:
+                wanted = len(row) if unlabelled and len(row) == columns - 1 else columns
+            if len(row) != wanted:
                 raise ValueError(
-                    f"Line {number} of '{path}' should have {columns} columns. Received {len(row)}."
+                    f"Line {number} of '{path}' should have {wanted} columns. Received {len(row)}."
                 )
-            dense = [int(value) if value else 0 for value in row[1 : 1 + INT_FEATURE_COUNT]]
-            ids = [int(value, 16) if value else 0 for value in row[1 + INT_FEATURE_COUNT :]]
-            yield dense, ids, int(row[0])
+            row = row if wanted == columns else [str(_UNLABELLED), *row]
+            try:
+                yield [
+                    int(value, base) if value else 0 for value, base in zip(row, bases, strict=True)
+                ]
+            except ValueError:
+                raise ValueError(
+                    f"Line {number} of '{path}' should have integers in its first columns and "
+                    f"hexadecimal numbers in the last {CAT_FEATURE_COUNT}. "
+                    f"Received {_first_odd(row, bases)!r}."
+                ) from None
+
+
+def _first_odd(row: list[str], bases: list[int]) -> str:
+    """Return the first value of a row that is no number."""
+    return next(
+        value
+        for value, base in zip(row, bases, strict=True)
+        if safe_cast(value or "0", partial(int, base=base), None) is None
+    )
+
+
+def _require_folders(**paths: str) -> None:
+    """Refuse folders to write to that are not there, before anything is read or written."""
+    for name, path in paths.items():
+        if not os.path.isdir(path or "."):
+            raise FileNotFoundError(
+                f"`{name}` should be in a folder that exists. Received '{path}'."
+            )
 
 
 class BinaryCriteoUtils:
@@ -50,38 +90,45 @@ class BinaryCriteoUtils:
     ) -> None:
         """Write the lines of a day as three arrays.
 
-        Dense features are ``log(x + 3)``, float32, ``(rows, 13)``; ids int64, ``(rows, 26)``, each
-        the hexadecimal number of the file; labels int32, ``(rows, 1)``. What is missing counts as 0.
+        Dense features are ``log(x - least + 2)``, where ``least`` is the smallest of the file, float32,
+        ``(rows, 13)``; ids int64, ``(rows, 26)``, each the hexadecimal number of the file; labels
+        int32, ``(rows, 1)``. What is missing counts as 0. Nothing is written before all is read.
 
         Args:
-            in_file: tab-separated text: label, 13 integers, 26 hexadecimal categories.
+            in_file: tab-separated text: label, 13 integers, 26 hexadecimal categories. In
+                ``test.txt`` of ``"criteo_kaggle"`` there is no label; it becomes -1.
             out_dense_file: where the dense features go.
             out_sparse_file: where the ids go.
             out_labels_file: where the labels go.
-            dataset_name: ``"criteo_1tb"`` or ``"criteo_kaggle"``; both have the same columns.
+            dataset_name: ``"criteo_1tb"`` or ``"criteo_kaggle"``.
             path_manager_key: taken for compatibility.
 
         Raises:
-            ValueError: ``dataset_name`` is another, a line has not 40 columns, a number is below -2.
-            FileNotFoundError: ``in_file`` is not there.
+            ValueError: ``dataset_name`` is another, a line has not 40 columns, a number is none.
+            FileNotFoundError: ``in_file`` is not there, nor a folder to write to.
         """
         if dataset_name not in ("criteo_1tb", "criteo_kaggle"):
             raise ValueError(
                 f"`dataset_name` should be 'criteo_1tb' or 'criteo_kaggle'. Received {dataset_name!r}."
             )
-        rows = list(_rows_of_text(in_file))
-        dense = np.array([row[0] for row in rows], np.float32).reshape(-1, INT_FEATURE_COUNT)
-        if dense.size and dense.min() < -2:
-            raise ValueError(
-                f"Dense features of '{in_file}' should be at least -2: the logarithm of x + 3 is "
-                f"taken. Received {dense.min():.0f}."
-            )
-        sparse = np.array([row[1] for row in rows], np.int64).reshape(-1, CAT_FEATURE_COUNT)
-        labels = np.array([row[2] for row in rows], np.int32).reshape(-1, 1)
+        outputs = {
+            "out_dense_file": out_dense_file,
+            "out_sparse_file": out_sparse_file,
+            "out_labels_file": out_labels_file,
+        }
+        _require_folders(**{name: os.path.dirname(path) for name, path in outputs.items()})
+        columns = 1 + INT_FEATURE_COUNT + CAT_FEATURE_COUNT
+        rows = np.array(
+            list(_rows_of_text(in_file, unlabelled=dataset_name == "criteo_kaggle")), np.int64
+        ).reshape(-1, columns)
+        labels, dense, sparse = np.split(rows, [1, 1 + INT_FEATURE_COUNT], axis=1)
+        dense = dense.astype(np.float32)
+        # The shift is the file's own, as in arrays that others have made of these files.
+        dense = np.log(dense - (dense.min(initial=np.inf) - 2))
         for path, array in (
-            (out_dense_file, np.log(dense + 3)),
+            (out_dense_file, dense),
             (out_sparse_file, sparse),
-            (out_labels_file, labels),
+            (out_labels_file, labels.astype(np.int32)),
         ):
             with open(path, "wb") as file:
                 np.save(file, array)
@@ -166,9 +213,10 @@ class BinaryCriteoUtils:
         array = np.load(fname, mmap_mode="r")
         if array.ndim != 2:
             raise ValueError(f"'{fname}' should have two dimensions. Received {array.ndim}.")
-        if start_row < 0 or start_row + num_rows > len(array):
+        if start_row < 0 or num_rows < 0 or start_row + num_rows > len(array):
             raise ValueError(
-                f"`start_row` + `num_rows` should be at most the rows of '{fname}' ({len(array)}). "
+                "`start_row` and `num_rows` should be at least 0, and together at most the rows of "
+                f"'{fname}' ({len(array)}). "
                 f"Received {start_row} + {num_rows}."
             )
         rows = array[start_row : start_row + num_rows]
@@ -196,8 +244,15 @@ class BinaryCriteoUtils:
             output_file_suffix: end of the new names. Default ``"_contig_freq.npy"``.
 
         Raises:
-            ValueError: an array has another number of columns.
+            ValueError: an array has another number of columns, or two have one name.
+            FileNotFoundError: a file or ``output_dir`` is not there.
         """
+        _require_folders(output_dir=output_dir)
+        names = [os.path.basename(path).removesuffix(".npy") for path in in_files]
+        if len(set(names)) != len(names):
+            raise ValueError(
+                f"`in_files` should have different names: results are named by them. Received {names}."
+            )
         arrays = [np.load(path) for path in in_files]
         for path, array in zip(in_files, arrays, strict=True):
             if array.ndim != 2 or array.shape[1] != columns:
@@ -215,9 +270,8 @@ class BinaryCriteoUtils:
             renumbered = np.split(numbers[inverse], np.cumsum([len(a) for a in arrays])[:-1])
             for array, values in zip(arrays, renumbered, strict=True):
                 array[:, column] = values
-        for path, array in zip(in_files, arrays, strict=True):
-            name = os.path.basename(path).removesuffix(".npy") + output_file_suffix
-            np.save(os.path.join(output_dir, name), array)
+        for name, array in zip(names, arrays, strict=True):
+            np.save(os.path.join(output_dir, name + output_file_suffix), array)
 
     @staticmethod
     def shuffle(
@@ -234,58 +288,85 @@ class BinaryCriteoUtils:
     ) -> None:
         """Bring the rows of all days but the last, the training data, into one random order.
 
-        The last day is copied as it is. Files are ``day_<number>_{dense,sparse,labels}.npy``.
+        The last day is copied as it is. Files are ``day_<number>_{dense,sparse,labels}.npy``. All
+        files are looked at before the first one is written.
 
         Args:
             input_dir_labels_and_dense: folder of dense features and labels.
             input_dir_sparse: folder of ids; ``day_<number>_sparse_contig_freq.npy`` is read where
                 it exists.
-            output_dir_shuffled: folder of the result.
-            rows_per_day: rows of each day.
+            output_dir_shuffled: folder of the result, another than those.
+            rows_per_day: rows of each day. Files of the days in it are checked against it.
             output_dir_full_set: where ``full.npy`` goes, dense features, ids and labels of all days
                 side by side in the old order. Default: it is not written.
             days: number of days. Default 24.
             int_columns: number of dense features. Default 13.
             sparse_columns: number of ids a row. Default 26.
             path_manager_key: taken for compatibility.
-            random_seed: the same order for the same seed. Default 0.
+            random_seed: the same order for the same seed, that of `numpy.random.RandomState`.
+                Default 0.
 
         Raises:
-            ValueError: a day has another number of rows or columns.
-            FileNotFoundError: a file is not there.
+            ValueError: a day has another number of rows or columns, there is no day, or the result
+                would be written over what is read.
+            FileNotFoundError: a file or a folder is not there.
         """
-        widths = {"dense": int_columns, "sparse": sparse_columns, "labels": 1}
-
-        def source(part: str, day: int) -> str:
-            folder = input_dir_sparse if part == "sparse" else input_dir_labels_and_dense
-            renumbered = os.path.join(folder, f"day_{day}_sparse_contig_freq.npy")
-            if part == "sparse" and os.path.exists(renumbered):
-                return renumbered
-            return os.path.join(folder, f"day_{day}_{part}.npy")
-
-        def load(part: str, day: int) -> NDArray[np.generic]:
-            path = source(part, day)
-            array: NDArray[np.generic] = np.load(path, mmap_mode="r")
-            if array.shape != (rows_per_day[day], widths[part]):
-                raise ValueError(
-                    f"'{path}' should have shape {(rows_per_day[day], widths[part])}. "
-                    f"Received {array.shape}."
-                )
-            return array
-
-        training_days = range(days - 1)
-        ends = np.cumsum([rows_per_day[day] for day in training_days])
-        order = np.random.default_rng(random_seed).permutation(int(ends[-1]) if days > 1 else 0)
-        for part in widths:
-            if days > 1:
-                rows = np.concatenate([load(part, day) for day in training_days])
-            for day, stop in zip(training_days, ends, strict=True):
-                chosen = order[stop - rows_per_day[day] : stop]
-                target = os.path.join(output_dir_shuffled, f"day_{day}_{part}.npy")
-                np.save(target, rows[chosen])
-            last = os.path.join(output_dir_shuffled, f"day_{days - 1}_{part}.npy")
-            load(part, days - 1)
-            shutil.copyfile(source(part, days - 1), last)
+        if days < 1:
+            raise ValueError(f"`days` should be at least 1. Received {days}.")
+        _require_folders(output_dir_shuffled=output_dir_shuffled)
         if output_dir_full_set is not None:
-            parts = [np.concatenate([load(part, day) for day in range(days)]) for part in widths]
-            np.save(os.path.join(output_dir_full_set, "full.npy"), np.concatenate(parts, axis=1))
+            _require_folders(output_dir_full_set=output_dir_full_set)
+        for folder in (input_dir_labels_and_dense, input_dir_sparse):
+            if os.path.realpath(folder) == os.path.realpath(output_dir_shuffled):
+                raise ValueError(
+                    f"`output_dir_shuffled` should be another folder than that of the input. "
+                    f"Received '{output_dir_shuffled}'."
+                )
+        files = _DayFiles(input_dir_labels_and_dense, input_dir_sparse, rows_per_day)
+        widths = {"dense": int_columns, "sparse": sparse_columns, "labels": 1}
+        parts = files.load(widths, days)
+        last = days - 1
+        ends = np.cumsum([0, *(len(array) for array in parts["labels"][:last])])
+        order = np.random.RandomState(random_seed).permutation(int(ends[-1]))
+        for part, arrays in parts.items():
+            rows = np.concatenate(arrays[:last]) if last else arrays[0]
+            for day in range(last):
+                target = os.path.join(output_dir_shuffled, f"day_{day}_{part}.npy")
+                np.save(target, rows[order[ends[day] : ends[day + 1]]])
+            target = os.path.join(output_dir_shuffled, f"day_{last}_{part}.npy")
+            shutil.copyfile(files.path(part, last), target)
+        if output_dir_full_set is not None:
+            full = np.concatenate([np.concatenate(arrays) for arrays in parts.values()], axis=1)
+            np.save(os.path.join(output_dir_full_set, "full.npy"), full)
+
+
+@dataclass(frozen=True)
+class _DayFiles:
+    """The arrays of days on disk, and how many rows they should have."""
+
+    dense_and_labels: str
+    sparse: str
+    rows_per_day: Mapping[int, int]
+
+    def path(self, part: str, day: int) -> str:
+        folder = self.sparse if part == "sparse" else self.dense_and_labels
+        renumbered = os.path.join(folder, f"day_{day}_sparse_contig_freq.npy")
+        if part == "sparse" and os.path.exists(renumbered):
+            return renumbered
+        return os.path.join(folder, f"day_{day}_{part}.npy")
+
+    def load(self, widths: Mapping[str, int], days: int) -> dict[str, list[NDArray[np.generic]]]:
+        """Return the arrays of each part by day, mapped to memory, once all have fit together."""
+        parts: dict[str, list[NDArray[np.generic]]] = {part: [] for part in widths}
+        for day in range(days):
+            rows = self.rows_per_day.get(day)
+            for part, width in widths.items():
+                path = self.path(part, day)
+                array: NDArray[np.generic] = np.load(path, mmap_mode="r")
+                rows = len(array) if rows is None and array.ndim else rows
+                if array.shape != (rows, width):
+                    raise ValueError(
+                        f"'{path}' should have shape {(rows, width)}. Received {array.shape}."
+                    )
+                parts[part].append(array)
+        return parts

@@ -30,6 +30,7 @@ __all__ = [
     "DEFAULT_LABEL_NAME",
     "FREQUENCY_THRESHOLD",
     "INT_FEATURE_COUNT",
+    "TOTAL_TRAINING_SAMPLES",
     "BinaryCriteoUtils",
     "CriteoIterDataPipe",
     "InMemoryBinaryCriteoIterDataPipe",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 DAYS = 24
+TOTAL_TRAINING_SAMPLES = 4_195_197_692  # rows of the first 23 days of the 1 TB logs
 DEFAULT_LABEL_NAME = "label"
 DEFAULT_INT_NAMES: list[str] = [f"int_{i}" for i in range(INT_FEATURE_COUNT)]
 DEFAULT_CAT_NAMES: list[str] = [f"cat_{i}" for i in range(CAT_FEATURE_COUNT)]
@@ -59,9 +61,18 @@ COLUMN_TYPE_CASTERS: list[Callable[[str], int | str]] = [
 
 def _row_to_dict(row: list[str]) -> dict[str, int | str]:
     """Name and convert the columns of a row; a missing number is 0, a missing category ``""``."""
+    columns = len(DEFAULT_COLUMN_NAMES)
+    if len(row) not in (columns, columns - 1):
+        raise ValueError(
+            f"A row of the Criteo logs should have {columns} columns, or {columns - 1} without the "
+            f"label. Received {len(row)}: {', '.join(map(repr, row[:3]))}."
+        )
+    first = columns - len(row)  # the label, which a row for prediction has not
     return {
         name: cast(value)
-        for name, cast, value in zip(DEFAULT_COLUMN_NAMES, COLUMN_TYPE_CASTERS, row, strict=True)
+        for name, cast, value in zip(
+            DEFAULT_COLUMN_NAMES[first:], COLUMN_TYPE_CASTERS[first:], row, strict=True
+        )
     }
 
 
@@ -69,7 +80,8 @@ class CriteoIterDataPipe(IterDataPipe):  # type: ignore[type-arg]
     r"""The rows of files of the Criteo click logs; with several workers each reads some files.
 
     Args:
-        paths: tab-separated text: label, 13 integers, 26 hexadecimal categories.
+        paths: tab-separated text: label, 13 integers, 26 hexadecimal categories. A row may be
+            without the label, as in ``test.txt``; its dictionary is, too.
         row_mapper: what becomes of a row, a list of strings. Default: a dictionary by column,
             numbers converted; None: the row as it is.
         **open_kw: further arguments of `open`.
@@ -134,7 +146,7 @@ def criteo_kaggle(
     """The Criteo display advertising data of 2014: a :class:`CriteoIterDataPipe` of one file.
 
     Args:
-        path: ``train.txt``.
+        path: ``train.txt``, or ``test.txt``, which has no labels.
         row_mapper: as in :class:`CriteoIterDataPipe`.
         **open_kw: further arguments of `open`.
 

@@ -41,15 +41,16 @@ class RandomRecDataset(IterableDataset[Batch]):
         batch_size: samples a batch, B.
         hash_size: ids are in ``[0, hash_size)``, for all keys. Default 100.
         hash_sizes: the same for each key.
-        ids_per_feature: ids a sample, for all keys. Default 2.
-        ids_per_features: the same for each key.
+        ids_per_feature: ids a sample, for all keys. Default: their number is random, from 0 to 2.
+        ids_per_features: the most ids a sample of each key; their number is random, from 0 on.
         num_dense: number of dense features. Default 50.
-        manual_seed: the same batches for the same seed. Default: from PyTorch's generator.
+        manual_seed: the same batches for the same seed: of each batch the lengths and ids, key by
+            key, then dense features, then labels are drawn. Default: from PyTorch's generator.
         num_batches: batches in all. Default: there is no end.
         num_generated_batches: how many different ones there are; 0 or less: every batch is new.
             Default 10.
-        min_ids_per_feature: with it the number of ids of a sample is random, from this to
-            ``ids_per_feature``, both included; for all keys. Default: it is ``ids_per_feature``.
+        min_ids_per_feature: with it the number of ids of a sample is random, from this to the most
+            there are, both included; for all keys. Default: ``ids_per_feature``, else 0.
         min_ids_per_features: the same for each key.
 
     Raises:
@@ -91,11 +92,11 @@ class RandomRecDataset(IterableDataset[Batch]):
         self._most = _per_key(
             "ids_per_feature", ids_per_feature, ids_per_features, keys, _IDS_PER_FEATURE
         )
-        self._least = self._most
-        if min_ids_per_feature is not None or min_ids_per_features is not None:
-            self._least = _per_key(
-                "min_ids_per_feature", min_ids_per_feature, min_ids_per_features, keys, 0
-            )
+        if min_ids_per_features is None and min_ids_per_feature is None:
+            min_ids_per_feature = ids_per_feature
+        self._least = _per_key(
+            "min_ids_per_feature", min_ids_per_feature, min_ids_per_features, keys, 0
+        )
         self._check()
         # A generator of its own leaves PyTorch's alone where a seed is given.
         self._generator: torch.Generator | None = None
@@ -143,14 +144,10 @@ class RandomRecDataset(IterableDataset[Batch]):
         return self._num_batches
 
     def _generate(self) -> Batch:
-        lengths = [
-            self._integers(least, most + 1, self._batch_size).int()
-            for least, most in zip(self._least, self._most, strict=True)
-        ]
-        values = [
-            self._integers(0, rows, int(length.sum()))
-            for rows, length in zip(self._hash_sizes, lengths, strict=True)
-        ]
+        lengths, values = [], []
+        for rows, least, most in zip(self._hash_sizes, self._least, self._most, strict=True):
+            lengths.append(self._integers(least, most + 1, self._batch_size).int())
+            values.append(self._integers(0, rows, int(lengths[-1].sum())))
         none = torch.empty(0, dtype=torch.int64)
         return Batch(
             dense_features=torch.randn(
