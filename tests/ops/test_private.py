@@ -8,6 +8,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchrec.ops import _private
+from torchrec.ops._library import is_observed
 
 # Forward-mode AD scripts a function or two when it is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
@@ -22,14 +23,14 @@ def test_nothing_is_at_work_by_itself() -> None:
     assert _private.num_dispatch_modes() == _private.num_function_modes() == 0
     assert _private.jit_trace() is None
     assert not _private.has_transforms()
-    assert not _private.has_tangents()
+    assert _private.tangent_level() == -1
     assert not _private.has_batched_grads()
     assert not _private.is_wrapped(torch.ones(1))
-    assert not _private.is_observed()
+    assert not is_observed()
     with torch.no_grad(), torch.autocast("cpu"):
-        assert not _private.is_observed()
+        assert not is_observed()
     with torch.inference_mode():
-        assert not _private.is_observed()
+        assert not is_observed()
 
 
 def test_which_nodes_a_backward_pass_comes_to() -> None:
@@ -55,11 +56,11 @@ def test_which_nodes_a_backward_pass_comes_to() -> None:
 def test_modes_are_counted() -> None:
     with Through():
         assert _private.num_dispatch_modes() == 1
-        assert _private.is_observed()
+        assert is_observed()
     with torch.device("cpu"):
         assert _private.num_function_modes() == 1
-        assert _private.is_observed()
-    assert not _private.is_observed()
+        assert is_observed()
+    assert not is_observed()
 
 
 def seen_in(run) -> list[tuple[bool, bool, bool, bool]]:
@@ -71,15 +72,15 @@ def seen_in(run) -> list[tuple[bool, bool, bool, bool]]:
             (
                 _private.jit_trace() is not None,
                 _private.has_transforms(),
-                _private.has_tangents(),
+                _private.tangent_level() >= 0,
                 _private.is_wrapped(x),
             )
         )
-        assert _private.is_observed()
+        assert is_observed()
         return (x * 2).sum()
 
     run(inside)
-    assert not _private.is_observed()
+    assert not is_observed()
     return found
 
 

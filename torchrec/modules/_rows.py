@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from torchrec.modules._tables import Tables, initialise
-from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.modules._tables import Tables
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, initialise
 from torchrec.ops.embedding import hash_ids
 
 # These fill each element without a look at the shape: some rows start as those of a whole table do.
@@ -23,26 +23,25 @@ _BY_ELEMENT = {
 }
 
 
-def _check_rows(tables: Tables, table: str, ids: Tensor) -> Tensor:
+def _check_rows(config: BaseEmbeddingConfig, ids: Tensor) -> Tensor:
     if ids.dim() != 1 or ids.dtype.is_floating_point or ids.dtype == torch.bool:
         raise ValueError(
-            f"`ids` of table '{table}' should be integers of shape (N,). "
+            f"`ids` of table '{config.name}' should be integers of shape (N,). "
             f"Received {ids.dtype} of shape {tuple(ids.shape)}."
         )
-    rows = tables.configs[tables.number(table)].num_rows
-    bad = ((ids < 0) | (ids >= rows)).nonzero()
+    bad = ((ids < 0) | (ids >= config.num_rows)).nonzero()
     if len(bad):
         raise IndexError(
-            f"`ids` of table '{table}' should be in [0, {rows}). Received {int(ids[bad[0]])}."
+            f"`ids` of table '{config.name}' should be in [0, {config.num_rows}). "
+            f"Received {int(ids[bad[0]])}."
         )
     return ids.long()
 
 
 def load_rows(tables: Tables, table: str, ids: Tensor, vectors: Tensor, reset_state: bool) -> None:
     """Write rows of a table; see ``EmbeddingBagCollection.load_rows``."""
-    number = tables.number(table)
-    weight = tables.weights()[number]
-    ids = _check_rows(tables, table, ids).to(weight.device)
+    config, weight, update = tables.table(table)
+    ids = _check_rows(config, ids).to(weight.device)
     expected = (len(ids), weight.shape[1])
     if tuple(vectors.shape) != expected:
         raise ValueError(
@@ -54,22 +53,22 @@ def load_rows(tables: Tables, table: str, ids: Tensor, vectors: Tensor, reset_st
     with torch.no_grad():
         weight.index_copy_(0, ids, vectors.to(weight))
     if reset_state:
-        tables.updates()[number].reset_state(ids)
+        update.reset_state(ids)
 
 
 def export_rows(tables: Tables, table: str, ids: Tensor | None) -> tuple[Tensor, Tensor]:
     """Read rows of a table; see ``EmbeddingBagCollection.export_rows``."""
-    weight = tables.weights()[tables.number(table)].detach()
+    config, weight, _ = tables.table(table)
+    weight = weight.detach()
     if ids is None:
         return torch.arange(len(weight), device=weight.device), weight.clone()
-    ids = _check_rows(tables, table, ids).to(weight.device)
+    ids = _check_rows(config, ids).to(weight.device)
     return ids, weight.index_select(0, ids)
 
 
 def reset_rows(tables: Tables, table: str, rows: Tensor) -> None:
     """Make rows as they were before any training; see ``EmbeddingBagCollection.reset_rows``."""
-    number = tables.number(table)
-    weight = tables.weights()[number]
+    config, weight, update = tables.table(table)
     if rows.dim() != 1 or rows.dtype != torch.int64:
         raise TypeError(
             f"`rows` of table '{table}' should be int64 of shape (N,). "
@@ -85,8 +84,8 @@ def reset_rows(tables: Tables, table: str, rows: Tensor) -> None:
     if not rows.numel():
         return
     with torch.no_grad():
-        weight.index_copy_(0, rows, _initial(tables.configs[number], weight, rows))
-    tables.updates()[number].forget_rows(rows)
+        weight.index_copy_(0, rows, _initial(config, weight, rows))
+    update.forget_rows(rows)
 
 
 def _initial(config: BaseEmbeddingConfig, weight: Tensor, rows: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from torch.compiler import is_compiling
 from torchrec.modules._private import reduced_by_ddp
 from torchrec.modules._recomputation import is_recomputation
 from torchrec.modules._rows import export_rows, load_rows, reset_rows
-from torchrec.modules._tables import Tables, embedding_names_by_table, initialise
+from torchrec.modules._tables import Tables, embedding_names_by_table
 from torchrec.modules.collection import TableShard, TableStore
-from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, initialise
 from torchrec.ops import is_transformed, outside_transforms
 from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -142,7 +142,7 @@ class TableCollection(nn.Module):
         Raises:
             ValueError: for an unknown table.
         """
-        weight = self._tables.weights()[self._tables.number(table)]
+        _, weight, _ = self._tables.table(table)
         return [TableShard(range(weight.shape[0]), range(weight.shape[1]), weight)]
 
     def embedding_names_by_table(self) -> list[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -105,19 +106,6 @@ def check_tables(tables: Sequence[BaseEmbeddingConfig], kind: type[BaseEmbedding
         outputs.add(name)
 
 
-def initialise(table: BaseEmbeddingConfig, weight: Tensor) -> None:
-    """Fill the weights of a table with their initial values, as its configuration says."""
-    if weight.is_meta:
-        return
-    with torch.no_grad():
-        if table.init_fn is None:
-            weight.uniform_(table.get_weight_init_min(), table.get_weight_init_max())
-            return
-        filled = table.init_fn(weight)
-        if filled is not None and filled is not weight:
-            weight.copy_(filled)
-
-
 class Tables:
     """Describes the look-ups of a collection, and says where the gradient of each table goes.
 
@@ -155,8 +143,8 @@ class Tables:
 
     def weights(self) -> list[Tensor]:
         """Return the weight of each table, having met those put in place of the former."""
-        weights = [parameters["weight"] for parameters in self._parameters]
-        changed = not is_compiling() and [id(weight) for weight in weights] != self._bound
+        weights = list(map(itemgetter("weight"), self._parameters))
+        changed = not is_compiling() and list(map(id, weights)) != self._bound
         # What a transform puts there, or `torch.func.functional_call`, is gone when it ends.
         if changed and not is_transformed() and not _are_lent(weights):
             self.bind()
@@ -201,6 +189,15 @@ class Tables:
             raise ValueError(f"`table` should be one of {list(self._number)}. Received '{table}'.")
         return self._number[table]
 
+    def table(self, name: str) -> tuple[BaseEmbeddingConfig, Tensor, TableUpdate]:
+        """Return the configuration of a table, its weight, and who trains it.
+
+        Raises:
+            ValueError: if there is no table of this name.
+        """
+        t, weights = self.number(name), self.weights()
+        return self.configs[t], weights[t], self._updates[t]
+
     def bind(self) -> None:
         """Meet the weights: those there are now are trained, with their state beside them."""
         weights = [parameters["weight"] for parameters in self._parameters]
@@ -230,7 +227,7 @@ class Tables:
         self._lookups = {}
         self._version += 1
         self._to_show = []
-        self._bound = [id(weight) for weight in weights]  # last: what is refused stays refused
+        self._bound = list(map(id, weights))  # last: what is refused stays refused
 
     def _meet(self, t: int, weights: list[Tensor]) -> None:
         """Find who trains a table: who trains its weight already, or the one that did train it."""

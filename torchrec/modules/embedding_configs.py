@@ -363,3 +363,21 @@ class EmbeddingTableConfig(BaseEmbeddingConfig):
     is_weighted: bool = False
     has_feature_processor: bool = False
     embedding_names: list[str] = field(default_factory=list)
+
+
+def initialise(table: BaseEmbeddingConfig, weight: Tensor) -> None:
+    """Fill the weights of a table, or rows of it, with their initial values, as its configuration says.
+
+    Args:
+        table: the configuration.
+        weight: ``(rows, D)``, written to; left alone on the meta device.
+    """
+    if weight.is_meta:
+        return
+    with torch.no_grad():
+        if table.init_fn is None:
+            weight.uniform_(table.get_weight_init_min(), table.get_weight_init_max())
+            return
+        filled = table.init_fn(weight)
+        if filled is not None and filled is not weight:
+            weight.copy_(filled)

@@ -30,14 +30,14 @@ from torch.nn import Parameter
 
 from torchrec.ops._private import (
     has_batched_grads,
-    has_tangents,
     has_transforms,
-    is_observed,
     is_wrapped,
     is_zero,
     jit_trace,
     num_dispatch_modes,
+    num_function_modes,
     parse_schema,
+    tangent_level,
 )
 
 ENVIRONMENT_VARIABLE = "ROWWISE_BACKEND"
@@ -209,12 +209,23 @@ _get_is_cpu = attrgetter("is_cpu")
 _get_requires_grad = attrgetter("requires_grad")
 
 
+def is_observed() -> bool:
+    """Say whether somebody would see that a call has gone past the dispatcher."""
+    return (
+        num_dispatch_modes() > 0
+        or num_function_modes() > 0
+        or has_transforms()
+        or tangent_level() >= 0
+        or jit_trace() is not None
+    )
+
+
 def is_transformed() -> bool:
     """Say whether `torch.func`, forward-mode AD or a batched backward pass is at work.
 
     They differentiate or batch a formula of PyTorch, but no kernel.
     """
-    return not is_compiling() and (has_transforms() or has_tangents() or has_batched_grads())
+    return not is_compiling() and (has_transforms() or tangent_level() >= 0 or has_batched_grads())
 
 
 def is_readable(tensor: Tensor) -> bool:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -22,6 +22,8 @@ num_function_modes = torch._C._len_torch_function_stack
 jit_trace = torch._C._get_tracing_state
 # Whether `torch.func` is transforming what runs now (grad, jvp, vmap, ...).
 has_transforms = torch._C._are_functorch_transforms_active
+# How deep forward-mode AD is at work, so that tensors may have tangents; -1: it is not.
+tangent_level: Callable[[], int] = partial(getattr, forward_ad, "_current_level")
 # Whether a backward pass runs for several gradients at once (`torch.autograd.grad(is_grads_batched=True)`).
 has_batched_grads = partial(
     torch._C._dispatch_tls_is_dispatch_key_included, torch._C._dispatch_key_parse("VmapMode")
@@ -40,11 +42,6 @@ def linear_pointwise(input: Tensor, weight: Tensor, bias: Tensor | None, then: s
     """Return ``input @ weight.T + bias`` of oneDNN with "relu" or "none" behind it, in one pass."""
     output: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, then, [], "")
     return output
-
-
-def has_tangents() -> bool:
-    """Say whether forward-mode AD is at work, so that tensors may have tangents."""
-    return forward_ad._current_level >= 0
 
 
 def is_wrapped(tensor: Tensor) -> bool:
@@ -66,14 +63,3 @@ def outside_transforms(tensor: Tensor) -> Iterator[Tensor]:
         while is_wrapped(tensor):
             tensor = torch._C._functorch.get_unwrapped(tensor)
         yield tensor
-
-
-def is_observed() -> bool:
-    """Say whether somebody would see that a call has gone past the dispatcher."""
-    return (
-        num_dispatch_modes() > 0
-        or num_function_modes() > 0
-        or has_transforms()
-        or forward_ad._current_level >= 0
-        or jit_trace() is not None
-    )

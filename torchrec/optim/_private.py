@@ -7,27 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_current_pass = torch._C._current_graph_task_id
-
-
-def backward_pass_number() -> int:
-    """Return the number of the backward pass that this thread is in, -1 outside of any."""
-    return _current_pass()
-
-
-def at_end_of_backward_pass(callback: Callable[[], None]) -> None:
-    """Have the backward pass under way call ``callback`` when all gradients are there.
-
-    The pass owns the callback: it calls those that were queued first first, an error in one ends
-    ``backward()`` as an error in the pass does, and if the pass itself fails, none is called.
-
-    Args:
-        callback: takes no argument.
-
-    Raises:
-        RuntimeError: outside of a backward pass.
-    """
-    torch.autograd.Variable._execution_engine.queue_callback(callback)
+# The number of the backward pass that this thread is in, -1 outside of any.
+backward_pass_number: Callable[[], int] = torch._C._current_graph_task_id
+# Has the backward pass under way call a function of no argument when all gradients are there; a RuntimeError
+# outside of one. The pass owns the function: it calls those that were queued first first, an error in one ends
+# `backward()` as an error in the pass does, and if the pass itself fails, none is called.
+at_end_of_backward_pass: Callable[[Callable[[], None]], None] = (
+    torch.autograd.Variable._execution_engine.queue_callback
+)
 
 
 def row_gradients(grad: Tensor) -> tuple[Tensor, Tensor]:

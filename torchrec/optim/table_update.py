@@ -358,11 +358,10 @@ class TableUpdate(Owner):
         Args:
             rows: of these rows. Default: all, and the step count.
         """
-        if self.rule is None:
+        if self.group is None:
             return
-        rule, first = RULES[self.rule.optimizer], self.weight[:1].detach()
         for name, state in self.states.items():
-            state[slice(None) if rows is None else rows] = rule.new_state(name, first, self.hyper)
+            state[slice(None) if rows is None else rows] = _start(name, self.group)
         if rows is None:
             self.step.zero_()
 
@@ -384,11 +383,12 @@ class TableUpdate(Owner):
         Args:
             rows: int64 ``(n,)``, distinct, on the device of the weight.
         """
+        weight = self.weight
         self.waiting = [_without(waiting, rows) for waiting in self.waiting]
-        grad = self.weight.grad
+        grad = weight.grad
         if grad is not None and grad.is_sparse:
             kept = _without(RowGradients(*row_gradients(grad)), rows)
-            self.weight.grad = torch.sparse_coo_tensor(
+            weight.grad = torch.sparse_coo_tensor(
                 kept.rows.unsqueeze(0),
                 kept.values,
                 grad.shape,
@@ -403,7 +403,7 @@ class TableUpdate(Owner):
         for optimizer in self._optimizers:
             self._forget_in(optimizer, rows)
         self.evicted.append(rows)
-        if sum(part.numel() for part in self.evicted) > 2 * self.weight.shape[0]:
+        if sum(part.numel() for part in self.evicted) > 2 * weight.shape[0]:
             self.evicted = [torch.cat(self.evicted).unique()]  # at most E: not again soon
 
     def _forget_in(self, optimizer: torch.optim.Optimizer, rows: Tensor) -> None:
@@ -413,7 +413,7 @@ class TableUpdate(Owner):
                 continue
             for name, state in optimizer.state.get(self.weight, {}).items():
                 if isinstance(state, Tensor) and state.shape[:1] == self.weight.shape[:1]:
-                    state[rows] = float(group.get(_STARTS.get(name, ""), 0.0))
+                    state[rows] = _start(name, group)
 
     def restart(self) -> None:
         """Call off what waits, as after loading other weights: gradients, and rows to be forgotten."""
@@ -461,6 +461,11 @@ def _rate(value: Any) -> float:
     """Return a learning rate as a number, if it is one that an update can mean."""
     rate = float(value)
     return rate if 0.0 <= rate < math.inf else Hyper(lr=rate).lr  # which says what is wrong
+
+
+def _start(name: str, group: Mapping[str, Any]) -> float:
+    """Return where a state of this name starts, by the options of a parameter group."""
+    return float(group.get(_STARTS.get(name, ""), 0.0))
 
 
 def _rows_of(grad: Tensor) -> RowGradients:

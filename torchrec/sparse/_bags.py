@@ -320,32 +320,33 @@ class KeyedBags:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> KeyedBags:
         """Return a record with a function applied to every tensor of data, and the same numbers on the host."""
+        weights, inverse = self.weights, self.inverse_indices
+        other = self.replace(function(self.values), None if weights is None else function(weights))
+        if other._lengths is not None:
+            other._lengths = function(other._lengths)
+        if other._offsets is not None:
+            other._offsets = function(other._offsets)
+        if inverse is not None:
+            other.inverse_indices = inverse[0], function(inverse[1])
+        return other
 
-        def apply(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else function(tensor)
-
-        inverse = self.inverse_indices
+    def replace(self, values: Tensor, weights: Tensor | None) -> KeyedBags:
+        """Return a record of the same bags with other values and weights, and with caches of its own."""
         other = KeyedBags(
             self.keys,
-            function(self.values),
-            apply(self.weights),
-            apply(self._lengths),
-            apply(self._offsets),
+            values,
+            weights,
+            self._lengths,
+            self._offsets,
             self._stride,
             self.strides_per_rank,
-            None if inverse is None else (inverse[0], function(inverse[1])),
+            self.inverse_indices,
             self._stride_per_key,
             self._length_per_key,
         )
         other._offset_per_key = self._offset_per_key
         other._lengths_offset_per_key = self._lengths_offset_per_key
         other._index_per_key = self._index_per_key
-        return other
-
-    def replace(self, values: Tensor, weights: Tensor | None) -> KeyedBags:
-        """Return a record of the same bags with other values and weights, and with caches of its own."""
-        other = self.map(lambda tensor: tensor)
-        other.values, other.weights = values, weights
         return other
 
     def copy_(self, other: KeyedBags, non_blocking: bool) -> None:

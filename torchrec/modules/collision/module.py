@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchrec.modules._recomputation import is_recomputation, may_be_recomputed
-from torchrec.modules.collision.changed_rows import ChangedRows
+from torchrec.modules.collision.changed_rows import ChangedRows, FirstPasses, random_states
 from torchrec.modules.collision.features import ids_of, require_count, split_values, with_values
-from torchrec.modules.collision.first_passes import FirstPasses, random_states
 from torchrec.modules.collision.interface import JaggedDict, ManagedCollisionModule, MappedKeys
 from torchrec.modules.collision.policies import (
     DistanceLFU_EvictionPolicy,
@@ -263,9 +262,8 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
             ids: the values of those features that this map is for, by key.
             mutate_miss_lengths: without effect: every id has a row.
         """
-        parts = [self.hashed(ids_of(part, key, self._name)) for key, part in ids.items()]
-        sizes = [part.numel() for part in parts]
-        joined = self._join(list(ids), parts)
+        sizes = list(map(Tensor.numel, ids.values()))
+        joined = self.hashed(self._join(ids))
         if not self.training:
             return MappedKeys(self._look_up(joined).split(sizes), None)
         return MappedKeys(self._advance(joined).split(sizes), self._changed.take())
@@ -305,19 +303,18 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
         return rows
 
     def _joined(self, features: JaggedDict) -> Tensor:
-        names = list(features)
-        parts = [ids_of(jt.values(), name, self._name) for name, jt in features.items()]
-        return self._join(names, parts)
+        return self._join({name: jt.values() for name, jt in features.items()})
 
-    def _join(self, names: Sequence[str], parts: Sequence[Tensor]) -> Tensor:
-        """Return the ids of all features, one behind the other."""
-        device = self._rows.ids.device
-        for name, ids in zip(names, parts, strict=True):
-            if ids.device != device:
+    def _join(self, ids: Mapping[str, Tensor]) -> Tensor:
+        """Return the ids of all features as int64, one behind the other."""
+        device, parts = self._rows.ids.device, []
+        for name, part in ids.items():
+            if part.device != device:
                 raise ValueError(
                     f"Ids of feature '{name}' of table '{self._name}' should be on the device of the "
-                    f"map, {device}. Received {ids.device}."
+                    f"map, {device}. Received {part.device}."
                 )
+            parts.append(part if part.dtype is torch.int64 else ids_of(part, name, self._name))
         if len(parts) == 1:
             return parts[0]
         return torch.cat([torch.empty(0, dtype=torch.int64, device=device), *parts])
@@ -335,7 +332,7 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
             self._changed.add(changed)
             self._first_passes.change(changed)
             rows = self._rows.find(ids, self._missing)
-        return self._found(ids, rows, before)
+        return self._resolve(ids, rows, before)
 
     def _look_up(self, ids: Tensor) -> Tensor:
         """Return the rows of ids; nothing is learnt, but in evaluation it is counted who had one."""
@@ -343,24 +340,27 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
             if not self.training:
                 return self._resolve(ids, self._rows.look_up(ids, self._missing))
             before = random_states(ids.device) if may_be_recomputed() else None
-            return self._found(ids, self._rows.find(ids, self._missing), before)
+            return self._resolve(ids, self._rows.find(ids, self._missing), before)
         if self.training:
             return self._first_passes.find(ids)
         return self._resolve(ids, self._rows.find(ids, self._missing))
 
-    def _found(self, ids: Tensor, rows: Tensor, before: list[Tensor] | None) -> Tensor:
-        """Return the rows of a training pass, and remember them if it may run again."""
-        rows = self._resolve(ids, rows)
-        if before is not None:
-            self._first_passes.add(ids, rows, before)
-        return rows
+    def _resolve(self, ids: Tensor, rows: Tensor, before: list[Tensor] | None = None) -> Tensor:
+        """Send ids without a row to the residual zone, and add the offset.
 
-    def _resolve(self, ids: Tensor, rows: Tensor) -> Tensor:
-        """Send ids without a row to the residual zone, and add the offset."""
+        Args:
+            ids: the ids.
+            rows: of each, or what stands for none.
+            before: `random_states` before a training pass that may run again, which is remembered.
+        """
         if self._mch_size is not None:
             others = (rows < 0).nonzero().squeeze(1)
             rows[others] = self._zch_size + self._residual(ids[others], self._mch_size)
-        return rows + self._output_global_offset if self._output_global_offset else rows
+        if self._output_global_offset:
+            rows = rows + self._output_global_offset
+        if before is not None:
+            self._first_passes.add(ids, rows, before)
+        return rows
 
     def _residual(self, ids: Tensor, size: int) -> Tensor:
         if self._mch_hash_func is None:

@@ -77,12 +77,11 @@ class PolicyRows(MappedRows):
         taken = evicted[self.occupied[evicted]]
         erase_rows(self.id_map, taken)
         insert_ids(self.id_map, candidates[chosen], evicted)
-        self.counters.add(
-            inserted=evicted.numel(),
-            evicted=taken.numel(),
-            admitted=candidates.numel(),
-            rejected=rejected,
-        )
+        counters = self.counters
+        counters.inserted += evicted.numel()
+        counters.evicted += taken.numel()
+        counters.admitted += candidates.numel()
+        counters.rejected += rejected
         return evicted
 
     def _distinct(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

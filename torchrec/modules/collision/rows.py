@@ -147,7 +147,8 @@ class MappedRows(nn.Module, ABC):
     def look_up(self, ids: Tensor, missing: int) -> Tensor:
         """Look up the rows of ids, and count how many had one."""
         rows = self.find(ids, missing)
-        self.counters.add(ids=rows.numel(), hits=int((rows != missing).sum()))
+        self.counters.ids += rows.numel()
+        self.counters.hits += int((rows != missing).sum())
         return rows
 
     def stats(self, reset: bool) -> ManagedCollisionStats:
@@ -173,7 +174,7 @@ class MappedRows(nn.Module, ABC):
         insert_ids(self.id_map, ids, rows)
         for name, kept in self.metadata.items():
             kept[rows] = max(now, 1) if name == LAST else 1
-        self.counters.add(inserted=rows.numel())
+        self.counters.inserted += rows.numel()
         return rows
 
     def ranking(self, metadata: Mapping[str, Tensor], now: int) -> Tensor:

@@ -98,12 +98,11 @@ class ScoredRows(MappedRows):
         for name, kept in metadata.items():
             kept[replaced.rows] = candidates[name][replaced.chosen]
         clear_history(history)
-        self.counters.add(
-            inserted=replaced.rows.numel(),
-            evicted=replaced.evicted.numel(),
-            admitted=ids.numel(),
-            rejected=came - ids.numel(),
-        )
+        counters = self.counters
+        counters.inserted += replaced.rows.numel()
+        counters.evicted += replaced.evicted.numel()
+        counters.admitted += ids.numel()
+        counters.rejected += came - ids.numel()
         return replaced.rows
 
     def _admitted(self, counts: Tensor, recent: Tensor) -> Tensor:
@@ -132,7 +131,8 @@ class ScoredRows(MappedRows):
         """Return what the operators counted, too; see `MappedRows`."""
         hits, misses, _ = self._totals.tolist()
         self._totals.zero_()
-        self.counters.add(ids=hits + misses, hits=hits)
+        self.counters.ids += hits + misses
+        self.counters.hits += hits
         return super().stats(reset)
 
     def history(self) -> dict[str, Tensor]:

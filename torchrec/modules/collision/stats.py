@@ -16,11 +16,6 @@ class Counters:
     admitted: int = 0
     rejected: int = 0
 
-    def add(self, **numbers: int) -> None:
-        """Add to some of the numbers."""
-        for name, number in numbers.items():
-            setattr(self, name, getattr(self, name) + number)
-
 
 @dataclass(frozen=True)
 class ManagedCollisionStats:

@@ -13,14 +13,10 @@ from torchrec.ops._private import assert_later
 from torchrec.ops.embedding.failure import names_of_slot, raise_bad_id
 from torchrec.ops.embedding.spec import NO_ROW, PolicyCode, TableSpec
 
-
-def _as_signed(x: int) -> int:
-    return x - (1 << 64) if x >= 1 << 63 else x
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Shift as if the numbers were unsigned: zeros come in from the left."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+# The multipliers of the mix as signed numbers, and the low 31 bits: what is left of a number shifted right by 33
+# as if it were unsigned, zeros coming in from the left.
+_FIRST, _SECOND = 0xFF51AFD7ED558CCD - 2**64, 0xC4CEB9FE1A85EC53 - 2**64
+_LOW = 2**31 - 1
 
 
 def hash_ids(ids: Tensor, span: int) -> Tensor:
@@ -40,12 +36,10 @@ def hash_ids(ids: Tensor, span: int) -> Tensor:
         [0, 2, 44, 13]
     """
     x = ids.long()
-    x = x ^ _shift_right(x, 33)
-    x = x * _as_signed(0xFF51AFD7ED558CCD)
-    x = x ^ _shift_right(x, 33)
-    x = x * _as_signed(0xC4CEB9FE1A85EC53)
-    x = x ^ _shift_right(x, 33)
-    return _shift_right(x, 1) % span
+    x = (x ^ (x >> 33 & _LOW)) * _FIRST
+    x = (x ^ (x >> 33 & _LOW)) * _SECOND
+    x = x ^ (x >> 33 & _LOW)
+    return (x >> 1 & 2**63 - 1) % span
 
 
 def choose(table: TableSpec, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn import functional
 
-from torchrec.ops._private import is_observed, linear_pointwise
+from torchrec.ops._library import is_observed
+from torchrec.ops._private import linear_pointwise
 
 __all__ = ["linear"]
 
