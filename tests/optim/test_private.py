@@ -93,3 +93,22 @@ def test_parameters_that_torch_updates_in_the_backward_pass():
     assert not _private.has_torchs_optimizer_in_backward(model.weight)
     named = list(in_backward_optimizer_filter(model.named_parameters()))
     assert [name for name, _ in named] == ["weight"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_parameter_that_takes_the_place_of_one_that_torch_updates(frozen):
+    from torch.distributed.optim import _apply_optimizer_in_backward
+
+    former, other = (nn.Parameter(torch.ones(1, device="meta")) for _ in range(2))
+    _apply_optimizer_in_backward(torch.optim.SGD, [former], {"lr": 0.25})
+    _apply_optimizer_in_backward(torch.optim.Adam, [former], {"lr": 0.5}, register_hook=False)
+    param = nn.Parameter(torch.ones(1), requires_grad=not frozen)
+    _private.pass_on_torchs_optimizer_in_backward(other, param)
+    assert not _private.has_torchs_optimizer_in_backward(param)
+    for _ in range(2):  # the second time, it has them
+        _private.pass_on_torchs_optimizer_in_backward(former, param)
+    sgd, adam = param._in_backward_optimizers
+    assert (type(sgd), type(adam)) == (torch.optim.SGD, torch.optim.Adam)
+    assert [o.param_groups[0]["params"][0] is param for o in (sgd, adam)] == [True, True]
+    assert param.requires_grad is not frozen

@@ -25,3 +25,24 @@ def row_gradients(grad: Tensor) -> tuple[Tensor, Tensor]:
 def has_torchs_optimizer_in_backward(param: Tensor) -> bool:
     """Say whether PyTorch's own function of that kind has given a parameter to an optimizer."""
     return hasattr(param, "_in_backward_optimizers")
+
+
+def pass_on_torchs_optimizer_in_backward(former: Tensor, param: Tensor) -> None:
+    """Give a parameter what PyTorch's own function of that kind has given the one whose place it takes.
+
+    Args:
+        former: the one that it was given to; with another one, nothing happens.
+        param: a leaf of the graph.
+    """
+    if not has_torchs_optimizer_in_backward(former) or has_torchs_optimizer_in_backward(param):
+        return
+    from torch.distributed.optim import apply_optimizer_in_backward as its
+
+    hooked = former in its.param_to_optim_hook_handle_map
+    given = zip(former._optimizer_classes, former._optimizer_kwargs, strict=True)  # type: ignore[attr-defined]
+    required = param.requires_grad  # it looks for the node of the graph that adds gradients up
+    param.requires_grad_(True)
+    with torch.enable_grad():
+        for optimizer_class, options in given:
+            its._apply_optimizer_in_backward(optimizer_class, [param], options, hooked)
+    param.requires_grad_(required)

@@ -35,6 +35,8 @@ def apply_optimizer_in_backward(
     schedulers take; for tables it is the ``fused_optimizer`` of their collection.
 
     Copies of a model, deep or pickled, are ordinary: apply an optimizer to their parameters anew.
+    Tables that were made on ``meta`` keep theirs when they get memory; for other parameters, which
+    PyTorch puts new ones in place of, apply it afterwards.
 
     Args:
         optimizer_class: the optimizer; for tables, one that can be fused (those of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchrec.ops.embedding.updates import RULES, Hyper
-from torchrec.optim._private import row_gradients
+from torchrec.optim._private import pass_on_torchs_optimizer_in_backward, row_gradients
 from torchrec.optim.fusable import fused_rule
 from torchrec.optim.owners import Owner, owner_of, set_owner
 from torchrec.types import OptimizerType
@@ -152,6 +152,8 @@ class TableUpdate(Owner):
             weight: the parameter.
         """
         self._let_go()
+        if self._weight is not None:  # as where memory is given to what was made on `meta`
+            pass_on_torchs_optimizer_in_backward(self._weight, weight)
         self._weight = weight
         set_owner(weight, self)
         self._watch_gradient()
