@@ -6,7 +6,8 @@ What a pass brings is gathered, and applied at its end: as one update, with the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from weakref import ref
 
@@ -84,20 +85,15 @@ class SequenceGradient:
 LookupGradient = BagGradient | SequenceGradient
 
 
-class _PassGradients:
-    """What one backward pass has brought to tables that are updated together; called at its end.
+@dataclass
+class PassGradients:
+    """What one backward pass has brought to tables that are updated together.
 
     The pass owns it: if the pass fails, its gradients are gone with it.
     """
 
-    def __init__(self, joint: JointUpdate) -> None:
-        self.joint = joint
-        self.lookups: list[LookupGradient] = []
-        self.rows: list[tuple[TableUpdate, RowGradients]] = []
-
-    def __call__(self) -> None:
-        with torch.no_grad():
-            self.joint.finish(self)
+    lookups: list[LookupGradient] = field(default_factory=list)
+    rows: list[tuple[TableUpdate, RowGradients]] = field(default_factory=list)
 
 
 class JointUpdate(Updater):
@@ -117,7 +113,7 @@ class JointUpdate(Updater):
         self.hyper = new_hyper(len(updates))
         self.states: list[Tensor] = []
         self._stale = self._stale_rates = True
-        self._passes: dict[int, ref[_PassGradients]] = {}
+        self._passes: dict[int, ref[PassGradients]] = {}
         self._rows_spec: LookupSpec | None = None
         for row, update in zip(self.hyper, updates, strict=True):
             row[STEP] = update.step
@@ -137,14 +133,10 @@ class JointUpdate(Updater):
 
     def rows_arrived(self, update: TableUpdate, rows: RowGradients) -> None:
         """Apply gradients of rows of one table at the end of this backward pass."""
-        self._brought().rows.append((update, rows))
+        self.pass_gradients().rows.append((update, rows))
 
-    def lookup_arrived(self, gradient: LookupGradient) -> None:
-        """Apply the gradient of a look-up of all these tables at the end of this backward pass."""
-        self._brought().lookups.append(gradient)
-
-    def _brought(self) -> _PassGradients:
-        """Return what the backward pass under way has brought so far."""
+    def pass_gradients(self) -> PassGradients:
+        """Return what the backward pass under way has brought so far; what is added is applied at its end."""
         number = backward_pass_number()
         known = self._passes.get(number)
         brought = None if known is None else known()
@@ -152,12 +144,13 @@ class JointUpdate(Updater):
             # Passes nest (reentrant checkpoints); those that are over or have failed are forgotten.
             if len(self._passes) > 8:
                 self._passes = {n: r for n, r in self._passes.items() if r() is not None}
-            brought = _PassGradients(self)
+            brought = PassGradients()
             self._passes[number] = ref(brought)
-            at_end_of_backward_pass(brought)
+            at_end_of_backward_pass(partial(self.finish, brought))
         return brought
 
-    def finish(self, brought: _PassGradients) -> None:
+    @torch.no_grad()
+    def finish(self, brought: PassGradients) -> None:
         """Apply what a backward pass has brought, with what waits from earlier ones, or keep it.
 
         Args:
@@ -224,10 +217,12 @@ class JointUpdate(Updater):
 
     def _write_hyper(self) -> None:
         """Bring the cache of hyper-parameters up to date: mostly, one column of it."""
+        if not self._stale_rates:
+            return
         if self._stale:
             for row, update in zip(self.hyper, self.updates, strict=True):
                 write_hyper(row, update.hyper)
-        elif self._stale_rates:
+        else:
             rates = [update.lr for update in self.updates]
             self.hyper[:, LR] = torch.tensor(rates, dtype=torch.float64, device=self.hyper.device)
         self._stale = False
@@ -264,7 +259,7 @@ class LookupUpdater(Updater):
         # with all its tables, and none since moved to another one. Equal lists would not say so.
         joint = self.updates[0].joint
         if isinstance(joint, JointUpdate) and joint.updates is self.updates:
-            joint.lookup_arrived(gradient)
+            joint.pass_gradients().lookups.append(gradient)
             return
         for update, rows in zip(self.updates, gradient.rows(), strict=True):
             if rows is not None and update.joint is not None:
