@@ -13,7 +13,17 @@ from structure.source import PACKAGE, Module
 
 # A unit imports only units of lower rows; units of one row do not import each other.
 LAYERS = (
-    ("types", "errors", "streamable", "tensor_types", "logging", "_environment", "checks", "files"),
+    (
+        "types",
+        "errors",
+        "fx",
+        "streamable",
+        "tensor_types",
+        "logging",
+        "_environment",
+        "checks",
+        "files",
+    ),
     ("ops",),
     ("sparse", "optim", "metrics"),
     ("modules", "datasets"),

@@ -1,10 +1,9 @@
 """The interactions of DLRM: what is made of the dense vector and the sparse vectors of a sample."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
+from torchrec.fx.proxies import is_proxy
 from torchrec.models._pooled import check_module
 from torchrec.modules.sizes import checked_size
 from torchrec.ops.interaction import dot_interaction
@@ -38,6 +37,8 @@ def check_vectors(
         ValueError: ``dense_features`` is not of shape ``(B, D)`` or ``sparse_features`` is not of
             shape ``(B, num_sparse_features, D)``.
     """
+    if is_proxy(dense_features) or is_proxy(sparse_features):
+        return
     if dense_features.dim() != 2:
         raise ValueError(
             f"`dense_features` should have shape (B, D). Received {tuple(dense_features.shape)}."
@@ -192,7 +193,7 @@ class InteractionProjectionArch(nn.Module):
         dim = dense_features.size(1)
         left, right = self.interaction_branch1(vectors), self.interaction_branch2(vectors)
         for number, output in ((1, left), (2, right)):
-            if output.size(1) % dim:
+            if not is_proxy(output) and output.size(1) % dim:
                 raise ValueError(
                     f"`interaction_branch{number}` should give a multiple of D={dim} numbers a "
                     f"sample. Received {output.size(1)}."

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 
+from torchrec.fx.proxies import is_proxy
 from torchrec.modules.collection import Collection
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import (
@@ -54,9 +56,11 @@ def embedding_dim(collection: PooledCollection) -> int:
 
 def pool(collection: nn.Module, features: KeyedJaggedTensor) -> KeyedTensor:
     """Look ``features`` up and pool them; a managed collection gives remapped ids besides."""
-    looked_up = collection(features)
-    pooled: KeyedTensor = looked_up[0] if isinstance(looked_up, tuple) else looked_up
-    return pooled
+    return _pooled_of(collection(features))
+
+
+def _pooled_of(looked_up: KeyedTensor | tuple[KeyedTensor, object]) -> KeyedTensor:
+    return looked_up[0] if isinstance(looked_up, tuple) else looked_up
 
 
 def _bag_configs(collection: object) -> list[EmbeddingBagConfig]:
@@ -81,6 +85,10 @@ def joined(pooled: KeyedTensor, names: list[str]) -> Tensor:
     Raises:
         ValueError: a name is missing.
     """
+    return _joined(pooled, names)
+
+
+def _joined(pooled: KeyedTensor, names: list[str]) -> Tensor:
     keys = pooled.keys()
     if keys == names:
         return pooled.values()
@@ -90,12 +98,19 @@ def joined(pooled: KeyedTensor, names: list[str]) -> Tensor:
     return KeyedTensor.regroup([pooled], [names])[0]
 
 
+# What is pooled, and which keys it has, is not known to a tracer: it records calls of these.
+torch.fx.wrap("_joined")
+torch.fx.wrap("_pooled_of")
+
+
 def check_columns(argument: str, features: Tensor, columns: int) -> None:
     """Raise unless ``features``, passed as ``argument``, has ``columns`` numbers a sample.
 
     Raises:
         ValueError: the shape is another.
     """
+    if is_proxy(features):
+        return
     if features.dim() != 2 or features.size(1) != columns:
         raise ValueError(
             f"`{argument}` should have shape (B, {columns}). Received {tuple(features.shape)}."

@@ -9,13 +9,12 @@ the products of pairs, a network the rest. Paper: https://arxiv.org/abs/1703.042
 Letters: B samples, F sparse features, D embedding dimension, DI output of the deep interaction.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from torchrec.fx.proxies import is_proxy
 from torchrec.models._pooled import (
     PooledCollection,
     check_columns,
@@ -205,6 +204,13 @@ class FMInteractionArch(nn.Module):
         if not self.sparse_feature_names:
             return dense_features
         sparse = joined(sparse_features, self.sparse_feature_names)
+        self._check(dense_features, sparse)
+        embeddings = [dense_features, sparse]
+        return torch.cat([dense_features, self.deep_fm(embeddings), self.fm(embeddings)], dim=1)
+
+    def _check(self, dense_features: Tensor, sparse: Tensor) -> None:
+        if is_proxy(dense_features) or is_proxy(sparse):
+            return
         if dense_features.dim() != 2 or dense_features.size(0) != sparse.size(0):
             raise ValueError(
                 f"`dense_features` should have shape (B, D) with B={sparse.size(0)}, as "
@@ -217,8 +223,6 @@ class FMInteractionArch(nn.Module):
                 f"{self._width} numbers a sample. Received {dense_features.size(1)} and "
                 f"{sparse.size(1)}."
             )
-        embeddings = [dense_features, sparse]
-        return torch.cat([dense_features, self.deep_fm(embeddings), self.fm(embeddings)], dim=1)
 
 
 class OverArch(nn.Module):

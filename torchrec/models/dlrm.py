@@ -12,8 +12,6 @@ Papers: https://arxiv.org/abs/1906.00091 (DLRM), https://arxiv.org/abs/2008.1353
 Letters: B samples, F sparse features, D embedding dimension.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from torchrec.datasets.utils import Batch
+from torchrec.fx.proxies import is_proxy
 from torchrec.models._interactions import (
     InteractionArch,
     InteractionDCNArch,
@@ -519,21 +518,35 @@ class DLRMTrain(nn.Module):
             ValueError: there is not one logit a sample, or not one label a sample.
         """
         logits: Tensor = self.model(batch.dense_features, batch.sparse_features)
-        if logits.dim() != 2 or logits.size(1) != 1:
-            raise ValueError(
-                f"`dlrm_module` should give logits of shape (B, 1). Received {tuple(logits.shape)}."
-            )
+        _check_logits(logits, batch.labels)
         logits, labels = logits.squeeze(1), batch.labels
-        if labels.shape != logits.shape:
-            raise ValueError(
-                f"`batch.labels` should have shape ({logits.size(0)},). "
-                f"Received {tuple(labels.shape)}."
-            )
-        loss: Tensor
         if batch.weights is None:
-            loss = self.loss_fn(logits, labels.float())
+            loss: Tensor = self.loss_fn(logits, labels.float())
         else:
-            weights = batch.weights.to(logits.dtype)
-            losses = binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
-            loss = losses @ weights / weights.sum()
+            loss = _weighted_loss(logits, labels, batch.weights)
         return loss, (loss.detach(), logits.detach(), labels.detach())
+
+
+def _check_logits(logits: Tensor, labels: Tensor) -> None:
+    if is_proxy(logits) or is_proxy(labels):
+        return
+    if logits.dim() != 2 or logits.size(1) != 1:
+        raise ValueError(
+            f"`dlrm_module` should give logits of shape (B, 1). Received {tuple(logits.shape)}."
+        )
+    if labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"`batch.labels` should have shape ({logits.size(0)},). Received {tuple(labels.shape)}."
+        )
+
+
+def _weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean loss by weight. A graph comes here with batches that have no weights, too."""
+    if weights is None:
+        return binary_cross_entropy_with_logits(logits, labels.float())
+    weights = weights.to(logits.dtype)
+    losses = binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+    return losses @ weights / weights.sum()
+
+
+torch.fx.wrap("_weighted_loss")

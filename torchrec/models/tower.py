@@ -1,7 +1,5 @@
 """The network on top of a ranking model: layers with batch normalisation and dropout, one logit."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
+from torchrec.fx.proxies import is_proxy
 from torchrec.modules.sizes import check_features, checked_size
 
 
@@ -84,6 +85,13 @@ class CrossLayers(nn.Module):
 
     def _check(self, input: Tensor) -> None:
         """Learn ``in_features`` from ``input``, or raise unless it matches."""
+        if is_proxy(input):
+            if self.in_features is None:
+                raise ValueError(
+                    "`in_features` should be known before the module is traced: give it, run a forward pass or "
+                    "load a state. Received None."
+                )
+            return
         if self.in_features is None and input.dim():
             self._materialize(input.shape[-1])
         check_features(input, self.in_features or 0, "in_features")

@@ -1,12 +1,11 @@
 """Activations with parameters of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from torchrec.fx.proxies import is_proxy
 from torchrec.modules.sizes import checked_size
 
 
@@ -64,7 +63,7 @@ class SwishLayerNorm(nn.Module):
         Raises:
             ValueError: the trailing dimensions are not ``input_dims``.
         """
-        if input.shape[-len(self._input_dims) :] != self._input_dims:
+        if not is_proxy(input) and input.shape[-len(self._input_dims) :] != self._input_dims:
             expected = ", ".join(map(str, self._input_dims))
             raise ValueError(
                 f"`input` should have shape (*, {expected}), as `input_dims`. "

@@ -10,8 +10,6 @@ Papers: https://arxiv.org/abs/1708.05123 (DCN, the vector form) and
 https://arxiv.org/abs/2008.13535 (DCN V2, the others).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -257,9 +255,10 @@ class VectorCrossNet(CrossLayers):
         w = torch.cat(list(self.kernels)).view(self.num_layers, -1)
         beta = torch.cat(list(self.bias)).view_as(w).cumsum(0)  # row l is beta_{l+1}
         w_beta = (w[1:] * beta[:-1]).sum(1).unbind()
-        alpha, *factors = (1 + functional.linear(input, w)).split(1, dim=-1)
-        for factor, constant in zip(factors, w_beta, strict=True):
-            alpha = torch.addcmul(constant, alpha, factor)
+        factors = (1 + functional.linear(input, w)).split(1, dim=-1)
+        alpha = factors[0]
+        for layer in range(1, self.num_layers):
+            alpha = torch.addcmul(w_beta[layer - 1], alpha, factors[layer])
         return torch.addcmul(beta[-1], alpha, input)
 
 
@@ -374,7 +373,7 @@ class LowRankMixtureCrossNet(CrossLayers):
         """
         self._check(input)
         gates = torch.cat(self._gates()) if self.num_experts > 1 else None  # (K, N)
-        x_0 = x = input.flatten(0, -2) if input.dim() > 2 else torch.atleast_2d(input)
+        x_0 = x = input.reshape(-1, self.in_features or 0)
         layers = zip(self.U_kernels, self.V_kernels, self.C_kernels, self.bias, strict=True)
         for u, v, c, bias in layers:
             hidden = self._hidden(x, v, c, gates)

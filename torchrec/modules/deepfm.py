@@ -6,13 +6,12 @@ r"""The two halves of DeepFM, over embeddings of any dimensions.
 Both take the same list of embeddings. Paper: https://arxiv.org/abs/1703.04247.
 """
 
-from __future__ import annotations
-
-import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from torchrec.fx.proxies import proxies_in
 
 
 class DeepFM(nn.Module):
@@ -45,7 +44,7 @@ class DeepFM(nn.Module):
             )
         self.dense_module = dense_module
 
-    def forward(self, embeddings: Sequence[Tensor]) -> Tensor:
+    def forward(self, embeddings: list[Tensor]) -> Tensor:
         """Apply the network to the embeddings.
 
         Args:
@@ -59,10 +58,11 @@ class DeepFM(nn.Module):
             ValueError: there is no embedding, one has no batch dimension, the batch sizes differ,
                 or ``M`` is not the ``in_features`` that ``dense_module`` has.
         """
-        flat = _flattened(embeddings)
-        input = torch.cat(flat, dim=1) if len(flat) > 1 else flat[0]
+        traced = _check(embeddings)
+        input = _side_by_side(embeddings)
         expected = getattr(self.dense_module, "in_features", None)
-        if expected and input.shape[1] != expected:  # 0: a lazy module that has seen nothing yet
+        # 0: a lazy module that has seen nothing yet
+        if not traced and expected and input.shape[1] != expected:
             raise ValueError(
                 f"`embeddings` should have {expected} elements a sample, as `dense_module`. "
                 f"Received {input.shape[1]}, from shapes {[tuple(e.shape) for e in embeddings]}."
@@ -89,7 +89,7 @@ class FactorizationMachine(nn.Module):
         tensor([[35.]])
     """
 
-    def forward(self, embeddings: Sequence[Tensor]) -> Tensor:
+    def forward(self, embeddings: list[Tensor]) -> Tensor:
         """Sum the products of all pairs of elements.
 
         Args:
@@ -104,18 +104,42 @@ class FactorizationMachine(nn.Module):
             ValueError: there is no embedding, one has no batch dimension, or the batch sizes
                 differ.
         """
-        flat = _flattened(embeddings)
-        dtype = functools.reduce(torch.promote_types, (x.dtype for x in flat))
-        wide = torch.promote_types(dtype, torch.float32)
-        wide_flat = [x.to(wide) for x in flat]
-        total = functools.reduce(torch.add, (x.sum(1) for x in wide_flat))
-        squares = functools.reduce(torch.add, (torch.linalg.vecdot(x, x) for x in wide_flat))
-        pairs: Tensor = 0.5 * (total * total - squares)
-        return pairs.unsqueeze(1).to(dtype)
+        _check(embeddings)
+        return _sum_of_pairs(embeddings)
 
 
-def _flattened(embeddings: Sequence[Tensor]) -> list[Tensor]:
-    """Return the embeddings as matrices ``(B, elements)``, checked to be of one batch size."""
+def _side_by_side(embeddings: list[Tensor]) -> Tensor:
+    """Return the embeddings as one matrix ``(B, elements)``."""
+    if len(embeddings) == 1:
+        return embeddings[0].flatten(1)
+    return torch.cat([embedding.flatten(1) for embedding in embeddings], dim=1)
+
+
+def _sum_of_pairs(embeddings: list[Tensor]) -> Tensor:
+    """Return the sum of the products of all pairs of elements, ``(B, 1)``."""
+    dtype = embeddings[0].dtype
+    for embedding in embeddings[1:]:
+        dtype = torch.promote_types(dtype, embedding.dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    first = embeddings[0].flatten(1).to(wide)
+    total, squares = first.sum(1), torch.linalg.vecdot(first, first)
+    for embedding in embeddings[1:]:
+        flat = embedding.flatten(1).to(wide)
+        total = total + flat.sum(1)
+        squares = squares + torch.linalg.vecdot(flat, flat)
+    pairs: Tensor = 0.5 * (total * total - squares)
+    return pairs.unsqueeze(1).to(dtype)
+
+
+# A tracer does not know how many embeddings there will be. TorchScript compiles both functions as they stand.
+torch.fx.wrap("_side_by_side")
+torch.fx.wrap("_sum_of_pairs")
+
+
+def _check(embeddings: Sequence[Tensor]) -> bool:
+    """Check that the embeddings are of one batch size, and return whether that cannot be seen: a tracer is at work."""
+    if next(proxies_in(embeddings), None) is not None:
+        return True
     if isinstance(embeddings, Tensor) or not len(embeddings):
         received = "a tensor" if isinstance(embeddings, Tensor) else "none"
         raise ValueError(
@@ -128,4 +152,4 @@ def _flattened(embeddings: Sequence[Tensor]) -> list[Tensor]:
                 f"`embeddings[{i}]` should have shape ({batch}, *), two dimensions or more and the "
                 f"batch size of all. Received {tuple(embedding.shape)}."
             )
-    return [embedding.flatten(1) for embedding in embeddings]
+    return False

@@ -8,6 +8,7 @@ from contextlib import suppress
 from torch import Tensor
 
 from torchrec.checks import require_integer
+from torchrec.fx.proxies import is_proxy
 
 
 def checked_size(argument: str, value: object, at_least: int = 1) -> int:
@@ -41,6 +42,8 @@ def check_features(input: Tensor, features: int, argument: str) -> None:
     Raises:
         ValueError: the last dimension has another size.
     """
+    if is_proxy(input):
+        return
     if input.dim() == 0 or input.shape[-1] != features:
         raise ValueError(
             f"`input` should have shape (*, {features}), as `{argument}`={features}. "

@@ -3,8 +3,6 @@
 Papers: https://arxiv.org/abs/1906.00091 (DLRM), https://arxiv.org/abs/1706.03762 (attention).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

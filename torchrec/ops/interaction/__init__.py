@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchrec.fx.proxies import is_proxy
 from torchrec.ops.interaction import schema
 
 __all__ = ["dot_interaction"]
@@ -38,12 +39,29 @@ def dot_interaction(dense_features: Tensor, sparse_features: Tensor) -> Tensor:
         >>> dot_interaction(dense, sparse)  # 1*3+2*4, 1*5+2*6, 3*5+4*6
         tensor([[ 1.,  2., 11., 17., 39.]])
     """
+    output: Tensor
+    if is_proxy(dense_features) or is_proxy(sparse_features):
+        vectors = (
+            _widened(dense_features, sparse_features),
+            _widened(sparse_features, dense_features),
+        )
+        output = torch.ops.rowwise.dot_interaction(*vectors)  # TorchScript knows no `.default`
+        return output
     _check(dense_features, sparse_features)
     if dense_features.dtype != sparse_features.dtype:
-        dtype = torch.promote_types(dense_features.dtype, sparse_features.dtype)
-        dense_features, sparse_features = dense_features.to(dtype), sparse_features.to(dtype)
-    output: Tensor = schema.dot_interaction(dense_features, sparse_features)
+        dense_features, sparse_features = (
+            _widened(dense_features, sparse_features),
+            _widened(sparse_features, dense_features),
+        )
+    output = schema.dot_interaction(dense_features, sparse_features)
     return output
+
+
+def _widened(tensor: Tensor, other: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, other.dtype))
+
+
+torch.fx.wrap("_widened")  # a tracer knows no dtypes
 
 
 def _check(dense: Tensor, sparse: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn import functional
 
+from torchrec.fx.proxies import is_proxy
 from torchrec.ops._library import is_observed
 from torchrec.ops._private import linear_pointwise
 
@@ -59,6 +60,8 @@ def _pays(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN can be called past everything that may want to know of it, and is quicker."""
     return (
         not is_compiling()
+        and not is_proxy(input)
+        and not is_proxy(weight)
         and input.numel() * weight.size(0) >= _LEAST_PRODUCTS
         and weight.size(0) >= _LEAST_SIDE
         and input.dim() == 2

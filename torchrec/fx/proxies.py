@@ -1,0 +1,94 @@
+"""What stands in a module's way while ``torch.fx`` traces it: proxies, of which nothing can be asked.
+
+A proxy has no shape, dtype, length or value; it only records what is done to it. This file alone says what is one, as
+``torch.compiler.is_compiling`` says it for compilers:
+
+- Checks of inputs step aside where `is_proxy` says so.
+- What depends on the numbers of its input is recorded as one call: a module by being a `LeafModule`, a function by
+  ``torch.fx.wrap``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeGuard
+
+from torch import nn
+from torch.fx import Proxy
+
+
+def is_proxy(value: object) -> TypeGuard[Proxy]:
+    """Say whether ``torch.fx`` is recording what is done to a value, so that nothing can be asked of it.
+
+    Args:
+        value: such as the input of a module.
+
+    Example:
+        >>> import torch
+        >>> is_proxy(torch.ones(2))
+        False
+    """
+    return isinstance(value, Proxy)
+
+
+def proxies_in(*values: object) -> Iterator[Proxy]:
+    """Yield the proxies among values, and in the lists, tuples and dictionaries among these.
+
+    Args:
+        *values: arguments of a call.
+
+    Example:
+        >>> list(proxies_in([1, 2], {"a": None}))
+        []
+    """
+    for value in values:
+        if isinstance(value, Proxy):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from proxies_in(*value)
+        elif isinstance(value, dict):
+            yield from proxies_in(*value.values())
+
+
+class LeafModule:
+    """A module that tracers of ``torch.fx`` record as one call, whichever tracer it is.
+
+    PyTorch's tracer follows every module outside ``torch.nn``. A module that cannot be followed, because what it does
+    depends on the keys or the numbers of its input, says so itself: where `is_proxy` says that its input is one,
+    ``forward`` returns ``self.recorded(...)``.
+
+    Example:
+        >>> import torch
+        >>> class Longest(LeafModule, nn.Module):
+        ...     def forward(self, x):
+        ...         return self.recorded(x) if is_proxy(x) else x[x.argmax()]
+        >>> model = torch.fx.symbolic_trace(nn.Sequential(Longest(), nn.ReLU()))
+        >>> print(model.code.strip())
+        def forward(self, input):
+            input_1 = input
+            _0 = getattr(self, "0")(input_1);  input_1 = None
+            _1 = getattr(self, "1")(_0);  _0 = None
+            return _1
+        >>> model(torch.tensor([1.0, 7.0, 3.0]))
+        tensor(7.)
+    """
+
+    @property
+    def leaf(self) -> LeafModule:
+        """This module, under a name by which the graph of this module alone can call it."""
+        return self
+
+    def recorded(self, *args: object) -> Any:
+        """Record the call of this module.
+
+        Args:
+            *args: of ``forward``, one of them a proxy, or in a list or dictionary.
+
+        Returns:
+            The proxy of the result.
+        """
+        assert isinstance(self, nn.Module)
+        tracer: Any = next(proxies_in(*args)).tracer
+        # Of the module that is traced itself the path is empty, which no graph can call.
+        path = tracer.path_of_module(self) or "leaf"
+        return tracer.create_proxy("call_module", path, args, {})
