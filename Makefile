@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test lint native pytest pytest-reference slow slow-recipes slow-rest sanitize docs bench clean help
+.PHONY: demo test lint native pytest pytest-reference slow slow-recipes slow-rest sanitize docs bench interchange clean help
 
 help:
 	@echo "make demo      generate a click log, train on it, predict, report: torchrec demo"
@@ -26,7 +26,8 @@ help:
 	@echo "make slow      the long suites"
 	@echo "make sanitize  the kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make docs      the documentation, into build/docs"
-	@echo "make bench PEER=/path/to/python   measure against another Python with the same API"
+	@echo "make bench PEER=/path/to/python         measure against another Python with the same API"
+	@echo "make interchange PEER=/path/to/python   exchange states with it, both ways"
 
 demo: native
 	$(PY) -m torchrec demo
@@ -88,6 +89,9 @@ sanitize: $(READY)
 	cmake -S . -B build/sanitize -G Ninja -DROWWISE_SANITIZE=ON -Wno-dev > /dev/null
 	cmake --build build/sanitize
 	build/sanitize/rowwise_sanitize
+
+interchange: native
+	$(PY) -m tools.interchange --peer $(PEER)
 
 clean:
 	rm -rf build torchrec/ops/_native*.so

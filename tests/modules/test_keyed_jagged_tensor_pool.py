@@ -83,6 +83,21 @@ def test_state() -> None:
     assert not pool.is_weighted
 
 
+def test_bags_of_a_sample_follow_one_another() -> None:
+    pool = KeyedJaggedTensorPool(2, LONGEST)
+    pool.update(torch.tensor([1]), KeyedJaggedTensor.from_lists({"a": [[7]], "b": [[8, 9]]}))
+    assert pool.values.tolist() == [[0] * 5, [7, 8, 9, 0, 0]]
+
+
+def test_a_state_with_a_place_for_each_bag_is_refused() -> None:
+    state = {
+        "values": torch.tensor([[0] * 5, [7, 0, 8, 9, 0]]),
+        "key_lengths": torch.tensor([[0, 0], [1, 2]], dtype=torch.int32),
+    }
+    with pytest.raises(RuntimeError, match="an earlier version saved them"):
+        KeyedJaggedTensorPool(2, LONGEST).load_state_dict(state)
+
+
 @pytest.mark.parametrize("wrong", [-1, SIZE])
 def test_ids_out_of_range(wrong) -> None:
     pool = KeyedJaggedTensorPool(SIZE, LONGEST)

@@ -332,6 +332,27 @@ def test_state_sorted_by_id_is_understood():
     assert rows(module, 5, 5, none) == [1, 1, 3]
 
 
+def test_state_sorted_by_id_is_written():
+    module = make(4, output_global_offset=100)
+    rows(module, 10, -7, 10)
+    rows(module, 10)
+    state = dict(module.state_dict())
+    module.sort_saved(state, "")
+    none = 2**63 - 1
+    held = module.rows_of(torch.tensor([-7, 10])).tolist()
+    free = ({100, 101, 102} - set(held)).pop()
+    assert state.pop("_output_segments_tensor")[:3].tolist() == [100, 104, -1]
+    assert {name: values.tolist() for name, values in state.items()} == {
+        "_current_iter_tensor": [2],
+        "_mch_sorted_raw_ids": [-7, 10, none, none],
+        "_mch_remapped_ids_mapping": [*held, free, 103],
+        "_mch_counts": [1, 3, 0, none],
+    }
+    other = make(4, output_global_offset=100)
+    other.load_state_dict(state)
+    assert [t.tolist() for t in other.held()] == [t.tolist() for t in module.held()]
+
+
 @pytest.mark.parametrize("policy", [LFU_EvictionPolicy, OwnLRU])
 def test_a_smaller_map_keeps_the_best_ids(policy):
     module = make(6, policy=policy())

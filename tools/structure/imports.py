@@ -28,7 +28,7 @@ LAYERS = (
     ("sparse", "optim", "metrics"),
     ("modules", "datasets"),
     ("models", "quant"),
-    ("distributed", "experiment", "bundle", "runs"),
+    ("distributed", "experiment", "bundle", "runs", "compat"),
     ("training", "inference", "report"),
     ("cli",),
     ("__main__",),

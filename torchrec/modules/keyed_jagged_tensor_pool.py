@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ __all__ = ["KeyedJaggedTensorPool"]
 class KeyedJaggedTensorPool(ObjectPool[KeyedJaggedTensor]):
     """Samples of jagged features in numbered places: one bag a feature each, of bounded length.
 
-    All bags are empty at first. A sample is a row of ``values``, the bags of its features one behind
-    the other in room for the longest, and a row of ``key_lengths``; both are part of the state, and
+    All bags are empty at first. A sample is a row of ``values``, the bags of its features one right
+    behind the other, with room for the longest, and a row of ``key_lengths``; both are part of the state, and
     with ``is_weighted`` so are ``weights``.
 
     Args:
@@ -62,7 +62,7 @@ class KeyedJaggedTensorPool(ObjectPool[KeyedJaggedTensor]):
         for feature, length in feature_max_lengths.items():
             check_size(f"feature_max_lengths['{feature}']", length)
         self._feature_max_lengths = feature_max_lengths
-        *self._starts, self._width = accumulate(feature_max_lengths.values(), initial=0)
+        self._width = sum(feature_max_lengths.values())
         shape = pool_size, self._width
         self.register_buffer("values", torch.zeros(shape, dtype=values_dtype, device=device))
         if is_weighted:
@@ -140,7 +140,7 @@ class KeyedJaggedTensorPool(ObjectPool[KeyedJaggedTensor]):
         check_ids(ids, self.pool_size)
         samples = self._checked(ids, values)
         lengths, offsets = samples.lengths(), samples.offsets()
-        by_sample = lengths.view(len(self._starts), ids.size(0)).T
+        by_sample = lengths.view(len(self._feature_max_lengths), ids.size(0)).T
         self._check_lengths(by_sample)
         rows = torch.arange(ids.size(0), device=ids.device)
         index = self._places(rows, lengths, offsets, samples.values().size(0))
@@ -157,6 +157,18 @@ class KeyedJaggedTensorPool(ObjectPool[KeyedJaggedTensor]):
             new.view(-1).index_copy_(0, index, given)
             pool.index_copy_(0, distinct, new.index_select(0, last))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        error_msgs = args[-1]
+        # Before 0.1 each bag began at a place of its own. Its values would be taken for those of others.
+        ends = self.key_lengths.sum(1, keepdim=True)
+        behind = torch.arange(self._width, device=ends.device) >= ends
+        if not self.values.is_meta and bool((self.values * behind).any()):
+            error_msgs.append(
+                f"`{prefix}values` should hold zeros behind the values that `{prefix}key_lengths` counts. "
+                "Received others: an earlier version saved them, in another order."
+            )
+
     def _places(self, rows: Tensor, lengths: Tensor, offsets: Tensor, total: int) -> Tensor:
         """Return where each value of a batch stands among the values of all rows, flattened.
 
@@ -166,8 +178,9 @@ class KeyedJaggedTensorPool(ObjectPool[KeyedJaggedTensor]):
             offsets: their starts in the batch, ``(F * B + 1,)``.
             total: number of values of the batch.
         """
-        starts = torch.tensor(self._starts, device=rows.device)
-        first = (rows.long() * self._width + starts[:, None]).reshape(-1)
+        by_feature = lengths.view(len(self._feature_max_lengths), -1).long()
+        starts = by_feature.cumsum(0) - by_feature  # the features of a sample follow one another
+        first = (rows.long() * self._width + starts).reshape(-1)
         return shifted(first - offsets[:-1], lengths, total)
 
     def _checked(self, ids: Tensor, values: KeyedJaggedTensor) -> KeyedJaggedTensor:

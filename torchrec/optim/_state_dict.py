@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeGuard
 import torch
 from torch import Tensor
 
+from torchrec.optim.kernel_names import from_kernel_names
+
 LiveState = Callable[[Tensor], dict[str, Any]]
 
 
@@ -112,7 +114,7 @@ def load(
     """
     if "state" not in state_dict:
         raise ValueError(f"`state_dict` should have 'state'. Received {sorted(state_dict)}.")
-    saved = state_dict["state"]
+    saved = from_kernel_names(state_dict["state"], params, state)
     _check_states(saved, params, state)
     pairs = _match_groups(state_dict.get("param_groups"), params, groups)
     for name, values in saved.items():

@@ -21,7 +21,14 @@ from torchrec.modules.collision.policies import (
 )
 from torchrec.modules.collision.policy_rows import PolicyRows
 from torchrec.modules.collision.rows import MappedRows
-from torchrec.modules.collision.saved_state import LoadReport, Sizes, fit, move_map, translate
+from torchrec.modules.collision.saved_state import (
+    LoadReport,
+    Sizes,
+    fit,
+    move_map,
+    sort_by_id,
+    translate,
+)
 from torchrec.modules.collision.scored_rows import ScoredRows
 from torchrec.modules.collision.stats import ManagedCollisionStats
 from torchrec.ops.collision import MAX_ROWS
@@ -496,6 +503,15 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
             move_map(state_dict, f"{prefix}_rows.", report)
             if report.dropped.numel() or not report.shared_rows_kept:
                 warnings.warn(f"Map '{self._name}' has another size now: {report}.", stacklevel=2)
+
+    def sort_saved(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Bring the saved map into the form that TorchRec loads: sorted by id.
+
+        Args:
+            state_dict: of a module that this one is a part of; changed in place.
+            prefix: of the map.
+        """
+        sort_by_id(state_dict, prefix, self._output_global_offset, self._output_segments)
 
     def fit(self, state_dict: dict[str, Any], prefix: str) -> LoadReport | None:
         """Say where each row of a saved map would go in this one; None: where it was.

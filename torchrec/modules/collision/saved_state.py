@@ -122,6 +122,50 @@ def translate(state_dict: dict[str, Any], prefix: str, offset: int) -> None:
     state_dict[f"{prefix}sizes"] = Sizes(size, None).tensor()
 
 
+def sort_by_id(state_dict: dict[str, Any], prefix: str, offset: int, segments: list[int]) -> None:
+    """Replace the entries of a map in our form by those that TorchRec has: what `translate` undoes.
+
+    Args:
+        state_dict: changed in place. Ids that wait for a row are left out.
+        prefix: of the map.
+        offset: of its rows.
+        segments: where each shard starts, and the end.
+
+    Raises:
+        ValueError: for a map with a residual zone, or the one id that stands for none.
+    """
+    sizes = Sizes.of(state_dict.pop(f"{prefix}sizes"))
+    own = {
+        key: state_dict.pop(key) for key in list(state_dict) if key.startswith(f"{prefix}_rows.")
+    }
+    ids, occupied = (own[f"{prefix}_rows.{name}"] for name in ("ids", "occupied"))
+    if sizes.mch_size is not None:
+        raise ValueError(
+            f"Map '{prefix}' should have no residual zone, as the form has no place for it."
+        )
+    if bool((ids[occupied] == _FREE).any()):
+        raise ValueError(
+            f"Map '{prefix}' should not hold the id {_FREE}: it stands for a free row."
+        )
+    keyed = torch.where(occupied, ids, _FREE)
+    order = torch.cat([keyed.argsort(stable=True), torch.tensor([ids.numel()], device=ids.device)])
+    batch = state_dict.pop(f"{prefix}current_iter").reshape(1)
+    padded = torch.full((max(1025, len(segments)),), -1, device=ids.device)
+    padded[: len(segments)] = torch.tensor(segments, device=ids.device)
+    state_dict[f"{prefix}_output_segments_tensor"] = padded
+    state_dict[f"{prefix}_current_iter_tensor"] = batch
+    state_dict[f"{prefix}_mch_sorted_raw_ids"] = torch.cat([keyed, keyed.new_tensor([_FREE])])[
+        order
+    ]
+    state_dict[f"{prefix}_mch_remapped_ids_mapping"] = order + offset
+    for key, values in own.items():
+        name = key.removeprefix(f"{prefix}_rows.")
+        if values.shape == ids.shape and name not in ("ids", "occupied"):
+            # The last entry stands for all other ids, and is never to be evicted.
+            last = batch if "iter" in name else batch.new_tensor([_FREE])
+            state_dict[f"{prefix}_mch_{name}"] = torch.cat([values, last.to(values)])[order]
+
+
 def fit(
     state_dict: dict[str, Any], prefix: str, rows: MappedRows, loaded: Sizes
 ) -> LoadReport | None:

@@ -1,0 +1,48 @@
+"""States as the original TorchRec names and orders them, for whoever goes back or reads them there.
+
+The other way needs no function: ``load_state_dict`` understands that form.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from torchrec.modules.collision.module import MCHManagedCollisionModule
+from torchrec.optim.kernel_names import to_kernel_names
+from torchrec.optim.keyed import KeyedOptimizer
+
+
+def original_state_dict(of: nn.Module | KeyedOptimizer) -> dict[str, Any]:
+    """Return the state of a model or an optimizer in the form that the original TorchRec loads.
+
+    Most modules have the same form. Maps of ids are sorted by id there; the state of fused tables goes
+    by the names of kernels; and parameter groups are not saved.
+
+    Args:
+        of: a module, or an optimizer with named parameters.
+
+    Returns:
+        What ``load_state_dict`` takes there, and here.
+
+    Raises:
+        ValueError: for a map with a residual zone, which that form has no place for.
+
+    Example:
+        >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+        >>> table = EmbeddingBagConfig(
+        ...     num_embeddings=5, embedding_dim=2, name="t", feature_names=["f"], optimizer="adagrad", lr=0.1
+        ... )
+        >>> optimizer = EmbeddingBagCollection(tables=[table]).fused_optimizer
+        >>> state = original_state_dict(optimizer)["state"]
+        >>> {name: list(values) for name, values in state.items()}
+        {'embedding_bags.t.weight': ['t.momentum1']}
+    """
+    if isinstance(of, KeyedOptimizer):
+        return {"state": to_kernel_names(of.state_dict()["state"])}
+    state: dict[str, Any] = dict(of.state_dict())
+    for name, module in of.named_modules():
+        if isinstance(module, MCHManagedCollisionModule):
+            module.sort_saved(state, f"{name}." if name else "")
+    return state

@@ -1,0 +1,87 @@
+"""State of fused tables under the names that the kernels of TorchRec have for it, in and out.
+
+There the state of table ``t`` is ``t.momentum_1`` (or ``t.weight.momentum_1``, ``t.momentum1``) and ``…_2``, a number
+a row is ``(E,)``, and there is no step count of a table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+_NUMBERED = re.compile(r"momentum_?([12])")
+
+
+def from_kernel_names(
+    saved: Mapping[str, Mapping[str, Any]], params: Mapping[str, Tensor], state: Mapping[Any, Any]
+) -> dict[str, Mapping[str, Any]]:
+    """Return a state with the entries that are named so under the names that they have here.
+
+    Args:
+        saved: name of the parameter, which may lack what stands before the table -> state.
+        params: name -> parameter, of the optimizer that takes it over.
+        state: parameter -> its state; of fused tables, with a step count.
+    """
+    counted = {
+        name: state[param] for name, param in params.items() if "step" in state.get(param, ())
+    }
+    renamed: dict[str, Mapping[str, Any]] = {}
+    for name, values in saved.items():
+        full = [own for own in counted if own.endswith(f".{name}")]
+        known = name in params or len(full) != 1
+        renamed[name if known else full[0]] = values
+    if not any("step" in values for values in saved.values()):
+        # A table without state beside the count (SGD) is not named at all.
+        stateless = {name for name, own in counted.items() if len(own) == 1}
+        renamed |= {name: {} for name in stateless - renamed.keys()}
+    for name, own in counted.items():
+        given = renamed.get(name)
+        if given is not None and all("." in key for key in given):
+            renamed[name] = _own(given, own)
+    return renamed
+
+
+def _own(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    names = [name for name in own if name != "step"]
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        last = key.rsplit(".", 1)[-1]
+        numbered = _NUMBERED.fullmatch(last)
+        number = int(numbered[1]) - 1 if numbered else None
+        name = last if number is None or number >= len(names) else names[number]
+        like = own.get(name)
+        is_per_row = (
+            isinstance(value, Tensor)
+            and isinstance(like, Tensor)
+            and like.shape == (value.numel(), 1)
+        )
+        result[name] = value.view_as(like) if is_per_row else value
+    # The rules with running averages correct them by the count, and no other does.
+    if "step" in own and "exp_avg" not in own:
+        result["step"] = own["step"]
+    return result
+
+
+def to_kernel_names(saved: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return a state that has our names under those; `from_kernel_names` is the way back.
+
+    Args:
+        saved: name of the parameter -> state. What is no table's stays as it is.
+    """
+    return {name: _of_kernels(name, values) for name, values in saved.items()}
+
+
+def _of_kernels(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    table = re.fullmatch(r"(?:.*\.)?embedding(?:_bag)?s\.([^.]+)\.weight", name)
+    if table is None or "step" not in values:
+        return dict(values)
+    states = [value for key, value in values.items() if key != "step"]
+    return {
+        f"{table[1]}.momentum{number}": value.squeeze(1)
+        if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] == 1
+        else value
+        for number, value in enumerate(states, 1)
+    }
