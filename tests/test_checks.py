@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from torchrec.checks import did_you_mean, nearest, require_integer
+from torchrec.checks import did_you_mean, nearest, printable, require_integer
 
 pytestmark = pytest.mark.once
 
@@ -54,3 +54,27 @@ def test_the_nearest_name_is_found(name: str, found: str | None) -> None:
 
 def test_of_no_names_none_is_near() -> None:
     assert nearest("user", []) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("price", "price"),
+        ("prix d'été 価格 🙂", "prix d'été 価格 🙂"),
+        ("a\u00a0b", "a\u00a0b"),
+        ("\x00\x1b[31m\x7f\x9b", r"\x00\x1b[31m\x7f\x9b"),
+        ("a\tb\r\nc", r"a\tb\r\nc"),
+        ("\u202e\u2066\u200b\u200d\ufeff\u00ad", r"\u202e\u2066\u200b\u200d\ufeff\xad"),
+        ("\u2028\u2029\U000e0041", r"\u2028\u2029\U000e0041"),
+        ("\udcff", r"\udcff"),
+        ("", ""),
+    ],
+    ids=lambda text: text.encode("unicode_escape").decode(),
+)
+def test_what_is_not_seen_is_shown(text, shown):
+    assert printable(text) == shown
+    assert printable(shown) == shown
+
+
+def test_line_breaks_may_stay():
+    assert printable("a\n\tb\x1b", keep="\n\t") == "a\n\tb\\x1b"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+
+# Control and format characters, halves of surrogate pairs, separators of lines and paragraphs.
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def require_integer(
@@ -68,3 +72,27 @@ def did_you_mean(name: str, names: Iterable[str], quote: str = "'") -> str:
     """
     near = nearest(name, names)
     return "" if near is None else f"; did you mean {quote}{near}{quote}?"
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Return ``text`` with escapes for what is not seen but does something to those who look.
+
+    Names come from files of others. Printed as they are, control characters steer a terminal,
+    overrides of the direction of writing show another name, and characters without width none.
+
+    Args:
+        text: with names in it.
+        keep: characters that stay: line breaks, of a text with several lines.
+
+    Example:
+        >>> print(printable("user\x1b[31m\u202egpj.exe\n"))
+        user\x1b[31m\u202egpj.exe\n
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        mark.encode("unicode_escape").decode("ascii")
+        if mark not in keep and unicodedata.category(mark) in _UNSEEN
+        else mark
+        for mark in text
+    )

@@ -110,9 +110,14 @@ def test_a_mistake_is_one_line(
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "report", "x"], ["report", "x", "--debug"]])
-def test_debug_shows_the_traceback(arguments: list[str]) -> None:
-    with pytest.raises(ValueError, match="Received no such folder"):
-        cli.main(arguments)
+def test_debug_shows_the_traceback(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == cli.MISTAKE
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1].startswith("ValueError: ")
+    assert lines[-1].endswith("Received no such folder.")
 
 
 @pytest.mark.parametrize(

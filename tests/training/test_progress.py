@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tests.training.clicks import ClickModel, Source, valid_batches
 from torchrec.metrics import Report
-from torchrec.training import Extent, FitOptions, Record, Trainer
+from torchrec.training import Extent, FitOptions, Observer, Record, Trainer
 from torchrec.training.progress import LiveLine, PlainLines, describe, progress_observer
 
 RECORD = Record(
@@ -84,3 +84,20 @@ def test_live_line(sized: bool) -> None:
     for part in ("step", "samples/s", "loss", "NE", "AUC", "hashed 5", "after step 7"):
         assert part in shown
     assert ("7/7" in shown) == sized
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["plain", "live"])
+def test_names_steer_no_terminal(live: bool) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=200, color_system=None)
+    lines: Observer = LiveLine(console) if live else PlainLines(stream)
+    lines.started(Extent(steps=100, samples=None, epochs=1))
+    report = Report({"to\x9b2Jbuy[red].auc": 0.75}, counts={"samples": 1})
+    lines.recorded(replace(RECORD, report=report, split="valid"))
+    lines.recorded(replace(RECORD, report=report))
+    lines.said("`user\x1b]0;owned\x07\u202e` [bold]\nholds")
+    lines.ended()
+    text = stream.getvalue()
+    assert text.count(r"to\x9b2Jbuy[red] AUC 0.7500") >= (1 if live else 2)
+    assert r"`user\x1b]0;owned\x07\u202e` [bold]\nholds" in text
+    assert all(steering not in text for steering in ("\x1b]", "\x9b", "\u202e", "\x07"))

@@ -10,8 +10,11 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 
+from torchrec.cli.error_stream import PrintableStream
 from torchrec.cli.stopping import INTERRUPTED, Stopped
 
 MISTAKE, UNEXPECTED = 2, 1
@@ -26,7 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what follows ``torchrec`` on the command line; by default that of the process.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # Warnings and logs have names in them, too.
+    with redirect_stderr(PrintableStream(sys.stderr)):
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments  # anywhere: it is remembered when a command has failed
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
@@ -41,10 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except BaseException as error:
-        if debug or isinstance(error, SystemExit):
+        if isinstance(error, SystemExit):
             raise
         code, message = _explain(error)
-        if message:
+        if debug:
+            traceback.print_exception(error)
+        elif message:
             print(f"torchrec: {message}", file=sys.stderr)
         return code
 

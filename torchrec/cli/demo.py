@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from torchrec.cli.console import console
 
@@ -54,7 +55,7 @@ def demo(
     if any(folder.iterdir()):
         raise ValueError(f"`--output` should be an empty or new folder. Received '{folder}'.")
     out = console()
-    out.print(f"[bold green]$[/] cd {folder}")
+    out.print(f"[bold green]$[/] cd {escape(str(folder))}")
     torchrec = context.find_root().command
     with _inside(folder):
         for template in _COMMANDS:
@@ -67,7 +68,8 @@ def demo(
                 raise typer.Exit(code)
         _compare(Path("clicks/test.parquet"), Path("runs/demo"))
     out.print(
-        f"\nAll of it took {perf_counter() - start:.0f} s. Open {RunFolder(folder / 'runs/demo').page}"
+        f"\nAll of it took {perf_counter() - start:.0f} s. Open {RunFolder(folder / 'runs/demo').page}",
+        markup=False,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from torchrec.checks import nearest
 from torchrec.cli.console import console, table
@@ -87,7 +88,7 @@ def init(
     write_experiment(output, inference, section, overwrite=overwrite)
     _show(inference)
     out = console()
-    out.print(f"\nWritten to [bold]{output}[/]. Read it, then:")
+    out.print(f"\nWritten to [bold]{escape(str(output))}[/]. Read it, then:")
     out.print(f"  torchrec train {output}", markup=False)
 
 

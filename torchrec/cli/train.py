@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from torchrec.cli.console import console
 from torchrec.cli.stopping import stopping
@@ -63,6 +64,8 @@ def train(
     with stopping(folder):
         run_experiment(loaded, folder, resume=resume)
     report = write_report(folder)
-    out.print(f"\nThe run is in [bold]{folder}[/], its report is {report}. Next:")
+    out.print(
+        f"\nThe run is in [bold]{escape(str(folder))}[/], its report is {escape(str(report))}. Next:"
+    )
     for command in ("evaluate {} OTHER_DATA", "predict {} NEW_DATA -o predictions.parquet"):
         out.print(f"  torchrec {command.format(folder)}", markup=False)

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import jinja2
 import yaml
+from markupsafe import Markup
 
+from torchrec.checks import printable
 from torchrec.files import write_file
 from torchrec.report.charts import Axis, Chart, Series, line_chart, stacked_chart
 from torchrec.report.scale import UNKNOWN, duration, memory, short
@@ -92,6 +94,7 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_seen,
     )
     charts = [chart for chart in _charts(run) if chart]
     columns, tables = _tables(run.tables)
@@ -108,6 +111,14 @@ def render(run: Run) -> str:
         memory=memory(sum(table.values.get("bytes") or 0.0 for table in run.tables)),
         counts=_counts(run),
     )
+
+
+def _seen(value: object) -> object:
+    """Return what stands on the page for a value: names as they are, not as they would be read."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value, keep="\n\t")
+    return Markup(text) if isinstance(value, Markup) else text
 
 
 def _resource(name: str) -> str:

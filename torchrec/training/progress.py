@@ -7,6 +7,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, TextIO
 
+from torchrec.checks import printable
 from torchrec.metrics import Report
 from torchrec.training.observers import Extent, Observer, Record
 
@@ -95,8 +96,8 @@ class PlainLines(Observer):
         self.said(f"step {record.step:,}{of}  {record.split:5}  {describe(record)}{left}")
 
     def said(self, message: str) -> None:
-        """Write a message."""
-        print(message, file=self._stream, flush=True)
+        """Write a message, as one line."""
+        print(printable(message), file=self._stream, flush=True)
 
 
 class LiveLine(Observer):
@@ -127,7 +128,7 @@ class LiveLine(Observer):
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[metrics]}"),
+            TextColumn("{task.fields[metrics]}", markup=False),
             console=self._console,
             transient=True,
         )
@@ -146,13 +147,14 @@ class LiveLine(Observer):
     def recorded(self, record: Record) -> None:
         """Show the metrics of training in the line, those of evaluations above it."""
         if record.split == "train" and self._progress and self._task is not None:
-            self._progress.update(self._task, completed=record.step, metrics=describe(record))
+            metrics = printable(describe(record))
+            self._progress.update(self._task, completed=record.step, metrics=metrics)
         else:
-            self.said(f"[bold]{record.split}[/] after step {record.step:,}  {describe(record)}")
+            self.said(f"{record.split} after step {record.step:,}  {describe(record)}")
 
     def said(self, message: str) -> None:
         """Write a message above the line."""
-        self._console.print(message, highlight=False)
+        self._console.print(printable(message), highlight=False, markup=False)
 
     def ended(self) -> None:
         """Take the line away."""

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+from torchrec.checks import printable
 from torchrec.experiment._yaml import write_inline, write_key
 from torchrec.experiment.propose._sizes import DIM_RULE, proposed_batch_size, proposed_epochs
 from torchrec.experiment.propose.infer import Inference
@@ -88,7 +89,7 @@ def _lines(experiment: Experiment, inference: Inference, path: Path) -> Iterator
         f"{inference.rows:,} rows" if inference.complete else f"the first {inference.rows:,} rows"
     )
     yield f"# Proposed by `torchrec init` from {counted}. Lines that are left out have their defaults;"
-    yield "# `docs/experiment.md` lists all keys. Then: torchrec train " + path.name
+    yield "# `docs/experiment.md` lists all keys. Then: torchrec train " + printable(path.name)
     yield ""
     yield from _data(experiment.data, inference, path.parent)
     yield ""
@@ -182,7 +183,7 @@ def _relative(path: str, folder: Path) -> str:
 def _comment(text: str, *indents: str) -> list[str]:
     first = indents[0]
     return textwrap.wrap(
-        text,
+        printable(text),  # a line break in a name would end the comment
         width=100,
         initial_indent=f"{first}# {''.join(indents[1:])}",
         subsequent_indent=f"{first}#   {''.join(indents[1:])}",
