@@ -39,7 +39,13 @@ def counts_of(lengths: Any, offsets: Any, total: int) -> list[int] | None:
     for given, is_offsets in ((lengths, False), (offsets, True)):
         if given is None:
             continue
-        if not isinstance(given, torch.Tensor) or given.dtype not in (INT, SHORT):
+        if not isinstance(given, torch.Tensor):
+            return None
+        is_empty = given.numel() == 0 == total
+        if is_empty and (given.is_floating_point() or given.dtype in (INT, SHORT)):
+            found.append([])  # however it is written, there are no bags
+            continue
+        if given.dtype not in (INT, SHORT):
             return None
         flat = given.reshape(-1).tolist()
         if is_offsets:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from torchrec.sparse.jagged_tensor import (
     ComputeJTDictToKJT,
@@ -25,14 +27,14 @@ INTEGERS = [torch.int32, torch.int64]
 
 def test_printed_forms():
     jt = JaggedTensor(values=T([5, 7, 1]), lengths=T([1, 2]))
-    assert str(jt) == "JaggedTensor({\n    [[5], [7, 1]]\n})"
+    assert str(jt) == "JaggedTensor({\n    [[5], [7, 1]]\n})\n"
     assert repr(jt).startswith("<torchrec.sparse.jagged_tensor.JaggedTensor object at 0x")
     weighted = JaggedTensor(T([5, 7]), weights=T([0.5, 1.0]), lengths=T([2, 0]))
     assert str(weighted) == (
-        'JaggedTensor({\n    "values": [[5, 7], []],\n    "weights": [[0.5, 1.0], []]\n})'
+        'JaggedTensor({\n    "values": [[5, 7], []],\n    "weights": [[0.5, 1.0], []]\n})\n'
     )
     assert str(JaggedTensor(torch.ones(2, 2), lengths=T([0, 2]))) == (
-        "JaggedTensor({\n    [[], [[1.0, 1.0], [1.0, 1.0]]]\n})"
+        "JaggedTensor({\n    [[], [[1.0, 1.0], [1.0, 1.0]]]\n})\n"
     )
 
 
@@ -96,6 +98,74 @@ def test_empties():
     assert like.to(torch.device("meta")).device().type == "meta"
 
 
+@pytest.mark.parametrize("nothing", [torch.Tensor(), T([]), T([], dtype=torch.int32)], ids=str)
+def test_empty_tensors_of_any_dtype_are_no_bags(nothing):
+    for bounds in (
+        {"lengths": nothing},
+        {"offsets": nothing},
+        {"lengths": nothing, "offsets": nothing},
+    ):
+        jt = JaggedTensor(torch.Tensor(), torch.Tensor(), **bounds)
+        assert (jt.lengths().tolist(), jt.offsets().tolist(), jt.to_dense()) == ([], [0], [])
+        assert jt.lengths().dtype == jt.offsets().dtype
+        assert jt.lengths().dtype == (torch.int32 if nothing.dtype == torch.int32 else torch.int64)
+        assert jt.to_padded_dense().shape == (0, 0)
+    with pytest.raises(ValueError, match=r"`lengths` should sum to the number of values \(3\)"):
+        JaggedTensor(VALUES, lengths=T([], dtype=torch.int64))
+    with pytest.raises(TypeError, match="`lengths` should be of dtype int32 or int64"):
+        JaggedTensor(VALUES, lengths=T([]))
+
+
+FORMS = {
+    "lengths": {"lengths": T([1, 2])},
+    "offsets": {"offsets": T([0, 1, 3])},
+    "both": {"lengths": T([1, 2]), "offsets": T([0, 1, 3])},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "kind",
+    [JaggedTensor, lambda values, **b: KeyedJaggedTensor(["a"], values, **b)],
+    ids=["jt", "kjt"],
+)
+def test_what_was_not_given_is_none_until_it_is_asked_for(form, kind):
+    def held(jt: JaggedTensor | KeyedJaggedTensor) -> list[bool]:
+        return [jt.lengths_or_none() is not None, jt.offsets_or_none() is not None]
+
+    given = [form != "offsets", form != "lengths"]
+    jt, others = kind(VALUES, **FORMS[form]), [kind(VALUES, **bounds) for bounds in FORMS.values()]
+    leaves, spec = pytree.tree_flatten(jt)
+    again = pytree.tree_unflatten(leaves, spec)
+    copies = [again, jt.to(torch.device("cpu")), copy.copy(jt), copy.deepcopy(jt)]
+    copies.append(pickle.loads(pickle.dumps(jt)))
+    jt.size_in_bytes()
+    for other in others:
+        is_equal = jt_is_equal if isinstance(jt, JaggedTensor) else kjt_is_equal
+        assert is_equal(jt, other)
+        assert jt.copy_(other) is jt
+        assert held(other) == [
+            other.lengths_or_none() is not None,
+            other.offsets_or_none() is not None,
+        ]
+    assert held(jt) == given
+    for other in copies:
+        assert held(other) == ([True, False] if other is again and form == "both" else given)
+        assert other.lengths().tolist() == [1, 2]
+        assert other.offsets().tolist() == [0, 1, 3]
+    # What was asked for is kept, and is no part of the structure.
+    jt.lengths(), jt.offsets()
+    assert held(jt) == held(jt.to(torch.device("cpu"))) == [True, True]
+    assert pytree.tree_structure(jt) == spec
+    for twin in (jt, jt.to(torch.device("cpu")), pickle.loads(pickle.dumps(jt))):
+        assert held(pytree.tree_map(torch.clone, twin)) == held(pytree.tree_unflatten(leaves, spec))
+    if isinstance(jt, KeyedJaggedTensor):
+        tensors, contexts = flatten_kjt_list([jt])
+        assert [tensors[2] is not None, tensors[3] is not None] == given
+        assert held(*unflatten_kjt_list(tensors, contexts)) == given
+        assert jt.length_per_key_or_none() is None
+
+
 def test_copy_and_size():
     jt = JaggedTensor(T([5, 7]), T([0.5, 1.0]), lengths=T([1, 1]))
     jt.offsets()
@@ -116,6 +186,16 @@ def test_equality_looks_at_everything():
     assert not jt_is_equal(jt, JaggedTensor(T([5, 7]), lengths=T([2, 0])))
     assert not jt_is_equal(jt, JaggedTensor(T([5, 7]), T([1.0, 1.0]), lengths=T([1, 1])))
     assert not jt_is_equal(jt, JaggedTensor(T([5, 7]), lengths=T([1, 1], dtype=torch.int32)))
+
+
+@pytest.mark.parametrize("other", ["x", None, 1, T([5, 7]), {}], ids=repr)
+def test_nothing_else_is_equal(other):
+    jt = JaggedTensor(T([5, 7]), lengths=T([1, 1]))
+    kjt = KeyedJaggedTensor(["a"], T([5, 7]), lengths=T([1, 1]))
+    for is_equal, own, odd in ((jt_is_equal, jt, kjt), (kjt_is_equal, kjt, jt)):
+        assert is_equal(own, own)
+        for third in (other, odd):
+            assert is_equal(own, third) is is_equal(third, own) is is_equal(third, third) is False
 
 
 VALUES = T([5, 7, 1])
@@ -159,7 +239,7 @@ VALUES = T([5, 7, 1])
             "`offsets` should never fall. Received 4 and then 3 in sample 1",
         ),
         (
-            {"values": VALUES, "offsets": T([], dtype=torch.int64)},
+            {"values": VALUES, "offsets": T([], dtype=torch.int32)},
             ValueError,
             "`offsets` should be one-dimensional and hold one number more",
         ),

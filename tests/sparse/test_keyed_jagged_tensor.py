@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from torchrec.sparse.jagged_tensor import (
     JaggedTensor,
@@ -14,6 +15,7 @@ from torchrec.sparse.jagged_tensor import (
 
 T = torch.tensor
 INTEGERS = [torch.int32, torch.int64]
+CPU = torch.device("cpu")
 LISTS = {"a": [[1, 2], [], [3]], "b": [[], [], []], "c": [[4], [5, 6, 7], []]}
 WEIGHTS = {k: [[x / 2 for x in bag] for bag in bags] for k, bags in LISTS.items()}
 VARIABLE = {"a": [[1], [2, 3]], "b": [[4, 5, 6]], "c": []}
@@ -94,18 +96,18 @@ def test_printed_forms():
         lengths=T([3, 1, 2, 2]),
     )
     assert str(kjt) == (
-        'KeyedJaggedTensor({\n    "product": [[1, 2, 1], [5]],\n    "user": [[2, 3], [4, 1]]\n})'
+        'KeyedJaggedTensor({\n    "product": [[1, 2, 1], [5]],\n    "user": [[2, 3], [4, 1]]\n})\n'
     )
     weighted = KeyedJaggedTensor(["f"], T([0, 1]), torch.ones(2), lengths=T([2, 0]))
     assert str(weighted) == (
         'KeyedJaggedTensor({\n    "f": {\n        "values": [[0, 1], []],\n'
-        '        "weights": [[1.0, 1.0], []]\n    }\n})'
+        '        "weights": [[1.0, 1.0], []]\n    }\n})\n'
     )
     assert str(kjt.permute([1, 0, 1])) == (
         'KeyedJaggedTensor({\n    "user": [[2, 3], [4, 1]],\n    "product": [[1, 2, 1], [5]],\n'
-        '    "user": [[2, 3], [4, 1]]\n})'
+        '    "user": [[2, 3], [4, 1]]\n})\n'
     )
-    assert str(KeyedJaggedTensor.empty()) == "KeyedJaggedTensor()"
+    assert str(KeyedJaggedTensor.empty()) == "KeyedJaggedTensor()\n"
     assert repr(kjt).startswith("<torchrec.sparse.jagged_tensor.KeyedJaggedTensor object at 0x")
 
 
@@ -218,6 +220,51 @@ def test_empties():
     assert KeyedJaggedTensor.concat([nothing, nothing]).keys() == []
     assert KeyedJaggedTensor(["a"], T([]), lengths=T([], dtype=torch.int32)).stride() == 0
     assert KeyedJaggedTensor([], T([]), lengths=T([], dtype=torch.int32), stride=5).stride() == 5
+
+
+@pytest.mark.parametrize("nothing", [torch.Tensor(), T([]), T([], dtype=torch.int32)], ids=str)
+def test_empty_tensors_of_any_dtype_are_no_bags(nothing):
+    for keys in ([], ["a", "b"]):
+        for bounds in ({"lengths": nothing}, {"offsets": nothing}):
+            kjt = KeyedJaggedTensor(keys, torch.Tensor(), weights=torch.Tensor(), **bounds)
+            assert (kjt.stride(), kjt.lengths().tolist(), kjt.offsets().tolist()) == (0, [], [0])
+            assert kjt.to_lists() == {key: [] for key in keys}
+            assert kjt.length_per_key() == [0] * len(keys)
+    with pytest.raises(TypeError, match="`lengths` should be of dtype int32 or int64"):
+        KeyedJaggedTensor(["a"], T([1]), lengths=torch.Tensor())
+
+
+def test_without_keys_and_values_nothing_else_is_needed():
+    kjt = KeyedJaggedTensor([], torch.Tensor())
+    assert (kjt.keys(), kjt.stride(), kjt.lengths().tolist(), kjt.to_dict()) == ([], 0, [], {})
+    assert str(kjt) == "KeyedJaggedTensor()\n"
+    assert KeyedJaggedTensor([], torch.Tensor(), stride=3).stride() == 3
+    assert kjt_is_equal(KeyedJaggedTensor.concat([kjt, make(LISTS)]), make(LISTS))
+    with pytest.raises(ValueError, match="`lengths` or `offsets` should be given"):
+        KeyedJaggedTensor(["a"], torch.Tensor())
+
+
+@pytest.mark.parametrize("given", [None, 7], ids=["largest", "given"])
+@pytest.mark.parametrize("sizes", [[[3], [2], [1]], T([[3], [2], [1]])], ids=["list", "tensor"])
+def test_parts_of_a_variable_batch_are_of_the_same_full_batch(given, sizes):
+    kjt = KeyedJaggedTensor(
+        ["a", "b", "c"],
+        torch.arange(6),
+        lengths=torch.ones(6, dtype=torch.int64),
+        stride=given,
+        stride_per_key_per_rank=sizes,
+    )
+    full = given or 3
+    assert kjt.stride() == full
+    parts = [kjt.permute([1, 2]), kjt.permute([2]), *kjt.split([1, 0, 2]), kjt.split([2, 1])[1]]
+    assert [part.stride_per_key() for part in parts] == [[2, 1], [1], [3], [], [2, 1], [1]]
+    for part in parts:
+        again = pytree.tree_unflatten(*pytree.tree_flatten(part))
+        for same in (part, part.permute(list(range(len(part.keys())))), part.to(CPU), again):
+            assert same.stride() == full
+            assert same.stride_per_key() == part.stride_per_key()
+    assert kjt["b"].lengths().tolist() == [1, 1]
+    assert KeyedJaggedTensor.concat([kjt.permute([1]), kjt.permute([2])]).stride() == full
 
 
 def test_two_dimensional_lengths_are_flattened():

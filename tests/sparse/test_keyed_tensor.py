@@ -32,7 +32,7 @@ def test_reading():
     assert tensor.size_in_bytes() == 12
     assert tensor.to(torch.device("meta")).values().is_meta
     assert str(tensor) == (
-        'KeyedTensor({\n    "a": [[1.0]],\n    "b": [[2.0, 3.0]],\n    "c": [[]]\n})'
+        'KeyedTensor({\n    "a": [[1.0]],\n    "b": [[2.0, 3.0]],\n    "c": [[]]\n})\n'
     )
 
 
@@ -78,6 +78,18 @@ def test_regroup_as_dict():
     assert torch.equal(found["y"], tensors[0].values())
     with pytest.raises(ValueError, match=r"`keys` should be one a group \(2\). Received 1"):
         KeyedTensor.regroup_as_dict(tensors, [["b"], ["a"]], keys=["x"])
+
+
+def test_nothing_of_any_shape_is_accepted():
+    for values in (torch.Tensor(), torch.empty(3, 0), torch.empty(0, 2, 4)):
+        empty = KeyedTensor([], [], values)
+        assert (empty.keys(), empty.to_dict(), empty.offset_per_key()) == ([], {}, [0])
+        assert str(empty) == "KeyedTensor()\n"
+        full = KeyedTensor(["a"], [2], T([[1.0, 2.0]]))
+        for both in ([empty, full], [full, empty]):
+            assert [t.tolist() for t in KeyedTensor.regroup(both, [["a"]])] == [[[1.0, 2.0]]]
+    with pytest.raises(ValueError, match="`length_per_key` should not be negative and sum to"):
+        KeyedTensor([], [], torch.ones(1, 2))
 
 
 ONES = torch.ones(2, 3)

@@ -136,6 +136,7 @@ class PositionWeightedProcessor(BaseGroupedFeatureProcessor):
                 "weights": [[1.0, 1.0], [1.0, 1.0, 1.0], []]
             }
         })
+        <BLANKLINE>
     """
 
     def __init__(

@@ -128,6 +128,7 @@ class PositionWeightedModuleCollection(FeatureProcessorsCollection, CopyMixIn):
                 "weights": [[], [3.0]]
             }
         })
+        <BLANKLINE>
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -11,13 +12,9 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from torchrec.ops import is_readable
-from torchrec.ops.jagged import (
-    lengths_to_offsets,
-    offsets_to_lengths,
-    sum_equal_groups,
-    sum_groups,
-)
+from torchrec.ops.jagged import sum_equal_groups, sum_groups
 from torchrec.sparse._checks import check_metadata, check_same_sizes
+from torchrec.sparse._lengths import BagLengths, bound_pairs, set_computed
 
 Strides = list[list[int]] | Tensor
 Inverse = tuple[list[str], Tensor]
@@ -28,12 +25,16 @@ def running_sums(lengths: Sequence[int]) -> list[int]:
     return list(accumulate(lengths, initial=0))
 
 
-class KeyedBags:
+def _largest(sizes: list[int]) -> int:
+    # Sizes in a graph may be numbers yet to come, which `max` cannot compare.
+    return reduce(torch.sym_max, sizes, 0) if is_compiling() else max(sizes, default=0)
+
+
+class KeyedBags(BagLengths):
     """The one record of what a KeyedJaggedTensor consists of, and the only place that computes from it.
 
-    Nothing is checked here; see ``checked_bags``. Of lengths and offsets one is given, and the other computed when it
-    is first asked for and kept; so are the numbers on the host (length, offset and index of each key). While a graph is
-    traced nothing is kept: it would change the inputs of the graph, and make the next call compile again.
+    Nothing is checked here; see ``checked_bags``. The numbers on the host (length, offset and index of each key) are
+    computed when they are first asked for and kept, but for while a graph is traced, as lengths and offsets are.
 
     Args:
         keys: F keys.
@@ -41,7 +42,7 @@ class KeyedBags:
         weights: ``[N]``, or None.
         lengths: ``[F * B]``, or None.
         offsets: ``[F * B + 1]``, or None.
-        stride: B; only without keys, where nothing else tells it.
+        stride: B; only where nothing else tells it: without keys, and where batches vary by key.
         strides_per_rank: ``[F][W]``, as lists or a tensor; only where batches vary by key.
         inverse_indices: keys, and ``[F, B]`` places in each key's own batch.
         stride_per_key: size of each key's batch where they vary, if known.
@@ -77,35 +78,7 @@ class KeyedBags:
         self._stride_per_key = stride_per_key
         self._length_per_key = length_per_key
 
-    # ---- lengths and offsets of the bags
-
-    def lengths(self) -> Tensor:
-        """Return the number of values of each bag, ``[F * B]``."""
-        lengths = self._lengths
-        if lengths is None:
-            assert self._offsets is not None
-            lengths = offsets_to_lengths(self._offsets)
-            if not is_compiling():
-                self._lengths = lengths
-        return lengths
-
-    def lengths_or_none(self) -> Tensor | None:
-        """Return the lengths if they were given or computed before, or None."""
-        return self._lengths
-
-    def offsets(self) -> Tensor:
-        """Return where each bag starts in the values, and the end of the last, ``[F * B + 1]``."""
-        offsets = self._offsets
-        if offsets is None:
-            assert self._lengths is not None
-            offsets = lengths_to_offsets(self._lengths)
-            if not is_compiling():
-                self._offsets = offsets
-        return offsets
-
-    def offsets_or_none(self) -> Tensor | None:
-        """Return the offsets if they were given or computed before, or None."""
-        return self._offsets
+    # ---- tensors
 
     def num_bags(self) -> int:
         """Return the number of bags of all keys together: the number of lengths."""
@@ -155,13 +128,14 @@ class KeyedBags:
         if self.strides_per_rank is not None:
             if self.inverse_indices is not None:
                 return self.inverse_indices[1].size(-1)
-            return max(self.stride_per_key(), default=0)
+            if self._stride is None:
+                return _largest(self.stride_per_key())
         if self._stride is not None:
             return self._stride
         return self.num_bags() // len(self.keys)
 
     def stride_or_none(self) -> int | None:
-        """Return the size of the batch where there are no keys to tell it from, or None."""
+        """Return the size of the batch where nothing else tells it, or None."""
         return self._stride
 
     def stride_per_key(self) -> list[int]:
@@ -196,7 +170,8 @@ class KeyedBags:
         per_rank = self.strides_per_rank
         if per_rank is None or isinstance(per_rank, Tensor):
             return per_rank
-        return torch.tensor(per_rank, device="cpu")
+        ranks = len(per_rank[0]) if per_rank else 0
+        return torch.tensor(per_rank, dtype=torch.int64, device="cpu").view(len(per_rank), ranks)
 
     def index_per_key(self) -> dict[str, int]:
         """Return the position of each key."""
@@ -298,8 +273,9 @@ class KeyedBags:
     ) -> KeyedBags:
         """Return a record of the keys at ``order``, with their tensors and what only this one knows of the batch."""
         keys = [self.keys[i] for i in order]
-        stride = None if order else self.stride()
         per_rank = self.strides_per_rank
+        # A part of keys whose batches vary is a part of the same full batch.
+        stride = None if order and per_rank is None else self.stride()
         if per_rank is None:
             return KeyedBags(
                 keys, values, weights, lengths, None, stride, None, None, None, length_per_key
@@ -344,6 +320,7 @@ class KeyedBags:
             self._stride_per_key,
             self._length_per_key,
         )
+        set_computed(other, self._computed)
         other._offset_per_key = self._offset_per_key
         other._lengths_offset_per_key = self._lengths_offset_per_key
         other._index_per_key = self._index_per_key
@@ -351,9 +328,7 @@ class KeyedBags:
 
     def copy_(self, other: KeyedBags, non_blocking: bool) -> None:
         """Copy the tensors of another record of the same sizes into those of this one."""
-        pairs = [(self.values, other.values), (self.lengths(), other.lengths())]
-        if self._offsets is not None:
-            pairs.append((self._offsets, other.offsets()))
+        pairs = [(self.values, other.values), *bound_pairs(self, other)]
         if self.weights is not None and other.weights is not None:
             pairs.append((self.weights, other.weights))
         if self.inverse_indices is not None:
@@ -361,6 +336,7 @@ class KeyedBags:
         check_same_sizes("kjt", pairs, other.weights, self.weights)
         for own, given in pairs:
             own.copy_(given, non_blocking)
+        self._stride = other._stride
         self.strides_per_rank = other.strides_per_rank
         self._stride_per_key = other._stride_per_key
         self._lengths_offset_per_key = other._lengths_offset_per_key
@@ -387,6 +363,7 @@ class KeyedBags:
             state.get("_stride_per_key"),
             state.get("_length_per_key"),
         )
+        set_computed(bags, state.get("_computed"))
         bags._offset_per_key = state.get("_offset_per_key")
         bags._lengths_offset_per_key = state.get("_lengths_offset_per_key")
         bags._index_per_key = state.get("_index_per_key")

@@ -22,21 +22,26 @@ _INT64, _INT32 = torch.int64, torch.int32
 
 def check_jagged(
     values: Tensor, weights: Tensor | None, lengths: Tensor | None, offsets: Tensor | None
-) -> None:
-    """Check the parts of a JaggedTensor: types, dtypes, devices, and that they fit one another."""
+) -> tuple[Tensor | None, Tensor | None]:
+    """Check the parts of a JaggedTensor: types, dtypes, devices, and that they fit one another.
+
+    Returns:
+        Lengths and offsets, as integers where they are empty and were none.
+    """
     if is_compiling():
-        return
+        return lengths, offsets
     count = _count_values(values, weights)
     if lengths is not None:
-        _check_integers("lengths", lengths, values)
+        lengths = _integers("lengths", lengths, values)
         if _are_seen_not_to_fit(lengths, count):
             raise ValueError(_explain_lengths(lengths, count, [], []))
     elif offsets is None:
         raise ValueError("`lengths` or `offsets` should be given. Received neither.")
     if offsets is not None:
-        _check_offsets(offsets, values, count, [], [])
+        offsets = _checked_offsets(offsets, values, count, [], [])
         if lengths is not None:
             _check_agreement(lengths, offsets)
+    return lengths, offsets
 
 
 def check_keyed_jagged(
@@ -47,7 +52,7 @@ def check_keyed_jagged(
     offsets: Tensor | None,
     stride: int | None,
     strides: Sequence[int] | None,
-) -> None:
+) -> tuple[Tensor | None, Tensor | None]:
     """Check the parts of a KeyedJaggedTensor.
 
     Args:
@@ -58,17 +63,23 @@ def check_keyed_jagged(
         offsets: where each bag starts, or None.
         stride: size of the batch, if given.
         strides: size of each key's batch, if they differ.
+
+    Returns:
+        Lengths and offsets, as integers where they are empty and were none; without keys and values neither needs to
+        be given.
     """
     if not _are_distinct_strings(keys):
         checked_keys(keys)
         raise ValueError(f"`keys` should be distinct. Received {repeated(keys)} more than once.")
     count = _count_values(values, weights)
     num_keys = len(keys)
+    if lengths is None and offsets is None and num_keys == 0 == count:
+        lengths = torch.empty(0, dtype=_INT64, device=values.device)
     if lengths is not None:
-        _check_integers("lengths", lengths, values)
+        lengths = _integers("lengths", lengths, values)
         bags = lengths.numel()
     elif offsets is not None:
-        _check_integers("offsets", offsets, values)
+        offsets = _integers("offsets", offsets, values)
         bags = offsets.numel() - 1
     else:
         raise ValueError("`lengths` or `offsets` should be given. Received neither.")
@@ -82,9 +93,10 @@ def check_keyed_jagged(
     if lengths is not None and _are_seen_not_to_fit(lengths, count):
         raise ValueError(_explain_lengths(lengths.reshape(-1), count, keys, strides))
     if offsets is not None:
-        _check_offsets(offsets, values, count, keys, strides)
+        offsets = _checked_offsets(offsets, values, count, keys, strides)
         if lengths is not None:
             _check_agreement(lengths, offsets)
+    return lengths, offsets
 
 
 def _are_seen_not_to_fit(lengths: Tensor, count: int) -> bool:
@@ -139,6 +151,19 @@ def require_type(name: str, value: object, kind: type) -> None:
         )
 
 
+def require_all(name: str, values: object, kind: type) -> None:
+    """Check the types of what a list holds."""
+    if not isinstance(values, list | tuple):
+        raise TypeError(
+            f"`{name}` should be a list of {kind.__name__}s. Received {type(values).__name__}."
+        )
+    for value in values:
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"`{name}` should hold {kind.__name__}s. Received {type(value).__name__}."
+            )
+
+
 def checked_keys(keys: object) -> list[str]:
     """Return keys as a list, if they are strings one by one."""
     if type(keys) is not list:
@@ -189,9 +214,15 @@ def _count_values(values: Tensor, weights: Tensor | None) -> int:
     return count
 
 
-def _check_integers(name: str, tensor: Tensor, values: Tensor) -> None:
+def _integers(name: str, tensor: Tensor, values: Tensor) -> Tensor:
+    """Check lengths or offsets, and return them; empty ones, which are float32 by default, as integers.
+
+    Empty offsets stand for those of no bags, where there are no values: they become ``[0]``.
+    """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"`{name}` should be a tensor. Received {type(tensor).__name__}.")
+    if tensor.numel() == 0 == values.numel() and (tensor.is_floating_point() or name == "offsets"):
+        tensor = tensor.new_zeros(1 if name == "offsets" else 0, dtype=_integer_dtype(tensor))
     dtype = tensor.dtype
     if dtype is not _INT64 and dtype is not _INT32:
         raise TypeError(f"`{name}` should be of dtype int32 or int64. Received {dtype}.")
@@ -199,12 +230,17 @@ def _check_integers(name: str, tensor: Tensor, values: Tensor) -> None:
         raise ValueError(
             f"`{name}` should be on the device of the values ({values.device}). Received {tensor.device}."
         )
+    return tensor
 
 
-def _check_offsets(
+def _integer_dtype(tensor: Tensor) -> torch.dtype:
+    return _INT64 if tensor.is_floating_point() else tensor.dtype
+
+
+def _checked_offsets(
     offsets: Tensor, values: Tensor, count: int, keys: Sequence[str], strides: Sequence[int]
-) -> None:
-    _check_integers("offsets", offsets, values)
+) -> Tensor:
+    offsets = _integers("offsets", offsets, values)
     if offsets.dim() != 1 or offsets.size(0) == 0:
         raise ValueError(
             "`offsets` should be one-dimensional and hold one number more than there are bags. "
@@ -212,6 +248,7 @@ def _check_offsets(
         )
     if is_readable(offsets) and not offsets_fit(offsets, count):
         raise ValueError(_explain_offsets(offsets, count, keys, strides))
+    return offsets
 
 
 def _check_agreement(lengths: Tensor, offsets: Tensor) -> None:

@@ -42,7 +42,9 @@ def checked_bags(
     ):
         return KeyedBags(keys, values, None, lengths)  # the most common form: every batch pays
     if not is_compiling():
-        check_keyed_jagged(keys, values, weights, lengths, offsets, stride, stride_per_key)
+        lengths, offsets = check_keyed_jagged(
+            keys, values, weights, lengths, offsets, stride, stride_per_key
+        )
     if lengths is not None and lengths.dim() != 1:
         lengths = lengths.reshape(-1)
     bags = KeyedBags(
@@ -51,7 +53,7 @@ def checked_bags(
         weights,
         lengths,
         offsets,
-        None if keys else stride or 0,
+        stride if keys and strides_per_rank is not None else None if keys else stride or 0,
         strides_per_rank,
         inverse_indices,
         stride_per_key,

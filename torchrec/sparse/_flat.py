@@ -7,6 +7,7 @@ from torch import Tensor
 
 from torchrec.sparse._jagged import JaggedTensor
 from torchrec.sparse._keyed_jagged import KeyedJaggedTensor, bags_of
+from torchrec.sparse._lengths import BagLengths, bounds_as, given_or_none
 
 
 def flatten_kjt_list(
@@ -18,8 +19,9 @@ def flatten_kjt_list(
         kjt_arr: any number of them.
 
     Returns:
-        Six tensors or None for each (values, weights, lengths, offsets, ``stride_per_key_per_rank``, inverse indices),
-        and for each its keys, followed by the keys of the inverse indices if it has them.
+        Six tensors or None for each (values, weights, lengths, offsets, ``stride_per_key_per_rank``, inverse indices);
+        of lengths and offsets what was given. And for each its keys, followed by the keys of the inverse indices if it
+        has them.
 
     Example:
         >>> kjt = KeyedJaggedTensor(["a"], torch.tensor([5, 7]), lengths=torch.tensor([2]))
@@ -32,16 +34,16 @@ def flatten_kjt_list(
     tensors: list[Tensor | None] = []
     contexts: list[list[str]] = []
     for kjt in kjt_arr:
-        inverse = kjt.inverse_indices_or_none()
+        bags = bags_of(kjt)
+        inverse = bags.inverse_indices
         tensors += [
-            kjt.values(),
-            kjt.weights_or_none(),
-            kjt.lengths(),
-            kjt.offsets(),
-            bags_of(kjt).strides_tensor(),
+            bags.values,
+            bags.weights,
+            *given_or_none(bags),
+            bags.strides_tensor(),
             None if inverse is None else inverse[1],
         ]
-        contexts.append(list(kjt.keys()) + ([] if inverse is None else list(inverse[0])))
+        contexts.append(list(bags.keys) + ([] if inverse is None else list(inverse[0])))
     return tensors, contexts
 
 
@@ -91,8 +93,14 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
     return a.dtype == b.dtype and torch.equal(a, b)
 
 
+def _same_bags(a: BagLengths, b: BagLengths) -> bool:
+    return _equal(bounds_as(a, "lengths"), bounds_as(b, "lengths"))
+
+
 def jt_is_equal(jt_1: JaggedTensor, jt_2: JaggedTensor) -> bool:
     """Say whether two JaggedTensors hold the same bags, in the same dtypes, and the same weights.
+
+    Nothing else is equal to one.
 
     Example:
         >>> a = JaggedTensor(torch.tensor([5, 7]), lengths=torch.tensor([1, 1]))
@@ -100,20 +108,26 @@ def jt_is_equal(jt_1: JaggedTensor, jt_2: JaggedTensor) -> bool:
         True
     """
     return (
-        _equal(jt_1.values(), jt_2.values())
+        isinstance(jt_1, JaggedTensor)
+        and isinstance(jt_2, JaggedTensor)
+        and _equal(jt_1.values(), jt_2.values())
         and _equal(jt_1.weights_or_none(), jt_2.weights_or_none())
-        and _equal(jt_1.lengths(), jt_2.lengths())
+        and _same_bags(jt_1, jt_2)
     )
 
 
 def kjt_is_equal(kjt_1: KeyedJaggedTensor, kjt_2: KeyedJaggedTensor) -> bool:
     """Say whether two KeyedJaggedTensors hold the same keys in the same order, and the same bags and weights.
 
+    Nothing else is equal to one.
+
     Example:
         >>> kjt = KeyedJaggedTensor(["a", "b"], torch.tensor([5, 7]), lengths=torch.tensor([1, 1]))
         >>> kjt_is_equal(kjt, kjt.permute([1, 0]))
         False
     """
+    if not (isinstance(kjt_1, KeyedJaggedTensor) and isinstance(kjt_2, KeyedJaggedTensor)):
+        return False
     inverse_1, inverse_2 = kjt_1.inverse_indices_or_none(), kjt_2.inverse_indices_or_none()
     same_inverse = inverse_1 is inverse_2
     if inverse_1 is not None and inverse_2 is not None:
@@ -125,7 +139,7 @@ def kjt_is_equal(kjt_1: KeyedJaggedTensor, kjt_2: KeyedJaggedTensor) -> bool:
         and kjt_1.stride_per_key_per_rank() == kjt_2.stride_per_key_per_rank()
         and _equal(kjt_1.values(), kjt_2.values())
         and _equal(kjt_1.weights_or_none(), kjt_2.weights_or_none())
-        and _equal(kjt_1.lengths(), kjt_2.lengths())
+        and _same_bags(bags_of(kjt_1), bags_of(kjt_2))
     )
 
 

@@ -6,18 +6,14 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from torchrec.ops.jagged import (
-    jagged_to_padded,
-    lengths_to_offsets,
-    offsets_to_lengths,
-    padded_to_jagged,
-)
+from torchrec.ops.jagged import jagged_to_padded, lengths_to_offsets, padded_to_jagged
 from torchrec.sparse._checks import check_jagged, check_same_sizes, require_type
+from torchrec.sparse._lengths import BagLengths, bound_pairs, set_computed
 from torchrec.sparse._text import jagged_text
 from torchrec.streamable import Pipelineable
 
 
-class JaggedTensor(Pipelineable):
+class JaggedTensor(BagLengths, Pipelineable):
     """A batch of bags of different lengths: all values in one tensor, and where each bag ends.
 
     Bag b is ``values[offsets[b] : offsets[b + 1]]``, and ``lengths[b]`` values long. Lengths and offsets say the same;
@@ -43,6 +39,7 @@ class JaggedTensor(Pipelineable):
         JaggedTensor({
             [[5], [7, 1]]
         })
+        <BLANKLINE>
     """
 
     def __init__(
@@ -52,7 +49,7 @@ class JaggedTensor(Pipelineable):
         lengths: Tensor | None = None,
         offsets: Tensor | None = None,
     ) -> None:
-        check_jagged(values, weights, lengths, offsets)
+        lengths, offsets = check_jagged(values, weights, lengths, offsets)
         self._values = values
         self._weights = weights
         self._lengths = lengths
@@ -185,34 +182,6 @@ class JaggedTensor(Pipelineable):
         """Return the weights, or None."""
         return self._weights
 
-    def lengths(self) -> Tensor:
-        """Return the number of values of each bag, ``[B]``."""
-        lengths = self._lengths
-        if lengths is None:
-            assert self._offsets is not None
-            lengths = offsets_to_lengths(self._offsets)
-            if not is_compiling():  # see KeyedBags
-                self._lengths = lengths
-        return lengths
-
-    def lengths_or_none(self) -> Tensor | None:
-        """Return the lengths if they were given or computed before, or None."""
-        return self._lengths
-
-    def offsets(self) -> Tensor:
-        """Return where each bag starts, and the end of the last, ``[B + 1]``."""
-        offsets = self._offsets
-        if offsets is None:
-            assert self._lengths is not None
-            offsets = lengths_to_offsets(self._lengths)
-            if not is_compiling():
-                self._offsets = offsets
-        return offsets
-
-    def offsets_or_none(self) -> Tensor | None:
-        """Return the offsets if they were given or computed before, or None."""
-        return self._offsets
-
     def device(self) -> torch.device:
         """Return the device of the values."""
         return self._values.device
@@ -279,7 +248,9 @@ class JaggedTensor(Pipelineable):
             return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
 
         values = self._values.to(device, non_blocking=non_blocking)
-        return make_jagged(values, move(self._weights), move(self._lengths), move(self._offsets))
+        jt = make_jagged(values, move(self._weights), move(self._lengths), move(self._offsets))
+        set_computed(jt, self._computed)
+        return jt
 
     def copy_(self, jt: JaggedTensor, non_blocking: bool = False) -> JaggedTensor:
         """Copy another jagged tensor of the same sizes into this one's tensors, and return this.
@@ -292,9 +263,7 @@ class JaggedTensor(Pipelineable):
             ValueError: sizes differ.
         """
         require_type("jt", jt, JaggedTensor)
-        pairs = [(self._values, jt._values), (self.lengths(), jt.lengths())]
-        if self._offsets is not None:
-            pairs.append((self._offsets, jt.offsets()))
+        pairs = [(self._values, jt._values), *bound_pairs(self, jt)]
         if self._weights is not None and jt._weights is not None:
             pairs.append((self._weights, jt._weights))
         check_same_sizes("jt", pairs, jt._weights, self._weights)

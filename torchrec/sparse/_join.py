@@ -52,7 +52,7 @@ def concat(every: Sequence[KeyedBags]) -> KeyedBags:
         torch.cat(weights) if weights else None,
         torch.cat(lengths),
         None,
-        None if keys or variable else parts[0].stride(),
+        _join_stride(parts) if variable else None if keys else parts[0].stride(),
         _join_strides(parts) if variable else None,
         _join_inverse(parts) if variable else None,
     )
@@ -66,6 +66,12 @@ def _require_one_stride(parts: Sequence[KeyedBags], lengths: list[Tensor]) -> No
                 f"`kjt_list` should have batches of one size ({stride}, of keys {parts[0].keys}). "
                 f"Received {part.stride()} for keys {part.keys}."
             )
+
+
+def _join_stride(parts: Sequence[KeyedBags]) -> int | None:
+    """Return the size of the full batch as the parts know it that are parts of a whole, or None."""
+    known = [stride for part in parts if (stride := part.stride_or_none()) is not None]
+    return max(known) if known else None
 
 
 def _join_strides(parts: Sequence[KeyedBags]) -> list[list[int]]:

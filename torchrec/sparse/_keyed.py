@@ -39,6 +39,7 @@ class KeyedTensor(Pipelineable):
             "user": [[1.0]],
             "item": [[2.0, 3.0]]
         })
+        <BLANKLINE>
     """
 
     def __init__(
@@ -154,6 +155,8 @@ class KeyedTensor(Pipelineable):
             >>> KeyedTensor(["a", "b"], [1, 2], torch.tensor([[1.0, 2.0, 3.0]])).to_dict()
             {'a': tensor([[1.]]), 'b': tensor([[2., 3.]])}
         """
+        if not self._keys:
+            return {}
         parts = torch.split_with_sizes(self._values, self._length_per_key, self._key_dim)
         return dict(zip(self.index_per_key(), parts, strict=True))
 
@@ -252,6 +255,8 @@ def _check(
 ) -> None:
     if not isinstance(values, Tensor):
         raise TypeError(f"`values` should be a tensor. Received {type(values).__name__}.")
+    if not keys and not lengths and values.numel() == 0:
+        return  # empty, whatever its dimensions
     if not -values.dim() <= key_dim < values.dim():
         raise ValueError(
             f"`key_dim` should be a dimension of the values, shaped {list(values.shape)}. Received {key_dim}."
@@ -277,6 +282,7 @@ def regroup_kts(keyed_tensors: list[KeyedTensor], groups: list[list[str]]) -> li
     if not all(isinstance(kt, KeyedTensor) for kt in keyed_tensors):
         kinds = [type(kt).__name__ for kt in keyed_tensors]
         raise TypeError(f"`keyed_tensors` should be KeyedTensors. Received {kinds}.")
+    keyed_tensors = [kt for kt in keyed_tensors if kt._keys] or keyed_tensors[:1]
     indices = [kt.index_per_key() for kt in keyed_tensors]
     pieces: list[int] = []
     for group in groups:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchrec.sparse import _exchange, _join, _read, _select
 from torchrec.sparse._bags import Inverse, KeyedBags, Strides
-from torchrec.sparse._checks import require_type
+from torchrec.sparse._checks import require_all, require_type
 from torchrec.sparse._construct import checked_bags
 from torchrec.sparse._jagged import JaggedTensor
 from torchrec.sparse._text import bags_to_lists, keyed_jagged_text
@@ -51,6 +51,7 @@ class KeyedJaggedTensor(Pipelineable):
             "product": [[1, 2, 1], [5]],
             "user": [[2, 3], [4, 1]]
         })
+        <BLANKLINE>
         >>> kjt["user"].lengths()
         tensor([2, 2])
     """
@@ -249,14 +250,8 @@ class KeyedJaggedTensor(Pipelineable):
             >>> KeyedJaggedTensor.concat([a, b]).to_lists()
             {'a': [[1], [2, 3]], 'b': [[], [4]]}
         """
-        records = []
-        for kjt in kjt_list:
-            if not isinstance(kjt, KeyedJaggedTensor):
-                raise TypeError(
-                    f"`kjt_list` should hold KeyedJaggedTensors. Received {type(kjt).__name__}."
-                )
-            records.append(kjt._bags)
-        return keyed_jagged(_join.concat(records))
+        require_all("kjt_list", kjt_list, KeyedJaggedTensor)
+        return keyed_jagged(_join.concat([kjt._bags for kjt in kjt_list]))
 
     # ---- reading
 

@@ -19,7 +19,7 @@ def register_pytree(
     names: Callable[[Any], list[str]],
     dump: Callable[[Any], Any],
     load: Callable[[Any], Any],
-    arrange: Callable[[Any, Any], Any],
+    arrange: Callable[[Any, Any], list[Tensor]],
 ) -> None:
     """Make a class a node of pytrees, for ``torch.export``, ``torch.func`` and programs of ``torch.fx``.
 
@@ -30,8 +30,8 @@ def register_pytree(
         names: from a context to the names of the tensors.
         dump: from a context to what JSON holds.
         load: back.
-        arrange: from an object and the context of a program's input to the object in the order of that context;
-            raises where it does not fit.
+        arrange: from an object and the context of a program's input to its tensors as that context has them; raises
+            where it does not fit.
     """
 
     def parts_with_names(node: Any) -> tuple[list[tuple[Any, Any]], Any]:
@@ -40,7 +40,7 @@ def register_pytree(
         return list(zip(entries, tensors, strict=True)), context
 
     def parts_as(node: Any, spec: Any) -> list[Tensor]:
-        return parts(arrange(node, spec.context))[0]
+        return arrange(node, spec.context)
 
     pytree.register_pytree_node(
         cls,

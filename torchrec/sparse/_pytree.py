@@ -1,13 +1,14 @@
 """The sparse types as pytrees: for torch.export and everything that maps over tensors.
 
-A KeyedJaggedTensor flattens to values, lengths, and, where it has them, weights, batch sizes ``[F, W]`` and inverse
-indices. Offsets and the numbers kept on the host are left out: they follow from the rest, and a structure that changed
-when one of them was computed would not match itself.
+A KeyedJaggedTensor flattens to values, lengths (or offsets, where these alone were given), and, where it has them,
+weights, batch sizes ``[F, W]`` and inverse indices. What was computed, and the numbers kept on the host, are left out:
+they follow from the rest, and a structure that changed when one of them was computed would not match itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -18,14 +19,30 @@ from torchrec.sparse._checks import require_type
 from torchrec.sparse._jagged import JaggedTensor, make_jagged
 from torchrec.sparse._keyed import KeyedTensor, make_keyed_tensor
 from torchrec.sparse._keyed_jagged import KeyedJaggedTensor, bags_of, keyed_jagged
+from torchrec.sparse._lengths import BagLengths, bounds_as, bounds_given
 from torchrec.sparse._private import register_pytree
 
 
-class KjtContext(NamedTuple):
+@dataclass(frozen=True)
+class JtContext:
+    """What of a JaggedTensor is no tensor: which tensors it has.
+
+    Lengths and offsets say the same, so a program that was traced with one takes the other: they are one structure.
+    """
+
+    others: list[str]
+    bounds: str = field(compare=False)
+
+    def names(self) -> list[str]:
+        """Return the names of the tensors, in order."""
+        return ["values", self.bounds, *self.others]
+
+
+@dataclass(frozen=True)
+class KjtContext(JtContext):
     """What of a KeyedJaggedTensor is no tensor: its keys, and which tensors it has."""
 
     keys: list[str]
-    names: list[str]
     inverse_keys: list[str] | None
     stride: int | None
 
@@ -40,25 +57,21 @@ class KtContext(NamedTuple):
 
 def _kjt_parts(kjt: KeyedJaggedTensor) -> tuple[list[Tensor], KjtContext]:
     bags = bags_of(kjt)
-    tensors, names = [bags.values, bags.lengths()], ["values", "lengths"]
-    if bags.weights is not None:
-        tensors.append(bags.weights)
-        names.append("weights")
-    strides = bags.strides_tensor()
-    if strides is not None:
-        tensors.append(strides)
-        names.append("stride_per_key_per_rank")
-    inverse = bags.inverse_indices
-    if inverse is not None:
-        tensors.append(inverse[1])
-        names.append("inverse_indices")
-    inverse_keys = None if inverse is None else list(inverse[0])
-    return tensors, KjtContext(list(bags.keys), names, inverse_keys, bags.stride_or_none())
+    bounds, tensor = bounds_given(bags)
+    given = {
+        "weights": bags.weights,
+        "stride_per_key_per_rank": bags.strides_tensor(),
+        "inverse_indices": None if bags.inverse_indices is None else bags.inverse_indices[1],
+    }
+    others = {name: other for name, other in given.items() if other is not None}
+    inverse_keys = None if bags.inverse_indices is None else list(bags.inverse_indices[0])
+    context = KjtContext(list(others), bounds, list(bags.keys), inverse_keys, bags.stride_or_none())
+    return [bags.values, tensor, *others.values()], context
 
 
 def _kjt_join(tensors: Sequence[Any], context: KjtContext) -> KeyedJaggedTensor:
     # Not only tensors come here: pytrees also carry placeholders, so nothing may be checked.
-    part = dict(zip(context.names, tensors, strict=True))
+    part = dict(zip(context.names(), tensors, strict=True))
     inverse = None
     if context.inverse_keys is not None:
         inverse = context.inverse_keys, part["inverse_indices"]
@@ -67,8 +80,8 @@ def _kjt_join(tensors: Sequence[Any], context: KjtContext) -> KeyedJaggedTensor:
             context.keys,
             part["values"],
             part.get("weights"),
-            part["lengths"],
-            None,
+            part.get("lengths"),
+            part.get("offsets"),
             context.stride,
             part.get("stride_per_key_per_rank"),
             inverse,
@@ -76,17 +89,31 @@ def _kjt_join(tensors: Sequence[Any], context: KjtContext) -> KeyedJaggedTensor:
     )
 
 
-def _kjt_arrange(kjt: KeyedJaggedTensor, context: KjtContext) -> KeyedJaggedTensor:
-    """Put the keys in the order that a program was traced with."""
+def _kjt_dump(context: KjtContext) -> list[object]:
+    return [context.keys, context.names(), context.inverse_keys, context.stride]
+
+
+def _kjt_load(dumped: Sequence[Any]) -> KjtContext:
+    keys, (_, bounds, *others), inverse_keys, stride = dumped
+    return KjtContext(others, bounds, keys, inverse_keys, stride)
+
+
+def _kjt_arrange(kjt: KeyedJaggedTensor, context: KjtContext) -> list[Tensor]:
+    """Return the tensors with the keys in the order that a program was traced with."""
     require_type("input", kjt, KeyedJaggedTensor)
     keys = kjt.keys()
     if keys != context.keys:
         _require_same("keys", sorted(context.keys), sorted(keys))
         kjt = kjt.permute([keys.index(key) for key in context.keys])
-    own = _kjt_parts(kjt)[1]
-    _require_same("tensors", context.names, own.names)
+    tensors, own = _kjt_parts(kjt)
+    _require_same("tensors", context.others, own.others)
     _require_same("keys of the inverse indices", context.inverse_keys, own.inverse_keys)
-    return kjt
+    return _bounded(tensors, bags_of(kjt), context)
+
+
+def _bounded(tensors: list[Tensor], bags: BagLengths, context: JtContext) -> list[Tensor]:
+    """Return the tensors with lengths or offsets, as the context has them."""
+    return [tensors[0], bounds_as(bags, context.bounds), *tensors[2:]]
 
 
 def _require_same(what: str, traced: object, given: object) -> None:
@@ -97,22 +124,31 @@ def _require_same(what: str, traced: object, given: object) -> None:
         )
 
 
-def _jt_parts(jt: JaggedTensor) -> tuple[list[Tensor], list[str]]:
+def _jt_parts(jt: JaggedTensor) -> tuple[list[Tensor], JtContext]:
+    bounds, tensor = bounds_given(jt)
     weights = jt.weights_or_none()
     if weights is None:
-        return [jt.values(), jt.lengths()], ["values", "lengths"]
-    return [jt.values(), jt.lengths(), weights], ["values", "lengths", "weights"]
+        return [jt.values(), tensor], JtContext([], bounds)
+    return [jt.values(), tensor, weights], JtContext(["weights"], bounds)
 
 
-def _jt_join(tensors: Sequence[Any], names: list[str]) -> JaggedTensor:
-    part = dict(zip(names, tensors, strict=True))
-    return make_jagged(part["values"], part.get("weights"), part["lengths"], None)
+def _jt_join(tensors: Sequence[Any], context: JtContext) -> JaggedTensor:
+    part = dict(zip(context.names(), tensors, strict=True))
+    return make_jagged(
+        part["values"], part.get("weights"), part.get("lengths"), part.get("offsets")
+    )
 
 
-def _jt_arrange(jt: JaggedTensor, names: list[str]) -> JaggedTensor:
+def _jt_load(dumped: Sequence[str]) -> JtContext:
+    _, bounds, *others = dumped
+    return JtContext(others, bounds)
+
+
+def _jt_arrange(jt: JaggedTensor, context: JtContext) -> list[Tensor]:
     require_type("input", jt, JaggedTensor)
-    _require_same("tensors", names, _jt_parts(jt)[1])
-    return jt
+    tensors, own = _jt_parts(jt)
+    _require_same("tensors", context.others, own.others)
+    return _bounded(tensors, jt, context)
 
 
 def _kt_parts(kt: KeyedTensor) -> tuple[list[Tensor], KtContext]:
@@ -124,13 +160,13 @@ def _kt_join(tensors: Sequence[Any], context: KtContext) -> KeyedTensor:
     return make_keyed_tensor(context.keys, context.length_per_key, values, context.key_dim)
 
 
-def _kt_arrange(kt: KeyedTensor, context: KtContext) -> KeyedTensor:
-    """Put the keys in the order that a program was traced with."""
+def _kt_arrange(kt: KeyedTensor, context: KtContext) -> list[Tensor]:
+    """Return the values with the keys in the order that a program was traced with."""
     require_type("input", kt, KeyedTensor)
     keys, lengths, key_dim = context
     own = KtContext(kt.keys(), kt.length_per_key(), kt.key_dim())
     if own == context:
-        return kt
+        return [kt.values()]
     _require_same("`key_dim`", key_dim, own.key_dim)
     _require_same(
         "keys and their lengths",
@@ -138,9 +174,7 @@ def _kt_arrange(kt: KeyedTensor, context: KtContext) -> KeyedTensor:
         sorted(zip(own.keys, own.length_per_key, strict=True)),
     )
     parts = kt.to_dict()
-    return make_keyed_tensor(
-        keys, lengths, torch.cat([parts[key] for key in keys], key_dim), key_dim
-    )
+    return [torch.cat([parts[key] for key in keys], key_dim)]
 
 
 def register() -> None:
@@ -150,12 +184,20 @@ def register() -> None:
         KeyedJaggedTensor,
         _kjt_parts,
         _kjt_join,
-        lambda context: context.names,
-        list,
-        lambda dumped: KjtContext(*dumped),
+        JtContext.names,
+        _kjt_dump,
+        _kjt_load,
         _kjt_arrange,
     )
-    register_pytree(JaggedTensor, _jt_parts, _jt_join, _same, _same, _same, _jt_arrange)
+    register_pytree(
+        JaggedTensor,
+        _jt_parts,
+        _jt_join,
+        JtContext.names,
+        JtContext.names,
+        _jt_load,
+        _jt_arrange,
+    )
     register_pytree(
         KeyedTensor,
         _kt_parts,
@@ -165,7 +207,3 @@ def register() -> None:
         lambda dumped: KtContext(*dumped),
         _kt_arrange,
     )
-
-
-def _same(context: Any) -> Any:
-    return context

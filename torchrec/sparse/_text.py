@@ -1,4 +1,4 @@
-"""The printed forms of the sparse types, and their bags as lists."""
+"""The printed forms of the sparse types, which end with a line of their own, and their bags as lists."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def jagged_text(values: Tensor, weights: Tensor | None, bag_offsets: Tensor) -> 
         return _on_meta("JaggedTensor", values)
     offsets = bag_offsets.tolist()
     if weights is None:
-        return f"JaggedTensor({{\n    {bags_text(values, offsets)}\n}})"
+        return f"JaggedTensor({{\n    {bags_text(values, offsets)}\n}})\n"
     return (
         "JaggedTensor({\n"
         f'    "values": {bags_text(values, offsets)},\n'
         f'    "weights": {bags_text(weights, offsets)}\n'
-        "})"
+        "})\n"
     )
 
 
@@ -53,7 +53,7 @@ def _lists_per_key(bags: KeyedBags, entries: Tensor) -> list[list[list[Any]]]:
 def keyed_jagged_text(bags: KeyedBags) -> str:
     """Write one list of bags a key, as ``str(KeyedJaggedTensor)`` shows it."""
     if not bags.keys:
-        return "KeyedJaggedTensor()"
+        return "KeyedJaggedTensor()\n"
     if bags.values.is_meta:
         return _on_meta("KeyedJaggedTensor", bags.values, bags.keys)
     values = _lists_per_key(bags, bags.values)
@@ -65,14 +65,14 @@ def keyed_jagged_text(bags: KeyedBags) -> str:
             f'    "{key}": {{\n        "values": {ids},\n        "weights": {factors}\n    }}'
             for key, ids, factors in zip(bags.keys, values, weights, strict=True)
         ]
-    return "KeyedJaggedTensor({\n" + ",\n".join(lines) + "\n})"
+    return "KeyedJaggedTensor({\n" + ",\n".join(lines) + "\n})\n"
 
 
 def keyed_text(keys: Sequence[str], values: Tensor, tensors: Sequence[Tensor]) -> str:
     """Write one tensor a key, as ``str(KeyedTensor)`` shows it."""
     if not keys:
-        return "KeyedTensor()"
+        return "KeyedTensor()\n"
     if values.is_meta:
         return _on_meta("KeyedTensor", values, keys)
     lines = [f'    "{key}": {t.tolist()}' for key, t in zip(keys, tensors, strict=True)]
-    return "KeyedTensor({\n" + ",\n".join(lines) + "\n})"
+    return "KeyedTensor({\n" + ",\n".join(lines) + "\n})\n"

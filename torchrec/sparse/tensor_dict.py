@@ -49,6 +49,7 @@ def maybe_td_to_kjt(
             "user": [[2, 3], [4]],
             "item": [[7], [8]]
         })
+        <BLANKLINE>
     """
     if isinstance(features, KeyedJaggedTensor):
         return features
