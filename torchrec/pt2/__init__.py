@@ -1,0 +1,1 @@
+"""What code asks and says while PyTorch traces it: `torch.compile` and `torch.export`."""
