@@ -16,6 +16,7 @@ from torchrec.modules.embedding_configs import (  # noqa: E402
 )
 from torchrec.modules.embedding_modules import (  # noqa: E402
     EmbeddingBagCollection,
+    EmbeddingBagCollectionInterface,
     EmbeddingCollection,
 )
 from torchrec.sparse.jagged_tensor import (  # noqa: E402
@@ -23,6 +24,7 @@ from torchrec.sparse.jagged_tensor import (  # noqa: E402
     KeyedJaggedTensor,
     KeyedTensor,
 )
+from torchrec.streamable import Multistreamable, Pipelineable  # noqa: E402
 from torchrec.types import DataType, IdPolicy, OptimizerType  # noqa: E402
 
 __version__ = "0.1.0"
@@ -30,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DataType",
     "EmbeddingBagCollection",
+    "EmbeddingBagCollectionInterface",
     "EmbeddingBagConfig",
     "EmbeddingCollection",
     "EmbeddingConfig",
@@ -37,7 +40,9 @@ __all__ = [
     "JaggedTensor",
     "KeyedJaggedTensor",
     "KeyedTensor",
+    "Multistreamable",
     "OptimizerType",
+    "Pipelineable",
     "PoolingType",
 ]
 
@@ -51,9 +56,11 @@ _SUBPACKAGES = (
     "modules",
     "ops",
     "optim",
+    "pt2",
     "report",
     "sparse",
     "streamable",
+    "test_utils",
     "training",
     "types",
 )

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from torchrec.modules.embedding_configs import (
+    DATA_TYPE_NUM_BITS,
     DataType,
     EmbeddingBagConfig,
     PoolingMode,
@@ -108,3 +109,13 @@ def test_pooling_of_a_table_by_its_value() -> None:
         match=r"`pooling` of table 't' should be one of 'SUM', 'MEAN', 'NONE'. Received 'max'.",
     ):
         EmbeddingBagConfig(10, 4, "t", pooling="max")
+
+
+def test_bits_of_an_element():
+    bits = {data_type.name: number for data_type, number in DATA_TYPE_NUM_BITS.items()}
+    assert bits == {
+        "FP32": 32, "FP16": 16, "BF16": 16, "INT8": 8, "UINT8": 8, "NFP8": 8, "INT4": 4, "INT2": 2
+    }  # fmt: skip
+    for data_type, number in DATA_TYPE_NUM_BITS.items():
+        if number >= 8:
+            assert data_type_to_dtype(data_type).itemsize * 8 == number

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-from torchrec.sparse.jagged_tensor_validator import validate_keyed_jagged_tensor
+from torchrec.sparse.jagged_tensor_validator import (
+    _validate_feature_range,
+    validate_keyed_jagged_tensor,
+)
 
 
 def table(name="t", rows=10, features=("a",), **more):
@@ -156,3 +159,20 @@ def test_the_check_sees_what_changed_after_construction():
     lengths[1] = 1
     with pytest.raises(ValueError, match=r"sum to \(2\)"):
         validate_keyed_jagged_tensor(kjt)
+
+
+@pytest.mark.parametrize(
+    ("values", "fits"),
+    [
+        ([1, 9, 2], True),
+        ([10, 1, 1], False),
+        ([-1, 1, 1], False),
+        ([1, 1, 3], False),
+    ],
+)
+def test_whether_ids_have_rows_as_a_question(values, fits):
+    tables = [table("t", 10, ["f"]), table("u", 3, ["g"])]
+    kjt = KeyedJaggedTensor(["f", "g"], torch.tensor(values), lengths=torch.tensor([2, 1]))
+    assert _validate_feature_range(kjt, tables) is fits
+    tables = [table("t", 10, ["f", "h"]), table("u", 30, ["z"])]
+    assert _validate_feature_range(kjt, tables) is all(0 <= id < 10 for id in values[:2])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.fx.proxies import is_proxy
+from torchrec.models._model_input import ModelInput, loss_and_predictions
 from torchrec.models._pooled import (
     PooledCollection,
     check_columns,
@@ -36,6 +37,7 @@ __all__ = [
     "FMInteractionArch",
     "OverArch",
     "SimpleDeepFMNN",
+    "SimpleDeepFMNNWrapper",
     "SparseArch",
 ]
 
@@ -351,6 +353,35 @@ class SimpleDeepFMNN(nn.Module):
         sparse = self.sparse_arch(sparse_features)
         output: Tensor = self.over_arch(self.inter_arch(dense, sparse))
         return output
+
+
+class SimpleDeepFMNNWrapper(SimpleDeepFMNN):
+    """A :class:`SimpleDeepFMNN` that takes a batch as one object, and gives its loss while it is trained.
+
+    The loss takes the probabilities for logits, as in the API; to train well, apply
+    `torch.nn.functional.binary_cross_entropy` to those of a :class:`SimpleDeepFMNN`.
+
+    Args and errors are those of :class:`SimpleDeepFMNN`.
+    """
+
+    def forward(  # type: ignore[override]
+        self, model_input: ModelInput
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Predict from all of a batch in one object; with the loss while training.
+
+        Args:
+            model_input: with ``float_features``, ``idlist_features`` and, for training, ``label``.
+
+        Returns:
+            Probabilities, ``(B, 1)``; in training mode the loss and, detached, these.
+
+        Raises:
+            ValueError: as in :class:`SimpleDeepFMNN`, or there is not one label a sample.
+        """
+        predictions = super().forward(model_input.float_features, model_input.idlist_features)
+        if not self.training:
+            return predictions
+        return loss_and_predictions(predictions, model_input.label)
 
 
 class DeepFactorizationMachine(nn.Module):

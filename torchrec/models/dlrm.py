@@ -27,6 +27,7 @@ from torchrec.models._interactions import (
     LearnedVector,
     choose,
 )
+from torchrec.models._model_input import ModelInput, loss_and_predictions
 from torchrec.models._pooled import (
     PooledCollection,
     check_columns,
@@ -46,6 +47,7 @@ __all__ = [
     "DLRM",
     "DLRM_DCN",
     "DLRMTrain",
+    "DLRMWrapper",
     "DLRM_Projection",
     "DenseArch",
     "InteractionArch",
@@ -308,6 +310,48 @@ class DLRM(nn.Module):
         """
         for part in (self.dense_arch, self.inter_arch, self.over_arch):
             part.compile(mode=compile_mode)
+
+
+class DLRMWrapper(DLRM):
+    """A :class:`DLRM` that takes a batch as one object, and gives its loss while it is trained.
+
+    Args and errors are those of :class:`DLRM`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> import torch
+        >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+        >>> from torchrec.models.dlrm import DLRMWrapper
+        >>> table = EmbeddingBagConfig(100, 8, "t1", feature_names=["f1"])
+        >>> model = DLRMWrapper(EmbeddingBagCollection(tables=[table]), 13, [20, 8], [5, 1])
+        >>> batch = SimpleNamespace(
+        ...     float_features=torch.rand(2, 13),
+        ...     idlist_features=KeyedJaggedTensor.from_lists({"f1": [[1, 2], [4, 5]]}),
+        ...     label=torch.tensor([0.0, 1.0]),
+        ... )
+        >>> loss, logits = model(batch)
+        >>> loss.shape, logits.shape, model.eval()(batch).shape
+        (torch.Size([]), torch.Size([2, 1]), torch.Size([2, 1]))
+    """
+
+    def forward(  # type: ignore[override]
+        self, model_input: ModelInput
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Predict from all of a batch in one object; with the loss while training.
+
+        Args:
+            model_input: with ``float_features``, ``idlist_features`` and, for training, ``label``.
+
+        Returns:
+            Logits, ``(B, 1)``; in training mode the loss and, detached, these.
+
+        Raises:
+            ValueError: as in :class:`DLRM`, or there is not one label a sample.
+        """
+        predictions = super().forward(model_input.float_features, model_input.idlist_features)
+        if not self.training:
+            return predictions
+        return loss_and_predictions(predictions, model_input.label)
 
 
 class DLRM_Projection(DLRM):  # noqa: N801 - the API's name

@@ -12,21 +12,40 @@ import torch
 from torch import Tensor
 
 from torchrec.modules._config_checks import check_table, member
+from torchrec.modules._virtual_tables import (
+    CountBasedEvictionPolicy,
+    CountTimestampMixedEvictionPolicy,
+    FeatureL2NormBasedEvictionPolicy,
+    FeatureScoreBasedEvictionPolicy,
+    FeatureScoreMapping,
+    NoEvictionPolicy,
+    TimestampBasedEvictionPolicy,
+    VirtualTableEvictionPolicy,
+)
 from torchrec.types import DataType, IdPolicy, OptimizerType
 
 __all__ = [
+    "DATA_TYPE_NUM_BITS",
     "BaseEmbeddingConfig",
+    "CountBasedEvictionPolicy",
+    "CountTimestampMixedEvictionPolicy",
     "DataType",
     "EmbeddingBagConfig",
     "EmbeddingConfig",
     "EmbeddingTableConfig",
+    "FeatureL2NormBasedEvictionPolicy",
+    "FeatureScoreBasedEvictionPolicy",
+    "FeatureScoreMapping",
     "IdPolicy",
+    "NoEvictionPolicy",
     "OptimizerType",
     "PoolingMode",
     "PoolingType",
     "QuantConfig",
     "ShardingType",
     "SparseType",
+    "TimestampBasedEvictionPolicy",
+    "VirtualTableEvictionPolicy",
     "data_type_to_dtype",
     "data_type_to_sparse_type",
     "dtype_to_data_type",
@@ -92,6 +111,18 @@ class QuantConfig(NamedTuple):
     weight: torch.ao.quantization.PlaceholderObserver
     per_table_weight_dtype: dict[str, torch.dtype] | None = None
 
+
+DATA_TYPE_NUM_BITS: Mapping[DataType, int] = {
+    DataType.FP32: 32,
+    DataType.FP16: 16,
+    DataType.BF16: 16,
+    DataType.INT8: 8,
+    DataType.UINT8: 8,
+    DataType.NFP8: 8,
+    DataType.INT4: 4,
+    DataType.INT2: 2,
+}
+"""Bits of an element of a table."""
 
 _DTYPES = {
     DataType.FP32: torch.float32,
@@ -246,7 +277,7 @@ class BaseEmbeddingConfig:
     input_dim: int | None = None
     total_num_buckets: int | None = None
     use_virtual_table: bool = False
-    virtual_table_eviction_policy: object | None = None
+    virtual_table_eviction_policy: VirtualTableEvictionPolicy | None = None
     enable_embedding_update: bool = False
     stash_weights: bool = False
     pruning_indices_remapping: Tensor | None = field(default=None, kw_only=True)

@@ -1,5 +1,7 @@
 """The sparse types: JaggedTensor, KeyedJaggedTensor, KeyedTensor, and what converts between them."""
 
+from itertools import chain
+
 from torchrec.sparse._flat import (
     ComputeJTDictToKJT,
     ComputeKJTToJTDict,
@@ -14,6 +16,14 @@ from torchrec.sparse._keyed_jagged import KeyedJaggedTensor
 from torchrec.sparse._pytree import register as _register_pytrees
 
 _register_pytrees()
+
+
+def _all_keys_used_once(keyed_tensors: list[KeyedTensor], groups: list[list[str]]) -> bool:
+    """Say whether groups take every key, and each once: programs of the API ask for it under this name."""
+    keys = sorted(chain.from_iterable(keyed_tensor.keys() for keyed_tensor in keyed_tensors))
+    taken = sorted(chain.from_iterable(groups))
+    return taken == keys and len(set(taken)) == len(taken)
+
 
 __all__ = [
     "ComputeJTDictToKJT",

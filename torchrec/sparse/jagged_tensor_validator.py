@@ -165,29 +165,55 @@ def _check_inverse_indices(kjt: KeyedJaggedTensor, strides: list[int]) -> None:
 def _check_ids(
     kjt: KeyedJaggedTensor, config: TableConfig, strides: list[int], lengths: list[int]
 ) -> None:
-    values, keys = kjt.values(), kjt.keys()
+    keys = kjt.keys()
     for feature in config.feature_names:
         if feature not in keys:
             raise ValueError(
                 f"Features of table '{config.name}' should be among the keys {keys}. "
                 f"Received '{feature}'."
             )
-        if values.dtype not in (torch.int32, torch.int64):
-            raise TypeError(
-                f"The ids of feature '{feature}' should be int32 or int64. Received {values.dtype}."
-            )
-        if getattr(config, "hash_size", None):
-            continue
-        at = keys.index(feature)
-        first_bag = sum(strides[:at])
-        of_key = lengths[first_bag : first_bag + strides[at]]
-        start = sum(lengths[:first_bag])
-        ids = values[start : start + sum(of_key)]
-        outside = ((ids < 0) | (ids >= config.num_embeddings)).nonzero()
-        if outside.numel():
-            position = int(outside[0, 0])
-            sample = bisect_right(list(accumulate(of_key)), position)
-            raise ValueError(
-                f"Ids of feature '{feature}' should be in [0, {config.num_embeddings}), the rows "
-                f"of table '{config.name}'. Received {int(ids[position])} in sample {sample}."
-            )
+        _check_ids_of(feature, kjt, config, strides, lengths)
+
+
+def _check_ids_of(
+    feature: str,
+    kjt: KeyedJaggedTensor,
+    config: TableConfig,
+    strides: list[int],
+    lengths: list[int],
+) -> None:
+    values = kjt.values()
+    if values.dtype not in (torch.int32, torch.int64):
+        raise TypeError(
+            f"The ids of feature '{feature}' should be int32 or int64. Received {values.dtype}."
+        )
+    if getattr(config, "hash_size", None):
+        return
+    at = kjt.keys().index(feature)
+    first_bag = sum(strides[:at])
+    of_key = lengths[first_bag : first_bag + strides[at]]
+    start = sum(lengths[:first_bag])
+    ids = values[start : start + sum(of_key)]
+    outside = ((ids < 0) | (ids >= config.num_embeddings)).nonzero()
+    if outside.numel():
+        position = int(outside[0, 0])
+        sample = bisect_right(list(accumulate(of_key)), position)
+        raise ValueError(
+            f"Ids of feature '{feature}' should be in [0, {config.num_embeddings}), the rows "
+            f"of table '{config.name}'. Received {int(ids[position])} in sample {sample}."
+        )
+
+
+def _validate_feature_range(kjt: KeyedJaggedTensor, configs: Sequence[TableConfig]) -> bool:
+    """Say whether all ids have a row: programs of the API ask for it under this name.
+
+    As there, features that are no keys are passed over.
+    """
+    strides, lengths = kjt.stride_per_key(), kjt.lengths().tolist()
+    try:
+        for config in configs:
+            for feature in set(config.feature_names).intersection(kjt.keys()):
+                _check_ids_of(feature, kjt, config, strides, lengths)
+    except ValueError:
+        return False
+    return True
