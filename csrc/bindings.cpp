@@ -9,17 +9,19 @@
 namespace nb = nanobind;
 
 namespace rowwise {
-void bind_collision(nb::module_& m);    // csrc/collision/bindings.cpp
-void bind_embedding(nb::module_& m);    // csrc/embedding/bindings.cpp
-void bind_hashing(nb::module_& m);      // csrc/hashing/bindings.cpp
-void bind_interaction(nb::module_& m);  // csrc/interaction/bindings.cpp
-void bind_jagged(nb::module_& m);       // csrc/jagged/bindings.cpp
-void bind_permute(nb::module_& m);      // csrc/permute/bindings.cpp
+void bind_collision(nb::module_& m);       // csrc/collision/bindings.cpp
+void bind_embedding(nb::module_& m);       // csrc/embedding/bindings.cpp
+void bind_hash_collision(nb::module_& m);  // csrc/hash_collision/bindings.cpp
+void bind_hashing(nb::module_& m);         // csrc/hashing/bindings.cpp
+void bind_interaction(nb::module_& m);     // csrc/interaction/bindings.cpp
+void bind_jagged(nb::module_& m);          // csrc/jagged/bindings.cpp
+void bind_permute(nb::module_& m);         // csrc/permute/bindings.cpp
 }  // namespace rowwise
 
 NB_MODULE(_native, m) {
   rowwise::bind_collision(m);
   rowwise::bind_embedding(m);
+  rowwise::bind_hash_collision(m);
   rowwise::bind_hashing(m);
   rowwise::bind_interaction(m);
   rowwise::bind_jagged(m);

@@ -78,6 +78,7 @@ endmacro()
 
 
 rowwise_family(embedding)
+rowwise_family(hash_collision)
 rowwise_family(interaction)
 rowwise_family(jagged)
 

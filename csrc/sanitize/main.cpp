@@ -10,6 +10,7 @@ int main() {
   rowwise::test_hashing();
   rowwise::test_embedding();
   rowwise::test_collision();
+  rowwise::test_hash_collision();
   std::printf("sanitizers: no fault found up to %s\n", rowwise::isa_name());
   return 0;
 }

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import torchrec.ops.hash_collision
 import torchrec.ops.hashing
 import torchrec.ops.interaction
 import torchrec.ops.jagged
@@ -94,6 +95,27 @@ def id_maps() -> list[Sample]:
     return found
 
 
+def slot_maps() -> list[Sample]:
+    """Two of three buckets, the second with an id."""
+    rest = 1, 3, 0, False, 1, 2, True
+    found: list[Sample] = []
+    for ids in (T([4, 5, -1, 7, 4]), T([], dtype=torch.int64)):
+        identities, totals = T([-1, -1, -1, 5, -1, -1]), torch.zeros(5, dtype=torch.int64)
+        hours, scores = torch.zeros(6, dtype=torch.int32), torch.ones(ids.numel()).int()
+        found += [
+            ("hash_slots_find_", (identities, T([0, 3, 6]), totals, ids, *rest)),
+            (
+                "hash_slots_assign_",
+                (identities, None, T([0, 3, 6]), totals, ids, None, None, *rest, 0, False),
+            ),
+            (
+                "hash_slots_assign_",
+                (identities, hours, T([0, 3, 6]), totals, ids, scores, scores > 0, *rest, 1, False),
+            ),
+        ]
+    return found
+
+
 def asked(*shape: int) -> Tensor:
     """A tensor that asks for its gradient."""
     return torch.randn(shape, requires_grad=True)
@@ -123,4 +145,4 @@ def others() -> list[Sample]:
     ]
 
 
-OPCHECK_SAMPLES = [*embedding(), *id_maps(), *jagged(), *others()]
+OPCHECK_SAMPLES = [*embedding(), *id_maps(), *slot_maps(), *jagged(), *others()]

@@ -1,0 +1,73 @@
+#include <algorithm>
+
+#include "cpu.h"
+#include "hash_collision/hash_collision.h"
+
+namespace rowwise {
+namespace {
+
+constexpr int64_t kParallelIds = 1 << 12;  // below this one thread is as fast
+
+const HashCollisionKernels& hash_collision_kernels() {
+#ifdef ROWWISE_X86
+  if (isa() == Isa::avx512) return avx512::kHashCollision;
+  if (isa() == Isa::avx2) return avx2::kHashCollision;
+#endif
+  return baseline::kHashCollision;
+}
+
+void add(const SlotTotals& found, int64_t* totals) {
+  totals[0] += found.held;
+  totals[1] += found.inserted;
+  totals[2] += found.evicted;
+  totals[3] += found.shared;
+  totals[4] += found.rejected;
+}
+
+// Calls body(part, totals of this part) for each of several parts, on as many threads.
+template <class Body>
+void in_parts(int64_t parts, int64_t* totals, const Body& body) {
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(parts)) if (parts > 1)
+  for (int64_t part = 0; part < parts; ++part) {
+    SlotTotals found = {};
+    body(part, &found);
+#pragma omp critical
+    add(found, totals);
+  }
+}
+
+}  // namespace
+
+bool probing_fits(const Probing& probing, int64_t slots) {
+  const Probing& p = probing;
+  if (p.here < 1 || p.first < 0 || p.total < p.here || p.first > p.total - p.here) return false;
+  if (p.span < 0 || p.reserved < 0 || p.max_probe < 1) return false;
+  for (int64_t b = 0; b < p.here; ++b) {
+    if (p.bounds[b] < 0 || p.bounds[b + 1] > slots || p.bounds[b + 1] - p.bounds[b] <= p.reserved) return false;
+  }
+  return true;
+}
+
+void find_slots(const SlotMap& map, const Probing& probing, const int64_t* ids, int64_t count, int64_t* slots,
+                int64_t* totals, int threads) {
+  const int64_t parts = count < kParallelIds ? 1 : threads;
+  in_parts(parts, totals, [&](int64_t part, SlotTotals* found) {
+    hash_collision_kernels().find(map, probing, ids, count * part / parts, count * (part + 1) / parts, slots, found);
+  });
+}
+
+int64_t assign_slots(const SlotMap& map, const Probing& probing, const Arrivals& arrivals, int64_t* slots,
+                     int64_t* evicted, int64_t* totals, int threads) {
+  // Ids of different buckets never meet, so parts of the buckets, each in the order of the batch, are as good as all.
+  const int64_t count = arrivals.count;
+  const int64_t parts = count < kParallelIds ? 1 : std::min<int64_t>(threads, probing.here);
+  const int64_t before = totals[2];
+  if (map.metadata) std::fill(evicted, evicted + count, -1);
+  in_parts(parts, totals, [&](int64_t part, SlotTotals* found) {
+    hash_collision_kernels().assign(map, probing, arrivals, part, parts, slots, evicted, found);
+  });
+  if (totals[2] == before) return 0;
+  return std::remove(evicted, evicted + count, -1) - evicted;
+}
+
+}  // namespace rowwise
