@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 
+#include "address.h"
 #include "collision/collision.h"
 
 namespace nb = nanobind;
@@ -9,17 +10,12 @@ namespace nb = nanobind;
 namespace rowwise {
 namespace {
 
-template <class T>
-T* at(int64_t address) {
-  return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
-}
-
 Index index_at(int64_t ids, int64_t rows, int64_t entries, int64_t size) {
   return {at<const int64_t>(ids), rows, at<uint32_t>(entries), size};
 }
 
 Map map_at(int64_t ids, int64_t rows, int64_t entries, int64_t size, int64_t occupied) {
-  return {index_at(ids, rows, entries, size), at<int64_t>(ids), at<bool>(occupied)};
+  return {index_at(ids, rows, entries, size), at<int64_t>(ids), at<uint8_t>(occupied)};
 }
 
 }  // namespace

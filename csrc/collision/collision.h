@@ -29,7 +29,7 @@ void count_ids(const Index& index, const Metadata& metadata, const History& hist
 struct Map {
   Index index;
   int64_t* ids;
-  bool* occupied;
+  uint8_t* occupied;  // whether a row is held: not 0
 };
 
 // One score for each row and one for each candidate: all int64 or all double.

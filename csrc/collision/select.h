@@ -23,7 +23,7 @@ inline uint64_t key_of(double score) {
 // The competitors as one sequence: rows that are held, then candidates. Equal scores are in this order.
 template <class Score>
 struct Competitors {
-  const bool* occupied;
+  const uint8_t* occupied;
   const Score* rows;
   int64_t num_rows;
   const Score* candidates;
@@ -65,7 +65,7 @@ Rank find_rank(const Competitors<Score>& competitors, int64_t rank, int threads)
   while (bits < 64 && differ >> bits) ++bits;
   Rank found = {bits < 64 ? any >> bits : 0, 0, competitors.num_candidates};
   if (bits == 0) {
-    for (int64_t i = 0; i < competitors.num_rows; ++i) found.equal += competitors.occupied[i];
+    for (int64_t i = 0; i < competitors.num_rows; ++i) found.equal += competitors.occupied[i] != 0;
   }
   while (bits > 0) {
     const int digit = std::min(bits, kDigit), shift = bits - digit;

@@ -5,10 +5,12 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstring>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "address.h"
 #include "embedding/embedding.h"
 #include "scratch.h"
 
@@ -16,8 +18,6 @@ namespace nb = nanobind;
 
 namespace rowwise {
 namespace {
-
-using Ints = std::vector<int64_t>;
 
 // The layout of the spec and of the hyper-parameters. torchrec/ops/embedding/layout.py names the same fields in the same
 // order, and a test compares the two. Whoever changes one raises the version, which every spec begins with.
@@ -45,20 +45,7 @@ std::tuple<int64_t, Names, Names, Names, Names> embedding_layout() {
 
 enum SpecPolicy : int64_t { kError, kHash, kOverflow, kClamp, kIgnore, kRows };
 
-template <class T>
-T* at(int64_t address) {
-  return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
-}
-
 int64_t size_of(Float dtype) { return dtype == Float::f32 ? 4 : 2; }
-
-[[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
-
-// A macro, so that the message is put together only where it is needed: that takes longer than a small look-up.
-#define REQUIRE(holds, message)    \
-  do {                             \
-    if (!(holds)) refuse(message); \
-  } while (false)
 
 // The tables and slots of a call; `batch()` points into it.
 struct Call {
@@ -69,7 +56,7 @@ struct Call {
 
   // Without weights: enough to choose rows.
   Call(int64_t spec, int64_t size) {
-    const int64_t* numbers = at<const int64_t>(spec);
+    const int64_t* numbers = at<const int64_t>(spec, size, "spec");
     constexpr int64_t header = sizeof(SpecHeader) / 8, per_table = sizeof(TableSpec) / 8, per_slot = sizeof(SlotSpec) / 8;
     REQUIRE(size >= header && numbers[0] == kLayoutVersion,
             "`spec` should have version " + std::to_string(kLayoutVersion) + " of the layout. Received " +
@@ -85,8 +72,13 @@ struct Call {
     for (int64_t t = 0; t < num_tables; ++t) {
       const TableSpec& p = table_specs[t];
       Table& table = tables[t];
-      REQUIRE(p.dim >= 0 && p.first_row >= 0 && p.shard_rows >= 0,
-              "Table number " + std::to_string(t) + " should not have negative sizes in the spec.");
+      REQUIRE(p.dim >= 0 && p.num_embeddings >= 0 && p.num_embeddings <= p.rows && p.first_row >= 0 &&
+                  p.shard_rows >= 0 && p.first_row <= p.rows - p.shard_rows,
+              "Table number " + std::to_string(t) + " of the spec should have no negative sizes, and no more embeddings or " +
+                  "rows of a shard than the " + std::to_string(p.rows) + " rows of the table.");
+      REQUIRE(p.policy >= kError && p.policy <= kRows && p.rule >= -1 &&
+                  p.rule <= static_cast<int64_t>(Rule::lars_sgd) && p.states >= 0 && p.states <= 2,
+              "Table number " + std::to_string(t) + " of the spec should have a policy and an update rule that there is.");
       table.dim = p.dim;
       table.num_embeddings = p.num_embeddings;
       switch (p.policy) {
@@ -103,6 +95,9 @@ struct Call {
       table.set_shard(p.first_row, p.shard_rows);
     }
     for (int64_t s = 0; s < num_slots; ++s) {
+      REQUIRE(slot_specs[s].pooling >= 0 && slot_specs[s].pooling <= static_cast<int64_t>(Pooling::none),
+              "Slot number " + std::to_string(s) + " of the spec should have a pooling that there is. Received " +
+                  std::to_string(slot_specs[s].pooling) + ".");
       REQUIRE(slot_specs[s].table >= 0 && slot_specs[s].table < num_tables,
               "Slot number " + std::to_string(s) + " should have a table below " + std::to_string(num_tables) +
                   ". Received " + std::to_string(slot_specs[s].table) + ".");
@@ -114,15 +109,17 @@ struct Call {
   // since the kernels trust it.
   Call(int64_t spec, int64_t size, const Ints& weights, const Ints& sizes, const Ints& dims, const Ints& dtypes)
       : Call(spec, size) {
-    REQUIRE(weights.size() == tables.size(), "`weights` should hold one tensor a table (" + std::to_string(tables.size()) +
+    REQUIRE(weights.size() == tables.size() && sizes.size() == tables.size() && dims.size() == tables.size() &&
+                dtypes.size() == tables.size(),
+            "`weights` should hold one tensor a table (" + std::to_string(tables.size()) +
                                                  "). Received " + std::to_string(weights.size()) + ".");
     for (size_t t = 0; t < tables.size(); ++t) {
       Table& table = tables[t];
-      REQUIRE(sizes[t] == table.rows * table.dim && dims[t] == table.dim,
+      REQUIRE(sizes[t] == static_cast<__int128>(table.rows) * table.dim && dims[t] == table.dim,
               "The weight of table number " + std::to_string(t) + " should have the shape (" + std::to_string(table.rows) +
                   ", " + std::to_string(table.dim) + "), as configured. Received " + std::to_string(sizes[t]) +
                   " elements in rows of " + std::to_string(dims[t]) + ".");
-      table.weight = at<void>(weights[t]);
+      table.weight = at<void>(weights[t], sizes[t], "weights");
       table.dtype = static_cast<Float>(dtypes[t]);
     }
   }
@@ -149,21 +146,22 @@ struct Pooled {
   int64_t rows, stride, width, rows_dtype;
 
   void fill(Call& call) const {
-    const int64_t bags = keys > 0 ? (num_offsets - 1) / keys : 0;
-    REQUIRE(num_offsets == keys * bags + 1,
+    const int64_t bags = keys > 0 && num_offsets > 0 ? (num_offsets - 1) / keys : 0;
+    REQUIRE(keys >= 0 && num_offsets - 1 == keys * bags,
             "`offsets` should be " + std::to_string(keys) + " keys x the size of the batch, and one. Received " +
                 std::to_string(num_offsets) + ".");
-    REQUIRE(embedding_kernels().offsets_fit(at<void>(offsets), wide_offsets, num_offsets, num_ids),
+    REQUIRE(embedding_kernels().offsets_fit(at<void>(offsets, num_offsets, "offsets"), wide_offsets, num_offsets, num_ids),
             "`offsets` should start at 0 or later, never fall, and end within the values (" + std::to_string(num_ids) + ").");
     const int64_t offset_size = wide_offsets ? 8 : 4, element = size_of(static_cast<Float>(rows_dtype));
     for (size_t s = 0; s < call.slots.size(); ++s) {
       const SlotSpec& spec = call.slot_specs[s];
       Slot& slot = call.slots[s];
-      REQUIRE(spec.key >= 0 && spec.key < keys && spec.column >= 0 && spec.column + call.tables[slot.table].dim <= width,
+      REQUIRE(spec.key >= 0 && spec.key < keys && spec.column >= 0 &&
+                  spec.column <= width - call.tables[slot.table].dim,
               "Slot number " + std::to_string(s) + " should lie within the " + std::to_string(keys) + " keys and the " +
                   std::to_string(width) + " columns.");
       slot.pooling = static_cast<Pooling>(spec.pooling);
-      slot.ids = at<void>(ids);
+      slot.ids = at<void>(ids, num_ids, "values");
       slot.offsets = at<void>(offsets + spec.key * bags * offset_size);
       slot.sample_weights = at<float>(sample_weights);
       if (divisors) slot.divisors = at<int64_t>(divisors) + spec.key * bags;
@@ -179,18 +177,23 @@ struct Sequence {
   static constexpr bool wide_offsets = true;  // has none
   int64_t ids, num_ids;
   bool wide_ids;
-  Ints starts, counts, rows;
+  Ints starts, counts, rows, dims;
   int64_t rows_dtype;
 
   void fill(Call& call) const {
-    REQUIRE(starts.size() == call.slots.size() && counts.size() == call.slots.size() && rows.size() == call.slots.size(),
+    REQUIRE(starts.size() == call.slots.size() && counts.size() == call.slots.size() && rows.size() == call.slots.size() &&
+                dims.size() == call.slots.size(),
             "`starts`, `counts` and rows should be one a slot (" + std::to_string(call.slots.size()) + ").");
     for (size_t s = 0; s < call.slots.size(); ++s) {
       REQUIRE(starts[s] >= 0 && counts[s] >= 0 && starts[s] <= num_ids - counts[s],
               "Slot number " + std::to_string(s) + " should lie within the values (" + std::to_string(num_ids) +
                   "). Received " + std::to_string(counts[s]) + " from " + std::to_string(starts[s]) + " on.");
       Slot& slot = call.slots[s];
-      slot.ids = at<char>(ids) + starts[s] * (wide_ids ? 8 : 4);
+      REQUIRE(rows[s] == 0 || dims[s] == call.tables[slot.table].dim,
+              "Rows of slot number " + std::to_string(s) + " should have the " +
+                  std::to_string(call.tables[slot.table].dim) + " columns of its table. Received " +
+                  std::to_string(dims[s]) + ".");
+      slot.ids = at<char>(ids, num_ids, "values") + starts[s] * (wide_ids ? 8 : 4);
       slot.bags = counts[s];
       slot.rows = at<void>(rows[s]);
       slot.stride = call.tables[slot.table].dim;
@@ -217,12 +220,29 @@ FailureTuple run_pass(Pass pass, const Batch& batch, int64_t out_of_range) {
   return {static_cast<int>(failure.kind), failure.slot, failure.bag_index, failure.value};
 }
 
+// Writes zeros into an output that its slots may not fill, which nearly all do, one behind the other.
+void clear_gaps(const Call& call, const Pooled& input) {
+  int64_t filled = 0;
+  for (size_t s = 0; s < call.slots.size() && call.slot_specs[s].column == filled; ++s) {
+    filled += call.tables[call.slots[s].table].dim;
+  }
+  if (filled == input.width) return;
+  const int64_t bags = (input.num_offsets - 1) / input.keys;
+  std::memset(at<void>(input.rows), 0, static_cast<size_t>(bags * input.width * size_of(static_cast<Float>(input.rows_dtype))));
+}
+void clear_gaps(const Call&, const Sequence&) {}  // a slot has an output of its own
+
 template <class Input>
 FailureTuple forward(Call& call, const Input& input, int64_t out_of_range, int threads) {
-  return run_pass(embedding_kernels().forward, make_batch(call, input, threads), out_of_range);
+  const Batch batch = make_batch(call, input, threads);
+  clear_gaps(call, input);
+  return run_pass(embedding_kernels().forward, batch, out_of_range);
 }
 
-FailureTuple choose_rows(Call& call, const Sequence& input, int64_t out_of_range, int threads) {
+// Rows have one column, an int64, in place of those of a table.
+FailureTuple choose_rows(Call& call, Sequence input, int64_t out_of_range, int threads) {
+  input.dims.clear();
+  for (const Slot& slot : call.slots) input.dims.push_back(call.tables[slot.table].dim);
   return run_pass(embedding_kernels().choose_rows, make_batch(call, input, threads), out_of_range);
 }
 
@@ -273,6 +293,21 @@ Optimizer make_optimizer(const TableSpec& spec, const Hyper& h) {
   return o;
 }
 
+// How many states the kernel of a rule reads.
+int64_t states_of(const Optimizer& o) {
+  switch (o.rule) {
+    case Rule::sgd:
+    case Rule::lars_sgd: return o.momentum != 0 ? 1 : 0;
+    case Rule::adagrad:
+    case Rule::rowwise_adagrad: return 1;
+    case Rule::adam:
+    case Rule::partial_rowwise_adam:
+    case Rule::lamb:
+    case Rule::partial_rowwise_lamb: return 2;
+  }
+  return 2;
+}
+
 bool has_gradient(const Batch& batch, int32_t table) {
   for (int64_t s = 0; s < batch.num_slots; ++s)
     if (batch.slots[s].table == table && batch.slots[s].rows != nullptr) return true;
@@ -294,20 +329,26 @@ void update(Call& call, const Input& input, int64_t hyper, const Ints& states, c
       next += static_cast<size_t>(spec.states);
       continue;
     }
-    settings[t].step += 1;
     sinks[t].active = true;
     Optimizer& o = optimizers[t] = make_optimizer(spec, settings[t]);
+    o.step += 1;
     sinks[t].optimizer = &o;
+    REQUIRE(spec.states >= states_of(o), "Table number " + std::to_string(t) + " of the spec should have " +
+                                             std::to_string(states_of(o)) + " states, as its update rule needs. Received " +
+                                             std::to_string(spec.states) + ".");
     const bool row_wise[] = {o.rule == Rule::rowwise_adagrad,
                              o.rule == Rule::partial_rowwise_adam || o.rule == Rule::partial_rowwise_lamb};
     for (int64_t k = 0; k < spec.states; ++k, ++next) {
       const int64_t wanted = spec.shard_rows * (row_wise[k] ? 1 : spec.dim);
-      if (next >= states.size() || state_sizes[next] != wanted) {
-        refuse("State " + std::to_string(k) + " of table number " + std::to_string(t) + " should have " +
-               std::to_string(wanted) + " elements.");
-      }
-      (k == 0 ? o.first : o.second) = at<float>(states[next]);
+      REQUIRE(next < states.size() && state_sizes[next] == wanted,
+              "State " + std::to_string(k) + " of table number " + std::to_string(t) + " should have " +
+                  std::to_string(wanted) + " elements. Received " +
+                  (next < states.size() ? std::to_string(state_sizes[next]) : "no state") + ".");
+      (k == 0 ? o.first : o.second) = at<float>(states[next], wanted, "states");
     }
+  }
+  for (size_t t = 0; t < sinks.size(); ++t) {  // now that nothing is refused any more
+    if (sinks[t].active) settings[t].step += 1;
   }
   run_backward(batch, sinks);
 }
@@ -321,6 +362,7 @@ void weights_grad(Call& call, const Pooled& input, int64_t gradient, int threads
 // Memory that is kept for the next call when the tensor over it dies: the pages of a large fresh tensor cost more than
 // the look-up that fills them.
 nb::ndarray<nb::pytorch, uint8_t, nb::ndim<1>> recycled(size_t bytes) {
+  REQUIRE(bytes < size_t{1} << 47, "An output should fit the memory. Received a size of " + std::to_string(bytes) + " bytes.");
   auto* scratch = new Scratch(bytes);
   nb::capsule owner(scratch, [](void* p) noexcept { delete static_cast<Scratch*>(p); });
   return nb::ndarray<nb::pytorch, uint8_t, nb::ndim<1>>(scratch->data(), {bytes}, owner);
@@ -351,8 +393,9 @@ void bind_embedding(nb::module_& m) {
       });
   nb::class_<Sequence>(m, "Sequence")
       .def("__init__", [](Sequence* self, int64_t ids, int64_t num_ids, bool wide_ids, Ints starts, Ints counts, Ints rows,
-                          int64_t rows_dtype) {
-        new (self) Sequence{ids, num_ids, wide_ids, std::move(starts), std::move(counts), std::move(rows), rows_dtype};
+                          Ints dims, int64_t rows_dtype) {
+        new (self) Sequence{ids,  num_ids, wide_ids, std::move(starts), std::move(counts), std::move(rows), std::move(dims),
+                            rows_dtype};
       });
   bind_input<Pooled>(m);
   bind_input<Sequence>(m);

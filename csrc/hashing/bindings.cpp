@@ -1,25 +1,20 @@
 // The hashing family: addresses in, the first bad string (or -1) out.
 #include <nanobind/nanobind.h>
 
+#include "address.h"
 #include "hashing/hashing.h"
 
 namespace nb = nanobind;
 
 namespace rowwise {
-namespace {
-
-template <class T>
-T* at(int64_t address) {
-  return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
-}
-
-}  // namespace
 
 void bind_hashing(nb::module_& m) {
   m.def("hash_strings", [](int64_t bytes, int64_t num_bytes, int64_t offsets, bool wide, int64_t count, int64_t seed,
                            int64_t hashes) {
     nb::gil_scoped_release release;
-    return hash_strings({at<const unsigned char>(bytes), num_bytes, at<const void>(offsets), wide, count},
+    REQUIRE(count >= 0, "`offsets` should be one more than the strings. Received none.");
+    return hash_strings({at<const unsigned char>(bytes, num_bytes, "data"), num_bytes,
+                         at<const void>(offsets, count + 1, "offsets"), wide, count},
                         static_cast<uint64_t>(seed), at<uint64_t>(hashes));
   });
 }

@@ -86,7 +86,10 @@ void take_key(const int64_t* starts, const Sample* samples, int64_t count, const
 
 int64_t take_sample_lengths(const SampleSelection& x, int64_t num_rows, void* taken) {
   const int64_t stride = x.stride;
-  if (!jagged_kernels().lengths_fit(x.lengths, num_rows)) return -2;
+  int64_t most;  // every sample takes at most all rows
+  if (!jagged_kernels().lengths_fit(x.lengths, num_rows) || __builtin_mul_overflow(num_rows, x.samples.count, &most)) {
+    return -2;
+  }
   return at_width(x.samples, [&](const auto* samples) -> int64_t {
     for (int64_t i = 0; i < x.samples.count; ++i) {
       if (samples[i] < 0 || samples[i] >= stride) return -1;
@@ -159,7 +162,7 @@ int64_t take_lengths(const Integers& lengths, const Integers& bags, void* taken)
     } else {
       static_cast<int32_t*>(taken)[i] = static_cast<int32_t>(length);
     }
-    total += length;
+    if (__builtin_add_overflow(total, length, &total)) return -1;
   }
   return total;
 }

@@ -10,22 +10,34 @@ auto at_width(const Integers& integers, const Body& body) {
   return integers.wide ? body(static_cast<const int64_t*>(integers.data)) : body(static_cast<const int32_t*>(integers.data));
 }
 
-// The sign bit of `signs` is set if any length is negative.
+// Sums that may wrap, exactly; -1 beyond int64.
 template <class T>
-int64_t sum(const T* lengths, int64_t count, int64_t* signs) {
-  int64_t total = 0, seen = 0;
+int64_t exact_sum(const T* lengths, int64_t count) {
+  int64_t total = 0;
   for (int64_t i = 0; i < count; ++i) {
-    total += lengths[i];
-    seen |= lengths[i];
+    if (__builtin_add_overflow(total, static_cast<int64_t>(lengths[i]), &total)) return -1;
   }
-  *signs |= seen;
   return total;
 }
 
+// The sum of lengths; -1 if one is negative or the sum is 2**63 or more. The loop adds and collects bits, which vectors
+// can do; the bits then say whether the sum can have wrapped, since no length is above them.
+template <class T>
+int64_t sum(const T* lengths, int64_t count) {
+  uint64_t total = 0;
+  T seen = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    total += static_cast<uint64_t>(lengths[i]);
+    seen |= lengths[i];
+  }
+  int64_t bound;
+  if (seen < 0) return -1;
+  if (__builtin_mul_overflow(static_cast<int64_t>(seen), count, &bound)) return exact_sum(lengths, count);
+  return static_cast<int64_t>(total);
+}
+
 bool lengths_fit(const Integers& lengths, int64_t total) {
-  int64_t signs = 0;
-  const int64_t found = at_width(lengths, [&](const auto* p) { return sum(p, lengths.count, &signs); });
-  return signs >= 0 && found == total;
+  return total >= 0 && at_width(lengths, [&](const auto* p) { return sum(p, lengths.count); }) == total;
 }
 
 bool offsets_fit(const Integers& offsets, int64_t total) {
@@ -38,34 +50,43 @@ bool offsets_fit(const Integers& offsets, int64_t total) {
 }
 
 template <class T>
-int64_t running_sum(const T* lengths, int64_t count, T* offsets) {
-  int64_t at = 0;
+bool running_sum(const T* lengths, int64_t count, T* offsets) {
+  T at = 0;
+  bool wraps = false;
   for (int64_t i = 0; i < count; ++i) {
-    offsets[i] = static_cast<T>(at);
-    at += lengths[i];
+    offsets[i] = at;
+    wraps |= __builtin_add_overflow(at, lengths[i], &at);
   }
-  offsets[count] = static_cast<T>(at);
-  return at;
+  offsets[count] = at;
+  return !wraps;
 }
 
-int64_t offsets_of(const Integers& lengths, void* offsets) {
+bool offsets_of(const Integers& lengths, void* offsets) {
   if (lengths.wide) {
     return running_sum(static_cast<const int64_t*>(lengths.data), lengths.count, static_cast<int64_t*>(offsets));
   }
   return running_sum(static_cast<const int32_t*>(lengths.data), lengths.count, static_cast<int32_t*>(offsets));
 }
 
-void sum_groups(const Integers& lengths, const int64_t* sizes, int64_t groups, int64_t* sums) {
-  at_width(lengths, [&](const auto* p) {
-    int64_t signs = 0;
-    for (int64_t g = 0; g < groups; p += sizes[g++]) sums[g] = sum(p, sizes[g], &signs);
+bool sum_groups(const Integers& lengths, const int64_t* sizes, int64_t groups, int64_t* sums) {
+  return at_width(lengths, [&](const auto* p) {
+    bool sound = true;
+    for (int64_t g = 0; g < groups; p += sizes[g++]) {
+      sums[g] = sum(p, sizes[g]);
+      sound &= sums[g] >= 0;
+    }
+    return sound;
   });
 }
 
-void sum_equal_groups(const Integers& lengths, int64_t size, int64_t groups, int64_t* sums) {
-  at_width(lengths, [&](const auto* p) {
-    int64_t signs = 0;
-    for (int64_t g = 0; g < groups; ++g, p += size) sums[g] = sum(p, size, &signs);
+bool sum_equal_groups(const Integers& lengths, int64_t size, int64_t groups, int64_t* sums) {
+  return at_width(lengths, [&](const auto* p) {
+    bool sound = true;
+    for (int64_t g = 0; g < groups; ++g, p += size) {
+      sums[g] = sum(p, size);
+      sound &= sums[g] >= 0;
+    }
+    return sound;
   });
 }
 

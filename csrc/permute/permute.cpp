@@ -2,9 +2,26 @@
 
 #include <vector>
 
+#include "jagged/jagged.h"
 #include "runs.h"
 
 namespace rowwise {
+int64_t permute_lengths(const Column& lengths, const int64_t* strides, const int64_t* sizes, int64_t keys,
+                        const int64_t* order, int64_t count) {
+  std::vector<int64_t> starts(static_cast<size_t>(keys) + 1), ends(static_cast<size_t>(count) + 1);
+  for (int64_t k = 0; k < keys; ++k) starts[k + 1] = starts[k] + strides[k] * lengths.row_bytes;
+  for (int64_t i = 0; i < count; ++i) ends[i + 1] = ends[i] + strides[order[i]] * lengths.row_bytes;
+  const bool wide = lengths.row_bytes == 8;
+  int64_t wrong = count;  // the first place in the order
+#pragma omp parallel for schedule(dynamic, 1) reduction(min : wrong) if (ends[count] > kParallelBytes)
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t key = order[i];
+    const char* const from = lengths.from + starts[key];
+    if (!jagged_kernels().lengths_fit({from, wide, strides[key]}, sizes[key])) wrong = i < wrong ? i : wrong;
+    copy_run({from, lengths.to + ends[i], strides[key] * lengths.row_bytes});  // out of the cache
+  }
+  return wrong == count ? -1 : order[wrong];
+}
 
 void permute_rows(const Column& column, const int64_t* sizes, int64_t keys, const int64_t* order, int64_t count) {
   std::vector<int64_t> starts(static_cast<size_t>(keys) + 1);

@@ -16,6 +16,11 @@ struct Column {
 // hand. The keys in `order` are below `keys`.
 void permute_rows(const Column& column, const int64_t* sizes, int64_t keys, const int64_t* order, int64_t count);
 
+// The same for lengths, int64 or int32, of which key k has `strides[k]`. Returns the first key taken whose lengths are
+// negative or do not sum to `sizes[k]`, else -1: tensors may have changed since somebody summed them.
+int64_t permute_lengths(const Column& lengths, const int64_t* strides, const int64_t* sizes, int64_t keys,
+                        const int64_t* order, int64_t count);
+
 // A piece of every row of one tensor. Input -1: zeros.
 struct Piece {
   int64_t input, start_bytes, bytes;

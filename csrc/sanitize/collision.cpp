@@ -24,7 +24,7 @@ int64_t entries_for(int64_t rows) {
 // A map and a history in memory of exactly their size, and beside them the same in ordered maps.
 struct Case {
   Case(int64_t rows, int64_t room, int threads_used)
-      : ids(static_cast<size_t>(rows)), occupied(new bool[static_cast<size_t>(rows)]()),
+      : ids(static_cast<size_t>(rows)), occupied(new uint8_t[static_cast<size_t>(rows)]()),
         entries(static_cast<size_t>(entries_for(rows))), counts(ids.size()), last(ids.size()),
         history_ids(static_cast<size_t>(room)), history_counts(history_ids.size()), history_last(history_ids.size()),
         history_entries(static_cast<size_t>(entries_for(room))), threads(threads_used) {}
@@ -53,7 +53,7 @@ struct Case {
     for (size_t i = 0; i < known.size(); ++i) CHECK(found[i] == row_of[known[i]]);
     const auto entered = std::count_if(entries.begin(), entries.end(), [](uint32_t entry) { return entry != 0; });
     CHECK(entered == static_cast<int64_t>(row_of.size()));
-    CHECK(std::count(occupied, occupied + rows(), true) == static_cast<int64_t>(row_of.size()));
+    CHECK(std::count(occupied, occupied + rows(), uint8_t{1}) == static_cast<int64_t>(row_of.size()));
     CHECK(used == static_cast<int64_t>(candidates.size()));
     for (size_t i = 0; i < candidates.size(); ++i) {
       CHECK(history_ids[i] == candidates[i].first && history_counts[i] == candidates[i].second);
@@ -61,7 +61,7 @@ struct Case {
   }
 
   std::vector<int64_t> ids;
-  bool* occupied;
+  uint8_t* occupied;
   std::vector<uint32_t> entries;
   std::vector<int64_t> counts, last, history_ids, history_counts, history_last;
   std::vector<uint32_t> history_entries;

@@ -25,6 +25,34 @@ void test_permute_rows(Random& random, int64_t keys, int64_t most, int64_t row_b
   CHECK(to == expected);
 }
 
+void test_permute_lengths(Random& random, int64_t keys) {
+  const bool wide = random.coin();
+  std::vector<int64_t> lengths, strides, sizes, starts = {0};
+  for (int64_t k = 0; k < keys; ++k) {
+    strides.push_back(random.below(5));
+    sizes.push_back(0);
+    for (int64_t b = 0; b < strides.back(); ++b) lengths.push_back(random.below(4)), sizes.back() += lengths.back();
+    starts.push_back(starts.back() + strides.back());
+  }
+  std::vector<int64_t> order, expected;
+  for (int64_t i = random.below(2 * keys); i > 0; --i) {
+    const int64_t key = random.below(keys);
+    order.push_back(key);
+    expected.insert(expected.end(), lengths.begin() + starts[static_cast<size_t>(key)],
+                    lengths.begin() + starts[static_cast<size_t>(key) + 1]);
+  }
+  const IntegerArray from(lengths, wide);
+  IntegerArray to(std::vector<int64_t>(expected.size(), -1), wide);
+  const Column column = {static_cast<const char*>(from.data()), static_cast<char*>(to.data()), wide ? 8 : 4};
+  const int64_t count = static_cast<int64_t>(order.size());
+  CHECK(permute_lengths(column, strides.data(), sizes.data(), keys, order.data(), count) == -1);
+  for (size_t i = 0; i < expected.size(); ++i) CHECK(to[static_cast<int64_t>(i)] == expected[i]);
+  if (order.empty()) return;
+  const int64_t key = order[0];
+  ++sizes[static_cast<size_t>(key)];
+  CHECK(permute_lengths(column, strides.data(), sizes.data(), keys, order.data(), count) == key);
+}
+
 void test_regroup(Random& random, int64_t rows, int64_t most_bytes) {
   std::vector<std::vector<char>> data(static_cast<size_t>(1 + random.below(4)));
   std::vector<Matrix> inputs;
@@ -67,6 +95,7 @@ void test_permute() {
   const int64_t widths[] = {1, 2, 4, 8, 12};
   for (int i = 0; i < 3000; ++i) {
     test_permute_rows(random, random.below(12), random.below(20), random.among(widths));
+    test_permute_lengths(random, 1 + random.below(12));
     test_regroup(random, random.below(20), random.below(70));
   }
   test_permute_rows(random, 40, 20000, 8);  // enough bytes for several threads

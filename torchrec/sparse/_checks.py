@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from torchrec.ops import is_readable
-from torchrec.ops.jagged import lengths_fit, lengths_surely_fit, offsets_fit, sum_groups
+from torchrec.ops.jagged import lengths_fit, lengths_surely_fit, offsets_fit
 
 _INT64, _INT32 = torch.int64, torch.int32
 
@@ -387,13 +388,15 @@ def _explain_lengths(
         bag = int(negative[0])
         of_key, sample = _key_at(bag, keys, strides)
         return f"`lengths`{of_key} should be 0 or more. Received {int(lengths[bag])} in sample {sample}."
+    numbers = lengths.reshape(-1).tolist()  # Python's sums do not wrap
     sums = ""
     if keys:
-        pairs = zip(keys, sum_groups(lengths, strides), strict=True)
-        sums = ": " + ", ".join(f"{n} for key '{key}'" for key, n in list(pairs)[:32])
+        ends = list(accumulate(strides, initial=0))
+        pairs = list(zip(keys, pairwise(ends), strict=True))[:32]
+        sums = ": " + ", ".join(f"{sum(numbers[a:b])} for key '{key}'" for key, (a, b) in pairs)
     return (
         f"`lengths` should sum to the number of values ({count}). "
-        f"Received a sum of {int(lengths.sum())}{sums}."
+        f"Received a sum of {sum(numbers)}{sums}."
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
+from torchrec.ops._memory import Memory, addresses_of
 from torchrec.ops.collision.state import index_size
 
 _lib: Any = native
@@ -20,36 +21,13 @@ _written = (
 )  # kernels write behind PyTorch's back; autograd has to know
 
 
-Memory = tuple[str, Tensor | None, int, torch.dtype]  # a name, and what such a tensor should hold
-
-
-def _addresses(*tensors: Memory) -> list[int]:
-    """Return where tensors begin that have so many elements of a dtype, side by side, in the CPU's memory.
-
-    0 stands for a tensor that is not there.
-    """
-    found = []
-    for name, tensor, count, dtype in tensors:
-        if tensor is None:
-            found.append(0)
-            continue
-        if (
-            tensor.numel() != count
-            or tensor.dtype is not dtype
-            or not tensor.is_cpu
-            or not tensor.is_contiguous()
-        ):
-            raise ValueError(
-                f"`{name}` should be {count} contiguous elements of {dtype} on the CPU. "
-                f"Received {list(tensor.shape)} of {tensor.dtype} on {tensor.device}."
-            )
-        found.append(tensor.data_ptr())
-    return found
-
-
 def _checked_rows(ids: Tensor, rows: Tensor) -> Tensor:
     rows = rows.contiguous()
-    if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < ids.numel()):
+    if (
+        rows.dtype is _ID
+        and rows.numel()
+        and not (int(rows.min()) >= 0 and int(rows.max()) < ids.numel())
+    ):
         raise IndexError(f"`rows` should be in [0, {ids.numel()}). Received others.")
     return rows
 
@@ -59,7 +37,7 @@ def find(ids: Tensor, index: Tensor, wanted: Tensor, missing: int) -> Tensor:
     wanted = wanted.contiguous()
     size, entries, count = ids.numel(), index_size(ids.numel()), wanted.numel()
     rows = torch.empty_like(wanted)
-    map_ids, map_index, source = _addresses(
+    map_ids, map_index, source = addresses_of(
         ("ids", ids, size, _ID), ("index", index, entries, _ENTRY), ("wanted", wanted, count, _ID)
     )
     threads = torch.get_num_threads()
@@ -89,7 +67,7 @@ def count_(
     size, entries, count = ids.numel(), index_size(ids.numel()), batch.numel()
     room, history_entries = history_ids.numel(), index_size(history_ids.numel())
     rows = torch.empty_like(batch)
-    map_ids, map_index, past_ids, past_index, *rest = _addresses(
+    map_ids, map_index, past_ids, past_index, *rest = addresses_of(
         ("ids", ids, size, _ID),
         ("index", index, entries, _ENTRY),
         ("history_ids", history_ids, room, _ID),
@@ -190,7 +168,7 @@ def rebuild_(ids: Tensor, rows: Tensor, index: Tensor) -> None:
     """See ``reference.rebuild_``."""
     rows = _checked_rows(ids, rows)
     size, entries, count = ids.numel(), index_size(ids.numel()), rows.numel()
-    map_ids, map_index, source = _addresses(
+    map_ids, map_index, source = addresses_of(
         ("ids", ids, size, _ID), ("index", index, entries, _ENTRY), ("rows", rows, count, _ID)
     )
     _lib.id_map_rebuild(map_ids, size, map_index, entries, source, count)
@@ -200,7 +178,7 @@ def rebuild_(ids: Tensor, rows: Tensor, index: Tensor) -> None:
 def _map(ids: Tensor, occupied: Tensor, index: Tensor, *others: Memory) -> list[int]:
     """Return a whole map as kernels take it, and the addresses of further tensors behind it."""
     size, entries = ids.numel(), index_size(ids.numel())
-    map_ids, map_index, *rest = _addresses(
+    map_ids, map_index, *rest = addresses_of(
         ("ids", ids, size, _ID),
         ("index", index, entries, _ENTRY),
         ("occupied", occupied, size, torch.bool),

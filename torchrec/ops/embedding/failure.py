@@ -9,9 +9,13 @@ from torchrec.ops.embedding.spec import FIELD, RECORD
 
 
 def names_of_slot(names: str, slot: int) -> tuple[str, str]:
-    """Return the names of the table and the feature of a slot, out of ``LookupSpec.names``."""
-    table, feature = names.split(RECORD)[slot].split(FIELD)
-    return table, feature
+    """Return the names of the table and the feature of a slot, out of ``LookupSpec.names``.
+
+    Who calls an operator without names is told the number of the slot.
+    """
+    records = names.split(RECORD)
+    table, separator, feature = records[slot].partition(FIELD) if slot < len(records) else ("",) * 3
+    return (table, feature) if separator else (f"of slot {slot}", f"of slot {slot}")
 
 
 def raise_bad_id(names: str, slot: int, sample: int, id: int, rows: int) -> NoReturn:

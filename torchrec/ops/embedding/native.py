@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
+from torchrec.ops._memory import is_plain, is_wide
 from torchrec.ops.embedding import reference
 from torchrec.ops.embedding.failure import raise_bad_bag, raise_bad_id
 from torchrec.ops.embedding.layout import HYPER, VERSION
@@ -52,7 +53,7 @@ def _supported(weights: Sequence[Tensor], rows_dtype: torch.dtype) -> bool:
 
 def _numbers(spec: Tensor) -> tuple[int, int]:
     """Return where the numbers of a spec are, and how many."""
-    if spec.dtype != torch.int64 or not spec.is_cpu or not spec.is_contiguous():
+    if spec.dtype is not torch.int64 or not spec.is_cpu or not spec.is_contiguous():
         raise ValueError(
             "`spec` should be contiguous int64 on the CPU, as the tables. "
             f"Received {spec.dtype} on {spec.device}."
@@ -64,6 +65,9 @@ def _tables(spec: Tensor, weights: Sequence[Tensor]) -> Any:
     if not all(map(Tensor.is_contiguous, weights)):
         t = [w.is_contiguous() for w in weights].index(False)
         raise ValueError(f"The weight of table number {t} should be contiguous.")
+    dims = set(map(Tensor.dim, weights))
+    if not dims <= {2}:
+        raise ValueError(f"`weights` should have two dimensions each. Received {sorted(dims)}.")
     return _native.Tables(
         *_numbers(spec),
         _addresses(weights),
@@ -71,13 +75,6 @@ def _tables(spec: Tensor, weights: Sequence[Tensor]) -> Any:
         [w.size(-1) for w in weights],
         [_CODES[dtype] for dtype in map(_get_dtype, weights)],
     )
-
-
-def _is_wide(ids: Tensor, name: str) -> bool:
-    """Return whether integers are int64, as kernels are told; others would be read as what they are not."""
-    if ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"`{name}` should be int32 or int64. Received {ids.dtype}.")
-    return ids.dtype == torch.int64
 
 
 def _pooled(
@@ -90,10 +87,10 @@ def _pooled(
 ) -> tuple[Input, list[Tensor]]:
     """Return the input of a kernel and the tensors that have to outlive it."""
     values, offsets = values.contiguous(), offsets.contiguous()
-    if rows.shape[0] != (offsets.numel() - 1) // num_keys:
+    bags = reference.batch_size(values, offsets, num_keys)
+    if rows.shape[0] != bags:
         raise ValueError(
-            "`grad` should have a row for each sample "
-            f"({(offsets.numel() - 1) // num_keys}). Received {rows.shape[0]}."
+            f"`grad` should have a row for each sample ({bags}). Received {rows.shape[0]}."
         )
     kept = [values, offsets, rows]
     weights_address = 0
@@ -115,10 +112,10 @@ def _pooled(
     pooled = _native.Pooled(
         values.data_ptr(),
         values.numel(),
-        _is_wide(values, "values"),
+        is_wide("values", values),
         offsets.data_ptr(),
         offsets.numel(),
-        _is_wide(offsets, "offsets"),
+        is_wide("offsets", offsets),
         weights_address,
         divisors_address,
         num_keys,
@@ -168,7 +165,9 @@ def embedding_bag(
         return reference.embedding_bag(
             weights, spec, values, offsets, sample_weights, divisors, num_keys, width, dtype, names
         )
-    bags = (offsets.numel() - 1) // num_keys
+    bags = reference.batch_size(values, offsets, num_keys)
+    if width < 0:
+        raise ValueError(f"`width` should be 0 or more. Received {width}.")
     output = _new_output(bags, width, dtype)
     input, _kept = _pooled(output, values, offsets, sample_weights, divisors, num_keys)
     out_of_range, failure = _forward(_tables(spec, weights), input, len(weights))
@@ -189,6 +188,8 @@ def _raise_failure(failure: tuple[int, int, int, int], spec: Tensor, names: str)
 
 def _rows_of(grad: Tensor) -> Tensor:
     """Return the gradient with its columns next to one another."""
+    if grad.dim() != 2:
+        raise ValueError(f"`grad` should have two dimensions. Received {list(grad.shape)}.")
     return grad if grad.stride(1) == 1 else grad.contiguous()
 
 
@@ -239,12 +240,13 @@ def embedding_bag_sparse_grad(grad: Tensor, weights: Sequence[Tensor], *bags: An
         return reference.embedding_bag_sparse_grad(grad, weights, *bags)
     spec, values, offsets, sample_weights, divisors, num_keys = bags
     input, _kept = _pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
-    size = (offsets.numel() - 1) // num_keys
+    size = reference.batch_size(values, offsets, num_keys)
     ends = offsets[::size].tolist() if size else [0] * (num_keys + 1)
     specs, slots = read_spec(spec)
     most = [0] * len(specs)
     for slot in slots:
-        most[slot.table] += ends[slot.key + 1] - ends[slot.key]
+        reference.check_key(slot.key, num_keys)
+        most[slot.table] += max(0, ends[slot.key + 1] - ends[slot.key])
     return _sparse_grad(spec, weights, input, most)
 
 
@@ -264,6 +266,8 @@ def embedding_bag_weights_grad(grad: Tensor, weights: Sequence[Tensor], *bags: A
     if not _supported(weights, grad.dtype):
         return reference.embedding_bag_weights_grad(grad, weights, *bags)
     spec, values, offsets, sample_weights, divisors, num_keys = bags
+    if sample_weights is None:
+        raise TypeError("`sample_weights` should be a tensor. Received None.")
     input, _kept = _pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
     result = torch.zeros(sample_weights.shape, dtype=torch.float32, device=_CPU)
     _native.embedding_weights_grad(
@@ -276,15 +280,15 @@ def _update(
     spec: Tensor, weights: Sequence[Tensor], input: Input, states: Sequence[Tensor], hyper: Tensor
 ) -> None:
     for state in states:
-        if state.dtype is not torch.float32 or not (state.is_cpu and state.is_contiguous()):
+        if state.dtype is not torch.float32 or not is_plain(state):
             raise TypeError(
                 "States of fused optimizers should be contiguous float32 on the CPU. "
                 f"Received {state.dtype} on {state.device}."
             )
     shape = (len(weights), len(HYPER))
-    if hyper.shape != shape or hyper.dtype is not torch.float64 or not hyper.is_cpu:
+    if hyper.shape != shape or hyper.dtype is not torch.float64 or not is_plain(hyper):
         raise TypeError(
-            f"`hyper` should be float64 {shape} on the CPU. "
+            f"`hyper` should be float64 {shape} on the CPU, contiguous. "
             f"Received {hyper.dtype} {tuple(hyper.shape)} on {hyper.device}."
         )
     _native.embedding_update(
@@ -307,15 +311,27 @@ def _sequence(
     counts: Sequence[int],
 ) -> tuple[Input, list[Tensor | None]]:
     """Return the input of a kernel and the tensors that have to outlive it."""
+    if len(rows) != len(counts):
+        raise ValueError(f"`grads` should be one a slot ({len(counts)}). Received {len(rows)}.")
     values = values.contiguous()
+    kept: list[Tensor | None] = [values]
+    addresses, dims = [], []
     for row, count in zip(rows, counts, strict=True):
-        if row is not None and row.shape[0] != count:
+        if row is None:
+            addresses.append(0)
+            dims.append(0)
+            continue
+        if row.shape[0] != count:
             raise ValueError(
                 f"`grads` should have a row for each id ({count}). Received {row.shape[0]}."
             )
-    kept = [values, *(None if r is None else r.contiguous() for r in rows)]
-    addresses = [0 if r is None else r.data_ptr() or _EMPTY for r in kept[1:]]
-    wide = _is_wide(values, "values")
+        if row.dtype is not dtype:
+            raise TypeError(f"`grads` should be of one dtype ({dtype}). Received {row.dtype}.")
+        row = row.contiguous()
+        kept.append(row)
+        addresses.append(row.data_ptr() or _EMPTY)
+        dims.append(row.size(-1))
+    wide = is_wide("values", values)
     return _native.Sequence(
         values.data_ptr(),
         values.numel(),
@@ -323,7 +339,8 @@ def _sequence(
         list(starts),
         list(counts),
         addresses,
-        _CODES[dtype],
+        dims,
+        _CODES.get(dtype, 0),  # `choose_rows` writes int64 whatever this says
     ), kept
 
 
@@ -342,6 +359,9 @@ def embedding_sequence(
         return reference.embedding_sequence(
             weights, spec, values, starts, counts, dims, dtype, names
         )
+    reference.check_ranges(values, starts, counts)
+    if len(dims) != len(counts) or min(dims, default=0) < 0:
+        raise ValueError(f"`dims` should be one a slot ({len(counts)}). Received {list(dims)}.")
     outputs = [_new_output(n, d, dtype) for n, d in zip(counts, dims, strict=True)]
     input, _kept = _sequence(outputs, dtype, values, starts, counts)
     out_of_range, failure = _forward(_tables(spec, weights), input, len(weights))
@@ -363,8 +383,9 @@ def choose_rows(
     """See ``reference.choose_rows``."""
     tables = _native.Tables(*_numbers(spec))
     reference.check_num_tables(num_tables, tables.size)
+    reference.check_ranges(values, starts, counts)
     rows = torch.empty(sum(counts), dtype=torch.int64, device=_CPU)
-    input, _kept = _sequence(rows.split(list(counts)), torch.float32, values, starts, counts)
+    input, _kept = _sequence(rows.split(list(counts)), torch.int64, values, starts, counts)
     out_of_range = torch.zeros(num_tables, dtype=torch.int64, device=_CPU)
     failure = _native.embedding_choose_rows(
         tables, input, out_of_range.data_ptr(), torch.get_num_threads()

@@ -23,6 +23,24 @@ def _accumulate_dtype(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
+def batch_size(values: Tensor, offsets: Tensor, num_keys: int) -> int:
+    """Return the number of bags of each key."""
+    if num_keys < 1:
+        raise ValueError(f"`num_keys` should be 1 or more. Received {num_keys}.")
+    if values.dim() != 1 or offsets.dim() != 1:
+        raise ValueError(
+            "`values` and `offsets` should have one dimension. "
+            f"Received {values.dim()} and {offsets.dim()}."
+        )
+    return (offsets.size(0) - 1) // num_keys
+
+
+def check_key(key: int, num_keys: int) -> None:
+    """Refuse the key of a slot that the input does not have."""
+    if not 0 <= key < num_keys:
+        raise ValueError(f"`spec` should name keys below {num_keys}. Received {key}.")
+
+
 def _count_bags(
     values: Tensor,
     offsets: Tensor,
@@ -31,8 +49,8 @@ def _count_bags(
     num_keys: int,
 ) -> int:
     """Return the size of the batch, having checked that the bags lie within the values."""
-    bags = (offsets.numel() - 1) // num_keys
-    if offsets.numel() != num_keys * bags + 1:
+    bags = batch_size(values, offsets, num_keys)
+    if offsets.numel() != num_keys * bags + 1 or offsets.numel() == 0:
         raise ValueError(
             f"`offsets` should be {num_keys} keys x the size of the batch, and one. "
             f"Received {offsets.numel()}."
@@ -64,7 +82,12 @@ def check_divisors(divisors: Tensor | None, offsets: Tensor) -> None:
         )
 
 
-def _check_ranges(values: Tensor, starts: Sequence[int], counts: Sequence[int]) -> None:
+def check_ranges(values: Tensor, starts: Sequence[int], counts: Sequence[int]) -> None:
+    """Refuse slots that do not lie within the values."""
+    if len(starts) != len(counts):
+        raise ValueError(
+            f"`starts` and `counts` should be one a slot each. Received {len(starts)} and {len(counts)}."
+        )
     for s, (start, count) in enumerate(zip(starts, counts, strict=True)):
         if start < 0 or count < 0 or start > values.numel() - count:
             raise ValueError(
@@ -340,7 +363,7 @@ def embedding_sequence(
     names: str,
 ) -> list[Tensor]:
     """Return the row of each id of each slot, and last the out-of-range counts of the tables."""
-    _check_ranges(values, starts, counts)
+    check_ranges(values, starts, counts)
     tables, slots = read_spec(spec)
     out_of_range = [torch.zeros((), dtype=torch.int64, device=values.device) for _ in tables]
     outputs = []
@@ -367,7 +390,7 @@ def choose_rows(
     names: str,
 ) -> tuple[Tensor, Tensor]:
     """Return the row of each id of each slot, slot after slot, and the out-of-range counts of the tables."""
-    _check_ranges(values, starts, counts)
+    check_ranges(values, starts, counts)
     tables, slots = read_spec(spec)
     check_num_tables(num_tables, len(tables))
     out_of_range = torch.zeros(len(tables), dtype=torch.int64, device=values.device)
@@ -395,7 +418,7 @@ def samples_of(
     """Return the bag of each id of a slot, for messages; None: there are no bags."""
     if offsets is None:
         return None
-    bags = (offsets.numel() - 1) // num_keys
+    bags = batch_size(offsets, offsets, num_keys)
     ends = offsets[slot.key * bags + 1 : (slot.key + 1) * bags + 1]
     positions = torch.arange(start, start + count, dtype=offsets.dtype, device=offsets.device)
     return torch.searchsorted(ends, positions, right=True)
@@ -409,7 +432,7 @@ def _sequence_pairs(
     starts: Sequence[int],
     counts: Sequence[int],
 ) -> _Pairs:
-    _check_ranges(values, starts, counts)
+    check_ranges(values, starts, counts)
     tables, slots = read_spec(spec)
     pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in tables]
     for slot, grad, start, count in zip(slots, grads, starts, counts, strict=True):

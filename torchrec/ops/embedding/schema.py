@@ -36,7 +36,7 @@ def _fake_bag(
     dtype: torch.dtype,
     names: str,
 ) -> tuple[Tensor, Tensor]:
-    bags = (offsets.shape[0] - 1) // num_keys
+    bags = reference.batch_size(values, offsets, num_keys)
     output = values.new_empty((bags, width), dtype=dtype)
     return output, values.new_empty((len(weights),), dtype=torch.int64)
 

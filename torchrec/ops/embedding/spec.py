@@ -40,6 +40,8 @@ class PolicyCode(IntEnum):
     """Nothing is out of range: ids are rows that `choose_rows` chose, ``NO_ROW`` among them."""
 
 
+_POLICIES, _POOLINGS = frozenset(PolicyCode), frozenset(PoolingCode)
+
 # What stands for the row of an id that no row stands for.
 NO_ROW = -1
 
@@ -186,14 +188,30 @@ def read_spec(tensor: Tensor) -> tuple[list[TableSpec], list[SlotSpec]]:
             f"`spec` should have version {layout.VERSION} of the layout. Received "
             f"{numbers[0] if numbers else 'no numbers'}."
         )
-    _, num_tables, num_slots = numbers[: len(layout.HEADER)]
+    records = len(layout.HEADER), len(layout.TABLE), len(layout.SLOT)
+    num_tables, num_slots = (*numbers, -1, -1)[1:3]
+    size = records[0] + num_tables * records[1] + num_slots * records[2]
+    if min(num_tables, num_slots) < 0 or len(numbers) != size:
+        raise ValueError(
+            f"`spec` should hold the numbers of its tables and slots. Received {len(numbers)} numbers."
+        )
     fields = iter(numbers[len(layout.HEADER) :])
     tables, slots = [], []
     for t in range(num_tables):
         of = {name: next(fields) for name in layout.TABLE}
+        if of["policy"] not in _POLICIES or of["rule"] not in OPTIMIZER_OF_CODE:
+            raise ValueError(
+                f"Table number {t} of the spec should have a policy and an update rule that there is. "
+                f"Received {of['policy']} and {of['rule']}."
+            )
         policy, optimizer = PolicyCode(of.pop("policy")), OPTIMIZER_OF_CODE[of.pop("rule")]
         tables.append(TableSpec(str(t), policy=policy, optimizer=optimizer, **of))
-    for _ in range(num_slots):
+    for s in range(num_slots):
         of = {name: next(fields) for name in layout.SLOT}
+        if of["pooling"] not in _POOLINGS or not 0 <= of["table"] < num_tables:
+            raise ValueError(
+                f"Slot number {s} of the spec should have a pooling that there is and a table below "
+                f"{num_tables}. Received {of['pooling']} and {of['table']}."
+            )
         slots.append(SlotSpec("", pooling=PoolingCode(of.pop("pooling")), **of))
     return tables, slots

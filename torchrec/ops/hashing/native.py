@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
+from torchrec.ops._memory import is_wide
 from torchrec.ops.hashing.reference import raise_bad_string
 
 _lib: Any = native
@@ -15,6 +16,13 @@ _lib: Any = native
 
 def hash_strings(data: Tensor, offsets: Tensor, seed: int) -> Tensor:
     """See ``reference.hash_strings``."""
+    if data.dtype is not torch.uint8 or data.dim() != 1 or offsets.dim() != 1:
+        raise TypeError(
+            "`data` should be one-dimensional uint8, and `offsets` one-dimensional. Received "
+            f"{data.dim()} dimensions of {data.dtype} and {offsets.dim()}."
+        )
+    if offsets.numel() == 0:
+        raise ValueError("`offsets` should be one more than the strings. Received none.")
     data, offsets = data.contiguous(), offsets.contiguous()
     count = offsets.size(0) - 1
     hashes = data.new_empty(count, dtype=torch.int64)
@@ -22,7 +30,7 @@ def hash_strings(data: Tensor, offsets: Tensor, seed: int) -> Tensor:
         data.data_ptr(),
         data.size(0),
         offsets.data_ptr(),
-        offsets.dtype is torch.int64,
+        is_wide("offsets", offsets),
         count,
         seed,
         hashes.data_ptr(),

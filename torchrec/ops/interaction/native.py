@@ -15,11 +15,25 @@ _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _lib: Any = native
 
 
+def _require_vectors(dense: Tensor, sparse: Tensor) -> None:
+    if (
+        dense.dim() != 2
+        or sparse.dim() != 3
+        or dense.shape != (sparse.shape[0], sparse.shape[2])
+        or sparse.dtype is not dense.dtype
+    ):
+        raise ValueError(
+            "`dense` should be [B, D] and `sparse` [B, F, D], of one dtype. Received "
+            f"{list(dense.shape)} of {dense.dtype} and {list(sparse.shape)} of {sparse.dtype}."
+        )
+
+
 def dot_interaction(dense: Tensor, sparse: Tensor) -> Tensor:
     """See ``reference.dot_interaction``."""
     code = _CODES.get(dense.dtype)
     if code is None:
         return reference.dot_interaction(dense, sparse)
+    _require_vectors(dense, sparse)
     dense, sparse = dense.contiguous(), sparse.contiguous()
     samples, features, dim = sparse.shape
     output = dense.new_empty((samples, dim + features * (features + 1) // 2))
@@ -41,8 +55,15 @@ def dot_interaction_grad(grad: Tensor, dense: Tensor, sparse: Tensor) -> tuple[T
     code = _CODES.get(dense.dtype)
     if code is None:
         return reference.dot_interaction_grad(grad, dense, sparse)
-    grad, dense, sparse = grad.contiguous(), dense.contiguous(), sparse.contiguous()
+    _require_vectors(dense, sparse)
     samples, features, dim = sparse.shape
+    width = dim + features * (features + 1) // 2
+    if grad.shape != (samples, width) or grad.dtype is not dense.dtype:
+        raise ValueError(
+            f"`grad` should be [{samples}, {width}] of {dense.dtype}, as the output. "
+            f"Received {list(grad.shape)} of {grad.dtype}."
+        )
+    grad, dense, sparse = grad.contiguous(), dense.contiguous(), sparse.contiguous()
     grad_dense, grad_sparse = dense.new_empty(dense.shape), sparse.new_empty(sparse.shape)
     _lib.dot_interaction_grad(
         dense.data_ptr(),

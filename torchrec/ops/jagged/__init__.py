@@ -10,8 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from torchrec.ops._library import refuse_jit_trace, shortcut
+from torchrec.ops._memory import is_wide
 from torchrec.ops.jagged import native, schema
 
 __all__ = [
@@ -110,6 +112,13 @@ def sum_equal_groups(lengths: Tensor, groups: int) -> list[int]:
 
 def _compose_sum_equal_groups(lengths: Tensor, groups: int) -> list[int]:
     refuse_jit_trace("sums of lengths")
+    is_wide("lengths", lengths)
+    if not is_compiling() and (
+        lengths.size(0) % groups if groups > 0 else groups or lengths.size(0)
+    ):
+        raise ValueError(
+            f"`groups` should divide the number of lengths ({lengths.size(0)}). Received {groups}."
+        )
     sums: list[int] = lengths.view(groups, -1 if lengths.size(0) else 0).sum(1).tolist()
     return sums
 
@@ -143,6 +152,9 @@ def sum_groups(lengths: Tensor, sizes: Sequence[int]) -> list[int]:
 
 def _compose_sum_groups(lengths: Tensor, sizes: Sequence[int]) -> list[int]:
     refuse_jit_trace("sums of lengths")
+    is_wide("lengths", lengths)
+    if not is_compiling() and min(sizes, default=0) < 0:
+        raise ValueError(f"`sizes` should not be negative. Received {sizes}.")
     if not sizes:
         return []
     parts = torch.split_with_sizes(lengths, list(sizes))
@@ -166,7 +178,15 @@ def lengths_fit(lengths: Tensor, total: int) -> bool:
 
 def _compose_lengths_fit(lengths: Tensor, total: int) -> bool:
     refuse_jit_trace("sums of lengths")
-    return bool((lengths >= 0).all()) and int(lengths.sum()) == total
+    if lengths.numel() == 0:
+        return total == 0
+    found = [*torch.aminmax(lengths), lengths.sum()]
+    least, most, summed = torch.stack([number.long() for number in found]).tolist()
+    if least < 0 or most > total:
+        return False
+    if most * lengths.numel() >= 2**63:  # the sum may have wrapped
+        summed = sum(lengths.flatten().tolist())
+    return bool(summed == total)
 
 
 _lengths_fit = shortcut(native.lengths_fit, composed=_compose_lengths_fit, tensors=(0,))

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
+from torchrec.ops._memory import is_wide
 from torchrec.ops._private import has_transforms
 
 _lib: Any = native
-_INT32_END = 2**31
 
 
 def row_bytes(rows: Tensor) -> int:
@@ -22,11 +22,20 @@ def row_bytes(rows: Tensor) -> int:
     return size if rows.dim() == 1 else size * prod(rows.shape[1:])
 
 
+def _offsets(offsets: Tensor) -> Tensor:
+    if offsets.dim() != 1 or offsets.numel() == 0:
+        raise ValueError(
+            "`offsets` should be one-dimensional, and one more than there are bags. "
+            f"Received shape {list(offsets.shape)}."
+        )
+    return offsets.contiguous()
+
+
 def lengths_fit(lengths: Tensor, total: int) -> bool:
     """Say whether no length is negative and they sum to ``total``."""
     if not lengths.is_contiguous():
         lengths = lengths.contiguous()
-    wide = lengths.dtype is torch.int64
+    wide = is_wide("lengths", lengths)
     return _lib.lengths_fit(lengths.data_ptr(), wide, lengths.numel(), total)  # type: ignore[no-any-return]
 
 
@@ -53,20 +62,24 @@ def offsets_fit(offsets: Tensor, total: int) -> bool:
     """Say whether offsets start at 0, never fall and end at ``total``."""
     if not offsets.is_contiguous():
         offsets = offsets.contiguous()
-    wide = offsets.dtype is torch.int64
+    wide = is_wide("offsets", offsets)
     return _lib.offsets_fit(offsets.data_ptr(), wide, offsets.numel(), total)  # type: ignore[no-any-return]
 
 
 def lengths_to_offsets(lengths: Tensor) -> Tensor:
     """See ``reference.lengths_to_offsets``."""
-    lengths = lengths.contiguous()
-    count, wide = lengths.numel(), lengths.dtype is torch.int64
-    offsets = lengths.new_empty(count + 1)
-    last = _lib.offsets_of(lengths.data_ptr(), wide, count, offsets.data_ptr())
-    if last >= _INT32_END and not wide:
+    if lengths.dim() != 1:
         raise ValueError(
-            "`lengths` of dtype torch.int32 should sum to less than 2**31; torch.int64 holds more. "
-            f"Received a sum of {last}."
+            f"`lengths` should be one-dimensional. Received shape {list(lengths.shape)}."
+        )
+    lengths = lengths.contiguous()
+    count, wide = lengths.numel(), is_wide("lengths", lengths)
+    offsets = lengths.new_empty(count + 1)
+    if not _lib.offsets_of(lengths.data_ptr(), wide, count, offsets.data_ptr()):
+        more = "" if wide else "; torch.int64 holds more"
+        raise ValueError(
+            f"`lengths` of dtype {lengths.dtype} should sum to less than 2**{63 if wide else 31}{more}. "
+            f"Received a sum of {sum(lengths.tolist())}."
         )
     return offsets
 
@@ -74,14 +87,14 @@ def lengths_to_offsets(lengths: Tensor) -> Tensor:
 def sum_equal_groups(lengths: Tensor, groups: int) -> list[int]:
     """See ``torchrec.ops.jagged.sum_equal_groups``."""
     lengths = lengths.contiguous()
-    size = lengths.numel() // groups
-    return _lib.sum_equal_groups(lengths.data_ptr(), lengths.dtype is torch.int64, size, groups)  # type: ignore[no-any-return]
+    wide = is_wide("lengths", lengths)
+    return _lib.sum_equal_groups(lengths.data_ptr(), wide, lengths.numel(), groups)  # type: ignore[no-any-return]
 
 
 def sum_groups(lengths: Tensor, sizes: Sequence[int]) -> list[int]:
     """See ``torchrec.ops.jagged.sum_groups``."""
     lengths = lengths.contiguous()
-    wide = lengths.dtype is torch.int64
+    wide = is_wide("lengths", lengths)
     return _lib.sum_groups(lengths.data_ptr(), wide, lengths.numel(), sizes)  # type: ignore[no-any-return]
 
 
@@ -90,17 +103,17 @@ def select_lengths(lengths: Tensor, bags: Tensor) -> tuple[Tensor, int]:
     taken = lengths.new_empty(bags.numel())
     total = _lib.take_lengths(
         lengths.data_ptr(),
-        lengths.dtype is torch.int64,
+        is_wide("lengths", lengths),
         lengths.numel(),
         bags.data_ptr(),
-        bags.dtype is torch.int64,
+        is_wide("bags", bags),
         bags.numel(),
         taken.data_ptr(),
     )
     if total < 0:
         raise IndexError(
-            f"`bags` should be in [0, {lengths.numel()}), the number of lengths, and no length "
-            "negative. Received others."
+            f"`bags` should be in [0, {lengths.numel()}), the number of lengths, no length negative, "
+            "and what is taken less than 2**63. Received others."
         )
     return taken, total
 
@@ -109,6 +122,11 @@ def jagged_index_select(
     values: Tensor, lengths: Tensor, bags: Tensor, total: int
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.jagged_index_select``."""
+    if lengths.dim() != 1 or bags.dim() != 1 or values.dim() == 0:
+        raise ValueError(
+            "`values` should have one dimension or more, `lengths` and `bags` one. Received shapes "
+            f"{list(values.shape)}, {list(lengths.shape)} and {list(bags.shape)}."
+        )
     values, lengths, bags = values.contiguous(), lengths.contiguous(), bags.contiguous()
     taken, found = select_lengths(lengths, bags)
     if found != total:
@@ -129,6 +147,7 @@ def jagged_index_select(
         bags.dtype is torch.int64,
         bags.numel(),
         values.data_ptr(),
+        values.size(0),
         row_bytes(values),
         rows.data_ptr(),
     )
@@ -143,11 +162,11 @@ def keyed_index_select(
     lengths, samples = lengths.contiguous(), samples.contiguous()
     chosen = (
         lengths.data_ptr(),
-        lengths.dtype is torch.int64,
+        is_wide("lengths", lengths),
         keys,
         stride,
         samples.data_ptr(),
-        samples.dtype is torch.int64,
+        is_wide("samples", samples),
         samples.numel(),
         sizes,
     )
@@ -165,7 +184,12 @@ def keyed_index_select(
         rows = rows.contiguous()
         out = rows.new_empty((total, *rows.shape[1:]))
         _lib.take_sample_rows(
-            *chosen, taken.data_ptr(), rows.data_ptr(), row_bytes(rows), out.data_ptr()
+            *chosen,
+            taken.data_ptr(),
+            rows.data_ptr(),
+            rows.size(0),
+            row_bytes(rows),
+            out.data_ptr(),
         )
         return out
 
@@ -173,7 +197,7 @@ def keyed_index_select(
 
 
 def _require_offsets(offsets: Tensor, total: int) -> Tensor:
-    offsets = offsets.contiguous()
+    offsets = _offsets(offsets)
     if not offsets_fit(offsets, total):
         raise ValueError(
             f"`offsets` should start at 0, never fall and end at the number of values ({total}). "
@@ -184,6 +208,11 @@ def _require_offsets(offsets: Tensor, total: int) -> Tensor:
 
 def jagged_to_padded(values: Tensor, offsets: Tensor, width: int, padding: float) -> Tensor:
     """See ``reference.jagged_to_padded``."""
+    if values.dim() == 0 or width < 0:
+        raise ValueError(
+            "`values` should have one dimension or more, and `width` be 0 or more. "
+            f"Received shape {list(values.shape)} and {width}."
+        )
     values, offsets = values.contiguous(), _require_offsets(offsets, values.size(0))
     bags = offsets.numel() - 1
     padded = values.new_full((bags, width, *values.shape[1:]), padding)
@@ -193,6 +222,7 @@ def jagged_to_padded(values: Tensor, offsets: Tensor, width: int, padding: float
         wide,
         bags,
         values.data_ptr(),
+        values.size(0),
         row_bytes(values),
         width,
         padded.data_ptr(),
@@ -203,6 +233,11 @@ def jagged_to_padded(values: Tensor, offsets: Tensor, width: int, padding: float
 def padded_to_jagged(padded: Tensor, offsets: Tensor, total: int) -> Tensor:
     """See ``reference.padded_to_jagged``."""
     padded, offsets = padded.contiguous(), _require_offsets(offsets, total)
+    if padded.dim() < 2 or padded.size(0) != offsets.numel() - 1:
+        raise ValueError(
+            f"`padded` should be [B, L, ...] with B = {offsets.numel() - 1}, one less than the offsets. "
+            f"Received {list(padded.shape)}."
+        )
     values = padded.new_empty((total, *padded.shape[2:]))
     wide = offsets.dtype is torch.int64
     _lib.from_padded(

@@ -70,8 +70,15 @@ def _permute_sized(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     if sizes is None:
         assert not isinstance(strides, int)
+        native.check_strides(lengths, strides)
         sizes = sum_groups(lengths, strides)
-    total = values.size(0) if _all_once(order, len(sizes)) else sum([sizes[i] for i in order])
+    total = values.size(0)
+    if not _all_once(order, len(sizes)):
+        if sum(sizes) != total or min(sizes, default=0) < 0:  # before there is memory for as many
+            raise ValueError(
+                f"`sizes` should be 0 or more and sum to values.size(0) ({total}). Received {sizes}."
+            )
+        total = sum([sizes[i] for i in order])
     return native.permute_sized(lengths, values, weights, strides, order, sizes, total)
 
 

@@ -7,9 +7,19 @@ from typing import Any
 from torch import Tensor
 
 from torchrec.ops._library import native
+from torchrec.ops._memory import is_wide
 from torchrec.ops.jagged.native import row_bytes, sum_groups
 
 _lib: Any = native
+
+
+def check_strides(lengths: Tensor, strides: list[int]) -> None:
+    """Refuse sizes of batches that are not those of the lengths."""
+    if sum(strides) != lengths.size(0) or min(strides, default=0) < 0:
+        raise ValueError(
+            f"`strides` should sum to the number of lengths ({lengths.size(0)}), and not be negative. "
+            f"Received {strides}."
+        )
 
 
 def permute_jagged(
@@ -21,22 +31,14 @@ def permute_jagged(
     total: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``reference.permute_jagged``."""
-    if sum(strides) != lengths.size(0):
-        raise ValueError(
-            f"`strides` should sum to the number of lengths ({lengths.size(0)}). Received {strides}."
-        )
+    check_strides(lengths, strides)
     if order and not (min(order) >= 0 and max(order) < len(strides)):
         raise IndexError(f"`order` should hold positions in [0, {len(strides)}). Received {order}.")
     sizes = sum_groups(lengths, strides)
-    if sum(sizes) != values.size(0) or min(sizes, default=0) < 0:
+    if sum(sizes) != values.size(0):
         raise ValueError(
-            f"`lengths` should not be negative and sum to values.size(0) ({values.size(0)}). "
+            f"`lengths` should sum to values.size(0) ({values.size(0)}). "
             f"Received sums of {sizes} for the keys."
-        )
-    if weights is not None and weights.size(0) != values.size(0):
-        raise ValueError(
-            f"`weights` should be as many as the values ({values.size(0)}). "
-            f"Received {weights.size(0)}."
         )
     found = sum([sizes[i] for i in order])
     if found != total:
@@ -56,23 +58,28 @@ def permute_sized(
     sizes: list[int],
     total: int,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Take the keys in ``order``, each of which is known to have ``sizes[key]`` values."""
+    """Take the keys in ``order``, each of which should have ``sizes[key]`` values."""
     lengths, values = lengths.contiguous(), values.contiguous()
     if isinstance(strides, int):
         bags, stride, each = strides * len(order), strides, []
     else:
         bags, stride, each = sum([strides[i] for i in order]), 0, strides
+    wide, rows = is_wide("lengths", lengths), values.size(0)
     taken = lengths.new_empty(bags)
-    rows = _empty_rows(values, total)
-    columns = [values.data_ptr(), rows.data_ptr(), row_bytes(values)]
-    out = None
+    out = _empty_rows(values, total)
+    columns = [values.data_ptr(), out.data_ptr(), row_bytes(values)]
+    out_weights = None
     if weights is not None:
+        if weights.size(0) != rows:
+            raise ValueError(
+                f"`weights` should be as many as the values ({rows}). Received {weights.size(0)}."
+            )
         weights = weights.contiguous()
-        out = _empty_rows(weights, total)
-        columns += [weights.data_ptr(), out.data_ptr(), row_bytes(weights)]
-    bag_column = [lengths.data_ptr(), taken.data_ptr(), lengths.element_size()]
-    _lib.permute_jagged(order, stride, each, sizes, bag_column, columns)
-    return rows, out, taken
+        out_weights = _empty_rows(weights, total)
+        columns += [weights.data_ptr(), out_weights.data_ptr(), row_bytes(weights)]
+    bag_column = [lengths.data_ptr(), lengths.numel(), taken.data_ptr(), bags]
+    _lib.permute_jagged(order, stride, each, sizes, bag_column, wide, columns, rows, total)
+    return out, out_weights, taken
 
 
 def _empty_rows(like: Tensor, rows: int) -> Tensor:
@@ -85,8 +92,12 @@ def regroup(inputs: list[Tensor], pieces: list[int], counts: list[int]) -> list[
         raise ValueError(
             f"`counts` should sum to the number of pieces ({len(pieces) / 3:g}). Received {counts}."
         )
+    if min(pieces[2::3], default=0) < 0:
+        raise IndexError(f"`pieces` should lie inside the inputs. Received {pieces}.")
+    if not inputs:
+        raise ValueError("`inputs` should hold one tensor or more. Received none.")
     first = inputs[0]
-    rows, dtype = first.size(0), first.dtype
+    rows, dtype = first.size(0) if first.dim() else 0, first.dtype
     sources = []
     kept = []
     for tensor in inputs:

@@ -38,6 +38,8 @@ def regroup(inputs: list[Tensor], pieces: list[int], counts: list[int]) -> list[
 
     ``pieces`` holds (input, first column, columns) one behind the other; input -1 stands for zeros.
     """
+    if not inputs:
+        raise ValueError("`inputs` should hold one tensor or more. Received none.")
     first = inputs[0]
     for tensor in inputs:
         if tensor.dim() != 2 or tensor.size(0) != first.size(0) or tensor.dtype != first.dtype:

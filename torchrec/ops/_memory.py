@@ -1,0 +1,62 @@
+"""What kernels may be given the address of: plain memory, of the dtype and size that they assume.
+
+Every ``native.py`` asks here, right before it hands an address over. What kernels assume of the numbers themselves they
+check where they read them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Memory = tuple[str, Tensor | None, int, torch.dtype]
+"""A name, a tensor, and what it should hold: how many elements of which dtype."""
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Say whether numbers lie in the CPU's memory one behind the other, and stand for themselves.
+
+    Only the lazy negative is asked about: a conjugate is of no dtype that kernels know, and zeros of autograd have no
+    address.
+    """
+    return (
+        tensor.is_cpu
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+    )
+
+
+def is_wide(name: str, integers: Tensor) -> bool:
+    """Return whether integers are int64, as kernels are told; others than int32 would be read as what they are not."""
+    dtype = integers.dtype
+    if dtype is not torch.int64 and dtype is not torch.int32:
+        raise TypeError(f"`{name}` should be int32 or int64. Received {dtype}.")
+    return dtype is torch.int64
+
+
+def addresses_of(*tensors: Memory) -> list[int]:
+    """Return where tensors begin that are plain memory for so many elements of a dtype.
+
+    0 stands for a tensor that is not there.
+
+    Raises:
+        ValueError: one is something else.
+    """
+    found = []
+    for name, tensor, count, dtype in tensors:
+        if tensor is None:
+            found.append(0)
+            continue
+        if tensor.numel() != count or tensor.dtype is not dtype or not is_plain(tensor):
+            raise ValueError(
+                f"`{name}` should be {count} contiguous elements of {dtype} on the CPU. "
+                f"Received {list(tensor.shape)} of {tensor.dtype} on {tensor.device}."
+            )
+        address = tensor.data_ptr()
+        if address == 0 and count:
+            raise ValueError(
+                f"`{name}` should have memory. Received a tensor whose storage is empty."
+            )
+        found.append(address)
+    return found
