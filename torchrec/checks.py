@@ -41,6 +41,29 @@ def require_integer(
     return value
 
 
+def require_type(value: object, what: str, kind: type) -> None:
+    """Raise for a value that is of another type.
+
+    Args:
+        value: to check.
+        what: names it at the start of the error.
+        kind: what it should be.
+
+    Raises:
+        TypeError: it is something else.
+
+    Example:
+        >>> require_type("cpu", "`sizes`", list)
+        Traceback (most recent call last):
+        TypeError: `sizes` should be a list. Received str.
+    """
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "aeiouAEIO" else "a"
+        raise TypeError(
+            f"{what} should be {article} {kind.__name__}. Received {type(value).__name__}."
+        )
+
+
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """Return the one of ``names`` that is most like ``name``; None if none is like it. Case counts little.
 

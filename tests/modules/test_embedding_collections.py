@@ -24,6 +24,9 @@ from torchrec.modules.embedding_modules import (
     process_pooled_embeddings,
     reorder_inverse_indices,
 )
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingCollection
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingCollection
+from torchrec.modules.mc_modules import ManagedCollisionCollection
 
 LISTS = {
     "a": [[1, 2, 1], [], [9]],
@@ -235,6 +238,67 @@ def test_sequences_of_batches_of_their_own() -> None:
     assert out["a"].lengths().tolist() == [2, 1]
     assert torch.equal(out["b"].values(), ec.embeddings["u"].weight[[4, 5]])
     assert out["b"].lengths().tolist() == [2]
+
+
+@pytest.mark.parametrize("with_strides", [True, False], ids=["own_batches", "one_batch"])
+@pytest.mark.parametrize("kind", ["plain", "fused", "fused_class", "managed"])
+def test_sequences_are_spread_over_the_batch_by_inverse_indices(kind, with_strides) -> None:
+    tables = [
+        EmbeddingConfig(10, dim, name, feature_names=list(features), **FUSED[kind])
+        for name, dim, features in (("t", 3, "a"), ("u", 2, "ba"))
+    ]
+    if kind == "fused_class":
+        ec = FusedEmbeddingCollection(tables, torch.optim.SGD, {"lr": 1.0}, need_indices=True)
+    else:
+        ec = EmbeddingCollection(tables=tables, need_indices=True)
+    before = [ec.embeddings[name].weight.detach().clone() for name in "tu"]
+    lengths = [2, 1, 2] if with_strides else [2, 1, 2, 0]
+    kjt = KeyedJaggedTensor(
+        keys=["a", "b"],
+        values=torch.tensor([1, 2, 3, 4, 5]),
+        lengths=torch.tensor(lengths),
+        stride_per_key_per_rank=[[2], [1]] if with_strides else None,
+        inverse_indices=(["b", "a"], torch.tensor([[0, 0, 0], [0, 1, 1]])),
+    )
+    if kind == "managed":  # rows are the ids; none of them changes hands
+        maps = ManagedCollisionCollection(dict.fromkeys("tu"), tables)
+        out, _ = ManagedCollisionEmbeddingCollection(ec, maps)(kjt)
+    else:
+        out = ec(kjt)
+    bags = {"a@t": [[1, 2], [3], [3]], "b": [[4, 5], [4, 5], [4, 5]], "a@u": [[1, 2], [3], [3]]}
+    assert list(out) == list(bags)
+    for (name, ids), table in zip(bags.items(), (0, 1, 1), strict=True):
+        flat = [i for bag in ids for i in bag]
+        assert out[name].lengths().tolist() == [len(bag) for bag in ids]
+        assert out[name].weights().tolist() == flat
+        assert torch.equal(out[name].values(), before[table][flat])
+    sum(jt.values().sum() for jt in out.values()).backward()
+    # How often each id stands in the full batch is its gradient, in plain tables and in steps of 1.
+    for name, old, counts in zip("tu", before, ([0, 1, 1, 2], [0, 1, 1, 2, 3, 3]), strict=True):
+        weight = ec.embeddings[name].weight
+        moved = (weight.grad if kind in ("plain", "managed") else old - weight)[:, 0]
+        torch.testing.assert_close(moved, torch.tensor(counts + [0] * (10 - len(counts))).float())
+
+
+FUSED: dict[str, dict] = {
+    "plain": {},
+    "managed": {},
+    "fused_class": {},
+    "fused": {"optimizer": "sgd", "lr": 1.0},
+}
+
+
+def test_pooled_features_of_one_batch_are_spread_by_inverse_indices_too() -> None:
+    ebc = EmbeddingBagCollection(tables=[bag_config("t", 3, "a"), bag_config("u", 2, "b")])
+    kjt = KeyedJaggedTensor(
+        ["a", "b"],
+        torch.tensor([1, 2, 3, 4, 5]),
+        lengths=torch.tensor([2, 1, 2, 0]),
+        inverse_indices=(["a", "b"], torch.tensor([[1, 0, 1], [0, 0, 1]])),
+    )
+    weights = [ebc.embedding_bags[t].weight for t in ("t", "u")]
+    expected = [pool(weights[0], [[3], [1, 2], [3]]), pool(weights[1], [[4, 5], [4, 5], []])]
+    torch.testing.assert_close(ebc(kjt).values(), torch.cat(expected, 1))
 
 
 def test_printing_and_names() -> None:

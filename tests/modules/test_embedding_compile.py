@@ -326,3 +326,21 @@ def test_export_of_flat_lengths() -> None:
         with torch.no_grad():
             expected = module(kjt.values(), kjt.lengths())
             torch.testing.assert_close(served(kjt.values(), kjt.lengths()), expected)
+
+
+@compiled_updates
+def test_compiled_updates_outlive_lookups_of_many_other_orders_of_keys() -> None:
+    torch.manual_seed(1)
+    model, twin = (Model(optimizer="sgd", lr=0.1) for _ in range(2))
+    twin.load_state_dict(model.state_dict())
+    compiled = torch.compile(model, fullgraph=True)
+    for seed in range(2):
+        compiled(draw(3, seed)).sum().backward()
+        twin(draw(3, seed)).sum().backward()
+        for number in range(100):
+            other = KeyedJaggedTensor(
+                ["f", "g", f"x{seed}_{number}"], torch.tensor([1]), lengths=torch.tensor([0, 1, 0])
+            )
+            model(other)
+    for weight, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected)

@@ -143,3 +143,56 @@ def test_base_classes_leave_forward_to_others() -> None:
     for base in (FeatureProcessor, FeatureProcessorsCollection):
         with pytest.raises(TypeError, match=r"abstract"):
             base()
+
+
+def test_weights_are_read_as_a_dict_of_parameters() -> None:
+    weights = collection().position_weights
+    expected = nn.ParameterDict({"a": A, "b": B})
+    assert list(weights.keys()) == list(weights) == ["a", "b"]
+    assert [w.tolist() for w in weights.values()] == [A.tolist(), B.tolist()]
+    assert [(k, w.tolist()) for k, w in weights.items()] == [("a", A.tolist()), ("b", B.tolist())]
+    assert all(isinstance(weight, nn.Parameter) for weight in weights.values())
+    assert list(reversed(weights)) == ["b", "a"]
+    assert weights.get("a") is weights["a"]
+    assert weights.get("x") is None
+    assert weights.get("x", 5) == 5
+    assert len(weights) == 2
+    assert "a" in weights
+    names = set(dir(nn.ParameterDict)) - set(dir(nn.Module))
+    assert [name for name in names if not name.startswith("_") and not hasattr(weights, name)] == []
+    assert str(dict(expected.items())) == str(dict(weights))
+
+
+def test_weights_are_changed_as_a_dict_of_parameters() -> None:
+    module = collection()
+    weights, a = module.position_weights, module.position_weights["a"]
+    twin = weights.copy()
+    assert twin is not weights
+    assert twin["a"] is a
+    assert {twin, weights} == {weights, twin}
+    weights["c"] = torch.ones(2)
+    weights.update({"d": nn.Parameter(B)})
+    assert list(module.state_dict()) == [f"position_weights.{name}" for name in "abcd"]
+    assert weights.pop("d").tolist() == B.tolist()
+    assert weights.setdefault("a", B) is a
+    del weights["b"]
+    assert list(dict(weights.named_parameters())) == ["a", "c"]
+    assert list(weights | {"z": B}) == ["a", "c", "z"]
+    assert list({"z": B} | weights) == ["z", "a", "c"]
+    weights |= {"y": B}
+    assert list(weights) == ["a", "c", "y"]
+    assert [w.tolist() for w in weights.fromkeys(["k", "l"], B).values()] == [B.tolist()] * 2
+    assert weights.popitem()[1].tolist() == A.tolist()
+    weights.clear()
+    assert list(module.parameters()) == []
+    assert list(twin) == ["a", "b"]
+    with pytest.raises(ValueError, match="`position_weights` should have names without dots"):
+        weights["a.b"] = B
+    with pytest.raises(TypeError, match="`position_weights` of feature 'a' should be a Tensor"):
+        weights["a"] = [1.0]
+
+
+def test_features_named_as_methods_have_weights() -> None:
+    module = PositionWeightedModuleCollection({"values": 2, "items": 1})
+    assert list(module.state_dict()) == ["position_weights.values", "position_weights.items"]
+    assert [len(weight) for weight in module.position_weights.values()] == [2, 1]

@@ -82,6 +82,54 @@ class TestLazyModuleExtensionMixin:
         assert module.factor.tolist() == [2, 8]
 
 
+class MadeLater(LazyModuleExtensionMixin, nn.Module):
+    """Has no parameter before the first pass, and a part that has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Scale(2)
+
+    def initialize_parameters(self, input: Tensor) -> None:
+        self.factor = nn.Parameter(torch.full((input.shape[-1],), 3.0))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.part(input) * self.factor
+
+
+class TestParametersMadeInTheFirstPass:
+    @pytest.mark.parametrize("around", [lambda m: m, lambda m: Around(m)], ids=["alone", "inside"])
+    def test_apply_before_is_an_error_and_changes_nothing(self, around) -> None:
+        module = MadeLater()
+        with pytest.raises(RuntimeError, match=r"MadeLater makes its parameters .*lazy_apply"):
+            around(module).apply(double_weights)
+        assert module.part.factor.tolist() == [1, 1]
+
+    def test_apply_after(self) -> None:
+        module = MadeLater()
+        assert module(torch.ones(1, 2)).tolist() == [[3, 3]]
+        module.apply(double_weights)
+        assert module(torch.ones(1, 2)).tolist() == [[12, 12]]
+
+    def test_apply_later(self) -> None:
+        module = lazy_apply(MadeLater(), double_weights)
+        assert [module(torch.ones(1, 2)).tolist() for _ in range(2)] == [[[3, 3]], [[12, 12]]]
+
+
+class Around(LazyModuleExtensionMixin, nn.Module):
+    """Holds a lazy module, and was itself initialised."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self(None)
+        self.module = module
+
+    def initialize_parameters(self, input: None) -> None:
+        pass
+
+    def forward(self, input: None) -> None:
+        pass
+
+
 class TestLazyApply:
     @pytest.mark.parametrize(
         "make",

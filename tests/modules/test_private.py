@@ -101,3 +101,11 @@ def test_parameters_of_a_model_whose_gradients_ranks_add_up(tmp_path):
         torch.distributed.destroy_process_group()
     assert [len(params) for params in seen] == [0, 0, 2, 0]
     assert seen[2][0] is layer.weight
+
+
+def test_lazy_modules_await_their_first_pass():
+    module = nn.LazyLinear(2)
+    assert _private.awaits_first_pass(module)
+    module(torch.ones(1, 3))
+    assert not _private.awaits_first_pass(module)
+    assert not _private.awaits_first_pass(nn.Linear(1, 1))

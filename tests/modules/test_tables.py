@@ -12,8 +12,16 @@ import pytest
 import torch
 from torch import nn
 
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+from torchrec import (
+    EmbeddingBagCollection,
+    EmbeddingBagConfig,
+    EmbeddingCollection,
+    EmbeddingConfig,
+    KeyedJaggedTensor,
+)
+from torchrec.ops.embedding import LookupSpec
 
+T = torch.tensor
 KJT = KeyedJaggedTensor.from_lists({"f": [[0], [1, 0]]})
 SIZES = {"t": (10, 4), "u": (6, 2)}
 NAMES = ["embedding_bags.t.weight", "embedding_bags.u.weight"]
@@ -298,3 +306,32 @@ def test_a_weight_that_is_refused_stays_refused() -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match=r"'t' and 't' have one weight"):
             two(KJT)
+
+
+@pytest.mark.parametrize("kind", [EmbeddingBagCollection, EmbeddingCollection])
+def test_lookups_of_ever_new_orders_of_keys_are_not_all_kept(kind):
+    config = EmbeddingBagConfig if kind is EmbeddingBagCollection else EmbeddingConfig
+    module = kind(tables=[config(10, 4, "t", feature_names=["f"], optimizer="sgd", lr=0.5)])
+
+    def look_up(number: int) -> torch.Tensor:
+        keys = [f"x{number}", "f"] if number % 2 else ["f", f"x{number}"]
+        lengths = T([0, 1]) if number % 2 else T([1, 0])
+        output = module(KeyedJaggedTensor(keys, T([number % 10]), lengths=lengths))
+        return output["f"] if kind is EmbeddingBagCollection else output["f"].values()
+
+    def kept() -> int:
+        gc.collect()
+        return sum(type(thing) is LookupSpec for thing in gc.get_objects())
+
+    weight = next(module.parameters())
+    before = kept()
+    for number in [*range(300), *range(5), 299]:  # those at the start were forgotten meanwhile
+        row = weight[number % 10].detach().clone()
+        output = look_up(number)
+        assert torch.equal(output[0], row)
+        output.sum().backward()
+        assert torch.equal(weight[number % 10], row - 0.5)
+    assert kept() - before <= 2 * 64  # a spec, and that of its fused group
+    made = kept()
+    look_up(299)
+    assert kept() == made

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from torchrec.checks import require_integer
+from torchrec.checks import require_integer, require_type
 from torchrec.modules._jagged_index import shifted
 from torchrec.modules._private import assert_later
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 
-class PositionWeights(nn.Module):
+class PositionWeights(nn.Module, MutableMapping[str, Tensor]):
     """Feature -> its weights by position, all 1 at first.
 
     A `torch.nn.ParameterDict` that takes every name: that one refuses features called ``type`` or
-    ``values``, which are attributes of its own.
+    ``values``, which are attributes of its own. It has all of its methods.
 
     Args:
         max_lengths: feature -> number of weights.
@@ -33,16 +33,9 @@ class PositionWeights(nn.Module):
         self, max_lengths: Mapping[str, int], device: torch.device | str | None = None
     ) -> None:
         super().__init__()
+        require_type(max_lengths, "`max_feature_lengths`", Mapping)
         for feature, length in max_lengths.items():
-            if not isinstance(feature, str):
-                raise TypeError(
-                    f"`max_feature_lengths` should have names of features. Received {feature!r}."
-                )
-            if not feature or "." in feature:
-                raise ValueError(
-                    "`max_feature_lengths` should have names without dots, as they name parameters. "
-                    f"Received '{feature}'."
-                )
+            _check_name(feature, "max_feature_lengths")
             weight = new_weight(length, device, f"`max_feature_lengths` of feature '{feature}'")
             self._parameters[feature] = weight
 
@@ -51,11 +44,45 @@ class PositionWeights(nn.Module):
         assert weight is not None
         return weight
 
+    def __setitem__(self, feature: str, weight: Tensor) -> None:
+        _check_name(feature, "position_weights")
+        require_type(weight, f"`position_weights` of feature '{feature}'", Tensor)
+        own = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
+        self._parameters[feature] = own
+
+    def __delitem__(self, feature: str) -> None:
+        del self._parameters[feature]
+
     def __contains__(self, feature: object) -> bool:
         return feature in self._parameters
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parameters)
+
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(self._parameters)
+
+    # Modules are told apart by identity, unlike mappings.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __or__(self, other: Mapping[str, Tensor]) -> PositionWeights:
+        return _joined(self, other)
+
+    def __ror__(self, other: Mapping[str, Tensor]) -> PositionWeights:
+        return _joined(other, self)
+
+    def __ior__(self, other: Mapping[str, Tensor]) -> PositionWeights:
+        self.update(other)
+        return self
+
+    def copy(self) -> PositionWeights:
+        """Return another one of the same parameters."""
+        return _joined(self)
+
+    def fromkeys(self, keys: Iterable[str], default: Tensor) -> PositionWeights:
+        """Return one in which each of some features has the weights ``default``."""
+        return _joined(dict.fromkeys(keys, default))
 
     def __len__(self) -> int:
         return len(self._parameters)
@@ -68,6 +95,23 @@ class PositionWeights(nn.Module):
         """Set every weight to 1."""
         for weight in self.parameters():
             nn.init.ones_(weight)
+
+
+def _joined(*parts: Mapping[str, Tensor]) -> PositionWeights:
+    joined = PositionWeights({})
+    for part in parts:
+        joined.update(part)
+    return joined
+
+
+def _check_name(feature: object, argument: str) -> None:
+    if not isinstance(feature, str):
+        raise TypeError(f"`{argument}` should have names of features. Received {feature!r}.")
+    if not feature or "." in feature:
+        raise ValueError(
+            f"`{argument}` should have names without dots, as they name parameters. "
+            f"Received '{feature}'."
+        )
 
 
 def new_weight(length: int, device: torch.device | str | None, argument: str) -> nn.Parameter:

@@ -16,6 +16,7 @@ from torch._compile import _disable_dynamo as outside_graphs
 
 __all__ = [
     "assert_later",
+    "awaits_first_pass",
     "children_by_name",
     "constant_in_graphs",
     "has_hooks",
@@ -51,6 +52,11 @@ def constant_in_graphs(function: C) -> C:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def awaits_first_pass(module: nn.Module) -> bool:
+    """Say whether a lazy module has still to make its parameters, in its first forward pass."""
+    return hasattr(module, "_initialize_hook")
 
 
 def parameters_by_name(module: nn.Module) -> dict[str, Tensor]:

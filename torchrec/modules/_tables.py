@@ -39,6 +39,8 @@ _POLICY = {
     IdPolicy.CLAMP: PolicyCode.CLAMP,
     IdPolicy.IGNORE: PolicyCode.IGNORE,
 }
+# Orders of keys whose look-ups a collection keeps; of further ones the oldest is made again when it comes.
+_MOST_LOOKUPS = 64
 _TRAINABLE = (DataType.FP32, DataType.FP16, DataType.BF16)
 
 
@@ -135,6 +137,7 @@ class Tables:
         self._joints: list[tuple[JointUpdate, list[int]]] = []
         self._optimizer: EmbeddingFusedOptimizer | None = None
         self._lookups: dict[tuple[Any, ...], tuple[LookupSpec, list[Group]]] = {}
+        self._compiled_lookups: dict[tuple[Any, ...], tuple[LookupSpec, list[Group]]] = {}
         self._version = 0
         self.in_backward = False  # whether any table is updated in the backward pass
         self.bind()
@@ -224,7 +227,7 @@ class Tables:
             install_step_hook()
         self.dtype = _widest([weight.dtype for weight in weights])
         self._optimizer = None
-        self._lookups = {}
+        self._lookups, self._compiled_lookups = {}, {}
         self._version += 1
         self._to_show = []
         self._bound = list(map(id, weights))  # last: what is refused stays refused
@@ -291,6 +294,7 @@ class Tables:
         made_anew: dict[str, Any] = {
             "_optimizer": None,
             "_lookups": {},
+            "_compiled_lookups": {},
             "_bound": [],
             "_joints": [],
             "_shown": [],
@@ -331,14 +335,15 @@ class Tables:
         tables = [self._table_spec(t, trained) for t, trained in enumerate(requires_grad)]
         return LookupSpec(tables, slots, len(keys), column)
 
-    def mode(self, weights: list[Tensor]) -> tuple[int, bool]:
-        """Return what a compiled look-up depends on beside keys, and whether weights are lent."""
-        return self._version, not is_compiling() and _are_lent(weights)
+    def mode(self, weights: list[Tensor]) -> tuple[int, bool, bool]:
+        """Return what a compiled look-up depends on beside keys, whether weights are lent, and whether it is one."""
+        compiling = is_compiling()
+        return self._version, not compiling and _are_lent(weights), compiling
 
     # To torch.compile the result is a constant: it depends on nothing but the arguments.
     @constant_in_graphs
     def lookup(
-        self, keys: tuple[str, ...], requires_grad: tuple[bool, ...], mode: tuple[int, bool]
+        self, keys: tuple[str, ...], requires_grad: tuple[bool, ...], mode: tuple[int, bool, bool]
     ) -> tuple[LookupSpec, list[Group]]:
         """Return the spec for input with these keys, and the groups of tables that get a gradient.
 
@@ -347,14 +352,19 @@ class Tables:
             requires_grad: of each table, all False where no gradient is recorded.
             mode: `mode`; a compiled look-up is compiled anew when it changes.
         """
-        lent = mode[1]
-        found = self._lookups.get((keys, requires_grad, lent))
+        _, lent, compiled = mode
+        lookups = self._compiled_lookups if compiled else self._lookups
+        found = lookups.get((keys, requires_grad, lent))
         if found is None:
             spec = self._make_spec(keys, [r and not lent for r in requires_grad])
             found = spec, self._make_groups(spec, requires_grad, lent)
             # While exporting it is a fake one, and a transform's dies with it: neither may stay.
             if type(spec.tensor) is Tensor and not is_wrapped(spec.tensor):
-                self._lookups[keys, requires_grad, lent] = found
+                # Keys may come in ever new orders. Compiled code finds its groups by number, so these have to stay;
+                # it is the compiler that limits them.
+                if not compiled and len(lookups) >= _MOST_LOOKUPS:
+                    lookups.pop(next(iter(tuple(lookups))), None)
+                lookups[keys, requires_grad, lent] = found
         return found
 
     def _make_groups(

@@ -249,8 +249,8 @@ class EmbeddingBagCollection(
 
         Args:
             features: ids of all features of the tables, and possibly others, in any order of keys.
-                Features with batches of their own are brought to the full batch by their inverse
-                indices.
+                Features with inverse indices, as those with batches of their own need, are brought
+                to the full batch by them.
 
         Returns:
             One embedding a feature (twice looked up: one a table, ``feature@table``) and sample:
@@ -260,7 +260,7 @@ class EmbeddingBagCollection(
             IdOutOfRangeError: for an id that no row stands for, if its table's policy says so.
             ValueError: for a feature that is missing, or weights that are.
         """
-        if features.variable_stride_per_key():
+        if features.variable_stride_per_key() or features.inverse_indices_or_none() is not None:
             features = features.expand_inverse()
         sample_weights = None
         if self._is_weighted:
@@ -343,6 +343,8 @@ class EmbeddingCollection(TableCollection, EmbeddingCollectionInterface, FusedOp
 
         Args:
             features: ids of all features of the tables, and possibly others, in any order of keys.
+                Features with inverse indices are brought to the full batch by them; those with
+                batches of their own and no inverse indices are looked up as they are.
 
         Returns:
             For each feature (twice looked up: for each ``feature@table``) the embeddings of its ids,
@@ -353,6 +355,8 @@ class EmbeddingCollection(TableCollection, EmbeddingCollectionInterface, FusedOp
             IdOutOfRangeError: for an id that no row stands for, if its table's policy says so.
             ValueError: for a feature that is missing.
         """
+        if features.inverse_indices_or_none() is not None:
+            features = features.expand_inverse()
         weights, spec, groups = self._lookup_of(features)
         if not weights:
             return {}

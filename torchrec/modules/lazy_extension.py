@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
+
+from torchrec.modules._private import awaits_first_pass
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -23,7 +25,7 @@ class LazyModuleExtensionMixin(LazyModuleMixin):
 
     A subclass declares ``UninitializedParameter``s, gives them shapes in ``initialize_parameters``,
     which receives the arguments of the first forward call, and may name the class it turns into in
-    ``cls_to_become``.
+    ``cls_to_become``. It may also make its parameters there: then it has none before.
 
     Example:
         >>> import torch
@@ -42,6 +44,12 @@ class LazyModuleExtensionMixin(LazyModuleMixin):
         tensor([2., 5.])
     """
 
+    _loaded = False
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
+        self._loaded = True  # so that all parameters are there, though no pass was run
+
     def apply(self, fn: Callable[[nn.Module], None]) -> nn.Module:
         """Apply ``fn`` to every submodule and to this module, children first.
 
@@ -52,18 +60,25 @@ class LazyModuleExtensionMixin(LazyModuleMixin):
             This module.
 
         Raises:
-            RuntimeError: a parameter or buffer has no size yet. Run a forward pass first, or hand
+            RuntimeError: a parameter or buffer has no size yet, or is not made yet. Run a forward pass first, or hand
                 ``fn`` to ``lazy_apply``, which runs it after that pass.
         """
         module: nn.Module = self  # type: ignore[assignment]
         if any(map(is_lazy, itertools.chain(module.parameters(), module.buffers()))):
-            raise RuntimeError(
-                f"apply() needs an initialised module. {type(self).__name__} has parameters "
-                "without a size: run a forward pass first, or use "
-                "torchrec.modules.lazy_extension.lazy_apply, which applies the function right "
-                "after that pass."
-            )
+            raise _not_ready(module, "has parameters without a size")
+        parts = [part for part in module.modules() if isinstance(part, LazyModuleExtensionMixin)]
+        for part in parts:
+            if awaits_first_pass(part) and not part._loaded:
+                raise _not_ready(part, "makes its parameters in its first forward pass")
         return super().apply(fn)  # type: ignore[misc, no-any-return]
+
+
+def _not_ready(module: nn.Module, why: str) -> RuntimeError:
+    return RuntimeError(
+        f"apply() needs an initialised module. {type(module).__name__} {why}: run a forward pass "
+        "first, or use torchrec.modules.lazy_extension.lazy_apply, which applies the function "
+        "right after that pass."
+    )
 
 
 class _ApplyOnce:

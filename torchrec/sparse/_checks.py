@@ -143,15 +143,6 @@ def _are_strings(keys: list[str]) -> bool:
     return True
 
 
-def require_type(name: str, value: object, kind: type) -> None:
-    """Check the type of an argument."""
-    if not isinstance(value, kind):
-        article = "an" if kind.__name__[0] in "aeiou" else "a"
-        raise TypeError(
-            f"`{name}` should be {article} {kind.__name__}. Received {type(value).__name__}."
-        )
-
-
 def require_all(name: str, values: object, kind: type) -> None:
     """Check the types of what a list holds."""
     if not isinstance(values, list | tuple):

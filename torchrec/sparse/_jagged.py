@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from torchrec.checks import require_type
 from torchrec.ops.jagged import jagged_to_padded, lengths_to_offsets, padded_to_jagged
-from torchrec.sparse._checks import check_jagged, check_same_sizes, require_type
+from torchrec.sparse._checks import check_jagged, check_same_sizes
 from torchrec.sparse._lengths import BagLengths, bound_pairs, set_computed
 from torchrec.sparse._text import jagged_text
 from torchrec.streamable import Pipelineable
@@ -141,10 +142,10 @@ class JaggedTensor(BagLengths, Pipelineable):
             >>> JaggedTensor.from_dense_lengths(padded, torch.tensor([1, 2])).values()
             tensor([5, 7, 1])
         """
-        require_type("values", values, Tensor)
-        require_type("lengths", lengths, Tensor)
+        require_type(values, "`values`", Tensor)
+        require_type(lengths, "`lengths`", Tensor)
         if weights is not None:
-            require_type("weights", weights, Tensor)
+            require_type(weights, "`weights`", Tensor)
         if values.dim() < 2 or lengths.dim() != 1 or lengths.size(0) != values.size(0):
             raise ValueError(
                 "`lengths` should be one for each row of `values`, shaped [B, L, ...]. "
@@ -262,7 +263,7 @@ class JaggedTensor(BagLengths, Pipelineable):
         Raises:
             ValueError: sizes differ.
         """
-        require_type("jt", jt, JaggedTensor)
+        require_type(jt, "`jt`", JaggedTensor)
         pairs = [(self._values, jt._values), *bound_pairs(self, jt)]
         if self._weights is not None and jt._weights is not None:
             pairs.append((self._weights, jt._weights))

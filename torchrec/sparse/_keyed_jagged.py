@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchrec.checks import require_type
 from torchrec.sparse import _exchange, _join, _read, _select
 from torchrec.sparse._bags import Inverse, KeyedBags, Strides
-from torchrec.sparse._checks import require_all, require_type
+from torchrec.sparse._checks import require_all
 from torchrec.sparse._construct import checked_bags
 from torchrec.sparse._jagged import JaggedTensor
 from torchrec.sparse._text import bags_to_lists, keyed_jagged_text
@@ -493,7 +494,7 @@ class KeyedJaggedTensor(Pipelineable):
         Raises:
             ValueError: keys or sizes differ.
         """
-        require_type("kjt", kjt, KeyedJaggedTensor)
+        require_type(kjt, "`kjt`", KeyedJaggedTensor)
         if self.keys() != kjt.keys():
             raise ValueError(f"`kjt` should have the keys {self.keys()}. Received {kjt.keys()}.")
         self._bags.copy_(kjt._bags, non_blocking)

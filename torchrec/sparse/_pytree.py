@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchrec.checks import require_type
 from torchrec.sparse._bags import KeyedBags
-from torchrec.sparse._checks import require_type
 from torchrec.sparse._jagged import JaggedTensor, make_jagged
 from torchrec.sparse._keyed import KeyedTensor, make_keyed_tensor
 from torchrec.sparse._keyed_jagged import KeyedJaggedTensor, bags_of, keyed_jagged
@@ -100,7 +100,7 @@ def _kjt_load(dumped: Sequence[Any]) -> KjtContext:
 
 def _kjt_arrange(kjt: KeyedJaggedTensor, context: KjtContext) -> list[Tensor]:
     """Return the tensors with the keys in the order that a program was traced with."""
-    require_type("input", kjt, KeyedJaggedTensor)
+    require_type(kjt, "`input`", KeyedJaggedTensor)
     keys = kjt.keys()
     if keys != context.keys:
         _require_same("keys", sorted(context.keys), sorted(keys))
@@ -145,7 +145,7 @@ def _jt_load(dumped: Sequence[str]) -> JtContext:
 
 
 def _jt_arrange(jt: JaggedTensor, context: JtContext) -> list[Tensor]:
-    require_type("input", jt, JaggedTensor)
+    require_type(jt, "`input`", JaggedTensor)
     tensors, own = _jt_parts(jt)
     _require_same("tensors", context.others, own.others)
     return _bounded(tensors, jt, context)
@@ -162,7 +162,7 @@ def _kt_join(tensors: Sequence[Any], context: KtContext) -> KeyedTensor:
 
 def _kt_arrange(kt: KeyedTensor, context: KtContext) -> list[Tensor]:
     """Return the values with the keys in the order that a program was traced with."""
-    require_type("input", kt, KeyedTensor)
+    require_type(kt, "`input`", KeyedTensor)
     keys, lengths, key_dim = context
     own = KtContext(kt.keys(), kt.length_per_key(), kt.key_dim())
     if own == context:
