@@ -104,6 +104,30 @@ def test_equals_an_ordinary_optimizer_on_the_sum(use: str, rule: str, applied: b
     }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")  # of torch's Adagrad
+@pytest.mark.parametrize("plain", ["v", "none"])
+@pytest.mark.parametrize("use", ["one look-up", "two look-ups", "penalty", "everything"])
+def test_a_table_may_be_frozen_between_the_passes(use: str, plain: str) -> None:
+    """Or thawed: as with any parameter, a gradient needs both passes."""
+    fused, ordinary = bags(plain, optimizer="adagrad", lr=0.1), bags(plain)
+    optimizer = torch.optim.Adagrad(ordinary.parameters(), lr=0.1)
+    rest = torch.optim.Adagrad(fused.parameters(), lr=0.1)
+    for before, behind in (("", "t"), ("t", "tu"), ("tu", "u"), ("u", "")):
+        for module, step in ((fused, rest), (ordinary, optimizer)):
+            step.zero_grad()
+            for frozen in (before, behind):
+                for name in SIZES:
+                    weight(module, name).requires_grad_(name not in frozen)
+                if frozen is before:
+                    loss = USES[use](module)
+            loss.backward()
+            step.step()
+        for name in SIZES:
+            torch.testing.assert_close(weight(fused, name), weight(ordinary, name))
+    steps = {n: s["step"].item() for n, s in fused.fused_optimizer.state_dict()["state"].items()}
+    assert (steps["embedding_bags.t.weight"], steps["embedding_bags.u.weight"]) == (1, 1)
+
+
 @pytest.mark.parametrize("kind", OptimizerType, ids=lambda kind: kind.value)
 def test_two_lookups_are_one_look_up_of_both(kind: OptimizerType) -> None:
     apart, together = (bags(optimizer=kind, lr=0.1) for _ in range(2))

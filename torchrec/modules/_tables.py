@@ -23,7 +23,7 @@ from torchrec.ops.embedding.updates import RULES
 from torchrec.optim.embedding_optimizer import EmbeddingFusedOptimizer
 from torchrec.optim.joint_update import JointUpdate, LookupUpdater
 from torchrec.optim.owners import owner_of
-from torchrec.optim.step_hook import install_step_hook
+from torchrec.optim.step_hook import install_scaler_check, install_step_hook
 from torchrec.optim.table_update import FusedRule, TableUpdate
 from torchrec.types import DataType, IdPolicy
 
@@ -225,6 +225,8 @@ class Tables:
         self.in_backward = any(update.in_backward for update in self._updates)
         if not all(update.in_backward for update in self._updates):
             install_step_hook()
+        if self.in_backward:
+            install_scaler_check()
         self.dtype = _widest([weight.dtype for weight in weights])
         self._optimizer = None
         self._lookups, self._compiled_lookups = {}, {}

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrec.optim.backward_pass import backward_pass_number
 from torchrec.optim.fusable import optimizer_class_of
-from torchrec.optim.owners import Owner, owner_of, set_owner
+from torchrec.optim.owners import Owner, UpdateTime, owner_of, set_owner
+from torchrec.optim.scaled_steps import scaled_steps
+from torchrec.optim.step_hook import install_scaler_check
 from torchrec.types import OptimizerType
 
 
@@ -111,6 +114,7 @@ class _Stepper(Owner):
         self._param = param
         self._optimizer: torch.optim.Optimizer | None = None
         self._applied: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None
+        self._updated: UpdateTime | None = None
 
     @property
     def in_backward(self) -> bool:
@@ -123,6 +127,14 @@ class _Stepper(Owner):
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
         return self._optimizer
+
+    @property
+    def description(self) -> str:
+        return f"A parameter of shape {tuple(self._param.shape)}"
+
+    @property
+    def updated(self) -> UpdateTime | None:
+        return self._updated
 
     def check(
         self, optimizer_class: type[torch.optim.Optimizer], optimizer_kwargs: Mapping[str, Any]
@@ -139,6 +151,7 @@ class _Stepper(Owner):
         self._param.register_post_accumulate_grad_hook(self._step)
         self._param.requires_grad_(required)
         set_owner(self._param, self)
+        install_scaler_check()
 
     def before_step(self, optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> None:
         """Do nothing: the backward pass has left no gradient to step with."""
@@ -146,4 +159,5 @@ class _Stepper(Owner):
     def _step(self, param: Tensor) -> None:
         if self._optimizer is not None:
             self._optimizer.step()
+        self._updated = scaled_steps.now(backward_pass_number())
         param.grad = None

@@ -28,6 +28,8 @@ from torchrec.ops.embedding import (
 )
 from torchrec.ops.embedding.hyper import LR, STEP
 from torchrec.optim.backward_pass import at_end_of_backward_pass, backward_pass_number
+from torchrec.optim.owners import UpdateTime
+from torchrec.optim.scaled_steps import scaled_steps
 from torchrec.optim.table_update import RowGradients, TableUpdate
 
 
@@ -92,6 +94,7 @@ class PassGradients:
     The pass owns it: if the pass fails, its gradients are gone with it.
     """
 
+    backward_pass: int
     lookups: list[LookupGradient] = field(default_factory=list)
     rows: list[tuple[TableUpdate, RowGradients]] = field(default_factory=list)
 
@@ -106,12 +109,16 @@ class JointUpdate(Updater):
         hyper: float64, a row a table, for the kernels: a cache of what the updates say. Only the
             step counts live in it, as the kernels advance them.
         states: of all tables, one behind the other.
+        updated: when the last update was, with the pass whose gradients were the last in it.
     """
 
     def __init__(self, updates: list[TableUpdate]) -> None:
         self.updates = updates
         self.hyper = new_hyper(len(updates))
         self.states: list[Tensor] = []
+        self._weights: list[Tensor] = []
+        self.updated: UpdateTime | None = None
+        self._arrived = -1  # number of the backward pass that gradients came from last
         self._stale = self._stale_rates = True
         self._passes: dict[int, ref[PassGradients]] = {}
         self._rows_spec: LookupSpec | None = None
@@ -123,6 +130,7 @@ class JointUpdate(Updater):
         """Bring the states of the tables to where their weights are."""
         for update in self.updates:
             update.place()
+        self._weights = [update.weight for update in self.updates]
         self.states = [state for update in self.updates for state in update.states.values()]
         self._rows_spec = None
 
@@ -144,7 +152,7 @@ class JointUpdate(Updater):
             # Passes nest (reentrant checkpoints); those that are over or have failed are forgotten.
             if len(self._passes) > 8:
                 self._passes = {n: r for n, r in self._passes.items() if r() is not None}
-            brought = PassGradients()
+            brought = PassGradients(number)
             self._passes[number] = ref(brought)
             at_end_of_backward_pass(partial(self.finish, brought))
         return brought
@@ -157,17 +165,28 @@ class JointUpdate(Updater):
             brought: the gradients.
         """
         lookups = brought.lookups
-        alone = len(lookups) == 1 and not brought.rows
+        alone = len(lookups) == 1 and not brought.rows and not self._frozen_since(lookups[0])
         if alone and not any(update.waiting or update.collecting for update in self.updates):
             self._write_hyper()
+            self.updated = scaled_steps.now(brought.backward_pass)
             lookups[0].apply(self)
             return
+        self._arrived = brought.backward_pass
         # All of it first: where one look-up fails, no other may wait for the next pass.
         looked_up = [zip(self.updates, lookup.rows(), strict=True) for lookup in lookups]
         for update, rows in [*chain.from_iterable(looked_up), *brought.rows]:
-            if rows is not None:
+            if rows is not None and update.weight.requires_grad:
                 update.waiting.append(rows)
         self.apply_waiting([update for update in self.updates if not update.collecting])
+
+    def _frozen_since(self, lookup: LookupGradient) -> bool:
+        """Whether a table takes no gradient any more that did take one when it was looked up."""
+        if all(weight.requires_grad for weight in self._weights):
+            return False
+        return any(
+            table.optimizer is not None and not weight.requires_grad
+            for table, weight in zip(lookup.spec.tables, self._weights, strict=True)
+        )
 
     def apply_waiting(self, updates: list[TableUpdate]) -> None:
         """Update tables with the gradients that wait for them; those of one row are summed.
@@ -192,6 +211,7 @@ class JointUpdate(Updater):
         starts = [sum(counts[:t]) for t in range(len(counts))]
         weights = [update.weight for update in self.updates]
         self._write_hyper()
+        self.updated = scaled_steps.now(self._arrived)
         with torch.no_grad():
             super().update_sequences(
                 grads, weights, self._spec_of_rows(), Ids(torch.cat(rows), starts, counts)

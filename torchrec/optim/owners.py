@@ -5,10 +5,22 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class UpdateTime(NamedTuple):
+    """When a backward pass has updated a parameter.
+
+    Attributes:
+        step: how many steps optimizers had taken.
+        backward_pass: number of the pass.
+    """
+
+    step: int
+    backward_pass: int
 
 
 class Owner(ABC):
@@ -45,6 +57,16 @@ class Owner(ABC):
     ) -> None:
         """Update the parameter in the backward pass from now on, as this optimizer would."""
 
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """What the parameter is, for errors."""
+
+    @property
+    @abstractmethod
+    def updated(self) -> UpdateTime | None:
+        """When a backward pass last updated the parameter; None: none has."""
+
     @abstractmethod
     def before_step(self, optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> None:
         """Do what is to be done before an optimizer steps that holds the parameter in ``group``."""
@@ -74,6 +96,12 @@ def owner_of(param: Tensor) -> Owner | None:
     if entry is None or entry[0]() is not param:
         return None
     return entry[1]()
+
+
+def all_owners() -> list[Owner]:
+    """Return who there is that trains parameters otherwise, each once, in the order of the parameters."""
+    owners = (owner() for _, owner in list(_owners.values()))
+    return list(dict.fromkeys(owner for owner in owners if owner is not None))
 
 
 def set_owner(param: Tensor, owner: Owner | None) -> None:

@@ -1,10 +1,10 @@
 """Lets the owners of parameters act before an optimizer steps that somebody else made.
 
-Two things depend on who steps: a table without a learning rate of its own takes that of the optimizer that its
-parameter was given to, and evicted rows have state in all optimizers that have stepped with them. PyTorch tells a
+Three things depend on who steps: a table without a learning rate of its own takes that of the optimizer that its
+parameter was given to; evicted rows have state in all optimizers that have stepped with them; and where a gradient
+scaler steps, the backward pass has updated fused tables with gradients that nobody has unscaled. PyTorch tells a
 parameter nothing about the optimizers that hold it, and an optimizer made by others can only be met through the hook
-that PyTorch has for all of them. The hook itself keeps nothing: it asks the owner of each parameter of the optimizer
-that steps.
+that PyTorch has for all of them. The hooks themselves keep nothing: they ask the owners of the parameters.
 """
 
 from __future__ import annotations
@@ -16,12 +16,23 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from torchrec.optim.owners import owner_of
+from torchrec.optim.scaled_steps import scaled_steps
 
 
 @cache
 def install_step_hook() -> None:
     """Have the owners of parameters asked before every step of every optimizer from now on."""
     register_optimizer_step_pre_hook(_before_step)
+
+
+@cache
+def install_scaler_check() -> None:
+    """Have steps refused from now on that a gradient scaler takes for updates in the backward pass."""
+    register_optimizer_step_pre_hook(_check_scaler)
+
+
+def _check_scaler(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    scaled_steps.check(optimizer)
 
 
 def _before_step(

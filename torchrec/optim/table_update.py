@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrec.ops.embedding.updates import RULES, Hyper
 from torchrec.optim._private import pass_on_torchs_optimizer_in_backward, row_gradients
 from torchrec.optim.fusable import fused_rule
-from torchrec.optim.owners import Owner, owner_of, set_owner
+from torchrec.optim.owners import Owner, UpdateTime, owner_of, set_owner
 from torchrec.types import OptimizerType
 
 # States of optimizers that do not start at 0, and the hyper-parameter that says where.
@@ -60,6 +60,8 @@ class _Collection(Protocol):
 
 class _Applier(Protocol):
     """What a table needs of those that it is updated together with; see `JointUpdate`."""
+
+    updated: UpdateTime | None
 
     def hyper_changed(self, only_rate: bool) -> None: ...
 
@@ -320,6 +322,18 @@ class TableUpdate(Owner):
     def optimizer(self) -> None:
         """None: the ``fused_optimizer`` of the collection shows what updates its tables."""
         return
+
+    @property
+    def description(self) -> str:
+        """The table by its name."""
+        return f"Table '{self.table}'"
+
+    @property
+    def updated(self) -> UpdateTime | None:
+        """When a backward pass last updated the table, or those that it is updated together with."""
+        if self.joint is None or not self.in_backward or not self.weight.requires_grad:
+            return None
+        return self.joint.updated
 
     def check(
         self, optimizer_class: type[torch.optim.Optimizer], optimizer_kwargs: Mapping[str, Any]
