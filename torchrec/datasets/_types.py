@@ -104,22 +104,14 @@ def conform(table: pa.Table, types: dict[str, pa.DataType], path: str) -> pa.Tab
                 raise ValueError(
                     f"Values of column '{name}' in '{path}' should fit {type}. Received: {error}"
                 ) from error
-        if _holds_text(type):
-            try:
-                _check_text(column)
-            except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-                raise ValueError(
-                    f"Text of column '{name}' in '{path}' should be UTF-8. Received other bytes."
-                ) from error
+        try:
+            _check_text(column)
+        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"Text of column '{name}' in '{path}' should be UTF-8. Received other bytes."
+            ) from error
         columns.append(column)
     return pa.Table.from_arrays(columns, schema=pa.schema(list(types.items())))
-
-
-def _holds_text(type: pa.DataType) -> bool:
-    """Say whether the values of a type that is delivered, or those in its lists, are text."""
-    while pa.types.is_dictionary(type) or pa.types.is_list(type):
-        type = type.value_type
-    return bool(pa.types.is_string(type))
 
 
 def _cast(column: pa.ChunkedArray, type: pa.DataType) -> pa.ChunkedArray:
@@ -135,7 +127,12 @@ def _cast(column: pa.ChunkedArray, type: pa.DataType) -> pa.ChunkedArray:
 
 
 def _check_text(column: pa.ChunkedArray) -> None:
-    checked = None
+    """Raise where the values of a column, or those in its lists, should be text and are no UTF-8."""
+    type, checked = column.type, None
+    while pa.types.is_dictionary(type) or pa.types.is_list(type):
+        type = type.value_type
+    if not pa.types.is_string(type):
+        return
     for chunk in column.chunks:
         if pa.types.is_dictionary(chunk.type):
             if chunk.dictionary is not checked:

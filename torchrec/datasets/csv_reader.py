@@ -178,7 +178,9 @@ class CsvReader:
         try:
             table = self._convert(number, block, types | dict.fromkeys(integers, pa.string()))
             for name in integers:
-                self._refuse_leading_zero(number, block, table.column(name), name)
+                row = _leading_zero(table.column(name))
+                if row is not None:
+                    raise self._with_zeros(number, block, table.column(name)[row], row, name)
             try:
                 return conform(table, types, "") if types else table.combine_chunks()
             except ValueError:  # in words that do not say where
@@ -204,17 +206,15 @@ class CsvReader:
             ),
         )
 
-    def _refuse_leading_zero(
-        self, number: int, block: Block, text: pa.ChunkedArray, name: str
-    ) -> None:
-        row = _leading_zero(text)
-        if row is None:
-            return
+    def _with_zeros(
+        self, number: int, block: Block, value: pa.Scalar, row: int, name: str
+    ) -> MisfitError:
+        """Return the error to raise for an integer with leading zeros."""
         wider: dict[str, TextType] = {name: "string"}
-        raise MisfitError(
+        return MisfitError(
             f"'{self.files[number].path}', line {self._line(block, row + 1)}, column '{name}', should "
             "hold integers without leading zeros, as the first lines do: strings would keep the "
-            f"zeros, and integers leave them out. Received '{text[row]}'.",
+            f"zeros, and integers leave them out. Received '{value}'.",
             wider,
             {"types": f"{{{name}: string}}"},
         )
@@ -278,7 +278,7 @@ class CsvReader:
                 for name, type in self._types_of(number, block).items():
                     if pa.types.is_null(types.get(name, pa.null())):
                         types[name] = type
-                known = not any(pa.types.is_null(type) for type in types.values())
+                known = not any(map(pa.types.is_null, types.values()))
                 if block.rows and (known or block.byte > _INFERENCE_BLOCKS * CHUNK_BYTES):
                     return types
             if types:
@@ -293,7 +293,11 @@ class CsvReader:
             return {}
         schema = self._parse(number, block, {}).schema
         types = {field.name: field.type for field in schema}
-        doubtful = [name for name, type in types.items() if _is_doubtful(type)]
+        doubtful = [
+            name
+            for name, type in types.items()
+            if pa.types.is_float64(type) or pa.types.is_integer(type) or pa.types.is_binary(type)
+        ]
         if not doubtful:
             return types
         text = self._parse(number, block, dict.fromkeys(doubtful, pa.string()))
@@ -304,10 +308,6 @@ class CsvReader:
             if pa.types.is_integer(types[name]) and _leading_zero(column) is not None:
                 types[name] = pa.string()
         return types
-
-
-def _is_doubtful(type: pa.DataType) -> bool:
-    return bool(pa.types.is_float64(type) or pa.types.is_integer(type) or pa.types.is_binary(type))
 
 
 def _large_integers(text: pa.ChunkedArray) -> pa.DataType | None:

@@ -129,13 +129,14 @@ class TableSource:
     @property
     def rows(self) -> int | None:
         """Number of rows that reading gives; None where only reading tells: of text, or if rows are dropped."""
-        from torchrec.datasets.parquet_reader import ParquetReader
-
-        if not isinstance(self._reader, ParquetReader) or self.drop is not None:
+        rows = self._reader.rows
+        if rows is None or self.drop is not None:
             return None
         if self.split is None:
-            return self._reader.rows
-        if not isinstance(self.split, FractionSplit):
+            return rows
+        from torchrec.datasets.parquet_reader import ParquetReader
+
+        if not (isinstance(self.split, FractionSplit) and isinstance(self._reader, ParquetReader)):
             return None
         return sum(
             self.split.count(self.files[group.file].name, group.first_row, group.rows)
@@ -148,7 +149,7 @@ class TableSource:
         if rows is not None:
             return rows > 0
         if self.drop is None and isinstance(self.split, FractionSplit):  # of text: by number alone
-            for chunk in self.chunks([], Reading()):
+            for chunk in self._reader.chunks([], Reading(), ChunkStart()):
                 if self.split.count(self.files[chunk.file].name, chunk.first_row, chunk.rows):
                     return True
             return False

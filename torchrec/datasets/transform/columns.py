@@ -87,7 +87,10 @@ def stored(type: pa.DataType) -> pa.DataType:
 
 def _is_text(type: pa.DataType) -> bool:
     return bool(
-        pt.is_string(type) or pt.is_large_string(type) or pt.is_binary(type) or _is_wide(type)
+        pt.is_string(type)
+        or pt.is_large_string(type)
+        or pt.is_binary(type)
+        or pt.is_large_binary(type)
     )
 
 

@@ -103,11 +103,12 @@ class DenseColumn:
         """Settle the scale."""
         require_values(self.source, moments.count)
         # A constant column becomes 0, and is then left in its unit: nothing is known of its spread.
-        mean = moments.least if moments.is_constant else moments.mean
+        constant = moments.is_constant
+        mean = moments.least if constant else moments.mean
         if not self.feature.standardise:
             self.scale = Scale(self._fill(mean))
             return
-        deviation = 1.0 if moments.is_constant else moments.deviation
+        deviation = 1.0 if constant else moments.deviation
         self.scale = Scale(self._fill(mean), mean, deviation)
         if abs(self.scale.fill - mean) > LARGEST * deviation:
             raise self._unfit_fill()

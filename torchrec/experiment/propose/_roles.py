@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timezone
+from functools import lru_cache
+from operator import itemgetter
 
 import numpy as np
 import pyarrow as pa
@@ -111,6 +113,7 @@ _EARLIEST = datetime(1990, 1, 1, tzinfo=timezone.utc).timestamp()
 _LATEST = datetime(2050, 1, 1, tzinfo=timezone.utc).timestamp()
 
 
+@lru_cache(1024)
 def words_of(name: str) -> frozenset[str]:
     """Return the words of a column's name, lower case.
 
@@ -118,7 +121,7 @@ def words_of(name: str) -> frozenset[str]:
         >>> sorted(words_of("lastClicked_itemIDs2"))
         ['clicked', 'ids', 'item', 'last']
     """
-    return frozenset(word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+s?(?![a-z])", name))
+    return frozenset(map(str.lower, re.findall(r"[A-Z]?[a-z]+|[A-Z]+s?(?![a-z])", name)))
 
 
 def table_name(feature: str) -> str:
@@ -292,7 +295,7 @@ def gives_away(values: pa.ChunkedArray, label: Array) -> bool:
     table = pa.table({"value": values, "label": label}).filter(pa.array(known))
     if pt.is_floating(values.type) or pt.is_integer(values.type):
         ranges = table.group_by("label").aggregate([("value", "min"), ("value", "max")]).to_pylist()
-        low, high = sorted(ranges, key=lambda one: one["value_min"])
+        low, high = sorted(ranges, key=itemgetter("value_min"))
         if low["value_max"] < high["value_min"]:
             return True
     if pt.is_nested(values.type):

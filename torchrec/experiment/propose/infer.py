@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 
+import numpy as np
 import pyarrow as pa
 
 from torchrec.checks import did_you_mean
@@ -19,6 +21,7 @@ from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
 from torchrec.datasets.headers import looks_like_data
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.text_types import MisfitError
+from torchrec.datasets.transform.columns import Array
 from torchrec.datasets.transform.labels import Label
 from torchrec.experiment._messages import listed
 from torchrec.experiment.propose._decide import ColumnProposal, decide, left_out
@@ -60,7 +63,7 @@ class Inference:
     positives: float
     types: dict[str, TextType] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def features(self) -> dict[str, AnyFeature]:
         """The proposed features, by name: that of the column, without dots."""
         given = {column.name for column in self.columns}
@@ -161,20 +164,25 @@ def infer_features(
     types: dict[str, TextType] = {}
     while True:
         try:
-            inference = _infer(source.retyped(types), label, drop, max_rows)
+            inference = _infer(source, label, drop, max_rows, types)
             for other in others:
                 _read(other.retyped(types), max_rows)
-            ordered = {name: types[name] for name in source.schema.names if name in types}
-            return replace(inference, types=ordered)
+            return inference
         except MisfitError as misfit:  # noqa: PERF203
             if not misfit.wider:
                 raise
             types |= misfit.wider
 
 
-def _infer(source: TableSource, label: str, drop: str | None, max_rows: int) -> Inference:
-    """Propose features with the types that the columns have."""
-    reader = Label(label)
+def _infer(
+    source: TableSource,
+    label: str,
+    drop: str | None,
+    max_rows: int,
+    types: dict[str, TextType],
+) -> Inference:
+    """Propose features, where some columns of text have other types than their first lines show."""
+    source, reader = source.retyped(types), Label(label)
     read_by = dict.fromkeys(reader.columns, "the label is made from it")
     if drop is not None:
         for name in sorted(parse_expression(drop).columns):
@@ -188,7 +196,7 @@ def _infer(source: TableSource, label: str, drop: str | None, max_rows: int) -> 
     labels = _Labels(reader)
     sample, tables = _sample(labels.observe(_first(max_rows, source.scan())))
     counted = _count(source.schema, sample, tables)
-    sampled = reader.read(sample)
+    sampled = np.concatenate(labels.sample)[:_SAMPLE]
     columns = [
         left_out(one, read_by[one.name])
         if one.name in read_by
@@ -197,7 +205,8 @@ def _infer(source: TableSource, label: str, drop: str | None, max_rows: int) -> 
     ]
     columns = share_tables(columns, counted)
     complete = labels.rows < max_rows or labels.rows == source.rows
-    inference = Inference(label, drop, columns, labels.rows, complete, labels.share)
+    ordered = {name: types[name] for name in source.schema.names if name in types}
+    inference = Inference(label, drop, columns, labels.rows, complete, labels.share, ordered)
     if not inference.features:
         reasons = "; ".join(f"'{column.name}': {column.reason}" for column in columns)
         raise ValueError(
@@ -214,16 +223,20 @@ def _read(source: TableSource, max_rows: int) -> None:
 
 
 class _Labels:
-    """Counts the labels of tables that pass by."""
+    """Counts the labels of tables that pass by, and keeps those of the sample."""
 
     def __init__(self, label: Label) -> None:
         self._label = label
         self._positives = 0.0
         self.rows = 0
+        self.sample: list[Array] = []
 
     def observe(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         for table in tables:
-            self._positives += float(self._label.read(table).sum())
+            labels = self._label.read(table)
+            if self.rows < _SAMPLE:
+                self.sample.append(labels)
+            self._positives += float(labels.sum())
             self.rows += table.num_rows
             yield table
 
@@ -260,9 +273,11 @@ def _first(rows: int, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 def _sample(tables: Iterator[pa.Table]) -> tuple[pa.Table, Iterator[pa.Table]]:
     """Return the first rows as one table, and all rows."""
     first: list[pa.Table] = []
+    rows = 0
     for table in tables:
         first.append(table)
-        if sum(one.num_rows for one in first) >= _SAMPLE:
+        rows += table.num_rows
+        if rows >= _SAMPLE:
             break
     if not first:
         raise ValueError("The data should have rows. Received none.")
