@@ -31,23 +31,27 @@ def is_proxy(value: object) -> TypeGuard[Proxy]:
     return isinstance(value, Proxy)
 
 
-def proxies_in(*values: object) -> Iterator[Proxy]:
-    """Yield the proxies among values, and in the lists, tuples and dictionaries among these.
+def holds_proxy(*values: object) -> bool:
+    """Say whether there is a proxy among values, or in the lists, tuples and dictionaries among these.
 
     Args:
         *values: arguments of a call.
 
     Example:
-        >>> list(proxies_in([1, 2], {"a": None}))
-        []
+        >>> holds_proxy([1, 2], {"a": None})
+        False
     """
+    return next(_proxies_in(*values), None) is not None
+
+
+def _proxies_in(*values: object) -> Iterator[Proxy]:
     for value in values:
         if isinstance(value, Proxy):
             yield value
         elif isinstance(value, list | tuple):
-            yield from proxies_in(*value)
+            yield from _proxies_in(*value)
         elif isinstance(value, dict):
-            yield from proxies_in(*value.values())
+            yield from _proxies_in(*value.values())
 
 
 class LeafModule:
@@ -88,7 +92,7 @@ class LeafModule:
             The proxy of the result.
         """
         assert isinstance(self, nn.Module)
-        tracer: Any = next(proxies_in(*args)).tracer
+        tracer: Any = next(_proxies_in(*args)).tracer
         # Of the module that is traced itself the path is empty, which no graph can call.
         path = tracer.path_of_module(self) or "leaf"
         return tracer.create_proxy("call_module", path, args, {})

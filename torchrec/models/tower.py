@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
+from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.models._pooled import check_columns
 from torchrec.modules.mlp import Perceptron
 from torchrec.modules.sizes import checked_size
@@ -79,11 +80,14 @@ class Tower(nn.Module):
         return logits
 
 
-class _BatchNorm(nn.BatchNorm1d):
+class _BatchNorm(LeafModule, nn.BatchNorm1d):
     """Batch normalisation that takes batches of one sample, such as the rest of an epoch."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise; by the running statistics where the batch has none."""
+        if is_proxy(input):
+            traced: Tensor = self.recorded(input)
+            return traced
         if self.training and input.size(0) == 1:
             return functional.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from torchrec.fx.proxies import proxies_in
+from torchrec.fx.proxies import holds_proxy
 
 
 class DeepFM(nn.Module):
@@ -138,7 +138,7 @@ torch.fx.wrap("_sum_of_pairs")
 
 def _check(embeddings: Sequence[Tensor]) -> bool:
     """Check that the embeddings are of one batch size, and return whether that cannot be seen: a tracer is at work."""
-    if next(proxies_in(embeddings), None) is not None:
+    if holds_proxy(embeddings):
         return True
     if isinstance(embeddings, Tensor) or not len(embeddings):
         received = "a tensor" if isinstance(embeddings, Tensor) else "none"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.errors import IdOutOfRangeError
+from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules._table_collection import TableCollection
 from torchrec.modules._tables import (
     check_tables,
@@ -184,7 +185,7 @@ def _make_embedding(config: EmbeddingConfig, device: torch.device) -> nn.Module:
 
 
 class EmbeddingBagCollection(
-    TableCollection, EmbeddingBagCollectionInterface, FusedOptimizerModule
+    LeafModule, TableCollection, EmbeddingBagCollectionInterface, FusedOptimizerModule
 ):
     """Several embedding tables; the embeddings of each bag of ids are pooled into one.
 
@@ -260,6 +261,9 @@ class EmbeddingBagCollection(
             IdOutOfRangeError: for an id that no row stands for, if its table's policy says so.
             ValueError: for a feature that is missing, or weights that are.
         """
+        if is_proxy(features):
+            traced: KeyedTensor = self.recorded(features)
+            return traced
         if features.variable_stride_per_key() or features.inverse_indices_or_none() is not None:
             features = features.expand_inverse()
         sample_weights = None
@@ -287,7 +291,9 @@ class EmbeddingBagCollection(
         return self._is_weighted
 
 
-class EmbeddingCollection(TableCollection, EmbeddingCollectionInterface, FusedOptimizerModule):
+class EmbeddingCollection(
+    LeafModule, TableCollection, EmbeddingCollectionInterface, FusedOptimizerModule
+):
     """Several embedding tables; each id gives one embedding, as sequence models want them.
 
     All tables are looked up in one call. The weights are ordinary parameters,
@@ -355,6 +361,9 @@ class EmbeddingCollection(TableCollection, EmbeddingCollectionInterface, FusedOp
             IdOutOfRangeError: for an id that no row stands for, if its table's policy says so.
             ValueError: for a feature that is missing.
         """
+        if is_proxy(features):
+            traced: dict[str, JaggedTensor] = self.recorded(features)
+            return traced
         if features.inverse_indices_or_none() is not None:
             features = features.expand_inverse()
         weights, spec, groups = self._lookup_of(features)

@@ -8,6 +8,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from torchrec.fx.proxies import LeafModule, holds_proxy, is_proxy
 from torchrec.modules._jagged_index import positions
 from torchrec.modules._position_weights import (
     PositionWeights,
@@ -50,7 +51,7 @@ class BaseGroupedFeatureProcessor(nn.Module, abc.ABC):
         """
 
 
-class PositionWeightedModule(BaseFeatureProcessor):
+class PositionWeightedModule(LeafModule, BaseFeatureProcessor):
     """Gives each id of some features the learned weight of its position in its bag.
 
     Id number p of a bag of feature f gets ``w[f][p]``, a parameter named ``position_weights.<f>``.
@@ -89,6 +90,9 @@ class PositionWeightedModule(BaseFeatureProcessor):
                 ``max_feature_lengths``. A graph that was compiled, and an accelerator, raise a
                 RuntimeError for the latter.
         """
+        if holds_proxy(features):
+            traced: dict[str, JaggedTensor] = self.recorded(features)
+            return traced
         _check_present(self.position_weights, features)
         weighted = {}
         for name in self.position_weights:
@@ -100,7 +104,7 @@ class PositionWeightedModule(BaseFeatureProcessor):
         return position_weighted_module_update_features(features, weighted)
 
 
-class PositionWeightedProcessor(BaseGroupedFeatureProcessor):
+class PositionWeightedProcessor(LeafModule, BaseGroupedFeatureProcessor):
     """Takes some features of a batch, and gives each id the learned weight of its position.
 
     Id number p of a bag of feature f gets ``w[f][p]``, a parameter named ``position_weights.<f>``.
@@ -159,6 +163,9 @@ class PositionWeightedProcessor(BaseGroupedFeatureProcessor):
                 ``max_feature_lengths``. A graph that was compiled, and an accelerator, raise a
                 RuntimeError for the latter.
         """
+        if is_proxy(features):
+            traced: KeyedJaggedTensor = self.recorded(features)
+            return traced
         keys = features.keys()
         own = [k for k, key in enumerate(keys) if key in self.position_weights]
         if not own:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules._position_weights import (
     PositionWeights,
     new_weight,
@@ -52,7 +53,7 @@ class FeatureProcessorsCollection(nn.Module, abc.ABC):
         """
 
 
-class PositionWeightedModule(FeatureProcessor):
+class PositionWeightedModule(LeafModule, FeatureProcessor):
     """Gives each id of a feature the learned weight of its position in its bag.
 
     Id number p of a bag gets weight ``w[p]``; a weighted look-up then computes
@@ -96,11 +97,14 @@ class PositionWeightedModule(FeatureProcessor):
             ValueError: for a bag longer than ``max_feature_length``. A graph that was compiled, and
                 an accelerator, raise a RuntimeError.
         """
+        if is_proxy(features):
+            traced: JaggedTensor = self.recorded(features)
+            return traced
         weights = weights_of_jagged(features, self.position_weight)
         return JaggedTensor(features.values(), weights, features.lengths(), features.offsets())
 
 
-class PositionWeightedModuleCollection(FeatureProcessorsCollection, CopyMixIn):
+class PositionWeightedModuleCollection(LeafModule, FeatureProcessorsCollection, CopyMixIn):
     """Gives each id of a batch the learned weight of its feature and position, in one gather.
 
     Id number p of a bag of feature f gets ``w[f][p]``, a parameter named ``position_weights.<f>``.
@@ -164,6 +168,9 @@ class PositionWeightedModuleCollection(FeatureProcessorsCollection, CopyMixIn):
             ValueError: for a bag longer than its ``max_feature_lengths``, named with its feature.
                 A graph that was compiled, and an accelerator, raise a RuntimeError.
         """
+        if is_proxy(features):
+            traced: KeyedJaggedTensor = self.recorded(features)
+            return traced
         weights = self.position_weights.of(features.keys())
         return features.with_weights(weights_of_keyed(features, weights))
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules.collection import TableStore
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.feature_processor_ import FeatureProcessor, FeatureProcessorsCollection
@@ -70,7 +71,7 @@ def _processed(key: str, processor: nn.Module, feature: JaggedTensor) -> Tensor:
     return weights
 
 
-class FeatureProcessorDictWrapper(FeatureProcessorsCollection):
+class FeatureProcessorDictWrapper(LeafModule, FeatureProcessorsCollection):
     """One feature processor a feature, as a collection; see `apply_feature_processors_to_kjt`.
 
     Args:
@@ -95,10 +96,13 @@ class FeatureProcessorDictWrapper(FeatureProcessorsCollection):
         Args:
             features: ids by feature.
         """
+        if is_proxy(features):
+            traced: KeyedJaggedTensor = self.recorded(features)
+            return traced
         return apply_feature_processors_to_kjt(features, self._feature_processors)
 
 
-class FeatureProcessedEmbeddingBagCollection(nn.Module):
+class FeatureProcessedEmbeddingBagCollection(LeafModule, nn.Module):
     """Embedding bags whose ids are weighted by feature processors first.
 
     Args:
@@ -173,6 +177,9 @@ class FeatureProcessedEmbeddingBagCollection(nn.Module):
         Raises:
             ValueError: for a feature that is missing, or what a processor raises one for.
         """
+        if is_proxy(features):
+            traced: KeyedTensor = self.recorded(features)
+            return traced
         if isinstance(self._feature_processors, nn.ModuleDict):
             features = apply_feature_processors_to_kjt(features, self._feature_processors)
         else:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules._private import children_by_name
 from torchrec.modules.collection import TableStore
 from torchrec.modules.embedding_configs import (
@@ -163,7 +164,7 @@ def _weights_loaded(fused: _FusedCollection, _: object) -> None:
 
 
 class FusedEmbeddingBagCollection(
-    _FusedCollection, EmbeddingBagCollectionInterface, FusedOptimizerModule
+    LeafModule, _FusedCollection, EmbeddingBagCollectionInterface, FusedOptimizerModule
 ):
     """An `EmbeddingBagCollection` whose tables are all updated in the backward pass by one optimizer.
 
@@ -212,6 +213,9 @@ class FusedEmbeddingBagCollection(
         Args:
             features: ids by feature.
         """
+        if is_proxy(features):
+            traced: KeyedTensor = self.recorded(features)
+            return traced
         return self._collection.forward(features)
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
@@ -224,7 +228,7 @@ class FusedEmbeddingBagCollection(
 
 
 class FusedEmbeddingCollection(
-    _FusedCollection, EmbeddingCollectionInterface, FusedOptimizerModule
+    LeafModule, _FusedCollection, EmbeddingCollectionInterface, FusedOptimizerModule
 ):
     """An `EmbeddingCollection` whose tables are all updated in the backward pass by one optimizer.
 
@@ -272,6 +276,9 @@ class FusedEmbeddingCollection(
         Args:
             features: ids by feature.
         """
+        if is_proxy(features):
+            traced: dict[str, JaggedTensor] = self.recorded(features)
+            return traced
         return self._collection.forward(features)
 
     def embedding_configs(self) -> list[EmbeddingConfig]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules._jagged_index import shifted
 from torchrec.modules._pool_rows import check_ids, check_size, last_of_each
 from torchrec.modules.object_pool import ObjectPool
@@ -16,7 +17,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 __all__ = ["KeyedJaggedTensorPool"]
 
 
-class KeyedJaggedTensorPool(ObjectPool[KeyedJaggedTensor]):
+class KeyedJaggedTensorPool(LeafModule, ObjectPool[KeyedJaggedTensor]):
     """Samples of jagged features in numbered places: one bag a feature each, of bounded length.
 
     All bags are empty at first. A sample is a row of ``values``, the bags of its features one right
@@ -110,6 +111,9 @@ class KeyedJaggedTensorPool(ObjectPool[KeyedJaggedTensor]):
         Raises:
             IndexError: for an id that the pool does not have.
         """
+        if is_proxy(ids):
+            traced: KeyedJaggedTensor = self.recorded(ids)
+            return traced
         check_ids(ids, self.pool_size)
         lengths = self.key_lengths.index_select(0, ids).T.reshape(-1)
         offsets = lengths_to_offsets(lengths)

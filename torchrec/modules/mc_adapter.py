@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules.collection import TableStore
 from torchrec.modules.embedding_configs import (
     BaseEmbeddingConfig,
@@ -54,7 +55,7 @@ def _maps(
     return ManagedCollisionCollection(modules, tables)
 
 
-class McEmbeddingCollectionAdapter(nn.Module):
+class McEmbeddingCollectionAdapter(LeafModule, nn.Module):
     """An `EmbeddingCollection` for ids without bounds, from the configurations of its tables.
 
     Each table has a map of as many rows as it has itself, with a `DistanceLFU_EvictionPolicy`.
@@ -102,6 +103,9 @@ class McEmbeddingCollectionAdapter(nn.Module):
         Args:
             input: ids of all features of the tables.
         """
+        if is_proxy(input):
+            traced: dict[str, JaggedTensor] = self.recorded(input)
+            return traced
         embeddings, _ = self.mc_embedding_collection(input)
         assert isinstance(embeddings, dict)
         return embeddings
@@ -128,7 +132,7 @@ class McEmbeddingCollectionAdapter(nn.Module):
         return self.mc_embedding_collection.parameters()
 
 
-class McEmbeddingBagCollectionAdapter(nn.Module):
+class McEmbeddingBagCollectionAdapter(LeafModule, nn.Module):
     """An `EmbeddingBagCollection` for ids without bounds, from the configurations of its tables.
 
     Each table has a map of as many rows as it has itself, with a `DistanceLFU_EvictionPolicy`.
@@ -176,6 +180,9 @@ class McEmbeddingBagCollectionAdapter(nn.Module):
         Args:
             input_kjt: ids of all features of the tables.
         """
+        if is_proxy(input_kjt):
+            traced: KeyedTensor = self.recorded(input_kjt)
+            return traced
         pooled, _ = self.mc_embedding_bag_collection(input_kjt)
         assert isinstance(pooled, KeyedTensor)
         return pooled

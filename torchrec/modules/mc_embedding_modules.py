@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules._private import outside_graphs
 from torchrec.modules._table_collection import TableCollection
 from torchrec.modules.collection import Collection, TableStore
@@ -130,7 +131,10 @@ def _check_same_tables(
         )
 
 
-class BaseManagedCollisionEmbeddingCollection(nn.Module):
+Output = tuple[KeyedTensor | dict[str, JaggedTensor], KeyedJaggedTensor | None]
+
+
+class BaseManagedCollisionEmbeddingCollection(LeafModule, nn.Module):
     """A collection of tables, and maps that give their rows to ids without bounds.
 
     A row that changes hands starts as a new one: its weights, its waiting gradient and its optimizer
@@ -181,9 +185,7 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module):
         self._load_reports: dict[str, LoadReport] = {}
         self._saved_rows: dict[str, int] = {}
 
-    def forward(
-        self, features: KeyedJaggedTensor, mutate_miss_lengths: bool = True
-    ) -> tuple[KeyedTensor | dict[str, JaggedTensor], KeyedJaggedTensor | None]:
+    def forward(self, features: KeyedJaggedTensor, mutate_miss_lengths: bool = True) -> Output:
         """Map ids to rows, reset the rows that changed hands, and look up.
 
         Args:
@@ -194,6 +196,9 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module):
             What the collection of tables returns; and the features with rows in place of ids, if
             asked for, else None.
         """
+        if is_proxy(features):
+            traced: Output = self.recorded(features, mutate_miss_lengths)
+            return traced
         mapped = self._mapped_outside if is_compiling() else self._mapped
         rows = mapped(features, mutate_miss_lengths)
         embeddings = self._embedding_module(rows)

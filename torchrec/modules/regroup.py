@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from torchrec.fx.proxies import LeafModule, holds_proxy
 from torchrec.modules.embedding_configs import data_type_to_dtype
 from torchrec.ops.permute import regroup
 from torchrec.sparse.jagged_tensor import KeyedTensor, regroup_kts
@@ -16,7 +17,7 @@ __all__ = ["KTRegroupAsDict", "PermuteMultiEmbedding", "module_init"]
 _COLUMNS = 6
 
 
-class PermuteMultiEmbedding(nn.Module):
+class PermuteMultiEmbedding(LeafModule, nn.Module):
     """Joins columns of several matrices in new groups, in one call, as `init_tensors` said.
 
     Args:
@@ -107,12 +108,15 @@ class PermuteMultiEmbedding(nn.Module):
         Raises:
             RuntimeError: before `init_tensors`.
         """
+        if holds_proxy(values):
+            traced: list[Tensor] = self.recorded(values)
+            return traced
         if self._pieces is None:
             raise RuntimeError("`init_tensors` should be called before the module is.")
         return regroup(values, self._pieces, self._counts)
 
 
-class KTRegroupAsDict(nn.Module, CacheMixin):
+class KTRegroupAsDict(LeafModule, nn.Module, CacheMixin):
     """Joins the embeddings of each group of keys, whichever KeyedTensor they are in, in one call.
 
     The result is that of ``KeyedTensor.regroup_as_dict``. Which columns go where is read from the
@@ -173,6 +177,9 @@ class KTRegroupAsDict(nn.Module, CacheMixin):
             KeyError: a key is in none of them.
             ValueError: a key is in several of them, or there are none.
         """
+        if holds_proxy(keyed_tensors):
+            traced: dict[str, Tensor] = self.recorded(keyed_tensors)
+            return traced
         if self._dtype is not None:
             values = self.embedding_cast([kt.values() for kt in keyed_tensors])
             keyed_tensors = [

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules._pool_rows import check_ids, check_size, last_of_each
 from torchrec.modules.object_pool import ObjectPool
 
 __all__ = ["TensorPool"]
 
 
-class TensorPool(ObjectPool[Tensor]):
+class TensorPool(LeafModule, ObjectPool[Tensor]):
     """Vectors of one length in numbered places: values to be looked up that are not trained.
 
     All are 0 at first. They are part of the state under the name ``_pool``.
@@ -97,6 +98,9 @@ class TensorPool(ObjectPool[Tensor]):
             IndexError: for an id that the pool does not have. A graph that was compiled, and an
                 accelerator, raise a RuntimeError.
         """
+        if is_proxy(ids):
+            traced: Tensor = self.recorded(ids)
+            return traced
         check_ids(ids, self.pool_size)
         return self._pool.index_select(0, ids)
 

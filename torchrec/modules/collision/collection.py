@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules._private import outside_graphs
 from torchrec.modules.collision.interface import JaggedDict, ManagedCollisionModule
 from torchrec.modules.collision.module import MCHManagedCollisionModule
@@ -70,7 +71,7 @@ class _Group(NamedTuple):
     keys: list[str]
 
 
-class ManagedCollisionCollection(nn.Module):
+class ManagedCollisionCollection(LeafModule, nn.Module):
     """Maps the ids of each table's features to rows of the table.
 
     Tables whose features come from the same ids may share a map: give both the same module. A
@@ -168,6 +169,9 @@ class ManagedCollisionCollection(nn.Module):
             ValueError: for a feature that is missing.
             TypeError: for ids that are not integers.
         """
+        if is_proxy(features):
+            traced: KeyedJaggedTensor = self.recorded(features, mutate_miss_lengths)
+            return traced
         mapped = self._forward_outside if is_compiling() else self._forward
         return mapped(features, mutate_miss_lengths)
 

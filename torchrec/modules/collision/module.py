@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchrec.fx.proxies import LeafModule, holds_proxy
 from torchrec.modules._recomputation import is_recomputation, may_be_recomputed
 from torchrec.modules.collision.changed_rows import ChangedRows, FirstPasses, random_states
 from torchrec.modules.collision.features import ids_of, require_count, split_values, with_values
@@ -39,7 +40,7 @@ HashFunction = Callable[[Tensor, int], Tensor]
 _BUILT_IN = (LFU_EvictionPolicy, LRU_EvictionPolicy, DistanceLFU_EvictionPolicy)
 
 
-class MCHManagedCollisionModule(ManagedCollisionModule):
+class MCHManagedCollisionModule(LeafModule, ManagedCollisionModule):
     """Gives the rows of a table to the ids that a policy chooses, and takes them back.
 
     Any int64 is an id. The first ``zch_size - 1`` rows are each held by one id. All other ids share
@@ -249,6 +250,9 @@ class MCHManagedCollisionModule(ManagedCollisionModule):
         Raises:
             TypeError: for ids that are not integers.
         """
+        if holds_proxy(features):
+            traced: JaggedDict = self.recorded(features, mutate_miss_lengths)
+            return traced
         features = self.preprocess(features)
         if not self.training:
             return self.remap(features)
