@@ -96,3 +96,18 @@ class LeafModule:
         # Of the module that is traced itself the path is empty, which no graph can call.
         path = tracer.path_of_module(self) or "leaf"
         return tracer.create_proxy("call_module", path, args, {})
+
+    def recorded_with(self, args: Proxy, kwargs: object) -> Any:
+        """Record the call of this module, if it is traced itself and its ``forward`` takes ``*args`` and ``**kwargs``.
+
+        Args:
+            args: what ``torch.fx`` has in the place of all of ``*args``.
+            kwargs: likewise.
+        """
+        tracer: Any = args.tracer
+        this = tracer.create_proxy("get_attr", "leaf", (), {})
+        return tracer.create_proxy("call_function", _called, (this, args, kwargs), {})
+
+
+def _called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return module(*args, **kwargs)

@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from torchrec.fx.proxies import is_proxy
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 
@@ -37,7 +38,7 @@ def loss_and_predictions(predictions: Tensor, label: Tensor) -> tuple[Tensor, Te
         ValueError: there is not one label a sample.
     """
     logits = predictions.squeeze(-1)
-    if label.shape != logits.shape:
+    if not is_proxy(label) and label.shape != logits.shape:
         raise ValueError(
             f"`label` should have shape ({logits.size(0)},). Received {tuple(label.shape)}."
         )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules.embedding_modules import (
     EmbeddingBagCollectionInterface,
     EmbeddingCollectionInterface,
@@ -46,7 +47,7 @@ def tower_input_params(module: nn.Module) -> tuple[bool, bool]:
     return True, True
 
 
-class EmbeddingTower(nn.Module):
+class EmbeddingTower(LeafModule, nn.Module):
     """An embedding module and the interaction module that takes its output.
 
     ``forward(*args) = interaction_module(embedding_module(*args))``. That they belong together lets
@@ -89,7 +90,11 @@ class EmbeddingTower(nn.Module):
             *args: what the embedding module takes.
             **kwargs: likewise.
         """
-        output: Tensor = self.interaction(self.embedding(*args, **kwargs))
+        output: Tensor
+        if is_proxy(args):
+            output = self.recorded_with(args, kwargs)
+        else:
+            output = self.interaction(self.embedding(*args, **kwargs))
         return output
 
 

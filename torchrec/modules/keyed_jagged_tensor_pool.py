@@ -127,6 +127,14 @@ class KeyedJaggedTensorPool(LeafModule, ObjectPool[KeyedJaggedTensor]):
             offsets,
         )
 
+    def forward(self, ids: Tensor) -> KeyedJaggedTensor:
+        """Read samples, see `lookup`.
+
+        Args:
+            ids: their places.
+        """
+        return self.lookup(ids)
+
     def update(self, ids: Tensor, values: KeyedJaggedTensor) -> None:
         """Write samples.
 

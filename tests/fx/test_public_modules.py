@@ -1,0 +1,108 @@
+"""Every public module of the package, traced: no module can be left out."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import torchrec.fx
+import torchrec.models
+import torchrec.modules
+from tests.fx.dense_samples import DENSE, Sample
+from tests.fx.sparse_samples import SPARSE
+
+# PyTorch's own tracing warns of its own insides.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SAMPLES = DENSE | SPARSE
+each_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
+each_tracer = pytest.mark.parametrize(
+    "trace", [torch.fx.symbolic_trace, torchrec.fx.symbolic_trace], ids=["torch", "torchrec"]
+)
+
+
+def public_modules() -> Iterator[type[nn.Module]]:
+    """Yield the classes of modules in public files that can be called."""
+    for package in (torchrec.modules, torchrec.models):
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if any(part.startswith("_") for part in found.name.split(".")):
+                continue
+            for name, cls in vars(importlib.import_module(found.name)).items():
+                if (
+                    inspect.isclass(cls)
+                    and issubclass(cls, nn.Module)
+                    and cls.__module__ == found.name
+                    and not name.startswith("_")
+                    and not inspect.isabstract(cls)
+                    and cls.forward is not nn.Module.forward
+                ):
+                    yield cls
+
+
+def test_every_public_module_is_here() -> None:
+    sampled = {type(sample.make()) for sample in SAMPLES.values()}
+    missing = [f"{c.__module__}.{c.__name__}" for c in public_modules() if c not in sampled]
+    assert not missing, "give each a sample in tests/fx"
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def train_step(run: Callable[..., Any], inputs: tuple[Any, ...]) -> list[Tensor]:
+    """Run forward and backward, and return the outputs."""
+    torch.manual_seed(7)
+    outputs = tensors_of(run(*inputs))
+    trained = [output for output in outputs if output.requires_grad]
+    if trained:
+        sum(output.square().sum() for output in trained).backward()
+    return [output.detach() for output in outputs]
+
+
+def assert_same_state(module: nn.Module, twin: nn.Module) -> None:
+    """Compare weights, buffers, and gradients."""
+    torch.testing.assert_close(module.state_dict(), twin.state_dict())
+    for mine, theirs in zip(module.parameters(), twin.parameters(), strict=True):
+        assert (mine.grad is None) is (theirs.grad is None)
+        if mine.grad is not None:
+            torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def assert_same(traced: nn.Module, module: nn.Module, sample: Sample) -> None:
+    """Train what was traced beside a copy of the module, at several batch sizes."""
+    twin = copy.deepcopy(module)
+    for batch in (2, 9, 6):
+        inputs = sample.inputs(batch)
+        expected = train_step(twin, copy.deepcopy(inputs))
+        torch.testing.assert_close(train_step(traced, inputs), expected)
+        assert_same_state(module, twin)
+
+
+@each_sample
+@each_tracer
+def test_traced(sample, trace) -> None:
+    module = sample.make()
+    traced = trace(module)
+    traced.graph.lint()
+    assert_same(traced, module, sample)
+
+
+@pytest.mark.parametrize("sample", SPARSE.values(), ids=SPARSE)
+def test_copies_of_what_was_traced_go_their_own_way(sample) -> None:
+    module = sample.make()
+    traced = torch.fx.symbolic_trace(module)
+    before = copy.deepcopy(module.state_dict())
+    other = copy.deepcopy(traced)
+    inputs = sample.inputs(4)
+    expected = train_step(copy.deepcopy(module), copy.deepcopy(inputs))
+    torch.testing.assert_close(train_step(other, inputs), expected)
+    torch.testing.assert_close(module.state_dict(), before)
