@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from torchrec.files import (
     open_to_others,
     parse_json,
     read_index,
+    read_json,
     remove_folder,
     write_file,
     write_folder,
@@ -330,6 +333,7 @@ def test_damage_names_file_and_reason(
     [
         ("[]", "it should be a JSON object, and is list"),
         ("{", "Expecting property name"),
+        ("[" * 100_000, "it should be nested at most 100 deep"),
         ('{"format": true, "files": {}}', "it should say its format and list the files"),
         ('{"format": 2}', "it should say its format and list the files"),
         ('{"format": 2, "files": {}}', "it has no checksum"),
@@ -377,3 +381,21 @@ def test_a_checksum_is_of_values_not_of_their_layout() -> None:
 def test_tensors_that_do_not_fit_are_an_error_of_the_system(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         write_tensors(tmp_path / "missing" / "weights", {"w": torch.ones(2)})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"a": ' * 100_000, "[" * 101 + "]" * 101, '{"a": ' * 101 + "1" + "}" * 101],
+    ids=["lists", "objects", "closed lists", "closed objects"],
+)
+def test_json_without_end(text: str) -> None:
+    for read in (read_json, parse_json):
+        began = time.process_time()
+        with pytest.raises(ValueError, match=r"it should be nested at most 100 deep"):
+            read(text)
+        assert time.process_time() - began < 0.5
+
+
+def test_json_of_some_depth() -> None:
+    assert read_json("[" * 100 + "]" * 100) == json.loads("[" * 100 + "]" * 100)
+    assert read_json(b'{"a": [{"b": 1.5}]}') == {"a": [{"b": 1.5}]}

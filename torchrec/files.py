@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,7 @@ INDEX = "index.json"
 """Where `write_folder` lists what is in a folder, unless it is told otherwise."""
 
 _CHECKSUM = "checksum"
+_DEEPEST = 100  # levels of JSON, beyond which Python's stack may end
 _CHUNK = 1 << 20
 # What lies beside a folder while it is written, replaced or removed.
 _WRITING, _FORMER, _REMOVED = "writing", "former", "removed"
@@ -363,6 +364,29 @@ def parse_json(text: str | bytes) -> dict[str, Json]:
     return _parse(text)[0]
 
 
+def read_json(text: str | bytes) -> Any:
+    """Return what a JSON text says, however hostile it is.
+
+    Raises:
+        ValueError: it is no JSON, or is nested more deeply than anything that we write.
+
+    Example:
+        >>> read_json('{"step": [1, 2]}')
+        {'step': [1, 2]}
+        >>> read_json("[" * 100_000)
+        Traceback (most recent call last):
+        ValueError: it should be nested at most 100 deep
+    """
+    too_deep = f"it should be nested at most {_DEEPEST} deep"
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    if _is_deeper(content, _DEEPEST):
+        raise ValueError(too_deep)
+    return content
+
+
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
     """Write a file of safetensors.
 
@@ -433,7 +457,7 @@ def _remove(path: Path) -> None:
 
 def _parse(text: str | bytes) -> tuple[dict[str, Json], bool]:
     """Return the object in a JSON text, and whether it had a checksum, which it then agrees with."""
-    content = json.loads(text)
+    content = read_json(text)
     if not isinstance(content, dict):
         raise ValueError(f"it should be a JSON object, and is {type(content).__name__}")
     if _CHECKSUM not in content:
@@ -442,6 +466,13 @@ def _parse(text: str | bytes) -> tuple[dict[str, Json], bool]:
     if written != received:
         raise ValueError(f"its content has checksum {received} instead of {written}")
     return content, True
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    inner = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(inner, list):
+        return False
+    return levels == 0 or any(_is_deeper(one, levels - 1) for one in inner)
 
 
 def _checksum(content: Mapping[str, Json]) -> str:

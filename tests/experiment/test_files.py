@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import re
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,13 +14,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrec.experiment._yaml import parse_yaml, write_inline, write_yaml
+from torchrec.experiment._yaml import parse_yaml, write_inline, write_key, write_yaml
 from torchrec.experiment.files import check_columns, dump_experiment, load_experiment
 from torchrec.experiment.schema import Experiment
 
 pytestmark = pytest.mark.once
 
 MINIMAL = "data: {train: clicks.parquet, label: click}\n"
+
+BOMB = ["a: &a [x,x,x,x,x,x,x,x,x]"]
+BOMB += [f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]" for a, b in itertools.pairwise("abcdefghij")]
+MERGES = ["a: &a {x: 1}"]
+MERGES += [
+    f"{b}: &{b} {{<<: [{','.join([f'*{a}'] * 9)}]}}" for a, b in itertools.pairwise("abcdefghij")
+]
 
 
 @pytest.fixture
@@ -87,9 +97,7 @@ def test_aliases_are_read_but_do_not_multiply_without_end(file: Path) -> None:
         "b": [1, 2],
         "c": {"d": 3, "e": [1, 2]},
     }
-    lines = ["a: &a [x,x,x,x,x,x,x,x,x]"]
-    lines += [f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]" for a, b in itertools.pairwise("abcdefghij")]
-    message = failure(file, MINIMAL + "\n".join(lines))
+    message = failure(file, MINIMAL + "\n".join(BOMB))
     assert "line 8: `&` and `*` should not make more than 1,000,000 values" in message
 
 
@@ -123,15 +131,84 @@ def test_words_there_and_back(word: str) -> None:
         ("a: !!set {x, y}", "line 1: plain data is all that is read. Received a tag that begins"),
         ("a: !!binary aGk=", "line 1: plain data is all that is read. Received a tag that begins"),
         ("a: !!timestamp 2001-01-01", "line 1: plain data is all that is read. Received a tag"),
-        ("a: " + "[" * 5000, "it is nested more deeply than can be read"),
+        ("a: !!int x", "line 1: `!!int` should stand before one. Received 'x'"),
+        ("a: !!bool [true]", "line 1: plain data is all that is read. Received a tag"),
+        ("!!map [a]: b", "line 1: plain data is all that is read. Received a tag"),
+        ("a: !mine b", "line 1: plain data is all that is read. Received a tag"),
+        ("a: 1\nb: !!omap [x: 1]", "line 2: plain data is all that is read. Received a tag"),
+        ("!!binary aGk=: 3", "line 1: plain data is all that is read. Received a tag"),
+        ("a: &x 1\nb: &x 2", "line 2: `&x` stands there twice"),
+        ("a: &x {<<: *x}", "line 1: `&` and `*` should not make a value that holds itself"),
+        ("a: {<<: 3}", "line 1: `<<` should be followed by sections"),
+        ("a: 1\n---\nb: 2", "line 2: one document is all that is read. Received a second one"),
+        ("a: " + "9" * 5000, "line 1: an integer should have at most 400 digits. Received 5,000"),
+        ("a: 1e999", "line 1: a number should be at most 1.8e308, or .inf"),
+        ('a: "\\ud800"', "line 1: an escape of half a character should stand before the other"),
+        ('a: 1\nb: "\\U00110000"', "line 2: an escape should be one of a character"),
+        ("a: %b", "line 1: text that begins with `%` should stand in quotes"),
+        ("a: [1,,2]", "line 1: a value should stand before `,`"),
+        ("a: [1", "line 1: expected ',' or ']', but nothing follows"),
+        ("a: 'b", "line 1: a quote should be closed"),
+        ("a: 1\n b: 2", "line 2: a line should have one key"),
+        ("a:\n  b: 1\n c: 2", "line 3: lines of one section should begin in the same column"),
+        ("a: - b", "line 1: `- ` should begin a line"),
+        ("&a &b c", "line 1: what stands here does not belong to what stands before it"),
         ("a: 1\nb: &b [*b]", "line 2: `&` and `*` should not make a value that holds itself"),
-        ("a: b: c", "line 1: mapping values are not allowed here"),
+        ("a: b: c", "line 1: a line should have one key and `: `; text with `: ` stands in quotes"),
         ("? [1]\n: 2", "line 1: a key should be a word"),
-        ("a: \x07", "line 1: special characters are not allowed"),
+        ("a: \x07", "line 1: control characters should be escapes in double quotes"),
     ],
 )
 def test_no_yaml(file: Path, text: str, message: str) -> None:
     assert failure(file, text).startswith(f"experiment.yaml, {message}")
+
+
+CHAIN = ["a0: &a0 [x]", *(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 300))]
+LONG = f"a: &a '{'x' * 20_000}'\nb: [{','.join(['*a'] * 80)}]"
+LONGER = f"{LONG}\nc: &c [{','.join(['*a'] * 40)}]\nd: [{','.join(['*c'] * 40)}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\n".join(BOMB), "line 7: `&` and `*` should not make more than 1,000,000 values"),
+        ("\n".join(MERGES), "line 7: `&` and `*` should not make more than 1,000,000 values"),
+        ("\n".join(CHAIN), "line 100: values should be nested at most 100 deep"),
+        (LONGER, "line 4: `&` and `*` should not make more than 1,000,000 values"),
+        ("a: " + "[" * 400_000, "line 1: values should be nested at most 100 deep"),
+        ("a: " + "{a: " * 20_000, "line 1: values should be nested at most 100 deep"),
+        ("a: " + "[" * 300 + "]" * 300, "line 1: values should be nested at most 100 deep"),
+        ("- " * 20_000 + "a", "line 1: values should be nested at most 100 deep"),
+        ("? " * 20_000 + "a", "line 1: values should be nested at most 100 deep"),
+        ("".join(" " * n + "a:\n" for n in range(500)), "line 100: values should be nested at"),
+        ("[" + ",".join("x" * 500_000) + "]", "line 1: a line should have at most 500,000"),
+        ("a: 1\nb: " + "x" * 1_000_000, "line 2: a line should have at most 500,000 characters"),
+        ("a: 0x" + "f" * 400_000, "line 1: an integer should have at most 400 digits"),
+    ],
+    ids=["aliases", "merges", "chain", "texts", "lists", "mappings", "closed", "block", "keys",
+         "indented", "list on a line", "text on a line", "digits"],
+)  # fmt: skip
+def test_files_that_are_made_to_hurt(text: str, message: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_yaml(text)
+    assert time.process_time() - began < 0.5  # a tenth, on a machine that does nothing else
+
+
+def test_what_is_large_but_honest() -> None:
+    assert len(parse_yaml(LONG)["b"]) == 80
+    assert parse_yaml("[" * 90 + "]" * 90) is not None
+    assert parse_yaml("a: " + "x" * 100_000) == {"a": "x" * 100_000}
+    assert parse_yaml("a: " + "9" * 300) == {"a": int("9" * 300)}
+    assert parse_yaml("!!map {a: !!str 3, b: !!int 4, c: !!float 5, d: ! x, e: !!seq [<<]}") == {
+        "a": "3", "b": 4, "c": 5.0, "d": "x", "e": ["<<"]
+    }  # fmt: skip
+
+
+def test_characters_beyond_16_bits_may_be_written_as_json_does() -> None:
+    assert parse_yaml(json.dumps({"user 🙂": ["🙃"]})) == {"user 🙂": ["🙃"]}
+    name = "line\nbreak 🙂"
+    assert parse_yaml(f"{write_key(name)}: 1") == {name: 1}
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import torch
 
 from torchrec.datasets.parquet_writer import ParquetWriter
+from torchrec.files import read_json
 from torchrec.metrics import BinaryMetrics
 
 LABEL = "click"
@@ -241,7 +242,10 @@ def read_limits(path: str | os.PathLike[str]) -> Limits | None:
     """
     metadata = pq.read_metadata(path).metadata or {}
     text = metadata.get(_METADATA_KEY.encode())
-    return None if text is None else Limits(**json.loads(text))
+    try:
+        return None if text is None else Limits(**read_json(text))
+    except (ValueError, TypeError):  # the key is another's, too
+        return None
 
 
 def _parts(rows: int, output: Path, valid: float, test: float) -> dict[Path, tuple[int, int]]:

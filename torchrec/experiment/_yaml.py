@@ -9,16 +9,24 @@ written. Nothing but plain data is ever constructed.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Hashable
 
 import yaml
 
-_MOST_VALUES = 1_000_000  # of a file, with its aliases written out
-_NULL, _BOOL, _INT, _FLOAT = (
-    f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float")
-)
+# Of a file, with its aliases written out. PyYAML reads about 100,000 values a second.
+_MOST_VALUES = 1_000_000
+_TEXT = 32  # so many characters of a text count as a value
+_DEEPEST = 100
+_TOO_DEEP = f"values should be nested at most {_DEEPEST} deep"
+_LONGEST_LINE = 500_000
+_MOST_DIGITS = 400  # of an integer; the largest number that is none has 309
+
+_PREFIX = "tag:yaml.org,2002:"
+_NULL, _BOOL, _INT, _FLOAT = (f"{_PREFIX}{name}" for name in ("null", "bool", "int", "float"))
+_STR, _SEQ, _MAP, _MERGE = (f"{_PREFIX}{name}" for name in ("str", "seq", "map", "merge"))
 _RESOLVERS = (
     (_NULL, re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
     (_BOOL, re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
@@ -31,20 +39,81 @@ _RESOLVERS = (
         ),
         list("-+.0123456789"),
     ),
-    ("tag:yaml.org,2002:merge", re.compile(r"<<$"), ["<"]),
+    (_MERGE, re.compile(r"<<$"), ["<"]),
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_FORMS = {tag: pattern for tag, pattern, _ in _RESOLVERS} | {_STR: re.compile("")}
 
 
 class _Loader(yaml.SafeLoader):
     """Reads the scalars above; its own table of resolvers, so PyYAML's stay as they are."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
 
     def get_single_data(self) -> object:
         """Return what the document says, after a look at what it comes to."""
         node = self.get_single_node()
         if node is None:
             return None
-        _check_extent(node, {})
+        _measure(node, {})
         return self.construct_document(node)
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        """Take a bracket in. The scanner runs ahead, and each takes it longer than the one before."""
+        if self.flow_level >= _DEEPEST:
+            raise _error(_TOO_DEEP, self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Return the next value, checked before anything inside of it is read."""
+        self._depth += 1
+        if self._depth > _DEEPEST:  # before Python's stack ends
+            raise _error(_TOO_DEEP, self.get_mark())
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if node is not None:
+            _check_tag(node)
+        if isinstance(node, yaml.ScalarNode) and _SURROGATE.search(node.value):
+            node.value = _joined(node)
+        return node
+
+
+def _error(what: str, mark: yaml.error.Mark | None) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, what, mark)
+
+
+def _check_tag(node: yaml.Node) -> None:
+    """Refuse a value whose tag asks for other than what stands there, or for no plain data.
+
+    Sets, bytes, dates and objects are what tags can ask for as well.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        form = _FORMS.get(node.tag)
+        if form is not None and not form.match(node.value):
+            name = node.tag.removeprefix(_PREFIX)
+            raise _error(
+                f"`!!{name}` should stand before one. Received {node.value!r}", node.start_mark
+            )
+        plain = form is not None
+    else:
+        plain = node.tag == (_MAP if isinstance(node, yaml.MappingNode) else _SEQ)
+    if not plain:
+        raise _error(
+            "plain data is all that is read. Received a tag that begins with `!`", node.start_mark
+        )
+
+
+def _joined(node: yaml.ScalarNode) -> str:
+    """Return text with characters for pairs of surrogates, as which JSON writes what is beyond 16 bits."""
+    try:
+        joined: str = node.value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        raise _error(
+            "an escape of half a character should stand before the other half", node.start_mark
+        ) from None
+    return joined
 
 
 class _Dumper(yaml.SafeDumper):
@@ -66,13 +135,9 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, object]:
     own: dict[str, yaml.Node] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
-            raise yaml.constructor.ConstructorError(
-                None, None, "a key should be a word", key.start_mark
-            )
-        if key.value in own and key.tag != "tag:yaml.org,2002:merge":
-            raise yaml.constructor.ConstructorError(
-                None, None, f"`{key.value}` stands there twice", key.start_mark
-            )
+            raise _error("a key should be a word", key.start_mark)
+        if key.value in own and key.tag != _MERGE:
+            raise _error(f"`{key.value}` stands there twice", key.start_mark)
         own[key.value] = key
     loader.flatten_mapping(node)
     return {key.value: loader.construct_object(value, deep=True) for key, value in node.value}
@@ -80,6 +145,9 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, object]:
 
 def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
     text = node.value.replace("_", "")
+    if len(text) > _MOST_DIGITS:
+        what = f"an integer should have at most {_MOST_DIGITS} digits. Received {len(text):,}"
+        raise _error(what, node.start_mark)
     return int(text, 16) if text.startswith("0x") else int(text)
 
 
@@ -87,15 +155,16 @@ def _float(loader: _Loader, node: yaml.ScalarNode) -> float | int:
     """Construct a number; `1e6` is the whole number it looks like."""
     text = node.value.replace("_", "").lower()
     value = float(re.sub(r"\.(?=inf|nan)", "", text))
+    if math.isinf(value) and "inf" not in text:
+        raise _error("a number should be at most 1.8e308, or .inf", node.start_mark)
     return int(value) if "." not in text and value.is_integer() else value
 
 
-# Sets, bytes and dates, which tags can ask for, are no plain data: only these are made.
 _Loader.yaml_constructors = {
-    tag: yaml.SafeLoader.yaml_constructors[tag]
-    for tag in (_NULL, _BOOL, "tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", None)
+    tag: yaml.SafeLoader.yaml_constructors[_STR if tag == _MERGE else tag]  # `<<` as a value
+    for tag in (_NULL, _BOOL, _STR, _SEQ, _MERGE)
 }
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_constructor(_MAP, _mapping)
 _Loader.add_constructor(_INT, _int)
 _Loader.add_constructor(_FLOAT, _float)
 
@@ -113,55 +182,95 @@ def parse_yaml(text: str) -> object:
         >>> parse_yaml("{learning_rate: 1e-3, label: no, rows: 1e6}")
         {'learning_rate': 0.001, 'label': 'no', 'rows': 1000000}
     """
+    for number, line in enumerate(text.splitlines(), start=1):
+        if len(line) > _LONGEST_LINE:
+            raise ValueError(
+                f"line {number}: a line should have at most {_LONGEST_LINE:,} characters. "
+                f"Received {len(line):,}"
+            )
     try:
-        return yaml.load(text, Loader=_Loader)
-    except RecursionError:
-        raise ValueError("it is nested more deeply than can be read") from None
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        before = text.count("\n", 0, error.position)
+        raise ValueError(f"line {before + 1}: {_reason(error.reason)}") from None
+    try:
+        return loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark else ""
-        raise ValueError(f"{where}{_reason(error)}") from None
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise ValueError(f"line {line}: {error.reason}") from None
+        raise ValueError(f"{where}{_reason(error.problem or '', error.context or '')}") from None
+    except (ValueError, OverflowError):  # of `chr`, in the scanner
+        raise ValueError(
+            f"line {loader.line + 1}: an escape should be one of a character"
+        ) from None
 
 
-def _check_extent(node: yaml.Node, extents: dict[int, int]) -> int:
-    """Return how many values a node comes to where its aliases are written out.
+def _measure(node: yaml.Node, sizes: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Return how many values a node comes to where its aliases are written out, and how deep.
 
     Aliases of aliases multiply: a few hundred bytes can stand for more values than memory holds.
 
     Args:
         node: as composed, where what has several aliases is one node.
-        extents: of nodes that have been seen; 0 for one that is being looked at.
+        sizes: of nodes that have been seen; (0, 0) for one that is being looked at.
 
     Raises:
-        ConstructorError: they are too many, or the node holds itself.
+        ConstructorError: they are too many or too deep, or the node holds itself.
     """
-    found = extents.get(id(node))
+    found = sizes.get(id(node))
     if found is None:
-        extents[id(node)] = 0
-        children = node.value if isinstance(node, yaml.CollectionNode) else []
-        if isinstance(node, yaml.MappingNode):
-            children = [child for pair in children for child in pair]
-        found = extents[id(node)] = 1 + sum(_check_extent(child, extents) for child in children)
-    if not 0 < found <= _MOST_VALUES:
-        what = f"more than {_MOST_VALUES:,} values" if found else "a value that holds itself"
-        raise yaml.constructor.ConstructorError(
-            None, None, f"`&` and `*` should not make {what}", node.start_mark
+        sizes[id(node)] = 0, 0
+        if isinstance(node, yaml.ScalarNode):
+            inner, values = [], 1 + len(node.value) // _TEXT
+        else:
+            pairs = isinstance(node, yaml.MappingNode)
+            children = [child for pair in node.value for child in pair] if pairs else node.value
+            inner, values = [_measure(child, sizes) for child in children], 1
+        found = sizes[id(node)] = (
+            values + sum(size for size, _ in inner),
+            1 + max((depth for _, depth in inner), default=0),
         )
+    if found[0] == 0:
+        raise _error("`&` and `*` should not make a value that holds itself", node.start_mark)
+    if found[0] > _MOST_VALUES:
+        raise _error(
+            f"`&` and `*` should not make more than {_MOST_VALUES:,} values", node.start_mark
+        )
+    if found[1] > _DEEPEST:
+        raise _error(_TOO_DEEP, node.start_mark)
     return found
 
 
-def _reason(error: yaml.MarkedYAMLError) -> str:
-    problem = " ".join((error.problem or error.context or "not YAML").split())
-    if r"'\t'" in problem:
-        return "indent with spaces. Received a tab"
-    if "alias" in problem or "alias" in (error.context or ""):
-        return "text that begins with `*` should stand in quotes"
-    if isinstance(error, yaml.constructor.ConstructorError) and "tag" in problem:
-        return "plain data is all that is read. Received a tag that begins with `!`"
-    return problem
+# What PyYAML says, where it speaks of its own parts, and what mends the file.
+_REASONS = (
+    (r"'\\t'", "indent with spaces. Received a tab"),
+    (r"\balias\b", "text that begins with `*` should stand in quotes"),
+    (r"found character '(.)' that cannot", r"text that begins with `\1` should stand in quotes"),
+    (r"duplicate anchor '(.*?)'.* second occurrence", r"`&\1` stands there twice"),
+    ("another document", "one document is all that is read. Received a second one behind `---`"),
+    (
+        "mapping values are not",
+        "a line should have one key and `: `; text with `: ` stands in quotes",
+    ),
+    ("sequence entries are not", "`- ` should begin a line"),
+    ("could not find expected ':'", "a key should be followed by `: `"),
+    ("expected <block end>", "lines of one section should begin in the same column"),
+    ("expected the node content, but found '(.+)'", r"a value should stand before `\1`"),
+    ("quoted scalar found unexpected", "a quote should be closed"),
+    ("expected '<document start>'", "what stands here does not belong to what stands before it"),
+    ("(expected .+), but got '<stream end>'", r"\1, but nothing follows"),
+    ("for merging", "`<<` should be followed by sections"),
+    ("special characters", r'control characters should be escapes in double quotes, as "\\x1b"'),
+)
+
+
+def _reason(problem: str, context: str = "") -> str:
+    problem, context = (" ".join(text.split()) for text in (problem, context))
+    for pattern, reason in _REASONS:
+        match = re.search(pattern, f"{context} {problem}")
+        if match:
+            return match.expand(reason)
+    return problem or context or "not YAML"
 
 
 def write_yaml(value: object) -> str:

@@ -11,10 +11,10 @@ from importlib import resources
 from pathlib import Path
 
 import jinja2
-import yaml
 from markupsafe import Markup
 
 from torchrec.checks import printable
+from torchrec.experiment.files import parse_experiment_yaml
 from torchrec.files import write_file
 from torchrec.report.charts import Axis, Chart, Series, line_chart, stacked_chart
 from torchrec.report.scale import UNKNOWN, duration, memory, short
@@ -256,10 +256,11 @@ def _score(value: float) -> str:
 def _summary(run: Run) -> list[tuple[str, str]]:
     """The run in a line: model, length, speed."""
     try:
-        configuration = yaml.safe_load(run.configuration) or {}
-        model = configuration.get("model", {}).get("name")
-    except (yaml.YAMLError, AttributeError):
-        model = None  # shown as it is, further down
+        configuration = parse_experiment_yaml(run.configuration, run.name)
+    except ValueError:
+        configuration = None  # shown as it is, further down
+    section = configuration.get("model") if isinstance(configuration, dict) else None
+    model = section.get("name") if isinstance(section, dict) else None
     last = next((line for line in reversed(run.lines) if line.split == "train"), None)
     facts: list[tuple[str, str]] = [("model", str(model))] if model else []
     if last:

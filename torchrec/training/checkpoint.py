@@ -18,6 +18,7 @@ from torchrec.files import (
     clear_remains,
     parse_json,
     read_index,
+    read_json,
     remove_folder,
     write_folder,
     write_tensors,
@@ -161,7 +162,10 @@ class Checkpoints:
             check_files(path, index)
         except DamagedError as error:
             raise _damaged(error) from None
-        rest = json.loads((path / _STATE).read_text("utf-8"))
+        try:
+            rest = read_json((path / _STATE).read_bytes())
+        except ValueError as error:
+            raise _damaged(DamagedError(path / _STATE, str(error))) from None
         state = join_state(rest, load_file(path / _TENSORS))
         assert isinstance(state, dict)
         return state

@@ -52,6 +52,12 @@ def test_missing_files(saved, name):
     refused(saved, f"here' should hold a saved transform. Received no {name}")
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"state": ' * 300 + "1" + "}" * 300])
+def test_nesting_without_end(saved, text):
+    (saved / "transform.json").write_text(text)
+    refused(saved, "should hold a whole transform. Received what is no JSON")
+
+
 def test_another_file(saved):
     (saved / "transform.json").write_text("[]")
     refused(saved, "should hold a whole transform. Received no document of format")

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from torchrec.datasets.transform.columns import Array, Kind
+from torchrec.files import read_json
 
 _FORMAT = "rowwise.transform"
 _VERSION = 1
@@ -76,7 +77,7 @@ def load(folder: str | Path) -> tuple[State, dict[str, Array]]:
     """
     folder = Path(folder)
     try:
-        document = json.loads((folder / _JSON).read_text(encoding="utf-8"))
+        document = read_json((folder / _JSON).read_bytes())
         binary = (folder / _ARROW).read_bytes()
     except FileNotFoundError as error:
         raise ValueError(
