@@ -412,7 +412,7 @@ def test_overrides(file: Path) -> None:
         (
             "training.epochs=[3",
             "override 'training.epochs=[3': the value is not YAML: line 1: expected ',' or ']', but "
-            "got '<stream end>'.",
+            "nothing follows.",
         ),
         (
             "training.epochs=x",
