@@ -28,7 +28,7 @@ _CHECKSUM = "checksum"
 _DEEPEST = 100  # levels of JSON, beyond which Python's stack may end
 _CHUNK = 1 << 20
 # What lies beside a folder while it is written, replaced or removed.
-_WRITING, _FORMER, _REMOVED = "writing", "former", "removed"
+_HIDDEN = "writing", "former", "removed"
 
 
 class DamagedError(ValueError):
@@ -179,7 +179,7 @@ def write_folder(
             f"{what} should be written to a folder in which this process does not work. Received "
             f"'{given}'."
         )
-    beside, former = _hidden(folder, _WRITING), _hidden(folder, _FORMER)
+    beside, former, _ = _hidden(folder)
     with _not_written(what, given):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _clear(folder)
@@ -302,7 +302,7 @@ def check_files(folder: str | os.PathLike[str], index: FolderIndex) -> None:
 def remove_folder(folder: str | os.PathLike[str]) -> None:
     """Remove a folder, its name first, so that nobody takes what is left of it for whole."""
     folder = Path(folder)
-    removed = _hidden(folder, _REMOVED)
+    _, _, removed = _hidden(folder)
     _remove(removed)
     folder.rename(removed)
     if removed.is_symlink():
@@ -316,7 +316,7 @@ def clear_remains(parent: str | os.PathLike[str]) -> None:
 
     A folder whose replacement they had not finished gets its name back.
     """
-    kinds = "|".join((_WRITING, _FORMER, _REMOVED))
+    kinds = "|".join(_HIDDEN)
     for path in list(Path(parent).glob(".*")):
         if found := re.fullmatch(rf"\.(.+)\.(?:{kinds})", path.name):
             _clear(path.with_name(found[1]))
@@ -434,16 +434,18 @@ def _library() -> str:
     return f"rowwise {sys.modules['torchrec'].__version__}"
 
 
-def _hidden(folder: Path, kind: str) -> Path:
-    return folder.with_name(f".{folder.name}.{kind}")
+def _hidden(folder: Path) -> list[Path]:
+    """Return what may lie beside a folder: the one being written, the former one, and one to be removed."""
+    return [folder.with_name(f".{folder.name}.{kind}") for kind in _HIDDEN]
 
 
 def _clear(folder: Path) -> None:
     """Remove what lies beside a folder; one without its successor gets its name back."""
-    former = _hidden(folder, _FORMER)
+    hidden = _hidden(folder)
+    _, former, _ = hidden
     if former.exists() and not folder.exists():
         former.rename(folder)
-    for path in (former, _hidden(folder, _WRITING), _hidden(folder, _REMOVED)):
+    for path in hidden:
         _remove(path)
 
 

@@ -63,6 +63,9 @@ class CsvReader:
         assumed: numbers that features read. Where the first block shows true and false, dates or times
             (for integers, also where it shows other numbers), the column is that all the same.
         delimiter: between columns. Default: a comma, or a tab.
+
+    Attributes:
+        seen_rows: number of rows that were seen at the start of a file, by its number, for its types.
     """
 
     rows = None  # not known before everything is read
@@ -94,6 +97,7 @@ class CsvReader:
         given = {} if schema is None else {field.name: field.type for field in schema}
         self._given = frozenset(given)
         self._assumed = frozenset(assumed or ()) - self._given
+        self.seen_rows: dict[int, int] = {}
         inferred = self._infer_types()
         for name in self._assumed & set(inferred):
             inferred[name] = _as_feature_reads(inferred[name], (assumed or {})[name])
@@ -149,8 +153,7 @@ class CsvReader:
         file = self.files[number]
         try:
             byte = byte or self._starts[number]
-            with open_text(file) as stream:
-                _go_to(stream, file, byte)
+            with open_text(file, byte) as stream:
                 rest, wanted, ended = b"", size, False
                 while not ended:
                     more = stream.read(wanted - len(rest))
@@ -275,6 +278,7 @@ class CsvReader:
         types: dict[str, pa.DataType] = {}
         for number in range(len(self.files)):
             for block in self._blocks(number, 0, 0, CHUNK_BYTES):
+                self.seen_rows[number] = block.row + block.rows
                 for name, type in self._types_of(number, block).items():
                     if pa.types.is_null(types.get(name, pa.null())):
                         types[name] = type
@@ -365,14 +369,6 @@ def _leading_zero(text: pa.ChunkedArray) -> int | None:
                 return row + int(long[int(leading.argmax())])
         row += len(chunk)
     return None
-
-
-def _go_to(stream: Any, file: DataFile, byte: int) -> None:
-    """Go on from the first byte to another; of compressed data everything before it has to be read."""
-    if file.compression is None:
-        stream.seek(byte)
-    while file.compression is not None and byte > 0:
-        byte -= len(stream.read(min(byte, CHUNK_BYTES))) or byte
 
 
 def _end_of_records(data: bytes) -> int:

@@ -109,7 +109,9 @@ def resolve_files(
     """
     if isinstance(patterns, str | os.PathLike):
         patterns = [patterns]
-    paths = list(dict.fromkeys(path for pattern in patterns for path in _matches(pattern, format)))
+    paths: dict[str, None] = {}
+    for pattern in patterns:
+        paths |= dict.fromkeys(_matches(pattern, format))
     if not paths:
         raise ValueError("The list of data files should name at least one. Received none.")
     files = [_data_file(path, format) for path in paths]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from torchrec.datasets._chunks import unreadable
+from torchrec.datasets._chunks import CHUNK_BYTES, unreadable
 from torchrec.datasets.data_error import DataError
 from torchrec.datasets.files import DataFile, Format
 
@@ -90,11 +90,16 @@ def split_header(line: str, file: DataFile, delimiter: str) -> list[str]:
         ) from error
 
 
-def open_text(file: DataFile) -> Any:
-    """Open a file at the first byte of what it holds, decompressed."""
+def open_text(file: DataFile, byte: int = 0) -> Any:
+    """Open a file at a byte of what it holds, decompressed; of compressed data what is before it has to be read."""
     if file.compression is None:
-        return open(file.path, "rb")
-    return pa.input_stream(file.path, compression=file.compression)
+        stream = open(file.path, "rb")  # noqa: SIM115
+        stream.seek(byte)
+        return stream
+    stream = pa.input_stream(file.path, compression=file.compression)
+    while byte > 0:
+        byte -= len(stream.read(min(byte, CHUNK_BYTES))) or byte
+    return stream
 
 
 def _first_line(stream: Any) -> bytes:

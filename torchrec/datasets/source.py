@@ -149,6 +149,12 @@ class TableSource:
         if rows is not None:
             return rows > 0
         if self.drop is None and isinstance(self.split, FractionSplit):  # of text: by number alone
+            from torchrec.datasets.csv_reader import CsvReader
+
+            seen = self._reader.seen_rows if isinstance(self._reader, CsvReader) else {}
+            for number, rows in seen.items():
+                if self.split.count(self.files[number].name, 0, rows):
+                    return True
             for chunk in self._reader.chunks([], Reading(), ChunkStart()):
                 if self.split.count(self.files[chunk.file].name, chunk.first_row, chunk.rows):
                     return True

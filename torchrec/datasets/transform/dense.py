@@ -72,11 +72,12 @@ class DenseColumn:
 
     def kind(self, schema: pa.Schema) -> Kind:
         """Return what the numbers are, refusing what is none."""
-        type = stored(schema.field(self.source.column).type)
+        type = schema.field(self.source.column).type
         kind = kind_of(type)
         if kind not in ("integers", "numbers", "times", "nulls"):
             raise ValueError(
-                f"{self.source} should hold numbers, as a dense feature does. Received {type}."
+                f"{self.source} should hold numbers, as a dense feature does. "
+                f"Received {stored(type)}."
             )
         return "numbers" if kind == "integers" else kind
 

@@ -65,7 +65,7 @@ class SparseColumn:
 
     def kind(self, schema: pa.Schema) -> Kind:
         """Return what the ids are, refusing what cannot be one."""
-        type = stored(schema.field(self.source.column).type)
+        type = schema.field(self.source.column).type
         if is_list(type):
             raise ValueError(
                 f"{self.source} should hold one id a sample, as a sparse feature does. "
@@ -264,10 +264,12 @@ IdColumn = SparseColumn | BagColumn
 def _id_kind(source: Source, type: pa.DataType, plain: bool) -> Kind:
     kind = kind_of(type)
     if kind not in ("integers", "numbers", "strings", "nulls"):
-        raise ValueError(f"{source} should hold integers or strings, as ids are. Received {type}.")
+        raise ValueError(
+            f"{source} should hold integers or strings, as ids are. Received {stored(type)}."
+        )
     if plain and kind == "strings":
         raise ValueError(
-            f"{source} should hold integers, as its `ids` are plain. Received {type}: strings take "
+            f"{source} should hold integers, as its `ids` are plain. Received {stored(type)}: strings take "
             "hash, vocabulary or managed ids."
         )
     return "integers" if kind == "numbers" else kind

@@ -46,11 +46,11 @@ class Label:
                     "The label should read a column; one whose name is no word stands in "
                     f"backticks, as in `{text}`. Received {text!r}."
                 )
+        self._sources = [Source("label", column) for column in self.columns]
 
     def read(self, table: pa.Table) -> Array:
         """Return the labels of all samples, float32 ``(B,)``, each 0 or 1."""
-        sources = [Source("label", column) for column in self.columns]
-        require_columns(table.column_names, sources)
+        require_columns(table.column_names, self._sources)
         expression = self._expression
         values = table.column(self.text) if expression is None else expression.evaluate(table)
         if isinstance(values, pa.ChunkedArray):

@@ -192,7 +192,8 @@ def _seen(one: ColumnStatistics) -> str:
     if one.kind == "other":
         return f"{one.type}"
     measured = one.kind in ("numbers", "times") and one.distinct > _FEW
-    words = [] if measured else [_counted(one)]
+    about = "" if one.distinct < EXACT else "about "
+    words = [] if measured else [f"{about}{one.distinct:,} distinct"]
     if one.kind in ("integers", "numbers") and math.isfinite(one.minimum):
         style = ",.0f" if one.whole and max(-one.minimum, one.maximum) < 1e18 else ",.4g"
         words.append(f"{one.minimum:{style}} to {one.maximum:{style}}")
@@ -202,12 +203,6 @@ def _seen(one: ColumnStatistics) -> str:
         share = 100 * one.nulls / one.rows
         words.append("all null" if one.nulls == one.rows else f"{_percent(share)} null")
     return ", ".join(words)
-
-
-def _counted(one: ColumnStatistics) -> str:
-    if one.distinct < EXACT:
-        return f"{one.distinct:,} distinct"
-    return f"about {one.distinct:,} distinct"
 
 
 def _percent(share: float) -> str:

@@ -47,8 +47,9 @@ def share_tables(
 
 
 def _may_give_a_table(column: ColumnProposal) -> bool:
-    plain = "." not in column.name and table_name(column.name) == column.name
-    return plain and isinstance(column.feature, SparseFeature) and column.distinct > _FEWEST
+    if not isinstance(column.feature, SparseFeature) or column.distinct <= _FEWEST:
+        return False
+    return "." not in column.name and table_name(column.name) == column.name
 
 
 def _holds_ids_of(

@@ -182,7 +182,7 @@ def _infer(
     types: dict[str, TextType],
 ) -> Inference:
     """Propose features, where some columns of text have other types than their first lines show."""
-    source, reader = source.retyped(types), Label(label)
+    source, reader = source.retyped(types) if types else source, Label(label)
     read_by = dict.fromkeys(reader.columns, "the label is made from it")
     if drop is not None:
         for name in sorted(parse_expression(drop).columns):
