@@ -110,27 +110,68 @@ def test_exports_with_any_batch(operation):
         assert same(found, expected)
 
 
-TO_THE_LONGEST = {
+def pair(values: torch.Tensor, lengths: torch.Tensor, **parts: Any) -> KeyedJaggedTensor:
+    return KeyedJaggedTensor(["a", "b"], values, lengths=lengths, **parts)
+
+
+def by_offsets(values: torch.Tensor, lengths: torch.Tensor) -> KeyedJaggedTensor:
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    return KeyedJaggedTensor(["a", "b"], values, offsets=offsets)
+
+
+FROM_TENSORS = {
     "values": lambda v, n: JaggedTensor(v, lengths=n).to_padded_dense(),
     "weights": lambda v, n: JaggedTensor(v, v * 2, n).to_padded_dense_weights(padding_value=-1.0),
-    "of_a_key": lambda v, n: KeyedJaggedTensor(["a", "b"], v, lengths=n)["b"].to_padded_dense(),
+    "of_a_key": lambda v, n: pair(v, n)["b"].to_padded_dense(),
+    "weights_of_a_key": lambda v, n: pair(v, n, weights=v * 2)["a"].to_padded_dense_weights(),
+    "of_a_key_by_offsets": lambda v, n: by_offsets(v, n)["b"].to_padded_dense(),
+    "of_all_keys": lambda v, n: [jt.to_padded_dense() for jt in pair(v, n).to_dict().values()],
+    "of_a_part": lambda v, n: pair(v, n).permute([1])["b"].to_padded_dense(),
+    "of_a_run": lambda v, n: pair(v, n).split([1, 1])[1]["b"].to_padded_dense(),
+    "expanded": lambda v, n: pair(
+        v, n, inverse_indices=(["b", "a"], T([[0, 1, 1], [1, 0, 0]]))
+    ).expand_inverse()["a"],
+    "from_rows": lambda v, n: JaggedTensor.from_dense_lengths(
+        JaggedTensor(v, lengths=n).to_padded_dense(2), n.clamp(max=2)
+    ),
+    "a_key": lambda v, n: pair(v, n)["b"],
+    "all": lambda v, n: pair(v, n, weights=v * 2),
+    "all_by_offsets": by_offsets,
 }
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
-@pytest.mark.parametrize("operation", TO_THE_LONGEST.values(), ids=TO_THE_LONGEST)
-def test_exports_rows_as_long_as_the_longest_bag(operation, strict):
+@pytest.mark.parametrize("operation", FROM_TENSORS.values(), ids=FROM_TENSORS)
+def test_exports_what_is_built_of_tensors(operation, strict):
     class Padded(torch.nn.Module):
-        def forward(self, values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        def forward(self, values: torch.Tensor, lengths: torch.Tensor) -> Any:
             return operation(values, lengths)
 
     sample = torch.rand(5), T([1, 2, 1, 1])
     sizes = {0: torch.export.Dim("N", max=10**6)}
-    program = torch.export.export(Padded(), sample, dynamic_shapes=(sizes, None), strict=strict)
-    for lengths in ([3, 0, 2, 2], [0, 0, 0, 4], [0, 0, 0, 0]):
+    bags = {0: 2 * torch.export.Dim("B", max=10**5)}
+    program = torch.export.export(Padded(), sample, dynamic_shapes=(sizes, bags), strict=strict)
+    for lengths in ([3, 0, 2, 2], [0, 0, 0, 4], [0] * 4, [1, 2, 0, 3, 4, 0], [0] * 6):
         values = torch.rand(sum(lengths))
         found = program.module()(values, T(lengths))
-        assert torch.equal(found, operation(values, T(lengths)))
+        expected = operation(values, T(lengths))
+        assert type(found) is type(expected)
+        pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True)
+        assert all(torch.equal(*pair) for pair in pairs)
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
+@pytest.mark.parametrize("form", ["lengths", "offsets"])
+def test_an_exported_program_takes_lengths_and_offsets(form, strict):
+    by_lengths = KeyedJaggedTensor(["a", "b"], T([5, 7, 1]), lengths=T([1, 0, 2, 0]))
+    by_offsets = KeyedJaggedTensor(["a", "b"], T([5, 7, 1]), offsets=T([0, 1, 1, 3, 3]))
+    traced = by_lengths if form == "lengths" else by_offsets
+    operation = Program(lambda kjt: kjt["b"].to_padded_dense(3))
+    program = torch.export.export(operation, (traced,), strict=strict).module()
+    for given in (by_lengths, by_offsets):
+        held = given.lengths_or_none(), given.offsets_or_none()
+        assert program(given).tolist() == [[7, 1, 0], [0, 0, 0]]
+        assert (given.lengths_or_none(), given.offsets_or_none()) == held
 
 
 NODES = {

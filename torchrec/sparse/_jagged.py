@@ -9,7 +9,7 @@ from torch.compiler import is_compiling
 from torchrec.checks import require_type
 from torchrec.ops.jagged import jagged_to_padded, lengths_to_offsets, padded_to_jagged
 from torchrec.sparse._checks import check_jagged, check_same_sizes
-from torchrec.sparse._lengths import BagLengths, bound_pairs, set_computed
+from torchrec.sparse._lengths import BagLengths, bound_pairs, number_in, set_computed
 from torchrec.sparse._text import jagged_text
 from torchrec.streamable import Pipelineable
 
@@ -151,13 +151,14 @@ class JaggedTensor(BagLengths, Pipelineable):
                 "`lengths` should be one for each row of `values`, shaped [B, L, ...]. "
                 f"Received {list(lengths.shape)} for {list(values.shape)}."
             )
-        if lengths.is_cpu and lengths.numel() and int(lengths.max()) > values.size(1):
+        is_seen = lengths.is_cpu and not is_compiling()
+        if is_seen and lengths.numel() and int(lengths.max()) > values.size(1):
             raise ValueError(
                 f"`lengths` should be at most the length of the rows ({values.size(1)}). "
                 f"Received {int(lengths.max())}."
             )
         offsets = lengths_to_offsets(lengths)
-        total = int(offsets[-1])
+        total = number_in(offsets[-1])
         return JaggedTensor(
             padded_to_jagged(values, offsets, total),
             None if weights is None else padded_to_jagged(weights, offsets, total),

@@ -8,6 +8,11 @@ from torch.compiler import is_compiling
 from torchrec.ops.jagged import lengths_to_offsets, offsets_to_lengths
 
 
+def number_in(tensor: Tensor) -> int:
+    """Return the one number in a tensor. To torch.export it is a number yet to come, which ``int()`` would not give."""
+    return tensor.item()  # type: ignore[return-value]
+
+
 class BagLengths:
     """How long bags are, and where each starts. One of the two is given; the other is computed when it is asked for.
 

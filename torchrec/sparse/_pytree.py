@@ -8,7 +8,6 @@ they follow from the rest, and a structure that changed when one of them was com
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -22,29 +21,37 @@ from torchrec.sparse._keyed_jagged import KeyedJaggedTensor, bags_of, keyed_jagg
 from torchrec.sparse._lengths import BagLengths, bounds_as, bounds_given
 from torchrec.sparse._private import register_pytree
 
+# Lengths and offsets say the same, so a program that was traced with one takes the other: contexts that differ in
+# `bounds` alone are equal. (They are named tuples, as torch.export makes no others in a strict trace.)
 
-@dataclass(frozen=True)
-class JtContext:
-    """What of a JaggedTensor is no tensor: which tensors it has.
 
-    Lengths and offsets say the same, so a program that was traced with one takes the other: they are one structure.
-    """
+class JtContext(NamedTuple):
+    """What of a JaggedTensor is no tensor: which tensors it has beside its values."""
 
+    bounds: str
     others: list[str]
-    bounds: str = field(compare=False)
 
-    def names(self) -> list[str]:
-        """Return the names of the tensors, in order."""
-        return ["values", self.bounds, *self.others]
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, JtContext) and self[1:] == other[1:]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
 
-@dataclass(frozen=True)
-class KjtContext(JtContext):
-    """What of a KeyedJaggedTensor is no tensor: its keys, and which tensors it has."""
+class KjtContext(NamedTuple):
+    """What of a KeyedJaggedTensor is no tensor: which tensors it has beside its values, and its keys."""
 
+    bounds: str
+    others: list[str]
     keys: list[str]
     inverse_keys: list[str] | None
     stride: int | None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KjtContext) and self[1:] == other[1:]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
 
 class KtContext(NamedTuple):
@@ -53,6 +60,11 @@ class KtContext(NamedTuple):
     keys: list[str]
     length_per_key: list[int]
     key_dim: int
+
+
+def _names(context: JtContext | KjtContext) -> list[str]:
+    """Return the names of the tensors, in order."""
+    return ["values", context.bounds, *context.others]
 
 
 def _kjt_parts(kjt: KeyedJaggedTensor) -> tuple[list[Tensor], KjtContext]:
@@ -65,13 +77,13 @@ def _kjt_parts(kjt: KeyedJaggedTensor) -> tuple[list[Tensor], KjtContext]:
     }
     others = {name: other for name, other in given.items() if other is not None}
     inverse_keys = None if bags.inverse_indices is None else list(bags.inverse_indices[0])
-    context = KjtContext(list(others), bounds, list(bags.keys), inverse_keys, bags.stride_or_none())
+    context = KjtContext(bounds, list(others), list(bags.keys), inverse_keys, bags.stride_or_none())
     return [bags.values, tensor, *others.values()], context
 
 
 def _kjt_join(tensors: Sequence[Any], context: KjtContext) -> KeyedJaggedTensor:
     # Not only tensors come here: pytrees also carry placeholders, so nothing may be checked.
-    part = dict(zip(context.names(), tensors, strict=True))
+    part = dict(zip(_names(context), tensors, strict=True))
     inverse = None
     if context.inverse_keys is not None:
         inverse = context.inverse_keys, part["inverse_indices"]
@@ -90,12 +102,12 @@ def _kjt_join(tensors: Sequence[Any], context: KjtContext) -> KeyedJaggedTensor:
 
 
 def _kjt_dump(context: KjtContext) -> list[object]:
-    return [context.keys, context.names(), context.inverse_keys, context.stride]
+    return [context.keys, _names(context), context.inverse_keys, context.stride]
 
 
 def _kjt_load(dumped: Sequence[Any]) -> KjtContext:
     keys, (_, bounds, *others), inverse_keys, stride = dumped
-    return KjtContext(others, bounds, keys, inverse_keys, stride)
+    return KjtContext(bounds, others, keys, inverse_keys, stride)
 
 
 def _kjt_arrange(kjt: KeyedJaggedTensor, context: KjtContext) -> list[Tensor]:
@@ -111,7 +123,9 @@ def _kjt_arrange(kjt: KeyedJaggedTensor, context: KjtContext) -> list[Tensor]:
     return _bounded(tensors, bags_of(kjt), context)
 
 
-def _bounded(tensors: list[Tensor], bags: BagLengths, context: JtContext) -> list[Tensor]:
+def _bounded(
+    tensors: list[Tensor], bags: BagLengths, context: JtContext | KjtContext
+) -> list[Tensor]:
     """Return the tensors with lengths or offsets, as the context has them."""
     return [tensors[0], bounds_as(bags, context.bounds), *tensors[2:]]
 
@@ -128,12 +142,12 @@ def _jt_parts(jt: JaggedTensor) -> tuple[list[Tensor], JtContext]:
     bounds, tensor = bounds_given(jt)
     weights = jt.weights_or_none()
     if weights is None:
-        return [jt.values(), tensor], JtContext([], bounds)
-    return [jt.values(), tensor, weights], JtContext(["weights"], bounds)
+        return [jt.values(), tensor], JtContext(bounds, [])
+    return [jt.values(), tensor, weights], JtContext(bounds, ["weights"])
 
 
 def _jt_join(tensors: Sequence[Any], context: JtContext) -> JaggedTensor:
-    part = dict(zip(context.names(), tensors, strict=True))
+    part = dict(zip(_names(context), tensors, strict=True))
     return make_jagged(
         part["values"], part.get("weights"), part.get("lengths"), part.get("offsets")
     )
@@ -141,7 +155,7 @@ def _jt_join(tensors: Sequence[Any], context: JtContext) -> JaggedTensor:
 
 def _jt_load(dumped: Sequence[str]) -> JtContext:
     _, bounds, *others = dumped
-    return JtContext(others, bounds)
+    return JtContext(bounds, others)
 
 
 def _jt_arrange(jt: JaggedTensor, context: JtContext) -> list[Tensor]:
@@ -184,7 +198,7 @@ def register() -> None:
         KeyedJaggedTensor,
         _kjt_parts,
         _kjt_join,
-        JtContext.names,
+        _names,
         _kjt_dump,
         _kjt_load,
         _kjt_arrange,
@@ -193,8 +207,8 @@ def register() -> None:
         JaggedTensor,
         _jt_parts,
         _jt_join,
-        JtContext.names,
-        JtContext.names,
+        _names,
+        _names,
         _jt_load,
         _jt_arrange,
     )

@@ -16,6 +16,7 @@ from torchrec.ops.jagged import jagged_index_select
 from torchrec.ops.permute import permute_jagged
 from torchrec.sparse._bags import KeyedBags
 from torchrec.sparse._jagged import JaggedTensor, make_jagged
+from torchrec.sparse._lengths import number_in
 
 
 def _split_rows(rows: Tensor, sizes: list[int]) -> Sequence[Tensor]:
@@ -122,7 +123,7 @@ def expand_inverse(bags: KeyedBags) -> KeyedBags:
     own = inverse[[row[key] for key in bags.keys]]
     chosen = (own + first_bags[:, None]).reshape(-1)
     lengths = bags.lengths()
-    total = int(lengths.index_select(0, chosen).sum())
+    total = number_in(lengths.index_select(0, chosen).sum())
     values, taken = jagged_index_select(bags.values, lengths, chosen, total)
     weights = bags.weights
     if weights is not None:
