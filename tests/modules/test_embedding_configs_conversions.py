@@ -31,7 +31,7 @@ TYPES = {
     "UINT8": (torch.uint8, "INT8"),
     "INT4": (torch.quint4x2, "INT4"),
     "INT2": (torch.quint2x4, "INT2"),
-    "NFP8": (torch.float8_e4m3fn, None),
+    "NFP8": (torch.float8_e4m3fn, "NFP8"),
 }
 # (Pooling, sharding) -> pooling in kernels; rows on several ranks are summed there, and divided after.
 BY_ROWS = ("ROW_WISE", "TABLE_ROW_WISE")
@@ -119,3 +119,46 @@ def test_bits_of_an_element():
     for data_type, number in DATA_TYPE_NUM_BITS.items():
         if number >= 8:
             assert data_type_to_dtype(data_type).itemsize * 8 == number
+
+
+@pytest.mark.parametrize(
+    ("sparse_type", "bits", "is_float", "dtype"),
+    [
+        (SparseType.FP32, 32, True, torch.float32),
+        (SparseType.FP16, 16, True, torch.float16),
+        (SparseType.BF16, 16, True, torch.bfloat16),
+        (SparseType.FP8, 8, True, torch.uint8),
+        (SparseType.NFP8, 8, True, torch.float8_e4m3fn),
+        (SparseType.INT8, 8, False, torch.uint8),
+        (SparseType.INT4, 4, False, torch.quint4x2),
+        (SparseType.INT2, 2, False, torch.quint2x4),
+        (SparseType.MX4, 4, False, torch.uint8),
+    ],
+    ids=str,
+)
+def test_what_an_element_type_is(sparse_type, bits, is_float, dtype):
+    assert (sparse_type.bit_rate(), sparse_type.is_float()) == (bits, is_float)
+    assert sparse_type.as_dtype() == dtype
+    assert str(sparse_type) == sparse_type.value
+    if dtype != torch.uint8:
+        assert SparseType.from_dtype(dtype) is sparse_type
+
+
+def test_bytes_are_int8():
+    assert (
+        SparseType.from_dtype(torch.int8) is SparseType.from_dtype(torch.uint8) is SparseType.INT8
+    )
+    with pytest.raises(
+        ValueError, match=r"`dtype` should be one of torch.float32, .* Received torch.int64"
+    ):
+        SparseType.from_dtype(torch.int64)
+
+
+def test_pooling_by_name():
+    assert [PoolingMode.from_str(name) for name in ("sum", "mean", "none")] == list(PoolingMode)
+    assert [mode.do_pooling() for mode in PoolingMode] == [True, True, False]
+    assert PoolingMode.MEAN == 1
+    with pytest.raises(
+        ValueError, match=r"`key` should be one of sum, mean, none\. Received 'SUM'"
+    ):
+        PoolingMode.from_str("SUM")

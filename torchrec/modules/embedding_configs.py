@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import NamedTuple
 
 import torch
@@ -62,12 +62,35 @@ class PoolingType(Enum):
     NONE = "NONE"
 
 
-class PoolingMode(Enum):
+class PoolingMode(IntEnum):
     """Pooling, in the words of kernels."""
 
     SUM = 0
     MEAN = 1
     NONE = 2
+
+    def do_pooling(self) -> bool:
+        """Say whether the embeddings of a bag become one."""
+        return self is not PoolingMode.NONE
+
+    @classmethod
+    def from_str(cls, key: str) -> PoolingMode:
+        """Return the pooling of a name.
+
+        Args:
+            key: ``"sum"``, ``"mean"`` or ``"none"``.
+
+        Raises:
+            ValueError: for another.
+
+        Example:
+            >>> PoolingMode.from_str("mean")
+            <PoolingMode.MEAN: 1>
+        """
+        known = {mode.name.lower(): mode for mode in cls}
+        if key not in known:
+            raise ValueError(f"`key` should be one of {', '.join(known)}. Received {key!r}.")
+        return known[key]
 
 
 class SparseType(Enum):
@@ -75,10 +98,64 @@ class SparseType(Enum):
 
     FP32 = "fp32"
     FP16 = "fp16"
-    BF16 = "bf16"
+    FP8 = "fp8"
+    NFP8 = "nfp8"
     INT8 = "int8"
     INT4 = "int4"
     INT2 = "int2"
+    BF16 = "bf16"
+    MX4 = "mx4"
+
+    def __str__(self) -> str:
+        return self.value
+
+    def as_dtype(self) -> torch.dtype:
+        """Return the dtype of tensors of such elements; uint8 where they are packed in bytes.
+
+        Example:
+            >>> SparseType.BF16.as_dtype(), SparseType.INT8.as_dtype()
+            (torch.bfloat16, torch.uint8)
+        """
+        return _SPARSE_DTYPES.get(self, torch.uint8)
+
+    @classmethod
+    def from_dtype(cls, dtype: torch.dtype) -> SparseType:
+        """Return the element type of a dtype.
+
+        Raises:
+            ValueError: if there is none.
+
+        Example:
+            >>> SparseType.from_dtype(torch.float16)
+            <SparseType.FP16: 'fp16'>
+        """
+        if dtype in (torch.int8, torch.uint8):
+            return cls.INT8
+        for sparse_type, known in _SPARSE_DTYPES.items():
+            if known == dtype:
+                return sparse_type
+        known_dtypes = ", ".join(str(known) for known in _SPARSE_DTYPES.values())
+        raise ValueError(
+            f"`dtype` should be one of {known_dtypes}, torch.int8, torch.uint8. Received {dtype}."
+        )
+
+    def bit_rate(self) -> int:
+        """Return the bits of an element."""
+        return int(self.value.lstrip("bfimnptx"))
+
+    def is_float(self) -> bool:
+        """Say whether elements are floating-point numbers."""
+        return "f" in self.value
+
+
+_SPARSE_DTYPES = {
+    SparseType.FP32: torch.float32,
+    SparseType.FP16: torch.float16,
+    SparseType.BF16: torch.bfloat16,
+    SparseType.NFP8: torch.float8_e4m3fn,
+    SparseType.INT4: torch.quint4x2,
+    SparseType.INT2: torch.quint2x4,
+}
 
 
 class ShardingType(Enum):
@@ -179,11 +256,10 @@ def data_type_to_sparse_type(data_type: DataType) -> SparseType:
         >>> data_type_to_sparse_type(DataType.INT8)
         <SparseType.INT8: 'int8'>
     """
-    name = "INT8" if data_type == DataType.UINT8 else str(data_type)
-    if name not in SparseType.__members__:
-        known = ", ".join(SparseType.__members__)
-        raise ValueError(f"`data_type` should be one of {known}, UINT8. Received {data_type}.")
-    return SparseType[name]
+    if data_type not in DATA_TYPE_NUM_BITS:
+        known = ", ".join(map(str, DATA_TYPE_NUM_BITS))
+        raise ValueError(f"`data_type` should be one of {known}. Received {data_type}.")
+    return SparseType["INT8" if data_type == DataType.UINT8 else data_type.name]
 
 
 def pooling_type_to_pooling_mode(
