@@ -311,15 +311,15 @@ def _without_rows(data: DataSection) -> ValueError:
 
 def _read_twice(data: DataSection, sources: Sources) -> list[str]:
     """Say which files of validation and test are files of training as well."""
-    train = {file.path for file in sources.train.files}
     notices = []
     for name, paths, source in (
         ("valid", data.valid, sources.valid),
         ("test", data.test, sources.test),
     ):
-        both = (
-            [file.path for file in source.files if file.path in train] if paths and source else []
-        )
+        if not paths or source is None:
+            continue
+        train = {file.path for file in sources.train.files}
+        both = [file.path for file in source.files if file.path in train]
         if both:
             notices.append(
                 f"`data.{name}` has files of `data.train`, '{both[0]}' among them: its metrics tell of "

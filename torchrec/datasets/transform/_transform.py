@@ -36,6 +36,9 @@ class FeatureTransform:
         features: declarations by name, in the order in which the batches have them.
         label: a column of 0 and 1, or an expression such as ``"rating > 3"``. None: no labels.
 
+    Attributes:
+        columns: what features and label read, each column once.
+
     Raises:
         ValueError: features that contradict one another, or that read the label.
 
@@ -77,16 +80,12 @@ class FeatureTransform:
                         f"Feature '{name}' should not read column '{source}', which the label "
                         f"'{self.label}' is made from: the model would be told the answer."
                     )
+        self.columns = [*self._input_columns, *self._label_columns]
 
     @property
     def input_columns(self) -> list[str]:
         """The columns that the features read, each once."""
         return list(self._input_columns)
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that features and label read, each once."""
-        return [*self._input_columns, *self._label_columns]
 
     @property
     def dense_names(self) -> list[str]:

@@ -51,24 +51,20 @@ class DenseColumn:
     Args:
         name: of the feature.
         feature: its declaration.
+
+    Attributes:
+        columns: the columns that it reads.
+        needs_fit: whether the feature depends on statistics of the training data.
     """
 
     def __init__(self, name: str, feature: DenseFeature) -> None:
         self.feature = feature
         self.source = Source(name, feature.column or name)
+        self.columns = [self.source.column]
+        self.needs_fit = feature.fill == "mean" or feature.standardise
         if feature.fill != "mean" and abs(feature.fill) > LARGEST:
             raise self._unfit_fill()
         self.scale = None if self.needs_fit else Scale(self._fill(0.0))
-
-    @property
-    def needs_fit(self) -> bool:
-        """Whether the feature depends on statistics of the training data."""
-        return self.feature.fill == "mean" or self.feature.standardise
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that it reads."""
-        return [self.source.column]
 
     def kind(self, schema: pa.Schema) -> Kind:
         """Return what the numbers are, refusing what is none."""

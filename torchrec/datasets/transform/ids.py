@@ -52,16 +52,15 @@ class SparseColumn:
     Args:
         name: of the feature.
         feature: its declaration.
+
+    Attributes:
+        columns: the columns that it reads.
     """
 
     def __init__(self, name: str, feature: SparseFeature) -> None:
         self.feature = feature
         self.source = Source(name, feature.column or name)
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that it reads."""
-        return [self.source.column]
+        self.columns = [self.source.column]
 
     def kind(self, schema: pa.Schema) -> Kind:
         """Return what the ids are, refusing what cannot be one."""
@@ -93,19 +92,19 @@ class BagColumn:
     Args:
         name: of the feature.
         feature: its declaration. Of a sequence the last ids are kept, of a bag the first.
+
+    Attributes:
+        columns: the columns that it reads.
     """
 
     def __init__(self, name: str, feature: MultiHotFeature | SequenceFeature) -> None:
         self.feature = feature
         self.source = Source(name, feature.column or name)
-        self.weights = None if feature.weights is None else Source(name, feature.weights)
+        self.columns, self.weights = [self.source.column], None
+        if feature.weights is not None:
+            self.weights = Source(name, feature.weights)
+            self.columns.append(feature.weights)
         self._plain = feature.ids == "plain"
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that it reads."""
-        extra = [] if self.weights is None else [self.weights.column]
-        return [self.source.column, *extra]
 
     def kind(self, schema: pa.Schema) -> Kind:
         """Return what the ids are, refusing what cannot be one."""
@@ -213,6 +212,9 @@ class BucketColumn:
     Args:
         name: of the feature.
         feature: its declaration, with ``buckets``.
+
+    Attributes:
+        columns: the columns that it reads.
     """
 
     needs_fit = True
@@ -221,13 +223,8 @@ class BucketColumn:
         assert feature.buckets is not None
         self._dense = DenseColumn(name, feature)
         self._buckets = feature.buckets
-        self.source = self._dense.source
+        self.source, self.columns = self._dense.source, self._dense.columns
         self.boundaries: Array | None = None
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that it reads."""
-        return self._dense.columns
 
     def kind(self, schema: pa.Schema) -> Kind:
         """Return what the numbers are, refusing what is none."""

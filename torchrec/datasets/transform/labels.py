@@ -74,19 +74,17 @@ class Label:
                 f"missing ones among {len(values)} labels.",
                 {"drop": missing},
             )
-        return self._checked(numbers.values)
-
-    def _written(self) -> list[str]:
-        """Return the columns as an expression names them."""
-        return [name if name.isidentifier() else f"`{name}`" for name in self.columns]
-
-    def _checked(self, numbers: Array) -> Array:
-        right = (numbers == 0) | (numbers == 1)
+        values = numbers.values
+        right = (values == 0) | (values == 1)
         if not right.all():
-            wrong = numbers[~right][0]
-            idea = self.text if self._expression is None else f"({self.text})"
+            wrong = values[~right][0]
+            idea = self.text if expression is None else f"({self.text})"
             raise ValueError(
                 f"The label '{self.text}' should hold 0 and 1. Received {wrong:g}; an "
                 f"expression such as `{idea} > {max(wrong - 1, 0):g}` makes them."
             )
-        return numbers.astype(np.float32)
+        return values.astype(np.float32)
+
+    def _written(self) -> list[str]:
+        """Return the columns as an expression names them."""
+        return [name if name.isidentifier() else f"`{name}`" for name in self.columns]

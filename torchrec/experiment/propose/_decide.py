@@ -15,7 +15,7 @@ from torchrec.datasets.features import (
     SequenceFeature,
     SparseFeature,
 )
-from torchrec.datasets.transform.columns import Array, whole
+from torchrec.datasets.transform.columns import Array, read_numbers, whole
 from torchrec.experiment.propose._roles import (
     epoch_unit,
     gives_away,
@@ -28,7 +28,7 @@ from torchrec.experiment.propose._roles import (
     unconverted,
 )
 from torchrec.experiment.propose._sizes import proposed_ids
-from torchrec.experiment.propose._statistics import EXACT, ColumnStatistics, finite_numbers
+from torchrec.experiment.propose._statistics import EXACT, ColumnStatistics
 
 _FEW = 100  # integers of no more distinct values are categories, whatever their name
 _ENOUGH = 100  # with fewer rows, a value of its own in every row says nothing
@@ -179,7 +179,7 @@ def _is_quantity(one: ColumnStatistics) -> bool:
 
 def _dense(one: ColumnStatistics, values: pa.ChunkedArray) -> DenseFeature:
     """Return a dense feature, with the logarithm if the numbers have a long tail."""
-    numbers = finite_numbers(whole(values))
+    numbers = read_numbers(whole(values)).present()
     if len(numbers) < 3:
         return DenseFeature()
     deviation = float(numbers.std())

@@ -245,19 +245,23 @@ def text_of(values: pa.ChunkedArray) -> pa.ChunkedArray | None:
     return values if is_text else None
 
 
-def separator_of(strings: pa.ChunkedArray) -> str | None:
-    """Return what separates the parts of strings that are lists, None if they are none.
+def separator_of(name: str, values: pa.ChunkedArray) -> str | None:
+    """Return what separates the parts of a column of strings that are lists, None if they are none.
 
     A separator is in a tenth of the distinct strings or more, and the parts are few beside the
     strings that they make up: half as many, or all whole numbers. So it is with genres or ids, and
     not with titles.
 
     Example:
-        >>> separator_of(pa.chunked_array([["a|b", "b", "b|c", "a", "c|a", "a|b|c"]]))
+        >>> separator_of("tags", pa.chunked_array([["a|b", "b", "b|c", "a", "c|a", "a|b|c"]]))
         '|'
-        >>> separator_of(pa.chunked_array([["Elephant Man, The", "Heat", "Son in Law"]])) is None
+        >>> titles = pa.chunked_array([["Elephant Man, The", "Heat", "Son in Law"]])
+        >>> separator_of("title", titles) is None
         True
     """
+    strings = text_of(values)
+    if strings is None or is_text_of_time(strings) or unconverted(name, strings):
+        return None
     strings = pc.unique(strings.drop_null())
     if not len(strings):
         return None

@@ -93,7 +93,7 @@ class ColumnStatistics:
         if self.kind in ("nulls", "other"):
             return len(array) if self.kind == "nulls" else array.null_count
         if self.kind in ("numbers", "times"):
-            found = finite_numbers(array)
+            found = read_numbers(array).present()
             self._add_range(found)
         else:
             ids, valid = read_ids(array, self._source)
@@ -110,9 +110,3 @@ class ColumnStatistics:
             self.maximum = max(self.maximum, numbers.max().item())
             if self.whole and numbers.dtype.kind == "f":
                 self.whole = bool((numbers == np.trunc(numbers)).all())
-
-
-def finite_numbers(array: pa.Array) -> Array:
-    """Return the numbers of a column, without those that are missing or infinite."""
-    numbers = read_numbers(array)
-    return numbers.values if numbers.missing is None else np.delete(numbers.values, numbers.missing)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +26,7 @@ from torchrec.datasets.transform.columns import Array
 from torchrec.datasets.transform.labels import Label
 from torchrec.experiment._messages import listed
 from torchrec.experiment.propose._decide import ColumnProposal, decide, left_out
-from torchrec.experiment.propose._roles import (
-    is_text_of_time,
-    separator_of,
-    table_name,
-    text_of,
-    unconverted,
-)
+from torchrec.experiment.propose._roles import separator_of, table_name
 from torchrec.experiment.propose._sharing import share_tables
 from torchrec.experiment.propose._sizes import proposed_dim
 from torchrec.experiment.propose._statistics import ColumnStatistics
@@ -194,7 +189,7 @@ def _infer(
             f"'`{label}`'. Received '{label}'."
         )
     labels = _Labels(reader)
-    sample, tables = _sample(labels.observe(_first(max_rows, source.scan())))
+    sample, tables = _sample(labels.observe(source.scan(), max_rows))
     counted = _count(source.schema, sample, tables)
     sampled = np.concatenate(labels.sample)[:_SAMPLE]
     columns = [
@@ -217,9 +212,13 @@ def _infer(
 
 def _read(source: TableSource, max_rows: int) -> None:
     """Read rows of text, only to see that they fit the types."""
-    if source.files[0].format != "parquet":
-        for _ in _first(max_rows, source.scan()):
-            pass
+    if source.files[0].format == "parquet":
+        return
+    rows = 0
+    for table in source.scan():
+        rows += table.num_rows
+        if rows >= max_rows:
+            return
 
 
 class _Labels:
@@ -231,14 +230,18 @@ class _Labels:
         self.rows = 0
         self.sample: list[Array] = []
 
-    def observe(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    def observe(self, tables: Iterable[pa.Table], most: int) -> Iterator[pa.Table]:
+        """Yield tables of so many rows at most, all together."""
         for table in tables:
+            table = table.slice(0, most - self.rows)
             labels = self._label.read(table)
             if self.rows < _SAMPLE:
                 self.sample.append(labels)
             self._positives += float(labels.sum())
             self.rows += table.num_rows
             yield table
+            if self.rows >= most:
+                return
 
     @property
     def share(self) -> float:
@@ -262,14 +265,6 @@ def _require(source: TableSource, columns: Iterable[str]) -> None:
             )
 
 
-def _first(rows: int, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    for table in tables:
-        yield table.slice(0, rows)
-        rows -= table.num_rows
-        if rows <= 0:
-            return
-
-
 def _sample(tables: Iterator[pa.Table]) -> tuple[pa.Table, Iterator[pa.Table]]:
     """Return the first rows as one table, and all rows."""
     first: list[pa.Table] = []
@@ -282,29 +277,17 @@ def _sample(tables: Iterator[pa.Table]) -> tuple[pa.Table, Iterator[pa.Table]]:
     if not first:
         raise ValueError("The data should have rows. Received none.")
 
-    def everything() -> Iterator[pa.Table]:
-        yield from first
-        yield from tables
-
-    return pa.concat_tables(first).slice(0, _SAMPLE), everything()
+    return pa.concat_tables(first).slice(0, _SAMPLE), chain(first, tables)
 
 
 def _count(
     schema: pa.Schema, sample: pa.Table, tables: Iterator[pa.Table]
 ) -> list[ColumnStatistics]:
     counted = [
-        ColumnStatistics(one.name, one.type, _separator(one.name, sample[one.name]))
+        ColumnStatistics(one.name, one.type, separator_of(one.name, sample[one.name]))
         for one in schema
     ]
     for table in tables:
         for statistics in counted:
             statistics.add(table)
     return counted
-
-
-def _separator(name: str, values: pa.ChunkedArray) -> str | None:
-    """Return what separates the parts of a column of strings, None if they are no lists."""
-    strings = text_of(values)
-    if strings is None or is_text_of_time(strings) or unconverted(name, strings):
-        return None
-    return separator_of(strings)
