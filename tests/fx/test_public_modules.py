@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import pickle
 import pkgutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,6 +25,9 @@ from tests.fx.sparse_samples import SPARSE
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SAMPLES = DENSE | SPARSE
+MODELS = {
+    n: s for n, s in SAMPLES.items() if type(s.make()).__module__.startswith("torchrec.models")
+}
 each_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 each_tracer = pytest.mark.parametrize(
     "trace", [torch.fx.symbolic_trace, torchrec.fx.symbolic_trace], ids=["torch", "torchrec"]
@@ -94,6 +98,15 @@ def test_traced(sample, trace) -> None:
     traced = trace(module)
     traced.graph.lint()
     assert_same(traced, module, sample)
+
+
+@pytest.mark.parametrize("sample", MODELS.values(), ids=MODELS)
+def test_models_can_be_pickled_once_they_are_traced(sample) -> None:
+    module = sample.make().eval()
+    inputs = sample.inputs(4)
+    again = pickle.loads(pickle.dumps(torch.fx.symbolic_trace(module)))
+    expected = tensors_of(module(*copy.deepcopy(inputs)))
+    torch.testing.assert_close(tensors_of(again(*inputs)), expected)
 
 
 @pytest.mark.parametrize("sample", SPARSE.values(), ids=SPARSE)

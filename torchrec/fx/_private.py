@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch.fx._symbolic_trace import ProxyableClassMeta
 
-__all__ = ["SourceRange", "source_range_factory"]
+__all__ = ["ProxyableClassMeta", "SourceRange", "source_range_factory"]
 
 SourceRange = torch._C._jit_tree_views.SourceRange
 source_range_factory = torch._C._jit_tree_views.SourceRangeFactory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
@@ -61,6 +62,26 @@ def checked_bags(
     if inverse_indices is not None and not is_compiling():
         check_inverse_indices(keys, bags.stride_per_key(), inverse_indices)
     return bags
+
+
+def synced(
+    keys: list[str],
+    values: Tensor,
+    weights: Tensor | None,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+    stride: int | None,
+    strides_per_rank: Strides | None,
+    inverse_indices: Inverse | None,
+) -> KeyedBags:
+    """Take in what a KeyedJaggedTensor is built from, and bring the numbers of each key to the host."""
+    strides, inverse = strides_per_rank, inverse_indices
+    bags = checked_bags(keys, values, weights, lengths, offsets, stride, strides, None, inverse)
+    bags.sync()
+    return bags
+
+
+torch.fx.wrap("synced")  # tracers record the call
 
 
 def _strides(

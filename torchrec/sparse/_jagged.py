@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from torchrec.checks import require_type
+from torchrec.fx.proxies import Recordable
 from torchrec.ops.jagged import jagged_to_padded, lengths_to_offsets, padded_to_jagged
 from torchrec.sparse._checks import check_jagged, check_same_sizes
 from torchrec.sparse._lengths import BagLengths, bound_pairs, number_in, set_computed
@@ -14,7 +15,7 @@ from torchrec.sparse._text import jagged_text
 from torchrec.streamable import Pipelineable
 
 
-class JaggedTensor(BagLengths, Pipelineable):
+class JaggedTensor(Recordable, BagLengths, Pipelineable):
     """A batch of bags of different lengths: all values in one tensor, and where each bag ends.
 
     Bag b is ``values[offsets[b] : offsets[b + 1]]``, and ``lengths[b]`` values long. Lengths and offsets say the same;
@@ -50,7 +51,12 @@ class JaggedTensor(BagLengths, Pipelineable):
         lengths: Tensor | None = None,
         offsets: Tensor | None = None,
     ) -> None:
-        lengths, offsets = check_jagged(values, weights, lengths, offsets)
+        try:
+            lengths, offsets = check_jagged(values, weights, lengths, offsets)
+        except (TypeError, ValueError):
+            if self._become_recorded(locals()):
+                return
+            raise
         self._values = values
         self._weights = weights
         self._lengths = lengths
@@ -87,13 +93,7 @@ class JaggedTensor(BagLengths, Pipelineable):
             jt: the other.
             device: where, if not there.
         """
-        empty = make_jagged(
-            jt._values[:0],
-            None if jt._weights is None else jt._weights[:0],
-            jt.lengths()[:0],
-            None,
-        )
-        return empty if device is None else empty.to(device)
+        return _empty_like(jt, device)
 
     @staticmethod
     def from_dense(values: list[Tensor], weights: list[Tensor] | None = None) -> JaggedTensor:
@@ -111,17 +111,7 @@ class JaggedTensor(BagLengths, Pipelineable):
             >>> jt.lengths()
             tensor([2, 1], dtype=torch.int32)
         """
-        sizes = _sizes("values", values)
-        if weights is not None and _sizes("weights", weights) != sizes:
-            raise ValueError(
-                f"`weights` should be as many as the values of each bag ({sizes}). "
-                f"Received {_sizes('weights', weights)}."
-            )
-        if not values:
-            return JaggedTensor.empty(weights is not None)
-        lengths = torch.tensor(sizes, dtype=torch.int32, device=values[0].device)
-        joined = None if weights is None else torch.cat(weights)
-        return JaggedTensor(torch.cat(values), joined, lengths)
+        return _from_dense(values, weights)
 
     @staticmethod
     def from_dense_lengths(
@@ -142,29 +132,7 @@ class JaggedTensor(BagLengths, Pipelineable):
             >>> JaggedTensor.from_dense_lengths(padded, torch.tensor([1, 2])).values()
             tensor([5, 7, 1])
         """
-        require_type(values, "`values`", Tensor)
-        require_type(lengths, "`lengths`", Tensor)
-        if weights is not None:
-            require_type(weights, "`weights`", Tensor)
-        if values.dim() < 2 or lengths.dim() != 1 or lengths.size(0) != values.size(0):
-            raise ValueError(
-                "`lengths` should be one for each row of `values`, shaped [B, L, ...]. "
-                f"Received {list(lengths.shape)} for {list(values.shape)}."
-            )
-        is_seen = lengths.is_cpu and not is_compiling()
-        if is_seen and lengths.numel() and int(lengths.max()) > values.size(1):
-            raise ValueError(
-                f"`lengths` should be at most the length of the rows ({values.size(1)}). "
-                f"Received {int(lengths.max())}."
-            )
-        offsets = lengths_to_offsets(lengths)
-        total = number_in(offsets[-1])
-        return JaggedTensor(
-            padded_to_jagged(values, offsets, total),
-            None if weights is None else padded_to_jagged(weights, offsets, total),
-            lengths,
-            offsets,
-        )
+        return _from_dense_lengths(values, lengths, weights)
 
     def values(self) -> Tensor:
         """Return the values of all bags, ``[N, ...]``."""
@@ -298,6 +266,54 @@ def _longest(lengths: Tensor) -> int:
     return int(lengths.max())
 
 
+def _empty_like(jt: JaggedTensor, device: torch.device | None) -> JaggedTensor:
+    weights = jt.weights_or_none()
+    empty = make_jagged(
+        jt.values()[:0], None if weights is None else weights[:0], jt.lengths()[:0], None
+    )
+    return empty if device is None else empty.to(device)
+
+
+def _from_dense(values: list[Tensor], weights: list[Tensor] | None) -> JaggedTensor:
+    sizes = _sizes("values", values)
+    if weights is not None and _sizes("weights", weights) != sizes:
+        raise ValueError(
+            f"`weights` should be as many as the values of each bag ({sizes}). "
+            f"Received {_sizes('weights', weights)}."
+        )
+    if not values:
+        return JaggedTensor.empty(weights is not None)
+    lengths = torch.tensor(sizes, dtype=torch.int32, device=values[0].device)
+    joined = None if weights is None else torch.cat(weights)
+    return JaggedTensor(torch.cat(values), joined, lengths)
+
+
+def _from_dense_lengths(values: Tensor, lengths: Tensor, weights: Tensor | None) -> JaggedTensor:
+    require_type(values, "`values`", Tensor)
+    require_type(lengths, "`lengths`", Tensor)
+    if weights is not None:
+        require_type(weights, "`weights`", Tensor)
+    if values.dim() < 2 or lengths.dim() != 1 or lengths.size(0) != values.size(0):
+        raise ValueError(
+            "`lengths` should be one for each row of `values`, shaped [B, L, ...]. "
+            f"Received {list(lengths.shape)} for {list(values.shape)}."
+        )
+    is_seen = lengths.is_cpu and not is_compiling()
+    if is_seen and lengths.numel() and int(lengths.max()) > values.size(1):
+        raise ValueError(
+            f"`lengths` should be at most the length of the rows ({values.size(1)}). "
+            f"Received {int(lengths.max())}."
+        )
+    offsets = lengths_to_offsets(lengths)
+    total = number_in(offsets[-1])
+    return JaggedTensor(
+        padded_to_jagged(values, offsets, total),
+        None if weights is None else padded_to_jagged(weights, offsets, total),
+        lengths,
+        offsets,
+    )
+
+
 def _sizes(name: str, bags: list[Tensor]) -> list[int]:
     """Check that these are tensors that can be joined, and return how many rows each has."""
     if not isinstance(bags, list | tuple) or not all(isinstance(bag, Tensor) for bag in bags):
@@ -322,4 +338,6 @@ def make_jagged(
     return jt
 
 
+for _name in ("_empty_like", "_from_dense", "_from_dense_lengths"):
+    torch.fx.wrap(_name)  # tracers record calls of these
 JaggedTensor.__module__ = "torchrec.sparse.jagged_tensor"

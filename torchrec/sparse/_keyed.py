@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from torchrec.fx.proxies import Recordable
 from torchrec.ops.permute import regroup
 from torchrec.sparse._checks import checked_keys
 from torchrec.sparse._text import keyed_text
 from torchrec.streamable import Pipelineable
 
 
-class KeyedTensor(Pipelineable):
+class KeyedTensor(Recordable, Pipelineable):
     """Dense tensors by key, joined along one dimension: the pooled embeddings of a batch.
 
     Args:
@@ -51,6 +52,8 @@ class KeyedTensor(Pipelineable):
         offset_per_key: list[int] | None = None,
         index_per_key: dict[str, int] | None = None,
     ) -> None:
+        if not isinstance(values, Tensor) and self._become_recorded(locals()):
+            return
         self._keys = keys
         self._length_per_key = length_per_key
         self._values = values
@@ -80,27 +83,7 @@ class KeyedTensor(Pipelineable):
             >>> kt.length_per_key()
             [1, 3]
         """
-        if len(keys) != len(tensors) or not tensors:
-            raise ValueError(
-                f"`tensors` should be one a key ({len(keys)}), and at least one. Received {len(tensors)}."
-            )
-        if key_dim != cat_dim:
-            raise ValueError(
-                f"`cat_dim` should be `key_dim` ({key_dim}): the keys are told apart along it. "
-                f"Received {cat_dim}."
-            )
-        if not all(isinstance(tensor, Tensor) for tensor in tensors):
-            raise TypeError(
-                f"`tensors` should be tensors. Received {[type(t).__name__ for t in tensors]}."
-            )
-        first = tensors[0]
-        if any(_other_sizes(tensor, key_dim) != _other_sizes(first, key_dim) for tensor in tensors):
-            raise ValueError(
-                f"`tensors` should be alike in every dimension but {key_dim}. "
-                f"Received {[list(tensor.shape) for tensor in tensors]}."
-            )
-        lengths = [tensor.size(key_dim) for tensor in tensors]
-        return KeyedTensor(keys, lengths, torch.cat(tensors, cat_dim), key_dim)
+        return _from_tensor_list(keys, tensors, key_dim, cat_dim)
 
     def keys(self) -> list[str]:
         """Return the keys."""
@@ -206,7 +189,7 @@ class KeyedTensor(Pipelineable):
         """
         if len(groups) != len(keys):
             raise ValueError(f"`keys` should be one a group ({len(groups)}). Received {len(keys)}.")
-        return dict(zip(keys, regroup_kts(keyed_tensors, groups), strict=True))
+        return regroup_kts_as_dict(keyed_tensors, groups, keys)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> KeyedTensor:
         """Return this keyed tensor on ``device``; itself if it is there.
@@ -234,6 +217,32 @@ class KeyedTensor(Pipelineable):
 
     def __str__(self) -> str:
         return keyed_text(self._keys, self._values, list(self.to_dict().values()))
+
+
+def _from_tensor_list(
+    keys: list[str], tensors: list[Tensor], key_dim: int, cat_dim: int
+) -> KeyedTensor:
+    if len(keys) != len(tensors) or not tensors:
+        raise ValueError(
+            f"`tensors` should be one a key ({len(keys)}), and at least one. Received {len(tensors)}."
+        )
+    if key_dim != cat_dim:
+        raise ValueError(
+            f"`cat_dim` should be `key_dim` ({key_dim}): the keys are told apart along it. "
+            f"Received {cat_dim}."
+        )
+    if not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise TypeError(
+            f"`tensors` should be tensors. Received {[type(t).__name__ for t in tensors]}."
+        )
+    first = tensors[0]
+    if any(_other_sizes(tensor, key_dim) != _other_sizes(first, key_dim) for tensor in tensors):
+        raise ValueError(
+            f"`tensors` should be alike in every dimension but {key_dim}. "
+            f"Received {[list(tensor.shape) for tensor in tensors]}."
+        )
+    lengths = [tensor.size(key_dim) for tensor in tensors]
+    return KeyedTensor(keys, lengths, torch.cat(tensors, cat_dim), key_dim)
 
 
 def _other_sizes(tensor: Tensor, dim: int) -> list[int]:
@@ -310,6 +319,13 @@ def regroup_kts(keyed_tensors: list[KeyedTensor], groups: list[list[str]]) -> li
     return _regroup_by_cat(inputs, keyed_tensors[0]._key_dim, pieces, counts)
 
 
+def regroup_kts_as_dict(
+    keyed_tensors: list[KeyedTensor], groups: list[list[str]], keys: list[str]
+) -> dict[str, Tensor]:
+    """Join the tensors of each group of keys, and name them; see ``KeyedTensor.regroup_as_dict``."""
+    return dict(zip(keys, regroup_kts(keyed_tensors, groups), strict=True))
+
+
 def _are_matrices(keyed_tensors: list[KeyedTensor]) -> bool:
     first = keyed_tensors[0]._values
     dtype = first.dtype
@@ -355,4 +371,6 @@ def make_keyed_tensor(
     return kt
 
 
+for _name in ("_from_tensor_list", "regroup_kts", "regroup_kts_as_dict"):
+    torch.fx.wrap(_name)  # tracers record calls of these
 KeyedTensor.__module__ = "torchrec.sparse.jagged_tensor"

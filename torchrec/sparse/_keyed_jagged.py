@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from torchrec.checks import require_type
-from torchrec.sparse import _exchange, _join, _read, _select
+from torchrec.fx.proxies import Recordable
+from torchrec.sparse import _construct, _exchange, _join, _read, _select
 from torchrec.sparse._bags import Inverse, KeyedBags, Strides
 from torchrec.sparse._checks import require_all
-from torchrec.sparse._construct import checked_bags
 from torchrec.sparse._jagged import JaggedTensor
 from torchrec.sparse._text import bags_to_lists, keyed_jagged_text
 from torchrec.streamable import Pipelineable
@@ -21,7 +21,7 @@ Columns = Iterable[str] | None
 ColumnsOfKeys = Mapping[str, str] | None
 
 
-class KeyedJaggedTensor(Pipelineable):
+class KeyedJaggedTensor(Recordable, Pipelineable):
     """A batch of sparse features: for each key and sample a bag of ids.
 
     Args:
@@ -76,17 +76,15 @@ class KeyedJaggedTensor(Pipelineable):
         jt_dict: dict[str, JaggedTensor] | None = None,
         inverse_indices: Inverse | None = None,
     ) -> None:
-        self._bags = checked_bags(
-            keys,
-            values,
-            weights,
-            lengths,
-            offsets,
-            stride,
-            stride_per_key_per_rank,
-            stride_per_key,
-            inverse_indices,
-        )
+        try:
+            strides, inverse = stride_per_key_per_rank, inverse_indices
+            self._bags = _construct.checked_bags(
+                keys, values, weights, lengths, offsets, stride, strides, stride_per_key, inverse
+            )
+        except (TypeError, ValueError):
+            if self._become_recorded(locals()):
+                return
+            raise
         if length_per_key or lengths_offset_per_key or offset_per_key or index_per_key:
             self._bags.set_metadata(
                 length_per_key, lengths_offset_per_key, offset_per_key, index_per_key
@@ -115,10 +113,8 @@ class KeyedJaggedTensor(Pipelineable):
             >>> kjt.offset_per_key_or_none()
             [0, 1, 3]
         """
-        strides, inverse = stride_per_key_per_rank, inverse_indices
-        return keyed_jagged(
-            checked_bags(keys, values, weights, lengths, None, stride, strides, None, inverse)
-        ).sync()
+        known = stride, stride_per_key_per_rank, inverse_indices
+        return keyed_jagged(_construct.synced(keys, values, weights, lengths, None, *known))
 
     @staticmethod
     def from_offsets_sync(
@@ -131,10 +127,8 @@ class KeyedJaggedTensor(Pipelineable):
         inverse_indices: Inverse | None = None,
     ) -> KeyedJaggedTensor:
         """Build one from offsets, and bring the numbers of each key to the host at once; see the class."""
-        strides, inverse = stride_per_key_per_rank, inverse_indices
-        return keyed_jagged(
-            checked_bags(keys, values, weights, None, offsets, stride, strides, None, inverse)
-        ).sync()
+        known = stride, stride_per_key_per_rank, inverse_indices
+        return keyed_jagged(_construct.synced(keys, values, weights, None, offsets, *known))
 
     @staticmethod
     def from_jt_dict(jt_dict: dict[str, JaggedTensor]) -> KeyedJaggedTensor:
@@ -230,10 +224,7 @@ class KeyedJaggedTensor(Pipelineable):
             kjt: the other.
             device: where, if not there.
         """
-        bags = kjt._bags
-        weights = None if bags.weights is None else bags.weights[:0]
-        like = keyed_jagged(bags.of_keys([], bags.values[:0], weights, bags.lengths()[:0], []))
-        return like if device is None else like.to(device)
+        return _empty_like(kjt, device)
 
     @staticmethod
     def concat(kjt_list: list[KeyedJaggedTensor]) -> KeyedJaggedTensor:
@@ -251,8 +242,7 @@ class KeyedJaggedTensor(Pipelineable):
             >>> KeyedJaggedTensor.concat([a, b]).to_lists()
             {'a': [[1], [2, 3]], 'b': [[], [4]]}
         """
-        require_all("kjt_list", kjt_list, KeyedJaggedTensor)
-        return keyed_jagged(_join.concat([kjt._bags for kjt in kjt_list]))
+        return _concat(kjt_list)
 
     # ---- reading
 
@@ -593,4 +583,18 @@ def bags_of(kjt: KeyedJaggedTensor) -> KeyedBags:
     return kjt._bags
 
 
+def _concat(kjt_list: list[KeyedJaggedTensor]) -> KeyedJaggedTensor:
+    require_all("kjt_list", kjt_list, KeyedJaggedTensor)
+    return keyed_jagged(_join.concat([kjt._bags for kjt in kjt_list]))
+
+
+def _empty_like(kjt: KeyedJaggedTensor, device: torch.device | None) -> KeyedJaggedTensor:
+    bags = kjt._bags
+    weights = None if bags.weights is None else bags.weights[:0]
+    like = keyed_jagged(bags.of_keys([], bags.values[:0], weights, bags.lengths()[:0], []))
+    return like if device is None else like.to(device)
+
+
+for _name in ("_concat", "_empty_like", "keyed_jagged"):
+    torch.fx.wrap(_name)  # tracers record calls of these
 KeyedJaggedTensor.__module__ = "torchrec.sparse.jagged_tensor"

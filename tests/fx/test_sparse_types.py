@@ -1,0 +1,201 @@
+"""Sparse types inside what is traced: made there, asked, changed, and handed to modules."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import torchrec.fx
+from tests.fx.sparse_samples import FUSED, KEYS, LONGEST, ROWS, D, bags, ids, one_feature
+from torchrec import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+from torchrec.models.dlrm import DLRM
+
+each_tracer = pytest.mark.parametrize(
+    "trace", [torch.fx.symbolic_trace, torchrec.fx.symbolic_trace], ids=["torch", "torchrec"]
+)
+
+
+def parts(batch: int) -> tuple[Tensor, Tensor]:
+    kjt = ids(batch)
+    return kjt.values(), kjt.lengths()
+
+
+def offsets_of(lengths: Tensor) -> Tensor:
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+
+
+def weighted(values: Tensor, lengths: Tensor) -> KeyedJaggedTensor:
+    return KeyedJaggedTensor(keys=KEYS, values=values, weights=values * 0.5, lengths=lengths)
+
+
+# What is made or done of values and lengths.
+OF_PARTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "KeyedJaggedTensor": lambda v, n: KeyedJaggedTensor(KEYS, v, lengths=n),
+    "KeyedJaggedTensor, positional": lambda v, n: KeyedJaggedTensor(KEYS, v, None, n),
+    "KeyedJaggedTensor, offsets": lambda v, n: KeyedJaggedTensor(KEYS, v, offsets=offsets_of(n)),
+    "KeyedJaggedTensor, batches by key": lambda v, n: KeyedJaggedTensor(
+        KEYS, v, lengths=n, stride_per_key=[3, 9, 6]
+    ).lengths_offset_per_key(),
+    "KeyedJaggedTensor, weighted": lambda v, n: weighted(v, n).weights(),
+    "from_lengths_sync": lambda v, n: KeyedJaggedTensor.from_lengths_sync(KEYS, v, n),
+    "from_offsets_sync": lambda v, n: KeyedJaggedTensor.from_offsets_sync(KEYS, v, offsets_of(n)),
+    "JaggedTensor": lambda v, n: JaggedTensor(v, lengths=n),
+    "JaggedTensor, offsets": lambda v, n: JaggedTensor(v, offsets=offsets_of(n)).lengths(),
+    "JaggedTensor, to padded": lambda v, n: JaggedTensor(v, lengths=n).to_padded_dense(LONGEST),
+    "JaggedTensor.from_dense": lambda v, n: JaggedTensor.from_dense([v, n]),
+    "JaggedTensor.from_dense_lengths": lambda v, n: JaggedTensor.from_dense_lengths(
+        n.view(-1, 1), (n > 1).int()
+    ),
+    "JaggedTensor.empty_like": lambda v, n: JaggedTensor.empty_like(JaggedTensor(v, lengths=n)),
+    "empty_like": lambda v, n: KeyedJaggedTensor.empty_like(KeyedJaggedTensor(KEYS, v, lengths=n)),
+    "from_jt_dict": lambda v, n: KeyedJaggedTensor.from_jt_dict({"a": JaggedTensor(v, lengths=n)}),
+    "concat": lambda v, n: KeyedJaggedTensor.concat(
+        [KeyedJaggedTensor(KEYS, v, lengths=n), KeyedJaggedTensor(["x", "y", "z"], v, lengths=n)]
+    ),
+    "KeyedTensor": lambda v, n: KeyedTensor(["a", "b"], [1, 2], n.view(-1, 3)),
+    "KeyedTensor, by key": lambda v, n: KeyedTensor(["a", "b"], [1, 2], n.view(-1, 3))["b"],
+    "from_tensor_list": lambda v, n: KeyedTensor.from_tensor_list(
+        ["a", "b"], [n.view(-1, 3), n.view(-1, 3) * 2]
+    ),
+    "regroup": lambda v, n: KeyedTensor.regroup(
+        [KeyedTensor(["a", "b"], [1, 2], n.view(-1, 3))], [["b"], ["b", "a"]]
+    ),
+    "regroup_as_dict": lambda v, n: KeyedTensor.regroup_as_dict(
+        [KeyedTensor(["a", "b"], [1, 2], n.view(-1, 3))], [["b"], ["b", "a"]], ["x", "y"]
+    ),
+}
+
+BY_KEY = "KeyedJaggedTensor, batches by key"  # of 3 + 9 + 6 samples
+
+# What is asked of a KeyedJaggedTensor.
+OF_KJT: dict[str, Callable[[KeyedJaggedTensor], Any]] = {
+    "keys": lambda kjt: kjt.keys(),
+    "by key": lambda kjt: kjt["f2"].values(),
+    "to_dict": lambda kjt: kjt.to_dict()["f3"].lengths(),
+    "split": lambda kjt: kjt.split([1, 2])[1].keys(),
+    "permute": lambda kjt: kjt.permute([2, 0]),
+    "stride": lambda kjt: kjt.stride() + 1,
+    "length_per_key": lambda kjt: kjt.length_per_key(),
+    "new weights": lambda kjt: kjt.with_weights(kjt.values().float()).weights(),
+    "moved": lambda kjt: kjt.to("cpu").values(),
+}
+
+
+def assert_equal(received: Any, expected: Any) -> None:
+    received, spec = pytree.tree_flatten(received)
+    expected, other = pytree.tree_flatten(expected)
+    assert type(spec) is type(other)
+    assert len(received) == len(expected)
+    for mine, theirs in zip(received, expected, strict=True):
+        if isinstance(theirs, Tensor):
+            torch.testing.assert_close(mine, theirs)
+        else:
+            assert mine == theirs
+
+
+@pytest.mark.parametrize("function", OF_PARTS.values(), ids=OF_PARTS)
+@each_tracer
+def test_made_of_what_is_traced(function, trace) -> None:
+    traced = trace(function)
+    traced.graph.lint()
+    for batch in (6,) if function is OF_PARTS[BY_KEY] else (6, 9):
+        values, lengths = parts(batch)
+        assert_equal(traced(values, lengths), function(values, lengths))
+
+
+@pytest.mark.parametrize("function", OF_KJT.values(), ids=OF_KJT)
+@each_tracer
+def test_asked_while_traced(function, trace) -> None:
+    traced = trace(function)
+    for batch in (1, 9):
+        kjt = ids(batch)
+        assert_equal(traced(kjt), function(kjt))
+
+
+def test_the_graph_holds_the_call_of_the_class() -> None:
+    graph = torch.fx.symbolic_trace(OF_PARTS["KeyedJaggedTensor"]).graph
+    (call,) = graph.find_nodes(op="call_function", target=KeyedJaggedTensor)
+    assert set(call.kwargs) == {"keys", "values", "lengths"}
+
+
+def test_what_is_traced_may_be_any_argument() -> None:
+    values = torch.arange(3)
+    traced = torch.fx.symbolic_trace(lambda n: JaggedTensor(values, lengths=n).offsets())
+    assert traced(torch.tensor([1, 2])).tolist() == [0, 1, 3]
+    traced = torch.fx.symbolic_trace(
+        lambda o: KeyedJaggedTensor(["a"], values, offsets=o).lengths()
+    )
+    assert traced(torch.tensor([0, 2, 3])).tolist() == [2, 1]
+
+
+def test_checks_are_made_when_the_graph_runs_and_as_ever_where_nothing_is_traced() -> None:
+    traced = torch.fx.symbolic_trace(OF_PARTS["KeyedJaggedTensor"])
+    for make in (traced, OF_PARTS["KeyedJaggedTensor"]):
+        with pytest.raises(ValueError, match="`lengths` should sum to the number of values"):
+            make(torch.arange(2), torch.ones(3, dtype=torch.int64))
+    with pytest.raises(TypeError, match="`values` should be a"):
+        KeyedTensor(["a"], [1], 3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="`values` should be a"):
+        JaggedTensor(None, lengths=torch.ones(1))  # type: ignore[arg-type]
+
+
+class Served(nn.Module):
+    """Takes tensors, and makes sparse types of them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, dense: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
+        return self.model(dense, KeyedJaggedTensor(KEYS, values, lengths=lengths))
+
+
+@each_tracer
+def test_a_model_that_makes_its_sparse_features(trace) -> None:
+    module = Served(DLRM(bags(**FUSED), 7, [6, D], [5, 1]))
+    traced, twin = trace(module), copy.deepcopy(module)
+    for batch in (3, 8):
+        inputs = (torch.randn(batch, 7), *parts(batch))
+        received, expected = traced(*inputs), twin(*inputs)
+        torch.testing.assert_close(received, expected)
+        received.sum().backward()
+        expected.sum().backward()
+        torch.testing.assert_close(module.state_dict(), twin.state_dict())
+
+
+def test_what_was_traced_can_be_pickled() -> None:
+    module = DLRM(bags(**FUSED), 7, [6, D], [5, 1])
+    inputs = torch.randn(3, 7), ids(3)
+    again = pickle.loads(pickle.dumps(torch.fx.symbolic_trace(module)))
+    torch.testing.assert_close(again(*inputs), module(*inputs))
+
+
+def test_sparse_types_made_before_are_constants() -> None:
+    constant = one_feature(4)
+    traced = torchrec.fx.symbolic_trace(_Looked(constant), leaf_modules=["_Second"])
+    assert traced(torch.ones(2)) is constant
+
+
+class _Second(nn.Module):
+    def forward(self, x: Tensor, jt: JaggedTensor) -> JaggedTensor:
+        return jt
+
+
+class _Looked(nn.Module):
+    def __init__(self, constant: JaggedTensor) -> None:
+        super().__init__()
+        self.second, self.constant = _Second(), constant
+
+    def forward(self, x: Tensor) -> JaggedTensor:
+        return self.second(x, self.constant)
+
+
+def test_ids_in_range_of_the_tables() -> None:
+    assert int(ids(50).values().max()) < ROWS
