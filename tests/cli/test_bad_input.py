@@ -172,6 +172,7 @@ FILES: dict[str, tuple[str, Callable[[Path], None] | None, str]] = {
     "csv-empty": ("bad.csv", content(b""), "should hold samples. Received an empty file"),
     "csv-header-only": ("bad.csv", content(CSV.split(b"\n")[0] + b"\n"), "Received a header only"),
     "csv-utf8": ("bad.csv", content(CSV + b"1,2.0,\xff\xfe,1\n"), "line 302, should fit"),
+    "csv-line-ends": ("bad.csv", content(CSV.replace(b"\n", b"\r")), "Received lines that end in a carriage return."),
     "csv-utf8-header": ("bad.csv", content(b"\xff" + CSV), "header of"),
     "csv-parquet": ("bad.csv", parquet(lambda b: b), "header of"),
     "csv-short-line": ("bad.csv", content(CSV + b"1,2\n3,4.0,s,1\n"), "Expected 4 columns, got 2"),
@@ -515,6 +516,8 @@ def test_outputs(run: Desk) -> None:
     assert "file of the data" in run.refuses(
         "predict", "run", "clicks.parquet", "-o", "link.parquet"
     )
+    os.symlink("loop.parquet", "loop.parquet")
+    assert run("predict", "run", "clicks.parquet", "-o", "loop.parquet").code == 0
     for _ in range(2):  # one that exists is replaced
         assert run("predict", "run", "clicks.parquet", "-o", "new/p.parquet").code == 0
     assert [path.name for path in Path("new").iterdir()] == ["p.parquet"]

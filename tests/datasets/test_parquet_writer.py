@@ -74,3 +74,10 @@ def test_files_without_checksums_are_read(tmp_path: Path) -> None:
     pq.write_table(_clicks(), tmp_path / "clicks.parquet", write_page_checksum=False)
     (table,) = TableSource(tmp_path / "clicks.parquet").scan()
     assert table["user"].to_pylist() == _clicks()["user"].to_pylist()
+
+
+def test_a_name_with_a_colon_is_no_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ParquetWriter("s3://bucket/clicks.parquet") as file:
+        file.write(pa.table({"click": [1]}))
+    assert [path.name for path in (tmp_path / "s3:" / "bucket").iterdir()] == ["clicks.parquet"]

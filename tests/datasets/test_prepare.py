@@ -164,3 +164,14 @@ def test_movielens_row_by_row(tmp_path: Path) -> None:
     for frame in frames:
         frame["genres"] = frame["genres"].map("|".join)
     pd.testing.assert_frame_equal(*frames, check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.gz", b"text"), ("b.gz", gzip.compress(b"x" * 99)[:-9]), ("c.zst", b"PK")],
+)
+def test_criteo_names_files_that_are_not_whole(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"'.*{name}' should be whole and readable. Received: "):
+        prepare_criteo([tmp_path / name], tmp_path / "criteo.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == [name]

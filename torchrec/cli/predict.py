@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,7 +59,7 @@ def predict(
             f"The data should have no column '{name}' yet; choose another by `--name`. "
             f"Columns: {', '.join(source.schema.names)}."
         )
-    if output.resolve() in {Path(file.path).resolve() for file in source.files}:
+    if os.path.realpath(output) in {os.path.realpath(file.path) for file in source.files}:
         raise ValueError(f"`--output` should not be a file of the data. Received '{output}'.")
     kept = source.schema.names if keep_columns else []
     needed = list(dict.fromkeys([*predictor.input_columns, *kept]))

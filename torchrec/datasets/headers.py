@@ -84,9 +84,10 @@ def split_header(line: str, file: DataFile, delimiter: str) -> list[str]:
     try:
         return next(csv.reader([line], delimiter=delimiter), [])
     except csv.Error as error:  # such as line ends of old, or a column name of a page
+        received = "lines that end in a carriage return" if "\r" in line else f"none: {error}"
         raise ValueError(
             f"The header of '{file.path}' should be a line of names that ends in a line feed. "
-            f"Received: {error}."
+            f"Received {received}."
         ) from error
 
 

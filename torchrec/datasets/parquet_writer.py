@@ -44,9 +44,9 @@ class ParquetWriter(TableWriter):
         self._metadata.update(metadata)
 
     def _open(self, schema: pa.Schema) -> None:
-        self._writer = pq.ParquetWriter(
-            self._beside, schema, store_schema=False, write_page_checksum=True
-        )
+        # A relative name with a colon would be taken for an address.
+        path = os.path.join(".", self._beside)
+        self._writer = pq.ParquetWriter(path, schema, store_schema=False, write_page_checksum=True)
 
     def _append(self, table: pa.Table) -> None:
         """Write rows as one row group."""

@@ -80,6 +80,12 @@ def _read(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
             f"'{path}' should have 40 tab-separated columns a line: a label, 13 integers, "
             f"26 categories. Received: {reason}"
         ) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise ValueError(  # what Arrow says of compressed files has no name in it
+            f"'{path}' should be whole and readable. Received: {error}"
+        ) from error
 
 
 def _regroup(tables: Iterator[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
