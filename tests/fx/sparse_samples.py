@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -104,10 +103,16 @@ def a_batch(weighted: bool) -> Callable[[int], tuple[Any, ...]]:
     return draw
 
 
+class ModelInput(NamedTuple):
+    float_features: Tensor
+    idlist_features: KeyedJaggedTensor
+    label: Tensor
+
+
 def model_input(batch: int) -> tuple[Any, ...]:
     dense, sparse = with_dense(batch)
     labels = torch.randint(0, 2, (batch,)).float()
-    return (SimpleNamespace(float_features=dense, idlist_features=sparse, label=labels),)
+    return (ModelInput(dense, sparse, labels),)
 
 
 def one_feature(batch: int) -> JaggedTensor:

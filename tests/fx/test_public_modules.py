@@ -20,6 +20,7 @@ import torchrec.models
 import torchrec.modules
 from tests.fx.dense_samples import DENSE, Sample
 from tests.fx.sparse_samples import SPARSE
+from torchrec.modules.mc_modules import ManagedCollisionModule
 
 # PyTorch's own tracing warns of its own insides.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -27,6 +28,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 SAMPLES = DENSE | SPARSE
 MODELS = {
     n: s for n, s in SAMPLES.items() if type(s.make()).__module__.startswith("torchrec.models")
+}
+MAPS = {
+    name: sample
+    for name, sample in SPARSE.items()
+    if any(isinstance(module, ManagedCollisionModule) for module in sample.make().modules())
 }
 each_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 each_tracer = pytest.mark.parametrize(
@@ -107,6 +113,26 @@ def test_models_can_be_pickled_once_they_are_traced(sample) -> None:
     again = pickle.loads(pickle.dumps(torch.fx.symbolic_trace(module)))
     expected = tensors_of(module(*copy.deepcopy(inputs)))
     torch.testing.assert_close(tensors_of(again(*inputs)), expected)
+
+
+@pytest.mark.parametrize("sample", SPARSE.values(), ids=SPARSE)
+def test_exported(sample) -> None:
+    """Dense modules are in ``test_dense.py``."""
+    module = sample.make().eval()
+    others = torch.export.AdditionalInputs()
+    for batch in (9, 12):
+        others.add(sample.inputs(batch))
+    program = torch.export.export(module, sample.inputs(5), dynamic_shapes=others).module()
+    for batch in (2, 7):
+        inputs = sample.inputs(batch)
+        expected = tensors_of(module(*copy.deepcopy(inputs)))
+        torch.testing.assert_close(tensors_of(program(*inputs)), expected)
+
+
+@pytest.mark.parametrize("sample", MAPS.values(), ids=MAPS)
+def test_maps_that_learn_are_not_exported(sample) -> None:
+    with pytest.raises(NotImplementedError, match="should be in evaluation mode to be exported"):
+        torch.export.export(sample.make(), sample.inputs(5))
 
 
 @pytest.mark.parametrize("sample", SPARSE.values(), ids=SPARSE)

@@ -117,7 +117,9 @@ class KeyedJaggedTensorPool(LeafModule, ObjectPool[KeyedJaggedTensor]):
         check_ids(ids, self.pool_size)
         lengths = self.key_lengths.index_select(0, ids).T.reshape(-1)
         offsets = lengths_to_offsets(lengths)
-        index = self._places(ids, lengths, offsets, int(offsets[-1]))
+        # To torch.export this is a number yet to come, which int() would not give.
+        total: int = offsets[-1].item()  # type: ignore[assignment]
+        index = self._places(ids, lengths, offsets, total)
         weights = self.weights.view(-1).index_select(0, index) if self._is_weighted else None
         return KeyedJaggedTensor(
             list(self._feature_max_lengths),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from torchrec.fx.proxies import LeafModule, holds_proxy
 from torchrec.modules._recomputation import is_recomputation, may_be_recomputed
@@ -332,6 +333,11 @@ class MCHManagedCollisionModule(LeafModule, ManagedCollisionModule):
 
     def _advance(self, ids: Tensor) -> Tensor:
         """Count a training batch, evict if it is time, and return its rows."""
+        if is_exporting():
+            raise NotImplementedError(
+                f"Map '{self._name}' should be in evaluation mode to be exported, call `eval()`: in "
+                "training it learns from the ids, which no graph can."
+            )
         if is_recomputation():
             return self._first_passes.find(ids)
         before = random_states(ids.device) if may_be_recomputed() else None
