@@ -102,9 +102,6 @@ NOT_BUILT: frozenset[str] = frozenset(
         "torchrec.modules.hash_mc_evictions",
         "torchrec.modules.hash_mc_metrics",
         "torchrec.modules.hash_mc_modules",
-        "torchrec.modules.itep_embedding_modules",
-        "torchrec.modules.itep_modules",
-        "torchrec.modules.object_pool_lookups",
         "torchrec.quant",
         "torchrec.quant.embedding_modules",
     ]

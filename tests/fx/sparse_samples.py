@@ -31,6 +31,11 @@ from torchrec.modules.fused_embedding_modules import (
     FusedEmbeddingBagCollection,
     FusedEmbeddingCollection,
 )
+from torchrec.modules.itep_embedding_modules import (
+    ITEPEmbeddingBagCollection,
+    ITEPEmbeddingCollection,
+)
+from torchrec.modules.itep_modules import GenericITEPModule, RowwiseShardedITEPModule
 from torchrec.modules.keyed_jagged_tensor_pool import KeyedJaggedTensorPool
 from torchrec.modules.mc_adapter import (
     McEmbeddingBagCollectionAdapter,
@@ -45,6 +50,10 @@ from torchrec.modules.mc_modules import (
     DistanceLFU_EvictionPolicy,
     ManagedCollisionCollection,
     MCHManagedCollisionModule,
+)
+from torchrec.modules.object_pool_lookups import (
+    TensorJaggedIndexSelectLookup,
+    TensorLookup,
 )
 from torchrec.modules.regroup import KTRegroupAsDict, PermuteMultiEmbedding
 from torchrec.modules.tensor_pool import TensorPool
@@ -163,6 +172,25 @@ def sample_pool() -> KeyedJaggedTensorPool:
     return pool
 
 
+def tensor_lookup() -> TensorLookup:
+    lookup = TensorLookup(ROWS, D, torch.float32, torch.device("cpu"))
+    lookup.set_state(torch.randn(ROWS, D))
+    return lookup
+
+
+def sample_lookup() -> TensorJaggedIndexSelectLookup:
+    lookup = TensorJaggedIndexSelectLookup(
+        ROWS, torch.int64, dict.fromkeys(KEYS, LONGEST), False, torch.device("cpu")
+    )
+    bags = ids(ROWS)
+    lookup.update(torch.arange(ROWS), JaggedTensor(bags.values(), lengths=bags.lengths()))
+    return lookup
+
+
+def unpruned(cls: type[GenericITEPModule] = GenericITEPModule) -> GenericITEPModule:
+    return cls({"t1": ROWS, "t2": ROWS}, enable_pruning=False)
+
+
 class Values(nn.Module):
     def forward(self, pooled: KeyedTensor) -> Tensor:
         return pooled.values()
@@ -246,6 +274,20 @@ SPARSE = {
     ),
     "TensorPool": Sample(tensor_pool, lambda b: (torch.randint(0, ROWS, (b,)),)),
     "KeyedJaggedTensorPool": Sample(sample_pool, lambda b: (torch.randint(0, ROWS, (b,)),)),
+    "TensorLookup": Sample(tensor_lookup, lambda b: (torch.randint(0, ROWS, (b,)),)),
+    "TensorJaggedIndexSelectLookup": Sample(
+        sample_lookup, lambda b: (torch.randint(0, ROWS, (b,)),)
+    ),
+    "GenericITEPModule": Sample(lambda: unpruned(), lambda b: (ids(b), 1)),
+    "RowwiseShardedITEPModule": Sample(
+        lambda: unpruned(RowwiseShardedITEPModule), lambda b: (ids(b), 1)
+    ),
+    "ITEPEmbeddingBagCollection": Sample(
+        lambda: ITEPEmbeddingBagCollection(bags(**FUSED), unpruned()), features
+    ),
+    "ITEPEmbeddingCollection": Sample(
+        lambda: ITEPEmbeddingCollection(sequences(**FUSED), unpruned()), features
+    ),
     "dlrm.SparseArch": Sample(lambda: dlrm.SparseArch(bags()), features),
     "deepfm.SparseArch": Sample(lambda: deepfm.SparseArch(bags()), features),
     "FMInteractionArch": Sample(
