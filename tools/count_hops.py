@@ -64,6 +64,10 @@ def follow(flow: Callable[[], object], package: str, value: float | None = None)
         code = frame.f_code
         if event != event_counted or not code.co_filename.startswith(start):
             return
+        if (
+            not code.co_flags & inspect.CO_OPTIMIZED
+        ):  # the body of a module or class that is imported
+            return
         if value is not None:
             names = set(_names_of(value, frame.f_locals))
             if not names:

@@ -14,11 +14,12 @@ FILES = {
     "torchrec/__init__.py": "",
     "torchrec/first.py": "from torchrec import second\n\n\n"
     "def start(rate):\n    here()\n    here()\n    return second.go(rate * 2, {'lr': rate})\n\n\n"
-    "def here():\n    pass\n",
+    "def here():\n    from torchrec import late\n    assert late.Late\n",
     "torchrec/second.py": "from torchrec import first\n\n\n"
     "def go(twice, options):\n    first.here()\n    return len(str(twice))\n",
+    "torchrec/late.py": "class Late:\n    pass\n",
     "flow.py": "from torchrec.first import start\n\n\n"
-    "def prepare(folder):\n    start(0.5)\n    return lambda: start(0.25)\n",
+    "def prepare(folder):\n    return lambda: start(0.25)\n",
 }
 
 

@@ -1,4 +1,4 @@
-"""Reading CSV and TSV: a stream of bytes, cut at ends of records into blocks that any thread may parse."""
+"""Reading CSV and TSV: blocks of whole records, parsed to the types that the first of them show."""
 
 from __future__ import annotations
 
@@ -6,24 +6,18 @@ import copy
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as pa_csv
 
-from torchrec.datasets._chunks import CHUNK_BYTES, Chunk, ChunkStart, Reading, unreadable
+from torchrec.datasets._blocks import Block, blocks
+from torchrec.datasets._chunks import CHUNK_BYTES, Chunk, ChunkStart, Reading
 from torchrec.datasets._types import conform, require_columns
 from torchrec.datasets.files import check_delimiter
-from torchrec.datasets.headers import (
-    LONGEST_RECORD,
-    check_header,
-    delimiter_of,
-    open_text,
-    read_header,
-    split_header,
-)
+from torchrec.datasets.headers import check_header, delimiter_of, read_header, split_header
 from torchrec.datasets.text_types import MisfitError, schema_of
 
 if TYPE_CHECKING:
@@ -38,15 +32,6 @@ _INFERENCE_BLOCKS = 16  # for a column that is empty at first
 _ROW_OF_ERROR = re.compile(r"Row #(\d+)")
 _COLUMN_OF_ERROR = re.compile(r"In CSV column #(\d+): ")
 _VALUE_OF_ERROR = re.compile(r"invalid value '(.*)'", re.DOTALL)
-
-
-class Block(NamedTuple):
-    """Whole records of a file, as bytes: at which byte and which row the first is, and how many rows."""
-
-    byte: int
-    row: int
-    rows: int
-    data: bytes
 
 
 class CsvReader:
@@ -136,10 +121,11 @@ class CsvReader:
         order = reading.order(len(self.files))
         for unit in range(start.unit, len(order)):
             number = order[unit]
+            file = self.files[number]
             if not types.keys() <= set(self._names[number]):
-                require_columns(self._names[number], columns, self.files[number].path)
+                require_columns(self._names[number], columns, file.path)
             at = start if unit == start.unit else ChunkStart()
-            for block in self._blocks(number, at.byte, at.row, CHUNK_BYTES):
+            for block in blocks(file, at.byte or self._starts[number], at.row, CHUNK_BYTES):
                 yield Chunk(
                     ChunkStart(unit, block.row, block.byte),
                     number,
@@ -147,32 +133,6 @@ class CsvReader:
                     block.rows,
                     partial(self._parse, number, block, types),
                 )
-
-    def _blocks(self, number: int, byte: int, row: int, size: int) -> Iterator[Block]:
-        """Cut a file into blocks of about ``size`` bytes, from a place where a record starts."""
-        file = self.files[number]
-        try:
-            byte = byte or self._starts[number]
-            with open_text(file, byte) as stream:
-                rest, wanted, ended = b"", size, False
-                while not ended:
-                    more = stream.read(wanted - len(rest))
-                    ended = not more
-                    rest = rest + more if rest else more
-                    if len(rest) < wanted and not ended:
-                        continue
-                    # Where a block ends depends on where it starts alone, so that reading can go on there.
-                    end = len(rest) if ended else _end_of_records(rest)
-                    if end == 0 and len(rest) > LONGEST_RECORD:
-                        raise pa.ArrowInvalid(f"a line of more than {LONGEST_RECORD} bytes")
-                    wanted = size if end else wanted + size
-                    data, rest = rest[:end], rest[end:]
-                    if data:
-                        rows = _count_records(data)
-                        yield Block(byte, row, rows, data)
-                        byte, row = byte + len(data), row + rows
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable(file, error) from error
 
     def _parse(self, number: int, block: Block, types: dict[str, pa.DataType]) -> pa.Table:
         """Parse a block to a table of the given types, or of all columns with types inferred if there are none."""
@@ -277,7 +237,7 @@ class CsvReader:
         """Return types that the first blocks suggest, more of them for a column that holds nothing at first."""
         types: dict[str, pa.DataType] = {}
         for number in range(len(self.files)):
-            for block in self._blocks(number, 0, 0, CHUNK_BYTES):
+            for block in blocks(self.files[number], self._starts[number], 0, CHUNK_BYTES):
                 self.seen_rows[number] = block.row + block.rows
                 for name, type in self._types_of(number, block).items():
                     if pa.types.is_null(types.get(name, pa.null())):
@@ -369,40 +329,3 @@ def _leading_zero(text: pa.ChunkedArray) -> int | None:
                 return row + int(long[int(leading.argmax())])
         row += len(chunk)
     return None
-
-
-def _end_of_records(data: bytes) -> int:
-    """Return where the last whole record of a block ends that starts with a record; 0 if none does.
-
-    A line end between quotes is part of a value: behind it, quotes have been opened and not closed.
-    """
-    last = data.rfind(b"\n")
-    if last < 0 or data.find(b'"') < 0:
-        return last + 1
-    ends = _record_ends(data)
-    if len(ends):
-        return int(ends[-1]) + 1
-    # Quotes that mean nothing, or one enormous value.
-    return last + 1 if len(data) > 4 * CHUNK_BYTES else 0
-
-
-def _record_ends(data: bytes) -> np.ndarray[Any, np.dtype[np.intp]]:
-    """Return where the line ends are that end a record."""
-    text = np.frombuffer(data, np.uint8)
-    lines = np.flatnonzero(text == ord("\n"))
-    if b'"' not in data:
-        return lines
-    quotes = np.searchsorted(np.flatnonzero(text == ord('"')), lines)
-    ends: np.ndarray[Any, np.dtype[np.intp]] = lines[quotes % 2 == 0]
-    return ends
-
-
-def _count_records(data: bytes) -> int:
-    """Count the records of a block; as to the parser, empty lines are none.
-
-    Splits go by the number of a row, so it must not depend on how a file is cut to blocks.
-    """
-    ends = np.append(_record_ends(data), len(data))
-    sizes = np.diff(ends, prepend=-1) - 1
-    single = np.frombuffer(data, np.uint8)[ends[sizes == 1] - 1]
-    return int(np.count_nonzero(sizes)) - int(np.count_nonzero(single == ord("\r")))

@@ -10,12 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from torchrec.datasets._chunks import CHUNK_BYTES, unreadable
+from torchrec.datasets._blocks import LONGEST_RECORD, open_text
+from torchrec.datasets._chunks import unreadable
 from torchrec.datasets.data_error import DataError
 from torchrec.datasets.files import DataFile, Format
-
-LONGEST_RECORD = 1 << 26
-"""Most bytes of a record; a file with more in one is taken for none of text."""
 
 _HEADER_BYTES = 1 << 16  # read at once in search of the end of a header
 _NUMBER = re.compile(r"\s*[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?\s*")
@@ -89,18 +87,6 @@ def split_header(line: str, file: DataFile, delimiter: str) -> list[str]:
             f"The header of '{file.path}' should be a line of names that ends in a line feed. "
             f"Received {received}."
         ) from error
-
-
-def open_text(file: DataFile, byte: int = 0) -> Any:
-    """Open a file at a byte of what it holds, decompressed; of compressed data what is before it has to be read."""
-    if file.compression is None:
-        stream = open(file.path, "rb")  # noqa: SIM115
-        stream.seek(byte)
-        return stream
-    stream = pa.input_stream(file.path, compression=file.compression)
-    while byte > 0:
-        byte -= len(stream.read(min(byte, CHUNK_BYTES))) or byte
-    return stream
 
 
 def _first_line(stream: Any) -> bytes:

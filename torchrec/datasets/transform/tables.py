@@ -80,10 +80,17 @@ def declared_tables(features: Mapping[str, AnyFeature]) -> list[TableSpec]:
 
 def _declared(table: str, names: list[str], features: Mapping[str, AnyFeature]) -> TableSpec:
     readers: dict[str, _IdFeature] = {}
+    bags: dict[
+        str, MultiHotFeature | SequenceFeature
+    ] = {}  # one id is the same whichever way it is pooled
+    rows = dim = None
     for name in names:
         feature = features[name]
         if not isinstance(feature, DenseFeature):
             readers[name] = feature
+            rows, dim = rows or feature.rows, dim or feature.dim
+            if not isinstance(feature, SparseFeature):
+                bags[name] = feature
         elif len(names) > 1:
             other = next(n for n in names if n != name)
             raise ValueError(
@@ -91,22 +98,20 @@ def _declared(table: str, names: list[str], features: Mapping[str, AnyFeature]) 
                 f"Received feature '{other}' too."
             )
         else:
-            rows = (feature.buckets or 0) + 1
-            return TableSpec(table, (name,), rows=rows, dim=feature.dim, ids="plain")
-    # One id is the same whichever way it is pooled.
-    several = {n: f for n, f in readers.items() if not isinstance(f, SparseFeature)}
+            buckets = (feature.buckets or 0) + 1
+            return TableSpec(table, (name,), rows=buckets, dim=feature.dim, ids="plain")
     if len(readers) > 1:
         _check_agreement(table, _AGREE, readers)
-        _check_agreement(table, ("pooling",), several)
+        _check_agreement(table, ("pooling",), bags)
     first = next(iter(readers.values()))
     return TableSpec(
         table,
         tuple(names),
-        rows=next((f.rows for f in readers.values() if f.rows), None),
-        dim=next((f.dim for f in readers.values() if f.dim), None),
+        rows=rows,
+        dim=dim,
         ids=first.ids,
         out_of_range=first.out_of_range,
-        pooling=next((f.pooling for f in several.values()), "sum"),
+        pooling=next(iter(bags.values())).pooling if bags else "sum",
         min_count=first.min_count,
         evict=first.evict,
         evict_every=first.evict_every,
