@@ -403,9 +403,7 @@ def test_fused_tables_are_refused_where_ranks_add_gradients_up(one_rank: None) -
     ebc = collection("t", **SGD)
     around = torch.nn.parallel.DistributedDataParallel(ebc)
     kjt = KeyedJaggedTensor.from_lists({"f": [[1]]})
-    with pytest.raises(
-        RuntimeError, match="Table 't' should have no `lr`, or be left out of Distr"
-    ):
+    with pytest.raises(RuntimeError, match="Table 't' should have no `lr`, so that the ranks add"):
         around(kjt)
     with torch.no_grad():
         assert around(kjt).values().shape == (1, 2)

@@ -177,9 +177,10 @@ class Tables:
         for config, update in zip(self.configs, self._updates, strict=True):
             if update.in_backward and id(update.weight) in ids:
                 raise RuntimeError(
-                    f"Table '{config.name}' should have no `lr`, or be left out of "
-                    "DistributedDataParallel: a fused table is updated on each rank by itself, with "
-                    "the gradient of that rank alone."
+                    f"Table '{config.name}' should have no `lr`, so that the ranks add its gradients "
+                    "up, or be left out of DistributedDataParallel: a fused table is updated on each "
+                    "rank by itself, with the gradient of that rank alone. For a table that is too "
+                    "large for that, shard it over the ranks: each has some rows of it."
                 )
 
     def number(self, table: str) -> int:
