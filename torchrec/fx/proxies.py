@@ -102,7 +102,7 @@ class LeafModule:
 
     Example:
         >>> import torch
-        >>> class Longest(LeafModule, nn.Module):
+        >>> class Longest(nn.Module, LeafModule):
         ...     def forward(self, x):
         ...         return self.recorded(x) if is_proxy(x) else x[x.argmax()]
         >>> model = torch.fx.symbolic_trace(nn.Sequential(Longest(), nn.ReLU()))

@@ -80,7 +80,7 @@ class Tower(nn.Module):
         return logits
 
 
-class _BatchNorm(LeafModule, nn.BatchNorm1d):
+class _BatchNorm(nn.BatchNorm1d, LeafModule):
     """Batch normalisation that takes batches of one sample, such as the rest of an epoch."""
 
     def forward(self, input: Tensor) -> Tensor:

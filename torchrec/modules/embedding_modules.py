@@ -185,7 +185,7 @@ def _make_embedding(config: EmbeddingConfig, device: torch.device) -> nn.Module:
 
 
 class EmbeddingBagCollection(
-    LeafModule, TableCollection, EmbeddingBagCollectionInterface, FusedOptimizerModule
+    TableCollection, EmbeddingBagCollectionInterface, FusedOptimizerModule, LeafModule
 ):
     """Several embedding tables; the embeddings of each bag of ids are pooled into one.
 
@@ -292,7 +292,7 @@ class EmbeddingBagCollection(
 
 
 class EmbeddingCollection(
-    LeafModule, TableCollection, EmbeddingCollectionInterface, FusedOptimizerModule
+    TableCollection, EmbeddingCollectionInterface, FusedOptimizerModule, LeafModule
 ):
     """Several embedding tables; each id gives one embedding, as sequence models want them.
 

@@ -47,7 +47,7 @@ def tower_input_params(module: nn.Module) -> tuple[bool, bool]:
     return True, True
 
 
-class EmbeddingTower(LeafModule, nn.Module):
+class EmbeddingTower(nn.Module, LeafModule):
     """An embedding module and the interaction module that takes its output.
 
     ``forward(*args) = interaction_module(embedding_module(*args))``. That they belong together lets

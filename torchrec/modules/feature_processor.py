@@ -51,7 +51,7 @@ class BaseGroupedFeatureProcessor(nn.Module, abc.ABC):
         """
 
 
-class PositionWeightedModule(LeafModule, BaseFeatureProcessor):
+class PositionWeightedModule(BaseFeatureProcessor, LeafModule):
     """Gives each id of some features the learned weight of its position in its bag.
 
     Id number p of a bag of feature f gets ``w[f][p]``, a parameter named ``position_weights.<f>``.
@@ -104,7 +104,7 @@ class PositionWeightedModule(LeafModule, BaseFeatureProcessor):
         return position_weighted_module_update_features(features, weighted)
 
 
-class PositionWeightedProcessor(LeafModule, BaseGroupedFeatureProcessor):
+class PositionWeightedProcessor(BaseGroupedFeatureProcessor, LeafModule):
     """Takes some features of a batch, and gives each id the learned weight of its position.
 
     Id number p of a bag of feature f gets ``w[f][p]``, a parameter named ``position_weights.<f>``.

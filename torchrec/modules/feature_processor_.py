@@ -53,7 +53,7 @@ class FeatureProcessorsCollection(nn.Module, abc.ABC):
         """
 
 
-class PositionWeightedModule(LeafModule, FeatureProcessor):
+class PositionWeightedModule(FeatureProcessor, LeafModule):
     """Gives each id of a feature the learned weight of its position in its bag.
 
     Id number p of a bag gets weight ``w[p]``; a weighted look-up then computes
@@ -104,7 +104,7 @@ class PositionWeightedModule(LeafModule, FeatureProcessor):
         return JaggedTensor(features.values(), weights, features.lengths(), features.offsets())
 
 
-class PositionWeightedModuleCollection(LeafModule, FeatureProcessorsCollection, CopyMixIn):
+class PositionWeightedModuleCollection(FeatureProcessorsCollection, CopyMixIn, LeafModule):
     """Gives each id of a batch the learned weight of its feature and position, in one gather.
 
     Id number p of a bag of feature f gets ``w[f][p]``, a parameter named ``position_weights.<f>``.

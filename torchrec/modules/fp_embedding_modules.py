@@ -71,7 +71,7 @@ def _processed(key: str, processor: nn.Module, feature: JaggedTensor) -> Tensor:
     return weights
 
 
-class FeatureProcessorDictWrapper(LeafModule, FeatureProcessorsCollection):
+class FeatureProcessorDictWrapper(FeatureProcessorsCollection, LeafModule):
     """One feature processor a feature, as a collection; see `apply_feature_processors_to_kjt`.
 
     Args:
@@ -102,7 +102,7 @@ class FeatureProcessorDictWrapper(LeafModule, FeatureProcessorsCollection):
         return apply_feature_processors_to_kjt(features, self._feature_processors)
 
 
-class FeatureProcessedEmbeddingBagCollection(LeafModule, nn.Module):
+class FeatureProcessedEmbeddingBagCollection(nn.Module, LeafModule):
     """Embedding bags whose ids are weighted by feature processors first.
 
     Args:

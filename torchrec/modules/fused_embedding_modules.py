@@ -164,7 +164,7 @@ def _weights_loaded(fused: _FusedCollection, _: object) -> None:
 
 
 class FusedEmbeddingBagCollection(
-    LeafModule, _FusedCollection, EmbeddingBagCollectionInterface, FusedOptimizerModule
+    _FusedCollection, EmbeddingBagCollectionInterface, FusedOptimizerModule, LeafModule
 ):
     """An `EmbeddingBagCollection` whose tables are all updated in the backward pass by one optimizer.
 
@@ -228,7 +228,7 @@ class FusedEmbeddingBagCollection(
 
 
 class FusedEmbeddingCollection(
-    LeafModule, _FusedCollection, EmbeddingCollectionInterface, FusedOptimizerModule
+    _FusedCollection, EmbeddingCollectionInterface, FusedOptimizerModule, LeafModule
 ):
     """An `EmbeddingCollection` whose tables are all updated in the backward pass by one optimizer.
 

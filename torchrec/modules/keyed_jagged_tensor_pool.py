@@ -17,7 +17,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 __all__ = ["KeyedJaggedTensorPool"]
 
 
-class KeyedJaggedTensorPool(LeafModule, ObjectPool[KeyedJaggedTensor]):
+class KeyedJaggedTensorPool(ObjectPool[KeyedJaggedTensor], LeafModule):
     """Samples of jagged features in numbered places: one bag a feature each, of bounded length.
 
     All bags are empty at first. A sample is a row of ``values``, the bags of its features one right

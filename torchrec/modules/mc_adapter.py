@@ -55,7 +55,7 @@ def _maps(
     return ManagedCollisionCollection(modules, tables)
 
 
-class McEmbeddingCollectionAdapter(LeafModule, nn.Module):
+class McEmbeddingCollectionAdapter(nn.Module, LeafModule):
     """An `EmbeddingCollection` for ids without bounds, from the configurations of its tables.
 
     Each table has a map of as many rows as it has itself, with a `DistanceLFU_EvictionPolicy`.
@@ -132,7 +132,7 @@ class McEmbeddingCollectionAdapter(LeafModule, nn.Module):
         return self.mc_embedding_collection.parameters()
 
 
-class McEmbeddingBagCollectionAdapter(LeafModule, nn.Module):
+class McEmbeddingBagCollectionAdapter(nn.Module, LeafModule):
     """An `EmbeddingBagCollection` for ids without bounds, from the configurations of its tables.
 
     Each table has a map of as many rows as it has itself, with a `DistanceLFU_EvictionPolicy`.

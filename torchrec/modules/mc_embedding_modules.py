@@ -134,7 +134,7 @@ def _check_same_tables(
 Output = tuple[KeyedTensor | dict[str, JaggedTensor], KeyedJaggedTensor | None]
 
 
-class BaseManagedCollisionEmbeddingCollection(LeafModule, nn.Module):
+class BaseManagedCollisionEmbeddingCollection(nn.Module, LeafModule):
     """A collection of tables, and maps that give their rows to ids without bounds.
 
     A row that changes hands starts as a new one: its weights, its waiting gradient and its optimizer

@@ -17,7 +17,7 @@ __all__ = ["KTRegroupAsDict", "PermuteMultiEmbedding", "module_init"]
 _COLUMNS = 6
 
 
-class PermuteMultiEmbedding(LeafModule, nn.Module):
+class PermuteMultiEmbedding(nn.Module, LeafModule):
     """Joins columns of several matrices in new groups, in one call, as `init_tensors` said.
 
     Args:
@@ -116,7 +116,7 @@ class PermuteMultiEmbedding(LeafModule, nn.Module):
         return regroup(values, self._pieces, self._counts)
 
 
-class KTRegroupAsDict(LeafModule, nn.Module, CacheMixin):
+class KTRegroupAsDict(nn.Module, CacheMixin, LeafModule):
     """Joins the embeddings of each group of keys, whichever KeyedTensor they are in, in one call.
 
     The result is that of ``KeyedTensor.regroup_as_dict``. Which columns go where is read from the

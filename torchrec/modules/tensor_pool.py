@@ -12,7 +12,7 @@ from torchrec.modules.object_pool import ObjectPool
 __all__ = ["TensorPool"]
 
 
-class TensorPool(LeafModule, ObjectPool[Tensor]):
+class TensorPool(ObjectPool[Tensor], LeafModule):
     """Vectors of one length in numbered places: values to be looked up that are not trained.
 
     All are 0 at first. They are part of the state under the name ``_pool``.

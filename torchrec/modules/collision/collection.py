@@ -71,7 +71,7 @@ class _Group(NamedTuple):
     keys: list[str]
 
 
-class ManagedCollisionCollection(LeafModule, nn.Module):
+class ManagedCollisionCollection(nn.Module, LeafModule):
     """Maps the ids of each table's features to rows of the table.
 
     Tables whose features come from the same ids may share a map: give both the same module. A

@@ -41,7 +41,7 @@ HashFunction = Callable[[Tensor, int], Tensor]
 _BUILT_IN = (LFU_EvictionPolicy, LRU_EvictionPolicy, DistanceLFU_EvictionPolicy)
 
 
-class MCHManagedCollisionModule(LeafModule, ManagedCollisionModule):
+class MCHManagedCollisionModule(ManagedCollisionModule, LeafModule):
     """Gives the rows of a table to the ids that a policy chooses, and takes them back.
 
     Any int64 is an id. The first ``zch_size - 1`` rows are each held by one id. All other ids share
