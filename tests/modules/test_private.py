@@ -109,3 +109,21 @@ def test_lazy_modules_await_their_first_pass():
     module(torch.ones(1, 3))
     assert not _private.awaits_first_pass(module)
     assert not _private.awaits_first_pass(nn.Linear(1, 1))
+
+
+def test_ranks_of_the_model_whose_forward_pass_it_is(tmp_path):
+    class Asks(nn.Linear):
+        def forward(self, x):
+            seen.append(_private.ranks_of_ddp())
+            return super().forward(x)
+
+    seen = []
+    layer = Asks(1, 1)
+    layer(torch.ones(1, 1))
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        nn.parallel.DistributedDataParallel(layer)(torch.ones(1, 1))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert seen == [1, 1]

@@ -69,8 +69,8 @@ def optimizer_of(model):
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-def difference(pooled, kinds, options, accumulate=1, skip=None, steps=4, **more):
-    model = Model(pooled, kinds, "find_unused_parameters" in options, **more)
+def difference(pooled, kinds, options, accumulate=1, skip=None, steps=4, model=None, **more):
+    model = model or Model(pooled, kinds, "find_unused_parameters" in options, **more)
     alone = copy.deepcopy(model)
     around = DistributedDataParallel(model, **options)
     optimizer, its = optimizer_of(model), optimizer_of(alone)
@@ -149,3 +149,91 @@ def test_fused_tables_are_refused_with_the_ways_out(run_ranks) -> None:
         for said in result.values():
             assert said.startswith("Table 'u' should have no `lr`, so that the ranks add its grad")
             assert "shard it over the ranks" in said
+
+
+MODELS = (
+    SCRIPT
+    + """
+from torchrec.models.deepfm import SimpleDeepFMNN
+from torchrec.models.dlrm import DLRM, DLRM_DCN
+
+def tables(kind):
+    return EmbeddingBagCollection(tables=[
+        EmbeddingBagConfig(rows, 4, name, feature_names=features, **KINDS[kind])
+        for name, (rows, _, features) in SIZES.items()
+    ])
+
+MODELS = {
+    "dlrm": lambda kind: DLRM(tables(kind), 3, [5, 4], [6, 1]),
+    "dcn": lambda kind: DLRM_DCN(tables(kind), 3, [5, 4], [6, 1], 2, 2),
+    "deepfm": lambda kind: SimpleDeepFMNN(3, tables(kind), 5, 4),
+}
+
+class Loss(nn.Module):
+    def __init__(self, name, kind):
+        super().__init__()
+        torch.manual_seed(1)
+        self.model = MODELS[name](kind)
+
+    def forward(self, kjt, skip):
+        size = kjt.stride()
+        dense = torch.arange(3.0 * size).view(size, 3) / 10
+        return self.model(dense, kjt).square().sum()
+
+for name in MODELS:
+    for kind in ("sparse", "adagrad"):
+        result[name, kind] = difference(True, [], {}, model=Loss(name, kind), steps=3)
+result = {" ".join(key): value for key, value in result.items()}
+"""
+)
+
+
+def test_models_of_ranks(run_ranks) -> None:
+    for result in run_ranks(MODELS):
+        assert len(result) == 6
+        assert {name: far for name, far in result.items() if not far < 1e-5} == {}
+
+
+MAPS = (
+    SCRIPT
+    + """
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
+from torchrec.modules.mc_modules import (
+    LFU_EvictionPolicy, ManagedCollisionCollection, MCHManagedCollisionModule,
+)
+
+torch.manual_seed(0)
+tables = [
+    EmbeddingBagConfig(6, 2, name, feature_names=[feature], sparse=True)
+    for name, feature in (("plain", "a"), ("t", "b"))
+]
+mapped = MCHManagedCollisionModule(6, torch.device("cpu"), LFU_EvictionPolicy(), 1)
+maps = ManagedCollisionCollection({"plain": None, "t": mapped}, tables)
+module = ManagedCollisionEmbeddingBagCollection(EmbeddingBagCollection(tables=tables), maps)
+kjt = KeyedJaggedTensor.from_lists({"a": [[rank]], "b": [[100 + rank]]})
+around = DistributedDataParallel(module)
+try:
+    around(kjt)
+except RuntimeError as error:
+    result["learning"] = str(error)
+maps.eval()
+out, _ = around(kjt)
+out.values().sum().backward()
+result["eval"] = module._embedding_module.embedding_bags["plain"].weight.grad.to_dense()[:3, 0].tolist()
+DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+    module, [n for n, _ in [*module.named_parameters(), *module.named_buffers()] if "plain" not in n]
+)
+maps.train()
+out, _ = DistributedDataParallel(module)(kjt)
+out.values().sum().backward()
+result["left out"] = mapped.rows_of(torch.tensor([100, 101])).tolist()
+"""
+)
+
+
+def test_maps_that_learn_on_each_rank_are_refused(run_ranks) -> None:
+    results = run_ranks(MAPS)
+    for rank, result in enumerate(results):
+        assert result["learning"].startswith("The map of table 't' should not learn within Distr")
+        assert result["eval"] == [0.5, 0.5, 0.0]
+        assert [row >= 0 for row in result["left out"]] == [rank == 0, rank == 1]

@@ -22,6 +22,7 @@ __all__ = [
     "has_hooks",
     "outside_graphs",
     "parameters_by_name",
+    "ranks_of_ddp",
     "reduced_by_ddp",
     "saving_hooks",
 ]
@@ -75,3 +76,11 @@ def reduced_by_ddp() -> list[Tensor]:
         return []
     around = nn.parallel.DistributedDataParallel._get_active_ddp_module()
     return [] if around is None else list(around._module_parameters)
+
+
+def ranks_of_ddp() -> int:
+    """Return how many ranks the `DistributedDataParallel` has whose forward pass this is; 1 outside of any."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 1
+    around = nn.parallel.DistributedDataParallel._get_active_ddp_module()
+    return 1 if around is None else around.process_group.size()

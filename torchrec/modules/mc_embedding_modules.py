@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from torchrec.fx.proxies import LeafModule, is_proxy
-from torchrec.modules._private import outside_graphs
+from torchrec.modules._private import outside_graphs, ranks_of_ddp, reduced_by_ddp
 from torchrec.modules._table_collection import TableCollection
 from torchrec.modules.collection import Collection, TableStore
 from torchrec.modules.collision.module import MCHManagedCollisionModule
@@ -206,8 +206,22 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module, LeafModule):
 
     def _mapped(self, features: KeyedJaggedTensor, mutate_miss_lengths: bool) -> KeyedJaggedTensor:
         """Map ids to rows, and reset the rows that changed hands."""
+        if ranks_of_ddp() > 1:
+            self._check_not_reduced()
         maps = self._managed_collision_collection
         return maps.map_ids(features, self._embedding_module.reset_rows, mutate_miss_lengths)
+
+    def _check_not_reduced(self) -> None:
+        """Refuse maps that learn on each rank by themselves, where ranks add the gradients of rows up."""
+        reduced = {id(param) for param in reduced_by_ddp()}
+        for table, module in self._managed_collision_collection.maps().items():
+            shards = self._embedding_module.table_shards(table)
+            if module.training and any(id(shard.weight) in reduced for shard in shards):
+                raise RuntimeError(
+                    f"The map of table '{table}' should not learn within DistributedDataParallel: each "
+                    "rank gives the rows to ids of its own, and gradients of different ids would be "
+                    "added up. Leave map and table out of it, or switch the map to `eval()`."
+                )
 
     # Evictions depend on the data: a graph of torch.compile ends before the maps, and a new one
     # begins behind them.
