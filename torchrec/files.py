@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,8 +27,6 @@ INDEX = "index.json"
 _CHECKSUM = "checksum"
 _DEEPEST = 100  # levels of JSON, beyond which Python's stack may end
 _CHUNK = 1 << 20
-# What lies beside a folder while it is written, replaced or removed.
-_HIDDEN = "writing", "former", "removed"
 
 
 class DamagedError(ValueError):
@@ -179,7 +177,7 @@ def write_folder(
             f"{what} should be written to a folder in which this process does not work. Received "
             f"'{given}'."
         )
-    beside, former, _ = _hidden(folder)
+    beside, former, _ = _beside(folder)
     with _not_written(what, given):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _clear(folder)
@@ -302,7 +300,7 @@ def check_files(folder: str | os.PathLike[str], index: FolderIndex) -> None:
 def remove_folder(folder: str | os.PathLike[str]) -> None:
     """Remove a folder, its name first, so that nobody takes what is left of it for whole."""
     folder = Path(folder)
-    _, _, removed = _hidden(folder)
+    removed = _beside(folder).removed
     _remove(removed)
     folder.rename(removed)
     if removed.is_symlink():
@@ -316,7 +314,7 @@ def clear_remains(parent: str | os.PathLike[str]) -> None:
 
     A folder whose replacement they had not finished gets its name back.
     """
-    kinds = "|".join(_HIDDEN)
+    kinds = "|".join(_Beside._fields)
     for path in list(Path(parent).glob(".*")):
         if found := re.fullmatch(rf"\.(.+)\.(?:{kinds})", path.name):
             _clear(path.with_name(found[1]))
@@ -434,18 +432,29 @@ def _library() -> str:
     return f"rowwise {sys.modules['torchrec'].__version__}"
 
 
-def _hidden(folder: Path) -> list[Path]:
-    """Return what may lie beside a folder: the one being written, the former one, and one to be removed."""
-    return [folder.with_name(f".{folder.name}.{kind}") for kind in _HIDDEN]
+class _Beside(NamedTuple):
+    """Hidden folders beside one while it is written, replaced or removed; each is named after its field."""
+
+    writing: Path
+    former: Path
+    removed: Path
+
+
+def _beside(folder: Path) -> _Beside:
+    start = f".{folder.name}."
+    return _Beside(
+        folder.with_name(f"{start}writing"),
+        folder.with_name(f"{start}former"),
+        folder.with_name(f"{start}removed"),
+    )
 
 
 def _clear(folder: Path) -> None:
     """Remove what lies beside a folder; one without its successor gets its name back."""
-    hidden = _hidden(folder)
-    _, former, _ = hidden
-    if former.exists() and not folder.exists():
-        former.rename(folder)
-    for path in hidden:
+    beside = _beside(folder)
+    if beside.former.exists() and not folder.exists():
+        beside.former.rename(folder)
+    for path in beside:
         _remove(path)
 
 

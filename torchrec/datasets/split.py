@@ -75,7 +75,8 @@ class FractionSplit:
                 "`valid` and `test` should be fractions of 0 or more that sum to less than 1. "
                 f"Received {self.valid} and {self.test}."
             )
-        _check_part(self.part)
+        if self.part not in _PARTS:
+            raise _no_part(self.part)
 
     def of(self, part: Part) -> FractionSplit:
         """Return another part of the same split."""
@@ -125,7 +126,8 @@ class TimeSplit:
     shares: tuple[float, float] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check_part(self.part)
+        if self.part not in _PARTS:
+            raise _no_part(self.part)
 
     @property
     def columns(self) -> Set[str]:
@@ -197,9 +199,8 @@ def find_time_split(
     return TimeSplit(column, valid_from.item(), test_from.item(), shares=shares)
 
 
-def _check_part(part: str) -> None:
-    if part not in _PARTS:
-        raise ValueError(f"`part` should be one of {list(_PARTS)}. Received {part!r}.")
+def _no_part(part: str) -> ValueError:
+    return ValueError(f"`part` should be one of {list(_PARTS)}. Received {part!r}.")
 
 
 def _times(table: pa.Table, column: str) -> np.ndarray[Any, Any]:

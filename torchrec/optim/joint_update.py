@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from operator import attrgetter
 from weakref import ref
 
 import torch
@@ -85,6 +86,7 @@ class SequenceGradient:
 
 
 LookupGradient = BagGradient | SequenceGradient
+_takes_gradient = attrgetter("requires_grad")
 
 
 @dataclass
@@ -181,7 +183,7 @@ class JointUpdate(Updater):
 
     def _frozen_since(self, lookup: LookupGradient) -> bool:
         """Whether a table takes no gradient any more that did take one when it was looked up."""
-        if all(weight.requires_grad for weight in self._weights):
+        if all(map(_takes_gradient, self._weights)):
             return False
         return any(
             table.optimizer is not None and not weight.requires_grad

@@ -200,8 +200,9 @@ def _infer(
     ]
     columns = share_tables(columns, counted)
     complete = labels.rows < max_rows or labels.rows == source.rows
+    share = labels.positives / labels.rows
     ordered = {name: types[name] for name in source.schema.names if name in types}
-    inference = Inference(label, drop, columns, labels.rows, complete, labels.share, ordered)
+    inference = Inference(label, drop, columns, labels.rows, complete, share, ordered)
     if not inference.features:
         reasons = "; ".join(f"'{column.name}': {column.reason}" for column in columns)
         raise ValueError(
@@ -226,7 +227,7 @@ class _Labels:
 
     def __init__(self, label: Label) -> None:
         self._label = label
-        self._positives = 0.0
+        self.positives = 0.0
         self.rows = 0
         self.sample: list[Array] = []
 
@@ -237,15 +238,11 @@ class _Labels:
             labels = self._label.read(table)
             if self.rows < _SAMPLE:
                 self.sample.append(labels)
-            self._positives += float(labels.sum())
+            self.positives += float(labels.sum())
             self.rows += table.num_rows
             yield table
             if self.rows >= most:
                 return
-
-    @property
-    def share(self) -> float:
-        return self._positives / self.rows
 
 
 def _require(source: TableSource, columns: Iterable[str]) -> None:
