@@ -105,6 +105,8 @@ def write_file(path: str | os.PathLike[str], text: str, *, durable: bool = False
         OSError: it cannot be written; names ``path``.
     """
     path = Path(path)
+    if not path.name:  # as "." and ""
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)

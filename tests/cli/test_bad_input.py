@@ -415,6 +415,7 @@ EXPERIMENTS = {
     "separator": (START + "features: {user: {type: multi_hot, separator: ''}}\n", "should not be empty"),
     "memory": (START + "features: {user: {type: sparse, rows: 1000000000000}}\n", "not enough memory"),
     "overflow": (START + "features: {user: {type: sparse, rows: 1000000000000000000}}\n", "not enough memory"),
+    "more-than-64-bits": (START + "features: {user: {type: sparse, rows: 1e30}}\n", "not enough memory"),
     "stopping": (
         START[:-2] + ", split: {valid: 0}}\ntraining: {early_stopping: {metric: auc}}\n",
         "should have validation data to go by",

@@ -103,3 +103,26 @@ def test_a_model_reads_what_is_separated_as_its_training_data(
     assert cli.main(["predict", "run", "lower.csv"]) == 2
     error = capsys.readouterr().err
     assert "Received the columns User, price. The nearest is 'User'." in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--label", ""], "`--label` should name a column, or be an expression."),
+        (
+            ["--label", "click", "--exclude", "user", "--exclude", "price"],
+            "`--exclude` should leave a column to be a feature. Received user, price, after which none",
+        ),
+        (["--label", "click", "-o", ".", "--overwrite"], "'.': Is a directory."),
+        (["--label", "click", "-o", "", "--overwrite"], "'.': Is a directory."),
+        (["--label", "not " * 1500 + "click"], "should be nested at most 100 deep."),
+    ],
+    ids=["label", "features", "folder", "output", "expression"],
+)
+def test_options_that_cannot_be(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("log.csv", ",")
+    error = refused(capsys, "log.csv", *arguments)
+    assert message in error
+    assert len(error) < 2_100

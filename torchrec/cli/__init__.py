@@ -19,7 +19,11 @@ from torchrec.cli.stopping import INTERRUPTED, Stopped
 
 MISTAKE, UNEXPECTED = 2, 1
 # PyTorch has no type for it on a CPU.
-_NO_MEMORY = re.compile("can't allocate memory|out of memory|Storage size calculation overflowed")
+_NO_MEMORY = re.compile(
+    "can't allocate memory|out of memory|Storage size calculation overflowed"
+    "|Overflow when unpacking long"  # a size of more than 64 bits
+)
+_LONGEST = 2_000  # characters of a message, which may quote what it received
 _MISTAKES = (ValueError, TypeError, IndexError, OSError, MemoryError)
 
 
@@ -83,7 +87,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, MemoryError) and not str(error):
         return MISTAKE, "not enough memory. Smaller tables or batches need less."
     text = _one_line(f"{error} {_advice(error)}") or type(error).__name__
-    if isinstance(error, RuntimeError) and _NO_MEMORY.search(text):
+    if isinstance(error, (RuntimeError, TypeError)) and _NO_MEMORY.search(text):
         asked = re.search(r"allocate (\d+) bytes", text)
         amount = f" ({int(asked[1]):,} bytes at once)" if asked else ""
         return MISTAKE, f"not enough memory{amount}. Smaller tables or batches need less."
@@ -106,4 +110,7 @@ def _advice(error: BaseException) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    line = " ".join(text.split())
+    if len(line) <= _LONGEST:
+        return line
+    return f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"

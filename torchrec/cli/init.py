@@ -67,6 +67,10 @@ def init(
     from torchrec.experiment.propose import infer_features, write_experiment
     from torchrec.experiment.schema import DataSection
 
+    if not label:
+        raise ValueError(
+            "`--label` should name a column, or be an expression. Received an empty one."
+        )
     files = resolve_files(data)
     names = None if columns is None else [name.strip() for name in columns.split(",")]
     if delimiter is None and files[0].format != "parquet":
@@ -107,6 +111,11 @@ def _without(inference: Inference, excluded: Sequence[str]) -> Inference:
         else column
         for column in inference.columns
     ]
+    if all(column.feature is None for column in columns):
+        raise ValueError(
+            f"`--exclude` should leave a column to be a feature. Received {', '.join(excluded)}, after "
+            "which none is left."
+        )
     return replace(inference, columns=columns)
 
 
