@@ -6,6 +6,8 @@ import difflib
 import unicodedata
 from collections.abc import Iterable
 
+import torch
+
 # Control and format characters, halves of surrogate pairs, separators of lines and paragraphs.
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
@@ -62,6 +64,64 @@ def require_type(value: object, what: str, kind: type) -> None:
         raise TypeError(
             f"{what} should be {article} {kind.__name__}. Received {type(value).__name__}."
         )
+
+
+def require_list(values: object, what: str, kind: type) -> None:
+    """Raise for what is no list or tuple of one type.
+
+    Args:
+        values: to check; True and False are no integers.
+        what: names it at the start of the error.
+        kind: of each of them.
+
+    Raises:
+        TypeError: it is something else, or one of them is.
+
+    Example:
+        >>> require_list([1, None], "`sizes`", int)
+        Traceback (most recent call last):
+        TypeError: `sizes` should be a list of int. Received NoneType as number 1.
+    """
+    if not isinstance(values, list | tuple):
+        raise TypeError(
+            f"{what} should be a list of {kind.__name__}. Received {type(values).__name__}."
+        )
+    for number, value in enumerate(values):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+            raise TypeError(
+                f"{what} should be a list of {kind.__name__}. "
+                f"Received {type(value).__name__} as number {number}."
+            )
+
+
+def checked_device(device: object, what: str = "`device`") -> torch.device:
+    """Return a device, given as such or by its name.
+
+    Args:
+        device: such as ``"cpu"``.
+        what: names it at the start of the error.
+
+    Raises:
+        TypeError: it is neither a device nor text.
+        ValueError: there is no device of this name.
+
+    Example:
+        >>> checked_device("cpu")
+        device(type='cpu')
+        >>> checked_device("gpu")
+        Traceback (most recent call last):
+        ValueError: `device` should be a torch.device or its name, such as 'cpu' or 'cuda:0'. Received 'gpu'.
+    """
+    if isinstance(device, torch.device):
+        return device
+    expected = f"{what} should be a torch.device or its name, such as 'cpu' or 'cuda:0'."
+    # A number stands for an accelerator's, as elsewhere in PyTorch.
+    if isinstance(device, bool) or not isinstance(device, str | int):
+        raise TypeError(f"{expected} Received {device!r}.")
+    try:
+        return torch.device(device)
+    except (RuntimeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{expected} Received {device!r}.") from error
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

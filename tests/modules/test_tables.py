@@ -335,3 +335,14 @@ def test_lookups_of_ever_new_orders_of_keys_are_not_all_kept(kind):
     made = kept()
     look_up(299)
     assert kept() == made
+
+
+@pytest.mark.parametrize("training", [None, {}], ids=["fused", "plain"])
+def test_a_weight_that_is_taken_away_is_named(training):
+    module = bags(training, training)
+    module(KJT)
+    module.embedding_bags["u"].weight = None
+    with pytest.raises(TypeError, match="The weight of table 'u' should be a Tensor"):
+        module(KJT)
+    with pytest.raises(TypeError, match="The weight of table 'u' should be a Tensor"):
+        module.to(torch.float64)

@@ -456,9 +456,17 @@ OTHER = make({"z": [[1], [2], [3]]}, weighted=True)
         (lambda: KJT.expand_inverse(), ValueError, "`inverse_indices` should be given to be read"),
         (lambda: KJT.split([1, 1]), ValueError, "`segments` should not be negative and sum to"),
         (lambda: KJT.split([4, -1]), ValueError, "`segments` should not be negative and sum to"),
-        (lambda: KJT.permute([3]), IndexError, "`order` should hold positions in \\[0, 3\\)"),
+        (
+            lambda: KJT.permute([3]),
+            IndexError,
+            "`indices` should be in \\[0, 3\\)",
+        ),
         (lambda: KeyedJaggedTensor.concat([]), ValueError, "`kjt_list` should hold at least one"),
-        (lambda: KeyedJaggedTensor.concat([1]), TypeError, "`kjt_list` should hold KeyedJagged"),
+        (
+            lambda: KeyedJaggedTensor.concat([1]),
+            TypeError,
+            "`kjt_list` should be a list of Keyed",
+        ),
         (
             lambda: KeyedJaggedTensor.concat([KJT, KJT]),
             ValueError,

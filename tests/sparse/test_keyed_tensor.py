@@ -128,7 +128,11 @@ ONES = torch.ones(2, 3)
         ),
         (lambda: KeyedTensor(["a"], [3], ONES)["b"], KeyError, "Key should be one of \\['a'\\]"),
         (lambda: KeyedTensor.regroup([], [["a"]]), ValueError, "should hold at least one Keyed"),
-        (lambda: KeyedTensor.regroup([1], [["a"]]), TypeError, "`keyed_tensors` should be Keyed"),
+        (
+            lambda: KeyedTensor.regroup([1], [["a"]]),
+            TypeError,
+            "`keyed_tensors` should be a list of Keyed",
+        ),
         (
             lambda: KeyedTensor.regroup([kt({"a": 1})], [["b"]]),
             KeyError,

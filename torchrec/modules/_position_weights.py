@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from torchrec.checks import require_integer, require_type
+from torchrec.checks import checked_device, require_integer, require_type
 from torchrec.modules._jagged_index import shifted
 from torchrec.modules._private import assert_later
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
@@ -123,6 +123,8 @@ def new_weight(length: int, device: torch.device | str | None, argument: str) ->
         argument: what to call the length in an error.
     """
     require_integer(length, argument, least=1)
+    if device is not None:
+        device = checked_device(device)
     return nn.Parameter(torch.ones(length, device=device))
 
 
@@ -157,6 +159,7 @@ def weights_of_jagged(features: JaggedTensor, weight: Tensor, name: str = "") ->
         weight: its weights by position.
         name: of the feature, for the error.
     """
+    require_type(features, f"`features` of '{name}'" if name else "`features`", JaggedTensor)
     lengths, offsets = features.lengths(), features.offsets()
     return _weights_of(
         [name], [weight], lengths, offsets, lengths.size(0), features.values().size(0)

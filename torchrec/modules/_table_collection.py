@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from torchrec.checks import checked_device, require_integer, require_type
 from torchrec.modules._private import reduced_by_ddp
 from torchrec.modules._recomputation import is_recomputation
 from torchrec.modules._tables import Tables, embedding_names_by_table
@@ -53,7 +54,7 @@ class TableCollection(nn.Module):
             raise TypeError(
                 f"`output_dtype` should be a floating torch.dtype. Received {output_dtype!r}."
             )
-        self._device = torch.get_default_device() if device is None else torch.device(device)
+        self._device = torch.get_default_device() if device is None else checked_device(device)
         holder = nn.ModuleDict()
         modules = []
         for config in configs:
@@ -121,7 +122,9 @@ class TableCollection(nn.Module):
         Raises:
             ValueError: for an unknown table.
         """
+        require_type(counts, "`counts`", Mapping)
         for table, count in counts.items():
+            require_integer(count, f"`counts` of table {table!r}", least=0)
             self._out_of_range[self._tables.number(table)] = count
 
     def _count(self, out_of_range: Tensor) -> None:
@@ -189,6 +192,7 @@ class TableCollection(nn.Module):
         """
         config, weight, update = self._tables.table(table)
         ids = _check_rows(config, ids).to(weight.device)
+        require_type(vectors, f"`vectors` of table '{table}'", Tensor)
         expected = (len(ids), weight.shape[1])
         if tuple(vectors.shape) != expected:
             raise ValueError(
@@ -254,6 +258,7 @@ class TableCollection(nn.Module):
             [[5.0], [1.0], [1.0]]
         """
         config, weight, update = self._tables.table(table)
+        require_type(rows, f"`rows` of table '{table}'", Tensor)
         if rows.dim() != 1 or rows.dtype != torch.int64:
             raise TypeError(
                 f"`rows` of table '{table}' should be int64 of shape (N,). "
@@ -317,6 +322,7 @@ def _weights_loaded(collection: TableCollection, _: object) -> None:
 
 
 def _check_rows(config: BaseEmbeddingConfig, ids: Tensor) -> Tensor:
+    require_type(ids, f"`ids` of table '{config.name}'", Tensor)
     if ids.dim() != 1 or ids.dtype.is_floating_point or ids.dtype == torch.bool:
         raise ValueError(
             f"`ids` of table '{config.name}' should be integers of shape (N,). "

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from torchrec.checks import require_type
 from torchrec.modules._private import constant_in_graphs, parameters_by_name
 from torchrec.modules.embedding_configs import (
     BaseEmbeddingConfig,
@@ -26,6 +27,8 @@ from torchrec.optim.owners import owner_of
 from torchrec.optim.step_hook import install_scaler_check, install_step_hook
 from torchrec.optim.table_update import FusedRule, TableUpdate
 from torchrec.types import DataType, IdPolicy
+
+C = TypeVar("C", bound=BaseEmbeddingConfig)
 
 _POOLING = {
     PoolingType.SUM: PoolingCode.SUM,
@@ -62,8 +65,8 @@ def embedding_names_by_table(tables: Sequence[BaseEmbeddingConfig]) -> list[list
     ]
 
 
-def check_tables(tables: Sequence[BaseEmbeddingConfig], kind: type[BaseEmbeddingConfig]) -> None:
-    """Raise for tables that cannot be in one collection.
+def checked_tables(tables: Iterable[C], kind: type[C]) -> list[C]:
+    """Return tables as a list; raise for those that cannot be in one collection.
 
     Args:
         tables: the tables.
@@ -74,6 +77,8 @@ def check_tables(tables: Sequence[BaseEmbeddingConfig], kind: type[BaseEmbedding
         ValueError: for a name that is missing or comes twice, a table without features, or an
             element type that cannot be trained.
     """
+    require_type(tables, "`tables`", Iterable)
+    tables = list(tables)
     seen: set[str] = set()
     reserved = nn.ModuleDict()
     for number, table in enumerate(tables):
@@ -106,6 +111,7 @@ def check_tables(tables: Sequence[BaseEmbeddingConfig], kind: type[BaseEmbedding
         if name in outputs:
             raise ValueError(f"Names of outputs should differ. Received '{name}' twice.")
         outputs.add(name)
+    return tables
 
 
 class Tables:
@@ -148,10 +154,16 @@ class Tables:
         """Return the weight of each table, having met those put in place of the former."""
         weights = list(map(itemgetter("weight"), self._parameters))
         changed = not is_compiling() and list(map(id, weights)) != self._bound
+        if changed:
+            self._require_tensors(weights)
         # What a transform puts there, or `torch.func.functional_call`, is gone when it ends.
         if changed and not is_transformed() and not _are_lent(weights):
             self.bind()
         return weights
+
+    def _require_tensors(self, weights: list[Tensor]) -> None:
+        for config, weight in zip(self.configs, weights, strict=True):
+            require_type(weight, f"The weight of table '{config.name}'", Tensor)
 
     def updates(self) -> list[TableUpdate]:
         """Return who trains each table, having met weights put in place of the former."""
@@ -189,8 +201,8 @@ class Tables:
         Raises:
             ValueError: if there is no table of this name.
         """
-        if table not in self._number:
-            raise ValueError(f"`table` should be one of {list(self._number)}. Received '{table}'.")
+        if not isinstance(table, str) or table not in self._number:
+            raise ValueError(f"`table` should be one of {list(self._number)}. Received {table!r}.")
         return self._number[table]
 
     def table(self, name: str) -> tuple[BaseEmbeddingConfig, Tensor, TableUpdate]:
@@ -205,6 +217,7 @@ class Tables:
     def bind(self) -> None:
         """Meet the weights: those there are now are trained, with their state beside them."""
         weights = [parameters["weight"] for parameters in self._parameters]
+        self._require_tensors(weights)
         for config, weight in zip(self.configs, weights, strict=True):
             if not weight.is_floating_point():
                 raise TypeError(

@@ -7,14 +7,16 @@ import abc
 import torch
 from torch import Tensor, nn
 
+from torchrec.checks import require_list, require_type
 from torchrec.errors import IdOutOfRangeError
 from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules._table_collection import TableCollection
 from torchrec.modules._tables import (
-    check_tables,
+    checked_tables,
     embedding_names_by_table,
 )
 from torchrec.modules.embedding_configs import (
+    BaseEmbeddingConfig,
     EmbeddingBagConfig,
     EmbeddingConfig,
     PoolingType,
@@ -52,6 +54,7 @@ def get_embedding_names_by_table(
         ... ])
         [['f1', 'f2@t1'], ['f2@t2']]
     """
+    require_list(tables, "`tables`", BaseEmbeddingConfig)
     return embedding_names_by_table(tables)
 
 
@@ -74,7 +77,15 @@ def reorder_inverse_indices(
     """
     if inverse_indices is None:
         return torch.empty(0)
+    if not (isinstance(inverse_indices, tuple) and len(inverse_indices) == 2):
+        raise TypeError(
+            "`inverse_indices` should be a tuple of keys and a tensor. "
+            f"Received {type(inverse_indices).__name__}."
+        )
     keys, indices = inverse_indices
+    require_list(keys, "`inverse_indices`, their keys,", str)
+    require_type(indices, "`inverse_indices`, their positions,", Tensor)
+    require_list(feature_names, "`feature_names`", str)
     position = {key: k for k, key in enumerate(keys)}
     for feature in feature_names:
         if feature not in position:
@@ -99,6 +110,15 @@ def process_pooled_embeddings(pooled_embeddings: list[Tensor], inverse_indices: 
         >>> process_pooled_embeddings(pooled, torch.tensor([[0, 1, 1], [0, 0, 0]])).tolist()
         [[1.0, 3.0, 4.0], [2.0, 3.0, 4.0], [2.0, 3.0, 4.0]]
     """
+    require_list(pooled_embeddings, "`pooled_embeddings`", Tensor)
+    require_type(inverse_indices, "`inverse_indices`", Tensor)
+    if inverse_indices.dim() == 0 or (
+        inverse_indices.is_floating_point() and inverse_indices.numel()
+    ):
+        raise ValueError(
+            "`inverse_indices` should be integers shaped [F, B], or empty. "
+            f"Received {inverse_indices.dtype} of shape {list(inverse_indices.shape)}."
+        )
     if inverse_indices.numel() > 0:
         if len(inverse_indices) != len(pooled_embeddings):
             raise ValueError(
@@ -241,8 +261,7 @@ class EmbeddingBagCollection(
     ) -> None:
         super().__init__()
         self._is_weighted = is_weighted
-        self._embedding_bag_configs = tables = list(tables)
-        check_tables(tables, EmbeddingBagConfig)
+        self._embedding_bag_configs = tables = checked_tables(tables, EmbeddingBagConfig)
         self._set_tables(tables, "embedding_bags", _make_bag, device, output_dtype)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
@@ -264,6 +283,7 @@ class EmbeddingBagCollection(
         if is_proxy(features):
             traced: KeyedTensor = self.recorded(features)
             return traced
+        require_type(features, "`features`", KeyedJaggedTensor)
         if features.variable_stride_per_key() or features.inverse_indices_or_none() is not None:
             features = features.expand_inverse()
         sample_weights = None
@@ -340,8 +360,7 @@ class EmbeddingCollection(
         self._need_indices = need_indices
         self._use_gather_select = use_gather_select
         self._use_gather_select_per_sharding = use_gather_select_per_sharding
-        self._embedding_configs = tables = list(tables)
-        check_tables(tables, EmbeddingConfig)
+        self._embedding_configs = tables = checked_tables(tables, EmbeddingConfig)
         self._set_tables(tables, "embeddings", _make_embedding, device, output_dtype)
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
@@ -364,6 +383,7 @@ class EmbeddingCollection(
         if is_proxy(features):
             traced: dict[str, JaggedTensor] = self.recorded(features)
             return traced
+        require_type(features, "`features`", KeyedJaggedTensor)
         if features.inverse_indices_or_none() is not None:
             features = features.expand_inverse()
         weights, spec, groups = self._lookup_of(features)

@@ -8,6 +8,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from torchrec.checks import require_type
 from torchrec.fx.proxies import LeafModule, holds_proxy, is_proxy
 from torchrec.modules._jagged_index import positions
 from torchrec.modules._position_weights import (
@@ -166,6 +167,7 @@ class PositionWeightedProcessor(BaseGroupedFeatureProcessor, LeafModule):
         if is_proxy(features):
             traced: KeyedJaggedTensor = self.recorded(features)
             return traced
+        require_type(features, "`features`", KeyedJaggedTensor)
         keys = features.keys()
         own = [k for k, key in enumerate(keys) if key in self.position_weights]
         if not own:
@@ -178,6 +180,7 @@ class PositionWeightedProcessor(BaseGroupedFeatureProcessor, LeafModule):
 
 
 def _check_present(weights: PositionWeights, keys: Collection[str]) -> None:
+    require_type(keys, "`features`", Collection)
     for name in weights:
         if name not in keys:
             raise ValueError(
@@ -200,6 +203,8 @@ def offsets_to_range_traceble(offsets: Tensor, values: Tensor) -> Tensor:
         >>> offsets_to_range_traceble(torch.tensor([0, 2, 2, 5]), torch.tensor([7, 8, 7, 8, 9]))
         tensor([0, 1, 0, 1, 2])
     """
+    if not holds_proxy(offsets, values):
+        JaggedTensor(values, offsets=offsets)  # checks that they fit
     return positions(offsets, values.size(0))
 
 
@@ -218,4 +223,7 @@ def position_weighted_module_update_features(
         >>> updated["a"] is old, updated["b"] is new
         (True, True)
     """
+    for name, given in (("features", features), ("weighted_features", weighted_features)):
+        if not is_proxy(given):
+            require_type(given, f"`{name}`", dict)
     return {**features, **weighted_features}

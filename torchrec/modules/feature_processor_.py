@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from torchrec.checks import require_type
 from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules._position_weights import (
     PositionWeights,
@@ -171,6 +172,7 @@ class PositionWeightedModuleCollection(FeatureProcessorsCollection, CopyMixIn, L
         if is_proxy(features):
             traced: KeyedJaggedTensor = self.recorded(features)
             return traced
+        require_type(features, "`features`", KeyedJaggedTensor)
         weights = self.position_weights.of(features.keys())
         return features.with_weights(weights_of_keyed(features, weights))
 
@@ -211,8 +213,16 @@ def get_weights_list(
         >>> get_weights_list(torch.tensor([0, 1, 0]), features, weights).tolist()
         [1.0, 0.5, 1.0]
     """
+    require_type(features, "`features`", KeyedJaggedTensor)
+    require_type(position_weights, "`position_weights`", Mapping)
     parts = []
     sizes = features.length_per_key()
+    require_type(cat_seq, "`cat_seq`", Tensor)
+    if cat_seq.shape != (sum(sizes),) or cat_seq.is_floating_point():
+        raise ValueError(
+            f"`cat_seq` should be one integer for each of the {sum(sizes)} values of `features`. "
+            f"Received {cat_seq.dtype} of shape {list(cat_seq.shape)}."
+        )
     for key, seq in zip(features.keys(), cat_seq.split(sizes), strict=True):
         weight = position_weights.get(key)
         if weight is None:

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from torchrec.checks import require_type
 from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules.collection import TableStore
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollection,
+    EmbeddingBagCollectionInterface,
+)
 from torchrec.modules.feature_processor_ import FeatureProcessor, FeatureProcessorsCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
@@ -135,6 +139,11 @@ class FeatureProcessedEmbeddingBagCollection(nn.Module, LeafModule):
         feature_processors: dict[str, FeatureProcessor] | FeatureProcessorsCollection,
     ) -> None:
         super().__init__()
+        require_type(
+            embedding_bag_collection,
+            "`embedding_bag_collection`",
+            EmbeddingBagCollectionInterface,
+        )
         if not embedding_bag_collection.is_weighted():
             raise ValueError(
                 "`embedding_bag_collection` should have is_weighted=True, as feature processors give "
@@ -145,6 +154,11 @@ class FeatureProcessedEmbeddingBagCollection(nn.Module, LeafModule):
         if isinstance(feature_processors, FeatureProcessorsCollection):
             self._feature_processors = feature_processors
             return
+        if not isinstance(feature_processors, dict | nn.ModuleDict):
+            raise TypeError(
+                "`feature_processors` should be a dict of them by feature, or a "
+                f"FeatureProcessorsCollection. Received {type(feature_processors).__name__}."
+            )
         configs = embedding_bag_collection.embedding_bag_configs()
         features = list(dict.fromkeys(f for config in configs for f in config.feature_names))
         if set(feature_processors) != set(features):

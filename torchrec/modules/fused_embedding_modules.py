@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from torchrec.checks import checked_device, require_type
 from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules._private import children_by_name
 from torchrec.modules.collection import TableStore
@@ -80,6 +81,7 @@ def convert_optimizer_type_and_kwargs(
         >>> convert_optimizer_type_and_kwargs(torch.optim.RMSprop, {"lr": 0.1}) is None
         True
     """
+    require_type(optimizer_kwargs, "`optimizer_kwargs`", dict)
     try:
         kind, _ = fused_rule(optimizer_type, optimizer_kwargs)
     except ValueError:
@@ -100,6 +102,7 @@ class _FusedCollection(nn.Module):
         optimizer_type: type[torch.optim.Optimizer],
         optimizer_kwargs: dict[str, Any],
     ) -> None:
+        require_type(optimizer_kwargs, "`optimizer_kwargs`", dict)
         _check_free(collection)
         self._optimizer_type = optimizer_class_of(optimizer_type)
         self._optimizer_kwargs = optimizer_kwargs
@@ -331,6 +334,9 @@ def fuse_embedding_optimizer(
         >>> type(model[0]).__name__, list(model.state_dict())
         ('FusedEmbeddingBagCollection', ['0.embedding_bags.t.weight'])
     """
+    require_type(model, "`model`", nn.Module)
+    require_type(optimizer_kwargs, "`optimizer_kwargs`", dict)
+    device = checked_device(device)
     fused_rule(optimizer_type, optimizer_kwargs)
     parents = list(model.modules())
     found = [m for m in parents if isinstance(m, EmbeddingBagCollection | EmbeddingCollection)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from torchrec.checks import require_type
 from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules._private import outside_graphs, ranks_of_ddp, reduced_by_ddp
 from torchrec.modules._table_collection import TableCollection
@@ -59,6 +60,7 @@ def evict(evictions: dict[str, Tensor | None], ebc: nn.Module) -> None:
             "`ebc` should be a collection of tables, such as an EmbeddingBagCollection or an "
             f"EmbeddingCollection. Received {type(ebc).__name__}."
         )
+    require_type(evictions, "`evictions`", dict)
     tables = ebc.table_store()
     changed = {table: rows for table, rows in evictions.items() if rows is not None}
     for table, rows in changed.items():
@@ -68,6 +70,7 @@ def evict(evictions: dict[str, Tensor | None], ebc: nn.Module) -> None:
 
 
 def _check_rows(tables: TableStore, table: str, rows: Tensor) -> None:
+    require_type(rows, f"Rows of table {table!r}", Tensor)
     end = max(shard.rows.stop for shard in tables.table_shards(table))
     if rows.dtype is not torch.int64:
         raise TypeError(f"Rows of table '{table}' should be int64. Received {rows.dtype}.")
@@ -91,6 +94,7 @@ def return_remapped_lengths_as_mask(features: KeyedJaggedTensor) -> Tensor:
         >>> return_remapped_lengths_as_mask(KeyedJaggedTensor.from_lists({"f": [[5, 7], []]}))
         tensor([ True, False])
     """
+    require_type(features, "`features`", KeyedJaggedTensor)
     return features.lengths() > 0
 
 
@@ -285,6 +289,7 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module, LeafModule):
         if ids is None:
             rows, ids = module.held()
         else:
+            require_type(ids, f"`ids` of table '{table}'", Tensor)
             rows = module.rows_of(ids)
             ids = ids.long()
             if bool((rows < 0).any()):
@@ -313,6 +318,8 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module, LeafModule):
         if module is None:
             self._embedding_module.load_rows(table, ids, vectors, reset_state)
             return
+        for name, tensor in (("ids", ids), ("vectors", vectors)):
+            require_type(tensor, f"`{name}` of table '{table}'", Tensor)
         rows = module.rows_of(ids)
         if ids.unique().numel() != ids.numel():
             raise ValueError(f"`ids` of table '{table}' should be distinct.")

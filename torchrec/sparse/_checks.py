@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from torchrec.checks import require_integer, require_list
 from torchrec.ops import is_readable
 from torchrec.ops.jagged import lengths_fit, lengths_surely_fit, offsets_fit
 
@@ -141,19 +142,6 @@ def _are_strings(keys: list[str]) -> bool:
     except TypeError:
         return False
     return True
-
-
-def require_all(name: str, values: object, kind: type) -> None:
-    """Check the types of what a list holds."""
-    if not isinstance(values, list | tuple):
-        raise TypeError(
-            f"`{name}` should be a list of {kind.__name__}s. Received {type(values).__name__}."
-        )
-    for value in values:
-        if not isinstance(value, kind):
-            raise TypeError(
-                f"`{name}` should hold {kind.__name__}s. Received {type(value).__name__}."
-            )
 
 
 def checked_keys(keys: object) -> list[str]:
@@ -330,9 +318,33 @@ def check_inverse_indices(
             )
 
 
+def check_runs(name: str, runs: list[int], keys: Sequence[str]) -> None:
+    """Check numbers of keys that should be those of all keys together."""
+    try:
+        total = sum(runs)
+        fit = isinstance(total, int) and total == len(keys) and min(runs, default=0) >= 0
+    except (TypeError, RuntimeError):
+        fit = False
+    if not fit or not isinstance(runs, list | tuple):
+        require_list(runs, f"`{name}`", int)
+        raise ValueError(
+            f"`{name}` should not be negative and sum to the number of keys ({len(keys)}). Received {runs}."
+        )
+
+
+def check_positions(indices: list[int], keys: Sequence[str]) -> None:
+    """Say which position is that of no key."""
+    require_list(indices, "`indices`", int)
+    for i in indices:
+        if not 0 <= i < len(keys):
+            raise IndexError(
+                f"`indices` should be in [0, {len(keys)}), those of keys. Received {i}."
+            )
+
+
 def check_metadata(name: str, given: object, true: object) -> None:
     """Check a number given for what could be computed."""
-    if given != true:
+    if type(given) is not type(true) or given != true:
         raise ValueError(f"`{name}` should be {true}, as the tensors say. Received {given}.")
 
 
@@ -351,6 +363,8 @@ def _short(tensor: Tensor) -> str:
 def _check_bags(bags: int, num_keys: int, stride: int | None, what: str) -> None:
     if num_keys == 0 and bags:
         raise ValueError(f"`keys` should name the {bags} numbers of {what} Received none.")
+    if stride is not None and not isinstance(stride, torch.SymInt):
+        require_integer(stride, "`stride`", least=0)
     if stride is not None and bags != num_keys * stride:
         raise ValueError(
             f"{what} should be {num_keys} keys x stride {stride} = {num_keys * stride} numbers. "

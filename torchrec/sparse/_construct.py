@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from torchrec.checks import checked_device, require_list, require_type
 from torchrec.sparse._bags import Inverse, KeyedBags, Strides
 from torchrec.sparse._checks import (
     check_inverse_indices,
@@ -84,17 +85,42 @@ def synced(
 torch.fx.wrap("synced")  # tracers record the call
 
 
+def empty_parts(
+    is_weighted: bool,
+    device: torch.device | None,
+    values_dtype: torch.dtype | None,
+    weights_dtype: torch.dtype | None,
+    lengths_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return values, weights and lengths of no bags; see ``JaggedTensor.empty``."""
+    if device is not None:
+        device = checked_device(device)
+    dtypes = {"values_dtype": values_dtype, "weights_dtype": weights_dtype}
+    for name, dtype in dtypes.items():
+        if dtype is not None:
+            require_type(dtype, f"`{name}`", torch.dtype)
+    require_type(lengths_dtype, "`lengths_dtype`", torch.dtype)
+    return (
+        torch.empty(0, dtype=values_dtype or torch.int64, device=device),
+        torch.empty(0, dtype=weights_dtype, device=device) if is_weighted else None,
+        torch.empty(0, dtype=lengths_dtype, device=device),
+    )
+
+
 def _strides(
     keys: list[str], per_rank: Strides | None, per_key: list[int] | None
 ) -> tuple[Strides | None, list[int] | None]:
     """Return the sizes of the batches ``[F][W]``, and of each key; sizes that are all the same are nothing special."""
     if per_rank is None:
         assert per_key is not None
+        if not is_compiling():
+            require_list(per_key, "`stride_per_key`", int)
         varies = len(set(per_key)) > 1
         return ([[size] for size in per_key], list(per_key)) if varies else (None, None)
     if is_compiling():
         return per_rank, None
     strides = strides_of_ranks(keys, per_rank)
     if per_key is not None:
+        require_list(per_key, "`stride_per_key`", int)
         check_metadata("stride_per_key", list(per_key), strides)
     return per_rank, strides

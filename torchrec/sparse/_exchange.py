@@ -12,9 +12,11 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from torchrec.checks import require_integer, require_list, require_type
 from torchrec.ops.jagged import sum_groups
 from torchrec.ops.permute import permute_jagged
 from torchrec.sparse._bags import KeyedBags
+from torchrec.sparse._checks import check_runs, checked_keys
 
 
 def sent(bags: KeyedBags) -> dict[str, Tensor]:
@@ -29,11 +31,7 @@ def sent(bags: KeyedBags) -> dict[str, Tensor]:
 
 def splits(bags: KeyedBags, key_splits: list[int]) -> list[list[int]]:
     """Return how many rows of each tensor go to each rank, in the order of ``sent``."""
-    if sum(key_splits) != len(bags.keys) or min(key_splits, default=0) < 0:
-        raise ValueError(
-            "`key_splits` should not be negative and sum to the number of keys "
-            f"({len(bags.keys)}). Received {key_splits}."
-        )
+    check_runs("key_splits", key_splits, bags.keys)
     starts, rows = bags.lengths_offset_per_key(), bags.offset_per_key()
     runs = list(pairwise(accumulate(key_splits, initial=0)))
     value_splits = [rows[b] - rows[a] for a, b in runs]
@@ -67,7 +65,12 @@ class Received:
         num_workers: int,
         stride_per_rank: list[int] | None,
     ) -> None:
-        self.num_keys, self.num_workers = len(keys), num_workers
+        self.num_keys, self.num_workers = len(checked_keys(keys)), num_workers
+        require_type(variable, "`variable_stride_per_key`", int)
+        require_integer(num_workers, "`num_workers`", least=1)
+        require_list(tensors, "`tensors`", Tensor)
+        if stride_per_rank is not None:
+            require_list(stride_per_rank, "`stride_per_rank`", int)
         expected = 3 if variable else 2
         if len(tensors) not in (expected, expected + 1):
             names = "lengths, values" + (", strides" if variable else "")
@@ -101,7 +104,8 @@ class Received:
         if recat is None:
             order = block_order(self.num_keys, self.num_workers, stagger)
         else:
-            order = recat.tolist()
+            require_type(recat, "`recat`", Tensor)
+            order = recat.reshape(-1).tolist()
             if len(order) == self.lengths.size(0) and len(order) != len(units):
                 units = [1] * len(order)
         if len(order) != len(units):
@@ -132,6 +136,7 @@ def rank_order(num_workers: int, stagger: int) -> list[int]:
         >>> rank_order(6, 2)
         [0, 3, 1, 4, 2, 5]
     """
+    require_integer(stagger, "`stagger`")
     if stagger < 1 or num_workers % stagger:
         raise ValueError(f"`stagger` should divide {num_workers} ranks. Received {stagger}.")
     each = num_workers // stagger

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchrec.checks import require_list, require_type
+from torchrec.fx.proxies import is_proxy
 from torchrec.sparse._jagged import JaggedTensor
 from torchrec.sparse._keyed_jagged import KeyedJaggedTensor, bags_of
 from torchrec.sparse._lengths import BagLengths, bounds_as, given_or_none
@@ -31,6 +33,7 @@ def flatten_kjt_list(
         >>> kjt_is_equal(unflatten_kjt_list(tensors, contexts)[0], kjt)
         True
     """
+    require_list(kjt_arr, "`kjt_arr`", KeyedJaggedTensor)
     tensors: list[Tensor | None] = []
     contexts: list[list[str]] = []
     for kjt in kjt_arr:
@@ -62,6 +65,8 @@ def unflatten_kjt_list(
     Raises:
         ValueError: not six tensors for each list of keys.
     """
+    require_list(values, "`values`", object)
+    require_list(contexts, "`contexts`", list)
     if len(values) != _FIELDS * len(contexts):
         raise ValueError(
             f"`values` should be {_FIELDS} for each of {len(contexts)} contexts. Received {len(values)}."
@@ -154,6 +159,8 @@ class ComputeKJTToJTDict(torch.nn.Module):
 
     def forward(self, keyed_jagged_tensor: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """Return one JaggedTensor a key."""
+        if not is_proxy(keyed_jagged_tensor):
+            require_type(keyed_jagged_tensor, "`keyed_jagged_tensor`", KeyedJaggedTensor)
         return keyed_jagged_tensor.to_dict()
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from torchrec.checks import require_type
+from torchrec.checks import checked_device, require_type
 from torchrec.fx.proxies import Recordable
 from torchrec.ops.jagged import jagged_to_padded, lengths_to_offsets, padded_to_jagged
 from torchrec.sparse._checks import check_jagged, check_same_sizes
+from torchrec.sparse._construct import empty_parts
 from torchrec.sparse._lengths import BagLengths, bound_pairs, number_in, set_computed
 from torchrec.sparse._text import jagged_text
 from torchrec.streamable import Pipelineable
@@ -79,11 +82,8 @@ class JaggedTensor(Recordable, BagLengths, Pipelineable):
             weights_dtype: Default: PyTorch's floating-point dtype.
             lengths_dtype: Default int32.
         """
-        return JaggedTensor(
-            torch.empty(0, dtype=values_dtype or torch.int64, device=device),
-            torch.empty(0, dtype=weights_dtype, device=device) if is_weighted else None,
-            torch.empty(0, dtype=lengths_dtype, device=device),
-        )
+        parts = empty_parts(is_weighted, device, values_dtype, weights_dtype, lengths_dtype)
+        return JaggedTensor(*parts)
 
     @staticmethod
     def empty_like(jt: JaggedTensor, device: torch.device | None = None) -> JaggedTensor:
@@ -204,6 +204,8 @@ class JaggedTensor(Recordable, BagLengths, Pipelineable):
             width = _longest(self.lengths())
         elif not isinstance(width, (int, torch.SymInt)):
             raise TypeError(f"`desired_length` should be an integer. Received {width!r}.")
+        if isinstance(padding, Tensor) or not isinstance(padding, Real | torch.SymFloat):
+            raise TypeError(f"`padding_value` should be a number. Received {padding!r}.")
         return jagged_to_padded(rows, self.offsets(), width, padding)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> JaggedTensor:
@@ -213,6 +215,7 @@ class JaggedTensor(Recordable, BagLengths, Pipelineable):
             device: target device.
             non_blocking: copy without waiting where memory is pinned. Default False.
         """
+        device = checked_device(device)
 
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
@@ -267,6 +270,7 @@ def _longest(lengths: Tensor) -> int:
 
 
 def _empty_like(jt: JaggedTensor, device: torch.device | None) -> JaggedTensor:
+    require_type(jt, "`jt`", JaggedTensor)
     weights = jt.weights_or_none()
     empty = make_jagged(
         jt.values()[:0], None if weights is None else weights[:0], jt.lengths()[:0], None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from torchrec.checks import checked_device, require_integer, require_list, require_type
 from torchrec.fx.proxies import Recordable
 from torchrec.ops.permute import regroup
 from torchrec.sparse._checks import checked_keys
@@ -62,9 +63,15 @@ class KeyedTensor(Recordable, Pipelineable):
         self._index_per_key = index_per_key
         # Fake tensors are left alone: a comparison of their sizes would bind them.
         if not is_compiling() and (type(values) is Tensor or not isinstance(values, Tensor)):
-            _check(keys, length_per_key, values, key_dim, offset_per_key)
+            try:
+                _check(keys, length_per_key, values, key_dim, offset_per_key)
+            except (TypeError, RuntimeError):
+                _check_types(keys, length_per_key, key_dim, offset_per_key)
+                raise
             if index_per_key is None:
                 checked_keys(keys)
+            else:
+                require_type(index_per_key, "`index_per_key`", dict)
 
     @staticmethod
     def from_tensor_list(
@@ -144,7 +151,7 @@ class KeyedTensor(Recordable, Pipelineable):
         return dict(zip(self.index_per_key(), parts, strict=True))
 
     def __getitem__(self, key: str) -> Tensor:
-        i = self.index_per_key().get(key)
+        i = self.index_per_key().get(key) if isinstance(key, str) else None
         if i is None:
             raise KeyError(f"Key should be one of {self._keys}. Received {key!r}.")
         start, length = self.offset_per_key()[i], self._length_per_key[i]
@@ -187,8 +194,6 @@ class KeyedTensor(Recordable, Pipelineable):
         Raises:
             ValueError: not one name a group.
         """
-        if len(groups) != len(keys):
-            raise ValueError(f"`keys` should be one a group ({len(groups)}). Received {len(keys)}.")
         return regroup_kts_as_dict(keyed_tensors, groups, keys)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> KeyedTensor:
@@ -201,7 +206,7 @@ class KeyedTensor(Recordable, Pipelineable):
         return KeyedTensor(
             self._keys,
             self._length_per_key,
-            self._values.to(device, non_blocking=non_blocking),
+            self._values.to(checked_device(device), non_blocking=non_blocking),
             self._key_dim,
             self._offset_per_key,
             self._index_per_key,
@@ -222,6 +227,10 @@ class KeyedTensor(Recordable, Pipelineable):
 def _from_tensor_list(
     keys: list[str], tensors: list[Tensor], key_dim: int, cat_dim: int
 ) -> KeyedTensor:
+    keys = checked_keys(keys)
+    require_list(tensors, "`tensors`", Tensor)
+    for name, dim in (("key_dim", key_dim), ("cat_dim", cat_dim)):
+        require_integer(dim, f"`{name}`")
     if len(keys) != len(tensors) or not tensors:
         raise ValueError(
             f"`tensors` should be one a key ({len(keys)}), and at least one. Received {len(tensors)}."
@@ -230,10 +239,6 @@ def _from_tensor_list(
         raise ValueError(
             f"`cat_dim` should be `key_dim` ({key_dim}): the keys are told apart along it. "
             f"Received {cat_dim}."
-        )
-    if not all(isinstance(tensor, Tensor) for tensor in tensors):
-        raise TypeError(
-            f"`tensors` should be tensors. Received {[type(t).__name__ for t in tensors]}."
         )
     first = tensors[0]
     if any(_other_sizes(tensor, key_dim) != _other_sizes(first, key_dim) for tensor in tensors):
@@ -273,7 +278,10 @@ def _check(
     if len(lengths) != len(keys):
         raise ValueError(f"`length_per_key` should be one a key ({len(keys)}). Received {lengths}.")
     total = values.size(key_dim)
-    if sum(lengths) != total or min(lengths, default=0) < 0:
+    given = sum(lengths)
+    if not isinstance(given, int | torch.SymInt):
+        raise TypeError
+    if given != total or min(lengths, default=0) < 0:
         raise ValueError(
             f"`length_per_key` should not be negative and sum to values.size({key_dim}) ({total}). "
             f"Received {lengths}."
@@ -284,14 +292,41 @@ def _check(
         )
 
 
+def _check_types(
+    keys: list[str], lengths: list[int], key_dim: int, offsets: list[int] | None
+) -> None:
+    """Say which argument is of a wrong type. That is asked only where something failed: every look-up builds one."""
+    checked_keys(keys)
+    require_list(lengths, "`length_per_key`", int)
+    require_integer(key_dim, "`key_dim`")
+    if offsets is not None:
+        require_list(offsets, "`offset_per_key`", int)
+
+
+def _check_groups(groups: list[list[str]]) -> None:
+    require_list(groups, "`groups`", object)
+    for number, group in enumerate(groups):
+        require_list(group, f"`groups`, number {number},", str)
+
+
 def regroup_kts(keyed_tensors: list[KeyedTensor], groups: list[list[str]]) -> list[Tensor]:
     """Join the tensors of each group of keys; see ``KeyedTensor.regroup``."""
-    if not keyed_tensors:
-        raise ValueError("`keyed_tensors` should hold at least one KeyedTensor. Received none.")
-    if not all(isinstance(kt, KeyedTensor) for kt in keyed_tensors):
-        kinds = [type(kt).__name__ for kt in keyed_tensors]
-        raise TypeError(f"`keyed_tensors` should be KeyedTensors. Received {kinds}.")
+    _require_keyed_tensors(keyed_tensors)
     keyed_tensors = [kt for kt in keyed_tensors if kt._keys] or keyed_tensors[:1]
+    try:
+        pieces = _pieces_of(keyed_tensors, groups)
+    except TypeError:
+        _check_groups(groups)
+        raise
+    counts = [len(group) for group in groups]
+    inputs = [kt._values for kt in keyed_tensors]
+    if _are_matrices(keyed_tensors):
+        return regroup(inputs, pieces, counts)
+    return _regroup_by_cat(inputs, keyed_tensors[0]._key_dim, pieces, counts)
+
+
+def _pieces_of(keyed_tensors: list[KeyedTensor], groups: list[list[str]]) -> list[int]:
+    """Return (keyed tensor, first column, number of columns) of each key, one behind the other."""
     indices = [kt.index_per_key() for kt in keyed_tensors]
     pieces: list[int] = []
     for group in groups:
@@ -312,17 +347,23 @@ def regroup_kts(keyed_tensors: list[KeyedTensor], groups: list[list[str]]) -> li
             kt = keyed_tensors[source]
             at = indices[source][key]
             pieces += (source, kt.offset_per_key()[at], kt._length_per_key[at])
-    counts = [len(group) for group in groups]
-    inputs = [kt._values for kt in keyed_tensors]
-    if _are_matrices(keyed_tensors):
-        return regroup(inputs, pieces, counts)
-    return _regroup_by_cat(inputs, keyed_tensors[0]._key_dim, pieces, counts)
+    return pieces
+
+
+def _require_keyed_tensors(keyed_tensors: list[KeyedTensor]) -> None:
+    require_list(keyed_tensors, "`keyed_tensors`", KeyedTensor)
+    if not keyed_tensors:
+        raise ValueError("`keyed_tensors` should hold at least one KeyedTensor. Received none.")
 
 
 def regroup_kts_as_dict(
     keyed_tensors: list[KeyedTensor], groups: list[list[str]], keys: list[str]
 ) -> dict[str, Tensor]:
     """Join the tensors of each group of keys, and name them; see ``KeyedTensor.regroup_as_dict``."""
+    keys = checked_keys(keys)
+    require_list(groups, "`groups`", object)
+    if len(groups) != len(keys):
+        raise ValueError(f"`keys` should be one a group ({len(groups)}). Received {len(keys)}.")
     return dict(zip(keys, regroup_kts(keyed_tensors, groups), strict=True))
 
 

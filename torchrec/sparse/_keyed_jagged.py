@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrec.checks import require_type
+from torchrec.checks import checked_device, require_list, require_type
 from torchrec.fx.proxies import Recordable
 from torchrec.sparse import _construct, _exchange, _join, _read, _select
 from torchrec.sparse._bags import Inverse, KeyedBags, Strides
-from torchrec.sparse._checks import require_all
 from torchrec.sparse._jagged import JaggedTensor
 from torchrec.sparse._text import bags_to_lists, keyed_jagged_text
 from torchrec.streamable import Pipelineable
@@ -85,10 +84,9 @@ class KeyedJaggedTensor(Recordable, Pipelineable):
             if self._become_recorded(locals()):
                 return
             raise
-        if length_per_key or lengths_offset_per_key or offset_per_key or index_per_key:
-            self._bags.set_metadata(
-                length_per_key, lengths_offset_per_key, offset_per_key, index_per_key
-            )
+        metadata = length_per_key, lengths_offset_per_key, offset_per_key, index_per_key
+        if metadata != (None, None, None, None):
+            self._bags.set_metadata(*metadata)
         if jt_dict is not None:
             self._jt_dict = jt_dict
 
@@ -209,12 +207,10 @@ class KeyedJaggedTensor(Recordable, Pipelineable):
             weights_dtype: Default: PyTorch's floating-point dtype.
             lengths_dtype: Default int32.
         """
-        return KeyedJaggedTensor(
-            [],
-            torch.empty(0, dtype=values_dtype or torch.int64, device=device),
-            torch.empty(0, dtype=weights_dtype, device=device) if is_weighted else None,
-            torch.empty(0, dtype=lengths_dtype, device=device),
+        parts = _construct.empty_parts(
+            is_weighted, device, values_dtype, weights_dtype, lengths_dtype
         )
+        return KeyedJaggedTensor([], *parts)
 
     @staticmethod
     def empty_like(kjt: KeyedJaggedTensor, device: torch.device | None = None) -> KeyedJaggedTensor:
@@ -465,7 +461,10 @@ class KeyedJaggedTensor(Recordable, Pipelineable):
             non_blocking: copy without waiting where memory is pinned. Default False.
             dtype: of the weights. Values are ids and keep theirs. Default: as it is.
         """
+        device = checked_device(device)
         bags = self._bags.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        if dtype is not None:
+            require_type(dtype, "`dtype`", torch.dtype)
         if dtype is not None and bags.weights is not None:
             bags = bags.replace(bags.values, bags.weights.to(dtype))
         return keyed_jagged(bags)
@@ -584,11 +583,12 @@ def bags_of(kjt: KeyedJaggedTensor) -> KeyedBags:
 
 
 def _concat(kjt_list: list[KeyedJaggedTensor]) -> KeyedJaggedTensor:
-    require_all("kjt_list", kjt_list, KeyedJaggedTensor)
+    require_list(kjt_list, "`kjt_list`", KeyedJaggedTensor)
     return keyed_jagged(_join.concat([kjt._bags for kjt in kjt_list]))
 
 
 def _empty_like(kjt: KeyedJaggedTensor, device: torch.device | None) -> KeyedJaggedTensor:
+    require_type(kjt, "`kjt`", KeyedJaggedTensor)
     bags = kjt._bags
     weights = None if bags.weights is None else bags.weights[:0]
     like = keyed_jagged(bags.of_keys([], bags.values[:0], weights, bags.lengths()[:0], []))

@@ -15,6 +15,7 @@ from torch.compiler import is_compiling
 from torchrec.ops.jagged import jagged_index_select
 from torchrec.ops.permute import permute_jagged
 from torchrec.sparse._bags import KeyedBags
+from torchrec.sparse._checks import check_positions, check_runs
 from torchrec.sparse._jagged import JaggedTensor, make_jagged
 from torchrec.sparse._lengths import number_in
 
@@ -69,10 +70,7 @@ def by_key(bags: KeyedBags) -> dict[str, JaggedTensor]:
 def split(bags: KeyedBags, segments: list[int]) -> list[KeyedBags]:
     """Cut the keys into runs; see ``KeyedJaggedTensor.split``."""
     keys = bags.keys
-    if sum(segments) != len(keys) or min(segments, default=0) < 0:
-        raise ValueError(
-            f"`segments` should not be negative and sum to the number of keys ({len(keys)}). Received {segments}."
-        )
+    check_runs("segments", segments, keys)
     runs = list(pairwise(accumulate(segments, initial=0)))
     sizes = bags.length_per_key()
     key_by_key = segments == [1] * len(keys)
@@ -103,14 +101,14 @@ def permute(bags: KeyedBags, order: list[int]) -> KeyedBags:
         each_once = bags.values.is_meta and sorted(order) == list(range(len(bags.keys)))
         sizes = None if each_once else bags.length_per_key()
     plain = bags.strides_per_rank is None
-    values, weights, lengths = permute_jagged(
-        bags.lengths(),
-        bags.values,
-        bags.weights,
-        bags.stride() if plain and sizes is not None else bags.stride_per_key(),
-        order,
-        sizes,
-    )
+    strides = bags.stride() if plain and sizes is not None else bags.stride_per_key()
+    try:
+        values, weights, lengths = permute_jagged(
+            bags.lengths(), bags.values, bags.weights, strides, order, sizes
+        )
+    except (TypeError, IndexError, RuntimeError):
+        check_positions(order, bags.keys)
+        raise
     taken = None if sizes is None else [sizes[i] for i in order]
     return bags.of_keys(order, values, weights, lengths, taken)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from torchrec.checks import require_list, require_type
 from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules._private import outside_graphs
 from torchrec.modules.collision.interface import JaggedDict, ManagedCollisionModule
@@ -106,6 +107,8 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
         need_preprocess: bool = True,
     ) -> None:
         super().__init__()
+        require_list(embedding_configs, "`embedding_configs`", BaseEmbeddingConfig)
+        require_type(managed_collision_modules, "`managed_collision_modules`", Mapping)
         self._embedding_configs = list(embedding_configs)
         maps = dict(managed_collision_modules)
         for config in self._embedding_configs:
@@ -235,6 +238,7 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
         rows_of: Callable[[ManagedCollisionModule, _IdsByKey, list[str]], Sequence[Tensor]],
     ) -> KeyedJaggedTensor:
         """Return the features with what ``rows_of(map, ids, tables)`` gives in place of ids."""
+        require_type(features, "`features`", KeyedJaggedTensor)
         if not self._groups:
             return features
         parts = features.values().split(features.length_per_key())
