@@ -99,9 +99,7 @@ NOT_BUILT: frozenset[str] = frozenset(
         "torchrec.metrics.ne",
         "torchrec.metrics.rec_metric",
         "torchrec.metrics.throughput",
-        "torchrec.modules.hash_mc_evictions",
         "torchrec.modules.hash_mc_metrics",
-        "torchrec.modules.hash_mc_modules",
         "torchrec.quant",
         "torchrec.quant.embedding_modules",
     ]

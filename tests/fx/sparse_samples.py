@@ -31,6 +31,14 @@ from torchrec.modules.fused_embedding_modules import (
     FusedEmbeddingBagCollection,
     FusedEmbeddingCollection,
 )
+from torchrec.modules.hash_mc_evictions import (
+    HashZchEvictionConfig,
+    HashZchEvictionModule,
+    HashZchEvictionPolicyName,
+    HashZchOptEvictionModule,
+    HashZchThresholdEvictionModule,
+)
+from torchrec.modules.hash_mc_modules import HashZchManagedCollisionModule, TrainInputMapper
 from torchrec.modules.itep_embedding_modules import (
     ITEPEmbeddingBagCollection,
     ITEPEmbeddingCollection,
@@ -145,6 +153,18 @@ def map_of_ids() -> MCHManagedCollisionModule:
     return MCHManagedCollisionModule(ROWS, torch.device("cpu"), policy, eviction_interval=2)
 
 
+def hash_map(**options: Any) -> HashZchManagedCollisionModule:
+    return HashZchManagedCollisionModule(ROWS, torch.device("cpu"), 1, **options)
+
+
+def lifetimes() -> HashZchEvictionConfig:
+    return HashZchEvictionConfig([], single_ttl=3)
+
+
+def input_mapper() -> TrainInputMapper:
+    return TrainInputMapper(0, 2, torch.tensor([8, 5]), torch.tensor([0, 8]))
+
+
 def maps(tables: list[Any]) -> ManagedCollisionCollection:
     return ManagedCollisionCollection({t.name: map_of_ids() for t in tables}, tables)
 
@@ -217,6 +237,20 @@ SPARSE = {
         lambda: FusedEmbeddingCollection(sequence_tables(), torch.optim.SGD, {"lr": 0.1}), features
     ),
     "ManagedCollisionModule": Sample(map_of_ids, by_key),
+    "HashZchManagedCollisionModule": Sample(
+        lambda: hash_map(
+            eviction_policy_name=HashZchEvictionPolicyName.SINGLE_TTL_EVICTION,
+            eviction_config=lifetimes(),
+        ),
+        by_key,
+    ),
+    "TrainInputMapper": Sample(
+        input_mapper, lambda batch: (torch.randint(-99, 99, (batch,)), torch.tensor([8]))
+    ),
+    "HashZchOptEvictionModule": Sample(
+        lambda: HashZchOptEvictionModule(HashZchEvictionPolicyName.LRU_EVICTION),
+        lambda batch: (one_feature(batch), "cpu"),
+    ),
     "ManagedCollisionCollection": Sample(lambda: maps(bag_tables()), features),
     "BaseManagedCollisionEmbeddingCollection": Sample(
         lambda: BaseManagedCollisionEmbeddingCollection(bags(), maps(bag_tables()), True), features
@@ -329,5 +363,19 @@ SPARSE = {
     ),
     "DLRMTrain, weighted": Sample(
         lambda: dlrm.DLRMTrain(dlrm.DLRM(bags(**FUSED), DENSE, [6, D], [5, 1])), a_batch(True)
+    ),
+}
+
+# What asks for the time, which no graph may keep.
+CLOCKS = {
+    "HashZchThresholdEvictionModule": Sample(
+        lambda: HashZchThresholdEvictionModule(HashZchEvictionPolicyName.LRU_EVICTION, lifetimes()),
+        lambda batch: (one_feature(batch), "cpu"),
+    ),
+    "HashZchEvictionModule": Sample(
+        lambda: HashZchEvictionModule(
+            HashZchEvictionPolicyName.SINGLE_TTL_EVICTION, torch.device("cpu"), lifetimes()
+        ),
+        lambda batch: (one_feature(batch),),
     ),
 }

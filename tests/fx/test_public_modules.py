@@ -19,13 +19,13 @@ import torchrec.fx
 import torchrec.models
 import torchrec.modules
 from tests.fx.dense_samples import DENSE, Sample
-from tests.fx.sparse_samples import SPARSE
+from tests.fx.sparse_samples import CLOCKS, SPARSE
 from torchrec.modules.mc_modules import ManagedCollisionModule
 
 # PyTorch's own tracing warns of its own insides.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SAMPLES = DENSE | SPARSE
+SAMPLES = DENSE | SPARSE | CLOCKS
 MODELS = {
     n: s for n, s in SAMPLES.items() if type(s.make()).__module__.startswith("torchrec.models")
 }
@@ -127,6 +127,12 @@ def test_exported(sample) -> None:
         inputs = sample.inputs(batch)
         expected = tensors_of(module(*copy.deepcopy(inputs)))
         torch.testing.assert_close(tensors_of(program(*inputs)), expected)
+
+
+@pytest.mark.parametrize("sample", CLOCKS.values(), ids=CLOCKS)
+def test_what_asks_for_the_time_is_not_exported(sample) -> None:
+    with pytest.raises(NotImplementedError, match="should be asked for outside"):
+        torch.export.export(sample.make(), sample.inputs(5))
 
 
 @pytest.mark.parametrize("sample", MAPS.values(), ids=MAPS)

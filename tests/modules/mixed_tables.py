@@ -22,6 +22,11 @@ from torchrec import (
     KeyedJaggedTensor,
     OptimizerType,
 )
+from torchrec.modules.hash_mc_evictions import (
+    HashZchEvictionConfig,
+    HashZchEvictionPolicyName,
+)
+from torchrec.modules.hash_mc_modules import HashZchManagedCollisionModule
 from torchrec.modules.mc_embedding_modules import (
     ManagedCollisionEmbeddingBagCollection,
     ManagedCollisionEmbeddingCollection,
@@ -50,11 +55,13 @@ def make(
     only: str = "abcde",
     more_rows: int = 0,
     device: str = "cpu",
+    hashed: bool = False,
     **options,
 ) -> Managed:
     """Return a collection of the tables above, or of some; ``options`` are for all of them.
 
-    With ``more_rows``, the maps and their tables have so many more rows that ids can hold.
+    With ``more_rows``, the maps and their tables have so many more rows that ids can hold. With
+    ``hashed``, maps find rows by hashing: two with buckets, each with rows that ids share.
     """
     kind = EmbeddingBagConfig if pooled else EmbeddingConfig
     trained_by = {
@@ -83,6 +90,8 @@ def make(
         for name, rows, mch_size in (("a", 4, None), ("b", 7, None), ("d", 3, 2))
     )
     maps = {"a": shared, "b": own, "c": shared, "d": residual, "e": None}
+    if hashed:
+        maps = hash_maps(device)
     collisions = ManagedCollisionCollection({name: maps[name] for name in only}, tables)
     if pooled:
         return ManagedCollisionEmbeddingBagCollection(
@@ -91,6 +100,25 @@ def make(
     return ManagedCollisionEmbeddingCollection(
         EmbeddingCollection(tables=tables, device=device), collisions, remapped
     )
+
+
+def hash_maps(device: str) -> dict[str, HashZchManagedCollisionModule | None]:
+    """Return a map by multi-probe hashing for each table but the last."""
+    policy = HashZchEvictionPolicyName
+
+    def new(name: str, rows: int, buckets: int, **options) -> HashZchManagedCollisionModule:
+        return HashZchManagedCollisionModule(
+            rows, device, buckets, name=name, opt_in_prob=70, percent_reserved_slots=34, **options
+        )
+
+    config = HashZchEvictionConfig(["f", "g"], per_feature_ttl=[1, 0])
+    ttl = policy.PER_FEATURE_TTL_EVICTION
+    shared = new("a", 4, 1, eviction_policy_name=ttl, eviction_config=config, max_probe=2)
+    own = new("b", 7, 2, eviction_policy_name=policy.LRU_EVICTION, output_segments=[0, 3, 7])
+    config = HashZchEvictionConfig([], single_ttl=1)
+    ttl = policy.SINGLE_TTL_EVICTION
+    single = new("d", 5, 1, eviction_policy_name=ttl, eviction_config=config)
+    return {"a": shared, "b": own, "c": shared, "d": single, "e": None}
 
 
 def outer_optimizers(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.modules import mixed_tables
 from torchrec import OptimizerType
+from torchrec.modules import hash_mc_evictions
 from torchrec.modules.mc_embedding_modules import evict
 from torchrec.modules.mc_modules import (
     DistanceLFU_EvictionPolicy,
@@ -173,7 +177,11 @@ def by_hand(module, mirror: Mirror, action: str, table: str, i: int) -> None:
     row = mcm.rows_of(torch.tensor([i]))
     if action == "load":
         if int(row) >= 0 or int(mcm.open_slots()):
-            module.load_rows(table, torch.tensor([i]), torch.full((1, DIMS[table]), 55.0))
+            with contextlib.suppress(ValueError):
+                module.load_rows(table, torch.tensor([i]), torch.full((1, DIMS[table]), 55.0))
+            row = mcm.rows_of(torch.tensor([i]))
+            if int(row) < 0:  # none is free among those that a hash map may give it
+                return
             mirror.see(module)
             mirror.vectors[table]["id", i] = 55.0
     elif int(row) >= 0:
@@ -186,7 +194,26 @@ def by_hand(module, mirror: Mirror, action: str, table: str, i: int) -> None:
 @settings(max_examples=40, deadline=None)
 @given(interval=st.integers(1, 3), actions=st.lists(ACTIONS, max_size=10))
 def test_the_vector_of_an_id_is_the_one_that_it_trained(policy, interval, actions):
-    module, mirror = make(policy, interval), Mirror()
+    act(partial(make, policy, interval), actions)
+
+
+@settings(max_examples=60, deadline=None)
+@given(actions=st.lists(ACTIONS, max_size=12), seed=st.integers(0, 9))
+def test_it_is_for_maps_by_hashing_too(actions, seed):
+    torch.manual_seed(seed)
+    hours = itertools.count(500_000, 1 / 8)  # eight questions an hour
+    clock = SimpleNamespace(time=lambda: next(hours) * 3600)
+
+    def new():
+        return mixed_tables.make(hashed=True, remapped=True, init_fn=lambda w: w.fill_(START))
+
+    with mock.patch.object(hash_mc_evictions, "time", clock):
+        act(new, actions)
+
+
+def act(new, actions) -> None:
+    """Do what is asked with a new module and what should be in it, and compare the two."""
+    module, mirror = new(), Mirror()
     optimizers = mixed_tables.outer_optimizers(module)
     for action, argument in actions:
         if action == "evaluate":
@@ -196,7 +223,7 @@ def test_the_vector_of_an_id_is_the_one_that_it_trained(policy, interval, action
             module.train()
         elif action == "reload":
             saved = copy.deepcopy(module.state_dict())
-            module = make(policy, interval)
+            module = new()
             module.load_state_dict(saved)
             optimizers = mixed_tables.outer_optimizers(module)
             mirror.waiting = {t: Counter() for t in FEATURES}

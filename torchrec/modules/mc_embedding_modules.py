@@ -14,6 +14,7 @@ from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules._private import outside_graphs, ranks_of_ddp, reduced_by_ddp
 from torchrec.modules._table_collection import TableCollection
 from torchrec.modules.collection import Collection, TableStore
+from torchrec.modules.collision.interface import FindsRows
 from torchrec.modules.collision.module import MCHManagedCollisionModule
 from torchrec.modules.collision.saved_state import LoadReport
 from torchrec.modules.collision.stats import ManagedCollisionStats
@@ -336,12 +337,12 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module, LeafModule):
                 self._embedding_module.reset_rows(sharing, given)
         self._embedding_module.load_rows(table, rows, vectors, reset_state)
 
-    def _map(self, table: str) -> MCHManagedCollisionModule | None:
+    def _map(self, table: str) -> FindsRows | None:
         self._weight(table)  # raises for an unknown one
         module = self._managed_collision_collection.maps().get(table)
-        if module is not None and not isinstance(module, MCHManagedCollisionModule):
+        if module is not None and not isinstance(module, FindsRows):
             raise TypeError(
-                f"The map of table '{table}' should be an MCHManagedCollisionModule to find rows by "
+                f"The map of table '{table}' should be one such as an MCHManagedCollisionModule to find rows by "
                 f"id. Received {type(module).__name__}."
             )
         return module

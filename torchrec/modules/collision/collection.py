@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,13 @@ from torch.compiler import is_compiling
 from torchrec.checks import require_list, require_type
 from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules._private import outside_graphs
-from torchrec.modules.collision.interface import JaggedDict, ManagedCollisionModule
+from torchrec.modules.collision.features import count_kept
+from torchrec.modules.collision.interface import (
+    FindsRows,
+    JaggedDict,
+    KeepsNumbers,
+    ManagedCollisionModule,
+)
 from torchrec.modules.collision.module import MCHManagedCollisionModule
 from torchrec.modules.collision.stats import ManagedCollisionStats
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
@@ -148,7 +154,7 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
         """Return the map of each table that has one."""
         return dict(self._managed_collision_modules.items())  # type: ignore[arg-type]
 
-    def tables_of(self, module: ManagedCollisionModule) -> list[str]:
+    def tables_of(self, module: object) -> list[str]:
         """Return the names of the tables that have this map."""
         return [table for table, other in self.maps().items() if other is module]
 
@@ -180,10 +186,10 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
 
     def _forward(self, features: KeyedJaggedTensor, mutate_miss_lengths: bool) -> KeyedJaggedTensor:
         def rows_of(module: ManagedCollisionModule, ids: _IdsByKey, _: list[str]) -> list[Tensor]:
-            mapped = module({key: features[key] for key in ids}, mutate_miss_lengths)
+            mapped = module({key: features[key] for key in ids}, False)
             return [mapped[key].values() for key in ids]
 
-        return self._replaced(features, rows_of)
+        return self._replaced(features, rows_of, mutate_miss_lengths)
 
     # Evictions depend on the data, and policies of the user's call what they like: a graph that
     # torch.compile makes ends before the maps, and a new one begins behind them.
@@ -201,10 +207,10 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
 
         def rows_of(module: ManagedCollisionModule, ids: _IdsByKey, _: list[str]) -> list[Tensor]:
             preprocessed = module.preprocess({key: features[key] for key in ids})
-            mapped = module.remap(preprocessed, mutate_miss_lengths)
+            mapped = module.find(preprocessed, False)
             return [mapped[key].values() for key in ids]
 
-        return self._replaced(features, rows_of)
+        return self._replaced(features, rows_of, mutate_miss_lengths)
 
     def map_ids(
         self,
@@ -230,14 +236,18 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
                     reset_rows(table, mapped.changed)
             return mapped.rows
 
-        return self._replaced(features, rows_of)
+        return self._replaced(features, rows_of, mutate_miss_lengths)
 
     def _replaced(
         self,
         features: KeyedJaggedTensor,
         rows_of: Callable[[ManagedCollisionModule, _IdsByKey, list[str]], Sequence[Tensor]],
+        drops_missing: bool,
     ) -> KeyedJaggedTensor:
-        """Return the features with what ``rows_of(map, ids, tables)`` gives in place of ids."""
+        """Return the features with what ``rows_of(map, ids, tables)`` gives in place of ids.
+
+        Where ``drops_missing``, ids for which maps give -1 are dropped.
+        """
         require_type(features, "`features`", KeyedJaggedTensor)
         if not self._groups:
             return features
@@ -250,12 +260,16 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
                         f"`features` should have the key '{key}' of table '{group.tables[0]}'. "
                         f"Received keys {features.keys()}."
                     )
+        missing: set[str] = set()
         for tables, keys in self._groups:
             module: ManagedCollisionModule = self._managed_collision_modules[tables[0]]  # type: ignore[assignment]
             rows = rows_of(module, {key: values[key] for key in keys}, tables)
             values.update(zip(keys, rows, strict=True))
+            if drops_missing and module.disable_fallback:
+                missing.update(keys)
         parts = tuple(values.values())
-        return features.with_values(parts[0] if len(parts) == 1 else torch.cat(parts))
+        mapped = features.with_values(parts[0] if len(parts) == 1 else torch.cat(parts))
+        return _without_missing(mapped, missing) if missing else mapped
 
     def evict(self) -> dict[str, Tensor | None]:
         """Return, for each table, the rows that changed hands since the last call; None: no eviction.
@@ -286,7 +300,7 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
         """
         found: dict[int, ManagedCollisionStats] = {}
         for module in self._managed_collision_modules.values():
-            if isinstance(module, MCHManagedCollisionModule) and id(module) not in found:
+            if isinstance(module, FindsRows) and id(module) not in found:
                 found[id(module)] = module.stats(reset)
         maps = self.maps().items()
         return {table: found[id(module)] for table, module in maps if id(module) in found}
@@ -294,47 +308,92 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
     def lookup_runtime_meta(
         self, features: KeyedJaggedTensor, remapped_ids: KeyedJaggedTensor
     ) -> KeyedJaggedTensor:
-        """Refuse: these maps keep no metadata of the caller's.
+        """Return what maps keep for ids, as weights of their rows.
 
         Args:
             features: ids.
-            remapped_ids: rows.
+            remapped_ids: their rows, of the same features.
+
+        Returns:
+            ``remapped_ids``, int64 weights ``(N,)`` or ``(N, D)``: the numbers kept, -1 for an id that does
+            not hold the row.
 
         Raises:
-            ValueError: always.
+            ValueError: for a table whose map keeps none.
         """
-        raise self._no_metadata()
+        found = []
+        for key, module in self._keeping(remapped_ids.keys()).items():
+            ids, rows = features[key].values(), remapped_ids[key].values()
+            found.append(module.lookup_runtime_meta(ids, rows))
+        return remapped_ids.with_weights(torch.cat(found))
 
     def lookup_custom_runtime_meta(self, remapped_ids: KeyedJaggedTensor) -> Tensor:
-        """Refuse: these maps keep no metadata of the caller's.
+        """Return what maps keep for rows, int64 ``(N, D)``, in the order of the values.
 
         Args:
             remapped_ids: rows.
 
         Raises:
-            ValueError: always.
+            ValueError: for a table whose map keeps none.
         """
-        raise self._no_metadata()
+        keeping = self._keeping(remapped_ids.keys())
+        found = [
+            module.lookup_custom_runtime_meta(remapped_ids[key].values())
+            for key, module in keeping.items()
+        ]
+        return torch.cat(found)
 
-    def _no_metadata(self) -> ValueError:
-        return ValueError(
-            "Runtime metadata should be looked up in maps that keep some. "
-            f"Received those of tables {list(self.maps())}, which keep none."
-        )
+    def _keeping(self, keys: Sequence[str]) -> dict[str, KeepsNumbers]:
+        """Return the map of each feature, which has to keep numbers."""
+        maps = {key: self.maps()[group.tables[0]] for group in self._groups for key in group.keys}
+        found: dict[str, KeepsNumbers] = {}
+        for key in keys:
+            module = maps.get(key)
+            if not isinstance(module, KeepsNumbers):
+                raise ValueError(
+                    "Runtime metadata should be looked up in maps that keep some. "
+                    f"Received those of tables {list(self.maps())}, which keep none of '{key}'."
+                )
+            found[key] = module
+        return found
+
+
+def _without_missing(features: KeyedJaggedTensor, keys: Set[str]) -> KeyedJaggedTensor:
+    """Return the features without the values below 0 of some keys; their bags are that much shorter."""
+    keep = features.values() >= 0
+    parts = keep.split(features.length_per_key())
+    keep = torch.cat(
+        [
+            part if key in keys else torch.ones_like(part)
+            for key, part in zip(features.keys(), parts, strict=True)
+        ]
+    )
+    weights = features.weights_or_none()
+    varies = features.variable_stride_per_key()
+    return KeyedJaggedTensor(
+        features.keys(),
+        features.values()[keep],
+        None if weights is None else weights[keep],
+        count_kept(keep, features.lengths(), features.offsets()),
+        stride=None if varies else features.stride(),
+        stride_per_key_per_rank=features.stride_per_key_per_rank() if varies else None,
+        inverse_indices=features.inverse_indices_or_none(),
+    )
 
 
 def _check_leaves_ids(table: str, module: ManagedCollisionModule | None) -> None:
     """Raise for a map that preprocesses ids, or may do so."""
-    if isinstance(module, MCHManagedCollisionModule) and module.input_hash_func is not None:
+    if module is None or not module.preprocesses_ids:
+        return
+    if isinstance(module, MCHManagedCollisionModule):
         raise ValueError(
             f"`need_preprocess` should be True for table '{table}', whose map applies its "
             "`input_hash_func` itself: leave it out where ids are hashed already. Received False."
         )
-    if module is not None and not isinstance(module, MCHManagedCollisionModule):
-        raise ValueError(
-            f"`need_preprocess` should be True for table '{table}', whose map, a "
-            f"{type(module).__name__}, may preprocess ids itself. Received False."
-        )
+    raise ValueError(
+        f"`need_preprocess` should be True for table '{table}', whose map, a {type(module).__name__}, "
+        "may preprocess ids itself. Received False."
+    )
 
 
 def _check_map(config: BaseEmbeddingConfig, module: object) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from torchrec.modules._recomputation import is_recomputation
+from torchrec.modules.collision.stats import ManagedCollisionStats
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 JaggedDict = dict[str, JaggedTensor]
@@ -26,6 +27,40 @@ class MappedKeys(NamedTuple):
 
     rows: Sequence[Tensor]
     changed: Tensor | None
+
+
+@runtime_checkable
+class FindsRows(Protocol):
+    """A map that can say who holds which row, give rows to ids, and tell what it has been doing."""
+
+    def rows_of(self, ids: Tensor) -> Tensor:
+        """Return the row that each id holds, -1 for an id that holds none."""
+        ...
+
+    def held(self) -> tuple[Tensor, Tensor]:
+        """Return the rows that an id holds, ascending, and these ids."""
+        ...
+
+    def give_rows(self, ids: Tensor) -> Tensor:
+        """Give free rows to ids that hold none, and return these rows, which are to be reset."""
+        ...
+
+    def stats(self, reset: bool = True) -> ManagedCollisionStats:
+        """Return how full the map is, and what it has done since the last call."""
+        ...
+
+
+@runtime_checkable
+class KeepsNumbers(Protocol):
+    """A map that may keep numbers of the caller's for each row."""
+
+    def lookup_runtime_meta(self, features: Tensor, remapped_ids: Tensor) -> Tensor:
+        """Return what is kept for ids that hold these rows."""
+        ...
+
+    def lookup_custom_runtime_meta(self, remapped_ids: Tensor) -> Tensor:
+        """Return what is kept for rows."""
+        ...
 
 
 class ManagedCollisionModule(nn.Module, ABC):
@@ -69,6 +104,16 @@ class ManagedCollisionModule(nn.Module, ABC):
         """The first row."""
         return 0
 
+    @property
+    def disable_fallback(self) -> bool:
+        """Whether ids without a row are left out: -1 stands for them in `map_keys`."""
+        return False
+
+    @property
+    def preprocesses_ids(self) -> bool:
+        """Whether `preprocess` changes ids, or may do so."""
+        return True
+
     @abstractmethod
     def preprocess(self, features: JaggedDict) -> JaggedDict:
         """Return the features with ids as the map takes them.
@@ -99,6 +144,15 @@ class ManagedCollisionModule(nn.Module, ABC):
             mutate_miss_lengths: for maps that leave ids out: whether their lengths become 0.
             write_weights: for maps that keep metadata of the caller's.
         """
+
+    def find(self, features: JaggedDict, mutate_miss_lengths: bool = True) -> JaggedDict:
+        """Do what `remap` does, and learn nothing, while training too.
+
+        Args:
+            features: by name, preprocessed.
+            mutate_miss_lengths: see `remap`.
+        """
+        return self.remap(features, mutate_miss_lengths)
 
     @abstractmethod
     def forward(self, features: JaggedDict, mutate_miss_lengths: bool = True) -> JaggedDict:

@@ -158,6 +158,11 @@ class MCHManagedCollisionModule(ManagedCollisionModule, LeafModule):
         return self._output_global_offset
 
     @property
+    def preprocesses_ids(self) -> bool:
+        """Whether there is an ``input_hash_func``."""
+        return self._input_hash_func is not None
+
+    @property
     def input_hash_func(self) -> HashFunction | None:
         """What is applied to ids first, as it was given; None: nothing."""
         return self._input_hash_func

@@ -11,36 +11,13 @@ import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
+from torchrec.ops._memory import addresses_of
 
 _lib: Any = native
+_ID = torch.int64
 _written = (
     torch.autograd.graph.increment_version
 )  # kernels write behind PyTorch's back; autograd has to know
-
-
-def _address(name: str, tensor: Tensor | None, count: int, dtype: torch.dtype) -> int:
-    """Return where a tensor begins that has so many elements of a dtype side by side; 0 where there is none."""
-    if tensor is None:
-        return 0
-    fits = tensor.numel() == count and tensor.dtype is dtype
-    if not (fits and tensor.is_cpu and tensor.is_contiguous()):
-        raise ValueError(
-            f"`{name}` should be {count} contiguous elements of {dtype} on the CPU. "
-            f"Received {list(tensor.shape)} of {tensor.dtype} on {tensor.device}."
-        )
-    return tensor.data_ptr()
-
-
-def _map(identities: Tensor, bounds: Tensor, *numbers: int) -> tuple[int, ...]:
-    """Return a map as kernels take it; ``numbers`` are those of the operators, as far as both have them."""
-    size, buckets = identities.numel(), bounds.numel() - 1
-    return (
-        _address("identities", identities, size, torch.int64),
-        size,
-        _address("bounds", bounds, buckets + 1, torch.int64),
-        buckets,
-        *numbers,
-    )
 
 
 def _misfit(size: int, bounds: Tensor) -> ValueError:
@@ -66,18 +43,30 @@ def find_(
 ) -> Tensor:
     """See ``reference.find_``."""
     ids = ids.contiguous()
-    count = ids.numel()
+    size, buckets, count = identities.numel(), bounds.numel() - 1, ids.numel()
     slots = torch.empty_like(ids)
+    map_ids, starts, source, counts = addresses_of(
+        ("identities", identities, size, _ID),
+        ("bounds", bounds, buckets + 1, _ID),
+        ("ids", ids, count, _ID),
+        ("totals", totals, 5, _ID),
+    )
     result = _lib.hash_slots_find(
-        *_map(identities, bounds, first_bucket, num_buckets, ids_per_bucket),
+        map_ids,
+        size,
+        starts,
+        buckets,
+        first_bucket,
+        num_buckets,
+        ids_per_bucket,
         local_ids,
         reserved,
         max_probe,
         fallback,
-        _address("ids", ids, count, torch.int64),
+        source,
         count,
         slots.data_ptr(),
-        _address("totals", totals, 5, torch.int64),
+        counts,
         torch.get_num_threads(),
     )
     if result < 0:
@@ -109,24 +98,40 @@ def assign_(
     count = ids.numel()
     scores = None if scores is None else scores.contiguous()
     admitted = None if admitted is None else admitted.contiguous()
+    size, buckets = identities.numel(), bounds.numel() - 1
     slots = torch.empty_like(ids)
     evicted = ids.new_empty(0 if metadata is None else count)
+    map_ids, starts, source, counts, hours, new_hours, may_enter = addresses_of(
+        ("identities", identities, size, _ID),
+        ("bounds", bounds, buckets + 1, _ID),
+        ("ids", ids, count, _ID),
+        ("totals", totals, 5, _ID),
+        ("metadata", metadata, size, torch.int32),
+        ("scores", scores, count, torch.int32),
+        ("admitted", admitted, count, torch.bool),
+    )
     changed = _lib.hash_slots_assign(
-        *_map(identities, bounds, first_bucket, num_buckets, ids_per_bucket),
+        map_ids,
+        size,
+        starts,
+        buckets,
+        first_bucket,
+        num_buckets,
+        ids_per_bucket,
         local_ids,
         reserved,
         max_probe,
         fallback,
-        _address("metadata", metadata, identities.numel(), torch.int32),
-        _address("ids", ids, count, torch.int64),
+        hours,
+        source,
         count,
-        _address("scores", scores, count, torch.int32),
-        _address("admitted", admitted, count, torch.bool),
+        new_hours,
+        may_enter,
         threshold,
         oldest,
         slots.data_ptr(),
         evicted.data_ptr(),
-        _address("totals", totals, 5, torch.int64),
+        counts,
         torch.get_num_threads(),
     )
     if changed < 0:
