@@ -178,10 +178,11 @@ def sources_of(experiment: Experiment, types: Mapping[str, TextType] | None = No
         train.require([data.split.column], "`data.split`")
         times = train.scan([data.split.column])
         split = find_time_split(times, data.split.column, valid, test)
+    for_valid, for_test = split.of("valid"), split.of("test")
     return Sources(
         train.of(split),
-        given.get("valid") or (train.of(split.of("valid")) if valid else None),
-        given.get("test") or (train.of(split.of("test")) if test else None),
+        given.get("valid") or (train.of(for_valid) if valid else None),
+        given.get("test") or (train.of(for_test) if test else None),
     )
 
 
