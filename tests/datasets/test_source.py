@@ -587,6 +587,30 @@ def test_whether_there_are_rows_is_what_reading_tells(numbers: list[Path], optio
     assert source.has_rows() == any(table.num_rows for table in source.scan())
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_parts_with_rows_are_found_behind_the_first_block(
+    write: Write, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(csv_reader, "CHUNK_BYTES", 20)
+    paths = [write(f"{i}.csv", "x\n" + "".join(f"{i}{x}\n" for x in range(30))) for i in range(2)]
+    split = FractionSplit(valid=0.02, test=0.5, seed=seed)
+    for part in ("train", "valid", "test"):
+        source = TableSource(paths, split=split.of(part))
+        assert source.has_rows() == any(table.num_rows for table in source.scan())
+
+
+def test_rows_that_were_seen_are_not_read_again(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = TableSource(write("a.csv", "x\n1\n2\n3\n"), split=FractionSplit(0.1, 0.1))
+
+    def read_again(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(csv_reader, "blocks", read_again)
+    assert source.has_rows()
+
+
 def test_parts_of_a_split_by_chance_are_all_rows(numbers: list[Path]) -> None:
     split = FractionSplit(valid=0.2, test=0.1, seed=3)
     parts = {

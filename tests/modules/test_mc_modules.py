@@ -168,6 +168,27 @@ def test_inputs_are_hashed_once():
     assert module.input_size() == 1000
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_keys_of_a_batch_are_hashed_as_features_are(training):
+    """All keys of a map together give the rows that each feature gives: dtypes differ, one is empty."""
+    ids = {"a": [1, 2, 2], "b": [], "c": [3, 1]}
+    dtypes = {"a": torch.int32, "b": torch.int64, "c": torch.int64}
+    maps = [
+        make(4, input_hash_func=lambda ids, size: ids * 3 % size, input_hash_size=7) for _ in "xy"
+    ]
+    values = {name: torch.tensor(ids[name], dtype=dtypes[name]) for name in ids}
+    features = {
+        name: JaggedTensor(part, lengths=torch.tensor([len(part)])) for name, part in values.items()
+    }
+    for module in maps:
+        module(batch(1, 2, 3))
+        module.train(training)
+    expected = [jt.values().tolist() for jt in maps[0](features).values()]
+    mapped = maps[1].map_keys(KeyedJaggedTensor.from_lists({"a": [[]]}), values)
+    assert [part.tolist() for part in mapped.rows] == expected
+    assert same_state(*maps)
+
+
 # The residual zone.
 
 

@@ -518,6 +518,22 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("size", [50, 64, 301])
+def test_labels_are_those_of_the_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Where they were those of other rows, nothing would tell the label."""
+    monkeypatch.setattr("torchrec.experiment.propose.infer._SAMPLE", size)
+    labels = [i * i % 7 % 2 for i in range(300)]
+    lines = [f"{i % 9},{label + 3},{(label + i) % 3},{label}" for i, label in enumerate(labels)]
+    path = tmp_path / "data.csv"
+    path.write_text("\n".join(["user,same,near,click", *lines]))
+    inference = infer_features(path, "click")
+    assert [one.name for one in inference.columns if one.gives_away] == ["same"]
+    assert inference.positives == sum(labels) / 300
+
+
+@pytest.mark.usefixtures("small_blocks")
 class TestTypesOfText:
     """What the first lines look like is not what later ones hold."""
 
