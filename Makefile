@@ -24,7 +24,7 @@ help:
 	@echo "make lint      ruff, mypy, structure"
 	@echo "make native    build the kernels in place"
 	@echo "make slow      the long suites"
-	@echo "make sanitize  the kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make sanitize  kernels and operators under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make docs      the documentation, into build/docs"
 	@echo "make bench PEER=/path/to/python         measure against another Python with the same API"
 	@echo "make interchange PEER=/path/to/python   exchange states with it, both ways"
@@ -85,13 +85,17 @@ $(NATIVE): $(READY)
 	@echo "No C++ compiler found: using the reference implementations."
 endif
 
+# The kernels alone; then the operators from Python, on kernels built the same way. ASan has to be there before Python
+# is, and the C++ library before ASan, which asks it about exceptions.
+SANITIZERS = $(foreach name,libasan libubsan libstdc++,$(shell $(CXX) -print-file-name=$(name).so))
+FUZZ_CASES ?= 10000
+
 sanitize: $(READY)
-	cmake -S . -B build/sanitize -G Ninja -DROWWISE_SANITIZE=ON -Wno-dev > /dev/null
+	cmake -S . -B build/sanitize -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY) -DROWWISE_SANITIZE=ON -Wno-dev > /dev/null
 	cmake --build build/sanitize
 	build/sanitize/rowwise_sanitize
-
-interchange: native
-	$(PY) -m tools.interchange --peer $(PEER)
+	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+	  $(PY) tools/fuzz_operators.py --cases $(FUZZ_CASES) --workers 2 --native build/sanitize
 
 clean:
 	rm -rf build torchrec/ops/_native*.so

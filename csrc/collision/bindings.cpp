@@ -20,6 +20,21 @@ Map map_at(int64_t ids, int64_t rows, int64_t entries, int64_t size, int64_t occ
 
 }  // namespace
 
+namespace {
+
+// Rows that a kernel writes to, `count` of them.
+const int64_t* rows_at(int64_t address, int64_t count, int64_t end) {
+  const int64_t* const rows = at<const int64_t>(address);
+  for (int64_t i = 0; i < count; ++i) {
+    if (rows[i] < 0 || rows[i] >= end) {
+      refuse_position("`rows` should be in [0, " + std::to_string(end) + "). Received " + std::to_string(rows[i]) + ".");
+    }
+  }
+  return rows;
+}
+
+}  // namespace
+
 void bind_collision(nb::module_& m) {
   m.def("id_map_find", [](int64_t ids, int64_t rows, int64_t entries, int64_t size, int64_t wanted, int64_t count,
                           int64_t missing, int64_t found, int threads) {
@@ -51,16 +66,16 @@ void bind_collision(nb::module_& m) {
   m.def("id_map_insert", [](int64_t ids, int64_t rows, int64_t entries, int64_t size, int64_t occupied, int64_t added,
                             int64_t chosen, int64_t count) {
     nb::gil_scoped_release release;
-    insert_ids(map_at(ids, rows, entries, size, occupied), at<const int64_t>(added), at<const int64_t>(chosen), count);
+    insert_ids(map_at(ids, rows, entries, size, occupied), at<const int64_t>(added), rows_at(chosen, count, rows), count);
   });
   m.def("id_map_erase", [](int64_t ids, int64_t rows, int64_t entries, int64_t size, int64_t occupied, int64_t chosen,
                            int64_t count) {
     nb::gil_scoped_release release;
-    erase_rows(map_at(ids, rows, entries, size, occupied), at<const int64_t>(chosen), count);
+    erase_rows(map_at(ids, rows, entries, size, occupied), rows_at(chosen, count, rows), count);
   });
   m.def("id_map_rebuild", [](int64_t ids, int64_t rows, int64_t entries, int64_t size, int64_t chosen, int64_t count) {
     nb::gil_scoped_release release;
-    rebuild_index(index_at(ids, rows, entries, size), at<const int64_t>(chosen), count);
+    rebuild_index(index_at(ids, rows, entries, size), rows_at(chosen, count, rows), count);
   });
 }
 

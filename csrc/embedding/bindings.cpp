@@ -321,7 +321,7 @@ void update(Call& call, const Input& input, int64_t hyper, const Ints& states, c
   const Batch batch = make_batch(call, input, threads);
   std::vector<Sink> sinks(call.tables.size());
   std::vector<Optimizer> optimizers(call.tables.size());
-  Hyper* settings = at<Hyper>(hyper);
+  Hyper* settings = at<Hyper>(hyper, static_cast<int64_t>(sinks.size()), "hyper");
   size_t next = 0;
   for (size_t t = 0; t < sinks.size(); ++t) {
     const TableSpec& spec = call.table_specs[t];
@@ -347,6 +347,8 @@ void update(Call& call, const Input& input, int64_t hyper, const Ints& states, c
       (k == 0 ? o.first : o.second) = at<float>(states[next], wanted, "states");
     }
   }
+  REQUIRE(next == states.size(), "`states` should be those of all tables in turn (" + std::to_string(next) +
+                                     "). Received " + std::to_string(states.size()) + ".");
   for (size_t t = 0; t < sinks.size(); ++t) {  // now that nothing is refused any more
     if (sinks[t].active) settings[t].step += 1;
   }

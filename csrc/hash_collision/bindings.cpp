@@ -1,19 +1,12 @@
 // The family of slot maps: addresses in, the number of slots that changed hands out; -1: the numbers do not fit.
 #include <nanobind/nanobind.h>
 
+#include "address.h"
 #include "hash_collision/hash_collision.h"
 
 namespace nb = nanobind;
 
 namespace rowwise {
-namespace {
-
-template <class T>
-T* at(int64_t address) {
-  return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
-}
-
-}  // namespace
 
 void bind_hash_collision(nb::module_& m) {
   m.def("hash_slots_find", [](int64_t identities, int64_t size, int64_t bounds, int64_t here, int64_t first,

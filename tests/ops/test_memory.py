@@ -356,6 +356,8 @@ def test_gradients_of_sequences_are_of_one_shape_and_dtype(name: str) -> None:
     for grads, error, message in (
         ([torch.ones(3, 3), torch.ones(3, 3).half()], TypeError, "`grads` should be of one dtype"),
         ([torch.ones(3, 3), torch.ones(3, 2)], ValueError, "the 3 columns of its table"),
+        ([torch.ones(3, 3), torch.ones(3)], ValueError, "the 3 columns of its table"),
+        ([torch.ones(3, 3), torch.ones(())], ValueError, "`grads` should have a row for each id"),
         ([torch.ones(3, 3)], ValueError, r"`grads` should be one a slot \(2\)"),
     ):
         with pytest.raises(error, match=message):

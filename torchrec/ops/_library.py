@@ -75,6 +75,18 @@ class Backend(NamedTuple):
 _backends: dict[str, dict[str, Backend]] = {}
 
 
+class Definition(NamedTuple):
+    """An operator: what ``define`` returned, the specification, and the arguments."""
+
+    call: Callable[..., Any]
+    reference: Callable[..., Any]
+    schema: Any
+
+
+definitions: dict[str, Definition] = {}
+"""Every operator by name, for tests that run over all of them."""
+
+
 def define(
     schema: str,
     *,
@@ -113,11 +125,14 @@ def define(
     operator = getattr(torch.ops.rowwise, name).default
     kernel = None if native is None else native_kernel
     of_type: dict[str, list[int]] = {"Tensor": [], "List[Tensor]": []}
-    for i, argument in enumerate(parse_schema(f"rowwise::{schema}").arguments):
+    parsed = parse_schema(f"rowwise::{schema}")
+    for i, argument in enumerate(parsed.arguments):
         kind = str(argument.type).replace("Optional[Tensor]", "Tensor")
         if kind in of_type and (decided_by is None or argument.name in decided_by):
             of_type[kind].append(i)
-    return _chooser(operator, reference, kernel, of_type["Tensor"], of_type["List[Tensor]"])
+    call = _chooser(operator, reference, kernel, of_type["Tensor"], of_type["List[Tensor]"])
+    definitions[name] = Definition(call, reference, parsed)
+    return call
 
 
 def _chooser(

@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# An address that nobody reads; 0 stands for no tensor.
+_EMPTY = 1
+
 Memory = tuple[str, Tensor | None, int, torch.dtype]
 """A name, a tensor, and what it should hold: how many elements of which dtype."""
 
@@ -35,28 +38,32 @@ def is_wide(name: str, integers: Tensor) -> bool:
     return dtype is torch.int64
 
 
-def addresses_of(*tensors: Memory) -> list[int]:
-    """Return where tensors begin that are plain memory for so many elements of a dtype.
+def address_of(name: str, tensor: Tensor | None, count: int, dtype: torch.dtype) -> int:
+    """Return where a tensor begins that is plain memory for so many elements of a dtype, one behind the other.
 
     0 stands for a tensor that is not there.
 
     Raises:
-        ValueError: one is something else.
+        ValueError: it is something else.
     """
-    found = []
-    for name, tensor, count, dtype in tensors:
-        if tensor is None:
-            found.append(0)
-            continue
-        if tensor.numel() != count or tensor.dtype is not dtype or not is_plain(tensor):
-            raise ValueError(
-                f"`{name}` should be {count} contiguous elements of {dtype} on the CPU. "
-                f"Received {list(tensor.shape)} of {tensor.dtype} on {tensor.device}."
-            )
-        address = tensor.data_ptr()
-        if address == 0 and count:
-            raise ValueError(
-                f"`{name}` should have memory. Received a tensor whose storage is empty."
-            )
-        found.append(address)
-    return found
+    if tensor is None:
+        return 0
+    fits = tensor.numel() == count and tensor.dtype is dtype and tensor.dim() == 1
+    if not (fits and is_plain(tensor)):
+        raise ValueError(
+            f"`{name}` should be {count} contiguous elements of {dtype} on the CPU. "
+            f"Received {list(tensor.shape)} of {tensor.dtype} on {tensor.device}."
+        )
+    return tensor.data_ptr() or no_address(name, tensor)
+
+
+def no_address(name: str, tensor: Tensor) -> int:
+    """Return what stands for the address of a tensor that has none: it has no elements, or is refused."""
+    if tensor.numel():
+        raise ValueError(f"`{name}` should have memory. Received a tensor whose storage is empty.")
+    return _EMPTY
+
+
+def addresses_of(*tensors: Memory) -> list[int]:
+    """Return the address of each tensor, see ``address_of``."""
+    return [address_of(*tensor) for tensor in tensors]

@@ -21,20 +21,9 @@ _written = (
 )  # kernels write behind PyTorch's back; autograd has to know
 
 
-def _checked_rows(ids: Tensor, rows: Tensor) -> Tensor:
-    rows = rows.contiguous()
-    if (
-        rows.dtype is _ID
-        and rows.numel()
-        and not (int(rows.min()) >= 0 and int(rows.max()) < ids.numel())
-    ):
-        raise IndexError(f"`rows` should be in [0, {ids.numel()}). Received others.")
-    return rows
-
-
 def find(ids: Tensor, index: Tensor, wanted: Tensor, missing: int) -> Tensor:
     """See ``reference.find``."""
-    wanted = wanted.contiguous()
+    shape, wanted = wanted.shape, wanted.flatten()
     size, entries, count = ids.numel(), index_size(ids.numel()), wanted.numel()
     rows = torch.empty_like(wanted)
     map_ids, map_index, source = addresses_of(
@@ -44,7 +33,7 @@ def find(ids: Tensor, index: Tensor, wanted: Tensor, missing: int) -> Tensor:
     _lib.id_map_find(
         map_ids, size, map_index, entries, source, count, missing, rows.data_ptr(), threads
     )
-    return rows
+    return rows.view(shape)
 
 
 def count_(
@@ -63,7 +52,7 @@ def count_(
     missing: int,
 ) -> Tensor:
     """See ``reference.count_``."""
-    batch = batch.contiguous()
+    shape, batch = batch.shape, batch.flatten()
     size, entries, count = ids.numel(), index_size(ids.numel()), batch.numel()
     room, history_entries = history_ids.numel(), index_size(history_ids.numel())
     rows = torch.empty_like(batch)
@@ -106,7 +95,7 @@ def count_(
     if last is not None:
         written.append(last)
     _written(written)
-    return rows
+    return rows.view(shape)
 
 
 def replace_(
@@ -149,7 +138,7 @@ def replace_(
 
 def insert_(ids: Tensor, occupied: Tensor, index: Tensor, new: Tensor, rows: Tensor) -> None:
     """See ``reference.insert_``."""
-    new, rows = new.contiguous(), _checked_rows(ids, rows)
+    new, rows = new.contiguous(), rows.contiguous()
     count = rows.numel()
     given = ("new", new, count, _ID), ("rows", rows, count, _ID)
     _lib.id_map_insert(*_map(ids, occupied, index, *given), count)
@@ -158,7 +147,7 @@ def insert_(ids: Tensor, occupied: Tensor, index: Tensor, new: Tensor, rows: Ten
 
 def erase_(ids: Tensor, occupied: Tensor, index: Tensor, rows: Tensor) -> None:
     """See ``reference.erase_``."""
-    rows = _checked_rows(ids, rows)
+    rows = rows.contiguous()
     count = rows.numel()
     _lib.id_map_erase(*_map(ids, occupied, index, ("rows", rows, count, _ID)), count)
     _written([occupied, index])
@@ -166,7 +155,7 @@ def erase_(ids: Tensor, occupied: Tensor, index: Tensor, rows: Tensor) -> None:
 
 def rebuild_(ids: Tensor, rows: Tensor, index: Tensor) -> None:
     """See ``reference.rebuild_``."""
-    rows = _checked_rows(ids, rows)
+    rows = rows.contiguous()
     size, entries, count = ids.numel(), index_size(ids.numel()), rows.numel()
     map_ids, map_index, source = addresses_of(
         ("ids", ids, size, _ID), ("index", index, entries, _ENTRY), ("rows", rows, count, _ID)

@@ -68,7 +68,9 @@ def _enter(ids: Tensor, index: Tensor, rows: Tensor) -> None:
     hashes, groups = hash_of(ids[rows]), _groups(index)
     entries = ((rows + 1) | (hashes << _row_bits(ids.numel()))).int()
     at = _homes(hashes, groups)
-    while entries.numel():
+    for _ in range(groups.shape[0]):
+        if not entries.numel():
+            break
         at, order = at.sort(stable=True)
         entries = entries[order]
         before = torch.arange(at.numel(), device=at.device) - torch.searchsorted(at, at)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
-from torchrec.ops._memory import is_plain, is_wide
+from torchrec.ops._memory import is_plain, is_wide, no_address
 from torchrec.ops.embedding import reference
 from torchrec.ops.embedding.failure import raise_bad_bag, raise_bad_id
 from torchrec.ops.embedding.layout import HYPER, VERSION
@@ -22,7 +22,7 @@ from torchrec.ops.embedding.spec import PolicyCode, read_spec
 _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _NOTHING, _ID, _BAG = range(3)  # kinds of failure
 _RECYCLED_FROM = 1 << 20  # bytes
-_EMPTY = 1  # an address for tensors without elements, which have none; 0 stands for no tensor
+_MEMORY = 1 << 47  # bytes, more than there can be
 
 _CPU = torch.device(
     "cpu"
@@ -53,10 +53,10 @@ def _supported(weights: Sequence[Tensor], rows_dtype: torch.dtype) -> bool:
 
 def _numbers(spec: Tensor) -> tuple[int, int]:
     """Return where the numbers of a spec are, and how many."""
-    if spec.dtype is not torch.int64 or not spec.is_cpu or not spec.is_contiguous():
+    if spec.dtype is not torch.int64 or spec.dim() != 1 or not is_plain(spec):
         raise ValueError(
-            "`spec` should be contiguous int64 on the CPU, as the tables. "
-            f"Received {spec.dtype} on {spec.device}."
+            "`spec` should be one-dimensional, contiguous int64 on the CPU, as the tables. "
+            f"Received {list(spec.shape)} of {spec.dtype} on {spec.device}."
         )
     return spec.data_ptr(), spec.numel()
 
@@ -102,13 +102,13 @@ def _pooled(
             )
         sample_weights = sample_weights.float().contiguous()
         kept.append(sample_weights)
-        weights_address = sample_weights.data_ptr()
+        weights_address = sample_weights.data_ptr() or no_address("sample_weights", sample_weights)
     divisors_address = 0
     if divisors is not None:
         reference.check_divisors(divisors, offsets)
         divisors = divisors.long().contiguous()
         kept.append(divisors)
-        divisors_address = divisors.data_ptr()
+        divisors_address = divisors.data_ptr() or no_address("divisors", divisors)
     pooled = _native.Pooled(
         values.data_ptr(),
         values.numel(),
@@ -119,7 +119,7 @@ def _pooled(
         weights_address,
         divisors_address,
         num_keys,
-        rows.data_ptr() or _EMPTY,
+        rows.data_ptr() or no_address("grad", rows),
         rows.stride(0),
         rows.shape[1],
         _CODES[rows.dtype],
@@ -134,6 +134,8 @@ def _new_output(bags: int, width: int, dtype: torch.dtype) -> Tensor:
     clears every page of a new one, which takes longer than to fill it.
     """
     size = bags * width * dtype.itemsize
+    if size >= _MEMORY:
+        raise ValueError(f"An output should fit the memory. Received a shape of [{bags}, {width}].")
     if size < _RECYCLED_FROM:
         return torch.empty((bags, width), dtype=dtype, device=_CPU)
     buffer: Tensor = _native.recycled(size)
@@ -206,14 +208,14 @@ def _dense_grad(spec: Tensor, weights: Sequence[Tensor], input: Input) -> list[T
 
 
 def _sparse_grad(
-    spec: Tensor, weights: Sequence[Tensor], input: Input, most: list[int]
+    tables: Any, weights: Sequence[Tensor], input: Input, most: list[int]
 ) -> list[Tensor]:
     """Run the kernel into room for ``most[t]`` rows, whose unused end is never touched."""
     room = [min(n, w.shape[0]) for n, w in zip(most, weights, strict=True)]
     rows = [torch.empty(n, dtype=torch.int64, device=_CPU) for n in room]
     sums = [w.new_empty((n, w.shape[1])) for n, w in zip(room, weights, strict=True)]
     counts = _native.embedding_sparse_grad(
-        _tables(spec, weights), input, _addresses(rows), _addresses(sums), torch.get_num_threads()
+        tables, input, _addresses(rows), _addresses(sums), torch.get_num_threads()
     )
     result: list[Tensor] = []
     for r, s, n in zip(rows, sums, counts, strict=True):
@@ -242,12 +244,13 @@ def embedding_bag_sparse_grad(grad: Tensor, weights: Sequence[Tensor], *bags: An
     input, _kept = _pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
     size = reference.batch_size(values, offsets, num_keys)
     ends = offsets[::size].tolist() if size else [0] * (num_keys + 1)
+    tables = _tables(spec, weights)
     specs, slots = read_spec(spec)
     most = [0] * len(specs)
     for slot in slots:
         reference.check_key(slot.key, num_keys)
         most[slot.table] += max(0, ends[slot.key + 1] - ends[slot.key])
-    return _sparse_grad(spec, weights, input, most)
+    return _sparse_grad(tables, weights, input, most)
 
 
 def embedding_bag_update_(
@@ -313,6 +316,8 @@ def _sequence(
     """Return the input of a kernel and the tensors that have to outlive it."""
     if len(rows) != len(counts):
         raise ValueError(f"`grads` should be one a slot ({len(counts)}). Received {len(rows)}.")
+    if values.dim() != 1:
+        raise ValueError(f"`values` should have one dimension. Received {values.dim()}.")
     values = values.contiguous()
     kept: list[Tensor | None] = [values]
     addresses, dims = [], []
@@ -321,16 +326,16 @@ def _sequence(
             addresses.append(0)
             dims.append(0)
             continue
-        if row.shape[0] != count:
+        if row.dim() == 0 or row.shape[0] != count:
             raise ValueError(
-                f"`grads` should have a row for each id ({count}). Received {row.shape[0]}."
+                f"`grads` should have a row for each id ({count}). Received {len(row) if row.dim() else row}."
             )
         if row.dtype is not dtype:
             raise TypeError(f"`grads` should be of one dtype ({dtype}). Received {row.dtype}.")
         row = row.contiguous()
         kept.append(row)
-        addresses.append(row.data_ptr() or _EMPTY)
-        dims.append(row.size(-1))
+        addresses.append(row.data_ptr() or no_address("grads", row))
+        dims.append(row.size(1) if row.dim() == 2 else -1)
     wide = is_wide("values", values)
     return _native.Sequence(
         values.data_ptr(),
@@ -381,6 +386,8 @@ def choose_rows(
     names: str,
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.choose_rows``."""
+    if offsets is not None:
+        reference.batch_size(values, offsets, num_keys)
     tables = _native.Tables(*_numbers(spec))
     reference.check_num_tables(num_tables, tables.size)
     reference.check_ranges(values, starts, counts)
@@ -424,11 +431,14 @@ def embedding_sequence_sparse_grad(
         return reference.embedding_sequence_sparse_grad(grads, weights, *ids)
     spec, values, starts, counts = ids
     input, _kept = _sequence(grads, dtype, values, starts, counts)
+    tables = _tables(spec, weights)
     specs, slots = read_spec(spec)
+    if len(slots) != len(counts):
+        raise ValueError(f"`counts` should be one a slot ({len(slots)}). Received {len(counts)}.")
     most = [0] * len(specs)
     for slot, count in zip(slots, counts, strict=True):
-        most[slot.table] += count
-    return _sparse_grad(spec, weights, input, most)
+        most[slot.table] += max(0, count)
+    return _sparse_grad(tables, weights, input, most)
 
 
 def embedding_sequence_update_(

@@ -35,6 +35,28 @@ def batch_size(values: Tensor, offsets: Tensor, num_keys: int) -> int:
     return (offsets.size(0) - 1) // num_keys
 
 
+def check_weights(weights: Sequence[Tensor], tables: list[TableSpec]) -> None:
+    """Refuse weights that are not those of the tables."""
+    if len(weights) != len(tables):
+        raise ValueError(
+            f"`weights` should hold one tensor a table ({len(tables)}). Received {len(weights)}."
+        )
+    for t, (weight, table) in enumerate(zip(weights, tables, strict=True)):
+        if weight.shape != (table.num_shard_rows, table.dim):
+            raise ValueError(
+                f"The weight of table number {t} should have the shape "
+                f"({table.num_shard_rows}, {table.dim}), as configured. Received {tuple(weight.shape)}."
+            )
+
+
+def _check_slots(slots: list[SlotSpec], **given: Sequence[object]) -> None:
+    for name, numbers in given.items():
+        if len(numbers) != len(slots):
+            raise ValueError(
+                f"`{name}` should be one a slot ({len(slots)}). Received {len(numbers)}."
+            )
+
+
 def check_key(key: int, num_keys: int) -> None:
     """Refuse the key of a slot that the input does not have."""
     if not 0 <= key < num_keys:
@@ -76,7 +98,7 @@ def check_divisors(divisors: Tensor | None, offsets: Tensor) -> None:
         return
     if divisors.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"`divisors` should be int32 or int64. Received {divisors.dtype}.")
-    if divisors.numel() != offsets.numel() - 1:
+    if divisors.dim() != 1 or divisors.numel() != offsets.numel() - 1:
         raise ValueError(
             f"`divisors` should be one a bag ({offsets.numel() - 1}). Received {divisors.numel()}."
         )
@@ -84,6 +106,8 @@ def check_divisors(divisors: Tensor | None, offsets: Tensor) -> None:
 
 def check_ranges(values: Tensor, starts: Sequence[int], counts: Sequence[int]) -> None:
     """Refuse slots that do not lie within the values."""
+    if values.dim() != 1:
+        raise ValueError(f"`values` should have one dimension. Received {values.dim()}.")
     if len(starts) != len(counts):
         raise ValueError(
             f"`starts` and `counts` should be one a slot each. Received {len(starts)} and {len(counts)}."
@@ -145,6 +169,7 @@ def embedding_bag(
 ) -> tuple[Tensor, Tensor]:
     """Pool the rows of every bag of every slot."""
     tables, slots = read_spec(spec)
+    check_weights(weights, tables)
     bags = _count_bags(values, offsets, sample_weights, divisors, num_keys)
     out_of_range = [torch.zeros((), dtype=torch.int64, device=values.device) for _ in tables]
     columns: list[tuple[int, Tensor]] = []
@@ -205,6 +230,7 @@ def _bag_pairs(
 ) -> _Pairs:
     """Return the rows that a pooled look-up chose, and their gradients."""
     tables, slots = read_spec(spec)
+    check_weights(weights, tables)
     bags = _count_bags(values, offsets, sample_weights, divisors, num_keys)
     pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in tables]
     for slot in slots:
@@ -261,6 +287,11 @@ def _update(
     pairs: _Pairs, weights: Sequence[Tensor], states: Sequence[Tensor], hyper: Tensor, spec: Tensor
 ) -> None:
     tables, _ = read_spec(spec)
+    wanted = sum(table.states for table in tables)
+    if len(states) != wanted:
+        raise ValueError(
+            f"`states` should be those of all tables in turn ({wanted}). Received {len(states)}."
+        )
     left = list(states)
     for t, (table, weight, pair) in enumerate(zip(tables, weights, pairs, strict=True)):
         mine, left = left[: table.states], left[table.states :]
@@ -331,12 +362,15 @@ def embedding_bag_weights_grad(
     spec: Tensor,
     values: Tensor,
     offsets: Tensor,
-    sample_weights: Tensor,
+    sample_weights: Tensor | None,
     divisors: Tensor | None,
     num_keys: int,
 ) -> Tensor:
     """Gradient of the per-sample weights: of each id, the dot product of its row and its bag's."""
+    if sample_weights is None:
+        raise TypeError("`sample_weights` should be a tensor. Received None.")
     tables, slots = read_spec(spec)
+    check_weights(weights, tables)
     bags = _count_bags(values, offsets, sample_weights, divisors, num_keys)
     result = torch.zeros_like(sample_weights)
     for slot in slots:
@@ -365,6 +399,8 @@ def embedding_sequence(
     """Return the row of each id of each slot, and last the out-of-range counts of the tables."""
     check_ranges(values, starts, counts)
     tables, slots = read_spec(spec)
+    check_weights(weights, tables)
+    _check_slots(slots, starts=starts, counts=counts, dims=dims)
     out_of_range = [torch.zeros((), dtype=torch.int64, device=values.device) for _ in tables]
     outputs = []
     for number, (slot, start, count) in enumerate(zip(slots, starts, counts, strict=True)):
@@ -393,6 +429,7 @@ def choose_rows(
     check_ranges(values, starts, counts)
     tables, slots = read_spec(spec)
     check_num_tables(num_tables, len(tables))
+    _check_slots(slots, starts=starts, counts=counts)
     out_of_range = torch.zeros(len(tables), dtype=torch.int64, device=values.device)
     rows = [values.new_empty(0, dtype=torch.int64)]
     for number, (slot, start, count) in enumerate(zip(slots, starts, counts, strict=True)):
@@ -434,6 +471,8 @@ def _sequence_pairs(
 ) -> _Pairs:
     check_ranges(values, starts, counts)
     tables, slots = read_spec(spec)
+    check_weights(weights, tables)
+    _check_slots(slots, grads=grads, starts=starts, counts=counts)
     pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in tables]
     for slot, grad, start, count in zip(slots, grads, starts, counts, strict=True):
         if grad is None:

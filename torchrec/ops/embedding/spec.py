@@ -182,7 +182,7 @@ def read_spec(tensor: Tensor) -> tuple[list[TableSpec], list[SlotSpec]]:
     Raises:
         ValueError: if another version of the package has made the tensor.
     """
-    numbers = tensor.tolist()
+    numbers = tensor.flatten().tolist()
     if not numbers or numbers[0] != layout.VERSION:
         raise ValueError(
             f"`spec` should have version {layout.VERSION} of the layout. Received "

@@ -15,6 +15,7 @@ from torchrec.ops._memory import addresses_of
 
 _lib: Any = native
 _ID = torch.int64
+_LEAST, _MOST = -(2**31), 2**31 - 1
 _written = (
     torch.autograd.graph.increment_version
 )  # kernels write behind PyTorch's back; autograd has to know
@@ -42,7 +43,7 @@ def find_(
     fallback: bool,
 ) -> Tensor:
     """See ``reference.find_``."""
-    ids = ids.contiguous()
+    shape, ids = ids.shape, ids.flatten()
     size, buckets, count = identities.numel(), bounds.numel() - 1, ids.numel()
     slots = torch.empty_like(ids)
     map_ids, starts, source, counts = addresses_of(
@@ -72,7 +73,7 @@ def find_(
     if result < 0:
         raise _misfit(identities.numel(), bounds)
     _written([totals])
-    return slots
+    return slots.view(shape)
 
 
 def assign_(
@@ -94,7 +95,7 @@ def assign_(
     oldest: bool,
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.assign_``."""
-    ids = ids.contiguous()
+    shape, ids = ids.shape, ids.flatten()
     count = ids.numel()
     scores = None if scores is None else scores.contiguous()
     admitted = None if admitted is None else admitted.contiguous()
@@ -127,7 +128,7 @@ def assign_(
         count,
         new_hours,
         may_enter,
-        threshold,
+        min(max(threshold, _LEAST), _MOST),  # as the hours that it is compared with
         oldest,
         slots.data_ptr(),
         evicted.data_ptr(),
@@ -139,4 +140,4 @@ def assign_(
     _written([identities, totals])
     if metadata is not None:
         _written([metadata])
-    return slots, evicted[:changed].clone()
+    return slots.view(shape), evicted[:changed].clone()

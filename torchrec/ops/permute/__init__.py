@@ -7,6 +7,7 @@ from torch import Tensor
 from torchrec.ops._library import shortcut
 from torchrec.ops.jagged import sum_groups
 from torchrec.ops.permute import native, schema
+from torchrec.ops.permute.reference import check_order
 
 __all__ = ["permute_jagged", "regroup"]
 
@@ -50,8 +51,7 @@ def permute_jagged(
         keys = len(sizes)
     else:
         keys = len(strides)
-    if order and not (min(order) >= 0 and max(order) < keys):
-        raise IndexError(f"`order` should hold positions in [0, {keys}). Received {order}.")
+    check_order(order, keys)
     rows, out, taken = _permute_jagged(lengths, values, weights, strides, order, sizes)
     return rows, out, taken
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchrec.ops._library import native
 from torchrec.ops._memory import is_wide
 from torchrec.ops.jagged.native import row_bytes, sum_groups
+from torchrec.ops.permute.reference import check_order
 
 _lib: Any = native
 
@@ -32,8 +33,7 @@ def permute_jagged(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``reference.permute_jagged``."""
     check_strides(lengths, strides)
-    if order and not (min(order) >= 0 and max(order) < len(strides)):
-        raise IndexError(f"`order` should hold positions in [0, {len(strides)}). Received {order}.")
+    check_order(order, len(strides))
     sizes = sum_groups(lengths, strides)
     if sum(sizes) != values.size(0):
         raise ValueError(

@@ -10,6 +10,12 @@ from torch import Tensor
 from torchrec.ops.jagged.reference import require_total, source_rows
 
 
+def check_order(order: list[int], keys: int) -> None:
+    """Refuse positions that are those of no key."""
+    if order and not (min(order) >= 0 and max(order) < keys):
+        raise IndexError(f"`order` should hold positions in [0, {keys}). Received {order}.")
+
+
 def bags_of_keys(strides: list[int], order: list[int], device: torch.device) -> Tensor:
     """List the positions of the bags of the keys in ``order``, key after key."""
     starts = list(accumulate(strides, initial=0))
@@ -26,6 +32,7 @@ def permute_jagged(
     total: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take the keys in ``order``: their values, weights (an empty tensor if there are none) and lengths."""
+    check_order(order, len(strides))
     bags = bags_of_keys(strides, order, lengths.device)
     require_total(lengths.index_select(0, bags), total)
     index, taken = source_rows(lengths, bags, total)

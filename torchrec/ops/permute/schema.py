@@ -20,6 +20,7 @@ def _fake_permute(
     order: list[int],
     total: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    reference.check_order(order, len(strides))
     bags = sum(strides[i] for i in order)
     out = values.new_empty(0) if weights is None else weights.new_empty((total, *weights.shape[1:]))
     return values.new_empty((total, *values.shape[1:])), out, lengths.new_empty(bags)
