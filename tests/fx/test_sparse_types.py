@@ -197,5 +197,25 @@ class _Looked(nn.Module):
         return self.second(x, self.constant)
 
 
+class _Constant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables, self.ids = bags(), ids(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.tables(self.ids).values()
+
+
+def test_a_look_up_of_constants_is_recorded_by_our_tracer() -> None:
+    module = _Constant()
+    traced = torchrec.fx.symbolic_trace(module)
+    traced(torch.ones(3, 1)).sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    assert (traced(torch.ones(3, 1)) == 1).all()
+
+
 def test_ids_in_range_of_the_tables() -> None:
     assert int(ids(50).values().max()) < ROWS

@@ -60,12 +60,11 @@ def _pays(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN can be called past everything that may want to know of it, and is quicker."""
     return (
         not is_compiling()
-        and not is_proxy(input)
+        and type(input) is Tensor
         and not is_proxy(weight)
         and input.numel() * weight.size(0) >= _LEAST_PRODUCTS
         and weight.size(0) >= _LEAST_SIDE
         and input.dim() == 2
-        and type(input) is Tensor
         and input.device.type == weight.device.type == "cpu"
         and input.dtype is weight.dtype is torch.float32
         and (bias is None or bias.dtype is torch.float32)
