@@ -212,3 +212,79 @@ def test_labels_of_one_kind_have_no_auc(
     pq.write_table(table.filter(pa.compute.equal(table["click"], 0)), tmp_path / "no.parquet")
     assert cli.main(["evaluate", str(run), str(tmp_path / "no.parquet")]) == 0
     assert "auc is not defined: all labels are 0" in capsys.readouterr().out
+
+
+TEXT_ROWS = [(k % 3 // 2, k * k % 11, k / 7) for k in range(300)]
+
+
+def text(path: str, rows: list[tuple[object, ...]], header: str = "") -> None:
+    lines = [header] if header else []
+    Path(path).write_text(
+        "".join(f"{line}\n" for line in [*lines, *("\t".join(map(str, row)) for row in rows)])
+    )
+
+
+@pytest.fixture
+def headerless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was trained on files without a header, whose names tell no format."""
+    monkeypatch.chdir(tmp_path)
+    text("part-0", TEXT_ROWS)
+    columns = ["--columns", "click,user,price", "--label", "click"]
+    assert cli.main(["init", "part-0", "--format", "tsv", *columns, "--valid", "part-0"]) == 0
+    assert cli.main(["train", "experiment.yaml", "-o", "run", "training.epochs=1"]) == 0
+
+
+@pytest.mark.usefixtures("headerless")
+def test_files_without_a_header_may_lack_the_label() -> None:
+    text("part-1", [row[1:] for row in TEXT_ROWS])
+    Path("folder").mkdir()
+    text("folder/part-1.tsv", [row[1:] for row in TEXT_ROWS])
+    predictions = []
+    for data in ("part-0", "part-1", "folder", "folder/part-1.tsv"):
+        assert cli.main(["predict", "run", data, "-o", "p.csv"]) == 0
+        predictions.append(Path("p.csv").read_text())
+    assert predictions[0].count("\n") == 301
+    assert predictions == predictions[:1] * 4
+    assert cli.main(["predict", "run", "part-1", "-o", "p.csv", "--keep-columns"]) == 0
+    assert Path("p.csv").read_text().startswith("user,price,prediction\n0,0,")
+
+
+@pytest.mark.usefixtures("headerless")
+def test_files_without_a_header_of_other_widths(capsys: pytest.CaptureFixture[str]) -> None:
+    text("part-1", [row[1:] for row in TEXT_ROWS])
+    text("part-2", [row[2:] for row in TEXT_ROWS])
+    assert cli.main(["predict", "run", "part-2", "-o", "p.csv"]) == 2
+    assert "Expected 3 columns, got 1" in capsys.readouterr().err
+    assert cli.main(["predict", "run", "part-1", "part-0", "-o", "p.csv"]) == 2
+    assert "Expected 2 columns, got 3" in capsys.readouterr().err
+    assert cli.main(["evaluate", "run", "part-1"]) == 2
+    assert "Expected 3 columns, got 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("keep", [[], ["--keep-columns"]], ids=["alone", "kept"])
+@pytest.mark.parametrize("output", ["p.csv", "p.parquet"])
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_partition_without_rows(
+    run: Path, log: Path, tmp_path: Path, form: str, output: str, keep: list[str]
+) -> None:
+    columns = ["user", "price", "category"]
+    empty = pq.read_table(log, columns=columns).slice(0, 0)
+    data, out = tmp_path / f"empty.{form}", tmp_path / output
+    if form == "csv":
+        csv.write_csv(empty, data)
+    else:
+        pq.write_table(empty, data)
+    assert cli.main(["predict", str(run), str(data), "-o", str(out), *keep]) == 0
+    read = pq.read_table(out) if output == "p.parquet" else csv.read_csv(out)
+    assert read.column_names == [*(columns if keep else []), "prediction"]
+    assert read.num_rows == 0
+
+
+def test_no_rows_to_learn_from_or_to_measure(
+    run: Path, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(tmp_path / "empty.parquet")
+    pq.write_table(pq.read_table(log).slice(0, 0), data)
+    for command in (["evaluate", str(run), data], ["init", data, "--label", "click"]):
+        assert cli.main(command) == 2
+        assert "should hold rows. Received none." in capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -15,6 +15,8 @@ from torchrec.cli.console import console, table
 
 if TYPE_CHECKING:
     from torchrec.experiment.propose import Inference
+
+Format = Literal["auto", "parquet", "csv", "tsv"]
 
 
 def init(
@@ -49,6 +51,9 @@ def init(
         str | None,
         typer.Option(help="Between the columns of text files, if the header does not show it."),
     ] = None,
+    format: Annotated[
+        Format, typer.Option(help="Of the files, if their names do not end as it.")
+    ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Look at data and write an experiment file to start from.
@@ -71,7 +76,7 @@ def init(
         raise ValueError(
             "`--label` should name a column, or be an expression. Received an empty one."
         )
-    files = resolve_files(data)
+    files = resolve_files(data, format)
     names = None if columns is None else [name.strip() for name in columns.split(",")]
     if delimiter is None and files[0].format != "parquet":
         delimiter = find_delimiter(files[0], None if names is None else len(names))
@@ -82,12 +87,13 @@ def init(
         train=data,
         valid=valid or [],
         test=test or [],
+        format=format,
         columns=names,
         delimiter=delimiter,
         label=label,
         drop=drop,
     )
-    others = [source.over(paths) for paths in (valid, test) if paths]
+    others = [source.over(resolve_files(paths, format)) for paths in (valid, test) if paths]
     inference = _without(infer_features(source, label, drop, others=others), exclude or [])
     write_experiment(output, inference, section, overwrite=overwrite)
     _show(inference)

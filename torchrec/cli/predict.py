@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,7 +54,7 @@ def predict(
         raise ValueError("`--name` should be the name of a column. Received an empty one.")
     writer = _writer(output)
     predictor = load(run)
-    source = open_source(data, predictor)
+    source = open_source(data, predictor, labelled=False)
     if keep_columns and name in source.schema.names:
         raise ValueError(
             f"The data should have no column '{name}' yet; choose another by `--name`. "
@@ -63,10 +64,13 @@ def predict(
         raise ValueError(f"`--output` should not be a file of the data. Received '{output}'.")
     kept = source.schema.names if keep_columns else []
     needed = list(dict.fromkeys([*predictor.input_columns, *kept]))
+    empty = pa.schema([source.schema.field(column) for column in needed]).empty_table()
     with writer as file:
-        for table in source.scan(needed):
-            scores = pa.array(predictor.predict(table).numpy())
-            file.write(table.select(kept).append_column(name, scores))
+        # At least one table, so that a file without rows has its columns, too.
+        for table in itertools.chain(source.scan(needed), [empty]):
+            if table.num_rows or not file.rows:
+                scores = pa.array(predictor.predict(table).numpy())
+                file.write(table.select(kept).append_column(name, scores))
     say_counts(predictor)
     console().print(f"{file.rows:,} predictions in {output}", markup=False)
 

@@ -9,38 +9,61 @@ from typing import TYPE_CHECKING
 from torchrec.cli.console import console
 
 if TYPE_CHECKING:
+    from torchrec.datasets.files import DataFile
     from torchrec.datasets.source import TableSource
     from torchrec.inference import Predictor
 
 _ODD = ("missing", "infinite", "nulls", "unknown", "truncated")
 
 
-def open_source(data: Sequence[str], predictor: Predictor, drop: str | None = None) -> TableSource:
+def open_source(
+    data: Sequence[str], predictor: Predictor, drop: str | None = None, *, labelled: bool = True
+) -> TableSource:
     """Return the rows of files that are like those a model was trained on.
 
     Args:
-        data: files, folders or patterns.
+        data: files, folders or patterns. Where their names do not tell the format, it is that of the
+            training data.
         predictor: the model. Text files tell neither types nor, without a header, names; it does.
         drop: expression of the rows to leave out.
+        labelled: whether the label is to be read. Without it there may be no row, and files without a
+            header may lack its columns. Default True.
     """
-    from torchrec.datasets.files import resolve_files
+    from torchrec.datasets.files import resolve_files, suffixes_of
     from torchrec.datasets.source import TableSource
 
-    files = resolve_files(data)
+    section = predictor.experiment.data
+    told = all(suffixes_of(path)[0] for path in data)
+    files = resolve_files(data, "auto" if told else section.format)
     if files[0].format == "parquet":
-        source = TableSource(files, drop=drop)
+        source = TableSource(files, drop=drop, may_be_empty=not labelled)
     else:
-        section = predictor.experiment.data
         source = TableSource(
             files,
-            columns=section.columns,
+            columns=section.columns if labelled else _columns(files[0], predictor),
             delimiter=section.delimiter,
             drop=drop,
             schema=predictor.text_types,
             assumed=predictor.number_types,
+            may_be_empty=not labelled,
         )
     predictor.require(source.names)
     return source
+
+
+def _columns(file: DataFile, predictor: Predictor) -> list[str] | None:
+    """Return the names of the columns of a file without a header, which may lack those of the label alone."""
+    from torchrec.datasets.headers import delimiter_of, read_header, split_header
+    from torchrec.datasets.transform.labels import Label
+
+    section = predictor.experiment.data
+    if section.columns is None:
+        return None
+    label = {*Label(section.label).columns} - {*predictor.input_columns}
+    without = [name for name in section.columns if name not in label]
+    delimiter = section.delimiter or delimiter_of(file.format)
+    found = split_header(read_header(file)[0], file, delimiter)
+    return without if len(found) == len(without) else section.columns
 
 
 def say_counts(predictor: Predictor) -> None:

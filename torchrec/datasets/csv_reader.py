@@ -48,6 +48,7 @@ class CsvReader:
         assumed: numbers that features read. Where the first block shows true and false, dates or times
             (for integers, also where it shows other numbers), the column is that all the same.
         delimiter: between columns. Default: a comma, or a tab.
+        may_be_empty: take files without a row. Default False.
 
     Attributes:
         seen_rows: number of rows that were seen at the start of a file, by its number, for its types.
@@ -62,6 +63,7 @@ class CsvReader:
         schema: pa.Schema | None = None,
         assumed: Mapping[str, TextType] | None = None,
         delimiter: str | None = None,
+        may_be_empty: bool = False,
     ) -> None:
         if delimiter is not None:
             check_delimiter(delimiter)
@@ -84,6 +86,11 @@ class CsvReader:
         self._assumed = frozenset(assumed or ()) - self._given
         self.seen_rows: dict[int, int] = {}
         inferred = self._infer_types()
+        if not (inferred or may_be_empty):
+            raise ValueError(
+                f"Data files ('{self.files[0].path}', ...) should hold rows. Received a header only."
+            )
+        inferred = inferred or dict.fromkeys(self._names[0], pa.null())
         for name in self._assumed & set(inferred):
             inferred[name] = _as_feature_reads(inferred[name], (assumed or {})[name])
         self.schema = pa.schema(list((inferred | given).items()))
@@ -246,10 +253,8 @@ class CsvReader:
                 if block.rows and (known or block.byte > _INFERENCE_BLOCKS * CHUNK_BYTES):
                     return types
             if types:
-                return types
-        raise ValueError(
-            f"Data files ('{self.files[0].path}', ...) should hold rows. Received a header only."
-        )
+                break
+        return types
 
     def _types_of(self, number: int, block: Block) -> dict[str, pa.DataType]:
         """Return types that a block suggests; integers with leading zeros are text, and bytes are none."""

@@ -44,9 +44,12 @@ class ParquetReader:
         files: the files.
         schema: types that the columns should have. Default: those of the first file; for columns
             without a type there, since it has nothing but nulls, those of the first file with one.
+        may_be_empty: take files without a row. Default False.
     """
 
-    def __init__(self, files: list[DataFile], schema: pa.Schema | None = None) -> None:
+    def __init__(
+        self, files: list[DataFile], schema: pa.Schema | None = None, may_be_empty: bool = False
+    ) -> None:
         self.files = files
         self._names: list[list[str]] = []
         self.groups: list[RowGroup] = []
@@ -67,7 +70,7 @@ class ParquetReader:
                 RowGroup(number, g, s, r)
                 for g, (s, r) in enumerate(zip(starts, rows, strict=False))
             ]
-        if self.rows == 0:
+        if self.rows == 0 and not may_be_empty:
             raise ValueError(
                 f"Data files ('{files[0].path}', ...) should hold rows. Received none."
             )

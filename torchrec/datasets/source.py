@@ -42,6 +42,8 @@ class TableSource:
             Default: those of the first file; of text, of its first lines.
         assumed: columns of text that features read numbers from; they are numbers (or integers) unless
             their first lines show true and false, dates or times. Default: none.
+        may_be_empty: take files without a row, as a partition of what is to be predicted may be.
+            Default False.
 
     Raises:
         ValueError: files are not there, not whole or hold no rows, types of a column differ between
@@ -67,10 +69,11 @@ class TableSource:
         split: Split | None = None,
         schema: pa.Schema | None = None,
         assumed: Mapping[str, TextType] | None = None,
+        may_be_empty: bool = False,
     ) -> None:
         self.files = _resolved(files)
         self._columns, self._delimiter = columns, delimiter
-        self._reader = _reader(self.files, columns, delimiter, schema, assumed)
+        self._reader = _reader(self.files, columns, delimiter, schema, assumed, may_be_empty)
         self.schema: pa.Schema = self._reader.schema
         self.drop = parse_expression(drop) if isinstance(drop, str) else drop
         self.split = split
@@ -250,6 +253,7 @@ def _reader(
     delimiter: str | None,
     schema: pa.Schema | None,
     assumed: Mapping[str, TextType] | None,
+    may_be_empty: bool = False,
 ) -> CsvReader | ParquetReader:
     if files[0].format == "parquet":
         for name, given in (("columns", columns), ("delimiter", delimiter)):
@@ -260,10 +264,10 @@ def _reader(
                 )
         from torchrec.datasets.parquet_reader import ParquetReader
 
-        return ParquetReader(files, schema)
+        return ParquetReader(files, schema, may_be_empty)
     from torchrec.datasets.csv_reader import CsvReader
 
-    return CsvReader(files, columns, schema, assumed, delimiter)
+    return CsvReader(files, columns, schema, assumed, delimiter, may_be_empty)
 
 
 def _truth(expression: Expression, table: pa.Table) -> pa.Array | pa.ChunkedArray:
