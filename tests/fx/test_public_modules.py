@@ -106,6 +106,16 @@ def test_traced(sample, trace) -> None:
     assert_same(traced, module, sample)
 
 
+@each_sample
+def test_what_was_traced_can_be_traced_again_and_interpreted(sample) -> None:
+    module = sample.make().eval()
+    inputs = sample.inputs(4)
+    expected = tensors_of(module(*copy.deepcopy(inputs)))
+    traced = torch.fx.symbolic_trace(module)
+    for run in (torch.fx.symbolic_trace(traced), torch.fx.Interpreter(traced).run):
+        torch.testing.assert_close(tensors_of(run(*copy.deepcopy(inputs))), expected)
+
+
 @pytest.mark.parametrize("sample", MODELS.values(), ids=MODELS)
 def test_models_can_be_pickled_once_they_are_traced(sample) -> None:
     module = sample.make().eval()

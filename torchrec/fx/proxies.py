@@ -15,6 +15,7 @@ from abc import ABCMeta
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
+import torch
 from torch import nn
 from torch.fx import Proxy
 
@@ -149,4 +150,7 @@ class LeafModule:
 
 
 def _called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return module(*args, **kwargs)
+    return module(*args, **dict(kwargs))  # `torch.fx.Interpreter` hands over an empty list
+
+
+torch.fx.wrap("_called")
