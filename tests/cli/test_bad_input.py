@@ -534,7 +534,6 @@ def test_a_folder_that_may_not_be_written_to(run: Desk) -> None:
 
 
 PREDICTED: dict[str, tuple[Callable[[pa.Table], pa.Table], str, str]] = {
-    "no-rows": (lambda t: t.slice(0, 0), "should hold rows", "should hold rows"),
     "renamed": (
         lambda t: t.rename_columns(["usr", "price", "shop", "click"]),
         "Column 'user' of feature 'user' should be in the table",
