@@ -111,6 +111,21 @@ def test_lazy_modules_await_their_first_pass():
     assert not _private.awaits_first_pass(nn.Linear(1, 1))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that one rank alone is not cut up
+def test_a_parameter_that_is_part_of_one_that_is_cut_up(tmp_path):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    layer, other = nn.Linear(1, 1), nn.Linear(1, 1)
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        FullyShardedDataParallel(layer, use_orig_params=True, device_id=torch.device("cpu"))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert _private.is_cut_up_by_fsdp(layer.weight) is True
+    assert _private.is_cut_up_by_fsdp(other.weight) is False
+
+
 def test_ranks_of_the_model_whose_forward_pass_it_is(tmp_path):
     class Asks(nn.Linear):
         def forward(self, x):

@@ -237,3 +237,88 @@ def test_maps_that_learn_on_each_rank_are_refused(run_ranks) -> None:
         assert result["learning"].startswith("The map of table 't' should not learn within Distr")
         assert result["eval"] == [0.5, 0.5, 0.0]
         assert [row >= 0 for row in result["left out"]] == [rank == 0, rank == 1]
+
+
+SHARDED = (
+    SCRIPT
+    + """
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+KINDS["fused"] = {"optimizer": "sgd", "lr": 0.1}
+device = torch.device("cpu")
+WRAPPERS = {
+    "views": lambda m: FullyShardedDataParallel(m, device_id=device),
+    "parameters": lambda m: FullyShardedDataParallel(m, use_orig_params=True, device_id=device),
+    "in place": fully_shard,
+}
+
+def whole(module):
+    if isinstance(module, FullyShardedDataParallel):
+        with FullyShardedDataParallel.summon_full_params(module):
+            return [p.detach().clone() for p in module.parameters()]
+    return [p.full_tensor().detach() for p in module.parameters()]
+
+def sharded(wrapper, kinds):
+    model = Model(True, kinds)
+    alone = copy.deepcopy(model)
+    around = WRAPPERS[wrapper](model)
+    optimizer, its = optimizer_of(around), optimizer_of(alone)
+    for step in range(3):
+        optimizer.zero_grad()
+        its.zero_grad()
+        for r in range(world):
+            (alone(batch(step, r)) / world).backward()
+        around(batch(step, rank)).backward()
+        optimizer.step()
+        its.step()
+    return max((a - b).abs().max().item() for a, b in zip(whole(around), alone.parameters()))
+
+for wrapper, kind in (
+    ("views", "dense"), ("parameters", "dense"), ("parameters", "sparse"), ("in place", "dense"),
+    ("parameters", "adagrad"), ("parameters", "fused"), ("in place", "fused"),
+):
+    try:
+        result[f"{wrapper} {kind}"] = sharded(wrapper, ["dense", kind])
+    except RuntimeError as error:
+        result[f"{wrapper} {kind}"] = str(error)
+"""
+)
+
+
+def test_tables_that_are_cut_up_are_right_or_refused(run_ranks) -> None:
+    for result in run_ranks(SHARDED):
+        for right in ("parameters dense", "parameters sparse", "in place dense"):
+            assert result.pop(right) < 1e-5
+        wanted = {
+            "views dense": "The weights of tables should be parameters.",
+            "parameters adagrad": "Table 'u' should have no `optimizer`, or be left out of Fully",
+            "parameters fused": "Table 'u' should have no `optimizer`, or be left out of Fully",
+            "in place fused": "Table 'u' should have its memory until the end of the backward pass",
+        }
+        assert result.keys() == wanted.keys()
+        for name, said in wanted.items():
+            assert result[name].startswith(said)
+
+
+COMPILED = (
+    SCRIPT
+    + """
+KINDS["fused"] = {"optimizer": "sgd", "lr": 0.1}
+WRAPPERS = {
+    "inside": lambda m: DistributedDataParallel(torch.compile(m, backend="eager")),
+    "outside": lambda m: torch.compile(DistributedDataParallel(m), backend="eager"),
+}
+for name, wrap in WRAPPERS.items():
+    try:
+        wrap(Model(True, ["dense", "fused"]))(batch(0, rank))
+    except RuntimeError as error:
+        result[name] = str(error)
+    torch._dynamo.reset()
+"""
+)
+
+
+def test_compiled_models_with_fused_tables_are_refused(run_ranks) -> None:
+    for result in run_ranks(COMPILED):
+        assert set(result) == {"inside", "outside"}
+        assert all("Table 'u' should have no `lr`, so that" in said for said in result.values())

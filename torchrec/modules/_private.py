@@ -20,6 +20,7 @@ __all__ = [
     "children_by_name",
     "constant_in_graphs",
     "has_hooks",
+    "is_cut_up_by_fsdp",
     "outside_graphs",
     "parameters_by_name",
     "ranks_of_ddp",
@@ -76,6 +77,11 @@ def reduced_by_ddp() -> list[Tensor]:
         return []
     around = nn.parallel.DistributedDataParallel._get_active_ddp_module()
     return [] if around is None else list(around._module_parameters)
+
+
+def is_cut_up_by_fsdp(param: Tensor) -> bool:
+    """Say whether a `FullyShardedDataParallel` has made a parameter part of one that is cut up over ranks."""
+    return getattr(param, "_fsdp_flattened", False)
 
 
 def ranks_of_ddp() -> int:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from torchrec.checks import checked_device, require_integer, require_type
-from torchrec.modules._private import reduced_by_ddp
 from torchrec.modules._recomputation import is_recomputation
 from torchrec.modules._tables import Tables, embedding_names_by_table
 from torchrec.modules.collection import TableShard, TableStore
@@ -299,9 +298,7 @@ class TableCollection(nn.Module):
         weights = tables.weights()
         recorded = torch.is_grad_enabled()
         if tables.in_backward and recorded and not is_compiling():
-            reduced = reduced_by_ddp()
-            if reduced:
-                tables.check_not_reduced(reduced)
+            tables.check_not_reduced()
         requires_grad = tuple([recorded and w.requires_grad for w in weights])
         spec, groups = tables.lookup(tuple(features.keys()), requires_grad, tables.mode(weights))
         return weights, spec, groups

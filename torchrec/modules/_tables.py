@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from torchrec.checks import require_type
-from torchrec.modules._private import constant_in_graphs, parameters_by_name
+from torchrec.modules._private import (
+    constant_in_graphs,
+    is_cut_up_by_fsdp,
+    parameters_by_name,
+    reduced_by_ddp,
+)
 from torchrec.modules.embedding_configs import (
     BaseEmbeddingConfig,
     EmbeddingBagConfig,
@@ -152,7 +157,13 @@ class Tables:
 
     def weights(self) -> list[Tensor]:
         """Return the weight of each table, having met those put in place of the former."""
-        weights = list(map(itemgetter("weight"), self._parameters))
+        try:
+            weights = list(map(itemgetter("weight"), self._parameters))
+        except KeyError:
+            raise RuntimeError(
+                "The weights of tables should be parameters. Received none, as of a "
+                "FullyShardedDataParallel: give it `use_orig_params=True`."
+            ) from None
         changed = not is_compiling() and list(map(id, weights)) != self._bound
         if changed:
             self._require_tensors(weights)
@@ -174,17 +185,17 @@ class Tables:
         """Meet the weights anew when next asked for them."""
         self._bound = []
 
-    def check_not_reduced(self, reduced: list[Tensor]) -> None:
+    def check_not_reduced(self) -> None:
         """Refuse `DistributedDataParallel` around a table that the backward pass updates.
 
         Each rank would update its own with what it looked up itself, and the ranks drift apart.
 
-        Args:
-            reduced: the parameters whose gradients ranks add up.
-
         Raises:
             RuntimeError: naming the table.
         """
+        reduced = reduced_by_ddp() if self.in_backward else []
+        if not reduced:
+            return
         ids = {id(param) for param in reduced}
         for config, update in zip(self.configs, self._updates, strict=True):
             if update.in_backward and id(update.weight) in ids:
@@ -193,6 +204,17 @@ class Tables:
                     "up, or be left out of DistributedDataParallel: a fused table is updated on each "
                     "rank by itself, with the gradient of that rank alone. For a table that is too "
                     "large for that, shard it over the ranks: each has some rows of it."
+                )
+
+    def _check_not_cut_up(self) -> None:
+        """Refuse `FullyShardedDataParallel` around tables with a rule of their own: it lends them their weights."""
+        for config, update in zip(self.configs, self._updates, strict=True):
+            if update.rule is not None and is_cut_up_by_fsdp(update.weight):
+                raise RuntimeError(
+                    f"Table '{config.name}' should have no `optimizer`, or be left out of "
+                    "FullyShardedDataParallel (`ignored_states`), which trains all that it has by the "
+                    "optimizer around it, and cuts weights up anywhere. Received "
+                    f"{update.rule.optimizer}."
                 )
 
     def number(self, table: str) -> int:
@@ -354,7 +376,10 @@ class Tables:
     def mode(self, weights: list[Tensor]) -> tuple[int, bool, bool]:
         """Return what a compiled look-up depends on beside keys, whether weights are lent, and whether it is one."""
         compiling = is_compiling()
-        return self._version, not compiling and _are_lent(weights), compiling
+        lent = not compiling and _are_lent(weights)
+        if lent and torch.is_grad_enabled():
+            self._check_not_cut_up()
+        return self._version, lent, compiling
 
     # To torch.compile the result is a constant: it depends on nothing but the arguments.
     @constant_in_graphs
@@ -369,6 +394,8 @@ class Tables:
             mode: `mode`; a compiled look-up is compiled anew when it changes.
         """
         _, lent, compiled = mode
+        if compiled and any(requires_grad):
+            self.check_not_reduced()
         lookups = self._compiled_lookups if compiled else self._lookups
         found = lookups.get((keys, requires_grad, lent))
         if found is None:

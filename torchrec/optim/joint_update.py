@@ -166,6 +166,7 @@ class JointUpdate(Updater):
         Args:
             brought: the gradients.
         """
+        self._check_memory()
         lookups = brought.lookups
         alone = len(lookups) == 1 and not brought.rows and not self._frozen_since(lookups[0])
         if alone and not any(update.waiting or update.collecting for update in self.updates):
@@ -180,6 +181,15 @@ class JointUpdate(Updater):
             if rows is not None and update.weight.requires_grad:
                 update.waiting.append(rows)
         self.apply_waiting([update for update in self.updates if not update.collecting])
+
+    def _check_memory(self) -> None:
+        """Refuse tables whose memory was taken before their update; it is that of all, or of none."""
+        if self._weights[0].numel() and not self._weights[0].untyped_storage().nbytes():
+            raise RuntimeError(
+                f"Table '{self.updates[0].table}' should have its memory until the end of the backward "
+                "pass, which updates it. Received one that has none by then, as `fully_shard` leaves it: "
+                "leave the table out (`ignored_params`), or leave its `optimizer` out."
+            )
 
     def _frozen_since(self, lookup: LookupGradient) -> bool:
         """Whether a table takes no gradient any more that did take one when it was looked up."""
