@@ -396,6 +396,12 @@ def test_json_without_end(text: str) -> None:
         assert time.process_time() - began < 0.5
 
 
+def test_json_of_large_numbers() -> None:
+    assert read_json("[" + "9" * 4000 + "]") == [int("9" * 4000)]
+    with pytest.raises(ValueError, match="it should have no number of thousands of digits"):
+        parse_json('{"a": ' + "9" * 5000 + "}")
+
+
 def test_json_of_some_depth() -> None:
     assert read_json("[" * 100 + "]" * 100) == json.loads("[" * 100 + "]" * 100)
     assert read_json(b'{"a": [{"b": 1.5}]}') == {"a": [{"b": 1.5}]}

@@ -382,6 +382,10 @@ def read_json(text: str | bytes) -> Any:
         content = json.loads(text)
     except RecursionError:
         raise ValueError(too_deep) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:  # of `int`
+        raise ValueError("it should have no number of thousands of digits") from None
     if _is_deeper(content, _DEEPEST):
         raise ValueError(too_deep)
     return content

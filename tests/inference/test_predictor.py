@@ -30,6 +30,7 @@ from torchrec.experiment.build import build_model, table_optimizer
 from torchrec.experiment.files import FILE_NAME, dump_experiment
 from torchrec.experiment.schema import Experiment
 from torchrec.inference import Predictor
+from torchrec.inference.columns import to_table
 from torchrec.models.registry import names
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.types import IdPolicy
@@ -455,3 +456,31 @@ def test_a_model_of_ones_own_without_an_experiment(tmp_path: Path) -> None:
     assert predictor.counts()[1] == {}
     with pytest.raises(ValueError, match=r"should hold experiment\.yaml, .* Received none"):
         _ = predictor.experiment
+
+
+@pytest.mark.parametrize("form", ["column", "rows", "one"])
+def test_ids_of_64_bits_without_a_sign(form: str) -> None:
+    features = {
+        "user": SparseFeature(ids="hash", rows=1_000),
+        "seen": MultiHotFeature(ids="hash", rows=1_000),
+    }
+    transform = FeatureTransform(features)
+    ids, lists = [2**63, 3, None, 2**64 - 1], [[2**64 - 5, 1], [], None, [7]]
+    given = {"user": ids, "seen": lists}
+    expected = pa.table(
+        {"user": pa.array(ids, pa.uint64()), "seen": pa.array(lists, pa.list_(pa.uint64()))}
+    )
+    data: object = given
+    if form == "rows":
+        data = [{"user": user, "seen": seen} for user, seen in zip(ids, lists, strict=True)]
+    if form == "one":
+        data, expected = {"user": 2**63, "seen": [2**64 - 5, 1]}, expected.slice(0, 1)
+        data = [data]
+    found = transform(to_table(data, transform), labels=False).sparse_features
+    wanted = transform(expected, labels=False).sparse_features
+    assert found.lengths().tolist() == wanted.lengths().tolist()
+    assert found.values().tolist() == wanted.values().tolist()
+    with pytest.raises(ValueError, match=r"Column 'user' should hold values of one type"):
+        to_table({"user": [2**64], "seen": [[1]]}, transform)
+    with pytest.raises(ValueError, match=r"Column 'user' should hold values of one type"):
+        to_table({"user": [2**63, -1], "seen": [[1], [2]]}, transform)

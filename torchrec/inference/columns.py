@@ -145,7 +145,7 @@ def _plain(value: object) -> object:
 
 def _converted(name: str, values: object) -> pa.Array:
     try:
-        return pa.array(values, from_pandas=True)
+        return _to_arrow(values)
     except (
         pa.ArrowInvalid,
         pa.ArrowTypeError,
@@ -157,6 +157,14 @@ def _converted(name: str, values: object) -> pa.Array:
             f"Column '{name}' should hold values of one type. Received what Arrow cannot take: "
             f"{' '.join(str(error).split())}."
         ) from None
+
+
+def _to_arrow(values: Any) -> pa.Array:
+    try:
+        return pa.array(values, from_pandas=True)
+    except OverflowError:  # integers of Python with 64 bits and no sign, as hashes may be
+        lists = any(isinstance(value, list | tuple) for value in values)
+        return pa.array(values, pa.list_(pa.uint64()) if lists else pa.uint64(), from_pandas=True)
 
 
 def _from_pandas(frame: Any, transform: FeatureTransform) -> pa.Table:
