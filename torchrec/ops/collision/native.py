@@ -23,9 +23,9 @@ _written = (
 
 def find(ids: Tensor, index: Tensor, wanted: Tensor, missing: int) -> Tensor:
     """See ``reference.find``."""
-    shape, wanted = wanted.shape, wanted.flatten()
+    rows = torch.empty_like(wanted, memory_format=torch.contiguous_format)
+    wanted = wanted.flatten()
     size, entries, count = ids.numel(), index_size(ids.numel()), wanted.numel()
-    rows = torch.empty_like(wanted)
     map_ids, map_index, source = addresses_of(
         ("ids", ids, size, _ID), ("index", index, entries, _ENTRY), ("wanted", wanted, count, _ID)
     )
@@ -33,7 +33,7 @@ def find(ids: Tensor, index: Tensor, wanted: Tensor, missing: int) -> Tensor:
     _lib.id_map_find(
         map_ids, size, map_index, entries, source, count, missing, rows.data_ptr(), threads
     )
-    return rows.view(shape)
+    return rows
 
 
 def count_(
@@ -52,10 +52,10 @@ def count_(
     missing: int,
 ) -> Tensor:
     """See ``reference.count_``."""
-    shape, batch = batch.shape, batch.flatten()
+    rows = torch.empty_like(batch, memory_format=torch.contiguous_format)
+    batch = batch.flatten()
     size, entries, count = ids.numel(), index_size(ids.numel()), batch.numel()
     room, history_entries = history_ids.numel(), index_size(history_ids.numel())
-    rows = torch.empty_like(batch)
     map_ids, map_index, past_ids, past_index, *rest = addresses_of(
         ("ids", ids, size, _ID),
         ("index", index, entries, _ENTRY),
@@ -95,7 +95,7 @@ def count_(
     if last is not None:
         written.append(last)
     _written(written)
-    return rows.view(shape)
+    return rows
 
 
 def replace_(
