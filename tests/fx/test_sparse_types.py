@@ -135,6 +135,44 @@ def test_what_is_traced_may_be_any_argument() -> None:
     assert traced(torch.tensor([0, 2, 3])).tolist() == [2, 1]
 
 
+def assert_made(function: Callable[..., Any], *inputs: Any) -> None:
+    assert_equal(torch.fx.symbolic_trace(function)(*inputs), function(*inputs))
+
+
+def test_numbers_and_names_may_be_traced() -> None:
+    one, lengths, matrix = torch.tensor([5]), torch.tensor([1, 0]), torch.ones(1, 3)
+    assert_made(lambda k: KeyedJaggedTensor(k, one, lengths=lengths), ["a", "b"])
+    assert_made(lambda s: KeyedJaggedTensor(["a", "b"], one, lengths=lengths, stride=s), 1)
+    assert_made(
+        lambda n: KeyedJaggedTensor(["a", "b"], one, lengths=lengths, length_per_key=[n, 0]), 1
+    )
+    assert_made(
+        lambda s: KeyedJaggedTensor(
+            ["a", "b"], one, lengths=torch.tensor([1, 0, 0]), stride_per_key=[s, 1]
+        ).stride_per_key(),
+        2,
+    )
+    assert_made(lambda k: KeyedTensor(k, [1, 2], matrix), ["a", "b"])
+    assert_made(lambda n: KeyedTensor(["a", "b"], [1, n], matrix), 2)
+
+
+def test_inverse_indices_may_be_traced() -> None:
+    def expanded(values: Tensor, lengths: Tensor, inverse: Tensor) -> KeyedJaggedTensor:
+        kjt = KeyedJaggedTensor(
+            ["a", "b"],
+            values,
+            lengths=lengths,
+            stride_per_key_per_rank=[[2], [1]],
+            inverse_indices=(["a", "b"], inverse),
+        )
+        return kjt.expand_inverse()
+
+    inverse = torch.tensor([[0, 1, 0], [0, 0, 0]])
+    values, lengths = torch.tensor([5, 6, 7]), torch.tensor([1, 1, 1])
+    assert_made(expanded, values, lengths, inverse)
+    assert_made(lambda i: expanded(values, lengths, i), inverse)
+
+
 def test_checks_are_made_when_the_graph_runs_and_as_ever_where_nothing_is_traced() -> None:
     traced = torch.fx.symbolic_trace(OF_PARTS["KeyedJaggedTensor"])
     for make in (traced, OF_PARTS["KeyedJaggedTensor"]):

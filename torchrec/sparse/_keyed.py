@@ -53,8 +53,6 @@ class KeyedTensor(Recordable, Pipelineable):
         offset_per_key: list[int] | None = None,
         index_per_key: dict[str, int] | None = None,
     ) -> None:
-        if not isinstance(values, Tensor) and self._become_recorded(locals()):
-            return
         self._keys = keys
         self._length_per_key = length_per_key
         self._values = values
@@ -65,7 +63,9 @@ class KeyedTensor(Recordable, Pipelineable):
         if not is_compiling() and (type(values) is Tensor or not isinstance(values, Tensor)):
             try:
                 _check(keys, length_per_key, values, key_dim, offset_per_key)
-            except (TypeError, RuntimeError):
+            except (TypeError, ValueError, RuntimeError):
+                if self._become_recorded(locals()):
+                    return
                 _check_types(keys, length_per_key, key_dim, offset_per_key)
                 raise
             if index_per_key is None:

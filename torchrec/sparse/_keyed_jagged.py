@@ -80,13 +80,13 @@ class KeyedJaggedTensor(Recordable, Pipelineable):
             self._bags = _construct.checked_bags(
                 keys, values, weights, lengths, offsets, stride, strides, stride_per_key, inverse
             )
+            metadata = length_per_key, lengths_offset_per_key, offset_per_key, index_per_key
+            if metadata != (None, None, None, None):
+                self._bags.set_metadata(*metadata)
         except (TypeError, ValueError):
             if self._become_recorded(locals()):
                 return
             raise
-        metadata = length_per_key, lengths_offset_per_key, offset_per_key, index_per_key
-        if metadata != (None, None, None, None):
-            self._bags.set_metadata(*metadata)
         if jt_dict is not None:
             self._jt_dict = jt_dict
 
