@@ -1,5 +1,9 @@
 #include "hash_collision/hash_collision.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace rowwise {
 namespace ROWWISE_ISA {
 namespace {
@@ -8,6 +12,13 @@ constexpr int64_t kBlock = 32;  // ids under way at a time: their slots are fetc
 constexpr int64_t kStride = 8;  // slots looked at together: a cache line
 
 uint64_t rotate(uint64_t x, int bits) { return (x << bits) | (x >> (64 - bits)); }
+
+uint64_t quotient(uint64_t x, const Divider& divider) {
+  const auto high = static_cast<uint64_t>((static_cast<unsigned __int128>(divider.factor) * x) >> 64);
+  return (high + ((x - high) >> divider.first)) >> divider.rest;
+}
+
+uint64_t remainder(uint64_t x, const Divider& divider) { return x - quotient(x, divider) * divider.by; }
 
 uint64_t finish(uint64_t x) {
   x = (x ^ (x >> 33)) * 0xff51afd7ed558ccdu;
@@ -32,29 +43,31 @@ uint64_t hash_of(uint64_t id) {
 struct Block {
   int64_t count = 0;
   int64_t at[kBlock], keys[kBlock], homes[kBlock], starts[kBlock], sizes[kBlock], shared[kBlock];
+  const Bucket* buckets[kBlock];
   uint64_t hashes[kBlock];
 
   // Takes an id whose bucket is here.
-  void add(int64_t position, int64_t key, const Probing& probing, int64_t bucket) {
+  void add(int64_t position, int64_t key, const Bucket* bucket) {
     at[count] = position;
     keys[count] = key;
-    starts[count] = probing.bounds[bucket];
-    sizes[count] = probing.bounds[bucket + 1] - probing.bounds[bucket] - probing.reserved;
+    buckets[count] = bucket;
     ++count;
   }
 
-  void place(const SlotMap& map, const Probing& probing) {
+  void place(const SlotMap& map, const Probing& probing, const Layout& layout) {
     for (int64_t i = 0; i < kBlock; ++i) hashes[i] = hash_of(static_cast<uint64_t>(keys[i]));  // vectorised: all of it
     for (int64_t i = 0; i < count; ++i) {
-      homes[i] = static_cast<int64_t>(hashes[i] % static_cast<uint64_t>(sizes[i]));
+      starts[i] = buckets[i]->start;
+      sizes[i] = static_cast<int64_t>(buckets[i]->size.by);
+      homes[i] = static_cast<int64_t>(remainder(hashes[i], buckets[i]->size));
       __builtin_prefetch(map.identities + starts[i] + homes[i]);
       if (map.metadata) __builtin_prefetch(map.metadata + starts[i] + homes[i]);
     }
     for (int64_t i = 0; i < count; ++i) {
-      const auto reserved = static_cast<uint64_t>(probing.reserved);
-      shared[i] = !probing.fallback  ? -1
-                  : reserved == 0    ? starts[i] + homes[i]
-                                     : starts[i] + sizes[i] + static_cast<int64_t>(hashes[i] % reserved);
+      shared[i] = !probing.fallback       ? -1
+                  : probing.reserved == 0 ? starts[i] + homes[i]
+                                          : starts[i] + sizes[i] +
+                                                static_cast<int64_t>(remainder(hashes[i], layout.reserved));
     }
   }
 };
@@ -64,30 +77,50 @@ struct Belonging {
   int64_t bucket, key;
 };
 
-Belonging belonging(const Probing& probing, int64_t id) {
+Belonging belonging(const Probing& probing, const Layout& layout, int64_t id) {
   int64_t bucket, rest;
   if (probing.span > 0) {
-    bucket = id < 0 ? -1 : id / probing.span;
+    bucket = id < 0 ? -1 : static_cast<int64_t>(quotient(static_cast<uint64_t>(id), layout.span));
     rest = id - bucket * probing.span;
-  } else {
-    rest = id / probing.total;
-    bucket = id - rest * probing.total;
-    if (bucket < 0) {  // rounded down, also below zero
-      bucket += probing.total;
-      --rest;
-    }
+  } else if (probing.total == 1) {
+    bucket = 0;
+    rest = id;
+  } else {  // rounded down, also below zero: the complement of an id below is one above
+    const int64_t sign = id >> 63;
+    rest = static_cast<int64_t>(quotient(static_cast<uint64_t>(id ^ sign), layout.total)) ^ sign;
+    bucket = static_cast<int64_t>(static_cast<uint64_t>(id) - static_cast<uint64_t>(rest) * layout.total.by);
   }
   return {bucket - probing.first, probing.local ? rest : id};
+}
+
+// Bit i: whether the key holds slot i of eight, or nobody does.
+uint32_t ends_at(const int64_t* identities, int64_t key) {
+#if defined(__AVX512F__)
+  const __m512i slots = _mm512_loadu_si512(identities);
+  return static_cast<uint32_t>(_mm512_cmpeq_epi64_mask(slots, _mm512_set1_epi64(key))) |
+         static_cast<uint32_t>(_mm512_cmpeq_epi64_mask(slots, _mm512_set1_epi64(kFree)));
+#elif defined(__AVX2__)
+  const __m256i keys = _mm256_set1_epi64x(key), free = _mm256_set1_epi64x(kFree);
+  const auto half = [&](const int64_t* four) {
+    const __m256i slots = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(four));
+    const __m256i found = _mm256_or_si256(_mm256_cmpeq_epi64(slots, keys), _mm256_cmpeq_epi64(slots, free));
+    return static_cast<uint32_t>(_mm256_movemask_pd(_mm256_castsi256_pd(found)));
+  };
+  return half(identities) | half(identities + 4) << 4;
+#else
+  uint32_t found = 0;
+  for (int64_t i = 0; i < kStride; ++i) {
+    found |= static_cast<uint32_t>((identities[i] == key) | (identities[i] == kFree)) << i;
+  }
+  return found;
+#endif
 }
 
 // The first of some slots that the key holds, or that is free; their number if there is none.
 int64_t scan(const int64_t* identities, int64_t count, int64_t key) {
   int64_t i = 0;
   for (; i + kStride <= count; i += kStride) {
-    uint32_t found = 0;
-    for (int64_t j = 0; j < kStride; ++j) {
-      found |= static_cast<uint32_t>((identities[i + j] == key) | (identities[i + j] == kFree)) << j;
-    }
+    const uint32_t found = ends_at(identities + i, key);
     if (found != 0) return i + __builtin_ctz(found);
   }
   for (; i < count; ++i) {
@@ -186,46 +219,46 @@ void settle(const SlotMap& map, const Probing& probing, const Arrivals& arrivals
 
 // Calls done(block) for the ids whose buckets are here and wanted, in order; the next block is fetched meanwhile.
 template <class Wanted, class Done>
-void in_blocks(const SlotMap& map, const Probing& probing, const int64_t* ids, int64_t begin, int64_t end,
-               int64_t* slots, const Wanted& wanted, const Done& done) {
+void in_blocks(const SlotMap& map, const Probing& probing, const Layout& layout, const int64_t* ids, int64_t begin,
+               int64_t end, int64_t* slots, const Wanted& wanted, const Done& done) {
   Block blocks[2];
   for (auto& block : blocks) {
     for (int64_t i = 0; i < kBlock; ++i) block.keys[i] = 0;
   }
   int64_t turn = 0;
   for (int64_t i = begin; i < end; ++i) {
-    const Belonging belongs = belonging(probing, ids[i]);
+    const Belonging belongs = belonging(probing, layout, ids[i]);
     if (!wanted(belongs.bucket)) continue;
     if (belongs.bucket < 0 || belongs.bucket >= probing.here) {
       slots[i] = -1;
       continue;
     }
     Block& block = blocks[turn];
-    block.add(i, belongs.key, probing, belongs.bucket);
+    block.add(i, belongs.key, layout.buckets + belongs.bucket);
     if (block.count < kBlock) continue;
-    block.place(map, probing);
+    block.place(map, probing, layout);
     turn ^= 1;
     done(blocks[turn]);
     blocks[turn].count = 0;
   }
-  blocks[turn].place(map, probing);
+  blocks[turn].place(map, probing, layout);
   done(blocks[turn ^ 1]);
   done(blocks[turn]);
 }
 
-void find(const SlotMap& map, const Probing& probing, const int64_t* ids, int64_t begin, int64_t end, int64_t* slots,
-          SlotTotals* totals) {
+void find(const SlotMap& map, const Probing& probing, const Layout& layout, const int64_t* ids, int64_t begin,
+          int64_t end, int64_t* slots, SlotTotals* totals) {
   in_blocks(
-      map, probing, ids, begin, end, slots, [](int64_t) { return true; },
+      map, probing, layout, ids, begin, end, slots, [](int64_t) { return true; },
       [&](const Block& block) { search(map, probing, block, slots, totals); });
 }
 
-void assign(const SlotMap& map, const Probing& probing, const Arrivals& arrivals, int64_t part, int64_t parts,
-            int64_t* slots, int64_t* evicted, SlotTotals* totals) {
+void assign(const SlotMap& map, const Probing& probing, const Layout& layout, const Arrivals& arrivals, int64_t part,
+            int64_t parts, int64_t* slots, int64_t* evicted, SlotTotals* totals) {
   const auto wanted = [=](int64_t bucket) {
     return parts == 1 || (bucket % parts == part) || (part == 0 && bucket < 0);
   };
-  in_blocks(map, probing, arrivals.ids, 0, arrivals.count, slots, wanted, [&](const Block& block) {
+  in_blocks(map, probing, layout, arrivals.ids, 0, arrivals.count, slots, wanted, [&](const Block& block) {
     settle(map, probing, arrivals, block, slots, evicted, totals);
   });
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrec.modules.collision.hash_buckets import Buckets
 from torchrec.modules.collision.hash_search import HashSearch
 from torchrec.modules.hash_mc_evictions import HashZchEvictionModule
-from torchrec.ops.hash_collision import FREE, Eviction, hash_of
+from torchrec.ops.hash_collision import FREE, Eviction, hash_of, new_slots
 
 
 class HashState(NamedTuple):
@@ -47,7 +47,7 @@ def new_state(size: int, timed: bool, width: int, device: torch.device) -> HashS
     """
 
     def new(width: int, content: int, dtype: torch.dtype) -> Tensor:
-        return torch.full((size, width), content, dtype=dtype, device=device)
+        return new_slots(size * width, content, dtype, device).view(size, width)
 
     return HashState(
         new(1, FREE, torch.int64),

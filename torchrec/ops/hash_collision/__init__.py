@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchrec.ops._library import native
 from torchrec.ops.hash_collision import schema
 from torchrec.ops.hash_collision.reference import FREE, hash_of
 
@@ -26,6 +27,7 @@ __all__ = [
     "assign_slots",
     "find_slots",
     "hash_of",
+    "new_slots",
     "new_totals",
 ]
 
@@ -83,6 +85,27 @@ class Assigned(NamedTuple):
 
     slots: Tensor
     evicted: Tensor
+
+
+def new_slots(
+    count: int, content: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Return a number for each of some slots, in huge pages where the system has them: each access is a random one.
+
+    Args:
+        count: of slots.
+        content: the number: ``FREE`` for identities.
+        dtype: int64 for identities, int32 for metadata.
+        device: of the map. Default: the CPU.
+
+    Example:
+        >>> new_slots(3, FREE, torch.int64)
+        tensor([-1, -1, -1])
+    """
+    tensor = torch.empty(count, dtype=dtype, device=device)
+    if native is not None and tensor.device.type == "cpu":
+        native.advise_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+    return tensor.fill_(content)
 
 
 def new_totals(device: torch.device | str = "cpu") -> Tensor:
