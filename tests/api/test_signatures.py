@@ -116,9 +116,6 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         "FusedEmbeddingBagCollection.fused_optimizer is no method": _BOTH_WAYS,
         "FusedEmbeddingCollection.fused_optimizer is no method": _BOTH_WAYS,
     },
-    "torchrec.sparse.jagged_tensor": {
-        "JaggedTensorMeta is missing": "the sparse types are traced without a metaclass",
-    },
 }
 
 # Bases that say how a class is written, not what it can stand for.

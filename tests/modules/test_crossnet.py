@@ -371,3 +371,25 @@ class TestSeedExamples:
         dcn = make(self.num_layers)
         output = dcn(input)
         assert output.shape == (self.batch_size, self.in_features)
+
+
+@pytest.mark.parametrize(
+    ("experts", "order"),
+    [
+        (1, ["U_kernels.0", "V_kernels.0", "bias.0", "C_kernels.0"]),
+        (
+            2,
+            [
+                "U_kernels.0",
+                "V_kernels.0",
+                "bias.0",
+                "gates.0.weight",
+                "gates.1.weight",
+                "C_kernels.0",
+            ],
+        ),
+    ],
+)
+def test_parameters_of_a_mixture_come_in_the_order_of_the_api(experts, order) -> None:
+    net = LowRankMixtureCrossNet(4, 1, experts, 3)
+    assert [name for name, _ in net.named_parameters()] == order

@@ -326,8 +326,8 @@ class LowRankMixtureCrossNet(CrossLayers):
         shapes = {
             "U_kernels": (experts, 0, rank),
             "V_kernels": (experts, rank, 0),
-            "C_kernels": (experts, rank, rank),
             "bias": (0, 1),
+            "C_kernels": (experts, rank, rank),
         }
         super().__init__(in_features, num_layers, shapes, device, dtype)
         self.num_experts, self.low_rank = experts, rank
@@ -339,7 +339,11 @@ class LowRankMixtureCrossNet(CrossLayers):
         self._activation = activation
         if experts > 1:
             self._shapes["gates"] = (1, 0)
+            # In front of C_kernels: optimizers of PyTorch save state by the order of parameters, and this is the API's.
+            kernels = self.C_kernels
+            del self.C_kernels
             self.gates = nn.ModuleList(_Gate(weight) for weight in unsized(experts, device, dtype))
+            self.C_kernels = kernels
         if in_features is not None:
             self._materialize(in_features)
 

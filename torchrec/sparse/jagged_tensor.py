@@ -17,6 +17,9 @@ from torchrec.sparse._pytree import register as _register_pytrees
 
 _register_pytrees()
 
+JaggedTensorMeta = type(JaggedTensor)
+"""The metaclass of the sparse types, whose objects graphs of ``torch.fx`` can hold."""
+
 
 def _all_keys_used_once(keyed_tensors: list[KeyedTensor], groups: list[list[str]]) -> bool:
     """Say whether groups take every key, and each once: programs of the API ask for it under this name."""
@@ -29,6 +32,7 @@ __all__ = [
     "ComputeJTDictToKJT",
     "ComputeKJTToJTDict",
     "JaggedTensor",
+    "JaggedTensorMeta",
     "KeyedJaggedTensor",
     "KeyedTensor",
     "flatten_kjt_list",
