@@ -17,7 +17,7 @@ pytestmark = pytest.mark.once
 
 FROZEN = {
     "init": (
-        "data --columns --delimiter --drop --exclude --label --output,-o --overwrite --test --valid",
+        "data --columns --delimiter --drop --exclude --format --label --output,-o --overwrite --test --valid",
         "experiment.yaml",
     ),
     "train": ("experiment overrides --output,-o --resume", "--resume"),

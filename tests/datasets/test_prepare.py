@@ -175,3 +175,24 @@ def test_criteo_names_files_that_are_not_whole(tmp_path: Path, name: str, conten
     with pytest.raises(ValueError, match=rf"'.*{name}' should be whole and readable. Received: "):
         prepare_criteo([tmp_path / name], tmp_path / "criteo.parquet")
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_criteo_without_labels(tmp_path: Path, packed: bool) -> None:
+    raw, out = tmp_path / ("test.gz" if packed else "test.txt"), tmp_path / "criteo.parquet"
+    line = _line("1", {1: "-1"}, {26: "0a"})
+    content = (line[2:] + "\n").encode() * 3
+    raw.write_bytes(gzip.compress(content) if packed else content)
+    assert prepare_criteo([raw, raw], out) == 6
+    table = pq.read_table(out)
+    assert table.column_names == list(COLUMNS[1:])
+    assert table["int_1"].to_pylist() == [-1] * 6
+    assert table["cat_26"].to_pylist() == ["0a"] * 6
+    (tmp_path / "train.txt").write_text(line + "\n")
+    with pytest.raises(
+        ValueError, match=r"train.txt' should have 39 .* a line: 13 integers, 26 cat"
+    ):
+        prepare_criteo([raw, tmp_path / "train.txt"], out)
+    with pytest.raises(ValueError, match=r"test.*' should have 40 .* a line: a label, 13 integers"):
+        prepare_criteo([tmp_path / "train.txt", raw], out)
+    assert pq.read_metadata(out).num_rows == 6

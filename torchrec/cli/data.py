@@ -115,7 +115,7 @@ def criteo(
     """Make Parquet of the raw Criteo display advertising log.
 
     Its lines have no header: a label, 13 integers and 26 categories, separated by tabs. They become
-    the columns label, int_1 … int_13, cat_1 … cat_26.
+    the columns label, int_1 … int_13, cat_1 … cat_26; without a label, as in test.txt, all but that.
 
     $ torchrec data criteo train.txt -o criteo.parquet
     $ torchrec init criteo.parquet --label label

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,9 +33,10 @@ def prepare_criteo(inputs: Sequence[str | os.PathLike[str]], output: str | os.Pa
     Args:
         inputs: files of 40 tab-separated columns without a header (label, 13 integers, 26
             hexadecimal categories; empty where missing), such as ``train.txt`` of the 2014 challenge
-            or ``day_0.gz`` of the terabyte log. Joined in the order given.
-        output: the Parquet file: ``label``, ``int_1`` … ``int_13``, ``cat_1`` … ``cat_26``; a
-            missing value is null.
+            or ``day_0.gz`` of the terabyte log. Joined in the order given. Without the label, as in
+            ``test.txt``, where it is missing in the first line.
+        output: the Parquet file: ``label`` (if there is one), ``int_1`` … ``int_13``, ``cat_1`` …
+            ``cat_26``; a missing value is null.
 
     Returns:
         The number of rows.
@@ -52,32 +55,51 @@ def prepare_criteo(inputs: Sequence[str | os.PathLike[str]], output: str | os.Pa
         >>> row["label"], row["int_1"], row["int_2"], row["cat_1"], row["cat_2"]
         (1, 5, None, '68fd1e64', None)
     """
-    schema = pa.schema([(name, _TYPES[name]) for name in COLUMNS])
+    paths = [Path(path) for path in inputs]
+    names = COLUMNS[1:] if paths and _has_no_label(paths[0]) else COLUMNS
+    schema = pa.schema([(name, _TYPES[name]) for name in names])
     with ParquetWriter(output, schema) as file:
-        for path in map(Path, inputs):
+        for path in paths:
             for table in _regroup(_read(path, schema), schema):
                 file.write(table)
         return file.rows
 
 
+def _has_no_label(path: Path) -> bool:
+    """Tell whether the first line of a file has all columns but one."""
+    with _naming(path, len(COLUMNS)), pa.input_stream(path) as stream:
+        first = io.BufferedReader(stream).readline(_BLOCK_BYTES)
+    return first.count(b"\t") + 1 == len(COLUMNS) - 1
+
+
 def _read(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
-    if not path.is_file():
-        raise ValueError(f"'{path}' should be a file of the raw Criteo log. Received no such file.")
-    try:
-        with csv.open_csv(
+    with (
+        _naming(path, len(schema)),
+        csv.open_csv(
             path,
-            read_options=csv.ReadOptions(column_names=COLUMNS, block_size=_BLOCK_BYTES),
+            read_options=csv.ReadOptions(column_names=schema.names, block_size=_BLOCK_BYTES),
             parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
             convert_options=csv.ConvertOptions(
-                column_types=_TYPES, null_values=[""], strings_can_be_null=True
+                column_types=schema, null_values=[""], strings_can_be_null=True
             ),
-        ) as reader:
-            for batch in reader:
-                yield pa.Table.from_batches([batch], schema)
+        ) as reader,
+    ):
+        for batch in reader:
+            yield pa.Table.from_batches([batch], schema)
+
+
+@contextmanager
+def _naming(path: Path, columns: int) -> Iterator[None]:
+    """Name the file in errors of what is done inside."""
+    if not path.is_file():
+        raise ValueError(f"'{path}' should be a file of the raw Criteo log. Received no such file.")
+    label = "a label, " if columns == len(COLUMNS) else ""
+    try:
+        yield
     except pa.ArrowInvalid as error:
         reason = str(error).split("\n")[0]
         raise ValueError(
-            f"'{path}' should have 40 tab-separated columns a line: a label, 13 integers, "
+            f"'{path}' should have {columns} tab-separated columns a line: {label}13 integers, "
             f"26 categories. Received: {reason}"
         ) from error
     except OSError as error:
