@@ -388,6 +388,20 @@ def test_optimizer_state_of_a_step_to_start_with() -> None:
     assert first(ebc) == pytest.approx(-0.1 * mean / square**0.5, rel=1e-4)
 
 
+@pytest.mark.parametrize("odd", [None, (1, 2), "x", [1.0], torch.ones(2)], ids=repr)
+def test_rates_and_steps_that_are_no_numbers_are_named(odd) -> None:
+    ebc = collection(**SGD)
+    optimizer = ebc.fused_optimizer
+    with pytest.raises(TypeError, match=r"`lr` should be a number. Received"):
+        optimizer.param_groups[0]["lr"] = odd
+    with pytest.raises(TypeError, match=r"`step` should be an integer. Received"):
+        optimizer.set_optimizer_step(odd)
+    with pytest.raises(ValueError, match=r"`step` should be at least 0. Received -1"):
+        optimizer.set_optimizer_step(-1)
+    backward(ebc)
+    assert first(ebc) == -1.0
+
+
 # ---- several processes
 
 

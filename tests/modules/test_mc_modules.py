@@ -627,8 +627,6 @@ def test_collections_check_their_tables():
         ManagedCollisionCollection({"t": make(), "u": make(4, mch_size=3)}, tables)
     with pytest.raises(ValueError, match="table 't' should be at least 6"):
         ManagedCollisionCollection({"t": make(4, output_global_offset=2), "u": make()}, tables)
-    with pytest.raises(ValueError, match="Feature 'a' of tables 't' and 'v' should have one map"):
-        ManagedCollisionCollection({"t": make(), "v": make()}, [config("t", "a"), config("v", "a")])
     roomy = ManagedCollisionCollection({"t": make(3), "u": make()}, tables)
     with pytest.raises(ValueError, match="`features` should have the key 'b' of table 'u'"):
         roomy(KeyedJaggedTensor.from_lists({"a": [[1]]}))

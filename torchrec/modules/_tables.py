@@ -134,7 +134,6 @@ class Tables:
         self.configs = list(configs)
         self._parameters = [parameters_by_name(module) for module in modules]
         self.names = [f"{prefix}.{config.name}.weight" for config in configs]
-        self.features = [f for config in configs for f in config.feature_names]
         self.embedding_names = [n for names in embedding_names_by_table(configs) for n in names]
         self.dims = [c.embedding_dim for c in configs for _ in c.feature_names]
         self.counts_ids = any(
@@ -363,12 +362,14 @@ class Tables:
             if isinstance(config, EmbeddingBagConfig):
                 pooling = _POOLING[config.pooling]
             for feature in config.feature_names:
-                if feature not in position:
+                # A map of ids gives the rows of this table alone under the name of its output.
+                key = feature if feature in position else f"{feature}@{config.name}"
+                if key not in position:
                     raise ValueError(
                         f"`features` should have the key '{feature}' of table '{config.name}'. "
                         f"Received keys {list(keys)}."
                     )
-                slots.append(SlotSpec(feature, t, position[feature], pooling, column))
+                slots.append(SlotSpec(feature, t, position[key], pooling, column))
                 column += config.embedding_dim
         tables = [self._table_spec(t, trained) for t, trained in enumerate(requires_grad)]
         return LookupSpec(tables, slots, len(keys), column)

@@ -396,15 +396,19 @@ class EmbeddingCollection(
         try:
             outputs, out_of_range = lookup_sequences(weights, spec, ids, self._dtype(), groups)
         except IdOutOfRangeError as error:
-            raise _with_sample(error, features[error.feature].lengths()) from None
+            names = [table.name for table in self._embedding_configs]
+            asked = error.feature, names.index(error.table)
+            (key,) = {slot.key for slot in spec.slots if (slot.feature, slot.table) == asked}
+            lengths = features[features.keys()[key]].lengths()
+            raise _with_sample(error, lengths) from None
         if self._tables.counts_ids:
             self._count(out_of_range)
-        inputs = features.to_dict()
+        inputs, keys = features.to_dict(), features.keys()
         result = {}
-        for name, feature, output in zip(
-            self._tables.embedding_names, self._tables.features, outputs, strict=True
+        for name, slot, output in zip(
+            self._tables.embedding_names, spec.slots, outputs, strict=True
         ):
-            mine = inputs[feature]
+            mine = inputs[keys[slot.key]]
             indices = mine.values() if self._need_indices else None
             result[name] = JaggedTensor(output, weights=indices, lengths=mine.lengths())
         return result

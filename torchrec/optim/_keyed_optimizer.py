@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchrec.checks import require_integer
 from torchrec.optim._state_dict import check_owned, load, name_groups, name_states
 
 # Under these an update by zero gradients changes neither weights nor, beyond creating it, state.
@@ -199,6 +200,7 @@ class KeyedOptimizer(torch.optim.Optimizer):
         Args:
             step: how many updates to assume to have been done.
         """
+        require_integer(step, "`step`", least=0)
         for state in self.state.values():
             _set_step(state, step)
 

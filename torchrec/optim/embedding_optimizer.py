@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchrec.checks import require_integer
 from torchrec.optim.fused import FusedOptimizer
 from torchrec.optim.table_update import TableUpdate
 
@@ -103,6 +104,7 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
         Args:
             step: how many updates to assume to have been done.
         """
+        require_integer(step, "`step`", least=0)
         for update in self._updates:
             update.step.fill_(step)
 

@@ -475,7 +475,10 @@ class TableUpdate(Owner):
 
 def _rate(value: Any) -> float:
     """Return a learning rate as a number, if it is one that an update can mean."""
-    rate = float(value)
+    try:
+        rate = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"`lr` should be a number. Received {value!r}.") from None
     return rate if 0.0 <= rate < math.inf else Hyper(lr=rate).lr  # which says what is wrong
 
 

@@ -81,8 +81,9 @@ class _Group(NamedTuple):
 class ManagedCollisionCollection(nn.Module, LeafModule):
     """Maps the ids of each table's features to rows of the table.
 
-    Tables whose features come from the same ids may share a map: give both the same module. A
-    feature that is looked up in several tables needs that.
+    Tables whose features come from the same ids may share a map: give both the same module. Where
+    the tables of one feature have maps of their own, its rows differ from table to table: they come
+    under the keys ``feature@table``, in the order of the tables.
 
     Args:
         managed_collision_modules: table -> its map; None for a table whose ids are rows already.
@@ -91,8 +92,8 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
             is refused for a map that would do so.
 
     Raises:
-        ValueError: for a table without a map, or with fewer rows than its map, for a feature with
-            two maps, or for ids that should not be preprocessed and would be.
+        ValueError: for a table without a map, or with fewer rows than its map, or for ids that
+            should not be preprocessed and would be.
         TypeError: for a map that is none.
 
     Example:
@@ -128,16 +129,8 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
                 _check_leaves_ids(config.name, maps[config.name])
         present = {table: module for table, module in maps.items() if module is not None}
         self._managed_collision_modules = nn.ModuleDict(present)
-        owner: dict[str, tuple[str, object]] = {}
-        for config in self._embedding_configs:
-            for feature in config.feature_names:
-                table, module = owner.setdefault(feature, (config.name, maps[config.name]))
-                if module is not maps[config.name]:
-                    raise ValueError(
-                        f"Feature '{feature}' of tables '{table}' and '{config.name}' should have one "
-                        "map: give both tables the same module. Received two."
-                    )
         self._groups = self._group()
+        self._split = self._find_split()
 
     def _group(self) -> list[_Group]:
         """Return each map once, with the tables that have it and the features of all of these."""
@@ -149,6 +142,19 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
                 group.tables.append(config.name)
                 group.keys.extend(n for n in config.feature_names if n not in group.keys)
         return list(groups.values())
+
+    def _find_split(self) -> dict[str, list[tuple[str, int | None]]]:
+        """Return the features whose tables do not share a map: for each table the key, and the number of its group."""
+        group_of = {t: g for g, group in enumerate(self._groups) for t in group.tables}
+        tables: dict[str, list[str]] = {}
+        for config in self._embedding_configs:
+            for feature in config.feature_names:
+                tables.setdefault(feature, []).append(config.name)
+        return {
+            feature: [(f"{feature}@{table}", group_of.get(table)) for table in names]
+            for feature, names in tables.items()
+            if len({group_of.get(table) for table in names}) > 1
+        }
 
     def maps(self) -> dict[str, ManagedCollisionModule]:
         """Return the map of each table that has one."""
@@ -172,7 +178,8 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
             mutate_miss_lengths: for maps that leave ids out: whether their lengths become 0.
 
         Returns:
-            The same features, with rows in place of ids.
+            The same features, with rows in place of ids; ``feature@table`` in the place of a feature
+            whose tables do not share a map.
 
         Raises:
             ValueError: for a feature that is missing.
@@ -260,16 +267,49 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
                         f"`features` should have the key '{key}' of table '{group.tables[0]}'. "
                         f"Received keys {features.keys()}."
                     )
+        rows_by_group: list[_IdsByKey] = []
         missing: set[str] = set()
         for tables, keys in self._groups:
             module: ManagedCollisionModule = self._managed_collision_modules[tables[0]]  # type: ignore[assignment]
             rows = rows_of(module, {key: values[key] for key in keys}, tables)
-            values.update(zip(keys, rows, strict=True))
+            rows_by_group.append(dict(zip(keys, rows, strict=True)))
             if drops_missing and module.disable_fallback:
                 missing.update(keys)
-        parts = tuple(values.values())
-        mapped = features.with_values(parts[0] if len(parts) == 1 else torch.cat(parts))
+                missing.update(f"{key}@{table}" for key in keys for table in tables)
+        for of_group in rows_by_group:
+            values.update((key, rows) for key, rows in of_group.items() if key not in self._split)
+        if self._split:
+            mapped = self._with_rows_of_tables(features, values, rows_by_group)
+        else:
+            parts = tuple(values.values())
+            mapped = features.with_values(parts[0] if len(parts) == 1 else torch.cat(parts))
         return _without_missing(mapped, missing) if missing else mapped
+
+    def _with_rows_of_tables(
+        self, features: KeyedJaggedTensor, values: _IdsByKey, rows_by_group: list[_IdsByKey]
+    ) -> KeyedJaggedTensor:
+        """Return the features with values, and with a key for each table that maps a feature its own way."""
+        order: list[int] = []
+        parts: _IdsByKey = {}
+        for position, (key, ids) in enumerate(values.items()):
+            for name, group in self._split.get(key, [(key, None)]):
+                order.append(position)
+                parts[name] = ids if group is None else rows_by_group[group][key]
+        bags = features.permute(order)
+        inverse = bags.inverse_indices_or_none()
+        if inverse is not None:
+            row = {key: r for r, key in enumerate(inverse[0])}
+            keys = bags.keys()
+            inverse = list(parts), inverse[1][[row[key] for key in keys]]
+        return KeyedJaggedTensor(
+            list(parts),
+            torch.cat(list(parts.values())),
+            bags.weights_or_none(),
+            bags.lengths(),
+            stride=bags.stride(),
+            stride_per_key_per_rank=bags.stride_per_key_per_rank() or None,
+            inverse_indices=inverse,
+        )
 
     def evict(self) -> dict[str, Tensor | None]:
         """Return, for each table, the rows that changed hands since the last call; None: no eviction.
