@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchrec.ops._library import native
+from torchrec.ops import _library
 from torchrec.ops.hash_collision import schema
 from torchrec.ops.hash_collision.reference import FREE, hash_of
 
@@ -103,8 +103,9 @@ def new_slots(
         tensor([-1, -1, -1])
     """
     tensor = torch.empty(count, dtype=dtype, device=device)
-    if native is not None and tensor.device.type == "cpu":
-        native.advise_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+    library = _library.native
+    if library is not None and tensor.device.type == "cpu":
+        library.advise_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size())
     return tensor.fill_(content)
 
 
