@@ -322,3 +322,35 @@ def test_compiled_models_with_fused_tables_are_refused(run_ranks) -> None:
     for result in run_ranks(COMPILED):
         assert set(result) == {"inside", "outside"}
         assert all("Table 'u' should have no `lr`, so that" in said for said in result.values())
+
+
+ORDINARY = (
+    SCRIPT
+    + """
+model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+apply_optimizer_in_backward(torch.optim.SGD, model[0].parameters(), {"lr": 0.1})
+around = DistributedDataParallel(model)
+try:
+    around(torch.ones(1, 2) * (rank + 1)).sum().backward()
+except RuntimeError as error:
+    result["inside"] = str(error)
+del around
+model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+for param in model.parameters():
+    nn.init.ones_(param)
+apply_optimizer_in_backward(torch.optim.SGD, [model[0].bias], {"lr": 0.1})
+DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["0.bias"])
+around = DistributedDataParallel(model)
+around(torch.ones(1, 2) * (rank + 1)).sum().backward()
+result["left out"] = model[0].bias.tolist(), model[0].weight.grad[0].tolist()
+"""
+)
+
+
+def test_ordinary_parameters_that_the_backward_pass_updates_are_refused(run_ranks) -> None:
+    for result in run_ranks(ORDINARY):
+        assert "should have no optimizer in the backward pass, or be left" in result["inside"]
+        assert result["inside"].startswith("A parameter of shape (2")
+        bias, grad = result["left out"]
+        assert bias == pytest.approx([0.9, 0.9])
+        assert grad == [1.5, 1.5]  # the mean of the ranks

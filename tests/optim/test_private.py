@@ -112,3 +112,18 @@ def test_a_parameter_that_takes_the_place_of_one_that_torch_updates(frozen):
     assert (type(sgd), type(adam)) == (torch.optim.SGD, torch.optim.Adam)
     assert [o.param_groups[0]["params"][0] is param for o in (sgd, adam)] == [True, True]
     assert param.requires_grad is not frozen
+
+
+def test_parameters_whose_gradients_ranks_add_up(tmp_path):
+    """One rank alone adds nothing up; several do, see the tests of these."""
+    layer = nn.Linear(1, 1)
+    assert _private.reduced_by_ddp(-2) == frozenset()
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        around = nn.parallel.DistributedDataParallel(layer)
+        assert around.process_group.size() == 1
+        assert set(around._module_parameters) == set(layer.parameters())
+        assert _private.reduced_by_ddp(-3) == frozenset()
+    finally:
+        torch.distributed.destroy_process_group()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,6 +17,29 @@ backward_pass_number: Callable[[], int] = torch._C._current_graph_task_id
 at_end_of_backward_pass: Callable[[Callable[[], None]], None] = (
     torch.autograd.Variable._execution_engine.queue_callback
 )
+
+
+@lru_cache(maxsize=1)
+def reduced_by_ddp(backward_pass: int) -> frozenset[int]:
+    """Return the ids of all parameters whose gradients a `DistributedDataParallel` adds up over several ranks.
+
+    A parameter does not tell, and there is no list of these modules: all objects are looked through, which takes some
+    hundredths of a second.
+
+    Args:
+        backward_pass: number of the pass under way; in one of them they are looked for once.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return frozenset()
+    # By type: the attributes of others' objects are not for us to touch.
+    kind = torch.nn.parallel.DistributedDataParallel
+    found = [module for module in gc.get_objects() if issubclass(type(module), kind)]
+    return frozenset(
+        id(param)
+        for module in found
+        if module.process_group.size() > 1
+        for param in module._module_parameters
+    )
 
 
 def row_gradients(grad: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrec.optim._private import reduced_by_ddp
 from torchrec.optim.backward_pass import backward_pass_number
 from torchrec.optim.fusable import optimizer_class_of
 from torchrec.optim.owners import Owner, UpdateTime, owner_of, set_owner
@@ -54,6 +55,9 @@ def apply_optimizer_in_backward(
         TypeError: if the optimizer does not take an argument.
 
         Then no parameter has been changed.
+
+        RuntimeError: in the first backward pass, if a `DistributedDataParallel` of several ranks has
+            the parameter.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -115,6 +119,7 @@ class _Stepper(Owner):
         self._optimizer: torch.optim.Optimizer | None = None
         self._applied: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None
         self._updated: UpdateTime | None = None
+        self._checked = False
 
     @property
     def in_backward(self) -> bool:
@@ -156,7 +161,22 @@ class _Stepper(Owner):
     def before_step(self, optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> None:
         """Do nothing: the backward pass has left no gradient to step with."""
 
+    def _check_not_reduced(self) -> None:
+        """Refuse `DistributedDataParallel` around the parameter: ranks would drift apart.
+
+        It is asked once, in the first pass: before, the parameter may not be where it is trained.
+        """
+        self._checked = True
+        if id(self._param) in reduced_by_ddp(backward_pass_number()):
+            raise RuntimeError(
+                f"{self.description} should have no optimizer in the backward pass, or be left out of "
+                "DistributedDataParallel: each rank updates it by itself, with the gradient of that "
+                "rank alone."
+            )
+
     def _step(self, param: Tensor) -> None:
+        if not self._checked:
+            self._check_not_reduced()
         if self._optimizer is not None:
             self._optimizer.step()
         self._updated = scaled_steps.now(backward_pass_number())
