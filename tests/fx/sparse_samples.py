@@ -65,6 +65,7 @@ from torchrec.modules.object_pool_lookups import (
 )
 from torchrec.modules.regroup import KTRegroupAsDict, PermuteMultiEmbedding
 from torchrec.modules.tensor_pool import TensorPool
+from torchrec.sparse.jagged_tensor import ComputeJTDictToKJT, ComputeKJTToJTDict
 
 D, DENSE, ROWS, LONGEST = 4, 7, 50, 3
 KEYS = ["f1", "f2", "f3"]
@@ -225,6 +226,8 @@ def positions() -> feature_processor_.PositionWeightedModuleCollection:
 
 
 SPARSE = {
+    "ComputeKJTToJTDict": Sample(ComputeKJTToJTDict, features),
+    "ComputeJTDictToKJT": Sample(ComputeJTDictToKJT, by_key),
     "EmbeddingBagCollection": Sample(bags, features),
     "EmbeddingBagCollection, fused and plain": Sample(lambda: bags(**FUSED), features),
     "EmbeddingBagCollection, weighted": Sample(lambda: bags(True), weighted_features),

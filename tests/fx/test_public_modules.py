@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import torchrec.fx
-import torchrec.models
-import torchrec.modules
 from tests.fx.dense_samples import DENSE, Sample
 from tests.fx.sparse_samples import CLOCKS, SPARSE
 from torchrec.modules.mc_modules import ManagedCollisionModule
@@ -42,20 +40,19 @@ each_tracer = pytest.mark.parametrize(
 
 def public_modules() -> Iterator[type[nn.Module]]:
     """Yield the classes of modules in public files that can be called."""
-    for package in (torchrec.modules, torchrec.models):
-        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if any(part.startswith("_") for part in found.name.split(".")):
-                continue
-            for name, cls in vars(importlib.import_module(found.name)).items():
-                if (
-                    inspect.isclass(cls)
-                    and issubclass(cls, nn.Module)
-                    and cls.__module__ == found.name
-                    and not name.startswith("_")
-                    and not inspect.isabstract(cls)
-                    and cls.forward is not nn.Module.forward
-                ):
-                    yield cls
+    for found in pkgutil.walk_packages(torchrec.__path__, "torchrec."):
+        if any(part.startswith("_") for part in found.name.split(".")):
+            continue
+        for name, cls in vars(importlib.import_module(found.name)).items():
+            if (
+                inspect.isclass(cls)
+                and issubclass(cls, nn.Module)
+                and cls.__module__ == found.name
+                and not name.startswith("_")
+                and not inspect.isabstract(cls)
+                and cls.forward is not nn.Module.forward
+            ):
+                yield cls
 
 
 def test_every_public_module_is_here() -> None:

@@ -16,6 +16,9 @@ import torchrec.fx
 from tests.fx.sparse_samples import FUSED, KEYS, LONGEST, ROWS, D, bags, ids, one_feature
 from torchrec import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 from torchrec.models.dlrm import DLRM
+from torchrec.modules.embedding_modules import process_pooled_embeddings, reorder_inverse_indices
+from torchrec.modules.feature_processor import offsets_to_range_traceble
+from torchrec.sparse.jagged_tensor import permute_multi_embedding, regroup_kts
 
 each_tracer = pytest.mark.parametrize(
     "trace", [torch.fx.symbolic_trace, torchrec.fx.symbolic_trace], ids=["torch", "torchrec"]
@@ -154,6 +157,16 @@ def test_numbers_and_names_may_be_traced() -> None:
     )
     assert_made(lambda k: KeyedTensor(k, [1, 2], matrix), ["a", "b"])
     assert_made(lambda n: KeyedTensor(["a", "b"], [1, n], matrix), 2)
+
+
+def test_functions_of_the_api() -> None:
+    matrix, inverse = torch.ones(2, 3), torch.tensor([[0, 1, 1], [0, 0, 0]])
+    assert_made(lambda i: reorder_inverse_indices(i, ["b", "a"]), (["a", "b"], inverse))
+    assert_made(lambda x, i: process_pooled_embeddings([x, x * 2], i), matrix, inverse)
+    assert_made(lambda o, v: offsets_to_range_traceble(o, v), torch.tensor([0, 2, 3]), matrix.T)
+    kt = KeyedTensor(["a", "b"], [1, 2], matrix)
+    assert_made(lambda x: regroup_kts([x], [["b"], ["a"]]), kt)
+    assert_made(lambda x: permute_multi_embedding([x], [["b"], ["a"]]), kt)
 
 
 def test_inverse_indices_may_be_traced() -> None:

@@ -75,6 +75,12 @@ def reorder_inverse_indices(
         >>> reorder_inverse_indices((["a", "b"], torch.tensor([[0, 1], [0, 0]])), ["b", "a"]).tolist()
         [[0, 0], [0, 1]]
     """
+    return _reorder_inverse_indices(inverse_indices, feature_names)
+
+
+def _reorder_inverse_indices(
+    inverse_indices: tuple[list[str], Tensor] | None, feature_names: list[str]
+) -> Tensor:
     if inverse_indices is None:
         return torch.empty(0)
     if not (isinstance(inverse_indices, tuple) and len(inverse_indices) == 2):
@@ -95,6 +101,9 @@ def reorder_inverse_indices(
     return indices[[position[feature] for feature in feature_names]]
 
 
+torch.fx.wrap("_reorder_inverse_indices")  # tracers record the call
+
+
 def process_pooled_embeddings(pooled_embeddings: list[Tensor], inverse_indices: Tensor) -> Tensor:
     """Bring features with batches of their own to the full batch, side by side.
 
@@ -110,6 +119,10 @@ def process_pooled_embeddings(pooled_embeddings: list[Tensor], inverse_indices: 
         >>> process_pooled_embeddings(pooled, torch.tensor([[0, 1, 1], [0, 0, 0]])).tolist()
         [[1.0, 3.0, 4.0], [2.0, 3.0, 4.0], [2.0, 3.0, 4.0]]
     """
+    return _process_pooled_embeddings(pooled_embeddings, inverse_indices)
+
+
+def _process_pooled_embeddings(pooled_embeddings: list[Tensor], inverse_indices: Tensor) -> Tensor:
     require_list(pooled_embeddings, "`pooled_embeddings`", Tensor)
     require_type(inverse_indices, "`inverse_indices`", Tensor)
     if inverse_indices.dim() == 0 or (
@@ -128,6 +141,9 @@ def process_pooled_embeddings(pooled_embeddings: list[Tensor], inverse_indices: 
         pairs = zip(pooled_embeddings, inverse_indices, strict=True)
         pooled_embeddings = [pooled.index_select(0, rows) for pooled, rows in pairs]
     return torch.cat(pooled_embeddings, dim=1)
+
+
+torch.fx.wrap("_process_pooled_embeddings")  # tracers record the call
 
 
 class EmbeddingBagCollectionInterface(nn.Module, abc.ABC):

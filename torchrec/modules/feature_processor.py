@@ -208,6 +208,9 @@ def offsets_to_range_traceble(offsets: Tensor, values: Tensor) -> Tensor:
     return positions(offsets, values.size(0))
 
 
+torch.fx.wrap("positions")  # tracers record the call
+
+
 def position_weighted_module_update_features(
     features: dict[str, JaggedTensor], weighted_features: dict[str, JaggedTensor]
 ) -> dict[str, JaggedTensor]:

@@ -194,7 +194,7 @@ class KeyedTensor(Recordable, Pipelineable):
         Raises:
             ValueError: not one name a group.
         """
-        return regroup_kts_as_dict(keyed_tensors, groups, keys)
+        return _regroup_kts_as_dict(keyed_tensors, groups, keys)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> KeyedTensor:
         """Return this keyed tensor on ``device``; itself if it is there.
@@ -311,6 +311,10 @@ def _check_groups(groups: list[list[str]]) -> None:
 
 def regroup_kts(keyed_tensors: list[KeyedTensor], groups: list[list[str]]) -> list[Tensor]:
     """Join the tensors of each group of keys; see ``KeyedTensor.regroup``."""
+    return _regroup_kts(keyed_tensors, groups)
+
+
+def _regroup_kts(keyed_tensors: list[KeyedTensor], groups: list[list[str]]) -> list[Tensor]:
     _require_keyed_tensors(keyed_tensors)
     keyed_tensors = [kt for kt in keyed_tensors if kt._keys] or keyed_tensors[:1]
     try:
@@ -356,7 +360,7 @@ def _require_keyed_tensors(keyed_tensors: list[KeyedTensor]) -> None:
         raise ValueError("`keyed_tensors` should hold at least one KeyedTensor. Received none.")
 
 
-def regroup_kts_as_dict(
+def _regroup_kts_as_dict(
     keyed_tensors: list[KeyedTensor], groups: list[list[str]], keys: list[str]
 ) -> dict[str, Tensor]:
     """Join the tensors of each group of keys, and name them; see ``KeyedTensor.regroup_as_dict``."""
@@ -412,6 +416,6 @@ def make_keyed_tensor(
     return kt
 
 
-for _name in ("_from_tensor_list", "regroup_kts", "regroup_kts_as_dict"):
+for _name in ("_from_tensor_list", "_regroup_kts", "_regroup_kts_as_dict"):
     torch.fx.wrap(_name)  # tracers record calls of these
 KeyedTensor.__module__ = "torchrec.sparse.jagged_tensor"
