@@ -565,6 +565,30 @@ def test_tracing(name, how):
             "`permute` should be a one-dimensional int32 or int64 tensor",
         ),
         (
+            lambda: ops.invert_permute(T([0, 0])),
+            ValueError,
+            r"`permute` should hold each position in \[0, 2\) once\. Received \[0, 0\]",
+        ),
+        (
+            lambda: ops.keyed_jagged_index_select_dim1(
+                T([1, 2]), T([1, 1]), T([0, 1, 2]), T([1]), 1
+            ),
+            IndexError,
+            r"`indices` should be in \[0, 1\)\. Received 1",
+        ),
+        (
+            lambda: ops.jagged_slice(T([1, 2]), T([1, 1]), T([0, -1]), 1),
+            ValueError,
+            "`start` should not be negative. Received -1",
+        ),
+        (
+            lambda: ops.batched_dense_vec_jagged_2d_mul(
+                torch.ones(3, 1), torch.ones(2, 2), T([0, 1, 2])
+            ),
+            ValueError,
+            "`v` should have as many rows for each of the 2 bags. Received 3",
+        ),
+        (
             lambda: ops.block_bucketize_sparse_features(T([1]), T([1]), False, False, T([1]), 0),
             ValueError,
             "`my_size` should be at least 1. Received 0",
@@ -611,3 +635,33 @@ def test_every_operator_is_tested():
     assert [
         name for name in stems if name not in tested and not name.startswith("asynchronous")
     ] == []
+
+
+class Batches(torch.nn.Module):
+    """Calls operators on what varies by batch."""
+
+    def forward(self, values: Tensor, lengths: Tensor, dense: Tensor) -> tuple[Tensor, ...]:
+        offsets = ops.asynchronous_complete_cumsum(lengths)
+        padded = ops.jagged_to_padded_dense(values, [offsets], [3], 0.0)
+        added, _ = ops.jagged_dense_elementwise_add_jagged_output(values, [offsets], dense)
+        shared = ops.block_bucketize_sparse_features(
+            lengths, values[:, 0].long().abs(), False, True, T([2]), 2
+        )
+        return padded, added, shared[0], shared[1], shared[4]
+
+
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
+)
+def test_exported_for_any_batch():
+    def batch(lengths: list[int]) -> tuple[Tensor, ...]:
+        return torch.randn(sum(lengths), 2), T(lengths), torch.randn(len(lengths), 4, 2)
+
+    bags, rows = torch.export.Dim("bags"), torch.export.Dim("rows")
+    exported = torch.export.export(
+        Batches(), batch([2, 0, 4]), dynamic_shapes=({0: rows}, {0: bags}, {0: bags})
+    ).module()
+    for lengths in ([2, 0, 4], [1, 5], [3, 1, 0, 2, 2]):
+        inputs = batch(lengths)
+        for found, right in zip(exported(*inputs), Batches()(*inputs), strict=True):
+            torch.testing.assert_close(found, right)

@@ -201,6 +201,10 @@ def multiply_bags_by_dense(
 def multiply_vectors_by_bags(v: Tensor, a_values: Tensor, a_offsets: Tensor) -> Tensor:
     """Sum the vectors of each bag, times the numbers of a row; several rows take a part of the columns each."""
     bags = a_offsets.size(0) - 1
+    if v.size(0) % max(bags, 1):
+        raise ValueError(
+            f"`v` should have as many rows for each of the {bags} bags. Received {v.size(0)}."
+        )
     heads = v.size(0) // max(bags, 1)
     padded = pad_jagged(a_values, [a_offsets], [v.size(1)])
     parts = padded.unflatten(2, (heads, -1)).transpose(1, 2)
@@ -219,6 +223,8 @@ def slice_jagged(
     x_values: Tensor, x_lengths: Tensor, start: Tensor, slice_length: int
 ) -> tuple[Tensor, Tensor]:
     """Take up to ``slice_length`` values of each bag, from its position ``start`` on."""
+    if is_readable(start) and bool((start < 0).any()):
+        raise ValueError(f"`start` should not be negative. Received {int(start.min())}.")
     lengths = (x_lengths - start).clamp(min=0, max=slice_length)
     total = int(lengths.sum())
     first = lengths_to_offsets(x_lengths)[:-1] + start - lengths_to_offsets(lengths)[:-1]

@@ -30,13 +30,13 @@ def _require_positions(permute: Tensor) -> None:
         )
 
 
-def _require_within(permute: Tensor, count: int) -> None:
+def _require_within(positions: Tensor, count: int, name: str = "permute") -> None:
     """Check positions where they can be looked at; elsewhere the operators below do, in their words."""
-    if is_readable(permute) and permute.numel():
-        least, most = int(permute.min()), int(permute.max())
+    if is_readable(positions) and positions.numel():
+        least, most = int(positions.min()), int(positions.max())
         if least < 0 or most >= count:
             raise IndexError(
-                f"`permute` should be in [0, {count}). Received {least if least < 0 else most}."
+                f"`{name}` should be in [0, {count}). Received {least if least < 0 else most}."
             )
 
 
@@ -96,6 +96,7 @@ def select_samples(
     selected_lengths_sum: int | None = None,
 ) -> list[Tensor]:
     """Take samples by position from every key of a batch; ``offsets`` are those of the lengths, and not read."""
+    _require_within(indices, batch_size, "indices")
     keys = lengths.size(0) // max(batch_size, 1)
     first = torch.arange(keys, device=indices.device) * batch_size
     bags = (first[:, None] + indices.long()).flatten()
@@ -122,8 +123,14 @@ def expand_permutation(
 def invert_permutation(permute: Tensor) -> Tensor:
     """Return where each position went."""
     _require_positions(permute)
-    positions = torch.arange(permute.size(0), dtype=permute.dtype, device=permute.device)
-    return torch.empty_like(permute).scatter(0, permute.long(), positions)
+    inverse = permute.argsort()
+    if is_readable(permute) and not torch.equal(
+        permute[inverse].long(), torch.arange(permute.size(0), device=permute.device)
+    ):
+        raise ValueError(
+            f"`permute` should hold each position in [0, {permute.size(0)}) once. Received {permute.tolist()}."
+        )
+    return inverse.to(permute.dtype)
 
 
 def positions_in_bags(offsets: Tensor, range_size: int) -> Tensor:
