@@ -15,6 +15,8 @@ from torchrec.modules.embedding_configs import (
     EmbeddingConfig,
 )
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.hash_mc_evictions import HashZchEvictionConfig, HashZchEvictionPolicyName
+from torchrec.modules.hash_mc_modules import HashZchManagedCollisionModule
 from torchrec.modules.mc_embedding_modules import (
     ManagedCollisionEmbeddingBagCollection,
     ManagedCollisionEmbeddingCollection,
@@ -22,6 +24,7 @@ from torchrec.modules.mc_embedding_modules import (
 from torchrec.modules.mc_modules import (
     DistanceLFU_EvictionPolicy,
     ManagedCollisionCollection,
+    ManagedCollisionModule,
     MCHManagedCollisionModule,
 )
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
@@ -35,14 +38,11 @@ def _maps(
     device: torch.device | str,
     eviction_interval: int,
     zch_method: str,
+    num_buckets: int | None,
+    max_probe: int | None,
 ) -> ManagedCollisionCollection:
-    if zch_method not in ("", "sort_zch"):
-        raise ValueError(
-            "`zch_method` should be 'sort_zch', or '' for the same. "
-            f"Received '{zch_method}' for tables {[table.name for table in tables]}."
-        )
-    modules = {
-        table.name: MCHManagedCollisionModule(
+    def counted(table: BaseEmbeddingConfig) -> ManagedCollisionModule:
+        return MCHManagedCollisionModule(
             table.num_embeddings,
             device,
             DistanceLFU_EvictionPolicy(),
@@ -50,26 +50,52 @@ def _maps(
             input_hash_size,
             name=table.name,
         )
-        for table in tables
-    }
-    return ManagedCollisionCollection(modules, tables)
+
+    def hashed(table: BaseEmbeddingConfig) -> ManagedCollisionModule:
+        return HashZchManagedCollisionModule(
+            table.num_embeddings,
+            device,
+            num_buckets or 1,
+            max_probe or table.num_embeddings,
+            input_hash_size,
+            name=table.name,
+            eviction_policy_name=HashZchEvictionPolicyName.SINGLE_TTL_EVICTION,
+            eviction_config=HashZchEvictionConfig(list(table.feature_names), single_ttl=1),
+        )
+
+    methods = {"": counted, "sort_zch": counted, "mpzch": hashed}
+    if zch_method not in methods:
+        raise ValueError(
+            "`zch_method` should be 'sort_zch', '' for the same, or 'mpzch'. "
+            f"Received '{zch_method}' for tables {[table.name for table in tables]}."
+        )
+    if zch_method == "mpzch" and eviction_interval != 1:
+        raise ValueError(
+            "`eviction_interval` should be 1 for 'mpzch', which gives and takes rows in each batch. "
+            f"Received {eviction_interval}."
+        )
+    return ManagedCollisionCollection(
+        {table.name: methods[zch_method](table) for table in tables}, tables
+    )
 
 
 class McEmbeddingCollectionAdapter(nn.Module, LeafModule):
     """An `EmbeddingCollection` for ids without bounds, from the configurations of its tables.
 
-    Each table has a map of as many rows as it has itself, with a `DistanceLFU_EvictionPolicy`.
+    Each table has a map of as many rows as it has itself: with a `DistanceLFU_EvictionPolicy`, or
+    by multi-probe hashing, where ids lose their rows once they have not come for an hour.
 
     Args:
         tables: the tables.
         input_hash_size: range of the ids.
         device: of maps and tables.
         world_size: without effect: rows need not divide by the number of ranks.
-        eviction_interval: training batches from one eviction to the next. Default 1.
+        eviction_interval: training batches from one eviction to the next. Default 1, which it has to
+            be for ``"mpzch"``.
         allow_in_place_embed_weight_update: without effect: evicted rows are written in place.
-        zch_method: ``"sort_zch"``, or empty for the same.
-        mpzch_num_buckets: without effect: of another kind of map, which ``zch_method`` refuses.
-        mpzch_max_probe: without effect: likewise.
+        zch_method: ``"sort_zch"``, or empty for the same; or ``"mpzch"``, a `HashZchManagedCollisionModule`.
+        mpzch_num_buckets: of ``"mpzch"``: into how many parts rows are divided, which has to divide them. None: 1.
+        mpzch_max_probe: of ``"mpzch"``: how many rows an id may have. None: all of its part.
 
     Example:
         >>> tables = [EmbeddingConfig(10, 4, "t", feature_names=["f"])]
@@ -93,7 +119,15 @@ class McEmbeddingCollectionAdapter(nn.Module, LeafModule):
         super().__init__()
         self.mc_embedding_collection = ManagedCollisionEmbeddingCollection(
             EmbeddingCollection(tables=tables, device=device),
-            _maps(tables, input_hash_size, device, eviction_interval, zch_method),
+            _maps(
+                tables,
+                input_hash_size,
+                device,
+                eviction_interval,
+                zch_method,
+                mpzch_num_buckets,
+                mpzch_max_probe,
+            ),
             allow_in_place_embed_weight_update=allow_in_place_embed_weight_update,
         )
 
@@ -135,18 +169,20 @@ class McEmbeddingCollectionAdapter(nn.Module, LeafModule):
 class McEmbeddingBagCollectionAdapter(nn.Module, LeafModule):
     """An `EmbeddingBagCollection` for ids without bounds, from the configurations of its tables.
 
-    Each table has a map of as many rows as it has itself, with a `DistanceLFU_EvictionPolicy`.
+    Each table has a map of as many rows as it has itself: with a `DistanceLFU_EvictionPolicy`, or
+    by multi-probe hashing, where ids lose their rows once they have not come for an hour.
 
     Args:
         tables: the tables.
         input_hash_size: range of the ids.
         device: of maps and tables.
         world_size: without effect: rows need not divide by the number of ranks.
-        eviction_interval: training batches from one eviction to the next. Default 1.
+        eviction_interval: training batches from one eviction to the next. Default 1, which it has to
+            be for ``"mpzch"``.
         allow_in_place_embed_weight_update: without effect: evicted rows are written in place.
-        zch_method: ``"sort_zch"``, or empty for the same.
-        mpzch_num_buckets: without effect: of another kind of map, which ``zch_method`` refuses.
-        mpzch_max_probe: without effect: likewise.
+        zch_method: ``"sort_zch"``, or empty for the same; or ``"mpzch"``, a `HashZchManagedCollisionModule`.
+        mpzch_num_buckets: of ``"mpzch"``: into how many parts rows are divided, which has to divide them. None: 1.
+        mpzch_max_probe: of ``"mpzch"``: how many rows an id may have. None: all of its part.
 
     Example:
         >>> tables = [EmbeddingBagConfig(10, 4, "t", feature_names=["f"])]
@@ -170,7 +206,15 @@ class McEmbeddingBagCollectionAdapter(nn.Module, LeafModule):
         super().__init__()
         self.mc_embedding_bag_collection = ManagedCollisionEmbeddingBagCollection(
             EmbeddingBagCollection(tables=tables, device=device),
-            _maps(tables, input_hash_size, device, eviction_interval, zch_method),
+            _maps(
+                tables,
+                input_hash_size,
+                device,
+                eviction_interval,
+                zch_method,
+                mpzch_num_buckets,
+                mpzch_max_probe,
+            ),
             allow_in_place_embed_weight_update=allow_in_place_embed_weight_update,
         )
 
