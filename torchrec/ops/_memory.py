@@ -22,23 +22,28 @@ Memory = tuple[str, Tensor | None, int, torch.dtype]
 """A name, a tensor, and what it should hold: how many elements of which dtype."""
 
 
-def are_plain(tensors: Sequence[Tensor]) -> bool:
-    """Say of tensors what ``is_plain`` says of one, in a few passes that run at the speed of C.
+def is_plain(tensor: Tensor) -> bool:
+    """Say whether numbers lie in the CPU's memory one behind the other, and stand for themselves.
 
     Only the lazy negative is asked about: a conjugate is of no dtype that kernels know, and zeros of autograd have no
     address.
     """
+    return (
+        tensor.is_cpu
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+    )
+
+
+def are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Say of many tensors what ``is_plain`` says of one, in a few passes that run at the speed of C."""
     return (
         all(map(_get_is_cpu, tensors))
         and _STRIDED.issuperset(map(_get_layout, tensors))
         and all(map(Tensor.is_contiguous, tensors))
         and not any(map(Tensor.is_neg, tensors))
     )
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Say whether numbers lie in the CPU's memory one behind the other, and stand for themselves."""
-    return are_plain((tensor,))
 
 
 def is_wide(name: str, integers: Tensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
+from operator import attrgetter
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
@@ -19,6 +20,7 @@ from torchrec.ops.embedding import schema
 from torchrec.ops.embedding.spec import LookupSpec
 
 _INTEGERS = (torch.int64, torch.int32)
+_get_is_cpu = attrgetter("is_cpu")
 
 
 @dataclass
@@ -291,7 +293,7 @@ def _check_integers(values: Tensor) -> None:
 def _check_input(weights: list[Tensor], spec: LookupSpec, values: Tensor) -> None:
     """Refuse what no implementation can look up, in the same words for all of them."""
     _check_integers(values)
-    if values.is_cpu and all(weight.is_cpu for weight in weights):
+    if not is_compiling() and values.is_cpu and all(map(_get_is_cpu, weights)):
         return  # quicker than to compare devices
     for table, weight in zip(spec.tables, weights, strict=True):
         if weight.device != values.device:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
-from torchrec.ops._memory import is_plain, is_wide, no_address
+from torchrec.ops._memory import are_plain, is_plain, is_wide, no_address
 from torchrec.ops.embedding import reference
 from torchrec.ops.embedding.failure import raise_bad_bag, raise_bad_id
 from torchrec.ops.embedding.layout import HYPER, VERSION
@@ -28,6 +28,7 @@ _CPU = torch.device(
     "cpu"
 )  # said everywhere: another default device must not redirect what kernels write to
 _get_dtype = attrgetter("dtype")
+_STATES = frozenset((torch.float32,))  # dtypes
 
 _native: Any = native
 Input = Any  # _native.Pooled or _native.Sequence
@@ -282,12 +283,12 @@ def embedding_bag_weights_grad(grad: Tensor, weights: Sequence[Tensor], *bags: A
 def _update(
     spec: Tensor, weights: Sequence[Tensor], input: Input, states: Sequence[Tensor], hyper: Tensor
 ) -> None:
-    for state in states:
-        if state.dtype is not torch.float32 or not is_plain(state):
-            raise TypeError(
-                "States of fused optimizers should be contiguous float32 on the CPU. "
-                f"Received {state.dtype} on {state.device}."
-            )
+    if not (_STATES.issuperset(map(_get_dtype, states)) and are_plain(states)):
+        odd = next(s for s in states if s.dtype not in _STATES or not is_plain(s))
+        raise TypeError(
+            "States of fused optimizers should be contiguous float32 on the CPU. "
+            f"Received {odd.dtype} on {odd.device}."
+        )
     shape = (len(weights), len(HYPER))
     if hyper.shape != shape or hyper.dtype is not torch.float64 or not is_plain(hyper):
         raise TypeError(
