@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 
@@ -15,6 +16,7 @@ from torchrec.sparse.jagged_tensor import (
     ComputeKJTToJTDict,
     JaggedTensor,
     KeyedJaggedTensor,
+    KeyedTensor,
     flatten_kjt_list,
     jt_is_equal,
     kjt_is_equal,
@@ -382,6 +384,30 @@ def test_a_shallow_copy_shares_tensors_only():
     twin.copy_(kjts()[0])
     assert twin.length_per_key_or_none() is None
     assert kjt.length_per_key_or_none() == [1, 2]
+
+
+PUBLIC = [JaggedTensor, KeyedJaggedTensor, KeyedTensor, ComputeKJTToJTDict, ComputeJTDictToKJT]
+
+
+class Derived(JaggedTensor):
+    """A class of somebody else."""
+
+    def twice(self) -> int:
+        return 2 * self.values().numel()
+
+
+@pytest.mark.parametrize("cls", [*PUBLIC, Derived], ids=lambda cls: cls.__name__)
+def test_the_source_of_a_class_is_found(cls):
+    source = inspect.getsource(cls)
+    assert source.startswith(f"class {cls.__name__}(")
+    own = [value for value in vars(cls).values() if inspect.isfunction(value)]
+    assert own
+    assert all(inspect.getsource(function).strip() in source for function in own)
+    assert cls.__module__ == (__name__ if cls is Derived else "torchrec.sparse.jagged_tensor")
+    assert pickle.loads(pickle.dumps(cls)) is cls
+    assert list(inspect.signature(JaggedTensor).parameters) == list(
+        JaggedTensor.__init__.__code__.co_varnames[1:5]
+    )
 
 
 def test_other_values_and_weights_in_the_same_bags():

@@ -59,13 +59,13 @@ def _proxies_in(*values: object) -> Iterator[Proxy]:
             yield from _proxies_in(*value.values())
 
 
-class _RecordableMeta(ABCMeta, ProxyableClassMeta):
+class RecordableMeta(ABCMeta, ProxyableClassMeta):
     """Makes objects constants of graphs, as PyTorch's own, but does not look for proxies whenever one is made."""
 
     __call__ = type.__call__
 
 
-class Recordable(metaclass=_RecordableMeta):
+class Recordable(metaclass=RecordableMeta):
     """A class whose objects graphs hold: as constants, or by recording the call that makes them of proxies.
 
     It should be the first base of a class: Python lets an object change to a class only if both store what they hold

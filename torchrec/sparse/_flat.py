@@ -1,12 +1,11 @@
-"""KeyedJaggedTensors as flat lists, as modules, and compared with one another."""
+"""KeyedJaggedTensors as flat lists, and compared with one another."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from torchrec.checks import require_list, require_type
-from torchrec.fx.proxies import is_proxy
+from torchrec.checks import require_list
 from torchrec.sparse._jagged import JaggedTensor
 from torchrec.sparse._keyed_jagged import KeyedJaggedTensor, bags_of
 from torchrec.sparse._lengths import BagLengths, bounds_as, given_or_none
@@ -146,37 +145,3 @@ def kjt_is_equal(kjt_1: KeyedJaggedTensor, kjt_2: KeyedJaggedTensor) -> bool:
         and _equal(kjt_1.weights_or_none(), kjt_2.weights_or_none())
         and _same_bags(bags_of(kjt_1), bags_of(kjt_2))
     )
-
-
-class ComputeKJTToJTDict(torch.nn.Module):
-    """``KeyedJaggedTensor.to_dict`` as a module.
-
-    Example:
-        >>> kjt = KeyedJaggedTensor(["a", "b"], torch.tensor([5, 7]), lengths=torch.tensor([1, 1]))
-        >>> ComputeKJTToJTDict()(kjt)["b"].values()
-        tensor([7])
-    """
-
-    def forward(self, keyed_jagged_tensor: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
-        """Return one JaggedTensor a key."""
-        if not is_proxy(keyed_jagged_tensor):
-            require_type(keyed_jagged_tensor, "`keyed_jagged_tensor`", KeyedJaggedTensor)
-        return keyed_jagged_tensor.to_dict()
-
-
-class ComputeJTDictToKJT(torch.nn.Module):
-    """``KeyedJaggedTensor.from_jt_dict`` as a module.
-
-    Example:
-        >>> jt = JaggedTensor(torch.tensor([5, 7]), lengths=torch.tensor([2]))
-        >>> ComputeJTDictToKJT()({"a": jt}).keys()
-        ['a']
-    """
-
-    def forward(self, jt_dict: dict[str, JaggedTensor]) -> KeyedJaggedTensor:
-        """Return one KeyedJaggedTensor of all keys."""
-        return KeyedJaggedTensor.from_jt_dict(jt_dict)
-
-
-for _cls in (ComputeKJTToJTDict, ComputeJTDictToKJT):
-    _cls.__module__ = "torchrec.sparse.jagged_tensor"

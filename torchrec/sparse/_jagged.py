@@ -14,11 +14,12 @@ from torchrec.ops.jagged import jagged_to_padded, lengths_to_offsets, padded_to_
 from torchrec.sparse._checks import check_jagged, check_same_sizes
 from torchrec.sparse._construct import empty_parts
 from torchrec.sparse._lengths import BagLengths, bound_pairs, number_in, set_computed
+from torchrec.sparse._meta import JaggedTensorMeta
 from torchrec.sparse._text import jagged_text
 from torchrec.streamable import Pipelineable
 
 
-class JaggedTensor(Recordable, BagLengths, Pipelineable):
+class JaggedTensor(Recordable, BagLengths, Pipelineable, metaclass=JaggedTensorMeta):
     """A batch of bags of different lengths: all values in one tensor, and where each bag ends.
 
     Bag b is ``values[offsets[b] : offsets[b + 1]]``, and ``lengths[b]`` values long. Lengths and offsets say the same;

@@ -12,11 +12,12 @@ from torchrec.checks import checked_device, require_integer, require_list, requi
 from torchrec.fx.proxies import Recordable
 from torchrec.ops.permute import regroup
 from torchrec.sparse._checks import checked_keys
+from torchrec.sparse._meta import JaggedTensorMeta
 from torchrec.sparse._text import keyed_text
 from torchrec.streamable import Pipelineable
 
 
-class KeyedTensor(Recordable, Pipelineable):
+class KeyedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
     """Dense tensors by key, joined along one dimension: the pooled embeddings of a batch.
 
     Args:

@@ -13,6 +13,7 @@ from torchrec.fx.proxies import Recordable
 from torchrec.sparse import _construct, _exchange, _join, _read, _select
 from torchrec.sparse._bags import Inverse, KeyedBags, Strides
 from torchrec.sparse._jagged import JaggedTensor
+from torchrec.sparse._meta import JaggedTensorMeta
 from torchrec.sparse._text import bags_to_lists, keyed_jagged_text
 from torchrec.streamable import Pipelineable
 
@@ -20,7 +21,7 @@ Columns = Iterable[str] | None
 ColumnsOfKeys = Mapping[str, str] | None
 
 
-class KeyedJaggedTensor(Recordable, Pipelineable):
+class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
     """A batch of sparse features: for each key and sample a bag of ids.
 
     Args:
@@ -52,8 +53,6 @@ class KeyedJaggedTensor(Recordable, Pipelineable):
             "user": [[2, 3], [4, 1]]
         })
         <BLANKLINE>
-        >>> kjt["user"].lengths()
-        tensor([2, 2])
     """
 
     _jt_dict: dict[str, JaggedTensor] | None = None  # given; never computed
