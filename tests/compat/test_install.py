@@ -8,10 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from torchrec import OptimizerType
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, OptimizerType
 from torchrec.compat.enums import EmbOptimType
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.fused_embedding_modules import (
+    FusedEmbeddingBagCollection,
+    convert_optimizer_type_and_kwargs,
+    fuse_embedding_optimizer,
+)
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.optim.fusable import fused_rule
+from torchrec.optim.optimizers import Adagrad
+from torchrec.optim.owners import owner_of
 
 pytestmark = pytest.mark.once
 
@@ -114,3 +123,39 @@ def test_every_optimizer_is_taken_or_refused(member):
             with pytest.raises(ValueError, match="`optimizer` of table 't' should be one of"):
                 EmbeddingBagConfig(4, 2, "t", optimizer=name, lr=0.1)
     assert str(member) == member.value
+
+
+BAGS = [EmbeddingBagConfig(4, 2, "t", feature_names=["f"])]
+
+
+@pytest.mark.parametrize("name", [EmbOptimType.EXACT_ADAGRAD, "exact_adagrad", "EXACT_ADAGRAD"])
+@pytest.mark.parametrize(
+    "kind_of",
+    [
+        lambda name: convert_optimizer_type_and_kwargs(name, {"lr": 0.1})[0],
+        lambda name: fused_rule(name, {"lr": 0.1})[0],
+        lambda name: FusedEmbeddingBagCollection(BAGS, name, {"lr": 0.1}).optimizer_type(),
+        lambda name: applied(name),
+        lambda name: fused(name)[0].optimizer_type(),
+    ],
+    ids=[
+        "convert_optimizer_type_and_kwargs",
+        "fused_rule",
+        "FusedEmbeddingBagCollection",
+        "apply_optimizer_in_backward",
+        "fuse_embedding_optimizer",
+    ],
+)
+def test_an_optimizer_is_named_wherever_one_is(name, kind_of):
+    assert kind_of(name) in (OptimizerType.ADAGRAD, Adagrad)
+
+
+def applied(name: EmbOptimType | str) -> type[torch.optim.Optimizer]:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    apply_optimizer_in_backward(name, [parameter], {"lr": 0.1})
+    return type(owner_of(parameter).optimizer)
+
+
+def fused(name: EmbOptimType | str) -> torch.nn.Module:
+    model = torch.nn.Sequential(EmbeddingBagCollection(tables=BAGS))
+    return fuse_embedding_optimizer(model, name, {"lr": 0.1}, torch.device("cpu"))
