@@ -74,7 +74,8 @@ bool probing_fits(const Probing& probing, int64_t slots) {
   if (p.here < 1 || p.first < 0 || p.total < p.here || p.first > p.total - p.here) return false;
   if (p.span < 0 || p.reserved < 0 || p.max_probe < 1) return false;
   for (int64_t b = 0; b < p.here; ++b) {
-    if (p.bounds[b] < 0 || p.bounds[b + 1] > slots || p.bounds[b + 1] - p.bounds[b] <= p.reserved) return false;
+    const int64_t start = p.bounds[b], end = p.bounds[b + 1];
+    if (start < 0 || end < start || end > slots || end - start <= p.reserved) return false;
   }
   return true;
 }

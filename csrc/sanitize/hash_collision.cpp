@@ -99,6 +99,11 @@ void test_misfits() {
   CHECK(!probing_fits(bad, 10));
   bad = good, bad.here = 0;
   CHECK(!probing_fits(bad, 10));
+  const int64_t below[] = {0, INT64_MIN, 10}, behind[] = {0, 4, INT64_MIN};
+  for (const auto* wrong : {below, behind}) {
+    bad = good, bad.bounds = wrong;
+    CHECK(!probing_fits(bad, 10));
+  }
   bad = good, bad.first = INT64_MAX;
   CHECK(!probing_fits(bad, 10));
 }

@@ -298,6 +298,7 @@ def test_slots_have_the_shape_of_the_ids(backend: None, shape: tuple[int, ...]) 
         ({"bounds": T([0, 11])}, "of the 10 slots"),
         ({"bounds": T([-1, 10])}, "of the 10 slots"),
         ({"bounds": T([5, 5])}, "of the 10 slots"),
+        ({"bounds": T([5, -(2**63)])}, "of the 10 slots"),
         ({"bounds": T([0])}, "of the 10 slots"),
         ({"bounds": T([0, 10], dtype=torch.int32)}, "`bounds` should be 2 contiguous"),
         ({"reserved": 10}, "more than are `reserved`"),

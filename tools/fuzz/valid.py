@@ -16,7 +16,7 @@ import torchrec.ops.hashing
 import torchrec.ops.interaction
 import torchrec.ops.jagged
 import torchrec.ops.permute  # noqa: F401  (the imports define the operators)
-from torchrec.ops import collision
+from torchrec.ops import collision, hash_collision
 from torchrec.ops.embedding import (
     LookupSpec,
     PolicyCode,
@@ -227,6 +227,52 @@ def rebuild(random: Random) -> Arguments:
     return [made.ids, torch.tensor(sorted(held), dtype=torch.int64), made.entries]
 
 
+# ---- slot maps
+
+
+def slot_map(random: Random) -> tuple[Tensor, Tensor, list[Any]]:
+    """Return the identities of a map, where its buckets start, and the numbers of its operators."""
+    reserved = random.choice((0, 0, 1, 3))
+    sizes = [random.randint(reserved + 1, reserved + 12) for _ in range(random.randint(1, 4))]
+    bounds = torch.tensor([0, *sizes]).cumsum(0)
+    first = random.randint(0, 2)
+    buckets = first + len(sizes) + random.randint(0, 1)
+    probes = random.choice((1, 2, 128))
+    flags = random.random() < 0.3, random.random() < 0.7
+    numbers = [first, buckets, random.choice((0, 7)), flags[0], reserved, probes, flags[1]]
+    identities = torch.full((sum(sizes),), -1)
+    ids = integers_between(random, -40, 60, 30)
+    totals = torch.zeros(5, dtype=torch.int64)
+    hash_collision.schema.hash_slots_assign_(
+        identities, None, bounds, totals, ids, None, None, *numbers, 0, False
+    )
+    return identities, bounds, numbers
+
+
+def integers_between(random: Random, least: int, most: int, count: int) -> Tensor:
+    return torch.tensor([random.randint(least, most) for _ in range(count)], dtype=torch.int64)
+
+
+def find_slots(random: Random) -> Arguments:
+    identities, bounds, numbers = slot_map(random)
+    ids = integers_between(random, -40, 60, random.randint(0, 40))
+    return [identities, bounds, torch.zeros(5, dtype=torch.int64), ids, *numbers]
+
+
+def assign_slots(random: Random) -> Arguments:
+    identities, bounds, numbers = slot_map(random)
+    count = random.randint(0, 60)
+    hours = integers_between(random, 0, 5, identities.numel()).int()
+    scores = integers_between(random, 0, 8, count).int()
+    admitted = integers_between(random, 0, 3, count) > 0 if random.random() < 0.5 else None
+    timed = (hours, scores) if random.random() < 0.7 else (None, None)
+    ids = integers_between(random, -40, 90, count)
+    totals = torch.zeros(5, dtype=torch.int64)
+    oldest = random.random() < 0.5
+    rest = [ids, timed[1], admitted, *numbers, random.randint(0, 6), oldest]
+    return [identities, timed[0], bounds, totals, *rest]
+
+
 # ---- jagged tensors
 
 
@@ -319,6 +365,8 @@ DRAWS: dict[str, Draw] = {
     "id_map_insert_": insert,
     "id_map_erase_": erase,
     "id_map_rebuild_": rebuild,
+    "hash_slots_find_": find_slots,
+    "hash_slots_assign_": assign_slots,
     "lengths_to_offsets": lambda random: [
         integers(random, lengths_of(random, random.randint(0, 9)))
     ],
