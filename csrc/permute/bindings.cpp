@@ -63,7 +63,8 @@ void bind_permute(nb::module_& m) {
     const int64_t num_inputs = static_cast<int64_t>(inputs.size()) / 2;
     REQUIRE(pieces.size() % 3 == 0 && sizes_fit(counts, static_cast<int64_t>(pieces.size()) / 3) &&
                 outputs.size() == 2 * counts.size(),
-            "`counts` should not be negative, and sum to the number of pieces. Received others.");
+            "`counts` should sum to the number of pieces (" + std::to_string(pieces.size() / 3) +
+                "), and not be negative. Received others.");
     std::vector<Matrix> matrices;
     for (size_t i = 0; i + 1 < inputs.size(); i += 2) {
       matrices.push_back({at<char>(inputs[i], rows * inputs[i + 1], "inputs"), inputs[i + 1] * item});

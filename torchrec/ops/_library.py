@@ -19,12 +19,13 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Collection, Sequence
+from inspect import signature
 from operator import attrgetter
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.nn import Parameter
 
@@ -130,19 +131,57 @@ def define(
         kind = str(argument.type).replace("Optional[Tensor]", "Tensor")
         if kind in of_type and (decided_by is None or argument.name in decided_by):
             of_type[kind].append(i)
-    call = _chooser(operator, reference, kernel, of_type["Tensor"], of_type["List[Tensor]"])
+    call = _chooser(
+        operator,
+        reference,
+        kernel,
+        len(parsed.arguments),
+        of_type["Tensor"],
+        of_type["List[Tensor]"],
+    )
     definitions[name] = Definition(call, reference, parsed)
     return call
+
+
+# This runs before every small kernel, and to pack arguments, to loop over them and to call a function takes as long as
+# what is asked of them. Hence one expression, and a function with the parameters of its operator.
+_CHOOSE = """
+def choose({arguments}):
+    if is_dynamo_compiling():  # first: what follows cannot be traced
+        return operator({arguments})
+    if (
+        num_dispatch_modes()
+        or num_function_modes()
+        or has_transforms()
+        or tangent_level() >= 0
+        or jit_trace() is not None
+    ):  # as `is_observed` says
+        return step_aside({arguments})
+    if {are_plain_integers}:
+        return kernel({arguments})
+    return look_closer({arguments})
+"""
+_PLAIN_INTEGERS = "({0} is None or (type({0}) is Tensor and {0}.is_cpu and {0}.dtype is int64))"
 
 
 def _chooser(
     operator: Callable[..., Any],
     reference: Callable[..., Any],
     kernel: Callable[..., Any] | None,
+    count: int,
     tensors: Sequence[int],
     lists: Sequence[int],
 ) -> Callable[..., Any]:
-    """Return what decides; ``tensors`` and ``lists`` are the positions of the arguments to look at."""
+    """Return what decides.
+
+    Args:
+        operator: what goes through the dispatcher.
+        reference: what can be transformed.
+        kernel: what reads plain memory, if there is such a thing.
+        count: number of arguments.
+        tensors: positions of the arguments to look at that are tensors or None.
+        lists: positions of those that are lists of such.
+    """
 
     def step_aside(*args: Any) -> Any:
         return reference(*args) if is_transformed() else operator(*args)
@@ -150,21 +189,16 @@ def _chooser(
     if kernel is None:
         return step_aside
 
-    def choose(*args: Any) -> Any:
-        if is_dynamo_compiling():  # first: what follows cannot be traced
-            return operator(*args)
-        if is_observed():
-            return step_aside(*args)
+    def look_closer(*args: Any) -> Any:
         floating = bool(lists)
         for i in tensors:
             tensor = args[i]
+            if tensor is None:
+                continue
             kind = type(tensor)
-            if kind is not Tensor and kind is not Parameter:
-                if tensor is not None:
-                    return step_aside(*args)
-            elif not tensor.is_cpu:
+            if (kind is not Tensor and kind is not Parameter) or not tensor.is_cpu:
                 return step_aside(*args)
-            elif tensor.dtype is not torch.int64:
+            if tensor.dtype is not torch.int64:
                 floating = True
                 if not _is_as_it_lies(tensor):
                     return step_aside(*args)
@@ -175,6 +209,28 @@ def _chooser(
             return step_aside(*args)
         return kernel(*args)
 
+    names = [f"x{i}" for i in range(count)]
+    plain = [_PLAIN_INTEGERS.format(names[i]) for i in tensors]
+    source = _CHOOSE.format(
+        arguments=", ".join(names),
+        are_plain_integers="False" if lists else " and ".join(plain) or "True",
+    )
+    known: dict[str, Any] = {
+        "operator": operator,
+        "step_aside": step_aside,
+        "look_closer": look_closer,
+        "kernel": kernel,
+        "Tensor": Tensor,
+        "int64": torch.int64,
+        "is_dynamo_compiling": is_dynamo_compiling,
+        "num_dispatch_modes": num_dispatch_modes,
+        "num_function_modes": num_function_modes,
+        "has_transforms": has_transforms,
+        "tangent_level": tangent_level,
+        "jit_trace": jit_trace,
+    }
+    exec(compile(source, __file__, "exec"), known)
+    choose: Callable[..., Any] = known["choose"]
     return choose
 
 
@@ -191,7 +247,8 @@ def shortcut(
     Returns:
         What to call, with positional arguments: the kernel where ``define`` would call one, else ``composed``.
     """
-    return _chooser(composed, composed, None if native is None else kernel, tensors, ())
+    count = len(signature(kernel).parameters)
+    return _chooser(composed, composed, None if native is None else kernel, count, tensors, ())
 
 
 _PLAIN_TYPES = frozenset((Tensor, Parameter))
@@ -202,24 +259,35 @@ def _is_as_it_lies(tensor: Tensor) -> bool:
 
     A tensor may stand for the conjugate, the negative or zeros instead. (A sparse one has no address, and says so.)
     """
-    if tensor.requires_grad and torch.is_grad_enabled():
-        return False
-    return not (tensor.is_neg() or tensor.is_conj() or is_zero(tensor))
+    return not (
+        (tensor.requires_grad and is_grad_enabled())
+        or tensor.is_neg()
+        or tensor.is_conj()
+        or is_zero(tensor)
+    )
 
 
 def _are_plain(tensors: Sequence[Tensor | None]) -> bool:
-    """Say whether kernels may read all tensors of a list, in a few passes that run at the speed of C."""
+    """Say whether kernels may read all tensors of a list: of a long one in a few passes at the speed of C."""
+    if len(tensors) <= _FEW:
+        for tensor in tensors:
+            if tensor is not None and not (
+                type(tensor) in _PLAIN_TYPES and tensor.is_cpu and _is_as_it_lies(tensor)
+            ):
+                return False
+        return True
     found = [tensor for tensor in tensors if tensor is not None]
     return (
         _PLAIN_TYPES.issuperset(map(type, found))
         and all(map(_get_is_cpu, found))
-        and not (torch.is_grad_enabled() and any(map(_get_requires_grad, found)))
+        and not (is_grad_enabled() and any(map(_get_requires_grad, found)))
         and not any(map(Tensor.is_neg, found))
         and not any(map(Tensor.is_conj, found))
         and not any(map(is_zero, found))
     )
 
 
+_FEW = 4
 _get_is_cpu = attrgetter("is_cpu")
 _get_requires_grad = attrgetter("requires_grad")
 

@@ -54,6 +54,16 @@ def is_wide(name: str, integers: Tensor) -> bool:
     return dtype is torch.int64
 
 
+def require_integers(name: str, tensor: Tensor) -> None:
+    """Refuse what is no row of int32 or int64."""
+    dtype = tensor.dtype
+    if (dtype is not torch.int64 and dtype is not torch.int32) or tensor.dim() != 1:
+        raise TypeError(
+            f"`{name}` should be a one-dimensional int32 or int64 tensor. "
+            f"Received {tensor.dim()} dimensions of {dtype}."
+        )
+
+
 def addresses_of(*tensors: Memory) -> list[int]:
     """Return where tensors begin that are plain memory for so many elements of a dtype, one behind the other.
 

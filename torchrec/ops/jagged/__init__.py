@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from torchrec.ops._library import refuse_jit_trace, shortcut
-from torchrec.ops._memory import is_wide
+from torchrec.ops._memory import is_wide, require_integers
 from torchrec.ops.jagged import native, schema
 
 __all__ = [
@@ -29,16 +29,6 @@ __all__ = [
     "sum_equal_groups",
     "sum_groups",
 ]
-
-_INTEGERS = (torch.int64, torch.int32)
-
-
-def _require_integers(name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in _INTEGERS or tensor.dim() != 1:
-        raise TypeError(
-            f"`{name}` should be a one-dimensional int32 or int64 tensor. "
-            f"Received {tensor.dim()} dimensions of {tensor.dtype}."
-        )
 
 
 def _require_representable(number: float, dtype: torch.dtype) -> None:
@@ -70,7 +60,6 @@ def lengths_to_offsets(lengths: Tensor) -> Tensor:
         >>> lengths_to_offsets(torch.tensor([1, 0, 2]))
         tensor([0, 1, 1, 3])
     """
-    _require_integers("lengths", lengths)
     offsets: Tensor = schema.lengths_to_offsets(lengths)
     return offsets
 
@@ -88,7 +77,7 @@ def offsets_to_lengths(offsets: Tensor) -> Tensor:
         >>> offsets_to_lengths(torch.tensor([0, 1, 1, 3]))
         tensor([1, 0, 2])
     """
-    _require_integers("offsets", offsets)
+    require_integers("offsets", offsets)
     return offsets[1:] - offsets[:-1]
 
 
@@ -247,8 +236,8 @@ def jagged_index_select(
         >>> jagged_index_select(torch.tensor([5, 7, 1]), torch.tensor([1, 2]), torch.tensor([1, 0, 1]))
         (tensor([7, 1, 5, 7, 1]), tensor([2, 1, 2]))
     """
-    _require_integers("lengths", lengths)
-    _require_integers("bags", bags)
+    require_integers("lengths", lengths)
+    require_integers("bags", bags)
     if total is None:
         refuse_jit_trace("the lengths taken")
         total = int(lengths.index_select(0, bags).sum())
@@ -290,8 +279,8 @@ def keyed_index_select(
         >>> values, lengths
         (tensor([7, 1, 2, 5]), tensor([1, 2, 1, 0]))
     """
-    _require_integers("lengths", lengths.flatten())
-    _require_integers("samples", samples)
+    require_integers("lengths", lengths.flatten())
+    require_integers("samples", samples)
     parts = [samples.numel()] if sizes is None else list(sizes)
     if sum(parts) != samples.numel() or min(parts, default=0) < 0:
         raise ValueError(
@@ -350,7 +339,7 @@ def jagged_to_padded(values: Tensor, offsets: Tensor, width: int, padding: float
         tensor([[5, 0],
                 [7, 1]])
     """
-    _require_integers("offsets", offsets)
+    require_integers("offsets", offsets)
     if width < 0:
         raise ValueError(f"`width` should be 0 or more. Received {width}.")
     if padding != 0:
@@ -377,7 +366,7 @@ def padded_to_jagged(padded: Tensor, offsets: Tensor, total: int) -> Tensor:
         >>> padded_to_jagged(torch.tensor([[5, 0], [7, 1]]), torch.tensor([0, 1, 3]), 3)
         tensor([5, 7, 1])
     """
-    _require_integers("offsets", offsets)
+    require_integers("offsets", offsets)
     if padded.dim() < 2 or padded.size(0) != offsets.size(0) - 1:
         raise ValueError(
             f"`padded` should be [B, L, ...] with B = {offsets.size(0) - 1}, one less than the offsets. "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
-from torchrec.ops._memory import is_wide
+from torchrec.ops._memory import is_wide, require_integers
 from torchrec.ops._private import has_transforms
 
 _lib: Any = native
@@ -35,7 +35,7 @@ def lengths_fit(lengths: Tensor, total: int) -> bool:
     """Say whether no length is negative and they sum to ``total``."""
     if not lengths.is_contiguous():
         lengths = lengths.contiguous()
-    wide = is_wide("lengths", lengths)
+    wide = lengths.dtype is torch.int64 or is_wide("lengths", lengths)
     return _lib.lengths_fit(lengths.data_ptr(), wide, lengths.numel(), total)  # type: ignore[no-any-return]
 
 
@@ -68,12 +68,9 @@ def offsets_fit(offsets: Tensor, total: int) -> bool:
 
 def lengths_to_offsets(lengths: Tensor) -> Tensor:
     """See ``reference.lengths_to_offsets``."""
-    if lengths.dim() != 1:
-        raise ValueError(
-            f"`lengths` should be one-dimensional. Received shape {list(lengths.shape)}."
-        )
+    require_integers("lengths", lengths)
     lengths = lengths.contiguous()
-    count, wide = lengths.numel(), is_wide("lengths", lengths)
+    count, wide = lengths.numel(), lengths.dtype is torch.int64
     offsets = lengths.new_empty(count + 1)
     if not _lib.offsets_of(lengths.data_ptr(), wide, count, offsets.data_ptr()):
         more = "" if wide else "; torch.int64 holds more"
@@ -87,14 +84,14 @@ def lengths_to_offsets(lengths: Tensor) -> Tensor:
 def sum_equal_groups(lengths: Tensor, groups: int) -> list[int]:
     """See ``torchrec.ops.jagged.sum_equal_groups``."""
     lengths = lengths.contiguous()
-    wide = is_wide("lengths", lengths)
+    wide = lengths.dtype is torch.int64 or is_wide("lengths", lengths)
     return _lib.sum_equal_groups(lengths.data_ptr(), wide, lengths.numel(), groups)  # type: ignore[no-any-return]
 
 
 def sum_groups(lengths: Tensor, sizes: Sequence[int]) -> list[int]:
     """See ``torchrec.ops.jagged.sum_groups``."""
     lengths = lengths.contiguous()
-    wide = is_wide("lengths", lengths)
+    wide = lengths.dtype is torch.int64 or is_wide("lengths", lengths)
     return _lib.sum_groups(lengths.data_ptr(), wide, lengths.numel(), sizes)  # type: ignore[no-any-return]
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchrec.ops._memory import require_integers
+
 
 def lengths_to_offsets(lengths: Tensor) -> Tensor:
     """Sum ``lengths`` up from 0: one offset more than lengths, of the same dtype."""
+    require_integers("lengths", lengths)
     return torch.cat([lengths.new_zeros(1), torch.cumsum(lengths, 0, dtype=lengths.dtype)])
 
 

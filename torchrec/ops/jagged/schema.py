@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from torchrec.ops._library import define
+from torchrec.ops._memory import require_integers
 from torchrec.ops.jagged import native, reference
 
 
 def _fake_offsets(lengths: Tensor) -> Tensor:
+    require_integers("lengths", lengths)
     return lengths.new_empty(lengths.size(0) + 1)
 
 

@@ -45,15 +45,12 @@ def permute_jagged(
         >>> permute_jagged(lengths, values, None, 2, [1, 0], [1, 3])
         (tensor([6, 7, 8, 5]), None, tensor([2, 1, 1, 0]))
     """
-    if isinstance(strides, int):
-        if sizes is None:
-            raise ValueError("`sizes` should be given if `strides` is one number. Received None.")
-        keys = len(sizes)
-    else:
-        keys = len(strides)
-    check_order(order, keys)
-    rows, out, taken = _permute_jagged(lengths, values, weights, strides, order, sizes)
-    return rows, out, taken
+    if sizes is None and isinstance(strides, int):
+        raise ValueError("`sizes` should be given if `strides` is one number. Received None.")
+    taken: tuple[Tensor, Tensor | None, Tensor] = _permute_jagged(
+        lengths, values, weights, strides, order, sizes
+    )
+    return taken
 
 
 def _all_once(order: list[int], keys: int) -> bool:
@@ -68,12 +65,15 @@ def _permute_sized(
     order: list[int],
     sizes: list[int] | None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    if sizes is None:
-        assert not isinstance(strides, int)
-        native.check_strides(lengths, strides)
-        sizes = sum_groups(lengths, strides)
+    if not isinstance(strides, int):
+        check_order(order, len(strides))
+        if sizes is None:
+            native.check_strides(lengths, strides)
+            sizes = sum_groups(lengths, strides)
+    assert sizes is not None
     total = values.size(0)
-    if not _all_once(order, len(sizes)):
+    if not _all_once(order, len(sizes)):  # else positions are checked by the kernel, in no time
+        check_order(order, len(sizes))
         if sum(sizes) != total or min(sizes, default=0) < 0:  # before there is memory for as many
             raise ValueError(
                 f"`sizes` should be 0 or more and sum to values.size(0) ({total}). Received {sizes}."
@@ -93,6 +93,7 @@ def _compose_permute_jagged(
     each = [strides] * len(sizes or ()) if isinstance(strides, int) else strides
     if not isinstance(order, list) or not all(isinstance(i, int) for i in order):
         raise TypeError(f"`order` should be a list of positions. Received {order!r}.")
+    check_order(order, len(each))
     total = values.size(0)
     if not _all_once(order, len(each)):
         sizes = sum_groups(lengths, each) if sizes is None else sizes

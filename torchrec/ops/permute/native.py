@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
@@ -64,7 +65,7 @@ def permute_sized(
         bags, stride, each = strides * len(order), strides, []
     else:
         bags, stride, each = sum([strides[i] for i in order]), 0, strides
-    wide, rows = is_wide("lengths", lengths), values.size(0)
+    wide, rows = lengths.dtype is torch.int64 or is_wide("lengths", lengths), values.size(0)
     taken = lengths.new_empty(bags)
     out = _empty_rows(values, total)
     columns = [values.data_ptr(), out.data_ptr(), row_bytes(values)]
@@ -88,37 +89,34 @@ def _empty_rows(like: Tensor, rows: int) -> Tensor:
 
 def regroup(inputs: list[Tensor], pieces: list[int], counts: list[int]) -> list[Tensor]:
     """See ``reference.regroup``."""
-    if 3 * sum(counts) != len(pieces) or min(counts, default=0) < 0:
-        raise ValueError(
-            f"`counts` should sum to the number of pieces ({len(pieces) / 3:g}). Received {counts}."
-        )
-    if min(pieces[2::3], default=0) < 0:
-        raise IndexError(f"`pieces` should lie inside the inputs. Received {pieces}.")
     if not inputs:
         raise ValueError("`inputs` should hold one tensor or more. Received none.")
     first = inputs[0]
-    rows, dtype = first.size(0) if first.dim() else 0, first.dtype
-    sources = []
+    rows, dtype = first.shape[0] if first.dim() else 0, first.dtype
+    sources: list[int] = []
     kept = []
     for tensor in inputs:
-        if tensor.dim() != 2 or tensor.size(0) != rows or tensor.dtype is not dtype:
+        shape = tensor.shape
+        if len(shape) != 2 or shape[0] != rows or tensor.dtype is not dtype:
             raise ValueError(
                 f"`inputs` should be two-dimensional tensors of {rows} rows and {dtype}, as the first. "
-                f"Received {list(tensor.shape)} of {tensor.dtype}."
+                f"Received {list(shape)} of {tensor.dtype}."
             )
         tensor = tensor.contiguous()
         kept.append(tensor)
-        sources += [tensor.data_ptr(), tensor.size(1)]
+        sources += (tensor.data_ptr(), shape[1])
     outputs = []
-    targets = []
+    targets: list[int] = []
     at = 2
     for count in counts:
         end = at + 3 * count
         columns = sum(pieces[at:end:3])
         at = end
+        if columns < 0:
+            raise IndexError(f"`pieces` should lie inside the inputs. Received {pieces}.")
         output = first.new_empty((rows, columns))
         outputs.append(output)
-        targets += [output.data_ptr(), columns]
+        targets += (output.data_ptr(), columns)
     if not _lib.regroup(first.element_size(), sources, pieces, counts, targets, rows):
         raise IndexError(f"`pieces` should lie inside the inputs. Received {pieces}.")
     return outputs
