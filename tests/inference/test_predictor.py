@@ -484,3 +484,42 @@ def test_ids_of_64_bits_without_a_sign(form: str) -> None:
         to_table({"user": [2**64], "seen": [[1]]}, transform)
     with pytest.raises(ValueError, match=r"Column 'user' should hold values of one type"):
         to_table({"user": [2**63, -1], "seen": [[1], [2]]}, transform)
+
+
+MOMENTS = [datetime.datetime(2024, 1, 1, hour, tzinfo=datetime.timezone.utc) for hour in range(4)]
+
+
+@pytest.fixture
+def timed() -> FeatureTransform:
+    """A transform that was fitted to times."""
+    features = {"at": DenseFeature(column="when"), "user": SparseFeature(rows=10)}
+    moments = pa.array(MOMENTS, pa.timestamp("us", "UTC"))
+    return FeatureTransform(features).fit([pa.table({"when": moments, "user": [1, 2, 3, 4]})])
+
+
+@pytest.mark.parametrize("form", ["columns", "rows", "pandas", "one"])
+@pytest.mark.parametrize("zone", ["Z", "+02:00", ""])
+def test_times_as_json_has_them(timed: FeatureTransform, form: str, zone: str) -> None:
+    text = [moment.strftime("%Y-%m-%dT%H:%M:%S") + zone for moment in MOMENTS]
+    shift = datetime.timedelta(hours=2 if zone == "+02:00" else 0)
+    columns: dict[str, list[object]] = {"when": list(text), "user": [1, 2, 3, 4]}
+    wanted = pa.table(columns | {"when": [moment - shift for moment in MOMENTS]})
+    data: object = columns
+    if form == "rows":
+        data = [{"when": when, "user": user} for when, user in zip(*columns.values(), strict=True)]
+    if form == "pandas":
+        data = pd.DataFrame(columns)
+    if form == "one":
+        data, wanted = {"when": text[0], "user": 1}, wanted.slice(0, 1)
+    found = timed(to_table(data, timed)).dense_features
+    assert torch.equal(found, timed(wanted).dense_features)
+
+
+@pytest.mark.parametrize(
+    "text", [["yesterday"], ["2024-01-01T00:00:00Z", "2024-01-01T00:00:00"], ["2024-13-01"]]
+)
+def test_text_that_is_no_time(timed: FeatureTransform, text: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"Column 'when' should hold times, as in training"):
+        to_table({"when": text, "user": [1] * len(text)}, timed)
+    empty = to_table({"when": [None, None], "user": [1, 2]}, timed)
+    assert timed(empty).dense_features.isfinite().all()

@@ -32,11 +32,11 @@ def to_table(data: object, transform: FeatureTransform) -> pa.Table:
         return pa.table({name: data.column(name) for name in names})
     if isinstance(data, Mapping):
         require([str(name) for name in data], transform)
-        return _from_mapping({name: data[name] for name in names})
+        return _with_times(_from_mapping({name: data[name] for name in names}), transform)
     if isinstance(data, list | tuple) and all(isinstance(row, Mapping) for row in data):
-        return _from_rows(data, transform)
+        return _with_times(_from_rows(data, transform), transform)
     if hasattr(data, "columns") and type(data).__module__.split(".")[0] == "pandas":
-        return _from_pandas(data, transform)
+        return _with_times(_from_pandas(data, transform), transform)
     if hasattr(data, "__arrow_c_stream__"):
         table = pa.RecordBatchReader.from_stream(data).read_all()
         require(table.column_names, transform)
@@ -58,6 +58,33 @@ def require(available: list[str], transform: FeatureTransform) -> None:
     require_columns(
         available, [Source(feature_of[column], column) for column in transform.input_columns]
     )
+
+
+def _with_times(table: pa.Table, transform: FeatureTransform) -> pa.Table:
+    """Return a table with text, as JSON has it, read as times where the training data had times."""
+    for name, kind in transform.kinds.items():
+        column = transform.features[name].column or name
+        type = table.schema.field(column).type
+        if kind == "times" and (pa.types.is_string(type) or pa.types.is_large_string(type)):
+            position = table.schema.get_field_index(column)
+            table = table.set_column(position, column, _times(column, table.column(column)))
+    return table
+
+
+def _times(name: str, text: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the times that ISO 8601 text says, all of it with a zone or none."""
+    try:
+        return text.cast(pa.timestamp("us", "UTC"))
+    except pa.ArrowInvalid:
+        pass  # there may be no zone
+    try:
+        return text.cast(pa.timestamp("us"))
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"Column '{name}' should hold times, as in training: as such, or as text like "
+            f"'2024-01-31T12:00:00Z', with a zone in every row or in none. Received: "
+            f"{' '.join(str(error).split())}."
+        ) from None
 
 
 def _from_mapping(columns: dict[str, object]) -> pa.Table:
