@@ -27,7 +27,7 @@ help:
 	@echo "make sanitize  kernels and operators under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make docs      the documentation, into build/docs"
 	@echo "make bench PEER=/path/to/python         measure against another Python with the same API"
-	@echo "make interchange PEER=/path/to/python   exchange states with it, both ways"
+	@echo "make interchange PEER=/path/to/python   exchange states with it, and compare operators"
 
 demo: native
 	$(PY) -m torchrec demo
@@ -61,6 +61,10 @@ docs: $(READY)
 
 bench: native
 	$(PY) -m benchmarks $(if $(PEER),--peer $(PEER))
+
+interchange: native
+	$(PY) -m tools.compare_operators --peer $(PEER)
+	$(PY) -m tools.interchange --peer $(PEER)
 
 # The environment: the pinned packages, this checkout on its path, and its command.
 $(READY): constraints.txt
