@@ -94,6 +94,18 @@ def test_a_recording_is_seen() -> None:
     assert seen_in(run)[0] == (True, False, False, False)
 
 
+def test_a_recording_can_be_stepped_out_of() -> None:
+    def made(x):
+        with _private.outside_jit_trace():
+            assert _private.jit_trace() is None
+            kept = torch.ones(3) * 2
+        return x + kept
+
+    graph = torch.jit.trace(made, (torch.ones(3),)).graph
+    assert "aten::add" in str(graph)
+    assert "aten::mul" not in str(graph)
+
+
 @pytest.mark.parametrize(
     ("run", "expected"),
     [

@@ -339,6 +339,19 @@ def refuse_jit_trace(what: str) -> None:
         )
 
 
+def refuse_gradient_in_jit_trace() -> None:
+    """Refuse to have `torch.jit.trace` record a look-up with its gradient.
+
+    Raises:
+        NotImplementedError: while recording.
+    """
+    if jit_trace() is not None:
+        raise NotImplementedError(
+            "torch.jit.trace should record look-ups without a gradient, call it under `torch.no_grad()`: it knows "
+            "none of tables. torch.compile and torch.export do."
+        )
+
+
 def backends() -> dict[str, dict[str, Backend]]:
     """Say what each operator uses, by device type, and why.
 

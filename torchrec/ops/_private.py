@@ -44,6 +44,17 @@ def linear_pointwise(input: Tensor, weight: Tensor, bias: Tensor | None, then: s
     return output
 
 
+@contextmanager
+def outside_jit_trace() -> Iterator[None]:
+    """Step out of the recording of `torch.jit.trace`, to make what is the same for all inputs."""
+    state = jit_trace()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+
+
 def is_wrapped(tensor: Tensor) -> bool:
     """Say whether a transform stands between the tensor and its numbers."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)

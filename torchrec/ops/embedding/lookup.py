@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.compiler import is_compiling
 
-from torchrec.ops._library import is_transformed
+from torchrec.ops._library import is_transformed, refuse_gradient_in_jit_trace
 from torchrec.ops._private import will_run
 from torchrec.ops.embedding import schema
 from torchrec.ops.embedding.spec import LookupSpec
@@ -369,6 +369,7 @@ def lookup_bags(
         raise TypeError(f"`offsets` should be int32 or int64. Received {offsets.dtype}.")
     asked = groups or (sample_weights is not None and sample_weights.requires_grad)
     if asked and torch.is_grad_enabled() and not is_transformed():
+        refuse_gradient_in_jit_trace()
         updated, inputs = _recorded(weights, groups)
         output, out_of_range = _BagLookup.apply(  # type: ignore[no-untyped-call]
             spec,
@@ -420,6 +421,7 @@ def lookup_sequences(
     """
     _check_input(weights, spec, ids.values)
     if groups and torch.is_grad_enabled() and not is_transformed():
+        refuse_gradient_in_jit_trace()
         updated, inputs = _recorded(weights, groups)
         outputs = _SequenceLookup.apply(  # type: ignore[no-untyped-call]
             spec, groups, dtype, ids.values, ids.starts, ids.counts, updated, *inputs

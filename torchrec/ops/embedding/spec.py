@@ -11,6 +11,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from torchrec.ops._private import outside_jit_trace
 from torchrec.ops.embedding import layout
 from torchrec.types import OptimizerType
 
@@ -159,7 +160,8 @@ class LookupSpec:
         records += [_table_record(t) for t in tables]
         records += [(s.table, s.key, s.pooling, s.column) for s in slots]
         numbers = [number for record in records for number in record]
-        self.tensor = torch.tensor(numbers, dtype=torch.int64, device=device)
+        with outside_jit_trace():  # made once and kept: a second recording would find it
+            self.tensor = torch.tensor(numbers, dtype=torch.int64, device=device)
         self.names = RECORD.join(f"{tables[s.table].name}{FIELD}{s.feature}" for s in slots)
 
     def subset(self, chosen: list[int]) -> LookupSpec:
