@@ -105,6 +105,14 @@ def test_a_step_for_scaled_updates_is_refused(pooled, optimizer, scheduled, scal
     assert (model.over.weight == 1.0).all()
 
 
+def test_a_compiled_model():
+    model, scaler = Model(**FUSED), scaler_of()
+    scaler.scale(torch.compile(model, backend="aot_eager")()).backward()
+    with pytest.raises(RuntimeError, match=MESSAGE):
+        scaler.step(sgd(model))
+    torch._dynamo.reset()
+
+
 def test_gradients_that_were_clipped_in_between():
     model, scaler = Model(**FUSED), scaler_of()
     optimizer = sgd(model)
