@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
 
 from torchrec.checks import checked_device, require_integer, require_type
 from torchrec.modules._recomputation import is_recomputation
@@ -19,7 +18,6 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig, initialise
 from torchrec.ops import is_transformed, outside_transforms
 from torchrec.ops.embedding import hash_ids
 from torchrec.optim.keyed import KeyedOptimizer
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 # These fill each element without a look at the shape: some rows start as those of a whole table do.
 _BY_ELEMENT = {
@@ -97,7 +95,7 @@ class TableCollection(nn.Module):
             reset: start again from 0.
 
         Example:
-            >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+            >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
             >>> table = EmbeddingBagConfig(10, 4, "t", feature_names=["f"], hash_size=5)
             >>> ebc = EmbeddingBagCollection(tables=[table])
             >>> _ = ebc(KeyedJaggedTensor.from_lists({"f": [[3, 12], [-1]]}))
@@ -291,17 +289,6 @@ class TableCollection(nn.Module):
 
     def _dtype(self) -> torch.dtype:
         return self._tables.dtype if self._output_dtype is None else self._output_dtype
-
-    def _lookup_of(self, features: KeyedJaggedTensor) -> tuple[list[Tensor], Any, Any]:
-        """Return the weights, the spec for these features, and the groups that get a gradient."""
-        tables = self._tables
-        weights = tables.weights()
-        recorded = torch.is_grad_enabled()
-        if tables.in_backward and recorded and not is_compiling():
-            tables.check_not_reduced()
-        requires_grad = tuple([recorded and w.requires_grad for w in weights])
-        spec, groups = tables.lookup(tuple(features.keys()), requires_grad, tables.mode(weights))
-        return weights, spec, groups
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -374,6 +374,20 @@ class Tables:
         tables = [self._table_spec(t, trained) for t, trained in enumerate(requires_grad)]
         return LookupSpec(tables, slots, len(keys), column)
 
+    def lookup_of(self, keys: list[str]) -> tuple[list[Tensor], LookupSpec, list[Group]]:
+        """Return the weights, the spec of a look-up by these keys, and the groups that get a gradient.
+
+        Args:
+            keys: of the input.
+        """
+        weights = self.weights()
+        recorded = torch.is_grad_enabled()
+        if self.in_backward and recorded and not is_compiling():
+            self.check_not_reduced()
+        requires_grad = tuple([recorded and w.requires_grad for w in weights])
+        spec, groups = self.lookup(tuple(keys), requires_grad, self.mode(weights))
+        return weights, spec, groups
+
     def mode(self, weights: list[Tensor]) -> tuple[int, bool, bool]:
         """Return what a compiled look-up depends on beside keys, whether weights are lent, and whether it is one."""
         compiling = is_compiling()

@@ -307,7 +307,7 @@ class EmbeddingBagCollection(
             sample_weights = features.weights_or_none()
             if sample_weights is None:
                 raise ValueError("`features` should have weights, as `is_weighted` says.")
-        weights, spec, groups = self._lookup_of(features)
+        weights, spec, groups = self._tables.lookup_of(features.keys())
         tables = self._tables
         if not weights:
             values = features.values().new_empty((features.stride(), 0), dtype=self._dtype())
@@ -402,7 +402,7 @@ class EmbeddingCollection(
         require_type(features, "`features`", KeyedJaggedTensor)
         if features.inverse_indices_or_none() is not None:
             features = features.expand_inverse()
-        weights, spec, groups = self._lookup_of(features)
+        weights, spec, groups = self._tables.lookup_of(features.keys())
         if not weights:
             return {}
         offsets, sizes = features.offset_per_key(), features.length_per_key()
