@@ -12,6 +12,7 @@ from torchrec import (
     EmbeddingCollection,
     EmbeddingConfig,
 )
+from torchrec.modules import feature_processor
 from torchrec.modules.embedding_modules import (
     get_embedding_names_by_table,
     process_pooled_embeddings,
@@ -183,6 +184,14 @@ def test_rows(odd):
             "`offsets` should be of dtype int32 or",
         ),
         (lambda: position_weighted_module_update_features(None, {}), "`features` should be a dict"),
+        (
+            lambda: feature_processor.PositionWeightedModule({"a": 2})(T([1])),
+            "`features` should be a dict of JaggedTensors by feature. Received Tensor",
+        ),
+        (
+            lambda: MCHManagedCollisionModule(10, "gpu", LFU_EvictionPolicy(), 1),
+            "`device` should be a torch.device or its name",
+        ),
         (lambda: get_weights_list(T([0]), None, {}), "`features` should be a KeyedJaggedTensor"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -180,7 +180,11 @@ class PositionWeightedProcessor(BaseGroupedFeatureProcessor, LeafModule):
 
 
 def _check_present(weights: PositionWeights, keys: Collection[str]) -> None:
-    require_type(keys, "`features`", Collection)
+    if not isinstance(keys, Mapping | list):
+        raise TypeError(
+            "`features` should be a dict of JaggedTensors by feature. "
+            f"Received {type(keys).__name__}."
+        )
     for name in weights:
         if name not in keys:
             raise ValueError(

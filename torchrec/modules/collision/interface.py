@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from torchrec.checks import checked_device
 from torchrec.modules._recomputation import is_recomputation
 from torchrec.modules.collision.stats import ManagedCollisionStats
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
@@ -83,7 +84,7 @@ class ManagedCollisionModule(nn.Module, ABC):
         enable_per_feature_lookups: bool = False,
     ) -> None:
         super().__init__()
-        self._device = torch.device(device)
+        self._device = checked_device(device)
         self._output_segments = list(output_segments or [])
         self._skip_state_validation = skip_state_validation
         self._read_only_suffix = read_only_suffix
