@@ -114,7 +114,8 @@ class Predictor:
             data: a dict of columns (lists, numpy arrays, tensors, Arrow arrays); a dict of one
                 sample, in which at least one column is a single number, string or None; a list of
                 such dicts, as from JSON; a pandas or polars DataFrame; an Arrow table, record batch
-                or anything else that gives an Arrow stream.
+                or anything else that gives an Arrow stream. Times may be text
+                of ISO 8601, but in Arrow tables.
             batch_size: rows given to the model at once. Default 8192.
 
         Returns:
