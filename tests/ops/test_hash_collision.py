@@ -307,6 +307,7 @@ def test_slots_have_the_shape_of_the_ids(backend: None, shape: tuple[int, ...]) 
         ({"num_buckets": 0}, "`num_buckets`"),
         ({"first_bucket": 2**62}, "`num_buckets`"),
         ({"first_bucket": -1}, "`num_buckets`"),
+        ({"num_buckets": 2**63}, "`num_buckets`"),
         ({"ids_per_bucket": -5}, "`num_buckets`"),
     ],
     ids=lambda value: "-".join(f"{k}" for k in value) if isinstance(value, dict) else "",

@@ -11,7 +11,8 @@ from torch import Tensor
 from torchrec.modules.collision.hash_buckets import Buckets
 from torchrec.modules.collision.hash_search import HashSearch
 from torchrec.modules.hash_mc_evictions import HashZchEvictionModule
-from torchrec.ops.hash_collision import FREE, Eviction, hash_of, new_slots
+from torchrec.ops.embedding.row_choice import hash_ids
+from torchrec.ops.hash_collision import FREE, Eviction, new_slots
 
 
 class HashState(NamedTuple):
@@ -135,7 +136,7 @@ class HashLearning:
         if self._opt_in_prob >= 0:
             # One draw for all occurrences of an id: it has one row in a batch.
             seed = torch.randint(2**62, (1,), device=ids.device)
-            admitted = (hash_of(ids ^ seed) & (2**62 - 1)) % 100 < self._opt_in_prob
+            admitted = hash_ids(ids ^ seed, 100) < self._opt_in_prob
         if self._eviction is not None and state.hours is not None:
             scores, threshold = self._eviction.score(parts, ids, self._search.buckets.name)
             eviction = Eviction(state.hours, scores, threshold, self._eviction.takes_oldest)

@@ -29,6 +29,11 @@ def _misfit(size: int, bounds: Tensor) -> ValueError:
     )
 
 
+def _check(bounds: Tensor, size: int, *numbers: int) -> None:
+    if not all(-(2**63) <= number < 2**63 for number in numbers):  # kernels take no others
+        raise _misfit(size, bounds)
+
+
 def find_(
     identities: Tensor,
     bounds: Tensor,
@@ -45,6 +50,7 @@ def find_(
     """See ``reference.find_``."""
     shape, ids = ids.shape, ids.flatten()
     size, buckets, count = identities.numel(), bounds.numel() - 1, ids.numel()
+    _check(bounds, size, first_bucket, num_buckets, ids_per_bucket, reserved, max_probe)
     slots = torch.empty_like(ids)
     map_ids, starts, source, counts = addresses_of(
         ("identities", identities, size, _ID),
@@ -100,6 +106,7 @@ def assign_(
     scores = None if scores is None else scores.contiguous()
     admitted = None if admitted is None else admitted.contiguous()
     size, buckets = identities.numel(), bounds.numel() - 1
+    _check(bounds, size, first_bucket, num_buckets, ids_per_bucket, reserved, max_probe)
     slots = torch.empty_like(ids)
     evicted = ids.new_empty(0 if metadata is None else count)
     map_ids, starts, source, counts, hours, new_hours, may_enter = addresses_of(
