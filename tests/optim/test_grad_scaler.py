@@ -105,6 +105,7 @@ def test_a_step_for_scaled_updates_is_refused(pooled, optimizer, scheduled, scal
     assert (model.over.weight == 1.0).all()
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # PyTorch's
 def test_a_compiled_model():
     model, scaler = Model(**FUSED), scaler_of()
     scaler.scale(torch.compile(model, backend="aot_eager")()).backward()
@@ -161,18 +162,19 @@ def test_tables_that_the_last_pass_before_the_step_does_not_use():
 def test_steps_of_the_fused_optimizer_hide_nothing(around):
     """Schedules want to see them; so does `accumulate`, where they apply what waits."""
     model, scaler = Model(**FUSED), scaler_of()
-    tables = around(model.tables.fused_optimizer)
+    tables, optimizer = around(model.tables.fused_optimizer), sgd(model)
     scaler.scale(model()).backward()
     tables.step()
     with pytest.raises(RuntimeError, match=MESSAGE):
-        scaler.step(sgd(model))
+        scaler.step(optimizer)
     scaler.update()
     with model.tables.fused_optimizer.accumulate():
         scaler.scale(model()).backward()
-    scaler.step(sgd(model))  # nothing has been updated yet
+    scaler.step(optimizer)  # nothing has been updated yet
+    scaler.update()
     tables.step()
     with pytest.raises(RuntimeError, match=MESSAGE):
-        scaler.step(sgd(model))
+        scaler.step(optimizer)
 
 
 def test_a_pass_within_the_pass():
