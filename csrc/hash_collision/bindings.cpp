@@ -28,7 +28,7 @@ void bind_hash_collision(nb::module_& m) {
     const Probing probing = {at<const int64_t>(bounds), here, first, total, span, reserved, max_probe, local, fallback};
     if (!probing_fits(probing, size)) return -1;
     return assign_slots({at<int64_t>(identities), at<int32_t>(metadata)}, probing,
-                        {at<const int64_t>(ids), count, at<const int32_t>(scores), at<const bool>(admitted), threshold,
+                        {at<const int64_t>(ids), count, at<const int32_t>(scores), at<const uint8_t>(admitted), threshold,
                          oldest},
                         at<int64_t>(slots), at<int64_t>(evicted), at<int64_t>(totals), threads);
   });

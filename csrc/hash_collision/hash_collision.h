@@ -48,7 +48,7 @@ struct Arrivals {
   const int64_t* ids;
   int64_t count;
   const int32_t* scores;
-  const bool* admitted;
+  const uint8_t* admitted;  // 0: no; a boolean of PyTorch may be any byte
   int32_t threshold;
   bool oldest;  // evict the oldest of a full range, if it is older than the newcomer; else: if it is below the threshold
 };

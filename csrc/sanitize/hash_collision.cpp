@@ -43,7 +43,7 @@ void test_sequence(Random& random, int64_t most, int64_t batch) {
     for (auto& id : ids) id = random_id(random, 2 * most + 10);
     std::vector<int32_t> scores(ids.size());
     for (auto& score : scores) score = static_cast<int32_t>(step + random.below(3));
-    bool* const admitted = new bool[ids.size()];
+    uint8_t* const admitted = new uint8_t[ids.size()];
     for (size_t i = 0; i < ids.size(); ++i) admitted[i] = random.below(4) != 0;
     const bool timed = random.coin();
     const Arrivals arrivals = {ids.data(), static_cast<int64_t>(ids.size()), timed ? scores.data() : nullptr,

@@ -44,24 +44,21 @@ def concat(every: Sequence[KeyedBags]) -> KeyedBags:
         )
     if len(set(keys)) != len(keys):
         raise ValueError(f"`kjt_list` should hold each key once. Received {repeated(keys)} again.")
-    if keys and not variable and not is_compiling():
+    joined = torch.cat(values), torch.cat(weights) if weights else None, torch.cat(lengths)
+    if variable:
+        stride, strides, inverse = _join_stride(parts), _join_strides(parts), _join_inverse(parts)
+        return KeyedBags(keys, *joined, None, stride, strides, inverse)
+    if not keys:
+        return KeyedBags(keys, *joined, None, parts[0].stride())
+    if not is_compiling():
         _require_one_stride(parts, lengths)
-    return KeyedBags(
-        keys,
-        torch.cat(values),
-        torch.cat(weights) if weights else None,
-        torch.cat(lengths),
-        None,
-        _join_stride(parts) if variable else None if keys else parts[0].stride(),
-        _join_strides(parts) if variable else None,
-        _join_inverse(parts) if variable else None,
-    )
+    return KeyedBags(keys, *joined)
 
 
 def _require_one_stride(parts: Sequence[KeyedBags], lengths: list[Tensor]) -> None:
     stride = lengths[0].numel() // len(parts[0].keys)
-    for part, own in zip(parts, lengths, strict=True):
-        if own.numel() != stride * len(part.keys):
+    for i, part in enumerate(parts):
+        if lengths[i].numel() != stride * len(part.keys):
             raise ValueError(
                 f"`kjt_list` should have batches of one size ({stride}, of keys {parts[0].keys}). "
                 f"Received {part.stride()} for keys {part.keys}."
