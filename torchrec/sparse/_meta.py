@@ -15,9 +15,11 @@ class JaggedTensorMeta(RecordableMeta):
     is a stand-in of the module where the class is written.
     """
 
-    def __init__(self, name: str, bases: tuple[type, ...], attrs: dict[str, Any]) -> None:
+    _written_in: str
+
+    def __init__(cls, name: str, bases: tuple[type, ...], attrs: dict[str, Any]) -> None:  # noqa: N805
         super().__init__(name, bases, attrs)
-        self._written_in: str = attrs["__module__"]
+        cls._written_in = attrs["__module__"]
 
     @property
     def __wrapped__(self) -> type:
