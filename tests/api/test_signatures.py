@@ -268,7 +268,7 @@ def _compare_member(cls: type, line: str) -> list[str]:
         ours = {m.name: m.value for m in cls} if issubclass(cls, enum.Enum) else {}
         return [f"{n} = {v!r} is {ours.get(n)!r}" for n, v in stated.items() if ours.get(n) != v]
     if name == "__init__":
-        return [f"__init__: {text}" for text in _compare(_stated(rest), _ours(_constructor(cls)))]
+        return [f"__init__: {t}" for t in _compare(_stated(rest)[1:], _ours(_constructor(cls))[1:])]
     try:
         ours = getattr_static(cls, name)
     except AttributeError:
@@ -284,7 +284,10 @@ def _compare_member(cls: type, line: str) -> list[str]:
     if rest.endswith("(...)"):
         return []
     function = ours.__func__ if wrapper is not None else ours
-    return [f"{name}: {text}" for text in _compare(_stated(rest), _ours(function))]
+    # What a method calls its object does not count.
+    first = 0 if kind == "staticmethod" else 1
+    differences = _compare(_stated(rest)[first:], _ours(function)[first:])
+    return [f"{name}: {text}" for text in differences]
 
 
 def _compare_class(cls: type, entry: Entry) -> list[str]:
