@@ -236,6 +236,18 @@ def test_longest_unseen(clock) -> None:
     assert mcm.rows_of(T([2])).tolist() == [-1]
 
 
+def test_ids_are_taken_in_the_order_of_the_batch(clock) -> None:
+    mcm = new(1, **LRU)
+    look_up(mcm, [1])
+    clock.hour = 501
+    assert look_up(mcm, [1, 2]) == [0, 0]
+    assert mcm.evict() is None  # 1 came first and keeps its row
+    clock.hour = 502
+    assert look_up(mcm, [2, 1]) == [0, 0]
+    assert mcm.evict().tolist() == [0]
+    assert mcm.held()[1].tolist() == [2]
+
+
 def test_read_only_features_learn_nothing() -> None:
     mcm = new(8)
     found = mcm(features(f_readonly=[1, 2], f=[2, 3], g_readonly=[3, 4]))
