@@ -695,6 +695,23 @@ def test_runtime_numbers_of_a_collection() -> None:
         maps.lookup_custom_runtime_meta(KeyedJaggedTensor.from_lists({"h": [[1]]}))
 
 
+def test_a_feature_with_a_map_in_each_of_two_tables() -> None:
+    tables = [EmbeddingBagConfig(8, 2, name, feature_names=["f"]) for name in ("t", "u")]
+    options = {"write_runtime_meta_dim": 1, "disable_fallback": True}
+    maps = {"t": new(1, **options), "u": new(8, **options)}
+    both = ManagedCollisionCollection(maps, tables)
+    ids = KeyedJaggedTensor.from_lists({"f": [[1, 2], [3]]})
+    rows = both(ids)
+    assert [len(bag) for bag in rows["f@t"].to_dense()] == [1, 0]
+    assert [len(bag) for bag in rows["f@u"].to_dense()] == [2, 1]
+    maps["t"].update_runtime_meta(T([1]), T([0]), T([7]))
+    maps["u"].update_runtime_meta(ids.values(), rows["f@u"].values(), T([4, 5, 6]))
+    assert both.lookup_custom_runtime_meta(rows).flatten().tolist() == [7, 4, 5, 6]
+    kept = both(ids, mutate_miss_lengths=False)
+    found = both.lookup_runtime_meta(ids, kept).weights().flatten().tolist()
+    assert found == [7, -1, -1, 4, 5, 6]
+
+
 def test_a_forward_pass_that_runs_again_finds_its_rows(clock) -> None:
     module = collection(track_id_freq=True, opt_in_prob=60, percent_reserved_slots=25, **SINGLE)
     mcm = module._managed_collision_collection.maps()["a"]

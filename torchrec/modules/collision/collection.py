@@ -362,8 +362,9 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
             ValueError: for a table whose map keeps none.
         """
         found = []
+        split = {name: key for key, names in self._split.items() for name, _ in names}
         for key, module in self._keeping(remapped_ids.keys()).items():
-            ids, rows = features[key].values(), remapped_ids[key].values()
+            ids, rows = features[split.get(key, key)].values(), remapped_ids[key].values()
             found.append(module.lookup_runtime_meta(ids, rows))
         return remapped_ids.with_weights(torch.cat(found))
 
@@ -386,6 +387,9 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
     def _keeping(self, keys: Sequence[str]) -> dict[str, KeepsNumbers]:
         """Return the map of each feature, which has to keep numbers."""
         maps = {key: self.maps()[group.tables[0]] for group in self._groups for key in group.keys}
+        for name, group in (split for names in self._split.values() for split in names):
+            if group is not None:
+                maps[name] = self.maps()[self._groups[group].tables[0]]
         found: dict[str, KeepsNumbers] = {}
         for key in keys:
             module = maps.get(key)
