@@ -93,7 +93,8 @@ FORMS: tuple[Bend, ...] = (
 
 
 def shorter(random: Random, tensor: Tensor) -> Tensor:
-    return tensor[: random.randint(0, max(0, tensor.size(0) - 1))]
+    """Memory of its own, which ends where the tensor does: a step too far is seen."""
+    return tensor[: random.randint(0, max(0, tensor.size(0) - 1))].clone()
 
 
 def longer(random: Random, tensor: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ def longer(random: Random, tensor: Tensor) -> Tensor:
 
 
 def narrower(random: Random, tensor: Tensor) -> Tensor:
-    return tensor[..., :-1]
+    return tensor[..., :-1].contiguous()
 
 
 def wider(random: Random, tensor: Tensor) -> Tensor:
@@ -190,7 +191,9 @@ def odd_bytes(random: Random, tensor: Tensor) -> Tensor:
 
 NUMBERS: tuple[Bend, ...] = (
     shorter,
+    shorter,
     longer,
+    narrower,
     narrower,
     wider,
     another_dtype,

@@ -96,7 +96,7 @@ def _pooled(
     kept = [values, offsets, rows]
     weights_address = 0
     if sample_weights is not None:
-        if sample_weights.numel() != values.numel():
+        if sample_weights.dim() != 1 or sample_weights.numel() != values.numel():
             raise ValueError(
                 f"`sample_weights` should be as many as the values ({values.numel()}). "
                 f"Received {sample_weights.numel()}."

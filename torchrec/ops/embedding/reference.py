@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchrec.ops.embedding.failure import raise_bad_bag
 from torchrec.ops.embedding.hyper import STEP, read_hyper
+from torchrec.ops.embedding.layout import HYPER
 from torchrec.ops.embedding.row_choice import Chosen, check_ids, choose
 from torchrec.ops.embedding.spec import (
     PoolingCode,
@@ -83,7 +84,7 @@ def _count_bags(
             "`offsets` should start at 0 or later, never fall, and end within the values "
             f"({values.numel()})."
         )
-    if sample_weights is not None and sample_weights.numel() != values.numel():
+    if sample_weights is not None and sample_weights.shape != values.shape:
         raise ValueError(
             f"`sample_weights` should be as many as the values ({values.numel()}). "
             f"Received {sample_weights.numel()}."
@@ -291,6 +292,10 @@ def _update(
     if len(states) != wanted:
         raise ValueError(
             f"`states` should be those of all tables in turn ({wanted}). Received {len(states)}."
+        )
+    if hyper.shape != (len(tables), len(HYPER)):
+        raise TypeError(
+            f"`hyper` should be float64 {(len(tables), len(HYPER))}. Received {tuple(hyper.shape)}."
         )
     left = list(states)
     for t, (table, weight, pair) in enumerate(zip(tables, weights, pairs, strict=True)):

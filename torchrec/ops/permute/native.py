@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
-from torchrec.ops._memory import is_wide
+from torchrec.ops._memory import is_wide, require_integers
 from torchrec.ops.jagged.native import row_bytes, sum_groups
 from torchrec.ops.permute.reference import check_order
 
@@ -33,6 +33,7 @@ def permute_jagged(
     total: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``reference.permute_jagged``."""
+    require_integers("lengths", lengths)
     check_strides(lengths, strides)
     check_order(order, len(strides))
     sizes = sum_groups(lengths, strides)
