@@ -112,6 +112,14 @@ def test_features_have_to_be_told_apart() -> None:
         scorer.gen_score(ids_of(None), CPU)
 
 
+@pytest.mark.parametrize("number", [-1, 2])
+def test_numbers_that_no_feature_has(number) -> None:
+    scorer = HashZchPerFeatureTtlScorer(HashZchEvictionConfig(["f", "g"], None, [3, 9]))
+    ids = JaggedTensor(torch.tensor([7, 8]), torch.tensor([1, number]), torch.tensor([2]))
+    with pytest.raises(IndexError, match=rf"weights in \[0, 2\).*\['f', 'g'\].*Received {number}"):
+        scorer.gen_score(ids, CPU)
+
+
 def test_scorers_by_name() -> None:
     config = HashZchEvictionConfig(["f"], 1, [1])
     kinds = [type(get_eviction_scorer(policy, config)) for policy in (SINGLE, PER_FEATURE, LRU)]

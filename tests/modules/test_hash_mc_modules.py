@@ -371,6 +371,17 @@ def test_numbers_of_the_callers(clock) -> None:
         new(4).remap(features(f=[1]), write_weights=T([[1]]))
 
 
+@pytest.mark.parametrize("row", [-7, 1, 4, 99], ids=["below", "another's", "free", "beyond"])
+def test_numbers_are_kept_for_rows_that_their_id_holds(row) -> None:
+    mcm = new(6, 2, write_runtime_meta_dim=2)
+    assert look_up(mcm, [1, 2, 4]) == [5, 1, 0]
+    mcm.update_runtime_meta(T([1, 4]), T([5, row]), T([[3, 4], [8, 9]]))
+    assert mcm.lookup_runtime_meta(T([4, 1]), T([row, 5])).tolist() == [[-1, -1], [3, 4]]
+    assert mcm.lookup_custom_runtime_meta(T([0, 1, 2, 3, 4])).count_nonzero() == 0
+    with pytest.raises(ValueError, match=r"`remapped_ids` of map 't'.* each of 2 ids"):
+        mcm.lookup_runtime_meta(T([1, 4]), T([5]))
+
+
 # State, and parts.
 
 
@@ -407,6 +418,22 @@ def test_states_that_do_not_fit() -> None:
     with pytest.raises(RuntimeError, match=r"Missing key.*_hash_zch_bucket"):
         new(12, 2).load_state_dict(without.state_dict())
     without.load_state_dict(new(12, 2).state_dict())
+    with pytest.raises(RuntimeError, match="size mismatch for _hash_zch_bucket"):
+        new(12, 2).load_state_dict(new(12, 2).state_dict() | {"_hash_zch_bucket": T([2, 2])})
+
+
+@pytest.mark.parametrize("options", [{}, LRU], ids=["without", "with"])
+def test_a_map_for_inference_takes_what_one_with_a_policy_learnt(clock, options) -> None:
+    trained = new(6, 2, **LRU)
+    rows = look_up(trained, [1, 2, 3])
+    serving = new(6, 2, is_inference=True, **options)
+    serving.load_state_dict(trained.state_dict())
+    assert look_up(serving, [1, 2, 3]) == rows
+    trained.reset_inference_mode()  # it has hours still, and takes them up with its training
+    with pytest.raises(RuntimeError, match=r"Missing key.*_hash_zch_metadata"):
+        trained.load_state_dict(serving.state_dict())
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*_hash_zch_metadata"):
+        new(6, 2).load_state_dict(trained.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -495,6 +522,20 @@ def test_ids_that_are_refused() -> None:
         new()({"f": JaggedTensor(T([1.0]), lengths=T([1]))})
     with pytest.raises(NotImplementedError, match="replicas"):
         new().sync_identities(True, 1, [0], None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_segments": [0, 5.0, 24], "buckets": 2}, "`output_segments` of map 't'.*float"),
+        ({"percent_reserved_slots": "5", "opt_in_prob": 5}, "`percent_reserved_slots` of map 't'"),
+        ({"eviction_policy_name": "LRU_EVICTION"}, "`eviction_policy_name` of map 't'.*'LRU"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_options_of_other_types(options, message) -> None:
+    with pytest.raises(TypeError, match=message):
+        new(**options)
 
 
 def test_input_mapper() -> None:

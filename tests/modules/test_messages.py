@@ -11,6 +11,7 @@ from torchrec import (
     EmbeddingBagConfig,
     EmbeddingCollection,
     EmbeddingConfig,
+    KeyedJaggedTensor,
 )
 from torchrec.modules import feature_processor
 from torchrec.modules.embedding_modules import (
@@ -34,6 +35,7 @@ from torchrec.modules.fused_embedding_modules import (
     convert_optimizer_type_and_kwargs,
     fuse_embedding_optimizer,
 )
+from torchrec.modules.hash_mc_modules import HashZchManagedCollisionModule
 from torchrec.modules.mc_embedding_modules import (
     ManagedCollisionEmbeddingBagCollection,
     evict,
@@ -198,3 +200,18 @@ def test_rows(odd):
 def test_messages(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "new_map",
+    [
+        lambda: HashZchManagedCollisionModule(4, "cpu", 1, name="t"),
+        lambda: MCHManagedCollisionModule(4, "cpu", LFU_EvictionPolicy(), 1, name="t"),
+    ],
+    ids=["hashing", "counting"],
+)
+def test_features_of_maps(new_map):
+    with pytest.raises(TypeError, match=r"`features` of map 't' should be a Mapping.*KeyedJagged"):
+        new_map()(KeyedJaggedTensor.from_lists({"f": [[1]]}))
+    with pytest.raises(TypeError, match=r"Feature 'f' among .* map 't' should be a JaggedTensor"):
+        new_map()({"f": T([1])})

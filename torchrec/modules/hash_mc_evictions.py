@@ -169,6 +169,10 @@ class HashZchPerFeatureTtlScorer(HashZchEvictionScorer):
         Args:
             feature: ids, whose weights are the numbers of their features among ``features``.
             device: of the result.
+
+        Raises:
+            ValueError: for ids without weights.
+            IndexError: for a number that no feature has.
         """
         numbers = feature.weights_or_none()
         if numbers is None:
@@ -176,7 +180,14 @@ class HashZchPerFeatureTtlScorer(HashZchEvictionScorer):
                 "`feature` should have weights: for each id the number of its feature among "
                 f"{self._config.features}. Received none."
             )
-        return (self._ttls.to(device)[numbers.to(device).long()] + _now()).int()
+        numbers, most = numbers.to(device).long(), len(self._config.features)
+        outside = (numbers < 0) | (numbers >= most)
+        if bool(outside.any()):
+            raise IndexError(
+                f"`feature` should have weights in [0, {most}), numbers of {self._config.features}. "
+                f"Received {int(numbers[outside][0])}."
+            )
+        return (self._ttls.to(device)[numbers] + _now()).int()
 
     def gen_threshold(self) -> int:
         """Return the hour that it is."""
@@ -389,8 +400,14 @@ def eviction_module_of(
         device: of the map.
 
     Raises:
+        TypeError: for something else than a policy.
         ValueError: for lifetimes without a policy.
     """
+    if policy_name is not None and not isinstance(policy_name, HashZchEvictionPolicyName):
+        raise TypeError(
+            f"`eviction_policy_name` of map '{map_name}' should be a HashZchEvictionPolicyName. "
+            f"Received {policy_name!r}."
+        )
     if policy_name is not None:
         return HashZchEvictionModule(policy_name, device, config)
     if config is not None:

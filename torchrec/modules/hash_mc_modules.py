@@ -20,6 +20,7 @@ from torchrec.modules.collision.features import (
     require_count,
     require_counts,
     split_values,
+    values_of,
     without_missing,
 )
 from torchrec.modules.collision.hash_buckets import (
@@ -194,8 +195,6 @@ class HashZchManagedCollisionModule(ManagedCollisionModule, LeafModule):
             self._hash_zch_runtime_meta,
         )
 
-    # Sizes.
-
     @property
     def device(self) -> torch.device:
         """The device of the state."""
@@ -336,7 +335,7 @@ class HashZchManagedCollisionModule(ManagedCollisionModule, LeafModule):
     def _mapped(
         self, features: JaggedDict, mutate: bool, write_weights: Tensor | None, learn: bool
     ) -> JaggedDict:
-        parts = {name: jt.values() for name, jt in features.items()}
+        parts = values_of(features, self._name)
         joined = joined_ids(parts, self.device, self._name)
         rows = self._rows(parts, joined, learn)
         if write_weights is not None:
@@ -587,7 +586,8 @@ class HashZchManagedCollisionModule(ManagedCollisionModule, LeafModule):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        check_saved(state_dict, prefix, self._buckets, self._persists_bucket, error_msgs)
+        timed = self._hash_zch_metadata is not None or not self._is_inference
+        check_saved(state_dict, prefix, self._buckets, timed, self._persists_bucket, error_msgs)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from torchrec.checks import require_integer
+from torchrec.checks import require_integer, require_type
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
 
@@ -60,6 +60,23 @@ def ids_of(ids: Tensor, feature: str, map_name: str) -> Tensor:
             f"Received {ids.dtype}."
         )
     return ids.long()
+
+
+def values_of(features: Mapping[str, JaggedTensor], map_name: str) -> dict[str, Tensor]:
+    """Return the values of features by name.
+
+    Args:
+        features: by name.
+        map_name: of the map that they are for.
+
+    Raises:
+        TypeError: for features of another form, such as a KeyedJaggedTensor.
+    """
+    what = f"`features` of map '{map_name}'"
+    require_type(features, what, Mapping)
+    for name, jt in features.items():
+        require_type(jt, f"Feature '{name}' among {what}", JaggedTensor)
+    return {name: jt.values() for name, jt in features.items()}
 
 
 def joined_ids(ids: Mapping[str, Tensor], device: torch.device, map_name: str) -> Tensor:

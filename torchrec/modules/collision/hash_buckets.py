@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from torchrec.checks import require_list
 from torchrec.fx.proxies import is_proxy
 from torchrec.modules.collision.features import require_count
 
@@ -168,6 +169,8 @@ def lay_out(
         ValueError: where these do not fit.
     """
     owned = len(range_here)
+    if segments is not None:
+        require_list(segments, f"`output_segments` of map '{name}'", int)
     if segments is not None and len(segments) == total + 1:
         bounds = list(segments)
         sizes = [end - start for start, end in pairwise(bounds)]
@@ -220,6 +223,10 @@ def reserved_rows(name: str, opt_in_prob: int, share: float, smallest: int) -> i
         1
     """
     require_count("opt_in_prob", opt_in_prob, name, -1, 100)
+    if not isinstance(share, int | float):
+        raise TypeError(
+            f"`percent_reserved_slots` of map '{name}' should be a number. Received {share!r}."
+        )
     if not 0 <= share < 100:
         raise ValueError(
             f"`percent_reserved_slots` of map '{name}' should be in [0, 100). Received {share}."

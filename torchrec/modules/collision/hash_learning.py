@@ -58,7 +58,12 @@ def new_state(size: int, timed: bool, width: int, device: torch.device) -> HashS
 
 
 def check_saved(
-    state_dict: dict[str, Tensor], prefix: str, buckets: Buckets, persists: bool, errors: list[str]
+    state_dict: dict[str, Tensor],
+    prefix: str,
+    buckets: Buckets,
+    timed: bool,
+    persists: bool,
+    errors: list[str],
 ) -> None:
     """Take out of a saved map what is not of it, and say what does not fit.
 
@@ -66,13 +71,18 @@ def check_saved(
         state_dict: changed in place.
         prefix: of the map.
         buckets: of the map that it is to be loaded into.
+        timed: whether hours are wanted; a map for inference keeps none, whatever the trained one had.
         persists: whether that saves their number.
         errors: messages are added to.
     """
     state_dict.pop(f"{prefix}_scalar_logger._scalar_logger_steps", None)  # TorchRec counts batches
+    if not timed:
+        state_dict.pop(f"{prefix}_hash_zch_metadata", None)
     key = f"{prefix}_hash_zch_bucket"
     saved = state_dict.get(key) if persists else state_dict.pop(key, None)
-    if saved is not None and int(saved) != buckets.total:
+    if not isinstance(saved, Tensor) or saved.numel() != 1 or saved.is_meta:
+        return  # PyTorch says what else does not fit
+    if int(saved) != buckets.total:
         errors.append(
             f"{key} should be {buckets.total}, `total_num_buckets` of map '{buckets.name}'. "
             f"Received {int(saved)}."

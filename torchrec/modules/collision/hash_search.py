@@ -96,9 +96,15 @@ class HashSearch:
         return assign_slots(identities, probing, ids, new_totals(identities.device)).slots
 
     def is_own(self, identities: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
-        """Say of each id whether it holds the slot beside it."""
+        """Say of each id whether it holds the slot beside it; no id holds one that is not of the map."""
+        if ids.shape != slots.shape:
+            raise ValueError(
+                f"`remapped_ids` of map '{self.buckets.name}' should be a row for each of {ids.numel()} ids. "
+                f"Received shape {tuple(slots.shape)}."
+            )
         keys = self.buckets.rests(ids) if self.probing.local_ids else ids
-        return (slots >= 0) & (identities[slots.clamp(min=0)] == keys) & (keys != FREE)
+        here = slots.clamp(0, identities.numel() - 1)
+        return (slots == here) & (identities[here] == keys) & (keys != FREE)
 
     def held(self, identities: Tensor) -> tuple[Tensor, Tensor]:
         """Return the slots that an id holds, ascending, and these ids."""
@@ -198,7 +204,7 @@ class RowNumbers:
         """Return the numbers of rows, ``(N, D)``; -1 where the id beside it does not hold the row."""
         slots = rows - self._first_row
         own = self._search.is_own(self._identities, ids, slots)
-        return torch.where(own.unsqueeze(1), self._numbers[slots.clamp(min=0)], -1)
+        return torch.where(own.unsqueeze(1), self._numbers[slots.where(own, 0)], -1)
 
     def of_rows(self, rows: Tensor) -> Tensor:
         """Return the numbers of rows, ``(N, D)``.

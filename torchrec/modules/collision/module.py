@@ -13,7 +13,14 @@ from torch.compiler import is_exporting
 from torchrec.fx.proxies import LeafModule, holds_proxy
 from torchrec.modules._recomputation import is_recomputation, may_be_recomputed
 from torchrec.modules.collision.changed_rows import ChangedRows, FirstPasses, random_states
-from torchrec.modules.collision.features import ids_of, require_count, split_values, with_values
+from torchrec.modules.collision.features import (
+    ids_of,
+    joined_ids,
+    require_count,
+    split_values,
+    values_of,
+    with_values,
+)
 from torchrec.modules.collision.interface import JaggedDict, ManagedCollisionModule, MappedKeys
 from torchrec.modules.collision.policies import (
     DistanceLFU_EvictionPolicy,
@@ -193,8 +200,9 @@ class MCHManagedCollisionModule(ManagedCollisionModule, LeafModule):
         """
         if self._input_hash_func is None:
             return features
+        values = values_of(features, self._name)
         return {
-            name: with_values(jt, self.hashed(ids_of(jt.values(), name, self._name)))
+            name: with_values(jt, self.hashed(ids_of(values[name], name, self._name)))
             for name, jt in features.items()
         }
 
@@ -320,21 +328,10 @@ class MCHManagedCollisionModule(ManagedCollisionModule, LeafModule):
         return rows
 
     def _joined(self, features: JaggedDict) -> Tensor:
-        return self._join({name: jt.values() for name, jt in features.items()})
+        return self._join(values_of(features, self._name))
 
     def _join(self, ids: Mapping[str, Tensor]) -> Tensor:
-        """Return the ids of all features as int64, one behind the other."""
-        device, parts = self._rows.ids.device, []
-        for name, part in ids.items():
-            if part.device != device:
-                raise ValueError(
-                    f"Ids of feature '{name}' of table '{self._name}' should be on the device of the "
-                    f"map, {device}. Received {part.device}."
-                )
-            parts.append(part if part.dtype is torch.int64 else ids_of(part, name, self._name))
-        if len(parts) == 1:
-            return parts[0]
-        return torch.cat([torch.empty(0, dtype=torch.int64, device=device), *parts])
+        return joined_ids(ids, self._rows.ids.device, self._name)
 
     def _advance(self, ids: Tensor) -> Tensor:
         """Count a training batch, evict if it is time, and return its rows."""
