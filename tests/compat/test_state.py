@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.distributed import checkpoint
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, init_from_local_shards
 
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.compat import original_state_dict
@@ -114,3 +116,40 @@ def test_a_state_of_another_size_is_refused():
     saved["state"]["embedding_bags.u.weight"]["u.momentum1"] = torch.zeros(6)
     with pytest.raises(ValueError, match=r"State 'sum' of 'embedding_bags.u.weight'.*\(5, 1\)"):
         module.fused_optimizer.load_state_dict(saved)
+
+
+def test_a_checkpoint_of_pieces_is_put_together(tmp_path, one_rank):
+    module, other = collection("rowwise_adagrad"), collection("rowwise_adagrad")
+    train(module)
+    state = original_state_dict(module.fused_optimizer)
+    pieces = {
+        name: {key: in_pieces(value) for key, value in values.items()}
+        for name, values in state["state"].items()
+    }
+    with pytest.raises(
+        ValueError,
+        match=r"'t.momentum1' of 'embedding_bags.t.weight' should be a whole tensor. "
+        "Received ShardedTensor",
+    ):
+        other.fused_optimizer.load_state_dict({"state": pieces})
+    checkpoint.save({"state": pieces}, checkpoint_id=tmp_path)
+    empty = original_state_dict(other.fused_optimizer)
+    checkpoint.load(empty, checkpoint_id=tmp_path)
+    other.fused_optimizer.load_state_dict(empty)
+    for table, own in states(module).items():
+        assert states(other)[table]["sum"] == own["sum"]
+
+
+def in_pieces(value: torch.Tensor) -> ShardedTensor:
+    shard = Shard.from_tensor_and_offsets(value, shard_offsets=[0] * value.dim(), rank=0)
+    return init_from_local_shards([shard], *value.shape)
+
+
+@pytest.fixture
+def one_rank(tmp_path_factory):
+    store = tmp_path_factory.mktemp("store") / "store"
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()

@@ -18,13 +18,18 @@ def original_state_dict(of: nn.Module | KeyedOptimizer) -> dict[str, Any]:
     """Return the state of a model or an optimizer in the form that the original TorchRec loads.
 
     Most modules have the same form. Maps of ids are sorted by id there; the state of fused tables goes
-    by the names of kernels; and parameter groups are not saved.
+    by the names of kernels; and parameter groups are not saved. The names are those of a sharded model:
+    ``FusedEmbeddingBagCollection`` there leaves out what stands before the table, and has
+    ``t.weight`` and ``t.weight.momentum_1`` for the names below. It loads no others; here both do.
+
+    A checkpoint of a sharded model holds pieces of tensors. ``torch.distributed.checkpoint.load`` puts
+    them together, into what this function returns, which ``load_state_dict`` then takes.
 
     Args:
         of: a module, or an optimizer with named parameters.
 
     Returns:
-        What ``load_state_dict`` takes there, and here.
+        What ``load_state_dict`` takes here, and there but for those names.
 
     Raises:
         ValueError: for a map with a residual zone, which that form has no place for.

@@ -114,6 +114,7 @@ def load(
     """
     if "state" not in state_dict:
         raise ValueError(f"`state_dict` should have 'state'. Received {sorted(state_dict)}.")
+    _check_whole(state_dict["state"], params)
     saved = from_kernel_names(state_dict["state"], params, state)
     _check_states(saved, params, state)
     pairs = _match_groups(state_dict.get("param_groups"), params, groups)
@@ -126,6 +127,26 @@ def load(
         for key, value in saved_group.items():
             if key != "params":
                 live_group[key] = copy.deepcopy(value)
+
+
+def _check_whole(saved: Mapping[str, Mapping[str, Any]], params: Mapping[str, Tensor]) -> None:
+    """Refuse pieces of tensors that are cut up over ranks, unless parameters are."""
+    if any(_is_cut_up(param) for param in params.values()):
+        return
+    for name, values in saved.items():
+        for key, value in values.items():
+            if _is_cut_up(value):
+                raise ValueError(
+                    f"State '{key}' of '{name}' should be a whole tensor. Received "
+                    f"{type(value).__name__}: have torch.distributed.checkpoint save it there, and "
+                    "load it into the state that this optimizer has."
+                )
+
+
+def _is_cut_up(value: object) -> bool:
+    return isinstance(value, Tensor) and (
+        hasattr(value, "local_shards") or hasattr(value, "full_tensor")
+    )
 
 
 def _check_states(
