@@ -13,7 +13,8 @@ import torchrec.ops.collision
 import torchrec.ops.hashing
 import torchrec.ops.interaction  # noqa: F401  (the imports define the operators)
 from torchrec.ops import backends
-from torchrec.ops._memory import addresses_of, is_plain, is_wide
+from torchrec.ops._library import definitions
+from torchrec.ops._memory import Known, addresses_of, is_plain, is_wide
 from torchrec.ops.embedding import LookupSpec, PoolingCode, SlotSpec, TableSpec, new_hyper
 from torchrec.ops.jagged import (
     jagged_index_select,
@@ -446,3 +447,110 @@ def test_only_integers_of_two_widths_are_read() -> None:
     assert [is_wide("x", T([1])), is_wide("x", T([1]).int())] == [True, False]
     with pytest.raises(TypeError, match="`x` should be int32 or int64"):
         is_wide("x", T([1]).short())
+
+
+def test_what_is_known_of_a_list_holds_while_it_stays_as_it_was() -> None:
+    known: Known[str] = Known()
+    name, first, second = object(), torch.zeros(2), torch.zeros(3)
+    assert known.get(name, [first, second]) is None
+    assert known.put(name, [first, second], "found") == "found"
+    assert known.get(name, [first, second]) == "found"
+    assert known.get(name, [torch.ones(2), second]) == "found"
+    assert known.get(name, [first]) is None
+    assert known.get(name, []) is None
+    assert known.get(object(), [first, second]) is None
+    with torch.no_grad():
+        assert known.get(name, [first, second]) is None
+    second.resize_(4)
+    assert known.get(name, [first, second]) is None
+    known.put(name, [first, second], "other")
+    assert known.get(name, [first, second]) == "other"
+    known.put(name, [first, first], "twice")  # is found again each time
+    assert known.get(name, [first, first]) is None
+
+
+def test_no_more_lists_are_known_than_a_few_hundred() -> None:
+    known: Known[int] = Known()
+    names = [object() for _ in range(1000)]
+    tensors = [torch.zeros(1)]
+    for i, name in enumerate(names):
+        known.put(name, tensors, i)
+    assert known.get(names[-1], tensors) == 999
+    assert sum(known.get(name, tensors) is not None for name in names) <= 256
+
+
+Change = Callable[[list[Tensor], list[Tensor]], None]
+CHANGES: dict[str, Change] = {
+    "weights of another dtype": lambda weights, _: setattr(weights[3], "data", weights[3].half()),
+    "weights of float64": lambda weights, _: setattr(weights[3], "data", weights[3].double()),
+    "weights elsewhere": lambda weights, _: setattr(weights[3], "data", weights[3].clone() + 1),
+    "weights the other way round": lambda weights, _: setattr(
+        weights[3], "data", weights[3].data.t().contiguous().t()
+    ),
+    "fewer rows": lambda weights, _: setattr(weights[3], "data", weights[3].data[:2]),
+    "a sparse weight": lambda weights, _: weights.__setitem__(3, torch.zeros(4, 4).to_sparse()),
+    "weights to negate": lambda weights, _: setattr(
+        weights[3], "data", torch._neg_view(weights[3])
+    ),
+    "weights that are freed": lambda weights, _: weights[3].untyped_storage().resize_(0),
+    "weights that are gone": lambda weights, _: weights.pop(),
+    "another weight": lambda weights, _: weights.__setitem__(3, torch.ones(4, 4)),
+    "a weight twice": lambda weights, _: weights.__setitem__(3, weights[2]),
+    "states of another dtype": lambda _, states: setattr(states[3], "data", states[3].double()),
+    "states elsewhere": lambda _, states: setattr(states[3], "data", states[3].clone() + 1),
+    "fewer states": lambda _, states: setattr(states[3], "data", states[3].data[:2]),
+    "states that are freed": lambda _, states: states[3].untyped_storage().resize_(0),
+    "states that are gone": lambda _, states: states.pop(),
+}
+
+
+@native_only
+@pytest.mark.parametrize("num_tables", [4, 6])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_tables_that_change_between_calls_are_looked_at_again(change, num_tables) -> None:
+    def results(family: Any, calls: int) -> list[object]:
+        spec = LookupSpec(
+            [
+                TableSpec(f"t{t}", 4, 4, 4, optimizer=OptimizerType.ROWWISE_ADAGRAD, states=1)
+                for t in range(num_tables)
+            ],
+            [SlotSpec(f"f{t}", t, t, PoolingCode.SUM, 4 * t) for t in range(num_tables)],
+            num_tables,
+            4 * num_tables,
+        )
+        generator = torch.Generator().manual_seed(0)
+        weights = [
+            torch.nn.Parameter(torch.rand(4, 4, generator=generator)) for _ in range(num_tables)
+        ]
+        states = [torch.zeros(4) for _ in range(num_tables)]
+        hyper = new_hyper(num_tables)
+        hyper[:, 0] = 0.5
+        bags = torch.arange(num_tables) % 4, torch.arange(num_tables + 1), None, None, num_tables
+        grad = torch.ones(1, 4 * num_tables)
+        found: list[object] = []
+        with torch.no_grad():
+            for call in range(calls + 1):
+                if call == calls:
+                    change(weights, states)
+                try:
+                    width, names = 4 * num_tables, spec.names
+                    pooled = family["embedding_bag"](
+                        weights, spec.tensor, *bags, width, torch.float32, names
+                    )[0]
+                    family["embedding_bag_update_"](
+                        grad, weights, states, hyper, spec.tensor, *bags
+                    )
+                    found = [pooled, *[w.detach().float() for w in weights]]
+                except (ValueError, TypeError, RuntimeError) as error:
+                    found = [str(error)]
+        return found
+
+    quick = {name: definition.call for name, definition in definitions.items()}
+    once, again = results(quick, 0), results(quick, 2)
+    if isinstance(once[0], str) or isinstance(again[0], str):
+        assert once == again
+        return
+    expected = results({name: d.reference for name, d in definitions.items()}, 2)
+    assert len(again) == len(expected)
+    for found, right in zip(again, expected, strict=True):
+        torch.testing.assert_close(found, right)

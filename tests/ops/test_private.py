@@ -180,3 +180,35 @@ def test_a_product_with_what_follows(bias) -> None:
     expected = torch.nn.functional.linear(input, weight, bias)
     assert torch.equal(_private.linear_pointwise(input, weight, bias, "none"), expected)
     assert torch.equal(_private.linear_pointwise(input, weight, bias, "relu"), expected.relu())
+
+
+def zeros(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.zeros(4, 4, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        zeros(torch.float16),
+        zeros()[:3],
+        zeros()[None],
+        zeros().t(),
+        zeros().to("meta"),
+        zeros().requires_grad_(),
+        torch.nn.Parameter(zeros(), requires_grad=False),
+        torch._neg_view(zeros()),
+        torch._efficientzerotensor(4, 4),
+        zeros().to_sparse(),
+        None,
+    ],
+    ids=lambda other: f"{type(other).__name__} {getattr(other, 'dtype', '')}",
+)
+def test_tensors_that_changed_are_told(other) -> None:
+    tensors = [zeros(), zeros()[:, :2]]
+    holds = _private.guard_of(tensors)
+    assert holds(*tensors)
+    assert holds(torch.ones(4, 4), tensors[1])  # what they hold does not count
+    assert not holds(other, tensors[1])
+    assert not holds(tensors[0], zeros()[:2].t())
+    assert not holds(tensors[0], tensors[0])
+    assert holds(*tensors)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import reduce
-from operator import itemgetter
+from itertools import repeat
+from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 
 import torch
@@ -47,6 +48,9 @@ _POLICY = {
     IdPolicy.CLAMP: PolicyCode.CLAMP,
     IdPolicy.IGNORE: PolicyCode.IGNORE,
 }
+_PARAMETERS = frozenset((nn.Parameter,))
+_get_weight = itemgetter("weight")
+_get_requires_grad = attrgetter("requires_grad")
 # Orders of keys whose look-ups a collection keeps; of further ones the oldest is made again when it comes.
 _MOST_LOOKUPS = 64
 _TRAINABLE = (DataType.FP32, DataType.FP16, DataType.BF16)
@@ -157,7 +161,7 @@ class Tables:
     def weights(self) -> list[Tensor]:
         """Return the weight of each table, having met those put in place of the former."""
         try:
-            weights = list(map(itemgetter("weight"), self._parameters))
+            weights = list(map(_get_weight, self._parameters))
         except KeyError:
             raise RuntimeError(
                 "The weights of tables should be parameters. Received none, as of a "
@@ -384,7 +388,8 @@ class Tables:
         recorded = torch.is_grad_enabled()
         if self.in_backward and recorded and not is_compiling():
             self.check_not_reduced()
-        requires_grad = tuple([recorded and w.requires_grad for w in weights])
+        asked = map(_get_requires_grad, weights) if recorded else repeat(False, len(weights))
+        requires_grad = tuple(asked)
         spec, groups = self.lookup(tuple(keys), requires_grad, self.mode(weights))
         return weights, spec, groups
 
@@ -457,7 +462,10 @@ class Tables:
 
 def _are_lent(weights: Sequence[Tensor]) -> bool:
     """Say whether these are not the module's own: `torch.func.functional_call` puts plain tensors in their place."""
-    return not all(isinstance(weight, nn.Parameter) for weight in weights)
+    return not (
+        _PARAMETERS.issuperset(map(type, weights))  # nearly always, and quicker asked
+        or all(isinstance(weight, nn.Parameter) for weight in weights)
+    )
 
 
 def _widest(dtypes: Sequence[torch.dtype]) -> torch.dtype:

@@ -29,6 +29,7 @@ from torch import Tensor, is_grad_enabled
 from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.nn import Parameter
 
+from torchrec.ops._memory import Known
 from torchrec.ops._private import (
     has_batched_grads,
     has_transforms,
@@ -84,6 +85,9 @@ class Definition(NamedTuple):
     schema: Any
 
 
+# Arguments that are lists of tensors which stay from call to call.
+_LASTING = ("weights", "states")
+
 definitions: dict[str, Definition] = {}
 """Every operator by name, for tests that run over all of them."""
 
@@ -127,7 +131,10 @@ def define(
     kernel = None if native is None else native_kernel
     of_type: dict[str, list[int]] = {"Tensor": [], "List[Tensor]": []}
     parsed = parse_schema(f"rowwise::{schema}")
+    lasting = set()
     for i, argument in enumerate(parsed.arguments):
+        if argument.name in _LASTING:
+            lasting.add(i)
         kind = str(argument.type).replace("Optional[Tensor]", "Tensor")
         if kind in of_type and (decided_by is None or argument.name in decided_by):
             of_type[kind].append(i)
@@ -138,6 +145,7 @@ def define(
         len(parsed.arguments),
         of_type["Tensor"],
         of_type["List[Tensor]"],
+        lasting,
     )
     definitions[name] = Definition(call, reference, parsed)
     return call
@@ -171,6 +179,7 @@ def _chooser(
     count: int,
     tensors: Sequence[int],
     lists: Sequence[int],
+    lasting: Collection[int] = (),
 ) -> Callable[..., Any]:
     """Return what decides.
 
@@ -181,7 +190,9 @@ def _chooser(
         count: number of arguments.
         tensors: positions of the arguments to look at that are tensors or None.
         lists: positions of those that are lists of such.
+        lasting: positions of lists that are mostly those of the last call.
     """
+    known: dict[int, Known[bool]] = {i: Known() for i in lasting}
 
     def step_aside(*args: Any) -> Any:
         return reference(*args) if is_transformed() else operator(*args)
@@ -203,7 +214,14 @@ def _chooser(
                 if not _is_as_it_lies(tensor):
                     return step_aside(*args)
         for i in lists:
-            if not _are_plain(args[i]):
+            found = args[i]
+            if i in known and len(found) > _FEW:
+                if known[i].get(found[0], found):
+                    continue
+                if not _are_plain(found):
+                    return step_aside(*args)
+                known[i].put(found[0], found, True)
+            elif not _are_plain(found):
                 return step_aside(*args)
         if floating and has_batched_grads():
             return step_aside(*args)
@@ -215,7 +233,7 @@ def _chooser(
         arguments=", ".join(names),
         are_plain_integers="False" if lists else " and ".join(plain) or "True",
     )
-    known: dict[str, Any] = {
+    namespace: dict[str, Any] = {
         "operator": operator,
         "step_aside": step_aside,
         "look_closer": look_closer,
@@ -229,8 +247,8 @@ def _chooser(
         "tangent_level": tangent_level,
         "jit_trace": jit_trace,
     }
-    exec(compile(source, __file__, "exec"), known)
-    choose: Callable[..., Any] = known["choose"]
+    exec(compile(source, __file__, "exec"), namespace)
+    choose: Callable[..., Any] = namespace["choose"]
     return choose
 
 

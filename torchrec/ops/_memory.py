@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import attrgetter
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 
+from torchrec.ops._private import guard_of
+
+T = TypeVar("T")
+# Lists that are remembered at a time.
+_MOST_KNOWN = 256
 _STRIDED = frozenset((torch.strided,))
 _get_is_cpu = attrgetter("is_cpu")
 _get_layout = attrgetter("layout")
@@ -44,6 +50,38 @@ def are_plain(tensors: Sequence[Tensor]) -> bool:
         and all(map(Tensor.is_contiguous, tensors))
         and not any(map(Tensor.is_neg, tensors))
     )
+
+
+class Known(Generic[T]):
+    """What was found of lists of tensors that come again and again, as weights do, while they stay as they were.
+
+    To ask them all anew takes a pass over the list a question; to see that none has changed takes one. What is found
+    where gradients are recorded holds only there, and the other way round.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, int, bool], tuple[Any, T]] = {}
+
+    def get(self, name: object, tensors: Sequence[Tensor]) -> T | None:
+        """Return what was found of a list, None if it or a tensor of it is another now.
+
+        Args:
+            name: any object that comes with the list: it tells lists apart quickly, and nothing hangs on it.
+            tensors: the list; what is known of it is that of tensors just like these.
+        """
+        known = self._found.get((id(name), len(tensors), is_grad_enabled()))
+        return known[1] if known is not None and known[0](*tensors) else None
+
+    def put(self, name: object, tensors: Sequence[Tensor], found: T) -> T:
+        """Remember what was found of a list of tensors, in place of what was of this name; return it."""
+        if len(set(map(id, tensors))) < len(tensors):
+            return found  # no guard holds where a tensor comes twice
+        if not _STRIDED.issuperset(map(_get_layout, tensors)):
+            return found  # nor is there one of others
+        if len(self._found) >= _MOST_KNOWN:
+            self._found.clear()
+        self._found[id(name), len(tensors), is_grad_enabled()] = guard_of(tensors), found
+        return found
 
 
 def is_wide(name: str, integers: Tensor) -> bool:

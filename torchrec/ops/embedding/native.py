@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
-from torchrec.ops._memory import are_plain, is_plain, is_wide, no_address
+from torchrec.ops._memory import Known, are_plain, is_plain, is_wide, no_address
 from torchrec.ops.embedding import reference
 from torchrec.ops.embedding.failure import raise_bad_bag, raise_bad_id
 from torchrec.ops.embedding.layout import HYPER, VERSION
@@ -62,16 +62,24 @@ def _numbers(spec: Tensor) -> tuple[int, int]:
     return spec.data_ptr(), spec.numel()
 
 
+# Sizes, dims and codes of the dtypes of weights, by the spec that they come with; sizes of states.
+_sizes: Known[tuple[list[int], list[int], list[int]]] = Known()
+_state_sizes: Known[list[int]] = Known()
+
+
 def _tables(spec: Tensor, weights: Sequence[Tensor]) -> Any:
+    found = _sizes.get(spec, weights) or _sizes.put(spec, weights, _sizes_of(weights))
+    return _native.Tables(*_numbers(spec), _addresses(weights), *found)
+
+
+def _sizes_of(weights: Sequence[Tensor]) -> tuple[list[int], list[int], list[int]]:
     if not all(map(Tensor.is_contiguous, weights)):
         t = [w.is_contiguous() for w in weights].index(False)
         raise ValueError(f"The weight of table number {t} should be contiguous.")
     dims = set(map(Tensor.dim, weights))
     if not dims <= {2}:
         raise ValueError(f"`weights` should have two dimensions each. Received {sorted(dims)}.")
-    return _native.Tables(
-        *_numbers(spec),
-        _addresses(weights),
+    return (
         list(map(Tensor.numel, weights)),
         [w.size(-1) for w in weights],
         [_CODES[dtype] for dtype in map(_get_dtype, weights)],
@@ -283,12 +291,9 @@ def embedding_bag_weights_grad(grad: Tensor, weights: Sequence[Tensor], *bags: A
 def _update(
     spec: Tensor, weights: Sequence[Tensor], input: Input, states: Sequence[Tensor], hyper: Tensor
 ) -> None:
-    if not (_STATES.issuperset(map(_get_dtype, states)) and are_plain(states)):
-        odd = next(s for s in states if s.dtype not in _STATES or not is_plain(s))
-        raise TypeError(
-            "States of fused optimizers should be contiguous float32 on the CPU. "
-            f"Received {odd.dtype} on {odd.device}."
-        )
+    state_sizes = _state_sizes.get(spec, states)
+    if state_sizes is None:
+        state_sizes = _state_sizes.put(spec, states, _sizes_of_states(states))
     shape = (len(weights), len(HYPER))
     if hyper.shape != shape or hyper.dtype is not torch.float64 or not is_plain(hyper):
         raise TypeError(
@@ -300,11 +305,21 @@ def _update(
         input,
         hyper.data_ptr(),
         _addresses(states),
-        [s.numel() for s in states],
+        state_sizes,
         torch.get_num_threads(),
     )
     # The kernels write behind PyTorch's back; autograd has to know.
     torch.autograd.graph.increment_version([*weights, *states, hyper])
+
+
+def _sizes_of_states(states: Sequence[Tensor]) -> list[int]:
+    if not (_STATES.issuperset(map(_get_dtype, states)) and are_plain(states)):
+        odd = next(s for s in states if s.dtype not in _STATES or not is_plain(s))
+        raise TypeError(
+            "States of fused optimizers should be contiguous float32 on the CPU. "
+            f"Received {odd.dtype} on {odd.device}."
+        )
+    return list(map(Tensor.numel, states))
 
 
 def _sequence(
