@@ -228,6 +228,50 @@ def test_what_was_traced_can_be_pickled() -> None:
     torch.testing.assert_close(again(*inputs), module(*inputs))
 
 
+class Doubled(KeyedJaggedTensor):
+    """A sparse type of a program, with a constructor of its own."""
+
+    def __init__(self, key: str, values: Tensor, lengths: Tensor, *, source: str = "") -> None:
+        super().__init__([key], values * 2, lengths=lengths)
+        self.source = source
+
+
+class Named(JaggedTensor):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class Pair(KeyedTensor):
+    def __init__(self, values: Tensor) -> None:
+        super().__init__(["a", "b"], [1, 1], values + 1)
+
+
+def make_derived(values, lengths):
+    doubled = Doubled("a", values, lengths, source="log")
+    return doubled, doubled.source, Named(values, lengths=lengths), Pair(values.view(2, 2))
+
+
+@each_tracer
+def test_classes_derived_from_sparse_types(trace) -> None:
+    values, lengths = torch.tensor([1, 2, 3, 4]), torch.tensor([3, 1])
+    graph = trace(make_derived)
+    for _ in range(2):
+        doubled, source, named, pair = graph(values, lengths)
+        assert (type(doubled), type(named), type(pair)) == (Doubled, Named, Pair)
+        assert doubled.to_lists() == {"a": [[2, 4, 6], [8]]}
+        assert source == "log"
+        assert [part.tolist() for part in named.to_dense()] == [[1, 2, 3], [4]]
+        assert pair["b"].tolist() == [[3], [5]]
+        graph = pickle.loads(pickle.dumps(graph))
+    for make in (lambda: Doubled("a", values, lengths[:1]), lambda: Named(values, lengths=values)):
+        with pytest.raises(ValueError, match=r"sum to the number of values \(4\)"):
+            make()
+    with pytest.raises(ValueError, match=r"sum to values.size\(1\) \(4\)"):
+        Pair(values.view(1, 4))
+    again = pickle.loads(pickle.dumps(copy.deepcopy(Doubled("a", values, lengths))))
+    assert (type(again), again.to_lists()) == (Doubled, {"a": [[2, 4, 6], [8]]})
+
+
 def test_sparse_types_made_before_are_constants() -> None:
     constant = one_feature(4)
     traced = torchrec.fx.symbolic_trace(_Looked(constant), leaf_modules=["_Second"])

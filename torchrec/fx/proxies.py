@@ -60,9 +60,29 @@ def _proxies_in(*values: object) -> Iterator[Proxy]:
 
 
 class RecordableMeta(ABCMeta, ProxyableClassMeta):
-    """Makes objects constants of graphs, as PyTorch's own, but does not look for proxies whenever one is made."""
+    """Makes objects constants of graphs, as PyTorch's own, but does not look for proxies whenever one is made.
+
+    It does so for a class that is derived from ours with a constructor of its own, whose arguments only the call has.
+    """
 
     __call__ = type.__call__
+
+    def __new__(
+        mcs, name: str, bases: tuple[type, ...], attrs: dict[str, Any], **options: Any
+    ) -> RecordableMeta:
+        """Make a class."""
+        ours = [base for base in bases if isinstance(base, RecordableMeta)]
+        if "__init__" in attrs and any(base.__bases__ != (object,) for base in ours):
+            attrs = {"__new__": _new_or_recorded, **attrs}
+        return super().__new__(mcs, name, bases, attrs, **options)
+
+
+def _new_or_recorded(cls: type, *args: object, **kwargs: object) -> object:
+    """Return a new object, or the proxy of the call that makes it."""
+    proxy = next(_proxies_in(args, kwargs), None)
+    if proxy is None:
+        return object.__new__(cls)
+    return proxy.tracer.create_proxy("call_function", cls, args, kwargs)
 
 
 class Recordable(metaclass=RecordableMeta):
@@ -82,8 +102,11 @@ class Recordable(metaclass=RecordableMeta):
             variables: those of the constructor, the arguments among them.
 
         Returns:
-            Whether it was turned into a proxy.
+            Whether it was turned into a proxy. Not so an object of a class with a constructor of its own, which is
+            made by another call.
         """
+        if type(self).__new__ is not object.__new__:
+            return False
         names = inspect.signature(type(self)).parameters
         given = {name: variables[name] for name in names if variables[name] is not None}
         proxy = next(_proxies_in(given), None)
