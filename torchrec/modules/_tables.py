@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import reduce
-from itertools import repeat
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import torch
@@ -49,8 +48,6 @@ _POLICY = {
     IdPolicy.IGNORE: PolicyCode.IGNORE,
 }
 _PARAMETERS = frozenset((nn.Parameter,))
-_get_weight = itemgetter("weight")
-_get_requires_grad = attrgetter("requires_grad")
 # Orders of keys whose look-ups a collection keeps; of further ones the oldest is made again when it comes.
 _MOST_LOOKUPS = 64
 _TRAINABLE = (DataType.FP32, DataType.FP16, DataType.BF16)
@@ -161,7 +158,7 @@ class Tables:
     def weights(self) -> list[Tensor]:
         """Return the weight of each table, having met those put in place of the former."""
         try:
-            weights = list(map(_get_weight, self._parameters))
+            weights = list(map(itemgetter("weight"), self._parameters))
         except KeyError:
             raise RuntimeError(
                 "The weights of tables should be parameters. Received none, as of a "
@@ -388,8 +385,9 @@ class Tables:
         recorded = torch.is_grad_enabled()
         if self.in_backward and recorded and not is_compiling():
             self.check_not_reduced()
-        asked = map(_get_requires_grad, weights) if recorded else repeat(False, len(weights))
-        requires_grad = tuple(asked)
+        requires_grad = (False,) * len(weights)
+        if recorded:
+            requires_grad = tuple([w.requires_grad for w in weights])
         spec, groups = self.lookup(tuple(keys), requires_grad, self.mode(weights))
         return weights, spec, groups
 
