@@ -84,6 +84,9 @@ class Known(Generic[T]):
         return found
 
 
+_kept: Known[bool] = Known()
+
+
 def is_wide(name: str, integers: Tensor) -> bool:
     """Return whether integers are int64, as kernels are told; others than int32 would be read as what they are not."""
     dtype = integers.dtype
@@ -110,20 +113,45 @@ def addresses_of(*tensors: Memory) -> list[int]:
     Raises:
         ValueError: one is something else.
     """
-    all_plain = are_plain([tensor for _, tensor, _, _ in tensors if tensor is not None])
-    found = []
-    for name, tensor, count, dtype in tensors:
-        if tensor is None:
-            found.append(0)
-            continue
-        fits = tensor.numel() == count and tensor.dtype is dtype and tensor.dim() == 1
-        if not (fits and (all_plain or is_plain(tensor))):
-            raise ValueError(
-                f"`{name}` should be {count} contiguous elements of {dtype} on the CPU. "
-                f"Received {list(tensor.shape)} of {tensor.dtype} on {tensor.device}."
-            )
-        found.append(tensor.data_ptr() or no_address(name, tensor))
-    return found
+    return [
+        0 if tensor is None else address_of(name, tensor, count, dtype)
+        for name, tensor, count, dtype in tensors
+    ]
+
+
+def address_of(name: str, tensor: Tensor, count: int, dtype: torch.dtype) -> int:
+    """Return where a tensor begins that is plain memory for so many elements of a dtype, or refuse it."""
+    if not (
+        tensor.dtype is dtype
+        and tensor.dim() == 1
+        and tensor.numel() == count
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+    ):  # as `is_plain` says
+        raise ValueError(
+            f"`{name}` should be {count} contiguous elements of {dtype} on the CPU. "
+            f"Received {list(tensor.shape)} of {tensor.dtype} on {tensor.device}."
+        )
+    return tensor.data_ptr() or no_address(name, tensor)
+
+
+def kept_addresses_of(*tensors: Memory) -> list[int]:
+    """Return what ``addresses_of`` does for tensors that are kept from call to call, the first not None.
+
+    How many elements they should have follows from how many another of them has, and the dtypes are always the same
+    for so many tensors: once they fit, they do while they stay as they are.
+    """
+    there = [tensor for _, tensor, _, _ in tensors if tensor is not None]
+    if not _kept.get(there[0], there):
+        found = addresses_of(*tensors)
+        _kept.put(there[0], there, True)
+        return found
+    return [
+        0 if tensor is None else tensor.data_ptr() or no_address(name, tensor)
+        for name, tensor, _, _ in tensors
+    ]
 
 
 def no_address(name: str, tensor: Tensor) -> int:

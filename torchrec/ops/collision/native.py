@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
-from torchrec.ops._memory import Memory, addresses_of
+from torchrec.ops._memory import Memory, address_of, addresses_of, kept_addresses_of
 from torchrec.ops.collision.state import index_size
 
 _lib: Any = native
@@ -23,8 +23,10 @@ _written = (
 
 def find(ids: Tensor, index: Tensor, wanted: Tensor, missing: int) -> Tensor:
     """See ``reference.find``."""
-    rows = torch.empty_like(wanted, memory_format=torch.contiguous_format)
-    wanted = wanted.flatten()
+    wanted = wanted.contiguous()
+    rows = torch.empty_like(wanted)
+    if wanted.dim() != 1:
+        wanted = wanted.flatten()
     size, entries, count = ids.numel(), index_size(ids.numel()), wanted.numel()
     map_ids, map_index, source = addresses_of(
         ("ids", ids, size, _ID), ("index", index, entries, _ENTRY), ("wanted", wanted, count, _ID)
@@ -52,11 +54,13 @@ def count_(
     missing: int,
 ) -> Tensor:
     """See ``reference.count_``."""
-    rows = torch.empty_like(batch, memory_format=torch.contiguous_format)
-    batch = batch.flatten()
+    batch = batch.contiguous()
+    rows = torch.empty_like(batch)
+    if batch.dim() != 1:
+        batch = batch.flatten()
     size, entries, count = ids.numel(), index_size(ids.numel()), batch.numel()
     room, history_entries = history_ids.numel(), index_size(history_ids.numel())
-    map_ids, map_index, past_ids, past_index, *rest = addresses_of(
+    map_ids, map_index, past_ids, past_index, *rest = kept_addresses_of(
         ("ids", ids, size, _ID),
         ("index", index, entries, _ENTRY),
         ("history_ids", history_ids, room, _ID),
@@ -65,11 +69,11 @@ def count_(
         ("history_last", history_last, room, _ID),
         ("history_size", history_size, 1, _ID),
         ("totals", totals, 3, _ID),
-        ("batch", batch, count, _ID),
         ("counts", counts, size, _ID),
         ("last", last, size, _ID),
     )
-    *past, source, kept_counts, kept_last = rest
+    *past, kept_counts, kept_last = rest
+    source = address_of("batch", batch, count, _ID)
     _lib.id_map_count(
         map_ids,
         size,
@@ -167,10 +171,9 @@ def rebuild_(ids: Tensor, rows: Tensor, index: Tensor) -> None:
 def _map(ids: Tensor, occupied: Tensor, index: Tensor, *others: Memory) -> list[int]:
     """Return a whole map as kernels take it, and the addresses of further tensors behind it."""
     size, entries = ids.numel(), index_size(ids.numel())
-    map_ids, map_index, *rest = addresses_of(
+    map_ids, map_index, map_occupied = kept_addresses_of(
         ("ids", ids, size, _ID),
         ("index", index, entries, _ENTRY),
         ("occupied", occupied, size, torch.bool),
-        *others,
     )
-    return [map_ids, size, map_index, entries, *rest]
+    return [map_ids, size, map_index, entries, map_occupied, *addresses_of(*others)]

@@ -61,6 +61,7 @@ id_map_replace_: Any = _library.define(
     reference=reference.replace_,
     fake=_fake_replace,
     native_kernel=kernels.replace_ if kernels else None,
+    decided_by=("ids", "scores", "candidates", "candidate_scores"),
 )
 id_map_insert_: Any = _library.define(
     "id_map_insert_(Tensor(a!) ids, Tensor(b!) occupied, Tensor(c!) index, Tensor new, Tensor rows)"
