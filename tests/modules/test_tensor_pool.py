@@ -87,6 +87,8 @@ def test_what_does_not_fit() -> None:
         pool.update(one, torch.ones(1, 3))
     with pytest.raises(TypeError, match=r"`values` should be of torch.float32. Received torch.fl"):
         pool.update(one, torch.ones(1, DIM, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"`ids` should be a Tensor. Received list"):
+        pool.lookup([1])
     with pytest.raises(TypeError, match=r"`ids` should be a one-dimensional int32 or int64"):
         pool.lookup(torch.tensor([1.0]))
     with pytest.raises(ValueError, match=r"`loaded_values` should be \(5, 2\). Received \(4, 2\)"):

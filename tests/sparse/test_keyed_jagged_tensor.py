@@ -426,6 +426,11 @@ def parts(**changes: object) -> dict[str, object]:
             "`inverse_indices` should cover key 'v'",
         ),
         (
+            parts(stride_per_key_per_rank=[[3], [1]], inverse_indices=(None, T([[0, 2], [0, 0]]))),
+            TypeError,
+            "The keys of `inverse_indices` should be a list of str. Received NoneType",
+        ),
+        (
             parts(
                 stride_per_key_per_rank=[[3], [1]],
                 inverse_indices=(["u", "v"], T([[0, 2], [0, 1]])),

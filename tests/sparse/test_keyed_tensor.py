@@ -119,6 +119,16 @@ ONES = torch.ones(2, 3)
             ValueError,
             "`offset_per_key` should be \\[0, 3\\]",
         ),
+        (
+            lambda: KeyedTensor(["a", "b"], [1, 2], ONES, offset_per_key=[0, 2, 3]),
+            ValueError,
+            "`offset_per_key` should be \\[0, 1, 3\\]",
+        ),
+        (
+            lambda: KeyedTensor(["a", "b"], [1, 2], ONES, index_per_key={"a": 1, "b": 0}),
+            ValueError,
+            "`index_per_key` should be the position of each of `keys`",
+        ),
         (lambda: KeyedTensor(["a"], [3], [[1]]), TypeError, "`values` should be a tensor"),
         (lambda: KeyedTensor([1], [3], ONES), TypeError, "`keys` should be strings"),
         (

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from torchrec.checks import require_integer
+from torchrec.checks import require_integer, require_type
 from torchrec.modules._private import assert_later
 
 
@@ -27,6 +27,7 @@ def check_ids(ids: Tensor, pool_size: int) -> None:
         ids: ``(N,)``.
         pool_size: ids are in ``[0, pool_size)``.
     """
+    require_type(ids, "`ids`", Tensor)
     if ids.dim() != 1 or ids.dtype not in (torch.int32, torch.int64):
         raise TypeError(
             "`ids` should be a one-dimensional int32 or int64 tensor. "

@@ -293,6 +293,7 @@ def check_inverse_indices(
             f"`inverse_indices` should be a tuple of keys and a tensor. Received {type(inverse).__name__}."
         )
     names, indices = inverse
+    require_list(names, "The keys of `inverse_indices`", str)
     if indices.dim() != 2 or indices.size(0) != len(names):
         raise ValueError(
             f"`inverse_indices` should be [F, B] with one row for each of {len(names)} keys. "

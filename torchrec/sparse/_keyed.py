@@ -73,6 +73,11 @@ class KeyedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
                 checked_keys(keys)
             else:
                 require_type(index_per_key, "`index_per_key`", dict)
+                if index_per_key != {key: i for i, key in enumerate(keys)}:
+                    raise ValueError(
+                        f"`index_per_key` should be the position of each of `keys`, {keys}. "
+                        f"Received {index_per_key}."
+                    )
 
     @staticmethod
     def from_tensor_list(
@@ -287,7 +292,7 @@ def _check(
             f"`length_per_key` should not be negative and sum to values.size({key_dim}) ({total}). "
             f"Received {lengths}."
         )
-    if offsets is not None and (len(offsets) != len(keys) + 1 or offsets[-1] != total):
+    if offsets is not None and list(offsets) != list(accumulate(lengths, initial=0)):
         raise ValueError(
             f"`offset_per_key` should be {list(accumulate(lengths, initial=0))}. Received {offsets}."
         )
