@@ -61,6 +61,13 @@ def test_every_public_module_is_here() -> None:
     assert not missing, "give each a sample in tests/fx"
 
 
+@each_sample
+def test_every_attribute_can_be_read(sample) -> None:
+    """``torch.jit.trace`` reads them all, and so does ``inspect.getmembers``."""
+    module = sample.make()
+    assert {name for name, _ in inspect.getmembers(module)} >= vars(module).keys()
+
+
 def tensors_of(output: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 

@@ -431,7 +431,7 @@ class HashZchManagedCollisionModule(ManagedCollisionModule, LeafModule):
         Raises:
             ValueError: for a map that keeps none, or another shape.
         """
-        self._numbers.write(raw_ids, remapped_ids, weights)
+        self._numbers().write(raw_ids, remapped_ids, weights)
 
     def lookup_runtime_meta(self, features: Tensor, remapped_ids: Tensor) -> Tensor:
         """Return what is kept for ids.
@@ -446,7 +446,7 @@ class HashZchManagedCollisionModule(ManagedCollisionModule, LeafModule):
         """
         if self._hash_zch_runtime_meta is None:
             return torch.full_like(features, -1)
-        return self._numbers.of_ids(features, remapped_ids)
+        return self._numbers().of_ids(features, remapped_ids)
 
     def lookup_custom_runtime_meta(self, remapped_ids: Tensor) -> Tensor:
         """Return what is kept for rows: ``(N, write_runtime_meta_dim)``, or their counts, ``(N, 1)``.
@@ -458,9 +458,8 @@ class HashZchManagedCollisionModule(ManagedCollisionModule, LeafModule):
             ValueError: for a map that keeps nothing.
             IndexError: for a row that it does not have.
         """
-        return self._numbers.of_rows(remapped_ids)
+        return self._numbers().of_rows(remapped_ids)
 
-    @property
     def _numbers(self) -> RowNumbers:
         state = self._state
         return RowNumbers(self._search, state.identities, state.numbers)
