@@ -511,6 +511,12 @@ def test_options_that_are_refused(options, message) -> None:
         new(**{"rows": 24, **options})
 
 
+def test_ids_may_be_a_column(clock) -> None:
+    columns = T([[1, 9], [2, 9], [3, 9]])
+    rows = new(6, 2, **LRU)({"f": JaggedTensor(columns[:, 0], lengths=T([2, 1]))})["f"].values()
+    assert rows.tolist() == look_up(new(6, 2, **LRU), [1, 2, 3])
+
+
 def test_ids_that_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"feature 'f' of table 't' should be in \[0, 100\).*Received -3"

@@ -200,3 +200,13 @@ def test_an_id_out_of_range_is_that_of_its_table():
     batch = KeyedJaggedTensor.from_lists({key: [[1], [2, 30 if key == "f" else 3]] for key in KEYS})
     with pytest.raises(IndexError, match="'rows'"):
         module(batch)
+
+
+def test_no_other_feature_has_the_key_that_rows_of_a_table_come_under():
+    module = make(list(TABLES), False, TRAINED["plain"])
+    batch = KeyedJaggedTensor.from_lists({key: [[1], [2]] for key in [*KEYS, "f@deep"]})
+    with pytest.raises(
+        ValueError, match="should have no key 'f@deep', under which rows of 'f' com"
+    ):
+        module(batch)
+    assert all(stats.ids == 0 for stats in module.stats().values())  # no map has learnt

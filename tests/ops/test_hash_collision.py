@@ -291,6 +291,22 @@ def test_slots_have_the_shape_of_the_ids(backend: None, shape: tuple[int, ...]) 
     assert find_slots(identities, probing, ids.expand(shape), new_totals()).shape == shape
 
 
+def test_inputs_may_be_columns_of_a_table(backend: None) -> None:
+    columns = T([[5, 0], [8, 6], [5, 13], [2, 7]])
+    scores, admitted = columns.int(), columns > 5
+    for take in (lambda x: x[:, 0], lambda x: x[:, 0].contiguous()):
+        identities, hours = torch.full((13,), -1), torch.zeros(13, dtype=torch.int32)
+        probing = Probing(T([[0, -9], [6, -9], [13, -9]])[:, 0], 2)
+        eviction, totals = Eviction(hours, take(scores), 0), new_totals()
+        slots, _ = assign_slots(
+            identities, probing, take(columns), totals, eviction, take(admitted)
+        )
+        assert (identities != -1).nonzero().flatten().tolist() == [slots[1]]  # 8 alone is admitted
+        assert hours[slots[1]] == 8
+        assert totals.tolist() == [0, 1, 0, 3, 3]
+        assert torch.equal(find_slots(identities, probing, take(columns), totals), slots)
+
+
 @needs_native
 @pytest.mark.parametrize(
     ("changed", "message"),

@@ -267,6 +267,13 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
                         f"`features` should have the key '{key}' of table '{group.tables[0]}'. "
                         f"Received keys {features.keys()}."
                     )
+        for feature, names in self._split.items():
+            for name, _ in names:
+                if name in values:
+                    raise ValueError(
+                        f"`features` should have no key '{name}', under which rows of '{feature}' come. "
+                        f"Received keys {features.keys()}."
+                    )
         rows_by_group: list[_IdsByKey] = []
         missing: set[str] = set()
         for tables, keys in self._groups:

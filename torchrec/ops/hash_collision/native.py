@@ -48,7 +48,7 @@ def find_(
     fallback: bool,
 ) -> Tensor:
     """See ``reference.find_``."""
-    shape, ids = ids.shape, ids.flatten()
+    shape, ids, bounds = ids.shape, ids.flatten().contiguous(), bounds.contiguous()
     size, buckets, count = identities.numel(), bounds.numel() - 1, ids.numel()
     _check(bounds, size, first_bucket, num_buckets, ids_per_bucket, reserved, max_probe)
     slots = torch.empty_like(ids)
@@ -101,7 +101,7 @@ def assign_(
     oldest: bool,
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.assign_``."""
-    shape, ids = ids.shape, ids.flatten()
+    shape, ids, bounds = ids.shape, ids.flatten().contiguous(), bounds.contiguous()
     count = ids.numel()
     scores = None if scores is None else scores.contiguous()
     admitted = None if admitted is None else admitted.contiguous()
