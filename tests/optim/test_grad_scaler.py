@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -103,6 +104,17 @@ def test_a_step_for_scaled_updates_is_refused(pooled, optimizer, scheduled, scal
     with pytest.raises(RuntimeError, match=f"{MESSAGE}: the gradients were scaled by 64.0"):
         scaler.step(optimizer)
     assert (model.over.weight == 1.0).all()
+
+
+def test_a_step_with_much_around_it():
+    model, scaler = Model(**FUSED), scaler_of()
+    optimizer = sgd(model.over)
+    for _ in range(20):
+        step = functools.partial(lambda step, *args: step(*args), optimizer.step)
+        optimizer.step = step
+    scaler.scale(model()).backward()
+    with pytest.raises(RuntimeError, match=MESSAGE):
+        scaler.step(optimizer)
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # PyTorch's

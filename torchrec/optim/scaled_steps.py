@@ -17,7 +17,6 @@ from torchrec.optim.backward_pass import backward_pass_number
 from torchrec.optim.owners import Owner, UpdateTime, all_owners, owner_of
 
 _STEP = torch.amp.GradScaler.step.__code__
-_FRAMES = 12  # from here to the scaler: those of PyTorch, of schedulers, and of optimizers around optimizers
 
 
 class ScaledSteps:
@@ -91,9 +90,7 @@ def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
 
 def _scaler_above(frame: FrameType | None) -> torch.amp.GradScaler | None:
     """Return the scaler that has called for this step, if one has that scales."""
-    for _ in range(_FRAMES):
-        if frame is None:
-            return None
+    while frame is not None:  # however many schedulers and programs have put a step around the step
         if frame.f_code is _STEP:
             scaler: torch.amp.GradScaler = frame.f_locals["self"]
             return scaler if scaler.is_enabled() else None
