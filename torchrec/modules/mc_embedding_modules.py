@@ -255,13 +255,16 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module, LeafModule):
     def lookup_remapped_lengths_mask_and_runtime_meta(
         self, features: KeyedJaggedTensor
     ) -> tuple[Tensor, Tensor]:
-        """Refuse: these maps keep no metadata of the caller's.
+        """Return which bags are not empty once ids are mapped, and what the maps keep for the rows.
 
         Args:
             features: ids.
 
+        Returns:
+            Bool ``(F * B,)``; int64 ``(N, D)``, see `HashZchManagedCollisionModule`.
+
         Raises:
-            ValueError: always.
+            ValueError: for a table whose map keeps nothing.
         """
         rows = self._managed_collision_collection.remap(features)
         meta = self._managed_collision_collection.lookup_custom_runtime_meta(rows)
