@@ -64,20 +64,17 @@ class KeyedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
         if not is_compiling() and (type(values) is Tensor or not isinstance(values, Tensor)):
             try:
                 _check(keys, length_per_key, values, key_dim, offset_per_key)
+                if index_per_key is None:
+                    "".join(
+                        keys if type(keys) is list else checked_keys(keys)
+                    )  # strings all of them
+                else:
+                    _check_index(keys, index_per_key)
             except (TypeError, ValueError, RuntimeError):
                 if self._become_recorded(locals()):
                     return
                 _check_types(keys, length_per_key, key_dim, offset_per_key)
                 raise
-            if index_per_key is None:
-                checked_keys(keys)
-            else:
-                require_type(index_per_key, "`index_per_key`", dict)
-                if index_per_key != {key: i for i, key in enumerate(keys)}:
-                    raise ValueError(
-                        f"`index_per_key` should be the position of each of `keys`, {keys}. "
-                        f"Received {index_per_key}."
-                    )
 
     @staticmethod
     def from_tensor_list(
@@ -285,7 +282,7 @@ def _check(
         raise ValueError(f"`length_per_key` should be one a key ({len(keys)}). Received {lengths}.")
     total = values.size(key_dim)
     given = sum(lengths)
-    if not isinstance(given, int | torch.SymInt):
+    if type(given) is not int and not isinstance(given, int | torch.SymInt):
         raise TypeError
     if given != total or min(lengths, default=0) < 0:
         raise ValueError(
@@ -295,6 +292,14 @@ def _check(
     if offsets is not None and list(offsets) != list(accumulate(lengths, initial=0)):
         raise ValueError(
             f"`offset_per_key` should be {list(accumulate(lengths, initial=0))}. Received {offsets}."
+        )
+
+
+def _check_index(keys: list[str], index: dict[str, int]) -> None:
+    require_type(index, "`index_per_key`", dict)
+    if index != {key: i for i, key in enumerate(keys)}:
+        raise ValueError(
+            f"`index_per_key` should be the position of each of `keys`, {keys}. Received {index}."
         )
 
 

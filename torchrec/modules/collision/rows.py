@@ -70,12 +70,15 @@ class MappedRows(nn.Module, ABC):
     @property
     def id_map(self) -> IdMap:
         """The map, as the operators take it."""
-        return IdMap(self.ids, self.occupied, self.entries)
+        buffers = (
+            self._buffers
+        )  # asked directly: a module looks for attributes everywhere else before
+        return IdMap(buffers["ids"], buffers["occupied"], buffers["entries"])  # type: ignore[arg-type]
 
     @property
     def metadata(self) -> dict[str, Tensor]:
         """Name -> what the policy keeps of each row."""
-        return {name: getattr(self, name) for name in self.metadata_names}
+        return {name: self._buffers[name] for name in self.metadata_names}  # type: ignore[misc]
 
     @abstractmethod
     def count(self, ids: Tensor, now: int, missing: int) -> Tensor:

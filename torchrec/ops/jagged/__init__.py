@@ -181,16 +181,7 @@ def _compose_lengths_fit(lengths: Tensor, total: int) -> bool:
 _lengths_fit = shortcut(native.lengths_fit, composed=_compose_lengths_fit, tensors=(0,))
 
 
-def lengths_surely_fit(lengths: Tensor, total: int) -> bool:
-    """Say at a glance whether lengths fit: no means only that ``lengths_fit`` has to be asked.
-
-    For use where nothing is traced, on every batch. It never waits for an accelerator.
-
-    Example:
-        >>> lengths_surely_fit(torch.tensor([1, 0, 2]), 4)
-        False
-    """
-    return native.surely_fit(lengths, total)
+lengths_surely_fit = native.lengths_surely_fit
 
 
 def offsets_fit(offsets: Tensor, total: int) -> bool:

@@ -39,10 +39,15 @@ def lengths_fit(lengths: Tensor, total: int) -> bool:
     return _lib.lengths_fit(lengths.data_ptr(), wide, lengths.numel(), total)  # type: ignore[no-any-return]
 
 
-def surely_fit(lengths: Tensor, total: int) -> bool:
-    """Say at once whether these are lengths that sum to ``total``; False also where more than a glance is needed.
+def lengths_surely_fit(lengths: Tensor, total: int) -> bool:
+    """Say at a glance whether lengths fit: no means only that ``lengths_fit`` has to be asked.
 
-    This runs for every batch that is built, so it leaves the questions out that its caller has asked.
+    For use where nothing is traced, on every batch: it leaves the questions out that its caller has asked. It never
+    waits for an accelerator.
+
+    Example:
+        >>> lengths_surely_fit(torch.tensor([1, 0, 2]), 4)
+        False
     """
     if (
         _lib is None
