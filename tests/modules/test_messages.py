@@ -211,7 +211,15 @@ def test_messages(call, message):
     ids=["hashing", "counting"],
 )
 def test_features_of_maps(new_map):
+    with pytest.raises(TypeError, match=r"feature 'ids' of table 't' should be a Tensor.*list"):
+        new_map().rows_of([1])
     with pytest.raises(TypeError, match=r"`features` of map 't' should be a Mapping.*KeyedJagged"):
         new_map()(KeyedJaggedTensor.from_lists({"f": [[1]]}))
     with pytest.raises(TypeError, match=r"Feature 'f' among .* map 't' should be a JaggedTensor"):
         new_map()({"f": T([1])})
+
+
+def test_numbers_of_maps():
+    module = HashZchManagedCollisionModule(4, "cpu", 1, name="t", write_runtime_meta_dim=1)
+    with pytest.raises(TypeError, match=r"`weights` of map 't' should be a Tensor. Received list"):
+        module.update_runtime_meta(T([1]), T([0]), [1])

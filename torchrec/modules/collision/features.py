@@ -50,8 +50,10 @@ def ids_of(ids: Tensor, feature: str, map_name: str) -> Tensor:
         map_name: of the map that they are for.
 
     Raises:
-        TypeError: if they are not integers.
+        TypeError: if they are no tensor of integers.
     """
+    if not isinstance(ids, Tensor):
+        require_type(ids, f"Ids of feature '{feature}' of table '{map_name}'", Tensor)
     if ids.dtype is torch.int64:
         return ids
     if ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchrec.checks import require_type
 from torchrec.modules.collision.hash_buckets import Buckets
 from torchrec.modules.collision.stats import ManagedCollisionStats
 from torchrec.ops.hash_collision import (
@@ -189,6 +190,7 @@ class RowNumbers:
 
     def write(self, ids: Tensor, rows: Tensor, numbers: Tensor) -> None:
         """Keep numbers, ``(N, D)`` or ``(N,)``, for the rows of those ids that hold them."""
+        require_type(numbers, f"`weights` of map '{self._name}'", Tensor)
         width = self._numbers.shape[1]
         numbers = numbers.unsqueeze(1) if numbers.dim() == 1 else numbers
         if numbers.shape not in ((ids.numel(), 1), (ids.numel(), width)):
