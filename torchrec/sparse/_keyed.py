@@ -65,9 +65,8 @@ class KeyedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
             try:
                 _check(keys, length_per_key, values, key_dim, offset_per_key)
                 if index_per_key is None:
-                    "".join(
-                        keys if type(keys) is list else checked_keys(keys)
-                    )  # strings all of them
+                    # The quickest way to see that all are strings.
+                    "".join(keys if type(keys) is list else checked_keys(keys))
                 else:
                     _check_index(keys, index_per_key)
             except (TypeError, ValueError, RuntimeError):
