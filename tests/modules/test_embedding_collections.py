@@ -181,6 +181,15 @@ def test_pooling_none(batch: KeyedJaggedTensor) -> None:
 TABLE_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
+def test_a_layer_takes_what_tables_in_half_precision_give(batch) -> None:
+    ebc = EmbeddingBagCollection(tables=[bag_config("t", 6, "d", dtype=torch.float16)])
+    model = torch.nn.Linear(6, 1)
+    model(ebc(batch).values()).sum().backward()
+    assert ebc.embedding_bags["t"].weight.grad.dtype == torch.float16
+    halved = EmbeddingBagCollection(tables=[bag_config("t", 6, "d")]).half()
+    assert torch.nn.Linear(6, 1).half()(halved(batch).values()).dtype == torch.float16
+
+
 @pytest.mark.parametrize("output", [None, *TABLE_DTYPES], ids=str)
 @pytest.mark.parametrize("dtype", TABLE_DTYPES, ids=str)
 def test_output_dtype(dtype: torch.dtype, output: torch.dtype | None, batch) -> None:
@@ -189,7 +198,7 @@ def test_output_dtype(dtype: torch.dtype, output: torch.dtype | None, batch) -> 
     ec = EmbeddingCollection(tables=[config("t", 6, "d", dtype=dtype)], output_dtype=output)
     assert ebc.embedding_bags["t"].weight.dtype == dtype
     pooled, rows = ebc(batch).values(), ec(batch)["d"].values()
-    assert pooled.dtype == rows.dtype == (output or dtype)
+    assert pooled.dtype == rows.dtype == (output or torch.promote_types(dtype, torch.float32))
     expected = pool(ebc.embedding_bags["t"].weight.float(), LISTS["d"]).to(pooled.dtype)
     torch.testing.assert_close(pooled, expected)
     pooled.float().sum().backward()

@@ -63,6 +63,9 @@ class TableCollection(nn.Module):
             weight.requires_grad_(config.enable_grad)
             initialise(config, weight)
         self._output_dtype = output_dtype
+        # Tables that are stored in half precision give FP32, for the layers behind them; a module that was
+        # cast to it as a whole gives what its layers have.
+        self._stored_dtype = self._tables.dtype if output_dtype is None else None
         counts = torch.zeros(len(modules), dtype=torch.int64, device=self._device)
         self.register_buffer("_out_of_range", counts, persistent=False)
         self.register_load_state_dict_post_hook(_weights_loaded)  # type: ignore[no-untyped-call]
@@ -288,7 +291,10 @@ class TableCollection(nn.Module):
         self._tables.restart()
 
     def _dtype(self) -> torch.dtype:
-        return self._tables.dtype if self._output_dtype is None else self._output_dtype
+        if self._output_dtype is not None:
+            return self._output_dtype
+        dtype = self._tables.dtype
+        return torch.promote_types(dtype, torch.float32) if dtype is self._stored_dtype else dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

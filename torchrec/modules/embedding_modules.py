@@ -237,7 +237,8 @@ class EmbeddingBagCollection(
         is_weighted: whether each id comes with a weight that its embedding is multiplied with; if
             not, weights that features have are left unread.
         device: of the tables. Default: PyTorch's default device.
-        output_dtype: of the result. Default: that of the tables, the wider where they differ.
+        output_dtype: of the result. Default: float32, where tables are stored in half precision too; of a
+            module that was cast as a whole (``half()``), that of its tables.
             Whatever it is, embeddings are summed in float32.
 
     Raises:
@@ -341,7 +342,8 @@ class EmbeddingCollection(
         need_indices: pass the ids on as the weights of the result.
         use_gather_select: without effect: there is one way to select.
         use_gather_select_per_sharding: likewise.
-        output_dtype: of the result. Default: that of the tables, the wider where they differ.
+        output_dtype: of the result. Default: float32, where tables are stored in half precision too; of a
+            module that was cast as a whole (``half()``), that of its tables.
 
     Raises:
         ValueError: for tables that cannot be together, see the message.
