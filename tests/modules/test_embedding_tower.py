@@ -94,7 +94,8 @@ def test_output_and_gradients(batch) -> None:
 
 def test_bfloat16() -> None:
     config = EmbeddingBagConfig(ROWS, 3, "t", DataType.BF16, feature_names=["a", "b"])
-    tower = EmbeddingTower(EmbeddingBagCollection(tables=[config]), Interaction(6, 2).bfloat16())
+    tables = EmbeddingBagCollection(tables=[config], output_dtype=torch.bfloat16)
+    tower = EmbeddingTower(tables, Interaction(6, 2).bfloat16())
     features = batch_of(5, "ab")
     actual, expected = tower(features), by_hand(tower, features)
     assert actual.dtype == torch.bfloat16
