@@ -61,9 +61,7 @@ def require_type(value: object, what: str, kind: type) -> None:
     """
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "aeiouAEIO" else "a"
-        raise TypeError(
-            f"{what} should be {article} {kind.__name__}. Received {type(value).__name__}."
-        )
+        raise TypeError(f"{what} should be {article} {kind.__name__}. Received {_kind_of(value)}.")
 
 
 def require_list(values: object, what: str, kind: type) -> None:
@@ -80,18 +78,20 @@ def require_list(values: object, what: str, kind: type) -> None:
     Example:
         >>> require_list([1, None], "`sizes`", int)
         Traceback (most recent call last):
-        TypeError: `sizes` should be a list of int. Received NoneType as number 1.
+        TypeError: `sizes` should be a list of int. Received None as number 1.
     """
     if not isinstance(values, list | tuple):
-        raise TypeError(
-            f"{what} should be a list of {kind.__name__}. Received {type(values).__name__}."
-        )
+        raise TypeError(f"{what} should be a list of {kind.__name__}. Received {_kind_of(values)}.")
     for number, value in enumerate(values):
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
             raise TypeError(
                 f"{what} should be a list of {kind.__name__}. "
-                f"Received {type(value).__name__} as number {number}."
+                f"Received {_kind_of(value)} as number {number}."
             )
+
+
+def _kind_of(value: object) -> str:
+    return "None" if value is None else type(value).__name__
 
 
 def checked_device(device: object, what: str = "`device`") -> torch.device:

@@ -146,11 +146,11 @@ def test_rows(odd):
         ),
         (
             lambda: convert_optimizer_type_and_kwargs(torch.optim.SGD, None),
-            "`optimizer_kwargs` should be a dict. Received NoneType",
+            "`optimizer_kwargs` should be a dict. Received None",
         ),
         (
             lambda: fuse_embedding_optimizer(None, torch.optim.SGD, {"lr": 0.1}, "cpu"),
-            "`model` should be a Module. Received NoneType",
+            "`model` should be a Module. Received None",
         ),
         (
             lambda: fuse_embedding_optimizer(ebc(), torch.optim.SGD, {"lr": 0.1}, "gpu"),
@@ -164,7 +164,7 @@ def test_rows(odd):
             lambda: ManagedCollisionCollection({}, [None]),
             "`embedding_configs` should be a list of Ba",
         ),
-        (lambda: evict(None, ebc()), "`evictions` should be a dict. Received NoneType"),
+        (lambda: evict(None, ebc()), "`evictions` should be a dict. Received None"),
         (lambda: PositionWeightedModuleCollection(5), "`max_feature_lengths` should be a Mapping"),
         (lambda: PositionWeightedModule(2, "gpu"), "`device` should be a torch.device or its name"),
         (

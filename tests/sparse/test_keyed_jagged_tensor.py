@@ -428,7 +428,7 @@ def parts(**changes: object) -> dict[str, object]:
         (
             parts(stride_per_key_per_rank=[[3], [1]], inverse_indices=(None, T([[0, 2], [0, 0]]))),
             TypeError,
-            "The keys of `inverse_indices` should be a list of str. Received NoneType",
+            "The keys of `inverse_indices` should be a list of str. Received None",
         ),
         (
             parts(

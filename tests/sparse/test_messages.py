@@ -165,14 +165,14 @@ def complaint(function: Callable[..., Any], arguments: dict[str, Any]) -> str | 
     [
         (
             lambda: kjt().permute([None, 0]),
-            "`indices` should be a list of int. Received NoneType as",
+            "`indices` should be a list of int. Received None as",
         ),
         (lambda: kjt().permute([0, 2]), "`indices` should be in .0, 2., those of keys. Received 2"),
         (
             lambda: variable().permute([-1]),
             "`indices` should be in .0, 2., those of keys. Received",
         ),
-        (lambda: kjt().split([None, 2]), "`segments` should be a list of int. Received NoneType"),
+        (lambda: kjt().split([None, 2]), "`segments` should be a list of int. Received None"),
         (lambda: kjt().split([0.5, 1.5]), "`segments` should be a list of int. Received float as"),
         (lambda: KeyedTensor.from_tensor_list(None, []), "`keys` should be a list of strings"),
         (lambda: KeyedTensor(["a"], [None], torch.ones(1, 1)), "`length_per_key` should be a list"),
