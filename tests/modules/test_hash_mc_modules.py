@@ -369,6 +369,10 @@ def test_numbers_of_the_callers(clock) -> None:
         new(4).lookup_custom_runtime_meta(T([1]))
     with pytest.raises(ValueError, match="should have `write_runtime_meta_dim` or `track_id_freq`"):
         new(4).remap(features(f=[1]), write_weights=T([[1]]))
+    free = mcm.open_slots()
+    with pytest.raises(ValueError, match="should have 2 numbers for each of 1 ids"):
+        mcm.remap(features(f=[77]), write_weights=T([[7, 8, 9]]))
+    assert torch.equal(mcm.open_slots(), free)  # it was refused before the map has learnt
 
 
 @pytest.mark.parametrize("row", [-7, 1, 4, 99], ids=["below", "another's", "free", "beyond"])
@@ -484,6 +488,7 @@ def test_parts_give_the_rows_of_the_whole(options) -> None:
         ({"rows": 17, "buckets": 2}, "`zch_size` of map 't' should be a multiple of its 2 buckets"),
         ({"buckets": 0}, "`total_num_buckets`"),
         ({"max_probe": 0}, "`max_probe`"),
+        ({"read_only_suffix": ""}, "`read_only_suffix` of map 't' should have a character"),
         ({"input_hash_size": -1}, "`input_hash_size`"),
         ({"start_bucket": 1}, "`end_bucket`"),
         ({"end_bucket": 2}, "`end_bucket`"),
@@ -535,6 +540,7 @@ def test_ids_that_are_refused() -> None:
     [
         ({"output_segments": [0, 5.0, 24], "buckets": 2}, "`output_segments` of map 't'.*float"),
         ({"percent_reserved_slots": "5", "opt_in_prob": 5}, "`percent_reserved_slots` of map 't'"),
+        ({"read_only_suffix": None}, "`read_only_suffix` should be a str. Received None"),
         ({"eviction_policy_name": "LRU_EVICTION"}, "`eviction_policy_name` of map 't'.*'LRU"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

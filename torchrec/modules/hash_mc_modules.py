@@ -337,9 +337,10 @@ class HashZchManagedCollisionModule(ManagedCollisionModule, LeafModule):
     ) -> JaggedDict:
         parts = values_of(features, self._name)
         joined = joined_ids(parts, self.device, self._name)
+        numbers = None if write_weights is None else self._numbers().checked(joined, write_weights)
         rows = self._rows(parts, joined, learn)
-        if write_weights is not None:
-            self.update_runtime_meta(joined, rows, write_weights)
+        if numbers is not None:
+            self._numbers().write(joined, rows, numbers)
         mapped = split_values(features, rows)
         if self.disable_fallback and mutate:
             return {name: without_missing(jt) for name, jt in mapped.items()}

@@ -108,6 +108,11 @@ class HashLearning:
         read_only_suffix: str,
         counts_ids: bool,
     ) -> None:
+        if not read_only_suffix:
+            raise ValueError(
+                f"`read_only_suffix` of map '{search.buckets.name}' should have a character: names of all "
+                f"features end with {read_only_suffix!r}, and nothing would be learnt."
+            )
         self._search = search
         self._eviction = eviction
         self._opt_in_prob = opt_in_prob

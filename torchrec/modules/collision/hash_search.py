@@ -190,6 +190,14 @@ class RowNumbers:
 
     def write(self, ids: Tensor, rows: Tensor, numbers: Tensor) -> None:
         """Keep numbers, ``(N, D)`` or ``(N,)``, for the rows of those ids that hold them."""
+        numbers = self.checked(ids, numbers)
+        slots = rows - self._first_row
+        own = self._search.is_own(self._identities, ids, slots)
+        width = self._numbers.shape[1]
+        self._numbers[slots[own]] = numbers[own].to(self._numbers).expand(-1, width)
+
+    def checked(self, ids: Tensor, numbers: Tensor) -> Tensor:
+        """Return numbers for ids as columns, or refuse them: before the map learns from the ids."""
         require_type(numbers, f"`weights` of map '{self._name}'", Tensor)
         width = self._numbers.shape[1]
         numbers = numbers.unsqueeze(1) if numbers.dim() == 1 else numbers
@@ -198,9 +206,7 @@ class RowNumbers:
                 f"`weights` of map '{self._name}' should have {width} numbers for each of "
                 f"{ids.numel()} ids. Received shape {tuple(numbers.shape)}."
             )
-        slots = rows - self._first_row
-        own = self._search.is_own(self._identities, ids, slots)
-        self._numbers[slots[own]] = numbers[own].to(self._numbers).expand(-1, width)
+        return numbers
 
     def of_ids(self, ids: Tensor, rows: Tensor) -> Tensor:
         """Return the numbers of rows, ``(N, D)``; -1 where the id beside it does not hold the row."""

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from torchrec.checks import checked_device
+from torchrec.checks import checked_device, require_type
 from torchrec.modules._recomputation import is_recomputation
 from torchrec.modules.collision.stats import ManagedCollisionStats
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
@@ -84,6 +84,7 @@ class ManagedCollisionModule(nn.Module, ABC):
         enable_per_feature_lookups: bool = False,
     ) -> None:
         super().__init__()
+        require_type(read_only_suffix, "`read_only_suffix`", str)
         self._device = checked_device(device)
         self._output_segments = list(output_segments or [])
         self._skip_state_validation = skip_state_validation
