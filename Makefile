@@ -36,7 +36,7 @@ test: lint native
 	$(BESIDE) pytest pytest-reference
 
 pytest: native
-	$(PYTEST) -m "not slow" --doctest-modules torchrec tests
+	$(PYTEST) -m "not slow" --doctest-modules torchrec rowwise tests
 
 pytest-reference: $(READY)
 	ROWWISE_BACKEND=reference $(PYTEST) -m "not slow and not once" tests

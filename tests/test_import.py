@@ -93,7 +93,7 @@ try:
     torchrec.inference
 except ImportError as error:
     print(error)
-from torchrec.cli import main
+from rowwise.cli import main
 sys.exit(main(["info"]))
 """
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from torchrec import cli
+from rowwise import cli
 from torchrec.experiment.files import check_columns, load_experiment
 
 pytestmark = pytest.mark.once

@@ -1,7 +1,7 @@
-"""``python -m torchrec``: the command line."""
+"""``python -m torchrec``: the command line. ``python -m rowwise`` is the same, without PyTorch at its start."""
 
 import sys
 
-from torchrec.cli import main
+from rowwise.cli import main
 
 sys.exit(main())

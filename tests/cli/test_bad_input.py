@@ -18,7 +18,7 @@ import pyarrow.csv as pc
 import pyarrow.parquet as pq
 import pytest
 
-from torchrec import cli
+from rowwise import cli
 from torchrec.files import json_with_checksum, parse_json
 
 pytestmark = pytest.mark.once

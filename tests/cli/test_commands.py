@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from torchrec import cli
-from torchrec.cli.application import application
+from rowwise import cli
+from rowwise.cli.application import application
 
 pytestmark = pytest.mark.once
 
@@ -224,7 +224,7 @@ def test_errors_have_codes(
 
 
 def test_it_is_a_module_and_leaves_extras_alone_until_needed() -> None:
-    code = "import sys, torchrec.cli; print({'typer', 'rich', 'pyarrow'} & set(sys.modules))"
+    code = "import sys, rowwise.cli; print({'typer', 'rich', 'pyarrow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
     done = subprocess.run(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from torchrec import cli
+from rowwise import cli
 
 pytestmark = pytest.mark.once
 

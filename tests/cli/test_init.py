@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrec import cli
+from rowwise import cli
 from torchrec.experiment.files import load_experiment
 
 pytestmark = pytest.mark.once

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
-from torchrec import cli
+from rowwise import cli
 from torchrec.bundle import save_bundle
 from torchrec.datasets.features import DenseFeature, SparseFeature
 from torchrec.datasets.source import TableSource

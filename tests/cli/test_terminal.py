@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from torchrec import cli
-from torchrec.cli.console import console, table
+from rowwise import cli
+from rowwise.cli.console import console, table
 
 pytestmark = pytest.mark.once
 

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from rowwise import cli
 from tests.training.killing import ending, write_clicks
-from torchrec import cli
 from torchrec.bundle import load_bundle
 from torchrec.experiment.files import check_experiment, load_experiment
 from torchrec.experiment.schema import Experiment

@@ -31,8 +31,8 @@ LAYERS = (
     ("models", "quant"),
     ("distributed", "experiment", "bundle", "runs", "compat"),
     ("training", "inference", "report"),
-    ("cli",),
-    ("__main__",),
+    ("rowwise",),
+    ("cli", "__main__"),
 )
 _LAYER = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}
 

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 from structure.api import Api
-from structure.source import PACKAGE, Module
+from structure.source import COMMAND_LINE, PACKAGE, Module
 
 _EMPTY = {"util", "utils", "common", "helper", "helpers", "base", "misc"}
-_FOLDERS = (PACKAGE, "tests", "tools", "benchmarks", "examples", "csrc")
+_FOLDERS = (PACKAGE, COMMAND_LINE, "tests", "tools", "benchmarks", "examples", "csrc")
 
 
 def name_violations(root: Path, modules: dict[str, Module], api: Api) -> list[str]:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from structure.imports import imports_of
-from structure.source import PACKAGE, Module
+from structure.source import COMMAND_LINE, PACKAGE, Module
 
 # Underscores that Python itself makes public: the methods of named tuples.
 _NAMED_TUPLE = {"_asdict", "_field_defaults", "_fields", "_make", "_replace"}
@@ -119,7 +119,7 @@ def private_import_violations(modules: dict[str, Module]) -> list[str]:
 def _refusal(path: str, module: Module, modules: dict[str, Module]) -> str:
     """Say why ``module`` may not import ``path``; "" if it may."""
     parts = path.split(".")
-    is_ours = parts[0] == PACKAGE
+    is_ours = parts[0] in (PACKAGE, COMMAND_LINE)
     if _is_library_file(module):
         return "should not be known to _private.py, which is about libraries" if is_ours else ""
     private = next((i for i, part in enumerate(parts) if _is_private(part)), None)

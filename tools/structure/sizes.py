@@ -9,10 +9,10 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from structure.source import PACKAGE, Module
+from structure.source import COMMAND_LINE, PACKAGE, Module
 
 FILE, LONG_FILE, FUNCTION, CLASS = 600, 800, 80, 400
-_FOLDERS = (PACKAGE, "tests", "tools", "benchmarks", "examples", "csrc")
+_FOLDERS = (PACKAGE, COMMAND_LINE, "tests", "tools", "benchmarks", "examples", "csrc")
 _SUFFIXES = (".py", ".cpp", ".h", ".cmake")
 
 

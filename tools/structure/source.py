@@ -6,7 +6,7 @@ import ast
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGE = "torchrec"
+PACKAGE, COMMAND_LINE = "torchrec", "rowwise"
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,19 @@ class Module:
 
     @property
     def unit(self) -> str:
-        """What directly below ``torchrec`` this file belongs to; "" for the root itself."""
+        """What directly below ``torchrec`` this file belongs to; "" for the root itself.
+
+        The package of the command line beside it is one unit.
+        """
+        if self.name.split(".")[0] == COMMAND_LINE:
+            return COMMAND_LINE
         return self.name.split(".")[1] if "." in self.name else ""
 
 
 def read_tree(root: Path) -> dict[str, Module]:
     """Parse every Python file of the package under ``root``, by dotted name."""
     modules = {}
-    for path in sorted((root / PACKAGE).rglob("*.py")):
+    for path in sorted([*(root / PACKAGE).rglob("*.py"), *(root / COMMAND_LINE).rglob("*.py")]):
         parts = path.relative_to(root).with_suffix("").parts
         is_package = parts[-1] == "__init__"
         name = ".".join(parts[:-1] if is_package else parts)

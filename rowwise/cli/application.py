@@ -9,16 +9,16 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from torchrec.cli.console import console
-from torchrec.cli.data import criteo, movielens, synthetic
-from torchrec.cli.demo import demo
-from torchrec.cli.evaluate import evaluate
-from torchrec.cli.info import info
-from torchrec.cli.info import version as version_of
-from torchrec.cli.init import init
-from torchrec.cli.predict import predict
-from torchrec.cli.report import report
-from torchrec.cli.train import train
+from rowwise.cli.console import console
+from rowwise.cli.data import criteo, movielens, synthetic
+from rowwise.cli.demo import demo
+from rowwise.cli.evaluate import evaluate
+from rowwise.cli.info import info
+from rowwise.cli.info import version as version_of
+from rowwise.cli.init import init
+from rowwise.cli.predict import predict
+from rowwise.cli.report import report
+from rowwise.cli.train import train
 
 
 def application() -> typer.Typer:

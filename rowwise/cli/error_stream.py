@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import TextIO
 
-from torchrec.checks import printable
+from rowwise.cli.text import printable
 
 
 class PrintableStream(io.TextIOBase):

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from torchrec.checks import printable
+from rowwise.cli.text import printable
 
 _PIPE_WIDTH = 200  # without a terminal, nothing is cut off
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from torchrec.cli.console import console
+from rowwise.cli.console import console
 
 if TYPE_CHECKING:
     from torchrec.datasets.files import DataFile

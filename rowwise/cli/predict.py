@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchrec.cli.console import console
-from torchrec.cli.reading import open_source, say_counts
+from rowwise.cli.console import console
+from rowwise.cli.reading import open_source, say_counts
 
 if TYPE_CHECKING:
     from torchrec.datasets.parquet_writer import ParquetWriter

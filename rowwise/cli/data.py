@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from torchrec.cli.console import console, table
+from rowwise.cli.console import console, table
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from torchrec.cli.console import console
+from rowwise.cli.console import console
 
 
 def report(

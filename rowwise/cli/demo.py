@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from torchrec.cli.console import console
+from rowwise.cli.console import console
 
 _COMMANDS = (
     "torchrec data synthetic -o clicks --rows {rows}",

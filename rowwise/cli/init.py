@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.markup import escape
 
-from torchrec.checks import nearest
-from torchrec.cli.console import console, table
+from rowwise.cli.console import console, table
 
 if TYPE_CHECKING:
     from torchrec.experiment.propose import Inference
@@ -103,6 +102,8 @@ def init(
 
 
 def _without(inference: Inference, excluded: Sequence[str]) -> Inference:
+    from torchrec.checks import nearest
+
     names = [column.name for column in inference.columns]
     for name in excluded:
         if name not in names:

@@ -14,8 +14,8 @@ import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 
-from torchrec.cli.error_stream import PrintableStream
-from torchrec.cli.stopping import INTERRUPTED, Stopped
+from rowwise.cli.error_stream import PrintableStream
+from rowwise.cli.stopping import INTERRUPTED, Stopped
 
 MISTAKE, UNEXPECTED = 2, 1
 # PyTorch has no type for it on a CPU.
@@ -42,7 +42,7 @@ def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments  # anywhere: it is remembered when a command has failed
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        from torchrec.cli.application import application
+        from rowwise.cli.application import application
 
         code = application()(arguments, prog_name="torchrec", standalone_mode=False)
         if code == INTERRUPTED:  # Typer turns Ctrl-C into this, or into Abort, by its version
@@ -80,7 +80,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
         if not text:  # a group of commands on its own, which has printed its help
             return MISTAKE, ""
         return MISTAKE, f"{text}{'' if text[-1] in '.?' else '.'} See `{command} --help`."
-    if isinstance(error, ImportError) and (error.name or "").split(".")[0] != "torchrec":
+    if isinstance(error, ImportError) and (error.name or "torchrec").split(".")[0] != "torchrec":
         return MISTAKE, f"{_one_line(str(error))}: install it with `pip install 'rowwise[train]'`."
     if isinstance(error, OSError) and error.filename is not None:
         return MISTAKE, f"'{error.filename}': {error.strerror}."

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchrec.cli.console import console, table
-from torchrec.cli.reading import open_source, say_counts
-from torchrec.files import write_file
+from rowwise.cli.console import console, table
+from rowwise.cli.reading import open_source, say_counts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,6 +48,7 @@ def evaluate(
 
     from torchrec.checks import did_you_mean
     from torchrec.datasets.transform.labels import Label
+    from torchrec.files import write_file
     from torchrec.inference import load
     from torchrec.metrics import BinaryMetrics
 

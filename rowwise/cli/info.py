@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import sys
 from typing import Annotated
 
 import typer
 
-from torchrec.cli.console import console, table
+from rowwise import __version__
+from rowwise.cli.console import console, table
 
 _PACKAGES = ("torch", "numpy", "pyarrow", "pydantic", "safetensors")
 
@@ -65,8 +65,7 @@ def info(
 
 def version() -> str:
     """Return the version of this package, and whether it runs from where it is written."""
-    own: str = sys.modules["torchrec"].__version__  # which nothing inside it imports from
-    return own if _version("rowwise") == own else f"{own}, from a checkout"
+    return __version__ if _version("rowwise") == __version__ else f"{__version__}, from a checkout"
 
 
 def _version(package: str) -> str:

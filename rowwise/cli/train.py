@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from torchrec.cli.console import console
-from torchrec.cli.stopping import stopping
+from rowwise.cli.console import console
+from rowwise.cli.stopping import stopping
 
 
 def train(
