@@ -612,7 +612,7 @@ class TestColumns:
         (
             "{name: deepfm, cross_layers: 3}",
             "`model.cross_layers` is not an option of model 'deepfm', but of 'dlrm_dcn'. Its options: name, "
-            "dim, dense_layers, layers, dropout, batch_norm.",
+            "dim, table_init, layer_init, dense_layers, layers, dropout, batch_norm.",
         ),
         (
             "{name: dlrm, cross_rank: 8}",
@@ -635,6 +635,29 @@ class TestColumns:
         ("{cross_rank: '8'}", "`model.cross_rank` should be a whole number above 0. Received '8'."),
         ("{dropout: true}", "`model.dropout` should be a number at least 0 and below 1. Received "),
         ("5", "`model` should be a section with keys such as `name`. Received 5."),
+        (
+            "{table_init: {rule: normal, bound: 0.1}}",
+            "`model.table_init.bound` is not a key of `model.table_init`. Its keys: rule, std.",
+        ),
+        (
+            "{table_init: {rule: normal}}",
+            "`model.table_init.std` should be given: a number above 0.",
+        ),
+        (
+            "{table_init: {rule: normal, std: -1}}",
+            "`model.table_init.std` should be a number above 0. Received -1.",
+        ),
+        (
+            "{table_init: {std: 0.1}}",
+            "`model.table_init.rule` should be given: 'normal', 'uniform', 'xavier_normal', "
+            "'xavier_uniform', 'kaiming' or 'zeros'.",
+        ),
+        (
+            "{layer_init: {rule: xavier}}",
+            "`model.layer_init.rule` should be 'normal', 'uniform', 'xavier_normal', "
+            "'xavier_uniform' or 'kaiming'. Received 'xavier'; did you mean",
+        ),
+        ("{layer_init: zeros}", "`model.layer_init` should be a section"),
     ],
 )
 def test_options_that_a_model_does_not_have(file: Path, model: str, message: str) -> None:

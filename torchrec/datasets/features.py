@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
+from torchrec.datasets.initial_weights import TableInit
 from torchrec.types import IdPolicy
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class DenseFeature(BaseModel):
       standard deviation. A constant becomes 0. What is then too large for float32 is missing.
 
     With ``buckets`` the number becomes an id instead: that of its quantile in the training data,
-    and ``buckets`` for missing. ``dim`` is the dimension of the table, which has a row for each.
+    and ``buckets`` for missing. ``dim`` is the dimension of the table, which has a row for each, and
+    ``init`` its initial weights.
     """
 
     model_config = _STRICT
@@ -51,6 +53,18 @@ class DenseFeature(BaseModel):
     standardise: bool = True
     buckets: Annotated[int, Field(ge=2, le=65_536)] | None = None
     dim: PositiveInt | None = None
+    init: TableInit | None = None
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        if self.init is not None and self.buckets is None:
+            raise PydanticCustomError(
+                MISPLACED,
+                "`{option}` should be left out unless there are `buckets`, which have a table. "
+                "Received {value}.",
+                {"option": "init", "value": self.init.rule},
+            )
+        return self
 
 
 class IdFeature(BaseModel):
@@ -64,8 +78,9 @@ class IdFeature(BaseModel):
 
     ``rows`` left out are decided by the training data: the largest id and one (plain), twice the
     number of distinct ids (hash), all ids (vocabulary), the number of distinct ids (managed);
-    hash and managed take a million at most. ``dim`` is that of the model if left out. Features that
-    name the same ``table`` share it, and have to agree on all of this.
+    hash and managed take a million at most. ``dim`` is that of the model if left out, and ``init``,
+    the rule for initial weights, is the model's ``table_init``. Features that name the same ``table``
+    share it, and have to agree on all of this.
 
     ``out_of_range`` says what becomes of plain ids outside the rows; no other kind has such.
     """
@@ -76,6 +91,7 @@ class IdFeature(BaseModel):
     ids: IdSource = "hash"
     rows: PositiveInt | None = None
     dim: PositiveInt | None = None
+    init: TableInit | None = None
     table: str | None = None
     out_of_range: IdPolicy = IdPolicy.ERROR
     min_count: PositiveInt = 1

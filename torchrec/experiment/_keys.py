@@ -15,8 +15,9 @@ from torchrec.models import registry
 
 Node: TypeAlias = dict[str, object]
 
-# What the members of a union are told apart by: features have a type, models a name.
-_TAGS = ("type", "name")
+# What the members of a union are told apart by: features have a type, models a name, initial weights
+# a rule.
+_TAGS = ("type", "name", "rule")
 
 
 @functools.cache

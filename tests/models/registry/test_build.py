@@ -98,6 +98,8 @@ def test_models_are_what_they_are_called(name) -> None:
 
 OTHERWISE = {
     "dim": 4,
+    "table_init": {"rule": "normal", "std": 0.02},
+    "layer_init": {"rule": "xavier_normal"},
     "dense_layers": [5],
     "layers": [7],
     "dropout": 0.5,
@@ -114,12 +116,14 @@ OTHERWISE = {
 def test_every_option_has_an_effect(name, option) -> None:
     assert option in OTHERWISE, f"a value for `{option}` of {name} that differs from its default"
 
-    def shapes_of(**options) -> tuple:
+    def described(**options) -> tuple:
+        torch.manual_seed(0)
         model = build_model(ModelSection(name=name, **options), transform())
-        shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-        return shapes, [type(part) for part in model.modules()]
+        weights = {key: value.tolist() for key, value in model.state_dict().items()}
+        return weights, [type(part) for part in model.modules()]
 
-    assert shapes_of() != shapes_of(**{option: OTHERWISE[option]})
+    assert described() == described()
+    assert described() != described(**{option: OTHERWISE[option]})
 
 
 def test_dense_features_alone_make_a_plain_network() -> None:

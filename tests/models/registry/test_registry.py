@@ -131,7 +131,8 @@ def test_a_file_adds_a_model(folder: Path) -> None:
     add_folder(folder)
     add_folder(folder)
     assert names() == ["deepfm", "dlrm", "dlrm_dcn", "toy"]
-    assert ModelSection(name="toy", power=3).model_dump() == {"name": "toy", "dim": 16, "power": 3}
+    shared = {"name": "toy", "dim": 16, "table_init": None, "layer_init": None}
+    assert ModelSection(name="toy", power=3).model_dump() == {**shared, "power": 3}
     with pytest.raises(
         ValidationError, match="`power` is not an option of model 'dlrm', but of 'toy'"
     ):

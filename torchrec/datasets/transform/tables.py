@@ -14,10 +14,11 @@ from torchrec.datasets.features import (
     SequenceFeature,
     SparseFeature,
 )
+from torchrec.datasets.initial_weights import TableInit
 from torchrec.types import IdPolicy
 
 # What features that share a table have to agree on.
-_AGREE = ("ids", "rows", "dim", "out_of_range", "min_count", "evict", "evict_every")
+_AGREE = ("ids", "rows", "dim", "init", "out_of_range", "min_count", "evict", "evict_every")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class TableSpec:
         pooling: how the ids of a bag are pooled.
         evict: which row a managed table gives up first.
         evict_every: after how many batches a managed table looks for rows to give up.
+        init: initial weights, or None for those of the model.
         distinct: number of distinct ids in the training data, where `fit` counted them: exact up
             to 4,096 and for vocabularies that fit in memory, else within 2 or 3 %.
 
@@ -55,6 +57,7 @@ class TableSpec:
     evict: Literal["lfu", "lru", "distance_lfu"] = "lfu"
     evict_every: int = 100
     distinct: int | None = None
+    init: TableInit | None = None
 
 
 def table_of(name: str, feature: AnyFeature) -> str | None:
@@ -83,12 +86,13 @@ def _declared(table: str, names: list[str], features: Mapping[str, AnyFeature]) 
     bags: dict[
         str, MultiHotFeature | SequenceFeature
     ] = {}  # one id is the same whichever way it is pooled
-    rows = dim = None
+    rows = dim = init = None
     for name in names:
         feature = features[name]
         if not isinstance(feature, DenseFeature):
             readers[name] = feature
             rows, dim = rows or feature.rows, dim or feature.dim
+            init = init or feature.init
             if not isinstance(feature, SparseFeature):
                 bags[name] = feature
         elif len(names) > 1:
@@ -99,7 +103,9 @@ def _declared(table: str, names: list[str], features: Mapping[str, AnyFeature]) 
             )
         else:
             buckets = (feature.buckets or 0) + 1
-            return TableSpec(table, (name,), rows=buckets, dim=feature.dim, ids="plain")
+            return TableSpec(
+                table, (name,), rows=buckets, dim=feature.dim, ids="plain", init=feature.init
+            )
     if len(readers) > 1:
         _check_agreement(table, _AGREE, readers)
         _check_agreement(table, ("pooling",), bags)
@@ -115,6 +121,7 @@ def _declared(table: str, names: list[str], features: Mapping[str, AnyFeature]) 
         min_count=first.min_count,
         evict=first.evict,
         evict_every=first.evict_every,
+        init=init,
     )
 
 

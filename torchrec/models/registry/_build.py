@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from torchrec.datasets.features import SequenceFeature
 from torchrec.datasets.transform import FeatureTransform, TableSpec
+from torchrec.models.registry._initial_weights import initialise_layers, table_init_fn
 from torchrec.models.registry._managed import ManagedTables
 from torchrec.models.registry._registry import ModelInputs, ModelSection, RegisteredModel, find
 from torchrec.modules.embedding_configs import (
@@ -98,9 +99,17 @@ def build_model(
         _sequences(sequences, section, optimizer, device) if sequences else None,
     )
     if device is None:
-        return model.build(section, inputs)
+        return _built(model, section, inputs)
     with torch.device(device), _UnfilledOnMeta():
-        return model.build(section, inputs)
+        return _built(model, section, inputs)
+
+
+def _built(
+    model: RegisteredModel[ModelSection], section: ModelSection, inputs: ModelInputs
+) -> nn.Module:
+    built = model.build(section, inputs)
+    initialise_layers(built, section.layer_init or model.layer_init)
+    return built
 
 
 class _UnfilledOnMeta(TorchFunctionMode):
@@ -148,7 +157,8 @@ def table_config(
     Args:
         kind: of configuration: of a table whose embeddings are pooled, or not.
         spec: what the features ask for.
-        section: of the model, whose dimension tables without one of their own have.
+        section: of the model, whose dimension and initial weights tables without any of their own
+            have.
         optimizer: of the table; None: it has a gradient.
 
     Raises:
@@ -159,15 +169,18 @@ def table_config(
             f"`rows` of table '{spec.name}' should be known: fit the transform to the training "
             "data first. Received None."
         )
+    dim = spec.dim or section.dim
+    rule = spec.init or section.table_init or find(section.name).table_init(dim)
     return kind(
         num_embeddings=spec.rows,
-        embedding_dim=spec.dim or section.dim,
+        embedding_dim=dim,
         name=spec.name,
         feature_names=list(spec.features),
         id_policy=IdPolicy.HASH if spec.ids == "hash" else spec.out_of_range,
         optimizer=None if optimizer is None else OptimizerType(optimizer.optimizer),
         lr=None if optimizer is None else optimizer.lr,
         weight_decay=None if optimizer is None else optimizer.weight_decay,
+        init_fn=table_init_fn(rule, spec.rows, dim),
     )
 
 

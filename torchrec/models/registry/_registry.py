@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError, SchemaValidator, core_schema, to_
 from torch import nn
 
 from torchrec.checks import did_you_mean
+from torchrec.datasets.initial_weights import LayerInit, TableInit, Uniform
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -74,6 +75,14 @@ class ModelSection(BaseModel):
     name: str = Field(default=DEFAULT, description="the model")
     dim: PositiveInt = Field(
         default=16, description="dimension of every table that has none of its own"
+    )
+    table_init: TableInit | None = Field(
+        default=None,
+        description="initial weights of every table that has none of its own; none: as suits the "
+        "model",
+    )
+    layer_init: LayerInit | None = Field(
+        default=None, description="initial weights of the layers; none: as suits the model"
     )
 
     def __new__(cls, **options: object) -> Self:
@@ -134,6 +143,9 @@ class ModelSection(BaseModel):
 S = TypeVar("S", bound=ModelSection)
 
 
+_AS_BY_THEMSELVES = Uniform()
+
+
 @dataclass(frozen=True)
 class ModelInputs:
     """What a model is built on.
@@ -160,12 +172,17 @@ class RegisteredModel(Generic[S]):
         lookups: how the model looks features up: all of them pooled, all as sequences, or those of
             type ``sequence`` as sequences and the others pooled. Default ``"pooled"``.
         dims: whether all tables have one dimension, or each may have its own. Default ``"one"``.
+        table_init: initial weights of a table of dimension D, where the experiment has no rule.
+            Default: uniform in ± ``sqrt(1 / rows)``.
+        layer_init: the same of the layers. Default: as PyTorch starts them.
     """
 
     section: type[S]
     build: Callable[[S, ModelInputs], nn.Module]
     lookups: Lookups = "pooled"
     dims: Dims = "one"
+    table_init: Callable[[int], TableInit] = lambda dim: _AS_BY_THEMSELVES
+    layer_init: LayerInit = _AS_BY_THEMSELVES
 
 
 def names() -> list[str]:
