@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torchrec.bundle import Builder, is_bundle, load_bundle
 from torchrec.datasets.features import DenseFeature, TextType, number_columns, text_columns
 from torchrec.datasets.text_types import schema_of
-from torchrec.datasets.transform import FeatureTransform
+from torchrec.datasets.transform import FeatureTransform, NotPlainError
 from torchrec.datasets.utils import Batch
 from torchrec.experiment.files import FILE_NAME, check_experiment, parse_experiment_yaml
 from torchrec.experiment.schema import Experiment
 from torchrec.inference.columns import require, to_table
+from torchrec.inference.rows import plain_columns
 from torchrec.modules.collection import collections_in
 from torchrec.runs import RunFolder
 
@@ -47,6 +48,7 @@ class Predictor:
         self._experiment = experiment
         self.transform = transform
         self.model = model.eval()
+        self._names = transform.input_columns
 
     @property
     def experiment(self) -> Experiment:
@@ -183,14 +185,29 @@ class Predictor:
         """Give the logits, batch after batch."""
         if batch_size < 1:
             raise ValueError(f"`batch_size` should be at least 1. Received {batch_size}.")
+        few = self._few(data, batch_size)
+        if few is not None:
+            yield self._logits(few, 0)
+            return
         table = to_table(data, self.transform)
         for start in range(0, table.num_rows, batch_size):
             batch = self.transform.transform(table.slice(start, batch_size), labels=False)
-            logits: Tensor = self.model(batch.dense_features, batch.sparse_features)
-            logits = logits.reshape(batch.labels.numel())
-            if not logits.isfinite().all():
-                raise _not_finite(logits, batch, start, self.transform.dense_names)
-            yield logits
+            yield self._logits(batch, start)
+
+    def _few(self, data: object, batch_size: int) -> Batch | None:
+        """Return few rows of plain values as a batch; None for all other data."""
+        try:
+            values, rows = plain_columns(data, self._names)
+            return self.transform.encode(values, rows) if rows <= batch_size else None
+        except NotPlainError:
+            return None
+
+    def _logits(self, batch: Batch, start: int) -> Tensor:
+        logits: Tensor = self.model(batch.dense_features, batch.sparse_features)
+        logits = logits.reshape(batch.labels.numel())
+        if not logits.isfinite().all():
+            raise _not_finite(logits, batch, start, self.transform.dense_names)
+        return logits
 
 
 def _not_finite(logits: Tensor, batch: Batch, start: int, dense_names: list[str]) -> ValueError:
@@ -208,7 +225,10 @@ def _not_finite(logits: Tensor, batch: Batch, start: int, dense_names: list[str]
 
 
 def _joined(parts: Iterable[Tensor]) -> Tensor:
-    return torch.cat([torch.empty(0), *parts])
+    found = list(parts)
+    if len(found) == 1 and found[0].dtype is torch.float32:
+        return found[0]
+    return torch.cat([torch.empty(0), *found])
 
 
 def load(path: str | os.PathLike[str], builder: Builder | None = None) -> Predictor:

@@ -2,6 +2,7 @@
 
 from torchrec.datasets.transform._transform import FeatureTransform
 from torchrec.datasets.transform.counts import FeatureCounts, TransformCounts
+from torchrec.datasets.transform.rows import NotPlainError
 from torchrec.datasets.transform.tables import TableSpec
 
-__all__ = ["FeatureCounts", "FeatureTransform", "TableSpec", "TransformCounts"]
+__all__ = ["FeatureCounts", "FeatureTransform", "NotPlainError", "TableSpec", "TransformCounts"]

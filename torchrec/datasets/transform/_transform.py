@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from torchrec.datasets.transform.dense import DenseColumn, Scale
 from torchrec.datasets.transform.fitting import AnyColumn, Fitting, kinds_of, lacks_rows, unlike
 from torchrec.datasets.transform.ids import BagColumn, BucketColumn, SparseColumn, join
 from torchrec.datasets.transform.labels import Label
+from torchrec.datasets.transform.rows import NotPlainError, RowEncoder
 from torchrec.datasets.transform.tables import TableSpec, declared_tables
 from torchrec.datasets.transform.vocabulary import Vocabulary
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -69,6 +71,7 @@ class FeatureTransform:
         self._tables = self._declared
         self._vocabularies: dict[str, Vocabulary] = {}
         self._kinds: dict[str, Kind] = {}
+        self._encoder: RowEncoder | None = None
         self._label_columns = [] if self._label is None else self._label.columns
         self._input_columns: dict[str, None] = {}  # for their order
         for name, column in self._columns.items():
@@ -147,6 +150,7 @@ class FeatureTransform:
                 break
         self._tables, self._vocabularies = fitting.settle()
         self._kinds = fitting.kinds
+        self._encoder = None
         return self
 
     def transform(self, table: pa.Table | pa.RecordBatch, labels: bool = True) -> Batch:
@@ -179,6 +183,40 @@ class FeatureTransform:
         return batch
 
     __call__ = transform
+
+    def encode(self, values: Mapping[str, Sequence[Any]], rows: int) -> Batch:
+        """Return few rows of plain Python values as the batch that `transform` makes of them.
+
+        It is the quick way for a row or some dozens: there is no Arrow table.
+
+        Args:
+            values: the values of each of `input_columns`, one a row: numbers, strings, times, lists,
+                None.
+            rows: B, at least 1.
+
+        Returns:
+            The same batch, to the last bit; labels are NaN.
+
+        Raises:
+            NotPlainError: there are values that only `transform` reads, or refuses; or the transform was never
+                fitted. Nothing is counted then.
+        """
+        if self._encoder is None:
+            self._encoder = self._new_encoder()
+        dense, sparse, counts = self._encoder.encode(values, rows)
+        self.counts.add_rows(rows, counts)
+        return Batch(dense, sparse, torch.full((rows,), torch.nan))
+
+    def _new_encoder(self) -> RowEncoder:
+        if self.needs_fit or not self._kinds or "nulls" in self._kinds.values():
+            raise NotPlainError
+        table_of = dict(zip(self.sparse_keys, self._spec_names(), strict=True))
+        vocabularies = {
+            key: self._vocabularies[table]
+            for key, table in table_of.items()
+            if table in self._vocabularies
+        }
+        return RowEncoder(list(self._columns.values()), self._kinds, vocabularies)
 
     def _check_kinds(self, table: pa.Table) -> None:
         for name, kind in kinds_of(list(self._columns.values()), table).items():

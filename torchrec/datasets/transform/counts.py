@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,8 +37,10 @@ class FeatureCounts:
 
     def __add__(self, other: FeatureCounts) -> FeatureCounts:
         """Return the sums of both."""
-        names = [field.name for field in dataclasses.fields(self)]
-        return FeatureCounts(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        return FeatureCounts(*map(operator.add, _numbers(self), _numbers(other)))
+
+
+_numbers = operator.attrgetter(*(field.name for field in dataclasses.fields(FeatureCounts)))
 
 
 class TransformCounts:
@@ -56,6 +59,7 @@ class TransformCounts:
     def __init__(self, features: list[str]) -> None:
         self._lock = threading.Lock()
         self._counts = {name: FeatureCounts() for name in features}
+        self._rows = 0  # that were added of all features at once
 
     def add(self, counts: Mapping[str, FeatureCounts]) -> None:
         """Add the counts of some samples."""
@@ -63,16 +67,33 @@ class TransformCounts:
             for name, count in counts.items():
                 self._counts[name] += count
 
+    def add_rows(self, rows: int, other: Mapping[str, FeatureCounts]) -> None:
+        """Add samples of all features with one value each, and what is otherwise.
+
+        Args:
+            rows: how many samples.
+            other: by feature, what differs from that.
+        """
+        with self._lock:
+            self._rows += rows
+            for name, count in other.items():
+                self._counts[name] += count
+
     def peek(self) -> dict[str, FeatureCounts]:
         """Return the counts since the last `take`, by feature."""
         with self._lock:
-            return {name: dataclasses.replace(count) for name, count in self._counts.items()}
+            return self._sums()
+
+    def _sums(self) -> dict[str, FeatureCounts]:
+        rows = FeatureCounts(samples=self._rows, values=self._rows)
+        return {name: count + rows for name, count in self._counts.items()}
 
     def take(self) -> dict[str, FeatureCounts]:
         """Return the counts since the last `take`, by feature, and start again from zero."""
         with self._lock:
-            taken = self._counts
+            taken = self._sums()
             self._counts = {name: FeatureCounts() for name in taken}
+            self._rows = 0
             return taken
 
     def __getstate__(self) -> dict[str, FeatureCounts]:
@@ -83,3 +104,4 @@ class TransformCounts:
         """Restore what `__getstate__` gave, with a lock of its own."""
         self._lock = threading.Lock()
         self._counts = state
+        self._rows = 0

@@ -142,7 +142,7 @@ class BagColumn:
     def _piece(self, chunk: pa.Array, weights: pa.Array | None, counts: FeatureCounts) -> Piece:
         separator = self.feature.separator
         lists = read_lists(chunk, separator)
-        if separator is not None and not is_list(chunk.type):
+        if separator is not None and not is_list(chunk.type) and kind_of(chunk.type) != "nulls":
             lists.values = self._parts(lists.values)
         ids, valid = read_ids(lists.values, self.source)
         counts.samples += len(chunk)
@@ -221,6 +221,7 @@ class BucketColumn:
 
     def __init__(self, name: str, feature: DenseFeature) -> None:
         assert feature.buckets is not None
+        self.feature = feature
         self._dense = DenseColumn(name, feature)
         self._buckets = feature.buckets
         self.source, self.columns = self._dense.source, self._dense.columns
