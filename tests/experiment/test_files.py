@@ -296,8 +296,37 @@ def test_mistakes(file: Path, text: str, message: str) -> None:
         ("training: {clip_norm: x}", "clip_norm` should be a number above 0. Received 'x'."),
         (
             "training: {schedule: {decay: cosin}}",
-            "schedule.decay` should be 'constant', 'linear', 'cosine' or 'exponential'. Received "
-            "'cosin'; did you mean `cosine`?",
+            "schedule.decay` should be 'constant', 'linear', 'cosine', 'exponential' or 'plateau'. "
+            "Received 'cosin'; did you mean `cosine`?",
+        ),
+        (
+            "training: {schedule: {decay: linear, factor: 0.5}}",
+            "schedule.factor` should be given for `training.schedule.decay` plateau. Received 0.5 "
+            "for linear.",
+        ),
+        (
+            "training: {schedule: {patience: 1}}",
+            "schedule.patience` should be given for `training.schedule.decay` plateau. Received 1 "
+            "for constant.",
+        ),
+        (
+            "training: {early_stopping: {metric: [auc, loglos]}}",
+            "early_stopping.metric` should be 'auc', 'ne' or 'logloss' or a list, each 'auc', 'ne' or "
+            "'logloss'. Received ['auc', 'loglos'].",
+        ),
+        (
+            "training: {early_stopping: {metric: acu}}",
+            "early_stopping.metric` should be 'auc', 'ne' or 'logloss' or a list, each 'auc', 'ne' or "
+            "'logloss'. Received 'acu'; did you mean `auc`?",
+        ),
+        (
+            "training: {early_stopping: {metric: [auc, auc]}}",
+            "early_stopping.metric` should name metrics that differ. Received ['auc', 'auc'].",
+        ),
+        (
+            "training: {early_stopping: {metric: []}}",
+            "early_stopping.metric` should be 'auc', 'ne' or 'logloss' or a list, each 'auc', 'ne' or "
+            "'logloss'. Received [].",
         ),
         (
             "training: {schedule: {final: 0.1}}",

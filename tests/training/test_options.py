@@ -141,12 +141,16 @@ SCHEDULES = {
     "warmup_steps": ({}, {"warmup_steps": 5}),
     "decay": ({"final": 0.1, "decay": "linear"}, {"final": 0.1, "decay": "exponential"}),
     "final": ({"decay": "linear"}, {"decay": "linear", "final": 0.5}),
+    "factor": ({"decay": "plateau"}, {"decay": "plateau", "factor": 0.5}),
+    "patience": ({"decay": "plateau"}, {"decay": "plateau", "patience": 2}),
 }
 
 
 @pytest.mark.parametrize("option", [field.name for field in dataclasses.fields(ScheduleOptions)])
 def test_of_a_schedule_has_an_effect(option: str) -> None:
-    one, other = (outcome(schedule=schedule).weights for schedule in SCHEDULES[option])
+    # Steps that are too long, so that some evaluations are no better than those before.
+    often = {"learning_rate": 0.5, "evaluate_every": 1}
+    one, other = (outcome(schedule=schedule, **often).weights for schedule in SCHEDULES[option])
     assert float((one - other).abs().max()) > 1e-4
 
 
@@ -203,6 +207,14 @@ def test_wrong_values_of_schedule_and_stopping_are_named() -> None:
         ScheduleOptions(final=2.0)
     with pytest.raises(ValueError, match=r"`schedule.warmup_steps` should be at least 0"):
         ScheduleOptions(warmup_steps=-1)
+    with pytest.raises(ValueError, match=r"should name one metric or several that differ. .* \[\]"):
+        EarlyStoppingOptions(metric=[])
+    with pytest.raises(ValueError, match=r"several that differ. Received \['auc', 'auc'\]"):
+        EarlyStoppingOptions(metric=["auc", "auc"])
+    with pytest.raises(
+        TypeError, match=r"`early_stopping.metric` should be a name .* \['auc', 2\]"
+    ):
+        EarlyStoppingOptions(metric=["auc", 2])  # type: ignore[list-item]
     with pytest.raises(TypeError, match=r"`early_stopping.metric` should be a name .* Received 3"):
         EarlyStoppingOptions(metric=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`early_stopping.patience` should be at least 1"):
@@ -217,6 +229,8 @@ def test_what_would_have_no_effect_is_refused(tmp_path: Path) -> None:
         Trainer(model, options=FitOptions(checkpoint_every=5))
     with pytest.raises(ValueError, match="`valid` should be given for `evaluate_every`"):
         Trainer(model, options=FitOptions(evaluate_every=5)).fit(Source())
+    with pytest.raises(ValueError, match=r"`valid` should be given for `schedule.decay` pl"):
+        make_trainer(model, schedule={"decay": "plateau"}).fit(Source())
     with pytest.raises(ValueError, match="`checkpoints` should be given to resume from"):
         Trainer(model).fit(Source(), resume=True)
     with pytest.raises(ValueError, match=r"`clip_norm` should be .* Received 0.1 for one that has"):

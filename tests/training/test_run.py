@@ -184,6 +184,30 @@ def test_text_with_a_schedule(clicks: Path, tmp_path: Path) -> None:
     assert json.loads(lines[-1])["learning_rate"] == pytest.approx(0.02 * 0.25)
 
 
+def test_a_plateau_by_two_metrics(clicks: Path, tmp_path: Path) -> None:
+    what = experiment(
+        clicks,
+        training={
+            "epochs": 5,
+            "learning_rate": 1.0,  # too high to improve for long
+            "schedule": {"decay": "plateau", "factor": 0.5},
+            "early_stopping": {"metric": ["auc", "logloss"], "patience": 4},
+        },
+    )
+    run(what, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    rates = [line["learning_rate"] for line in lines if line["split"] == "valid"]
+    scores = [line["auc"] - line["logloss"] for line in lines if line["split"] == "valid"]
+    expected = [1.0]
+    for number, score in enumerate(scores[1:-1], 1):
+        expected.append(expected[-1] * (1.0 if score > max(scores[:number]) else 0.5))
+    assert rates == [1.0, *expected[: len(rates) - 1]]
+    assert rates[-1] < 1.0
+    reloaded = load_experiment(tmp_path / "run" / "experiment.yaml").training
+    assert reloaded.early_stopping is not None
+    assert reloaded.early_stopping.metrics == ("auc", "logloss")
+
+
 def test_text_shows_the_time_left_also_when_resumed(
     clicks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +285,11 @@ def test_no_validation_and_no_test(clicks: Path, tmp_path: Path) -> None:
     stopping = {"early_stopping": {"metric": "auc"}}
     with pytest.raises(ValueError, match=r"`training.early_stopping` should have validation data"):
         run(experiment(clicks, data=none, training=stopping), tmp_path / "other")
+    plateau = {"schedule": {"decay": "plateau"}}
+    with pytest.raises(
+        ValueError, match=r"`training.schedule.decay` plateau should have validation"
+    ):
+        run(experiment(clicks, data=none, training=plateau), tmp_path / "other")
 
 
 def test_splits_without_rows_are_left_out(tmp_path: Path) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from torchrec.training import ScheduleOptions
-from torchrec.training.schedule import Schedule, learning_rate_factor
+from torchrec.training.schedule import Plateau, Schedule, learning_rate_factor
 
 EXPECTED = {
     "constant": lambda done: 1.0,
     "linear": lambda done: 1 - 0.9 * done,
     "cosine": lambda done: 0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2,
     "exponential": lambda done: 0.1**done,
+    "plateau": lambda done: 1.0,  # as long as evaluations improve
 }
 
 
@@ -54,3 +56,61 @@ def test_exponential_decay_has_no_end_at_zero() -> None:
 def test_warming_up_beyond_the_end_is_refused() -> None:
     with pytest.raises(ValueError, match=r"warmup_steps` should be less than the steps .* \(95\)"):
         Schedule(ScheduleOptions(warmup_steps=100), [], 95)
+
+
+@pytest.mark.parametrize("patience", [0, 1, 3])
+@pytest.mark.parametrize("final", [0.0, 0.02, 0.5])
+def test_a_plateau_is_that_of_pytorch(patience: int, final: float) -> None:
+    """On losses that fall, rise, stand still and fall again."""
+    losses = [5.0, 4.0, 4.0, 4.5, 3.0, 3.5, 3.4, 3.3, 3.2, 3.1, 3.0, 2.0, 2.5, 2.5, 2.5, 2.5]
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.2, patience=patience, threshold=0.0, min_lr=final, eps=0.0
+    )
+    plateau = Plateau(ScheduleOptions(decay="plateau", factor=0.2, patience=patience, final=final))
+    best = math.inf
+    for loss in losses:
+        before = plateau.factor
+        lowered = plateau.lowers(loss < best)
+        best = min(best, loss)
+        reference.step(loss)
+        assert plateau.factor == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert lowered == (plateau.factor < before)
+    assert plateau.factor < 1.0
+
+
+def test_a_plateau_comes_on_top_of_warming_up() -> None:
+    options = ScheduleOptions(warmup_steps=4, decay="plateau", factor=0.5)
+    plateau = Plateau(options)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=8.0)
+    schedule = Schedule(options, optimizer.param_groups, None, plateau)
+    assert [schedule.write(step) for step in (0, 1)] == [2.0, 4.0]
+    assert plateau.lowers(False)
+    assert [schedule.write(step) for step in (2, 3, 4, 99)] == [3.0, 4.0, 4.0, 4.0]
+    schedule.end()
+    assert optimizer.param_groups[0]["lr"] == 8.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"factor": 0.5},
+            r"`schedule.factor` should be given for .* plateau. Received 0.5 for con",
+        ),
+        (
+            {"decay": "cosine", "patience": 2},
+            r"`schedule.patience` should be given for .* for cosi",
+        ),
+        (
+            {"decay": "plateau", "factor": 1.0},
+            r"`schedule.factor` should be in \(0, 1\). Received 1",
+        ),
+        ({"decay": "plateau", "patience": -1}, r"`schedule.patience` should be at least 0. Rec"),
+    ],
+    ids=str,
+)
+def test_wrong_plateaus_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ScheduleOptions(**options)

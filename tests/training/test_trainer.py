@@ -151,7 +151,7 @@ def test_schedule_moves_tables_and_dense_alike() -> None:
 def test_schedule_needs_a_length() -> None:
     trainer = make_trainer(ClickModel(), schedule={"decay": "cosine"})
     with pytest.raises(
-        ValueError, match=r"`schedule.decay` should be constant for data whose leng"
+        ValueError, match=r"`schedule.decay` should be constant or plateau for data whose leng"
     ):
         trainer.fit(iter([make_batch(4, 1)]))
 
@@ -221,15 +221,16 @@ def test_equal_seeds_give_equal_runs() -> None:
     assert not torch.equal(found[0]["over.0.weight"], found[2]["over.0.weight"])
 
 
-def test_early_stopping_restores_the_best() -> None:
+class Turning(Source):
     """Labels of the later epochs are turned round, so the model gets worse."""
 
-    class Turning(Source):
-        def __iter__(self) -> Iterator[Batch]:
-            for batch in super().__iter__():
-                turned = batch.labels if self.epoch < 2 else 1 - batch.labels
-                yield Batch(batch.dense_features, batch.sparse_features, turned)
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            turned = batch.labels if self.epoch < 2 else 1 - batch.labels
+            yield Batch(batch.dense_features, batch.sparse_features, turned)
 
+
+def test_early_stopping_restores_the_best() -> None:
     notes = Notes()
     stopping = {"metric": "logloss", "patience": 2}
     trainer = make_trainer(ClickModel(), epochs=9, early_stopping=stopping, observers=[notes])
@@ -241,6 +242,41 @@ def test_early_stopping_restores_the_best() -> None:
     assert notes.messages == [
         "stopping early: logloss has not improved for 2 evaluations",
         "the model has the weights of step 60 again, the best of all",
+    ]
+
+
+def test_the_usual_protocol() -> None:
+    """A tenth of the rates at the first epoch without improvement, the end after two, the best back."""
+    notes = Notes()
+    trainer = make_trainer(
+        ClickModel(),
+        epochs=9,
+        schedule={"decay": "plateau"},
+        early_stopping={"metric": "auc", "patience": 2},
+        observers=[notes],
+    )
+    result = trainer.fit(Turning(batches=30), valid_batches())
+    assert (result.epochs, result.best_step, result.best_epoch) == (4, 60, 2)
+    assert notes.messages == [
+        "learning rates lowered to 0.1 of the first ones: auc has not improved for 1 evaluation",
+        "stopping early: auc has not improved for 2 evaluations",
+        "the model has the weights of step 60 again, the best of all",
+    ]
+    rates = {round(record.epoch, 2): record.learning_rate for record in notes.of("train")}
+    assert rates == pytest.approx({1: 0.01, 1.67: 0.01, 2: 0.01, 3: 0.01, 3.33: 0.001, 4: 0.001})
+    assert trainer.optimizer.param_groups[-1]["lr"] == 0.01  # for whoever trains on
+
+
+def test_a_plateau_without_early_stopping_goes_by_the_loss() -> None:
+    notes = Notes()
+    trainer = make_trainer(
+        ClickModel(), epochs=4, schedule={"decay": "plateau", "final": 0.05}, observers=[notes]
+    )
+    result = trainer.fit(Turning(batches=30), valid_batches())
+    assert (result.epochs, result.best_step, result.best_epoch) == (4, None, 2)
+    # The rates of the fourth epoch; those after it are of no interest.
+    assert notes.messages == [
+        "learning rates lowered to 0.1 of the first ones: the loss has not improved for 1 evaluation"
     ]
 
 
@@ -377,6 +413,11 @@ SETTINGS = {
     "plain": {},
     "stopping": {"early_stopping": {"metric": "auc", "patience": 1}, "evaluate_every": 2},
     "accumulating": {"accumulate": 2, "schedule": {"warmup_steps": 3, "decay": "cosine"}},
+    "plateau": {
+        "schedule": {"decay": "plateau", "factor": 0.5, "patience": 1, "warmup_steps": 2},
+        "evaluate_every": 1,
+        "learning_rate": 0.5,  # steps that are too long
+    },
     "sgd with adagrad": {"rule": "adagrad", "clip_norm": 0.1, "weight_decay": 1e-3},
 }
 
@@ -409,7 +450,8 @@ def test_goes_on_bit_for_bit_from_any_step(settings: str, resumable: bool, tmp_p
     whole = _trainer(tmp_path, SETTINGS[settings], Observer())
     expected = whole.fit(data(), valid_batches())
     lines = _lines(tmp_path)
-    for step in range(1, expected.steps + 1, 1 if settings == "stopping" else 3):
+    assert (whole.plateau.factor < 1) == (settings == "plateau")
+    for step in range(1, expected.steps + 1, 1 if settings in ("stopping", "plateau") else 3):
         folder = tmp_path / str(step)
         folder.mkdir()
         with pytest.raises(Interrupted):
@@ -423,6 +465,9 @@ def test_goes_on_bit_for_bit_from_any_step(settings: str, resumable: bool, tmp_p
         assert (result.train, result.valid) == (expected.train, expected.valid)
         assert (result.steps, result.samples) == (expected.steps, expected.samples)
         assert result.best_step == expected.best_step
+        assert (again.plateau.factor, result.best_epoch) == (
+            whole.plateau.factor, expected.best_epoch
+        )  # fmt: skip
         assert _lines(folder) == lines
         counts = [t.model.ebc.out_of_range_counts() for t in (whole, again)]
         assert counts[0] == counts[1]
@@ -554,7 +599,7 @@ def test_a_trainer_that_broke_off_does_not_begin_again(at: int) -> None:
 def test_what_is_refused_before_the_start_is_no_start() -> None:
     trainer = make_trainer(ClickModel(), schedule={"decay": "linear"})
     batches = epochs(Source(), 1)
-    with pytest.raises(ValueError, match=r"`schedule.decay` should be constant for data whose len"):
+    with pytest.raises(ValueError, match=r"`schedule.decay` should be constant or plateau for"):
         trainer.fit(iter(batches))
     assert trainer.fit(batches, batches=7).steps == 14
 

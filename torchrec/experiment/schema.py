@@ -134,11 +134,19 @@ class ScheduleSection(Section):
     warmup_steps: NonNegativeInt = Field(
         default=0, description="steps over which the learning rates rise from 0"
     )
-    decay: Literal["constant", "linear", "cosine", "exponential"] = Field(
-        default="constant", description="how they fall afterwards, until the last step"
+    decay: Literal["constant", "linear", "cosine", "exponential", "plateau"] = Field(
+        default="constant",
+        description="how they fall afterwards: until the last step, or on a plateau, which is an "
+        "evaluation that is not the best so far",
     )
     final: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0, description="the factor that they fall to"
+    )
+    factor: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.1, description="what a plateau multiplies them by"
+    )
+    patience: NonNegativeInt = Field(
+        default=0, description="evaluations without improvement that a plateau bears"
     )
 
     @model_validator(mode="after")
@@ -152,19 +160,46 @@ class ScheduleSection(Section):
             raise ValueError(
                 "`training.schedule.final` should be above 0 for exponential decay. Received 0."
             )
+        for name, default in (("factor", 0.1), ("patience", 0)):
+            if self.decay != "plateau" and getattr(self, name) != default:
+                raise ValueError(
+                    f"`training.schedule.{name}` should be given for `training.schedule.decay` "
+                    f"plateau. Received {getattr(self, name)} for {self.decay}."
+                )
         return self
 
 
-class EarlyStoppingSection(Section):
-    """Stop when `metric` of the validation data has not improved for `patience` evaluations."""
+Metric = Literal["auc", "ne", "logloss"]
 
-    metric: Literal["auc", "ne", "logloss"] = Field(
+
+class EarlyStoppingSection(Section):
+    """Stop when `metric` of the validation data has not improved for `patience` evaluations.
+
+    Of several metrics it is the sum of their changes, those with a minus that are the better the
+    lower: `[auc, logloss]` goes by AUC - logloss.
+    """
+
+    metric: Metric | Annotated[list[Metric], Field(min_length=1)] = Field(
         default="auc", description="what should improve"
     )
     patience: PositiveInt = Field(
         default=2, description="evaluations without improvement before the end"
     )
     min_delta: NonNegativeFloat = Field(default=0.0, description="what counts as an improvement")
+
+    @model_validator(mode="after")
+    def _check(self) -> EarlyStoppingSection:
+        if len(set(self.metrics)) < len(self.metrics):
+            raise ValueError(
+                f"`training.early_stopping.metric` should name metrics that differ. Received "
+                f"{self.metric}."
+            )
+        return self
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the metrics."""
+        return (self.metric,) if isinstance(self.metric, str) else tuple(self.metric)
 
 
 class TrainingSection(Section):

@@ -21,6 +21,7 @@ class Progress:
         recorded: step of the last record of training.
         recorded_seconds: ``step_seconds`` then.
         recorded_samples: ``samples`` then.
+        learning_rate: of the dense parameters in the last step; None before the first.
         evaluated: step of the last evaluation.
         saved: step of the last checkpoint.
         over: whether there is nothing left to do.
@@ -35,6 +36,7 @@ class Progress:
     recorded: int = 0
     recorded_seconds: float = 0.0
     recorded_samples: int = 0
+    learning_rate: float | None = None
     evaluated: int | None = None
     saved: int | None = None
     over: bool = False
@@ -54,6 +56,8 @@ class FitResult:
         valid: metrics of the validation data with the weights that the model has now; None without.
         test: likewise, of the test data.
         best_step: the step whose weights the model has, if early stopping chose it.
+        best_epoch: the epoch, from 1, of the best evaluation: by the metrics of early stopping, or by
+            the loss; None without any.
     """
 
     steps: int
@@ -65,3 +69,4 @@ class FitResult:
     valid: Report | None
     test: Report | None
     best_step: int | None
+    best_epoch: int | None = None

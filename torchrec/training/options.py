@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torchrec.checks import require_integer
 
-Decay = Literal["constant", "linear", "cosine", "exponential"]
+Decay = Literal["constant", "linear", "cosine", "exponential", "plateau"]
 Precision = Literal["fp32", "bf16"]
 
 
@@ -31,19 +31,33 @@ class ScheduleOptions:
 
     Args:
         warmup_steps: steps over which the learning rates rise from 0. Default 0.
-        decay: how they fall afterwards, until the last step: ``"constant"``, ``"linear"``,
-            ``"cosine"`` or ``"exponential"``. Default ``"constant"``.
+        decay: how they fall: until the last step ``"linear"``, ``"cosine"`` or ``"exponential"``, by
+            ``"plateau"`` when an evaluation is no better than the best one, as early stopping sees it,
+            or by the loss; ``"constant"``: not at all. Default ``"constant"``.
         final: the factor that they fall to, in [0, 1]; not for ``"constant"``. Default 0.
+        factor: what a plateau multiplies them by, in (0, 1). Default 0.1.
+        patience: evaluations without improvement that a plateau bears. Default 0: the first one
+            lowers the learning rates.
     """
 
     warmup_steps: int = 0
     decay: Decay = "constant"
     final: float = 0.0
+    factor: float = 0.1
+    patience: int = 0
 
     def __post_init__(self) -> None:
         require_integer(self.warmup_steps, "`schedule.warmup_steps`", least=0)
-        _choice("schedule.decay", self.decay, ("constant", "linear", "cosine", "exponential"))
+        _choice("schedule.decay", self.decay, get_args(Decay))
         _number("schedule.final", self.final, "in [0, 1]", lambda final: 0 <= final <= 1)
+        _number("schedule.factor", self.factor, "in (0, 1)", lambda factor: 0 < factor < 1)
+        require_integer(self.patience, "`schedule.patience`", least=0)
+        for name, default in (("factor", 0.1), ("patience", 0)):
+            if self.decay != "plateau" and getattr(self, name) != default:
+                raise ValueError(
+                    f"`schedule.{name}` should be given for `schedule.decay` plateau. Received "
+                    f"{getattr(self, name)} for {self.decay}."
+                )
         if self.decay == "constant" and self.final != 0:
             raise ValueError(
                 "`schedule.final` should be given for learning rates that fall. Received "
@@ -60,22 +74,37 @@ class EarlyStoppingOptions:
     """Stop when a metric of the validation data has not improved for some evaluations.
 
     Args:
-        metric: what should improve, by its name in the report. Default ``"auc"``.
+        metric: what should improve, by its name in the report; of several the sum of their changes,
+            those with a minus that are the better the lower: ``["auc", "logloss"]`` is AUC - logloss.
+            Default ``"auc"``.
         patience: evaluations without improvement before the end. Default 2.
         min_delta: what counts as an improvement. Default 0: anything above.
     """
 
-    metric: str = "auc"
+    metric: str | Sequence[str] = "auc"
     patience: int = 2
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.metric, str):
+        if not isinstance(self.metric, Sequence) or not all(
+            isinstance(each, str) for each in self.metric
+        ):
             raise TypeError(
-                f"`early_stopping.metric` should be a name of a metric. Received {self.metric!r}."
+                f"`early_stopping.metric` should be a name of a metric, or several. Received "
+                f"{self.metric!r}."
+            )
+        if not self.metrics or len(set(self.metrics)) < len(self.metrics):
+            raise ValueError(
+                f"`early_stopping.metric` should name one metric or several that differ. Received "
+                f"{self.metric!r}."
             )
         require_integer(self.patience, "`early_stopping.patience`", least=1)
         _number("early_stopping.min_delta", self.min_delta, "0 or more", lambda delta: delta >= 0)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the metrics."""
+        return (self.metric,) if isinstance(self.metric, str) else tuple(self.metric)
 
 
 @dataclass(frozen=True)

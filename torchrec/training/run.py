@@ -119,6 +119,11 @@ def _fit_options(section: TrainingSection, evaluates: bool) -> FitOptions:
             "`training.evaluate_every` should be given with validation data to evaluate on: "
             "`data.valid`, or `data.split.valid` above 0. Received none."
         )
+    if section.schedule.decay == "plateau" and not evaluates:
+        raise ValueError(
+            "`training.schedule.decay` plateau should have validation data to go by: `data.valid`, or "
+            "`data.split.valid` above 0. Received none."
+        )
     stopping = section.early_stopping
     return FitOptions(
         epochs=section.epochs,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from torchrec.datasets.features import TextType
@@ -74,7 +74,7 @@ class RunData:
         self.test = self._evaluation_batches("test", test, size)
         self._notice_ties(train.split)
         if options.early_stopping is not None:
-            self._check_stopping(valid, options.early_stopping.metric)
+            self._check_stopping(valid, options.early_stopping.metrics)
 
     def _evaluation_batches(
         self, name: str, source: TableSource | None, size: int
@@ -102,7 +102,7 @@ class RunData:
                 f"`data.split` gives {parts or 'nothing'}, {1 - sum(found.values()):.0%} for training."
             )
 
-    def _check_stopping(self, valid: TableSource | None, metric: str) -> None:
+    def _check_stopping(self, valid: TableSource | None, metrics: Sequence[str]) -> None:
         """Refuse early stopping by a metric that the validation data cannot have."""
         if valid is None:
             raise ValueError(
@@ -118,10 +118,11 @@ class RunData:
                 "`training.early_stopping` out."
             )
         classes = label_classes(valid, data.label)
-        if metric != "logloss" and len(classes) == 1:
+        needing_both = [metric for metric in metrics if metric != "logloss"]
+        if needing_both and len(classes) == 1:
             raise ValueError(
                 f"`training.early_stopping` should have validation data with labels 0 and 1, as "
-                f"{metric} needs both. Received only {min(classes)}: give other `data.valid`, another "
+                f"{needing_both[0]} needs both. Received only {min(classes)}: give other `data.valid`, another "
                 "`data.split` (such as more for `valid`), `metric: logloss`, or leave it out."
             )
 

@@ -17,9 +17,9 @@ from torchrec.checks import require_integer
 from torchrec.datasets.utils import Batch
 from torchrec.metrics import Report
 from torchrec.metrics.report import join_reports
-from torchrec.training.early_stopping import EarlyStopping
 from torchrec.training.evaluation import Evaluation, evaluate
 from torchrec.training.fit_state import FitResult, Progress
+from torchrec.training.monitor import Monitor
 from torchrec.training.observers import Extent, Observer, Observers, Record, check_metric_names
 from torchrec.training.optimizers import (
     collecting,
@@ -30,7 +30,7 @@ from torchrec.training.optimizers import (
 from torchrec.training.options import FitOptions
 from torchrec.training.phases import PhaseTimer
 from torchrec.training.random_state import random_state, set_random_state
-from torchrec.training.schedule import Schedule
+from torchrec.training.schedule import Plateau, Schedule
 from torchrec.training.state_store import StateStore
 from torchrec.training.task import Prediction, Task, predictions_of
 from torchrec.training.training_metrics import TrainingMetrics
@@ -100,10 +100,11 @@ class Trainer:
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.optimizer = combined_optimizer(model, optimizer)
         self.progress = Progress()
-        self.stopping = EarlyStopping(options.early_stopping)
+        self.monitor = Monitor(options.early_stopping)
+        self.plateau = Plateau(options.schedule)
         empty = join_reports({task.target: task.metrics().compute() for task in self.tasks})
         check_metric_names(empty)
-        self.stopping.check_metric(empty)
+        self.monitor.check_metrics(empty)
         self.phases = PhaseTimer()
         self._observers = Observers(observers)
         self._forward: Any = torch.compile(model) if options.compile else model
@@ -123,7 +124,6 @@ class Trainer:
         self._best: dict[str, Tensor] | None = None  # where there are no checkpoints
         self._valid: Report | None = None  # with the weights that the result will have
         self._length: int | None = None
-        self._learning_rate = 0.0
         self._begun = False
 
     def fit(
@@ -159,20 +159,22 @@ class Trainer:
         torch.manual_seed(options.seed)
         clock = perf_counter()
         self._length = _length_of(train) if batches is None else batches
-        schedule = Schedule(options.schedule, self.optimizer.param_groups, self._total_steps())
+        groups = self.optimizer.param_groups
+        schedule = Schedule(options.schedule, groups, self._total_steps(), self.plateau)
         self._begun = True
         try:
             self._drop_gradients()  # of whoever went before
             if resume:
                 self._load(train)
             progress = self.progress
-            self._learning_rate = schedule.write(max(progress.step - 1, 0))
+            if progress.learning_rate is None:
+                progress.learning_rate = schedule.write(max(progress.step - 1, 0))
             began = clock - progress.seconds
             self._observers.started(self._extent(train))
             while not progress.over and progress.epoch < options.epochs:
                 self.model.train()
                 for group in self._groups(train):
-                    self._learning_rate = schedule.write(progress.step)
+                    progress.learning_rate = schedule.write(progress.step)
                     with self._watching():
                         self._step(group)
                     progress.seconds = perf_counter() - began
@@ -232,6 +234,7 @@ class Trainer:
         for what, option in (
             ("early stopping", self.options.early_stopping),
             ("`evaluate_every`", self.options.evaluate_every),
+            ("`schedule.decay` plateau", self.options.schedule.decay == "plateau" or None),
         ):
             if option is not None and valid is None:
                 raise ValueError(f"`valid` should be given for {what}. Received None.")
@@ -338,9 +341,9 @@ class Trainer:
         self._record_training()
         if not progress.over or progress.batch == self._length:  # else stopped within the epoch
             progress.epoch, progress.batch = progress.epoch + 1, 0
+            progress.over = progress.over or progress.epoch == self.options.epochs
             if valid is not None and progress.evaluated != progress.step:
                 self._evaluate_now(valid)
-            progress.over = progress.over or progress.epoch == self.options.epochs
         if not progress.over:
             self._metrics.new_epoch()
         self._save(train)
@@ -370,25 +373,33 @@ class Trainer:
             raise ValueError(f"Evaluation after step {progress.step}: {error}") from error
         progress.evaluated = progress.step
         self._observers.recorded(self._record("valid", found, self._ids_evaluated))
-        best = self.stopping.improves(progress.step, found.report)
-        if best and self.checkpoints is not None:
-            self.checkpoints.save_best(progress.step, self.model.state_dict())
-        elif best:
-            weights = self.model.state_dict()
-            self._best = {name: value.detach().clone() for name, value in weights.items()}
-        stopping = self.stopping.options
+        best = self.monitor.improves(
+            found, progress.step, progress.epoch + (1 if progress.batch else 0)
+        )
+        stopping = self.options.early_stopping
+        if best and stopping is not None:
+            self._keep_best()
         if best or stopping is None:
             self._valid = found.report
-        if self.stopping.is_over and stopping is not None:
+        waited = self.monitor.standstill
+        if self.monitor.is_over:
             progress.over = True
+            self._observers.said(f"stopping early: {waited}")
+        elif not progress.over and self.plateau.lowers(best):
             self._observers.said(
-                f"stopping early: {stopping.metric} has not improved for {self.stopping.waited} "
-                "evaluations"
+                f"learning rates lowered to {self.plateau.factor:.3g} of the first ones: {waited}"
             )
+
+    def _keep_best(self) -> None:
+        weights = self.model.state_dict()
+        if self.checkpoints is None:
+            self._best = {name: value.detach().clone() for name, value in weights.items()}
+        else:
+            self.checkpoints.save_best(self.progress.step, weights)
 
     def _result(self, valid: Iterable[Batch] | None, test: Iterable[Batch] | None) -> FitResult:
         """Put the best weights back, evaluate what has not been, and sum up."""
-        progress, best = self.progress, self.stopping.best_step
+        progress, best = self.progress, self.monitor.kept_step
         if best is not None and best != progress.step:
             saved = self._best if self.checkpoints is None else self.checkpoints.load_best(best)
             assert saved is not None
@@ -416,6 +427,7 @@ class Trainer:
             valid=self._valid,
             test=tested,
             best_step=best,
+            best_epoch=self.monitor.best_epoch,
         )
 
     def _record(
@@ -434,7 +446,7 @@ class Trainer:
             seconds=progress.seconds,
             loss=found.loss,
             report=found.report,
-            learning_rate=self._learning_rate,
+            learning_rate=progress.learning_rate or 0.0,
             samples_per_second=found.samples_per_second,
             time={} if times is None else times,
             ids=ids,
@@ -467,7 +479,8 @@ class Trainer:
         self._ids.update(self.id_counts())
         state = {
             "progress": asdict(progress),
-            "stopping": self.stopping.state_dict(),
+            "stopping": self.monitor.state_dict(),
+            "plateau": self.plateau.state_dict(),
             "valid": None if self._valid is None else asdict(self._valid),
             "model": self.model.state_dict(),
             "buffers": unsaved_buffers(self.model),
@@ -478,7 +491,7 @@ class Trainer:
             "ids": dict(self._ids),
             **self._observers.state_dict(),
         }
-        self.checkpoints.save(progress.step, state, best=self.stopping.best_step)
+        self.checkpoints.save(progress.step, state, best=self.monitor.kept_step)
 
     def _load(self, train: Any) -> None:
         """Go on from the last checkpoint, if there is one."""
@@ -489,7 +502,9 @@ class Trainer:
         self.checkpoints.tidy()
         state = self.checkpoints.load(step)
         self.progress = Progress(**state["progress"])
-        self.stopping.load_state_dict(state["stopping"])
+        self.monitor.load_state_dict(state["stopping"])
+        if "plateau" in state:  # there was none in earlier versions
+            self.plateau.load_state_dict(state["plateau"])
         self._valid = None if state["valid"] is None else Report(**state["valid"])
         self.model.load_state_dict(state["model"])
         load_unsaved_buffers(self.model, state["buffers"])
