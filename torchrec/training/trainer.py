@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from itertools import islice
 from time import perf_counter
@@ -21,20 +21,16 @@ from torchrec.training.evaluation import Evaluation, evaluate
 from torchrec.training.fit_state import FitResult, Progress
 from torchrec.training.monitor import Monitor
 from torchrec.training.observers import Extent, Observer, Observers, Record, check_metric_names
-from torchrec.training.optimizers import (
-    collecting,
-    combined_optimizer,
-    dense_parameters,
-    stepping,
-)
+from torchrec.training.optimizers import combined_optimizer
 from torchrec.training.options import FitOptions
 from torchrec.training.phases import PhaseTimer
 from torchrec.training.random_state import random_state, set_random_state
 from torchrec.training.schedule import Plateau, Schedule
 from torchrec.training.state_store import StateStore
-from torchrec.training.task import Prediction, Task, predictions_of
+from torchrec.training.task import Task
 from torchrec.training.training_metrics import TrainingMetrics
 from torchrec.training.unsaved_buffers import load_unsaved_buffers, unsaved_buffers
+from torchrec.training.update import Update
 
 
 class Trainer:
@@ -107,17 +103,7 @@ class Trainer:
         self.monitor.check_metrics(empty)
         self.phases = PhaseTimer()
         self._observers = Observers(observers)
-        self._forward: Any = torch.compile(model) if options.compile else model
-        self._stepping = stepping(self.optimizer)
-        self._left_gradients = list(dense_parameters(model).values())
-        self._clipped = [
-            p for each in self._stepping for g in each.param_groups for p in g["params"]
-        ]
-        if options.clip_norm is not None and not self._clipped:
-            raise ValueError(
-                "`clip_norm` should be given for a model with parameters that are not fused. "
-                f"Received {options.clip_norm} for one that has none to train."
-            )
+        self._update = Update(model, self.tasks, self.optimizer, options, self.phases)
         self._metrics = TrainingMetrics(self.tasks)
         self._ids: Counter[str] = Counter()  # counts of training that are in no record yet
         self._ids_evaluated: Mapping[str, int] = {}  # of the last evaluation
@@ -163,7 +149,7 @@ class Trainer:
         schedule = Schedule(options.schedule, groups, self._total_steps(), self.plateau)
         self._begun = True
         try:
-            self._drop_gradients()  # of whoever went before
+            self._update.drop_gradients()  # of whoever went before
             if resume:
                 self._load(train)
             progress = self.progress
@@ -175,8 +161,7 @@ class Trainer:
                 self.model.train()
                 for group in self._groups(train):
                     progress.learning_rate = schedule.write(progress.step)
-                    with self._watching():
-                        self._step(group)
+                    self._step(group)
                     progress.seconds = perf_counter() - began
                     if progress.step % options.log_every == 0:
                         self._record_training()
@@ -190,7 +175,7 @@ class Trainer:
                 progress.seconds = perf_counter() - began
             return self._result(valid, test)
         finally:
-            self._drop_gradients()  # of a step that broke off
+            self._update.drop_gradients()  # of a step that broke off
             schedule.end()
             self._observers.ended()
 
@@ -242,65 +227,27 @@ class Trainer:
     # One step.
 
     def _step(self, group: list[Batch]) -> None:
-        """Make one update with the gradient of all samples of some batches."""
-        began = perf_counter()
+        """Make one update with the gradient of all samples of some batches, and measure."""
+        began, progress = perf_counter(), self.progress
         sizes = [self.tasks[0].target_of(batch).numel() for batch in group]
         if min(sizes) == 0:
             raise ValueError(
-                f"`train` should give batches with samples. Received none for step {self.progress.step + 1}."
+                f"`train` should give batches with samples. Received none for step {progress.step + 1}."
             )
-        for number, batch in enumerate(group, self.progress.batch + 1):
+        for number, batch in enumerate(group, progress.batch + 1):
             for task in self.tasks:
-                task.check(batch, f"batch {number} of epoch {self.progress.epoch + 1}")
-        group = [self._placed(batch) for batch in group]
-        total = _total_weight(group, sum(sizes))
-        losses: list[Tensor] = []
-        predictions: list[Prediction] = []
-        for number, batch in enumerate(group, 1):
-            with self.phases("dense"):
-                with self._precision():
-                    output = self._forward(batch.dense_features, batch.sparse_features)
-                mine = predictions_of(output, self.tasks, batch)
-                first, *others = (each.loss(total) for each in mine)
-                loss = sum(others, first)
-                if number == 1:
-                    # Not after the step: a heap that is emptied goes back to the system, page by
-                    # page, and is fetched again: some hundredths of a step.
-                    for parameter in self._left_gradients:
-                        parameter.grad = None
-                with collecting(self.optimizer) if number < len(group) else nullcontext():
-                    loss.backward()
-            losses.append(loss.detach())
-            predictions += [each._replace(outputs=each.outputs.detach()) for each in mine]
-        with self.phases("optimizer"):
-            if self.options.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self._clipped, self.options.clip_norm)
-            for optimizer in self._stepping:
-                optimizer.step()
-        progress = self.progress
+                task.check(batch, f"batch {number} of epoch {progress.epoch + 1}")
+        loss, predictions = self._update([self._placed(batch) for batch in group], sum(sizes))
         progress.step += 1
         progress.batch += len(group)
         progress.samples += sum(sizes)
         try:
-            self._metrics.update(sum(losses[1:], losses[0]), predictions)
+            self._metrics.update(loss, predictions)
         except ValueError:
             self._metrics.check(progress.step)  # if a loss is at fault, that says what to do
             raise
         progress.step_seconds += perf_counter() - began
         self._observers.stepped(progress.step, progress.samples)
-
-    def _drop_gradients(self) -> None:
-        """Drop what no step has applied, of fused tables and of the rest."""
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _watching(self) -> AbstractContextManager[None]:
-        # Hooks would have a compiled model compiled again.
-        return nullcontext() if self.options.compile else self.phases.step(self.model)
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.options.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _placed(self, batch: Batch) -> Batch:
         return batch if self.device.type == "cpu" else batch.to(self.device, non_blocking=True)
@@ -542,21 +489,6 @@ def _checked_options(options: FitOptions | None, checkpoints: StateStore | None)
     if options.checkpoint_every is not None and checkpoints is None:
         raise ValueError("`checkpoints` should be given for `checkpoint_every`. Received None.")
     return options
-
-
-def _total_weight(group: Sequence[Batch], samples: int) -> Tensor | int:
-    """Return what the samples of a step weigh together."""
-    weights = [batch.weights for batch in group if batch.weights is not None]
-    if not weights:
-        return samples
-    if len(weights) < len(group):
-        raise ValueError(
-            f"The batches of a step should all have weights, or none. Received {len(group)} batches, "
-            f"{len(weights)} of them with weights."
-        )
-    # Samples that all weigh nothing have no loss, rather than one that is no number.
-    total = torch.stack([each.sum(dtype=torch.float32) for each in weights]).sum()
-    return total.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _is_due(every: int | None, step: int) -> bool:
