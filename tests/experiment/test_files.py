@@ -641,7 +641,8 @@ class TestColumns:
         (
             "{name: deepfm, cross_layers: 3}",
             "`model.cross_layers` is not an option of model 'deepfm', but of 'dlrm_dcn'. Its options: name, "
-            "dim, table_init, layer_init, dense_layers, layers, dropout, batch_norm.",
+            "dim, table_init, layer_init, dense_layers, layers, dropout, embedding_dropout, batch_norm, "
+            "activation.",
         ),
         (
             "{name: dlrm, cross_rank: 8}",

@@ -65,3 +65,36 @@ def test_errors() -> None:
         Tower(7, [5, 0])
     with pytest.raises(ValueError, match=r"`features` should have shape \(B, 7\)"):
         Tower(7, [5])(torch.zeros(2, 6))
+
+
+@pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "norm"])
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("relu", torch.relu),
+        ("tanh", torch.tanh),
+        ("gelu", torch.nn.functional.gelu),
+        ("leaky_relu", torch.nn.functional.leaky_relu),
+        ("prelu", lambda x: torch.where(x > 0, x, 0.25 * x)),
+    ],
+)
+def test_activations(name, function, batch_norm) -> None:
+    tower, x = Tower(7, [5], batch_norm=batch_norm, activation=name).eval(), torch.randn(4, 7)
+    layer = tower.layers[0]._linear
+    before = x @ layer.weight.T + layer.bias
+    if batch_norm:
+        before = before / (1 + 1e-5) ** 0.5
+    torch.testing.assert_close(tower(x), tower.logit(function(before)))
+
+
+def test_layers_have_activations_of_their_own() -> None:
+    names = [name for name, _ in Tower(7, [5, 3], activation="prelu").named_parameters()]
+    assert [name for name in names if "activation" in name] == [
+        "layers.0._activation_fn.0.weight",
+        "layers.1._activation_fn.0.weight",
+    ]
+
+
+def test_an_unknown_activation_gives_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"`activation` should be one of .*'rulu'; did you mean"):
+        Tower(7, [5], activation="rulu")

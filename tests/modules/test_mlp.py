@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from torchrec.modules.activation import SwishLayerNorm
-from torchrec.modules.mlp import MLP, LazyMLP, Perceptron
+from torchrec.modules.mlp import (
+    MLP,
+    LazyMLP,
+    Perceptron,
+    activation_module,
+    activation_names,
+)
 
 
 def layers_of(x: Tensor, state: dict[str, Tensor], g: list[Callable[[Tensor], Tensor]]) -> Tensor:
@@ -302,3 +308,22 @@ class TestSeedExamples:
         output = perceptron(input)
         # compared list(output), the rows, and not the shape
         assert list(output.shape) == [batch_size, out_size]
+
+
+@pytest.mark.parametrize("name", activation_names())
+def test_an_activation_as_a_module_is_the_function_of_its_name(name: str) -> None:
+    x = torch.randn(4, 6)
+    by_name = Perceptron(6, 6, activation=name)
+    with torch.no_grad():
+        by_name._linear.weight.copy_(torch.eye(6))
+        by_name._linear.bias.zero_()
+    module = activation_module(name, 6)
+    assert isinstance(module, nn.Module)
+    torch.testing.assert_close(module(x), by_name(x))
+
+
+def test_activations_are_known_by_the_same_names() -> None:
+    message = f"`activation` should be one of {', '.join(activation_names())}. Received 'relo'"
+    for make in (lambda: activation_module("relo", 3), lambda: MLP(3, [2], activation="relo")):
+        with pytest.raises(ValueError, match=message):
+            make()

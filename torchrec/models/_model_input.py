@@ -43,3 +43,18 @@ def loss_and_predictions(predictions: Tensor, label: Tensor) -> tuple[Tensor, Te
             f"`label` should have shape ({logits.size(0)},). Received {tuple(label.shape)}."
         )
     return binary_cross_entropy_with_logits(logits, label.to(logits.dtype)), predictions.detach()
+
+
+def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean loss by weight. A graph comes here with batches that have no weights, too.
+
+    Args:
+        logits: ``(B,)``.
+        labels: ``(B,)`` between 0 and 1.
+        weights: ``(B,)``; None: all samples count the same.
+    """
+    if weights is None:
+        return binary_cross_entropy_with_logits(logits, labels.float())
+    weights = weights.to(logits.dtype)
+    losses = binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+    return losses @ weights / weights.sum()

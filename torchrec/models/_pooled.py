@@ -117,6 +117,16 @@ def check_columns(argument: str, features: Tensor, columns: int) -> None:
         )
 
 
+def check_dropout(argument: str, probability: float) -> None:
+    """Raise unless ``probability``, passed as ``argument``, is that of dropping something.
+
+    Raises:
+        ValueError: it is not in ``[0, 1)``.
+    """
+    if not 0 <= probability < 1:
+        raise ValueError(f"`{argument}` should be in [0, 1). Received {probability}.")
+
+
 def check_module(argument: str, module: object) -> None:
     """Raise unless ``module``, passed as ``argument``, is a module.
 

@@ -19,6 +19,7 @@ from torchrec.models._model_input import ModelInput, loss_and_predictions
 from torchrec.models._pooled import (
     PooledCollection,
     check_columns,
+    check_dropout,
     check_pooled,
     embedding_dim,
     embedding_names,
@@ -404,10 +405,15 @@ class DeepFactorizationMachine(nn.Module):
         batch_norm: of the tower. Default False.
         dense_layer_sizes: outputs of each layer over the dense features, before the linear map.
             Default none: a dense feature is a number times a vector, as in the paper.
+        activation: of all layers, by its name: see :class:`~torchrec.modules.mlp.MLP`. Default
+            "relu".
+        embedding_dropout: probability of dropping a number of :math:`v_1 \dots v_F` while training.
+            Default 0.
 
     Raises:
         TypeError: a size is no integer.
-        ValueError: a size is too small, there is no table, or the dimensions of the tables differ.
+        ValueError: a size is too small, there is no table, the dimensions of the tables differ, or a
+            probability is not in ``[0, 1)``.
 
     Example:
         >>> import torch
@@ -433,6 +439,8 @@ class DeepFactorizationMachine(nn.Module):
         dropout: float = 0.0,
         batch_norm: bool = False,
         dense_layer_sizes: Sequence[int] = (),
+        activation: str = "relu",
+        embedding_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self._num_dense_features = checked_size(
@@ -440,17 +448,20 @@ class DeepFactorizationMachine(nn.Module):
         )
         self._dim = embedding_dim(embedding_bag_collection)
         self._names = embedding_names(embedding_bag_collection)
+        check_dropout("embedding_dropout", embedding_dropout)
         self.sparse_arch = SparseArch(embedding_bag_collection)
+        self.dropout = nn.Dropout(embedding_dropout) if embedding_dropout else None
         self.dense_arch = None
         if num_dense_features:
             sizes = [num_dense_features, *dense_layer_sizes]
             self.dense_arch = nn.Sequential(
-                MLP(num_dense_features, dense_layer_sizes), nn.Linear(sizes[-1], self._dim)
+                MLP(num_dense_features, dense_layer_sizes, activation=activation),
+                nn.Linear(sizes[-1], self._dim),
             )
         width = (len(self._names) + (self.dense_arch is not None)) * self._dim
         self.linear = nn.Linear(width, 1, bias=False)
         self.fm = FactorizationMachine()
-        self.deep_fm = DeepFM(Tower(width, layer_sizes, dropout, batch_norm))
+        self.deep_fm = DeepFM(Tower(width, layer_sizes, dropout, batch_norm, activation))
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
         """Predict.
@@ -467,6 +478,8 @@ class DeepFactorizationMachine(nn.Module):
         """
         check_columns("dense_features", dense_features, self._num_dense_features)
         vectors = joined(self.sparse_arch(sparse_features), self._names)
+        if self.dropout is not None:
+            vectors = self.dropout(vectors)
         if self.dense_arch is not None:
             vectors = torch.cat([self.dense_arch(dense_features), vectors], dim=1)
         # The products of pairs of elements, for each of the D elements of a vector on its own.

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from torchrec.datasets.utils import Batch
 from torchrec.fx.proxies import is_proxy
@@ -27,10 +26,11 @@ from torchrec.models._interactions import (
     LearnedVector,
     choose,
 )
-from torchrec.models._model_input import ModelInput, loss_and_predictions
+from torchrec.models._model_input import ModelInput, loss_and_predictions, weighted_loss
 from torchrec.models._pooled import (
     PooledCollection,
     check_columns,
+    check_dropout,
     check_module,
     check_pooled,
     embedding_dim,
@@ -39,7 +39,7 @@ from torchrec.models._pooled import (
     pool,
 )
 from torchrec.modules.crossnet import LowRankCrossNet
-from torchrec.modules.mlp import MLP
+from torchrec.modules.mlp import MLP, Activation
 from torchrec.modules.sizes import checked_size
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -64,9 +64,11 @@ class SparseArch(nn.Module):
 
     Args:
         embedding_bag_collection: the tables, all of one dimension D.
+        dropout: probability of dropping a number of a vector while training. Default 0.
 
     Raises:
-        ValueError: there is no table, or the dimensions of the tables differ.
+        ValueError: there is no table, the dimensions of the tables differ, or ``dropout`` is not in
+            ``[0, 1)``.
 
     Example:
         >>> import torch
@@ -81,12 +83,14 @@ class SparseArch(nn.Module):
         torch.Size([2, 2, 3])
     """
 
-    def __init__(self, embedding_bag_collection: PooledCollection) -> None:
+    def __init__(self, embedding_bag_collection: PooledCollection, dropout: float = 0.0) -> None:
         super().__init__()
+        check_dropout("dropout", dropout)
         self.D = embedding_dim(embedding_bag_collection)
         self._sparse_feature_names = embedding_names(embedding_bag_collection)
         self.F = len(self._sparse_feature_names)
         self.embedding_bag_collection = check_pooled(embedding_bag_collection)
+        self.dropout = nn.Dropout(dropout) if dropout else None
 
     def forward(self, features: KeyedJaggedTensor) -> Tensor:
         """Look up and pool.
@@ -101,6 +105,8 @@ class SparseArch(nn.Module):
             ValueError: a feature is missing.
         """
         values = joined(pool(self.embedding_bag_collection, features), self._sparse_feature_names)
+        if self.dropout is not None:
+            values = self.dropout(values)
         return values.view(values.size(0), self.F, self.D)
 
     @property
@@ -112,16 +118,17 @@ class SparseArch(nn.Module):
 class DenseArch(nn.Module):
     r"""Makes one vector of the dense features.
 
-    .. math:: x_{l+1} = \mathrm{relu}(W_l x_l + b_l)
+    .. math:: x_{l+1} = g(W_l x_l + b_l)
 
     Args:
         in_features: number of dense features.
         layer_sizes: outputs of each layer. The last is D in a DLRM.
         device: of the parameters. Default: PyTorch's default device.
+        activation: ``g``, see :class:`~torchrec.modules.mlp.MLP`. Default ``torch.relu``.
 
     Raises:
         TypeError: a size is no integer.
-        ValueError: a size is smaller than 1.
+        ValueError: a size is smaller than 1, or there is no such activation.
 
     Example:
         >>> import torch
@@ -132,11 +139,15 @@ class DenseArch(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, layer_sizes: Sequence[int], device: torch.device | None = None
+        self,
+        in_features: int,
+        layer_sizes: Sequence[int],
+        device: torch.device | None = None,
+        activation: Activation = torch.relu,
     ) -> None:
         super().__init__()
         self.in_features = checked_size("in_features", in_features)
-        self.model = MLP(self.in_features, layer_sizes, device=device)
+        self.model = MLP(self.in_features, layer_sizes, activation=activation, device=device)
 
     def forward(self, features: Tensor) -> Tensor:
         """Apply all layers.
@@ -567,7 +578,7 @@ class DLRMTrain(nn.Module):
         if batch.weights is None:
             loss: Tensor = self.loss_fn(logits, labels.float())
         else:
-            loss = _weighted_loss(logits, labels, batch.weights)
+            loss = weighted_loss(logits, labels, batch.weights)
         return loss, (loss.detach(), logits.detach(), labels.detach())
 
 
@@ -584,13 +595,4 @@ def _check_logits(logits: Tensor, labels: Tensor) -> None:
         )
 
 
-def _weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
-    """Return the mean loss by weight. A graph comes here with batches that have no weights, too."""
-    if weights is None:
-        return binary_cross_entropy_with_logits(logits, labels.float())
-    weights = weights.to(logits.dtype)
-    losses = binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
-    return losses @ weights / weights.sum()
-
-
-torch.fx.wrap("_weighted_loss")
+torch.fx.wrap("weighted_loss")

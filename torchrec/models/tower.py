@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchrec.fx.proxies import LeafModule, is_proxy
-from torchrec.models._pooled import check_columns
-from torchrec.modules.mlp import Perceptron
+from torchrec.models._pooled import check_columns, check_dropout
+from torchrec.modules.mlp import Perceptron, activation_module
 from torchrec.modules.sizes import checked_size
 
 __all__ = ["Tower"]
@@ -17,7 +17,7 @@ __all__ = ["Tower"]
 class Tower(nn.Module):
     r"""Layers with batch normalisation and dropout, and one more for the logit.
 
-    .. math:: x_{l+1} = \mathrm{dropout}(\mathrm{relu}(\mathrm{norm}(W_l x_l + b_l))),
+    .. math:: x_{l+1} = \mathrm{dropout}(g(\mathrm{norm}(W_l x_l + b_l))),
         \quad y = w \cdot x_L + b
 
     Batch normalisation (https://arxiv.org/abs/1502.03167) and dropout
@@ -30,10 +30,12 @@ class Tower(nn.Module):
         dropout: probability of dropping an output while training. Default 0.
         batch_norm: whether to normalise each layer before its activation. Default False. A batch
             of one sample has no variance and is normalised by the running statistics.
+        activation: ``g``, by its name: see :class:`~torchrec.modules.mlp.MLP`. Default "relu".
 
     Raises:
         TypeError: a size is no integer.
-        ValueError: a size is smaller than 1, or ``dropout`` is not in ``[0, 1)``.
+        ValueError: a size is smaller than 1, ``dropout`` is not in ``[0, 1)``, or there is no such
+            activation.
 
     Example:
         >>> import torch
@@ -48,16 +50,16 @@ class Tower(nn.Module):
         layer_sizes: Sequence[int],
         dropout: float = 0.0,
         batch_norm: bool = False,
+        activation: str = "relu",
     ) -> None:
         super().__init__()
         self.in_features = checked_size("in_features", in_features)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` should be in [0, 1). Received {dropout}.")
+        check_dropout("dropout", dropout)
         sizes = [self.in_features]
         sizes += [checked_size(f"layer_sizes[{i}]", size) for i, size in enumerate(layer_sizes)]
         self.layers = nn.Sequential(
             *(
-                Perceptron(i, o, activation=_activation(o, dropout, batch_norm))
+                Perceptron(i, o, activation=_activation(o, dropout, batch_norm, activation))
                 for i, o in itertools.pairwise(sizes)
             )
         )
@@ -95,9 +97,9 @@ class _BatchNorm(nn.BatchNorm1d, LeafModule):
         return super().forward(input)
 
 
-def _activation(size: int, dropout: float, batch_norm: bool) -> nn.Module:
+def _activation(size: int, dropout: float, batch_norm: bool, name: str) -> nn.Module:
     """Return what follows the linear map of a layer of ``size`` outputs."""
-    steps: list[nn.Module] = [nn.ReLU(inplace=batch_norm)]
+    steps = [nn.ReLU(inplace=batch_norm) if name == "relu" else activation_module(name, size)]
     if batch_norm:
         steps.insert(0, _BatchNorm(size))
     if dropout:

@@ -38,6 +38,46 @@ _MODULES: dict[str, Callable[[int, torch.device | None, torch.dtype], nn.Module]
 }
 
 
+_AS_MODULES: dict[str, Callable[[], nn.Module]] = {
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "leaky_relu": nn.LeakyReLU,
+    "mish": nn.Mish,
+    "relu": nn.ReLU,
+    "selu": nn.SELU,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
+
+
+def activation_names() -> list[str]:
+    """Return the names of all activations, in order."""
+    return sorted([*_FUNCTIONS, *_MODULES])
+
+
+def activation_module(name: str, size: int) -> nn.Module:
+    """Return an activation by its name, as a module of its own.
+
+    Args:
+        name: one of `activation_names`.
+        size: number of elements of a sample.
+
+    Raises:
+        ValueError: there is none of this name; the message gives the nearest.
+
+    Example:
+        >>> activation_module("leaky_relu", 8)
+        LeakyReLU(negative_slope=0.01)
+    """
+    if name in _AS_MODULES:
+        return _AS_MODULES[name]()
+    if name in _MODULES:
+        return _MODULES[name](size, None, torch.get_default_dtype())
+    raise _unknown(name)
+
+
 class Perceptron(nn.Module):
     """One layer: a linear map and an activation.
 
@@ -241,8 +281,12 @@ def _activation(
         return _FUNCTIONS[activation]
     if activation in _MODULES:
         return _MODULES[activation](size, device, dtype)
-    names = sorted([*_FUNCTIONS, *_MODULES])
+    raise _unknown(activation)
+
+
+def _unknown(activation: str) -> ValueError:
+    names = activation_names()
     near = did_you_mean(activation, names) or "."
-    raise ValueError(
+    return ValueError(
         f"`activation` should be one of {', '.join(names)}. Received '{activation}'{near}"
     )

@@ -103,7 +103,9 @@ OTHERWISE = {
     "dense_layers": [5],
     "layers": [7],
     "dropout": 0.5,
+    "embedding_dropout": 0.5,
     "batch_norm": True,
+    "activation": "tanh",
     "cross_layers": 1,
     "cross_rank": 3,
 }

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor, nn
 
 from torchrec.models.tower import Tower
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+ActivationName: TypeAlias = Literal[
+    "elu",
+    "gelu",
+    "leaky_relu",
+    "mish",
+    "prelu",
+    "relu",
+    "selu",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "swish_layernorm",
+    "tanh",
+]
+"""The activations of `torchrec.modules.mlp`."""
 
 
 class TowerOptions(BaseModel):
@@ -24,11 +40,17 @@ class TowerOptions(BaseModel):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, description="share of activations dropped in training"
     )
+    embedding_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="share of the numbers of pooled vectors dropped in training"
+    )
     batch_norm: bool = Field(default=False, description="normalise over the batch in every layer")
+    activation: ActivationName = Field(
+        default="relu", description="of all layers but cross layers and the last"
+    )
 
     def tower(self, in_features: int) -> Tower:
         """Return the tower over ``in_features`` numbers a sample."""
-        return Tower(in_features, self.layers, self.dropout, self.batch_norm)
+        return Tower(in_features, self.layers, self.dropout, self.batch_norm, self.activation)
 
 
 class DenseOnly(nn.Module):

@@ -29,6 +29,8 @@ def build(section: DeepFMSection, inputs: ModelInputs) -> nn.Module:
         section.dropout,
         section.batch_norm,
         section.dense_layers,
+        section.activation,
+        section.embedding_dropout,
     )
 
 

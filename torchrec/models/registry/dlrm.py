@@ -9,7 +9,7 @@ from torch import nn
 
 from torchrec.models._pooled import embedding_dim
 from torchrec.models.dlrm import DLRM
-from torchrec.models.registry._dlrm import with_tower
+from torchrec.models.registry._dlrm import with_options
 from torchrec.models.registry._registry import ModelInputs, ModelSection, RegisteredModel
 from torchrec.models.registry._tower import DenseOnly, TowerOptions
 
@@ -25,7 +25,7 @@ def build(section: DLRMSection, inputs: ModelInputs) -> nn.Module:
     if inputs.pooled is None:
         return DenseOnly(section, inputs.num_dense)
     layers = [*section.dense_layers, embedding_dim(inputs.pooled)]
-    return with_tower(DLRM(inputs.pooled, inputs.num_dense, layers, [1]), section)
+    return with_options(DLRM(inputs.pooled, inputs.num_dense, layers, [1]), section, inputs)
 
 
 MODEL = RegisteredModel(DLRMSection, build)

@@ -9,7 +9,7 @@ from torch import nn
 
 from torchrec.models._pooled import embedding_dim
 from torchrec.models.dlrm import DLRM_DCN
-from torchrec.models.registry._dlrm import with_tower
+from torchrec.models.registry._dlrm import with_options
 from torchrec.models.registry._registry import ModelInputs, ModelSection, RegisteredModel
 from torchrec.models.registry._tower import DenseOnly, TowerOptions
 
@@ -28,7 +28,8 @@ def build(section: DLRMDCNSection, inputs: ModelInputs) -> nn.Module:
         return DenseOnly(section, inputs.num_dense)
     layers = [*section.dense_layers, embedding_dim(inputs.pooled)]
     cross = section.cross_layers, section.cross_rank
-    return with_tower(DLRM_DCN(inputs.pooled, inputs.num_dense, layers, [1], *cross), section)
+    model = DLRM_DCN(inputs.pooled, inputs.num_dense, layers, [1], *cross)
+    return with_options(model, section, inputs)
 
 
 MODEL = RegisteredModel(DLRMDCNSection, build)
