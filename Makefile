@@ -6,6 +6,7 @@ PEER ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+COMMAND := $(VENV)/bin/torchrec
 BUILD := build/dev
 NATIVE := $(BUILD)/.copied
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cmake')
@@ -30,7 +31,9 @@ help:
 	@echo "make interchange PEER=/path/to/python   exchange states with it, and compare operators"
 
 demo: native
-	$(PY) -m torchrec demo
+	rm -rf build/demo
+	$(COMMAND) demo -o build/demo
+	@echo "The command is $(COMMAND). For this shell, make it \`torchrec\`:  . $(VENV)/bin/activate"
 
 test: lint native
 	$(BESIDE) pytest pytest-reference
@@ -38,7 +41,7 @@ test: lint native
 pytest: native
 	$(PYTEST) -m "not slow" --doctest-modules torchrec rowwise tests
 
-pytest-reference: $(READY)
+pytest-reference: $(COMMAND)
 	ROWWISE_BACKEND=reference $(PYTEST) -m "not slow and not once" tests
 
 slow: native
@@ -56,7 +59,7 @@ lint: $(READY)
 	$(PY) -m mypy
 	$(PY) tools/check_structure.py
 
-docs: $(READY)
+docs: $(COMMAND)
 	$(PY) -m sphinx -b html -W --keep-going -q docs build/docs
 
 bench: native
@@ -66,17 +69,16 @@ interchange: native
 	$(PY) -m tools.compare_operators --peer $(PEER)
 	$(PY) -m tools.interchange --peer $(PEER)
 
-# The environment: the pinned packages, this checkout on its path, and its command.
+# The environment: the pinned packages; then this checkout on its path, and its command.
 $(READY): constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --requirement constraints.txt
-	$(PY) -c "import sysconfig, pathlib; \
-	  pathlib.Path(sysconfig.get_path('purelib'), 'rowwise-checkout.pth').write_text('$(CURDIR)\n')"
-	printf '#!/bin/sh\nexec "$$(dirname "$$0")/python" -m torchrec "$$@"\n' > $(VENV)/bin/torchrec
-	chmod +x $(VENV)/bin/torchrec
 	touch $@
 
-native: $(NATIVE)
+$(COMMAND): tools/install_checkout.py $(READY)
+	$(PY) tools/install_checkout.py
+
+native: $(NATIVE) $(COMMAND)
 
 ifneq ($(HAVE_CXX),)
 $(NATIVE): CMakeLists.txt $(CPP) | $(READY)
@@ -94,7 +96,7 @@ endif
 SANITIZERS = $(foreach name,libasan libubsan libstdc++,$(shell $(CXX) -print-file-name=$(name).so))
 FUZZ_CASES ?= 10000
 
-sanitize: $(READY)
+sanitize: $(COMMAND)
 	cmake -S . -B build/sanitize -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY) -DROWWISE_SANITIZE=ON -Wno-dev > /dev/null
 	cmake --build build/sanitize
 	build/sanitize/rowwise_sanitize

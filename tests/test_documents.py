@@ -7,10 +7,12 @@ import re
 import shlex
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
 
+from tools import install_checkout
 from torchrec.models import registry
 
 pytestmark = pytest.mark.once
@@ -28,15 +30,41 @@ def blocks(document: Path) -> list[tuple[int, str, str]]:
     ]
 
 
-def run_console(code: str) -> None:
-    """Run the lines that begin with ``$``; what stands below one is what it prints, not checked."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-    for line in re.findall(r"^\$ (.*)$", code, re.MULTILINE):
-        command = shlex.split(line, comments=True)
-        assert command[0] == "torchrec", f"documents show commands of torchrec, not {command[0]}"
-        command = [sys.executable, "-m", "torchrec", *command[1:]]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+class Shell:
+    """The shell of a reader, in the folder of a checkout after ``make native``.
+
+    Args:
+        folder: gets a ``.venv`` with the command ``torchrec``.
+        activated: whether the command is on the path from the start.
+    """
+
+    def __init__(self, folder: Path, activated: bool) -> None:
+        self.folder = folder
+        venv.create(folder / ".venv", symlinks=True)
+        install_checkout.install(folder, folder / ".venv" / "bin", sys.executable)
+        others = [
+            path
+            for path in os.environ["PATH"].split(os.pathsep)
+            if not Path(path, "torchrec").exists()
+        ]
+        self.path = os.pathsep.join([str(folder / ".venv" / "bin")] * activated + others)
+
+    def run(self, code: str) -> None:
+        """Run the lines that begin with ``$``, as they are; what stands below one is not checked."""
+        lines = re.findall(r"^\$ (.*)$", code, re.MULTILINE)
+        for line in lines:
+            command = shlex.split(line, comments=True)[0]
+            assert command in ("torchrec", "."), f"documents show commands of torchrec: {command}"
+        remember = f'printf %s "$PATH" > {shlex.quote(str(self.folder / ".path"))}'
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", "PATH": self.path}
+        done = subprocess.run(
+            ["/bin/sh", "-ec", "\n".join([*lines, remember])],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{code}\n{done.stdout}{done.stderr}"
+        self.path = (self.folder / ".path").read_text()
 
 
 @pytest.mark.parametrize(
@@ -49,11 +77,16 @@ def test_code(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     # One of them adds a folder of models, which later tests should not know.
     monkeypatch.setattr(registry, "__path__", list(registry.__path__))
     names: dict[str, object] = {"__name__": "__document__"}
-    for line, language, code in blocks(document):
+    found = blocks(document)
+    if sys.platform == "win32" and any(language == "console" for _, language, _ in found):
+        pytest.skip("the lines are for a POSIX shell")
+    # The README says how the command gets there; the others stand on it.
+    shell = Shell(tmp_path, activated=document.name != "README.md")
+    for line, language, code in found:
         if language == "python":
             exec(compile("\n" * line + code, str(document), "exec"), names)
         else:
-            run_console(code)
+            shell.run(code)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

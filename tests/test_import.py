@@ -128,3 +128,4 @@ def test_cost_is_reported() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("import torchrec: ")
+    assert "torchrec train --help: " in done.stdout

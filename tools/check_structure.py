@@ -25,6 +25,7 @@ def violations(root: Path) -> list[str]:
         *imports.layer_violations(tree),
         *imports.cycle_violations(tree),
         *imports.triton_violations(tree),
+        *imports.eager_violations(tree),
         *sizes.file_violations(root),
         *sizes.definition_violations(tree),
         *classes.constructor_violations(tree, api),

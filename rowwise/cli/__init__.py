@@ -74,13 +74,17 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return INTERRUPTED, "stopped."
     format_message = getattr(error, "format_message", None)  # how Typer and click say it
     if callable(format_message):
-        text = _one_line(format_message())
+        text = _one_line(_meant(error) or format_message())
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "torchrec"
         if not text:  # a group of commands on its own, which has printed its help
             return MISTAKE, ""
         return MISTAKE, f"{text}{'' if text[-1] in '.?' else '.'} See `{command} --help`."
-    if isinstance(error, ImportError) and (error.name or "torchrec").split(".")[0] != "torchrec":
+    if isinstance(error, ImportError) and not error.name:  # written by us, not by Python
+        return MISTAKE, _one_line(str(error))
+    if isinstance(error, ImportError) and not f"{error.name}.".startswith(
+        ("rowwise.", "torchrec.")
+    ):
         return MISTAKE, f"{_one_line(str(error))}: install it with `pip install 'rowwise[train]'`."
     if isinstance(error, OSError) and error.filename is not None:
         return MISTAKE, f"'{error.filename}': {error.strerror}."
@@ -96,6 +100,15 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, _MISTAKES):
         return MISTAKE, text
     return UNEXPECTED, f"{type(error).__name__}: {text} (run again with --debug to see where)"
+
+
+def _meant(error: BaseException) -> str | None:
+    """Return a message with the options that may have been meant, for one that there is not."""
+    possible = getattr(error, "possibilities", None)
+    if not possible:
+        return None
+    near = ", ".join(f"'{name}'" for name in possible)
+    return f"No such option: {getattr(error, 'option_name', '')}. Did you mean {near}?"
 
 
 def _advice(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from rowwise.cli.console import console
 from rowwise.cli.data import criteo, movielens, synthetic
 from rowwise.cli.demo import demo
 from rowwise.cli.evaluate import evaluate
+from rowwise.cli.flags import Command, Group
 from rowwise.cli.info import info
 from rowwise.cli.info import version as version_of
 from rowwise.cli.init import init
@@ -24,13 +25,15 @@ from rowwise.cli.train import train
 def application() -> typer.Typer:
     """Return the command line application."""
     data = typer.Typer(
+        cls=Group,
         no_args_is_help=True,
         help="Make Parquet files to train on: generated, of MovieLens, of Criteo.",
     )
     _add(data, synthetic, movielens, criteo)
     app = typer.Typer(
         name="torchrec",
-        no_args_is_help=True,
+        cls=Group,
+        invoke_without_command=True,  # with the page that says how to begin
         add_completion=False,  # it would wait for the import of PyTorch
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
@@ -45,7 +48,7 @@ def application() -> typer.Typer:
 
 def _add(app: typer.Typer, *commands: Callable[..., None]) -> None:
     for command in commands:
-        app.command(help=_help_of(command))(command)
+        app.command(cls=Command, help=_help_of(command))(command)
 
 
 def _show_version(wanted: bool) -> None:
@@ -55,6 +58,7 @@ def _show_version(wanted: bool) -> None:
 
 
 def _torchrec(
+    context: typer.Context,
     debug: Annotated[
         bool,
         typer.Option("--debug", help="Show the traceback of an error; behind any command as well."),
@@ -73,6 +77,32 @@ def _torchrec(
     All of it on generated data: torchrec demo. More about a command, with examples: torchrec COMMAND
     --help.
     """
+    if context.invoked_subcommand is None:
+        _say_how_to_begin(context)
+
+
+_FIRST_STEPS = (
+    ("torchrec demo", "all of it, on generated data"),
+    ("torchrec init clicks.parquet --label click", "look at your data, write experiment.yaml"),
+    ("torchrec train experiment.yaml", "train; the run and its report go to runs/experiment"),
+    ("torchrec predict runs/experiment new.parquet", "score other rows with it"),
+)
+
+
+def _say_how_to_begin(context: typer.Context) -> None:
+    out = console()
+    out.print(f"[bold]rowwise {version_of()}[/]: {_summary_of(context.command.help)}\n")
+    width = max(len(command) for command, _ in _FIRST_STEPS)
+    for command, what in _FIRST_STEPS:
+        out.print(f"  {command:{width}}   [dim]{what}[/]")
+    names = context.command.list_commands(context)  # type: ignore[attr-defined]
+    out.print(f"\nCommands: {', '.join(names)}.", markup=False)
+    out.print("torchrec --help says what each does; torchrec COMMAND --help, how.", markup=False)
+
+
+def _summary_of(text: str | None) -> str:
+    """Return the first paragraph of a help."""
+    return (text or "").partition("\n\n")[0]
 
 
 def _help_of(command: Callable[..., None]) -> str:

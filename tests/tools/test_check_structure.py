@@ -47,6 +47,15 @@ GOOD = {
         "if TYPE_CHECKING:\n    from torchrec.sparse.c import C",
         "torchrec/sparse/c.py": "",
     },
+    "the command line": {
+        "rowwise/__init__.py": "",
+        "rowwise/cli/__init__.py": "import sys\nfrom typing import TYPE_CHECKING\nimport typer\n"
+        "import rowwise.cli.console\nif TYPE_CHECKING:\n    import torchrec.errors\n"
+        "def f():\n    import pyarrow\n    from torchrec.errors import g",
+        "rowwise/cli/console.py": "from rich.table import Table",
+        "torchrec/errors.py": "",
+        "torchrec/__main__.py": "from rowwise.cli import main",
+    },
     "sizes at their limits": {
         "torchrec/types.py": long_function(80) + long_class(400) + "\n" * 120,
         "torchrec/errors.py": long_function(80, '    """One.\n\n    Two.\n    """\n'),
@@ -143,6 +152,18 @@ BAD = {
     "Triton outside ops": (
         {"torchrec/quant/a.py": "import triton.language as tl"},
         "a.py:1: only torchrec.ops imports triton",
+    ),
+    "the command line from below": (
+        {"torchrec/report/a.py": "from rowwise.cli import main", "rowwise/cli/__init__.py": ""},
+        "torchrec.report.a (L6) imports upwards: rowwise.cli (L7)",
+    ),
+    "an import before the command is known": (
+        {"rowwise/cli/a.py": "import torchrec.files"},
+        "a.py:1: torchrec.files is imported before a command runs",
+    ),
+    "a library before the command is known": (
+        {"rowwise/cli/a.py": "import typer\nfrom pyarrow import parquet"},
+        "a.py:2: pyarrow is imported before a command runs",
     ),
     "long file": ({"torchrec/types.py": "\n" * 601}, "types.py: 601 lines, limit 600"),
     "long test": ({"tests/test_a.py": "\n" * 801}, "test_a.py: 801 lines, limit 800"),

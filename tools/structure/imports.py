@@ -7,9 +7,10 @@ Every import counts: at the top of a file, inside a function, under ``TYPE_CHECK
 from __future__ import annotations
 
 import ast
+import sys
 from typing import NamedTuple
 
-from structure.source import PACKAGE, Module
+from structure.source import COMMAND_LINE, PACKAGE, Module
 
 # A unit imports only units of lower rows; units of one row do not import each other.
 LAYERS = (
@@ -34,6 +35,8 @@ LAYERS = (
     ("rowwise",),
     ("cli", "__main__"),
 )
+# What the command line may load before it knows the command: help and version are said at once.
+_AT_ONCE = {"rich", "typer", COMMAND_LINE, *sys.stdlib_module_names}
 _LAYER = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}
 
 
@@ -144,4 +147,17 @@ def triton_violations(modules: dict[str, Module]) -> list[str]:
         if module.unit != "ops"
         for imported in imports_of(module)
         if imported.path.split(".")[0] == "triton"
+    ]
+
+
+def eager_violations(modules: dict[str, Module]) -> list[str]:
+    """Report what files of the command line import before a command runs, beyond what parses it."""
+    return [
+        f"{module.path}:{node.lineno}: {origin} is imported before a command runs; "
+        "import it in the function, or under TYPE_CHECKING"
+        for module in modules.values()
+        if module.unit == COMMAND_LINE
+        for node in module.tree.body
+        for origin, _, _ in _targets(node, module)
+        if origin.split(".")[0] not in _AT_ONCE
     ]
