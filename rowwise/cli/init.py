@@ -94,6 +94,7 @@ def init(
     )
     others = [source.over(resolve_files(paths, format)) for paths in (valid, test) if paths]
     inference = _without(infer_features(source, label, drop, others=others), exclude or [])
+    section = section.model_copy(update={"label": inference.label})
     write_experiment(output, inference, section, overwrite=overwrite)
     _show(inference)
     out = console()

@@ -211,7 +211,7 @@ def test_a_column_that_changes_type(desk: Desk) -> None:
 COLUMNS: dict[str, tuple[str, object, dict[str, object], str]] = {
     "label-counts": ("click", np.arange(N) % 4, {}, "such as `click > "),
     "label-1-2": ("click", np.arange(N) % 2 + 1, {}, "Received 2; an expression such as `click > 1`"),
-    "label-text": ("click", ["yes", "no"] * 200, {}, "Received string; an expression such as `click =="),
+    "label-text": ("click", ["yes", "no"] * 200, {}, "('yes', 'no'); an expression such as `click == 'yes'`"),
     "label-null": ("click", [0, None] * 200, {}, "set `data.drop: click is None` ("),
     "label-nan": ("click", [0.0, np.nan] * 200, {}, "set `data.drop: click is None` ("),
     "label-infinite": ("click", [0.0, np.inf] * 200, {}, "infinite ones among"),

@@ -582,12 +582,16 @@ class TestLabels:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ([0, 5], r"The label 'click' should hold 0 and 1. Received 5; .* `click > 4` makes"),
-            ([0, -1], "Received -1; an expression such as `click > 0`"),
+            ([0, 5], r"The label 'click' should hold 0 and 1. Received 5; .* `click > 0` makes"),
+            ([0, -1], "Received -1; an expression such as `click > -1`"),
+            ([2, 2], r"Received 2, and nothing else so far; an expression over columns makes them"),
             ([0, 0.5], r"Received 0\.5"),
             ([None, 1], "Received 1 missing ones among 2 labels"),
             ([math.nan, 1.0], "Received 1 missing ones among 2 labels"),
-            (["yes", "no"], "Received string; an expression such as `click == 'yes'` makes them"),
+            (
+                ["yes", "no"],
+                r"Received string \('yes', 'no'\); an expression such as `click == 'yes'` makes",
+            ),
             (["0", "1"], "an expression such as `click == '1'` makes them"),
             ([None, None], "Received 2 missing ones among 2 labels"),
         ],

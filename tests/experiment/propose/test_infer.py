@@ -26,7 +26,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 pytestmark = pytest.mark.once
 
 ROWS = 2000
-DATA = Path(os.environ.get("ROWWISE_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("ROWWISE_DATA", Path(__file__).parents[4] / "shared" / "data"))
 
 
 @pytest.fixture
@@ -87,6 +87,50 @@ class TestRoles:
     ) -> None:
         values = (random.random(ROWS) ** 3 * 100_000).astype(np.int64) // 10
         assert feature_of(tmp_path, "x", values)["type"] == "dense"
+
+    @pytest.mark.parametrize("name", ["cost", "price", "amount", "num_items", "x"])
+    @pytest.mark.parametrize("type", [np.int64, np.float32, np.int8], ids=str)
+    def test_two_values_are_no_quantity(
+        self, tmp_path: Path, random: np.random.Generator, name: str, type: type
+    ) -> None:
+        found = feature_of(tmp_path, name, random.integers(0, 2, ROWS).astype(type))
+        assert (found["type"], found["ids"], found["rows"]) == ("sparse", "plain", 2)
+        found = feature_of(tmp_path, name, random.choice([19, 49], ROWS).astype(type))
+        assert (found["type"], found["ids"], found["rows"]) == ("sparse", "vocabulary", 2)
+
+    def test_three_prices_are_a_quantity(self, tmp_path: Path, random: np.random.Generator) -> None:
+        assert feature_of(tmp_path, "price", random.choice([9, 19, 49], ROWS))["type"] == "dense"
+        assert feature_of(tmp_path, "x", random.choice([0.5, 1.5], ROWS))["type"] == "dense"
+
+    def test_one_value_or_none_is_a_category(
+        self, tmp_path: Path, random: np.random.Generator
+    ) -> None:
+        """As a number, it would be filled with itself."""
+        values = pa.array([7.0 if x else None for x in random.integers(0, 2, ROWS)])
+        assert feature_of(tmp_path, "price", values)["type"] == "sparse"
+        assert infer(tmp_path, {"price": values}).notes["price"].endswith("One value, or none.")
+
+    @pytest.mark.parametrize("first", [1000, 1919, 1_000_000])
+    def test_ids_that_start_high_leave_no_row_empty(self, tmp_path: Path, first: int) -> None:
+        for distinct in (82, 900):
+            values = np.arange(ROWS) % distinct + first
+            found = feature_of(tmp_path, "year_id", values)
+            assert (found["ids"], found["rows"]) == ("vocabulary", distinct)
+
+    @pytest.mark.parametrize("name", ["zip", "postcode", "zip_code", "sku", "fips", "browser"])
+    def test_codes_are_categories(
+        self, tmp_path: Path, random: np.random.Generator, name: str
+    ) -> None:
+        values = random.choice(random.integers(10_000, 99_999, 300), ROWS)
+        assert feature_of(tmp_path, name, values)["type"] == "sparse"
+
+    def test_none_of_a_few_is_one_more(self, tmp_path: Path, random: np.random.Generator) -> None:
+        values = random.integers(-1, 9, ROWS)
+        assert feature_of(tmp_path, "x", values) == {
+            "type": "sparse",
+            "ids": "vocabulary",
+            "rows": 10,
+        }
 
     def test_small_integers(self, tmp_path: Path) -> None:
         assert feature_of(tmp_path, "occupation", np.arange(ROWS) % 21) == {
@@ -324,6 +368,44 @@ class TestTime:
         assert inference.time_column == "created_at"
         assert list(inference.features) == ["user"]
 
+    @pytest.mark.parametrize(
+        ("name", "values", "unit"),
+        [
+            ("x", np.arange(ROWS) // 2 + 1_600_000_000, "seconds"),
+            ("x", (np.arange(ROWS) + 1_600_000_000) * 1000, "milliseconds"),
+            ("start", (np.arange(ROWS) % 7 + 1.6e9) * 1e6, "microseconds"),
+            ("x", np.arange(ROWS) % 28 + 20_240_101, "days as YYYYMMDD"),
+            ("month", np.arange(ROWS) % 12 + 202_301, "months as YYYYMM"),
+            ("hour", np.arange(ROWS) % 24 + 14_102_100, "hours as YYMMDDHH"),
+            ("hour", np.arange(ROWS) % 24 + 2_014_102_100, "hours as YYYYMMDDHH"),
+            ("time", np.arange(ROWS) % 60 + 20_240_131_235_900, "seconds as YYYYMMDDhhmmss"),
+        ],
+    )
+    def test_times_as_numbers(self, tmp_path: Path, name: str, values: object, unit: str) -> None:
+        inference = infer(tmp_path, {"user": np.arange(ROWS) % 5, name: values})
+        assert inference.time_column == name
+        assert f"A time ({unit})" in inference.notes[name]
+
+    @pytest.mark.parametrize(
+        ("name", "values"),
+        [
+            ("x", np.random.default_rng(0).integers(1_600_000_000, 1_700_000_000, ROWS)),
+            ("x", np.arange(ROWS) % 90 + 20_240_101),  # no days 32 to 90
+            ("hour", np.arange(ROWS) % 24),
+            ("month", np.arange(ROWS) % 12 + 1),
+            ("hour", np.arange(ROWS) % 90 + 14_102_100),
+        ],
+        ids=["unordered", "no days", "hours", "months", "no hours"],
+    )
+    def test_numbers_that_are_no_times(self, tmp_path: Path, name: str, values: object) -> None:
+        assert infer(tmp_path, {"user": np.arange(ROWS) % 5, name: values}).time_column is None
+
+    @pytest.mark.parametrize("suffix", [" UTC", " GMT", "Z", "+00:00"])
+    def test_text_of_time_with_its_zone(self, tmp_path: Path, suffix: str) -> None:
+        times = [f"2024-01-01 {i % 24:02d}:00:00{suffix}" for i in range(ROWS)]
+        inference = infer(tmp_path, {"user": np.arange(ROWS) % 5, "seen": times})
+        assert list(inference.features) == ["user"]
+
     def test_text_of_time_is_nothing_to_split_by(self, tmp_path: Path) -> None:
         times = [f"2024-01-01 {i % 24:02d}:00:00" for i in range(ROWS)]
         inference = infer(tmp_path, {"user": np.arange(ROWS) % 5, "created_at": times})
@@ -424,6 +506,17 @@ class TestMistakes:
             ValueError, match=r"Received 'clik'; did you mean `click`\? Columns: user, click"
         ):
             infer(tmp_path, {"user": [1, 2]}, "clik")
+
+    @pytest.mark.parametrize("label", ["click rate", "is-click", "label:ctr", "click.1"])
+    def test_labels_that_are_no_words(self, tmp_path: Path, label: str) -> None:
+        values = np.arange(40) * 7 % 11 % 2
+        inference = infer(tmp_path, {"click": values, "u": np.arange(40) % 4, label: values}, label)
+        assert inference.label == f"`{label}`"
+        assert list(inference.features) == ["u"]
+        path = tmp_path / "x.yaml"
+        data = DataSection(train=[str(tmp_path / "data.parquet")], label=inference.label)
+        write_experiment(path, inference, data)
+        assert load_experiment(path).data.label == f"`{label}`"
 
     def test_label_not_0_and_1(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"The label 'click' should hold 0 and 1\. Received 5"):

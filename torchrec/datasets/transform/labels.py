@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pyarrow as pa
 
@@ -17,11 +19,35 @@ from torchrec.datasets.transform.columns import (
     whole,
 )
 
+_YES_WORDS = """1 yes y true t positive pos click clicked clk buy bought purchase purchased order
+conversion converted like liked good won success active churned fraud"""
+_YES = frozenset(_YES_WORDS.split())
+_NO = re.compile(
+    r"(no|not|non|un|dis|false|neg|never|none|0|n|f|-)([^a-z]|$)|(no|not|non|un|dis)[_ -]?"
+)
+_FEW = 8  # values that a message lists
 
-def _example(values: pa.Array) -> str:
-    """Return a string that may stand for 1: the last of those that are there, as 'yes' or '1'."""
-    found = values.unique().to_pylist()
-    return max((one for one in found if isinstance(one, str) and len(one) < 40), default="yes")
+
+def _positive(values: pa.Array) -> str:
+    """Return the string that most likely stands for 1: one that says so, or not the contrary."""
+    found = [one for one in values.unique().to_pylist() if isinstance(one, str) and len(one) < 40]
+    if not found:
+        return "yes"
+
+    def doubt(text: str) -> tuple[bool, bool, int]:
+        word = text.strip().lower()
+        negated = _NO.match(word) is not None and word not in _YES
+        return (negated, word not in _YES, found.index(text))
+
+    return min(found, key=doubt)
+
+
+def _threshold(values: Array) -> float:
+    """Return the number above which about half of the values are, some of them and not all."""
+    distinct = np.unique(values)
+    above = 1 - np.searchsorted(np.sort(values), distinct[:-1], side="right") / len(values)
+    threshold: float = distinct[int(np.abs(above - 0.5).argmin())].item()
+    return threshold
 
 
 class Label:
@@ -56,10 +82,7 @@ class Label:
         if isinstance(values, pa.ChunkedArray):
             values = whole(values)
         if kind_of(values.type) not in ("integers", "numbers", "nulls"):
-            raise ValueError(
-                f"The label '{self.text}' should hold 0 and 1. Received {stored(values.type)}; an "
-                f"expression such as `{self.text} == {_example(values)!r}` makes them."
-            )
+            raise ValueError(self._no_numbers(values))
         numbers = read_numbers(values)
         if numbers.infinite:
             raise DataError(
@@ -77,13 +100,27 @@ class Label:
         values = numbers.values
         right = (values == 0) | (values == 1)
         if not right.all():
-            wrong = values[~right][0]
-            idea = self.text if expression is None else f"({self.text})"
-            raise ValueError(
-                f"The label '{self.text}' should hold 0 and 1. Received {wrong:g}; an "
-                f"expression such as `{idea} > {max(wrong - 1, 0):g}` makes them."
-            )
+            raise ValueError(self._other_numbers(values[~right][0], values))
         return values.astype(np.float32)
+
+    def _no_numbers(self, values: pa.Array) -> str:
+        """Say which expression makes labels of text, or of what else there is."""
+        message = f"The label '{self.text}' should hold 0 and 1. Received {stored(values.type)}"
+        if kind_of(values.type) != "strings":
+            return f"{message}; an expression over columns makes them."
+        found = [repr(one) for one in values.unique()[: _FEW + 1].to_pylist() if one is not None]
+        if len(found) <= _FEW:
+            message = f"{message} ({', '.join(found)})"
+        idea = self.text if self._expression is None else f"({self.text})"
+        return f"{message}; an expression such as `{idea} == {_positive(values)!r}` makes them."
+
+    def _other_numbers(self, wrong: float, values: Array) -> str:
+        """Say which expression makes labels of other numbers."""
+        message = f"The label '{self.text}' should hold 0 and 1. Received {wrong:g}"
+        if len(np.unique(values)) == 1:
+            return f"{message}, and nothing else so far; an expression over columns makes them."
+        idea = self.text if self._expression is None else f"({self.text})"
+        return f"{message}; an expression such as `{idea} > {_threshold(values):g}` makes them."
 
     def _written(self) -> list[str]:
         """Return the columns as an expression names them."""

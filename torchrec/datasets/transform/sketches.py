@@ -148,7 +148,7 @@ class DistinctCounter:
         if len(self._hashes) == self._size:
             hashes = hashes[hashes < self._hashes[-1]]
         if len(hashes):
-            self._hashes = np.union1d(self._hashes, hashes)[: self._size]
+            self._add(hashes)
 
     def estimate(self) -> int:
         """Return the number of distinct ids, an estimate beyond ``size``."""
@@ -158,7 +158,15 @@ class DistinctCounter:
 
     def merge(self, other: DistinctCounter) -> None:
         """Add the ids of another counter of the same size."""
-        self._hashes = np.union1d(self._hashes, other._hashes)[: self._size]
+        self._add(other._hashes)
+
+    def _add(self, hashes: Array) -> None:
+        """Take in hashes: sorted, each once, the smallest of them."""
+        # `np.union1d` goes through a hash table, which takes ten times as long.
+        merged = np.sort(np.concatenate([self._hashes, hashes]))
+        new = np.ones(len(merged), np.bool_)
+        np.not_equal(merged[1:], merged[:-1], out=new[1:])
+        self._hashes = merged[new][: self._size]
 
     def overlap(self, other: DistinctCounter) -> float:
         """Return which share of the distinct ids of the smaller of two is in the larger, an estimate likewise."""

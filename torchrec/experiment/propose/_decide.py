@@ -16,22 +16,20 @@ from torchrec.datasets.features import (
     SparseFeature,
 )
 from torchrec.datasets.transform.columns import Array, read_numbers, whole
+from torchrec.experiment.propose._leaks import Leak, leak_of, made_from_label, note_of
 from torchrec.experiment.propose._roles import (
-    epoch_unit,
-    gives_away,
-    is_text_of_time,
     looks_like_id,
     looks_like_number,
     looks_ordered,
-    made_from_label,
-    text_of,
-    unconverted,
 )
-from torchrec.experiment.propose._sizes import proposed_ids
+from torchrec.experiment.propose._sizes import IdProposal, proposed_ids
 from torchrec.experiment.propose._statistics import EXACT, ColumnStatistics
+from torchrec.experiment.propose._text import text_of, unconverted
+from torchrec.experiment.propose._times import epoch_unit, is_text_of_time
 
 _FEW = 100  # integers of no more distinct values are categories, whatever their name
 _ENOUGH = 100  # with fewer rows, a value of its own in every row says nothing
+_FEW_ROWS = 10  # of a table that no id takes: nothing to save
 _UNSURE = "A quantity by its values; if it is an id, say `type: sparse`"
 _TEXT = "text"
 _ORDERED = "In order of time by its name, latest last"
@@ -88,13 +86,11 @@ def decide(one: ColumnStatistics, sample: pa.Table, label: str, labels: Array) -
     unusable = (None if strings is None else unconverted(one.name, strings)) or _unusable(one)
     if unusable:
         return ColumnProposal(one.name, _seen(one), reason=unusable)
-    if made_from_label(one.name, label):
-        reason = "its name says that it is made from the label; add it if it is known before"
-        return ColumnProposal(one.name, _seen(one), reason=reason, gives_away=True)
-    if gives_away(values, labels):
-        reason = "it tells the label by itself; add it if it is known before the label is"
-        return ColumnProposal(one.name, _seen(one), reason=reason, gives_away=True)
+    leak = Leak.NAME if made_from_label(one.name, label) else leak_of(values, labels)
+    if leak is not None:
+        return ColumnProposal(one.name, _seen(one), reason=leak.value, gives_away=True)
     feature, reason = _feature(one, values)
+    reason = ". ".join(filter(None, [reason, note_of(values, labels)]))
     return ColumnProposal(one.name, _seen(one), feature, reason, one.distinct)
 
 
@@ -110,7 +106,7 @@ def _unit_of_time(one: ColumnStatistics, values: pa.ChunkedArray) -> str | None:
     if one.kind == "times":
         return str(one.type)
     if one.kind in ("integers", "numbers"):
-        return epoch_unit(one.name, one.minimum, one.maximum)
+        return epoch_unit(one.name, one.minimum, one.maximum, values)
     return _TEXT if one.kind == "strings" and is_text_of_time(values) else None
 
 
@@ -141,12 +137,14 @@ def _feature(one: ColumnStatistics, values: pa.ChunkedArray) -> tuple[AnyFeature
     """Return the proposed feature of a column that can be one, and what should be known of it."""
     if one.kind == "times":
         return _dense(one, values), "In seconds"
-    if one.kind == "numbers" and not (one.whole and one.nulls and looks_like_id(one.name)):
+    if one.kind == "numbers" and not _are_integers(one):
         return _dense(one, values), ""
-    if one.kind == "integers" and not one.is_list and _is_quantity(one):
+    if one.kind != "strings" and not one.is_list and _is_quantity(one):
         return _dense(one, values), "" if looks_like_number(one.name) else _UNSURE
-    ids = proposed_ids(one.distinct, one.minimum, one.maximum, integers=one.kind != "strings")
+    ids = ids_for(one.distinct, one.minimum, one.maximum, integers=one.kind != "strings")
     reason = "More distinct values than rows: some share one" if ids.rows < one.distinct else ""
+    if not one.is_list and one.distinct == 1:
+        reason = "One value, or none"
     if not one.is_list and one.rows >= _ENOUGH and 2 * one.distinct > one.rows:
         reason = "Most values come once: little can be learned about each"
     common: dict[str, object] = {
@@ -164,17 +162,41 @@ def _feature(one: ColumnStatistics, values: pa.ChunkedArray) -> tuple[AnyFeature
     return MultiHotFeature.model_validate(common), reason
 
 
+def ids_for(distinct: int, minimum: float, maximum: float, *, integers: bool) -> IdProposal:
+    """Propose how ids find their rows: `proposed_ids`, without rows that no id takes.
+
+    Integers that start high, as years or ids from a million on, would leave the rows below them
+    without an id.
+
+    Example:
+        >>> ids_for(80, 1920, 1999, integers=True).ids, ids_for(80, 0, 79, integers=True).ids
+        ('vocabulary', 'plain')
+        >>> ids_for(3000, 900, 4000, integers=True)
+        IdProposal(ids='vocabulary', rows=3000, out_of_range=<IdPolicy.ERROR: 'error'>, min_count=2)
+    """
+    high = minimum > max(_FEW_ROWS, maximum / 10)
+    return proposed_ids(distinct, minimum, maximum, integers=integers and not high)
+
+
+def _are_integers(one: ColumnStatistics) -> bool:
+    """Say whether floating-point numbers are integers that some tool turned to them, as for nulls."""
+    if not one.whole or max(-one.minimum, one.maximum) >= 2**53:
+        return False
+    return bool(one.nulls) or one.distinct <= 2 or looks_like_id(one.name)
+
+
 def _is_quantity(one: ColumnStatistics) -> bool:
     """Say whether integers are numbers to compute with, no ids."""
-    if pt.is_boolean(one.type) or looks_like_id(one.name):
+    # Two values are two categories, whatever the name promises: of one there is nothing to compute.
+    if pt.is_boolean(one.type) or one.distinct <= 2 or looks_like_id(one.name):
         return False
-    if one.minimum < 0 or looks_like_number(one.name):
+    if looks_like_number(one.name) or one.minimum < -1:
         return True
-    if one.distinct <= _FEW:
+    if one.distinct <= _FEW:  # -1 among a few is what stands for none of them
         return False
     # Ids fill their range, or are spread over that of a hash; quantities thin out towards the top.
     span = one.maximum - one.minimum + 1
-    return 2 * one.distinct < span < 2**40
+    return one.minimum < 0 or 2 * one.distinct < span < 2**40
 
 
 def _dense(one: ColumnStatistics, values: pa.ChunkedArray) -> DenseFeature:
@@ -182,8 +204,10 @@ def _dense(one: ColumnStatistics, values: pa.ChunkedArray) -> DenseFeature:
     numbers = read_numbers(whole(values)).present()
     if len(numbers) < 3:
         return DenseFeature()
-    deviation = float(numbers.std())
-    skewness = float(((numbers - numbers.mean()) ** 3).mean()) / deviation**3 if deviation else 0.0
+    centred = numbers - numbers.mean()
+    squares = centred * centred  # a power of 3 takes as long as all else that is done to a column
+    variance = float(squares.mean())
+    skewness = float((squares * centred).mean()) / variance**1.5 if variance else 0.0
     return DenseFeature(log=skewness > 3)
 
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from torchrec.datasets.features import AnyFeature, MultiHotFeature, SequenceFeature, SparseFeature
-from torchrec.experiment.propose._decide import ColumnProposal
+from torchrec.experiment.propose._decide import ColumnProposal, ids_for
 from torchrec.experiment.propose._roles import LIST_WORDS, table_name, words_of
-from torchrec.experiment.propose._sizes import proposed_ids
 from torchrec.experiment.propose._statistics import ColumnStatistics
 
 _FEWEST = 100  # ids of fewer values meet by chance: every small range begins with 0, 1, 2
@@ -75,7 +74,7 @@ def _singular(name: str) -> frozenset[str]:
 def _options(table: str, members: Sequence[ColumnStatistics]) -> dict[str, object]:
     """Return what all features of a table have to agree on."""
     first, *others = members
-    ids = proposed_ids(
+    ids = ids_for(
         first.distinct_with(others),
         min(one.minimum for one in members),
         max(one.maximum for one in members),

@@ -26,10 +26,11 @@ from torchrec.datasets.transform.columns import Array
 from torchrec.datasets.transform.labels import Label
 from torchrec.experiment._messages import listed
 from torchrec.experiment.propose._decide import ColumnProposal, decide, left_out
-from torchrec.experiment.propose._roles import separator_of, table_name
+from torchrec.experiment.propose._roles import table_name
 from torchrec.experiment.propose._sharing import share_tables
 from torchrec.experiment.propose._sizes import proposed_dim
 from torchrec.experiment.propose._statistics import ColumnStatistics
+from torchrec.experiment.propose._text import separator_of
 
 __all__ = ["Inference", "infer_features"]
 
@@ -156,6 +157,7 @@ def infer_features(
         source = TableSource(source, drop=drop)
     if drop is None and source.drop is not None:
         drop = source.drop.text
+    label = written_label(label, source.schema.names)
     types: dict[str, TextType] = {}
     while True:
         try:
@@ -167,6 +169,24 @@ def infer_features(
             if not misfit.wider:
                 raise
             types |= misfit.wider
+
+
+def written_label(label: str, columns: Sequence[str]) -> str:
+    """Return a label as an experiment has it: the name of a column that is no word in backticks.
+
+    Args:
+        label: a column or an expression.
+        columns: names of the columns that there are.
+
+    Example:
+        >>> written_label("click rate", ["user", "click rate"]), written_label("a - b", ["a", "b"])
+        ('`click rate`', 'a - b')
+    """
+    if label not in columns or label.isidentifier():
+        return label
+    if "`" in label:
+        raise ValueError(f"The label should be a column without backticks. Received '{label}'.")
+    return f"`{label}`"
 
 
 def _infer(
@@ -183,11 +203,6 @@ def _infer(
         for name in sorted(parse_expression(drop).columns):
             read_by.setdefault(name, "it decides which rows are dropped")
     _require(source, read_by)
-    if label in source.schema.names and not label.isidentifier():
-        raise ValueError(
-            "The label should have the name of a column that is no word in backticks, as in "
-            f"'`{label}`'. Received '{label}'."
-        )
     labels = _Labels(reader)
     sample, tables = _sample(labels.observe(source.scan(), max_rows))
     counted = _count(source.schema, sample, tables)

@@ -1,0 +1,79 @@
+"""Columns that tell the label, or only come after it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from torchrec.experiment.propose._leaks import Leak, leak_of, note_of
+
+pytestmark = pytest.mark.once
+
+ROWS = 3000
+RANDOM = np.random.default_rng(3)
+CLICK = (RANDOM.random(ROWS) < 0.4).astype(np.float32)
+LATER = (CLICK == 1) & (RANDOM.random(ROWS) < 0.3)  # of the clicks, what follows
+
+
+def column(values: object) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(values, from_pandas=True)])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        LATER,
+        LATER.astype(int),
+        LATER.astype(np.float32),
+        LATER * RANDOM.exponential(30, ROWS),
+        np.where(LATER, RANDOM.exponential(30, ROWS), np.nan),
+        np.where(LATER, "bought", None),
+        np.where(LATER, "bought", "-"),
+        np.where(LATER, "Y", "N"),
+    ],
+    ids=["bool", "flag", "float", "seconds", "seconds-or-null", "text-or-null", "text", "yes-no"],
+)
+def test_what_only_follows_a_click(values: object) -> None:
+    assert leak_of(column(values), CLICK) is Leak.OUTCOME
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.where(RANDOM.random(ROWS) < 0.02, 1 - CLICK, LATER),  # a few without a click
+        RANDOM.random(ROWS) < 0.1,
+        np.where(RANDOM.random(ROWS) < 0.5, 3.5, np.nan),
+        RANDOM.integers(0, 3000, ROWS),
+        RANDOM.choice(["a", "b", "c"], ROWS),
+        np.arange(ROWS) == np.flatnonzero(LATER)[0],  # once is no proof
+    ],
+    ids=["noisy", "flag", "null", "ids", "text", "once"],
+)
+def test_what_is_no_leak(values: object) -> None:
+    assert leak_of(column(values), CLICK) is None
+    assert note_of(column(values), CLICK) == ""
+
+
+def test_lists_and_nulls_tell_nothing() -> None:
+    assert leak_of(pa.chunked_array([[[1, 2]] * ROWS]), CLICK) is None
+    assert leak_of(pa.chunked_array([pa.nulls(ROWS)]), CLICK) is None
+
+
+def test_unknown_labels_are_left_out() -> None:
+    labels = CLICK.copy()
+    labels[::3] = np.nan
+    copy = np.where(np.arange(ROWS) % 3 == 0, 1 - CLICK, CLICK)
+    assert leak_of(column(copy.astype(int)), labels) is Leak.COPY
+
+
+def test_a_copy_with_nulls_is_a_copy() -> None:
+    copy = np.where(RANDOM.random(ROWS) < 0.2, np.nan, CLICK)
+    assert leak_of(column(copy), CLICK) is Leak.COPY
+    assert leak_of(column(np.where(CLICK == 1, "a", "b")), CLICK) is Leak.COPY
+
+
+def test_what_never_meets_a_click_stays_with_a_note() -> None:
+    skipped = (CLICK == 0) & (RANDOM.random(ROWS) < 0.5)
+    assert leak_of(column(skipped), CLICK) is None
+    assert note_of(column(skipped), CLICK).startswith("Label 1 never comes with it")

@@ -1,0 +1,146 @@
+"""What tells the label by itself: copies of it, numbers that decide it, and what only comes after it."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
+
+from torchrec.datasets.transform.columns import Array
+
+_FEW = 20  # distinct values of which each is looked at
+_ENOUGH = 10  # rows, of either label; with fewer nothing is said
+_CHANCE = math.log(1e-6)  # less likely than that by chance
+
+
+class Leak(Enum):
+    """How a column tells the label; the value is the sentence that says so."""
+
+    NAME = "its name says that it is made from the label; add it if it is known before"
+    COPY = "it tells the label by itself; add it if it is known before the label is"
+    OUTCOME = (
+        "every row in which it is there, or is not 0, has label 1, as what only happens afterwards; "
+        "add it if it is known before the label is"
+    )
+
+
+_NEVER = "Label 1 never comes with it: leave it out if it is only known afterwards"
+
+
+def made_from_label(name: str, label: str) -> bool:
+    """Say whether a name begins with that of the label, as in ``click_probability``."""
+    return label.isidentifier() and name.startswith(f"{label}_")
+
+
+def leak_of(values: pa.ChunkedArray, labels: Array) -> Leak | None:
+    """Return how the values of a column tell the label alone; None if they do not.
+
+    Args:
+        values: of a sample.
+        labels: 0 and 1, NaN for unknown; of as many rows. With less than ten rows of either, nothing
+            is said.
+
+    Example:
+        >>> label = np.arange(100) % 2
+        >>> leak_of(pa.chunked_array([label + 3]), label)
+        <Leak.COPY: 'it tells the label by itself; add it if it is known before the label is'>
+        >>> leak_of(pa.chunked_array([np.arange(100) // 2 % 2]), label) is None
+        True
+    """
+    values = _plain(values)
+    if pt.is_nested(values.type):
+        return None
+    valid = values.is_valid().to_numpy(zero_copy_only=False)
+    known = np.isfinite(labels)
+    if not _has_both(labels[known & valid]):
+        # Nothing, unless it is there only where the label is 1.
+        return Leak.OUTCOME if _only_with(1, valid & known, labels, known) else None
+    if _decided_by_threshold(values, labels, known & valid):
+        return Leak.COPY
+    groups = _groups(values.filter(pa.array(known)), labels[known])
+    if groups is not None and all(low == high for low, high in groups.values()):
+        return Leak.COPY
+    return Leak.OUTCOME if _only_with(1, _present(values, valid), labels, known) else None
+
+
+def note_of(values: pa.ChunkedArray, labels: Array) -> str:
+    """Return what should be known of a column with which label 1 never comes; "" of others."""
+    values = _plain(values)
+    if pt.is_nested(values.type):
+        return ""
+    present = _present(values, values.is_valid().to_numpy(zero_copy_only=False))
+    return _NEVER if _only_with(0, present, labels, np.isfinite(labels)) else ""
+
+
+def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pt.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    return values.cast(pa.float32()) if pt.is_float16(values.type) else values  # has no kernels
+
+
+def _has_both(labels: Array) -> bool:
+    ones = int(np.count_nonzero(labels))
+    return min(ones, len(labels) - ones) >= _ENOUGH
+
+
+def _decided_by_threshold(values: pa.ChunkedArray, labels: Array, chosen: Array) -> bool:
+    """Say whether all numbers of one label lie below all of the other."""
+    if not (pt.is_floating(values.type) or pt.is_integer(values.type)):
+        return False
+    numbers, labels = values.filter(pa.array(chosen)).to_numpy(), labels[chosen]
+    if len(numbers) and np.isnan(numbers.min()):
+        labels, numbers = labels[~np.isnan(numbers)], numbers[~np.isnan(numbers)]
+    one, other = numbers[labels == 0], numbers[labels == 1]
+    if not (len(one) and len(other)):
+        return False
+    return bool(one.max() < other.min() or other.max() < one.min())
+
+
+def _groups(values: pa.ChunkedArray, labels: Array) -> dict[object, tuple[float, float]] | None:
+    """Return the least and the largest label of each value; None where values are many, beside the rows."""
+    if len(pc.unique(values.slice(0, 1000))) > _FEW + 1:
+        return None
+    table = pa.table({"value": values, "label": labels}).filter(values.is_valid())
+    found = table.group_by("value").aggregate([("label", "min"), ("label", "max")])
+    if found.num_rows > min(_FEW, table.num_rows / 5):
+        return None
+    lows, highs = found["label_min"].to_pylist(), found["label_max"].to_pylist()
+    return dict(zip(found["value"].to_pylist(), zip(lows, highs, strict=True), strict=True))
+
+
+def _present(values: pa.ChunkedArray, valid: Array) -> Array:
+    """Say in which rows there is something: no null, zero or false, nor the more frequent of two values."""
+    if pt.is_boolean(values.type):
+        return _mask(values)
+    if pt.is_floating(values.type) or pt.is_integer(values.type):
+        numbers = pc.fill_null(values, 0).to_numpy()
+        there: Array = valid & (numbers != 0) & ~np.isnan(numbers)
+        return there
+    if pt.is_string(values.type) or pt.is_large_string(values.type):
+        if len(pc.unique(values.slice(0, 1000))) > 3:
+            return valid
+        counts = pc.value_counts(values.drop_null()).to_pylist()
+        if len(counts) != 2:
+            return valid
+        usual = max(counts, key=lambda one: int(one["counts"]))["values"]
+        return valid & ~_mask(pc.equal(values, usual))
+    return valid
+
+
+def _mask(flags: pa.ChunkedArray) -> Array:
+    mask: Array = pc.fill_null(flags, False).to_numpy(zero_copy_only=False)
+    return mask
+
+
+def _only_with(label: int, present: Array, labels: Array, known: Array) -> bool:
+    """Say whether what is in some rows is in rows of one label alone, too many for chance."""
+    there = present & known
+    count, rows = int(np.count_nonzero(there)), int(np.count_nonzero(known))
+    if count < _ENOUGH or count == rows or (labels[there] != label).any():
+        return False
+    share = np.count_nonzero(labels[known] == label) / rows
+    return bool(share < 1 and count * math.log(max(share, 1e-300)) < _CHANCE)
