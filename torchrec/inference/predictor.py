@@ -20,6 +20,7 @@ from torchrec.experiment.files import FILE_NAME, check_experiment, parse_experim
 from torchrec.experiment.schema import Experiment
 from torchrec.inference.columns import require, to_table
 from torchrec.inference.rows import plain_columns
+from torchrec.inference.turns import Turns
 from torchrec.modules.collection import collections_in
 from torchrec.runs import RunFolder
 
@@ -31,7 +32,8 @@ class Predictor:
     """Predicts the probability that the label is 1.
 
     Columns go through the same transform as in training, so one needs no code of one's own for
-    them; label and other columns may be there or not. Any number of threads may predict at once.
+    them; label and other columns may be there or not. Any number of threads may predict at once: where each asks for
+    few rows they take turns, so that none waits much longer than another.
 
     Predictions are those of the model in memory, bit for bit, for batches of the same size. In
     batches of other sizes matrix products may sum in another order: the last bit can differ.
@@ -49,6 +51,7 @@ class Predictor:
         self.transform = transform
         self.model = model.eval()
         self._names = transform.input_columns
+        self._turns = Turns()
 
     @property
     def experiment(self) -> Experiment:
@@ -185,9 +188,11 @@ class Predictor:
         """Give the logits, batch after batch."""
         if batch_size < 1:
             raise ValueError(f"`batch_size` should be at least 1. Received {batch_size}.")
-        few = self._few(data, batch_size)
-        if few is not None:
-            yield self._logits(few, 0)
+        with self._turns:
+            few = self._few(data, batch_size)
+            logits = None if few is None else self._logits(few, 0)
+        if logits is not None:
+            yield logits
             return
         table = to_table(data, self.transform)
         for start in range(0, table.num_rows, batch_size):

@@ -23,6 +23,14 @@ def test_rows_are_found(known, asked):
     assert len(vocabulary) == len(known)
 
 
+@pytest.mark.parametrize("size", [0, 1, 1000, (1 << 16) + 1])
+def test_rows_of_few_are_the_same(size):
+    """By a dictionary or, beyond its size, by the map."""
+    vocabulary = Vocabulary(np.random.default_rng(0).permutation(size).astype(np.int64) * 7)
+    asked = [0, 7, 1, -7, 7 * size, 7 * (size - 1)]
+    assert vocabulary.rows_of_few(asked) == vocabulary.rows(np.array(asked, np.int64)).tolist()
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int32])
 def test_rows_of_narrow_ids(dtype):
     assert Vocabulary(np.array([7, 5])).rows(np.array([5, 6, 7], dtype)).tolist() == [1, 2, 0]

@@ -10,6 +10,7 @@ does take, it takes as `columns.py`, `dense.py` and `ids.py` do, to the last bit
 from __future__ import annotations
 
 import datetime
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -109,9 +110,9 @@ class RowEncoder:
         for reader, end in zip(self._readers, ends, strict=True):
             vocabulary = self._vocabularies.get(reader.name)
             if vocabulary is not None and end > start:
-                places = vocabulary.rows(ids[start:end])
+                places = vocabulary.rows_of_few(ids[start:end].tolist())
                 ids[start:end] = places
-                unknown = int(np.count_nonzero(places == len(vocabulary)))
+                unknown = places.count(len(vocabulary))
                 if unknown:
                     batch.count(reader.name).unknown += unknown
             start = end
@@ -175,8 +176,7 @@ class _Batch:
         except OverflowError:
             raise NotPlainError from None
         if self._texts:
-            ends = np.zeros(len(self._texts) + 1, np.int64)
-            np.cumsum([len(text) for text in self._texts], out=ends[1:])
+            ends = np.array([0, *itertools.accumulate(map(len, self._texts))], np.int64)
             data = torch.frombuffer(bytearray(b"".join(self._texts) or b"\0"), dtype=torch.uint8)
             found[self._places] = hash_strings(data, torch.from_numpy(ends)).numpy()
         return found
@@ -219,7 +219,7 @@ class _Numbers:
         except OverflowError:
             raise NotPlainError from None
         size = np.abs(numbers)
-        if not (size <= _EXACT).all():  # NaN is not
+        if not np.maximum.reduce(size, None, initial=0) <= _EXACT:  # as it is not where one is NaN
             if (size > _EXACT).any():
                 raise NotPlainError
             for (_, feature, _), lost in zip(self._columns, np.isnan(numbers).sum(1), strict=True):
@@ -237,7 +237,7 @@ class _Numbers:
         numbers -= self._mean
         with np.errstate(over="ignore"):
             numbers /= self._deviation
-        if not (np.abs(numbers) <= LARGEST).all():
+        if not np.maximum.reduce(np.abs(numbers), None, initial=0) <= LARGEST:
             raise NotPlainError
         return np.ascontiguousarray(numbers.T, np.float32)
 

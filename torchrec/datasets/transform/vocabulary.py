@@ -17,6 +17,9 @@ from torchrec.ops.collision import (
     restore_history,
 )
 
+# A dictionary of more ids than this would take more memory than it saves time.
+_SMALL = 1 << 16
+
 
 class Vocabulary:
     """Rows of known ids; all others share the row behind them.
@@ -31,6 +34,7 @@ class Vocabulary:
 
     def __init__(self, ids: Array) -> None:
         self.ids = ids
+        self._known: dict[int, int] | None = None
         self._map = new_id_map(max(len(ids), 1))
         if len(ids):
             self._map.ids.copy_(tensor_of(ids))
@@ -45,6 +49,16 @@ class Vocabulary:
         wide = ids.astype(np.int64, copy=False)
         rows: Array = find_ids(self._map, tensor_of(wide), missing=len(self)).numpy()
         return rows
+
+    def rows_of_few(self, ids: list[int]) -> list[int]:
+        """Return the row of each of some dozens of ids: the same, and quicker where the vocabulary is small."""
+        if len(self) > _SMALL:
+            few: list[int] = self.rows(np.array(ids, np.int64)).tolist()
+            return few
+        if self._known is None:  # several threads may make it, all the same
+            self._known = {id: row for row, id in enumerate(self.ids.tolist())}
+        known, unknown = self._known, len(self)
+        return [known.get(id, unknown) for id in ids]
 
 
 class IdCounter:
