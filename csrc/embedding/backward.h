@@ -22,6 +22,7 @@ struct Sources {
   bool in_place = false;
   int64_t count = 0;  // of rows
   int64_t ids = 0;    // over all slots of the table
+  int64_t work = 0;   // rows to be read or written: of the ids, and of the whole table where all of it is updated
   bool scaled = false;
 };
 
@@ -192,9 +193,30 @@ ROWWISE_INLINE void prefetch_source(const Sources& sources, const Entry& entry, 
   for (int64_t c = 0; c < dim; c += 16) __builtin_prefetch(source + c, 0, 3);
 }
 
-// `scratch` has room for kRows + 1 rows.
+// The rows of part `part` of `parts`, in order.
+struct PartRows {
+  int64_t part, parts;
+
+  int64_t first() const { return part << kPartRows; }
+  int64_t after(int64_t row) const {
+    const int64_t next = row + 1, within = (int64_t{1} << kPartRows) - 1;
+    return parts > 1 && (next & within) == 0 ? next + ((parts - 1) << kPartRows) : next;
+  }
+};
+
+// Adds `factor` times the weights of a row to its gradient, which is written to `out` (may be `g`).
+template <class W>
+ROWWISE_INLINE const float* add_weights(const W* w, const float* g, float factor, float* out, int64_t dim) {
+  for_blocks(dim, [&](int64_t c, int n) {
+    store_block(load_block(g + c, n) + load_block(w + c, n) * factor, out + c, n);
+  });
+  return out;
+}
+
+// `scratch` has room for kRows + 2 rows.
 template <class W, class Entry>
-void reduce(const Table& table, Sink& sink, const Entry* entries, int64_t count, const Sources& sources, float* scratch) {
+void reduce(const Table& table, Sink& sink, const Entry* entries, int64_t count, const Sources& sources, PartRows part,
+            float* scratch) {
   constexpr int64_t kTargetsAhead = kRows, kSourcesAhead = 8;
   const int64_t dim = table.dim;
   alignas(Step) char room[sizeof(Step)];
@@ -204,6 +226,17 @@ void reduce(const Table& table, Sink& sink, const Entry* entries, int64_t count,
   rows.dim = dim;
   rows.own = scratch;
   rows.spare = scratch + kRows * dim;
+  float* zero = scratch + (kRows + 1) * dim;
+  int64_t unseen = table.rows;  // the next row to be updated without a gradient
+  if (step != nullptr && updates_all_rows(step->o)) {
+    unseen = part.first();
+    for (int64_t c = 0; c < dim; ++c) zero[c] = 0;
+  }
+  const auto update = [&](int64_t row, const float* g) {
+    rows.row[rows.count] = row;
+    rows.grad[rows.count++] = g;
+    if (rows.count == kRows) update_rows(*step, rows);
+  };
   int64_t targets = 0, fetched = 0;  // entries whose targets and sources have been asked for
   for (int64_t i = 0, next = 0; i < count; i = next) {
     const int64_t row = static_cast<int64_t>(entries[i].row);
@@ -212,15 +245,22 @@ void reduce(const Table& table, Sink& sink, const Entry* entries, int64_t count,
         prefetch_target<W>(table, sink, step, static_cast<int64_t>(entries[targets].row));
     }
     for (; fetched < count && fetched < i + kSourcesAhead; ++fetched) prefetch_source(sources, entries[fetched], dim);
+    if (unseen < table.rows) {
+      for (; unseen < row; unseen = part.after(unseen)) update(unseen, zero);
+      unseen = part.after(row);
+    }
     const float* g = sum_row(entries, count, i, sources, dim, rows.own + rows.count * dim, &next);
     if (step == nullptr) {
       write_grad<W>(table, sink, row, g);
       continue;
     }
-    rows.row[rows.count] = row;
-    rows.grad[rows.count++] = g;
-    if (rows.count == kRows) update_rows(*step, rows);
+    if (step->o.row_decay != 0) {
+      const float factor = step->o.row_decay * static_cast<float>(next - i);
+      g = add_weights(rows.table + row * dim, g, factor, rows.own + rows.count * dim, dim);
+    }
+    update(row, g);
   }
+  for (; unseen < table.rows; unseen = part.after(unseen)) update(unseen, zero);
   if (step != nullptr) update_rows(*step, rows);
 }
 
@@ -234,10 +274,11 @@ void run_part(const Batch& batch, const Part& part, Sink& sink, const Sources& s
   Entry* entries = reinterpret_cast<Entry*>(memory);
   const int64_t count = collect(batch, part.table, part.part, part.parts, entries);
   const Entry* sorted = sort_by_row(entries, entries + sources.ids, count, static_cast<uint64_t>(table.rows));
+  const PartRows rows{part.part, part.parts};
   switch (table.dtype) {
-    case Float::f32: return reduce<float>(table, sink, sorted, count, sources, scratch);
-    case Float::f16: return reduce<Half>(table, sink, sorted, count, sources, scratch);
-    case Float::bf16: return reduce<Bfloat16>(table, sink, sorted, count, sources, scratch);
+    case Float::f32: return reduce<float>(table, sink, sorted, count, sources, rows, scratch);
+    case Float::f16: return reduce<Half>(table, sink, sorted, count, sources, rows, scratch);
+    case Float::bf16: return reduce<Bfloat16>(table, sink, sorted, count, sources, rows, scratch);
   }
 }
 
@@ -253,10 +294,10 @@ inline void run_part(const Batch& batch, const Part& part, Sink& sink, const Sou
 
 // Into how many parts (a power of two) the rows of a table are split: so many that every thread gets about four tasks.
 // A sink that collects pairs has one writer, so that they come out in order of the rows.
-inline int64_t parts_of(const Sink& sink, int64_t ids, int64_t all_ids, int threads) {
-  if (threads == 1 || sink.rows != nullptr || ids < 4096) return 1;
+inline int64_t parts_of(const Sink& sink, int64_t work, int64_t all_work, int threads) {
+  if (threads == 1 || sink.rows != nullptr || work < 4096) return 1;
   int64_t parts = 1;
-  while (parts < 64 && parts * all_ids < ids * threads * 4) parts *= 2;
+  while (parts < 64 && parts * all_work < work * threads * 4) parts *= 2;
   return parts;
 }
 
@@ -265,31 +306,33 @@ inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 inline void backward(const Batch& batch, Sink* sinks) {
   Scratch source_memory(static_cast<size_t>(batch.num_tables) * sizeof(Sources) + 64);
   Sources* sources = reinterpret_cast<Sources*>(source_memory.data());
-  int64_t all_ids = 0, most_ids = 0, most_dim = 0, packed_floats = 0, bytes = 0, num_parts = 0;
+  int64_t all_work = 0, most_ids = 0, most_dim = 0, packed_floats = 0, bytes = 0, num_parts = 0;
   for (int64_t t = 0; t < batch.num_tables; ++t) {
     sources[t] = sinks[t].active ? find_sources(batch, t) : Sources{};
-    all_ids += sources[t].ids;
-    bytes += sources[t].ids * batch.tables[t].dim * 4;
+    const bool all_rows = sinks[t].active && sinks[t].optimizer != nullptr && updates_all_rows(*sinks[t].optimizer);
+    sources[t].work = sources[t].ids + (all_rows ? batch.tables[t].rows : 0);
+    all_work += sources[t].work;
+    bytes += sources[t].work * batch.tables[t].dim * 4;
   }
   const int threads = bytes < kSmallWork ? 1 : batch.threads;
   for (int64_t t = 0; t < batch.num_tables; ++t) {
-    if (sources[t].ids == 0) continue;
+    if (sources[t].work == 0) continue;
     const int64_t dim = batch.tables[t].dim;
     most_ids = sources[t].ids > most_ids ? sources[t].ids : most_ids;
     most_dim = dim > most_dim ? dim : most_dim;
-    num_parts += parts_of(sinks[t], sources[t].ids, all_ids, threads);
+    num_parts += parts_of(sinks[t], sources[t].work, all_work, threads);
     if (!sources[t].in_place) packed_floats += aligned(sources[t].count * dim * 4) / 4;
   }
   const int64_t entries_bytes = aligned(2 * most_ids * static_cast<int64_t>(sizeof(WideScaledEntry)));
-  const int64_t thread_bytes = entries_bytes + aligned((kRows + 1) * most_dim * 4);
+  const int64_t thread_bytes = entries_bytes + aligned((kRows + 2) * most_dim * 4);
   Scratch memory(static_cast<size_t>(threads * thread_bytes + packed_floats * 4 + 64));
   Scratch part_memory(static_cast<size_t>(num_parts) * sizeof(Part) + 64);
   Part* parts = reinterpret_cast<Part*>(part_memory.data());
   float* packed = reinterpret_cast<float*>(memory.data() + threads * thread_bytes);
   int64_t n = 0;
   for (int64_t t = 0; t < batch.num_tables; ++t) {
-    if (sources[t].ids == 0) continue;
-    const int64_t count = parts_of(sinks[t], sources[t].ids, all_ids, threads);
+    if (sources[t].work == 0) continue;
+    const int64_t count = parts_of(sinks[t], sources[t].work, all_work, threads);
     for (int64_t p = 0; p < count; ++p) parts[n++] = Part{t, p, count};
     if (!sources[t].in_place) {
       sources[t].rows = packed;

@@ -21,13 +21,13 @@ namespace {
 
 // The layout of the spec and of the hyper-parameters. torchrec/ops/embedding/layout.py names the same fields in the same
 // order, and a test compares the two. Whoever changes one raises the version, which every spec begins with.
-constexpr int64_t kLayoutVersion = 2;
+constexpr int64_t kLayoutVersion = 3;
 #define ROWWISE_HEADER(X) X(version) X(tables) X(slots)
 #define ROWWISE_TABLE(X) X(dim) X(rows) X(num_embeddings) X(policy) X(rule) X(states) X(first_row) X(shard_rows)
 #define ROWWISE_SLOT(X) X(table) X(key) X(pooling) X(column)
 #define ROWWISE_HYPER(X)                                                                                          \
   X(lr) X(eps) X(beta1) X(beta2) X(weight_decay) X(momentum) X(eta) X(max_gradient) X(decoupled) X(nesterov) X(step) \
-  X(dampening)
+  X(dampening) X(dense) X(batch_l2) X(samples)
 
 #define ROWWISE_INTEGER(name) int64_t name;
 #define ROWWISE_REAL(name) double name;
@@ -290,6 +290,8 @@ Optimizer make_optimizer(const TableSpec& spec, const Hyper& h) {
   o.nesterov = h.nesterov != 0;
   o.dampening = static_cast<float>(h.dampening);
   o.step = h.step;
+  o.dense = h.dense != 0;
+  o.row_decay = h.samples > 0 ? static_cast<float>(h.batch_l2 / h.samples) : 0;
   return o;
 }
 

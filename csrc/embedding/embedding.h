@@ -81,6 +81,8 @@ struct Optimizer {
   float lr = 0, eps = 0, beta1 = 0, beta2 = 0, weight_decay = 0, momentum = 0, dampening = 0, eta = 0;
   float max_gradient = 0;      // 0: no clipping
   bool decoupled = false, nesterov = false;
+  bool dense = false;          // rows that no id chose are updated as well, by a gradient of zero
+  float row_decay = 0;         // times the weights of a row, added to its gradient for each id that chose it
   double step = 1;             // this update's number, from 1
   float* first = nullptr;
   float* second = nullptr;

@@ -156,6 +156,14 @@ ROWWISE_INLINE void update_lars(const Step& s, W* w, const float* g, float* m, i
   });
 }
 
+// Whether rows that no id chose are to be updated: they are told to be, and a gradient of zero would move them.
+ROWWISE_INLINE bool updates_all_rows(const Optimizer& o) {
+  const bool has_moments = o.rule == Rule::adam || o.rule == Rule::partial_rowwise_adam || o.rule == Rule::lamb ||
+                           o.rule == Rule::partial_rowwise_lamb;
+  const bool has_momentum = (o.rule == Rule::sgd || o.rule == Rule::lars_sgd) && o.momentum != 0;
+  return o.dense && (has_moments || has_momentum || o.weight_decay != 0);
+}
+
 // Rows that are updated together, each with its summed gradient.
 constexpr int kRows = 16;
 

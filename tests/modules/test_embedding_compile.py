@@ -149,6 +149,15 @@ def test_training_of_sequences() -> None:
     train(Sequences, {"optimizer": "adam", "lr": 0.1}, "aot_eager")
 
 
+@compiled_updates
+@pytest.mark.parametrize("kind", [Model, Sequences])
+@pytest.mark.parametrize(
+    "options", [{"lazy": False}, {"batch_l2": 3.0}, {"lazy": False, "batch_l2": 3.0}], ids=str
+)
+def test_kinds_of_updates(kind: type[nn.Module], options: dict[str, Any]) -> None:
+    train(kind, {"optimizer": "adam", "lr": 0.1, "optimizer_options": options}, "aot_eager")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", TRAINING)
 @pytest.mark.parametrize("kind", [Model, Sequences])

@@ -586,9 +586,9 @@ def test_states_of_the_wrong_size_are_refused() -> None:
 @pytest.mark.parametrize(
     "hyper",
     [
-        torch.zeros(2, 12),
-        torch.zeros(1, 12, dtype=torch.float64),
-        torch.zeros(1, 12, device="meta"),
+        torch.zeros(2, 15),
+        torch.zeros(1, 15, dtype=torch.float64),
+        torch.zeros(1, 15, device="meta"),
     ],
     ids=["float32", "too_few", "elsewhere"],
 )
@@ -597,5 +597,5 @@ def test_hyper_parameters_that_kernels_cannot_read_are_refused(hyper: Tensor) ->
     m = make(case)
     t = trained(case, m, "sgd")
     t.hyper = hyper
-    with pytest.raises(TypeError, match=r"`hyper` should be float64 \(2, 12\) on the CPU"):
+    with pytest.raises(TypeError, match=r"`hyper` should be float64 \(2, 15\) on the CPU"):
         update(native, t, m)

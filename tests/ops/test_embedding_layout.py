@@ -44,7 +44,7 @@ def test_python_and_kernels_name_the_same_fields_in_the_same_order() -> None:
 
 def test_the_tensor_of_a_spec_is_laid_out_as_named() -> None:
     numbers = iter(LookupSpec(TABLES, SLOTS, 2, 7).tensor.tolist())
-    assert {n: next(numbers) for n in layout.HEADER} == {"version": 2, "tables": 2, "slots": 2}
+    assert {n: next(numbers) for n in layout.HEADER} == {"version": 3, "tables": 2, "slots": 2}
     assert {n: next(numbers) for n in layout.TABLE} == {
         "dim": 4, "rows": 30, "num_embeddings": 20, "policy": 2, "rule": 3, "states": 2,
         "first_row": 7, "shard_rows": 11,
@@ -109,9 +109,9 @@ BACKENDS = [
     ("spoil", "message"),
     [
         pytest.param(
-            lambda t: t.index_fill(0, torch.tensor([0]), 1), "version 2.*Received 1", id="version"
+            lambda t: t.index_fill(0, torch.tensor([0]), 1), "version 3.*Received 1", id="version"
         ),
-        pytest.param(lambda t: t[:0], "version 2.*Received no numbers", id="empty"),
+        pytest.param(lambda t: t[:0], "version 3.*Received no numbers", id="empty"),
     ],
 )
 def test_another_version_is_refused(backend, spoil, message) -> None:
@@ -141,7 +141,7 @@ def test_kernels_refuse_a_spec_that_is_too_short(cut: slice) -> None:
 )
 def test_kernels_of_another_layout_are_refused_when_they_are_loaded(library, request) -> None:
     version = request.node.callspec.id
-    with pytest.raises(ImportError, match=f"version 2 of the layout.*Received {version}: build"):
+    with pytest.raises(ImportError, match=f"version 3 of the layout.*Received {version}: build"):
         native.require_layout(library)
 
 

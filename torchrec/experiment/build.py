@@ -48,4 +48,6 @@ def table_optimizer(training: TrainingSection) -> TableOptimizer:
         optimizer=training.embedding_optimizer,
         lr=training.embedding_learning_rate or training.learning_rate,
         weight_decay=training.embedding_weight_decay,
+        updates=training.embedding_updates,
+        batch_l2=training.embedding_l2,
     )

@@ -215,10 +215,22 @@ class TrainingSection(Section):
     embedding_learning_rate: PositiveFloat | None = Field(
         default=None, description="of the tables; none: `learning_rate`"
     )
-    embedding_optimizer: TableRule = Field(
-        default="adam", description="of the tables; updates only the rows of the batch"
+    embedding_optimizer: TableRule = Field(default="adam", description="of the tables")
+    embedding_updates: Literal["lazy", "dense"] = Field(
+        default="lazy",
+        description="which rows of the tables a step updates: `lazy` those of the batch, `dense` all, "
+        "as by the same optimizer outside of the backward pass",
     )
-    embedding_weight_decay: NonNegativeFloat = Field(default=0.0, description="of the tables")
+    embedding_weight_decay: NonNegativeFloat = Field(
+        default=0.0,
+        description="of the rows of the tables that a step updates: of adamw decoupled from the "
+        "gradient, else an L2 penalty",
+    )
+    embedding_l2: NonNegativeFloat = Field(
+        default=0.0,
+        description="L2 penalty of the rows that the samples of the batch look up, in the gradient of "
+        "the loss: half of it times the mean over the samples of the sum of their squares",
+    )
     schedule: ScheduleSection = Field(
         default=ScheduleSection(), description="the learning rates over time"
     )

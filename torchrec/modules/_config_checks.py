@@ -129,7 +129,7 @@ def _check_options(config: TableFields) -> None:
                 raise TypeError(
                     f"`betas` of table '{config.name}' should be two numbers. Received {value!r}."
                 )
-        elif name not in ("weight_decay_mode", "nesterov") and value is not None:
+        elif name not in ("weight_decay_mode", "nesterov", "lazy") and value is not None:
             _check_number(config, str(name), value)
 
 

@@ -480,10 +480,16 @@ def _rule_of(config: BaseEmbeddingConfig) -> FusedRule | None:
     options["lr"] = 0.0 if config.lr is None else config.lr
     if config.weight_decay is not None:
         options["weight_decay"] = config.weight_decay
-    unknown = [name for name in options if name not in rule.options]
+    unknown = [name for name in options if name not in rule.table_options]
     if unknown:
         raise ValueError(
-            f"`optimizer_options` of table '{config.name}' should be among {list(rule.options)}, "
+            f"`optimizer_options` of table '{config.name}' should be among {list(rule.table_options)}, "
             f"which {config.optimizer.name} has. Received '{unknown[0]}'."
+        )
+    if config.lr is None and options.get("batch_l2"):
+        raise ValueError(
+            f"`batch_l2` of table '{config.name}' should come with an `lr`: the gradient that waits for "
+            "another optimizer's step does not tell how often each row was looked up. Received "
+            f"{options['batch_l2']} and no `lr`."
         )
     return FusedRule(config.optimizer, rule.hyper(options), inherits_lr=config.lr is None)

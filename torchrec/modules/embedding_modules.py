@@ -410,7 +410,7 @@ class EmbeddingCollection(
         offsets, sizes = features.offset_per_key(), features.length_per_key()
         starts = [offsets[slot.key] for slot in spec.slots]
         counts = [sizes[slot.key] for slot in spec.slots]
-        ids = Ids(features.values(), starts, counts)
+        ids = Ids(features.values(), starts, counts, features.stride())
         try:
             outputs, out_of_range = lookup_sequences(weights, spec, ids, self._dtype(), groups)
         except IdOutOfRangeError as error:

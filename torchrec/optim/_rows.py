@@ -33,7 +33,8 @@ def apply_rule(
     """Update ``param`` and ``state`` in place from one gradient.
 
     A sparse gradient updates the rows that it names, its duplicates summed first; all other rows
-    keep weights and state, and weight decay and momentum do not act on them either. Computes in
+    keep weights and state, and weight decay and momentum do not act on them either, unless
+    ``hyper.lazy`` is off: then it counts as the dense gradient that it stands for. Computes in
     float32, or in the type of the parameter where that is wider.
 
     Args:
@@ -50,7 +51,7 @@ def apply_rule(
             f"Received {grad.sparse_dim()} for a parameter of shape {tuple(param.shape)}."
         )
     dtype = torch.promote_types(param.dtype, torch.float32)
-    if grad.is_sparse and param.dim() > 1:
+    if grad.is_sparse and param.dim() > 1 and not rule.updates_all_rows(hyper):
         _apply_sparse(rule, param, grad.to(dtype).coalesce(), state, step, hyper)
         return
     if grad.is_sparse:

@@ -96,7 +96,7 @@ def fused_rule(
     rule = RULES[kind]
     options = {}
     for name, value in optimizer_kwargs.items():
-        if name in rule.options:
+        if name in rule.table_options:
             options[name] = value
         elif name in _UNFUSED:
             if value:
@@ -107,6 +107,6 @@ def fused_rule(
         elif name not in _MANNER:
             raise TypeError(
                 f"The fused update of `{optimizer_class.__name__}` takes "
-                f"{', '.join(rule.options)}. Received '{name}'."
+                f"{', '.join(rule.table_options)}. Received '{name}'."
             )
     return kind, rule.hyper(options)

@@ -23,11 +23,12 @@ from torchrec.ops.embedding import (
     TableSpec,
     Updater,
     bag_row_grads,
+    choose_rows,
     new_hyper,
     sequence_row_grads,
     write_hyper,
 )
-from torchrec.ops.embedding.hyper import LR, STEP
+from torchrec.ops.embedding.hyper import LR, SAMPLES, STEP
 from torchrec.optim.backward_pass import at_end_of_backward_pass, backward_pass_number
 from torchrec.optim.owners import UpdateTime
 from torchrec.optim.scaled_steps import scaled_steps
@@ -47,6 +48,11 @@ class BagGradient:
         """Update the tables straight away, by one call of the kernel."""
         updater.update_bags(self.grad, self.weights, self.spec, self.bags)
 
+    @property
+    def samples(self) -> int:
+        """How many samples looked something up."""
+        return self.grad.shape[0]
+
     def rows(self) -> list[RowGradients | None]:
         """Return the gradients of the rows of each table; None for one that is frozen."""
         pairs = bag_row_grads(self.grad, self.weights, self.spec, self.bags)
@@ -54,6 +60,15 @@ class BagGradient:
             None if table.optimizer is None else RowGradients(*pair)
             for table, *pair in zip(self.spec.tables, pairs[::2], pairs[1::2], strict=True)
         ]
+
+    def times(self) -> list[Tensor]:
+        """Return, for each table, how often each of its `rows` was looked up."""
+        offsets, keys = self.bags.offsets, self.spec.num_keys
+        size = (len(offsets) - 1) // keys if keys else 0
+        ends = offsets[::size].tolist() if size else [0] * (keys + 1)
+        starts = [ends[slot.key] for slot in self.spec.slots]
+        counts = [ends[slot.key + 1] - ends[slot.key] for slot in self.spec.slots]
+        return _times(self.spec, Ids(self.bags.values, starts, counts))
 
 
 @dataclass
@@ -64,6 +79,11 @@ class SequenceGradient:
     weights: list[Tensor]
     spec: LookupSpec
     ids: Ids
+
+    @property
+    def samples(self) -> int:
+        """How many samples looked something up."""
+        return self.ids.samples
 
     def apply(self, updater: Updater) -> None:
         """Update the tables straight away, by one call of the kernel."""
@@ -84,6 +104,23 @@ class SequenceGradient:
             )
         ]
 
+    def times(self) -> list[Tensor]:
+        """Return, for each table, how often each of its `rows` was looked up, where it got a gradient."""
+        counts = [
+            0 if grad is None else count
+            for grad, count in zip(self.grads, self.ids.counts, strict=True)
+        ]
+        return _times(self.spec, Ids(self.ids.values, self.ids.starts, counts))
+
+
+def _times(spec: LookupSpec, ids: Ids) -> list[Tensor]:
+    """Return, for each table, how often each row that some id chose was chosen, in order of the rows."""
+    rows = choose_rows(spec, ids)[0].split(list(ids.counts))
+    chosen: list[list[Tensor]] = [[ids.values.new_empty(0, dtype=torch.int64)] for _ in spec.tables]
+    for slot, mine in zip(spec.slots, rows, strict=True):
+        chosen[slot.table].append(mine[mine >= 0])
+    return [torch.cat(mine).unique(return_counts=True)[1] for mine in chosen]
+
 
 LookupGradient = BagGradient | SequenceGradient
 _takes_gradient = attrgetter("requires_grad")
@@ -99,6 +136,7 @@ class PassGradients:
     backward_pass: int
     lookups: list[LookupGradient] = field(default_factory=list)
     rows: list[tuple[TableUpdate, RowGradients]] = field(default_factory=list)
+    samples: int = 0  # that `rows` are of
 
 
 class JointUpdate(Updater):
@@ -122,6 +160,7 @@ class JointUpdate(Updater):
         self.updated: UpdateTime | None = None
         self._arrived = -1  # number of the backward pass that gradients came from last
         self._stale = self._stale_rates = True
+        self._penalises = False  # whether a table has an L2 penalty of the rows looked up
         self._passes: dict[int, ref[PassGradients]] = {}
         self._rows_spec: LookupSpec | None = None
         for row, update in zip(self.hyper, updates, strict=True):
@@ -141,9 +180,17 @@ class JointUpdate(Updater):
         self._stale_rates = True
         self._stale |= not only_rate
 
-    def rows_arrived(self, update: TableUpdate, rows: RowGradients) -> None:
-        """Apply gradients of rows of one table at the end of this backward pass."""
-        self.pass_gradients().rows.append((update, rows))
+    def rows_arrived(self, update: TableUpdate, rows: RowGradients, samples: int = 0) -> None:
+        """Apply gradients of rows of one table at the end of this backward pass.
+
+        Args:
+            update: of the table.
+            rows: the gradients.
+            samples: that looked these rows up; 0: nobody did.
+        """
+        brought = self.pass_gradients()
+        brought.rows.append((update, rows))
+        brought.samples = max(brought.samples, samples)
 
     def pass_gradients(self) -> PassGradients:
         """Return what the backward pass under way has brought so far; what is added is applied at its end."""
@@ -171,15 +218,24 @@ class JointUpdate(Updater):
         alone = len(lookups) == 1 and not brought.rows and not self._frozen_since(lookups[0])
         if alone and not any(update.waiting or update.collecting for update in self.updates):
             self._write_hyper()
+            if self._penalises:
+                self.hyper[:, SAMPLES] = lookups[0].samples
             self.updated = scaled_steps.now(brought.backward_pass)
             lookups[0].apply(self)
             return
         self._arrived = brought.backward_pass
         # All of it first: where one look-up fails, no other may wait for the next pass.
-        looked_up = [zip(self.updates, lookup.rows(), strict=True) for lookup in lookups]
+        looked_up = [
+            zip(self.updates, _rows_of(lookup, self.updates), strict=True) for lookup in lookups
+        ]
+        met: set[TableUpdate] = set()
         for update, rows in [*chain.from_iterable(looked_up), *brought.rows]:
             if rows is not None and update.weight.requires_grad:
                 update.waiting.append(rows)
+                met.add(update)
+        samples = max([brought.samples, *(lookup.samples for lookup in lookups)])
+        for update in met:
+            update.samples_waiting += samples
         self.apply_waiting([update for update in self.updates if not update.collecting])
 
     def _check_memory(self) -> None:
@@ -209,10 +265,8 @@ class JointUpdate(Updater):
         chosen = {id(update) for update in updates if update.waiting}
         if not chosen:
             return
-        taken = [update.waiting if id(update) in chosen else [] for update in self.updates]
-        for update in self.updates:
-            if id(update) in chosen:
-                update.waiting = []  # an update that fails is not made later
+        # Taken first: an update that fails is not made later.
+        taken = [update.take_waiting() if id(update) in chosen else [] for update in self.updates]
         rows: list[Tensor] = []
         grads: list[Tensor | None] = []
         for update, waiting in zip(self.updates, taken, strict=True):
@@ -223,6 +277,8 @@ class JointUpdate(Updater):
         starts = [sum(counts[:t]) for t in range(len(counts))]
         weights = [update.weight for update in self.updates]
         self._write_hyper()
+        if self._penalises:
+            self.hyper[:, SAMPLES] = 0  # the penalty is in the gradients already
         self.updated = scaled_steps.now(self._arrived)
         with torch.no_grad():
             super().update_sequences(
@@ -254,11 +310,23 @@ class JointUpdate(Updater):
         if self._stale:
             for row, update in zip(self.hyper, self.updates, strict=True):
                 write_hyper(row, update.hyper)
+            self._penalises = any(update.hyper.batch_l2 for update in self.updates)
         else:
             rates = [update.lr for update in self.updates]
             self.hyper[:, LR] = torch.tensor(rates, dtype=torch.float64, device=self.hyper.device)
         self._stale = False
         self._stale_rates = any(update.lr_is_tensor for update in self.updates)
+
+
+def _rows_of(gradient: LookupGradient, updates: list[TableUpdate]) -> list[RowGradients | None]:
+    """Return the gradients of the rows of each table, with how often each was looked up where it counts."""
+    found = gradient.rows()
+    if not any(update.group is not None and update.group["batch_l2"] for update in updates):
+        return found
+    return [
+        None if rows is None else rows._replace(times=times)
+        for rows, times in zip(found, gradient.times(), strict=True)
+    ]
 
 
 class LookupUpdater(Updater):
@@ -293,6 +361,6 @@ class LookupUpdater(Updater):
         if isinstance(joint, JointUpdate) and joint.updates is self.updates:
             joint.pass_gradients().lookups.append(gradient)
             return
-        for update, rows in zip(self.updates, gradient.rows(), strict=True):
-            if rows is not None and update.joint is not None:
-                update.joint.rows_arrived(update, rows)
+        for update, rows in zip(self.updates, _rows_of(gradient, self.updates), strict=True):
+            if rows is not None and isinstance(update.joint, JointUpdate):
+                update.joint.rows_arrived(update, rows, gradient.samples)

@@ -13,7 +13,7 @@ from torchrec.ops.embedding.updates import ROWWISE_ADAGRAD, RULES, Hyper
 from torchrec.optim._rows import apply_rule, new_state
 
 # What other optimizers of this package and of torch take; a shared configuration may hold them.
-_FOREIGN = {name for rule in RULES.values() for name in rule.options} | {
+_FOREIGN = {name for rule in RULES.values() for name in rule.options if name != "lazy"} | {
     "amsgrad",
     "capturable",
     "differentiable",

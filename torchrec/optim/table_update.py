@@ -46,10 +46,12 @@ class RowGradients(NamedTuple):
     Attributes:
         rows: int64 ``(n,)``.
         values: ``(n, D)``.
+        times: how often each row was looked up, ``(n,)``; None where nobody asks.
     """
 
     rows: Tensor
     values: Tensor
+    times: Tensor | None = None
 
 
 class _Collection(Protocol):
@@ -119,6 +121,7 @@ class TableUpdate(Owner):
         self.states: dict[str, Tensor] = {}
         self.step = torch.zeros((), dtype=torch.float64, device="cpu")
         self.waiting: list[RowGradients] = []
+        self.samples_waiting = 0  # that the waiting gradients are of
         self.collecting = False  # within `accumulate()`: what arrives waits for a later update
         self.joint: _Applier | None = None
         self.group: HyperGroup | None = None
@@ -238,8 +241,8 @@ class TableUpdate(Owner):
         """Train by this rule, with no state, from now on."""
         self.rule, self.states = rule, {}
         self.step = torch.zeros((), dtype=torch.float64, device="cpu")
-        self.waiting, self.joint = [], None
-        options = RULES[rule.optimizer].options
+        self.waiting, self.samples_waiting, self.joint = [], 0, None
+        options = RULES[rule.optimizer].table_options
         values = {name: getattr(rule.hyper, name) for name in options}
         params = [] if self._weight is None else [self._weight]
         self.group = HyperGroup({"params": params, **values}, self)
@@ -298,7 +301,7 @@ class TableUpdate(Owner):
         """
         if key == "lr":  # what schedulers write in every step
             _rate(value)
-        elif self.rule is not None and key in RULES[self.rule.optimizer].options:
+        elif self.rule is not None and key in RULES[self.rule.optimizer].table_options:
             hyper = RULES[self.rule.optimizer].hyper({**group, key: value})
             if RULES[self.rule.optimizer].state_names(hyper) != self.rule.state_names:
                 raise ValueError(
@@ -383,9 +386,18 @@ class TableUpdate(Owner):
 
     # Gradients.
 
+    def take_waiting(self) -> list[RowGradients]:
+        """Return the gradients that wait, with the L2 penalty of the rows looked up; none wait any more."""
+        waiting, samples = self.waiting, self.samples_waiting
+        self.waiting, self.samples_waiting = [], 0
+        strength = 0.0 if self.group is None else float(self.group["batch_l2"])
+        if not strength or not samples:
+            return waiting
+        return [_penalised(each, self.weight, strength / samples) for each in waiting]
+
     def discard_gradients(self) -> None:
         """Drop the gradients that wait for a later update, where no other optimizer has to do it."""
-        self.waiting = []
+        self.take_waiting()
         if self.in_backward:
             self.weight.grad = None
 
@@ -492,6 +504,15 @@ def _rows_of(grad: Tensor) -> RowGradients:
     return RowGradients(*row_gradients(grad if grad.is_sparse else grad.to_sparse(1)))
 
 
+def _penalised(waiting: RowGradients, weight: Tensor, factor: float) -> RowGradients:
+    """Add to gradients ``factor`` times the weights of their rows, as often as these were looked up."""
+    if waiting.times is None:
+        return waiting
+    penalty = weight.detach()[waiting.rows].to(waiting.values.dtype) * waiting.times.unsqueeze(1)
+    return RowGradients(waiting.rows, waiting.values + factor * penalty)
+
+
 def _without(waiting: RowGradients, rows: Tensor) -> RowGradients:
     stays = ~torch.isin(waiting.rows, rows)
-    return RowGradients(waiting.rows[stays], waiting.values[stays])
+    times = None if waiting.times is None else waiting.times[stays]
+    return RowGradients(waiting.rows[stays], waiting.values[stays], times)

@@ -32,7 +32,7 @@ C = TypeVar("C", bound=BaseEmbeddingConfig)
 
 
 TableRule: TypeAlias = Annotated[
-    Literal["adam", "adagrad", "rowwise_adagrad", "sgd"], BeforeValidator(optimizer_value)
+    Literal["adam", "adamw", "adagrad", "rowwise_adagrad", "sgd"], BeforeValidator(optimizer_value)
 ]
 """The update rules that an experiment can name for its tables."""
 
@@ -43,7 +43,10 @@ class TableOptimizer(BaseModel):
     Attributes:
         optimizer: the rule.
         lr: learning rate.
-        weight_decay: L2 penalty.
+        weight_decay: pull towards zero: of adamw decoupled from the gradient, else an L2 penalty.
+        updates: ``"lazy"``: of the rows of the batch alone; ``"dense"``: of all rows, as of a table
+            with a dense gradient.
+        batch_l2: L2 penalty of the rows that a batch looks up, as a mean over its samples.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -51,6 +54,14 @@ class TableOptimizer(BaseModel):
     optimizer: TableRule
     lr: PositiveFloat
     weight_decay: NonNegativeFloat = 0.0
+    updates: Literal["lazy", "dense"] = "lazy"
+    batch_l2: NonNegativeFloat = 0.0
+
+    @property
+    def options(self) -> dict[str, float | bool]:
+        """What a table's ``optimizer_options`` say of this."""
+        lazy: dict[str, float | bool] = {} if self.updates == "lazy" else {"lazy": False}
+        return {**lazy, "batch_l2": self.batch_l2} if self.batch_l2 else lazy
 
 
 def build_model(
@@ -181,6 +192,7 @@ def table_config(
         lr=None if optimizer is None else optimizer.lr,
         weight_decay=None if optimizer is None else optimizer.weight_decay,
         init_fn=table_init_fn(rule, spec.rows, dim),
+        optimizer_options={} if optimizer is None else optimizer.options,
     )
 
 

@@ -13,6 +13,7 @@ from torchrec.ops.embedding.updates import Hyper
 
 LR = HYPER.index("lr")
 STEP = HYPER.index("step")
+SAMPLES = HYPER.index("samples")
 
 
 def write_hyper(row: Tensor, hyper: Hyper) -> None:
@@ -36,6 +37,9 @@ def write_hyper(row: Tensor, hyper: Hyper) -> None:
         "nesterov": float(hyper.nesterov),
         "step": float(row[STEP]),
         "dampening": hyper.dampening,
+        "dense": float(not hyper.lazy),
+        "batch_l2": hyper.batch_l2,
+        "samples": 0.0,
     }
     row.copy_(torch.tensor([numbers[name] for name in HYPER], dtype=torch.float64, device="cpu"))
 
@@ -54,6 +58,8 @@ def read_hyper(row: Tensor) -> tuple[Hyper, int]:
         dampening=number["dampening"],
         nesterov=bool(number["nesterov"]),
         eta=number["eta"],
+        lazy=not number["dense"],
+        batch_l2=number["batch_l2"],
     )
     return hyper, int(number["step"])
 

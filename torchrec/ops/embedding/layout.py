@@ -6,7 +6,7 @@ same order, and ``tests/ops/test_embedding_layout.py`` compares the two. Whoever
 the first number of every spec, and kernels refuse another version than theirs.
 """
 
-VERSION = 2
+VERSION = 3
 
 HEADER = ("version", "tables", "slots")
 TABLE = (
@@ -33,4 +33,7 @@ HYPER = (
     "nesterov",
     "step",  # updates made
     "dampening",
+    "dense",
+    "batch_l2",
+    "samples",  # of the next update, which `batch_l2` is divided by; 0: without it
 )

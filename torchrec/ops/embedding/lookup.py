@@ -62,11 +62,13 @@ class Ids:
         values: ids of all keys, int32 or int64, ``(N,)``.
         starts: for each slot.
         counts: for each slot.
+        samples: how many samples they are of, for updates that divide by it.
     """
 
     values: Tensor
     starts: Sequence[int]
     counts: Sequence[int]
+    samples: int = 0
 
     def arguments(self, spec: LookupSpec) -> tuple[object, ...]:
         """Return the spec and the input as the operators take them."""
@@ -223,13 +225,14 @@ class _SequenceLookup(torch.autograd.Function):
         values: Tensor,
         starts: Sequence[int],
         counts: Sequence[int],
+        samples: int,
         updated: list[Tensor] | None,
         *inputs: Tensor,
     ) -> tuple[Tensor, ...]:
         weights = list(inputs) if updated is None else updated
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(values)
-        ctx.groups, ctx.starts, ctx.counts = groups, starts, counts
+        ctx.groups, ctx.starts, ctx.counts, ctx.samples = groups, starts, counts, samples
         ctx.weights, ctx.recorded = weights, len(inputs)
         outputs = _gather(weights, spec, Ids(values, starts, counts), dtype)
         ctx.mark_non_differentiable(outputs[-1])
@@ -245,7 +248,7 @@ class _SequenceLookup(torch.autograd.Function):
             mine = [weights[t] for t in group.tables]
             received = [output_grads[s] for s in group.slots]
             starts, counts = ([n[s] for s in group.slots] for n in (ctx.starts, ctx.counts))
-            ids = Ids(values, starts, counts)
+            ids = Ids(values, starts, counts, ctx.samples)
             if isinstance(group.gradient, Updater):
                 if updated:
                     _update_sequences(group, group.gradient, received, mine, ids)
@@ -264,7 +267,7 @@ class _SequenceLookup(torch.autograd.Function):
             for number, (t, g) in enumerate(zip(group.tables, found, strict=True)):
                 grads[t] = g if number in used else None
         recorded = grads if ctx.recorded == len(grads) else (None,) * ctx.recorded
-        return (None, None, None, None, None, None, None, *recorded)
+        return (None, None, None, None, None, None, None, None, *recorded)
 
 
 def _pool(
@@ -424,7 +427,7 @@ def lookup_sequences(
         refuse_gradient_in_jit_trace()
         updated, inputs = _recorded(weights, groups)
         outputs = _SequenceLookup.apply(  # type: ignore[no-untyped-call]
-            spec, groups, dtype, ids.values, ids.starts, ids.counts, updated, *inputs
+            spec, groups, dtype, ids.values, ids.starts, ids.counts, ids.samples, updated, *inputs
         )
     else:
         outputs = _gather(weights, spec, ids, dtype)
@@ -496,7 +499,14 @@ def _update_sequences(
 ) -> None:
     if is_compiling():
         _queue_sequences(
-            grads, group.mark, weights, ids.values, ids.starts, ids.counts, group.number
+            grads,
+            group.mark,
+            weights,
+            ids.values,
+            ids.starts,
+            ids.counts,
+            ids.samples,
+            group.number,
         )
     else:
         updater.update_sequences(grads, weights, group.spec, ids)
@@ -542,9 +552,11 @@ def _queue_sequences(
     values: Tensor,
     starts: list[int],
     counts: list[int],
+    samples: int,
     number: int,
 ) -> None:
     """Hand the gradients of a compiled look-up of sequences to its updater."""
     group, updater = _updater_of(number)
     kept = [None if grad is None else grad.clone() for grad in grads]
-    updater.update_sequences(kept, weights, group.spec, Ids(values.clone(), starts, counts))
+    ids = Ids(values.clone(), starts, counts, samples)
+    updater.update_sequences(kept, weights, group.spec, ids)

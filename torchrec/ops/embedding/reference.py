@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchrec.ops.embedding.failure import raise_bad_bag
-from torchrec.ops.embedding.hyper import STEP, read_hyper
+from torchrec.ops.embedding.hyper import SAMPLES, STEP, read_hyper
 from torchrec.ops.embedding.layout import HYPER
 from torchrec.ops.embedding.row_choice import Chosen, check_ids, choose
 from torchrec.ops.embedding.spec import (
@@ -306,6 +306,15 @@ def _update(
         hyper[t, STEP] += 1
         settings, step = read_hyper(hyper[t])
         unique, sums = _sum_by_row(*pair)
+        samples = float(hyper[t, SAMPLES])
+        if settings.batch_l2 and samples:
+            times = pair[0].unique(return_counts=True)[1].to(sums.dtype)
+            factors = torch.tensor(settings.batch_l2 / samples, dtype=sums.dtype) * times
+            sums = sums + weight[unique].to(sums.dtype) * factors.unsqueeze(1)
+        if rule.updates_all_rows(settings):
+            rest = sums.new_zeros((weight.shape[0], sums.shape[1]))
+            sums = rest.index_copy(0, unique, sums)
+            unique = torch.arange(weight.shape[0], device=weight.device)
         names = rule.state_names(settings)
         old = {name: state[unique] for name, state in zip(names, mine, strict=True)}
         new_rows, new = rule.update(weight[unique].to(sums.dtype), sums, old, step, settings)

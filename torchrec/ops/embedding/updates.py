@@ -16,7 +16,9 @@ Every rule has the same form::
 - ``hyper``: the hyper-parameters.
 
 The arguments are left as they are. Rows do not influence one another, so updating the touched rows
-alone equals updating all rows and keeping the touched ones.
+alone equals updating all rows and keeping the touched ones. The rows that were not touched are left
+alone, or, with ``lazy=False``, updated with a gradient of zero, as by an optimizer that is given a
+dense gradient.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ _NOT_NEGATIVE = (
     "dampening",
     "eta",
     "initial_accumulator_value",
+    "batch_l2",
 )
 
 State = Mapping[str, Tensor]
@@ -64,6 +67,10 @@ class Hyper:
         nesterov: look ahead along the momentum.
         eta: trust coefficient of LARS.
         initial_accumulator_value: where the sum of squares starts.
+        lazy: leave rows alone that no id of the batch chose. False: update them too, by a gradient
+            of zero: their moments decay, and they go on along their momentum.
+        batch_l2: of tables alone: adds ``batch_l2 / B * w`` to the gradient of a row for each id
+            that chose it, in a batch of B samples.
     """
 
     lr: float
@@ -77,9 +84,13 @@ class Hyper:
     nesterov: bool = False
     eta: float = 0.001
     initial_accumulator_value: float = 0.0
+    lazy: bool = True
+    batch_l2: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values that no update can mean."""
+        if not isinstance(self.lazy, bool):
+            raise ValueError(f"`lazy` should be True or False. Received {self.lazy!r}.")
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
             if not value >= 0.0:
@@ -296,6 +307,16 @@ class Rule:
     defaults: Hyper
     options: tuple[str, ...]
 
+    @property
+    def table_options(self) -> tuple[str, ...]:
+        """Names of the hyper-parameters of a table that its look-up updates: these and one more."""
+        return (*self.options, "batch_l2")
+
+    def updates_all_rows(self, hyper: Hyper) -> bool:
+        """Whether rows that no id chose are updated: they are to be, and a gradient of zero moves them."""
+        moving = {"momentum_buffer", "exp_avg"}.intersection(self.state_names(hyper))
+        return not hyper.lazy and (bool(moving) or hyper.weight_decay != 0.0)
+
     def state_names(self, hyper: Hyper) -> tuple[str, ...]:
         """Names of the state that is kept under ``hyper``: without momentum, no momentum buffer."""
         return tuple(n for n in self.state if n != "momentum_buffer" or hyper.momentum != 0.0)
@@ -306,7 +327,7 @@ class Rule:
 
     def hyper(self, options: Mapping[str, Any]) -> Hyper:
         """Read the hyper-parameters out of ``options``, say a parameter group."""
-        given = {name: options[name] for name in self.options if name in options}
+        given = {name: options[name] for name in self.table_options if name in options}
         if "lr" in given:
             given["lr"] = float(given["lr"])
         if "betas" in given:
@@ -322,11 +343,11 @@ class Rule:
         return torch.full(shape, value, dtype=dtype, device=weights.device)
 
 
-_DECAY = ("weight_decay", "weight_decay_mode", "max_gradient")
+_DECAY = ("weight_decay", "weight_decay_mode", "max_gradient", "lazy")
 _MOMENTS = {"exp_avg": False, "exp_avg_sq": False}
 _ROW_MOMENTS = {"exp_avg": False, "exp_avg_sq": True}
 _ADAM = ("lr", "betas", "eps", *_DECAY)
-_LAMB = ("lr", "betas", "eps", "weight_decay", "max_gradient")
+_LAMB = ("lr", "betas", "eps", "weight_decay", "max_gradient", "lazy")
 _ADAGRAD = ("lr", "eps", "initial_accumulator_value", *_DECAY)
 
 SGD = Rule(
@@ -348,7 +369,7 @@ LARS_SGD = Rule(
     lars_sgd,
     {"momentum_buffer": False},
     Hyper(lr=1e-2),
-    ("lr", "momentum", "weight_decay", "eta", "max_gradient"),
+    ("lr", "momentum", "weight_decay", "eta", "max_gradient", "lazy"),
 )
 
 RULES: Mapping[OptimizerType, Rule] = {
