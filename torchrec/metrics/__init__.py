@@ -1,7 +1,27 @@
-"""What is measured while a model learns, and how good it is in the end."""
+"""What is measured while a model learns, how good it is in the end, and how sure that is."""
 
 from torchrec.metrics.binary import BinaryMetrics, ScoreCurves
+from torchrec.metrics.bootstrap import bootstrap_interval
+from torchrec.metrics.delong import (
+    AucDifference,
+    AucEstimates,
+    auc_estimates,
+    independent_difference,
+)
+from torchrec.metrics.interval import Interval
 from torchrec.metrics.regression import RegressionMetrics
 from torchrec.metrics.report import Metrics, Report
 
-__all__ = ["BinaryMetrics", "Metrics", "RegressionMetrics", "Report", "ScoreCurves"]
+__all__ = [
+    "AucDifference",
+    "AucEstimates",
+    "BinaryMetrics",
+    "Interval",
+    "Metrics",
+    "RegressionMetrics",
+    "Report",
+    "ScoreCurves",
+    "auc_estimates",
+    "bootstrap_interval",
+    "independent_difference",
+]
