@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 UNKNOWN = "\N{EN DASH}"
@@ -59,6 +59,91 @@ def extent(values: Iterable[float], margin: float = 0.06) -> tuple[float, float]
     low, high = min(finite), max(finite)
     room = (high - low) * margin if high > low else abs(high) / 2 or 0.5
     return low - room, high + room
+
+
+def focus(
+    lines: Sequence[tuple[Sequence[float], Sequence[float]]], margin: float = 0.06
+) -> tuple[tuple[float, float], bool]:
+    """Return bounds for what matters of lines that start with a steep part, such as those of learning.
+
+    That is what comes after the first tenth of the way, without the few most extreme points of a line
+    that has many; all of it, if the rest is not much more.
+
+    Args:
+        lines: ``x`` and ``y`` of each; values may lack (NaN).
+        margin: room beside. Default 0.06.
+
+    Returns:
+        The bounds, and whether anything is outside.
+
+    Example:
+        >>> steep = [1.0, 5.0] + [0.5 - 0.001 * n for n in range(18)]
+        >>> bounds, cut = focus([(range(20), steep)], margin=0.0)
+        >>> [round(bound, 3) for bound in bounds], cut
+        ([0.483, 0.5], True)
+    """
+    points = [[(x, y) for x, y in zip(*line, strict=True) if math.isfinite(y)] for line in lines]
+    every = [point for line in points for point in line]
+    if not every:
+        return (0.0, 1.0), False
+    first, last = min(x for x, _ in every), max(x for x, _ in every)
+    late = first + (last - first) / 10
+    kept: list[float] = []
+    for line in points:
+        values = sorted(y for x, y in line if x >= late)
+        spared = len(values) // 100
+        kept += values[spared : len(values) - spared]
+    low, high = min(kept), max(kept)
+    lowest, highest = min(y for _, y in every), max(y for _, y in every)
+    if len(every) < 8 or highest - lowest <= 1.25 * (high - low):
+        return extent((lowest, highest), margin), False
+    bounds = extent((low, high), margin)
+    return bounds, lowest < bounds[0] or highest > bounds[1]
+
+
+def clipped(
+    points: Sequence[tuple[float, float]], low: float, high: float
+) -> list[tuple[float, float] | None]:
+    """Return the part of a line between two values; None stands for a gap.
+
+    Args:
+        points: ``(x, y)``; a ``y`` that is not finite is a gap.
+        low: the lower value.
+        high: the upper one.
+
+    Example:
+        >>> clipped([(0.0, 2.0), (1.0, 0.0), (2.0, math.nan)], 0.0, 1.0)
+        [(0.5, 1.0), (1.0, 0.0), None]
+    """
+    found: list[tuple[float, float] | None] = []
+    for number, (x, y) in enumerate(points):
+        before = points[number - 1] if number else (x, math.nan)
+        crossings = _crossings(before, (x, y), low, high)
+        inside = low <= y <= high  # False for NaN
+        if found and found[-1] is not None and not low <= before[1] <= high:
+            found.append(None)
+        found += crossings
+        found.append((x, y) if inside else None)
+    tidy = [
+        point
+        for number, point in enumerate(found)
+        if point is not None or not number or found[number - 1] is not None
+    ]
+    return tidy[1:] if tidy and tidy[0] is None else tidy
+
+
+def _crossings(
+    start: tuple[float, float], end: tuple[float, float], low: float, high: float
+) -> list[tuple[float, float]]:
+    """Return where a straight line crosses two levels, in order."""
+    if not (math.isfinite(start[1]) and math.isfinite(end[1])):
+        return []
+    levels = (low, high) if start[1] < end[1] else (high, low)
+    return [
+        (start[0] + (end[0] - start[0]) * (level - start[1]) / (end[1] - start[1]), level)
+        for level in levels
+        if min(start[1], end[1]) < level < max(start[1], end[1])
+    ]
 
 
 def short(value: float, digits: int = 4) -> str:

@@ -1,0 +1,110 @@
+"""What the page is made of: cards, each drawn by a file of its own from one view of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from markupsafe import Markup
+
+from torchrec.report.charts import Chart
+
+if TYPE_CHECKING:
+    from torchrec.experiment.schema import Experiment
+    from torchrec.runs import Run
+
+Part = Literal["learning", "predictions", "features", "speed", "tables", "configuration"]
+
+
+@dataclass(frozen=True)
+class View:
+    """What cards draw from.
+
+    Attributes:
+        run: what its folder tells.
+        experiment: what was trained; None if its file is not there or does not read.
+        best: what is best possible, by metric; of generated data only.
+    """
+
+    run: Run
+    experiment: Experiment | None = None
+    best: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A rectangle of the page.
+
+    Attributes:
+        title: the heading.
+        about: a sentence on how to read it.
+        body: HTML.
+        legend: class and name of what is drawn.
+        wide: whether it takes the whole width.
+    """
+
+    title: str
+    about: str
+    body: Markup
+    legend: Sequence[tuple[str, str]] = ()
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class CardFile:
+    """What a file of `torchrec.report.cards` declares.
+
+    Attributes:
+        part: of the page.
+        position: within the part, ascending.
+        draw: returns the cards; none where there is nothing to show.
+    """
+
+    part: Part
+    position: int
+    draw: Callable[[View], list[Card]]
+
+
+def chart_cards(*charts: Chart | None) -> list[Card]:
+    """Return a card for each chart that there is."""
+    return [Card(one.title, one.about, one.svg, one.legend) for one in charts if one is not None]
+
+
+def table_html(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> Markup:
+    """Return a table: names to the left, numbers to the right.
+
+    Args:
+        head: names of the columns.
+        rows: name and cells of each.
+    """
+    titles = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in head)
+    lines = Markup("").join(
+        Markup('<tr><th scope="row">{}</th>{}</tr>\n').format(
+            name, Markup("").join(Markup("<td>{}</td>").format(cell) for cell in cells)
+        )
+        for name, cells in rows
+    )
+    return Markup(
+        '<div class="scroll"><table class="wide"><thead><tr>{}</tr></thead>\n<tbody>{}</tbody></table></div>'
+    ).format(titles, lines)
+
+
+def facts_html(facts: Sequence[tuple[str, str]], shown: int | None = None) -> Markup:
+    """Return names and values below one another.
+
+    Args:
+        facts: name and value of each.
+        shown: how many; the rest unfolds. Default: all.
+    """
+    first, rest = facts[:shown], facts[len(facts) if shown is None else shown :]
+    lines = Markup("").join(
+        Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value) for name, value in first
+    )
+    body = Markup('<dl class="counts">{}</dl>').format(lines)
+    return body + folded(f"{len(rest)} more", facts_html(rest)) if rest else body
+
+
+def folded(summary: str, body: Markup) -> Markup:
+    """Return what unfolds when its summary is pressed."""
+    return Markup("<details><summary>{}</summary>{}</details>").format(summary, body)

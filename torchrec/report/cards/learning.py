@@ -1,0 +1,143 @@
+"""Metrics over time: with the best evaluation, overfitting, and what to compare with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torchrec.report.card import Card, CardFile, View, chart_cards
+from torchrec.report.charts import Axis, Chart, Mark, Reference, Series, line_chart
+from torchrec.report.scale import focus
+from torchrec.runs import MetricsLine, Run
+
+_RISEN = 1.002  # validation loss against its best: less is noise
+
+
+@dataclass(frozen=True)
+class Overfitting:
+    """The validation loss rose while that of training fell."""
+
+    start: MetricsLine
+    end: MetricsLine
+
+    def sentence(self) -> str:
+        """Say so."""
+        low, high = (line.values["logloss"] for line in (self.start, self.end))
+        return (
+            f"Overfitting: since {moment(self.start)} the log loss of the validation data has risen "
+            f"({low:.4f} to {high:.4f}) while that of training fell."
+        )
+
+
+def moment(line: MetricsLine) -> str:
+    """Say when something was measured: after which epoch, or at which step."""
+    epoch = line.values.get("epoch", math.nan)
+    if math.isfinite(epoch) and epoch > 0 and abs(epoch - round(epoch)) < 1e-3:
+        return f"epoch {round(epoch)}"
+    return f"step {line.step:,.0f}"
+
+
+def overfitting(run: Run) -> Overfitting | None:
+    """Return where a run began to overfit, if it did.
+
+    Its validation loss ends above the lowest, and its training loss fell meanwhile.
+    """
+    valid = _measured(run, "valid", "logloss")
+    if len(valid) < 2:
+        return None
+    best = min(valid, key=lambda line: line.values["logloss"])
+    end = valid[-1]
+    if end.values["logloss"] < best.values["logloss"] * _RISEN:
+        return None
+    train = _measured(run, "train", "logloss")
+    before = [line for line in train if line.step <= best.step]
+    after = [line for line in train if best.step < line.step <= end.step]
+    if not before or not after:
+        return None
+    few = max(min(len(before), len(after)) // 5, 1)
+    fell = _mean(after[-few:]) < _mean(before[-few:])
+    return Overfitting(best, end) if fell else None
+
+
+def _mean(lines: list[MetricsLine]) -> float:
+    return sum(line.values["logloss"] for line in lines) / len(lines)
+
+
+def _measured(run: Run, split: str, metric: str) -> list[MetricsLine]:
+    return [
+        line
+        for line in run.lines
+        if line.split == split and math.isfinite(line.values.get(metric, math.nan))
+    ]
+
+
+def sample_axis(run: Run) -> Axis:
+    """Return the axis of training samples seen."""
+    last = max((line.samples for line in run.lines), default=1.0) or 1.0
+    return Axis("samples", bounds=(0.0, last))
+
+
+def _draw(view: View) -> list[Card]:
+    return chart_cards(
+        _chart(view, "auc", "AUC", "Higher is better; one half is guessing.", higher=True),
+        _chart(view, "ne", "Normalised entropy", "Lower is better; 1 is guessing the mean."),
+        _chart(view, "loss", "Loss", "What training minimises."),
+    )
+
+
+def _chart(view: View, metric: str, title: str, about: str, higher: bool = False) -> Chart | None:
+    run = view.run
+    lines, valid = [], []
+    for split in ("train", "valid"):
+        found = _measured(run, split, metric)
+        if metric == "loss" and not found:
+            found = _measured(run, split, metric := "logloss")  # the same, without weights
+        note = ""
+        if split == "valid" and len(found) > 1:
+            valid = found
+            best = (max if higher else min)(found, key=lambda line: line.values[metric])
+            note = f"(best {best.values[metric]:.4f}, {moment(best)})"
+        points = [line.samples for line in found], [line.values[metric] for line in found]
+        lines.append(Series(split, split, *points, note))
+    bounds, cut = focus([(line.x, line.y) for line in lines])
+    marks = _marks(view, "loss" if metric == "logloss" else metric, valid)
+    references = _references(view, metric)
+    bounds = _with_near(bounds, references)
+    return line_chart(
+        title,
+        f"{about} The start is cut off." if cut else about,
+        lines,
+        x=sample_axis(run),
+        y=Axis(bounds=bounds),
+        references=references,
+        marks=marks,
+    )
+
+
+def _marks(view: View, metric: str, valid: list[MetricsLine]) -> list[Mark]:
+    saved = view.run.facts.get("best_step")
+    marks = [Mark("saved", line.samples) for line in valid[:-1] if line.step == saved]
+    found = overfitting(view.run) if metric != "auc" else None
+    if found is not None:
+        marks.append(Mark("overfitting", found.start.samples, found.end.samples))
+    return marks
+
+
+def _references(view: View, metric: str) -> list[Reference]:
+    """Return what is best possible and what simple models reach, as far as it is known."""
+    key = "logloss" if metric == "loss" else metric
+    found = [Reference("best possible", view.best[key])] if key in view.best else []
+    return found
+
+
+def _with_near(bounds: tuple[float, float], references: list[Reference]) -> tuple[float, float]:
+    """Stretch bounds to the references that are near; the others are only named."""
+    low, high = bounds
+    span = high - low
+    for level in references:
+        if low - span < level.value < high + span:
+            low, high = min(low, level.value - span * 0.04), max(high, level.value + span * 0.04)
+    return low, high
+
+
+CARDS = CardFile("learning", 10, _draw)

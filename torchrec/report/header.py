@@ -1,0 +1,140 @@
+"""The head of the page: the result in large numbers, and the facts of the run."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from torchrec.files import read_index
+from torchrec.report.card import View
+from torchrec.report.cards.learning import moment
+from torchrec.report.scale import UNKNOWN, duration, memory
+from torchrec.runs import SPLITS, Run, RunFolder
+
+_METRICS = (
+    ("auc", "AUC", "share of (positive, negative) pairs in the right order"),
+    ("ne", "Normalised entropy", "log loss over that of guessing the mean"),
+    ("logloss", "Log loss", "mean of the negative log likelihood"),
+    ("calibration", "Calibration", "sum of predictions over number of positives"),
+)
+_FILES_SHOWN = 2
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number of the first line: what it is, its value, and the same elsewhere."""
+
+    name: str
+    value: str
+    about: str
+    beside: list[str]
+
+
+def tiles(run: Run, best: dict[str, float] | None = None) -> tuple[str, list[Tile]]:
+    """Return the metrics of the best split there is, with those of the others beside."""
+    # Of a run without a result: the last of what was measured.
+    scores = run.scores or {line.split: dict(line.values) for line in run.lines}
+    split = next((name for name in reversed(SPLITS) if name in scores), "")
+    shown = []
+    for key, name, about in _METRICS:
+        if key in scores.get(split, {}):
+            beside = [
+                f"{other} {score(scores[other][key])}"
+                for other in SPLITS
+                if other != split and key in scores.get(other, {})
+            ]
+            if best and key in best:
+                beside.append(f"best possible {score(best[key])}")
+            shown.append(Tile(name, score(scores[split][key]), about, beside))
+    return split, shown
+
+
+def score(value: float) -> str:
+    """Write a metric."""
+    return f"{value:.4f}" if math.isfinite(value) else UNKNOWN
+
+
+def summary(view: View, folder: RunFolder) -> list[tuple[str, str]]:
+    """Return the facts of a run: model, length, speed; data, seed, versions, how to repeat it."""
+    run, experiment = view.run, view.experiment
+    facts = [] if experiment is None else [("model", str(experiment.model.name))]
+    facts += _length(run)
+    if experiment is not None:
+        facts += _data(view)
+        facts.append(("seed", str(experiment.training.seed)))
+    facts += _made(folder)
+    if folder.experiment.is_file():
+        path = shlex.quote(os.fspath(folder.experiment))
+        facts.append(("again", f"torchrec train {path} -o {shlex.quote(f'{folder.path}-again')}"))
+    return facts
+
+
+def _length(run: Run) -> list[tuple[str, str]]:
+    last = next((line for line in reversed(run.lines) if line.split == "train"), None)
+    facts: list[tuple[str, str]] = []
+    if last:
+        facts.append(("samples", f"{last.samples:,.0f}"))
+        facts.append(("steps", f"{last.step:,.0f}"))
+    best = run.facts.get("best_step")
+    if last and best is not None and best != last.step:
+        at = next((line for line in run.lines if line.split == "valid" and line.step == best), None)
+        when = "" if at is None or moment(at).startswith("step") else f" ({moment(at)})"
+        facts.append(("weights of step", f"{best:,.0f}{when}, the best on valid"))
+    seconds = run.facts.get("seconds", last.seconds if last else 0.0)
+    if seconds:
+        facts.append(("time", duration(seconds)))
+    if "samples_per_second" in run.facts:
+        facts.append(("samples/s", f"{run.facts['samples_per_second']:,.0f}"))
+    if "peak_rss_bytes" in run.facts:
+        facts.append(("peak memory", memory(run.facts["peak_rss_bytes"])))
+    return facts
+
+
+def _data(view: View) -> list[tuple[str, str]]:
+    """Return the files of each part, and its rows as far as they are known."""
+    assert view.experiment is not None
+    data = view.experiment.data
+    facts = []
+    epochs = view.run.facts.get("epochs")
+    for split, paths in (("train", data.train), ("valid", data.valid), ("test", data.test)):
+        scores = view.run.scores.get(split, {})
+        rows = scores.get("samples")
+        if split == "train" and epochs and "samples" in view.run.facts:
+            rows = view.run.facts["samples"] / epochs
+        counted = "" if rows is None else f"{rows:,.0f} rows"
+        if paths:
+            facts.append((split, f"{_files(paths)}{', ' if counted else ''}{counted}"))
+        elif counted:
+            facts.append((split, f"{counted}, split off the training data"))
+    return facts
+
+
+def _files(paths: Sequence[str]) -> str:
+    names = ", ".join(
+        os.path.join(*os.path.normpath(path).split(os.sep)[-2:]) for path in paths[:_FILES_SHOWN]
+    )
+    more = len(paths) - _FILES_SHOWN
+    return f"{names} and {more} more" if more > 0 else names
+
+
+def _made(folder: RunFolder) -> list[tuple[str, str]]:
+    """Return when the run ended, and with what, as its bundle says."""
+    try:
+        index = read_index(folder.model)
+    except (OSError, ValueError):
+        return []
+    facts = []
+    created = index.facts.get("created")
+    if isinstance(created, str):
+        at = datetime.fromisoformat(created).astimezone(timezone.utc)
+        facts.append(("ended", f"{at:%Y-%m-%d %H:%M} UTC"))
+    versions = [index.written_by] if index.written_by else []
+    torch = index.facts.get("torch_version")
+    versions += [f"PyTorch {torch}"] if isinstance(torch, str) else []
+    if versions:
+        facts.append(("versions", ", ".join(versions)))
+    return facts
