@@ -44,7 +44,7 @@ def info(
             for (name, why), count in sorted(kernels.items(), key=lambda item: -item[1])
         ),
         ("instruction set", torch.backends.cpu.get_cpu_capability()),
-        ("threads", f"{torch.get_num_threads()} of {os.cpu_count()} processors"),
+        ("threads", _threads()),
         ("devices", ", ".join(_devices())),
     ]
     width = max(len(name) for name, _ in rows)
@@ -73,6 +73,20 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _threads() -> str:
+    """Return how many there are, what limits them, and what was measured."""
+    import torch
+
+    from torchrec.threads import cpu_quota, measured_choice
+
+    parts = [f"{torch.get_num_threads()} of {os.cpu_count()} processors"]
+    if (quota := cpu_quota()) is not None:
+        parts.append(f"a quota of {quota:g}")
+    if (choice := measured_choice()) is not None:
+        parts.append(str(choice))
+    return "; ".join(parts)
 
 
 def _devices() -> list[str]:

@@ -129,7 +129,7 @@ def ending(folder: Path) -> dict[str, object]:
     """Return all that a run ended with, but for times."""
     found: dict[str, object] = {}
     result = parse_json((folder / "result.json").read_text())
-    for name in ("seconds", "samples_per_second", "peak_rss_bytes", "experiment"):
+    for name in ("seconds", "samples_per_second", "peak_rss_bytes", "threads", "experiment"):
         del result[name]
     found["result"] = result
     lines = [parse_json(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -22,11 +22,13 @@ from rowwise import cli
 from tests.training.killing import ending, write_clicks
 from torchrec.bundle import load_bundle
 from torchrec.experiment.files import check_experiment, load_experiment
-from torchrec.experiment.schema import Experiment
+from torchrec.experiment.schema import Experiment, TrainingSection
 from torchrec.inference import load
+from torchrec.threads import usable_processors, using_threads
 from torchrec.training import Observer, checkpoint
 from torchrec.training.progress import PlainLines
 from torchrec.training.run import RunResult, run_experiment
+from torchrec.training.run_threads import thread_chooser
 
 pytestmark = pytest.mark.once
 
@@ -482,3 +484,69 @@ def test_a_label_of_one_class_is_reported_not_a_crash(clicks: Path, tmp_path: Pa
     assert result.test is not None
     assert (result.test["auc"], result.test["ne"]) == (None, None)
     assert math.isfinite(result.test["logloss"] or math.nan)
+
+
+@pytest.mark.parametrize(
+    ("model", "training"),
+    [
+        ({"name": "deepfm", "batch_norm": True, "dropout": 0.1}, {}),
+        ({"name": "dlrm_dcn"}, {"clip_norm": 0.5}),
+    ],
+    ids=["batch_norm", "clipped"],
+)
+def test_no_result_depends_on_the_threads_that_are_chosen(
+    model: dict[str, Any],
+    training: dict[str, Any],
+    clicks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the clock says, and however often another number is chosen."""
+    monkeypatch.setattr("torchrec.training.run_threads.usable_processors", lambda: 3)
+    monkeypatch.setattr("torchrec.threads._PAUSE", 1)
+    monkeypatch.setattr("torchrec.threads._WINDOW", 1)
+    monkeypatch.setattr("torchrec.threads._COLLAPSE", 0.0)
+    found = []
+    for threads in (None, 1, 2, 3):
+        training |= {"threads": threads, "epochs": 3}
+        what = experiment(clicks, model=model, training=training)
+        with using_threads(3):
+            run(what, tmp_path / f"{threads}")
+        found.append(ending(tmp_path / f"{threads}"))
+    assert found[0] == found[1] == found[2] == found[3]
+
+
+def test_the_choice_of_threads_is_told(clicks: Path, tmp_path: Path) -> None:
+    notes = Notes()
+    with using_threads(2):
+        result = run_experiment(
+            experiment(clicks, training={"epochs": 3}), tmp_path, observers=[notes]
+        )
+    told = [message for message in notes.messages if "times as fast as" in message]
+    if usable_processors() > 1:
+        assert told or any("about as fast as" in message for message in notes.messages)
+    assert result.threads in (1, 2)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [{"precision": "bf16"}, {"compile": True}, {"threads": 2}],
+    ids=["bf16", "compiled", "given"],
+)
+def test_threads_are_not_chosen_where_results_would_tell(training: dict[str, Any]) -> None:
+    section, model = TrainingSection(**training), torch.nn.Linear(4, 2)
+    free = TrainingSection()
+    with using_threads(2):
+        assert thread_chooser(section, model, [8], print) is None
+        chooser = thread_chooser(free, model, [8], print)
+        assert chooser is not None
+        assert chooser.most == 2
+    with using_threads(1):
+        assert thread_chooser(free, model, [8], print) is None
+
+
+def test_threads_are_not_chosen_where_products_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    off = lambda x, weight: x @ weight.t() + 1e-6 * torch.get_num_threads()  # noqa: E731
+    monkeypatch.setattr("torchrec.training.run_threads.linear", off)
+    with using_threads(2):
+        assert thread_chooser(TrainingSection(), torch.nn.Linear(4, 2), [8], print) is None

@@ -19,6 +19,7 @@ LAYERS = (
         "errors",
         "fx",
         "streamable",
+        "threads",
         "tensor_types",
         "logging",
         "test_utils",

@@ -257,7 +257,10 @@ class TrainingSection(Section):
     log_every: PositiveInt = Field(default=50, description="steps between lines of `metrics.jsonl`")
     tensorboard: bool = Field(default=False, description="write TensorBoard events as well")
     seed: Seed = Field(default=0, description="of weights, shuffling and dropout")
-    threads: Threads | None = Field(default=None, description="of PyTorch; none: as it chooses")
+    threads: Threads | None = Field(
+        default=None,
+        description="of PyTorch; none: one or several, whichever the first steps show to be faster",
+    )
 
 
 def _check_table_name(name: str, feature: AnyFeature) -> None:

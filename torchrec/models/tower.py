@@ -4,12 +4,12 @@ import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.models._pooled import check_columns, check_dropout
 from torchrec.modules.mlp import Perceptron, activation_module
 from torchrec.modules.sizes import checked_size
+from torchrec.ops.batch_norm import batch_norm
 
 __all__ = ["Tower"]
 
@@ -83,18 +83,30 @@ class Tower(nn.Module):
 
 
 class _BatchNorm(nn.BatchNorm1d, LeafModule):
-    """Batch normalisation that takes batches of one sample, such as the rest of an epoch."""
+    """Batch normalisation that takes batches of one sample, such as the rest of an epoch.
+
+    Its results do not depend on the number of threads.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise; by the running statistics where the batch has none."""
         if is_proxy(input):
             traced: Tensor = self.recorded(input)
             return traced
-        if self.training and input.size(0) == 1:
-            return functional.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-            )
-        return super().forward(input)
+        training = self.training and input.size(0) != 1
+        if training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        return batch_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training,
+            momentum,
+            self.eps,
+        )
 
 
 def _activation(size: int, dropout: float, batch_norm: bool, name: str) -> nn.Module:

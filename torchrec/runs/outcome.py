@@ -28,6 +28,7 @@ class RunResult:
         epochs: passes over the data.
         samples: training samples seen.
         best_step: the step whose weights were saved; None for the last.
+        threads: that steps ran on in the end; None where unknown.
     """
 
     train: Scores
@@ -40,6 +41,7 @@ class RunResult:
     epochs: int | None = None
     samples: int | None = None
     best_step: int | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def parse_result(path: Path) -> tuple[RunResult, FileDigest | None]:
         epochs=_int(found.get("epochs")),
         samples=_int(found.get("samples")),
         best_step=_int(found.get("best_step")),
+        threads=_int(found.get("threads")),
     )
     experiment = found.get("experiment")
     if not isinstance(experiment, dict):  # of a run from before there were digests

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from torchrec.training.optimizers import dense_optimizer
 from torchrec.training.options import EarlyStoppingOptions, FitOptions, ScheduleOptions
 from torchrec.training.progress import progress_observer
 from torchrec.training.run_data import RunData
+from torchrec.training.run_threads import run_threads, thread_chooser
 from torchrec.training.table_facts import table_facts
 from torchrec.training.trainer import Trainer
 
@@ -64,7 +64,7 @@ def run_experiment(
     fresh = not run.path.exists()
     with lock(run.path):
         try:
-            with _threads(experiment.training.threads), advised():
+            with run_threads(experiment.training.threads), advised():
                 return _run(experiment, run, observers)
         except Exception:
             # What was wrong is to be mended and tried again, under the same name.
@@ -95,6 +95,7 @@ def _run(experiment: Experiment, run: RunFolder, given: Sequence[Observer]) -> R
         checkpoints=checkpoints,
         observers=observers,
         id_counts=IdCounts(data.transform, data.evaluated, model),
+        threads=thread_chooser(options, model, data.batch_sizes, Observers(given).said),
     )
     fitted = trainer.fit(data.train, data.valid, data.test, resume=True, batches=data.train_batches)
     save_bundle(
@@ -108,7 +109,9 @@ def _run(experiment: Experiment, run: RunFolder, given: Sequence[Observer]) -> R
     drawn = fitted.valid if fitted.test is None else fitted.test
     curves = {} if drawn is None else drawn.curves
     run.write_report(RunReport(table_facts(model, data.transform, trainer.optimizer), curves))
-    run.write_result(_result(fitted))
+    chooser = trainer.threads
+    threads = torch.get_num_threads() if chooser is None else chooser.threads
+    run.write_result(_result(fitted, threads))
     return run.read_result()
 
 
@@ -140,7 +143,7 @@ def _fit_options(section: TrainingSection, evaluates: bool) -> FitOptions:
     )
 
 
-def _result(fitted: FitResult) -> RunResult:
+def _result(fitted: FitResult, threads: int) -> RunResult:
     return RunResult(
         train=fitted.train.to_json(),
         valid=None if fitted.valid is None else fitted.valid.to_json(),
@@ -152,6 +155,7 @@ def _result(fitted: FitResult) -> RunResult:
         epochs=fitted.epochs,
         samples=fitted.samples,
         best_step=fitted.best_step,
+        threads=threads,
     )
 
 
@@ -203,15 +207,3 @@ def _flat(values: object, prefix: str = "") -> dict[str, object]:
 
 def _shown(value: object) -> str:
     return json.dumps(value)
-
-
-@contextmanager
-def _threads(wanted: int | None) -> Iterator[None]:
-    """Let PyTorch use so many threads while inside."""
-    before = torch.get_num_threads()
-    if wanted is not None:
-        torch.set_num_threads(wanted)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

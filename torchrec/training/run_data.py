@@ -46,6 +46,7 @@ class RunData:
         transform: fitted to the training data.
         evaluated: the same, with counts of its own, for validation and test.
         train, valid, test: batches; None where there is no such data.
+        batch_sizes: of training, and of validation and test.
         train_batches: in an epoch; None if only reading tells, and nothing asks for it.
         notices: what a person should know.
     """
@@ -70,6 +71,7 @@ class RunData:
         self.evaluated = copy.copy(self.transform)
         self.evaluated.counts = TransformCounts(list(self.transform.features))
         size = max(options.batch_size, _EVALUATION_BATCH)
+        self.batch_sizes = (options.batch_size, size)
         self.valid = self._evaluation_batches("validation", valid, size)
         self.test = self._evaluation_batches("test", test, size)
         self._notice_ties(train.split)

@@ -17,6 +17,7 @@ from torchrec.checks import require_integer
 from torchrec.datasets.utils import Batch
 from torchrec.metrics import Report
 from torchrec.metrics.report import join_reports
+from torchrec.threads import ThreadChooser
 from torchrec.training.evaluation import Evaluation, evaluate
 from torchrec.training.fit_state import FitResult, Progress
 from torchrec.training.monitor import Monitor
@@ -51,6 +52,7 @@ class Trainer:
         observers: are told how it goes.
         id_counts: gives counts of unusual ids since it was last asked, for records. It is asked before
             an evaluation, and after it with the model still in evaluation mode.
+        threads: chooses how many threads steps and evaluations run on. Default: as PyTorch does.
 
     Raises:
         TypeError: if ``optimizer``, ``tasks`` or ``options`` are of another kind.
@@ -87,12 +89,14 @@ class Trainer:
         checkpoints: StateStore | None = None,
         observers: Sequence[Observer] = (),
         id_counts: Callable[[], Mapping[str, int]] = dict,
+        threads: ThreadChooser | None = None,
     ) -> None:
         self.model = model
         self.tasks = _checked_tasks((tasks,) if isinstance(tasks, Task) else tasks)
         self.options = options = _checked_options(options, checkpoints)
         self.checkpoints = checkpoints
         self.id_counts = id_counts
+        self.threads = threads
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.optimizer = combined_optimizer(model, optimizer)
         self.progress = Progress()
@@ -138,7 +142,7 @@ class Trainer:
                 option would have no effect, the schedule has to know how long an unknown number of
                 batches is, there are more batches than was said, or this trainer has begun before.
         """
-        options = self.options
+        options, threads = self.options, self.threads
         self._check_fit(train, valid, resume)
         if batches is not None:
             require_integer(batches, "`batches`", least=1)
@@ -161,7 +165,8 @@ class Trainer:
                 self.model.train()
                 for group in self._groups(train):
                     progress.learning_rate = schedule.write(progress.step)
-                    self._step(group)
+                    with threads.step() if threads else nullcontext():
+                        self._step(group)
                     progress.seconds = perf_counter() - began
                     if progress.step % options.log_every == 0:
                         self._record_training()
@@ -195,7 +200,8 @@ class Trainer:
         was_training = self.model.training
         self.model.eval()
         try:
-            found = evaluate(self.model, self.tasks, data, self._placed)
+            with self.threads.chosen() if self.threads else nullcontext():
+                found = evaluate(self.model, self.tasks, data, self._placed)
             self._ids_evaluated = self.id_counts()
         finally:
             self.model.train(was_training)
