@@ -202,6 +202,11 @@ struct PartRows {
     const int64_t next = row + 1, within = (int64_t{1} << kPartRows) - 1;
     return parts > 1 && (next & within) == 0 ? next + ((parts - 1) << kPartRows) : next;
   }
+  // The end of the rows from `row` on that lie one behind the other, at most `end`.
+  int64_t run_end(int64_t row, int64_t end) const {
+    const int64_t stop = parts > 1 ? ((row >> kPartRows) + 1) << kPartRows : end;
+    return stop < end ? stop : end;
+  }
 };
 
 // Adds `factor` times the weights of a row to its gradient, which is written to `out` (may be `g`).
@@ -237,6 +242,18 @@ void reduce(const Table& table, Sink& sink, const Entry* entries, int64_t count,
     rows.grad[rows.count++] = g;
     if (rows.count == kRows) update_rows(*step, rows);
   };
+  const auto update_unseen = [&](int64_t end) {
+    while (unseen < end) {
+      if (step->o.rule != Rule::adam) {
+        update(unseen, zero);
+        unseen = part.after(unseen);
+        continue;
+      }
+      const int64_t stop = part.run_end(unseen, end), at = unseen * dim;
+      update_adam_unseen(*step, rows.table + at, step->o.first + at, step->o.second + at, (stop - unseen) * dim);
+      unseen = part.after(stop - 1);
+    }
+  };
   int64_t targets = 0, fetched = 0;  // entries whose targets and sources have been asked for
   for (int64_t i = 0, next = 0; i < count; i = next) {
     const int64_t row = static_cast<int64_t>(entries[i].row);
@@ -246,7 +263,7 @@ void reduce(const Table& table, Sink& sink, const Entry* entries, int64_t count,
     }
     for (; fetched < count && fetched < i + kSourcesAhead; ++fetched) prefetch_source(sources, entries[fetched], dim);
     if (unseen < table.rows) {
-      for (; unseen < row; unseen = part.after(unseen)) update(unseen, zero);
+      update_unseen(row);
       unseen = part.after(row);
     }
     const float* g = sum_row(entries, count, i, sources, dim, rows.own + rows.count * dim, &next);
@@ -260,7 +277,7 @@ void reduce(const Table& table, Sink& sink, const Entry* entries, int64_t count,
     }
     update(row, g);
   }
-  for (; unseen < table.rows; unseen = part.after(unseen)) update(unseen, zero);
+  update_unseen(table.rows);
   if (step != nullptr) update_rows(*step, rows);
 }
 

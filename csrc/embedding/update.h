@@ -164,6 +164,26 @@ ROWWISE_INLINE bool updates_all_rows(const Optimizer& o) {
   return o.dense && (has_moments || has_momentum || o.weight_decay != 0);
 }
 
+// Adam with a gradient of zero, on `count` numbers of rows that lie one behind the other: all of them in one go, and with
+// one division each, as nothing but memory should be waited for.
+template <class W>
+ROWWISE_INLINE void update_adam_unseen(const Step& s, W* w, float* m, float* v, int64_t count) {
+  const Optimizer& o = s.o;
+  const float rate = o.lr / s.correction1, scale = 1 / s.correction2_sqrt, l2 = s.added_decay();
+  for_blocks(count, [&](int64_t c, int n) {
+    const Block weight = load_block(w + c, n);
+    Block moment = load_block(m + c, n) * o.beta1, second = load_block(v + c, n) * o.beta2;
+    if (l2 != 0) {
+      const Block grad = weight * l2;
+      moment = moment + grad * (1 - o.beta1);
+      second = second + grad * grad * (1 - o.beta2);
+    }
+    store_block(moment, m + c, n);
+    store_block(second, v + c, n);
+    store_block(weight * s.decay - moment * rate / (sqrt(second) * scale + o.eps), w + c, n);
+  });
+}
+
 // Rows that are updated together, each with its summed gradient.
 constexpr int kRows = 16;
 

@@ -395,6 +395,8 @@ Optimizer random_optimizer(Random& random) {
   o.nesterov = o.momentum > 0 && random.coin();
   o.decoupled = random.coin();
   o.max_gradient = random.coin() ? 1.0f : 0;
+  o.dense = random.coin();
+  o.row_decay = random.coin() ? 0.25f : 0;
   o.step = static_cast<double>(1 + random.below(3));
   return o;
 }

@@ -1,5 +1,6 @@
 """Tables whose every row is updated in every step, against the optimizers of PyTorch on a dense gradient."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,14 @@ import torch
 from torch import Tensor
 
 from torchrec import (
+    DataType,
     EmbeddingBagCollection,
     EmbeddingBagConfig,
+    EmbeddingCollection,
+    EmbeddingConfig,
     KeyedJaggedTensor,
 )
+from torchrec.optim import SGD, AdamW, apply_optimizer_in_backward
 
 ROWS = {"a": 90, "b": 7, "c": 300}
 DIMS = {"a": 4, "b": 17, "c": 16}
@@ -118,3 +123,276 @@ def test_equal_to_torch_on_a_dense_gradient(case: str) -> None:
         loss_of(plain, batch(step)).backward()
         optimizer.step()
         assert_same(fused, plain)
+
+
+def test_a_learning_rate_may_be_a_schedules() -> None:
+    fused, plain = twins("adamw", weight_decay=0.2)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.05, weight_decay=0.2)
+    schedules = [
+        torch.optim.lr_scheduler.CosineAnnealingLR(each, 7)
+        for each in (fused.fused_optimizer, optimizer)
+    ]
+    for step in range(10):
+        loss_of(fused, batch(step)).backward()
+        fused.fused_optimizer.step()
+        step_plainly(plain, optimizer, [batch(step)])
+        for schedule in schedules:
+            schedule.step()
+    assert_same(fused, plain)
+
+
+def step_plainly(plain: Any, optimizer: torch.optim.Optimizer, passes: list[Any]) -> None:
+    optimizer.zero_grad()
+    for features in passes:
+        loss_of(plain, features).backward()
+    optimizer.step()
+
+
+def test_an_empty_batch_is_a_step() -> None:
+    fused, plain = twins("adam")
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.05)
+    nothing = KeyedJaggedTensor.from_lists({name: [[], []] for name in ROWS})
+    for features in (batch(0), nothing, batch(1)):
+        loss_of(fused, features).backward()
+        step_plainly(plain, optimizer, [features])
+    assert_same(fused, plain)
+
+
+def test_accumulated_passes_are_one_step_of_all_rows() -> None:
+    fused, plain = twins("adam")
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.05)
+    for step in range(0, 6, 2):
+        with fused.fused_optimizer.accumulate():
+            loss_of(fused, batch(step)).backward()
+        loss_of(fused, batch(step + 1)).backward()
+        step_plainly(plain, optimizer, [batch(step), batch(step + 1)])
+        assert_same(fused, plain)
+
+
+def test_without_a_rate_it_is_the_step_of_the_optimizer_around() -> None:
+    fused = EmbeddingBagCollection(
+        tables=tables(optimizer="adam", optimizer_options={"lazy": False})
+    )
+    plain = EmbeddingBagCollection(tables=tables())
+    plain.load_state_dict(fused.state_dict())
+    around = torch.optim.SGD(fused.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.05)
+    for step in range(5):
+        around.zero_grad()
+        loss_of(fused, batch(step)).backward()
+        around.step()
+        step_plainly(plain, optimizer, [batch(step)])
+        assert_same(fused, plain)
+
+
+def test_tables_of_both_kinds_in_one_collection() -> None:
+    """Lazy ones beside dense ones keep what they do alone."""
+    options = [{"lazy": False}, {}, {"lazy": False}]
+    mixed = EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(
+                ROWS[name], DIMS[name], name, feature_names=[name], optimizer="adam", lr=0.05,
+                optimizer_options=each,
+            )
+            for name, each in zip(ROWS, options, strict=True)
+        ]
+    )  # fmt: skip
+    alone = {lazy: twins("adam", lazy=lazy)[0] for lazy in (True, False)}
+    for each in alone.values():
+        each.load_state_dict(mixed.state_dict())
+    before = mixed.embedding_bags["b"].weight.detach().clone()
+    for step in range(6):
+        for each in (mixed, *alone.values()):
+            loss_of(each, batch(step % 2)).backward()
+    for name, each in zip(ROWS, options, strict=True):
+        expected = alone[each.get("lazy", True)].embedding_bags[name].weight
+        assert torch.equal(mixed.embedding_bags[name].weight, expected)
+    seen = {int(i) for step in (0, 1) for i in batch(step)["b"].values()}
+    unseen = [row for row in range(ROWS["b"]) if row not in seen]
+    assert unseen
+    assert torch.equal(mixed.embedding_bags["b"].weight[unseen], before[unseen])
+
+
+def test_sequences() -> None:
+    fused = EmbeddingCollection(
+        tables=tables(
+            EmbeddingConfig, optimizer="adamw", lr=0.05, optimizer_options={"lazy": False}
+        )
+    )
+    plain = EmbeddingCollection(tables=tables(EmbeddingConfig))
+    plain.load_state_dict(fused.state_dict())
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.05)
+    for step in range(6):
+        for each in (fused, plain):
+            output = each(batch(step))
+            optimizer.zero_grad()
+            sum((value.values() ** 2).sum() for value in output.values()).backward()
+        optimizer.step()
+        assert_same(fused, plain)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [{"id_policy": "hash"}, {"id_policy": "unknown"}, {"id_policy": "ignore"}, {"hash_size": 5}],
+    ids=str,
+)
+def test_rows_of_ids_out_of_range(policy: dict[str, Any]) -> None:
+    def config(**training: Any) -> EmbeddingBagCollection:
+        return EmbeddingBagCollection(
+            tables=[EmbeddingBagConfig(9, 4, "t", feature_names=["f"], **policy, **training)]
+        )
+
+    fused = config(optimizer="adam", lr=0.05, optimizer_options={"lazy": False})
+    plain = config()
+    plain.load_state_dict(fused.state_dict())
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.05)
+    for ids in ([[1, 77], [-4]], [[2], [3]], [[1000], []]):
+        features = KeyedJaggedTensor.from_lists({"f": ids})
+        loss_of(fused, features).backward()
+        step_plainly(plain, optimizer, [features])
+        assert_same(fused, plain)
+
+
+def test_rows_that_start_anew_have_no_moments() -> None:
+    """As others take over evicted rows: these then go on as rows of a table that nobody trained."""
+    fused, plain = twins("adam")
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.05)
+    rows = torch.tensor([int(batch(0)["a"].values()[0]), 3])
+    for step in range(4):
+        if step == 2:
+            fused.reset_rows("a", rows)
+            plain.reset_rows("a", rows)
+        loss_of(fused, batch(step)).backward()
+        step_plainly(plain, optimizer, [batch(step)])
+    assert_same(fused, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_tables_of_16_bits(dtype: torch.dtype) -> None:
+    """Each step rounds once: within a bit of a float32 step from the same weights."""
+    table = EmbeddingBagConfig(
+        40, 20, "t", feature_names=["f"], optimizer="adam", lr=0.05,
+        data_type={torch.float16: DataType.FP16, torch.bfloat16: DataType.BF16}[dtype],
+        optimizer_options={"lazy": False},
+    )  # fmt: skip
+    fused = EmbeddingBagCollection(tables=[table])
+    weight = fused.embedding_bags["t"].weight
+    wide = torch.nn.Parameter(weight.detach().float())
+    optimizer = torch.optim.Adam([wide], lr=0.05)
+    for step in range(4):
+        fused(KeyedJaggedTensor.from_lists({"f": [[step], [7]]})).values().sum().backward()
+        wide.grad = torch.zeros_like(wide)
+        wide.grad[[step, 7]] = 1.0
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), wide.detach().to(dtype))
+        wide.data.copy_(weight.detach())
+
+
+@pytest.mark.parametrize("rule", [SGD, AdamW], ids=lambda rule: rule.__name__)
+def test_optimizers_outside_take_sparse_gradients_for_dense_ones(rule: type[Any]) -> None:
+    options = {"momentum": 0.9} if rule is SGD else {}
+    one, other = (torch.nn.Parameter(torch.linspace(-1, 1, 12).view(4, 3)) for _ in range(2))
+    optimizers = [rule([p], lr=0.1, lazy=False, **options) for p in (one, other)]
+    for rows in ([1, 1, 2], [0], [3]):
+        for param, optimizer, sparse in zip((one, other), optimizers, (True, False), strict=True):
+            optimizer.zero_grad()
+            torch.nn.functional.embedding(torch.tensor(rows), param, sparse=sparse).sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(one, other)
+    lazy = torch.nn.Parameter(torch.linspace(-1, 1, 12).view(4, 3))
+    optimizer = rule([lazy], lr=0.1, **options)
+    for rows in ([1, 1, 2], [0], [3]):
+        optimizer.zero_grad()
+        torch.nn.functional.embedding(torch.tensor(rows), lazy, sparse=True).sum().backward()
+        optimizer.step()
+    assert not torch.allclose(lazy, one)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rowwise_adagrad"])
+def test_lazy_is_dense_where_no_gradient_moves_no_row(optimizer: str) -> None:
+    dense, lazy = (twins(optimizer, lazy=lazy)[0] for lazy in (False, True))
+    lazy.load_state_dict(dense.state_dict())
+    for step in range(3):
+        for each in (dense, lazy):
+            loss_of(each, batch(step)).backward()
+    for name, weight in weights(dense).items():
+        assert torch.equal(weight, weights(lazy)[name])
+
+
+def test_given_to_tables_of_a_model() -> None:
+    """`apply_optimizer_in_backward` takes it among the arguments."""
+    fused, plain = EmbeddingBagCollection(tables=tables()), EmbeddingBagCollection(tables=tables())
+    plain.load_state_dict(fused.state_dict())
+    apply_optimizer_in_backward(torch.optim.Adam, fused.parameters(), {"lr": 0.05, "lazy": False})
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.05)
+    for step in range(5):
+        loss_of(fused, batch(step)).backward()
+        step_plainly(plain, optimizer, [batch(step)])
+    assert_same(fused, plain)
+
+
+def test_switched_on_and_off_while_training() -> None:
+    fused, plain = twins("adam")
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.05)
+    for step in range(3):
+        loss_of(fused, batch(step)).backward()
+        step_plainly(plain, optimizer, [batch(step)])
+    for group in fused.fused_optimizer.param_groups:
+        group["lazy"] = True
+    before = fused.embedding_bags["c"].weight.detach().clone()
+    loss_of(fused, batch(3)).backward()
+    seen = batch(3)["c"].values().unique()
+    changed = (fused.embedding_bags["c"].weight != before).any(1).nonzero().flatten()
+    assert torch.equal(changed, seen)
+
+
+def test_what_is_neither_on_nor_off_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`lazy` should be True or False. Received 'no'"):
+        twins("adam", lazy="no")
+    fused, _ = twins("adam")
+    with pytest.raises(ValueError, match=r"`lazy` should be True or False. Received 1"):
+        fused.fused_optimizer.param_groups[0]["lazy"] = 1
+
+
+def test_does_not_depend_on_threads() -> None:
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            torch.manual_seed(0)
+            fused = EmbeddingBagCollection(
+                tables=[
+                    EmbeddingBagConfig(
+                        rows, 20, name, feature_names=["f"], optimizer=rule, lr=0.05,
+                        optimizer_options={"lazy": False},
+                    )
+                    for name, rows, rule in (("t", 20_001, "adam"), ("u", 5_000, "lamb"))
+                ]
+            )  # fmt: skip
+            for step in range(3):
+                generator = torch.Generator().manual_seed(step)
+                ids = torch.randint(5_000, (300,), generator=generator)
+                features = KeyedJaggedTensor(["f"], ids, lengths=torch.ones(300, dtype=torch.int64))
+                loss_of(fused, features).backward()
+            results.append(weights(fused))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(results[0][name], other[name]) for name in other)
+
+
+def test_state_that_is_saved_goes_on_to_the_last_bit() -> None:
+    fused, _ = twins("adamw")
+    for step in range(4):
+        loss_of(fused, batch(step)).backward()
+    other, _ = twins("adamw")
+    other.load_state_dict(fused.state_dict())
+    other.fused_optimizer.load_state_dict(fused.fused_optimizer.state_dict())
+    copied = copy.deepcopy(fused)
+    for step in range(4, 8):
+        for each in (fused, other, copied):
+            loss_of(each, batch(step)).backward()
+    for name, weight in weights(fused).items():
+        assert torch.equal(weight, weights(other)[name])
+        assert torch.equal(weight, weights(copied)[name])

@@ -22,6 +22,7 @@ from torchrec.ops.embedding import (
     new_hyper,
     write_hyper,
 )
+from torchrec.ops.embedding.hyper import SAMPLES
 from torchrec.ops.embedding.updates import RULES
 from torchrec.types import OptimizerType
 
@@ -52,6 +53,8 @@ def embedding() -> list[Sample]:
     hyper = new_hyper(2)
     for row in hyper:
         write_hyper(row, settings)
+    write_hyper(hyper[0], rule.hyper({"lazy": False, "batch_l2": 0.5}))
+    hyper[0, SAMPLES] = 3
     fused = weights, states, hyper
     return [
         ("choose_rows", (spec.tensor, values, offsets, [0, 3], [3, 4], 2, 2, spec.names)),
