@@ -6,6 +6,6 @@ code of this library, one of your own by the builder that you pass.
 """
 
 from torchrec.bundle._bundle import Builder, Bundle, is_bundle, load_bundle, save_bundle
-from torchrec.bundle._index import FORMAT
+from torchrec.bundle._index import FORMAT, INDEX
 
-__all__ = ["FORMAT", "Builder", "Bundle", "is_bundle", "load_bundle", "save_bundle"]
+__all__ = ["FORMAT", "INDEX", "Builder", "Bundle", "is_bundle", "load_bundle", "save_bundle"]

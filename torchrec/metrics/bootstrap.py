@@ -76,5 +76,7 @@ def _groups(rows: Floats, random: np.random.Generator) -> tuple[Floats, Floats]:
     if len(rows) <= _GROUPS:
         return rows, np.ones(len(rows))
     group = random.permutation(len(rows)) % _GROUPS
-    sums = np.stack([np.bincount(group, column, _GROUPS) for column in rows.T], axis=1)
+    sums = np.stack(
+        [np.bincount(group, column, _GROUPS).astype(np.float64) for column in rows.T], axis=1
+    )
     return sums, np.bincount(group, minlength=_GROUPS).astype(np.float64)

@@ -12,6 +12,7 @@ from torchrec.report.charts import Chart
 
 if TYPE_CHECKING:
     from torchrec.experiment.schema import Experiment
+    from torchrec.report.predictions import Predictions
     from torchrec.runs import Run
 
 Part = Literal["learning", "predictions", "features", "speed", "tables", "configuration"]
@@ -24,11 +25,13 @@ class View:
     Attributes:
         run: what its folder tells.
         experiment: what was trained; None if its file is not there or does not read.
+        predictions: of the trained model for rows with labels; None where they cannot be had.
         best: what is best possible, by metric; of generated data only.
     """
 
     run: Run
     experiment: Experiment | None = None
+    predictions: Predictions | None = None
     best: dict[str, float] = field(default_factory=dict)
 
 

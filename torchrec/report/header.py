@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
+from torchrec.bundle import INDEX
 from torchrec.files import read_index
 from torchrec.report.card import View
 from torchrec.report.cards.learning import moment
@@ -124,7 +125,7 @@ def _files(paths: Sequence[str]) -> str:
 def _made(folder: RunFolder) -> list[tuple[str, str]]:
     """Return when the run ended, and with what, as its bundle says."""
     try:
-        index = read_index(folder.model)
+        index = read_index(folder.model, index=INDEX)
     except (OSError, ValueError):
         return []
     facts = []

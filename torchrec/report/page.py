@@ -18,6 +18,7 @@ from torchrec.report.cards import draw
 from torchrec.report.cards.learning import overfitting
 from torchrec.report.configuration import read_configuration
 from torchrec.report.header import Tile, summary, tiles
+from torchrec.report.predictions import Predictions, best_possible, load_trained, predict_part
 from torchrec.runs import Run, RunFolder, read_run
 
 
@@ -42,13 +43,20 @@ _PARTS: tuple[tuple[Part, str], ...] = (
 
 
 def write_report(
-    folder: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
+    folder: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    predictions: bool = True,
 ) -> Path:
     """Write the report of a run: one HTML file with all in it, that needs no network.
 
     Args:
         folder: the folder of the run.
         output: the file to write; by default ``report.html`` in the folder.
+        predictions: whether to show what the model predicts, and what it goes by, too. For that it
+            predicts for up to 200,000 rows of the test data (or else of the validation data), and
+            200,000 times in all with columns permuted. Where the model or the data are not there,
+            the page says so. Default True.
 
     Returns:
         The file.
@@ -58,41 +66,73 @@ def write_report(
     """
     run = read_run(folder)
     path = RunFolder(folder).page if output is None else Path(output)
-    write_file(path, render(run, RunFolder(folder)))
+    write_file(path, render(run, RunFolder(folder), predictions=predictions))
     return path
 
 
-def render(run: Run, folder: RunFolder) -> str:
-    """Return the page of a run."""
-    view = View(run, read_configuration(run.configuration, run.name))
+def render(
+    run: Run, folder: RunFolder, *, predictions: bool = False, refresh: float | None = None
+) -> str:
+    """Return the page of a run.
+
+    Args:
+        run: as far as it has come.
+        folder: of it.
+        predictions: whether to show those of a run that has ended, too. Default False.
+        refresh: seconds after which a browser reads the file again. Default: it does not.
+    """
     notes = list(run.notes)
-    found = overfitting(run)
-    if found is not None:
-        notes.append(found.sentence())
+    found, why = _predictions(folder) if predictions and folder.has_ended() else (None, "")
+    view = View(run, read_configuration(run.configuration, run.name), found, best_possible(found))
+    overfit = overfitting(run)
+    if overfit is not None:
+        notes.append(overfit.sentence())
     if not run.lines and not run.scores:
         notes.append("Nothing has been measured yet.")
-    split, shown = tiles(run)
+    split, shown = tiles(run, view.best)
     return page(
         "page.html",
         title=run.name,
+        refresh=refresh,
         notes=notes,
         summary=summary(view, folder),
         split=split,
         tiles=shown,
-        sections=sections(view),
+        sections=sections(view, why),
     )
 
 
-def sections(view: View) -> list[Section]:
-    """Return the parts of the page that have anything to show."""
-    found = [Section(part, title, draw(view, part)) for part, title in _PARTS]
-    return [section for section in found if section.cards or section.about]
+def _predictions(folder: RunFolder) -> tuple[Predictions | None, str]:
+    """Return what the model of a run predicts, or why that cannot be had."""
+    try:
+        return predict_part(load_trained(folder)), ""
+    except (OSError, ValueError) as error:
+        return None, f"What needs predictions is left out. {error}"
+
+
+def sections(view: View, why: str) -> list[Section]:
+    """Return the parts of the page that have anything to show.
+
+    Args:
+        view: what is drawn.
+        why: there are no predictions; empty where there are, or nobody asked for them.
+    """
+    found = []
+    for part, title in _PARTS:
+        about = why if part == "predictions" else ""
+        if part in ("predictions", "features") and view.predictions is not None:
+            about = view.predictions.sentence() if part == "predictions" else ""
+        cards = draw(view, part)
+        if cards or about:
+            found.append(Section(part, title, cards, about))
+    return found
 
 
 def page(
     template: str,
     *,
     title: str,
+    refresh: float | None,
     notes: Sequence[str],
     summary: Sequence[tuple[str, str]],
     split: str,
@@ -109,7 +149,13 @@ def page(
         finalize=_seen,
     )
     return environment.get_template(template).render(
-        title=title, notes=notes, summary=summary, split=split, tiles=tiles, sections=sections
+        title=title,
+        refresh=refresh,
+        notes=notes,
+        summary=summary,
+        split=split,
+        tiles=tiles,
+        sections=sections,
     )
 
 

@@ -25,5 +25,6 @@ def card_files() -> list[CardFile]:
 
 
 def draw(view: View, part: Part) -> list[Card]:
-    """Return the cards of a part of the page."""
-    return [card for one in card_files() if one.part == part for card in one.draw(view)]
+    """Return the cards of a part of the page; those that take the whole width behind the others."""
+    found = [card for one in card_files() if one.part == part for card in one.draw(view)]
+    return sorted(found, key=lambda card: card.wide)

@@ -1,0 +1,370 @@
+"""What a page shows of a model that was really trained: each number against a plain computation."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from torchrec.datasets.source import TableSource
+from torchrec.datasets.synthetic import ClickLog, write_click_log
+from torchrec.experiment.schema import Experiment
+from torchrec.metrics import auc_estimates
+from torchrec.report import watch_report, write_report
+from torchrec.report.cards.ranking import average_precision, ranked
+from torchrec.report.id_counts import count_ids, norms_of
+from torchrec.report.importance import permutation_importance
+from torchrec.report.predictions import (
+    Predictions,
+    best_possible,
+    load_trained,
+    predict_part,
+    sample,
+)
+from torchrec.report.slices import calibration_of, metrics_of, values_of
+from torchrec.runs import RunFolder
+from torchrec.training.run import run_experiment
+
+pytestmark = pytest.mark.once
+
+ROWS = 6_000
+
+
+def _table(rows: int, seed: int) -> pa.Table:
+    """Clicks that depend on user and price, hardly on tags, and not at all on noise."""
+    random = np.random.default_rng(seed)
+    user = random.zipf(1.4, rows).clip(max=400)
+    price = random.exponential(size=rows).astype(np.float32)
+    logit = np.where(user % 2 == 0, 1.5, -1.5) - price
+    return pa.table(
+        {
+            "user": [f"u{n}" for n in user],
+            "country": pa.array(random.choice(["de", "fr", None], rows)),
+            "tags": [[f"t{n}" for n in range(m)] for m in random.integers(0, 4, rows)],
+            "price": price,
+            "noise": random.normal(size=rows),
+            "click": (random.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.int8),
+        }
+    )
+
+
+FEATURES = {
+    "user": {"type": "sparse", "ids": "hash", "rows": 2_000},
+    "country": {"type": "sparse", "ids": "vocabulary"},
+    "tags": {"type": "multi_hot", "ids": "vocabulary"},
+    "price": {"type": "dense"},
+    "noise": {"type": "dense"},
+}
+
+
+def train(folder: Path, seed: int = 0, **training: object) -> RunFolder:
+    """Train a small model on generated clicks, in a folder of its own with its data."""
+    for name, number in (("train", 0), ("test", 1), ("valid", 2)):
+        path = folder / f"{name}.parquet"
+        if not path.exists():
+            pq.write_table(_table(ROWS if number == 0 else 2_000, number), path)
+    experiment = Experiment.model_validate(
+        {
+            "data": {
+                "train": str(folder / "train.parquet"),
+                "valid": str(folder / "valid.parquet"),
+                "test": str(folder / "test.parquet"),
+                "label": "click",
+            },
+            "features": FEATURES,
+            "model": {"name": "deepfm", "dim": 4},
+            "training": {
+                "epochs": 2,
+                "batch_size": 256,
+                "learning_rate": 0.01,
+                "log_every": 5,
+                "seed": seed,
+                **training,
+            },
+        }
+    )
+    run_experiment(experiment, folder / f"run-{seed}", observers=[])
+    return RunFolder(folder / f"run-{seed}")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return train(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def predictions(run: RunFolder) -> Predictions:
+    return predict_part(load_trained(run))
+
+
+def test_they_are_those_of_the_run(run: RunFolder, predictions: Predictions) -> None:
+    test = run.read_result().test
+    assert test is not None
+    assert (predictions.part, predictions.rows, len(predictions.labels)) == ("test", 2_000, 2_000)
+    auc = auc_estimates(predictions.logits, predictions.labels).auc[0]
+    assert auc == pytest.approx(test["auc"], abs=1e-6)
+    assert predictions.losses.mean() == pytest.approx(test["logloss"], abs=1e-6)
+    ratio = predictions.probabilities.sum() / predictions.labels.sum()
+    assert ratio == pytest.approx(test["calibration"], abs=1e-6)
+
+
+def test_of_many_rows_some_are_taken_evenly(run: RunFolder) -> None:
+    few = predict_part(load_trained(run), most=300)
+    assert few.rows == 2_000
+    assert len(few.labels) == 250  # every eighth
+    everything = predict_part(load_trained(run))
+    np.testing.assert_array_equal(few.labels, everything.labels[::8])
+    np.testing.assert_allclose(few.logits, everything.logits[::8], rtol=1e-5, atol=1e-6)
+    assert "250 of the 2,000 rows of the test data" in few.sentence()
+
+
+@pytest.mark.parametrize("most", [1, 7, 100, 5_000])
+@pytest.mark.parametrize("sizes", [[1], [100, 1, 64, 3], [10, 0, 990]])
+def test_samples_are_every_second_fourth_eighth_row(sizes: list[int], most: int) -> None:
+    ends = np.cumsum([0, *sizes])
+    tables = [pa.table({"n": np.arange(a, b)}) for a, b in itertools.pairwise(ends)]
+    rows, seen = sample(iter(tables), most)
+    assert seen == ends[-1]
+    stride = 1
+    while len(range(0, seen, stride)) > most:
+        stride *= 2
+    assert rows["n"].to_pylist() == list(range(0, seen, stride))
+
+
+def test_slices_are_the_rows_of_a_value(predictions: Predictions) -> None:
+    country = values_of(
+        "country", predictions.trained.transform.features["country"], predictions.table
+    )
+    assert country is not None
+    found = dict(country.largest(9))
+    expected = np.array(predictions.table["country"].to_pylist(), dtype=object)
+    assert set(found) == {"de", "fr", "(none)"}
+    np.testing.assert_array_equal(found["de"], np.flatnonzero(expected == "de"))
+    np.testing.assert_array_equal(
+        found["(none)"], [n for n, value in enumerate(expected) if value is None]
+    )
+    metrics = metrics_of(predictions, found["de"])
+    labels, logits = predictions.labels[expected == "de"], predictions.logits[expected == "de"]
+    assert metrics.rows == len(labels)
+    assert metrics.positives == labels.mean()
+    assert metrics.auc.value == auc_estimates(logits, labels).auc[0]
+    assert metrics.calibration.low < metrics.calibration.value < metrics.calibration.high
+
+
+def test_a_row_with_several_values_is_in_each_of_their_slices(predictions: Predictions) -> None:
+    tags = values_of("tags", predictions.trained.transform.features["tags"], predictions.table)
+    assert tags is not None
+    lists = predictions.table["tags"].to_pylist()
+    for name, rows in tags.largest(3):
+        assert rows.tolist() == [n for n, values in enumerate(lists) if name in values]
+
+
+def test_numbers_are_no_categories(predictions: Predictions) -> None:
+    features = predictions.trained.transform.features
+    assert values_of("price", features["price"], predictions.table) is None
+    few = predictions.table.set_column(3, "price", pa.array([1.0, 2.0] * 1_000))
+    assert values_of("price", features["price"], few) is not None
+
+
+def test_a_calibration_of_chance_is_held_by_its_interval() -> None:
+    random = np.random.default_rng(0)
+    held = 0
+    for _ in range(300):
+        probabilities = random.random(200)
+        found = calibration_of(probabilities, (random.random(200) < probabilities).astype(float))
+        held += found.low <= 1.0 <= found.high
+    assert 0.91 <= held / 300 <= 0.99
+    assert np.isnan(calibration_of(np.array([0.5]), np.array([0.0])).value)
+
+
+def test_ids_are_counted_in_the_training_data(run: RunFolder, predictions: Predictions) -> None:
+    (users,) = count_ids(predictions.trained, ["user", "country", "tags"])  # the others are few
+    train_table = pq.read_table(run.path.parent / "train.parquet")
+    names, counts = np.unique(train_table["user"].to_pylist(), return_counts=True)
+    assert users.rows == ROWS
+    assert users.of(pa.array(names)).tolist() == counts.tolist()
+    assert users.of(pa.array(["u1", "nobody", None])).tolist()[1:] == [0, 0]
+
+
+def test_norms_are_those_of_the_rows_that_ids_have(predictions: Predictions) -> None:
+    trained = predictions.trained
+    (users,) = count_ids(trained, ["user"])
+    ids = pa.array(["u1", "u2", "u3"])
+    found = norms_of(trained, users, ids, predictions.table.slice(0, 1))
+    from torchrec.modules.collection import collections_in
+
+    stores = [collection.table_store() for _, collection in collections_in(trained.model)]
+    norms = np.concatenate(
+        [
+            store.export_rows(config.name)[1].double().norm(dim=1).numpy()
+            for store in stores
+            for config in store.table_configs()
+            if config.name == "user"
+        ]
+    )
+    assert len(set(found.tolist())) == 3
+    for norm in found:
+        assert np.abs(norms - norm).min() < 1e-6
+
+
+def test_importance_is_what_shuffling_costs(predictions: Predictions) -> None:
+    found = permutation_importance(predictions)
+    by_name = {one.name: one for one in found.columns}
+    assert [one.name for one in found.columns][:2] == ["user", "price"]
+    assert by_name["user"].auc.low > 0.05
+    assert by_name["price"].logloss.low > 0.02
+    assert by_name["noise"].auc.low < 0.01
+    # Against plain shuffles, as many as make chance small on either side.
+    random, table = np.random.default_rng(1), predictions.table
+    lost = []
+    for _ in range(20):
+        column = table["user"].take(random.permutation(2_000))
+        logits = predictions.trained.logits(table.set_column(0, table.schema.field(0), column))
+        aucs = auc_estimates(np.stack([predictions.logits, logits]), predictions.labels).auc
+        lost.append(aucs[0] - aucs[1])
+    (user,) = [
+        one for one in permutation_importance(predictions, repeats=20).columns if one.name == "user"
+    ]
+    assert user.auc.value == pytest.approx(np.mean(lost), abs=0.01)
+    assert user.auc.high > np.mean(lost) > user.auc.low
+
+
+def test_the_budget_bounds_the_rows(predictions: Predictions) -> None:
+    found = permutation_importance(predictions, budget=5 * 2 * 1_200, repeats=2)
+    assert found.rows == 1_200
+    assert permutation_importance(predictions, budget=1, repeats=1).rows == 1_000
+
+
+def test_curves_of_ranking_are_those_of_scikit_learn() -> None:
+    from sklearn.metrics import average_precision_score, roc_curve
+
+    random = np.random.default_rng(0)
+    scores, labels = np.round(random.normal(size=500), 1), (random.random(500) < 0.3).astype(float)
+    positives, negatives = ranked(scores, labels)
+    assert average_precision(positives, negatives) == pytest.approx(
+        average_precision_score(labels, scores)
+    )
+    x, y, _ = roc_curve(labels, scores, drop_intermediate=False)
+    np.testing.assert_allclose(negatives / negatives[-1], x)
+    np.testing.assert_allclose(positives / positives[-1], y)
+
+
+def test_the_page_has_all_cards(run: RunFolder) -> None:
+    text = write_report(run.path).read_text("utf-8")
+    for title in (
+        "ROC",
+        "Precision and recall",
+        "Gain",
+        "Importance",
+        "Calibration by slice",
+        "Norms by id frequency",
+        "Metrics by feature value",
+        "Seen and unseen ids",
+        "all 2,000 rows of the test data",
+        "user: never",
+        "6,000 rows",
+        "PyTorch",
+        "UTC",
+    ):
+        assert title in text
+    assert "What needs predictions" not in text
+
+
+def test_without_its_data_the_page_says_so(run: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    test = run.path.parent / "test.parquet"
+    hidden = test.rename(test.with_suffix(".hidden"))
+    try:
+        text = write_report(tmp_path / "run").read_text("utf-8")
+    finally:
+        hidden.rename(test)
+    assert "What needs predictions is left out." in text
+    assert "test.parquet" in text
+    assert "<h3>ROC" not in text
+    assert "<h3>Importance" not in text
+    assert "<h3>AUC" in text
+    assert "<figure" in text
+
+
+def test_without_predictions_nothing_is_said_of_them(run: RunFolder, tmp_path: Path) -> None:
+    path = write_report(run.path, tmp_path / "page.html", predictions=False)
+    text = path.read_text("utf-8")
+    assert "left out" not in text
+    assert "<h3>ROC" not in text
+    assert "<h3>Calibration" in text  # of the end of the run
+
+
+def test_generated_data_tell_what_is_best_possible(
+    predictions: Predictions, tmp_path: Path
+) -> None:
+    assert best_possible(None) == {}
+    assert best_possible(predictions) == {}
+    files = write_click_log(ClickLog(rows=2_000), tmp_path)
+    trained = predictions.trained
+    for path, limits in files.items():
+        sources = trained.sources._replace(test=TableSource(path))
+        of_file = replace(predictions, trained=replace(trained, sources=sources))
+        found = best_possible(of_file)
+        assert (found["auc"], found["ne"], found["logloss"]) == (
+            limits.auc,
+            limits.ne,
+            limits.logloss,
+        )
+
+
+def test_a_page_is_written_again_until_the_end(run: RunFolder, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "young")
+    folder.path.mkdir()
+    thread = threading.Thread(
+        target=watch_report, args=(folder.path,), kwargs={"every": 0.05, "predictions": False}
+    )
+    thread.start()
+    _wait_for(folder.page, "Nothing has been measured yet.")
+    assert 'http-equiv="refresh" content="0.05"' in folder.page.read_text("utf-8")
+    shutil.copy(run.experiment, folder.experiment)
+    shutil.copy(run.metrics, folder.metrics)
+    _wait_for(folder.page, "<h3>AUC")
+    assert 'http-equiv="refresh"' in folder.page.read_text("utf-8")
+    shutil.copy(run.result, folder.result)
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+    text = folder.page.read_text("utf-8")
+    assert 'http-equiv="refresh"' not in text
+    assert "On the test data" in text
+
+
+def _wait_for(path: Path, text: str) -> None:
+    for _ in range(600):
+        if path.is_file() and text in path.read_text("utf-8"):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"'{text}' did not come")
+
+
+def test_what_watching_refuses(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"that trains\. Received no such folder"):
+        watch_report(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"`every` should be a number .* above 0\. Received 0"):
+        watch_report(tmp_path, every=0)
+
+
+def test_an_interrupt_leaves_a_page_that_rests(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(run.metrics, tmp_path / "metrics.jsonl")
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("torchrec.report.watch.time.sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        watch_report(tmp_path)
+    assert 'http-equiv="refresh"' not in (tmp_path / "report.html").read_text("utf-8")

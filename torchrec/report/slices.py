@@ -1,0 +1,130 @@
+"""Rows by the value of a column, and the metrics of each part."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchrec.datasets.features import AnyFeature, DenseFeature, SparseFeature
+from torchrec.metrics import Interval, auc_estimates
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from torchrec.report.predictions import Predictions
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+_FEW = 30  # distinct numbers of a dense feature that are values like those of ids
+
+
+@dataclass(frozen=True)
+class Values:
+    """The values of a column: which there are, and which row has which.
+
+    Attributes:
+        feature: that reads the column.
+        names: of the distinct values.
+        codes: positions in the names, one for each value of a row, ``(V,)``.
+        rows: that have them, ``(V,)``; a row may have several or none.
+    """
+
+    feature: str
+    names: pa.Array
+    codes: Integers
+    rows: Integers
+
+    def name(self, code: int) -> str:
+        """Return how a value is written."""
+        value = self.names[code].as_py()
+        return "(none)" if value is None else str(value)
+
+    def largest(self, count: int) -> list[tuple[str, Integers]]:
+        """Return the values that most rows have, with these rows."""
+        sizes = np.bincount(self.codes, minlength=len(self.names))
+        order = np.argsort(-sizes, kind="stable")[:count]
+        return [(self.name(code), self.rows[self.codes == code]) for code in order if sizes[code]]
+
+
+@dataclass(frozen=True)
+class SliceMetrics:
+    """The metrics of some rows.
+
+    Attributes:
+        rows: how many.
+        positives: share of them.
+        auc: with its interval; NaN without both classes.
+        logloss: mean.
+        calibration: predicted over observed positives, with its interval; NaN without positives.
+    """
+
+    rows: int
+    positives: float
+    auc: Interval
+    logloss: float
+    calibration: Interval
+
+
+def values_of(name: str, feature: AnyFeature, table: pa.Table) -> Values | None:
+    """Return the values of what a feature reads; None for numbers, which are no categories.
+
+    Args:
+        name: of the feature.
+        feature: its declaration.
+        table: rows with its column.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = table[feature.column or name].combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    rows = np.arange(table.num_rows, dtype=np.int64)
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        rows = pc.list_parent_indices(column).to_numpy(zero_copy_only=False).astype(np.int64)
+        column = pc.list_flatten(column)
+    elif not isinstance(feature, DenseFeature | SparseFeature):
+        return None  # several ids in one text
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    encoded = column.dictionary_encode(null_encoding="encode")
+    if isinstance(feature, DenseFeature) and len(encoded.dictionary) > _FEW:
+        return None
+    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    return Values(name, encoded.dictionary, codes, rows)
+
+
+def metrics_of(predictions: Predictions, rows: Integers) -> SliceMetrics:
+    """Return the metrics of some rows.
+
+    Args:
+        predictions: of all rows.
+        rows: which; one at least.
+    """
+    labels, logits = predictions.labels[rows], predictions.logits[rows]
+    return SliceMetrics(
+        rows=len(rows),
+        positives=float(labels.mean()),
+        auc=auc_estimates(logits, labels).interval(),
+        logloss=float(predictions.losses[rows].mean()),
+        calibration=calibration_of(predictions.probabilities[rows], labels),
+    )
+
+
+def calibration_of(probabilities: Floats, labels: Floats) -> Interval:
+    """Return predicted over observed positives.
+
+    Its interval is that of a ratio whose labels vary by chance about the probabilities.
+    """
+    positives, predicted = float(labels.sum()), float(probabilities.sum())
+    if not positives:
+        return Interval(math.nan, math.nan, math.nan)
+    value = predicted / positives
+    # Relative error of a sum of independent labels; on the scale of logarithms, as of a ratio.
+    error = 1.96 * math.sqrt(float((probabilities * (1 - probabilities)).sum())) / positives
+    return Interval(value, value * math.exp(-error), value * math.exp(error))
