@@ -17,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test lint native pytest pytest-reference slow slow-recipes slow-rest sanitize docs bench interchange clean help
+.PHONY: demo test lint native pytest pytest-reference slow slow-recipes slow-rest sanitize wheel docs bench interchange clean help
 
 help:
 	@echo "make demo      generate a click log, train on it, predict, report: torchrec demo"
@@ -26,6 +26,7 @@ help:
 	@echo "make native    build the kernels in place"
 	@echo "make slow      the long suites"
 	@echo "make sanitize  kernels and operators under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make wheel     the sources as one file and a wheel, into dist"
 	@echo "make docs      the documentation, into build/docs"
 	@echo "make bench PEER=/path/to/python         measure against another Python with the same API"
 	@echo "make interchange PEER=/path/to/python   exchange states with it, and compare operators"
@@ -58,6 +59,18 @@ lint: $(READY)
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) tools/check_structure.py
+
+# The sources as one file, and from these the wheel; on Linux with a tag that says on which systems it runs.
+wheel: $(READY)
+	rm -rf build/wheel
+	$(PY) -m build --no-isolation --outdir build/wheel
+	mkdir -p dist
+	cp build/wheel/*.tar.gz dist/
+ifeq ($(shell uname -s),Linux)
+	$(PY) -m auditwheel repair --wheel-dir dist build/wheel/*.whl
+else
+	cp build/wheel/*.whl dist/
+endif
 
 docs: $(COMMAND)
 	$(PY) -m sphinx -b html -W --keep-going -q docs build/docs
