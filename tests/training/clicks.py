@@ -14,6 +14,7 @@ from torchrec.training import (
     EarlyStoppingOptions,
     FitOptions,
     Observer,
+    Record,
     ScheduleOptions,
     StateStore,
     Task,
@@ -123,6 +124,27 @@ class Source:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.epoch, self._given, self._loaded = state["epoch"], state["given"], True
+
+
+class Notes(Observer):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.messages: list[str] = []
+        self.steps: list[int] = []
+
+    def stepped(self, step: int, samples: int) -> None:
+        self.steps.append(step)
+
+    def recorded(self, record: Record) -> None:
+        self.records.append(record)
+
+    def said(self, message: str) -> None:
+        self.messages.append(message)
+
+    def of(self, split: str) -> list[Record]:
+        return [record for record in self.records if record.split == split]
 
 
 def valid_batches() -> list[Batch]:

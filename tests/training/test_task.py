@@ -21,7 +21,7 @@ from torchrec.datasets.utils import Batch
 from torchrec.metrics import BinaryMetrics, RegressionMetrics, Report
 from torchrec.training import Checkpoints, MetricsLog, Observer, Record, Task
 from torchrec.training.progress import describe
-from torchrec.training.task import predictions_of
+from torchrec.training.task import Prediction, predictions_of
 
 BOTH = (Task("click"), Task("seconds", loss="squared_error", metrics=RegressionMetrics))
 
@@ -93,6 +93,53 @@ def test_loss_is_that_of_a_plain_loop(task: Task, loss: Callable[..., Tensor]) -
         assert_same(model.state_dict(), other.state_dict())
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, other.state_dict()[name])
+
+
+@pytest.mark.parametrize("weighs", [False, True], ids=["", "weights"])
+def test_labels_are_smoothed_in_the_loss_alone(weighs: bool) -> None:
+    """A plain loop over y (1 - s) + s/2; losses of squares and all metrics go by the targets."""
+    batches = [weighted(batch) if weighs else batch for batch in BATCHES]
+
+    def smoothed(out: Tensor, batch: Batch) -> Tensor:
+        losses = binary_cross_entropy_with_logits(
+            out.squeeze(1), 0.8 * batch.labels + 0.1, reduction="none"
+        )
+        weights = torch.ones_like(losses) if batch.weights is None else batch.weights
+        return losses @ weights / weights.sum()
+
+    model = ClickModel("sgd", dropout=0.0)
+    other, third = copy.deepcopy(model), copy.deepcopy(model)
+    records: list[Record] = []
+
+    class Notes(Observer):
+        def recorded(self, record: Record) -> None:
+            records.append(record)
+
+    trainer = make_trainer(model, label_smoothing=0.2, epochs=1, observers=[Notes()], log_every=1)
+    result = trainer.fit(batches, valid=batches)
+    plain_loop(other, batches, smoothed)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[name], rtol=1e-5, atol=1e-7)
+    first, valid = records[0], records[-1]
+    assert first.loss == pytest.approx(
+        float(smoothed(third(*_inputs(batches[0])), batches[0]).detach()), 1e-5
+    )
+    assert first.report.logloss != pytest.approx(first.loss, 1e-3)
+    assert valid.loss == valid.report.logloss
+    true = make_trainer(model).evaluate(batches)  # of a trainer that smooths nothing
+    assert dict(true) == dict(result.valid or {})
+
+
+def _inputs(batch: Batch) -> tuple[Any, Any]:
+    return batch.dense_features, batch.sparse_features
+
+
+def test_labels_of_cross_entropies_are_smoothed_and_no_others() -> None:
+    squares = Task("seconds", loss="squared_error", metrics=RegressionMetrics)
+    with pytest.raises(ValueError, match=r"`label_smoothing` .* loss 'binary_cross_entropy'. Rec"):
+        make_trainer(ClickModel(), tasks=squares, label_smoothing=0.1)
+    prediction = Prediction(squares, torch.zeros(2), torch.tensor([0.0, 2.0]), None)
+    assert prediction.loss(2, label_smoothing=0.5) == prediction.loss(2) == 2.0
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

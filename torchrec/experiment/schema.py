@@ -244,6 +244,11 @@ class TrainingSection(Section):
         default="fp32", description="of the dense layers' products; weights stay fp32"
     )
     compile: bool = Field(default=False, description="use `torch.compile`")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="share by which labels move towards 1/2 in the loss that is trained on; "
+        "metrics go by the labels",
+    )
     early_stopping: EarlyStoppingSection | None = Field(
         default=None, description="end before the last epoch; none: never"
     )

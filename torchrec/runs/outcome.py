@@ -29,6 +29,8 @@ class RunResult:
         samples: training samples seen.
         best_step: the step whose weights were saved; None for the last.
         threads: that steps ran on in the end; None where unknown.
+        best_epoch: the epoch, from 1, of the best evaluation; None without any.
+        notes: what a person should know of it, a sentence each.
     """
 
     train: Scores
@@ -42,6 +44,8 @@ class RunResult:
     samples: int | None = None
     best_step: int | None = None
     threads: int | None = None
+    best_epoch: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ def parse_result(path: Path) -> tuple[RunResult, FileDigest | None]:
         samples=_int(found.get("samples")),
         best_step=_int(found.get("best_step")),
         threads=_int(found.get("threads")),
+        best_epoch=_int(found.get("best_epoch")),
+        notes=_texts(found.get("notes")),
     )
     experiment = found.get("experiment")
     if not isinstance(experiment, dict):  # of a run from before there were digests
@@ -160,6 +166,10 @@ def _float(found: Json) -> float:
 
 def _int(found: Json) -> int | None:
     return int(found) if isinstance(found, int | float) else None
+
+
+def _texts(found: Json) -> tuple[str, ...]:
+    return tuple(str(value) for value in found) if isinstance(found, list) else ()
 
 
 def _floats(found: Json) -> list[float]:

@@ -58,6 +58,8 @@ class FitResult:
         best_step: the step whose weights the model has, if early stopping chose it.
         best_epoch: the epoch, from 1, of the best evaluation: by the metrics of early stopping, or by
             the loss; None without any.
+        notes: what a person should know of it, a sentence each: that validation loss was rising, that
+            always predicting the mean would be better.
     """
 
     steps: int
@@ -70,3 +72,4 @@ class FitResult:
     test: Report | None
     best_step: int | None
     best_epoch: int | None = None
+    notes: tuple[str, ...] = ()

@@ -118,6 +118,8 @@ class FitOptions:
         precision: ``"fp32"``, or ``"bf16"`` for the products of the dense layers; weights stay
             float32. Default ``"fp32"``.
         compile: use ``torch.compile``. Default False.
+        label_smoothing: the share s, in [0, 1), by which targets of a cross-entropy move towards 1/2
+            in the loss: y (1 - s) + s/2. Metrics and evaluations go by the targets. Default 0.
         schedule: the learning rates over time. Default: constant.
         early_stopping: end before the last epoch. Default: never.
         evaluate_every: steps between evaluations of validation data. Default: once an epoch.
@@ -139,6 +141,7 @@ class FitOptions:
     clip_norm: float | None = None
     precision: Precision = "fp32"
     compile: bool = False
+    label_smoothing: float = 0.0
     schedule: ScheduleOptions = ScheduleOptions()
     early_stopping: EarlyStoppingOptions | None = None
     evaluate_every: int | None = None
@@ -153,6 +156,7 @@ class FitOptions:
         if self.clip_norm is not None:
             _number("clip_norm", self.clip_norm, "above 0", lambda norm: 0 < norm < math.inf)
         _choice("precision", self.precision, ("fp32", "bf16"))
+        _number("label_smoothing", self.label_smoothing, "in [0, 1)", lambda share: 0 <= share < 1)
         if not isinstance(self.compile, bool):
             raise TypeError(f"`compile` should be True or False. Received {self.compile!r}.")
         if not isinstance(self.schedule, ScheduleOptions):

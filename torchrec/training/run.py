@@ -134,6 +134,7 @@ def _fit_options(section: TrainingSection, evaluates: bool) -> FitOptions:
         clip_norm=section.clip_norm,
         precision=section.precision,
         compile=section.compile,
+        label_smoothing=section.label_smoothing,
         schedule=ScheduleOptions(**section.schedule.model_dump()),
         early_stopping=None if stopping is None else EarlyStoppingOptions(**stopping.model_dump()),
         evaluate_every=section.evaluate_every,
@@ -156,6 +157,8 @@ def _result(fitted: FitResult, threads: int) -> RunResult:
         samples=fitted.samples,
         best_step=fitted.best_step,
         threads=threads,
+        best_epoch=fitted.best_epoch,
+        notes=fitted.notes,
     )
 
 

@@ -101,6 +101,11 @@ class Task:
             return None
         return _MEASURED[self.loss]
 
+    @property
+    def is_cross_entropy(self) -> bool:
+        """Whether the loss is that of labels, which can be smoothed."""
+        return self.loss == "binary_cross_entropy"
+
     def target_of(self, batch: Batch) -> Tensor:
         """Return the target of a batch, ``(B,)``.
 
@@ -237,9 +242,17 @@ class Prediction(NamedTuple):
     targets: Tensor
     weights: Tensor | None
 
-    def loss(self, total: Tensor | int) -> Tensor:
-        """Return the part of this in the mean loss of all samples of some batches: `Task.loss_of`."""
-        return self.task.loss_of(self.outputs, self.targets, self.weights, total)
+    def loss(self, total: Tensor | int, label_smoothing: float = 0.0) -> Tensor:
+        """Return the part of this in the mean loss of all samples of some batches: `Task.loss_of`.
+
+        Args:
+            total: the weight of all these samples.
+            label_smoothing: by which targets of a cross-entropy move towards 1/2. Default 0.
+        """
+        targets = self.targets
+        if label_smoothing and self.task.is_cross_entropy:
+            targets = targets * (1.0 - label_smoothing) + label_smoothing / 2.0
+        return self.task.loss_of(self.outputs, targets, self.weights, total)
 
     def measure(self, metrics: Metrics) -> None:
         """Have metrics take it in."""

@@ -19,6 +19,7 @@ from torchrec.metrics import Report
 from torchrec.metrics.report import join_reports
 from torchrec.threads import ThreadChooser
 from torchrec.training.evaluation import Evaluation, evaluate
+from torchrec.training.findings import Overfitting, useless
 from torchrec.training.fit_state import FitResult, Progress
 from torchrec.training.monitor import Monitor
 from torchrec.training.observers import Extent, Observer, Observers, Record, check_metric_names
@@ -102,6 +103,8 @@ class Trainer:
         self.progress = Progress()
         self.monitor = Monitor(options.early_stopping)
         self.plateau = Plateau(options.schedule)
+        loss = self.tasks[0].measured_loss if len(self.tasks) == 1 else None
+        self.overfitting = Overfitting(loss or "loss")
         empty = join_reports({task.target: task.metrics().compute() for task in self.tasks})
         check_metric_names(empty)
         self.monitor.check_metrics(empty)
@@ -326,21 +329,24 @@ class Trainer:
             raise ValueError(f"Evaluation after step {progress.step}: {error}") from error
         progress.evaluated = progress.step
         self._observers.recorded(self._record("valid", found, self._ids_evaluated))
-        best = self.monitor.improves(
-            found, progress.step, progress.epoch + (1 if progress.batch else 0)
-        )
+        epoch = progress.epoch + (1 if progress.batch else 0)
+        best = self.monitor.improves(found, progress.step, epoch)
         stopping = self.options.early_stopping
         if best and stopping is not None:
             self._keep_best()
         if best or stopping is None:
             self._valid = found.report
-        waited = self.monitor.standstill
+        self.overfitting.note(found.loss, epoch, kept=best or stopping is None)
+        if self.overfitting.is_clear:
+            self.overfitting.is_told = True
+            self._observers.said(self.overfitting.sentence())
+        standstill = self.monitor.standstill
         if self.monitor.is_over:
             progress.over = True
-            self._observers.said(f"stopping early: {waited}")
+            self._observers.said(f"stopping early: {standstill}")
         elif not progress.over and self.plateau.lowers(best):
             self._observers.said(
-                f"learning rates lowered to {self.plateau.factor:.3g} of the first ones: {waited}"
+                f"learning rates lowered to {self.plateau.factor:.3g} of the first ones: {standstill}"
             )
 
     def _keep_best(self) -> None:
@@ -357,8 +363,10 @@ class Trainer:
             saved = self._best if self.checkpoints is None else self.checkpoints.load_best(best)
             assert saved is not None
             self.model.load_state_dict(saved)
+        if self.monitor.best_epoch is not None:
+            of = f"step {best:,}" if best else "the last step"
             self._observers.said(
-                f"the model has the weights of step {best:,} again, the best of all"
+                f"best epoch: {self.monitor.best_epoch}; the model has the weights of {of}"
             )
         train = self._metrics.epoch()
         for name, why in train.undefined.items():
@@ -370,6 +378,11 @@ class Trainer:
             found = self._evaluate(test)
             tested = found.report
             self._observers.recorded(self._record("test", found, self._ids_evaluated))
+        notes = [*useless("valid", self._valid), *useless("test", tested)]
+        if self.overfitting.is_there:
+            notes.insert(0, self.overfitting.sentence())
+        for note in notes[self.overfitting.is_there and self.overfitting.is_told :]:
+            self._observers.said(note)
         return FitResult(
             steps=progress.step,
             epochs=progress.epoch,
@@ -381,6 +394,7 @@ class Trainer:
             test=tested,
             best_step=best,
             best_epoch=self.monitor.best_epoch,
+            notes=tuple(notes),
         )
 
     def _record(
@@ -434,6 +448,7 @@ class Trainer:
             "progress": asdict(progress),
             "stopping": self.monitor.state_dict(),
             "plateau": self.plateau.state_dict(),
+            "overfitting": self.overfitting.state_dict(),
             "valid": None if self._valid is None else asdict(self._valid),
             "model": self.model.state_dict(),
             "buffers": unsaved_buffers(self.model),
@@ -456,8 +471,9 @@ class Trainer:
         state = self.checkpoints.load(step)
         self.progress = Progress(**state["progress"])
         self.monitor.load_state_dict(state["stopping"])
-        if "plateau" in state:  # there was none in earlier versions
+        if "plateau" in state:  # earlier versions had neither
             self.plateau.load_state_dict(state["plateau"])
+            self.overfitting.load_state_dict(state["overfitting"])
         self._valid = None if state["valid"] is None else Report(**state["valid"])
         self.model.load_state_dict(state["model"])
         load_unsaved_buffers(self.model, state["buffers"])

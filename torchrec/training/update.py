@@ -53,6 +53,11 @@ class Update:
                 "`clip_norm` should be given for a model with parameters that are not fused. "
                 f"Received {options.clip_norm} for one that has none to train."
             )
+        if options.label_smoothing and not any(task.is_cross_entropy for task in tasks):
+            raise ValueError(
+                "`label_smoothing` should be given for a task with the loss 'binary_cross_entropy'. "
+                f"Received {options.label_smoothing} for {[task.loss for task in tasks]}."
+            )
 
     def __call__(self, group: Sequence[Batch], samples: int) -> tuple[Tensor, list[Prediction]]:
         """Make the update, and return the loss and what the model said before it.
@@ -80,6 +85,7 @@ class Update:
     def _backward(
         self, group: Sequence[Batch], total: Tensor | int
     ) -> tuple[Tensor, list[Prediction]]:
+        smoothing = self._options.label_smoothing
         losses: list[Tensor] = []
         predictions: list[Prediction] = []
         for number, batch in enumerate(group, 1):
@@ -87,7 +93,7 @@ class Update:
                 with self._precision():
                     output = self._forward(batch.dense_features, batch.sparse_features)
                 mine = predictions_of(output, self._tasks, batch)
-                first, *others = (each.loss(total) for each in mine)
+                first, *others = (each.loss(total, smoothing) for each in mine)
                 loss = sum(others, first)
                 if number == 1:
                     # Not after the step: a heap that is emptied goes back to the system, page by

@@ -1,0 +1,117 @@
+"""What a person should know of how training went: overfitting, and models that are of no use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torchrec.metrics import Report
+
+_RISE = 0.01  # of the lowest loss: what is less is noise
+_EVALUATIONS = 2  # since the lowest loss
+
+
+class Overfitting:
+    """Sees that the loss of the validation data rises for the weights that are kept, and says so once.
+
+    Early stopping by a metric of order, such as AUC, goes on keeping weights whose probabilities get
+    worse all the time.
+
+    Args:
+        loss: the name of the loss.
+
+    Example:
+        >>> overfitting = Overfitting("logloss")
+        >>> for epoch, loss in enumerate((0.5, 0.4, 0.42, 0.44), 1):
+        ...     overfitting.note(loss, epoch, kept=True)
+        ...     print(overfitting.is_clear)
+        False
+        False
+        False
+        True
+        >>> overfitting.sentence().partition(":")[0]
+        'validation logloss has been rising since epoch 2 (0.4000 -> 0.4400)'
+    """
+
+    def __init__(self, loss: str) -> None:
+        self._loss = loss
+        self.lowest: float | None = None
+        self.epoch = 0  # of the lowest
+        self.since = 0  # evaluations since the lowest
+        self.kept: float | None = None  # of the weights that are kept
+        self.is_told = False
+
+    def note(self, loss: float, epoch: int, kept: bool) -> None:
+        """Take an evaluation in.
+
+        Args:
+            loss: the mean loss.
+            epoch: in which, from 1.
+            kept: whether the weights are those to keep, as it looks now.
+        """
+        self.since += 1
+        if self.lowest is None or loss < self.lowest:
+            self.lowest, self.epoch, self.since = loss, epoch, 0
+        if kept:
+            self.kept = loss
+
+    @property
+    def is_there(self) -> bool:
+        """Whether other weights than those that are kept had a lower loss."""
+        if self.lowest is None or self.kept is None:
+            return False
+        return self.kept - self.lowest > _RISE * abs(self.lowest)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it has been so for some evaluations, and was not told yet."""
+        return self.is_there and self.since >= _EVALUATIONS and not self.is_told
+
+    def sentence(self) -> str:
+        """Return what to say of it."""
+        return (
+            f"validation {self._loss} has been rising since epoch {self.epoch} ({self.lowest:.4f} -> "
+            f"{self.kept:.4f}): the probabilities get worse. Early stopping by logloss, or by auc and "
+            "logloss, more weight decay or dropout, or a lower learning rate may help."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what to go on from."""
+        return {
+            "lowest": self.lowest,
+            "epoch": self.epoch,
+            "since": self.since,
+            "kept": self.kept,
+            "is_told": self.is_told,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.lowest, self.epoch, self.since = state["lowest"], state["epoch"], state["since"]
+        self.kept, self.is_told = state["kept"], state["is_told"]
+
+
+def useless(split: str, report: Report | None) -> list[str]:
+    """Say so if a model predicts worse than the mean of the labels would: its NE is above 1.
+
+    Args:
+        split: of which data.
+        report: the metrics; of several tasks there is one a task. None: nothing is said.
+
+    Example:
+        >>> useless("test", Report({"auc": 0.55, "ne": 1.386}))
+        ['on test the model is worse than always predicting the mean (NE 1.39)']
+        >>> useless("valid", Report({"click.ne": 0.9}))
+        []
+    """
+    found = []
+    for name, value in ({} if report is None else report).items():
+        task, _, metric = name.rpartition(".")
+        if metric == "ne" and value > 1:
+            of = f" of {task}" if task else ""
+            # Two places, unless these would say that it is 1.
+            number = f"{value:.2f}" if value >= 1.005 else f"{value:.6f}"
+            found.append(
+                f"on {split} the model{of} is worse than always predicting the mean (NE {number})"
+            )
+    return found
