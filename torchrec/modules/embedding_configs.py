@@ -329,6 +329,9 @@ class BaseEmbeddingConfig:
             to; the update then happens in that optimizer's ``step()``.
         weight_decay: of ``optimizer``; None: that optimizer's default.
         optimizer_options: further hyper-parameters of ``optimizer``: ``{"eps": 1e-6}`` say.
+            ``{"lazy": False}`` updates all rows in every step, as that optimizer does with a dense
+            gradient, and not those of the batch alone; ``{"batch_l2": 1e-5}`` adds an L2 penalty of
+            the rows that the samples of a batch look up, as a mean over the samples.
         enable_grad: False freezes the table.
         sparse: without ``optimizer``, which leaves no gradient: gradients are sparse, as
             `torch.optim.SparseAdam`, ``SGD`` and ``Adagrad`` take them.

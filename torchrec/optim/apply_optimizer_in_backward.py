@@ -47,7 +47,8 @@ def apply_optimizer_in_backward(
             `torchrec.optim`, and SGD, Adagrad, Adam, AdamW, SparseAdam of `torch.optim`). A member
             or name of `OptimizerType` stands for the class of `torchrec.optim`.
         params: the parameters. A parameter may come twice in one call; it is updated once.
-        optimizer_kwargs: arguments of ``optimizer_class``, ``{"lr": 0.1}`` say.
+        optimizer_kwargs: arguments of ``optimizer_class``, ``{"lr": 0.1}`` say. Tables take those of
+            fused updates as well: ``"lazy": False`` to update all rows, ``"batch_l2"``.
 
     Raises:
         ValueError: if a parameter is no leaf of the graph, or already has another optimizer in the

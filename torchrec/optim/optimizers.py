@@ -9,7 +9,8 @@ have a place of their own for it, also ``weight_decay_mode``: ``"l2"`` adds ``we
 the gradient, ``"decoupled"`` shrinks the weights by ``1 - lr * weight_decay`` first. Every value
 may differ from parameter group to parameter group, and a change takes effect with the next step.
 
-With a sparse gradient only the rows that it names are updated, its duplicates summed first.
+With a sparse gradient only the rows that it names are updated, its duplicates summed first; with
+``lazy=False`` all rows are, as with the dense gradient that it stands for.
 Weights of 16 bits are updated in 32 bits, and their state is kept in 32 bits.
 """
 

@@ -140,7 +140,7 @@ class LookupSpec:
     Example:
         >>> spec = LookupSpec([TableSpec("user", 4, 10, 10)], [SlotSpec("u", 0, 0)], 1, 4)
         >>> spec.tensor.tolist()
-        [2, 1, 1, 4, 10, 10, 0, -1, 0, 0, 10, 0, 0, 0, 0]
+        [3, 1, 1, 4, 10, 10, 0, -1, 0, 0, 10, 0, 0, 0, 0]
     """
 
     def __init__(
