@@ -642,7 +642,7 @@ class TestColumns:
             "{name: deepfm, cross_layers: 3}",
             "`model.cross_layers` is not an option of model 'deepfm', but of 'dlrm_dcn'. Its options: name, "
             "dim, table_init, layer_init, dense_layers, layers, dropout, embedding_dropout, batch_norm, "
-            "activation.",
+            "activation, linear.",
         ),
         (
             "{name: dlrm, cross_rank: 8}",
@@ -658,10 +658,13 @@ class TestColumns:
         ),
         (
             "{name: deepmf}",
-            "`model.name` should be 'deepfm', 'dlrm' or 'dlrm_dcn'. Received 'deepmf'; did you mean "
+            "`model.name` should be 'deepfm', 'dlrm', 'dlrm_dcn', 'fm' or 'lr'. Received 'deepmf'; did you mean "
             "`deepfm`?",
         ),
-        ("{name: 5}", "`model.name` should be 'deepfm', 'dlrm' or 'dlrm_dcn'. Received 5."),
+        (
+            "{name: 5}",
+            "`model.name` should be 'deepfm', 'dlrm', 'dlrm_dcn', 'fm' or 'lr'. Received 5.",
+        ),
         ("{cross_rank: '8'}", "`model.cross_rank` should be a whole number above 0. Received '8'."),
         ("{dropout: true}", "`model.dropout` should be a number at least 0 and below 1. Received "),
         ("5", "`model` should be a section with keys such as `name`. Received 5."),
@@ -738,7 +741,7 @@ def test_a_file_that_was_written_out_becomes_that_of_another_model(
 def test_a_model_that_becomes_none(file: Path, name: str) -> None:
     text = dump_experiment(load(file, MINIMAL))
     message = failure(file, text, f"model.name={name}")
-    assert "`model.name` should be 'deepfm', 'dlrm' or 'dlrm_dcn'. Received" in message
+    assert "`model.name` should be 'deepfm', 'dlrm', 'dlrm_dcn', 'fm' or 'lr'. Received" in message
 
 
 def test_null_is_the_default_of_an_option_of_one_model(file: Path) -> None:

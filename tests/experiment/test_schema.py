@@ -36,7 +36,7 @@ def test_keys_that_others_rely_on() -> None:
         "data.valid": "a list, each text",
         "data.test": "a list, each text",
         "data.label": "text",
-        "model.name": "'deepfm', 'dlrm' or 'dlrm_dcn'",
+        "model.name": "'deepfm', 'dlrm', 'dlrm_dcn', 'fm' or 'lr'",
         "training.epochs": "a whole number above 0",
         "training.batch_size": "a whole number above 0",
         "training.learning_rate": "a number above 0",

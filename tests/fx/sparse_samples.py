@@ -21,6 +21,8 @@ from torchrec import (
 from torchrec.datasets.utils import Batch
 from torchrec.models import deepfm, dlrm
 from torchrec.models.experimental.transformerdlrm import DLRM_Transformer
+from torchrec.models.fm import FactorizationMachineModel
+from torchrec.models.lr import LogisticRegression
 from torchrec.modules import feature_processor, feature_processor_
 from torchrec.modules.embedding_tower import EmbeddingTower, EmbeddingTowerCollection
 from torchrec.modules.fp_embedding_modules import (
@@ -77,6 +79,17 @@ def bag_tables(**options: Any) -> list[EmbeddingBagConfig]:
     return [first, EmbeddingBagConfig(ROWS, D, "t2", feature_names=["f2"])]
 
 
+WEIGHTS = ["t1_linear", "t2_linear"]
+
+
+def weight_tables() -> list[EmbeddingBagConfig]:
+    """Tables of dimension 1, of the same features."""
+    return [
+        EmbeddingBagConfig(ROWS, 1, name, feature_names=features)
+        for name, features in zip(WEIGHTS, (["f1", "f3"], ["f2"]), strict=True)
+    ]
+
+
 def sequence_tables(**options: Any) -> list[EmbeddingConfig]:
     first = EmbeddingConfig(ROWS, D, "t1", feature_names=["f1", "f3"], **options)
     return [first, EmbeddingConfig(ROWS, D, "t2", feature_names=["f2"])]
@@ -84,6 +97,14 @@ def sequence_tables(**options: Any) -> list[EmbeddingConfig]:
 
 def bags(is_weighted: bool = False, **options: Any) -> EmbeddingBagCollection:
     return EmbeddingBagCollection(tables=bag_tables(**options), is_weighted=is_weighted)
+
+
+def bags_of_weights() -> EmbeddingBagCollection:
+    return EmbeddingBagCollection(tables=weight_tables())
+
+
+def bags_with_weights(**options: Any) -> EmbeddingBagCollection:
+    return EmbeddingBagCollection(tables=[*bag_tables(**options), *weight_tables()])
 
 
 def sequences(**options: Any) -> EmbeddingCollection:
@@ -337,6 +358,16 @@ SPARSE = {
     ),
     "DeepFactorizationMachine": Sample(
         lambda: deepfm.DeepFactorizationMachine(bags(), DENSE, [3], batch_norm=True), with_dense
+    ),
+    "DeepFactorizationMachine, weights of ids": Sample(
+        lambda: deepfm.DeepFactorizationMachine(
+            bags_with_weights(**FUSED), DENSE, [3], activation="prelu", linear_tables=WEIGHTS
+        ),
+        with_dense,
+    ),
+    "LogisticRegression": Sample(lambda: LogisticRegression(bags_of_weights(), DENSE), with_dense),
+    "FactorizationMachineModel": Sample(
+        lambda: FactorizationMachineModel(bags_with_weights(), WEIGHTS, DENSE), with_dense
     ),
     "DLRM": Sample(lambda: dlrm.DLRM(bags(**FUSED), DENSE, [6, D], [5, 1]), with_dense),
     "DLRM, no dense features": Sample(

@@ -17,6 +17,9 @@ POOLED = [
     "DLRM_Projection",
     "DLRM_Transformer",
     "DeepFactorizationMachine",
+    "DeepFactorizationMachine, weights of ids",
+    "FactorizationMachineModel",
+    "LogisticRegression",
     "SimpleDeepFMNN",
 ]
 

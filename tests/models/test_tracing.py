@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Iterator
 
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.datasets.utils import Batch
-from torchrec.models.deepfm import SimpleDeepFMNN
+from torchrec.models.deepfm import DeepFactorizationMachine, SimpleDeepFMNN
 from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRM_Projection, DLRMTrain
+from torchrec.models.fm import FactorizationMachineModel
+from torchrec.models.lr import LogisticRegression
 
 D, DENSE, ROWS = 4, 7, 50
 NAMES = ["f1", "f2", "f3"]
@@ -41,10 +44,35 @@ def tables(**options) -> EmbeddingBagCollection:
     )
 
 
+def with_weights(**options) -> EmbeddingBagCollection:
+    vectors = tables(**options).embedding_bag_configs()
+    weights = [
+        dataclasses.replace(table, name=f"{table.name}_linear", embedding_dim=1)
+        for table in vectors
+    ]
+    return EmbeddingBagCollection(tables=[*vectors, *weights])
+
+
+def weights_alone(**options) -> EmbeddingBagCollection:
+    return EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(ROWS, 1, "t1", feature_names=["f1", "f3"], **options),
+            EmbeddingBagConfig(ROWS, 1, "t2", feature_names=["f2"], **options),
+        ]
+    )
+
+
+LINEAR = ["t1_linear", "t2_linear"]
 MODELS = {
     "dlrm": lambda **o: DLRM(tables(**o), DENSE, [6, D], [5, 1]),
     "dcn": lambda **o: DLRM_DCN(tables(**o), DENSE, [6, D], [5, 1], 2, 3),
     "deepfm": lambda **o: SimpleDeepFMNN(DENSE, tables(**o), 6, 5),
+    "paper": lambda **o: DeepFactorizationMachine(tables(**o), DENSE, [6], activation="gelu"),
+    "paper, weights of ids": lambda **o: DeepFactorizationMachine(
+        with_weights(**o), DENSE, [6], linear_tables=LINEAR
+    ),
+    "fm": lambda **o: FactorizationMachineModel(with_weights(**o), LINEAR, DENSE),
+    "lr": lambda **o: LogisticRegression(weights_alone(**o), DENSE),
     "projection": lambda **o: DLRM_Projection(
         tables(**o), DENSE, [6, D], [5, 1], [8, 2 * D], [3 * D]
     ),

@@ -24,7 +24,7 @@ class Stop(Observer):
             raise KeyboardInterrupt
 
 
-def run(folder: Path, interrupted: bool) -> Path:
+def run(folder: Path, interrupted: bool, model: dict[str, object] | None = None) -> Path:
     data: dict[str, object] = {"label": "click"}
     for split, rows in ROWS.items():
         price = [None] * MISSING[split] + [1.0] * (rows - MISSING[split])
@@ -35,7 +35,7 @@ def run(folder: Path, interrupted: bool) -> Path:
     values = {
         "data": data,
         "features": {"user": {"type": "sparse", "rows": 10}, "price": {"type": "dense"}},
-        "model": {"dim": 4, "layers": [4], "dense_layers": [4]},
+        "model": {"dim": 4, "layers": [4], "dense_layers": [4]} if model is None else model,
         # Steps that no record of training has told come before every evaluation and checkpoint.
         "training": {
             "epochs": EPOCHS,
@@ -68,3 +68,17 @@ def test_each_is_told_once_by_its_split(tmp_path: Path, interrupted: bool) -> No
         assert sum(one["missing"] for one in ids["train"]) == EPOCHS * MISSING["train"]
     (table,) = json.loads((folder / "report.json").read_text())["tables"]
     assert table["hashed"] == EPOCHS * ROWS["train"]
+
+
+def test_weights_beside_vectors_do_not_count_ids_twice(tmp_path: Path) -> None:
+    folder = run(tmp_path, False, {"name": "deepfm", "linear": True, "layers": [4]})
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    ids = {split: [line["ids"] for line in lines if line["split"] == split] for split in ROWS}
+    assert sum(one["hashed"] for one in ids["train"]) == EPOCHS * ROWS["train"]
+    for split in ROWS:
+        assert all(one["out_of_range"] == 0 for one in ids[split])
+    tables = json.loads((folder / "report.json").read_text())["tables"]
+    assert [table["name"] for table in tables] == ["user", "user_linear"]
+    assert [table["dim"] for table in tables] == [16, 1]
+    for table in tables:
+        assert (table["hashed"], table["out_of_range"]) == (EPOCHS * ROWS["train"], 0)

@@ -2,6 +2,8 @@
 
 - :mod:`torchrec.models.dlrm`: DLRM, and its variants with a projection and with a cross network;
 - :mod:`torchrec.models.deepfm`: DeepFM, as in the API and as in the paper;
+- :mod:`torchrec.models.lr` and :mod:`torchrec.models.fm`: logistic regression and factorization
+  machines, the baselines;
 - :mod:`torchrec.models.tower`: the network on top, with normalisation and dropout;
 - :mod:`torchrec.models.registry`: those that an experiment file can name, each with its options;
 - :mod:`torchrec.models.experimental`: what may still change.

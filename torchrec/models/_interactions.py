@@ -126,6 +126,23 @@ class InteractionArch(nn.Module):
         return dot_interaction(dense_features, sparse_features)
 
 
+class WithVectors(nn.Module):
+    """An interaction whose output has the sparse vectors themselves in front.
+
+    Args:
+        interaction: of a dense vector ``(B, D)`` and sparse ones ``(B, F, D)``.
+    """
+
+    def __init__(self, interaction: nn.Module) -> None:
+        super().__init__()
+        self.interaction = interaction
+
+    def forward(self, dense_features: Tensor, sparse_features: Tensor) -> Tensor:
+        """Return ``(B, F D)`` numbers, and those of the interaction."""
+        products = self.interaction(dense_features, sparse_features)
+        return torch.cat([sparse_features.flatten(1), products], dim=1)
+
+
 class InteractionProjectionArch(nn.Module):
     r"""The dot products of two learned sets of vectors: a DLRM whose interaction is narrower.
 

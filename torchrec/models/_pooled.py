@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,68 @@ def embedding_dim(collection: PooledCollection) -> int:
             f"`embedding_dim`. Received {received}."
         )
     return next(iter(dims.values()))
+
+
+class Terms(NamedTuple):
+    """The outputs of a collection by what they are to a model.
+
+    Attributes:
+        dim: D, which all tables of vectors have; 0 where there is none.
+        vectors: names of the outputs of these.
+        weights: names of the outputs of the other tables, which have dimension 1.
+    """
+
+    dim: int
+    vectors: list[str]
+    weights: list[str]
+
+
+def terms_of(collection: PooledCollection, linear_tables: Sequence[str]) -> Terms:
+    """Return the outputs of a collection, those of some of its tables as weights.
+
+    Args:
+        collection: of tables.
+        linear_tables: names of the tables of dimension 1 that hold a weight an id.
+
+    Raises:
+        TypeError: this is no collection of embedding bags.
+        ValueError: one of ``linear_tables`` is not there or has another dimension, or the dimensions
+            of the others differ.
+    """
+    configs = _bag_configs(collection)
+    known = {config.name: config.embedding_dim for config in configs}
+    for table in linear_tables:
+        if known.get(table) != 1:
+            has = f"dimension {known[table]}" if table in known else f"tables {list(known)}"
+            raise ValueError(
+                f"`linear_tables` should be tables of dimension 1. Received '{table}' of a collection "
+                f"with {has}."
+            )
+    dims = {name: dim for name, dim in known.items() if name not in linear_tables}
+    if len(set(dims.values())) > 1:
+        raise ValueError(
+            "`embedding_bag_collection` should have tables of the same `embedding_dim`, but for its "
+            f"`linear_tables`. Received {dims}."
+        )
+    named = list(zip(configs, get_embedding_names_by_table(configs), strict=True))
+    return Terms(
+        next(iter(dims.values()), 0),
+        [name for config, names in named if config.name in dims for name in names],
+        [name for config, names in named if config.name not in dims for name in names],
+    )
+
+
+def vectors_and_weights(pooled: KeyedTensor, terms: Terms) -> tuple[Tensor, Tensor | None]:
+    """Return vectors ``(B, F D)`` and weights ``(B, F)``, each side by side; uncopied where they are.
+
+    Raises:
+        ValueError: a name is missing.
+    """
+    both = joined(pooled, terms.vectors + terms.weights)
+    if not terms.weights:
+        return both, None
+    parts = both.split([len(terms.vectors) * terms.dim, len(terms.weights)], dim=1)
+    return parts[0], parts[1]
 
 
 def pool(collection: nn.Module, features: KeyedJaggedTensor) -> KeyedTensor:

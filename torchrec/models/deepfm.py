@@ -25,6 +25,8 @@ from torchrec.models._pooled import (
     embedding_names,
     joined,
     pool,
+    terms_of,
+    vectors_and_weights,
 )
 from torchrec.models.tower import Tower
 from torchrec.modules.deepfm import DeepFM, FactorizationMachine
@@ -394,11 +396,12 @@ class DeepFactorizationMachine(nn.Module):
     .. math:: y = \sum_i w_i \cdot v_i + \sum_{i<j} v_i \cdot v_j + \mathrm{tower}(v_0, \dots, v_F)
 
     The linear term of an id is read off its vector, by one :math:`w_i` a feature, and needs no table
-    of its own: see the linear terms of https://arxiv.org/abs/1806.03514, section 3.3. DeepFM:
-    https://arxiv.org/abs/1703.04247, equations 1 to 4.
+    of its own: see the linear terms of https://arxiv.org/abs/1806.03514, section 3.3. With
+    ``linear_tables`` it is a weight of the id's own, and that of the dense features a linear map of
+    their own, as in the paper. DeepFM: https://arxiv.org/abs/1703.04247, equations 1 to 4.
 
     Args:
-        embedding_bag_collection: the tables, all of one dimension D.
+        embedding_bag_collection: the tables, all of one dimension D but for ``linear_tables``.
         num_dense_features: number of dense features. Default 0.
         layer_sizes: outputs of each layer of the tower. Default ``(256, 128)``.
         dropout: of the tower, see :class:`~torchrec.models.tower.Tower`. Default 0.
@@ -409,6 +412,8 @@ class DeepFactorizationMachine(nn.Module):
             "relu".
         embedding_dropout: probability of dropping a number of :math:`v_1 \dots v_F` while training.
             Default 0.
+        linear_tables: names of the tables that hold a weight an id: of dimension 1, of the same
+            features as the others. Default none: linear terms are read off the vectors.
 
     Raises:
         TypeError: a size is no integer.
@@ -441,13 +446,14 @@ class DeepFactorizationMachine(nn.Module):
         dense_layer_sizes: Sequence[int] = (),
         activation: str = "relu",
         embedding_dropout: float = 0.0,
+        linear_tables: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self._num_dense_features = checked_size(
             "num_dense_features", num_dense_features, at_least=0
         )
-        self._dim = embedding_dim(embedding_bag_collection)
-        self._names = embedding_names(embedding_bag_collection)
+        self._terms = terms_of(embedding_bag_collection, linear_tables)
+        self._dim = self._terms.dim or embedding_dim(embedding_bag_collection)
         check_dropout("embedding_dropout", embedding_dropout)
         self.sparse_arch = SparseArch(embedding_bag_collection)
         self.dropout = nn.Dropout(embedding_dropout) if embedding_dropout else None
@@ -458,8 +464,12 @@ class DeepFactorizationMachine(nn.Module):
                 MLP(num_dense_features, dense_layer_sizes, activation=activation),
                 nn.Linear(sizes[-1], self._dim),
             )
-        width = (len(self._names) + (self.dense_arch is not None)) * self._dim
-        self.linear = nn.Linear(width, 1, bias=False)
+        width = (len(self._terms.vectors) + (self.dense_arch is not None)) * self._dim
+        self.linear: nn.Module = (
+            nn.Linear(num_dense_features if linear_tables else width, 1, bias=False)
+            if num_dense_features or not linear_tables
+            else nn.Identity()
+        )
         self.fm = FactorizationMachine()
         self.deep_fm = DeepFM(Tower(width, layer_sizes, dropout, batch_norm, activation))
 
@@ -477,7 +487,8 @@ class DeepFactorizationMachine(nn.Module):
             ValueError: a shape is another, or a feature is missing.
         """
         check_columns("dense_features", dense_features, self._num_dense_features)
-        vectors = joined(self.sparse_arch(sparse_features), self._names)
+        pooled = self.sparse_arch(sparse_features)
+        vectors, weights = vectors_and_weights(pooled, self._terms)
         if self.dropout is not None:
             vectors = self.dropout(vectors)
         if self.dense_arch is not None:
@@ -485,7 +496,13 @@ class DeepFactorizationMachine(nn.Module):
         # The products of pairs of elements, for each of the D elements of a vector on its own.
         elements = vectors.unflatten(1, (-1, self._dim)).transpose(1, 2).flatten(0, 1)
         products = self.fm([elements]).view(-1, self._dim).sum(1, keepdim=True)
-        logits: Tensor = self.linear(vectors) + products + self.deep_fm([vectors])
+        if weights is None:
+            linear = self.linear(vectors)
+        else:
+            linear = weights.sum(1, keepdim=True)
+            if self._num_dense_features:
+                linear = linear + self.linear(dense_features)
+        logits: Tensor = linear + products + self.deep_fm([vectors])
         return logits
 
 

@@ -23,6 +23,18 @@ def out_of_range_counts(model: nn.Module) -> dict[str, int]:
     return counts
 
 
+def tables_by_ids(model: nn.Module) -> list[str]:
+    """Return the tables of a model without those that read the same features as another.
+
+    A model may have a second table for the weights of ids: what is unusual about ids is counted once.
+    """
+    found: dict[tuple[str, ...], str] = {}
+    for _, collection in collections_in(model):
+        for config in collection.table_store().table_configs():
+            found.setdefault(tuple(config.feature_names), config.name)
+    return list(found.values())
+
+
 def managed_stats(model: nn.Module, reset: bool = False) -> dict[str, ManagedCollisionStats]:
     """Return what the map of each table with managed ids has done since it was last reset."""
     stats: dict[str, ManagedCollisionStats] = {}
@@ -51,6 +63,7 @@ class IdCounts:
     ) -> None:
         self._transforms = {True: transform, False: evaluated}
         self._model = model
+        self._tables = tables_by_ids(model)
         self._hashed = {spec.name for spec in transform.tables if spec.ids == "hash"}
         self._before: dict[str, int] = {}
 
@@ -65,9 +78,10 @@ class IdCounts:
             self._before = now
         else:
             self._forget(new)
-        counts["hashed"] = sum(count for name, count in new.items() if name in self._hashed)
-        counts["out_of_range"] = sum(new.values()) - counts["hashed"]
-        maps = managed_stats(self._model, reset=True).values()
+        counts["hashed"] = sum(new[name] for name in self._tables if name in self._hashed)
+        counts["out_of_range"] = sum(new[name] for name in self._tables) - counts["hashed"]
+        stats = managed_stats(self._model, reset=True)
+        maps = [stats[name] for name in self._tables if name in stats]
         if maps:
             counts |= {name: sum(getattr(one, name) for one in maps) for name in _FROM_MAPS}
         return counts

@@ -27,7 +27,7 @@ def table_facts(
     such a state (plain SGD) it is not known, and None. Ids out of range and hashed are those of all
     training batches; `torchrec.training.id_counts.IdCounts` keeps evaluations out.
     """
-    specs = {spec.name: spec for spec in transform.tables}
+    specs = {spec.features: spec for spec in transform.tables}
     maps = managed_stats(model)
     found = []
     for _, collection in collections_in(model):
@@ -36,7 +36,7 @@ def table_facts(
         for config in store.table_configs():
             shards = store.table_shards(config.name)
             rows = max(shard.rows.stop for shard in shards)  # with one for unknown ids
-            spec, count = specs.get(config.name), counts[config.name]
+            spec, count = specs.get(tuple(config.feature_names)), counts[config.name]
             hashed = spec is not None and spec.ids == "hash"
             norms = _norms(rows, shards)
             trained = _trained_rows(rows, shards, optimizer)

@@ -94,7 +94,7 @@ def test_the_reference_and_the_messages_know_it(tmp_path: Path) -> None:
     ):
         load_experiment(tmp_path / "own.yaml", ["model.layers=[3]"])
     with pytest.raises(
-        ValueError, match="should be 'deepfm', 'dlrm', 'dlrm_dcn', 'ordered' or 're"
+        ValueError, match="should be 'deepfm', 'dlrm', 'dlrm_dcn', 'fm', 'lr', 'ordered' or 're"
     ):
         load_experiment(tmp_path / "own.yaml", ["model.name=recnt"])
 

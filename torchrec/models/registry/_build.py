@@ -12,9 +12,16 @@ from torch.overrides import TorchFunctionMode
 
 from torchrec.datasets.features import SequenceFeature
 from torchrec.datasets.transform import FeatureTransform, TableSpec
+from torchrec.models.registry._first_order import linear_name, weights_alone, weights_beside
 from torchrec.models.registry._initial_weights import initialise_layers, table_init_fn
 from torchrec.models.registry._managed import ManagedTables
-from torchrec.models.registry._registry import ModelInputs, ModelSection, RegisteredModel, find
+from torchrec.models.registry._registry import (
+    ModelInputs,
+    ModelSection,
+    RegisteredModel,
+    Terms,
+    find,
+)
 from torchrec.modules.embedding_configs import (
     BaseEmbeddingConfig,
     EmbeddingBagConfig,
@@ -101,13 +108,19 @@ def build_model(
     num_dense = len(transform.dense_names)
     if not transform.tables and not num_dense:
         raise ValueError("`features` should have one or more features. Received none.")
-    check_dims(model, section, transform.tables)
     pooled, sequences = _split(model, section.name, transform)
+    terms = model.terms(section)
+    if terms == "weights":
+        pooled = weights_alone(pooled)
+    check_dims(model, section, [*pooled, *sequences])
     # The order of these two decides which random numbers each gets.
     inputs = ModelInputs(
         num_dense,
-        _pooled(pooled, section, optimizer, transform.is_weighted, device) if pooled else None,
+        _pooled(pooled, section, terms, optimizer, transform.is_weighted, device)
+        if pooled
+        else None,
         _sequences(sequences, section, optimizer, device) if sequences else None,
+        [linear_name(spec.name) for spec in pooled] if terms == "both" else (),
     )
     if device is None:
         return _built(model, section, inputs)
@@ -221,6 +234,7 @@ def _split(
 def _pooled(
     specs: Sequence[TableSpec],
     section: ModelSection,
+    terms: Terms,
     optimizer: TableOptimizer | None,
     is_weighted: bool,
     device: torch.device | str | None,
@@ -228,6 +242,8 @@ def _pooled(
     tables = [table_config(EmbeddingBagConfig, spec, section, optimizer) for spec in specs]
     for table, spec in zip(tables, specs, strict=True):
         table.pooling = PoolingType[spec.pooling.upper()]
+    if terms == "both":
+        tables += weights_beside(tables)
     collection = EmbeddingBagCollection(tables, is_weighted=is_weighted, device=device)
     if any(spec.ids == "managed" for spec in specs):
         return ManagedTables(collection, specs)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from torchrec.models._interactions import WithVectors
 from torchrec.models.dlrm import DLRM, DenseArch, OverArch, SparseArch
 from torchrec.models.registry._registry import ModelInputs
 from torchrec.models.registry._tower import TowerOptions
 
 
-def with_options(model: DLRM, options: TowerOptions, inputs: ModelInputs) -> DLRM:
+def with_options(
+    model: DLRM, options: TowerOptions, inputs: ModelInputs, vectors: bool = False
+) -> DLRM:
     """Put a `Tower` in the place of the network over the interaction, and heed the other options.
 
     Parts that have no other option stay: making them again would draw other weights.
+
+    Args:
+        model: changed in place.
+        options: of the experiment.
+        inputs: what the model was built on.
+        vectors: whether the tower gets the sparse vectors beside what the interaction gives.
     """
     assert isinstance(model.over_arch, OverArch)
     assert inputs.pooled is not None
@@ -19,5 +28,9 @@ def with_options(model: DLRM, options: TowerOptions, inputs: ModelInputs) -> DLR
     if inputs.num_dense and options.activation != "relu":
         sizes = [*options.dense_layers, model.sparse_arch.D]
         model.dense_arch = DenseArch(inputs.num_dense, sizes, activation=options.activation)
-    model.over_arch = options.tower(model.over_arch.in_features)
+    width = model.over_arch.in_features
+    if vectors:
+        model.inter_arch = WithVectors(model.inter_arch)
+        width += model.sparse_arch.F * model.sparse_arch.D
+    model.over_arch = options.tower(width)
     return model

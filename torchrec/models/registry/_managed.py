@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from torchrec.models.registry._first_order import linear_name
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import (
     EmbeddingBagCollection,
@@ -38,17 +39,21 @@ class ManagedTables(EmbeddingBagCollectionInterface):
 
     Args:
         collection: all tables.
-        specs: of the same tables; those with managed ids get a map.
+        specs: of the same tables; those with managed ids get a map. A table of weights beside one of
+            vectors shares its map, so that an id has the same row in both, and loses both at once.
     """
 
     def __init__(self, collection: EmbeddingBagCollection, specs: Sequence[TableSpec]) -> None:
         super().__init__()
         self._configs = configs = collection.embedding_bag_configs()
         self._is_weighted = collection.is_weighted()
-        maps = {
-            spec.name: _map(spec, config, collection.device) if spec.ids == "managed" else None
-            for spec, config in zip(specs, configs, strict=True)
-        }
+        rows = {config.name: config.num_embeddings for config in configs}
+        maps: dict[str, MCHManagedCollisionModule | None] = {}
+        for spec in specs:
+            managed = spec.ids == "managed"
+            maps[spec.name] = _map(spec, rows[spec.name], collection.device) if managed else None
+            if linear_name(spec.name) in rows:
+                maps[linear_name(spec.name)] = maps[spec.name]
         self.tables = ManagedCollisionEmbeddingBagCollection(
             collection, ManagedCollisionCollection(maps, configs)
         )
@@ -68,11 +73,9 @@ class ManagedTables(EmbeddingBagCollectionInterface):
         return pooled
 
 
-def _map(
-    spec: TableSpec, config: EmbeddingBagConfig, device: torch.device
-) -> MCHManagedCollisionModule:
+def _map(spec: TableSpec, rows: int, device: torch.device) -> MCHManagedCollisionModule:
     return MCHManagedCollisionModule(
-        zch_size=config.num_embeddings,
+        zch_size=rows,
         device=device,
         eviction_policy=_POLICIES[spec.evict](),
         eviction_interval=spec.evict_every,

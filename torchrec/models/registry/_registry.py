@@ -7,7 +7,7 @@ import functools
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +46,7 @@ UNKNOWN_OPTION = "unknown_option"
 
 Lookups: TypeAlias = Literal["pooled", "sequences", "both"]
 Dims: TypeAlias = Literal["one", "several"]
+Terms: TypeAlias = Literal["vectors", "weights", "both"]
 
 
 class ModelSection(BaseModel):
@@ -154,11 +155,14 @@ class ModelInputs:
         num_dense: number of dense features, 0 or more.
         pooled: the tables whose embeddings are pooled, None if there is none.
         sequences: the tables whose embeddings are given id by id, None if there is none.
+        linear_tables: names of the tables in ``pooled`` that hold a weight an id, beside those that
+            hold vectors. Default none.
     """
 
     num_dense: int
     pooled: EmbeddingBagCollectionInterface | None
     sequences: EmbeddingCollectionInterface | None
+    linear_tables: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,8 @@ class RegisteredModel(Generic[S]):
         lookups: how the model looks features up: all of them pooled, all as sequences, or those of
             type ``sequence`` as sequences and the others pooled. Default ``"pooled"``.
         dims: whether all tables have one dimension, or each may have its own. Default ``"one"``.
+        terms: what pooled tables hold, by the options: a vector an id, a weight (dimension 1,
+            whatever the experiment says), or both, in two tables. Default vectors.
         table_init: initial weights of a table of dimension D, where the experiment has no rule.
             Default: uniform in ± ``sqrt(1 / rows)``.
         layer_init: the same of the layers. Default: as PyTorch starts them.
@@ -181,6 +187,7 @@ class RegisteredModel(Generic[S]):
     build: Callable[[S, ModelInputs], nn.Module]
     lookups: Lookups = "pooled"
     dims: Dims = "one"
+    terms: Callable[[S], Terms] = lambda section: "vectors"
     table_init: Callable[[int], TableInit] = lambda dim: _AS_BY_THEMSELVES
     layer_init: LayerInit = _AS_BY_THEMSELVES
 
@@ -190,7 +197,7 @@ def names() -> list[str]:
 
     Example:
         >>> names()
-        ['deepfm', 'dlrm', 'dlrm_dcn']
+        ['deepfm', 'dlrm', 'dlrm_dcn', 'fm', 'lr']
     """
     return sorted(_names_in(_package().__path__))
 

@@ -16,6 +16,11 @@ class DeepFMSection(TowerOptions, ModelSection):
     """Linear terms, products of pairs and a network, added up: https://arxiv.org/abs/1703.04247."""
 
     name: Literal["deepfm"] = Field(default="deepfm", description="the model")
+    linear: bool = Field(
+        default=False,
+        description="give ids weights of their own for the linear terms, which are read off their "
+        "vectors otherwise",
+    )
 
 
 def build(section: DeepFMSection, inputs: ModelInputs) -> nn.Module:
@@ -31,7 +36,10 @@ def build(section: DeepFMSection, inputs: ModelInputs) -> nn.Module:
         section.dense_layers,
         section.activation,
         section.embedding_dropout,
+        inputs.linear_tables,
     )
 
 
-MODEL = RegisteredModel(DeepFMSection, build)
+MODEL = RegisteredModel(
+    DeepFMSection, build, terms=lambda section: "both" if section.linear else "vectors"
+)

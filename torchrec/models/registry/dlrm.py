@@ -18,6 +18,10 @@ class DLRMSection(TowerOptions, ModelSection):
     """Dot products of all pairs of vectors, and layers over them: https://arxiv.org/abs/1906.00091."""
 
     name: Literal["dlrm"] = Field(default="dlrm", description="the model")
+    vectors: bool = Field(
+        default=False,
+        description="give the layers the vectors themselves beside their products",
+    )
 
 
 def build(section: DLRMSection, inputs: ModelInputs) -> nn.Module:
@@ -25,7 +29,8 @@ def build(section: DLRMSection, inputs: ModelInputs) -> nn.Module:
     if inputs.pooled is None:
         return DenseOnly(section, inputs.num_dense)
     layers = [*section.dense_layers, embedding_dim(inputs.pooled)]
-    return with_options(DLRM(inputs.pooled, inputs.num_dense, layers, [1]), section, inputs)
+    model = DLRM(inputs.pooled, inputs.num_dense, layers, [1])
+    return with_options(model, section, inputs, section.vectors)
 
 
 MODEL = RegisteredModel(DLRMSection, build)
