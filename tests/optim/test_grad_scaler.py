@@ -106,6 +106,13 @@ def test_a_step_for_scaled_updates_is_refused(pooled, optimizer, scheduled, scal
     assert (model.over.weight == 1.0).all()
 
 
+def test_a_step_for_tables_whose_every_row_is_updated():
+    model, scaler = Model(**FUSED, optimizer_options={"momentum": 0.9, "lazy": False}), scaler_of()
+    scaler.scale(model()).backward()
+    with pytest.raises(RuntimeError, match=f"{MESSAGE}: the gradients were scaled by 64.0"):
+        scaler.step(sgd(model))
+
+
 def test_a_step_with_much_around_it():
     model, scaler = Model(**FUSED), scaler_of()
     optimizer = sgd(model.over)
