@@ -2,10 +2,13 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from torchrec import (
@@ -396,3 +399,108 @@ def test_state_that_is_saved_goes_on_to_the_last_bit() -> None:
     for name, weight in weights(fused).items():
         assert torch.equal(weight, weights(other)[name])
         assert torch.equal(weight, weights(copied)[name])
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.floats(0.0, 0.2),  # the learning rate
+        st.lists(st.lists(st.integers(0, 8), max_size=3), min_size=1, max_size=3),  # the ids
+        st.booleans(),  # whether the pass is only collected
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    steps=STEPS,
+    decoupled=st.booleans(),
+    decay=st.sampled_from([0.0, 0.3]),
+    betas=st.sampled_from([(0.9, 0.999), (0.5, 0.6), (0.0, 0.9)]),
+    dim=st.sampled_from([1, 5, 16, 33]),
+)
+def test_any_history_is_that_of_adam_on_dense_gradients(
+    steps: list[tuple[float, list[list[int]], bool]],
+    decoupled: bool,
+    decay: float,
+    betas: tuple[float, float],
+    dim: int,
+) -> None:
+    """Rates that change, rows that stay away for long, empty batches, passes that wait for others."""
+
+    def collection(**training: Any) -> EmbeddingBagCollection:
+        return EmbeddingBagCollection(
+            tables=[EmbeddingBagConfig(9, dim, "t", feature_names=["f"], **training)]
+        )
+
+    fused = collection(
+        optimizer="adamw" if decoupled else "adam",
+        lr=0.1,
+        weight_decay=decay,
+        optimizer_options={"lazy": False, "betas": betas, "eps": 1e-4},
+    )
+    plain = collection()
+    plain.load_state_dict(fused.state_dict())
+    rule = torch.optim.AdamW if decoupled else torch.optim.Adam
+    theirs = rule(plain.parameters(), lr=0.1, betas=betas, eps=1e-4, weight_decay=decay)
+    for rate, bags, collected in steps:
+        features = KeyedJaggedTensor.from_lists({"f": bags})
+        for group in [*fused.fused_optimizer.param_groups, *theirs.param_groups]:
+            group["lr"] = rate
+        with fused.fused_optimizer.accumulate() if collected else nullcontext():
+            loss_of(fused, features).backward()
+        loss_of(plain, features).backward()
+        if not collected:
+            theirs.step()
+            theirs.zero_grad()
+        torch.testing.assert_close(
+            fused.embedding_bags["t"].weight.detach(),
+            plain.embedding_bags["t"].weight.detach(),
+            rtol=1e-4,
+            atol=2e-5,
+        )
+
+
+def test_state_that_was_saved_before_there_was_a_choice() -> None:
+    """It lacks these options: they stay what the tables say."""
+    fused, _ = twins("adam", batch_l2=0.5)
+    saved = fused.fused_optimizer.state_dict()
+    for group in saved["param_groups"]:
+        del group["lazy"], group["batch_l2"]
+    fused.fused_optimizer.load_state_dict(saved)
+    for group in fused.fused_optimizer.param_groups:
+        assert (group["lazy"], group["batch_l2"]) == (False, 0.5)
+
+
+def test_a_frozen_table_stays() -> None:
+    fused, _ = twins("adam")
+    loss_of(fused, batch(0)).backward()
+    fused.embedding_bags["c"].weight.requires_grad_(False)
+    before = weights(copy.deepcopy(fused))
+    loss_of(fused, batch(1)).backward()
+    after = weights(fused)
+    changed = {name.split(".")[1] for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {"a", "b"}
+
+
+def test_another_look_up_in_the_same_pass_is_the_same_step() -> None:
+    fused, plain = twins("adam")
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.05)
+    for step in range(3):
+        (loss_of(fused, batch(step)) + loss_of(fused, batch(step + 9))).backward()
+        step_plainly(plain, optimizer, [batch(step), batch(step + 9)])
+        assert_same(fused, plain)
+
+
+def test_a_penalty_on_the_weight_reaches_all_rows() -> None:
+    fused, plain = twins("adam")
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.05)
+    for step in range(3):
+        penalty = (fused.embedding_bags["a"].weight ** 4).sum()
+        (loss_of(fused, batch(step)) + penalty).backward()
+        optimizer.zero_grad()
+        penalty = (plain.embedding_bags["a"].weight ** 4).sum()
+        (loss_of(plain, batch(step)) + penalty).backward()
+        optimizer.step()
+        assert_same(fused, plain)

@@ -219,7 +219,8 @@ class TrainingSection(Section):
     embedding_updates: Literal["lazy", "dense"] = Field(
         default="lazy",
         description="which rows of the tables a step updates: `lazy` those of the batch, `dense` all, "
-        "as by the same optimizer outside of the backward pass",
+        "as by the same optimizer outside of the backward pass; of adagrad, rowwise_adagrad and sgd "
+        "without weight decay the two are the same",
     )
     embedding_weight_decay: NonNegativeFloat = Field(
         default=0.0,
