@@ -1,4 +1,4 @@
-"""The wheel: with kernels where they build, without them where they do not."""
+"""The wheel: with kernels where they build, without them where they do not; and the sources as one file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -24,19 +25,22 @@ print(*{table["cpu"].why for table in ops.backends().values()}, sep="; ")
 """
 
 
-def build_wheel(folder: Path, **environment: str) -> list[str]:
-    """Build the wheel, unpack it into ``folder / "site"`` and return the names of its files."""
+def build_wheel(folder: Path, **environment: str) -> Path:
+    """Build the wheel from the sources as one file, which comes to lie beside it."""
     shutil.copytree(ROOT, folder / "source", ignore=LEFT_OUT)
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)]
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", *options, str(folder / "source")],
-        env={**os.environ, **environment},
-        check=True,
+        [*command, str(folder / "source")], env={**os.environ, **environment}, check=True
     )
     (wheel,) = folder.glob("rowwise-*.whl")
+    return wheel
+
+
+def unpack(wheel: Path) -> list[str]:
+    """Unpack it into the folder ``site`` beside and return the names of its files."""
     with zipfile.ZipFile(wheel) as content:
-        content.extractall(folder / "site")
-        return [wheel.name, *content.namelist()]
+        content.extractall(wheel.parent / "site")
+        return content.namelist()
 
 
 def report(folder: Path) -> tuple[str, str]:
@@ -49,10 +53,36 @@ def report(folder: Path) -> tuple[str, str]:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 def test_wheel_with_kernels(tmp_path: Path) -> None:
-    tag, *files = build_wheel(tmp_path)
-    assert "-none-any" not in tag
+    wheel = build_wheel(tmp_path)
+    files = unpack(wheel)
+    assert "-none-any" not in wheel.name
     assert sum(name.startswith("torchrec/ops/_native.") for name in files) == 1
     assert "native" in report(tmp_path)[0].split()
+
+    (sources,) = tmp_path.glob("rowwise-*.tar.gz")
+    with tarfile.open(sources) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"csrc/bindings.cpp", "rowwise/cli/__init__.py", "tests/test_packaging.py"} <= names
+    assert not any(name.endswith(".so") for name in names)
+
+    if sys.platform == "linux":
+        check_repaired(wheel, tmp_path / "repaired")
+
+
+def check_repaired(wheel: Path, folder: Path) -> None:
+    """Check what `make wheel` makes of a wheel: one that says on which systems it runs.
+
+    It has an OpenMP runtime for where there is none. What counts is that of PyTorch, which is loaded
+    first: one pool of threads.
+    """
+    command = [sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", str(folder), str(wheel)]
+    subprocess.run(command, check=True)
+    (repaired,) = folder.iterdir()
+    assert "-manylinux_" in repaired.name
+    assert sum(name.startswith("rowwise.libs/libgomp") for name in unpack(repaired)) <= 1
+    names, why = report(folder)
+    assert "native" in names.split()
+    assert "OpenMP" in why
 
 
 @pytest.mark.slow
@@ -62,8 +92,9 @@ def test_wheel_with_kernels(tmp_path: Path) -> None:
     ids=["no compiler", "a compiler without vector extensions"],
 )
 def test_wheel_without_kernels(tmp_path: Path, environment: dict[str, str]) -> None:
-    tag, *files = build_wheel(tmp_path, **environment)
-    assert tag.endswith("-py3-none-any.whl")
+    wheel = build_wheel(tmp_path, **environment)
+    files = unpack(wheel)
+    assert wheel.name.endswith("-py3-none-any.whl")
     assert not any("_native" in name for name in files)
     assert "torchrec/py.typed" in files
     assert {name.split("/")[0].split("-")[0] for name in files} == {"torchrec", "rowwise"}
