@@ -320,6 +320,19 @@ def test_mistakes(file: Path, text: str, message: str) -> None:
             "'logloss'. Received 'acu'; did you mean `auc`?",
         ),
         (
+            "training: {average: {decay: 0.9}}",
+            "average.kind` should be given: forgetting older steps "
+            "exponentially, or the mean of the last ones.",
+        ),
+        (
+            "training: {average: {kind: swa, decay: 0.9}}",
+            "average.decay` should be given for `training.average.kind` ema. Received 0.9 for swa.",
+        ),
+        (
+            "training: {label_smoothing: 1}",
+            "label_smoothing` should be a number at least 0 and below 1. Received 1.",
+        ),
+        (
             "training: {early_stopping: {metric: [auc, auc]}}",
             "early_stopping.metric` should name metrics that differ. Received ['auc', 'auc'].",
         ),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, IdPolicy, KeyedJaggedTensor
 from torchrec.datasets.utils import Batch
 from torchrec.training import (
+    AverageOptions,
     EarlyStoppingOptions,
     FitOptions,
     Observer,
@@ -79,7 +80,12 @@ def make_trainer(
     **options: Any,
 ) -> Trainer:
     """Make a trainer of two epochs, with other options as they are given."""
-    for name, kind in (("schedule", ScheduleOptions), ("early_stopping", EarlyStoppingOptions)):
+    sections = {
+        "schedule": ScheduleOptions,
+        "early_stopping": EarlyStoppingOptions,
+        "average": AverageOptions,
+    }
+    for name, kind in sections.items():
         if name in options:
             options[name] = kind(**options[name])
     return Trainer(

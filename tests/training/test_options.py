@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.training.clicks import ClickModel, Source, make_batch, make_trainer, valid_batches
 from torchrec.experiment.schema import TrainingSection
 from torchrec.training import (
+    AverageOptions,
     EarlyStoppingOptions,
     FitOptions,
     Observer,
@@ -100,6 +101,7 @@ EFFECTS: dict[str, tuple[Any, str, Any]] = {
     "compile": (True, "compiled", True),
     "label_smoothing": (0.2, "weights", None),
     "schedule": ({"decay": "linear"}, "weights", None),
+    "average": ({"kind": "ema"}, "weights", None),
     "early_stopping": ({"metric": "logloss", "min_delta": 9.0, "patience": 1}, "steps", 14),
     "evaluate_every": (3, "valid", [3, 6, 7, 9, 12, 14]),
     "checkpoint_every": (4, "saved", [4, 7, 8, 12, 14]),
@@ -155,6 +157,41 @@ def test_of_a_schedule_has_an_effect(option: str) -> None:
     assert float((one - other).abs().max()) > 1e-4
 
 
+AVERAGES = {
+    "kind": ({"kind": "ema"}, {"kind": "swa"}),
+    "decay": ({"kind": "ema", "decay": 0.5}, {"kind": "ema", "decay": 0.25}),
+    "start": ({"kind": "swa"}, {"kind": "swa", "start": 0.5}),
+}
+
+
+@pytest.mark.parametrize("option", [field.name for field in dataclasses.fields(AverageOptions)])
+def test_of_an_average_has_an_effect(option: str) -> None:
+    one, other = (outcome(average=average).weights for average in AVERAGES[option])
+    assert float((one - other).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("average", "message"),
+    [
+        ({"kind": "mean"}, r"`average.kind` should be one of ema, swa. Received 'mean'"),
+        ({"kind": "ema", "decay": 1.0}, r"`average.decay` should be in \(0, 1\). Received 1.0"),
+        ({"kind": "swa", "start": 1.0}, r"`average.start` should be in \[0, 1\). Received 1.0"),
+        (
+            {"kind": "swa", "decay": 0.9},
+            r"`average.decay` should be given for .* ema. Received 0.9",
+        ),
+        (
+            {"kind": "ema", "start": 0.5},
+            r"`average.start` should be given for .* swa. Received 0.5",
+        ),
+    ],
+    ids=str,
+)
+def test_wrong_averages_are_named(average: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AverageOptions(**average)
+
+
 @pytest.mark.parametrize(
     ("stopping", "steps"),
     [
@@ -195,6 +232,7 @@ def test_of_early_stopping_has_an_effect(stopping: dict[str, Any], steps: int) -
         ({"schedule": {"decay": "linear"}}, TypeError, "`schedule` should be a ScheduleOptions. R"),
         ({"schedule": None}, TypeError, "`schedule` should be a ScheduleOptions. Received None"),
         ({"early_stopping": {"metric": "auc"}}, TypeError, "should be an EarlyStoppingOptions, or"),
+        ({"average": "ema"}, TypeError, "`average` should be an AverageOptions, or None. .* 'ema'"),
         ({"early_stopping": True}, TypeError, "`early_stopping` should be .* Received True"),
         ({"seed": 2**63}, ValueError, "`seed` should be at most 9223372036854775807"),
     ],

@@ -210,6 +210,35 @@ def test_a_plateau_by_two_metrics(clicks: Path, tmp_path: Path) -> None:
     assert reloaded.early_stopping.metrics == ("auc", "logloss")
 
 
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"average": {"kind": "ema", "decay": 0.9}},
+        {"average": {"kind": "swa", "start": 0.5}},
+        {"label_smoothing": 0.3},
+    ],
+    ids=str,
+)
+def test_what_is_saved_is_what_was_evaluated(
+    training: dict[str, Any], clicks: Path, tmp_path: Path
+) -> None:
+    """And another model than without the option; the file keeps what it says."""
+    plain = run(experiment(clicks, training={"epochs": 2}), tmp_path / "plain")
+    what = experiment(clicks, training={"epochs": 2, **training})
+    found = run(what, tmp_path / "run")
+    assert found.test is not None
+    assert plain.test is not None
+    assert found.test["logloss"] != plain.test["logloss"]
+    saved, other = (load_bundle(tmp_path / name / "model").model for name in ("run", "plain"))
+    weights, others = saved.state_dict(), other.state_dict()
+    assert any(not torch.equal(weights[name], others[name]) for name in weights)
+    again = load_experiment(tmp_path / "run" / "experiment.yaml").training
+    assert (again.average, again.label_smoothing) == (
+        what.training.average, what.training.label_smoothing
+    )  # fmt: skip
+    assert run(what, tmp_path / "run", resume=True) == found
+
+
 def test_text_shows_the_time_left_also_when_resumed(
     clicks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

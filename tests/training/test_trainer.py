@@ -339,6 +339,11 @@ SETTINGS = {
         "evaluate_every": 1,
         "learning_rate": 0.5,  # steps that are too long
     },
+    "moving average": {"average": {"kind": "ema", "decay": 0.6}, "evaluate_every": 2},
+    "mean of the last": {
+        "average": {"kind": "swa", "start": 0.4},
+        "early_stopping": {"metric": "logloss", "patience": 3},
+    },
     "sgd with adagrad": {"rule": "adagrad", "clip_norm": 0.1, "weight_decay": 1e-3},
 }
 

@@ -32,6 +32,7 @@ _SECTIONS = (
     ("data.split", schema.SplitSection),
     ("training", schema.TrainingSection),
     ("training.schedule", schema.ScheduleSection),
+    ("training.average", schema.AverageSection),
     ("training.early_stopping", schema.EarlyStoppingSection),
 )
 

@@ -169,6 +169,30 @@ class ScheduleSection(Section):
         return self
 
 
+class AverageSection(Section):
+    """The average of the weights over the steps, of tables too, which is evaluated, kept and saved."""
+
+    kind: Literal["ema", "swa"] = Field(
+        description="forgetting older steps exponentially, or the mean of the last ones"
+    )
+    decay: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.999, description="share of the average that `ema` keeps a step"
+    )
+    start: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.75, description="share of the steps before `swa` begins"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> AverageSection:
+        for name, default, kind in (("decay", 0.999, "ema"), ("start", 0.75, "swa")):
+            if self.kind != kind and getattr(self, name) != default:
+                raise ValueError(
+                    f"`training.average.{name}` should be given for `training.average.kind` {kind}. "
+                    f"Received {getattr(self, name)} for {self.kind}."
+                )
+        return self
+
+
 Metric = Literal["auc", "ne", "logloss"]
 
 
@@ -249,6 +273,9 @@ class TrainingSection(Section):
         default=0.0,
         description="share by which labels move towards 1/2 in the loss that is trained on; "
         "metrics go by the labels",
+    )
+    average: AverageSection | None = Field(
+        default=None, description="of the weights over the steps; none: the last ones are kept"
     )
     early_stopping: EarlyStoppingSection | None = Field(
         default=None, description="end before the last epoch; none: never"

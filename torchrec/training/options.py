@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from torchrec.checks import require_integer
 
 Decay = Literal["constant", "linear", "cosine", "exponential", "plateau"]
+Average = Literal["ema", "swa"]
 Precision = Literal["fp32", "bf16"]
 
 
@@ -108,6 +109,35 @@ class EarlyStoppingOptions:
 
 
 @dataclass(frozen=True)
+class AverageOptions:
+    """The average of the weights over the steps, of tables too, in place of the last ones.
+
+    Evaluations, the best weights and the model in the end are of the average; `WeightAverage` has the
+    formulas.
+
+    Args:
+        kind: ``"ema"`` forgets older steps exponentially, ``"swa"`` is the mean of the last ones.
+        decay: the share of the average that ``"ema"`` keeps a step, in (0, 1). Default 0.999.
+        start: the share of the steps before ``"swa"`` begins, in [0, 1). Default 0.75.
+    """
+
+    kind: Average
+    decay: float = 0.999
+    start: float = 0.75
+
+    def __post_init__(self) -> None:
+        _choice("average.kind", self.kind, get_args(Average))
+        _number("average.decay", self.decay, "in (0, 1)", lambda decay: 0 < decay < 1)
+        _number("average.start", self.start, "in [0, 1)", lambda start: 0 <= start < 1)
+        for name, default, kind in (("decay", 0.999, "ema"), ("start", 0.75, "swa")):
+            if self.kind != kind and getattr(self, name) != default:
+                raise ValueError(
+                    f"`average.{name}` should be given for `average.kind` {kind}. Received "
+                    f"{getattr(self, name)} for {self.kind}."
+                )
+
+
+@dataclass(frozen=True)
 class FitOptions:
     """How a model is trained.
 
@@ -121,6 +151,7 @@ class FitOptions:
         label_smoothing: the share s, in [0, 1), by which targets of a cross-entropy move towards 1/2
             in the loss: y (1 - s) + s/2. Metrics and evaluations go by the targets. Default 0.
         schedule: the learning rates over time. Default: constant.
+        average: of the weights over the steps, which is evaluated and kept. Default: the last ones.
         early_stopping: end before the last epoch. Default: never.
         evaluate_every: steps between evaluations of validation data. Default: once an epoch.
         checkpoint_every: steps between checkpoints. Default: once an epoch.
@@ -143,6 +174,7 @@ class FitOptions:
     compile: bool = False
     label_smoothing: float = 0.0
     schedule: ScheduleOptions = ScheduleOptions()
+    average: AverageOptions | None = None
     early_stopping: EarlyStoppingOptions | None = None
     evaluate_every: int | None = None
     checkpoint_every: int | None = None
@@ -161,6 +193,10 @@ class FitOptions:
             raise TypeError(f"`compile` should be True or False. Received {self.compile!r}.")
         if not isinstance(self.schedule, ScheduleOptions):
             raise TypeError(f"`schedule` should be a ScheduleOptions. Received {self.schedule!r}.")
+        if not isinstance(self.average, AverageOptions | None):
+            raise TypeError(
+                f"`average` should be an AverageOptions, or None. Received {self.average!r}."
+            )
         if not isinstance(self.early_stopping, EarlyStoppingOptions | None):
             raise TypeError(
                 "`early_stopping` should be an EarlyStoppingOptions, or None. Received "

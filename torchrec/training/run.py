@@ -21,7 +21,12 @@ from torchrec.training.id_counts import IdCounts
 from torchrec.training.memory import peak_rss_bytes
 from torchrec.training.observers import MetricsLog, Observer, Observers, TensorBoard
 from torchrec.training.optimizers import dense_optimizer
-from torchrec.training.options import EarlyStoppingOptions, FitOptions, ScheduleOptions
+from torchrec.training.options import (
+    AverageOptions,
+    EarlyStoppingOptions,
+    FitOptions,
+    ScheduleOptions,
+)
 from torchrec.training.progress import progress_observer
 from torchrec.training.run_data import RunData
 from torchrec.training.run_threads import run_threads, thread_chooser
@@ -127,7 +132,7 @@ def _fit_options(section: TrainingSection, evaluates: bool) -> FitOptions:
             "`training.schedule.decay` plateau should have validation data to go by: `data.valid`, or "
             "`data.split.valid` above 0. Received none."
         )
-    stopping = section.early_stopping
+    stopping, average = section.early_stopping, section.average
     return FitOptions(
         epochs=section.epochs,
         accumulate=section.accumulate,
@@ -135,6 +140,7 @@ def _fit_options(section: TrainingSection, evaluates: bool) -> FitOptions:
         precision=section.precision,
         compile=section.compile,
         label_smoothing=section.label_smoothing,
+        average=None if average is None else AverageOptions(**average.model_dump()),
         schedule=ScheduleOptions(**section.schedule.model_dump()),
         early_stopping=None if stopping is None else EarlyStoppingOptions(**stopping.model_dump()),
         evaluate_every=section.evaluate_every,

@@ -18,6 +18,7 @@ from torchrec.datasets.utils import Batch
 from torchrec.metrics import Report
 from torchrec.metrics.report import join_reports
 from torchrec.threads import ThreadChooser
+from torchrec.training.averaging import WeightAverage
 from torchrec.training.evaluation import Evaluation, evaluate
 from torchrec.training.findings import Overfitting, useless
 from torchrec.training.fit_state import FitResult, Progress
@@ -103,6 +104,7 @@ class Trainer:
         self.progress = Progress()
         self.monitor = Monitor(options.early_stopping)
         self.plateau = Plateau(options.schedule)
+        self.average = WeightAverage(options.average, model) if options.average else None
         loss = self.tasks[0].measured_loss if len(self.tasks) == 1 else None
         self.overfitting = Overfitting(loss or "loss")
         empty = join_reports({task.target: task.metrics().compute() for task in self.tasks})
@@ -146,12 +148,21 @@ class Trainer:
                 batches is, there are more batches than was said, or this trainer has begun before.
         """
         options, threads = self.options, self.threads
-        self._check_fit(train, valid, resume)
+        if self._begun:  # and may have updated some tables in a step that broke off
+            raise ValueError(
+                f"`fit` should be called once. Received a trainer that has begun, and made "
+                f"{self.progress.step} steps: make another one."
+            )
+        if resume and self.checkpoints is None:
+            raise ValueError("`checkpoints` should be given to resume from. Received None.")
+        _check_data(train, valid, options)
         if batches is not None:
             require_integer(batches, "`batches`", least=1)
         torch.manual_seed(options.seed)
         clock = perf_counter()
         self._length = _length_of(train) if batches is None else batches
+        if self.average is not None:
+            self.average.check_total(self._total_steps())
         groups = self.optimizer.param_groups
         schedule = Schedule(options.schedule, groups, self._total_steps(), self.plateau)
         self._begun = True
@@ -210,29 +221,6 @@ class Trainer:
             self.model.train(was_training)
         return found
 
-    def _check_fit(
-        self, train: Iterable[Batch], valid: Iterable[Batch] | None, resume: bool
-    ) -> None:
-        if self._begun:  # and may have updated some tables in a step that broke off
-            raise ValueError(
-                f"`fit` should be called once. Received a trainer that has begun, and made "
-                f"{self.progress.step} steps: make another one."
-            )
-        if resume and self.checkpoints is None:
-            raise ValueError("`checkpoints` should be given to resume from. Received None.")
-        if valid is train and hasattr(train, "load_state_dict"):
-            raise ValueError(
-                "`valid` should be another loader than `train`, which keeps its place in the data. "
-                "Received the same."
-            )
-        for what, option in (
-            ("early stopping", self.options.early_stopping),
-            ("`evaluate_every`", self.options.evaluate_every),
-            ("`schedule.decay` plateau", self.options.schedule.decay == "plateau" or None),
-        ):
-            if option is not None and valid is None:
-                raise ValueError(f"`valid` should be given for {what}. Received None.")
-
     # One step.
 
     def _step(self, group: list[Batch]) -> None:
@@ -248,6 +236,9 @@ class Trainer:
                 task.check(batch, f"batch {number} of epoch {progress.epoch + 1}")
         loss, predictions = self._update([self._placed(batch) for batch in group], sum(sizes))
         progress.step += 1
+        if self.average is not None:
+            with self.phases("optimizer"):
+                self.average.update(progress.step, self._total_steps())
         progress.batch += len(group)
         progress.samples += sum(sizes)
         try:
@@ -321,7 +312,20 @@ class Trainer:
         self._observers.recorded(self._record("train", evaluation, ids, times))
 
     def _evaluate_now(self, valid: Iterable[Batch]) -> None:
-        """Evaluate, note whether it is the best so far, and whether to stop."""
+        """Evaluate what would be saved, note whether it is the best so far, and whether to stop."""
+        with self.average.shown() if self.average else nullcontext():
+            best = self._evaluate_and_keep(valid)
+        standstill = self.monitor.standstill
+        if self.monitor.is_over:
+            self.progress.over = True
+            self._observers.said(f"stopping early: {standstill}")
+        elif not self.progress.over and self.plateau.lowers(best):
+            self._observers.said(
+                f"learning rates lowered to {self.plateau.factor:.3g} of the first ones: {standstill}"
+            )
+
+    def _evaluate_and_keep(self, valid: Iterable[Batch]) -> bool:
+        """Evaluate the model as it is, keep its weights if they are the best, and return whether."""
         progress = self.progress
         try:
             found = self._evaluate(valid)
@@ -340,14 +344,7 @@ class Trainer:
         if self.overfitting.is_clear:
             self.overfitting.is_told = True
             self._observers.said(self.overfitting.sentence())
-        standstill = self.monitor.standstill
-        if self.monitor.is_over:
-            progress.over = True
-            self._observers.said(f"stopping early: {standstill}")
-        elif not progress.over and self.plateau.lowers(best):
-            self._observers.said(
-                f"learning rates lowered to {self.plateau.factor:.3g} of the first ones: {standstill}"
-            )
+        return best
 
     def _keep_best(self) -> None:
         weights = self.model.state_dict()
@@ -359,7 +356,9 @@ class Trainer:
     def _result(self, valid: Iterable[Batch] | None, test: Iterable[Batch] | None) -> FitResult:
         """Put the best weights back, evaluate what has not been, and sum up."""
         progress, best = self.progress, self.monitor.kept_step
-        if best is not None and best != progress.step:
+        if best is None and self.average is not None:
+            self.average.write()
+        elif best is not None and (best != progress.step or self.average is not None):
             saved = self._best if self.checkpoints is None else self.checkpoints.load_best(best)
             assert saved is not None
             self.model.load_state_dict(saved)
@@ -449,6 +448,7 @@ class Trainer:
             "stopping": self.monitor.state_dict(),
             "plateau": self.plateau.state_dict(),
             "overfitting": self.overfitting.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "valid": None if self._valid is None else asdict(self._valid),
             "model": self.model.state_dict(),
             "buffers": unsaved_buffers(self.model),
@@ -474,6 +474,14 @@ class Trainer:
         if "plateau" in state:  # earlier versions had neither
             self.plateau.load_state_dict(state["plateau"])
             self.overfitting.load_state_dict(state["overfitting"])
+        average = state.get("average")  # earlier versions had none
+        if (average is None) != (self.average is None):
+            raise ValueError(
+                "`average` should be given, or not, as when the checkpoint was written. Received "
+                f"{self.options.average} for a checkpoint {'without' if average is None else 'with'} one."
+            )
+        if self.average is not None and average is not None:
+            self.average.load_state_dict(average)
         self._valid = None if state["valid"] is None else Report(**state["valid"])
         self.model.load_state_dict(state["model"])
         load_unsaved_buffers(self.model, state["buffers"])
@@ -511,6 +519,22 @@ def _checked_options(options: FitOptions | None, checkpoints: StateStore | None)
     if options.checkpoint_every is not None and checkpoints is None:
         raise ValueError("`checkpoints` should be given for `checkpoint_every`. Received None.")
     return options
+
+
+def _check_data(train: Iterable[Batch], valid: Iterable[Batch] | None, options: FitOptions) -> None:
+    """Refuse data without what the options need."""
+    if valid is train and hasattr(train, "load_state_dict"):
+        raise ValueError(
+            "`valid` should be another loader than `train`, which keeps its place in the data. "
+            "Received the same."
+        )
+    for what, option in (
+        ("early stopping", options.early_stopping),
+        ("`evaluate_every`", options.evaluate_every),
+        ("`schedule.decay` plateau", options.schedule.decay == "plateau" or None),
+    ):
+        if option is not None and valid is None:
+            raise ValueError(f"`valid` should be given for {what}. Received None.")
 
 
 def _is_due(every: int | None, step: int) -> bool:
