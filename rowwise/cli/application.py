@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from rowwise.cli.compare import compare
 from rowwise.cli.console import console
 from rowwise.cli.data import criteo, movielens, synthetic
 from rowwise.cli.demo import demo
@@ -40,7 +41,7 @@ def application() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(help=_help_of(_torchrec))(_torchrec)
-    _add(app, init, train, evaluate, predict, report)
+    _add(app, init, train, evaluate, predict, report, compare)
     app.add_typer(data, name="data")
     _add(app, demo, info)
     return app

@@ -23,7 +23,8 @@ FROZEN = {
     "train": ("experiment overrides --output,-o --resume", "--resume"),
     "evaluate": ("data run --json", "test.parquet"),
     "predict": ("data run --keep-columns --name --output,-o", "predictions.parquet"),
-    "report": ("run --output,-o", "runs/experiment"),
+    "report": ("run --every --no-predictions --output,-o --watch", "runs/experiment --watch"),
+    "compare": ("runs --html --rows", "--html compare.html"),
     "data synthetic": (
         "--items --output,-o --overwrite --rows --seed --test --users --valid",
         "--rows 1000000",
@@ -68,7 +69,17 @@ def test_help_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_of_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["-h"]) == 0
     text = capsys.readouterr().out
-    for name in ("init", "train", "evaluate", "predict", "report", "data", "demo", "info"):
+    for name in (
+        "init",
+        "train",
+        "evaluate",
+        "predict",
+        "report",
+        "compare",
+        "data",
+        "demo",
+        "info",
+    ):
         assert f" {name} " in text
 
 

@@ -16,7 +16,6 @@ import pytest
 
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.synthetic import ClickLog, write_click_log
-from torchrec.experiment.schema import Experiment
 from torchrec.metrics import auc_estimates
 from torchrec.report import watch_report, write_report
 from torchrec.report.cards.ranking import average_precision, ranked
@@ -31,73 +30,10 @@ from torchrec.report.predictions import (
 )
 from torchrec.report.slices import calibration_of, metrics_of, values_of
 from torchrec.runs import RunFolder
-from torchrec.training.run import run_experiment
 
 pytestmark = pytest.mark.once
 
 ROWS = 6_000
-
-
-def _table(rows: int, seed: int) -> pa.Table:
-    """Clicks that depend on user and price, hardly on tags, and not at all on noise."""
-    random = np.random.default_rng(seed)
-    user = random.zipf(1.4, rows).clip(max=400)
-    price = random.exponential(size=rows).astype(np.float32)
-    logit = np.where(user % 2 == 0, 1.5, -1.5) - price
-    return pa.table(
-        {
-            "user": [f"u{n}" for n in user],
-            "country": pa.array(random.choice(["de", "fr", None], rows)),
-            "tags": [[f"t{n}" for n in range(m)] for m in random.integers(0, 4, rows)],
-            "price": price,
-            "noise": random.normal(size=rows),
-            "click": (random.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.int8),
-        }
-    )
-
-
-FEATURES = {
-    "user": {"type": "sparse", "ids": "hash", "rows": 2_000},
-    "country": {"type": "sparse", "ids": "vocabulary"},
-    "tags": {"type": "multi_hot", "ids": "vocabulary"},
-    "price": {"type": "dense"},
-    "noise": {"type": "dense"},
-}
-
-
-def train(folder: Path, seed: int = 0, **training: object) -> RunFolder:
-    """Train a small model on generated clicks, in a folder of its own with its data."""
-    for name, number in (("train", 0), ("test", 1), ("valid", 2)):
-        path = folder / f"{name}.parquet"
-        if not path.exists():
-            pq.write_table(_table(ROWS if number == 0 else 2_000, number), path)
-    experiment = Experiment.model_validate(
-        {
-            "data": {
-                "train": str(folder / "train.parquet"),
-                "valid": str(folder / "valid.parquet"),
-                "test": str(folder / "test.parquet"),
-                "label": "click",
-            },
-            "features": FEATURES,
-            "model": {"name": "deepfm", "dim": 4},
-            "training": {
-                "epochs": 2,
-                "batch_size": 256,
-                "learning_rate": 0.01,
-                "log_every": 5,
-                "seed": seed,
-                **training,
-            },
-        }
-    )
-    run_experiment(experiment, folder / f"run-{seed}", observers=[])
-    return RunFolder(folder / f"run-{seed}")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return train(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")

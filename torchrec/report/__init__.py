@@ -1,6 +1,8 @@
-"""The report of a run: one HTML file that shows how it learned, without a network or a server."""
+"""Runs as pages: one HTML file that shows how a run learned, or several, without a network or a server."""
 
+from torchrec.report.comparison import Comparison, compare_runs
+from torchrec.report.comparison_page import write_comparison
 from torchrec.report.page import write_report
 from torchrec.report.watch import watch_report
 
-__all__ = ["watch_report", "write_report"]
+__all__ = ["Comparison", "compare_runs", "watch_report", "write_comparison", "write_report"]

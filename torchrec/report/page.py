@@ -132,6 +132,8 @@ def page(
     template: str,
     *,
     title: str,
+    kind: str = "run",
+    verdicts: Sequence[str] = (),
     refresh: float | None,
     notes: Sequence[str],
     summary: Sequence[tuple[str, str]],
@@ -150,6 +152,8 @@ def page(
     )
     return environment.get_template(template).render(
         title=title,
+        kind=kind,
+        verdicts=verdicts,
         refresh=refresh,
         notes=notes,
         summary=summary,

@@ -50,11 +50,15 @@ def average_precision(positives: Floats, negatives: Floats) -> float:
     return float((found * precision).sum() / positives[-1])
 
 
+def roc_points(positives: Floats, negatives: Floats) -> tuple[list[float], list[float]]:
+    """Return the share of the negatives taken for positives, and that of the positives found."""
+    return _thinned(negatives / negatives[-1], positives / positives[-1])
+
+
 def _roc(positives: Floats, negatives: Floats, auc: float) -> Chart | None:
-    x, y = negatives / negatives[-1], positives / positives[-1]
     share = Axis("negatives taken for positives", bounds=(0.0, 1.0))
     title, about = "ROC", f"Area under it: {auc:.4f}. Dashed: guessing."
-    line = Series("positives found", "train", *_thinned(x, y))
+    line = Series("positives found", "train", *roc_points(positives, negatives))
     return line_chart(title, about, [line], x=share, y=Axis(bounds=(0.0, 1.0)), diagonal=True)
 
 
