@@ -185,7 +185,7 @@ def interval_chart(
         f'<path class="grid" d="M{across(value):.1f},{_TOP:.1f}V{foot:.1f}"/>'
         f'<text class="tick" x="{across(value):.1f}" y="{foot + 14:.1f}" text-anchor="middle">'
         f"{Markup.escape(x.write(value))}</text>"
-        for value in across.ticks(4)
+        for value in across.ticks(6)
     ]
     if reference is not None and bounds[0] <= reference <= bounds[1]:
         parts.append(f'<path class="ideal" d="M{across(reference):.1f},{_TOP:.1f}V{foot:.1f}"/>')

@@ -26,14 +26,17 @@ def keys_of(experiment: Experiment, *, changed: bool = False) -> dict[str, str]:
 
     Args:
         experiment: what to show.
-        changed: only those that differ from the defaults. Default: all.
+        changed: only those that differ from the defaults, and which model it is. Default: all.
 
     Example:
         >>> values = {"data": {"train": "/a.csv", "label": "y"}, "training": {"epochs": 3}}
-        >>> keys_of(Experiment.model_validate(values), changed=True)
-        {'data.train': '["/a.csv"]', 'data.label': 'y', 'training.epochs': '3'}
+        >>> found = keys_of(Experiment.model_validate(values), changed=True)
+        >>> found.pop("model.name") in ("dlrm", "dlrm_dcn", "deepfm"), found
+        (True, {'data.train': '["/a.csv"]', 'data.label': 'y', 'training.epochs': '3'})
     """
-    return _flat(experiment.model_dump(mode="json", exclude_defaults=changed), "")
+    values = experiment.model_dump(mode="json", exclude_defaults=changed)
+    model = values.pop("model", {})
+    return _flat({"model": {"name": str(experiment.model.name), **model}, **values}, "")
 
 
 def _flat(value: object, key: str) -> dict[str, str]:
