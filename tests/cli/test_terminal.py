@@ -107,7 +107,7 @@ def test_error_lines(
 def test_what_else_is_written_while_a_command_runs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def warn(*_: object) -> str:
+    def warn(*_: object, **options: object) -> str:
         print("UserWarning: map '\x1b[31m\u202e'\r\n\tnext line", file=sys.stderr)
         return "page\x1b[31m.html"
 
