@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from tests.training.clicks import ClickModel, Source, valid_batches
 from torchrec.metrics import Report
-from torchrec.training import Extent, FitOptions, Observer, Record, Trainer
+from torchrec.training import Checkpoints, Extent, FitOptions, Observer, Record, Trainer
 from torchrec.training.progress import LiveLine, PlainLines, describe, progress_observer
 
 RECORD = Record(
@@ -84,6 +85,27 @@ def test_live_line(sized: bool) -> None:
     for part in ("step", "samples/s", "loss", "NE", "AUC", "hashed 5", "after step 7"):
         assert part in shown
     assert ("7/7" in shown) == sized
+
+
+def test_the_line_says_what_steps_wait_for(tmp_path: Path) -> None:
+    """On a terminal; lines of a file have the results alone."""
+    live, plain = io.StringIO(), io.StringIO()
+    console = Console(file=live, force_terminal=True, width=160)
+    trainer = Trainer(
+        ClickModel(),
+        options=FitOptions(log_every=2, epochs=2),
+        checkpoints=Checkpoints(tmp_path),
+        observers=[LiveLine(console), PlainLines(plain)],
+    )
+    trainer.fit(Source(), valid_batches(), valid_batches())
+    for activity in (
+        "evaluating on valid ...",
+        "saving a checkpoint ...",
+        "evaluating on test ...",
+    ):
+        assert activity in live.getvalue()
+        assert activity not in plain.getvalue()
+    assert live.getvalue().rfind("samples/s") > live.getvalue().find("saving a checkpoint ...")
 
 
 @pytest.mark.parametrize("live", [False, True], ids=["plain", "live"])

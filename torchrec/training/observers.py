@@ -115,6 +115,9 @@ class Observer:
     def stepped(self, step: int, samples: int) -> None:
         """A step has been taken; called every time, so it should be quick."""
 
+    def began(self, activity: str) -> None:
+        """Something between steps begins that can take its time, such as "evaluating on valid"."""
+
     def recorded(self, record: Record) -> None:
         """Something has been measured."""
 
@@ -153,6 +156,11 @@ class Observers(Observer):
         """A step has been taken."""
         for observer in self._observers:
             observer.stepped(step, samples)
+
+    def began(self, activity: str) -> None:
+        """Something begins that can take its time."""
+        for observer in self._observers:
+            observer.began(activity)
 
     def recorded(self, record: Record) -> None:
         """Something has been measured."""

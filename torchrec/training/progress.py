@@ -112,6 +112,7 @@ class LiveLine(Observer):
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._shown = 0.0
+        self._metrics = ""  # of training, as last recorded
 
     def started(self, extent: Extent) -> None:
         """Show the line."""
@@ -142,13 +143,19 @@ class LiveLine(Observer):
         now = monotonic()
         if now - self._shown > _REFRESH and self._progress and self._task is not None:
             self._shown = now
-            self._progress.update(self._task, completed=step)
+            self._progress.update(self._task, completed=step, metrics=self._metrics)
+
+    def began(self, activity: str) -> None:
+        """Say in the line what the steps wait for, until they go on."""
+        if self._progress and self._task is not None:
+            self._shown = 0.0
+            self._progress.update(self._task, metrics=f"{activity} ...", refresh=True)
 
     def recorded(self, record: Record) -> None:
         """Show the metrics of training in the line, those of evaluations above it."""
         if record.split == "train" and self._progress and self._task is not None:
-            metrics = printable(describe(record))
-            self._progress.update(self._task, completed=record.step, metrics=metrics)
+            self._metrics = printable(describe(record))
+            self._progress.update(self._task, completed=record.step, metrics=self._metrics)
         else:
             self.said(f"{record.split} after step {record.step:,}  {describe(record)}")
 
@@ -159,6 +166,8 @@ class LiveLine(Observer):
     def ended(self) -> None:
         """Take the line away."""
         if self._progress is not None:
+            if self._task is not None:
+                self._progress.update(self._task, metrics=self._metrics)
             with suppress(ValueError):
                 self._progress.stop()
             self._progress = None

@@ -327,6 +327,7 @@ class Trainer:
     def _evaluate_and_keep(self, valid: Iterable[Batch]) -> bool:
         """Evaluate the model as it is, keep its weights if they are the best, and return whether."""
         progress = self.progress
+        self._observers.began("evaluating on valid")
         try:
             found = self._evaluate(valid)
         except ValueError as error:
@@ -374,6 +375,7 @@ class Trainer:
             self._valid = self.evaluate(valid)
         tested = None
         if test is not None:
+            self._observers.began("evaluating on test")
             found = self._evaluate(test)
             tested = found.report
             self._observers.recorded(self._record("test", found, self._ids_evaluated))
@@ -442,6 +444,7 @@ class Trainer:
             return
         self._metrics.check(progress.step)  # of no use is a checkpoint behind one that is no number
         progress.saved = progress.step
+        self._observers.began("saving a checkpoint")
         self._ids.update(self.id_counts())
         state = {
             "progress": asdict(progress),
