@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from rich.markup import escape
 
 from rowwise.cli.console import console
 from rowwise.cli.stopping import stopping
+from rowwise.cli.summary import show_summary
 
 
 def train(
@@ -64,8 +66,13 @@ def train(
     with stopping(folder):
         run_experiment(loaded, folder, resume=resume)
     report = write_report(folder)
+    show_summary(RunFolder(folder))
     out.print(
         f"\nThe run is in [bold]{escape(str(folder))}[/], its report is {escape(str(report))}. Next:"
     )
-    for command in ("evaluate {} OTHER_DATA", "predict {} NEW_DATA -o predictions.parquet"):
-        out.print(f"  torchrec {command.format(folder)}", markup=False)
+    for command in (
+        "report {}",
+        "evaluate {} OTHER_DATA",
+        "predict {} NEW_DATA -o predictions.parquet",
+    ):
+        out.print(f"  torchrec {command.format(shlex.quote(str(folder)))}", markup=False)

@@ -289,6 +289,11 @@ class TrainingSection(Section):
     keep_checkpoints: PositiveInt = Field(default=2, description="how many of the latest are kept")
     log_every: PositiveInt = Field(default=50, description="steps between lines of `metrics.jsonl`")
     tensorboard: bool = Field(default=False, description="write TensorBoard events as well")
+    baselines: bool | None = Field(
+        default=None,
+        description="whether a constant and a logistic regression stand beside the result; none: the "
+        "regression not beyond 5,000,000 rows",
+    )
     seed: Seed = Field(default=0, description="of weights, shuffling and dropout")
     threads: Threads | None = Field(
         default=None,

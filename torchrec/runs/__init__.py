@@ -5,7 +5,7 @@ from torchrec.runs.fitted import Fitted
 from torchrec.runs.folder import RunFolder
 from torchrec.runs.lock import lock
 from torchrec.runs.metrics import MetricsFile, MetricsLine
-from torchrec.runs.outcome import SPLITS, RunReport, RunResult, TableFacts, numbers_of
+from torchrec.runs.outcome import SPLITS, RunReport, RunResult, Scores, TableFacts, numbers_of
 
 __all__ = [
     "SPLITS",
@@ -16,6 +16,7 @@ __all__ = [
     "RunFolder",
     "RunReport",
     "RunResult",
+    "Scores",
     "TableFacts",
     "lock",
     "numbers_of",

@@ -31,6 +31,8 @@ class RunResult:
         threads: that steps ran on in the end; None where unknown.
         best_epoch: the epoch, from 1, of the best evaluation; None without any.
         notes: what a person should know of it, a sentence each.
+        baselines: metrics of other predictions by name and split: ``"constant"``, the base rate of
+            training everywhere, and ``"lr"``, a logistic regression; what was not measured is missing.
     """
 
     train: Scores
@@ -46,6 +48,7 @@ class RunResult:
     threads: int | None = None
     best_epoch: int | None = None
     notes: tuple[str, ...] = ()
+    baselines: Mapping[str, Mapping[str, Scores | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ def parse_result(path: Path) -> tuple[RunResult, FileDigest | None]:
         threads=_int(found.get("threads")),
         best_epoch=_int(found.get("best_epoch")),
         notes=_texts(found.get("notes")),
+        baselines={name: _splits(scores) for name, scores in _dict(found.get("baselines")).items()},
     )
     experiment = found.get("experiment")
     if not isinstance(experiment, dict):  # of a run from before there were digests
@@ -153,6 +157,15 @@ def _object(path: Path) -> dict[str, Json]:
         return parse_json(path.read_bytes())
     except ValueError as error:
         raise DamagedError(path, str(error)) from None
+
+
+def _dict(found: Json) -> dict[str, Json]:
+    return found if isinstance(found, dict) else {}
+
+
+def _splits(found: Json) -> dict[str, Scores | None]:
+    """Return metrics by split."""
+    return {split: _scores(scores) for split, scores in _dict(found).items()}
 
 
 def _scores(found: Json) -> Scores | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torchrec.experiment.build import build_model, table_optimizer
 from torchrec.experiment.files import FILE_NAME, dump_experiment, load_experiment
 from torchrec.experiment.schema import Experiment, TrainingSection
 from torchrec.runs import RunFolder, RunReport, RunResult, lock
+from torchrec.training.baselines import Baseline, baselines_of
 from torchrec.training.checkpoint import Checkpoints
 from torchrec.training.fit_state import FitResult
 from torchrec.training.id_counts import IdCounts
@@ -116,7 +117,10 @@ def _run(experiment: Experiment, run: RunFolder, given: Sequence[Observer]) -> R
     run.write_report(RunReport(table_facts(model, data.transform, trainer.optimizer), curves))
     chooser = trainer.threads
     threads = torch.get_num_threads() if chooser is None else chooser.threads
-    run.write_result(_result(fitted, threads))
+    baselines, notice = baselines_of(options.baselines, data, fitted, options.seed)
+    if notice:
+        Observers(given).said(notice)
+    run.write_result(_result(fitted, threads, baselines))
     return run.read_result()
 
 
@@ -150,7 +154,7 @@ def _fit_options(section: TrainingSection, evaluates: bool) -> FitOptions:
     )
 
 
-def _result(fitted: FitResult, threads: int) -> RunResult:
+def _result(fitted: FitResult, threads: int, baselines: Mapping[str, Baseline]) -> RunResult:
     return RunResult(
         train=fitted.train.to_json(),
         valid=None if fitted.valid is None else fitted.valid.to_json(),
@@ -165,6 +169,7 @@ def _result(fitted: FitResult, threads: int) -> RunResult:
         threads=threads,
         best_epoch=fitted.best_epoch,
         notes=fitted.notes,
+        baselines=baselines,
     )
 
 

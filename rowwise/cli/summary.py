@@ -1,0 +1,76 @@
+"""The table that ends ``torchrec train``: what came of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rowwise.cli.console import console, table
+
+if TYPE_CHECKING:
+    from torchrec.runs import RunFolder, RunResult, Scores
+
+_NAMES = {"auc": "AUC", "logloss": "log loss", "ne": "NE", "calibration": "calibration"}
+_BASELINES = {"constant": "base rate of training", "lr": "logistic regression"}
+
+
+def show_summary(run: RunFolder) -> None:
+    """Print what came of a run: metrics by split, baselines, time, where things are.
+
+    Args:
+        run: its folder; it has ended.
+    """
+    result, out = run.read_result(), console()
+    out.print()
+    out.print(table(["", "rows", *_NAMES.values()], _rows(result)))
+    out.print()
+    for name, value in (
+        ("best epoch", _best(result)),
+        ("time", _time(result)),
+        ("model", os.path.relpath(run.model) if run.model.is_dir() else ""),
+    ):
+        if value:
+            out.print(f"{name:10}  {value}", markup=False)
+
+
+def _rows(result: RunResult) -> list[list[str]]:
+    splits = {"train": result.train, "valid": result.valid, "test": result.test}
+    rows = [_row(name, scores) for name, scores in splits.items() if scores]
+    # Beside the split that counts most.
+    last = "valid" if result.test is None else "test"
+    for name, baseline in result.baselines.items():
+        scores = baseline.get(last)
+        if scores:
+            rows.append(_row(f"{last}, {_BASELINES.get(name, name)}", scores))
+    return rows
+
+
+def _row(name: str, scores: Scores) -> list[str]:
+    samples = scores.get("samples")
+    return [name, "" if samples is None else f"{samples:,.0f}", *map(_number, _values(scores))]
+
+
+def _values(scores: Mapping[str, float | None]) -> list[float | None]:
+    return [scores.get(key) for key in _NAMES]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _best(result: RunResult) -> str:
+    if result.best_epoch is None or result.epochs is None:
+        return ""
+    saved = ""
+    if result.best_step is not None and result.best_step != result.steps:
+        saved = f", whose weights (of step {result.best_step:,}) are saved"
+    return f"{result.best_epoch} of {max(result.epochs, result.best_epoch)}{saved}"
+
+
+def _time(result: RunResult) -> str:
+    minutes, seconds = divmod(round(result.seconds), 60)
+    parts = [f"{minutes}:{seconds:02}", f"{result.samples_per_second:,.0f} samples/s"]
+    if result.threads is not None:
+        parts.append(f"{result.threads} thread{'s' if result.threads > 1 else ''}")
+    return ", ".join(parts)

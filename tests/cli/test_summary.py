@@ -1,0 +1,76 @@
+"""The table that ends a training."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from rowwise.cli.summary import show_summary
+from torchrec.runs import RunFolder, RunResult, Scores
+
+pytestmark = pytest.mark.once
+
+
+def scores(auc: float | None, samples: float = 100) -> Scores:
+    return {"ne": 0.9, "auc": auc, "logloss": 0.25, "calibration": 1.01, "samples": samples}
+
+
+RESULT = RunResult(
+    train=scores(0.8, 12_000),
+    valid=scores(0.7),
+    test=scores(None),
+    samples_per_second=12_345.6,
+    seconds=61.4,
+    steps=300,
+    epochs=3,
+    best_step=200,
+    best_epoch=2,
+    threads=1,
+    baselines={
+        "constant": {"valid": scores(0.5), "test": scores(0.5)},
+        "lr": {"valid": scores(0.66), "test": None},
+    },
+)
+
+
+def shown(result: RunResult, folder: Path, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    run = RunFolder(folder)
+    run.write_experiment("{}")
+    run.write_result(result)
+    show_summary(run)
+    return [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+
+
+def test_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model").mkdir()
+    lines = shown(RESULT, tmp_path, capsys)
+    rest = ["0.2500", "0.9000", "1.0100"]
+    assert lines[:5] == [
+        ["rows", "AUC", "log", "loss", "NE", "calibration"],
+        ["train", "12,000", "0.8000", *rest],
+        ["valid", "100", "0.7000", *rest],
+        ["test", "100", "-", *rest],
+        ["test,", "base", "rate", "of", "training", "100", "0.5000", *rest],
+    ]
+    text = [" ".join(line) for line in lines[5:]]
+    assert text[0] == "best epoch 2 of 3, whose weights (of step 200) are saved"
+    assert text[1] == "time 1:01, 12,346 samples/s, 1 thread"
+    assert text[2].startswith("model ")
+    assert text[2].endswith("model")
+
+
+def test_summary_without_test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = dataclasses.replace(RESULT, test=None, best_epoch=None, threads=None)
+    lines = [" ".join(line) for line in shown(result, tmp_path, capsys)]
+    assert lines[3].startswith("valid, base rate of training")
+    assert lines[4].startswith("valid, logistic regression 100 0.6600")
+    assert lines[5:] == ["time 1:01, 12,346 samples/s"]
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_experiment("{}")
+    run.write_result(RESULT)
+    assert run.read_result() == RESULT
