@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +34,9 @@ from torchrec.experiment.files import FILE_NAME, dump_experiment
 from torchrec.experiment.schema import Experiment
 from torchrec.inference import Predictor
 from torchrec.inference.columns import to_table
-from torchrec.models.registry import names
+from torchrec.models.registry import find, names
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.threads import using_threads
 from torchrec.types import IdPolicy
 
 ROWS = 500
@@ -70,11 +74,17 @@ def trained(
 ) -> tuple[FeatureTransform, nn.Module]:
     """Save a model after a few steps of training; return it as it is in memory."""
     table = make_table()
+    options = {"dropout": 0.5, "batch_norm": True}
+    section = find(name).section.model_fields
     experiment = Experiment.model_validate(
         {
             "data": {"train": "/data/clicks.parquet", "label": "click"},
             "features": features,
-            "model": {"name": name, "dim": 8, "dropout": 0.5, "batch_norm": True},
+            "model": {
+                "name": name,
+                "dim": 8,
+                **{key: value for key, value in options.items() if key in section},
+            },
             "training": {"embedding_optimizer": "adagrad", "learning_rate": 0.05},
         }
     )
@@ -117,11 +127,14 @@ def predictor(run: Path) -> Predictor:
 def in_memory(
     transform: FeatureTransform, model: nn.Module, table: pa.Table, batch_size: int
 ) -> Tensor:
+    """Predict as the model does; on one thread where few rows are, as the predictor."""
     parts = []
     with torch.no_grad():
         for start in range(0, table.num_rows, batch_size):
             batch = transform(table.slice(start, batch_size), labels=False)
-            logits = model(batch.dense_features, batch.sparse_features)
+            few = batch.labels.numel() < 256
+            with using_threads(1) if few else nullcontext():
+                logits = model(batch.dense_features, batch.sparse_features)
             parts.append(torch.sigmoid(logits.squeeze(-1)))
     return torch.cat(parts)
 
@@ -337,6 +350,32 @@ def test_threads(predictor: Predictor) -> None:
     with ThreadPoolExecutor(8) as pool:
         got = list(pool.map(predictor.predict, tables))
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 100, 255])
+def test_few_rows_do_not_depend_on_the_number_of_threads(predictor: Predictor, rows: int) -> None:
+    """Small products sum in another order on several threads; the predictor takes one."""
+    found = []
+    for threads in (1, 2, 3):
+        with using_threads(threads):
+            found.append(predictor.predict(make_table(rows=rows)))
+            found.append(predictor.predict(make_table(rows=rows).to_pylist()))
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+def test_many_rows_are_measured(predictor: Predictor) -> None:
+    """The predictor tries one thread and those that there were; what was set for the caller stays."""
+    before = torch.get_num_threads()
+    for _ in range(3):
+        predictor.predict(make_table(rows=300))
+    assert torch.get_num_threads() == before
+
+
+def test_a_copy_predicts_the_same(predictor: Predictor) -> None:
+    rows = make_table(rows=5).to_pylist()
+    expected = predictor.predict(rows)
+    for other in (pickle.loads(pickle.dumps(predictor)), copy.deepcopy(predictor)):
+        assert torch.equal(other.predict(rows), expected)
 
 
 def test_state_does_not_change(predictor: Predictor) -> None:

@@ -23,9 +23,14 @@ from torchrec.inference.rows import plain_columns
 from torchrec.inference.turns import Turns
 from torchrec.modules.collection import collections_in
 from torchrec.runs import RunFolder
+from torchrec.threads import ThreadChooser, using_threads
 
 if TYPE_CHECKING:
     from torchrec.datasets.transform import FeatureCounts
+
+
+# Rows whose layers are worth waking other threads for.
+_FEWEST_FOR_THREADS = 256
 
 
 class Predictor:
@@ -33,10 +38,12 @@ class Predictor:
 
     Columns go through the same transform as in training, so one needs no code of one's own for
     them; label and other columns may be there or not. Any number of threads may predict at once: where each asks for
-    few rows they take turns, so that none waits much longer than another.
+    few rows they take turns, so that none waits much longer than another. Few rows are computed on one thread; for
+    more it is measured whether as many as PyTorch has when the model is loaded are faster.
 
     Predictions are those of the model in memory, bit for bit, for batches of the same size. In
-    batches of other sizes matrix products may sum in another order: the last bit can differ.
+    batches of other sizes matrix products may sum in another order: the last bit can differ. So it can on other
+    numbers of threads for few rows: these are always computed on one.
 
     Args:
         experiment: what was trained; None for a model that was trained without one.
@@ -52,6 +59,11 @@ class Predictor:
         self.model = model.eval()
         self._names = transform.input_columns
         self._turns = Turns()
+        self._threads = ThreadChooser(least=_FEWEST_FOR_THREADS)
+
+    def __reduce__(self) -> tuple[type[Predictor], tuple[object, ...]]:
+        """Copy and pickle what it was made of; locks and measurements are each one's own."""
+        return type(self), (self._experiment, self.transform, self.model)
 
     @property
     def experiment(self) -> Experiment:
@@ -188,7 +200,7 @@ class Predictor:
         """Give the logits, batch after batch."""
         if batch_size < 1:
             raise ValueError(f"`batch_size` should be at least 1. Received {batch_size}.")
-        with self._turns:
+        with self._turns, using_threads(1):
             few = self._few(data, batch_size)
             logits = None if few is None else self._logits(few, 0)
         if logits is not None:
@@ -197,7 +209,9 @@ class Predictor:
         table = to_table(data, self.transform)
         for start in range(0, table.num_rows, batch_size):
             batch = self.transform.transform(table.slice(start, batch_size), labels=False)
-            yield self._logits(batch, start)
+            with self._threads.step(batch.labels.numel()):
+                logits = self._logits(batch, start)
+            yield logits
 
     def _few(self, data: object, batch_size: int) -> Batch | None:
         """Return few rows of plain values as a batch; None for all other data."""
