@@ -21,6 +21,7 @@ from rowwise.cli.init import init
 from rowwise.cli.predict import predict
 from rowwise.cli.report import report
 from rowwise.cli.train import train
+from rowwise.cli.tune import tune
 
 
 def application() -> typer.Typer:
@@ -41,7 +42,7 @@ def application() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(help=_help_of(_torchrec))(_torchrec)
-    _add(app, init, train, evaluate, predict, report, compare)
+    _add(app, init, train, tune, evaluate, predict, report, compare)
     app.add_typer(data, name="data")
     _add(app, demo, info)
     return app

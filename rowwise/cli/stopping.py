@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,11 +25,12 @@ class Stopped(BaseException):
 
 
 @contextmanager
-def stopping(run: Path) -> Iterator[None]:
+def stopping(run: Path, left_of: Callable[[Path], str] | None = None) -> Iterator[None]:
     """Take SIGTERM for Ctrl-C while inside, and say from where the run can go on.
 
     Args:
         run: its folder.
+        left_of: says what is left of what is in the folder. Default: of a run, its last checkpoint.
 
     Raises:
         Stopped: by either.
@@ -47,7 +48,7 @@ def stopping(run: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise Stopped(code, _left_of(run)) from stop
+        raise Stopped(code, (left_of or _left_of)(run)) from stop
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -21,6 +21,10 @@ FROZEN = {
         "experiment.yaml",
     ),
     "train": ("experiment overrides --output,-o --resume", "--resume"),
+    "tune": (
+        "experiment overrides --metric --output,-o --pruner --resume --seed --space --timeout --trials",
+        "--trials 20",
+    ),
     "evaluate": ("data run --json", "test.parquet"),
     "predict": ("data run --keep-columns --name --output,-o", "predictions.parquet"),
     "report": ("run --every --no-predictions --output,-o --watch", "runs/experiment --watch"),

@@ -33,6 +33,7 @@ LAYERS = (
     ("models", "quant"),
     ("distributed", "experiment", "bundle", "runs", "compat"),
     ("training", "inference", "report"),
+    ("tuning",),
     ("rowwise",),
     ("cli", "__main__"),
 )

@@ -100,7 +100,8 @@ def parse_experiment_yaml(text: str, name: str) -> object:
     except ValueError as error:
         raise ValueError(f"{name}, {error}.") from None
     # What `dump_experiment` wrote has all sections, in their order.
-    if isinstance(values, dict) and list(values) == list(Experiment.model_fields):
+    written = [name for name, field in Experiment.model_fields.items() if not field.exclude]
+    if isinstance(values, dict) and list(values) == written:
         model = values["model"]
         if isinstance(model, dict):
             values["model"] = upgraded_section(model)
@@ -138,6 +139,27 @@ def check_experiment(
         if mistake.is_misplaced and key in [f"{section}.{one}" for one in ("type", "ids", "name")]:
             source, remedy = f"override {text!r}", f" Leave it out with {mistake.key}=null."
     raise ValueError(f"{source}: {mistake.message}{remedy}")
+
+
+def experiment_with(experiment: Experiment, changes: Mapping[str, object], name: str) -> Experiment:
+    """Return an experiment with other values, checked as those of a file.
+
+    Args:
+        experiment: is left as it is.
+        changes: by key, as in ``{"training.epochs": 3}``; each as JSON has it.
+        name: where they come from, for messages.
+
+    Raises:
+        ValueError: a key or value is not what it should be.
+
+    Example:
+        >>> experiment = Experiment.model_validate({"data": {"train": "/a.csv", "label": "y"}})
+        >>> experiment_with(experiment, {"training.epochs": 3}, "mine").training.epochs
+        3
+    """
+    values = experiment.model_dump(mode="json")
+    apply_overrides(values, [f"{key}={json.dumps(value)}" for key, value in changes.items()], name)
+    return check_experiment(values, name)
 
 
 def check_columns(experiment: Experiment, schema: pa.Schema) -> None:

@@ -340,6 +340,15 @@ class Experiment(Section):
         "the name of the experiment file",
     )
 
+    # What is written into runs has none: it is done with then.
+    tune: dict[str, object] | None = Field(
+        default=None,
+        exclude=True,
+        description="what `torchrec tune` varies: by key of model and training, as "
+        "`training.learning_rate`, a list of values, or a section with `low` and `high`, and maybe `log: "
+        "true` and `step`; none: what suits the model",
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Experiment:
         if self.features is not None and not self.features:

@@ -97,7 +97,7 @@ def _run(experiment: Experiment, run: RunFolder, given: Sequence[Observer]) -> R
     trainer = Trainer(
         model,
         dense_optimizer(model, options.optimizer, options.learning_rate, options.weight_decay),
-        options=_fit_options(options, evaluates=data.valid is not None),
+        options=fit_options(options, evaluates=data.valid is not None),
         checkpoints=checkpoints,
         observers=observers,
         id_counts=IdCounts(data.transform, data.evaluated, model),
@@ -124,8 +124,16 @@ def _run(experiment: Experiment, run: RunFolder, given: Sequence[Observer]) -> R
     return run.read_result()
 
 
-def _fit_options(section: TrainingSection, evaluates: bool) -> FitOptions:
-    """Return what the trainer does of what a section asks for."""
+def fit_options(section: TrainingSection, evaluates: bool) -> FitOptions:
+    """Return what the trainer does of what a section asks for.
+
+    Args:
+        section: of an experiment.
+        evaluates: whether there are validation data.
+
+    Raises:
+        ValueError: the section asks for something that needs them, and there are none.
+    """
     if section.evaluate_every is not None and not evaluates:
         raise ValueError(
             "`training.evaluate_every` should be given with validation data to evaluate on: "

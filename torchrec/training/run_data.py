@@ -14,7 +14,7 @@ from torchrec.datasets.text_types import MisfitError
 from torchrec.datasets.transform import FeatureTransform, TransformCounts
 from torchrec.datasets.transform.labels import Label
 from torchrec.experiment.propose import Inference, infer_features
-from torchrec.experiment.schema import DataSection, Experiment
+from torchrec.experiment.schema import DataSection, Experiment, TrainingSection
 from torchrec.experiment.sources import Sources, sources_of
 from torchrec.runs import Fitted
 
@@ -39,6 +39,7 @@ class RunData:
     Args:
         experiment: says what.
         fitted: what an earlier process of the run learned of the data. Default: it is learned anew.
+        with_test: whether the test is to be read at all. Default True.
 
     Attributes:
         experiment: with what was inferred: features, and types of columns of text.
@@ -51,7 +52,9 @@ class RunData:
         notices: what a person should know.
     """
 
-    def __init__(self, experiment: Experiment, fitted: Fitted | None = None) -> None:
+    def __init__(
+        self, experiment: Experiment, fitted: Fitted | None = None, with_test: bool = True
+    ) -> None:
         data, options = experiment.data, experiment.training
         resolved = _learned(experiment) if fitted is None else _recalled(experiment, fitted)
         self.experiment, self.fitted = resolved.experiment, resolved.fitted
@@ -70,10 +73,10 @@ class RunData:
         )
         self.evaluated = copy.copy(self.transform)
         self.evaluated.counts = TransformCounts(list(self.transform.features))
-        size = max(options.batch_size, _EVALUATION_BATCH)
+        size = evaluation_batch_size(options)
         self.batch_sizes = (options.batch_size, size)
         self.valid = self._evaluation_batches("validation", valid, size)
-        self.test = self._evaluation_batches("test", test, size)
+        self.test = self._evaluation_batches("test", test if with_test else None, size)
         self._notice_ties(train.split)
         if options.early_stopping is not None:
             self._check_stopping(valid, options.early_stopping.metrics)
@@ -127,6 +130,11 @@ class RunData:
                 f"{needing_both[0]} needs both. Received only {min(classes)}: give other `data.valid`, another "
                 "`data.split` (such as more for `valid`), `metric: logloss`, or leave it out."
             )
+
+
+def evaluation_batch_size(options: TrainingSection) -> int:
+    """Return how many rows are evaluated at once."""
+    return max(options.batch_size, _EVALUATION_BATCH)
 
 
 def _learned(experiment: Experiment) -> _Resolved:
