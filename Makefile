@@ -85,6 +85,7 @@ interchange: native
 # The environment: the pinned packages; then this checkout on its path, and its command.
 $(READY): constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the pinned packages into $(VENV): one to four minutes, most of them for PyTorch."
 	$(PY) -m pip install --quiet --requirement constraints.txt
 	touch $@
 
@@ -95,6 +96,7 @@ native: $(NATIVE) $(COMMAND)
 
 ifneq ($(HAVE_CXX),)
 $(NATIVE): CMakeLists.txt $(CPP) | $(READY)
+	@echo "Building the kernels: half a minute to two minutes."
 	cmake -S . -B $(BUILD) -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY) -Wno-dev > /dev/null
 	cmake --build $(BUILD)
 	install $(BUILD)/_native*.so torchrec/ops/
