@@ -46,6 +46,8 @@ def open_source(
             schema=predictor.text_types,
             assumed=predictor.number_types,
             may_be_empty=not labelled,
+            decimal=section.decimal,
+            missing=section.missing,
         )
     predictor.require(source.names)
     return source

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from torchrec.datasets._chunks import CHUNK_BYTES, unreadable
+from torchrec.datasets._records import (
+    Dialect,
+    count_records,
+    find_records,
+    without_headers,
+    written_plainly,
+)
 from torchrec.datasets.files import DataFile
 
 LONGEST_RECORD = 1 << 26
@@ -27,16 +33,29 @@ def open_text(file: DataFile, byte: int = 0) -> Any:
     return stream
 
 
+# What the parser is told to stand between fields, where files have several characters.
+SEPARATOR = "\x1f"
+
+
 class Block(NamedTuple):
-    """Whole records of a file, as bytes: at which byte and which row the first is, and how many rows."""
+    """Whole records of a file, as the parser takes them.
+
+    Attributes:
+        byte: of the file, where the first of them starts.
+        row: its number.
+        rows: how many they are.
+        data: their text.
+        headers: lines that repeated the header, and are left out.
+    """
 
     byte: int
     row: int
     rows: int
     data: bytes
+    headers: int = 0
 
 
-def blocks(file: DataFile, byte: int, row: int, size: int) -> Iterator[Block]:
+def blocks(file: DataFile, byte: int, row: int, size: int, dialect: Dialect) -> Iterator[Block]:
     """Cut a file into blocks, from a place where a record starts.
 
     Args:
@@ -44,6 +63,7 @@ def blocks(file: DataFile, byte: int, row: int, size: int) -> Iterator[Block]:
         byte: where the first record starts.
         row: its number in the file.
         size: of a block, about, in bytes.
+        dialect: how records are written.
 
     Raises:
         ValueError: the file cannot be read.
@@ -58,51 +78,37 @@ def blocks(file: DataFile, byte: int, row: int, size: int) -> Iterator[Block]:
                 if len(rest) < wanted and not ended:
                     continue
                 # Where a block ends depends on where it starts alone, so that reading can go on there.
-                end = len(rest) if ended else _end_of_records(rest, size)
+                end = len(rest) if ended else _end_of_records(rest, size, dialect)
                 if end == 0 and len(rest) > LONGEST_RECORD:
                     raise pa.ArrowInvalid(f"a line of more than {LONGEST_RECORD} bytes")
                 wanted = size if end else wanted + size
                 data, rest = rest[:end], rest[end:]
                 if data:
-                    rows = _count_records(data)
-                    yield Block(byte, row, rows, data)
-                    byte, row = byte + len(data), row + rows
+                    block = _block(byte, row, data, dialect)
+                    if block.data:
+                        yield block
+                    byte, row = byte + len(data), row + block.rows
     except (pa.ArrowException, OSError) as error:
         raise unreadable(file, error) from error
 
 
-def _end_of_records(data: bytes, size: int) -> int:
-    """Return where the last whole record of a block ends that starts with a record; 0 if none does.
+def _block(byte: int, row: int, data: bytes, dialect: Dialect) -> Block:
+    data, headers = without_headers(data, dialect.header)
+    records = find_records(data, dialect, whole=True)
+    rows = count_records(data, records)
+    data = written_plainly(data, records)
+    if len(dialect.delimiter) > 1:
+        data = data.replace(dialect.delimiter, SEPARATOR.encode())
+    return Block(byte, row, rows, data, headers)
 
-    A line end between quotes is part of a value: behind it, quotes have been opened and not closed.
-    """
+
+def _end_of_records(data: bytes, size: int, dialect: Dialect) -> int:
+    """Return where the last whole record of a block ends that starts with a record; 0 if none does."""
     last = data.rfind(b"\n")
     if last < 0 or data.find(b'"') < 0:
         return last + 1
-    ends = _record_ends(data)
+    ends = find_records(data, dialect).ends
     if len(ends):
         return int(ends[-1]) + 1
-    # Quotes that mean nothing, or one enormous value.
+    # One enormous value.
     return last + 1 if len(data) > 4 * size else 0
-
-
-def _record_ends(data: bytes) -> np.ndarray[Any, np.dtype[np.intp]]:
-    """Return where the line ends are that end a record."""
-    text = np.frombuffer(data, np.uint8)
-    lines = np.flatnonzero(text == ord("\n"))
-    if b'"' not in data:
-        return lines
-    quotes = np.searchsorted(np.flatnonzero(text == ord('"')), lines)
-    ends: np.ndarray[Any, np.dtype[np.intp]] = lines[quotes % 2 == 0]
-    return ends
-
-
-def _count_records(data: bytes) -> int:
-    """Count the records of a block; as to the parser, empty lines are none.
-
-    Splits go by the number of a row, so it must not depend on how a file is cut to blocks.
-    """
-    ends = np.append(_record_ends(data), len(data))
-    sizes = np.diff(ends, prepend=-1) - 1
-    single = np.frombuffer(data, np.uint8)[ends[sizes == 1] - 1]
-    return int(np.count_nonzero(sizes)) - int(np.count_nonzero(single == ord("\r")))

@@ -26,25 +26,34 @@ def plain(type: pa.DataType) -> pa.DataType:
     return type
 
 
+def _is_number(type: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(type) or pa.types.is_floating(type))
+
+
 def go_together(one: pa.DataType, other: pa.DataType) -> bool:
-    """Say whether two files may hold a column with these types: all integers do, and all floats."""
+    """Say whether two files may hold a column with these types: all numbers do, and all timestamps."""
     one, other = plain(one), plain(other)
     if one == other or pa.types.is_null(one) or pa.types.is_null(other):
         return True
     if pa.types.is_list(one) and pa.types.is_list(other):
         return go_together(one.value_type, other.value_type)
-    return any(
-        kind(one) and kind(other)
-        for kind in (pa.types.is_integer, pa.types.is_floating, pa.types.is_timestamp)
-    )
+    return any(kind(one) and kind(other) for kind in (_is_number, pa.types.is_timestamp))
 
 
-def filled(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """Return a type with the parts that are null, as nothing is known of them, taken from another."""
+def joined(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """Return a type that takes the values of another as well.
+
+    Parts that are null, as nothing is known of them, are as in the other; integers beside floating-point
+    numbers are such numbers, in 64 bits.
+    """
+    other = plain(other)
     if pa.types.is_null(one):
-        return plain(other)
-    if pa.types.is_list(one) and pa.types.is_list(plain(other)):
-        return pa.list_(filled(one.value_type, plain(other).value_type))
+        return other
+    if pa.types.is_list(one) and pa.types.is_list(other):
+        return pa.list_(joined(one.value_type, other.value_type))
+    mixed = _is_number(one) and _is_number(other)
+    if mixed and pa.types.is_floating(one) != pa.types.is_floating(other):
+        return pa.float64()
     return one
 
 

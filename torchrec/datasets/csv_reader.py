@@ -13,11 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as pa_csv
 
-from torchrec.datasets._blocks import Block, blocks
+from torchrec.datasets._blocks import SEPARATOR, Block, blocks
 from torchrec.datasets._chunks import CHUNK_BYTES, Chunk, ChunkStart, Reading
+from torchrec.datasets._records import Dialect
 from torchrec.datasets._types import conform, require_columns
 from torchrec.datasets.files import check_delimiter
 from torchrec.datasets.headers import check_header, delimiter_of, read_header, split_header
+from torchrec.datasets.number_text import (
+    MARKERS,
+    Decimal,
+    UnreadableError,
+    are_marked_numbers,
+    read_number_text,
+)
 from torchrec.datasets.text_types import MisfitError, schema_of
 
 if TYPE_CHECKING:
@@ -26,8 +34,11 @@ if TYPE_CHECKING:
     from torchrec.datasets.features import TextType
     from torchrec.datasets.files import DataFile
 
-# What stands for a missing value, in columns of text too. "NA" is not among them: it is a country.
+# What stands for a missing value, in columns of text too. "NA" is not among them: it is a country; in
+# columns of anything else it is missing, as the others of `MARKERS`.
 _MISSING = ["", "NULL", "null", "NaN", "nan", "\\N", "N/A", "n/a", "#N/A"]
+# Times as some systems write them: the zone behind a space says that they are UTC, as no zone does.
+_TIMES = [pa_csv.ISO8601, *(f"%Y-%m-%d %H:%M:%S {zone}" for zone in ("UTC", "GMT", "+0000"))]
 _INFERENCE_BLOCKS = 16  # for a column that is empty at first
 _ROW_OF_ERROR = re.compile(r"Row #(\d+)")
 _COLUMN_OF_ERROR = re.compile(r"In CSV column #(\d+): ")
@@ -49,9 +60,12 @@ class CsvReader:
             (for integers, also where it shows other numbers), the column is that all the same.
         delimiter: between columns. Default: a comma, or a tab.
         may_be_empty: take files without a row. Default False.
+        decimal: the sign before the decimals of numbers. Default: a point.
+        missing: further texts that stand for a missing value, in every column. Default: none.
 
     Attributes:
         seen_rows: number of rows that were seen at the start of a file, by its number, for its types.
+        repeated_headers: number of lines that repeated the header, in what has been read.
     """
 
     rows = None  # not known before everything is read
@@ -64,16 +78,21 @@ class CsvReader:
         assumed: Mapping[str, TextType] | None = None,
         delimiter: str | None = None,
         may_be_empty: bool = False,
+        decimal: Decimal = ".",
+        missing: Sequence[str] = (),
     ) -> None:
         if delimiter is not None:
             check_delimiter(delimiter)
         self.files = files
+        self._decimal, self._missing = decimal, list(missing)
+        self.repeated_headers = 0
         self._headerless = None if columns is None else list(columns)
         self._delimiter = delimiter or delimiter_of(files[0].format)
         self._names: list[list[str]] = []
+        self._dialects: list[Dialect] = []
         self._starts: list[int] = []  # the first byte behind the header
         for file in files:
-            names, start = self._headerless or [], 0
+            names, start, line = self._headerless or [], 0, ""
             if self._headerless is None:
                 line, start = read_header(file)
                 names = split_header(line, file, self._delimiter)
@@ -81,6 +100,7 @@ class CsvReader:
             require_columns(names, names, file.path)
             self._names.append(names)
             self._starts.append(start)
+            self._dialects.append(Dialect(self._delimiter.encode(), len(names), line.encode()))
         given = {} if schema is None else {field.name: field.type for field in schema}
         self._given = frozenset(given)
         self._assumed = frozenset(assumed or ()) - self._given
@@ -109,7 +129,14 @@ class CsvReader:
 
     def over(self, files: list[DataFile]) -> CsvReader:
         """Return a reader of other files whose columns have the types that they have here."""
-        other = CsvReader(files, self._headerless, self.schema, delimiter=self._delimiter)
+        other = CsvReader(
+            files,
+            self._headerless,
+            self.schema,
+            delimiter=self._delimiter,
+            decimal=self._decimal,
+            missing=self._missing,
+        )
         other._given, other._assumed = self._given, self._assumed
         return other
 
@@ -132,7 +159,9 @@ class CsvReader:
             if not types.keys() <= set(self._names[number]):
                 require_columns(self._names[number], columns, file.path)
             at = start if unit == start.unit else ChunkStart()
-            for block in blocks(file, at.byte or self._starts[number], at.row, CHUNK_BYTES):
+            start_byte, dialect = at.byte or self._starts[number], self._dialects[number]
+            for block in blocks(file, start_byte, at.row, CHUNK_BYTES, dialect):
+                self.repeated_headers += block.headers
                 yield Chunk(
                     ChunkStart(unit, block.row, block.byte),
                     number,
@@ -160,6 +189,40 @@ class CsvReader:
         return conform(table, types, self.files[number].path)
 
     def _convert(self, number: int, block: Block, types: dict[str, pa.DataType]) -> pa.Table:
+        """Convert a block; where values do not fit, as they may be written otherwise."""
+        try:
+            return self._read(number, block, types, _MISSING)
+        except pa.ArrowInvalid:
+            loose = [name for name, type in types.items() if not pa.types.is_string(type)]
+            if not loose:
+                raise
+        numbers = [name for name in loose if _is_number(types[name])]
+        others = {name: types[name] for name in loose if name not in numbers}
+        strings = {name: pa.string() for name in types if name not in others}
+        table = self._read(number, block, strings, _MISSING) if strings else None
+        columns = {} if table is None else dict(zip(strings, table.columns, strict=True))
+        if others:
+            rest = self._read(number, block, others, [*_MISSING, *MARKERS])
+            columns |= dict(zip(others, rest.columns, strict=True))
+        for name in numbers:
+            columns[name] = self._as_numbers(number, name, columns[name], types[name])
+        return pa.table({name: columns[name] for name in types})
+
+    def _as_numbers(
+        self, number: int, name: str, text: pa.ChunkedArray, type: pa.DataType
+    ) -> pa.Array:
+        try:
+            return read_number_text(text.combine_chunks(), type, self._decimal)
+        except UnreadableError as error:  # in the words of the parser
+            raise pa.ArrowInvalid(
+                f"In CSV column #{self._names[number].index(name)}: Row #{error.row + 1}: CSV conversion "
+                f"error to {type}: invalid value '{error.value}'"
+            ) from None
+
+    def _read(
+        self, number: int, block: Block, types: dict[str, pa.DataType], missing: list[str]
+    ) -> pa.Table:
+        several = len(self._delimiter) > 1
         return pa_csv.read_csv(
             pa.py_buffer(block.data),
             pa_csv.ReadOptions(
@@ -167,12 +230,18 @@ class CsvReader:
                 block_size=len(block.data) + 1,
                 column_names=self._names[number],
             ),
-            pa_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=b'"' in block.data),
+            pa_csv.ParseOptions(
+                delimiter=SEPARATOR if several else self._delimiter,
+                quote_char=False if several else '"',
+                newlines_in_values=b'"' in block.data,
+            ),
             pa_csv.ConvertOptions(
-                null_values=_MISSING,
+                null_values=[*missing, *self._missing],
                 strings_can_be_null=True,
                 column_types=types,
                 include_columns=list(types),
+                timestamp_parsers=_TIMES,
+                decimal_point=self._decimal,
             ),
         )
 
@@ -244,7 +313,8 @@ class CsvReader:
         """Return types that the first blocks suggest, more of them for a column that holds nothing at first."""
         types: dict[str, pa.DataType] = {}
         for number in range(len(self.files)):
-            for block in blocks(self.files[number], self._starts[number], 0, CHUNK_BYTES):
+            file, start = self.files[number], self._starts[number]
+            for block in blocks(file, start, 0, CHUNK_BYTES, self._dialects[number]):
                 self.seen_rows[number] = block.row + block.rows
                 for name, type in self._types_of(number, block).items():
                     if pa.types.is_null(types.get(name, pa.null())):
@@ -262,21 +332,34 @@ class CsvReader:
             return {}
         schema = self._parse(number, block, {}).schema
         types = {field.name: field.type for field in schema}
-        doubtful = [
-            name
-            for name, type in types.items()
-            if pa.types.is_float64(type) or pa.types.is_integer(type) or pa.types.is_binary(type)
-        ]
-        if not doubtful:
-            return types
+        doubtful = [name for name, type in types.items() if not pa.types.is_temporal(type)]
         text = self._parse(number, block, dict.fromkeys(doubtful, pa.string()))
-        for name in doubtful:
-            column = text.column(name)
+        for name, column in zip(doubtful, text.columns, strict=True):
             if pa.types.is_float64(types[name]):
                 types[name] = _large_integers(column) or types[name]
             if pa.types.is_integer(types[name]) and _leading_zero(column) is not None:
                 types[name] = pa.string()
-        return types
+            if pa.types.is_string(types[name]):
+                types[name] = are_marked_numbers(column) or types[name]
+        return types | self._marked_times(number, block, types)
+
+    def _marked_times(
+        self, number: int, block: Block, types: dict[str, pa.DataType]
+    ) -> dict[str, pa.DataType]:
+        """Return the types of columns of times, or of true and false, that have markers of missing ones."""
+        text = [name for name, type in types.items() if pa.types.is_string(type)]
+        if not text or not any(marker.encode() in block.data for marker in MARKERS):
+            return {}
+        found = self._read(number, block, {}, [*_MISSING, *MARKERS]).select(text).schema
+        return {
+            field.name: field.type
+            for field in found
+            if pa.types.is_temporal(field.type) or pa.types.is_boolean(field.type)
+        }
+
+
+def _is_number(type: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(type) or pa.types.is_floating(type))
 
 
 def _large_integers(text: pa.ChunkedArray) -> pa.DataType | None:

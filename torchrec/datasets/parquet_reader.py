@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec.datasets._chunks import Chunk, ChunkStart, Reading, unreadable
-from torchrec.datasets._types import conform, filled, plain, require_columns, require_same_types
+from torchrec.datasets._types import conform, joined, plain, require_columns, require_same_types
 
 if TYPE_CHECKING:
     from torchrec.datasets.files import DataFile
@@ -44,6 +44,7 @@ class ParquetReader:
         files: the files.
         schema: types that the columns should have. Default: those of the first file; for columns
             without a type there, since it has nothing but nulls, those of the first file with one.
+            Integers that another file has as floating-point numbers, as pandas does for nulls, are these.
         may_be_empty: take files without a row. Default False.
     """
 
@@ -76,11 +77,11 @@ class ParquetReader:
             )
 
     def _learn_types(self, found: pa.Schema, origins: dict[str, str], file: DataFile) -> None:
-        """Take over what a file knows of the types of columns that held nothing but nulls."""
+        """Take over what a file knows of the types of columns: where there were nulls only, or integers."""
         for index, field in enumerate(self.schema):
             other = found.get_field_index(field.name)
             if other >= 0:
-                type = filled(field.type, found.field(other).type)
+                type = joined(field.type, found.field(other).type)
                 if type != field.type:
                     self.schema = self.schema.set(index, field.with_type(type))
                     origins[field.name] = f"'{file.path}'"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torchrec.checks import did_you_mean
 from torchrec.datasets._chunks import Chunk, ChunkStart, Reading
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from torchrec.datasets.csv_reader import CsvReader
     from torchrec.datasets.features import TextType
+    from torchrec.datasets.number_text import Decimal
     from torchrec.datasets.parquet_reader import ParquetReader
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -44,6 +45,10 @@ class TableSource:
             their first lines show true and false, dates or times. Default: none.
         may_be_empty: take files without a row, as a partition of what is to be predicted may be.
             Default False.
+        decimal: the sign before the decimals of numbers in CSV or TSV files, ``"."`` or ``","``.
+            Default: a point.
+        missing: texts that stand for a missing value in every column of CSV or TSV files, beside those
+            that do anyway. Default: none.
 
     Raises:
         ValueError: files are not there, not whole or hold no rows, types of a column differ between
@@ -70,10 +75,12 @@ class TableSource:
         schema: pa.Schema | None = None,
         assumed: Mapping[str, TextType] | None = None,
         may_be_empty: bool = False,
+        decimal: Decimal = ".",
+        missing: Sequence[str] = (),
     ) -> None:
         self.files = _resolved(files)
-        self._columns, self._delimiter = columns, delimiter
-        self._reader = _reader(self.files, columns, delimiter, schema, assumed, may_be_empty)
+        self._written = _Written(columns, delimiter, decimal, missing)
+        self._reader = _reader(self.files, self._written, schema, assumed, may_be_empty)
         self.schema: pa.Schema = self._reader.schema
         self.drop = parse_expression(drop) if isinstance(drop, str) else drop
         self.split = split
@@ -117,8 +124,8 @@ class TableSource:
         if isinstance(self._reader, CsvReader) and other.files[0].format != "parquet":
             other._reader = self._reader.over(other.files)
         else:
-            delimiter = None if other.files[0].format == "parquet" else self._delimiter
-            other._reader = _reader(other.files, self._columns, delimiter, self.schema, None)
+            written = _Written() if other.files[0].format == "parquet" else self._written
+            other._reader = _reader(other.files, written, self.schema, None)
         other.schema = other._reader.schema
         return other
 
@@ -247,17 +254,25 @@ def _resolved(files: Sequence[DataFile] | Paths) -> list[DataFile]:
     return found if found and len(found) == len(listed) else resolve_files(listed)  # type: ignore[arg-type]
 
 
+class _Written(NamedTuple):
+    """How text files are written, as `TableSource` has it."""
+
+    columns: Sequence[str] | None = None
+    delimiter: str | None = None
+    decimal: Decimal = "."
+    missing: Sequence[str] = ()
+
+
 def _reader(
     files: list[DataFile],
-    columns: Sequence[str] | None,
-    delimiter: str | None,
+    written: _Written,
     schema: pa.Schema | None,
     assumed: Mapping[str, TextType] | None,
     may_be_empty: bool = False,
 ) -> CsvReader | ParquetReader:
     if files[0].format == "parquet":
-        for name, given in (("columns", columns), ("delimiter", delimiter)):
-            if given is not None:
+        for name, given in written._asdict().items():
+            if given not in (None, ".", ()) and list(given):
                 kind = "CSV and TSV files" + (" without a header" if name == "columns" else "")
                 raise ValueError(
                     f"`{name}` should be given only for {kind}. Received it for '{files[0].path}'."
@@ -267,7 +282,8 @@ def _reader(
         return ParquetReader(files, schema, may_be_empty)
     from torchrec.datasets.csv_reader import CsvReader
 
-    return CsvReader(files, columns, schema, assumed, delimiter, may_be_empty)
+    columns, delimiter, decimal, missing = written
+    return CsvReader(files, columns, schema, assumed, delimiter, may_be_empty, decimal, missing)
 
 
 def _truth(expression: Expression, table: pa.Table) -> pa.Array | pa.ChunkedArray:

@@ -100,6 +100,14 @@ class DataSection(Section):
         description="the character between the columns of text files; none: a comma, in TSV files a "
         "tab",
     )
+    decimal: Literal[".", ","] = Field(
+        default=".", description="the sign before the decimals of numbers in CSV or TSV files"
+    )
+    missing: list[str] = Field(
+        default=[],
+        description="texts that stand for a missing value in every column of CSV or TSV files, such as "
+        "`-999`; what does anyway: features.md",
+    )
     types: dict[str, TextType] = Field(
         default={},
         description="what columns of CSV or TSV files hold where their first lines do not show it: "

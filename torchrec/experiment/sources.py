@@ -83,7 +83,14 @@ def _train_source(experiment: Experiment) -> TableSource:
                 "`data.types` should be given only for CSV and TSV files: Parquet files say what their "
                 f"columns hold. Received it for '{files[0].path}'."
             )
-        return TableSource(files, columns=data.columns, delimiter=data.delimiter, drop=data.drop)
+        return TableSource(
+            files,
+            columns=data.columns,
+            delimiter=data.delimiter,
+            drop=data.drop,
+            decimal=data.decimal,
+            missing=data.missing,
+        )
     text: dict[str, TextType] = dict.fromkeys(text_columns(features), "string")
     assumed = number_columns(features)
     source = TableSource(
@@ -93,6 +100,8 @@ def _train_source(experiment: Experiment) -> TableSource:
         drop=data.drop,
         schema=schema_of(text | data.types),
         assumed=assumed,
+        decimal=data.decimal,
+        missing=data.missing,
     )
     for column in data.types:
         check_column("data.types", column, source.names)
