@@ -58,7 +58,11 @@ def _left_of(run: Path) -> str:
     from torchrec.runs import RunFolder
     from torchrec.training.checkpoint import Checkpoints
 
-    step = Checkpoints(RunFolder(run).checkpoints).latest()
+    folder = RunFolder(run)
+    begun = [member for member in folder.members() if not member.has_ended()]
+    if begun:
+        return f"in {begun[0].path.name}: {_left_of(begun[0].path)}"
+    step = Checkpoints(folder.checkpoints).latest()
     if step is None:
         return "stopped before the first checkpoint; `--resume` begins anew."
     return f"stopped; `--resume` goes on from step {step:,}, the last checkpoint."

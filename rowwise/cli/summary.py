@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rowwise.cli.console import console, table
@@ -24,11 +23,17 @@ def show_summary(run: RunFolder) -> None:
     result, out = run.read_result(), console()
     out.print()
     out.print(table(["", "rows", *_NAMES.values()], _rows(result)))
+    if result.seeds:
+        out.print(
+            f"\nMeans and standard deviations of {len(result.seeds)} seeds, {result.seeds[0]} to "
+            f"{result.seeds[-1]}.",
+            markup=False,
+        )
     out.print()
     for name, value in (
         ("best epoch", _best(result)),
         ("time", _time(result)),
-        ("model", os.path.relpath(run.model) if run.model.is_dir() else ""),
+        ("model", _models(run)),
     ):
         if value:
             out.print(f"{name:10}  {value}", markup=False)
@@ -36,7 +41,9 @@ def show_summary(run: RunFolder) -> None:
 
 def _rows(result: RunResult) -> list[list[str]]:
     splits = {"train": result.train, "valid": result.valid, "test": result.test}
-    rows = [_row(name, scores) for name, scores in splits.items() if scores]
+    rows = [
+        _row(name, scores, result.deviation.get(name)) for name, scores in splits.items() if scores
+    ]
     # Beside the split that counts most.
     last = "valid" if result.test is None else "test"
     for name, baseline in result.baselines.items():
@@ -46,17 +53,25 @@ def _rows(result: RunResult) -> list[list[str]]:
     return rows
 
 
-def _row(name: str, scores: Scores) -> list[str]:
+def _row(name: str, scores: Scores, deviation: Scores | None = None) -> list[str]:
     samples = scores.get("samples")
-    return [name, "" if samples is None else f"{samples:,.0f}", *map(_number, _values(scores))]
+    numbers = [_number(scores.get(key), (deviation or {}).get(key)) for key in _NAMES]
+    return [name, "" if samples is None else f"{samples:,.0f}", *numbers]
 
 
-def _values(scores: Mapping[str, float | None]) -> list[float | None]:
-    return [scores.get(key) for key in _NAMES]
+def _number(value: float | None, deviation: float | None) -> str:
+    if value is None:
+        return "-"
+    return (
+        f"{value:.4f}" if deviation is None else f"{value:.4f} \N{PLUS-MINUS SIGN} {deviation:.4f}"
+    )
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _models(run: RunFolder) -> str:
+    members = run.members()
+    if run.model.is_dir() or not members:
+        return os.path.relpath(run.model) if run.model.is_dir() else ""
+    return f"{os.path.relpath(members[0].model)}, and {len(members) - 1} more"
 
 
 def _best(result: RunResult) -> str:

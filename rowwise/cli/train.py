@@ -65,11 +65,16 @@ def train(
         )
     with stopping(folder):
         run_experiment(loaded, folder, resume=resume)
+    run = RunFolder(folder)
+    for member in run.members():
+        write_report(member.path)
     report = write_report(folder)
-    show_summary(RunFolder(folder))
+    show_summary(run)
     out.print(
         f"\nThe run is in [bold]{escape(str(folder))}[/], its report is {escape(str(report))}. Next:"
     )
+    if run.members() and not run.model.is_dir():
+        folder = run.members()[0].path
     for command in (
         "report {}",
         "evaluate {} OTHER_DATA",

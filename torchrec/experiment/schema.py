@@ -303,6 +303,11 @@ class TrainingSection(Section):
         "regression not beyond 5,000,000 rows",
     )
     seed: Seed = Field(default=0, description="of weights, shuffling and dropout")
+    seeds: Annotated[int, Field(gt=0, le=1000)] = Field(
+        default=1,
+        description="how many, from `seed` on, to train with one after the other: several tell by how "
+        "much chance moves the metrics",
+    )
     threads: Threads | None = Field(
         default=None,
         description="of PyTorch; none: one or several, whichever the first steps show to be faster",

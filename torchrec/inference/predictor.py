@@ -283,9 +283,9 @@ def load(path: str | os.PathLike[str], builder: Builder | None = None) -> Predic
         if run.model.is_dir():
             folder = run.model
         elif run.experiment.is_file():
+            why = run.single() or "it has not ended; `torchrec train --resume` goes on with it"
             raise FileNotFoundError(
-                f"The run in '{folder}' should have a model in '{run.model}'. Received none: it has "
-                "not ended; `torchrec train --resume` goes on with it."
+                f"The run in '{folder}' should have a model in '{run.model}'. Received none: {why}."
             )
     bundle = load_bundle(folder, builder=builder)
     text = bundle.documents.get(FILE_NAME)

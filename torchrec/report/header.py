@@ -66,7 +66,9 @@ def summary(view: View, folder: RunFolder) -> list[tuple[str, str]]:
     facts += _length(run)
     if experiment is not None:
         facts += _data(view)
-        facts.append(("seed", str(experiment.training.seed)))
+        first, seeds = experiment.training.seed, experiment.training.seeds
+        shown = str(first) if seeds == 1 else f"{first} to {first + seeds - 1}"
+        facts.append(("seed" if seeds == 1 else "seeds", shown))
     facts += _made(folder)
     if folder.experiment.is_file():
         path = shlex.quote(os.fspath(folder.experiment))

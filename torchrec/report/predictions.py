@@ -133,6 +133,11 @@ def load_trained(folder: RunFolder) -> Trained:
         FileNotFoundError: the model is not there (yet), or files of the data are not there any more.
         ValueError: something is damaged, or not as the experiment says.
     """
+    if folder.members() and not folder.model.is_dir():
+        raise FileNotFoundError(
+            f"The run in '{folder.path}' should have a model to predict with. Received none: "
+            f"{folder.single()}."
+        )
     bundle = load_bundle(folder.model)
     text = bundle.documents.get(FILE_NAME)
     if text is None:

@@ -52,6 +52,10 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     """
     folder = RunFolder(path)
     if not folder.metrics.is_file() and not folder.has_ended():
+        if folder.members():
+            raise ValueError(
+                f"The run in '{path}' should have ended. Received one that has not: {folder.single()}."
+            )
         raise ValueError(
             f"'{path}' should be the folder of a run, with {folder.metrics.name} or "
             f"{folder.result.name}. Received a folder without them."
@@ -63,6 +67,11 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         result = asdict(folder.read_result())
         if not folder.is_experiment_unchanged():
             notes.append("The configuration was changed after the run: it may be of another one.")
+        if folder.members():
+            seeds = ", ".join(member.path.name for member in folder.members())
+            notes.append(
+                f"Metrics are means over seeds, each of which is a run of its own: {seeds}."
+            )
     else:
         notes.append("This run has not ended: there is no result yet.")
     report = folder.read_report()

@@ -16,6 +16,8 @@ from torchrec.runs.outcome import (
     result_json,
 )
 
+_MEMBER = "seed-"
+
 
 class RunFolder:
     """Where things are in the folder of a run, and what writes and reads them.
@@ -53,6 +55,26 @@ class RunFolder:
         self.page = self.path / "report.html"
         self.result = self.path / "result.json"
         self.tensorboard = self.path / "tensorboard"
+
+    def member(self, seed: int) -> RunFolder:
+        """Return the folder of one seed, in that of a run with several."""
+        return RunFolder(self.path / f"{_MEMBER}{seed}")
+
+    def members(self) -> list[RunFolder]:
+        """Return the folders of the seeds of a run with several, by seed; none of a single one."""
+        found = self.path.glob(f"{_MEMBER}*") if self.path.is_dir() else ()
+        seeds = [path.name.removeprefix(_MEMBER) for path in found if path.is_dir()]
+        return [self.member(seed) for seed in sorted(int(seed) for seed in seeds if seed.isdigit())]
+
+    def single(self) -> str:
+        """Say which run to take where one with several seeds cannot be; empty for a single one."""
+        members = self.members()
+        if not members:
+            return ""
+        return (
+            f"it is of {len(members)} seed{'s' if len(members) > 1 else ''}, each of which is a run: "
+            f"take one, as '{members[0].path}'"
+        )
 
     def has_begun(self) -> bool:
         """Return whether a run has left anything here."""

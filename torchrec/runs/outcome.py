@@ -33,6 +33,11 @@ class RunResult:
         notes: what a person should know of it, a sentence each.
         baselines: metrics of other predictions by name and split: ``"constant"``, the base rate of
             training everywhere, and ``"lr"``, a logistic regression; what was not measured is missing.
+        seed: that it was trained with; None of several, or where unknown.
+        seeds: of a run with several, whose metrics are means over them, and whose time, steps and
+            samples are sums; empty for a single one.
+        deviation: sample standard deviations over the seeds, by split; empty for a single one.
+        ensemble: metrics of the mean of the members' logits, by split, where it was asked for.
     """
 
     train: Scores
@@ -49,6 +54,10 @@ class RunResult:
     best_epoch: int | None = None
     notes: tuple[str, ...] = ()
     baselines: Mapping[str, Mapping[str, Scores | None]] = field(default_factory=dict)
+    seed: int | None = None
+    seeds: tuple[int, ...] = ()
+    deviation: Mapping[str, Scores | None] = field(default_factory=dict)
+    ensemble: Mapping[str, Scores | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,10 @@ def parse_result(path: Path) -> tuple[RunResult, FileDigest | None]:
         best_epoch=_int(found.get("best_epoch")),
         notes=_texts(found.get("notes")),
         baselines={name: _splits(scores) for name, scores in _dict(found.get("baselines")).items()},
+        seed=_int(found.get("seed")),
+        seeds=_ints(found.get("seeds")),
+        deviation=_splits(found.get("deviation")),
+        ensemble=_splits(found.get("ensemble")),
     )
     experiment = found.get("experiment")
     if not isinstance(experiment, dict):  # of a run from before there were digests
@@ -179,6 +192,12 @@ def _float(found: Json) -> float:
 
 def _int(found: Json) -> int | None:
     return int(found) if isinstance(found, int | float) else None
+
+
+def _ints(found: Json) -> tuple[int, ...]:
+    return (
+        tuple(value for value in found if isinstance(value, int)) if isinstance(found, list) else ()
+    )
 
 
 def _texts(found: Json) -> tuple[str, ...]:

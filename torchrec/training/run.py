@@ -1,38 +1,22 @@
-"""The run of an experiment: from files to a trained, evaluated and saved model in one folder."""
+"""The run of an experiment: from files to trained, evaluated and saved models in one folder."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from torchrec.bundle import save_bundle
 from torchrec.experiment.advice import advised
-from torchrec.experiment.build import build_model, table_optimizer
-from torchrec.experiment.files import FILE_NAME, dump_experiment, load_experiment
-from torchrec.experiment.schema import Experiment, TrainingSection
-from torchrec.runs import RunFolder, RunReport, RunResult, lock
-from torchrec.training.baselines import Baseline, baselines_of
+from torchrec.experiment.files import load_experiment
+from torchrec.experiment.schema import Experiment
+from torchrec.runs import RunFolder, RunResult, lock
 from torchrec.training.checkpoint import Checkpoints
-from torchrec.training.fit_state import FitResult
-from torchrec.training.id_counts import IdCounts
-from torchrec.training.memory import peak_rss_bytes
-from torchrec.training.observers import MetricsLog, Observer, Observers, TensorBoard
-from torchrec.training.optimizers import dense_optimizer
-from torchrec.training.options import (
-    AverageOptions,
-    EarlyStoppingOptions,
-    FitOptions,
-    ScheduleOptions,
-)
+from torchrec.training.observers import Observer, Observers
 from torchrec.training.progress import progress_observer
-from torchrec.training.run_data import RunData
-from torchrec.training.run_threads import run_threads, thread_chooser
-from torchrec.training.table_facts import table_facts
-from torchrec.training.trainer import Trainer
+from torchrec.training.run_threads import run_threads
+from torchrec.training.seeds import train_seeds
+from torchrec.training.single_run import train_run
 
 # What a run may go on with otherwise than it began: nothing that is learned depends on it.
 _FREE = ("output", "data.workers", "training.keep_checkpoints", "training.tensorboard")
@@ -47,7 +31,8 @@ def run_experiment(
     """Train what an experiment describes, evaluate it, and save all there is to know in a folder.
 
     The folder gets ``experiment.yaml`` with every key, ``metrics.jsonl``, ``checkpoints/``, and at
-    the end ``model/`` (the bundle), ``report.json`` and ``result.json``, which is written last.
+    the end ``model/`` (the bundle), ``report.json`` and ``result.json``, which is written last. With
+    ``training.seeds`` above 1 it gets such a folder for each seed, and a ``result.json`` of all.
 
     Args:
         experiment: what to do.
@@ -71,114 +56,18 @@ def run_experiment(
     with lock(run.path):
         try:
             with run_threads(experiment.training.threads), advised():
-                return _run(experiment, run, observers)
+                train = train_run if experiment.training.seeds == 1 else train_seeds
+                return train(experiment, run, observers)
         except Exception:
             # What was wrong is to be mended and tried again, under the same name.
-            if fresh and Checkpoints(run.checkpoints).latest() is None:
+            if fresh and not _has_checkpoint(run):
                 shutil.rmtree(run.path, ignore_errors=True)
             raise
 
 
-def _run(experiment: Experiment, run: RunFolder, given: Sequence[Observer]) -> RunResult:
-    options = experiment.training
-    torch.manual_seed(options.seed)
-    checkpoints = Checkpoints(run.checkpoints, keep=options.keep_checkpoints)
-    begun = checkpoints.latest() is not None
-    data = RunData(experiment, run.read_fitted() if begun else None)
-    if not begun:
-        run.write_fitted(data.fitted)
-    run.write_experiment(dump_experiment(data.experiment))
-    for message in data.notices:
-        Observers(given).said(message)
-    model = build_model(experiment.model, options, data.transform)
-    observers = [MetricsLog(run.metrics), *given]
-    if options.tensorboard:
-        observers.append(TensorBoard(run.tensorboard))
-    trainer = Trainer(
-        model,
-        dense_optimizer(model, options.optimizer, options.learning_rate, options.weight_decay),
-        options=fit_options(options, evaluates=data.valid is not None),
-        checkpoints=checkpoints,
-        observers=observers,
-        id_counts=IdCounts(data.transform, data.evaluated, model),
-        threads=thread_chooser(options, model, data.batch_sizes, Observers(given).said),
-    )
-    fitted = trainer.fit(data.train, data.valid, data.test, resume=True, batches=data.train_batches)
-    save_bundle(
-        run.model,
-        model,
-        data.transform,
-        data.experiment.model,
-        table_optimizer(data.experiment.training),
-        {FILE_NAME: dump_experiment(data.experiment)},
-    )
-    drawn = fitted.valid if fitted.test is None else fitted.test
-    curves = {} if drawn is None else drawn.curves
-    run.write_report(RunReport(table_facts(model, data.transform, trainer.optimizer), curves))
-    chooser = trainer.threads
-    threads = torch.get_num_threads() if chooser is None else chooser.threads
-    baselines, notice = baselines_of(options.baselines, data, fitted, options.seed)
-    if notice:
-        Observers(given).said(notice)
-    run.write_result(_result(fitted, threads, baselines))
-    return run.read_result()
-
-
-def fit_options(section: TrainingSection, evaluates: bool) -> FitOptions:
-    """Return what the trainer does of what a section asks for.
-
-    Args:
-        section: of an experiment.
-        evaluates: whether there are validation data.
-
-    Raises:
-        ValueError: the section asks for something that needs them, and there are none.
-    """
-    if section.evaluate_every is not None and not evaluates:
-        raise ValueError(
-            "`training.evaluate_every` should be given with validation data to evaluate on: "
-            "`data.valid`, or `data.split.valid` above 0. Received none."
-        )
-    if section.schedule.decay == "plateau" and not evaluates:
-        raise ValueError(
-            "`training.schedule.decay` plateau should have validation data to go by: `data.valid`, or "
-            "`data.split.valid` above 0. Received none."
-        )
-    stopping, average = section.early_stopping, section.average
-    return FitOptions(
-        epochs=section.epochs,
-        accumulate=section.accumulate,
-        clip_norm=section.clip_norm,
-        precision=section.precision,
-        compile=section.compile,
-        label_smoothing=section.label_smoothing,
-        average=None if average is None else AverageOptions(**average.model_dump()),
-        schedule=ScheduleOptions(**section.schedule.model_dump()),
-        early_stopping=None if stopping is None else EarlyStoppingOptions(**stopping.model_dump()),
-        evaluate_every=section.evaluate_every,
-        checkpoint_every=section.checkpoint_every,
-        log_every=section.log_every,
-        seed=section.seed,
-    )
-
-
-def _result(fitted: FitResult, threads: int, baselines: Mapping[str, Baseline]) -> RunResult:
-    return RunResult(
-        train=fitted.train.to_json(),
-        valid=None if fitted.valid is None else fitted.valid.to_json(),
-        test=None if fitted.test is None else fitted.test.to_json(),
-        samples_per_second=round(fitted.samples_per_second, 1),
-        seconds=round(fitted.seconds, 3),
-        peak_rss_bytes=peak_rss_bytes(),
-        steps=fitted.steps,
-        epochs=fitted.epochs,
-        samples=fitted.samples,
-        best_step=fitted.best_step,
-        threads=threads,
-        best_epoch=fitted.best_epoch,
-        notes=fitted.notes,
-        baselines=baselines,
-    )
+def _has_checkpoint(run: RunFolder) -> bool:
+    folders = [run, *run.members()]
+    return any(Checkpoints(one.checkpoints).latest() is not None for one in folders)
 
 
 def _is_over(experiment: Experiment, run: RunFolder, resume: bool) -> bool:

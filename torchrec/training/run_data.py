@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _EVALUATION_BATCH = 4096
 
 
-class _Resolved(NamedTuple):
+class Resolved(NamedTuple):
     """An experiment whose data have been looked at: with features and types, and what was learned."""
 
     experiment: Experiment
@@ -56,7 +56,7 @@ class RunData:
         self, experiment: Experiment, fitted: Fitted | None = None, with_test: bool = True
     ) -> None:
         data, options = experiment.data, experiment.training
-        resolved = _learned(experiment) if fitted is None else _recalled(experiment, fitted)
+        resolved = learned(experiment) if fitted is None else _recalled(experiment, fitted)
         self.experiment, self.fitted = resolved.experiment, resolved.fitted
         self.transform = self.fitted.transform
         train, valid, test = resolved.sources
@@ -137,8 +137,18 @@ def evaluation_batch_size(options: TrainingSection) -> int:
     return max(options.batch_size, _EVALUATION_BATCH)
 
 
-def _learned(experiment: Experiment) -> _Resolved:
-    """Fit the transform; of text files with inferred features, with types that all values fit."""
+def learned(experiment: Experiment) -> Resolved:
+    """Fit the transform; of text files with inferred features, with types that all values fit.
+
+    Args:
+        experiment: says which data.
+
+    Returns:
+        The experiment with what was inferred, and what was learned.
+
+    Raises:
+        ValueError: for what is wrong with the data.
+    """
     types: dict[str, TextType] = {}
     while True:
         try:
@@ -149,7 +159,7 @@ def _learned(experiment: Experiment) -> _Resolved:
             types |= misfit.wider
 
 
-def _fitted(experiment: Experiment, sources: Sources, types: dict[str, TextType]) -> _Resolved:
+def _fitted(experiment: Experiment, sources: Sources, types: dict[str, TextType]) -> Resolved:
     """Infer features where none are given, and fit the transform."""
     data, features = experiment.data, experiment.features
     notices: list[str] = []
@@ -171,13 +181,13 @@ def _fitted(experiment: Experiment, sources: Sources, types: dict[str, TextType]
     if rows is None and experiment.training.schedule.decay != "constant":
         rows = sum(table.num_rows for table in sources.train.scan(transform.columns[-1:]))
     found = Fitted(transform, data.types | types, rows)
-    return _Resolved(_completed(experiment, found), sources, found, notices)
+    return Resolved(_completed(experiment, found), sources, found, notices)
 
 
-def _recalled(experiment: Experiment, fitted: Fitted) -> _Resolved:
+def _recalled(experiment: Experiment, fitted: Fitted) -> Resolved:
     """Take what an earlier process fitted, so that the data are read as they were."""
     sources = sources_of(experiment, fitted.types)
-    return _Resolved(_completed(experiment, fitted), sources, fitted, [])
+    return Resolved(_completed(experiment, fitted), sources, fitted, [])
 
 
 def _completed(experiment: Experiment, fitted: Fitted) -> Experiment:

@@ -14,9 +14,9 @@ from torchrec.experiment.schema import Experiment
 from torchrec.training.fit_state import FitResult
 from torchrec.training.observers import Observer
 from torchrec.training.optimizers import dense_optimizer
-from torchrec.training.run import fit_options
 from torchrec.training.run_data import RunData, evaluation_batch_size
 from torchrec.training.run_threads import run_threads, thread_chooser
+from torchrec.training.single_run import fit_options
 from torchrec.training.trainer import Trainer
 from torchrec.tuning.space import Values
 

@@ -1,0 +1,115 @@
+"""A run with several seeds: a run for each, in a folder of its own, and what came of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
+
+from torchrec.experiment.files import dump_experiment
+from torchrec.experiment.schema import Experiment
+from torchrec.runs import SPLITS, RunFolder, RunResult, Scores, lock
+from torchrec.training.observers import Observer, Observers
+from torchrec.training.run_data import learned
+from torchrec.training.single_run import train_run
+
+
+def train_seeds(experiment: Experiment, run: RunFolder, given: Sequence[Observer]) -> RunResult:
+    """Train an experiment with ``training.seeds`` seeds one after the other, from ``training.seed`` on.
+
+    Each is a run like any other, ``seed-0/`` and so on, equal to that of the experiment with this
+    seed alone; they share the transform, which is fitted once. Those that have ended are left alone,
+    and one that broke off goes on from its last checkpoint.
+
+    Args:
+        experiment: what to do.
+        run: the folder of all, locked.
+        given: are told how each goes.
+    """
+    tell = Observers(given).said
+    if not run.fitted.is_dir():
+        resolved = learned(experiment)
+        run.write_experiment(dump_experiment(resolved.experiment))
+        run.write_fitted(resolved.fitted)
+        for notice in resolved.notices:
+            tell(notice)
+    seeds = [experiment.training.seed + number for number in range(experiment.training.seeds)]
+    results = []
+    for number, seed in enumerate(seeds):
+        member = run.member(seed)
+        tell(f"seed {seed}, {number + 1} of {len(seeds)}{_ended(member)}")
+        if not member.has_ended():
+            with lock(member.path):
+                # Read anew, so that each counts odd values for itself.
+                train_run(_with_seed(experiment, seed), member, given, run.read_fitted())
+        results.append(member.read_result())
+    run.write_result(joined(seeds, results))
+    return run.read_result()
+
+
+def _ended(member: RunFolder) -> str:
+    return ": ended before" if member.has_ended() else ""
+
+
+def _with_seed(experiment: Experiment, seed: int) -> Experiment:
+    """Return the experiment of one seed; the baselines stand beside the first, and so beside all."""
+    options = experiment.training
+    changes: dict[str, object] = {"seed": seed, "seeds": 1}
+    if seed != options.seed:
+        changes["baselines"] = False
+    return experiment.model_copy(update={"training": options.model_copy(update=changes)})
+
+
+def joined(seeds: Sequence[int], results: Sequence[RunResult]) -> RunResult:
+    """Return the result of several runs: means of their metrics, with sample standard deviations.
+
+    Args:
+        seeds: of the runs; two or more.
+        results: of the runs, likewise.
+    """
+    means: dict[str, Scores | None] = {}
+    deviations: dict[str, Scores | None] = {}
+    for split in SPLITS:
+        found = [getattr(result, split) for result in results]
+        means[split] = _of_each(found, fmean)
+        deviations[split] = _of_each(found, stdev)
+    first, threads = results[0], {result.threads for result in results}
+    return RunResult(
+        train=means["train"] or {},
+        valid=means["valid"],
+        test=means["test"],
+        samples_per_second=round(fmean(result.samples_per_second for result in results), 1),
+        seconds=round(sum(result.seconds for result in results), 3),
+        peak_rss_bytes=max(result.peak_rss_bytes or 0 for result in results) or None,
+        steps=_sum([result.steps for result in results]),
+        epochs=_sum([result.epochs for result in results]),
+        samples=_sum([result.samples for result in results]),
+        threads=threads.pop() if len(threads) == 1 else None,
+        notes=tuple(
+            f"seed {seed}: {note}"
+            for seed, result in zip(seeds, results, strict=True)
+            for note in result.notes
+        ),
+        baselines=first.baselines,
+        seeds=tuple(seeds),
+        deviation=deviations,
+    )
+
+
+def _of_each(
+    found: Sequence[Scores | None], combine: Callable[[list[float]], float]
+) -> Scores | None:
+    """Combine the values of each metric; one that some run could not measure is None."""
+    scores = [one for one in found if one is not None]
+    if len(scores) < len(found):
+        return None
+    combined: Scores = {}
+    for name in scores[0]:
+        values = [one[name] for one in scores if one.get(name) is not None]
+        numbers = [value for value in values if value is not None]
+        combined[name] = combine(numbers) if len(numbers) == len(scores) else None
+    return combined
+
+
+def _sum(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
