@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -201,6 +202,40 @@ class TestRoles:
         found = feature_of(tmp_path, "history", values)
         assert (found["type"], found["separator"]) == ("sequence", " ")
 
+    @pytest.mark.parametrize("write", [repr, json.dumps, np.array], ids=["python", "json", "numpy"])
+    @pytest.mark.parametrize("kind", [int, lambda part: f"no. {part}"], ids=["integers", "words"])
+    def test_lists_in_brackets(
+        self,
+        tmp_path: Path,
+        random: np.random.Generator,
+        write: Callable[[object], object],
+        kind: Callable[[int], object],
+    ) -> None:
+        lists = [list(map(kind, range(i % 3, 20, 1 + i % 5))) for i in range(ROWS)]
+        texts = [str(write(one)) for one in (*lists[:-1], [])]
+        found = feature_of(tmp_path, "tags", texts)
+        assert (found["type"], found["separator"], found["rows"]) == ("multi_hot", "[]", 20)
+
+    @pytest.mark.parametrize(
+        ("texts", "reason"),
+        [
+            (["[0.25, 1.5]", "[0.5, 1e-05]"], "lists of measured numbers are no feature"),
+            (["[[1, 2], [3]]", "[[3]]"], "records or lists in lists, written as text"),
+            (['{"a": 1}', "{'b': 2}"], "records or lists in lists, written as text"),
+        ],
+        ids=["measured", "nested", "records"],
+    )
+    def test_lists_that_are_no_feature(
+        self, tmp_path: Path, random: np.random.Generator, texts: list[str], reason: str
+    ) -> None:
+        assert reason_of(tmp_path, "x", drawn(random, texts)).startswith(reason)
+
+    def test_some_words_in_brackets_are_no_lists(
+        self, tmp_path: Path, random: np.random.Generator
+    ) -> None:
+        found = feature_of(tmp_path, "title", drawn(random, ["(None)", "Heat (1995)", "[REC]"]))
+        assert (found["type"], "separator" in found) == ("sparse", False)
+
     def test_titles_are_no_lists(self, tmp_path: Path, random: np.random.Generator) -> None:
         titles = [f"The {word} of {i}, Part {i % 7}" for i, word in enumerate("abcdefgh" * 20)]
         found = feature_of(tmp_path, "title", drawn(random, titles))
@@ -253,6 +288,36 @@ class TestSharedTables:
         transform = FeatureTransform(inference.features, "click")
         transform.fit([pq.read_table(tmp_path / "data.parquet")])
         assert [table.name for table in transform.tables] == ["item_id"]
+
+    @pytest.mark.parametrize("write", ["|".join, lambda parts: f"[{', '.join(parts)}]"])
+    @pytest.mark.parametrize("kind", [int, str], ids=["integers", "strings"])
+    def test_lists_as_text_share_too(
+        self,
+        tmp_path: Path,
+        random: np.random.Generator,
+        write: Callable[[list[str]], str],
+        kind: Callable[[int], object],
+    ) -> None:
+        columns = self.columns(random, seen_items=100)
+        columns["item_id"] = [kind(int(one)) for one in columns["item_id"]]
+        columns["seen_items"] = [write(list(map(str, one))) for one in columns["seen_items"]]
+        features = infer(tmp_path, columns).features
+        assert [one.table for one in features.values()] == ["item_id", "item_id"]
+        ids = {"plain"} if kind is int else {"vocabulary"}
+        assert {one.ids for one in features.values()} == ids
+        transform = FeatureTransform(features, "click")
+        table = pq.read_table(tmp_path / "data.parquet")
+        batch = transform.fit([table])(table).sparse_features
+        shared = np.isin(batch["seen_items"].values(), batch["item_id"].values()).mean()
+        assert shared == 1  # all items of the lists are among those of the column
+
+    def test_codes_with_zeros_share_no_table_of_integers(
+        self, tmp_path: Path, random: np.random.Generator
+    ) -> None:
+        columns = self.columns(random, seen_items=100)
+        lists = columns["seen_items"]
+        columns["seen_items"] = ["|".join(f"{one:04}" for one in items) for items in lists]
+        assert {one.table for one in infer(tmp_path, columns).features.values()} == {None}
 
     @pytest.mark.parametrize(
         ("name", "first"), [("seen_items", 300), ("seen_ids", 100), ("history", 100)]

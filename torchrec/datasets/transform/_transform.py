@@ -298,6 +298,8 @@ class FeatureTransform:
                 column.scale = Scale(*state.scales[name])
             elif isinstance(column, BucketColumn):
                 column.boundaries = arrays.get(f"buckets:{name}")
+            elif isinstance(column, BagColumn) and column.feature.separator is not None:
+                column.as_integers |= state.kinds.get(name) == "integers"
         transform._tables = [
             dataclasses.replace(spec, **vars(state.tables[spec.name])) for spec in transform._tables
         ]

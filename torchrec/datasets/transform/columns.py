@@ -14,6 +14,7 @@ import pyarrow.types as pt
 import torch
 
 from torchrec.checks import nearest
+from torchrec.datasets.transform.list_text import BRACKETS, split_brackets
 from torchrec.ops.hashing import hash_strings
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -331,12 +332,17 @@ class Lists:
 
 
 def read_lists(array: pa.Array, separator: str | None) -> Lists:
-    """Return the lists of a column; a string with a separator is the list of its parts."""
+    """Return the lists of a column; a string with a separator is the list of its parts.
+
+    `BRACKETS` as the separator means lists in brackets.
+    """
     type = array.type
     if pt.is_null(type):
         nothing = np.zeros(len(array), np.int64)
         return Lists(nothing, nothing, pa.nulls(0), len(array))
-    if separator is not None and not is_list(type):
+    if separator == BRACKETS and not is_list(type):
+        array = split_brackets(_plain_text(array))
+    elif separator is not None and not is_list(type):
         array = pc.split_pattern(_plain_text(array), separator)
     elif pt.is_list_view(type) or pt.is_large_list_view(type):
         return _viewed_lists(array)

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from torchrec.datasets.transform.columns import Array, Kind, Source, require_columns, stored
+from torchrec.datasets.transform.columns import (
+    Array,
+    Kind,
+    Source,
+    is_list,
+    require_columns,
+    stored,
+)
 from torchrec.datasets.transform.counts import FeatureCounts
 from torchrec.datasets.transform.dense import DenseColumn, require_values
 from torchrec.datasets.transform.ids import BagColumn, BucketColumn, SparseColumn
@@ -70,6 +77,8 @@ class Fitting:
         found = kinds_of(self._columns, table)
         if found == self.kinds:
             return
+        if not self.kinds:
+            self._read_as_integers(table, found)
         self.kinds = found | {name: kind for name, kind in self.kinds.items() if kind != "nulls"}
         for column in self._columns:
             name = column.source.feature
@@ -85,6 +94,16 @@ class Fitting:
                         f"share table '{spec.name}'. Received {self.kinds[first]} and "
                         f"{self.kinds[name]}."
                     )
+
+    def _read_as_integers(self, table: pa.Table, kinds: dict[str, Kind]) -> None:
+        """Take the parts of strings for integers where their table is that of a column of integers too."""
+        features_of = {name: spec.features for spec in self._tables for name in spec.features}
+        integers = {name for name, kind in kinds.items() if kind == "integers"}
+        for column in self._columns:
+            name, type = column.source.feature, table.schema.field(column.source.column).type
+            is_text = kinds[name] == "strings" and not is_list(stored(type))
+            if isinstance(column, BagColumn) and is_text and integers & set(features_of[name]):
+                column.as_integers, kinds[name] = True, "integers"
 
     def settle(self) -> tuple[list[TableSpec], dict[str, Vocabulary]]:
         """Settle the columns; return the tables, complete, and the vocabularies of some."""

@@ -95,6 +95,8 @@ class BagColumn:
 
     Attributes:
         columns: the columns that it reads.
+        as_integers: whether the parts of strings are whole numbers: plain ids, and those of a table
+            that a column of integers reads as well.
     """
 
     def __init__(self, name: str, feature: MultiHotFeature | SequenceFeature) -> None:
@@ -104,7 +106,7 @@ class BagColumn:
         if feature.weights is not None:
             self.weights = Source(name, feature.weights)
             self.columns.append(feature.weights)
-        self._plain = feature.ids == "plain"
+        self._plain = self.as_integers = feature.ids == "plain"
 
     def kind(self, schema: pa.Schema) -> Kind:
         """Return what the ids are, refusing what cannot be one."""
@@ -120,7 +122,7 @@ class BagColumn:
                 f"{self.source} should hold lists, or strings with a `separator` in the feature. "
                 f"Received {type}."
             )
-        return "integers" if self._plain else "strings"
+        return "integers" if self.as_integers else "strings"
 
     def _check_weights(self, type: pa.DataType) -> None:
         inner = type.value_type if is_list(type) else type
@@ -166,14 +168,14 @@ class BagColumn:
     def _parts(self, parts: pa.Array) -> pa.Array:
         """Return the parts of strings: empty ones as nulls, plain ids as numbers."""
         parts = pc.if_else(pc.equal(pc.binary_length(parts), 0), None, parts)
-        if not self._plain:
+        if not self.as_integers:
             return parts
         try:
             return parts.cast(pa.int64())
         except pa.ArrowInvalid as error:
             raise ValueError(
-                f"{self.source} should hold whole numbers between the separators, as its ids are "
-                f"plain. {error}"
+                f"{self.source} should hold whole numbers between the separators, as "
+                f"{'its ids are plain' if self._plain else 'other columns of its table do'}. {error}"
             ) from None
 
     def _aligned(self, lists: Lists, total: int, given: Lists, counts: FeatureCounts) -> Array:

@@ -25,6 +25,7 @@ from torchrec.datasets.transform.counts import FeatureCounts
 from torchrec.datasets.transform.dense import DenseColumn, Scale, logarithm
 from torchrec.datasets.transform.fitting import AnyColumn
 from torchrec.datasets.transform.ids import BagColumn, BucketColumn, SparseColumn
+from torchrec.datasets.transform.list_text import BRACKETS
 from torchrec.datasets.transform.vocabulary import Vocabulary
 from torchrec.ops.hashing import hash_strings
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -379,7 +380,7 @@ class _Bags:
         self._column, self.name = column.source.column, column.source.feature
         self._weights = None if column.weights is None else column.weights.column
         self._separator = feature.separator
-        self._text = "integers" if feature.ids == "plain" else "strings"
+        self._text = "integers" if column.as_integers else "strings"
         self._kind = kind
         self._id = str if kind == "strings" else int
         self._limit, self._last = feature.max_length, isinstance(feature, SequenceFeature)
@@ -400,7 +401,9 @@ class _Bags:
         types = set(map(type, given))
         if _LISTS.issuperset(types):
             return given
-        if self._separator is None or not types <= {str, _NONE} or self._kind != self._text:
+        if self._separator in (None, BRACKETS) or not types <= {str, _NONE}:
+            raise NotPlainError
+        if self._kind != self._text:
             raise NotPlainError
         bags: list[Values | None] = []
         for text in given:
@@ -416,7 +419,7 @@ class _Bags:
         types = set(map(type, given))
         if _LISTS.issuperset(types):
             return given
-        if self._separator is None or not types <= {str, _NONE}:
+        if self._separator in (None, BRACKETS) or not types <= {str, _NONE}:
             raise NotPlainError
         return [
             None if text is None else [_measured(part) for part in text.split(self._separator)]

@@ -61,10 +61,15 @@ def _holds_ids_of(
     feature = one.feature
     if not isinstance(feature, MultiHotFeature | SequenceFeature) or feature.table is not None:
         return False
-    if one.distinct <= _FEWEST or of_list.kind != of_column.kind:
+    if one.distinct <= _FEWEST or not _have_one_kind([of_list, of_column]):
         return False
     shared = _singular(one.name) & _singular(column.name)
     return bool(shared - LIST_WORDS) and of_list.overlap(of_column) >= _CONTAINED
+
+
+def _have_one_kind(columns: Sequence[ColumnStatistics]) -> bool:
+    """Say whether ids are of one kind; the parts of strings are of that of a column of integers."""
+    return len({one.kind for one in columns}) == 1 or all(one.holds_integers for one in columns)
 
 
 def _singular(name: str) -> frozenset[str]:
@@ -74,11 +79,12 @@ def _singular(name: str) -> frozenset[str]:
 def _options(table: str, members: Sequence[ColumnStatistics]) -> dict[str, object]:
     """Return what all features of a table have to agree on."""
     first, *others = members
+    integers = all(one.holds_integers for one in members)
     ids = ids_for(
         first.distinct_with(others),
         min(one.minimum for one in members),
         max(one.maximum for one in members),
-        integers=first.kind != "strings",
+        integers=integers and first.kind == "integers",
     )
     return {
         "table": table,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from torchrec.datasets.transform.columns import (
     Array,
@@ -22,6 +23,8 @@ from torchrec.datasets.transform.sketches import DistinctCounter
 
 # Distinct values are counted exactly below this, then estimated within about 0.4 %.
 EXACT = 65_536
+# What is the same text again after it was read as an integer: no code with leading zeros.
+_WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"
 
 
 class ColumnStatistics:
@@ -52,6 +55,8 @@ class ColumnStatistics:
         self.minimum, self.maximum = float("inf"), float("-inf")
         self.whole = True
         self._counter = DistinctCounter(EXACT)
+        # Of the parts of strings as integers, as long as all are.
+        self._integers = DistinctCounter(EXACT) if separator else None
         self._source = Source(name, name)
 
     def add(self, table: pa.Table) -> None:
@@ -63,7 +68,7 @@ class ColumnStatistics:
                 lists = read_lists(array, self.separator)
                 self.nulls += lists.missing
                 self.longest = max(self.longest, int(lists.lengths.max(initial=0)))
-                self._add_values(lists.values)
+                self._add_values(lists.values if self.separator is None else _parts(lists.values))
             else:
                 self.nulls += self._add_values(array)
 
@@ -72,16 +77,22 @@ class ColumnStatistics:
         """Number of distinct values: exact below `EXACT`."""
         return self._counter.estimate()
 
+    @property
+    def holds_integers(self) -> bool:
+        """Whether values are integers, or parts of strings that can be read as such."""
+        return self.kind == "integers" or (self._integers is not None and self.values > 0)
+
     def distinct_with(self, others: Iterable[ColumnStatistics]) -> int:
         """Return the number of distinct values of this and other columns together."""
         together = DistinctCounter(EXACT)
-        for one in (self, *others):
-            together.merge(one._counter)
+        for counter in _comparable([self, *others]):
+            together.merge(counter)
         return together.estimate()
 
     def overlap(self, other: ColumnStatistics) -> float:
         """Return which share of the distinct values of the column with fewer is in the other."""
-        return self._counter.overlap(other._counter)
+        one, two = _comparable([self, other])
+        return one.overlap(two)
 
     @property
     def mean_length(self) -> float:
@@ -100,9 +111,19 @@ class ColumnStatistics:
             found = ids if valid is None else ids[valid]
             if self.kind == "integers":
                 self._add_range(found)
+            elif self._integers is not None:
+                self._add_integers(self._integers, array)
         self._counter.update(found.view(np.int64) if found.dtype == np.float64 else found)
         self.values += len(found)
         return len(array) - len(found)
+
+    def _add_integers(self, counter: DistinctCounter, parts: pa.Array) -> None:
+        if pc.all(pc.match_substring_regex(parts, _WHOLE)).as_py() is False:
+            self._integers = None
+            return
+        found = parts.drop_null().cast(pa.int64()).to_numpy()
+        counter.update(found)
+        self._add_range(found)
 
     def _add_range(self, numbers: Array) -> None:
         if len(numbers):
@@ -110,3 +131,15 @@ class ColumnStatistics:
             self.maximum = max(self.maximum, numbers.max().item())
             if self.whole and numbers.dtype.kind == "f":
                 self.whole = bool((numbers == np.trunc(numbers)).all())
+
+
+def _parts(parts: pa.Array) -> pa.Array:
+    """Return parts of strings, empty ones as nulls, as features read them."""
+    return pc.if_else(pc.equal(pc.binary_length(parts), 0), None, parts)
+
+
+def _comparable(columns: Sequence[ColumnStatistics]) -> list[DistinctCounter]:
+    """Return counters of the same values: integers, or else strings as they are."""
+    if all(one.holds_integers for one in columns):
+        return [one._integers or one._counter for one in columns]
+    return [one._counter for one in columns]

@@ -6,9 +6,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from torchrec.datasets.transform.list_text import BRACKETS, split_brackets
 from torchrec.experiment.propose._roles import looks_like_number
 from torchrec.experiment.propose._times import is_text_of_time
 
+_BRACKETED = r"(?s)^\s*(\[.*\]|\(.*\)|\{.*\})\s*$"
+_RECORD = r"""^\s*(\{\s*('[^']*'|"[^"]*"|[0-9]+)\s*:|[\[({]\s*[\[({])"""
+_MEASURED = r"^[-+]?[0-9]*\.[0-9]+([eE][-+]?[0-9]+)?$|^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"
 _SEPARATORS = ("|", ", ", ",", ";", " ")
 
 # Numbers and dates that readers take for text: how they look, and what to do with the column.
@@ -31,6 +35,10 @@ def unconverted(name: str, strings: pa.ChunkedArray) -> str | None:
         True
     """
     strings = pc.unique(strings.slice(0, 10_000).drop_null())
+    if _share(strings, _RECORD) >= 0.9:
+        return "records or lists in lists, written as text: make a column of each part"
+    if are_bracketed(strings) and _share(split_brackets(strings).flatten(), _MEASURED) >= 0.5:
+        return "lists of measured numbers are no feature: make a column of each"
     if _share(strings, _DATE) >= 0.9:
         return (
             "dates that are not written as in ISO 8601: convert them, e.g. with pandas.to_datetime"
@@ -53,6 +61,16 @@ def unconverted(name: str, strings: pa.ChunkedArray) -> str | None:
             'pandas.read_csv(..., decimal=",")'
         )
     return None
+
+
+def are_bracketed(strings: pa.Array) -> bool:
+    """Say whether strings are lists in brackets, as Python, JSON, NumPy and databases write them.
+
+    Example:
+        >>> are_bracketed(pa.array(["['a', 'b']", "[]"])), are_bracketed(pa.array(["Heat (1995)"]))
+        (True, False)
+    """
+    return len(strings) > 0 and _share(strings, _BRACKETED) == 1
 
 
 def _share(strings: pa.Array, pattern: str) -> float:
@@ -89,12 +107,14 @@ def separator_of(name: str, values: pa.ChunkedArray) -> str | None:
     strings = pc.unique(strings.drop_null())
     if not len(strings):
         return None
+    if are_bracketed(strings):
+        return BRACKETS
     for separator in _SEPARATORS:
         having = strings.filter(pc.match_substring(strings, separator))
         if len(having) < max(2, len(strings) / 10):
             continue
         parts = pc.unique(pc.split_pattern(strings, separator).flatten())
-        numbers = pc.all(pc.match_substring_regex(parts, r"^-?[0-9]+$")).as_py()
+        numbers = pc.all(pc.match_substring_regex(parts, r"^(-?[0-9]+)?$")).as_py()
         if numbers or 2 * len(parts) <= len(strings):
             return separator
     return None
