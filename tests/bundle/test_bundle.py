@@ -258,6 +258,23 @@ def test_an_option_of_a_later_version(folder: Path) -> None:
     assert "`gates` is not an option of model 'dlrm'" in message
 
 
+def test_an_option_that_came_later_is_as_it_was_before(
+    tmp_path: Path, transform: FeatureTransform
+) -> None:
+    section = SECTION.model_copy(update={"vectors": False})
+    model = build_model(section, transform, ADAM)
+    folder = tmp_path / "before"
+    save_bundle(folder, model, transform, section, ADAM, TEXTS)
+    saved = parse_json((folder / "bundle.json").read_text())["section"]
+    edit_index(folder, section={key: value for key, value in saved.items() if key != "vectors"})
+    assert SECTION.vectors  # as a new model has it
+    batch = transform(TABLE)
+    loaded = load_bundle(folder).model
+    with torch.no_grad():
+        expected = model.eval()(batch.dense_features, batch.sparse_features)
+        assert torch.equal(loaded.eval()(batch.dense_features, batch.sparse_features), expected)
+
+
 def test_what_later_versions_add_is_ignored(folder: Path) -> None:
     edit_index(folder, novelty={"x": 1})
     assert load_bundle(folder).section == SECTION

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from torchrec.bundle._format1 import facts_of_format_1
 from torchrec.files import DamagedError, FolderIndex, check_files, read_index
-from torchrec.models.registry import ModelSection, TableOptimizer, names
+from torchrec.models.registry import ModelSection, TableOptimizer, completed_section, names
 
 FORMAT = 2
 """The format that is written, and the newest that is read."""
@@ -88,7 +88,10 @@ def read_facts(folder: Path, version: str) -> Facts:
     if index.format == 1:
         facts |= facts_of_format_1(folder)
     section = facts.get("section")
-    name = section.get("name") if isinstance(section, dict) else None
+    name = None
+    if isinstance(section, dict):
+        name = section.get("name")
+        facts["section"] = completed_section(section)
     if name is not None and name not in names():
         raise ValueError(
             f"The model of bundle '{folder}' should be one of {', '.join(names())}. Received '{name}', "

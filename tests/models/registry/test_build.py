@@ -121,7 +121,7 @@ OTHERWISE = {
     "cross_layers": 1,
     "cross_rank": 3,
     "linear": True,
-    "vectors": True,
+    "vectors": False,
 }
 NO_EFFECT = [("lr", "dim")]  # which the reference says
 

@@ -114,7 +114,12 @@ def test_the_model_says_how_its_tables_and_layers_start(monkeypatch: pytest.Monk
 def test_layers_start_by_the_rule(name) -> None:
     torch.manual_seed(0)
     section = ModelSection(
-        name=name, dim=DIM, layers=[300, 200], dense_layers=[100], layer_init=Normal(std=1e-3)
+        name=name,
+        dim=DIM,
+        layers=[300, 200],
+        dense_layers=[100],
+        layer_init=Normal(std=1e-3),
+        table_init=Normal(std=1.0),
     )
     model = build_model(section, two_tables(), ADAM)
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]

@@ -16,6 +16,8 @@ DIM_RULE = (
 _MOST_PLAIN = 10_000
 _MOST_WORDS = 1_000_000
 _MOST_ROWS = 1 << 24
+_SMALL = 20_000  # rows of training data
+_MOST_NUMBERS = 1 << 25  # in all tables, for a pass over them a step
 
 
 @dataclass(frozen=True)
@@ -93,23 +95,50 @@ def proposed_dim(distinct: Iterable[int]) -> int:
 
 
 def proposed_batch_size(rows: int) -> int:
-    """Propose a batch size, from 128 to 4,096, for about 500 steps in a pass over so many rows.
+    """Propose a batch size, from 128 to 4,096, for 64 steps or more in a pass over so many rows.
 
     Example:
-        >>> proposed_batch_size(10_000), proposed_batch_size(600_000), proposed_batch_size(10**8)
-        (128, 1024, 4096)
+        >>> proposed_batch_size(10_000), proposed_batch_size(60_000), proposed_batch_size(10**8)
+        (128, 512, 4096)
     """
-    return min(4096, max(128, 1 << round(math.log2(max(1, rows / 500)))))
+    return min(4096, max(128, 1 << int(math.log2(max(1, rows / 64)))))
 
 
 def proposed_epochs(rows: int) -> int:
     """Propose at most how many passes over so many rows, to be ended early when they do not help.
 
-    Click models overfit soon, those with many ids in the second pass: Zhang et al., "Towards
-    Understanding the Overfitting Phenomenon of Deep Click-Through Rate Models" (2022).
-
     Example:
         >>> proposed_epochs(10_000), proposed_epochs(3_000_000), proposed_epochs(10**8)
-        (10, 3, 1)
+        (30, 3, 1)
     """
-    return 10 if rows < 2_000_000 else 3 if rows < 20_000_000 else 1
+    return 30 if rows < 2_000_000 else 3 if rows < 20_000_000 else 1
+
+
+def proposed_decay(rows: int) -> float:
+    """Propose the L2 penalty of the tables for so many rows of training data.
+
+    The loss is a mean over samples, so a penalty that is right for a number of samples is half as
+    large for twice as many; more than .05 helped nowhere. `docs/defaults.md` has the figures.
+
+    Example:
+        >>> proposed_decay(10_000), proposed_decay(600_000), proposed_decay(10**8)
+        (0.05, 0.01, 8e-05)
+    """
+    return float(f"{min(0.05, 8_000 / max(1, rows)):.1g}")
+
+
+def is_small(rows: int) -> bool:
+    """Whether a pass has too few steps for batch normalisation, whose statistics lag behind."""
+    return rows < _SMALL
+
+
+def updates_all_rows(rows: Iterable[int], dim: int) -> bool:
+    """Whether a step can afford to update all rows of tables with so many: in up to about 20 ms.
+
+    Example:
+        >>> updates_all_rows([100_000] * 26, 16), updates_all_rows([40_000_000], 16)
+        (False, False)
+        >>> updates_all_rows([6_040, 3_706], 32)
+        True
+    """
+    return sum(rows) * dim <= _MOST_NUMBERS

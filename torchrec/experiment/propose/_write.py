@@ -9,13 +9,20 @@ from pathlib import Path
 
 from torchrec.checks import printable
 from torchrec.experiment._yaml import write_inline, write_key
-from torchrec.experiment.propose._sizes import DIM_RULE, proposed_batch_size, proposed_epochs
+from torchrec.experiment.propose._sizes import (
+    DIM_RULE,
+    is_small,
+    proposed_batch_size,
+    proposed_decay,
+    proposed_epochs,
+)
 from torchrec.experiment.propose.infer import Inference
 from torchrec.experiment.schema import (
     DataSection,
     EarlyStoppingSection,
     Experiment,
     ModelSection,
+    ScheduleSection,
     TrainingSection,
 )
 from torchrec.files import write_file
@@ -24,6 +31,10 @@ from torchrec.models import registry
 _ID_SOURCES = (
     "Ids find their rows: `plain`, as they are; `vocabulary`, those seen `min_count` times have a row "
     "each and all others share one; `hash`, any id, some share a row."
+)
+_REASONS = (
+    "By the number of rows; what each of these buys is measured in `docs/defaults.md`. `torchrec tune` "
+    "looks for better ones."
 )
 
 
@@ -35,19 +46,30 @@ def propose_experiment(inference: Inference, data: DataSection, name: str) -> Ex
         data: files, label and rows to drop.
         name: of the experiment: its output is ``runs/name``.
     """
-    epochs = proposed_epochs(inference.rows)
-    stopping = EarlyStoppingSection(patience=2) if epochs > 1 else None
+    rows = inference.rows
+    regularised = {"dropout": 0.5} if is_small(rows) else {"batch_norm": True, "dropout": 0.2}
     return Experiment(
         data=data,
         features=inference.features,
-        model=ModelSection(dim=inference.dim),
-        training=TrainingSection(
-            epochs=epochs,
-            batch_size=proposed_batch_size(inference.rows),
-            early_stopping=stopping,
-        ),
+        model=ModelSection.model_validate({"dim": inference.dim, **regularised}),
+        training=_proposed_training(inference),
         output=f"runs/{name}",
     )
+
+
+def _proposed_training(inference: Inference) -> TrainingSection:
+    rows = inference.rows
+    epochs = proposed_epochs(rows)
+    training = TrainingSection(
+        epochs=epochs,
+        batch_size=proposed_batch_size(rows),
+        embedding_updates="dense" if inference.updates_all_rows else "lazy",
+        embedding_weight_decay=proposed_decay(rows),
+    )
+    if epochs > 1:
+        training.schedule = ScheduleSection(decay="plateau", factor=0.3, patience=1)
+        training.early_stopping = EarlyStoppingSection(metric=["auc", "logloss"], patience=4)
+    return training
 
 
 def write_experiment(
@@ -97,7 +119,7 @@ def _lines(experiment: Experiment, inference: Inference, path: Path) -> Iterator
     yield ""
     yield from _model(experiment.model)
     yield ""
-    yield from _training(experiment.training, inference)
+    yield from _training(experiment.training)
     yield ""
     yield f"output: {write_inline(experiment.output)}"
 
@@ -162,16 +184,23 @@ def _model(model: ModelSection) -> Iterator[str]:
     yield f"  name: {model.name}  # or {', '.join(others)}"
     yield f"  dim: {model.dim}"
     yield from _comment(DIM_RULE, "  ")
+    chosen = model.model_dump(mode="json", exclude_defaults=True)
+    for key in ("batch_norm", "dropout"):
+        if key in chosen:
+            yield f"  {key}: {write_inline(chosen[key])}"
 
 
-def _training(training: TrainingSection, inference: Inference) -> Iterator[str]:
+def _training(training: TrainingSection) -> Iterator[str]:
     yield "training:"
-    yield f"  epochs: {training.epochs}"
-    yield f"  batch_size: {training.batch_size}"
-    yield f"  learning_rate: {write_inline(training.learning_rate)}"
+    yield from _comment(_REASONS, "  ")
+    for key in ("epochs", "batch_size", "learning_rate", "embedding_updates"):
+        yield f"  {key}: {write_inline(getattr(training, key))}"
+    yield f"  embedding_weight_decay: {write_inline(training.embedding_weight_decay)}"
     if training.early_stopping is not None:
-        values = training.early_stopping.model_dump(mode="json")
-        yield f"  early_stopping: {write_inline(values)}"
+        schedule = training.schedule.model_dump(mode="json", exclude_defaults=True)
+        yield f"  schedule: {write_inline(schedule)}"
+        stopping = training.early_stopping.model_dump(mode="json", exclude={"min_delta"})
+        yield f"  early_stopping: {write_inline(stopping)}"
 
 
 def _relative(path: str, folder: Path) -> str:

@@ -28,7 +28,7 @@ from torchrec.experiment._messages import listed
 from torchrec.experiment.propose._decide import ColumnProposal, decide, left_out
 from torchrec.experiment.propose._roles import table_name
 from torchrec.experiment.propose._sharing import share_tables
-from torchrec.experiment.propose._sizes import proposed_dim
+from torchrec.experiment.propose._sizes import proposed_dim, updates_all_rows
 from torchrec.experiment.propose._statistics import ColumnStatistics
 from torchrec.experiment.propose._text import separator_of
 
@@ -105,6 +105,16 @@ class Inference:
         if self.positives in (0, 1):
             found.insert(0, f"All labels are {self.positives:.0f}: there is nothing to learn.")
         return found
+
+    @property
+    def updates_all_rows(self) -> bool:
+        """Whether the tables are small enough for a step to update all of their rows."""
+        rows: dict[str, int] = {}
+        for name, feature in self.features.items():
+            if isinstance(feature, DenseFeature):
+                continue
+            rows[feature.table or name] = feature.rows or 0
+        return updates_all_rows(rows.values(), self.dim)
 
     @property
     def dim(self) -> int:

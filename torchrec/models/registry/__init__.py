@@ -17,7 +17,7 @@ Example:
 """
 
 from torchrec.models.registry._build import TableOptimizer, TableRule, build_model
-from torchrec.models.registry._formats import upgraded_section
+from torchrec.models.registry._formats import completed_section, upgraded_section
 from torchrec.models.registry._registry import (
     DEFAULT,
     UNKNOWN_OPTION,
@@ -39,6 +39,7 @@ __all__ = [
     "TableRule",
     "add_folder",
     "build_model",
+    "completed_section",
     "find",
     "names",
     "upgraded_section",

@@ -35,3 +35,20 @@ def upgraded_section(section: Mapping[str, object]) -> dict[str, object]:
     if tuple(section) != _FORMAT_1 or section["name"] == "dlrm_dcn":
         return dict(section)
     return {key: value for key, value in section.items() if key not in _ONLY_DLRM_DCN}
+
+
+def completed_section(section: Mapping[str, object]) -> dict[str, object]:
+    """Return the section of a bundle with the options that came later, as they were before.
+
+    A bundle has all options of its model, so one that is missing is younger than the bundle, and may
+    be another by default than what the bundle was trained with.
+
+    Args:
+        section: as a bundle has it.
+
+    Example:
+        >>> completed_section({"name": "dlrm", "dim": 4})
+        {'vectors': False, 'name': 'dlrm', 'dim': 4}
+    """
+    before = {"vectors": False} if section.get("name") == "dlrm" else {}
+    return {**before, **section}

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
+from torchrec.datasets.initial_weights import Normal
 from torchrec.models.deepfm import DeepFactorizationMachine
 from torchrec.models.registry._registry import ModelInputs, ModelSection, RegisteredModel
 from torchrec.models.registry._tower import DenseOnly, TowerOptions
@@ -41,5 +42,8 @@ def build(section: DeepFMSection, inputs: ModelInputs) -> nn.Module:
 
 
 MODEL = RegisteredModel(
-    DeepFMSection, build, terms=lambda section: "both" if section.linear else "vectors"
+    DeepFMSection,
+    build,
+    terms=lambda section: "both" if section.linear else "vectors",
+    table_init=lambda dim: Normal(std=1e-4),
 )

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
+from torchrec.datasets.initial_weights import Normal
 from torchrec.models._pooled import embedding_dim
 from torchrec.models.dlrm import DLRM
 from torchrec.models.registry._dlrm import with_options
@@ -19,7 +20,7 @@ class DLRMSection(TowerOptions, ModelSection):
 
     name: Literal["dlrm"] = Field(default="dlrm", description="the model")
     vectors: bool = Field(
-        default=False,
+        default=True,
         description="give the layers the vectors themselves beside their products",
     )
 
@@ -33,4 +34,4 @@ def build(section: DLRMSection, inputs: ModelInputs) -> nn.Module:
     return with_options(model, section, inputs, section.vectors)
 
 
-MODEL = RegisteredModel(DLRMSection, build)
+MODEL = RegisteredModel(DLRMSection, build, table_init=lambda dim: Normal(std=1e-4))

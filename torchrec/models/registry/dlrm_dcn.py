@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import nn
 
+from torchrec.datasets.initial_weights import Normal
 from torchrec.models._pooled import embedding_dim
 from torchrec.models.dlrm import DLRM_DCN
 from torchrec.models.registry._dlrm import with_options
@@ -32,4 +33,4 @@ def build(section: DLRMDCNSection, inputs: ModelInputs) -> nn.Module:
     return with_options(model, section, inputs)
 
 
-MODEL = RegisteredModel(DLRMDCNSection, build)
+MODEL = RegisteredModel(DLRMDCNSection, build, table_init=lambda dim: Normal(std=1e-4))
