@@ -46,6 +46,9 @@ def _rows(result: RunResult) -> list[list[str]]:
     ]
     # Beside the split that counts most.
     last = "valid" if result.test is None else "test"
+    ensemble = result.ensemble.get(last)
+    if ensemble:
+        rows.append(_row(f"{last}, mean of {len(result.seeds)} models", ensemble))
     for name, baseline in result.baselines.items():
         scores = baseline.get(last)
         if scores:

@@ -43,6 +43,27 @@ def shown(result: RunResult, folder: Path, capsys: pytest.CaptureFixture[str]) -
     return [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
 
 
+def test_seeds_show_deviations_and_the_ensemble(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = dataclasses.replace(
+        RESULT,
+        seeds=(3, 4, 5),
+        best_epoch=None,
+        deviation={"train": scores(0.01), "valid": scores(0.02), "test": scores(None)},
+        ensemble={"valid": scores(0.8), "test": scores(0.85)},
+    )
+    for seed in (3, 4, 5):
+        (tmp_path / f"seed-{seed}").mkdir()
+    lines = [" ".join(line) for line in shown(result, tmp_path, capsys)]
+    rest = "0.2500 ± 0.2500 0.9000 ± 0.9000 1.0100 ± 1.0100"
+    assert lines[2] == f"valid 100 0.7000 ± 0.0200 {rest}"
+    assert lines[3] == f"test 100 - {rest}"
+    assert lines[4] == "test, mean of 3 models 100 0.8500 0.2500 0.9000 1.0100"
+    assert "Means and standard deviations of 3 seeds, 3 to 5." in lines
+    assert lines[-1].endswith("seed-3/model, and 2 more")
+
+
 def test_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model").mkdir()
     lines = shown(RESULT, tmp_path, capsys)

@@ -9,7 +9,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from rowwise import cli
 from rowwise.cli.stopping import Stopped, stopping
@@ -19,8 +21,10 @@ from torchrec.experiment.schema import Experiment
 from torchrec.inference import load
 from torchrec.report import write_report
 from torchrec.runs import RunFolder, RunResult, read_run
-from torchrec.training import Observer, Record
+from torchrec.training import Observer, Record, Task
+from torchrec.training.evaluation import evaluate
 from torchrec.training.run import run_experiment
+from torchrec.training.run_data import RunData
 from torchrec.training.seeds import joined
 
 pytestmark = pytest.mark.once
@@ -188,3 +192,77 @@ def test_commands(clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     code = cli.main(["evaluate", str(folder), str(clicks)])
     assert code == 2
     assert f"take one, as '{folder}/seed-0'" in capsys.readouterr().err
+
+
+def test_an_ensemble_averages_logits(ended: RunFolder, clicks: Path, tmp_path: Path) -> None:
+    what = seeded(clicks, ensemble=True)
+    result = run(what, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    for member, other in zip(folder.members(), ended.members(), strict=True):
+        assert ending(member.path) == ending(other.path)
+    rows = pq.read_table(clicks)
+    one, other = (load(member.path).logits(rows) for member in folder.members())
+    predictor = load(folder.path)
+    logits = predictor.logits(rows)
+    assert torch.equal(logits, (one + other) / 2)
+    assert not torch.equal(one, other)
+    assert torch.equal(predictor.predict(rows), torch.sigmoid(logits))
+    assert predictor.experiment.training.ensemble
+    data = RunData(what)
+    for split, batches in (("valid", data.valid), ("test", data.test)):
+        assert batches is not None
+        found, reached = result.ensemble[split], getattr(result, split)
+        assert found is not None
+        assert found.keys() == reached.keys()
+        assert found == evaluate(predictor.model, [Task()], batches, lambda x: x).report.to_json()
+        assert found["logloss"] < reached["logloss"]  # by convexity, of any models that differ
+    assert ended.read_result().ensemble == {}
+    assert json.loads(folder.result.read_text())["ensemble"] == result.ensemble
+
+
+def test_the_ensemble_is_made_again_by_a_run_that_broke_off_there(
+    clicks: Path, tmp_path: Path
+) -> None:
+    class StopThere(Observer):
+        def said(self, message: str) -> None:
+            if message == "averaging the logits of 2 models":
+                raise KeyboardInterrupt
+
+    what = seeded(clicks, ensemble=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(what, tmp_path / "run", observers=[StopThere()])
+    assert not RunFolder(tmp_path / "run").has_ended()
+    assert run(what, tmp_path / "run", resume=True).ensemble["test"] is not None
+
+
+def test_commands_take_an_ensemble(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    result = run(seeded(clicks, ensemble=True), folder)
+    test = result.ensemble["test"]
+    assert test is not None
+    output = tmp_path / "scored.parquet"
+    assert cli.main(["predict", str(folder), str(clicks), "-o", str(output)]) == 0
+    assert pq.read_table(output).num_rows == 3000
+    assert cli.main(["evaluate", str(folder), str(clicks)]) == 0
+    page = write_report(folder).read_text()
+    assert f"The model is the mean of their logits, with auc {test['auc']:.4f}" in page
+    assert "Of all" in page  # it has predictions
+    assert "2 models, whose logits are averaged" in (folder / "model" / "README.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"ensemble": True, "seeds": 1}, r"`training.ensemble` .* `training.seeds` of 2 or more"),
+        ({"seeds": 0}, "training.seeds"),
+        ({"seed": 2**63 - 1}, r"`training.seed` should leave numbers for the 2"),
+    ],
+    ids=["one", "none", "too-high"],
+)
+def test_what_makes_no_sense_is_refused(
+    training: dict[str, Any], message: str, clicks: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        seeded(clicks, **training)

@@ -27,6 +27,7 @@ from torchrec.bundle._readme import bundle_readme
 from torchrec.bundle._weights import difference, load_weights, weights_of
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.files import DamagedError, write_folder, write_tensors
+from torchrec.models.ensemble import Ensemble
 from torchrec.models.registry import ModelSection, TableOptimizer, build_model
 
 Builder: TypeAlias = Callable[[FeatureTransform], nn.Module]
@@ -67,8 +68,9 @@ def save_bundle(
         folder: new, or a bundle that is to be replaced.
         model: its ``state_dict`` is saved.
         transform: makes its inputs; fitted.
-        section: what `torchrec.models.registry.build_model` made the model of. Default none: it is
-            a model of the caller's own, and whoever loads the bundle has to pass a builder.
+        section: what `torchrec.models.registry.build_model` made the model of, or each member of an
+            `torchrec.models.ensemble.Ensemble`. Default none: it is a model of the caller's own, and
+            whoever loads the bundle has to pass a builder.
         optimizer: that the tables had then, to be trained on.
         documents: further texts to keep, by the names of their files. Default: none.
 
@@ -113,18 +115,20 @@ def save_bundle(
                 f"`documents` should have names of files that a bundle does not have. Received "
                 f"'{name}'."
             )
+    members = len(model.members) if isinstance(model, Ensemble) else None
     facts = Facts(
         library_version=library_version(),
         torch_version=torch.__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         section=section,
+        members=members,
         optimizer=optimizer,
         weights=[WeightFile(file=WEIGHTS)],
         documents=list(documents),
     )
     weights = weights_of(model)
     if section is not None:
-        _check_section(section, transform, weights)
+        _check_section(section, members, transform, weights)
     with write_folder(
         folder,
         format=FORMAT,
@@ -137,7 +141,7 @@ def save_bundle(
         write_tensors(beside / WEIGHTS, weights)
         for name, text in documents.items():
             (beside / name).write_text(text, encoding="utf-8")
-        readme = bundle_readme(transform, section, list(documents), library_version())
+        readme = bundle_readme(transform, section, members, list(documents), library_version())
         (beside / README).write_text(readme, encoding="utf-8")
 
 
@@ -186,7 +190,7 @@ def _load(folder: Path, builder: Builder | None, trainable: bool) -> Bundle:
         )
     else:
         optimizer = facts.optimizer if trainable else None
-        model = build_model(facts.section, transform, optimizer, device="meta")
+        model = _built(facts.section, facts.members, transform, optimizer)
     load_weights(model, folder, [file.file for file in facts.weights])
     if not trainable:
         model.eval().requires_grad_(False)
@@ -201,11 +205,27 @@ def _text(path: Path) -> str:
         raise DamagedError(path, f"it is no UTF-8 text ({error.reason})") from None
 
 
+def _built(
+    section: ModelSection,
+    members: int | None,
+    transform: FeatureTransform,
+    optimizer: TableOptimizer | None = None,
+) -> nn.Module:
+    """Return the model of a bundle without weights, or as many as are one."""
+    models = [
+        build_model(section, transform, optimizer, device="meta") for _ in range(members or 1)
+    ]
+    return models[0] if members is None else Ensemble(models)
+
+
 def _check_section(
-    section: ModelSection, transform: FeatureTransform, weights: Mapping[str, Tensor]
+    section: ModelSection,
+    members: int | None,
+    transform: FeatureTransform,
+    weights: Mapping[str, Tensor],
 ) -> None:
     """Refuse a section of another model: nobody could load what is saved with it."""
-    if different := difference(build_model(section, transform, device="meta"), weights):
+    if different := difference(_built(section, members, transform), weights):
         raise ValueError(
             f"`section` should be of the model that is saved. Received that of model '{section.name}' "
             f"with {different[0]}, where the one that is saved has {different[1]}."

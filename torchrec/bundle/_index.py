@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, PositiveInt, ValidationError
 
 from torchrec.bundle._format1 import facts_of_format_1
 from torchrec.files import DamagedError, FolderIndex, check_files, read_index
@@ -43,6 +43,7 @@ class Facts(BaseModel):
         torch_version: of PyTorch then.
         created: when.
         section: of the model in the registry; None: of the caller's own, who has to pass a builder.
+        members: how many models of the section the bundle holds, whose logits are averaged; None: one.
         optimizer: how its tables were trained; None: like all other parameters.
         weights: files of weights.
         documents: names of texts that are kept with the model.
@@ -53,6 +54,7 @@ class Facts(BaseModel):
     torch_version: str
     created: str
     section: ModelSection | None = None
+    members: PositiveInt | None = None
     optimizer: TableOptimizer | None = None
     weights: list[WeightFile]
     documents: list[str] = []

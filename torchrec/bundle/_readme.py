@@ -39,6 +39,7 @@ where `builder` is a function that makes the model, whose code is not part of th
 def bundle_readme(
     transform: FeatureTransform,
     section: ModelSection | None,
+    members: int | None,
     documents: Sequence[str],
     version: str,
 ) -> str:
@@ -47,6 +48,7 @@ def bundle_readme(
     Args:
         transform: its features and its label.
         section: of the model in the registry; None: of somebody's own.
+        members: how many such models are averaged; None: there is one.
         documents: names of the texts beside it.
         version: of this library.
     """
@@ -58,10 +60,17 @@ def bundle_readme(
         version=version,
         label="the label" if transform.label is None else transform.label,
         use=_USE_OF_OWN if section is None else _USE,
-        model="a model of its author's own" if section is None else f"model `{section.name}`",
+        model=_model(section, members),
         documents="".join(f"{name:<20} kept with the model\n" for name in documents),
         columns="\n".join(columns),
     )
+
+
+def _model(section: ModelSection | None, members: int | None) -> str:
+    if section is None:
+        return "a model of its author's own"
+    many = "" if members is None else f"{members} models, whose logits are averaged, each of "
+    return f"{many}model `{section.name}`"
 
 
 def _kind(type: str) -> str:

@@ -308,10 +308,28 @@ class TrainingSection(Section):
         description="how many, from `seed` on, to train with one after the other: several tell by how "
         "much chance moves the metrics",
     )
+    ensemble: bool = Field(
+        default=False,
+        description="with several seeds, save the mean of their models' logits as one model",
+    )
     threads: Threads | None = Field(
         default=None,
         description="of PyTorch; none: one or several, whichever the first steps show to be faster",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingSection:
+        if self.ensemble and self.seeds == 1:
+            raise ValueError(
+                "`training.ensemble` should be given with several models to average: "
+                "`training.seeds` of 2 or more. Received true with 1."
+            )
+        if self.seed + self.seeds > 2**63:
+            raise ValueError(
+                f"`training.seed` should leave numbers for the {self.seeds} of `training.seeds`, the "
+                f"last below 2**63. Received {self.seed}."
+            )
+        return self
 
 
 def _check_table_name(name: str, feature: AnyFeature) -> None:

@@ -41,6 +41,19 @@ class Run:
         return [line.samples for line in found], [line.values[metric] for line in found]
 
 
+def _of_ensemble(folder: RunFolder) -> list[str]:
+    """Say what the mean of the members' logits reached, where there is one."""
+    found = folder.read_result().ensemble
+    split = next((name for name in reversed(SPLITS) if found.get(name)), "")
+    scores = numbers_of(found.get(split))
+    if not scores:
+        return []
+    shown = ", ".join(
+        f"{key} {scores[key]:.4f}" for key in ("auc", "logloss", "ne") if key in scores
+    )
+    return [f"The model is the mean of their logits, with {shown} on {split}."]
+
+
 def read_run(path: str | os.PathLike[str]) -> Run:
     """Read the folder of a run; files that are not there (yet) are left out and noted.
 
@@ -72,6 +85,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             notes.append(
                 f"Metrics are means over seeds, each of which is a run of its own: {seeds}."
             )
+            notes += _of_ensemble(folder)
     else:
         notes.append("This run has not ended: there is no result yet.")
     report = folder.read_report()

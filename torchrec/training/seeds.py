@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 
-from torchrec.experiment.files import dump_experiment
+from torchrec.bundle import load_bundle, save_bundle
+from torchrec.datasets.loader import Loader
+from torchrec.experiment.build import table_optimizer
+from torchrec.experiment.files import FILE_NAME, dump_experiment
 from torchrec.experiment.schema import Experiment
+from torchrec.models.ensemble import Ensemble
 from torchrec.runs import SPLITS, RunFolder, RunResult, Scores, lock
+from torchrec.training.evaluation import evaluate
 from torchrec.training.observers import Observer, Observers
-from torchrec.training.run_data import learned
+from torchrec.training.run_data import RunData, learned
 from torchrec.training.single_run import train_run
+from torchrec.training.task import Task
 
 
 def train_seeds(experiment: Experiment, run: RunFolder, given: Sequence[Observer]) -> RunResult:
@@ -18,7 +25,8 @@ def train_seeds(experiment: Experiment, run: RunFolder, given: Sequence[Observer
 
     Each is a run like any other, ``seed-0/`` and so on, equal to that of the experiment with this
     seed alone; they share the transform, which is fitted once. Those that have ended are left alone,
-    and one that broke off goes on from its last checkpoint.
+    and one that broke off goes on from its last checkpoint. With ``training.ensemble`` the mean of
+    their models' logits is a model, too.
 
     Args:
         experiment: what to do.
@@ -42,8 +50,39 @@ def train_seeds(experiment: Experiment, run: RunFolder, given: Sequence[Observer
                 # Read anew, so that each counts odd values for itself.
                 train_run(_with_seed(experiment, seed), member, given, run.read_fitted())
         results.append(member.read_result())
-    run.write_result(joined(seeds, results))
+    result = joined(seeds, results)
+    if experiment.training.ensemble:
+        tell(f"averaging the logits of {len(seeds)} models")
+        result = dataclasses.replace(
+            result, ensemble=_save_ensemble(experiment, run, [run.member(seed) for seed in seeds])
+        )
+    run.write_result(result)
     return run.read_result()
+
+
+def _save_ensemble(
+    experiment: Experiment, run: RunFolder, members: Sequence[RunFolder]
+) -> dict[str, Scores | None]:
+    """Save the models of some runs as one, and return its metrics for validation and test."""
+    bundles = [load_bundle(member.model) for member in members]
+    model = Ensemble([bundle.model for bundle in bundles]).eval()
+    data = RunData(experiment, run.read_fitted())
+    save_bundle(
+        run.model,
+        model,
+        bundles[0].transform,
+        bundles[0].section,
+        table_optimizer(experiment.training),
+        {FILE_NAME: dump_experiment(data.experiment)},
+    )
+    return {
+        split: None if batches is None else _measured(model, batches)
+        for split, batches in (("valid", data.valid), ("test", data.test))
+    }
+
+
+def _measured(model: Ensemble, batches: Loader) -> Scores:
+    return evaluate(model, [Task()], batches, lambda batch: batch).report.to_json()
 
 
 def _ended(member: RunFolder) -> str:
@@ -53,7 +92,7 @@ def _ended(member: RunFolder) -> str:
 def _with_seed(experiment: Experiment, seed: int) -> Experiment:
     """Return the experiment of one seed; the baselines stand beside the first, and so beside all."""
     options = experiment.training
-    changes: dict[str, object] = {"seed": seed, "seeds": 1}
+    changes: dict[str, object] = {"seed": seed, "seeds": 1, "ensemble": False}
     if seed != options.seed:
         changes["baselines"] = False
     return experiment.model_copy(update={"training": options.model_copy(update=changes)})
