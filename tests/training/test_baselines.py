@@ -137,3 +137,19 @@ def test_its_samples_are_bounded(
     main, linear = seen
     assert np.isclose(linear, main / 10, rtol=0.5)
     assert linear <= main / 10
+
+
+def test_the_run_says_what_takes_its_time(clicks: Path, tmp_path: Path) -> None:
+    class Activities(Notes):
+        def began(self, activity: str) -> None:
+            self.messages.append(activity)
+
+    found = Activities()
+    run_experiment(experiment(clicks), tmp_path / "run", observers=[found])
+    wanted = [
+        "reading the data",
+        "evaluating on test",
+        "saving the model",
+        "training the baseline lr",
+    ]
+    assert [message for message in found.messages if message in wanted] == wanted

@@ -123,3 +123,19 @@ def test_names_steer_no_terminal(live: bool) -> None:
     assert text.count(r"to\x9b2Jbuy[red] AUC 0.7500") >= (1 if live else 2)
     assert r"`user\x1b]0;owned\x07\u202e` [bold]\nholds" in text
     assert all(steering not in text for steering in ("\x1b]", "\x9b", "\u202e", "\x07"))
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["file", "terminal"])
+def test_what_comes_before_and_after_training_is_written(terminal: bool) -> None:
+    stream = io.StringIO()
+    observer: Observer = PlainLines(stream)
+    if terminal:
+        observer = LiveLine(Console(file=stream, force_terminal=True, width=100))
+    observer.began("reading the data")
+    assert "reading the data ...\n" in stream.getvalue()
+    observer.started(Extent(10, 100, 1))
+    observer.began("evaluating on valid")
+    observer.ended()
+    observer.began("saving the model")
+    assert stream.getvalue().endswith("saving the model ...\n")
+    assert "evaluating on valid ...\n" not in stream.getvalue()

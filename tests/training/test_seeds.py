@@ -224,7 +224,7 @@ def test_the_ensemble_is_made_again_by_a_run_that_broke_off_there(
     clicks: Path, tmp_path: Path
 ) -> None:
     class StopThere(Observer):
-        def said(self, message: str) -> None:
+        def began(self, message: str) -> None:
             if message == "averaging the logits of 2 models":
                 raise KeyboardInterrupt
 

@@ -192,7 +192,7 @@ def experiment(folder: Path, training: dict[str, Any], **split: float) -> Any:
         "data": data,
         "features": {"user": {"type": "sparse", "rows": 10}},
         "model": {"dim": 4, "layers": [4], "dense_layers": [4]},
-        "training": {"batch_size": 6, "epochs": 2, **training},
+        "training": {"batch_size": 6, "epochs": 2, "baselines": False, **training},
         "output": "unused",
     }
     return check_experiment(values, "experiment.yaml")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 
 from torchrec.datasets.loader import Loader
@@ -128,7 +128,11 @@ class _First:
 
 
 def baselines_of(
-    wanted: bool | None, data: RunData, fitted: FitResult, seed: int
+    wanted: bool | None,
+    data: RunData,
+    fitted: FitResult,
+    seed: int,
+    began: Callable[[str], object] = str,
 ) -> tuple[dict[str, Baseline], str | None]:
     """Return the metrics of the baselines by name, and what a person should know, if anything.
 
@@ -137,6 +141,7 @@ def baselines_of(
         data: what the run reads.
         fitted: what came of training.
         seed: of the run.
+        began: is told what takes its time.
     """
     if wanted is False or (fitted.valid is None and fitted.test is None):
         return {}, None
@@ -149,5 +154,6 @@ def baselines_of(
             f"No logistic regression stands beside the result, as there are {rows:,} rows: "
             "`training.baselines=true` has one trained."
         )
+    began("training the baseline lr")
     found[LINEAR] = linear_baseline(data, fitted.samples, seed)
     return found, None

@@ -105,7 +105,7 @@ def check_metric_names(report: Report) -> None:
 class Observer:
     """Is told how training goes; a subclass implements what it wants to know.
 
-    ``ended`` comes once, after everything else, to each that ``started`` came to. ``state_dict`` goes
+    ``ended`` comes once, after everything else of training, to each that ``started`` came to. ``state_dict`` goes
     into checkpoints, so that an observer can go on where it was.
     """
 
@@ -116,7 +116,11 @@ class Observer:
         """A step has been taken; called every time, so it should be quick."""
 
     def began(self, activity: str) -> None:
-        """Something between steps begins that can take its time, such as "evaluating on valid"."""
+        """Something else than steps begins that can take its time, such as "evaluating on valid".
+
+        What comes before ``started`` and after ``ended`` is of a run, not of training: "reading the
+        data", "saving the model".
+        """
 
     def recorded(self, record: Record) -> None:
         """Something has been measured."""

@@ -76,14 +76,24 @@ class PlainLines(Observer):
         self._stream = stream
         self._extent = Extent(None, None, 1)
         self._began = (0.0, 0)
+        self._trains = False
 
     def started(self, extent: Extent) -> None:
         """Say what is about to happen."""
-        self._extent = extent
+        self._extent, self._trains = extent, True
         self._began = (monotonic(), extent.step)
         steps = "an unknown number of" if extent.steps is None else f"{extent.steps:,}"
         after = f", {extent.step:,} of them done" if extent.step else ""
         self.said(f"training for {steps} steps{after}")
+
+    def began(self, activity: str) -> None:
+        """Say what is done before and after training; in between, lines come often enough."""
+        if not self._trains:
+            self.said(f"{activity} ...")
+
+    def ended(self) -> None:
+        """Lines come no more of themselves."""
+        self._trains = False
 
     def recorded(self, record: Record) -> None:
         """Write a line."""
@@ -146,7 +156,9 @@ class LiveLine(Observer):
             self._progress.update(self._task, completed=step, metrics=self._metrics)
 
     def began(self, activity: str) -> None:
-        """Say in the line what the steps wait for, until they go on."""
+        """Say in the line what the steps wait for, until they go on; without one, write it."""
+        if self._progress is None:
+            self.said(f"{activity} ...")
         if self._progress and self._task is not None:
             self._shown = 0.0
             self._progress.update(self._task, metrics=f"{activity} ...", refresh=True)

@@ -33,18 +33,19 @@ def train_seeds(experiment: Experiment, run: RunFolder, given: Sequence[Observer
         run: the folder of all, locked.
         given: are told how each goes.
     """
-    tell = Observers(given).said
+    tell = Observers(given)
     if not run.fitted.is_dir():
+        tell.began("reading the data")
         resolved = learned(experiment)
         run.write_experiment(dump_experiment(resolved.experiment))
         run.write_fitted(resolved.fitted)
         for notice in resolved.notices:
-            tell(notice)
+            tell.said(notice)
     seeds = [experiment.training.seed + number for number in range(experiment.training.seeds)]
     results = []
     for number, seed in enumerate(seeds):
         member = run.member(seed)
-        tell(f"seed {seed}, {number + 1} of {len(seeds)}{_ended(member)}")
+        tell.said(f"seed {seed}, {number + 1} of {len(seeds)}{_ended(member)}")
         if not member.has_ended():
             with lock(member.path):
                 # Read anew, so that each counts odd values for itself.
@@ -52,7 +53,7 @@ def train_seeds(experiment: Experiment, run: RunFolder, given: Sequence[Observer
         results.append(member.read_result())
     result = joined(seeds, results)
     if experiment.training.ensemble:
-        tell(f"averaging the logits of {len(seeds)} models")
+        tell.began(f"averaging the logits of {len(seeds)} models")
         result = dataclasses.replace(
             result, ensemble=_save_ensemble(experiment, run, [run.member(seed) for seed in seeds])
         )

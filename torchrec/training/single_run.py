@@ -48,12 +48,15 @@ def train_run(
     torch.manual_seed(options.seed)
     checkpoints = Checkpoints(run.checkpoints, keep=options.keep_checkpoints)
     begun = checkpoints.latest() is not None
+    tell = Observers(given)
+    if fitted is None:
+        tell.began("reading the data")
     data = RunData(experiment, run.read_fitted() if begun else fitted)
     if not begun:
         run.write_fitted(data.fitted)
     run.write_experiment(dump_experiment(data.experiment))
     for message in data.notices:
-        Observers(given).said(message)
+        tell.said(message)
     model = build_model(experiment.model, options, data.transform)
     observers = [MetricsLog(run.metrics), *given]
     if options.tensorboard:
@@ -65,11 +68,12 @@ def train_run(
         checkpoints=checkpoints,
         observers=observers,
         id_counts=IdCounts(data.transform, data.evaluated, model),
-        threads=thread_chooser(options, model, data.batch_sizes, Observers(given).said),
+        threads=thread_chooser(options, model, data.batch_sizes, tell.said),
     )
     reached = trainer.fit(
         data.train, data.valid, data.test, resume=True, batches=data.train_batches
     )
+    tell.began("saving the model")
     save_bundle(
         run.model,
         model,
@@ -83,9 +87,9 @@ def train_run(
     run.write_report(RunReport(table_facts(model, data.transform, trainer.optimizer), curves))
     chooser = trainer.threads
     threads = torch.get_num_threads() if chooser is None else chooser.threads
-    baselines, notice = baselines_of(options.baselines, data, reached, options.seed)
+    baselines, notice = baselines_of(options.baselines, data, reached, options.seed, tell.began)
     if notice:
-        Observers(given).said(notice)
+        tell.said(notice)
     run.write_result(_result(reached, options.seed, threads, baselines))
     return run.read_result()
 
