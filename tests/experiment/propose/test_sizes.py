@@ -30,13 +30,17 @@ def test_a_pass_has_64_steps_where_batches_may_be_smaller(rows) -> None:
 
 
 def test_more_rows_need_a_smaller_penalty() -> None:
-    assert [proposed_decay(rows) for rows in (0, 160_000, 200_000, 10**6, 10**9)] == [
+    assert [proposed_decay(rows) for rows in (0, 160_000, 200_000, 10**6, 1_999_999)] == [
         0.05,
         0.05,
         0.04,
         0.008,
-        8e-06,
+        0.004,
     ]
+
+
+def test_few_passes_need_no_penalty() -> None:
+    assert [proposed_decay(rows) for rows in (2 * 10**6, 10**9)] == [0, 0]
 
 
 def test_more_rows_need_fewer_passes() -> None:

@@ -16,7 +16,7 @@ DIM_RULE = (
 _MOST_PLAIN = 10_000
 _MOST_WORDS = 1_000_000
 _MOST_ROWS = 1 << 24
-_SMALL = 20_000  # rows of training data
+_SMALL, _MANY = 20_000, 2_000_000  # rows of training data
 _MOST_NUMBERS = 1 << 25  # in all tables, for a pass over them a step
 
 
@@ -111,19 +111,22 @@ def proposed_epochs(rows: int) -> int:
         >>> proposed_epochs(10_000), proposed_epochs(3_000_000), proposed_epochs(10**8)
         (30, 3, 1)
     """
-    return 30 if rows < 2_000_000 else 3 if rows < 20_000_000 else 1
+    return 30 if rows < _MANY else 3 if rows < 20_000_000 else 1
 
 
 def proposed_decay(rows: int) -> float:
     """Propose the L2 penalty of the tables for so many rows of training data.
 
     The loss is a mean over samples, so a penalty that is right for a number of samples is half as
-    large for twice as many; more than .05 helped nowhere. `docs/defaults.md` has the figures.
+    large for twice as many; more than .05 helped nowhere. Where few passes are made, there is little to
+    hold back, and a penalty slows learning down. `docs/defaults.md` has the figures.
 
     Example:
         >>> proposed_decay(10_000), proposed_decay(600_000), proposed_decay(10**8)
-        (0.05, 0.01, 8e-05)
+        (0.05, 0.01, 0.0)
     """
+    if rows >= _MANY:
+        return 0.0
     return float(f"{min(0.05, 8_000 / max(1, rows)):.1g}")
 
 

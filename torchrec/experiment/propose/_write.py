@@ -63,9 +63,11 @@ def _proposed_training(inference: Inference) -> TrainingSection:
     training = TrainingSection(
         epochs=epochs,
         batch_size=proposed_batch_size(rows),
-        embedding_updates="dense" if inference.updates_all_rows else "lazy",
-        embedding_weight_decay=proposed_decay(rows),
     )
+    decay = proposed_decay(rows)
+    if decay:
+        training.embedding_updates = "dense" if inference.updates_all_rows else "lazy"
+        training.embedding_weight_decay = decay
     if epochs > 1:
         training.schedule = ScheduleSection(decay="plateau", factor=0.3, patience=1)
         training.early_stopping = EarlyStoppingSection(metric=["auc", "logloss"], patience=4)
@@ -193,9 +195,11 @@ def _model(model: ModelSection) -> Iterator[str]:
 def _training(training: TrainingSection) -> Iterator[str]:
     yield "training:"
     yield from _comment(_REASONS, "  ")
-    for key in ("epochs", "batch_size", "learning_rate", "embedding_updates"):
+    for key in ("epochs", "batch_size", "learning_rate"):
         yield f"  {key}: {write_inline(getattr(training, key))}"
-    yield f"  embedding_weight_decay: {write_inline(training.embedding_weight_decay)}"
+    if training.embedding_weight_decay:
+        for key in ("embedding_updates", "embedding_weight_decay"):
+            yield f"  {key}: {write_inline(getattr(training, key))}"
     if training.early_stopping is not None:
         schedule = training.schedule.model_dump(mode="json", exclude_defaults=True)
         yield f"  schedule: {write_inline(schedule)}"
