@@ -139,7 +139,7 @@ def test_what_steers_a_terminal_is_escaped_all_the_same(
 def test_another_distribution_is_named_without_advice_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ImportError("`import torchrec` should find one distribution.")
 
     monkeypatch.setattr("torchrec.report.write_report", fail)

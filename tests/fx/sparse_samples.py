@@ -20,6 +20,7 @@ from torchrec import (
 )
 from torchrec.datasets.utils import Batch
 from torchrec.models import deepfm, dlrm
+from torchrec.models.ensemble import Ensemble
 from torchrec.models.experimental.transformerdlrm import DLRM_Transformer
 from torchrec.models.fm import FactorizationMachineModel
 from torchrec.models.lr import LogisticRegression
@@ -363,6 +364,10 @@ SPARSE = {
         lambda: deepfm.DeepFactorizationMachine(
             bags_with_weights(**FUSED), DENSE, [3], activation="prelu", linear_tables=WEIGHTS
         ),
+        with_dense,
+    ),
+    "Ensemble": Sample(
+        lambda: Ensemble([LogisticRegression(bags_of_weights(), DENSE) for _ in range(2)]),
         with_dense,
     ),
     "LogisticRegression": Sample(lambda: LogisticRegression(bags_of_weights(), DENSE), with_dense),

@@ -155,7 +155,7 @@ BAD = {
     ),
     "the command line from below": (
         {"torchrec/report/a.py": "from rowwise.cli import main", "rowwise/cli/__init__.py": ""},
-        "torchrec.report.a (L6) imports upwards: rowwise.cli (L7)",
+        "torchrec.report.a (L6) imports upwards: rowwise.cli (L8)",
     ),
     "an import before the command is known": (
         {"rowwise/cli/a.py": "import torchrec.files"},

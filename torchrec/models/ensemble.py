@@ -1,7 +1,5 @@
 """Several models as one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
