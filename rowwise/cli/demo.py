@@ -20,8 +20,8 @@ _COMMANDS = (
     "torchrec data synthetic -o clicks --rows {rows}",
     "torchrec init clicks/train.parquet --valid clicks/valid.parquet --test clicks/test.parquet"
     " --label click --exclude click_probability",
-    "torchrec train experiment.yaml -o runs/demo model.name=dlrm model.dim=16 model.batch_norm=false training.epochs={epochs}"
-    " training.embedding_learning_rate=0.01 training.log_every=20 training.evaluate_every=200",
+    "torchrec train experiment.yaml -o runs/demo model.name=dlrm model.dim=16 model.batch_norm=false"
+    " training.epochs={epochs} training.embedding_learning_rate=0.01 training.log_every=20 training.evaluate_every=200",
     "torchrec evaluate runs/demo clicks/test.parquet",
     "torchrec predict runs/demo clicks/test.parquet -o predictions.parquet --keep-columns",
     "torchrec report runs/demo",
