@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from torchrec.report import write_report
-from torchrec.report.cards.learning import overfitting
+from torchrec.report.cards.learning import overfitting, standard_error
 from torchrec.report.scale import clipped, focus
 from torchrec.runs import read_run
 
@@ -48,6 +48,66 @@ def test_overfitting(
     assert ('class="stretch"' in text) == (begins is not None)
     said = "Overfitting: since epoch 2 the log loss of the validation data has risen (0.4000 to 0.5000)"
     assert (said in text) == (begins is not None)
+
+
+def _with_result(run: Path, rows: int, best_step: int | None = None) -> None:
+    """End a run, with scores whose log losses are .105 or 2.30, as many of each: they deviate by 1.1."""
+    result = {"train": {}, "valid": {"samples": rows}, "seconds": 1, "samples_per_second": 2}
+    (run / "result.json").write_text(json.dumps(result | {"best_step": best_step}))
+    curves = {"histogram_edges": [0.05, 0.15], "positives": [50], "negatives": [50]}
+    (run / "report.json").write_text(json.dumps({"curves": curves}))
+
+
+@pytest.mark.parametrize(
+    ("rows", "risen", "is_told"),
+    [(100, 0.5, False), (10_000, 0.5, True), (10_000, 0.41, False), (10**9, 0.4005, False)],
+    ids=["chance", "clear", "within-an-error", "next-to-nothing"],
+)
+def test_overfitting_is_more_than_chance(
+    tmp_path: Path, rows: int, risen: float, is_told: bool
+) -> None:
+    run = _run(tmp_path, [0.5, 0.4, risen], [0.5, 0.4, 0.3])
+    _with_result(run, rows)
+    found = overfitting(read_run(run))
+    assert standard_error(read_run(run)) == pytest.approx(math.log(9) / 2 / math.sqrt(rows))
+    assert (found is not None) == is_told
+
+
+def test_overfitting_that_the_saved_weights_were_spared(tmp_path: Path) -> None:
+    run = _run(tmp_path, [0.5, 0.4, 0.5], [0.5, 0.4, 0.3])
+    for best, is_said in ((2, True), (3, False)):
+        _with_result(run, 10_000, best)
+        text = write_report(run).read_text("utf-8")
+        assert "(0.4000 to 0.5000, standard error 0.0110) while that of training fell." in text
+        assert ("The weights of before were saved." in text) == is_said
+
+
+def test_baselines_and_what_is_best_are_lines(tmp_path: Path) -> None:
+    run = _run(tmp_path, [0.5, 0.45, 0.4], [0.5, 0.4, 0.3])
+    scores = {"auc": 0.7, "ne": 0.8, "logloss": 0.4}
+    result = {"train": {}, "valid": scores, "seconds": 1, "samples_per_second": 2}
+    baselines = {
+        "constant": {"valid": {"auc": 0.5, "ne": 1.0, "logloss": 1.25}, "test": None},
+        "lr": {"valid": {"auc": 0.6, "ne": 0.9, "logloss": 0.45}, "test": None},
+    }
+    (run / "result.json").write_text(json.dumps(result | {"baselines": baselines}))
+    text = write_report(run).read_text("utf-8")
+    assert text.count('class="reference linear" d=') == 1  # the loss is all that was measured
+    assert "logistic regression 0.45<" in text
+    assert "base rate of training 1.25 (further up)" in text
+    assert 'class="reference constant" d=' not in text
+    assert "valid, logistic regression" in text  # of the table
+    assert "logistic regression 0.6000" in text  # beside the AUC
+
+
+def test_what_training_said_stands_on_the_page(tmp_path: Path) -> None:
+    run = _run(tmp_path, [0.5, 0.4], [0.5, 0.4])
+    result = {"train": {}, "seconds": 1, "samples_per_second": 2, "epochs": 3, "best_epoch": 2}
+    notes = ["on test the model is worse than always predicting the mean (NE 1.39)"]
+    (run / "result.json").write_text(json.dumps(result | {"notes": notes}))
+    text = write_report(run).read_text("utf-8")
+    assert "On test the model is worse than always predicting the mean (NE 1.39).</p>" in text
+    assert "<dt>best epoch</dt><dd>2 of 3</dd>" in text
 
 
 def test_the_best_evaluation_is_named(tmp_path: Path) -> None:

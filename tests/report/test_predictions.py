@@ -6,7 +6,6 @@ import itertools
 import shutil
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from torchrec.datasets.source import TableSource
 from torchrec.datasets.synthetic import ClickLog, write_click_log
 from torchrec.metrics import auc_estimates
 from torchrec.report import watch_report, write_report
@@ -242,18 +240,29 @@ def test_generated_data_tell_what_is_best_possible(
     predictions: Predictions, tmp_path: Path
 ) -> None:
     assert best_possible(None) == {}
-    assert best_possible(predictions) == {}
-    files = write_click_log(ClickLog(rows=2_000), tmp_path)
-    trained = predictions.trained
-    for path, limits in files.items():
-        sources = trained.sources._replace(test=TableSource(path))
-        of_file = replace(predictions, trained=replace(trained, sources=sources))
-        found = best_possible(of_file)
-        assert (found["auc"], found["ne"], found["logloss"]) == (
-            limits.auc,
-            limits.ne,
-            limits.logloss,
-        )
+    experiment = predictions.trained.experiment
+    assert best_possible(experiment) == {}
+    files = {
+        path.stem: (path, limits)
+        for path, limits in write_click_log(ClickLog(rows=2_000), tmp_path).items()
+    }
+    parts = {part: [str(files[part][0])] for part in ("valid", "test")}
+
+    def of(**data: object) -> dict[str, dict[str, float]]:
+        changed = experiment.data.model_copy(update={"test": [], **data})
+        return best_possible(experiment.model_copy(update={"data": changed}))
+
+    assert of(**parts) == {
+        part: {"auc": limits.auc, "ne": limits.ne, "logloss": limits.logloss}
+        for part, (_, limits) in files.items()
+        if part in parts
+    }
+    assert of(test=parts["test"]).keys() == {"test"}
+    # Of other rows or labels nobody knows, nor of files that are gone.
+    assert of(**parts, label="price") == {}
+    assert of(**parts, drop="price > 3") == {}
+    assert of(test=parts["valid"] + parts["test"]) == {}
+    assert of(test=[str(tmp_path / "gone.parquet")]) == {}
 
 
 def test_a_page_is_written_again_until_the_end(run: RunFolder, tmp_path: Path) -> None:

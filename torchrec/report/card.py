@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from markupsafe import Markup
 
 from torchrec.report.charts import Chart
+from torchrec.runs import SPLITS, Run
 
 if TYPE_CHECKING:
     from torchrec.experiment.schema import Experiment
     from torchrec.report.predictions import Predictions
-    from torchrec.runs import Run
 
-Part = Literal["learning", "predictions", "features", "speed", "tables", "configuration"]
+Part = Literal["result", "learning", "predictions", "features", "speed", "tables", "configuration"]
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,26 @@ class View:
         run: what its folder tells.
         experiment: what was trained; None if its file is not there or does not read.
         predictions: of the trained model for rows with labels; None where they cannot be had.
-        best: what is best possible, by metric; of generated data only.
+        best: what is best possible, by part of the data and metric; of generated data only.
+        members: the runs of the seeds, where there are several.
     """
 
     run: Run
     experiment: Experiment | None = None
     predictions: Predictions | None = None
-    best: dict[str, float] = field(default_factory=dict)
+    best: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    members: Sequence[Run] = ()
+
+    @property
+    def part(self) -> str:
+        """The part of the data that tells most of the result: test, validation, training."""
+        scores = self.scores
+        return next((name for name in reversed(SPLITS) if name in scores), "")
+
+    @property
+    def scores(self) -> Mapping[str, Mapping[str, float]]:
+        """The metrics by part; of a run without a result, the last that were measured."""
+        return self.run.scores or {line.split: line.values for line in self.run.lines}
 
 
 @dataclass(frozen=True)

@@ -60,10 +60,11 @@ class Chart:
 
 @dataclass(frozen=True)
 class Reference:
-    """A level to compare with, as a dashed line: its name, and where it is."""
+    """A level to compare with, as a dashed line: its name, where it is, its class in the style sheet."""
 
     name: str
     value: float
+    kind: str = "best"
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,10 @@ def line_chart(
             ]
     hover = _hover(series, across, up, x, y)
     legend = _legend(series)
-    legend += [("reference", f"{level.name} {y.write(level.value)}") for level in references]
+    legend += [
+        (f"reference {level.kind}", f"{level.name} {y.write(level.value)}{_beyond(level, up)}")
+        for level in references
+    ]
     legend += [("stretch", mark.name) for mark in marks if mark.until is not None]
     return Chart(title, about, _svg(title, parts, hover), legend)
 
@@ -255,9 +259,16 @@ def stacked_chart(
     return Chart(title, about, _svg(title, parts, hover), _legend(series))
 
 
+def _beyond(level: Reference, up: Scale) -> str:
+    """Say where a level is that is not within the bounds."""
+    if up.low <= level.value <= up.high:
+        return ""
+    return " (further up)" if level.value > up.high else " (further down)"
+
+
 def _references(references: Sequence[Reference], across: Scale, up: Scale) -> list[str]:
     return [
-        f'<path class="reference" d="M{across.start:.1f},{up(level.value):.1f}H{across.end:.1f}"/>'
+        f'<path class="reference {level.kind}" d="M{across.start:.1f},{up(level.value):.1f}H{across.end:.1f}"/>'
         for level in references
         if up.low <= level.value <= up.high
     ]

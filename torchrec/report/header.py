@@ -12,9 +12,9 @@ from datetime import datetime, timezone
 from torchrec.bundle import INDEX
 from torchrec.files import read_index
 from torchrec.report.card import View
-from torchrec.report.cards.learning import moment
+from torchrec.report.references import comparables
 from torchrec.report.scale import UNKNOWN, duration, memory
-from torchrec.runs import SPLITS, Run, RunFolder
+from torchrec.runs import SPLITS, Run, RunFolder, numbers_of
 
 _METRICS = (
     ("auc", "AUC", "share of (positive, negative) pairs in the right order"),
@@ -35,23 +35,27 @@ class Tile:
     beside: list[str]
 
 
-def tiles(run: Run, best: dict[str, float] | None = None) -> tuple[str, list[Tile]]:
-    """Return the metrics of the best split there is, with those of the others beside."""
-    # Of a run without a result: the last of what was measured.
-    scores = run.scores or {line.split: dict(line.values) for line in run.lines}
-    split = next((name for name in reversed(SPLITS) if name in scores), "")
+def tiles(view: View) -> list[Tile]:
+    """Return the metrics of the part that tells most, with what there is to compare them with."""
+    scores, split = view.scores, view.part
+    result = view.run.result
+    deviation = {} if result is None else numbers_of(result.deviation.get(split))
     shown = []
     for key, name, about in _METRICS:
         if key in scores.get(split, {}):
-            beside = [
+            beside = [f"\N{PLUS-MINUS SIGN} {score(deviation[key])}"] if key in deviation else []
+            beside += [
                 f"{other} {score(scores[other][key])}"
                 for other in SPLITS
                 if other != split and key in scores.get(other, {})
             ]
-            if best and key in best:
-                beside.append(f"best possible {score(best[key])}")
+            beside += [
+                f"{one.name} {score(one.scores[key])}"
+                for one in comparables(view, split)
+                if key in one.scores and one.kind != "constant"
+            ]
             shown.append(Tile(name, score(scores[split][key]), about, beside))
-    return split, shown
+    return shown
 
 
 def score(value: float) -> str:
@@ -82,11 +86,10 @@ def _length(run: Run) -> list[tuple[str, str]]:
     if last:
         facts.append(("samples", f"{last.samples:,.0f}"))
         facts.append(("steps", f"{last.step:,.0f}"))
+    facts += _epochs(run)
     best = run.facts.get("best_step")
     if last and best is not None and best != last.step:
-        at = next((line for line in run.lines if line.split == "valid" and line.step == best), None)
-        when = "" if at is None or moment(at).startswith("step") else f" ({moment(at)})"
-        facts.append(("weights of step", f"{best:,.0f}{when}, the best on valid"))
+        facts.append(("weights of step", f"{best:,.0f}, the best on valid"))
     seconds = run.facts.get("seconds", last.seconds if last else 0.0)
     if seconds:
         facts.append(("time", duration(seconds)))
@@ -95,6 +98,16 @@ def _length(run: Run) -> list[tuple[str, str]]:
     if "peak_rss_bytes" in run.facts:
         facts.append(("peak memory", memory(run.facts["peak_rss_bytes"])))
     return facts
+
+
+def _epochs(run: Run) -> list[tuple[str, str]]:
+    """Return how many passes were made, and which was the best."""
+    result = run.result
+    if result is None or result.epochs is None or result.seeds:
+        return []
+    if result.best_epoch is None:
+        return [("epochs", str(result.epochs))]
+    return [("best epoch", f"{result.best_epoch} of {max(result.epochs, result.best_epoch)}")]
 
 
 def _data(view: View) -> list[tuple[str, str]]:

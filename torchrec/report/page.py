@@ -15,7 +15,6 @@ from torchrec.checks import printable
 from torchrec.files import write_file
 from torchrec.report.card import Card, Part, View
 from torchrec.report.cards import draw
-from torchrec.report.cards.learning import overfitting
 from torchrec.report.configuration import read_configuration
 from torchrec.report.header import Tile, summary, tiles
 from torchrec.report.predictions import Predictions, best_possible, load_trained, predict_part
@@ -33,6 +32,7 @@ class Section:
 
 
 _PARTS: tuple[tuple[Part, str], ...] = (
+    ("result", "What came of it"),
     ("learning", "How it learned"),
     ("predictions", "What it predicts"),
     ("features", "What it goes by"),
@@ -81,25 +81,33 @@ def render(
         predictions: whether to show those of a run that has ended, too. Default False.
         refresh: seconds after which a browser reads the file again. Default: it does not.
     """
-    notes = list(run.notes)
+    notes = [*run.notes, *([] if run.result is None else map(_sentence, run.result.notes))]
     found, why = _predictions(folder) if predictions and folder.has_ended() else (None, "")
-    view = View(run, read_configuration(run.configuration, run.name), found, best_possible(found))
-    overfit = overfitting(run)
-    if overfit is not None:
-        notes.append(overfit.sentence())
+    experiment = read_configuration(run.configuration, run.name)
+    members = [read_run(member.path) for member in folder.members()] if folder.has_ended() else []
+    view = View(run, experiment, found, best_possible(experiment), members)
     if not run.lines and not run.scores:
         notes.append("Nothing has been measured yet.")
-    split, shown = tiles(run, view.best)
     return page(
         "page.html",
         title=run.name,
         refresh=refresh,
         notes=notes,
         summary=summary(view, folder),
-        split=split,
-        tiles=shown,
+        split=view.part,
+        tiles=tiles(view),
         sections=sections(view, why),
     )
+
+
+def _sentence(note: str) -> str:
+    """Return what training said, as a sentence of its own.
+
+    Example:
+        >>> _sentence("on test the model is worse than the mean")
+        'On test the model is worse than the mean.'
+    """
+    return f"{note[:1].upper()}{note[1:]}{'' if note.endswith('.') else '.'}"
 
 
 def _predictions(folder: RunFolder) -> tuple[Predictions | None, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from torchrec.bundle import load_bundle
-from torchrec.datasets.synthetic import read_limits
+from torchrec.datasets.files import resolve_files
+from torchrec.datasets.synthetic import LABEL, Limits, read_limits
 from torchrec.datasets.transform.labels import Label
 from torchrec.experiment.files import FILE_NAME, check_experiment, parse_experiment_yaml
 from torchrec.experiment.sources import Sources, sources_of
@@ -169,17 +170,34 @@ def predict_part(trained: Trained, most: int = ROWS) -> Predictions:
     return Predictions(trained, part, rows, table, labels, logits, time.perf_counter() - start)
 
 
-def best_possible(predictions: Predictions | None) -> dict[str, float]:
-    """Return what a model would reach that knew all probabilities, by metric; of generated data only."""
-    if predictions is None:
+def best_possible(experiment: Experiment | None) -> dict[str, dict[str, float]]:
+    """Return what a model would reach that knew all probabilities, by part and metric.
+
+    It is known of generated files that are the whole of a part, with their own label, and still there.
+
+    Args:
+        experiment: whose data; None: nothing is known.
+    """
+    if experiment is None or experiment.data.drop is not None or experiment.data.label != LABEL:
         return {}
-    _, source = predictions.trained.evaluated_part()
-    if len(source.files) != 1 or source.files[0].format != "parquet":
-        return {}
-    limits = read_limits(source.files[0].path)
-    if limits is None:
-        return {}
-    return {"auc": limits.auc, "ne": limits.ne, "logloss": limits.logloss}
+    found = {}
+    for part, paths in (("valid", experiment.data.valid), ("test", experiment.data.test)):
+        limits = _limits(paths)
+        if limits is not None:
+            found[part] = {"auc": limits.auc, "ne": limits.ne, "logloss": limits.logloss}
+    return found
+
+
+def _limits(paths: Sequence[str]) -> Limits | None:
+    if len(paths) != 1:
+        return None
+    try:
+        files = resolve_files(paths)
+        if len(files) != 1 or files[0].format != "parquet":
+            return None
+        return read_limits(files[0].path)
+    except (OSError, ValueError):  # which the page says where it needs them
+        return None
 
 
 def sample(tables: Iterator[pa.Table], most: int) -> tuple[pa.Table, int]:

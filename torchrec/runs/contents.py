@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 from torchrec.runs.folder import RunFolder
 from torchrec.runs.metrics import MetricsFile, MetricsLine
-from torchrec.runs.outcome import SPLITS, TableFacts, numbers_of
+from torchrec.runs.outcome import SPLITS, RunResult, TableFacts, numbers_of
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Run:
         curves: how scores and labels go together at the end, by name.
         configuration: the experiment file.
         notes: what is missing, or not as it was.
+        result: all figures at the end; None before.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Run:
     curves: Mapping[str, list[float]]
     configuration: str
     notes: list[str] = field(default_factory=list)
+    result: RunResult | None = None
 
     def series(self, split: str, metric: str) -> tuple[list[float], list[float]]:
         """Return the numbers of samples seen, and the metric there."""
@@ -41,9 +43,9 @@ class Run:
         return [line.samples for line in found], [line.values[metric] for line in found]
 
 
-def _of_ensemble(folder: RunFolder) -> list[str]:
+def _of_ensemble(result: RunResult) -> list[str]:
     """Say what the mean of the members' logits reached, where there is one."""
-    found = folder.read_result().ensemble
+    found = result.ensemble
     split = next((name for name in reversed(SPLITS) if found.get(name)), "")
     scores = numbers_of(found.get(split))
     if not scores:
@@ -75,9 +77,9 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             if folder.path.is_dir()
             else f"'{path}' should be the folder of a run. Received no such folder."
         )
-    notes, result = [], {}
-    if folder.has_ended():
-        result = asdict(folder.read_result())
+    notes: list[str] = []
+    result = folder.read_result() if folder.has_ended() else None
+    if result is not None:
         if not folder.is_experiment_unchanged():
             notes.append("The configuration was changed after the run: it may be of another one.")
         if folder.members():
@@ -85,19 +87,21 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             notes.append(
                 f"Metrics are means over seeds, each of which is a run of its own: {seeds}."
             )
-            notes += _of_ensemble(folder)
+            notes += _of_ensemble(result)
     else:
         notes.append("This run has not ended: there is no result yet.")
     report = folder.read_report()
-    scores = {split: numbers_of(result.get(split)) for split in SPLITS}
+    figures = {} if result is None else asdict(result)
+    scores = {split: numbers_of(figures.get(split)) for split in SPLITS}
     shown = folder.experiment
     return Run(
         name=folder.path.resolve().name,
         lines=MetricsFile(folder.metrics).read(ended=folder.has_ended()),
         scores={split: values for split, values in scores.items() if values},
-        facts=numbers_of(result),
+        facts=numbers_of(figures),
         tables=report.tables,
         curves=report.curves,
         configuration=shown.read_text("utf-8", "replace") if shown.is_file() else "",
         notes=notes,
+        result=result,
     )

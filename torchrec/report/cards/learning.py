@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
 from torchrec.report.card import Card, CardFile, View, chart_cards
 from torchrec.report.charts import Axis, Chart, Mark, Reference, Series, line_chart
+from torchrec.report.references import comparables
 from torchrec.report.scale import focus
 from torchrec.runs import MetricsLine, Run
 
-_RISEN = 1.002  # validation loss against its best: less is noise
+_LEAST = 0.002  # of the lowest validation loss: a rise by less may come of the last few steps
+_UNKNOWN = 0.01  # where nothing tells how far chance goes
 
 
 @dataclass(frozen=True)
 class Overfitting:
-    """The validation loss rose while that of training fell."""
+    """The validation loss rose while that of training fell, by more than chance explains.
+
+    Attributes:
+        start: the lowest validation loss.
+        end: the last.
+        error: the standard error of a validation loss; NaN where unknown.
+        spared: whether the weights that were saved are those of the lowest loss.
+    """
 
     start: MetricsLine
     end: MetricsLine
+    error: float
+    spared: bool
 
     def sentence(self) -> str:
         """Say so."""
         low, high = (line.values["logloss"] for line in (self.start, self.end))
+        error = f", standard error {self.error:.4f}" if math.isfinite(self.error) else ""
+        saved = " The weights of before were saved." if self.spared else ""
         return (
             f"Overfitting: since {moment(self.start)} the log loss of the validation data has risen "
-            f"({low:.4f} to {high:.4f}) while that of training fell."
+            f"({low:.4f} to {high:.4f}{error}) while that of training fell.{saved}"
         )
 
 
@@ -40,14 +54,18 @@ def moment(line: MetricsLine) -> str:
 def overfitting(run: Run) -> Overfitting | None:
     """Return where a run began to overfit, if it did.
 
-    Its validation loss ends above the lowest, and its training loss fell meanwhile.
+    Its validation loss ends above the lowest, by more than its standard error (that of a difference
+    on the same rows is less than half of it) and than 0.2 %, and its training loss fell meanwhile.
+    Of a run that has not ended nothing tells the standard error: there it is 1 %.
     """
     valid = _measured(run, "valid", "logloss")
     if len(valid) < 2:
         return None
     best = min(valid, key=lambda line: line.values["logloss"])
     end = valid[-1]
-    if end.values["logloss"] < best.values["logloss"] * _RISEN:
+    lowest, error = best.values["logloss"], standard_error(run)
+    noise = max(error, _LEAST * lowest) if math.isfinite(error) else _UNKNOWN * lowest
+    if end.values["logloss"] - lowest <= noise:
         return None
     train = _measured(run, "train", "logloss")
     before = [line for line in train if line.step <= best.step]
@@ -56,7 +74,27 @@ def overfitting(run: Run) -> Overfitting | None:
         return None
     few = max(min(len(before), len(after)) // 5, 1)
     fell = _mean(after[-few:]) < _mean(before[-few:])
-    return Overfitting(best, end) if fell else None
+    spared = run.facts.get("best_step") == best.step
+    return Overfitting(best, end, error, spared) if fell else None
+
+
+def standard_error(run: Run) -> float:
+    """Return that of the mean log loss of the validation data, from the histogram of the scores.
+
+    NaN where that is not known.
+    """
+    rows = run.scores.get("valid", {}).get("samples", math.nan)
+    edges = run.curves.get("histogram_edges", [])
+    total = first = second = 0.0
+    for name, sign in (("positives", 1), ("negatives", -1)):
+        counts = run.curves.get(name, [])
+        for (low, high), count in zip(itertools.pairwise(edges), counts, strict=False):
+            middle = (low + high) / 2
+            loss = -math.log(middle if sign > 0 else 1 - middle)
+            total, first, second = total + count, first + count * loss, second + count * loss**2
+    if not total or not rows > 0:
+        return math.nan
+    return math.sqrt(max(second / total - (first / total) ** 2, 0.0) / rows)
 
 
 def _mean(lines: list[MetricsLine]) -> float:
@@ -78,10 +116,12 @@ def sample_axis(run: Run) -> Axis:
 
 
 def _draw(view: View) -> list[Card]:
+    overfit = overfitting(view.run)
+    said = "" if overfit is None else f" {overfit.sentence()}"
     return chart_cards(
         _chart(view, "auc", "AUC", "Higher is better; one half is guessing.", higher=True),
         _chart(view, "ne", "Normalised entropy", "Lower is better; 1 is guessing the mean."),
-        _chart(view, "loss", "Loss", "What training minimises."),
+        _chart(view, "loss", "Loss", f"What training minimises.{said}"),
     )
 
 
@@ -126,8 +166,12 @@ def _marks(view: View, metric: str, valid: list[MetricsLine]) -> list[Mark]:
 def _references(view: View, metric: str) -> list[Reference]:
     """Return what is best possible and what simple models reach, as far as it is known."""
     key = "logloss" if metric == "loss" else metric
-    found = [Reference("best possible", view.best[key])] if key in view.best else []
-    return found
+    part = "valid" if "valid" in view.scores else "test"
+    return [
+        Reference(one.name, one.scores[key], one.kind)
+        for one in comparables(view, part)
+        if key in one.scores
+    ]
 
 
 def _with_near(bounds: tuple[float, float], references: list[Reference]) -> tuple[float, float]:
