@@ -20,6 +20,8 @@ from torchrec import (
     KeyedJaggedTensor,
 )
 from torchrec.optim import SGD, AdamW, apply_optimizer_in_backward
+from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
+from torchrec.optim.keyed import KeyedOptimizerWrapper
 
 ROWS = {"a": 90, "b": 7, "c": 300}
 DIMS = {"a": 4, "b": 17, "c": 16}
@@ -186,6 +188,37 @@ def test_without_a_rate_it_is_the_step_of_the_optimizer_around() -> None:
         around.step()
         step_plainly(plain, optimizer, [batch(step)])
         assert_same(fused, plain)
+
+
+@pytest.mark.parametrize("clipping", list(GradientClipping))
+def test_without_a_rate_gradients_are_clipped_before_the_step(clipping: GradientClipping) -> None:
+    """With those of other parameters, and never by what the decay or the moments add to them."""
+    fused = EmbeddingBagCollection(
+        tables=tables(optimizer="adamw", weight_decay=0.1, optimizer_options={"lazy": False})
+    )
+    plain = EmbeddingBagCollection(tables=tables())
+    plain.load_state_dict(fused.state_dict())
+    # Whose parameter has a gradient of its own in the common norm.
+    layers = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizers = [
+        GradientClippingOptimizer(
+            KeyedOptimizerWrapper(
+                {**dict(module.named_parameters()), "layer": layer},
+                lambda ps: torch.optim.AdamW(ps, lr=0.05, weight_decay=0.1),
+            ),
+            clipping,
+            max_gradient=0.3,
+        )
+        for module, layer in zip((fused, plain), layers, strict=True)
+    ]
+    for step in range(8):
+        for module, layer, optimizer in zip((fused, plain), layers, optimizers, strict=True):
+            optimizer.zero_grad()
+            (loss_of(module, batch(step)) + 0.5 * layer.square().sum()).backward()
+            optimizer.step()
+    assert_same(fused, plain)
+    torch.testing.assert_close(*layers, **CLOSE)
+    assert not torch.equal(layers[0], torch.ones(3))
 
 
 def test_tables_of_both_kinds_in_one_collection() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.optim import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 
 SIZES = {"t": (10, 4), "plain": (7, 3), "u": (5, 2)}
 KJT = KeyedJaggedTensor.from_lists({"a": [[1, 2], [3, 3]]})
@@ -77,6 +78,22 @@ def test_a_closure_is_like_a_loop(driver: str, way: str) -> None:
         assert torch.equal(got[name], value)
     state = other.fused_optimizer.state[other.embedding_bags["u"].weight]
     assert state["step"].item() == 3
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("clipping", [GradientClipping.NORM, GradientClipping.VALUE])
+def test_what_is_around_clips_first(clipping: GradientClipping, way: str) -> None:
+    """The gradients of tables count in the common norm, and are clipped as those of others are."""
+    module, plain = bags(optimizer="sgd"), bags()
+    plain.load_state_dict(module.state_dict())
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    got, expected = (
+        train(each, GradientClippingOptimizer(keyed(each, lr=0.1), clipping, 0.2), way)
+        for each in (module, plain)
+    )
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value)
+        assert 0 < (value - before[name]).abs().max() < 3 * 0.1 * 0.2 + 1e-6
 
 
 @pytest.mark.parametrize("way", WAYS)
