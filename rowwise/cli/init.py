@@ -13,6 +13,8 @@ from rich.markup import escape
 from rowwise.cli.console import console, table
 
 if TYPE_CHECKING:
+    from torchrec.datasets.files import DataFile
+    from torchrec.datasets.layout import Layout
     from torchrec.experiment.propose import Inference
 
 Format = Literal["auto", "parquet", "csv", "tsv"]
@@ -23,7 +25,7 @@ def init(
         list[str],
         typer.Argument(
             metavar="DATA",
-            help="Parquet, CSV or TSV: files, folders, patterns.",
+            help="Parquet, CSV, TSV or other text: files, folders, patterns.",
             show_default=False,
         ),
     ],
@@ -63,10 +65,10 @@ def init(
     $ torchrec init clicks.parquet --label click
     $ torchrec init 'log/day_*.csv.gz' --label click --exclude revenue -o day.yaml
     $ torchrec init ratings.parquet --label 'rating > 3' --drop 'rating == 3'
+    $ torchrec init ml-100k/u.data --label 'rating > 3'
     $ torchrec init log.tsv.gz --columns click,user,shop,price --label click
     """
     from torchrec.datasets.files import resolve_files
-    from torchrec.datasets.headers import find_delimiter
     from torchrec.datasets.source import TableSource
     from torchrec.experiment.propose import infer_features, write_experiment
     from torchrec.experiment.schema import DataSection
@@ -75,12 +77,18 @@ def init(
         raise ValueError(
             "`--label` should name a column, or be an expression. Received an empty one."
         )
+    out = console()
+    text = _without_suffix(data) if format == "auto" else None
+    format = format if text is None else "csv"
     files = resolve_files(data, format)
     names = None if columns is None else [name.strip() for name in columns.split(",")]
-    if delimiter is None and files[0].format != "parquet":
-        delimiter = find_delimiter(files[0], None if names is None else len(names))
-    elif delimiter == r"\t":  # what a shell makes of it
-        delimiter = "\t"
+    delimiter = "\t" if delimiter == r"\t" else delimiter  # what a shell makes of it
+    if files[0].format != "parquet":
+        layout = _layout_of(files[0], delimiter, names, label)
+        delimiter, names = delimiter or layout.delimiter, layout.columns
+        notice = layout.notice or (text and f"'{text}' is read as text with a header.")
+        if notice:
+            out.print(notice, style="yellow", markup=False)
     source = TableSource(files, columns=names, delimiter=delimiter, drop=drop)
     section = DataSection(
         train=data,
@@ -97,9 +105,35 @@ def init(
     section = section.model_copy(update={"label": inference.label})
     write_experiment(output, inference, section, overwrite=overwrite)
     _show(inference)
-    out = console()
     out.print(f"\nWritten to [bold]{escape(str(output))}[/]. Read it, then:")
     out.print(f"  torchrec train {output}", markup=False)
+
+
+def _layout_of(
+    file: DataFile, delimiter: str | None, names: list[str] | None, label: str
+) -> Layout:
+    from torchrec.datasets.layout import find_layout
+    from torchrec.datasets.transform.labels import Label
+
+    try:
+        read = Label(label).columns
+    except ValueError:  # no expression: the name of a column that is no word
+        read = [label]
+    layout = find_layout(file, delimiter, names, read)
+    missing = [name for name in read if name not in (layout.columns or read)]
+    if layout.notice and missing:
+        raise ValueError(
+            f"`--label` should read columns of the data. Received '{missing[0]}'. {layout.notice}"
+        )
+    return layout
+
+
+def _without_suffix(data: Sequence[str]) -> str | None:
+    """Return the name of a file that does not say what it is, as ``u.data``; None if all do."""
+    from torchrec.datasets.files import suffixes_of
+
+    unknown = (one for one in data if Path(one).is_file() and suffixes_of(one)[0] is None)
+    return next(unknown, None)
 
 
 def _without(inference: Inference, excluded: Sequence[str]) -> Inference:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from rowwise import cli
+from torchrec.datasets.files import resolve_files
+from torchrec.datasets.source import TableSource
 from torchrec.experiment.files import load_experiment
 
 pytestmark = pytest.mark.once
@@ -63,13 +65,11 @@ def test_files_without_a_header(delimiter: str, decimal: str) -> None:
 def test_the_first_line_is_no_header(capsys: pytest.CaptureFixture[str]) -> None:
     write("log.csv", ",", header=False)
     error = refused(capsys, "log.csv", "--label", "click")
-    assert "Columns: ann, 1.5, 0. The first line looks like data" in error
-    assert "`--columns`" in error
-    Path("log.csv").write_text("ann,0,0\nben,1,0\n")
-    assert (
-        "Received 'ann,0,0': files without such a line should have them named. To mend it, set "
-        in refused(capsys, "log.csv", "--label", "click")
-    )
+    assert "Received 'click'. 'log.csv' seems to have no header" in error
+    assert "named by position, c1 to c3. Others are given with `--columns a,b,c`." in error
+    Path("log.csv").write_text("ann,0,0\nben,1,0\n")  # no names either: one comes twice
+    error = refused(capsys, "log.csv", "--label", "click")
+    assert "Received 'click'. 'log.csv' seems to have no header" in error
 
 
 @pytest.mark.parametrize("option", ["--valid", "--test"])
@@ -81,7 +81,7 @@ def test_other_files_should_exist(capsys: pytest.CaptureFixture[str], option: st
 
 def test_a_delimiter_is_for_text(capsys: pytest.CaptureFixture[str]) -> None:
     write("log.csv", ",")
-    error = refused(capsys, "log.csv", "--label", "click", "--delimiter", "::")
+    error = refused(capsys, "log.csv", "--label", "click", "--delimiter", "ab")
     assert "`delimiter` should be one character" in error
 
 
@@ -126,3 +126,38 @@ def test_options_that_cannot_be(
     error = refused(capsys, "log.csv", *arguments)
     assert message in error
     assert len(error) < 2_100
+
+
+def test_files_whose_names_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [f"{i % 7}::{i % 5}::{1 + i // 3 % 5}::{978300000 + i}" for i in range(300)]
+    Path("ratings.dat").write_text("\n".join(lines))
+    assert cli.main(["init", "ratings.dat", "--label", "rating > 3"]) == 0
+    assert "'ratings.dat' is read as ratings of MovieLens" in capsys.readouterr().out
+    experiment = load_experiment("experiment.yaml")
+    assert (experiment.data.format, experiment.data.delimiter) == ("csv", "::")
+    assert experiment.data.columns == ["user_id", "item_id", "rating", "timestamp"]
+    assert list(experiment.features or {}) == ["user_id", "item_id"]
+    tables = TableSource(
+        resolve_files("ratings.dat", "csv"),
+        columns=experiment.data.columns,
+        delimiter=experiment.data.delimiter,
+    ).scan(["rating"])
+    assert sum(table.num_rows for table in tables) == 300
+
+
+def test_columns_of_files_without_a_header_are_named_by_position(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write("log.txt", "|", header=False)
+    assert cli.main(["init", "log.txt", "--label", "c3"]) == 0
+    assert "'log.txt' seems to have no header" in capsys.readouterr().out
+    data = load_experiment("experiment.yaml").data
+    assert (data.format, data.delimiter, data.columns) == ("csv", "|", ["c1", "c2", "c3"])
+
+
+def test_text_with_a_header_is_read_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    write("log.txt", ";")
+    assert cli.main(["init", "log.txt", "--label", "click"]) == 0
+    assert "'log.txt' is read as text with a header." in capsys.readouterr().out
+    data = load_experiment("experiment.yaml").data
+    assert (data.format, data.delimiter, data.columns) == ("csv", ";", None)

@@ -164,18 +164,19 @@ def check_delimiter(delimiter: str, name: str = "delimiter") -> None:
     """Refuse what cannot stand between the columns of text files.
 
     Args:
-        delimiter: the character.
+        delimiter: the character, or several; quotes have no meaning in files with several.
         name: of the argument or key, for the message.
     """
+    characters = set(delimiter)
     if (
-        len(delimiter) != 1
+        not 1 <= len(delimiter) <= 8
         or not delimiter.isascii()
-        or delimiter in '"\r\n'
-        or delimiter.isalnum()
+        or characters & set('"\r\n')
+        or any(map(str.isalnum, characters))
     ):
         raise ValueError(
-            f"`{name}` should be one character that is no letter, digit or quote, such as ';'. "
-            f"Received {delimiter!r}."
+            f"`{name}` should be one character that is no letter, digit or quote, such as ';', or "
+            f"several, such as '::'. Received {delimiter!r}."
         )
 
 

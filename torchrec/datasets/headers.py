@@ -24,22 +24,6 @@ def delimiter_of(format: Format) -> str:
     return "\t" if format == "tsv" else ","
 
 
-def find_delimiter(file: DataFile, columns: int | None = None) -> str | None:
-    """Return what stands between the columns in the first line; None if that is as the format says.
-
-    Args:
-        file: of text.
-        columns: how many there should be. Default: as many as can be.
-    """
-    line, usual = read_header(file)[0], delimiter_of(file.format)
-    counts = {one: len(split_header(line, file, one)) for one in (usual, ";", "\t")}
-    if columns is not None:
-        fitting = [one for one in counts if counts[one] == columns]
-        return fitting[0] if fitting and usual not in fitting else None
-    most = max(counts, key=counts.__getitem__)
-    return None if counts[most] == counts[usual] else most
-
-
 def looks_like_data(names: Sequence[str]) -> bool:
     """Say whether the first line of a file may be no header: numbers are among its names."""
     return any(_NUMBER.fullmatch(name) for name in names)
@@ -79,6 +63,8 @@ def read_header(file: DataFile) -> tuple[str, int]:
 
 def split_header(line: str, file: DataFile, delimiter: str) -> list[str]:
     """Return the names in a first line."""
+    if len(delimiter) > 1:
+        return line.split(delimiter)
     try:
         return next(csv.reader([line], delimiter=delimiter), [])
     except csv.Error as error:  # such as line ends of old, or a column name of a page

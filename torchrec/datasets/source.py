@@ -36,7 +36,7 @@ class TableSource:
         files: what ``resolve_files`` found, or paths, folders and patterns for it.
         columns: names of the columns of CSV or TSV files without a header. Default: the first line
             names them.
-        delimiter: the character between the columns of CSV or TSV files. Default: a comma, or a tab.
+        delimiter: the character between the columns of CSV or TSV files, or several. Default: a comma, or a tab.
         drop: an expression, true for rows to leave out: ``"rating == 3"``. Default: none.
         split: the part of the rows to read, a ``FractionSplit`` or ``TimeSplit``. Default: all.
         schema: types that columns should have, such as those of data that a model was trained on.

@@ -97,8 +97,8 @@ class DataSection(Section):
     )
     delimiter: str | None = Field(
         default=None,
-        description="the character between the columns of text files; none: a comma, in TSV files a "
-        "tab",
+        description="the character between the columns of text files, or several, such as `::`; none: "
+        "a comma, in TSV files a tab",
     )
     decimal: Literal[".", ","] = Field(
         default=".", description="the sign before the decimals of numbers in CSV or TSV files"
