@@ -54,7 +54,7 @@ def test_rows_of_criteo_are_known(tmp_path: Path) -> None:
     row = ["0", *["1", "", "-2"] * 4, "5", *["68fd1e64", ""] * 13]
     found = layout_of(tmp_path, "\n".join(["\t".join(row)] * 3), "train.txt")
     assert found.columns is not None
-    assert (found.columns[0], found.columns[13:15]) == ("label", ["int_12", "cat_0"])
+    assert (found.columns[0], found.columns[13:15]) == ("label", ["int_13", "cat_1"])
     row[20] = "no hash"
     assert layout_of(tmp_path, "\n".join(["\t".join(row)] * 3)).columns == [
         f"c{i}" for i in range(1, 41)

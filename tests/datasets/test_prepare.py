@@ -48,6 +48,43 @@ def test_criteo_keeps_what_is_missing_missing(tmp_path: Path) -> None:
     assert rows == once * 2
 
 
+@pytest.mark.parametrize("number", ["2.0", "-3.", " 4", "+5.00", "9007199254740993.0", "007.0"])
+def test_criteo_reads_whole_numbers_with_decimals(tmp_path: Path, number: str) -> None:
+    raw = tmp_path / "train.txt"
+    lines = [_line("1.0", {1: number, 13: "7"}, {1: "2.0"}), _line("0", {2: "1"}, {})]
+    raw.write_text("".join(f"{line}\n" for line in lines))
+    assert prepare_criteo([raw], tmp_path / "criteo.parquet") == 2
+    table = pq.read_table(tmp_path / "criteo.parquet")
+    assert table["label"].to_pylist() == [1, 0]
+    assert table["int_1"].to_pylist() == [int(number.split(".")[0]), None]
+    assert (table["int_2"].to_pylist(), table["int_13"].to_pylist()) == ([None, 1], [7, None])
+    assert table["cat_1"].to_pylist() == ["2.0", None]
+
+
+@pytest.mark.parametrize("label", ["0", ""], ids=["labelled", "unlabelled"])
+@pytest.mark.parametrize("wrong", ["2.5", "five", "nan", "1e3", "-", " "])
+def test_criteo_names_column_and_row(tmp_path: Path, wrong: str, label: str) -> None:
+    raw = tmp_path / "train.txt"
+    start = 0 if label else 1  # of what comes behind the first tab
+    lines = [_line(label, {3: "1"}, {}), _line(label, {3: wrong}, {})]
+    raw.write_text("".join(f"{line[start:]}\n" for line in lines))
+    if not wrong.strip():
+        assert prepare_criteo([raw], tmp_path / "criteo.parquet") == 2
+        return
+    with pytest.raises(ValueError, match=rf"column 'int_3' .* Received '{wrong}' in row 2\."):
+        prepare_criteo([raw], tmp_path / "criteo.parquet")
+
+
+def test_criteo_names_columns_of_other_errors(tmp_path: Path) -> None:
+    raw = tmp_path / "train.txt"
+    raw.write_bytes(_line("0", {}, {2: "ab"}).encode().replace(b"ab", b"\xff\xfe"))
+    with pytest.raises(ValueError, match=r"in column 'cat_2'.*UTF8"):
+        prepare_criteo([raw], tmp_path / "criteo.parquet")
+    raw.write_text(_line("300", {}, {}))
+    with pytest.raises(ValueError, match=r"column 'label' should hold integers of 8 bits.*300"):
+        prepare_criteo([raw], tmp_path / "criteo.parquet")
+
+
 def test_criteo_reads_gzip_in_row_groups(tmp_path: Path) -> None:
     raw = tmp_path / "day_0.gz"
     lines = "".join(_line("1", {1: str(n)}, {1: f"{n:08x}"}) + "\n" for n in range(100_000))
@@ -75,7 +112,10 @@ def test_criteo_sample_row_by_row(tmp_path: Path) -> None:
         (None, "should be a file of the raw Criteo log. Received no such file"),
         ("", "should have 40 tab-separated columns a line.*Empty CSV file"),
         ("1\t2\t3\n", "should have 40 tab-separated columns a line.*Expected 40 columns, got 3"),
-        (_line("1", {1: "five"}, {}) + "\n", "should have 40 tab-separated columns.*five"),
+        (
+            _line("1", {1: "five"}, {}) + "\n",
+            "column 'int_1' should hold integers.*'five' in row 1",
+        ),
     ],
     ids=["missing", "empty", "columns", "no-integer"],
 )

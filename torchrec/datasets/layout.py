@@ -15,6 +15,7 @@ from torchrec.datasets._blocks import open_text
 from torchrec.datasets._chunks import unreadable
 from torchrec.datasets.files import DataFile, suffixes_of
 from torchrec.datasets.headers import delimiter_of
+from torchrec.datasets.prepare.criteo import COLUMNS as CRITEO
 
 _FIRST_BYTES, _FIRST_ROWS = 1 << 16, 50
 _FIT = 0.9  # of these, as many as should have as many fields as the first: titles hold anything
@@ -51,7 +52,6 @@ _KNOWN = [
     _Known("MovieLens 100K", re.compile(r"u\.data|u[1-5ab]\.(base|test)"), "\t", _RATINGS),
     _Known("MovieLens", re.compile(r"ratings\.dat"), "::", _RATINGS),
 ]
-_CRITEO = ["label", *(f"int_{i}" for i in range(13)), *(f"cat_{i}" for i in range(26))]
 
 
 def find_layout(
@@ -100,8 +100,8 @@ def find_layout(
             )
             return Layout(found, names, notice)
     if chosen == "\t" and all(map(_is_criteo, rows)):
-        notice = f"'{name}' is read as Criteo's: its columns are label, int_0 to int_12, cat_0 to cat_25."
-        return Layout(found, _CRITEO, notice)
+        notice = f"'{name}' is read as Criteo's: its columns are label, int_1 to int_13, cat_1 to cat_26."
+        return Layout(found, list(CRITEO), notice)
     names = [f"c{i}" for i in range(1, len(rows[0]) + 1)]
     notice = (
         f"'{name}' seems to have no header: its columns are named by position, {names[0]} to {names[-1]}. "
@@ -174,6 +174,6 @@ def _is_value(cell: str) -> bool:
 
 def _is_criteo(row: Sequence[str]) -> bool:
     label, numbers, ids = row[0], row[1:14], row[14:]
-    if len(row) != len(_CRITEO) or label not in ("0", "1"):
+    if len(row) != len(CRITEO) or label not in ("0", "1"):
         return False
     return all(map(_is_value, numbers)) and all(map(_HEX.fullmatch, ids))

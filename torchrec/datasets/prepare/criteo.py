@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as csv
 
 from torchrec.datasets.parquet_writer import ParquetWriter
@@ -23,6 +25,7 @@ _TYPES = (
     | dict.fromkeys(INTEGERS, pa.int64())
     | dict.fromkeys(CATEGORIES, pa.string())
 )
+_WHOLE = r"^[-+]?[0-9]+(\.0*)?$"
 _BLOCK_BYTES = 16 << 20
 _ROW_GROUP = 65_536
 
@@ -32,9 +35,10 @@ def prepare_criteo(inputs: Sequence[str | os.PathLike[str]], output: str | os.Pa
 
     Args:
         inputs: files of 40 tab-separated columns without a header (label, 13 integers, 26
-            hexadecimal categories; empty where missing), such as ``train.txt`` of the 2014 challenge
-            or ``day_0.gz`` of the terabyte log. Joined in the order given. Without the label, as in
-            ``test.txt``, where it is missing in the first line.
+            hexadecimal categories; empty where missing; integers may be written as ``2.0``), such
+            as ``train.txt`` of the 2014 challenge or ``day_0.gz`` of the terabyte log. Joined in
+            the order given. Without the label, as in ``test.txt``, where it is missing in the first
+            line.
         output: the Parquet file: ``label`` (if there is one), ``int_1`` … ``int_13``, ``cat_1`` …
             ``cat_26``; a missing value is null.
 
@@ -42,7 +46,8 @@ def prepare_criteo(inputs: Sequence[str | os.PathLike[str]], output: str | os.Pa
         The number of rows.
 
     Raises:
-        ValueError: naming the file, if it is missing, empty or not of this form.
+        ValueError: naming the file, if it is missing, empty or not of this form, and the column where
+            it is one.
 
     Example:
         >>> import pyarrow.parquet as pq, tempfile
@@ -73,6 +78,8 @@ def _has_no_label(path: Path) -> bool:
 
 
 def _read(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
+    as_text = pa.schema([(name, pa.string()) for name in schema.names])
+    rows = 0
     with (
         _naming(path, len(schema)),
         csv.open_csv(
@@ -80,12 +87,43 @@ def _read(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
             read_options=csv.ReadOptions(column_names=schema.names, block_size=_BLOCK_BYTES),
             parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
             convert_options=csv.ConvertOptions(
-                column_types=schema, null_values=[""], strings_can_be_null=True
+                column_types=as_text, null_values=[""], strings_can_be_null=True
             ),
         ) as reader,
     ):
         for batch in reader:
-            yield pa.Table.from_batches([batch], schema)
+            columns = [
+                batch[one.name]
+                if one.type == pa.string()
+                else _read_integers(batch[one.name], one, f"'{path}'", rows)
+                for one in schema
+            ]
+            rows += batch.num_rows
+            yield pa.Table.from_arrays(columns, schema=schema)
+
+
+def _read_integers(texts: pa.Array, column: pa.Field, file: str, rows: int) -> pa.Array:
+    """Return texts as integers, also where they are written as ``2.0``, as pandas does beside nulls."""
+    try:
+        return texts.cast(column.type)
+    except pa.ArrowInvalid:
+        texts = pc.utf8_trim_whitespace(texts)
+    numbers = pc.if_else(pc.match_substring_regex(texts, _WHOLE), texts, None)
+    numbers = pc.replace_substring_regex(numbers, r"^\+|\.0*$", "")
+    wrong = pc.and_(pc.is_null(numbers), pc.greater(pc.binary_length(texts), 0))
+    if pc.any(wrong).as_py():
+        first = pc.index(wrong, True).as_py()
+        raise ValueError(
+            f"{file}: column '{column.name}' should hold integers, or nothing where they are missing. "
+            f"Received '{texts[first]}' in row {rows + first + 1:,}."
+        )
+    try:
+        return numbers.cast(column.type)
+    except pa.ArrowInvalid as error:  # the number is too large
+        raise ValueError(
+            f"{file}: column '{column.name}' should hold integers of {column.type.bit_width} bits. "
+            f"Received: {error}"
+        ) from error
 
 
 @contextmanager
@@ -97,7 +135,11 @@ def _naming(path: Path, columns: int) -> Iterator[None]:
     try:
         yield
     except pa.ArrowInvalid as error:
-        reason = str(error).split("\n")[0]
+        reason = re.sub(
+            r"In CSV column #(\d+)",
+            lambda found: f"in column '{COLUMNS[int(found[1]) + len(COLUMNS) - columns]}'",
+            str(error).split("\n")[0],
+        )
         raise ValueError(
             f"'{path}' should have {columns} tab-separated columns a line: {label}13 integers, "
             f"26 categories. Received: {reason}"
