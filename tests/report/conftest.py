@@ -97,3 +97,9 @@ def elsewhere_run(run: RunFolder) -> RunFolder:
     """Return a run that was tested on other rows."""
     path = str(run.path.parent / "valid.parquet")
     return train(run.path.parent, "elsewhere", {"test": path})
+
+
+@pytest.fixture(scope="session")
+def seeds_run(run: RunFolder) -> RunFolder:
+    """Return a run with two seeds, and a model of both."""
+    return train(run.path.parent, "seeds", seeds=2, ensemble=True, epochs=1)

@@ -127,6 +127,7 @@ def test_the_steep_start_is_cut_and_what_rises_late_is_not() -> None:
     assert low < 0.91
     assert focus([(x, [math.nan] * 100)]) == ((0.0, 1.0), False)
     assert focus([(x[:4], steep[2:6])])[1] is False
+    assert focus([(x[:4], steep[2:6])] * 3)[1] is False  # many short lines are not a long one
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def focus(
     """Return bounds for what matters of lines that start with a steep part, such as those of learning.
 
     That is what comes after the first tenth of the way, without the few most extreme points of a line
-    that has many; all of it, if the rest is not much more.
+    that has many; all of it, if the rest is not much more, or no line has eight points.
 
     Args:
         lines: ``x`` and ``y`` of each; values may lack (NaN).
@@ -95,7 +95,7 @@ def focus(
         kept += values[spared : len(values) - spared]
     low, high = min(kept), max(kept)
     lowest, highest = min(y for _, y in every), max(y for _, y in every)
-    if len(every) < 8 or highest - lowest <= 1.25 * (high - low):
+    if max(map(len, points)) < 8 or highest - lowest <= 1.25 * (high - low):
         return extent((lowest, highest), margin), False
     bounds = extent((low, high), margin)
     return bounds, lowest < bounds[0] or highest > bounds[1]
