@@ -81,6 +81,38 @@ def test_large_products_go_to_one_dnn(calls) -> None:
     assert len(calls) == 3
 
 
+@pytest.mark.skipif(not family._available(), reason="this PyTorch has no oneDNN")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch on its own TF32 settings
+@pytest.mark.parametrize("gaps", ["input", "weight", "upstream"])
+def test_parts_of_wider_matrices(gaps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN gets matrices without gaps: for some others it has no kernel, and takes seconds."""
+    seen: list[Tensor] = []
+    product = family.linear_pointwise
+
+    def watched(left: Tensor, right: Tensor, bias: Tensor | None, then: str) -> Tensor:
+        seen.extend((left, right))
+        return product(left, right, bias, then)
+
+    monkeypatch.setattr(family, "linear_pointwise", watched)
+    x, w, _ = (t.detach() for t in inputs(SHAPES["large"]))
+    upstream = torch.randn(len(x), len(w))
+
+    def part(matrix: Tensor, name: str) -> Tensor:
+        rows, columns = matrix.shape
+        wide = torch.cat([matrix, matrix.new_ones(rows, 7)], 1) if name == gaps else matrix
+        return wide[:, :columns]
+
+    tensors = [part(x, "input").requires_grad_(), part(w, "weight").requires_grad_()]
+    output = linear(*tensors)
+    grads = torch.autograd.grad(output, tensors, part(upstream, "upstream"))
+    assert len(seen) == 6
+    assert all(matrix.is_contiguous() or matrix.T.is_contiguous() for matrix in seen)
+    for actual, expected in zip(
+        (output, *grads), (x @ w.T, upstream @ w, upstream.T @ x), strict=True
+    ):
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_gradients_that_nobody_asks_for_are_not_computed(calls) -> None:
     x, w, b = inputs(SHAPES["large"])
     linear(x.detach(), w, b).sum().backward()

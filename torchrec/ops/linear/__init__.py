@@ -80,7 +80,17 @@ def _available() -> bool:
 
 
 def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    return linear_pointwise(input, weight, bias, "relu" if relu else "none")
+    return linear_pointwise(_dense(input), _dense(weight), bias, "relu" if relu else "none")
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """Return the matrix without gaps between its rows or columns.
+
+    For the transpose of some columns of a wider matrix, oneDNN has nothing but its reference
+    implementation, which takes a thousand times as long.
+    """
+    dense = matrix.is_contiguous() or matrix.t().is_contiguous()
+    return matrix if dense else matrix.contiguous()
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
