@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +131,24 @@ def test_a_mean_that_has_not_begun_leaves_the_weights() -> None:
     for average in ({}, {"average": {"kind": "swa", "start": 0.9}}):
         torch.manual_seed(3)
         model = ClickModel()
-        make_trainer(model, epochs=9, early_stopping=stopping, **average).fit(
+        result = make_trainer(model, epochs=9, early_stopping=stopping, **average).fit(
             Source(), valid_batches()
         )
         found.append(model.state_dict())
     assert_same(*found)
+    # Of 63 steps.
+    said = "the model has the weights of step 7, not an average: .* begins after step 56. A lower"
+    assert re.match(said, result.notes[-1])
+
+
+@pytest.mark.parametrize(("start", "told"), [(0.5, True), (0.49, False)])
+def test_a_mean_that_begins_is_not_told_of(start: float, told: bool) -> None:
+    """At the end of the first epoch of two, whose weights are kept, half of the steps are made."""
+    stopping = {"metric": "logloss", "patience": 1, "min_delta": 9.0}
+    average = {"kind": "swa", "start": start}
+    trainer = make_trainer(ClickModel(), epochs=2, early_stopping=stopping, average=average)
+    notes = trainer.fit(Source(batches=8), valid_batches()).notes
+    assert any("not an average" in note for note in notes) == told
 
 
 def test_weights_of_half_precision_are_averaged_in_full() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -76,7 +77,7 @@ class WeightAverage:
             total: how many there will be; only the mean of the last ones needs it.
         """
         options = self._options
-        if options.kind == "swa" and (total is None or step <= options.start * total):
+        if step <= self._steps_before(total):
             return
         self._count += 1
         n = self._count
@@ -89,6 +90,27 @@ class WeightAverage:
         decay = (n - 1) / n if options.kind == "swa" else min(options.decay, n / (9 + n))
         for name, weight in self._weights.items():
             self._average[name].lerp_(weight.detach().float(), 1.0 - decay)
+
+    def finding(self, step: int, total: int | None) -> list[str]:
+        """Say so where the weights of a step are no average yet, as its training was stopped early.
+
+        Args:
+            step: whose weights are kept.
+            total: how many steps there would have been.
+        """
+        before = self._steps_before(total)
+        if step > before:
+            return []
+        return [
+            f"the model has the weights of step {step:,}, not an average: that of the last steps begins "
+            f"after step {before:,.0f}. A lower `average.start`, or ema, begins earlier."
+        ]
+
+    def _steps_before(self, total: int | None) -> float:
+        """Return how many steps there are before the first that counts."""
+        if self._options.kind == "ema":
+            return 0.0
+        return math.inf if total is None else math.floor(self._options.start * total)
 
     @contextmanager
     def shown(self) -> Iterator[None]:

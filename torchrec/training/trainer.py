@@ -382,6 +382,8 @@ class Trainer:
         notes = [*useless("valid", self._valid), *useless("test", tested)]
         if self.overfitting.is_there:
             notes.insert(0, self.overfitting.sentence())
+        if self.average is not None:
+            notes += self.average.finding(best or progress.step, self._total_steps())
         for note in notes[self.overfitting.is_there and self.overfitting.is_told :]:
             self._observers.said(note)
         return FitResult(
