@@ -117,6 +117,24 @@ def test_of_large_data_they_are_left_out_unless_asked_for(
     assert asked.baselines.keys() == {"constant", "deepfm"}
 
 
+def test_asking_for_them_where_nothing_is_evaluated_is_answered(
+    clicks: Path, tmp_path: Path
+) -> None:
+    without = experiment(clicks, data={"split": {"valid": 0.0, "test": 0.0}})
+    said = {}
+    for asked in (True, None):
+        notes = Notes()
+        training = without.training.model_copy(update={"baselines": asked})
+        result = run_experiment(
+            without.model_copy(update={"training": training}),
+            tmp_path / str(asked),
+            observers=[notes],
+        )
+        assert result.baselines == {}
+        said[asked] = any("there are neither validation nor test data" in m for m in notes.messages)
+    assert said == {True: True, None: False}
+
+
 def test_its_samples_are_bounded(
     clicks: Path,
     tmp_path: Path,

@@ -143,8 +143,14 @@ def baselines_of(
         seed: of the run.
         began: is told what takes its time.
     """
-    if wanted is False or (fitted.valid is None and fitted.test is None):
+    if wanted is False:
         return {}, None
+    if fitted.valid is None and fitted.test is None:
+        return {}, (
+            "No baselines stand beside the result, as there are neither validation nor test data."
+            if wanted
+            else None
+        )
     found = {"constant": constant_baseline(fitted)}
     if LINEAR not in registry.names():
         return found, None
