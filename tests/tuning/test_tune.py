@@ -252,6 +252,7 @@ def test_default_spaces_hold_the_experiment_and_what_the_model_takes(
     assert isinstance(learning_rate, Range)
     assert learning_rate.low <= 0.01 <= learning_rate.high
     assert ("model.dropout" in space) == (model not in ("fm", "lr"))
+    assert ("model.dim" in space) == (model != "lr")  # which takes any, and has weights alone
 
 
 def test_an_experiment_may_hold_its_space(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from torchrec.checks import did_you_mean
 from torchrec.experiment.files import experiment_with
 from torchrec.experiment.schema import Experiment, TrainingSection
+from torchrec.models.registry import find
 
 Value: TypeAlias = bool | int | float | str | list[int] | None
 Values: TypeAlias = Mapping[str, Value]
@@ -258,10 +259,7 @@ def default_space(experiment: Experiment, rows: int | None = None) -> SearchSpac
         if key in keys:
             space[key] = _widened(bounds, base[key])
     for key, values in _CHOICES.items():
-        has_own = key == "model.dim" and any(
-            one.dim for one in (experiment.features or {}).values()
-        )
-        if key in keys and not has_own:
+        if key in keys and not (key == "model.dim" and _has_other_dims(experiment)):
             space[key] = Choice(values if base[key] in values else (base[key], *values))
     size = experiment.training.batch_size
     sizes = [size * factor for factor in (0.25, 0.5, 1, 2, 4)]
@@ -270,6 +268,12 @@ def default_space(experiment: Experiment, rows: int | None = None) -> SearchSpac
         tuple(int(one) for one in sizes if 64 <= one <= most or one == size)
     )
     return space
+
+
+def _has_other_dims(experiment: Experiment) -> bool:
+    """Return whether tables have dimensions other than `model.dim`: of the features' own, or 1 of weights alone."""
+    terms = find(experiment.model.name).terms(experiment.model)
+    return terms == "weights" or any(one.dim for one in (experiment.features or {}).values())
 
 
 def _widened(bounds: Range, value: Value) -> Range:
