@@ -144,7 +144,7 @@ def test_of_three_runs_all_are_compared_with_the_first(
         "<h3>ROC",
         "Metrics",
         "training.learning_rate",
-        "On the validation data.",
+        "<h3>AUC, validation</h3>",
         found.verdicts[1].sentence.replace("<", "&lt;"),
     ):
         assert part in text

@@ -25,6 +25,7 @@ from torchrec.report.predictions import (
     load_trained,
     predict_part,
     sample,
+    shared_files,
 )
 from torchrec.report.slices import calibration_of, metrics_of, values_of
 from torchrec.runs import RunFolder
@@ -263,6 +264,21 @@ def test_generated_data_tell_what_is_best_possible(
     assert of(**parts, drop="price > 3") == {}
     assert of(test=parts["valid"] + parts["test"]) == {}
     assert of(test=[str(tmp_path / "gone.parquet")]) == {}
+
+
+def test_files_that_were_trained_on_are_told(run: RunFolder, tmp_path: Path) -> None:
+    experiment = load_trained(run).experiment
+    assert shared_files(None) == shared_files(experiment) == []
+    train, data = Path(experiment.data.train[0]), experiment.data
+    (tmp_path / "link.parquet").symlink_to(train)
+    for paths in ([str(train)], [*data.test, str(train.parent / "tr*.parquet")], [str(tmp_path)]):
+        changed = data.model_copy(update={"test": paths})
+        assert shared_files(experiment.model_copy(update={"data": changed})) == [
+            "The test data have files of the training data, which the model may know by heart: "
+            f"{train.resolve()}."
+        ]
+    gone = data.model_copy(update={"test": [str(tmp_path / "gone.parquet")]})
+    assert shared_files(experiment.model_copy(update={"data": gone})) == []
 
 
 def test_a_page_is_written_again_until_the_end(run: RunFolder, tmp_path: Path) -> None:

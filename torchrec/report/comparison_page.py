@@ -138,10 +138,10 @@ def _curve(contenders: list[Contender], metric: str, title: str, split: str) -> 
     if not drawn:
         return None
     bounds, cut = focus([(line.x, line.y) for line in drawn])
-    about = f"On the {'validation' if split == 'valid' else 'training'} data."
+    about = "At each evaluation." if split == "valid" else "Before each sample was learned from."
     last = max(sample_axis(one.run).bounds or (0.0, 1.0) for one in contenders)
     return line_chart(
-        title,
+        f"{title}, {'validation' if split == 'valid' else 'training'}",
         f"{about} The start is cut off." if cut else about,
         lines,
         x=Axis("samples", bounds=(0.0, float(np.max(last)))),

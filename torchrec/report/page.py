@@ -17,7 +17,13 @@ from torchrec.report.card import Card, Part, View
 from torchrec.report.cards import draw
 from torchrec.report.configuration import read_configuration
 from torchrec.report.header import Tile, summary, tiles
-from torchrec.report.predictions import Predictions, best_possible, load_trained, predict_part
+from torchrec.report.predictions import (
+    Predictions,
+    best_possible,
+    load_trained,
+    predict_part,
+    shared_files,
+)
 from torchrec.runs import Run, RunFolder, read_run
 
 
@@ -84,6 +90,7 @@ def render(
     notes = [*run.notes, *([] if run.result is None else map(_sentence, run.result.notes))]
     found, why = _predictions(folder) if predictions and folder.has_ended() else (None, "")
     experiment = read_configuration(run.configuration, run.name)
+    notes += shared_files(experiment)
     members = [read_run(member.path) for member in folder.members()] if folder.has_ended() else []
     view = View(run, experiment, found, best_possible(experiment), members)
     if not run.lines and not run.scores:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -186,6 +187,38 @@ def best_possible(experiment: Experiment | None) -> dict[str, dict[str, float]]:
         if limits is not None:
             found[part] = {"auc": limits.auc, "ne": limits.ne, "logloss": limits.logloss}
     return found
+
+
+def shared_files(experiment: Experiment | None) -> list[str]:
+    """Say which parts of the data have files of the training data: their metrics tell nothing.
+
+    Args:
+        experiment: whose data; None: nothing is known.
+    """
+    if experiment is None:
+        return []
+    data = experiment.data
+    learned = _real_paths(data.train, data.format)
+    found = []
+    for part, paths in (("validation", data.valid), ("test", data.test)):
+        shared = sorted(_real_paths(paths, data.format) & learned)
+        if shared:
+            found.append(
+                f"The {part} data have files of the training data, which the model may know by heart: "
+                f"{', '.join(shared)}."
+            )
+    return found
+
+
+def _real_paths(paths: Sequence[str], format: Literal["auto", "parquet", "csv", "tsv"]) -> set[str]:
+    try:
+        return (
+            {os.path.realpath(file.path) for file in resolve_files(paths, format)}
+            if paths
+            else set()
+        )
+    except (OSError, ValueError):  # which the page says where it needs them
+        return set()
 
 
 def _limits(paths: Sequence[str]) -> Limits | None:

@@ -79,9 +79,10 @@ def overfitting(run: Run) -> Overfitting | None:
 
 
 def standard_error(run: Run) -> float:
-    """Return that of the mean log loss of the validation data, from the histogram of the scores.
+    """Return that of the mean log loss of the validation data; NaN where unknown.
 
-    NaN where that is not known.
+    How losses deviate is worked out from the histogram of scores, which is of the test data where there
+    are any.
     """
     rows = run.scores.get("valid", {}).get("samples", math.nan)
     edges = run.curves.get("histogram_edges", [])
