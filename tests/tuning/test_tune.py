@@ -193,6 +193,8 @@ def test_metrics(tmp_path: Path) -> None:
             r"Received `training\.learning_rat`.*`training\.learning_rate`",
         ),
         ({"data.workers": [1, 2]}, r"keys of `model` and `training`\. Received `data\.workers`"),
+        ({"training.seeds": [1, 2]}, r"metrics of a trial depend on\. Received `training\.seeds`"),
+        ({"training.threads": [1, 2]}, r"Received `training\.threads`, on which none does"),
         ({"model.dim": [0, 8]}, r"`model\.dim` should be a whole number above 0\. Received 0"),
         ({"model.dim": [8, 8]}, r"one value or more, each once"),
         ({"model.dim": 8}, r"a list of values, or a section with `low` and `high`"),

@@ -21,6 +21,20 @@ Values: TypeAlias = Mapping[str, Value]
 
 _DIGITS = 4  # of a number that is tried: more only make files harder to read
 _RANGE_KEYS = ("low", "high", "log", "step")
+# What no metric of a trial depends on, which is one training without files.
+_WITHOUT_EFFECT = {
+    f"training.{name}"
+    for name in (
+        "baselines",
+        "checkpoint_every",
+        "ensemble",
+        "keep_checkpoints",
+        "log_every",
+        "seeds",
+        "tensorboard",
+        "threads",
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -110,8 +124,8 @@ def parse_space(given: Mapping[str, object], experiment: Experiment, name: str) 
         name: of the file, for messages.
 
     Raises:
-        ValueError: there is nothing to vary, a key is none of model and training, or a value is not what it
-            should be; names it, and the nearest there is.
+        ValueError: there is nothing to vary, a key is none of model and training, or one that no metric of a
+            trial depends on, or a value is not what it should be; names it, and the nearest there is.
 
     Example:
         >>> experiment = Experiment.model_validate({"data": {"train": "/a.csv", "label": "y"}})
@@ -128,6 +142,11 @@ def parse_space(given: Mapping[str, object], experiment: Experiment, name: str) 
             near = did_you_mean(key, keys, quote="`") or "."
             raise ValueError(
                 f"{name}: `tune` should have keys of `model` and `training`. Received `{key}`{near}"
+            )
+        if key in _WITHOUT_EFFECT:
+            raise ValueError(
+                f"{name}: `tune` should vary what the metrics of a trial depend on. Received `{key}`, on "
+                "which none does."
             )
         place = f"{name}, `tune`"
         if isinstance(spec, list):
