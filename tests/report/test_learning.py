@@ -10,6 +10,7 @@ import pytest
 
 from torchrec.report import write_report
 from torchrec.report.cards.learning import overfitting, standard_error
+from torchrec.report.charts import Axis, Series, line_chart
 from torchrec.report.scale import clipped, focus
 from torchrec.runs import read_run
 
@@ -148,3 +149,13 @@ def test_lines_end_at_the_bounds(
     points: list[tuple[float, float]], expected: list[tuple[float, float] | None]
 ) -> None:
     assert clipped(points, 0.0, 1.0) == expected
+
+
+def test_the_legend_says_what_is_not_to_be_seen() -> None:
+    lines = [
+        Series("a", "train", [0.0, 1.0], [0.1, 0.2]),
+        Series("b", "valid", [0.0, 1.0], [-3.0, -2.0]),
+    ]
+    chart = line_chart("t", "", lines, x=Axis(), y=Axis(bounds=(0.0, 1.0)))
+    assert chart is not None
+    assert [name for _, name in chart.legend] == ["a", "b (beyond the bounds)"]

@@ -19,7 +19,7 @@ from torchrec.report.scale import Scale, clipped, extent, short
 WIDTH, HEIGHT = 356.0, 216.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 10.0, 34.0
 _ROW = 19.0  # of a chart of intervals
-_LONGEST_NAME = 22  # characters beside a row
+_LONGEST_NAME = 24  # characters beside a row
 _MOST_POINTS = 300
 _FEW_POINTS = 25  # so few are drawn as dots as well
 
@@ -126,6 +126,7 @@ def line_chart(
         low, high = max(x_bounds[0], y_bounds[0]), min(x_bounds[1], y_bounds[1])
         path = f"M{across(low):.1f},{up(low):.1f}L{across(high):.1f},{up(high):.1f}"
         parts.append(f'<path class="ideal" d="{path}"/>')
+    legend = []
     for line in series:
         visible = clipped(list(zip(line.x, line.y, strict=True)), *y_bounds)
         points = [None if point is None else (across(point[0]), up(point[1])) for point in visible]
@@ -133,13 +134,13 @@ def line_chart(
             parts.append(f'<path class="area {line.kind}" d="{_area(points, up(y_bounds[0]))}"/>')
         parts.append(f'<path class="line {line.kind}" d="{_path(points)}"/>')
         drawn = [point for point in points if point]
+        legend += _legend([line if drawn else replace(line, note="(beyond the bounds)")])
         if len(drawn) <= _FEW_POINTS or not _joined(points):
             parts += [
                 f'<circle class="dot {line.kind}" cx="{a:.1f}" cy="{b:.1f}" r="3"/>'
                 for a, b in drawn
             ]
     hover = _hover(series, across, up, x, y)
-    legend = _legend(series)
     legend += [
         (f"reference {level.kind}", f"{level.name} {y.write(level.value)}{_beyond(level, up)}")
         for level in references

@@ -127,7 +127,7 @@ def _evaluations(tuning: Tuning) -> Chart | None:
             )
             for trial, kind in zip(best, kinds, strict=False)
         ],
-        x=Axis("evaluation"),
+        x=Axis("evaluation", write=lambda place: f"{place:.0f}" if place % 1 == 0 else ""),
         y=Axis(label_of(tuning.metrics)),
     )
 
@@ -160,7 +160,7 @@ def _slice(tuning: Tuning, key: str) -> Chart | None:
         series.append(_dots(name, kind, [x for x, _ in there], [y for _, y in there]))
     return line_chart(
         name_of(key),
-        f"`{key}` of each trial, and its value.",
+        f"{key} of each trial, and its value.",
         series,
         x=axis,
         y=Axis(label_of(tuning.metrics), bounds=_bounds(tuning)),
