@@ -74,6 +74,13 @@ def test_what_is_written_is_what_is_read(tmp_path, rows) -> None:
     assert read.training.early_stopping is not None
     assert read.training.early_stopping.metric == ["auc", "logloss"]
     assert read.training.schedule.decay == "plateau"
-    # Batch normalisation needs more steps than a few rows have.
-    assert is_small(rows) == (rows < 20_000) == (not read.model.batch_norm)
-    assert read.model.dropout == (0.5 if rows < 20_000 else 0.2)
+    assert (read.training.average.kind, read.training.average.decay) == ("ema", 0.98)
+    # Batch normalisation and tables that start near zero need more steps than a few rows have.
+    assert is_small(rows) == (rows < 20_000)
+    model = read.model
+    if is_small(rows):
+        assert (model.name, model.batch_norm, model.dropout) == ("dlrm", False, 0.5)
+        assert model.table_init.rule == "uniform"
+    else:
+        assert (model.name, model.batch_norm, model.dropout) == ("dlrm_dcn", True, 0.2)
+        assert model.table_init is None

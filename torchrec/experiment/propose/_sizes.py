@@ -131,7 +131,7 @@ def proposed_decay(rows: int) -> float:
 
 
 def is_small(rows: int) -> bool:
-    """Whether a pass has too few steps for batch normalisation, whose statistics lag behind."""
+    """Whether a pass has too few steps for batch normalisation and for tables that start near zero."""
     return rows < _SMALL
 
 

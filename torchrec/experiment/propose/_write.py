@@ -18,6 +18,7 @@ from torchrec.experiment.propose._sizes import (
 )
 from torchrec.experiment.propose.infer import Inference
 from torchrec.experiment.schema import (
+    AverageSection,
     DataSection,
     EarlyStoppingSection,
     Experiment,
@@ -36,6 +37,9 @@ _REASONS = (
     "By the number of rows; what each of these buys is measured in `docs/defaults.md`. `torchrec tune` "
     "looks for better ones."
 )
+# Small starts of the tables are what helps most, but need steps to grow from.
+_FEW_ROWS = {"name": "dlrm", "table_init": {"rule": "uniform"}, "dropout": 0.5}
+_MANY_ROWS = {"batch_norm": True, "dropout": 0.2}
 
 
 def propose_experiment(inference: Inference, data: DataSection, name: str) -> Experiment:
@@ -46,12 +50,11 @@ def propose_experiment(inference: Inference, data: DataSection, name: str) -> Ex
         data: files, label and rows to drop.
         name: of the experiment: its output is ``runs/name``.
     """
-    rows = inference.rows
-    regularised = {"dropout": 0.5} if is_small(rows) else {"batch_norm": True, "dropout": 0.2}
+    chosen = _FEW_ROWS if is_small(inference.rows) else _MANY_ROWS
     return Experiment(
         data=data,
         features=inference.features,
-        model=ModelSection.model_validate({"dim": inference.dim, **regularised}),
+        model=ModelSection.model_validate({"dim": inference.dim, **chosen}),
         training=_proposed_training(inference),
         output=f"runs/{name}",
     )
@@ -68,6 +71,8 @@ def _proposed_training(inference: Inference) -> TrainingSection:
     if decay:
         training.embedding_updates = "dense" if inference.updates_all_rows else "lazy"
         training.embedding_weight_decay = decay
+        if inference.updates_all_rows:
+            training.average = AverageSection(kind="ema", decay=0.98)
     if epochs > 1:
         training.schedule = ScheduleSection(decay="plateau", factor=0.3, patience=1)
         training.early_stopping = EarlyStoppingSection(metric=["auc", "logloss"], patience=4)
@@ -186,8 +191,8 @@ def _model(model: ModelSection) -> Iterator[str]:
     yield f"  name: {model.name}  # or {', '.join(others)}"
     yield f"  dim: {model.dim}"
     yield from _comment(DIM_RULE, "  ")
-    chosen = model.model_dump(mode="json", exclude_defaults=True)
-    for key in ("batch_norm", "dropout"):
+    chosen = model.model_dump(mode="json", exclude_unset=True)
+    for key in ("table_init", "batch_norm", "dropout"):
         if key in chosen:
             yield f"  {key}: {write_inline(chosen[key])}"
 
@@ -200,6 +205,9 @@ def _training(training: TrainingSection) -> Iterator[str]:
     if training.embedding_weight_decay:
         for key in ("embedding_updates", "embedding_weight_decay"):
             yield f"  {key}: {write_inline(getattr(training, key))}"
+    if training.average is not None:
+        average = training.average.model_dump(mode="json", exclude_defaults=True)
+        yield f"  average: {write_inline(average)}"
     if training.early_stopping is not None:
         schedule = training.schedule.model_dump(mode="json", exclude_defaults=True)
         yield f"  schedule: {write_inline(schedule)}"
