@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from tools import install_checkout
+from torchrec.datasets.synthetic import read_limits
 from torchrec.models import registry
+from torchrec.runs import RunFolder, numbers_of
 
 pytestmark = pytest.mark.once
 
@@ -87,6 +89,13 @@ def test_code(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             exec(compile("\n" * line + code, str(document), "exec"), names)
         else:
             shell.run(code)
+
+
+    if document.name == "README.md":
+        test = RunFolder("runs/first").read_result().test
+        limits = read_limits(Path("clicks/test.parquet"))
+        assert limits is not None
+        assert limits.auc - 0.01 < numbers_of(test)["auc"] < limits.auc + 0.005
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
