@@ -90,7 +90,6 @@ def test_code(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         else:
             shell.run(code)
 
-
     if document.name == "README.md":
         test = RunFolder("runs/first").read_result().test
         limits = read_limits(Path("clicks/test.parquet"))
