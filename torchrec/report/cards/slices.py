@@ -86,8 +86,8 @@ def _table(found: list[tuple[str, list[tuple[str, SliceMetrics]]]], total: int) 
             Markup(" open") if not number else "", feature, table
         )
     about = (
-        "The values that most rows have. Intervals are of 95 %; the AUC of one value does not tell what "
-        "the feature itself is worth."
+        "The values that most rows have. Intervals are of 95\N{NO-BREAK SPACE}%; the AUC of one value does not "
+        "tell what the feature itself is worth."
     )
     return Card("Metrics by feature value", about, body, wide=True)
 
