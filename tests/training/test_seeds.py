@@ -130,6 +130,27 @@ def test_resuming(seeds: int, step: int, ended: RunFolder, clicks: Path, tmp_pat
     assert run(seeded(clicks), folder.path, resume=True) == folder.read_result()
 
 
+@pytest.mark.parametrize(("seeds", "step"), [(1, 3), (2, 3), (2, 12)])
+def test_resuming_with_other_data(seeds: int, step: int, clicks: Path, tmp_path: Path) -> None:
+    """Is refused once a seed has learnt of the former; before, the run begins anew."""
+    data = tmp_path / "clicks.parquet"
+    table = pq.read_table(clicks)
+    pq.write_table(table, data, row_group_size=500)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(seeded(data), tmp_path / "run", observers=[Stop(seeds, step)])
+    pq.write_table(table.slice(500), data, row_group_size=500)
+    if seeds > 1:
+        with pytest.raises(ValueError, match="Received another content"):
+            run(seeded(data), tmp_path / "run", resume=True)
+        return
+    run(seeded(data), tmp_path / "run", resume=True)
+    run(seeded(data), tmp_path / "new")
+    for member, other in zip(
+        RunFolder(tmp_path / "run").members(), RunFolder(tmp_path / "new").members(), strict=True
+    ):
+        assert ending(member.path) == ending(other.path)
+
+
 def test_resuming_with_other_seeds_is_refused(ended: RunFolder, clicks: Path) -> None:
     with pytest.raises(ValueError, match=r"`training.seeds` should be 2, as when the run in"):
         run(seeded(clicks, seeds=3), ended.path, resume=True)

@@ -13,6 +13,7 @@ from torchrec.experiment.files import FILE_NAME, dump_experiment
 from torchrec.experiment.schema import Experiment
 from torchrec.models.ensemble import Ensemble
 from torchrec.runs import SPLITS, RunFolder, RunResult, Scores, lock
+from torchrec.training.checkpoint import Checkpoints
 from torchrec.training.evaluation import evaluate
 from torchrec.training.observers import Observer, Observers
 from torchrec.training.run_data import RunData, learned
@@ -34,7 +35,10 @@ def train_seeds(experiment: Experiment, run: RunFolder, given: Sequence[Observer
         given: are told how each goes.
     """
     tell = Observers(given)
-    if not run.fitted.is_dir():
+    begun = [member for member in run.members() if _checkpoints_of(member).latest() is not None]
+    if begun:
+        _check_data(experiment, run, begun[0])
+    elif not run.fitted.is_dir() or not any(member.has_ended() for member in run.members()):
         tell.began("reading the data")
         resolved = learned(experiment)
         run.write_experiment(dump_experiment(resolved.experiment))
@@ -59,6 +63,20 @@ def train_seeds(experiment: Experiment, run: RunFolder, given: Sequence[Observer
         )
     run.write_result(result)
     return run.read_result()
+
+
+def _checkpoints_of(member: RunFolder) -> Checkpoints:
+    return Checkpoints(member.checkpoints)
+
+
+def _check_data(experiment: Experiment, run: RunFolder, member: RunFolder) -> None:
+    """Refuse data that have changed since a seed was trained on them: the next would be on others."""
+    seed = int(member.path.name.rpartition("-")[2])
+    checkpoints = _checkpoints_of(member)
+    step = checkpoints.latest()
+    assert step is not None
+    state = checkpoints.load(step)["data"]
+    RunData(_with_seed(experiment, seed), run.read_fitted()).train.check_state_dict(state)
 
 
 def _save_ensemble(
