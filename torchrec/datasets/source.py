@@ -130,6 +130,11 @@ class TableSource:
         return other
 
     @property
+    def decimal(self) -> Decimal:
+        """The sign before the decimals of numbers in text files."""
+        return self._written.decimal
+
+    @property
     def names(self) -> list[str]:
         """Columns of the first file."""
         from torchrec.datasets.csv_reader import CsvReader

@@ -733,7 +733,7 @@ class TestTypesOfText:
         data = DataSection(train=[str(tmp_path / "a.csv")], label="click")
         written = write_experiment(path, infer_features(source, "click"), data)
         text = path.read_text()
-        assert "  # Later values do not fit what the first lines look like:\n" in text
+        assert "  # What columns hold where the first lines do not show it:\n" in text
         assert "  types: {price: number, zip: string}\n" in text
         loaded = load_experiment(path)
         assert loaded == written

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
@@ -30,6 +31,8 @@ from torchrec.experiment.propose._times import epoch_unit, is_text_of_time
 _FEW = 100  # integers of no more distinct values are categories, whatever their name
 _ENOUGH = 100  # with fewer rows, a value of its own in every row says nothing
 _FEW_ROWS = 10  # of a table that no id takes: nothing to save
+_OFTEN = 5  # a value comes so often that its neighbours, in a quantity, would come too
+_LONELY = 0.2
 _UNSURE = "A quantity by its values; if it is an id, say `type: sparse`"
 _TEXT = "text"
 _ORDERED = "In order of time by its name, latest last"
@@ -139,7 +142,7 @@ def _feature(one: ColumnStatistics, values: pa.ChunkedArray) -> tuple[AnyFeature
         return _dense(one, values), "In seconds"
     if one.kind == "numbers" and not _are_integers(one):
         return _dense(one, values), ""
-    if one.kind != "strings" and not one.is_list and _is_quantity(one):
+    if one.kind != "strings" and not one.is_list and _is_quantity(one, values):
         return _dense(one, values), "" if looks_like_number(one.name) else _UNSURE
     ids = ids_for(one.distinct, one.minimum, one.maximum, integers=one.kind != "strings")
     reason = "More distinct values than rows: some share one" if ids.rows < one.distinct else ""
@@ -185,7 +188,7 @@ def _are_integers(one: ColumnStatistics) -> bool:
     return bool(one.nulls) or one.distinct <= 2 or looks_like_id(one.name)
 
 
-def _is_quantity(one: ColumnStatistics) -> bool:
+def _is_quantity(one: ColumnStatistics, values: pa.ChunkedArray) -> bool:
     """Say whether integers are numbers to compute with, no ids."""
     # Two values are two categories, whatever the name promises: of one there is nothing to compute.
     if pt.is_boolean(one.type) or one.distinct <= 2 or looks_like_id(one.name):
@@ -196,7 +199,30 @@ def _is_quantity(one: ColumnStatistics) -> bool:
         return False
     # Ids fill their range, or are spread over that of a hash; quantities thin out towards the top.
     span = one.maximum - one.minimum + 1
-    return one.minimum < 0 or 2 * one.distinct < span < 2**40
+    return (one.minimum < 0 or 2 * one.distinct < span < 2**40) and not _are_codes(values)
+
+
+def _are_codes(values: pa.ChunkedArray) -> bool:
+    """Say whether integers come again and again while those next to them never do.
+
+    What is counted or measured has neighbours where it is frequent; postcodes and numbers of
+    devices have gaps.
+
+    Example:
+        >>> _are_codes(pa.chunked_array([[10115, 20095, 50667, 80331, 81543] * 20]))
+        True
+        >>> _are_codes(pa.chunked_array([[0, 1, 2, 3, 900] * 20]))
+        False
+    """
+    numbers = read_numbers(whole(values)).present()
+    found, counts = np.unique(numbers[numbers >= 0].astype(np.int64), return_counts=True)
+    often = counts >= _OFTEN
+    rows = int(counts[often].sum())
+    if len(found) < 2 or 2 * rows < len(numbers):
+        return False
+    step = int(np.gcd.reduce(np.diff(found)))  # prices may all end on 0
+    lonely = ~(np.isin(found - step, found) | np.isin(found + step, found))
+    return bool(counts[often & lonely].sum() > _LONELY * rows)
 
 
 def _dense(one: ColumnStatistics, values: pa.ChunkedArray) -> DenseFeature:

@@ -14,7 +14,7 @@ def word_set(words: str) -> frozenset[str]:
 
 
 _ID = word_set(
-    "id ids uid gid guid uuid key code codes zip zipcode postcode postal fips sku asin isbn hash "
+    "id ids uid gid guid uuid key code codes zip zipcode postcode postal plz fips sku asin isbn hash "
     "category cat class type brand user item movie product ad campaign creative banner publisher "
     "advertiser shop store site domain channel country city region state language lang locale "
     "device os browser version status group segment cluster gender sex occupation"

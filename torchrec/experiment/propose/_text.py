@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from torchrec.datasets.number_text import Decimal, UnreadableError, read_number_text
 from torchrec.datasets.transform.list_text import BRACKETS, split_brackets
 from torchrec.experiment.propose._roles import looks_like_number
 from torchrec.experiment.propose._times import is_text_of_time
@@ -18,6 +19,11 @@ _SEPARATORS = ("|", ", ", ",", ";", " ")
 # Numbers and dates that readers take for text: how they look, and what to do with the column.
 _THOUSANDS = r"^\s*[-+]?[0-9]{1,3}(,[0-9]{3})*(\.[0-9]+)?\s*$"
 _DECIMAL_COMMA = r"^\s*[-+]?([0-9]+|[0-9]{1,3}(\.[0-9]{3})+),[0-9]+\s*$"
+_SPACE = "[ '\u00a0\u202f\u2019]"
+_SPACED = rf"^\s*[-+]?[0-9]{{1,3}}({_SPACE}[0-9]{{3}})*([.,][0-9]+)?\s*$"
+_SIGNED = r"[0-9] ?[%$€£¥₹]\s*$|^\s*[-+]?[$€£¥₹] ?[-+]?[0-9.]"
+_UNIT = r"^\s*[-+]?[0-9]+([.,][0-9]+)? ?[a-zA-Zµ°²³/]{1,5}\s*$"
+_MANY = 100  # distinct values: fewer, as 64GB and 128GB, are categories
 _DAY = r"([0-9]{1,2}[./-][0-9]{1,2}[./-][0-9]{4}|[0-9]{4}[./][0-9]{1,2}[./][0-9]{1,2}|[0-9]{2}[./][0-9]{2}[./][0-9]{2})"
 _DATE = rf"^\s*{_DAY}([ T]+[0-9]{{1,2}}:[0-9]{{2}}(:[0-9]{{2}})?( ?[AaPp][Mm])?)?\s*$"
 
@@ -43,24 +49,66 @@ def unconverted(name: str, strings: pa.ChunkedArray) -> str | None:
         return (
             "dates that are not written as in ISO 8601: convert them, e.g. with pandas.to_datetime"
         )
+    if _share(strings, _UNIT) >= 0.9 and len(strings) >= _MANY:
+        units = pc.unique(pc.replace_substring_regex(strings, r"^[-+ 0-9.,]+|\s+$", ""))
+        if len(units) <= max(1, len(strings) // 20):
+            return f"numbers with a unit ({units[0]}): make them numbers without it"
+    return _WAYS.get(_written_as(name, strings))
+
+
+_WAYS = {
+    "signs": "numbers with a percent or currency sign: convert them to numbers",
+    "spaces": "numbers with spaces between thousands: convert them to numbers",
+    "thousands": (
+        "numbers with commas between thousands: convert them, e.g. with "
+        'pandas.read_csv(..., thousands=",")'
+    ),
+    "decimal comma": (
+        'numbers with a decimal comma: convert them, e.g. with pandas.read_csv(..., decimal=",")'
+    ),
+}
+
+
+def are_written_numbers(name: str, strings: pa.ChunkedArray, decimal: Decimal) -> bool:
+    """Say whether text is numbers as people write them, which readers of text files read if they are asked to.
+
+    Example:
+        >>> are_written_numbers("discount", pa.chunked_array([["12 %", "7.5 %"]]), ".")
+        True
+        >>> are_written_numbers("history", pa.chunked_array([["3,17", "5"]]), ".")
+        False
+    """
+    strings = pc.unique(strings.slice(0, 10_000).drop_null())
+    way = _written_as(name, strings) if len(strings) else ""
+    if not way or ((way == "decimal comma") != (decimal == ",") and way not in ("signs", "spaces")):
+        return False
+    try:
+        read_number_text(strings, pa.float64(), decimal)
+    except UnreadableError:
+        return False
+    return True
+
+
+def _written_as(name: str, strings: pa.Array) -> str:
+    """Return a key of `_WAYS`, or "" for what is written in none of them."""
+    numeric = looks_like_number(name)
+    if _share(strings, _SIGNED) >= 0.9:
+        return "signs"
+    short = rf"^\s*[-+]?[0-9]{{1,2}}({_SPACE}[0-9]{{3}})+([.,]|\s*$)"
+    if _share(strings, _SPACED) >= 0.9 and _share(strings, short) > (0 if numeric else 0.05):
+        return "spaces"
     if _share(strings, ",") < 0.1:
-        return None
-    short, numeric = r"^\s*[-+]?[0-9]{1,2}(,[0-9]{3})+(\.|\s*$)", looks_like_number(name)
+        return ""
+    short = r"^\s*[-+]?[0-9]{1,2}(,[0-9]{3})+(\.|\s*$)"
     if _share(strings, _THOUSANDS) >= 0.9 and (
         numeric or _share(strings, short) > 0.05 or _share(strings, r",[0-9]{3}\.[0-9]") > 0.05
     ):
-        return (
-            "numbers with commas between thousands: convert them, e.g. with "
-            'pandas.read_csv(..., thousands=",")'
-        )
+        return "thousands"
     if _share(strings, _DECIMAL_COMMA) >= 0.9 and (
         numeric or _share(strings, r",0[0-9]|\.[0-9]{3},") > 0.01
     ):
-        return (
-            "numbers with a decimal comma: convert them, e.g. with "
-            'pandas.read_csv(..., decimal=",")'
-        )
-    return None
+        return "decimal comma"
+    return ""
 
 
 def are_bracketed(strings: pa.Array) -> bool:

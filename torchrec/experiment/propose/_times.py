@@ -13,7 +13,8 @@ from torchrec.datasets.transform.columns import Array, read_numbers, whole
 from torchrec.experiment.propose._roles import word_set, words_of
 
 _TIME = word_set(
-    "time timestamp ts date datetime day created updated at epoch when unix posted published "
+    "time timestamp ts dt ymd yymmdd yyyymmdd yyyymm "
+    "date datetime day created updated at epoch when unix posted published "
     "modified occurred registered start end hour month"
 )
 _EARLIEST = datetime(1990, 1, 1, tzinfo=timezone.utc).timestamp()
@@ -68,6 +69,8 @@ def epoch_unit(name: str, minimum: float, maximum: float, values: pa.ChunkedArra
         return None
     if minimum >= 199_001 and maximum <= 204_912:
         return "months as YYYYMM" if _are_days(digits * 100 + 1) else None
+    if maximum <= 491_231 and _are_days(digits + 20_000_000):
+        return "days as YYMMDD"
     if minimum * 10 >= 90_010_100 and maximum <= 49_123_123 and _are_hours(digits + 2_000_000_000):
         return "hours as YYMMDDHH"
     if minimum >= 19_900_101_000_000 and maximum <= 20_491_231_235_959:

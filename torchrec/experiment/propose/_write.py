@@ -137,12 +137,12 @@ def _data(data: DataSection, inference: Inference, folder: Path) -> Iterator[str
         paths = [_relative(one, folder) for one in getattr(data, part)]
         if paths:
             yield f"  {part}: {write_inline(paths)}"
-    for key in ("format", "columns", "delimiter"):
+    for key in ("format", "columns", "delimiter", "decimal", "missing"):
         value = getattr(data, key)
         if value != DataSection.model_fields[key].default:
             yield f"  {key}: {write_inline(value)}"
     if data.types:
-        yield from _comment("Later values do not fit what the first lines look like:", "  ")
+        yield from _comment("What columns hold where the first lines do not show it:", "  ")
         yield f"  types: {write_inline(data.types)}"
     yield f"  label: {write_inline(data.label)}  # 1 in {100 * inference.positives:.1f} % of the rows"
     if data.drop is not None:

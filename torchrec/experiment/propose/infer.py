@@ -30,7 +30,7 @@ from torchrec.experiment.propose._roles import table_name
 from torchrec.experiment.propose._sharing import share_tables
 from torchrec.experiment.propose._sizes import proposed_dim, updates_all_rows
 from torchrec.experiment.propose._statistics import ColumnStatistics
-from torchrec.experiment.propose._text import separator_of
+from torchrec.experiment.propose._text import are_written_numbers, separator_of, text_of
 
 __all__ = ["Inference", "infer_features"]
 
@@ -168,7 +168,7 @@ def infer_features(
     if drop is None and source.drop is not None:
         drop = source.drop.text
     label = written_label(label, source.schema.names)
-    types: dict[str, TextType] = {}
+    types = _written_types(source)
     while True:
         try:
             inference = _infer(source, label, drop, max_rows, types)
@@ -179,6 +179,21 @@ def infer_features(
             if not misfit.wider:
                 raise
             types |= misfit.wider
+
+
+def _written_types(source: TableSource) -> dict[str, TextType]:
+    """Return types of columns of text files that are numbers as people write them: "1,234", "12 %"."""
+    if source.files[0].format == "parquet":
+        return {}
+    sample = next(iter(source.scan()), None)
+    if sample is None:
+        return {}
+    texts = {name: text_of(sample[name]) for name in sample.column_names}
+    return {
+        name: "number"
+        for name, text in texts.items()
+        if text is not None and are_written_numbers(name, text, source.decimal)
+    }
 
 
 def written_label(label: str, columns: Sequence[str]) -> str:
