@@ -72,13 +72,15 @@ def read_number_text(text: pa.Array, type: pa.DataType, decimal: Decimal = ".") 
         plain = pc.replace_substring_regex(plain, r"\.0*$", "")
         right = pc.and_(right, pc.fill_null(pc.match_substring_regex(plain, "^[-+]?[0-9]+$"), True))
     plain = pc.replace_substring_regex(plain, r"^\+", "")
-    if pc.all(right, min_count=0).as_py():
-        try:
-            return pc.cast(plain, type)
-        except pa.ArrowInvalid:  # beyond 64 bits
-            pass
-    cells = zip(right.to_pylist(), plain.to_pylist(), strict=True)
-    row = next(row for row, (good, cell) in enumerate(cells) if not (good and _fits(cell, type)))
+    # Up to the first that is not written so; looked at one by one only where 64 bits do not hold one.
+    row = pc.index(right, False).as_py()
+    readable = plain if row < 0 else plain.slice(0, row)
+    try:
+        numbers = pc.cast(readable, type)
+    except pa.ArrowInvalid:
+        row = next(at for at, cell in enumerate(readable.to_pylist()) if not _fits(cell, type))
+    if row < 0:
+        return numbers
     raise UnreadableError(row, text[row].as_py())
 
 
