@@ -30,9 +30,9 @@ def init(
         ),
     ],
     label: Annotated[
-        str,
-        typer.Option(help="Column of 0 and 1, or an expression over columns.", show_default=False),
-    ],
+        str | None,
+        typer.Option(help="Column of 0 and 1, or an expression over columns. Needed."),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path(
         "experiment.yaml"
     ),
@@ -71,9 +71,10 @@ def init(
     from torchrec.datasets.files import resolve_files
     from torchrec.datasets.source import TableSource
     from torchrec.experiment.propose import infer_features, write_experiment
+    from torchrec.experiment.propose.label import columns_of_label, require_label
     from torchrec.experiment.schema import DataSection
 
-    if not label:
+    if label == "":
         raise ValueError(
             "`--label` should name a column, or be an expression. Received an empty one."
         )
@@ -84,12 +85,14 @@ def init(
     names = None if columns is None else [name.strip() for name in columns.split(",")]
     delimiter = "\t" if delimiter == r"\t" else delimiter  # what a shell makes of it
     if files[0].format != "parquet":
-        layout = _layout_of(files[0], delimiter, names, label)
+        read = [] if label is None else columns_of_label(label)
+        layout = _layout_of(files[0], delimiter, names, read)
         delimiter, names = delimiter or layout.delimiter, layout.columns
         notice = layout.notice or (text and f"'{text}' is read as text with a header.")
         if notice:
             out.print(notice, style="yellow", markup=False)
     source = TableSource(files, columns=names, delimiter=delimiter, drop=drop)
+    label = require_label(source, label)
     section = DataSection(
         train=data,
         valid=valid or [],
@@ -110,15 +113,10 @@ def init(
 
 
 def _layout_of(
-    file: DataFile, delimiter: str | None, names: list[str] | None, label: str
+    file: DataFile, delimiter: str | None, names: list[str] | None, read: list[str]
 ) -> Layout:
     from torchrec.datasets.layout import find_layout
-    from torchrec.datasets.transform.labels import Label
 
-    try:
-        read = Label(label).columns
-    except ValueError:  # no expression: the name of a column that is no word
-        read = [label]
     layout = find_layout(file, delimiter, names, read)
     missing = [name for name in read if name not in (layout.columns or read)]
     if layout.notice and missing:

@@ -161,3 +161,38 @@ def test_text_with_a_header_is_read_as_such(capsys: pytest.CaptureFixture[str]) 
     assert "'log.txt' is read as text with a header." in capsys.readouterr().out
     data = load_experiment("experiment.yaml").data
     assert (data.format, data.delimiter, data.columns) == ("csv", ";", None)
+
+
+def log(path: str, columns: str, *rows: str) -> str:
+    Path(path).write_text("\n".join([columns, *rows * 3]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            [],
+            "`--label` should be a column of 0 and 1, or an expression over columns. Received none.",
+        ),
+        (["--label", "a"], "should read columns of the data. Received 'a'."),
+        (["--label", "a > b"], "should read columns of the data. Received 'a'."),
+    ],
+    ids=["none", "no column", "no columns"],
+)
+def test_who_names_no_label_learns_what_may_be_one(
+    capsys: pytest.CaptureFixture[str], given: list[str], said: str
+) -> None:
+    binary = log("binary.csv", "user,click,bought,one,stars", "7,0,true,1,3", "8,1,false,1,4")
+    rated = log("rated.csv", "user,Stars,title", "7,3,x", "8,4,y", "9,5,z")
+    events = log("events.csv", "user,item", "7,3", "8,4")
+    for path, advice in (
+        (binary, "Columns: user, click, bought, one, stars. Of 0 and 1: click, bought."),
+        (rated, "Columns: user, Stars, title. An expression would be 'Stars >= 4'."),
+        (
+            events,
+            "Columns: user, item. None is of 0 and 1. Where each row is something that happened",
+        ),
+    ):
+        error = refused(capsys, path, *given)
+        assert f"{said} {advice}" in error

@@ -31,6 +31,7 @@ from torchrec.experiment.propose._sharing import share_tables
 from torchrec.experiment.propose._sizes import proposed_dim, updates_all_rows
 from torchrec.experiment.propose._statistics import ColumnStatistics
 from torchrec.experiment.propose._text import are_written_numbers, separator_of, text_of
+from torchrec.experiment.propose.label import label_advice
 
 __all__ = ["Inference", "infer_features"]
 
@@ -227,7 +228,7 @@ def _infer(
     if drop is not None:
         for name in sorted(parse_expression(drop).columns):
             read_by.setdefault(name, "it decides which rows are dropped")
-    _require(source, read_by)
+    _require(source, read_by, reader.columns)
     labels = _Labels(reader)
     sample, tables = _sample(labels.observe(source.scan(), max_rows))
     counted = _count(source.schema, sample, tables)
@@ -285,7 +286,7 @@ class _Labels:
                 return
 
 
-def _require(source: TableSource, columns: Iterable[str]) -> None:
+def _require(source: TableSource, columns: Iterable[str], of_label: Sequence[str]) -> None:
     names = source.schema.names
     for name in columns:
         if name not in names:
@@ -296,6 +297,8 @@ def _require(source: TableSource, columns: Iterable[str]) -> None:
                     " The first line looks like data: if the files have no header, name their "
                     "columns with `--columns` (`data.columns`)."
                 )
+            elif near == "." and name in of_label:
+                hint = f" {label_advice(source)}"
             raise ValueError(
                 f"Label and `drop` should read columns of the data. Received '{name}'{near} "
                 f"Columns: {listed(names)}.{hint}"
