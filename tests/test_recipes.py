@@ -17,10 +17,10 @@ pytestmark = pytest.mark.once
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 DATA = Path(os.environ.get("ROWWISE_DATA", ROOT.parent / "shared" / "data"))
-# The metric, and what the mean of three seeds has to reach; one seed may miss it by a little.
+# The metric, and what the mean of five seeds has to reach; one seed may miss it by a little.
 TARGETS = {
     "movielens_deepfm": ("auc", 0.8437, 0.001),
-    "movielens_dlrm_dcn": ("auc", 0.846, 0.001),
+    "movielens_dlrm_dcn": ("auc", 0.852, 0.001),
     "movielens_ids_dlrm_dcn": ("logloss", 0.32, 0.001),
 }
 
