@@ -104,7 +104,15 @@ def init(
         drop=drop,
     )
     others = [source.over(resolve_files(paths, format)) for paths in (valid, test) if paths]
-    inference = _without(infer_features(source, label, drop, others=others), exclude or [])
+    with out.status("Looking at the data") as status:
+        inference = infer_features(
+            source,
+            label,
+            drop,
+            others=others,
+            progress=lambda rows: status.update(f"Looking at the data: {rows:,} rows"),
+        )
+    inference = _without(inference, exclude or [])
     section = section.model_copy(update={"label": inference.label})
     write_experiment(output, inference, section, overwrite=overwrite)
     _show(inference)

@@ -771,3 +771,12 @@ class TestRealData:
         dense = [name for name, feature in features.items() if isinstance(feature, DenseFeature)]
         assert dense == numbers
         assert [name for name in features if name not in dense] == categories
+
+
+def test_progress_is_told(tmp_path) -> None:
+    table = pa.table({"user": list(range(50)) * 4, "click": [0, 1] * 100})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=60)
+    told: list[int] = []
+    infer_features(tmp_path / "a.parquet", "click", max_rows=150, progress=told.append)
+    assert told == sorted(told)
+    assert told[-1] == 150

@@ -8,7 +8,7 @@ limit, are counted: nulls, ranges and distinct values, the last exactly below 65
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -134,6 +134,7 @@ def infer_features(
     *,
     others: Sequence[TableSource] = (),
     max_rows: int = 10_000_000,
+    progress: Callable[[int], None] | None = None,
 ) -> Inference:
     r"""Propose features for the columns of some data.
 
@@ -148,6 +149,7 @@ def infer_features(
         others: further files, such as those to test on, whose values should fit the types as well.
             Default: none.
         max_rows: rows counted at most, of each. Default ten million.
+        progress: is told again and again how many rows have been counted. Default: nobody is.
 
     Raises:
         ValueError: label columns that are not there, labels that are not 0 and 1, no rows, or
@@ -172,7 +174,7 @@ def infer_features(
     types = _written_types(source)
     while True:
         try:
-            inference = _infer(source, label, drop, max_rows, types)
+            inference = _infer(source, label, drop, max_rows, types, progress)
             for other in others:
                 _read(other.retyped(types), max_rows)
             return inference
@@ -221,6 +223,7 @@ def _infer(
     drop: str | None,
     max_rows: int,
     types: dict[str, TextType],
+    progress: Callable[[int], None] | None,
 ) -> Inference:
     """Propose features, where some columns of text have other types than their first lines show."""
     source, reader = source.retyped(types) if types else source, Label(label)
@@ -229,7 +232,7 @@ def _infer(
         for name in sorted(parse_expression(drop).columns):
             read_by.setdefault(name, "it decides which rows are dropped")
     _require(source, read_by, reader.columns)
-    labels = _Labels(reader)
+    labels = _Labels(reader, progress)
     sample, tables = _sample(labels.observe(source.scan(), max_rows))
     counted = _count(source.schema, sample, tables)
     sampled = np.concatenate(labels.sample)[:_SAMPLE]
@@ -266,8 +269,9 @@ def _read(source: TableSource, max_rows: int) -> None:
 class _Labels:
     """Counts the labels of tables that pass by, and keeps those of the sample."""
 
-    def __init__(self, label: Label) -> None:
+    def __init__(self, label: Label, progress: Callable[[int], None] | None) -> None:
         self._label = label
+        self._progress = progress
         self.positives = 0.0
         self.rows = 0
         self.sample: list[Array] = []
@@ -281,6 +285,8 @@ class _Labels:
                 self.sample.append(labels)
             self.positives += float(labels.sum())
             self.rows += table.num_rows
+            if self._progress is not None:
+                self._progress(self.rows)
             yield table
             if self.rows >= most:
                 return
