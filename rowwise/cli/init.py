@@ -15,6 +15,7 @@ from rowwise.cli.console import console, table
 if TYPE_CHECKING:
     from torchrec.datasets.files import DataFile
     from torchrec.datasets.layout import Layout
+    from torchrec.datasets.source import TableSource
     from torchrec.experiment.propose import Inference
 
 Format = Literal["auto", "parquet", "csv", "tsv"]
@@ -70,7 +71,7 @@ def init(
     """
     from torchrec.datasets.files import resolve_files
     from torchrec.datasets.source import TableSource
-    from torchrec.experiment.propose import infer_features, write_experiment
+    from torchrec.experiment.propose import write_experiment
     from torchrec.experiment.propose.label import columns_of_label, require_label
     from torchrec.experiment.schema import DataSection
 
@@ -104,20 +105,27 @@ def init(
         drop=drop,
     )
     others = [source.over(resolve_files(paths, format)) for paths in (valid, test) if paths]
-    with out.status("Looking at the data") as status:
-        inference = infer_features(
+    inference = _without(_looked_at(source, label, drop, others), exclude or [])
+    section = section.model_copy(update={"label": inference.label})
+    write_experiment(output, inference, section, overwrite=overwrite)
+    _show(inference)
+    out.print(f"\nWritten to [bold]{escape(str(output))}[/]. Read it, then:")
+    out.print(f"  torchrec train {output}", markup=False)
+
+
+def _looked_at(
+    source: TableSource, label: str, drop: str | None, others: Sequence[TableSource]
+) -> Inference:
+    from torchrec.experiment.propose import infer_features
+
+    with console().status("Looking at the data") as status:
+        return infer_features(
             source,
             label,
             drop,
             others=others,
             progress=lambda rows: status.update(f"Looking at the data: {rows:,} rows"),
         )
-    inference = _without(inference, exclude or [])
-    section = section.model_copy(update={"label": inference.label})
-    write_experiment(output, inference, section, overwrite=overwrite)
-    _show(inference)
-    out.print(f"\nWritten to [bold]{escape(str(output))}[/]. Read it, then:")
-    out.print(f"  torchrec train {output}", markup=False)
 
 
 def _layout_of(
