@@ -296,7 +296,7 @@ def run(name: str, path: Path, variant: str, seed: int) -> dict[str, object]:
 
 
 def show(lines: list[dict[str, object]], work: Path) -> None:
-    """Print all results, a row a variant: the change of AUC and log loss from what is proposed."""
+    """Print all results, a row a variant: the change from what is proposed, in units of .0001."""
     tables = list(dict.fromkeys(str(line["table"]) for line in lines))
     mean: dict[tuple[str, str], tuple[float, float]] = {}
     for table, variant in itertools.product(tables, VARIANTS):
@@ -317,8 +317,11 @@ def show(lines: list[dict[str, object]], work: Path) -> None:
                 cells.append("")
             elif variant == "proposed":
                 cells.append(f"{found[0]:.4f} / {found[1]:.4f}")
+            elif found == proposed:
+                cells.append("=")
             else:
-                cells.append(f"{found[0] - proposed[0]:+.4f} / {found[1] - proposed[1]:+.4f}")
+                change = [1e4 * (a - b) for a, b in zip(found, proposed, strict=True)]
+                cells.append(f"{change[0]:+.0f} / {change[1]:+.0f}")
         if any(cells):
             print(f"| {variant} | " + " | ".join(cells) + " |")
 
