@@ -131,13 +131,15 @@ def _looked_at(
 def _layout_of(
     file: DataFile, delimiter: str | None, names: list[str] | None, read: list[str]
 ) -> Layout:
+    from torchrec.checks import did_you_mean
     from torchrec.datasets.layout import find_layout
 
     layout = find_layout(file, delimiter, names, read)
     missing = [name for name in read if name not in (layout.columns or read)]
     if layout.notice and missing:
+        near = did_you_mean(missing[0], layout.columns or [], quote="`") or "."
         raise ValueError(
-            f"`--label` should read columns of the data. Received '{missing[0]}'. {layout.notice}"
+            f"`--label` should read columns of the data. Received '{missing[0]}'{near} {layout.notice}"
         )
     return layout
 

@@ -42,7 +42,9 @@ def show_summary(run: RunFolder) -> None:
 def _rows(result: RunResult) -> list[list[str]]:
     splits = {"train": result.train, "valid": result.valid, "test": result.test}
     rows = [
-        _row(name, scores, result.deviation.get(name)) for name, scores in splits.items() if scores
+        _row(result.part_name(name), scores, result.deviation.get(name))
+        for name, scores in splits.items()
+        if scores
     ]
     # Beside the split that counts most.
     last = "valid" if result.test is None else "test"

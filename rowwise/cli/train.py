@@ -76,7 +76,6 @@ def train(
     if run.members() and not run.model.is_dir():
         folder = run.members()[0].path
     for command in (
-        "report {}",
         "evaluate {} OTHER_DATA",
         "predict {} NEW_DATA -o predictions.parquet",
     ):

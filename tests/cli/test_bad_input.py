@@ -243,6 +243,7 @@ def test_a_label_that_is_not_there(desk: Desk) -> None:
     pq.write_table(clicks().drop_columns(["click"]), "bad.parquet")
     line = "Received 'click'. Columns: user, price, shop."
     assert line in desk.refuses("train", desk.experiment(), "-o", "run")
+    line = f"`label` should read columns of the data. {line}"
     assert line in desk.refuses("init", "bad.parquet", "--label", "click")
 
 

@@ -34,7 +34,7 @@ def test_it_says_what_differs_and_what_cannot_be_told(
     assert ["AUC", "0.7500", "0.7600"] in lines
     assert ["training.batch_size", "64", "128"] in lines
     text = " ".join(word for line in lines for word in line)
-    assert "The AUC of two on its test data is +0.0100 to that of one" in text
+    assert "The AUC of two on its test data is 0.0100 above that of one" in text
     assert "one: no intervals." in text
     assert "training.batch_size" in page.read_text("utf-8")
 

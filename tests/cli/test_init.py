@@ -131,6 +131,9 @@ def test_options_that_cannot_be(
 def test_files_whose_names_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [f"{i % 7}::{i % 5}::{1 + i // 3 % 5}::{978300000 + i}" for i in range(300)]
     Path("ratings.dat").write_text("\n".join(lines))
+    assert "Received 'ratin'; did you mean `rating`?" in refused(
+        capsys, "ratings.dat", "--label", "ratin"
+    )
     assert cli.main(["init", "ratings.dat", "--label", "rating > 3"]) == 0
     assert "'ratings.dat' is read as ratings of MovieLens" in capsys.readouterr().out
     experiment = load_experiment("experiment.yaml")

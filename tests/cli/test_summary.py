@@ -70,7 +70,7 @@ def test_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rest = ["0.2500", "0.9000", "1.0100"]
     assert lines[:5] == [
         ["rows", "AUC", "log", "loss", "NE", "calibration"],
-        ["train", "12,000", "0.8000", *rest],
+        ["train,", "epoch", "3", "12,000", "0.8000", *rest],
         ["valid", "100", "0.7000", *rest],
         ["test", "100", "-", *rest],
         ["test,", "base", "rate", "of", "training", "100", "0.5000", *rest],
@@ -88,6 +88,13 @@ def test_summary_without_test_data(tmp_path: Path, capsys: pytest.CaptureFixture
     assert lines[3].startswith("valid, base rate of training")
     assert lines[4].startswith("valid, logistic regression 100 0.6600")
     assert lines[5:] == ["time 1:01, 12,346 samples/s"]
+
+
+def test_training_is_told_with_its_epoch_where_earlier_weights_are_saved() -> None:
+    last = dataclasses.replace(RESULT, best_step=300, best_epoch=3)
+    assert [RESULT.part_name(part) for part in ("train", "valid")] == ["train, epoch 3", "valid"]
+    assert last.part_name("train") == "train"
+    assert dataclasses.replace(RESULT, best_step=None).part_name("train") == "train"
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:

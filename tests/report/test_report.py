@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from torchrec.experiment.schema import Experiment
 from torchrec.report import write_report
 from torchrec.report.charts import Axis, Chart, Series, line_chart, stacked_chart, thin
+from torchrec.report.configuration import keys_of
 from torchrec.report.scale import Scale, duration, extent, memory, short
 from torchrec.runs import read_run
 
@@ -291,3 +293,9 @@ def test_numbers_are_short(text: str, expected: str) -> None:
 def test_script_parses() -> None:
     script = Path(_fake_run.__file__).parents[2] / "torchrec" / "report" / "page.js"
     subprocess.run(["node", "--check", script], check=True)
+
+
+def test_a_value_that_is_blank_is_written_out() -> None:
+    data = {"train": "/a.txt", "label": "y", "delimiter": "\t"}
+    found = keys_of(Experiment.model_validate({"data": data}), changed=True)
+    assert (found["data.delimiter"], found["data.label"]) == ('"\\t"', "y")

@@ -361,8 +361,9 @@ def _plain_sentence(
         return f"There is nothing to compare {other.name} with {first.name} by."
     gap = found[1].value - found[0].value
     return (
-        f"The AUC of {other.name} on its {part} data is {gap:+.4f} to that of {first.name}; without "
-        "the predictions of both nothing tells whether that is chance."
+        f"The AUC of {other.name} on its {part} data is {abs(gap):.4f} "
+        f"{'below' if gap < 0 else 'above'} that of {first.name}; without the predictions of both "
+        "nothing tells whether that is chance."
     )
 
 

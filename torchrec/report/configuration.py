@@ -45,4 +45,5 @@ def _flat(value: object, key: str) -> dict[str, str]:
         for name, inner in value.items():
             found |= _flat(inner, f"{key}.{name}" if key else str(name))
         return found
-    return {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
+    plain = isinstance(value, str) and value.strip() and value.isprintable()  # a tab is not seen
+    return {key: str(value) if plain else json.dumps(value, ensure_ascii=False)}

@@ -59,6 +59,21 @@ class RunResult:
     deviation: Mapping[str, Scores | None] = field(default_factory=dict)
     ensemble: Mapping[str, Scores | None] = field(default_factory=dict)
 
+    def part_name(self, split: str) -> str:
+        """Return what a table calls the metrics of a part of the data.
+
+        Those of training are of the last epoch, which is told where earlier weights are saved.
+
+        Args:
+            split: ``"train"``, ``"valid"`` or ``"test"``.
+
+        Returns:
+            Its name, as ``"valid"`` or ``"train, epoch 12"``.
+        """
+        if split != "train" or self.best_step in (None, self.steps) or self.epochs is None:
+            return split
+        return f"{split}, epoch {self.epochs}"
+
 
 @dataclass(frozen=True)
 class TableFacts:

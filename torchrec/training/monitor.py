@@ -34,7 +34,7 @@ class Monitor:
         True
         False
         >>> monitor.is_over, monitor.best_step, monitor.standstill
-        (True, 10, 'auc and logloss has not improved for 1 evaluation')
+        (True, 10, 'auc and logloss have not improved for 1 evaluation')
     """
 
     def __init__(self, options: EarlyStoppingOptions | None) -> None:
@@ -49,7 +49,8 @@ class Monitor:
     def standstill(self) -> str:
         """How long there was nothing better, in words."""
         name, count = " and ".join(self.metrics) or "the loss", self.waited
-        return f"{name} has not improved for {count} evaluation{'' if count == 1 else 's'}"
+        have = "have" if len(self.metrics) > 1 else "has"
+        return f"{name} {have} not improved for {count} evaluation{'' if count == 1 else 's'}"
 
     def check_metrics(self, report: Report) -> None:
         """Refuse metrics that the reports to come do not have, or that have no direction.

@@ -227,7 +227,10 @@ def _infer(
 ) -> Inference:
     """Propose features, where some columns of text have other types than their first lines show."""
     source, reader = source.retyped(types) if types else source, Label(label)
-    read_by = dict.fromkeys(reader.columns, "the label is made from it")
+    read_by = {
+        name: "it is the label" if name == label.strip() else "the label is made from it"
+        for name in reader.columns
+    }
     if drop is not None:
         for name in sorted(parse_expression(drop).columns):
             read_by.setdefault(name, "it decides which rows are dropped")
@@ -296,6 +299,7 @@ def _require(source: TableSource, columns: Iterable[str], of_label: Sequence[str
     names = source.schema.names
     for name in columns:
         if name not in names:
+            key = "label" if name in of_label else "drop"
             near = did_you_mean(name, names, quote="`") or "."
             hint = ""
             if source.files[0].format != "parquet" and looks_like_data(names):
@@ -303,10 +307,10 @@ def _require(source: TableSource, columns: Iterable[str], of_label: Sequence[str
                     " The first line looks like data: if the files have no header, name their "
                     "columns with `--columns` (`data.columns`)."
                 )
-            elif near == "." and name in of_label:
+            elif near == "." and key == "label":
                 hint = f" {label_advice(source)}"
             raise ValueError(
-                f"Label and `drop` should read columns of the data. Received '{name}'{near} "
+                f"`{key}` should read columns of the data. Received '{name}'{near} "
                 f"Columns: {listed(names)}.{hint}"
             )
 

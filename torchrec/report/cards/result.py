@@ -19,7 +19,10 @@ def _draw(view: View) -> list[Card]:
     if result is None or not beside:
         return []
     rows = [
-        (name, cells_of(view.run.scores[name], numbers_of(result.deviation.get(name))))
+        (
+            result.part_name(name),
+            cells_of(view.run.scores[name], numbers_of(result.deviation.get(name))),
+        )
         for name in SPLITS
         if name in view.run.scores
     ]
