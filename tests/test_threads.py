@@ -138,8 +138,21 @@ def test_it_is_measured_again_when_steps_become_slow() -> None:
     ]
 
 
+@pytest.mark.parametrize(("unit", "steps"), [(1.0, 20), (0.001, 200)], ids=["long", "short"])
+def test_long_steps_do_not_wait_for_200_of_them(unit: float, steps: int) -> None:
+    costs = {1: unit, 4: 0.4 * unit}
+    machine = Machine(costs.__getitem__)
+    chooser = chooser_on(machine)
+    machine.make(chooser, 12)
+    assert chooser.threads == 4
+    costs[4] = 8 * unit
+    assert machine.make(chooser, steps - 10).count(1) == 0
+    assert machine.make(chooser, 24).count(1) > 0
+    assert chooser.threads == 1
+
+
 def test_not_at_every_change() -> None:
-    """Where all became slower, it is measured once in 200 steps at most."""
+    """Where all became slower, it is measured once."""
     costs = {1: 1.0, 4: 0.4}
     machine = Machine(costs.__getitem__)
     chooser = chooser_on(machine)

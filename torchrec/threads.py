@@ -28,7 +28,8 @@ _CLEAR = 1.5  # times as fast: no more than a block on each is measured
 _WORTH = 1.05  # times as fast as one thread should several be, which keep other programs waiting
 _WINDOW = 16  # steps whose median tells that something has changed
 _COLLAPSE = 2.0  # times as slow as when the number was chosen
-_PAUSE = 200  # steps on the chosen number, at least
+_PAUSE = 200  # steps on the chosen number, at least,
+_PAUSE_SECONDS = 10.0  # or seconds: long steps are where a wrong number costs most
 _AGAIN = 5_000  # steps after which it is measured anew, whatever happened
 
 
@@ -199,7 +200,7 @@ class ThreadChooser:
         self._clock = clock
         self._lock = Lock()
         self._recent: deque[float] = deque(maxlen=_WINDOW)
-        self._usual, self._since = 0.0, 0
+        self._usual, self._since, self._chosen_at = 0.0, 0, 0.0
         self._measure()
 
     @property
@@ -257,7 +258,8 @@ class ThreadChooser:
         self._recent.append(seconds)
         self._since += 1
         slow = len(self._recent) == _WINDOW and median(self._recent) > _COLLAPSE * self._usual
-        if (slow and self._since >= _PAUSE) or self._since >= _AGAIN:
+        stayed = self._since >= _PAUSE or self._clock() - self._chosen_at >= _PAUSE_SECONDS
+        if (slow and stayed) or self._since >= _AGAIN:
             self._measure()
 
     def _choose(self) -> None:
@@ -276,6 +278,7 @@ class ThreadChooser:
         else:
             self.choice = ThreadChoice(1, self.most, 1 / speedup)
         self._usual, self._since = median(self._measured[self.choice.threads]), 0
+        self._chosen_at = self._clock()
         self._recent.clear()
         if self._tell and (before is None or before.threads != self.choice.threads):
             self._tell(f"{self.choice}.")
