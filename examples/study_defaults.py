@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 from sklearn.metrics import log_loss, roc_auc_score
@@ -255,11 +256,11 @@ def movielens_100k(folder: Path) -> pa.Table:
     flags = np.stack([films[genre].to_numpy() for genre in genres], axis=1)
     named = [[g for g, has in zip(genres, row, strict=True) if has] for row in flags]
     films = films.select(["item", "release"]).append_column("genres", pa.array(named))
-    joined = (
-        ratings.join(users, "user")
-        .join(films, "item")
-        .sort_by([("user", "ascending"), ("item", "ascending")])
-    )
+    joined = ratings
+    for key, others in (("user", users), ("item", films)):
+        of_rating = others.take(pc.index_in(ratings[key], others[key]))
+        for name in others.column_names[1:]:
+            joined = joined.append_column(name, of_rating[name])
     clicks = pa.array((joined["rating"].to_numpy() > 3).astype(np.int8))
     return joined.drop_columns(["rating"]).append_column("label", clicks)
 

@@ -117,6 +117,25 @@ def test_of_large_data_they_are_left_out_unless_asked_for(
     assert asked.baselines.keys() == {"constant", "deepfm"}
 
 
+@pytest.mark.parametrize("test", [0.1, 0.0], ids=["test", "valid"])
+def test_a_model_that_the_regression_beats_is_told(
+    clicks: Path, tmp_path: Path, test: float
+) -> None:
+    split = {"split": {"valid": 0.1, "test": test}}
+    for rate, beaten in ((1e-7, True), (0.02, False)):
+        notes = Notes()
+        rates = {"learning_rate": rate, "embedding_learning_rate": rate}
+        made = experiment(clicks, data=split, training=rates)
+        result = run_experiment(made, tmp_path / str(rate), observers=[notes])
+        part = "test" if test else "valid"
+        ours, theirs = (
+            (result.test or result.valid)["logloss"],
+            result.baselines["lr"][part]["logloss"],
+        )
+        said = f"On {part} a logistic regression is better than the model: log loss {theirs:.4f} against {ours:.4f}."
+        assert (said in notes.messages) == beaten == (theirs < ours)
+
+
 def test_asking_for_them_where_nothing_is_evaluated_is_answered(
     clicks: Path, tmp_path: Path
 ) -> None:

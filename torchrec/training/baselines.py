@@ -162,4 +162,16 @@ def baselines_of(
         )
     began("training the baseline lr")
     found[LINEAR] = linear_baseline(data, fitted.samples, seed)
-    return found, None
+    return found, _beaten_by(found[LINEAR], fitted)
+
+
+def _beaten_by(linear: Baseline, fitted: FitResult) -> str | None:
+    """Return what to say of a model that a regression is better than."""
+    split, report = ("valid", fitted.valid) if fitted.test is None else ("test", fitted.test)
+    theirs = (linear.get(split) or {}).get("logloss")
+    if report is None or theirs is None or not theirs < report["logloss"]:
+        return None
+    return (
+        f"On {split} a logistic regression is better than the model: log loss {theirs:.4f} against "
+        f"{report['logloss']:.4f}."
+    )
