@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.killing import write_clicks
 from tests.training.test_run import Notes, experiment, run
 from torchrec.metrics import BinaryMetrics, Report
 from torchrec.models import registry
@@ -21,13 +20,6 @@ from torchrec.training.fit_state import FitResult
 from torchrec.training.run import run_experiment
 
 pytestmark = pytest.mark.once
-
-
-@pytest.fixture(scope="module")
-def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "clicks.parquet"
-    write_clicks(path)
-    return path
 
 
 def report(labels: list[int], weights: list[float] | None = None) -> Report:

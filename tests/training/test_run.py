@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from rowwise import cli
-from tests.training.killing import ending, write_clicks
+from tests.training.killing import ending
 from torchrec.bundle import load_bundle
 from torchrec.experiment.files import check_experiment, load_experiment
 from torchrec.experiment.schema import Experiment, TrainingSection
@@ -31,13 +31,6 @@ from torchrec.training.run import RunResult, run_experiment
 from torchrec.training.run_threads import thread_chooser
 
 pytestmark = pytest.mark.once
-
-
-@pytest.fixture(scope="module")
-def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "clicks.parquet"
-    write_clicks(path)
-    return path
 
 
 def experiment(path: Path, /, **sections: dict[str, Any]) -> Experiment:

@@ -15,7 +15,7 @@ import torch
 
 from rowwise import cli
 from rowwise.cli.stopping import Stopped, stopping
-from tests.training.killing import ending, write_clicks
+from tests.training.killing import ending
 from tests.training.test_run import Notes, experiment, run
 from torchrec.experiment.schema import Experiment
 from torchrec.inference import load
@@ -28,13 +28,6 @@ from torchrec.training.run_data import RunData
 from torchrec.training.seeds import joined
 
 pytestmark = pytest.mark.once
-
-
-@pytest.fixture(scope="module")
-def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "clicks.parquet"
-    write_clicks(path)
-    return path
 
 
 def seeded(clicks: Path, **training: Any) -> Experiment:
