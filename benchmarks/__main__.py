@@ -1,169 +1,171 @@
-"""Measures the library, and beside it another Python with the same API.
+"""Measures the library beside the limit that the machine sets, and beside another Python with the same API.
 
-``make bench PEER=/path/to/python`` runs every scenario under our Python and the peer's in turn,
-several rounds, and writes the medians and their ratios to ``benchmarks/results``. Every number in
-a row comes from one run on one machine: trust the ratios. Maps of ids are measured too, and alone
-by ``python -m benchmarks.collision``.
+``make bench PEER=/path/to/python`` gives every scenario its turn under our Python, the peer's and as a plain loop,
+round after round, all in processes that are built already, and writes medians, and medians of the ratios within a
+round, to ``benchmarks/results``. Times move with the machine and its load; ratios of one round do so less.
+``python -m benchmarks --quick --only "look-up, B=4096"`` answers in half a minute.
+
+The limits are measured in the same rounds on as many threads (``limits.cpp``, compiled there and then):
+
+- Look-ups and training steps: the bytes that have to move. These are the rows that the batch reads, each once, the
+  ids, and the pooled vectors written; in training also their gradients, the rows once more, written as well, and the
+  state in whole cache lines. What is written goes, with as much of what is read, at the rate of ``memcpy``, the rest at
+  that of plain reads, of 256 MB each. No loop is faster, unless the last cache holds a part of the tables.
+- The look-up with 20 ids a bag: ``loop``, as it reads rows again that the cache may hold. The loop is C++ that knows
+  the dimension while it is compiled, checks nothing and fetches rows ahead. It is shown for the others too: what a loop
+  gets of the limit. In training it finds its ids sorted.
+- Models: their FP32 matrix products alone, forward and, in training, both backward products of each layer, each in the
+  fastest way that PyTorch has for its shape. A step has to do them all, whatever else it does.
+- Managed collision: ids asked from an open-addressed table of 16-byte slots that is at most half full, fetched ahead,
+  each counted, nothing evicted, on one thread.
+
+Calls of the sparse types and of small batches have no limit but those of Python's calls.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import collision
-from benchmarks.worker import FORWARD, SCENARIOS, SPARSE, TRAINING
+from benchmarks.processes import HERE, Process, Workplace, workplace
+from benchmarks.scenarios import SCENARIOS, Scenario
 
-HERE = Path(__file__).parent
-WORKER = HERE / "worker.py"
-
-# The ratio that is wanted of each: peer / ours, all cores.
-TARGETS = {
-    "forward, B=1": 4,
-    "forward, B=64": 4,
-    "forward, B=4096": 3,
-    "forward, B=2048, 20 ids a bag": 1.3,
-    "forward, 8 x 1M x 128, 50 ids a bag": 1.3,
-    "training step, B=2048, 1 id a bag": 2.5,
-    "training step, B=2048, 20 ids a bag": 2,
-    "split": 2,
-    "to_dict": 2,
-    "permute": 1.2,
-    "concat": 1.2,
-    "[]": 1.2,
-    "KeyedTensor.regroup": 1.5,
-    "import torchrec": 15,
-}
-LARGE = [
-    name
-    for name in [*FORWARD, *TRAINING]
-    if "B=1" not in name.split(", ")[1:2] and "B=64" not in name
-]
-Samples = dict[str, dict[str, list[float]]]
+Round = dict[str, dict[str, float]]  # side -> what it answered
+HEAD = "peer|ours|peer / ours|wanted|limit|limit / ours|wanted|loop|processor|faults"
+IMPORT = "import torchrec"
+IMPORT_RATIO = 15
+FAULTS = 50  # minor page faults a step that are wanted at most
 
 
-def run(python: str, scenario: str, threads: int) -> dict[str, float]:
-    """Return the median time of each variant of a scenario under a Python, in milliseconds."""
-    finished = subprocess.run(
-        [python, str(WORKER), scenario, str(threads)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if finished.returncode != 0:
-        raise SystemExit(f"{scenario!r} failed under {python}:\n{finished.stderr}")
-    times = json.loads(finished.stdout.splitlines()[-1])
-    return {name: statistics.median(samples) for name, samples in times.items()}
+def sides_of(
+    scenario: Scenario, place: Workplace, others: dict[str, str]
+) -> Iterator[tuple[str, Process]]:
+    """Start, one after another, what has its turns in this scenario."""
+    for side, python in {"ours": sys.executable, **others}.items():
+        yield side, place.worker(python, scenario.work)
+    if scenario.products:
+        yield "products", place.worker(sys.executable, scenario.products)
+    if scenario.loop:
+        yield "loop", place.limit(scenario.loop)
+    if scenario.moved:
+        yield "memory", place.limit(["memory"])
 
 
-def import_times(python: str) -> dict[str, float]:
-    """Return what ``import torchrec`` costs beyond ``import torch``, in milliseconds."""
+def measure(
+    scenario: Scenario, place: Workplace, others: dict[str, str], rounds: int, threads: int
+) -> list[Round]:
+    """Give each side its turn in each round, in this order and in the reverse."""
+    sides = dict(sides_of(scenario, place, others))
+    answers: list[Round] = []
+    for number in range(rounds):
+        order = list(sides.items())[:: 1 if number % 2 == 0 else -1]
+        answers.append({side: process.ask(threads) for side, process in order})
+        if scenario.scaling and threads > 1:
+            for side in ("ours", "memory"):
+                if side in sides:
+                    answers[-1][f"{side}, 1"] = sides[side].ask(1)
+    for process in sides.values():
+        process.close()
+    return answers
+
+
+def limit_of(scenario: Scenario, found: Round) -> float | None:
+    """Return the time of the limit in a round, in milliseconds."""
+    if scenario.moved:
+        read, written = scenario.moved
+        rates = found["memory"]
+        return (2 * written / rates["copy"] + (read - written) / rates["read"]) / 1e6
+    side = "products" if scenario.products else "loop"
+    return found[side]["wall"] if side in found else None
+
+
+def median(values: list[float]) -> str:
+    return f"{statistics.median(values):.3g}" if values else ""
+
+
+def against(ratios: list[float], wanted: float | None, form: str) -> list[str]:
+    """Return the median of the ratios and what is wanted, and whether it is so."""
+    if not ratios:
+        return ["", "" if wanted is None else form.format(wanted)]
+    ratio = statistics.median(ratios)
+    met = "" if wanted is None else f"{form.format(wanted)} {'✓' if ratio >= wanted else '✗'}"
+    return [form.format(ratio), met]
+
+
+def row_of(scenario: Scenario, rounds: list[Round], others: list[str]) -> str:
+    """Return the row of a scenario."""
+    walls = {
+        side: [found[side]["wall"] for found in rounds]
+        for side in ("ours", "loop", *others)
+        if side in rounds[0]
+    }
+    limits = [limit for found in rounds if (limit := limit_of(scenario, found)) is not None]
+    shares = [limit / ours for limit, ours in zip(limits, walls["ours"], strict=False)]
+    ratios = {
+        side: [o / m for o, m in zip(walls[side], walls["ours"], strict=True)] for side in others
+    }
+    faults = statistics.median(found["ours"]["faults"] for found in rounds)
+    cells = [
+        scenario.name,
+        median(walls.get("peer", [])),
+        median(walls["ours"]),
+        *against(ratios.get("peer", []), scenario.ratio, "{:.3g}"),
+        median(limits),
+        *against(shares, scenario.share, "{:.0%}"),
+        median(walls.get("loop", [])),
+        median([found["ours"]["processor"] for found in rounds]),
+        f"{faults:.0f}" + (" ✗" if faults > FAULTS else ""),
+    ]
+    if "before" in walls:
+        cells += [median(walls["before"]), median(ratios["before"])]
+    return "| " + " | ".join(cells) + " |"
+
+
+def scaling_rows(measured: list[tuple[Scenario, list[Round]]]) -> Iterator[str]:
+    """Return how much faster all threads are than one: memory first, then what uses it."""
+    one_and_all = [r for _, rounds in measured for r in rounds if "memory, 1" in r]
+    for rate, name in (("copy", "memcpy, GB/s"), ("read", "reads, GB/s")):
+        if one_and_all:
+            one = [found["memory, 1"][rate] for found in one_and_all]
+            several = [found["memory"][rate] for found in one_and_all]
+            gain = [b / a for a, b in zip(one, several, strict=True)]
+            yield f"| {name} | {median(one)} | {median(several)} | {median(gain)} |"
+    for scenario, rounds in measured:
+        if "ours, 1" in rounds[0]:
+            one = [found["ours, 1"]["wall"] for found in rounds]
+            several = [found["ours"]["wall"] for found in rounds]
+            gain = [a / b for a, b in zip(one, several, strict=True)]
+            yield f"| {scenario.name} | {median(one)} | {median(several)} | {median(gain)} |"
+
+
+def import_row(others: dict[str, str], rounds: int, width: int) -> str:
+    """Return the row of what ``import torchrec`` costs beyond ``import torch``."""
     code = (
         "import time; import torch; s = time.perf_counter(); import torchrec; "
         "print((time.perf_counter() - s) * 1e3)"
     )
-    with tempfile.TemporaryDirectory() as elsewhere:  # not here, where our package lies
-        out = subprocess.run(
-            [python, "-W", "ignore", "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=elsewhere,
-        )
-    return {"import torchrec": float(out.stdout.splitlines()[-1])}
-
-
-def measure(pythons: dict[str, str], scenario: str, rounds: int, threads: int) -> Samples:
-    """Run a scenario in turn under each Python; return side -> variant -> a median a round."""
-    samples: Samples = {side: {} for side in pythons}
-    for number in range(rounds):
-        sides = list(pythons) if number % 2 == 0 else list(pythons)[::-1]
-        for side in sides:
-            python = pythons[side]
-            found = import_times(python) if scenario == "import" else run(python, scenario, threads)
-            for variant, value in found.items():
-                samples[side].setdefault(variant, []).append(value)
-        print(f"  {scenario}: round {number + 1} of {rounds}", file=sys.stderr)
-    return samples
-
-
-def ratio_row(label: str, ours: list[float], peer: list[float] | None) -> str:
-    """Return a row of the table; the ratio is the median of the ratios of the rounds."""
-    mine = f"{statistics.median(ours):.4g}"
-    if peer is None:
-        return f"| {label} | {mine} | | | |"
-    ratio = statistics.median(p / o for p, o in zip(peer, ours, strict=True))
-    target = TARGETS.get(label.split(" (")[0])
-    met = "" if target is None else f"{target:g} {'✓' if ratio >= target else '✗'}"
-    return f"| {label} | {mine} | {statistics.median(peer):.4g} | {ratio:.2f} | {met} |"
-
-
-def rows_of(scenario: str, samples: Samples) -> list[str]:
-    """Return the rows of a scenario. Training compares our collection with each way of the peer."""
-    ours, peer = samples["ours"], samples.get("peer")
-    if scenario in FORWARD or scenario == "import":
-        name = next(iter(ours))
-        label = scenario if scenario in FORWARD else name
-        return [ratio_row(label, ours[name], peer[name] if peer else None)]
-    if scenario == SPARSE:
-        return [ratio_row(n, ours[n], peer[n] if peer else None) for n in ours]
-    mine = ours["EmbeddingBagCollection"]
-    if not peer:
-        return [ratio_row(scenario, mine, None)]
-    return [ratio_row(f"{scenario} (peer: {way})", mine, times) for way, times in peer.items()]
-
-
-def scaling_rows(python: str, rounds: int, threads: int) -> list[str]:
-    """Return how much faster all threads are than one, on the large scenarios."""
-    rows = []
-    for scenario in LARGE:
-        one, all_ = [], []
-        for _ in range(rounds):
-            one.append(run(python, scenario, 1)["EmbeddingBagCollection"])
-            all_.append(run(python, scenario, threads)["EmbeddingBagCollection"])
-        gain = statistics.median(a / b for a, b in zip(one, all_, strict=True))
-        rows.append(
-            f"| {scenario} | {statistics.median(one):.4g} | {statistics.median(all_):.4g} | {gain:.2f} |"
-        )
-    return rows
-
-
-def bandwidth_rows(python: str, rounds: int, threads: int) -> list[str]:
-    """Return the bytes a second of look-ups, of a plain loop over the same rows, and of memcpy."""
-    compiler = os.environ.get("CXX", "c++")
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        program = str(Path(folder) / "gather")
-        command = [compiler, "-O3", "-march=native", "-fopenmp", "-std=c++17"]
-        subprocess.run([*command, str(HERE / "gather.cpp"), "-o", program], check=True)
-        for scenario, (tables, size, dim, batch, length, _) in FORWARD.items():
-            if scenario not in LARGE:
-                continue
-            mine, plain, copy = [], [], []
-            for _ in range(rounds):
-                moved = tables * batch * (length + 1) * dim * 4
-                mine.append(moved / run(python, scenario, threads)["EmbeddingBagCollection"] / 1e6)
-                arguments = [str(n) for n in (tables, size, dim, batch, length, threads)]
+    times: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for side, python in {"ours": sys.executable, **others}.items():
+            with tempfile.TemporaryDirectory() as elsewhere:  # not here, where our package lies
+                command = [python, "-W", "ignore", "-c", code]
                 out = subprocess.run(
-                    [program, *arguments], capture_output=True, text=True, check=True
+                    command, capture_output=True, text=True, check=True, cwd=elsewhere
                 )
-                found = [float(x) / 1e9 for x in out.stdout.split()]
-                plain.append(found[0])
-                copy.append(found[1])
-            numbers = [statistics.median(x) for x in (mine, plain, copy)]
-            share = statistics.median(m / p for m, p in zip(mine, plain, strict=True))
-            rows.append(
-                f"| {scenario} | " + " | ".join(f"{n:.3g}" for n in numbers) + f" | {share:.0%} |"
-            )
-    return rows
+            times.setdefault(side, []).append(float(out.stdout.splitlines()[-1]))
+    ratios = [p / o for p, o in zip(times.get("peer", []), times["ours"], strict=False)]
+    cells = [IMPORT, median(times.get("peer", [])), median(times["ours"])]
+    cells += against(ratios, IMPORT_RATIO, "{:.3g}")
+    return "| " + " | ".join([*cells, *[""] * (width - len(cells))]) + " |"
 
 
 def processor() -> str:
@@ -175,42 +177,64 @@ def processor() -> str:
     return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), "")
 
 
+def report(
+    wanted: list[Scenario], others: dict[str, str], rounds: int, threads: int, imports: bool
+) -> Iterator[str]:
+    """Measure, and yield the lines of the report as they come to be known."""
+    load = os.getloadavg()[0]
+    yield f"# {datetime.date.today().isoformat()}\n"
+    yield f"{processor()}, {threads} threads, Python {platform.python_version()}, load {load:.1f} before."
+    yield f"Milliseconds, medians of {rounds} rounds, all sides in turn. Wanted: at most {FAULTS} faults a step.\n"
+    head = ["scenario", *HEAD.split("|")]
+    head += ["before", "before / ours"] if "before" in others else []
+    yield "| " + " | ".join(head) + " |\n|" + "---|" * len(head)
+    measured = []
+    with workplace() as place:
+        for scenario in wanted:
+            measured.append((scenario, measure(scenario, place, others, rounds, threads)))
+            yield row_of(*measured[-1], list(others))
+    if imports:
+        yield import_row(others, rounds, len(head))
+    rows = list(scaling_rows(measured))
+    if rows:
+        yield f"\n| | 1 thread | {threads} threads | gain |\n|---|---|---|---|"
+        yield from rows
+
+
 def main() -> None:
     """Measure, and write the report."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--peer", help="Python of an environment with another torchrec")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each scenario, in turn")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--only", help="scenarios whose name contains this")
+    parser.add_argument("--before", help="Python with another state of ours")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--only", action="append", help="scenarios whose name contains this")
+    parser.add_argument("--quick", action="store_true", help="three rounds, nothing written")
     parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results")
-    arguments = parser.parse_args()
-    pythons = {"ours": sys.executable}
-    if arguments.peer:
-        pythons["peer"] = arguments.peer
-    wanted = [s for s in [*SCENARIOS, "import"] if not arguments.only or arguments.only in s]
-    rounds, threads = arguments.rounds, arguments.threads
-    lines = ["| ms | ours | peer | peer / ours | wanted |", "|---|---|---|---|---|"]
-    for scenario in wanted:
-        lines += rows_of(scenario, measure(pythons, scenario, rounds, threads))
-    if not arguments.only:
-        lines += ["", "| ms | 1 thread | all | gain |", "|---|---|---|---|"]
-        lines += scaling_rows(sys.executable, rounds, threads)
-        lines += ["", "| GB/s | look-up | plain loop | memcpy | share |", "|---|---|---|---|---|"]
-        lines += bandwidth_rows(sys.executable, rounds, threads)
-        lines += ["", *collision.table(arguments.peer, rounds, threads)]
-    today = datetime.date.today().isoformat()
-    head = [
-        f"# {today}",
-        "",
-        f"{processor()}, {threads} threads, Python {platform.python_version()}, ",
-    ]
-    head[-1] += f"medians of {rounds} rounds, both sides in turn."
-    text = "\n".join([*head, "", *lines]) + "\n"
-    path = arguments.output or HERE / "results" / f"{today}.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    print(text)
-    print(f"Written to {path}", file=sys.stderr)
+    options = parser.parse_args()
+    others = {
+        side: python
+        for side, python in (("peer", options.peer), ("before", options.before))
+        if python
+    }
+    parts = options.only or [""]
+    wanted = [s for s in SCENARIOS if any(part in s.name for part in parts)]
+    imports = any(part in IMPORT for part in parts)
+    began, lines = time.perf_counter(), []
+    rounds = 3 if options.quick else options.rounds
+    for line in report(wanted, others, rounds, options.threads, imports):
+        print(line, flush=True)
+        lines.append(line)
+    print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
+    if not options.quick:
+        path = options.output or HERE / "results" / f"{datetime.date.today().isoformat()}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n")
+        print(f"Written to {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":
