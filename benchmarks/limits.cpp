@@ -5,7 +5,11 @@
 //   limits training TABLES ROWS DIM BATCH LENGTH  the same, then row-wise Adagrad on ids that are sorted already; in ms
 //   limits probe ROWS IDS                      a hash map of int64 keys, asked and counted; in ms
 //
-// Prints "ready", then for each line of input, a number of threads, one line of JSON.
+// Prints "ready", then for each line of input, a number of threads, one line of JSON. And two neighbours, who print
+// "ready" and go on until they are ended:
+//
+//   limits spin                                counts
+//   limits stream                              copies 256 MB again and again
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -218,6 +222,16 @@ void memory() {
   }
 }
 
+[[noreturn]] void disturb(bool streaming) {
+  char *from = huge<char>(kLarge), *to = huge<char>(kLarge);
+  std::printf("ready\n");
+  std::fflush(stdout);
+  for (;;) {
+    if (streaming) std::memcpy(to, from, kLarge);
+    sink = sink + 1;
+  }
+}
+
 void answer(const Step& step) {
   std::printf("ready\n");
   std::fflush(stdout);
@@ -235,6 +249,8 @@ int main(int argc, char** argv) {
   for (int i = 2; i < argc; ++i) numbers.push_back(std::atoll(argv[i]));
   if (mode == "memory") {
     memory();
+  } else if (mode == "spin" || mode == "stream") {
+    disturb(mode == "stream");
   } else if ((mode == "look-up" || mode == "training") && numbers.size() == 5 && numbers[3] % kPiece == 0) {
     const Tables tables{numbers[0], numbers[1], numbers[3], numbers[4], {}, {}, {}, nullptr, nullptr, {}};
     if (numbers[2] == 64) answer(step_of<64>(tables, mode == "training"));

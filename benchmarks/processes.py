@@ -43,6 +43,11 @@ class Process:
         self._process.wait()
         self._process.stdout.close()
 
+    def end(self) -> None:
+        """End it, whatever it does."""
+        self._process.terminate()
+        self.close()
+
     def _line(self) -> str:
         line = self._process.stdout.readline()
         if not line:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,15 @@ def collision(rows: int, batch: int) -> Work:
     return Work(iter(stream.next, None), step, unit=maps.INTERVAL)
 
 
+def predictions(rows: int) -> Work:
+    """Predict from rows as dicts; the predictor sees to its threads itself, whatever number is asked for."""
+    from benchmarks.predicting import predictor
+
+    made, given = predictor("deepfm")
+    data = (given * (rows // len(given) + 1))[:rows]
+    return Work(itertools.repeat(data), made.predict)
+
+
 def sparse(name: str) -> Work:
     from torchrec import KeyedJaggedTensor, KeyedTensor
 
@@ -135,4 +144,12 @@ def sparse(name: str) -> Work:
     return Work(itertools.repeat(None), lambda _: case())
 
 
-MAKERS: Iterable[Callable[..., Work]] = (look_up, training, model, products, collision, sparse)
+MAKERS: tuple[Callable[..., Work], ...] = (
+    look_up,
+    training,
+    model,
+    products,
+    collision,
+    predictions,
+    sparse,
+)

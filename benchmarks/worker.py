@@ -1,9 +1,9 @@
 """Measures one scenario with whichever ``torchrec`` this Python has.
 
 ``python -m benchmarks.worker WORK`` builds what ``benchmarks.work`` makes of the JSON, prints "ready", and for each
-line of input, a number of threads, measures for a moment and prints a line of JSON: the median time of a step and the
-processor's time for it, in milliseconds, and its minor page faults. So several such processes can have their turns
-without building anew.
+line of input, a number of threads, measures for a moment and prints a line of JSON: the median and the mean time of a
+step and the processor's time for it, in milliseconds, and its minor page faults. So several such processes can have
+their turns without building anew. 0 threads: as many as our trainer would choose, after it has chosen.
 """
 
 from __future__ import annotations
@@ -25,6 +25,21 @@ SECONDS, LEAST, WARM = 0.4, 3, 3
 def minor_faults() -> int:
     """Return how many pages the system has handed to this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def choosing(work: Work) -> Work:
+    """Return the work on the number of threads that is faster here and now."""
+    from torchrec.threads import ThreadChooser
+
+    chooser = ThreadChooser()
+
+    def step(given: object) -> None:
+        with chooser.step():
+            work.step(given)
+
+    while chooser.most > 1 and chooser.choice is None:
+        step(next(work.inputs))
+    return Work(work.inputs, step, work.unit)
 
 
 def measure(work: Work) -> dict[str, float]:
@@ -50,6 +65,7 @@ def measure(work: Work) -> dict[str, float]:
     steps = len(wall) * work.unit
     return {
         "wall": statistics.median(wall),
+        "mean": statistics.fmean(wall),
         "processor": processor * 1e3 / steps,
         "faults": faults / steps,
     }
@@ -58,10 +74,12 @@ def measure(work: Work) -> dict[str, float]:
 def main() -> None:
     name, *arguments = json.loads(sys.argv[1])
     work = {maker.__name__: maker for maker in MAKERS}[name](*arguments)
+    most = torch.get_num_threads()
     print("ready", flush=True)
     for line in sys.stdin:
-        torch.set_num_threads(int(line))
-        print(json.dumps(measure(work)), flush=True)
+        threads = int(line)
+        torch.set_num_threads(threads or most)
+        print(json.dumps(measure(work if threads else choosing(work))), flush=True)
 
 
 if __name__ == "__main__":
