@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import TypeVar
 
 import torch
@@ -103,6 +103,25 @@ class IdPolicy(Enum):
     """It chooses the first or the last row, whichever is nearer."""
     IGNORE = "ignore"
     """It contributes nothing, as if it were not in its bag."""
+
+
+class BoundsCheckMode(IntEnum):
+    """What becomes of an id outside its table. Here, the ``id_policy`` of a table says it."""
+
+    FATAL = 0
+    WARNING = 1
+    IGNORE = 2
+    NONE = 3
+    V2_IGNORE = 4
+    V2_WARNING = 5
+    V2_FATAL = 6
+
+
+class CacheAlgorithm(Enum):
+    """Which rows leave the cache of a table in managed memory. There is none here."""
+
+    LRU = 0
+    LFU = 1
 
 
 class CacheMixin:

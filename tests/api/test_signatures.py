@@ -23,7 +23,6 @@ import torch
 # Modules of the API that are not there yet. A test holds that this is so: the list can only shrink.
 NOT_BUILT: frozenset[str] = frozenset(
     [
-        "torchrec.distributed",
         "torchrec.distributed.collective_utils",
         "torchrec.distributed.comm",
         "torchrec.distributed.composable.table_batched_embedding_slice",
@@ -80,7 +79,6 @@ NOT_BUILT: frozenset[str] = frozenset(
         "torchrec.distributed.train_pipeline.train_pipelines",
         "torchrec.distributed.train_pipeline.types",
         "torchrec.distributed.train_pipeline.utils",
-        "torchrec.distributed.types",
         "torchrec.distributed.utils",
         "torchrec.inference.inference_legacy.model_packager",
         "torchrec.inference.inference_legacy.state_dict_transform",
@@ -107,7 +105,24 @@ NOT_BUILT: frozenset[str] = frozenset(
 
 # Where ours differs, and why. A test holds that it does.
 _BOTH_WAYS = "is a property, as FusedOptimizerModule has it; what it gives can be called too"
+_LATER = "is still to come, with the sharded collections and the pipelines"
 DIFFERENCES: dict[str, dict[str, str]] = {
+    "torchrec.distributed": {
+        "DataLoadingThread is missing": _LATER,
+        "DistributedModelParallel is missing": _LATER,
+        "EvalPipelineSparseDist is missing": _LATER,
+        "PrefetchTrainPipelineSparseDist is missing": _LATER,
+        "TrainPipeline is missing": _LATER,
+        "TrainPipelineBase is missing": _LATER,
+        "TrainPipelineSparseDist is missing": _LATER,
+        "get_local_rank is missing": _LATER,
+        "get_local_size is missing": _LATER,
+        "get_unsharded_module_names is missing": _LATER,
+        "sharded_model_copy is missing": _LATER,
+    },
+    "torchrec.distributed.types": {
+        "ModuleSharder.shard is no classmethod": "it is one by mistake: sharders are objects with options",
+    },
     "torchrec.modules.fused_embedding_modules": {
         "EmbeddingFusedOptimizer.__init__: tables (positional) is updates (positional)": "see below",
         "EmbeddingFusedOptimizer.__init__: emb_module (positional) is None": (

@@ -34,7 +34,7 @@ TYPES = {
     "NFP8": (torch.float8_e4m3fn, "NFP8"),
 }
 # (Pooling, sharding) -> pooling in kernels; rows on several ranks are summed there, and divided after.
-BY_ROWS = ("ROW_WISE", "TABLE_ROW_WISE")
+BY_ROWS = ("ROW_WISE", "TABLE_ROW_WISE", "GRID_SHARD")
 SHARDINGS = (*BY_ROWS, "DATA_PARALLEL", "TABLE_WISE", "COLUMN_WISE", "TABLE_COLUMN_WISE")
 
 

@@ -9,6 +9,7 @@ from enum import Enum, IntEnum
 
 from torchrec.modules.embedding_configs import PoolingMode, SparseType
 from torchrec.modules.fused_embedding_modules import EmbeddingLocation
+from torchrec.types import BoundsCheckMode, CacheAlgorithm
 
 __all__ = [
     "BoundsCheckMode",
@@ -50,25 +51,6 @@ class EmbOptimType(Enum):
 
     def __str__(self) -> str:
         return self.value
-
-
-class BoundsCheckMode(IntEnum):
-    """What becomes of an id outside its table. Here, the ``id_policy`` of a table says it."""
-
-    FATAL = 0
-    WARNING = 1
-    IGNORE = 2
-    NONE = 3
-    V2_IGNORE = 4
-    V2_WARNING = 5
-    V2_FATAL = 6
-
-
-class CacheAlgorithm(Enum):
-    """Which rows leave the cache of a table in managed memory. There is none here."""
-
-    LRU = 0
-    LFU = 1
 
 
 class ComputeDevice(IntEnum):

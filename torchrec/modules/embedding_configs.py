@@ -173,6 +173,8 @@ class ShardingType(Enum):
     """The ranks of one host hold some rows each."""
     TABLE_COLUMN_WISE = "table_column_wise"
     """The ranks of one host hold some columns each."""
+    GRID_SHARD = "grid_shard"
+    """Some hosts hold some columns each, of which their ranks hold some rows each."""
 
 
 class QuantConfig(NamedTuple):
@@ -282,7 +284,7 @@ def pooling_type_to_pooling_mode(
     """
     if not isinstance(pooling_type, PoolingType):
         raise ValueError(f"`pooling_type` should be a PoolingType. Received {pooling_type!r}.")
-    by_rows = (ShardingType.ROW_WISE, ShardingType.TABLE_ROW_WISE)
+    by_rows = (ShardingType.ROW_WISE, ShardingType.TABLE_ROW_WISE, ShardingType.GRID_SHARD)
     if pooling_type == PoolingType.MEAN and sharding_type in by_rows:
         return PoolingMode.SUM
     return PoolingMode[pooling_type.name]

@@ -1,0 +1,45 @@
+"""Each private name of PyTorch that sharding uses is there and does what it thinks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.distributed import _shard
+
+from torchrec.distributed import _private
+
+
+def test_metadata_of_shards_compare_by_value():
+    def make(placement: str) -> _private.EnumerableShardingSpec:
+        shard = _private.ShardMetadata([0, 0], [2, 3], placement)
+        return _private.EnumerableShardingSpec([shard])
+
+    assert make("rank:1/cpu") == make("rank:1/cpu")
+    assert make("rank:1/cpu") != make("rank:0/cpu")
+    assert isinstance(make("rank:0/cpu"), _private.ShardingSpec)
+
+
+@pytest.mark.parametrize(
+    ("placement", "rank", "device"),
+    [("rank:1/cpu", 1, "cpu"), ("rank:3/cuda:1", 3, "cuda:1"), ("cpu", None, "cpu")],
+)
+def test_placements_name_rank_and_device(placement: str, rank: int | None, device: str):
+    metadata = _private.ShardMetadata([0, 0], [2, 3], placement)
+    assert _private.placement_of(metadata) == (rank, device)
+
+
+def test_a_shard_without_a_placement_names_no_rank():
+    assert _private.placement_of(_private.ShardMetadata([0, 0], [2, 3])) == (None, "")
+
+
+def test_local_shards_are_tensors_with_metadata():
+    shard = _private.Shard(torch.ones(2, 3), _private.ShardMetadata([4, 0], [2, 3], "rank:0/cpu"))
+    assert shard.metadata.shard_offsets == [4, 0]
+    assert shard.tensor.shape == (2, 3)
+
+
+def test_sharded_tensors_are_those_of_pytorch():
+    properties = _private.TensorProperties(dtype=torch.float16)
+    metadata = _private.ShardedTensorMetadata([], torch.Size([2, 3]), properties)
+    assert metadata.tensor_properties.dtype == torch.float16
+    assert _private.ShardedTensor is _shard.sharded_tensor.ShardedTensor

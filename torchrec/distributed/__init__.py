@@ -1,0 +1,23 @@
+"""Sharding: a model that trains in one process trains on many ranks, under any plan, to the same weights."""
+
+from __future__ import annotations
+
+from torchrec.distributed.types import (
+    Awaitable,
+    ModuleSharder,
+    NoWait,
+    ParameterSharding,
+    ShardedModule,
+    ShardingEnv,
+    ShardingPlanner,
+)
+
+__all__ = [
+    "Awaitable",
+    "ModuleSharder",
+    "NoWait",
+    "ParameterSharding",
+    "ShardedModule",
+    "ShardingEnv",
+    "ShardingPlanner",
+]

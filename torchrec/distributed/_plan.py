@@ -1,0 +1,108 @@
+"""Plans of sharding: which ranks hold which part of each table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torchrec.distributed._kinds import CacheParams, KeyValueParams
+from torchrec.distributed._private import EnumerableShardingSpec, ShardingSpec
+from torchrec.types import BoundsCheckMode, DataType
+
+
+@dataclass
+class ParameterSharding:
+    """Where the parts of one table are.
+
+    Attributes:
+        sharding_type: value of a `ShardingType`, ``"row_wise"`` say.
+        compute_kernel: ``"fused"`` where the backward pass updates the table, ``"dense"`` where an optimizer does.
+        ranks: who holds something of it, in the order of the shards; a rank comes as often as it has shards.
+        sharding_spec: each shard with its offsets, sizes and placement; None where every rank holds the whole table.
+        cache_params: not supported: refused where a model is sharded. So are the next five.
+        enforce_hbm: keep the table in the memory of the accelerator.
+        stochastic_rounding: round updates at random where weights have fewer bits than 32.
+        bounds_check_mode: what becomes of an id outside the table; the ``id_policy`` of a table says that here, and
+            ``BoundsCheckMode.FATAL`` is what it is without one.
+        output_dtype: type of what a look-up gives.
+        key_value_params: how the table is kept in a key-value store.
+    """
+
+    sharding_type: str
+    compute_kernel: str
+    ranks: list[int] | None = None
+    sharding_spec: ShardingSpec | None = None
+    cache_params: CacheParams | None = None
+    enforce_hbm: bool | None = None
+    stochastic_rounding: bool | None = None
+    bounds_check_mode: BoundsCheckMode | None = None
+    output_dtype: DataType | None = None
+    key_value_params: KeyValueParams | None = None
+
+
+class ModuleShardingPlan:
+    """Where the parts of one module are; what that is, says its sharder."""
+
+
+class EmbeddingModuleShardingPlan(ModuleShardingPlan, dict[str, ParameterSharding]):
+    """Where the tables of one collection are, by name. Printed, it is a table of them and one of their shards.
+
+    Example:
+        >>> sharding = ParameterSharding("data_parallel", "dense", [0, 1])
+        >>> print(EmbeddingModuleShardingPlan(user=sharding))  # doctest: +NORMALIZE_WHITESPACE
+        <BLANKLINE>
+        <BLANKLINE>
+        param | sharding type | compute kernel | ranks
+        ----- | ------------- | -------------- | ------
+        user  | data_parallel | dense          | [0, 1]
+        <BLANKLINE>
+        param | shard offsets | shard sizes | placement
+        ----- | ------------- | ----------- | ---------
+    """
+
+    def __str__(self) -> str:
+        tables = [
+            (name, sharding.sharding_type, sharding.compute_kernel, sharding.ranks)
+            for name, sharding in self.items()
+        ]
+        shards = [
+            (name, shard.shard_offsets, shard.shard_sizes, shard.placement)
+            for name, sharding in self.items()
+            if isinstance(sharding.sharding_spec, EnumerableShardingSpec)
+            for shard in sharding.sharding_spec.shards
+        ]
+        return (
+            "\n\n"
+            + _aligned(["param", "sharding type", "compute kernel", "ranks"], tables)
+            + "\n\n"
+            + _aligned(["param", "shard offsets", "shard sizes", "placement"], shards)
+        )
+
+
+def _aligned(headers: list[str], rows: Iterable[Sequence[object]]) -> str:
+    """Write lines with columns of one width each."""
+    lines = [headers, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(headers))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+
+
+@dataclass
+class ShardingPlan:
+    """Where the tables of a whole model are.
+
+    Attributes:
+        plan: path of a module, as ``named_modules()`` has it -> where its tables are.
+    """
+
+    plan: dict[str, ModuleShardingPlan]
+
+    def get_plan_for_module(self, module_path: str) -> ModuleShardingPlan | None:
+        """Return where the tables of one module are; None: the plan has no such module."""
+        return self.plan.get(module_path)
+
+    def __str__(self) -> str:
+        return "\n\n".join(f"module: {path}{plan}" for path, plan in self.plan.items())
