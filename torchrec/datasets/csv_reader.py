@@ -16,7 +16,7 @@ from pyarrow import csv as pa_csv
 from torchrec.datasets._blocks import SEPARATOR, Block, blocks
 from torchrec.datasets._chunks import CHUNK_BYTES, Chunk, ChunkStart, Reading
 from torchrec.datasets._records import Dialect
-from torchrec.datasets._types import conform, require_columns
+from torchrec.datasets._types import require_columns
 from torchrec.datasets.files import check_delimiter
 from torchrec.datasets.headers import check_header, delimiter_of, read_header, split_header
 from torchrec.datasets.number_text import (
@@ -64,6 +64,7 @@ class CsvReader:
         missing: further texts that stand for a missing value, in every column. Default: none.
 
     Attributes:
+        given: columns whose type ``schema`` gave.
         seen_rows: number of rows that were seen at the start of a file, by its number, for its types.
         repeated_headers: number of lines that repeated the header, in what has been read.
     """
@@ -102,8 +103,8 @@ class CsvReader:
             self._starts.append(start)
             self._dialects.append(Dialect(self._delimiter.encode(), len(names), line.encode()))
         given = {} if schema is None else {field.name: field.type for field in schema}
-        self._given = frozenset(given)
-        self._assumed = frozenset(assumed or ()) - self._given
+        self.given = frozenset(given)
+        self._assumed = frozenset(assumed or ()) - self.given
         self.seen_rows: dict[int, int] = {}
         inferred = self._infer_types()
         if not (inferred or may_be_empty):
@@ -137,7 +138,7 @@ class CsvReader:
             decimal=self._decimal,
             missing=self._missing,
         )
-        other._given, other._assumed = self._given, self._assumed
+        other.given, other._assumed = self.given, self._assumed
         return other
 
     def chunks(
@@ -172,7 +173,7 @@ class CsvReader:
 
     def _parse(self, number: int, block: Block, types: dict[str, pa.DataType]) -> pa.Table:
         """Parse a block to a table of the given types, or of all columns with types inferred if there are none."""
-        known = self._given | self._assumed
+        known = self.given | self._assumed
         integers = [n for n, type in types.items() if n not in known and pa.types.is_integer(type)]
         try:
             table = self._convert(number, block, types | dict.fromkeys(integers, pa.string()))
@@ -181,12 +182,11 @@ class CsvReader:
                 if row is not None:
                     raise self._with_zeros(number, block, table.column(name)[row], row, name)
             try:
-                return conform(table, types, "") if types else table.combine_chunks()
-            except ValueError:  # in words that do not say where
-                table = self._convert(number, block, types)
+                return table.cast(pa.schema(types)) if integers else table
+            except pa.ArrowInvalid:  # in words that do not say where
+                return self._convert(number, block, types)
         except pa.ArrowInvalid as error:
             raise self._refused(number, block, types, error) from error
-        return conform(table, types, self.files[number].path)
 
     def _convert(self, number: int, block: Block, types: dict[str, pa.DataType]) -> pa.Table:
         """Convert a block; where values do not fit, as they may be written otherwise."""
@@ -279,8 +279,8 @@ class CsvReader:
             if name in self._assumed:
                 what, remedy = f"{what}a feature reads them", {}
             else:
-                what += "was asked for" if name in self._given else "the first lines do"
-            free = {name: type for name, type in wider.items() if name not in self._given}
+                what += "was asked for" if name in self.given else "the first lines do"
+            free = {name: type for name, type in wider.items() if name not in self.given}
             return MisfitError(f"{what}. Received '{value[1][:100]}'.", free, remedy)
         reason = _ROW_OF_ERROR.sub("", reason).removeprefix("CSV parse error: ").lstrip(": ")
         if column:

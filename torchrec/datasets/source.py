@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, NamedTuple
 
 from torchrec.checks import did_you_mean
@@ -133,6 +133,13 @@ class TableSource:
     def decimal(self) -> Decimal:
         """The sign before the decimals of numbers in text files."""
         return self._written.decimal
+
+    @property
+    def given(self) -> Set[str]:
+        """Columns of text files whose type the caller gave."""
+        from torchrec.datasets.csv_reader import CsvReader
+
+        return self._reader.given if isinstance(self._reader, CsvReader) else frozenset()
 
     @property
     def names(self) -> list[str]:

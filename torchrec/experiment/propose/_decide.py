@@ -17,7 +17,7 @@ from torchrec.datasets.features import (
     SparseFeature,
 )
 from torchrec.datasets.transform.columns import Array, read_numbers, whole
-from torchrec.experiment.propose._leaks import Leak, leak_of, made_from_label, note_of
+from torchrec.experiment.propose._leaks import Leak, made_from_label, tells_of_label
 from torchrec.experiment.propose._roles import (
     looks_like_id,
     looks_like_number,
@@ -25,8 +25,7 @@ from torchrec.experiment.propose._roles import (
 )
 from torchrec.experiment.propose._sizes import IdProposal, proposed_ids
 from torchrec.experiment.propose._statistics import EXACT, ColumnStatistics
-from torchrec.experiment.propose._text import text_of, unconverted
-from torchrec.experiment.propose._times import epoch_unit, is_text_of_time
+from torchrec.experiment.propose._times import epoch_unit
 
 _FEW = 100  # integers of no more distinct values are categories, whatever their name
 _ENOUGH = 100  # with fewer rows, a value of its own in every row says nothing
@@ -70,30 +69,30 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def decide(one: ColumnStatistics, sample: pa.Table, label: str, labels: Array) -> ColumnProposal:
+def decide(
+    one: ColumnStatistics, values: pa.ChunkedArray, label: str, labels: Array
+) -> ColumnProposal:
     """Decide what a column is.
 
     Args:
         one: its statistics.
-        sample: the first rows.
+        values: those of the first rows.
         label: column or expression of the label.
-        labels: of the sample, 0 and 1.
+        labels: of these rows, 0 and 1.
     """
-    values = sample[one.name]
     unit = _unit_of_time(one, values)
     if unit:
         purpose = "to split by it, store it as timestamps" if unit == _TEXT else "for splitting by"
         reason = f"a time ({unit}), {purpose}; as a feature, later rows lie outside what was seen"
         return ColumnProposal(one.name, _seen(one), reason=reason, is_time=unit != _TEXT)
-    strings = text_of(values)
-    unusable = (None if strings is None else unconverted(one.name, strings)) or _unusable(one)
+    unusable = one.text.unconverted or _unusable(one)
     if unusable:
         return ColumnProposal(one.name, _seen(one), reason=unusable)
-    leak = Leak.NAME if made_from_label(one.name, label) else leak_of(values, labels)
-    if leak is not None:
-        return ColumnProposal(one.name, _seen(one), reason=leak.value, gives_away=True)
+    told = Leak.NAME if made_from_label(one.name, label) else tells_of_label(values, labels)
+    if isinstance(told, Leak):
+        return ColumnProposal(one.name, _seen(one), reason=told.value, gives_away=True)
     feature, reason = _feature(one, values)
-    reason = ". ".join(filter(None, [reason, note_of(values, labels)]))
+    reason = ". ".join(filter(None, [reason, told]))
     return ColumnProposal(one.name, _seen(one), feature, reason, one.distinct)
 
 
@@ -110,7 +109,7 @@ def _unit_of_time(one: ColumnStatistics, values: pa.ChunkedArray) -> str | None:
         return str(one.type)
     if one.kind in ("integers", "numbers"):
         return epoch_unit(one.name, one.minimum, one.maximum, values)
-    return _TEXT if one.kind == "strings" and is_text_of_time(values) else None
+    return _TEXT if one.text.is_time else None
 
 
 def _unusable(one: ColumnStatistics) -> str | None:
@@ -158,8 +157,8 @@ def _feature(one: ColumnStatistics, values: pa.ChunkedArray) -> tuple[AnyFeature
     }
     if not one.is_list:
         return SparseFeature.model_validate(common), reason
-    if one.separator is not None:
-        common["separator"] = one.separator
+    if one.text.separator is not None:
+        common["separator"] = one.text.separator
     if looks_ordered(one.name):
         return SequenceFeature.model_validate(common), ". ".join(filter(None, [_ORDERED, reason]))
     return MultiHotFeature.model_validate(common), reason

@@ -36,8 +36,8 @@ def made_from_label(name: str, label: str) -> bool:
     return label.isidentifier() and name.startswith(f"{label}_")
 
 
-def leak_of(values: pa.ChunkedArray, labels: Array) -> Leak | None:
-    """Return how the values of a column tell the label alone; None if they do not.
+def tells_of_label(values: pa.ChunkedArray, labels: Array) -> Leak | str:
+    """Return how the values of a column tell the label alone; if they do not, what else to know, or "".
 
     Args:
         values: of a sample.
@@ -46,34 +46,29 @@ def leak_of(values: pa.ChunkedArray, labels: Array) -> Leak | None:
 
     Example:
         >>> label = np.arange(100) % 2
-        >>> leak_of(pa.chunked_array([label + 3]), label)
+        >>> tells_of_label(pa.chunked_array([label + 3]), label)
         <Leak.COPY: 'it tells the label by itself; add it if it is known before the label is'>
-        >>> leak_of(pa.chunked_array([np.arange(100) // 2 % 2]), label) is None
-        True
+        >>> tells_of_label(pa.chunked_array([np.arange(100) // 2 % 2]), label)
+        ''
     """
     values = _plain(values)
     if pt.is_nested(values.type):
-        return None
-    valid = values.is_valid().to_numpy(zero_copy_only=False)
-    known = np.isfinite(labels)
-    if not _has_both(labels[known & valid]):
-        # Nothing, unless it is there only where the label is 1.
-        return Leak.OUTCOME if _only_with(1, valid & known, labels, known) else None
-    if _decided_by_threshold(values, labels, known & valid):
-        return Leak.COPY
-    groups = _groups(values.filter(pa.array(known)), labels[known])
-    if groups is not None and all(low == high for low, high in groups.values()):
-        return Leak.COPY
-    return Leak.OUTCOME if _only_with(1, _present(values, valid), labels, known) else None
-
-
-def note_of(values: pa.ChunkedArray, labels: Array) -> str:
-    """Return what should be known of a column with which label 1 never comes; "" of others."""
-    values = _plain(values)
-    if pt.is_nested(values.type):
         return ""
-    present = _present(values, values.is_valid().to_numpy(zero_copy_only=False))
-    return _NEVER if _only_with(0, present, labels, np.isfinite(labels)) else ""
+    valid = values.is_valid().to_numpy(zero_copy_only=False)
+    present = _present(values, valid)
+    known = np.isfinite(labels)
+    with_values = known & valid
+    if _has_both(labels[with_values]):
+        if _decided_by_threshold(values, labels, with_values):
+            return Leak.COPY
+        if _decided_by_value(values.filter(pa.array(known)), labels[known]):
+            return Leak.COPY
+        afterwards = present
+    else:  # nothing, unless it is there only where the label is 1
+        afterwards = valid
+    if _only_with(1, afterwards, labels, known):
+        return Leak.OUTCOME
+    return _NEVER if _only_with(0, present, labels, known) else ""
 
 
 def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -100,16 +95,15 @@ def _decided_by_threshold(values: pa.ChunkedArray, labels: Array, chosen: Array)
     return bool(one.max() < other.min() or other.max() < one.min())
 
 
-def _groups(values: pa.ChunkedArray, labels: Array) -> dict[object, tuple[float, float]] | None:
-    """Return the least and the largest label of each value; None where values are many, beside the rows."""
+def _decided_by_value(values: pa.ChunkedArray, labels: Array) -> bool:
+    """Say whether each value comes with one label; no where values are many, beside the rows."""
     if len(pc.unique(values.slice(0, 1000))) > _FEW + 1:
-        return None
+        return False
     table = pa.table({"value": values, "label": labels}).filter(values.is_valid())
     found = table.group_by("value").aggregate([("label", "min"), ("label", "max")])
     if found.num_rows > min(_FEW, table.num_rows / 5):
-        return None
-    lows, highs = found["label_min"].to_pylist(), found["label_max"].to_pylist()
-    return dict(zip(found["value"].to_pylist(), zip(lows, highs, strict=True), strict=True))
+        return False
+    return bool(pc.all(pc.equal(found["label_min"], found["label_max"])).as_py())
 
 
 def _present(values: pa.ChunkedArray, valid: Array) -> Array:

@@ -20,6 +20,7 @@ from torchrec.datasets.transform.columns import (
     read_numbers,
 )
 from torchrec.datasets.transform.sketches import DistinctCounter
+from torchrec.experiment.propose._text import Text, look_at_text
 
 # Distinct values are counted exactly below this, then estimated within about 0.4 %.
 EXACT = 65_536
@@ -32,10 +33,11 @@ class ColumnStatistics:
 
     Args:
         name: of the column.
-        type: of the column.
-        separator: splits strings to lists. Default: they are no lists.
+        sample: its first values.
+        chosen: whether a person chose its type, so that strings are no numbers. Default False.
 
     Attributes:
+        text: what its strings are, if it holds some.
         kind: what a value is, see `torchrec.datasets.transform.columns.kind_of`.
         rows: rows seen.
         nulls: rows that are null, not a number, or infinite.
@@ -45,18 +47,21 @@ class ColumnStatistics:
         longest: longest list.
     """
 
-    def __init__(self, name: str, type: pa.DataType, separator: str | None = None) -> None:
+    def __init__(self, name: str, sample: pa.ChunkedArray, chosen: bool = False) -> None:
         self.name = name
-        self.type = type
-        self.separator = separator
-        self.is_list = is_list(type) or separator is not None
-        self.kind = "strings" if separator else kind_of(type.value_type if self.is_list else type)
+        self.type = type = sample.type
+        self.is_list = is_list(type)
+        self.kind = kind_of(type.value_type if self.is_list else type)
+        self.text = Text()
+        if self.kind == "strings" and not self.is_list:
+            self.text = look_at_text(name, sample, chosen)
+            self.is_list = self.text.separator is not None
         self.rows = self.nulls = self.values = self.longest = 0
         self.minimum, self.maximum = float("inf"), float("-inf")
         self.whole = True
         self._counter = DistinctCounter(EXACT)
         # Of the parts of strings as integers, as long as all are.
-        self._integers = DistinctCounter(EXACT) if separator else None
+        self._integers = DistinctCounter(EXACT) if self.text.separator else None
         self._source = Source(name, name)
 
     def add(self, table: pa.Table) -> None:
@@ -65,10 +70,11 @@ class ColumnStatistics:
         for array in chunks_of(table, self.name):
             self.rows += len(array)
             if self.is_list:
-                lists = read_lists(array, self.separator)
+                separator = self.text.separator
+                lists = read_lists(array, separator)
                 self.nulls += lists.missing
                 self.longest = max(self.longest, int(lists.lengths.max(initial=0)))
-                self._add_values(lists.values if self.separator is None else _parts(lists.values))
+                self._add_values(lists.values if separator is None else _parts(lists.values))
             else:
                 self.nulls += self._add_values(array)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
@@ -26,6 +28,44 @@ _UNIT = r"^\s*[-+]?[0-9]+([.,][0-9]+)? ?[a-zA-Zµ°²³/]{1,5}\s*$"
 _MANY = 100  # distinct values: fewer, as 64GB and 128GB, are categories
 _DAY = r"([0-9]{1,2}[./-][0-9]{1,2}[./-][0-9]{4}|[0-9]{4}[./][0-9]{1,2}[./][0-9]{1,2}|[0-9]{2}[./][0-9]{2}[./][0-9]{2})"
 _DATE = rf"^\s*{_DAY}([ T]+[0-9]{{1,2}}:[0-9]{{2}}(:[0-9]{{2}})?( ?[AaPp][Mm])?)?\s*$"
+
+
+class Text(NamedTuple):
+    """What the strings of a column are.
+
+    Attributes:
+        is_time: whether they are dates or times as in ISO 8601.
+        unconverted: what to do with them, where they are numbers or dates as people write them.
+        separator: what separates their parts, where they are lists.
+    """
+
+    is_time: bool = False
+    unconverted: str | None = None
+    separator: str | None = None
+
+
+def look_at_text(name: str, values: pa.ChunkedArray, chosen: bool = False) -> Text:
+    """Return what the values of a column of text are.
+
+    Args:
+        name: of the column.
+        values: some of them, however they are stored.
+        chosen: whether a person chose that they are strings. Then they are no numbers. Default False.
+
+    Example:
+        >>> look_at_text("discount", pa.chunked_array([["12 %", "7.5 %"]])).unconverted
+        'numbers with a percent or currency sign: convert them to numbers'
+        >>> look_at_text("discount", pa.chunked_array([["12 %", "7.5 %"]]), chosen=True)
+        Text(is_time=False, unconverted=None, separator=None)
+    """
+    if pt.is_dictionary(values.type):  # as readers of Parquet give them
+        values = values.cast(values.type.value_type)
+    if not (pt.is_string(values.type) or pt.is_large_string(values.type)):
+        return Text()
+    if is_text_of_time(values):
+        return Text(is_time=True)
+    reason = None if chosen else unconverted(name, values)
+    return Text(unconverted=reason, separator=None if reason else separator_of(values))
 
 
 def unconverted(name: str, strings: pa.ChunkedArray) -> str | None:
@@ -127,31 +167,20 @@ def _share(strings: pa.Array, pattern: str) -> float:
     return (found or 0) / max(1, len(strings))
 
 
-def text_of(values: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """Return a column of text as strings, however it is stored; None if it is none."""
-    if pt.is_dictionary(values.type):  # as readers of Parquet give them
-        values = values.cast(values.type.value_type)
-    is_text = pt.is_string(values.type) or pt.is_large_string(values.type)
-    return values if is_text else None
-
-
-def separator_of(name: str, values: pa.ChunkedArray) -> str | None:
-    """Return what separates the parts of a column of strings that are lists, None if they are none.
+def separator_of(strings: pa.ChunkedArray) -> str | None:
+    """Return what separates the parts of strings that are lists, None if they are none.
 
     A separator is in a tenth of the distinct strings or more, and the parts are few beside the
     strings that they make up: half as many, or all whole numbers. So it is with genres or ids, and
     not with titles.
 
     Example:
-        >>> separator_of("tags", pa.chunked_array([["a|b", "b", "b|c", "a", "c|a", "a|b|c"]]))
+        >>> separator_of(pa.chunked_array([["a|b", "b", "b|c", "a", "c|a", "a|b|c"]]))
         '|'
         >>> titles = pa.chunked_array([["Elephant Man, The", "Heat", "Son in Law"]])
-        >>> separator_of("title", titles) is None
+        >>> separator_of(titles) is None
         True
     """
-    strings = text_of(values)
-    if strings is None or is_text_of_time(strings) or unconverted(name, strings):
-        return None
     strings = pc.unique(strings.drop_null())
     if not len(strings):
         return None

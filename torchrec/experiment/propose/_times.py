@@ -7,7 +7,6 @@ from datetime import datetime, timezone
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.types as pt
 
 from torchrec.datasets.transform.columns import Array, read_numbers, whole
 from torchrec.experiment.propose._roles import word_set, words_of
@@ -96,9 +95,7 @@ def is_text_of_time(strings: pa.ChunkedArray) -> bool:
         True
     """
     sample = strings.slice(0, 1000).drop_null()
-    if pt.is_dictionary(sample.type):
-        sample = sample.cast(sample.type.value_type)
-    if not len(sample) or not (pt.is_string(sample.type) or pt.is_large_string(sample.type)):
+    if not len(sample):
         return False
     sample = pc.replace_substring_regex(sample, _SUFFIX, "")
     for zone in ("UTC", None):

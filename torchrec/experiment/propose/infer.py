@@ -8,10 +8,10 @@ limit, are counted: nulls, ranges and distinct values, the last exactly below 65
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ from torchrec.experiment.propose._roles import table_name
 from torchrec.experiment.propose._sharing import share_tables
 from torchrec.experiment.propose._sizes import proposed_dim, updates_all_rows
 from torchrec.experiment.propose._statistics import ColumnStatistics
-from torchrec.experiment.propose._text import are_written_numbers, separator_of, text_of
+from torchrec.experiment.propose._text import are_written_numbers
 from torchrec.experiment.propose.label import label_advice
 
 __all__ = ["Inference", "infer_features"]
@@ -171,12 +171,12 @@ def infer_features(
     if drop is None and source.drop is not None:
         drop = source.drop.text
     label = written_label(label, source.schema.names)
-    types = _written_types(source)
+    types: dict[str, TextType] = {}
     while True:
         try:
             inference = _infer(source, label, drop, max_rows, types, progress)
             for other in others:
-                _read(other.retyped(types), max_rows)
+                _read(other.retyped(inference.types), max_rows)
             return inference
         except MisfitError as misfit:  # noqa: PERF203
             if not misfit.wider:
@@ -184,18 +184,18 @@ def infer_features(
             types |= misfit.wider
 
 
-def _written_types(source: TableSource) -> dict[str, TextType]:
+def _written_types(
+    source: TableSource, first: pa.Table, known: Collection[str]
+) -> dict[str, TextType]:
     """Return types of columns of text files that are numbers as people write them: "1,234", "12 %"."""
     if source.files[0].format == "parquet":
         return {}
-    sample = next(iter(source.scan()), None)
-    if sample is None:
-        return {}
-    texts = {name: text_of(sample[name]) for name in sample.column_names}
     return {
-        name: "number"
-        for name, text in texts.items()
-        if text is not None and are_written_numbers(name, text, source.decimal)
+        field.name: "number"
+        for field in first.schema
+        if pa.types.is_string(field.type)
+        and field.name not in known
+        and are_written_numbers(field.name, first[field.name], source.decimal)
     }
 
 
@@ -235,14 +235,20 @@ def _infer(
         for name in sorted(parse_expression(drop).columns):
             read_by.setdefault(name, "it decides which rows are dropped")
     _require(source, read_by, reader.columns)
+    tables = source.scan()
+    first = list(islice(tables, 1))
+    for table in first:
+        written = _written_types(source, table, types.keys() | source.given)
+        if written:
+            return _infer(source, label, drop, max_rows, types | written, progress)
     labels = _Labels(reader, progress)
-    sample, tables = _sample(labels.observe(source.scan(), max_rows))
-    counted = _count(source.schema, sample, tables)
+    sample, tables = _sample(labels.observe(chain(first, tables), max_rows))
+    counted = _count(source, sample, tables)
     sampled = np.concatenate(labels.sample)[:_SAMPLE]
     columns = [
         left_out(one, read_by[one.name])
         if one.name in read_by
-        else decide(one, sample, label, sampled)
+        else decide(one, sample[one.name], label, sampled)
         for one in counted
     ]
     columns = share_tables(columns, counted)
@@ -331,11 +337,11 @@ def _sample(tables: Iterator[pa.Table]) -> tuple[pa.Table, Iterator[pa.Table]]:
 
 
 def _count(
-    schema: pa.Schema, sample: pa.Table, tables: Iterator[pa.Table]
+    source: TableSource, sample: pa.Table, tables: Iterator[pa.Table]
 ) -> list[ColumnStatistics]:
     counted = [
-        ColumnStatistics(one.name, one.type, separator_of(one.name, sample[one.name]))
-        for one in schema
+        ColumnStatistics(name, sample[name], chosen=name in source.given)
+        for name in source.schema.names
     ]
     for table in tables:
         for statistics in counted:
