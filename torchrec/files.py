@@ -460,7 +460,7 @@ def _clear(folder: Path) -> None:
     beside = _beside(folder)
     if beside.former.exists() and not folder.exists():
         beside.former.rename(folder)
-    for path in beside:
+    for path in filter(os.path.lexists, beside):
         _remove(path)
 
 

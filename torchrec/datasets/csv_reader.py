@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # columns of anything else it is missing, as the others of `MARKERS`.
 _MISSING = ["", "NULL", "null", "NaN", "nan", "\\N", "N/A", "n/a", "#N/A"]
 # Times as some systems write them: the zone behind a space says that they are UTC, as no zone does.
-_TIMES = [pa_csv.ISO8601, *(f"%Y-%m-%d %H:%M:%S {zone}" for zone in ("UTC", "GMT", "+0000"))]
+_TIMES = [pa_csv.ISO8601, *map("%Y-%m-%d %H:%M:%S {}".format, ("UTC", "GMT", "+0000"))]
 _INFERENCE_BLOCKS = 16  # for a column that is empty at first
 _ROW_OF_ERROR = re.compile(r"Row #(\d+)")
 _COLUMN_OF_ERROR = re.compile(r"In CSV column #(\d+): ")

@@ -218,8 +218,13 @@ class TableSource:
             use_threads: whether one chunk may be read by several threads. Default False.
         """
         self.require(columns, "The list of columns to read")
-        needed = self._needed(columns)
-        return self._reader.chunks(needed, reading, start or ChunkStart(), use_threads=use_threads)
+        needed = dict.fromkeys(columns)
+        for reason in (self.drop, self.split):
+            if reason is not None:
+                needed |= dict.fromkeys(sorted(reason.columns))
+        return self._reader.chunks(
+            list(needed), reading, start or ChunkStart(), use_threads=use_threads
+        )
 
     def decode(self, chunk: Chunk, columns: Sequence[str]) -> pa.Table:
         """Return the columns of a chunk, without rows that are dropped or in another part."""
@@ -235,13 +240,6 @@ class TableSource:
             keep = chosen if keep is None else pc.and_(keep, chosen)
         table = table.select(list(columns))
         return table if keep is None else table.filter(keep)
-
-    def _needed(self, columns: Sequence[str]) -> list[str]:
-        needed = dict.fromkeys(columns)
-        for reason in (self.drop, self.split):
-            if reason is not None:
-                needed |= dict.fromkeys(sorted(reason.columns))
-        return list(needed)
 
     def require(self, columns: Iterable[str], what: str) -> None:
         """Refuse columns that are not there.

@@ -91,6 +91,21 @@ def test_a_later_value_that_is_no_number_makes_it_text(tmp_path: Path) -> None:
     assert inference.types == {"ctr": "string"}
 
 
+@pytest.mark.parametrize("values", [drawn("{:.1f}%", 40), drawn("{:,.0f}", 90_000)])
+def test_strings_that_were_asked_for_stay(tmp_path: Path, values: list[str]) -> None:
+    rows = [f'{i % 7},"{value}","{value}",{i * i % 3 % 2}' for i, value in enumerate(values)]
+    (tmp_path / "a.csv").write_text("\n".join(["user,x,y,click", *rows]))
+    schema = pa.schema({"x": pa.string()})
+    inference = infer_features(TableSource(tmp_path / "a.csv", schema=schema), "click")
+    assert inference.types == {"y": "number"}
+    assert inference.features["x"].type in ("sparse", "multi_hot")
+    assert inference.features["y"].type == "dense"
+    numbers = pa.schema({"x": pa.float64()})
+    inference = infer_features(TableSource(tmp_path / "a.csv", schema=numbers), "click")
+    assert inference.types == {"y": "number"}
+    assert inference.features["x"].type == "dense"
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [

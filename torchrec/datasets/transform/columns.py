@@ -167,22 +167,21 @@ def read_numbers(array: pa.Array) -> Numbers:
         array = array.cast(pa.uint8())
     elif pt.is_decimal(type):
         array = array.cast(pa.float64())
-    values = _fixed_width(array).astype(np.float64)
+    stored, valid = _fixed_width(array)
+    values = stored.astype(np.float64)
     if pt.is_temporal(type):
         values /= _UNITS_A_SECOND[_unit(type)]
-    valid = valid_of(array)
-    if pt.is_floating(array.type):
-        return _without_gaps(values, valid)
-    if valid is None:
+    floating = pt.is_floating(array.type)
+    if valid is None and not (floating and not are_finite(values)):
         return Numbers(values)
+    if floating or valid is None:
+        return _without_gaps(values, valid)
     missing = np.flatnonzero(~valid)
     values[missing] = 0
     return Numbers(values, missing)
 
 
 def _without_gaps(values: Array, valid: Array | None) -> Numbers:
-    if valid is None and are_finite(values):
-        return Numbers(values)
     finite = np.abs(values) <= LARGEST
     if valid is not None:
         finite &= valid
@@ -230,7 +229,7 @@ def read_ids(array: pa.Array, source: Source) -> tuple[Array, Array | None]:
         return _whole_numbers(array, source)
     if _is_text(array.type):
         return _hashed(array), valid_of(array)
-    return _fixed_width(array), valid_of(array)
+    return _fixed_width(array)
 
 
 def _dictionary_ids(array: pa.DictionaryArray, source: Source) -> tuple[Array, Array | None]:
@@ -238,8 +237,7 @@ def _dictionary_ids(array: pa.DictionaryArray, source: Source) -> tuple[Array, A
     if len(array) < len(array.dictionary):  # a small part of a large table
         return read_ids(array.dictionary_decode(), source)
     entries, entries_valid = read_ids(array.dictionary, source)
-    valid = valid_of(array.indices)
-    index = _fixed_width(array.indices)
+    index, valid = _fixed_width(array.indices)
     if valid is not None:
         index = np.where(valid, index, 0)
     if not len(entries):  # all null
@@ -252,11 +250,11 @@ def _dictionary_ids(array: pa.DictionaryArray, source: Source) -> tuple[Array, A
 
 def _whole_numbers(array: pa.Array, source: Source) -> tuple[Array, Array | None]:
     """Read ids that some tool turned to floating point, as pandas does where there are nulls."""
-    values = _fixed_width(array).astype(np.float64)
+    stored, present = _fixed_width(array)
+    values = stored.astype(np.float64)
     valid = ~np.isnan(values)
-    nulls = valid_of(array)
-    if nulls is not None:
-        valid &= nulls
+    if present is not None:
+        valid &= present
     values[~valid] = 0
     wrong = (values != np.trunc(values)) | (np.abs(values) > 2**53)
     if wrong.any():
@@ -277,13 +275,14 @@ def _whole_decimals(array: pa.Array, source: Source) -> pa.Array:
         ) from None
 
 
-def _fixed_width(array: pa.Array) -> Array:
-    """Return integers or floats in the memory of the array."""
+def _fixed_width(array: pa.Array) -> tuple[Array, Array | None]:
+    """Return integers or floats in the memory of the array, and which are not null (None: all)."""
     dtype = np.dtype(array.type.to_pandas_dtype())
     buffer = array.buffers()[1]
+    valid = valid_of(array) if array.null_count else None
     if buffer is None or not len(array):
-        return np.zeros(len(array), dtype)
-    return np.frombuffer(buffer, dtype, len(array), array.offset * dtype.itemsize)
+        return np.zeros(len(array), dtype), valid
+    return np.frombuffer(buffer, dtype, len(array), array.offset * dtype.itemsize), valid
 
 
 def _hashed(array: pa.Array) -> Array:

@@ -57,18 +57,19 @@ def tells_of_label(values: pa.ChunkedArray, labels: Array) -> Leak | str:
     valid = values.is_valid().to_numpy(zero_copy_only=False)
     present = _present(values, valid)
     known = np.isfinite(labels)
-    with_values = known & valid
-    if _has_both(labels[with_values]):
-        if _decided_by_threshold(values, labels, with_values):
-            return Leak.COPY
-        if _decided_by_value(values.filter(pa.array(known)), labels[known]):
-            return Leak.COPY
-        afterwards = present
-    else:  # nothing, unless it is there only where the label is 1
-        afterwards = valid
-    if _only_with(1, afterwards, labels, known):
-        return Leak.OUTCOME
-    return _NEVER if _only_with(0, present, labels, known) else ""
+    if not _has_both(labels[known & valid]):
+        # Nothing, unless there are values only where the label is 1, or something only where it is 0.
+        if _only_label(valid, labels, known) == 1:
+            return Leak.OUTCOME
+        return _NEVER if _only_label(present, labels, known) == 0 else ""
+    if _decided_by_threshold(values, labels, known & valid):
+        return Leak.COPY
+    if _decided_by_value(values.filter(pa.array(known)), labels[known]):
+        return Leak.COPY
+    only = _only_label(present, labels, known)
+    if only is None:
+        return ""
+    return Leak.OUTCOME if only == 1 else _NEVER
 
 
 def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -130,11 +131,12 @@ def _mask(flags: pa.ChunkedArray) -> Array:
     return mask
 
 
-def _only_with(label: int, present: Array, labels: Array, known: Array) -> bool:
-    """Say whether what is in some rows is in rows of one label alone, too many for chance."""
-    there = present & known
-    count, rows = int(np.count_nonzero(there)), int(np.count_nonzero(known))
-    if count < _ENOUGH or count == rows or (labels[there] != label).any():
-        return False
-    share = np.count_nonzero(labels[known] == label) / rows
-    return bool(share < 1 and count * math.log(max(share, 1e-300)) < _CHANCE)
+def _only_label(present: Array, labels: Array, known: Array) -> float | None:
+    """Return the only label of the rows in which something is; None if both come, or one by chance."""
+    there = labels[present & known]
+    count, rows = len(there), int(np.count_nonzero(known))
+    if count < _ENOUGH or count == rows or (there != there[0]).any():
+        return None
+    share = np.count_nonzero(labels[known] == there[0]) / rows
+    likely = share == 1 or count * math.log(max(share, 1e-300)) >= _CHANCE
+    return None if likely else float(there[0])

@@ -235,15 +235,15 @@ def _infer(
         for name in sorted(parse_expression(drop).columns):
             read_by.setdefault(name, "it decides which rows are dropped")
     _require(source, read_by, reader.columns)
-    tables = source.scan()
+    given, tables = source.given, source.scan()
     first = list(islice(tables, 1))
     for table in first:
-        written = _written_types(source, table, types.keys() | source.given)
+        written = _written_types(source, table, types.keys() | given)
         if written:
             return _infer(source, label, drop, max_rows, types | written, progress)
     labels = _Labels(reader, progress)
     sample, tables = _sample(labels.observe(chain(first, tables), max_rows))
-    counted = _count(source, sample, tables)
+    counted = _count(sample, tables, given)
     sampled = np.concatenate(labels.sample)[:_SAMPLE]
     columns = [
         left_out(one, read_by[one.name])
@@ -337,11 +337,10 @@ def _sample(tables: Iterator[pa.Table]) -> tuple[pa.Table, Iterator[pa.Table]]:
 
 
 def _count(
-    source: TableSource, sample: pa.Table, tables: Iterator[pa.Table]
+    sample: pa.Table, tables: Iterator[pa.Table], given: Collection[str]
 ) -> list[ColumnStatistics]:
     counted = [
-        ColumnStatistics(name, sample[name], chosen=name in source.given)
-        for name in source.schema.names
+        ColumnStatistics(name, sample[name], chosen=name in given) for name in sample.column_names
     ]
     for table in tables:
         for statistics in counted:
