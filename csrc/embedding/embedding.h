@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "hashing/hashing.h"
+
 namespace rowwise {
 
 enum class Float : int32_t { f32, f16, bf16 };
@@ -129,17 +131,6 @@ extern const EmbeddingKernels kEmbedding;
 }
 namespace avx512 {
 extern const EmbeddingKernels kEmbedding;
-}
-
-// The same hash everywhere: on every platform, in every process, in the plain-PyTorch reference.
-inline uint64_t hash_id(int64_t id) {
-  uint64_t x = static_cast<uint64_t>(id);
-  x ^= x >> 33;
-  x *= 0xff51afd7ed558ccdULL;
-  x ^= x >> 33;
-  x *= 0xc4ceb9fe1a85ec53ULL;
-  x ^= x >> 33;
-  return x;
 }
 
 }  // namespace rowwise

@@ -56,7 +56,7 @@ inline int64_t choose_row(const Table& table, int64_t id) {
   if (is_in_range(table, id)) return id;
   switch (table.policy) {
     case Policy::remap:
-      return table.base + static_cast<int64_t>((hash_id(id) >> 1) % static_cast<uint64_t>(table.span));
+      return table.base + hash_into(id, table.span);
     case Policy::clamp:
       return table.num_embeddings == 0 ? kNoRow : id < 0 ? 0 : table.num_embeddings - 1;
     case Policy::error:

@@ -17,6 +17,11 @@ void bind_hashing(nb::module_& m) {
                          at<const void>(offsets, count + 1, "offsets"), wide, count},
                         static_cast<uint64_t>(seed), at<uint64_t>(hashes));
   });
+  m.def("hash_ids", [](int64_t ids, int64_t count, int64_t span, int64_t hashes) {
+    nb::gil_scoped_release release;
+    REQUIRE(span > 0, "`span` should be at least 1. Received " + std::to_string(span) + ".");
+    hash_ids(at<const int64_t>(ids, count, "ids"), count, span, at<int64_t>(hashes));
+  });
 }
 
 }  // namespace rowwise

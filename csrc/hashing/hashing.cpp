@@ -82,4 +82,8 @@ int64_t hash_strings(const Strings& strings, uint64_t seed, uint64_t* hashes) {
   return strings.wide ? hash_all<int64_t>(strings, seed, hashes) : hash_all<int32_t>(strings, seed, hashes);
 }
 
+void hash_ids(const int64_t* ids, int64_t count, int64_t span, int64_t* hashes) {
+  for (int64_t i = 0; i < count; ++i) hashes[i] = hash_into(ids[i], span);
+}
+
 }  // namespace rowwise

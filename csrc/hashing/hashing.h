@@ -1,4 +1,4 @@
-// Stable 64-bit hashes of strings.
+// Stable 64-bit hashes of strings and of ids.
 #pragma once
 
 #include <cstdint>
@@ -17,5 +17,23 @@ struct Strings {
 // Writes the XXH64 of each string. Returns the first string that does not lie in the bytes, or -1; what lies behind it
 // is not written.
 int64_t hash_strings(const Strings& strings, uint64_t seed, uint64_t* hashes);
+
+// The same hash everywhere: on every platform, in every process, in the plain-PyTorch reference.
+inline uint64_t hash_id(int64_t id) {
+  uint64_t x = static_cast<uint64_t>(id);
+  x ^= x >> 33;
+  x *= 0xff51afd7ed558ccdULL;
+  x ^= x >> 33;
+  x *= 0xc4ceb9fe1a85ec53ULL;
+  x ^= x >> 33;
+  return x;
+}
+
+// An id's number in [0, span), evenly; span is at least 1.
+inline int64_t hash_into(int64_t id, int64_t span) {
+  return static_cast<int64_t>((hash_id(id) >> 1) % static_cast<uint64_t>(span));
+}
+
+void hash_ids(const int64_t* ids, int64_t count, int64_t span, int64_t* hashes);
 
 }  // namespace rowwise

@@ -34,6 +34,15 @@ void test_bad_offsets() {
   }
 }
 
+// Memory of exactly its size, and the whole range of ids and spans.
+void test_ids(Random& random, int64_t count) {
+  std::vector<int64_t> ids(static_cast<size_t>(count)), hashes(ids.size());
+  for (auto& id : ids) id = random.coin() ? random.below(INT64_MAX) : INT64_MIN + random.below(INT64_MAX);
+  const int64_t span = random.coin() ? 1 + random.below(100) : INT64_MAX;
+  hash_ids(ids.data(), count, span, hashes.data());
+  for (size_t i = 0; i < ids.size(); ++i) CHECK(hashes[i] == static_cast<int64_t>((hash_id(ids[i]) >> 1) % static_cast<uint64_t>(span)));
+}
+
 }  // namespace
 
 void test_hashing() {
@@ -42,6 +51,7 @@ void test_hashing() {
   CHECK(hash({'a', 'b', 'c'}, IntegerArray({0, 3}, false), 1)[0] == 0x44BC2CF5AD770999u);
   for (int i = 0; i < 300; ++i) test_together(random, random.below(30), random.below(150), random.coin());
   test_bad_offsets();
+  for (int64_t count = 0; count < 20; ++count) test_ids(random, count);
 }
 
 }  // namespace rowwise

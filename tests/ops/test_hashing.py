@@ -1,4 +1,4 @@
-"""XXH64 over string buffers: native and reference against the `xxhash` library."""
+"""XXH64 over string buffers: native and reference against the `xxhash` library; and hashes of ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchrec.ops._library import native as library
-from torchrec.ops.hashing import hash_strings, native, reference
+from torchrec.ops.hashing import hash_ids, hash_strings, native, reference
 
 T = torch.tensor
 needs_native = pytest.mark.skipif(library is None, reason="the native library is not in use")
@@ -89,3 +89,21 @@ def test_operator_runs_the_kernel():
     assert torch.equal(
         torch.ops.rowwise.hash_strings(data, offsets, 3), native.hash_strings(data, offsets, 3)
     )
+
+
+@pytest.mark.parametrize("span", [1, 97, 1 << 62, (1 << 63) - 1])
+def test_ids_of_any_size_dtype_and_layout(span):
+    ids = T([0, 1, -1, 1 << 40, (1 << 63) - 1, -(1 << 63)])
+    found = hash_ids(ids, span)
+    assert torch.equal(reference.hash_ids(ids, span), found)
+    assert ((found >= 0) & (found < span)).all()
+    square = torch.stack([ids, ids + 1], 1).t()
+    assert torch.equal(hash_ids(square, span), reference.hash_ids(square, span))
+    assert torch.equal(hash_ids(ids[:3].int(), span), found[:3])
+    assert hash_ids(ids[:0], span).shape == (0,)
+
+
+@pytest.mark.parametrize("span", [0, -3])
+def test_no_span_to_hash_into(span):
+    with pytest.raises(ValueError, match=rf"`span` should be at least 1\. Received {span}"):
+        hash_ids(T([1]), span)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torchrec.modules.collision.hash_buckets import Buckets
 from torchrec.modules.collision.hash_search import HashSearch
 from torchrec.modules.hash_mc_evictions import HashZchEvictionModule
-from torchrec.ops.embedding.row_choice import hash_ids
 from torchrec.ops.hash_collision import FREE, Eviction, new_slots
+from torchrec.ops.hashing import hash_ids
 
 
 class HashState(NamedTuple):

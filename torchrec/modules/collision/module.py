@@ -41,7 +41,7 @@ from torchrec.modules.collision.saved_state import (
 from torchrec.modules.collision.scored_rows import ScoredRows
 from torchrec.modules.collision.stats import ManagedCollisionStats
 from torchrec.ops.collision import MAX_ROWS
-from torchrec.ops.embedding.row_choice import hash_ids
+from torchrec.ops.hashing import hash_ids
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 HashFunction = Callable[[Tensor, int], Tensor]

@@ -12,7 +12,6 @@ from torchrec.ops.embedding.lookup import (
     lookup_sequences,
     sequence_row_grads,
 )
-from torchrec.ops.embedding.row_choice import hash_ids
 from torchrec.ops.embedding.spec import (
     NO_ROW,
     LookupSpec,
@@ -22,6 +21,7 @@ from torchrec.ops.embedding.spec import (
     TableSpec,
 )
 from torchrec.ops.embedding.table import new_table
+from torchrec.ops.hashing import hash_ids
 
 __all__ = [
     "NO_ROW",

@@ -12,34 +12,7 @@ from torch import Tensor
 from torchrec.ops._private import assert_later
 from torchrec.ops.embedding.failure import names_of_slot, raise_bad_id
 from torchrec.ops.embedding.spec import NO_ROW, PolicyCode, TableSpec
-
-# The multipliers of the mix as signed numbers, and the low 31 bits: what is left of a number shifted right by 33
-# as if it were unsigned, zeros coming in from the left.
-_FIRST, _SECOND = 0xFF51AFD7ED558CCD - 2**64, 0xC4CEB9FE1A85EC53 - 2**64
-_LOW = 2**31 - 1
-
-
-def hash_ids(ids: Tensor, span: int) -> Tensor:
-    """Map any int64 to ``[0, span)``, evenly, and the same in every process and on every platform.
-
-    A bijective mix of all 64 bits (the finaliser of MurmurHash3, Appleby 2011), modulo ``span``.
-
-    Args:
-        ids: int32 or int64, any shape.
-        span: at least 1.
-
-    Returns:
-        int64, the shape of ``ids``.
-
-    Example:
-        >>> hash_ids(torch.tensor([0, 1, -1, 10_000_000_000]), 100).tolist()
-        [0, 2, 44, 13]
-    """
-    x = ids.long()
-    x = (x ^ (x >> 33 & _LOW)) * _FIRST
-    x = (x ^ (x >> 33 & _LOW)) * _SECOND
-    x = x ^ (x >> 33 & _LOW)
-    return (x >> 1 & 2**63 - 1) % span
+from torchrec.ops.hashing.reference import hash_ids
 
 
 def choose(table: TableSpec, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,14 @@
-"""Hashes of strings that are the same everywhere and for ever: what turns text into ids."""
+"""Hashes that are the same everywhere and for ever: of strings, which turns text into ids, and of ids."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from torchrec.ops.hashing import schema
+from torchrec.ops._library import shortcut
+from torchrec.ops.hashing import native, reference, schema
 
-__all__ = ["hash_strings"]
+__all__ = ["hash_ids", "hash_strings"]
 
 
 def hash_strings(data: Tensor, offsets: Tensor, seed: int = 0) -> Tensor:
@@ -52,3 +53,31 @@ def hash_strings(data: Tensor, offsets: Tensor, seed: int = 0) -> Tensor:
         raise ValueError(f"`seed` should be an int64. Received {seed}.")
     hashes: Tensor = schema.hash_strings(data, offsets, seed)
     return hashes
+
+
+def hash_ids(ids: Tensor, span: int) -> Tensor:
+    """Map any int64 to ``[0, span)``, evenly, and the same in every process and on every platform.
+
+    A bijective mix of all 64 bits (the finaliser of MurmurHash3, Appleby 2011), modulo ``span``.
+
+    Args:
+        ids: int32 or int64, any shape.
+        span: at least 1.
+
+    Returns:
+        int64, the shape of ``ids``.
+
+    Raises:
+        ValueError: ``span`` is less than 1.
+
+    Example:
+        >>> hash_ids(torch.tensor([0, 1, -1, 10_000_000_000]), 100).tolist()
+        [0, 2, 44, 13]
+    """
+    if span < 1:
+        raise ValueError(f"`span` should be at least 1. Received {span}.")
+    hashes: Tensor = _hash_ids(ids, span)
+    return hashes
+
+
+_hash_ids = shortcut(native.hash_ids, composed=reference.hash_ids, tensors=(0,))

@@ -38,3 +38,11 @@ def hash_strings(data: Tensor, offsets: Tensor, seed: int) -> Tensor:
     if bad >= 0:
         raise_bad_string(data, offsets, bad)
     return hashes
+
+
+def hash_ids(ids: Tensor, span: int) -> Tensor:
+    """See ``reference.hash_ids``."""
+    ids = ids.long().contiguous()
+    hashes = torch.empty_like(ids)
+    _lib.hash_ids(ids.data_ptr(), ids.numel(), span, hashes.data_ptr())
+    return hashes

@@ -1,7 +1,7 @@
-"""XXH64 in plain PyTorch, all strings at a time: the specification, right on every device.
+"""The hashes in plain PyTorch: the specification, right on every device. Of strings it is XXH64, of all at a time.
 
 PyTorch has no arithmetic on uint64, but that of int64 wraps to the same bits; only shifts to the right need care.
-Steps and constants are those of the public description of the algorithm:
+Steps and constants of XXH64 are those of the public description of the algorithm:
 https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md.
 """
 
@@ -20,6 +20,8 @@ P2 = _signed(0xC2B2AE3D27D4EB4F)
 P3 = _signed(0x165667B19E3779F9)
 P4 = _signed(0x85EBCA77C2B2AE63)
 P5 = _signed(0x27D4EB2F165667C5)
+# Multipliers of the mix of ids.
+_FIRST, _SECOND = _signed(0xFF51AFD7ED558CCD), _signed(0xC4CEB9FE1A85EC53)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -90,6 +92,15 @@ def hash_strings(data: Tensor, offsets: Tensor, seed: int) -> Tensor:
     hashes = (hashes ^ _shift(hashes, 33)) * P2
     hashes = (hashes ^ _shift(hashes, 29)) * P3
     return hashes ^ _shift(hashes, 32)
+
+
+def hash_ids(ids: Tensor, span: int) -> Tensor:
+    """Mix the bits of ids, and divide by ``span``; see ``torchrec.ops.hashing.hash_ids``."""
+    x = ids.long()
+    x = (x ^ _shift(x, 33)) * _FIRST
+    x = (x ^ _shift(x, 33)) * _SECOND
+    x = x ^ _shift(x, 33)
+    return _shift(x, 1) % span
 
 
 def raise_bad_string(data: Tensor, offsets: Tensor, index: int) -> None:
