@@ -1,10 +1,11 @@
-// The extension module torchrec.ops._native: hands pointers and sizes to the kernels. It knows nothing of PyTorch,
-// so one build serves every PyTorch version. Pointers are checked for nothing here: the callers in torchrec/ops own
+// The extension module torchrec.ops._native: hands pointers and sizes to the kernels. It knows nothing of PyTorch but
+// that its tensors speak DLPack, so one build serves every PyTorch version. Pointers are checked for nothing here: the callers in torchrec/ops own
 // that, and are its only users.
 #include <nanobind/nanobind.h>
 
 #include "cpu.h"
 #include "memory.h"
+#include "tensor.h"
 
 namespace nb = nanobind;
 
@@ -26,6 +27,19 @@ NB_MODULE(_native, m) {
   rowwise::bind_interaction(m);
   rowwise::bind_jagged(m);
   rowwise::bind_permute(m);
+  m.def(
+      "read_tensors",
+      [](nb::object tensor, nb::object parameter) {
+        const nb::object capsule = tensor.attr("__dlpack_c_exchange_api__");
+        const auto* api = static_cast<const rowwise::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+        if (api == nullptr) throw nb::python_error();
+        if (api->major != 1 || api->view == nullptr) {
+          throw nb::import_error("PyTorch should have DLPack's exchange API, version 1. Received another version.");
+        }
+        rowwise::tensor_types = {api, reinterpret_cast<PyTypeObject*>(tensor.release().ptr()),
+                                 reinterpret_cast<PyTypeObject*>(parameter.release().ptr())};
+      },
+      "Say what the types of tensors are: the first thing to do.");
   m.def("isa", &rowwise::isa_name, "The instruction set in use: baseline, avx2 or avx512.");
   m.def(
       "openmp",

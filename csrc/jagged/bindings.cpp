@@ -6,11 +6,48 @@
 
 #include "address.h"
 #include "jagged/jagged.h"
+#include "tensor.h"
 
 namespace nb = nanobind;
 
 namespace rowwise {
 namespace {
+
+// Of a tensor, which has to be a contiguous row of int32 or int64.
+Integers integers_of(nb::handle tensor, const char* name) {
+  TensorView view;
+  if (read_integers(tensor, view)) return {view.data, view.bits == 64, view.shape[0]};
+  const std::string dtype = nb::repr(tensor.attr("dtype")).c_str(), what = std::string("`") + name + "` should ";
+  if (dtype != "torch.int64" && dtype != "torch.int32") {
+    throw nb::type_error((what + "be int32 or int64. Received " + dtype + ".").c_str());
+  }
+  const int64_t dims = nb::cast<int64_t>(tensor.attr("dim")());
+  REQUIRE(dims == 1, what + "have one dimension. Received " + std::to_string(dims) + ".");
+  refuse(what + "have memory, of the CPU. Received a tensor whose storage is empty, or elsewhere.");
+}
+
+// Whether these are a list of strings, at least one, no two of them equal, whose number divides `bags`. Strings keep their
+// hash, so that to enter them in a table takes 5 ns a key.
+bool are_distinct_strings(nb::handle keys, int64_t bags) {
+  if (!PyList_CheckExact(keys.ptr())) return false;
+  const size_t count = static_cast<size_t>(PyList_GET_SIZE(keys.ptr()));
+  if (count == 0 || bags % static_cast<int64_t>(count) != 0) return false;
+  size_t slots = 64;
+  while (slots < 2 * count) slots *= 2;
+  PyObject* few[64] = {};
+  std::vector<PyObject*> many(slots > 64 ? slots : 0);
+  PyObject** table = many.empty() ? few : many.data();
+  for (size_t i = 0; i < count; ++i) {
+    PyObject* key = PyList_GET_ITEM(keys.ptr(), static_cast<Py_ssize_t>(i));
+    if (!PyUnicode_CheckExact(key)) return false;
+    size_t slot = static_cast<size_t>(PyObject_Hash(key)) & (slots - 1);
+    for (; table[slot] != nullptr; slot = (slot + 1) & (slots - 1)) {
+      if (table[slot] == key || PyUnicode_Compare(table[slot], key) == 0) return false;
+    }
+    table[slot] = key;
+  }
+  return true;
+}
 
 Integers lengths_at(int64_t address, bool wide, int64_t count) {
   return {at<const void>(address, count, "lengths"), wide, count};
@@ -53,30 +90,52 @@ nb::list to_list(const std::vector<int64_t>& numbers) {
 }  // namespace
 
 void bind_jagged(nb::module_& m) {
-  m.def("lengths_fit", [](int64_t lengths, bool wide, int64_t count, int64_t total) {
-    return jagged_kernels().lengths_fit(lengths_at(lengths, wide, count), total);
+  // Whether the parts of bags are seen to fit one another, whatever is handed over: a list of distinct strings,
+  // values, weights or None, and lengths or offsets, as many for each key. False also where somebody has to look closely.
+  m.def("bags_fit", [](nb::handle keys, nb::handle values, nb::handle weights, nb::handle lengths, nb::handle offsets) {
+    const bool by_lengths = offsets.is_none();
+    const nb::handle bounds = by_lengths ? lengths : offsets;
+    if ((!by_lengths && !lengths.is_none()) || !is_plain_type(values) || !is_plain_type(bounds)) return false;
+    TensorView rows, factors, numbers;
+    if (!read_tensor(values, rows) || rows.dims == 0 || !read_integers(bounds, numbers)) return false;
+    if (!weights.is_none() && !(is_plain_type(weights) && read_tensor(weights, factors) && factors.dims > 0 &&
+                                factors.shape[0] == rows.shape[0])) {
+      return false;
+    }
+    const Integers integers = {numbers.data, numbers.bits == 64, numbers.shape[0]};
+    const int64_t bags = integers.count - (by_lengths ? 0 : 1);
+    if (bags < 0 || !are_distinct_strings(keys, bags)) return false;
+    const auto fit = by_lengths ? jagged_kernels().lengths_fit : jagged_kernels().offsets_fit;
+    return fit(integers, rows.shape[0]);
+  }, nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none());
+  m.def("lengths_fit", [](nb::handle lengths, int64_t total) {
+    return jagged_kernels().lengths_fit(integers_of(lengths, "lengths"), total);
   });
-  m.def("offsets_fit", [](int64_t offsets, bool wide, int64_t count, int64_t total) {
-    return count > 0 && jagged_kernels().offsets_fit(offsets_at(offsets, wide, count), total);
+  m.def("offsets_fit", [](nb::handle offsets, int64_t total) {
+    const Integers integers = integers_of(offsets, "offsets");
+    return integers.count > 0 && jagged_kernels().offsets_fit(integers, total);
   });
-  m.def("offsets_of", [](int64_t lengths, bool wide, int64_t count, int64_t offsets) {
-    return jagged_kernels().offsets_of(lengths_at(lengths, wide, count), at<void>(offsets));
+  m.def("offsets_of", [](nb::handle lengths, nb::handle offsets) {
+    const Integers from = integers_of(lengths, "lengths"), to = integers_of(offsets, "offsets");
+    REQUIRE(to.wide == from.wide && to.count == from.count + 1, "`offsets` should be one more than `lengths`, of the same dtype.");
+    return jagged_kernels().offsets_of(from, const_cast<void*>(to.data));
   });
-  m.def("sum_groups", [](int64_t lengths, bool wide, int64_t count, const std::vector<int64_t>& sizes) {
-    REQUIRE(sizes_fit(sizes, count), "`sizes` should not be negative, and sum to the number of lengths (" +
-                                         std::to_string(count) + "). Received others.");
+  m.def("sum_groups", [](nb::handle lengths, const std::vector<int64_t>& sizes) {
+    const Integers integers = integers_of(lengths, "lengths");
+    REQUIRE(sizes_fit(sizes, integers.count), "`sizes` should not be negative, and sum to the number of lengths (" +
+                                                  std::to_string(integers.count) + "). Received others.");
     std::vector<int64_t> sums(sizes.size());
-    require_sound(jagged_kernels().sum_groups(lengths_at(lengths, wide, count), sizes.data(),
-                                              static_cast<int64_t>(sizes.size()), sums.data()));
+    require_sound(jagged_kernels().sum_groups(integers, sizes.data(), static_cast<int64_t>(sizes.size()), sums.data()));
     return to_list(sums);
   });
-  m.def("sum_equal_groups", [](int64_t lengths, bool wide, int64_t count, int64_t groups) {
+  m.def("sum_equal_groups", [](nb::handle lengths, int64_t groups) {
+    const Integers integers = integers_of(lengths, "lengths");
+    const int64_t count = integers.count;
     REQUIRE(groups > 0 ? count % groups == 0 : groups == 0 && count == 0,
             "`groups` should divide the number of lengths (" + std::to_string(count) + "). Received " +
                 std::to_string(groups) + ".");
     std::vector<int64_t> sums(static_cast<size_t>(groups));
-    require_sound(jagged_kernels().sum_equal_groups(lengths_at(lengths, wide, count), groups ? count / groups : 0, groups,
-                                                    sums.data()));
+    require_sound(jagged_kernels().sum_equal_groups(integers, groups ? count / groups : 0, groups, sums.data()));
     return to_list(sums);
   });
   m.def("take_lengths", [](int64_t lengths, bool wide, int64_t count, int64_t bags, bool wide_bags, int64_t num_bags,

@@ -27,6 +27,10 @@ def rows_of(lengths: list[int], dtype: torch.dtype, shape: tuple[int, ...] = ())
     return torch.randint(-99, 99, (sum(lengths), *shape)).to(dtype)
 
 
+class Named(torch.Tensor):
+    """A subclass that changes nothing."""
+
+
 def bags_of(values: torch.Tensor, lengths: list[int]) -> list[list[object]]:
     return [bag.tolist() for bag in values.split(lengths)] if lengths else []
 
@@ -75,7 +79,6 @@ def test_sums_of_groups(dtype):
 def test_lengths_fit(lengths, total, fit, dtype):
     tensor = T(lengths, dtype=dtype)
     assert jagged.lengths_fit(tensor, total) is fit
-    assert jagged.lengths_surely_fit(tensor, total) is (fit and library is not None)
     meta_like = torch.nn.Parameter(tensor, requires_grad=False)  # not plain: the other way
     assert jagged.lengths_fit(meta_like, total) is fit
 
@@ -96,6 +99,72 @@ def test_offsets_fit(offsets, total, fit, dtype):
     tensor = T(offsets, dtype=dtype)
     assert jagged.offsets_fit(tensor, total) is fit
     assert jagged.offsets_fit(torch.nn.Parameter(tensor, requires_grad=False), total) is fit
+
+
+FITTING = {
+    "lengths": (["a", "b"], T([5, 6, 7]), None, T([1, 0, 2, 0]), None),
+    "int32": (["a"], T([5, 6, 7]), None, T([1, 0, 2], dtype=torch.int32), None),
+    "offsets": (["a", "b"], T([5, 6, 7]), None, None, T([0, 1, 3])),
+    "weights": (["a"], T([5, 6]), torch.ones(2), T([1, 1]), None),
+    "strided weights": (["a"], T([5, 6]), torch.ones(2, 2)[:, 0], T([1, 1]), None),
+    "rows": (["a"], torch.ones(2, 3, requires_grad=True), None, T([1, 1]), None),
+    "no bags": (["a"], T([]), None, T([], dtype=torch.int64), None),
+    "many keys": ([f"{i}" for i in range(500)], T([5]), None, T([1] + [0] * 499), None),
+}
+
+
+@needs_native
+@pytest.mark.parametrize("parts", FITTING.values(), ids=FITTING)
+def test_bags_that_surely_fit(parts):
+    assert jagged.bags_surely_fit(*parts)
+
+
+LENGTHS, VALUES = T([1, 1]), T([5, 6])
+NOT_SURE = {
+    "no keys": ([], VALUES, None, LENGTHS, None),
+    "keys are None": (None, VALUES, None, LENGTHS, None),
+    "a tuple": (("a", "b"), VALUES, None, LENGTHS, None),
+    "a key that is no string": (["a", 1], VALUES, None, LENGTHS, None),
+    "the same key": (["a", "a"], VALUES, None, LENGTHS, None),
+    "an equal key": (["ab", "".join(["a", "b"])], VALUES, None, LENGTHS, None),
+    "one of many keys again": ([f"{i % 499}" for i in range(500)], T([]), None, T([0] * 500), None),
+    "keys do not divide lengths": (["a", "b", "c"], VALUES, None, LENGTHS, None),
+    "keys do not divide offsets": (["a", "b"], VALUES, None, None, T([0, 2])),
+    "no offsets": (["a"], T([]), None, None, T([], dtype=torch.int64)),
+    "neither": (["a"], VALUES, None, None, None),
+    "both": (["a"], VALUES, None, LENGTHS, T([0, 1, 2])),
+    "another sum": (["a"], VALUES, None, T([1, 2]), None),
+    "a negative length": (["a"], VALUES, None, T([3, -1]), None),
+    "offsets that fall": (["a"], VALUES, None, None, T([0, 3, 2])),
+    "lengths of floats": (["a"], VALUES, None, T([1.0, 1.0]), None),
+    "lengths of int16": (["a"], VALUES, None, T([1, 1], dtype=torch.int16), None),
+    "lengths in two dimensions": (["a"], VALUES, None, T([[1, 1]]), None),
+    "strided lengths": (["a"], VALUES, None, T([[1, 9], [1, 9]])[:, 0], None),
+    "lengths without memory": (["a"], VALUES, None, torch._efficientzerotensor(2), None),
+    "lengths of a subclass": (["a"], VALUES, None, LENGTHS.as_subclass(Named), None),
+    "lengths elsewhere": (["a"], VALUES, None, LENGTHS.to("meta"), None),
+    "lengths that are a list": (["a"], VALUES, None, [1, 1], None),
+    "values elsewhere": (["a"], VALUES.to("meta"), None, LENGTHS, None),
+    "values that are none": (["a"], None, None, LENGTHS, None),
+    "a scalar": (["a"], T(5), None, T([1]), None),
+    "more weights": (["a"], VALUES, torch.ones(3), LENGTHS, None),
+    "a weight": (["a"], VALUES, T(1.0), LENGTHS, None),
+    "weights of a subclass": (["a"], VALUES, torch.ones(2).as_subclass(Named), LENGTHS, None),
+    "sparse values": (["a"], torch.eye(2).to_sparse(), None, LENGTHS, None),
+}
+
+
+@pytest.mark.parametrize("parts", NOT_SURE.values(), ids=NOT_SURE)
+def test_bags_that_may_not_fit(parts):
+    assert not jagged.bags_surely_fit(*parts)
+
+
+def test_bags_under_a_transform_may_not_fit():
+    def each(values, lengths):
+        assert not jagged.bags_surely_fit(["a"], values, None, lengths, None)
+        return values
+
+    torch.func.vmap(each)(torch.ones(2, 2), T([[1, 1], [1, 1]]))
 
 
 @pytest.mark.parametrize("index_dtype", INTEGERS, ids=str)

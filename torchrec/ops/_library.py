@@ -60,6 +60,7 @@ def _load_native() -> tuple[ModuleType | None, str]:
         return None, "the package was installed without a C++ compiler"
     # A library that is there but broken raises here: it is never skipped quietly.
     module = importlib.import_module("torchrec.ops._native")
+    module.read_tensors(Tensor, Parameter)
     threads = "OpenMP" if module.openmp() else "one thread, no OpenMP"
     return module, f"C++ kernels, {module.isa()}, {threads}"
 

@@ -8,7 +8,6 @@ traced nothing is checked.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate, pairwise
 
 import torch
@@ -17,9 +16,10 @@ from torch.compiler import is_compiling
 
 from torchrec.checks import require_integer, require_list
 from torchrec.ops import is_readable
-from torchrec.ops.jagged import lengths_fit, lengths_surely_fit, offsets_fit
+from torchrec.ops.jagged import bags_surely_fit, lengths_fit, offsets_fit
 
 _INT64, _INT32 = torch.int64, torch.int32
+_ONE_KEY = [""]  # of a JaggedTensor, as it were
 
 
 def check_jagged(
@@ -30,7 +30,7 @@ def check_jagged(
     Returns:
         Lengths and offsets, as integers where they are empty and were none.
     """
-    if is_compiling():
+    if is_compiling() or bags_surely_fit(_ONE_KEY, values, weights, lengths, offsets):
         return lengths, offsets
     count = _count_values(values, weights)
     if lengths is not None:
@@ -102,38 +102,14 @@ def check_keyed_jagged(
 
 
 def _are_seen_not_to_fit(lengths: Tensor, count: int) -> bool:
-    if lengths_surely_fit(lengths, count):  # asks less than the two that follow
-        return False
     return is_readable(lengths) and not lengths_fit(lengths, count)
-
-
-def is_surely_valid(keys: list[str], values: Tensor, lengths: Tensor | None) -> bool:
-    """Say whether all is well with the most common form: one batch size, lengths, no weights, on a CPU.
-
-    A no means only that somebody has to look more closely.
-    """
-    if lengths is None or type(values) is not Tensor or values.dim() != 1 or not values.is_cpu:
-        return False
-    if not lengths_surely_fit(lengths, values.numel()) or lengths.dim() != 1:
-        return False
-    num_keys = len(keys)
-    if num_keys == 0 or lengths.numel() % num_keys:
-        return False
-    return _are_distinct_strings(keys)
 
 
 def _are_distinct_strings(keys: list[str]) -> bool:
     try:
-        return _are_distinct(tuple(keys))
+        return len(set(keys)) == len(keys) and all(isinstance(key, str) for key in keys)
     except TypeError:  # a key that cannot be hashed is no string
         return False
-
-
-@lru_cache(
-    maxsize=64
-)  # batches of one data set have the same keys, and to look them up takes half the time
-def _are_distinct(keys: tuple[str, ...]) -> bool:
-    return len(set(keys)) == len(keys) and all(isinstance(key, str) for key in keys)
 
 
 def _are_strings(keys: list[str]) -> bool:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from torchrec.checks import checked_device, require_list, require_type
+from torchrec.ops.jagged import bags_surely_fit
 from torchrec.sparse._bags import Inverse, KeyedBags, Strides
 from torchrec.sparse._checks import (
     check_inverse_indices,
     check_keyed_jagged,
     check_metadata,
     checked_keys,
-    is_surely_valid,
     strides_of_ranks,
 )
 
@@ -30,19 +30,19 @@ def checked_bags(
     inverse_indices: Inverse | None,
 ) -> KeyedBags:
     """Take in what a KeyedJaggedTensor is built from, and check it; see there for what each is."""
+    if (
+        strides_per_rank is None
+        and stride_per_key is None
+        and inverse_indices is None
+        and stride is None
+        and not is_dynamo_compiling()
+        and bags_surely_fit(keys, values, weights, lengths, offsets)
+    ):
+        return KeyedBags(keys, values, weights, lengths, offsets)  # as a rule: every batch pays
     if type(keys) is not list:
         keys = checked_keys(keys)
     if strides_per_rank is not None or stride_per_key is not None:
         strides_per_rank, stride_per_key = _strides(keys, strides_per_rank, stride_per_key)
-    elif (
-        offsets is None
-        and weights is None
-        and inverse_indices is None
-        and stride is None
-        and not is_compiling()
-        and is_surely_valid(keys, values, lengths)
-    ):
-        return KeyedBags(keys, values, None, lengths)  # the most common form: every batch pays
     if not is_compiling():
         lengths, offsets = check_keyed_jagged(
             keys, values, weights, lengths, offsets, stride, stride_per_key

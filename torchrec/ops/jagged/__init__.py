@@ -17,11 +17,11 @@ from torchrec.ops._memory import is_wide, require_integers
 from torchrec.ops.jagged import native, schema
 
 __all__ = [
+    "bags_surely_fit",
     "jagged_index_select",
     "jagged_to_padded",
     "keyed_index_select",
     "lengths_fit",
-    "lengths_surely_fit",
     "lengths_to_offsets",
     "offsets_fit",
     "offsets_to_lengths",
@@ -180,8 +180,7 @@ def _compose_lengths_fit(lengths: Tensor, total: int) -> bool:
 
 _lengths_fit = shortcut(native.lengths_fit, composed=_compose_lengths_fit, tensors=(0,))
 
-
-lengths_surely_fit = native.lengths_surely_fit
+bags_surely_fit = native.bags_surely_fit
 
 
 def offsets_fit(offsets: Tensor, total: int) -> bool:

@@ -33,51 +33,58 @@ def _offsets(offsets: Tensor) -> Tensor:
 
 def lengths_fit(lengths: Tensor, total: int) -> bool:
     """Say whether no length is negative and they sum to ``total``."""
-    if not lengths.is_contiguous():
-        lengths = lengths.contiguous()
-    wide = lengths.dtype is torch.int64 or is_wide("lengths", lengths)
-    return _lib.lengths_fit(lengths.data_ptr(), wide, lengths.numel(), total)  # type: ignore[no-any-return]
+    return _lib.lengths_fit(lengths.contiguous().flatten(), total)  # type: ignore[no-any-return]
 
 
-def lengths_surely_fit(lengths: Tensor, total: int) -> bool:
-    """Say at a glance whether lengths fit: no means only that ``lengths_fit`` has to be asked.
+def bags_surely_fit(
+    keys: list[str],
+    values: Tensor,
+    weights: Tensor | None,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+) -> bool:
+    """Say at a glance whether the parts of bags fit one another: no means only that somebody has to look closely.
 
-    For use where nothing is traced, on every batch: it leaves the questions out that its caller has asked. It never
-    waits for an accelerator.
+    For use on every batch, where no graph is traced. Never waits for an accelerator.
+
+    Args:
+        keys: at least one, with as many bags each.
+        values: ``[N, ...]``.
+        weights: ``[N, ...]``, or None.
+        lengths: ``[B]`` int32 or int64.
+        offsets: ``[B + 1]``, if lengths are None: of both together no is said.
 
     Example:
-        >>> lengths_surely_fit(torch.tensor([1, 0, 2]), 4)
-        False
+        >>> bags_surely_fit(["a"], torch.tensor([5, 6, 7]), None, torch.tensor([1, 0, 2]), None)
+        True
     """
-    if (
-        _lib is None
-        or type(lengths) is not Tensor
-        or not lengths.is_cpu
-        or not lengths.is_contiguous()
-    ):
-        return False
-    dtype = lengths.dtype
-    wide = dtype is torch.int64
-    if not (wide or dtype is torch.int32) or has_transforms():
-        return False
-    return _lib.lengths_fit(lengths.data_ptr(), wide, lengths.numel(), total)  # type: ignore[no-any-return]
+    return (
+        type(values) is Tensor
+        and values.is_cpu  # to be refused by another device takes its time
+        and not has_transforms()
+        and _bags_fit(keys, values, weights, lengths, offsets)
+    )
+
+
+_bags_fit: Any = (lambda *_: False) if _lib is None else _lib.bags_fit
 
 
 def offsets_fit(offsets: Tensor, total: int) -> bool:
     """Say whether offsets start at 0, never fall and end at ``total``."""
-    if not offsets.is_contiguous():
-        offsets = offsets.contiguous()
-    wide = is_wide("offsets", offsets)
-    return _lib.offsets_fit(offsets.data_ptr(), wide, offsets.numel(), total)  # type: ignore[no-any-return]
+    return _lib.offsets_fit(offsets.contiguous(), total)  # type: ignore[no-any-return]
 
 
 def lengths_to_offsets(lengths: Tensor) -> Tensor:
     """See ``reference.lengths_to_offsets``."""
-    require_integers("lengths", lengths)
     lengths = lengths.contiguous()
-    count, wide = lengths.numel(), lengths.dtype is torch.int64
-    offsets = lengths.new_empty(count + 1)
-    if not _lib.offsets_of(lengths.data_ptr(), wide, count, offsets.data_ptr()):
+    offsets = lengths.new_empty(lengths.numel() + 1)
+    try:
+        fit = _lib.offsets_of(lengths, offsets)
+    except (TypeError, ValueError):
+        require_integers("lengths", lengths)
+        raise
+    if not fit:
+        wide = lengths.dtype is torch.int64
         more = "" if wide else "; torch.int64 holds more"
         raise ValueError(
             f"`lengths` of dtype {lengths.dtype} should sum to less than 2**{63 if wide else 31}{more}. "
@@ -88,16 +95,12 @@ def lengths_to_offsets(lengths: Tensor) -> Tensor:
 
 def sum_equal_groups(lengths: Tensor, groups: int) -> list[int]:
     """See ``torchrec.ops.jagged.sum_equal_groups``."""
-    lengths = lengths.contiguous()
-    wide = lengths.dtype is torch.int64 or is_wide("lengths", lengths)
-    return _lib.sum_equal_groups(lengths.data_ptr(), wide, lengths.numel(), groups)  # type: ignore[no-any-return]
+    return _lib.sum_equal_groups(lengths.contiguous(), groups)  # type: ignore[no-any-return]
 
 
 def sum_groups(lengths: Tensor, sizes: Sequence[int]) -> list[int]:
     """See ``torchrec.ops.jagged.sum_groups``."""
-    lengths = lengths.contiguous()
-    wide = lengths.dtype is torch.int64 or is_wide("lengths", lengths)
-    return _lib.sum_groups(lengths.data_ptr(), wide, lengths.numel(), sizes)  # type: ignore[no-any-return]
+    return _lib.sum_groups(lengths.contiguous(), sizes)  # type: ignore[no-any-return]
 
 
 def select_lengths(lengths: Tensor, bags: Tensor) -> tuple[Tensor, int]:
