@@ -48,6 +48,27 @@ def test_writes_all_groups() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [1.0, 10.0]
 
 
+def test_writes_what_differs_alone() -> None:
+    class Counted(dict[str, float]):
+        written = 0
+
+        def __setitem__(self, key: str, value: float) -> None:
+            self.written += 1
+            super().__setitem__(key, value)
+
+    group = Counted(lr=0.5)
+    schedule = Schedule(ScheduleOptions(warmup_steps=2), [group], total=4)
+    assert [schedule.write(step) for step in range(4)] == [0.25, 0.5, 0.5, 0.5]
+    assert group.written == 2
+    schedule.end()
+    assert (group.written, group["lr"]) == (2, 0.5)
+    group["lr"] = 0.1  # as a state that was loaded has it
+    assert schedule.write(2) == group["lr"] == 0.5
+    group["lr"] = 0.1
+    schedule.end()
+    assert group["lr"] == 0.5
+
+
 def test_exponential_decay_has_no_end_at_zero() -> None:
     with pytest.raises(ValueError, match=r"`schedule.final` should be above 0 for exponential"):
         ScheduleOptions(decay="exponential")

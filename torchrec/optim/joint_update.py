@@ -308,9 +308,10 @@ class JointUpdate(Updater):
         if not self._stale_rates:
             return
         if self._stale:
-            for row, update in zip(self.hyper, self.updates, strict=True):
-                write_hyper(row, update.hyper)
-            self._penalises = any(update.hyper.batch_l2 for update in self.updates)
+            hypers = [update.hyper for update in self.updates]
+            for row, hyper in zip(self.hyper, hypers, strict=True):
+                write_hyper(row, hyper)
+            self._penalises = any(hyper.batch_l2 for hyper in hypers)
         else:
             rates = [update.lr for update in self.updates]
             self.hyper[:, LR] = torch.tensor(rates, dtype=torch.float64, device=self.hyper.device)

@@ -359,11 +359,11 @@ class TableUpdate(Owner):
         if self.rule is None:
             return
         rule, weight = RULES[self.rule.optimizer], self.weight.detach()
-        dtype = torch.promote_types(weight.dtype, torch.float32)
+        dtype, hyper = torch.promote_types(weight.dtype, torch.float32), self.hyper
         for name in self.rule.state_names:
             state = self.states.get(name)
             if state is None or state.is_meta:
-                self.states[name] = rule.new_state(name, weight, self.hyper)
+                self.states[name] = rule.new_state(name, weight, hyper)
             else:
                 self.states[name] = state.to(device=weight.device, dtype=dtype)
 

@@ -140,13 +140,17 @@ class Schedule:
         """
         factor = learning_rate_factor(self._options, step, self._total) * self._plateau.factor
         if factor != self._factor:
-            for group, rate in self._groups:
-                group["lr"] = rate * factor  # type: ignore[index]
+            self._set(factor)
             self._factor = factor
         return self._groups[-1][1] * factor if self._groups else 0.0
 
     def end(self) -> None:
         """Set the learning rates back to those that the course multiplied."""
-        for group, rate in self._groups:
-            group["lr"] = rate  # type: ignore[index]
+        self._set(1.0)
         self._factor = None
+
+    def _set(self, factor: float) -> None:
+        """Write what differs: groups of tables bring what they keep of it up to date."""
+        for group, rate in self._groups:
+            if group["lr"] != rate * factor:
+                group["lr"] = rate * factor  # type: ignore[index]

@@ -54,7 +54,8 @@ def train_run(
     data = RunData(experiment, run.read_fitted() if begun else fitted)
     if not begun:
         run.write_fitted(data.fitted)
-    run.write_experiment(dump_experiment(data.experiment))
+    described = dump_experiment(data.experiment)
+    run.write_experiment(described)
     for message in data.notices:
         tell.said(message)
     model = build_model(experiment.model, options, data.transform)
@@ -80,7 +81,7 @@ def train_run(
         data.transform,
         data.experiment.model,
         table_optimizer(data.experiment.training),
-        {FILE_NAME: dump_experiment(data.experiment)},
+        {FILE_NAME: described},
     )
     drawn = reached.valid if reached.test is None else reached.test
     curves = {} if drawn is None else drawn.curves
