@@ -24,7 +24,6 @@ import torch
 NOT_BUILT: frozenset[str] = frozenset(
     [
         "torchrec.distributed.collective_utils",
-        "torchrec.distributed.comm",
         "torchrec.distributed.composable.table_batched_embedding_slice",
         "torchrec.distributed.dist_data",
         "torchrec.distributed.embedding",
@@ -67,7 +66,6 @@ NOT_BUILT: frozenset[str] = frozenset(
         "torchrec.distributed.quant_embeddingbag",
         "torchrec.distributed.quant_state",
         "torchrec.distributed.shard",
-        "torchrec.distributed.sharding_plan",
         "torchrec.distributed.shards_wrapper",
         "torchrec.distributed.tensor_pool",
         "torchrec.distributed.train_pipeline",
@@ -115,10 +113,12 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         "TrainPipeline is missing": _LATER,
         "TrainPipelineBase is missing": _LATER,
         "TrainPipelineSparseDist is missing": _LATER,
-        "get_local_rank is missing": _LATER,
-        "get_local_size is missing": _LATER,
         "get_unsharded_module_names is missing": _LATER,
         "sharded_model_copy is missing": _LATER,
+    },
+    "torchrec.distributed.sharding_plan": {
+        "get_default_sharders is missing": _LATER,
+        "get_module_to_default_sharders is missing": _LATER,
     },
     "torchrec.distributed.types": {
         "ModuleSharder.shard is no classmethod": "it is one by mistake: sharders are objects with options",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchrec.distributed.comm import get_local_rank, get_local_size
 from torchrec.distributed.types import (
     Awaitable,
     ModuleSharder,
@@ -20,4 +21,6 @@ __all__ = [
     "ShardedModule",
     "ShardingEnv",
     "ShardingPlanner",
+    "get_local_rank",
+    "get_local_size",
 ]

@@ -80,14 +80,15 @@ class EmbeddingModuleShardingPlan(ModuleShardingPlan, dict[str, ParameterShardin
 
 
 def _aligned(headers: list[str], rows: Iterable[Sequence[object]]) -> str:
-    """Write lines with columns of one width each."""
-    lines = [headers, *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(headers))]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
+    """Write lines with columns of one width each, under headers in their middle."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
+    lines = [
+        [header.center(width) for header, width in zip(headers, widths, strict=True)],
+        ["-" * width for width in widths],
+        *([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in cells),
+    ]
+    return "\n".join(map(" | ".join, lines))
 
 
 @dataclass

@@ -161,23 +161,45 @@ def grid_shard(
     ]
 
 
-def spec_of(shards: Sequence[Shard], device_type: str = "cpu") -> EnumerableShardingSpec:
+def placement(compute_device: str, rank: int, local_size: int) -> str:
+    """Write where a shard is, as plans have it.
+
+    Args:
+        compute_device: type of the device, ``"cpu"`` or ``"cuda"`` say.
+        rank: who has it, among all ranks.
+        local_size: how many ranks a host has: the device of a rank is the one of its number there.
+
+    Example:
+        >>> placement("cpu", rank=3, local_size=2), placement("cuda", rank=3, local_size=2)
+        ('rank:3/cpu', 'rank:3/cuda:1')
+    """
+    numbered = compute_device in ("cuda", "mtia")
+    return f"rank:{rank}/{compute_device}" + (f":{rank % local_size}" if numbered else "")
+
+
+def spec_of(
+    shards: Sequence[Shard], device_type: str | Sequence[str] = "cpu", local_size: int = 1
+) -> EnumerableShardingSpec:
     """Write shards as plans have them.
 
     Args:
         shards: of one table.
-        device_type: what the ranks compute on. Default ``"cpu"``.
+        device_type: what their ranks compute on; or one for each shard. Default ``"cpu"``.
+        local_size: how many ranks a host has. Default 1.
 
     Example:
         >>> spec_of(table_wise((10, 4), rank=1)).shards
         [ShardMetadata(shard_offsets=[0, 0], shard_sizes=[10, 4], placement=rank:1/cpu)]
     """
+    types = [device_type] * len(shards) if isinstance(device_type, str) else device_type
+    if len(types) != len(shards):
+        raise ValueError(
+            f"There should be one type of device for each of {len(shards)} shards. Received {list(types)}."
+        )
     return EnumerableShardingSpec(
         [
-            ShardMetadata(
-                list(shard.offsets), list(shard.sizes), f"rank:{shard.rank}/{device_type}"
-            )
-            for shard in shards
+            ShardMetadata(list(s.offsets), list(s.sizes), placement(kind, s.rank, local_size))
+            for s, kind in zip(shards, types, strict=True)
         ]
     )
 
