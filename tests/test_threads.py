@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from torchrec.threads import ThreadChooser, cpu_quota, usable_processors, using_threads
+from torchrec.threads import (
+    ThreadChoice,
+    ThreadChooser,
+    cpu_quota,
+    usable_processors,
+    using_threads,
+)
 
 
 def group(root: Path, path: str, **files: str) -> None:
@@ -138,17 +145,43 @@ def test_it_is_measured_again_when_steps_become_slow() -> None:
     ]
 
 
-@pytest.mark.parametrize(("unit", "steps"), [(1.0, 20), (0.001, 200)], ids=["long", "short"])
-def test_long_steps_do_not_wait_for_200_of_them(unit: float, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("unit", "measured", "steps"), [(1.0, 24, 20), (0.001, 270, 200)], ids=["long", "short"]
+)
+def test_long_steps_do_not_wait_for_200_of_them(unit: float, measured: int, steps: int) -> None:
     costs = {1: unit, 4: 0.4 * unit}
     machine = Machine(costs.__getitem__)
     chooser = chooser_on(machine)
-    machine.make(chooser, 12)
-    assert chooser.threads == 4
+    machine.make(chooser, measured)
+    assert chooser.choice == ThreadChoice(4, 1, pytest.approx(2.5))
     costs[4] = 8 * unit
     assert machine.make(chooser, steps - 10).count(1) == 0
     assert machine.make(chooser, 24).count(1) > 0
+    machine.make(chooser, measured)
     assert chooser.threads == 1
+
+
+@pytest.mark.parametrize(
+    ("unit", "steps"),
+    [(0.00001, 270), (0.0052, 130), (0.06, 15), (1.0, 8)],
+    ids=["tiny", "short", "long", "very_long"],
+)
+def test_it_measures_a_quarter_of_a_second_or_a_hundred_steps(unit: float, steps: int) -> None:
+    machine = Machine({1: unit, 4: 9 * unit}.__getitem__)
+    chooser, made = chooser_on(machine), 0
+    while chooser.choice is None:
+        made += len(machine.make(chooser, 1))
+    assert made == steps
+
+
+@pytest.mark.parametrize(("stall", "threads"), [(0.02, 1), (0.002, 4)], ids=["long", "short"])
+def test_steps_that_stall_now_and_then_count_by_their_time(stall: float, threads: int) -> None:
+    """Beside a neighbour most steps on several threads are as fast as ever: what they take in all is told by a few."""
+    stalls = itertools.cycle([0.0] * 6 + [stall])
+    machine = Machine(lambda number: 0.004 if number == 1 else 0.0025 + next(stalls))
+    chooser = chooser_on(machine)
+    machine.make(chooser, 200)
+    assert chooser.threads == threads
 
 
 def test_not_at_every_change() -> None:

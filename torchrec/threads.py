@@ -2,7 +2,8 @@
 
 Two threads are not faster than one where another program has the second processor, or where a quota
 stops both when one of them has used it up: they wait for each other in every layer, and the same
-job takes ten times as long. Nothing but the clock tells.
+job takes ten times as long. Nothing but the clock tells, and it has to be watched for a while: beside
+a neighbour most steps are as fast as alone, and one in ten waits for the other's time slice.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from threading import Lock
 from time import perf_counter
 
@@ -23,10 +23,12 @@ import torch
 _BLOCK = (
     4  # steps on one number of threads at a time; the first, which wakes the others, does not count
 )
-_ENOUGH = 9  # steps on each number, three blocks
-_CLEAR = 1.5  # times as fast: no more than a block on each is measured
+_ENOUGH = 9  # steps on each number, three blocks,
+_LONG = 0.25  # and seconds, many time slices of the system;
+_MANY = 100  # so many steps are enough, however short
+_CLEAR = 1.5  # times as fast as several should one be to be chosen after a block on each, if that is so long
 _WORTH = 1.05  # times as fast as one thread should several be, which keep other programs waiting
-_WINDOW = 16  # steps whose median tells that something has changed
+_WINDOW = 16  # steps whose time tells that something has changed
 _COLLAPSE = 2.0  # times as slow as when the number was chosen
 _PAUSE = 200  # steps on the chosen number, at least,
 _PAUSE_SECONDS = 10.0  # or seconds: long steps are where a wrong number costs most
@@ -156,9 +158,9 @@ class ThreadChoice:
 class ThreadChooser:
     """Runs the first steps on one thread and on several in turn, and all others on the faster number.
 
-    The steps are those that are to be made anyway: at most a few dozen of them are slower than they
-    could be. When they become twice as slow later, and now and then, it is measured again. Several
-    threads may make steps at once.
+    The steps are those that are to be made anyway: for a quarter of a second, or a hundred steps, on
+    either number some are slower than they could be. When they become twice as slow later, and now
+    and then, it is measured again. Several threads may make steps at once.
 
     Args:
         most: the number to measure against one. Default: as many as PyTorch has, but no more than
@@ -199,7 +201,7 @@ class ThreadChooser:
         self._tell = tell
         self._clock = clock
         self._lock = Lock()
-        self._recent: deque[float] = deque(maxlen=_WINDOW)
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
         self._usual, self._since, self._chosen_at = 0.0, 0, 0.0
         self._measure()
 
@@ -226,7 +228,7 @@ class ThreadChooser:
             seconds = self._clock() - began
         if counts:
             with self._lock:
-                self._note(number, seconds / max(size, 1))
+                self._note(number, seconds, size)
 
     @contextmanager
     def chosen(self) -> Iterator[None]:
@@ -238,7 +240,7 @@ class ThreadChooser:
         """Begin to measure."""
         self._measuring = self.most > 1
         self._begun = 0
-        self._measured: dict[int, list[float]] = {1: [], self.most: []}
+        self._measured: dict[int, list[tuple[float, int]]] = {1: [], self.most: []}
 
     def _next(self) -> tuple[int, bool]:
         """Return the number of threads of the next step, and whether its time counts."""
@@ -250,14 +252,14 @@ class ThreadChooser:
         # One, several, several, one...: what grows slower or faster by itself does so for both.
         return (self.most if block % 4 in (1, 2) else 1), place > 0
 
-    def _note(self, number: int, seconds: float) -> None:
+    def _note(self, number: int, seconds: float, size: int) -> None:
         if self._measuring:
-            self._measured[number].append(seconds)
+            self._measured[number].append((seconds, size))
             self._choose()
             return
-        self._recent.append(seconds)
+        self._recent.append((seconds, size))
         self._since += 1
-        slow = len(self._recent) == _WINDOW and median(self._recent) > _COLLAPSE * self._usual
+        slow = len(self._recent) == _WINDOW and _rate(self._recent) > _COLLAPSE * self._usual
         stayed = self._since >= _PAUSE or self._clock() - self._chosen_at >= _PAUSE_SECONDS
         if (slow and stayed) or self._since >= _AGAIN:
             self._measure()
@@ -265,11 +267,13 @@ class ThreadChooser:
     def _choose(self) -> None:
         """Choose, once there is enough to tell."""
         one, several = self._measured[1], self._measured[self.most]
-        least = min(len(one), len(several))
-        if least < _BLOCK - 1:
+        steps = min(len(one), len(several))
+        if steps < _BLOCK - 1:
             return
-        speedup = median(one) / max(median(several), 1e-12)  # of several over one
-        if least < _ENOUGH and 1 / _CLEAR < speedup < _CLEAR:
+        if steps < _MANY and min(sum(t for t, _ in each) for each in (one, several)) < _LONG:
+            return
+        speedup = _rate(one) / max(_rate(several), 1e-12)  # of several over one
+        if steps < _ENOUGH and speedup > 1 / _CLEAR:  # several may just have been lucky
             return
         self._measuring = False
         before = self.choice
@@ -277,17 +281,26 @@ class ThreadChooser:
             self.choice = ThreadChoice(self.most, 1, speedup)
         else:
             self.choice = ThreadChoice(1, self.most, 1 / speedup)
-        self._usual, self._since = median(self._measured[self.choice.threads]), 0
+        self._usual, self._since = _rate(self._measured[self.choice.threads]), 0
         self._chosen_at = self._clock()
         self._recent.clear()
         if self._tell and (before is None or before.threads != self.choice.threads):
             self._tell(f"{self.choice}.")
 
 
+def _rate(steps: Iterable[tuple[float, int]]) -> float:
+    """Return seconds a unit of size: the mean, as the steps that stall are what a busy machine costs."""
+    seconds, units = 0.0, 0
+    for passed, size in steps:
+        seconds += passed
+        units += size
+    return seconds / max(units, 1)
+
+
 def measured_choice() -> ThreadChoice | None:
     """Return which number of threads multiplies matrices faster now; None with one processor.
 
-    It takes some hundredths of a second, on a machine that is busy as many tenths.
+    It takes some tenths of a second.
     """
     chooser = ThreadChooser()
     rows, weight = torch.ones(1024, 256), torch.ones(256, 256)

@@ -525,6 +525,7 @@ def test_no_result_depends_on_the_threads_that_are_chosen(
 ) -> None:
     """Whatever the clock says, and however often another number is chosen."""
     monkeypatch.setattr("torchrec.training.run_threads.usable_processors", lambda: 3)
+    monkeypatch.setattr("torchrec.threads._LONG", 0.0)
     monkeypatch.setattr("torchrec.threads._PAUSE", 1)
     monkeypatch.setattr("torchrec.threads._WINDOW", 1)
     monkeypatch.setattr("torchrec.threads._COLLAPSE", 0.0)
@@ -538,7 +539,10 @@ def test_no_result_depends_on_the_threads_that_are_chosen(
     assert found[0] == found[1] == found[2] == found[3]
 
 
-def test_the_choice_of_threads_is_told(clicks: Path, tmp_path: Path) -> None:
+def test_the_choice_of_threads_is_told(
+    clicks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchrec.threads._LONG", 0.0)  # a handful of steps
     notes = Notes()
     with using_threads(2):
         result = run_experiment(
