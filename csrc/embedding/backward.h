@@ -356,10 +356,10 @@ inline void backward(const Batch& batch, Sink* sinks) {
       packed += aligned(sources[t].count * batch.tables[t].dim * 4) / 4;
     }
   }
-  in_parallel(threads, batch.num_tables, [&](int64_t t, int) {
+  in_pieces(threads, batch.num_tables, [&](int64_t t, int) {
     if (sources[t].ids != 0 && !sources[t].in_place) pack_sources(batch, t, const_cast<float*>(sources[t].rows));
   });
-  in_parallel(threads, num_parts, [&](int64_t i, int thread) {
+  in_pieces(threads, num_parts, [&](int64_t i, int thread) {
     char* mine = memory.data() + thread * thread_bytes;
     run_part(batch, parts[i], sinks[parts[i].table], sources[parts[i].table], mine,
              reinterpret_cast<float*>(mine + entries_bytes));

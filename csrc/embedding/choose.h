@@ -22,9 +22,8 @@ inline void choose_range(const Batch& batch, const Range& range, Outcome& outcom
 }
 
 inline Failure choose_rows(const Batch& batch, int64_t* out_of_range) {
-  return run_ranges(
-      batch, out_of_range, [](const Slot&) { return int64_t{8}; },
-      [&](const Range& range, Outcome& outcome) { choose_range(batch, range, outcome); });
+  const Ranges ranges(batch, [](const Slot&) { return int64_t{8}; });
+  return ranges.run(out_of_range, [&](const Range& range, int, Outcome& outcome) { choose_range(batch, range, outcome); });
 }
 
 }  // namespace ROWWISE_ISA

@@ -1,7 +1,10 @@
-// The look-up: pooled rows of every bag of every slot, in one pass over the ids.
+// The look-up: pooled rows of every bag of every slot. A piece of work is a range of bags of a slot. First all its ids
+// choose their rows, in one pass that vectors do; what is left for the loop that waits for memory is to fetch rows and to
+// add them up.
 #pragma once
 
 #include "embedding/row_choice.h"
+#include "pieces.h"
 #include "scratch.h"
 
 namespace rowwise {
@@ -9,9 +12,10 @@ namespace ROWWISE_ISA {
 
 // How many rows ahead rows are fetched: about 128 lines, at most 64 rows. That covers a miss to memory while both cores
 // wait for it, and fits the first cache.
+constexpr int64_t kMostAhead = 64;
 constexpr int64_t rows_ahead(int64_t bytes_a_row) {
   const int64_t lines = (bytes_a_row + 63) / 64, rows = 128 / lines;
-  return rows > 64 ? 64 : rows < 8 ? 8 : rows;
+  return rows > kMostAhead ? kMostAhead : rows < 8 ? 8 : rows;
 }
 constexpr int64_t kAhead = 16;  // of gradients
 constexpr int kMaxBlocks = 8;  // blocks of a row that are summed in registers at a time
@@ -24,8 +28,9 @@ struct Outcome {
   Failure failure;
   int64_t out_of_range = 0;
 
+  // Of several the first bag counts, and of that what was refused first.
   void refuse(Failure::Kind kind, int64_t slot, int64_t bag, int64_t value) {
-    if (failure.kind != Failure::nothing) return;
+    if (failure.kind != Failure::nothing && failure.bag_index <= bag) return;
     failure.kind = kind;
     failure.slot = slot;
     failure.bag_index = bag;
@@ -54,41 +59,82 @@ ROWWISE_INLINE void store_as(const Block& block, Float dtype, void* y, int64_t a
   }
 }
 
-// Columns [column, column + 16 * kBlocks (+ tail)) of the bags of a range. kTail: the last block has `tail` < 16.
-template <class W, int kBlocks, bool kTail, bool kWeighted>
-void pool_columns(const Batch& batch, const Range& range, int64_t column, int tail, Outcome& outcome) {
+// Where the rows of the positions of a range are.
+struct Chosen {
+  int64_t first;      // the position that `at` begins with
+  int64_t count;
+  const int64_t* at;  // bytes from the table's first row; kNoRow, kElsewhere. Behind the last are kMostAhead to be fetched
+};
+
+// Returns whether all ids are direct; where one is not, what is written says nothing.
+template <class Id>
+bool choose_direct(const Table& table, const Id* ids, int64_t count, int64_t row_bytes, int64_t* at) {
+  const uint64_t first = static_cast<uint64_t>(table.first_row), direct = static_cast<uint64_t>(table.direct);
+  bool all = true;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint64_t row = static_cast<uint64_t>(static_cast<int64_t>(ids[i])) - first;
+    at[i] = static_cast<int64_t>(row * static_cast<uint64_t>(row_bytes));
+    all &= row < direct;
+  }
+  return all;
+}
+
+inline int64_t bag_of(const Bags& bags, const Range& range, int64_t position) {
+  int64_t bag = range.begin;
+  while (bags.end(bag) <= position) ++bag;
+  return bag;
+}
+
+inline Chosen choose(const Batch& batch, const Range& range, int64_t* at, Outcome& outcome) {
   const Slot& slot = batch.slots[range.slot];
   const Table& table = batch.tables[slot.table];
   const Ids ids{slot.ids, batch.wide_ids};
   const Bags bags{slot.offsets, batch.wide_offsets};
-  const W* weight = static_cast<const W*>(table.weight) + column;
+  const int64_t first = bags.begin(range.begin), count = bags.begin(range.end) - first;
+  const int64_t row_bytes = table.dim * (table.dtype == Float::f32 ? 4 : 2);
+  const bool all = ids.wide ? choose_direct(table, static_cast<const int64_t*>(slot.ids) + first, count, row_bytes, at)
+                            : choose_direct(table, static_cast<const int32_t*>(slot.ids) + first, count, row_bytes, at);
+  for (int64_t i = 0; !all && i < count; ++i) {
+    const int64_t id = ids[first + i], row = row_of(table, id);
+    at[i] = row < 0 ? row : row * row_bytes;
+    outcome.out_of_range += is_counted(table, id);
+    if (row == kNoRow && is_refused(table, id))
+      outcome.refuse(Failure::id, range.slot, bag_of(bags, range, first + i), id);
+  }
+  for (int64_t i = count; i < count + kMostAhead; ++i) at[i] = count ? at[count - 1] : 0;
+  return {first, count, at};
+}
+
+ROWWISE_INLINE void fetch(const void* weight, int64_t at, int64_t bytes) {
+  const uintptr_t row = reinterpret_cast<uintptr_t>(weight) + static_cast<uintptr_t>(at);
+  for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(reinterpret_cast<const char*>(row + line), 0, 3);
+}
+
+// Columns [column, column + 16 * kBlocks (+ tail)) of the bags of a range. kTail: the last block has `tail` < 16.
+template <class W, int kBlocks, bool kTail, bool kWeighted>
+void pool_columns(const Batch& batch, const Range& range, const Chosen& chosen, int64_t column, int tail) {
+  const Slot& slot = batch.slots[range.slot];
+  const Bags bags{slot.offsets, batch.wide_offsets};
+  const char* weight = reinterpret_cast<const char*>(static_cast<const W*>(batch.tables[slot.table].weight) + column);
+  const int64_t* at = chosen.at;
+  const float* scales = kWeighted ? slot.sample_weights + chosen.first : nullptr;
   constexpr int kAll = kBlocks + (kTail ? 1 : 0);
-  constexpr int kBytes = kAll * kBlock * static_cast<int>(sizeof(W));
-  constexpr int64_t ahead = rows_ahead(kBytes);
-  const int64_t last = bags.begin(range.end) - 1;
+  constexpr int64_t kBytes = kAll * kBlock * static_cast<int64_t>(sizeof(W)), ahead = rows_ahead(kBytes);
+  for (int64_t i = 0; i < ahead && i < chosen.count; ++i) fetch(weight, at[i], kBytes);
+  int64_t i = 0;
   for (int64_t bag = range.begin; bag < range.end; ++bag) {
-    const int64_t begin = bags.begin(bag), end = bags.end(bag);
+    const int64_t begin = i, end = bags.end(bag) - chosen.first;
+    int64_t count = end - begin;
     Block sum[kAll];
     for (int b = 0; b < kAll; ++b) sum[b] = Block::fill(0);
-    int64_t count = end - begin;
-    if (slot.pooling == Pooling::none && count != 1) outcome.refuse(Failure::bag, range.slot, bag, count);
-    for (int64_t i = begin; i < end; ++i) {
-      prefetch_row<W>(table, ids[i + ahead < last ? i + ahead : last], column, kBytes);
-      const int64_t id = ids[i];
-      int64_t row;
-      if (__builtin_expect(is_direct(table, id), 1)) {
-        row = id - table.first_row;
-      } else {
-        row = row_of_other(table, id);
-        if (column == 0) outcome.out_of_range += is_counted(table, id);
-        if (row == kNoRow) {
-          if (is_refused(table, id)) outcome.refuse(Failure::id, range.slot, bag, id);
-          --count;
-        }
-        if (row < 0) continue;
+    for (; i < end; ++i) {
+      fetch(weight, at[i + ahead], kBytes);
+      if (__builtin_expect(at[i] < 0, 0)) {
+        count -= at[i] == kNoRow;
+        continue;
       }
-      const W* x = weight + row * table.dim;
-      const float scale = kWeighted ? slot.sample_weights[i] : 1.0f;
+      const W* x = reinterpret_cast<const W*>(weight + at[i]);
+      const float scale = kWeighted ? scales[i] : 1.0f;
       for (int b = 0; b < kAll; ++b) {
         const Block block = kTail && b == kBlocks ? Block::load_head(x + b * kBlock, tail) : Block::load(x + b * kBlock);
         sum[b] = sum[b] + (kWeighted ? block * scale : block);
@@ -105,51 +151,59 @@ void pool_columns(const Batch& batch, const Range& range, int64_t column, int ta
 }
 
 template <class W, int kBlocks, bool kWeighted>
-void pool_rest(const Batch& batch, const Range& range, int64_t column, int tail, Outcome& outcome) {
+void pool_rest(const Batch& batch, const Range& range, const Chosen& chosen, int64_t column, int tail) {
   if (tail) {
-    pool_columns<W, kBlocks, true, kWeighted>(batch, range, column, tail, outcome);
+    pool_columns<W, kBlocks, true, kWeighted>(batch, range, chosen, column, tail);
   } else if constexpr (kBlocks > 0) {
-    pool_columns<W, kBlocks, false, kWeighted>(batch, range, column, 0, outcome);
+    pool_columns<W, kBlocks, false, kWeighted>(batch, range, chosen, column, 0);
   }
 }
 
 template <class W, bool kWeighted>
-void pool(const Batch& batch, const Range& range, Outcome& outcome) {
+void pool(const Batch& batch, const Range& range, const Chosen& chosen) {
   const int64_t dim = batch.tables[batch.slots[range.slot].table].dim;
   int64_t column = 0;
   for (; dim - column >= kBlock * kMaxBlocks; column += kBlock * kMaxBlocks)
-    pool_columns<W, kMaxBlocks, false, kWeighted>(batch, range, column, 0, outcome);
+    pool_columns<W, kMaxBlocks, false, kWeighted>(batch, range, chosen, column, 0);
   const int tail = static_cast<int>((dim - column) % kBlock);
   switch ((dim - column) / kBlock) {
-    case 0: return pool_rest<W, 0, kWeighted>(batch, range, column, tail, outcome);
-    case 1: return pool_rest<W, 1, kWeighted>(batch, range, column, tail, outcome);
-    case 2: return pool_rest<W, 2, kWeighted>(batch, range, column, tail, outcome);
-    case 3: return pool_rest<W, 3, kWeighted>(batch, range, column, tail, outcome);
-    case 4: return pool_rest<W, 4, kWeighted>(batch, range, column, tail, outcome);
-    case 5: return pool_rest<W, 5, kWeighted>(batch, range, column, tail, outcome);
-    case 6: return pool_rest<W, 6, kWeighted>(batch, range, column, tail, outcome);
-    case 7: return pool_rest<W, 7, kWeighted>(batch, range, column, tail, outcome);
+    case 0: return pool_rest<W, 0, kWeighted>(batch, range, chosen, column, tail);
+    case 1: return pool_rest<W, 1, kWeighted>(batch, range, chosen, column, tail);
+    case 2: return pool_rest<W, 2, kWeighted>(batch, range, chosen, column, tail);
+    case 3: return pool_rest<W, 3, kWeighted>(batch, range, chosen, column, tail);
+    case 4: return pool_rest<W, 4, kWeighted>(batch, range, chosen, column, tail);
+    case 5: return pool_rest<W, 5, kWeighted>(batch, range, chosen, column, tail);
+    case 6: return pool_rest<W, 6, kWeighted>(batch, range, chosen, column, tail);
+    case 7: return pool_rest<W, 7, kWeighted>(batch, range, chosen, column, tail);
   }
 }
 
 template <class W>
-void pool(const Batch& batch, const Range& range, Outcome& outcome) {
+void pool(const Batch& batch, const Range& range, const Chosen& chosen) {
   if (batch.slots[range.slot].sample_weights)
-    pool<W, true>(batch, range, outcome);
+    pool<W, true>(batch, range, chosen);
   else
-    pool<W, false>(batch, range, outcome);
+    pool<W, false>(batch, range, chosen);
 }
 
-inline void pool(const Batch& batch, const Range& range, Outcome& outcome) {
-  switch (batch.tables[batch.slots[range.slot].table].dtype) {
-    case Float::f32: return pool<float>(batch, range, outcome);
-    case Float::f16: return pool<Half>(batch, range, outcome);
-    case Float::bf16: return pool<Bfloat16>(batch, range, outcome);
+// `at`: room for the positions of the range, and kMostAhead more.
+inline void pool(const Batch& batch, const Range& range, int64_t* at, Outcome& outcome) {
+  const Slot& slot = batch.slots[range.slot];
+  const Bags bags{slot.offsets, batch.wide_offsets};
+  for (int64_t bag = range.begin; slot.pooling == Pooling::none && bag < range.end; ++bag) {
+    const int64_t count = bags.end(bag) - bags.begin(bag);
+    if (count != 1) outcome.refuse(Failure::bag, range.slot, bag, count);
+  }
+  const Chosen chosen = choose(batch, range, at, outcome);
+  switch (batch.tables[slot.table].dtype) {
+    case Float::f32: return pool<float>(batch, range, chosen);
+    case Float::f16: return pool<Half>(batch, range, chosen);
+    case Float::bf16: return pool<Bfloat16>(batch, range, chosen);
   }
 }
 
-// Bags a task: small enough to share out evenly, large enough that prefetching gets going.
-inline int64_t bags_per_task(const Batch& batch, int64_t bags, int64_t positions) {
+// Bags a range: small enough to share out evenly, large enough that fetching ahead gets going.
+inline int64_t bags_a_range(const Batch& batch, int64_t bags, int64_t positions) {
   const int64_t pieces = static_cast<int64_t>(batch.threads) * 8 / (batch.num_slots ? batch.num_slots : 1) + 1;
   const int64_t share = (bags + pieces - 1) / pieces;
   const int64_t longest = positions > 0 ? 4096 * bags / positions + 1 : bags;  // about 4096 ids
@@ -158,47 +212,76 @@ inline int64_t bags_per_task(const Batch& batch, int64_t bags, int64_t positions
   return size > least ? size : least;
 }
 
-// Work below this many bytes is done by the calling thread: waking the others would take longer.
-constexpr int64_t kSmallWork = int64_t{1} << 17;
-
-// Runs task(range, outcome) on ranges of bags of all slots. `bytes_a_row`, of a slot, says how much work a bag or an id is.
-template <class Bytes, class Task>
-ROWWISE_INLINE Failure run_ranges(const Batch& batch, int64_t* out_of_range, const Bytes& bytes_a_row, const Task& task) {
-  int64_t num_ranges = 0, bytes = 0;
-  for (int64_t s = 0; s < batch.num_slots; ++s) {
-    const Slot& slot = batch.slots[s];
-    const Bags bags{slot.offsets, batch.wide_offsets};
-    const int64_t positions = bags.begin(slot.bags) - bags.begin(0);
-    const int64_t size = bags_per_task(batch, slot.bags, positions);
-    num_ranges += (slot.bags + size - 1) / size;
-    bytes += (positions + slot.bags) * bytes_a_row(slot);
-  }
-  Scratch scratch(static_cast<size_t>(num_ranges) * (sizeof(Range) + sizeof(Outcome)));
-  Range* ranges = reinterpret_cast<Range*>(scratch.data());
-  Outcome* outcomes = reinterpret_cast<Outcome*>(ranges + num_ranges);
-  int64_t n = 0;
-  for (int64_t s = 0; s < batch.num_slots; ++s) {
-    const Slot& slot = batch.slots[s];
-    const Bags bags{slot.offsets, batch.wide_offsets};
-    const int64_t size = bags_per_task(batch, slot.bags, bags.begin(slot.bags) - bags.begin(0));
-    for (int64_t begin = 0; begin < slot.bags; begin += size, ++n) {
-      ranges[n] = Range{s, begin, begin + size < slot.bags ? begin + size : slot.bags};
-      outcomes[n] = Outcome{};
+// The bags of all slots in ranges, and what became of each.
+class Ranges {
+ public:
+  // `bytes_a_row`, of a slot, says how much work a bag or an id is.
+  template <class Bytes>
+  Ranges(const Batch& batch, const Bytes& bytes_a_row) : batch_(batch), count_(count(batch)), scratch_(room(count_)) {
+    ranges_ = reinterpret_cast<Range*>(scratch_.data());
+    outcomes_ = reinterpret_cast<Outcome*>(ranges_ + count_);
+    int64_t n = 0, bytes = 0;
+    for (int64_t s = 0; s < batch.num_slots; ++s) {
+      const Slot& slot = batch.slots[s];
+      const Bags bags{slot.offsets, batch.wide_offsets};
+      const int64_t positions = bags.begin(slot.bags) - bags.begin(0), size = bags_a_range(batch, slot.bags, positions);
+      bytes += (positions + slot.bags) * bytes_a_row(slot);
+      for (int64_t begin = 0; begin < slot.bags; begin += size, ++n) {
+        const int64_t end = begin + size < slot.bags ? begin + size : slot.bags;
+        const int64_t length = bags.begin(end) - bags.begin(begin);
+        ranges_[n] = Range{s, begin, end};
+        outcomes_[n] = Outcome{};
+        most_positions_ = length > most_positions_ ? length : most_positions_;
+      }
     }
+    threads_ = bytes < kSmallWork ? 1 : batch.threads;
   }
-  in_parallel(bytes < kSmallWork ? 1 : batch.threads, num_ranges, [&](int64_t i, int) { task(ranges[i], outcomes[i]); });
-  Failure failure;
-  for (int64_t i = 0; i < num_ranges; ++i) {  // in order of slot and bag, so the first failure is the same every time
-    out_of_range[batch.slots[ranges[i].slot].table] += outcomes[i].out_of_range;
-    if (failure.kind == Failure::nothing) failure = outcomes[i].failure;
+
+  int threads() const { return threads_; }
+  int64_t most_positions() const { return most_positions_; }  // of a range
+
+  // Calls task(range, thread, outcome) for each of them.
+  template <class Task>
+  ROWWISE_INLINE Failure run(int64_t* out_of_range, const Task& task) const {
+    in_pieces(threads_, count_, [&](int64_t i, int thread) { task(ranges_[i], thread, outcomes_[i]); });
+    Failure failure;
+    for (int64_t i = 0; i < count_; ++i) {  // in order of slot and bag, so the first failure is the same every time
+      out_of_range[batch_.slots[ranges_[i].slot].table] += outcomes_[i].out_of_range;
+      if (failure.kind == Failure::nothing) failure = outcomes_[i].failure;
+    }
+    return failure;
   }
-  return failure;
-}
+
+ private:
+  static int64_t count(const Batch& batch) {
+    int64_t n = 0;
+    for (int64_t s = 0; s < batch.num_slots; ++s) {
+      const Slot& slot = batch.slots[s];
+      const Bags bags{slot.offsets, batch.wide_offsets};
+      const int64_t size = bags_a_range(batch, slot.bags, bags.begin(slot.bags) - bags.begin(0));
+      n += (slot.bags + size - 1) / size;
+    }
+    return n;
+  }
+  static size_t room(int64_t count) { return static_cast<size_t>(count) * (sizeof(Range) + sizeof(Outcome)); }
+
+  const Batch& batch_;
+  int64_t count_;
+  Scratch scratch_;
+  Range* ranges_;
+  Outcome* outcomes_;
+  int threads_ = 1;
+  int64_t most_positions_ = 0;
+};
 
 inline Failure forward(const Batch& batch, int64_t* out_of_range) {
-  return run_ranges(
-      batch, out_of_range, [&](const Slot& slot) { return batch.tables[slot.table].dim * 4; },
-      [&](const Range& range, Outcome& outcome) { pool(batch, range, outcome); });
+  const Ranges ranges(batch, [&](const Slot& slot) { return batch.tables[slot.table].dim * 4; });
+  const int64_t room = ranges.most_positions() + kMostAhead;
+  Scratch memory(static_cast<size_t>(ranges.threads() * room) * sizeof(int64_t));
+  int64_t* at = reinterpret_cast<int64_t*>(memory.data());
+  return ranges.run(out_of_range, [&](const Range& range, int thread, Outcome& outcome) {
+    pool(batch, range, at + thread * room, outcome);
+  });
 }
 
 }  // namespace ROWWISE_ISA

@@ -3,10 +3,6 @@
 
 #include "embedding/embedding.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "block.h"
 
 namespace rowwise {
@@ -91,21 +87,6 @@ inline int64_t row_of_other(const Table& table, int64_t id) {
 // The row of this shard that an id chooses, counted from its first; kNoRow or kElsewhere where there is none.
 ROWWISE_INLINE int64_t row_of(const Table& table, int64_t id) {
   return is_direct(table, id) ? id - table.first_row : row_of_other(table, id);
-}
-
-// Runs task(0) .. task(count - 1) on up to `threads` threads.
-template <class Task>
-ROWWISE_INLINE void in_parallel(int threads, int64_t count, const Task& task) {
-#ifdef _OPENMP
-  if (threads > 1 && count > 1) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t i = 0; i < count; ++i) task(i, omp_get_thread_num());
-    return;
-  }
-#else
-  (void)threads;
-#endif
-  for (int64_t i = 0; i < count; ++i) task(i, 0);
 }
 
 }  // namespace ROWWISE_ISA

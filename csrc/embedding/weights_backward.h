@@ -36,7 +36,7 @@ inline void weights_backward(const Batch& batch, float* gradient) {
   if (batch.num_slots == 0) return;
   constexpr int64_t kBags = 32;
   const int64_t bags = batch.slots[0].bags;
-  in_parallel(batch.threads, (bags + kBags - 1) / kBags, [&](int64_t task, int) {
+  in_pieces(batch.threads, (bags + kBags - 1) / kBags, [&](int64_t task, int) {
     for (int64_t s = 0; s < batch.num_slots; ++s) {
       const Range range{s, task * kBags, (task + 1) * kBags < bags ? (task + 1) * kBags : bags};
       switch (batch.tables[batch.slots[s].table].dtype) {
