@@ -16,6 +16,7 @@ void bind_hash_collision(nb::module_& m);  // csrc/hash_collision/bindings.cpp
 void bind_hashing(nb::module_& m);         // csrc/hashing/bindings.cpp
 void bind_interaction(nb::module_& m);     // csrc/interaction/bindings.cpp
 void bind_jagged(nb::module_& m);          // csrc/jagged/bindings.cpp
+void bind_linear(nb::module_& m);          // csrc/linear/bindings.cpp
 void bind_permute(nb::module_& m);         // csrc/permute/bindings.cpp
 }  // namespace rowwise
 
@@ -26,6 +27,7 @@ NB_MODULE(_native, m) {
   rowwise::bind_hashing(m);
   rowwise::bind_interaction(m);
   rowwise::bind_jagged(m);
+  rowwise::bind_linear(m);
   rowwise::bind_permute(m);
   m.def(
       "read_tensors",

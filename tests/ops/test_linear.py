@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torchrec.ops import _library
 from torchrec.ops import linear as family
-from torchrec.ops.linear import linear
+from torchrec.ops.linear import linear, native
+from torchrec.threads import using_threads
 
 # B, I, O; the first ones are large enough for oneDNN, and one has a gradient that is tall.
 SHAPES = {
@@ -160,6 +162,48 @@ def test_others_get_pytorch_itself(call, calls) -> None:
     x, w = (t.detach() for t in inputs(SHAPES["large"], bias=False))
     assert call(x, w).isfinite().all()
     assert calls == []
+
+
+MATRICES = {
+    "empty": (0, 5),
+    "one_number": (1, 1),
+    "tiles": (64, 32),
+    "ragged": (35, 21),
+    "several_tasks": (300, 150),
+}
+
+
+@pytest.mark.parametrize("shape", MATRICES.values(), ids=MATRICES)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_turned_matrices(shape, threads) -> None:
+    grad, output = torch.randn(shape), torch.relu(torch.randn(shape))
+    output[output > 2] = float("nan")  # of which PyTorch lets the gradient through
+    with using_threads(threads):
+        turned, (masked, masked_turned) = (
+            family._transposed(grad.T),
+            family._relu_grad(grad, output),
+        )
+    assert turned.is_contiguous()
+    assert torch.equal(turned, grad)
+    assert torch.equal(masked, torch.ops.aten.threshold_backward(grad, output, 0))
+    assert masked_turned.is_contiguous()
+    assert torch.equal(masked_turned, masked.T)
+
+
+@pytest.mark.skipif(_library.native is None, reason="the kernels are not in use")
+def test_turned_matrices_of_other_kinds_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"`matrix` should be two-dimensional and float32. Received \[3\]"
+    ):
+        native.transposed(torch.zeros(3))
+    with pytest.raises(
+        ValueError, match=r"`grad` should be .* float32. Received .* of torch.float64"
+    ):
+        native.relu_grad(torch.zeros(3, 4, dtype=torch.float64), torch.zeros(3, 4))
+    with pytest.raises(
+        ValueError, match=r"`grad` should be \[4, 3\], as `output`. Received \[3, 4\]"
+    ):
+        native.relu_grad(torch.zeros(3, 4), torch.zeros(4, 3))
 
 
 def test_wrong_shapes_say_so() -> None:

@@ -19,6 +19,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from torchrec.modules._cross_layers import CrossLayers, unsized
 from torchrec.modules.sizes import checked_size
+from torchrec.ops.cross import cross
 from torchrec.ops.linear import linear
 
 
@@ -88,7 +89,7 @@ class CrossNet(CrossLayers):
         self._check(input)
         x = input
         for kernel, bias in zip(self.kernels, self.bias, strict=True):
-            x = torch.addcmul(x, input, linear(x, kernel, bias.squeeze(1)))
+            x = cross(x, input, linear(x, kernel, bias.squeeze(1)))
         return x
 
 
@@ -173,7 +174,7 @@ class LowRankCrossNet(CrossLayers):
         self._check(input)
         x = input
         for w, v, bias in zip(self.W_kernels, self.V_kernels, self.bias, strict=True):
-            x = torch.addcmul(x, input, linear(linear(x, v), w, bias))
+            x = cross(x, input, linear(linear(x, v), w, bias))
         return x
 
 
@@ -382,7 +383,7 @@ class LowRankMixtureCrossNet(CrossLayers):
         for u, v, c, bias in layers:
             hidden = self._hidden(x, v, c, gates)
             wide_u = u.transpose(0, 1).flatten(1)  # (N, K r)
-            x = torch.addcmul(x, x_0, functional.linear(hidden, wide_u, bias.squeeze(1)))
+            x = cross(x, x_0, functional.linear(hidden, wide_u, bias.squeeze(1)))
         return x.reshape(input.shape)
 
     def _hidden(self, x: Tensor, v: Tensor, c: Tensor, gates: Tensor | None) -> Tensor:

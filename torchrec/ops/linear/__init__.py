@@ -15,8 +15,9 @@ from torch.compiler import is_compiling
 from torch.nn import functional
 
 from torchrec.fx.proxies import is_proxy
-from torchrec.ops._library import is_observed
+from torchrec.ops._library import is_observed, shortcut
 from torchrec.ops._private import linear_pointwise
+from torchrec.ops.linear import native
 
 __all__ = ["linear"]
 
@@ -112,21 +113,58 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, output = ctx.saved_tensors
         needs = ctx.needs_input_grad
+        turned = None
         if output is not None:
-            grad = torch.ops.aten.threshold_backward(grad, output, 0)
+            if needs[1] and _wants_turned(grad, input) and not torch.is_grad_enabled():
+                grad, turned = _relu_grad(grad, output)
+            else:
+                grad = torch.ops.aten.threshold_backward(grad, output, 0)
         grad_bias = grad.sum(0) if needs[2] else None
         if torch.is_grad_enabled():  # second derivatives are asked for
             return grad @ weight, grad.t() @ input, grad_bias, None
         return (
             _product(grad, weight.t()) if needs[0] else None,
-            _weight_grad(grad, input) if needs[1] else None,
+            _weight_grad(grad, input, turned) if needs[1] else None,
             grad_bias,
             None,
         )
 
 
-def _weight_grad(grad: Tensor, input: Tensor) -> Tensor:
-    """Return ``grad.T @ input``; tall ones are quicker the other way round."""
-    if grad.size(1) > 4 * input.size(1) >= 4 * _LEAST_SIDE:
-        return _product(input.t(), grad.t()).t().contiguous()
-    return _product(grad.t(), input.t())
+def _wants_turned(grad: Tensor, input: Tensor) -> bool:
+    """Whether oneDNN is to multiply the transpose of the gradient, of which it would make a copy."""
+    sides = *grad.shape, input.size(1)
+    return min(sides) >= _LEAST_SIDE and not _is_tall(grad, input)
+
+
+def _is_tall(grad: Tensor, input: Tensor) -> bool:
+    return grad.size(1) > 4 * input.size(1) >= 4 * _LEAST_SIDE
+
+
+def _weight_grad(grad: Tensor, input: Tensor, turned: Tensor | None) -> Tensor:
+    """Return ``grad.T @ input``; tall ones are quicker the other way round.
+
+    Args:
+        grad: ``(B, O)``.
+        input: ``(B, I)``.
+        turned: ``grad.T``, contiguous, where it is there already.
+    """
+    if _is_tall(grad, input):
+        tall: Tensor = _transposed(_product(_transposed(input), grad.t()))
+        return tall
+    if turned is None and _wants_turned(grad, input):
+        turned = _transposed(grad)
+    return _product(grad.t() if turned is None else turned, input.t())
+
+
+def _compose_transposed(matrix: Tensor) -> Tensor:
+    return matrix.t().contiguous()
+
+
+def _compose_relu_grad(grad: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    masked = torch.ops.aten.threshold_backward(grad, output, 0)
+    return masked, masked.t().contiguous()
+
+
+# PyTorch turns a matrix over on one thread, which takes a third as long as the product that needs it.
+_transposed = shortcut(native.transposed, composed=_compose_transposed, tensors=(0,))
+_relu_grad = shortcut(native.relu_grad, composed=_compose_relu_grad, tensors=(0, 1))
