@@ -498,15 +498,40 @@ def test_what_cells_mean(write: Write, cells: list[str], type: str, values: list
     assert read(source, ["x"]) == {"x": values}
 
 
+@pytest.mark.parametrize(
+    ("encoding", "received"),
+    [
+        (
+            "iso-8859-1",
+            "byte 0xe9 ('é' in ISO-8859-1): convert the file, as by `iconv -f ISO-8859-1 ",
+        ),
+        (
+            "cp1252",
+            "byte 0x80 ('€' in WINDOWS-1252): convert the file, as by `iconv -f WINDOWS-1252 ",
+        ),
+        ("utf-16", "UTF-16: convert the file, as by `iconv -f UTF-16 "),
+    ],
+)
+def test_text_in_other_encodings_is_refused(write: Write, encoding: str, received: str) -> None:
+    text = "5 €" if encoding == "cp1252" else "Café"
+    header = write("a.csv", f"{text},y\n1,a\n".encode(encoding))
+    message = message_of(lambda: TableSource(header))
+    assert message == f"The header of '{header}' should be UTF-8. Received {received}-t UTF-8`."
+    if encoding == "utf-16":
+        return
+    data = write("b.csv", f"x,y\n1,a\n1,{text}\n".encode(encoding))
+    message = message_of(lambda: TableSource(data))
+    assert message == (
+        f"'{data}', line 3, should fit the columns and their types, and be UTF-8. Received: "
+        f"in column 'y', {received}-t UTF-8`"
+    )
+
+
 def test_damaged_text_says_which_file(write: Write) -> None:
     bad = write("a.csv", b"x,y\n1,a\n2,\xff\xfe\n")
     message = message_of(lambda: TableSource(bad))
     assert message.startswith(f"'{bad}', line 3, should fit the columns")
-    assert "UTF8" in message
-    header = write("b.csv", b"\xff,y\n1,a\n")
-    assert message_of(lambda: TableSource(header)).startswith(
-        f"The header of '{header}' should be UTF-8"
-    )
+    assert "and be UTF-8" in message
     only = write("c.csv", "x,y\n")
     assert message_of(lambda: TableSource(only)).endswith("Received a header only.")
     lines = "x\n" + "".join(f"{i}\n" for i in range(99_999))

@@ -18,7 +18,13 @@ from torchrec.datasets._chunks import CHUNK_BYTES, Chunk, ChunkStart, Reading
 from torchrec.datasets._records import Dialect
 from torchrec.datasets._types import require_columns
 from torchrec.datasets.files import check_delimiter
-from torchrec.datasets.headers import check_header, delimiter_of, read_header, split_header
+from torchrec.datasets.headers import (
+    check_header,
+    delimiter_of,
+    not_utf8,
+    read_header,
+    split_header,
+)
 from torchrec.datasets.number_text import (
     MARKERS,
     Decimal,
@@ -282,10 +288,11 @@ class CsvReader:
                 what += "was asked for" if name in self.given else "the first lines do"
             free = {name: type for name, type in wider.items() if name not in self.given}
             return MisfitError(f"{what}. Received '{value[1][:100]}'.", free, remedy)
+        hint = ", and be UTF-8" if "invalid UTF8" in reason else ""
         reason = _ROW_OF_ERROR.sub("", reason).removeprefix("CSV parse error: ").lstrip(": ")
         if column:
-            reason = f"in column '{name}', {reason[column.end() - 1 :].lstrip(': ')}"
-        hint = ", and be UTF-8" if "invalid UTF8" in reason else ""
+            detail = not_utf8(block.data) if hint else reason[column.end() - 1 :].lstrip(": ")
+            reason = f"in column '{name}', {detail}"
         return ValueError(
             f"{where}, should fit the columns and their types{hint}. "
             f"Received: {reason.strip().splitlines()[0][:300]}"

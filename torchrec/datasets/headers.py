@@ -29,6 +29,28 @@ def looks_like_data(names: Sequence[str]) -> bool:
     return any(_NUMBER.fullmatch(name) for name in names)
 
 
+def not_utf8(data: bytes) -> str:
+    """Say which byte of a text file is no UTF-8, and how to convert a file that has it.
+
+    Args:
+        data: some of the file, with such a byte.
+
+    Example:
+        >>> not_utf8("Café".encode("iso-8859-1"))
+        "byte 0xe9 ('é' in ISO-8859-1): convert the file, as by `iconv -f ISO-8859-1 -t UTF-8`"
+        >>> not_utf8("Café".encode("utf-16"))
+        'UTF-16: convert the file, as by `iconv -f UTF-16 -t UTF-8`'
+    """
+    received = encoding = "UTF-16"
+    if b"\0" not in data:
+        escaped = data.decode(errors="surrogateescape")
+        byte = next(ord(one) & 0xFF for one in escaped if "\udc80" <= one <= "\udcff")
+        # Bytes that ISO-8859-1 leaves to control characters are letters and signs to Windows.
+        encoding = "ISO-8859-1" if byte >= 0xA0 else "WINDOWS-1252"
+        received = f"byte {byte:#x} ('{bytes([byte]).decode(encoding, 'replace')}' in {encoding})"
+    return f"{received}: convert the file, as by `iconv -f {encoding} -t UTF-8`"
+
+
 def check_header(names: list[str], file: DataFile, delimiter: str) -> None:
     """Refuse a first line that is no header, or has its columns separated by something else."""
     for other in ";\t|,":
@@ -55,7 +77,7 @@ def read_header(file: DataFile) -> tuple[str, int]:
         return line.decode("utf-8-sig").rstrip("\r\n"), len(line)
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"The header of '{file.path}' should be UTF-8. Received other bytes."
+            f"The header of '{file.path}' should be UTF-8. Received {not_utf8(line)}."
         ) from error
     except (pa.ArrowException, OSError) as error:
         raise unreadable(file, error) from error

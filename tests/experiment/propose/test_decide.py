@@ -30,6 +30,9 @@ def infer(tmp_path: Path, name: str, values: object) -> Inference:
         ("cost", RANDOM.choice([0, 1], ROWS), "sparse"),
         ("price", RANDOM.choice([10, 20], ROWS), "sparse"),
         ("num_flag", RANDOM.choice([0.0, 1.0], ROWS), "sparse"),
+        ("rate", RANDOM.choice([0.5, 1.5], ROWS), "dense"),
+        ("rate", RANDOM.choice([1.0, 2.0], ROWS), "sparse"),
+        ("rate", RANDOM.choice([1.0, 2.0, 3.0], ROWS), "dense"),
         ("cost", RANDOM.choice([5, 10, 20], ROWS), "dense"),
         ("c14", RANDOM.choice(RANDOM.integers(375, 24_052, 600), ROWS), "sparse"),
         ("c20", RANDOM.choice([-1, *RANDOM.integers(100_000, 100_900, 160)], ROWS), "sparse"),
@@ -41,7 +44,8 @@ def infer(tmp_path: Path, name: str, values: object) -> Inference:
         ("c3", RANDOM.lognormal(8, 1, ROWS).astype(np.int64), "dense"),
     ],
     ids=[
-        "two-costs", "two-prices", "two-floats", "three-costs", "gaps", "gaps-and-none", "code", "plz",
+        "two-costs", "two-prices", "two-floats", "two-fractions", "two-whole-floats",
+        "three-whole-floats", "three-costs", "gaps", "gaps-and-none", "code", "plz",
         "smooth-and-none", "counts", "steps", "wide",
     ],
 )  # fmt: skip

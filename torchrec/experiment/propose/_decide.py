@@ -181,7 +181,12 @@ def ids_for(distinct: int, minimum: float, maximum: float, *, integers: bool) ->
 
 
 def _are_integers(one: ColumnStatistics) -> bool:
-    """Say whether floating-point numbers are integers that some tool turned to them, as for nulls."""
+    """Say whether floating-point numbers are integers that some tool turned to them, as for nulls.
+
+    Two whole numbers are two categories, as of integers. Two fractions stay a number: ids are whole,
+    and as a number nothing of the two is lost, which scaled are 0 and 1 but for a linear layer, while a
+    third that comes later lies where it belongs.
+    """
     if not one.whole or max(-one.minimum, one.maximum) >= 2**53:
         return False
     return bool(one.nulls) or one.distinct <= 2 or looks_like_id(one.name)
