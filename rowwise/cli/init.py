@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 from rich.markup import escape
@@ -15,6 +15,7 @@ from rowwise.cli.console import console, table
 if TYPE_CHECKING:
     from torchrec.datasets.files import DataFile
     from torchrec.datasets.layout import Layout
+    from torchrec.datasets.number_text import Decimal
     from torchrec.datasets.source import TableSource
     from torchrec.experiment.propose import Inference
 
@@ -72,43 +73,43 @@ def init(
     from torchrec.datasets.files import resolve_files
     from torchrec.datasets.source import TableSource
     from torchrec.experiment.propose import write_experiment
-    from torchrec.experiment.propose.label import columns_of_label, require_label
+    from torchrec.experiment.propose.label import require_label
     from torchrec.experiment.schema import DataSection
 
     if label == "":
         raise ValueError(
             "`--label` should name a column, or be an expression. Received an empty one."
         )
-    out = console()
     text = _without_suffix(data) if format == "auto" else None
     format = format if text is None else "csv"
     files = resolve_files(data, format)
-    names = None if columns is None else [name.strip() for name in columns.split(",")]
-    delimiter = "\t" if delimiter == r"\t" else delimiter  # what a shell makes of it
+    written: _Written = {
+        "columns": None if columns is None else [name.strip() for name in columns.split(",")],
+        "delimiter": "\t" if delimiter == r"\t" else delimiter,  # what a shell makes of it
+        "decimal": ".",
+        "missing": [],
+    }
     if files[0].format != "parquet":
-        read = [] if label is None else columns_of_label(label)
-        layout = _layout_of(files[0], delimiter, names, read)
-        delimiter, names = delimiter or layout.delimiter, layout.columns
-        notice = layout.notice or (text and f"'{text}' is read as text with a header.")
-        if notice:
-            out.print(notice, style="yellow", markup=False)
-    source = TableSource(files, columns=names, delimiter=delimiter, drop=drop)
+        written = _written(
+            files, label, written, text and f"'{text}' is read as text with a header."
+        )
+    source = TableSource(files, drop=drop, **written)
     label = require_label(source, label)
     section = DataSection(
         train=data,
         valid=valid or [],
         test=test or [],
         format=format,
-        columns=names,
-        delimiter=delimiter,
         label=label,
         drop=drop,
+        **written,
     )
     others = [source.over(resolve_files(paths, format)) for paths in (valid, test) if paths]
     inference = _without(_looked_at(source, label, drop, others), exclude or [])
     section = section.model_copy(update={"label": inference.label})
     write_experiment(output, inference, section, overwrite=overwrite)
     _show(inference)
+    out = console()
     out.print(f"\nWritten to [bold]{escape(str(output))}[/]. Read it, then:")
     out.print(f"  torchrec train {output}", markup=False)
 
@@ -126,6 +127,45 @@ def _looked_at(
             others=others,
             progress=lambda rows: status.update(f"Looking at the data: {rows:,} rows"),
         )
+
+
+class _Written(TypedDict):
+    """How text files are written, as `TableSource` and the experiment file have it."""
+
+    columns: list[str] | None
+    delimiter: str | None
+    decimal: Decimal
+    missing: list[str]
+
+
+def _written(
+    files: list[DataFile], label: str | None, given: _Written, notice: str | None
+) -> _Written:
+    """Return how text files are written, and say what a person should look at.
+
+    Args:
+        files: the data.
+        label: as it was given.
+        given: what was given.
+        notice: to be said, unless more is to be said of the layout.
+    """
+    from torchrec.datasets.source import TableSource
+    from torchrec.experiment.propose.label import columns_of_label
+    from torchrec.experiment.propose.number_form import number_form_of
+
+    read = [] if label is None else columns_of_label(label)
+    layout = _layout_of(files[0], given["delimiter"], given["columns"], read)
+    columns, delimiter = layout.columns, given["delimiter"] or layout.delimiter
+    form = number_form_of(TableSource(files, columns=columns, delimiter=delimiter))
+    for said in (layout.notice or notice, form.notice):
+        if said:
+            console().print(said, style="yellow", markup=False)
+    return {
+        "columns": columns,
+        "delimiter": delimiter,
+        "decimal": form.decimal,
+        "missing": list(form.missing),
+    }
 
 
 def _layout_of(

@@ -42,6 +42,20 @@ class UnreadableError(ValueError):
         self.row, self.value = row, value
 
 
+def are_number_text(text: pa.Array, decimal: Decimal = ".") -> pa.BooleanArray:
+    """Say of each text whether it is a number as people write it.
+
+    Args:
+        text: strings, without blanks around them.
+        decimal: the sign before the decimals.
+
+    Example:
+        >>> are_number_text(pa.array(["1,234.5", "12 %", "k.A.", None])).to_pylist()
+        [True, True, False, None]
+    """
+    return pc.match_substring_regex(text, _PATTERNS[decimal])
+
+
 def read_number_text(text: pa.Array, type: pa.DataType, decimal: Decimal = ".") -> pa.Array:
     """Read text as numbers.
 
@@ -62,7 +76,7 @@ def read_number_text(text: pa.Array, type: pa.DataType, decimal: Decimal = ".") 
     trimmed = pc.utf8_trim_whitespace(text)
     missing = pc.fill_null(pc.is_in(trimmed, pa.array([*MARKERS, ""])), True)
     trimmed = pc.if_else(missing, None, trimmed)
-    right = pc.fill_null(pc.match_substring_regex(trimmed, _PATTERNS[decimal]), True)
+    right = pc.fill_null(are_number_text(trimmed, decimal), True)
     plain = pc.replace_substring_regex(
         trimmed, r"[^0-9eE.+-]" if decimal == "." else r"[^0-9eE,+-]", ""
     )

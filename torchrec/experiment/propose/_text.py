@@ -129,6 +129,19 @@ def are_written_numbers(name: str, strings: pa.ChunkedArray, decimal: Decimal) -
     return True
 
 
+def has_decimal_comma(name: str, strings: pa.ChunkedArray) -> bool:
+    """Say whether text is numbers whose decimals follow a comma, and cannot be lists of ids.
+
+    Example:
+        >>> has_decimal_comma("price", pa.chunked_array([["1,5", "2"]]))
+        False
+        >>> has_decimal_comma("price", pa.chunked_array([["1,5", "2,25"]]))
+        True
+    """
+    strings = pc.unique(strings.slice(0, 10_000).drop_null())
+    return len(strings) > 0 and _written_as(name, strings) == "decimal comma"
+
+
 def _written_as(name: str, strings: pa.Array) -> str:
     """Return a key of `_WAYS`, or "" for what is written in none of them."""
     numeric = looks_like_number(name)
