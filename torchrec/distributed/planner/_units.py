@@ -1,0 +1,47 @@
+"""Bytes, for people."""
+
+from __future__ import annotations
+
+
+def bytes_to_gb(num_bytes: float) -> float:
+    """Return gigabytes of 2**30 bytes.
+
+    Example:
+        >>> bytes_to_gb(2**31)
+        2.0
+    """
+    return float(num_bytes / 2**30)
+
+
+def bytes_to_mb(num_bytes: float) -> float:
+    """Return megabytes of 2**20 bytes.
+
+    Example:
+        >>> bytes_to_mb(2**21)
+        2.0
+    """
+    return float(num_bytes / 2**20)
+
+
+def gb_to_bytes(gb: float) -> int:
+    """Return the bytes of gigabytes of 2**30 bytes.
+
+    Example:
+        >>> gb_to_bytes(1.5)
+        1610612736
+    """
+    return int(gb * 2**30)
+
+
+def bytes_to_text(num_bytes: float) -> str:
+    """Return bytes in the unit that people would take.
+
+    Example:
+        >>> bytes_to_text(850), bytes_to_text(3 * 2**29)
+        ('850 bytes', '1.5 GB')
+    """
+    for unit in ("bytes", "KB", "MB"):
+        if abs(num_bytes) < 1024:
+            return f"{num_bytes:.4g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.4g} GB"
