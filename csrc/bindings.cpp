@@ -42,6 +42,19 @@ NB_MODULE(_native, m) {
                                  reinterpret_cast<PyTypeObject*>(parameter.release().ptr())};
       },
       "Say what the types of tensors are: the first thing to do.");
+  m.def(
+      "are_held",
+      [](nb::list objects, nb::list dicts, nb::handle key) {
+        const size_t count = nb::len(objects);
+        if (nb::len(dicts) != count) return false;
+        for (size_t i = 0; i < count; ++i) {
+          PyObject* const dict = PyList_GET_ITEM(dicts.ptr(), static_cast<Py_ssize_t>(i));
+          if (!PyDict_Check(dict)) return false;
+          if (PyDict_GetItem(dict, key.ptr()) != PyList_GET_ITEM(objects.ptr(), static_cast<Py_ssize_t>(i))) return false;
+        }
+        return true;
+      },
+      "See torchrec.ops.are_held.");
   m.def("isa", &rowwise::isa_name, "The instruction set in use: baseline, avx2 or avx512.");
   m.def(
       "openmp",

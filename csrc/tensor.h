@@ -71,9 +71,31 @@ inline bool read_tensor(nanobind::handle object, TensorView& view) {
   return view.device == 1 && view.byte_offset == 0 && (view.data != nullptr || view.count() == 0);
 }
 
+inline std::string dtype_of(nanobind::handle tensor) { return nanobind::repr(tensor.attr("dtype")).c_str(); }
+
+// Says why a tensor cannot be read; `what` names it.
+[[noreturn]] inline void refuse_unreadable(nanobind::handle tensor, const std::string& what) {
+  const std::string device = nanobind::str(nanobind::object(tensor.attr("device"))).c_str();
+  refuse(what + " should have memory, on the CPU. Received a tensor " +
+         (device == "cpu" ? "whose storage is empty." : "on " + device + "."));
+}
+
 // Reads a contiguous row of int32 or int64; false for all else.
 inline bool read_integers(nanobind::handle object, TensorView& view) {
   return read_tensor(object, view) && view.is_integers() && view.dims == 1 && view.is_contiguous();
+}
+
+// The same, or an error.
+inline TensorView integers_of(nanobind::handle tensor, const char* name) {
+  TensorView view;
+  if (read_integers(tensor, view)) return view;
+  const std::string what = std::string("`") + name + "`", dtype = dtype_of(tensor);
+  if (dtype != "torch.int64" && dtype != "torch.int32") {
+    throw nanobind::type_error((what + " should be int32 or int64. Received " + dtype + ".").c_str());
+  }
+  const int64_t dims = nanobind::cast<int64_t>(tensor.attr("dim")());
+  REQUIRE(dims == 1, what + " should have one dimension. Received " + std::to_string(dims) + ".");
+  refuse_unreadable(tensor, what);
 }
 
 }  // namespace rowwise

@@ -1,11 +1,13 @@
 // From lists of addresses to a Batch. The numbers that do not change from call to call come in one int64 tensor, the spec.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -13,6 +15,7 @@
 #include "address.h"
 #include "embedding/embedding.h"
 #include "scratch.h"
+#include "tensor.h"
 
 namespace nb = nanobind;
 
@@ -47,6 +50,14 @@ enum SpecPolicy : int64_t { kError, kHash, kOverflow, kClamp, kIgnore, kRows };
 
 int64_t size_of(Float dtype) { return dtype == Float::f32 ? 4 : 2; }
 
+// The dtypes that kernels take.
+std::optional<Float> float_of(const TensorView& view) {
+  if (view.kind == 2 && view.bits == 32) return Float::f32;
+  if (view.kind == 2 && view.bits == 16) return Float::f16;
+  if (view.kind == 4 && view.bits == 16) return Float::bf16;
+  return std::nullopt;
+}
+
 // The tables and slots of a call; `batch()` points into it.
 struct Call {
   std::vector<Table> tables;
@@ -54,9 +65,13 @@ struct Call {
   const TableSpec* table_specs = nullptr;
   const SlotSpec* slot_specs = nullptr;
 
-  // Without weights: enough to choose rows.
-  Call(int64_t spec, int64_t size) {
-    const int64_t* numbers = at<const int64_t>(spec, size, "spec");
+  explicit Call(nb::handle tensor) {
+    TensorView view;
+    if (!read_tensor(tensor, view) || view.kind != 0 || view.bits != 64 || view.dims != 1 || !view.is_contiguous()) {
+      refuse("`spec` should be one-dimensional, contiguous int64 on the CPU, as the tables. Received others.");
+    }
+    const int64_t size = view.shape[0];
+    const int64_t* numbers = static_cast<const int64_t*>(view.data);
     constexpr int64_t header = sizeof(SpecHeader) / 8, per_table = sizeof(TableSpec) / 8, per_slot = sizeof(SlotSpec) / 8;
     REQUIRE(size >= header && numbers[0] == kLayoutVersion,
             "`spec` should have version " + std::to_string(kLayoutVersion) + " of the layout. Received " +
@@ -65,7 +80,7 @@ struct Call {
     REQUIRE(num_tables >= 0 && num_slots >= 0 && num_tables <= size && num_slots <= size &&
                 size == header + num_tables * per_table + num_slots * per_slot,
             "`spec` should hold the numbers of its tables and slots. Received " + std::to_string(size) + " numbers.");
-    table_specs = at<const TableSpec>(spec + header * 8);
+    table_specs = reinterpret_cast<const TableSpec*>(numbers + header);
     slot_specs = reinterpret_cast<const SlotSpec*>(table_specs + num_tables);
     tables.resize(num_tables);
     slots.resize(num_slots);
@@ -105,23 +120,23 @@ struct Call {
     }
   }
 
-  // Each weight is given as address, number of elements, elements a row and dtype; the sizes must be those of the spec,
-  // since the kernels trust it.
-  Call(int64_t spec, int64_t size, const Ints& weights, const Ints& sizes, const Ints& dims, const Ints& dtypes)
-      : Call(spec, size) {
-    REQUIRE(weights.size() == tables.size() && sizes.size() == tables.size() && dims.size() == tables.size() &&
-                dtypes.size() == tables.size(),
-            "`weights` should hold one tensor a table (" + std::to_string(tables.size()) +
-                                                 "). Received " + std::to_string(weights.size()) + ".");
-    for (size_t t = 0; t < tables.size(); ++t) {
-      Table& table = tables[t];
-      REQUIRE(sizes[t] == static_cast<__int128>(table.rows) * table.dim && dims[t] == table.dim,
-              "The weight of table number " + std::to_string(t) + " should have the shape (" + std::to_string(table.rows) +
-                  ", " + std::to_string(table.dim) + "), as configured. Received " + std::to_string(sizes[t]) +
-                  " elements in rows of " + std::to_string(dims[t]) + ".");
-      table.weight = at<void>(weights[t], sizes[t], "weights");
-      table.dtype = static_cast<Float>(dtypes[t]);
-    }
+  // The sizes of a weight must be those of the spec, since the kernels trust it. False for a dtype that they do not take.
+  bool set_weight(size_t t, nb::handle weight) {
+    TensorView view;
+    if (!read_tensor(weight, view)) refuse_unreadable(weight, "`weights`, number " + std::to_string(t) + ",");
+    Table& table = tables[t];
+    const std::optional<Float> dtype = float_of(view);
+    if (!dtype) return false;
+    REQUIRE(view.is_contiguous(), "The weight of table number " + std::to_string(t) + " should be contiguous.");
+    REQUIRE(view.dims == 2, "`weights` should have two dimensions each. Received " + std::to_string(view.dims) +
+                                " for table number " + std::to_string(t) + ".");
+    REQUIRE(view.shape[0] == table.rows && view.shape[1] == table.dim,
+            "The weight of table number " + std::to_string(t) + " should have the shape (" + std::to_string(table.rows) +
+                ", " + std::to_string(table.dim) + "), as configured. Received (" + std::to_string(view.shape[0]) + ", " +
+                std::to_string(view.shape[1]) + ").");
+    table.weight = view.data;
+    table.dtype = *dtype;
+    return true;
   }
 
   Batch batch(bool wide_ids, bool wide_offsets, int64_t rows_dtype, int threads) const {
@@ -138,16 +153,66 @@ struct Call {
   }
 };
 
+// The tables of a call, none if kernels do not take the dtype of a weight.
+std::optional<Call> call_of(nb::handle spec, nb::sequence weights) {
+  Call call(spec);
+  REQUIRE(nb::len(weights) == call.tables.size(), "`weights` should hold one tensor a table (" +
+                                                     std::to_string(call.tables.size()) + "). Received " +
+                                                     std::to_string(nb::len(weights)) + ".");
+  size_t t = 0;
+  for (nb::handle weight : weights) {
+    if (!call.set_weight(t++, weight)) return std::nullopt;
+  }
+  return call;
+}
+
 // Pooled input: one tensor of ids, one of offsets (keys x bags + 1), output or gradient bags x width. `fill` checks what
 // keeps the kernels within them.
 struct Pooled {
-  int64_t ids, num_ids, offsets, num_offsets, sample_weights, divisors, keys;
+  int64_t ids, num_ids, offsets, num_offsets, sample_weights = 0, divisors = 0, keys;
   bool wide_ids, wide_offsets;
   int64_t rows, stride, width, rows_dtype;
+  nb::object kept[5];  // the tensors
+
+  // Sample weights and divisors, both contiguous, are float32 and int64, or None.
+  Pooled(nb::object ids_tensor, nb::object offsets_tensor, nb::object sample_weights_tensor, nb::object divisors_tensor,
+         int64_t num_keys, nb::object rows_tensor)
+      : keys(num_keys), kept{ids_tensor, offsets_tensor, sample_weights_tensor, divisors_tensor, rows_tensor} {
+    REQUIRE(keys > 0, "`num_keys` should be 1 or more. Received " + std::to_string(keys) + ".");
+    const TensorView of_ids = integers_of(ids_tensor, "values"), of_offsets = integers_of(offsets_tensor, "offsets");
+    ids = address(of_ids), num_ids = of_ids.shape[0], wide_ids = of_ids.bits == 64;
+    offsets = address(of_offsets), num_offsets = of_offsets.shape[0], wide_offsets = of_offsets.bits == 64;
+    if (!sample_weights_tensor.is_none()) {
+      sample_weights = factors_at(sample_weights_tensor, "sample_weights", num_ids, {2, 32});
+    }
+    if (!divisors_tensor.is_none()) divisors = factors_at(divisors_tensor, "divisors", num_offsets - 1, {0, 64});
+    TensorView view;
+    if (!read_tensor(rows_tensor, view)) refuse_unreadable(rows_tensor, "`grad`");
+    const std::optional<Float> dtype = float_of(view);
+    REQUIRE(dtype && view.dims == 2 && (view.strides[1] == 1 || view.shape[1] < 2 || view.count() == 0),
+            "`grad` should have two dimensions, and columns next to one another. Received " + std::to_string(view.dims) + ".");
+    const int64_t bags = (num_offsets - 1) / keys;
+    REQUIRE(view.shape[0] == bags, "`grad` should have a row for each sample (" + std::to_string(bags) + "). Received " +
+                                       std::to_string(view.shape[0]) + ".");
+    rows = address(view), stride = view.strides[0], width = view.shape[1], rows_dtype = static_cast<int64_t>(*dtype);
+  }
+
+  // 0 stands for no tensor.
+  static int64_t address(const TensorView& view) { return view.data ? reinterpret_cast<intptr_t>(view.data) : 1; }
+
+  static int64_t factors_at(nb::handle tensor, const char* name, int64_t count, std::pair<int, int> dtype) {
+    TensorView view;
+    const std::string what = std::string("`") + name + "`";
+    if (!read_tensor(tensor, view)) refuse_unreadable(tensor, what);
+    REQUIRE(view.dims == 1 && view.shape[0] == count && view.kind == dtype.first && view.bits == dtype.second &&
+                view.is_contiguous(),
+            what + " should be " + std::to_string(count) + " contiguous numbers. Received others.");
+    return address(view);
+  }
 
   void fill(Call& call) const {
-    const int64_t bags = keys > 0 && num_offsets > 0 ? (num_offsets - 1) / keys : 0;
-    REQUIRE(keys >= 0 && num_offsets - 1 == keys * bags,
+    const int64_t bags = num_offsets > 0 ? (num_offsets - 1) / keys : 0;
+    REQUIRE(num_offsets - 1 == keys * bags,
             "`offsets` should be " + std::to_string(keys) + " keys x the size of the batch, and one. Received " +
                 std::to_string(num_offsets) + ".");
     REQUIRE(embedding_kernels().offsets_fit(at<void>(offsets, num_offsets, "offsets"), wide_offsets, num_offsets, num_ids),
@@ -310,6 +375,28 @@ int64_t states_of(const Optimizer& o) {
   return 2;
 }
 
+Hyper* hyper_at(nb::handle hyper, int64_t num_tables) {
+  TensorView view;
+  constexpr int64_t fields = sizeof(Hyper) / sizeof(double);
+  if (!read_tensor(hyper, view) || view.kind != 2 || view.bits != 64 || view.dims != 2 || view.shape[0] != num_tables ||
+      view.shape[1] != fields || !view.is_contiguous()) {
+    throw nb::type_error(("`hyper` should be float64 (" + std::to_string(num_tables) + ", " + std::to_string(fields) +
+                          ") on the CPU, contiguous. Received " + dtype_of(hyper) + " " +
+                          nb::repr(nb::tuple(hyper.attr("shape"))).c_str() + ".").c_str());
+  }
+  return static_cast<Hyper*>(view.data);
+}
+
+TensorView state_of(nb::handle state) {
+  TensorView view;
+  if (!read_tensor(state, view)) refuse_unreadable(state, "`states`");
+  if (view.kind != 2 || view.bits != 32 || !view.is_contiguous()) {
+    throw nb::type_error(("States of fused optimizers should be contiguous float32 on the CPU. Received " + dtype_of(state) +
+                          ".").c_str());
+  }
+  return view;
+}
+
 bool has_gradient(const Batch& batch, int32_t table) {
   for (int64_t s = 0; s < batch.num_slots; ++s)
     if (batch.slots[s].table == table && batch.slots[s].rows != nullptr) return true;
@@ -319,11 +406,11 @@ bool has_gradient(const Batch& batch, int32_t table) {
 // `hyper` has one row a table, whose step count is advanced. The states of the tables follow one another, as many for
 // each as its spec says.
 template <class Input>
-void update(Call& call, const Input& input, int64_t hyper, const Ints& states, const Ints& state_sizes, int threads) {
+void update(Call& call, const Input& input, nb::handle hyper, const std::vector<nb::object>& states, int threads) {
   const Batch batch = make_batch(call, input, threads);
   std::vector<Sink> sinks(call.tables.size());
   std::vector<Optimizer> optimizers(call.tables.size());
-  Hyper* settings = at<Hyper>(hyper, static_cast<int64_t>(sinks.size()), "hyper");
+  Hyper* settings = hyper_at(hyper, static_cast<int64_t>(sinks.size()));
   size_t next = 0;
   for (size_t t = 0; t < sinks.size(); ++t) {
     const TableSpec& spec = call.table_specs[t];
@@ -342,11 +429,13 @@ void update(Call& call, const Input& input, int64_t hyper, const Ints& states, c
                              o.rule == Rule::partial_rowwise_adam || o.rule == Rule::partial_rowwise_lamb};
     for (int64_t k = 0; k < spec.states; ++k, ++next) {
       const int64_t wanted = spec.shard_rows * (row_wise[k] ? 1 : spec.dim);
-      REQUIRE(next < states.size() && state_sizes[next] == wanted,
-              "State " + std::to_string(k) + " of table number " + std::to_string(t) + " should have " +
-                  std::to_string(wanted) + " elements. Received " +
-                  (next < states.size() ? std::to_string(state_sizes[next]) : "no state") + ".");
-      (k == 0 ? o.first : o.second) = at<float>(states[next], wanted, "states");
+      REQUIRE(next < states.size(), "State " + std::to_string(k) + " of table number " + std::to_string(t) +
+                                        " should have " + std::to_string(wanted) + " elements. Received no state.");
+      const TensorView state = state_of(states[next]);
+      REQUIRE(state.count() == wanted, "State " + std::to_string(k) + " of table number " + std::to_string(t) +
+                                           " should have " + std::to_string(wanted) + " elements. Received " +
+                                           std::to_string(state.count()) + ".");
+      (k == 0 ? o.first : o.second) = static_cast<float*>(state.data);
     }
   }
   REQUIRE(next == states.size(), "`states` should be those of all tables in turn (" + std::to_string(next) +
@@ -386,15 +475,11 @@ void bind_embedding(nb::module_& m) {
   m.def("embedding_layout", &embedding_layout);
   nb::class_<Call>(m, "Tables")
       .def_prop_ro("size", [](const Call& call) { return call.tables.size(); })
-      .def(nb::init<int64_t, int64_t>())
-      .def(nb::init<int64_t, int64_t, const Ints&, const Ints&, const Ints&, const Ints&>());
+      .def(nb::init<nb::handle>());
+  m.def("embedding_tables", &call_of);
   nb::class_<Pooled>(m, "Pooled")
-      .def("__init__", [](Pooled* self, int64_t ids, int64_t num_ids, bool wide_ids, int64_t offsets, int64_t num_offsets,
-                          bool wide_offsets, int64_t sample_weights, int64_t divisors, int64_t keys, int64_t rows, int64_t stride,
-                          int64_t width, int64_t rows_dtype) {
-        new (self) Pooled{ids,  num_ids,  offsets,      num_offsets, sample_weights, divisors,
-                          keys, wide_ids, wide_offsets, rows,        stride,         width,    rows_dtype};
-      });
+      .def(nb::init<nb::object, nb::object, nb::object, nb::object, int64_t, nb::object>(), nb::arg(), nb::arg(),
+           nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg());
   nb::class_<Sequence>(m, "Sequence")
       .def("__init__", [](Sequence* self, int64_t ids, int64_t num_ids, bool wide_ids, Ints starts, Ints counts, Ints rows,
                           Ints dims, int64_t rows_dtype) {

@@ -13,17 +13,9 @@ namespace nb = nanobind;
 namespace rowwise {
 namespace {
 
-// Of a tensor, which has to be a contiguous row of int32 or int64.
-Integers integers_of(nb::handle tensor, const char* name) {
-  TensorView view;
-  if (read_integers(tensor, view)) return {view.data, view.bits == 64, view.shape[0]};
-  const std::string dtype = nb::repr(tensor.attr("dtype")).c_str(), what = std::string("`") + name + "` should ";
-  if (dtype != "torch.int64" && dtype != "torch.int32") {
-    throw nb::type_error((what + "be int32 or int64. Received " + dtype + ".").c_str());
-  }
-  const int64_t dims = nb::cast<int64_t>(tensor.attr("dim")());
-  REQUIRE(dims == 1, what + "have one dimension. Received " + std::to_string(dims) + ".");
-  refuse(what + "have memory, of the CPU. Received a tensor whose storage is empty, or elsewhere.");
+Integers integers_at(nb::handle tensor, const char* name) {
+  const TensorView view = integers_of(tensor, name);
+  return {view.data, view.bits == 64, view.shape[0]};
 }
 
 // Whether these are a list of strings, at least one, no two of them equal, whose number divides `bags`. Strings keep their
@@ -109,19 +101,19 @@ void bind_jagged(nb::module_& m) {
     return fit(integers, rows.shape[0]);
   }, nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none());
   m.def("lengths_fit", [](nb::handle lengths, int64_t total) {
-    return jagged_kernels().lengths_fit(integers_of(lengths, "lengths"), total);
+    return jagged_kernels().lengths_fit(integers_at(lengths, "lengths"), total);
   });
   m.def("offsets_fit", [](nb::handle offsets, int64_t total) {
-    const Integers integers = integers_of(offsets, "offsets");
+    const Integers integers = integers_at(offsets, "offsets");
     return integers.count > 0 && jagged_kernels().offsets_fit(integers, total);
   });
   m.def("offsets_of", [](nb::handle lengths, nb::handle offsets) {
-    const Integers from = integers_of(lengths, "lengths"), to = integers_of(offsets, "offsets");
+    const Integers from = integers_at(lengths, "lengths"), to = integers_at(offsets, "offsets");
     REQUIRE(to.wide == from.wide && to.count == from.count + 1, "`offsets` should be one more than `lengths`, of the same dtype.");
     return jagged_kernels().offsets_of(from, const_cast<void*>(to.data));
   });
   m.def("sum_groups", [](nb::handle lengths, const std::vector<int64_t>& sizes) {
-    const Integers integers = integers_of(lengths, "lengths");
+    const Integers integers = integers_at(lengths, "lengths");
     REQUIRE(sizes_fit(sizes, integers.count), "`sizes` should not be negative, and sum to the number of lengths (" +
                                                   std::to_string(integers.count) + "). Received others.");
     std::vector<int64_t> sums(sizes.size());
@@ -129,7 +121,7 @@ void bind_jagged(nb::module_& m) {
     return to_list(sums);
   });
   m.def("sum_equal_groups", [](nb::handle lengths, int64_t groups) {
-    const Integers integers = integers_of(lengths, "lengths");
+    const Integers integers = integers_at(lengths, "lengths");
     const int64_t count = integers.count;
     REQUIRE(groups > 0 ? count % groups == 0 : groups == 0 && count == 0,
             "`groups` should divide the number of lengths (" + std::to_string(count) + "). Received " +

@@ -28,6 +28,8 @@ _BY_ELEMENT = {
     nn.init.uniform_,
     nn.init.zeros_,
 }
+# What rows of half precision are summed in, and returned.
+_SUMMED_IN = dict.fromkeys((torch.float16, torch.bfloat16), torch.float32)
 
 
 class TableCollection(nn.Module):
@@ -294,7 +296,7 @@ class TableCollection(nn.Module):
         if self._output_dtype is not None:
             return self._output_dtype
         dtype = self._tables.dtype
-        return torch.promote_types(dtype, torch.float32) if dtype is self._stored_dtype else dtype
+        return _SUMMED_IN.get(dtype, dtype) if dtype is self._stored_dtype else dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

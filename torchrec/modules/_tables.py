@@ -23,7 +23,7 @@ from torchrec.modules.embedding_configs import (
     EmbeddingBagConfig,
     PoolingType,
 )
-from torchrec.ops import is_transformed, is_wrapped
+from torchrec.ops import are_held, is_transformed, is_wrapped
 from torchrec.ops.embedding import Group, LookupSpec, PolicyCode, PoolingCode, SlotSpec, TableSpec
 from torchrec.ops.embedding.updates import RULES
 from torchrec.optim.embedding_optimizer import EmbeddingFusedOptimizer
@@ -141,7 +141,7 @@ class Tables:
             c.id_policy != IdPolicy.ERROR or c.hash_size is not None for c in configs
         )
         self._number = {config.name: t for t, config in enumerate(configs)}
-        self._bound: list[int] = []
+        self._bound: list[Tensor] = []  # the weights met, never lent ones
         self._updates = [TableUpdate(config.name, _rule_of(config)) for config in configs]
         self._shown: list[int] = []  # the first table of each weight, but those another one shows
         self._to_show: list[int] = []  # of a copy: what its original shows
@@ -157,6 +157,8 @@ class Tables:
 
     def weights(self) -> list[Tensor]:
         """Return the weight of each table, having met those put in place of the former."""
+        if not is_compiling() and are_held(self._bound, self._parameters, "weight"):
+            return self._bound
         try:
             weights = list(map(itemgetter("weight"), self._parameters))
         except KeyError:
@@ -164,11 +166,11 @@ class Tables:
                 "The weights of tables should be parameters. Received none, as of a "
                 "FullyShardedDataParallel: give it `use_orig_params=True`."
             ) from None
-        changed = not is_compiling() and list(map(id, weights)) != self._bound
-        if changed:
-            self._require_tensors(weights)
+        if is_compiling():
+            return weights
+        self._require_tensors(weights)
         # What a transform puts there, or `torch.func.functional_call`, is gone when it ends.
-        if changed and not is_transformed() and not _are_lent(weights):
+        if not is_transformed() and not _are_lent(weights):
             self.bind()
         return weights
 
@@ -268,7 +270,7 @@ class Tables:
         self._lookups, self._compiled_lookups = {}, {}
         self._version += 1
         self._to_show = []
-        self._bound = list(map(id, weights))  # last: what is refused stays refused
+        self._bound = [] if _are_lent(weights) else weights  # last: what is refused stays refused
 
     def _meet(self, t: int, weights: list[Tensor]) -> None:
         """Find who trains a table: who trains its weight already, or the one that did train it."""
@@ -394,7 +396,7 @@ class Tables:
     def mode(self, weights: list[Tensor]) -> tuple[int, bool, bool]:
         """Return what a compiled look-up depends on beside keys, whether weights are lent, and whether it is one."""
         compiling = is_compiling()
-        lent = not compiling and _are_lent(weights)
+        lent = not compiling and weights is not self._bound and _are_lent(weights)
         if lent and torch.is_grad_enabled():
             self._check_not_cut_up()
         return self._version, lent, compiling

@@ -24,7 +24,12 @@ from torchrec.modules.embedding_configs import (
 )
 from torchrec.ops.embedding import Bags, Ids, lookup_bags, lookup_sequences, new_table
 from torchrec.optim.fused import FusedOptimizerModule
-from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import (
+    JaggedTensor,
+    KeyedJaggedTensor,
+    KeyedTensor,
+    keyed_tensor,
+)
 
 __all__ = [
     "EmbeddingBagCollection",
@@ -317,7 +322,7 @@ class EmbeddingBagCollection(
         output, out_of_range = lookup_bags(weights, spec, bags, self._dtype(), groups)
         if tables.counts_ids:
             self._count(out_of_range)
-        return KeyedTensor(tables.embedding_names, tables.dims, output)
+        return keyed_tensor(tables.embedding_names, tables.dims, output)
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         """Return the tables."""

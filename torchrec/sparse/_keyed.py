@@ -226,6 +226,18 @@ class KeyedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
         return keyed_text(self._keys, self._values, list(self.to_dict().values()))
 
 
+def keyed_tensor(keys: list[str], length_per_key: list[int], values: Tensor) -> KeyedTensor:
+    """Make a KeyedTensor of parts that need no check: a look-up makes one each time."""
+    kt = object.__new__(KeyedTensor)
+    kt._keys = keys
+    kt._length_per_key = length_per_key
+    kt._values = values
+    kt._key_dim = 1
+    kt._offset_per_key = None
+    kt._index_per_key = None
+    return kt
+
+
 def _from_tensor_list(
     keys: list[str], tensors: list[Tensor], key_dim: int, cat_dim: int
 ) -> KeyedTensor:

@@ -6,17 +6,16 @@ Tables of float64 take the plain-PyTorch operators: the kernels compute in float
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
-from torchrec.ops._memory import Known, are_plain, is_plain, is_wide, no_address
+from torchrec.ops._memory import is_wide, no_address
 from torchrec.ops.embedding import reference
 from torchrec.ops.embedding.failure import raise_bad_bag, raise_bad_id
-from torchrec.ops.embedding.layout import HYPER, VERSION
+from torchrec.ops.embedding.layout import VERSION
 from torchrec.ops.embedding.spec import PolicyCode, read_spec
 
 _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -27,8 +26,6 @@ _MEMORY = 1 << 47  # bytes, more than there can be
 _CPU = torch.device(
     "cpu"
 )  # said everywhere: another default device must not redirect what kernels write to
-_get_dtype = attrgetter("dtype")
-_STATES = frozenset((torch.float32,))  # dtypes
 
 _native: Any = native
 Input = Any  # _native.Pooled or _native.Sequence
@@ -48,42 +45,9 @@ if native is not None:
     require_layout(native)
 
 
-def _supported(weights: Sequence[Tensor], rows_dtype: torch.dtype) -> bool:
-    return rows_dtype in _CODES and _CODES.keys() >= set(map(_get_dtype, weights))
-
-
-def _numbers(spec: Tensor) -> tuple[int, int]:
-    """Return where the numbers of a spec are, and how many."""
-    if spec.dtype is not torch.int64 or spec.dim() != 1 or not is_plain(spec):
-        raise ValueError(
-            "`spec` should be one-dimensional, contiguous int64 on the CPU, as the tables. "
-            f"Received {list(spec.shape)} of {spec.dtype} on {spec.device}."
-        )
-    return spec.data_ptr(), spec.numel()
-
-
-# Sizes, dims and codes of the dtypes of weights, by the spec that they come with; sizes of states.
-_sizes: Known[tuple[list[int], list[int], list[int]]] = Known()
-_state_sizes: Known[list[int]] = Known()
-
-
-def _tables(spec: Tensor, weights: Sequence[Tensor]) -> Any:
-    found = _sizes.get(spec, weights) or _sizes.put(spec, weights, _sizes_of(weights))
-    return _native.Tables(*_numbers(spec), _addresses(weights), *found)
-
-
-def _sizes_of(weights: Sequence[Tensor]) -> tuple[list[int], list[int], list[int]]:
-    if not all(map(Tensor.is_contiguous, weights)):
-        t = [w.is_contiguous() for w in weights].index(False)
-        raise ValueError(f"The weight of table number {t} should be contiguous.")
-    dims = set(map(Tensor.dim, weights))
-    if not dims <= {2}:
-        raise ValueError(f"`weights` should have two dimensions each. Received {sorted(dims)}.")
-    return (
-        list(map(Tensor.numel, weights)),
-        [w.size(-1) for w in weights],
-        [_CODES[dtype] for dtype in map(_get_dtype, weights)],
-    )
+def _tables(spec: Tensor, weights: Sequence[Tensor], rows_dtype: torch.dtype) -> Any:
+    """Return the tables of a call, None if kernels do not take the dtypes of the weights or of the rows."""
+    return _native.embedding_tables(spec, weights) if rows_dtype in _CODES else None
 
 
 def _pooled(
@@ -93,16 +57,8 @@ def _pooled(
     sample_weights: Tensor | None,
     divisors: Tensor | None,
     num_keys: int,
-) -> tuple[Input, list[Tensor]]:
-    """Return the input of a kernel and the tensors that have to outlive it."""
-    values, offsets = values.contiguous(), offsets.contiguous()
-    bags = reference.batch_size(values, offsets, num_keys)
-    if rows.shape[0] != bags:
-        raise ValueError(
-            f"`grad` should have a row for each sample ({bags}). Received {rows.shape[0]}."
-        )
-    kept = [values, offsets, rows]
-    weights_address = 0
+) -> Input:
+    """Return the input of a kernel, which keeps its tensors."""
     if sample_weights is not None:
         if sample_weights.dim() != 1 or sample_weights.numel() != values.numel():
             raise ValueError(
@@ -110,30 +66,12 @@ def _pooled(
                 f"Received {sample_weights.numel()}."
             )
         sample_weights = sample_weights.float().contiguous()
-        kept.append(sample_weights)
-        weights_address = sample_weights.data_ptr() or no_address("sample_weights", sample_weights)
-    divisors_address = 0
     if divisors is not None:
         reference.check_divisors(divisors, offsets)
         divisors = divisors.long().contiguous()
-        kept.append(divisors)
-        divisors_address = divisors.data_ptr() or no_address("divisors", divisors)
-    pooled = _native.Pooled(
-        values.data_ptr(),
-        values.numel(),
-        is_wide("values", values),
-        offsets.data_ptr(),
-        offsets.numel(),
-        is_wide("offsets", offsets),
-        weights_address,
-        divisors_address,
-        num_keys,
-        rows.data_ptr() or no_address("grad", rows),
-        rows.stride(0),
-        rows.shape[1],
-        _CODES[rows.dtype],
+    return _native.Pooled(
+        values.contiguous(), offsets.contiguous(), sample_weights, divisors, num_keys, rows
     )
-    return pooled, kept
 
 
 def _new_output(bags: int, width: int, dtype: torch.dtype) -> Tensor:
@@ -172,7 +110,8 @@ def embedding_bag(
     names: str,
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.embedding_bag``."""
-    if not _supported(weights, dtype):
+    tables = _tables(spec, weights, dtype)
+    if tables is None:
         return reference.embedding_bag(
             weights, spec, values, offsets, sample_weights, divisors, num_keys, width, dtype, names
         )
@@ -180,8 +119,8 @@ def embedding_bag(
     if width < 0:
         raise ValueError(f"`width` should be 0 or more. Received {width}.")
     output = _new_output(bags, width, dtype)
-    input, _kept = _pooled(output, values, offsets, sample_weights, divisors, num_keys)
-    out_of_range, failure = _forward(_tables(spec, weights), input, len(weights))
+    input = _pooled(output, values, offsets, sample_weights, divisors, num_keys)
+    out_of_range, failure = _forward(tables, input, len(weights))
     if failure[0] != _NOTHING:
         _raise_failure(failure, spec, names)
     return output, out_of_range
@@ -208,11 +147,9 @@ def _addresses(tensors: Sequence[Tensor]) -> list[int]:
     return list(map(Tensor.data_ptr, tensors))
 
 
-def _dense_grad(spec: Tensor, weights: Sequence[Tensor], input: Input) -> list[Tensor]:
+def _dense_grad(tables: Any, weights: Sequence[Tensor], input: Input) -> list[Tensor]:
     grads = [torch.zeros_like(w, memory_format=torch.contiguous_format) for w in weights]
-    _native.embedding_dense_grad(
-        _tables(spec, weights), input, _addresses(grads), torch.get_num_threads()
-    )
+    _native.embedding_dense_grad(tables, input, _addresses(grads), torch.get_num_threads())
     return grads
 
 
@@ -238,22 +175,22 @@ def _sparse_grad(
 
 def embedding_bag_dense_grad(grad: Tensor, weights: Sequence[Tensor], *bags: Any) -> list[Tensor]:
     """See ``reference.embedding_bag_dense_grad``."""
-    if not _supported(weights, grad.dtype):
-        return reference.embedding_bag_dense_grad(grad, weights, *bags)
     spec, *rest = bags
-    input, _kept = _pooled(_rows_of(grad), *rest)
-    return _dense_grad(spec, weights, input)
+    tables = _tables(spec, weights, grad.dtype)
+    if tables is None:
+        return reference.embedding_bag_dense_grad(grad, weights, *bags)
+    return _dense_grad(tables, weights, _pooled(_rows_of(grad), *rest))
 
 
 def embedding_bag_sparse_grad(grad: Tensor, weights: Sequence[Tensor], *bags: Any) -> list[Tensor]:
     """See ``reference.embedding_bag_sparse_grad``."""
-    if not _supported(weights, grad.dtype):
-        return reference.embedding_bag_sparse_grad(grad, weights, *bags)
     spec, values, offsets, sample_weights, divisors, num_keys = bags
-    input, _kept = _pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
+    tables = _tables(spec, weights, grad.dtype)
+    if tables is None:
+        return reference.embedding_bag_sparse_grad(grad, weights, *bags)
+    input = _pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
     size = reference.batch_size(values, offsets, num_keys)
     ends = offsets[::size].tolist() if size else [0] * (num_keys + 1)
-    tables = _tables(spec, weights)
     specs, slots = read_spec(spec)
     most = [0] * len(specs)
     for slot in slots:
@@ -266,60 +203,33 @@ def embedding_bag_update_(
     grad: Tensor, weights: Sequence[Tensor], states: Sequence[Tensor], hyper: Tensor, *bags: Any
 ) -> None:
     """See ``reference.embedding_bag_update_``."""
-    if not _supported(weights, grad.dtype):
-        return reference.embedding_bag_update_(grad, weights, states, hyper, *bags)
     spec, *rest = bags
-    input, _kept = _pooled(_rows_of(grad), *rest)
-    return _update(spec, weights, input, states, hyper)
+    tables = _tables(spec, weights, grad.dtype)
+    if tables is None:
+        return reference.embedding_bag_update_(grad, weights, states, hyper, *bags)
+    return _update(tables, weights, _pooled(_rows_of(grad), *rest), states, hyper)
 
 
 def embedding_bag_weights_grad(grad: Tensor, weights: Sequence[Tensor], *bags: Any) -> Tensor:
     """See ``reference.embedding_bag_weights_grad``."""
-    if not _supported(weights, grad.dtype):
-        return reference.embedding_bag_weights_grad(grad, weights, *bags)
     spec, values, offsets, sample_weights, divisors, num_keys = bags
+    tables = _tables(spec, weights, grad.dtype)
+    if tables is None:
+        return reference.embedding_bag_weights_grad(grad, weights, *bags)
     if sample_weights is None:
         raise TypeError("`sample_weights` should be a tensor. Received None.")
-    input, _kept = _pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
+    input = _pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
     result = torch.zeros(sample_weights.shape, dtype=torch.float32, device=_CPU)
-    _native.embedding_weights_grad(
-        _tables(spec, weights), input, result.data_ptr(), torch.get_num_threads()
-    )
+    _native.embedding_weights_grad(tables, input, result.data_ptr(), torch.get_num_threads())
     return result.to(sample_weights.dtype)
 
 
 def _update(
-    spec: Tensor, weights: Sequence[Tensor], input: Input, states: Sequence[Tensor], hyper: Tensor
+    tables: Any, weights: Sequence[Tensor], input: Input, states: Sequence[Tensor], hyper: Tensor
 ) -> None:
-    state_sizes = _state_sizes.get(spec, states)
-    if state_sizes is None:
-        state_sizes = _state_sizes.put(spec, states, _sizes_of_states(states))
-    shape = (len(weights), len(HYPER))
-    if hyper.shape != shape or hyper.dtype is not torch.float64 or not is_plain(hyper):
-        raise TypeError(
-            f"`hyper` should be float64 {shape} on the CPU, contiguous. "
-            f"Received {hyper.dtype} {tuple(hyper.shape)} on {hyper.device}."
-        )
-    _native.embedding_update(
-        _tables(spec, weights),
-        input,
-        hyper.data_ptr(),
-        _addresses(states),
-        state_sizes,
-        torch.get_num_threads(),
-    )
+    _native.embedding_update(tables, input, hyper, states, torch.get_num_threads())
     # The kernels write behind PyTorch's back; autograd has to know.
     torch.autograd.graph.increment_version([*weights, *states, hyper])
-
-
-def _sizes_of_states(states: Sequence[Tensor]) -> list[int]:
-    if not (_STATES.issuperset(map(_get_dtype, states)) and are_plain(states)):
-        odd = next(s for s in states if s.dtype not in _STATES or not is_plain(s))
-        raise TypeError(
-            "States of fused optimizers should be contiguous float32 on the CPU. "
-            f"Received {odd.dtype} on {odd.device}."
-        )
-    return list(map(Tensor.numel, states))
 
 
 def _sequence(
@@ -376,7 +286,8 @@ def embedding_sequence(
     names: str,
 ) -> list[Tensor]:
     """See ``reference.embedding_sequence``."""
-    if not _supported(weights, dtype):
+    tables = _tables(spec, weights, dtype)
+    if tables is None:
         return reference.embedding_sequence(
             weights, spec, values, starts, counts, dims, dtype, names
         )
@@ -385,7 +296,7 @@ def embedding_sequence(
         raise ValueError(f"`dims` should be one a slot ({len(counts)}). Received {list(dims)}.")
     outputs = [_new_output(n, d, dtype) for n, d in zip(counts, dims, strict=True)]
     input, _kept = _sequence(outputs, dtype, values, starts, counts)
-    out_of_range, failure = _forward(_tables(spec, weights), input, len(weights))
+    out_of_range, failure = _forward(tables, input, len(weights))
     if failure[0] != _NOTHING:
         _raise_failure(failure, spec, names)
     return [*outputs, out_of_range]
@@ -404,7 +315,7 @@ def choose_rows(
     """See ``reference.choose_rows``."""
     if offsets is not None:
         reference.batch_size(values, offsets, num_keys)
-    tables = _native.Tables(*_numbers(spec))
+    tables = _native.Tables(spec)
     reference.check_num_tables(num_tables, tables.size)
     reference.check_ranges(values, starts, counts)
     rows = torch.empty(sum(counts), dtype=torch.int64, device=_CPU)
@@ -431,11 +342,12 @@ def embedding_sequence_dense_grad(
 ) -> list[Tensor]:
     """See ``reference.embedding_sequence_dense_grad``."""
     dtype = _dtype_of(grads)
-    if not _supported(weights, dtype):
-        return reference.embedding_sequence_dense_grad(grads, weights, *ids)
     spec, *rest = ids
+    tables = _tables(spec, weights, dtype)
+    if tables is None:
+        return reference.embedding_sequence_dense_grad(grads, weights, *ids)
     input, _kept = _sequence(grads, dtype, *rest)
-    return _dense_grad(spec, weights, input)
+    return _dense_grad(tables, weights, input)
 
 
 def embedding_sequence_sparse_grad(
@@ -443,11 +355,11 @@ def embedding_sequence_sparse_grad(
 ) -> list[Tensor]:
     """See ``reference.embedding_sequence_sparse_grad``."""
     dtype = _dtype_of(grads)
-    if not _supported(weights, dtype):
-        return reference.embedding_sequence_sparse_grad(grads, weights, *ids)
     spec, values, starts, counts = ids
+    tables = _tables(spec, weights, dtype)
+    if tables is None:
+        return reference.embedding_sequence_sparse_grad(grads, weights, *ids)
     input, _kept = _sequence(grads, dtype, values, starts, counts)
-    tables = _tables(spec, weights)
     specs, slots = read_spec(spec)
     if len(slots) != len(counts):
         raise ValueError(f"`counts` should be one a slot ({len(slots)}). Received {len(counts)}.")
@@ -466,8 +378,9 @@ def embedding_sequence_update_(
 ) -> None:
     """See ``reference.embedding_sequence_update_``."""
     dtype = _dtype_of(grads)
-    if not _supported(weights, dtype):
-        return reference.embedding_sequence_update_(grads, weights, states, hyper, *ids)
     spec, *rest = ids
+    tables = _tables(spec, weights, dtype)
+    if tables is None:
+        return reference.embedding_sequence_update_(grads, weights, states, hyper, *ids)
     input, _kept = _sequence(grads, dtype, *rest)
-    return _update(spec, weights, input, states, hyper)
+    return _update(tables, weights, input, states, hyper)
