@@ -20,6 +20,7 @@ LAYERS = (
         "fx",
         "streamable",
         "threads",
+        "heap",
         "tensor_types",
         "logging",
         "test_utils",

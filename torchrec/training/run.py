@@ -10,6 +10,7 @@ from pathlib import Path
 from torchrec.experiment.advice import advised
 from torchrec.experiment.files import load_experiment
 from torchrec.experiment.schema import Experiment
+from torchrec.heap import keep_freed_memory
 from torchrec.runs import RunFolder, RunResult, lock
 from torchrec.training.checkpoint import Checkpoints
 from torchrec.training.observers import Observer, Observers
@@ -55,6 +56,7 @@ def run_experiment(
     fresh = not run.path.exists()
     with lock(run.path):
         try:
+            keep_freed_memory()
             with run_threads(experiment.training.threads), advised():
                 train = train_run if experiment.training.seeds == 1 else train_seeds
                 return train(experiment, run, observers)
