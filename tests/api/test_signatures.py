@@ -127,10 +127,6 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         "build_sharder_data_map is missing": _SEARCH,
         "get_num_poolings is missing": _SEARCH,
     },
-    "torchrec.distributed.sharding_plan": {
-        "get_default_sharders is missing": _LATER,
-        "get_module_to_default_sharders is missing": _LATER,
-    },
     "torchrec.distributed.types": {
         "ModuleSharder.shard is no classmethod": "it is one by mistake: sharders are objects with options",
     },

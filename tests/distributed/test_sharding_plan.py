@@ -15,6 +15,8 @@ from torchrec.distributed.sharding_plan import (
     column_wise,
     construct_module_sharding_plan,
     data_parallel,
+    get_default_sharders,
+    get_module_to_default_sharders,
     grid_shard,
     placement,
     plan_digest,
@@ -230,6 +232,20 @@ def test_without_a_process_group_there_is_one_rank():
     module = collection(t=(4, 4))
     plan = construct_module_sharding_plan(module, {"t": row_wise()}, TableSharder())
     assert plan["t"].ranks == [0]
+
+
+def test_default_sharders():
+    pytest.importorskip("torchrec.distributed.embeddingbag")
+    module = collection(t=(10, 4))
+    sharders = get_module_to_default_sharders()
+    assert type(module) in sharders
+    assert all(sharder.module_type is kind for kind, sharder in sharders.items())
+    assert len(get_default_sharders()) == len(sharders)
+    given = apply_to_all(module, row_wise())
+    plan = construct_module_sharding_plan(module, given, world_size=2)
+    assert plan["t"].ranks == [0, 1]
+    with pytest.raises(ValueError, match=r"`sharder` should be given for a Linear.*EmbeddingBag"):
+        construct_module_sharding_plan(torch.nn.Linear(1, 1), {})
 
 
 def test_kernels():

@@ -7,6 +7,7 @@ of a table once its shape and the ranks are known: `construct_module_sharding_pl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ __all__ = [
     "column_wise",
     "construct_module_sharding_plan",
     "data_parallel",
+    "default_kernel",
+    "get_default_sharders",
+    "get_module_to_default_sharders",
     "grid_shard",
     "placement",
     "plan_digest",
@@ -47,6 +51,11 @@ __all__ = [
 ParameterShardingGenerator = Callable[
     [nn.Parameter, int, int, str, ModuleSharder[Any]], ParameterSharding
 ]
+# By name: what shards collections imports what plans are made of, and who plans need not load it.
+_SHARDERS = (
+    ("torchrec.distributed.embeddingbag", "EmbeddingBagCollectionSharder"),
+    ("torchrec.distributed.embedding", "EmbeddingCollectionSharder"),
+)
 # Columns of a shard, at least, where nobody says how many.
 _MIN_COLUMNS = 128
 
@@ -342,10 +351,24 @@ def default_kernel(param: nn.Parameter, sharder: ModuleSharder[Any]) -> str:
     return "fused" if marked or getattr(sharder, "fused_params", None) else "dense"
 
 
+def get_default_sharders() -> list[ModuleSharder[Any]]:
+    """Return a sharder for every type of module that can be sharded."""
+    return [getattr(import_module(path), name)() for path, name in _SHARDERS]
+
+
+def get_module_to_default_sharders() -> dict[type[nn.Module], ModuleSharder[Any]]:
+    """Return the sharder of each type of module that can be sharded."""
+    return {sharder.module_type: sharder for sharder in get_default_sharders()}
+
+
 def _default_sharder(module: nn.Module) -> ModuleSharder[Any]:
-    raise ValueError(
-        f"`sharder` should be given for a {type(module).__name__}: there is no default one."
-    )
+    found = get_module_to_default_sharders()
+    if type(module) not in found:
+        raise ValueError(
+            f"`sharder` should be given for a {type(module).__name__}. "
+            f"There are default ones for {', '.join(kind.__name__ for kind in found)}."
+        )
+    return found[type(module)]
 
 
 def _check_names(

@@ -26,6 +26,7 @@ from torchrec.distributed.planner._placing import place
 from torchrec.distributed.planner._topology import Topology
 from torchrec.distributed.planner.constants import BATCH_SIZE
 from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
+from torchrec.distributed.sharding_plan import get_default_sharders
 from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
     EnumerableShardingSpec,
@@ -98,8 +99,7 @@ class EmbeddingPlannerBase(ShardingPlanner):
         Raises:
             PlannerError: on every rank, if there is no plan.
         """
-        if sharders is None:
-            raise ValueError("`sharders` should be given: there are no default ones.")
+        sharders = get_default_sharders() if sharders is None else sharders
         pg = dist.group.WORLD if pg is None else pg
         if pg is None:
             return self.plan(module, sharders)
