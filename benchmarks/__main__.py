@@ -38,6 +38,7 @@ from pathlib import Path
 
 from benchmarks.processes import HERE, Process, Workplace, workplace
 from benchmarks.scenarios import SCENARIOS, Scenario
+from torchrec.threads import usable_processors
 
 Round = dict[str, dict[str, float]]  # side -> what it answered
 HEAD = "peer|ours|peer / ours|wanted|limit|limit / ours|wanted|loop|processor|faults"
@@ -211,7 +212,7 @@ def main() -> None:
     parser.add_argument("--peer", help="Python of an environment with another torchrec")
     parser.add_argument("--before", help="Python with another state of ours")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_processors())
     parser.add_argument("--only", action="append", help="scenarios whose name contains this")
     parser.add_argument("--quick", action="store_true", help="three rounds, nothing written")
     parser.add_argument("--output", type=Path, help="file to write; default benchmarks/results")

@@ -1,35 +1,37 @@
 """Measures what a busy neighbour costs: another process that spins on a processor, or streams memory.
 
 ``python -m benchmarks.neighbour`` runs look-up, training steps, a DLRM step and predictions alone and beside such a
-neighbour, on one thread, on all, and on the number that the trainer chooses; predictions choose their own. It prints
-mean times, and how many times as slow each is as alone; in brackets the fair share: with ``n`` threads and a neighbour
-on ``c`` processors, the scheduler owes us ``n / (n + 1)`` of them. Wanted: at most twice that. A neighbour that streams
-takes its share of the memory too: the first rows say what it leaves of ``memcpy`` and of reads.
+neighbour: on one thread; on all, as a program does, and as the command ``torchrec`` does, whose threads wait awake for
+a moment only (``GOMP_SPINCOUNT``); and there on the number that the trainer chooses. Predictions choose their own. It
+prints mean times, and how many times as slow each is as alone; in brackets the fair share: with ``n`` threads and a
+neighbour on ``c`` processors, the scheduler owes us ``n / (n + 1)`` of them, and of the memory that a neighbour streams
+through, what ``memcpy`` gets (the first rows). Wanted: at most twice that.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 from collections.abc import Callable
 
 from benchmarks.processes import Workplace, workplace
 from benchmarks.scenarios import SCENARIOS
+from torchrec.threads import usable_processors
 
+OF_MEMORY = ("look-up, B=4096", "training step, B=2048, 1 id")
 WORK: dict[str, list[object]] = {
     scenario.name: scenario.work
     for scenario in SCENARIOS
-    if scenario.name
-    in ("look-up, B=4096", "training step, B=2048, 1 id", "DLRM, training step, B=2048")
+    if scenario.name in (*OF_MEMORY, "DLRM, training step, B=2048")
 } | {
     "100 predictions": ["predictions", 100],
     "8,192 predictions": ["predictions", 8192],
 }
 NEIGHBOURS = ("spin", "stream")
 WANTED = 2.0
-CHOSEN = 0
+CHOSEN = 0  # what a worker takes for the number of threads that the trainer chooses
+COMMAND = {"GOMP_SPINCOUNT": "4000"}
 
 Times = dict[str, list[float]]  # neighbour, or "" alone -> a mean in each round
 
@@ -40,46 +42,63 @@ def fair(threads: int, processors: int) -> float:
     return alone / min(alone, processors * threads / (threads + 1))
 
 
-def turns(place: Workplace, ask: Callable[[], dict[str, float]], rounds: int) -> dict[str, Times]:
-    """Ask alone and beside each neighbour; return for each number answered its times."""
-    found: dict[str, Times] = {}
+def turns(place: Workplace, rounds: int, ask: Callable[[], float]) -> Times:
+    """Ask alone and beside each neighbour, round after round."""
+    found: Times = {}
     for _ in range(rounds):
         for neighbour in ("", *NEIGHBOURS):
             process = place.limit([neighbour]) if neighbour else None
-            for name, value in ask().items():
-                found.setdefault(name, {}).setdefault(neighbour, []).append(value)
+            found.setdefault(neighbour, []).append(ask())
             if process:
                 process.end()
     return found
 
 
-def row(name: str, threads: str, times: Times, owed: float | None) -> str:
+def slowdown(times: Times, neighbour: str) -> float:
+    return statistics.median(b / a for a, b in zip(times[""], times[neighbour], strict=True))
+
+
+def row(name: str, threads: str, times: Times, owed: dict[str, float]) -> str:
     """Return a row of the table."""
-    alone = statistics.median(times[""])
-    cells = [name, threads, f"{alone:.3g}"]
+    cells = [name, threads, f"{statistics.median(times['']):.3g}"]
     for neighbour in NEIGHBOURS:
-        slower = statistics.median(b / a for a, b in zip(times[""], times[neighbour], strict=True))
+        slower = slowdown(times, neighbour)
         text = f"{statistics.median(times[neighbour]):.3g} | {slower:.2f}"
-        if owed is not None:
-            text += f" ({owed:.2g}) {'✓' if slower <= WANTED * owed else '✗'}"
+        if neighbour in owed:
+            met = slower <= WANTED * owed[neighbour]
+            text += f" ({owed[neighbour]:.2g}) {'✓' if met else '✗'}"
         cells.append(text)
     return "| " + " | ".join(cells) + " |"
 
 
-def measure(place: Workplace, python: str, name: str, work: list[object], rounds: int) -> None:
+def of_memory(place: Workplace, threads: int, rounds: int) -> dict[str, float]:
+    """Print how long ``memcpy`` takes for 1 GB, and return how many times as slow it becomes."""
+    memory = place.limit(["memory"], COMMAND)
+    times = turns(place, rounds, lambda: 1e3 / memory.ask(threads)["copy"])
+    memory.close()
+    print(row("memcpy, 1 GB", f"{threads}", times, {}), flush=True)
+    return {neighbour: slowdown(times, neighbour) for neighbour in NEIGHBOURS}
+
+
+def measure(
+    place: Workplace, python: str, name: str, rounds: int, copies: dict[int, dict[str, float]]
+) -> None:
     """Print the rows of some work."""
-    processors = len(os.sched_getaffinity(0))
-    process = place.worker(python, work)
-    numbers = [CHOSEN] if work[0] == "predictions" else [*numbers_of(processors), CHOSEN]
-    for threads in numbers:
-        found = turns(place, lambda n=threads: {"": process.ask(n)["mean"]}, rounds)
-        owed = fair(threads or processors, processors)
-        print(row(name, f"{threads}" if threads else "chosen", found[""], owed), flush=True)
-    process.close()
-
-
-def numbers_of(processors: int) -> list[int]:
-    return [1, processors] if processors > 1 else [1]
+    most = max(copies)
+    program = place.worker(python, WORK[name])
+    command = place.worker(python, WORK[name], COMMAND)
+    ways = [("chosen", program, CHOSEN)]
+    if WORK[name][0] != "predictions":
+        ways = [(f"{threads}", program, threads) for threads in copies]
+        ways += [(f"{most}, command", command, most), ("chosen, command", command, CHOSEN)]
+    for label, process, threads in ways:
+        times = turns(place, rounds, lambda p=process, n=threads: p.ask(n)["mean"])
+        owed = dict.fromkeys(NEIGHBOURS, fair(threads or most, most))
+        if name in OF_MEMORY:
+            owed["stream"] = max(owed["stream"], copies[threads or most]["stream"])
+        print(row(name, label, times, owed), flush=True)
+    for process in (program, command):
+        process.close()
 
 
 def main() -> None:
@@ -92,17 +111,13 @@ def main() -> None:
     print("| ms | threads | alone |" + "".join(f" {n}s | slower |" for n in NEIGHBOURS))
     print("|---|---|---|" + "---|---|" * len(NEIGHBOURS))
     with workplace() as place:
-        if not options.only:
-            memory = place.limit(["memory"])
-            for threads in numbers_of(len(os.sched_getaffinity(0))):
-                rates = turns(place, lambda n=threads: memory.ask(n), options.rounds)
-                for name, gigabytes in rates.items():
-                    per_gigabyte = {n: [1e3 / rate for rate in r] for n, r in gigabytes.items()}
-                    print(row(f"{name}, 1 GB", f"{threads}", per_gigabyte, None), flush=True)
-            memory.close()
-        for name, work in WORK.items():
+        copies = {
+            threads: of_memory(place, threads, options.rounds)
+            for threads in sorted({1, usable_processors()})
+        }
+        for name in WORK:
             if options.only in name:
-                measure(place, options.python, name, work, options.rounds)
+                measure(place, options.python, name, options.rounds, copies)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ class Process:
         SystemExit: if it ends before it has answered, which it has explained itself.
     """
 
-    def __init__(self, command: list[str], folder: Path) -> None:
+    def __init__(
+        self, command: list[str], folder: Path, environment: dict[str, str] | None = None
+    ) -> None:
         self._command = command
         self._process = subprocess.Popen(
             command,
@@ -28,7 +30,7 @@ class Process:
             stdout=subprocess.PIPE,
             text=True,
             cwd=folder,
-            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            env={n: v for n, v in os.environ.items() if n != "PYTHONPATH"} | (environment or {}),
         )
         while self._line().strip() != "ready":
             pass
@@ -66,14 +68,16 @@ class Workplace:
         command = [compiler, "-O3", "-march=native", "-fopenmp", "-std=c++17"]
         subprocess.run([*command, str(HERE / "limits.cpp"), "-o", str(self._limits)], check=True)
 
-    def worker(self, python: str, work: list[object]) -> Process:
+    def worker(
+        self, python: str, work: list[object], environment: dict[str, str] | None = None
+    ) -> Process:
         """Start what measures this work under this Python."""
         command = [python, "-W", "ignore", "-m", "benchmarks.worker", json.dumps(work)]
-        return Process(command, self.folder)
+        return Process(command, self.folder, environment)
 
-    def limit(self, arguments: list[str]) -> Process:
+    def limit(self, arguments: list[str], environment: dict[str, str] | None = None) -> Process:
         """Start a plain loop."""
-        return Process([str(self._limits), *arguments], self.folder)
+        return Process([str(self._limits), *arguments], self.folder, environment)
 
 
 @contextmanager

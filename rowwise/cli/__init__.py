@@ -23,6 +23,10 @@ _NO_MEMORY = re.compile(
     "can't allocate memory|out of memory|Storage size calculation overflowed"
     "|Overflow when unpacking long"  # a size of more than 64 bits
 )
+# Turns that a thread waits for others awake, of libgomp: a tenth of a millisecond. Its default is several: as long as
+# a time slice, which whoever is waited for would need where another program has its processor.
+_SPIN_COUNT = "4000"
+_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # what a user may have set
 _LONGEST = 2_000  # characters of a message, which may quote what it received
 _MISTAKES = (ValueError, TypeError, IndexError, OSError, MemoryError)
 
@@ -33,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what follows ``torchrec`` on the command line; by default that of the process.
     """
+    if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
+        os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT  # read when PyTorch is loaded
     # Warnings and logs have names in them, too.
     with redirect_stderr(PrintableStream(sys.stderr)):
         return _run(list(sys.argv[1:] if arguments is None else arguments))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,45 @@ def _all_commands(group: object, before: tuple[str, ...] = ()) -> list[list[str]
 
 
 COMMANDS = _all_commands(typer.main.get_command(application()))
+
+
+@pytest.mark.parametrize(
+    ("given", "before", "found"),
+    [
+        ({}, "", "4000"),
+        ({"GOMP_SPINCOUNT": "7"}, "", "7"),
+        ({"OMP_WAIT_POLICY": "active"}, "", None),
+        ({}, "import torch", None),
+    ],
+    ids=["neither", "count", "policy", "too_late"],
+)
+def test_threads_wait_awake_for_a_moment_only(
+    given: dict[str, str], before: str, found: str | None
+) -> None:
+    code = f"""
+{before}
+import os
+from rowwise.cli import main
+main(["--version"])
+import torch
+print(repr(os.environ.get("GOMP_SPINCOUNT")))
+"""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=environment | given | {"OMP_DISPLAY_ENV": "verbose"},
+    )
+    assert done.stdout.splitlines()[-1] == repr(found)
+    if sys.platform == "linux" and found is not None:
+        assert f"GOMP_SPINCOUNT = '{found}'" in done.stderr
 
 
 def test_help_of_every_command_loads_no_pytorch() -> None:
