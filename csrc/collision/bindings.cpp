@@ -2,8 +2,12 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 
+#include <algorithm>
+#include <cstring>
+
 #include "address.h"
 #include "collision/collision.h"
+#include "scratch.h"
 
 namespace nb = nanobind;
 
@@ -62,6 +66,26 @@ void bind_collision(nb::module_& m) {
                 {at<const void>(scores), at<const void>(candidate_scores), floating}, at<const int64_t>(candidates),
                 count, &result, threads);
     return std::make_pair(result.num_rows, result.num_evicted);
+  });
+  m.def("id_map_exchange", [](int64_t ids, int64_t rows, int64_t entries, int64_t size, int64_t occupied, int64_t counts,
+                              int64_t last, int64_t scores, int64_t candidate_scores, bool floating, int64_t candidates,
+                              int64_t candidate_counts, int64_t candidate_last, int64_t count, int64_t history_entries,
+                              int64_t history_index_size, int64_t used, int64_t batch, int64_t found, int64_t batch_size,
+                              int64_t missing, int64_t changed, int threads) {
+    nb::gil_scoped_release release;
+    const size_t room = static_cast<size_t>(std::min(count, rows));
+    const Scratch scratch((2 * room + 1) * sizeof(int64_t));
+    int64_t* const chosen = reinterpret_cast<int64_t*>(scratch.data());
+    Replacement done = {at<int64_t>(changed), chosen, chosen + room, 0, 0};
+    const Map map = map_at(ids, rows, entries, size, occupied);
+    replace_ids(map, {at<const void>(scores), at<const void>(candidate_scores), floating}, at<const int64_t>(candidates),
+                count, &done, threads);
+    move_counts(done, {at<int64_t>(candidate_counts), at<int64_t>(candidate_last)},
+                {at<int64_t>(counts), at<int64_t>(last)});
+    std::memset(at<void>(history_entries), 0, static_cast<size_t>(history_index_size) * sizeof(uint32_t));
+    *at<int64_t>(used) = 0;
+    find_again(map, at<const int64_t>(batch), batch_size, missing, at<int64_t>(found), threads);
+    return std::make_pair(done.num_rows, done.num_evicted);
   });
   m.def("id_map_insert", [](int64_t ids, int64_t rows, int64_t entries, int64_t size, int64_t occupied, int64_t added,
                             int64_t chosen, int64_t count) {

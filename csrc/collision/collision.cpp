@@ -166,9 +166,20 @@ void enter_all(const Index& index, const int64_t* rows, int64_t count) {
   }
 }
 
+// In bytes as long as these can hold the sum, of which the processor adds up many at a time.
+int64_t count_free(const uint8_t* occupied, int64_t count) {
+  int64_t free = 0;
+  for (int64_t first = 0; first < count; first += 128) {
+    uint8_t sum = 0;
+    for (int64_t row = first; row < std::min(first + 128, count); ++row) sum += occupied[row] == 0;
+    free += sum;
+  }
+  return free;
+}
+
 template <class Score>
-Competitors<Score> competitors(const Map& map, const Scores& scores, int64_t count) {
-  return {map.occupied, static_cast<const Score*>(scores.rows), map.index.rows,
+Competitors<Score> competitors(const Map& map, const Scores& scores, int64_t free, int64_t count) {
+  return {free == 0 ? nullptr : map.occupied, static_cast<const Score*>(scores.rows), map.index.rows,
           static_cast<const Score*>(scores.candidates), count};
 }
 
@@ -212,8 +223,7 @@ void count_ids(const Index& index, const Metadata& metadata, const History& hist
 void replace_ids(const Map& map, const Scores& scores, const int64_t* candidates, int64_t count, Replacement* result,
                  int threads) {
   const int64_t capacity = map.index.rows;
-  int64_t free = 0;
-  for (int64_t row = 0; row < capacity; ++row) free += !map.occupied[row];
+  const int64_t free = count_free(map.occupied, capacity);
   const int64_t before = std::min(free, count);
   int64_t* rows = result->rows;
   for (int64_t row = 0, taken = 0; taken < before; ++row) {
@@ -221,9 +231,9 @@ void replace_ids(const Map& map, const Scores& scores, const int64_t* candidates
     taken += !map.occupied[row];
   }
   if (scores.floating) {
-    compete(competitors<double>(map, scores, count), count - free, threads, rows + before, result);
+    compete(competitors<double>(map, scores, free, count), count - free, threads, rows + before, result);
   } else {
-    compete(competitors<int64_t>(map, scores, count), count - free, threads, rows + before, result);
+    compete(competitors<int64_t>(map, scores, free, count), count - free, threads, rows + before, result);
   }
   const int64_t* evicted_rows = rows + before;
   for (int64_t i = 0; i < result->num_evicted; ++i) {
@@ -236,6 +246,41 @@ void replace_ids(const Map& map, const Scores& scores, const int64_t* candidates
     map.occupied[rows[i]] = true;
   }
   enter_all(map.index, rows, result->num_rows);
+}
+
+void move_counts(const Replacement& done, const Metadata& candidates, const Metadata& rows) {
+  for (int64_t i = 0; i < done.num_rows; ++i) {
+    if (rows.counts) rows.counts[done.rows[i]] = candidates.counts[done.chosen[i]];
+    if (rows.last) rows.last[done.rows[i]] = candidates.last[done.chosen[i]];
+  }
+}
+
+// Most ids have kept their rows, which a look at the id of the row tells. The index is asked for the others alone.
+void find_again(const Map& map, const int64_t* wanted, int64_t count, int64_t missing, int64_t* rows, int threads) {
+  constexpr int64_t kBuffer = 512;
+  const uint64_t capacity = static_cast<uint64_t>(map.index.rows);
+  const int64_t parts = threads_for(count, threads);
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(parts)) if (parts > 1)
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t end = count * (part + 1) / parts;
+    int64_t ids[kBuffer], places[kBuffer];
+    for (int64_t at = count * part / parts; at < end;) {
+      int64_t others = 0;
+      for (; at < end && others < kBuffer; ++at) {
+        const int64_t row = either(static_cast<uint64_t>(rows[at]) < capacity, rows[at], 0);
+        const bool kept = (row == rows[at]) & (map.occupied[row] != 0) & (map.ids[row] == wanted[at]);
+        ids[others] = wanted[at];
+        places[others] = at;
+        others += !kept;
+      }
+      const auto nothing = [](int64_t) {};
+      search(map.index, ids, others, nothing, [&](int64_t first, int64_t n, const Searches& searches) {
+        for (int64_t i = 0; i < n; ++i) {
+          rows[places[first + i]] = either(searches.rows[i] < 0, missing, searches.rows[i]);
+        }
+      });
+    }
+  }
 }
 
 void insert_ids(const Map& map, const int64_t* ids, const int64_t* rows, int64_t count) {

@@ -16,7 +16,7 @@ struct History {
   int64_t *ids, *counts, *last, *size;
 };
 
-// What is counted with each row; none: not wanted.
+// What is counted with each row, or with each candidate for one; none: not wanted.
 struct Metadata {
   int64_t *counts, *last;
 };
@@ -47,6 +47,10 @@ struct Replacement {
 // Lets candidates compete for rows with the ids that hold one. They are distinct, and none is in the map.
 void replace_ids(const Map& map, const Scores& scores, const int64_t* candidates, int64_t count, Replacement* result,
                  int threads);
+
+// What a replacement comes with: candidates bring their counts, and a batch whose rows were found before has new ones.
+void move_counts(const Replacement& done, const Metadata& candidates, const Metadata& rows);
+void find_again(const Map& map, const int64_t* wanted, int64_t count, int64_t missing, int64_t* rows, int threads);
 
 // Rows are distinct and below map.index.rows; those inserted are free, those erased are held.
 void insert_ids(const Map& map, const int64_t* ids, const int64_t* rows, int64_t count);

@@ -23,20 +23,27 @@ inline uint64_t key_of(double score) {
 // The competitors as one sequence: rows that are held, then candidates. Equal scores are in this order.
 template <class Score>
 struct Competitors {
-  const uint8_t* occupied;
+  const uint8_t* occupied;  // none: all rows are held
   const Score* rows;
   int64_t num_rows;
   const Score* candidates;
   int64_t num_candidates;
 
-  // Calls body(key) for each, in any order; one part of several.
+  bool held(int64_t row) const { return !occupied || occupied[row]; }
+
+  // Calls body(i, key) for each, in any order; one part of several. Of i, only that it goes up by one counts.
   template <class Body>
   void for_part(int part, int parts, const Body& body) const {
-    for (int64_t i = num_rows * part / parts; i < num_rows * (part + 1) / parts; ++i) {
-      if (occupied[i]) body(key_of(rows[i]));
+    const int64_t end = num_rows * (part + 1) / parts;
+    if (!occupied) {
+      for (int64_t i = num_rows * part / parts; i < end; ++i) body(i, key_of(rows[i]));
+    } else {
+      for (int64_t i = num_rows * part / parts; i < end; ++i) {
+        if (occupied[i]) body(i, key_of(rows[i]));
+      }
     }
     for (int64_t i = num_candidates * part / parts; i < num_candidates * (part + 1) / parts; ++i) {
-      body(key_of(candidates[i]));
+      body(i, key_of(candidates[i]));
     }
   }
 };
@@ -58,26 +65,31 @@ Rank find_rank(const Competitors<Score>& competitors, int64_t rank, int threads)
 #pragma omp parallel for num_threads(parts) reduction(| : differ) if (parts > 1)
   for (int part = 0; part < parts; ++part) {
     uint64_t mine = 0;
-    competitors.for_part(part, parts, [&](uint64_t key) { mine |= key ^ any; });
+    competitors.for_part(part, parts, [&](int64_t, uint64_t key) { mine |= key ^ any; });
     differ |= mine;
   }
   int bits = 0;
   while (bits < 64 && differ >> bits) ++bits;
   Rank found = {bits < 64 ? any >> bits : 0, 0, competitors.num_candidates};
   if (bits == 0) {
-    for (int64_t i = 0; i < competitors.num_rows; ++i) found.equal += competitors.occupied[i] != 0;
+    for (int64_t i = 0; i < competitors.num_rows; ++i) found.equal += competitors.held(i);
   }
   while (bits > 0) {
     const int digit = std::min(bits, kDigit), shift = bits - digit;
     const uint64_t mask = (uint64_t{1} << digit) - 1;
-    int64_t counts[1 << kDigit] = {};
-#pragma omp parallel for num_threads(parts) reduction(+ : counts) if (parts > 1)
+    // Scores that come often follow one another: four counters for each, or every count waits for the one before.
+    int32_t counters[4 << kDigit] = {};
+#pragma omp parallel for num_threads(parts) reduction(+ : counters) if (parts > 1)
     for (int part = 0; part < parts; ++part) {
       const uint64_t prefix = found.key;
       const int from = bits;
-      competitors.for_part(part, parts, [&](uint64_t key) {
-        if (from == 64 || key >> from == prefix) ++counts[(key >> shift) & mask];
+      competitors.for_part(part, parts, [&](int64_t i, uint64_t key) {
+        if (from == 64 || key >> from == prefix) ++counters[(i & 3) << kDigit | ((key >> shift) & mask)];
       });
+    }
+    int64_t counts[1 << kDigit];
+    for (int i = 0; i < 1 << digit; ++i) {
+      counts[i] = int64_t{counters[i]} + counters[1 << kDigit | i] + counters[2 << kDigit | i] + counters[3 << kDigit | i];
     }
     uint64_t chosen = 0;
     while (found.below + counts[chosen] < rank) found.below += counts[chosen++];
@@ -114,9 +126,9 @@ void compete(const Competitors<Score>& competitors, int64_t excess, int threads,
   // The last row or candidate of interest has been met before the end of the sequence.
   for (int64_t row = 0, held = 0; held < result->num_evicted; ++row) {
     const uint64_t key = key_of(competitors.rows[row]);
-    const bool level = competitors.occupied[row] && key == rank.key;
+    const bool level = competitors.held(row) && key == rank.key;
     lost[held] = row;
-    held += competitors.occupied[row] && (key < rank.key || (level && rows_to_keep <= 0));
+    held += competitors.held(row) && (key < rank.key || (level && rows_to_keep <= 0));
     rows_to_keep -= level;
   }
   for (int64_t i = 0, held = 0; held < result->num_rows; ++i) {

@@ -138,9 +138,27 @@ void replace(Random& random, Case& c, bool floating) {
   const size_t room = std::min(offered.size(), c.ids.size());
   std::vector<int64_t> rows(room), chosen(room), gone(room), names;
   for (const auto& candidate : c.candidates) names.push_back(candidate.first);
+  std::vector<int64_t> batch(static_cast<size_t>(random.below(3000)));
+  for (auto& id : batch) {
+    id = random_id(random, 2 * c.rows());
+    if (!names.empty() && random.coin()) id = names[static_cast<size_t>(random.below(static_cast<int64_t>(names.size())))];
+  }
+  std::vector<int64_t> found(batch.size()), again(batch.size());
+  const int64_t asked = static_cast<int64_t>(batch.size()), missing = random.coin() ? -1 : random.below(c.rows() + 1);
+  find_ids(c.index(), batch.data(), asked, missing, again.data(), c.threads);
   Replacement result = {rows.data(), chosen.data(), gone.data(), 0, 0};
   replace_ids(c.map(), {scores.data(), offered.data(), floating}, names.data(), static_cast<int64_t>(names.size()),
               &result, c.threads);
+  find_ids(c.index(), batch.data(), asked, missing, found.data(), c.threads);
+  find_again(c.map(), batch.data(), asked, missing, again.data(), c.threads);
+  CHECK(again == found);
+  std::vector<int64_t> brought(names.size()), kept = c.counts;
+  for (auto& n : brought) n = random.below(100);
+  move_counts(result, {brought.data(), nullptr}, {c.counts.data(), nullptr});
+  for (size_t i = 0; i < static_cast<size_t>(result.num_rows); ++i) {
+    kept[static_cast<size_t>(rows[i])] = brought[static_cast<size_t>(chosen[i])];
+  }
+  CHECK(c.counts == kept);
   rows.resize(static_cast<size_t>(result.num_rows));
   chosen.resize(rows.size());
   gone.resize(static_cast<size_t>(result.num_evicted));

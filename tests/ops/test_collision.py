@@ -59,6 +59,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(schema, "kernels", None)
         for name in OPERATORS:
             monkeypatch.setattr(schema, f"id_map_{name}", getattr(reference, name))
+        monkeypatch.setattr(collision, "_exchange", collision._compose_exchange)
 
 
 def held(id_map: IdMap) -> dict[int, int]:
@@ -180,6 +181,36 @@ class AgainstDict(RuleBasedStateMachine):
             self.dict.counts[row], self.dict.last[row] = entry
         self.dict.history.clear()
         collision.clear_history(self.history)
+
+    @rule(data=st.data(), ids=st.lists(IDS, max_size=20), missing=st.sampled_from([-1, 0, 42]))
+    def exchange(self, data: st.DataObject, ids: list[int], missing: int) -> None:
+        came = dict(self.dict.history)
+        mask = st.lists(st.booleans(), min_size=len(came), max_size=len(came))
+        admitted = data.draw(st.none() | mask)
+        competing = [i for k, i in enumerate(came) if admitted is None or admitted[k]]
+        batch = T([*ids, *list(came)[:9]], dtype=torch.int64)
+        found = collision.find_ids(self.map, batch, missing)
+        rows, chosen, lost = self.dict.replace(
+            self.counts.tolist(), {i: came[i][0] for i in competing}
+        )
+        done = collision.exchange_ids(
+            self.map,
+            self.history,
+            self.counts,
+            collision.counted_in(self.history).counts,
+            batch,
+            found,
+            counts=self.counts,
+            last=self.last,
+            admitted=None if admitted is None else T(admitted, dtype=torch.bool),
+            missing=missing,
+        )
+        assert done.rows.tolist() == rows
+        assert done.evicted == len(lost)
+        assert found.tolist() == [self.dict.rows.get(i, missing) for i in batch.tolist()]
+        for row, k in zip(rows, chosen, strict=True):
+            self.dict.counts[row], self.dict.last[row] = came[competing[k]]
+        self.dict.history.clear()
 
     @rule(data=st.data())
     def insert(self, data: st.DataObject) -> None:
@@ -373,6 +404,35 @@ def test_results_depend_neither_on_threads_nor_on_the_backend(policy, monkeypatc
 
 
 @needs_native
+@pytest.mark.parametrize("filtered", [False, True], ids=["all", "filtered"])
+def test_an_exchange_is_its_parts_on_any_number_of_threads(filtered, monkeypatch):
+    def exchanged() -> list[object]:
+        id_map, history = collision.new_id_map(2_000), collision.new_history(1)
+        counts, totals = torch.zeros(2_000, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+        seen: list[object] = []
+        for now, ids in enumerate(stream_of_ids, 1):
+            history = collision.reserve(history, ids.numel())
+            found = collision.count_ids(id_map, history, ids, now, totals, counts=counts)
+            came = collision.counted_in(history).counts
+            kinds = {"counts": counts, "admitted": came % 2 == 1 if filtered else None}
+            done = collision.exchange_ids(id_map, history, counts, came, ids, found, **kinds)
+            seen += [done.rows.tolist(), done.evicted, found.tolist(), contents(history)]
+        assert_sound(id_map)
+        return [*seen, held(id_map), counts.tolist()]
+
+    stream_of_ids = stream(6, 20_000)
+    threads, results = torch.get_num_threads(), []
+    for n in (1, 2, 3):
+        torch.set_num_threads(n)
+        results.append(exchanged())
+    torch.set_num_threads(threads)
+    monkeypatch.setattr(collision, "_exchange", collision._compose_exchange)
+    expected = exchanged()
+    assert any(isinstance(part, int) and part > 0 for part in expected)  # some were evicted
+    assert all(result == expected for result in results)
+
+
+@needs_native
 def test_either_backend_reads_the_index_of_the_other():
     ids, rows = reference.hash_of(torch.arange(900)), torch.randperm(1000)[:900]
     for write, read in [(reference, schema.kernels), (schema.kernels, reference)]:
@@ -420,6 +480,11 @@ def test_state_is_written_where_autograd_sees_it():
     before = [tensor._version for tensor in tensors]
     collision.count_ids(id_map, history, T([5, 6]), 1, totals, counts=counts)
     assert all(tensor._version > old for tensor, old in zip(tensors, before, strict=True))
+    found, new = T([0, -1]), collision.counted_in(history).counts
+    tensors = [*id_map, history.entries, history.size, counts, found]
+    before = [tensor._version for tensor in tensors]
+    collision.exchange_ids(id_map, history, counts, new, T([5, 6]), found, counts=counts)
+    assert all(tensor._version > old for tensor, old in zip(tensors, before, strict=True))
 
 
 @needs_native
@@ -433,6 +498,7 @@ def test_a_damaged_index_leads_nowhere():
 
 MAP = filled([5, 6], [0, 1], 3)
 ONE = T([0])
+SEEN = collision.restore_history(T([9]), T([1]), T([1]))
 
 
 @pytest.mark.parametrize(
@@ -508,6 +574,30 @@ ONE = T([0])
             ValueError,
             r"`candidate_scores` should be one a candidate \(1\)",
         ),
+        (
+            lambda: collision.exchange_ids(
+                MAP, collision.new_history(2), T([1, 2, 3]), ONE, ONE, ONE
+            ),
+            ValueError,
+            r"`candidate_scores` should be one a candidate \(0\). Received \[1\]",
+        ),
+        (
+            lambda: collision.exchange_ids(MAP, SEEN, T([1, 2, 3]), ONE, T([5, 6]), ONE),
+            ValueError,
+            r"`found` should be one an id of the batch \(2\). Received \[1\]",
+        ),
+        (
+            lambda: collision.exchange_ids(
+                MAP, SEEN, T([1, 2, 3]), ONE, ONE, ONE, admitted=T([True, False])
+            ),
+            ValueError,
+            r"`admitted` should be one a candidate \(1\). Received \[2\]",
+        ),
+        (
+            lambda: collision.exchange_ids(MAP, SEEN, T([1.0, 2, 3]), T([1.0]), ONE, ONE),
+            TypeError,
+            "should both be int64 or both float64",
+        ),
     ],
 )
 def test_misuse_is_refused(call, error, message):
@@ -520,6 +610,11 @@ def test_misuse_is_refused(call, error, message):
 @needs_native
 def test_kernels_are_not_led_out_of_their_tensors():
     ids, occupied, entries = collision.new_id_map(4)
+
+    def exchange(ids: torch.Tensor, history: History, scores: torch.Tensor, *batch: torch.Tensor):
+        given = scores, batch[0], None, *batch[1:]
+        schema.kernels.exchange(ids, occupied, entries, None, None, *history, *given, -1)
+
     for broken in (
         lambda: schema.id_map_find(ids, entries[:8], ONE, -1),
         lambda: schema.id_map_find(ids, entries.long(), ONE, -1),
@@ -527,6 +622,10 @@ def test_kernels_are_not_led_out_of_their_tensors():
         lambda: schema.id_map_replace_(ids, occupied[:2], entries, ids, ONE, ONE),
         lambda: schema.id_map_replace_(ids, occupied, entries, ids[:2], ONE, ONE),
         lambda: schema.id_map_insert_(ids, occupied, entries, ids, ONE),
+        lambda: exchange(ids, SEEN, ids[:2], ONE, ONE, ONE),
+        lambda: exchange(ids, SEEN, ids, ONE, T([5, 6]), T([0, 1, 2])[::2]),
+        lambda: exchange(ids, SEEN._replace(counts=ONE.int()), ids, ONE, ONE, ONE),
+        lambda: exchange(ids, SEEN._replace(entries=SEEN.entries[:3]), ids, ONE, ONE, ONE),
         lambda: schema.id_map_erase_(ids, occupied, entries, ONE.int()),
     ):
         with pytest.raises(ValueError, match=r"should be .* contiguous elements of"):

@@ -238,7 +238,7 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
             module: ManagedCollisionModule, ids: _IdsByKey, tables: list[str]
         ) -> Sequence[Tensor]:
             mapped = module.map_keys(features, ids, mutate_miss_lengths)
-            if mapped.changed is not None:
+            if mapped.changed is not None and mapped.changed.numel():
                 for table in tables:
                     reset_rows(table, mapped.changed)
             return mapped.rows

@@ -346,11 +346,12 @@ class MCHManagedCollisionModule(ManagedCollisionModule, LeafModule):
         self._current_iter += 1
         rows = self._rows.count(ids, self._current_iter, self._missing)
         if self._current_iter % self._eviction_interval == 0:
-            changed = self._rows.evict(self._current_iter) + self._output_global_offset
+            changed = self._rows.exchange(self._current_iter, ids, rows, self._missing)
+            if self._output_global_offset:
+                changed = changed + self._output_global_offset
             # Whatever fails from here on, these rows are known until somebody is told.
             self._changed.add(changed)
             self._first_passes.change(changed)
-            rows = self._rows.find(ids, self._missing)
         return self._resolve(ids, rows, before)
 
     def _look_up(self, ids: Tensor) -> Tensor:

@@ -41,8 +41,13 @@ class PolicyRows(MappedRows):
         self._occurrences.append({"ids": ids.clone(), **recorded})
         return self.look_up(ids, missing)
 
-    def evict(self, now: int) -> Tensor:
+    def exchange(self, now: int, ids: Tensor, rows: Tensor, missing: int) -> Tensor:
         """Let the policy choose; see `MappedRows`."""
+        changed = self._evict(now)
+        rows.copy_(self.find(ids, missing))
+        return changed
+
+    def _evict(self, now: int) -> Tensor:
         came = self.history()
         self._occurrences = []
         ids, counts, rows, inverse = self._distinct(came.pop("ids"))

@@ -94,11 +94,14 @@ class MappedRows(nn.Module, ABC):
         """
 
     @abstractmethod
-    def evict(self, now: int) -> Tensor:
+    def exchange(self, now: int, ids: Tensor, rows: Tensor, missing: int) -> Tensor:
         """Give rows to the ids that the policy chooses, and forget what came since the last time.
 
         Args:
             now: number of the batch.
+            ids: of the batch, int64 ``(N,)``.
+            rows: what `count` returned for it, which becomes the rows that its ids have now.
+            missing: what stands for an id without a row.
 
         Returns:
             Rows that another id holds now, int64.

@@ -16,10 +16,10 @@ from torchrec.modules.collision.rows import COUNTS, LAST, MappedRows
 from torchrec.modules.collision.stats import ManagedCollisionStats
 from torchrec.ops.collision import (
     History,
-    clear_history,
     count_ids,
+    counted_in,
+    exchange_ids,
     new_history,
-    replace_ids,
     reserve,
     restore_history,
 )
@@ -83,27 +83,30 @@ class ScoredRows(MappedRows):
             missing=missing,
         )
 
-    def evict(self, now: int) -> Tensor:
+    def exchange(self, now: int, ids: Tensor, rows: Tensor, missing: int) -> Tensor:
         """Let the ids that came compete with those that hold rows; see `MappedRows`."""
-        history = self._history
-        came = int(history.size)
-        candidates = {COUNTS: history.counts[:came], LAST: history.last[:came]}
-        ids = history.ids[:came]
-        if self.recent is not None:
-            admitted = self._admitted(candidates[COUNTS], self.recent)
-            ids = ids[admitted]
-            candidates = {name: value[admitted] for name, value in candidates.items()}
-        scores, metadata = self.policy.scores, self.metadata
-        replaced = replace_ids(self.id_map, scores(now, metadata), ids, scores(now, candidates))
-        for name, kept in metadata.items():
-            kept[replaced.rows] = candidates[name][replaced.chosen]
-        clear_history(history)
+        history, metadata, scores = self._history, self.metadata, self.policy.scores
+        came = counted_in(history)
+        admitted = None if self.recent is None else self._admitted(came.counts, self.recent)
+        exchanged = exchange_ids(
+            self.id_map,
+            history,
+            scores(now, metadata),
+            scores(now, {COUNTS: came.counts, LAST: came.last}),
+            ids,
+            rows,
+            counts=metadata.get(COUNTS),
+            last=metadata.get(LAST),
+            admitted=admitted,
+            missing=missing,
+        )
+        candidates = came.ids.numel() if admitted is None else int(admitted.count_nonzero())
         counters = self.counters
-        counters.inserted += replaced.rows.numel()
-        counters.evicted += replaced.evicted.numel()
-        counters.admitted += ids.numel()
-        counters.rejected += came - ids.numel()
-        return replaced.rows
+        counters.inserted += exchanged.rows.numel()
+        counters.evicted += exchanged.evicted
+        counters.admitted += candidates
+        counters.rejected += came.ids.numel() - candidates
+        return exchanged.rows
 
     def _admitted(self, counts: Tensor, recent: Tensor) -> Tensor:
         """Ask the filter which of the ids without a row may have one, and start to count anew."""

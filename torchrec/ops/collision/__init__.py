@@ -16,12 +16,17 @@ calls on different backends hold the same ids in the same rows; only the arrange
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from torchrec.ops._library import shortcut
 from torchrec.ops.collision import schema
 from torchrec.ops.collision.state import (
     MAX_ROWS,
+    Counted,
+    Exchanged,
     History,
     IdMap,
     Replaced,
@@ -32,12 +37,16 @@ from torchrec.ops.collision.state import (
 
 __all__ = [
     "MAX_ROWS",
+    "Counted",
+    "Exchanged",
     "History",
     "IdMap",
     "Replaced",
     "clear_history",
     "count_ids",
+    "counted_in",
     "erase_rows",
+    "exchange_ids",
     "find_ids",
     "index_size",
     "insert_ids",
@@ -199,6 +208,17 @@ def _copied(ids: Tensor, counts: Tensor, last: Tensor, capacity: int) -> History
     return history
 
 
+def counted_in(history: History) -> Counted:
+    """Return the ids of a history with their counts, as far as it is in use: views.
+
+    Example:
+        >>> counted_in(new_history(5)).ids
+        tensor([], dtype=torch.int64)
+    """
+    size = int(history.size)
+    return Counted(history.ids[:size], history.counts[:size], history.last[:size])
+
+
 def clear_history(history: History) -> None:
     """Forget all ids of a history; its memory stays.
 
@@ -239,6 +259,117 @@ def replace_ids(
         >>> id_map.ids
         tensor([10, 50])
     """
+    _check_scores(id_map, scores, candidates, candidate_scores)
+    candidates = _integers("candidates", candidates)
+    return Replaced(*schema.id_map_replace_(*id_map, scores, candidates, candidate_scores))
+
+
+def exchange_ids(
+    id_map: IdMap,
+    history: History,
+    scores: Tensor,
+    candidate_scores: Tensor,
+    batch: Tensor,
+    found: Tensor,
+    *,
+    counts: Tensor | None = None,
+    last: Tensor | None = None,
+    admitted: Tensor | None = None,
+    missing: int = -1,
+) -> Exchanged:
+    """Let the ids of a history compete for rows, as ``replace_ids`` does, and forget it; then find a batch again.
+
+    Ids that win bring their counts along.
+
+    Args:
+        id_map: the map.
+        history: of ids without a row; empty afterwards.
+        scores: ``[E]`` int64 or float64, of the ids that hold rows; ``counts`` or ``last`` themselves, if you like.
+        candidate_scores: ``[C]`` of the dtype of the scores, of the ids of the history.
+        batch: ``[N]`` int64, a batch that was looked up before.
+        found: ``[N]`` int64, what was found: becomes what ``find_ids`` finds now.
+        counts: ``[E]`` int64, which becomes that of the history where one of its ids wins; None: not wanted.
+        last: ``[E]`` int64, likewise.
+        admitted: ``[C]`` bool, which ids of the history may compete. Default: all.
+        missing: what stands for an id without a row. Default -1.
+
+    Returns:
+        Rows with a new id, and how many ids were evicted.
+
+    Raises:
+        TypeError: dtypes of the scores are not int64 or float64, or differ.
+        ValueError: sizes do not fit.
+
+    Example:
+        >>> id_map, counts = new_id_map(2), torch.tensor([4, 2])
+        >>> insert_ids(id_map, torch.tensor([10, 20]), torch.tensor([0, 1]))
+        >>> batch = torch.tensor([20, 40, 10])
+        >>> history = restore_history(torch.tensor([30, 40]), torch.tensor([2, 3]), torch.tensor([7, 7]))
+        >>> found = find_ids(id_map, batch)
+        >>> scores = counted_in(history).counts
+        >>> exchange_ids(id_map, history, counts, scores, batch, found, counts=counts)
+        Exchanged(rows=tensor([1]), evicted=1)
+        >>> found, counts
+        (tensor([-1,  1,  0]), tensor([4, 3]))
+    """
+    _check_scores(id_map, scores, history.ids[: int(history.size)], candidate_scores)
+    if admitted is not None and admitted.shape != candidate_scores.shape:
+        raise ValueError(
+            f"`admitted` should be one a candidate ({candidate_scores.numel()}). "
+            f"Received {list(admitted.shape)}."
+        )
+    if found.shape != batch.shape:
+        raise ValueError(
+            f"`found` should be one an id of the batch ({batch.numel()}). Received {list(found.shape)}."
+        )
+    state = (*id_map, counts, last, *history)
+    given = (scores, candidate_scores, admitted, batch, found, missing)
+    return Exchanged(*_exchange(*state, *given))
+
+
+def _compose_exchange(
+    ids: Tensor,
+    occupied: Tensor,
+    index: Tensor,
+    counts: Tensor | None,
+    last: Tensor | None,
+    history_ids: Tensor,
+    history_counts: Tensor,
+    history_last: Tensor,
+    history_index: Tensor,
+    history_size: Tensor,
+    scores: Tensor,
+    candidate_scores: Tensor,
+    admitted: Tensor | None,
+    batch: Tensor,
+    found: Tensor,
+    missing: int,
+) -> tuple[Tensor, int]:
+    history = History(history_ids, history_counts, history_last, history_index, history_size)
+    came = counted_in(history)
+    if admitted is not None:
+        came = Counted(*(tensor[admitted] for tensor in came))
+        candidate_scores = candidate_scores[admitted]
+    id_map = IdMap(ids, occupied, index)
+    rows, chosen, evicted = replace_ids(id_map, scores, came.ids, candidate_scores)
+    for kept, brought in ((counts, came.counts), (last, came.last)):
+        if kept is not None:
+            kept[rows] = brought[chosen]
+    clear_history(history)
+    found.copy_(find_ids(id_map, batch, missing))
+    return rows, evicted.numel()
+
+
+_exchange: Any = _compose_exchange
+if schema.kernels is not None:
+    _exchange = shortcut(
+        schema.kernels.exchange, composed=_compose_exchange, tensors=tuple(range(15))
+    )
+
+
+def _check_scores(
+    id_map: IdMap, scores: Tensor, candidates: Tensor, candidate_scores: Tensor
+) -> None:
     if scores.dtype not in (torch.int64, torch.float64) or candidate_scores.dtype != scores.dtype:
         raise TypeError(
             "`scores` and `candidate_scores` should both be int64 or both float64. "
@@ -253,8 +384,6 @@ def replace_ids(
             f"`candidate_scores` should be one a candidate ({candidates.numel()}). "
             f"Received {list(candidate_scores.shape)}."
         )
-    candidates = _integers("candidates", candidates)
-    return Replaced(*schema.id_map_replace_(*id_map, scores, candidates, candidate_scores))
 
 
 def insert_ids(id_map: IdMap, ids: Tensor, rows: Tensor) -> None:

@@ -16,6 +16,7 @@ from torchrec.ops.collision.state import index_size
 
 _lib: Any = native
 _ID, _ENTRY = torch.int64, torch.int32
+_CPU = torch.device("cpu")  # said, as another default device may be in force
 _written = (
     torch.autograd.graph.increment_version
 )  # kernels write behind PyTorch's back; autograd has to know
@@ -138,6 +139,94 @@ def replace_(
     )
     _written([ids, occupied, index])
     return rows.narrow(0, 0, changed), chosen.narrow(0, 0, changed), evicted.narrow(0, 0, lost)
+
+
+def exchange(
+    ids: Tensor,
+    occupied: Tensor,
+    index: Tensor,
+    counts: Tensor | None,
+    last: Tensor | None,
+    history_ids: Tensor,
+    history_counts: Tensor,
+    history_last: Tensor,
+    history_index: Tensor,
+    history_size: Tensor,
+    scores: Tensor,
+    candidate_scores: Tensor,
+    admitted: Tensor | None,
+    batch: Tensor,
+    found: Tensor,
+    missing: int,
+) -> tuple[Tensor, int]:
+    """See ``exchange_ids``."""
+    size, room, came = ids.numel(), history_ids.numel(), candidate_scores.numel()
+    history_entries, dtype = index_size(room), scores.dtype
+    occupied_at, ids_at, index_at, *past, past_index, past_size, counts_at, last_at = (
+        kept_addresses_of(
+            (
+                "occupied",
+                occupied,
+                size,
+                torch.bool,
+            ),  # first, as the name of what `count_` keeps is another
+            ("ids", ids, size, _ID),
+            ("index", index, index_size(size), _ENTRY),
+            ("history_ids", history_ids, room, _ID),
+            ("history_counts", history_counts, room, _ID),
+            ("history_last", history_last, room, _ID),
+            ("history_index", history_index, history_entries, _ENTRY),
+            ("history_size", history_size, 1, _ID),
+            ("counts", counts, size, _ID),
+            ("last", last, size, _ID),
+        )
+    )
+    if came > room:
+        raise ValueError(
+            f"`candidate_scores` should be one an id of the history, of at most {room}. Received {came}."
+        )
+    competing = [history_ids, history_counts, history_last]
+    if admitted is not None:
+        competing = [tensor[:came][admitted] for tensor in competing]
+        candidate_scores = candidate_scores[admitted]
+        came = candidate_scores.numel()
+        past = [tensor.data_ptr() for tensor in competing]
+    batch, scores = batch.contiguous(), scores.contiguous()
+    candidate_scores = candidate_scores.contiguous()
+    asked = batch.numel()
+    scores_at, candidates_at, batch_at, found_at = addresses_of(
+        ("scores", scores, size, dtype),
+        ("candidate_scores", candidate_scores, came, dtype),
+        ("batch", batch, asked, _ID),
+        ("found", found, asked, _ID),
+    )
+    changed = torch.empty(min(came, size), dtype=_ID, device=_CPU)
+    rows, evicted = _lib.id_map_exchange(
+        ids_at,
+        size,
+        index_at,
+        index_size(size),
+        occupied_at,
+        counts_at,
+        last_at,
+        scores_at,
+        candidates_at,
+        dtype is torch.float64,
+        *past,
+        came,
+        past_index,
+        history_entries,
+        past_size,
+        batch_at,
+        found_at,
+        asked,
+        missing,
+        changed.data_ptr(),
+        torch.get_num_threads(),
+    )
+    written = [ids, occupied, index, history_index, history_size, found]
+    _written([*written, *(kept for kept in (counts, last) if kept is not None)])
+    return changed.narrow(0, 0, rows), evicted
 
 
 def insert_(ids: Tensor, occupied: Tensor, index: Tensor, new: Tensor, rows: Tensor) -> None:

@@ -50,6 +50,33 @@ class History(NamedTuple):
     size: Tensor
 
 
+class Counted(NamedTuple):
+    """Ids that came, how often, and when last: those of a history, or some of them.
+
+    Attributes:
+        ids: ``[C]`` int64, distinct.
+        counts: ``[C]`` int64, occurrences.
+        last: ``[C]`` int64, iteration of the last occurrence.
+    """
+
+    ids: Tensor
+    counts: Tensor
+    last: Tensor
+
+
+class Exchanged(NamedTuple):
+    """What ``exchange_ids`` has changed.
+
+    Attributes:
+        rows: ``[M]`` int64, rows with a new id: first those that were free, then those that another id held, each
+            ascending.
+        evicted: how many ids lost their rows.
+    """
+
+    rows: Tensor
+    evicted: int
+
+
 class Replaced(NamedTuple):
     """What ``replace_ids`` has changed.
 
