@@ -192,11 +192,12 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
         return mapped(features, mutate_miss_lengths)
 
     def _forward(self, features: KeyedJaggedTensor, mutate_miss_lengths: bool) -> KeyedJaggedTensor:
-        def rows_of(module: ManagedCollisionModule, ids: _IdsByKey, _: list[str]) -> list[Tensor]:
-            mapped = module({key: features[key] for key in ids}, False)
-            return [mapped[key].values() for key in ids]
-
-        return self._replaced(features, rows_of, mutate_miss_lengths)
+        ids = self._ids_by_key(features)
+        rows = []
+        for group in self._groups:
+            mapped = self._map_of(group)({key: features[key] for key in group.keys}, False)
+            rows.append([mapped[key].values() for key in group.keys])
+        return self._with_rows(features, ids, rows, mutate_miss_lengths)
 
     # Evictions depend on the data, and policies of the user's call what they like: a graph that
     # torch.compile makes ends before the maps, and a new one begins behind them.
@@ -211,13 +212,14 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
             features: see `forward`.
             mutate_miss_lengths: see `forward`.
         """
-
-        def rows_of(module: ManagedCollisionModule, ids: _IdsByKey, _: list[str]) -> list[Tensor]:
-            preprocessed = module.preprocess({key: features[key] for key in ids})
-            mapped = module.find(preprocessed, False)
-            return [mapped[key].values() for key in ids]
-
-        return self._replaced(features, rows_of, mutate_miss_lengths)
+        ids = self._ids_by_key(features)
+        rows = []
+        for group in self._groups:
+            module = self._map_of(group)
+            mine = module.preprocess({key: features[key] for key in group.keys})
+            found = module.find(mine, False)
+            rows.append([found[key].values() for key in group.keys])
+        return self._with_rows(features, ids, rows, mutate_miss_lengths)
 
     def map_ids(
         self,
@@ -233,75 +235,90 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
                 that none is missed if a later map fails.
             mutate_miss_lengths: see `forward`.
         """
-
-        def rows_of(
-            module: ManagedCollisionModule, ids: _IdsByKey, tables: list[str]
-        ) -> Sequence[Tensor]:
-            mapped = module.map_keys(features, ids, mutate_miss_lengths)
+        ids = self._ids_by_key(features)
+        rows = []
+        for group in self._groups:
+            mine = {key: ids[key] for key in group.keys}
+            mapped = self._map_of(group).map_keys(features, mine, mutate_miss_lengths)
             if mapped.changed is not None and mapped.changed.numel():
-                for table in tables:
+                for table in group.tables:
                     reset_rows(table, mapped.changed)
-            return mapped.rows
+            rows.append(mapped.rows)
+        return self._with_rows(features, ids, rows, mutate_miss_lengths)
 
-        return self._replaced(features, rows_of, mutate_miss_lengths)
+    def _map_of(self, group: _Group) -> ManagedCollisionModule:
+        return self._managed_collision_modules[group.tables[0]]  # type: ignore[return-value]
 
-    def _replaced(
-        self,
-        features: KeyedJaggedTensor,
-        rows_of: Callable[[ManagedCollisionModule, _IdsByKey, list[str]], Sequence[Tensor]],
-        drops_missing: bool,
-    ) -> KeyedJaggedTensor:
-        """Return the features with what ``rows_of(map, ids, tables)`` gives in place of ids.
-
-        Where ``drops_missing``, ids for which maps give -1 are dropped.
-        """
+    def _ids_by_key(self, features: KeyedJaggedTensor) -> _IdsByKey:
+        """Return the ids of each key, where they are all that the maps need: asked before any map learns."""
         require_type(features, "`features`", KeyedJaggedTensor)
         if not self._groups:
-            return features
+            return {}
         parts = features.values().split(features.length_per_key())
-        values = dict(zip(features.keys(), parts, strict=True))
-        for group in self._groups:  # before any map learns
+        ids = dict(zip(features.keys(), parts, strict=True))
+        for group in self._groups:
             for key in group.keys:
-                if key not in values:
+                if key not in ids:
                     raise ValueError(
                         f"`features` should have the key '{key}' of table '{group.tables[0]}'. "
                         f"Received keys {features.keys()}."
                     )
         for feature, names in self._split.items():
             for name, _ in names:
-                if name in values:
+                if name in ids:
                     raise ValueError(
                         f"`features` should have no key '{name}', under which rows of '{feature}' come. "
                         f"Received keys {features.keys()}."
                     )
-        rows_by_group: list[_IdsByKey] = []
+        return ids
+
+    def _with_rows(
+        self,
+        features: KeyedJaggedTensor,
+        values: _IdsByKey,
+        rows: Sequence[Sequence[Tensor]],
+        drops_missing: bool,
+    ) -> KeyedJaggedTensor:
+        """Return the features with rows in place of ids.
+
+        Args:
+            features: the features.
+            values: the ids of each key.
+            rows: of each group, in the order of its keys.
+            drops_missing: drop the ids for which maps give -1.
+        """
+        if not rows:
+            return features
         missing: set[str] = set()
-        for tables, keys in self._groups:
-            module: ManagedCollisionModule = self._managed_collision_modules[tables[0]]  # type: ignore[assignment]
-            rows = rows_of(module, {key: values[key] for key in keys}, tables)
-            rows_by_group.append(dict(zip(keys, rows, strict=True)))
-            if drops_missing and module.disable_fallback:
-                missing.update(keys)
-                missing.update(f"{key}@{table}" for key in keys for table in tables)
-        for of_group in rows_by_group:
-            values.update((key, rows) for key, rows in of_group.items() if key not in self._split)
+        for group, of_keys in zip(self._groups, rows, strict=True):
+            if drops_missing and self._map_of(group).disable_fallback:
+                missing.update(group.keys)
+                missing.update(f"{key}@{table}" for key in group.keys for table in group.tables)
+            for key, found in zip(group.keys, of_keys, strict=True):
+                if key not in self._split:
+                    values[key] = found
         if self._split:
-            mapped = self._with_rows_of_tables(features, values, rows_by_group)
+            mapped = self._with_rows_of_tables(features, values, rows)
         else:
             parts = tuple(values.values())
             mapped = features.with_values(parts[0] if len(parts) == 1 else torch.cat(parts))
         return _without_missing(mapped, missing) if missing else mapped
 
     def _with_rows_of_tables(
-        self, features: KeyedJaggedTensor, values: _IdsByKey, rows_by_group: list[_IdsByKey]
+        self,
+        features: KeyedJaggedTensor,
+        values: _IdsByKey,
+        rows: Sequence[Sequence[Tensor]],
     ) -> KeyedJaggedTensor:
         """Return the features with values, and with a key for each table that maps a feature its own way."""
+        groups = zip(self._groups, rows, strict=True)
+        rows_by_key = [dict(zip(group.keys, found, strict=True)) for group, found in groups]
         order: list[int] = []
         parts: _IdsByKey = {}
         for position, (key, ids) in enumerate(values.items()):
             for name, group in self._split.get(key, [(key, None)]):
                 order.append(position)
-                parts[name] = ids if group is None else rows_by_group[group][key]
+                parts[name] = ids if group is None else rows_by_key[group][key]
         bags = features.permute(order)
         inverse = bags.inverse_indices_or_none()
         if inverse is not None:

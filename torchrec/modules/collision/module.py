@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -287,11 +287,13 @@ class MCHManagedCollisionModule(ManagedCollisionModule, LeafModule):
             ids: the values of those features that this map is for, by key.
             mutate_miss_lengths: without effect: every id has a row.
         """
-        sizes = list(map(Tensor.numel, ids.values()))
-        joined = self.hashed(self._join(ids))
-        if not self.training:
-            return MappedKeys(self._look_up(joined).split(sizes), None)
-        return MappedKeys(self._advance(joined).split(sizes), self._changed.take())
+        joined = joined_ids(ids, self.device, self._name)
+        if self._input_hash_func is not None:
+            joined = self.hashed(joined)
+        training = self.training
+        rows = self._advance(joined) if training else self._look_up(joined)
+        parts = (rows,) if len(ids) == 1 else rows.split([part.numel() for part in ids.values()])
+        return MappedKeys(parts, self._changed.take() if training else None)
 
     def rows_of(self, ids: Tensor) -> Tensor:
         """Return the row that each id holds, -1 for an id that holds none.
@@ -328,10 +330,7 @@ class MCHManagedCollisionModule(ManagedCollisionModule, LeafModule):
         return rows
 
     def _joined(self, features: JaggedDict) -> Tensor:
-        return self._join(values_of(features, self._name))
-
-    def _join(self, ids: Mapping[str, Tensor]) -> Tensor:
-        return joined_ids(ids, self._rows.ids.device, self._name)
+        return joined_ids(values_of(features, self._name), self.device, self._name)
 
     def _advance(self, ids: Tensor) -> Tensor:
         """Count a training batch, evict if it is time, and return its rows."""
@@ -343,10 +342,11 @@ class MCHManagedCollisionModule(ManagedCollisionModule, LeafModule):
         if is_recomputation():
             return self._first_passes.find(ids)
         before = random_states(ids.device) if may_be_recomputed() else None
-        self._current_iter += 1
-        rows = self._rows.count(ids, self._current_iter, self._missing)
-        if self._current_iter % self._eviction_interval == 0:
-            changed = self._rows.exchange(self._current_iter, ids, rows, self._missing)
+        self._current_iter = now = self._current_iter + 1
+        held = self._rows
+        rows = held.count(ids, now, self._missing)
+        if now % self._eviction_interval == 0:
+            changed = held.exchange(now, ids, rows, self._missing)
             if self._output_global_offset:
                 changed = changed + self._output_global_offset
             # Whatever fails from here on, these rows are known until somebody is told.

@@ -202,27 +202,11 @@ def exchange(
     )
     changed = torch.empty(min(came, size), dtype=_ID, device=_CPU)
     rows, evicted = _lib.id_map_exchange(
-        ids_at,
-        size,
-        index_at,
-        index_size(size),
-        occupied_at,
-        counts_at,
-        last_at,
-        scores_at,
-        candidates_at,
-        dtype is torch.float64,
-        *past,
-        came,
-        past_index,
-        history_entries,
-        past_size,
-        batch_at,
-        found_at,
-        asked,
-        missing,
-        changed.data_ptr(),
-        torch.get_num_threads(),
+        *(ids_at, size, index_at, index_size(size), occupied_at, counts_at, last_at),
+        *(scores_at, candidates_at, dtype is torch.float64),
+        *(*past, came, past_index, history_entries, past_size),
+        *(batch_at, found_at, asked, missing),
+        *(changed.data_ptr(), torch.get_num_threads()),
     )
     written = [ids, occupied, index, history_index, history_size, found]
     _written([*written, *(kept for kept in (counts, last) if kept is not None)])
