@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rowwise import cli
-from torchrec.experiment.files import check_columns, load_experiment
+from torchrec.experiment.files import load_experiment
+from torchrec.experiment.sources import check_columns
 
 pytestmark = pytest.mark.once
 

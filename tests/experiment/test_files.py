@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchrec.experiment._yaml import parse_yaml, write_inline, write_key, write_yaml
-from torchrec.experiment.files import check_columns, dump_experiment, load_experiment
+from torchrec.experiment.files import dump_experiment, load_experiment
 from torchrec.experiment.schema import Experiment
+from torchrec.experiment.sources import check_columns
 
 pytestmark = pytest.mark.once
 

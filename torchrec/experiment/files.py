@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from torchrec.checks import did_you_mean
-from torchrec.datasets.features import MultiHotFeature, SequenceFeature
-from torchrec.experiment._messages import first_mistake, listed
+from torchrec.experiment._messages import first_mistake
 from torchrec.experiment._overrides import apply_overrides
 from torchrec.experiment._yaml import parse_yaml, write_yaml
 from torchrec.experiment.schema import Experiment
 from torchrec.models.registry import upgraded_section
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
 FILE_NAME = "experiment.yaml"
 """What an experiment file is called where this library writes it beside what came of it."""
@@ -160,58 +159,6 @@ def experiment_with(experiment: Experiment, changes: Mapping[str, object], name:
     values = experiment.model_dump(mode="json")
     apply_overrides(values, [f"{key}={json.dumps(value)}" for key, value in changes.items()], name)
     return check_experiment(values, name)
-
-
-def check_columns(experiment: Experiment, schema: pa.Schema) -> None:
-    """Check that every column which an experiment reads is in the data.
-
-    Args:
-        experiment: label, rows to drop, split by time and features name columns.
-        schema: of the data.
-
-    Raises:
-        ValueError: a column is not there; the message gives the nearest that is.
-    """
-    from torchrec.datasets.expression import parse_expression
-
-    names = schema.names
-    for key in ("label", "drop"):
-        text = getattr(experiment.data, key)
-        if text in names and not text.isidentifier():
-            raise ValueError(
-                f"`data.{key}` should have the name of a column that is no word in backticks, as in "
-                f"`{text}`. Received '{text}'."
-            )
-        if text is not None and text not in names:
-            for column in sorted(parse_expression(text).columns):
-                check_column(f"data.{key}", column, names)
-    split = experiment.data.split
-    if split.by == "time" and split.column is not None:
-        check_column("data.split.column", split.column, names)
-    for name, feature in (experiment.features or {}).items():
-        key = f"features.{name}" if feature.column is None else f"features.{name}.column"
-        check_column(key, feature.column or name, names)
-        if isinstance(feature, MultiHotFeature | SequenceFeature) and feature.weights is not None:
-            check_column(f"features.{name}.weights", feature.weights, names)
-
-
-def check_column(key: str, column: str, names: list[str]) -> None:
-    """Refuse a column that is not among those of the data.
-
-    Args:
-        key: of the experiment, which names the column.
-        column: its name.
-        names: of the columns that there are.
-
-    Raises:
-        ValueError: it is none of them; the message gives the nearest.
-    """
-    if column not in names:
-        near = did_you_mean(column, names, quote="`")
-        raise ValueError(
-            f"`{key}` should name a column of the data. Received '{column}'"
-            f"{near or '.'} Columns: {listed(names)}."
-        )
 
 
 def _read(path: Path) -> str:

@@ -1,17 +1,28 @@
-"""Where the rows of an experiment are: its files, by part."""
+"""Where the rows of an experiment are: its files, by part, with the columns that it names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torchrec.datasets.features import TextType, number_columns, text_columns
+from torchrec.checks import did_you_mean
+from torchrec.datasets.expression import parse_expression
+from torchrec.datasets.features import (
+    MultiHotFeature,
+    SequenceFeature,
+    TextType,
+    number_columns,
+    text_columns,
+)
 from torchrec.datasets.files import resolve_files
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.split import FractionSplit, TimeSplit, find_time_split
 from torchrec.datasets.text_types import schema_of
-from torchrec.experiment.files import check_column, check_columns
+from torchrec.experiment._messages import listed
 from torchrec.experiment.schema import Experiment
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class Sources(NamedTuple):
@@ -77,32 +88,73 @@ def _train_source(experiment: Experiment) -> TableSource:
     """Return all rows of the training files, with the types that the experiment asks for."""
     data, features = experiment.data, experiment.features or {}
     files = resolve_files(data.train, data.format)
-    if files[0].format == "parquet":
-        if data.types:
-            raise ValueError(
-                "`data.types` should be given only for CSV and TSV files: Parquet files say what their "
-                f"columns hold. Received it for '{files[0].path}'."
-            )
-        return TableSource(
-            files,
-            columns=data.columns,
-            delimiter=data.delimiter,
-            drop=data.drop,
-            decimal=data.decimal,
-            missing=data.missing,
+    is_text = files[0].format != "parquet"
+    if data.types and not is_text:
+        raise ValueError(
+            "`data.types` should be given only for CSV and TSV files: Parquet files say what their "
+            f"columns hold. Received it for '{files[0].path}'."
         )
-    text: dict[str, TextType] = dict.fromkeys(text_columns(features), "string")
-    assumed = number_columns(features)
+    strings: dict[str, TextType] = dict.fromkeys(text_columns(features), "string")
     source = TableSource(
         files,
         columns=data.columns,
         delimiter=data.delimiter,
         drop=data.drop,
-        schema=schema_of(text | data.types),
-        assumed=assumed,
+        schema=schema_of(strings | data.types) if is_text else None,
+        assumed=number_columns(features) if is_text else None,
         decimal=data.decimal,
         missing=data.missing,
     )
     for column in data.types:
         check_column("data.types", column, source.names)
     return source
+
+
+def check_columns(experiment: Experiment, schema: pa.Schema) -> None:
+    """Check that every column which an experiment reads is in the data.
+
+    Args:
+        experiment: label, rows to drop, split by time and features name columns.
+        schema: of the data.
+
+    Raises:
+        ValueError: a column is not there; the message gives the nearest that is.
+    """
+    names = schema.names
+    for key in ("label", "drop"):
+        text = getattr(experiment.data, key)
+        if text in names and not text.isidentifier():
+            raise ValueError(
+                f"`data.{key}` should have the name of a column that is no word in backticks, as in "
+                f"`{text}`. Received '{text}'."
+            )
+        if text is not None and text not in names:
+            for column in sorted(parse_expression(text).columns):
+                check_column(f"data.{key}", column, names)
+    split = experiment.data.split
+    if split.by == "time" and split.column is not None:
+        check_column("data.split.column", split.column, names)
+    for name, feature in (experiment.features or {}).items():
+        key = f"features.{name}" if feature.column is None else f"features.{name}.column"
+        check_column(key, feature.column or name, names)
+        if isinstance(feature, MultiHotFeature | SequenceFeature) and feature.weights is not None:
+            check_column(f"features.{name}.weights", feature.weights, names)
+
+
+def check_column(key: str, column: str, names: list[str]) -> None:
+    """Refuse a column that is not among those of the data.
+
+    Args:
+        key: of the experiment, which names the column.
+        column: its name.
+        names: of the columns that there are.
+
+    Raises:
+        ValueError: it is none of them; the message gives the nearest.
+    """
+    if column not in names:
+        near = did_you_mean(column, names, quote="`")
+        raise ValueError(
+            f"`{key}` should name a column of the data. Received '{column}'"
+            f"{near or '.'} Columns: {listed(names)}."
+        )

@@ -18,9 +18,10 @@ from torchrec.datasets.features import DenseFeature
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.datasets.transform.sketches import DistinctCounter
-from torchrec.experiment.files import check_columns, load_experiment
+from torchrec.experiment.files import load_experiment
 from torchrec.experiment.propose import Inference, infer_features, write_experiment
 from torchrec.experiment.schema import DataSection
+from torchrec.experiment.sources import check_columns
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
