@@ -7,7 +7,7 @@
 
 namespace rowwise {
 
-constexpr int64_t kPieceBytes = int64_t{1} << 20;  // read or written; a core moves 10 to 20 of them in a millisecond
+constexpr int64_t kPieceBytes = int64_t{1} << 20;  // read or written
 constexpr int64_t kSmallWork = int64_t{1} << 17;   // less than this in all takes no longer than to wake a thread
 
 // As many threads as PyTorch uses.
@@ -16,7 +16,8 @@ int all_threads();
 // See in_pieces.
 void run_pieces(int threads, int64_t count, void (*piece)(const void* body, int64_t i, int thread), const void* body);
 
-// Calls body(i, thread) for each i of [0, count), on up to `threads` threads, numbered from 0.
+// Calls body(i, thread) for each i of [0, count), on up to `threads` threads, numbered from 0. Pass the threads there are,
+// or one: OpenMP ends those that a smaller team has no use for, and has to start them anew for the next.
 template <class Body>
 inline __attribute__((always_inline)) void in_pieces(int threads, int64_t count, const Body& body) {
   run_pieces(
@@ -24,13 +25,12 @@ inline __attribute__((always_inline)) void in_pieces(int threads, int64_t count,
       [](const void* b, int64_t i, int thread) { (*static_cast<const Body*>(b))(i, thread); }, &body);
 }
 
-// Calls body(begin, end, thread) for ranges that make up [0, count), whose items move `bytes` each.
+// Calls body(begin, end, thread) for ranges that make up [0, count), of items that move about `bytes` each.
 template <class Body>
 inline __attribute__((always_inline)) void in_ranges(int threads, int64_t count, int64_t bytes, const Body& body) {
-  const int64_t size = bytes < kPieceBytes ? kPieceBytes / (bytes > 0 ? bytes : 1) : 1;
-  const bool small = count < (kSmallWork + bytes - 1) / (bytes > 0 ? bytes : 1);
-  in_pieces(small ? 1 : threads, count / size + (count % size != 0), [&](int64_t i, int thread) {
-    body(i * size, i * size + size < count ? i * size + size : count, thread);
+  const int64_t size = bytes < 1 ? kPieceBytes : bytes < kPieceBytes ? kPieceBytes / bytes : 1;
+  in_pieces(threads, count / size + (count % size != 0), [&](int64_t i, int thread) {
+    body(i * size, count - i * size < size ? count : i * size + size, thread);
   });
 }
 

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <vector>
 
+#include "pieces.h"
+
 namespace rowwise {
 
 struct Run {
@@ -12,9 +14,6 @@ struct Run {
   char* to;
   int64_t bytes;
 };
-
-// Below this one thread is as fast.
-constexpr int64_t kParallelBytes = 1 << 20;
 
 inline void copy_run(const Run& run) {
   if (run.bytes == 0) return;
@@ -27,8 +26,9 @@ inline void copy_run(const Run& run) {
 
 inline void copy_runs(const std::vector<Run>& runs, int64_t bytes) {
   const int64_t n = static_cast<int64_t>(runs.size());
-#pragma omp parallel for schedule(dynamic, 1 + n / 256) if (bytes > kParallelBytes)
-  for (int64_t i = 0; i < n; ++i) copy_run(runs[i]);
+  in_ranges(all_threads(), n, bytes / (n > 0 ? n : 1), [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) copy_run(runs[i]);
+  });
 }
 
 }  // namespace rowwise

@@ -1,13 +1,15 @@
 #include <algorithm>
+#include <mutex>
 
 #include "cpu.h"
 #include "hash_collision/hash_collision.h"
+#include "pieces.h"
 #include "scratch.h"
 
 namespace rowwise {
 namespace {
 
-constexpr int64_t kParallelIds = 1 << 12;  // below this one thread is as fast
+constexpr int64_t kPieceIds = 1 << 12;
 
 const HashCollisionKernels& hash_collision_kernels() {
 #ifdef ROWWISE_X86
@@ -17,24 +19,20 @@ const HashCollisionKernels& hash_collision_kernels() {
   return baseline::kHashCollision;
 }
 
-void add(const SlotTotals& found, int64_t* totals) {
-  totals[0] += found.held;
-  totals[1] += found.inserted;
-  totals[2] += found.evicted;
-  totals[3] += found.shared;
-  totals[4] += found.rejected;
-}
-
-// Calls body(part, totals of this part) for each of several parts, on as many threads.
+// Calls body(part, totals of this part) for each of several parts.
 template <class Body>
-void in_parts(int64_t parts, int64_t* totals, const Body& body) {
-#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(parts)) if (parts > 1)
-  for (int64_t part = 0; part < parts; ++part) {
+void in_parts(int threads, int64_t parts, int64_t* totals, const Body& body) {
+  std::mutex mutex;
+  in_pieces(threads, parts, [&](int64_t part, int) {
     SlotTotals found = {};
     body(part, &found);
-#pragma omp critical
-    add(found, totals);
-  }
+    const std::lock_guard<std::mutex> lock(mutex);
+    totals[0] += found.held;
+    totals[1] += found.inserted;
+    totals[2] += found.evicted;
+    totals[3] += found.shared;
+    totals[4] += found.rejected;
+  });
 }
 
 Divider dividing(int64_t number) {
@@ -82,10 +80,10 @@ bool probing_fits(const Probing& probing, int64_t slots) {
 
 void find_slots(const SlotMap& map, const Probing& probing, const int64_t* ids, int64_t count, int64_t* slots,
                 int64_t* totals, int threads) {
-  const int64_t parts = count < kParallelIds ? 1 : threads;
+  const int64_t parts = (count + kPieceIds - 1) / kPieceIds;
   const Prepared prepared(probing);
   const Layout layout = prepared.layout();
-  in_parts(parts, totals, [&](int64_t part, SlotTotals* found) {
+  in_parts(threads, parts, totals, [&](int64_t part, SlotTotals* found) {
     hash_collision_kernels().find(map, probing, layout, ids, count * part / parts, count * (part + 1) / parts, slots,
                                   found);
   });
@@ -95,12 +93,12 @@ int64_t assign_slots(const SlotMap& map, const Probing& probing, const Arrivals&
                      int64_t* evicted, int64_t* totals, int threads) {
   // Ids of different buckets never meet, so parts of the buckets, each in the order of the batch, are as good as all.
   const int64_t count = arrivals.count;
-  const int64_t parts = count < kParallelIds ? 1 : std::min<int64_t>(threads, probing.here);
+  const int64_t parts = count < kPieceIds ? 1 : std::min<int64_t>(threads, probing.here);
   const int64_t before = totals[2];
   const Prepared prepared(probing);
   const Layout layout = prepared.layout();
   if (map.metadata) std::fill(evicted, evicted + count, -1);
-  in_parts(parts, totals, [&](int64_t part, SlotTotals* found) {
+  in_parts(threads, parts, totals, [&](int64_t part, SlotTotals* found) {
     hash_collision_kernels().assign(map, probing, layout, arrivals, part, parts, slots, evicted, found);
   });
   if (totals[2] == before) return 0;

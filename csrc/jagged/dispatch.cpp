@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 #include <type_traits>
 #include <vector>
 
@@ -27,11 +28,12 @@ template <class Body>
 void for_bags(const Integers& offsets, int64_t row_bytes, const Body& body) {
   const int64_t bags = offsets.count - 1;
   const int64_t bytes = get(offsets, bags) * row_bytes;
-#pragma omp parallel for schedule(static) if (bytes > kParallelBytes)
-  for (int64_t b = 0; b < bags; ++b) {
-    const int64_t first = get(offsets, b);
-    body(b, first, get(offsets, b + 1) - first);
-  }
+  in_ranges(all_threads(), bags, bytes / std::max<int64_t>(bags, 1), [&](int64_t begin, int64_t end, int) {
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t first = get(offsets, b);
+      body(b, first, get(offsets, b + 1) - first);
+    }
+  });
 }
 
 // Calls body with the integers at their true width.
@@ -82,6 +84,8 @@ void take_key(const int64_t* starts, const Sample* samples, int64_t count, const
   }
 }
 
+int threads_for(const SampleSelection& x) { return x.keys * x.samples.count < kPieceBytes / 8 ? 1 : all_threads(); }
+
 }  // namespace
 
 int64_t take_sample_lengths(const SampleSelection& x, int64_t num_rows, void* taken) {
@@ -96,9 +100,8 @@ int64_t take_sample_lengths(const SampleSelection& x, int64_t num_rows, void* ta
     }
     return at_width(x.lengths, [&](const auto* lengths) {
       auto* const out = static_cast<std::remove_const_t<std::remove_pointer_t<decltype(lengths)>>*>(taken);
-      int64_t total = 0;
-#pragma omp parallel for schedule(static) reduction(+ : total) if (x.keys * x.samples.count > kParallelBytes / 8)
-      for (int64_t k = 0; k < x.keys; ++k) {
+      std::atomic<int64_t> total{0};
+      in_pieces(threads_for(x), x.keys, [&](int64_t k, int) {
         const auto* const of_key = lengths + k * stride;
         const bool ones = all_ones(of_key, stride);
         for (int64_t batch = 0, first = 0; batch < x.batches; first += x.sizes[batch++]) {
@@ -110,8 +113,8 @@ int64_t take_sample_lengths(const SampleSelection& x, int64_t num_rows, void* ta
           }
           total += sum(to, x.sizes[batch]);
         }
-      }
-      return total;
+      });
+      return total.load();
     });
   });
 }
@@ -130,8 +133,7 @@ void take_sample_rows(const SampleSelection& x, const void* lengths_taken, const
         at += sum(out + first * x.keys + k * x.sizes[batch], x.sizes[batch]);
       }
     }
-#pragma omp parallel for schedule(dynamic, 1) if (x.keys * x.samples.count > kParallelBytes / 8)
-    for (int64_t k = 0; k < x.keys; ++k) {
+    in_pieces(threads_for(x), x.keys, [&](int64_t k, int) {
       std::vector<int64_t> starts;
       if (!all_ones(lengths + k * stride, stride)) {
         starts.resize(static_cast<size_t>(stride) + 1);
@@ -146,7 +148,7 @@ void take_sample_rows(const SampleSelection& x, const void* lengths_taken, const
           }
         });
       });
-    }
+    });
   });
 }
 

@@ -1,5 +1,6 @@
 #include "permute/permute.h"
 
+#include <atomic>
 #include <vector>
 
 #include "jagged/jagged.h"
@@ -12,14 +13,18 @@ int64_t permute_lengths(const Column& lengths, const int64_t* strides, const int
   for (int64_t k = 0; k < keys; ++k) starts[k + 1] = starts[k] + strides[k] * lengths.row_bytes;
   for (int64_t i = 0; i < count; ++i) ends[i + 1] = ends[i] + strides[order[i]] * lengths.row_bytes;
   const bool wide = lengths.row_bytes == 8;
-  int64_t wrong = count;  // the first place in the order
-#pragma omp parallel for schedule(dynamic, 1) reduction(min : wrong) if (ends[count] > kParallelBytes)
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t key = order[i];
-    const char* const from = lengths.from + starts[key];
-    if (!jagged_kernels().lengths_fit({from, wide, strides[key]}, sizes[key])) wrong = i < wrong ? i : wrong;
-    copy_run({from, lengths.to + ends[i], strides[key] * lengths.row_bytes});  // out of the cache
-  }
+  std::atomic<int64_t> wrong{count};  // the first place in the order
+  in_ranges(all_threads(), count, count ? ends[count] / count : 0, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t key = order[i];
+      const char* const from = lengths.from + starts[key];
+      if (!jagged_kernels().lengths_fit({from, wide, strides[key]}, sizes[key])) {
+        for (int64_t first = wrong; i < first && !wrong.compare_exchange_weak(first, i);) {
+        }
+      }
+      copy_run({from, lengths.to + ends[i], strides[key] * lengths.row_bytes});  // out of the cache
+    }
+  });
   return wrong == count ? -1 : order[wrong];
 }
 
@@ -37,16 +42,17 @@ void permute_rows(const Column& column, const int64_t* sizes, int64_t keys, cons
 }
 
 void regroup(const Matrix* inputs, const Piece* pieces, int64_t count, const Matrix& output, int64_t rows) {
-#pragma omp parallel for schedule(static) if (rows * output.row_bytes > kParallelBytes)
-  for (int64_t r = 0; r < rows; ++r) {
-    char* to = output.data + r * output.row_bytes;
-    for (int64_t i = 0; i < count; ++i) {
-      const Piece& piece = pieces[i];
-      const Matrix* input = piece.input < 0 ? nullptr : &inputs[piece.input];
-      copy_run({input ? input->data + r * input->row_bytes + piece.start_bytes : nullptr, to, piece.bytes});
-      to += piece.bytes;
+  in_ranges(all_threads(), rows, output.row_bytes, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      char* to = output.data + r * output.row_bytes;
+      for (int64_t i = 0; i < count; ++i) {
+        const Piece& piece = pieces[i];
+        const Matrix* input = piece.input < 0 ? nullptr : &inputs[piece.input];
+        copy_run({input ? input->data + r * input->row_bytes + piece.start_bytes : nullptr, to, piece.bytes});
+        to += piece.bytes;
+      }
     }
-  }
+  });
 }
 
 }  // namespace rowwise
