@@ -6,6 +6,7 @@
 
 #include "address.h"
 #include "permute/permute.h"
+#include "tensor.h"
 
 namespace nb = nanobind;
 
@@ -34,28 +35,53 @@ void require_keys(const Ints& order, const Ints& strides, const Ints& sizes, int
   REQUIRE(bags_left == 0 && left == 0, "`total` should be the number of values taken. Received another.");
 }
 
+// Rows of a contiguous tensor of any dtype.
+struct Rows {
+  char* data;
+  int64_t count, bytes;
+};
+
+Rows rows_of(nb::handle tensor, const char* name) {
+  TensorView view;
+  const std::string what = std::string("`") + name + "`";
+  if (!read_tensor(tensor, view)) refuse_unreadable(tensor, what);
+  REQUIRE(view.dims > 0 && view.is_contiguous() && view.bits % 8 == 0,
+          what + " should have one dimension or more, contiguous, of whole bytes. Received another tensor.");
+  int64_t bytes = view.bits / 8 * view.lanes;
+  for (int32_t i = 1; i < view.dims; ++i) bytes *= view.shape[i];
+  return {static_cast<char*>(view.data), view.shape[0], bytes};
+}
+
+Column column_of(const Rows& from, const Rows& to) {
+  REQUIRE(from.bytes == to.bytes, "Rows should have the size of those they are taken to.");
+  return {from.data, to.data, from.bytes};
+}
+
 }  // namespace
 
 void bind_permute(nb::module_& m) {
-  // `lengths` are (from, how many, to, how many), `rows` are (from, to, bytes a row) one behind the other, of which
-  // there are `num_rows` and then `total`; an empty `strides` means `stride` for every key.
-  m.def("permute_jagged", [](const Ints& order, int64_t stride, Ints strides, const Ints& sizes, const Ints& lengths,
-                             bool wide, const Ints& rows, int64_t num_rows, int64_t total) {
+  // `taken` and `out` (and `out_weights`, None without weights) have the sizes of what is taken; an empty `strides` means
+  // `stride` for every key.
+  m.def("permute_jagged", [](const Ints& order, int64_t stride, Ints strides, const Ints& sizes, nb::handle lengths,
+                             nb::handle taken, nb::handle values, nb::handle out, nb::handle weights, nb::handle out_weights) {
     const int64_t keys = static_cast<int64_t>(sizes.size()), count = static_cast<int64_t>(order.size());
     if (strides.empty()) strides.assign(sizes.size(), stride);
-    REQUIRE(lengths.size() == 4 && rows.size() % 3 == 0, "Addresses should come with their sizes.");
-    require_keys(order, strides, sizes, lengths[1], num_rows, lengths[3], total);
-    const int64_t wrong =
-        permute_lengths({at<const char>(lengths[0], lengths[1], "lengths"), at<char>(lengths[2]), wide ? 8 : 4},
-                        strides.data(), sizes.data(), keys, order.data(), count);
+    const TensorView from = integers_of(lengths, "lengths"), to = integers_of(taken, "taken");
+    REQUIRE(from.bits == to.bits, "`taken` should have the dtype of `lengths`. Received another.");
+    const Rows rows = rows_of(values, "values"), rows_taken = rows_of(out, "values");
+    require_keys(order, strides, sizes, from.shape[0], rows.count, to.shape[0], rows_taken.count);
+    const int64_t wrong = permute_lengths({static_cast<const char*>(from.data), static_cast<char*>(to.data), from.bits / 8},
+                                          strides.data(), sizes.data(), keys, order.data(), count);
     REQUIRE(wrong < 0, "`lengths` of key number " + std::to_string(wrong) + " should not be negative, and sum to its " +
                            std::to_string(sizes[wrong]) + " values. Received others.");
-    for (size_t i = 0; i + 2 < rows.size(); i += 3) {
-      const Column column = {at<const char>(rows[i], num_rows * rows[i + 2], i == 0 ? "values" : "weights"),
-                             at<char>(rows[i + 1]), rows[i + 2]};
-      permute_rows(column, sizes.data(), keys, order.data(), count);
-    }
-  });
+    permute_rows(column_of(rows, rows_taken), sizes.data(), keys, order.data(), count);
+    if (weights.is_none()) return;
+    const Rows factors = rows_of(weights, "weights"), factors_taken = rows_of(out_weights, "weights");
+    REQUIRE(factors.count == rows.count && factors_taken.count == rows_taken.count,
+            "`weights` should be as many as the values (" + std::to_string(rows.count) + "). Received " +
+                std::to_string(factors.count) + ".");
+    permute_rows(column_of(factors, factors_taken), sizes.data(), keys, order.data(), count);
+  }, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none());
   // Columns of `item` bytes. `inputs` and `outputs` are (address, columns), `pieces` (input, first column, columns) one
   // behind the other; `counts` says how many pieces each output has. False if a piece does not lie in its input.
   m.def("regroup", [](int64_t item, const Ints& inputs, Ints pieces, const Ints& counts, const Ints& outputs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from torchrec.ops import _library, jagged, permute
-from torchrec.ops._library import define, is_readable
+from torchrec.ops._library import Gradient, define, is_readable
 from torchrec.ops.embedding import (
     Bags,
     Group,
@@ -111,6 +111,67 @@ def test_gradients_are_recorded() -> None:
     for x in (X.clone().requires_grad_(), torch.nn.Parameter(X.clone())):
         double(x, [], None).sum().backward()
         assert x.grad.tolist() == [2.0] * 3
+
+
+def _squares(x: Tensor, more: list[Tensor], power: int) -> list[Tensor]:
+    CALLED.append("kernel")
+    return [each.detach() ** power for each in (x, *more)]
+
+
+def _save_squares(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, more, ctx.power = inputs
+    ctx.save_for_backward(x, *more)
+
+
+def _squares_backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
+    assert isinstance(grads, list | tuple)
+    parts = zip(ctx.saved_tensors, grads, strict=True)
+    first, *rest = [ctx.power * x ** (ctx.power - 1) * grad for x, grad in parts]
+    return first, rest, None
+
+
+powers = define(
+    "test_powers(Tensor x, Tensor[] more, int power) -> Tensor[]",
+    reference=_squares,
+    fake=lambda x, more, power: [torch.empty_like(each) for each in (x, *more)],
+    native_kernel=_squares,
+    gradient=Gradient(_save_squares, _squares_backward),
+)
+del _library._backends["test_powers"], _library.definitions["test_powers"]
+
+
+@pytest.mark.parametrize(
+    "call", [powers, torch.ops.rowwise.test_powers], ids=["direct", "dispatcher"]
+)
+@pytest.mark.parametrize("count", [0, 1, 6])
+def test_kernels_are_recorded(count: int, call) -> None:
+    x = T([1.0, 2.0], requires_grad=True)
+    more = [T([3.0 + i, 4.0], requires_grad=i % 2 == 0) for i in range(count)]
+    outputs = call(x, more, 3)
+    assert isinstance(outputs, list)
+    assert len(outputs) == 1 + count
+    leaves = [x, *more[::2]]
+    scales = range(1, 2 + count)
+    total = sum(scale * y.sum() for scale, y in zip(scales, outputs, strict=True))
+    grads = torch.autograd.grad(total, leaves, create_graph=True)
+    for leaf, scale, grad in zip(leaves, [1, *scales[1::2]], grads, strict=True):
+        assert torch.equal(grad, scale * 3 * leaf**2)
+        (again,) = torch.autograd.grad(grad.sum(), leaf, retain_graph=True)
+        assert torch.equal(again, scale * 6 * leaf)
+
+
+@needs_native
+def test_kernels_are_recorded_only_where_a_gradient_is_asked() -> None:
+    x, y = T([1.0], requires_grad=True), T([2.0])
+    assert powers(y, [y], 2)[0].grad_fn is None
+    assert powers(y, [x], 2)[1].grad_fn.name() == "RecordedBackward"
+    with torch.no_grad():
+        assert powers(x, [x], 2)[0].grad_fn is None
+    assert powers(x.as_subclass(Named), [y], 2)[0].grad_fn.name() != "RecordedBackward"
+
+
+class Named(Tensor):
+    """A subclass that changes nothing."""
 
 
 def test_subclasses_are_asked() -> None:

@@ -7,10 +7,11 @@ PyTorch dispatcher chooses by the device of the tensors.
 A trip through the dispatcher to a kernel registered from Python costs 3 µs, more than the small kernels take. What
 ``define`` returns therefore decides first, and nowhere else is it decided:
 
-- Plain CPU tensors, and nobody who would see the difference: the kernel, straight away.
+- Plain CPU tensors, and nobody who would see the difference: the kernel, straight away; where a gradient is asked of
+  them, inside an autograd function of the operator's own. PyTorch's way there, through the dispatcher, costs 30 µs.
 - ``torch.func`` or forward-mode AD at work: the reference. It is written out of place, so that PyTorch can
   differentiate and batch it as it does any other formula.
-- All else (tracing of any kind, modes, subclasses, gradients, other devices): the dispatcher.
+- All else (tracing of any kind, modes, subclasses, other devices): the dispatcher.
 """
 
 from __future__ import annotations
@@ -78,6 +79,19 @@ class Backend(NamedTuple):
 _backends: dict[str, dict[str, Backend]] = {}
 
 
+class Gradient(NamedTuple):
+    """The gradient of an operator, as ``torch.library.register_autograd`` takes it.
+
+    Attributes:
+        save: what it keeps of a call: ``save(ctx, inputs, output)``. It does not ask which gradients are needed.
+        backward: ``backward(ctx, *grads)``, one a result (a list for results that are one), and none for those that
+            `save` has marked; returns one an argument, None where there is none, a list for a list of tensors.
+    """
+
+    save: Callable[..., None]
+    backward: Callable[..., Any]
+
+
 class Definition(NamedTuple):
     """An operator: what ``define`` returned, the specification, and the arguments."""
 
@@ -100,6 +114,7 @@ def define(
     fake: Callable[..., object],
     native_kernel: Callable[..., object] | None = None,
     decided_by: Collection[str] | None = None,
+    gradient: Gradient | None = None,
     tags: tuple[torch.Tag, ...] = (),
 ) -> Callable[..., Any]:
     """Define the operator ``rowwise::<schema>`` and register its implementations.
@@ -111,6 +126,7 @@ def define(
         native_kernel: the CPU implementation on the native library; used where that library is in use.
         decided_by: names of the arguments that are looked at to see whether the kernel may be called straight
             away. Default: all tensors. The kernel itself checks the others.
+        gradient: of the results.
         tags: tags of the operator, such as ``torch.Tag.needs_fixed_stride_order``.
 
     Returns:
@@ -128,6 +144,10 @@ def define(
             _library.impl(name, native_kernel, "CPU")
             chosen["cpu"] = Backend("native", _why)
     _backends[name] = chosen
+    if gradient is not None:
+        torch.library.register_autograd(
+            f"rowwise::{name}", gradient.backward, setup_context=gradient.save, lib=_library
+        )
     operator = getattr(torch.ops.rowwise, name).default
     kernel = None if native is None else native_kernel
     of_type: dict[str, list[int]] = {"Tensor": [], "List[Tensor]": []}
@@ -147,9 +167,49 @@ def define(
         of_type["Tensor"],
         of_type["List[Tensor]"],
         lasting,
+        None
+        if gradient is None or kernel is None
+        else _recorder(
+            kernel, gradient, of_type["List[Tensor]"], str(parsed.returns[0].type) == "List[Tensor]"
+        ),
     )
     definitions[name] = Definition(call, reference, parsed)
     return call
+
+
+def _recorder(
+    kernel: Callable[..., Any], gradient: Gradient, lists: Sequence[int], returns_list: bool
+) -> Callable[..., Any]:
+    """Return what calls a kernel and has autograd record it.
+
+    Autograd looks at the arguments of a function one by one, so the lists among them are laid out.
+    """
+
+    def laid_out(values: Sequence[Any], last: object) -> list[Any]:
+        flat: list[Any] = []
+        for i, value in enumerate(values):
+            flat += value if i in lists else (value,)
+        return [*flat, last]
+
+    class Recorded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *flat: Any) -> Any:
+            arguments = flat[-1]
+            output = kernel(*arguments)
+            gradient.save(ctx, arguments, output)
+            return tuple(output) if returns_list else output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return tuple(
+                laid_out(gradient.backward(ctx, *([grads] if returns_list else grads)), None)
+            )
+
+    def recorded(*arguments: Any) -> Any:
+        output = Recorded.apply(*laid_out(arguments, arguments))  # type: ignore[no-untyped-call]
+        return list(output) if returns_list else output
+
+    return recorded
 
 
 # This runs before every small kernel, and to pack arguments, to loop over them and to call a function takes as long as
@@ -181,6 +241,7 @@ def _chooser(
     tensors: Sequence[int],
     lists: Sequence[int],
     lasting: Collection[int] = (),
+    recorded: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Return what decides.
 
@@ -192,6 +253,7 @@ def _chooser(
         tensors: positions of the arguments to look at that are tensors or None.
         lists: positions of those that are lists of such.
         lasting: positions of lists that are mostly those of the last call.
+        recorded: the kernel as autograd records it. Default: where a gradient is asked, the dispatcher.
     """
     known: dict[int, Known[bool]] = {i: Known() for i in lasting}
 
@@ -203,6 +265,7 @@ def _chooser(
 
     def look_closer(*args: Any) -> Any:
         floating = bool(lists)
+        asked = False  # of a gradient
         for i in tensors:
             tensor = args[i]
             if tensor is None:
@@ -214,18 +277,22 @@ def _chooser(
                 floating = True
                 if not _is_as_it_lies(tensor):
                     return step_aside(*args)
+                asked = asked or tensor.requires_grad
         for i in lists:
             found = args[i]
-            if i in known and len(found) > _FEW:
-                if known[i].get(found[0], found):
-                    continue
+            is_known = i in known and len(found) > _FEW
+            of_list = known[i].get(found[0], found) if is_known else None
+            if of_list is None:
                 if not _are_plain(found):
                     return step_aside(*args)
-                known[i].put(found[0], found, True)
-            elif not _are_plain(found):
-                return step_aside(*args)
+                of_list = _is_asked_for_gradient(found)
+                if is_known:
+                    known[i].put(found[0], found, of_list)
+            asked = asked or of_list
         if floating and has_batched_grads():
             return step_aside(*args)
+        if asked and is_grad_enabled():
+            return step_aside(*args) if recorded is None else recorded(*args)
         return kernel(*args)
 
     names = [f"x{i}" for i in range(count)]
@@ -274,16 +341,11 @@ _PLAIN_TYPES = frozenset((Tensor, Parameter))
 
 
 def _is_as_it_lies(tensor: Tensor) -> bool:
-    """Say whether floating numbers are those in memory, and no gradient is asked of them.
+    """Say whether floating numbers are those in memory.
 
     A tensor may stand for the conjugate, the negative or zeros instead. (A sparse one has no address, and says so.)
     """
-    return not (
-        (tensor.requires_grad and is_grad_enabled())
-        or tensor.is_neg()
-        or tensor.is_conj()
-        or is_zero(tensor)
-    )
+    return not (tensor.is_neg() or tensor.is_conj() or is_zero(tensor))
 
 
 def _are_plain(tensors: Sequence[Tensor | None]) -> bool:
@@ -299,16 +361,18 @@ def _are_plain(tensors: Sequence[Tensor | None]) -> bool:
     return (
         _PLAIN_TYPES.issuperset(map(type, found))
         and all(map(_get_is_cpu, found))
-        and not (is_grad_enabled() and any(map(_get_requires_grad, found)))
         and not any(map(Tensor.is_neg, found))
         and not any(map(Tensor.is_conj, found))
         and not any(map(is_zero, found))
     )
 
 
+def _is_asked_for_gradient(tensors: Sequence[Tensor | None]) -> bool:
+    return is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 _FEW = 4
 _get_is_cpu = attrgetter("is_cpu")
-_get_requires_grad = attrgetter("requires_grad")
 
 
 def _are_held(objects: list[Any], dicts: list[dict[str, Any]], key: str) -> bool:

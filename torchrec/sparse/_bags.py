@@ -272,7 +272,7 @@ class KeyedBags(BagLengths):
         length_per_key: list[int] | None,
     ) -> KeyedBags:
         """Return a record of the keys at ``order``, with their tensors and what only this one knows of the batch."""
-        keys = [self.keys[i] for i in order]
+        keys = list(map(self.keys.__getitem__, order))
         per_rank = self.strides_per_rank
         # A part of keys whose batches vary is a part of the same full batch.
         stride = None if order and per_rank is None else self.stride()

@@ -17,26 +17,20 @@ def concat(every: Sequence[KeyedBags]) -> KeyedBags:
     """Join the keys of several over the same batch; see ``KeyedJaggedTensor.concat``."""
     if not every:
         raise ValueError("`kjt_list` should hold at least one KeyedJaggedTensor. Received none.")
+    parts = [part for part in every if part.keys] or every[:1]
     keys: list[str] = []
     values: list[Tensor] = []
     weights: list[Tensor] = []
     lengths: list[Tensor] = []
-    parts: list[KeyedBags] = []
     variable = False
-    for part in every:
-        own = part.keys
-        if not own and len(every) > 1:
-            continue
-        parts.append(part)
-        keys += own
+    for part in parts:
+        keys += part.keys
         values.append(part.values)
         lengths.append(part.lengths())
         if part.weights is not None:
             weights.append(part.weights)
         if part.strides_per_rank is not None:
             variable = True
-    if not parts:
-        return concat(every[:1])
     if weights and len(weights) != len(parts):
         raise ValueError(
             "`kjt_list` should be weighted in all parts or in none. "
@@ -56,9 +50,9 @@ def concat(every: Sequence[KeyedBags]) -> KeyedBags:
 
 
 def _require_one_stride(parts: Sequence[KeyedBags], lengths: list[Tensor]) -> None:
-    stride = lengths[0].numel() // len(parts[0].keys)
-    for i, part in enumerate(parts):
-        if lengths[i].numel() != stride * len(part.keys):
+    stride = parts[0].stride()
+    for part, own in zip(parts, lengths, strict=True):
+        if own.numel() != stride * len(part.keys):
             raise ValueError(
                 f"`kjt_list` should have batches of one size ({stride}, of keys {parts[0].keys}). "
                 f"Received {part.stride()} for keys {part.keys}."

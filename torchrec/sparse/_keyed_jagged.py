@@ -582,7 +582,8 @@ def bags_of(kjt: KeyedJaggedTensor) -> KeyedBags:
 
 
 def _concat(kjt_list: list[KeyedJaggedTensor]) -> KeyedJaggedTensor:
-    require_list(kjt_list, "`kjt_list`", KeyedJaggedTensor)
+    if type(kjt_list) is not list or set(map(type, kjt_list)) != {KeyedJaggedTensor}:
+        require_list(kjt_list, "`kjt_list`", KeyedJaggedTensor)
     return keyed_jagged(_join.concat([kjt._bags for kjt in kjt_list]))
 
 

@@ -109,7 +109,7 @@ def permute(bags: KeyedBags, order: list[int]) -> KeyedBags:
     except (TypeError, IndexError, RuntimeError):
         check_positions(order, bags.keys)
         raise
-    taken = None if sizes is None else [sizes[i] for i in order]
+    taken = None if sizes is None else list(map(sizes.__getitem__, order))
     return bags.of_keys(order, values, weights, lengths, taken)
 
 

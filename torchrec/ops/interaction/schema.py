@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrec.ops._library import define
+from torchrec.ops._library import Gradient, define
 from torchrec.ops.interaction import native, reference
 
 
@@ -18,20 +18,6 @@ def _fake(dense: Tensor, sparse: Tensor) -> Tensor:
 
 def _fake_grad(grad: Tensor, dense: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
     return dense.new_empty(dense.shape), sparse.new_empty(sparse.shape)
-
-
-dot_interaction: Any = define(
-    "dot_interaction(Tensor dense, Tensor sparse) -> Tensor",
-    reference=reference.dot_interaction,
-    fake=_fake,
-    native_kernel=native.dot_interaction,
-)
-dot_interaction_grad: Any = define(
-    "dot_interaction_grad(Tensor grad, Tensor dense, Tensor sparse) -> (Tensor, Tensor)",
-    reference=reference.dot_interaction_grad,
-    fake=_fake_grad,
-    native_kernel=native.dot_interaction_grad,
-)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -46,4 +32,16 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     return both
 
 
-torch.library.register_autograd("rowwise::dot_interaction", _backward, setup_context=_save)
+dot_interaction: Any = define(
+    "dot_interaction(Tensor dense, Tensor sparse) -> Tensor",
+    reference=reference.dot_interaction,
+    fake=_fake,
+    native_kernel=native.dot_interaction,
+    gradient=Gradient(_save, _backward),
+)
+dot_interaction_grad: Any = define(
+    "dot_interaction_grad(Tensor grad, Tensor dense, Tensor sparse) -> (Tensor, Tensor)",
+    reference=reference.dot_interaction_grad,
+    fake=_fake_grad,
+    native_kernel=native.dot_interaction_grad,
+)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from torchrec.ops._library import define
+from torchrec.ops._library import Gradient, define
 from torchrec.ops._memory import require_integers
 from torchrec.ops.jagged import native, reference
 
@@ -29,32 +28,6 @@ def _fake_to_padded(values: Tensor, offsets: Tensor, width: int, padding: float)
 
 def _fake_from_padded(padded: Tensor, offsets: Tensor, total: int) -> Tensor:
     return padded.new_empty((total, *padded.shape[2:]))
-
-
-lengths_to_offsets: Any = define(
-    "lengths_to_offsets(Tensor lengths) -> Tensor",
-    reference=reference.lengths_to_offsets,
-    fake=_fake_offsets,
-    native_kernel=native.lengths_to_offsets,
-)
-jagged_index_select: Any = define(
-    "jagged_index_select(Tensor values, Tensor lengths, Tensor bags, SymInt total) -> (Tensor, Tensor)",
-    reference=reference.jagged_index_select,
-    fake=_fake_select,
-    native_kernel=native.jagged_index_select,
-)
-jagged_to_padded: Any = define(
-    "jagged_to_padded(Tensor values, Tensor offsets, SymInt width, float padding) -> Tensor",
-    reference=reference.jagged_to_padded,
-    fake=_fake_to_padded,
-    native_kernel=native.jagged_to_padded,
-)
-padded_to_jagged: Any = define(
-    "padded_to_jagged(Tensor padded, Tensor offsets, SymInt total) -> Tensor",
-    reference=reference.padded_to_jagged,
-    fake=_fake_from_padded,
-    native_kernel=native.padded_to_jagged,
-)
 
 
 def _save_select(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -92,12 +65,30 @@ def _from_padded_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return jagged_to_padded(grad, offsets, ctx.width, 0.0), None, None
 
 
-torch.library.register_autograd(
-    "rowwise::jagged_index_select", _select_backward, setup_context=_save_select
+lengths_to_offsets: Any = define(
+    "lengths_to_offsets(Tensor lengths) -> Tensor",
+    reference=reference.lengths_to_offsets,
+    fake=_fake_offsets,
+    native_kernel=native.lengths_to_offsets,
 )
-torch.library.register_autograd(
-    "rowwise::jagged_to_padded", _to_padded_backward, setup_context=_save_to_padded
+jagged_index_select: Any = define(
+    "jagged_index_select(Tensor values, Tensor lengths, Tensor bags, SymInt total) -> (Tensor, Tensor)",
+    reference=reference.jagged_index_select,
+    fake=_fake_select,
+    native_kernel=native.jagged_index_select,
+    gradient=Gradient(_save_select, _select_backward),
 )
-torch.library.register_autograd(
-    "rowwise::padded_to_jagged", _from_padded_backward, setup_context=_save_from_padded
+jagged_to_padded: Any = define(
+    "jagged_to_padded(Tensor values, Tensor offsets, SymInt width, float padding) -> Tensor",
+    reference=reference.jagged_to_padded,
+    fake=_fake_to_padded,
+    native_kernel=native.jagged_to_padded,
+    gradient=Gradient(_save_to_padded, _to_padded_backward),
+)
+padded_to_jagged: Any = define(
+    "padded_to_jagged(Tensor padded, Tensor offsets, SymInt total) -> Tensor",
+    reference=reference.padded_to_jagged,
+    fake=_fake_from_padded,
+    native_kernel=native.padded_to_jagged,
+    gradient=Gradient(_save_from_padded, _from_padded_backward),
 )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
-from torchrec.ops._memory import is_wide, require_integers
-from torchrec.ops.jagged.native import row_bytes, sum_groups
+from torchrec.ops._memory import require_integers
+from torchrec.ops.jagged.native import sum_groups
 from torchrec.ops.permute.reference import check_order
 
 _lib: Any = native
@@ -66,21 +65,15 @@ def permute_sized(
         bags, stride, each = strides * len(order), strides, []
     else:
         bags, stride, each = sum([strides[i] for i in order]), 0, strides
-    wide, rows = lengths.dtype is torch.int64 or is_wide("lengths", lengths), values.size(0)
     taken = lengths.new_empty(bags)
     out = _empty_rows(values, total)
-    columns = [values.data_ptr(), out.data_ptr(), row_bytes(values)]
     out_weights = None
     if weights is not None:
-        if weights.size(0) != rows:
-            raise ValueError(
-                f"`weights` should be as many as the values ({rows}). Received {weights.size(0)}."
-            )
         weights = weights.contiguous()
         out_weights = _empty_rows(weights, total)
-        columns += [weights.data_ptr(), out_weights.data_ptr(), row_bytes(weights)]
-    bag_column = [lengths.data_ptr(), lengths.numel(), taken.data_ptr(), bags]
-    _lib.permute_jagged(order, stride, each, sizes, bag_column, wide, columns, rows, total)
+    _lib.permute_jagged(
+        order, stride, each, sizes, lengths, taken, values, out, weights, out_weights
+    )
     return out, out_weights, taken
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrec.ops._library import define
+from torchrec.ops._library import Gradient, define
 from torchrec.ops.jagged.reference import source_rows
 from torchrec.ops.permute import native, reference
 
@@ -34,21 +34,6 @@ def _fake_regroup(inputs: list[Tensor], pieces: list[int], counts: list[int]) ->
         at += 3 * count
         outputs.append(inputs[0].new_empty((inputs[0].size(0), columns)))
     return outputs
-
-
-permute_jagged: Any = define(
-    "permute_jagged(Tensor lengths, Tensor values, Tensor? weights, SymInt[] strides, int[] order,"
-    " SymInt total) -> (Tensor, Tensor, Tensor)",
-    reference=reference.permute_jagged,
-    fake=_fake_permute,
-    native_kernel=native.permute_jagged,
-)
-regroup: Any = define(
-    "regroup(Tensor[] inputs, SymInt[] pieces, int[] counts) -> Tensor[]",
-    reference=reference.regroup,
-    fake=_fake_regroup,
-    native_kernel=native.regroup,
-)
 
 
 def _save_permute(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -122,7 +107,18 @@ def _regroup_backward(ctx: Any, grads: list[Tensor]) -> tuple[list[Tensor], None
     return back, None, None
 
 
-torch.library.register_autograd(
-    "rowwise::permute_jagged", _permute_backward, setup_context=_save_permute
+permute_jagged: Any = define(
+    "permute_jagged(Tensor lengths, Tensor values, Tensor? weights, SymInt[] strides, int[] order,"
+    " SymInt total) -> (Tensor, Tensor, Tensor)",
+    reference=reference.permute_jagged,
+    fake=_fake_permute,
+    native_kernel=native.permute_jagged,
+    gradient=Gradient(_save_permute, _permute_backward),
 )
-torch.library.register_autograd("rowwise::regroup", _regroup_backward, setup_context=_save_regroup)
+regroup: Any = define(
+    "regroup(Tensor[] inputs, SymInt[] pieces, int[] counts) -> Tensor[]",
+    reference=reference.regroup,
+    fake=_fake_regroup,
+    native_kernel=native.regroup,
+    gradient=Gradient(_save_regroup, _regroup_backward),
+)
