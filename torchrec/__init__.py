@@ -49,6 +49,7 @@ __all__ = [
 _SUBPACKAGES = (
     "bundle",
     "datasets",
+    "distributed",
     "experiment",
     "inference",
     "metrics",
