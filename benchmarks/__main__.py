@@ -15,7 +15,8 @@ The limits are measured in the same rounds on as many threads (``limits.cpp``, c
   the dimension while it is compiled, checks nothing and fetches rows ahead. It is shown for the others too: what a loop
   gets of the limit. In training it finds its ids sorted.
 - Models: their FP32 matrix products alone, forward and, in training, both backward products of each layer, each in the
-  fastest way that PyTorch has for its shape. A step has to do them all, whatever else it does.
+  fastest way that PyTorch has for its shape. A step has to do them all, whatever else it does. "Memory kept": on all
+  sides the system keeps the memory that a step frees for the next, as our trainer has it.
 - Managed collision: ids asked from an open-addressed table of 16-byte slots that is at most half full, fetched ahead,
   each counted, nothing evicted, on one thread.
 
@@ -52,9 +53,9 @@ def sides_of(
 ) -> Iterator[tuple[str, Process]]:
     """Start, one after another, what has its turns in this scenario."""
     for side, python in {"ours": sys.executable, **others}.items():
-        yield side, place.worker(python, scenario.work)
+        yield side, place.worker(python, scenario.work, scenario.environment)
     if scenario.products:
-        yield "products", place.worker(sys.executable, scenario.products)
+        yield "products", place.worker(sys.executable, scenario.products, scenario.environment)
     if scenario.loop:
         yield "loop", place.limit(scenario.loop)
     if scenario.moved:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 KEYS = [f"feature_{i}" for i in range(26)]
 LINE = 64  # bytes that memory moves at least
+# As `torchrec.heap.keep_freed_memory`, which our trainer calls: memory that was freed stays with the process.
+KEEPING = {"MALLOC_TRIM_THRESHOLD_": f"{2**31 - 1}", "MALLOC_MMAP_THRESHOLD_": f"{2**28}"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Scenario:
         moved: bytes read and written; at the rates of memory they are the limit. Without: the loop is.
         products: the matrix products of this model and batch, and whether backward too, are the limit.
         scaling: whether to measure it on one thread too.
+        environment: of all sides.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Scenario:
     moved: tuple[float, float] | None = None
     products: list[object] = field(default_factory=list)
     scaling: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def look_up(name: str, tables: Tables, ratio: float, *, rates: bool = True) -> Scenario:
@@ -100,12 +104,24 @@ def training(name: str, tables: Tables) -> Scenario:
 
 
 def model(
-    name: str, kind: str, batch: int, train: bool, ratio: float | None, share: float | None
+    name: str,
+    kind: str,
+    batch: int,
+    train: bool,
+    ratio: float | None,
+    share: float | None,
+    environment: dict[str, str] | None = None,
 ) -> Scenario:
     """Take a step of a model, or predict by it; the limit are its matrix products."""
-    arguments = [kind, batch, train]
+    arguments: list[object] = [kind, batch, train]
     return Scenario(
-        name, ["model", *arguments], ratio, share, products=["products", *arguments], scaling=train
+        name,
+        ["model", *arguments],
+        ratio,
+        share,
+        products=["products", *arguments],
+        scaling=train,
+        environment=environment or {},
     )
 
 
@@ -124,6 +140,8 @@ SCENARIOS = [
     training("training step, B=2048, 20 ids", Tables(26, 100_000, 64, 2048, 20)),
     model("DLRM, training step, B=2048", "dlrm", 2048, True, 1.45, 0.85),
     model("DLRM_DCN, training step, B=2048", "dcn", 2048, True, 1.3, 0.85),
+    model("DLRM, training step, memory kept", "dlrm", 2048, True, 1.45, 0.85, KEEPING),
+    model("DLRM_DCN, training step, memory kept", "dcn", 2048, True, 1.3, 0.85, KEEPING),
     model("DLRM, inference, B=1", "dlrm", 1, False, 2.5, None),
     model("DLRM, inference, B=256", "dlrm", 256, False, 2.5, None),
     model("DLRM_DCN, inference, B=256", "dcn", 256, False, None, None),
