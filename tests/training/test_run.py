@@ -293,6 +293,24 @@ def test_text_whose_types_change_later(
         run(declared, tmp_path / "declared")
 
 
+@pytest.mark.parametrize(
+    ("given", "type", "feature"),
+    [({}, "number", "dense"), ({"share": "string"}, "string", "sparse")],
+)
+def test_numbers_as_people_write_them(
+    tmp_path: Path, given: dict[str, str], type: str, feature: str
+) -> None:
+    from torchrec.training.run_data import RunData
+
+    lines = [f"{i % 9},{i % 40} %,{i % 7 % 2}" for i in range(400)]
+    (tmp_path / "a.csv").write_text("\n".join(["user,share,click", *lines]))
+    data = RunData(experiment(tmp_path / "a.csv", data={"types": given}))
+    assert (data.fitted.types, data.experiment.data.types) == ({"share": type}, {"share": type})
+    assert data.transform.features["share"].type == feature
+    table = next(iter(data.train.source.scan(["share"])))
+    assert str(table.schema.field("share").type) == {"number": "double"}.get(type, type)
+
+
 def test_types_are_for_columns_of_text(clicks: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"only for CSV and TSV .* Received it for '.*\.parquet'"):
         run(experiment(clicks, data={"types": {"price": "number"}}), tmp_path / "run")

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from torchrec.datasets.transform import FeatureTransform
 from torchrec.experiment.propose import Inference, infer_features
 
 pytestmark = pytest.mark.once
@@ -51,6 +52,16 @@ def infer(tmp_path: Path, name: str, values: object) -> Inference:
 )  # fmt: skip
 def test_ids_and_quantities(tmp_path: Path, name: str, values: object, kind: str) -> None:
     assert infer(tmp_path, name, values).features[name].type == kind
+
+
+def test_one_fraction_or_none_tells_them_apart(tmp_path: Path) -> None:
+    values = [0.5 if i % 3 else None for i in range(ROWS)]
+    inference = infer(tmp_path, "rate", values)
+    assert inference.notes["rate"].endswith("One value, or none, which counts as 0.")
+    transform = FeatureTransform({"rate": inference.features["rate"]})
+    table = pa.table({"rate": values})
+    dense = transform.fit([table])(table, labels=False).dense_features[:, 0].tolist()
+    assert dense == [0.0 if value else -0.5 for value in values]
 
 
 @pytest.mark.parametrize(

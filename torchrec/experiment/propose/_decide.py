@@ -140,6 +140,8 @@ def _feature(one: ColumnStatistics, values: pa.ChunkedArray) -> tuple[AnyFeature
     if one.kind == "times":
         return _dense(one, values), "In seconds"
     if one.kind == "numbers" and not _are_integers(one):
+        if one.distinct == 1:  # filled with their mean, those that are missing would be the same
+            return DenseFeature(fill=0.0), "One value, or none, which counts as 0"
         return _dense(one, values), ""
     if one.kind != "strings" and not one.is_list and _is_quantity(one, values):
         return _dense(one, values), "" if looks_like_number(one.name) else _UNSURE
