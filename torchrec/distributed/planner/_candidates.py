@@ -1,9 +1,10 @@
-"""Every way to place each table of a model that sharders know and constraints allow, the better ones first."""
+"""In which ways the tables of a model can be placed: those that sharders know and constraints allow."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -73,8 +74,8 @@ def candidates_of(
     topology: Topology,
     batch_size: int,
     constraints: Mapping[str, ParameterConstraints],
-) -> list[list[ShardingOption]]:
-    """Return, for each table of a model, in which ways it can be placed, the better ones first.
+) -> list[Candidates]:
+    """Return, for each table of a model, in which ways it can be placed.
 
     Args:
         model: the model.
@@ -86,12 +87,14 @@ def candidates_of(
     Raises:
         PlannerError: if a table can be placed in none.
     """
-    found, names = [], set()
-    for path, module, sharder in sharded_modules(model, sharders):
-        for name, param in sharder.shardable_parameters(module).items():
-            names.add(name)
-            table = _Table(name, param, path, module, sharder, constraints.get(name))
-            found.append(table.candidates(topology, batch_size))
+    found = [
+        Candidates(
+            name, param, (path, module), sharder, topology, batch_size, constraints.get(name)
+        )
+        for path, module, sharder in sharded_modules(model, sharders)
+        for name, param in sharder.shardable_parameters(module).items()
+    ]
+    names = {table.name for table in found}
     unknown = sorted(constraints.keys() - names)
     if unknown:
         warnings.warn(
@@ -102,59 +105,83 @@ def candidates_of(
     return found
 
 
-class _Table:
-    """One table of the model, and what is wished for it."""
+class Candidates:
+    """The ways to place one table, the better ones first.
+
+    They are made as they are looked at: of a thousand ranks, most ways have a thousand parts, and the first is taken.
+
+    Args:
+        name: of the table.
+        param: the table.
+        module: its collection, with the path of that.
+        sharder: who will shard it.
+        topology: the ranks, with the memory that is left for tables.
+        batch_size: samples a rank.
+        constraints: what is wished for it.
+
+    Raises:
+        PlannerError: if there is none.
+    """
 
     def __init__(
         self,
         name: str,
         param: nn.Parameter,
-        path: str,
-        module: nn.Module,
+        module: tuple[str, nn.Module],
         sharder: ModuleSharder[Any],
+        topology: Topology,
+        batch_size: int,
         constraints: ParameterConstraints | None,
     ) -> None:
-        self._name = name
+        self.name = name
+        self.title = f"Table {name!r} of module {module[0]!r}"
         self._param = param
-        self._path = path
         self._module = module
         self._sharder = sharder
+        self._topology = topology
+        self._batch_size = batch_size
         self._wishes = constraints or ParameterConstraints()
-        self._title = f"Table {name!r} of module {path!r}"
-
-    def candidates(self, topology: Topology, batch_size: int) -> list[ShardingOption]:
         self._check(topology)
+        self._kinds = self._allowed(topology)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the whole table."""
+        return self._param.nelement() * self._param.element_size()
+
+    def __iter__(self) -> Iterator[ShardingOption]:
+        return (self._option(kind, kernel) for kind, kernel in self._kinds)
+
+    def _allowed(self, topology: Topology) -> list[tuple[ShardingType, str]]:
         device = topology.compute_device
         known = self._sharder.sharding_types(device)
         wished = self._wishes.sharding_types
-        limit = _SHARE * min(_bytes(rank.storage) for rank in topology.devices)
-        is_large = self._param.nelement() * self._param.element_size() > limit
-        order = dict.fromkeys(_LARGE if is_large else _SMALL)
-        options = [
-            self._option(kind, kernel, topology, batch_size)
+        limit = _SHARE * min(rank.storage.hbm or rank.storage.ddr for rank in topology.devices)
+        order = dict.fromkeys(_LARGE if self.num_bytes > limit else _SMALL)
+        allowed = [
+            (kind, kernel)
             for kind in order
             if kind.value in known and (wished is None or kind.value in wished)
             for kernel in self._kernels(kind, device)
         ]
-        if not options:
-            kernels = self._wishes.compute_kernels
+        if not allowed:
             raise PlannerError(
-                f"{self._title} should have a sharding type that its sharder knows for {device!r}, "
+                f"{self.title} should have a sharding type that its sharder knows for {device!r}, "
                 f"{', '.join(known)}, with a kernel that it has. "
-                f"Received sharding_types={wished}, compute_kernels={kernels}.",
+                f"Received sharding_types={wished}, compute_kernels={self._wishes.compute_kernels}.",
                 PlannerErrorType.STRICT_CONSTRAINTS,
             )
-        return options
+        return allowed
 
     def _check(self, topology: Topology) -> None:
         if self._wishes.use_virtual_table:
             raise PlannerError(
-                f"{self._title} should not have `use_virtual_table`: there are no virtual tables.",
+                f"{self.title} should not have `use_virtual_table`: there are no virtual tables.",
                 PlannerErrorType.INPUT_VALIDATION,
             )
         if self._wishes.device_group not in (None, topology.compute_device):
             raise PlannerError(
-                f"{self._title} should be for devices of type {topology.compute_device!r}, as the topology is. "
+                f"{self.title} should be for devices of type {topology.compute_device!r}, as the topology is. "
                 f"Received device_group={self._wishes.device_group!r}.",
                 PlannerErrorType.INPUT_VALIDATION,
             )
@@ -167,10 +194,8 @@ class _Table:
         usual = default_kernel(self._param, self._sharder)
         return [usual] if usual in allowed else allowed[:1]
 
-    def _option(
-        self, kind: ShardingType, kernel: str, topology: Topology, batch_size: int
-    ) -> ShardingOption:
-        wishes = self._wishes
+    def _option(self, kind: ShardingType, kernel: str) -> ShardingOption:
+        wishes, topology = self._wishes, self._topology
         sizes, offsets = calculate_shard_sizes_and_offsets(
             self._param,
             topology.world_size,
@@ -179,11 +204,11 @@ class _Table:
             col_wise_shard_dim=wishes.min_partition,
         )
         option = ShardingOption(
-            name=self._name,
+            name=self.name,
             tensor=self._param,
-            module=(self._path, self._module),
+            module=self._module,
             input_lengths=wishes.pooling_factors,
-            batch_size=batch_size,
+            batch_size=self._batch_size,
             sharding_type=kind.value,
             partition_by=_PARTITIONS[kind].value,
             compute_kernel=kernel,
@@ -198,10 +223,12 @@ class _Table:
             num_poolings=wishes.num_poolings,
         )
         traffic = self._traffic(option)
-        for shard in option.shards:
-            shard.storage = storage_of(
+
+        @cache
+        def storage(rows: int, columns: int) -> Storage:
+            return storage_of(
                 self._param,
-                shard.size,
+                [rows, columns],
                 kind,
                 kernel,
                 self._sharder,
@@ -209,6 +236,9 @@ class _Table:
                 topology.world_size,
                 traffic,
             )
+
+        for shard in option.shards:
+            shard.storage = storage(*shard.size)
         return option
 
     def _traffic(self, option: ShardingOption) -> Traffic:
@@ -217,7 +247,7 @@ class _Table:
         poolings = self._wishes.num_poolings or [NUM_POOLINGS] * features
         if not len(batch_sizes) == len(poolings) == features:
             raise PlannerError(
-                f"{self._title} should have `pooling_factors`, `num_poolings` and `batch_sizes` for as many features. "
+                f"{self.title} should have `pooling_factors`, `num_poolings` and `batch_sizes` for as many features. "
                 f"Received {features}, {len(poolings)} and {len(batch_sizes)}.",
                 PlannerErrorType.INPUT_VALIDATION,
             )
@@ -229,7 +259,3 @@ class _Table:
             self._wishes.is_weighted,
             option.output_dtype,
         )
-
-
-def _bytes(storage: Storage) -> int:
-    return storage.hbm or storage.ddr

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torchrec.distributed.planner._topology import Perf, Storage
 from torchrec.distributed.planner.constants import POOLING_FACTOR
 from torchrec.distributed.types import BoundsCheckMode, CacheParams, DataType, KeyValueParams
-from torchrec.modules.embedding_modules import EmbeddingCollectionInterface
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollectionInterface,
+    EmbeddingCollectionInterface,
+)
 from torchrec.modules.feature_processor_ import FeatureProcessor, FeatureProcessorsCollection
 
 
@@ -257,6 +260,8 @@ class ShardingOption:
             module: the collection, or what has one inside.
             sharding_option_name: of the table.
         """
+        if isinstance(module, EmbeddingBagCollectionInterface):  # with an inner module a table
+            return True
         return not any(
             isinstance(inner, EmbeddingCollectionInterface)
             and any(config.name == sharding_option_name for config in inner.embedding_configs())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torchrec.distributed.planner._candidates import Candidates
 from torchrec.distributed.planner._options import (
     PartitionByType,
     PlannerError,
@@ -16,11 +17,11 @@ from torchrec.distributed.planner._units import bytes_to_text
 from torchrec.distributed.types import ShardingType
 
 
-def place(candidates: list[list[ShardingOption]], topology: Topology) -> list[ShardingOption]:
+def place(candidates: Sequence[Candidates], topology: Topology) -> list[ShardingOption]:
     """Choose one way for each table, and ranks for its parts.
 
     Args:
-        candidates: for each table its ways, the better ones first.
+        candidates: for each table its ways.
         topology: the ranks, with the memory that is left for tables.
 
     Returns:
@@ -31,7 +32,7 @@ def place(candidates: list[list[ShardingOption]], topology: Topology) -> list[Sh
     """
     ranks = _Ranks(topology)
     chosen: dict[int, ShardingOption] = {}
-    order = sorted(range(len(candidates)), key=lambda i: (-_total(candidates[i][0]), i))
+    order = sorted(range(len(candidates)), key=lambda i: (-candidates[i].num_bytes, i))
     for i in order:
         option = next((option for option in candidates[i] if ranks.take(option)), None)
         if option is None:
@@ -109,20 +110,19 @@ class _Ranks:
         return self.used[rank].hbm + self.used[rank].ddr
 
 
-def _total(option: ShardingOption) -> int:
+def _total(option: ShardingOption) -> str:
     storage = option.total_storage
-    return storage.hbm + storage.ddr
+    return bytes_to_text(storage.hbm + storage.ddr)
 
 
-def _no_room(options: Sequence[ShardingOption], ranks: _Ranks) -> PlannerError:
-    option = options[0]
-    tried = ", ".join(f"{o.sharding_type} {bytes_to_text(_total(o))}" for o in options)
+def _no_room(table: Candidates, ranks: _Ranks) -> PlannerError:
+    tried = ", ".join(f"{option.sharding_type} {_total(option)}" for option in table)
     free = ", ".join(
         f"rank {rank} {bytes_to_text(storage.hbm or storage.ddr)}"
         for rank, storage in enumerate(ranks.free)
     )
     return PlannerError(
-        f"Table {option.name!r} of module {option.path!r} should fit into the memory that larger tables leave: "
+        f"{table.title} should fit into the memory that larger tables leave: "
         f"{free}. Received {tried}. More ranks, a smaller table or fewer constraints would help.",
         PlannerErrorType.INSUFFICIENT_STORAGE,
     )
