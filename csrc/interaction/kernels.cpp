@@ -3,15 +3,16 @@
 #include "interaction/interaction.h"
 
 #include "block.h"
+#include "pieces.h"
 #include "scratch.h"
 
 namespace rowwise {
 namespace ROWWISE_ISA {
 namespace {
 
-constexpr int64_t kChunk = 4 * kBlock;             // columns held in registers at a time
-constexpr int64_t kSmallWork = int64_t{1} << 17;   // multiplications that are not worth waking a thread
-constexpr int64_t kSamples = 32;                   // a task
+constexpr int64_t kChunk = 4 * kBlock;                // columns held in registers at a time
+constexpr int64_t kSmallProducts = int64_t{1} << 17;  // multiplications that are not worth waking a thread
+constexpr int64_t kSamples = 64;                      // a piece
 
 int64_t whole_blocks(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
 
@@ -101,23 +102,43 @@ void for_chunks(int64_t stride, const Body& body) {
   }
 }
 
+// Has memory of the next sample come while this one is computed: there is as much to compute as to move.
+template <bool kToWrite, class T>
+ROWWISE_INLINE void fetch(const T* from, int64_t count) {
+  const char* line = reinterpret_cast<const char*>(from);
+  for (const char* end = line + count * sizeof(T); line < end; line += 64) __builtin_prefetch(line, kToWrite, 3);
+}
+
 template <class T>
 void forward_sample(const Vectors& v, const Workspace& w, int64_t sample, void* output) {
+  const int64_t numbers = v.features * v.dim;
+  T* row = static_cast<T*>(output) + sample * v.width();
   w.load_vectors<T>(v, sample);
+  if (sample + 1 < v.samples) {
+    fetch<false>(static_cast<const T*>(v.sparse) + (sample + 1) * numbers, numbers);
+    fetch<true>(row + v.width(), v.width());
+  }
   for (int64_t i = 0; i < v.dim; ++i) w.row[i] = w.x[i];
   for (int64_t i = v.dim; i < v.width(); ++i) w.row[i] = 0;
   for_chunks(w.stride, [&](auto blocks, int64_t column) {
     add_dots<decltype(blocks)::count>(w.x + column, w.stride, v.vectors(), w.row + v.dim);
   });
-  store(w.row, v.width(), static_cast<T*>(output) + sample * v.width());
+  store(w.row, v.width(), row);
 }
 
 template <class T>
 void backward_sample(const Vectors& v, const Workspace& w, int64_t sample, const void* grad, void* grad_dense,
                      void* grad_sparse) {
-  const int64_t n = v.vectors();
+  const int64_t n = v.vectors(), numbers = v.features * v.dim;
+  const T* row = static_cast<const T*>(grad) + sample * v.width();
+  T* grads = static_cast<T*>(grad_sparse) + sample * numbers;
   w.load_vectors<T>(v, sample);
-  load(static_cast<const T*>(grad) + sample * v.width(), v.width(), w.row);
+  load(row, v.width(), w.row);
+  if (sample + 1 < v.samples) {
+    fetch<false>(static_cast<const T*>(v.sparse) + (sample + 1) * numbers, numbers);
+    fetch<false>(row + v.width(), v.width());
+    fetch<true>(grads + numbers, numbers);
+  }
   const float* pair = w.row + v.dim;
   for (int64_t i = 0; i < n; ++i) {
     w.factors[i * n + i] = 0;
@@ -131,7 +152,7 @@ void backward_sample(const Vectors& v, const Workspace& w, int64_t sample, const
       for (int64_t c = 0; c < v.dim; ++c) w.grad[c] += w.row[c];
       store(w.grad, v.dim, static_cast<T*>(grad_dense) + sample * v.dim);
     } else {
-      store(w.grad, v.dim, static_cast<T*>(grad_sparse) + (sample * v.features + i - 1) * v.dim);
+      store(w.grad, v.dim, grads + (i - 1) * v.dim);
     }
   }
 }
@@ -139,19 +160,13 @@ void backward_sample(const Vectors& v, const Workspace& w, int64_t sample, const
 // Calls body(workspace, sample) for all samples, on up to `threads` threads.
 template <class Body>
 void for_samples(const Vectors& v, int threads, const Body& body) {
-  const int64_t tasks = (v.samples + kSamples - 1) / kSamples;
-  const bool small = v.samples * v.pairs() * v.dim < kSmallWork;
-  (void)small, (void)threads;
-#pragma omp parallel num_threads(small ? 1 : threads) if (!small)
-  {
+  const bool small = v.samples * v.pairs() * v.dim < kSmallProducts;
+  in_pieces(small ? 1 : threads, (v.samples + kSamples - 1) / kSamples, [&](int64_t piece, int) {
     Scratch memory(Workspace::bytes(v));
     const Workspace workspace(v, memory.data());
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < tasks; ++task) {
-      const int64_t begin = task * kSamples, end = begin + kSamples;
-      for (int64_t sample = begin; sample < end && sample < v.samples; ++sample) body(workspace, sample);
-    }
-  }
+    const int64_t begin = piece * kSamples, end = begin + kSamples;
+    for (int64_t sample = begin; sample < end && sample < v.samples; ++sample) body(workspace, sample);
+  });
 }
 
 // Calls body with a value of the type that the numbers are stored in.

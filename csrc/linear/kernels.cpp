@@ -2,14 +2,14 @@
 #include "linear/linear.h"
 
 #include "block.h"
+#include "pieces.h"
 
 namespace rowwise {
 namespace ROWWISE_ISA {
 namespace {
 
-constexpr int64_t kSide = ROWWISE_LANES;          // of a tile, which registers hold
-constexpr int64_t kRows = 128, kColumns = 64;     // a task: what it reads and writes stays in the second cache
-constexpr int64_t kSmallWork = int64_t{1} << 15;  // elements that are not worth waking a thread
+constexpr int64_t kSide = ROWWISE_LANES;        // of a tile, which registers hold
+constexpr int64_t kRows = 256, kColumns = 128;  // a piece: what it reads and writes stays in the second cache
 
 ROWWISE_INLINE Lanes load(const float* from) {
   Lanes x;
@@ -97,16 +97,13 @@ void turn_part(const Pass& p, int64_t row, int64_t row_end, int64_t column, int6
 template <class Pass>
 void turn_over(const Pass& p, int threads) {
   const int64_t across = (p.columns + kColumns - 1) / kColumns;
-  const int64_t tasks = (p.rows + kRows - 1) / kRows * across;
-  const bool small = p.rows * p.columns < kSmallWork;
-  (void)small, (void)threads;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (!small)
-  for (int64_t task = 0; task < tasks; ++task) {
-    const int64_t row = task / across * kRows, column = task % across * kColumns;
+  const bool small = p.rows * p.columns * static_cast<int64_t>(sizeof(float)) < kSmallWork;
+  in_pieces(small ? 1 : threads, (p.rows + kRows - 1) / kRows * across, [&](int64_t piece, int) {
+    const int64_t row = piece / across * kRows, column = piece % across * kColumns;
     const int64_t row_end = row + kRows < p.rows ? row + kRows : p.rows;
     const int64_t column_end = column + kColumns < p.columns ? column + kColumns : p.columns;
     turn_part(p, row, row_end, column, column_end);
-  }
+  });
 }
 
 void transpose(const float* from, int64_t rows, int64_t columns, float* turned, int threads) {
