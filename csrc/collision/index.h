@@ -42,6 +42,13 @@ inline uint32_t matches(const uint32_t* group, uint32_t mask, uint32_t wanted) {
 #endif
 }
 
+// The entries of an index of so many rows: a power of two, of which at most two thirds are used.
+inline int64_t index_size(int64_t rows) {
+  int64_t size = kGroup;
+  while (2 * size < 3 * rows) size *= 2;
+  return size;
+}
+
 struct Index {
   // `size` entries, a power of two above `rows`; `ids[row]` is the id of each row that is entered.
   Index(const int64_t* ids_of_rows, int64_t num_rows, uint32_t* data, int64_t size)

@@ -15,19 +15,13 @@ int64_t random_id(Random& random, int64_t distinct) {
   return random.below(10) == 0 ? random.among(extremes) : random.below(distinct) * 1000003;
 }
 
-int64_t entries_for(int64_t rows) {
-  int64_t size = kGroup;
-  while (2 * size < 3 * rows) size *= 2;
-  return size;
-}
-
 // A map and a history in memory of exactly their size, and beside them the same in ordered maps.
 struct Case {
   Case(int64_t rows, int64_t room, int threads_used)
       : ids(static_cast<size_t>(rows)), occupied(new uint8_t[static_cast<size_t>(rows)]()),
-        entries(static_cast<size_t>(entries_for(rows))), counts(ids.size()), last(ids.size()),
+        entries(static_cast<size_t>(index_size(rows))), counts(ids.size()), last(ids.size()),
         history_ids(static_cast<size_t>(room)), history_counts(history_ids.size()), history_last(history_ids.size()),
-        history_entries(static_cast<size_t>(entries_for(room))), threads(threads_used) {}
+        history_entries(static_cast<size_t>(index_size(room))), threads(threads_used) {}
   ~Case() { delete[] occupied; }
   Case(const Case&) = delete;
   Case& operator=(const Case&) = delete;

@@ -84,9 +84,6 @@ class Known(Generic[T]):
         return found
 
 
-_kept: Known[bool] = Known()
-
-
 def is_wide(name: str, integers: Tensor) -> bool:
     """Return whether integers are int64, as kernels are told; others than int32 would be read as what they are not."""
     dtype = integers.dtype
@@ -135,23 +132,6 @@ def address_of(name: str, tensor: Tensor, count: int, dtype: torch.dtype) -> int
             f"Received {list(tensor.shape)} of {tensor.dtype} on {tensor.device}."
         )
     return tensor.data_ptr() or no_address(name, tensor)
-
-
-def kept_addresses_of(*tensors: Memory) -> list[int]:
-    """Return what ``addresses_of`` does for tensors that are kept from call to call, the first not None.
-
-    How many elements they should have follows from how many another of them has, and the dtypes are always the same
-    for so many tensors: once they fit, they do while they stay as they are.
-    """
-    there = [tensor for _, tensor, _, _ in tensors if tensor is not None]
-    if not _kept.get(there[0], there):
-        found = addresses_of(*tensors)
-        _kept.put(there[0], there, True)
-        return found
-    return [
-        0 if tensor is None else tensor.data_ptr() or no_address(name, tensor)
-        for name, tensor, _, _ in tensors
-    ]
 
 
 def no_address(name: str, tensor: Tensor) -> int:

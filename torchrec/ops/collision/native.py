@@ -1,6 +1,7 @@
-"""The operators of id maps on the native library: what guards memory, and addresses.
+"""The operators of id maps on the native library.
 
 The kernels take the values of tensors on trust but for one thing: whatever an index holds, no search leaves the map.
+That tensors have the dtypes and sizes that kernels assume, the bindings see to.
 """
 
 from __future__ import annotations
@@ -11,31 +12,21 @@ import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
-from torchrec.ops._memory import Memory, address_of, addresses_of, kept_addresses_of
-from torchrec.ops.collision.state import index_size
 
 _lib: Any = native
-_ID, _ENTRY = torch.int64, torch.int32
 _CPU = torch.device("cpu")  # said, as another default device may be in force
-_written = (
-    torch.autograd.graph.increment_version
-)  # kernels write behind PyTorch's back; autograd has to know
+
+
+def _as_it_lies(tensor: Tensor) -> Tensor:
+    """Return a tensor whose numbers are those in memory, one behind the other."""
+    return tensor.resolve_neg().contiguous()
 
 
 def find(ids: Tensor, index: Tensor, wanted: Tensor, missing: int) -> Tensor:
     """See ``reference.find``."""
-    wanted = wanted.contiguous()
+    wanted = _as_it_lies(wanted)
     rows = torch.empty_like(wanted)
-    if wanted.dim() != 1:
-        wanted = wanted.flatten()
-    size, entries, count = ids.numel(), index_size(ids.numel()), wanted.numel()
-    map_ids, map_index, source = addresses_of(
-        ("ids", ids, size, _ID), ("index", index, entries, _ENTRY), ("wanted", wanted, count, _ID)
-    )
-    threads = torch.get_num_threads()
-    _lib.id_map_find(
-        map_ids, size, map_index, entries, source, count, missing, rows.data_ptr(), threads
-    )
+    _lib.id_map_find(ids, index, wanted, missing, rows, torch.get_num_threads())
     return rows
 
 
@@ -55,51 +46,12 @@ def count_(
     missing: int,
 ) -> Tensor:
     """See ``reference.count_``."""
-    batch = batch.contiguous()
+    batch = _as_it_lies(batch)
     rows = torch.empty_like(batch)
-    if batch.dim() != 1:
-        batch = batch.flatten()
-    size, entries, count = ids.numel(), index_size(ids.numel()), batch.numel()
-    room, history_entries = history_ids.numel(), index_size(history_ids.numel())
-    map_ids, map_index, past_ids, past_index, *rest = kept_addresses_of(
-        ("ids", ids, size, _ID),
-        ("index", index, entries, _ENTRY),
-        ("history_ids", history_ids, room, _ID),
-        ("history_index", history_index, history_entries, _ENTRY),
-        ("history_counts", history_counts, room, _ID),
-        ("history_last", history_last, room, _ID),
-        ("history_size", history_size, 1, _ID),
-        ("totals", totals, 3, _ID),
-        ("counts", counts, size, _ID),
-        ("last", last, size, _ID),
-    )
-    *past, kept_counts, kept_last = rest
-    source = address_of("batch", batch, count, _ID)
-    _lib.id_map_count(
-        map_ids,
-        size,
-        map_index,
-        entries,
-        kept_counts,
-        kept_last,
-        past_ids,
-        room,
-        past_index,
-        history_entries,
-        *past,
-        source,
-        count,
-        now,
-        missing,
-        rows.data_ptr(),
-        torch.get_num_threads(),
-    )
-    written = [history_ids, history_counts, history_last, history_index, history_size, totals]
-    if counts is not None:
-        written.append(counts)
-    if last is not None:
-        written.append(last)
-    _written(written)
+    history = history_ids, history_counts, history_last, history_index, history_size
+    state = ids, index, counts, last, *history, totals
+    _lib.id_map_count(*state, batch, now, missing, rows, torch.get_num_threads())
+    _mark_written(*history, totals, counts, last)
     return rows
 
 
@@ -112,32 +64,14 @@ def replace_(
     candidate_scores: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``reference.replace_``."""
-    scores, candidates = scores.contiguous(), candidates.contiguous()
-    candidate_scores = candidate_scores.contiguous()
-    size, count, dtype = ids.numel(), candidates.numel(), scores.dtype
-    if dtype not in (torch.int64, torch.float64):
-        raise TypeError(f"`scores` should be int64 or float64. Received {dtype}.")
-    room = min(count, size)
+    if scores.dtype not in (torch.int64, torch.float64):
+        raise TypeError(f"`scores` should be int64 or float64. Received {scores.dtype}.")
+    room = min(candidates.numel(), ids.numel())
     rows, chosen, evicted = ids.new_empty(room), ids.new_empty(room), ids.new_empty(room)
-    *state, new = _map(
-        ids,
-        occupied,
-        index,
-        ("scores", scores, size, dtype),
-        ("candidate_scores", candidate_scores, count, dtype),
-        ("candidates", candidates, count, _ID),
-    )
-    changed, lost = _lib.id_map_replace(
-        *state,
-        dtype is torch.float64,
-        new,
-        count,
-        rows.data_ptr(),
-        chosen.data_ptr(),
-        evicted.data_ptr(),
-        torch.get_num_threads(),
-    )
-    _written([ids, occupied, index])
+    competing = map(_as_it_lies, (scores, candidates, candidate_scores))
+    result = rows, chosen, evicted, torch.get_num_threads()
+    changed, lost = _lib.id_map_replace(ids, occupied, index, *competing, *result)
+    _mark_written(ids, occupied, index)
     return rows.narrow(0, 0, changed), chosen.narrow(0, 0, changed), evicted.narrow(0, 0, lost)
 
 
@@ -160,93 +94,48 @@ def exchange(
     missing: int,
 ) -> tuple[Tensor, int]:
     """See ``exchange_ids``."""
-    size, room, came = ids.numel(), history_ids.numel(), candidate_scores.numel()
-    history_entries, dtype = index_size(room), scores.dtype
-    occupied_at, ids_at, index_at, *past, past_index, past_size, counts_at, last_at = (
-        kept_addresses_of(
-            (
-                "occupied",
-                occupied,
-                size,
-                torch.bool,
-            ),  # first, as the name of what `count_` keeps is another
-            ("ids", ids, size, _ID),
-            ("index", index, index_size(size), _ENTRY),
-            ("history_ids", history_ids, room, _ID),
-            ("history_counts", history_counts, room, _ID),
-            ("history_last", history_last, room, _ID),
-            ("history_index", history_index, history_entries, _ENTRY),
-            ("history_size", history_size, 1, _ID),
-            ("counts", counts, size, _ID),
-            ("last", last, size, _ID),
-        )
+    came = candidate_scores.numel()
+    ids_came, counts_came, last_came = (
+        history_ids[:came],
+        history_counts[:came],
+        history_last[:came],
     )
-    if came > room:
-        raise ValueError(
-            f"`candidate_scores` should be one an id of the history, of at most {room}. Received {came}."
-        )
-    competing = [history_ids, history_counts, history_last]
     if admitted is not None:
-        competing = [tensor[:came][admitted] for tensor in competing]
+        ids_came, counts_came, last_came = (
+            ids_came[admitted],
+            counts_came[admitted],
+            last_came[admitted],
+        )
         candidate_scores = candidate_scores[admitted]
-        came = candidate_scores.numel()
-        past = [tensor.data_ptr() for tensor in competing]
-    batch, scores = batch.contiguous(), scores.contiguous()
-    candidate_scores = candidate_scores.contiguous()
-    asked = batch.numel()
-    scores_at, candidates_at, batch_at, found_at = addresses_of(
-        ("scores", scores, size, dtype),
-        ("candidate_scores", candidate_scores, came, dtype),
-        ("batch", batch, asked, _ID),
-        ("found", found, asked, _ID),
-    )
-    changed = torch.empty(min(came, size), dtype=_ID, device=_CPU)
+    changed = torch.empty(min(ids_came.numel(), ids.numel()), dtype=torch.int64, device=_CPU)
     rows, evicted = _lib.id_map_exchange(
-        *(ids_at, size, index_at, index_size(size), occupied_at, counts_at, last_at),
-        *(scores_at, candidates_at, dtype is torch.float64),
-        *(*past, came, past_index, history_entries, past_size),
-        *(batch_at, found_at, asked, missing),
-        *(changed.data_ptr(), torch.get_num_threads()),
+        *(ids, occupied, index, counts, last, _as_it_lies(scores)),
+        *(ids_came, counts_came, last_came, _as_it_lies(candidate_scores)),
+        *(history_index, history_size),
+        *(_as_it_lies(batch), found, missing, changed, torch.get_num_threads()),
     )
-    written = [ids, occupied, index, history_index, history_size, found]
-    _written([*written, *(kept for kept in (counts, last) if kept is not None)])
+    _mark_written(ids, occupied, index, counts, last, history_index, history_size, found)
     return changed.narrow(0, 0, rows), evicted
 
 
 def insert_(ids: Tensor, occupied: Tensor, index: Tensor, new: Tensor, rows: Tensor) -> None:
     """See ``reference.insert_``."""
-    new, rows = new.contiguous(), rows.contiguous()
-    count = rows.numel()
-    given = ("new", new, count, _ID), ("rows", rows, count, _ID)
-    _lib.id_map_insert(*_map(ids, occupied, index, *given), count)
-    _written([ids, occupied, index])
+    _lib.id_map_insert(ids, occupied, index, _as_it_lies(new), _as_it_lies(rows))
+    _mark_written(ids, occupied, index)
 
 
 def erase_(ids: Tensor, occupied: Tensor, index: Tensor, rows: Tensor) -> None:
     """See ``reference.erase_``."""
-    rows = rows.contiguous()
-    count = rows.numel()
-    _lib.id_map_erase(*_map(ids, occupied, index, ("rows", rows, count, _ID)), count)
-    _written([occupied, index])
+    _lib.id_map_erase(ids, occupied, index, _as_it_lies(rows))
+    _mark_written(occupied, index)
 
 
 def rebuild_(ids: Tensor, rows: Tensor, index: Tensor) -> None:
     """See ``reference.rebuild_``."""
-    rows = rows.contiguous()
-    size, entries, count = ids.numel(), index_size(ids.numel()), rows.numel()
-    map_ids, map_index, source = addresses_of(
-        ("ids", ids, size, _ID), ("index", index, entries, _ENTRY), ("rows", rows, count, _ID)
-    )
-    _lib.id_map_rebuild(map_ids, size, map_index, entries, source, count)
-    _written([index])
+    _lib.id_map_rebuild(ids, index, _as_it_lies(rows))
+    _mark_written(index)
 
 
-def _map(ids: Tensor, occupied: Tensor, index: Tensor, *others: Memory) -> list[int]:
-    """Return a whole map as kernels take it, and the addresses of further tensors behind it."""
-    size, entries = ids.numel(), index_size(ids.numel())
-    map_ids, map_index, map_occupied = kept_addresses_of(
-        ("ids", ids, size, _ID),
-        ("index", index, entries, _ENTRY),
-        ("occupied", occupied, size, torch.bool),
-    )
-    return [map_ids, size, map_index, entries, map_occupied, *addresses_of(*others)]
+def _mark_written(*tensors: Tensor | None) -> None:
+    """Tell autograd, as kernels write behind PyTorch's back."""
+    torch.autograd.graph.increment_version([tensor for tensor in tensors if tensor is not None])
