@@ -100,6 +100,7 @@ void bind_jagged(nb::module_& m) {
     const auto fit = by_lengths ? jagged_kernels().lengths_fit : jagged_kernels().offsets_fit;
     return fit(integers, rows.shape[0]);
   }, nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none());
+  m.def("are_distinct_strings", [](nb::handle keys) { return are_distinct_strings(keys, 0); });
   m.def("lengths_fit", [](nb::handle lengths, int64_t total) {
     return jagged_kernels().lengths_fit(integers_at(lengths, "lengths"), total);
   });

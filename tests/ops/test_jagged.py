@@ -159,6 +159,25 @@ def test_bags_that_may_not_fit(parts):
     assert not jagged.bags_surely_fit(*parts)
 
 
+@pytest.mark.parametrize(
+    ("keys", "distinct"),
+    [
+        (["a"], True),
+        (["a", "b", "ab"], True),
+        ([f"{i}" for i in range(500)], True),
+        ([f"{i % 499}" for i in range(500)], False),
+        (["ab", "".join(["a", "b"])], False),
+        (["a", 1], False),
+        (["a", None], False),
+        (("a", "b"), False),
+        ([], False),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_keys_that_are_surely_distinct(keys, distinct):
+    assert jagged.are_surely_distinct(keys) is (distinct and library is not None)
+
+
 def test_bags_under_a_transform_may_not_fit():
     def each(values, lengths):
         assert not jagged.bags_surely_fit(["a"], values, None, lengths, None)

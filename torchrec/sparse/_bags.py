@@ -294,6 +294,11 @@ class KeyedBags(BagLengths):
             length_per_key,
         )
 
+    def emptied(self) -> KeyedBags:
+        """Return a record of no keys, over the same batch and of the same dtypes."""
+        weights = None if self.weights is None else self.weights[:0]
+        return self.of_keys([], self.values[:0], weights, self.lengths()[:0], [])
+
     def map(self, function: Callable[[Tensor], Tensor]) -> KeyedBags:
         """Return a record with a function applied to every tensor of data, and the same numbers on the host."""
         weights, inverse = self.weights, self.inverse_indices
@@ -327,7 +332,9 @@ class KeyedBags(BagLengths):
         return other
 
     def copy_(self, other: KeyedBags, non_blocking: bool) -> None:
-        """Copy the tensors of another record of the same sizes into those of this one."""
+        """Copy the tensors of another record of the same keys and sizes into those of this one."""
+        if self.keys != other.keys:
+            raise ValueError(f"`kjt` should have the keys {self.keys}. Received {other.keys}.")
         pairs = [(self.values, other.values), *bound_pairs(self, other)]
         if self.weights is not None and other.weights is not None:
             pairs.append((self.weights, other.weights))

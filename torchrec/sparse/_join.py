@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from torchrec.ops.jagged import are_surely_distinct
 from torchrec.sparse._bags import Inverse, KeyedBags
 from torchrec.sparse._checks import repeated
 from torchrec.sparse._jagged import JaggedTensor
@@ -17,26 +19,37 @@ def concat(every: Sequence[KeyedBags]) -> KeyedBags:
     """Join the keys of several over the same batch; see ``KeyedJaggedTensor.concat``."""
     if not every:
         raise ValueError("`kjt_list` should hold at least one KeyedJaggedTensor. Received none.")
-    parts = [part for part in every if part.keys] or every[:1]
+    compiling = is_compiling()  # then sizes are not to be compared
     keys: list[str] = []
     values: list[Tensor] = []
     weights: list[Tensor] = []
     lengths: list[Tensor] = []
-    variable = False
-    for part in parts:
-        keys += part.keys
+    parts: list[KeyedBags] = []
+    variable, even = False, True
+    for part in every:
+        own, of_part = part.keys, part.lengths()
+        if not own and len(every) > 1:
+            continue
+        parts.append(part)
+        keys += own
         values.append(part.values)
-        lengths.append(part.lengths())
+        lengths.append(of_part)
         if part.weights is not None:
             weights.append(part.weights)
         if part.strides_per_rank is not None:
             variable = True
+        elif not compiling:
+            of_first, keys_of_first = lengths[0], parts[0].keys
+            if of_part.numel() * len(keys_of_first) != of_first.numel() * len(own):
+                even = False
+    if not parts:
+        return concat(every[:1])
     if weights and len(weights) != len(parts):
         raise ValueError(
             "`kjt_list` should be weighted in all parts or in none. "
             f"Received {len(weights)} of {len(parts)} with weights."
         )
-    if len(set(keys)) != len(keys):
+    if (compiling or not are_surely_distinct(keys)) and len(set(keys)) != len(keys):
         raise ValueError(f"`kjt_list` should hold each key once. Received {repeated(keys)} again.")
     joined = torch.cat(values), torch.cat(weights) if weights else None, torch.cat(lengths)
     if variable:
@@ -44,19 +57,18 @@ def concat(every: Sequence[KeyedBags]) -> KeyedBags:
         return KeyedBags(keys, *joined, None, stride, strides, inverse)
     if not keys:
         return KeyedBags(keys, *joined, None, parts[0].stride())
-    if not is_compiling():
-        _require_one_stride(parts, lengths)
+    if not even:
+        _refuse_strides(parts)
     return KeyedBags(keys, *joined)
 
 
-def _require_one_stride(parts: Sequence[KeyedBags], lengths: list[Tensor]) -> None:
+def _refuse_strides(parts: Sequence[KeyedBags]) -> NoReturn:
     stride = parts[0].stride()
-    for part, own in zip(parts, lengths, strict=True):
-        if own.numel() != stride * len(part.keys):
-            raise ValueError(
-                f"`kjt_list` should have batches of one size ({stride}, of keys {parts[0].keys}). "
-                f"Received {part.stride()} for keys {part.keys}."
-            )
+    other = next(part for part in parts if part.stride() != stride)
+    raise ValueError(
+        f"`kjt_list` should have batches of one size ({stride}, of keys {parts[0].keys}). "
+        f"Received {other.stride()} for keys {other.keys}."
+    )
 
 
 def _join_stride(parts: Sequence[KeyedBags]) -> int | None:

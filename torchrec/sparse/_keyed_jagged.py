@@ -38,8 +38,7 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
         offset_per_key: where each key starts in the values, if known.
         index_per_key: position of each key, if known.
         jt_dict: the same data by key, if known.
-        inverse_indices: keys and ``[F, B]`` positions: which sample of a key's own batch stands at each place of the
-            full batch.
+        inverse_indices: keys and ``[F, B]``: which sample of a key's own batch stands at each place of the full batch.
 
     Example:
         >>> kjt = KeyedJaggedTensor(
@@ -464,8 +463,8 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
         bags = self._bags.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         if dtype is not None:
             require_type(dtype, "`dtype`", torch.dtype)
-        if dtype is not None and bags.weights is not None:
-            bags = bags.replace(bags.values, bags.weights.to(dtype))
+            if bags.weights is not None:
+                bags = bags.replace(bags.values, bags.weights.to(dtype))
         return keyed_jagged(bags)
 
     def pin_memory(self) -> KeyedJaggedTensor:
@@ -483,8 +482,6 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
             ValueError: keys or sizes differ.
         """
         require_type(kjt, "`kjt`", KeyedJaggedTensor)
-        if self.keys() != kjt.keys():
-            raise ValueError(f"`kjt` should have the keys {self.keys()}. Received {kjt.keys()}.")
         self._bags.copy_(kjt._bags, non_blocking)
         return self
 
@@ -582,16 +579,19 @@ def bags_of(kjt: KeyedJaggedTensor) -> KeyedBags:
 
 
 def _concat(kjt_list: list[KeyedJaggedTensor]) -> KeyedJaggedTensor:
-    if type(kjt_list) is not list or set(map(type, kjt_list)) != {KeyedJaggedTensor}:
+    if type(kjt_list) is not list:
         require_list(kjt_list, "`kjt_list`", KeyedJaggedTensor)
-    return keyed_jagged(_join.concat([kjt._bags for kjt in kjt_list]))
+    every = []
+    for kjt in kjt_list:
+        if not isinstance(kjt, KeyedJaggedTensor):
+            require_list(kjt_list, "`kjt_list`", KeyedJaggedTensor)
+        every.append(kjt._bags)
+    return keyed_jagged(_join.concat(every))
 
 
 def _empty_like(kjt: KeyedJaggedTensor, device: torch.device | None) -> KeyedJaggedTensor:
     require_type(kjt, "`kjt`", KeyedJaggedTensor)
-    bags = kjt._bags
-    weights = None if bags.weights is None else bags.weights[:0]
-    like = keyed_jagged(bags.of_keys([], bags.values[:0], weights, bags.lengths()[:0], []))
+    like = keyed_jagged(kjt._bags.emptied())
     return like if device is None else like.to(device)
 
 

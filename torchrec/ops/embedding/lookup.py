@@ -114,6 +114,7 @@ class Group:
         self.slots = [s for s, slot in enumerate(spec.slots) if slot.table in mine]
         self.spec = spec.subset(tables)
         self.gradient = gradient
+        self.is_fused = isinstance(gradient, Updater)
         self.number = next(_numbers)
         # Written to in name only: a compiler may neither leave the update out nor move it.
         self.mark = torch.zeros(1, device="cpu")
@@ -314,7 +315,7 @@ def _recorded(
     It has no gradient of fused tables to see to: to record one would cost time, and have the hooks
     of the weight called. A tensor in their place has the output recorded.
     """
-    fused = [group for group in groups if isinstance(group.gradient, Updater)]
+    fused = [group for group in groups if group.is_fused]
     if is_compiling() or not fused:
         return None, weights
     if len(fused) == len(groups):
@@ -329,7 +330,7 @@ def _anchor_gets_gradient(ctx: Any) -> bool:
     One for some other tensors, as ``torch.autograd.grad`` runs it, does not: it leaves the tables
     alone, as it does the ``grad`` of every parameter.
     """
-    fused = [group for group in ctx.groups if isinstance(group.gradient, Updater)]
+    fused = [group for group in ctx.groups if group.is_fused]
     if not fused:
         return False
     table = 0 if ctx.recorded == 1 else fused[0].tables[0]

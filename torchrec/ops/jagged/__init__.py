@@ -17,6 +17,7 @@ from torchrec.ops._memory import is_wide, require_integers
 from torchrec.ops.jagged import native, schema
 
 __all__ = [
+    "are_surely_distinct",
     "bags_surely_fit",
     "jagged_index_select",
     "jagged_to_padded",
@@ -180,6 +181,7 @@ def _compose_lengths_fit(lengths: Tensor, total: int) -> bool:
 
 _lengths_fit = shortcut(native.lengths_fit, composed=_compose_lengths_fit, tensors=(0,))
 
+are_surely_distinct = native.are_surely_distinct
 bags_surely_fit = native.bags_surely_fit
 
 

@@ -69,6 +69,18 @@ def bags_surely_fit(
 _bags_fit: Any = (lambda *_: False) if _lib is None else _lib.bags_fit
 
 
+def are_surely_distinct(keys: list[str]) -> bool:
+    """Say at a glance whether keys are a list of strings of which none comes twice: no means that one has to look.
+
+    For use where no graph is traced: in half the time that a set of them takes.
+
+    Example:
+        >>> are_surely_distinct(["a", "b", "a"])
+        False
+    """
+    return _lib is not None and _lib.are_distinct_strings(keys)
+
+
 def offsets_fit(offsets: Tensor, total: int) -> bool:
     """Say whether offsets start at 0, never fall and end at ``total``."""
     return _lib.offsets_fit(offsets.contiguous(), total)  # type: ignore[no-any-return]
