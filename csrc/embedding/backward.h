@@ -90,20 +90,11 @@ inline void pack_sources(const Batch& batch, int64_t t, float* packed) {
 
 constexpr int kPartRows = 6;  // parts interleave by 64 rows: even under skew, yet with runs of neighbouring rows
 
-template <class Entry>
-ROWWISE_INLINE void set_scale(Entry&, const Slot&, int64_t) {}
-template <>
-ROWWISE_INLINE void set_scale(NarrowScaledEntry& e, const Slot& slot, int64_t i) {
-  e.scale = slot.sample_weights ? slot.sample_weights[i] : 1;
-}
-template <>
-ROWWISE_INLINE void set_scale(WideScaledEntry& e, const Slot& slot, int64_t i) {
-  e.scale = slot.sample_weights ? slot.sample_weights[i] : 1;
-}
+inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// The pairs of part `part` of `parts` of table t, in order of slot and position. Returns how many.
-template <class Entry>
-int64_t collect(const Batch& batch, int64_t t, int64_t part, int64_t parts, Entry* entries) {
+// The entries of part `part` of `parts` of table t, in order of slot and position. Returns how many.
+template <class E>
+int64_t collect(const Batch& batch, int64_t t, int64_t part, int64_t parts, const Packing& packing, E* entries) {
   const Table& table = batch.tables[t];
   int64_t n = 0, first_source = 0;
   for (int64_t s = 0; s < batch.num_slots; ++s) {
@@ -116,11 +107,9 @@ int64_t collect(const Batch& batch, int64_t t, int64_t part, int64_t parts, Entr
         const int64_t row = row_of(table, ids[i]);
         if (row < 0) continue;
         if (parts > 1 && ((row >> kPartRows) & (parts - 1)) != part) continue;
-        Entry entry;
-        entry.row = static_cast<decltype(entry.row)>(row);
-        entry.source = static_cast<decltype(entry.source)>(first_source + bag);
-        set_scale(entry, slot, i);
-        entries[n++] = entry;
+        E& entry = entries[n++];
+        entry.packed = packing.pack<decltype(entry.packed)>(row, first_source + bag);
+        entry.set_factor(slot.sample_weights ? slot.sample_weights[i] : 1);
       }
     }
     first_source += slot.bags;
@@ -128,69 +117,146 @@ int64_t collect(const Batch& batch, int64_t t, int64_t part, int64_t parts, Entr
   return n;
 }
 
-template <class W>
-ROWWISE_INLINE void prefetch_target(const Table& table, const Sink& sink, const Step* step, int64_t row) {
-  const int64_t dim = table.dim;
-  if (sink.optimizer) {
-    const char* w = reinterpret_cast<const char*>(static_cast<const W*>(table.weight) + row * dim);
-    for (int64_t b = 0; b < dim * static_cast<int64_t>(sizeof(W)); b += 64) __builtin_prefetch(w + b, 1, 3);
-    const Optimizer& o = *sink.optimizer;
-    const int64_t first = o.rule == Rule::rowwise_adagrad ? 1 : dim, second = step->row_wise ? 1 : dim;
-    if (o.first)
-      for (int64_t c = 0; c < first; c += 16) __builtin_prefetch(o.first + row * first + c, 1, 3);
-    if (o.second)
-      for (int64_t c = 0; c < second; c += 16) __builtin_prefetch(o.second + row * second + c, 1, 3);
-  } else if (sink.dense) {
-    const char* y = reinterpret_cast<const char*>(static_cast<const W*>(sink.dense) + row * dim);
-    for (int64_t b = 0; b < dim * static_cast<int64_t>(sizeof(W)); b += 64) __builtin_prefetch(y + b, 1, 3);
+// Sorted entries, with one more behind them that has another row.
+template <class E>
+struct Sorted {
+  const E* entries;
+  int64_t count;
+  Packing packing;
+
+  ROWWISE_INLINE int64_t row(int64_t i) const { return packing.row(entries[i].packed); }
+  ROWWISE_INLINE int64_t source(int64_t i) const { return packing.source(entries[i].packed); }
+  ROWWISE_INLINE bool is_last(int64_t i) const {  // of its row
+    return !packing.is_same_row(entries[i].packed, entries[i + 1].packed);
+  }
+  ROWWISE_INLINE int64_t ahead(int64_t i, int64_t distance) const {
+    return i + distance < count ? i + distance : count - 1;
+  }
+};
+
+template <class E>
+Sorted<E> collect_sorted(const Batch& batch, int64_t t, int64_t part, int64_t parts, const Packing& packing,
+                         int64_t most, char* memory) {
+  E* entries = reinterpret_cast<E*>(memory);
+  const int64_t count = collect(batch, t, part, parts, packing, entries);
+  entries = sort_by_row(packing, entries, entries + most + 1, count);
+  if (count > 0) entries[count].packed = ~entries[count - 1].packed;
+  return {entries, count, packing};
+}
+
+// The memory of a row that is written, and mostly read before: arrays of `dim` numbers a row, and of one.
+struct Targets {
+  const char* wide[3];
+  int64_t bytes[3];  // a number
+  int num_wide = 0;
+  const float* narrow = nullptr;
+
+  void add(const void* memory, int64_t bytes_a_number) {
+    if (memory == nullptr) return;
+    wide[num_wide] = static_cast<const char*>(memory);
+    bytes[num_wide++] = bytes_a_number;
+  }
+};
+
+inline Targets find_targets(const Table& table, const Sink& sink) {
+  Targets targets;
+  const int64_t bytes = table.dtype == Float::f32 ? 4 : 2;
+  targets.add(sink.dense, bytes);
+  if (sink.optimizer == nullptr) return targets;
+  const Step step(*sink.optimizer);
+  targets.add(table.weight, bytes);
+  if (step.o.rule == Rule::rowwise_adagrad) {
+    targets.narrow = step.o.first;
+    return targets;
+  }
+  targets.add(step.o.first, 4);
+  if (step.row_wise)
+    targets.narrow = step.o.second;
+  else
+    targets.add(step.o.second, 4);
+  return targets;
+}
+
+// The next rows of the entries from `begin` on, at most kRows; returns where their entries end. There is no branch on
+// whether two entries are of one row, here and below: nothing could predict it.
+template <class E>
+ROWWISE_INLINE int64_t take_rows(const Sorted<E>& sorted, int64_t begin, Rows& rows) {
+  int n = 0;
+  int64_t i = begin;
+  for (; i < sorted.count && n < kRows; ++i) {
+    rows.row[n] = sorted.row(i);
+    rows.end[n] = i + 1;
+    n += sorted.is_last(i);
+  }
+  rows.count = n;
+  rows.begin = begin;
+  return i;
+}
+
+// `block`, or where a new row begins what every number can be added to and stays as it is: -0.
+ROWWISE_INLINE Block unless_new(const Block& block, bool is_new) {
+  const LanesBits kept = LanesBits{} - static_cast<uint32_t>(!is_new), sign = LanesBits{} + 0x80000000u;
+  Block result;
+  for (int p = 0; p < kParts; ++p) {
+    LanesBits bits;
+    std::memcpy(&bits, &block.part[p], sizeof bits);
+    bits = (bits & kept) | (sign & ~kept);
+    std::memcpy(&result.part[p], &bits, sizeof bits);
+  }
+  return result;
+}
+
+constexpr int64_t kTargetsAhead = 24, kSourcesAhead = 12;  // entries
+
+// Sums columns [column, column + 16 * kBlocks (+ tail)) of the gradients of the rows, each into its own place.
+template <class E, int kBlocks, bool kTail>
+void sum_columns(const Sorted<E>& sorted, const Sources& sources, const Targets& targets, const Rows& rows, int64_t column,
+                 int tail) {
+  constexpr int kAll = kBlocks + (kTail ? 1 : 0);
+  const int64_t end = rows.end[rows.count - 1];
+  float* y = rows.own + column;
+  Block sum[kAll];
+  for (int b = 0; b < kAll; ++b) sum[b] = Block::fill(-0.0f);
+  for (int64_t i = rows.begin; i < end; ++i) {
+    const int64_t row = sorted.row(sorted.ahead(i, kTargetsAhead));
+    for (int t = 0; t < targets.num_wide; ++t) {
+      const char* target = targets.wide[t] + (row * rows.dim + column) * targets.bytes[t];
+      for (int b = 0; b < kAll; ++b) __builtin_prefetch(target + b * 64, 1, 3);
+    }
+    if (column == 0) __builtin_prefetch(targets.narrow + row, 1, 3);
+    const float* soon = sources.rows + sorted.source(sorted.ahead(i, kSourcesAhead)) * sources.stride + column;
+    for (int b = 0; b < kAll; ++b) __builtin_prefetch(soon + b * kBlock, 0, 3);
+    const float* x = sources.rows + sorted.source(i) * sources.stride + column;
+    const float factor = sorted.entries[i].factor();
+    const bool is_last = sorted.is_last(i);
+    for (int b = 0; b < kAll; ++b) {
+      const int n = kTail && b == kBlocks ? tail : kBlock;
+      const Block block = load_block(x + b * kBlock, n);
+      sum[b] = sum[b] + (E::kScaled ? block * factor : block);
+      store_block(sum[b], y + b * kBlock, n);
+      sum[b] = unless_new(sum[b], is_last);
+    }
+    y += is_last ? rows.dim : 0;
   }
 }
 
-template <class W>
-ROWWISE_INLINE void write_grad(const Table& table, Sink& sink, int64_t row, const float* g) {
-  W* y;
-  if (sink.dense) {
-    y = static_cast<W*>(sink.dense) + row * table.dim;
-  } else {
-    sink.rows[sink.count] = row;
-    y = static_cast<W*>(sink.values) + sink.count++ * table.dim;
+template <class E>
+void sum_rows(const Sorted<E>& sorted, const Sources& sources, const Targets& targets, Rows& rows) {
+  int64_t column = 0;
+  const int tail = static_cast<int>(rows.dim % kBlock);
+  for (; rows.dim - column >= 4 * kBlock; column += 4 * kBlock)
+    sum_columns<E, 4, false>(sorted, sources, targets, rows, column, 0);
+  switch ((rows.dim - column) / kBlock * 2 + (tail != 0)) {
+    case 0: break;
+    case 1: sum_columns<E, 0, true>(sorted, sources, targets, rows, column, tail); break;
+    case 2: sum_columns<E, 1, false>(sorted, sources, targets, rows, column, 0); break;
+    case 3: sum_columns<E, 1, true>(sorted, sources, targets, rows, column, tail); break;
+    case 4: sum_columns<E, 2, false>(sorted, sources, targets, rows, column, 0); break;
+    case 5: sum_columns<E, 2, true>(sorted, sources, targets, rows, column, tail); break;
+    case 6: sum_columns<E, 3, false>(sorted, sources, targets, rows, column, 0); break;
+    case 7: sum_columns<E, 3, true>(sorted, sources, targets, rows, column, tail); break;
   }
-  for_blocks(table.dim, [&](int64_t c, int n) { store_block(load_block(g + c, n), y + c, n); });
-}
-
-// The summed gradient of the row of entries[i]; `next` is set behind its last entry. May point into the sources.
-template <class Entry>
-ROWWISE_INLINE const float* sum_row(const Entry* entries, int64_t count, int64_t i, const Sources& sources, int64_t dim,
-                                    float* sum, int64_t* next) {
-  const auto row = entries[i].row;
-  const float* g = sources.rows + static_cast<int64_t>(entries[i].source) * sources.stride;
-  constexpr bool kScaled = sizeof(Entry) == sizeof(NarrowScaledEntry) || sizeof(Entry) == sizeof(WideScaledEntry);
-  int64_t j = i + 1;
-  if (j == count || entries[j].row != row) {
-    *next = j;
-    if (!kScaled) return g;
-  }
-  const float scale = scale_of(entries[i]);
-  for_blocks(dim, [&](int64_t c, int n) {
-    const Block block = load_block(g + c, n);
-    store_block(kScaled ? block * scale : block, sum + c, n);
-  });
-  for (; j < count && entries[j].row == row; ++j) {
-    const float* more = sources.rows + static_cast<int64_t>(entries[j].source) * sources.stride;
-    const float factor = scale_of(entries[j]);
-    for_blocks(dim, [&](int64_t c, int n) {
-      const Block block = load_block(more + c, n);
-      store_block(load_block(sum + c, n) + (kScaled ? block * factor : block), sum + c, n);
-    });
-  }
-  *next = j;
-  return sum;
-}
-
-template <class Entry>
-ROWWISE_INLINE void prefetch_source(const Sources& sources, const Entry& entry, int64_t dim) {
-  const float* source = sources.rows + static_cast<int64_t>(entry.source) * sources.stride;
-  for (int64_t c = 0; c < dim; c += 16) __builtin_prefetch(source + c, 0, 3);
+  for (int k = 0; k < rows.count; ++k) rows.grad[k] = rows.own + k * rows.dim;
 }
 
 // The rows of part `part` of `parts`, in order.
@@ -209,104 +275,112 @@ struct PartRows {
   }
 };
 
-// Adds `factor` times the weights of a row to its gradient, which is written to `out` (may be `g`).
 template <class W>
-ROWWISE_INLINE const float* add_weights(const W* w, const float* g, float factor, float* out, int64_t dim) {
-  for_blocks(dim, [&](int64_t c, int n) {
-    store_block(load_block(g + c, n) + load_block(w + c, n) * factor, out + c, n);
-  });
-  return out;
+void write_grads(Sink& sink, const Rows& rows) {
+  for (int k = 0; k < rows.count; ++k) {
+    W* y = static_cast<W*>(sink.dense) + rows.row[k] * rows.dim;
+    if (sink.dense == nullptr) {
+      sink.rows[sink.count] = rows.row[k];
+      y = static_cast<W*>(sink.values) + sink.count++ * rows.dim;
+    }
+    for_blocks(rows.dim, [&](int64_t c, int n) { store_block(load_block(rows.grad[k] + c, n), y + c, n); });
+  }
 }
 
-// `scratch` has room for kRows + 2 rows.
-template <class W, class Entry>
-void reduce(const Table& table, Sink& sink, const Entry* entries, int64_t count, const Sources& sources, PartRows part,
-            float* scratch) {
-  constexpr int64_t kTargetsAhead = kRows, kSourcesAhead = 8;
-  const int64_t dim = table.dim;
-  alignas(Step) char room[sizeof(Step)];
-  const Step* step = sink.optimizer ? new (room) Step(*sink.optimizer) : nullptr;
-  Rows<W> rows;
-  rows.table = static_cast<W*>(table.weight);
-  rows.dim = dim;
-  rows.own = scratch;
-  rows.spare = scratch + kRows * dim;
-  float* zero = scratch + (kRows + 1) * dim;
-  int64_t unseen = table.rows;  // the next row to be updated without a gradient
-  if (step != nullptr && updates_all_rows(step->o)) {
-    unseen = part.first();
-    for (int64_t c = 0; c < dim; ++c) zero[c] = 0;
-  }
-  const auto update = [&](int64_t row, const float* g) {
-    rows.row[rows.count] = row;
-    rows.grad[rows.count++] = g;
-    if (rows.count == kRows) update_rows(*step, rows);
-  };
-  const auto update_unseen = [&](int64_t end) {
-    while (unseen < end) {
-      if (step->o.rule != Rule::adam) {
-        update(unseen, zero);
-        unseen = part.after(unseen);
+// Updates the rows of a part with a gradient of zero that no id chose: those before `end`, from where it was last.
+template <class W>
+struct UnseenRows {
+  const Step& step;
+  W* weight;
+  PartRows part;
+  Rows rows;          // with room of its own
+  const float* zero;
+  int64_t next;
+
+  void update(int64_t end) {
+    while (next < end) {
+      if (step.o.rule == Rule::adam) {
+        const int64_t stop = part.run_end(next, end), at = next * rows.dim;
+        update_adam_unseen(step, weight + at, step.o.first + at, step.o.second + at, (stop - next) * rows.dim);
+        next = part.after(stop - 1);
         continue;
       }
-      const int64_t stop = part.run_end(unseen, end), at = unseen * dim;
-      update_adam_unseen(*step, rows.table + at, step->o.first + at, step->o.second + at, (stop - unseen) * dim);
-      unseen = part.after(stop - 1);
+      rows.row[rows.count] = next;
+      rows.grad[rows.count++] = zero;
+      if (rows.count == kRows) flush();
+      next = part.after(next);
     }
-  };
-  int64_t targets = 0, fetched = 0;  // entries whose targets and sources have been asked for
-  for (int64_t i = 0, next = 0; i < count; i = next) {
-    const int64_t row = static_cast<int64_t>(entries[i].row);
-    for (; targets < count && targets < i + kTargetsAhead; ++targets) {
-      if (targets == 0 || entries[targets].row != entries[targets - 1].row)
-        prefetch_target<W>(table, sink, step, static_cast<int64_t>(entries[targets].row));
-    }
-    for (; fetched < count && fetched < i + kSourcesAhead; ++fetched) prefetch_source(sources, entries[fetched], dim);
-    if (unseen < table.rows) {
-      update_unseen(row);
-      unseen = part.after(row);
-    }
-    const float* g = sum_row(entries, count, i, sources, dim, rows.own + rows.count * dim, &next);
-    if (step == nullptr) {
-      write_grad<W>(table, sink, row, g);
-      continue;
-    }
-    if (step->o.row_decay != 0) {
-      const float factor = step->o.row_decay * static_cast<float>(next - i);
-      g = add_weights(rows.table + row * dim, g, factor, rows.own + rows.count * dim, dim);
-    }
-    update(row, g);
   }
-  update_unseen(table.rows);
-  if (step != nullptr) update_rows(*step, rows);
+  void flush() {
+    update_rows(step, weight, rows);
+    rows.count = 0;
+  }
+};
+
+// `scratch` has room for 2 * kRows + 2 rows.
+template <class W, class E>
+void reduce(const Table& table, Sink& sink, const Sorted<E>& sorted, const Sources& sources, PartRows part,
+            float* scratch) {
+  const int64_t dim = table.dim;
+  W* weight = static_cast<W*>(table.weight);
+  const Targets targets = find_targets(table, sink);
+  Rows rows(dim, scratch);
+  if (sink.optimizer == nullptr) {
+    for (int64_t i = 0; i < sorted.count;) {
+      i = take_rows(sorted, i, rows);
+      sum_rows(sorted, sources, targets, rows);
+      write_grads<W>(sink, rows);
+    }
+    return;
+  }
+  const Step step(*sink.optimizer);
+  float* zero = scratch + (2 * kRows + 1) * dim;
+  const bool all_rows = updates_all_rows(step.o);
+  UnseenRows<W> unseen{step, weight, part, Rows(dim, scratch + kRows * dim), zero, part.first()};
+  for (int64_t c = 0; c < dim; ++c) zero[c] = 0;
+  for (int64_t i = 0; i < sorted.count;) {
+    i = take_rows(sorted, i, rows);
+    sum_rows(sorted, sources, targets, rows);
+    if (step.o.row_decay != 0) add_weights(step.o.row_decay, weight, rows);
+    update_rows(step, weight, rows);
+    if (!all_rows) continue;
+    for (int k = 0; k < rows.count; ++k) {
+      unseen.update(rows.row[k]);
+      unseen.next = part.after(rows.row[k]);
+    }
+  }
+  if (all_rows) unseen.update(table.rows), unseen.flush();
 }
 
 struct Part {
   int64_t table, part, parts;
 };
 
-template <class Entry>
+// Where rows may come in any order: pairs are returned in order, and all rows are updated by going through the table.
+inline Packing packing_of(const Table& table, const Sink& sink, const Sources& sources) {
+  const bool in_order = sink.rows != nullptr || (sink.optimizer != nullptr && updates_all_rows(*sink.optimizer));
+  return Packing(table.rows, sources.count, in_order);
+}
+
+template <class E>
 void run_part(const Batch& batch, const Part& part, Sink& sink, const Sources& sources, char* memory, float* scratch) {
   const Table& table = batch.tables[part.table];
-  Entry* entries = reinterpret_cast<Entry*>(memory);
-  const int64_t count = collect(batch, part.table, part.part, part.parts, entries);
-  const Entry* sorted = sort_by_row(entries, entries + sources.ids, count, static_cast<uint64_t>(table.rows));
+  const Packing packing = packing_of(table, sink, sources);
+  const Sorted<E> sorted = collect_sorted<E>(batch, part.table, part.part, part.parts, packing, sources.ids, memory);
   const PartRows rows{part.part, part.parts};
   switch (table.dtype) {
-    case Float::f32: return reduce<float>(table, sink, sorted, count, sources, rows, scratch);
-    case Float::f16: return reduce<Half>(table, sink, sorted, count, sources, rows, scratch);
-    case Float::bf16: return reduce<Bfloat16>(table, sink, sorted, count, sources, rows, scratch);
+    case Float::f32: return reduce<float>(table, sink, sorted, sources, rows, scratch);
+    case Float::f16: return reduce<Half>(table, sink, sorted, sources, rows, scratch);
+    case Float::bf16: return reduce<Bfloat16>(table, sink, sorted, sources, rows, scratch);
   }
 }
 
 inline void run_part(const Batch& batch, const Part& part, Sink& sink, const Sources& sources, char* memory, float* scratch) {
-  const Table& table = batch.tables[part.table];
-  const int64_t most = int64_t{1} << 32;
-  const bool narrow = table.rows <= most && sources.count <= most;
-  if (narrow && !sources.scaled) return run_part<NarrowEntry>(batch, part, sink, sources, memory, scratch);
-  if (narrow) return run_part<NarrowScaledEntry>(batch, part, sink, sources, memory, scratch);
-  if (!sources.scaled) return run_part<WideEntry>(batch, part, sink, sources, memory, scratch);
-  return run_part<WideScaledEntry>(batch, part, sink, sources, memory, scratch);
+  const bool narrow = packing_of(batch.tables[part.table], sink, sources).bits() <= 32;
+  if (narrow && !sources.scaled) return run_part<Entry<uint32_t>>(batch, part, sink, sources, memory, scratch);
+  if (narrow) return run_part<ScaledEntry<uint32_t>>(batch, part, sink, sources, memory, scratch);
+  if (!sources.scaled) return run_part<Entry<uint64_t>>(batch, part, sink, sources, memory, scratch);
+  return run_part<ScaledEntry<uint64_t>>(batch, part, sink, sources, memory, scratch);
 }
 
 // Into how many parts (a power of two) the rows of a table are split: so many that every thread gets about four tasks.
@@ -317,8 +391,6 @@ inline int64_t parts_of(const Sink& sink, int64_t work, int64_t all_work, int th
   while (parts < 64 && parts * all_work < work * threads * 4) parts *= 2;
   return parts;
 }
-
-inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 inline void backward(const Batch& batch, Sink* sinks) {
   Scratch source_memory(static_cast<size_t>(batch.num_tables) * sizeof(Sources) + 64);
@@ -340,8 +412,8 @@ inline void backward(const Batch& batch, Sink* sinks) {
     num_parts += parts_of(sinks[t], sources[t].work, all_work, threads);
     if (!sources[t].in_place) packed_floats += aligned(sources[t].count * dim * 4) / 4;
   }
-  const int64_t entries_bytes = aligned(2 * most_ids * static_cast<int64_t>(sizeof(WideScaledEntry)));
-  const int64_t thread_bytes = entries_bytes + aligned((kRows + 2) * most_dim * 4);
+  const int64_t entries_bytes = aligned(2 * (most_ids + 1) * static_cast<int64_t>(sizeof(ScaledEntry<uint64_t>)));
+  const int64_t thread_bytes = entries_bytes + aligned((2 * kRows + 2) * most_dim * 4);
   Scratch memory(static_cast<size_t>(threads * thread_bytes + packed_floats * 4 + 64));
   Scratch part_memory(static_cast<size_t>(num_parts) * sizeof(Part) + 64);
   Part* parts = reinterpret_cast<Part*>(part_memory.data());

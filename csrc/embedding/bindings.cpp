@@ -312,6 +312,12 @@ FailureTuple choose_rows(Call& call, Sequence input, int64_t out_of_range, int t
 }
 
 void run_backward(const Batch& batch, std::vector<Sink>& sinks) {
+  double bags = 0;
+  for (int64_t s = 0; s < batch.num_slots; ++s) bags += static_cast<double>(batch.slots[s].bags);
+  for (int64_t t = 0; t < batch.num_tables; ++t)  // a row and a bag are sorted as one number; no memory holds more
+    REQUIRE(bags * static_cast<double>(batch.tables[t].rows) < 0x1p62,
+            "Table number " + std::to_string(t) + " should have fewer than 2^62 rows, times bags. Received " +
+                std::to_string(batch.tables[t].rows) + " rows.");
   nb::gil_scoped_release release;
   embedding_kernels().backward(batch, sinks.data());
 }

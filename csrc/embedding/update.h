@@ -187,20 +187,21 @@ ROWWISE_INLINE void update_adam_unseen(const Step& s, W* w, float* m, float* v, 
 // Rows that are updated together, each with its summed gradient.
 constexpr int kRows = 16;
 
-template <class W>
 struct Rows {
-  W* table;
   int64_t dim;
+  float* own;       // kRows x dim: room for the gradient of each row
+  float* spare;     // dim
   int count = 0;
-  int64_t row[kRows];
+  int64_t row[kRows + 1];  // one more, as the last may be written before it is known to be one
   const float* grad[kRows];
-  float* own;      // kRows x dim: room for the gradient of each row
-  float* spare;    // dim
+  int64_t begin = 0, end[kRows + 1];  // of the entries of row k: from the end of that before, or `begin`, to end[k]
+
+  Rows(int64_t columns, float* room) : dim(columns), own(room), spare(room + kRows * columns) {}
 };
 
 // In three passes over the rows, so that their square roots and divisions, a long chain for one row, overlap.
 template <class W>
-ROWWISE_INLINE void update_rowwise_adagrad(const Step& s, Rows<W>& rows) {
+ROWWISE_INLINE void update_rowwise_adagrad(const Step& s, W* weight, const Rows& rows) {
   float square[kRows] = {}, sum[kRows], rate[kRows];
   for (int k = 0; k < rows.count; ++k) {
     square[k] = sum_of_squares(rows.grad[k], rows.dim);
@@ -213,7 +214,7 @@ ROWWISE_INLINE void update_rowwise_adagrad(const Step& s, Rows<W>& rows) {
   }
   for (int k = 0; k < rows.count; ++k) {
     s.o.first[rows.row[k]] = sum[k];
-    descend(rows.table + rows.row[k] * rows.dim, rows.grad[k], rows.dim, s.decay, rate[k]);
+    descend(weight + rows.row[k] * rows.dim, rows.grad[k], rows.dim, s.decay, rate[k]);
   }
 }
 
@@ -236,19 +237,25 @@ ROWWISE_INLINE void update_row(const Step& s, W* w, int64_t row, const float* g,
   }
 }
 
+// Adds to the gradient of each row, in its own room, `decay` times its weights for each time it was looked up.
 template <class W>
-inline void update_rows(const Step& s, Rows<W>& rows) {
+void add_weights(float decay, const W* weight, const Rows& rows) {
   for (int k = 0; k < rows.count; ++k) {
-    const W* w = rows.table + rows.row[k] * rows.dim;
-    rows.grad[k] = prepare(s, w, rows.grad[k], rows.own + k * rows.dim, rows.dim);
+    const float factor = decay * static_cast<float>(rows.end[k] - (k > 0 ? rows.end[k - 1] : rows.begin));
+    const W* w = weight + rows.row[k] * rows.dim;
+    float* g = rows.own + k * rows.dim;
+    for_blocks(rows.dim, [&](int64_t c, int n) {
+      store_block(load_block(g + c, n) + load_block(w + c, n) * factor, g + c, n);
+    });
   }
-  if (s.o.rule == Rule::rowwise_adagrad) {
-    update_rowwise_adagrad(s, rows);
-  } else {
-    for (int k = 0; k < rows.count; ++k)
-      update_row(s, rows.table, rows.row[k], rows.grad[k], rows.spare, rows.dim);
-  }
-  rows.count = 0;
+}
+
+template <class W>
+void update_rows(const Step& s, W* weight, Rows& rows) {
+  for (int k = 0; k < rows.count; ++k)
+    rows.grad[k] = prepare(s, weight + rows.row[k] * rows.dim, rows.grad[k], rows.own + k * rows.dim, rows.dim);
+  if (s.o.rule == Rule::rowwise_adagrad) return update_rowwise_adagrad(s, weight, rows);
+  for (int k = 0; k < rows.count; ++k) update_row(s, weight, rows.row[k], rows.grad[k], rows.spare, rows.dim);
 }
 
 }  // namespace ROWWISE_ISA
