@@ -31,6 +31,7 @@ using Step = std::function<void(int threads)>;
 constexpr double kSeconds = 0.4;    // a round
 constexpr int64_t kAhead = 32;      // rows that are fetched before they are needed
 constexpr int64_t kPiece = 64;      // bags that a thread takes at a time
+constexpr int64_t kBatches = 4;     // in turn, as in benchmarks/work.py: a cache should not hold the rows of the next one
 constexpr size_t kHuge = size_t{1} << 21;
 constexpr size_t kLarge = size_t{256} << 20;  // far beyond the last cache
 
@@ -72,21 +73,23 @@ inline void fetch(const void* row, int64_t bytes) {
 struct Tables {
   int64_t tables, rows, batch, length;
   std::vector<float*> weights, state;
-  std::vector<int32_t> ids;                 // bag after bag, table after table
+  std::vector<int32_t> ids;                 // bag after bag, table after table, batch after batch
   float *out, *gradients;                   // batch x tables x DIM
-  std::vector<std::vector<int32_t>> order;  // of each table: its ids' places, by row
+  std::vector<std::vector<int32_t>> order;  // of each table of each batch: its ids' places, by row
+
+  int64_t size() const { return batch * length; }  // ids of a table
 };
 
 // The compiler knows DIM, so sums stay in registers.
 template <int64_t DIM>
-void look_up(const Tables& t, int threads) {
+void look_up(const Tables& t, int64_t turn, int threads) {
   const int64_t pieces = t.batch / kPiece;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
   for (int64_t task = 0; task < t.tables * pieces; ++task) {
     const int64_t table = task / pieces, first = task % pieces * kPiece;
     const float* w = t.weights[table];
-    const int32_t* ids = &t.ids[table * t.batch * t.length];
-    const int64_t end = t.batch * t.length - 1;
+    const int32_t* ids = &t.ids[(turn * t.tables + table) * t.size()];
+    const int64_t end = t.size() - 1;
     for (int64_t b = first; b < first + kPiece; ++b) {
       float sum[DIM] = {};
       for (int64_t i = b * t.length; i < (b + 1) * t.length; ++i) {
@@ -101,9 +104,9 @@ void look_up(const Tables& t, int threads) {
 
 // The rows of a table between two places of its order; neighbours with the same row belong together.
 template <int64_t DIM>
-void update(const Tables& t, int64_t table, int64_t begin, int64_t end) {
-  const std::vector<int32_t>& order = t.order[table];
-  const int32_t* ids = &t.ids[table * t.batch * t.length];
+void update(const Tables& t, int64_t turn, int64_t table, int64_t begin, int64_t end) {
+  const std::vector<int32_t>& order = t.order[turn * t.tables + table];
+  const int32_t* ids = &t.ids[(turn * t.tables + table) * t.size()];
   float *w = t.weights[table], *state = t.state[table];
   const auto gradient = [&](int64_t place) {
     return t.gradients + (order[place] / t.length * t.tables + table) * DIM;
@@ -129,13 +132,13 @@ void update(const Tables& t, int64_t table, int64_t begin, int64_t end) {
 }
 
 template <int64_t DIM>
-void train(const Tables& t, int threads) {
-  look_up<DIM>(t, threads);
-  const int64_t size = t.batch * t.length, pieces = std::max<int64_t>(1, size / 4096);
+void train(const Tables& t, int64_t turn, int threads) {
+  look_up<DIM>(t, turn, threads);
+  const int64_t size = t.size(), pieces = std::max<int64_t>(1, size / 4096);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
   for (int64_t task = 0; task < t.tables * pieces; ++task) {
     const int64_t piece = task % pieces;
-    update<DIM>(t, task / pieces, piece * size / pieces, (piece + 1) * size / pieces);
+    update<DIM>(t, turn, task / pieces, piece * size / pieces, (piece + 1) * size / pieces);
   }
 }
 
@@ -143,20 +146,21 @@ template <int64_t DIM>
 Step step_of(Tables t, bool training) {
   std::mt19937_64 generator(1);
   for (int64_t table = 0; table < t.tables; ++table) t.weights.push_back(huge<float>(t.rows * DIM));
-  t.ids.resize(t.tables * t.batch * t.length);
+  t.ids.resize(kBatches * t.tables * t.size());
   for (auto& id : t.ids) id = static_cast<int32_t>(generator() % t.rows);
   t.out = huge<float>(t.batch * t.tables * DIM);
-  if (!training) return [t](int threads) { look_up<DIM>(t, threads); };
+  int64_t turn = 0;
+  if (!training) return [t, turn](int threads) mutable { look_up<DIM>(t, turn = (turn + 1) % kBatches, threads); };
   t.gradients = huge<float>(t.batch * t.tables * DIM);
-  for (int64_t table = 0; table < t.tables; ++table) {
-    t.state.push_back(huge<float>(t.rows));
-    const int32_t* ids = &t.ids[table * t.batch * t.length];
-    std::vector<int32_t> order(t.batch * t.length);
+  for (int64_t table = 0; table < t.tables; ++table) t.state.push_back(huge<float>(t.rows));
+  for (int64_t table = 0; table < kBatches * t.tables; ++table) {
+    const int32_t* ids = &t.ids[table * t.size()];
+    std::vector<int32_t> order(t.size());
     for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);
     std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return ids[a] < ids[b]; });
     t.order.push_back(std::move(order));
   }
-  return [t](int threads) { train<DIM>(t, threads); };
+  return [t, turn](int threads) mutable { train<DIM>(t, turn = (turn + 1) % kBatches, threads); };
 }
 
 // Ids as the stream of benchmarks/collision.py draws them: ranks log-uniform, up to four times the rows.

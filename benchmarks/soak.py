@@ -5,7 +5,7 @@
 ``--threads``, which has to give the same bits; and as its specification, where sums are exact: on eighths. Every half
 minute it prints the memory that the process has, and the processor time of some fixed calls. A failure prints the seed,
 and ``--first SEED --cases 1`` runs it again. Ends with 1 if a value was wrong, or if in the second half, beside the
-second quarter, the most memory was 32 MB more, or the fixed calls took longer by a quarter at the least.
+second quarter, the least memory was 32 MB more, or the least time of the fixed calls longer by a quarter.
 """
 
 from __future__ import annotations
@@ -334,7 +334,7 @@ def soak(seeds: Iterator[int], threads: list[int], seconds: float) -> bool:
         return not wrong
     half = len(readings) // 2
     before, after = readings[half // 2 : half + 1], readings[half:]
-    growth = max(size for size, _ in after) - max(size for size, _ in before)
+    growth = min(size for size, _ in after) - min(size for size, _ in before)
     slower = min(spent for _, spent in after) / min(spent for _, spent in before)
     print(f"soak: {wrong} wrong, {growth:+.0f} MB, fixed calls {slower:.2f} times as long")
     return not wrong and growth <= GROWTH and slower <= SLOWER
