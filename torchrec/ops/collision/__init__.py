@@ -362,9 +362,9 @@ def _compose_exchange(
 
 _exchange: Any = _compose_exchange
 if schema.kernels is not None:
-    _exchange = shortcut(
-        schema.kernels.exchange, composed=_compose_exchange, tensors=tuple(range(15))
-    )
+    # Decided by the map and by what comes with the call; all else is where the map is.
+    decided_by = (0, 10, 11, 12, 13, 14)
+    _exchange = shortcut(schema.kernels.exchange, composed=_compose_exchange, tensors=decided_by)
 
 
 def _check_scores(
