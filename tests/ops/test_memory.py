@@ -14,7 +14,7 @@ import torchrec.ops.hashing
 import torchrec.ops.interaction  # noqa: F401  (the imports define the operators)
 from torchrec.ops import backends
 from torchrec.ops._library import definitions
-from torchrec.ops._memory import Known, addresses_of, is_plain, is_wide
+from torchrec.ops._memory import Known, addresses_of, is_wide
 from torchrec.ops.embedding import LookupSpec, PoolingCode, SlotSpec, TableSpec, new_hyper
 from torchrec.ops.jagged import (
     jagged_index_select,
@@ -276,6 +276,22 @@ def test_updates_stay_within_states(changes: dict[str, Any], message: str) -> No
 
 
 @native_only
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"states": [torch._neg_view(torch.zeros(3, 4))]}, "`states` should stand for themselves"),
+        ({"hyper": torch._neg_view(new_hyper(1))}, "should stand for themselves"),
+        ({"spec": torch._neg_view(changed_spec(8, 1))}, "`spec` should stand for itself"),
+    ],
+    ids=["states", "hyper", "spec"],
+)
+def test_lazy_negatives_are_not_read(changes: dict[str, Any], message: str) -> None:
+    update, arguments = definitions["embedding_bag_update_"], bag_arguments(**changes)
+    with pytest.raises((ValueError, TypeError), match=message):
+        update.call(*[arguments[argument.name] for argument in update.schema.arguments])
+
+
+@native_only
 def test_momentum_needs_a_state() -> None:
     spec = LookupSpec(
         [TableSpec("t", 3, 4, 4, optimizer=OptimizerType.SGD)], [SlotSpec("f", 0, 0)], 1, 3
@@ -418,17 +434,6 @@ def test_what_holds_a_row_may_be_any_byte_but_0() -> None:
 # ---- plain memory
 
 
-def test_plain_memory_is_contiguous_and_stands_for_itself() -> None:
-    assert is_plain(torch.ones(2, 3))
-    for other in (
-        torch.ones(2, 3).t(),
-        torch.ones(3, dtype=torch.complex64).conj().imag,
-        torch.ones(3).to_sparse(),
-        torch.ones(3, device="meta"),
-    ):
-        assert not is_plain(other)
-
-
 def test_addresses_are_those_of_plain_memory() -> None:
     tensor = torch.ones(3)
     wanted = ("x", tensor, 3, torch.float32), ("y", None, 1, torch.int64)
@@ -438,6 +443,11 @@ def test_addresses_are_those_of_plain_memory() -> None:
         ("x", tensor, 3, torch.int32),
         ("x", tensor.expand(2, 3), 6, torch.float32),
         ("x", freed(), 3, torch.int64),
+        ("x", torch.ones(6)[::2], 3, torch.float32),
+        ("x", torch.ones(3, dtype=torch.complex64).conj().imag.contiguous(), 4, torch.float32),
+        ("x", torch._neg_view(torch.ones(3)), 3, torch.float32),
+        ("x", torch.ones(3).to_sparse(), 3, torch.float32),
+        ("x", torch.ones(3, device="meta"), 3, torch.float32),
     ):
         with pytest.raises(ValueError, match="`x` should"):
             addresses_of(broken)

@@ -19,37 +19,12 @@ T = TypeVar("T")
 # Lists that are remembered at a time.
 _MOST_KNOWN = 256
 _STRIDED = frozenset((torch.strided,))
-_get_is_cpu = attrgetter("is_cpu")
 _get_layout = attrgetter("layout")
 # An address that nobody reads; 0 stands for no tensor.
 _EMPTY = 1
 
 Memory = tuple[str, Tensor | None, int, torch.dtype]
 """A name, a tensor, and what it should hold: how many elements of which dtype."""
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Say whether numbers lie in the CPU's memory one behind the other, and stand for themselves.
-
-    Only the lazy negative is asked about: a conjugate is of no dtype that kernels know, and zeros of autograd have no
-    address.
-    """
-    return (
-        tensor.is_cpu
-        and tensor.layout is torch.strided
-        and tensor.is_contiguous()
-        and not tensor.is_neg()
-    )
-
-
-def are_plain(tensors: Sequence[Tensor]) -> bool:
-    """Say of many tensors what ``is_plain`` says of one, in a few passes that run at the speed of C."""
-    return (
-        all(map(_get_is_cpu, tensors))
-        and _STRIDED.issuperset(map(_get_layout, tensors))
-        and all(map(Tensor.is_contiguous, tensors))
-        and not any(map(Tensor.is_neg, tensors))
-    )
 
 
 class Known(Generic[T]):
@@ -117,7 +92,11 @@ def addresses_of(*tensors: Memory) -> list[int]:
 
 
 def address_of(name: str, tensor: Tensor, count: int, dtype: torch.dtype) -> int:
-    """Return where a tensor begins that is plain memory for so many elements of a dtype, or refuse it."""
+    """Return where a tensor begins that is plain memory for so many elements of a dtype, or refuse it.
+
+    Only the lazy negative is asked about: a conjugate is of no dtype that kernels know, and zeros of autograd have no
+    address.
+    """
     if not (
         tensor.dtype is dtype
         and tensor.dim() == 1
@@ -126,7 +105,7 @@ def address_of(name: str, tensor: Tensor, count: int, dtype: torch.dtype) -> int
         and tensor.layout is torch.strided
         and tensor.is_contiguous()
         and not tensor.is_neg()
-    ):  # as `is_plain` says
+    ):
         raise ValueError(
             f"`{name}` should be {count} contiguous elements of {dtype} on the CPU. "
             f"Received {list(tensor.shape)} of {tensor.dtype} on {tensor.device}."

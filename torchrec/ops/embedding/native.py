@@ -47,6 +47,8 @@ if native is not None:
 
 def _tables(spec: Tensor, weights: Sequence[Tensor], rows_dtype: torch.dtype) -> Any:
     """Return the tables of a call, None if kernels do not take the dtypes of the weights or of the rows."""
+    if spec.is_neg():
+        raise ValueError("`spec` should stand for itself. Received the lazy negative of a tensor.")
     return _native.embedding_tables(spec, weights) if rows_dtype in _CODES else None
 
 
@@ -227,6 +229,10 @@ def embedding_bag_weights_grad(grad: Tensor, weights: Sequence[Tensor], *bags: A
 def _update(
     tables: Any, weights: Sequence[Tensor], input: Input, states: Sequence[Tensor], hyper: Tensor
 ) -> None:
+    if hyper.is_neg() or any(map(Tensor.is_neg, states)):
+        raise TypeError(
+            "`hyper` and `states` should stand for themselves. Received the lazy negative of a tensor."
+        )
     _native.embedding_update(tables, input, hyper, states, torch.get_num_threads())
     # The kernels write behind PyTorch's back; autograd has to know.
     torch.autograd.graph.increment_version([*weights, *states, hyper])
