@@ -423,8 +423,10 @@ def edited(change) -> str:
             edited(lambda d: d["modules"]["sparse.ebc"]["b"]["shards"][0].update(sizes=[6, 3])),
             r"Table 'b'.*overlap",
         ),
+        (edited(lambda d: d["modules"].update(a=[1])), r"Module 'a' should have .*\[1\]"),
+        (edited(lambda d: d["modules"].update(a={"t": 1})), r"Module 'a' should have .*'t': 1"),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_what_is_no_plan(text, message):
     with pytest.raises(ValueError, match=message):

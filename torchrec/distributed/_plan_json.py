@@ -67,6 +67,11 @@ def plan_from_json(text: str) -> ShardingPlan:
         raise ValueError(
             f"A plan should be of version {_VERSION}, with `modules`. Received version {version!r}."
         )
+    for path, tables in modules.items():
+        if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
+            raise ValueError(
+                f"Module {path!r} should have an object for each of its tables, by name. Received {tables!r}."
+            )
     return ShardingPlan(
         {
             path: EmbeddingModuleShardingPlan(
