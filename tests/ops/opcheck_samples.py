@@ -11,7 +11,8 @@ import torchrec.ops.hash_collision
 import torchrec.ops.hashing
 import torchrec.ops.interaction
 import torchrec.ops.jagged
-import torchrec.ops.permute  # noqa: F401  (the imports define the operators)
+import torchrec.ops.permute
+import torchrec.ops.routing  # noqa: F401
 from torchrec.ops import collision
 from torchrec.ops.embedding import (
     LookupSpec,
@@ -140,6 +141,8 @@ def jagged() -> list[Sample]:
 
 def others() -> list[Sample]:
     return [
+        ("route_rows", (T([7, 2, 9, 0]), T([[3, 1]]), [4], [0, 0, 5, 0, 0, 5, 10, 0])),
+        ("route_rows", (T([-1, 4]), T([[1], [1]]).int(), [1, 1], [1, 2, 9, 3])),
         ("hash_strings", (torch.arange(50, dtype=torch.uint8), T([0, 3, 3, 50]), 0)),
         ("hash_strings", (torch.arange(9, dtype=torch.uint8), T([2, 9]).int(), -5)),
         ("dot_interaction", (asked(4, 3), asked(4, 2, 3))),

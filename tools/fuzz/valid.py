@@ -15,7 +15,8 @@ from torch import Tensor
 import torchrec.ops.hashing
 import torchrec.ops.interaction
 import torchrec.ops.jagged
-import torchrec.ops.permute  # noqa: F401  (the imports define the operators)
+import torchrec.ops.permute
+import torchrec.ops.routing  # noqa: F401
 from torchrec.ops import collision, hash_collision
 from torchrec.ops.embedding import (
     LookupSpec,
@@ -329,6 +330,22 @@ def regroup(random: Random) -> Arguments:
     return [inputs, pieces, counts]
 
 
+def route(random: Random) -> Arguments:
+    slots, size = random.randint(0, 3), random.randint(0, 4)
+    lengths = [lengths_of(random, size) for _ in range(slots)]
+    bands: list[int] = []
+    for slot in range(slots):
+        end = 0
+        for _ in range(random.randint(0, 3)):
+            first = end + random.randint(0, 2)
+            end = first + random.randint(0, 4)
+            bands += [slot, first, end, random.randint(0, 3)]
+    counts = [sum(mine) for mine in lengths]
+    rows = torch.tensor([random.randint(-1, 12) for _ in range(sum(counts))], dtype=torch.int64)
+    flat = integers(random, [length for mine in lengths for length in mine])
+    return [rows, flat.view(slots, size), counts, bands]
+
+
 # ---- others
 
 
@@ -375,6 +392,7 @@ DRAWS: dict[str, Draw] = {
     "padded_to_jagged": from_padded,
     "permute_jagged": permute,
     "regroup": regroup,
+    "route_rows": route,
     "hash_strings": strings,
     "dot_interaction": vectors,
     "dot_interaction_grad": vectors_grad,
