@@ -12,15 +12,23 @@ class IdOutOfRangeError(IndexError):
         sample: position of the sample in the batch.
         id: the id.
         rows: number of rows of the table: valid ids are ``0 <= id < rows``.
+        rank: whose batch it is, where tables are sharded over ranks; all of them raise the error.
     """
 
-    def __init__(self, table: str, feature: str, sample: int, id: int, rows: int) -> None:
+    def __init__(
+        self, table: str, feature: str, sample: int, id: int, rows: int, rank: int | None = None
+    ) -> None:
         self.table, self.feature, self.sample, self.id, self.rows = table, feature, sample, id, rows
+        self.rank = rank
+        where = "" if rank is None else f" of rank {rank}"
         super().__init__(
             f"Ids of feature '{feature}' should be in [0, {rows}), the rows of table '{table}'. "
-            f"Received {id} in sample {sample}."
+            f"Received {id} in sample {sample}{where}."
         )
 
-    def __reduce__(self) -> tuple[type[IdOutOfRangeError], tuple[str, str, int, int, int]]:
+    def __reduce__(
+        self,
+    ) -> tuple[type[IdOutOfRangeError], tuple[str, str, int, int, int, int | None]]:
         """Pickle by the fields, so that the error crosses process borders (DataLoader workers)."""
-        return type(self), (self.table, self.feature, self.sample, self.id, self.rows)
+        fields = self.table, self.feature, self.sample, self.id, self.rows, self.rank
+        return type(self), fields

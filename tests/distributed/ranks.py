@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["torch", "tests.distributed.ranks"])
+_processes.set_forkserver_preload(["torch", "torchrec.distributed", "tests.distributed.ranks"])
 
 
 def run(
@@ -44,7 +45,7 @@ def run(
 def _receive(rank: int, connection: Connection, timeout: float) -> Any:
     if not connection.poll(timeout):
         raise TimeoutError(f"Rank {rank} should have answered within {timeout} s.")
-    return connection.recv()
+    return pickle.loads(connection.recv_bytes())
 
 
 def _work(
@@ -59,8 +60,9 @@ def _work(
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     try:
-        connection.send(function(*args))
+        # By value: what shares memory with a process that ends is gone.
+        connection.send_bytes(pickle.dumps(function(*args)))
     except Exception as error:
-        connection.send(error)
+        connection.send_bytes(pickle.dumps(error))
     finally:
         dist.destroy_process_group()

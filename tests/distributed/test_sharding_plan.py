@@ -235,7 +235,6 @@ def test_without_a_process_group_there_is_one_rank():
 
 
 def test_default_sharders():
-    pytest.importorskip("torchrec.distributed.embeddingbag")
     module = collection(t=(10, 4))
     sharders = get_module_to_default_sharders()
     assert type(module) in sharders

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from torchrec.distributed.comm import get_local_rank, get_local_size
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import (
+    EvalPipelineSparseDist,
+    TrainPipeline,
+    TrainPipelineBase,
+    TrainPipelineSparseDist,
+)
 from torchrec.distributed.types import (
     Awaitable,
     ModuleSharder,
@@ -15,12 +22,17 @@ from torchrec.distributed.types import (
 
 __all__ = [
     "Awaitable",
+    "DistributedModelParallel",
+    "EvalPipelineSparseDist",
     "ModuleSharder",
     "NoWait",
     "ParameterSharding",
     "ShardedModule",
     "ShardingEnv",
     "ShardingPlanner",
+    "TrainPipeline",
+    "TrainPipelineBase",
+    "TrainPipelineSparseDist",
     "get_local_rank",
     "get_local_size",
 ]

@@ -47,6 +47,10 @@ class ShardingEnv:
             device = "cuda" if dist.get_backend(pg) == "nccl" else "cpu"
             self.device_mesh = DeviceMesh.from_group(pg, device)
 
+    def __deepcopy__(self, _: object) -> ShardingEnv:
+        """Return itself: process groups cannot be copied."""
+        return self
+
     @classmethod
     def from_process_group(cls, pg: ProcessGroup) -> ShardingEnv:
         """Return the ranks of a process group.

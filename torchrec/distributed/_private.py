@@ -5,6 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from inspect import signature
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed._shard.sharded_tensor.metadata import (
@@ -13,8 +19,19 @@ from torch.distributed._shard.sharded_tensor.metadata import (
 )
 from torch.distributed._shard.sharded_tensor.shard import Shard
 from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec, ShardingSpec
+from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T", bound=Tensor)
+
+# The argument of `DistributedDataParallel` that says whether buffers are sent in each forward pass; named anew in 2.13.
+SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 
 __all__ = [
+    "SYNC_BUFFERS",
     "EnumerableShardingSpec",
     "Shard",
     "ShardMetadata",
@@ -22,7 +39,9 @@ __all__ = [
     "ShardedTensorMetadata",
     "ShardingSpec",
     "TensorProperties",
+    "leave_to_others",
     "placement_of",
+    "shell_of",
 ]
 
 
@@ -33,3 +52,25 @@ def placement_of(metadata: ShardMetadata) -> tuple[int | None, str]:
         return None, ""
     rank = placement.rank()
     return rank, str(placement.device())
+
+
+def shell_of(cls: type[T], like: Tensor, size: torch.Size) -> T:
+    """Return an object of a subclass of `torch.Tensor` that has no memory of its own.
+
+    Args:
+        cls: the subclass.
+        like: a tensor of its type, on its device.
+        size: of the whole.
+    """
+    shell: T = Tensor._make_wrapper_subclass(cls, size, dtype=like.dtype, device=like.device)
+    return shell
+
+
+def leave_to_others(module: nn.Module, names: Iterable[str]) -> None:
+    """Have a `DistributedDataParallel` around a module not touch some of its parameters.
+
+    Args:
+        module: that will be wrapped.
+        names: of the parameters, without those of the wrapper.
+    """
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(names))

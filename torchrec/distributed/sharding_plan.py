@@ -7,7 +7,6 @@ of a table once its shape and the ranks are known: `construct_module_sharding_pl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 from torchrec.distributed import layout
 from torchrec.distributed._plan_json import plan_digest, plan_from_json, plan_to_json
 from torchrec.distributed.comm import get_local_size
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.layout import Shard, placement
 from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
@@ -51,11 +52,6 @@ __all__ = [
 ParameterShardingGenerator = Callable[
     [nn.Parameter, int, int, str, ModuleSharder[Any]], ParameterSharding
 ]
-# By name: what shards collections imports what plans are made of, and who plans need not load it.
-_SHARDERS = (
-    ("torchrec.distributed.embeddingbag", "EmbeddingBagCollectionSharder"),
-    ("torchrec.distributed.embedding", "EmbeddingCollectionSharder"),
-)
 # Columns of a shard, at least, where nobody says how many.
 _MIN_COLUMNS = 128
 
@@ -353,7 +349,7 @@ def default_kernel(param: nn.Parameter, sharder: ModuleSharder[Any]) -> str:
 
 def get_default_sharders() -> list[ModuleSharder[Any]]:
     """Return a sharder for every type of module that can be sharded."""
-    return [getattr(import_module(path), name)() for path, name in _SHARDERS]
+    return [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
 
 
 def get_module_to_default_sharders() -> dict[type[nn.Module], ModuleSharder[Any]]:

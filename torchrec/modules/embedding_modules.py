@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torchrec.checks import require_list, require_type
 from torchrec.errors import IdOutOfRangeError
 from torchrec.fx.proxies import LeafModule, is_proxy
-from torchrec.modules._table_collection import TableCollection
-from torchrec.modules._tables import (
-    checked_tables,
-    embedding_names_by_table,
-)
 from torchrec.modules.embedding_configs import (
     BaseEmbeddingConfig,
     EmbeddingBagConfig,
     EmbeddingConfig,
     PoolingType,
     pooling_type_to_str,
+)
+from torchrec.modules.table_collection import TableCollection
+from torchrec.modules.tables import (
+    checked_tables,
+    embedding_names_by_table,
 )
 from torchrec.ops.embedding import Bags, Ids, lookup_bags, lookup_sequences, new_table
 from torchrec.optim.fused import FusedOptimizerModule
@@ -316,10 +316,10 @@ class EmbeddingBagCollection(
         weights, spec, groups = self._tables.lookup_of(features.keys())
         tables = self._tables
         if not weights:
-            values = features.values().new_empty((features.stride(), 0), dtype=self._dtype())
+            values = features.values().new_empty((features.stride(), 0), dtype=self.output_dtype)
             return KeyedTensor([], [], values)
         bags = Bags(features.values(), features.offsets(), sample_weights)
-        output, out_of_range = lookup_bags(weights, spec, bags, self._dtype(), groups)
+        output, out_of_range = lookup_bags(weights, spec, bags, self.output_dtype, groups)
         if tables.counts_ids:
             self._count(out_of_range)
         return keyed_tensor(tables.embedding_names, tables.dims, output)
@@ -417,7 +417,7 @@ class EmbeddingCollection(
         counts = [sizes[slot.key] for slot in spec.slots]
         ids = Ids(features.values(), starts, counts, features.stride())
         try:
-            outputs, out_of_range = lookup_sequences(weights, spec, ids, self._dtype(), groups)
+            outputs, out_of_range = lookup_sequences(weights, spec, ids, self.output_dtype, groups)
         except IdOutOfRangeError as error:
             names = [table.name for table in self._embedding_configs]
             asked = error.feature, names.index(error.table)

@@ -12,7 +12,6 @@ from torch.compiler import is_compiling
 from torchrec.checks import require_type
 from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules._private import outside_graphs, ranks_of_ddp, reduced_by_ddp
-from torchrec.modules._table_collection import TableCollection
 from torchrec.modules.collection import Collection, TableStore
 from torchrec.modules.collision.interface import FindsRows
 from torchrec.modules.collision.module import MCHManagedCollisionModule
@@ -21,6 +20,7 @@ from torchrec.modules.collision.stats import ManagedCollisionStats
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.modules.mc_modules import ManagedCollisionCollection
+from torchrec.modules.table_collection import TableCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 __all__ = [

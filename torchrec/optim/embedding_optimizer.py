@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,15 @@ from torch import Tensor
 from torchrec.checks import require_integer
 from torchrec.optim.fused import FusedOptimizer
 from torchrec.optim.table_update import TableUpdate
+
+
+class Together(Protocol):
+    """Updates that ranks make together, also those that have no such table."""
+
+    collecting: bool
+
+    def apply_waiting(self, updates: list[TableUpdate]) -> None:
+        """Apply what waits, of all tables."""
 
 
 class EmbeddingFusedOptimizer(FusedOptimizer):
@@ -27,6 +36,7 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
 
     Args:
         updates: name of the parameter -> what updates it, of every fused table.
+        together: makes those updates that ranks make together. Default: each rank updates what it has.
 
     Example:
         >>> import torch
@@ -40,7 +50,10 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
         >>> scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=10)
     """
 
-    def __init__(self, updates: Mapping[str, TableUpdate]) -> None:
+    def __init__(
+        self, updates: Mapping[str, TableUpdate], *, together: Together | None = None
+    ) -> None:
+        self._together = together
         self._named = dict(updates)
         self._updates = list(updates.values())
         groups = [
@@ -81,14 +94,17 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
             >>> ebc.embedding_bags["t"].weight[0].item()
             -2.0
         """
-        before = [update.collecting for update in self._updates]
-        for update in self._updates:
-            update.collecting = True
+        collectors: list[TableUpdate | Together] = [*self._updates]
+        if self._together is not None:
+            collectors.append(self._together)
+        before = [collector.collecting for collector in collectors]
+        for collector in collectors:
+            collector.collecting = True
         try:
             yield
         finally:
-            for update, value in zip(self._updates, before, strict=True):
-                update.collecting = value
+            for collector, value in zip(collectors, before, strict=True):
+                collector.collecting = value
 
     def __call__(self) -> EmbeddingFusedOptimizer:
         """Return this optimizer: ``fused_optimizer`` of a collection is also written as a method."""
@@ -124,6 +140,8 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
         for joint in dict.fromkeys(update.joint for update in self._updates):
             if joint is not None:
                 joint.apply_waiting(self._updates)
+        if self._together is not None:
+            self._together.apply_waiting(self._updates)
         return loss
 
     def zero_grad(self, set_to_none: bool = False) -> None:

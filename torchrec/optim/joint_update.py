@@ -18,6 +18,7 @@ from torch import Tensor
 from torchrec.ops.embedding import (
     Bags,
     Ids,
+    KernelUpdater,
     LookupSpec,
     SlotSpec,
     TableSpec,
@@ -139,7 +140,7 @@ class PassGradients:
     samples: int = 0  # that `rows` are of
 
 
-class JointUpdate(Updater):
+class JointUpdate:
     """Tables that are updated together: by one call of the kernel, where nothing else is to be added.
 
     Args:
@@ -148,14 +149,13 @@ class JointUpdate(Updater):
     Attributes:
         hyper: float64, a row a table, for the kernels: a cache of what the updates say. Only the
             step counts live in it, as the kernels advance them.
-        states: of all tables, one behind the other.
         updated: when the last update was, with the pass whose gradients were the last in it.
     """
 
     def __init__(self, updates: list[TableUpdate]) -> None:
         self.updates = updates
         self.hyper = new_hyper(len(updates))
-        self.states: list[Tensor] = []
+        self._kernel = KernelUpdater([], self.hyper)
         self._weights: list[Tensor] = []
         self.updated: UpdateTime | None = None
         self._arrived = -1  # number of the backward pass that gradients came from last
@@ -172,7 +172,8 @@ class JointUpdate(Updater):
         for update in self.updates:
             update.place()
         self._weights = [update.weight for update in self.updates]
-        self.states = [state for update in self.updates for state in update.states.values()]
+        states = [state for update in self.updates for state in update.states.values()]
+        self._kernel = KernelUpdater(states, self.hyper)
         self._rows_spec = None
 
     def hyper_changed(self, only_rate: bool) -> None:
@@ -221,9 +222,18 @@ class JointUpdate(Updater):
             if self._penalises:
                 self.hyper[:, SAMPLES] = lookups[0].samples
             self.updated = scaled_steps.now(brought.backward_pass)
-            lookups[0].apply(self)
+            lookups[0].apply(self._kernel)
             return
-        self._arrived = brought.backward_pass
+        self.collect(brought)
+        self.apply_waiting([update for update in self.updates if not update.collecting])
+
+    def collect(self, brought: PassGradients) -> None:
+        """Have what a backward pass has brought wait for the update of its table.
+
+        Args:
+            brought: the gradients.
+        """
+        lookups, self._arrived = brought.lookups, brought.backward_pass
         # All of it first: where one look-up fails, no other may wait for the next pass.
         looked_up = [
             zip(self.updates, _rows_of(lookup, self.updates), strict=True) for lookup in lookups
@@ -236,7 +246,6 @@ class JointUpdate(Updater):
         samples = max([brought.samples, *(lookup.samples for lookup in lookups)])
         for update in met:
             update.samples_waiting += samples
-        self.apply_waiting([update for update in self.updates if not update.collecting])
 
     def _check_memory(self) -> None:
         """Refuse tables whose memory was taken before their update; it is that of all, or of none."""
@@ -281,7 +290,7 @@ class JointUpdate(Updater):
             self.hyper[:, SAMPLES] = 0  # the penalty is in the gradients already
         self.updated = scaled_steps.now(self._arrived)
         with torch.no_grad():
-            super().update_sequences(
+            self._kernel.update_sequences(
                 grads, weights, self._spec_of_rows(), Ids(torch.cat(rows), starts, counts)
             )
 

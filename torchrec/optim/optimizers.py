@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torchrec.ops.embedding import updates
 from torchrec.ops.embedding.updates import Rule
 from torchrec.optim._private import has_torchs_optimizer_in_backward
-from torchrec.optim._rows import apply_rule, new_state
 from torchrec.optim.owners import owner_of
+from torchrec.optim.rows import apply_rule, new_state
 
 Option = float | bool | str | tuple[float, float] | Tensor | None
 

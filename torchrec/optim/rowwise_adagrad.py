@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.ops.embedding.updates import ROWWISE_ADAGRAD, RULES, Hyper
-from torchrec.optim._rows import apply_rule, new_state
+from torchrec.optim.rows import apply_rule, new_state
 
 # What other optimizers of this package and of torch take; a shared configuration may hold them.
 _FOREIGN = {name for rule in RULES.values() for name in rule.options if name != "lazy"} | {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -75,24 +76,47 @@ class Ids:
         return spec.tensor, self.values, self.starts, self.counts
 
 
-class Updater:
-    """Updates fused tables in the backward pass; a collection has one for each set of its tables."""
+class Updater(ABC):
+    """Takes the gradients of fused tables in the backward pass; a collection has one for each set of its tables."""
 
-    states: list[Tensor]
-    hyper: Tensor
+    @abstractmethod
+    def update_bags(
+        self, grad: Tensor, weights: list[Tensor], spec: LookupSpec, bags: Bags
+    ) -> None:
+        """Take the gradient of a pooled look-up, ``(B, width)``."""
+
+    @abstractmethod
+    def update_sequences(
+        self, grads: list[Tensor | None], weights: list[Tensor], spec: LookupSpec, ids: Ids
+    ) -> None:
+        """Take the gradients of a look-up of sequences, each ``(count, D)``, or None."""
+
+
+class KernelUpdater(Updater):
+    """Applies gradients straight away, by one call of the kernel.
+
+    Args:
+        states: of all tables, one behind the other.
+        hyper: their hyper-parameters, a row a table.
+    """
+
+    def __init__(self, states: list[Tensor], hyper: Tensor) -> None:
+        self._states, self._hyper = states, hyper
 
     def update_bags(
         self, grad: Tensor, weights: list[Tensor], spec: LookupSpec, bags: Bags
     ) -> None:
         """Apply the gradient of a pooled look-up, ``(B, width)``."""
-        schema.embedding_bag_update_(grad, weights, self.states, self.hyper, *bags.arguments(spec))
+        schema.embedding_bag_update_(
+            grad, weights, self._states, self._hyper, *bags.arguments(spec)
+        )
 
     def update_sequences(
         self, grads: list[Tensor | None], weights: list[Tensor], spec: LookupSpec, ids: Ids
     ) -> None:
         """Apply the gradients of a look-up of sequences, each ``(count, D)``, or None."""
         schema.embedding_sequence_update_(
-            grads, weights, self.states, self.hyper, *ids.arguments(spec)
+            grads, weights, self._states, self._hyper, *ids.arguments(spec)
         )
 
 

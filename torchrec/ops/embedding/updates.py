@@ -14,6 +14,8 @@ Every rule has the same form::
 - ``step``: how often the parameter has been updated, this time included, so it starts at 1. It
   counts for the whole parameter: a row first touched at step 100 is corrected for bias as of then.
 - ``hyper``: the hyper-parameters.
+- ``sums``, of rules that look at rows as a whole: adds up squares over a row, whose columns may lie
+  in several places.
 
 The arguments are left as they are. Rows do not influence one another, so updating the touched rows
 alone equals updating all rows and keeping the touched ones. The rows that were not touched are left
@@ -45,7 +47,7 @@ _NOT_NEGATIVE = (
 )
 
 State = Mapping[str, Tensor]
-Update = Callable[[Tensor, Tensor, State, int, "Hyper"], tuple[Tensor, dict[str, Tensor]]]
+Update = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -132,14 +134,23 @@ def decay(weights: Tensor, grads: Tensor, hyper: Hyper) -> tuple[Tensor, Tensor]
     return weights, grads + hyper.weight_decay * weights
 
 
-def row_norm(x: Tensor) -> Tensor:
-    """Euclidean norm of each row, ``(rows, 1)``."""
-    return (x * x).sum(dim=1, keepdim=True).sqrt()
+class RowSums:
+    """Adds up squares over each row: all columns are here."""
+
+    def of_squares(self, x: Tensor) -> Tensor:
+        """Sum of the squares of each row, ``(rows, 1)``."""
+        return (x * x).sum(dim=1, keepdim=True)
+
+    def mean_square(self, x: Tensor) -> Tensor:
+        """Mean of the squares of each row, ``(rows, 1)``."""
+        return (x * x).mean(dim=1, keepdim=True)
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Euclidean norm of each row, ``(rows, 1)``."""
+        return self.of_squares(x).sqrt()
 
 
-def row_mean_square(x: Tensor) -> Tensor:
-    """Mean of the squares of each row, ``(rows, 1)``."""
-    return (x * x).mean(dim=1, keepdim=True)
+_HERE = RowSums()
 
 
 def sgd(
@@ -174,7 +185,12 @@ def adagrad(
 
 
 def rowwise_adagrad(
-    weights: Tensor, grads: Tensor, state: State, step: int, hyper: Hyper
+    weights: Tensor,
+    grads: Tensor,
+    state: State,
+    step: int,
+    hyper: Hyper,
+    sums: RowSums = _HERE,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     r"""Adagrad with one sum a row, fed with the mean square of the row's gradient.
 
@@ -183,7 +199,7 @@ def rowwise_adagrad(
         w_i \leftarrow w_i - \eta g_i / (\sqrt{s_i} + \epsilon)
     """
     weights, grads = decay(weights, grads, hyper)
-    total = state["sum"] + row_mean_square(grads)
+    total = state["sum"] + sums.mean_square(grads)
     return weights - hyper.lr * grads / (total.sqrt() + hyper.eps), {"sum": total}
 
 
@@ -219,29 +235,41 @@ def adam(
 
 
 def partial_rowwise_adam(
-    weights: Tensor, grads: Tensor, state: State, step: int, hyper: Hyper
+    weights: Tensor,
+    grads: Tensor,
+    state: State,
+    step: int,
+    hyper: Hyper,
+    sums: RowSums = _HERE,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     r"""Adam with one second moment a row, fed with the mean square of the row's gradient.
 
     .. math:: v_i \leftarrow \beta_2 v_i + (1 - \beta_2) \frac{1}{D} \sum_d g_{id}^2
     """
     weights, grads = decay(weights, grads, hyper)
-    mean, square = _moments(grads, row_mean_square(grads), state, hyper)
+    mean, square = _moments(grads, sums.mean_square(grads), state, hyper)
     new = weights - hyper.lr * _adam_direction(mean, square, step, hyper)
     return new, {"exp_avg": mean, "exp_avg_sq": square}
 
 
-def _lamb_step(weights: Tensor, mean: Tensor, square: Tensor, step: int, hyper: Hyper) -> Tensor:
+def _lamb_step(
+    weights: Tensor, mean: Tensor, square: Tensor, step: int, hyper: Hyper, sums: RowSums
+) -> Tensor:
     """Scale the direction of each row to the norm of its weights."""
     direction = _adam_direction(mean, square, step, hyper) + hyper.weight_decay * weights
-    weight_norm, direction_norm = row_norm(weights), row_norm(direction)
+    weight_norm, direction_norm = sums.norm(weights), sums.norm(direction)
     known = (weight_norm > 0) & (direction_norm > 0)
     ratio = torch.where(known, weight_norm / direction_norm, 1.0)
     return weights - hyper.lr * ratio * direction
 
 
 def lamb(
-    weights: Tensor, grads: Tensor, state: State, step: int, hyper: Hyper
+    weights: Tensor,
+    grads: Tensor,
+    state: State,
+    step: int,
+    hyper: Hyper,
+    sums: RowSums = _HERE,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     r"""LAMB with each row as a layer (You et al., https://arxiv.org/abs/1904.00962, Algorithm 2).
 
@@ -253,22 +281,32 @@ def lamb(
     """
     grads = clip(grads, hyper)
     mean, square = _moments(grads, grads * grads, state, hyper)
-    new = _lamb_step(weights, mean, square, step, hyper)
+    new = _lamb_step(weights, mean, square, step, hyper, sums)
     return new, {"exp_avg": mean, "exp_avg_sq": square}
 
 
 def partial_rowwise_lamb(
-    weights: Tensor, grads: Tensor, state: State, step: int, hyper: Hyper
+    weights: Tensor,
+    grads: Tensor,
+    state: State,
+    step: int,
+    hyper: Hyper,
+    sums: RowSums = _HERE,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """LAMB with one second moment a row, fed with the mean square of the row's gradient."""
     grads = clip(grads, hyper)
-    mean, square = _moments(grads, row_mean_square(grads), state, hyper)
-    new = _lamb_step(weights, mean, square, step, hyper)
+    mean, square = _moments(grads, sums.mean_square(grads), state, hyper)
+    new = _lamb_step(weights, mean, square, step, hyper, sums)
     return new, {"exp_avg": mean, "exp_avg_sq": square}
 
 
 def lars_sgd(
-    weights: Tensor, grads: Tensor, state: State, step: int, hyper: Hyper
+    weights: Tensor,
+    grads: Tensor,
+    state: State,
+    step: int,
+    hyper: Hyper,
+    sums: RowSums = _HERE,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     r"""LARS: SGD with rates that adapt to each row, as a layer (https://arxiv.org/abs/1708.03888).
 
@@ -280,7 +318,7 @@ def lars_sgd(
     no state.
     """
     grads = clip(grads, hyper)
-    weight_norm, grad_norm = row_norm(weights), row_norm(grads)
+    weight_norm, grad_norm = sums.norm(weights), sums.norm(grads)
     known = (weight_norm > 0) & (grad_norm > 0)
     denominator = grad_norm + hyper.weight_decay * weight_norm
     ratio = torch.where(known, hyper.eta * weight_norm / denominator, 1.0)
@@ -300,12 +338,14 @@ class Rule:
         state: state name -> whether it is one number a row (``True``) or one a weight (``False``).
         defaults: what the hyper-parameters are if nothing is said.
         options: names of the hyper-parameters that it reads; the others mean nothing to it.
+        row_sums: how many sums over rows it asks for, one after another; 0: each weight is by itself.
     """
 
     update: Update
     state: Mapping[str, bool]
     defaults: Hyper
     options: tuple[str, ...]
+    row_sums: int = 0
 
     @property
     def table_options(self) -> tuple[str, ...]:
@@ -357,19 +397,24 @@ SGD = Rule(
     ("lr", "momentum", "dampening", "nesterov", *_DECAY),
 )
 ADAGRAD = Rule(adagrad, {"sum": False}, Hyper(lr=1e-2, eps=1e-10), _ADAGRAD)
-ROWWISE_ADAGRAD = Rule(rowwise_adagrad, {"sum": True}, Hyper(lr=1e-2, eps=1e-10), _ADAGRAD)
+ROWWISE_ADAGRAD = Rule(
+    rowwise_adagrad, {"sum": True}, Hyper(lr=1e-2, eps=1e-10), _ADAGRAD, row_sums=1
+)
 ADAM = Rule(adam, _MOMENTS, Hyper(lr=1e-3), _ADAM)
 ADAMW = Rule(
     adam, _MOMENTS, Hyper(lr=1e-3, weight_decay=1e-2, weight_decay_mode="decoupled"), _ADAM
 )
-PARTIAL_ROWWISE_ADAM = Rule(partial_rowwise_adam, _ROW_MOMENTS, Hyper(lr=1e-3), _ADAM)
-LAMB = Rule(lamb, _MOMENTS, Hyper(lr=1e-3, eps=1e-6), _LAMB)
-PARTIAL_ROWWISE_LAMB = Rule(partial_rowwise_lamb, _ROW_MOMENTS, Hyper(lr=1e-3, eps=1e-6), _LAMB)
+PARTIAL_ROWWISE_ADAM = Rule(partial_rowwise_adam, _ROW_MOMENTS, Hyper(lr=1e-3), _ADAM, row_sums=1)
+LAMB = Rule(lamb, _MOMENTS, Hyper(lr=1e-3, eps=1e-6), _LAMB, row_sums=2)
+PARTIAL_ROWWISE_LAMB = Rule(
+    partial_rowwise_lamb, _ROW_MOMENTS, Hyper(lr=1e-3, eps=1e-6), _LAMB, row_sums=3
+)
 LARS_SGD = Rule(
     lars_sgd,
     {"momentum_buffer": False},
     Hyper(lr=1e-2),
     ("lr", "momentum", "weight_decay", "eta", "max_gradient", "lazy"),
+    row_sums=2,
 )
 
 RULES: Mapping[OptimizerType, Rule] = {

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from torchrec.checks import checked_device, require_integer, require_type
 from torchrec.modules._recomputation import is_recomputation
-from torchrec.modules._tables import Tables, embedding_names_by_table
 from torchrec.modules.collection import TableShard, TableStore
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, initialise
+from torchrec.modules.tables import Tables, embedding_names_by_table
 from torchrec.ops import is_transformed, outside_transforms
 from torchrec.ops.embedding import hash_ids
 from torchrec.optim.keyed import KeyedOptimizer
@@ -292,7 +292,9 @@ class TableCollection(nn.Module):
         """Meet weights that were loaded: what waits, such as gradients, was for the former ones."""
         self._tables.restart()
 
-    def _dtype(self) -> torch.dtype:
+    @property
+    def output_dtype(self) -> torch.dtype:
+        """The dtype of what look-ups give."""
         if self._output_dtype is not None:
             return self._output_dtype
         dtype = self._tables.dtype

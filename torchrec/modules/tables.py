@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -71,6 +72,47 @@ def embedding_names_by_table(tables: Sequence[BaseEmbeddingConfig]) -> list[list
     ]
 
 
+def table_spec_of(config: BaseEmbeddingConfig) -> TableSpec:
+    """Return what decides which rows ids choose in a table."""
+    policy = PolicyCode.OVERFLOW if config.hash_size else _POLICY[config.id_policy]
+    return TableSpec(
+        config.name, config.embedding_dim, config.num_rows, config.num_embeddings, policy
+    )
+
+
+def slots_of(
+    configs: Sequence[BaseEmbeddingConfig], keys: Sequence[str], partial: bool = False
+) -> tuple[list[SlotSpec], int]:
+    """Return what is looked up by input with these keys, in order of tables, and the columns of the output.
+
+    Args:
+        configs: the tables.
+        keys: of the input.
+        partial: leave features out that the input does not have.
+
+    Raises:
+        ValueError: for a feature that is missing.
+    """
+    position = {key: k for k, key in enumerate(keys)}
+    slots, column = [], 0
+    for t, config in enumerate(configs):
+        pooling = PoolingCode.SUM
+        if isinstance(config, EmbeddingBagConfig):
+            pooling = _POOLING[config.pooling]
+        for feature in config.feature_names:
+            # A map of ids gives the rows of this table alone under the name of its output.
+            key = feature if feature in position else f"{feature}@{config.name}"
+            if key in position:
+                slots.append(SlotSpec(feature, t, position[key], pooling, column))
+                column += config.embedding_dim
+            elif not partial:
+                raise ValueError(
+                    f"`features` should have the key '{feature}' of table '{config.name}'. "
+                    f"Received keys {list(keys)}."
+                )
+    return slots, column
+
+
 def checked_tables(tables: Iterable[C], kind: type[C]) -> list[C]:
     """Return tables as a list; raise for those that cannot be in one collection.
 
@@ -127,12 +169,18 @@ class Tables:
         configs: the tables.
         modules: the module that holds the weight of each.
         prefix: of the names of the weights: ``embedding_bags`` or ``embeddings``.
+        partial: whether input may lack features, which are not looked up then.
     """
 
     def __init__(
-        self, configs: Sequence[BaseEmbeddingConfig], modules: Sequence[nn.Module], prefix: str
+        self,
+        configs: Sequence[BaseEmbeddingConfig],
+        modules: Sequence[nn.Module],
+        prefix: str,
+        partial: bool = False,
     ) -> None:
         self.configs = list(configs)
+        self._partial = partial
         self._parameters = [parameters_by_name(module) for module in modules]
         self.names = [f"{prefix}.{config.name}.weight" for config in configs]
         self.embedding_names = [n for names in embedding_names_by_table(configs) for n in names]
@@ -257,9 +305,7 @@ class Tables:
         self._shown = sorted(t for update, t in first.items() if update.collections()[0] is self)
         together = [t for t in self._shown if self._updates[t].in_backward]
         alone = [[t] for t in self._shown if self._waits_for_lr(t)]
-        self._joints = [
-            self._joint_of(numbers) for numbers in ([together] if together else []) + alone
-        ]
+        self._joints = [self._joint_of(numbers) for numbers in self._apart(together) + alone]
         self.in_backward = any(update.in_backward for update in self._updates)
         if not all(update.in_backward for update in self._updates):
             install_step_hook()
@@ -300,9 +346,18 @@ class Tables:
         """Return what updates these tables, which is kept as long as they are the same ones."""
         updates = [self._updates[t] for t in numbers]
         found = [joint for joint, _ in self._joints if joint.updates == updates]
-        joint = found[0] if found and updates[0].joint is found[0] else JointUpdate(updates)
+        kept = found and updates[0].joint is found[0]
+        joint = found[0] if kept else self._new_joint(numbers, updates)
         joint.place()
         return joint, numbers
+
+    def _apart(self, numbers: list[int]) -> list[list[int]]:
+        """Return which tables that the backward pass updates are updated by one call: all of them."""
+        return [numbers] if numbers else []
+
+    def _new_joint(self, numbers: list[int], updates: list[TableUpdate]) -> JointUpdate:
+        """Return what updates some tables together."""
+        return JointUpdate(updates)
 
     def optimizer(self) -> EmbeddingFusedOptimizer:
         """Return the optimizer of the fused tables, but those that another collection shows."""
@@ -345,37 +400,14 @@ class Tables:
     # Specs.
 
     def _table_spec(self, t: int, trained: bool = True) -> TableSpec:
-        config, update = self.configs[t], self._updates[t]
-        policy = PolicyCode.OVERFLOW if config.hash_size else _POLICY[config.id_policy]
-        return TableSpec(
-            config.name,
-            config.embedding_dim,
-            config.num_rows,
-            config.num_embeddings,
-            policy,
-            update.rule.optimizer if update.rule is not None and trained else None,
-            len(update.states),
-        )
+        update, spec = self._updates[t], table_spec_of(self.configs[t])
+        rule = update.rule.optimizer if update.rule is not None and trained else None
+        return replace(spec, optimizer=rule, states=len(update.states))
 
     def _make_spec(self, keys: Sequence[str], requires_grad: Sequence[bool]) -> LookupSpec:
-        position = {key: k for k, key in enumerate(keys)}
-        slots, column = [], 0
-        for t, config in enumerate(self.configs):
-            pooling = PoolingCode.SUM
-            if isinstance(config, EmbeddingBagConfig):
-                pooling = _POOLING[config.pooling]
-            for feature in config.feature_names:
-                # A map of ids gives the rows of this table alone under the name of its output.
-                key = feature if feature in position else f"{feature}@{config.name}"
-                if key not in position:
-                    raise ValueError(
-                        f"`features` should have the key '{feature}' of table '{config.name}'. "
-                        f"Received keys {list(keys)}."
-                    )
-                slots.append(SlotSpec(feature, t, position[key], pooling, column))
-                column += config.embedding_dim
+        slots, width = slots_of(self.configs, keys, self._partial)
         tables = [self._table_spec(t, trained) for t, trained in enumerate(requires_grad)]
-        return LookupSpec(tables, slots, len(keys), column)
+        return LookupSpec(tables, slots, len(keys), width)
 
     def lookup_of(self, keys: list[str]) -> tuple[list[Tensor], LookupSpec, list[Group]]:
         """Return the weights, the spec of a look-up by these keys, and the groups that get a gradient.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from torchrec.ops.embedding.updates import Hyper, Rule
+from torchrec.ops.embedding.updates import Hyper, RowSums, Rule
 
 
 def as_rows(tensor: Tensor) -> Tensor:
@@ -29,6 +29,7 @@ def apply_rule(
     state: Mapping[str, Tensor],
     step: int,
     hyper: Hyper,
+    sums: RowSums | None = None,
 ) -> None:
     """Update ``param`` and ``state`` in place from one gradient.
 
@@ -44,6 +45,7 @@ def apply_rule(
         state: name -> state, of the shapes of `new_state`.
         step: how often the parameter has been updated, this time included.
         hyper: the hyper-parameters.
+        sums: adds up squares over rows whose columns are not all here. Default: they are.
     """
     if grad.is_sparse and grad.sparse_dim() != 1:
         raise ValueError(
@@ -52,13 +54,13 @@ def apply_rule(
         )
     dtype = torch.promote_types(param.dtype, torch.float32)
     if grad.is_sparse and param.dim() > 1 and not rule.updates_all_rows(hyper):
-        _apply_sparse(rule, param, grad.to(dtype).coalesce(), state, step, hyper)
+        _apply_sparse(rule, param, grad.to(dtype).coalesce(), state, step, hyper, sums)
         return
     if grad.is_sparse:
         grad = grad.to(dtype).to_dense()
     weights, rows = as_rows(param).to(dtype), as_rows(grad).to(dtype)
     old = {name: as_rows(value) for name, value in state.items()}
-    weights, new = rule.update(weights, rows, old, step, hyper)
+    weights, new = _update(rule, weights, rows, old, step, hyper, sums)
     param.copy_(weights.reshape(param.shape))
     for name, value in new.items():
         state[name].copy_(value.reshape(state[name].shape))
@@ -71,12 +73,27 @@ def _apply_sparse(
     state: Mapping[str, Tensor],
     step: int,
     hyper: Hyper,
+    sums: RowSums | None,
 ) -> None:
     """Gather the rows that a coalesced gradient names, update them, and put them back."""
     ids = grad.indices()[0]
     weights = as_rows(param.index_select(0, ids)).to(grad.dtype)
     old = {name: as_rows(value.index_select(0, ids)) for name, value in state.items()}
-    weights, new = rule.update(weights, as_rows(grad.values()), old, step, hyper)
+    weights, new = _update(rule, weights, as_rows(grad.values()), old, step, hyper, sums)
     param.index_copy_(0, ids, weights.to(param.dtype).reshape(len(ids), *param.shape[1:]))
     for name, value in new.items():
         state[name].index_copy_(0, ids, value.reshape(len(ids), *state[name].shape[1:]))
+
+
+def _update(
+    rule: Rule,
+    weights: Tensor,
+    grads: Tensor,
+    state: Mapping[str, Tensor],
+    step: int,
+    hyper: Hyper,
+    sums: RowSums | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    if sums is None or not rule.row_sums:
+        return rule.update(weights, grads, state, step, hyper)
+    return rule.update(weights, grads, state, step, hyper, sums)

@@ -1,0 +1,107 @@
+"""Steps of ranks that have different numbers of batches, and of ranks whose data fails."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.distributed.ranks import run
+from tests.distributed.test_model_parallel import batch, fused, plan_of
+from torchrec.datasets.utils import Batch
+from torchrec.distributed import (
+    DistributedModelParallel,
+    EvalPipelineSparseDist,
+    TrainPipelineSparseDist,
+)
+from torchrec.distributed.train_pipeline.empty import without_samples
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+
+def pipeline(kind=TrainPipelineSparseDist):
+    model = fused()
+    plan = plan_of(model, user=("row_wise",), item=("table_wise", 0))
+    sharded = DistributedModelParallel(model, plan=plan)
+    dense = KeyedOptimizerWrapper(
+        dict(in_backward_optimizer_filter(sharded.named_parameters())),
+        lambda params: torch.optim.SGD(params, lr=0.1),
+    )
+    optimizer = CombinedOptimizer([sharded.fused_optimizer, dense])
+    return sharded, kind(sharded, optimizer, torch.device("cpu"))
+
+
+def uneven(numbers, kind):
+    rank = dist.get_rank()
+    _, steps = pipeline(kind)
+    data, seen = iter([batch(rank, step) for step in range(numbers[rank])]), 0
+    while True:
+        try:
+            scores = steps.progress(data)
+        except StopIteration:
+            break
+        assert scores.shape == (4,)
+        seen += 1
+    with pytest.raises(StopIteration):
+        steps.progress(data)
+    return seen
+
+
+@pytest.mark.parametrize("kind", [TrainPipelineSparseDist, EvalPipelineSparseDist])
+def test_ranks_may_have_different_numbers_of_batches(kind):
+    assert run(uneven, 3, [2, 5, 0], kind) == [2, 5, 0]
+
+
+def last_step_alone():
+    """A rank whose partner has no data any more trains on, by half its gradient, as the mean says."""
+    rank = dist.get_rank()
+    sharded, steps = pipeline()
+    data = iter([batch(rank, 0)] if rank else [batch(rank, 0), batch(rank, 1)])
+    for _ in range(2 - rank):
+        steps.progress(data)
+    if rank:
+        with pytest.raises(StopIteration):
+            steps.progress(data)
+    else:
+        with pytest.raises(StopIteration):
+            steps.progress(data)
+    state = sharded.state_dict()["over.weight"]
+    return state, bool(torch.isfinite(state).all())
+
+
+def test_a_step_of_fewer_ranks_leaves_copies_alike_and_finite():
+    (one, finite), (other, _) = run(last_step_alone, 2)
+    assert finite
+    assert torch.equal(one, other)
+
+
+def broken(rank):
+    yield batch(rank, 0)
+    if rank == 1:
+        raise OSError("the disk is gone")
+    yield batch(rank, 1)
+
+
+def failing():
+    _, steps = pipeline()
+    data = broken(dist.get_rank())
+    steps.progress(data)
+    steps.progress(data)
+
+
+def test_what_fails_on_one_rank_is_raised_on_all():
+    for error in run(failing, 2):
+        assert isinstance(error, RuntimeError)
+        assert str(error) == "On rank 1: the disk is gone"
+
+
+def test_batches_without_samples_keep_their_form():
+    given = Batch(torch.ones(4, 2), batch(0, 0), torch.ones(4))
+    empty = without_samples(given)
+    assert empty.dense_features.shape == (0, 2)
+    assert empty.labels.shape == (0,)
+    assert empty.sparse_features.keys() == ["u", "i"]
+    assert empty.sparse_features.stride() == 0
+    assert without_samples((torch.ones(2), ["a", 3]))[1] == ["a", 3]
+    with pytest.raises(TypeError, match="Received a set"):
+        without_samples({1, 2})

@@ -1,0 +1,503 @@
+"""A collection whose tables are spread over ranks: what pooled and sequence collections have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchrec.checks import require_type
+from torchrec.distributed.exchange import Wire
+from torchrec.distributed.initial import fill_block
+from torchrec.distributed.layout import Shard, check_supported, shards_of
+from torchrec.distributed.lookup import ShardedLookup, Step
+from torchrec.distributed.placement import Block, TablePlacement
+from torchrec.distributed.state import load_block, sharded_table
+from torchrec.distributed.types import (
+    Awaitable,
+    NoWait,
+    ParameterSharding,
+    QuantizedCommCodecs,
+    ShardingEnv,
+)
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, ShardingType
+from torchrec.modules.table_collection import TableCollection
+from torchrec.modules.tables import Tables, slots_of, table_spec_of
+from torchrec.ops.embedding import Ids, LookupSpec, choose_rows, new_table
+from torchrec.ops.embedding.updates import RULES
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.optim.embedding_optimizer import EmbeddingFusedOptimizer
+from torchrec.optim.fusable import optimizer_class_of
+from torchrec.optim.keyed import KeyedOptimizer
+from torchrec.optim.owners import owner_of
+from torchrec.optim.table_update import FusedRule, TableUpdate
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Multistreamable
+
+__all__ = ["ShardedTableCollection", "ShardedTables", "StepContext"]
+
+
+class _Part(nn.Module):
+    """Holds this rank's part of a table."""
+
+    def __init__(self, weight: Tensor, requires_grad: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=requires_grad)
+
+
+class ShardedTables:
+    """The tables of a collection, spread over ranks as a plan says.
+
+    Each is looked up in one of two ways: those that every rank has whole (replicated, or of a world
+    of one rank) by the rank itself, the others by exchange.
+
+    Args:
+        module: the collection; may be on ``meta``.
+        sharding: of each table, by name.
+        env: the ranks.
+        device: of the parts.
+        weighted: whether ids come with weights.
+        fused_params: see `BaseEmbeddingSharder`.
+        prefix: of the names of the weights.
+        by_rows: whether each id gives a vector; else bags are pooled.
+        exact: see `ShardedLookup`.
+        path: of the module in its model, for errors.
+    """
+
+    def __init__(
+        self,
+        module: TableCollection,
+        sharding: Mapping[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None,
+        fused_params: Mapping[str, Any] | None,
+        prefix: str,
+        weighted: bool,
+        by_rows: bool,
+        exact: bool,
+        path: str,
+    ) -> None:
+        self.prefix = prefix
+        self.configs = list(module.table_configs())
+        self.dtype = module.output_dtype
+        self._shows_parts = env.process_group is not None
+        self.world_size, self.rank = env.world_size, env.rank
+        self.wire: Wire | None = None
+        if env.process_group is not None and self.world_size > 1:
+            self.wire = Wire(env.process_group)
+        self.sharding = _checked(self.configs, sharding, path)
+        self.placements = {
+            config.name: TablePlacement(config.name, self._shards(config, path))
+            for config in self.configs
+        }
+        if self.world_size > 1 and self.wire is None:
+            raise ValueError(
+                f"{_named(path)} should be given a process group for its {self.world_size} ranks. "
+                "Received none."
+            )
+        self._device = torch.device("cpu") if device is None else device
+        sources = {name: shards[0].weight for name, shards in _sources(module).items()}
+        self._train_by(fused_params, sources)
+        seed = self._common_seed(any(weight.is_meta for weight in sources.values()))
+        self._parts = {
+            config.name: _Part(
+                self._new_part(config, sources[config.name], seed), config.enable_grad
+            )
+            for config in self.configs
+        }
+        self.parts = nn.ModuleDict(self._parts)
+        here = [c for c in self.configs if self.is_here(c.name)]
+        away = [c for c in self.configs if not self.is_here(c.name)]
+        self.here = Tables(here, [self._parts[c.name] for c in here], prefix)
+        self.away: ShardedLookup | None = None
+        if away and self.wire is not None:
+            self.away = ShardedLookup(
+                away,
+                [self.placements[c.name] for c in away],
+                [self._parts[c.name] for c in away],
+                prefix,
+                self.wire,
+                weighted,
+                by_rows,
+                exact,
+                self.dtype,
+                self._rules({config.name: sources[config.name] for config in away}),
+            )
+        self._elsewhere: list[TableUpdate] = []  # of tables that this rank has nothing of
+        for config in self.configs:
+            self._take_over(config, sources[config.name])
+
+    def _shards(self, config: BaseEmbeddingConfig, path: str) -> list[Shard]:
+        shape = config.num_rows, config.embedding_dim
+        return shards_of(config.name, shape, self.sharding[config.name], self.world_size, path)
+
+    def is_replicated(self, table: str) -> bool:
+        """Whether every rank has a copy of a table, which an ordinary optimizer trains."""
+        return self.sharding[table].sharding_type == ShardingType.DATA_PARALLEL.value
+
+    def is_here(self, table: str) -> bool:
+        """Whether this rank looks a table up by itself: it has all of it."""
+        return self.world_size == 1 or self.is_replicated(table)
+
+    def check_here(self, features: KeyedJaggedTensor) -> None:
+        """Refuse ids without a row in replicated tables, while all ranks can still be told."""
+        if self.wire is None or not self.here.configs:
+            return
+        slots, width = slots_of(self.here.configs, features.keys())
+        specs = [table_spec_of(config) for config in self.here.configs]
+        starts, sizes = features.offset_per_key(), features.length_per_key()
+        ids = Ids(
+            features.values(),
+            [starts[slot.key] for slot in slots],
+            [sizes[slot.key] for slot in slots],
+        )
+        choose_rows(LookupSpec(specs, slots, len(sizes), width), ids, features.offsets())
+
+    def block(self, config: BaseEmbeddingConfig) -> Block | None:
+        """Return what this rank holds of a table; None: nothing."""
+        if self.is_here(config.name):
+            return Block((range(config.num_rows),), (range(config.embedding_dim),))
+        return self.placements[config.name].block(self.rank)
+
+    def _common_seed(self, needed: bool) -> int:
+        """Return what first weights are drawn by, the same on all ranks."""
+        if needed and self.wire is not None:
+            return int(self.wire.share(torch.initial_seed(), 0))
+        return torch.initial_seed()
+
+    def _new_part(self, config: BaseEmbeddingConfig, source: Tensor, seed: int) -> Tensor:
+        """Return this rank's part of a table: of the weights there are, or of new ones."""
+        block = self.block(config)
+        if block is None:
+            return torch.empty((0, config.embedding_dim), dtype=config.dtype, device=self._device)
+        weight = new_table(block.num_rows, block.num_columns, source.dtype, self._device)
+        with torch.no_grad():
+            if source.is_meta:
+                fill_block(config, block, weight, seed)
+            else:
+                shape = config.num_rows, config.embedding_dim
+                load_block(config.name, block, weight, source.detach(), shape)
+        return weight
+
+    # How the tables are trained.
+
+    def _train_by(
+        self, fused_params: Mapping[str, Any] | None, sources: Mapping[str, Tensor]
+    ) -> None:
+        """Have tables without an optimizer of their own updated in the backward pass, if it is asked for."""
+        if not fused_params:
+            return
+        optimizer, options = optimizer_of(fused_params)
+        for name, source in sources.items():
+            owner = owner_of(source)
+            own = isinstance(owner, TableUpdate) and owner.rule is not None
+            if not own and not self.is_replicated(name) and isinstance(source, nn.Parameter):
+                apply_optimizer_in_backward(optimizer, [source], options)
+
+    def _rules(self, sources: Mapping[str, Tensor]) -> dict[str, FusedRule]:
+        """Return the rules of the tables that the backward pass updates, or an optimizer by its rate."""
+        owners = {name: owner_of(source) for name, source in sources.items()}
+        rules = {
+            name: owner.rule
+            for name, owner in owners.items()
+            if isinstance(owner, TableUpdate) and owner.rule is not None
+        }
+        for name, rule in rules.items():
+            by_row = RULES[rule.optimizer].row_sums and self.placements[name].splits_columns
+            if rule.inherits_lr and by_row:
+                raise ValueError(
+                    f"Table '{name}' should have an `lr`, or its columns on one rank: {rule.optimizer} looks "
+                    "at rows as a whole, and an optimizer's step at what this rank has. Received lr=None."
+                )
+        return rules
+
+    def _take_over(self, config: BaseEmbeddingConfig, source: Tensor) -> None:
+        """Train a part as the table was trained: by the same rule, with its part of the state."""
+        former, weight = owner_of(source), self._parts[config.name].weight
+        owner, block = owner_of(weight), self.block(config)
+        if not isinstance(former, TableUpdate) or self.is_replicated(config.name):
+            return  # ranks have to add the gradients of a replica up
+        if block is None:
+            if former.rule is not None:  # nor should an optimizer take the part that is not here
+                self._elsewhere.append(TableUpdate(config.name, former.rule))
+                self._elsewhere[-1].own(weight)
+            return
+        if former.applied is not None:
+            apply_optimizer_in_backward(former.applied[0], [weight], former.applied[1])
+        if not isinstance(owner, TableUpdate):
+            return
+        for name, state in owner.states.items():
+            kept = former.states.get(name)
+            if kept is not None and not kept.is_meta:
+                columns = block.columns if kept.shape[1] > 1 else (range(1),)
+                shape = config.num_rows, kept.shape[1]
+                load_block(config.name, Block(block.rows, columns), state, kept, shape)
+        owner.step.copy_(former.step)
+
+    def updates(self) -> dict[str, TableUpdate]:
+        """Return who trains each part that this rank updates in the backward pass, by name of the parameter."""
+        found = {}
+        for config in self.configs:
+            owner = owner_of(self._parts[config.name].weight)
+            is_here = self.block(config) is not None and not self.is_replicated(config.name)
+            if is_here and isinstance(owner, TableUpdate) and owner.rule is not None:
+                found[f"{self.prefix}.{config.name}.weight"] = owner
+        return found
+
+    def optimizer(self) -> EmbeddingFusedOptimizer:
+        """Return the optimizer of the parts that this rank updates in the backward pass."""
+        split = None if self.away is None else self.away.tables.split
+        return EmbeddingFusedOptimizer(self.updates(), together=split)
+
+    def _lookups(self) -> list[Tables]:
+        return [self.here] if self.away is None else [self.here, self.away.tables]
+
+    def bind(self) -> None:
+        """Meet the weights that there are now."""
+        for tables in self._lookups():
+            tables.bind()
+
+    def restart(self) -> None:
+        """Meet weights that were loaded: what waits was for the former ones."""
+        for tables in self._lookups():
+            tables.restart()
+
+    def discard_gradients(self) -> None:
+        """Drop the gradients that were accumulated and not applied."""
+        for tables in self._lookups():
+            tables.discard_gradients()
+
+    def reset(self) -> None:
+        """Give every part its initial weights anew, and no state."""
+        seed = self._common_seed(True)
+        for config in self.configs:
+            block = self.block(config)
+            if block is not None:
+                with torch.no_grad():
+                    fill_block(config, block, self._parts[config.name].weight, seed)
+        for tables in self._lookups():
+            tables.reset_states()
+            tables.restart()
+
+    # State.
+
+    def value_of(self, config: BaseEmbeddingConfig, weight: Tensor) -> Any:
+        """Return what ``state_dict()`` shows of a table: the weight, or the whole that it is a part of."""
+        if not self._shows_parts or self.is_replicated(config.name):
+            return weight
+        shape = config.num_rows, config.embedding_dim
+        return sharded_table(weight, shape, self.placements[config.name], self.rank)
+
+    def part_of(self, config: BaseEmbeddingConfig, value: object) -> Tensor:
+        """Return this rank's part of a table that was saved."""
+        weight = self._parts[config.name].weight
+        block, part = self.block(config), torch.empty_like(weight)
+        if block is not None:
+            shape = config.num_rows, config.embedding_dim
+            load_block(config.name, block, part, value, shape)
+        return part
+
+
+def optimizer_of(
+    fused_params: Mapping[str, Any],
+) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """Return the class and arguments of the optimizer that ``fused_params`` name.
+
+    Args:
+        fused_params: ``"optimizer"`` (default SGD), ``"learning_rate"``, ``"beta1"`` and ``"beta2"``, and other
+            hyper-parameters under their names.
+
+    Example:
+        >>> optimizer_of({"optimizer": "adam", "learning_rate": 0.1, "beta1": 0.8, "beta2": 0.9})
+        (<class 'torchrec.optim.optimizers.Adam'>, {'lr': 0.1, 'betas': (0.8, 0.9)})
+    """
+    options = dict(fused_params)
+    optimizer = optimizer_class_of(options.pop("optimizer", "exact_sgd"))
+    if "learning_rate" in options:
+        options["lr"] = options.pop("learning_rate")
+    if "beta1" in options or "beta2" in options:
+        options["betas"] = options.pop("beta1", 0.9), options.pop("beta2", 0.999)
+    return optimizer, options
+
+
+def refuse_codecs(registry: Mapping[str, QuantizedCommCodecs] | None) -> None:
+    """Refuse to write what is exchanged otherwise than as it is.
+
+    Args:
+        registry: what should be written how, by name of a `CommOp`.
+    """
+    if registry:
+        raise ValueError(
+            "`qcomm_codecs_registry` should be None: what is exchanged is sent as it is. "
+            f"Received codecs of {sorted(registry)}."
+        )
+
+
+def append_prefix(prefix: str, name: str) -> str:
+    """Join two parts of a name by a dot, if there are two."""
+    return f"{prefix}.{name}" if prefix and name else prefix + name
+
+
+def _named(path: str) -> str:
+    return f"Module '{path}'" if path else "The collection"
+
+
+def _checked(
+    configs: Sequence[BaseEmbeddingConfig], sharding: Mapping[str, ParameterSharding], path: str
+) -> dict[str, ParameterSharding]:
+    names = [config.name for config in configs]
+    missing = [name for name in names if name not in sharding]
+    unknown = [name for name in sharding if name not in names]
+    if missing or unknown:
+        what = f"no table '{missing[0]}'" if missing else f"a table '{unknown[0]}'"
+        raise ValueError(
+            f"{_named(path)} should have its tables {names} in the plan. Received {what}."
+        )
+    for name in names:
+        check_supported(name, sharding[name], path)
+    return dict(sharding)
+
+
+def _sources(module: TableCollection) -> dict[str, Any]:
+    return {config.name: module.table_shards(config.name) for config in module.table_configs()}
+
+
+class StepContext(Multistreamable):
+    """What the parts of one forward pass of a sharded collection hand on to each other.
+
+    Attributes:
+        features: of this rank's batch.
+        step: what is looked up by exchange; None: nothing is.
+    """
+
+    features: KeyedJaggedTensor
+    step: Step | None = None
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory of every tensor alive until the work queued on ``stream`` is done."""
+        self.features.record_stream(stream)
+        if self.step is not None:
+            self.step.record_stream(stream)
+
+
+class ShardedTableCollection(nn.Module):
+    """What a collection does whose tables are spread over ranks; its classes are sharded modules as well.
+
+    Its parameters have the names of the unsharded collection; each is this rank's part of the table,
+    empty where it has none.
+    """
+
+    _tables: ShardedTables
+
+    def _set_tables(self, tables: ShardedTables) -> None:
+        self._tables = tables
+        setattr(self, tables.prefix, tables.parts)
+        counts = torch.zeros(len(tables.configs), dtype=torch.int64)
+        self.register_buffer("_out_of_range", counts, persistent=False)
+        self.register_state_dict_post_hook(_show_wholes)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_take_parts)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_weights_loaded)  # type: ignore[no-untyped-call]
+
+    @property
+    def tables(self) -> ShardedTables:
+        """The tables, and where their parts are."""
+        return self._tables
+
+    @property
+    def fused_optimizer(self) -> KeyedOptimizer:
+        """The optimizer of the parts of tables that this rank updates in the backward pass."""
+        return self._tables.optimizer()
+
+    def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
+        """Yield the names of the parameters that are spread over ranks, which no data-parallel wrapper should take.
+
+        Args:
+            prefix: written before each. Default none.
+        """
+        for config in self._tables.configs:
+            if not self._tables.is_replicated(config.name):
+                yield append_prefix(prefix, f"{self._tables.prefix}.{config.name}.weight")
+
+    def create_context(self) -> StepContext:
+        """Return what the parts of one forward pass hand on to each other."""
+        return StepContext()
+
+    def input_dist(
+        self, ctx: StepContext, features: KeyedJaggedTensor
+    ) -> Awaitable[Awaitable[StepContext]]:
+        """Send ids to the ranks that have their rows.
+
+        Args:
+            ctx: of the forward pass.
+            features: of this rank's batch.
+        """
+        error: Exception | None = None
+        try:
+            require_type(features, "`features`", KeyedJaggedTensor)
+            ctx.features = self._full_batch(features)
+            self._tables.check_here(ctx.features)
+        except Exception as failed:
+            if self._tables.wire is None:
+                raise
+            error = failed
+        if self._tables.away is not None:
+            ctx.step = self._tables.away.ask(features if error else ctx.features, error)
+        elif self._tables.wire is not None:
+            self._tables.wire.agree(error)
+        return NoWait(NoWait(ctx))
+
+    def _full_batch(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """Bring features with batches of their own to the full batch, where they say how."""
+        if features.inverse_indices_or_none() is not None:
+            return features.expand_inverse()
+        return features
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop gradients, also those that fused tables have accumulated and not applied.
+
+        Args:
+            set_to_none: set gradients to None instead of zeros.
+        """
+        super().zero_grad(set_to_none)
+        self._tables.discard_gradients()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._tables.bind()
+        return self
+
+    def reset_parameters(self) -> None:
+        """Give every table its initial weights anew; and no state."""
+        self._tables.reset()
+
+    def weights_loaded(self) -> None:
+        """Meet weights that were loaded: what waits, such as gradients, was for the former ones."""
+        self._tables.restart()
+
+
+def _show_wholes(
+    collection: ShardedTableCollection, state: dict[str, Any], prefix: str, _: object
+) -> None:
+    """Have ``state_dict()`` show the whole tables that a rank's parts are of."""
+    tables = collection.tables
+    for config in tables.configs:
+        name = f"{prefix}{tables.prefix}.{config.name}.weight"
+        if name in state:
+            state[name] = tables.value_of(config, state[name])
+
+
+def _take_parts(
+    collection: ShardedTableCollection, state: dict[str, Any], prefix: str, *_: object
+) -> None:
+    """Take this rank's parts of the tables that are loaded."""
+    tables = collection.tables
+    for config in tables.configs:
+        name = f"{prefix}{tables.prefix}.{config.name}.weight"
+        if name in state:
+            state[name] = tables.part_of(config, state[name])
+
+
+def _weights_loaded(collection: ShardedTableCollection, _: object) -> None:
+    collection.weights_loaded()

@@ -1,0 +1,516 @@
+"""Ids out, vectors back: what ranks tell one another in one step of one collection.
+
+There are three exchanges, whatever mix of sharding types: how much everybody will send (a header of a fixed size),
+the ids with the lengths of their bags, and the vectors. The backward pass sends the gradients of the vectors the same
+way back.
+
+A slot is looked up in one of two ways. *Pooled where the rows are*: bags are sent, and sums of their rows come back,
+from each rank that holds some of the rows. *By rows*: each id is sent to the rank that has its row, the row comes
+back, and bags are pooled where the sample is. All ranks choose alike, by numbers that the headers of all of them tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from torchrec.distributed.route import Columns, Lane, Route
+from torchrec.errors import IdOutOfRangeError
+
+__all__ = ["Asked", "Exchange", "Routed", "Wire"]
+
+_FAILED, _WEIGHTS_GRADIENT = 1, 2  # bits of the first number of a header
+_HEADER = 2  # state, batch size; then rows of each divided slot, and of each lane of the receiver
+
+
+class Wire:
+    """The ranks that exchange something.
+
+    Args:
+        group: of them.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.world_size = dist.get_world_size(group)
+        self.rank = dist.get_rank(group)
+
+    def swap(self, sent: Tensor, sizes: Sequence[int], expected: Sequence[int]) -> Tensor:
+        """Send each rank its part, and return what each has sent here.
+
+        Args:
+            sent: ``(sum(sizes),)``.
+            sizes: elements for each rank.
+            expected: elements from each rank.
+        """
+        received = sent.new_empty(sum(expected))
+        dist.all_to_all_single(
+            received, sent.contiguous(), list(expected), list(sizes), group=self.group
+        )
+        return received
+
+    def states(self, mine: int) -> list[int]:
+        """Tell all ranks a small number, and return those of all, in order of ranks."""
+        ones = [1] * self.world_size
+        told = self.swap(torch.full((self.world_size,), mine), ones, ones)
+        return [int(state) for state in told]
+
+    def share(self, value: Any, rank: int) -> Any:
+        """Return on all ranks what one of them has.
+
+        Args:
+            value: what it is, on that rank.
+            rank: which.
+        """
+        told = [value]
+        dist.broadcast_object_list(told, dist.get_global_rank(self.group, rank), self.group)
+        return told[0]
+
+    def agree(self, error: Exception | None) -> None:
+        """Go on if no rank has failed, else raise what did, on all of them; they all call this.
+
+        Args:
+            error: of this rank; None: it has none.
+        """
+        if any(self.states(int(error is not None))):
+            self.raise_together(error)
+
+    def raise_together(self, error: Exception | None) -> None:
+        """Raise what failed on any rank, on all of them; they all call this.
+
+        Args:
+            error: of this rank; None: it has none.
+        """
+        told: list[tuple[str, tuple[Any, ...]] | None] = [None] * self.world_size
+        dist.all_gather_object(told, None if error is None else _description(error), self.group)
+        for rank, found in enumerate(told):
+            if found is not None:
+                raise _error_of(rank, *found) from (error if rank == self.rank else None)
+
+    def __deepcopy__(self, _: object) -> Wire:
+        """Return itself: process groups cannot be copied."""
+        return self
+
+
+_KINDS: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (ValueError, TypeError, IndexError, KeyError, RuntimeError)
+}
+
+
+def _description(error: Exception) -> tuple[str, tuple[Any, ...]]:
+    if isinstance(error, IdOutOfRangeError):
+        return IdOutOfRangeError.__name__, error.__reduce__()[1][:5]
+    kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _KINDS]
+    return (kinds or ["RuntimeError"])[0], (str(error),)
+
+
+def _error_of(rank: int, kind: str, arguments: tuple[Any, ...]) -> Exception:
+    if kind == IdOutOfRangeError.__name__:
+        table, feature, sample, number, rows = arguments
+        return IdOutOfRangeError(table, feature, sample, number, rows, rank)
+    return _KINDS[kind](f"On rank {rank}: {arguments[0]}")
+
+
+class _Swap(torch.autograd.Function):
+    """Send vectors; in the backward pass, their gradients the other way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        wire: Wire,
+        sizes: list[int],
+        expected: list[int],
+        in_backward: Callable[[], None],
+        sent: Tensor,
+        anchor: Tensor,
+    ) -> Tensor:
+        ctx.wire, ctx.sizes, ctx.expected, ctx.in_backward = wire, sizes, expected, in_backward
+        ctx.save_for_backward(anchor)
+        return wire.swap(sent, sizes, expected)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (anchor,) = ctx.saved_tensors
+        ctx.in_backward()
+        back = ctx.wire.swap(grad, ctx.expected, ctx.sizes)
+        return None, None, None, None, back, torch.zeros_like(anchor)
+
+
+class _Lent(torch.autograd.Function):
+    """Weights of ids that were sent with them; in the backward pass, their gradients the other way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, wire: Wire, sizes: list[int], expected: list[int], own: Tensor, received: Tensor
+    ) -> Tensor:
+        ctx.wire, ctx.sizes, ctx.expected = wire, sizes, expected
+        return received.view_as(received)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # Tables get the mean over ranks, and so did this on its way here: but weights are one rank's.
+        back = ctx.wire.swap(grad, ctx.expected, ctx.sizes) * ctx.wire.world_size
+        return None, None, None, back, None
+
+
+@dataclass
+class Routed:
+    """The ids of this rank's batch, by lane.
+
+    Attributes:
+        batch: samples.
+        rows: of all lanes, one behind the other, int32 ``(N,)``: rows of the blocks that hold them.
+        places: of each id among those of its slot that were sent, int32; ``NO_ROW`` if it was not.
+        lengths: of the bags of each lane, int32 ``(lanes, B)``.
+        counts: rows of each lane.
+        slot_counts: ids of each slot.
+        weights: of the rows, float ``(N,)``, or None.
+    """
+
+    batch: int
+    rows: Tensor
+    places: Tensor
+    lengths: Tensor
+    counts: list[int]
+    slot_counts: list[int]
+    weights: Tensor | None
+
+
+@dataclass
+class Asked:
+    """What all ranks have asked of this one.
+
+    Attributes:
+        by_rows: for each slot, whether it is looked up by rows.
+        batches: samples of each rank.
+        counts: for each rank, rows of each lane that this rank takes part in.
+        parts: for each rank and lane, the rows, int32.
+        lengths: for each rank and lane that is pooled here, lengths of bags, int32.
+        weights: for each rank, weights of the rows of the lanes pooled here, one lane behind the other.
+    """
+
+    by_rows: tuple[bool, ...]
+    batches: list[int]
+    counts: list[list[int]]
+    parts: list[list[Tensor]]
+    lengths: list[Tensor]
+    weights: list[Tensor] | None
+
+
+class Exchange:
+    """One collection's exchanges, the same on all ranks.
+
+    Args:
+        route: which ranks take part in what.
+        wire: the ranks.
+        weighted: whether ids come with weights.
+        by_rows: whether every slot is looked up by rows; else those whose rows lie on several ranks are, if that
+            sends less.
+        exact: of those slots, look all up by rows.
+        in_backward: called in every backward pass, on all ranks.
+    """
+
+    def __init__(
+        self,
+        route: Route,
+        wire: Wire,
+        weighted: bool,
+        by_rows: bool,
+        exact: bool,
+        in_backward: Callable[[], None],
+    ) -> None:
+        self.route, self.wire = route, wire
+        self._weighted, self._all_by_rows, self._exact = weighted, by_rows, exact
+        self._in_backward = in_backward
+        self._anchor = torch.zeros(0, requires_grad=True)
+
+    @property
+    def my_lanes(self) -> list[Lane]:
+        """The lanes that this rank has rows for."""
+        return self.route.lanes_of_rank[self.wire.rank]
+
+    def ask(self, routed: Routed | None, error: Exception | None) -> Asked:
+        """Send ids to who has their rows.
+
+        Args:
+            routed: the batch of this rank; None if there is an error.
+            error: what kept this rank from it: then all ranks raise it.
+        """
+        wire = self.wire
+        states, batches, totals, counts = self._tell(routed, error)
+        if routed is None or any(state & _FAILED for state in states):
+            wire.raise_together(error)
+        assert routed is not None  # else its error was raised
+        by_rows = self._ways(sum(batches), totals)
+        sizes, message = self._message(routed, by_rows)
+        mine = self.my_lanes
+        pooled = [i for i, lane in enumerate(mine) if not by_rows[lane.slot]]
+        num_weights = [sum(c[i] for i in pooled) if self._weighted else 0 for c in counts]
+        expected = [
+            len(pooled) * batch + sum(c) + weights
+            for batch, c, weights in zip(batches, counts, num_weights, strict=True)
+        ]
+        received = wire.swap(message, sizes, expected).split(expected)
+        parts, lengths, weights = [], [], []
+        for rank, part in enumerate(received):
+            head = len(pooled) * batches[rank]
+            rows = part[head : head + sum(counts[rank])]
+            lengths.append(part[:head].view(len(pooled), batches[rank]))
+            parts.append(list(rows.split(counts[rank])))
+            weights.append(part[head + len(rows) :].view(torch.float32))
+        asked = Asked(by_rows, batches, counts, parts, lengths, weights if self._weighted else None)
+        wanted = any(state & _WEIGHTS_GRADIENT for state in states)
+        if self._weighted and wanted and torch.is_grad_enabled():
+            asked.weights = self._lent_weights(routed, asked, num_weights)
+        return asked
+
+    def _tell(
+        self, routed: Routed | None, error: Exception | None
+    ) -> tuple[list[int], list[int], list[list[int]], list[list[int]]]:
+        """Exchange headers: state and batch of each rank, rows of the divided slots, of this rank's lanes."""
+        route, wire = self.route, self.wire
+        divided, num_mine = len(route.divided), len(self.my_lanes)
+        state = _FAILED if error is not None else 0
+        head = [state, 0] + [0] * divided
+        if routed is not None:
+            if routed.weights is not None and routed.weights.requires_grad:
+                head[0] |= _WEIGHTS_GRADIENT
+            head = [head[0], routed.batch, *(routed.slot_counts[s] for s in route.divided)]
+        numbers, sizes = [], []
+        for lanes in route.lanes_of_rank:
+            counts = [0 if routed is None else routed.counts[lane.number] for lane in lanes]
+            numbers += [*head, *counts]
+            sizes.append(len(head) + len(counts))
+        told = wire.swap(
+            torch.tensor(numbers, dtype=torch.int64),
+            sizes,
+            [len(head) + num_mine] * wire.world_size,
+        )
+        lines = told.view(wire.world_size, len(head) + num_mine).tolist()
+        start = _HEADER + divided
+        return (
+            [line[0] for line in lines],
+            [line[1] for line in lines],
+            [line[_HEADER:start] for line in lines],
+            [line[start:] for line in lines],
+        )
+
+    def _ways(self, batch: int, totals: list[list[int]]) -> tuple[bool, ...]:
+        """Decide for each slot whether it is looked up by rows: that sends a vector an id, sums one a bag and band."""
+        by_rows = [self._all_by_rows] * len(self.route.slots)
+        for s, ids in zip(self.route.divided, zip(*totals, strict=True), strict=True):
+            bands = len(self.route.lanes_of_slot[s])
+            by_rows[s] = self._all_by_rows or self._exact or sum(ids) <= batch * bands
+        return tuple(by_rows)
+
+    def _message(self, routed: Routed, by_rows: tuple[bool, ...]) -> tuple[list[int], Tensor]:
+        """Return how much goes to each rank, and all of it: lengths of bags, rows, weights."""
+        starts = list(accumulate(routed.counts, initial=0))
+        pieces: list[Tensor] = []
+        sizes = []
+        for lanes in self.route.lanes_of_rank:
+            first = len(pieces)
+            pooled = [lane.number for lane in lanes if not by_rows[lane.slot]]
+            pieces += [routed.lengths[a:b].flatten() for a, b in _runs(pooled)]
+            numbers = [lane.number for lane in lanes]
+            pieces += [routed.rows[starts[a] : starts[b]] for a, b in _runs(numbers)]
+            if routed.weights is not None:
+                bits = routed.weights.detach().view(torch.int32)
+                pieces += [bits[starts[a] : starts[b]] for a, b in _runs(pooled)]
+            sizes.append(sum(len(piece) for piece in pieces[first:]))
+        return sizes, torch.cat(pieces) if pieces else routed.rows.new_empty(0)
+
+    def _lent_weights(self, routed: Routed, asked: Asked, num_weights: list[int]) -> list[Tensor]:
+        assert routed.weights is not None
+        assert asked.weights is not None
+        starts = list(accumulate(routed.counts, initial=0))
+        pieces, sizes = [], []
+        for lanes in self.route.lanes_of_rank:
+            pooled = [lane.number for lane in lanes if not asked.by_rows[lane.slot]]
+            mine = [routed.weights[starts[a] : starts[b]] for a, b in _runs(pooled)]
+            pieces += mine
+            sizes.append(sum(map(len, mine)))
+        own = torch.cat(pieces) if pieces else routed.weights[:0]
+        received = torch.cat(asked.weights)
+        if not own.requires_grad:
+            own = own + self._anchor.sum()  # this rank takes part whether or not it wants them
+        lent: Tensor = _Lent.apply(self.wire, sizes, num_weights, own, received)  # type: ignore[no-untyped-call]
+        return list(lent.split(num_weights))
+
+    def answer(
+        self, asked: Asked, pooled: Tensor, rows: list[Tensor], routed: Routed
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Send vectors back to who asked for them.
+
+        Args:
+            asked: by whom.
+            pooled: of the bags of all ranks, ``(sum of batches, width)``.
+            rows: for each lane looked up by rows, the vectors of all ranks, one rank behind the other.
+            routed: what this rank has asked for itself.
+
+        Returns:
+            The pooled slots, ``(B, width)``, and for each slot that is looked up by rows its rows,
+            ``(n, D)``, in the order in which they were asked for.
+        """
+        route, mine = self.route, self.my_lanes
+        columns = route.columns_of(asked.by_rows)
+        width = columns.widths[self.wire.rank]
+        row_lanes = [i for i, lane in enumerate(mine) if asked.by_rows[lane.slot]]
+        split = [
+            out.split([c[i] for c in asked.counts]) for i, out in zip(row_lanes, rows, strict=True)
+        ]
+        sizes = [
+            batch * width + sum(part[rank].numel() for part in split)
+            for rank, batch in enumerate(asked.batches)
+        ]
+        if split:
+            pieces: list[Tensor] = []
+            for rank, block in enumerate(pooled.split(asked.batches)):
+                pieces += [block.reshape(-1), *(part[rank].reshape(-1) for part in split)]
+            sent = torch.cat(pieces)
+        else:
+            sent = pooled.reshape(-1)
+        layout = Answer(route, columns, asked.by_rows, routed)
+        anchor = self._anchor
+        if asked.weights is not None and torch.is_grad_enabled():
+            anchor = torch.cat([anchor, *asked.weights])
+        flat = _Swap.apply(  # type: ignore[no-untyped-call]
+            self.wire, sizes, layout.sizes, self._in_backward, sent, anchor
+        )
+        unpacked = _Unpack.apply(layout, self.wire.world_size, flat)  # type: ignore[no-untyped-call]
+        return unpacked[0], list(unpacked[1:])
+
+
+class Answer:
+    """Where in what comes back from all ranks the vectors of this rank's batch are.
+
+    Args:
+        route: which ranks take part in what.
+        columns: how pooled outputs are put together.
+        by_rows: the slots that are looked up by rows.
+        routed: what was asked for.
+    """
+
+    def __init__(
+        self, route: Route, columns: Columns, by_rows: tuple[bool, ...], routed: Routed
+    ) -> None:
+        self.route, self.columns, self.batch = route, columns, routed.batch
+        self.row_slots = [s for s, way in enumerate(by_rows) if way]
+        self.heads = [routed.batch * width for width in columns.widths]
+        self.counts = routed.counts
+        self.sizes = []
+        # (rank, start, lane) of each block of rows.
+        self.blocks: list[tuple[int, int, Lane]] = []
+        start = 0
+        for rank, lanes in enumerate(route.lanes_of_rank):
+            end = start + self.heads[rank]
+            for lane in lanes:
+                if by_rows[lane.slot]:
+                    self.blocks.append((rank, end, lane))
+                    end += routed.counts[lane.number] * route.width_of(lane, rank)
+            self.sizes.append(end - start)
+            start = end
+
+    def pooled_blocks(self, flat: Tensor) -> list[Tensor]:
+        """Return what each rank has pooled, ``(B, columns of the rank)``."""
+        starts = accumulate(self.sizes, initial=0)
+        return [
+            flat[start : start + head].view(self.batch, width)
+            for start, head, width in zip(starts, self.heads, self.columns.widths, strict=False)
+        ]
+
+    def row_blocks(self, flat: Tensor, tables: dict[int, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Return pairs of what a rank has sent and the place in the rows of a slot where it belongs.
+
+        Args:
+            flat: all that was sent.
+            tables: the rows of each slot, by number.
+        """
+        pairs = []
+        for rank, start, lane in self.blocks:
+            lanes, count = self.route.lanes_of_slot[lane.slot], self.counts[lane.number]
+            first = sum(self.counts[other.number] for other in lanes if other.number < lane.number)
+            width = self.route.width_of(lane, rank)
+            block = flat[start : start + count * width].view(count, width)
+            target, at = tables[lane.slot][first : first + count], 0
+            for columns in self.route.block_columns(lane, rank):
+                there = target[:, columns.start : columns.stop]
+                pairs.append((block[:, at : at + len(columns)], there))
+                at += len(columns)
+        return pairs
+
+    def new_tables(self, like: Tensor) -> dict[int, Tensor]:
+        """Return memory for the rows of each slot that is looked up by rows."""
+        return {
+            s: like.new_empty(
+                (
+                    sum(self.counts[lane.number] for lane in self.route.lanes_of_slot[s]),
+                    self.route.slots[s].dim,
+                )
+            )
+            for s in self.row_slots
+        }
+
+
+class _Unpack(torch.autograd.Function):
+    """Put what came back from all ranks where it belongs; gradients become the mean over ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, layout: Answer, ranks: int, flat: Tensor) -> tuple[Tensor, ...]:
+        ctx.layout, ctx.ranks, ctx.size = layout, ranks, len(flat)
+        ctx.set_materialize_grads(False)
+        columns = layout.columns
+        blocks = layout.pooled_blocks(flat)
+        once = columns.targets_once()
+        make = flat.new_empty if once else flat.new_zeros
+        pooled = make((layout.batch, columns.width))
+        for piece in columns.pieces:
+            there = pooled[:, piece.target : piece.target + piece.width]
+            here = blocks[piece.rank][:, piece.source : piece.source + piece.width]
+            if once:
+                there.copy_(here)
+            else:
+                there.add_(here)
+        tables = layout.new_tables(flat)
+        for here, there in layout.row_blocks(flat, tables):
+            there.copy_(here)
+        return pooled, *tables.values()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, None, Tensor]:
+        layout, ranks = ctx.layout, ctx.ranks
+        given = [grad for grad in grads if grad is not None]
+        flat = given[0].new_zeros(ctx.size)
+        pooled = grads[0]
+        if pooled is not None:
+            blocks = layout.pooled_blocks(flat)
+            for piece in layout.columns.pieces:
+                here = blocks[piece.rank][:, piece.source : piece.source + piece.width]
+                there = pooled[:, piece.target : piece.target + piece.width]
+                torch.div(there, ranks, out=here)
+        tables = {
+            s: grad for s, grad in zip(layout.row_slots, grads[1:], strict=True) if grad is not None
+        }
+        if tables:
+            whole = layout.new_tables(flat)
+            whole = {s: tables.get(s, rows.zero_()) for s, rows in whole.items()}
+            for here, there in layout.row_blocks(flat, whole):
+                torch.div(there, ranks, out=here)
+        return None, None, flat
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the ranges that ascending numbers form."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number:
+            runs[-1] = runs[-1][0], number + 1
+        else:
+            runs.append((number, number + 1))
+    return runs

@@ -1,0 +1,461 @@
+"""Looks tables up whose rows lie on several ranks: from ids of this rank's batch to their vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchrec.distributed.exchange import Asked, Exchange, Routed, Wire
+from torchrec.distributed.placement import TablePlacement
+from torchrec.distributed.route import Route, Slot
+from torchrec.distributed.split_columns import RowSumExchange, SplitColumnsUpdate, SplitTable
+from torchrec.modules.embedding_configs import (
+    BaseEmbeddingConfig,
+    EmbeddingBagConfig,
+    PoolingType,
+)
+from torchrec.modules.tables import Tables, slots_of, table_spec_of
+from torchrec.ops.embedding import (
+    Bags,
+    Group,
+    Ids,
+    LookupSpec,
+    PolicyCode,
+    PoolingCode,
+    SlotSpec,
+    TableSpec,
+    choose_rows,
+    lookup_bags,
+    lookup_sequences,
+)
+from torchrec.ops.embedding.updates import RULES
+from torchrec.ops.jagged import lengths_to_offsets
+from torchrec.ops.permute import regroup
+from torchrec.ops.routing import route_rows
+from torchrec.optim.joint_update import JointUpdate
+from torchrec.optim.table_update import FusedRule, TableUpdate
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Multistreamable
+from torchrec.types import IdPolicy
+
+__all__ = ["ShardedLookup"]
+
+NO_INTS = torch.zeros(0, dtype=torch.int32)
+
+
+@dataclass
+class _Input:
+    """What is looked up by input with certain keys.
+
+    Attributes:
+        spec: of the tables as a whole, to choose rows by.
+        keys: position of the key of each slot.
+        as_they_are: whether the slots are the keys, in their order.
+    """
+
+    spec: LookupSpec
+    keys: list[int]
+    as_they_are: bool
+
+
+@dataclass
+class Step(Multistreamable):
+    """One step of one collection, between asking and answering.
+
+    Attributes:
+        routed: what this rank has asked for.
+        asked: what all ranks have asked this one for.
+        lengths: of the bags of each slot, ``(slots, B)``.
+        weights: of the ids of each slot, one slot behind the other, or None.
+        out_of_range: ids of this rank's batch that no row stood for, by table.
+    """
+
+    routed: Routed
+    asked: Asked
+    lengths: Tensor
+    weights: Tensor | None
+    out_of_range: Tensor
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory of every tensor alive until the work queued on ``stream`` is done."""
+        asked, routed = self.asked, self.routed
+        tensors = [self.lengths, self.out_of_range, routed.rows, routed.places, routed.lengths]
+        tensors += [tensor for part in asked.parts for tensor in part] + asked.lengths
+        for tensor in tensors + [w for w in (self.weights, routed.weights) if w is not None]:
+            tensor.record_stream(stream)
+
+
+class BlockTables(Tables):
+    """What one rank holds of the tables of a collection.
+
+    Args:
+        configs: the blocks as tables.
+        modules: what holds the weight of each.
+        prefix: of the names of the weights.
+        row_sums: how tables are updated whose columns are split, by rules that look at rows as a whole.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[BaseEmbeddingConfig],
+        modules: Sequence[nn.Module],
+        prefix: str,
+        row_sums: RowSumExchange | None,
+    ) -> None:
+        self._row_sums = row_sums
+        self.split: SplitColumnsUpdate | None = None
+        if row_sums is not None:
+            self.split = SplitColumnsUpdate([], row_sums)  # where this rank has none of them
+        super().__init__(configs, modules, prefix, partial=True)
+
+    def _apart(self, numbers: list[int]) -> list[list[int]]:
+        split = [t for t in numbers if self._is_split(t)]
+        rest = [t for t in numbers if not self._is_split(t)]
+        return [each for each in (rest, split) if each]
+
+    def _is_split(self, t: int) -> bool:
+        return self._row_sums is not None and self.configs[t].name in self._row_sums.tables
+
+    def _new_joint(self, numbers: list[int], updates: list[TableUpdate]) -> JointUpdate:
+        if self._row_sums is None or not self._is_split(numbers[0]):
+            return super()._new_joint(numbers, updates)
+        self.split = SplitColumnsUpdate(updates, self._row_sums)
+        return self.split
+
+
+class ShardedLookup:
+    """The tables of a collection that are looked up by exchange.
+
+    Args:
+        configs: the tables, as a whole.
+        placements: of each.
+        modules: of each, what holds this rank's block as ``weight``.
+        prefix: of the names of the weights.
+        wire: the ranks.
+        weighted: whether ids come with weights.
+        by_rows: whether each id gives a vector; else bags are pooled.
+        exact: pool bags where the sample is, if their rows lie on several ranks.
+        dtype: of vectors.
+        rules: of each table that the backward pass updates, by name.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[BaseEmbeddingConfig],
+        placements: Sequence[TablePlacement],
+        modules: Sequence[nn.Module],
+        prefix: str,
+        wire: Wire,
+        weighted: bool,
+        by_rows: bool,
+        exact: bool,
+        dtype: torch.dtype,
+        rules: Mapping[str, FusedRule],
+    ) -> None:
+        self.configs, self.placements = list(configs), list(placements)
+        self._weighted, self._dtype = weighted, dtype
+        slots = [
+            Slot(feature, t, config.embedding_dim, _is_mean(config))
+            for t, config in enumerate(configs)
+            for feature in config.feature_names
+        ]
+        self.route = Route(slots, placements, wire.world_size)
+        self.exchange = Exchange(self.route, wire, weighted, by_rows, exact, self._in_backward)
+        mine = [t for t, each in enumerate(placements) if _rows_of(each, wire.rank)]
+        self.tables = BlockTables(
+            [self._block_config(t, wire.rank) for t in mine],
+            [modules[t] for t in mine],
+            prefix,
+            self._row_sums(rules, wire),
+        )
+        self._inputs: dict[tuple[str, ...], _Input] = {}
+
+    def _row_sums(self, rules: Mapping[str, FusedRule], wire: Wire) -> RowSumExchange | None:
+        """Return how the updates of tables whose columns are split see whole rows; None: none has to."""
+        tables, rounds = {}, 0
+        for config, placement in zip(self.configs, self.placements, strict=True):
+            rule = rules.get(config.name)
+            asked = 0 if rule is None else RULES[rule.optimizer].row_sums
+            if placement.splits_columns and asked:
+                partners = placement.partners(wire.rank)
+                tables[config.name] = SplitTable(config.embedding_dim, partners)
+                rounds = max(rounds, asked)
+        return RowSumExchange(tables, rounds, wire) if tables else None
+
+    def _in_backward(self) -> None:
+        """Take part, at the end of this backward pass, in updates that ranks make together."""
+        if self.tables.split is not None:
+            self.tables.split.pass_gradients()
+
+    def _block_config(self, t: int, rank: int) -> BaseEmbeddingConfig:
+        """Describe what a rank holds of a table as a table of its own, whose features are the lanes."""
+        block, config = self.placements[t].block(rank), self.configs[t]
+        assert block is not None
+        lanes = [
+            lane
+            for lane in self.route.lanes_of_rank[rank]
+            if self.route.slots[lane.slot].table == t
+        ]
+        whole: dict[str, Any] = {
+            "num_embeddings": block.num_rows,
+            "embedding_dim": block.num_columns,
+            "feature_names": [lane.name for lane in lanes],
+            "id_policy": IdPolicy.ERROR,
+            "hash_size": None,
+        }
+        if isinstance(config, EmbeddingBagConfig):
+            whole["pooling"] = PoolingType.SUM
+        return replace(config, **whole)
+
+    def _input_of(self, keys: list[str]) -> _Input:
+        known = self._inputs.get(tuple(keys))
+        if known is None:
+            slots, width = slots_of(self.configs, keys)
+            spec = LookupSpec([table_spec_of(c) for c in self.configs], slots, len(keys), width)
+            found = [slot.key for slot in slots]
+            known = _Input(spec, found, found == list(range(len(keys))))
+            self._inputs[tuple(keys)] = known
+        return known
+
+    # Asking.
+
+    def ask(self, features: KeyedJaggedTensor, error: Exception | None = None) -> Step:
+        """Send the ids of this rank's batch to who has their rows.
+
+        Args:
+            features: all of one batch size.
+            error: what is wrong with them, if anything: all ranks raise it.
+
+        Raises:
+            IdOutOfRangeError: on all ranks, for an id of any of them that should have a row.
+            ValueError: on all ranks, for input that cannot be looked up.
+        """
+        routed: Routed | None = None
+        lengths = out_of_range = NO_INTS
+        weights: Tensor | None = None
+        if error is None:
+            try:
+                routed, lengths, weights, out_of_range = self._route(features)
+            except Exception as failed:
+                error = failed
+        asked = self.exchange.ask(routed, error)
+        assert routed is not None  # else its error was raised
+        return Step(routed, asked, lengths, weights, out_of_range)
+
+    def _route(self, features: KeyedJaggedTensor) -> tuple[Routed, Tensor, Tensor | None, Tensor]:
+        found, batch = self._input_of(features.keys()), features.stride()
+        starts, sizes = features.offset_per_key(), features.length_per_key()
+        counts = [sizes[key] for key in found.keys]
+        ids = Ids(features.values(), [starts[key] for key in found.keys], counts, batch)
+        rows, out_of_range = choose_rows(found.spec, ids, features.offsets())
+        lengths = features.lengths().view(len(sizes), batch)
+        weights = features.weights_or_none() if self._weighted else None
+        if self._weighted and weights is None:
+            raise ValueError("`features` should have weights, as `is_weighted` says.")
+        if not found.as_they_are:
+            lengths = lengths[found.keys]
+            if weights is not None:
+                weights = torch.cat(
+                    [weights[starts[key] : starts[key] + sizes[key]] for key in found.keys]
+                )
+        values, places, lane_lengths, lane_counts = route_rows(
+            rows, lengths, counts, self.route.bands
+        )
+        in_lanes = lane_counts.tolist()
+        sent = None
+        if weights is not None:
+            sent = self._in_lanes(weights.float(), places, counts, in_lanes)
+        routed = Routed(batch, values, places, lane_lengths, in_lanes, counts, sent)
+        return routed, lengths, weights, out_of_range
+
+    def _in_lanes(
+        self, weights: Tensor, places: Tensor, counts: list[int], in_lanes: list[int]
+    ) -> Tensor:
+        """Return the weights of ids in the order in which their rows are sent."""
+        order = places.new_empty(sum(in_lanes), dtype=torch.int64)
+        start = first = 0
+        for s, count in enumerate(counts):
+            place = places[start : start + count].long()
+            sent = (place >= 0).nonzero()[:, 0]
+            order[first + place[sent]] = sent + start
+            start += count
+            first += sum(in_lanes[lane.number] for lane in self.route.lanes_of_slot[s])
+        return weights.index_select(0, order)
+
+    # Looking up what was asked of this rank.
+
+    def _pool_here(self, asked: Asked) -> Tensor:
+        """Pool the bags of all ranks, lane beside lane, ``(sum of batches, width)``."""
+        samples = sum(asked.batches)
+        pooled = [
+            i for i, lane in enumerate(self.exchange.my_lanes) if not asked.by_rows[lane.slot]
+        ]
+        if not pooled:
+            return torch.zeros((samples, 0), dtype=self._dtype)
+        lanes = self.exchange.my_lanes
+        values = torch.cat([part[i] for i in pooled for part in asked.parts])
+        lengths = torch.cat([each[i] for i in range(len(pooled)) for each in asked.lengths])
+        weights = None
+        if asked.weights is not None:
+            split = [
+                mine.split([counts[i] for i in pooled])
+                for mine, counts in zip(asked.weights, asked.counts, strict=True)
+            ]
+            weights = torch.cat([mine[i] for i in range(len(pooled)) for mine in split])
+        tensors, spec, groups = self.tables.lookup_of([lanes[i].name for i in pooled])
+        bags = Bags(values, lengths_to_offsets(lengths), weights)
+        return lookup_bags(tensors, spec, bags, self._dtype, groups)[0]
+
+    def _gather_here(self, asked: Asked) -> list[Tensor]:
+        """Return the rows that all ranks asked for, for each lane that is looked up by rows."""
+        lanes = self.exchange.my_lanes
+        chosen = [i for i, lane in enumerate(lanes) if asked.by_rows[lane.slot]]
+        if not chosen:
+            return []
+        values = torch.cat([part[i] for i in chosen for part in asked.parts])
+        counts = [sum(each[i] for each in asked.counts) for i in chosen]
+        starts = [sum(counts[:k]) for k in range(len(counts))]
+        tensors, spec, groups = self.tables.lookup_of([lanes[i].name for i in chosen])
+        ids = Ids(values, starts, counts, sum(asked.batches))
+        return lookup_sequences(tensors, spec, ids, self._dtype, groups)[0]
+
+    def compute(self, step: Step) -> list[Tensor]:
+        """Look up what all ranks have asked of this one: pooled bags, then rows, a lane each."""
+        return [self._pool_here(step.asked), *self._gather_here(step.asked)]
+
+    def _answer(self, step: Step, computed: list[Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
+        asked = step.asked
+        pooled, tables = self.exchange.answer(asked, computed[0], computed[1:], step.routed)
+        slots = [s for s, way in enumerate(asked.by_rows) if way]
+        return pooled, dict(zip(slots, tables, strict=True))
+
+    # What comes back.
+
+    def pool(self, step: Step, computed: list[Tensor]) -> Tensor:
+        """Send back what was computed; return what this rank's batch gets of all ranks.
+
+        Returns:
+            Pooled vectors, slot beside slot, ``(B, sum of D)``.
+        """
+        by_rows = step.asked.by_rows
+        pooled, tables = self._answer(step, computed)
+        starts = self.route.columns_of(by_rows).starts
+        means = [
+            (starts[s], slot.dim, s)
+            for s, slot in enumerate(self.route.slots)
+            if s in starts and slot.mean
+        ]
+        if means:
+            pooled = _Mean.apply(
+                pooled, [m[:2] for m in means], self._divisors(step, [m[2] for m in means])
+            )  # type: ignore[no-untyped-call]
+        if not tables:
+            return pooled
+        own = self._pool_tables(step, tables)
+        if len(tables) == len(self.route.slots):
+            return own
+        pieces, at = [], 0
+        for s, slot in enumerate(self.route.slots):
+            if s in tables:
+                pieces += [1, at, slot.dim]
+                at += slot.dim
+            else:
+                pieces += [0, starts[s], slot.dim]
+        return regroup([pooled, own], pieces, [len(pieces) // 3])[0]
+
+    def _divisors(self, step: Step, slots: list[int]) -> Tensor:
+        """Return how many rows each bag of some slots has, ``(slots, B)``, 1 if none."""
+        lanes = [[lane.number for lane in self.route.lanes_of_slot[s]] for s in slots]
+        found = torch.stack([step.routed.lengths[numbers].sum(0) for numbers in lanes])
+        return found.clamp_(min=1).to(self._dtype)
+
+    def _pool_tables(self, step: Step, tables: dict[int, Tensor]) -> Tensor:
+        """Pool rows that came for each id, where the sample is."""
+        specs, slots, column = [], [], 0
+        for key, s in enumerate(tables):
+            slot = self.route.slots[s]
+            count = len(tables[s])
+            specs.append(TableSpec(slot.feature, slot.dim, count, count, PolicyCode.ROWS))
+            pooling = PoolingCode.MEAN if slot.mean else PoolingCode.SUM
+            slots.append(SlotSpec(slot.feature, key, key, pooling, column))
+            column += slot.dim
+        spec = LookupSpec(specs, slots, len(slots), column)
+        lengths = step.lengths
+        places, weights = step.routed.places, step.weights
+        if len(tables) < len(self.route.slots):
+            chosen = list(tables)
+            lengths = lengths[chosen]
+            counts = step.routed.slot_counts
+            places = torch.cat([places.split(counts)[s] for s in chosen])
+            if weights is not None:
+                weights = torch.cat([weights.split(counts)[s] for s in chosen])
+        bags = Bags(places, lengths_to_offsets(lengths.flatten()), weights)
+        rows = list(tables.values())
+        return lookup_bags(rows, spec, bags, self._dtype, _dense_group(spec, rows))[0]
+
+    def gather(self, step: Step, computed: list[Tensor]) -> list[Tensor]:
+        """Send back what was computed; return what this rank's batch gets of all ranks.
+
+        Returns:
+            The vectors of its ids, for each slot in turn, ``(n, D)``.
+        """
+        _, tables = self._answer(step, computed)
+        counts, lanes = step.routed.slot_counts, self.route.lanes_of_slot
+        done = [
+            len(lanes[s]) == 1 and len(rows) == counts[s] for s, rows in tables.items()
+        ]  # they came in the order of the ids
+        if all(done):
+            return list(tables.values())
+        specs = [
+            TableSpec(
+                self.route.slots[s].feature, rows.shape[1], len(rows), len(rows), PolicyCode.ROWS
+            )
+            for s, rows in tables.items()
+        ]
+        slots = [SlotSpec(self.route.slots[s].feature, s, s) for s in tables]
+        spec = LookupSpec(specs, slots, len(slots), 0)
+        starts = [sum(counts[:s]) for s in tables]
+        rows = list(tables.values())
+        ids = Ids(step.routed.places, starts, counts, step.routed.batch)
+        return lookup_sequences(rows, spec, ids, self._dtype, _dense_group(spec, rows))[0]
+
+
+class _Mean(torch.autograd.Function):
+    """Divide some columns of each bag by a number of the bag."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, pooled: Tensor, columns: list[tuple[int, int]], divisors: Tensor
+    ) -> Tensor:
+        ctx.columns = columns
+        ctx.save_for_backward(divisors)
+        ctx.mark_dirty(pooled)
+        for (start, width), each in zip(columns, divisors, strict=True):
+            pooled[:, start : start + width] /= each.unsqueeze(1)
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (divisors,) = ctx.saved_tensors
+        divided = grad.clone()
+        for (start, width), each in zip(ctx.columns, divisors, strict=True):
+            divided[:, start : start + width] /= each.unsqueeze(1)
+        return divided, None, None
+
+
+def _dense_group(spec: LookupSpec, rows: list[Tensor]) -> list[Group]:
+    asked = [t for t, table in enumerate(rows) if table.requires_grad]
+    return [Group(spec, asked, "dense")] if asked and torch.is_grad_enabled() else []
+
+
+def _is_mean(config: BaseEmbeddingConfig) -> bool:
+    return isinstance(config, EmbeddingBagConfig) and config.pooling == PoolingType.MEAN
+
+
+def _rows_of(placement: TablePlacement, rank: int) -> int:
+    block = placement.block(rank)
+    return 0 if block is None else block.num_rows * block.num_columns

@@ -1,0 +1,472 @@
+"""A model whose tables are sharded over ranks, and whose other parameters every rank has."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from torchrec.distributed._private import SYNC_BUFFERS, leave_to_others
+from torchrec.distributed.sharding_plan import get_default_sharders
+from torchrec.distributed.types import (
+    EmbeddingModuleShardingPlan,
+    ModuleSharder,
+    ShardedModule,
+    ShardingEnv,
+    ShardingPlan,
+)
+from torchrec.optim.fused import FusedOptimizerModule
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
+
+__all__ = [
+    "DataParallelWrapper",
+    "DefaultDataParallelWrapper",
+    "DistributedModelParallel",
+    "ShardedModule",
+    "get_default_sharders",
+    "get_unwrapped_module",
+]
+
+_log = logging.getLogger(__name__)
+
+
+class DataParallelWrapper(ABC):
+    """Has the parameters that every rank has a copy of stay alike on all of them."""
+
+    @abstractmethod
+    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
+        """Put what wraps the model in place of ``dmp._dmp_wrapped_module``.
+
+        Args:
+            dmp: the model.
+            env: the ranks.
+            device: of this rank.
+        """
+
+
+class DefaultDataParallelWrapper(DataParallelWrapper):
+    """Wraps a model in `torch.nn.parallel.DistributedDataParallel`.
+
+    Args:
+        bucket_cap_mb: gradients are added up in buckets of this size, in MB. Default 25.
+        static_graph: whether the same parameters are used in every step. Default True.
+        find_unused_parameters: look in every step which ones are not. Default False.
+        allreduce_comm_precision: ``"fp16"`` or ``"bf16"``: add gradients up in this type. Default: their own.
+        params_to_ignore: names of parameters to leave alone, beside those that are sharded.
+        ddp_kwargs: further arguments of DistributedDataParallel.
+    """
+
+    def __init__(
+        self,
+        bucket_cap_mb: int = 25,
+        static_graph: bool = True,
+        find_unused_parameters: bool = False,
+        allreduce_comm_precision: str | None = None,
+        params_to_ignore: list[str] | None = None,
+        ddp_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if allreduce_comm_precision not in (None, "fp16", "bf16"):
+            raise ValueError(
+                "`allreduce_comm_precision` should be 'fp16', 'bf16' or None. "
+                f"Received {allreduce_comm_precision!r}."
+            )
+        self._precision = allreduce_comm_precision
+        self._ignored = list(params_to_ignore or [])
+        self._options: dict[str, Any] = {
+            "bucket_cap_mb": bucket_cap_mb,
+            "static_graph": static_graph,
+            "find_unused_parameters": find_unused_parameters,
+            "gradient_as_bucket_view": True,
+            SYNC_BUFFERS: False,
+            **(ddp_kwargs or {}),
+        }
+
+    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
+        """Wrap the model, if it has parameters whose gradients are to be added up."""
+        module = dmp._dmp_wrapped_module
+        ignored = {*self._ignored, *sharded_names(module)}
+        together = [p for name, p in module.named_parameters() if name not in ignored]
+        if env.world_size == 1 or not any(param.requires_grad for param in together):
+            return
+        leave_to_others(module, ignored)
+        wrapped = DistributedDataParallel(
+            module,
+            device_ids=None if device.type == "cpu" else [device],
+            process_group=env.process_group,
+            **self._options,
+        )
+        if self._precision is not None:
+            from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+            hooks = {
+                "fp16": default_hooks.fp16_compress_hook,
+                "bf16": default_hooks.bf16_compress_hook,
+            }
+            wrapped.register_comm_hook(env.process_group, hooks[self._precision])
+        dmp._dmp_wrapped_module = wrapped
+
+
+def sharded_names(module: nn.Module) -> Iterator[str]:
+    """Yield the names of the parameters that are spread over ranks.
+
+    Args:
+        module: a model.
+    """
+    for path, child in module.named_modules():
+        if isinstance(child, ShardedModule):
+            yield from child.sharded_parameter_names(path)
+
+
+def get_unwrapped_module(module: nn.Module) -> nn.Module:
+    """Return the model inside of what wraps it.
+
+    Args:
+        module: a model, perhaps wrapped.
+    """
+    while isinstance(module, (DistributedModelParallel, DistributedDataParallel)):
+        module = (
+            module._dmp_wrapped_module
+            if isinstance(module, DistributedModelParallel)
+            else module.module
+        )
+    return module
+
+
+class DistributedModelParallel(nn.Module, FusedOptimizerModule):
+    """Trains a model on many ranks: its tables sharded as a plan says, the rest copied to every rank.
+
+    The model is changed: its collections are replaced by sharded ones, with the weights that they
+    had; those on ``meta`` get their initial weights part by part. It is called, and trained, as
+    before; each rank gives it its own batches. Gradients are the mean over ranks, of tables too.
+
+    Args:
+        module: the model.
+        env: the ranks. Default: all of `torch.distributed`; where that has not been initialised, this
+            process alone.
+        device: of this rank's part. Default: the CPU.
+        plan: where the tables go. Default: that of an `EmbeddingShardingPlanner`.
+        sharders: who shards which type of module. Default: `get_default_sharders`.
+        init_data_parallel: wrap the parameters that are not sharded now; else `init_data_parallel` does.
+        init_parameters: give what is on ``meta`` memory and initial values.
+        data_parallel_wrapper: how these are kept alike. Default: `DefaultDataParallelWrapper`.
+        model_tracker_configs: not supported; must be None.
+
+    Raises:
+        ValueError: for a plan that does not fit the model or the ranks, naming module, table and rank.
+
+    Example:
+        >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+        >>> table = EmbeddingBagConfig(10, 2, "t", feature_names=["f"], init_fn=nn.init.ones_)
+        >>> model = DistributedModelParallel(EmbeddingBagCollection(tables=[table], device="meta"))
+        >>> model(KeyedJaggedTensor.from_lists({"f": [[1, 2], []]})).values().tolist()
+        [[2.0, 2.0], [0.0, 0.0]]
+        >>> list(model.state_dict())
+        ['embedding_bags.t.weight']
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        env: ShardingEnv | None = None,
+        device: torch.device | None = None,
+        plan: ShardingPlan | None = None,
+        sharders: list[ModuleSharder[Any]] | None = None,
+        init_data_parallel: bool = True,
+        init_parameters: bool = True,
+        data_parallel_wrapper: DataParallelWrapper | None = None,
+        model_tracker_configs: object | None = None,
+    ) -> None:
+        super().__init__()
+        if model_tracker_configs is not None:
+            raise ValueError(
+                "`model_tracker_configs` should be None: there is no tracker. "
+                f"Received {model_tracker_configs!r}."
+            )
+        self._env = _default_env() if env is None else env
+        self.device = torch.device("cpu") if device is None else device
+        self._sharders = get_default_sharders() if sharders is None else list(sharders)
+        _check_unsharded(module)
+        if plan is None:
+            plan = self._default_plan(module)
+        self._plan = plan
+        self._data_parallel_wrapper = data_parallel_wrapper or DefaultDataParallelWrapper()
+        self._is_data_parallel = False
+        self._dmp_wrapped_module = shard_by_plan(
+            module, plan, self._sharders, self._env, self.device
+        )
+        if init_parameters:
+            initialise_meta(self._dmp_wrapped_module, self.device)
+            self._dmp_wrapped_module.to(self.device)
+        if init_data_parallel:
+            self.init_data_parallel()
+
+    def _default_plan(self, module: nn.Module) -> ShardingPlan:
+        from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+
+        size = self._env.world_size
+        planner = EmbeddingShardingPlanner(
+            topology=Topology(world_size=size, compute_device=self.device.type)
+        )
+        if self._env.process_group is None:
+            return planner.plan(module, self._sharders)
+        return planner.collective_plan(module, self._sharders, self._env.process_group)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model, without what wraps it."""
+        return get_unwrapped_module(self)
+
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """What the ranks exchange through; None: there is one."""
+        return self._env.process_group
+
+    @property
+    def rank(self) -> int:
+        """Which of the ranks this is."""
+        return self._env.rank
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks there are."""
+        return self._env.world_size
+
+    @property
+    def plan(self) -> ShardingPlan:
+        """Where the tables are."""
+        return self._plan
+
+    @property
+    def fused_optimizer(self) -> KeyedOptimizer:
+        """The optimizer of all tables that are updated in the backward pass, under their names."""
+        return CombinedOptimizer(
+            [
+                (path, child.fused_optimizer)
+                for path, child in outermost(self.module, FusedOptimizerModule)
+            ]
+        )
+
+    def init_data_parallel(self) -> None:
+        """Have the parameters that are not sharded stay alike on all ranks. A second call does nothing."""
+        if not self._is_data_parallel:
+            self._is_data_parallel = True
+            self._data_parallel_wrapper.wrap(self, self._env, self.device)
+
+    def copy(self, device: torch.device) -> DistributedModelParallel:
+        """Return a copy of the model on a device.
+
+        Args:
+            device: where.
+        """
+        copied = copy.deepcopy(self).to(device)
+        copied.device = device
+        return copied
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model.
+
+        Args:
+            args: as it takes them.
+            kwargs: as it takes them.
+        """
+        return self._dmp_wrapped_module(*args, **kwargs)
+
+    def state_dict(  # type: ignore[override]
+        self,
+        destination: dict[str, Any] | None = None,
+        prefix: str = "",
+        keep_vars: bool = False,
+    ) -> dict[str, Any]:
+        """Return the state of the model under the names that it has unsharded.
+
+        Of a sharded table it is the whole, of which this rank has some parts: nothing is sent.
+
+        Args:
+            destination: written to, and returned. Default: a new one.
+            prefix: of the names.
+            keep_vars: keep values attached to the graph.
+        """
+        state = {} if destination is None else destination
+        return self.module.state_dict(destination=state, prefix=prefix, keep_vars=keep_vars)
+
+    def load_state_dict(  # type: ignore[override]
+        self, state_dict: dict[str, Any], prefix: str = "", strict: bool = True
+    ) -> Any:
+        """Load the state of the model; of sharded tables, this rank's parts.
+
+        Args:
+            state_dict: as `state_dict` gives it, or that of the unsharded model.
+            prefix: of its names.
+            strict: whether the names have to be those of the model.
+        """
+        if prefix:
+            state_dict = {
+                name.removeprefix(prefix): value
+                for name, value in state_dict.items()
+                if name.startswith(prefix)
+            }
+        return self.module.load_state_dict(state_dict, strict=strict)
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters under the names that they have unsharded; of a table, this rank's part.
+
+        Args:
+            prefix: written before each.
+            recurse: whether those of modules inside count.
+            remove_duplicate: whether one with two names comes once.
+        """
+        yield from self.module.named_parameters(prefix, recurse, remove_duplicate)
+
+    def bare_named_parameters(
+        self, prefix: str = "", recurse: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters that are not sharded.
+
+        Args:
+            prefix: written before each.
+            recurse: whether those of modules inside count.
+        """
+        sharded = set(sharded_names(self.module))
+        for name, param in self.module.named_parameters(recurse=recurse):
+            if name not in sharded:
+                yield f"{prefix}.{name}" if prefix else name, param
+
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the buffers under the names that they have unsharded.
+
+        Args:
+            prefix: written before each.
+            recurse: whether those of modules inside count.
+            remove_duplicate: whether one with two names comes once.
+        """
+        yield from self.module.named_buffers(prefix, recurse, remove_duplicate)
+
+    def sparse_grad_parameter_names(
+        self, destination: list[str] | None = None, prefix: str = ""
+    ) -> list[str]:
+        """Return the names of the parameters whose gradients are sparse.
+
+        Args:
+            destination: added to, and returned. Default: a new list.
+            prefix: written before each.
+        """
+        found = [] if destination is None else destination
+        for path, child in self.module.named_modules():
+            if isinstance(child, (nn.Embedding, nn.EmbeddingBag)) and child.sparse:
+                found.append(f"{prefix}{path}.weight")
+        return found
+
+
+def _default_env() -> ShardingEnv:
+    if dist.is_available() and dist.is_initialized() and dist.group.WORLD is not None:
+        return ShardingEnv.from_process_group(dist.group.WORLD)
+    _log.warning(
+        "torch.distributed has not been initialised: the model is one rank's, this process. Start it by "
+        "torchrun, and call torch.distributed.init_process_group() first, to have more."
+    )
+    return ShardingEnv.from_local(world_size=1, rank=0)
+
+
+def outermost(model: nn.Module, kind: type[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the modules of a kind with their paths; of one inside another, the outer one.
+
+    Args:
+        model: where they are; may be one itself, whose path is ``""``.
+        kind: their class.
+    """
+    if isinstance(model, kind):
+        yield "", model
+        return
+    for name, child in model.named_children():
+        for path, found in outermost(child, kind):
+            yield f"{name}.{path}" if path else name, found
+
+
+def _check_unsharded(module: nn.Module) -> None:
+    for path, child in module.named_modules():
+        if isinstance(child, (ShardedModule, DistributedModelParallel)):
+            raise ValueError(
+                "`module` should not be sharded yet. Received one with a "
+                f"{type(child).__name__} at '{path}'."
+            )
+
+
+def shard_by_plan(
+    module: nn.Module,
+    plan: ShardingPlan,
+    sharders: list[ModuleSharder[Any]],
+    env: ShardingEnv,
+    device: torch.device,
+) -> nn.Module:
+    """Replace the modules that a plan names by sharded ones, and return the model.
+
+    Args:
+        module: the model, changed; itself replaced if the plan names it, by ``""``.
+        plan: where the tables go.
+        sharders: who shards which type.
+        env: the ranks.
+        device: of this rank's parts.
+
+    Raises:
+        ValueError: if there is no module of such a path, or nobody to shard it.
+    """
+    by_type = {sharder.module_type: sharder for sharder in sharders}
+    for path, tables in plan.plan.items():
+        if not isinstance(tables, EmbeddingModuleShardingPlan):
+            raise TypeError(
+                f"The plan of module '{path}' should be an EmbeddingModuleShardingPlan. "
+                f"Received {type(tables).__name__}."
+            )
+        try:
+            target = module.get_submodule(path)
+        except AttributeError:
+            raise ValueError(
+                f"The plan should name modules of the model. Received '{path}', which it does not have."
+            ) from None
+        sharder = by_type.get(type(target))
+        if sharder is None:
+            raise ValueError(
+                f"Module '{path}' should be of a type that some sharder shards: "
+                f"{sorted(kind.__name__ for kind in by_type)}. Received {type(target).__name__}."
+            )
+        sharded = sharder.shard(target, tables, env, device, path)
+        if not path:
+            return sharded
+        parent, _, name = path.rpartition(".")
+        module.get_submodule(parent).register_module(name, sharded)
+    return module
+
+
+def initialise_meta(module: nn.Module, device: torch.device) -> None:
+    """Give the parameters and buffers that are on ``meta`` memory, and initial values.
+
+    Args:
+        module: what has them.
+        device: where.
+
+    Raises:
+        ValueError: for a module that has no ``reset_parameters``.
+    """
+    for path, child in module.named_modules():
+        own = [*child.parameters(recurse=False), *child.buffers(recurse=False)]
+        if not any(tensor.is_meta for tensor in own):
+            continue
+        reset = getattr(child, "reset_parameters", None)
+        if reset is None:
+            raise ValueError(
+                f"Module '{path}' should have `reset_parameters`, to get initial values, as it is on "
+                f"'meta'. Received a {type(child).__name__}, which has not."
+            )
+        child.to_empty(device=device, recurse=False)
+        reset()

@@ -1,0 +1,182 @@
+"""Updates of tables whose columns lie on several ranks, by rules that look at a row as a whole.
+
+Row-wise Adagrad, say, keeps one number a row: the mean square of the row's gradient, of which each rank knows the part
+of its own columns. The ranks that hold the same rows tell one another these parts, for all tables at once, and go on
+with the sum: so a row has one state, and trains as if it were in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchrec.distributed.exchange import Wire
+from torchrec.ops.embedding.updates import RULES, RowSums
+from torchrec.optim.joint_update import JointUpdate, PassGradients
+from torchrec.optim.rows import apply_rule
+from torchrec.optim.table_update import TableUpdate
+
+__all__ = ["RowSumExchange", "SplitColumnsUpdate", "SplitTable"]
+
+
+@dataclass(frozen=True)
+class SplitTable:
+    """A table whose columns are split, as this rank takes part in its updates.
+
+    Attributes:
+        columns: of the whole table.
+        partners: the ranks that hold the rows that this one holds, in order; empty if it holds none.
+    """
+
+    columns: int
+    partners: tuple[int, ...]
+
+
+class _MissingSumError(Exception):
+    """A rule asks for a sum over rows whose other parts are not known yet."""
+
+    def __init__(self, part: Tensor) -> None:
+        self.part = part
+
+
+class _KnownSums(RowSums):
+    """Sums that the ranks have told one another, in the order in which a rule asks for them."""
+
+    def __init__(self, known: Sequence[Tensor], columns: int) -> None:
+        self._known, self._columns = list(known), columns
+
+    def of_squares(self, x: Tensor) -> Tensor:
+        if not self._known:
+            raise _MissingSumError((x * x).sum(dim=1, keepdim=True))
+        return self._known.pop(0)
+
+    def mean_square(self, x: Tensor) -> Tensor:
+        return self.of_squares(x) / self._columns
+
+
+Attempt = Callable[[RowSums], None]
+
+
+def _missing_part(attempt: Attempt, sums: RowSums) -> Tensor | None:
+    """Try to update a table; return this rank's part of the first sum that is missing, None if it is done.
+
+    A rule asks for its sums one after another: it starts anew with one more each time.
+    """
+    try:
+        attempt(sums)
+    except _MissingSumError as missing:
+        return missing.part
+    return None
+
+
+class RowSumExchange:
+    """Has the updates of a step ask for sums over rows together.
+
+    Args:
+        tables: all whose columns are split, the same ones on all ranks.
+        rounds: the most sums that the rule of one of them asks for.
+        wire: the ranks.
+    """
+
+    def __init__(self, tables: Mapping[str, SplitTable], rounds: int, wire: Wire) -> None:
+        self.tables, self.rounds, self.wire = dict(tables), rounds, wire
+
+    def run(self, attempts: Mapping[str, Attempt]) -> None:
+        """Make the updates of this rank; all ranks call this, those without any too.
+
+        Args:
+            attempts: for each table that has something to update, its update by given sums. It writes
+                nothing before it has all sums it asks for.
+        """
+        known: dict[str, list[Tensor]] = {name: [] for name in attempts}
+        for _ in range(self.rounds):
+            parts: dict[str, Tensor] = {}
+            for name, attempt in attempts.items():
+                part = _missing_part(attempt, _KnownSums(known[name], self.tables[name].columns))
+                if part is not None:
+                    parts[name] = part
+            for name, total in self._add_up(parts).items():
+                known[name].append(total)
+            attempts = {name: attempt for name, attempt in attempts.items() if name in parts}
+        for name, attempt in attempts.items():
+            attempt(_KnownSums(known[name], self.tables[name].columns))
+
+    def _add_up(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the sums of what this rank and its partners have, added in order of ranks."""
+        names = [name for name in self.tables if name in parts]
+        together = [
+            [name for name in names if rank in self.tables[name].partners]
+            for rank in range(self.wire.world_size)
+        ]
+        pieces = [parts[name].flatten() for shared in together for name in shared]
+        sizes = [sum(parts[name].numel() for name in shared) for shared in together]
+        sent = torch.cat(pieces) if pieces else torch.empty(0)
+        received = self.wire.swap(sent, sizes, sizes).split(sizes)
+        totals: dict[str, Tensor] = {}
+        for shared, told in zip(together, received, strict=True):
+            for name, part in zip(
+                shared, told.split([parts[name].numel() for name in shared]), strict=True
+            ):
+                part = part.view_as(parts[name])
+                totals[name] = part.clone() if name not in totals else totals[name] + part
+        return totals
+
+
+class SplitColumnsUpdate(JointUpdate):
+    """Updates tables whose columns are split, at the end of each backward pass.
+
+    Args:
+        updates: of this rank's parts.
+        exchange: with the ranks that have the other columns.
+    """
+
+    def __init__(self, updates: list[TableUpdate], exchange: RowSumExchange) -> None:
+        super().__init__(updates)
+        self._exchange = exchange
+
+        self.collecting = False  # as within `accumulate()`, on all ranks alike
+        self._waits = False
+
+    @torch.no_grad()
+    def finish(self, brought: PassGradients) -> None:
+        """Apply what a backward pass has brought, with what waits from earlier ones, or keep it."""
+        self.collect(brought)
+        self._waits = True
+        if not self.collecting:
+            self.apply_waiting(self.updates)
+
+    @torch.no_grad()
+    def apply_waiting(self, updates: list[TableUpdate]) -> None:
+        """Update all tables with the gradients that wait for them; all ranks do this alike.
+
+        Args:
+            updates: without effect: ranks that have none of them take part as well.
+        """
+        if self._waits:
+            self._waits = False
+            self._exchange.run({update.table: _attempt_of(update) for update in self.updates})
+
+
+def _attempt_of(update: TableUpdate) -> Attempt:
+    """Return the update of one table by what waits for it, given the sums that its rule asks for."""
+    weight, waiting = update.weight.detach(), update.take_waiting()
+    assert update.rule is not None
+    rule, hyper = RULES[update.rule.optimizer], update.hyper
+    update.step.add_(1)
+    rows = [part.rows for part in waiting]
+    values = [part.values.float() for part in waiting]
+    gradient = torch.sparse_coo_tensor(
+        torch.cat([weight.new_empty(0, dtype=torch.int64), *rows]).unsqueeze(0),
+        torch.cat([weight.new_empty((0, weight.shape[1]), dtype=torch.float32), *values]),
+        weight.shape,
+        check_invariants=False,
+    ).coalesce()
+    step = int(update.step)
+
+    def attempt(sums: RowSums) -> None:
+        apply_rule(rule, weight, gradient, update.states, step, hyper, sums)
+
+    return attempt

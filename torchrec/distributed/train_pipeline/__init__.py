@@ -1,0 +1,15 @@
+"""Steps of training and evaluation on many ranks."""
+
+from torchrec.distributed.train_pipeline.train_pipelines import (
+    EvalPipelineSparseDist,
+    TrainPipeline,
+    TrainPipelineBase,
+    TrainPipelineSparseDist,
+)
+
+__all__ = [
+    "EvalPipelineSparseDist",
+    "TrainPipeline",
+    "TrainPipelineBase",
+    "TrainPipelineSparseDist",
+]
