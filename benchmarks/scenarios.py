@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 KEYS = [f"feature_{i}" for i in range(26)]
 LINE = 64  # bytes that memory moves at least
-# As `torchrec.heap.keep_freed_memory`, which our trainer calls: memory that was freed stays with the process.
+# As `torchrec.heap.keep_freed_memory`, which our runs and commands call: memory that was freed stays with the process.
 KEEPING = {"MALLOC_TRIM_THRESHOLD_": f"{2**31 - 1}", "MALLOC_MMAP_THRESHOLD_": f"{2**28}"}
 
 
@@ -145,6 +145,7 @@ SCENARIOS = [
     model("DLRM, inference, B=1", "dlrm", 1, False, 2.5, None),
     model("DLRM, inference, B=256", "dlrm", 256, False, 2.5, None),
     model("DLRM_DCN, inference, B=256", "dcn", 256, False, None, None),
+    model("DLRM_DCN, inference, memory kept", "dcn", 256, False, None, None, KEEPING),
     Scenario(
         "managed collision, 100,000 rows, 20,000 ids",
         ["collision", 100_000, 20_000],

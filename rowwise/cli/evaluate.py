@@ -49,9 +49,11 @@ def evaluate(
     from torchrec.checks import did_you_mean
     from torchrec.datasets.transform.labels import Label
     from torchrec.files import write_file
+    from torchrec.heap import keep_freed_memory
     from torchrec.inference import load
     from torchrec.metrics import BinaryMetrics
 
+    keep_freed_memory()
     predictor = load(run)
     section = predictor.experiment.data
     source = open_source(data, predictor, section.drop)

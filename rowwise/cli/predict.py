@@ -48,11 +48,13 @@ def predict(
     """
     import pyarrow as pa
 
+    from torchrec.heap import keep_freed_memory
     from torchrec.inference import load
 
     if not name:
         raise ValueError("`--name` should be the name of a column. Received an empty one.")
     writer = _writer(output)
+    keep_freed_memory()
     predictor = load(run)
     source = open_source(data, predictor, labelled=False)
     if keep_columns and name in source.schema.names:

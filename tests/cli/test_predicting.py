@@ -13,6 +13,7 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 from rowwise import cli
+from torchrec import heap
 from torchrec.bundle import save_bundle
 from torchrec.datasets.features import DenseFeature, SparseFeature
 from torchrec.datasets.source import TableSource
@@ -288,3 +289,24 @@ def test_no_rows_to_learn_from_or_to_measure(
     for command in (["evaluate", str(run), data], ["init", data, "--label", "click"]):
         assert cli.main(command) == 2
         assert "should hold rows. Received none." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "calls"), [("predict", 1), ("evaluate", 1), (None, 0)], ids=str
+)
+def test_commands_keep_freed_memory_and_loading_leaves_it_to_the_program(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str | None,
+    calls: int,
+) -> None:
+    made: list[None] = []
+    monkeypatch.setattr(heap, "keep_freed_memory", lambda: made.append(None))
+    write_click_log(ClickLog(rows=200), tmp_path / "new.parquet")
+    if command is None:
+        load(run).predict(pq.read_table(tmp_path / "new.parquet"))
+    else:
+        output = ["-o", str(tmp_path / "p.csv")] if command == "predict" else []
+        assert cli.main([command, str(run), str(tmp_path / "new.parquet"), *output]) == 0
+    assert len(made) == calls
