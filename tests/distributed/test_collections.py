@@ -336,3 +336,26 @@ def test_initial_weights_do_not_depend_on_the_plan():
             assert torch.equal(other[name], whole), name
             assert whole.abs().min() > 0
     assert wholes[0]["embedding_bags.plain.weight"].abs().max() <= 50**-0.5
+
+
+def counted(pooled, kind):
+    """Ids out of range of this rank's batches, against those of a collection that is not sharded."""
+    rank, found = dist.get_rank(), []
+    for policy in (IdPolicy.UNKNOWN, IdPolicy.IGNORE, IdPolicy.HASH):
+        plain, module = make(pooled, policy=policy), shard(make(pooled, policy=policy), kind)
+        for step in range(2):
+            features = batch(rank, step, 6, beyond=3)
+            plain(features)
+            module(features)
+        assert module.out_of_range_counts() == plain.out_of_range_counts()
+        found += plain.out_of_range_counts().values()
+        module.out_of_range_counts(reset=True)
+        assert set(module.out_of_range_counts().values()) == {0}
+    return sum(found) > 0
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("kind", ["row_wise", "mixed"])
+@pytest.mark.parametrize("pooled", [True, False], ids=["bags", "sequences"])
+def test_ids_out_of_range_are_counted_by_the_rank_that_has_the_sample(world_size, kind, pooled):
+    assert run(counted, world_size, pooled, kind) == [True] * world_size

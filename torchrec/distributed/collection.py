@@ -23,6 +23,7 @@ from torchrec.distributed.types import (
     ShardingEnv,
 )
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, ShardingType
+from torchrec.modules.stray_ids import add_counts
 from torchrec.modules.table_collection import TableCollection
 from torchrec.modules.tables import Tables, slots_of, table_spec_of
 from torchrec.ops.embedding import Ids, LookupSpec, choose_rows, new_table
@@ -140,6 +141,14 @@ class ShardedTables:
     def is_here(self, table: str) -> bool:
         """Whether this rank looks a table up by itself: it has all of it."""
         return self.world_size == 1 or self.is_replicated(table)
+
+    def of_all(self, counts: Tensor, here: bool) -> Tensor:
+        """Return numbers of all tables, from those of the ones that are looked up here, or by exchange."""
+        if len(counts) == len(self.configs):
+            return counts
+        found = counts.new_zeros(len(self.configs))
+        found[[self.is_here(config.name) == here for config in self.configs]] = counts
+        return found
 
     def check_here(self, features: KeyedJaggedTensor) -> None:
         """Refuse ids without a row in replicated tables, while all ranks can still be told."""
@@ -390,11 +399,12 @@ class ShardedTableCollection(nn.Module):
     """
 
     _tables: ShardedTables
+    _out_of_range: Tensor
 
     def _set_tables(self, tables: ShardedTables) -> None:
         self._tables = tables
         setattr(self, tables.prefix, tables.parts)
-        counts = torch.zeros(len(tables.configs), dtype=torch.int64)
+        counts = torch.zeros(len(tables.configs), dtype=torch.int64, device="cpu")
         self.register_buffer("_out_of_range", counts, persistent=False)
         self.register_state_dict_post_hook(_show_wholes)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_take_parts)  # type: ignore[no-untyped-call]
@@ -444,9 +454,30 @@ class ShardedTableCollection(nn.Module):
             error = failed
         if self._tables.away is not None:
             ctx.step = self._tables.away.ask(features if error else ctx.features, error)
+            self._count_away(ctx.step.out_of_range)
         elif self._tables.wire is not None:
             self._tables.wire.agree(error)
         return NoWait(NoWait(ctx))
+
+    def out_of_range_counts(self, reset: bool = False) -> dict[str, int]:
+        """Return how many ids of this rank's batches were outside the rows of each table.
+
+        Counted are the tables with ``hash_size`` or an ``id_policy`` other than ``ERROR``.
+
+        Args:
+            reset: start again from 0.
+        """
+        names = [config.name for config in self._tables.configs]
+        counts = dict(zip(names, self._out_of_range.tolist(), strict=True))
+        if reset:
+            self._out_of_range.zero_()
+        return counts
+
+    def _count_here(self, out_of_range: Tensor) -> None:
+        add_counts(self._out_of_range, self._tables.of_all(out_of_range, True))
+
+    def _count_away(self, out_of_range: Tensor) -> None:
+        add_counts(self._out_of_range, self._tables.of_all(out_of_range, False))
 
     def _full_batch(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """Bring features with batches of their own to the full batch, where they say how."""

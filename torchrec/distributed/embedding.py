@@ -138,7 +138,9 @@ class ShardedEmbeddingCollection(
         starts = [offsets[slot.key] for slot in spec.slots]
         counts = [sizes[slot.key] for slot in spec.slots]
         ids = Ids(features.values(), starts, counts, features.stride())
-        return lookup_sequences(weights, spec, ids, self._tables.dtype, groups)[0]
+        outputs, out_of_range = lookup_sequences(weights, spec, ids, self._tables.dtype, groups)
+        self._count_here(out_of_range)
+        return outputs
 
 
 class EmbeddingCollectionSharder(BaseEmbeddingSharder[EmbeddingCollection]):

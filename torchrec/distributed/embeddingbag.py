@@ -132,7 +132,8 @@ class ShardedEmbeddingBagCollection(
         if self._weighted and sample_weights is None:
             raise ValueError("`features` should have weights, as `is_weighted` says.")
         bags = Bags(features.values(), features.offsets(), sample_weights)
-        output, _ = lookup_bags(weights, spec, bags, self._tables.dtype, groups)
+        output, out_of_range = lookup_bags(weights, spec, bags, self._tables.dtype, groups)
+        self._count_here(out_of_range)
         return output
 
 

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.checks import checked_device, require_integer, require_type
-from torchrec.modules._recomputation import is_recomputation
 from torchrec.modules.collection import TableShard, TableStore
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, initialise
+from torchrec.modules.stray_ids import add_counts
 from torchrec.modules.tables import Tables, embedding_names_by_table
-from torchrec.ops import is_transformed, outside_transforms
 from torchrec.ops.embedding import hash_ids
 from torchrec.optim.keyed import KeyedOptimizer
 
@@ -131,16 +130,10 @@ class TableCollection(nn.Module):
 
     def _count(self, out_of_range: Tensor) -> None:
         """Add what a look-up has counted, but for one that runs again for its backward pass."""
-        if is_recomputation():
-            return
         if self._out_of_range.is_meta:  # made without memory; the weights have been assigned since
             with torch.inference_mode(False):  # counts outlive the mode that they begin in
                 self._out_of_range = torch.zeros_like(out_of_range)
-        if is_transformed():
-            with outside_transforms(out_of_range) as counts:
-                self._out_of_range.add_(counts)
-        else:
-            self._out_of_range.add_(out_of_range)
+        add_counts(self._out_of_range, out_of_range)
 
     def table_store(self) -> TableStore:
         """Return the tables: this very collection has them."""
