@@ -11,14 +11,14 @@ BUILD := build/dev
 NATIVE := $(BUILD)/.copied
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cmake')
 HAVE_CXX := $(shell command -v $(CXX) || command -v c++ || command -v clang++)
-# Two suites run side by side, a thread each, the documents after the shorter one: more threads than cores slow all
-# down many times over.
+# Two suites run side by side, a thread each, documents and tests of several ranks after the shorter one: more threads
+# than cores slow all down many times over.
 BESIDE := $(MAKE) --no-print-directory --jobs=2 --output-sync=line
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test lint native pytest pytest-reference pytest-documents slow slow-recipes slow-rest sanitize wheel docs bench interchange clean help
+.PHONY: demo test lint native pytest pytest-reference pytest-rest slow slow-recipes slow-rest sanitize wheel docs bench interchange clean help
 
 help:
 	@echo "make demo      generate a click log, train on it, predict, report: torchrec demo"
@@ -38,16 +38,16 @@ demo: native
 	@echo "The command is $(COMMAND). For this shell, make it \`torchrec\`:  . $(VENV)/bin/activate"
 
 test: lint native
-	$(BESIDE) pytest pytest-reference pytest-documents
+	$(BESIDE) pytest pytest-reference pytest-rest
 
 pytest: native
-	$(PYTEST) -m "not slow" --doctest-modules torchrec rowwise tests --ignore=tests/test_documents.py
+	$(PYTEST) -m "not slow" --doctest-modules torchrec rowwise tests --ignore=tests/test_documents.py --ignore=tests/distributed
 
 pytest-reference: $(COMMAND)
 	ROWWISE_BACKEND=reference $(PYTEST) -m "not slow and not once" tests
 
-pytest-documents: native
-	$(PYTEST) tests/test_documents.py
+pytest-rest: native
+	$(PYTEST) -m "not slow" tests/test_documents.py tests/distributed
 
 slow: native
 	$(BESIDE) slow-recipes slow-rest

@@ -25,6 +25,8 @@ from torchrec.distributed.types import ParameterSharding, ShardingEnv
 from torchrec.errors import IdOutOfRangeError
 from torchrec.types import IdPolicy
 
+pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
+
 # Name -> rows, dim, features. A feature in two tables, two features in one, dims that no block of 16 divides.
 TABLES = {"a": (7, 8, ["f1", "f2"]), "b": (20, 5, ["f2"]), "c": (3, 12, ["f3"])}
 FEATURES = {"f1": 7, "f2": 7, "f3": 3}
@@ -181,7 +183,7 @@ def train(pooled, kind, optimizer, weighted, pooling, policy, exact):
     return True
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", PLANS)
 @pytest.mark.parametrize("pooled", [True, False], ids=["bags", "sequences"])
 def test_training_equals_one_process_to_the_last_bit(world_size, kind, pooled):

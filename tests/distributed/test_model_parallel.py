@@ -20,6 +20,8 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec.optim import RowWiseAdagrad, apply_optimizer_in_backward
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
+pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
+
 
 class Model(nn.Module):
     def __init__(self, device="cpu"):

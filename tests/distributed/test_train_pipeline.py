@@ -18,6 +18,8 @@ from torchrec.distributed.train_pipeline.empty import without_samples
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
+pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
+
 
 def pipeline(kind=TrainPipelineSparseDist):
     model = fused()
