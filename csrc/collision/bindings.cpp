@@ -48,13 +48,15 @@ struct Elements {
   int64_t count;
 };
 
-// The elements of a tensor, one behind the other; `count` of them, if it is given.
+enum class Shape { row, any };
+
+// The elements of a tensor of one dimension, or of any number, one behind the other; `count` of them, if it is given.
 template <class T>
-Elements<T> elements(nb::handle tensor, const char* name, int64_t count = -1) {
+Elements<T> elements(nb::handle tensor, const char* name, int64_t count = -1, Shape shape_wanted = Shape::row) {
   TensorView view;
   const bool readable = read_tensor(tensor, view);
   if (readable && view.kind == Element<T>::kind && view.bits == 8 * sizeof(T) && view.is_contiguous() &&
-      (count < 0 || view.count() == count)) {
+      (view.dims == 1 || shape_wanted == Shape::any) && (count < 0 || view.count() == count)) {
     return {static_cast<T*>(view.data), view.count()};
   }
   const std::string what = std::string("`") + name + "`", dtype = dtype_of(tensor);
@@ -76,9 +78,16 @@ T* memory_or_none(const Optional& tensor, const char* name, int64_t count) {
   return tensor ? memory<T>(*tensor, name, count) : nullptr;
 }
 
+// Ids that are looked for, of any shape, and where their rows are written.
+Elements<int64_t> ids_of(nb::handle tensor, const char* name) { return elements<int64_t>(tensor, name, -1, Shape::any); }
+
+int64_t* found_of(nb::handle tensor, int64_t count) { return elements<int64_t>(tensor, "found", count, Shape::any).data; }
+
+// Searches read the id of the first row in place of none: where there are no rows, one that nobody has.
 Index index_of(const Elements<int64_t>& ids, nb::handle entries, const char* name = "index") {
+  static const int64_t no_id = 0;
   const int64_t size = index_size(ids.count);
-  return {ids.data, ids.count, memory<uint32_t>(entries, name, size), size};
+  return {ids.count > 0 ? ids.data : &no_id, ids.count, memory<uint32_t>(entries, name, size), size};
 }
 
 Map map_of(nb::handle ids_tensor, nb::handle occupied, nb::handle entries) {
@@ -122,8 +131,8 @@ void bind_collision(nb::module_& m) {
   m.def("id_map_find", [](nb::handle ids, nb::handle entries, nb::handle wanted, int64_t missing, nb::handle found,
                           int threads) {
     const Index index = index_of(elements<int64_t>(ids, "ids"), entries);
-    const Elements<int64_t> asked = elements<int64_t>(wanted, "wanted");
-    int64_t* const rows = memory<int64_t>(found, "found", asked.count);
+    const Elements<int64_t> asked = ids_of(wanted, "wanted");
+    int64_t* const rows = found_of(found, asked.count);
     nb::gil_scoped_release release;
     find_ids(index, asked.data, asked.count, missing, rows, threads);
   });
@@ -135,8 +144,8 @@ void bind_collision(nb::module_& m) {
     const Metadata metadata = metadata_of(counts, last, index.rows);
     const History history = history_of(history_ids, history_counts, history_last, history_entries, history_size);
     int64_t* const sums = memory<int64_t>(totals, "totals", 3);
-    const Elements<int64_t> came = elements<int64_t>(batch, "batch");
-    int64_t* const rows = memory<int64_t>(found, "found", came.count);
+    const Elements<int64_t> came = ids_of(batch, "batch");
+    int64_t* const rows = found_of(found, came.count);
     nb::gil_scoped_release release;
     count_ids(index, metadata, history, came.data, came.count, now, missing, rows, sums, threads);
   });
@@ -167,8 +176,8 @@ void bind_collision(nb::module_& m) {
     const Scores competing = scores_of(scores, candidate_scores, map.index.rows, names.count);
     const Elements<uint32_t> forgotten = elements<uint32_t>(history_entries, "history_index");
     int64_t* const used = memory<int64_t>(history_size, "history_size", 1);
-    const Elements<int64_t> asked = elements<int64_t>(batch, "batch");
-    int64_t* const rows = memory<int64_t>(found, "found", asked.count);
+    const Elements<int64_t> asked = ids_of(batch, "batch");
+    int64_t* const rows = found_of(found, asked.count);
     const int64_t room = std::min(names.count, map.index.rows);
     int64_t* const won = memory<int64_t>(changed, "changed", room);
     nb::gil_scoped_release release;

@@ -279,7 +279,7 @@ template <class W>
 void write_grads(Sink& sink, const Rows& rows) {
   for (int k = 0; k < rows.count; ++k) {
     W* y = static_cast<W*>(sink.dense) + rows.row[k] * rows.dim;
-    if (sink.dense == nullptr) {
+    if (sink.rows != nullptr) {  // rows without columns have no memory, dense or not
       sink.rows[sink.count] = rows.row[k];
       y = static_cast<W*>(sink.values) + sink.count++ * rows.dim;
     }

@@ -608,6 +608,19 @@ def test_misuse_is_refused(call, error, message):
 
 
 @needs_native
+@pytest.mark.parametrize("count", [0, 1, 40])
+def test_a_map_without_rows_finds_nothing(count):
+    nothing, entries = T([], dtype=torch.int64), torch.zeros(collision.index_size(0)).int()
+    wanted = torch.arange(count)
+    assert schema.id_map_find(nothing, entries, wanted, -7).tolist() == [-7] * count
+    history = collision.new_history(64)
+    totals = torch.zeros(3, dtype=torch.int64)
+    state = nothing, entries, None, None, *history, totals
+    assert schema.id_map_count_(*state, wanted, 1, -7).tolist() == [-7] * count
+    assert collision.counted_in(history).ids.tolist() == wanted.tolist()
+
+
+@needs_native
 def test_kernels_are_not_led_out_of_their_tensors():
     ids, occupied, entries = collision.new_id_map(4)
 
@@ -627,6 +640,11 @@ def test_kernels_are_not_led_out_of_their_tensors():
         lambda: exchange(ids, SEEN._replace(counts=ONE.int()), ids, ONE, ONE, ONE),
         lambda: exchange(ids, SEEN._replace(entries=SEEN.entries.long()), ids, ONE, ONE, ONE),
         lambda: schema.id_map_erase_(ids, occupied, entries, ONE.int()),
+        lambda: schema.id_map_rebuild_(ids, T(0), entries),
+        lambda: schema.id_map_insert_(ids, occupied, entries, ONE, ONE[None]),
+        lambda: schema.id_map_replace_(ids, occupied, entries, ids[None], ONE, ONE),
+        lambda: schema.id_map_replace_(ids, occupied, entries, ids, ONE, ONE[None]),
+        lambda: exchange(ids, SEEN._replace(counts=ONE[None]), ids, ONE, ONE, ONE),
     ):
         with pytest.raises(ValueError, match=r"should be .* contiguous elements of"):
             broken()

@@ -124,7 +124,7 @@ MANY = {
     "one_row": Case(rows=1, longest=9),
     "many_duplicates": Case(rows=2, bags=64, longest=50),
     "long_bags": Case(bags=3, longest=400, rows=50),
-    **{f"dim_{d}": Case(dims=[d], bags=9) for d in (1, 3, 8, 15, 16, 17, 64, 127, 128, 129, 130, 257)},
+    **{f"dim_{d}": Case(dims=[d], bags=9) for d in (0, 1, 3, 8, 15, 16, 17, 64, 127, 128, 129, 130, 257)},
     "two_tables": Case(dims=[3, 16], slots=[(0, 0, SUM), (1, 1, SUM)], keys=2),
     "features_share_a_table": Case(slots=[(0, 0, SUM), (0, 1, SUM), (0, 2, SUM)], keys=3),
     "tables_share_a_feature": Case(dims=[5, 2], slots=[(0, 0, SUM), (1, 0, SUM)]),
@@ -498,6 +498,67 @@ def test_updates_of_odd_dims_equal_reference(dim: int, name: str) -> None:
         [*ours.weights, *ours.states], [*theirs.weights, *theirs.states], strict=True
     ):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
+@needs_native
+@pytest.mark.parametrize("tables", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", HYPERS)
+def test_updates_of_rows_that_two_features_choose_many_times_equal_reference(
+    name: str, tables: torch.dtype
+) -> None:
+    rounding = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[tables]
+    for dim in (1, 3, 15, 17, 33):
+        slots = [(0, 0, SUM), (0, 1, MEAN)]
+        case = Case([dim], slots, keys=2, bags=40, longest=6, rows=21, tables=tables)
+        m = make(case, seed=dim)
+        m.values[::2] = 3  # the others choose any row, and some rows are chosen by none
+        m.values[m.values == 7] = 8
+        ours = trained(case, m, name)
+        theirs = ours.copy()
+        update(native, ours, m)
+        update(reference, theirs, m)
+        for mine, other in zip(ours.weights, theirs.weights, strict=True):
+            torch.testing.assert_close(mine, other, rtol=rounding, atol=rounding)
+        for mine, other in zip(ours.states, theirs.states, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
+
+
+# A row of 2^20 and a bag are sorted as one number: of 32 bits up to 2^12 bags.
+@needs_native
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("bags", [1 << 12, (1 << 12) + 1, 1 << 13], ids=["narrow", "wide", "wider"])
+def test_rows_times_bags_beyond_32_bits(bags: int, weighted: bool) -> None:
+    case = Case([1], rows=1 << 20, bags=bags, longest=3, weighted=weighted)
+    m = make(case)
+    m.values[::3] = torch.tensor([0, 1, 1 << 19, (1 << 20) - 2, (1 << 20) - 1])[m.values[::3] % 5]
+    for operator in ("embedding_bag_dense_grad", "embedding_bag_sparse_grad"):
+        ours, theirs = (
+            getattr(b, operator)(m.grad, m.weights, *m.bags()) for b in (native, reference)
+        )
+        equal(ours, theirs)
+    trained_here = trained(case, m, "sgd")
+    trained_there = trained_here.copy()
+    update(native, trained_here, m)
+    update(reference, trained_there, m)
+    torch.testing.assert_close(trained_here.weights, trained_there.weights, rtol=1e-6, atol=1e-6)
+
+
+@needs_native
+def test_rows_times_bags_beyond_62_bits_are_refused() -> None:
+    def grad(rows: int, bags: int) -> list[Tensor]:
+        case = Case([0], rows=11, bags=bags)
+        m = make(case)
+        table = TableSpec("t", 0, rows, rows, case.policy, None, 0)  # no columns, so no memory
+        spec = LookupSpec([table], m.spec.slots, 1, 0)
+        weights = [torch.empty(rows, 0)]
+        return native.embedding_bag_dense_grad(m.grad, weights, spec.tensor, *m.bags()[1:])
+
+    assert grad(1 << 61, 1)[0].shape == (1 << 61, 0)
+    for rows, bags in ((1 << 62, 1), (1 << 61, 2), ((1 << 63) - 1, 1)):
+        with pytest.raises(
+            ValueError, match=rf"fewer than 2\^62 rows, times bags. Received {rows}"
+        ):
+            grad(rows, bags)
 
 
 @needs_native
