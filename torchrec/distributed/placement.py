@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torchrec.distributed.layout import Shard
 
@@ -64,7 +65,8 @@ class TablePlacement:
         shards: which tile it, some of them empty perhaps; see `torchrec.distributed.layout`.
 
     Raises:
-        ValueError: if the shards of a rank are not some rows times some columns.
+        ValueError: if the shards of a rank are not some rows times some columns, or those of two ranks
+            overlap in some of their rows.
 
     Example:
         >>> left, right = range(2), range(2, 4)
@@ -90,6 +92,13 @@ class TablePlacement:
                     f"Received {[self._blocks[rank] for rank in holders]} for the ranks {holders}."
                 )
             self.bands.append(Band(rows, bases.pop(), tuple(holders)))
+        for before, band in pairwise(self.bands):
+            if band.rows.start < before.rows.stop:
+                raise ValueError(
+                    f"Ranks that hold some of the same rows of table '{table}' should hold the same ranges of "
+                    f"rows. Received {before.rows} on the ranks {list(before.ranks)} and {band.rows} on the "
+                    f"ranks {list(band.ranks)}."
+                )
 
     def block(self, rank: int) -> Block | None:
         """Return what a rank holds; None: nothing."""
