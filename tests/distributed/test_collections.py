@@ -23,6 +23,7 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.layout import column_wise, grid_shard, row_wise, spec_of, table_wise
 from torchrec.distributed.types import ParameterSharding, ShardingEnv
 from torchrec.errors import IdOutOfRangeError
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.types import IdPolicy
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
@@ -361,3 +362,35 @@ def counted(pooled, kind):
 @pytest.mark.parametrize("pooled", [True, False], ids=["bags", "sequences"])
 def test_ids_out_of_range_are_counted_by_the_rank_that_has_the_sample(world_size, kind, pooled):
     assert run(counted, world_size, pooled, kind) == [True] * world_size
+
+
+def late_optimizer(kind, optimizer):
+    plain, module = make(True), shard(make(True), kind)
+    apply_optimizer_in_backward(optimizer, module.parameters(), {"lr": 0.1})
+    apply_optimizer_in_backward(optimizer, plain.parameters(), {"lr": 0.1})
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    for step in range(2):
+        batches = [batch(r, step, 3) for r in range(world_size)]
+        (sum(loss([plain(each).values()]) for each in batches) / world_size).backward()
+        loss([module(batches[rank]).values()]).backward()
+    for name, whole in plain.state_dict().items():
+        for part in module.state_dict()[name].local_shards():
+            (row, column), (rows, columns) = part.metadata.shard_offsets, part.metadata.shard_sizes
+            torch.testing.assert_close(
+                part.tensor, whole[row : row + rows, column : column + columns]
+            )
+    return True
+
+
+@pytest.mark.parametrize("kind", ["table_wise", "row_wise", "column_wise"])
+def test_tables_may_get_their_optimizer_after_they_were_sharded(kind):
+    assert run(late_optimizer, 2, kind, "adam") == [True, True]
+
+
+def test_an_optimizer_by_rows_comes_too_late_for_tables_whose_columns_are_split():
+    assert run(late_optimizer, 2, "row_wise", "rowwise_adagrad") == [True, True]
+    for error in run(late_optimizer, 2, "column_wise", "rowwise_adagrad"):
+        assert isinstance(error, ValueError)
+        assert str(error).startswith(
+            "Table 'a' should have got its optimizer before it was sharded"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,6 +97,10 @@ class BlockTables(Tables):
         modules: what holds the weight of each.
         prefix: of the names of the weights.
         row_sums: how tables are updated whose columns are split, by rules that look at rows as a whole.
+        split_columns: the tables whose columns are split.
+
+    Raises:
+        ValueError: for such a rule that a table with split columns gets later.
     """
 
     def __init__(
@@ -105,8 +109,9 @@ class BlockTables(Tables):
         modules: Sequence[nn.Module],
         prefix: str,
         row_sums: RowSumExchange | None,
+        split_columns: Collection[str],
     ) -> None:
-        self._row_sums = row_sums
+        self._row_sums, self._split_columns = row_sums, split_columns
         self.split: SplitColumnsUpdate | None = None
         if row_sums is not None:
             self.split = SplitColumnsUpdate([], row_sums)  # where this rank has none of them
@@ -121,6 +126,15 @@ class BlockTables(Tables):
         return self._row_sums is not None and self.configs[t].name in self._row_sums.tables
 
     def _new_joint(self, numbers: list[int], updates: list[TableUpdate]) -> JointUpdate:
+        for t, update in zip(numbers, updates, strict=True):
+            rule, name = update.rule, self.configs[t].name
+            if rule is None or not RULES[rule.optimizer].row_sums:
+                continue
+            if name in self._split_columns and not self._is_split(t):
+                raise ValueError(
+                    f"Table '{name}' should have got its optimizer before it was sharded: its columns are on "
+                    f"several ranks, and {rule.optimizer} looks at rows as a whole. Received it afterwards."
+                )
         if self._row_sums is None or not self._is_split(numbers[0]):
             return super()._new_joint(numbers, updates)
         self.split = SplitColumnsUpdate(updates, self._row_sums)
@@ -171,6 +185,11 @@ class ShardedLookup:
             [modules[t] for t in mine],
             prefix,
             self._row_sums(rules, wire),
+            {
+                config.name
+                for config, each in zip(configs, placements, strict=True)
+                if each.splits_columns
+            },
         )
         self._inputs: dict[tuple[str, ...], _Input] = {}
 
