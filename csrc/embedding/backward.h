@@ -26,12 +26,37 @@ struct Sources {
   bool scaled = false;
 };
 
-inline Sources find_sources(const Batch& batch, int64_t table) {
+// The slots of each table that have a gradient, in order: with a thousand tables, nothing may go through all slots for
+// each of them.
+class SlotLists {
+ public:
+  explicit SlotLists(const Batch& batch)
+      : memory_(static_cast<size_t>(batch.num_tables + batch.num_slots) * sizeof(int64_t) + 64),
+        first_(reinterpret_cast<int64_t*>(memory_.data())),
+        next_(first_ + batch.num_tables) {
+    for (int64_t t = 0; t < batch.num_tables; ++t) first_[t] = -1;
+    for (int64_t s = batch.num_slots - 1; s >= 0; --s) {
+      const Slot& slot = batch.slots[s];
+      if (slot.rows == nullptr) continue;
+      next_[s] = first_[slot.table];
+      first_[slot.table] = s;
+    }
+  }
+
+  int64_t first(int64_t table) const { return first_[table]; }  // -1: none
+  int64_t after(int64_t slot) const { return next_[slot]; }
+
+ private:
+  Scratch memory_;
+  int64_t* first_;
+  int64_t* next_;
+};
+
+inline Sources find_sources(const Batch& batch, const SlotLists& lists, int64_t table) {
   Sources found;
   int slots = 0;
-  for (int64_t s = 0; s < batch.num_slots; ++s) {
+  for (int64_t s = lists.first(table); s >= 0; s = lists.after(s)) {
     const Slot& slot = batch.slots[s];
-    if (slot.table != table || slot.rows == nullptr) continue;
     const Bags bags{slot.offsets, batch.wide_offsets};
     found.in_place = slots++ == 0 && batch.rows_dtype == Float::f32 && slot.pooling != Pooling::mean;
     found.rows = static_cast<const float*>(slot.rows);
@@ -66,11 +91,10 @@ inline int64_t divisor_of(const Slot& slot, const Table& table, const Ids& ids, 
   return count;
 }
 
-inline void pack_sources(const Batch& batch, int64_t t, float* packed) {
+inline void pack_sources(const Batch& batch, const SlotLists& lists, int64_t t, float* packed) {
   const Table& table = batch.tables[t];
-  for (int64_t s = 0; s < batch.num_slots; ++s) {
+  for (int64_t s = lists.first(t); s >= 0; s = lists.after(s)) {
     const Slot& slot = batch.slots[s];
-    if (slot.table != t || slot.rows == nullptr) continue;
     const Ids ids{slot.ids, batch.wide_ids};
     const Bags bags{slot.offsets, batch.wide_offsets};
     const char* rows = static_cast<const char*>(slot.rows);
@@ -92,21 +116,24 @@ constexpr int kPartRows = 6;  // parts interleave by 64 rows: even under skew, y
 
 inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// The entries of part `part` of `parts` of table t, in order of slot and position. Returns how many.
+struct Part {  // of the rows of a table
+  int64_t table, part, parts;
+};
+
+// The entries of a part, in order of slot and position. Returns how many.
 template <class E>
-int64_t collect(const Batch& batch, int64_t t, int64_t part, int64_t parts, const Packing& packing, E* entries) {
-  const Table& table = batch.tables[t];
+int64_t collect(const Batch& batch, const SlotLists& lists, const Part& part, const Packing& packing, E* entries) {
+  const Table& table = batch.tables[part.table];
   int64_t n = 0, first_source = 0;
-  for (int64_t s = 0; s < batch.num_slots; ++s) {
+  for (int64_t s = lists.first(part.table); s >= 0; s = lists.after(s)) {
     const Slot& slot = batch.slots[s];
-    if (slot.table != t || slot.rows == nullptr) continue;
     const Ids ids{slot.ids, batch.wide_ids};
     const Bags bags{slot.offsets, batch.wide_offsets};
     for (int64_t bag = 0; bag < slot.bags; ++bag) {
       for (int64_t i = bags.begin(bag), end = bags.end(bag); i < end; ++i) {
         const int64_t row = row_of(table, ids[i]);
         if (row < 0) continue;
-        if (parts > 1 && ((row >> kPartRows) & (parts - 1)) != part) continue;
+        if (part.parts > 1 && ((row >> kPartRows) & (part.parts - 1)) != part.part) continue;
         E& entry = entries[n++];
         entry.packed = packing.pack<decltype(entry.packed)>(row, first_source + bag);
         entry.set_factor(slot.sample_weights ? slot.sample_weights[i] : 1);
@@ -135,10 +162,10 @@ struct Sorted {
 };
 
 template <class E>
-Sorted<E> collect_sorted(const Batch& batch, int64_t t, int64_t part, int64_t parts, const Packing& packing,
+Sorted<E> collect_sorted(const Batch& batch, const SlotLists& lists, const Part& part, const Packing& packing,
                          int64_t most, char* memory) {
   E* entries = reinterpret_cast<E*>(memory);
-  const int64_t count = collect(batch, t, part, parts, packing, entries);
+  const int64_t count = collect(batch, lists, part, packing, entries);
   entries = sort_by_row(packing, entries, entries + most + 1, count);
   if (count > 0) entries[count].packed = ~entries[count - 1].packed;
   return {entries, count, packing};
@@ -352,10 +379,6 @@ void reduce(const Table& table, Sink& sink, const Sorted<E>& sorted, const Sourc
   if (all_rows) unseen.update(table.rows), unseen.flush();
 }
 
-struct Part {
-  int64_t table, part, parts;
-};
-
 // Where rows may come in any order: pairs are returned in order, and all rows are updated by going through the table.
 inline Packing packing_of(const Table& table, const Sink& sink, const Sources& sources) {
   const bool in_order = sink.rows != nullptr || (sink.optimizer != nullptr && updates_all_rows(*sink.optimizer));
@@ -363,10 +386,11 @@ inline Packing packing_of(const Table& table, const Sink& sink, const Sources& s
 }
 
 template <class E>
-void run_part(const Batch& batch, const Part& part, Sink& sink, const Sources& sources, char* memory, float* scratch) {
+void run_part(const Batch& batch, const SlotLists& lists, const Part& part, Sink& sink, const Sources& sources,
+              char* memory, float* scratch) {
   const Table& table = batch.tables[part.table];
   const Packing packing = packing_of(table, sink, sources);
-  const Sorted<E> sorted = collect_sorted<E>(batch, part.table, part.part, part.parts, packing, sources.ids, memory);
+  const Sorted<E> sorted = collect_sorted<E>(batch, lists, part, packing, sources.ids, memory);
   const PartRows rows{part.part, part.parts};
   switch (table.dtype) {
     case Float::f32: return reduce<float>(table, sink, sorted, sources, rows, scratch);
@@ -375,12 +399,13 @@ void run_part(const Batch& batch, const Part& part, Sink& sink, const Sources& s
   }
 }
 
-inline void run_part(const Batch& batch, const Part& part, Sink& sink, const Sources& sources, char* memory, float* scratch) {
+inline void run_part(const Batch& batch, const SlotLists& lists, const Part& part, Sink& sink, const Sources& sources,
+                     char* memory, float* scratch) {
   const bool narrow = packing_of(batch.tables[part.table], sink, sources).bits() <= 32;
-  if (narrow && !sources.scaled) return run_part<Entry<uint32_t>>(batch, part, sink, sources, memory, scratch);
-  if (narrow) return run_part<ScaledEntry<uint32_t>>(batch, part, sink, sources, memory, scratch);
-  if (!sources.scaled) return run_part<Entry<uint64_t>>(batch, part, sink, sources, memory, scratch);
-  return run_part<ScaledEntry<uint64_t>>(batch, part, sink, sources, memory, scratch);
+  if (narrow && !sources.scaled) return run_part<Entry<uint32_t>>(batch, lists, part, sink, sources, memory, scratch);
+  if (narrow) return run_part<ScaledEntry<uint32_t>>(batch, lists, part, sink, sources, memory, scratch);
+  if (!sources.scaled) return run_part<Entry<uint64_t>>(batch, lists, part, sink, sources, memory, scratch);
+  return run_part<ScaledEntry<uint64_t>>(batch, lists, part, sink, sources, memory, scratch);
 }
 
 // Into how many parts (a power of two) the rows of a table are split: so many that every thread gets about four tasks.
@@ -393,11 +418,12 @@ inline int64_t parts_of(const Sink& sink, int64_t work, int64_t all_work, int th
 }
 
 inline void backward(const Batch& batch, Sink* sinks) {
+  const SlotLists lists(batch);
   Scratch source_memory(static_cast<size_t>(batch.num_tables) * sizeof(Sources) + 64);
   Sources* sources = reinterpret_cast<Sources*>(source_memory.data());
   int64_t all_work = 0, most_ids = 0, most_dim = 0, packed_floats = 0, bytes = 0, num_parts = 0;
   for (int64_t t = 0; t < batch.num_tables; ++t) {
-    sources[t] = sinks[t].active ? find_sources(batch, t) : Sources{};
+    sources[t] = sinks[t].active ? find_sources(batch, lists, t) : Sources{};
     const bool all_rows = sinks[t].active && sinks[t].optimizer != nullptr && updates_all_rows(*sinks[t].optimizer);
     sources[t].work = sources[t].ids + (all_rows ? batch.tables[t].rows : 0);
     all_work += sources[t].work;
@@ -429,11 +455,11 @@ inline void backward(const Batch& batch, Sink* sinks) {
     }
   }
   in_pieces(threads, batch.num_tables, [&](int64_t t, int) {
-    if (sources[t].ids != 0 && !sources[t].in_place) pack_sources(batch, t, const_cast<float*>(sources[t].rows));
+    if (sources[t].ids != 0 && !sources[t].in_place) pack_sources(batch, lists, t, const_cast<float*>(sources[t].rows));
   });
   in_pieces(threads, num_parts, [&](int64_t i, int thread) {
     char* mine = memory.data() + thread * thread_bytes;
-    run_part(batch, parts[i], sinks[parts[i].table], sources[parts[i].table], mine,
+    run_part(batch, lists, parts[i], sinks[parts[i].table], sources[parts[i].table], mine,
              reinterpret_cast<float*>(mine + entries_bytes));
   });
 }

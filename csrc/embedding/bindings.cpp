@@ -403,10 +403,12 @@ TensorView state_of(nb::handle state) {
   return view;
 }
 
-bool has_gradient(const Batch& batch, int32_t table) {
+// Of each table.
+std::vector<bool> have_gradients(const Batch& batch) {
+  std::vector<bool> found(static_cast<size_t>(batch.num_tables));
   for (int64_t s = 0; s < batch.num_slots; ++s)
-    if (batch.slots[s].table == table && batch.slots[s].rows != nullptr) return true;
-  return false;
+    if (batch.slots[s].rows != nullptr) found[static_cast<size_t>(batch.slots[s].table)] = true;
+  return found;
 }
 
 // `hyper` has one row a table, whose step count is advanced. The states of the tables follow one another, as many for
@@ -417,10 +419,11 @@ void update(Call& call, const Input& input, nb::handle hyper, const std::vector<
   std::vector<Sink> sinks(call.tables.size());
   std::vector<Optimizer> optimizers(call.tables.size());
   Hyper* settings = hyper_at(hyper, static_cast<int64_t>(sinks.size()));
+  const std::vector<bool> has_gradient = have_gradients(batch);
   size_t next = 0;
   for (size_t t = 0; t < sinks.size(); ++t) {
     const TableSpec& spec = call.table_specs[t];
-    if (spec.rule < 0 || !has_gradient(batch, static_cast<int32_t>(t))) {  // frozen for now, or not used
+    if (spec.rule < 0 || !has_gradient[t]) {  // frozen for now, or not used
       next += static_cast<size_t>(spec.states);
       continue;
     }
