@@ -16,7 +16,13 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTens
 from torchrec.distributed import DistributedModelParallel, sharding_plan
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan
 from torchrec.distributed.testing import assert_same_training
-from torchrec.distributed.types import ShardingPlan
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
+from torchrec.modules.mc_modules import (
+    LFU_EvictionPolicy,
+    ManagedCollisionCollection,
+    MCHManagedCollisionModule,
+)
 from torchrec.optim import RowWiseAdagrad, apply_optimizer_in_backward
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
@@ -246,6 +252,33 @@ def test_plans_that_do_not_fit_are_refused(plan, message):
     for error in run(refused, 2, plan):
         with pytest.raises(ValueError, match=message):
             raise error
+
+
+def test_a_collection_is_not_sharded_apart_from_its_map():
+    table = EmbeddingBagConfig(10, 4, "t", feature_names=["f"])
+    maps = ManagedCollisionCollection(
+        {"t": MCHManagedCollisionModule(10, torch.device("cpu"), LFU_EvictionPolicy(), 2)}, [table]
+    )
+    model = nn.Sequential(
+        ManagedCollisionEmbeddingBagCollection(EmbeddingBagCollection([table]), maps)
+    )
+    with pytest.raises(
+        ValueError, match="together with the ManagedCollisionEmbeddingBagCollection"
+    ):
+        DistributedModelParallel(model)
+
+
+def dtensors():
+    model = fused()
+    env = ShardingEnv(2, dist.get_rank(), dist.group.WORLD, output_dtensor=True)
+    DistributedModelParallel(
+        model, env=env, plan=plan_of(model, user=("row_wise",), item=("row_wise",))
+    )
+
+
+def test_kinds_of_output_that_are_not_there_are_refused():
+    for error in run(dtensors, 2):
+        assert "without `output_dtensor`" in str(error)
 
 
 def test_a_model_is_sharded_once():

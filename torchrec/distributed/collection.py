@@ -21,6 +21,7 @@ from torchrec.distributed.types import (
     ParameterSharding,
     QuantizedCommCodecs,
     ShardingEnv,
+    ShardingEnv2D,
 )
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, ShardingType
 from torchrec.modules.stray_ids import add_counts
@@ -83,6 +84,11 @@ class ShardedTables:
         self.prefix = prefix
         self.configs = list(module.table_configs())
         self.dtype = module.output_dtype
+        if env.output_dtensor or isinstance(env, ShardingEnv2D):
+            raise ValueError(
+                f"{_named(path)} should be given a ShardingEnv of one dimension, without `output_dtensor`: "
+                f"there is no more yet. Received {type(env).__name__}, output_dtensor={env.output_dtensor}."
+            )
         self._shows_parts = env.process_group is not None
         self.world_size, self.rank = env.world_size, env.rank
         self.wire: Wire | None = None

@@ -22,6 +22,7 @@ from torchrec.distributed.types import (
     ShardingEnv,
     ShardingPlan,
 )
+from torchrec.modules.collection import Collection
 from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
@@ -434,6 +435,7 @@ def shard_by_plan(
             raise ValueError(
                 f"The plan should name modules of the model. Received '{path}', which it does not have."
             ) from None
+        _check_stands_alone(module, path)
         sharder = by_type.get(type(target))
         if sharder is None:
             raise ValueError(
@@ -446,6 +448,19 @@ def shard_by_plan(
         parent, _, name = path.rpartition(".")
         module.get_submodule(parent).register_module(name, sharded)
     return module
+
+
+def _check_stands_alone(model: nn.Module, path: str) -> None:
+    """Refuse to shard a collection apart from what is around it: a map of ids, which goes with its tables, say."""
+    parent = path
+    while parent:
+        parent = parent.rpartition(".")[0]
+        around = model.get_submodule(parent)
+        if isinstance(around, Collection):
+            raise ValueError(
+                f"Module '{path}' should be sharded together with the {type(around).__name__} around it, at "
+                f"'{parent}', which there is no sharder for. Received a plan for the inside alone."
+            )
 
 
 def initialise_meta(module: nn.Module, device: torch.device) -> None:
