@@ -6,6 +6,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cmath>
 #include <cstring>
 #include <optional>
 #include <string>
@@ -393,6 +394,18 @@ Hyper* hyper_at(nb::handle hyper, int64_t num_tables) {
   return static_cast<Hyper*>(view.data);
 }
 
+// What the reference refuses: before anything is written, as what an update has made of NaN stays.
+void require_hyper(const Hyper& h, size_t t) {
+  const double not_negative[] = {h.lr, h.eps, h.weight_decay, h.momentum, h.eta, h.dampening, h.batch_l2};
+  bool holds = std::isfinite(h.step) && std::isfinite(h.samples) && !(h.max_gradient < 0) && !std::isnan(h.max_gradient);
+  for (const double number : not_negative) holds = holds && number >= 0 && std::isfinite(number);
+  for (const double beta : {h.beta1, h.beta2}) holds = holds && beta >= 0 && beta < 1;
+  holds = holds && (h.nesterov == 0 || (h.momentum != 0 && h.dampening == 0));
+  REQUIRE(holds, "`hyper` of table number " + std::to_string(t) +
+                     " should hold hyper-parameters that an update can mean: finite, not negative, decays below 1. "
+                     "Received others.");
+}
+
 TensorView state_of(nb::handle state) {
   TensorView view;
   if (!read_tensor(state, view)) refuse_unreadable(state, "`states`");
@@ -428,6 +441,7 @@ void update(Call& call, const Input& input, nb::handle hyper, const std::vector<
       continue;
     }
     sinks[t].active = true;
+    require_hyper(settings[t], t);
     Optimizer& o = optimizers[t] = make_optimizer(spec, settings[t]);
     o.step += 1;
     sinks[t].optimizer = &o;

@@ -23,6 +23,7 @@ from torchrec.ops.embedding import (
     write_hyper,
 )
 from torchrec.ops.embedding.hyper import SAMPLES
+from torchrec.ops.embedding.layout import HYPER
 from torchrec.ops.embedding.updates import RULES, Hyper
 from torchrec.types import OptimizerType
 
@@ -650,6 +651,33 @@ def test_states_of_the_wrong_size_are_refused() -> None:
     t.states[1] = torch.zeros(11, 4, dtype=torch.float64)
     with pytest.raises(TypeError, match=r"contiguous float32 on the CPU. Received torch.float64"):
         update(native, t, m)
+
+
+@needs_native
+@pytest.mark.parametrize("backend", [native, reference], ids=["native", "reference"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("lr", float("nan")),
+        ("lr", -0.1),
+        ("eps", float("inf")),
+        ("beta1", 1.0),
+        ("max_gradient", -1.0),
+        ("step", float("inf")),
+        ("nesterov", 1.0),
+    ],
+)
+def test_hyper_parameters_that_no_update_can_mean_are_refused(
+    backend, field: str, value: float
+) -> None:
+    case = Case(dims=[2, 3], slots=[(0, 0, SUM), (1, 0, SUM)])
+    m = make(case)
+    t = trained(case, m, "sgd")
+    before = t.weights[0].clone()
+    t.hyper[0, HYPER.index(field)] = value
+    with pytest.raises((ValueError, OverflowError)):
+        update(backend, t, m)
+    assert torch.equal(t.weights[0], before)
 
 
 @needs_native

@@ -107,3 +107,10 @@ def test_ids_of_any_size_dtype_and_layout(span):
 def test_no_span_to_hash_into(span):
     with pytest.raises(ValueError, match=rf"`span` should be at least 1\. Received {span}"):
         hash_ids(T([1]), span)
+
+
+@pytest.mark.skipif(library is None, reason="kernels refuse what Python's integers may be")
+def test_seeds_beyond_64_bits_are_refused_by_the_kernel_too():
+    data, offsets = torch.zeros(1, dtype=torch.uint8), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="`seed` should be a signed integer of 64 bits"):
+        native.hash_strings(data, offsets, 2**63)

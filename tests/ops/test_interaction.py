@@ -171,3 +171,14 @@ def test_bits_do_not_depend_on_threads_or_instruction_set() -> None:
         assert done.returncode == 0, done.stderr
         seen += json.loads(done.stdout)
     assert all(bits == seen[0] for bits in seen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_vectors_without_features_are_refused(dtype: torch.dtype, device: str) -> None:
+    dense, flat = (
+        torch.zeros(2, 3, dtype=dtype, device=device),
+        torch.zeros(12, dtype=dtype, device=device),
+    )
+    with pytest.raises(ValueError, match=r"`sparse` \[B, F, D\], of one dtype. Received \[2, 3\]"):
+        schema.dot_interaction(dense, flat)

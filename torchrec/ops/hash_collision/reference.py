@@ -166,6 +166,11 @@ def assign_(
     places = places_of(
         flat, bounds, first_bucket, num_buckets, ids_per_bucket, local_ids, reserved, fallback
     )
+    for name, each in (("scores", scores), ("admitted", admitted)):
+        if each is not None and each.numel() != flat.numel():
+            raise ValueError(
+                f"`{name}` should be as many as the ids ({flat.numel()}). Received {each.numel()}."
+            )
     owners = identities.tolist()
     hours = None if metadata is None else metadata.tolist()
     hour_of = [0] * flat.numel() if scores is None else scores.flatten().tolist()

@@ -23,6 +23,8 @@ def hash_strings(data: Tensor, offsets: Tensor, seed: int) -> Tensor:
         )
     if offsets.numel() == 0:
         raise ValueError("`offsets` should be one more than the strings. Received none.")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"`seed` should be a signed integer of 64 bits. Received {seed}.")
     data, offsets = data.contiguous(), offsets.contiguous()
     count = offsets.size(0) - 1
     hashes = data.new_empty(count, dtype=torch.int64)

@@ -15,25 +15,12 @@ _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _lib: Any = native
 
 
-def _require_vectors(dense: Tensor, sparse: Tensor) -> None:
-    if (
-        dense.dim() != 2
-        or sparse.dim() != 3
-        or dense.shape != (sparse.shape[0], sparse.shape[2])
-        or sparse.dtype is not dense.dtype
-    ):
-        raise ValueError(
-            "`dense` should be [B, D] and `sparse` [B, F, D], of one dtype. Received "
-            f"{list(dense.shape)} of {dense.dtype} and {list(sparse.shape)} of {sparse.dtype}."
-        )
-
-
 def dot_interaction(dense: Tensor, sparse: Tensor) -> Tensor:
     """See ``reference.dot_interaction``."""
     code = _CODES.get(dense.dtype)
     if code is None:
         return reference.dot_interaction(dense, sparse)
-    _require_vectors(dense, sparse)
+    reference.require_vectors(dense, sparse)
     dense, sparse = dense.contiguous(), sparse.contiguous()
     samples, features, dim = sparse.shape
     output = dense.new_empty((samples, dim + features * (features + 1) // 2))
@@ -55,7 +42,7 @@ def dot_interaction_grad(grad: Tensor, dense: Tensor, sparse: Tensor) -> tuple[T
     code = _CODES.get(dense.dtype)
     if code is None:
         return reference.dot_interaction_grad(grad, dense, sparse)
-    _require_vectors(dense, sparse)
+    reference.require_vectors(dense, sparse)
     samples, features, dim = sparse.shape
     width = dim + features * (features + 1) // 2
     if grad.shape != (samples, width) or grad.dtype is not dense.dtype:

@@ -6,8 +6,23 @@ import torch
 from torch import Tensor
 
 
+def require_vectors(dense: Tensor, sparse: Tensor) -> None:
+    """Refuse what is no batch of vectors of one size."""
+    if (
+        dense.dim() != 2
+        or sparse.dim() != 3
+        or dense.shape != (sparse.shape[0], sparse.shape[2])
+        or sparse.dtype is not dense.dtype
+    ):
+        raise ValueError(
+            "`dense` should be [B, D] and `sparse` [B, F, D], of one dtype. Received "
+            f"{list(dense.shape)} of {dense.dtype} and {list(sparse.shape)} of {sparse.dtype}."
+        )
+
+
 def dot_interaction(dense: Tensor, sparse: Tensor) -> Tensor:
     """Join ``dense`` with the dot products of all pairs of vectors of each sample."""
+    require_vectors(dense, sparse)
     vectors = torch.cat([dense.unsqueeze(1), sparse], 1)
     first, second = torch.triu_indices(
         vectors.size(1), vectors.size(1), offset=1, device=dense.device

@@ -12,6 +12,7 @@ from torchrec.ops.interaction import native, reference
 
 
 def _fake(dense: Tensor, sparse: Tensor) -> Tensor:
+    reference.require_vectors(dense, sparse)
     samples, features, dim = sparse.shape
     return dense.new_empty((samples, dim + features * (features + 1) // 2))
 
