@@ -38,15 +38,15 @@ class Slow(torch.autograd.Function):
 
 def test_phases_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dense layers sleep 2 x 20 ms, the update of the tables 30 ms."""
-    from torchrec.optim.joint_update import JointUpdate
+    from torchrec.ops.embedding import KernelUpdater
 
-    update = JointUpdate.update_bags
+    update = KernelUpdater.update_bags
 
     def slow_update(*args: Any) -> None:
         time.sleep(0.03)
         update(*args)
 
-    monkeypatch.setattr(JointUpdate, "update_bags", slow_update)
+    monkeypatch.setattr(KernelUpdater, "update_bags", slow_update)
     model, batch, timer = ClickModel(dropout=0.0), make_batch(8, 1), PhaseTimer()
 
     def step() -> None:
