@@ -15,8 +15,8 @@ namespace {
 // All threads of a team meet where it begins and where it ends. One whose core another process has comes when the system
 // lets it, milliseconds later and maybe to find nothing left to do: then sharing was a loss. So after a wait for such a
 // thread nothing is shared for sixteen times as long, and waiting takes a small part of the time on a busy machine, and
-// none on a quiet one.
-constexpr int64_t kLate = 1000000, kAlone = 16;  // ns; times
+// none on a quiet one. A wait of more than a tenth of a second tells of a process that was stopped, not of a busy machine.
+constexpr int64_t kLate = 1000000, kLongest = 100000000, kAlone = 16;  // ns; ns; times
 std::atomic<int64_t> alone_until{0};
 
 int64_t nanoseconds() {
@@ -46,7 +46,8 @@ void run_pieces(int threads, int64_t count, void (*piece)(const void*, int64_t, 
     if (thread == 0) done = nanoseconds();
   }
   const int64_t now = nanoseconds(), waited = begun - called + (in_vain ? now - done : 0);
-  if (waited > kLate) alone_until.store(now + kAlone * waited, std::memory_order_relaxed);
+  if (waited > kLate)
+    alone_until.store(now + kAlone * (waited < kLongest ? waited : kLongest), std::memory_order_relaxed);
 }
 #else
 int all_threads() { return 1; }

@@ -394,3 +394,16 @@ def test_an_optimizer_by_rows_comes_too_late_for_tables_whose_columns_are_split(
         assert str(error).startswith(
             "Table 'a' should have got its optimizer before it was sharded"
         )
+
+
+def test_what_is_not_there_is_refused():
+    collection, env = make(False), ShardingEnv.from_local(1, 0)
+    plan = {
+        config.name: ParameterSharding("data_parallel", "dense", [0])
+        for config in collection.embedding_configs()
+    }
+    with pytest.raises(ValueError, match="`use_index_dedup` should be False"):
+        EmbeddingCollectionSharder(use_index_dedup=True).shard(collection, plan, env)
+    codecs = {"pooled_embeddings_all_to_all": None}
+    with pytest.raises(ValueError, match="`qcomm_codecs_registry` should be None"):
+        EmbeddingCollectionSharder(qcomm_codecs_registry=codecs).shard(collection, plan, env)

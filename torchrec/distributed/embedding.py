@@ -52,7 +52,7 @@ class ShardedEmbeddingCollection(
         fused_params: see `BaseEmbeddingSharder`.
         device: where this rank has its parts. Default: the CPU.
         qcomm_codecs_registry: see `BaseEmbeddingSharder`.
-        use_index_dedup: send each distinct id of a batch once.
+        use_index_dedup: send each distinct id of a batch once: not supported yet; must be False.
         module_fqn: its path in the model, for errors.
         exact: see `BaseEmbeddingSharder`.
     """
@@ -71,6 +71,11 @@ class ShardedEmbeddingCollection(
         exact: bool = False,
     ) -> None:
         refuse_codecs(qcomm_codecs_registry)
+        if use_index_dedup:
+            raise ValueError(
+                "`use_index_dedup` should be False: every id of a batch is sent, however often it comes. "
+                "Received True."
+            )
         super().__init__()
         tables = ShardedTables(
             module,
@@ -149,7 +154,7 @@ class EmbeddingCollectionSharder(BaseEmbeddingSharder[EmbeddingCollection]):
     Args:
         fused_params: see `BaseEmbeddingSharder`.
         qcomm_codecs_registry: see `BaseEmbeddingSharder`.
-        use_index_dedup: send each distinct id of a batch once.
+        use_index_dedup: send each distinct id of a batch once: not supported yet; must be False.
         exact: see `BaseEmbeddingSharder`.
     """
 
@@ -184,14 +189,6 @@ class EmbeddingCollectionSharder(BaseEmbeddingSharder[EmbeddingCollection]):
             module_fqn,
             exact=self._exact,
         )
-
-    def shardable_parameters(self, module: EmbeddingCollection) -> dict[str, nn.Parameter]:
-        """Return the weights of the tables by the names of the tables."""
-        return {
-            name.split(".")[-2]: param
-            for name, param in module.named_parameters()
-            if name.endswith(".weight")
-        }
 
     @property
     def module_type(self) -> type[EmbeddingCollection]:

@@ -152,6 +152,18 @@ class BaseEmbeddingSharder(ModuleSharder[M]):
         """How tables without an optimizer of their own are trained."""
         return self._fused_params
 
+    def shardable_parameters(self, module: M) -> dict[str, nn.Parameter]:
+        """Return the weights of the tables by the names of the tables.
+
+        Args:
+            module: the collection.
+        """
+        return {
+            name.split(".")[-2]: param
+            for name, param in module.named_parameters()
+            if name.endswith(".weight")
+        }
+
     def sharding_types(self, compute_device_type: str) -> list[str]:
         """Return in which ways tables can be spread: in all of them, on every device.
 

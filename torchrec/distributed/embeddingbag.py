@@ -171,14 +171,6 @@ class EmbeddingBagCollectionSharder(BaseEmbeddingSharder[EmbeddingBagCollection]
             exact=self._exact,
         )
 
-    def shardable_parameters(self, module: EmbeddingBagCollection) -> dict[str, nn.Parameter]:
-        """Return the weights of the tables by the names of the tables."""
-        return {
-            name.split(".")[-2]: param
-            for name, param in module.named_parameters()
-            if name.endswith(".weight")
-        }
-
     @property
     def module_type(self) -> type[EmbeddingBagCollection]:
         """What it shards."""
