@@ -1,4 +1,4 @@
-"""Runs a function on several ranks, in processes that start from one that has imported everything."""
+"""Runs functions on several ranks, in processes that start from one that has imported everything."""
 
 from __future__ import annotations
 
@@ -6,63 +6,132 @@ import multiprocessing
 import os
 import pickle
 import tempfile
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from types import TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["torch", "torchrec.distributed", "tests.distributed.ranks"])
+# What a model on ranks, a checkpoint or a plan imports when it is first asked for, too.
+_processes.set_forkserver_preload(
+    [
+        "torch",
+        "torch._dynamo",
+        "torch.distributed.checkpoint",
+        "torch.distributed.checkpoint.state_dict",
+        "torchrec.distributed",
+        "torchrec.distributed.planner",
+        "tests.distributed.ranks",
+    ]
+)
 
 
 def run(
     function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60
 ) -> list[Any]:
-    """Call ``function(*args)`` on every rank, with a process group over gloo.
+    """Call ``function(*args)`` on every rank of new processes, with a process group over gloo.
 
     Returns:
         what it returned, or the error that it raised, by rank.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        workers = []
-        for rank in range(world_size):
-            ours, theirs = _processes.Pipe(duplex=False)
-            target = (theirs, f"{folder}/store", rank, world_size, function, args)
-            worker = _processes.Process(target=_work, args=target, daemon=True)
+    with Workers() as workers:
+        return workers.run(function, world_size, *args, timeout=timeout)
+
+
+class Workers:
+    """Processes that are started when they are first asked for, and do one thing after another.
+
+    Each call has a process group of its own. One that raises, or does not end in time, takes the processes with it,
+    as others may wait for them: the next call has new ones.
+    """
+
+    def __init__(self) -> None:
+        self._workers: list[tuple[Any, Connection]] = []
+        self._folder = tempfile.TemporaryDirectory()
+        self._calls = 0
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        self._folder.cleanup()
+
+    def run(
+        self, function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60
+    ) -> list[Any]:
+        """Call ``function(*args)`` on every rank, with a process group over gloo.
+
+        Returns:
+            what it returned, or the error that it raised, by rank.
+        """
+        while len(self._workers) < world_size:
+            ours, theirs = _processes.Pipe()
+            worker = _processes.Process(target=_serve, args=(theirs,), daemon=True)
             worker.start()
             theirs.close()
-            workers.append((worker, ours))
+            self._workers.append((worker, ours))
+        self._calls += 1
+        store, end = f"{self._folder.name}/{self._calls}", time.monotonic() + timeout
+        asked = self._workers[:world_size]
+        for rank, (_, connection) in enumerate(asked):
+            connection.send((store, rank, world_size, function, args))
+        answers: list[Any] = []
         try:
-            return [_receive(rank, ours, timeout) for rank, (_, ours) in enumerate(workers)]
+            for rank, (_, connection) in enumerate(asked):
+                answers.append(_receive(rank, connection, end, timeout))
         finally:
-            for worker, _ in workers:
-                worker.join(5)
-                worker.kill()
+            if len(answers) < world_size or any(isinstance(each, Exception) for each in answers):
+                self.stop()
+        return answers
+
+    def stop(self) -> None:
+        """End the processes."""
+        for _, connection in self._workers:
+            connection.close()  # a worker without work ends by itself
+        for worker, _ in self._workers:
+            worker.join(0.2)
+            worker.kill()
+            worker.join()
+        self._workers = []
 
 
-def _receive(rank: int, connection: Connection, timeout: float) -> Any:
-    if not connection.poll(timeout):
+def _receive(rank: int, connection: Connection, end: float, timeout: float) -> Any:
+    if not connection.poll(max(0.0, end - time.monotonic())):
         raise TimeoutError(f"Rank {rank} should have answered within {timeout} s.")
-    return pickle.loads(connection.recv_bytes())
-
-
-def _work(
-    connection: Connection,
-    store: str,
-    rank: int,
-    world_size: int,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     try:
-        # By value: what shares memory with a process that ends is gone.
-        connection.send_bytes(pickle.dumps(function(*args)))
-    except Exception as error:
-        connection.send_bytes(pickle.dumps(error))
-    finally:
+        return pickle.loads(connection.recv_bytes())
+    except (EOFError, ConnectionError) as error:
+        raise ChildProcessError(f"Rank {rank} should have answered. It ended.") from error
+
+
+def _serve(connection: Connection) -> None:
+    torch.set_num_threads(1)
+    # As tests have it: memory that nobody has written to shows.
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    while True:
+        try:
+            store, rank, world_size, function, args = connection.recv()
+        except (EOFError, ConnectionError):
+            return
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
+        dist.init_process_group(
+            "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size
+        )
+        try:
+            # By value: what shares memory with a process that ends is gone.
+            connection.send_bytes(pickle.dumps(function(*args)))
+        except Exception as error:
+            connection.send_bytes(pickle.dumps(error))
+            return  # with all connections, so that nobody waits for this rank
         dist.destroy_process_group()
