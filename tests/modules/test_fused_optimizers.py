@@ -35,7 +35,7 @@ def norm(x: Tensor) -> Tensor:
 def rowwise_adagrad(w: Tensor, g: Tensor, s: dict[str, Tensor], t: int) -> Tensor:
     g = g + 0.1 * w
     s["sum"] = s.get("sum", 0) + rms(g)
-    return w - LR * g / (s["sum"].sqrt() + 1e-10)
+    return w - LR * g / (s["sum"].sqrt() + 1e-8)
 
 
 def moments(g: Tensor, square: Tensor, s: dict[str, Tensor], t: int, eps: float) -> Tensor:
@@ -76,7 +76,7 @@ def clipped_sgd(w: Tensor, g: Tensor, s: dict[str, Tensor], t: int) -> Tensor:
 
 def decoupled_adagrad(w: Tensor, g: Tensor, s: dict[str, Tensor], t: int) -> Tensor:
     s["sum"] = s.get("sum", 0) + g * g
-    return w * (1 - LR * 0.1) - LR * g / (s["sum"].sqrt() + 1e-10)
+    return w * (1 - LR * 0.1) - LR * g / (s["sum"].sqrt() + 1e-8)
 
 
 @dataclass

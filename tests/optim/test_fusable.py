@@ -43,6 +43,14 @@ def test_one_step_of_the_rule_equals_one_step_of_the_class(cls, options):
     torch.testing.assert_close(updated, param.detach(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "cls", [optim.Adagrad, optim.RowWiseAdagrad, torch.optim.Adagrad], ids=["own", "rows", "torch"]
+)
+def test_eps_of_adagrad_is_that_of_fused_kernels_unless_it_is_given(cls):
+    assert fused_rule(cls, {"lr": 0.1})[1].eps == 1e-8
+    assert fused_rule(cls, {"lr": 0.1, "eps": 1e-10})[1].eps == 1e-10
+
+
 def test_every_type_has_a_class():
     assert {fused_rule(cls, options)[0] for cls, options in CLASSES} == set(OptimizerType)
 

@@ -48,7 +48,9 @@ def apply_optimizer_in_backward(
             or name of `OptimizerType` stands for the class of `torchrec.optim`.
         params: the parameters. A parameter may come twice in one call; it is updated once.
         optimizer_kwargs: arguments of ``optimizer_class``, ``{"lr": 0.1}`` say. Tables take those of
-            fused updates as well: ``"lazy": False`` to update all rows, ``"batch_l2"``.
+            fused updates as well: ``"lazy": False`` to update all rows, ``"batch_l2"``. What is left out
+            has the default of the rule; of Adagrad and row-wise Adagrad, ``eps`` is 1e-8 for tables, as
+            in the fused kernels of this API, and 1e-10 for other parameters, as in PyTorch.
 
     Raises:
         ValueError: if a parameter is no leaf of the graph, or already has another optimizer in the

@@ -153,7 +153,7 @@ class Adagrad(RuleOptimizer):
 
     Args:
         params: parameters, or parameter groups.
-        **kwargs: ``lr`` (0.01), ``eps`` (1e-10), ``initial_accumulator_value`` (0),
+        **kwargs: ``lr`` (0.01), ``eps`` (1e-8), ``initial_accumulator_value`` (0),
             ``weight_decay`` (0), ``weight_decay_mode`` (``"l2"``), ``max_gradient`` (None).
 
     Raises:

@@ -396,10 +396,10 @@ SGD = Rule(
     Hyper(lr=1e-3),
     ("lr", "momentum", "dampening", "nesterov", *_DECAY),
 )
-ADAGRAD = Rule(adagrad, {"sum": False}, Hyper(lr=1e-2, eps=1e-10), _ADAGRAD)
-ROWWISE_ADAGRAD = Rule(
-    rowwise_adagrad, {"sum": True}, Hyper(lr=1e-2, eps=1e-10), _ADAGRAD, row_sums=1
-)
+# `eps` is that of the fused kernels that programs of this API were written against, 1e-8, not the 1e-10 of PyTorch's
+# own class, which keeps it where it steps itself.
+ADAGRAD = Rule(adagrad, {"sum": False}, Hyper(lr=1e-2), _ADAGRAD)
+ROWWISE_ADAGRAD = Rule(rowwise_adagrad, {"sum": True}, Hyper(lr=1e-2), _ADAGRAD, row_sums=1)
 ADAM = Rule(adam, _MOMENTS, Hyper(lr=1e-3), _ADAM)
 ADAMW = Rule(
     adam, _MOMENTS, Hyper(lr=1e-3, weight_decay=1e-2, weight_decay_mode="decoupled"), _ADAM
