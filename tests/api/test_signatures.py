@@ -29,9 +29,6 @@ NOT_BUILT: frozenset[str] = frozenset(
         "torchrec.distributed.embedding_lookup",
         "torchrec.distributed.embedding_tower_sharding",
         "torchrec.distributed.fbgemm_qcomm_codec",
-        "torchrec.distributed.fp_embeddingbag",
-        "torchrec.distributed.fused_embedding",
-        "torchrec.distributed.fused_embeddingbag",
         "torchrec.distributed.fused_params",
         "torchrec.distributed.global_settings",
         "torchrec.distributed.keyed_jagged_tensor_pool",
@@ -142,6 +139,11 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         ],
         _LATER,
     ),
+    "torchrec.distributed.fp_embeddingbag": {
+        "ShardedFeatureProcessedEmbeddingBagCollection.add_fp_params_grad_sync_callback is missing": (
+            "the weights of processors are dense parameters: the data-parallel wrapper keeps them alike"
+        ),
+    },
     "torchrec.distributed.model_parallel": dict.fromkeys(
         [
             "DMPCollection is missing",

@@ -43,3 +43,8 @@ def test_sharded_tensors_are_those_of_pytorch():
     metadata = _private.ShardedTensorMetadata([], torch.Size([2, 3]), properties)
     assert metadata.tensor_properties.dtype == torch.float16
     assert _private.ShardedTensor is _shard.sharded_tensor.ShardedTensor
+
+
+def test_leaves_of_containers_are_mapped():
+    doubled = _private.map_leaves(lambda leaf: 2 * leaf, {"a": (1, [2]), "b": 3})
+    assert doubled == {"a": (2, [4]), "b": 6}

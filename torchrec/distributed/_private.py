@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from inspect import signature
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.distributed._shard.sharded_tensor.metadata import (
 from torch.distributed._shard.sharded_tensor.shard import Shard
 from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec, ShardingSpec
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils import _pytree
 
 T = TypeVar("T", bound=Tensor)
 
@@ -40,6 +41,7 @@ __all__ = [
     "ShardingSpec",
     "TensorProperties",
     "leave_to_others",
+    "map_leaves",
     "placement_of",
     "shell_of",
 ]
@@ -74,3 +76,13 @@ def leave_to_others(module: nn.Module, names: Iterable[str]) -> None:
         names: of the parameters, without those of the wrapper.
     """
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(names))
+
+
+def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
+    """Return containers of containers, as `DistributedDataParallel` looks into them, with other leaves.
+
+    Args:
+        function: from a leaf to what stands there instead.
+        value: the containers.
+    """
+    return _pytree.tree_map(function, value)

@@ -441,16 +441,18 @@ class ShardedTableCollection(nn.Module):
         return StepContext()
 
     def input_dist(
-        self, ctx: StepContext, features: KeyedJaggedTensor
+        self, ctx: StepContext, features: KeyedJaggedTensor, error: Exception | None = None
     ) -> Awaitable[Awaitable[StepContext]]:
         """Send ids to the ranks that have their rows.
 
         Args:
             ctx: of the forward pass.
             features: of this rank's batch.
+            error: what is wrong with them already, if anything: all ranks raise it.
         """
-        error: Exception | None = None
         try:
+            if error is not None:
+                raise error
             require_type(features, "`features`", KeyedJaggedTensor)
             ctx.features = self._full_batch(features)
             self._tables.check_here(ctx.features)

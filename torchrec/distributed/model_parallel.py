@@ -13,9 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from torchrec.distributed._private import SYNC_BUFFERS, leave_to_others
+from torchrec.distributed._private import SYNC_BUFFERS, leave_to_others, map_leaves
 from torchrec.distributed.sharding_plan import get_default_sharders
 from torchrec.distributed.types import (
+    Awaitable,
     EmbeddingModuleShardingPlan,
     ModuleSharder,
     ShardedModule,
@@ -97,6 +98,8 @@ class DefaultDataParallelWrapper(DataParallelWrapper):
         if env.world_size == 1 or not any(param.requires_grad for param in together):
             return
         leave_to_others(module, ignored)
+        # It looks in the output for tensors whose backward pass ends a step: in a lazy one it would find none.
+        module.register_forward_hook(_waited)
         wrapped = DistributedDataParallel(
             module,
             device_ids=None if device.type == "cpu" else [device],
@@ -112,6 +115,10 @@ class DefaultDataParallelWrapper(DataParallelWrapper):
             }
             wrapped.register_comm_hook(env.process_group, hooks[self._precision])
         dmp._dmp_wrapped_module = wrapped
+
+
+def _waited(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    return map_leaves(lambda leaf: leaf.wait() if isinstance(leaf, Awaitable) else leaf, output)
 
 
 def sharded_names(module: nn.Module) -> Iterator[str]:

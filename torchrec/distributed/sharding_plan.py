@@ -18,6 +18,9 @@ from torchrec.distributed._plan_json import plan_digest, plan_from_json, plan_to
 from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fp_embeddingbag import FeatureProcessedEmbeddingBagCollectionSharder
+from torchrec.distributed.fused_embedding import FusedEmbeddingCollectionSharder
+from torchrec.distributed.fused_embeddingbag import FusedEmbeddingBagCollectionSharder
 from torchrec.distributed.layout import Shard, placement
 from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
@@ -349,7 +352,13 @@ def default_kernel(param: nn.Parameter, sharder: ModuleSharder[Any]) -> str:
 
 def get_default_sharders() -> list[ModuleSharder[Any]]:
     """Return a sharder for every type of module that can be sharded."""
-    return [EmbeddingBagCollectionSharder(), EmbeddingCollectionSharder()]
+    return [
+        EmbeddingBagCollectionSharder(),
+        FeatureProcessedEmbeddingBagCollectionSharder(),
+        EmbeddingCollectionSharder(),
+        FusedEmbeddingBagCollectionSharder(),
+        FusedEmbeddingCollectionSharder(),
+    ]
 
 
 def get_module_to_default_sharders() -> dict[type[nn.Module], ModuleSharder[Any]]:

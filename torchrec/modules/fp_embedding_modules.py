@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from torchrec.checks import require_type
 from torchrec.fx.proxies import LeafModule, is_proxy
-from torchrec.modules.collection import TableStore
 from torchrec.modules.embedding_modules import (
     EmbeddingBagCollection,
     EmbeddingBagCollectionInterface,
@@ -168,7 +167,7 @@ class FeatureProcessedEmbeddingBagCollection(nn.Module, LeafModule):
             )
         self._feature_processors = nn.ModuleDict(feature_processors)
 
-    def table_store(self) -> TableStore:
+    def table_store(self) -> EmbeddingBagCollection:
         """Return the tables."""
         return self._embedding_bag_collection
 

@@ -221,6 +221,10 @@ class FusedEmbeddingBagCollection(
             return traced
         return self._collection.forward(features)
 
+    def table_store(self) -> EmbeddingBagCollection:
+        """Return the tables."""
+        return self._collection
+
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         """Return the tables."""
         return self._collection.embedding_bag_configs()
@@ -283,6 +287,10 @@ class FusedEmbeddingCollection(
             traced: dict[str, JaggedTensor] = self.recorded(features)
             return traced
         return self._collection.forward(features)
+
+    def table_store(self) -> EmbeddingCollection:
+        """Return the tables."""
+        return self._collection
 
     def embedding_configs(self) -> list[EmbeddingConfig]:
         """Return the tables."""
