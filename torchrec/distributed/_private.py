@@ -19,6 +19,8 @@ from torch.distributed._shard.sharded_tensor.metadata import (
 )
 from torch.distributed._shard.sharded_tensor.shard import Shard
 from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec, ShardingSpec
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree
 
@@ -40,8 +42,10 @@ __all__ = [
     "ShardedTensorMetadata",
     "ShardingSpec",
     "TensorProperties",
+    "keeps_sizes",
     "leave_to_others",
     "map_leaves",
+    "offsets_of",
     "placement_of",
     "shell_of",
 ]
@@ -66,6 +70,21 @@ def shell_of(cls: type[T], like: Tensor, size: torch.Size) -> T:
     """
     shell: T = Tensor._make_wrapper_subclass(cls, size, dtype=like.dtype, device=like.device)
     return shell
+
+
+def offsets_of(tensor: DTensor) -> tuple[int, ...]:
+    """Return where in the whole the part of a `DTensor` that is on this rank begins."""
+    _, offsets = compute_local_shape_and_global_offset(
+        tensor.shape, tensor.device_mesh, tensor.placements
+    )
+    return tuple(offsets)
+
+
+def keeps_sizes(function: object) -> bool:
+    """Whether an operator does with the parts of a tensor what it does with the whole: copies and casts."""
+    aten = torch.ops.aten
+    copies = (aten.clone, aten.empty_like, aten.zeros_like, aten._to_copy)
+    return any(function is operator.default for operator in copies)
 
 
 def leave_to_others(module: nn.Module, names: Iterable[str]) -> None:

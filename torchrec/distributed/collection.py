@@ -13,8 +13,9 @@ from torchrec.distributed.exchange import Wire
 from torchrec.distributed.initial import fill_block
 from torchrec.distributed.layout import Shard, check_supported, shards_of
 from torchrec.distributed.lookup import ShardedLookup, Step
+from torchrec.distributed.parts import load_block
 from torchrec.distributed.placement import Block, TablePlacement
-from torchrec.distributed.state import load_block, sharded_table
+from torchrec.distributed.state import sharded_table, step_elsewhere
 from torchrec.distributed.types import (
     Awaitable,
     NoWait,
@@ -89,7 +90,7 @@ class ShardedTables:
                 f"{_named(path)} should be given a ShardingEnv of one dimension, without `output_dtensor`: "
                 f"there is no more yet. Received {type(env).__name__}, output_dtensor={env.output_dtensor}."
             )
-        self._shows_parts = env.process_group is not None
+        self._env = env
         self.world_size, self.rank = env.world_size, env.rank
         self.wire: Wire | None = None
         if env.process_group is not None and self.world_size > 1:
@@ -132,7 +133,7 @@ class ShardedTables:
                 self.dtype,
                 self._rules({config.name: sources[config.name] for config in away}),
             )
-        self._elsewhere: list[TableUpdate] = []  # of tables that this rank has nothing of
+        self._elsewhere: dict[str, TableUpdate] = {}  # of tables that this rank has nothing of
         for config in self.configs:
             self._take_over(config, sources[config.name])
 
@@ -231,40 +232,66 @@ class ShardedTables:
     def _take_over(self, config: BaseEmbeddingConfig, source: Tensor) -> None:
         """Train a part as the table was trained: by the same rule, with its part of the state."""
         former, weight = owner_of(source), self._parts[config.name].weight
-        owner, block = owner_of(weight), self.block(config)
+        block = self.block(config)
         if not isinstance(former, TableUpdate) or self.is_replicated(config.name):
             return  # ranks have to add the gradients of a replica up
-        if block is None:
-            if former.rule is not None:  # nor should an optimizer take the part that is not here
-                self._elsewhere.append(TableUpdate(config.name, former.rule))
-                self._elsewhere[-1].own(weight)
-            return
+        if (
+            block is None
+        ):  # no optimizer should take the part that is not here, and all ranks name it
+            self._elsewhere[config.name] = TableUpdate(config.name, former.rule)
+            self._elsewhere[config.name].own(weight)
         if former.applied is not None:
             apply_optimizer_in_backward(former.applied[0], [weight], former.applied[1])
-        if not isinstance(owner, TableUpdate):
+        owner = owner_of(weight)
+        if not isinstance(owner, TableUpdate) or owner.group is None or former.group is None:
             return
+        owner.group.update({name: v for name, v in former.group.items() if name != "params"})
+        owner.place()
+        owner.step.copy_(former.step)
         for name, state in owner.states.items():
             kept = former.states.get(name)
-            if kept is not None and not kept.is_meta:
+            if block is not None and kept is not None and not kept.is_meta:
                 columns = block.columns if kept.shape[1] > 1 else (range(1),)
                 shape = config.num_rows, kept.shape[1]
                 load_block(config.name, Block(block.rows, columns), state, kept, shape)
-        owner.step.copy_(former.step)
 
     def updates(self) -> dict[str, TableUpdate]:
-        """Return who trains each part that this rank updates in the backward pass, by name of the parameter."""
+        """Return who trains each table that the backward pass updates, by name of the parameter; here or not."""
         found = {}
         for config in self.configs:
-            owner = owner_of(self._parts[config.name].weight)
-            is_here = self.block(config) is not None and not self.is_replicated(config.name)
-            if is_here and isinstance(owner, TableUpdate) and owner.rule is not None:
+            weight = self._parts[config.name].weight
+            elsewhere = self._elsewhere.get(config.name)
+            if elsewhere is not None and not elsewhere.trains(weight):
+                elsewhere.own(weight)  # of a copy
+            owner = owner_of(weight)
+            if self.is_replicated(config.name) or not isinstance(owner, TableUpdate):
+                continue
+            if owner.rule is not None:
                 found[f"{self.prefix}.{config.name}.weight"] = owner
         return found
 
     def optimizer(self) -> EmbeddingFusedOptimizer:
-        """Return the optimizer of the parts that this rank updates in the backward pass."""
+        """Return the optimizer of the tables that the backward pass updates; of each, this rank's part."""
         split = None if self.away is None else self.away.tables.split
-        return EmbeddingFusedOptimizer(self.updates(), together=split)
+        return EmbeddingFusedOptimizer(self.updates(), together=split, shown=self._whole_state)
+
+    def _whole_state(self, update: TableUpdate) -> Mapping[str, Tensor]:
+        """Return the state of a table as a whole, of which this rank has some parts."""
+        env, placement = self._env, self.placements[update.table]
+        if env.process_group is None or update.rule is None:
+            return update.named_state()
+        update.place()
+        config = next(config for config in self.configs if config.name == update.table)
+        shown: dict[str, Tensor] = {}
+        for name, state in update.states.items():
+            is_per_row = RULES[update.rule.optimizer].state[name]
+            shape = config.num_rows, 1 if is_per_row else config.embedding_dim
+            what = f"State '{name}' of table '{config.name}'"
+            shown[name] = sharded_table(what, state, shape, placement, env, is_per_row)
+        step = update.step
+        if config.name in self._elsewhere:
+            step = step_elsewhere(f"The step count of table '{config.name}'", step, env)
+        return {**shown, "step": step}
 
     def _lookups(self) -> list[Tables]:
         return [self.here] if self.away is None else [self.here, self.away.tables]
@@ -300,19 +327,18 @@ class ShardedTables:
 
     def value_of(self, config: BaseEmbeddingConfig, weight: Tensor) -> Any:
         """Return what ``state_dict()`` shows of a table: the weight, or the whole that it is a part of."""
-        if not self._shows_parts or self.is_replicated(config.name):
+        if self._env.process_group is None or self.is_replicated(config.name):
             return weight
-        shape = config.num_rows, config.embedding_dim
-        return sharded_table(weight, shape, self.placements[config.name], self.rank)
+        shape, placement = (config.num_rows, config.embedding_dim), self.placements[config.name]
+        return sharded_table(f"Table '{config.name}'", weight, shape, placement, self._env)
 
-    def part_of(self, config: BaseEmbeddingConfig, value: object) -> Tensor:
-        """Return this rank's part of a table that was saved."""
-        weight = self._parts[config.name].weight
-        block, part = self.block(config), torch.empty_like(weight)
+    def load(self, config: BaseEmbeddingConfig, value: object) -> Tensor:
+        """Load this rank's part of a table that was saved, and return it."""
+        weight, block = self._parts[config.name].weight, self.block(config)
         if block is not None:
             shape = config.num_rows, config.embedding_dim
-            load_block(config.name, block, part, value, shape)
-        return part
+            load_block(config.name, block, weight.detach(), value, shape)
+        return weight
 
 
 def optimizer_of(
@@ -530,12 +556,12 @@ def _show_wholes(
 def _take_parts(
     collection: ShardedTableCollection, state: dict[str, Any], prefix: str, *_: object
 ) -> None:
-    """Take this rank's parts of the tables that are loaded."""
+    """Load this rank's parts of tables: at once, so that no second copy of all of them is held."""
     tables = collection.tables
     for config in tables.configs:
         name = f"{prefix}{tables.prefix}.{config.name}.weight"
         if name in state:
-            state[name] = tables.part_of(config, state[name])
+            state[name] = tables.load(config, state[name])
 
 
 def _weights_loaded(collection: ShardedTableCollection, _: object) -> None:

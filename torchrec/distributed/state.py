@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -19,37 +21,50 @@ from torchrec.distributed._private import (
     Shard,
     ShardedTensorMetadata,
     ShardMetadata,
+    keeps_sizes,
+    placement_of,
     shell_of,
 )
 from torchrec.distributed._private import TensorProperties as ShardedProperties
+from torchrec.distributed.parts import block_parts, fill_parts, part_at
 from torchrec.distributed.placement import Block, TablePlacement
+from torchrec.distributed.types import ShardingEnv
 
-__all__ = ["ShardedTable", "load_block", "sharded_table"]
-
-
-def _part(block: Block, tensor: Tensor, rows: range, columns: range) -> Tensor:
-    """Return the part of a block that one shard of it is."""
-    row, column = block.row_of(rows), block.column_of(columns)
-    return tensor[row : row + len(rows), column : column + len(columns)]
+__all__ = ["ShardedTable", "sharded_table", "step_elsewhere"]
 
 
 class ShardedTable(Tensor):
-    """A table of which this rank has some parts, or none: what ``state_dict()`` shows of it.
+    """A table, or its state, of which this rank has some parts, or none: what ``state_dict()`` shows of it.
 
     It has the size of the whole, and no memory but that of the parts, which are the very weights. It
-    saves and loads through `torch.distributed.checkpoint`, under whatever plan the checkpoint is read.
+    saves and loads through `torch.distributed.checkpoint`, under whatever plan the checkpoint is read;
+    copies of it have copies of the parts.
+
+    Args:
+        name: of what it is, for errors.
+        parts: of this rank.
+        metadata: where the parts of all ranks are.
+        like: has its type and device.
+        env: the ranks; None: there is nobody to ask for other parts.
     """
 
+    _name: str
     _parts: list[Shard]
     _metadata: ShardedTensorMetadata
+    _env: ShardingEnv | None
 
     @staticmethod
     def __new__(
-        cls, parts: list[Shard], metadata: ShardedTensorMetadata, like: Tensor
+        cls,
+        name: str,
+        parts: list[Shard],
+        metadata: ShardedTensorMetadata,
+        like: Tensor,
+        env: ShardingEnv | None,
     ) -> ShardedTable:
-        """Return the whole that some parts are of; ``like`` has its type and device."""
+        """Return the whole that some parts are of."""
         table = shell_of(cls, like, metadata.size)
-        table._parts, table._metadata = parts, metadata
+        table._name, table._parts, table._metadata, table._env = name, parts, metadata, env
         return table
 
     def local_shards(self) -> list[Shard]:
@@ -57,12 +72,81 @@ class ShardedTable(Tensor):
         return self._parts
 
     def metadata(self) -> ShardedTensorMetadata:
-        """Return where all parts are, those of other ranks too."""
+        """Return where all parts are, those of other ranks too; of one that several have, the first rank."""
         return self._metadata
 
     def sharding_spec(self) -> EnumerableShardingSpec:
         """Return where all parts are, as plans have it."""
         return EnumerableShardingSpec(self._metadata.shards_metadata)
+
+    def copy_(self, src: Tensor, non_blocking: bool = False) -> ShardedTable:
+        """Write this rank's parts of a tensor of the same size.
+
+        Args:
+            src: the whole, or a sharded one of which this rank has all that it needs.
+            non_blocking: without effect.
+        """
+        targets = [part_at(shard.metadata.shard_offsets, shard.tensor) for shard in self._parts]
+        with torch.no_grad():
+            fill_parts(self._name, targets, src, tuple(self.shape))
+        return self
+
+    def gather(  # type: ignore[override]
+        self, dst: int = 0, out: Tensor | None = None
+    ) -> None:
+        """Bring the whole to one rank; all ranks call this.
+
+        Args:
+            dst: which rank.
+            out: there, written to, of the size of the whole; elsewhere None.
+        """
+        env = self._ranks()
+        if env.rank == dst and (out is None or out.shape != self.shape):
+            raise ValueError(
+                f"`out` should be a tensor of the shape {tuple(self.shape)} on rank {dst}. "
+                f"Received {None if out is None else tuple(out.shape)}."
+            )
+        for known in self._metadata.shards_metadata:
+            there = placement_of(known)[0]
+            mine = self._tensor_at(known) if env.rank == there else None
+            if env.rank == dst and out is not None:
+                part = torch.empty(known.shard_sizes, dtype=self.dtype) if mine is None else mine
+                if mine is None:
+                    dist.recv(part, group=env.process_group, group_src=there)
+                _region(out, known).copy_(part)
+            elif mine is not None:
+                dist.send(mine.contiguous(), group=env.process_group, group_dst=dst)
+
+    def full_tensor(self) -> Tensor:
+        """Return the whole, on every rank; all ranks call this."""
+        env = self._ranks()
+        whole = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        for known in self._metadata.shards_metadata:
+            there = placement_of(known)[0]
+            part = whole.new_empty(known.shard_sizes)
+            if env.rank == there:
+                part = self._tensor_at(known).contiguous()
+            if env.world_size > 1:
+                dist.broadcast(part, group=env.process_group, group_src=there)
+            _region(whole, known).copy_(part)
+        return whole
+
+    def _ranks(self) -> ShardingEnv:
+        if self._env is None:
+            raise ValueError(
+                f"{self._name} should be that of a model, to have ranks to ask for other parts. "
+                "Received one that was read from a file."
+            )
+        return self._env
+
+    def _tensor_at(self, known: ShardMetadata) -> Tensor:
+        return self.__get_tensor_shard__(MetadataIndex("", torch.Size(known.shard_offsets)))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> ShardedTable:
+        """Return the whole of which this rank has other parts instead."""
+        parts = [Shard(function(shard.tensor), shard.metadata) for shard in self._parts]
+        like = function(torch.empty(0, dtype=self.dtype, device=self.device))
+        return ShardedTable(self._name, parts, self._metadata, like, self._env)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -72,13 +156,33 @@ class ShardedTable(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Refuse to compute with a whole that is not here."""
+        """Do with each part what keeps sizes; refuse to compute with a whole that is not here."""
+        kwargs = kwargs or {}
         if func is torch.ops.aten.detach.default:
             return args[0]
+        if keeps_sizes(func):
+            return args[0]._map(partial(func, **kwargs))
+        if func is torch.ops.aten.new_empty.default and tuple(args[1]) == tuple(args[0].shape):
+            return args[0]._map(partial(torch.empty_like, **kwargs))
+        if func is torch.ops.aten.copy_.default and isinstance(args[1], ShardedTable):
+            whole, source = args[0], args[1]
+            fill_parts(source._name, [part_at((0,) * whole.dim(), whole)], source, whole.shape)
+            return whole
         raise TypeError(
             f"{func.__name__} should be given the parts of a sharded table, `local_shards()`: the whole "
             "is on no rank. Received the whole."
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ShardedTable:
+        """Return one with copies of the parts."""
+        copied = self._map(torch.clone)
+        memo[id(self)] = copied
+        return copied
+
+    def __reduce_ex__(self, proto: object) -> Any:
+        """Leave out the ranks, which are others where it is read."""
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        return ShardedTable, (self._name, self._parts, self._metadata, like, None)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Return the size of the whole, and what is here."""
@@ -88,6 +192,11 @@ class ShardedTable(Tensor):
     # What torch.distributed.checkpoint asks of a tensor that is not of its own kinds.
 
     def __create_write_items__(self, fqn: str, _: object) -> list[WriteItem]:
+        # Of a part that several ranks have, which are all alike, one writes: the one in the metadata.
+        written = {
+            (tuple(known.shard_offsets), placement_of(known)[0])
+            for known in self._metadata.shards_metadata
+        }
         return [
             WriteItem(
                 index=MetadataIndex(fqn, chunk.offsets),
@@ -99,6 +208,7 @@ class ShardedTable(Tensor):
                 ),
             )
             for shard, chunk in zip(self._parts, self.__create_chunk_list__(), strict=True)
+            if (tuple(chunk.offsets), placement_of(shard.metadata)[0]) in written
         ]
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
@@ -113,98 +223,72 @@ class ShardedTable(Tensor):
         for shard in self._parts:
             if torch.Size(shard.metadata.shard_offsets) == index.offset:
                 return shard.tensor
-        raise ValueError(f"A sharded table should have a part at {index.offset} on this rank.")
+        raise ValueError(f"{self._name} should have a part at {index.offset} on this rank.")
+
+
+def _region(whole: Tensor, known: ShardMetadata) -> Tensor:
+    for axis, (offset, size) in enumerate(zip(known.shard_offsets, known.shard_sizes, strict=True)):
+        whole = whole.narrow(axis, offset, size)
+    return whole
 
 
 def sharded_table(
+    name: str,
     tensor: Tensor,
     shape: tuple[int, int],
     placement: TablePlacement,
-    rank: int,
+    env: ShardingEnv,
+    is_per_row: bool = False,
 ) -> ShardedTable:
     """Return the whole of which a rank's block is a part; the memory is shared, and nothing is sent.
 
     Args:
+        name: of what it is, for errors.
         tensor: the block, ``(rows, columns)``; of a rank that has none, empty.
         shape: of the whole.
         placement: of the table.
-        rank: which.
+        env: the ranks.
+        is_per_row: whether it is a state of one number a row, ``(rows, 1)``, of which all ranks have
+            copies that have columns of the row.
     """
-    block = placement.block(rank)
-    metadata = [
-        ShardMetadata(
-            [shard.rows.start, shard.columns.start],
-            [len(shard.rows), len(shard.columns)],
-            f"rank:{shard.rank}/{tensor.device}",
-        )
-        for shard in placement.shards
-    ]
-    tensor = tensor.detach()
+    block, tensor = placement.block(env.rank), tensor.detach()
+    if is_per_row:
+        # The first of the ranks that have a row's number writes it.
+        known = [
+            _metadata_of(band.ranks[0], band.rows, range(1), tensor) for band in placement.bands
+        ]
+        block = None if block is None else Block(block.rows, (range(1),))
+    else:
+        known = [_metadata_of(s.rank, s.rows, s.columns, tensor) for s in placement.shards]
     mine = [
-        Shard(_part(block, tensor, shard.rows, shard.columns), known)
-        for shard, known in zip(placement.shards, metadata, strict=True)
-        if shard.rank == rank and block is not None and shard.rows and shard.columns
+        Shard(part.tensor, _metadata_of(env.rank, part.rows, part.columns, tensor))
+        for part in (() if block is None else block_parts(block, tensor))
     ]
-    whole = ShardedTensorMetadata(
-        shards_metadata=metadata,
+    return ShardedTable(name, mine, _whole(known, shape, tensor), tensor, env)
+
+
+def step_elsewhere(name: str, step: Tensor, env: ShardingEnv) -> ShardedTable:
+    """Return the step count of a table that this rank has nothing of: it is known on other ranks.
+
+    Args:
+        name: of what it is, for errors.
+        step: has its type.
+        env: the ranks.
+    """
+    return ShardedTable(name, [], _whole([], (), step), step, env)
+
+
+def _metadata_of(rank: int, rows: range, columns: range, tensor: Tensor) -> ShardMetadata:
+    return ShardMetadata(
+        [rows.start, columns.start], [len(rows), len(columns)], f"rank:{rank}/{tensor.device}"
+    )
+
+
+def _whole(
+    shards: list[ShardMetadata], shape: tuple[int, ...], tensor: Tensor
+) -> ShardedTensorMetadata:
+    return ShardedTensorMetadata(
+        shards_metadata=shards,
         size=torch.Size(shape),
         tensor_properties=ShardedProperties(dtype=tensor.dtype),
     )
-    return ShardedTable(mine, whole, tensor)
-
-
-def load_block(
-    name: str, block: Block, tensor: Tensor, value: object, whole: tuple[int, int]
-) -> None:
-    """Write a saved table into a rank's block of it.
-
-    Args:
-        name: of the table, for errors.
-        block: the rows and columns of the block.
-        tensor: the block, written to.
-        value: the table, as a tensor of the whole, or as parts of it that are at hand.
-        whole: rows and columns of the table.
-
-    Raises:
-        ValueError: if the shape is another, or the parts at hand do not have all of the block.
-    """
-    if not isinstance(value, Tensor) or tuple(value.shape) != whole:
-        found = tuple(value.shape) if isinstance(value, Tensor) else value
-        raise ValueError(f"Table '{name}' should have the shape {whole}. Received {found!r}.")
-    parts: Sequence[tuple[range, range, Tensor]]
-    local_shards = getattr(value, "local_shards", None)  # torch's ShardedTensor has them as well
-    if local_shards is not None:
-        parts = [
-            (*_ranges(shard.metadata.shard_offsets, shard.metadata.shard_sizes), shard.tensor)
-            for shard in local_shards()
-        ]
-    else:
-        parts = [(range(whole[0]), range(whole[1]), value)]
-    missing = block.num_rows * block.num_columns
-    for rows in block.rows:
-        for columns in block.columns:
-            target = _part(block, tensor, rows, columns)
-            for have_rows, have_columns, source in parts:
-                r, c = _common(rows, have_rows), _common(columns, have_columns)
-                if r and c:
-                    there = target[r.start - rows.start : r.stop - rows.start]
-                    here = source[r.start - have_rows.start : r.stop - have_rows.start]
-                    there[:, c.start - columns.start : c.stop - columns.start] = here[
-                        :, c.start - have_columns.start : c.stop - have_columns.start
-                    ]
-                    missing -= len(r) * len(c)
-    if missing:
-        raise ValueError(
-            f"Table '{name}' should have all rows and columns of this rank's part in what is loaded: "
-            "to load what was saved under another plan, use torch.distributed.checkpoint. "
-            f"Received {missing} weights too few."
-        )
-
-
-def _ranges(offsets: Sequence[int], sizes: Sequence[int]) -> tuple[range, range]:
-    rows, columns = (range(a, a + n) for a, n in zip(offsets, sizes, strict=True))
-    return rows, columns
-
-
-def _common(one: range, other: range) -> range:
-    return range(max(one.start, other.start), min(one.stop, other.stop))

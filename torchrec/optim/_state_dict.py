@@ -114,8 +114,8 @@ def load(
     """
     if "state" not in state_dict:
         raise ValueError(f"`state_dict` should have 'state'. Received {sorted(state_dict)}.")
-    _check_whole(state_dict["state"], params)
     saved = from_kernel_names(state_dict["state"], params, state)
+    _check_whole(saved, params, state)
     _check_states(saved, params, state)
     pairs = _match_groups(state_dict.get("param_groups"), params, groups)
     for name, values in saved.items():
@@ -129,13 +129,16 @@ def load(
                 live_group[key] = copy.deepcopy(value)
 
 
-def _check_whole(saved: Mapping[str, Mapping[str, Any]], params: Mapping[str, Tensor]) -> None:
-    """Refuse pieces of tensors that are cut up over ranks, unless parameters are."""
+def _check_whole(
+    saved: Mapping[str, Mapping[str, Any]], params: Mapping[str, Tensor], state: Mapping[Any, Any]
+) -> None:
+    """Refuse pieces of tensors that are cut up over ranks, unless the state that is there is, or parameters are."""
     if any(_is_cut_up(param) for param in params.values()):
         return
     for name, values in saved.items():
+        own = state.get(params[name], {}) if name in params else {}
         for key, value in values.items():
-            if _is_cut_up(value):
+            if _is_cut_up(value) and not _is_cut_up(own.get(key)):
                 raise ValueError(
                     f"State '{key}' of '{name}' should be a whole tensor. Received "
                     f"{type(value).__name__}: have torch.distributed.checkpoint save it there, and "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -37,6 +37,7 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
     Args:
         updates: name of the parameter -> what updates it, of every fused table.
         together: makes those updates that ranks make together. Default: each rank updates what it has.
+        shown: returns what ``state`` shows of each table: tensors to write to. Default: its own.
 
     Example:
         >>> import torch
@@ -51,9 +52,13 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
     """
 
     def __init__(
-        self, updates: Mapping[str, TableUpdate], *, together: Together | None = None
+        self,
+        updates: Mapping[str, TableUpdate],
+        *,
+        together: Together | None = None,
+        shown: Callable[[TableUpdate], Mapping[str, Any]] = TableUpdate.named_state,
     ) -> None:
-        self._together = together
+        self._together, self._shown = together, shown
         self._named = dict(updates)
         self._updates = list(updates.values())
         groups = [
@@ -65,8 +70,8 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
 
     @property
     def state(self) -> Mapping[Any, Any]:  # type: ignore[override]
-        """Parameter -> its state, the very tensors that updates write to."""
-        return {self.params[name]: update.named_state() for name, update in self._named.items()}
+        """Parameter -> its state, in the very memory that updates write to."""
+        return {self.params[name]: self._shown(update) for name, update in self._named.items()}
 
     def _live_state(self, param: Tensor) -> dict[str, Any]:
         return dict(self.state[param])

@@ -1,0 +1,235 @@
+"""States of models and optimizers whose tables are sharded: names, wholes, and what loads where."""
+
+from __future__ import annotations
+
+import copy
+import io
+import tempfile
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from tests.distributed.four_tables import (
+    TABLES,
+    Model,
+    assert_same,
+    batch,
+    sharded,
+    steps_of,
+    train,
+    wholes,
+)
+from tests.distributed.ranks import run
+
+pytestmark = [
+    pytest.mark.once,  # what ranks tell one another does not depend on the kernels
+    pytest.mark.filterwarnings(
+        "ignore::UserWarning"
+    ),  # of torch.distributed.checkpoint in one process
+]
+
+
+def results(function, world_size, *given):
+    found = run(function, world_size, *given)
+    for result in found:
+        if isinstance(result, Exception):
+            raise result
+    return found
+
+
+def shown(plan):
+    model = sharded(plan)
+    train(model, 0, 1, 2)
+    state = model.fused_optimizer.state_dict()
+    return {
+        "kinds": {
+            f"{name.split('.')[2]}/{key}": (type(value).__name__, tuple(value.shape))
+            for name, values in state["state"].items()
+            for key, value in values.items()
+        },
+        "groups": [(group["params"], group["lr"]) for group in state["param_groups"]],
+        "wholes": wholes(model),
+        "steps": steps_of(model),
+    }
+
+
+@pytest.mark.parametrize("plan", ["rows", "columns", "tables", "many"])
+def test_states_are_wholes_on_all_ranks(plan):
+    first, second = results(shown, 2, plan)
+    names = [f"tables.embedding_bags.{name}.weight" for name in TABLES]
+    for found in (first, second):
+        assert found["groups"] == [
+            ([n], t["lr"]) for n, t in zip(names, TABLES.values(), strict=True)
+        ]
+        kinds = {name: shape for name, (kind, shape) in found["kinds"].items()}
+        assert kinds == {
+            "user/sum": (30, 1),
+            "user/step": (),
+            "item/exp_avg": (11, 6),
+            "item/exp_avg_sq": (11, 6),
+            "item/step": (),
+            "shop/exp_avg": (7, 4),
+            "shop/exp_avg_sq": (7, 1),
+            "shop/step": (),
+            "town/step": (),
+        }
+        assert found["kinds"]["user/sum"][0] == "ShardedTable"
+        assert set(found["steps"].values()) == {3.0}
+    assert first["steps"].keys() | second["steps"].keys() == set(names)
+    assert_same(first["wholes"], second["wholes"])
+    # As one process has them, which takes the mean over the losses of both.
+    plain = Model()
+    dense = torch.optim.SGD(plain.over.parameters(), 0.1)
+    for step in range(3):
+        dense.zero_grad()
+        (torch.stack([plain(batch(rank, step)) for rank in range(2)]).sum() / 2).backward()
+        dense.step()
+    for name, state in plain.tables.fused_optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if key != "step":
+                torch.testing.assert_close(first["wholes"][f"tables.{name}/{key}"], value)
+
+
+def state_of(model):
+    return {"model": model.state_dict(), "optimizer": model.fused_optimizer.state_dict()}
+
+
+def save(folder, plan):
+    model = sharded(plan)
+    train(model, 0, 1, 2)
+    for group in model.fused_optimizer.param_groups:
+        group["lr"] *= 0.5
+    dcp.save(state_of(model), checkpoint_id=folder)
+    saved = wholes(model)
+    train(model, 3, 4)
+    return saved, wholes(model), sorted(steps_of(model).items())
+
+
+def restored(folder, plan):
+    """A model that has other weights and states until it loads the saved ones."""
+    model = sharded(plan, device="meta")
+    train(model, 7, 8)
+    state = state_of(model)
+    dcp.load(state, checkpoint_id=folder)
+    model.load_state_dict(state["model"])
+    model.fused_optimizer.load_state_dict(state["optimizer"])
+    return model
+
+
+def load(folder, plan):
+    model = restored(folder, plan)
+    loaded = wholes(model)
+    rates = [group["lr"] for group in model.fused_optimizer.param_groups]
+    steps = set(steps_of(model).values())
+    train(model, 3, 4)
+    return loaded, wholes(model), rates, steps
+
+
+@pytest.mark.parametrize(
+    ("saved_by", "loaded_by"),
+    [
+        (("rows", 2), ("rows", 2)),
+        (("rows", 2), ("columns", 2)),
+        (("columns", 2), ("tables", 2)),
+        (("many", 2), ("alone", 1)),
+        (("alone", 1), ("many", 2)),
+        pytest.param(("grid", 4), ("rows", 3), marks=pytest.mark.slow),
+        pytest.param(("rows", 4), ("alone", 1), marks=pytest.mark.slow),
+        pytest.param(("columns", 3), ("grid", 4), marks=pytest.mark.slow),
+    ],
+    ids=lambda value: f"{value[0]} on {value[1]}",
+)
+def test_a_checkpoint_loads_under_any_plan_on_any_ranks(saved_by, loaded_by):
+    (plan, world_size), (other, other_size) = saved_by, loaded_by
+    with tempfile.TemporaryDirectory() as folder:
+        saved = results(save, world_size, folder, plan)
+        loaded = results(load, other_size, folder, other)
+    expected, trained_on, _ = saved[0]
+    for found, trained, rates, steps in loaded:
+        assert_same(found, expected)
+        assert rates == [table["lr"] * 0.5 for table in TABLES.values()]
+        assert steps == {3.0}
+        if saved_by == loaded_by:
+            assert_same(trained, trained_on)
+        elif world_size == other_size:  # of the same batches
+            for name, value in trained_on.items():
+                torch.testing.assert_close(trained[name], value)
+
+
+def tables_of(found):
+    return {name: value for name, value in found.items() if name.startswith("tables")}
+
+
+def exchanged_with_one_process():
+    """States of an unsharded model load, and wholes load into one."""
+    model = sharded("rows")
+    train(model, 0, 1)
+    plain = Model()
+    state = {"model": {}, "optimizer": {}}
+    for kind, own in state_of(model).items():
+        state[kind] = copy.deepcopy(own)
+    for name, value in state["model"].items():
+        if hasattr(value, "full_tensor"):
+            state["model"][name] = value.full_tensor()
+    for values in state["optimizer"]["state"].values():
+        for key, value in values.items():
+            values[key] = torch.tensor(2.0) if key == "step" else value.full_tensor()
+    plain.load_state_dict(state["model"])
+    optimizer = plain.tables.fused_optimizer
+    saved = state["optimizer"]["state"]
+    saved = {name.removeprefix("tables."): values for name, values in saved.items()}
+    optimizer.load_state_dict({"state": saved})
+    other = sharded("columns")
+    other.load_state_dict(plain.state_dict())
+    states = {f"tables.{n}": values for n, values in optimizer.state_dict()["state"].items()}
+    other.fused_optimizer.load_state_dict({"state": states})
+    assert_same(wholes(other), wholes(model))
+    assert set(steps_of(other).values()) == {2.0}
+    # A copy of the model, of states, and what is pickled have the same parts, and go on by themselves.
+    twin, before = copy.deepcopy(model), wholes(model)
+    copied = copy.deepcopy(state_of(model))
+    file = io.BytesIO()
+    torch.save(state_of(model), file)
+    train(twin, 2)
+    assert_same(wholes(model), before)
+    train(model, 2)
+    assert_same(tables_of(wholes(twin)), tables_of(wholes(model)))
+    for loaded in (copied, torch.load(io.BytesIO(file.getvalue()), weights_only=False)):
+        model.load_state_dict(loaded["model"])
+        model.fused_optimizer.load_state_dict(loaded["optimizer"])
+        assert_same(wholes(model), before)
+    with pytest.raises(ValueError, match="Received one that was read from a file"):
+        loaded["model"]["tables.embedding_bags.user.weight"].full_tensor()
+
+
+def test_states_are_exchanged_with_one_process():
+    results(exchanged_with_one_process, 2)
+
+
+def gathered():
+    model, rank = sharded("many"), dist.get_rank()
+    value = model.state_dict()["tables.embedding_bags.user.weight"]
+    out = torch.zeros(30, 8) if rank == 1 else None
+    value.gather(1, out)
+    assert out is None or torch.equal(out, value.full_tensor())
+    if out is None:
+        value.full_tensor()
+    shard = value.local_shards()[-1]
+    metadata = value.metadata()
+    return (
+        tuple(value.size()),
+        (shard.metadata.shard_offsets, shard.metadata.shard_sizes, str(shard.metadata.placement)),
+        tuple(shard.tensor.shape),
+        [str(known.placement) for known in metadata.shards_metadata],
+    )
+
+
+def test_a_whole_says_where_its_parts_are():
+    found = results(gathered, 2)
+    for rank, (size, last, shape, placements) in enumerate(found):
+        assert size == (30, 8)
+        assert last == ([0, 2 + 4 * rank], [30, 2], f"rank:{rank}/cpu")
+        assert shape == (30, 2)
+        assert placements == ["rank:0/cpu", "rank:0/cpu", "rank:1/cpu", "rank:1/cpu"]
