@@ -68,7 +68,7 @@ def make(pooled, optimizer=None, weighted=False, pooling=PoolingType.SUM, policy
     )
 
 
-def shard(module, kind, exact=False):
+def shard(module, kind, exact=False, **options):
     env = ShardingEnv.from_process_group(dist.group.WORLD)
     plan = {}
     for t, config in enumerate(module.table_configs()):
@@ -80,7 +80,7 @@ def shard(module, kind, exact=False):
         EmbeddingBagCollection: EmbeddingBagCollectionSharder,
         EmbeddingCollection: EmbeddingCollectionSharder,
     }
-    return sharders[type(module)](exact=exact).shard(module, plan, env)
+    return sharders[type(module)](exact=exact, **options).shard(module, plan, env)
 
 
 def batch(rank, step, size, weighted=False, beyond=0):
@@ -404,6 +404,3 @@ def test_what_is_not_there_is_refused():
     }
     with pytest.raises(ValueError, match="`use_index_dedup` should be False"):
         EmbeddingCollectionSharder(use_index_dedup=True).shard(collection, plan, env)
-    codecs = {"pooled_embeddings_all_to_all": None}
-    with pytest.raises(ValueError, match="`qcomm_codecs_registry` should be None"):
-        EmbeddingCollectionSharder(qcomm_codecs_registry=codecs).shard(collection, plan, env)

@@ -11,6 +11,17 @@ from torch import Tensor
 QuantizationContext = TypeVar("QuantizationContext")
 
 
+@dataclass(frozen=True)
+class VectorContext:
+    """Where in one rank's part of a message vectors begin, for codecs that look at vectors as a whole.
+
+    Attributes:
+        lengths: elements of each vector, in order, int64 ``(N,)``; None: what is sent is one vector.
+    """
+
+    lengths: Tensor | None = None
+
+
 class QuantizedCommCodec(Generic[QuantizationContext]):
     """Writes vectors with fewer bits before they are sent, and reads them where they arrive."""
 
@@ -18,8 +29,8 @@ class QuantizedCommCodec(Generic[QuantizationContext]):
         """Return what is sent.
 
         Args:
-            input_tensor: float32, any shape.
-            ctx: what `create_context` gave for this exchange.
+            input_tensor: float32, any shape; sharded collections give one rank's part, ``(N,)``.
+            ctx: what `create_context` gave.
         """
         raise NotImplementedError
 
@@ -28,7 +39,7 @@ class QuantizedCommCodec(Generic[QuantizationContext]):
 
         Args:
             input_grad: what arrived.
-            ctx: what `create_context` gave for this exchange.
+            ctx: what `create_context` gave.
         """
         raise NotImplementedError
 
@@ -48,18 +59,25 @@ class QuantizedCommCodec(Generic[QuantizationContext]):
         my_rank: int,
         qcomm_ctx: QuantizationContext,
     ) -> tuple[int, int]:
-        """Return the columns of what is sent and of what arrives, with what blocks are filled up with.
+        """Return how many columns this rank sends, and how many of them only fill up.
+
+        Sharded collections do not ask: they hand over one rank's part of a message at a time, a vector behind the
+        other, and `calc_quantized_size` says how long it gets.
 
         Args:
             input_tensor: the vectors, samples × columns.
             dim_per_rank: columns of each rank.
             my_rank: this one.
-            qcomm_ctx: what `create_context` gave for this exchange.
+            qcomm_ctx: what `create_context` gave.
         """
         raise NotImplementedError
 
     def create_context(self) -> QuantizationContext | None:
-        """Return what `encode` and `decode` of one exchange share; None: nothing."""
+        """Return what `encode` or `decode` of one rank's part shares with `calc_quantized_size`; None: nothing.
+
+        A codec that wants to know where vectors begin returns a `VectorContext` without lengths, and is given one
+        that has them.
+        """
         raise NotImplementedError
 
 
@@ -95,8 +113,8 @@ class NoOpQuantizedCommCodec(QuantizedCommCodec[QuantizationContext]):
         my_rank: int,
         qcomm_ctx: QuantizationContext,
     ) -> tuple[int, int]:
-        """Return the columns of this rank, and of all: nothing is filled up."""
-        return dim_per_rank[my_rank], sum(dim_per_rank)
+        """Return the columns of this rank, and 0: nothing is filled up."""
+        return dim_per_rank[my_rank], 0
 
     def create_context(self) -> QuantizationContext | None:
         """Return None."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.checks import require_type
-from torchrec.distributed.exchange import Wire
+from torchrec.distributed.coding import check_codecs
+from torchrec.distributed.exchange import LookupOptions, Wire
 from torchrec.distributed.initial import fill_block
 from torchrec.distributed.layout import Shard, check_supported, shards_of
 from torchrec.distributed.lookup import ShardedLookup, Step
@@ -20,7 +21,6 @@ from torchrec.distributed.types import (
     Awaitable,
     NoWait,
     ParameterSharding,
-    QuantizedCommCodecs,
     ShardingEnv,
     ShardingEnv2D,
 )
@@ -61,11 +61,9 @@ class ShardedTables:
         sharding: of each table, by name.
         env: the ranks.
         device: of the parts.
-        weighted: whether ids come with weights.
         fused_params: see `BaseEmbeddingSharder`.
         prefix: of the names of the weights.
-        by_rows: whether each id gives a vector; else bags are pooled.
-        exact: see `ShardedLookup`.
+        options: how those are looked up that lie on several ranks.
         path: of the module in its model, for errors.
     """
 
@@ -77,11 +75,10 @@ class ShardedTables:
         device: torch.device | None,
         fused_params: Mapping[str, Any] | None,
         prefix: str,
-        weighted: bool,
-        by_rows: bool,
-        exact: bool,
+        options: LookupOptions,
         path: str,
     ) -> None:
+        check_codecs(options.codecs, options.exact)
         self.prefix = prefix
         self.configs = list(module.table_configs())
         self.dtype = module.output_dtype
@@ -127,9 +124,7 @@ class ShardedTables:
                 [self._parts[c.name] for c in away],
                 prefix,
                 self.wire,
-                weighted,
-                by_rows,
-                exact,
+                options,
                 self.dtype,
                 self._rules({config.name: sources[config.name] for config in away}),
             )
@@ -361,19 +356,6 @@ def optimizer_of(
     if "beta1" in options or "beta2" in options:
         options["betas"] = options.pop("beta1", 0.9), options.pop("beta2", 0.999)
     return optimizer, options
-
-
-def refuse_codecs(registry: Mapping[str, QuantizedCommCodecs] | None) -> None:
-    """Refuse to write what is exchanged otherwise than as it is.
-
-    Args:
-        registry: what should be written how, by name of a `CommOp`.
-    """
-    if registry:
-        raise ValueError(
-            "`qcomm_codecs_registry` should be None: what is exchanged is sent as it is. "
-            f"Received codecs of {sorted(registry)}."
-        )
 
 
 def append_prefix(prefix: str, name: str) -> str:

@@ -11,9 +11,9 @@ from torchrec.distributed.collection import (
     ShardedTableCollection,
     ShardedTables,
     StepContext,
-    refuse_codecs,
 )
 from torchrec.distributed.embedding_types import BaseEmbeddingSharder, ShardedEmbeddingModule
+from torchrec.distributed.exchange import LookupOptions
 from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
     LazyAwaitable,
@@ -70,13 +70,12 @@ class ShardedEmbeddingCollection(
         *,
         exact: bool = False,
     ) -> None:
-        refuse_codecs(qcomm_codecs_registry)
         if use_index_dedup:
             raise ValueError(
                 "`use_index_dedup` should be False: every id of a batch is sent, however often it comes. "
                 "Received True."
             )
-        super().__init__()
+        super().__init__(qcomm_codecs_registry)
         tables = ShardedTables(
             module,
             table_name_to_parameter_sharding,
@@ -84,9 +83,7 @@ class ShardedEmbeddingCollection(
             device,
             fused_params,
             "embeddings",
-            False,
-            True,
-            exact,
+            LookupOptions(by_rows=True, exact=exact, codecs=qcomm_codecs_registry),
             module_fqn or "",
         )
         self._set_tables(tables)

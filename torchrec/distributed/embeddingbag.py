@@ -11,9 +11,9 @@ from torchrec.distributed.collection import (
     ShardedTableCollection,
     ShardedTables,
     StepContext,
-    refuse_codecs,
 )
 from torchrec.distributed.embedding_types import BaseEmbeddingSharder, ShardedEmbeddingModule
+from torchrec.distributed.exchange import LookupOptions
 from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
     LazyAwaitable,
@@ -71,8 +71,7 @@ class ShardedEmbeddingBagCollection(
         *,
         exact: bool = False,
     ) -> None:
-        refuse_codecs(qcomm_codecs_registry)
-        super().__init__()
+        super().__init__(qcomm_codecs_registry)
         self._weighted = module.is_weighted()
         tables = ShardedTables(
             module,
@@ -81,9 +80,7 @@ class ShardedEmbeddingBagCollection(
             device,
             fused_params,
             "embedding_bags",
-            self._weighted,
-            False,
-            exact,
+            LookupOptions(self._weighted, exact=exact, codecs=qcomm_codecs_registry),
             module_fqn or "",
         )
         self._set_tables(tables)

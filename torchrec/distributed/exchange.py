@@ -11,7 +11,7 @@ back, and bags are pooled where the sample is. All ranks choose alike, by number
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -20,10 +20,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from torchrec.distributed._codecs import QuantizedCommCodecs
+from torchrec.distributed._kinds import CommOp
+from torchrec.distributed.coding import Coding, Vectors, codings_of
 from torchrec.distributed.route import Columns, Lane, Route
 from torchrec.errors import IdOutOfRangeError
 
-__all__ = ["Asked", "Exchange", "Routed", "Wire"]
+__all__ = ["Asked", "Exchange", "LookupOptions", "Routed", "Wire"]
 
 _FAILED, _WEIGHTS_GRADIENT = 1, 2  # bits of the first number of a header
 _HEADER = 2  # state, batch size; then rows of each divided slot, and of each lane of the receiver
@@ -117,29 +120,53 @@ def _error_of(rank: int, kind: str, arguments: tuple[Any, ...]) -> Exception:
     return _KINDS[kind](f"On rank {rank}: {arguments[0]}")
 
 
+@dataclass(frozen=True)
+class Transfer:
+    """What goes from rank to rank in one answer, and its gradients the other way.
+
+    Attributes:
+        wire: the ranks.
+        codings: how vectors are written, and their gradients.
+        sent: vectors to each rank.
+        expected: vectors from each.
+    """
+
+    wire: Wire
+    codings: tuple[Coding, Coding]
+    sent: list[list[Vectors]]
+    expected: list[list[Vectors]]
+
+    def there(self, vectors: Tensor) -> Tensor:
+        """Send each rank its vectors, and return what each has sent here."""
+        wire = self.wire
+        return self.codings[0].swap(vectors, self.sent, self.expected, wire.swap, wire.agree)
+
+    def back(self, gradients: Tensor) -> Tensor:
+        """Send back the gradients of what each rank has sent here, and return those of what was sent."""
+        wire = self.wire
+        return self.codings[1].swap(gradients, self.expected, self.sent, wire.swap, wire.agree)
+
+
 class _Swap(torch.autograd.Function):
     """Send vectors; in the backward pass, their gradients the other way."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        wire: Wire,
-        sizes: list[int],
-        expected: list[int],
+        transfer: Transfer,
         in_backward: Callable[[], None],
         sent: Tensor,
         anchor: Tensor,
     ) -> Tensor:
-        ctx.wire, ctx.sizes, ctx.expected, ctx.in_backward = wire, sizes, expected, in_backward
+        ctx.transfer, ctx.in_backward = transfer, in_backward
         ctx.save_for_backward(anchor)
-        return wire.swap(sent, sizes, expected)
+        return transfer.there(sent)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (anchor,) = ctx.saved_tensors
         ctx.in_backward()
-        back = ctx.wire.swap(grad, ctx.expected, ctx.sizes)
-        return None, None, None, None, back, torch.zeros_like(anchor)
+        return None, None, ctx.transfer.back(grad), torch.zeros_like(anchor)
 
 
 class _Lent(torch.autograd.Function):
@@ -203,16 +230,31 @@ class Asked:
     weights: list[Tensor] | None
 
 
+@dataclass(frozen=True)
+class LookupOptions:
+    """How a collection is looked up by exchange.
+
+    Attributes:
+        weighted: whether ids come with weights.
+        by_rows: whether each id gives a vector, so that every slot is looked up by rows; else those whose rows lie
+            on several ranks are, if that sends less.
+        exact: look all of those up by rows.
+        codecs: how vectors are written on the way, by name of a `CommOp`. Default: as they are.
+    """
+
+    weighted: bool = False
+    by_rows: bool = False
+    exact: bool = False
+    codecs: Mapping[str, QuantizedCommCodecs] | None = None
+
+
 class Exchange:
     """One collection's exchanges, the same on all ranks.
 
     Args:
         route: which ranks take part in what.
         wire: the ranks.
-        weighted: whether ids come with weights.
-        by_rows: whether every slot is looked up by rows; else those whose rows lie on several ranks are, if that
-            sends less.
-        exact: of those slots, look all up by rows.
+        options: how it is looked up.
         in_backward: called in every backward pass, on all ranks.
     """
 
@@ -220,13 +262,13 @@ class Exchange:
         self,
         route: Route,
         wire: Wire,
-        weighted: bool,
-        by_rows: bool,
-        exact: bool,
+        options: LookupOptions,
         in_backward: Callable[[], None],
     ) -> None:
         self.route, self.wire = route, wire
-        self._weighted, self._all_by_rows, self._exact = weighted, by_rows, exact
+        self._weighted, self._all_by_rows = options.weighted, options.by_rows
+        self._exact = options.exact
+        self._codings = codings_of(options.codecs)
         self._in_backward = in_backward
         self._anchor = torch.zeros(0, requires_grad=True)
 
@@ -360,14 +402,9 @@ class Exchange:
         """
         route, mine = self.route, self.my_lanes
         columns = route.columns_of(asked.by_rows)
-        width = columns.widths[self.wire.rank]
         row_lanes = [i for i, lane in enumerate(mine) if asked.by_rows[lane.slot]]
         split = [
             out.split([c[i] for c in asked.counts]) for i, out in zip(row_lanes, rows, strict=True)
-        ]
-        sizes = [
-            batch * width + sum(part[rank].numel() for part in split)
-            for rank, batch in enumerate(asked.batches)
         ]
         if split:
             pieces: list[Tensor] = []
@@ -380,11 +417,47 @@ class Exchange:
         anchor = self._anchor
         if asked.weights is not None and torch.is_grad_enabled():
             anchor = torch.cat([anchor, *asked.weights])
-        flat = _Swap.apply(  # type: ignore[no-untyped-call]
-            self.wire, sizes, layout.sizes, self._in_backward, sent, anchor
-        )
+        transfer = self._transfer(asked, routed)
+        flat = _Swap.apply(transfer, self._in_backward, sent, anchor)  # type: ignore[no-untyped-call]
         unpacked = _Unpack.apply(layout, self.wire.world_size, flat)  # type: ignore[no-untyped-call]
         return unpacked[0], list(unpacked[1:])
+
+    def _transfer(self, asked: Asked, routed: Routed) -> Transfer:
+        """Return which vectors go to each rank, and which come from each."""
+        lanes, me = self.route.lanes_of_rank, self.wire.rank
+        sent = [
+            self._vectors(me, batch, counts, asked.by_rows)
+            for batch, counts in zip(asked.batches, asked.counts, strict=True)
+        ]
+        expected = [
+            self._vectors(
+                r, routed.batch, [routed.counts[lane.number] for lane in of], asked.by_rows
+            )
+            for r, of in enumerate(lanes)
+        ]
+        return Transfer(self.wire, self._codings, sent, expected)
+
+    def _vectors(
+        self, rank: int, batch: int, counts: Sequence[int], by_rows: tuple[bool, ...]
+    ) -> list[Vectors]:
+        """Return what a rank answers: sums of bags side by side, then rows, a lane behind the other."""
+        route = self.route
+        widths, ops, rows = [], [], []
+        for lane, count in zip(route.lanes_of_rank[rank], counts, strict=True):
+            width, op = route.width_of(lane, rank), self._op(lane.slot)
+            if by_rows[lane.slot]:
+                rows.append(Vectors(count, [width], [op]))
+            else:
+                widths.append(width)
+                ops.append(op)
+        return [Vectors(batch, widths, ops), *rows]
+
+    def _op(self, slot: int) -> CommOp:
+        if self._all_by_rows:
+            return CommOp.SEQUENCE_EMBEDDINGS_ALL_TO_ALL
+        if len(self.route.lanes_of_slot[slot]) > 1:
+            return CommOp.POOLED_EMBEDDINGS_REDUCE_SCATTER
+        return CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL
 
 
 class Answer:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchrec.distributed.exchange import Asked, Exchange, Routed, Wire
+from torchrec.distributed.exchange import Asked, Exchange, LookupOptions, Routed, Wire
 from torchrec.distributed.placement import TablePlacement
 from torchrec.distributed.route import Route, Slot
 from torchrec.distributed.split_columns import RowSumExchange, SplitColumnsUpdate, SplitTable
@@ -150,9 +150,7 @@ class ShardedLookup:
         modules: of each, what holds this rank's block as ``weight``.
         prefix: of the names of the weights.
         wire: the ranks.
-        weighted: whether ids come with weights.
-        by_rows: whether each id gives a vector; else bags are pooled.
-        exact: pool bags where the sample is, if their rows lie on several ranks.
+        options: how they are looked up.
         dtype: of vectors.
         rules: of each table that the backward pass updates, by name.
     """
@@ -164,21 +162,19 @@ class ShardedLookup:
         modules: Sequence[nn.Module],
         prefix: str,
         wire: Wire,
-        weighted: bool,
-        by_rows: bool,
-        exact: bool,
+        options: LookupOptions,
         dtype: torch.dtype,
         rules: Mapping[str, FusedRule],
     ) -> None:
         self.configs, self.placements = list(configs), list(placements)
-        self._weighted, self._dtype = weighted, dtype
+        self._weighted, self._dtype = options.weighted, dtype
         slots = [
             Slot(feature, t, config.embedding_dim, _is_mean(config))
             for t, config in enumerate(configs)
             for feature in config.feature_names
         ]
         self.route = Route(slots, placements, wire.world_size)
-        self.exchange = Exchange(self.route, wire, weighted, by_rows, exact, self._in_backward)
+        self.exchange = Exchange(self.route, wire, options, self._in_backward)
         mine = [t for t, each in enumerate(placements) if _rows_of(each, wire.rank)]
         self.tables = BlockTables(
             [self._block_config(t, wire.rank) for t in mine],
