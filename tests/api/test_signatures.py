@@ -27,7 +27,6 @@ NOT_BUILT: frozenset[str] = frozenset(
         "torchrec.distributed.composable.table_batched_embedding_slice",
         "torchrec.distributed.dist_data",
         "torchrec.distributed.embedding_lookup",
-        "torchrec.distributed.embedding_tower_sharding",
         "torchrec.distributed.fused_params",
         "torchrec.distributed.global_settings",
         "torchrec.distributed.keyed_jagged_tensor_pool",

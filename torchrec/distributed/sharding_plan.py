@@ -14,13 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchrec.distributed import layout
+from torchrec.distributed._default_sharders import collection_sharders
 from torchrec.distributed._plan_json import plan_digest, plan_from_json, plan_to_json
 from torchrec.distributed.comm import get_local_size
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.fp_embeddingbag import FeatureProcessedEmbeddingBagCollectionSharder
-from torchrec.distributed.fused_embedding import FusedEmbeddingCollectionSharder
-from torchrec.distributed.fused_embeddingbag import FusedEmbeddingBagCollectionSharder
 from torchrec.distributed.layout import Shard, placement
 from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
@@ -351,14 +347,11 @@ def default_kernel(param: nn.Parameter, sharder: ModuleSharder[Any]) -> str:
 
 
 def get_default_sharders() -> list[ModuleSharder[Any]]:
-    """Return a sharder for every type of module that can be sharded."""
-    return [
-        EmbeddingBagCollectionSharder(),
-        FeatureProcessedEmbeddingBagCollectionSharder(),
-        EmbeddingCollectionSharder(),
-        FusedEmbeddingBagCollectionSharder(),
-        FusedEmbeddingCollectionSharder(),
-    ]
+    """Return a sharder for every type of collection.
+
+    `torch.nn.EmbeddingBag`, towers and pools are sharded where their sharders are given.
+    """
+    return [*collection_sharders()]
 
 
 def get_module_to_default_sharders() -> dict[type[nn.Module], ModuleSharder[Any]]:
