@@ -63,8 +63,12 @@ class Workers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.stop()
-        self._folder.cleanup()
+        try:
+            if error is None:
+                self._end_well()
+        finally:
+            self.stop()
+            self._folder.cleanup()
 
     def run(
         self, function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60
@@ -93,6 +97,15 @@ class Workers:
             if len(answers) < world_size or any(isinstance(each, Exception) for each in answers):
                 self.stop()
         return answers
+
+    def _end_well(self) -> None:
+        """Let the processes end by themselves, which they do: not by a signal, while Python ends, say."""
+        for _, connection in self._workers:
+            connection.close()
+        for worker, _ in self._workers:
+            worker.join(30)
+        ends = [worker.exitcode for worker, _ in self._workers]
+        assert not any(code != 0 for code in ends), f"Ranks should exit by 0, and do by {ends}."
 
     def stop(self) -> None:
         """End the processes."""
@@ -134,4 +147,5 @@ def _serve(connection: Connection) -> None:
         except Exception as error:
             connection.send_bytes(pickle.dumps(error))
             return  # with all connections, so that nobody waits for this rank
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

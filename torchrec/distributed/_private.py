@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from inspect import signature
 from typing import Any, TypeVar
 
@@ -42,6 +45,7 @@ __all__ = [
     "ShardedTensorMetadata",
     "ShardingSpec",
     "TensorProperties",
+    "import_compiler",
     "keeps_sizes",
     "leave_to_others",
     "map_leaves",
@@ -105,3 +109,14 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
         value: the containers.
     """
     return _pytree.tree_map(function, value)
+
+
+def import_compiler() -> None:
+    """Import what `DistributedDataParallel`, or the first optimizer, would, and free what that leaves behind.
+
+    `torch.fx.wrap`, called in there, leaves its frame in a cycle: with the frames of all callers, hence with
+    their models, whose process group then outlives Python.
+    """
+    if "torch._dynamo" not in sys.modules:
+        import_module("torch._dynamo")
+        gc.collect()

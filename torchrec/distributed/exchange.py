@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
+from weakref import ref
 
 import torch
 import torch.distributed as dist
@@ -36,13 +37,30 @@ class Wire:
     """The ranks that exchange something.
 
     Args:
-        group: of them.
+        group: of them. `torch.distributed` keeps it, until it is destroyed.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
-        self.group = group
+        # Weak: who calls `destroy_process_group()` ends the group's threads only if nobody else holds it.
+        # Threads that outlive Python abort the process, and tables are in cycles, which are freed late.
+        self._group = ref(group)
         self.world_size = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        """Through which they do.
+
+        Raises:
+            RuntimeError: if it has been destroyed.
+        """
+        group = self._group()
+        if group is None:
+            raise RuntimeError(
+                "The process group of a sharded model should last as long as it is used. Received "
+                f"one that rank {self.rank} has destroyed."
+            )
+        return group
 
     def swap(self, sent: Tensor, sizes: Sequence[int], expected: Sequence[int]) -> Tensor:
         """Send each rank its part, and return what each has sent here.
@@ -255,21 +273,13 @@ class Exchange:
         route: which ranks take part in what.
         wire: the ranks.
         options: how it is looked up.
-        in_backward: called in every backward pass, on all ranks.
     """
 
-    def __init__(
-        self,
-        route: Route,
-        wire: Wire,
-        options: LookupOptions,
-        in_backward: Callable[[], None],
-    ) -> None:
+    def __init__(self, route: Route, wire: Wire, options: LookupOptions) -> None:
         self.route, self.wire = route, wire
         self._weighted, self._all_by_rows = options.weighted, options.by_rows
         self._exact = options.exact
         self._codings = codings_of(options.codecs)
-        self._in_backward = in_backward
         self._anchor = torch.zeros(0, requires_grad=True)
 
     @property
@@ -386,7 +396,12 @@ class Exchange:
         return list(lent.split(num_weights))
 
     def answer(
-        self, asked: Asked, pooled: Tensor, rows: list[Tensor], routed: Routed
+        self,
+        asked: Asked,
+        pooled: Tensor,
+        rows: list[Tensor],
+        routed: Routed,
+        in_backward: Callable[[], None],
     ) -> tuple[Tensor, list[Tensor]]:
         """Send vectors back to who asked for them.
 
@@ -395,6 +410,7 @@ class Exchange:
             pooled: of the bags of all ranks, ``(sum of batches, width)``.
             rows: for each lane looked up by rows, the vectors of all ranks, one rank behind the other.
             routed: what this rank has asked for itself.
+            in_backward: called in the backward pass, on all ranks.
 
         Returns:
             The pooled slots, ``(B, width)``, and for each slot that is looked up by rows its rows,
@@ -418,7 +434,7 @@ class Exchange:
         if asked.weights is not None and torch.is_grad_enabled():
             anchor = torch.cat([anchor, *asked.weights])
         transfer = self._transfer(asked, routed)
-        flat = _Swap.apply(transfer, self._in_backward, sent, anchor)  # type: ignore[no-untyped-call]
+        flat = _Swap.apply(transfer, in_backward, sent, anchor)  # type: ignore[no-untyped-call]
         unpacked = _Unpack.apply(layout, self.wire.world_size, flat)  # type: ignore[no-untyped-call]
         return unpacked[0], list(unpacked[1:])
 

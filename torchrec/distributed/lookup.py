@@ -174,7 +174,7 @@ class ShardedLookup:
             for feature in config.feature_names
         ]
         self.route = Route(slots, placements, wire.world_size)
-        self.exchange = Exchange(self.route, wire, options, self._in_backward)
+        self.exchange = Exchange(self.route, wire, options)
         mine = [t for t, each in enumerate(placements) if _rows_of(each, wire.rank)]
         self.tables = BlockTables(
             [self._block_config(t, wire.rank) for t in mine],
@@ -344,7 +344,9 @@ class ShardedLookup:
 
     def _answer(self, step: Step, computed: list[Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
         asked = step.asked
-        pooled, tables = self.exchange.answer(asked, computed[0], computed[1:], step.routed)
+        pooled, tables = self.exchange.answer(
+            asked, computed[0], computed[1:], step.routed, self._in_backward
+        )
         slots = [s for s, way in enumerate(asked.by_rows) if way]
         return pooled, dict(zip(slots, tables, strict=True))
 

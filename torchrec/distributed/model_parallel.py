@@ -13,7 +13,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from torchrec.distributed._private import SYNC_BUFFERS, leave_to_others, map_leaves
+from torchrec.distributed._private import (
+    SYNC_BUFFERS,
+    import_compiler,
+    leave_to_others,
+    map_leaves,
+)
 from torchrec.distributed.sharding_plan import get_default_sharders
 from torchrec.distributed.types import (
     Awaitable,
@@ -198,6 +203,8 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
                 f"Received {model_tracker_configs!r}."
             )
         self._env = _default_env() if env is None else env
+        if self._env.process_group is not None:
+            import_compiler()
         self.device = torch.device("cpu") if device is None else device
         self._sharders = get_default_sharders() if sharders is None else list(sharders)
         _check_unsharded(module)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from torchrec.distributed.placement import Band, TablePlacement
 
 __all__ = ["Columns", "Lane", "Route", "Slot"]
+
+_MOST_COLUMNS = 64
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Route:
         ]
         # Slots whose rows lie in several places: only these can be looked up in two ways.
         self.divided = [s for s, lanes in enumerate(self.lanes_of_slot) if len(lanes) > 1]
-        self.columns_of = lru_cache(maxsize=64)(self._columns_of)
+        self._columns: dict[tuple[bool, ...], Columns] = {}
 
     @cached_property
     def bands(self) -> list[int]:
@@ -133,8 +135,16 @@ class Route:
         """Return how many columns a rank sends back for a lane."""
         return sum(map(len, self.block_columns(lane, rank)))
 
-    def _columns_of(self, by_rows: tuple[bool, ...]) -> Columns:
+    def columns_of(self, by_rows: tuple[bool, ...]) -> Columns:
         """Return how the output of the slots is put together that are not looked up by rows."""
+        known = self._columns.get(by_rows)
+        if known is None:
+            if len(self._columns) >= _MOST_COLUMNS:  # slots may be looked up in ever new ways
+                self._columns.clear()
+            known = self._columns[by_rows] = self._new_columns(by_rows)
+        return known
+
+    def _new_columns(self, by_rows: tuple[bool, ...]) -> Columns:
         starts, width = {}, 0
         for s, slot in enumerate(self.slots):
             if not by_rows[s]:
