@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchrec.checks import require_type
 from torchrec.distributed.coding import check_codecs
-from torchrec.distributed.exchange import LookupOptions, Wire
+from torchrec.distributed.exchange import LookupOptions
 from torchrec.distributed.initial import fill_block
 from torchrec.distributed.layout import Shard, check_supported, shards_of
 from torchrec.distributed.lookup import ShardedLookup, Step
@@ -24,6 +24,7 @@ from torchrec.distributed.types import (
     ShardingEnv,
     ShardingEnv2D,
 )
+from torchrec.distributed.wire import Wire
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, ShardingType
 from torchrec.modules.stray_ids import add_counts
 from torchrec.modules.table_collection import TableCollection

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchrec.distributed.exchange import Asked, Exchange, LookupOptions, Routed, Wire
+from torchrec.distributed.exchange import Asked, Exchange, LookupOptions, Routed
 from torchrec.distributed.placement import TablePlacement
 from torchrec.distributed.route import Route, Slot
 from torchrec.distributed.split_columns import RowSumExchange, SplitColumnsUpdate, SplitTable
+from torchrec.distributed.wire import Wire
 from torchrec.modules.embedding_configs import (
     BaseEmbeddingConfig,
     EmbeddingBagConfig,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchrec.distributed.exchange import Wire
+from torchrec.distributed.wire import Wire
 from torchrec.ops.embedding.updates import RULES, RowSums
 from torchrec.optim.joint_update import JointUpdate, PassGradients
 from torchrec.optim.rows import apply_rule

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from torchrec.distributed.exchange import Wire
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline.empty import without_samples
+from torchrec.distributed.wire import Wire
 
 __all__ = [
     "EvalPipelineSparseDist",
