@@ -1,0 +1,120 @@
+"""Ranks that tell one another something, and all raise what fails on one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import ref
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from torchrec.errors import IdOutOfRangeError
+
+__all__ = ["Wire"]
+
+
+class Wire:
+    """The ranks that exchange something.
+
+    Args:
+        group: of them. `torch.distributed` keeps it, until it is destroyed.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        # Weak: who calls `destroy_process_group()` ends the group's threads only if nobody else holds it.
+        # Threads that outlive Python abort the process, and tables are in cycles, which are freed late.
+        self._group = ref(group)
+        self.world_size = dist.get_world_size(group)
+        self.rank = dist.get_rank(group)
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        """Through which they do.
+
+        Raises:
+            RuntimeError: if it has been destroyed.
+        """
+        group = self._group()
+        if group is None:
+            raise RuntimeError(
+                "The process group of a sharded model should last as long as it is used. Received "
+                f"one that rank {self.rank} has destroyed."
+            )
+        return group
+
+    def swap(self, sent: Tensor, sizes: Sequence[int], expected: Sequence[int]) -> Tensor:
+        """Send each rank its part, and return what each has sent here.
+
+        Args:
+            sent: ``(sum(sizes),)``.
+            sizes: elements for each rank.
+            expected: elements from each rank.
+        """
+        received = sent.new_empty(sum(expected))
+        dist.all_to_all_single(
+            received, sent.contiguous(), list(expected), list(sizes), group=self.group
+        )
+        return received
+
+    def states(self, mine: int) -> list[int]:
+        """Tell all ranks a small number, and return those of all, in order of ranks."""
+        ones = [1] * self.world_size
+        told = self.swap(torch.full((self.world_size,), mine), ones, ones)
+        return [int(state) for state in told]
+
+    def share(self, value: Any, rank: int) -> Any:
+        """Return on all ranks what one of them has.
+
+        Args:
+            value: what it is, on that rank.
+            rank: which.
+        """
+        told = [value]
+        dist.broadcast_object_list(told, dist.get_global_rank(self.group, rank), self.group)
+        return told[0]
+
+    def agree(self, error: Exception | None) -> None:
+        """Go on if no rank has failed, else raise what did, on all of them; they all call this.
+
+        Args:
+            error: of this rank; None: it has none.
+        """
+        if any(self.states(int(error is not None))):
+            self.raise_together(error)
+
+    def raise_together(self, error: Exception | None) -> None:
+        """Raise what failed on any rank, on all of them; they all call this.
+
+        Args:
+            error: of this rank; None: it has none.
+        """
+        told: list[tuple[str, tuple[Any, ...]] | None] = [None] * self.world_size
+        dist.all_gather_object(told, None if error is None else _description(error), self.group)
+        for rank, found in enumerate(told):
+            if found is not None:
+                raise _error_of(rank, *found) from (error if rank == self.rank else None)
+
+    def __deepcopy__(self, _: object) -> Wire:
+        """Return itself: process groups cannot be copied."""
+        return self
+
+
+_KINDS: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (ValueError, TypeError, IndexError, KeyError, RuntimeError)
+}
+
+
+def _description(error: Exception) -> tuple[str, tuple[Any, ...]]:
+    if isinstance(error, IdOutOfRangeError):
+        return IdOutOfRangeError.__name__, error.__reduce__()[1][:5]
+    kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _KINDS]
+    return (kinds or ["RuntimeError"])[0], (str(error),)
+
+
+def _error_of(rank: int, kind: str, arguments: tuple[Any, ...]) -> Exception:
+    if kind == IdOutOfRangeError.__name__:
+        table, feature, sample, number, rows = arguments
+        return IdOutOfRangeError(table, feature, sample, number, rows, rank)
+    return _KINDS[kind](f"On rank {rank}: {arguments[0]}")
