@@ -19,6 +19,7 @@ from torchrec.distributed.types import (
     ShardingEnv,
     ShardingPlanner,
 )
+from torchrec.distributed.utils import get_unsharded_module_names, sharded_model_copy
 
 __all__ = [
     "Awaitable",
@@ -35,4 +36,6 @@ __all__ = [
     "TrainPipelineSparseDist",
     "get_local_rank",
     "get_local_size",
+    "get_unsharded_module_names",
+    "sharded_model_copy",
 ]

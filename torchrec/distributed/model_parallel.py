@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -19,16 +18,22 @@ from torchrec.distributed._private import (
     leave_to_others,
     map_leaves,
 )
+from torchrec.distributed.shard import (
+    check_unsharded,
+    default_env,
+    default_plan,
+    initialise_meta,
+    outermost,
+    shard_by_plan,
+)
 from torchrec.distributed.sharding_plan import get_default_sharders
 from torchrec.distributed.types import (
     Awaitable,
-    EmbeddingModuleShardingPlan,
     ModuleSharder,
     ShardedModule,
     ShardingEnv,
     ShardingPlan,
 )
-from torchrec.modules.collection import Collection
 from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
@@ -40,8 +45,6 @@ __all__ = [
     "get_default_sharders",
     "get_unwrapped_module",
 ]
-
-_log = logging.getLogger(__name__)
 
 
 class DataParallelWrapper(ABC):
@@ -202,14 +205,14 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
                 "`model_tracker_configs` should be None: there is no tracker. "
                 f"Received {model_tracker_configs!r}."
             )
-        self._env = _default_env() if env is None else env
+        self._env = default_env() if env is None else env
         if self._env.process_group is not None:
             import_compiler()
         self.device = torch.device("cpu") if device is None else device
         self._sharders = get_default_sharders() if sharders is None else list(sharders)
-        _check_unsharded(module)
+        check_unsharded(module)
         if plan is None:
-            plan = self._default_plan(module)
+            plan = default_plan(module, self._sharders, self._env, self.device)
         self._plan = plan
         self._data_parallel_wrapper = data_parallel_wrapper or DefaultDataParallelWrapper()
         self._is_data_parallel = False
@@ -221,17 +224,6 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
             self._dmp_wrapped_module.to(self.device)
         if init_data_parallel:
             self.init_data_parallel()
-
-    def _default_plan(self, module: nn.Module) -> ShardingPlan:
-        from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-
-        size = self._env.world_size
-        planner = EmbeddingShardingPlanner(
-            topology=Topology(world_size=size, compute_device=self.device.type)
-        )
-        if self._env.process_group is None:
-            return planner.plan(module, self._sharders)
-        return planner.collective_plan(module, self._sharders, self._env.process_group)
 
     @property
     def module(self) -> nn.Module:
@@ -381,121 +373,3 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
             if isinstance(child, (nn.Embedding, nn.EmbeddingBag)) and child.sparse:
                 found.append(f"{prefix}{path}.weight")
         return found
-
-
-def _default_env() -> ShardingEnv:
-    if dist.is_available() and dist.is_initialized() and dist.group.WORLD is not None:
-        return ShardingEnv.from_process_group(dist.group.WORLD)
-    _log.warning(
-        "torch.distributed has not been initialised: the model is one rank's, this process. Start it by "
-        "torchrun, and call torch.distributed.init_process_group() first, to have more."
-    )
-    return ShardingEnv.from_local(world_size=1, rank=0)
-
-
-def outermost(model: nn.Module, kind: type[Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the modules of a kind with their paths; of one inside another, the outer one.
-
-    Args:
-        model: where they are; may be one itself, whose path is ``""``.
-        kind: their class.
-    """
-    if isinstance(model, kind):
-        yield "", model
-        return
-    for name, child in model.named_children():
-        for path, found in outermost(child, kind):
-            yield f"{name}.{path}" if path else name, found
-
-
-def _check_unsharded(module: nn.Module) -> None:
-    for path, child in module.named_modules():
-        if isinstance(child, (ShardedModule, DistributedModelParallel)):
-            raise ValueError(
-                "`module` should not be sharded yet. Received one with a "
-                f"{type(child).__name__} at '{path}'."
-            )
-
-
-def shard_by_plan(
-    module: nn.Module,
-    plan: ShardingPlan,
-    sharders: list[ModuleSharder[Any]],
-    env: ShardingEnv,
-    device: torch.device,
-) -> nn.Module:
-    """Replace the modules that a plan names by sharded ones, and return the model.
-
-    Args:
-        module: the model, changed; itself replaced if the plan names it, by ``""``.
-        plan: where the tables go.
-        sharders: who shards which type.
-        env: the ranks.
-        device: of this rank's parts.
-
-    Raises:
-        ValueError: if there is no module of such a path, or nobody to shard it.
-    """
-    by_type = {sharder.module_type: sharder for sharder in sharders}
-    for path, tables in plan.plan.items():
-        if not isinstance(tables, EmbeddingModuleShardingPlan):
-            raise TypeError(
-                f"The plan of module '{path}' should be an EmbeddingModuleShardingPlan. "
-                f"Received {type(tables).__name__}."
-            )
-        try:
-            target = module.get_submodule(path)
-        except AttributeError:
-            raise ValueError(
-                f"The plan should name modules of the model. Received '{path}', which it does not have."
-            ) from None
-        _check_stands_alone(module, path)
-        sharder = by_type.get(type(target))
-        if sharder is None:
-            raise ValueError(
-                f"Module '{path}' should be of a type that some sharder shards: "
-                f"{sorted(kind.__name__ for kind in by_type)}. Received {type(target).__name__}."
-            )
-        sharded = sharder.shard(target, tables, env, device, path)
-        if not path:
-            return sharded
-        parent, _, name = path.rpartition(".")
-        module.get_submodule(parent).register_module(name, sharded)
-    return module
-
-
-def _check_stands_alone(model: nn.Module, path: str) -> None:
-    """Refuse to shard a collection apart from what is around it: a map of ids, which goes with its tables, say."""
-    parent = path
-    while parent:
-        parent = parent.rpartition(".")[0]
-        around = model.get_submodule(parent)
-        if isinstance(around, Collection):
-            raise ValueError(
-                f"Module '{path}' should be sharded together with the {type(around).__name__} around it, at "
-                f"'{parent}', which there is no sharder for. Received a plan for the inside alone."
-            )
-
-
-def initialise_meta(module: nn.Module, device: torch.device) -> None:
-    """Give the parameters and buffers that are on ``meta`` memory, and initial values.
-
-    Args:
-        module: what has them.
-        device: where.
-
-    Raises:
-        ValueError: for a module that has no ``reset_parameters``.
-    """
-    for path, child in module.named_modules():
-        own = [*child.parameters(recurse=False), *child.buffers(recurse=False)]
-        if not any(tensor.is_meta for tensor in own):
-            continue
-        reset = getattr(child, "reset_parameters", None)
-        if reset is None:
-            raise ValueError(
-                f"Module '{path}' should have `reset_parameters`, to get initial values, as it is on "
-                f"'meta'. Received a {type(child).__name__}, which has not."
-            )
-        child.to_empty(device=device, recurse=False)
-        reset()
