@@ -7,6 +7,7 @@ import os
 import pickle
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -145,6 +146,7 @@ def _serve(connection: Connection) -> None:
             # By value: what shares memory with a process that ends is gone.
             connection.send_bytes(pickle.dumps(function(*args)))
         except Exception as error:
+            error.add_note(traceback.format_exc())
             connection.send_bytes(pickle.dumps(error))
             return  # with all connections, so that nobody waits for this rank
         if dist.is_initialized():

@@ -22,6 +22,7 @@ from torchrec import (
 )
 from torchrec.optim import apply_optimizer_in_backward
 from torchrec.optim.joint_update import BagGradient
+from torchrec.types import DataType
 
 SIZES = {"t": (10, 4), "u": (7, 3), "v": (5, 4)}
 KJT = KeyedJaggedTensor.from_lists({"a": [[1, 2], [3]], "b": [[3, 3], []]})
@@ -139,6 +140,37 @@ def test_two_lookups_are_one_look_up_of_both(kind: OptimizerType) -> None:
         together(both).values().sin().sum().backward()
         for name in SIZES:
             torch.testing.assert_close(weight(apart, name), weight(together, name))
+
+
+@pytest.mark.parametrize("how", ["two look-ups", "accumulated"])
+@pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad"])
+def test_tables_of_different_types_wait_together(optimizer: str, how: str) -> None:
+    found = []
+    for kinds in (("fp32", "fp16", "bf16"), ("fp32",), ("fp16",), ("bf16",)):
+        configs = [
+            EmbeddingBagConfig(
+                10,
+                4,
+                kind,
+                DataType[kind.upper()],
+                ["a", "b"],
+                optimizer=optimizer,
+                lr=0.1,
+                init_fn=lambda w: w.copy_(torch.arange(w.numel()).view_as(w) / 64),
+            )
+            for kind in kinds
+        ]
+        module = EmbeddingBagCollection(tables=configs)
+        optimizer_ = module.fused_optimizer
+        with optimizer_.accumulate() if how == "accumulated" else nullcontext():
+            sum(module(kjt).values().sum() for kjt in (KJT, OTHER)).backward()
+        optimizer_.step()
+        found.append({kind: weight(module, kind).detach() for kind in kinds})
+    together, *alone = found
+    for mine in alone:
+        for kind, expected in mine.items():
+            assert torch.equal(together[kind], expected)
+            assert not torch.equal(expected.float(), torch.arange(40).view(10, 4) / 64)
 
 
 def test_one_look_up_takes_the_direct_way_to_the_last_bit() -> None:

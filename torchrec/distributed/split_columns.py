@@ -157,7 +157,9 @@ class SplitColumnsUpdate(JointUpdate):
         """
         if self._waits:
             self._waits = False
-            self._exchange.run({update.table: _attempt_of(update) for update in self.updates})
+            # On every rank alike: a part that no id chose has gradients of no rows, a frozen table has none at all.
+            chosen = [update for update in self.updates if update.waiting]
+            self._exchange.run({update.table: _attempt_of(update) for update in chosen})
 
 
 def _attempt_of(update: TableUpdate) -> Attempt:

@@ -282,6 +282,7 @@ class JointUpdate:
             nothing = update.weight.new_empty(0, dtype=torch.int64)
             rows.append(torch.cat([w.rows for w in waiting]) if waiting else nothing)
             grads.append(torch.cat([w.values for w in waiting]) if waiting else None)
+        grads = _of_one_dtype(grads)
         counts = [len(r) for r in rows]
         starts = [sum(counts[:t]) for t in range(len(counts))]
         weights = [update.weight for update in self.updates]
@@ -326,6 +327,13 @@ class JointUpdate:
             self.hyper[:, LR] = torch.tensor(rates, dtype=torch.float64, device=self.hyper.device)
         self._stale = False
         self._stale_rates = any(update.lr_is_tensor for update in self.updates)
+
+
+def _of_one_dtype(grads: list[Tensor | None]) -> list[Tensor | None]:
+    """Return gradients as one call of the kernel takes them, whose rows are of the types of their tables."""
+    if len({grad.dtype for grad in grads if grad is not None}) < 2:
+        return grads
+    return [None if grad is None else grad.float() for grad in grads]
 
 
 def _rows_of(gradient: LookupGradient, updates: list[TableUpdate]) -> list[RowGradients | None]:

@@ -1,0 +1,242 @@
+"""Trains a random model on ranks and in one process, and compares all that there is to see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from tests.distributed.random_models import (
+    Case,
+    Model,
+    Outputs,
+    Phase,
+    batch,
+    joined,
+    plan_of,
+    sharders_of,
+)
+from torchrec import KeyedJaggedTensor
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.layout import shards_of
+from torchrec.distributed.placement import TablePlacement
+from torchrec.ops.embedding.updates import RULES
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.types import DataType
+
+# A reordered sum of n numbers of one sign is off by n * 2^-24 at most, relative to it; n is at most some hundred here,
+# and a rule such as Adagrad's takes a root and a quotient. A weight of fewer bits may be rounded to its neighbour.
+_RTOL = {DataType.FP32: 1e-4, DataType.FP16: 2**-9, DataType.BF16: 2**-6}
+_ATOL = {DataType.FP32: 1e-5, DataType.FP16: 1e-3, DataType.BF16: 1e-2}
+
+
+def train(case: Case, number: int, model: torch.nn.Module, sharded: bool) -> Iterator[list[Any]]:
+    """Train a model for a phase; yield for each step its outputs on each rank, and gradients of weights of ids.
+
+    Of a sharded model those are the ones of this rank; else the batches of all ranks are one.
+    """
+    phase = case.phases[number]
+    optimizer = _outside(case, model)
+    ranks = range(phase.world_size)
+    for step in range(len(phase.sizes)):
+        batches = [batch(case, number, step, rank) for rank in ranks]
+        if sharded:
+            batches = batches[dist.get_rank() :][:1]
+        if optimizer is not None:
+            optimizer.zero_grad()
+        outputs = model(batches[0] if sharded else joined(batches))
+        parts = [outputs] if sharded else _by_rank(outputs, phase.sizes[step])
+        found = [
+            {name: values.detach().clone() for name, (values, _) in part.items()} for part in parts
+        ]
+        losses = [
+            _loss(part, rank)
+            for part, rank in zip(parts, [dist.get_rank()] if sharded else ranks, strict=True)
+        ]
+        total = torch.stack(losses).sum() / len(losses)
+        if total.requires_grad:
+            total.backward()
+        if optimizer is not None:
+            optimizer.step()
+        # The gradient of a rank's own loss, not of the mean.
+        grads = [_grad_of(each, len(losses)) for each in batches]
+        yield list(zip(found, grads, strict=True))
+
+
+def _outside(case: Case, model: torch.nn.Module) -> torch.optim.Optimizer | None:
+    params = [param for _, param in in_backward_optimizer_filter(model.named_parameters())]
+    if not params:
+        return None
+    if case.outside == "adam":
+        return torch.optim.Adam(params, lr=0.02, eps=1e-3)  # not 0 as float16
+    return torch.optim.SGD(params, lr=0.1)
+
+
+def _by_rank(outputs: Outputs, sizes: Sequence[int]) -> list[Outputs]:
+    found: list[Outputs] = [{} for _ in sizes]
+    for name, (values, lengths) in outputs.items():
+        counts, split = list(sizes), [None] * len(sizes)
+        if lengths is not None:
+            split = lengths.split(list(sizes))
+            counts = [int(each.sum()) for each in split]
+        for part, mine, each in zip(found, values.split(counts), split, strict=True):
+            part[name] = (mine, each)
+    return found
+
+
+def _loss(outputs: Outputs, rank: int) -> Tensor:
+    """A loss whose gradients are of one sign, so that sums of them are well conditioned."""
+    total = torch.zeros(())
+    for k, (values, _) in enumerate(outputs.values()):
+        there = torch.arange(values.numel()).view_as(values)
+        total = total + (values * (1 + 0.5 * torch.sin(there + 17.0 * rank + k))).sum()
+    return total
+
+
+def _grad_of(features: KeyedJaggedTensor, times: int) -> Tensor | None:
+    grad = features.weights().grad
+    return None if grad is None else grad * times
+
+
+def is_exact(case: Case, phase: Phase) -> dict[str, bool]:
+    """Tell the tables that should train as in one process to the last bit, by name.
+
+    A mean over ranks that are no power of two is rounded, and what DistributedDataParallel adds up comes in
+    another order, as do partial sums of ranks: then it is to the rounding of one reordered sum.
+    """
+    found = {}
+    model = Model(case, case.seed)
+    for collection, plan in plan_of(case, phase, model).plan.items():
+        for t in case.of_collection(collection):
+            table, sharding = case.tables[t], plan[f"t{t}"]
+            shards = shards_of(f"t{t}", (table.num_rows, table.dim), sharding, phase.world_size)
+            if sharding.sharding_type == "data_parallel":
+                exact = False
+            else:
+                placement = TablePlacement(f"t{t}", shards)
+                by_row = table.optimizer is not None and RULES[table.optimizer].row_sums > 0
+                summed = collection != "sequences" and not phase.exact
+                exact = not (
+                    (case.dense and collection != "sequences")
+                    or (by_row and placement.splits_columns)
+                    or (summed and len(placement.bands) > 1)
+                )
+            # Rows that come by several look-ups wait in the type of the table.
+            exact = exact and table.data_type == DataType.FP32 and phase.world_size != 3
+            found[f"t{t}"] = exact or phase.world_size == 1
+    return found
+
+
+def compare(
+    case: Case, name: str, received: Tensor, expected: Tensor, exact: bool, what: str
+) -> None:
+    """Check that a tensor of a table is that of one process."""
+    if exact:
+        if torch.equal(received, expected):
+            return
+        raise AssertionError(
+            f"{what} should be that of one process to the last bit. Received other values, by up to "
+            f"{(received - expected).abs().max().item():.3g}."
+        )
+    kinds = {case.tables[int(name[1:])].data_type} if name else {t.data_type for t in case.tables}
+    rtol, atol = max(_RTOL[kind] for kind in kinds), max(_ATOL[kind] for kind in kinds)
+    torch.testing.assert_close(
+        received, expected, rtol=rtol, atol=atol, msg=lambda text: f"{what}: {text}"
+    )
+
+
+def parts_of(value: Any) -> list[tuple[tuple[int, ...], Tensor]]:
+    """Return the parts that are here of what a state shows, each with where it begins."""
+    if hasattr(value, "local_shards"):
+        return [(tuple(s.metadata.shard_offsets), s.tensor) for s in value.local_shards()]
+    return [((0,) * value.dim(), value)]
+
+
+def compare_weights(
+    case: Case, plain: Model, sharded: DistributedModelParallel, exact: dict[str, bool]
+) -> None:
+    """Check the weights that a rank has of every parameter."""
+    whole, mine = plain.state_dict(), sharded.state_dict()
+    assert list(whole) == list(mine)
+    for name, expected in whole.items():
+        for offsets, part in parts_of(mine[name]):
+            there = expected
+            for axis, (offset, size) in enumerate(zip(offsets, part.shape, strict=True)):
+                there = there.narrow(axis, offset, size)
+            table = name.split(".")[2] if not name.startswith("over") else ""
+            what = f"'{name}' from {offsets} on"
+            compare(case, table, part, there, exact.get(table, False), what)
+
+
+def compare_steps(
+    case: Case,
+    number: int,
+    plain: Model,
+    sharded: DistributedModelParallel,
+    exact: dict[str, bool],
+) -> list[Tensor]:
+    """Train both for a phase and compare each step; return all that a rank has seen."""
+    seen = []
+    tables = {
+        f"{name}.{feature}": f"t{t}"
+        for name in plain.names
+        for t in case.of_collection(name)
+        for feature in case.tables[t].features
+    }
+    tables |= {f"{key}@{table}": table for key, table in tables.items()}
+    steps = zip(train(case, number, plain, False), train(case, number, sharded, True), strict=True)
+    for step, (of_all, [(found, grad)]) in enumerate(steps):
+        expected, wanted = of_all[dist.get_rank()]
+        for name, values in found.items():
+            whole = name.partition("@")
+            table = whole[2] or tables.get(name, "")
+            what = f"Output '{name}' of step {step}"
+            compare(case, table, values, expected[name], exact.get(table, False), what)
+        assert (grad is None) == (wanted is None)
+        if grad is not None and wanted is not None:
+            compare(case, "", grad, wanted, False, f"The gradient of weights of step {step}")
+        seen += [*found.values(), *([] if grad is None else [grad])]
+    compare_weights(case, plain, sharded, exact)
+    return seen + [part for value in sharded.state_dict().values() for _, part in parts_of(value)]
+
+
+def sharded_model(case: Case, phase: Phase, seed: int) -> DistributedModelParallel:
+    """Return the model of a case, spread over ranks as a phase says."""
+    model = Model(case, seed)
+    return DistributedModelParallel(
+        model, plan=plan_of(case, phase, model), sharders=sharders_of(phase)
+    )
+
+
+def first_phase(case: Case, folder: str, again: bool) -> bool:
+    """Train a model as in one process, twice if asked for, and save it."""
+    phase, seen = case.phases[0], []
+    for _ in range(2 if again else 1):
+        plain, sharded = Model(case, case.seed), sharded_model(case, phase, case.seed)
+        seen.append(compare_steps(case, 0, plain, sharded, is_exact(case, phase)))
+    for received, expected in zip(seen[0], seen[-1], strict=True):
+        assert torch.equal(received, expected), "A second run should give the same bits."
+    dcp.save(sharded.state_dict(), checkpoint_id=folder)
+    return True
+
+
+def second_phase(case: Case, folder: str) -> bool:
+    """Load the model under another plan and on other ranks, and train it further."""
+    first, phase = case.phases
+    trained = Model(case, case.seed)
+    for _ in train(case, 0, trained, False):
+        pass
+    plain, sharded = Model(case, case.seed + 1), sharded_model(case, phase, case.seed + 1)
+    plain.load_state_dict(trained.state_dict())
+    state = sharded.state_dict()
+    dcp.load(state, checkpoint_id=folder)
+    sharded.load_state_dict(state)
+    exact = is_exact(case, first)
+    compare_weights(case, plain, sharded, exact)
+    now = is_exact(case, phase)
+    compare_steps(case, 1, plain, sharded, {name: exact[name] and now[name] for name in now})
+    return True

@@ -1,0 +1,59 @@
+"""Random models under random plans train as in one process, and go on from a checkpoint under others."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.distributed.one_process import first_phase, second_phase
+from tests.distributed.random_models import Case, cases
+from tests.distributed.ranks import Workers
+
+pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Workers]:
+    with Workers() as found:
+        yield found
+
+
+def check(workers: Workers, case: Case, again: bool) -> None:
+    """Train, save, load and train further; raise what any rank has raised."""
+    first, second = case.phases
+    with tempfile.TemporaryDirectory() as folder:
+        asked = [
+            (first_phase, first, (case, folder, again)),
+            (second_phase, second, (case, folder)),
+        ]
+        for function, phase, given_ in asked:
+            answers = workers.run(function, phase.world_size, *given_, timeout=30)
+            errors = [(r, each) for r, each in enumerate(answers) if isinstance(each, Exception)]
+            if errors:
+                rank, error = errors[0]
+                raise AssertionError(f"Rank {rank} of {phase.world_size} has failed.") from error
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_training_equals_one_process(workers, world_size):
+    @settings(max_examples=12, suppress_health_check=list(HealthCheck))
+    @given(cases(world_size), st.booleans())
+    def holds(case, again):
+        check(workers, case, again)
+
+    holds()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+def test_training_of_many_models_equals_one_process(workers, world_size):
+    @settings(max_examples=15 if world_size == 8 else 100, suppress_health_check=list(HealthCheck))
+    @given(cases(world_size, most=max(4, world_size)), st.booleans())
+    def holds(case, again):
+        check(workers, case, again)
+
+    holds()
