@@ -16,7 +16,12 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTens
 from torchrec.distributed import DistributedModelParallel, sharding_plan
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan
 from torchrec.distributed.testing import assert_same_training
-from torchrec.distributed.types import ShardingEnv, ShardingPlan
+from torchrec.distributed.types import (
+    EmbeddingModuleShardingPlan,
+    ParameterSharding,
+    ShardingEnv,
+    ShardingPlan,
+)
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 from torchrec.modules.mc_modules import (
     LFU_EvictionPolicy,
@@ -261,10 +266,12 @@ def test_a_collection_is_not_sharded_apart_from_its_map():
     model = nn.Sequential(
         ManagedCollisionEmbeddingBagCollection(EmbeddingBagCollection([table]), maps)
     )
+    inside = {"t": ParameterSharding("data_parallel", "dense", [0])}
+    plan = ShardingPlan({"0._embedding_module": EmbeddingModuleShardingPlan(inside)})
     with pytest.raises(
         ValueError, match="together with the ManagedCollisionEmbeddingBagCollection"
     ):
-        DistributedModelParallel(model)
+        DistributedModelParallel(model, plan=plan)
 
 
 def dtensors():

@@ -10,6 +10,8 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fp_embeddingbag import FeatureProcessedEmbeddingBagCollectionSharder
 from torchrec.distributed.fused_embedding import FusedEmbeddingCollectionSharder
 from torchrec.distributed.fused_embeddingbag import FusedEmbeddingBagCollectionSharder
+from torchrec.distributed.mc_embedding import ManagedCollisionEmbeddingCollectionSharder
+from torchrec.distributed.mc_embeddingbag import ManagedCollisionEmbeddingBagCollectionSharder
 from torchrec.distributed.types import QuantizedCommCodecs
 
 __all__ = ["collection_sharders"]
@@ -28,10 +30,13 @@ def collection_sharders(
         exact: likewise.
     """
     bags = EmbeddingBagCollectionSharder(fused_params, qcomm_codecs_registry, exact=exact)
+    sequences = EmbeddingCollectionSharder(fused_params, qcomm_codecs_registry, exact=exact)
     return [
         bags,
         FeatureProcessedEmbeddingBagCollectionSharder(bags, qcomm_codecs_registry),
-        EmbeddingCollectionSharder(fused_params, qcomm_codecs_registry, exact=exact),
+        sequences,
         FusedEmbeddingBagCollectionSharder(fused_params, qcomm_codecs_registry, exact=exact),
         FusedEmbeddingCollectionSharder(fused_params, qcomm_codecs_registry, exact=exact),
+        ManagedCollisionEmbeddingBagCollectionSharder(bags),
+        ManagedCollisionEmbeddingCollectionSharder(sequences),
     ]

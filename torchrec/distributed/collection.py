@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchrec.checks import require_type
 from torchrec.distributed.coding import check_codecs
 from torchrec.distributed.exchange import LookupOptions
-from torchrec.distributed.initial import fill_block
+from torchrec.distributed.initial import fill_block, reset_values
 from torchrec.distributed.layout import Shard, check_supported, shards_of
 from torchrec.distributed.lookup import ShardedLookup, Step
 from torchrec.distributed.parts import load_block
@@ -319,6 +319,19 @@ class ShardedTables:
             tables.reset_states()
             tables.restart()
 
+    def reset_rows(self, table: str, rows: Tensor) -> None:
+        """Make rows as they were before any training, as far as this rank has them."""
+        (config,) = (each for each in self.configs if each.name == table)
+        block = self.block(config)
+        if block is None:
+            return
+        tables = self.here if self.away is None or self.is_here(table) else self.away.tables
+        _, weight, update = tables.table(table)
+        places, values = reset_values(config, block, rows, weight.dtype)
+        with torch.no_grad():
+            weight.index_copy_(0, places, values)
+        update.forget_rows(places)
+
     # State.
 
     def value_of(self, config: BaseEmbeddingConfig, weight: Tensor) -> Any:
@@ -519,6 +532,15 @@ class ShardedTableCollection(nn.Module):
     def reset_parameters(self) -> None:
         """Give every table its initial weights anew; and no state."""
         self._tables.reset()
+
+    def reset_rows(self, table: str, rows: Tensor) -> None:
+        """Make rows as they were before any training: their weights, waiting gradients and states.
+
+        Args:
+            table: name of the table.
+            rows: of the whole table, int64 ``(N,)``, distinct. Those that this rank has none of are left.
+        """
+        self._tables.reset_rows(table, rows)
 
     def weights_loaded(self) -> None:
         """Meet weights that were loaded: what waits, such as gradients, was for the former ones."""

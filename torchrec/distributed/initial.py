@@ -10,8 +10,9 @@ from torch import Tensor
 
 from torchrec.distributed.placement import Block
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, initialise
+from torchrec.modules.table_collection import initial_rows
 
-__all__ = ["fill_block"]
+__all__ = ["fill_block", "reset_values"]
 
 # These fill each element without a look at the shape: a part starts as that of the whole table does.
 _BY_ELEMENT = {
@@ -59,3 +60,29 @@ def fill_block(config: BaseEmbeddingConfig, block: Block, weight: Tensor, seed: 
                 there[:, at : at + len(columns)] = here[:, columns.start : columns.stop]
                 at += len(columns)
             start += len(chosen)
+
+
+def reset_values(
+    config: BaseEmbeddingConfig, block: Block, rows: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return what some rows of a table start anew with, as far as a rank's block has them.
+
+    They are those that the whole table would get.
+
+    Args:
+        config: of the table.
+        block: the rows and columns.
+        rows: of the table, int64 ``(N,)``, distinct: all that are reset together.
+        dtype: of the table.
+
+    Returns:
+        rows of the block, int64 ``(M,)``, and their values, ``(M, columns of the block)``.
+    """
+    fresh = initial_rows(config, rows, dtype)
+    fresh = torch.cat([fresh[:, c.start : c.stop] for c in block.columns], dim=1)
+    places, chosen = [], []
+    for mine in block.rows:
+        here = ((rows >= mine.start) & (rows < mine.stop)).nonzero()[:, 0]
+        places.append(rows[here] - mine.start + block.row_of(mine))
+        chosen.append(here)
+    return torch.cat(places), fresh[torch.cat(chosen)]

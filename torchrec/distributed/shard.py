@@ -252,10 +252,11 @@ def _check_stands_alone(model: nn.Module, path: str) -> None:
     while parent:
         parent = parent.rpartition(".")[0]
         around = model.get_submodule(parent)
-        if isinstance(around, Collection):
+        inside: object = around.table_store() if isinstance(around, Collection) else None
+        if inside is model.get_submodule(path):
             raise ValueError(
                 f"Module '{path}' should be sharded together with the {type(around).__name__} around it, at "
-                f"'{parent}', which there is no sharder for. Received a plan for the inside alone."
+                f"'{parent}'. Received a plan for the inside alone."
             )
 
 

@@ -32,6 +32,7 @@ from torchrec.modules.collision.hash_buckets import (
 )
 from torchrec.modules.collision.hash_learning import HashLearning, HashState, check_saved, new_state
 from torchrec.modules.collision.hash_search import HashSearch, RowNumbers
+from torchrec.modules.collision.homes import Homes
 from torchrec.modules.collision.interface import JaggedDict, ManagedCollisionModule, MappedKeys
 from torchrec.modules.collision.stats import ManagedCollisionStats
 from torchrec.modules.hash_mc_evictions import (
@@ -73,23 +74,18 @@ class HashZchManagedCollisionModule(ManagedCollisionModule, LeafModule):
         tb_logging_frequency: log what `stats` says every so many training batches. Default 0: never.
         eviction_policy_name: which ids lose their rows. Default: none ever does.
         eviction_config: lifetimes of ids, for the policy.
-        inference_dispatch_div_train_world_size: ids are known by what is left of them within their
-            bucket, ``id // total_num_buckets`` or ``id % (ids of a bucket)``.
+        inference_dispatch_div_train_world_size: know ids by ``id // total_num_buckets`` or ``id % (ids of a bucket)``.
         start_bucket: the first bucket of this map, where it is a part of a larger one.
         end_bucket: the one behind the last. Default: all.
-        opt_in_prob: per cent of a batch's ids without a row that may be given one. Default -1: all.
-            Ids without a row then share the reserved ones.
+        opt_in_prob: per cent of a batch's new ids that may get a row; others share reserved ones. Default -1: all.
         percent_reserved_slots: per cent of each bucket's rows that no id holds, below 100; for
             ``opt_in_prob``.
-        disable_fallback: ids without a row of their own share none: they are left out.
-        track_id_freq: count how often each id came while it had its row; see
-            `lookup_custom_runtime_meta`.
-        read_only_suffix: features whose name ends with it are looked up, while training too, and
-            their ids not learnt.
+        disable_fallback: leave ids without a row of their own out, instead of sharing one.
+        track_id_freq: count how often an id came while it had its row; see `lookup_custom_runtime_meta`.
+        read_only_suffix: features whose name ends with it are looked up, and their ids never learnt.
         enable_per_feature_lookups: must be False: one look-up of all features gives the same rows.
         no_bag: must be False: ids without a row leave their bag, or stay as -1, see `remap`.
-        write_runtime_meta_dim: so many int64 numbers of the caller's are kept for each row; see
-            `update_runtime_meta`. Default 0: none.
+        write_runtime_meta_dim: int64 numbers kept for each row; see `update_runtime_meta`. Default 0.
         persist_hash_zch_bucket: whether the number of buckets is in ``state_dict``.
 
     Raises:
@@ -502,6 +498,10 @@ class HashZchManagedCollisionModule(ManagedCollisionModule, LeafModule):
             )
         self._is_inference = False
         self.train()
+
+    def homes(self) -> Homes:
+        """Say which part of the map each id belongs to: the one that has its bucket."""
+        return self._buckets
 
     def rebuild_with_output_id_range(
         self,

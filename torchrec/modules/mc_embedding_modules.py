@@ -236,6 +236,14 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module, LeafModule):
         """Return the tables: there, ids are rows."""
         return self._embedding_module
 
+    def managed_collision_collection(self) -> ManagedCollisionCollection:
+        """Return the maps."""
+        return self._managed_collision_collection
+
+    def returns_remapped_features(self) -> bool:
+        """Return whether look-ups give the rows, too."""
+        return self._return_remapped_features
+
     def stats(self, reset: bool = True) -> dict[str, ManagedCollisionStats]:
         """Return, for each table, how full its map is and what it has done since the last call.
 

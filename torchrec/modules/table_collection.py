@@ -269,7 +269,7 @@ class TableCollection(nn.Module):
         if not rows.numel():
             return
         with torch.no_grad():
-            weight.index_copy_(0, rows, _initial(config, weight, rows))
+            weight.index_copy_(0, rows, initial_rows(config, rows, weight.dtype))
         update.forget_rows(rows)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -324,30 +324,32 @@ def _check_rows(config: BaseEmbeddingConfig, ids: Tensor) -> Tensor:
     return ids.long()
 
 
-def _initial(config: BaseEmbeddingConfig, weight: Tensor, rows: Tensor) -> Tensor:
-    """Return first values of rows, drawn from a generator of their own.
+def initial_rows(config: BaseEmbeddingConfig, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return first values of rows, drawn from a generator of their own, ``(N, D)``.
 
     They depend on the table and on which rows these are, so a run that is taken up draws the same.
+
+    Args:
+        config: of the table.
+        rows: int64 ``(N,)``, distinct.
+        dtype: of the table.
     """
     # A sum, so that the order of the rows does not count; of hashes, so that other rows have another sum.
     seed = zlib.crc32(config.name.encode()) ^ int(hash_ids(rows, 2**62).sum() & (2**62 - 1))
-    on_cpu = weight.device.type == "cpu"
-    with torch.random.fork_rng([] if on_cpu else [weight.device], device_type=weight.device.type):
+    device = rows.device
+    on_cpu = device.type == "cpu"
+    with torch.random.fork_rng([] if on_cpu else [device], device_type=device.type):
         # Not torch.manual_seed, which would reach the generators of all devices.
         generator = torch.default_generator
         if not on_cpu:
-            generator = torch.get_device_module(weight.device).default_generators[
-                weight.device.index
-            ]
+            generator = torch.get_device_module(device).default_generators[device.index]
         generator.manual_seed(seed)
         init_fn = config.init_fn
         if isinstance(init_fn, partial):
             init_fn = init_fn.func
-        if init_fn is None or init_fn in _BY_ELEMENT:
-            fresh = weight.new_empty((len(rows), weight.shape[1]))
-            initialise(config, fresh)
-            return fresh
-        # Its spread may depend on the shape, or its values on the row: it needs the whole table.
-        whole = torch.empty_like(weight)
-        initialise(config, whole)
-        return whole.index_select(0, rows)
+        by_element = init_fn is None or init_fn in _BY_ELEMENT
+        # Else its spread may depend on the shape, or its values on the row: it needs the whole table.
+        count = len(rows) if by_element else config.num_rows
+        fresh = torch.empty((count, config.embedding_dim), dtype=dtype, device=device)
+        initialise(config, fresh)
+        return fresh if by_element else fresh.index_select(0, rows)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,13 @@ from torch.compiler import is_compiling
 from torchrec.checks import require_list, require_type
 from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules._private import outside_graphs
-from torchrec.modules.collision.features import count_kept
 from torchrec.modules.collision.interface import (
     FindsRows,
     JaggedDict,
     KeepsNumbers,
     ManagedCollisionModule,
 )
+from torchrec.modules.collision.mapped_features import MapGroup, MappedFeatures
 from torchrec.modules.collision.module import MCHManagedCollisionModule
 from torchrec.modules.collision.stats import ManagedCollisionStats
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
@@ -66,16 +66,6 @@ def apply_mc_method_to_jt_dict(
         mine = {name: result[name] for name in names}
         result.update(getattr(managed_collisions[table], mc_module)(mine))
     return result
-
-
-_IdsByKey = dict[str, Tensor]
-
-
-class _Group(NamedTuple):
-    """The tables that share a map, and the keys of their features."""
-
-    tables: list[str]
-    keys: list[str]
 
 
 class ManagedCollisionCollection(nn.Module, LeafModule):
@@ -129,32 +119,12 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
                 _check_leaves_ids(config.name, maps[config.name])
         present = {table: module for table, module in maps.items() if module is not None}
         self._managed_collision_modules = nn.ModuleDict(present)
-        self._groups = self._group()
-        self._split = self._find_split()
+        self._mapped_features = MappedFeatures(self._embedding_configs, self.maps())
 
-    def _group(self) -> list[_Group]:
-        """Return each map once, with the tables that have it and the features of all of these."""
-        groups: dict[int, _Group] = {}
-        for config in self._embedding_configs:
-            if config.name in self._managed_collision_modules:
-                module = self._managed_collision_modules[config.name]
-                group = groups.setdefault(id(module), _Group([], []))
-                group.tables.append(config.name)
-                group.keys.extend(n for n in config.feature_names if n not in group.keys)
-        return list(groups.values())
-
-    def _find_split(self) -> dict[str, list[tuple[str, int | None]]]:
-        """Return the features whose tables do not share a map: for each table the key, and the number of its group."""
-        group_of = {t: g for g, group in enumerate(self._groups) for t in group.tables}
-        tables: dict[str, list[str]] = {}
-        for config in self._embedding_configs:
-            for feature in config.feature_names:
-                tables.setdefault(feature, []).append(config.name)
-        return {
-            feature: [(f"{feature}@{table}", group_of.get(table)) for table in names]
-            for feature, names in tables.items()
-            if len({group_of.get(table) for table in names}) > 1
-        }
+    @property
+    def mapped_features(self) -> MappedFeatures:
+        """Which features the maps are for."""
+        return self._mapped_features
 
     def maps(self) -> dict[str, ManagedCollisionModule]:
         """Return the map of each table that has one."""
@@ -192,12 +162,12 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
         return mapped(features, mutate_miss_lengths)
 
     def _forward(self, features: KeyedJaggedTensor, mutate_miss_lengths: bool) -> KeyedJaggedTensor:
-        ids = self._ids_by_key(features)
+        ids = self._mapped_features.ids_by_key(features)
         rows = []
-        for group in self._groups:
+        for group in self._mapped_features.groups:
             mapped = self._map_of(group)({key: features[key] for key in group.keys}, False)
             rows.append([mapped[key].values() for key in group.keys])
-        return self._with_rows(features, ids, rows, mutate_miss_lengths)
+        return self._mapped_features.with_rows(features, ids, rows, mutate_miss_lengths)
 
     # Evictions depend on the data, and policies of the user's call what they like: a graph that
     # torch.compile makes ends before the maps, and a new one begins behind them.
@@ -212,14 +182,14 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
             features: see `forward`.
             mutate_miss_lengths: see `forward`.
         """
-        ids = self._ids_by_key(features)
+        ids = self._mapped_features.ids_by_key(features)
         rows = []
-        for group in self._groups:
+        for group in self._mapped_features.groups:
             module = self._map_of(group)
             mine = module.preprocess({key: features[key] for key in group.keys})
             found = module.find(mine, False)
             rows.append([found[key].values() for key in group.keys])
-        return self._with_rows(features, ids, rows, mutate_miss_lengths)
+        return self._mapped_features.with_rows(features, ids, rows, mutate_miss_lengths)
 
     def map_ids(
         self,
@@ -235,105 +205,19 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
                 that none is missed if a later map fails.
             mutate_miss_lengths: see `forward`.
         """
-        ids = self._ids_by_key(features)
+        ids = self._mapped_features.ids_by_key(features)
         rows = []
-        for group in self._groups:
+        for group in self._mapped_features.groups:
             mine = {key: ids[key] for key in group.keys}
             mapped = self._map_of(group).map_keys(features, mine, mutate_miss_lengths)
             if mapped.changed is not None and mapped.changed.numel():
                 for table in group.tables:
                     reset_rows(table, mapped.changed)
             rows.append(mapped.rows)
-        return self._with_rows(features, ids, rows, mutate_miss_lengths)
+        return self._mapped_features.with_rows(features, ids, rows, mutate_miss_lengths)
 
-    def _map_of(self, group: _Group) -> ManagedCollisionModule:
+    def _map_of(self, group: MapGroup) -> ManagedCollisionModule:
         return self._managed_collision_modules[group.tables[0]]  # type: ignore[return-value]
-
-    def _ids_by_key(self, features: KeyedJaggedTensor) -> _IdsByKey:
-        """Return the ids of each key, where they are all that the maps need: asked before any map learns."""
-        require_type(features, "`features`", KeyedJaggedTensor)
-        if not self._groups:
-            return {}
-        parts = features.values().split(features.length_per_key())
-        ids = dict(zip(features.keys(), parts, strict=True))
-        for group in self._groups:
-            for key in group.keys:
-                if key not in ids:
-                    raise ValueError(
-                        f"`features` should have the key '{key}' of table '{group.tables[0]}'. "
-                        f"Received keys {features.keys()}."
-                    )
-        for feature, names in self._split.items():
-            for name, _ in names:
-                if name in ids:
-                    raise ValueError(
-                        f"`features` should have no key '{name}', under which rows of '{feature}' come. "
-                        f"Received keys {features.keys()}."
-                    )
-        return ids
-
-    def _with_rows(
-        self,
-        features: KeyedJaggedTensor,
-        values: _IdsByKey,
-        rows: Sequence[Sequence[Tensor]],
-        drops_missing: bool,
-    ) -> KeyedJaggedTensor:
-        """Return the features with rows in place of ids.
-
-        Args:
-            features: the features.
-            values: the ids of each key.
-            rows: of each group, in the order of its keys.
-            drops_missing: drop the ids for which maps give -1.
-        """
-        if not rows:
-            return features
-        missing: set[str] = set()
-        for group, of_keys in zip(self._groups, rows, strict=True):
-            if drops_missing and self._map_of(group).disable_fallback:
-                missing.update(group.keys)
-                missing.update(f"{key}@{table}" for key in group.keys for table in group.tables)
-            for key, found in zip(group.keys, of_keys, strict=True):
-                if key not in self._split:
-                    values[key] = found
-        if self._split:
-            mapped = self._with_rows_of_tables(features, values, rows)
-        else:
-            parts = tuple(values.values())
-            mapped = features.with_values(parts[0] if len(parts) == 1 else torch.cat(parts))
-        return _without_missing(mapped, missing) if missing else mapped
-
-    def _with_rows_of_tables(
-        self,
-        features: KeyedJaggedTensor,
-        values: _IdsByKey,
-        rows: Sequence[Sequence[Tensor]],
-    ) -> KeyedJaggedTensor:
-        """Return the features with values, and with a key for each table that maps a feature its own way."""
-        groups = zip(self._groups, rows, strict=True)
-        rows_by_key = [dict(zip(group.keys, found, strict=True)) for group, found in groups]
-        order: list[int] = []
-        parts: _IdsByKey = {}
-        for position, (key, ids) in enumerate(values.items()):
-            for name, group in self._split.get(key, [(key, None)]):
-                order.append(position)
-                parts[name] = ids if group is None else rows_by_key[group][key]
-        bags = features.permute(order)
-        inverse = bags.inverse_indices_or_none()
-        if inverse is not None:
-            row = {key: r for r, key in enumerate(inverse[0])}
-            keys = bags.keys()
-            inverse = list(parts), inverse[1][[row[key] for key in keys]]
-        return KeyedJaggedTensor(
-            list(parts),
-            torch.cat(list(parts.values())),
-            bags.weights_or_none(),
-            bags.lengths(),
-            stride=bags.stride(),
-            stride_per_key_per_rank=bags.stride_per_key_per_rank() or None,
-            inverse_indices=inverse,
-        )
 
     def evict(self) -> dict[str, Tensor | None]:
         """Return, for each table, the rows that changed hands since the last call; None: no eviction.
@@ -386,9 +270,11 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
             ValueError: for a table whose map keeps none.
         """
         found = []
-        split = {name: key for key, names in self._split.items() for name, _ in names}
         for key, module in self._keeping(remapped_ids.keys()).items():
-            ids, rows = features[split.get(key, key)].values(), remapped_ids[key].values()
+            ids, rows = (
+                features[self._mapped_features.feature_of(key)].values(),
+                remapped_ids[key].values(),
+            )
             found.append(module.lookup_runtime_meta(ids, rows))
         return remapped_ids.with_weights(torch.cat(found))
 
@@ -410,10 +296,9 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
 
     def _keeping(self, keys: Sequence[str]) -> dict[str, KeepsNumbers]:
         """Return the map of each feature, which has to keep numbers."""
-        maps = {key: self.maps()[group.tables[0]] for group in self._groups for key in group.keys}
-        for name, group in (split for names in self._split.values() for split in names):
-            if group is not None:
-                maps[name] = self.maps()[self._groups[group].tables[0]]
+        maps = {
+            key: self._map_of(group) for key, group in self._mapped_features.group_of_keys().items()
+        }
         found: dict[str, KeepsNumbers] = {}
         for key in keys:
             module = maps.get(key)
@@ -424,29 +309,6 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
                 )
             found[key] = module
         return found
-
-
-def _without_missing(features: KeyedJaggedTensor, keys: Set[str]) -> KeyedJaggedTensor:
-    """Return the features without the values below 0 of some keys; their bags are that much shorter."""
-    keep = features.values() >= 0
-    parts = keep.split(features.length_per_key())
-    keep = torch.cat(
-        [
-            part if key in keys else torch.ones_like(part)
-            for key, part in zip(features.keys(), parts, strict=True)
-        ]
-    )
-    weights = features.weights_or_none()
-    varies = features.variable_stride_per_key()
-    return KeyedJaggedTensor(
-        features.keys(),
-        features.values()[keep],
-        None if weights is None else weights[keep],
-        count_kept(keep, features.lengths(), features.offsets()),
-        stride=None if varies else features.stride(),
-        stride_per_key_per_rank=features.stride_per_key_per_rank() if varies else None,
-        inverse_indices=features.inverse_indices_or_none(),
-    )
 
 
 def _check_leaves_ids(table: str, module: ManagedCollisionModule | None) -> None:

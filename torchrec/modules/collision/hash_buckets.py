@@ -113,6 +113,20 @@ class Buckets:
                 f"{int(buckets[outside][0])}."
             )
 
+    def homes_of(self, ids: Tensor, feature: str) -> Tensor:
+        """Return the first row of the bucket of each id, as `Homes` are.
+
+        Args:
+            ids: int64 ``(N,)``.
+            feature: they are of, for messages.
+
+        Raises:
+            ValueError: for ids out of range.
+        """
+        self._check_feature(ids, feature)
+        starts = torch.tensor(self.bounds, device=ids.device)
+        return starts[_bucket_of(ids, self.input_hash_size, self.total)[0]]
+
     def rests(self, ids: Tensor) -> Tensor:
         """Return what is left of ids within their buckets."""
         return _bucket_of(ids, self.input_hash_size, self.total)[1]

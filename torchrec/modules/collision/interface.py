@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torchrec.checks import checked_device, require_type
 from torchrec.modules._recomputation import is_recomputation
+from torchrec.modules.collision.homes import Homes
 from torchrec.modules.collision.stats import ManagedCollisionStats
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
@@ -215,6 +216,18 @@ class ManagedCollisionModule(nn.Module, ABC):
 
     def validate_state(self) -> None:
         """Raise if the state contradicts itself."""
+
+    @property
+    def least_rows(self) -> int:
+        """How many rows a part of the map has at least."""
+        return 1
+
+    def homes(self) -> Homes | None:
+        """Say which part of the map each id belongs to, where `rebuild_with_output_id_range` makes parts of it.
+
+        Default None: nobody knows, so that the map has to stay whole.
+        """
+        return None
 
     @abstractmethod
     def rebuild_with_output_id_range(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torchrec.modules.collision.features import (
     values_of,
     with_values,
 )
+from torchrec.modules.collision.homes import HashedHomes, HashFunction, apply_hash
 from torchrec.modules.collision.interface import JaggedDict, ManagedCollisionModule, MappedKeys
 from torchrec.modules.collision.policies import (
     DistanceLFU_EvictionPolicy,
@@ -44,7 +46,6 @@ from torchrec.ops.collision import MAX_ROWS
 from torchrec.ops.hashing import hash_ids
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-HashFunction = Callable[[Tensor, int], Tensor]
 _BUILT_IN = (LFU_EvictionPolicy, LRU_EvictionPolicy, DistanceLFU_EvictionPolicy)
 
 
@@ -214,13 +215,7 @@ class MCHManagedCollisionModule(ManagedCollisionModule, LeafModule):
         """
         if self._input_hash_func is None:
             return ids
-        hashed = self._input_hash_func(ids, self._input_hash_size)
-        if hashed.shape != ids.shape:
-            raise ValueError(
-                f"`input_hash_func` of map '{self._name}' should return one id for each "
-                f"({ids.numel()}). Received shape {tuple(hashed.shape)}."
-            )
-        return hashed
+        return apply_hash(self._input_hash_func, self._input_hash_size, self._name, ids)
 
     def profile(self, features: JaggedDict) -> JaggedDict:
         """Count the ids of a training batch, and evict when it is time. In evaluation: nothing.
@@ -477,6 +472,19 @@ class MCHManagedCollisionModule(ManagedCollisionModule, LeafModule):
             output_segments,
             self._buckets,
         )
+
+    @property
+    def least_rows(self) -> int:
+        """How many rows a part of the map has at least: one for an id, one that others share."""
+        return 2
+
+    def homes(self) -> HashedHomes:
+        """Say which part of the map each id belongs to: a hash of the id names one of all rows."""
+        first, function = self._output_global_offset, self._input_hash_func
+        hashed = None
+        if function is not None:  # which goes where the map does not
+            hashed = partial(apply_hash, function, self._input_hash_size, self._name)
+        return HashedHomes(range(first, first + self.output_size()), hashed)
 
     def sizes(self) -> Sizes:
         """Return the sizes of the two zones."""

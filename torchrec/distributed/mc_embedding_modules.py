@@ -1,0 +1,237 @@
+"""Managed collision on many ranks: maps and tables that are looked up as one, each part of a map beside its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from torchrec.distributed.collection import StepContext, append_prefix
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embedding_types import (
+    BaseEmbeddingSharder,
+    KJTList,
+    ShardedEmbeddingModule,
+)
+from torchrec.distributed.embeddingbag import (
+    EmbeddingBagCollectionSharder,
+)
+from torchrec.distributed.mc_modules import (
+    LazyFeatures,
+    ManagedCollisionCollectionContext,
+    ManagedCollisionCollectionSharder,
+)
+from torchrec.distributed.types import (
+    Awaitable,
+    ParameterSharding,
+    QuantizedCommCodecs,
+    ShardingEnv,
+)
+from torchrec.modules.mc_embedding_modules import (
+    BaseManagedCollisionEmbeddingCollection,
+    ManagedCollisionEmbeddingBagCollection,
+    ManagedCollisionEmbeddingCollection,
+)
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Multistreamable
+
+__all__ = [
+    "BaseManagedCollisionEmbeddingCollectionSharder",
+    "BaseShardedManagedCollisionEmbeddingCollection",
+    "ManagedCollisionContext",
+]
+
+M = TypeVar("M", bound=BaseManagedCollisionEmbeddingCollection)
+
+
+class ManagedCollisionContext(Multistreamable):
+    """What the steps of one forward pass hand on to each other.
+
+    Attributes:
+        maps: of the maps.
+        tables: of the look-up.
+        rows: the features with rows in place of ids.
+    """
+
+    rows: KeyedJaggedTensor
+
+    def __init__(self, maps: ManagedCollisionCollectionContext, tables: StepContext) -> None:
+        self.maps, self.tables = maps, tables
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory of every tensor alive until the work queued on ``stream`` is done."""
+        self.maps.record_stream(stream)
+        self.tables.record_stream(stream)
+
+
+class BaseShardedManagedCollisionEmbeddingCollection(
+    ShardedEmbeddingModule[KJTList, list[Tensor], Any, ManagedCollisionContext]
+):
+    """A collection of tables and its maps, spread over ranks; see `ShardedManagedCollisionCollection`.
+
+    A row that changes hands starts as a new one on every rank that has a part of it. Maps learn in `compute`, so that
+    ids may be sent ahead of time.
+
+    Args:
+        module: the collection.
+        table_name_to_parameter_sharding: where each table goes, and with it its map.
+        e_sharder: spreads the tables.
+        mc_sharder: spreads the maps.
+        env: the ranks.
+        device: where this rank has its parts.
+        module_fqn: its path in the model, for errors.
+    """
+
+    def __init__(
+        self,
+        module: ManagedCollisionEmbeddingBagCollection | ManagedCollisionEmbeddingCollection,
+        table_name_to_parameter_sharding: dict[str, ParameterSharding],
+        e_sharder: EmbeddingBagCollectionSharder | EmbeddingCollectionSharder,
+        mc_sharder: ManagedCollisionCollectionSharder,
+        env: ShardingEnv,
+        device: torch.device,
+        *,
+        module_fqn: str | None = None,
+    ) -> None:
+        super().__init__()
+        params: Any = table_name_to_parameter_sharding
+        tables: Any = module.table_store()
+        sharded = e_sharder.shard(tables, params, env, device, module_fqn)
+        self._managed_collision_collection = mc_sharder.shard(
+            module.managed_collision_collection(), params, env, [], device, module_fqn=module_fqn
+        )
+        self._embedding_module = sharded
+        self._return_remapped_features = module.returns_remapped_features()
+
+    def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
+        """Yield the names of the parameters that are spread over ranks.
+
+        Args:
+            prefix: written before each. Default none.
+        """
+        yield from self._embedding_module.sharded_parameter_names(
+            append_prefix(prefix, "_embedding_module")
+        )
+
+    def create_context(self) -> ManagedCollisionContext:
+        """Return what the steps of one forward pass hand on to each other."""
+        maps = self._managed_collision_collection.create_context(self._embedding_module.reset_rows)
+        return ManagedCollisionContext(maps, self._embedding_module.create_context())
+
+    def input_dist(
+        self,
+        ctx: ManagedCollisionContext,
+        features: KeyedJaggedTensor,
+        mutate_miss_lengths: bool = True,
+    ) -> Awaitable[Awaitable[KJTList]]:
+        """Send ids to the ranks that have their maps.
+
+        Args:
+            ctx: of the forward pass.
+            features: of this rank's batch.
+            mutate_miss_lengths: for maps that leave ids out: whether their lengths become 0.
+        """
+        return self._managed_collision_collection.input_dist(
+            ctx.maps, features, mutate_miss_lengths=mutate_miss_lengths
+        )
+
+    def compute(self, ctx: ManagedCollisionContext, dist_input: KJTList) -> list[Tensor]:
+        """Find rows for the ids, reset the rows that change hands, and look rows up.
+
+        Args:
+            ctx: of the forward pass.
+            dist_input: the ids that all ranks ask for.
+        """
+        maps, tables = self._managed_collision_collection, self._embedding_module
+        ctx.rows = maps.compute_and_output_dist(ctx.maps, dist_input).wait()
+        return tables.compute(ctx.tables, tables.input_dist(ctx.tables, ctx.rows).wait().wait())
+
+    def output_dist(self, ctx: ManagedCollisionContext, output: list[Tensor]) -> Any:
+        """Send vectors back to the ranks that asked for them.
+
+        Args:
+            ctx: of the forward pass.
+            output: what `compute` returned.
+
+        Returns:
+            What the collection of tables returns; and the features with rows in place of ids, if asked for, else None.
+        """
+        rows = LazyFeatures(ctx.rows) if self._return_remapped_features else None
+        return self._embedding_module.output_dist(ctx.tables, output), rows
+
+    def sync_hash_zch_weights(
+        self,
+        table_name: str,
+        rank_to_global: Tensor,
+        survived: Tensor,
+        include_optimizer_state: bool,
+        allreduce_fn: Callable[..., None],
+        indices_slots: Tensor | None = None,
+    ) -> None:
+        """Refuse with a NotImplementedError: each part of a map is on one rank, and has no replicas.
+
+        Args:
+            table_name: name of the table.
+            rank_to_global: rows of the replicas.
+            survived: which of them stay.
+            include_optimizer_state: of the rows, too.
+            allreduce_fn: adds up.
+            indices_slots: rows.
+        """
+        raise NotImplementedError(
+            f"The map of table '{table_name}' should be one of its kind: replicas of maps are not there."
+        )
+
+
+class BaseManagedCollisionEmbeddingCollectionSharder(BaseEmbeddingSharder[M], Generic[M]):
+    """Spreads a managed-collision collection over ranks.
+
+    Args:
+        e_sharder: spreads its tables.
+        mc_sharder: spreads its maps.
+        qcomm_codecs_registry: see `BaseEmbeddingSharder`.
+    """
+
+    def __init__(
+        self,
+        e_sharder: BaseEmbeddingSharder[Any],
+        mc_sharder: ManagedCollisionCollectionSharder,
+        qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None,
+    ) -> None:
+        super().__init__(e_sharder.fused_params, qcomm_codecs_registry)
+        self._e_sharder, self._mc_sharder = e_sharder, mc_sharder
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """Return in which ways tables can be spread, values of `ShardingType`.
+
+        Args:
+            compute_device_type: ``"cpu"`` or ``"cuda"``.
+        """
+        return self._e_sharder.sharding_types(compute_device_type)
+
+    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
+        """Return with which kernels, the best one first.
+
+        Args:
+            sharding_type: value of a `ShardingType`.
+            compute_device_type: ``"cpu"`` or ``"cuda"``.
+        """
+        return self._e_sharder.compute_kernels(sharding_type, compute_device_type)
+
+
+def refuse_both(sharder: object, name: str, fused_params: object, codecs: object) -> None:
+    """Refuse options of a sharder of tables beside the sharder.
+
+    Args:
+        sharder: of the tables, or None.
+        name: of the argument that it is.
+        fused_params: the options, or None.
+        codecs: ``qcomm_codecs_registry``, or None.
+    """
+    if sharder is not None and (fused_params or codecs):
+        raise ValueError(
+            f"`fused_params` and `qcomm_codecs_registry` should be given to `{name}`, where there is one. "
+            f"Received {fused_params} and {codecs} beside it."
+        )
