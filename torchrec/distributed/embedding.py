@@ -52,7 +52,9 @@ class ShardedEmbeddingCollection(
         fused_params: see `BaseEmbeddingSharder`.
         device: where this rank has its parts. Default: the CPU.
         qcomm_codecs_registry: see `BaseEmbeddingSharder`.
-        use_index_dedup: send each distinct id of a batch once: not supported yet; must be False.
+        use_index_dedup: send each id that a feature has in a batch once, and the sum of its gradients: less to send
+            where ids come again, at the price of looking for them. Vectors are the same, to the last bit; what tables
+            learn, to the rounding of sums in another order. Default False.
         module_fqn: its path in the model, for errors.
         exact: see `BaseEmbeddingSharder`.
     """
@@ -70,10 +72,10 @@ class ShardedEmbeddingCollection(
         *,
         exact: bool = False,
     ) -> None:
-        if use_index_dedup:
+        if use_index_dedup and exact:
             raise ValueError(
-                "`use_index_dedup` should be False: every id of a batch is sent, however often it comes. "
-                "Received True."
+                "`exact` should be False with `use_index_dedup`: gradients of an id that comes several times are "
+                "added up before they are sent. Received True for both."
             )
         super().__init__(qcomm_codecs_registry)
         tables = ShardedTables(
@@ -83,7 +85,9 @@ class ShardedEmbeddingCollection(
             device,
             fused_params,
             "embeddings",
-            LookupOptions(by_rows=True, exact=exact, codecs=qcomm_codecs_registry),
+            LookupOptions(
+                by_rows=True, exact=exact, codecs=qcomm_codecs_registry, distinct=use_index_dedup
+            ),
             module_fqn or "",
         )
         self._set_tables(tables)
@@ -151,7 +155,9 @@ class EmbeddingCollectionSharder(BaseEmbeddingSharder[EmbeddingCollection]):
     Args:
         fused_params: see `BaseEmbeddingSharder`.
         qcomm_codecs_registry: see `BaseEmbeddingSharder`.
-        use_index_dedup: send each distinct id of a batch once: not supported yet; must be False.
+        use_index_dedup: send each id that a feature has in a batch once, and the sum of its gradients: less to send
+            where ids come again, at the price of looking for them. Vectors are the same, to the last bit; what tables
+            learn, to the rounding of sums in another order. Default False.
         exact: see `BaseEmbeddingSharder`.
     """
 

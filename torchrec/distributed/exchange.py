@@ -151,12 +151,14 @@ class LookupOptions:
             on several ranks are, if that sends less.
         exact: look all of those up by rows.
         codecs: how vectors are written on the way, by name of a `CommOp`. Default: as they are.
+        distinct: send each row that a feature has in a batch once; only where every slot is looked up by rows.
     """
 
     weighted: bool = False
     by_rows: bool = False
     exact: bool = False
     codecs: Mapping[str, QuantizedCommCodecs] | None = None
+    distinct: bool = False
 
 
 class Exchange:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrec.distributed.distinct import distinct_rows
 from torchrec.distributed.exchange import Asked, Exchange, LookupOptions, Routed
 from torchrec.distributed.placement import TablePlacement
 from torchrec.distributed.route import Route, Slot
@@ -169,6 +170,7 @@ class ShardedLookup:
     ) -> None:
         self.configs, self.placements = list(configs), list(placements)
         self._weighted, self._dtype = options.weighted, dtype
+        self._distinct = options.distinct
         slots = [
             Slot(feature, t, config.embedding_dim, _is_mean(config))
             for t, config in enumerate(configs)
@@ -278,6 +280,8 @@ class ShardedLookup:
                 weights = torch.cat(
                     [weights[starts[key] : starts[key] + sizes[key]] for key in found.keys]
                 )
+        if self._distinct:
+            return self._route_distinct(rows, counts, batch), lengths, weights, out_of_range
         values, places, lane_lengths, lane_counts = route_rows(
             rows, lengths, counts, self.route.bands
         )
@@ -287,6 +291,17 @@ class ShardedLookup:
             sent = self._in_lanes(weights.float(), places, counts, in_lanes)
         routed = Routed(batch, values, places, lane_lengths, in_lanes, counts, sent)
         return routed, lengths, weights, out_of_range
+
+    def _route_distinct(self, rows: Tensor, counts: list[int], batch: int) -> Routed:
+        """Ask for each row of a slot once. Nobody has to know of which bags they are."""
+        kept, places, kept_counts = distinct_rows(rows, counts)
+        bags = torch.tensor(kept_counts).unsqueeze(1)
+        values, kept_places, lane_lengths, lane_counts = route_rows(
+            kept, bags, kept_counts, self.route.bands
+        )
+        return Routed(
+            batch, values, kept_places[places], lane_lengths, lane_counts.tolist(), counts, None
+        )
 
     def _in_lanes(
         self, weights: Tensor, places: Tensor, counts: list[int], in_lanes: list[int]
