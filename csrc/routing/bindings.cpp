@@ -6,6 +6,7 @@
 
 #include "address.h"
 #include "pieces.h"
+#include "routing/blocks.h"
 #include "routing/routing.h"
 
 namespace nb = nanobind;
@@ -24,6 +25,24 @@ void require_bands(const Ints& bands, int64_t slots) {
             "`bands` should come in order of their slots, and have less than 2 ** 31 rows. Received others.");
     slot = bands[i];
   }
+}
+
+// A block as Python gives it: see `copy_blocks` below.
+constexpr size_t kNumbers = 9;
+constexpr int64_t kDivides = 1, kAdds = 2;
+
+// The first element of a block in one of some tensors, (address, elements) each, which it has to lie inside of.
+char* block_at(const Ints& tensors, const int64_t* place, int64_t rows, int64_t columns, int64_t item) {
+  const int64_t number = place[0], start = place[1], stride = place[2];
+  REQUIRE(number >= 0 && number < static_cast<int64_t>(tensors.size()) / 2 && start >= 0 && stride >= 0 && rows >= 0 &&
+              columns >= 0,
+          "`blocks` should name a tensor that there is, and have no negative number. Received others.");
+  const int64_t size = tensors[2 * static_cast<size_t>(number) + 1];
+  const __int128 last = rows > 0 ? static_cast<__int128>(rows - 1) * stride : 0;
+  REQUIRE(rows == 0 || columns == 0 || (start <= size && last + columns <= size - start),
+          "`blocks` should lie inside of their tensors. Received one that does not, of tensor number " +
+              std::to_string(number) + ".");
+  return rows == 0 || columns == 0 ? nullptr : at<char>(tensors[2 * static_cast<size_t>(number)]) + start * item;
 }
 
 }  // namespace
@@ -76,6 +95,24 @@ void bind_routing(nb::module_& m) {
     int32_t* const values = at<int32_t>(outputs[0]);
     in_pieces(threads, slots, [&](int64_t s, int) { fill_bands(routings[s], values + starts[s]); });
     for (int64_t i = starts[slots]; i < total; ++i) values[i] = -1;  // of rows in no band
+  });
+  // `inputs` and `outputs` are (address, elements), `blocks` (input, start, stride, output, start, stride, rows, columns,
+  // kind) one behind the other: 1 divides, 2 adds. Both take floats.
+  m.def("copy_blocks", [](int64_t item, const Ints& inputs, const Ints& outputs, const Ints& blocks, double divisor) {
+    REQUIRE(item > 0 && blocks.size() % kNumbers == 0, "`blocks` should be nine numbers each. Received others.");
+    std::vector<CopyBlock> copies;
+    copies.reserve(blocks.size() / kNumbers);
+    for (const int64_t* block = blocks.data(); block < blocks.data() + blocks.size(); block += kNumbers) {
+      const int64_t rows = block[6], columns = block[7], kind = block[8];
+      REQUIRE(kind >= 0 && kind <= (kDivides | kAdds) && (kind == 0 || item == sizeof(float)),
+              "`blocks` should copy, or be of floats. Received others.");
+      char* const from = block_at(inputs, block, rows, columns, item);
+      char* const to = block_at(outputs, block + 3, rows, columns, item);
+      if (rows > 0 && columns > 0)
+        copies.push_back({from, block[2], to, block[5], rows, columns, (kind & kDivides) != 0, (kind & kAdds) != 0});
+    }
+    nb::gil_scoped_release release;
+    copy_blocks(copies.data(), static_cast<int64_t>(copies.size()), item, static_cast<float>(divisor));
   });
 }
 

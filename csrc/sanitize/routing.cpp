@@ -1,6 +1,7 @@
 #include "routing/routing.h"
 
 #include "check.h"
+#include "routing/blocks.h"
 
 namespace rowwise {
 namespace {
@@ -51,10 +52,33 @@ void test_slot(Random& random, int64_t bags, int64_t most_bands) {
   CHECK(!lengths_fit(slot));
 }
 
+// Columns of one matrix, in memory of exactly their size, against a plain loop.
+void test_blocks(Random& random, int64_t rows, float divisor) {
+  const int64_t width = random.below(40) + 1, first = random.below(width), columns = random.below(width - first + 1);
+  std::vector<float> from(static_cast<size_t>(rows * width)), to(static_cast<size_t>(rows * columns), 3);
+  for (float& x : from) x = random.number();
+  std::vector<float> expected = to;
+  std::vector<CopyBlock> blocks;
+  for (int64_t left = random.below(3); left >= 0 && rows > 0; --left) {
+    const bool divides = random.coin(), adds = random.coin();
+    blocks.push_back({reinterpret_cast<const char*>(from.data() + first), width, reinterpret_cast<char*>(to.data()), columns,
+                      rows, columns, divides, adds});
+    for (int64_t i = 0; i < rows * columns; ++i) {
+      const float x = from[static_cast<size_t>(i / columns * width + first + i % columns)];
+      float& y = expected[static_cast<size_t>(i)];
+      y = (adds ? y : 0) + (divides ? x / divisor : x);
+    }
+  }
+  copy_blocks(blocks.data(), static_cast<int64_t>(blocks.size()), 4, divisor);
+  CHECK(to == expected);
+}
+
 }  // namespace
 
 void test_routing() {
   Random random(9);
+  for (int64_t repeat = 0; repeat < 100; ++repeat) test_blocks(random, random.below(9), static_cast<float>(repeat % 5 + 1));
+  test_blocks(random, 5000, 2);
   for (int repeat = 0; repeat < 300; ++repeat) test_slot(random, random.below(9), random.below(6));
 }
 

@@ -159,7 +159,7 @@ def test_error_of_sums(workers, kind, name):
 
 
 class Counted:
-    """Counts the bytes that a rank sends in exchanges, by dtype."""
+    """Counts the bytes that a rank sends to others in exchanges, by dtype."""
 
     def __enter__(self):
         self.bytes, self._swap = {}, dist.all_to_all_single
@@ -169,9 +169,10 @@ class Counted:
     def __exit__(self, *_):
         dist.all_to_all_single = self._swap
 
-    def _count(self, received, sent, *args, **kwargs):
-        self.bytes[sent.dtype] = self.bytes.get(sent.dtype, 0) + sent.nbytes
-        return self._swap(received, sent, *args, **kwargs)
+    def _count(self, received, sent, expected, sizes, **kwargs):
+        elements = sent.numel() - sizes[dist.get_rank()]
+        self.bytes[sent.dtype] = self.bytes.get(sent.dtype, 0) + elements * sent.itemsize
+        return self._swap(received, sent, expected, sizes, **kwargs)
 
 
 def bytes_sent(pooled, kind):

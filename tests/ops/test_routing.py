@@ -1,4 +1,4 @@
-"""Routing of rows to bands, against lists in plain Python."""
+"""Routing of rows to bands, and blocks of numbers, against lists in plain Python."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrec.ops.routing import reference, route_rows
+from torchrec.ops.routing import ADDS, DIVIDES, copy_blocks, reference, route_rows
 
 
 @st.composite
@@ -73,3 +73,83 @@ def test_sizes_that_do_not_fit_are_refused():
         route_rows(rows, lengths, [2], [1, 0, 5, 0])
     with pytest.raises(TypeError, match="`rows` should be int64"):
         route_rows(rows.int(), lengths, [2], [0, 0, 5, 0])
+
+
+@st.composite
+def copies(draw):
+    """Inputs of some sizes, and blocks, each of which has an output to itself or adds to one before it."""
+    sizes = draw(st.lists(st.integers(1, 40), min_size=1, max_size=3))
+    outputs, blocks = [], []
+    for _ in range(draw(st.integers(0, 3))):
+        rows, columns, gap = (draw(st.integers(0, 4)) for _ in range(3))
+        stride, start = columns + gap, draw(st.integers(0, 3))
+        outputs.append(start + rows * stride)
+        for kind in [draw(st.sampled_from([0, DIVIDES])), *draw(st.lists(st.integers(2, 3)))]:
+            source, step = draw(st.integers(0, len(sizes) - 1)), draw(st.integers(0, 5))
+            first = draw(st.integers(0, 5))
+            if first + max(rows - 1, 0) * step + columns > sizes[source]:
+                first, step = 0, 0
+            if columns > sizes[source]:
+                continue
+            place = [len(outputs) - 1, start, stride]
+            if kind & ADDS and not any(block[3] == len(outputs) - 1 for block in blocks):
+                continue
+            blocks.append([source, first, step, *place, rows, columns, kind])
+    return sizes, outputs, blocks
+
+
+def copied_in_plain_python(inputs, sizes, blocks, divisor):
+    outputs = [[None] * size for size in sizes]
+    for source, first, step, target, start, stride, rows, columns, kind in blocks:
+        for row in range(rows):
+            for column in range(columns):
+                number = inputs[source][first + row * step + column]
+                number = number / divisor if kind & DIVIDES else number
+                before = outputs[target][start + row * stride + column] if kind & ADDS else None
+                outputs[target][start + row * stride + column] = number + (before or 0)
+    return outputs
+
+
+@pytest.mark.parametrize("copy", [copy_blocks, reference.copy_blocks], ids=["in use", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@given(given=copies(), divisor=st.sampled_from([1, 2, 4]))
+def test_blocks_are_copied_divided_and_added(copy, dtype, given, divisor):
+    sizes, outputs, blocks = given
+    inputs = [torch.arange(size, dtype=dtype) + 100 * i for i, size in enumerate(sizes)]
+    found = copy(inputs, outputs, [number for block in blocks for number in block], divisor)
+    expected = copied_in_plain_python([t.tolist() for t in inputs], outputs, blocks, divisor)
+    for mine, wanted in zip(found, expected, strict=True):
+        written = [i for i, number in enumerate(wanted) if number is not None]
+        assert [mine.tolist()[i] for i in written] == [wanted[i] for i in written]
+
+
+def test_a_number_that_is_no_power_of_two_divides_as_torch_does():
+    numbers = torch.randn(70_000)
+    (found,) = copy_blocks([numbers], [70_000], [0, 0, 7, 0, 0, 7, 10_000, 7, DIVIDES], 3)
+    assert torch.equal(found, numbers / 3)
+
+
+def test_many_rows_side_by_side_are_copied_whole():
+    left, right = torch.randn(3000, 64), torch.randn(3000, 33)
+    blocks = [0, 0, 64, 0, 33, 97, 3000, 64, 0, 1, 0, 33, 0, 0, 97, 3000, 33, 0]
+    (found,) = copy_blocks([left, right], [3000 * 97], blocks)
+    assert torch.equal(found.view(3000, 97), torch.cat([right, left], 1))
+
+
+@pytest.mark.parametrize("copy", [copy_blocks, reference.copy_blocks], ids=["in use", "reference"])
+def test_blocks_outside_of_their_tensors_are_refused(copy):
+    numbers = torch.zeros(6)
+    with pytest.raises(ValueError, match=r"inside of their tensors.*tensor number 0"):
+        copy([numbers], [6], [0, 1, 3, 0, 0, 3, 2, 3, 0], 1)
+    with pytest.raises(ValueError, match=r"inside of their tensors.*tensor number 1"):
+        copy([numbers], [6, 5], [0, 0, 3, 1, 0, 3, 2, 3, 0], 1)
+    with pytest.raises(ValueError, match="name a tensor that there is"):
+        copy([numbers], [6], [1, 0, 3, 0, 0, 3, 2, 3, 0], 1)
+    with pytest.raises(ValueError, match="name a tensor that there is"):
+        copy([numbers], [6], [0, 0, -3, 0, 0, 3, 2, 3, 0], 1)
+    with pytest.raises(ValueError, match="`blocks` should copy, or be of floats"):
+        copy([numbers.int()], [6], [0, 0, 3, 0, 0, 3, 2, 3, DIVIDES], 2)
+    with pytest.raises(ValueError, match="dtype"):
+        copy([numbers, numbers.double()], [6], [], 1)
+    with pytest.raises(ValueError, match="`divisor` 1 or more"):
+        copy([numbers], [6], [], 0)

@@ -346,6 +346,23 @@ def route(random: Random) -> Arguments:
     return [rows, flat.view(slots, size), counts, bands]
 
 
+def blocks(random: Random) -> Arguments:
+    """Columns of some matrices, written once or added to one another."""
+    rows, outputs = random.randint(0, 3), random.randint(1, 2)
+    widths = [random.randint(1, 4) for _ in range(random.randint(1, 3))]
+    inputs = [torch.randn(rows, width) for width in widths]
+    column = random.randint(1, min(widths))
+    numbers: list[int] = []
+    for output in range(outputs):
+        for i in range(random.randint(1, 3)):
+            source = random.randrange(len(inputs))
+            first = random.randint(0, widths[source] - column)
+            kind = random.randint(0, 1) + (2 if i else 0)
+            numbers += [source, first if rows else 0, widths[source], output, 0, column]
+            numbers += [rows, column, kind]
+    return [inputs, [rows * column] * outputs, numbers, random.randint(1, 3)]
+
+
 # ---- others
 
 
@@ -393,6 +410,7 @@ DRAWS: dict[str, Draw] = {
     "permute_jagged": permute,
     "regroup": regroup,
     "route_rows": route,
+    "copy_blocks": blocks,
     "hash_strings": strings,
     "dot_interaction": vectors,
     "dot_interaction_grad": vectors_grad,

@@ -20,8 +20,9 @@ from torchrec.distributed._codecs import (
 )
 from torchrec.distributed._kinds import CommOp
 from torchrec.distributed._precision import CastCodec, ScaledCodec
+from torchrec.distributed.wire import Wire
 
-__all__ = ["Coding", "Vectors", "check_codecs", "codings_of"]
+__all__ = ["Coding", "Transfer", "Vectors", "check_codecs", "codings_of"]
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,33 @@ class Coding:
             where = lengths.places()
             parts.append(_part(codec, lengths, where, len(where), like.element_size()))
         return parts
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What goes from rank to rank in one answer, and its gradients the other way.
+
+    Attributes:
+        wire: the ranks.
+        codings: how vectors are written, and their gradients.
+        sent: vectors to each rank.
+        expected: vectors from each.
+    """
+
+    wire: Wire
+    codings: tuple[Coding, Coding]
+    sent: list[list[Vectors]]
+    expected: list[list[Vectors]]
+
+    def there(self, vectors: Tensor) -> Tensor:
+        """Send each rank its vectors, and return what each has sent here."""
+        wire = self.wire
+        return self.codings[0].swap(vectors, self.sent, self.expected, wire.swap, wire.agree)
+
+    def back(self, gradients: Tensor) -> Tensor:
+        """Send back the gradients of what each rank has sent here, and return those of what was sent."""
+        wire = self.wire
+        return self.codings[1].swap(gradients, self.expected, self.sent, wire.swap, wire.agree)
 
 
 class _Lengths:

@@ -21,63 +21,16 @@ from torch import Tensor
 
 from torchrec.distributed._codecs import QuantizedCommCodecs
 from torchrec.distributed._kinds import CommOp
-from torchrec.distributed.coding import Coding, Vectors, codings_of
-from torchrec.distributed.route import Columns, Lane, Route
+from torchrec.distributed.answer import Layout, answer
+from torchrec.distributed.coding import Coding, Transfer, Vectors, codings_of
+from torchrec.distributed.route import Lane, Route
 from torchrec.distributed.wire import Wire
 
 __all__ = ["Asked", "Exchange", "LookupOptions", "Routed"]
 
 _FAILED, _WEIGHTS_GRADIENT = 1, 2  # bits of the first number of a header
+_MOST_LAYOUTS = 64  # sizes of batches may vary without end
 _HEADER = 2  # state, batch size; then rows of each divided slot, and of each lane of the receiver
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """What goes from rank to rank in one answer, and its gradients the other way.
-
-    Attributes:
-        wire: the ranks.
-        codings: how vectors are written, and their gradients.
-        sent: vectors to each rank.
-        expected: vectors from each.
-    """
-
-    wire: Wire
-    codings: tuple[Coding, Coding]
-    sent: list[list[Vectors]]
-    expected: list[list[Vectors]]
-
-    def there(self, vectors: Tensor) -> Tensor:
-        """Send each rank its vectors, and return what each has sent here."""
-        wire = self.wire
-        return self.codings[0].swap(vectors, self.sent, self.expected, wire.swap, wire.agree)
-
-    def back(self, gradients: Tensor) -> Tensor:
-        """Send back the gradients of what each rank has sent here, and return those of what was sent."""
-        wire = self.wire
-        return self.codings[1].swap(gradients, self.expected, self.sent, wire.swap, wire.agree)
-
-
-class _Swap(torch.autograd.Function):
-    """Send vectors; in the backward pass, their gradients the other way."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        transfer: Transfer,
-        in_backward: Callable[[], None],
-        sent: Tensor,
-        anchor: Tensor,
-    ) -> Tensor:
-        ctx.transfer, ctx.in_backward = transfer, in_backward
-        ctx.save_for_backward(anchor)
-        return transfer.there(sent)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (anchor,) = ctx.saved_tensors
-        ctx.in_backward()
-        return None, None, ctx.transfer.back(grad), torch.zeros_like(anchor)
 
 
 class _Lent(torch.autograd.Function):
@@ -174,8 +127,9 @@ class Exchange:
         self.route, self.wire = route, wire
         self._weighted, self._all_by_rows = options.weighted, options.by_rows
         self._exact = options.exact
-        self._codings = codings_of(options.codecs)
+        self._codings = codings_of(options.codecs) if options.codecs else None
         self._anchor = torch.zeros(0, requires_grad=True)
+        self._layouts: dict[tuple[tuple[bool, ...], tuple[int, ...]], Layout] = {}
 
     @property
     def my_lanes(self) -> list[Lane]:
@@ -311,29 +265,35 @@ class Exchange:
             The pooled slots, ``(B, width)``, and for each slot that is looked up by rows its rows,
             ``(n, D)``, in the order in which they were asked for.
         """
-        route, mine = self.route, self.my_lanes
-        columns = route.columns_of(asked.by_rows)
-        row_lanes = [i for i, lane in enumerate(mine) if asked.by_rows[lane.slot]]
-        split = [
-            out.split([c[i] for c in asked.counts]) for i, out in zip(row_lanes, rows, strict=True)
-        ]
-        if split:
-            pieces: list[Tensor] = []
-            for rank, block in enumerate(pooled.split(asked.batches)):
-                pieces += [block.reshape(-1), *(part[rank].reshape(-1) for part in split)]
-            sent = torch.cat(pieces)
-        else:
-            sent = pooled.reshape(-1)
-        layout = Answer(route, columns, asked.by_rows, routed)
         anchor = self._anchor
         if asked.weights is not None and torch.is_grad_enabled():
             anchor = torch.cat([anchor, *asked.weights])
-        transfer = self._transfer(asked, routed)
-        flat = _Swap.apply(transfer, in_backward, sent, anchor)  # type: ignore[no-untyped-call]
-        unpacked = _Unpack.apply(layout, self.wire.world_size, flat)  # type: ignore[no-untyped-call]
-        return unpacked[0], list(unpacked[1:])
+        transfer = None if self._codings is None else self._transfer(self._codings, asked, routed)
+        layout = self._layout_of(asked, routed)
+        return answer(self.wire, layout, transfer, [pooled, *rows], anchor, in_backward)
 
-    def _transfer(self, asked: Asked, routed: Routed) -> Transfer:
+    def _layout_of(self, asked: Asked, routed: Routed) -> Layout:
+        """Return where the vectors of a step are, known already where that follows from the sizes of batches."""
+        key = asked.by_rows, tuple(asked.batches)
+        found = self._layouts.get(key)
+        if found is None:
+            found = Layout(
+                self.route,
+                self.wire.rank,
+                asked.by_rows,
+                asked.batches,
+                asked.counts,
+                routed.counts,
+                keeps_own=self._codings
+                is None,  # as others' get it, so that the plan changes nothing
+            )
+            if not any(asked.by_rows):
+                if len(self._layouts) >= _MOST_LAYOUTS:
+                    self._layouts.clear()
+                self._layouts[key] = found
+        return found
+
+    def _transfer(self, codings: tuple[Coding, Coding], asked: Asked, routed: Routed) -> Transfer:
         """Return which vectors go to each rank, and which come from each."""
         lanes, me = self.route.lanes_of_rank, self.wire.rank
         sent = [
@@ -346,7 +306,7 @@ class Exchange:
             )
             for r, of in enumerate(lanes)
         ]
-        return Transfer(self.wire, self._codings, sent, expected)
+        return Transfer(self.wire, codings, sent, expected)
 
     def _vectors(
         self, rank: int, batch: int, counts: Sequence[int], by_rows: tuple[bool, ...]
@@ -369,124 +329,6 @@ class Exchange:
         if len(self.route.lanes_of_slot[slot]) > 1:
             return CommOp.POOLED_EMBEDDINGS_REDUCE_SCATTER
         return CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL
-
-
-class Answer:
-    """Where in what comes back from all ranks the vectors of this rank's batch are.
-
-    Args:
-        route: which ranks take part in what.
-        columns: how pooled outputs are put together.
-        by_rows: the slots that are looked up by rows.
-        routed: what was asked for.
-    """
-
-    def __init__(
-        self, route: Route, columns: Columns, by_rows: tuple[bool, ...], routed: Routed
-    ) -> None:
-        self.route, self.columns, self.batch = route, columns, routed.batch
-        self.row_slots = [s for s, way in enumerate(by_rows) if way]
-        self.heads = [routed.batch * width for width in columns.widths]
-        self.counts = routed.counts
-        self.sizes = []
-        # (rank, start, lane) of each block of rows.
-        self.blocks: list[tuple[int, int, Lane]] = []
-        start = 0
-        for rank, lanes in enumerate(route.lanes_of_rank):
-            end = start + self.heads[rank]
-            for lane in lanes:
-                if by_rows[lane.slot]:
-                    self.blocks.append((rank, end, lane))
-                    end += routed.counts[lane.number] * route.width_of(lane, rank)
-            self.sizes.append(end - start)
-            start = end
-
-    def pooled_blocks(self, flat: Tensor) -> list[Tensor]:
-        """Return what each rank has pooled, ``(B, columns of the rank)``."""
-        starts = accumulate(self.sizes, initial=0)
-        return [
-            flat[start : start + head].view(self.batch, width)
-            for start, head, width in zip(starts, self.heads, self.columns.widths, strict=False)
-        ]
-
-    def row_blocks(self, flat: Tensor, tables: dict[int, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Return pairs of what a rank has sent and the place in the rows of a slot where it belongs.
-
-        Args:
-            flat: all that was sent.
-            tables: the rows of each slot, by number.
-        """
-        pairs = []
-        for rank, start, lane in self.blocks:
-            lanes, count = self.route.lanes_of_slot[lane.slot], self.counts[lane.number]
-            first = sum(self.counts[other.number] for other in lanes if other.number < lane.number)
-            width = self.route.width_of(lane, rank)
-            block = flat[start : start + count * width].view(count, width)
-            target, at = tables[lane.slot][first : first + count], 0
-            for columns in self.route.block_columns(lane, rank):
-                there = target[:, columns.start : columns.stop]
-                pairs.append((block[:, at : at + len(columns)], there))
-                at += len(columns)
-        return pairs
-
-    def new_tables(self, like: Tensor) -> dict[int, Tensor]:
-        """Return memory for the rows of each slot that is looked up by rows."""
-        return {
-            s: like.new_empty(
-                (
-                    sum(self.counts[lane.number] for lane in self.route.lanes_of_slot[s]),
-                    self.route.slots[s].dim,
-                )
-            )
-            for s in self.row_slots
-        }
-
-
-class _Unpack(torch.autograd.Function):
-    """Put what came back from all ranks where it belongs; gradients become the mean over ranks."""
-
-    @staticmethod
-    def forward(ctx: Any, layout: Answer, ranks: int, flat: Tensor) -> tuple[Tensor, ...]:
-        ctx.layout, ctx.ranks, ctx.size = layout, ranks, len(flat)
-        ctx.set_materialize_grads(False)
-        columns = layout.columns
-        blocks = layout.pooled_blocks(flat)
-        once = columns.targets_once()
-        make = flat.new_empty if once else flat.new_zeros
-        pooled = make((layout.batch, columns.width))
-        for piece in columns.pieces:
-            there = pooled[:, piece.target : piece.target + piece.width]
-            here = blocks[piece.rank][:, piece.source : piece.source + piece.width]
-            if once:
-                there.copy_(here)
-            else:
-                there.add_(here)
-        tables = layout.new_tables(flat)
-        for here, there in layout.row_blocks(flat, tables):
-            there.copy_(here)
-        return pooled, *tables.values()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, None, Tensor]:
-        layout, ranks = ctx.layout, ctx.ranks
-        given = [grad for grad in grads if grad is not None]
-        flat = given[0].new_zeros(ctx.size)
-        pooled = grads[0]
-        if pooled is not None:
-            blocks = layout.pooled_blocks(flat)
-            for piece in layout.columns.pieces:
-                here = blocks[piece.rank][:, piece.source : piece.source + piece.width]
-                there = pooled[:, piece.target : piece.target + piece.width]
-                torch.div(there, ranks, out=here)
-        tables = {
-            s: grad for s, grad in zip(layout.row_slots, grads[1:], strict=True) if grad is not None
-        }
-        if tables:
-            whole = layout.new_tables(flat)
-            whole = {s: tables.get(s, rows.zero_()) for s, rows in whole.items()}
-            for here, there in layout.row_blocks(flat, whole):
-                torch.div(there, ranks, out=here)
-        return None, None, flat
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torchrec.distributed.placement import Band, TablePlacement
@@ -59,12 +59,14 @@ class Piece:
         source: the first column, of what it sends.
         target: the first column, of the output.
         width: how many.
+        adds: whether ranks before send a part of them as well.
     """
 
     rank: int
     source: int
     target: int
     width: int
+    adds: bool
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,6 @@ class Columns:
     pieces: list[Piece]
     width: int
     starts: Mapping[int, int]
-
-    def targets_once(self) -> bool:
-        """Whether no column of the output is a sum of several."""
-        return sum(piece.width for piece in self.pieces) == self.width
 
 
 class Route:
@@ -151,14 +149,17 @@ class Route:
                 starts[s] = width
                 width += slot.dim
         widths, pieces = [], []
+        found = [False] * width  # of each column, whether a rank sends it
         for rank, lanes in enumerate(self.lanes_of_rank):
             at = 0
             for lane in lanes:
                 if by_rows[lane.slot]:
                     continue
                 for columns in self.block_columns(lane, rank):
-                    target = starts[lane.slot] + columns.start
-                    pieces.append(Piece(rank, at, target, len(columns)))
+                    for offset in range(len(columns)):
+                        target = starts[lane.slot] + columns.start + offset
+                        pieces.append(Piece(rank, at + offset, target, 1, found[target]))
+                        found[target] = True
                     at += len(columns)
             widths.append(at)
         return Columns(widths, _joined(pieces), width, starts)
@@ -174,8 +175,9 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
             and last.rank == piece.rank
             and last.source + last.width == piece.source
             and last.target + last.width == piece.target
+            and last.adds == piece.adds
         ):
-            joined[-1] = Piece(last.rank, last.source, last.target, last.width + piece.width)
+            joined[-1] = replace(last, width=last.width + piece.width)
         else:
             joined.append(piece)
     return joined

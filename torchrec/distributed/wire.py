@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchrec.errors import IdOutOfRangeError
+from torchrec.ops.routing import new_vector
 
 __all__ = ["Wire"]
 
@@ -44,15 +45,23 @@ class Wire:
             )
         return group
 
-    def swap(self, sent: Tensor, sizes: Sequence[int], expected: Sequence[int]) -> Tensor:
+    def swap(
+        self,
+        sent: Tensor,
+        sizes: Sequence[int],
+        expected: Sequence[int],
+        received: Tensor | None = None,
+    ) -> Tensor:
         """Send each rank its part, and return what each has sent here.
 
         Args:
             sent: ``(sum(sizes),)``.
             sizes: elements for each rank.
             expected: elements from each rank.
+            received: written to, ``(sum(expected),)``, and returned. Default: new memory.
         """
-        received = sent.new_empty(sum(expected))
+        if received is None:
+            received = new_vector(sum(expected), sent)
         dist.all_to_all_single(
             received, sent.contiguous(), list(expected), list(sizes), group=self.group
         )

@@ -1,12 +1,14 @@
-"""Which shard a row lies in: rows of many features, sorted by where they are to be sent."""
+"""What ranks send one another: rows sorted by the shard that they lie in, and numbers packed and unpacked."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from torchrec.ops.routing import schema
+from torchrec.ops.routing.native import new_vector
+from torchrec.ops.routing.reference import ADDS, DIVIDES
 
-__all__ = ["route_rows"]
+__all__ = ["ADDS", "DIVIDES", "copy_blocks", "new_vector", "route_rows"]
 
 
 def route_rows(
@@ -42,3 +44,34 @@ def route_rows(
     """
     routed: tuple[Tensor, Tensor, Tensor, Tensor] = schema.route_rows(rows, lengths, counts, bands)
     return routed
+
+
+def copy_blocks(
+    inputs: list[Tensor], sizes: list[int], blocks: list[int], divisor: int = 1
+) -> list[Tensor]:
+    """Copy rectangles of some tensors into new ones, all in one call. Not differentiable.
+
+    Args:
+        inputs: of one dtype, any shape; a block sees the elements in their order.
+        sizes: elements of each output.
+        blocks: nine numbers each, one block behind the other: input, its first element there, elements
+            from row to row; the same three of the output; rows, columns; and ``DIVIDES``, ``ADDS``, the
+            sum of both, or 0. A block that adds, adds to what a block of as many rows before it has
+            written in the same place; others write what nobody else does.
+        divisor: what the blocks that say so are divided by. Default 1.
+
+    Returns:
+        One vector an output, ``(size,)``, of any content where no block lies.
+
+    Raises:
+        ValueError: for a block that does not lie inside of its tensors, inputs of several dtypes.
+
+    Example:
+        >>> import torch
+        >>> matrix, more = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([10.0, 20.0])
+        >>> second_column = [0, 1, 2, 0, 0, 1, 2, 1, DIVIDES]
+        >>> copy_blocks([matrix, more], [2], [*second_column, 1, 0, 1, 0, 0, 1, 2, 1, ADDS], 2)
+        [tensor([11., 22.])]
+    """
+    outputs: list[Tensor] = schema.copy_blocks(inputs, sizes, blocks, divisor)
+    return outputs

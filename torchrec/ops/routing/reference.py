@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 BAND = ("slot", "first", "end", "base")
+BLOCK = ("input", "start", "stride", "output", "start", "stride", "rows", "columns", "kind")
+DIVIDES, ADDS = 1, 2
 
 
 def check_routing(rows: Tensor, lengths: Tensor, counts: list[int], bands: list[int]) -> None:
@@ -61,3 +63,55 @@ def route_rows(
         torch.stack(band_lengths) if band_lengths else lengths.new_empty((0, size)).int(),
         torch.tensor(band_counts, dtype=torch.int64, device=device),
     )
+
+
+def check_blocks(
+    inputs: list[Tensor], sizes: list[int], blocks: list[int], divisor: int
+) -> list[list[int]]:
+    """Refuse blocks of tensors that do not fit one another; return them one by one."""
+    if not inputs or len({tensor.dtype for tensor in inputs}) > 1:
+        raise ValueError(
+            "`inputs` should be one tensor or more, of one dtype. "
+            f"Received {[tensor.dtype for tensor in inputs]}."
+        )
+    if divisor < 1 or min(sizes, default=0) < 0 or len(blocks) % len(BLOCK):
+        raise ValueError(
+            f"`blocks` should be {BLOCK} one behind the other, `sizes` not negative, `divisor` 1 or more. "
+            f"Received {len(blocks)} numbers, {sizes}, {divisor}."
+        )
+    return [blocks[i : i + len(BLOCK)] for i in range(0, len(blocks), len(BLOCK))]
+
+
+def _block_of(tensors: list[Tensor], place: list[int], rows: int, columns: int) -> Tensor:
+    number, start, stride = place
+    if not 0 <= number < len(tensors) or min(start, stride, rows, columns) < 0:
+        raise ValueError(
+            "`blocks` should name a tensor that there is, and have no negative number. Received others."
+        )
+    size = tensors[number].numel()
+    if rows and columns and start + (rows - 1) * stride + columns > size:
+        raise ValueError(
+            "`blocks` should lie inside of their tensors. Received one that does not, of tensor number "
+            f"{number}."
+        )
+    if not rows or not columns:
+        return tensors[number].new_empty((rows, columns))
+    return tensors[number].as_strided((rows, columns), (stride, 1), start)
+
+
+def copy_blocks(
+    inputs: list[Tensor], sizes: list[int], blocks: list[int], divisor: int
+) -> list[Tensor]:
+    """Copy rectangles of some tensors into new ones; see ``routing.copy_blocks``."""
+    records = check_blocks(inputs, sizes, blocks, divisor)
+    flat = [tensor.reshape(-1).clone() for tensor in inputs]  # no view: `start` counts from 0
+    outputs = [inputs[0].new_empty(size) for size in sizes]
+    for record in records:
+        rows, columns, kind = record[6:]
+        if not 0 <= kind <= DIVIDES + ADDS or (kind and not inputs[0].is_floating_point()):
+            raise ValueError("`blocks` should copy, or be of floats. Received others.")
+        source = _block_of(flat, record[:3], rows, columns)
+        target = _block_of(outputs, record[3:6], rows, columns)
+        found = source / divisor if kind & DIVIDES else source
+        target.copy_(target + found if kind & ADDS else found)
+    return outputs

@@ -1,4 +1,4 @@
-"""The routing operator in the dispatcher: schema and shapes."""
+"""The routing operators in the dispatcher: schemas and shapes."""
 
 from __future__ import annotations
 
@@ -30,4 +30,18 @@ route_rows: Any = define(
     reference=reference.route_rows,
     fake=_fake_route,
     native_kernel=native.route_rows,
+)
+
+
+def _fake_copy(
+    inputs: list[Tensor], sizes: list[int], blocks: list[int], divisor: int
+) -> list[Tensor]:
+    return [inputs[0].new_empty(size) for size in sizes]
+
+
+copy_blocks: Any = define(
+    "copy_blocks(Tensor[] inputs, SymInt[] sizes, SymInt[] blocks, int divisor) -> Tensor[]",
+    reference=reference.copy_blocks,
+    fake=_fake_copy,
+    native_kernel=native.copy_blocks,
 )
