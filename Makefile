@@ -11,8 +11,8 @@ BUILD := build/dev
 NATIVE := $(BUILD)/.copied
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cmake')
 HAVE_CXX := $(shell command -v $(CXX) || command -v c++ || command -v clang++)
-# Two suites run side by side, a thread each, documents and tests of several ranks after the shorter one: more threads
-# than cores slow all down many times over.
+# Two things run side by side, a thread each: more threads than cores slow all down many times over. First come the
+# checks and the build, then the suites, documents and tests of several ranks after the shorter one.
 BESIDE := $(MAKE) --no-print-directory --jobs=2 --output-sync=line
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
@@ -37,8 +37,8 @@ demo: native
 	$(COMMAND) demo -o build/demo
 	@echo "The command is $(COMMAND). For this shell, make it \`torchrec\`:  . $(VENV)/bin/activate"
 
-test: lint native
-	$(BESIDE) pytest pytest-reference pytest-rest
+test: $(READY)
+	$(BESIDE) lint pytest pytest-reference pytest-rest
 
 pytest: native
 	$(PYTEST) -m "not slow" --doctest-modules torchrec rowwise tests --ignore=tests/test_documents.py --ignore=tests/distributed

@@ -11,6 +11,8 @@ import pytest
 
 from torchrec import heap
 
+pytestmark = pytest.mark.once
+
 FAULTS = """
 import json, resource, sys, torch
 from torchrec.heap import keep_freed_memory

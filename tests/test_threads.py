@@ -17,6 +17,8 @@ from torchrec.threads import (
     using_threads,
 )
 
+pytestmark = pytest.mark.once
+
 
 def group(root: Path, path: str, **files: str) -> None:
     folder = root / path

@@ -20,6 +20,8 @@ from types import ModuleType
 import pytest
 import torch
 
+pytestmark = pytest.mark.once
+
 # Modules of the API that are not there yet. A test holds that this is so: the list can only shrink.
 NOT_BUILT: frozenset[str] = frozenset(
     [

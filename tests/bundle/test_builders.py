@@ -15,6 +15,8 @@ from torchrec.datasets.features import DenseFeature, SparseFeature
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.models.registry import ModelSection, build_model
 
+pytestmark = pytest.mark.once
+
 TABLE = pa.table({"user": ["ann", "ben", None], "price": [1.0, 2.5, 4.0], "click": [0, 1, 1]})
 FEATURES = {"user": SparseFeature(ids="vocabulary"), "price": DenseFeature()}
 SECTION = ModelSection(name="dlrm", dim=4, layers=[8], dense_layers=[8])

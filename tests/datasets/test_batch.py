@@ -16,6 +16,8 @@ from torchrec.datasets._batch import join
 from torchrec.datasets.utils import Batch
 from torchrec.streamable import Pipelineable
 
+pytestmark = pytest.mark.once
+
 
 def make_full() -> Batch:
     """Two targets, weights and groups besides the features."""

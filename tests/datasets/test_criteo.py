@@ -18,6 +18,8 @@ from torchrec.datasets.criteo import (
     criteo_terabyte,
 )
 
+pytestmark = pytest.mark.once
+
 PARTS = {"dense": 13, "sparse": 26, "labels": 1}
 ROWS = (7, 4)
 

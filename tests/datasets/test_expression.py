@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from torchrec.datasets.expression import parse_expression
 
+pytestmark = pytest.mark.once
+
 TABLE = pa.table(
     {
         "rating": pa.array([5, 3, None, 1]),

@@ -7,6 +7,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from torchrec.datasets.features import AnyFeature, MultiHotFeature, SequenceFeature, SparseFeature
 
+pytestmark = pytest.mark.once
+
 FEATURE: TypeAdapter[AnyFeature] = TypeAdapter(AnyFeature)
 
 

@@ -12,6 +12,8 @@ from pyarrow import parquet as pq
 
 from torchrec.datasets.files import DataFile, resolve_files
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

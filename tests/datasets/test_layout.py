@@ -11,6 +11,8 @@ from torchrec.datasets.files import DataFile, check_delimiter
 from torchrec.datasets.layout import Layout, find_layout
 from torchrec.datasets.source import TableSource
 
+pytestmark = pytest.mark.once
+
 RATINGS = ["user_id", "item_id", "rating", "timestamp"]
 
 

@@ -27,6 +27,8 @@ from torchrec.datasets.source import TableSource
 from torchrec.datasets.split import FractionSplit
 from torchrec.datasets.utils import Batch
 
+pytestmark = pytest.mark.once
+
 ROWS = 1_000
 
 

@@ -2,6 +2,8 @@ import pytest
 
 from torchrec.datasets.movielens import movielens_20m, movielens_25m
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def root(tmp_path):

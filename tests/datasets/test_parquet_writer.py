@@ -14,6 +14,8 @@ from pyarrow import parquet as pq
 from torchrec.datasets.parquet_writer import ParquetWriter
 from torchrec.datasets.source import TableSource
 
+pytestmark = pytest.mark.once
+
 
 def _clicks(rows: int = 300) -> pa.Table:
     draw = np.random.default_rng(0)

@@ -14,6 +14,8 @@ from torchrec.datasets.utils import (
     val_filter,
 )
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def lines(tmp_path):

@@ -10,6 +10,8 @@ import pytest
 
 from torchrec.datasets._prefetcher import Prefetcher
 
+pytestmark = pytest.mark.once
+
 
 def readers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("reader")]

@@ -12,6 +12,8 @@ import pytest
 from torchrec.datasets.prepare.criteo import COLUMNS, prepare_criteo
 from torchrec.datasets.prepare.movielens import prepare_movielens
 
+pytestmark = pytest.mark.once
+
 DATA = Path(os.environ.get("ROWWISE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 

@@ -5,6 +5,8 @@ import torch
 
 from torchrec.datasets.random import RandomRecDataset
 
+pytestmark = pytest.mark.once
+
 
 def test_defaults():
     batch = next(iter(RandomRecDataset(["a", "b"], batch_size=3)))

@@ -30,6 +30,8 @@ from torchrec.datasets.source import TableSource
 from torchrec.datasets.split import FractionSplit, TimeSplit, find_time_split
 from torchrec.datasets.text_types import MisfitError
 
+pytestmark = pytest.mark.once
+
 Write = Callable[..., Path]
 
 

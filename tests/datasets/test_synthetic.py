@@ -15,6 +15,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def table() -> pa.Table:

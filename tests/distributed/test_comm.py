@@ -20,6 +20,8 @@ from torchrec.distributed.comm import (
 )
 from torchrec.distributed.types import ShardingEnv, ShardingEnv2D, ShardingType
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):

@@ -14,6 +14,8 @@ from torchrec.distributed.fbgemm_qcomm_codec import (
 )
 from torchrec.distributed.types import CommOp, NoOpQuantizedCommCodec
 
+pytestmark = pytest.mark.once
+
 LENGTHS = [8, 1, 0, 5, 64, 3, 8]  # of vectors, one of them empty
 
 

@@ -19,6 +19,8 @@ from torchrec.distributed.types import (
     ShardMetadata,
 )
 
+pytestmark = pytest.mark.once
+
 
 def sizes(shards: list[Shard]) -> list[tuple[int, tuple[int, int], tuple[int, int]]]:
     return [(shard.rank, shard.offsets, shard.sizes) for shard in shards]

@@ -7,6 +7,8 @@ import pytest
 from torchrec.distributed.layout import grid_shard
 from torchrec.distributed.placement import TablePlacement
 
+pytestmark = pytest.mark.once
+
 
 def test_ranks_with_some_of_the_same_rows_are_refused():
     # Two ranks have half of the rows each, of some columns; one has all rows of the others.

@@ -8,6 +8,8 @@ from torch.distributed import _shard
 
 from torchrec.distributed import _private
 
+pytestmark = pytest.mark.once
+
 
 def test_metadata_of_shards_compare_by_value():
     def make(placement: str) -> _private.EnumerableShardingSpec:

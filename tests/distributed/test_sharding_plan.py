@@ -40,6 +40,8 @@ from torchrec.distributed.types import (
 )
 from torchrec.optim import apply_optimizer_in_backward
 
+pytestmark = pytest.mark.once
+
 
 def plan_of(generator, shape=(10, 64), world_size=4, local_size=2, device_type="cpu", **sharder):
     module = collection(t=shape)

@@ -34,6 +34,8 @@ from torchrec.distributed.types import (
 )
 from torchrec.streamable import Multistreamable
 
+pytestmark = pytest.mark.once
+
 
 class Counted(LazyAwaitable[torch.Tensor]):
     """Counts how often it is waited for."""

@@ -39,6 +39,8 @@ from torchrec.distributed.utils import (
 )
 from torchrec.types import OptimizerType
 
+pytestmark = pytest.mark.once
+
 META = torch.device("meta")
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ import torchrec.fx
 from tests.fx.dense_samples import DENSE, Sample
 
 # PyTorch warns of TorchScript, and its own tracing of its own insides.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore")]
 
 each_module = pytest.mark.parametrize("sample", DENSE.values(), ids=DENSE)
 

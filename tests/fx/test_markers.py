@@ -16,6 +16,8 @@ from torchrec.fx.utils import (
     is_marker_node,
 )
 
+pytestmark = pytest.mark.once
+
 
 class Marked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:

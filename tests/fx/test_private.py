@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from torchrec.fx import _private
+
+pytestmark = pytest.mark.once
 
 
 class Pair(metaclass=_private.ProxyableClassMeta):

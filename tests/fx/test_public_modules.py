@@ -21,7 +21,7 @@ from tests.fx.sparse_samples import CLOCKS, SPARSE
 from torchrec.modules.mc_modules import ManagedCollisionModule
 
 # PyTorch's own tracing warns of its own insides.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore")]
 
 SAMPLES = DENSE | SPARSE | CLOCKS
 MODELS = {

@@ -20,6 +20,8 @@ from torchrec.modules.embedding_modules import process_pooled_embeddings, reorde
 from torchrec.modules.feature_processor import offsets_to_range_traceble
 from torchrec.sparse.jagged_tensor import permute_multi_embedding, regroup_kts
 
+pytestmark = pytest.mark.once
+
 each_tracer = pytest.mark.parametrize(
     "trace", [torch.fx.symbolic_trace, torchrec.fx.symbolic_trace], ids=["torch", "torchrec"]
 )

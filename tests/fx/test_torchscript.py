@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tests.fx.sparse_samples import FUSED, KEYS, SPARSE, bags, ids, sequences
 from torchrec import KeyedJaggedTensor
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore")]
 
 POOLED = [
     "DLRM",

@@ -29,6 +29,8 @@ from torchrec.inference.rows import MOST_ROWS, plain_columns
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.types import IdPolicy
 
+pytestmark = pytest.mark.once
+
 UTC = datetime.timezone.utc
 DAY = datetime.datetime(2024, 3, 1, 7, 30, 0, 250_000)
 NAN = math.nan

@@ -12,6 +12,8 @@ import pytest
 
 from torchrec.inference.turns import Turns
 
+pytestmark = pytest.mark.once
+
 
 def test_one_at_a_time() -> None:
     turns, inside, most = Turns(), 0, 0

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from torchrec.metrics import BinaryMetrics
 
+pytestmark = pytest.mark.once
+
 N = 300_000
 INF = math.inf
 

@@ -14,6 +14,8 @@ import torch
 from torchrec.metrics import BinaryMetrics, Report
 from torchrec.metrics.report import join_reports
 
+pytestmark = pytest.mark.once
+
 REPORT = Report(
     {"auc": 0.7, "ne": math.nan},
     counts={"samples": 9, "weight": 4.5},

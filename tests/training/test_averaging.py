@@ -25,6 +25,8 @@ from tests.training.clicks import (
 from torchrec.training import AverageOptions, Checkpoints, Observer
 from torchrec.training.averaging import WeightAverage
 
+pytestmark = pytest.mark.once
+
 
 class NormedModel(ClickModel):
     """With batch normalisation, and one table that the backward pass does not update."""

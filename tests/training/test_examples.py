@@ -17,6 +17,8 @@ import torch.distributed.checkpoint as dcp
 
 from tests.training.killing import write_clicks
 
+pytestmark = pytest.mark.once
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

@@ -14,6 +14,8 @@ from torchrec.datasets.utils import Batch
 from torchrec.metrics import Report
 from torchrec.training.findings import Overfitting, useless
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize(
     ("losses", "kept", "clear"),

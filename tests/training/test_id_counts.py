@@ -13,6 +13,8 @@ from torchrec.experiment.files import check_experiment
 from torchrec.training import Observer
 from torchrec.training.run import run_experiment
 
+pytestmark = pytest.mark.once
+
 ROWS = {"train": 60, "valid": 12, "test": 9}
 MISSING = {"train": 7, "valid": 5, "test": 3}
 EPOCHS = 2

@@ -15,6 +15,8 @@ from torchrec.training import EarlyStoppingOptions
 from torchrec.training.evaluation import Evaluation
 from torchrec.training.monitor import Monitor
 
+pytestmark = pytest.mark.once
+
 BETTER: dict[str, Any] = {"auc": "higher", "logloss": "lower"}
 
 

@@ -17,6 +17,8 @@ import pytest
 from tests.training.test_progress import RECORD
 from torchrec.training import Extent, MetricsLog, TensorBoard
 
+pytestmark = pytest.mark.once
+
 
 def test_a_line_is_an_object(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")

@@ -24,6 +24,8 @@ from torchrec.training import (
     Trainer,
 )
 
+pytestmark = pytest.mark.once
+
 
 class Outcome(Observer):
     """What can be seen of a training from outside; itself where its states are kept."""

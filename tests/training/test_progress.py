@@ -14,6 +14,8 @@ from torchrec.metrics import Report
 from torchrec.training import Checkpoints, Extent, FitOptions, Observer, Record, Trainer
 from torchrec.training.progress import LiveLine, PlainLines, describe, progress_observer
 
+pytestmark = pytest.mark.once
+
 RECORD = Record(
     split="train",
     step=50,

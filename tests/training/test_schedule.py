@@ -11,6 +11,8 @@ import torch
 from torchrec.training import ScheduleOptions
 from torchrec.training.schedule import Plateau, Schedule, learning_rate_factor
 
+pytestmark = pytest.mark.once
+
 EXPECTED = {
     "constant": lambda done: 1.0,
     "linear": lambda done: 1 - 0.9 * done,

@@ -18,6 +18,8 @@ from tests.training.clicks import (
 )
 from torchrec.training import Observer, StateStore, Trainer
 
+pytestmark = pytest.mark.once
+
 
 class Memory:
     """Keeps all states in memory, and how it was asked."""

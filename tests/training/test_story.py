@@ -19,6 +19,8 @@ from torchrec.metrics import BinaryMetrics, Report
 from torchrec.training import Checkpoints, Extent, Observer, Record, Task, trainer
 from torchrec.training.run import run_experiment
 
+pytestmark = pytest.mark.once
+
 
 class Story(Observer):
     """Keeps all that it is told, in order; breaks off after a step if so told."""

@@ -18,6 +18,8 @@ from torchrec.modules.collection import TableShard, TableStore
 from torchrec.training.optimizers import combined_optimizer
 from torchrec.training.table_facts import table_facts
 
+pytestmark = pytest.mark.once
+
 
 class Tables(nn.Module):
     """A fused table with a state a row, a plain one, and one whose rule keeps no state."""

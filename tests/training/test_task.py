@@ -23,6 +23,8 @@ from torchrec.training import Checkpoints, MetricsLog, Observer, Record, Task
 from torchrec.training.progress import describe
 from torchrec.training.task import Prediction, predictions_of
 
+pytestmark = pytest.mark.once
+
 BOTH = (Task("click"), Task("seconds", loss="squared_error", metrics=RegressionMetrics))
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from torchrec.training.unsaved_buffers import load_unsaved_buffers, unsaved_buffers
+
+pytestmark = pytest.mark.once
 
 
 def make() -> nn.Module:

@@ -26,6 +26,8 @@ from torchrec.tuning import (
     tune,
 )
 
+pytestmark = pytest.mark.once
+
 SPACE = {
     "training.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
     "model.dropout": {"low": 0.0, "high": 0.4, "step": 0.2},

@@ -8,6 +8,8 @@ from torchrec.datasets.scripts import (
     shuffle_preproc_criteo,
 )
 
+pytestmark = pytest.mark.once
+
 
 def line(label, dense, category):
     return "\t".join(

@@ -11,6 +11,8 @@ import pytest
 from torchrec.datasets.features import DenseFeature
 from torchrec.datasets.transform import FeatureCounts, FeatureTransform, TableSpec
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("log", [False, True], ids=["plain", "log"])
 @pytest.mark.parametrize("value", [5.3, 0.1, -19.99, 1e30], ids=str)

@@ -8,6 +8,8 @@ import pytest
 from torchrec.datasets.features import SparseFeature
 from torchrec.datasets.transform import FeatureTransform
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize(
     ("values", "chosen"),

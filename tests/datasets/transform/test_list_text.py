@@ -15,6 +15,8 @@ from torchrec.datasets.features import AnyFeature, MultiHotFeature, SequenceFeat
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.datasets.transform.list_text import split_brackets
 
+pytestmark = pytest.mark.once
+
 LISTS = [
     ["a", "b"],
     ["it's", 'say "x"', "\"'"],

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from torchrec.datasets.transform.sketches import DistinctCounter, Moments, Sample, scatter
 
+pytestmark = pytest.mark.once
+
 PIECES = st.lists(st.lists(st.floats(-1e6, 1e6), max_size=9), max_size=6)
 
 

@@ -10,6 +10,8 @@ import pytest
 from torchrec.datasets.features import DenseFeature, SparseFeature
 from torchrec.datasets.transform import FeatureTransform
 
+pytestmark = pytest.mark.once
+
 TABLE = pa.table({"x": [0.1, 0.2, None], "user": ["b", "a", "b"], "y": [0, 1, 1]})
 
 

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from torchrec.datasets.transform.vocabulary import IdCounter, Vocabulary
 
+pytestmark = pytest.mark.once
+
 IDS = st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(-2, 2)
 
 

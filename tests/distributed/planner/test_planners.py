@@ -39,6 +39,8 @@ from torchrec.distributed.types import (
 )
 from torchrec.optim import RowWiseAdagrad, apply_optimizer_in_backward
 
+pytestmark = pytest.mark.once
+
 NOTHING_KEPT_FREE = FixedPercentageStorageReservation(0.0)
 
 

@@ -25,6 +25,8 @@ from torchrec.distributed.planner.types import (
 from torchrec.distributed.types import CacheParams
 from torchrec.modules.feature_processor_ import PositionWeightedModule
 
+pytestmark = pytest.mark.once
+
 
 def test_storage():
     assert Storage(1, 2, 3) + Storage(10, 20, 30) == Storage(11, 22, 33)

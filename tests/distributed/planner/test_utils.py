@@ -15,6 +15,8 @@ from torchrec.distributed.planner.utils import (
     sharder_name,
 )
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("gb", [0, 0.5, 3])
 def test_bytes(gb):

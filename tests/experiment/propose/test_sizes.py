@@ -19,6 +19,8 @@ from torchrec.experiment.propose._sizes import (
 )
 from torchrec.experiment.schema import DataSection
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("rows", [0, 1, 500, 8_191, 8_192, 100_000, 10**6, 10**9])
 def test_a_pass_has_64_steps_where_batches_may_be_smaller(rows) -> None:
