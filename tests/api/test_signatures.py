@@ -119,8 +119,7 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         [
             "EmbeddingBagCollectionAwaitable is missing",
             "EmbeddingBagCollectionSharder.reshard is missing",
-            "EmbeddingBagSharder is missing",
-            "ShardedEmbeddingBag is missing",
+            "ShardedEmbeddingBag.create_embedding_bag_sharding is missing",
             "ShardedEmbeddingBagCollection.create_embedding_bag_sharding is missing",
             "ShardedEmbeddingBagCollection.create_grouped_sharding_infos is missing",
             "ShardedEmbeddingBagCollection.create_rocksdb_hard_link_snapshot is missing",

@@ -251,8 +251,12 @@ class ShardedTables:
                 shape = config.num_rows, kept.shape[1]
                 load_block(config.name, Block(block.rows, columns), state, kept, shape)
 
-    def updates(self) -> dict[str, TableUpdate]:
-        """Return who trains each table that the backward pass updates, by name of the parameter; here or not."""
+    def updates(self, names: Mapping[str, str] | None = None) -> dict[str, TableUpdate]:
+        """Return who trains each table that the backward pass updates, by name of the parameter; here or not.
+
+        Args:
+            names: of the parameters, by table. Default: those that collections give them.
+        """
         found = {}
         for config in self.configs:
             weight = self._parts[config.name].weight
@@ -263,13 +267,18 @@ class ShardedTables:
             if self.is_replicated(config.name) or not isinstance(owner, TableUpdate):
                 continue
             if owner.rule is not None:
-                found[f"{self.prefix}.{config.name}.weight"] = owner
+                usual = f"{self.prefix}.{config.name}.weight"
+                found[usual if names is None else names[config.name]] = owner
         return found
 
-    def optimizer(self) -> EmbeddingFusedOptimizer:
-        """Return the optimizer of the tables that the backward pass updates; of each, this rank's part."""
+    def optimizer(self, names: Mapping[str, str] | None = None) -> EmbeddingFusedOptimizer:
+        """Return the optimizer of the tables that the backward pass updates; of each, this rank's part.
+
+        Args:
+            names: see `updates`.
+        """
         split = None if self.away is None else self.away.tables.split
-        return EmbeddingFusedOptimizer(self.updates(), together=split, shown=self._whole_state)
+        return EmbeddingFusedOptimizer(self.updates(names), together=split, shown=self._whole_state)
 
     def _whole_state(self, update: TableUpdate) -> Mapping[str, Tensor]:
         """Return the state of a table as a whole, of which this rank has some parts."""
