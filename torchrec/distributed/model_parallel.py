@@ -19,7 +19,7 @@ from torchrec.distributed._private import (
     map_leaves,
 )
 from torchrec.distributed.shard import (
-    check_unsharded,
+    check_model,
     default_env,
     default_plan,
     initialise_meta,
@@ -175,7 +175,8 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
         model_tracker_configs: not supported; must be None.
 
     Raises:
-        ValueError: for a plan that does not fit the model or the ranks, naming module, table and rank.
+        ValueError: for a plan that does not fit the model or the ranks, naming module, table and rank; on all
+            ranks, if their models, plans or libraries are not the same.
 
     Example:
         >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
@@ -210,7 +211,7 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
             import_compiler()
         self.device = torch.device("cpu") if device is None else device
         self._sharders = get_default_sharders() if sharders is None else list(sharders)
-        check_unsharded(module)
+        check_model(module, plan, self._sharders, self._env)
         if plan is None:
             plan = default_plan(module, self._sharders, self._env, self.device)
         self._plan = plan

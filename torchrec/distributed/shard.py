@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from torchrec.distributed.agreement import check_alike, description_of
 from torchrec.distributed.sharding_plan import (
     ParameterShardingGenerator,
     apply_to_all,
@@ -57,7 +58,7 @@ def shard(
         sharder: who shards it. Default: that of `get_default_sharders` for its type.
 
     Raises:
-        ValueError: if nobody shards it, or the plan does not fit.
+        ValueError: if nobody shards it, the plan does not fit, or that of another rank is another.
 
     Example:
         >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
@@ -77,7 +78,9 @@ def shard(
         plan = construct_module_sharding_plan(
             module, generators, sharder, None, env.world_size, device.type
         )
-    return shard_by_plan(module, ShardingPlan({"": plan}), sharders, env, device)
+    whole = ShardingPlan({"": plan})
+    check_model(module, whole, sharders, env)
+    return shard_by_plan(module, whole, sharders, env, device)
 
 
 def shard_modules(
@@ -107,7 +110,8 @@ def shard_modules(
         the model.
 
     Raises:
-        ValueError: for a plan that does not fit the model or the ranks.
+        ValueError: for a plan that does not fit the model or the ranks; on all ranks, if their models, plans or
+            libraries are not the same.
 
     Example:
         >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
@@ -116,10 +120,10 @@ def shard_modules(
         >>> type(shard_modules(model)[0]).__name__
         'ShardedEmbeddingBagCollection'
     """
-    check_unsharded(module)
     env = default_env() if env is None else env
     device = torch.device("cpu") if device is None else device
     sharders = get_default_sharders() if sharders is None else list(sharders)
+    check_model(module, plan, sharders, env)
     if plan is None:
         plan = default_plan(module, sharders, env, device)
     module = shard_by_plan(module, plan, sharders, env, device)
@@ -173,6 +177,31 @@ def default_plan(
     if env.process_group is None:
         return planner.plan(module, sharders)
     return planner.collective_plan(module, sharders, env.process_group)
+
+
+def check_model(
+    module: nn.Module,
+    plan: ShardingPlan | None,
+    sharders: list[ModuleSharder[Any]],
+    env: ShardingEnv,
+) -> None:
+    """Refuse a model that has been sharded, and ranks that would not shard the same model in the same way.
+
+    Args:
+        module: the model.
+        plan: where its tables go; None: that is decided later.
+        sharders: who will shard which type.
+        env: the ranks, which all call this.
+
+    Raises:
+        ValueError: on all ranks.
+    """
+
+    def describe() -> dict[str, str]:
+        check_unsharded(module)
+        return description_of(module, plan, sharders)
+
+    check_alike(env, describe)
 
 
 def check_unsharded(module: nn.Module) -> None:
