@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -82,10 +83,8 @@ def description_of(
         plan: where its tables go; None: that is not decided yet.
         sharders: who shards it.
     """
-    import torchrec
-
     found = {
-        "the version of torchrec": torchrec.__version__,
+        "the version of torchrec": str(sys.modules["torchrec"].__version__),
         "the version of PyTorch": torch.__version__,
     }
     tables: set[int] = set()
