@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 import torchrec
 from torchrec.files import remove_folder
+from torchrec.state_tree import join_state, split_state
 from torchrec.training import Checkpoints, checkpoint
-from torchrec.training._tree import join_state, split_state
 
 leaves = (
     st.none()

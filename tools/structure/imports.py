@@ -28,7 +28,7 @@ LAYERS = (
         "checks",
         "files",
     ),
-    ("ops",),
+    ("ops", "state_tree"),
     ("sparse", "optim", "metrics"),
     ("modules", "datasets", "pt2"),
     ("models", "quant"),

@@ -88,7 +88,7 @@ class ShardedTables:
                 f"{_named(path)} should be given a ShardingEnv of one dimension, without `output_dtensor`: "
                 f"there is no more yet. Received {type(env).__name__}, output_dtensor={env.output_dtensor}."
             )
-        self._env = env
+        self._shows_parts = env.process_group is not None
         self.world_size, self.rank = env.world_size, env.rank
         self.wire: Wire | None = None
         if env.process_group is not None and self.world_size > 1:
@@ -282,20 +282,21 @@ class ShardedTables:
 
     def _whole_state(self, update: TableUpdate) -> Mapping[str, Tensor]:
         """Return the state of a table as a whole, of which this rank has some parts."""
-        env, placement = self._env, self.placements[update.table]
-        if env.process_group is None or update.rule is None:
+        if not self._shows_parts or update.rule is None:
             return update.named_state()
         update.place()
         config = next(config for config in self.configs if config.name == update.table)
-        shown: dict[str, Tensor] = {}
+        placement, shown = self.placements[config.name], dict[str, Tensor]()
         for name, state in update.states.items():
             is_per_row = RULES[update.rule.optimizer].state[name]
             shape = config.num_rows, 1 if is_per_row else config.embedding_dim
             what = f"State '{name}' of table '{config.name}'"
-            shown[name] = sharded_table(what, state, shape, placement, env, is_per_row)
+            shown[name] = sharded_table(
+                what, state, shape, placement, self.rank, self.wire, is_per_row
+            )
         step = update.step
         if config.name in self._elsewhere:
-            step = step_elsewhere(f"The step count of table '{config.name}'", step, env)
+            step = step_elsewhere(f"The step count of table '{config.name}'", step, self.wire)
         return {**shown, "step": step}
 
     def _lookups(self) -> list[Tables]:
@@ -345,10 +346,11 @@ class ShardedTables:
 
     def value_of(self, config: BaseEmbeddingConfig, weight: Tensor) -> Any:
         """Return what ``state_dict()`` shows of a table: the weight, or the whole that it is a part of."""
-        if self._env.process_group is None or self.is_replicated(config.name):
+        if not self._shows_parts or self.is_replicated(config.name):
             return weight
         shape, placement = (config.num_rows, config.embedding_dim), self.placements[config.name]
-        return sharded_table(f"Table '{config.name}'", weight, shape, placement, self._env)
+        name = f"Table '{config.name}'"
+        return sharded_table(name, weight, shape, placement, self.rank, self.wire)
 
     def load(self, config: BaseEmbeddingConfig, value: object) -> Tensor:
         """Load this rank's part of a table that was saved, and return it."""

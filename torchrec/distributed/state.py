@@ -28,7 +28,7 @@ from torchrec.distributed._private import (
 from torchrec.distributed._private import TensorProperties as ShardedProperties
 from torchrec.distributed.parts import block_parts, fill_parts, part_at
 from torchrec.distributed.placement import Block, TablePlacement
-from torchrec.distributed.types import ShardingEnv
+from torchrec.distributed.wire import Wire
 
 __all__ = ["ShardedTable", "sharded_table", "step_elsewhere"]
 
@@ -45,13 +45,13 @@ class ShardedTable(Tensor):
         parts: of this rank.
         metadata: where the parts of all ranks are.
         like: has its type and device.
-        env: the ranks; None: there is nobody to ask for other parts.
+        wire: the ranks; None: there is nobody to ask for other parts.
     """
 
     _name: str
     _parts: list[Shard]
     _metadata: ShardedTensorMetadata
-    _env: ShardingEnv | None
+    _wire: Wire | None
 
     @staticmethod
     def __new__(
@@ -60,11 +60,11 @@ class ShardedTable(Tensor):
         parts: list[Shard],
         metadata: ShardedTensorMetadata,
         like: Tensor,
-        env: ShardingEnv | None,
+        wire: Wire | None,
     ) -> ShardedTable:
         """Return the whole that some parts are of."""
         table = shell_of(cls, like, metadata.size)
-        table._name, table._parts, table._metadata, table._env = name, parts, metadata, env
+        table._name, table._parts, table._metadata, table._wire = name, parts, metadata, wire
         return table
 
     def local_shards(self) -> list[Shard]:
@@ -100,44 +100,40 @@ class ShardedTable(Tensor):
             dst: which rank.
             out: there, written to, of the size of the whole; elsewhere None.
         """
-        env = self._ranks()
-        if env.rank == dst and (out is None or out.shape != self.shape):
+        rank = 0 if self._wire is None else self._wire.rank
+        if rank == dst and (out is None or out.shape != self.shape):
             raise ValueError(
                 f"`out` should be a tensor of the shape {tuple(self.shape)} on rank {dst}. "
                 f"Received {None if out is None else tuple(out.shape)}."
             )
+        if self._wire is None:
+            if out is not None:
+                out.copy_(self)
+            return
+        group = self._wire.group
         for known in self._metadata.shards_metadata:
             there = placement_of(known)[0]
-            mine = self._tensor_at(known) if env.rank == there else None
-            if env.rank == dst and out is not None:
+            mine = self._tensor_at(known) if rank == there else None
+            if rank == dst and out is not None:
                 part = torch.empty(known.shard_sizes, dtype=self.dtype) if mine is None else mine
                 if mine is None:
-                    dist.recv(part, group=env.process_group, group_src=there)
+                    dist.recv(part, group=group, group_src=there)
                 _region(out, known).copy_(part)
             elif mine is not None:
-                dist.send(mine.contiguous(), group=env.process_group, group_dst=dst)
+                dist.send(mine.contiguous(), group=group, group_dst=dst)
 
     def full_tensor(self) -> Tensor:
         """Return the whole, on every rank; all ranks call this."""
-        env = self._ranks()
         whole = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        if self._wire is None:
+            return whole.copy_(self)
         for known in self._metadata.shards_metadata:
-            there = placement_of(known)[0]
-            part = whole.new_empty(known.shard_sizes)
-            if env.rank == there:
+            there, part = placement_of(known)[0], whole.new_empty(known.shard_sizes)
+            if self._wire.rank == there:
                 part = self._tensor_at(known).contiguous()
-            if env.world_size > 1:
-                dist.broadcast(part, group=env.process_group, group_src=there)
+            dist.broadcast(part, group=self._wire.group, group_src=there)
             _region(whole, known).copy_(part)
         return whole
-
-    def _ranks(self) -> ShardingEnv:
-        if self._env is None:
-            raise ValueError(
-                f"{self._name} should be that of a model, to have ranks to ask for other parts. "
-                "Received one that was read from a file."
-            )
-        return self._env
 
     def _tensor_at(self, known: ShardMetadata) -> Tensor:
         return self.__get_tensor_shard__(MetadataIndex("", torch.Size(known.shard_offsets)))
@@ -146,7 +142,7 @@ class ShardedTable(Tensor):
         """Return the whole of which this rank has other parts instead."""
         parts = [Shard(function(shard.tensor), shard.metadata) for shard in self._parts]
         like = function(torch.empty(0, dtype=self.dtype, device=self.device))
-        return ShardedTable(self._name, parts, self._metadata, like, self._env)
+        return ShardedTable(self._name, parts, self._metadata, like, self._wire)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -237,7 +233,8 @@ def sharded_table(
     tensor: Tensor,
     shape: tuple[int, int],
     placement: TablePlacement,
-    env: ShardingEnv,
+    rank: int,
+    wire: Wire | None,
     is_per_row: bool = False,
 ) -> ShardedTable:
     """Return the whole of which a rank's block is a part; the memory is shared, and nothing is sent.
@@ -247,11 +244,12 @@ def sharded_table(
         tensor: the block, ``(rows, columns)``; of a rank that has none, empty.
         shape: of the whole.
         placement: of the table.
-        env: the ranks.
+        rank: which.
+        wire: the ranks; None: there is one.
         is_per_row: whether it is a state of one number a row, ``(rows, 1)``, of which all ranks have
             copies that have columns of the row.
     """
-    block, tensor = placement.block(env.rank), tensor.detach()
+    block, tensor = placement.block(rank), tensor.detach()
     if is_per_row:
         # The first of the ranks that have a row's number writes it.
         known = [
@@ -261,21 +259,21 @@ def sharded_table(
     else:
         known = [_metadata_of(s.rank, s.rows, s.columns, tensor) for s in placement.shards]
     mine = [
-        Shard(part.tensor, _metadata_of(env.rank, part.rows, part.columns, tensor))
+        Shard(part.tensor, _metadata_of(rank, part.rows, part.columns, tensor))
         for part in (() if block is None else block_parts(block, tensor))
     ]
-    return ShardedTable(name, mine, _whole(known, shape, tensor), tensor, env)
+    return ShardedTable(name, mine, _whole(known, shape, tensor), tensor, wire)
 
 
-def step_elsewhere(name: str, step: Tensor, env: ShardingEnv) -> ShardedTable:
+def step_elsewhere(name: str, step: Tensor, wire: Wire | None) -> ShardedTable:
     """Return the step count of a table that this rank has nothing of: it is known on other ranks.
 
     Args:
         name: of what it is, for errors.
         step: has its type.
-        env: the ranks.
+        wire: the ranks.
     """
-    return ShardedTable(name, [], _whole([], (), step), step, env)
+    return ShardedTable(name, [], _whole([], (), step), step, wire)
 
 
 def _metadata_of(rank: int, rows: range, columns: range, tensor: Tensor) -> ShardMetadata:

@@ -23,7 +23,7 @@ from torchrec.files import (
     write_folder,
     write_tensors,
 )
-from torchrec.training._tree import join_state, split_state
+from torchrec.state_tree import join_state, split_state
 
 FORMAT = 2
 """The format that is written. 1: without an index, and only the tensors had a digest."""

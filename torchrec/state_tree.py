@@ -14,11 +14,12 @@ _TENSOR, _TUPLE, _ITEMS, _FLOAT = "$tensor", "$tuple", "$items", "$float"
 _MARKS = {_TENSOR, _TUPLE, _ITEMS, _FLOAT}
 
 
-def split_state(state: object) -> tuple[Json, dict[str, Tensor]]:
+def split_state(state: object, copy_views: bool = True) -> tuple[Json, dict[str, Tensor]]:
     """Take the tensors out of nested dictionaries, lists and tuples.
 
     Args:
         state: with strings, numbers, None and tensors inside; keys are strings or integers.
+        copy_views: copy tensors that are part of a larger one, as files need it. Default True.
 
     Returns:
         The rest, as JSON, and the tensors by name; a tensor that comes twice is there once.
@@ -34,7 +35,10 @@ def split_state(state: object) -> tuple[Json, dict[str, Tensor]]:
         (0.9, 1)
     """
     tensors: dict[str, Tensor] = {}
-    return _encode(state, "", tensors, {}), tensors
+    rest = _encode(state, "", tensors, {})
+    if copy_views:
+        tensors = {name: _alone(tensor) for name, tensor in tensors.items()}
+    return rest, tensors
 
 
 def join_state(rest: Json, tensors: Mapping[str, Tensor]) -> object:
@@ -57,6 +61,17 @@ def join_state(rest: Json, tensors: Mapping[str, Tensor]) -> object:
             assert isinstance(items, list)
             return tuple(items) if mark == _TUPLE else dict(items)
     return {key: join_state(value, tensors) for key, value in rest.items()}
+
+
+def tensor_names(rest: Json) -> set[str]:
+    """Return the names of the tensors of a state, from what `split_state` gives beside them."""
+    if isinstance(rest, list):
+        return set[str]().union(*map(tensor_names, rest))
+    if not isinstance(rest, dict):
+        return set()
+    if _TENSOR in rest:
+        return {str(rest[_TENSOR])}
+    return tensor_names(list(rest.values()))
 
 
 def _encode(
@@ -92,15 +107,19 @@ def _put(
     tensor: Tensor, name: str, tensors: dict[str, Tensor], names: dict[tuple[object, ...], str]
 ) -> str:
     """Name a tensor; the same memory seen the same way has one name."""
-    same = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
-    if tensor.numel() and same in names:
+    address = tensor.data_ptr()  # 0 of what has no memory of its own, as sharded tables have not
+    same = (address, tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
+    if address and tensor.numel() and same in names:
         return names[same]
     while name in tensors:  # {"a": {"b": ...}, "a.b": ...}
         name += "'"
     names[same] = name
-    whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
-    # A view would not be written alone.
-    tensors[name] = (
-        tensor.contiguous() if whole else tensor.clone(memory_format=torch.contiguous_format)
-    )
+    tensors[name] = tensor
     return name
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Return a tensor that is all of its memory, in order: a view would not be written alone."""
+    if tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes():
+        return tensor.contiguous()
+    return tensor.clone(memory_format=torch.contiguous_format)

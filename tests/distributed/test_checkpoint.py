@@ -1,0 +1,170 @@
+"""Checkpoints in a folder: whole or not there, under any plan, while training goes on."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.distributed.four_tables import TABLES, assert_same, sharded, steps_of, train, wholes
+from tests.distributed.ranks import run
+from tests.distributed.test_state import results, state_of
+from torchrec import files
+from torchrec.distributed.checkpoint import SafetensorsWriter, ShardedCheckpoints
+
+pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
+
+
+def save(folder, plan):
+    model, checkpoints = sharded(plan), ShardedCheckpoints(folder)
+    train(model, 0)
+    checkpoints.save(1, state_of(model))
+    train(model, 1)
+    checkpoints.save(2, state_of(model))
+    train(model, 2)
+    saved = wholes(model)
+    for group in model.fused_optimizer.param_groups:
+        group["lr"] *= 0.5
+    written = checkpoints.save_later(3, {**state_of(model), "seen": 12})
+    train(model, 3, 4)  # changes nothing of what is written
+    path = written.result()
+    return saved, path, checkpoints.steps(), wholes(model)
+
+
+def load(folder, plan):
+    model = sharded(plan, device="meta")
+    checkpoints = ShardedCheckpoints(folder)
+    state = checkpoints.load(checkpoints.latest(), {**state_of(model), "seen": 0})
+    model.load_state_dict(state["model"])
+    model.fused_optimizer.load_state_dict(state["optimizer"])
+    loaded, rates = wholes(model), [group["lr"] for group in model.fused_optimizer.param_groups]
+    steps = set(steps_of(model).values())
+    train(model, 3, 4)
+    return loaded, rates, steps, state["seen"], wholes(model)
+
+
+@pytest.mark.parametrize(
+    ("saved_by", "loaded_by"),
+    [
+        (("many", 2), ("rows", 2)),
+        (("rows", 2), ("rows", 2)),
+        (("columns", 2), ("alone", 1)),
+        pytest.param(("grid", 4), ("columns", 3), marks=pytest.mark.slow),
+    ],
+    ids=lambda value: f"{value[0]} on {value[1]}",
+)
+def test_training_goes_on_from_a_checkpoint(saved_by, loaded_by):
+    (plan, world_size), (other, other_size) = saved_by, loaded_by
+    with tempfile.TemporaryDirectory() as folder:
+        saved = results(save, world_size, folder, plan)
+        loaded = results(load, other_size, folder, other)
+        assert json.loads((saved[0][1] / "state.json").read_text())["seen"] == 12
+    expected, _, steps, trained_on = saved[0]
+    assert steps == [2, 3]
+    for found, rates, counts, seen, trained in loaded:
+        assert_same(found, expected)
+        assert rates == [table["lr"] * 0.5 for table in TABLES.values()]
+        assert (counts, seen) == ({3.0}, 12)
+        if saved_by == loaded_by:
+            assert_same(trained, trained_on)
+
+
+def killed(folder, when):
+    """Write a checkpoint, and begin another, in which a rank is killed."""
+    model, checkpoints = sharded("rows"), ShardedCheckpoints(folder)
+    train(model, 0)
+    checkpoints.save(1, state_of(model))
+    train(model, 1)
+    if when == "writing" and dist.get_rank() == 1:
+        write_data = SafetensorsWriter.write_data
+
+        def written_in_part(self, plan, planner):
+            write_data(self, replace(plan, items=plan.items[:2]), planner)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        SafetensorsWriter.write_data = written_in_part
+    if when == "naming" and dist.get_rank() == 0:
+        files.digest_of = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        checkpoints.save(2, state_of(model))
+    except Exception as error:
+        Path(folder, "error.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+@pytest.mark.parametrize("when", ["writing", "naming"])
+def test_killed_while_saving_leaves_the_last_one_whole(when):
+    with tempfile.TemporaryDirectory() as folder:
+        with pytest.raises(ChildProcessError, match="It ended"):
+            run(killed, 2, folder, when, timeout=30)
+        left = Path(folder, ".step-00000002.writing")
+        if when == "writing":  # the first rank has heard, and cleared away
+            assert "should be written" in Path(folder, "error.txt").read_text()
+            assert not left.exists()
+        else:
+            assert list(left.glob("*.safetensors"))
+        results(goes_on, 1, folder)
+        assert sorted(path.name for path in Path(folder).glob("*step*")) == [
+            "step-00000001",
+            "step-00000002",
+        ]
+
+
+def goes_on(folder):
+    model, checkpoints = sharded("alone"), ShardedCheckpoints(folder)
+    assert checkpoints.steps() == [1]
+    state = checkpoints.load(1, state_of(model))
+    assert set(steps_of(model).values()) == {1.0}
+    checkpoints.save(2, state)
+
+
+def refused(folder):
+    model, checkpoints = sharded("rows"), ShardedCheckpoints(folder)
+    state = state_of(model)
+    path = checkpoints.save(1, state)
+    with pytest.raises(ValueError, match=r"`step` should be one of \[1\].* Received 5"):
+        checkpoints.load(5, state)
+    with pytest.raises(ValueError, match="should have 'other', which is wanted"):
+        checkpoints.load(1, {"other": torch.zeros(2)})
+    with pytest.raises(ValueError, match="should have 'seen', which is wanted"):
+        checkpoints.load(1, {"seen": 0})
+    with pytest.raises(ValueError, match=r"should have a parameter group of \['a'\]"):
+        checkpoints.load(1, {"optimizer": {"param_groups": [{"params": ["a"]}]}})
+    with pytest.raises(ValueError, match=r"should be readable.*mismatch"):
+        checkpoints.load(1, {"model": {"over.bias": torch.zeros(2)}})
+    with pytest.raises(TypeError, match="Received set at 'a'"):
+        checkpoints.save(2, {"a": {1}})
+    dist.barrier()
+    if dist.get_rank() == 1:
+        file = next(iter(sorted(path.glob("*.safetensors"))))
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    dist.barrier()
+    with pytest.raises(ValueError, match="It is damaged: it has other contents"):
+        checkpoints.load(1, state)
+    # What only one rank sees, as a full disk, all ranks raise.
+    if dist.get_rank() == 1:
+        SafetensorsWriter.write_data = full
+    checkpoints.save_later(2, state)
+    with pytest.raises(OSError, match=r"should be written to .* Received on rank 1: .*No space"):
+        checkpoints.wait()
+    return checkpoints.steps()
+
+
+def full(self, plan, planner):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_cannot_be_read_or_written_is_an_error_on_all_ranks():
+    with tempfile.TemporaryDirectory() as folder:
+        assert results(refused, 2, folder) == [[1], [1]]
+    with pytest.raises(ValueError, match="`keep` should be at least 1"):
+        ShardedCheckpoints("folder", keep=0)

@@ -1,0 +1,342 @@
+"""Checkpoints of several ranks: whole or not there, for any plan and number of ranks, and never unpickled."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
+from torch.distributed.checkpoint.storage import WriteResult
+
+from torchrec.files import (
+    check_files,
+    clear_remains,
+    read_index,
+    read_json,
+    remove_folder,
+    write_folder,
+)
+from torchrec.state_tree import join_state, split_state, tensor_names
+
+__all__ = ["SafetensorsWriter", "ShardedCheckpoints"]
+
+T = TypeVar("T")
+
+_FORMAT = 2  # that of `torchrec.training.Checkpoints`, whose tensors are in one file
+_STATE = "state.json"
+_FILE_BYTES = 1 << 28  # a file is put together in memory
+
+
+class SafetensorsWriter(HuggingFaceStorageWriter):
+    """Has `torch.distributed.checkpoint` write safetensors, each rank its own parts.
+
+    PyTorch's writer puts all that a rank has into one file, by name: of several parts of one tensor
+    only the last would be there. This one begins a new file where a name comes again, or where a file
+    becomes large.
+
+    Args:
+        path: of the folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(str(path), save_distributed=True)
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Give the files of each rank numbers of their own: every so-many-th."""
+        return [
+            replace(plan, storage_data={**plan.storage_data, "stride": len(plans)})
+            for plan in super().prepare_global_plan(plans)
+        ]
+
+    def write_data(
+        self, plan: SavePlan, planner: SavePlanner
+    ) -> torch.futures.Future[list[WriteResult]]:
+        """Write what a rank has to write."""
+        written: list[WriteResult] = []
+        first, stride = plan.storage_data["shard_index"], plan.storage_data["stride"]
+        for number, items in enumerate(_files(plan.items)):
+            at = {**plan.storage_data, "shard_index": first + number * stride}
+            written += (
+                super().write_data(replace(plan, items=items, storage_data=at), planner).wait()
+            )
+        done: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
+        done.set_result(written)
+        return done
+
+
+def _files(items: list[WriteItem]) -> list[list[WriteItem]]:
+    """Return what goes into one file each: no name twice, and not too much."""
+    files: list[list[WriteItem]] = []
+    names: set[str] = set()
+    size = 0
+    for item in items:
+        size += item.tensor_storage_size() or 0
+        if not files or item.index.fqn in names or size > _FILE_BYTES:
+            files.append([])
+            names, size = set(), item.tensor_storage_size() or 0
+        files[-1].append(item)
+        names.add(item.index.fqn)
+    return files
+
+
+class ShardedCheckpoints:
+    """The checkpoints of a run on several ranks in a folder: ``step-XXXXXXXX``, the last few of them.
+
+    Each rank writes its parts of the tensors, as safetensors; the rest is JSON, and nothing is
+    unpickled. A checkpoint gets its name when all ranks are done, and all of it is on the disk: what
+    is there under its name is whole, whichever rank is killed, and a bit that changed since is
+    noticed. It loads under any plan, on any number of ranks.
+
+    All ranks make one, and call its methods, alike; the folder is one that all of them see. Without
+    `torch.distributed` this process is the only rank.
+
+    Args:
+        folder: is made when the first checkpoint is written.
+        keep: how many of the last ones are kept. Default 2.
+        process_group: the ranks. Default: all. They get a group of their own, so that a checkpoint can
+            be written while training goes on.
+
+    Raises:
+        ValueError: if ``keep`` is below 1.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     checkpoints = ShardedCheckpoints(folder)
+        ...     for step in (10, 20, 30):
+        ...         _ = checkpoints.save(step, {"weight": torch.full((2,), float(step)), "lr": 0.1})
+        ...     checkpoints.steps(), checkpoints.load(30, {"weight": torch.empty(2), "lr": 0.0})
+        ([20, 30], {'weight': tensor([30., 30.]), 'lr': 0.1})
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        keep: int = 2,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"`keep` should be at least 1. Received {keep}.")
+        self.folder, self.keep = Path(folder), keep
+        self._group: dist.ProcessGroup | None = None
+        self._rank, self._alone = 0, True
+        if dist.is_available() and dist.is_initialized():
+            ranks = dist.get_process_group_ranks(process_group or dist.group.WORLD)
+            self._group = dist.new_group(ranks, backend="gloo")
+            self._rank, self._alone = dist.get_rank(self._group), False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[Path] | None = None
+
+    def steps(self) -> list[int]:
+        """Return the steps that there are checkpoints of, in order."""
+        return self._told(self._steps)
+
+    def latest(self) -> int | None:
+        """Return the step of the last checkpoint; None if there is none."""
+        return max(self.steps(), default=None)
+
+    def save(self, step: int, state: Mapping[str, Any]) -> Path:
+        """Write a checkpoint, then remove those beyond ``keep``.
+
+        Args:
+            step: steps taken.
+            state: nested dictionaries of tensors, sharded or the same on all ranks, numbers and strings.
+
+        Returns:
+            The folder of the checkpoint.
+
+        Raises:
+            OSError: if a rank cannot write, as on a full disk; on all ranks. Those there were are whole.
+        """
+        self.wait()
+        return self._write(step, state)
+
+    def save_later(self, step: int, state: Mapping[str, Any]) -> Future[Path]:
+        """Copy a state, and write the copy while training goes on; one at a time.
+
+        Args:
+            step: steps taken.
+            state: see `save`.
+
+        Returns:
+            What gives the folder, or the error, when it is written.
+        """
+        self.wait()
+        self._pending = self._thread.submit(self._write, step, copy.deepcopy(dict(state)))
+        return self._pending
+
+    def wait(self) -> None:
+        """Wait for what `save_later` writes, and raise its error."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def load(self, step: int, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Read a checkpoint into a state.
+
+        Tensors are written in place, so that a state dict reads into the memory of its model; beside
+        them, no more is in memory than a part of one.
+
+        Args:
+            step: of the checkpoint.
+            state: what is wanted: it may leave out some of what was saved.
+
+        Returns:
+            The state, with those tensors and what was saved beside them.
+
+        Raises:
+            ValueError: if the checkpoint is not there, is damaged, or lacks some of what is wanted.
+        """
+        self.wait()
+        path = self._path(step)
+        saved = self._told(lambda: self._read(step))
+        _, tensors = split_state(state, copy_views=False)
+        known = tensor_names(saved)
+        for name in tensors:
+            if name not in known:
+                raise ValueError(
+                    f"Checkpoint '{path}' should have '{name}', which is wanted. Received none."
+                )
+        with self._plainly(ValueError, f"Checkpoint '{path}' should be readable"):
+            load_tensors(
+                dict(tensors),
+                storage_reader=HuggingFaceStorageReader(str(path)),
+                process_group=self._group,
+                no_dist=self._alone,
+            )
+        unread = torch.empty(0, device="meta")
+        rest = join_state(saved, dict.fromkeys(known, unread))
+        try:
+            return dict(_merged(state, rest, ""))
+        except KeyError as lacking:
+            raise ValueError(
+                f"Checkpoint '{path}' should have {lacking.args[0]}, which is wanted. Received none."
+            ) from None
+
+    def _write(self, step: int, state: Mapping[str, Any]) -> Path:
+        path, what = self._path(step), f"The checkpoint of step {step}"
+        rest, tensors = split_state(state, copy_views=False)
+        text = json.dumps(rest, allow_nan=False)
+        with ExitStack() as stack:
+            folder = write_folder(path, format=_FORMAT, facts={"best": None}, what=what)
+            beside = self._told(lambda: stack.enter_context(folder))
+            with self._plainly(OSError, f"{what} should be written to '{path}'"):
+                save_tensors(
+                    dict(tensors),
+                    storage_writer=SafetensorsWriter(beside),
+                    process_group=self._group,
+                    no_dist=self._alone,
+                )
+            self._told(lambda: (beside / _STATE).write_text(text, "utf-8"))
+            self._told(stack.close)  # all ranks have written: it gets its name
+        self._told(self._tidy)
+        return path
+
+    def _read(self, step: int) -> Any:
+        path = self._path(step)
+        if not path.is_dir():
+            raise ValueError(
+                f"`step` should be one of {self._steps()}, of which '{self.folder}' has a checkpoint. "
+                f"Received {step}."
+            )
+        index = read_index(path)
+        if index.format != _FORMAT:
+            raise ValueError(
+                f"Checkpoint '{path}' should be of format {_FORMAT}. Received format {index.format}, "
+                f"which {index.written_by} wrote."
+            )
+        check_files(path, index)
+        return read_json((path / _STATE).read_bytes())
+
+    def _tidy(self) -> None:
+        clear_remains(self.folder)
+        for step in self._steps()[: -self.keep]:
+            remove_folder(self._path(step))
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _steps(self) -> list[int]:
+        found = self.folder.iterdir() if self.folder.is_dir() else iter(())
+        matches = (re.fullmatch(r"step-(\d{8,})", path.name) for path in found)
+        return sorted(int(match[1]) for match in matches if match)
+
+    @contextmanager
+    def _plainly(self, kind: type[Exception], what: str) -> Iterator[None]:
+        """Turn what torch.distributed.checkpoint raises on all ranks, no Exception, into one."""
+        with warnings.catch_warnings():
+            if self._alone:  # it says that there is one process, even if told so
+                warnings.filterwarnings(
+                    "ignore", message="torch.distributed is", category=UserWarning
+                )
+            try:
+                yield
+            except CheckpointException as failed:
+                rank, (error, _) = min(failed.failures.items())
+                raise kind(f"{what}. Received on rank {rank}: {error!r}") from error
+            except RuntimeError as error:  # of what ranks exchange through: one has ended
+                raise kind(f"{what}. Received: {error}") from error
+
+    def _told(self, act: Callable[[], T]) -> T:
+        """Do something on the first rank, and return on all ranks what came of it, or raise its error."""
+        outcome: list[Any] = [None, None]
+        if self._rank == 0:
+            try:
+                outcome[0] = act()
+            except Exception as error:
+                outcome[1] = error
+        if not self._alone:
+            dist.broadcast_object_list(outcome, group=self._group, group_src=0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: T = outcome[0]
+        return result
+
+
+def _merged(wanted: Any, saved: Any, path: str) -> Any:
+    """Return a state that has the tensors of one, which were read, and what else was saved.
+
+    Parameter groups go by the names of their parameters: another plan may have other ones.
+
+    Raises:
+        KeyError: with what was not saved.
+    """
+    if isinstance(wanted, Tensor):
+        return wanted
+    if isinstance(wanted, Mapping):
+        for name in wanted:
+            if not isinstance(saved, Mapping) or name not in saved:
+                raise KeyError(f"'{path}.{name}'".replace("'.", "'"))
+        return {
+            name: _merged(value, saved[name], f"{path}.{name}") for name, value in wanted.items()
+        }
+    if not isinstance(wanted, list) or not all(isinstance(each, Mapping) for each in wanted):
+        return saved
+    if not all("params" in group for group in [*wanted, *saved]):
+        return saved
+    groups = {frozenset(group["params"]): group for group in saved}
+    merged = []
+    for group in wanted:
+        names = frozenset(group["params"])
+        if names not in groups:
+            raise KeyError(f"a parameter group of {sorted(names)} in '{path}'")
+        merged.append(_merged(group, groups[names], path))
+    return merged
