@@ -25,6 +25,7 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.layout import shards_of
 from torchrec.distributed.placement import TablePlacement
 from torchrec.ops.embedding.updates import RULES
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.types import DataType
 
@@ -156,20 +157,43 @@ def parts_of(value: Any) -> list[tuple[tuple[int, ...], Tensor]]:
     return [((0,) * value.dim(), value)]
 
 
-def compare_weights(
+def compare_states(
     case: Case, plain: Model, sharded: DistributedModelParallel, exact: dict[str, bool]
 ) -> None:
-    """Check the weights that a rank has of every parameter."""
+    """Check what a rank has of every parameter and of what its optimizer in the backward pass keeps."""
     whole, mine = plain.state_dict(), sharded.state_dict()
     assert list(whole) == list(mine)
     for name, expected in whole.items():
-        for offsets, part in parts_of(mine[name]):
-            there = expected
-            for axis, (offset, size) in enumerate(zip(offsets, part.shape, strict=True)):
-                there = there.narrow(axis, offset, size)
-            table = name.split(".")[2] if not name.startswith("over") else ""
-            what = f"'{name}' from {offsets} on"
-            compare(case, table, part, there, exact.get(table, False), what)
+        compare_parts(case, name, mine[name], expected, exact, "")
+    states, found = (
+        _tables_of(plain).state_dict()["state"],
+        _tables_of(sharded).state_dict()["state"],
+    )
+    assert list(states) == list(found)
+    for name, state in states.items():
+        assert list(state) == list(found[name])
+        for kind, expected in state.items():
+            compare_parts(case, name, found[name][kind], expected, exact, f"`{kind}` of ")
+
+
+def _tables_of(model: Any) -> KeyedOptimizer:
+    if isinstance(model, DistributedModelParallel):
+        return model.fused_optimizer
+    return CombinedOptimizer([(name, getattr(model, name).fused_optimizer) for name in model.names])
+
+
+def compare_parts(
+    case: Case, name: str, received: Any, expected: Tensor, exact: dict[str, bool], what: str
+) -> None:
+    """Check the parts that a rank has of something of a parameter."""
+    table = name.split(".")[2] if not name.startswith("over") else ""
+    assert received.shape == expected.shape
+    for offsets, part in parts_of(received):
+        there = expected
+        for axis, (offset, size) in enumerate(zip(offsets, part.shape, strict=True)):
+            there = there.narrow(axis, offset, size)
+        where = f"{what}'{name}' from {offsets} on"
+        compare(case, table, part, there, exact.get(table, False), where)
 
 
 def compare_steps(
@@ -200,8 +224,11 @@ def compare_steps(
         if grad is not None and wanted is not None:
             compare(case, "", grad, wanted, False, f"The gradient of weights of step {step}")
         seen += [*found.values(), *([] if grad is None else [grad])]
-    compare_weights(case, plain, sharded, exact)
-    return seen + [part for value in sharded.state_dict().values() for _, part in parts_of(value)]
+    compare_states(case, plain, sharded, exact)
+    states = [sharded.state_dict(), *_tables_of(sharded).state_dict()["state"].values()]
+    return seen + [
+        part.clone() for state in states for value in state.values() for _, part in parts_of(value)
+    ]
 
 
 def sharded_model(case: Case, phase: Phase, seed: int) -> DistributedModelParallel:
@@ -220,23 +247,26 @@ def first_phase(case: Case, folder: str, again: bool) -> bool:
         seen.append(compare_steps(case, 0, plain, sharded, is_exact(case, phase)))
     for received, expected in zip(seen[0], seen[-1], strict=True):
         assert torch.equal(received, expected), "A second run should give the same bits."
-    dcp.save(sharded.state_dict(), checkpoint_id=folder)
+    dcp.save(_state_of(sharded), checkpoint_id=folder)
     return True
+
+
+def _state_of(model: DistributedModelParallel) -> dict[str, Any]:
+    return {"model": model.state_dict(), "tables": model.fused_optimizer.state_dict()}
 
 
 def second_phase(case: Case, folder: str) -> bool:
     """Load the model under another plan and on other ranks, and train it further."""
     first, phase = case.phases
-    trained = Model(case, case.seed)
-    for _ in train(case, 0, trained, False):
+    plain, sharded = Model(case, case.seed), sharded_model(case, phase, case.seed + 1)
+    for _ in train(case, 0, plain, False):
         pass
-    plain, sharded = Model(case, case.seed + 1), sharded_model(case, phase, case.seed + 1)
-    plain.load_state_dict(trained.state_dict())
-    state = sharded.state_dict()
+    state = _state_of(sharded)
     dcp.load(state, checkpoint_id=folder)
-    sharded.load_state_dict(state)
+    sharded.load_state_dict(state["model"])
+    sharded.fused_optimizer.load_state_dict(state["tables"])
     exact = is_exact(case, first)
-    compare_weights(case, plain, sharded, exact)
+    compare_states(case, plain, sharded, exact)
     now = is_exact(case, phase)
     compare_steps(case, 1, plain, sharded, {name: exact[name] and now[name] for name in now})
     return True
