@@ -25,10 +25,14 @@ from torchrec.distributed.layout import Shard, spec_of
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan
 from torchrec.distributed.types import ParameterSharding, ShardingPlan
 from torchrec.ops.embedding.updates import RULES
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.optim.fusable import optimizer_class_of
 from torchrec.types import DataType, IdPolicy, OptimizerType
 
 COLLECTIONS = ("bags", "weighted", "sequences")
 FEATURES = ("f0", "f1", "f2", "f3")
+# A step; two forward passes before the backward pass; a backward pass for a later step; only forward; no gradients.
+MODES = ("step", "twice", "accumulate", "forward", "evaluate")
 UNUSED = "unused"
 
 
@@ -78,13 +82,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Phase:
-    """Some steps on some ranks: a layout for each table, and sizes of batches by step and rank."""
+    """Some steps on some ranks: layouts of the tables, sizes of batches by step and rank, what a step does."""
 
     world_size: int
     local_size: int
     layouts: tuple[Layout, ...]
     exact: bool
     sizes: tuple[tuple[int, ...], ...]
+    modes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,11 @@ class Case:
     dense: bool
     outside: str
     learned_weights: bool
+    variable: bool  # batches whose keys have batches of their own
+    applied: bool  # optimizers of tables by `apply_optimizer_in_backward`
+    scheduled: bool  # learning rates of tables halve with each step
+    need_indices: bool
+    output_dtype: torch.dtype | None
     phases: tuple[Phase, ...]
 
     def of_collection(self, name: str) -> list[int]:
@@ -242,6 +252,7 @@ def phases(draw: Any, of: Sequence[Table], world_size: int, steps: int) -> Phase
         tuple(draw(layouts(table, world_size, local_size)) for table in of),
         draw(st.booleans()),
         tuple(draw(st.lists(sizes, min_size=steps, max_size=steps))),
+        tuple(draw(st.sampled_from(("step", *MODES))) for _ in range(steps)),
     )
 
 
@@ -259,6 +270,11 @@ def cases(draw: Any, world_size: int, most: int = 4) -> Case:
         dense=draw(st.booleans()),
         outside=draw(st.sampled_from(["sgd", "adam"])),
         learned_weights=draw(st.booleans()),
+        variable=draw(st.booleans()),
+        applied=draw(st.booleans()),
+        scheduled=draw(st.booleans()),
+        need_indices=draw(st.booleans()),
+        output_dtype=draw(st.sampled_from([None, None, None, torch.bfloat16])),
         phases=(draw(phases(found, world_size, 3)), draw(phases(found, later, 2))),
     )
 
@@ -274,12 +290,12 @@ class Model(nn.Module):
     Returns by name the outputs that a loss is taken of; those of sequences with lengths.
     """
 
-    def __init__(self, case: Case, seed: int) -> None:
+    def __init__(self, case: Case, seed: int, device: str = "cpu") -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.names = [name for name in COLLECTIONS if case.of_collection(name)]
         for name in self.names:
-            self.add_module(name, _collection(case, name))
+            self.add_module(name, _collection(case, name, torch.device(device)))
         width = sum(
             table.dim * len(table.features)
             for table in case.tables
@@ -294,23 +310,25 @@ class Model(nn.Module):
         for name in self.names:
             output = getattr(self, name)(features)
             if name == "sequences":
-                found |= {
-                    f"{name}.{key}": (each.values(), each.lengths()) for key, each in output.items()
-                }
+                for key, each in output.items():
+                    found[f"{name}.{key}"] = each.values(), each.lengths()
+                    if each.weights_or_none() is not None:
+                        found[f"{name}.{key} ids"] = each.weights(), each.lengths()
             elif self.over is not None:
                 pooled.append(output.values())
             else:
                 found |= {f"{name}.{key}": (output[key], None) for key in output.keys()}  # noqa: SIM118
         if self.over is not None:
-            found["over"] = (self.over(torch.cat(pooled, dim=1)), None)
+            found["over"] = (self.over(torch.cat(pooled, dim=1).float()), None)
         return found
 
 
-def _collection(case: Case, name: str) -> nn.Module:
+def _collection(case: Case, name: str, device: torch.device) -> nn.Module:
     kind = EmbeddingConfig if name == "sequences" else EmbeddingBagConfig
     configs = []
     for t in case.of_collection(name):
         table = case.tables[t]
+        applied = case.applied and table.lr is not None
         options: dict[str, Any] = {} if name == "sequences" else {"pooling": table.pooling}
         configs.append(
             kind(
@@ -321,16 +339,26 @@ def _collection(case: Case, name: str) -> nn.Module:
                 feature_names=list(table.features),
                 id_policy=table.policy,
                 hash_size=table.hash_size,
-                optimizer=table.optimizer,
-                lr=table.lr,
-                optimizer_options=dict(table.options),
+                optimizer=None if applied else table.optimizer,
+                lr=None if applied else table.lr,
+                optimizer_options={} if applied else dict(table.options),
                 enable_grad=table.enable_grad,
                 **options,
             )
         )
+    made: nn.Module
     if name == "sequences":
-        return EmbeddingCollection(configs)
-    return EmbeddingBagCollection(configs, is_weighted=name == "weighted")
+        made = EmbeddingCollection(
+            configs, device, case.need_indices, output_dtype=case.output_dtype
+        )
+    else:
+        made = EmbeddingBagCollection(configs, name == "weighted", device, case.output_dtype)
+    for t, param in zip(case.of_collection(name), made.parameters(), strict=True):
+        table = case.tables[t]
+        if case.applied and table.optimizer is not None and table.lr is not None:
+            options = {"lr": table.lr, **dict(table.options)}
+            apply_optimizer_in_backward(optimizer_class_of(table.optimizer), [param], options)
+    return made
 
 
 def plan_of(case: Case, phase: Phase, model: Model) -> ShardingPlan:
@@ -357,20 +385,33 @@ def sharders_of(phase: Phase) -> list[Any]:
 
 
 def batch(case: Case, phase: int, step: int, rank: int) -> KeyedJaggedTensor:
-    """Return the batch of a rank in a step."""
-    size = case.phases[phase].sizes[step][rank]
+    """Return the batch of a rank in a step; steps from 5 on are of as many samples as those from 0 on."""
+    size = case.phases[phase].sizes[step % 5][rank]
     generator = torch.Generator().manual_seed(((case.seed * 10 + phase) * 10 + step) * 10 + rank)
-    values, lengths = [], []
+
+    def numbers(low: int, high: int, count: int) -> Tensor:
+        return torch.randint(low, high, (count,), generator=generator)
+
+    values, lengths, inverse = [], [], []
     for key in case.keys:
-        low, high = _ids_of(case, key)
-        mine = torch.randint(0, 5, (size,), generator=generator)
-        lengths.append(mine)
-        values.append(torch.randint(low, high, (int(mine.sum()),), generator=generator))
-    joined = torch.cat(values)
-    weights = torch.rand(len(joined), generator=generator) + 0.5
+        distinct = int(numbers(1, size + 1, 1)) if case.variable and size else size
+        inverse.append(numbers(0, max(distinct, 1), size))
+        lengths.append(numbers(0, 5, distinct))
+        values.append(numbers(*_ids_of(case, key), int(lengths[-1].sum())))
+    ids = torch.cat(values)
+    weights = torch.rand(len(ids), generator=generator) + 0.5
     if case.learned_weights:
         weights.requires_grad_()
-    return KeyedJaggedTensor(list(case.keys), joined, weights, lengths=torch.cat(lengths))
+    if not case.variable:
+        return KeyedJaggedTensor(list(case.keys), ids, weights, lengths=torch.cat(lengths))
+    return KeyedJaggedTensor(
+        list(case.keys),
+        ids,
+        weights,
+        lengths=torch.cat(lengths),
+        stride_per_key_per_rank=[[len(each)] for each in lengths],
+        inverse_indices=(list(case.keys), torch.stack(inverse)),
+    )
 
 
 def _ids_of(case: Case, key: str) -> tuple[int, int]:
@@ -384,6 +425,8 @@ def _ids_of(case: Case, key: str) -> tuple[int, int]:
 
 def joined(batches: Sequence[KeyedJaggedTensor]) -> KeyedJaggedTensor:
     """Return the batches of all ranks as one."""
+    if batches[0].inverse_indices_or_none() is not None:
+        batches = [each.expand_inverse() for each in batches]
     keys, parts = batches[0].keys(), [each.to_dict() for each in batches]
 
     def over(read: Any) -> Iterator[Tensor]:
