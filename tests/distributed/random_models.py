@@ -31,7 +31,7 @@ from torchrec.types import DataType, IdPolicy, OptimizerType
 
 COLLECTIONS = ("bags", "weighted", "sequences")
 FEATURES = ("f0", "f1", "f2", "f3")
-# A step; two forward passes before the backward pass; a backward pass for a later step; only forward; no gradients.
+# What a step does: train; train on two batches; leave gradients for a later one; a forward pass; one without gradients.
 MODES = ("step", "twice", "accumulate", "forward", "evaluate")
 UNUSED = "unused"
 
