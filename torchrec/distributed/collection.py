@@ -259,11 +259,7 @@ class ShardedTables:
         """
         found = {}
         for config in self.configs:
-            weight = self._parts[config.name].weight
-            elsewhere = self._elsewhere.get(config.name)
-            if elsewhere is not None and not elsewhere.trains(weight):
-                elsewhere.own(weight)  # of a copy
-            owner = owner_of(weight)
+            owner = owner_of(self._parts[config.name].weight)
             if self.is_replicated(config.name) or not isinstance(owner, TableUpdate):
                 continue
             if owner.rule is not None:
@@ -303,9 +299,12 @@ class ShardedTables:
         return [self.here] if self.away is None else [self.here, self.away.tables]
 
     def bind(self) -> None:
-        """Meet the weights that there are now."""
+        """Meet the weights that there are now, those of a copy say."""
         for tables in self._lookups():
             tables.bind()
+        for name, elsewhere in self._elsewhere.items():
+            if not elsewhere.trains(self._parts[name].weight):
+                elsewhere.own(self._parts[name].weight)
 
     def restart(self) -> None:
         """Meet weights that were loaded: what waits was for the former ones."""
@@ -539,6 +538,10 @@ class ShardedTableCollection(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._tables.bind()
         return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._tables.bind()  # a copy's tables are trained in the backward pass before it has been called, too
 
     def reset_parameters(self) -> None:
         """Give every table its initial weights anew; and no state."""

@@ -47,6 +47,9 @@ __all__ = [
 ]
 
 
+_PRECISIONS = {None: None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
 class DataParallelWrapper(ABC):
     """Has the parameters that every rank has a copy of stay alike on all of them."""
 
@@ -82,12 +85,12 @@ class DefaultDataParallelWrapper(DataParallelWrapper):
         params_to_ignore: list[str] | None = None,
         ddp_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        if allreduce_comm_precision not in (None, "fp16", "bf16"):
+        if allreduce_comm_precision not in _PRECISIONS:
             raise ValueError(
                 "`allreduce_comm_precision` should be 'fp16', 'bf16' or None. "
                 f"Received {allreduce_comm_precision!r}."
             )
-        self._precision = allreduce_comm_precision
+        self._dtype = _PRECISIONS[allreduce_comm_precision]
         self._ignored = list(params_to_ignore or [])
         self._options: dict[str, Any] = {
             "bucket_cap_mb": bucket_cap_mb,
@@ -114,15 +117,19 @@ class DefaultDataParallelWrapper(DataParallelWrapper):
             process_group=env.process_group,
             **self._options,
         )
-        if self._precision is not None:
-            from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
-
-            hooks = {
-                "fp16": default_hooks.fp16_compress_hook,
-                "bf16": default_hooks.bf16_compress_hook,
-            }
-            wrapped.register_comm_hook(env.process_group, hooks[self._precision])
+        dtype = self._dtype
+        if dtype is not None:
+            wrapped.register_comm_hook(
+                env.process_group, lambda group, bucket: _added_up(group, bucket.buffer(), dtype)
+            )
         dmp._dmp_wrapped_module = wrapped
+
+
+def _added_up(group: dist.ProcessGroup, buffer: Tensor, dtype: torch.dtype) -> Any:
+    """Add gradients up in another type; PyTorch's own hook for bfloat16 does it on GPUs alone."""
+    narrow = buffer.to(dtype).div_(group.size())
+    work = dist.all_reduce(narrow, group=group, async_op=True)
+    return work.get_future().then(lambda done: buffer.copy_(done.value()[0]))
 
 
 def _waited(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
@@ -216,7 +223,7 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
             plan = default_plan(module, self._sharders, self._env, self.device)
         self._plan = plan
         self._data_parallel_wrapper = data_parallel_wrapper or DefaultDataParallelWrapper()
-        self._is_data_parallel = False
+        self._is_data_parallel, self._wrap_when_called = False, False
         self._dmp_wrapped_module = shard_by_plan(
             module, plan, self._sharders, self._env, self.device
         )
@@ -268,7 +275,7 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
             self._data_parallel_wrapper.wrap(self, self._env, self.device)
 
     def copy(self, device: torch.device) -> DistributedModelParallel:
-        """Return a copy of the model on a device.
+        """Return a copy of the model on a device, with tables and states of its own.
 
         Args:
             device: where.
@@ -277,6 +284,23 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
         copied.device = device
         return copied
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> DistributedModelParallel:
+        """Copy the model, and wrap the copy anew: what adds gradients up is tied to the very parameters.
+
+        Wrapping is for all ranks together, a copy for any: so it waits for the first call of the copy.
+        """
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        shared = {"_env", "_plan", "_sharders", "_data_parallel_wrapper"}
+        for name, value in self.__dict__.items():
+            if name not in ("_modules", *shared):
+                value = copy.deepcopy(value, memo)
+            twin.__dict__[name] = value
+        inner = copy.deepcopy(self.module, memo)
+        twin.__dict__["_modules"] = {"_dmp_wrapped_module": inner}
+        twin._is_data_parallel, twin._wrap_when_called = False, self._is_data_parallel
+        return twin
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model.
 
@@ -284,6 +308,8 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
             args: as it takes them.
             kwargs: as it takes them.
         """
+        if self._wrap_when_called:
+            self.init_data_parallel()
         return self._dmp_wrapped_module(*args, **kwargs)
 
     def state_dict(  # type: ignore[override]

@@ -145,18 +145,18 @@ def default_env() -> ShardingEnv:
 
 
 def outermost(model: nn.Module, kind: type[Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the modules of a kind with their paths; of one inside another, the outer one.
+    """Yield the modules of a kind with their paths, each once; of one inside another, the outer one.
 
     Args:
         model: where they are; may be one itself, whose path is ``""``.
         kind: their class.
     """
-    if isinstance(model, kind):
-        yield "", model
-        return
-    for name, child in model.named_children():
-        for path, found in outermost(child, kind):
-            yield f"{name}.{path}" if path else name, found
+    found: list[str] = []
+    for path, child in model.named_modules():
+        inside = any(not outer or path.startswith(f"{outer}.") for outer in found)
+        if isinstance(child, kind) and not inside:
+            found.append(path)
+            yield path, child
 
 
 def default_plan(
@@ -253,11 +253,16 @@ def shard_by_plan(
                 f"The plan should name modules of the model. Received '{path}', which it does not have."
             ) from None
         _check_stands_alone(module, path)
-        sharded = _sharder_of(target, path, sharders).shard(target, tables, env, device, path)
+        _check_untied(module, target, path)
+        sharder = _sharder_of(target, path, sharders)
+        # Before its tables are given away: a module may be in a model more than once.
+        paths = [p for p, m in module.named_modules(remove_duplicate=False) if m is target]
+        sharded = sharder.shard(target, tables, env, device, path)
         if not path:
             return sharded
-        parent, _, name = path.rpartition(".")
-        module.get_submodule(parent).register_module(name, sharded)
+        for place in paths:
+            parent, _, name = place.rpartition(".")
+            module.get_submodule(parent).register_module(name, sharded)
     return module
 
 
@@ -273,6 +278,21 @@ def _sharder_of(
             f"{sorted(kind.__name__ for kind in by_type)}. Received {type(module).__name__}."
         )
     return sharder
+
+
+def _check_untied(model: nn.Module, target: nn.Module, path: str) -> None:
+    """Refuse to shard tables whose weights another module uses as well, which would keep the whole."""
+    inside = set(target.modules())
+    tables = {id(param) for param in target.parameters()}
+    for other, module in model.named_modules():
+        if module in inside:
+            continue
+        for name, param in module.named_parameters(recurse=False):
+            if id(param) in tables:
+                raise ValueError(
+                    f"Module '{path}' should have its weights for itself, to be sharded. "
+                    f"Received one that is '{other}.{name}' as well."
+                )
 
 
 def _check_stands_alone(model: nn.Module, path: str) -> None:
