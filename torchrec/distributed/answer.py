@@ -119,6 +119,10 @@ class Layout:
             (sum(counts[lane.number] for lane in route.lanes_of_slot[s]), route.slots[s].dim)
             for s in self._slots
         ]
+        # Of each tensor of rows that is computed, the number of its slot among those looked up by rows.
+        self.slots_computed = [
+            self._slots.index(lane.slot) for lane in route.lanes_of_rank[rank] if by_rows[lane.slot]
+        ]
         at_an_end = rank in (0, route.world_size - 1)
         # What others have asked for is then one piece of what was computed, a message without being copied.
         self.is_one_piece = keeps_own and at_an_end and len(self.computed_sizes) == 1
@@ -249,10 +253,11 @@ class _Answer(torch.autograd.Function):
         layout: Layout,
         transfer: Transfer | None,
         in_backward: Callable[[], None],
+        tells_use: bool,
         anchor: Tensor,
         *computed: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.wire, ctx.layout = wire, layout
+        ctx.wire, ctx.layout, ctx.tells_use = wire, layout, tells_use
         ctx.transfer, ctx.in_backward = transfer, in_backward
         ctx.dtype, ctx.shapes = computed[0].dtype, [tensor.shape for tensor in computed]
         ctx.set_materialize_grads(False)
@@ -284,6 +289,11 @@ class _Answer(torch.autograd.Function):
             for grad, shape in zip(grads, shapes, strict=True)
         ]
         ctx.in_backward()
+        used = [grad is not None for grad in grads[1:]]
+        if (
+            ctx.tells_use
+        ):  # a slot that no rank's loss uses gets no gradient, which is not one of zeros
+            used = wire.any_of(used)
         sizes = [sum(layout.expected), *(layout.computed_sizes if layout.is_one_piece else ())]
         sent, *kept = copy_blocks(given, sizes, layout.pack_gradients(), wire.world_size)
         if kept:
@@ -300,8 +310,15 @@ class _Answer(torch.autograd.Function):
                 layout.unpack_gradients(),
                 wire.world_size,
             )
-        back = [grad.view(shape) for grad, shape in zip(found, ctx.shapes, strict=True)]
-        return None, None, None, None, torch.zeros_like(anchor), *back
+        back: list[Tensor | None] = [
+            grad.view(shape) for grad, shape in zip(found, ctx.shapes, strict=True)
+        ]
+        if ctx.tells_use:
+            back[1:] = [
+                grad if used[slot] else None
+                for grad, slot in zip(back[1:], layout.slots_computed, strict=True)
+            ]
+        return None, None, None, None, None, torch.zeros_like(anchor), *back
 
 
 def answer(
@@ -311,6 +328,7 @@ def answer(
     computed: list[Tensor],
     anchor: Tensor,
     in_backward: Callable[[], None],
+    tells_use: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """Send vectors back to who asked for them. Differentiable: tables get the mean of gradients over ranks.
 
@@ -322,12 +340,14 @@ def answer(
             is looked up by rows, one rank behind the other.
         anchor: what has the backward pass come here on every rank; of any size, it gets zeros.
         in_backward: called there, before anything is sent.
+        tells_use: whether ranks tell each other there which slots by rows their losses use: what none does
+            gets no gradient.
 
     Returns:
         The pooled slots, ``(B, width)``, and for each slot that is looked up by rows its rows,
         ``(n, D)``, in the order in which they were asked for.
     """
     outputs = _Answer.apply(  # type: ignore[no-untyped-call]
-        wire, layout, transfer, in_backward, anchor, *computed
+        wire, layout, transfer, in_backward, tells_use, anchor, *computed
     )
     return outputs[0], list(outputs[1:])

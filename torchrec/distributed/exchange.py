@@ -270,7 +270,10 @@ class Exchange:
             anchor = torch.cat([anchor, *asked.weights])
         transfer = None if self._codings is None else self._transfer(self._codings, asked, routed)
         layout = self._layout_of(asked, routed)
-        return answer(self.wire, layout, transfer, [pooled, *rows], anchor, in_backward)
+        # Where bags are pooled, one output has all slots: what uses it uses them all.
+        tells_use = self._all_by_rows and len(self.route.slots) > 1
+        computed = [pooled, *rows]
+        return answer(self.wire, layout, transfer, computed, anchor, in_backward, tells_use)
 
     def _layout_of(self, asked: Asked, routed: Routed) -> Layout:
         """Return where the vectors of a step are, known already where that follows from the sizes of batches."""

@@ -73,6 +73,16 @@ class Wire:
         told = self.swap(torch.full((self.world_size,), mine), ones, ones)
         return [int(state) for state in told]
 
+    def any_of(self, mine: Sequence[bool]) -> list[bool]:
+        """Return which of some conditions, the same ones on all ranks, hold on any rank.
+
+        Args:
+            mine: which do on this one.
+        """
+        each = [len(mine)] * self.world_size
+        told = self.swap(torch.tensor(mine, dtype=torch.uint8).repeat(self.world_size), each, each)
+        return [bool(held) for held in told.view(self.world_size, len(mine)).any(0).tolist()]
+
     def share(self, value: Any, rank: int) -> Any:
         """Return on all ranks what one of them has.
 
