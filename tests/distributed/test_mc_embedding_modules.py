@@ -20,7 +20,7 @@ from torchrec import (
 )
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.layout import spec_of
+from torchrec.distributed.layout import row_wise, spec_of
 from torchrec.distributed.mc_embedding import ManagedCollisionEmbeddingCollectionSharder
 from torchrec.distributed.mc_embeddingbag import ManagedCollisionEmbeddingBagCollectionSharder
 from torchrec.distributed.types import ParameterSharding, ShardingEnv
@@ -74,7 +74,7 @@ def maps():
     return {"users": users, "shared": users, "offset": offset, "hashed": hashed, "plain": None}
 
 
-def make(pooled, optimizer="adagrad", init_fn=None, made=maps, **options):
+def make(pooled, optimizer="adagrad", init_fn=None, made=maps, tables=None, **options):
     torch.manual_seed(3)
     fused = {} if optimizer is None else {"optimizer": optimizer, "lr": 0.1}
     kind = EmbeddingBagConfig if pooled else EmbeddingConfig
@@ -89,19 +89,22 @@ def make(pooled, optimizer="adagrad", init_fn=None, made=maps, **options):
             **(fused if name != "offset" else {}),
             **({"pooling": PoolingType.MEAN} if pooled and name == "users" else {}),
         )
-        for name, (rows, features) in TABLES.items()
+        for name, (rows, features) in (tables or TABLES).items()
     ]
     if pooled:
-        tables = EmbeddingBagCollection(configs, is_weighted=options.pop("weighted", False))
+        held = EmbeddingBagCollection(configs, is_weighted=options.pop("weighted", False))
         around = ManagedCollisionEmbeddingBagCollection
     else:
-        tables, around = EmbeddingCollection(configs), ManagedCollisionEmbeddingCollection
-    return around(tables, ManagedCollisionCollection(made(), configs), True)
+        held, around = EmbeddingCollection(configs), ManagedCollisionEmbeddingCollection
+    return around(held, ManagedCollisionCollection(made(), configs), True)
 
 
 def layout_of(kind, t, shape, world_size):
     if kind == "hashed by rows":
         kind = "row_wise" if t == 3 else "table_wise"
+    if kind == "row_wise" and t == 3:  # four buckets of four rows
+        sizes = [4 * len(range(rank, 4, world_size)) for rank in range(world_size)]
+        return row_wise(shape, list(range(world_size)), sizes)
     return shards(kind, t, shape, world_size)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchrec.distributed.placement import TablePlacement
+from torchrec.distributed.placement import Band, TablePlacement
 from torchrec.modules.collision.homes import Homes
 from torchrec.modules.collision.interface import ManagedCollisionModule
 from torchrec.modules.collision.mapped_features import MapGroup
@@ -43,7 +43,7 @@ class MapLayout:
         keys: of their features.
         rows: of the tables that the whole map has.
         parts: in order of their rows.
-        homes: which part ids belong to; None: there is one part.
+        homes: which part ids belong to; None: the map is whole.
     """
 
     tables: list[str]
@@ -86,12 +86,12 @@ def layouts_of(
     for g, group in enumerate(groups):
         table, module = group.tables[0], maps[group.tables[0]]
         rows = range(module.output_offset, module.output_offset + module.output_size())
+        bands, homes = placements[table].bands, module.homes()
+        if len(bands) > 1:
+            bands = _divided(table, module, bands, rows, homes)
         parts: list[MapPart] = []
-        bands = placements[table].bands
         for band in bands:
             mine = _common(rows, band.rows)
-            if len(bands) > 1 and len(mine) < module.least_rows:
-                continue
             holders = {
                 rank
                 for name in group.tables
@@ -102,19 +102,36 @@ def layouts_of(
             # Maps of tables that lie on the same ranks are spread over these.
             rank = band.ranks[g % len(band.ranks)]
             parts.append(MapPart(number + len(parts), rank, mine, tuple(sorted(holders))))
-        homes = module.homes()
-        if not parts or (homes is None and len(parts) > 1):
-            why = f"at least {module.least_rows} rows of its map in one place"
-            if parts:
-                why = f"all rows of its map, a {type(module).__name__}, in one place"
-            raise ValueError(
-                f"Table '{table}' should have {why}. Received {[band.rows for band in bands]}."
-            )
+        is_whole = len(parts) == 1 and parts[0].rows == rows
         layouts.append(
-            MapLayout(group.tables, group.keys, rows, parts, homes if len(parts) > 1 else None)
+            MapLayout(group.tables, group.keys, rows, parts, None if is_whole else homes)
         )
         number += len(parts)
     return layouts
+
+
+def _divided(
+    table: str,
+    module: ManagedCollisionModule,
+    bands: Sequence[Band],
+    rows: range,
+    homes: Homes | None,
+) -> list[Band]:
+    """Return the bands that have enough rows of a map; raise, on all ranks, if it cannot be divided so."""
+    least = 1 if homes is None else homes.least_rows
+    found = [band for band in bands if len(_common(rows, band.rows)) >= least]
+    if len(found) == 1 and _common(rows, found[0].rows) == rows:
+        return found
+    why = f"at least {least} rows of its map in one place"
+    if found:
+        why = f"all rows of its map, a {type(module).__name__}, in one place"
+    if homes is None or not found:
+        raise ValueError(
+            f"Table '{table}' should have {why}. Received {[band.rows for band in bands]}."
+        )
+    for band in found:
+        homes.require_part(_common(rows, band.rows))
+    return found
 
 
 def _common(one: range, other: range) -> range:

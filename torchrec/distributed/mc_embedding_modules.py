@@ -104,6 +104,11 @@ class BaseShardedManagedCollisionEmbeddingCollection(
         )
         self._embedding_module = sharded
         self._return_remapped_features = module.returns_remapped_features()
+        self.register_load_state_dict_post_hook(_move_rows)  # type: ignore[no-untyped-call]
+        if self._managed_collision_collection.row_moves:
+            self.move_rows()
+            optimizer = sharded.fused_optimizer
+            optimizer.load_state_dict(self.fit_optimizer_state(optimizer.state_dict()))
 
     def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
         """Yield the names of the parameters that are spread over ranks.
@@ -161,6 +166,46 @@ class BaseShardedManagedCollisionEmbeddingCollection(
         rows = LazyFeatures(ctx.rows) if self._return_remapped_features else None
         return self._embedding_module.output_dist(ctx.tables, output), rows
 
+    # State that was saved where maps were divided otherwise.
+
+    def move_rows(self) -> None:
+        """Have the rows of tables follow the ids of maps that were loaded; all ranks call this."""
+        maps, tables = self._managed_collision_collection, self._embedding_module
+        with torch.no_grad():
+            for table, moves in maps.row_moves.items():
+                name = f"{tables.tables.prefix}.{table}.weight"
+                value = tables.state_dict()[name]
+                moved = maps.with_rows_moved(table, value)
+                if moved is not value:  # a copy that every rank has
+                    value.copy_(moved)
+                tables.reset_rows(table, moves.left)
+
+    def fit_optimizer_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Return the saved state of an optimizer with its rows where those of the tables are now.
+
+        After a state was loaded that was saved where the rows of tables were divided otherwise, state that was
+        saved with it needs this. All ranks call it.
+
+        Args:
+            state_dict: of ``fused_optimizer``, or of another optimizer with names: its ``"state"`` has the names
+                of parameters, or these with something in front. This rank's parts in it are written to.
+        """
+        maps, prefix = self._managed_collision_collection, self._embedding_module.tables.prefix
+        state = {}
+        for param, values in state_dict["state"].items():
+            tensors = dict(values)
+            for table in maps.row_moves:
+                name = f"{prefix}.{table}.weight"
+                if str(param) == name or str(param).endswith(f".{name}"):
+                    tensors = {
+                        key: maps.with_rows_moved(table, value)
+                        if isinstance(value, Tensor) and value.dim()
+                        else value
+                        for key, value in values.items()
+                    }
+            state[param] = tensors
+        return {**state_dict, "state": state}
+
     def sync_hash_zch_weights(
         self,
         table_name: str,
@@ -183,6 +228,10 @@ class BaseShardedManagedCollisionEmbeddingCollection(
         raise NotImplementedError(
             f"The map of table '{table_name}' should be one of its kind: replicas of maps are not there."
         )
+
+
+def _move_rows(collection: BaseShardedManagedCollisionEmbeddingCollection, _: object) -> None:
+    collection.move_rows()
 
 
 class BaseManagedCollisionEmbeddingCollectionSharder(BaseEmbeddingSharder[M], Generic[M]):

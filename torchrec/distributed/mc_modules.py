@@ -12,6 +12,8 @@ from torchrec.distributed.embedding_types import BaseEmbeddingSharder, KJTList
 from torchrec.distributed.layout import shards_of
 from torchrec.distributed.map_exchange import MapExchange, MapQuestion
 from torchrec.distributed.map_layout import MapPart, layouts_of
+from torchrec.distributed.map_moves import RowMoves, settle, with_rows_moved
+from torchrec.distributed.map_state import SavedMap
 from torchrec.distributed.placement import TablePlacement
 from torchrec.distributed.types import (
     Awaitable,
@@ -24,6 +26,7 @@ from torchrec.distributed.types import (
     ShardingEnv,
 )
 from torchrec.distributed.wire import Wire
+from torchrec.modules.collision.divided_state import Strays
 from torchrec.modules.collision.features import with_values
 from torchrec.modules.collision.interface import JaggedDict, ManagedCollisionModule
 from torchrec.modules.mc_modules import ManagedCollisionCollection
@@ -141,12 +144,42 @@ class ShardedManagedCollisionCollection(
             layouts_of(self._features.groups, maps, placements),
             wire,
         )
+        self._env = env
+        self._saved = [
+            SavedMap.of(maps[layout.tables[0]], layout) for layout in self._exchange.layouts
+        ]
+        self._row_moves: dict[str, RowMoves] = {}
+        self._strays: dict[int, Strays] = {}
+        self._load_error: Exception | None = None
         self._managed_collision_modules = nn.ModuleDict()
         for part in self._exchange.mine:
             layout = self._exchange.layout_of[part.number]
             made = _part_of(maps[layout.tables[0]], part, device)
             for table in layout.tables:
                 self._managed_collision_modules[self._name_of(table, part)] = made
+        if env.process_group is not None:
+            self.register_state_dict_post_hook(_show_wholes)  # type: ignore[no-untyped-call]
+            self.register_load_state_dict_pre_hook(_take_parts)  # type: ignore[no-untyped-call]
+            self.register_load_state_dict_post_hook(_settle)  # type: ignore[no-untyped-call]
+        self._divide(maps)
+
+    def _divide(self, maps: dict[str, ManagedCollisionModule]) -> None:
+        """Deal out what whole maps know already."""
+        learnt = {}
+        for layout in self._exchange.layouts:
+            for table in () if layout.homes is None else layout.tables:
+                for name, value in maps[table].state_dict().items():
+                    learnt[f"{_MAPS}{table}.{name}"] = value
+        if learnt and not any(value.is_meta for value in learnt.values()):
+            self.load_state_dict(learnt, strict=False)
+
+    @property
+    def row_moves(self) -> dict[str, RowMoves]:
+        """What became of ids, by table, when maps were last loaded that had been divided otherwise.
+
+        Who has the tables moves their rows alike, as an embedding collection around the maps does.
+        """
+        return self._row_moves
 
     def _name_of(self, table: str, part: MapPart) -> str:
         """Return the name of a part of this rank, which is that of its table but for a second one."""
@@ -296,6 +329,87 @@ class ShardedManagedCollisionCollection(
             self._features.with_rows(ctx.features, ids, by_key, ctx.mutate_miss_lengths)
         )
 
+    # State.
+
+    def _mine(self, saved: SavedMap) -> list[tuple[MapPart, ManagedCollisionModule]]:
+        mine = [part for part in saved.layout.parts if part.rank == self._exchange.rank]
+        return [(part, self._map_of(part)) for part in mine]
+
+    def show_wholes(self, state: dict[str, Any], prefix: str) -> None:
+        """Have a state show the whole maps that this rank's are parts of.
+
+        Args:
+            state: changed in place.
+            prefix: of the maps.
+        """
+        for name in [name for name in state if name.startswith(prefix)]:
+            del state[name]
+        for saved in self._saved:
+            shown = saved.show(self._mine(saved), self._env)
+            for table in saved.layout.tables:
+                state.update({f"{prefix}{table}.{name}": value for name, value in shown.items()})
+
+    def take_parts(self, state: dict[str, Any], prefix: str) -> None:
+        """Replace whole maps that are loaded by this rank's parts.
+
+        Args:
+            state: changed in place.
+            prefix: of the maps.
+        """
+        # Kept until `settle`, which PyTorch calls once all parts are loaded.
+        self._strays, self._load_error = {}, None
+        try:
+            self._take_parts(state, prefix)
+        except Exception as failed:
+            if not self._settles:
+                raise
+            self._load_error = failed
+
+    def _take_parts(self, state: dict[str, Any], prefix: str) -> None:
+        for saved in self._saved:
+            for table in saved.layout.tables:
+                start = f"{prefix}{table}."
+                names = [name for name in state if name.startswith(start)]
+                whole = {name.removeprefix(start): state.pop(name) for name in names}
+                for part, module in self._mine(saved) if whole else ():
+                    own, strays = saved.part_of(whole, part, module)
+                    name = f"{prefix}{self._name_of(table, part)}."
+                    state.update({f"{name}{key}": value for key, value in own.items()})
+                    if strays is not None:
+                        self._strays[part.number] = strays
+
+    @property
+    def _settles(self) -> bool:
+        return self._exchange.wire is not None and any(each.moves_rows for each in self._saved)
+
+    def with_rows_moved(self, table: str, value: Tensor) -> Tensor:
+        """Return a table, or its state, with rows where `row_moves` say that they are; all ranks call this.
+
+        Args:
+            table: its name.
+            value: all of it; or sharded: then this rank's parts are written to.
+        """
+        wire = self._exchange.wire
+        if wire is None or table not in self._row_moves:
+            return value
+        return with_rows_moved(value, self._row_moves[table], wire)
+
+    def settle(self) -> None:
+        """Give ids of parts that were loaded and belong to others to these; all ranks call this."""
+        self._row_moves = {}
+        if not self._settles or self._exchange.wire is None:
+            return
+        self._exchange.wire.agree(self._load_error)
+        divided = [saved for saved in self._saved if saved.moves_rows]
+        modules: dict[int, Any] = {
+            part.number: module for saved in divided for part, module in self._mine(saved)
+        }
+        strays, self._strays = self._strays, {}
+        for saved, moves in zip(
+            divided, settle(divided, strays, modules, self._exchange.wire), strict=True
+        ):
+            self._row_moves.update(dict.fromkeys(saved.layout.tables, moves) if moves else {})
+
     # The maps of this rank.
 
     def evict(self) -> dict[str, Tensor | None]:
@@ -369,6 +483,25 @@ class ShardedManagedCollisionCollection(
             "`register_post_lookup_tracker_fn` should not be called: nothing tracks look-ups here. "
             f"Received {record_fn!r}."
         )
+
+
+_MAPS = "_managed_collision_modules."
+
+
+def _show_wholes(
+    maps: ShardedManagedCollisionCollection, state: dict[str, Any], prefix: str, _: object
+) -> None:
+    maps.show_wholes(state, prefix + _MAPS)
+
+
+def _take_parts(
+    maps: ShardedManagedCollisionCollection, state: dict[str, Any], prefix: str, *_: object
+) -> None:
+    maps.take_parts(state, prefix + _MAPS)
+
+
+def _settle(maps: ShardedManagedCollisionCollection, _: object) -> None:
+    maps.settle()
 
 
 def _part_of(

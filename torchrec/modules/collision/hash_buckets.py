@@ -113,6 +113,15 @@ class Buckets:
                 f"{int(buckets[outside][0])}."
             )
 
+    @property
+    def least_rows(self) -> int:
+        """How many rows a part has at least, as `Homes` say."""
+        return 1
+
+    def require_part(self, rows: range) -> None:
+        """Raise a ValueError for rows that begin or end within a bucket."""
+        self.part((rows.start, rows.stop))
+
     def homes_of(self, ids: Tensor, feature: str) -> Tensor:
         """Return the first row of the bucket of each id, as `Homes` are.
 

@@ -40,6 +40,15 @@ class Homes(Protocol):
     It depends on the id and the whole map alone: not on the parts, nor on what came before.
     """
 
+    @property
+    def least_rows(self) -> int:
+        """How many rows a part has at least."""
+        ...
+
+    def require_part(self, rows: range) -> None:
+        """Raise a ValueError for rows that cannot be a part."""
+        ...
+
     def homes_of(self, ids: Tensor, feature: str) -> Tensor:
         """Return the row of each id, int64 ``(N,)``.
 
@@ -63,8 +72,13 @@ class HashedHomes:
         tensor([16, 12])
     """
 
+    least_rows = 2  # one for an id, and one that the others share
+
     def __init__(self, rows: range, hashed: Callable[[Tensor], Tensor] | None) -> None:
         self._rows, self._hashed = rows, hashed
+
+    def require_part(self, rows: range) -> None:
+        """Do nothing: rows may be divided anywhere."""
 
     def homes_of(self, ids: Tensor, feature: str) -> Tensor:
         """Return the row of each id; see `Homes`."""

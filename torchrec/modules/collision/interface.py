@@ -217,11 +217,6 @@ class ManagedCollisionModule(nn.Module, ABC):
     def validate_state(self) -> None:
         """Raise if the state contradicts itself."""
 
-    @property
-    def least_rows(self) -> int:
-        """How many rows a part of the map has at least."""
-        return 1
-
     def homes(self) -> Homes | None:
         """Say which part of the map each id belongs to, where `rebuild_with_output_id_range` makes parts of it.
 

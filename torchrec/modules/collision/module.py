@@ -473,11 +473,6 @@ class MCHManagedCollisionModule(ManagedCollisionModule, LeafModule):
             self._buckets,
         )
 
-    @property
-    def least_rows(self) -> int:
-        """How many rows a part of the map has at least: one for an id, one that others share."""
-        return 2
-
     def homes(self) -> HashedHomes:
         """Say which part of the map each id belongs to: a hash of the id names one of all rows."""
         first, function = self._output_global_offset, self._input_hash_func
@@ -489,6 +484,14 @@ class MCHManagedCollisionModule(ManagedCollisionModule, LeafModule):
     def sizes(self) -> Sizes:
         """Return the sizes of the two zones."""
         return Sizes(self._zch_size, self._mch_size)
+
+    def ranking(self, metadata: dict[str, Tensor]) -> Tensor:
+        """Return scores of ids by which those are chosen that have a row, where there are not enough.
+
+        Args:
+            metadata: what is saved of each id, by name.
+        """
+        return self._rows.ranking(metadata, self._current_iter)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

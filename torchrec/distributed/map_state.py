@@ -1,0 +1,224 @@
+"""Maps that are spread over ranks, in a state and in checkpoints: as the whole maps that their parts are of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchrec.distributed.map_layout import MapLayout, MapPart
+from torchrec.distributed.parts import Part, fill_parts
+from torchrec.distributed.state import ShardedTable
+from torchrec.distributed.types import (
+    Shard,
+    ShardedTensorMetadata,
+    ShardingEnv,
+    ShardMetadata,
+    TensorProperties,
+)
+from torchrec.modules.collision.divided_state import (
+    HISTORY,
+    ROWS,
+    WAITING,
+    State,
+    Strays,
+    divide,
+    padded,
+    waiting_of,
+)
+from torchrec.modules.collision.homes import HashedHomes
+from torchrec.modules.collision.interface import ManagedCollisionModule
+from torchrec.modules.mc_modules import MCHManagedCollisionModule
+
+__all__ = ["SavedMap"]
+
+_SIZES = "sizes"
+
+
+@dataclass(frozen=True)
+class SavedMap:
+    """What is saved of a whole map, which all ranks know.
+
+    Attributes:
+        layout: its parts.
+        rows: of the table, those that an id could hold in the whole map: the rows of what is saved by row.
+        wholes: of what shape and type each tensor is, on ``meta``, by name.
+        by_row: the names of tensors of which each part has some rows.
+        sizes: of the whole map, where its parts save their own.
+        counts_ids: whether parts say which ids wait for a row.
+    """
+
+    layout: MapLayout
+    rows: range
+    wholes: dict[str, Tensor]
+    by_row: frozenset[str]
+    sizes: Tensor | None
+    counts_ids: bool
+
+    @staticmethod
+    def of(module: ManagedCollisionModule, layout: MapLayout) -> SavedMap:
+        """Look at a whole map.
+
+        Args:
+            module: the map.
+            layout: its parts.
+        """
+        saved: State = module.state_dict()
+        wholes = {name: torch.empty_like(value, device="meta") for name, value in saved.items()}
+        if isinstance(module, MCHManagedCollisionModule):
+            rows = range(layout.rows.start, layout.rows.start + module.sizes().held)
+            names = frozenset([*(name for name in saved if name.startswith(ROWS)), WAITING])
+            wholes[WAITING] = torch.empty(0, dtype=torch.bool, device="meta")
+            wholes.update({n: wholes[n].new_empty(len(rows)) for n in names})
+            return SavedMap(layout, rows, wholes, names, module.sizes().tensor(), True)
+        names = frozenset()
+        if layout.homes is not None:
+            names = frozenset(
+                n for n, v in wholes.items() if v.dim() and len(v) == len(layout.rows)
+            )
+        return SavedMap(layout, layout.rows, wholes, names, None, False)
+
+    def rows_of(self, part: MapPart) -> range:
+        """Return the rows that a part saves, counted from the first that is saved."""
+        first, end = part.rows.start - self.rows.start, part.rows.stop - self.rows.start
+        return range(min(first, len(self.rows)), min(end, len(self.rows)))
+
+    # Saving.
+
+    def show(
+        self, parts: Sequence[tuple[MapPart, ManagedCollisionModule]], env: ShardingEnv
+    ) -> dict[str, Tensor]:
+        """Return what ``state_dict()`` shows of the map.
+
+        Args:
+            parts: of this rank.
+            env: the ranks.
+        """
+        table = self.layout.tables[0]
+        own: list[tuple[MapPart, State]] = []
+        for part, module in parts:
+            state: State = module.state_dict()
+            if self.counts_ids:
+                state = padded(state, len(self.rows_of(part)), table)
+            own.append((part, state))
+        return {name: self._shown(name, own, env) for name in self.wholes}
+
+    def _shown(self, name: str, own: Sequence[tuple[MapPart, State]], env: ShardingEnv) -> Tensor:
+        whole = self.wholes[name]
+        if name == _SIZES and self.sizes is not None:
+            return self.sizes.clone()
+        if whole.dim() and (name in self.by_row or len(self.layout.parts) == 1):
+            mine = [Shard(state[name].detach(), self._metadata(name, part)) for part, state in own]
+            known = [self._metadata(name, part) for part in self.layout.parts]
+        elif own:  # a number, or numbers, that all parts have alike
+            return own[0][1][name].detach().clone()
+        else:
+            mine, known = [], []
+        metadata = ShardedTensorMetadata(
+            shards_metadata=known,
+            size=whole.shape,
+            tensor_properties=TensorProperties(dtype=whole.dtype),
+        )
+        like = torch.empty(0, dtype=whole.dtype)
+        title = f"'{name}' of the map of table '{self.layout.tables[0]}'"
+        return ShardedTable(title, mine, metadata, like, env)
+
+    def _metadata(self, name: str, part: MapPart) -> ShardMetadata:
+        shape = list(self.wholes[name].shape)
+        offsets = [0] * len(shape)
+        if name in self.by_row:
+            rows = self.rows_of(part)
+            offsets[0], shape[0] = rows.start, len(rows)
+        return ShardMetadata(offsets, shape, f"rank:{part.rank}/cpu")
+
+    # Loading.
+
+    def part_of(
+        self, saved: Mapping[str, Tensor], part: MapPart, module: ManagedCollisionModule
+    ) -> tuple[State, Strays | None]:
+        """Return the state of one part of this rank, and what belongs to other parts.
+
+        Args:
+            saved: of the whole map, as it or its parts save it.
+            part: which.
+            module: the part.
+
+        Raises:
+            ValueError: for a map of another size, or where this rank lacks what the part needs.
+        """
+        table = self.layout.tables[0]
+        found = dict(saved)
+        if not self.counts_ids:
+            return {name: self._value(name, value, part) for name, value in found.items()}, None
+        if (
+            self.sizes is not None
+            and _SIZES in found
+            and not torch.equal(found[_SIZES], self.sizes)
+        ):
+            raise ValueError(
+                f"The map of table '{table}' should have the sizes {self.sizes.tolist()}, as it is spread over "
+                f"ranks. Received a saved one of {found[_SIZES].tolist()}: load it in one process first."
+            )
+        is_by_row = WAITING in found
+        values = {
+            name: value
+            if name.startswith(HISTORY) and not is_by_row
+            else self._value(name, value, part)
+            for name, value in found.items()
+        }
+        waiting = waiting_of(values)
+        own: State = module.state_dict()
+        held = len(own[f"{ROWS}ids"])
+        number = self.layout.parts.index(part)
+        state, strays = divide(
+            values, part.rows.start, held, self._owners(values[f"{ROWS}ids"]) == number
+        )
+        here = self._owners(waiting[f"{HISTORY}ids"]) == number if waiting else None
+        for name, value in waiting.items():
+            assert here is not None
+            state[name] = value[here]
+            # Each rank has all ids that waited in a map that was whole.
+            strays.waiting[name] = value[~here] if is_by_row else value[:0]
+        rest = {name: value for name, value in values.items() if not name.startswith(ROWS)}
+        return {**rest, **state, _SIZES: own[_SIZES]}, strays
+
+    def _value(self, name: str, value: Tensor, part: MapPart) -> Tensor:
+        """Return what a part needs of a tensor that was saved."""
+        whole = self.wholes.get(name)
+        if whole is None or name not in self.by_row:
+            parts = getattr(value, "local_shards", None)
+            if parts is None:
+                return value
+            if not parts():
+                raise ValueError(
+                    f"'{name}' of the map of table '{self.layout.tables[0]}' should be at hand on rank "
+                    f"{part.rank}, which has the map. Received what another rank has saved."
+                )
+            return parts()[0].tensor  # type: ignore[no-any-return]
+        rows = self.rows_of(part)
+        target = torch.empty((len(rows), *whole.shape[1:]), dtype=whole.dtype)
+        matrix = target if target.dim() == 2 else target.unsqueeze(1)
+        shape = (len(whole), matrix.shape[1])
+        title = f"'{name}' of the map of table '{self.layout.tables[0]}'"
+        fill_parts(title, [Part(rows, range(shape[1]), matrix)], value, shape)
+        return target
+
+    def _owners(self, ids: Tensor) -> Tensor:
+        """Return which part each id belongs to, as the map knows it."""
+        homes = self.layout.homes
+        if homes is None:
+            return torch.zeros_like(ids)
+        assert isinstance(homes, HashedHomes)
+        return self.layout.owners_of(homes.homes_of_hashed(ids))
+
+    def owners(self, strays: Strays) -> tuple[Tensor, Tensor]:
+        """Return which part entries belong to, and ids that wait: positions among the parts."""
+        waiting = strays.waiting.get(f"{HISTORY}ids", torch.zeros(0, dtype=torch.int64))
+        return self._owners(strays.entries[f"{ROWS}ids"]), self._owners(waiting)
+
+    @property
+    def moves_rows(self) -> bool:
+        """Whether ids may have other rows in other parts: each rank has to look whether they do."""
+        return self.counts_ids and self.layout.homes is not None
