@@ -27,6 +27,7 @@ from torchrec.distributed.shard import (
     shard_by_plan,
 )
 from torchrec.distributed.sharding_plan import get_default_sharders
+from torchrec.distributed.skeleton import skeleton_of
 from torchrec.distributed.types import (
     Awaitable,
     ModuleSharder,
@@ -224,6 +225,11 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
         self._plan = plan
         self._data_parallel_wrapper = data_parallel_wrapper or DefaultDataParallelWrapper()
         self._is_data_parallel, self._wrap_when_called = False, False
+        modules = dict(module.named_modules(remove_duplicate=False))
+        # Not as children of this module: they have no part in it until `unshard` asks for them.
+        self._unsharded = {
+            path: skeleton_of(modules[path]) for path in plan.plan if path in modules
+        }
         self._dmp_wrapped_module = shard_by_plan(
             module, plan, self._sharders, self._env, self.device
         )
@@ -267,6 +273,10 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
                 for path, child in outermost(self.module, FusedOptimizerModule)
             ]
         )
+
+    def unsharded_modules(self) -> dict[str, nn.Module]:
+        """Return what the sharded modules were before, on ``meta``, by path."""
+        return self._unsharded
 
     def init_data_parallel(self) -> None:
         """Have the parameters that are not sharded stay alike on all ranks. A second call does nothing."""

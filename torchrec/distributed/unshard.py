@@ -1,0 +1,120 @@
+"""From a sharded model back to one that one process has."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from torchrec.distributed._private import placement_of
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.shard import outermost
+from torchrec.distributed.state import ShardedTable
+from torchrec.optim.fused import FusedOptimizerModule
+from torchrec.optim.keyed import CombinedOptimizer
+
+__all__ = ["unshard"]
+
+
+def unshard(model: DistributedModelParallel, rank: int | None = None) -> nn.Module | None:
+    """Return the model that was sharded, with the weights it has now, and the state of its tables' optimizers.
+
+    All ranks call this. The sharded model stays as it is, and shares nothing with what is returned.
+    A table that was placed ``data_parallel`` has weights, and a state as new: its state is with the
+    optimizer that trained it.
+
+    Args:
+        model: the sharded model.
+        rank: which rank gets the whole; the others only send. Default: each one.
+
+    Returns:
+        the model; None on other ranks than ``rank``.
+
+    Raises:
+        ValueError: for a rank that there is not, or a module whose state is not that of the unsharded one.
+
+    Example:
+        >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+        >>> table = EmbeddingBagConfig(10, 2, "t", feature_names=["f"], init_fn=nn.init.ones_)
+        >>> model = DistributedModelParallel(nn.Sequential(EmbeddingBagCollection([table], device="meta")))
+        >>> plain = unshard(model)
+        >>> type(plain[0]).__name__, plain.state_dict()["0.embedding_bags.t.weight"].sum().item()
+        ('EmbeddingBagCollection', 20.0)
+    """
+    if rank is not None and not 0 <= rank < model.world_size:
+        raise ValueError(
+            f"`rank` should be from 0 to {model.world_size - 1}, or None. Received {rank}."
+        )
+    weights = {name: _whole(value, rank, model) for name, value in model.state_dict().items()}
+    optimizer, tables = model.fused_optimizer.state_dict(), model.state_dict()
+    states = {
+        name: {
+            key: _step(value, tables[name], model) if key == "step" else _whole(value, rank, model)
+            for key, value in values.items()
+        }
+        for name, values in optimizer["state"].items()
+    }
+    if rank not in (None, model.rank):
+        return None
+    plain = _plain_of(model)
+    for path in model.unsharded_modules():
+        _load_weights(plain, path, weights)
+    fused = CombinedOptimizer(
+        [(path, child.fused_optimizer) for path, child in outermost(plain, FusedOptimizerModule)]
+    )
+    fresh = fused.state_dict()
+    trained = {tuple(group["params"]): group for group in optimizer["param_groups"]}
+    groups = [trained.get(tuple(group["params"]), group) for group in fresh["param_groups"]]
+    fused.load_state_dict({"state": {**fresh["state"], **states}, "param_groups": groups})
+    return plain
+
+
+def _whole(value: Any, rank: int | None, model: DistributedModelParallel) -> Any:
+    """Return a copy of a whole, where it is wanted."""
+    if not isinstance(value, ShardedTable):
+        return copy.deepcopy(value)
+    if rank is None:
+        return value.full_tensor()
+    whole = torch.empty(value.shape, dtype=value.dtype) if model.rank == rank else None
+    value.gather(rank, whole)
+    return whole
+
+
+def _step(step: Tensor, table: Any, model: DistributedModelParallel) -> Tensor:
+    """Return the step count of a table, from a rank that has some of it."""
+    if not isinstance(table, ShardedTable) or model.world_size == 1:
+        return step.clone()
+    holders = (
+        placement_of(known) for known in table.metadata().shards_metadata if all(known.shard_sizes)
+    )
+    holder, _ = next(holders)
+    told = step.clone() if model.rank == holder else torch.zeros((), dtype=step.dtype)
+    dist.broadcast(told, group=model.process_group, group_src=holder)
+    return told
+
+
+def _plain_of(model: DistributedModelParallel) -> nn.Module:
+    """Return a copy of the model with what its modules were before they were sharded, on ``meta``."""
+    sharded, plain = model.module, copy.deepcopy(model.unsharded_modules())
+    # What `copy.deepcopy` finds in its memo it takes instead of a copy.
+    memo: dict[int, Any] = {
+        id(sharded.get_submodule(path)): module for path, module in plain.items()
+    }
+    return plain[""] if "" in plain else copy.deepcopy(sharded, memo)
+
+
+def _load_weights(plain: nn.Module, path: str, weights: Mapping[str, Any]) -> None:
+    """Give a module on ``meta`` its weights."""
+    prefix = f"{path}." if path else ""
+    own = {name.removeprefix(prefix): v for name, v in weights.items() if name.startswith(prefix)}
+    module = plain.get_submodule(path)
+    if own.keys() != module.state_dict().keys():
+        differing = sorted(own.keys() ^ module.state_dict().keys())
+        raise ValueError(
+            f"Module '{path}' should have the same state sharded and not. Received '{differing[0]}' of one."
+        )
+    module.load_state_dict(own, assign=True)
