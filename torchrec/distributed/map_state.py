@@ -14,10 +14,10 @@ from torchrec.distributed.state import ShardedTable
 from torchrec.distributed.types import (
     Shard,
     ShardedTensorMetadata,
-    ShardingEnv,
     ShardMetadata,
     TensorProperties,
 )
+from torchrec.distributed.wire import Wire
 from torchrec.modules.collision.divided_state import (
     HISTORY,
     ROWS,
@@ -88,13 +88,13 @@ class SavedMap:
     # Saving.
 
     def show(
-        self, parts: Sequence[tuple[MapPart, ManagedCollisionModule]], env: ShardingEnv
+        self, parts: Sequence[tuple[MapPart, ManagedCollisionModule]], wire: Wire | None
     ) -> dict[str, Tensor]:
         """Return what ``state_dict()`` shows of the map.
 
         Args:
             parts: of this rank.
-            env: the ranks.
+            wire: the ranks; None: this one alone.
         """
         table = self.layout.tables[0]
         own: list[tuple[MapPart, State]] = []
@@ -103,19 +103,17 @@ class SavedMap:
             if self.counts_ids:
                 state = padded(state, len(self.rows_of(part)), table)
             own.append((part, state))
-        return {name: self._shown(name, own, env) for name in self.wholes}
+        return {name: self._shown(name, own, wire) for name in self.wholes}
 
-    def _shown(self, name: str, own: Sequence[tuple[MapPart, State]], env: ShardingEnv) -> Tensor:
+    def _shown(self, name: str, own: Sequence[tuple[MapPart, State]], wire: Wire | None) -> Tensor:
         whole = self.wholes[name]
         if name == _SIZES and self.sizes is not None:
             return self.sizes.clone()
-        if whole.dim() and (name in self.by_row or len(self.layout.parts) == 1):
-            mine = [Shard(state[name].detach(), self._metadata(name, part)) for part, state in own]
-            known = [self._metadata(name, part) for part in self.layout.parts]
-        elif own:  # a number, or numbers, that all parts have alike
-            return own[0][1][name].detach().clone()
-        else:
-            mine, known = [], []
+        parts = self.layout.parts
+        if name not in self.by_row:  # all parts have it alike: the first writes it
+            parts, own = parts[:1], own[:1]
+        mine = [Shard(state[name].detach(), self._metadata(name, part)) for part, state in own]
+        known = [self._metadata(name, part) for part in parts]
         metadata = ShardedTensorMetadata(
             shards_metadata=known,
             size=whole.shape,
@@ -123,7 +121,7 @@ class SavedMap:
         )
         like = torch.empty(0, dtype=whole.dtype)
         title = f"'{name}' of the map of table '{self.layout.tables[0]}'"
-        return ShardedTable(title, mine, metadata, like, env)
+        return ShardedTable(title, mine, metadata, like, wire)
 
     def _metadata(self, name: str, part: MapPart) -> ShardMetadata:
         shape = list(self.wholes[name].shape)

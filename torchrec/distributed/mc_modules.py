@@ -144,7 +144,6 @@ class ShardedManagedCollisionCollection(
             layouts_of(self._features.groups, maps, placements),
             wire,
         )
-        self._env = env
         self._saved = [
             SavedMap.of(maps[layout.tables[0]], layout) for layout in self._exchange.layouts
         ]
@@ -345,7 +344,7 @@ class ShardedManagedCollisionCollection(
         for name in [name for name in state if name.startswith(prefix)]:
             del state[name]
         for saved in self._saved:
-            shown = saved.show(self._mine(saved), self._env)
+            shown = saved.show(self._mine(saved), self._exchange.wire)
             for table in saved.layout.tables:
                 state.update({f"{prefix}{table}.{name}": value for name, value in shown.items()})
 
