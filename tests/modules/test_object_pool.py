@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchrec.modules._pool_rows import last_of_each
 from torchrec.modules.object_pool import ObjectPool
+from torchrec.modules.pool_rows import last_of_each
 
 
 def test_leaves_everything_to_others() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from torchrec.distributed._kinds import CacheParams, KeyValueParams
 from torchrec.distributed._private import EnumerableShardingSpec, ShardingSpec
@@ -89,6 +90,29 @@ def _aligned(headers: list[str], rows: Iterable[Sequence[object]]) -> str:
         *([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in cells),
     ]
     return "\n".join(map(" | ".join, lines))
+
+
+class ObjectPoolShardingType(Enum):
+    """Which rank has which rows of a pool."""
+
+    ROW_WISE = "row_wise"
+    REPLICATED_ROW_WISE = "replicated_row_wise"
+
+
+@dataclass
+class ObjectPoolShardingPlan(ModuleShardingPlan):
+    """Where the rows of a pool are.
+
+    Attributes:
+        sharding_type: as many rows on each rank, the last ones fewer; replicated, on each rank of a host, and so on
+            every host.
+        inference: not supported: refused where a pool is sharded.
+        memory_capacity_per_rank: likewise.
+    """
+
+    sharding_type: ObjectPoolShardingType
+    inference: bool = False
+    memory_capacity_per_rank: list[int] | None = None
 
 
 @dataclass

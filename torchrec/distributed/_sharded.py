@@ -13,7 +13,11 @@ from torchrec.distributed._awaitable import Awaitable, LazyAwaitable
 from torchrec.distributed._codecs import QuantizedCommCodecs
 from torchrec.distributed._environment import ShardingEnv
 from torchrec.distributed._kinds import ParameterStorage, StorageUsageType
-from torchrec.distributed._plan import EmbeddingModuleShardingPlan, ShardingPlan
+from torchrec.distributed._plan import (
+    EmbeddingModuleShardingPlan,
+    ModuleShardingPlan,
+    ShardingPlan,
+)
 from torchrec.modules.embedding_configs import ShardingType
 from torchrec.streamable import Multistreamable
 from torchrec.types import ModuleNoCopyMixin
@@ -161,6 +165,11 @@ class ModuleSharder(ABC, Generic[M]):
     @abstractmethod
     def module_type(self) -> type[M]:
         """What it shards."""
+
+    @property
+    def plan_type(self) -> type[ModuleShardingPlan]:
+        """What its plans are. Default: plans of tables."""
+        return EmbeddingModuleShardingPlan
 
     @property
     def qcomm_codecs_registry(self) -> dict[str, QuantizedCommCodecs] | None:

@@ -19,7 +19,6 @@ from torchrec.distributed.sharding_plan import (
     get_default_sharders,
 )
 from torchrec.distributed.types import (
-    EmbeddingModuleShardingPlan,
     ModuleSharder,
     ModuleShardingPlan,
     ShardedModule,
@@ -241,11 +240,6 @@ def shard_by_plan(
         ValueError: if there is no module of such a path, or nobody to shard it.
     """
     for path, tables in plan.plan.items():
-        if not isinstance(tables, EmbeddingModuleShardingPlan):
-            raise TypeError(
-                f"The plan of module '{path}' should be an EmbeddingModuleShardingPlan. "
-                f"Received {type(tables).__name__}."
-            )
         try:
             target = module.get_submodule(path)
         except AttributeError:
@@ -255,9 +249,15 @@ def shard_by_plan(
         _check_stands_alone(module, path)
         _check_untied(module, target, path)
         sharder = _sharder_of(target, path, sharders)
+        if not isinstance(tables, sharder.plan_type):
+            raise TypeError(
+                f"The plan of module '{path}' should be an {sharder.plan_type.__name__}. "
+                f"Received {type(tables).__name__}."
+            )
         # Before its tables are given away: a module may be in a model more than once.
         paths = [p for p, m in module.named_modules(remove_duplicate=False) if m is target]
-        sharded = sharder.shard(target, tables, env, device, path)
+        mine: Any = tables  # of the type that this sharder takes
+        sharded = sharder.shard(target, mine, env, device, path)
         if not path:
             return sharded
         for place in paths:

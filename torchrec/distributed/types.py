@@ -32,6 +32,8 @@ from torchrec.distributed._kinds import (
 from torchrec.distributed._plan import (
     EmbeddingModuleShardingPlan,
     ModuleShardingPlan,
+    ObjectPoolShardingPlan,
+    ObjectPoolShardingType,
     ParameterSharding,
     ShardingPlan,
 )
@@ -86,6 +88,8 @@ __all__ = [
     "NoOpQuantizedCommCodec",
     "NoWait",
     "NullShardedModuleContext",
+    "ObjectPoolShardingPlan",
+    "ObjectPoolShardingType",
     "Out",
     "ParameterSharding",
     "ParameterStorage",

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from torchrec.fx.proxies import LeafModule, is_proxy
 from torchrec.modules._jagged_index import shifted
-from torchrec.modules._pool_rows import check_ids, check_size, last_of_each
 from torchrec.modules.object_pool import ObjectPool
+from torchrec.modules.pool_rows import check_ids, check_size, last_of_each
 from torchrec.ops.jagged import lengths_to_offsets
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 

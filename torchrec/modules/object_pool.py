@@ -12,7 +12,7 @@ __all__ = ["ObjectPool"]
 T = TypeVar("T")
 
 
-class ObjectPool(nn.Module, abc.ABC, Generic[T]):
+class ObjectPool(abc.ABC, nn.Module, Generic[T]):
     """A fixed number of objects, each with an id from 0 on."""
 
     @abc.abstractmethod

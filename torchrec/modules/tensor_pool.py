@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from torchrec.fx.proxies import LeafModule, is_proxy
-from torchrec.modules._pool_rows import check_ids, check_size, last_of_each
 from torchrec.modules.object_pool import ObjectPool
+from torchrec.modules.pool_rows import check_ids, check_size, last_of_each
 
-__all__ = ["TensorPool"]
+__all__ = ["TensorPool", "check_vectors"]
 
 
 class TensorPool(ObjectPool[Tensor], LeafModule):
@@ -56,7 +56,7 @@ class TensorPool(ObjectPool[Tensor], LeafModule):
         if loaded_values is None:
             pool = torch.zeros((pool_size, dim), dtype=dtype, device=target)
         else:
-            _check_vectors("loaded_values", loaded_values, pool_size, dim, dtype)
+            check_vectors("loaded_values", loaded_values, pool_size, dim, dtype)
             pool = loaded_values.detach().to(target)
         self.register_buffer("_pool", pool)
 
@@ -117,7 +117,7 @@ class TensorPool(ObjectPool[Tensor], LeafModule):
             TypeError: for values of another dtype.
         """
         check_ids(ids, self.pool_size)
-        _check_vectors("values", values, ids.size(0), self.dim, self.dtype)
+        check_vectors("values", values, ids.size(0), self.dim, self.dtype)
         distinct, last = last_of_each(ids)
         self._pool.index_copy_(0, distinct.long(), values.detach().index_select(0, last))
 
@@ -130,7 +130,16 @@ class TensorPool(ObjectPool[Tensor], LeafModule):
         return self.lookup(ids)
 
 
-def _check_vectors(name: str, values: Tensor, rows: int, dim: int, dtype: torch.dtype) -> None:
+def check_vectors(name: str, values: Tensor, rows: int, dim: int, dtype: torch.dtype) -> None:
+    """Raise for vectors that a pool cannot hold.
+
+    Args:
+        name: of the argument.
+        values: should be ``(rows, dim)``.
+        rows: how many there should be.
+        dim: how long.
+        dtype: of which type.
+    """
     if values.shape != (rows, dim):
         raise ValueError(f"`{name}` should be ({rows}, {dim}). Received {tuple(values.shape)}.")
     if values.dtype != dtype:

@@ -9,6 +9,8 @@ from torch.compiler import is_compiling
 from torchrec.checks import require_integer, require_type
 from torchrec.modules._private import assert_later
 
+__all__ = ["check_ids", "check_size", "last_of_each"]
+
 
 def check_size(name: str, size: int) -> None:
     """Raise for what is no positive integer.
