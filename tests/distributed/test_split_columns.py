@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,8 +11,13 @@ import torch.distributed as dist
 from tests.distributed.ranks import run
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.sharding_plan import column_wise, construct_module_sharding_plan
+from torchrec.distributed.sharding_plan import (
+    column_wise,
+    construct_module_sharding_plan,
+    data_parallel,
+)
 from torchrec.distributed.types import ShardingPlan
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
 
@@ -46,3 +53,61 @@ def test_a_frozen_table_stays_as_it_is():
     a, b = "embedding_bags.a.weight", "embedding_bags.b.weight"
     assert run(decayed, 2, ()) == [{a: False, b: False}] * 2
     assert run(decayed, 2, ("a",)) == [{a: True, b: False}] * 2
+
+
+def on_two_of_three(copied, who):
+    """Tables on ranks 1 and 2 that get rules for rows when they are sharded, against one process."""
+    tables = [EmbeddingBagConfig(5, 4, name, feature_names=[name]) for name in ("a", "b")]
+    torch.manual_seed(2)
+    plain = EmbeddingBagCollection(tables)
+    plan = construct_module_sharding_plan(
+        plain, {name: column_wise([1, 2]) for name in ("a", "b")}, device_type="cpu"
+    )
+    model = DistributedModelParallel(copy.deepcopy(plain), plan=ShardingPlan({"": plan}))
+    model = copy.deepcopy(model) if copied else model
+    for name, optimizer in (("a", "rowwise_adagrad"), ("b", "lamb")):
+        for each in (plain, model):
+            params = [p for n, p in each.named_parameters() if f".{name}." in n]
+            if each is plain or dist.get_rank() in who:
+                apply_optimizer_in_backward(optimizer, params, {"lr": 0.1})
+    batches = [KeyedJaggedTensor.from_lists({"a": [[r], [4]], "b": [[r, 3], []]}) for r in range(3)]
+    for _ in range(2):
+        (sum(plain(each).values().square().sum() for each in batches) / 3).backward()
+        model(batches[dist.get_rank()]).values().square().sum().backward()
+    for name, whole in plain.state_dict().items():
+        for part in model.state_dict()[name].local_shards():
+            column, columns = part.metadata.shard_offsets[1], part.metadata.shard_sizes[1]
+            torch.testing.assert_close(part.tensor, whole[:, column : column + columns])
+    return True
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["model", "copy"])
+def test_rules_for_rows_may_come_when_tables_are_sharded(copied):
+    assert run(on_two_of_three, 3, copied, [0, 1, 2]) == [True] * 3
+
+
+@pytest.mark.parametrize("who", [[1, 2], [1]], ids=["owners alone", "one of the owners"])
+def test_rules_for_rows_that_not_all_ranks_give_are_refused_on_all(who):
+    for error in run(on_two_of_three, 3, False, who, timeout=30):
+        assert isinstance(error, ValueError)
+        assert str(error).startswith(
+            "All ranks should give tables whose columns are on several ranks the same optimizers, those too "
+            f"that have nothing of them. Received rules that ask for {[2 * (r in who) for r in range(3)]} sums"
+        )
+
+
+def copies_with_a_rule(lr):
+    table = EmbeddingBagConfig(5, 4, "a", feature_names=["a"], optimizer="adam", lr=lr)
+    model = EmbeddingBagCollection([table])
+    plan = construct_module_sharding_plan(model, {"a": data_parallel()}, device_type="cpu")
+    DistributedModelParallel(model, plan=ShardingPlan({"": plan}))
+
+
+@pytest.mark.parametrize("lr", [0.1, None])
+def test_copies_of_tables_with_a_rule_of_their_own_are_refused(lr):
+    for error in run(copies_with_a_rule, 2, lr):
+        assert isinstance(error, ValueError)
+        assert str(error) == (
+            "Table 'a' should have no `optimizer` where every rank has a copy (data_parallel), whose "
+            "gradients are added up for an optimizer around the model; or be sharded otherwise. Received ADAM."
+        )

@@ -36,7 +36,7 @@ from torchrec.optim.embedding_optimizer import EmbeddingFusedOptimizer
 from torchrec.optim.fusable import optimizer_class_of
 from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.optim.owners import owner_of
-from torchrec.optim.table_update import FusedRule, TableUpdate
+from torchrec.optim.table_update import TableUpdate
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Multistreamable
 
@@ -105,6 +105,7 @@ class ShardedTables:
             )
         self._device = torch.device("cpu") if device is None else device
         sources = {name: shards[0].weight for name, shards in _sources(module).items()}
+        self._check_rules(sources, path)
         self._train_by(fused_params, sources)
         seed = self._common_seed(any(weight.is_meta for weight in sources.values()))
         self._parts = {
@@ -127,7 +128,6 @@ class ShardedTables:
                 self.wire,
                 options,
                 self.dtype,
-                self._rules({config.name: sources[config.name] for config in away}),
             )
         self._elsewhere: dict[str, TableUpdate] = {}  # of tables that this rank has nothing of
         for config in self.configs:
@@ -208,22 +208,24 @@ class ShardedTables:
             if not own and not self.is_replicated(name) and isinstance(source, nn.Parameter):
                 apply_optimizer_in_backward(optimizer, [source], options)
 
-    def _rules(self, sources: Mapping[str, Tensor]) -> dict[str, FusedRule]:
-        """Return the rules of the tables that the backward pass updates, or an optimizer by its rate."""
-        owners = {name: owner_of(source) for name, source in sources.items()}
-        rules = {
-            name: owner.rule
-            for name, owner in owners.items()
-            if isinstance(owner, TableUpdate) and owner.rule is not None
-        }
-        for name, rule in rules.items():
-            by_row = RULES[rule.optimizer].row_sums and self.placements[name].splits_columns
-            if rule.inherits_lr and by_row:
+    def _check_rules(self, sources: Mapping[str, Tensor], path: str) -> None:
+        """Refuse rules that ranks cannot follow together, as each would train what it has by itself."""
+        for config in self.configs if self.world_size > 1 else ():
+            owner, where = owner_of(sources[config.name]), f" of {_named(path)}" if path else ""
+            rule = owner.rule if isinstance(owner, TableUpdate) else None
+            if config.optimizer is not None and self.is_replicated(config.name):
                 raise ValueError(
-                    f"Table '{name}' should have an `lr`, or its columns on one rank: {rule.optimizer} looks "
-                    "at rows as a whole, and an optimizer's step at what this rank has. Received lr=None."
+                    f"Table '{config.name}'{where} should have no `optimizer` where every rank has a copy "
+                    "(data_parallel), whose gradients are added up for an optimizer around the model; or be "
+                    f"sharded otherwise. Received {config.optimizer.name}."
                 )
-        return rules
+            split = self.placements[config.name].splits_columns
+            if rule is not None and rule.inherits_lr and split and RULES[rule.optimizer].row_sums:
+                raise ValueError(
+                    f"Table '{config.name}'{where} should have an `lr`, or its columns on one rank: "
+                    f"{rule.optimizer.name} looks at rows as a whole, and an optimizer's step at what this "
+                    "rank has. Received lr=None."
+                )
 
     def _take_over(self, config: BaseEmbeddingConfig, source: Tensor) -> None:
         """Train a part as the table was trained: by the same rule, with its part of the state."""
@@ -231,9 +233,8 @@ class ShardedTables:
         block = self.block(config)
         if not isinstance(former, TableUpdate) or self.is_replicated(config.name):
             return  # ranks have to add the gradients of a replica up
-        if (
-            block is None
-        ):  # no optimizer should take the part that is not here, and all ranks name it
+        if block is None:
+            # No optimizer should take the part that is not here, and all ranks know its rule.
             self._elsewhere[config.name] = TableUpdate(config.name, former.rule)
             self._elsewhere[config.name].own(weight)
         if former.applied is not None:

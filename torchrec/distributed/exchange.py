@@ -29,6 +29,7 @@ from torchrec.distributed.wire import Wire
 __all__ = ["Asked", "Exchange", "LookupOptions", "Routed"]
 
 _FAILED, _WEIGHTS_GRADIENT = 1, 2  # bits of the first number of a header
+_ROUNDS = 2  # how far left of them the rounds of joint updates are
 _MOST_LAYOUTS = 64  # sizes of batches may vary without end
 _HEADER = 2  # state, batch size; then rows of each divided slot, and of each lane of the receiver
 
@@ -136,17 +137,24 @@ class Exchange:
         """The lanes that this rank has rows for."""
         return self.route.lanes_of_rank[self.wire.rank]
 
-    def ask(self, routed: Routed | None, error: Exception | None) -> Asked:
+    def ask(self, routed: Routed | None, error: Exception | None, rounds: int) -> Asked:
         """Send ids to who has their rows.
 
         Args:
             routed: the batch of this rank; None if there is an error.
             error: what kept this rank from it: then all ranks raise it.
+            rounds: of the exchanges that an update takes, which all ranks should know alike.
         """
         wire = self.wire
-        states, batches, totals, counts = self._tell(routed, error)
+        states, batches, totals, counts = self._tell(routed, error, rounds)
         if routed is None or any(state & _FAILED for state in states):
             wire.raise_together(error)
+        if len({state >> _ROUNDS for state in states}) > 1:
+            raise ValueError(
+                "All ranks should give tables whose columns are on several ranks the same optimizers, those "
+                f"too that have nothing of them. Received rules that ask for {[s >> _ROUNDS for s in states]} "
+                "sums over rows, by rank."
+            )
         assert routed is not None  # else its error was raised
         by_rows = self._ways(sum(batches), totals)
         sizes, message = self._message(routed, by_rows)
@@ -172,12 +180,12 @@ class Exchange:
         return asked
 
     def _tell(
-        self, routed: Routed | None, error: Exception | None
+        self, routed: Routed | None, error: Exception | None, rounds: int
     ) -> tuple[list[int], list[int], list[list[int]], list[list[int]]]:
         """Exchange headers: state and batch of each rank, rows of the divided slots, of this rank's lanes."""
         route, wire = self.route, self.wire
         divided, num_mine = len(route.divided), len(self.my_lanes)
-        state = _FAILED if error is not None else 0
+        state = (_FAILED if error is not None else 0) | rounds << _ROUNDS
         head = [state, 0] + [0] * divided
         if routed is not None:
             if routed.weights is not None and routed.weights.requires_grad:

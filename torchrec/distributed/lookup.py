@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,12 +34,11 @@ from torchrec.ops.embedding import (
     lookup_bags,
     lookup_sequences,
 )
-from torchrec.ops.embedding.updates import RULES
 from torchrec.ops.jagged import lengths_to_offsets
 from torchrec.ops.permute import regroup
 from torchrec.ops.routing import route_rows
 from torchrec.optim.joint_update import JointUpdate
-from torchrec.optim.table_update import FusedRule, TableUpdate
+from torchrec.optim.table_update import TableUpdate
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Multistreamable
 from torchrec.types import IdPolicy
@@ -99,10 +98,6 @@ class BlockTables(Tables):
         modules: what holds the weight of each.
         prefix: of the names of the weights.
         row_sums: how tables are updated whose columns are split, by rules that look at rows as a whole.
-        split_columns: the tables whose columns are split.
-
-    Raises:
-        ValueError: for such a rule that a table with split columns gets later.
     """
 
     def __init__(
@@ -111,13 +106,20 @@ class BlockTables(Tables):
         modules: Sequence[nn.Module],
         prefix: str,
         row_sums: RowSumExchange | None,
-        split_columns: Collection[str],
     ) -> None:
-        self._row_sums, self._split_columns = row_sums, split_columns
+        self._row_sums = row_sums
         self.split: SplitColumnsUpdate | None = None
-        if row_sums is not None:
-            self.split = SplitColumnsUpdate([], row_sums)  # where this rank has none of them
         super().__init__(configs, modules, prefix, partial=True)
+
+    def bind(self) -> None:
+        """Meet the weights, and find what takes part for this rank in updates that ranks make together."""
+        super().bind()
+        if self._row_sums is not None:
+            split = [joint for joint, _ in self._joints if isinstance(joint, SplitColumnsUpdate)]
+            if split:
+                (self.split,) = split
+            elif self.split is None or self.split.updates:
+                self.split = SplitColumnsUpdate([], self._row_sums)  # this rank has none of them
 
     def _apart(self, numbers: list[int]) -> list[list[int]]:
         split = [t for t in numbers if self._is_split(t)]
@@ -125,22 +127,13 @@ class BlockTables(Tables):
         return [each for each in (rest, split) if each]
 
     def _is_split(self, t: int) -> bool:
-        return self._row_sums is not None and self.configs[t].name in self._row_sums.tables
+        name, sums = self.configs[t].name, self._row_sums
+        return sums is not None and name in sums.tables and sums.sums_of(name) > 0
 
     def _new_joint(self, numbers: list[int], updates: list[TableUpdate]) -> JointUpdate:
-        for t, update in zip(numbers, updates, strict=True):
-            rule, name = update.rule, self.configs[t].name
-            if rule is None or not RULES[rule.optimizer].row_sums:
-                continue
-            if name in self._split_columns and not self._is_split(t):
-                raise ValueError(
-                    f"Table '{name}' should have got its optimizer before it was sharded: its columns are on "
-                    f"several ranks, and {rule.optimizer} looks at rows as a whole. Received it afterwards."
-                )
         if self._row_sums is None or not self._is_split(numbers[0]):
             return super()._new_joint(numbers, updates)
-        self.split = SplitColumnsUpdate(updates, self._row_sums)
-        return self.split
+        return SplitColumnsUpdate(updates, self._row_sums)
 
 
 class ShardedLookup:
@@ -154,7 +147,6 @@ class ShardedLookup:
         wire: the ranks.
         options: how they are looked up.
         dtype: of vectors.
-        rules: of each table that the backward pass updates, by name.
     """
 
     def __init__(
@@ -166,7 +158,6 @@ class ShardedLookup:
         wire: Wire,
         options: LookupOptions,
         dtype: torch.dtype,
-        rules: Mapping[str, FusedRule],
     ) -> None:
         self.configs, self.placements = list(configs), list(placements)
         self._weighted, self._dtype = options.weighted, dtype
@@ -179,34 +170,33 @@ class ShardedLookup:
         self.route = Route(slots, placements, wire.world_size)
         self.exchange = Exchange(self.route, wire, options)
         mine = [t for t, each in enumerate(placements) if _rows_of(each, wire.rank)]
+        self._row_sums = self._split_columns(modules, wire)
         self.tables = BlockTables(
             [self._block_config(t, wire.rank) for t in mine],
             [modules[t] for t in mine],
             prefix,
-            self._row_sums(rules, wire),
-            {
-                config.name
-                for config, each in zip(configs, placements, strict=True)
-                if each.splits_columns
-            },
+            self._row_sums,
         )
         self._inputs: dict[tuple[str, ...], _Input] = {}
 
-    def _row_sums(self, rules: Mapping[str, FusedRule], wire: Wire) -> RowSumExchange | None:
-        """Return how the updates of tables whose columns are split see whole rows; None: none has to."""
-        tables, rounds = {}, 0
-        for config, placement in zip(self.configs, self.placements, strict=True):
-            rule = rules.get(config.name)
-            asked = 0 if rule is None else RULES[rule.optimizer].row_sums
-            if placement.splits_columns and asked:
+    def _split_columns(self, modules: Sequence[nn.Module], wire: Wire) -> RowSumExchange | None:
+        """Return how the updates of tables whose columns are split see whole rows; None: there are none."""
+        tables, parts = {}, {}
+        for config, placement, module in zip(self.configs, self.placements, modules, strict=True):
+            if placement.splits_columns:
                 partners = placement.partners(wire.rank)
                 tables[config.name] = SplitTable(config.embedding_dim, partners)
-                rounds = max(rounds, asked)
-        return RowSumExchange(tables, rounds, wire) if tables else None
+                parts[config.name] = module
+        return RowSumExchange(tables, parts, wire) if tables else None
+
+    @property
+    def _rounds(self) -> int:
+        """How often ranks add up parts of rows in an update, the same on all of them."""
+        return 0 if self._row_sums is None else self._row_sums.rounds
 
     def _in_backward(self) -> None:
         """Take part, at the end of this backward pass, in updates that ranks make together."""
-        if self.tables.split is not None:
+        if self._rounds and self.tables.split is not None:
             self.tables.split.pass_gradients()
 
     def _block_config(self, t: int, rank: int) -> BaseEmbeddingConfig:
@@ -260,7 +250,7 @@ class ShardedLookup:
                 routed, lengths, weights, out_of_range = self._route(features)
             except Exception as failed:
                 error = failed
-        asked = self.exchange.ask(routed, error)
+        asked = self.exchange.ask(routed, error, self._rounds)
         assert routed is not None  # else its error was raised
         return Step(routed, asked, lengths, weights, out_of_range)
 

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchrec.distributed.wire import Wire
 from torchrec.ops.embedding.updates import RULES, RowSums
 from torchrec.optim.joint_update import JointUpdate, PassGradients
+from torchrec.optim.owners import owner_of
 from torchrec.optim.rows import apply_rule
 from torchrec.optim.table_update import TableUpdate
 
@@ -77,12 +78,28 @@ class RowSumExchange:
 
     Args:
         tables: all whose columns are split, the same ones on all ranks.
-        rounds: the most sums that the rule of one of them asks for.
+        modules: of each, what has this rank's part as ``weight``; empty where it has none.
         wire: the ranks.
     """
 
-    def __init__(self, tables: Mapping[str, SplitTable], rounds: int, wire: Wire) -> None:
-        self.tables, self.rounds, self.wire = dict(tables), rounds, wire
+    def __init__(
+        self, tables: Mapping[str, SplitTable], modules: Mapping[str, nn.Module], wire: Wire
+    ) -> None:
+        self.tables, self.wire = dict(tables), wire
+        # Not asked through the modules: that takes ten times as long, in every step.
+        self._parameters = {table: module._parameters for table, module in modules.items()}
+
+    def sums_of(self, table: str) -> int:
+        """Return how many sums over rows the rule of a table asks for; it may get one when it is sharded already."""
+        weight = self._parameters[table]["weight"]
+        owner = None if weight is None else owner_of(weight)
+        rule = owner.rule if isinstance(owner, TableUpdate) else None
+        return 0 if rule is None else RULES[rule.optimizer].row_sums
+
+    @property
+    def rounds(self) -> int:
+        """The most sums that the rule of one of the tables asks for, those included of which this rank has nothing."""
+        return max(map(self.sums_of, self.tables), default=0)
 
     def run(self, attempts: Mapping[str, Attempt]) -> None:
         """Make the updates of this rank; all ranks call this, those without any too.
