@@ -1,9 +1,11 @@
 #include "collision/collision.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "collision/select.h"
+#include "pieces.h"
 #include "scratch.h"
 
 namespace rowwise {
@@ -11,6 +13,7 @@ namespace {
 
 constexpr int64_t kBlock = 32;            // ids under way at a time: about as many misses as a core can wait for
 constexpr int64_t kParallelIds = 1 << 12;  // below this one thread is as fast
+constexpr int64_t kSearchBytes = 1024;      // moved in the time that searching for an id takes, about
 constexpr int64_t kAhead = 12;             // rows between asking for memory and using it
 
 template <class T>
@@ -186,15 +189,12 @@ Competitors<Score> competitors(const Map& map, const Scores& scores, int64_t fre
 }  // namespace
 
 void find_ids(const Index& index, const int64_t* wanted, int64_t count, int64_t missing, int64_t* rows, int threads) {
-  const int64_t parts = threads_for(count, threads);
-#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(parts)) if (parts > 1)
-  for (int64_t part = 0; part < parts; ++part) {
-    const int64_t begin = count * part / parts, end = count * (part + 1) / parts;
-    const auto nothing = [](int64_t) {};
+  const auto nothing = [](int64_t) {};
+  in_ranges(threads_for(count, threads), count, kSearchBytes, [&](int64_t begin, int64_t end, int) {
     search(index, wanted + begin, end - begin, nothing, [&](int64_t first, int64_t n, const Searches& searches) {
       for (int64_t i = 0; i < n; ++i) rows[begin + first + i] = either(searches.rows[i] < 0, missing, searches.rows[i]);
     });
-  }
+  });
 }
 
 void count_ids(const Index& index, const Metadata& metadata, const History& history, const int64_t* batch,
@@ -202,16 +202,15 @@ void count_ids(const Index& index, const Metadata& metadata, const History& hist
   find_ids(index, batch, count, -1, rows, threads);
   // One part takes the ids without a row, whose order matters; the others share the rows.
   const int parts = threads_for(count, threads), counting = parts > 1 ? parts - 1 : 1;
-  int64_t present = 0, forgotten = 0;
-#pragma omp parallel for schedule(static, 1) num_threads(parts) reduction(+ : present, forgotten) if (parts > 1)
-  for (int part = 0; part <= counting; ++part) {
+  std::atomic<int64_t> present{0}, forgotten{0};
+  in_pieces(parts, counting + 1, [&](int64_t part, int) {
     if (part == 0) {
       forgotten += count_absent(history, batch, rows, count, now);
     } else {
       present += count_present(metadata, rows, count, now, static_cast<uint32_t>(part - 1),
                                static_cast<uint32_t>(counting));
     }
-  }
+  });
   if (missing != -1) {
     for (int64_t i = 0; i < count; ++i) rows[i] = either(rows[i] < 0, missing, rows[i]);
   }
@@ -259,12 +258,10 @@ void move_counts(const Replacement& done, const Metadata& candidates, const Meta
 void find_again(const Map& map, const int64_t* wanted, int64_t count, int64_t missing, int64_t* rows, int threads) {
   constexpr int64_t kBuffer = 512;
   const uint64_t capacity = static_cast<uint64_t>(map.index.rows);
-  const int64_t parts = threads_for(count, threads);
-#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(parts)) if (parts > 1)
-  for (int64_t part = 0; part < parts; ++part) {
-    const int64_t end = count * (part + 1) / parts;
+  const auto nothing = [](int64_t) {};
+  in_ranges(threads_for(count, threads), count, kSearchBytes, [&](int64_t begin, int64_t end, int) {
     int64_t ids[kBuffer], places[kBuffer];
-    for (int64_t at = count * part / parts; at < end;) {
+    for (int64_t at = begin; at < end;) {
       int64_t others = 0;
       for (; at < end && others < kBuffer; ++at) {
         const int64_t row = either(static_cast<uint64_t>(rows[at]) < capacity, rows[at], 0);
@@ -273,14 +270,13 @@ void find_again(const Map& map, const int64_t* wanted, int64_t count, int64_t mi
         places[others] = at;
         others += !kept;
       }
-      const auto nothing = [](int64_t) {};
       search(map.index, ids, others, nothing, [&](int64_t first, int64_t n, const Searches& searches) {
         for (int64_t i = 0; i < n; ++i) {
           rows[places[first + i]] = either(searches.rows[i] < 0, missing, searches.rows[i]);
         }
       });
     }
-  }
+  });
 }
 
 void insert_ids(const Map& map, const int64_t* ids, const int64_t* rows, int64_t count) {

@@ -2,10 +2,13 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 
 #include "collision/collision.h"
+#include "pieces.h"
+#include "scratch.h"
 
 namespace rowwise {
 
@@ -31,22 +34,24 @@ struct Competitors {
 
   bool held(int64_t row) const { return !occupied || occupied[row]; }
 
-  // Calls body(i, key) for each, in any order; one part of several. Of i, only that it goes up by one counts.
+  int64_t size() const { return num_rows + num_candidates; }
+
+  // Calls body(i, key) for those of [begin, end), in any order. Of i, only that it goes up by one counts.
   template <class Body>
-  void for_part(int part, int parts, const Body& body) const {
-    const int64_t end = num_rows * (part + 1) / parts;
+  void for_range(int64_t begin, int64_t end, const Body& body) const {
+    const int64_t held_end = std::min(end, num_rows);
     if (!occupied) {
-      for (int64_t i = num_rows * part / parts; i < end; ++i) body(i, key_of(rows[i]));
+      for (int64_t i = begin; i < held_end; ++i) body(i, key_of(rows[i]));
     } else {
-      for (int64_t i = num_rows * part / parts; i < end; ++i) {
+      for (int64_t i = begin; i < held_end; ++i) {
         if (occupied[i]) body(i, key_of(rows[i]));
       }
     }
-    for (int64_t i = num_candidates * part / parts; i < num_candidates * (part + 1) / parts; ++i) {
-      body(i, key_of(candidates[i]));
-    }
+    for (int64_t i = std::max(begin, num_rows) - num_rows; i < end - num_rows; ++i) body(i, key_of(candidates[i]));
   }
 };
+
+constexpr int64_t kScoreBytes = 32;  // moved in the time that counting a score takes, about
 
 // The key of a rank, how many keys are below it, and how many equal it.
 struct Rank {
@@ -57,40 +62,40 @@ struct Rank {
 // Finds the `rank`-th smallest key, from 1, by its digits from the highest on.
 template <class Score>
 Rank find_rank(const Competitors<Score>& competitors, int64_t rank, int threads) {
-  constexpr int kDigit = 11;
-  const int parts = competitors.num_rows + competitors.num_candidates < 1 << 14 ? 1 : threads;
+  constexpr int kDigit = 11, kCounters = 4 << kDigit;
+  if (competitors.size() < 1 << 14) threads = 1;
   // Digits that all keys share need no look.
   const uint64_t any = key_of(competitors.candidates[0]);
-  uint64_t differ = 0;
-#pragma omp parallel for num_threads(parts) reduction(| : differ) if (parts > 1)
-  for (int part = 0; part < parts; ++part) {
+  std::atomic<uint64_t> differ_at{0};
+  in_ranges(threads, competitors.size(), kScoreBytes, [&](int64_t begin, int64_t end, int) {
     uint64_t mine = 0;
-    competitors.for_part(part, parts, [&](int64_t, uint64_t key) { mine |= key ^ any; });
-    differ |= mine;
-  }
+    competitors.for_range(begin, end, [&](int64_t, uint64_t key) { mine |= key ^ any; });
+    differ_at |= mine;
+  });
+  const uint64_t differ = differ_at;
   int bits = 0;
   while (bits < 64 && differ >> bits) ++bits;
   Rank found = {bits < 64 ? any >> bits : 0, 0, competitors.num_candidates};
   if (bits == 0) {
     for (int64_t i = 0; i < competitors.num_rows; ++i) found.equal += competitors.held(i);
   }
+  const Scratch scratch(threads * kCounters * sizeof(int32_t));
+  int32_t* counters = reinterpret_cast<int32_t*>(scratch.data());
   while (bits > 0) {
     const int digit = std::min(bits, kDigit), shift = bits - digit;
     const uint64_t mask = (uint64_t{1} << digit) - 1;
     // Scores that come often follow one another: four counters for each, or every count waits for the one before.
-    int32_t counters[4 << kDigit] = {};
-#pragma omp parallel for num_threads(parts) reduction(+ : counters) if (parts > 1)
-    for (int part = 0; part < parts; ++part) {
-      const uint64_t prefix = found.key;
-      const int from = bits;
-      competitors.for_part(part, parts, [&](int64_t i, uint64_t key) {
-        if (from == 64 || key >> from == prefix) ++counters[(i & 3) << kDigit | ((key >> shift) & mask)];
+    std::memset(counters, 0, threads * kCounters * sizeof(int32_t));
+    const uint64_t prefix = found.key;
+    const int from = bits;
+    in_ranges(threads, competitors.size(), kScoreBytes, [&](int64_t begin, int64_t end, int thread) {
+      int32_t* mine = counters + int64_t{thread} * kCounters;
+      competitors.for_range(begin, end, [&](int64_t i, uint64_t key) {
+        if (from == 64 || key >> from == prefix) ++mine[(i & 3) << kDigit | ((key >> shift) & mask)];
       });
-    }
-    int64_t counts[1 << kDigit];
-    for (int i = 0; i < 1 << digit; ++i) {
-      counts[i] = int64_t{counters[i]} + counters[1 << kDigit | i] + counters[2 << kDigit | i] + counters[3 << kDigit | i];
-    }
+    });
+    int64_t counts[1 << kDigit] = {};
+    for (int i = 0; i < threads * kCounters; ++i) counts[i & ((1 << kDigit) - 1)] += counters[i];
     uint64_t chosen = 0;
     while (found.below + counts[chosen] < rank) found.below += counts[chosen++];
     found.key = found.key << digit | chosen;
