@@ -142,6 +142,22 @@ def test_two_lookups_are_one_look_up_of_both(kind: OptimizerType) -> None:
             torch.testing.assert_close(weight(apart, name), weight(together, name))
 
 
+@pytest.mark.parametrize("again", ["t", "u", "v"])
+def test_a_copy_that_gets_one_optimizer_anew_shows_steps_and_takes_rates(again: str) -> None:
+    options = {"plain": "", "optimizer": "adam", "lr": 0.1}
+    module, expected = copy.deepcopy(bags(**options)), bags(**options)
+    apply_optimizer_in_backward(torch.optim.Adam, [weight(module, again)], {"lr": 0.1})
+    for each in (module, expected):
+        for group in each.fused_optimizer.param_groups:
+            group["lr"] = 0.05
+        for _ in range(2):
+            pooled(each).backward()
+        states = each.fused_optimizer.state_dict()["state"].values()
+        assert [float(state["step"]) for state in states] == [2.0] * 3
+    for name in SIZES:
+        assert torch.equal(weight(module, name), weight(expected, name))
+
+
 @pytest.mark.parametrize("how", ["two look-ups", "accumulated"])
 @pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad"])
 def test_tables_of_different_types_wait_together(optimizer: str, how: str) -> None:

@@ -346,7 +346,7 @@ class Tables:
         """Return what updates these tables, which is kept as long as they are the same ones."""
         updates = [self._updates[t] for t in numbers]
         found = [joint for joint, _ in self._joints if joint.updates == updates]
-        kept = found and updates[0].joint is found[0]
+        kept = found and all(update.joint is found[0] for update in updates)
         joint = found[0] if kept else self._new_joint(numbers, updates)
         joint.place()
         return joint, numbers
