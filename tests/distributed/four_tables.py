@@ -34,11 +34,15 @@ PLANS = {
 
 
 class Model(nn.Module):
-    def __init__(self, device="cpu"):
+    def __init__(self, device="cpu", **optimizers):
         super().__init__()
         torch.manual_seed(2)
         tables = [
-            EmbeddingBagConfig(name=name, feature_names=[f"f_{name}"], **options)
+            EmbeddingBagConfig(
+                name=name,
+                feature_names=[f"f_{name}"],
+                **{**options, "optimizer": optimizers.get(name, options["optimizer"])},
+            )
             for name, options in TABLES.items()
         ]
         self.tables = EmbeddingBagCollection(tables, device=torch.device(device))

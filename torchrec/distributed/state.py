@@ -144,6 +144,18 @@ class ShardedTable(Tensor):
         like = function(torch.empty(0, dtype=self.dtype, device=self.device))
         return ShardedTable(self._name, parts, self._metadata, like, self._wire)
 
+    def _as_vector(self) -> ShardedTable:
+        """Return one number a row as a vector, in the same memory."""
+
+        def without_columns(known: ShardMetadata) -> ShardMetadata:
+            return ShardMetadata(known.shard_offsets[:1], known.shard_sizes[:1], known.placement)
+
+        parts = [Shard(s.tensor.squeeze(1), without_columns(s.metadata)) for s in self._parts]
+        shards = [without_columns(known) for known in self._metadata.shards_metadata]
+        whole = _whole(shards, tuple(self.shape[:1]), self)
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        return ShardedTable(self._name, parts, whole, like, self._wire)
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls,
@@ -160,6 +172,8 @@ class ShardedTable(Tensor):
             return args[0]._map(partial(func, **kwargs))
         if func is torch.ops.aten.new_empty.default and tuple(args[1]) == tuple(args[0].shape):
             return args[0]._map(partial(torch.empty_like, **kwargs))
+        if func is torch.ops.aten.squeeze.dim and args[0].shape[1:] == (1,) and args[1] in (1, -1):
+            return args[0]._as_vector()
         if func is torch.ops.aten.copy_.default and isinstance(args[1], ShardedTable):
             whole, source = args[0], args[1]
             fill_parts(source._name, [part_at((0,) * whole.dim(), whole)], source, whole.shape)

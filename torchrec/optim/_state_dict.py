@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeGuard
 import torch
 from torch import Tensor
 
-from torchrec.optim.kernel_names import from_kernel_names
+from torchrec.optim.kernel_names import from_kernel_names, is_cut_up
 
 LiveState = Callable[[Tensor], dict[str, Any]]
 
@@ -133,23 +133,17 @@ def _check_whole(
     saved: Mapping[str, Mapping[str, Any]], params: Mapping[str, Tensor], state: Mapping[Any, Any]
 ) -> None:
     """Refuse pieces of tensors that are cut up over ranks, unless the state that is there is, or parameters are."""
-    if any(_is_cut_up(param) for param in params.values()):
+    if any(is_cut_up(param) for param in params.values()):
         return
     for name, values in saved.items():
         own = state.get(params[name], {}) if name in params else {}
         for key, value in values.items():
-            if _is_cut_up(value) and not _is_cut_up(own.get(key)):
+            if is_cut_up(value) and not is_cut_up(own.get(key)):
                 raise ValueError(
                     f"State '{key}' of '{name}' should be a whole tensor. Received "
                     f"{type(value).__name__}: have torch.distributed.checkpoint save it there, and "
                     "load it into the state that this optimizer has."
                 )
-
-
-def _is_cut_up(value: object) -> bool:
-    return isinstance(value, Tensor) and (
-        hasattr(value, "local_shards") or hasattr(value, "full_tensor")
-    )
 
 
 def _check_states(
@@ -175,11 +169,17 @@ def _check_states(
             )
         for key, value in own.items():
             given = saved[name][key]
-            if value is not None and _shape(value) != _shape(given):
+            if value is not None and not _fits(given, value):
                 raise ValueError(
                     f"State '{key}' of '{name}' should be {describe(value)}. "
                     f"Received {describe(given)}."
                 )
+
+
+def _fits(given: object, value: object) -> bool:
+    """Whether a value of a state can take the place of another: of one number a row, cut up, a vector too."""
+    shape, found = _shape(value), _shape(given)
+    return found == shape or (is_cut_up(value) and shape == (*found, 1))
 
 
 def _shape(value: object) -> tuple[int, ...]:

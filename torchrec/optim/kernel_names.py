@@ -37,11 +37,27 @@ def from_kernel_names(
         # A table without state beside the count (SGD) is not named at all.
         stateless = {name for name, own in counted.items() if len(own) == 1}
         renamed |= {name: {} for name in stateless - renamed.keys()}
+        # Nor is one that this rank has nothing of: what it has stays.
+        absent = {name: own for name, own in counted.items() if _is_elsewhere(own)}
+        renamed = {**absent, **renamed}
     for name, own in counted.items():
         given = renamed.get(name)
         if given is not None and all("." in key for key in given):
             renamed[name] = _own(given, own)
     return renamed
+
+
+def is_cut_up(value: object) -> bool:
+    """Whether a tensor is cut up over ranks: of PyTorch's types, or of `torchrec.distributed`."""
+    return isinstance(value, Tensor) and (
+        hasattr(value, "local_shards") or hasattr(value, "full_tensor")
+    )
+
+
+def _is_elsewhere(own: Mapping[str, Any]) -> bool:
+    """Whether other ranks have all of a table's state."""
+    values = [value for name, value in own.items() if name != "step"]
+    return all(is_cut_up(value) and not value.local_shards() for value in values)
 
 
 def _own(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,6 +72,7 @@ def _own(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
         is_per_row = (
             isinstance(value, Tensor)
             and isinstance(like, Tensor)
+            and not is_cut_up(value)
             and like.shape == (value.numel(), 1)
         )
         result[name] = value.view_as(like) if is_per_row else value
