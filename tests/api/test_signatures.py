@@ -132,7 +132,6 @@ DIFFERENCES: dict[str, dict[str, str]] = {
     },
     "torchrec.distributed.model_parallel": dict.fromkeys(
         [
-            "DMPCollection is missing",
             "DistributedModelParallel.get_delta_tracker is missing",
             "DistributedModelParallel.init_torchrec_delta_tracker is missing",
             "DistributedModelParallel.reshard is missing",

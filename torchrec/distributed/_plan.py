@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from torchrec.distributed._kinds import CacheParams, KeyValueParams
+from torch import nn
+
+from torchrec.distributed._kinds import CacheParams, KeyValueParams, ShardingStrategy
 from torchrec.distributed._private import EnumerableShardingSpec, ShardingSpec
 from torchrec.types import BoundsCheckMode, DataType
 
@@ -131,3 +133,24 @@ class ShardingPlan:
 
     def __str__(self) -> str:
         return "\n\n".join(f"module: {path}{plan}" for path, plan in self.plan.items())
+
+
+@dataclass
+class DMPCollectionConfig:
+    """How the tables in some modules are grouped, where others are grouped otherwise.
+
+    Attributes:
+        module: type of the modules.
+        plan: where their tables go, by the ranks of a group.
+        sharding_group_size: how many ranks a group has.
+        node_group_size: how many of them are on one host; None: all that the host has.
+        use_inter_host_allreduce: let the ranks of a group be neighbours, and copies be on other hosts.
+        sharding_strategy: how the copies are kept alike.
+    """
+
+    module: type[nn.Module]
+    plan: ShardingPlan
+    sharding_group_size: int
+    node_group_size: int | None = None
+    use_inter_host_allreduce: bool = False
+    sharding_strategy: ShardingStrategy = ShardingStrategy.DEFAULT

@@ -83,10 +83,11 @@ class ShardedTables:
         self.prefix = prefix
         self.configs = list(module.table_configs())
         self.dtype = module.output_dtype
-        if env.output_dtensor or isinstance(env, ShardingEnv2D):
+        if isinstance(env, ShardingEnv2D):  # its ranks are those of one group, and know of no other
+            env = ShardingEnv.from_process_group(env.sharding_pg)
+        if env.output_dtensor:
             raise ValueError(
-                f"{_named(path)} should be given a ShardingEnv of one dimension, without `output_dtensor`: "
-                f"there is no more yet. Received {type(env).__name__}, output_dtensor={env.output_dtensor}."
+                f"{_named(path)} should be given a ShardingEnv without `output_dtensor`. Received True."
             )
         self._shows_parts = env.process_group is not None
         self.world_size, self.rank = env.world_size, env.rank

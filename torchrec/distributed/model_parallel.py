@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
-from torchrec.distributed._private import (
-    SYNC_BUFFERS,
-    import_compiler,
-    leave_to_others,
-    map_leaves,
+from torchrec.distributed._private import import_compiler
+from torchrec.distributed.data_parallel import (
+    DataParallelWrapper,
+    DefaultDataParallelWrapper,
+    sharded_names,
 )
+from torchrec.distributed.replicas import Replicas, new_environment, plans_by_group, refuse_maps
 from torchrec.distributed.shard import (
     check_model,
     default_env,
@@ -29,16 +30,20 @@ from torchrec.distributed.shard import (
 from torchrec.distributed.sharding_plan import get_default_sharders
 from torchrec.distributed.skeleton import skeleton_of
 from torchrec.distributed.types import (
-    Awaitable,
+    DMPCollectionConfig,
     ModuleSharder,
     ShardedModule,
     ShardingEnv,
+    ShardingEnv2D,
     ShardingPlan,
+    ShardingStrategy,
 )
 from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
 __all__ = [
+    "DMPCollection",
+    "DMPCollectionConfig",
     "DataParallelWrapper",
     "DefaultDataParallelWrapper",
     "DistributedModelParallel",
@@ -46,106 +51,6 @@ __all__ = [
     "get_default_sharders",
     "get_unwrapped_module",
 ]
-
-
-_PRECISIONS = {None: None, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-class DataParallelWrapper(ABC):
-    """Has the parameters that every rank has a copy of stay alike on all of them."""
-
-    @abstractmethod
-    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
-        """Put what wraps the model in place of ``dmp._dmp_wrapped_module``.
-
-        Args:
-            dmp: the model.
-            env: the ranks.
-            device: of this rank.
-        """
-
-
-class DefaultDataParallelWrapper(DataParallelWrapper):
-    """Wraps a model in `torch.nn.parallel.DistributedDataParallel`.
-
-    Args:
-        bucket_cap_mb: gradients are added up in buckets of this size, in MB. Default 25.
-        static_graph: whether the same parameters are used in every step. Default True.
-        find_unused_parameters: look in every step which ones are not. Default False.
-        allreduce_comm_precision: ``"fp16"`` or ``"bf16"``: add gradients up in this type. Default: their own.
-        params_to_ignore: names of parameters to leave alone, beside those that are sharded.
-        ddp_kwargs: further arguments of DistributedDataParallel.
-    """
-
-    def __init__(
-        self,
-        bucket_cap_mb: int = 25,
-        static_graph: bool = True,
-        find_unused_parameters: bool = False,
-        allreduce_comm_precision: str | None = None,
-        params_to_ignore: list[str] | None = None,
-        ddp_kwargs: dict[str, Any] | None = None,
-    ) -> None:
-        if allreduce_comm_precision not in _PRECISIONS:
-            raise ValueError(
-                "`allreduce_comm_precision` should be 'fp16', 'bf16' or None. "
-                f"Received {allreduce_comm_precision!r}."
-            )
-        self._dtype = _PRECISIONS[allreduce_comm_precision]
-        self._ignored = list(params_to_ignore or [])
-        self._options: dict[str, Any] = {
-            "bucket_cap_mb": bucket_cap_mb,
-            "static_graph": static_graph,
-            "find_unused_parameters": find_unused_parameters,
-            "gradient_as_bucket_view": True,
-            SYNC_BUFFERS: False,
-            **(ddp_kwargs or {}),
-        }
-
-    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
-        """Wrap the model, if it has parameters whose gradients are to be added up."""
-        module = dmp._dmp_wrapped_module
-        ignored = {*self._ignored, *sharded_names(module)}
-        together = [p for name, p in module.named_parameters() if name not in ignored]
-        if env.world_size == 1 or not any(param.requires_grad for param in together):
-            return
-        leave_to_others(module, ignored)
-        # It looks in the output for tensors whose backward pass ends a step: in a lazy one it would find none.
-        module.register_forward_hook(_waited)
-        wrapped = DistributedDataParallel(
-            module,
-            device_ids=None if device.type == "cpu" else [device],
-            process_group=env.process_group,
-            **self._options,
-        )
-        dtype = self._dtype
-        if dtype is not None:
-            wrapped.register_comm_hook(
-                env.process_group, lambda group, bucket: _added_up(group, bucket.buffer(), dtype)
-            )
-        dmp._dmp_wrapped_module = wrapped
-
-
-def _added_up(group: dist.ProcessGroup, buffer: Tensor, dtype: torch.dtype) -> Any:
-    """Add gradients up in another type; PyTorch's own hook for bfloat16 does it on GPUs alone."""
-    narrow = buffer.to(dtype).div_(group.size())
-    work = dist.all_reduce(narrow, group=group, async_op=True)
-    return work.get_future().then(lambda done: buffer.copy_(done.value()[0]))
-
-
-def _waited(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-    return map_leaves(lambda leaf: leaf.wait() if isinstance(leaf, Awaitable) else leaf, output)
-
-
-def sharded_names(module: nn.Module) -> Iterator[str]:
-    """Yield the names of the parameters that are spread over ranks.
-
-    Args:
-        module: a model.
-    """
-    for path, child in module.named_modules():
-        if isinstance(child, ShardedModule):
-            yield from child.sharded_parameter_names(path)
 
 
 def get_unwrapped_module(module: nn.Module) -> nn.Module:
@@ -219,7 +124,7 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
             import_compiler()
         self.device = torch.device("cpu") if device is None else device
         self._sharders = get_default_sharders() if sharders is None else list(sharders)
-        check_model(module, plan, self._sharders, self._env)
+        check_model(module, plan, self._sharders, self._all_ranks())
         if plan is None:
             plan = default_plan(module, self._sharders, self._env, self.device)
         self._plan = plan
@@ -228,16 +133,23 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
         modules = dict(module.named_modules(remove_duplicate=False))
         # Not as children of this module: they have no part in it until `unshard` asks for them.
         self._unsharded = {
-            path: skeleton_of(modules[path]) for path in plan.plan if path in modules
+            path: skeleton_of(modules[path]) for path in self._plan.plan if path in modules
         }
-        self._dmp_wrapped_module = shard_by_plan(
-            module, plan, self._sharders, self._env, self.device
-        )
+        self._dmp_wrapped_module = self._shard(module)
         if init_parameters:
             initialise_meta(self._dmp_wrapped_module, self.device)
             self._dmp_wrapped_module.to(self.device)
         if init_data_parallel:
             self.init_data_parallel()
+
+    def _shard(self, module: nn.Module) -> nn.Module:
+        return shard_by_plan(module, self._plan, self._sharders, self._env, self.device)
+
+    def _all_ranks(self) -> ShardingEnv:
+        """Return the ranks that have the layers, where those that share the tables are not all."""
+        if isinstance(self._env, ShardingEnv2D):
+            return ShardingEnv.from_process_group(self._env.global_pg)
+        return self._env
 
     @property
     def module(self) -> nn.Module:
@@ -282,7 +194,7 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
         """Have the parameters that are not sharded stay alike on all ranks. A second call does nothing."""
         if not self._is_data_parallel:
             self._is_data_parallel = True
-            self._data_parallel_wrapper.wrap(self, self._env, self.device)
+            self._data_parallel_wrapper.wrap(self, self._all_ranks(), self.device)
 
     def copy(self, device: torch.device) -> DistributedModelParallel:
         """Return a copy of the model on a device, with tables and states of its own.
@@ -301,7 +213,7 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
         """
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        shared = {"_env", "_plan", "_sharders", "_data_parallel_wrapper"}
+        shared = {"_env", "_plan", "_sharders", "_data_parallel_wrapper", "_replicas"}
         for name, value in self.__dict__.items():
             if name not in ("_modules", *shared):
                 value = copy.deepcopy(value, memo)
@@ -410,3 +322,127 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
             if isinstance(child, (nn.Embedding, nn.EmbeddingBag)) and child.sparse:
                 found.append(f"{prefix}{path}.weight")
         return found
+
+
+class DMPCollection(DistributedModelParallel):
+    """Trains a model on groups of ranks, in each of which all tables are sharded: 2D parallelism.
+
+    Exchanges stay within a group, whose tables take the mean gradient of its ranks. `sync` makes the
+    copies of the groups alike: call it every step, or every so many. Layers are kept alike on all
+    ranks, in every step.
+
+    Args:
+        module: the model.
+        device: of this rank's part.
+        plan: where the tables go, by the ranks of a group: from 0 to ``sharding_group_size - 1``.
+        world_size: how many ranks there are.
+        sharding_group_size: how many ranks a group has.
+        global_pg: all ranks.
+        sharding_strategy: ``DEFAULT`` or ``PER_MODULE``, which give the same: copies are averaged part by
+            part. ``FULLY_SHARDED`` is not supported.
+        node_group_size: how many ranks of a group are on one host. Default: all that the host has.
+        sharders: see `DistributedModelParallel`.
+        init_data_parallel: see `DistributedModelParallel`.
+        init_parameters: see `DistributedModelParallel`.
+        data_parallel_wrapper: see `DistributedModelParallel`.
+        use_inter_host_allreduce: let the ranks of a group be neighbours, and copies be on other hosts.
+            Default: a group's ranks are ``world_size / sharding_group_size`` apart, and copies on neighbours.
+        custom_all_reduce: see `set_all_reduce_hook`.
+        submodule_configs: tables that are grouped otherwise.
+        rs_awaitable_hook_module: of ``FULLY_SHARDED``; must be None.
+        use_sharded_relay: of accelerators; must be False.
+
+    Raises:
+        ValueError: if groups of this size do not make up all ranks, or for what is not supported.
+
+    Example:
+        >>> def main():  # on each of 4 ranks
+        ...     plan = EmbeddingShardingPlanner(topology=Topology(world_size=2)).plan(model, sharders)
+        ...     sharded = DMPCollection(model, device, plan, 4, 2, dist.group.WORLD)
+        ...     for batch in batches:
+        ...         sharded(batch).backward()
+        ...         sharded.sync()
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        plan: ShardingPlan,
+        world_size: int,
+        sharding_group_size: int,
+        global_pg: dist.ProcessGroup,
+        sharding_strategy: ShardingStrategy = ShardingStrategy.DEFAULT,
+        node_group_size: int | None = None,
+        sharders: list[ModuleSharder[Any]] | None = None,
+        init_data_parallel: bool = True,
+        init_parameters: bool = True,
+        data_parallel_wrapper: DataParallelWrapper | None = None,
+        use_inter_host_allreduce: bool = False,
+        custom_all_reduce: Callable[[list[Tensor]], None] | None = None,
+        submodule_configs: list[DMPCollectionConfig] | None = None,
+        rs_awaitable_hook_module: str | None = None,
+        use_sharded_relay: bool = False,
+    ) -> None:
+        if rs_awaitable_hook_module is not None or use_sharded_relay:
+            raise ValueError(
+                "`rs_awaitable_hook_module` should be None and `use_sharded_relay` False: copies are averaged by "
+                f"`sync`. Received {rs_awaitable_hook_module!r} and {use_sharded_relay}."
+            )
+        refuse_maps(module)
+        apart = list(submodule_configs or [])
+        plans = plans_by_group(module, plan, apart)
+        common = DMPCollectionConfig(
+            nn.Module,
+            plans[0],
+            sharding_group_size,
+            node_group_size,
+            use_inter_host_allreduce,
+            sharding_strategy,
+        )
+        envs = [new_environment(config, world_size, global_pg) for config in (common, *apart)]
+        self._replicas = [Replicas(*each) for each in zip(plans, envs, strict=True)]
+        self._reduce_hook = custom_all_reduce
+        super().__init__(
+            module,
+            envs[0],
+            device,
+            ShardingPlan({path: tables for each in plans for path, tables in each.plan.items()}),
+            sharders,
+            init_data_parallel,
+            init_parameters,
+            data_parallel_wrapper,
+        )
+
+    def _shard(self, module: nn.Module) -> nn.Module:
+        for each in self._replicas:
+            module = shard_by_plan(module, each.plan, self._sharders, each.env, self.device)
+        for each in self._replicas:
+            each.start_alike(module)
+        return module
+
+    @property
+    def device_mesh(self) -> DeviceMesh | None:
+        """The ranks, copies by shards."""
+        return self._replicas[0].env.device_mesh
+
+    def sync(self, include_optimizer_state: bool = True) -> None:
+        """Make the tables of all groups alike: each weight becomes the mean of its copies. All ranks call it.
+
+        Args:
+            include_optimizer_state: whether the state of tables that the backward pass updates as well, with the
+                highest of the step counts. Default True.
+        """
+        for each in self._replicas:
+            each.average(self.module, include_optimizer_state, self._reduce_hook)
+
+    def set_all_reduce_hook(self, reduce_hook: Callable[[list[Tensor]], None]) -> None:
+        """Have `sync` call this instead of taking means.
+
+        Args:
+            reduce_hook: is given this rank's parts, and then their states, and writes into them.
+        """
+        self._reduce_hook = reduce_hook
+
+    def ensure_reduce_scatter_complete(self) -> None:
+        """Return at once: `sync` leaves nothing on its way."""

@@ -30,6 +30,7 @@ from torchrec.distributed._kinds import (
     StorageUsageType,
 )
 from torchrec.distributed._plan import (
+    DMPCollectionConfig,
     EmbeddingModuleShardingPlan,
     ModuleShardingPlan,
     ObjectPoolShardingPlan,
@@ -71,6 +72,7 @@ __all__ = [
     "CommOp",
     "CompIn",
     "ComputeDevice",
+    "DMPCollectionConfig",
     "DataType",
     "DistOut",
     "EmbeddingModuleShardingPlan",

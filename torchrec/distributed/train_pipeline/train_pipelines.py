@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.model_parallel import DistributedModelParallel, DMPCollection
 from torchrec.distributed.train_pipeline.empty import without_samples
 from torchrec.distributed.wire import Wire
 
@@ -149,7 +149,8 @@ class TrainPipelineSparseDist(TrainPipelineBase[In, Out]):
         context_type: without effect.
         pipeline_postproc: without effect.
         custom_model_fwd: see `TrainPipelineBase`.
-        dmp_collection_sync_interval_batches: without effect.
+        dmp_collection_sync_interval_batches: `DMPCollection.sync` after every so many steps of training; None: never.
+            Default 1. Of other models, without effect.
         enqueue_batch_after_forward: without effect.
         enable_inplace_copy_batch: see `TrainPipelineBase`.
         free_features_storage_early: without effect.
@@ -174,7 +175,22 @@ class TrainPipelineSparseDist(TrainPipelineBase[In, Out]):
     ) -> None:
         if apply_jit:
             raise ValueError("`apply_jit` should be False: models are not scripted. Received True.")
+        interval = dmp_collection_sync_interval_batches
+        if interval is not None and interval < 1:
+            raise ValueError(
+                "`dmp_collection_sync_interval_batches` should be at least 1, or None. "
+                f"Received {interval}."
+            )
         super().__init__(model, optimizer, device, custom_model_fwd, enable_inplace_copy_batch)
+        self._sync_interval, self._steps = interval, 0
+
+    def _step(self, batch: Any) -> Any:
+        output = super()._step(batch)
+        if self._model.training and isinstance(self._model, DMPCollection):
+            self._steps += 1
+            if self._sync_interval is not None and self._steps % self._sync_interval == 0:
+                self._model.sync()
+        return output
 
 
 class EvalPipelineSparseDist(TrainPipelineSparseDist[In, Out]):

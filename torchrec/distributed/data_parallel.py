@@ -1,0 +1,122 @@
+"""How the parameters that every rank has a copy of are kept alike."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from torchrec.distributed._private import SYNC_BUFFERS, leave_to_others, map_leaves
+from torchrec.distributed.types import Awaitable, ShardedModule, ShardingEnv
+
+__all__ = ["DataParallelWrapper", "DefaultDataParallelWrapper", "sharded_names"]
+
+_PRECISIONS = {None: None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class WrappedModel(Protocol):
+    """A `DistributedModelParallel`, as who wraps the model in it sees it."""
+
+    _dmp_wrapped_module: nn.Module
+
+
+class DataParallelWrapper(ABC):
+    """Has the parameters that every rank has a copy of stay alike on all of them."""
+
+    @abstractmethod
+    def wrap(self, dmp: WrappedModel, env: ShardingEnv, device: torch.device) -> None:
+        """Put what wraps the model in place of ``dmp._dmp_wrapped_module``.
+
+        Args:
+            dmp: the model.
+            env: the ranks.
+            device: of this rank.
+        """
+
+
+class DefaultDataParallelWrapper(DataParallelWrapper):
+    """Wraps a model in `torch.nn.parallel.DistributedDataParallel`.
+
+    Args:
+        bucket_cap_mb: gradients are added up in buckets of this size, in MB. Default 25.
+        static_graph: whether the same parameters are used in every step. Default True.
+        find_unused_parameters: look in every step which ones are not. Default False.
+        allreduce_comm_precision: ``"fp16"`` or ``"bf16"``: add gradients up in this type. Default: their own.
+        params_to_ignore: names of parameters to leave alone, beside those that are sharded.
+        ddp_kwargs: further arguments of DistributedDataParallel.
+    """
+
+    def __init__(
+        self,
+        bucket_cap_mb: int = 25,
+        static_graph: bool = True,
+        find_unused_parameters: bool = False,
+        allreduce_comm_precision: str | None = None,
+        params_to_ignore: list[str] | None = None,
+        ddp_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if allreduce_comm_precision not in _PRECISIONS:
+            raise ValueError(
+                "`allreduce_comm_precision` should be 'fp16', 'bf16' or None. "
+                f"Received {allreduce_comm_precision!r}."
+            )
+        self._dtype = _PRECISIONS[allreduce_comm_precision]
+        self._ignored = list(params_to_ignore or [])
+        self._options: dict[str, Any] = {
+            "bucket_cap_mb": bucket_cap_mb,
+            "static_graph": static_graph,
+            "find_unused_parameters": find_unused_parameters,
+            "gradient_as_bucket_view": True,
+            SYNC_BUFFERS: False,
+            **(ddp_kwargs or {}),
+        }
+
+    def wrap(self, dmp: WrappedModel, env: ShardingEnv, device: torch.device) -> None:
+        """Wrap the model, if it has parameters whose gradients are to be added up."""
+        module = dmp._dmp_wrapped_module
+        ignored = {*self._ignored, *sharded_names(module)}
+        together = [p for name, p in module.named_parameters() if name not in ignored]
+        if env.world_size == 1 or not any(param.requires_grad for param in together):
+            return
+        leave_to_others(module, ignored)
+        # It looks in the output for tensors whose backward pass ends a step: in a lazy one it would find none.
+        module.register_forward_hook(_waited)
+        wrapped = DistributedDataParallel(
+            module,
+            device_ids=None if device.type == "cpu" else [device],
+            process_group=env.process_group,
+            **self._options,
+        )
+        dtype = self._dtype
+        if dtype is not None:
+            wrapped.register_comm_hook(
+                env.process_group, lambda group, bucket: _added_up(group, bucket.buffer(), dtype)
+            )
+        dmp._dmp_wrapped_module = wrapped
+
+
+def _added_up(group: dist.ProcessGroup, buffer: Tensor, dtype: torch.dtype) -> Any:
+    """Add gradients up in another type; PyTorch's own hook for bfloat16 does it on GPUs alone."""
+    narrow = buffer.to(dtype).div_(group.size())
+    work = dist.all_reduce(narrow, group=group, async_op=True)
+    return work.get_future().then(lambda done: buffer.copy_(done.value()[0]))
+
+
+def _waited(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    return map_leaves(lambda leaf: leaf.wait() if isinstance(leaf, Awaitable) else leaf, output)
+
+
+def sharded_names(module: nn.Module) -> Iterator[str]:
+    """Yield the names of the parameters that are spread over ranks.
+
+    Args:
+        module: a model.
+    """
+    for path, child in module.named_modules():
+        if isinstance(child, ShardedModule):
+            yield from child.sharded_parameter_names(path)
