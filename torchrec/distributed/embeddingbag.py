@@ -136,6 +136,8 @@ class ShardedEmbeddingBagCollection(
         return _LazyKeyedTensor(KeyedTensor(self._names, self._dims, values))
 
     def _full_batch(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        if not self._tables.here.configs:
+            return features  # what goes to other ranks does so before it is expanded
         different = features.variable_stride_per_key()
         return features.expand_inverse() if different else super()._full_batch(features)
 
