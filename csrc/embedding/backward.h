@@ -191,7 +191,8 @@ inline Targets find_targets(const Table& table, const Sink& sink) {
   targets.add(sink.dense, bytes);
   if (sink.optimizer == nullptr) return targets;
   const Step step(*sink.optimizer);
-  targets.add(table.weight, bytes);
+  // At a rate of 0 row-wise Adagrad leaves weights alone: that is how mean squares are found.
+  if (step.o.rule != Rule::rowwise_adagrad || step.o.lr != 0) targets.add(table.weight, bytes);
   if (step.o.rule == Rule::rowwise_adagrad) {
     targets.narrow = step.o.first;
     return targets;

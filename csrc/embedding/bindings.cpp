@@ -448,8 +448,8 @@ void update(Call& call, const Input& input, nb::handle hyper, const std::vector<
     REQUIRE(spec.states >= states_of(o), "Table number " + std::to_string(t) + " of the spec should have " +
                                              std::to_string(states_of(o)) + " states, as its update rule needs. Received " +
                                              std::to_string(spec.states) + ".");
-    const bool row_wise[] = {o.rule == Rule::rowwise_adagrad,
-                             o.rule == Rule::partial_rowwise_adam || o.rule == Rule::partial_rowwise_lamb};
+    const bool adagrad = o.rule == Rule::rowwise_adagrad;  // whose second state, if there is one, are mean squares
+    const bool row_wise[] = {adagrad, adagrad || o.rule == Rule::partial_rowwise_adam || o.rule == Rule::partial_rowwise_lamb};
     for (int64_t k = 0; k < spec.states; ++k, ++next) {
       const int64_t wanted = spec.shard_rows * (row_wise[k] ? 1 : spec.dim);
       REQUIRE(next < states.size(), "State " + std::to_string(k) + " of table number " + std::to_string(t) +

@@ -77,7 +77,8 @@ enum class Rule : int32_t {
   sgd, adagrad, rowwise_adagrad, adam, partial_rowwise_adam, lamb, partial_rowwise_lamb, lars_sgd
 };
 
-// An optimizer of one table. `first` and `second` are its states: rows x dim, or one number a row.
+// An optimizer of one table. `first` and `second` are its states: rows x dim, or one number a row. Row-wise Adagrad has one;
+// a second has the mean square of each row's gradient, to be taken instead of that of the columns that are here.
 struct Optimizer {
   Rule rule = Rule::sgd;
   float lr = 0, eps = 0, beta1 = 0, beta2 = 0, weight_decay = 0, momentum = 0, dampening = 0, eta = 0;

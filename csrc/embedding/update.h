@@ -199,22 +199,24 @@ struct Rows {
   Rows(int64_t columns, float* room) : dim(columns), own(room), spare(room + kRows * columns) {}
 };
 
-// In three passes over the rows, so that their square roots and divisions, a long chain for one row, overlap.
+// In three passes over the rows, so that their square roots and divisions, a long chain for one row, overlap. Where columns
+// of the table are elsewhere, the mean square of the gradient of each whole row is given, as the second state.
 template <class W>
 ROWWISE_INLINE void update_rowwise_adagrad(const Step& s, W* weight, const Rows& rows) {
   float square[kRows] = {}, sum[kRows], rate[kRows];
+  const float columns = s.o.second ? 1 : static_cast<float>(rows.dim);
   for (int k = 0; k < rows.count; ++k) {
-    square[k] = sum_of_squares(rows.grad[k], rows.dim);
+    square[k] = s.o.second ? s.o.second[rows.row[k]] : sum_of_squares(rows.grad[k], rows.dim);
     sum[k] = s.o.first[rows.row[k]];
   }
   for (int k = rows.count; k < kRows; ++k) sum[k] = 1;
   for (int k = 0; k < kRows; ++k) {
-    sum[k] += square[k] / static_cast<float>(rows.dim);
+    sum[k] += square[k] / columns;
     rate[k] = s.o.lr / (std::sqrt(sum[k]) + s.o.eps);
   }
   for (int k = 0; k < rows.count; ++k) {
     s.o.first[rows.row[k]] = sum[k];
-    descend(weight + rows.row[k] * rows.dim, rows.grad[k], rows.dim, s.decay, rate[k]);
+    if (s.o.lr != 0) descend(weight + rows.row[k] * rows.dim, rows.grad[k], rows.dim, s.decay, rate[k]);
   }
 }
 

@@ -355,7 +355,7 @@ void test_weights_gradient(const Case& c, const EmbeddingKernels& kernels, int t
 std::vector<std::vector<char>> updated(const Case& before, const EmbeddingKernels& kernels, Optimizer optimizer, int threads) {
   Case c = before;
   const bool row_first = optimizer.rule == Rule::rowwise_adagrad;
-  const bool row_second = optimizer.rule == Rule::partial_rowwise_adam || optimizer.rule == Rule::partial_rowwise_lamb;
+  const bool row_second = row_first || optimizer.rule == Rule::partial_rowwise_adam || optimizer.rule == Rule::partial_rowwise_lamb;
   const size_t n = c.tables.size();
   std::vector<std::vector<float>> first(n), second(n);
   std::vector<Optimizer> optimizers(n, optimizer);

@@ -7,7 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrec.ops.routing import ADDS, DIVIDES, copy_blocks, reference, route_rows
+from torchrec.ops.routing import (
+    ADDS,
+    DIVIDES,
+    copy_blocks_,
+    put_numbers_,
+    reference,
+    route_rows,
+    take_numbers,
+)
 
 
 @st.composite
@@ -110,46 +118,90 @@ def copied_in_plain_python(inputs, sizes, blocks, divisor):
     return outputs
 
 
-@pytest.mark.parametrize("copy", [copy_blocks, reference.copy_blocks], ids=["in use", "reference"])
+@pytest.mark.parametrize(
+    "copy_", [copy_blocks_, reference.copy_blocks_], ids=["in use", "reference"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @given(given=copies(), divisor=st.sampled_from([1, 2, 4]))
-def test_blocks_are_copied_divided_and_added(copy, dtype, given, divisor):
+def test_blocks_are_copied_divided_and_added(copy_, dtype, given, divisor):
     sizes, outputs, blocks = given
     inputs = [torch.arange(size, dtype=dtype) + 100 * i for i, size in enumerate(sizes)]
-    found = copy(inputs, outputs, [number for block in blocks for number in block], divisor)
+    found = [torch.full((size,), torch.nan, dtype=dtype) for size in outputs]
+    copy_(found, inputs, [number for block in blocks for number in block], divisor)
     expected = copied_in_plain_python([t.tolist() for t in inputs], outputs, blocks, divisor)
     for mine, wanted in zip(found, expected, strict=True):
-        written = [i for i, number in enumerate(wanted) if number is not None]
-        assert [mine.tolist()[i] for i in written] == [wanted[i] for i in written]
+        wanted = [torch.nan if number is None else number for number in wanted]
+        torch.testing.assert_close(mine.tolist(), wanted, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_number_that_is_no_power_of_two_divides_as_torch_does():
     numbers = torch.randn(70_000)
-    (found,) = copy_blocks([numbers], [70_000], [0, 0, 7, 0, 0, 7, 10_000, 7, DIVIDES], 3)
+    found = torch.empty(70_000)
+    copy_blocks_([found], [numbers], [0, 0, 7, 0, 0, 7, 10_000, 7, DIVIDES], 3)
     assert torch.equal(found, numbers / 3)
 
 
 def test_many_rows_side_by_side_are_copied_whole():
     left, right = torch.randn(3000, 64), torch.randn(3000, 33)
     blocks = [0, 0, 64, 0, 33, 97, 3000, 64, 0, 1, 0, 33, 0, 0, 97, 3000, 33, 0]
-    (found,) = copy_blocks([left, right], [3000 * 97], blocks)
+    found = torch.empty(3000 * 97)
+    copy_blocks_([found], [left, right], blocks)
     assert torch.equal(found.view(3000, 97), torch.cat([right, left], 1))
 
 
-@pytest.mark.parametrize("copy", [copy_blocks, reference.copy_blocks], ids=["in use", "reference"])
-def test_blocks_outside_of_their_tensors_are_refused(copy):
-    numbers = torch.zeros(6)
+@pytest.mark.parametrize(
+    "copy_", [copy_blocks_, reference.copy_blocks_], ids=["in use", "reference"]
+)
+def test_blocks_outside_of_their_tensors_are_refused(copy_):
+    numbers, six, five = torch.arange(6.0), torch.zeros(6), torch.zeros(5)
     with pytest.raises(ValueError, match=r"inside of their tensors.*tensor number 0"):
-        copy([numbers], [6], [0, 1, 3, 0, 0, 3, 2, 3, 0], 1)
+        copy_([six], [numbers], [0, 1, 3, 0, 0, 3, 2, 3, 0], 1)
     with pytest.raises(ValueError, match=r"inside of their tensors.*tensor number 1"):
-        copy([numbers], [6, 5], [0, 0, 3, 1, 0, 3, 2, 3, 0], 1)
+        copy_([six, five], [numbers], [0, 0, 3, 1, 0, 3, 2, 3, 0], 1)
     with pytest.raises(ValueError, match="name a tensor that there is"):
-        copy([numbers], [6], [1, 0, 3, 0, 0, 3, 2, 3, 0], 1)
+        copy_([six], [numbers], [1, 0, 3, 0, 0, 3, 2, 3, 0], 1)
     with pytest.raises(ValueError, match="name a tensor that there is"):
-        copy([numbers], [6], [0, 0, -3, 0, 0, 3, 2, 3, 0], 1)
+        copy_([six], [numbers], [0, 0, -3, 0, 0, 3, 2, 3, 0], 1)
     with pytest.raises(ValueError, match="`blocks` should copy, or be of floats"):
-        copy([numbers.int()], [6], [0, 0, 3, 0, 0, 3, 2, 3, DIVIDES], 2)
-    with pytest.raises(ValueError, match="dtype"):
-        copy([numbers, numbers.double()], [6], [], 1)
+        copy_([six.int()], [numbers.int()], [0, 0, 3, 0, 0, 3, 2, 3, DIVIDES], 2)
+    with pytest.raises(ValueError, match="of one dtype"):
+        copy_([six], [numbers, numbers.double()], [], 1)
     with pytest.raises(ValueError, match="`divisor` 1 or more"):
-        copy([numbers], [6], [], 0)
+        copy_([six], [numbers], [], 0)
+    with pytest.raises(ValueError, match="`outputs` should be contiguous, of one dimension"):
+        copy_([six.view(2, 3)], [numbers], [], 1)
+
+
+@pytest.mark.parametrize(
+    "copy_", [copy_blocks_, reference.copy_blocks_], ids=["in use", "reference"]
+)
+def test_blocks_of_views_count_from_their_own_start(copy_):
+    numbers, six = torch.arange(6.0), torch.zeros(6)
+    copy_([six[1:]], [numbers[2:]], [0, 0, 1, 0, 1, 1, 2, 1, 0], 1)
+    assert six.tolist() == [0, 0, 2, 3, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "ops",
+    [(take_numbers, put_numbers_), (reference.take_numbers, reference.put_numbers_)],
+    ids=["in use", "reference"],
+)
+@pytest.mark.parametrize("wide", [False, True], ids=["int32", "int64"])
+def test_numbers_of_rows_are_taken_and_put(ops, wide):
+    take, put_ = ops
+    tables = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0])]
+    rows = torch.tensor([9, 2, 0, 2, 1, 1], dtype=torch.int64 if wide else torch.int32)
+    slots = [0, 1, 3, 1, 5, 1, 0, 4, 0]
+    assert take(tables, rows, slots, [1.0, 0.5, 1.0]).tolist() == [3.0, 1.0, 3.0, 10.0]
+    put_(tables, rows, slots, torch.tensor([7.0, 8.0, 7.0, 9.0]))
+    assert [table.tolist() for table in tables] == [[8.0, 2.0, 7.0], [10.0, 9.0]]
+    put_(tables, rows, slots, None)
+    assert [table.tolist() for table in tables] == [[0.0, 2.0, 0.0], [10.0, 0.0]]
+    with pytest.raises(IndexError, match=r"`rows` of slot number 1 should be in \[0, 2\)"):
+        take(tables, rows, [0, 1, 3, 1, 0, 1], [1.0, 1.0])
+    with pytest.raises(ValueError, match="`slots` should name a table that there is, and ids"):
+        put_(tables, rows, [2, 0, 1], None)
+    with pytest.raises(ValueError, match="`factors` should be one a slot"):
+        take(tables, rows, [0, 1, 3], [])
+    with pytest.raises(ValueError, match=r"`numbers` should be float32 of shape \(3,\)"):
+        put_(tables, rows, [0, 1, 3], torch.zeros(2))

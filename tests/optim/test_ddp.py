@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = pytest.mark.once
-
 SCRIPT = """
 import copy, warnings
 from torch.nn.parallel import DistributedDataParallel

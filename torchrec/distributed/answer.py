@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torchrec.distributed.coding import Transfer
 from torchrec.distributed.route import Route
 from torchrec.distributed.wire import Wire
-from torchrec.ops.routing import ADDS, DIVIDES, copy_blocks
+from torchrec.ops.routing import ADDS, DIVIDES, copy_blocks_, new_vector
 
 __all__ = ["Layout", "answer"]
 
@@ -72,9 +72,9 @@ class _Place:
         here, there = [source, at + self.start, self.stride], [self.output, self.target]
         return [*here, *there, self.target_stride, self.rows, self.columns, kind]
 
-    def packed(self, first: int, target: int, at: int) -> list[int]:
-        """Return the block that brings its gradient to a part; the outputs' gradients begin at input ``first``."""
-        here = [first + self.output, self.target, self.target_stride]
+    def packed(self, target: int, at: int) -> list[int]:
+        """Return the block that brings its gradient to a part that begins at ``at`` of an output."""
+        here = [self.output, self.target, self.target_stride]
         there = [target, at + self.start, self.stride]
         return [*here, *there, self.rows, self.columns, DIVIDES]
 
@@ -129,6 +129,7 @@ class Layout:
         first = self._outgoing[rank][0]
         kept = first.start, first.start + first.rows * first.columns
         size = self.computed_sizes[0]
+        self.adds_up = any(piece.adds for piece in self.columns.pieces)
         self.others = slice(kept[1], size) if rank == 0 else slice(0, kept[0])
 
     def _is_kept(self, rank: int) -> bool:
@@ -191,11 +192,18 @@ class Layout:
                 at += part.rows * part.columns
         return blocks
 
-    def unpack(self) -> list[int]:
-        """Return the blocks that bring messages (input 0), and what was computed (those after), to the outputs."""
+    def unpack(self, kept: bool | None = None) -> list[int]:
+        """Return the blocks that bring messages (input 0), and what was computed (those after), to the outputs.
+
+        Args:
+            kept: only what this rank keeps, or only messages. Default: all, in order of ranks.
+        """
         blocks = []
         for rank, place, at in self._places():
-            if self._is_kept(rank):
+            is_kept = self._is_kept(rank)
+            if kept is not None and kept != is_kept:
+                continue
+            if is_kept:
                 part = self._outgoing[rank][place.part]
                 blocks += place.unpacked(1 + part.computed, part.start)
             else:
@@ -203,29 +211,29 @@ class Layout:
         return blocks
 
     def pack_gradients(self) -> list[int]:
-        """Return the blocks that bring gradients of the outputs into messages (output 0).
-
-        Those of what was kept come to what was computed (output 1), if that is of one piece.
-        """
+        """Return the blocks that bring gradients of the outputs into messages, one behind the other."""
         blocks = []
         for rank, place, at in self._places():
             if not self._is_kept(rank):
-                blocks += place.packed(0, 0, at)
-            elif self.is_one_piece:
-                blocks += place.packed(0, 1, self._outgoing[rank][place.part].start)
+                blocks += place.packed(0, at)
+        return blocks
+
+    def keep_gradients(self) -> list[int]:
+        """Return the blocks that bring gradients of the outputs to what this rank has computed for itself."""
+        blocks = []
+        for rank, place, _ in self._places():
+            if self._is_kept(rank):
+                part = self._outgoing[rank][place.part]
+                blocks += place.packed(part.computed, part.start)
         return blocks
 
     def unpack_gradients(self) -> list[int]:
-        """Return the blocks that bring gradients to what was computed: from messages (input 0), and the outputs'."""
+        """Return the blocks that bring gradients from messages to what was computed."""
         blocks, at = [], 0
         for rank, parts in enumerate(self._outgoing):
             for part in parts if not self._is_kept(rank) else ():
                 blocks += _flat_block(0, at, part.computed, part.start, part)
                 at += part.rows * part.columns
-        for rank, place, _ in self._places():
-            if self._is_kept(rank):
-                part = self._outgoing[rank][place.part]
-                blocks += place.packed(1, part.computed, part.start)
         return blocks
 
     def _places(self) -> Iterator[tuple[int, _Place, int]]:
@@ -265,16 +273,22 @@ class _Answer(torch.autograd.Function):
         if layout.is_one_piece:
             sent = computed[0].reshape(-1)[layout.others]
         else:
-            (sent,) = copy_blocks(list(computed), [sum(layout.sizes)], layout.pack())
-        received = (
-            wire.swap(sent, layout.sizes, layout.expected)
-            if transfer is None
-            else transfer.there(sent)
-        )
+            sent = new_vector(sum(layout.sizes), computed[0])
+            copy_blocks_([sent], list(computed), layout.pack())
         shapes = [(layout.batch, layout.columns.width), *layout.tables]
-        outputs = copy_blocks(
-            [received, *computed], [rows * columns for rows, columns in shapes], layout.unpack()
-        )
+        outputs = [new_vector(rows * columns, computed[0]) for rows, columns in shapes]
+        received = new_vector(sum(layout.expected), computed[0])
+        everything = [received, *computed]
+        if transfer is not None:
+            copy_blocks_(outputs, [transfer.there(sent), *computed], layout.unpack())
+        elif layout.adds_up:
+            wire.swap(sent, layout.sizes, layout.expected, received)
+            copy_blocks_(outputs, everything, layout.unpack())
+        else:  # what stays here is put in its place while the rest is on its way
+            wait = wire.start_swap(sent, layout.sizes, layout.expected, received)
+            copy_blocks_(outputs, everything, layout.unpack(kept=True))
+            wait()
+            copy_blocks_(outputs, everything, layout.unpack(kept=False))
         # Detached: no views to autograd, so that who comes next may change them in place.
         return tuple([out.view(shape).detach() for out, shape in zip(outputs, shapes, strict=True)])
 
@@ -285,7 +299,7 @@ class _Answer(torch.autograd.Function):
         (anchor,) = ctx.saved_tensors
         shapes = [(layout.batch, layout.columns.width), *layout.tables]
         given = [
-            anchor.new_zeros(shape, dtype=ctx.dtype) if grad is None else grad
+            anchor.new_zeros(shape, dtype=ctx.dtype) if grad is None else grad.contiguous()
             for grad, shape in zip(grads, shapes, strict=True)
         ]
         ctx.in_backward()
@@ -294,22 +308,22 @@ class _Answer(torch.autograd.Function):
             ctx.tells_use
         ):  # a slot that no rank's loss uses gets no gradient, which is not one of zeros
             used = wire.any_of(used)
-        sizes = [sum(layout.expected), *(layout.computed_sizes if layout.is_one_piece else ())]
-        sent, *kept = copy_blocks(given, sizes, layout.pack_gradients(), wire.world_size)
-        if kept:
-            wire.swap(sent, layout.expected, layout.sizes, kept[0][layout.others])
-            found = kept
+        sent = new_vector(sum(layout.expected), given[0])
+        copy_blocks_([sent], given, layout.pack_gradients(), wire.world_size)
+        found = [new_vector(size, given[0]) for size in layout.computed_sizes]
+        if ctx.transfer is not None:
+            copy_blocks_(found, [ctx.transfer.back(sent)], layout.unpack_gradients())
         else:
-            if ctx.transfer is None:
-                received = wire.swap(sent, layout.expected, layout.sizes)
-            else:
-                received = ctx.transfer.back(sent)
-            found = copy_blocks(
-                [received, *given],
-                layout.computed_sizes,
-                layout.unpack_gradients(),
-                wire.world_size,
+            received = (
+                found[0][layout.others]
+                if layout.is_one_piece
+                else new_vector(sum(layout.sizes), given[0])
             )
+            wait = wire.start_swap(sent, layout.expected, layout.sizes, received)
+            copy_blocks_(found, given, layout.keep_gradients(), wire.world_size)
+            wait()
+            if not layout.is_one_piece:
+                copy_blocks_(found, [received], layout.unpack_gradients())
         back: list[Tensor | None] = [
             grad.view(shape) for grad, shape in zip(found, ctx.shapes, strict=True)
         ]

@@ -43,8 +43,7 @@ class MapLayout:
         keys: of their features.
         rows: of the tables that the whole map has.
         parts: in order of their rows.
-        homes: which part ids belong to; None: nobody knows, and the map is whole.
-        is_whole: whether one part has all of it.
+        homes: which part ids belong to; None: the map is whole.
     """
 
     tables: list[str]
@@ -52,7 +51,6 @@ class MapLayout:
     rows: range
     parts: list[MapPart]
     homes: Homes | None
-    is_whole: bool
 
     def owners_of(self, homes: Tensor) -> Tensor:
         """Return which part has each of some rows, int64.
@@ -105,7 +103,9 @@ def layouts_of(
             rank = band.ranks[g % len(band.ranks)]
             parts.append(MapPart(number + len(parts), rank, mine, tuple(sorted(holders))))
         is_whole = len(parts) == 1 and parts[0].rows == rows
-        layouts.append(MapLayout(group.tables, group.keys, rows, parts, homes, is_whole))
+        layouts.append(
+            MapLayout(group.tables, group.keys, rows, parts, None if is_whole else homes)
+        )
         number += len(parts)
     return layouts
 

@@ -8,32 +8,22 @@ with the sum: so a row has one state, and trains as if it were in one place.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from torchrec.distributed.mean_squares import MeanSquares, SplitTable
 from torchrec.distributed.wire import Wire
+from torchrec.ops.embedding.hyper import SAMPLES
 from torchrec.ops.embedding.updates import RULES, RowSums
 from torchrec.optim.joint_update import JointUpdate, PassGradients
 from torchrec.optim.owners import owner_of
 from torchrec.optim.rows import apply_rule
-from torchrec.optim.table_update import TableUpdate
+from torchrec.optim.scaled_steps import scaled_steps
+from torchrec.optim.table_update import FusedRule, TableUpdate
+from torchrec.types import OptimizerType
 
 __all__ = ["RowSumExchange", "SplitColumnsUpdate", "SplitTable"]
-
-
-@dataclass(frozen=True)
-class SplitTable:
-    """A table whose columns are split, as this rank takes part in its updates.
-
-    Attributes:
-        columns: of the whole table.
-        partners: the ranks that hold the rows that this one holds, in order; empty if it holds none.
-    """
-
-    columns: int
-    partners: tuple[int, ...]
 
 
 class _MissingSumError(Exception):
@@ -80,21 +70,38 @@ class RowSumExchange:
         tables: all whose columns are split, the same ones on all ranks.
         modules: of each, what has this rank's part as ``weight``; empty where it has none.
         wire: the ranks.
+        one_way: whether a step looks all of these tables up by rows, or pools all of them.
     """
 
     def __init__(
-        self, tables: Mapping[str, SplitTable], modules: Mapping[str, nn.Module], wire: Wire
+        self,
+        tables: Mapping[str, SplitTable],
+        modules: Mapping[str, nn.Module],
+        wire: Wire,
+        one_way: bool,
     ) -> None:
-        self.tables, self.wire = dict(tables), wire
+        self.tables, self.wire, self._one_way = dict(tables), wire, one_way
         # Not asked through the modules: that takes ten times as long, in every step.
         self._parameters = {table: module._parameters for table, module in modules.items()}
 
     def sums_of(self, table: str) -> int:
         """Return how many sums over rows the rule of a table asks for; it may get one when it is sharded already."""
+        rule = self._rule_of(table)
+        return 0 if rule is None else RULES[rule.optimizer].row_sums
+
+    def _rule_of(self, table: str) -> FusedRule | None:
         weight = self._parameters[table]["weight"]
         owner = None if weight is None else owner_of(weight)
-        rule = owner.rule if isinstance(owner, TableUpdate) else None
-        return 0 if rule is None else RULES[rule.optimizer].row_sums
+        return owner.rule if isinstance(owner, TableUpdate) else None
+
+    @property
+    def by_kernel(self) -> bool:
+        """Whether `MeanSquares` can make an update, the same on all ranks."""
+        rules = [self._rule_of(table) for table in self.tables if self.sums_of(table)]
+        return self._one_way and all(
+            rule is not None and rule.optimizer == OptimizerType.ROWWISE_ADAGRAD and rule.hyper.lazy
+            for rule in rules
+        )
 
     @property
     def rounds(self) -> int:
@@ -153,17 +160,45 @@ class SplitColumnsUpdate(JointUpdate):
     def __init__(self, updates: list[TableUpdate], exchange: RowSumExchange) -> None:
         super().__init__(updates)
         self._exchange = exchange
+        self._means: MeanSquares | None = None
 
         self.collecting = False  # as within `accumulate()`, on all ranks alike
         self._waits = False
 
+    def place(self) -> None:
+        """Bring the states of the tables to where their weights are."""
+        super().place()
+        self._means = None
+
     @torch.no_grad()
     def finish(self, brought: PassGradients) -> None:
         """Apply what a backward pass has brought, with what waits from earlier ones, or keep it."""
+        if self._is_alone(brought) and self._exchange.by_kernel:
+            self._apply_at_once(brought)
+            return
         self.collect(brought)
         self._waits = True
         if not self.collecting:
             self.apply_waiting(self.updates)
+
+    def _is_alone(self, brought: PassGradients) -> bool:
+        """Whether there is one look-up to apply and nothing else; ranks that hold the same rows say the same."""
+        if self.collecting or self._waits or brought.rows or len(brought.lookups) > 1:
+            return False
+        if not self.updates:
+            return True  # ranks without any of the tables take part in whatever others do
+        return len(brought.lookups) == 1 and not self._frozen_since(brought.lookups[0])
+
+    def _apply_at_once(self, brought: PassGradients) -> None:
+        if self._means is None:
+            self._means = MeanSquares(self.updates, self._exchange.tables, self._exchange.wire)
+        self._write_hyper()
+        lookup = brought.lookups[0] if self.updates else None
+        if lookup is not None and self._penalises:
+            self.hyper[:, SAMPLES] = lookup.samples
+        self.updated = scaled_steps.now(brought.backward_pass)
+        states = [state for update in self.updates for state in update.states.values()]
+        self._means.update(lookup, states, self.hyper)
 
     @torch.no_grad()
     def apply_waiting(self, updates: list[TableUpdate]) -> None:

@@ -8,7 +8,15 @@ from torchrec.ops.routing import schema
 from torchrec.ops.routing.native import new_vector
 from torchrec.ops.routing.reference import ADDS, DIVIDES
 
-__all__ = ["ADDS", "DIVIDES", "copy_blocks", "new_vector", "route_rows"]
+__all__ = [
+    "ADDS",
+    "DIVIDES",
+    "copy_blocks_",
+    "new_vector",
+    "put_numbers_",
+    "route_rows",
+    "take_numbers",
+]
 
 
 def route_rows(
@@ -46,32 +54,74 @@ def route_rows(
     return routed
 
 
-def copy_blocks(
-    inputs: list[Tensor], sizes: list[int], blocks: list[int], divisor: int = 1
-) -> list[Tensor]:
-    """Copy rectangles of some tensors into new ones, all in one call. Not differentiable.
+def copy_blocks_(
+    outputs: list[Tensor], inputs: list[Tensor], blocks: list[int], divisor: int = 1
+) -> None:
+    """Copy rectangles of some tensors into others, all in one call. Not differentiable.
 
     Args:
-        inputs: of one dtype, any shape; a block sees the elements in their order.
-        sizes: elements of each output.
+        outputs: written to, ``(size,)`` each.
+        inputs: of their dtype, any shape; a block sees the elements in their order.
         blocks: nine numbers each, one block behind the other: input, its first element there, elements
             from row to row; the same three of the output; rows, columns; and ``DIVIDES``, ``ADDS``, the
-            sum of both, or 0. A block that adds, adds to what a block of as many rows before it has
-            written in the same place; others write what nobody else does.
+            sum of both, or 0. A block that adds, adds to what is there, or what a block of as many rows
+            before it has written in the same place; others write what nobody else does.
         divisor: what the blocks that say so are divided by. Default 1.
 
-    Returns:
-        One vector an output, ``(size,)``, of any content where no block lies.
-
     Raises:
-        ValueError: for a block that does not lie inside of its tensors, inputs of several dtypes.
+        ValueError: for a block that does not lie inside of its tensors, tensors of several dtypes.
 
     Example:
         >>> import torch
         >>> matrix, more = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([10.0, 20.0])
         >>> second_column = [0, 1, 2, 0, 0, 1, 2, 1, DIVIDES]
-        >>> copy_blocks([matrix, more], [2], [*second_column, 1, 0, 1, 0, 0, 1, 2, 1, ADDS], 2)
-        [tensor([11., 22.])]
+        >>> output = torch.zeros(2)
+        >>> copy_blocks_([output], [matrix, more], [*second_column, 1, 0, 1, 0, 0, 1, 2, 1, ADDS], 2)
+        >>> output
+        tensor([11., 22.])
     """
-    outputs: list[Tensor] = schema.copy_blocks(inputs, sizes, blocks, divisor)
-    return outputs
+    schema.copy_blocks_(outputs, inputs, blocks, divisor)
+
+
+def take_numbers(
+    tables: list[Tensor], rows: Tensor, slots: list[int], factors: list[float]
+) -> Tensor:
+    """Return a number for each row that ids chose, of tables with one number a row, all in one call.
+
+    Args:
+        tables: float32 ``(rows,)`` each.
+        rows: that ids chose, int32 or int64.
+        slots: three numbers each, one slot behind the other: table, its first id, how many.
+        factors: what the numbers of each slot are multiplied by.
+
+    Returns:
+        One number an id, slot after slot.
+
+    Example:
+        >>> import torch
+        >>> take_numbers([torch.tensor([1.0, 2.0])], torch.tensor([1, 1, 0]), [0, 0, 3], [0.5])
+        tensor([1.0000, 1.0000, 0.5000])
+    """
+    numbers: Tensor = schema.take_numbers(tables, rows, slots, factors)
+    return numbers
+
+
+def put_numbers_(
+    tables: list[Tensor], rows: Tensor, slots: list[int], numbers: Tensor | None
+) -> None:
+    """Write a number for each row that ids chose, in tables with one number a row, all in one call.
+
+    Args:
+        tables: float32 ``(rows,)`` each, written to.
+        rows: that ids chose, int32 or int64.
+        slots: three numbers each, one slot behind the other: table, its first id, how many.
+        numbers: one an id, slot after slot; the same one for the same row. None: zeros.
+
+    Example:
+        >>> import torch
+        >>> table = torch.zeros(3)
+        >>> put_numbers_([table], torch.tensor([2, 0]), [0, 0, 2], torch.tensor([7.0, 5.0]))
+        >>> table
+        tensor([5., 0., 7.])
+    """
+    schema.put_numbers_(tables, rows, slots, numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torchrec.ops._library import native
 from torchrec.ops._memory import is_wide
 from torchrec.ops.routing import reference
-from torchrec.ops.routing.reference import BLOCK, check_routing
+from torchrec.ops.routing.reference import BLOCK, check_blocks, check_routing
 
 _lib: Any = native
 _RECYCLED_FROM = 1 << 20  # bytes: of larger blocks the system would clear every page anew
@@ -39,35 +40,19 @@ def route_rows(
     return values, places, band_lengths, band_counts
 
 
-def copy_blocks(
-    inputs: list[Tensor], sizes: list[int], blocks: list[int], divisor: int
-) -> list[Tensor]:
-    """See ``reference.copy_blocks``."""
-    if not inputs or (inputs[0].dtype is not torch.float32 and any(blocks[8 :: len(BLOCK)])):
-        return reference.copy_blocks(inputs, sizes, blocks, divisor)
-    dtype, item = inputs[0].dtype, inputs[0].element_size()
-    sources: list[int] = []
-    kept = []
-    for tensor in inputs:
-        if tensor.dtype is not dtype or tensor.is_neg():
-            raise ValueError(
-                f"`inputs` should be of one dtype, and stand for themselves. Received {tensor.dtype} "
-                f"beside {dtype}, or a lazy negative."
-            )
-        tensor = tensor.contiguous()
-        kept.append(tensor)
-        sources += (tensor.data_ptr(), tensor.numel())
-    if divisor < 1 or min(sizes, default=0) < 0:
-        raise ValueError(
-            "`sizes` should not be negative, and `divisor` 1 or more. "
-            f"Received {sizes} and {divisor}."
-        )
-    outputs = [new_vector(size, inputs[0]) for size in sizes]
-    targets: list[int] = []
-    for output in outputs:
-        targets += (output.data_ptr(), output.numel())
-    _lib.copy_blocks(item, sources, targets, blocks, divisor)
-    return outputs
+def copy_blocks_(
+    outputs: list[Tensor], inputs: list[Tensor], blocks: list[int], divisor: int
+) -> None:
+    """See ``reference.copy_blocks_``."""
+    check_blocks(outputs, inputs, blocks, divisor)
+    if not outputs:
+        return
+    computes = outputs[0].dtype is not torch.float32 and any(blocks[8 :: len(BLOCK)])
+    if computes or any(tensor.is_neg() for tensor in (*outputs, *inputs)):
+        return reference.copy_blocks_(outputs, inputs, blocks, divisor)
+    kept = [tensor.contiguous() for tensor in inputs]
+    _lib.copy_blocks(outputs[0].element_size(), _pairs(kept), _pairs(outputs), blocks, divisor)
+    torch.autograd.graph.increment_version(outputs)
 
 
 def new_vector(size: int, like: Tensor) -> Tensor:
@@ -82,3 +67,52 @@ def new_vector(size: int, like: Tensor) -> Tensor:
         return like.new_empty(size)
     buffer: Tensor = _lib.recycled(bytes_wanted)
     return buffer.view(like.dtype)
+
+
+def take_numbers(
+    tables: list[Tensor], rows: Tensor, slots: list[int], factors: list[float]
+) -> Tensor:
+    """See ``reference.take_numbers``."""
+    found = reference.check_slots(tables, rows, slots)
+    kept = [table.contiguous() for table in tables]
+    rows = rows.contiguous()
+    count = sum(count for _, _, count in found)
+    numbers = new_vector(count, rows.new_empty(0, dtype=torch.float32))
+    _lib.take_numbers(
+        _pairs(kept),
+        rows.data_ptr(),
+        rows.numel(),
+        is_wide("rows", rows),
+        slots,
+        factors,
+        numbers.data_ptr(),
+    )
+    return numbers
+
+
+def put_numbers_(
+    tables: list[Tensor], rows: Tensor, slots: list[int], numbers: Tensor | None
+) -> None:
+    """See ``reference.put_numbers_``."""
+    found = reference.check_slots(tables, rows, slots)
+    count = sum(count for _, _, count in found)
+    reference.check_numbers(numbers, count)
+    if any(table.is_neg() or not table.is_contiguous() for table in tables):
+        return reference.put_numbers_(tables, rows, slots, numbers)
+    rows = rows.contiguous()
+    numbers = None if numbers is None else numbers.contiguous()
+    if count:
+        _lib.put_numbers(
+            _pairs(tables),
+            rows.data_ptr(),
+            rows.numel(),
+            is_wide("rows", rows),
+            slots,
+            0 if numbers is None else numbers.data_ptr(),
+        )
+        torch.autograd.graph.increment_version(tables)
+
+
+def _pairs(tensors: Sequence[Tensor]) -> list[int]:
+    """Return the address and the size of each tensor, one behind the other."""
+    return [number for tensor in tensors for number in (tensor.data_ptr(), tensor.numel())]

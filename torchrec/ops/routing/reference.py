@@ -66,20 +66,25 @@ def route_rows(
 
 
 def check_blocks(
-    inputs: list[Tensor], sizes: list[int], blocks: list[int], divisor: int
-) -> list[list[int]]:
-    """Refuse blocks of tensors that do not fit one another; return them one by one."""
-    if not inputs or len({tensor.dtype for tensor in inputs}) > 1:
+    outputs: list[Tensor], inputs: list[Tensor], blocks: list[int], divisor: int
+) -> None:
+    """Refuse tensors that do not fit one another, and numbers that are no blocks."""
+    dtypes = {tensor.dtype for tensor in (*outputs, *inputs)}
+    if len(dtypes) > 1:
         raise ValueError(
-            "`inputs` should be one tensor or more, of one dtype. "
-            f"Received {[tensor.dtype for tensor in inputs]}."
+            "`inputs` and `outputs` should be of one dtype. "
+            f"Received {[tensor.dtype for tensor in (*inputs, *outputs)]}."
         )
-    if divisor < 1 or min(sizes, default=0) < 0 or len(blocks) % len(BLOCK):
+    if any(output.dim() != 1 or not output.is_contiguous() for output in outputs):
         raise ValueError(
-            f"`blocks` should be {BLOCK} one behind the other, `sizes` not negative, `divisor` 1 or more. "
-            f"Received {len(blocks)} numbers, {sizes}, {divisor}."
+            "`outputs` should be contiguous, of one dimension. "
+            f"Received {[tuple(output.shape) for output in outputs]}."
         )
-    return [blocks[i : i + len(BLOCK)] for i in range(0, len(blocks), len(BLOCK))]
+    if divisor < 1 or len(blocks) % len(BLOCK):
+        raise ValueError(
+            f"`blocks` should be {BLOCK} one behind the other, `divisor` 1 or more. "
+            f"Received {len(blocks)} numbers and {divisor}."
+        )
 
 
 def _block_of(tensors: list[Tensor], place: list[int], rows: int, columns: int) -> Tensor:
@@ -88,30 +93,95 @@ def _block_of(tensors: list[Tensor], place: list[int], rows: int, columns: int) 
         raise ValueError(
             "`blocks` should name a tensor that there is, and have no negative number. Received others."
         )
-    size = tensors[number].numel()
-    if rows and columns and start + (rows - 1) * stride + columns > size:
+    tensor = tensors[number]
+    if rows and columns and start + (rows - 1) * stride + columns > tensor.numel():
         raise ValueError(
             "`blocks` should lie inside of their tensors. Received one that does not, of tensor number "
             f"{number}."
         )
     if not rows or not columns:
-        return tensors[number].new_empty((rows, columns))
-    return tensors[number].as_strided((rows, columns), (stride, 1), start)
+        return tensor.new_empty((rows, columns))
+    return tensor.as_strided((rows, columns), (stride, 1), tensor.storage_offset() + start)
 
 
-def copy_blocks(
-    inputs: list[Tensor], sizes: list[int], blocks: list[int], divisor: int
-) -> list[Tensor]:
-    """Copy rectangles of some tensors into new ones; see ``routing.copy_blocks``."""
-    records = check_blocks(inputs, sizes, blocks, divisor)
-    flat = [tensor.reshape(-1).clone() for tensor in inputs]  # no view: `start` counts from 0
-    outputs = [inputs[0].new_empty(size) for size in sizes]
-    for record in records:
+def copy_blocks_(
+    outputs: list[Tensor], inputs: list[Tensor], blocks: list[int], divisor: int
+) -> None:
+    """Copy rectangles of some tensors into others; see ``routing.copy_blocks_``."""
+    check_blocks(outputs, inputs, blocks, divisor)
+    flat = [tensor.contiguous().view(-1) for tensor in inputs]
+    for i in range(0, len(blocks), len(BLOCK)):
+        record = blocks[i : i + len(BLOCK)]
         rows, columns, kind = record[6:]
-        if not 0 <= kind <= DIVIDES + ADDS or (kind and not inputs[0].is_floating_point()):
-            raise ValueError("`blocks` should copy, or be of floats. Received others.")
         source = _block_of(flat, record[:3], rows, columns)
         target = _block_of(outputs, record[3:6], rows, columns)
+        if not 0 <= kind <= DIVIDES + ADDS or (kind and not source.is_floating_point()):
+            raise ValueError("`blocks` should copy, or be of floats. Received others.")
         found = source / divisor if kind & DIVIDES else source
         target.copy_(target + found if kind & ADDS else found)
-    return outputs
+
+
+def check_slots(tables: list[Tensor], rows: Tensor, slots: list[int]) -> list[list[int]]:
+    """Refuse slots that do not fit the tables and the rows; return them one by one."""
+    if any(table.dtype != torch.float32 or table.dim() != 1 for table in tables):
+        raise TypeError("`tables` should be float32 of shape (rows,). Received others.")
+    if rows.dim() != 1 or rows.dtype not in (torch.int32, torch.int64):
+        raise TypeError(
+            f"`rows` should be int32 or int64 of shape (N,). Received {rows.dtype} of {tuple(rows.shape)}."
+        )
+    if len(slots) % 3:
+        raise ValueError("`slots` should be three numbers each. Received others.")
+    found = [slots[i : i + 3] for i in range(0, len(slots), 3)]
+    for table, start, count in found:
+        if not (0 <= table < len(tables) and min(start, count) >= 0 and start + count <= len(rows)):
+            raise ValueError(
+                "`slots` should name a table that there is, and ids that there are. Received others."
+            )
+    return found
+
+
+def _rows_of_slots(tables: list[Tensor], rows: Tensor, slots: list[list[int]]) -> list[Tensor]:
+    found = [rows[start : start + count].long() for _, start, count in slots]
+    for s, ((table, _, _), mine) in enumerate(zip(slots, found, strict=True)):
+        if ((mine < 0) | (mine >= len(tables[table]))).any():
+            raise IndexError(
+                f"`rows` of slot number {s} should be in [0, {len(tables[table])}). Received others."
+            )
+    return found
+
+
+def take_numbers(
+    tables: list[Tensor], rows: Tensor, slots: list[int], factors: list[float]
+) -> Tensor:
+    """Return the number of each row that ids chose, times a factor; see ``routing.take_numbers``."""
+    found = check_slots(tables, rows, slots)
+    if len(factors) != len(found):
+        raise ValueError("`factors` should be one a slot. Received others.")
+    chosen = _rows_of_slots(tables, rows, found)
+    numbers = [
+        tables[table][mine] * factor
+        for (table, _, _), mine, factor in zip(found, chosen, factors, strict=True)
+    ]
+    return torch.cat([torch.empty(0, device=rows.device), *numbers])
+
+
+def put_numbers_(
+    tables: list[Tensor], rows: Tensor, slots: list[int], numbers: Tensor | None
+) -> None:
+    """Write the number of each row that ids chose; see ``routing.put_numbers_``."""
+    found = check_slots(tables, rows, slots)
+    counts = [count for _, _, count in found]
+    check_numbers(numbers, sum(counts))
+    chosen = _rows_of_slots(tables, rows, found)
+    given = [0.0] * len(found) if numbers is None else numbers.split(counts)
+    for (table, _, _), mine, values in zip(found, chosen, given, strict=True):
+        tables[table][mine] = values
+
+
+def check_numbers(numbers: Tensor | None, count: int) -> None:
+    """Refuse numbers that are not one an id."""
+    if numbers is not None and (numbers.dtype != torch.float32 or numbers.shape != (count,)):
+        raise ValueError(
+            f"`numbers` should be float32 of shape ({count},), one an id. "
+            f"Received {numbers.dtype} of {tuple(numbers.shape)}."
+        )

@@ -1,1 +1,0 @@
-"""Parameters of tables by themselves."""
