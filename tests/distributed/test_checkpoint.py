@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import tempfile
 from dataclasses import replace
@@ -17,8 +18,15 @@ import torch.distributed as dist
 from tests.distributed.four_tables import TABLES, assert_same, sharded, steps_of, train, wholes
 from tests.distributed.ranks import run
 from tests.distributed.test_state import results, state_of
-from torchrec import files
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, files
+from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.checkpoint import SafetensorsWriter, ShardedCheckpoints
+from torchrec.distributed.sharding_plan import (
+    column_wise,
+    construct_module_sharding_plan,
+    row_wise,
+)
+from torchrec.distributed.types import ShardingPlan
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
 
@@ -168,3 +176,46 @@ def test_what_cannot_be_read_or_written_is_an_error_on_all_ranks():
         assert results(refused, 2, folder) == [[1], [1]]
     with pytest.raises(ValueError, match="`keep` should be at least 1"):
         ShardedCheckpoints("folder", keep=0)
+
+
+def memory_mb(reset=False):
+    """The most memory that this process has had since the last reset."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+def large(generator):
+    tables = [
+        EmbeddingBagConfig(65536, 128, f"t{i}", feature_names=[f"f{i}"], optimizer="adam", lr=0.1)
+        for i in range(3)
+    ]
+    collection = EmbeddingBagCollection(tables, device=torch.device("meta"))
+    generators = {table.name: generator for table in tables}
+    plan = construct_module_sharding_plan(
+        collection, generators, local_size=2, world_size=2, device_type="cpu"
+    )
+    return DistributedModelParallel(collection, plan=ShardingPlan({"": plan}))
+
+
+def measured(folder):
+    model, checkpoints = large(row_wise()), ShardedCheckpoints(folder)
+    before = memory_mb(reset=True)
+    checkpoints.save(1, state_of(model))
+    saving = memory_mb() - before
+    del model
+    model = large(column_wise([0, 1]))
+    before = memory_mb(reset=True)
+    state = checkpoints.load(1, state_of(model))
+    model.load_state_dict(state["model"])
+    model.fused_optimizer.load_state_dict(state["optimizer"])
+    return saving, memory_mb() - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks Linux")
+def test_reading_and_writing_need_no_more_memory_than_for_a_part_of_a_table():
+    shard = 65536 * 128 * 4 / 2 / 2**20  # of nine tensors, in MB
+    with tempfile.TemporaryDirectory() as folder:
+        for saving, loading in results(measured, 2, folder):
+            assert loading < 2 * shard
+            assert saving < 3 * shard  # the parts are copied, as they are not all of their memory

@@ -42,7 +42,9 @@ T = TypeVar("T")
 
 _FORMAT = 2  # that of `torchrec.training.Checkpoints`, whose tensors are in one file
 _STATE = "state.json"
-_FILE_BYTES = 1 << 28  # a file is put together in memory
+_FILE_BYTES = (
+    1 << 24
+)  # files become larger only if a part is: they are put together, and read, in memory
 
 
 class SafetensorsWriter(HuggingFaceStorageWriter):
@@ -83,17 +85,19 @@ class SafetensorsWriter(HuggingFaceStorageWriter):
 
 
 def _files(items: list[WriteItem]) -> list[list[WriteItem]]:
-    """Return what goes into one file each: no name twice, and not too much."""
+    """Return what goes into one file each: no name twice, and not much more than the largest part."""
+    sizes = [item.tensor_storage_size() or 0 for item in items]
+    most = max([_FILE_BYTES, *sizes])
     files: list[list[WriteItem]] = []
     names: set[str] = set()
-    size = 0
-    for item in items:
-        size += item.tensor_storage_size() or 0
-        if not files or item.index.fqn in names or size > _FILE_BYTES:
+    filled = 0
+    for item, size in zip(items, sizes, strict=True):
+        if not files or item.index.fqn in names or filled + size > most:
             files.append([])
-            names, size = set(), item.tensor_storage_size() or 0
+            names, filled = set(), 0
         files[-1].append(item)
         names.add(item.index.fqn)
+        filled += size
     return files
 
 

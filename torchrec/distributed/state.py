@@ -140,9 +140,16 @@ class ShardedTable(Tensor):
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> ShardedTable:
         """Return the whole of which this rank has other parts instead."""
-        parts = [Shard(function(shard.tensor), shard.metadata) for shard in self._parts]
         like = function(torch.empty(0, dtype=self.dtype, device=self.device))
-        return ShardedTable(self._name, parts, self._metadata, like, self._wire)
+
+        def moved(known: ShardMetadata) -> ShardMetadata:
+            place = f"rank:{placement_of(known)[0]}/{like.device}"
+            return ShardMetadata(known.shard_offsets, known.shard_sizes, place)
+
+        parts = [Shard(function(shard.tensor), moved(shard.metadata)) for shard in self._parts]
+        shards = [moved(known) for known in self._metadata.shards_metadata]
+        whole = _whole(shards, tuple(self.shape), like)
+        return ShardedTable(self._name, parts, whole, like, self._wire)
 
     def _as_vector(self) -> ShardedTable:
         """Return one number a row as a vector, in the same memory."""

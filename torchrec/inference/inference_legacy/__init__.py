@@ -1,0 +1,1 @@
+"""Paths that the API has for what is in `torchrec.inference`."""
