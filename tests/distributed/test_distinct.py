@@ -9,8 +9,8 @@ import torch.distributed as dist
 from tests.distributed.ranks import Workers
 from tests.distributed.test_coding import Counted
 from tests.distributed.test_collections import (
-    FEATURES,
     PLANS,
+    TABLES,
     batch,
     compare,
     joined,
@@ -19,6 +19,7 @@ from tests.distributed.test_collections import (
     of_samples,
     outputs,
     shard,
+    shards,
 )
 from torchrec.distributed.distinct import distinct_rows
 from torchrec.types import IdPolicy
@@ -80,28 +81,32 @@ def test_training_equals_one_process(workers, kind):
 
 
 def bytes_sent(kind):
-    """Of ids, and of vectors and gradients; with and without."""
-    features, found = batch(dist.get_rank(), 0, 40), []
+    """Of ids, and of vectors and gradients, with and without; and of ids that other ranks have the rows of."""
+    rank = dist.get_rank()
+    features, found = batch(rank, 0, 40), []
     for distinct in (False, True):
         module = shard(make(False, "sgd"), kind, use_index_dedup=distinct)
         with Counted() as counted:
             loss([values for values, _ in outputs(module, features)]).backward()
         found.append((counted.bytes[torch.int32], counted.bytes[torch.float32]))
-    return found, [len(features[key].values()) for key in FEATURES]
+    asked = [0, 0]
+    for t, (rows, _, keys) in enumerate(TABLES.values()):
+        away = {row for s in shards(kind, t, (rows, 8), 2) if s.rank != rank for row in s.rows}
+        for key in keys:
+            ids = [each for each in features[key].values().tolist() if each in away]
+            asked = [asked[0] + len(ids), asked[1] + len(set(ids))]
+    return found, asked
 
 
 @pytest.mark.parametrize("kind", ["table_wise", "row_wise"])
 def test_bytes_on_the_wire(workers, kind):
-    found, sizes = zip(*workers.run(bytes_sent, 2, kind), strict=True)
-    # Slots: f1 and f2 of table a, f2 of b, f3 of c; all of 7, 7, 7 and 3 rows come in 40 samples. Vectors of 8
-    # columns go one way, their gradients the other.
-    ids = sum(f1 + 2 * f2 + f3 for f1, f2, f3 in sizes)
-    distinct = 2 * (7 + 7 + 7 + 3)
-    assert [sum(rank[way][0] for rank in found) for way in (0, 1)] == [4 * ids, 4 * distinct]
-    assert [sum(rank[way][1] for rank in found) for way in (0, 1)] == [
-        2 * 32 * ids,
-        2 * 32 * distinct,
-    ]
+    (found, asked), (other_found, other_asked) = workers.run(bytes_sent, 2, kind)
+    for way in (0, 1):
+        assert found[way][0] == 4 * asked[way]
+        assert other_found[way][0] == 4 * other_asked[way]
+        # Vectors of 8 columns go back for what the other rank has asked for, gradients for what this one has.
+        assert found[way][1] == other_found[way][1] == 32 * (asked[way] + other_asked[way])
+    assert asked[1] * 2 < asked[0]  # ids come again
 
 
 def exact():

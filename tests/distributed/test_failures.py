@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
+import time
 import weakref
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +18,7 @@ import torch.distributed as dist
 from tests.distributed.ranks import run
 from tests.distributed.test_model_parallel import batch, fused, plan_of
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.types import ShardingEnv
 from torchrec.distributed.wire import Wire
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
@@ -53,4 +60,66 @@ def test_ranks_whose_process_group_is_gone_say_so():
     assert str(error) == (
         "The process group of a sharded model should last as long as it is used. Received one that rank 0 "
         "has destroyed."
+    )
+
+
+def ended(folder, how):
+    """One rank ends in one way, while the others train; they write down what they hear, and when."""
+    rank, model = dist.get_rank(), fused()
+    sharded = DistributedModelParallel(
+        model, plan=plan_of(model, user=("row_wise",), item=("table_wise", 1))
+    )
+    sharded(batch(rank, 0))[0].backward()
+    if rank == 2 and how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if rank == 2 and how == "exit":
+        os._exit(3)
+    start = time.monotonic()
+    try:
+        tables = sharded.module.tables(batch(rank, 1))
+        if rank == 2 and how == "forward":
+            raise KeyError("in code of the user, after the exchange")
+        if rank == 2:
+            tables.values().register_hook(lambda _: 1 / 0)
+        tables.values().sum().backward()
+    except RuntimeError as error:
+        (Path(folder) / str(rank)).write_text(f"{time.monotonic() - start} {error}")
+        time.sleep(1)  # so that the other one finds this one still there
+        raise
+
+
+@pytest.mark.parametrize("how", ["killed", "exit", "forward", "backward"])
+def test_a_rank_that_ends_is_named_by_all_others_at_once(how, tmp_path):
+    killed = how in ("killed", "exit")
+    with pytest.raises(ChildProcessError, match="Rank 2") if killed else nullcontext():
+        run(ended, 3, str(tmp_path), how, timeout=30)
+    for rank in range(2):
+        waited, message = (tmp_path / str(rank)).read_text().split(" ", 1)
+        assert float(waited) < 10
+        assert message == (
+            "All ranks should take part until the last step. Received nothing more from rank 2, which has "
+            "ended: what was written there last says why."
+        )
+
+
+def stuck():
+    group = dist.new_group(timeout=timedelta(seconds=2))
+    model = fused()
+    sharded = DistributedModelParallel(
+        model,
+        env=ShardingEnv.from_process_group(group),
+        plan=plan_of(model, user=("row_wise",), item=("row_wise",)),
+    )
+    if dist.get_rank() == 1:
+        time.sleep(8)
+        return
+    sharded(batch(0, 0))
+
+
+def test_a_rank_that_does_not_answer_ends_the_others_after_the_timeout_of_the_group():
+    error, _ = run(stuck, 2, timeout=30)
+    assert isinstance(error, RuntimeError)
+    assert str(error) == (
+        "Rank 0 should get an answer within 2 s, the `timeout` of its process group. Received none: another "
+        "rank has stopped, or has left out what this one does."
     )

@@ -22,9 +22,12 @@ D, DENSE, ROWS = 4, 7, 50
 NAMES = ["f1", "f2", "f3"]
 
 # torch's own tracing warns about its own insides.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
-)
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.filterwarnings(
+        "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)

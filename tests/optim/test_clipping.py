@@ -215,6 +215,7 @@ for norm_type in (2.0, "inf"):
 """
 
 
+@pytest.mark.once
 def test_norm_over_process_groups(run_ranks):
     results = run_ranks(RANKS)
     for result in results:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 SCRIPT = """
 import copy, warnings
 from torch.nn.parallel import DistributedDataParallel

@@ -22,6 +22,8 @@ from torchrec.files import remove_folder
 from torchrec.state_tree import join_state, split_state
 from torchrec.training import Checkpoints, checkpoint
 
+pytestmark = pytest.mark.once
+
 leaves = (
     st.none()
     | st.booleans()

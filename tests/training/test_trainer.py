@@ -367,6 +367,7 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in timings} for line in lines]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("resumable", [True, False], ids=["resumable", "repeatable"])
 def test_goes_on_bit_for_bit_from_any_step(settings: str, resumable: bool, tmp_path: Path) -> None:

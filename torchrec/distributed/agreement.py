@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingEnv2D, ShardingPlan
-from torchrec.distributed.wire import Wire
+from torchrec.distributed.wire import Wire, lost_ranks_named
 from torchrec.modules.collection import collections_in
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.optim.owners import owner_of
@@ -47,14 +47,13 @@ def check_alike(env: ShardingEnv, describe: Callable[[], Mapping[str, str]]) -> 
     digest = hashlib.sha256(repr(sorted(mine.items())).encode()).digest()
     told = torch.frombuffer(bytearray([error is not None, *digest]), dtype=torch.uint8)
     of_ranks = [torch.empty_like(told) for _ in range(wire.world_size)]
-    dist.all_gather(of_ranks, told, wire.group)
+    with lost_ranks_named(wire.group):
+        dist.all_gather(of_ranks, told, wire.group)
     if any(each[0] for each in of_ranks):
         wire.raise_together(error)
     if all(torch.equal(each, told) for each in of_ranks):
         return
-    found: list[dict[str, str]] = [{}] * wire.world_size
-    dist.all_gather_object(found, mine, wire.group)
-    raise ValueError(_difference(found))
+    raise ValueError(_difference(wire.tell(mine)))
 
 
 def _difference(of_ranks: list[dict[str, str]]) -> str:

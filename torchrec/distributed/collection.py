@@ -495,7 +495,7 @@ class ShardedTableCollection(nn.Module):
                 raise
             error = failed
         if self._tables.away is not None:
-            ctx.step = self._tables.away.ask(features if error else ctx.features, error)
+            ctx.step = self._tables.away.ask(features, error)
             self._count_away(ctx.step.out_of_range)
         elif self._tables.wire is not None:
             self._tables.wire.agree(error)

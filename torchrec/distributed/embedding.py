@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,8 +13,13 @@ from torchrec.distributed.collection import (
     ShardedTables,
     StepContext,
 )
-from torchrec.distributed.embedding_types import BaseEmbeddingSharder, ShardedEmbeddingModule
+from torchrec.distributed.embedding_types import (
+    BaseEmbeddingSharder,
+    FeatureShardingMixIn,
+    ShardedEmbeddingModule,
+)
 from torchrec.distributed.exchange import LookupOptions
+from torchrec.distributed.feature_sharding import shardings_of
 from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
     LazyAwaitable,
@@ -107,6 +113,11 @@ class ShardedEmbeddingCollection(
     def unsharded_module_type(self) -> type[nn.Module]:
         """What it was before it was sharded."""
         return EmbeddingCollection
+
+    @property
+    def shardings(self) -> Mapping[str, FeatureShardingMixIn]:
+        """Sharding type -> which ranks look up the features of such tables."""
+        return shardings_of(self._tables)
 
     def compute(self, ctx: StepContext, dist_input: StepContext) -> list[Tensor]:
         """Look up what all ranks have asked this one for."""

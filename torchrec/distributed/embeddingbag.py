@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,8 +15,13 @@ from torchrec.distributed.collection import (
     StepContext,
     append_prefix,
 )
-from torchrec.distributed.embedding_types import BaseEmbeddingSharder, ShardedEmbeddingModule
+from torchrec.distributed.embedding_types import (
+    BaseEmbeddingSharder,
+    FeatureShardingMixIn,
+    ShardedEmbeddingModule,
+)
 from torchrec.distributed.exchange import LookupOptions
+from torchrec.distributed.feature_sharding import shardings_of
 from torchrec.distributed.types import (
     Awaitable,
     EmbeddingModuleShardingPlan,
@@ -120,6 +125,11 @@ class ShardedEmbeddingBagCollection(
         """What it was before it was sharded."""
         return EmbeddingBagCollection
 
+    @property
+    def shardings(self) -> Mapping[str, FeatureShardingMixIn]:
+        """Sharding type -> which ranks look up the features of such tables."""
+        return shardings_of(self._tables)
+
     def compute(self, ctx: StepContext, dist_input: StepContext) -> list[Tensor]:
         """Look up what all ranks have asked this one for."""
         here, away = self._pool_here(dist_input.features), self._tables.away
@@ -136,6 +146,8 @@ class ShardedEmbeddingBagCollection(
         return _LazyKeyedTensor(KeyedTensor(self._names, self._dims, values))
 
     def _full_batch(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        if not self._tables.here.configs:
+            return features  # what goes to other ranks does so before it is expanded
         different = features.variable_stride_per_key()
         return features.expand_inverse() if different else super()._full_batch(features)
 

@@ -2,7 +2,7 @@
 
 There are three exchanges, whatever mix of sharding types: how much everybody will send (a header of a fixed size),
 the ids with the lengths of their bags, and the vectors. The backward pass sends the gradients of the vectors the same
-way back.
+way back. Where features have batches of their own, on any rank, there is one more before the ids: their sizes.
 
 A slot is looked up in one of two ways. *Pooled where the rows are*: bags are sent, and sums of their rows come back,
 from each rank that holds some of the rows. *By rows*: each id is sent to the rank that has its row, the row comes
@@ -28,8 +28,8 @@ from torchrec.distributed.wire import Wire
 
 __all__ = ["Asked", "Exchange", "LookupOptions", "Routed"]
 
-_FAILED, _WEIGHTS_GRADIENT = 1, 2  # bits of the first number of a header
-_ROUNDS = 2  # how far left of them the rounds of joint updates are
+_FAILED, _WEIGHTS_GRADIENT, _VARIABLE = 1, 2, 4  # bits of the first number of a header
+_ROUNDS = 3  # how far left of them the rounds of joint updates are
 _MOST_LAYOUTS = 64  # sizes of batches may vary without end
 _HEADER = 2  # state, batch size; then rows of each divided slot, and of each lane of the receiver
 
@@ -59,10 +59,12 @@ class Routed:
         batch: samples.
         rows: of all lanes, one behind the other, int32 ``(N,)``: rows of the blocks that hold them.
         places: of each id among those of its slot that were sent, int32; ``NO_ROW`` if it was not.
-        lengths: of the bags of each lane, int32 ``(lanes, B)``.
+        lengths: of the bags of each lane, int32 ``(lanes, B)``; of fewer bags, if a slot has fewer, and zeros.
         counts: rows of each lane.
         slot_counts: ids of each slot.
         weights: of the rows, float ``(N,)``, or None.
+        bags: of each slot, where they have batches of their own; None: a bag a sample.
+        inverse: which bag of a slot each sample has, ``(slots, B)``; None: that of its number.
     """
 
     batch: int
@@ -72,6 +74,8 @@ class Routed:
     counts: list[int]
     slot_counts: list[int]
     weights: Tensor | None
+    bags: list[int] | None = None
+    inverse: Tensor | None = None
 
 
 @dataclass
@@ -85,14 +89,16 @@ class Asked:
         parts: for each rank and lane, the rows, int32.
         lengths: for each rank and lane that is pooled here, lengths of bags, int32.
         weights: for each rank, weights of the rows of the lanes pooled here, one lane behind the other.
+        bags: for each rank, bags of each slot, where those of any have batches of their own; None: a bag a sample.
     """
 
     by_rows: tuple[bool, ...]
     batches: list[int]
     counts: list[list[int]]
     parts: list[list[Tensor]]
-    lengths: list[Tensor]
+    lengths: list[list[Tensor]]
     weights: list[Tensor] | None
+    bags: list[list[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -156,24 +162,29 @@ class Exchange:
                 "sums over rows, by rank."
             )
         assert routed is not None  # else its error was raised
-        by_rows = self._ways(sum(batches), totals)
+        bags = self._bags(routed) if any(state & _VARIABLE for state in states) else None
+        num_slots = len(self.route.slots)
+        of_ranks = [[batch] * num_slots for batch in batches] if bags is None else bags
+        by_rows = self._ways([sum(of_slot) for of_slot in zip(*of_ranks, strict=True)], totals)
         sizes, message = self._message(routed, by_rows)
         mine = self.my_lanes
         pooled = [i for i, lane in enumerate(mine) if not by_rows[lane.slot]]
+        heads = [[of_slot[mine[i].slot] for i in pooled] for of_slot in of_ranks]
         num_weights = [sum(c[i] for i in pooled) if self._weighted else 0 for c in counts]
         expected = [
-            len(pooled) * batch + sum(c) + weights
-            for batch, c, weights in zip(batches, counts, num_weights, strict=True)
+            sum(head) + sum(c) + weights
+            for head, c, weights in zip(heads, counts, num_weights, strict=True)
         ]
         received = wire.swap(message, sizes, expected).split(expected)
         parts, lengths, weights = [], [], []
         for rank, part in enumerate(received):
-            head = len(pooled) * batches[rank]
+            head = sum(heads[rank])
             rows = part[head : head + sum(counts[rank])]
-            lengths.append(part[:head].view(len(pooled), batches[rank]))
+            lengths.append(list(part[:head].split(heads[rank])))
             parts.append(list(rows.split(counts[rank])))
             weights.append(part[head + len(rows) :].view(torch.float32))
-        asked = Asked(by_rows, batches, counts, parts, lengths, weights if self._weighted else None)
+        lent = weights if self._weighted else None
+        asked = Asked(by_rows, batches, counts, parts, lengths, lent, bags)
         wanted = any(state & _WEIGHTS_GRADIENT for state in states)
         if self._weighted and wanted and torch.is_grad_enabled():
             asked.weights = self._lent_weights(routed, asked, num_weights)
@@ -190,6 +201,8 @@ class Exchange:
         if routed is not None:
             if routed.weights is not None and routed.weights.requires_grad:
                 head[0] |= _WEIGHTS_GRADIENT
+            if routed.bags is not None:
+                head[0] |= _VARIABLE
             head = [head[0], routed.batch, *(routed.slot_counts[s] for s in route.divided)]
         numbers, sizes = [], []
         for lanes in route.lanes_of_rank:
@@ -210,12 +223,20 @@ class Exchange:
             [line[start:] for line in lines],
         )
 
-    def _ways(self, batch: int, totals: list[list[int]]) -> tuple[bool, ...]:
+    def _bags(self, routed: Routed) -> list[list[int]]:
+        """Tell all ranks how many bags each slot has, and return those of each rank."""
+        ranks, slots = self.wire.world_size, len(self.route.slots)
+        mine = torch.tensor([routed.batch] * slots if routed.bags is None else routed.bags)
+        told = self.wire.swap(mine.repeat(ranks), [slots] * ranks, [slots] * ranks)
+        found: list[list[int]] = told.view(ranks, slots).tolist()
+        return found
+
+    def _ways(self, bags: list[int], totals: list[list[int]]) -> tuple[bool, ...]:
         """Decide for each slot whether it is looked up by rows: that sends a vector an id, sums one a bag and band."""
         by_rows = [self._all_by_rows] * len(self.route.slots)
         for s, ids in zip(self.route.divided, zip(*totals, strict=True), strict=True):
             bands = len(self.route.lanes_of_slot[s])
-            by_rows[s] = self._all_by_rows or self._exact or sum(ids) <= batch * bands
+            by_rows[s] = self._all_by_rows or self._exact or sum(ids) <= bags[s] * bands
         return tuple(by_rows)
 
     def _message(self, routed: Routed, by_rows: tuple[bool, ...]) -> tuple[list[int], Tensor]:
@@ -226,7 +247,12 @@ class Exchange:
         for lanes in self.route.lanes_of_rank:
             first = len(pieces)
             pooled = [lane.number for lane in lanes if not by_rows[lane.slot]]
-            pieces += [routed.lengths[a:b].flatten() for a, b in _runs(pooled)]
+            if routed.bags is None:
+                pieces += [routed.lengths[a:b].flatten() for a, b in _runs(pooled)]
+            else:
+                slots = [self.route.lanes[number].slot for number in pooled]
+                bags = [routed.bags[slot] for slot in slots]
+                pieces += [routed.lengths[n, :b] for n, b in zip(pooled, bags, strict=True)]
             numbers = [lane.number for lane in lanes]
             pieces += [routed.rows[starts[a] : starts[b]] for a, b in _runs(numbers)]
             if routed.weights is not None:

@@ -6,7 +6,7 @@ process, and its weights are those of a layer, which the data-parallel wrapper o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torchrec.checks import require_type
 from torchrec.distributed.collection import StepContext, append_prefix
 from torchrec.distributed.embedding_types import (
     BaseEmbeddingSharder,
+    FeatureShardingMixIn,
     KJTList,
     ShardedEmbeddingModule,
 )
@@ -93,6 +94,11 @@ class ShardedFeatureProcessedEmbeddingBagCollection(
     def is_weighted(self) -> bool:
         """Return True: each id comes with a weight, that of its processor."""
         return True
+
+    @property
+    def shardings(self) -> Mapping[str, FeatureShardingMixIn]:
+        """Sharding type -> which ranks look up the features of such tables."""
+        return self._embedding_bag_collection.shardings
 
     def create_context(self) -> StepContext:
         """Return what the parts of one forward pass hand on to each other."""

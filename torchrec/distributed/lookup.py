@@ -15,7 +15,9 @@ from torchrec.distributed.mean_squares import SplitTable
 from torchrec.distributed.placement import TablePlacement
 from torchrec.distributed.route import Route, Slot
 from torchrec.distributed.split_columns import RowSumExchange, SplitColumnsUpdate
+from torchrec.distributed.variable import OwnBatches, as_rows, by_lane, own_batches, padded
 from torchrec.distributed.wire import Wire
+from torchrec.errors import IdOutOfRangeError
 from torchrec.modules.embedding_configs import (
     BaseEmbeddingConfig,
     EmbeddingBagConfig,
@@ -86,7 +88,7 @@ class Step(Multistreamable):
         """Keep the memory of every tensor alive until the work queued on ``stream`` is done."""
         asked, routed = self.asked, self.routed
         tensors = [self.lengths, self.out_of_range, routed.rows, routed.places, routed.lengths]
-        tensors += [tensor for part in asked.parts for tensor in part] + asked.lengths
+        tensors += [tensor for part in (*asked.parts, *asked.lengths) for tensor in part]
         for tensor in tensors + [w for w in (self.weights, routed.weights) if w is not None]:
             tensor.record_stream(stream)
 
@@ -163,6 +165,7 @@ class ShardedLookup:
         self.configs, self.placements = list(configs), list(placements)
         self._weighted, self._dtype = options.weighted, dtype
         self._distinct = options.distinct
+        self._sequences, self._exact = options.by_rows, options.exact
         slots = [
             Slot(feature, t, config.embedding_dim, _is_mean(config))
             for t, config in enumerate(configs)
@@ -240,7 +243,7 @@ class ShardedLookup:
         """Send the ids of this rank's batch to who has their rows.
 
         Args:
-            features: all of one batch size.
+            features: of one batch size, or with inverse indices.
             error: what is wrong with them, if anything: all ranks raise it.
 
         Raises:
@@ -261,16 +264,16 @@ class ShardedLookup:
 
     def _route(self, features: KeyedJaggedTensor) -> tuple[Routed, Tensor, Tensor | None, Tensor]:
         found, batch = self._input_of(features.keys()), features.stride()
+        features, own = self._batches_of(features, found)
         starts, sizes = features.offset_per_key(), features.length_per_key()
         counts = [sizes[key] for key in found.keys]
-        ids = Ids(features.values(), [starts[key] for key in found.keys], counts, batch)
-        rows, out_of_range = choose_rows(found.spec, ids, features.offsets())
-        lengths = features.lengths().view(len(sizes), batch)
+        rows, out_of_range = _choose(found, features, own is not None)
+        lengths = self._lengths_of(features) if own is None else own.lengths
         weights = features.weights_or_none() if self._weighted else None
         if self._weighted and weights is None:
             raise ValueError("`features` should have weights, as `is_weighted` says.")
         if not found.as_they_are:
-            lengths = lengths[found.keys]
+            lengths = lengths[found.keys] if own is None else lengths
             if weights is not None:
                 weights = torch.cat(
                     [weights[starts[key] : starts[key] + sizes[key]] for key in found.keys]
@@ -285,7 +288,27 @@ class ShardedLookup:
         if weights is not None:
             sent = self._in_lanes(weights.float(), places, counts, in_lanes)
         routed = Routed(batch, values, places, lane_lengths, in_lanes, counts, sent)
+        if own is not None:
+            routed.bags, routed.inverse = own.bags, own.inverse
         return routed, lengths, weights, out_of_range
+
+    def _batches_of(
+        self, features: KeyedJaggedTensor, found: _Input
+    ) -> tuple[KeyedJaggedTensor, OwnBatches | None]:
+        """Return what is looked up: features of one batch size, or with batches of their own as they are."""
+        variable = features.variable_stride_per_key()
+        if features.inverse_indices_or_none() is None and (self._sequences or not variable):
+            return features, None
+        if self._sequences or self._exact or features.inverse_indices_or_none() is None:
+            return features.expand_inverse(), None
+        own = own_batches(features, found.keys)
+        return (features.expand_inverse() if own is None else features), own
+
+    def _lengths_of(self, features: KeyedJaggedTensor) -> Tensor:
+        """Return the lengths of bags, ``(keys, B)``; all of a key as one bag, where nobody asks for bags."""
+        if features.variable_stride_per_key():
+            return torch.tensor(features.length_per_key()).unsqueeze(1)
+        return features.lengths().view(len(features.keys()), features.stride())
 
     def _route_distinct(self, rows: Tensor, counts: list[int], batch: int) -> Routed:
         """Ask for each row of a slot once. Nobody has to know of which bags they are."""
@@ -315,7 +338,7 @@ class ShardedLookup:
     # Looking up what was asked of this rank.
 
     def _pool_here(self, asked: Asked) -> Tensor:
-        """Pool the bags of all ranks, lane beside lane, ``(sum of batches, width)``."""
+        """Pool the bags of all ranks, lane beside lane, ``(sum of batches, width)``, or as many as a lane has most."""
         samples = sum(asked.batches)
         pooled = [
             i for i, lane in enumerate(self.exchange.my_lanes) if not asked.by_rows[lane.slot]
@@ -324,7 +347,8 @@ class ShardedLookup:
             return torch.zeros((samples, 0), dtype=self._dtype)
         lanes = self.exchange.my_lanes
         values = torch.cat([part[i] for i in pooled for part in asked.parts])
-        lengths = torch.cat([each[i] for i in range(len(pooled)) for each in asked.lengths])
+        bags_of = [torch.cat([each[k] for each in asked.lengths]) for k in range(len(pooled))]
+        lengths = torch.cat(bags_of) if asked.bags is None else padded(bags_of).flatten()
         weights = None
         if asked.weights is not None:
             split = [
@@ -351,7 +375,11 @@ class ShardedLookup:
 
     def compute(self, step: Step) -> list[Tensor]:
         """Look up what all ranks have asked of this one: pooled bags, then rows, a lane each."""
-        return [self._pool_here(step.asked), *self._gather_here(step.asked)]
+        asked = step.asked
+        pooled, rows = self._pool_here(asked), self._gather_here(asked)
+        if asked.bags is None:
+            return [pooled, *rows]
+        return by_lane(asked, self.route, self.exchange.wire.rank, pooled, rows)
 
     def _answer(self, step: Step, computed: list[Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
         asked = step.asked
@@ -369,6 +397,8 @@ class ShardedLookup:
         Returns:
             Pooled vectors, slot beside slot, ``(B, sum of D)``.
         """
+        if step.asked.bags is not None:
+            return self._pool_bags(step, computed)
         by_rows = step.asked.by_rows
         pooled, tables = self._answer(step, computed)
         starts = self.route.columns_of(by_rows).starts
@@ -394,6 +424,29 @@ class ShardedLookup:
             else:
                 pieces += [0, starts[s], slot.dim]
         return regroup([pooled, own], pieces, [len(pieces) // 3])[0]
+
+    def _pool_bags(self, step: Step, computed: list[Tensor]) -> Tensor:
+        """Do what `pool` does where bags are pooled once, and give each sample its own."""
+        routed, route, by_rows = step.routed, self.route, step.asked.by_rows
+        bags = [routed.batch] * len(by_rows) if routed.bags is None else routed.bags
+        asked, own = as_rows(step.asked, routed, route, self.exchange.wire.rank)
+        rows = self.exchange.answer(asked, computed[0], computed[1:], own, self._in_backward)[1]
+        tables = {s: rows[s] for s, way in enumerate(by_rows) if way}
+        found: dict[int, Tensor] = {}
+        if tables:
+            widths = [route.slots[s].dim for s in tables]
+            pooled = self._pool_tables(step, tables).split(widths, 1)
+            found = {s: part[: bags[s]] for s, part in zip(tables, pooled, strict=True)}
+        for s, slot in enumerate(route.slots):
+            if s in tables:
+                continue
+            sums = rows[s].view(len(route.lanes_of_slot[s]), bags[s], slot.dim)
+            found[s] = sums[0] if len(sums) == 1 else sums.sum(0)
+            if slot.mean:
+                found[s] = found[s] / self._divisors(step, [s])[0, : bags[s], None]
+        if routed.inverse is not None:
+            found = {s: part.index_select(0, routed.inverse[s]) for s, part in found.items()}
+        return torch.cat([found[s] for s in range(len(by_rows))], 1)
 
     def _divisors(self, step: Step, slots: list[int]) -> Tensor:
         """Return how many rows each bag of some slots has, ``(slots, B)``, 1 if none."""
@@ -487,3 +540,20 @@ def _is_mean(config: BaseEmbeddingConfig) -> bool:
 def _rows_of(placement: TablePlacement, rank: int) -> int:
     block = placement.block(rank)
     return 0 if block is None else block.num_rows * block.num_columns
+
+
+def _choose(found: _Input, features: KeyedJaggedTensor, own_batches: bool) -> tuple[Tensor, Tensor]:
+    """Return the rows of ids, and how many ids of each table no row stands for."""
+    starts, sizes = features.offset_per_key(), features.length_per_key()
+    counts = [sizes[key] for key in found.keys]
+    ids = Ids(features.values(), [starts[key] for key in found.keys], counts, features.stride())
+    if not own_batches:
+        return choose_rows(found.spec, ids, features.offsets())
+    try:
+        rows, out_of_range = choose_rows(found.spec, ids, features.offsets())
+    except IdOutOfRangeError:
+        # With the number of the sample, not of the bag: every bag is one's, so that this fails as well.
+        return _choose(found, features.expand_inverse(), False)
+    if out_of_range.any():  # counted by sample
+        out_of_range = _choose(found, features.expand_inverse(), False)[1]
+    return rows, out_of_range

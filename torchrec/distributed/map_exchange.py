@@ -75,7 +75,10 @@ class MapExchange:
             of_keys = [ids_of(ids[key], key, table) for key in layout.keys]
             sizes = [len(each) for each in of_keys]
             joined = torch.cat(of_keys)
-            if layout.homes is None:
+            if layout.homes is not None:
+                for key, each in zip(layout.keys, of_keys, strict=True):
+                    layout.homes.require_ids(each, key)
+            if layout.homes is None or layout.is_whole:
                 question.ids.append(joined)
                 question.counts.append(sizes)
                 question.orders.append(None)

@@ -43,7 +43,8 @@ class MapLayout:
         keys: of their features.
         rows: of the tables that the whole map has.
         parts: in order of their rows.
-        homes: which part ids belong to; None: the map is whole.
+        homes: which part ids belong to; None: nobody knows, and the map is whole.
+        is_whole: whether one part has all of it.
     """
 
     tables: list[str]
@@ -51,6 +52,7 @@ class MapLayout:
     rows: range
     parts: list[MapPart]
     homes: Homes | None
+    is_whole: bool
 
     def owners_of(self, homes: Tensor) -> Tensor:
         """Return which part has each of some rows, int64.
@@ -103,9 +105,7 @@ def layouts_of(
             rank = band.ranks[g % len(band.ranks)]
             parts.append(MapPart(number + len(parts), rank, mine, tuple(sorted(holders))))
         is_whole = len(parts) == 1 and parts[0].rows == rows
-        layouts.append(
-            MapLayout(group.tables, group.keys, rows, parts, None if is_whole else homes)
-        )
+        layouts.append(MapLayout(group.tables, group.keys, rows, parts, homes, is_whole))
         number += len(parts)
     return layouts
 

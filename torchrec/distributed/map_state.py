@@ -74,7 +74,7 @@ class SavedMap:
             wholes.update({n: wholes[n].new_empty(len(rows)) for n in names})
             return SavedMap(layout, rows, wholes, names, module.sizes().tensor(), True)
         names = frozenset()
-        if layout.homes is not None:
+        if not layout.is_whole:
             names = frozenset(
                 n for n, v in wholes.items() if v.dim() and len(v) == len(layout.rows)
             )
@@ -206,7 +206,7 @@ class SavedMap:
     def _owners(self, ids: Tensor) -> Tensor:
         """Return which part each id belongs to, as the map knows it."""
         homes = self.layout.homes
-        if homes is None:
+        if self.layout.is_whole:
             return torch.zeros_like(ids)
         assert isinstance(homes, HashedHomes)
         return self.layout.owners_of(homes.homes_of_hashed(ids))
@@ -219,4 +219,4 @@ class SavedMap:
     @property
     def moves_rows(self) -> bool:
         """Whether ids may have other rows in other parts: each rank has to look whether they do."""
-        return self.counts_ids and self.layout.homes is not None
+        return self.counts_ids and not self.layout.is_whole

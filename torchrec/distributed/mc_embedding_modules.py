@@ -111,11 +111,14 @@ class BaseShardedManagedCollisionEmbeddingCollection(
             optimizer.load_state_dict(self.fit_optimizer_state(optimizer.state_dict()))
 
     def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
-        """Yield the names of the parameters that are spread over ranks.
+        """Yield the names of what is spread over ranks: the parameters of tables, and the buffers of maps.
 
         Args:
             prefix: written before each. Default none.
         """
+        yield from self._managed_collision_collection.sharded_parameter_names(
+            append_prefix(prefix, "_managed_collision_collection")
+        )
         yield from self._embedding_module.sharded_parameter_names(
             append_prefix(prefix, "_embedding_module")
         )

@@ -166,7 +166,7 @@ class ShardedManagedCollisionCollection(
         """Deal out what whole maps know already."""
         learnt = {}
         for layout in self._exchange.layouts:
-            for table in () if layout.homes is None else layout.tables:
+            for table in () if layout.is_whole else layout.tables:
                 for name, value in maps[table].state_dict().items():
                     learnt[f"{_MAPS}{table}.{name}"] = value
         if learnt and not any(value.is_meta for value in learnt.values()):
@@ -212,12 +212,13 @@ class ShardedManagedCollisionCollection(
         return ManagedCollisionCollection
 
     def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
-        """Yield nothing: maps have no parameters.
+        """Yield the names of the buffers of the maps, which no data-parallel wrapper should make alike.
 
         Args:
-            prefix: without effect.
+            prefix: written before each. Default none.
         """
-        yield from ()
+        for name, _ in self.named_buffers(prefix):
+            yield name
 
     # A step.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import ref
 
@@ -13,7 +15,7 @@ from torch import Tensor
 from torchrec.errors import IdOutOfRangeError
 from torchrec.ops.routing import new_vector
 
-__all__ = ["Wire"]
+__all__ = ["Wire", "lost_ranks_named"]
 
 
 class Wire:
@@ -70,11 +72,16 @@ class Wire:
     ) -> Callable[[], object]:
         """Do the same, and return at once; what is returned is to be called before anything is read or changed."""
         sent = sent.contiguous()
-        work = dist.all_to_all_single(
-            received, sent, list(expected), list(sizes), group=self.group, async_op=True
-        )
+        with lost_ranks_named(self.group) as group:
+            work = dist.all_to_all_single(
+                received, sent, list(expected), list(sizes), group=group, async_op=True
+            )
         assert work is not None  # None: this rank is none of the group
-        wait: Callable[[], object] = work.wait
+
+        def wait() -> None:
+            with lost_ranks_named(self.group):
+                work.wait()
+
         return wait
 
     def states(self, mine: int) -> list[int]:
@@ -101,8 +108,20 @@ class Wire:
             rank: which.
         """
         told = [value]
-        dist.broadcast_object_list(told, dist.get_global_rank(self.group, rank), self.group)
+        with lost_ranks_named(self.group) as group:
+            dist.broadcast_object_list(told, dist.get_global_rank(group, rank), group)
         return told[0]
+
+    def tell(self, value: Any) -> list[Any]:
+        """Return on all ranks what each of them has, in order of ranks.
+
+        Args:
+            value: what this one has.
+        """
+        told: list[Any] = [None] * self.world_size
+        with lost_ranks_named(self.group) as group:
+            dist.all_gather_object(told, value, group)
+        return told
 
     def agree(self, error: Exception | None) -> None:
         """Go on if no rank has failed, else raise what did, on all of them; they all call this.
@@ -119,8 +138,7 @@ class Wire:
         Args:
             error: of this rank; None: it has none.
         """
-        told: list[tuple[str, tuple[Any, ...]] | None] = [None] * self.world_size
-        dist.all_gather_object(told, None if error is None else _description(error), self.group)
+        told = self.tell(None if error is None else _description(error))
         for rank, found in enumerate(told):
             if found is not None:
                 raise _error_of(rank, *found) from (error if rank == self.rank else None)
@@ -128,6 +146,57 @@ class Wire:
     def __deepcopy__(self, _: object) -> Wire:
         """Return itself: process groups cannot be copied."""
         return self
+
+
+# What errors of gloo say when a rank is gone, or does not answer; other errors are the caller's own.
+_LOST = re.compile("clos|reset|pipe|Timed out|timeout", re.IGNORECASE)
+
+
+@contextmanager
+def lost_ranks_named(group: dist.ProcessGroup) -> Iterator[dist.ProcessGroup]:
+    """Say which ranks are gone, or for how long none has answered, where an exchange fails by that.
+
+    Args:
+        group: the ranks.
+
+    Raises:
+        RuntimeError: on every rank that goes on, as soon as it exchanges something.
+    """
+    try:
+        yield group
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        waited = re.search(r"Timed out waiting (\d+)ms", str(error))
+        if waited is not None:
+            raise RuntimeError(
+                f"Rank {dist.get_rank(group)} should get an answer within {int(waited[1]) / 1000:g} s, the "
+                "`timeout` of its process group. Received none: another rank has stopped, or has left out "
+                "what this one does."
+            ) from error
+        lost = _lost_ranks(group)
+        named = f"rank {lost[0]}, which has" if len(lost) == 1 else f"ranks {lost}, which have"
+        if lost:
+            raise RuntimeError(
+                "All ranks should take part until the last step. Received nothing more from "
+                f"{named} ended: what was written there last says why."
+            ) from error
+        raise
+
+
+def _lost_ranks(group: dist.ProcessGroup) -> list[int]:
+    """Return the ranks whose connection to this one is closed: a process that ends closes all it has, at once."""
+    others = [rank for rank in range(dist.get_world_size(group)) if rank != dist.get_rank(group)]
+    return [rank for rank in others if _is_closed(group, rank)]
+
+
+def _is_closed(group: dist.ProcessGroup, rank: int) -> bool:
+    try:
+        # Never waited for: who is still there need not take it, and giving up would close that connection, too.
+        dist.isend(torch.zeros(1), group=group, group_dst=rank)
+    except RuntimeError:
+        return True
+    return False
 
 
 _KINDS: dict[str, type[Exception]] = {

@@ -17,6 +17,8 @@ from torchrec.models.registry import ModelSection, TableOptimizer, build_model, 
 from torchrec.models.registry._tower import DenseOnly
 from torchrec.types import IdPolicy
 
+pytestmark = pytest.mark.once
+
 each_model = pytest.mark.parametrize("name", names())
 BASELINES = ["fm", "lr"]  # without layers
 ADAM = TableOptimizer(optimizer="adam", lr=0.01)

@@ -122,17 +122,17 @@ class Buckets:
         """Raise a ValueError for rows that begin or end within a bucket."""
         self.part((rows.start, rows.stop))
 
+    def require_ids(self, ids: Tensor, feature: str) -> None:
+        """Raise a ValueError for ids out of range, naming the feature."""
+        self._check_feature(ids, feature)
+
     def homes_of(self, ids: Tensor, feature: str) -> Tensor:
         """Return the first row of the bucket of each id, as `Homes` are.
 
         Args:
             ids: int64 ``(N,)``.
             feature: they are of, for messages.
-
-        Raises:
-            ValueError: for ids out of range.
         """
-        self._check_feature(ids, feature)
         starts = torch.tensor(self.bounds, device=ids.device)
         return starts[_bucket_of(ids, self.input_hash_size, self.total)[0]]
 

@@ -49,6 +49,10 @@ class Homes(Protocol):
         """Raise a ValueError for rows that cannot be a part."""
         ...
 
+    def require_ids(self, ids: Tensor, feature: str) -> None:
+        """Raise a ValueError for ids that the map does not take, naming the feature."""
+        ...
+
     def homes_of(self, ids: Tensor, feature: str) -> Tensor:
         """Return the row of each id, int64 ``(N,)``.
 
@@ -79,6 +83,9 @@ class HashedHomes:
 
     def require_part(self, rows: range) -> None:
         """Do nothing: rows may be divided anywhere."""
+
+    def require_ids(self, ids: Tensor, feature: str) -> None:
+        """Do nothing: any id will do."""
 
     def homes_of(self, ids: Tensor, feature: str) -> Tensor:
         """Return the row of each id; see `Homes`."""

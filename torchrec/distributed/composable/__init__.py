@@ -1,0 +1,1 @@
+"""Parameters of tables by themselves."""
