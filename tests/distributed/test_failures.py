@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
+import sys
 import time
 import weakref
 from contextlib import nullcontext
@@ -123,3 +125,43 @@ def test_a_rank_that_does_not_answer_ends_the_others_after_the_timeout_of_the_gr
         "Rank 0 should get an answer within 2 s, the `timeout` of its process group. Received none: another "
         "rank has stopped, or has left out what this one does."
     )
+
+
+def launched(folder, killed_in):
+    """Run the program `restarted` under torchrun, and return the model that it leaves."""
+    folder.mkdir()
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    command += [
+        "--max-restarts",
+        "1",
+        "-m",
+        "tests.distributed.restarted",
+        str(folder),
+        str(killed_in),
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(folder / "model.pt")
+
+
+@pytest.mark.slow
+def test_a_job_whose_rank_is_killed_is_restarted_and_goes_on_from_its_checkpoint(tmp_path):
+    whole = launched(tmp_path / "whole", -1)
+    restarted = launched(tmp_path / "restarted", 5)
+    assert whole["from"] == 0
+    assert restarted["from"] == 4
+    for name, weight in whole["model"].items():
+        assert torch.equal(restarted["model"][name], weight), name
