@@ -87,18 +87,21 @@ class ScaledCodec(QuantizedCommCodec[object]):
         """Return scales and elements. What is not finite becomes NaN."""
         values = input_tensor.float().flatten()
         groups = self._groups(ctx, len(values))
-        finite = values.isfinite()
-        of = torch.arange(len(groups)).repeat_interleave(groups)
-        size = values.abs().where(finite, 0.0)
-        largest = values.new_zeros(len(groups)).scatter_reduce_(0, of, size, "amax")
+        lines, of = _lines(values, groups)
+        largest = _largest(lines, of, len(groups))
+        finite: Tensor | None = None
+        if not largest.isfinite().all():
+            finite = lines.isfinite()
+            largest = _largest(lines.where(finite, 0.0), of, len(groups))
         # A scale that is no normal number would lose the bits of its vector, or be 0.
         scales = (largest / _TOP[self._dtype]).clamp_min(torch.finfo(torch.float32).tiny)
-        shares = values / scales[of]
-        if self._dtype is torch.int8:
-            shares = shares.round().where(finite, _NAN)
-        else:
-            shares = shares.clamp(-_TOP[self._dtype], _TOP[self._dtype]).where(finite, torch.nan)
-        return torch.cat([scales.view(torch.uint8), shares.to(self._dtype).view(torch.uint8)])
+        shares = lines / (scales.unsqueeze(1) if of is None else scales[of])
+        top = _TOP[self._dtype]
+        shares = shares.round_() if self._dtype is torch.int8 else shares.clamp_(-top, top)
+        if finite is not None:
+            shares = shares.where(finite, _NAN if self._dtype is torch.int8 else torch.nan)
+        written = shares.flatten().to(self._dtype)
+        return torch.cat([scales.view(torch.uint8), written.view(torch.uint8)])
 
     def decode(self, input_grad: Tensor, ctx: object = None) -> Tensor:
         """Return the elements in float32, ``(N,)``."""
@@ -114,10 +117,12 @@ class ScaledCodec(QuantizedCommCodec[object]):
         head = _SCALE_BYTES * len(groups)
         # Copied: memory of float32 has to begin at a multiple of 4 bytes.
         scales = input_grad[:head].clone().view(torch.float32)
-        shares = input_grad[head:].view(self._dtype).float()
-        if self._dtype is torch.int8:
-            shares = shares.where(shares != _NAN, torch.nan)
-        return shares * scales.repeat_interleave(groups)
+        written = input_grad[head:].view(self._dtype)
+        lines, of = _lines(written.float(), groups)
+        found = lines.mul_(scales.unsqueeze(1) if of is None else scales[of]).flatten()
+        if self._dtype is torch.int8 and len(written) and int(written.min()) == _NAN:
+            found.masked_fill_(written == _NAN, torch.nan)
+        return found
 
     @property
     def quantized_dtype(self) -> torch.dtype:
@@ -141,3 +146,17 @@ class ScaledCodec(QuantizedCommCodec[object]):
 
 def _lengths_of(ctx: object) -> Tensor | None:
     return ctx.lengths if isinstance(ctx, VectorContext) else None
+
+
+def _lines(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return values a group a line, if all are of one size; else as they are, and the group of each."""
+    if len(groups) and int(groups.min()) == int(groups.max()):
+        return values.view(len(groups), -1), None
+    return values, torch.arange(len(groups)).repeat_interleave(groups)
+
+
+def _largest(lines: Tensor, of: Tensor | None, num_groups: int) -> Tensor:
+    """Return the largest magnitude of each group."""
+    if of is None:
+        return lines.abs().amax(1)
+    return lines.new_zeros(num_groups).scatter_reduce_(0, of, lines.abs(), "amax")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -196,24 +196,34 @@ class _Lengths:
         self._message, self._ops = message, ops
         self.total = sum(vectors.size for vectors in message)
 
-    def _of(self, vectors: Vectors) -> tuple[Tensor, Tensor]:
+    def _all(self) -> tuple[Tensor, Tensor]:
         """Return the lengths of all vectors, and which of them are meant."""
-        meant = [self._ops is None or op in self._ops for op in vectors.ops]
-        return torch.tensor(vectors.widths).repeat(vectors.count), torch.tensor(meant).repeat(
-            vectors.count
-        )
+        lengths: list[Tensor] = []
+        meant: list[Tensor] = []
+        # Rows come in many lanes of one vector each: those in one go.
+        for one, run in groupby(self._message, key=lambda vectors: len(vectors.widths) == 1):
+            part = list(run)
+            for many in [part] if one else [[vectors] for vectors in part]:
+                widths = torch.tensor([width for vectors in many for width in vectors.widths])
+                ops = [op for vectors in many for op in vectors.ops]
+                chosen = torch.tensor([self._ops is None or op in self._ops for op in ops])
+                counts = torch.tensor([vectors.count for vectors in many])
+                for found, each in ((lengths, widths), (meant, chosen)):
+                    found.append(
+                        each.repeat_interleave(counts) if one else each.repeat(many[0].count)
+                    )
+        none = torch.zeros(0, dtype=torch.int64)
+        return torch.cat([none, *lengths]), torch.cat([none.bool(), *meant])
 
     def lengths(self) -> Tensor:
         """Return them, int64."""
-        found = [lengths[meant] for lengths, meant in map(self._of, self._message)]
-        return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
+        lengths, meant = self._all()
+        return lengths if self._ops is None else lengths[meant]
 
     def places(self) -> Tensor:
         """Return where their elements are in the message."""
-        found = [
-            meant.repeat_interleave(lengths) for lengths, meant in map(self._of, self._message)
-        ]
-        return torch.cat(found).nonzero()[:, 0]
+        lengths, meant = self._all()
+        return meant.repeat_interleave(lengths).nonzero()[:, 0]
 
 
 def _part(
