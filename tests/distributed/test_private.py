@@ -50,3 +50,19 @@ def test_sharded_tensors_are_those_of_pytorch():
 def test_leaves_of_containers_are_mapped():
     doubled = _private.map_leaves(lambda leaf: 2 * leaf, {"a": (1, [2]), "b": 3})
     assert doubled == {"a": (2, [4]), "b": 6}
+
+
+def test_what_is_not_compiled_runs_between_graphs():
+    seen = []
+
+    @_private.not_compiled
+    def outside(value: torch.Tensor) -> torch.Tensor:
+        seen.append(type(value))
+        return value + 1
+
+    @torch.compile(backend="eager")
+    def graph(value: torch.Tensor) -> torch.Tensor:
+        return outside(value * 2) * 3
+
+    assert graph(torch.ones(2)).tolist() == [9.0, 9.0]
+    assert seen == [torch.Tensor]

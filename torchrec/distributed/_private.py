@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo as not_compiled
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed._shard.sharded_tensor.metadata import (
@@ -49,6 +50,7 @@ __all__ = [
     "keeps_sizes",
     "leave_to_others",
     "map_leaves",
+    "not_compiled",
     "offsets_of",
     "placement_of",
     "shell_of",
