@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from tests.distributed.ranks import run
 from tests.distributed.test_collections import loss
 from tests.distributed.test_mc_embedding_modules import TABLES, batch, make, maps, shard
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 from torchrec.modules.mc_modules import (
     DistanceLFU_EvictionPolicy,
     LRU_EvictionPolicy,
@@ -26,7 +30,13 @@ def roomy():
     """Maps that are a third full, and exchange ids every second batch: some wait when a state is saved."""
     users = MCHManagedCollisionModule(200, "cpu", LRU_EvictionPolicy(), 2, name="users")
     offset = MCHManagedCollisionModule(
-        150, "cpu", DistanceLFU_EvictionPolicy(), 2, name="offset", output_global_offset=2
+        100,
+        "cpu",
+        DistanceLFU_EvictionPolicy(),
+        2,
+        mch_size=50,
+        name="offset",
+        output_global_offset=2,
     )
     return {
         "users": users,
@@ -55,6 +65,15 @@ def whole(value):
 
 def by_id(module):
     """What each id has: its vector in each table, and the state of the optimizer; of all ranks together."""
+    if isinstance(module, ManagedCollisionEmbeddingBagCollection):
+        found = {}
+        for table, each in module.managed_collision_collection().maps().items():
+            state = module.table_store().fused_optimizer.state_dict()["state"]
+            sums = state.get(f"embedding_bags.{table}.weight")
+            for row, number in zip(*(part.tolist() for part in each.held()), strict=True):
+                vector = module.table_store().export_rows(table, torch.tensor([row]))[1][0]
+                found[table, number] = vector.tolist(), sums and sums["sum"][row].tolist()
+        return found
     around = module._managed_collision_collection
     tables = module._embedding_module
     weights = {name.split(".")[1]: whole(v) for name, v in tables.state_dict().items()}
@@ -130,3 +149,63 @@ def test_ids_keep_their_vectors_under_another_plan(tmp_path, kind, others):
     for other, world_size in others:
         for found in run(take_up, world_size, other, str(tmp_path)):
             assert found == before
+
+
+def there_and_back(kind):
+    """A state of one process is loaded on several ranks, and theirs, brought together, in one process."""
+    plain, module = model(), shard(model(), kind)
+    for number in range(3):
+        step(plain, number, 7)
+    before = by_id(plain)
+    module.load_state_dict(plain.state_dict())
+    optimizer, states = (
+        module._embedding_module.fused_optimizer,
+        plain.table_store().fused_optimizer,
+    )
+    optimizer.load_state_dict(module.fit_optimizer_state(states.state_dict()))
+    assert by_id(module) == before
+    # Made of a trained module, it is the same.
+    twin = model()
+    twin.load_state_dict(plain.state_dict())
+    twin.table_store().fused_optimizer.load_state_dict(states.state_dict())
+    made = shard(twin, kind)
+    assert by_id(made) == before
+    for number in range(3, 6):
+        for each in (module, made):
+            step(each, number, dist.get_rank())
+    after = by_id(module)
+    assert after == by_id(made)
+    assert len(after) > len(before)
+    gathered = {name: whole(value) for name, value in module.state_dict().items()}
+    other = model()
+    other.load_state_dict(gathered)
+    vectors = {each: vector for each, (vector, _) in by_id(other).items()}
+    assert vectors == {each: vector for each, (vector, _) in after.items()}
+    return True
+
+
+@pytest.mark.parametrize("kind", ["row_wise", "table_wise"])
+def test_states_of_one_process_are_those_of_several(kind):
+    assert run(there_and_back, 2, kind) == [True, True]
+
+
+def crowded():
+    """Full maps, divided: some ids find no free row where they belong."""
+    plain = make(True)
+    for number in range(6):
+        plain(batch(7, number, 6))
+    before = by_id(plain)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        module = shard(plain, "row_wise")
+    after = by_id(module)
+    assert after.items() <= before.items()
+    lost = sum(table != "shared" for table, _ in before.keys() - after.keys())
+    said = [str(each.message) for each in told if "is divided otherwise now" in str(each.message)]
+    assert sum(int(message.split(" dropped")[0].split()[-1]) for message in said) == lost
+    return lost
+
+
+def test_ids_without_a_free_row_are_dropped_and_counted():
+    one, other = run(crowded, 2)
+    assert one == other > 0

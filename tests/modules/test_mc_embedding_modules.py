@@ -628,3 +628,23 @@ def test_the_vector_of_an_id_is_the_one_that_it_trained(policy, residual, rows, 
         assert len(set(held_rows.tolist())) == len(ids)
         assert mcm.rows_of(ids).tolist() == held_rows.tolist()
         assert vectors(module) == {i: [v] * D for i, v in expected.items()}
+
+
+def test_rows_of_a_map_in_the_middle_of_a_table_move_with_their_ids():
+    def made(rows: int):
+        table = EmbeddingBagConfig(rows + 5, 2, "t", feature_names=["f"])
+        mcm = MCHManagedCollisionModule(
+            rows, "cpu", LFU_EvictionPolicy(), 1, name="t", output_global_offset=3
+        )
+        return ManagedCollisionEmbeddingBagCollection(
+            EmbeddingBagCollection(tables=[table]), ManagedCollisionCollection({"t": mcm}, [table])
+        )
+
+    small, large = made(4), made(9)
+    small(features(70, 80, 90))
+    large.load_state_dict(small.state_dict())
+    ids = torch.tensor([70, 80, 90])
+    assert torch.equal(large.export_rows("t", ids)[1], small.export_rows("t", ids)[1])
+    (before,), (after,) = small.parameters(), large.parameters()
+    assert torch.equal(after[:3], before[:3])
+    assert torch.equal(after[-2:], before[-2:])

@@ -43,11 +43,11 @@ class SavedMap:
 
     Attributes:
         layout: its parts.
-        rows: of the table, those that an id could hold in the whole map: the rows of what is saved by row.
+        rows: of the table, those that are saved: all of the whole map's that an id could hold, or hold in some part.
         wholes: of what shape and type each tensor is, on ``meta``, by name.
         by_row: the names of tensors of which each part has some rows.
         sizes: of the whole map, where its parts save their own.
-        counts_ids: whether parts say which ids wait for a row.
+        held: rows that ids can hold in the whole map; 0 where all can.
     """
 
     layout: MapLayout
@@ -55,7 +55,7 @@ class SavedMap:
     wholes: dict[str, Tensor]
     by_row: frozenset[str]
     sizes: Tensor | None
-    counts_ids: bool
+    held: int = 0
 
     @staticmethod
     def of(module: ManagedCollisionModule, layout: MapLayout) -> SavedMap:
@@ -68,17 +68,20 @@ class SavedMap:
         saved: State = module.state_dict()
         wholes = {name: torch.empty_like(value, device="meta") for name, value in saved.items()}
         if isinstance(module, MCHManagedCollisionModule):
-            rows = range(layout.rows.start, layout.rows.start + module.sizes().held)
+            rows = layout.rows
+            if module.sizes().mch_size is None:
+                rows = rows[:-1]  # the last one is no id's, however the others are divided
             names = frozenset([*(name for name in saved if name.startswith(ROWS)), WAITING])
             wholes[WAITING] = torch.empty(0, dtype=torch.bool, device="meta")
             wholes.update({n: wholes[n].new_empty(len(rows)) for n in names})
-            return SavedMap(layout, rows, wholes, names, module.sizes().tensor(), True)
+            sizes = module.sizes()
+            return SavedMap(layout, rows, wholes, names, sizes.tensor(), sizes.held)
         names = frozenset()
         if not layout.is_whole:
             names = frozenset(
                 n for n, v in wholes.items() if v.dim() and len(v) == len(layout.rows)
             )
-        return SavedMap(layout, layout.rows, wholes, names, None, False)
+        return SavedMap(layout, layout.rows, wholes, names, None)
 
     def rows_of(self, part: MapPart) -> range:
         """Return the rows that a part saves, counted from the first that is saved."""
@@ -100,7 +103,7 @@ class SavedMap:
         own: list[tuple[MapPart, State]] = []
         for part, module in parts:
             state: State = module.state_dict()
-            if self.counts_ids:
+            if self.held:
                 state = padded(state, len(self.rows_of(part)), table)
             own.append((part, state))
         return {name: self._shown(name, own, wire) for name in self.wholes}
@@ -148,7 +151,7 @@ class SavedMap:
         """
         table = self.layout.tables[0]
         found = dict(saved)
-        if not self.counts_ids:
+        if not self.held:
             return {name: self._value(name, value, part) for name, value in found.items()}, None
         if (
             self.sizes is not None
@@ -196,11 +199,17 @@ class SavedMap:
                 )
             return parts()[0].tensor  # type: ignore[no-any-return]
         rows = self.rows_of(part)
-        target = torch.empty((len(rows), *whole.shape[1:]), dtype=whole.dtype)
+        target = torch.zeros((len(rows), *whole.shape[1:]), dtype=whole.dtype)
         matrix = target if target.dim() == 2 else target.unsqueeze(1)
-        shape = (len(whole), matrix.shape[1])
+        count = len(whole)
+        if self.held and len(value) == self.held:
+            # A map that was not divided saves no rows of its residual zone, where parts may have ids.
+            count = self.held
+            rows = range(min(rows.start, count), min(rows.stop, count))
+            matrix = matrix[: len(rows)]
         title = f"'{name}' of the map of table '{self.layout.tables[0]}'"
-        fill_parts(title, [Part(rows, range(shape[1]), matrix)], value, shape)
+        columns = matrix.shape[1]
+        fill_parts(title, [Part(rows, range(columns), matrix)], value, (count, columns))
         return target
 
     def _owners(self, ids: Tensor) -> Tensor:
@@ -219,4 +228,4 @@ class SavedMap:
     @property
     def moves_rows(self) -> bool:
         """Whether ids may have other rows in other parts: each rank has to look whether they do."""
-        return self.counts_ids and not self.layout.is_whole
+        return self.held > 0 and not self.layout.is_whole

@@ -1,8 +1,8 @@
 """The saved state of one part of a map: by the rows of the whole, so that other parts can be made of it.
 
 A part has fewer rows that ids can hold than rows: its last one, or its residual zone, is for the other ids. Saved are
-all rows of it that an id could hold in the whole map, in the names that the whole map has, and none of a size that
-depends on what came: ids that wait for a row are written one a row, behind a mask of those that are.
+all its rows but the last of the whole map, or all where there is a residual zone, under the names that the whole map
+has; and nothing of a size that depends on what came: ids that wait for a row are written one a row, with a mask.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def padded(own: Mapping[str, Tensor], count: int, table: str) -> State:
 
     Args:
         own: as the part saves it.
-        count: rows of it that an id could hold in the whole map.
+        count: rows of it that are saved.
         table: its name, for messages.
     """
     state = {}
@@ -91,7 +91,7 @@ def divide(saved: State, first: int, held: int, is_mine: Tensor) -> tuple[State,
     """Return the state of a part, and what of the saved rows does not belong to it.
 
     Args:
-        saved: of the rows of the part that an id could hold in the whole map; without ids that wait.
+        saved: of all rows of the part that are saved; without ids that wait.
         first: its first row in the table.
         held: how many rows of it ids can hold.
         is_mine: for each row, whether the id there belongs to the part.

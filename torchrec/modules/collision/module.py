@@ -547,4 +547,4 @@ class MCHManagedCollisionModule(ManagedCollisionModule, LeafModule):
         translate(state_dict, prefix, self._output_global_offset)
         if f"{prefix}sizes" not in state_dict:
             return None
-        return fit(state_dict, prefix, self._rows, self.sizes())
+        return fit(state_dict, prefix, self._rows, self.sizes(), self._output_global_offset)

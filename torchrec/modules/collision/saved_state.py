@@ -56,8 +56,9 @@ class LoadReport:
         kept: how many ids have rows.
         shared_rows_kept: whether the unknown row, or the residual zone, is what it was; not so if
             its size has changed: its rows are then as in a new table.
-        old_rows: rows that were carried over, int64.
+        old_rows: rows of the map that were carried over, int64.
         new_rows: where to.
+        offset: the first row of the map in its table.
     """
 
     saved: Sizes
@@ -67,6 +68,7 @@ class LoadReport:
     shared_rows_kept: bool
     old_rows: Tensor
     new_rows: Tensor
+    offset: int = 0
 
     def move(self, old: Tensor, new: Tensor) -> Tensor:
         """Return ``new`` with the rows of ``old`` where they are now: of a table, or of its state.
@@ -76,7 +78,14 @@ class LoadReport:
             new: ``(E', ...)``, what other rows are to be.
         """
         moved = new.clone()
-        moved[self.new_rows.to(moved.device)] = old[self.old_rows.to(old.device)].to(moved)
+        ends = [self.offset + s.zch_size + (s.mch_size or 0) for s in (self.saved, self.loaded)]
+        behind = max(
+            0, min(len(old) - ends[0], len(new) - ends[1])
+        )  # rows of no map stay as they are
+        moved[: self.offset] = old[: self.offset].to(moved)
+        moved[ends[1] : ends[1] + behind] = old[ends[0] : ends[0] + behind].to(moved)
+        new_rows, old_rows = self.new_rows + self.offset, self.old_rows + self.offset
+        moved[new_rows.to(moved.device)] = old[old_rows.to(old.device)].to(moved)
         return moved
 
     def __str__(self) -> str:
@@ -167,7 +176,7 @@ def sort_by_id(state_dict: dict[str, Any], prefix: str, offset: int, segments: l
 
 
 def fit(
-    state_dict: dict[str, Any], prefix: str, rows: MappedRows, loaded: Sizes
+    state_dict: dict[str, Any], prefix: str, rows: MappedRows, loaded: Sizes, offset: int
 ) -> LoadReport | None:
     """Say which rows of a saved map go where in one of other sizes; None: each where it was.
 
@@ -178,14 +187,16 @@ def fit(
         prefix: of the map.
         rows: that it will be loaded into.
         loaded: their sizes.
+        offset: the first of them in their table.
     """
     saved = Sizes.of(state_dict[f"{prefix}sizes"])
-    if saved == loaded:
-        return None
     needed = ["_rows.ids", "_rows.occupied", *(f"_rows.{name}" for name in rows.metadata_names)]
     if any(f"{prefix}{name}" not in state_dict for name in [*needed, "current_iter"]):
         return None  # PyTorch will say what is missing
     ids, occupied = state_dict[f"{prefix}_rows.ids"], state_dict[f"{prefix}_rows.occupied"]
+    # A map that was divided saves all its rows: its parts have residual zones of their own.
+    if saved == loaded and len(ids) == loaded.held:
+        return None
     old = held = occupied.nonzero().squeeze(1)
     if held.numel() > loaded.held:
         metadata = {name: state_dict[f"{prefix}_rows.{name}"][held] for name in rows.metadata_names}
@@ -199,7 +210,7 @@ def fit(
     new[~stays] = free.nonzero().squeeze(1)[: int((~stays).sum())]
     lost = occupied.clone()
     lost[old] = False
-    keeps_shared = saved.mch_size == loaded.mch_size
+    keeps_shared = saved.mch_size == loaded.mch_size and not bool(occupied[saved.held :].any())
     shared = [
         torch.tensor(s.shared() if keeps_shared else [], dtype=torch.int64, device=ids.device)
         for s in (saved, loaded)
@@ -212,6 +223,7 @@ def fit(
         keeps_shared,
         torch.cat([old, shared[0]]),
         torch.cat([new, shared[1]]),
+        offset,
     )
 
 
@@ -225,8 +237,9 @@ def move_map(state_dict: dict[str, Any], prefix: str, report: LoadReport) -> Non
     """
     held = report.new_rows < report.loaded.held
     old, new = report.old_rows[held], report.new_rows[held]
+    by_row = state_dict[f"{prefix}ids"].shape
     for key in [key for key in state_dict if key.startswith(prefix)]:
         saved = state_dict[key]
-        if not key.startswith(f"{prefix}history_") and saved.shape == (report.saved.held,):
+        if not key.startswith(f"{prefix}history_") and saved.shape == by_row:
             state_dict[key] = saved.new_zeros(report.loaded.held)
             state_dict[key][new] = saved[old]
