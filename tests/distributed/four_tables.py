@@ -33,15 +33,20 @@ PLANS = {
 }
 
 
+def trained(options, optimizer):
+    """Options of a table that is trained by another optimizer; by none of its own, if it is None."""
+    if optimizer is None:
+        return {key: value for key, value in options.items() if key not in ("optimizer", "lr")}
+    return {**options, "optimizer": optimizer or options["optimizer"]}
+
+
 class Model(nn.Module):
     def __init__(self, device="cpu", **optimizers):
         super().__init__()
         torch.manual_seed(2)
         tables = [
             EmbeddingBagConfig(
-                name=name,
-                feature_names=[f"f_{name}"],
-                **{**options, "optimizer": optimizers.get(name, options["optimizer"])},
+                name=name, feature_names=[f"f_{name}"], **trained(options, optimizers.get(name, ""))
             )
             for name, options in TABLES.items()
         ]

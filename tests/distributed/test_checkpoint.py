@@ -147,6 +147,9 @@ def refused(folder):
         checkpoints.load(1, {"optimizer": {"param_groups": [{"params": ["a"]}]}})
     with pytest.raises(ValueError, match=r"should be readable.*mismatch"):
         checkpoints.load(1, {"model": {"over.bias": torch.zeros(2)}})
+    part = {"sum": torch.zeros(3 + dist.get_rank(), 2)}
+    with pytest.raises(ValueError, match=r"'sum' should be sharded, .* \[\(3, 2\), \(4, 2\)\]"):
+        checkpoints.save(2, part)
     with pytest.raises(TypeError, match="Received set at 'a'"):
         checkpoints.save(2, {"a": {1}})
     dist.barrier()

@@ -12,16 +12,23 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from tests.distributed.four_tables import (
+    PLANS,
     TABLES,
     Model,
     assert_same,
     batch,
+    plan_of,
     sharded,
     steps_of,
     train,
     wholes,
 )
 from tests.distributed.ranks import run
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.checkpoint import ShardedCheckpoints
+from torchrec.distributed.optimizer import ShardedOptimizer
+from torchrec.optim.keyed import KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 pytestmark = [
     pytest.mark.once,  # what ranks tell one another does not depend on the kernels
@@ -233,3 +240,65 @@ def test_a_whole_says_where_its_parts_are():
         assert last == ([0, 2 + 4 * rank], [30, 2], f"rank:{rank}/cpu")
         assert shape == (30, 2)
         assert placements == ["rank:0/cpu", "rank:0/cpu", "rank:1/cpu", "rank:1/cpu"]
+
+
+def trained_by_adam(plan):
+    """A model whose first two tables an ordinary optimizer trains."""
+    model = Model(user=None, item=None)
+    model = DistributedModelParallel(model, plan=plan_of(model, PLANS[plan]))
+    named = dict(in_backward_optimizer_filter(model.named_parameters()))
+    adam = KeyedOptimizerWrapper(named, lambda params: torch.optim.Adam(params, lr=0.1))
+    return model, ShardedOptimizer(adam, model)
+
+
+def step(model, optimizer, *numbers):
+    for number in numbers:
+        optimizer.zero_grad()
+        model(batch(model.rank, number)).backward()
+        optimizer.step()
+
+
+def whole_values(state):
+    return {
+        f"{name}/{key}": value.full_tensor() if hasattr(value, "full_tensor") else value.clone()
+        for name, values in state.items()
+        for key, value in values.items()
+        if key != "step"
+    }
+
+
+def save_ordinary(folder):
+    model, optimizer = trained_by_adam("rows")
+    step(model, optimizer, 0, 1)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    ShardedCheckpoints(folder).save(1, state)
+    return wholes(model), whole_values(optimizer.state_dict()["state"])
+
+
+def load_ordinary(folder, plan):
+    model, optimizer = trained_by_adam(plan)
+    step(model, optimizer, 5)
+    optimizer.set_optimizer_step(9)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    state = ShardedCheckpoints(folder).load(1, state)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    steps = {
+        float(values["step"])
+        for values in optimizer.state_dict()["state"].values()
+        if type(values["step"]) is torch.Tensor
+    }
+    return tables_of(wholes(model)), whole_values(optimizer.state_dict()["state"]), steps
+
+
+@pytest.mark.parametrize("plan", ["columns", "tables"])
+def test_states_of_ordinary_optimizers_go_by_tables(plan):
+    with tempfile.TemporaryDirectory() as folder:
+        (weights, states), _ = results(save_ordinary, 2, folder)
+        for found, found_states, steps in results(load_ordinary, 2, folder, plan):
+            weights = {name: value for name, value in weights.items() if name in found}
+            for name in ("user", "item"):
+                name = f"tables.embedding_bags.{name}.weight"
+                assert torch.equal(found[name], weights[name])
+            assert_same(found_states, states)
+            assert steps == {2.0}

@@ -163,12 +163,14 @@ class ShardedCheckpoints:
         Args:
             step: steps taken.
             state: nested dictionaries of tensors, sharded or the same on all ranks, numbers and strings.
+                Of what is not sharded, one rank's is written.
 
         Returns:
             The folder of the checkpoint.
 
         Raises:
             OSError: if a rank cannot write, as on a full disk; on all ranks. Those there were are whole.
+            ValueError: for tensors of one name that differ in shape between ranks.
         """
         self.wait()
         return self._write(step, state)
@@ -239,6 +241,7 @@ class ShardedCheckpoints:
         path, what = self._path(step), f"The checkpoint of step {step}"
         rest, tensors = split_state(state, copy_views=False)
         text = json.dumps(rest, allow_nan=False)
+        self._check_alike(tensors)
         with ExitStack() as stack:
             folder = write_folder(path, format=_FORMAT, facts={"best": None}, what=what)
             beside = self._told(lambda: stack.enter_context(folder))
@@ -253,6 +256,21 @@ class ShardedCheckpoints:
             self._told(stack.close)  # all ranks have written: it gets its name
         self._told(self._tidy)
         return path
+
+    def _check_alike(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse parts under one name, of which only one would be written: those of a rank's optimizer, say."""
+        if self._alone:
+            return
+        told: list[dict[str, tuple[int, ...]]] = [{}] * dist.get_world_size(self._group)
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        dist.all_gather_object(told, shapes, self._group)
+        for name in sorted(set[str]().union(*told)):
+            found = [shapes.get(name) for shapes in told]
+            if len({*found} - {None}) > 1:
+                raise ValueError(
+                    f"'{name}' should be sharded, or the same on all ranks; `ShardedOptimizer` shows the states "
+                    f"of an optimizer so. Received tensors of the shapes {found}, by rank."
+                )
 
     def _read(self, step: int) -> Any:
         path = self._path(step)

@@ -283,19 +283,25 @@ class ShardedTables:
         if not self._shows_parts or update.rule is None:
             return update.named_state()
         update.place()
-        config = next(config for config in self.configs if config.name == update.table)
-        placement, shown = self.placements[config.name], dict[str, Tensor]()
-        for name, state in update.states.items():
-            is_per_row = RULES[update.rule.optimizer].state[name]
-            shape = config.num_rows, 1 if is_per_row else config.embedding_dim
-            what = f"State '{name}' of table '{config.name}'"
-            shown[name] = sharded_table(
-                what, state, shape, placement, self.rank, self.wire, is_per_row
-            )
-        step = update.step
-        if config.name in self._elsewhere:
-            step = step_elsewhere(f"The step count of table '{config.name}'", step, self.wire)
-        return {**shown, "step": step}
+        is_per_row = RULES[update.rule.optimizer].state
+        states = {**update.states, "step": update.step}
+        return {
+            name: self.whole_state(update.table, name, state, is_per_row.get(name, False))
+            for name, state in states.items()
+        }
+
+    def whole_state(self, table: str, name: str, state: Tensor, is_per_row: bool) -> Tensor:
+        """Return what ``state_dict()`` shows of a state of a table's optimizer; one number is as it is."""
+        rank, what = self.rank, f"State '{name}' of table '{table}'"
+        if not self._shows_parts or self.is_replicated(table):
+            return state
+        placement = self.placements[table]
+        if not state.dim():
+            held = placement.block(rank) is not None
+            return state if held else step_elsewhere(what, state, self.wire)
+        config = next(config for config in self.configs if config.name == table)
+        shape = config.num_rows, 1 if is_per_row else config.embedding_dim
+        return sharded_table(what, state, shape, placement, rank, self.wire, is_per_row)
 
     def _lookups(self) -> list[Tables]:
         return [self.here] if self.away is None else [self.here, self.away.tables]
