@@ -100,6 +100,17 @@ def test_a_model_finds_its_sharder_and_meta_tables_keep_their_optimizer(pooled):
 @pytest.mark.parametrize(
     "sharder", [FusedEmbeddingBagCollectionSharder(), FusedEmbeddingCollectionSharder()]
 )
-def test_kernels(sharder):
+def test_what_can_be_planned(sharder):
     assert sharder.compute_kernels("row_wise", "cpu") == ["fused"]
-    assert sharder.compute_kernels("data_parallel", "cpu") == ["dense"]
+    assert "row_wise" in sharder.sharding_types("cpu")
+    assert "data_parallel" not in sharder.sharding_types("cpu")
+
+
+@pytest.mark.parametrize("pooled", [True, False], ids=["bags", "sequences"])
+def test_copies_are_refused(pooled):
+    model = Model(pooled, Adam)
+    plan = ShardingPlan({"tables": plan_of(model.tables, "data_parallel", 1)})
+    with pytest.raises(
+        ValueError, match=r"'a' of module 'tables' should have parts .*data_parallel"
+    ):
+        DistributedModelParallel(model, plan=plan)

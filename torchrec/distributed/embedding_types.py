@@ -41,7 +41,6 @@ __all__ = [
     "ShardedEmbeddingModule",
     "ShardedEmbeddingTable",
     "ShardedMetaConfig",
-    "fused_kernels",
 ]
 
 M = TypeVar("M", bound=nn.Module)
@@ -414,13 +413,3 @@ class BaseEmbeddingSharder(ModuleSharder[M]):
         if sharding_type == ShardingType.DATA_PARALLEL.value:
             return [EmbeddingComputeKernel.DENSE.value]
         return [EmbeddingComputeKernel.FUSED.value, EmbeddingComputeKernel.DENSE.value]
-
-
-def fused_kernels(sharding_type: str) -> list[str]:
-    """Return with which kernels tables that the backward pass updates can be placed.
-
-    Args:
-        sharding_type: value of a `ShardingType`: of data-parallel tables every rank has a copy with a gradient.
-    """
-    replicated = sharding_type == ShardingType.DATA_PARALLEL.value
-    return [(EmbeddingComputeKernel.DENSE if replicated else EmbeddingComputeKernel.FUSED).value]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from torchrec.distributed.embedding_types import BaseEmbeddingSharder, fused_kernels
+from torchrec.distributed._fused_tables import KERNELS, SHARDING_TYPES, check_plan
+from torchrec.distributed.embedding_types import BaseEmbeddingSharder
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
@@ -29,6 +30,9 @@ class ShardedFusedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
         qcomm_codecs_registry: see `BaseEmbeddingSharder`.
         module_fqn: its path in the model, for errors.
         exact: see `BaseEmbeddingSharder`.
+
+    Raises:
+        ValueError: for copies (data-parallel), which an optimizer around the model trains.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class ShardedFusedEmbeddingBagCollection(ShardedEmbeddingBagCollection):
         module_fqn: str | None = None,
         exact: bool = False,
     ) -> None:
+        check_plan(table_name_to_parameter_sharding, module_fqn or "")
         super().__init__(
             module.table_store(),
             table_name_to_parameter_sharding,
@@ -90,10 +95,18 @@ class FusedEmbeddingBagCollectionSharder(BaseEmbeddingSharder[FusedEmbeddingBagC
         return FusedEmbeddingBagCollection
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        """Return with which kernel: the backward pass updates all tables, but copies of data-parallel ones.
+        """Return with which kernel: the one that the backward pass updates tables with.
 
         Args:
             sharding_type: value of a `ShardingType`.
             compute_device_type: ``"cpu"`` or ``"cuda"``.
         """
-        return fused_kernels(sharding_type)
+        return list(KERNELS)
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """Return in which ways tables can be spread: in all but as copies.
+
+        Args:
+            compute_device_type: ``"cpu"`` or ``"cuda"``.
+        """
+        return list(SHARDING_TYPES)
