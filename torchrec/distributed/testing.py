@@ -88,7 +88,10 @@ def assert_same_training(
     differences.note_parts("'{}'", sharded.state_dict(), plain.state_dict())
     states = _states(plain)
     for name, state in _states(sharded).items():
-        differences.note_parts(f"State '{{}}' of '{name}'", state, states[name])
+        if (
+            name in states
+        ):  # not of a `torch.nn.EmbeddingBag`, whose optimizer in one process is its own
+            differences.note_parts(f"State '{{}}' of '{name}'", state, states[name])
     differences.tell()
     return sharded
 

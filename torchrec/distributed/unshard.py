@@ -35,7 +35,8 @@ def unshard(model: DistributedModelParallel, rank: int | None = None) -> nn.Modu
         the model; None on other ranks than ``rank``.
 
     Raises:
-        ValueError: for a rank that there is not, or a module whose state is not that of the unsharded one.
+        ValueError: for a rank that there is not, a module whose state is not that of the unsharded one, or a
+            `torch.nn.EmbeddingBag` that the backward pass updates.
 
     Example:
         >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
@@ -49,6 +50,7 @@ def unshard(model: DistributedModelParallel, rank: int | None = None) -> nn.Modu
         raise ValueError(
             f"`rank` should be from 0 to {model.world_size - 1}, or None. Received {rank}."
         )
+    _check_states(model)
     weights = {name: _whole(value, rank, model) for name, value in model.state_dict().items()}
     optimizer, tables = model.fused_optimizer.state_dict(), model.state_dict()
     states = {
@@ -71,6 +73,19 @@ def unshard(model: DistributedModelParallel, rank: int | None = None) -> nn.Modu
     groups = [trained.get(tuple(group["params"]), group) for group in fresh["param_groups"]]
     fused.load_state_dict({"state": {**fresh["state"], **states}, "param_groups": groups})
     return plain
+
+
+def _check_states(model: DistributedModelParallel) -> None:
+    """Refuse tables whose optimizer has nobody to go back to, on all ranks."""
+    updated = model.fused_optimizer.params
+    for path, module in model.unsharded_modules().items():
+        name = f"{path}.weight" if path else "weight"
+        if isinstance(module, nn.EmbeddingBag) and name in updated:
+            raise ValueError(
+                f"The EmbeddingBag '{path}' should be trained by an optimizer around the model to be brought back: it "
+                "cannot keep the state of one in the backward pass, as collections can. Received one that is "
+                "updated there."
+            )
 
 
 def _whole(value: Any, rank: int | None, model: DistributedModelParallel) -> Any:
