@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from tests.distributed.ranks import Workers
 from tests.distributed.test_collections import (
+    FEATURES,
     batch,
     joined,
     loss,
@@ -16,6 +17,7 @@ from tests.distributed.test_collections import (
     outputs,
     shard,
 )
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.distributed._codecs import VectorContext
 from torchrec.distributed.fbgemm_qcomm_codec import (
     CommType,
@@ -281,6 +283,34 @@ def by_operation():
 
 def test_precisions_of_several_kinds_in_one_message(workers):
     assert workers.run(by_operation, 2)[0] == ["f1", "f2@a", "f2@b", "f3"]
+
+
+def in_bfloat16():
+    """Vectors that are no float32 themselves arrive as what they are, in fewer bits or not."""
+    ops = ["POOLED_EMBEDDINGS_ALL_TO_ALL", "POOLED_EMBEDDINGS_REDUCE_SCATTER"]
+    registry = {ops[0]: get_qcomm_codecs(QCommsConfig(CommType.INT8, CommType.INT8))}
+    registry[ops[1]] = QuantizedCommCodecs()
+    for kind in ("table_wise", "row_wise"):
+        tables = [
+            EmbeddingBagConfig(9, 8, name, feature_names=[name], optimizer="sgd", lr=0.1)
+            for name in FEATURES
+        ]
+        torch.manual_seed(0)
+        plain = EmbeddingBagCollection(tables, output_dtype=torch.bfloat16)
+        torch.manual_seed(0)
+        module = EmbeddingBagCollection(tables, output_dtype=torch.bfloat16)
+        module = shard(module, kind, qcomm_codecs_registry=registry)
+        features = batch(dist.get_rank(), 0, 6)
+        found, expected = module(features).values(), plain(features).values()
+        assert found.dtype == torch.bfloat16
+        largest = expected.float().abs().max()
+        torch.testing.assert_close(found, expected, rtol=2**-6, atol=float(largest) / 100)
+        found.sum().backward()
+    return True
+
+
+def test_vectors_of_16_bits(workers):
+    assert workers.run(in_bfloat16, 2) == [True, True]
 
 
 def not_finite(name):

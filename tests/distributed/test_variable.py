@@ -19,13 +19,17 @@ from tests.distributed.test_collections import (
     of_samples,
     outputs,
     shard,
+    shards,
 )
 from torchrec import KeyedJaggedTensor, PoolingType
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fbgemm_qcomm_codec import (
     CommType,
     QCommsConfig,
     get_qcomm_codecs_registry,
 )
+from torchrec.distributed.layout import spec_of
+from torchrec.distributed.types import ParameterSharding, ShardingEnv
 from torchrec.errors import IdOutOfRangeError
 from torchrec.types import IdPolicy
 
@@ -240,3 +244,30 @@ def sequences(kind, inverse, distinct):
 )
 def test_sequences_equal_one_process(workers, kind, inverse, distinct):
     assert workers.run(sequences, 2, kind, inverse, distinct) == [True, True]
+
+
+def beside_copies():
+    """A table that every rank has a copy of, looked up at the full batch, beside tables that lie on several ranks."""
+    module, plain = make(True, policy=IdPolicy.IGNORE), make(True, policy=IdPolicy.IGNORE)
+    world_size = dist.get_world_size()
+    plan = {}
+    for t, config in enumerate(module.table_configs()):
+        found = shards("mixed", t, (config.num_rows, config.embedding_dim), world_size)
+        kind = ("row_wise", "data_parallel", "column_wise")[t]
+        ranks = [each.rank for each in found]
+        plan[config.name] = ParameterSharding(kind, "dense", ranks, spec_of(found))
+    plan["b"] = ParameterSharding("data_parallel", "dense", list(range(world_size)))
+    env = ShardingEnv.from_process_group(dist.group.WORLD)
+    module = EmbeddingBagCollectionSharder().shard(module, plan, env)
+    for step in range(2):
+        features = own(dist.get_rank(), step, 5, beyond=2)
+        found, expected = module(features), plain(features)
+        assert found.keys() == expected.keys()
+        torch.testing.assert_close(found.values(), expected.values())
+    assert module.out_of_range_counts() == plain.out_of_range_counts()
+    return True
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_beside_copies(workers, world_size):
+    assert workers.run(beside_copies, world_size) == [True] * world_size
