@@ -29,6 +29,7 @@ PLANS = {
     "tables": {"user": ("table_wise", 1), "item": ("table_wise", 0), "shop": ("table_wise", 1)},
     "many": {"user": ("column_wise", [0, 0, 1, 1]), "shop": ("column_wise", [1, 1])},
     "grid": {"user": ("grid_shard", [0, 1]), "item": ("table_row_wise", 0), "shop": ("row_wise",)},
+    "copies": {"user": ("data_parallel",), "item": ("row_wise",)},
     "alone": {name: ("column_wise", [0, 0]) for name in TABLES},
 }
 

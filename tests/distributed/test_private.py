@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed import _shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import Shard as PlacedShard
+from torch.testing._internal.distributed import fake_pg  # noqa: F401 (registers the group "fake")
 
 from torchrec.distributed import _private
 
@@ -66,3 +71,22 @@ def test_what_is_not_compiled_runs_between_graphs():
 
     assert graph(torch.ones(2)).tolist() == [9.0, 9.0]
     assert seen == [torch.Tensor]
+
+
+def test_what_keeps_sizes_copies_or_casts():
+    aten = torch.ops.aten
+    kept = [aten.clone, aten.empty_like, aten.zeros_like, aten._to_copy]
+    assert all(_private.keeps_sizes(operator.default) for operator in kept)
+    assert not any(_private.keeps_sizes(each) for each in (aten.sum.default, aten.clone, None))
+
+
+def test_parts_of_dtensors_begin_where_they_are_cut():
+    dist.init_process_group("fake", rank=2, world_size=3)
+    try:
+        mesh = DeviceMesh("cpu", torch.arange(3))
+        made = DTensor.from_local(
+            torch.zeros(1, 2), mesh, [PlacedShard(0)], shape=torch.Size([7, 2]), stride=(2, 1)
+        )
+        assert _private.offsets_of(made) == (6, 0)  # 3, 3 and 1 rows
+    finally:
+        dist.destroy_process_group()

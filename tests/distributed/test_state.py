@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
 from tests.distributed.four_tables import (
     PLANS,
@@ -302,3 +303,66 @@ def test_states_of_ordinary_optimizers_go_by_tables(plan):
                 assert torch.equal(found[name], weights[name])
             assert_same(found_states, states)
             assert steps == {2.0}
+
+
+def saved_meanwhile(folder):
+    model = sharded("many")
+    train(model, 0, 1)
+    expected = wholes(model)
+    # A group of its own: what it exchanges must not come between what training does.
+    group = dist.new_group()
+    written = dcp.async_save(state_of(model), checkpoint_id=folder, process_group=group)
+    train(model, 2, 3)
+    written.result()
+    assert_same(wholes(restored(folder, "rows")), expected)
+
+
+def test_training_on_does_not_change_what_is_saved_meanwhile():
+    with tempfile.TemporaryDirectory() as folder:
+        results(saved_meanwhile, 2, folder)
+
+
+def to_and_from_copies(folder):
+    """A table that is placed data_parallel has weights in the state, and no state of a fused optimizer."""
+    model, checkpoints, plain = sharded("rows"), ShardedCheckpoints(folder), Model(user=None)
+    copies = DistributedModelParallel(plain, plan=plan_of(plain, PLANS["copies"]))
+    train(model, 0, 1)
+    checkpoints.save(1, state_of(model))
+    state = checkpoints.load(1, state_of(copies))
+    copies.load_state_dict(state["model"])
+    copies.fused_optimizer.load_state_dict(state["optimizer"])
+    expected = wholes(model)
+    found = wholes(copies)
+    assert expected.keys() - found.keys() == {"tables.embedding_bags.user.weight/sum"}
+    assert_same(found, {name: expected[name] for name in found})
+    assert type(copies.state_dict()["tables.embedding_bags.user.weight"]) is torch.Tensor
+    checkpoints.save(2, state_of(copies))
+    other = sharded("columns")
+    with pytest.raises(ValueError, match=r"should have 'optimizer\.state\..*user.weight\.sum'"):
+        checkpoints.load(2, state_of(other))
+    other.load_state_dict(checkpoints.load(2, {"model": other.state_dict()})["model"])
+    weights = {name: value for name, value in expected.items() if "/" not in name}
+    assert_same({name: value for name, value in wholes(other).items() if name in weights}, weights)
+
+
+def test_copies_of_a_table_are_saved_and_loaded_as_parts_are():
+    with tempfile.TemporaryDirectory() as folder:
+        results(to_and_from_copies, 2, folder)
+
+
+def by_state_dict_functions(folder):
+    """PyTorch's functions around state dicts take the model inside."""
+    model, other = sharded("rows"), sharded("columns")
+    train(model, 0)
+    dcp.save(get_model_state_dict(model.module), checkpoint_id=folder)
+    state = get_model_state_dict(other.module)
+    dcp.load(state, checkpoint_id=folder)
+    set_model_state_dict(other.module, state)
+    for name, value in tables_of(other.state_dict()).items():
+        assert torch.equal(value.full_tensor(), model.state_dict()[name].full_tensor())
+    assert torch.equal(other.state_dict()["over.weight"], model.state_dict()["over.weight"])
+
+
+def test_pytorchs_functions_take_the_model():
+    with tempfile.TemporaryDirectory() as folder:
+        results(by_state_dict_functions, 2, folder)
