@@ -120,15 +120,6 @@ DIFFERENCES: dict[str, dict[str, str]] = {
             "the weights of processors are dense parameters: the data-parallel wrapper keeps them alike"
         ),
     },
-    "torchrec.distributed.model_parallel": dict.fromkeys(
-        [
-            "DistributedModelParallel.get_delta_tracker is missing",
-            "DistributedModelParallel.init_torchrec_delta_tracker is missing",
-            "DistributedModelParallel.reshard is missing",
-            "DistributedModelParallel.write is missing",
-        ],
-        _LATER,
-    ),
     "torchrec.distributed.train_pipeline": dict.fromkeys(
         [
             "ArgInfo is missing",

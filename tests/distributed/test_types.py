@@ -15,6 +15,7 @@ from torchrec import KeyedTensor
 from torchrec.distributed.types import (
     Awaitable,
     EmbeddingModuleShardingPlan,
+    EnumerableShardingSpec,
     GetItemLazyAwaitable,
     LazyAwaitable,
     LazyGetItemMixin,
@@ -28,6 +29,7 @@ from torchrec.distributed.types import (
     ShardedModule,
     ShardingEnv,
     ShardingPlan,
+    ShardMetadata,
     StorageUsageType,
     compute_storage_usage,
     rank_device,
@@ -237,13 +239,19 @@ def test_plans_are_printed_as_two_tables():
         "----------- | ------------- | -------------- | ------",
         "t           | data_parallel | dense          | [0, 1]",
         "a_long_name | data_parallel | fused          | [0]   ",
-        "",
-        "param | shard offsets | shard sizes | placement",
-        "----- | ------------- | ----------- | ---------",
+        *[""] * 3,  # of shards, there are none
     ]
     assert str(ShardingPlan({"a.b": plan})) == "\n".join(lines)
     assert str(plan) == "\n" + "\n".join(lines[1:])
     assert str(ShardingPlan({"a.b": plan, "c": plan})).count("\n\nmodule: c\n\n") == 1
+    assert str(EmbeddingModuleShardingPlan()) == "\n" * 6
+    shards = EnumerableShardingSpec([ShardMetadata([5, 0], [4, 2], "rank:1/cpu")])
+    sharded = EmbeddingModuleShardingPlan(t=ParameterSharding("row_wise", "fused", [1], shards))
+    assert str(sharded).splitlines()[-3:] == [
+        "param | shard offsets | shard sizes | placement ",
+        "----- | ------------- | ----------- | ----------",
+        "t     | [5, 0]        | [4, 2]      | rank:1/cpu",
+    ]
 
 
 def test_plans_of_modules():

@@ -363,3 +363,24 @@ def test_what_programs_read_of_a_sharded_model():
     assert [name for name in bare if name.startswith("over")] == ["over.weight", "over.bias"]
     features = KeyedJaggedTensor.from_lists({"u": [[1]], "i": [[2]]})
     assert sharded(features).shape == ()
+
+
+def test_what_a_sharded_model_does_not_do_is_refused():
+    model = DistributedModelParallel(Model())
+    assert model.get_delta_tracker() is None
+    with pytest.raises(NotImplementedError, match=r"should stay as it is.* changes of \['a'\]"):
+        model.reshard({"a": (0.0, None)}, "tables")
+    with pytest.raises(NotImplementedError, match=r"there is no tracker\. Received 'rows'"):
+        model.init_torchrec_delta_tracker("rows")
+    with pytest.raises(TypeError, match=r"should have a method `write`\. Received a Model"):
+        model.write(1)
+
+
+def test_a_model_is_written_into_by_its_own_method():
+    class Written(Model):
+        def write(self, row, value):
+            self.written = row, value
+
+    model = DistributedModelParallel(Written())
+    model.write(3, value=4)
+    assert model.module.written == (3, 4)

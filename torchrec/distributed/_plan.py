@@ -48,7 +48,7 @@ class ModuleShardingPlan:
 
 
 class EmbeddingModuleShardingPlan(ModuleShardingPlan, dict[str, ParameterSharding]):
-    """Where the tables of one collection are, by name. Printed, it is a table of them and one of their shards.
+    """Where the tables of one collection are, by name. Printed, it is a table of them and one of their shards, if any.
 
     Example:
         >>> sharding = ParameterSharding("data_parallel", "dense", [0, 1])
@@ -59,8 +59,8 @@ class EmbeddingModuleShardingPlan(ModuleShardingPlan, dict[str, ParameterShardin
         ----- | ------------- | -------------- | ------
         user  | data_parallel | dense          | [0, 1]
         <BLANKLINE>
-        param | shard offsets | shard sizes | placement
-        ----- | ------------- | ----------- | ---------
+        <BLANKLINE>
+        <BLANKLINE>
     """
 
     def __str__(self) -> str:
@@ -83,8 +83,10 @@ class EmbeddingModuleShardingPlan(ModuleShardingPlan, dict[str, ParameterShardin
 
 
 def _aligned(headers: list[str], rows: Iterable[Sequence[object]]) -> str:
-    """Write lines with columns of one width each, under headers in their middle."""
+    """Write lines with columns of one width each, under headers in their middle; of nothing, two empty ones."""
     cells = [[str(cell) for cell in row] for row in rows]
+    if not cells:
+        return "\n"
     widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
     lines = [
         [header.center(width) for header, width in zip(headers, widths, strict=True)],

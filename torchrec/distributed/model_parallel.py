@@ -31,6 +31,7 @@ from torchrec.distributed.sharding_plan import get_default_sharders
 from torchrec.distributed.skeleton import skeleton_of
 from torchrec.distributed.types import (
     DMPCollectionConfig,
+    EmbeddingModuleShardingPlan,
     ModuleSharder,
     ShardedModule,
     ShardingEnv,
@@ -307,6 +308,59 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
             remove_duplicate: whether one with two names comes once.
         """
         yield from self.module.named_buffers(prefix, recurse, remove_duplicate)
+
+    def write(self, *input: Any, **kwargs: Any) -> None:
+        """Call the model's own ``write``, which writes into the pools that it has.
+
+        Args:
+            input: as it takes them.
+            kwargs: as it takes them.
+
+        Raises:
+            TypeError: if the model has none.
+        """
+        write = getattr(self.module, "write", None)
+        if write is None:
+            raise TypeError(
+                f"The model should have a method `write`. Received a {type(self.module).__name__}."
+            )
+        write(*input, **kwargs)
+
+    def reshard(
+        self,
+        changed_shard_to_params: dict[str, tuple[float, EmbeddingModuleShardingPlan]],
+        sharded_module_fqn: str | None = None,
+    ) -> float:
+        """Refuse to move tables while a model is trained: a checkpoint loads under any other plan.
+
+        Args:
+            changed_shard_to_params: where tables would go.
+            sharded_module_fqn: path of their module.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "The plan of a sharded model should stay as it is: save a checkpoint, and load it into a model that is "
+            f"sharded under another plan. Received changes of {sorted(changed_shard_to_params)}."
+        )
+
+    def get_delta_tracker(self) -> None:
+        """Return None: there is no tracker of which rows change."""
+        return
+
+    def init_torchrec_delta_tracker(self, delta_tracker_config: object) -> None:
+        """Refuse to track which rows change.
+
+        Args:
+            delta_tracker_config: how they would be.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            f"Rows that change should not be tracked: there is no tracker. Received {delta_tracker_config!r}."
+        )
 
     def sparse_grad_parameter_names(
         self, destination: list[str] | None = None, prefix: str = ""
