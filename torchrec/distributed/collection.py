@@ -17,6 +17,7 @@ from torchrec.distributed.lookup import ShardedLookup, Step
 from torchrec.distributed.parts import load_block
 from torchrec.distributed.placement import Block, TablePlacement
 from torchrec.distributed.state import sharded_table, step_elsewhere
+from torchrec.distributed.table_store import ShardedTableStore
 from torchrec.distributed.types import (
     Awaitable,
     NoWait,
@@ -25,6 +26,7 @@ from torchrec.distributed.types import (
     ShardingEnv2D,
 )
 from torchrec.distributed.wire import Wire
+from torchrec.modules.collection import TableStore
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, ShardingType
 from torchrec.modules.stray_ids import add_counts
 from torchrec.modules.table_collection import TableCollection
@@ -104,7 +106,7 @@ class ShardedTables:
                 f"{_named(path)} should be given a process group for its {self.world_size} ranks. "
                 "Received none."
             )
-        self._device = torch.device("cpu") if device is None else device
+        self.device = torch.device("cpu") if device is None else device
         sources = {name: shards[0].weight for name, shards in _sources(module).items()}
         self._check_rules(sources, path)
         self._train_by(fused_params, sources)
@@ -184,8 +186,8 @@ class ShardedTables:
         """Return this rank's part of a table: of the weights there are, or of new ones."""
         block = self.block(config)
         if block is None:
-            return torch.empty((0, config.embedding_dim), dtype=config.dtype, device=self._device)
-        weight = new_table(block.num_rows, block.num_columns, source.dtype, self._device)
+            return torch.empty((0, config.embedding_dim), dtype=config.dtype, device=self.device)
+        weight = new_table(block.num_rows, block.num_columns, source.dtype, self.device)
         with torch.no_grad():
             if source.is_meta:
                 fill_block(config, block, weight, seed)
@@ -507,19 +509,17 @@ class ShardedTableCollection(nn.Module):
             self._tables.wire.agree(error)
         return NoWait(NoWait(ctx))
 
+    def table_store(self) -> TableStore:
+        """Return the tables, of which this rank has some parts."""
+        return ShardedTableStore(self._tables, self._out_of_range)
+
     def out_of_range_counts(self, reset: bool = False) -> dict[str, int]:
         """Return how many ids of this rank's batches were outside the rows of each table.
-
-        Counted are the tables with ``hash_size`` or an ``id_policy`` other than ``ERROR``.
 
         Args:
             reset: start again from 0.
         """
-        names = [config.name for config in self._tables.configs]
-        counts = dict(zip(names, self._out_of_range.tolist(), strict=True))
-        if reset:
-            self._out_of_range.zero_()
-        return counts
+        return self.table_store().out_of_range_counts(reset)
 
     def _count_here(self, out_of_range: Tensor) -> None:
         add_counts(self._out_of_range, self._tables.of_all(out_of_range, True))

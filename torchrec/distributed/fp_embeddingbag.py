@@ -28,6 +28,7 @@ from torchrec.distributed.types import (
     QuantizedCommCodecs,
     ShardingEnv,
 )
+from torchrec.modules.collection import TableStore
 from torchrec.modules.fp_embedding_modules import (
     FeatureProcessedEmbeddingBagCollection,
     apply_feature_processors_to_kjt,
@@ -90,6 +91,10 @@ class ShardedFeatureProcessedEmbeddingBagCollection(
     def fused_optimizer(self) -> KeyedOptimizer:
         """The optimizer of the parts of tables that this rank updates in the backward pass."""
         return CombinedOptimizer([(_TABLES, self._embedding_bag_collection.fused_optimizer)])
+
+    def table_store(self) -> TableStore:
+        """Return the tables, of which this rank has some parts."""
+        return self._embedding_bag_collection.table_store()
 
     def is_weighted(self) -> bool:
         """Return True: each id comes with a weight, that of its processor."""

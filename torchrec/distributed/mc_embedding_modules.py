@@ -29,6 +29,7 @@ from torchrec.distributed.types import (
     QuantizedCommCodecs,
     ShardingEnv,
 )
+from torchrec.modules.collection import TableStore
 from torchrec.modules.mc_embedding_modules import (
     BaseManagedCollisionEmbeddingCollection,
     ManagedCollisionEmbeddingBagCollection,
@@ -109,6 +110,10 @@ class BaseShardedManagedCollisionEmbeddingCollection(
             self.move_rows()
             optimizer = sharded.fused_optimizer
             optimizer.load_state_dict(self.fit_optimizer_state(optimizer.state_dict()))
+
+    def table_store(self) -> TableStore:
+        """Return the tables, of which this rank has some parts."""
+        return self._embedding_module.table_store()
 
     def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
         """Yield the names of what is spread over ranks: the parameters of tables, and the buffers of maps.

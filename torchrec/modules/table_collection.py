@@ -186,7 +186,7 @@ class TableCollection(nn.Module):
             [[1.0, 2.0]]
         """
         config, weight, update = self._tables.table(table)
-        ids = _check_rows(config, ids).to(weight.device)
+        ids = check_rows(config, ids).to(weight.device)
         require_type(vectors, f"`vectors` of table '{table}'", Tensor)
         expected = (len(ids), weight.shape[1])
         if tuple(vectors.shape) != expected:
@@ -219,7 +219,7 @@ class TableCollection(nn.Module):
         weight = weight.detach()
         if ids is None:
             return torch.arange(len(weight), device=weight.device), weight.clone()
-        ids = _check_rows(config, ids).to(weight.device)
+        ids = check_rows(config, ids).to(weight.device)
         return ids, weight.index_select(0, ids)
 
     def reset_rows(self, table: str, rows: Tensor) -> None:
@@ -308,7 +308,17 @@ def _weights_loaded(collection: TableCollection, _: object) -> None:
     collection.weights_loaded()
 
 
-def _check_rows(config: BaseEmbeddingConfig, ids: Tensor) -> Tensor:
+def check_rows(config: BaseEmbeddingConfig, ids: Tensor) -> Tensor:
+    """Return ids as rows of a table, int64.
+
+    Args:
+        config: of the table.
+        ids: integers, ``(N,)``.
+
+    Raises:
+        ValueError: if they are not.
+        IndexError: for a row that the table does not have.
+    """
     require_type(ids, f"`ids` of table '{config.name}'", Tensor)
     if ids.dim() != 1 or ids.dtype.is_floating_point or ids.dtype == torch.bool:
         raise ValueError(
