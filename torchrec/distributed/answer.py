@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -129,7 +130,6 @@ class Layout:
         first = self._outgoing[rank][0]
         kept = first.start, first.start + first.rows * first.columns
         size = self.computed_sizes[0]
-        self.adds_up = any(piece.adds for piece in self.columns.pieces)
         self.others = slice(kept[1], size) if rank == 0 else slice(0, kept[0])
 
     def _is_kept(self, rank: int) -> bool:
@@ -183,8 +183,9 @@ class Layout:
             parts.append(count * stride)
         return parts, places
 
+    @cached_property
     def pack(self) -> list[int]:
-        """Return the blocks that bring what was computed into messages, one behind the other."""
+        """The blocks that bring what was computed into messages, one behind the other."""
         blocks, at = [], 0
         for rank, parts in enumerate(self._outgoing):
             for part in parts if not self._is_kept(rank) else ():
@@ -192,43 +193,33 @@ class Layout:
                 at += part.rows * part.columns
         return blocks
 
-    def unpack(self, kept: bool | None = None) -> list[int]:
-        """Return the blocks that bring messages (input 0), and what was computed (those after), to the outputs.
-
-        Args:
-            kept: only what this rank keeps, or only messages. Default: all, in order of ranks.
-        """
+    @cached_property
+    def unpack(self) -> list[int]:
+        """The blocks that bring messages (input 0), and what was computed (those after), to the outputs."""
         blocks = []
         for rank, place, at in self._places():
-            is_kept = self._is_kept(rank)
-            if kept is not None and kept != is_kept:
-                continue
-            if is_kept:
+            if self._is_kept(rank):
                 part = self._outgoing[rank][place.part]
                 blocks += place.unpacked(1 + part.computed, part.start)
             else:
                 blocks += place.unpacked(0, at)
         return blocks
 
+    @cached_property
     def pack_gradients(self) -> list[int]:
-        """Return the blocks that bring gradients of the outputs into messages, one behind the other."""
+        """The blocks that bring gradients of the outputs into messages (output 0), or to what was computed."""
         blocks = []
         for rank, place, at in self._places():
-            if not self._is_kept(rank):
+            if self._is_kept(rank):
+                part = self._outgoing[rank][place.part]
+                blocks += place.packed(1 + part.computed, part.start)
+            else:
                 blocks += place.packed(0, at)
         return blocks
 
-    def keep_gradients(self) -> list[int]:
-        """Return the blocks that bring gradients of the outputs to what this rank has computed for itself."""
-        blocks = []
-        for rank, place, _ in self._places():
-            if self._is_kept(rank):
-                part = self._outgoing[rank][place.part]
-                blocks += place.packed(part.computed, part.start)
-        return blocks
-
+    @cached_property
     def unpack_gradients(self) -> list[int]:
-        """Return the blocks that bring gradients from messages to what was computed."""
+        """The blocks that bring gradients from messages to what was computed."""
         blocks, at = [], 0
         for rank, parts in enumerate(self._outgoing):
             for part in parts if not self._is_kept(rank) else ():
@@ -274,21 +265,15 @@ class _Answer(torch.autograd.Function):
             sent = computed[0].reshape(-1)[layout.others]
         else:
             sent = new_vector(sum(layout.sizes), computed[0])
-            copy_blocks_([sent], list(computed), layout.pack())
+            copy_blocks_([sent], list(computed), layout.pack)
         shapes = [(layout.batch, layout.columns.width), *layout.tables]
         outputs = [new_vector(rows * columns, computed[0]) for rows, columns in shapes]
-        received = new_vector(sum(layout.expected), computed[0])
-        everything = [received, *computed]
-        if transfer is not None:
-            copy_blocks_(outputs, [transfer.there(sent), *computed], layout.unpack())
-        elif layout.adds_up:
-            wire.swap(sent, layout.sizes, layout.expected, received)
-            copy_blocks_(outputs, everything, layout.unpack())
-        else:  # what stays here is put in its place while the rest is on its way
-            wait = wire.start_swap(sent, layout.sizes, layout.expected, received)
-            copy_blocks_(outputs, everything, layout.unpack(kept=True))
-            wait()
-            copy_blocks_(outputs, everything, layout.unpack(kept=False))
+        received = (
+            wire.swap(sent, layout.sizes, layout.expected)
+            if transfer is None
+            else transfer.there(sent)
+        )
+        copy_blocks_(outputs, [received, *computed], layout.unpack)
         # Detached: no views to autograd, so that who comes next may change them in place.
         return tuple([out.view(shape).detach() for out, shape in zip(outputs, shapes, strict=True)])
 
@@ -309,21 +294,17 @@ class _Answer(torch.autograd.Function):
         ):  # a slot that no rank's loss uses gets no gradient, which is not one of zeros
             used = wire.any_of(used)
         sent = new_vector(sum(layout.expected), given[0])
-        copy_blocks_([sent], given, layout.pack_gradients(), wire.world_size)
         found = [new_vector(size, given[0]) for size in layout.computed_sizes]
-        if ctx.transfer is not None:
-            copy_blocks_(found, [ctx.transfer.back(sent)], layout.unpack_gradients())
+        copy_blocks_([sent, *found], given, layout.pack_gradients, wire.world_size)
+        if layout.is_one_piece:
+            wire.swap(sent, layout.expected, layout.sizes, found[0][layout.others])
         else:
             received = (
-                found[0][layout.others]
-                if layout.is_one_piece
-                else new_vector(sum(layout.sizes), given[0])
+                wire.swap(sent, layout.expected, layout.sizes)
+                if ctx.transfer is None
+                else ctx.transfer.back(sent)
             )
-            wait = wire.start_swap(sent, layout.expected, layout.sizes, received)
-            copy_blocks_(found, given, layout.keep_gradients(), wire.world_size)
-            wait()
-            if not layout.is_one_piece:
-                copy_blocks_(found, [received], layout.unpack_gradients())
+            copy_blocks_(found, [received], layout.unpack_gradients)
         back: list[Tensor | None] = [
             grad.view(shape) for grad, shape in zip(found, ctx.shapes, strict=True)
         ]

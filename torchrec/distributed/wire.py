@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import ref
@@ -64,25 +64,11 @@ class Wire:
         """
         if received is None:
             received = new_vector(sum(expected), sent)
-        self.start_swap(sent, sizes, expected, received)()
-        return received
-
-    def start_swap(
-        self, sent: Tensor, sizes: Sequence[int], expected: Sequence[int], received: Tensor
-    ) -> Callable[[], object]:
-        """Do the same, and return at once; what is returned is to be called before anything is read or changed."""
-        sent = sent.contiguous()
         with lost_ranks_named(self.group) as group:
-            work = dist.all_to_all_single(
-                received, sent, list(expected), list(sizes), group=group, async_op=True
+            dist.all_to_all_single(
+                received, sent.contiguous(), list(expected), list(sizes), group=group
             )
-        assert work is not None  # None: this rank is none of the group
-
-        def wait() -> None:
-            with lost_ranks_named(self.group):
-                work.wait()
-
-        return wait
+        return received
 
     def states(self, mine: int) -> list[int]:
         """Tell all ranks a small number, and return those of all, in order of ranks."""
