@@ -17,6 +17,7 @@ from tests.distributed.test_mc_embedding_modules import (
     joined,
     make,
     same_maps,
+    same_tables,
     shard,
     train,
 )
@@ -29,6 +30,7 @@ from torchrec.distributed.sharding_plan import (
     table_wise,
 )
 from torchrec.distributed.types import ShardingPlan
+from torchrec.distributed.unshard import unshard
 from torchrec.modules.mc_adapter import McEmbeddingBagCollectionAdapter
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
@@ -104,8 +106,23 @@ def piped():
         loss.backward(), other.backward()
         assert torch.equal(scores, its)
         assert rows.to_lists() == same.to_lists()
-    names = [name for name in Model().state_dict() if "history" not in name]
-    return set(names) <= set(model.state_dict())
+    return set(Model().state_dict()) == set(model.state_dict())
+
+
+def unsharded():
+    """The model of one process has the rows and the ids of all ranks."""
+    rank = dist.get_rank()
+    model = sharded(offset=table_wise(0))
+    for number in range(3):
+        model(batch(rank, number, 3))[0].backward()
+    plain = unshard(model)
+    same_maps(plain.tables, model.module.tables)
+    same_tables(plain.tables, model.module.tables)
+    features = joined([batch(r, 9, 3) for r in range(2)])
+    plain.eval(), model.eval()
+    expected = plain(features)[1][0][3 * rank : 3 * rank + 3]
+    torch.testing.assert_close(model(batch(rank, 9, 3))[1][0], expected)
+    return set(plain.state_dict()) == set(model.state_dict())
 
 
 def recomputed():
@@ -162,5 +179,5 @@ def all_of(*functions):
 
 
 def test_models_of_all_kinds():
-    found = run(all_of, 2, copies, piped, recomputed, trained, adapted)
-    assert found == [[True, True, True, True, (2, DIM)]] * 2
+    found = run(all_of, 2, copies, piped, unsharded, recomputed, trained, adapted)
+    assert found == [[True, True, True, True, True, (2, DIM)]] * 2

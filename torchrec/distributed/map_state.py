@@ -71,9 +71,9 @@ class SavedMap:
             rows = layout.rows
             if module.sizes().mch_size is None:
                 rows = rows[:-1]  # the last one is no id's, however the others are divided
-            names = frozenset([*(name for name in saved if name.startswith(ROWS)), WAITING])
-            wholes[WAITING] = torch.empty(0, dtype=torch.bool, device="meta")
+            names = frozenset(name for name in saved if name.startswith(ROWS))
             wholes.update({n: wholes[n].new_empty(len(rows)) for n in names})
+            wholes[WAITING] = wholes[WAITING].new_empty(len(rows), 2)
             sizes = module.sizes()
             return SavedMap(layout, rows, wholes, names, sizes.tensor(), sizes.held)
         names = frozenset()
@@ -162,7 +162,7 @@ class SavedMap:
                 f"The map of table '{table}' should have the sizes {self.sizes.tolist()}, as it is spread over "
                 f"ranks. Received a saved one of {found[_SIZES].tolist()}: load it in one process first."
             )
-        is_by_row = WAITING in found
+        is_by_row = WAITING in found and found[WAITING].dim() == 2
         values = {
             name: value
             if name.startswith(HISTORY) and not is_by_row

@@ -416,7 +416,10 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module, LeafModule):
                 continue
             self._load_reports[table] = report
             self._saved_rows[table] = state_dict[key].shape[0]
-            state_dict[key] = report.move(state_dict[key], self._weight(table).detach())
+            weight = self._weight(table).detach()
+            if weight.is_meta and weight.shape == state_dict[key].shape:
+                weight = state_dict[key]  # which is assigned: there are no other rows
+            state_dict[key] = report.move(state_dict[key], weight)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

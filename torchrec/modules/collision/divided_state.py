@@ -2,7 +2,7 @@
 
 A part has fewer rows that ids can hold than rows: its last one, or its residual zone, is for the other ids. Saved are
 all its rows but the last of the whole map, or all where there is a residual zone, under the names that the whole map
-has; and nothing of a size that depends on what came: ids that wait for a row are written one a row, with a mask.
+has; and nothing of a size that depends on what came: ids that wait for a row are written one a row, each beside a 1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 ROWS = "_rows."
 HISTORY = "_rows.history_"
-WAITING = "_rows.history_waiting"
+WAITING = "_rows.history_ids"  # of a part: (rows, 2), an id and whether there is one
 _COUNTS = "_rows.history_counts"
 _IDS, _OCCUPIED = "_rows.ids", "_rows.occupied"
 
@@ -56,9 +56,8 @@ def padded(own: Mapping[str, Tensor], count: int, table: str) -> State:
             value = kept.get(name, value)
             value = torch.cat([value, value.new_zeros(count - len(value))])
         state[name] = value
-    waits = torch.zeros(count, dtype=torch.bool)
-    waits[: len(next(iter(kept.values())))] = True
-    state[WAITING] = waits
+    waits = torch.arange(count) < len(kept[WAITING])
+    state[WAITING] = torch.stack([state[WAITING], waits.long()], 1)
     return state
 
 
@@ -81,10 +80,21 @@ def _most(history: State, count: int, table: str) -> State:
 
 def waiting_of(state: State) -> State:
     """Take the ids that wait out of a saved state, whichever form they have there."""
-    waits = state.pop(WAITING, None)
-    names = [name for name in state if name.startswith(HISTORY)]
-    history = {name: state.pop(name) for name in names}
-    return history if waits is None else {name: value[waits] for name, value in history.items()}
+    history = {name: state.pop(name) for name in list(state) if name.startswith(HISTORY)}
+    return waiting_only(history, WAITING)
+
+
+def waiting_only(history: State, ids: str) -> State:
+    """Return saved ids that wait, and what is known of them, without rows that none is written in.
+
+    Args:
+        history: as it was saved.
+        ids: name of the ids in it.
+    """
+    if ids not in history or history[ids].dim() == 1:
+        return history
+    waits = history[ids][:, 1] > 0
+    return {n: (v[:, 0] if n == ids else v)[waits] for n, v in history.items()}
 
 
 def divide(saved: State, first: int, held: int, is_mine: Tensor) -> tuple[State, Strays]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from torchrec.modules.collision.divided_state import waiting_only
 from torchrec.modules.collision.policies import MCHEvictionPolicy
 from torchrec.modules.collision.stats import Counters, ManagedCollisionStats
 from torchrec.ops.collision import (
@@ -228,9 +229,7 @@ class MappedRows(nn.Module, ABC):
         start = f"{prefix}history_"
         keys = [key for key in state_dict if key.startswith(start)]
         saved = {key[len(start) :]: state_dict.pop(key) for key in keys}
-        if "waiting" in saved:  # of parts, which save an id for each row
-            waits = saved.pop("waiting")
-            saved = {name: value[waits] for name, value in saved.items()}
+        saved = waiting_only(saved, "ids")
         expected = self.history()
         if saved and saved.keys() != expected.keys():
             error_msgs.append(
