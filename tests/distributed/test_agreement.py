@@ -12,7 +12,13 @@ from tests.distributed.ranks import run
 from tests.distributed.test_model_parallel import fused, plan_of
 from torchrec import EmbeddingBagConfig
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fbgemm_qcomm_codec import (
+    CommType,
+    QCommsConfig,
+    get_qcomm_codecs_registry,
+)
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
@@ -102,6 +108,14 @@ def shard_otherwise(what):
     elif what == "fused params":
         rate = 0.1 if last else 0.2
         options["sharders"] = [EmbeddingBagCollectionSharder({"learning_rate": rate})]
+    elif what == "precision":
+        precision = QCommsConfig(CommType.FP16 if last else CommType.BF16)
+        codecs = get_qcomm_codecs_registry(precision)
+        options["sharders"] = [EmbeddingBagCollectionSharder(qcomm_codecs_registry=codecs)]
+    elif what == "exact":
+        options["sharders"] = [EmbeddingBagCollectionSharder(exact=last)]
+    elif what == "ids once":
+        options["sharders"] = [EmbeddingCollectionSharder(use_index_dedup=last)]
     elif what == "version" and last:
         torchrec.__version__ = "0.0.9"
     elif what == "twice" and last:
@@ -131,6 +145,20 @@ def shard_otherwise(what):
             "fused params",
             "`fused_params` of EmbeddingBagCollectionSharder for EmbeddingBagCollection alike. Received "
             "{learning_rate: 0.2} on rank 0, {learning_rate: 0.1} on rank 1.",
+        ),
+        (
+            "precision",
+            "`qcomm_codecs_registry` of EmbeddingBagCollectionSharder for EmbeddingBagCollection alike. Received "
+            "{POOLED_EMBEDDINGS_ALL_TO_ALL: QuantizedCommCodecs(forward=CastCodec(torch.bfloat16, scale=1.0), ",
+        ),
+        (
+            "exact",
+            "`exact` of EmbeddingBagCollectionSharder for EmbeddingBagCollection alike. Received False on rank 0, "
+            "True on rank 1.",
+        ),
+        (
+            "ids once",
+            "`use_index_dedup` of EmbeddingCollectionSharder for EmbeddingCollection alike. Received False on",
         ),
         ("version", "the version of torchrec alike. Received"),
     ],

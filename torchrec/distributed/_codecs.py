@@ -80,6 +80,10 @@ class QuantizedCommCodec(Generic[QuantizationContext]):
         """
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        """Return what ranks are to have alike: no address."""
+        return f"{type(self).__qualname__}()"
+
 
 class NoOpQuantizedCommCodec(QuantizedCommCodec[QuantizationContext]):
     """Sends vectors as they are.

@@ -52,6 +52,9 @@ class CastCodec(QuantizedCommCodec[object]):
         """Return None."""
         return
 
+    def __repr__(self) -> str:
+        return f"CastCodec({self._dtype}, scale={self._scale})"
+
 
 class ScaledCodec(QuantizedCommCodec[object]):
     """Writes each vector as its largest number, in float32, and 8 bits an element: its share of that.
@@ -142,6 +145,9 @@ class ScaledCodec(QuantizedCommCodec[object]):
     def create_context(self) -> VectorContext:
         """Return that it is to be told where vectors begin."""
         return VectorContext()
+
+    def __repr__(self) -> str:
+        return f"ScaledCodec({self._dtype}, columns={self._columns})"
 
 
 def _lengths_of(ctx: object) -> Tensor | None:

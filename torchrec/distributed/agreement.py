@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -108,7 +109,8 @@ def description_of(
             found[f"the plan of table '{name}' of module '{path}'"] = str(sharding)
     for sharder in sharders:
         name = f"{type(sharder).__name__} for {sharder.module_type.__name__}"
-        found[f"`fused_params` of {name}"] = _text(getattr(sharder, "fused_params", None))
+        for option in ("fused_params", "exact", "use_index_dedup", "qcomm_codecs_registry"):
+            found[f"`{option}` of {name}"] = _text(getattr(sharder, option, None))
     return found
 
 
@@ -116,7 +118,7 @@ def _text(value: object) -> str:
     """Write a value so that the text is the same in every process: without addresses."""
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key}: {_text(each)}' for key, each in value.items())}}}"
-    return str(getattr(value, "__qualname__", value))
+    return re.sub(" at 0x[0-9a-f]+", "", str(getattr(value, "__qualname__", value)))
 
 
 def _options(config: BaseEmbeddingConfig, weight: Tensor) -> Iterable[tuple[str, str]]:

@@ -183,6 +183,11 @@ class EmbeddingCollectionSharder(BaseEmbeddingSharder[EmbeddingCollection]):
         super().__init__(fused_params, qcomm_codecs_registry, exact=exact)
         self._use_index_dedup = use_index_dedup
 
+    @property
+    def use_index_dedup(self) -> bool:
+        """Whether each id that a feature has in a batch is sent once."""
+        return self._use_index_dedup
+
     def shard(
         self,
         module: EmbeddingCollection,

@@ -383,6 +383,11 @@ class BaseEmbeddingSharder(ModuleSharder[M]):
         """How tables without an optimizer of their own are trained."""
         return self._fused_params
 
+    @property
+    def exact(self) -> bool:
+        """Whether row-wise shards give what one process would give, to the last bit."""
+        return self._exact
+
     def shardable_parameters(self, module: M) -> dict[str, nn.Parameter]:
         """Return the weights of the tables by the names of the tables.
 
