@@ -73,6 +73,14 @@ NOT_BUILT: frozenset[str] = frozenset(
 # Where ours differs, and why. A test holds that it does.
 _BOTH_WAYS = "is a property, as FusedOptimizerModule has it; what it gives can be called too"
 _LATER = "is still to come, with the sharded collections and the pipelines"
+_ONE_EXCHANGE = (
+    "is of one sharding type: there is one exchange for all of them, and no class a type"
+)
+_NO_STORE = "is of tables in a key-value store, which there are none of"
+_WRAPPER = (
+    "is the work of the data-parallel wrapper around the model, which sees all copies at once"
+)
+_ANEW = "is done by bringing a model back (`unshard`) and sharding it anew"
 _SEARCH = "is part of the search for plans, which is still to come"
 DIFFERENCES: dict[str, dict[str, str]] = {
     "torchrec.distributed": dict.fromkeys(
@@ -82,17 +90,13 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         ],
         _LATER,
     ),
-    "torchrec.distributed.embedding": dict.fromkeys(
-        [
-            "EmbeddingCollectionAwaitable is missing",
-            "ShardedEmbeddingCollection.create_embedding_sharding is missing",
-            "ShardedEmbeddingCollection.create_grouped_sharding_infos is missing",
-            "ShardedEmbeddingCollection.create_rocksdb_hard_link_snapshot is missing",
-            "ShardedEmbeddingCollection.init_data_parallel is missing",
-            "ShardedEmbeddingCollection.write_dist: embeddings (positional) is None",
-        ],
-        _LATER,
-    ),
+    "torchrec.distributed.embedding": {
+        "ShardedEmbeddingCollection.create_embedding_sharding is missing": _ONE_EXCHANGE,
+        "ShardedEmbeddingCollection.create_grouped_sharding_infos is missing": _ONE_EXCHANGE,
+        "ShardedEmbeddingCollection.create_rocksdb_hard_link_snapshot is missing": _NO_STORE,
+        "ShardedEmbeddingCollection.init_data_parallel is missing": _WRAPPER,
+        "ShardedEmbeddingCollection.write_dist: embeddings (positional) is None": _LATER,
+    },
     "torchrec.distributed.embedding_types": dict.fromkeys(
         [
             "ShardedEmbeddingModule.register_post_lookup_tracker_fn is missing",
@@ -100,21 +104,16 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         ],
         "is for trackers of changes, which there are none of",
     ),
-    "torchrec.distributed.embeddingbag": dict.fromkeys(
-        [
-            "EmbeddingBagCollectionAwaitable is missing",
-            "EmbeddingBagCollectionSharder.reshard is missing",
-            "ShardedEmbeddingBag.create_embedding_bag_sharding is missing",
-            "ShardedEmbeddingBagCollection.create_embedding_bag_sharding is missing",
-            "ShardedEmbeddingBagCollection.create_grouped_sharding_infos is missing",
-            "ShardedEmbeddingBagCollection.create_rocksdb_hard_link_snapshot is missing",
-            "ShardedEmbeddingBagCollection.extend_shard_name is missing",
-            "ShardedEmbeddingBagCollection.init_data_parallel is missing",
-            "ShardedEmbeddingBagCollection.update_shards is missing",
-            "VariableBatchEmbeddingBagCollectionAwaitable is missing",
-        ],
-        _LATER,
-    ),
+    "torchrec.distributed.embeddingbag": {
+        "EmbeddingBagCollectionSharder.reshard is missing": _ANEW,
+        "ShardedEmbeddingBag.create_embedding_bag_sharding is missing": _ONE_EXCHANGE,
+        "ShardedEmbeddingBagCollection.create_embedding_bag_sharding is missing": _ONE_EXCHANGE,
+        "ShardedEmbeddingBagCollection.create_grouped_sharding_infos is missing": _ONE_EXCHANGE,
+        "ShardedEmbeddingBagCollection.create_rocksdb_hard_link_snapshot is missing": _NO_STORE,
+        "ShardedEmbeddingBagCollection.init_data_parallel is missing": _WRAPPER,
+        "ShardedEmbeddingBagCollection.update_shards is missing": _ANEW,
+        "VariableBatchEmbeddingBagCollectionAwaitable is missing": _ONE_EXCHANGE,
+    },
     "torchrec.distributed.fp_embeddingbag": {
         "ShardedFeatureProcessedEmbeddingBagCollection.add_fp_params_grad_sync_callback is missing": (
             "the weights of processors are dense parameters: the data-parallel wrapper keeps them alike"

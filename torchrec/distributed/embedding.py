@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrec.distributed._awaited import EmbeddingCollectionAwaitable
 from torchrec.distributed.collection import (
     ShardedTableCollection,
     ShardedTables,
@@ -35,7 +36,11 @@ from torchrec.ops.embedding import Ids, lookup_sequences
 from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
-__all__ = ["EmbeddingCollectionSharder", "ShardedEmbeddingCollection"]
+__all__ = [
+    "EmbeddingCollectionAwaitable",
+    "EmbeddingCollectionSharder",
+    "ShardedEmbeddingCollection",
+]
 
 
 class _LazyDictionary(LazyNoWait[dict[str, JaggedTensor]]):

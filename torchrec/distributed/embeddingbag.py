@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.checks import require_type
+from torchrec.distributed._awaited import EmbeddingBagCollectionAwaitable
 from torchrec.distributed.collection import (
     ShardedTableCollection,
     ShardedTables,
@@ -47,6 +48,7 @@ from torchrec.optim.owners import owner_of
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 __all__ = [
+    "EmbeddingBagCollectionAwaitable",
     "EmbeddingBagCollectionSharder",
     "EmbeddingBagSharder",
     "ShardedEmbeddingBag",
@@ -115,6 +117,19 @@ class ShardedEmbeddingBagCollection(
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         """Return the tables."""
         return self._configs
+
+    @staticmethod
+    def extend_shard_name(shard_name: str) -> str:
+        """Return the name that the weight of a table has in the collection.
+
+        Args:
+            shard_name: of the table.
+
+        Example:
+            >>> ShardedEmbeddingBagCollection.extend_shard_name("t")
+            'embedding_bags.t.weight'
+        """
+        return f"embedding_bags.{shard_name}.weight"
 
     def is_weighted(self) -> bool:
         """Return whether each id comes with a weight."""
