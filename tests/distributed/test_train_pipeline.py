@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from tests.distributed.ranks import run
 from tests.distributed.test_model_parallel import batch, fused, plan_of
+from torchrec import KeyedJaggedTensor
 from torchrec.datasets.utils import Batch
 from torchrec.distributed import (
     DistributedModelParallel,
@@ -107,3 +108,75 @@ def test_batches_without_samples_keep_their_form():
     assert without_samples((torch.ones(2), ["a", 3]))[1] == ["a", 3]
     with pytest.raises(TypeError, match="Received a set"):
         without_samples({1, 2})
+
+
+def bad_data(what):
+    """Batches of rank 1, of which the second cannot be used."""
+    yield batch(1, 0)
+    users, items = [[1]] * 4, [[1]] * 4
+    if what == "an id without a row":
+        items[2] = [3, 11]
+    elif what == "ids that are no integers":
+        good = batch(1, 1)
+        yield KeyedJaggedTensor(good.keys(), good.values().double(), lengths=good.lengths())
+    elif what == "no features":
+        yield "a batch"
+    elif what == "a disk that is gone":
+        raise OSError("the disk is gone")
+    yield KeyedJaggedTensor.from_lists({"u": users, "j" if what == "a missing key" else "i": items})
+
+
+def goes_on(what, kind):
+    """All ranks hear of what is wrong on one, and can go on after that."""
+    rank = dist.get_rank()
+    _, steps = pipeline(kind)
+    good = iter([batch(rank, step) for step in range(2)])
+    data = bad_data(what) if rank == 1 else good
+    steps.progress(data)
+    with pytest.raises((ValueError, IndexError, TypeError, RuntimeError)) as caught:
+        steps.progress(data)
+    scores = steps.progress(iter([batch(rank, 3)]))
+    return type(caught.value).__name__, str(caught.value), bool(scores.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "message"),
+    [
+        (
+            "an id without a row",
+            "IdOutOfRangeError",
+            "Ids of feature 'i' should be in [0, 11), the rows of",
+        ),
+        ("ids that are no integers", "TypeError", "On rank 1: "),
+        (
+            "no features",
+            "TypeError",
+            "On rank 1: `features` should be a KeyedJaggedTensor. Received str",
+        ),
+        ("a disk that is gone", "RuntimeError", "On rank 1: the disk is gone"),
+        (
+            "a missing key",
+            "ValueError",
+            "On rank 1: `features` should have the key 'i' of table 'item'.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", [TrainPipelineSparseDist, EvalPipelineSparseDist])
+def test_data_that_cannot_be_used_on_one_rank_is_an_error_on_all(kind, what, name, message):
+    found = run(goes_on, 2, what, kind, timeout=30)
+    assert found[0] == found[1]
+    kind_of_error, said, is_finite = found[0]
+    assert kind_of_error == name
+    assert said.startswith(message)
+    assert is_finite
+
+
+def of_no_known_form():
+    _, steps = pipeline()
+    steps.progress(iter([{1, 2} if dist.get_rank() == 1 else batch(0, 0)]))
+
+
+def test_a_batch_that_has_no_form_without_samples_is_an_error_on_all():
+    for error in run(of_no_known_form, 2, timeout=30):
+        assert isinstance(error, TypeError)
+        assert str(error).startswith("On rank 1: A batch should be made of tensors, features,")

@@ -100,7 +100,9 @@ class TrainPipelineBase(TrainPipeline[In, Out]):
         """Return the next batch, and whether it is of this rank's own data; it has no samples if it is not."""
         error, batch, state = None, None, _HAS_BATCH
         try:
-            batch = next(dataloader_iter)
+            batch = self._moved(next(dataloader_iter))
+            if self._last is None and self._wire is not None:
+                self._last = without_samples(batch)
         except StopIteration:
             state = _NEVER_HAD if self._last is None else _DONE
         except Exception as failed:
@@ -110,18 +112,16 @@ class TrainPipelineBase(TrainPipeline[In, Out]):
         if self._wire is None:
             if state != _HAS_BATCH:
                 raise StopIteration
-            return self._moved(batch), True
+            return batch, True
         states = self._wire.states(state)
         if _FAILED in states:
             self._wire.raise_together(error)
         if _HAS_BATCH not in states:
             raise StopIteration
-        if state == _HAS_BATCH and self._last is None:
-            self._last = without_samples(batch)
         if _NEVER_HAD in states:  # it has to be told what a batch is
             self._last = self._wire.share(self._last, states.index(_HAS_BATCH))
         mine = state == _HAS_BATCH
-        return self._moved(batch if mine else self._last), mine
+        return batch if mine else self._moved(self._last), mine
 
     def _moved(self, batch: Any) -> Any:
         move = getattr(batch, "to", None)
