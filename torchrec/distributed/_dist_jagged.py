@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 
 from torchrec.distributed._awaitable import Awaitable
 from torchrec.distributed.embedding_types import KJTList
+from torchrec.distributed.wire import lost_ranks_named
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 
@@ -35,14 +36,17 @@ class _Swap:
                     + (f", and sum to {rows}" if rows is not None else "")
                     + f". Received {list(of)}."
                 )
-        self._received = sent.new_empty((sum(expected), *sent.shape[1:]))
-        self._work: Any = dist.all_to_all_single(
-            self._received, sent.contiguous(), list(expected), list(splits), pg, async_op=True
-        )
+        self._pg, self._received = pg, sent.new_empty((sum(expected), *sent.shape[1:]))
+        sent = sent.contiguous()
+        with lost_ranks_named(pg):
+            self._work: Any = dist.all_to_all_single(
+                self._received, sent, list(expected), list(splits), pg, async_op=True
+            )
 
     def wait(self) -> Tensor:
         """Return what has come, rank after rank."""
-        self._work.wait()
+        with lost_ranks_named(self._pg):
+            self._work.wait()
         return self._received
 
 
