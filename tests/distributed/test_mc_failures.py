@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from tests.distributed.ranks import run
 from tests.distributed.test_mc_embedding_modules import FEATURES, make, maps, shard
 from torchrec import KeyedJaggedTensor
+from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.mc_embeddingbag import ManagedCollisionEmbeddingBagCollectionSharder
 from torchrec.distributed.mc_modules import ManagedCollisionCollectionSharder
 from torchrec.modules.hash_mc_modules import HashZchManagedCollisionModule
-from torchrec.modules.mc_modules import DistanceLFU_EvictionPolicy, MCHManagedCollisionModule
+from torchrec.modules.mc_modules import (
+    DistanceLFU_EvictionPolicy,
+    LRU_EvictionPolicy,
+    MCHManagedCollisionModule,
+)
 
 pytestmark = pytest.mark.once
 
@@ -101,3 +107,21 @@ def test_options_that_would_have_no_effect_are_refused():
         )
     with pytest.raises(ValueError, match="`qcomm_codecs_registry` of maps should be None"):
         ManagedCollisionCollectionSharder({"pooled_embeddings_all_to_all": object()})
+
+
+def different():
+    """A model whose map is another on the second rank."""
+    made = maps()
+    size = 12 + dist.get_rank()
+    made["users"] = made["shared"] = MCHManagedCollisionModule(
+        size, "cpu", LRU_EvictionPolicy(), 1, name="users"
+    )
+    DistributedModelParallel(torch.nn.Sequential(make(True, made=lambda: made)))
+
+
+def test_maps_that_differ_between_ranks_are_refused():
+    for error in run(different, 2):
+        assert isinstance(error, ValueError)
+        assert "the map of table 'users'" in str(error)
+        assert "range(0, 12)" in str(error)
+        assert "range(0, 13)" in str(error)

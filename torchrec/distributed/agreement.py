@@ -17,6 +17,7 @@ from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingEnv2D
 from torchrec.distributed.wire import Wire, lost_ranks_named
 from torchrec.modules.collection import collections_in
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.modules.mc_modules import ManagedCollisionCollection
 from torchrec.optim.owners import owner_of
 from torchrec.optim.table_update import TableUpdate
 
@@ -97,6 +98,11 @@ def description_of(
             tables.add(id(weight))
             for option, value in _options(config, weight):
                 found[f"`{option}` of table '{config.name}'{where}"] = value
+    for path, child in module.named_modules():
+        if isinstance(child, ManagedCollisionCollection):
+            where = f" of module '{path}'" if path else ""
+            for table, known in child.maps().items():
+                found[f"the map of table '{table}'{where}"] = known.describe()
     for name, param in module.named_parameters():
         if id(param) not in tables:
             found[f"the parameter '{name}'"] = (

@@ -217,6 +217,11 @@ class ManagedCollisionModule(nn.Module, ABC):
     def validate_state(self) -> None:
         """Raise if the state contradicts itself."""
 
+    def describe(self) -> str:
+        """Return what has to be the same of a map on all ranks that share it, as a text."""
+        rows = range(self.output_offset, self.output_offset + self.output_size())
+        return f"{type(self).__name__} of {rows}, for ids up to {self.input_size()}, in {self.buckets()} parts"
+
     def homes(self) -> Homes | None:
         """Say which part of the map each id belongs to, where `rebuild_with_output_id_range` makes parts of it.
 

@@ -473,6 +473,12 @@ class MCHManagedCollisionModule(ManagedCollisionModule, LeafModule):
             self._buckets,
         )
 
+    def describe(self) -> str:
+        """Return what has to be the same of a map on all ranks that share it, as a text."""
+        policy = type(self._eviction_policy).__name__
+        what = f"residual zone {self._mch_size}, {policy} every {self._eviction_interval} batches"
+        return f"{super().describe()}, {what}"
+
     def homes(self) -> HashedHomes:
         """Say which part of the map each id belongs to: a hash of the id names one of all rows."""
         first, function = self._output_global_offset, self._input_hash_func
