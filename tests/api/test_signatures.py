@@ -41,7 +41,6 @@ NOT_BUILT: frozenset[str] = frozenset(
         "torchrec.distributed.quant_embedding",
         "torchrec.distributed.quant_embeddingbag",
         "torchrec.distributed.quant_state",
-        "torchrec.distributed.shards_wrapper",
         "torchrec.distributed.train_pipeline.gradient_accumulation",
         "torchrec.distributed.train_pipeline.pipeline_context",
         "torchrec.distributed.train_pipeline.pipeline_stage",

@@ -19,7 +19,6 @@ from torchrec.distributed.testing import assert_same_training
 from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
     ParameterSharding,
-    ShardingEnv,
     ShardingPlan,
 )
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
@@ -257,19 +256,6 @@ def test_a_collection_is_not_sharded_apart_from_its_map():
         ValueError, match="together with the ManagedCollisionEmbeddingBagCollection"
     ):
         DistributedModelParallel(model, plan=plan)
-
-
-def dtensors():
-    model = fused()
-    env = ShardingEnv(2, dist.get_rank(), dist.group.WORLD, output_dtensor=True)
-    DistributedModelParallel(
-        model, env=env, plan=plan_of(model, user=("row_wise",), item=("row_wise",))
-    )
-
-
-def test_kinds_of_output_that_are_not_there_are_refused():
-    for error in run(dtensors, 2):
-        assert "without `output_dtensor`" in str(error)
 
 
 def test_a_model_is_sharded_once():

@@ -37,8 +37,16 @@ SYNC_BUFFERS = (
     else "broadcast_buffers"
 )
 
+# Operators that tensors of our own answer: a cast or move, and what a `DTensor` gathers by.
+TO_COPY = torch.ops.aten._to_copy.default
+ALL_GATHER = torch.ops._c10d_functional.all_gather_into_tensor.default
+WAIT = torch.ops._c10d_functional.wait_tensor.default
+
 __all__ = [
+    "ALL_GATHER",
     "SYNC_BUFFERS",
+    "TO_COPY",
+    "WAIT",
     "EnumerableShardingSpec",
     "Shard",
     "ShardMetadata",
@@ -89,8 +97,8 @@ def offsets_of(tensor: DTensor) -> tuple[int, ...]:
 def keeps_sizes(function: object) -> bool:
     """Whether an operator does with the parts of a tensor what it does with the whole: copies and casts."""
     aten = torch.ops.aten
-    copies = (aten.clone, aten.empty_like, aten.zeros_like, aten._to_copy)
-    return any(function is operator.default for operator in copies)
+    copies = (aten.clone.default, aten.empty_like.default, aten.zeros_like.default, TO_COPY)
+    return any(function is operator for operator in copies)
 
 
 def leave_to_others(module: nn.Module, names: Iterable[str]) -> None:

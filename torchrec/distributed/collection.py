@@ -16,7 +16,7 @@ from torchrec.distributed.layout import Shard, check_supported, shards_of
 from torchrec.distributed.lookup import ShardedLookup, Step
 from torchrec.distributed.parts import load_block
 from torchrec.distributed.placement import Block, TablePlacement
-from torchrec.distributed.state import sharded_table, step_elsewhere
+from torchrec.distributed.state import as_dtensor, sharded_table, step_elsewhere
 from torchrec.distributed.table_store import ShardedTableStore
 from torchrec.distributed.types import (
     Awaitable,
@@ -87,10 +87,7 @@ class ShardedTables:
         self.dtype = module.output_dtype
         if isinstance(env, ShardingEnv2D):  # its ranks are those of one group, and know of no other
             env = ShardingEnv.from_process_group(env.sharding_pg)
-        if env.output_dtensor:
-            raise ValueError(
-                f"{_named(path)} should be given a ShardingEnv without `output_dtensor`. Received True."
-            )
+        self._mesh = env.device_mesh if env.output_dtensor else None
         self._shows_parts = env.process_group is not None
         self.world_size, self.rank = env.world_size, env.rank
         self.wire: Wire | None = None
@@ -359,7 +356,8 @@ class ShardedTables:
             return weight
         shape, placement = (config.num_rows, config.embedding_dim), self.placements[config.name]
         name = f"Table '{config.name}'"
-        return sharded_table(name, weight, shape, placement, self.rank, self.wire)
+        table = sharded_table(name, weight, shape, placement, self.rank, self.wire)
+        return table if self._mesh is None else as_dtensor(table, self._mesh)
 
     def load(self, config: BaseEmbeddingConfig, value: object) -> Tensor:
         """Load this rank's part of a table that was saved, and return it."""

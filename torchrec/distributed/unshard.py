@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from torchrec.distributed._private import placement_of
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -51,6 +52,11 @@ def unshard(model: DistributedModelParallel, rank: int | None = None) -> nn.Modu
             f"`rank` should be from 0 to {model.world_size - 1}, or None. Received {rank}."
         )
     _check_states(model)
+    if any(isinstance(value, DTensor) for value in model.state_dict().values()):
+        raise ValueError(
+            "`model` should have been sharded without `output_dtensor`, which has no way to bring parts "
+            "together. Received one that was sharded with it."
+        )
     weights = {name: _whole(value, rank, model) for name, value in model.state_dict().items()}
     optimizer, tables = model.fused_optimizer.state_dict(), model.state_dict()
     states = {

@@ -1,0 +1,126 @@
+"""Parts as the local tensors of DTensors: what is shown where the environment asks for these."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.tensor import DTensor
+
+from tests.distributed.four_tables import PLANS, Model, assert_same, plan_of, sharded, train, wholes
+from tests.distributed.test_state import results
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.shards_wrapper import LocalShardsWrapper
+from torchrec.distributed.types import ShardingEnv
+from torchrec.distributed.unshard import unshard
+
+pytestmark = [
+    pytest.mark.once,  # what ranks tell one another does not depend on the kernels
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # of torch.distributed.checkpoint
+]
+
+
+def with_dtensors(plan):
+    model = Model()
+    env = ShardingEnv(dist.get_world_size(), dist.get_rank(), dist.group.WORLD, output_dtensor=True)
+    return DistributedModelParallel(model, env=env, plan=plan_of(model, PLANS[plan]))
+
+
+def shown(plan, folder):
+    model, same = with_dtensors(plan), sharded(plan)
+    for each in (model, same):
+        train(each, 0, 1)
+    expected = wholes(same)
+    weights = {name: value for name, value in expected.items() if "/" not in name}
+    state = model.state_dict()
+    for name, value in state.items():
+        if name.startswith("over"):
+            continue
+        assert isinstance(value, DTensor)
+        assert value.shape == weights[name].shape
+        local, there = value.to_local(), same.state_dict()[name].local_shards()
+        assert isinstance(local, LocalShardsWrapper)
+        assert local.is_empty_shard() == (not there)
+        assert [list(each) for each in local.local_offsets()] == [
+            shard.metadata.shard_offsets for shard in there
+        ]
+        assert [list(each) for each in local.local_sizes()] == [
+            shard.metadata.shard_sizes for shard in there
+        ]
+        for mine, shard in zip(local.local_shards(), there, strict=True):
+            assert torch.equal(mine, shard.tensor)
+    # They save and load under another plan, into DTensors and into what is none.
+    dcp.save(state, checkpoint_id=folder)
+    for other in (with_dtensors("columns"), sharded("tables")):
+        wanted = other.state_dict()
+        dcp.load(wanted, checkpoint_id=folder)
+        other.load_state_dict(wanted)
+        dcp.save(other.state_dict(), checkpoint_id=f"{folder}/again")
+        model.load_state_dict(sharded(plan).state_dict())
+        wanted = model.state_dict()
+        dcp.load(wanted, checkpoint_id=f"{folder}/again")
+        model.load_state_dict(wanted)
+        found = sharded(plan)
+        found.load_state_dict(model.state_dict())
+        found = {name: value for name, value in wholes(found).items() if name in weights}
+        assert_same(found, weights)
+    with pytest.raises((TypeError, RuntimeError), match="Received"):
+        state["tables.embedding_bags.user.weight"].full_tensor()
+    with pytest.raises(ValueError, match="should have been sharded without `output_dtensor`"):
+        unshard(model)
+    copy.deepcopy(model).state_dict()
+
+
+@pytest.mark.parametrize("plan", ["rows", "many"])
+def test_states_are_dtensors_where_the_environment_asks_for_them(plan):
+    with tempfile.TemporaryDirectory() as folder:
+        results(shown, 2, plan, folder)
+
+
+def wrapper(fill=1.0):
+    parts = [torch.full((4, 2), fill), torch.full((4, 3), fill)]
+    return LocalShardsWrapper(parts, [(0, 0), (0, 6)])
+
+
+def test_what_keeps_sizes_is_done_with_each_part():
+    one = wrapper()
+    assert one.shape == (4, 5)
+    assert torch.equal(one.clone(), one)
+    assert not torch.equal(wrapper(2.0), one)
+    assert not torch.equal(LocalShardsWrapper(one.local_shards(), [(0, 0), (0, 7)]), one)
+    zeros = torch.zeros_like(one)
+    assert [float(part.sum()) for part in zeros.local_shards()] == [0.0, 0.0]
+    zeros.copy_(one)
+    assert torch.equal(zeros, one)
+    assert one.to(torch.float64).local_shards()[1].dtype == torch.float64
+    assert one.detach().local_shards()[0].data_ptr() == one.local_shards()[0].data_ptr()
+    assert torch.empty_like(one).local_offsets() == one.local_offsets()
+    assert one.new_empty((4, 5)).local_sizes() == one.local_sizes()
+    assert (one.device.type, one.is_meta, one.is_pinned()) == ("cpu", False, False)
+    assert one.requires_grad_().local_shards()[0].requires_grad
+    assert one.storage_metadata().size == torch.Size([4, 5])
+    empty = LocalShardsWrapper([], [])
+    assert (empty.is_empty_shard(), empty.device.type, tuple(empty.shape)) == (True, "meta", (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda one: one.sum(), "should be given the parts of a LocalShardsWrapper"),
+        (lambda one: one.copy_(torch.zeros(4, 5)), "Received Tensor"),
+        (lambda one: one.view(5, 4), r"`size` should be that of the parts, \(4, 5\)"),
+        (lambda one: one.new_empty(3), r"`size` should be that of the parts, \(4, 5\)"),
+        (
+            lambda one: LocalShardsWrapper(one.local_shards(), [(0, 0)]),
+            "one for each of the 2 shards",
+        ),
+    ],
+    ids=["sums", "copies of a tensor", "views", "new sizes", "offsets"],
+)
+def test_what_would_take_parts_for_the_whole_is_refused(act, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        act(wrapper())
