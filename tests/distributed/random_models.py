@@ -34,6 +34,13 @@ FEATURES = ("f0", "f1", "f2", "f3")
 # What a step does: train; train on two batches; leave gradients for a later one; a forward pass; one without gradients.
 MODES = ("step", "twice", "accumulate", "forward", "evaluate")
 UNUSED = "unused"
+POOLINGS = (
+    PoolingType.SUM,
+    PoolingType.MEAN,
+    PoolingType.SUM,
+    PoolingType.MEAN,
+    PoolingType.NONE,
+)
 
 
 @dataclass(frozen=True)
@@ -160,9 +167,7 @@ def tables(draw: Any, collection: str) -> Table:
         features=tuple(
             draw(st.lists(st.sampled_from(FEATURES), min_size=1, max_size=3, unique=True))
         ),
-        pooling=draw(st.sampled_from([PoolingType.SUM, PoolingType.MEAN]))
-        if pooled
-        else PoolingType.SUM,
+        pooling=draw(st.sampled_from(POOLINGS)) if pooled else PoolingType.SUM,
         data_type=draw(st.sampled_from(types)),
         policy=policy,
         hash_size=hash_size,
@@ -396,7 +401,12 @@ def batch(case: Case, phase: int, step: int, rank: int) -> KeyedJaggedTensor:
     for key in case.keys:
         distinct = int(numbers(1, size + 1, 1)) if case.variable and size else size
         inverse.append(numbers(0, max(distinct, 1), size))
-        lengths.append(numbers(0, 5, distinct))
+        single = any(
+            key in table.features and table.pooling == PoolingType.NONE for table in case.tables
+        )
+        lengths.append(
+            torch.ones(distinct, dtype=torch.int64) if single else numbers(0, 5, distinct)
+        )
         values.append(numbers(*_ids_of(case, key), int(lengths[-1].sum())))
     ids = torch.cat(values)
     weights = torch.rand(len(ids), generator=generator) + 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -129,6 +130,7 @@ def _receive(rank: int, connection: Connection, end: float, timeout: float) -> A
 
 
 def _serve(connection: Connection) -> None:
+    faulthandler.enable()
     torch.set_num_threads(1)
     # As tests have it: memory that nobody has written to shows.
     torch.use_deterministic_algorithms(True)

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from tests.distributed.ranks import run
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
@@ -15,7 +16,9 @@ from torchrec.distributed.sharding_plan import (
     column_wise,
     construct_module_sharding_plan,
     data_parallel,
+    row_wise,
 )
+from torchrec.distributed.testing import assert_same_training
 from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
@@ -111,3 +114,42 @@ def test_copies_of_tables_with_a_rule_of_their_own_are_refused(lr):
             "Table 'a' should have no `optimizer` where every rank has a copy (data_parallel), whose "
             "gradients are added up for an optimizer around the model; or be sharded otherwise. Received ADAM."
         )
+
+
+class TwoTables(nn.Module):
+    def __init__(self):
+        super().__init__()
+        options = {"optimizer": "rowwise_adagrad", "lr": 0.1}
+        self.tables = EmbeddingBagCollection(
+            [
+                EmbeddingBagConfig(9, 4, "columns", feature_names=["f"], **options),
+                EmbeddingBagConfig(9, 4, "rows", feature_names=["g"], **options),
+            ]
+        )
+
+    def forward(self, features):
+        return self.tables(features).values().square().sum()
+
+
+def beside_rows():
+    """Rank 0 looks up columns of one table and rows of another; rank 1 has columns only."""
+    torch.manual_seed(1)
+    model = TwoTables()
+    kinds = {
+        "columns": column_wise([0, 1]),
+        "rows": row_wise(sizes_placement=([5, 0, 4], "cpu")),
+    }
+    plan = construct_module_sharding_plan(model.tables, kinds, device_type="cpu")
+    batches = [
+        [
+            KeyedJaggedTensor.from_lists({"f": [[rank], [8]], "g": [[rank + step], [8]]})
+            for rank in range(3)
+        ]
+        for step in range(2)
+    ]
+    assert_same_training(model, ShardingPlan({"tables": plan}), batches)
+    return True
+
+
+def test_ranks_with_columns_agree_on_an_update_whatever_else_they_look_up():
+    assert run(beside_rows, 3, timeout=20) == [True] * 3

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.checks import require_type
+from torchrec.distributed.checks import check_batch
 from torchrec.distributed.coding import check_codecs
 from torchrec.distributed.exchange import LookupOptions
 from torchrec.distributed.initial import fill_block, reset_values
@@ -30,8 +31,8 @@ from torchrec.modules.collection import TableStore
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, ShardingType
 from torchrec.modules.stray_ids import add_counts
 from torchrec.modules.table_collection import TableCollection
-from torchrec.modules.tables import Tables, slots_of, table_spec_of
-from torchrec.ops.embedding import Ids, LookupSpec, choose_rows, new_table
+from torchrec.modules.tables import Tables
+from torchrec.ops.embedding import new_table
 from torchrec.ops.embedding.updates import RULES
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.embedding_optimizer import EmbeddingFusedOptimizer
@@ -154,18 +155,9 @@ class ShardedTables:
         return found
 
     def check_here(self, features: KeyedJaggedTensor) -> None:
-        """Refuse ids without a row in replicated tables, while all ranks can still be told."""
-        if self.wire is None or not self.here.configs:
-            return
-        slots, width = slots_of(self.here.configs, features.keys())
-        specs = [table_spec_of(config) for config in self.here.configs]
-        starts, sizes = features.offset_per_key(), features.length_per_key()
-        ids = Ids(
-            features.values(),
-            [starts[slot.key] for slot in slots],
-            [sizes[slot.key] for slot in slots],
-        )
-        choose_rows(LookupSpec(specs, slots, len(sizes), width), ids, features.offsets())
+        """Refuse what the look-up of replicated tables will refuse, while all ranks can still be told."""
+        if self.wire is not None and self.here.configs:
+            check_batch(self.here.configs, features)
 
     def block(self, config: BaseEmbeddingConfig) -> Block | None:
         """Return what this rank holds of a table; None: nothing."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrec.distributed.checks import check_single_ids
 from torchrec.distributed.distinct import distinct_rows
 from torchrec.distributed.exchange import Asked, Exchange, LookupOptions, Routed
 from torchrec.distributed.mean_squares import SplitTable
@@ -59,11 +60,13 @@ class _Input:
         spec: of the tables as a whole, to choose rows by.
         keys: position of the key of each slot.
         as_they_are: whether the slots are the keys, in their order.
+        single_ids: whether there is a slot of pooling NONE, whose bags have one id each.
     """
 
     spec: LookupSpec
     keys: list[int]
     as_they_are: bool
+    single_ids: bool
 
 
 @dataclass
@@ -233,7 +236,8 @@ class ShardedLookup:
             slots, width = slots_of(self.configs, keys)
             spec = LookupSpec([table_spec_of(c) for c in self.configs], slots, len(keys), width)
             found = [slot.key for slot in slots]
-            known = _Input(spec, found, found == list(range(len(keys))))
+            single_ids = any(slot.pooling == PoolingCode.NONE for slot in slots)
+            known = _Input(spec, found, found == list(range(len(keys))), single_ids)
             self._inputs[tuple(keys)] = known
         return known
 
@@ -268,6 +272,8 @@ class ShardedLookup:
         starts, sizes = features.offset_per_key(), features.length_per_key()
         counts = [sizes[key] for key in found.keys]
         rows, out_of_range = _choose(found, features, own is not None)
+        if found.single_ids:
+            check_single_ids(found.spec, features)
         lengths = self._lengths_of(features) if own is None else own.lengths
         weights = features.weights_or_none() if self._weighted else None
         if self._weighted and weights is None:
@@ -299,7 +305,8 @@ class ShardedLookup:
         variable = features.variable_stride_per_key()
         if features.inverse_indices_or_none() is None and (self._sequences or not variable):
             return features, None
-        if self._sequences or self._exact or features.inverse_indices_or_none() is None:
+        without = self._exact or found.single_ids or features.inverse_indices_or_none() is None
+        if self._sequences or without:
             return features.expand_inverse(), None
         own = own_batches(features, found.keys)
         return (features.expand_inverse() if own is None else features), own

@@ -465,7 +465,9 @@ class Tables:
     def _make_groups(
         self, spec: LookupSpec, requires_grad: Sequence[bool], lent: bool
     ) -> list[Group]:
-        asked = [t for t, required in enumerate(requires_grad) if required]
+        # Of input that lacks features, a table may be looked up by none: nothing comes to it then.
+        looked_up = {slot.table for slot in spec.slots}
+        asked = [t for t, required in enumerate(requires_grad) if required and t in looked_up]
         if not asked:
             return []
         if lent:  # the gradient is that of who lends them
