@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
-from torchrec.distributed._private import import_compiler
 from torchrec.distributed.data_parallel import (
     DataParallelWrapper,
     DefaultDataParallelWrapper,
@@ -121,8 +120,6 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
                 f"Received {model_tracker_configs!r}."
             )
         self._env = default_env() if env is None else env
-        if self._env.process_group is not None:
-            import_compiler()
         self.device = torch.device("cpu") if device is None else device
         self._sharders = get_default_sharders() if sharders is None else list(sharders)
         check_model(module, plan, self._sharders, self._all_ranks())

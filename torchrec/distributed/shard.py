@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from torchrec.distributed._private import import_compiler
 from torchrec.distributed.agreement import check_alike, description_of
 from torchrec.distributed.sharding_plan import (
     ParameterShardingGenerator,
@@ -239,6 +240,8 @@ def shard_by_plan(
     Raises:
         ValueError: if there is no module of such a path, or nobody to shard it.
     """
+    if env.process_group is not None:
+        import_compiler()
     for path, tables in plan.plan.items():
         try:
             target = module.get_submodule(path)
