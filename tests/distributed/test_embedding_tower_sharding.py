@@ -28,6 +28,12 @@ from torchrec.modules.embedding_tower import EmbeddingTower, EmbeddingTowerColle
 from torchrec.modules.feature_processor_ import PositionWeightedModuleCollection
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
+from torchrec.modules.mc_modules import (
+    LFU_EvictionPolicy,
+    ManagedCollisionCollection,
+    MCHManagedCollisionModule,
+)
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
 
@@ -201,3 +207,48 @@ def test_fused_collections_can_be_in_towers():
         FusedEmbeddingBagCollection(tables, torch.optim.SGD, {"lr": 0.1}), Over(4)
     )
     assert list(EmbeddingTowerSharder().shardable_parameters(tower)) == ["a"]
+
+
+class First(nn.Module):
+    """A layer over the first of what a managed collection returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, found):
+        return self.layer(found[0].values())
+
+
+def managed():
+    torch.manual_seed(2)
+    table = EmbeddingBagConfig(40, 4, "a", feature_names=["f1"], **FUSED)
+    maps = ManagedCollisionCollection(
+        {"a": MCHManagedCollisionModule(40, torch.device("cpu"), LFU_EvictionPolicy(), 2)}, [table]
+    )
+    return EmbeddingTower(
+        ManagedCollisionEmbeddingBagCollection(EmbeddingBagCollection([table]), maps), First()
+    )
+
+
+def over_maps(fails):
+    """One map on one rank: after enough batches every id has a row of its own."""
+    tower, rank = managed(), dist.get_rank()
+    plan = ShardingPlan({"": plan_of(tower, "table_wise", 2, SHARDERS[0])})
+    sharded = DistributedModelParallel(tower, plan=plan, sharders=SHARDERS)
+    features = batch({"f1": 9}, rank, 5)
+    if fails and rank:
+        features = batch({"g": 9}, rank, 5)
+    losses = []
+    for _ in range(12):
+        loss = sharded(features).square().mean()
+        loss.backward()
+        losses.append(float(loss))
+    return losses[-1] < 0.9 * losses[0]
+
+
+def test_managed_collections_can_be_in_towers():
+    assert run(over_maps, 2, False) == [True, True]
+    for error in run(over_maps, 2, True):
+        assert isinstance(error, ValueError)
+        assert "On rank 1" in str(error)

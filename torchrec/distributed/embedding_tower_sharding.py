@@ -127,7 +127,7 @@ class ShardedEmbeddingTower(
                 "`optional_features` should be None: tables take features without weights, or with. "
                 "Received some."
             )
-        return self.embedding.input_dist(ctx, features, error)
+        return self.embedding.input_dist(ctx, features, error=error)
 
     def compute(self, ctx: Multistreamable, dist_input: Any) -> Any:
         """Look up what all ranks have asked this one for."""

@@ -138,6 +138,7 @@ class BaseShardedManagedCollisionEmbeddingCollection(
         ctx: ManagedCollisionContext,
         features: KeyedJaggedTensor,
         mutate_miss_lengths: bool = True,
+        error: Exception | None = None,
     ) -> Awaitable[Awaitable[KJTList]]:
         """Send ids to the ranks that have their maps.
 
@@ -145,9 +146,10 @@ class BaseShardedManagedCollisionEmbeddingCollection(
             ctx: of the forward pass.
             features: of this rank's batch.
             mutate_miss_lengths: for maps that leave ids out: whether their lengths become 0.
+            error: what is wrong with the features already, if anything: all ranks raise it.
         """
         return self._managed_collision_collection.input_dist(
-            ctx.maps, features, mutate_miss_lengths=mutate_miss_lengths
+            ctx.maps, features, mutate_miss_lengths=mutate_miss_lengths, error=error
         )
 
     def compute(self, ctx: ManagedCollisionContext, dist_input: KJTList) -> list[Tensor]:

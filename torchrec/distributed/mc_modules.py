@@ -239,6 +239,7 @@ class ShardedManagedCollisionCollection(
         features: KeyedJaggedTensor,
         skip_permute: bool = False,
         mutate_miss_lengths: bool = True,
+        error: Exception | None = None,
     ) -> Awaitable[Awaitable[KJTList]]:
         """Send ids to the ranks that have their maps.
 
@@ -247,13 +248,15 @@ class ShardedManagedCollisionCollection(
             features: of this rank's batch: of all tables, and possibly others, which stay as they are.
             skip_permute: without effect: keys may come in any order.
             mutate_miss_lengths: for maps that leave ids out: whether their lengths become 0.
+            error: what is wrong with the features already, if anything: all ranks raise it.
 
         Returns:
             For each map of this rank, the ids of all ranks: a bag for each rank.
         """
-        error: Exception | None = None
         question: MapQuestion | None = None
         try:
+            if error is not None:
+                raise error
             question = self._exchange.question(self._features.ids_by_key(features))
             ctx.features, ctx.question = features, question
             ctx.mutate_miss_lengths = mutate_miss_lengths
