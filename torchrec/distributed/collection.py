@@ -12,6 +12,7 @@ from torchrec.checks import require_type
 from torchrec.distributed.checks import check_batch
 from torchrec.distributed.coding import check_codecs
 from torchrec.distributed.exchange import LookupOptions
+from torchrec.distributed.fused_params import optimizer_of
 from torchrec.distributed.initial import fill_block, reset_values
 from torchrec.distributed.layout import Shard, check_supported, shards_of
 from torchrec.distributed.lookup import ShardedLookup, Step
@@ -36,8 +37,11 @@ from torchrec.ops.embedding import new_table
 from torchrec.ops.embedding.updates import RULES
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.embedding_optimizer import EmbeddingFusedOptimizer
-from torchrec.optim.fusable import optimizer_class_of
 from torchrec.optim.keyed import KeyedOptimizer
+from torchrec.optim.marks import (
+    has_torchs_optimizer_in_backward,
+    pass_on_torchs_optimizer_in_backward,
+)
 from torchrec.optim.owners import owner_of
 from torchrec.optim.table_update import TableUpdate
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -197,6 +201,7 @@ class ShardedTables:
         for name, source in sources.items():
             owner = owner_of(source)
             own = isinstance(owner, TableUpdate) and owner.rule is not None
+            own = own or has_torchs_optimizer_in_backward(source)
             if not own and not self.is_replicated(name) and isinstance(source, nn.Parameter):
                 apply_optimizer_in_backward(optimizer, [source], options)
 
@@ -223,8 +228,11 @@ class ShardedTables:
         """Train a part as the table was trained: by the same rule, with its part of the state."""
         former, weight = owner_of(source), self._parts[config.name].weight
         block = self.block(config)
-        if not isinstance(former, TableUpdate) or self.is_replicated(config.name):
+        if self.is_replicated(config.name):
             return  # ranks have to add the gradients of a replica up
+        pass_on_torchs_optimizer_in_backward(source, weight)
+        if not isinstance(former, TableUpdate):
+            return
         if block is None:
             # No optimizer should take the part that is not here, and all ranks know its rule.
             self._elsewhere[config.name] = TableUpdate(config.name, former.rule)
@@ -358,28 +366,6 @@ class ShardedTables:
             shape = config.num_rows, config.embedding_dim
             load_block(config.name, block, weight.detach(), value, shape)
         return weight
-
-
-def optimizer_of(
-    fused_params: Mapping[str, Any],
-) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """Return the class and arguments of the optimizer that ``fused_params`` name.
-
-    Args:
-        fused_params: ``"optimizer"`` (default SGD), ``"learning_rate"``, ``"beta1"`` and ``"beta2"``, and other
-            hyper-parameters under their names.
-
-    Example:
-        >>> optimizer_of({"optimizer": "adam", "learning_rate": 0.1, "beta1": 0.8, "beta2": 0.9})
-        (<class 'torchrec.optim.optimizers.Adam'>, {'lr': 0.1, 'betas': (0.8, 0.9)})
-    """
-    options = dict(fused_params)
-    optimizer = optimizer_class_of(options.pop("optimizer", "exact_sgd"))
-    if "learning_rate" in options:
-        options["lr"] = options.pop("learning_rate")
-    if "beta1" in options or "beta2" in options:
-        options["betas"] = options.pop("beta1", 0.9), options.pop("beta2", 0.999)
-    return optimizer, options
 
 
 def append_prefix(prefix: str, name: str) -> str:

@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from torchrec.distributed.collection import optimizer_of
 from torchrec.distributed.embedding_types import (
     BaseEmbeddingLookup,
     EmbeddingComputeKernel,
     GroupedEmbeddingConfig,
 )
+from torchrec.distributed.fused_params import optimizer_of
 from torchrec.distributed.types import LazyAwaitable, ShardingEnv, ShardingType
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
