@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from tests.distributed.four_tables import (
     Model,
@@ -19,9 +20,16 @@ from tests.distributed.four_tables import (
     wholes,
 )
 from tests.distributed.test_state import results, state_of
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.checkpoint import ShardedCheckpoints
 from torchrec.distributed.unshard import unshard
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
+from torchrec.modules.mc_modules import (
+    LFU_EvictionPolicy,
+    ManagedCollisionCollection,
+    MCHManagedCollisionModule,
+)
 from torchrec.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
@@ -153,3 +161,42 @@ def counted():
 
 def test_states_are_shown_and_loaded_without_an_exchange():
     results(counted, 2)
+
+
+class Managed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        table = EmbeddingBagConfig(
+            10, 4, "t", feature_names=["f"], optimizer="rowwise_adagrad", lr=0.1
+        )
+        module = MCHManagedCollisionModule(10, torch.device("cpu"), LFU_EvictionPolicy(), 2)
+        self.inside = ManagedCollisionEmbeddingBagCollection(
+            EmbeddingBagCollection([table]), ManagedCollisionCollection({"t": module}, [table])
+        )
+        self.over = nn.Linear(4, 1)
+
+    def forward(self, features):
+        return self.over(self.inside(features)[0].values()).square().mean()
+
+
+def managed(folder):
+    """Maps of ids go with their tables: into checkpoints, and back to one process."""
+    torch.manual_seed(0)
+    model = DistributedModelParallel(Managed())
+    for step in range(3):
+        ids = [[100 + step, 7 + model.rank], [5]]
+        model(KeyedJaggedTensor.from_lists({"f": ids})).backward()
+    checkpoints = ShardedCheckpoints(folder)
+    checkpoints.save(1, state_of(model))
+    other = DistributedModelParallel(Managed())
+    state = checkpoints.load(1, state_of(other))
+    other.load_state_dict(state["model"])
+    other.fused_optimizer.load_state_dict(state["optimizer"])
+    known = KeyedJaggedTensor.from_lists({"f": [[100, 7], [5, 102]]})
+    losses = [float(each.eval()(known)) for each in (model, other, unshard(model))]
+    assert losses[1:] == losses[:1] * 2
+
+
+def test_maps_of_ids_go_with_their_tables():
+    with tempfile.TemporaryDirectory() as folder:
+        results(managed, 2, folder)

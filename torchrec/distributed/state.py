@@ -139,6 +139,26 @@ class ShardedTable(Tensor):
             _region(whole, known).copy_(part)
         return whole
 
+    def shared_number(self, value: Tensor) -> Tensor:
+        """Return a number that the ranks with parts have alike, a step count say, on all; all ranks call this.
+
+        Args:
+            value: the number; without effect on a rank that has no part.
+        """
+        if self._wire is None:
+            return value.clone()
+        holders = (
+            placement_of(known)[0]
+            for known in self._metadata.shards_metadata
+            if all(known.shard_sizes)
+        )
+        holder = next(holders)
+        told = torch.zeros((), dtype=value.dtype)
+        if self._wire.rank == holder:
+            told.copy_(value)
+        dist.broadcast(told, group=self._wire.group, group_src=holder)
+        return told
+
     def _tensor_at(self, known: ShardMetadata) -> Tensor:
         return self.__get_tensor_shard__(MetadataIndex("", torch.Size(known.shard_offsets)))
 

@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from torchrec.distributed._private import placement_of
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.shard import outermost
 from torchrec.distributed.state import ShardedTable
@@ -61,7 +59,7 @@ def unshard(model: DistributedModelParallel, rank: int | None = None) -> nn.Modu
     optimizer, tables = model.fused_optimizer.state_dict(), model.state_dict()
     states = {
         name: {
-            key: _step(value, tables[name], model) if key == "step" else _whole(value, rank, model)
+            key: _step(value, tables[name]) if key == "step" else _whole(value, rank, model)
             for key, value in values.items()
         }
         for name, values in optimizer["state"].items()
@@ -105,17 +103,9 @@ def _whole(value: Any, rank: int | None, model: DistributedModelParallel) -> Any
     return whole
 
 
-def _step(step: Tensor, table: Any, model: DistributedModelParallel) -> Tensor:
+def _step(step: Tensor, table: Any) -> Tensor:
     """Return the step count of a table, from a rank that has some of it."""
-    if not isinstance(table, ShardedTable) or model.world_size == 1:
-        return step.clone()
-    holders = (
-        placement_of(known) for known in table.metadata().shards_metadata if all(known.shard_sizes)
-    )
-    holder, _ = next(holders)
-    told = step.clone() if model.rank == holder else torch.zeros((), dtype=step.dtype)
-    dist.broadcast(told, group=model.process_group, group_src=holder)
-    return told
+    return table.shared_number(step) if isinstance(table, ShardedTable) else step.clone()
 
 
 def _plain_of(model: DistributedModelParallel) -> nn.Module:
