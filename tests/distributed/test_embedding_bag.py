@@ -13,9 +13,11 @@ from tests.distributed.plans import plan_of
 from tests.distributed.ranks import run
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embeddingbag import EmbeddingBagSharder, ShardedEmbeddingBag
+from torchrec.distributed.optimizer import ShardedOptimizer
 from torchrec.distributed.testing import assert_same_training
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim import Adam, RowWiseAdagrad, apply_optimizer_in_backward
+from torchrec.optim.keyed import KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
@@ -178,3 +180,21 @@ def test_fused_params():
     assert torch.equal(before[1] - 1.0, bag.weight[1])
     assert torch.equal(before[0], bag.weight[0])
     assert bag.weight.grad is None
+
+
+def state_around():
+    """The state of an optimizer around a bag is shown as a whole, of which this rank has some rows."""
+    model = Model(mode="sum")
+    plan = plan_of(model.bag, "row_wise", dist.get_world_size(), SHARDER)
+    sharded = DistributedModelParallel(model, plan=ShardingPlan({"bag": plan}), sharders=[SHARDER])
+    named = dict(sharded.named_parameters())
+    inside = KeyedOptimizerWrapper(named, lambda params: torch.optim.Adam(params, lr=0.1))
+    optimizer = ShardedOptimizer(inside, sharded)
+    sharded(batch(dist.get_rank(), 0)).backward()
+    optimizer.step()
+    shown = optimizer.state_dict()["state"]["bag.weight"]["exp_avg"]
+    return tuple(shown.shape), [tuple(s.tensor.shape) for s in shown.local_shards()]
+
+
+def test_an_optimizer_around_a_bag_shows_its_state_as_a_whole():
+    assert run(state_around, 2) == [((11, 6), [(6, 6)]), ((11, 6), [(5, 6)])]

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from tests.distributed.ranks import run
 from torchrec import KeyedJaggedTensor
@@ -22,6 +23,7 @@ from torchrec.distributed.types import (
     ObjectPoolShardingPlan,
     ObjectPoolShardingType,
     ShardingEnv,
+    ShardingEnv2D,
     ShardingPlan,
 )
 from torchrec.modules.keyed_jagged_tensor_pool import KeyedJaggedTensorPool
@@ -229,6 +231,18 @@ def test_plans_that_are_not_supported_and_plans_of_tables_are_refused():
         TypeError, match=r"'pool' should be an ObjectPoolShardingPlan\. Received Emb"
     ):
         DistributedModelParallel(Model(), plan=plans, sharders=[TensorPoolSharder()])
+
+
+def in_groups():
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    groups = mesh.get_group("shard"), mesh.get_group("replicate"), dist.group.WORLD
+    TensorPoolSharder().shard(TensorPool(5, 3, torch.float32), plan(), ShardingEnv2D(*groups, mesh))
+
+
+def test_groups_of_ranks_are_refused():
+    for error in run(in_groups, 2):
+        assert isinstance(error, ValueError)
+        assert "ranks of one dimension" in str(error)
 
 
 def test_one_rank_and_planners():

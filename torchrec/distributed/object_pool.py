@@ -28,6 +28,7 @@ from torchrec.distributed.types import (
     ObjectPoolShardingType,
     ShardedModule,
     ShardingEnv,
+    ShardingEnv2D,
 )
 from torchrec.distributed.wire import Wire
 from torchrec.modules.object_pool import ObjectPool
@@ -78,7 +79,7 @@ class ShardedObjectPool(
         device: where this rank has its rows. Default: the CPU.
 
     Raises:
-        ValueError: for a plan that is not supported.
+        ValueError: for a plan, or ranks, that are not supported.
     """
 
     def __init__(
@@ -90,6 +91,11 @@ class ShardedObjectPool(
     ) -> None:
         super().__init__()
         _check_plan(sharding_plan)
+        if isinstance(env, ShardingEnv2D):
+            raise ValueError(
+                "A pool should be given ranks of one dimension: groups of ranks would not hear of each other's "
+                "updates. Received a ShardingEnv2D."
+            )
         self._rank, self._world_size = env.rank, env.world_size
         self._size = next(iter(states.values())).shape[0]
         replicated = sharding_plan.sharding_type is ObjectPoolShardingType.REPLICATED_ROW_WISE

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from torchrec.distributed.collection import ShardedTableCollection, ShardedTables
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBag
 from torchrec.optim.keyed import KeyedOptimizer
 
 __all__ = ["ShardedOptimizer"]
@@ -142,9 +143,16 @@ class _Live(dict[str, Any]):
 def _table_of(param: Tensor, model: nn.Module) -> list[tuple[ShardedTables, str]]:
     """Return the sharded tables that a parameter is a part of, and its name there: one or none."""
     return [
-        (module.tables, config.name)
-        for module in model.modules()
-        if isinstance(module, ShardedTableCollection)
-        for config in module.tables.configs
-        if module.tables.parts.get_submodule(config.name).weight is param
+        (tables, config.name)
+        for tables in _tables_in(model)
+        for config in tables.configs
+        if tables.parts.get_submodule(config.name).weight is param
     ][:1]
+
+
+def _tables_in(model: nn.Module) -> Iterator[ShardedTables]:
+    for module in model.modules():
+        if isinstance(module, ShardedTableCollection):
+            yield module.tables
+        elif isinstance(module, ShardedEmbeddingBag):
+            yield module.collection.tables
