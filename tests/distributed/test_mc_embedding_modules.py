@@ -233,7 +233,11 @@ def train(plain, module, steps=5, weighted=False, eval_last=True):
                 if param.grad is not None:
                     param.data -= 0.1 * param.grad
         same_maps(plain, module)
-        evicted += sum(each.evicted for each in plain.stats().values())
+        done = plain.stats()
+        for table, each in module.stats().items():
+            if table in done and each.rows == done[table].rows:  # all of it is here
+                assert each == done[table]
+        evicted += sum(each.evicted for each in done.values())
     same_tables(plain, module)
     return evicted
 

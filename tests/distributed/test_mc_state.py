@@ -12,6 +12,7 @@ import torch.distributed.checkpoint as dcp
 from tests.distributed.ranks import run
 from tests.distributed.test_collections import loss
 from tests.distributed.test_mc_embedding_modules import TABLES, batch, make, maps, shard
+from torchrec.distributed.checkpoint import ShardedCheckpoints
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 from torchrec.modules.mc_modules import (
     DistanceLFU_EvictionPolicy,
@@ -100,9 +101,12 @@ def state_of(module):
     }
 
 
-def load(module, folder):
+def load(module, folder, ours=False):
     state = state_of(module)
-    dcp.load(state, checkpoint_id=folder)
+    if ours:
+        state = ShardedCheckpoints(f"{folder}/ours").load(3, state)
+    else:
+        dcp.load(state, checkpoint_id=folder)
     module.load_state_dict(state["model"])
     optimizer = module._embedding_module.fused_optimizer
     fitted = module.fit_optimizer_state({"state": state["optimizer"]})
@@ -115,6 +119,7 @@ def save(kind, folder):
     for number in range(3):
         step(module, number, rank)
     dcp.save(state_of(module), checkpoint_id=folder)
+    ShardedCheckpoints(f"{folder}/ours").save(3, state_of(module))
     before = by_id(module)
     # A run that is taken up goes on as one that never stopped.
     resumed = load(shard(model(), kind), folder)
@@ -128,6 +133,7 @@ def save(kind, folder):
 def take_up(kind, folder):
     module = load(shard(model(), kind), folder)
     found = by_id(module)
+    assert by_id(load(shard(model(), kind), folder, ours=True)) == found
     for number in range(3, 5):
         step(module, number, dist.get_rank())
     after = by_id(module)

@@ -35,6 +35,7 @@ from torchrec.modules.mc_embedding_modules import (
     ManagedCollisionEmbeddingBagCollection,
     ManagedCollisionEmbeddingCollection,
 )
+from torchrec.modules.mc_modules import ManagedCollisionStats
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Multistreamable
 
@@ -175,6 +176,14 @@ class BaseShardedManagedCollisionEmbeddingCollection(
         """
         rows = LazyFeatures(ctx.rows) if self._return_remapped_features else None
         return self._embedding_module.output_dist(ctx.tables, output), rows
+
+    def stats(self, reset: bool = True) -> dict[str, ManagedCollisionStats]:
+        """Return, for each table that this rank has a map of, how full it is and what it has done.
+
+        Args:
+            reset: start to count anew.
+        """
+        return self._managed_collision_collection.stats(reset)
 
     # State that was saved where maps were divided otherwise.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -28,8 +29,8 @@ from torchrec.distributed.types import (
 from torchrec.distributed.wire import Wire
 from torchrec.modules.collision.divided_state import Strays
 from torchrec.modules.collision.features import with_values
-from torchrec.modules.collision.interface import JaggedDict, ManagedCollisionModule
-from torchrec.modules.mc_modules import ManagedCollisionCollection
+from torchrec.modules.collision.interface import FindsRows, JaggedDict, ManagedCollisionModule
+from torchrec.modules.mc_modules import ManagedCollisionCollection, ManagedCollisionStats
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Multistreamable
 
@@ -186,8 +187,7 @@ class ShardedManagedCollisionCollection(
         return table if part is first else f"{table}@{part.rows.start}"
 
     def _parts(self, table: str) -> list[MapPart]:
-        (layout,) = (each for each in self._exchange.layouts if table in each.tables)
-        return layout.parts
+        return next(each.parts for each in self._exchange.layouts if table in each.tables)
 
     def _map_of(self, part: MapPart) -> ManagedCollisionModule:
         table = self._exchange.layout_of[part.number].tables[0]
@@ -349,8 +349,11 @@ class ShardedManagedCollisionCollection(
             del state[name]
         for saved in self._saved:
             shown = saved.show(self._mine(saved), self._exchange.wire)
-            for table in saved.layout.tables:
-                state.update({f"{prefix}{table}.{name}": value for name, value in shown.items()})
+            first, *others = saved.layout.tables
+            state.update({f"{prefix}{first}.{name}": value for name, value in shown.items()})
+            for table in others:  # writers of files want memory of its own for each name
+                copied = {f"{prefix}{table}.{n}": copy.deepcopy(v) for n, v in shown.items()}
+                state.update(copied)
 
     def take_parts(self, state: dict[str, Any], prefix: str) -> None:
         """Replace whole maps that are loaded by this rank's parts.
@@ -404,9 +407,7 @@ class ShardedManagedCollisionCollection(
             return
         self._exchange.wire.agree(self._load_error)
         divided = [saved for saved in self._saved if saved.moves_rows]
-        modules: dict[int, Any] = {
-            part.number: module for saved in divided for part, module in self._mine(saved)
-        }
+        modules: dict[int, Any] = {p.number: m for each in divided for p, m in self._mine(each)}
         strays, self._strays = self._strays, {}
         for saved, moves in zip(
             divided, settle(divided, strays, modules, self._exchange.wire), strict=True
@@ -435,6 +436,18 @@ class ShardedManagedCollisionCollection(
             ).sum(0)
             for table, maps in self.maps().items()
         }
+
+    def stats(self, reset: bool = True) -> dict[str, ManagedCollisionStats]:
+        """Return, for each table that this rank has a map of, how full it is and what it has done; see `FindsRows`.
+
+        Args:
+            reset: start to count anew.
+        """
+        maps = self.maps()
+        each = {id(m): m for parts in maps.values() for m in parts if isinstance(m, FindsRows)}
+        found = {number: module.stats(reset) for number, module in each.items()}
+        stats = {t: [found[id(m)] for m in p if id(m) in found] for t, p in maps.items()}
+        return {t: ManagedCollisionStats.of_parts(known) for t, known in stats.items() if known}
 
     def get_lookup_value(
         self, table: str, features: KeyedJaggedTensor, write_weights: Tensor | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
 
 
 @dataclass
@@ -44,6 +45,11 @@ class ManagedCollisionStats:
     evicted: int
     admitted: int
     rejected: int
+
+    @staticmethod
+    def of_parts(parts: Iterable[ManagedCollisionStats]) -> ManagedCollisionStats:
+        """Return the numbers of several maps as those of one."""
+        return ManagedCollisionStats(*map(sum, zip(*map(astuple, parts), strict=True)))
 
     @property
     def occupancy(self) -> float:
