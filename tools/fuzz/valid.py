@@ -350,18 +350,18 @@ def blocks(random: Random) -> Arguments:
     """Columns of some matrices, written once or added to one another."""
     rows, outputs = random.randint(0, 3), random.randint(1, 2)
     widths = [random.randint(1, 4) for _ in range(random.randint(1, 3))]
-    inputs = [torch.randn(rows, width) for width in widths]
+    inputs = [numbers(random, rows, width) for width in widths]
     column = random.randint(1, min(widths))
-    numbers: list[int] = []
+    flat: list[int] = []
     for output in range(outputs):
         for i in range(random.randint(1, 3)):
             source = random.randrange(len(inputs))
             first = random.randint(0, widths[source] - column)
             kind = random.randint(0, 1) + (2 if i else 0)
-            numbers += [source, first if rows else 0, widths[source], output, 0, column]
-            numbers += [rows, column, kind]
-    written = [torch.randn(rows * column) for _ in range(outputs)]
-    return [written, inputs, numbers, random.randint(1, 3)]
+            flat += [source, first if rows else 0, widths[source], output, 0, column]
+            flat += [rows, column, kind]
+    written = [numbers(random, rows * column) for _ in range(outputs)]
+    return [written, inputs, flat, random.randint(1, 3)]
 
 
 def numbers_by_row(random: Random) -> tuple[list[torch.Tensor], torch.Tensor, list[int]]:
@@ -373,7 +373,7 @@ def numbers_by_row(random: Random) -> tuple[list[torch.Tensor], torch.Tensor, li
         table, count = random.randrange(len(sizes)), random.randint(0, 4)
         slots += [table, len(rows), count]
         rows += [random.randrange(sizes[table]) for _ in range(count)]
-    return [torch.randn(size) for size in sizes], integers(random, rows), slots
+    return [numbers(random, size) for size in sizes], integers(random, rows), slots
 
 
 def taken(random: Random) -> Arguments:

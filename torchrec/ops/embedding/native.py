@@ -192,12 +192,14 @@ def embedding_bag_sparse_grad(grad: Tensor, weights: Sequence[Tensor], *bags: An
         return reference.embedding_bag_sparse_grad(grad, weights, *bags)
     input = _pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
     size = reference.batch_size(values, offsets, num_keys)
-    ends = offsets[::size].tolist() if size else [0] * (num_keys + 1)
+    ends = (
+        offsets[::size].tolist() if size else []
+    )  # none: as many zeros as `num_keys` says may not fit the memory
     specs, slots = read_spec(spec)
     most = [0] * len(specs)
     for slot in slots:
         reference.check_key(slot.key, num_keys)
-        most[slot.table] += max(0, ends[slot.key + 1] - ends[slot.key])
+        most[slot.table] += max(0, ends[slot.key + 1] - ends[slot.key]) if ends else 0
     return _sparse_grad(tables, weights, input, most)
 
 

@@ -45,9 +45,9 @@ def copy_blocks_(
 ) -> None:
     """See ``reference.copy_blocks_``."""
     check_blocks(outputs, inputs, blocks, divisor)
-    if not outputs:
-        return
-    computes = outputs[0].dtype is not torch.float32 and any(blocks[8 :: len(BLOCK)])
+    computes = not outputs or (
+        outputs[0].dtype is not torch.float32 and any(blocks[8 :: len(BLOCK)])
+    )
     if computes or any(tensor.is_neg() for tensor in (*outputs, *inputs)):
         return reference.copy_blocks_(outputs, inputs, blocks, divisor)
     kept = [tensor.contiguous() for tensor in inputs]

@@ -14,7 +14,7 @@ from torchrec.ops.routing import native, reference
 def _fake_route(
     rows: Tensor, lengths: Tensor, counts: list[int], bands: list[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    size = rows.shape[0]
+    size = rows.numel()
     shape = len(bands) // 4, lengths.shape[1]
     return (
         rows.new_empty(size, dtype=torch.int32),
