@@ -9,8 +9,20 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.distributed.ranks import run
 from tests.distributed.test_model_parallel import batch, fused, plan_of, whole_parts
-from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
+from torchrec import (
+    EmbeddingBagCollection,
+    EmbeddingBagConfig,
+    EmbeddingCollection,
+    EmbeddingConfig,
+    KeyedJaggedTensor,
+)
 from torchrec.distributed import DistributedModelParallel
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
+from torchrec.modules.mc_modules import (
+    LFU_EvictionPolicy,
+    ManagedCollisionCollection,
+    MCHManagedCollisionModule,
+)
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
 
@@ -87,4 +99,26 @@ def test_sequences_come_as_values_to_a_graph():
 
     features = KeyedJaggedTensor.from_lists({"f": [[1, 2], [9]]})
     assert torch.equal(scores(features), sharded(features)["f"].values().sum(1))
+    assert counter.frame_count == 1
+
+
+# The compiler asks each tensor that comes into a graph for its gradient.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_collections_behind_maps_come_as_values_to_a_graph():
+    torch._dynamo.reset()
+    table = EmbeddingBagConfig(10, 4, "t", feature_names=["f"])
+    policy = LFU_EvictionPolicy()
+    maps = {"t": MCHManagedCollisionModule(10, torch.device("cpu"), policy, 2)}
+    managed = ManagedCollisionEmbeddingBagCollection(
+        EmbeddingBagCollection([table]), ManagedCollisionCollection(maps, [table])
+    )
+    sharded = DistributedModelParallel(nn.Sequential(managed)).eval()
+    counter = CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(backend=counter)
+    def scores(features):
+        return sharded(features)[0].values().sum(1)
+
+    features = KeyedJaggedTensor.from_lists({"f": [[100, 2], [900]]})
+    assert torch.equal(scores(features), sharded(features)[0].values().sum(1))
     assert counter.frame_count == 1

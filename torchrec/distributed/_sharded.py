@@ -18,7 +18,7 @@ from torchrec.distributed._plan import (
     ModuleShardingPlan,
     ShardingPlan,
 )
-from torchrec.distributed._private import not_compiled
+from torchrec.distributed._private import map_leaves, not_compiled
 from torchrec.modules.embedding_configs import ShardingType
 from torchrec.streamable import Multistreamable
 from torchrec.types import ModuleNoCopyMixin
@@ -101,18 +101,22 @@ class ShardedModule(ABC, nn.Module, Generic[CompIn, DistOut, Out, ShrdCtx], Modu
             what the module would have returned, which is waited for when it is first used.
         """
         if torch.compiler.is_compiling():
-            return self._forward_eagerly(*input, **kwargs)
+            waited: LazyAwaitable[Out] = self._forward_eagerly(*input, **kwargs)
+            return waited
         ctx = self.create_context()
         dist_input = self.input_dist(ctx, *input, **kwargs).wait().wait()
         return self.compute_and_output_dist(ctx, dist_input)
 
     @not_compiled
-    def _forward_eagerly(self, *input: Any, **kwargs: Any) -> LazyAwaitable[Out]:
+    def _forward_eagerly(self, *input: Any, **kwargs: Any) -> Any:
         """Run the four steps between two graphs, and wait: graphs know no values that are on their way.
 
         Sizes of what is sent are numbers of one step, so that a graph would break at each of them.
         """
-        return self.forward(*input, **kwargs).wait()  # type: ignore[return-value]
+        return map_leaves(
+            lambda leaf: leaf.wait() if isinstance(leaf, Awaitable) else leaf,
+            self.forward(*input, **kwargs),
+        )
 
     def update(self, ctx: ShrdCtx, dist_input: CompIn) -> None:
         """Write rows. Default: refused."""
