@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from torch.distributed.checkpoint.storage import WriteResult
 
+from torchrec.distributed.wire import Wire
 from torchrec.files import (
     check_files,
     clear_remains,
@@ -140,14 +141,16 @@ class ShardedCheckpoints:
         if keep < 1:
             raise ValueError(f"`keep` should be at least 1. Received {keep}.")
         self.folder, self.keep = Path(folder), keep
-        self._group: dist.ProcessGroup | None = None
-        self._rank, self._alone = 0, True
+        self._wire: Wire | None = None
         if dist.is_available() and dist.is_initialized():
             ranks = dist.get_process_group_ranks(process_group or dist.group.WORLD)
-            self._group = dist.new_group(ranks, backend="gloo")
-            self._rank, self._alone = dist.get_rank(self._group), False
+            self._wire = Wire(dist.new_group(ranks, backend="gloo"))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[Path] | None = None
+
+    @property
+    def _group(self) -> dist.ProcessGroup | None:
+        return None if self._wire is None else self._wire.group
 
     def steps(self) -> list[int]:
         """Return the steps that there are checkpoints of, in order."""
@@ -226,7 +229,7 @@ class ShardedCheckpoints:
                 dict(tensors),
                 storage_reader=HuggingFaceStorageReader(str(path)),
                 process_group=self._group,
-                no_dist=self._alone,
+                no_dist=self._wire is None,
             )
         unread = torch.empty(0, device="meta")
         rest = join_state(saved, dict.fromkeys(known, unread))
@@ -250,7 +253,7 @@ class ShardedCheckpoints:
                     dict(tensors),
                     storage_writer=SafetensorsWriter(beside),
                     process_group=self._group,
-                    no_dist=self._alone,
+                    no_dist=self._wire is None,
                 )
             self._told(lambda: (beside / _STATE).write_text(text, "utf-8"))
             self._told(stack.close)  # all ranks have written: it gets its name
@@ -259,9 +262,9 @@ class ShardedCheckpoints:
 
     def _check_alike(self, tensors: Mapping[str, Tensor]) -> None:
         """Refuse parts under one name, of which only one would be written: those of a rank's optimizer, say."""
-        if self._alone:
+        if self._wire is None:
             return
-        told: list[dict[str, tuple[int, ...]]] = [{}] * dist.get_world_size(self._group)
+        told: list[dict[str, tuple[int, ...]]] = [{}] * self._wire.world_size
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         dist.all_gather_object(told, shapes, self._group)
         for name in sorted(set[str]().union(*told)):
@@ -305,7 +308,7 @@ class ShardedCheckpoints:
     def _plainly(self, kind: type[Exception], what: str) -> Iterator[None]:
         """Turn what torch.distributed.checkpoint raises on all ranks, no Exception, into one."""
         with warnings.catch_warnings():
-            if self._alone:  # it says that there is one process, even if told so
+            if self._wire is None:  # it says that there is one process, even if told so
                 warnings.filterwarnings(
                     "ignore", message="torch.distributed is", category=UserWarning
                 )
@@ -320,13 +323,13 @@ class ShardedCheckpoints:
     def _told(self, act: Callable[[], T]) -> T:
         """Do something on the first rank, and return on all ranks what came of it, or raise its error."""
         outcome: list[Any] = [None, None]
-        if self._rank == 0:
+        if self._wire is None or self._wire.rank == 0:
             try:
                 outcome[0] = act()
             except Exception as error:
                 outcome[1] = error
-        if not self._alone:
-            dist.broadcast_object_list(outcome, group=self._group, group_src=0)
+        if self._wire is not None:
+            outcome = self._wire.share(outcome, 0)
         if outcome[1] is not None:
             raise outcome[1]
         result: T = outcome[0]
