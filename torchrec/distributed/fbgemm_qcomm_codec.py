@@ -1,13 +1,15 @@
 """Fewer bits on the wire: in which precision vectors and their gradients travel between ranks.
 
-| precision | bytes of a vector of D columns | error of an element x, of a vector whose largest is m |
-|---|---|---|
-| FP32 | 4 D | none |
-| FP16 | 2 D | up to 2^-11 of x, or 2^-25; beyond 65504 it is infinite |
-| BF16 | 2 D | up to 2^-8 of x |
-| FP8, 4 bits of exponent | D + 4 | up to 2^-4 of x, or m / 448 * 2^-10 |
-| FP8, 5 bits of exponent | D + 4 | up to 2^-3 of x, or m / 57344 * 2^-17 |
-| INT8 | D + 4 | up to m / 254 |
+=======================  ==============================  =======================================================
+precision                bytes of a vector of D columns  error of an element x, of a vector whose largest is m
+=======================  ==============================  =======================================================
+FP32                     4 D                             none
+FP16                     2 D                             up to 2^-11 of x, or 2^-25; beyond 65504 it is infinite
+BF16                     2 D                             up to 2^-8 of x
+FP8, 4 bits of exponent  D + 4                           up to 2^-4 of x, or m / 448 * 2^-10
+FP8, 5 bits of exponent  D + 4                           up to 2^-3 of x, or m / 57344 * 2^-17
+INT8                     D + 4                           up to m / 254
+=======================  ==============================  =======================================================
 
 Zeros stay zeros. With FP16 and BF16, NaN and infinities arrive as they are; with FP8 and INT8 both arrive as NaN,
 and the rest of their vector as if they were not there.
