@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from tests.distributed.plans import batch, plan_of
 from tests.distributed.ranks import run
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
-from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed import DistributedModelParallel, TrainPipelineSparseDist
 from torchrec.distributed.embedding_types import KJTList
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fp_embeddingbag import (
@@ -27,6 +28,7 @@ from torchrec.modules.feature_processor_ import (
     PositionWeightedModuleCollection,
 )
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
+from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
@@ -130,6 +132,46 @@ def bare():
 
 def test_processors_of_a_bare_collection_have_the_mean_gradient():
     assert run(bare, 2) == [0, 1]
+
+
+class Scored(Model):
+    """Returns a loss and scores, as pipelines want it."""
+
+    def forward(self, features):
+        scores = self.over(self.fp(features).values())
+        return scores.square().sum(), scores
+
+
+def runs_out(collection):
+    """A rank that has run out of batches takes part with batches of no samples, processors too."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    model = Scored(collection, True)
+    plan = ShardingPlan({"fp": plan_of(model.fp, "row_wise", world_size)})
+    sharded = DistributedModelParallel(copy.deepcopy(model), plan=plan)
+    optimizers = [
+        torch.optim.SGD(
+            [param for _, param in in_backward_optimizer_filter(each.named_parameters())], 0.1
+        )
+        for each in (model, sharded)
+    ]
+    pipeline = TrainPipelineSparseDist(sharded, optimizers[1], torch.device("cpu"))
+    data = iter([batch(ROWS, rank, step) for step in range(2 + rank)])
+    with suppress(StopIteration):
+        while True:
+            pipeline.progress(data)
+    for step in range(3):
+        batches = [batch(ROWS, r, step) for r in range(world_size) if step < 2 + r]
+        optimizers[0].zero_grad()
+        (sum(model(each)[0] for each in batches) / world_size).backward()
+        optimizers[0].step()
+    features = batch(ROWS, rank, 9)
+    torch.testing.assert_close(sharded(features)[1], model(features)[1])
+    return True
+
+
+@pytest.mark.parametrize("collection", [True, False], ids=["collection", "by feature"])
+def test_ranks_that_run_out_of_batches(collection):
+    assert run(runs_out, 2, collection) == [True, True]
 
 
 def too_long():
