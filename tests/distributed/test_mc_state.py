@@ -163,7 +163,11 @@ def there_and_back(kind):
     for number in range(3):
         step(plain, number, 7)
     before = by_id(plain)
-    module.load_state_dict(plain.state_dict())
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        module.load_state_dict(plain.state_dict())
+    said = any("to `fit_optimizer_state` before it is loaded" in str(each.message) for each in told)
+    assert said == (kind == "row_wise")
     optimizer, states = (
         module._embedding_module.fused_optimizer,
         plain.table_store().fused_optimizer,

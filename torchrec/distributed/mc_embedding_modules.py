@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -199,6 +200,17 @@ class BaseShardedManagedCollisionEmbeddingCollection(
                     value.copy_(moved)
                 tables.reset_rows(table, moves.left)
 
+    def warn_of_states(self) -> None:
+        """Say which tables have rows that moved, and that states saved with them have to follow."""
+        trained = list(self._embedding_module.fused_optimizer.state_dict()["state"])
+        for table, moves in self._managed_collision_collection.row_moves.items():
+            if len(moves.old_rows) and any(name.endswith(f".{table}.weight") for name in trained):
+                warnings.warn(
+                    f"Rows of table '{table}' are on other ranks than where they were saved: {moves}. Give the state "
+                    "of the optimizer that was saved with them to `fit_optimizer_state` before it is loaded.",
+                    stacklevel=2,
+                )
+
     def fit_optimizer_state(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Return the saved state of an optimizer with its rows where those of the tables are now.
 
@@ -251,6 +263,7 @@ class BaseShardedManagedCollisionEmbeddingCollection(
 
 def _move_rows(collection: BaseShardedManagedCollisionEmbeddingCollection, _: object) -> None:
     collection.move_rows()
+    collection.warn_of_states()
 
 
 class BaseManagedCollisionEmbeddingCollectionSharder(BaseEmbeddingSharder[M], Generic[M]):
