@@ -56,6 +56,7 @@ void copy_blocks(const CopyBlock* blocks, int64_t count, int64_t item, float div
   const int64_t shares = bytes / (kPieceBytes / 8) + 1;
   in_pieces(bytes > kSmallWork ? all_threads() : 1, shares, [&](int64_t share, int) {
     for (int64_t b = 0; b < count; ++b) {
+      if (blocks[b].columns == 0) continue;  // they need have no memory
       const int64_t end = blocks[b].rows * (share + 1) / shares;
       for (int64_t row = blocks[b].rows * share / shares; row < end; ++row) copy_row(blocks[b], row, item, by);
     }
