@@ -153,3 +153,18 @@ def beside_rows():
 
 def test_ranks_with_columns_agree_on_an_update_whatever_else_they_look_up():
     assert run(beside_rows, 3, timeout=20) == [True] * 3
+
+
+def by_an_outer_rate():
+    table = EmbeddingBagConfig(5, 4, "a", feature_names=["a"], optimizer="rowwise_adagrad")
+    model = torch.nn.Sequential(EmbeddingBagCollection([table]))
+    plan = construct_module_sharding_plan(model[0], {"a": column_wise([0, 1])}, device_type="cpu")
+    DistributedModelParallel(model, plan=ShardingPlan({"0": plan}))
+
+
+def test_rules_for_rows_by_the_rate_of_an_outer_optimizer_are_refused_where_columns_are_split():
+    for error in run(by_an_outer_rate, 2):
+        assert isinstance(error, ValueError)
+        assert str(error).startswith(
+            "Table 'a' of module '0' should have an `lr`, or its columns on one rank: ROWWISE_ADAGRAD looks at"
+        )

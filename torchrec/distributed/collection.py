@@ -208,7 +208,7 @@ class ShardedTables:
     def _check_rules(self, sources: Mapping[str, Tensor], path: str) -> None:
         """Refuse rules that ranks cannot follow together, as each would train what it has by itself."""
         for config in self.configs if self.world_size > 1 else ():
-            owner, where = owner_of(sources[config.name]), f" of {_named(path)}" if path else ""
+            owner, where = owner_of(sources[config.name]), f" of module '{path}'" if path else ""
             rule = owner.rule if isinstance(owner, TableUpdate) else None
             if config.optimizer is not None and self.is_replicated(config.name):
                 raise ValueError(
