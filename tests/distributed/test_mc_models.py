@@ -159,6 +159,7 @@ def trained():
     twin.table_store().fused_optimizer.load_state_dict(
         plain.table_store().fused_optimizer.state_dict()
     )
+    plain.stats()  # what it did before, the other has not
     train(plain, shard(twin, "table_wise"), steps=3)
     return True
 
