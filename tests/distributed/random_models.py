@@ -111,6 +111,7 @@ class Case:
     learned_weights: bool
     variable: bool  # batches whose keys have batches of their own
     applied: bool  # optimizers of tables by `apply_optimizer_in_backward`
+    skips: bool  # losses leave some outputs out
     scheduled: bool  # learning rates of tables halve with each step
     need_indices: bool
     output_dtype: torch.dtype | None
@@ -277,6 +278,7 @@ def cases(draw: Any, world_size: int, most: int = 4) -> Case:
         learned_weights=draw(st.booleans()),
         variable=draw(st.booleans()),
         applied=draw(st.booleans()),
+        skips=draw(st.booleans()),
         scheduled=draw(st.booleans()),
         need_indices=draw(st.booleans()),
         output_dtype=draw(st.sampled_from([None, None, None, torch.bfloat16])),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torchrec.distributed.sharding_plan import (
     construct_module_sharding_plan,
     data_parallel,
     row_wise,
+    table_wise,
 )
 from torchrec.distributed.testing import assert_same_training
 from torchrec.distributed.types import ShardingPlan
@@ -168,3 +170,29 @@ def test_rules_for_rows_by_the_rate_of_an_outer_optimizer_are_refused_where_colu
         assert str(error).startswith(
             "Table 'a' of module '0' should have an `lr`, or its columns on one rank: ROWWISE_ADAGRAD looks at"
         )
+
+
+def frozen_beside_rows():
+    """A frozen table is pooled while one that is trained is looked up by rows: nothing comes to the first."""
+    torch.manual_seed(1)
+    options = {"optimizer": "adagrad", "lr": 0.1}
+    tables = EmbeddingBagCollection(
+        [
+            EmbeddingBagConfig(9, 4, "frozen", feature_names=["f"], enable_grad=False, **options),
+            EmbeddingBagConfig(9, 4, "rows", feature_names=["g"], **options),
+        ]
+    )
+    before = tables.embedding_bags["frozen"].weight.clone()
+    plan = construct_module_sharding_plan(
+        tables, {"frozen": table_wise(0), "rows": row_wise()}, device_type="cpu"
+    )
+    sharded = DistributedModelParallel(tables, plan=ShardingPlan({"": plan}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sharded(KeyedJaggedTensor.from_lists({"f": [[1]], "g": [[2]]})).values().sum().backward()
+    weight = sharded.module.embedding_bags["frozen"].weight
+    return torch.equal(weight, before[: len(weight)])
+
+
+def test_a_frozen_table_may_be_looked_up_beside_one_that_is_trained():
+    assert run(frozen_beside_rows, 2, timeout=20) == [True, True]

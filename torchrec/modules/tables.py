@@ -423,6 +423,8 @@ class Tables:
         if recorded:
             requires_grad = tuple([w.requires_grad for w in weights])
         spec, groups = self.lookup(tuple(keys), requires_grad, self.mode(weights))
+        if self._partial and not groups:  # those that take gradients are looked up by other input
+            weights = [weight.detach() for weight in weights]
         return weights, spec, groups
 
     def mode(self, weights: list[Tensor]) -> tuple[int, bool, bool]:
