@@ -229,6 +229,16 @@ def test_padded_and_back(lengths, shape, dtype, width):
         assert torch.equal(back, values)
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)], ids=["no bags", "no columns"])
+def test_rows_without_elements_may_have_any_width(shape):
+    bags, columns = shape
+    values, offsets, width = torch.zeros(bags, columns), torch.arange(bags + 1), 2**60
+    for module in (jagged, reference):
+        padded = module.jagged_to_padded(values, offsets, width, 0.0)
+        assert padded.shape == (bags, width, columns)
+        assert module.padded_to_jagged(padded, offsets, bags).shape == (bags, columns)
+
+
 @pytest.mark.parametrize("shape", [(), (2,)], ids=str)
 def test_gradients(shape):
     lengths, offsets = T([2, 0, 3, 1]), T([0, 2, 2, 5, 6])

@@ -59,13 +59,17 @@ def _cells(offsets: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 def jagged_to_padded(values: Tensor, offsets: Tensor, width: int, padding: float) -> Tensor:
     """Lay bag b into row b of ``[B, width, ...]``; cut what is longer, pad what is shorter."""
+    padded = values.new_full((len(offsets) - 1, width, *values.shape[1:]), padding)
+    if padded.numel() == 0:  # of any width: unlike its cells, it takes no memory
+        return padded
     rows, filled = _cells(offsets, width)
-    padded = values.new_full((*rows.shape, *values.shape[1:]), padding)
     return padded.index_put(filled.nonzero(as_tuple=True), values[rows[filled]])
 
 
 def padded_to_jagged(padded: Tensor, offsets: Tensor, total: int) -> Tensor:
     """Take bag b from row b of ``padded``; a bag longer than the row ends in zeros."""
-    rows, filled = _cells(offsets, padded.size(1))
     values = padded.new_zeros((total, *padded.shape[2:]))
+    if padded.numel() == 0:
+        return values
+    rows, filled = _cells(offsets, padded.size(1))
     return values.index_put((rows[filled],), padded[filled.nonzero(as_tuple=True)])
