@@ -53,6 +53,7 @@ def _all_commands(group: object, before: tuple[str, ...] = ()) -> list[list[str]
 COMMANDS = _all_commands(typer.main.get_command(application()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "before", "found"),
     [

@@ -54,6 +54,7 @@ print(train(sys.argv[2]), peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("format", ["parquet", "csv.zst"])
 def test_a_file_larger_than_memory_is_trained_from(tmp_path: Path, format: str) -> None:

@@ -13,6 +13,8 @@ from torchrec.distributed.embeddingbag import (
 )
 from torchrec.distributed.types import NoWait
 
+pytestmark = pytest.mark.once
+
 LEFT, RIGHT = torch.arange(6.0).view(2, 3), torch.arange(8.0).view(2, 4)
 
 

@@ -216,6 +216,7 @@ def measured(folder):
     return saving, memory_mb() - before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks Linux")
 def test_reading_and_writing_need_no_more_memory_than_for_a_part_of_a_table():
     shard = 65536 * 128 * 4 / 2 / 2**20  # of nine tensors, in MB

@@ -79,6 +79,7 @@ def compiled():
     return found
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains_as_one_that_is_not():
     # Twice: batches of another size come, and sizes are variables from then on.
     assert run(compiled, 2) == [{"the layers": (True, 2), "the model": (True, 2)}] * 2

@@ -20,6 +20,8 @@ from torchrec.distributed.embedding_types import (
 from torchrec.distributed.types import ShardingEnv
 from torchrec.types import DataType
 
+pytestmark = pytest.mark.once
+
 DENSE, FUSED = EmbeddingComputeKernel.DENSE, EmbeddingComputeKernel.FUSED
 
 

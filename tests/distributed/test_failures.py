@@ -118,6 +118,7 @@ def stuck():
     sharded(batch(0, 0))
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_answer_ends_the_others_after_the_timeout_of_the_group():
     error, _ = run(stuck, 2, timeout=30)
     assert isinstance(error, RuntimeError)

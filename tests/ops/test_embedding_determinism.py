@@ -150,6 +150,7 @@ def here() -> list[str]:
     return digests().splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_instruction_sets_make_no_difference(isa: str, here: list[str]) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "ROWWISE_ISA": isa}

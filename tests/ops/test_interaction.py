@@ -160,6 +160,7 @@ print(json.dumps(sums))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(_library.native is None, reason="the kernels are not in use")
 def test_bits_do_not_depend_on_threads_or_instruction_set() -> None:
     seen = []

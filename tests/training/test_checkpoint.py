@@ -162,6 +162,7 @@ def test_damage_names_the_file(name: str, damage: Any, tmp_path: Path) -> None:
         Checkpoints(tmp_path).load(3)
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
     """Harmless is a bit of the layout of the index: what is loaded is the same then."""
     checkpoints = Checkpoints(tmp_path)

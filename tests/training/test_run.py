@@ -526,6 +526,7 @@ def test_a_label_of_one_class_is_reported_not_a_crash(clicks: Path, tmp_path: Pa
     assert math.isfinite(result.test["logloss"] or math.nan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "training"),
     [
