@@ -13,6 +13,7 @@ from torch import nn
 from tests.distributed.ranks import run
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.layout import Shard, spec_of
 from torchrec.distributed.sharding_plan import (
     column_wise,
     construct_module_sharding_plan,
@@ -21,7 +22,7 @@ from torchrec.distributed.sharding_plan import (
     table_wise,
 )
 from torchrec.distributed.testing import assert_same_training
-from torchrec.distributed.types import ShardingPlan
+from torchrec.distributed.types import ParameterSharding, ShardingPlan
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
@@ -155,6 +156,27 @@ def beside_rows():
 
 def test_ranks_with_columns_agree_on_an_update_whatever_else_they_look_up():
     assert run(beside_rows, 3, timeout=20) == [True] * 3
+
+
+def some_rows_on_one_rank():
+    """Rows of a table, of which rank 0 has some whole, and ranks 1 and 2 the columns of the others."""
+    torch.manual_seed(1)
+    model = TwoTables()
+    shards = [
+        Shard(0, range(5), range(4)),
+        Shard(1, range(5, 9), range(3)),
+        Shard(2, range(5, 9), range(3, 4)),
+    ]
+    sharding = ParameterSharding("grid_shard", "fused", [0, 1, 2], spec_of(shards))
+    kinds = {"columns": lambda *_: sharding, "rows": table_wise(0)}
+    plan = construct_module_sharding_plan(model.tables, kinds, device_type="cpu")
+    batch = KeyedJaggedTensor.from_lists({"f": [[1, 6], [8]], "g": [[2], [8]]})
+    assert_same_training(model, ShardingPlan({"tables": plan}), [[batch] * 3] * 2)
+    return True
+
+
+def test_some_rows_may_lie_on_one_rank_where_others_have_their_columns_split():
+    assert run(some_rows_on_one_rank, 3, timeout=20) == [True] * 3
 
 
 def by_an_outer_rate():

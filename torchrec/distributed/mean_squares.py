@@ -142,7 +142,7 @@ class MeanSquares:
         for run in runs:
             own = means[run.where]
             each = [own if rank == wire.rank else next(left[rank]) for rank in run.partners]
-            total = each[0] + each[1]
+            total = each[0] + each[1] if len(each) > 1 else own  # some rows may lie on one rank
             for part in each[2:]:
                 total += part
             totals.append(total)
