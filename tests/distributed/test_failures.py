@@ -20,6 +20,7 @@ import torch.distributed as dist
 from tests.distributed.ranks import run
 from tests.distributed.test_model_parallel import batch, fused, plan_of
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.model_parallel import DMPCollection
 from torchrec.distributed.types import ShardingEnv
 from torchrec.distributed.wire import Wire
 
@@ -102,6 +103,48 @@ def test_a_rank_that_ends_is_named_by_all_others_at_once(how, tmp_path):
             "All ranks should take part until the last step. Received nothing more from rank 2, which has "
             "ended: what was written there last says why."
         )
+
+
+def alone(how):
+    """The other rank has ended when this one asks for what it has; return the error."""
+    model = fused()
+    if how == "sync":
+        plan = plan_of(model, user=("table_wise", 0), item=("table_wise", 0))
+        sharded = DMPCollection(model, torch.device("cpu"), plan, 2, 1, dist.group.WORLD)
+    else:
+        plan = plan_of(model, user=("row_wise",), item=("table_wise", 1))
+        sharded = DistributedModelParallel(model, plan=plan)
+    tables = sharded.module.tables
+    table = sharded.state_dict()["tables.embedding_bags.user.weight"]
+    dist.barrier()
+    if dist.get_rank() == 1:
+        os._exit(3)
+    if how == "sync":
+        sharded.sync()
+    elif how == "full_tensor":
+        table.full_tensor()
+    elif how == "gather":
+        table.gather(0, torch.empty(table.shape))
+    else:
+        tables.table_store().export_rows("user")
+
+
+@pytest.mark.parametrize("how", ["sync", "full_tensor", "gather", "export_rows"])
+def test_a_rank_that_has_ended_is_named_where_parts_are_brought_together(how, tmp_path):
+    with pytest.raises(ChildProcessError, match="Rank 1"):
+        run(written_down, 2, str(tmp_path), alone, how, timeout=30)
+    assert (tmp_path / "0").read_text() == (
+        "All ranks should take part until the last step. Received nothing more from rank 1, which has "
+        "ended: what was written there last says why."
+    )
+
+
+def written_down(folder, function, *args):
+    try:
+        function(*args)
+    except RuntimeError as error:
+        (Path(folder) / str(dist.get_rank())).write_text(str(error))
+        raise
 
 
 def stuck():

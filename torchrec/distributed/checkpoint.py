@@ -264,9 +264,8 @@ class ShardedCheckpoints:
         """Refuse parts under one name, of which only one would be written: those of a rank's optimizer, say."""
         if self._wire is None:
             return
-        told: list[dict[str, tuple[int, ...]]] = [{}] * self._wire.world_size
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        dist.all_gather_object(told, shapes, self._group)
+        told: list[dict[str, tuple[int, ...]]]
+        told = self._wire.tell({name: tuple(tensor.shape) for name, tensor in tensors.items()})
         for name in sorted(set[str]().union(*told)):
             found = [shapes.get(name) for shapes in told]
             if len({*found} - {None}) > 1:

@@ -16,6 +16,7 @@ from torchrec.distributed.types import (
     ShardingPlan,
     ShardingStrategy,
 )
+from torchrec.distributed.wire import Wire
 from torchrec.modules.mc_modules import ManagedCollisionModule
 from torchrec.optim.owners import owner_of
 from torchrec.optim.table_update import TableUpdate
@@ -140,6 +141,7 @@ class Replicas:
 
     def __init__(self, plan: ShardingPlan, env: ShardingEnv2D) -> None:
         self.plan, self.env = plan, env
+        self._wire = Wire(env.replica_pg)
 
     def start_alike(self, model: nn.Module) -> None:
         """Give all groups the weights that the first one has.
@@ -147,11 +149,9 @@ class Replicas:
         Args:
             model: sharded.
         """
-        first = dist.get_process_group_ranks(self.env.replica_pg)[0]
         for chunk in _chunks(weight.data for weight in self._weights(model)):
             whole = chunk.contiguous()
-            dist.broadcast(whole, first, self.env.replica_pg)
-            chunk.copy_(whole)
+            chunk.copy_(self._wire.broadcast(whole, 0))
 
     def average(
         self,
@@ -176,7 +176,7 @@ class Replicas:
         self._reduce([state for owner in owners for state in owner.states.values()], reduce_hook)
         if owners:
             steps = torch.stack([owner.step for owner in owners])
-            dist.all_reduce(steps, dist.ReduceOp.MAX, self.env.replica_pg)
+            self._wire.reduce(steps, dist.ReduceOp.MAX)
             for owner, step in zip(owners, steps, strict=True):
                 owner.step.copy_(step)
 
@@ -198,8 +198,7 @@ class Replicas:
         copies = self.env.num_sharding_groups()
         for chunk in _chunks(tensors):
             total = chunk.float().contiguous()  # one rounding, of weights of fewer bits too
-            dist.all_reduce(total, group=self.env.replica_pg)
-            chunk.copy_(total.div_(copies))
+            chunk.copy_(self._wire.reduce(total).div_(copies))
 
 
 def _chunks(tensors: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -32,7 +32,7 @@ from torchrec.distributed._private import TensorProperties as ShardedProperties
 from torchrec.distributed.parts import block_parts, fill_parts, part_at
 from torchrec.distributed.placement import Block, TablePlacement
 from torchrec.distributed.shards_wrapper import LocalShardsWrapper
-from torchrec.distributed.wire import Wire
+from torchrec.distributed.wire import Wire, lost_ranks_named
 
 __all__ = ["ShardedTable", "as_dtensor", "sharded_table", "step_elsewhere"]
 
@@ -114,17 +114,18 @@ class ShardedTable(Tensor):
             if out is not None:
                 out.copy_(self)
             return
-        group = self._wire.group
-        for known in self._metadata.shards_metadata:
-            there = placement_of(known)[0]
-            mine = self._tensor_at(known) if rank == there else None
-            if rank == dst and out is not None:
-                part = torch.empty(known.shard_sizes, dtype=self.dtype) if mine is None else mine
-                if mine is None:
-                    dist.recv(part, group=group, group_src=there)
-                _region(out, known).copy_(part)
-            elif mine is not None:
-                dist.send(mine.contiguous(), group=group, group_dst=dst)
+        with lost_ranks_named(self._wire.group) as group:
+            for known in self._metadata.shards_metadata:
+                there = placement_of(known)[0]
+                mine = self._tensor_at(known) if rank == there else None
+                if rank == dst and out is not None:
+                    part = mine
+                    if part is None:
+                        part = torch.empty(known.shard_sizes, dtype=self.dtype)
+                        dist.recv(part, group=group, group_src=there)
+                    _region(out, known).copy_(part)
+                elif mine is not None:
+                    dist.send(mine.contiguous(), group=group, group_dst=dst)
 
     def full_tensor(self) -> Tensor:
         """Return the whole, on every rank; all ranks call this."""
@@ -135,7 +136,7 @@ class ShardedTable(Tensor):
             there, part = placement_of(known)[0], whole.new_empty(known.shard_sizes)
             if self._wire.rank == there:
                 part = self._tensor_at(known).contiguous()
-            dist.broadcast(part, group=self._wire.group, group_src=there)
+            self._wire.broadcast(part, there)
             _region(whole, known).copy_(part)
         return whole
 
@@ -156,8 +157,7 @@ class ShardedTable(Tensor):
         told = torch.zeros((), dtype=value.dtype)
         if self._wire.rank == holder:
             told.copy_(value)
-        dist.broadcast(told, group=self._wire.group, group_src=holder)
-        return told
+        return self._wire.broadcast(told, holder)
 
     def _tensor_at(self, known: ShardMetadata) -> Tensor:
         return self.__get_tensor_shard__(MetadataIndex("", torch.Size(known.shard_offsets)))

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchrec.checks import require_integer, require_type
 from torchrec.distributed.placement import Block
-from torchrec.distributed.wire import Wire, lost_ranks_named
+from torchrec.distributed.wire import Wire
 from torchrec.modules.collection import TableShard
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.table_collection import check_rows
@@ -190,8 +189,7 @@ class ShardedTableStore:
             found[chosen, columns.start : columns.stop] = part
             at += len(columns)
         if self._tables.wire is not None and not self._tables.is_here(table):
-            with lost_ranks_named(self._tables.wire.group) as group:
-                dist.all_reduce(found, group=group)
+            self._tables.wire.reduce(found)
         return ids, found.to(weight.dtype)
 
     def reset_rows(self, table: str, rows: Tensor) -> None:

@@ -98,6 +98,28 @@ class Wire:
             dist.broadcast_object_list(told, dist.get_global_rank(group, rank), group)
         return told[0]
 
+    def broadcast(self, tensor: Tensor, rank: int | None) -> Tensor:
+        """Return a tensor, on all ranks with what it holds on one of them.
+
+        Args:
+            tensor: contiguous, of one size and type on all ranks; written to on the others.
+            rank: which.
+        """
+        with lost_ranks_named(self.group) as group:
+            dist.broadcast(tensor, group=group, group_src=rank)
+        return tensor
+
+    def reduce(self, tensor: Tensor, how: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+        """Return a tensor, on all ranks with the sum, say, of what it holds on each.
+
+        Args:
+            tensor: contiguous, of one size and type on all ranks; written to.
+            how: numbers are put together. Default: added.
+        """
+        with lost_ranks_named(self.group) as group:
+            dist.all_reduce(tensor, how, group)
+        return tensor
+
     def tell(self, value: Any) -> list[Any]:
         """Return on all ranks what each of them has, in order of ranks.
 
