@@ -133,6 +133,7 @@ class ShardedTables:
                 self.wire,
                 options,
                 self.dtype,
+                path,
             )
         self._elsewhere: dict[str, TableUpdate] = {}  # of tables that this rank has nothing of
         for config in self.configs:

@@ -24,14 +24,16 @@ from torchrec.distributed._kinds import CommOp
 from torchrec.distributed.answer import Layout, answer
 from torchrec.distributed.coding import Coding, Transfer, Vectors, codings_of
 from torchrec.distributed.route import Lane, Route
+from torchrec.distributed.terms import NUM_TERMS, Terms, check_terms
 from torchrec.distributed.wire import Wire
 
 __all__ = ["Asked", "Exchange", "LookupOptions", "Routed"]
 
 _FAILED, _WEIGHTS_GRADIENT, _VARIABLE = 1, 2, 4  # bits of the first number of a header
-_ROUNDS = 3  # how far left of them the rounds of joint updates are
 _MOST_LAYOUTS = 64  # sizes of batches may vary without end
-_HEADER = 2  # state, batch size; then rows of each divided slot, and of each lane of the receiver
+_HEADER = (
+    2 + NUM_TERMS
+)  # state, batch size; then rows of each divided slot, and of each lane of the receiver
 
 
 class _Lent(torch.autograd.Function):
@@ -143,24 +145,18 @@ class Exchange:
         """The lanes that this rank has rows for."""
         return self.route.lanes_of_rank[self.wire.rank]
 
-    def ask(self, routed: Routed | None, error: Exception | None, rounds: int) -> Asked:
+    def ask(self, routed: Routed | None, error: Exception | None, terms: Terms) -> Asked:
         """Send ids to who has their rows.
 
         Args:
             routed: the batch of this rank; None if there is an error.
             error: what kept this rank from it: then all ranks raise it.
-            rounds: of the exchanges that an update takes, which all ranks should know alike.
+            terms: what all ranks should have alike.
         """
         wire = self.wire
-        states, batches, totals, counts = self._tell(routed, error, rounds)
+        states, batches, totals, counts = self._tell(routed, error, terms)
         if routed is None or any(state & _FAILED for state in states):
             wire.raise_together(error)
-        if len({state >> _ROUNDS for state in states}) > 1:
-            raise ValueError(
-                "All ranks should give tables whose columns are on several ranks the same optimizers, those "
-                f"too that have nothing of them. Received rules that ask for {[s >> _ROUNDS for s in states]} "
-                "sums over rows, by rank."
-            )
         assert routed is not None  # else its error was raised
         bags = self._bags(routed) if any(state & _VARIABLE for state in states) else None
         num_slots = len(self.route.slots)
@@ -191,19 +187,19 @@ class Exchange:
         return asked
 
     def _tell(
-        self, routed: Routed | None, error: Exception | None, rounds: int
+        self, routed: Routed | None, error: Exception | None, terms: Terms
     ) -> tuple[list[int], list[int], list[list[int]], list[list[int]]]:
         """Exchange headers: state and batch of each rank, rows of the divided slots, of this rank's lanes."""
         route, wire = self.route, self.wire
         divided, num_mine = len(route.divided), len(self.my_lanes)
-        state = (_FAILED if error is not None else 0) | rounds << _ROUNDS
-        head = [state, 0] + [0] * divided
+        head = [int(error is not None) * _FAILED, 0, *terms.numbers] + [0] * divided
         if routed is not None:
             if routed.weights is not None and routed.weights.requires_grad:
                 head[0] |= _WEIGHTS_GRADIENT
             if routed.bags is not None:
                 head[0] |= _VARIABLE
-            head = [head[0], routed.batch, *(routed.slot_counts[s] for s in route.divided)]
+            head[1] = routed.batch
+            head[_HEADER:] = [routed.slot_counts[s] for s in route.divided]
         numbers, sizes = [], []
         for lanes in route.lanes_of_rank:
             counts = [0 if routed is None else routed.counts[lane.number] for lane in lanes]
@@ -215,6 +211,7 @@ class Exchange:
             [len(head) + num_mine] * wire.world_size,
         )
         lines = told.view(wire.world_size, len(head) + num_mine).tolist()
+        check_terms([line[_HEADER - NUM_TERMS : _HEADER] for line in lines])
         start = _HEADER + divided
         return (
             [line[0] for line in lines],

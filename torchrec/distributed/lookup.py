@@ -16,6 +16,7 @@ from torchrec.distributed.mean_squares import SplitTable
 from torchrec.distributed.placement import TablePlacement
 from torchrec.distributed.route import Route, Slot
 from torchrec.distributed.split_columns import RowSumExchange, SplitColumnsUpdate
+from torchrec.distributed.terms import Terms, number_of
 from torchrec.distributed.variable import OwnBatches, as_rows, by_lane, own_batches, padded
 from torchrec.distributed.wire import Wire
 from torchrec.errors import IdOutOfRangeError
@@ -153,6 +154,7 @@ class ShardedLookup:
         wire: the ranks.
         options: how they are looked up.
         dtype: of vectors.
+        path: of their module in its model.
     """
 
     def __init__(
@@ -164,6 +166,7 @@ class ShardedLookup:
         wire: Wire,
         options: LookupOptions,
         dtype: torch.dtype,
+        path: str = "",
     ) -> None:
         self.configs, self.placements = list(configs), list(placements)
         self._weighted, self._dtype = options.weighted, dtype
@@ -185,6 +188,8 @@ class ShardedLookup:
             self._row_sums,
         )
         self._inputs: dict[tuple[str, ...], _Input] = {}
+        self._parameters = [module._parameters for module in modules]
+        self._number = number_of(f"{path} {prefix} {self.route.slots}")
 
     def _split_columns(
         self, modules: Sequence[nn.Module], wire: Wire, by_rows: bool
@@ -204,6 +209,21 @@ class ShardedLookup:
     def _rounds(self) -> int:
         """How often ranks add up parts of rows in an update, the same on all of them."""
         return 0 if self._row_sums is None else self._row_sums.rounds
+
+    def _terms(self) -> Terms:
+        """Return what all ranks should have alike in a step."""
+        split = self.tables.split
+        # Not asked through the modules, see `RowSumExchange`.
+        trained = [
+            each["weight"] is not None and each["weight"].requires_grad for each in self._parameters
+        ]
+        return Terms(
+            self._number,
+            torch.is_grad_enabled(),
+            self._rounds,
+            split is not None and split.collecting,
+            number_of(str(trained)),
+        )
 
     def _in_backward(self) -> None:
         """Take part, at the end of this backward pass, in updates that ranks make together."""
@@ -262,7 +282,7 @@ class ShardedLookup:
                 routed, lengths, weights, out_of_range = self._route(features)
             except Exception as failed:
                 error = failed
-        asked = self.exchange.ask(routed, error, self._rounds)
+        asked = self.exchange.ask(routed, error, self._terms())
         assert routed is not None  # else its error was raised
         return Step(routed, asked, lengths, weights, out_of_range)
 

@@ -1,0 +1,70 @@
+"""What has to be the same on all ranks in a step, or what they send one another would not fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from zlib import crc32
+
+__all__ = ["NUM_TERMS", "Terms", "check_terms", "number_of"]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What ranks tell one another in each step, as it may change while a program runs.
+
+    Attributes:
+        collection: which one is looked up, by `number_of`.
+        has_graph: whether a backward pass may follow.
+        rounds: of the exchanges that an update takes.
+        collects: whether gradients are accumulated for updates that ranks make together.
+        trained: which tables are not frozen, by `number_of`.
+    """
+
+    collection: int
+    has_graph: bool
+    rounds: int
+    collects: bool
+    trained: int
+
+    @property
+    def numbers(self) -> list[int]:
+        """All of them, to be sent."""
+        return [int(term) for term in astuple(self)]
+
+
+# What all ranks should do, in the order of the terms.
+_SHOULD = (
+    "look the same collections up in the same order. Received different ones at once, of numbers {}",
+    "call a collection within `torch.no_grad()`, or none. Received `torch.is_grad_enabled()` {}",
+    "give tables whose columns are on several ranks the same optimizers, those too that have nothing of them. "
+    "Received rules that ask for {} sums over rows",
+    "be within `accumulate()`, or none, where the columns of a table are on several ranks. Received {}",
+    "train the same tables. Received `requires_grad` that differs, of numbers {}",
+)
+NUM_TERMS = len(_SHOULD)
+
+
+def number_of(text: str) -> int:
+    """Return a number that other texts do not have, the same in every process."""
+    return crc32(text.encode())
+
+
+def check_terms(of_ranks: Sequence[Sequence[int]]) -> None:
+    """Refuse a step whose terms differ between ranks; all ranks call this, with the same terms.
+
+    Args:
+        of_ranks: for each rank, the numbers of its `Terms`.
+
+    Raises:
+        ValueError: naming the first one that differs.
+
+    Example:
+        >>> check_terms([[7, 1, 0, 0, 3], [7, 0, 0, 0, 3]])
+        Traceback (most recent call last):
+        ValueError: All ranks should call a collection within `torch.no_grad()`, or none. Received \
+`torch.is_grad_enabled()` [1, 0], by rank.
+    """
+    for should, numbers in zip(_SHOULD, zip(*of_ranks, strict=True), strict=True):
+        if len(set(numbers)) > 1:
+            raise ValueError(f"All ranks should {should.format(list(numbers))}, by rank.")
