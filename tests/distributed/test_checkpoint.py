@@ -224,3 +224,34 @@ def test_reading_and_writing_need_no_more_memory_than_for_a_part_of_a_table():
         for saving, loading in results(measured, 2, folder):
             assert loading < 2 * shard
             assert saving < 3 * shard  # the parts are copied, as they are not all of their memory
+
+
+def saved_and_wanted_otherwise():
+    """What only one rank has wrong; the messages that each rank gets."""
+    last = dist.get_rank() == 1
+    with tempfile.TemporaryDirectory() as own:
+        folders = [own]
+        dist.broadcast_object_list(folders)
+        checkpoints = ShardedCheckpoints(folders[0])
+        tensor = torch.zeros(2)
+        messages = []
+        with pytest.raises((ValueError, TypeError)) as error:
+            checkpoints.save(1, {"weight": tensor, "more": object() if last else 1})
+        messages.append(str(error.value))
+        checkpoints.save(2, {"weight": tensor, "seen": 1})
+        for state in ({"bias": tensor}, {"rate": 1}):
+            with pytest.raises(ValueError) as error:
+                checkpoints.load(2, {"weight": tensor, **(state if last else {})})
+            messages.append(str(error.value).replace(folders[0], "FOLDER"))
+        found = checkpoints.steps(), checkpoints.load(2, {"seen": 0})["seen"]
+        dist.barrier()
+    return messages, found
+
+
+def test_what_one_rank_cannot_save_or_find_is_an_error_on_all_ranks():
+    for messages, found in run(saved_and_wanted_otherwise, 2, timeout=30):
+        unknown, bias, rate = messages
+        assert unknown.startswith("On rank 1: ")
+        lacking = "On rank 1: Checkpoint 'FOLDER/step-00000002' should have '{}', which is wanted. Received none."
+        assert (bias, rate) == (lacking.format("bias"), lacking.format("rate"))
+        assert found == ([2], 1)

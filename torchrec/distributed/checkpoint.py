@@ -6,7 +6,7 @@ import copy
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -43,9 +43,8 @@ T = TypeVar("T")
 
 _FORMAT = 2  # that of `torchrec.training.Checkpoints`, whose tensors are in one file
 _STATE = "state.json"
-_FILE_BYTES = (
-    1 << 24
-)  # files become larger only if a part is: they are put together, and read, in memory
+# Files become larger only if a part is: they are put together, and read, in memory.
+_FILE_BYTES = 1 << 24
 
 
 class SafetensorsWriter(HuggingFaceStorageWriter):
@@ -173,7 +172,8 @@ class ShardedCheckpoints:
 
         Raises:
             OSError: if a rank cannot write, as on a full disk; on all ranks. Those there were are whole.
-            ValueError: for tensors of one name that differ in shape between ranks.
+            ValueError, TypeError: for tensors of one name that differ in shape between ranks, and what JSON does not
+                know; on all ranks.
         """
         self.wait()
         return self._write(step, state)
@@ -217,13 +217,8 @@ class ShardedCheckpoints:
         self.wait()
         path = self._path(step)
         saved = self._told(lambda: self._read(step))
-        _, tensors = split_state(state, copy_views=False)
         known = tensor_names(saved)
-        for name in tensors:
-            if name not in known:
-                raise ValueError(
-                    f"Checkpoint '{path}' should have '{name}', which is wanted. Received none."
-                )
+        tensors = self._together(lambda: _wanted(state, known, path))
         with self._plainly(ValueError, f"Checkpoint '{path}' should be readable"):
             load_tensors(
                 dict(tensors),
@@ -233,17 +228,11 @@ class ShardedCheckpoints:
             )
         unread = torch.empty(0, device="meta")
         rest = join_state(saved, dict.fromkeys(known, unread))
-        try:
-            return dict(_merged(state, rest, ""))
-        except KeyError as lacking:
-            raise ValueError(
-                f"Checkpoint '{path}' should have {lacking.args[0]}, which is wanted. Received none."
-            ) from None
+        return self._together(lambda: _joined(state, rest, path))
 
     def _write(self, step: int, state: Mapping[str, Any]) -> Path:
         path, what = self._path(step), f"The checkpoint of step {step}"
-        rest, tensors = split_state(state, copy_views=False)
-        text = json.dumps(rest, allow_nan=False)
+        tensors, text = self._together(lambda: _written(state))
         self._check_alike(tensors)
         with ExitStack() as stack:
             folder = write_folder(path, format=_FORMAT, facts={"best": None}, what=what)
@@ -319,6 +308,19 @@ class ShardedCheckpoints:
             except RuntimeError as error:  # of what ranks exchange through: one has ended
                 raise kind(f"{what}. Received: {error}") from error
 
+    def _together(self, act: Callable[[], T]) -> T:
+        """Return what a rank has done, or raise on all ranks what has failed on one: none then waits for another."""
+        if self._wire is None:
+            return act()
+        results: list[T] = []
+        error: Exception | None = None
+        try:
+            results.append(act())
+        except Exception as failed:
+            error = failed
+        self._wire.agree(error)
+        return results[0]
+
     def _told(self, act: Callable[[], T]) -> T:
         """Do something on the first rank, and return on all ranks what came of it, or raise its error."""
         outcome: list[Any] = [None, None]
@@ -333,6 +335,33 @@ class ShardedCheckpoints:
             raise outcome[1]
         result: T = outcome[0]
         return result
+
+
+def _written(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of a state, and the rest of it as JSON."""
+    rest, tensors = split_state(state, copy_views=False)
+    return tensors, json.dumps(rest, allow_nan=False)
+
+
+def _wanted(state: Mapping[str, Any], known: Container[str], path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a state, all of which should be among those that were saved."""
+    _, tensors = split_state(state, copy_views=False)
+    for name in tensors:
+        if name not in known:
+            raise ValueError(
+                f"Checkpoint '{path}' should have '{name}', which is wanted. Received none."
+            )
+    return tensors
+
+
+def _joined(state: Mapping[str, Any], rest: Any, path: Path) -> dict[str, Any]:
+    """Return a state with its tensors, which were read, and what else was saved."""
+    try:
+        return dict(_merged(state, rest, ""))
+    except KeyError as lacking:
+        raise ValueError(
+            f"Checkpoint '{path}' should have {lacking.args[0]}, which is wanted. Received none."
+        ) from None
 
 
 def _merged(wanted: Any, saved: Any, path: str) -> Any:
