@@ -209,3 +209,26 @@ def wrappers(options):
 )
 def test_clipped_and_warmed_up_training_is_that_of_one_process(options):
     assert run(wrappers, 2, options) == [True, True]
+
+
+def cast(dtype):
+    plain, sharded = models(optimizer="rowwise_adagrad", lr=0.1)
+    plain.to(dtype), sharded.to(dtype)
+    for step in range(2):
+        expected = plain(batch(dist.get_rank(), step)).values().detach()
+        output = sharded(batch(dist.get_rank(), step))
+        # Each weight is the nearest in its dtype, or the one beside it; rules compute in float32.
+        unit = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+        within = {"rtol": 4 * unit, "atol": 2 * unit}
+        torch.testing.assert_close(output.values(), expected, **within)
+        weighted(output, dist.get_rank()).backward()
+        loss = of_all(
+            plain, lambda model, rank, step=step: weighted(model(batch(rank, step)), rank)
+        )
+        loss.backward()
+    return {value.dtype for value in sharded.state_dict().values()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_model_that_is_cast_gives_what_its_layers_have(dtype):
+    assert run(cast, 2, dtype) == [{dtype}] * 2

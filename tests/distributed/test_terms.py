@@ -28,10 +28,11 @@ pytestmark = pytest.mark.once  # what ranks tell one another does not depend on 
         (2, r"the same optimizers.* Received rules that ask for \[1, 0, 1\] sums over rows"),
         (3, r"within `accumulate\(\)`, or none"),
         (4, "train the same tables"),
+        (5, "cast their tables to the same dtype"),
     ],
 )
 def test_what_differs_is_named(term, message):
-    of_ranks = [[1] * 5 for _ in range(3)]
+    of_ranks = [[1] * 6 for _ in range(3)]
     check_terms(of_ranks)
     of_ranks[1][term] = 0
     with pytest.raises(ValueError, match=message):
@@ -51,6 +52,11 @@ def frozen(model):
     return nullcontext()
 
 
+def cast(model):
+    model.double()
+    return nullcontext()
+
+
 def differing(change, message):
     plain, sharded = models(optimizer="rowwise_adagrad", lr=0.1)
     with (
@@ -58,7 +64,7 @@ def differing(change, message):
         pytest.raises(ValueError, match=message),
     ):
         sharded(batch(dist.get_rank()))
-    sharded.requires_grad_(True)
+    sharded.requires_grad_(True).float()
     weighted(sharded(batch(dist.get_rank())), dist.get_rank()).backward()
     of_all(plain, lambda model, rank: weighted(model(batch(rank)), rank)).backward()
     found = {
@@ -71,7 +77,12 @@ def differing(change, message):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(without_graph, "no_grad"), (collecting, "accumulate"), (frozen, "train the same tables")],
+    [
+        (without_graph, "no_grad"),
+        (collecting, "accumulate"),
+        (frozen, "train the same tables"),
+        (cast, "dtype"),
+    ],
 )
 def test_ranks_that_differ_raise_it_together_and_go_on(change, message):
     assert run(differing, 2, change, message, timeout=30) == [True, True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ class ShardedTables:
         check_codecs(options.codecs, options.exact)
         self.prefix = prefix
         self.configs = list(module.table_configs())
-        self.dtype = module.output_dtype
+        self._output_type, self.dtype = module.output_type, module.output_dtype
         if isinstance(env, ShardingEnv2D):  # its ranks are those of one group, and know of no other
             env = ShardingEnv.from_process_group(env.sharding_pg)
         self._mesh = env.device_mesh if env.output_dtensor else None
@@ -180,7 +181,7 @@ class ShardedTables:
         """Return this rank's part of a table: of the weights there are, or of new ones."""
         block = self.block(config)
         if block is None:
-            return torch.empty((0, config.embedding_dim), dtype=config.dtype, device=self.device)
+            return torch.empty((0, config.embedding_dim), dtype=source.dtype, device=self.device)
         weight = new_table(block.num_rows, block.num_columns, source.dtype, self.device)
         with torch.no_grad():
             if source.is_meta:
@@ -307,9 +308,16 @@ class ShardedTables:
         return [self.here] if self.away is None else [self.here, self.away.tables]
 
     def bind(self) -> None:
-        """Meet the weights that there are now, those of a copy say."""
+        """Meet the weights that there are now, those of a copy say, or ones that were cast."""
         for tables in self._lookups():
             tables.bind()
+        dtypes = [
+            part.weight.dtype for part in self._parts.values()
+        ]  # empty ones as well: on all ranks alike
+        if dtypes:
+            self.dtype = self._output_type.of(reduce(torch.promote_types, dtypes))
+        if self.away is not None:
+            self.away.dtype = self.dtype
         for name, elsewhere in self._elsewhere.items():
             if not elsewhere.trains(self._parts[name].weight):
                 elsewhere.own(self._parts[name].weight)

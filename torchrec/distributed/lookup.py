@@ -146,6 +146,9 @@ class BlockTables(Tables):
 class ShardedLookup:
     """The tables of a collection that are looked up by exchange.
 
+    Attributes:
+        dtype: of vectors; who casts tables gives it anew.
+
     Args:
         configs: the tables, as a whole.
         placements: of each.
@@ -169,7 +172,7 @@ class ShardedLookup:
         path: str = "",
     ) -> None:
         self.configs, self.placements = list(configs), list(placements)
-        self._weighted, self._dtype = options.weighted, dtype
+        self._weighted, self.dtype = options.weighted, dtype
         self._distinct = options.distinct
         self._sequences, self._exact = options.by_rows, options.exact
         slots = [
@@ -223,6 +226,7 @@ class ShardedLookup:
             self._rounds,
             split is not None and split.collecting,
             number_of(str(trained)),
+            number_of(str(self.dtype)),
         )
 
     def _in_backward(self) -> None:
@@ -371,7 +375,7 @@ class ShardedLookup:
             i for i, lane in enumerate(self.exchange.my_lanes) if not asked.by_rows[lane.slot]
         ]
         if not pooled:
-            return torch.zeros((samples, 0), dtype=self._dtype)
+            return torch.zeros((samples, 0), dtype=self.dtype)
         lanes = self.exchange.my_lanes
         values = torch.cat([part[i] for i in pooled for part in asked.parts])
         bags_of = [torch.cat([each[k] for each in asked.lengths]) for k in range(len(pooled))]
@@ -385,7 +389,7 @@ class ShardedLookup:
             weights = torch.cat([mine[i] for i in range(len(pooled)) for mine in split])
         tensors, spec, groups = self.tables.lookup_of([lanes[i].name for i in pooled])
         bags = Bags(values, lengths_to_offsets(lengths), weights)
-        return lookup_bags(tensors, spec, bags, self._dtype, groups)[0]
+        return lookup_bags(tensors, spec, bags, self.dtype, groups)[0]
 
     def _gather_here(self, asked: Asked) -> list[Tensor]:
         """Return the rows that all ranks asked for, for each lane that is looked up by rows."""
@@ -398,7 +402,7 @@ class ShardedLookup:
         starts = [sum(counts[:k]) for k in range(len(counts))]
         tensors, spec, groups = self.tables.lookup_of([lanes[i].name for i in chosen])
         ids = Ids(values, starts, counts, sum(asked.batches))
-        return lookup_sequences(tensors, spec, ids, self._dtype, groups)[0]
+        return lookup_sequences(tensors, spec, ids, self.dtype, groups)[0]
 
     def compute(self, step: Step) -> list[Tensor]:
         """Look up what all ranks have asked of this one: pooled bags, then rows, a lane each."""
@@ -479,7 +483,7 @@ class ShardedLookup:
         """Return how many rows each bag of some slots has, ``(slots, B)``, 1 if none."""
         lanes = [[lane.number for lane in self.route.lanes_of_slot[s]] for s in slots]
         found = torch.stack([step.routed.lengths[numbers].sum(0) for numbers in lanes])
-        return found.clamp_(min=1).to(self._dtype)
+        return found.clamp_(min=1).to(self.dtype)
 
     def _pool_tables(self, step: Step, tables: dict[int, Tensor]) -> Tensor:
         """Pool rows that came for each id, where the sample is."""
@@ -503,7 +507,7 @@ class ShardedLookup:
                 weights = torch.cat([weights.split(counts)[s] for s in chosen])
         bags = Bags(places, lengths_to_offsets(lengths.flatten()), weights)
         rows = list(tables.values())
-        return lookup_bags(rows, spec, bags, self._dtype, _dense_group(spec, rows))[0]
+        return lookup_bags(rows, spec, bags, self.dtype, _dense_group(spec, rows))[0]
 
     def gather(self, step: Step, computed: list[Tensor]) -> list[Tensor]:
         """Send back what was computed; return what this rank's batch gets of all ranks.
@@ -529,7 +533,7 @@ class ShardedLookup:
         starts = [sum(counts[:s]) for s in tables]
         rows = list(tables.values())
         ids = Ids(step.routed.places, starts, counts, step.routed.batch)
-        return lookup_sequences(rows, spec, ids, self._dtype, _dense_group(spec, rows))[0]
+        return lookup_sequences(rows, spec, ids, self.dtype, _dense_group(spec, rows))[0]
 
 
 class _Mean(torch.autograd.Function):

@@ -19,6 +19,7 @@ class Terms:
         rounds: of the exchanges that an update takes.
         collects: whether gradients are accumulated for updates that ranks make together.
         trained: which tables are not frozen, by `number_of`.
+        dtype: of vectors, by `number_of`.
     """
 
     collection: int
@@ -26,6 +27,7 @@ class Terms:
     rounds: int
     collects: bool
     trained: int
+    dtype: int
 
     @property
     def numbers(self) -> list[int]:
@@ -41,6 +43,7 @@ _SHOULD = (
     "Received rules that ask for {} sums over rows",
     "be within `accumulate()`, or none, where the columns of a table are on several ranks. Received {}",
     "train the same tables. Received `requires_grad` that differs, of numbers {}",
+    "cast their tables to the same dtype. Received different ones, of numbers {}",
 )
 NUM_TERMS = len(_SHOULD)
 
@@ -60,7 +63,7 @@ def check_terms(of_ranks: Sequence[Sequence[int]]) -> None:
         ValueError: naming the first one that differs.
 
     Example:
-        >>> check_terms([[7, 1, 0, 0, 3], [7, 0, 0, 0, 3]])
+        >>> check_terms([[7, 1, 0, 0, 3, 5], [7, 0, 0, 0, 3, 5]])
         Traceback (most recent call last):
         ValueError: All ranks should call a collection within `torch.no_grad()`, or none. Received \
 `torch.is_grad_enabled()` [1, 0], by rank.

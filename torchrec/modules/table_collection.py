@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,12 +32,34 @@ _BY_ELEMENT = {
 _SUMMED_IN = dict.fromkeys((torch.float16, torch.bfloat16), torch.float32)
 
 
+@dataclass(frozen=True)
+class OutputType:
+    """Which dtype look-ups give.
+
+    Attributes:
+        given: the one that was asked for; None: none was.
+        stored: the widest one of the tables when they were made.
+    """
+
+    given: torch.dtype | None
+    stored: torch.dtype
+
+    def of(self, dtype: torch.dtype) -> torch.dtype:
+        """Return what look-ups give, where the widest dtype of the tables is now ``dtype``."""
+        if self.given is not None:
+            return self.given
+        # Tables that are stored in half precision give FP32, for the layers behind them; a module that was
+        # cast to it as a whole gives what its layers have.
+        return _SUMMED_IN.get(dtype, dtype) if dtype is self.stored else dtype
+
+
 class TableCollection(nn.Module):
     """Tables as parameters: how they are trained, what becomes of their rows and of stray ids."""
 
     _tables: Tables
     _out_of_range: Tensor
     _device: torch.device
+    _output_type: OutputType
 
     def _set_tables(
         self,
@@ -63,10 +86,7 @@ class TableCollection(nn.Module):
         for weight, config in zip(self._tables.weights(), configs, strict=True):
             weight.requires_grad_(config.enable_grad)
             initialise(config, weight)
-        self._output_dtype = output_dtype
-        # Tables that are stored in half precision give FP32, for the layers behind them; a module that was
-        # cast to it as a whole gives what its layers have.
-        self._stored_dtype = self._tables.dtype if output_dtype is None else None
+        self._output_type = OutputType(output_dtype, self._tables.dtype)
         counts = torch.zeros(len(modules), dtype=torch.int64, device=self._device)
         self.register_buffer("_out_of_range", counts, persistent=False)
         self.register_load_state_dict_post_hook(_weights_loaded)  # type: ignore[no-untyped-call]
@@ -288,10 +308,12 @@ class TableCollection(nn.Module):
     @property
     def output_dtype(self) -> torch.dtype:
         """The dtype of what look-ups give."""
-        if self._output_dtype is not None:
-            return self._output_dtype
-        dtype = self._tables.dtype
-        return _SUMMED_IN.get(dtype, dtype) if dtype is self._stored_dtype else dtype
+        return self._output_type.of(self._tables.dtype)
+
+    @property
+    def output_type(self) -> OutputType:
+        """Which dtype look-ups give, of tables that may be cast."""
+        return self._output_type
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
