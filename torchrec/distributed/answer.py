@@ -289,9 +289,8 @@ class _Answer(torch.autograd.Function):
         ]
         ctx.in_backward()
         used = [grad is not None for grad in grads[1:]]
-        if (
-            ctx.tells_use
-        ):  # a slot that no rank's loss uses gets no gradient, which is not one of zeros
+        if ctx.tells_use:
+            # A slot that no rank's loss uses gets no gradient, which is not one of zeros.
             used = wire.any_of(used)
         sent = new_vector(sum(layout.expected), given[0])
         found = [new_vector(size, given[0]) for size in layout.computed_sizes]

@@ -436,7 +436,7 @@ class ShardedTableCollection(nn.Module):
 
     def _set_tables(self, tables: ShardedTables) -> None:
         self._tables = tables
-        setattr(self, tables.prefix, tables.parts)
+        self.add_module(tables.prefix, tables.parts)
         counts = torch.zeros(len(tables.configs), dtype=torch.int64, device="cpu")
         self.register_buffer("_out_of_range", counts, persistent=False)
         self.register_state_dict_post_hook(_show_wholes)  # type: ignore[no-untyped-call]

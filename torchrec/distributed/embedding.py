@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchrec.distributed._awaited import EmbeddingCollectionAwaitable
+from torchrec.distributed._output_parts import EmbeddingCollectionAwaitable
 from torchrec.distributed.collection import (
     ShardedTableCollection,
     ShardedTables,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.checks import require_type
-from torchrec.distributed._awaited import EmbeddingBagCollectionAwaitable
+from torchrec.distributed._output_parts import EmbeddingBagCollectionAwaitable
 from torchrec.distributed.collection import (
     ShardedTableCollection,
     ShardedTables,

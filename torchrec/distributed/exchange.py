@@ -318,8 +318,8 @@ class Exchange:
                 asked.batches,
                 asked.counts,
                 routed.counts,
-                keeps_own=self._codings
-                is None,  # as others' get it, so that the plan changes nothing
+                # What is rounded on the way is rounded for this rank too, so that the plan changes nothing.
+                keeps_own=self._codings is None,
             )
             if not any(asked.by_rows):
                 if len(self._layouts) >= _MOST_LAYOUTS:

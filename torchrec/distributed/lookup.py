@@ -517,10 +517,8 @@ class ShardedLookup:
         """
         _, tables = self._answer(step, computed)
         counts, lanes = step.routed.slot_counts, self.route.lanes_of_slot
-        done = [
-            len(lanes[s]) == 1 and len(rows) == counts[s] for s, rows in tables.items()
-        ]  # they came in the order of the ids
-        if all(done):
+        # Those of one lane came in the order of the ids.
+        if all(len(lanes[s]) == 1 and len(rows) == counts[s] for s, rows in tables.items()):
             return list(tables.values())
         specs = [
             TableSpec(

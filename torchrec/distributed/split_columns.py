@@ -161,7 +161,6 @@ class SplitColumnsUpdate(JointUpdate):
         super().__init__(updates)
         self._exchange = exchange
         self._means: MeanSquares | None = None
-
         self.collecting = False  # as within `accumulate()`, on all ranks alike
         self._waits = False
 

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.shard import outermost
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.optim.keyed import CombinedOptimizer
 from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.optim.owners import owner_of
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 __all__ = ["assert_same_training"]
@@ -88,9 +90,8 @@ def assert_same_training(
     differences.note_parts("'{}'", sharded.state_dict(), plain.state_dict())
     states = _states(plain)
     for name, state in _states(sharded).items():
-        if (
-            name in states
-        ):  # not of a `torch.nn.EmbeddingBag`, whose optimizer in one process is its own
+        # Not of a `torch.nn.EmbeddingBag`, whose optimizer in one process is its own.
+        if name in states:
             differences.note_parts(f"State '{{}}' of '{name}'", state, states[name])
     differences.tell()
     return sharded
@@ -102,9 +103,6 @@ def copied(model: nn.Module) -> nn.Module:
     Args:
         model: stays as it is.
     """
-    from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
-    from torchrec.optim.owners import owner_of
-
     twin = copy.deepcopy(model)
     for own, its in zip(model.parameters(), twin.parameters(), strict=True):
         former, present = owner_of(own), owner_of(its)

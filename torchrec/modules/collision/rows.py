@@ -71,9 +71,8 @@ class MappedRows(nn.Module, ABC):
     @property
     def id_map(self) -> IdMap:
         """The map, as the operators take it."""
-        buffers = (
-            self._buffers
-        )  # asked directly: a module looks for attributes everywhere else before
+        # Asked directly: a module looks for attributes everywhere else before.
+        buffers = self._buffers
         return IdMap(buffers["ids"], buffers["occupied"], buffers["entries"])  # type: ignore[arg-type]
 
     @property

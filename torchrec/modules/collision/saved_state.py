@@ -79,9 +79,8 @@ class LoadReport:
         """
         moved = new.clone()
         ends = [self.offset + s.zch_size + (s.mch_size or 0) for s in (self.saved, self.loaded)]
-        behind = max(
-            0, min(len(old) - ends[0], len(new) - ends[1])
-        )  # rows of no map stay as they are
+        # Rows of no map stay as they are.
+        behind = max(0, min(len(old) - ends[0], len(new) - ends[1]))
         moved[: self.offset] = old[: self.offset].to(moved)
         moved[ends[1] : ends[1] + behind] = old[ends[0] : ends[0] + behind].to(moved)
         new_rows, old_rows = self.new_rows + self.offset, self.old_rows + self.offset

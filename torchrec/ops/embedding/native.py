@@ -23,9 +23,8 @@ _NOTHING, _ID, _BAG = range(3)  # kinds of failure
 _RECYCLED_FROM = 1 << 20  # bytes
 _MEMORY = 1 << 47  # bytes, more than there can be
 
-_CPU = torch.device(
-    "cpu"
-)  # said everywhere: another default device must not redirect what kernels write to
+# Said everywhere: another default device must not redirect what kernels write to.
+_CPU = torch.device("cpu")
 
 _native: Any = native
 Input = Any  # _native.Pooled or _native.Sequence
@@ -192,9 +191,8 @@ def embedding_bag_sparse_grad(grad: Tensor, weights: Sequence[Tensor], *bags: An
         return reference.embedding_bag_sparse_grad(grad, weights, *bags)
     input = _pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
     size = reference.batch_size(values, offsets, num_keys)
-    ends = (
-        offsets[::size].tolist() if size else []
-    )  # none: as many zeros as `num_keys` says may not fit the memory
+    # Without samples none: as many zeros as `num_keys` says may not fit the memory.
+    ends = offsets[::size].tolist() if size else []
     specs, slots = read_spec(spec)
     most = [0] * len(specs)
     for slot in slots:
