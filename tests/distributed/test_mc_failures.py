@@ -125,3 +125,21 @@ def test_maps_that_differ_between_ranks_are_refused():
         assert "the map of table 'users'" in str(error)
         assert "range(0, 12)" in str(error)
         assert "range(0, 13)" in str(error)
+
+
+def half_trained():
+    module = shard(make(True, made=fragile), "row_wise")
+    good = KeyedJaggedTensor.from_lists(ids_of())
+    module.train(dist.get_rank() == 0)
+    with pytest.raises(
+        ValueError, match=r"All ranks should be training.* \[True, False\], by rank"
+    ):
+        module(good)
+    for mode in (False, True):
+        module.train(mode)
+        module(good)
+    return True
+
+
+def test_a_rank_that_evaluates_while_another_trains_is_refused_on_both():
+    assert run(half_trained, 2, timeout=30) == [True, True]

@@ -19,6 +19,7 @@ from torchrec.modules.collision.features import ids_of
 __all__ = ["MapExchange", "MapQuestion"]
 
 NONE = torch.zeros(0, dtype=torch.int64)
+_FAILED, _LEARNS = 1, 2  # bits of the first number of a header
 
 
 @dataclass
@@ -97,13 +98,14 @@ class MapExchange:
         return question
 
     def ask(
-        self, question: MapQuestion | None, error: Exception | None
+        self, question: MapQuestion | None, error: Exception | None, learns: bool
     ) -> list[tuple[Tensor, list[list[int]]]]:
         """Send ids to who has their maps.
 
         Args:
             question: of this rank; None if there is an error.
             error: what kept this rank from it: then all ranks raise it.
+            learns: whether this rank is training, as all should: who has a map learns from the ids of all.
 
         Returns:
             For each part of this rank, the ids of all ranks, one rank behind the other within a key; and how many
@@ -117,15 +119,22 @@ class MapExchange:
                 else question.counts[part.number]
                 for part in parts
             ]
-            numbers = [int(error is not None), *(n for each in counts for n in each)]
+            state = (_FAILED if error is not None else 0) | (_LEARNS if learns else 0)
+            numbers = [state, *(n for each in counts for n in each)]
             sent += numbers
             sizes.append(len(numbers))
         told = self._swap(
             torch.tensor(sent, dtype=torch.int64), sizes, [sizes[self.rank]] * self.world_size
         )
         lines = told.view(self.world_size, -1).tolist()
-        if self.wire is not None and (question is None or any(line[0] for line in lines)):
+        failed = question is None or any(line[0] & _FAILED for line in lines)
+        if self.wire is not None and failed:
             self.wire.raise_together(error)
+        if len({line[0] for line in lines}) > 1:
+            raise ValueError(
+                "All ranks should be training, or none: who has a map of ids learns from those of all ranks. "
+                f"Received `training` {[bool(line[0] & _LEARNS) for line in lines]}, by rank."
+            )
         assert question is not None  # else its error was raised
         ids = [question.ids[part.number] for parts in self._parts_of for part in parts]
         sizes = [sum(len(question.ids[part.number]) for part in parts) for parts in self._parts_of]

@@ -264,7 +264,7 @@ class ShardedManagedCollisionCollection(
             if self._exchange.wire is None:
                 raise
             error = failed
-        asked = self._exchange.ask(question, error)
+        asked = self._exchange.ask(question, error, self.training)
         found = []
         for part, (ids, counts) in zip(self._exchange.mine, asked, strict=True):
             lengths = torch.tensor(counts).flatten()

@@ -151,6 +151,13 @@ class Wire:
             if found is not None:
                 raise _error_of(rank, *found) from (error if rank == self.rank else None)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Refuse to be pickled: there is no process group in a file."""
+        raise TypeError(
+            "A sharded model should be saved by its `state_dict()`, which loads into one that is sharded again: it "
+            "cannot be pickled, as the ranks that it exchanges vectors with are those of this run."
+        )
+
     def __deepcopy__(self, _: object) -> Wire:
         """Return itself: process groups cannot be copied."""
         return self
