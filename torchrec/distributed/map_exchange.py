@@ -15,6 +15,7 @@ from torch import Tensor
 from torchrec.distributed.map_layout import MapLayout, MapPart
 from torchrec.distributed.wire import Wire
 from torchrec.modules.collision.features import ids_of
+from torchrec.streamable import Multistreamable
 
 __all__ = ["MapExchange", "MapQuestion"]
 
@@ -23,7 +24,7 @@ _FAILED, _LEARNS = 1, 2  # bits of the first number of a header
 
 
 @dataclass
-class MapQuestion:
+class MapQuestion(Multistreamable):
     """The ids of this rank's batch, by part of a map.
 
     Attributes:
@@ -36,6 +37,12 @@ class MapQuestion:
     ids: list[Tensor]
     counts: list[list[int]]
     orders: list[Tensor | None]
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory of every tensor alive until the work queued on ``stream`` is done."""
+        for tensor in (*self.ids, *self.orders):
+            if tensor is not None:
+                tensor.record_stream(stream)
 
 
 class MapExchange:

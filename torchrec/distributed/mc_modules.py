@@ -73,6 +73,7 @@ class ManagedCollisionCollectionContext(Multistreamable):
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory of every tensor alive until the work queued on ``stream`` is done."""
         self.features.record_stream(stream)
+        self.question.record_stream(stream)
 
 
 class ShardedManagedCollisionCollection(
