@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from tests.distributed.ranks import run
 from tests.distributed.test_collections import loss
@@ -155,6 +156,12 @@ def test_ids_keep_their_vectors_under_another_plan(tmp_path, kind, others):
     for other, world_size in others:
         for found in run(take_up, world_size, other, str(tmp_path)):
             assert found == before
+    # One process, whose maps show as many ids that wait as there are, takes the folder as one file.
+    dcp_to_torch_save(tmp_path, tmp_path / "one.pt")
+    alone = model()
+    alone.load_state_dict(torch.load(tmp_path / "one.pt")["model"])
+    vectors = {key: vector for key, (vector, _) in by_id(alone).items()}
+    assert vectors == {key: vector for key, (vector, _) in before.items()}
 
 
 def there_and_back(kind):
