@@ -192,7 +192,7 @@ class Exchange:
         """Exchange headers: state and batch of each rank, rows of the divided slots, of this rank's lanes."""
         route, wire = self.route, self.wire
         divided, num_mine = len(route.divided), len(self.my_lanes)
-        head = [int(error is not None) * _FAILED, 0, *terms.numbers] + [0] * divided
+        head = [int(error is not None) * _FAILED, 0, *terms] + [0] * divided
         if routed is not None:
             if routed.weights is not None and routed.weights.requires_grad:
                 head[0] |= _WEIGHTS_GRADIENT

@@ -192,7 +192,7 @@ class ShardedLookup:
         )
         self._inputs: dict[tuple[str, ...], _Input] = {}
         self._parameters = [module._parameters for module in modules]
-        self._number = number_of(f"{path} {prefix} {self.route.slots}")
+        self._number = number_of(f"{path} {prefix} {self.route.slots}".encode())
 
     def _split_columns(
         self, modules: Sequence[nn.Module], wire: Wire, by_rows: bool
@@ -225,8 +225,8 @@ class ShardedLookup:
             torch.is_grad_enabled(),
             self._rounds,
             split is not None and split.collecting,
-            number_of(str(trained)),
-            number_of(str(self.dtype)),
+            number_of(bytes(trained)),
+            number_of(str(self.dtype).encode()),
         )
 
     def _in_backward(self) -> None:
