@@ -21,6 +21,7 @@ from torchrec.distributed.types import (
     ShardingPlan,
     ShardingStrategy,
 )
+from torchrec.inference.state_dict_transform import state_dict_gather
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 from torchrec.modules.mc_modules import (
     LFU_EvictionPolicy,
@@ -315,3 +316,21 @@ def test_what_groups_are_not_made_of_is_refused():
         strict=True,
     ):
         assert part in message
+
+
+def gathered():
+    model = grouped(fused(), 2, {"user": ("row_wise",), "item": ("table_wise", 1)})
+    state = model.state_dict()
+    wholes = {name: torch.zeros(value.shape) for name, value in state.items()}
+    state_dict_gather(state, wholes)
+    return wholes
+
+
+@pytest.mark.slow
+def test_states_are_gathered_on_the_first_rank_of_each_group():
+    expected = fused().state_dict()
+    found = run(gathered, 4)
+    for first in found[:2]:
+        assert all(torch.equal(first[name], value) for name, value in expected.items())
+    for other in found[2:]:
+        assert not other["tables.embedding_bags.user.weight"].any()

@@ -71,6 +71,11 @@ class ShardedTable(Tensor):
         table._name, table._parts, table._metadata, table._wire = name, parts, metadata, wire
         return table
 
+    @property
+    def rank(self) -> int:
+        """Which of the ranks that share the table this one is."""
+        return 0 if self._wire is None else self._wire.rank
+
     def local_shards(self) -> list[Shard]:
         """Return the parts of this rank, each with its offsets and sizes."""
         return self._parts
@@ -104,7 +109,7 @@ class ShardedTable(Tensor):
             dst: which rank.
             out: there, written to, of the size of the whole; elsewhere None.
         """
-        rank = 0 if self._wire is None else self._wire.rank
+        rank = self.rank
         if rank == dst and (out is None or out.shape != self.shape):
             raise ValueError(
                 f"`out` should be a tensor of the shape {tuple(self.shape)} on rank {dst}. "

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from torchrec.distributed.state import ShardedTable
+
 __all__ = ["state_dict_all_gather_keys", "state_dict_gather", "state_dict_to_device"]
 
 
@@ -29,8 +31,9 @@ def state_dict_gather(src: Mapping[str, Tensor], dst: Mapping[str, Tensor]) -> N
     """Write the state of a sharded model into tensors of wholes; all ranks call this.
 
     Args:
-        src: of the sharded model. What is sharded is brought to the first rank.
-        dst: of the same model unsharded, or some of it: written to; sharded tables on the first rank alone.
+        src: of the sharded model. What is sharded is brought to the first rank; of groups of ranks that each have all
+            tables, to the first of each.
+        dst: of the same model unsharded, or some of it: written to; sharded tables on these ranks alone.
 
     Raises:
         KeyError: for a name that ``src`` does not have.
@@ -38,12 +41,14 @@ def state_dict_gather(src: Mapping[str, Tensor], dst: Mapping[str, Tensor]) -> N
     for name, whole in dst.items():
         source: Any = src[name]
         if hasattr(source, "local_shards"):
-            source.gather(0, whole if _is_first() else None)
+            source.gather(0, whole if _is_first(source) else None)
         else:
             whole.detach().copy_(source)
 
 
-def _is_first() -> bool:
+def _is_first(source: Any) -> bool:
+    if isinstance(source, ShardedTable):
+        return source.rank == 0
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
