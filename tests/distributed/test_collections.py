@@ -49,11 +49,18 @@ def shards(kind, t, shape, world_size):
     return column_wise(shape, [*ranks, 0], sizes)
 
 
-def make(pooled, optimizer=None, weighted=False, pooling=PoolingType.SUM, policy=IdPolicy.ERROR):
+def make(
+    pooled,
+    optimizer=None,
+    weighted=False,
+    pooling=PoolingType.SUM,
+    policy=IdPolicy.ERROR,
+    batch_l2=0.0,
+):
     torch.manual_seed(3)
     options = {"id_policy": policy}
     if optimizer is not None:
-        options |= {"optimizer": optimizer, "lr": 0.1}
+        options |= {"optimizer": optimizer, "lr": 0.1, "optimizer_options": {"batch_l2": batch_l2}}
     if pooled:
         configs = [
             EmbeddingBagConfig(rows, dim, name, feature_names=features, pooling=pooling, **options)

@@ -45,10 +45,11 @@ def test_each_row_of_each_slot_once_in_the_order_of_the_batch(counts):
         assert ((mine >= starts[s]) & (mine < starts[s + 1])).all()
 
 
-def trained(kind, optimizer, policy):
+def trained(kind, optimizer, policy, batch_l2=0.0):
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    plain = make(False, optimizer, policy=policy)
-    module = shard(make(False, optimizer, policy=policy), kind, use_index_dedup=True)
+    given = {"policy": policy, "batch_l2": batch_l2}
+    plain = make(False, optimizer, **given)
+    module = shard(make(False, optimizer, **given), kind, use_index_dedup=True)
     beyond = 0 if policy == IdPolicy.ERROR else 4
     for step in range(3):
         sizes = [6 + r if r != step else 0 for r in range(world_size)]
@@ -78,6 +79,10 @@ def test_training_equals_one_process(workers, kind):
         ("adam", IdPolicy.HASH),
     ):
         assert workers.run(trained, 2, kind, optimizer, policy) == [True, True]
+
+
+def test_an_update_that_counts_ids_has_all_of_them(workers):
+    assert workers.run(trained, 2, "mixed", "adam", IdPolicy.ERROR, 0.5) == [True, True]
 
 
 def bytes_sent(kind):

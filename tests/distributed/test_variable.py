@@ -71,9 +71,11 @@ def sizes_of(step, world_size):
     return [0 if rank == step else 4 + rank + step for rank in range(world_size)]
 
 
-def trained(kind, optimizer, pooling=PoolingType.SUM, weighted=False, exact=False, unused=0):
+def trained(
+    kind, optimizer, pooling=PoolingType.SUM, weighted=False, exact=False, unused=0, batch_l2=0.0
+):
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    given = True, optimizer, weighted, pooling, IdPolicy.IGNORE
+    given = True, optimizer, weighted, pooling, IdPolicy.IGNORE, batch_l2
     plain, module = make(*given), shard(make(*given), kind, exact)
     for step in range(4):
         sizes = sizes_of(step, world_size)
@@ -112,6 +114,14 @@ def several(kind):
 @pytest.mark.parametrize("kind", PLANS)
 def test_training_equals_one_process(workers, kind, world_size):
     assert workers.run(several, world_size, kind) == [True] * world_size
+
+
+def penalised():
+    return trained("mixed", "adam", batch_l2=0.5)
+
+
+def test_an_update_that_counts_ids_has_those_of_all_samples(workers):
+    assert workers.run(penalised, 2) == [True, True]
 
 
 def test_exactly_where_that_is_asked_for(workers):

@@ -65,7 +65,8 @@ class ShardedEmbeddingCollection(
         qcomm_codecs_registry: see `BaseEmbeddingSharder`.
         use_index_dedup: send each id that a feature has in a batch once, and the sum of its gradients: less to send
             where ids come again, at the price of looking for them. Vectors are the same, to the last bit; what tables
-            learn, to the rounding of sums in another order. Default False.
+            learn, to the rounding of sums in another order. Where a table's update goes by how often an id comes
+            (``batch_l2``), each is sent as often. Default False.
         module_fqn: its path in the model, for errors.
         exact: see `BaseEmbeddingSharder`.
     """
@@ -173,7 +174,8 @@ class EmbeddingCollectionSharder(BaseEmbeddingSharder[EmbeddingCollection]):
         qcomm_codecs_registry: see `BaseEmbeddingSharder`.
         use_index_dedup: send each id that a feature has in a batch once, and the sum of its gradients: less to send
             where ids come again, at the price of looking for them. Vectors are the same, to the last bit; what tables
-            learn, to the rounding of sums in another order. Default False.
+            learn, to the rounding of sums in another order. Where a table's update goes by how often an id comes
+            (``batch_l2``), each is sent as often. Default False.
         exact: see `BaseEmbeddingSharder`.
     """
 

@@ -43,6 +43,7 @@ from torchrec.ops.jagged import lengths_to_offsets
 from torchrec.ops.permute import regroup
 from torchrec.ops.routing import route_rows
 from torchrec.optim.joint_update import JointUpdate
+from torchrec.optim.owners import owner_of
 from torchrec.optim.table_update import TableUpdate
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Multistreamable
@@ -308,7 +309,7 @@ class ShardedLookup:
                 weights = torch.cat(
                     [weights[starts[key] : starts[key] + sizes[key]] for key in found.keys]
                 )
-        if self._distinct:
+        if self._distinct and not self._counts_ids():
             return self._route_distinct(rows, counts, batch), lengths, weights, out_of_range
         values, places, lane_lengths, lane_counts = route_rows(
             rows, lengths, counts, self.route.bands
@@ -330,10 +331,17 @@ class ShardedLookup:
         if features.inverse_indices_or_none() is None and (self._sequences or not variable):
             return features, None
         without = self._exact or found.single_ids or features.inverse_indices_or_none() is None
-        if self._sequences or without:
+        if self._sequences or without or self._counts_ids():
             return features.expand_inverse(), None
         own = own_batches(features, found.keys)
         return (features.expand_inverse() if own is None else features), own
+
+    def _counts_ids(self) -> bool:
+        """Whether some table's update goes by how often each id comes, so that each has to be sent as often."""
+        owners = [
+            owner_of(each["weight"]) for each in self._parameters if each["weight"] is not None
+        ]
+        return any(isinstance(each, TableUpdate) and each.penalises_batch for each in owners)
 
     def _lengths_of(self, features: KeyedJaggedTensor) -> Tensor:
         """Return the lengths of bags, ``(keys, B)``; all of a key as one bag, where nobody asks for bags."""

@@ -339,7 +339,7 @@ def _of_one_dtype(grads: list[Tensor | None]) -> list[Tensor | None]:
 def _rows_of(gradient: LookupGradient, updates: list[TableUpdate]) -> list[RowGradients | None]:
     """Return the gradients of the rows of each table, with how often each was looked up where it counts."""
     found = gradient.rows()
-    if not any(update.group is not None and update.group["batch_l2"] for update in updates):
+    if not any(update.penalises_batch for update in updates):
         return found
     return [
         None if rows is None else rows._replace(times=times)

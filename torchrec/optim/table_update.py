@@ -282,6 +282,11 @@ class TableUpdate(Owner):
         return self.group is not None and isinstance(self.group["lr"], Tensor)
 
     @property
+    def penalises_batch(self) -> bool:
+        """Whether an L2 penalty is added for each id that is looked up, so that it counts how often one comes."""
+        return self.group is not None and bool(self.group["batch_l2"])
+
+    @property
     def hyper(self) -> Hyper:
         """The hyper-parameters, as they are in the parameter group now."""
         if self.rule is None or self.group is None:
