@@ -128,7 +128,7 @@ def test_a_checkpoint_of_pieces_is_put_together(tmp_path, one_rank):
     }
     with pytest.raises(
         ValueError,
-        match=r"'t.momentum1' of 'embedding_bags.t.weight' should be a whole tensor. "
+        match=r"State 'sum' of 'embedding_bags.t.weight' should be a whole tensor. "
         "Received ShardedTensor",
     ):
         other.fused_optimizer.load_state_dict({"state": pieces})

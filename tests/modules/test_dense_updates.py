@@ -110,7 +110,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Any], torch.optim.Optimize
     "adagrad_l2": (
         "adagrad",
         {"weight_decay": 0.1},
-        lambda p: torch.optim.Adagrad(p, lr=0.05, weight_decay=0.1),
+        lambda p: torch.optim.Adagrad(p, lr=0.05, weight_decay=0.1, eps=1e-8),
     ),
 }
 
