@@ -12,7 +12,7 @@ NATIVE := $(BUILD)/.copied
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cmake')
 HAVE_CXX := $(shell command -v $(CXX) || command -v c++ || command -v clang++)
 # Two things run side by side, a thread each: more threads than cores slow all down many times over. First come the
-# checks and the build, then the suites, documents and tests of several ranks after the shorter one.
+# checks and the build, then the suites; what is left goes after the shorter one.
 BESIDE := $(MAKE) --no-print-directory --jobs=2 --output-sync=line
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
@@ -41,13 +41,13 @@ test: $(READY)
 	$(BESIDE) lint pytest pytest-reference pytest-rest
 
 pytest: native
-	$(PYTEST) -m "not slow" --doctest-modules torchrec rowwise tests --ignore=tests/test_documents.py --ignore=tests/distributed
+	$(PYTEST) -m "not slow" --doctest-modules torchrec rowwise tests --ignore=tests/test_documents.py --ignore=tests/distributed --ignore=tests/cli
 
 pytest-reference: $(COMMAND)
 	ROWWISE_BACKEND=reference $(PYTEST) -m "not slow and not once" tests
 
 pytest-rest: native
-	$(PYTEST) -m "not slow" tests/test_documents.py tests/distributed
+	$(PYTEST) -m "not slow" tests/test_documents.py tests/distributed tests/cli
 
 slow: native
 	$(BESIDE) slow-recipes slow-rest

@@ -24,9 +24,12 @@ from torchrec.errors import IdOutOfRangeError
 ROWS = 50
 
 # torch's own tracing warns about its own insides.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
-)
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.filterwarnings(
+        "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
+    ),
+]
 
 compiled_updates = pytest.mark.since_torch(
     "2.12", "refuses to trace the change of a parameter in a backward pass"

@@ -13,6 +13,8 @@ from torchrec import ops
 from torchrec.modules import embedding_modules  # noqa: F401  (the import defines the operators)
 from torchrec.ops import _library
 
+pytestmark = pytest.mark.once
+
 REPORT = """
 import json, torch
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, ops

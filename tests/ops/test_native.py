@@ -12,6 +12,8 @@ import pytest
 
 from torchrec.ops._library import native
 
+pytestmark = pytest.mark.once
+
 BUILD = Path(__file__).parents[2] / "build" / "dev" / "CMakeFiles"
 SETS = ("avx2", "avx512")
 

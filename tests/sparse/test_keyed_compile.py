@@ -15,9 +15,12 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 T = torch.tensor
 KEYS = ["a", "b", "c"]
 # Tracing warns of things that are PyTorch's own.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
-)
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.filterwarnings(
+        "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
+    ),
+]
 
 
 def batch(size: int, synced: bool = True) -> KeyedJaggedTensor:
