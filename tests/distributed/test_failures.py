@@ -195,7 +195,8 @@ def launched(folder, killed_in):
         capture_output=True,
         text=True,
         timeout=400,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Else ranks that start anew may read from the store where those before them listened.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(folder / "model.pt")
