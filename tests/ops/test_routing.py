@@ -11,6 +11,7 @@ from torchrec.ops.routing import (
     ADDS,
     DIVIDES,
     copy_blocks_,
+    native,
     put_numbers_,
     reference,
     route_rows,
@@ -205,3 +206,14 @@ def test_numbers_of_rows_are_taken_and_put(ops, wide):
         take(tables, rows, [0, 1, 3], [])
     with pytest.raises(ValueError, match=r"`numbers` should be float32 of shape \(3,\)"):
         put_(tables, rows, [0, 1, 3], torch.zeros(2))
+
+
+@pytest.mark.parametrize("module", [native, reference])
+def test_what_is_written_has_memory_of_its_own(module):
+    output, zeros = torch.zeros(3), torch._efficientzerotensor((3,))
+    block = dict.fromkeys(reference.BLOCK, 0)
+    for outputs in ([output, output], [zeros]):
+        with pytest.raises(ValueError, match="`outputs` should have memory of their own, each"):
+            module.copy_blocks_(outputs, [torch.ones(3)], list(block.values()), 1)
+        with pytest.raises(ValueError, match="`tables` should have memory of their own, each"):
+            module.put_numbers_(outputs, torch.tensor([0]), [0, 0, 1], None)

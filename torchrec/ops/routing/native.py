@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
-from torchrec.ops._memory import is_wide
+from torchrec.ops._memory import is_wide, no_address
 from torchrec.ops.routing import reference
 from torchrec.ops.routing.reference import BLOCK, check_blocks, check_routing
 
@@ -29,8 +29,8 @@ def route_rows(
     band_lengths = rows.new_empty((num_bands, size), dtype=torch.int32)
     band_counts = rows.new_empty(num_bands)
     _lib.route_rows(
-        rows.data_ptr(),
-        lengths.data_ptr(),
+        _address("rows", rows),
+        _address("lengths", lengths),
         is_wide("lengths", lengths),
         size,
         counts,
@@ -51,7 +51,13 @@ def copy_blocks_(
     if computes or any(tensor.is_neg() for tensor in (*outputs, *inputs)):
         return reference.copy_blocks_(outputs, inputs, blocks, divisor)
     kept = [tensor.contiguous() for tensor in inputs]
-    _lib.copy_blocks(outputs[0].element_size(), _pairs(kept), _pairs(outputs), blocks, divisor)
+    _lib.copy_blocks(
+        outputs[0].element_size(),
+        _pairs("inputs", kept),
+        _pairs("outputs", outputs),
+        blocks,
+        divisor,
+    )
     torch.autograd.graph.increment_version(outputs)
 
 
@@ -79,8 +85,8 @@ def take_numbers(
     count = sum(count for _, _, count in found)
     numbers = new_vector(count, rows.new_empty(0, dtype=torch.float32))
     _lib.take_numbers(
-        _pairs(kept),
-        rows.data_ptr(),
+        _pairs("tables", kept),
+        _address("rows", rows),
         rows.numel(),
         is_wide("rows", rows),
         slots,
@@ -96,6 +102,7 @@ def put_numbers_(
     """See ``reference.put_numbers_``."""
     found = reference.check_slots(tables, rows, slots)
     count = sum(count for _, _, count in found)
+    reference.check_written("tables", tables)
     reference.check_numbers(numbers, count)
     if any(table.is_neg() or not table.is_contiguous() for table in tables):
         return reference.put_numbers_(tables, rows, slots, numbers)
@@ -103,16 +110,20 @@ def put_numbers_(
     numbers = None if numbers is None else numbers.contiguous()
     if count:
         _lib.put_numbers(
-            _pairs(tables),
-            rows.data_ptr(),
+            _pairs("tables", tables),
+            _address("rows", rows),
             rows.numel(),
             is_wide("rows", rows),
             slots,
-            0 if numbers is None else numbers.data_ptr(),
+            0 if numbers is None else _address("numbers", numbers),
         )
         torch.autograd.graph.increment_version(tables)
 
 
-def _pairs(tensors: Sequence[Tensor]) -> list[int]:
+def _pairs(name: str, tensors: Sequence[Tensor]) -> list[int]:
     """Return the address and the size of each tensor, one behind the other."""
-    return [number for tensor in tensors for number in (tensor.data_ptr(), tensor.numel())]
+    return [number for each in tensors for number in (_address(name, each), each.numel())]
+
+
+def _address(name: str, tensor: Tensor) -> int:
+    return tensor.data_ptr() or no_address(name, tensor)

@@ -65,6 +65,13 @@ def route_rows(
     )
 
 
+def check_written(name: str, tensors: list[Tensor]) -> None:
+    """Refuse tensors to be written that have no memory, or share where they begin: the order would tell who is seen."""
+    held = [tensor.data_ptr() for tensor in tensors if tensor.numel() and not tensor.is_meta]
+    if 0 in held or len(set(held)) < len(held):
+        raise ValueError(f"`{name}` should have memory of their own, each. Received others.")
+
+
 def check_blocks(
     outputs: list[Tensor], inputs: list[Tensor], blocks: list[int], divisor: int
 ) -> None:
@@ -80,6 +87,7 @@ def check_blocks(
             "`outputs` should be contiguous, of one dimension. "
             f"Received {[tuple(output.shape) for output in outputs]}."
         )
+    check_written("outputs", outputs)
     if divisor < 1 or len(blocks) % len(BLOCK):
         raise ValueError(
             f"`blocks` should be {BLOCK} one behind the other, `divisor` 1 or more. "
@@ -171,6 +179,7 @@ def put_numbers_(
     """Write the number of each row that ids chose; see ``routing.put_numbers_``."""
     found = check_slots(tables, rows, slots)
     counts = [count for _, _, count in found]
+    check_written("tables", tables)
     check_numbers(numbers, sum(counts))
     chosen = _rows_of_slots(tables, rows, found)
     given = [0.0] * len(found) if numbers is None else numbers.split(counts)
