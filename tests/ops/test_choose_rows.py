@@ -139,8 +139,9 @@ def test_an_error_names_table_feature_sample_and_id(backend, policy, bad) -> Non
         ({"starts": [0, -1]}, ValueError, "Slot number 1 should lie within the values"),
         ({"counts": [3, 9]}, ValueError, "Slot number 1 should lie within the values"),
         ({"num_tables": 1}, ValueError, "`num_tables` should be the tables of the spec"),
+        ({"offsets": torch.zeros(5)}, TypeError, "`offsets` should be .* int32 or int64 tensor"),
     ],
-    ids=["start", "count", "num_tables"],
+    ids=["start", "count", "num_tables", "offsets"],
 )
 def test_what_is_refused(backend, change, error, message) -> None:
     spec = LookupSpec(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
-from torchrec.ops._memory import is_wide, no_address
+from torchrec.ops._memory import is_wide, no_address, require_integers
 from torchrec.ops.embedding import reference
 from torchrec.ops.embedding.failure import raise_bad_bag, raise_bad_id
 from torchrec.ops.embedding.layout import VERSION
@@ -320,6 +320,7 @@ def choose_rows(
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.choose_rows``."""
     if offsets is not None:
+        require_integers("offsets", offsets)
         reference.batch_size(values, offsets, num_keys)
     tables = _native.Tables(spec)
     reference.check_num_tables(num_tables, tables.size)

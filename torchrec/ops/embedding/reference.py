@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from torchrec.ops._memory import require_integers
 from torchrec.ops.embedding.failure import raise_bad_bag
 from torchrec.ops.embedding.hyper import SAMPLES, STEP, read_hyper
 from torchrec.ops.embedding.layout import HYPER
@@ -456,6 +457,8 @@ def choose_rows(
     names: str,
 ) -> tuple[Tensor, Tensor]:
     """Return the row of each id of each slot, slot after slot, and the out-of-range counts of the tables."""
+    if offsets is not None:
+        require_integers("offsets", offsets)
     check_ranges(values, starts, counts)
     tables, slots = read_spec(spec)
     check_num_tables(num_tables, len(tables))
