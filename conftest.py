@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator
 
@@ -14,6 +15,12 @@ hypothesis.settings.register_profile(
     "project", deadline=None, derandomize=True, print_blob=True, max_examples=50
 )
 hypothesis.settings.load_profile("project")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what was there before the first test: every full round walks over it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

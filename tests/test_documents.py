@@ -71,7 +71,12 @@ class Shell:
 
 @pytest.mark.parametrize(
     "document",
-    [document for document in DOCUMENTS if blocks(document)],
+    [
+        # The README trains on a million clicks.
+        pytest.param(document, marks=[pytest.mark.slow] if document.name == "README.md" else [])
+        for document in DOCUMENTS
+        if blocks(document)
+    ],
     ids=lambda document: str(document.relative_to(ROOT)),
 )
 def test_code(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
