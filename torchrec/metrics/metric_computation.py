@@ -209,6 +209,25 @@ class RecMetricComputation(nn.Module, ABC):
         window_state: Tensor = getattr(self, window_name)
         self._windows[window_name].aggregate_state(window_state, state, num_samples)
 
+    def _add_to_states(self, added: Mapping[str, Tensor], num_samples: int) -> None:
+        """Add what a batch adds to some states and to their windows.
+
+        Args:
+            added: by name of the state.
+            num_samples: how many samples the batch has.
+        """
+        for name, value in added.items():
+            state: Tensor = getattr(self, name)
+            state.add_(value)
+            self._aggregate_window_state(name, value, num_samples)
+
+    def _by_prefix(self, *names: str) -> list[tuple[MetricPrefix, list[Tensor]]]:
+        """Return some states over all samples, then those over the window."""
+        return [
+            (MetricPrefix.LIFETIME, [getattr(self, name) for name in names]),
+            (MetricPrefix.WINDOW, [self.get_window_state(name) for name in names]),
+        ]
+
     @abstractmethod
     def update(
         self,
