@@ -202,7 +202,7 @@ def free_shards(draw: Any, rows: int, dim: int, world_size: int) -> tuple[tuple[
 
 
 @st.composite
-def layouts(draw: Any, table: Table, world_size: int, local_size: int) -> Layout:
+def layouts(draw: Any, table: Table, applied: bool, world_size: int, local_size: int) -> Layout:
     """A layout of a table, of any sharding type."""
     rows, dim, hosts = table.num_rows, table.dim, world_size // local_size
     kinds = [
@@ -216,11 +216,10 @@ def layouts(draw: Any, table: Table, world_size: int, local_size: int) -> Layout
         "grid_shard",
         "shards",
     ]
-    if table.optimizer is None:  # else an optimizer trains what the backward pass trains elsewhere
+    marked = applied and table.lr is not None  # an optimizer around the model trains its copies
+    no_sums = table.optimizer is not None and table.lr is None and table.data_type == DataType.FP16
+    if not marked and not no_sums:
         kinds.append("data_parallel")
-    if table.optimizer and table.lr is None and RULES[table.optimizer].row_sums:
-        # An optimizer's step is no place for an exchange: refused, where columns are on several ranks.
-        kinds = ["table_wise", "row_wise", "row_wise uneven", "table_row_wise"]
     kind = draw(st.sampled_from(kinds))
     ranks, host = st.integers(0, world_size - 1), st.integers(0, hosts - 1)
     if kind == "table_wise":
@@ -248,14 +247,14 @@ def layouts(draw: Any, table: Table, world_size: int, local_size: int) -> Layout
 
 
 @st.composite
-def phases(draw: Any, of: Sequence[Table], world_size: int, steps: int) -> Phase:
+def phases(draw: Any, of: Sequence[Table], applied: bool, world_size: int, steps: int) -> Phase:
     """Some steps under a plan for some tables."""
     local_size = draw(st.sampled_from([n for n in range(1, world_size + 1) if world_size % n == 0]))
     sizes = st.tuples(*[st.integers(0, 4)] * world_size)
     return Phase(
         world_size,
         local_size,
-        tuple(draw(layouts(table, world_size, local_size)) for table in of),
+        tuple(draw(layouts(table, applied, world_size, local_size)) for table in of),
         draw(st.booleans()),
         tuple(draw(st.lists(sizes, min_size=steps, max_size=steps))),
         tuple(draw(st.sampled_from(("step", *MODES))) for _ in range(steps)),
@@ -268,7 +267,7 @@ def cases(draw: Any, world_size: int, most: int = 4) -> Case:
     chosen = draw(st.lists(st.sampled_from(COLLECTIONS), min_size=1, max_size=6))
     found = tuple(draw(tables(collection)) for collection in sorted(chosen))
     keys = sorted({feature for table in found for feature in table.features})
-    later = draw(st.integers(1, most))
+    later, applied = draw(st.integers(1, most)), draw(st.booleans())
     return Case(
         draw(st.integers(0, 1000)),
         found,
@@ -277,12 +276,15 @@ def cases(draw: Any, world_size: int, most: int = 4) -> Case:
         outside=draw(st.sampled_from(["sgd", "adam"])),
         learned_weights=draw(st.booleans()),
         variable=draw(st.booleans()),
-        applied=draw(st.booleans()),
+        applied=applied,
         skips=draw(st.booleans()),
         scheduled=draw(st.booleans()),
         need_indices=draw(st.booleans()),
         output_dtype=draw(st.sampled_from([None, None, None, torch.bfloat16])),
-        phases=(draw(phases(found, world_size, 3)), draw(phases(found, later, 2))),
+        phases=(
+            draw(phases(found, applied, world_size, 3)),
+            draw(phases(found, applied, later, 2)),
+        ),
     )
 
 

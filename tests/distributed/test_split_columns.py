@@ -17,7 +17,6 @@ from torchrec.distributed.layout import Shard, spec_of
 from torchrec.distributed.sharding_plan import (
     column_wise,
     construct_module_sharding_plan,
-    data_parallel,
     row_wise,
     table_wise,
 )
@@ -102,23 +101,6 @@ def test_rules_for_rows_that_not_all_ranks_give_are_refused_on_all(who):
         )
 
 
-def copies_with_a_rule(lr):
-    table = EmbeddingBagConfig(5, 4, "a", feature_names=["a"], optimizer="adam", lr=lr)
-    model = EmbeddingBagCollection([table])
-    plan = construct_module_sharding_plan(model, {"a": data_parallel()}, device_type="cpu")
-    DistributedModelParallel(model, plan=ShardingPlan({"": plan}))
-
-
-@pytest.mark.parametrize("lr", [0.1, None])
-def test_copies_of_tables_with_a_rule_of_their_own_are_refused(lr):
-    for error in run(copies_with_a_rule, 2, lr):
-        assert isinstance(error, ValueError)
-        assert str(error) == (
-            "Table 'a' should have no `optimizer` where every rank has a copy (data_parallel), whose "
-            "gradients are added up for an optimizer around the model; or be sharded otherwise. Received ADAM."
-        )
-
-
 class TwoTables(nn.Module):
     def __init__(self):
         super().__init__()
@@ -180,18 +162,51 @@ def test_some_rows_may_lie_on_one_rank_where_others_have_their_columns_split():
 
 
 def by_an_outer_rate():
-    table = EmbeddingBagConfig(5, 4, "a", feature_names=["a"], optimizer="rowwise_adagrad")
-    model = torch.nn.Sequential(EmbeddingBagCollection([table]))
-    plan = construct_module_sharding_plan(model[0], {"a": column_wise([0, 1])}, device_type="cpu")
-    DistributedModelParallel(model, plan=ShardingPlan({"0": plan}))
+    """Rules that look at rows as a whole, whose updates wait for the step of an optimizer around the model."""
+    torch.manual_seed(1)
+    kinds = {
+        "rowwise_adagrad": column_wise([0, 1]),
+        "lamb": column_wise([2, 0, 2]),  # no part on rank 1
+        "partial_rowwise_adam": column_wise([1, 2]),
+        "adam": row_wise(),
+    }
+    tables = [
+        EmbeddingBagConfig(5, 6, name, feature_names=["f", name], optimizer=name) for name in kinds
+    ]
+    plain = EmbeddingBagCollection(tables)
+    plan = construct_module_sharding_plan(plain, kinds, device_type="cpu")
+    model = DistributedModelParallel(copy.deepcopy(plain), plan=ShardingPlan({"": plan}))
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (plain, model)]
+
+    def batch(rank, step):
+        ids = {"f": [[rank], [4, step]]} | {name: [[rank + step // 2], []] for name in kinds}
+        return KeyedJaggedTensor.from_lists(ids)
+
+    for step in range(4):
+        if step % 2 == 0:  # else gradients of two passes are one update
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+        whole = [plain(batch(rank, step)).values().square().sum() for rank in range(3)]
+        (sum(whole) / 3).backward()
+        model(batch(dist.get_rank(), step)).values().square().sum().backward()
+        if step % 2:
+            for optimizer in optimizers:
+                optimizer.step()
+    for name, expected in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name].full_tensor(), expected)
+    states = [each.fused_optimizer.state_dict()["state"] for each in (plain, model)]
+    for name, state in states[0].items():
+        for kind, expected in state.items():
+            found = states[1][name][kind]
+            if kind != "step":
+                torch.testing.assert_close(found.full_tensor(), expected)
+            elif type(found) is torch.Tensor:
+                assert found == expected == 2
+    return True
 
 
-def test_rules_for_rows_by_the_rate_of_an_outer_optimizer_are_refused_where_columns_are_split():
-    for error in run(by_an_outer_rate, 2):
-        assert isinstance(error, ValueError)
-        assert str(error).startswith(
-            "Table 'a' of module '0' should have an `lr`, or its columns on one rank: ROWWISE_ADAGRAD looks at"
-        )
+def test_rules_for_rows_by_the_rate_of_an_outer_optimizer_see_whole_rows():
+    assert run(by_an_outer_rate, 3, timeout=30) == [True] * 3
 
 
 def frozen_beside_rows():

@@ -350,6 +350,25 @@ def test_copies_of_a_table_are_saved_and_loaded_as_parts_are():
         results(to_and_from_copies, 2, folder)
 
 
+def to_and_from_fused_copies(folder):
+    """A table with an optimizer of its own has that one's state as well, whichever way it is placed."""
+    model, checkpoints, copies = sharded("rows"), ShardedCheckpoints(folder), sharded("copies")
+    train(model, 0, 1)
+    train(copies, 3)
+    for step, (there, here) in enumerate([(model, copies), (copies, sharded("columns"))]):
+        checkpoints.save(step, state_of(there))
+        state = checkpoints.load(step, state_of(here))
+        here.load_state_dict(state["model"])
+        here.fused_optimizer.load_state_dict(state["optimizer"])
+        assert_same(wholes(here), wholes(there))
+        train(here, 2)  # so that the second state is of copies that were trained
+
+
+def test_copies_that_the_backward_pass_updates_are_saved_with_their_state():
+    with tempfile.TemporaryDirectory() as folder:
+        results(to_and_from_fused_copies, 2, folder)
+
+
 def by_state_dict_functions(folder):
     """PyTorch's functions around state dicts take the model inside."""
     model, other = sharded("rows"), sharded("columns")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.checks import require_type
+from torchrec.distributed.block_tables import new_part
 from torchrec.distributed.checks import check_batch
 from torchrec.distributed.coding import check_codecs
 from torchrec.distributed.exchange import LookupOptions
@@ -19,6 +20,7 @@ from torchrec.distributed.layout import Shard, check_supported, shards_of
 from torchrec.distributed.lookup import ShardedLookup, Step
 from torchrec.distributed.parts import load_block
 from torchrec.distributed.placement import Block, TablePlacement
+from torchrec.distributed.replicated_update import ReplicatedTables
 from torchrec.distributed.state import as_dtensor, sharded_table, step_elsewhere
 from torchrec.distributed.table_store import ShardedTableStore
 from torchrec.distributed.types import (
@@ -49,14 +51,6 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Multistreamable
 
 __all__ = ["ShardedTableCollection", "ShardedTables", "StepContext"]
-
-
-class _Part(nn.Module):
-    """Holds this rank's part of a table."""
-
-    def __init__(self, weight: Tensor, requires_grad: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=requires_grad)
 
 
 class ShardedTables:
@@ -111,19 +105,20 @@ class ShardedTables:
             )
         self.device = torch.device("cpu") if device is None else device
         sources = {name: shards[0].weight for name, shards in _sources(module).items()}
-        self._check_rules(sources, path)
         self._train_by(fused_params, sources)
         seed = self._common_seed(any(weight.is_meta for weight in sources.values()))
+        shared = {
+            c.name: self.wire is not None and self.is_replicated(c.name) for c in self.configs
+        }
         self._parts = {
-            config.name: _Part(
-                self._new_part(config, sources[config.name], seed), config.enable_grad
-            )
-            for config in self.configs
+            c.name: new_part(c, self._new_part(c, sources[c.name], seed), shared[c.name])
+            for c in self.configs
         }
         self.parts = nn.ModuleDict(self._parts)
         here = [c for c in self.configs if self.is_here(c.name)]
         away = [c for c in self.configs if not self.is_here(c.name)]
-        self.here = Tables(here, [self._parts[c.name] for c in here], prefix)
+        holders = [self._parts[config.name] for config in here]
+        self.here = ReplicatedTables(here, holders, prefix, self.wire, path)
         self.away: ShardedLookup | None = None
         if away and self.wire is not None:
             self.away = ShardedLookup(
@@ -135,18 +130,26 @@ class ShardedTables:
                 options,
                 self.dtype,
                 path,
+                self.here.take_part,
             )
         self._elsewhere: dict[str, TableUpdate] = {}  # of tables that this rank has nothing of
         for config in self.configs:
             self._take_over(config, sources[config.name])
+            self._make_alike(config.name)
 
     def _shards(self, config: BaseEmbeddingConfig, path: str) -> list[Shard]:
         shape = config.num_rows, config.embedding_dim
         return shards_of(config.name, shape, self.sharding[config.name], self.world_size, path)
 
     def is_replicated(self, table: str) -> bool:
-        """Whether every rank has a copy of a table, which an ordinary optimizer trains."""
+        """Whether every rank has a copy of a table."""
         return self.sharding[table].sharding_type == ShardingType.DATA_PARALLEL.value
+
+    def is_layer(self, table: str) -> bool:
+        """Whether a table is trained as layers are: copies whose gradients are added up for an optimizer."""
+        owner = owner_of(self._parts[table].weight)
+        in_backward = isinstance(owner, TableUpdate) and owner.in_backward
+        return self.is_replicated(table) and not in_backward
 
     def is_here(self, table: str) -> bool:
         """Whether this rank looks a table up by itself: it has all of it."""
@@ -207,31 +210,12 @@ class ShardedTables:
             if not own and not self.is_replicated(name) and isinstance(source, nn.Parameter):
                 apply_optimizer_in_backward(optimizer, [source], options)
 
-    def _check_rules(self, sources: Mapping[str, Tensor], path: str) -> None:
-        """Refuse rules that ranks cannot follow together, as each would train what it has by itself."""
-        for config in self.configs if self.world_size > 1 else ():
-            owner, where = owner_of(sources[config.name]), f" of module '{path}'" if path else ""
-            rule = owner.rule if isinstance(owner, TableUpdate) else None
-            if config.optimizer is not None and self.is_replicated(config.name):
-                raise ValueError(
-                    f"Table '{config.name}'{where} should have no `optimizer` where every rank has a copy "
-                    "(data_parallel), whose gradients are added up for an optimizer around the model; or be "
-                    f"sharded otherwise. Received {config.optimizer.name}."
-                )
-            split = self.placements[config.name].splits_columns
-            if rule is not None and rule.inherits_lr and split and RULES[rule.optimizer].row_sums:
-                raise ValueError(
-                    f"Table '{config.name}'{where} should have an `lr`, or its columns on one rank: "
-                    f"{rule.optimizer.name} looks at rows as a whole, and an optimizer's step at what this "
-                    "rank has. Received lr=None."
-                )
-
     def _take_over(self, config: BaseEmbeddingConfig, source: Tensor) -> None:
         """Train a part as the table was trained: by the same rule, with its part of the state."""
         former, weight = owner_of(source), self._parts[config.name].weight
         block = self.block(config)
-        if self.is_replicated(config.name):
-            return  # ranks have to add the gradients of a replica up
+        if self.is_replicated(config.name) and config.optimizer is None:
+            return  # whatever else was asked for gives way to the optimizer around the model
         pass_on_torchs_optimizer_in_backward(source, weight)
         if not isinstance(former, TableUpdate):
             return
@@ -254,6 +238,16 @@ class ShardedTables:
                 shape = config.num_rows, kept.shape[1]
                 load_block(config.name, Block(block.rows, columns), state, kept, shape)
 
+    def _make_alike(self, table: str) -> None:
+        """Give all copies of a table that the backward pass updates what the first rank has."""
+        weight = self._parts[table].weight
+        owner = owner_of(weight)
+        if self.wire is None or not self.is_replicated(table) or self.is_layer(table):
+            return
+        states = owner.states.values() if isinstance(owner, TableUpdate) else ()
+        for tensor in (weight.detach(), *states):
+            self.wire.broadcast(tensor, 0)
+
     def updates(self, names: Mapping[str, str] | None = None) -> dict[str, TableUpdate]:
         """Return who trains each table that the backward pass updates, by name of the parameter; here or not.
 
@@ -263,9 +257,7 @@ class ShardedTables:
         found = {}
         for config in self.configs:
             owner = owner_of(self._parts[config.name].weight)
-            if self.is_replicated(config.name) or not isinstance(owner, TableUpdate):
-                continue
-            if owner.rule is not None:
+            if isinstance(owner, TableUpdate) and owner.rule is not None:
                 usual = f"{self.prefix}.{config.name}.weight"
                 found[usual if names is None else names[config.name]] = owner
         return found
@@ -454,13 +446,15 @@ class ShardedTableCollection(nn.Module):
         return self._tables.optimizer()
 
     def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
-        """Yield the names of the parameters that are spread over ranks, which no data-parallel wrapper should take.
+        """Yield the names of the parameters that no data-parallel wrapper should take.
+
+        These are spread over ranks, or updated in the backward pass by all ranks together.
 
         Args:
             prefix: written before each. Default none.
         """
         for config in self._tables.configs:
-            if not self._tables.is_replicated(config.name):
+            if not self._tables.is_layer(config.name):
                 yield append_prefix(prefix, f"{self._tables.prefix}.{config.name}.weight")
 
     def create_context(self) -> StepContext:

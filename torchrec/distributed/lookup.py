@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchrec.distributed.block_tables import BlockTables
 from torchrec.distributed.checks import check_single_ids
 from torchrec.distributed.distinct import distinct_rows
 from torchrec.distributed.exchange import Asked, Exchange, LookupOptions, Routed
 from torchrec.distributed.mean_squares import SplitTable
 from torchrec.distributed.placement import TablePlacement
 from torchrec.distributed.route import Route, Slot
-from torchrec.distributed.split_columns import RowSumExchange, SplitColumnsUpdate
+from torchrec.distributed.split_columns import RowSumExchange
 from torchrec.distributed.terms import Terms, number_of
 from torchrec.distributed.variable import OwnBatches, as_rows, by_lane, own_batches, padded
 from torchrec.distributed.wire import Wire
@@ -25,7 +26,7 @@ from torchrec.modules.embedding_configs import (
     EmbeddingBagConfig,
     PoolingType,
 )
-from torchrec.modules.tables import Tables, slots_of, table_spec_of
+from torchrec.modules.tables import slots_of, table_spec_of
 from torchrec.ops.embedding import (
     Bags,
     Group,
@@ -42,7 +43,6 @@ from torchrec.ops.embedding import (
 from torchrec.ops.jagged import lengths_to_offsets
 from torchrec.ops.permute import regroup
 from torchrec.ops.routing import route_rows
-from torchrec.optim.joint_update import JointUpdate
 from torchrec.optim.owners import owner_of
 from torchrec.optim.table_update import TableUpdate
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -98,52 +98,6 @@ class Step(Multistreamable):
             tensor.record_stream(stream)
 
 
-class BlockTables(Tables):
-    """What one rank holds of the tables of a collection.
-
-    Args:
-        configs: the blocks as tables.
-        modules: what holds the weight of each.
-        prefix: of the names of the weights.
-        row_sums: how tables are updated whose columns are split, by rules that look at rows as a whole.
-    """
-
-    def __init__(
-        self,
-        configs: Sequence[BaseEmbeddingConfig],
-        modules: Sequence[nn.Module],
-        prefix: str,
-        row_sums: RowSumExchange | None,
-    ) -> None:
-        self._row_sums = row_sums
-        self.split: SplitColumnsUpdate | None = None
-        super().__init__(configs, modules, prefix, partial=True)
-
-    def bind(self) -> None:
-        """Meet the weights, and find what takes part for this rank in updates that ranks make together."""
-        super().bind()
-        if self._row_sums is not None:
-            split = [joint for joint, _ in self._joints if isinstance(joint, SplitColumnsUpdate)]
-            if split:
-                (self.split,) = split
-            elif self.split is None or self.split.updates:
-                self.split = SplitColumnsUpdate([], self._row_sums)  # this rank has none of them
-
-    def _apart(self, numbers: list[int]) -> list[list[int]]:
-        split = [t for t in numbers if self._is_split(t)]
-        rest = [t for t in numbers if not self._is_split(t)]
-        return [each for each in (rest, split) if each]
-
-    def _is_split(self, t: int) -> bool:
-        name, sums = self.configs[t].name, self._row_sums
-        return sums is not None and name in sums.tables and sums.sums_of(name) > 0
-
-    def _new_joint(self, numbers: list[int], updates: list[TableUpdate]) -> JointUpdate:
-        if self._row_sums is None or not self._is_split(numbers[0]):
-            return super()._new_joint(numbers, updates)
-        return SplitColumnsUpdate(updates, self._row_sums)
-
-
 class ShardedLookup:
     """The tables of a collection that are looked up by exchange.
 
@@ -159,6 +113,7 @@ class ShardedLookup:
         options: how they are looked up.
         dtype: of vectors.
         path: of their module in its model.
+        beside: called in each backward pass, on all ranks.
     """
 
     def __init__(
@@ -171,8 +126,10 @@ class ShardedLookup:
         options: LookupOptions,
         dtype: torch.dtype,
         path: str = "",
+        beside: Callable[[], None] = lambda: None,
     ) -> None:
         self.configs, self.placements = list(configs), list(placements)
+        self._beside = beside
         self._weighted, self.dtype = options.weighted, dtype
         self._distinct = options.distinct
         self._sequences, self._exact = options.by_rows, options.exact
@@ -234,6 +191,7 @@ class ShardedLookup:
         """Take part, at the end of this backward pass, in updates that ranks make together."""
         if self._rounds and self.tables.split is not None:
             self.tables.split.pass_gradients()
+        self._beside()
 
     def _block_config(self, t: int, rank: int) -> BaseEmbeddingConfig:
         """Describe what a rank holds of a table as a table of its own, whose features are the lanes."""

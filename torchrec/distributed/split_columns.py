@@ -8,12 +8,14 @@ with the sum: so a row has one state, and trains as if it were in one place.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchrec.distributed.mean_squares import MeanSquares, SplitTable
-from torchrec.distributed.wire import Wire
+from torchrec.distributed.wire import Wire, lost_ranks_named
 from torchrec.ops.embedding.hyper import SAMPLES
 from torchrec.ops.embedding.updates import RULES, RowSums
 from torchrec.optim.joint_update import JointUpdate, PassGradients
@@ -23,7 +25,7 @@ from torchrec.optim.scaled_steps import scaled_steps
 from torchrec.optim.table_update import FusedRule, TableUpdate
 from torchrec.types import OptimizerType
 
-__all__ = ["RowSumExchange", "SplitColumnsUpdate", "SplitTable"]
+__all__ = ["RowSumExchange", "SplitColumnsStep", "SplitColumnsUpdate", "SplitTable"]
 
 
 class _MissingSumError(Exception):
@@ -85,9 +87,17 @@ class RowSumExchange:
         self._parameters = {table: module._parameters for table, module in modules.items()}
 
     def sums_of(self, table: str) -> int:
-        """Return how many sums over rows the rule of a table asks for; it may get one when it is sharded already."""
+        """Return how many sums over rows the update of a table in the backward pass asks for.
+
+        A table may get a rule when it is sharded already.
+        """
         rule = self._rule_of(table)
-        return 0 if rule is None else RULES[rule.optimizer].row_sums
+        return 0 if rule is None or rule.inherits_lr else RULES[rule.optimizer].row_sums
+
+    def sums_at_step(self, table: str) -> int:
+        """Return how many sums over rows the update of a table asks for that waits for an optimizer's step."""
+        rule = self._rule_of(table)
+        return 0 if rule is None or not rule.inherits_lr else RULES[rule.optimizer].row_sums
 
     def _rule_of(self, table: str) -> FusedRule | None:
         weight = self._parameters[table]["weight"]
@@ -127,6 +137,24 @@ class RowSumExchange:
             attempts = {name: attempt for name, attempt in attempts.items() if name in parts}
         for name, attempt in attempts.items():
             attempt(_KnownSums(known[name], self.tables[name].columns))
+
+    def add_up_among_partners(self, table: str, part: Tensor) -> Tensor:
+        """Return the sum of what the ranks have that hold the same rows, added in order of ranks.
+
+        Others take no part: they may have no optimizer that steps with the table.
+        """
+        part = part.contiguous()
+        with lost_ranks_named(self.wire.group) as group:
+            partners = self.tables[table].partners
+            others = [rank for rank in partners if rank != self.wire.rank]
+            told = {rank: torch.empty_like(part) for rank in others}
+            works = [dist.isend(part, group=group, group_dst=rank) for rank in others]
+            works += [dist.irecv(told[rank], group=group, group_src=rank) for rank in others]
+            for work in works:
+                if work is not None:
+                    work.wait()
+        parts = [told.get(rank, part) for rank in partners]
+        return reduce(torch.add, parts[1:], parts[0].clone())
 
     def _add_up(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the sums of what this rank and its partners have, added in order of ranks."""
@@ -211,6 +239,36 @@ class SplitColumnsUpdate(JointUpdate):
             # On every rank alike: a part that no id chose has gradients of no rows, a frozen table has none at all.
             chosen = [update for update in self.updates if update.waiting]
             self._exchange.run({update.table: _attempt_of(update) for update in chosen})
+
+
+class SplitColumnsStep(JointUpdate):
+    """Updates a table whose columns are split when an optimizer steps that its part is given to.
+
+    Args:
+        update: of this rank's part.
+        exchange: with the ranks that have the other columns, whose optimizers step with their parts as well.
+    """
+
+    def __init__(self, update: TableUpdate, exchange: RowSumExchange) -> None:
+        super().__init__([update])
+        self._exchange = exchange
+
+    @torch.no_grad()
+    def apply_waiting(self, updates: list[TableUpdate]) -> None:
+        """Update the table with the gradient that waits for it; all ranks that have some columns do this alike.
+
+        Args:
+            updates: without effect, if they are others.
+        """
+        (update,) = self.updates
+        if update not in updates or not update.waiting:
+            return
+        columns, attempt = self._exchange.tables[update.table].columns, _attempt_of(update)
+        known: list[Tensor] = []
+        part = _missing_part(attempt, _KnownSums(known, columns))
+        while part is not None:
+            known.append(self._exchange.add_up_among_partners(update.table, part))
+            part = _missing_part(attempt, _KnownSums(known, columns))
 
 
 def _attempt_of(update: TableUpdate) -> Attempt:

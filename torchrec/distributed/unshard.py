@@ -23,8 +23,8 @@ def unshard(model: DistributedModelParallel, rank: int | None = None) -> nn.Modu
     """Return the model that was sharded, with the weights it has now, and the state of its tables' optimizers.
 
     All ranks call this. The sharded model stays as it is, and shares nothing with what is returned.
-    A table that was placed ``data_parallel`` has weights, and a state as new: its state is with the
-    optimizer that trained it.
+    A table that was placed ``data_parallel``, without an optimizer of its own, has weights, and a state
+    as new: its state is with the optimizer that trained it.
 
     Args:
         model: the sharded model.

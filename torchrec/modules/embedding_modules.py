@@ -21,6 +21,7 @@ from torchrec.modules.table_collection import TableCollection
 from torchrec.modules.tables import (
     checked_tables,
     embedding_names_by_table,
+    has_sparse_gradient,
 )
 from torchrec.ops.embedding import Bags, Ids, lookup_bags, lookup_sequences, new_table
 from torchrec.optim.fused import FusedOptimizerModule
@@ -199,13 +200,6 @@ class EmbeddingCollectionInterface(nn.Module, abc.ABC):
         """Return, for each table, the names of the outputs of its features."""
 
 
-def _has_sparse_gradient(config: EmbeddingBagConfig | EmbeddingConfig) -> bool:
-    """Say what `DistributedDataParallel` asks the modules that it knows."""
-    if config.optimizer is None:
-        return config.sparse
-    return config.lr is None
-
-
 def _make_bag(config: EmbeddingBagConfig, device: torch.device) -> nn.Module:
     mode = "sum" if config.pooling == PoolingType.NONE else pooling_type_to_str(config.pooling)
     weight = new_table(config.num_rows, config.embedding_dim, config.dtype, device)
@@ -213,7 +207,7 @@ def _make_bag(config: EmbeddingBagConfig, device: torch.device) -> nn.Module:
         config.num_rows,
         config.embedding_dim,
         mode=mode,
-        sparse=_has_sparse_gradient(config),
+        sparse=has_sparse_gradient(config),
         include_last_offset=True,
         _weight=weight,
     )
@@ -221,7 +215,7 @@ def _make_bag(config: EmbeddingBagConfig, device: torch.device) -> nn.Module:
 
 def _make_embedding(config: EmbeddingConfig, device: torch.device) -> nn.Module:
     weight = new_table(config.num_rows, config.embedding_dim, config.dtype, device)
-    sparse = _has_sparse_gradient(config)
+    sparse = has_sparse_gradient(config)
     return nn.Embedding(config.num_rows, config.embedding_dim, sparse=sparse, _weight=weight)
 
 

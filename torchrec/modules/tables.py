@@ -80,6 +80,13 @@ def table_spec_of(config: BaseEmbeddingConfig) -> TableSpec:
     )
 
 
+def has_sparse_gradient(config: BaseEmbeddingConfig) -> bool:
+    """Say what `DistributedDataParallel` asks the modules that it knows."""
+    if config.optimizer is None:
+        return config.sparse
+    return config.lr is None
+
+
 def slots_of(
     configs: Sequence[BaseEmbeddingConfig], keys: Sequence[str], partial: bool = False
 ) -> tuple[list[SlotSpec], int]:

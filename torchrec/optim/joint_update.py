@@ -139,6 +139,11 @@ class PassGradients:
     rows: list[tuple[TableUpdate, RowGradients]] = field(default_factory=list)
     samples: int = 0  # that `rows` are of
 
+    @property
+    def num_samples(self) -> int:
+        """How many samples looked something up."""
+        return max([self.samples, *(lookup.samples for lookup in self.lookups)])
+
 
 class JointUpdate:
     """Tables that are updated together: by one call of the kernel, where nothing else is to be added.
@@ -233,19 +238,28 @@ class JointUpdate:
         Args:
             brought: the gradients.
         """
-        lookups, self._arrived = brought.lookups, brought.backward_pass
-        # All of it first: where one look-up fails, no other may wait for the next pass.
-        looked_up = [
-            zip(self.updates, _rows_of(lookup, self.updates), strict=True) for lookup in lookups
-        ]
+        self._arrived = brought.backward_pass
         met: set[TableUpdate] = set()
-        for update, rows in [*chain.from_iterable(looked_up), *brought.rows]:
-            if rows is not None and update.weight.requires_grad:
+        for update, rows in self.row_gradients(brought):
+            if update.weight.requires_grad:
                 update.waiting.append(rows)
                 met.add(update)
-        samples = max([brought.samples, *(lookup.samples for lookup in lookups)])
         for update in met:
-            update.samples_waiting += samples
+            update.samples_waiting += brought.num_samples
+
+    def row_gradients(self, brought: PassGradients) -> list[tuple[TableUpdate, RowGradients]]:
+        """Return the gradients of rows that a backward pass has brought, by table.
+
+        Args:
+            brought: the gradients.
+        """
+        # All of it at once: where one look-up fails, no other may wait for the next pass.
+        looked_up = [
+            zip(self.updates, _rows_of(lookup, self.updates), strict=True)
+            for lookup in brought.lookups
+        ]
+        pairs = [*chain.from_iterable(looked_up), *brought.rows]
+        return [(update, rows) for update, rows in pairs if rows is not None]
 
     def _check_memory(self) -> None:
         """Refuse tables whose memory was taken before their update; it is that of all, or of none."""

@@ -1,0 +1,183 @@
+"""Updates of tables that every rank has a copy of, in the backward pass: by what all ranks have learnt.
+
+Each rank looks its own batch up in its copy. At the end of a backward pass the ranks tell one another the gradients of
+the rows that they have looked up, and all make the same update: of the same numbers, added up in the same order, so
+that copies stay alike to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial, reduce
+
+import torch
+from torch import Tensor, nn
+
+from torchrec.distributed.terms import number_of
+from torchrec.distributed.wire import Wire
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.modules.tables import Tables
+from torchrec.optim.backward_pass import at_end_of_backward_pass
+from torchrec.optim.joint_update import JointUpdate, PassGradients
+from torchrec.optim.table_update import RowGradients, TableUpdate
+
+__all__ = ["ReplicatedTables"]
+
+# What all ranks should do, in the order of what they tell one another first.
+_SHOULD = (
+    "run the backward pass of the same collections in the same order. Received different ones at once, of numbers {}",
+    "be within `accumulate()`, or none, where every rank has a copy of a table. Received collections of numbers {}",
+    "train the same tables. Received `requires_grad` that differs, of numbers {}",
+)
+
+
+class ReplicatedTables(Tables):
+    """Tables of a collection that every rank has a copy of.
+
+    Args:
+        configs: the tables.
+        modules: what holds the weight of each.
+        prefix: of the names of the weights.
+        wire: the ranks; None: there is one.
+        path: of their module in its model.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[BaseEmbeddingConfig],
+        modules: Sequence[nn.Module],
+        prefix: str,
+        wire: Wire | None,
+        path: str,
+    ) -> None:
+        self._wire = wire
+        self._collection = number_of(f"{path} {prefix}".encode())
+        super().__init__(configs, modules, prefix)
+
+    def _new_joint(self, numbers: list[int], updates: list[TableUpdate]) -> JointUpdate:
+        # A table that waits for an optimizer's step has a gradient, which DistributedDataParallel adds up.
+        if self._wire is None or self._waits_for_lr(numbers[0]):
+            return super()._new_joint(numbers, updates)
+        return ReplicatedUpdate(updates, self._wire, self._collection)
+
+    def take_part(self) -> None:
+        """Take part in the update of this backward pass, though this rank's loss may use none of the tables."""
+        for joint, _ in self._joints:
+            if isinstance(joint, ReplicatedUpdate):
+                joint.pass_gradients()
+
+
+class ReplicatedUpdate(JointUpdate):
+    """Updates copies of tables together with the other ranks, which all have one of each.
+
+    Args:
+        updates: of this rank's copies.
+        wire: the ranks.
+        collection: number of the collection that has the tables.
+    """
+
+    def __init__(self, updates: list[TableUpdate], wire: Wire, collection: int) -> None:
+        super().__init__(updates)
+        self._wire, self._collection = wire, collection
+
+    @torch.no_grad()
+    def finish(self, brought: PassGradients) -> None:
+        """Apply what a backward pass has brought to all ranks, with what waits from earlier ones, or keep it."""
+        # After all others: on a rank that only takes part, other updates that ranks make together came first.
+        at_end_of_backward_pass(partial(self._finish_last, brought))
+
+    @torch.no_grad()
+    def _finish_last(self, brought: PassGradients) -> None:
+        self._check_memory()
+        self.collect(self._of_all_ranks(brought))
+        self.apply_waiting([update for update in self.updates if not update.collecting])
+
+    def _of_all_ranks(self, brought: PassGradients) -> PassGradients:
+        """Return the mean gradients of all ranks; all of them call this."""
+        gradients: dict[TableUpdate, list[RowGradients]] = {}
+        for update, rows in self.row_gradients(brought):
+            if update.weight.requires_grad:
+                gradients.setdefault(update, []).append(rows)
+        mine = [_one(gradients.get(update, [])) for update in self.updates]
+        dtypes = [torch.float32, *(update.weight.dtype for update in self.updates)]
+        dtype = reduce(torch.promote_types, dtypes)
+        told = [
+            _unpacked(
+                message, len(mine), dtype, [update.weight.shape[1] for update in self.updates]
+            )
+            for message in self._tell(_packed(brought.num_samples, mine, dtype))
+        ]
+        found = PassGradients(brought.backward_pass, samples=sum(samples for samples, _ in told))
+        for update, each in zip(
+            self.updates, zip(*(rows for _, rows in told), strict=True), strict=True
+        ):
+            whole = _one([part for part in each if part is not None])
+            if whole is not None:
+                mean = whole._replace(values=whole.values / len(told))
+                found.rows.append((update, mean))
+        return found
+
+    def _tell(self, message: Tensor) -> list[Tensor]:
+        """Return the messages of all ranks, in their order."""
+        ranks = self._wire.world_size
+        collecting = bytes(update.collecting for update in self.updates)
+        trained = bytes(update.weight.requires_grad for update in self.updates)
+        first = [self._collection, number_of(collecting), number_of(trained), len(message)]
+        sizes = [len(first)] * ranks
+        of_ranks = self._wire.swap(torch.tensor(first).repeat(ranks), sizes, sizes)
+        *terms, lengths = of_ranks.view(ranks, len(first)).t().tolist()
+        for should, numbers in zip(_SHOULD, terms, strict=True):
+            if len(set(numbers)) > 1:
+                raise ValueError(f"All ranks should {should.format(numbers)}, by rank.")
+        told = self._wire.swap(message.repeat(ranks), [len(message)] * ranks, lengths)
+        return list(told.split(lengths))
+
+
+def _one(parts: Sequence[RowGradients]) -> RowGradients | None:
+    """Return gradients one behind the other; None if there are none."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    times = [part.times for part in parts if part.times is not None]
+    return RowGradients(
+        torch.cat([part.rows for part in parts]),
+        torch.cat([part.values for part in parts]),
+        torch.cat(times) if len(times) == len(parts) else None,
+    )
+
+
+def _packed(samples: int, tables: Sequence[RowGradients | None], dtype: torch.dtype) -> Tensor:
+    """Return gradients as bytes: how many there are of each table, -1 for none, then rows, times and values."""
+    there = [rows for rows in tables if rows is not None]
+    header = [samples]
+    for rows in tables:
+        header += [-1, 0] if rows is None else [len(rows.rows), int(rows.times is not None)]
+    pieces = [torch.tensor(header), *(rows.rows.long() for rows in there)]
+    pieces += [rows.times.long() for rows in there if rows.times is not None]
+    pieces += [rows.values.to(dtype).flatten() for rows in there]
+    return torch.cat([piece.contiguous().view(torch.uint8) for piece in pieces])
+
+
+def _unpacked(
+    message: Tensor, tables: int, dtype: torch.dtype, dims: Sequence[int]
+) -> tuple[int, list[RowGradients | None]]:
+    """Return what `_packed` was given."""
+    at = 0
+
+    def read(count: int, kind: torch.dtype) -> Tensor:
+        nonlocal at
+        start, at = at, at + count * kind.itemsize
+        return message[start:at].clone().view(kind)  # a copy begins where numbers may
+
+    samples, *rest = read(1 + 2 * tables, torch.int64).tolist()
+    counts, timed = rest[::2], rest[1::2]
+    rows = [read(max(count, 0), torch.int64) for count in counts]
+    times = [
+        read(count, torch.int64) if known else None
+        for count, known in zip(counts, timed, strict=True)
+    ]
+    values = [
+        read(max(count, 0) * dim, dtype).view(-1, dim)
+        for count, dim in zip(counts, dims, strict=True)
+    ]
+    found = zip(counts, rows, values, times, strict=True)
+    return samples, [None if n < 0 else RowGradients(r, v, t) for n, r, v, t in found]
