@@ -29,15 +29,9 @@ NOT_BUILT: frozenset[str] = frozenset(
         "torchrec.distributed.model_tracker.delta_store",
         "torchrec.distributed.model_tracker.model_delta_tracker",
         "torchrec.distributed.model_tracker.types",
-        "torchrec.distributed.planner.enumerators",
         "torchrec.distributed.planner.estimator",
         "torchrec.distributed.planner.estimator.estimator",
         "torchrec.distributed.planner.estimator.types",
-        "torchrec.distributed.planner.partitioners",
-        "torchrec.distributed.planner.perf_models",
-        "torchrec.distributed.planner.proposers",
-        "torchrec.distributed.planner.shard_estimators",
-        "torchrec.distributed.planner.stats",
         "torchrec.distributed.quant_embedding",
         "torchrec.distributed.quant_embeddingbag",
         "torchrec.distributed.quant_state",
@@ -74,7 +68,6 @@ _WRAPPER = (
     "is the work of the data-parallel wrapper around the model, which sees all copies at once"
 )
 _ANEW = "is done by bringing a model back (`unshard`) and sharding it anew"
-_SEARCH = "is part of the search for plans, which is still to come"
 DIFFERENCES: dict[str, dict[str, str]] = {
     "torchrec.distributed": dict.fromkeys(
         [
@@ -160,22 +153,6 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         ],
         _LATER,
     ),
-    "torchrec.distributed.planner.types": {
-        "SharderDataMap is missing": _SEARCH,
-        "CriticalPathEstimate is missing": _SEARCH,
-        "Enumerator is missing": _SEARCH,
-        "Partitioner is missing": _SEARCH,
-        "PerfModel is missing": _SEARCH,
-        "PlanDebugStats is missing": _SEARCH,
-        "PlanLoader is missing": _SEARCH,
-        "Proposer is missing": _SEARCH,
-        "ShardEstimator is missing": _SEARCH,
-        "SharderData is missing": _SEARCH,
-    },
-    "torchrec.distributed.planner.utils": {
-        "build_sharder_data_map is missing": _SEARCH,
-        "get_num_poolings is missing": _SEARCH,
-    },
     "torchrec.distributed.types": {
         "ModuleSharder.shard is no classmethod": "it is one by mistake: sharders are objects with options",
     },

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from torch import nn
 
 from torchrec.distributed._kinds import CacheParams, KeyValueParams, ShardingStrategy
+from torchrec.distributed._plan_report import PlanReport
 from torchrec.distributed._private import EnumerableShardingSpec, ShardingSpec
 from torchrec.types import BoundsCheckMode, DataType
 
@@ -125,9 +126,25 @@ class ShardingPlan:
 
     Attributes:
         plan: path of a module, as ``named_modules()`` has it -> where its tables are.
+        report: what the planner that made it has to say of it. Default: it was made by hand. Plans are equal whatever
+            their reports.
     """
 
     plan: dict[str, ModuleShardingPlan]
+    report: PlanReport | None = field(default=None, compare=False, repr=False)
+
+    def explain(self) -> str:
+        """Return what each rank has and takes, and why each table is where it is, as text.
+
+        Raises:
+            ValueError: if the plan was not made by a planner.
+        """
+        if self.report is None:
+            raise ValueError(
+                "A plan should be made by a planner to be explained. Received one that was made by hand, or read "
+                "from a file."
+            )
+        return self.report.text()
 
     def get_plan_for_module(self, module_path: str) -> ModuleShardingPlan | None:
         """Return where the tables of one module are; None: the plan has no such module."""

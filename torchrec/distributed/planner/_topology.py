@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import astuple, dataclass, replace
 
+from torchrec.distributed.planner._bandwidths import (
+    BasicCommsBandwidths,
+    GeneralizedCommsBandwidth,
+    Rates,
+)
 from torchrec.distributed.planner.constants import (
     BWD_COMPUTE_MULTIPLIER,
     CROSS_NODE_BANDWIDTH,
@@ -71,6 +74,10 @@ class Perf:
             + self.prefetch_compute
         )
 
+    def scaled(self, factor: float) -> Perf:
+        """Return each part as many times."""
+        return self if factor == 1.0 else Perf(*(factor * part for part in astuple(self)))
+
     def __add__(self, other: Perf) -> Perf:
         return Perf(
             self.fwd_compute + other.fwd_compute,
@@ -89,80 +96,6 @@ class DeviceHardware:
     rank: int
     storage: Storage
     perf: Perf
-
-
-class CollectiveType(Enum):
-    """How ranks exchange."""
-
-    ALL_TO_ALL = "all_to_all"
-    REDUCE_SCATTER = "reduce_scatter"
-    ALL_GATHER = "all_gather"
-    ALL_REDUCE = "all_reduce"
-
-
-class GeneralizedCommsBandwidth(ABC):
-    """How fast ranks exchange, in bytes a millisecond."""
-
-    @abstractmethod
-    def get_bw(
-        self, local_world_size: int, world_size: int, collective_type: CollectiveType
-    ) -> float:
-        """Return the bandwidth of one exchange.
-
-        Args:
-            local_world_size: how many of the ranks that exchange are on one host.
-            world_size: how many there are.
-            collective_type: what they exchange.
-        """
-
-    @property
-    @abstractmethod
-    def inter_host_bw(self) -> float:
-        """Between hosts."""
-
-    @property
-    @abstractmethod
-    def intra_host_bw(self) -> float:
-        """Within one."""
-
-
-class BasicCommsBandwidths(GeneralizedCommsBandwidth):
-    """One bandwidth within hosts and one between them, whatever is exchanged.
-
-    Args:
-        inter_host_bw: between hosts, in bytes a millisecond.
-        intra_host_bw: within one.
-    """
-
-    def __init__(
-        self,
-        inter_host_bw: float = CROSS_NODE_BANDWIDTH,
-        intra_host_bw: float = INTRA_NODE_BANDWIDTH,
-    ) -> None:
-        self._inter_host_bw = inter_host_bw
-        self._intra_host_bw = intra_host_bw
-
-    def __str__(self) -> str:
-        return (
-            f"BasicCommsBandwidths: inter_host_bw={self._inter_host_bw}, "
-            f"intra_host_bw={self._intra_host_bw}"
-        )
-
-    @property
-    def inter_host_bw(self) -> float:
-        """Between hosts."""
-        return self._inter_host_bw
-
-    @property
-    def intra_host_bw(self) -> float:
-        """Within one."""
-        return self._intra_host_bw
-
-    def get_bw(
-        self, local_world_size: int, world_size: int, collective_type: CollectiveType
-    ) -> float:
-        """Return the bandwidth within a host if all ranks are on one, else that between hosts."""
-        return self._intra_host_bw if world_size <= local_world_size else self._inter_host_bw
 
 
 class CustomTopologyData:
@@ -220,6 +153,8 @@ class Topology:
         uneven_sharding_perf_multiplier: how many times longer a step takes where rows are spread unevenly.
         generalized_comms_bandwidths: instead of the two bandwidths between ranks.
         created_by_factory: says nothing here.
+        rates: how long things take, as `torchrec.distributed.planner.calibrate` has measured it. Default: what the
+            bandwidths come to.
 
     Example:
         >>> topology = Topology(world_size=2, compute_device="cpu", ddr_cap=1000)
@@ -248,6 +183,7 @@ class Topology:
         uneven_sharding_perf_multiplier: float = 1.0,
         generalized_comms_bandwidths: GeneralizedCommsBandwidth | None = None,
         created_by_factory: bool = False,
+        rates: Rates | None = None,
     ) -> None:
         known = [device.value for device in ComputeDevice]
         if compute_device not in known:
@@ -256,6 +192,7 @@ class Topology:
             )
         if world_size < 1:
             raise ValueError(f"`world_size` should be at least 1. Received {world_size}.")
+        self.rates = rates
         self._world_size = world_size
         self._compute_device = compute_device
         self._local_world_size = local_world_size or world_size

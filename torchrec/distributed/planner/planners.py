@@ -13,30 +13,36 @@ from torch import nn
 from torch.distributed import ProcessGroup
 
 from torchrec.distributed.comm import get_local_size
-from torchrec.distributed.layout import placement
-from torchrec.distributed.planner._candidates import candidates_of
-from torchrec.distributed.planner._interfaces import Stats, StorageReservation
-from torchrec.distributed.planner._options import (
-    ParameterConstraints,
-    PlannerError,
-    PlannerErrorType,
-    ShardingOption,
+from torchrec.distributed.planner._explain import digest_of, report_of
+from torchrec.distributed.planner._interfaces import (
+    Enumerator,
+    Partitioner,
+    PerfModel,
+    PlanDebugStats,
+    PlanLoader,
+    Proposer,
+    Stats,
+    StorageReservation,
 )
-from torchrec.distributed.planner._placing import place
+from torchrec.distributed.planner._made import Made, Proposals, loaded, proposed, searched
+from torchrec.distributed.planner._options import ParameterConstraints, ShardingOption
+from torchrec.distributed.planner._to_plan import to_sharding_plan
 from torchrec.distributed.planner._topology import Topology
 from torchrec.distributed.planner.constants import BATCH_SIZE
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.partitioners import GreedyPerfPartitioner
+from torchrec.distributed.planner.perf_models import NoopPerfModel
+from torchrec.distributed.planner.proposers import (
+    GreedyProposer,
+    GridSearchProposer,
+    UniformProposer,
+)
+from torchrec.distributed.planner.stats import EmbeddingStats
 from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
 from torchrec.distributed.sharding_plan import get_default_sharders
-from torchrec.distributed.types import (
-    EmbeddingModuleShardingPlan,
-    EnumerableShardingSpec,
-    ModuleSharder,
-    ParameterSharding,
-    ShardingPlan,
-    ShardingPlanner,
-    ShardingType,
-    ShardMetadata,
-)
+from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingPlanner
+
+__all__ = ["EmbeddingPlannerBase", "EmbeddingShardingPlanner", "to_sharding_plan"]
 
 Callback = Callable[[list[ShardingOption]], list[ShardingOption]]
 
@@ -47,14 +53,15 @@ class EmbeddingPlannerBase(ShardingPlanner):
     Args:
         topology: the ranks. Default: those of the process group, hosts as ``torchrun`` says.
         batch_size: samples a rank. Default 512.
-        enumerator: refused: which ways there are to place a table is not to be changed.
+        enumerator: who says in which ways tables can be placed. Default: an `EmbeddingEnumerator`.
         storage_reservation: keeps memory free for what is not a table. Default: as a
             `HeuristicalStorageReservation` does.
-        stats: who looks at each plan that is made.
+        stats: who looks at each plan that is made. Default: an `EmbeddingStats`, which writes to the log.
         constraints: wishes, by name of table.
         debug: is passed on to ``stats``.
         callbacks: each changes how tables are placed, in turn, before that becomes a plan.
-        timeout_seconds: how long planning may take; it takes no such time.
+        timeout_seconds: after how long the best plan found so far is taken. Default: the search ends by itself, within
+            seconds.
         heuristical_storage_reservation_percentage: the share of all memory that is kept free by default. Default 0.15.
     """
 
@@ -62,7 +69,7 @@ class EmbeddingPlannerBase(ShardingPlanner):
         self,
         topology: Topology | None = None,
         batch_size: int | None = None,
-        enumerator: object = None,
+        enumerator: Enumerator | None = None,
         storage_reservation: StorageReservation | None = None,
         stats: Stats | list[Stats] | None = None,
         constraints: dict[str, ParameterConstraints] | None = None,
@@ -71,13 +78,16 @@ class EmbeddingPlannerBase(ShardingPlanner):
         timeout_seconds: int | None = None,
         heuristical_storage_reservation_percentage: float = 0.15,
     ) -> None:
-        _refuse(enumerator=enumerator)
         self._topology = topology or _present_topology()
         self._batch_size = batch_size or BATCH_SIZE
+        self._enumerator = enumerator or EmbeddingEnumerator(
+            self._topology, self._batch_size, constraints
+        )
         self._storage_reservation = storage_reservation or HeuristicalStorageReservation(
             heuristical_storage_reservation_percentage
         )
-        self._stats = list(stats) if isinstance(stats, Sequence) else [stats] if stats else []
+        stats = EmbeddingStats() if stats is None else stats
+        self._stats = list(stats) if isinstance(stats, Sequence) else [stats]
         self._constraints = constraints or {}
         self._debug = debug
         self._callbacks = callbacks or []
@@ -126,52 +136,58 @@ class EmbeddingPlannerBase(ShardingPlanner):
 
 
 class EmbeddingShardingPlanner(EmbeddingPlannerBase):
-    """Puts whole tables on ranks so that these have as many bytes each, and spreads rows of large ones over all.
+    """Finds the plan under which the slowest rank of a step is the quickest.
 
-    Wishes come first (`ParameterConstraints`), then memory, then bytes: from the largest table on, each goes to the
-    rank that has least so far. A table of more than a quarter of the memory of a rank is spread by rows, if it may be.
-    The same model, ranks and wishes give the same plan.
+    Wishes come first (`ParameterConstraints`), then memory, then the estimated time of the slowest rank, of all ranks,
+    and the bytes of the fullest. For few tables no plan is better, which `ShardingPlan.explain` says; for many, none
+    that places one table otherwise is. The same model, ranks and wishes give the same plan.
+
+    Given ``proposer``, ``partitioner`` or ``performance_model``, it looks for the plan as the API says instead: every
+    proposal is dealt out to the ranks and rated, and the best is taken.
 
     Args:
         topology: the ranks. Default: those of the process group, hosts as ``torchrun`` says.
         batch_size: samples a rank. Default 512.
-        enumerator: refused, as are ``proposer``, ``partitioner``, ``performance_model`` and ``plan_loader``: there is
-            no search yet.
+        enumerator: who says in which ways tables can be placed. Default: an `EmbeddingEnumerator`.
         storage_reservation: keeps memory free for what is not a table. Default: as a
             `HeuristicalStorageReservation` of a share of 0.15 does.
-        proposer: refused.
-        partitioner: refused.
-        performance_model: refused.
-        stats: who looks at each plan that is made.
+        proposer: who proposes a way for each table, one or several.
+        partitioner: who deals parts out to ranks. Default, with proposals: a `GreedyPerfPartitioner`.
+        performance_model: who rates plans. Default, with proposals: a `NoopPerfModel`.
+        stats: who looks at each plan that is made. Default: an `EmbeddingStats`, which writes to the log.
         constraints: wishes, by name of table.
         debug: is passed on to ``stats``.
         callbacks: each changes how tables are placed, in turn, before that becomes a plan.
-        timeout_seconds: how long planning may take; it takes no such time.
-        plan_loader: refused.
+        timeout_seconds: after how long the best plan found so far is taken. Default: the search ends by itself, within
+            seconds.
+        plan_loader: knows a plan that was made before, which is taken if it is of the same model and ranks.
+
+    Example:
+        >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+        >>> tables = [EmbeddingBagConfig(1000, 16, name, feature_names=[name]) for name in "ab"]
+        >>> topology = Topology(world_size=2, compute_device="cpu")
+        >>> planner = EmbeddingShardingPlanner(topology)
+        >>> plan = planner.plan(EmbeddingBagCollection(tables, device="meta"), get_default_sharders())
+        >>> print(plan.explain())  # doctest: +ELLIPSIS
+        2 ranks, cpu, 512 samples each: ...
     """
 
     def __init__(
         self,
         topology: Topology | None = None,
         batch_size: int | None = None,
-        enumerator: object = None,
+        enumerator: Enumerator | None = None,
         storage_reservation: StorageReservation | None = None,
-        proposer: object = None,
-        partitioner: object = None,
-        performance_model: object = None,
+        proposer: Proposer | list[Proposer] | None = None,
+        partitioner: Partitioner | None = None,
+        performance_model: PerfModel | None = None,
         stats: Stats | list[Stats] | None = None,
         constraints: dict[str, ParameterConstraints] | None = None,
         debug: bool = True,
         callbacks: list[Callback] | None = None,
         timeout_seconds: int | None = None,
-        plan_loader: object = None,
+        plan_loader: PlanLoader | None = None,
     ) -> None:
-        _refuse(
-            proposer=proposer,
-            partitioner=partitioner,
-            performance_model=performance_model,
-            plan_loader=plan_loader,
-        )
         super().__init__(
             topology,
             batch_size,
@@ -183,9 +199,24 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
             callbacks,
             timeout_seconds,
         )
+        self._plan_loader = plan_loader
+        self._proposals: Proposals | None = None
+        if proposer is not None or partitioner is not None or performance_model is not None:
+            if proposer is None:
+                proposer = [
+                    GridSearchProposer(),
+                    GreedyProposer(),
+                    GreedyProposer(use_depth=False),
+                    UniformProposer(),
+                ]
+            self._proposals = Proposals(
+                proposer if isinstance(proposer, list) else [proposer],
+                partitioner or GreedyPerfPartitioner(),
+                performance_model or NoopPerfModel(self._topology),
+            )
 
     def plan(self, module: nn.Module, sharders: list[ModuleSharder[Any]]) -> ShardingPlan:
-        """Return a plan.
+        """Return a plan, which can be explained.
 
         Args:
             module: the model; its tables may be on ``meta``.
@@ -194,82 +225,52 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
         Raises:
             PlannerError: if a table cannot be placed as wished, or fits nowhere.
         """
-        start = time.perf_counter()
+        start = time.monotonic()
         topology = self._storage_reservation.reserve(
             self._topology, self._batch_size, module, sharders, self._constraints
         )
-        candidates = candidates_of(module, sharders, topology, self._batch_size, self._constraints)
-        options = place(candidates, topology)
+        space = self._enumerator.enumerate(module, sharders)
+        made = self._made(space, topology, start)
+        options = made.options
         for callback in self._callbacks:
             options = callback(options)
         plan = to_sharding_plan(options, self._topology)
+        plan.report = report_of(
+            options,
+            made,
+            space,
+            topology,
+            self._topology,
+            self._batch_size,
+            made_from=digest_of(self.hash_planner_context_inputs_str(), space),
+        )
         for stats in self._stats:
             stats.log(
                 sharding_plan=plan,
                 topology=self._topology,
                 batch_size=self._batch_size,
                 storage_reservation=self._storage_reservation,
-                num_proposals=1,
-                num_plans=1,
-                run_time=time.perf_counter() - start,
+                num_proposals=made.num_proposals,
+                num_plans=made.num_plans,
+                run_time=time.monotonic() - start,
                 best_plan=options,
                 constraints=self._constraints,
                 sharders=sharders,
+                enumerator=self._enumerator,
                 debug=self._debug,
+                debug_stats=PlanDebugStats(type(self).__name__, self._timeout_seconds),
             )
         return plan
 
-
-def to_sharding_plan(sharding_options: list[ShardingOption], topology: Topology) -> ShardingPlan:
-    """Make a plan of how tables are placed.
-
-    Args:
-        sharding_options: one for each table, with ranks.
-        topology: the ranks.
-
-    Raises:
-        PlannerError: if a part has no rank.
-    """
-    plan = ShardingPlan({})
-    for option in sharding_options:
-        module = plan.plan.setdefault(option.path, EmbeddingModuleShardingPlan())
-        ranks = [rank for rank in option.get_shards_assignment() if rank is not None]
-        if len(ranks) != option.num_shards or not isinstance(module, EmbeddingModuleShardingPlan):
-            raise PlannerError(
-                f"Table {option.name!r} of module {option.path!r} should have a rank for each of "
-                f"{option.num_shards} parts. Received {option.get_shards_assignment()}.",
-                PlannerErrorType.INVALID_RANK_ASSIGNMENT,
-            )
-        shards = [
-            ShardMetadata(
-                shard.offset,
-                shard.size,
-                placement(topology.compute_device, rank, topology.local_world_size),
-            )
-            for shard, rank in zip(option.shards, ranks, strict=True)
-        ]
-        is_replicated = option.sharding_type == ShardingType.DATA_PARALLEL.value
-        module[option.name] = ParameterSharding(
-            sharding_type=option.sharding_type,
-            compute_kernel=option.compute_kernel,
-            ranks=ranks,
-            sharding_spec=None if is_replicated else EnumerableShardingSpec(shards),
-            cache_params=option.cache_params,
-            enforce_hbm=option.enforce_hbm,
-            stochastic_rounding=option.stochastic_rounding,
-            bounds_check_mode=option.bounds_check_mode,
-            output_dtype=option.output_dtype,
-            key_value_params=option.key_value_params,
-        )
-    return plan
-
-
-def _refuse(**options: object) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise ValueError(
-                f"`{name}` should be None: there is one way to plan here so far. Received {type(value).__name__}."
-            )
+    def _made(self, space: list[ShardingOption], topology: Topology, start: float) -> Made:
+        known = None if self._plan_loader is None else self._plan_loader.load()
+        if self._plan_loader is not None and known is not None:
+            wanted = self._plan_loader.plan_context_hash()
+            return loaded(known, space, wanted, self.hash_planner_context_inputs_str())
+        deadline = None if self._timeout_seconds is None else start + self._timeout_seconds
+        if self._proposals is None:
+            return searched(space, topology, deadline)
+        return proposed(space, topology, self._enumerator, self._proposals, deadline)
 
 
 def _present_topology() -> Topology:

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from torchrec.distributed.planner._candidates import sharded_modules
 from torchrec.distributed.planner._interfaces import StorageReservation
+from torchrec.distributed.planner._modules import sharded_modules
 from torchrec.distributed.planner._options import (
     ParameterConstraints,
     PlannerError,

@@ -1,8 +1,27 @@
-"""What planning is written in: ranks and their memory, wishes for tables, and ways to place them."""
+"""What planning is written in: ranks and their memory, wishes for tables, ways to place them, and who does what."""
 
 from __future__ import annotations
 
-from torchrec.distributed.planner._interfaces import Stats, StorageReservation
+from torchrec.distributed.planner._bandwidths import (
+    BasicCommsBandwidths,
+    CollectiveType,
+    GeneralizedCommsBandwidth,
+    Rates,
+)
+from torchrec.distributed.planner._interfaces import (
+    CriticalPathEstimate,
+    Enumerator,
+    Partitioner,
+    PerfModel,
+    PlanDebugStats,
+    PlanLoader,
+    Proposer,
+    SharderData,
+    SharderDataMap,
+    ShardEstimator,
+    Stats,
+    StorageReservation,
+)
 from torchrec.distributed.planner._options import (
     ParameterConstraints,
     PartitionByType,
@@ -12,11 +31,8 @@ from torchrec.distributed.planner._options import (
     ShardingOption,
 )
 from torchrec.distributed.planner._topology import (
-    BasicCommsBandwidths,
-    CollectiveType,
     CustomTopologyData,
     DeviceHardware,
-    GeneralizedCommsBandwidth,
     Perf,
     Storage,
     Topology,
@@ -26,15 +42,26 @@ from torchrec.distributed.types import ShardingPlan
 __all__ = [
     "BasicCommsBandwidths",
     "CollectiveType",
+    "CriticalPathEstimate",
     "CustomTopologyData",
     "DeviceHardware",
+    "Enumerator",
     "GeneralizedCommsBandwidth",
     "ParameterConstraints",
     "PartitionByType",
+    "Partitioner",
     "Perf",
+    "PerfModel",
+    "PlanDebugStats",
+    "PlanLoader",
     "PlannerError",
     "PlannerErrorType",
+    "Proposer",
+    "Rates",
     "Shard",
+    "ShardEstimator",
+    "SharderData",
+    "SharderDataMap",
     "ShardingOption",
     "ShardingPlan",
     "Stats",

@@ -1,0 +1,263 @@
+"""What a planner has to say of a plan: values, and the same as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["OtherWay", "PlanReport", "RankReport", "TableReport"]
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """What a rank has, and what a step takes it.
+
+    Attributes:
+        rank: which.
+        compute_ms: looks up and updates.
+        exchange_ms: sends and receives.
+        num_bytes: of tables, states of optimizers, and what a step exchanges.
+        capacity: bytes that there are for these.
+        reserved: bytes kept free for everything else.
+        tables: how many it has a part of.
+    """
+
+    rank: int
+    compute_ms: float
+    exchange_ms: float
+    num_bytes: int
+    capacity: int
+    reserved: int
+    tables: int
+
+    @property
+    def ms(self) -> float:
+        """Both together."""
+        return self.compute_ms + self.exchange_ms
+
+
+@dataclass(frozen=True)
+class OtherWay:
+    """Another way to place a table, while the others stay where they are.
+
+    Attributes:
+        sharding_type: value of a `ShardingType`.
+        slowest_ms: what the slowest rank would take; None: it does not fit.
+        missing: bytes that a rank lacks for it, if it does not fit.
+        rank: which rank, then.
+    """
+
+    sharding_type: str
+    slowest_ms: float | None
+    missing: int = 0
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class TableReport:
+    """How a table is placed.
+
+    Attributes:
+        module: path of its collection.
+        table: its name.
+        rows: of the whole table.
+        columns: of the whole table.
+        sharding_type: value of a `ShardingType`.
+        compute_kernel: value of an `EmbeddingComputeKernel`.
+        ranks: of its parts, one after the other.
+        part_bytes: of each part.
+        part_ms: what a step takes each part.
+        wish: what was wished for it, if that decided something.
+        others: other ways, the best ones first; None: they were not looked at, as there are too many tables.
+    """
+
+    module: str
+    table: str
+    rows: int
+    columns: int
+    sharding_type: str
+    compute_kernel: str
+    ranks: tuple[int, ...]
+    part_bytes: tuple[int, ...]
+    part_ms: tuple[float, ...]
+    wish: str = ""
+    others: tuple[OtherWay, ...] | None = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all parts."""
+        return sum(self.part_bytes)
+
+    @property
+    def ms(self) -> float:
+        """Of all parts."""
+        return sum(self.part_ms)
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """A plan, with what it was made from and what it is expected to take.
+
+    Attributes:
+        device: type of device of the ranks.
+        batch_size: samples a rank.
+        fixed_ms: what a step takes beside tables: messages, however small.
+        is_best: whether no plan is better.
+        is_measured: whether times are from rates measured on a machine, not from bandwidths.
+        made_from: digest of ranks, batch size, wishes and tables.
+        ranks: one for each.
+        tables: in the order of the model.
+    """
+
+    device: str
+    batch_size: int
+    fixed_ms: float
+    is_best: bool
+    is_measured: bool
+    made_from: str
+    ranks: tuple[RankReport, ...]
+    tables: tuple[TableReport, ...]
+
+    @property
+    def slowest(self) -> RankReport | None:
+        """The rank that the others wait for; None: there are no ranks."""
+        return max(self.ranks, key=lambda rank: rank.ms, default=None)
+
+    @property
+    def step_ms(self) -> float:
+        """What a step takes: the slowest rank, and messages."""
+        return self.fixed_ms + (0.0 if self.slowest is None else self.slowest.ms)
+
+    @property
+    def binds(self) -> list[str]:
+        """What keeps the plan from being quicker, in sentences."""
+        found = []
+        slowest = self.slowest
+        if slowest is not None and slowest.ms > 0:
+            of_rank = {
+                table.table: _of_rank(table, slowest.rank) / slowest.ms for table in self.tables
+            }
+            name, share = max(of_rank.items(), key=lambda item: item[1])
+            least = min(rank.ms for rank in self.ranks)
+            found.append(
+                f"Time: rank {slowest.rank} takes longest, {share:.0%} of it for table {name!r}; "
+                f"the quickest rank takes {least / slowest.ms:.0%} as long."
+            )
+        full = [rank for rank in self.ranks if rank.num_bytes > 0.95 * rank.capacity]
+        if full:
+            found.append(f"Memory: {_ranks([rank.rank for rank in full])} full to 95 % or more.")
+        kept = [
+            table.table
+            for table in self.tables
+            if any(o.slowest_ms is None for o in table.others or ())
+        ]
+        if kept:
+            found.append(f"Memory: other ways do not fit for {_names(kept)}.")
+        wished = [table.table for table in self.tables if table.wish]
+        if wished:
+            found.append(f"Wishes: for {_names(wished)}.")
+        return found
+
+    def text(self) -> str:
+        """Return all of it, in lines of text."""
+        best = "no plan is better" if self.is_best else "no change of one table betters it"
+        rates = "measured rates" if self.is_measured else "rates from bandwidths, not measured"
+        lines = [
+            f"{len(self.ranks)} ranks, {self.device}, {self.batch_size} samples each: a step takes "
+            f"{_ms(self.step_ms)} for tables ({rates}); {best}.",
+            "",
+            *_aligned(
+                ["rank", "time", "compute", "exchange", "memory", "full", "tables"],
+                [
+                    [
+                        str(rank.rank),
+                        _ms(rank.ms),
+                        _ms(rank.compute_ms),
+                        _ms(rank.exchange_ms),
+                        _bytes(rank.num_bytes),
+                        f"{rank.num_bytes / rank.capacity:.0%}" if rank.capacity else "-",
+                        str(rank.tables),
+                    ]
+                    for rank in self.ranks
+                ],
+            ),
+            "",
+            *(self.binds or ["Nothing binds."]),
+            "",
+            *_aligned(
+                ["table", "rows", "columns", "type", "ranks", "time", "memory", "next best"],
+                [
+                    [
+                        table.table,
+                        str(table.rows),
+                        str(table.columns),
+                        table.sharding_type,
+                        _ranges(table.ranks),
+                        _ms(table.ms),
+                        _bytes(table.num_bytes),
+                        self._why(table),
+                    ]
+                    for table in self.tables
+                ],
+            ),
+        ]
+        return "\n".join(lines)
+
+    def _why(self, table: TableReport) -> str:
+        wish = f"{table.wish}; " if table.wish else ""
+        if table.others is None:
+            return f"{wish}not looked at"
+        if not table.others:
+            return f"{wish}no other way"
+        return wish + ", ".join(self.other_text(other) for other in table.others[:2])
+
+    def other_text(self, other: OtherWay) -> str:
+        """Return what another way would cost, in words."""
+        if other.slowest_ms is None:
+            return f"{other.sharding_type} lacks {_bytes(other.missing)} on rank {other.rank}"
+        more = other.slowest_ms - (0.0 if self.slowest is None else self.slowest.ms)
+        return f"{other.sharding_type} {'as long' if abs(more) < 5e-7 else f'+{_ms(more)}'}"
+
+
+def _of_rank(table: TableReport, rank: int) -> float:
+    return sum(ms for ms, r in zip(table.part_ms, table.ranks, strict=True) if r == rank)
+
+
+def _ms(ms: float) -> str:
+    return f"{ms:.3g} ms" if ms < 1000 else f"{ms:.0f} ms"
+
+
+def _bytes(num_bytes: float) -> str:
+    for unit in ("bytes", "KB", "MB"):
+        if abs(num_bytes) < 1024:
+            return f"{num_bytes:.4g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.4g} GB"
+
+
+def _names(tables: Sequence[str]) -> str:
+    more = f" and {len(tables) - 5} more" if len(tables) > 5 else ""
+    return ", ".join(map(repr, tables[:5])) + more
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"rank {ranks[0]} is" if len(ranks) == 1 else f"ranks {_ranges(ranks)} are"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Write 0, 1, 2, 5 as 0-2, 5."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(set(numbers)):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = runs[-1][0], number
+        else:
+            runs.append((number, number))
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def _aligned(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (headers, *rows)
+    ]

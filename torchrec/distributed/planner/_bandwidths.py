@@ -1,0 +1,122 @@
+"""How fast ranks exchange and compute: what topologies are given."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from enum import Enum
+from typing import Protocol
+
+from torchrec.distributed.planner.constants import CROSS_NODE_BANDWIDTH, INTRA_NODE_BANDWIDTH
+
+__all__ = ["BasicCommsBandwidths", "CollectiveType", "GeneralizedCommsBandwidth", "Rates"]
+
+
+class CollectiveType(Enum):
+    """How ranks exchange."""
+
+    ALL_TO_ALL = "all_to_all"
+    REDUCE_SCATTER = "reduce_scatter"
+    ALL_GATHER = "all_gather"
+    ALL_REDUCE = "all_reduce"
+
+
+class GeneralizedCommsBandwidth(ABC):
+    """How fast ranks exchange, in bytes a millisecond."""
+
+    @abstractmethod
+    def get_bw(
+        self, local_world_size: int, world_size: int, collective_type: CollectiveType
+    ) -> float:
+        """Return the bandwidth of one exchange.
+
+        Args:
+            local_world_size: how many of the ranks that exchange are on one host.
+            world_size: how many there are.
+            collective_type: what they exchange.
+        """
+
+    @property
+    @abstractmethod
+    def inter_host_bw(self) -> float:
+        """Between hosts."""
+
+    @property
+    @abstractmethod
+    def intra_host_bw(self) -> float:
+        """Within one."""
+
+
+class BasicCommsBandwidths(GeneralizedCommsBandwidth):
+    """One bandwidth within hosts and one between them, whatever is exchanged.
+
+    Args:
+        inter_host_bw: between hosts, in bytes a millisecond.
+        intra_host_bw: within one.
+    """
+
+    def __init__(
+        self,
+        inter_host_bw: float = CROSS_NODE_BANDWIDTH,
+        intra_host_bw: float = INTRA_NODE_BANDWIDTH,
+    ) -> None:
+        self._inter_host_bw = inter_host_bw
+        self._intra_host_bw = intra_host_bw
+
+    def __str__(self) -> str:
+        return (
+            f"BasicCommsBandwidths: inter_host_bw={self._inter_host_bw}, "
+            f"intra_host_bw={self._intra_host_bw}"
+        )
+
+    @property
+    def inter_host_bw(self) -> float:
+        """Between hosts."""
+        return self._inter_host_bw
+
+    @property
+    def intra_host_bw(self) -> float:
+        """Within one."""
+        return self._intra_host_bw
+
+    def get_bw(
+        self, local_world_size: int, world_size: int, collective_type: CollectiveType
+    ) -> float:
+        """Return the bandwidth within a host if all ranks are on one, else that between hosts."""
+        return self._intra_host_bw if world_size <= local_world_size else self._inter_host_bw
+
+
+class Rates(Protocol):
+    """How long the parts of a step take, in milliseconds."""
+
+    def lookup_ms(
+        self, ids: float, vectors: float, columns: int, table_bytes: float, kernel: str
+    ) -> float:
+        """Return the time of a look-up.
+
+        Args:
+            ids: how many are looked up.
+            vectors: how many come of them: as many, or one a bag.
+            columns: of a vector.
+            table_bytes: of the part of the table that they are in.
+            kernel: value of an `EmbeddingComputeKernel`.
+        """
+
+    def update_ms(
+        self, ids: float, vectors: float, columns: int, table_bytes: float, kernel: str
+    ) -> float:
+        """Return the time of the backward pass, with the update of a fused table; the arguments as above."""
+
+    def dense_ms(self, num_bytes: float) -> float:
+        """Return the time in which an optimizer updates all weights of ``num_bytes``, with their gradients."""
+
+    def exchange_ms(self, collective: CollectiveType, num_bytes: float, world_size: int) -> float:
+        """Return the time of what a part of a table adds to an exchange.
+
+        Args:
+            collective: which.
+            num_bytes: that a rank sends to each other one.
+            world_size: how many ranks take part.
+        """
+
+    def step_ms(self, world_size: int) -> float:
+        """Return what a step of a collection takes beside: messages, however small."""

@@ -1,0 +1,177 @@
+"""What there is to say of a plan: per rank what it has and takes, per table what else there was."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from torchrec.distributed._plan_report import OtherWay, PlanReport, RankReport, TableReport
+from torchrec.distributed.planner._made import Made
+from torchrec.distributed.planner._offers import ways_of
+from torchrec.distributed.planner._options import ShardingOption
+from torchrec.distributed.planner._placing import by_time, least_missing, take
+from torchrec.distributed.planner._problem import Choice, Load, Part, Unit, Way
+from torchrec.distributed.planner._rates import rates_of
+from torchrec.distributed.planner._tables import by_table
+from torchrec.distributed.planner._topology import Perf, Storage, Topology
+from torchrec.distributed.types import ShardingType
+
+__all__ = ["digest_of", "report_of"]
+
+# Of more tables than this, other ways are looked at for the costliest only.
+_MOST_TABLES = 200
+
+
+def digest_of(context: str, space: Sequence[ShardingOption]) -> str:
+    """Return 64 hexadecimal digits of what a plan is made from.
+
+    Args:
+        context: of the planner, its `hash_planner_context_inputs_str`.
+        space: all ways of all tables.
+    """
+    tables = [
+        (options[0].fqn, tuple(options[0].tensor.shape), str(options[0].tensor.dtype))
+        for options in by_table(space)
+    ]
+    return hashlib.sha256(repr((context, sorted(tables))).encode()).hexdigest()
+
+
+def report_of(
+    options: Sequence[ShardingOption],
+    made: Made,
+    space: Sequence[ShardingOption],
+    left: Topology,
+    topology: Topology,
+    batch_size: int,
+    made_from: str,
+) -> PlanReport:
+    """Return what there is to say of a plan.
+
+    Args:
+        options: a way for each table, with ranks.
+        made: how that was found.
+        space: all ways of all tables.
+        left: the ranks, with the memory that is left for tables.
+        topology: the ranks, with all memory.
+        batch_size: samples a rank.
+        made_from: digest of what it was made from.
+    """
+    choices = {(option.path, option.name): _choice(option) for option in options}
+    load = Load([_part(device.storage, None) for device in left.devices])
+    for choice in choices.values():
+        load.add_choice(choice)
+    ways = {(of_table[0].path, of_table[0].name): of_table for of_table in by_table(space)}
+    costliest = sorted(options, key=lambda option: -option.total_perf)[:_MOST_TABLES]
+    looked_at = {(option.path, option.name) for option in costliest}
+    tables = []
+    for option in options:
+        table = option.path, option.name
+        others = None
+        if table in looked_at:
+            others = _others(option, choices[table], ways.get(table, []), load, left)
+        tables.append(_table(option, others))
+    rates = rates_of(topology)
+    exchanges = any(option.sharding_type != ShardingType.DATA_PARALLEL.value for option in options)
+    paths = {option.path for option in options}
+    return PlanReport(
+        device=topology.compute_device,
+        batch_size=batch_size,
+        fixed_ms=len(paths) * rates.step_ms(topology.world_size if exchanges else 1),
+        is_best=made.is_best,
+        is_measured=topology.rates is not None,
+        made_from=made_from,
+        ranks=tuple(_rank(rank, options, left, topology) for rank in range(topology.world_size)),
+        tables=tuple(tables),
+    )
+
+
+def _rank(
+    rank: int, options: Sequence[ShardingOption], left: Topology, topology: Topology
+) -> RankReport:
+    perf, storage, tables = Perf(0, 0, 0, 0), Storage(0, 0), 0
+    for option in options:
+        shards = [shard for shard in option.shards if shard.rank == rank]
+        tables += bool(shards)
+        for shard in shards:
+            perf += shard.perf or Perf(0, 0, 0, 0)
+            storage += shard.storage or Storage(0, 0)
+    there, usable = topology.devices[rank].storage, left.devices[rank].storage
+    on_host = topology.compute_device == "cpu"
+    return RankReport(
+        rank=rank,
+        compute_ms=perf.fwd_compute + perf.bwd_compute + perf.prefetch_compute,
+        exchange_ms=perf.fwd_comms + perf.bwd_comms + perf.input_dist_comms,
+        num_bytes=storage.ddr if on_host else storage.hbm,
+        capacity=usable.ddr if on_host else usable.hbm,
+        reserved=(there.ddr - usable.ddr) if on_host else (there.hbm - usable.hbm),
+        tables=tables,
+    )
+
+
+def _table(option: ShardingOption, others: tuple[OtherWay, ...] | None) -> TableReport:
+    wishes = []
+    if option.dependency is not None:
+        wishes.append(f"with {option.dependency!r}")
+    if option.allowed_ranks is not None:
+        wishes.append(f"only on ranks {', '.join(map(str, sorted(option.allowed_ranks)))}")
+    parts = [_part(shard.storage, shard.perf) for shard in option.shards]
+    return TableReport(
+        module=option.path,
+        table=option.name,
+        rows=option.tensor.shape[0],
+        columns=option.tensor.shape[1],
+        sharding_type=option.sharding_type,
+        compute_kernel=option.compute_kernel,
+        ranks=tuple(-1 if shard.rank is None else shard.rank for shard in option.shards),
+        part_bytes=tuple(part.num_bytes for part in parts),
+        part_ms=tuple(shard.perf.total if shard.perf else 0.0 for shard in option.shards),
+        wish=", ".join(wishes),
+        others=others,
+    )
+
+
+def _others(
+    option: ShardingOption,
+    choice: Choice,
+    ways: Sequence[ShardingOption],
+    load: Load,
+    topology: Topology,
+) -> tuple[OtherWay, ...]:
+    """Return what each other way of a table would come to, the others staying where they are."""
+    found: dict[str, OtherWay] = {}
+    load.add_choice(choice, -1)
+    for other in ways if option.dependency is None else ():
+        if other.sharding_type == option.sharding_type:
+            continue
+        for way in ways_of(other, topology):
+            candidate = _other(other, way, load)
+            known = found.get(other.sharding_type)
+            if known is None or _order(candidate) < _order(known):
+                found[other.sharding_type] = candidate
+    load.add_choice(choice)
+    return tuple(sorted(found.values(), key=_order))
+
+
+def _other(option: ShardingOption, way: Way, load: Load) -> OtherWay:
+    placed = take(load, way, by_time)
+    if placed is None:
+        missing, rank = least_missing(load, way)
+        return OtherWay(option.sharding_type, None, missing, rank)
+    slowest = load.score[0]
+    load.add_choice(placed, -1)
+    return OtherWay(option.sharding_type, slowest / 1e6)
+
+
+def _order(other: OtherWay) -> tuple[bool, float]:
+    return other.slowest_ms is None, other.missing if other.slowest_ms is None else other.slowest_ms
+
+
+def _choice(option: ShardingOption) -> Choice:
+    parts = tuple(_part(shard.storage, shard.perf) for shard in option.shards)
+    seat = tuple(shard.rank or 0 for shard in option.shards)
+    return Choice(Way((Unit(parts, (seat,)),)), (seat,))
+
+
+def _part(storage: Storage | None, perf: Perf | None) -> Part:
+    storage = storage or Storage(0, 0)
+    return Part(round((perf.total if perf else 0.0) * 1e6), storage.hbm, storage.ddr, storage.ssd)

@@ -1,0 +1,155 @@
+"""Plans as they come about: searched for, proposed by others, or loaded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torchrec.distributed.planner._interfaces import (
+    Enumerator,
+    Partitioner,
+    PerfModel,
+    Proposer,
+)
+from torchrec.distributed.planner._offers import offers_of
+from torchrec.distributed.planner._options import (
+    PlannerError,
+    PlannerErrorType,
+    ShardingOption,
+)
+from torchrec.distributed.planner._search import search
+from torchrec.distributed.planner._shortage import shortage_of
+from torchrec.distributed.planner._tables import by_table
+from torchrec.distributed.planner._topology import Topology
+
+__all__ = ["Made", "Proposals", "loaded", "proposed", "searched"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """How tables are placed, and how that was found.
+
+    Attributes:
+        options: a way for each table, with ranks.
+        is_best: whether no plan is better.
+        num_proposals: how many were looked at.
+        num_plans: how many of them fit.
+    """
+
+    options: list[ShardingOption]
+    is_best: bool = False
+    num_proposals: int = 1
+    num_plans: int = 1
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Who proposes, deals out and rates."""
+
+    proposers: list[Proposer]
+    partitioner: Partitioner
+    perf_model: PerfModel
+
+
+def searched(space: Sequence[ShardingOption], topology: Topology, deadline: float | None) -> Made:
+    """Return the plan of the search.
+
+    Args:
+        space: all ways of all tables.
+        topology: the ranks, with the memory that is left for tables.
+        deadline: when to stop, as `time.monotonic` has it.
+
+    Raises:
+        PlannerError: if none was found.
+    """
+    offers = offers_of(space, topology)
+    found = search(offers.problem, deadline=deadline)
+    if found is None:
+        raise shortage_of(offers, topology).error()
+    return Made(offers.taken(found.choices), found.is_best, 1 + found.steps)
+
+
+def proposed(
+    space: list[ShardingOption],
+    topology: Topology,
+    enumerator: Enumerator,
+    proposals: Proposals,
+    deadline: float | None,
+) -> Made:
+    """Return the best of the plans that proposers come to.
+
+    Args:
+        space: all ways of all tables.
+        topology: the ranks, with the memory that is left for tables.
+        enumerator: who has found them.
+        proposals: who proposes, deals out and rates.
+        deadline: when to stop.
+
+    Raises:
+        PlannerError: if no proposal fits.
+    """
+    best: tuple[float, list[ShardingOption]] | None = None
+    looked_at, fit = 0, 0
+    last: PlannerError | None = None
+    for proposer in proposals.proposers:
+        proposer.load(space, enumerator)
+        while (proposal := proposer.propose()) is not None:
+            looked_at += 1
+            plan: list[ShardingOption] | None
+            try:
+                plan = proposals.partitioner.partition(proposal, topology)
+            except PlannerError as error:
+                last, plan = error, None
+            if plan is None:
+                proposer.feedback(False, proposal, None, topology)
+            else:
+                fit += 1
+                rating = proposals.perf_model.rate(plan)
+                if best is None or rating < best[0]:
+                    best = rating, plan
+                proposer.feedback(True, plan, rating, topology)
+            if deadline is not None and time.monotonic() > deadline:
+                break
+    if best is None and space:
+        raise PlannerError(
+            f"One of {looked_at} proposals should fit. Received none that does; of the last, {last}",
+            PlannerErrorType.INSUFFICIENT_STORAGE,
+        )
+    return Made([] if best is None else best[1], False, looked_at, fit)
+
+
+def loaded(
+    known: Mapping[int, ShardingOption],
+    space: Sequence[ShardingOption],
+    made_for: str | None,
+    this: str,
+) -> Made:
+    """Return a plan that was made before.
+
+    Args:
+        known: its ways.
+        space: all ways of all tables of this model.
+        made_for: of the planner that made it, its `hash_planner_context_inputs_str`; None: any may take it.
+        this: the same of the planner that takes it.
+
+    Raises:
+        PlannerError: if it is of another planner, or not of the tables of this model.
+    """
+    if made_for is not None and made_for != this:
+        raise PlannerError(
+            f"A plan that is loaded should be made for the same ranks, batches and wishes, {this}. "
+            f"Received {made_for}.",
+            PlannerErrorType.PLANNER_INPUT_CONTEXT_MISMATCH,
+        )
+    tables = {(options[0].path, options[0].name) for options in by_table(space)}
+    of_plan = {(option.path, option.name): option for option in known.values()}
+    if tables != of_plan.keys():
+        raise PlannerError(
+            f"A plan that is loaded should have the tables of the model. "
+            f"Received none of {sorted(tables - of_plan.keys())}, and {sorted(of_plan.keys() - tables)}, "
+            "which it has not.",
+            PlannerErrorType.MISSING_MODULE_IN_PLAN,
+        )
+    order = [(options[0].path, options[0].name) for options in by_table(space)]
+    return Made([of_plan[table] for table in order])

@@ -1,0 +1,209 @@
+"""From ways to place tables, as planners know them, to the plain numbers of the search, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+
+from torchrec.distributed.planner._options import (
+    PartitionByType,
+    PlannerError,
+    PlannerErrorType,
+    Shard,
+    ShardingOption,
+)
+from torchrec.distributed.planner._problem import Choice, Part, Problem, Unit, Way
+from torchrec.distributed.planner._topology import Storage, Topology
+from torchrec.distributed.types import ShardingType
+
+__all__ = ["Offer", "Offers", "offers_of", "ways_of", "with_ranks"]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Tables that go together, each in one way; most often, one table.
+
+    Attributes:
+        options: one for each.
+        way: the same in numbers.
+    """
+
+    options: tuple[ShardingOption, ...]
+    way: Way
+
+    def taken(self, choice: Choice) -> list[ShardingOption]:
+        """Return the options with ranks."""
+        ranks = [rank for seat in choice.seats for rank in seat]
+        if len(self.options) > 1:  # each is whole, on the same rank
+            return [with_ranks(option, ranks) for option in self.options]
+        return [with_ranks(self.options[0], ranks)]
+
+
+@dataclass(frozen=True)
+class Offers:
+    """All ways to place the tables of a model.
+
+    Attributes:
+        offers: for each group of tables that go together.
+        problem: the same in numbers.
+        order: of the tables, paths and names.
+    """
+
+    offers: tuple[tuple[Offer, ...], ...]
+    problem: Problem
+    order: tuple[tuple[str, str], ...]
+
+    def taken(self, choices: Sequence[Choice]) -> list[ShardingOption]:
+        """Return a way for each table, with ranks, in the order of the model."""
+        found: dict[tuple[str, str], ShardingOption] = {}
+        for offers, choice in zip(self.offers, choices, strict=True):
+            for option in offers[choice.way.label].taken(choice):
+                found[option.path, option.name] = option
+        return [found[table] for table in self.order]
+
+
+def with_ranks(option: ShardingOption, ranks: Sequence[int]) -> ShardingOption:
+    """Return a way to place a table with a rank for each part."""
+    other = copy(option)
+    other.shards = [
+        replace(shard, rank=rank) for shard, rank in zip(option.shards, ranks, strict=True)
+    ]
+    return other
+
+
+def offers_of(options: Sequence[ShardingOption], topology: Topology) -> Offers:
+    """Return what the search is to choose from.
+
+    Args:
+        options: all ways of all tables, with what they take.
+        topology: the ranks, with the memory that is left for tables.
+
+    Raises:
+        PlannerError: if the wishes for a table leave it no rank, or it should be on the rank of one that is not there.
+    """
+    tables: dict[tuple[str, str], list[ShardingOption]] = {}
+    for option in options:
+        tables.setdefault((option.path, option.name), []).append(option)
+    offers = []
+    for group in _groups(tables):
+        of_group = list(_offers([tables[table] for table in group], topology))
+        if not of_group:
+            first = tables[group[0]][0]
+            raise PlannerError(
+                f"Table {first.name!r} of module {first.path!r} should be allowed on ranks that one of its sharding "
+                f"types can use. Received {sorted({option.sharding_type for option in tables[group[0]]})} "
+                f"and ranks {first.allowed_ranks}.",
+                PlannerErrorType.STRICT_CONSTRAINTS,
+            )
+        offers.append(tuple(of_group))
+    room = tuple(_part(device.storage, 0) for device in topology.devices)
+    problem = Problem(tuple(tuple(offer.way for offer in group) for group in offers), room)
+    return Offers(tuple(offers), problem, tuple(tables))
+
+
+def _groups(
+    tables: dict[tuple[str, str], list[ShardingOption]],
+) -> list[list[tuple[str, str]]]:
+    """Return tables that go together, in the order of the first of each group."""
+    named = {name: (path, name) for path, name in reversed(tables)}
+    leader = {table: table for table in tables}
+
+    def lead(table: tuple[str, str]) -> tuple[str, str]:
+        while leader[table] != table:
+            table = leader[table]
+        return table
+
+    for table, options in tables.items():
+        wanted = options[0].dependency
+        if wanted is None:
+            continue
+        if wanted not in named:
+            raise PlannerError(
+                f"Table {table[1]!r} of module {table[0]!r} should go together with a table of the model, "
+                f"{', '.join(sorted(named))}. Received together_with={wanted!r}.",
+                PlannerErrorType.INPUT_VALIDATION,
+            )
+        leader[lead(table)] = lead(named[wanted])
+    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for table in tables:
+        groups.setdefault(lead(table), []).append(table)
+    return list(groups.values())
+
+
+def _offers(group: Sequence[Sequence[ShardingOption]], topology: Topology) -> Iterator[Offer]:
+    if len(group) > 1:
+        yield from _together(group, topology)
+        return
+    ways = [(option, way) for option in group[0] for way in ways_of(option, topology)]
+    for label, (option, way) in enumerate(ways):
+        yield Offer((option,), replace(way, label=label))
+
+
+def _together(group: Sequence[Sequence[ShardingOption]], topology: Topology) -> Iterator[Offer]:
+    whole = []
+    for options in group:
+        found = [o for o in options if o.sharding_type == ShardingType.TABLE_WISE.value]
+        if not found:
+            first = options[0]
+            raise PlannerError(
+                f"Table {first.name!r} of module {first.path!r} should be allowed to be table_wise, as tables are that "
+                f"go together. Received sharding types {[option.sharding_type for option in options]}.",
+                PlannerErrorType.STRICT_CONSTRAINTS,
+            )
+        whole.append(found[0])
+    total = Part(0, 0, 0)
+    for option in whole:
+        total += _part_of(option.shards[0])
+    ranks = [r for r in range(topology.world_size) if all(_is_allowed(o, [r]) for o in whole)]
+    if ranks:
+        yield Offer(tuple(whole), Way((Unit((total,), tuple((rank,) for rank in ranks)),)))
+
+
+def ways_of(option: ShardingOption, topology: Topology) -> list[Way]:
+    """Return a way to place a table in numbers; several, where its parts have to choose the same host."""
+    found = [Way(tuple(units)) for units in _units(option, topology)]
+    return [way for way in found if all(unit.seats for unit in way.units)]
+
+
+def _units(option: ShardingOption, topology: Topology) -> Iterator[list[Unit]]:
+    """Yield what takes a seat each; several times where all have to choose the same host."""
+    everyone = range(topology.world_size)
+    hosts = [topology.host_of(rank) for rank in everyone[:: topology.local_world_size]]
+    parts = [_part_of(shard) for shard in option.shards]
+
+    def seats(found: Sequence[Sequence[int]], size: int) -> tuple[tuple[int, ...], ...]:
+        return tuple(
+            tuple(seat) for seat in found if len(seat) == size and _is_allowed(option, seat)
+        )
+
+    def one_each(ranks: Sequence[int]) -> list[Unit]:
+        singles = seats([(rank,) for rank in ranks], 1)
+        return [Unit((part,), singles) for part in parts]
+
+    by = PartitionByType(option.partition_by)
+    if by is PartitionByType.UNIFORM:
+        yield [Unit(tuple(parts), seats([everyone], len(parts)))]
+    elif by is PartitionByType.DEVICE:
+        yield one_each(everyone)
+    elif by is PartitionByType.MULTI_HOST:  # the rows of some columns after those of others
+        size = topology.local_world_size
+        of_hosts = seats(hosts, size)
+        yield [Unit(tuple(parts[i : i + size]), of_hosts) for i in range(0, len(parts), size)]
+    elif option.sharding_type == ShardingType.TABLE_ROW_WISE.value:
+        yield [Unit(tuple(parts), seats(hosts, len(parts)))]
+    else:
+        for host in hosts:
+            yield one_each(host)
+
+
+def _is_allowed(option: ShardingOption, seat: Sequence[int]) -> bool:
+    return option.allowed_ranks is None or option.allowed_ranks.issuperset(seat)
+
+
+def _part_of(shard: Shard) -> Part:
+    return _part(shard.storage or Storage(0, 0), shard.perf.total if shard.perf else 0.0)
+
+
+def _part(storage: Storage, ms: float) -> Part:
+    return Part(round(ms * 1e6), storage.hbm, storage.ddr, storage.ssd)

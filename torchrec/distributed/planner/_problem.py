@@ -1,0 +1,160 @@
+"""Placing tables, in plain numbers: what each way to place one costs, and where its parts may go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+__all__ = ["Choice", "Load", "Part", "Problem", "Score", "Unit", "Way", "score_of"]
+
+# Nanoseconds of the slowest rank, nanoseconds of all, bytes of the fullest rank: less is better, in this order.
+# Whole numbers, so that sums do not depend on the order in which they are added up.
+Score = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a table: its nanoseconds a step, and its bytes in the memories of accelerator, host and disk."""
+
+    ns: int
+    hbm: int
+    ddr: int
+    ssd: int = 0
+
+    def __add__(self, other: Part) -> Part:
+        return Part(
+            self.ns + other.ns, self.hbm + other.hbm, self.ddr + other.ddr, self.ssd + other.ssd
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """In both memories; what is on disk does not count."""
+        return self.hbm + self.ddr
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Parts that go together, and the ranks that they can go to.
+
+    Attributes:
+        parts: of a table.
+        seats: each a rank for each of the parts; one seat is to be taken.
+    """
+
+    parts: tuple[Part, ...]
+    seats: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to place a table, or several that go together.
+
+    Attributes:
+        units: each takes a seat of its own.
+        label: what the way is, for whoever asks.
+    """
+
+    units: tuple[Unit, ...]
+    label: int = 0
+
+    @cached_property
+    def total(self) -> Part:
+        """All parts together."""
+        parts = [part for unit in self.units for part in unit.parts]
+        return Part(
+            sum(part.ns for part in parts),
+            sum(part.hbm for part in parts),
+            sum(part.ddr for part in parts),
+            sum(part.ssd for part in parts),
+        )
+
+    @cached_property
+    def largest(self) -> int:
+        """The bytes of the largest part."""
+        return max((part.num_bytes for unit in self.units for part in unit.parts), default=0)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a table: a way, and for each of its units a seat."""
+
+    way: Way
+    seats: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be placed where.
+
+    Attributes:
+        items: for each table its ways.
+        room: bytes of each rank, as a part that takes no time.
+    """
+
+    items: tuple[tuple[Way, ...], ...]
+    room: tuple[Part, ...]
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks there are."""
+        return len(self.room)
+
+
+class Load:
+    """What each rank has so far.
+
+    Args:
+        room: bytes of each rank.
+    """
+
+    def __init__(self, room: Sequence[Part]) -> None:
+        self.room = room
+        self.ns = [0] * len(room)
+        self.hbm = [0] * len(room)
+        self.ddr = [0] * len(room)
+        self.ssd = [0] * len(room)
+
+    def fits(self, unit: Unit, seat: Sequence[int], limit: int | None = None) -> bool:
+        """Say whether there is room for a unit, and time below a limit."""
+        for part, rank in zip(unit.parts, seat, strict=True):
+            room = self.room[rank]
+            if (
+                self.ddr[rank] + part.ddr > room.ddr
+                or self.hbm[rank] + part.hbm > room.hbm
+                or self.ssd[rank] + part.ssd > room.ssd
+                or (limit is not None and self.ns[rank] + part.ns > limit)
+            ):
+                return False
+        return True
+
+    def add(self, unit: Unit, seat: Sequence[int], sign: int = 1) -> None:
+        """Take a unit, or give it back with ``sign=-1``."""
+        for part, rank in zip(unit.parts, seat, strict=True):
+            self.ns[rank] += sign * part.ns
+            self.hbm[rank] += sign * part.hbm
+            self.ddr[rank] += sign * part.ddr
+            self.ssd[rank] += sign * part.ssd
+
+    def add_choice(self, choice: Choice, sign: int = 1) -> None:
+        """Take all units of a choice, or give them back."""
+        for unit, seat in zip(choice.way.units, choice.seats, strict=True):
+            self.add(unit, seat, sign)
+
+    def num_bytes(self, rank: int) -> int:
+        """Return the bytes that a rank has."""
+        return self.hbm[rank] + self.ddr[rank]
+
+    @property
+    def score(self) -> Score:
+        """How good this is."""
+        most = max(map(self.num_bytes, range(len(self.ns))), default=0)
+        return max(self.ns, default=0), sum(self.ns), most
+
+
+def score_of(problem: Problem, choices: Sequence[Choice]) -> Score:
+    """Return how good it is to place the tables so."""
+    load = Load(problem.room)
+    for choice in choices:
+        load.add_choice(choice)
+    return load.score

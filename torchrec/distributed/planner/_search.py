@@ -1,0 +1,279 @@
+"""The search for a plan: the best one where tables are few, else one that is good and no change of one table betters.
+
+Three steps. *Spread*: for a limit of time, tables one by one take the cheapest way whose parts still fit below it; the
+least limit for which all fit is found by halving. *Improve*: tables of the slowest rank are placed anew while that
+helps. *Prove*: all other plans are looked through, those left out that cannot be better, until there are none or a
+number of steps is spent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torchrec.distributed.planner._placing import SeatKey, by_room, by_time, take
+from torchrec.distributed.planner._problem import Choice, Load, Problem, Score, Way, score_of
+
+__all__ = ["Found", "search"]
+
+# Seats tried in the last step: some tenths of a second.
+MOST_STEPS = 60_000
+# Tables of which that is tried: it goes as deep as there are tables.
+_MOST_PROVEN = 64
+# Changes of one table in the second.
+_MOST_CHANGES = 400
+_HALVINGS = 14
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found.
+
+    Attributes:
+        choices: for each table.
+        score: how good that is.
+        is_best: whether no plan is better.
+        steps: how many seats were tried in the proof.
+    """
+
+    choices: tuple[Choice, ...]
+    score: Score
+    is_best: bool
+    steps: int
+
+
+def search(
+    problem: Problem, max_steps: int = MOST_STEPS, deadline: float | None = None
+) -> Found | None:
+    """Find a plan: the least time of the slowest rank, then of all ranks, then the least bytes of the fullest.
+
+    Args:
+        problem: the tables and the ranks.
+        max_steps: seats tried for the proof that there is no better one; it is the best one where fewer suffice.
+        deadline: when to stop, as `time.monotonic` has it. Default: no such time.
+
+    Returns:
+        None if no plan was found; there is none, if fewer steps sufficed.
+    """
+    best = _spread(problem)
+    if best is not None:
+        best = _improve(problem, best, deadline)
+    if len(problem.items) > _MOST_PROVEN:
+        max_steps = 0
+    proof = _Proof(problem, best, max_steps, deadline)
+    found = proof.run()
+    if found is None:
+        return None
+    return Found(tuple(found), score_of(problem, found), proof.is_complete, proof.steps)
+
+
+def _take_all(
+    problem: Problem,
+    order: Sequence[int],
+    ways: Sequence[Sequence[Way]],
+    key: SeatKey,
+    limit: int | None,
+) -> list[Choice] | None:
+    load = Load(problem.room)
+    chosen: dict[int, Choice] = {}
+    for i in order:
+        choice = next(
+            (found for way in ways[i] if (found := take(load, way, key, limit)) is not None), None
+        )
+        if choice is None:
+            return None
+        chosen[i] = choice
+    return [chosen[i] for i in range(len(problem.items))]
+
+
+def _spread(problem: Problem) -> list[Choice] | None:
+    """Return the best plan that tables placed one by one come to, in several orders; None: no order fits."""
+    everyone = range(len(problem.items))
+    cheap = [sorted(ways, key=lambda w: (w.total.ns, w.total.num_bytes)) for ways in problem.items]
+    small = [sorted(ways, key=lambda w: (w.largest, w.total.ns)) for ways in problem.items]
+    by_cost = sorted(everyone, key=lambda i: -cheap[i][0].total.ns if cheap[i] else 0)
+    by_size = sorted(everyone, key=lambda i: -cheap[i][0].total.num_bytes if cheap[i] else 0)
+    found: list[list[Choice]] = []
+    for order in (by_cost, by_size):
+        plan = _least_limit(problem, order, cheap)
+        if plan is not None:
+            found.append(plan)
+    if not found:  # memory is short: the most room first, then the smallest parts
+        for ways in (cheap, small):
+            plan = _take_all(problem, by_size, ways, by_room, None)
+            if plan is not None:
+                found.append(plan)
+    return min(found, key=lambda plan: score_of(problem, plan), default=None)
+
+
+def _least_limit(
+    problem: Problem, order: Sequence[int], ways: Sequence[Sequence[Way]]
+) -> list[Choice] | None:
+    best = _take_all(problem, order, ways, by_time, None)
+    if best is None:
+        return None
+    low = sum(w[0].total.ns for w in ways if w) // max(problem.world_size, 1)
+    high = score_of(problem, best)[0]
+    for _ in range(_HALVINGS):
+        if low >= high:
+            break
+        limit = (low + high) // 2
+        plan = _take_all(problem, order, ways, by_time, limit)
+        if plan is None:
+            low = limit + 1
+            continue
+        if score_of(problem, plan) < score_of(problem, best):
+            best = plan
+        high = min(limit, score_of(problem, plan)[0])
+    return best
+
+
+def _improve(problem: Problem, choices: list[Choice], deadline: float | None) -> list[Choice]:
+    """Place tables of the slowest rank anew, one at a time, while that gives a better plan."""
+    choices = list(choices)
+    load = Load(problem.room)
+    for choice in choices:
+        load.add_choice(choice)
+    for _ in range(_MOST_CHANGES):
+        if _is_over(deadline):
+            break
+        before = load.score
+        slowest = load.ns.index(before[0])
+        changed = any(
+            _replace(problem, choices, load, i, before) for i in _tables_of(choices, slowest)
+        )
+        if not changed:
+            break
+    return choices
+
+
+def _tables_of(choices: Sequence[Choice], rank: int) -> list[int]:
+    """Return the tables that a rank has something of, the costliest first."""
+    found = [i for i, choice in enumerate(choices) if any(rank in seat for seat in choice.seats)]
+    return sorted(found, key=lambda i: -choices[i].way.total.ns)
+
+
+def _replace(problem: Problem, choices: list[Choice], load: Load, i: int, before: Score) -> bool:
+    """Place one table in the way that is best while the others stay; False, and nothing changed: as it was."""
+    old = choices[i]
+    load.add_choice(old, -1)
+    best, best_score = old, before
+    for way in problem.items[i]:
+        choice = take(load, way, by_time)
+        if choice is None:
+            continue
+        score = load.score
+        load.add_choice(choice, -1)
+        if score < best_score:
+            best, best_score = choice, score
+    load.add_choice(best)
+    choices[i] = best
+    return best_score < before
+
+
+def _is_over(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() > deadline
+
+
+class _Proof:
+    """Looks through all plans that could be better than one that is known.
+
+    Args:
+        problem: the tables and the ranks.
+        best: the plan that is known; None: none.
+        max_steps: how many seats to try.
+        deadline: when to stop.
+    """
+
+    def __init__(
+        self, problem: Problem, best: list[Choice] | None, max_steps: int, deadline: float | None
+    ) -> None:
+        self._problem = problem
+        self._best = best
+        self._score = None if best is None else score_of(problem, best)
+        self._left, self._deadline = max_steps, deadline
+        self.steps = 0
+        # Large tables first: where they go decides most.
+        self._order = sorted(
+            range(len(problem.items)),
+            key=lambda i: (-min((w.total.ns for w in problem.items[i]), default=0), i),
+        )
+        self._rest = self._least_rest()
+        self._load = Load(problem.room)
+        self._chosen: dict[int, Choice] = {}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all were looked through."""
+        return self.steps < self._left
+
+    def run(self) -> list[Choice] | None:
+        """Return the best plan."""
+        if self._left:
+            self._table(0)
+        return self._best
+
+    def _least_rest(self) -> list[tuple[int, int]]:
+        """For each place in the order, the least time and bytes of all tables from there on."""
+        rest = [(0, 0)]
+        for i in reversed(self._order):
+            ways = self._problem.items[i]
+            ns = min((w.total.ns for w in ways), default=0)
+            num_bytes = min((w.total.num_bytes for w in ways), default=0)
+            rest.append((rest[-1][0] + ns, rest[-1][1] + num_bytes))
+        return rest[::-1]
+
+    def _is_worth(self, at: int) -> bool:
+        """Say whether what is placed so far can become better than the best plan known."""
+        if self._score is None:
+            return True
+        ns, num_bytes = self._rest[at]
+        slowest, total, fullest = self._load.score
+        world = self._problem.world_size
+        held = sum(self._load.hbm) + sum(self._load.ddr)
+        least = (
+            max(slowest, -(-(total + ns) // world)),
+            total + ns,
+            max(fullest, -(-(held + num_bytes) // world)),
+        )
+        return least < self._score
+
+    def _table(self, at: int) -> None:
+        if at == len(self._order):
+            score = self._load.score
+            if self._score is None or score < self._score:
+                self._score = score
+                self._best = [self._chosen[i] for i in range(len(self._order))]
+            return
+        i = self._order[at]
+        for way in sorted(self._problem.items[i], key=lambda w: w.total.ns):
+            for seats in self._seats(way, 0, 0, at + 1):
+                self._chosen[i] = Choice(way, seats)
+                self._table(at + 1)
+            if not self.is_complete:
+                return
+
+    def _seats(
+        self, way: Way, number: int, first: int, at: int
+    ) -> Iterator[tuple[tuple[int, ...], ...]]:
+        """Yield seats of the units from ``number`` on, which are taken while the caller looks on."""
+        if number == len(way.units):
+            yield ()
+            return
+        unit = way.units[number]
+        is_alike = way.units[number + 1 : number + 2] == (unit,)
+        for s in range(first, len(unit.seats)):
+            seat = unit.seats[s]
+            if self.steps >= self._left or (self.steps % 256 == 0 and _is_over(self._deadline)):
+                self._left = self.steps
+                return
+            self.steps += 1
+            if not self._load.fits(unit, seat):
+                continue
+            self._load.add(unit, seat)
+            if self._is_worth(at):
+                # Units that are alike can change seats: one order of them is enough.
+                for others in self._seats(way, number + 1, s if is_alike else 0, at):
+                    yield (seat, *others)
+            self._load.add(unit, seat, -1)

@@ -1,0 +1,83 @@
+"""What to say where there is no plan: which table lacks how many bytes on which rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torchrec.distributed.planner._offers import Offers
+from torchrec.distributed.planner._options import PlannerError, PlannerErrorType, ShardingOption
+from torchrec.distributed.planner._placing import by_room, least_missing, take
+from torchrec.distributed.planner._problem import Load
+from torchrec.distributed.planner._topology import Topology
+from torchrec.distributed.planner._units import bytes_to_text
+
+__all__ = ["Shortage", "shortage_of"]
+
+# Ranks that a message lists one by one.
+_MOST_RANKS = 8
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """A table that does not fit beside larger ones.
+
+    Attributes:
+        options: the ways that it could be placed in.
+        missing: bytes that are missing at least.
+        rank: where.
+        free: bytes that each rank has left.
+    """
+
+    options: tuple[ShardingOption, ...]
+    missing: int
+    rank: int
+    free: tuple[int, ...]
+
+    def error(self, changes: Sequence[str] = ()) -> PlannerError:
+        """Return what is raised.
+
+        Args:
+            changes: after which there is a plan, in words, the smallest first.
+        """
+        first = self.options[0]
+        tried = ", ".join(f"{option.sharding_type} {_total(option)}" for option in self.options)
+        free = ", ".join(
+            f"rank {rank} {bytes_to_text(size)}"
+            for rank, size in enumerate(self.free[:_MOST_RANKS])
+        )
+        more = f", {len(self.free) - _MOST_RANKS} more" if len(self.free) > _MOST_RANKS else ""
+        would_do = (
+            f"What would do: {'; or '.join(changes)}." if changes else "Nothing small would do."
+        )
+        return PlannerError(
+            f"Table {first.name!r} of module {first.path!r} should fit into the memory that larger tables leave: "
+            f"{free}{more}. Received {tried}: rank {self.rank} lacks {bytes_to_text(self.missing)}. {would_do}",
+            PlannerErrorType.INSUFFICIENT_STORAGE,
+        )
+
+
+def shortage_of(offers: Offers, topology: Topology) -> Shortage:
+    """Return the first table that does not fit, large ones placed first, in the smallest parts that they may have.
+
+    Args:
+        offers: all ways of all tables, of which there is no plan.
+        topology: the ranks, with the memory that is left for tables.
+    """
+    items = offers.problem.items
+    load = Load(offers.problem.room)
+    order = sorted(range(len(items)), key=lambda i: (-items[i][0].total.num_bytes, i))
+    last = order[-1]
+    for last in order:
+        ways = sorted(items[last], key=lambda way: (way.largest, way.total.ns))
+        if not any(take(load, way, by_room) for way in ways):
+            break
+    missing, rank = min(least_missing(load, way) for way in items[last])
+    free = tuple(room.num_bytes - load.num_bytes(r) for r, room in enumerate(load.room))
+    options = {offer.options[0].sharding_type: offer.options[0] for offer in offers.offers[last]}
+    return Shortage(tuple(options.values()), missing, rank, free)
+
+
+def _total(option: ShardingOption) -> str:
+    storage = option.total_storage
+    return bytes_to_text(storage.hbm + storage.ddr)
