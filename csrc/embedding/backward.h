@@ -26,6 +26,7 @@ struct Sources {
   bool scaled = false;
 };
 
+
 // The slots of each table that have a gradient, in order: with a thousand tables, nothing may go through all slots for
 // each of them.
 class SlotLists {
@@ -112,6 +113,49 @@ inline void pack_sources(const Batch& batch, const SlotLists& lists, int64_t t, 
   }
 }
 
+// The memory of a row that is written, and mostly read before: arrays of `dim` numbers a row, and of one.
+struct Targets {
+  const char* wide[3];
+  int64_t bytes[3];  // a number
+  int num_wide = 0;
+  const float* narrow = nullptr;
+  bool early = false;  // fetched while ids are collected, with the gradients: see kEarlyBytes
+
+  ROWWISE_INLINE void fetch_row(int64_t row, int64_t dim) const {
+    for (int t = 0; t < num_wide; ++t) fetch<true>(wide[t], row * dim * bytes[t], dim * bytes[t]);
+    __builtin_prefetch(narrow + row, 1, 3);
+  }
+  void add(const void* memory, int64_t bytes_a_number) {
+    if (memory == nullptr) return;
+    wide[num_wide] = static_cast<const char*>(memory);
+    bytes[num_wide++] = bytes_a_number;
+  }
+};
+
+// What so few ids read and write stays in the second cache until they are sorted. To fetch it while they are collected is
+// early enough for tables of a few hundred ids: to fetch some entries ahead has hardly begun there when it ends.
+constexpr int64_t kEarlyBytes = int64_t{1} << 18;
+
+inline Targets find_targets(const Table& table, const Sink& sink) {
+  Targets targets;
+  const int64_t bytes = table.dtype == Float::f32 ? 4 : 2;
+  targets.add(sink.dense, bytes);
+  if (sink.optimizer == nullptr) return targets;
+  const Step step(*sink.optimizer);
+  // At a rate of 0 row-wise Adagrad leaves weights alone: that is how mean squares are found.
+  if (step.o.rule != Rule::rowwise_adagrad || step.o.lr != 0) targets.add(table.weight, bytes);
+  if (step.o.rule == Rule::rowwise_adagrad) {
+    targets.narrow = step.o.first;
+    return targets;
+  }
+  targets.add(step.o.first, 4);
+  if (step.row_wise)
+    targets.narrow = step.o.second;
+  else
+    targets.add(step.o.second, 4);
+  return targets;
+}
+
 constexpr int kPartRows = 6;  // parts interleave by 64 rows: even under skew, yet with runs of neighbouring rows
 
 inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -121,8 +165,9 @@ struct Part {  // of the rows of a table
 };
 
 // The entries of a part, in order of slot and position. Returns how many.
-template <class E>
-int64_t collect(const Batch& batch, const SlotLists& lists, const Part& part, const Packing& packing, E* entries) {
+template <bool kFetch, class E>
+int64_t collect(const Batch& batch, const SlotLists& lists, const Part& part, const Packing& packing,
+                const Sources& sources, const Targets& targets, E* entries) {
   const Table& table = batch.tables[part.table];
   int64_t n = 0, first_source = 0;
   for (int64_t s = lists.first(part.table); s >= 0; s = lists.after(s)) {
@@ -134,6 +179,10 @@ int64_t collect(const Batch& batch, const SlotLists& lists, const Part& part, co
         const int64_t row = row_of(table, ids[i]);
         if (row < 0) continue;
         if (part.parts > 1 && ((row >> kPartRows) & (part.parts - 1)) != part.part) continue;
+        if (kFetch) {
+          targets.fetch_row(row, table.dim);
+          fetch(sources.rows, (first_source + bag) * sources.stride * 4, table.dim * 4);
+        }
         E& entry = entries[n++];
         entry.packed = packing.pack<decltype(entry.packed)>(row, first_source + bag);
         entry.set_factor(slot.sample_weights ? slot.sample_weights[i] : 1);
@@ -163,46 +212,13 @@ struct Sorted {
 
 template <class E>
 Sorted<E> collect_sorted(const Batch& batch, const SlotLists& lists, const Part& part, const Packing& packing,
-                         int64_t most, char* memory) {
+                         const Sources& sources, const Targets& targets, char* memory) {
   E* entries = reinterpret_cast<E*>(memory);
-  const int64_t count = collect(batch, lists, part, packing, entries);
-  entries = sort_by_row(packing, entries, entries + most + 1, count);
+  const int64_t count = targets.early ? collect<true>(batch, lists, part, packing, sources, targets, entries)
+                                      : collect<false>(batch, lists, part, packing, sources, targets, entries);
+  entries = sort_by_row(packing, entries, entries + sources.ids + 1, count);
   if (count > 0) entries[count].packed = ~entries[count - 1].packed;
   return {entries, count, packing};
-}
-
-// The memory of a row that is written, and mostly read before: arrays of `dim` numbers a row, and of one.
-struct Targets {
-  const char* wide[3];
-  int64_t bytes[3];  // a number
-  int num_wide = 0;
-  const float* narrow = nullptr;
-
-  void add(const void* memory, int64_t bytes_a_number) {
-    if (memory == nullptr) return;
-    wide[num_wide] = static_cast<const char*>(memory);
-    bytes[num_wide++] = bytes_a_number;
-  }
-};
-
-inline Targets find_targets(const Table& table, const Sink& sink) {
-  Targets targets;
-  const int64_t bytes = table.dtype == Float::f32 ? 4 : 2;
-  targets.add(sink.dense, bytes);
-  if (sink.optimizer == nullptr) return targets;
-  const Step step(*sink.optimizer);
-  // At a rate of 0 row-wise Adagrad leaves weights alone: that is how mean squares are found.
-  if (step.o.rule != Rule::rowwise_adagrad || step.o.lr != 0) targets.add(table.weight, bytes);
-  if (step.o.rule == Rule::rowwise_adagrad) {
-    targets.narrow = step.o.first;
-    return targets;
-  }
-  targets.add(step.o.first, 4);
-  if (step.row_wise)
-    targets.narrow = step.o.second;
-  else
-    targets.add(step.o.second, 4);
-  return targets;
 }
 
 // The next rows of the entries from `begin` on, at most kRows; returns where their entries end. There is no branch on
@@ -246,14 +262,16 @@ void sum_columns(const Sorted<E>& sorted, const Sources& sources, const Targets&
   Block sum[kAll];
   for (int b = 0; b < kAll; ++b) sum[b] = Block::fill(-0.0f);
   for (int64_t i = rows.begin; i < end; ++i) {
-    const int64_t row = sorted.row(sorted.ahead(i, kTargetsAhead));
-    for (int t = 0; t < targets.num_wide; ++t) {
-      const char* target = targets.wide[t] + (row * rows.dim + column) * targets.bytes[t];
-      for (int b = 0; b < kAll; ++b) __builtin_prefetch(target + b * 64, 1, 3);
+    if (!targets.early) {
+      const int64_t row = sorted.row(sorted.ahead(i, kTargetsAhead));
+      for (int t = 0; t < targets.num_wide; ++t) {
+        const char* target = targets.wide[t] + (row * rows.dim + column) * targets.bytes[t];
+        for (int b = 0; b < kAll; ++b) __builtin_prefetch(target + b * 64, 1, 3);
+      }
+      if (column == 0) __builtin_prefetch(targets.narrow + row, 1, 3);
+      const float* soon = sources.rows + sorted.source(sorted.ahead(i, kSourcesAhead)) * sources.stride + column;
+      for (int b = 0; b < kAll; ++b) __builtin_prefetch(soon + b * kBlock, 0, 3);
     }
-    if (column == 0) __builtin_prefetch(targets.narrow + row, 1, 3);
-    const float* soon = sources.rows + sorted.source(sorted.ahead(i, kSourcesAhead)) * sources.stride + column;
-    for (int b = 0; b < kAll; ++b) __builtin_prefetch(soon + b * kBlock, 0, 3);
     const float* x = sources.rows + sorted.source(i) * sources.stride + column;
     const float factor = sorted.entries[i].factor();
     const bool is_last = sorted.is_last(i);
@@ -347,11 +365,10 @@ struct UnseenRows {
 
 // `scratch` has room for 2 * kRows + 2 rows.
 template <class W, class E>
-void reduce(const Table& table, Sink& sink, const Sorted<E>& sorted, const Sources& sources, PartRows part,
-            float* scratch) {
+void reduce(const Table& table, Sink& sink, const Sorted<E>& sorted, const Sources& sources, const Targets& targets,
+            PartRows part, float* scratch) {
   const int64_t dim = table.dim;
   W* weight = static_cast<W*>(table.weight);
-  const Targets targets = find_targets(table, sink);
   Rows rows(dim, scratch);
   if (sink.optimizer == nullptr) {
     for (int64_t i = 0; i < sorted.count;) {
@@ -391,12 +408,14 @@ void run_part(const Batch& batch, const SlotLists& lists, const Part& part, Sink
               char* memory, float* scratch) {
   const Table& table = batch.tables[part.table];
   const Packing packing = packing_of(table, sink, sources);
-  const Sorted<E> sorted = collect_sorted<E>(batch, lists, part, packing, sources.ids, memory);
+  Targets targets = find_targets(table, sink);
+  targets.early = sources.ids * table.dim * 4 * (1 + targets.num_wide) <= kEarlyBytes;
+  const Sorted<E> sorted = collect_sorted<E>(batch, lists, part, packing, sources, targets, memory);
   const PartRows rows{part.part, part.parts};
   switch (table.dtype) {
-    case Float::f32: return reduce<float>(table, sink, sorted, sources, rows, scratch);
-    case Float::f16: return reduce<Half>(table, sink, sorted, sources, rows, scratch);
-    case Float::bf16: return reduce<Bfloat16>(table, sink, sorted, sources, rows, scratch);
+    case Float::f32: return reduce<float>(table, sink, sorted, sources, targets, rows, scratch);
+    case Float::f16: return reduce<Half>(table, sink, sorted, sources, targets, rows, scratch);
+    case Float::bf16: return reduce<Bfloat16>(table, sink, sorted, sources, targets, rows, scratch);
   }
 }
 

@@ -105,9 +105,12 @@ inline Chosen choose(const Batch& batch, const Range& range, int64_t* at, Outcom
   return {first, count, at};
 }
 
-ROWWISE_INLINE void fetch(const void* weight, int64_t at, int64_t bytes) {
-  const uintptr_t row = reinterpret_cast<uintptr_t>(weight) + static_cast<uintptr_t>(at);
-  for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(reinterpret_cast<const char*>(row + line), 0, 3);
+template <bool kToWrite = false>
+ROWWISE_INLINE void fetch(const void* memory, int64_t at, int64_t bytes) {
+  const uintptr_t row = reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(at);
+  for (int64_t line = 0; line < bytes; line += 64) {
+    __builtin_prefetch(reinterpret_cast<const char*>(row + line), kToWrite, 3);
+  }
 }
 
 // Columns [column, column + 16 * kBlocks (+ tail)) of the bags of a range. kTail: the last block has `tail` < 16.
