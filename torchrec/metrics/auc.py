@@ -95,6 +95,8 @@ def compute_auc_per_group(
     joined = [torch.cat(parts, -1).reshape(n_tasks, -1) for parts in (predictions, labels, weights)]
     order = grouping_keys.reshape(-1).argsort(stable=True)
     sizes = grouping_keys.reshape(-1)[order].unique_consecutive(return_counts=True)[1].tolist()
+    if not sizes:
+        return torch.full((n_tasks,), 0.5)
     means = [
         torch.stack(
             [

@@ -293,7 +293,7 @@ class RecMetricComputation(nn.Module, ABC):
 
     def states(self) -> dict[str, State]:
         """Return all states by name, those of windows among them."""
-        return {name: getattr(self, name) for name in self._defaults}
+        return self._packed_states()
 
     @property
     def is_synced(self) -> bool:
@@ -315,8 +315,12 @@ class RecMetricComputation(nn.Module, ABC):
             states: by name, as `states` returns them.
         """
         if self._local is None:
-            self._local = self.states()
+            self._local = self._packed_states()
         self._set_states(states)
+
+    def _packed_states(self) -> dict[str, State]:
+        """Return all states by the names under which they are kept."""
+        return {name: getattr(self, name) for name in self._defaults}
 
     def _set_states(self, states: Mapping[str, State]) -> None:
         for name, state in states.items():
@@ -325,7 +329,7 @@ class RecMetricComputation(nn.Module, ABC):
     def sent_states(self) -> dict[str, Tensor]:
         """Return what this rank adds to the states of all, one tensor each."""
         sent: dict[str, Tensor] = {}
-        for name, state in self.states().items():
+        for name, state in self._packed_states().items():
             if isinstance(state, list):
                 state = torch.cat(state, -1) if state else torch.empty(0)
             elif name in self._carried and self._reductions[name] == "sum":

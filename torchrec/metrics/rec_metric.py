@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torchrec.metrics.metric_computation import (
     MetricComputationReport,
     RecMetricComputation,
+    State,
     WindowBuffer,
     sync,
     synced,
@@ -218,7 +220,15 @@ class RecMetric(nn.Module, ABC):
 
     def _update(self, inputs: TaskInputs, kwargs: dict[str, Any]) -> None:
         computations = self.computations()
+        if any(computation.is_synced for computation in computations):
+            raise RecMetricException(
+                f"`unsync` of metric '{self._namespace}' should be called before an update, which would be "
+                "lost. Its states are those of all ranks."
+            )
         if self._fused:
+            if not any(inputs.has(name) for name in self._names):
+                # None of the tasks has samples in this batch.
+                return
             batch = inputs.batch(self._names)
             if self._should_validate_update:
                 computations[0].note_valid(batch.get(_weighted))
@@ -249,6 +259,38 @@ class RecMetric(nn.Module, ABC):
         """Return the numbers of this rank alone, by names that say so."""
         self.flush()
         return self.reports("local_")
+
+    @property
+    def namespace(self) -> MetricNamespaceBase:
+        """What the names of the metric begin with."""
+        return self._namespace
+
+    def states(self) -> dict[str, dict[str, State]]:
+        """Return copies of all states as they stand, by task and name.
+
+        Where tasks are fused, all of them are under the name of the first.
+        """
+        return {
+            task: {name: _cloned(state) for name, state in computation.states().items()}
+            for task, computation in zip(self._names, self.computations(), strict=False)
+        }
+
+    def load_states(self, states: Mapping[str, Mapping[str, State]]) -> None:
+        """Put states of all ranks in the place of this rank's, until `unsync`.
+
+        Args:
+            states: as `states` returns them.
+
+        Raises:
+            ValueError: if there are none of a task.
+        """
+        for task, computation in zip(self._names, self.computations(), strict=False):
+            if task not in states:
+                raise ValueError(
+                    f"`states` of metric '{self._namespace}' should have task '{task}'. Received "
+                    f"{sorted(states)}."
+                )
+            computation.load_states({name: _cloned(x) for name, x in states[task].items()})
 
     @property
     def process_group(self) -> dist.ProcessGroup | None:
@@ -365,11 +407,8 @@ class RecMetricList(nn.Module):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the numbers of all ranks by name."""
-        metrics = self.metrics()
-        for metric in metrics:
-            metric.flush()
-        with synced(self._computations(), self._process_group()):
-            return _merged(metric.reports() for metric in metrics if metric.reports_here)
+        with self.joined():
+            return _merged(metric.reports() for metric in self.metrics() if metric.reports_here)
 
     def local_compute(self) -> dict[str, Tensor]:
         """Return the numbers of this rank alone, by names that say so."""
@@ -390,6 +429,18 @@ class RecMetricList(nn.Module):
         """Forget everything."""
         for metric in self.metrics():
             metric.reset()
+
+    @contextmanager
+    def joined(self, group: dist.ProcessGroup | None = None) -> Iterator[None]:
+        """Put the states of all ranks in the place of this rank's for as long as the block lasts.
+
+        Args:
+            group: the ranks. Default: those of the metrics.
+        """
+        for metric in self.metrics():
+            metric.flush()
+        with synced(self._computations(), group if group is not None else self._process_group()):
+            yield
 
     def _computations(self) -> list[RecMetricComputation]:
         return [part for metric in self.metrics() for part in metric.computations()]
@@ -437,4 +488,6 @@ def _cloned(values: Any) -> Any:
         return values.detach().clone()
     if isinstance(values, Mapping):
         return {name: _cloned(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_cloned(value) for value in values]
     return values

@@ -94,3 +94,12 @@ def _unpack(data: Tensor, layouts: list[_Layout]) -> list[Tensor]:
         parts.append(data[start : start + _bytes(layout)].view(dtype).reshape(shape))
         start += _padded(layout)
     return parts
+
+
+def largest(value: float, device: torch.device, group: dist.ProcessGroup | None) -> float:
+    """Return the largest of the numbers of all ranks."""
+    if world_size(group) == 1:
+        return value
+    found = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=group)
+    return found.item()

@@ -119,8 +119,25 @@ class SumMetricComputation(RecMetricComputation):
         return self._window_sums()[self._names.index(state_name)]
 
     def states(self) -> dict[str, State]:
-        """Return all states: the sums over all samples and over the window."""
-        return {**super().states(), _WINDOW: self._window_sums()}
+        """Return all sums by name, those over the window among them."""
+        found = super().states()
+        rows = zip(found.pop(_LIFETIME), found.pop(_WINDOW), strict=True)
+        for name, (lifetime, window) in zip(self._names, rows, strict=True):
+            found[name] = lifetime
+            found[self.get_window_state_name(name)] = window
+        return found
+
+    def _packed_states(self) -> dict[str, State]:
+        return {**super()._packed_states(), _WINDOW: self._window_sums()}
+
+    def _set_states(self, states: Mapping[str, State]) -> None:
+        packed = dict(states)
+        if _LIFETIME not in packed:
+            # By the names of the sums, as `states` returns them.
+            windows = [self.get_window_state_name(name) for name in self._names]
+            for kept, names in ((_LIFETIME, self._names), (_WINDOW, windows)):
+                packed[kept] = torch.stack([_tensor(packed.pop(name)) for name in names])
+        super()._set_states(packed)
 
     def reset(self) -> None:
         """Forget everything."""
@@ -180,3 +197,7 @@ class SumMetricComputation(RecMetricComputation):
             else:
                 row.copy_(loaded)
         self.carry(_LIFETIME)
+
+
+def _tensor(state: State) -> Tensor:
+    return state if isinstance(state, Tensor) else torch.cat(state, -1)
