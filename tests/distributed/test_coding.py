@@ -26,7 +26,6 @@ from torchrec.distributed.fbgemm_qcomm_codec import (
     get_qcomm_codecs_registry,
 )
 from torchrec.distributed.types import QuantizedCommCodec, QuantizedCommCodecs
-from torchrec.distributed.wire import Wire
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
 
@@ -163,28 +162,20 @@ def test_error_of_sums(workers, kind, name):
 
 
 class Counted:
-    """Counts the bytes that a rank sends to others in exchanges, by dtype; not the answers to short questions."""
+    """Counts the bytes that a rank sends to others in exchanges, by dtype."""
 
     def __enter__(self):
-        self.bytes, self._counts = {}, True
-        self._swap, self._any_of = dist.all_to_all_single, Wire.any_of
+        self.bytes, self._swap = {}, dist.all_to_all_single
         dist.all_to_all_single = self._count
-        Wire.any_of = lambda wire, mine: self._uncounted(wire, mine)
         return self
 
     def __exit__(self, *_):
-        dist.all_to_all_single, Wire.any_of = self._swap, self._any_of
+        dist.all_to_all_single = self._swap
 
-    def _uncounted(self, wire, mine):
-        self._counts = False
-        found = self._any_of(wire, mine)
-        self._counts = True
-        return found
-
-    def _count(self, received, sent, expected, sizes, **kwargs):
-        if self._counts:
-            elements = sent.numel() - sizes[dist.get_rank()]
-            self.bytes[sent.dtype] = self.bytes.get(sent.dtype, 0) + elements * sent.itemsize
+    def _count(self, received, sent, expected=None, sizes=None, **kwargs):
+        own = sent.numel() // dist.get_world_size() if sizes is None else sizes[dist.get_rank()]
+        elements = sent.numel() - own
+        self.bytes[sent.dtype] = self.bytes.get(sent.dtype, 0) + elements * sent.itemsize
         return self._swap(received, sent, expected, sizes, **kwargs)
 
 

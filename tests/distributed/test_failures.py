@@ -54,7 +54,7 @@ def test_nobody_holds_the_process_group_when_the_model_is_gone():
 def use_after_the_end():
     wire = Wire(dist.group.WORLD)
     dist.destroy_process_group()
-    wire.states(0)
+    wire.states(0, "a test")
 
 
 def test_ranks_whose_process_group_is_gone_say_so():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import Shard as PlacedShard
 from torch.testing._internal.distributed import fake_pg  # noqa: F401 (registers the group "fake")
 
+from tests.distributed.ranks import run
 from torchrec.distributed import _private
 
 pytestmark = pytest.mark.once
@@ -90,3 +93,25 @@ def test_parts_of_dtensors_begin_where_they_are_cut():
         assert _private.offsets_of(made) == (6, 0)  # 3, 3 and 1 rows
     finally:
         dist.destroy_process_group()
+
+
+def timeouts():
+    given = [timedelta(seconds=seconds) for seconds in (7, 70)]
+    groups = [dist.new_group(timeout=timeout) for timeout in given]
+    return [_private.timeout_of(group) for group in groups] == given
+
+
+def test_the_timeout_of_a_group_is_the_one_that_it_was_given():
+    assert run(timeouts, 1) == [True]
+
+
+def stored():
+    store = _private.default_store()
+    store.set(f"of {dist.get_rank()}", "here")
+    dist.barrier()
+    found = store.get(f"of {1 - dist.get_rank()}"), store.check(["of 2"])
+    return *found, store.compare_set("first", "", "told"), store.compare_set("first", "", "late")
+
+
+def test_the_store_is_one_for_all_ranks():
+    assert run(stored, 2) == [(b"here", False, b"told", b"told")] * 2

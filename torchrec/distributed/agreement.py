@@ -10,18 +10,17 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingEnv2D, ShardingPlan
-from torchrec.distributed.wire import Wire, lost_ranks_named
+from torchrec.distributed.wire import Wire
 from torchrec.modules.collection import collections_in
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.mc_modules import ManagedCollisionCollection
 from torchrec.optim.owners import owner_of
 from torchrec.optim.table_update import TableUpdate
 
-__all__ = ["check_alike", "description_of"]
+__all__ = ["check_alike", "description_of", "difference"]
 
 
 def check_alike(env: ShardingEnv, describe: Callable[[], Mapping[str, str]]) -> None:
@@ -47,19 +46,25 @@ def check_alike(env: ShardingEnv, describe: Callable[[], Mapping[str, str]]) -> 
     except Exception as failed:
         error = failed
     digest = hashlib.sha256(repr(sorted(mine.items())).encode()).digest()
-    told = torch.frombuffer(bytearray([error is not None, *digest]), dtype=torch.uint8)
-    of_ranks = [torch.empty_like(told) for _ in range(wire.world_size)]
-    with lost_ranks_named(wire.group):
-        dist.all_gather(of_ranks, told, wire.group)
+    told = [int(error is not None), *digest]
+    meeting = wire.begin("a comparison of what they have", [told] * wire.world_size, len(told))
+    of_ranks = meeting.numbers()
     if any(each[0] for each in of_ranks):
         wire.raise_together(error)
-    if all(torch.equal(each, told) for each in of_ranks):
-        return
-    raise ValueError(_difference(wire.tell(mine)))
+    if any(each != told for each in of_ranks):
+        raise ValueError(difference(wire.gather(mine)))
 
 
-def _difference(of_ranks: list[dict[str, str]]) -> str:
-    """Say what differs first, in the order of the first rank that has it."""
+def difference(of_ranks: list[dict[str, str]]) -> str:
+    """Say what differs first between ranks, in the order of the first rank that has it.
+
+    Args:
+        of_ranks: what each has, by what it is; not all alike.
+
+    Example:
+        >>> difference([{"the number of tables": "3"}, {"the number of tables": "4"}])
+        'All ranks should have the number of tables alike. Received 3 on rank 0, 4 on rank 1.'
+    """
     names = dict.fromkeys(name for described in of_ranks for name in described)
     differing = [name for name in names if len({each.get(name) for each in of_ranks}) > 1]
     ranks_of: dict[str, list[int]] = {}

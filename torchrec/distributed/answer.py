@@ -18,10 +18,11 @@ from torch.autograd.function import once_differentiable
 
 from torchrec.distributed.coding import Transfer
 from torchrec.distributed.route import Route
+from torchrec.distributed.terms import NUM_TERMS, Terms, check_terms
 from torchrec.distributed.wire import Wire
 from torchrec.ops.routing import ADDS, DIVIDES, copy_blocks_, new_vector
 
-__all__ = ["Layout", "answer"]
+__all__ = ["Backward", "Layout", "answer"]
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,23 @@ def _flat_block(source: int, start: int, target: int, at: int, part: _Part) -> l
     return [source, start, stride, target, at, stride, part.rows, part.columns, 0]
 
 
+@dataclass(frozen=True)
+class Backward:
+    """What there is to know of the backward pass of an answer.
+
+    Attributes:
+        topic: what it is, for errors.
+        terms: returns what all ranks should have alike.
+        takes_part: called before gradients are sent, if the loss of any rank uses the answer.
+        tells_use: whether losses may use some slots and not others.
+    """
+
+    topic: str
+    terms: Callable[[], Terms]
+    takes_part: Callable[[], None]
+    tells_use: bool
+
+
 class _Answer(torch.autograd.Function):
     """Send vectors back, and put those that come where they belong; gradients become the mean over ranks."""
 
@@ -251,13 +269,11 @@ class _Answer(torch.autograd.Function):
         wire: Wire,
         layout: Layout,
         transfer: Transfer | None,
-        in_backward: Callable[[], None],
-        tells_use: bool,
+        back: Backward,
         anchor: Tensor,
         *computed: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.wire, ctx.layout, ctx.tells_use = wire, layout, tells_use
-        ctx.transfer, ctx.in_backward = transfer, in_backward
+        ctx.wire, ctx.layout, ctx.transfer, ctx.back = wire, layout, transfer, back
         ctx.dtype, ctx.shapes = computed[0].dtype, [tensor.shape for tensor in computed]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(anchor)
@@ -275,26 +291,36 @@ class _Answer(torch.autograd.Function):
         )
         copy_blocks_(outputs, [received, *computed], layout.unpack)
         # Detached: no views to autograd, so that who comes next may change them in place.
-        return tuple([out.view(shape).detach() for out, shape in zip(outputs, shapes, strict=True)])
+        found = [out.view(shape).detach() for out, shape in zip(outputs, shapes, strict=True)]
+        return *found, anchor.new_zeros(0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        layout, wire = ctx.layout, ctx.wire
+    def backward(ctx: Any, *all_grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grads = all_grads[:-1]  # the mark has none
+        layout, wire, back = ctx.layout, ctx.wire, ctx.back
         (anchor,) = ctx.saved_tensors
+        # Ranks may use different slots. One that no rank's loss uses gets no gradient, which is not one of zeros.
+        used = [grad is not None for grad in grads]
+        if not back.tells_use:
+            used = [any(used)] * len(used)
+        told = [*back.terms(), *used]
+        # On its way while the gradients are packed.
+        meeting = wire.begin(back.topic, [told] * wire.world_size, len(told))
         shapes = [(layout.batch, layout.columns.width), *layout.tables]
         given = [
             anchor.new_zeros(shape, dtype=ctx.dtype) if grad is None else grad.contiguous()
             for grad, shape in zip(grads, shapes, strict=True)
         ]
-        ctx.in_backward()
-        used = [grad is not None for grad in grads[1:]]
-        if ctx.tells_use:
-            # A slot that no rank's loss uses gets no gradient, which is not one of zeros.
-            used = wire.any_of(used)
         sent = new_vector(sum(layout.expected), given[0])
         found = [new_vector(size, given[0]) for size in layout.computed_sizes]
         copy_blocks_([sent, *found], given, layout.pack_gradients, wire.world_size)
+        lines = meeting.numbers()
+        check_terms([line[:NUM_TERMS] for line in lines])
+        used = [any(of_ranks) for of_ranks in list(zip(*lines, strict=True))[NUM_TERMS:]]
+        if not any(used):
+            return (None,) * (5 + len(found))
+        back.takes_part()
         if layout.is_one_piece:
             wire.swap(sent, layout.expected, layout.sizes, found[0][layout.others])
         else:
@@ -304,15 +330,14 @@ class _Answer(torch.autograd.Function):
                 else ctx.transfer.back(sent)
             )
             copy_blocks_(found, [received], layout.unpack_gradients)
-        back: list[Tensor | None] = [
-            grad.view(shape) for grad, shape in zip(found, ctx.shapes, strict=True)
-        ]
-        if ctx.tells_use:
-            back[1:] = [
-                grad if used[slot] else None
-                for grad, slot in zip(back[1:], layout.slots_computed, strict=True)
-            ]
-        return None, None, None, None, None, torch.zeros_like(anchor), *back
+        all_used = [used[0], *(used[1 + slot] for slot in layout.slots_computed)]
+        return (
+            *(None, None, None, None, torch.zeros_like(anchor)),
+            *(
+                grad.view(shape) if wanted else None
+                for grad, shape, wanted in zip(found, ctx.shapes, all_used, strict=True)
+            ),
+        )
 
 
 def answer(
@@ -321,9 +346,8 @@ def answer(
     transfer: Transfer | None,
     computed: list[Tensor],
     anchor: Tensor,
-    in_backward: Callable[[], None],
-    tells_use: bool,
-) -> tuple[Tensor, list[Tensor]]:
+    back: Backward,
+) -> tuple[Tensor, list[Tensor], Tensor]:
     """Send vectors back to who asked for them. Differentiable: tables get the mean of gradients over ranks.
 
     Args:
@@ -333,15 +357,14 @@ def answer(
         computed: of all ranks' batches: pooled bags, ``(sum of batches, width)``, and rows of each lane that
             is looked up by rows, one rank behind the other.
         anchor: what has the backward pass come here on every rank; of any size, it gets zeros.
-        in_backward: called there, before anything is sent.
-        tells_use: whether ranks tell each other there which slots by rows their losses use: what none does
-            gets no gradient.
+        back: what the backward pass is.
 
     Returns:
         The pooled slots, ``(B, width)``, and for each slot that is looked up by rows its rows,
-        ``(n, D)``, in the order in which they were asked for.
+        ``(n, D)``, in the order in which they were asked for. Last a mark, of no size: a backward pass that comes
+        to it goes back through all of this.
     """
     outputs = _Answer.apply(  # type: ignore[no-untyped-call]
-        wire, layout, transfer, in_backward, tells_use, anchor, *computed
+        wire, layout, transfer, back, anchor, *computed
     )
-    return outputs[0], list(outputs[1:])
+    return outputs[0], list(outputs[1:-1]), outputs[-1]

@@ -254,7 +254,8 @@ class ShardedCheckpoints:
         if self._wire is None:
             return
         told: list[dict[str, tuple[int, ...]]]
-        told = self._wire.tell({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        shapes_of = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        told = self._wire.tell(shapes_of, "what they save in a checkpoint")
         for name in sorted(set[str]().union(*told)):
             found = [shapes.get(name) for shapes in told]
             if len({*found} - {None}) > 1:
@@ -318,7 +319,7 @@ class ShardedCheckpoints:
             results.append(act())
         except Exception as failed:
             error = failed
-        self._wire.agree(error)
+        self._wire.agree(error, "a checkpoint")
         return results[0]
 
     def _told(self, act: Callable[[], T]) -> T:
@@ -330,7 +331,7 @@ class ShardedCheckpoints:
             except Exception as error:
                 outcome[1] = error
         if self._wire is not None:
-            outcome = self._wire.share(outcome, 0)
+            outcome = self._wire.share(outcome, 0, "a checkpoint")
         if outcome[1] is not None:
             raise outcome[1]
         result: T = outcome[0]

@@ -10,7 +10,21 @@ from torchrec.ops.embedding import Ids, LookupSpec, PoolingCode, choose_rows
 from torchrec.ops.embedding.failure import raise_bad_bag
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-__all__ = ["check_batch", "check_single_ids"]
+__all__ = ["check_batch", "check_single_ids", "named_collection"]
+
+
+def named_collection(path: str, tables: Sequence[str]) -> str:
+    """Return what errors call a collection.
+
+    Args:
+        path: of its module in the model; empty where it is not told.
+        tables: their names.
+
+    Example:
+        >>> named_collection("over.tables", ["user"]), named_collection("", ["user", "item"])
+        ("module 'over.tables'", "the collection of tables ['user', 'item']")
+    """
+    return f"module '{path}'" if path else f"the collection of tables {list(tables)}"
 
 
 def check_batch(configs: Sequence[BaseEmbeddingConfig], features: KeyedJaggedTensor) -> None:

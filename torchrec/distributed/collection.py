@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torchrec.checks import require_type
 from torchrec.distributed.block_tables import new_part
-from torchrec.distributed.checks import check_batch
+from torchrec.distributed.checks import check_batch, named_collection
 from torchrec.distributed.coding import check_codecs
 from torchrec.distributed.exchange import LookupOptions
 from torchrec.distributed.fused_params import optimizer_of
@@ -27,6 +27,7 @@ from torchrec.distributed.types import (
     Awaitable,
     NoWait,
     ParameterSharding,
+    ShardedModule,
     ShardingEnv,
     ShardingEnv2D,
 )
@@ -50,7 +51,7 @@ from torchrec.optim.table_update import TableUpdate
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Multistreamable
 
-__all__ = ["ShardedTableCollection", "ShardedTables", "StepContext"]
+__all__ = ["ShardedTableCollection", "ShardedTables", "StepContext", "tables_in"]
 
 
 class ShardedTables:
@@ -84,6 +85,7 @@ class ShardedTables:
         check_codecs(options.codecs, options.exact)
         self.prefix = prefix
         self.configs = list(module.table_configs())
+        self.named = named_collection(path, [config.name for config in self.configs])
         self._output_type, self.dtype = module.output_type, module.output_dtype
         if isinstance(env, ShardingEnv2D):  # its ranks are those of one group, and know of no other
             env = ShardingEnv.from_process_group(env.sharding_pg)
@@ -177,7 +179,7 @@ class ShardedTables:
     def _common_seed(self, needed: bool) -> int:
         """Return what first weights are drawn by, the same on all ranks."""
         if needed and self.wire is not None:
-            return int(self.wire.share(torch.initial_seed(), 0))
+            return int(self.wire.share(torch.initial_seed(), 0, "first weights"))
         return torch.initial_seed()
 
     def _new_part(self, config: BaseEmbeddingConfig, source: Tensor, seed: int) -> Tensor:
@@ -246,7 +248,7 @@ class ShardedTables:
             return
         states = owner.states.values() if isinstance(owner, TableUpdate) else ()
         for tensor in (weight.detach(), *states):
-            self.wire.broadcast(tensor, 0)
+            self.wire.broadcast(tensor, 0, f"the first weights of table '{table}'")
 
     def updates(self, names: Mapping[str, str] | None = None) -> dict[str, TableUpdate]:
         """Return who trains each table that the backward pass updates, by name of the parameter; here or not.
@@ -369,6 +371,16 @@ class ShardedTables:
         return weight
 
 
+def tables_in(model: nn.Module) -> list[ShardedTables]:
+    """Return the tables of all sharded collections of a model, in its order."""
+    found = (
+        getattr(child, "tables", None)
+        for child in model.modules()
+        if isinstance(child, ShardedModule)
+    )
+    return list(dict.fromkeys(each for each in found if isinstance(each, ShardedTables)))
+
+
 def append_prefix(prefix: str, name: str) -> str:
     """Join two parts of a name by a dot, if there are two."""
     return f"{prefix}.{name}" if prefix and name else prefix + name
@@ -485,7 +497,7 @@ class ShardedTableCollection(nn.Module):
             ctx.step = self._tables.away.ask(features, error)
             self._count_away(ctx.step.out_of_range)
         elif self._tables.wire is not None:
-            self._tables.wire.agree(error)
+            self._tables.wire.agree(error, f"a look-up of {self._tables.named}")
         return NoWait(NoWait(ctx))
 
     def table_store(self) -> TableStore:

@@ -54,8 +54,8 @@ def invoke_on_rank_and_broadcast_result(
             value = func(*args, **kwargs)
         except Exception as failed:
             error = failed
-    wire.agree(error)
-    result: T = wire.share(value, rank)
+    wire.agree(error, "what one rank does for all")
+    result: T = wire.share(value, rank, "the result of what one rank does")
     return result
 
 

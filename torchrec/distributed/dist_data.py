@@ -272,7 +272,10 @@ class PooledEmbeddingsAllGather(nn.Module):
         """
         exchange, wire = self._exchange, self._exchange.wire
         dim, ranks = local_emb.shape[1], wire.world_size
-        expected = [[exchange.vectors(batch, dim)] for batch in wire.states(len(local_emb))]
+        expected = [
+            [exchange.vectors(batch, dim)]
+            for batch in wire.states(len(local_emb), "PooledEmbeddingsAllGather")
+        ]
         sent = [[exchange.vectors(len(local_emb), dim)]] * ranks
         return _pooled(exchange.swap(local_emb.repeat(ranks, 1), sent, expected).view(-1, dim))
 

@@ -286,6 +286,11 @@ class ShardedEmbeddingBag(
         return self._collection[0]
 
     @property
+    def tables(self) -> ShardedTables:
+        """The table, and where its parts are."""
+        return self.collection.tables
+
+    @property
     def unsharded_module_type(self) -> type[nn.Module]:
         """What it was before it was sharded."""
         return nn.EmbeddingBag

@@ -1,6 +1,6 @@
 """Ids out, vectors back: what ranks tell one another in one step of one collection.
 
-There are three exchanges, whatever mix of sharding types: how much everybody will send (a header of a fixed size),
+There are three exchanges, whatever mix of sharding types: how much everybody will send (a head of a fixed size),
 the ids with the lengths of their bags, and the vectors. The backward pass sends the gradients of the vectors the same
 way back. Where features have batches of their own, on any rank, there is one more before the ids: their sizes.
 
@@ -11,7 +11,8 @@ back, and bags are pooled where the sample is. All ranks choose alike, by number
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from torchrec.distributed._codecs import QuantizedCommCodecs
 from torchrec.distributed._kinds import CommOp
-from torchrec.distributed.answer import Layout, answer
+from torchrec.distributed.answer import Backward, Layout, answer
 from torchrec.distributed.coding import Coding, Transfer, Vectors, codings_of
 from torchrec.distributed.route import Lane, Route
 from torchrec.distributed.terms import NUM_TERMS, Terms, check_terms
@@ -33,7 +34,7 @@ _FAILED, _WEIGHTS_GRADIENT, _VARIABLE = 1, 2, 4  # bits of the first number of a
 _MOST_LAYOUTS = 64  # sizes of batches may vary without end
 _HEADER = (
     2 + NUM_TERMS
-)  # state, batch size; then rows of each divided slot, and of each lane of the receiver
+)  # state, batch size; then rows of each divided slot, of each lane of the receiver
 
 
 class _Lent(torch.autograd.Function):
@@ -138,6 +139,7 @@ class Exchange:
         self._exact = options.exact
         self._codings = codings_of(options.codecs) if options.codecs else None
         self._anchor = torch.zeros(0, requires_grad=True)
+        self._marks: list[Tensor] | None = None  # of those who record answers
         self._layouts: dict[tuple[tuple[bool, ...], tuple[int, ...]], Layout] = {}
 
     @property
@@ -145,16 +147,19 @@ class Exchange:
         """The lanes that this rank has rows for."""
         return self.route.lanes_of_rank[self.wire.rank]
 
-    def ask(self, routed: Routed | None, error: Exception | None, terms: Terms) -> Asked:
+    def ask(
+        self, routed: Routed | None, error: Exception | None, terms: Terms, topic: str
+    ) -> Asked:
         """Send ids to who has their rows.
 
         Args:
             routed: the batch of this rank; None if there is an error.
             error: what kept this rank from it: then all ranks raise it.
             terms: what all ranks should have alike.
+            topic: which look-up this is, for errors.
         """
         wire = self.wire
-        states, batches, totals, counts = self._tell(routed, error, terms)
+        states, batches, totals, counts = self._tell(routed, error, terms, topic)
         if routed is None or any(state & _FAILED for state in states):
             wire.raise_together(error)
         assert routed is not None  # else its error was raised
@@ -187,7 +192,7 @@ class Exchange:
         return asked
 
     def _tell(
-        self, routed: Routed | None, error: Exception | None, terms: Terms
+        self, routed: Routed | None, error: Exception | None, terms: Terms, topic: str
     ) -> tuple[list[int], list[int], list[list[int]], list[list[int]]]:
         """Exchange headers: state and batch of each rank, rows of the divided slots, of this rank's lanes."""
         route, wire = self.route, self.wire
@@ -200,17 +205,9 @@ class Exchange:
                 head[0] |= _VARIABLE
             head[1] = routed.batch
             head[_HEADER:] = [routed.slot_counts[s] for s in route.divided]
-        numbers, sizes = [], []
-        for lanes in route.lanes_of_rank:
-            counts = [0 if routed is None else routed.counts[lane.number] for lane in lanes]
-            numbers += [*head, *counts]
-            sizes.append(len(head) + len(counts))
-        told = wire.swap(
-            torch.tensor(numbers, dtype=torch.int64),
-            sizes,
-            [len(head) + num_mine] * wire.world_size,
-        )
-        lines = told.view(wire.world_size, len(head) + num_mine).tolist()
+        counts = [0] * len(route.lanes) if routed is None else routed.counts
+        told = [[*head, *(counts[lane.number] for lane in to)] for to in route.lanes_of_rank]
+        lines = wire.begin(topic, told, len(head) + num_mine).numbers()
         check_terms([line[_HEADER - NUM_TERMS : _HEADER] for line in lines])
         start = _HEADER + divided
         return (
@@ -281,7 +278,7 @@ class Exchange:
         pooled: Tensor,
         rows: list[Tensor],
         routed: Routed,
-        in_backward: Callable[[], None],
+        back: Backward,
     ) -> tuple[Tensor, list[Tensor]]:
         """Send vectors back to who asked for them.
 
@@ -290,7 +287,7 @@ class Exchange:
             pooled: of the bags of all ranks, ``(sum of batches, width)``.
             rows: for each lane looked up by rows, the vectors of all ranks, one rank behind the other.
             routed: what this rank has asked for itself.
-            in_backward: called in the backward pass, on all ranks.
+            back: the backward pass.
 
         Returns:
             The pooled slots, ``(B, width)``, and for each slot that is looked up by rows its rows,
@@ -301,10 +298,20 @@ class Exchange:
             anchor = torch.cat([anchor, *asked.weights])
         transfer = None if self._codings is None else self._transfer(self._codings, asked, routed)
         layout = self._layout_of(asked, routed)
-        # Where bags are pooled, one output has all slots: what uses it uses them all.
-        tells_use = self._all_by_rows and len(self.route.slots) > 1
         computed = [pooled, *rows]
-        return answer(self.wire, layout, transfer, computed, anchor, in_backward, tells_use)
+        sums, tables, mark = answer(self.wire, layout, transfer, computed, anchor, back)
+        if self._marks is not None:
+            self._marks.append(mark)
+        return sums, tables
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Tensor]]:
+        """Give a mark of each answer inside: a backward pass that comes to it goes back through the answer."""
+        before, self._marks = self._marks, []
+        try:
+            yield self._marks
+        finally:
+            self._marks = before
 
     def _layout_of(self, asked: Asked, routed: Routed) -> Layout:
         """Return where the vectors of a step are, known already where that follows from the sizes of batches."""

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrec.distributed.answer import Backward
 from torchrec.distributed.block_tables import BlockTables
-from torchrec.distributed.checks import check_single_ids
+from torchrec.distributed.checks import check_single_ids, named_collection
 from torchrec.distributed.distinct import distinct_rows
 from torchrec.distributed.exchange import Asked, Exchange, LookupOptions, Routed
 from torchrec.distributed.mean_squares import SplitTable
@@ -81,6 +82,7 @@ class Step(Multistreamable):
         lengths: of the bags of each slot, ``(slots, B)``.
         weights: of the ids of each slot, one slot behind the other, or None.
         out_of_range: ids of this rank's batch that no row stood for, by table.
+        topic: which look-up this is.
     """
 
     routed: Routed
@@ -88,6 +90,7 @@ class Step(Multistreamable):
     lengths: Tensor
     weights: Tensor | None
     out_of_range: Tensor
+    topic: str
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory of every tensor alive until the work queued on ``stream`` is done."""
@@ -150,7 +153,8 @@ class ShardedLookup:
         )
         self._inputs: dict[tuple[str, ...], _Input] = {}
         self._parameters = [module._parameters for module in modules]
-        self._number = number_of(f"{path} {prefix} {self.route.slots}".encode())
+        self._named = named_collection(path, [config.name for config in self.configs])
+        self._lookups = 0  # that all ranks have begun together
 
     def _split_columns(
         self, modules: Sequence[nn.Module], wire: Wire, by_rows: bool
@@ -173,19 +177,27 @@ class ShardedLookup:
 
     def _terms(self) -> Terms:
         """Return what all ranks should have alike in a step."""
-        split = self.tables.split
         # Not asked through the modules, see `RowSumExchange`.
         trained = [
             each["weight"] is not None and each["weight"].requires_grad for each in self._parameters
         ]
         return Terms(
-            self._number,
             torch.is_grad_enabled(),
             self._rounds,
-            split is not None and split.collecting,
+            any(isinstance(each, TableUpdate) and each.collecting for each in self._owners()),
             number_of(bytes(trained)),
             number_of(str(self.dtype).encode()),
         )
+
+    def _owners(self) -> list[object]:
+        """Return who trains each table, here or not."""
+        weights = [each["weight"] for each in self._parameters]
+        return [owner_of(weight) for weight in weights if weight is not None]
+
+    def _backward_of(self, step: Step) -> Backward:
+        # Where bags are pooled, one output has all slots: what uses it uses them all.
+        topic, tells_use = f"the backward pass of {step.topic}", self._sequences
+        return Backward(topic, self._terms, self._in_backward, tells_use)
 
     def _in_backward(self) -> None:
         """Take part, at the end of this backward pass, in updates that ranks make together."""
@@ -245,9 +257,11 @@ class ShardedLookup:
                 routed, lengths, weights, out_of_range = self._route(features)
             except Exception as failed:
                 error = failed
-        asked = self.exchange.ask(routed, error, self._terms())
+        topic = f"look-up {self._lookups} of {self._named}"
+        asked = self.exchange.ask(routed, error, self._terms(), topic)
+        self._lookups += 1
         assert routed is not None  # else its error was raised
-        return Step(routed, asked, lengths, weights, out_of_range)
+        return Step(routed, asked, lengths, weights, out_of_range, topic)
 
     def _route(self, features: KeyedJaggedTensor) -> tuple[Routed, Tensor, Tensor | None, Tensor]:
         found, batch = self._input_of(features.keys()), features.stride()
@@ -296,10 +310,9 @@ class ShardedLookup:
 
     def _counts_ids(self) -> bool:
         """Whether some table's update goes by how often each id comes, so that each has to be sent as often."""
-        owners = [
-            owner_of(each["weight"]) for each in self._parameters if each["weight"] is not None
-        ]
-        return any(isinstance(each, TableUpdate) and each.penalises_batch for each in owners)
+        return any(
+            isinstance(each, TableUpdate) and each.penalises_batch for each in self._owners()
+        )
 
     def _lengths_of(self, features: KeyedJaggedTensor) -> Tensor:
         """Return the lengths of bags, ``(keys, B)``; all of a key as one bag, where nobody asks for bags."""
@@ -381,7 +394,7 @@ class ShardedLookup:
     def _answer(self, step: Step, computed: list[Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
         asked = step.asked
         pooled, tables = self.exchange.answer(
-            asked, computed[0], computed[1:], step.routed, self._in_backward
+            asked, computed[0], computed[1:], step.routed, self._backward_of(step)
         )
         slots = [s for s, way in enumerate(asked.by_rows) if way]
         return pooled, dict(zip(slots, tables, strict=True))
@@ -427,7 +440,9 @@ class ShardedLookup:
         routed, route, by_rows = step.routed, self.route, step.asked.by_rows
         bags = [routed.batch] * len(by_rows) if routed.bags is None else routed.bags
         asked, own = as_rows(step.asked, routed, route, self.exchange.wire.rank)
-        rows = self.exchange.answer(asked, computed[0], computed[1:], own, self._in_backward)[1]
+        rows = self.exchange.answer(asked, computed[0], computed[1:], own, self._backward_of(step))[
+            1
+        ]
         tables = {s: rows[s] for s, way in enumerate(by_rows) if way}
         found: dict[int, Tensor] = {}
         if tables:

@@ -57,6 +57,8 @@ class MapExchange:
         self.layouts, self.wire = list(layouts), wire
         self.rank, self.world_size = (0, 1) if wire is None else (wire.rank, wire.world_size)
         self.layout_of = {part.number: each for each in layouts for part in each.parts}
+        tables = [table for layout in layouts for table in layout.tables]
+        self._topic = f"a look-up of ids in the maps of tables {tables}"
         self._parts_of: list[list[MapPart]] = [[] for _ in range(self.world_size)]
         for layout in layouts:
             for part in layout.parts:
@@ -118,7 +120,7 @@ class MapExchange:
             For each part of this rank, the ids of all ranks, one rank behind the other within a key; and how many
             those are, by key and rank.
         """
-        sent, sizes = [], []
+        lines = []
         for parts in self._parts_of:
             counts = [
                 [0] * len(self.layout_of[part.number].keys)
@@ -127,13 +129,10 @@ class MapExchange:
                 for part in parts
             ]
             state = (_FAILED if error is not None else 0) | (_LEARNS if learns else 0)
-            numbers = [state, *(n for each in counts for n in each)]
-            sent += numbers
-            sizes.append(len(numbers))
-        told = self._swap(
-            torch.tensor(sent, dtype=torch.int64), sizes, [sizes[self.rank]] * self.world_size
-        )
-        lines = told.view(self.world_size, -1).tolist()
+            lines.append([state, *(n for each in counts for n in each)])
+        if self.wire is not None:
+            meeting = self.wire.begin(self._topic, lines, len(lines[self.rank]))
+            lines = meeting.numbers()
         failed = question is None or any(line[0] & _FAILED for line in lines)
         if self.wire is not None and failed:
             self.wire.raise_together(error)

@@ -83,7 +83,7 @@ def settle(
 
 def _told(wire: Wire, mine: Mapping[int, T]) -> dict[int, T]:
     """Return what all ranks know, each of its own parts."""
-    told: list[Mapping[int, T]] = wire.tell(mine)
+    told: list[Mapping[int, T]] = wire.tell(mine, "maps that are loaded")
     return {number: known for each in told for number, known in each.items()}
 
 
@@ -142,7 +142,7 @@ def with_rows_moved(value: Tensor, moves: RowMoves, wire: Wire) -> Tensor:
             here = _among(old, rows)
             whole[here, of.start : of.stop] = tensor[old[here] - rows.start]
         # Bytes that nobody has are 0, and ranks that have copies have the same ones.
-        wire.reduce(whole.view(torch.uint8), dist.ReduceOp.MAX)
+        wire.reduce(whole.view(torch.uint8), "rows of loaded maps", dist.ReduceOp.MAX)
         for rows, of, tensor in parts:
             there = _among(new, rows)
             writes.append((tensor, new[there] - rows.start, whole[there, of.start : of.stop]))

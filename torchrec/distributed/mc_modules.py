@@ -406,7 +406,7 @@ class ShardedManagedCollisionCollection(
         self._row_moves = {}
         if not self._settles or self._exchange.wire is None:
             return
-        self._exchange.wire.agree(self._load_error)
+        self._exchange.wire.agree(self._load_error, "maps that are loaded")
         divided = [saved for saved in self._saved if saved.moves_rows]
         modules: dict[int, Any] = {p.number: m for each in divided for p, m in self._mine(each)}
         strays, self._strays = self._strays, {}

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
+from torchrec.distributed.collection import tables_in
 from torchrec.distributed.data_parallel import (
     DataParallelWrapper,
     DefaultDataParallelWrapper,
     sharded_names,
 )
+from torchrec.distributed.forward_passes import ForwardPasses
 from torchrec.distributed.replicas import Replicas, new_environment, plans_by_group, refuse_maps
 from torchrec.distributed.shard import (
     check_model,
@@ -128,6 +130,9 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
         self._plan = plan
         self._data_parallel_wrapper = data_parallel_wrapper or DefaultDataParallelWrapper()
         self._is_data_parallel, self._wrap_when_called = False, False
+        self._passes: ForwardPasses | None = (
+            None  # not before it is called: it may be wrapped until then
+        )
         modules = dict(module.named_modules(remove_duplicate=False))
         # Not as children of this module: they have no part in it until `unshard` asks for them.
         self._unsharded = {
@@ -191,7 +196,7 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
     def init_data_parallel(self) -> None:
         """Have the parameters that are not sharded stay alike on all ranks. A second call does nothing."""
         if not self._is_data_parallel:
-            self._is_data_parallel = True
+            self._is_data_parallel, self._passes = True, None
             self._data_parallel_wrapper.wrap(self, self._all_ranks(), self.device)
 
     def copy(self, device: torch.device) -> DistributedModelParallel:
@@ -213,12 +218,13 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
         memo[id(self)] = twin
         shared = {"_env", "_plan", "_sharders", "_data_parallel_wrapper", "_replicas"}
         for name, value in self.__dict__.items():
-            if name not in ("_modules", *shared):
+            if name not in ("_modules", "_passes", *shared):
                 value = copy.deepcopy(value, memo)
             twin.__dict__[name] = value
         inner = copy.deepcopy(self.module, memo)
         twin.__dict__["_modules"] = {"_dmp_wrapped_module": inner}
         twin._is_data_parallel, twin._wrap_when_called = False, self._is_data_parallel
+        twin._passes = None
         return twin
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -230,7 +236,15 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
         """
         if self._wrap_when_called:
             self.init_data_parallel()
-        return self._dmp_wrapped_module(*args, **kwargs)
+        if self.world_size == 1 or torch.compiler.is_compiling():
+            return self._dmp_wrapped_module(*args, **kwargs)
+        if self._passes is None:
+            self._passes = ForwardPasses(
+                self.module,
+                tables_in(self.module),
+                adds_up=self._dmp_wrapped_module is not self.module,
+            )
+        return self._passes.run(lambda: self._dmp_wrapped_module(*args, **kwargs))
 
     def state_dict(  # type: ignore[override]
         self,

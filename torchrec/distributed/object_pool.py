@@ -274,12 +274,11 @@ class ShardedObjectPool(
             ctx.received = ctx.sent
             return rows[ctx.order]
         counts = [0] * world_size if error is not None else ctx.sent
-        pairs = torch.tensor([[int(error is not None), count] for count in counts])
-        twos = [2] * world_size
-        told = self._wire.swap(pairs.flatten(), twos, twos).view(world_size, 2)
-        if error is not None or bool(told[:, 0].any()):
+        pairs = [[int(error is not None), count] for count in counts]
+        told = self._wire.begin("rows of a pool", pairs, 2).numbers()
+        if any(failed for failed, _ in told):
             self._wire.raise_together(error)
-        ctx.received = told[:, 1].tolist()
+        ctx.received = [count for _, count in told]
         return self._swap(rows[ctx.order], ctx.sent, ctx.received)
 
     def _swap(self, rows: Tensor, sent: list[int], expected: list[int]) -> Tensor:

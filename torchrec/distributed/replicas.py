@@ -151,7 +151,7 @@ class Replicas:
         """
         for chunk in _chunks(weight.data for weight in self._weights(model)):
             whole = chunk.contiguous()
-            chunk.copy_(self._wire.broadcast(whole, 0))
+            chunk.copy_(self._wire.broadcast(whole, 0, "first weights"))
 
     def average(
         self,
@@ -176,7 +176,7 @@ class Replicas:
         self._reduce([state for owner in owners for state in owner.states.values()], reduce_hook)
         if owners:
             steps = torch.stack([owner.step for owner in owners])
-            self._wire.reduce(steps, dist.ReduceOp.MAX)
+            self._wire.reduce(steps, "`sync` of the steps of optimizers", dist.ReduceOp.MAX)
             for owner, step in zip(owners, steps, strict=True):
                 owner.step.copy_(step)
 
@@ -198,7 +198,7 @@ class Replicas:
         copies = self.env.num_sharding_groups()
         for chunk in _chunks(tensors):
             total = chunk.float().contiguous()  # one rounding, of weights of fewer bits too
-            chunk.copy_(self._wire.reduce(total).div_(copies))
+            chunk.copy_(self._wire.reduce(total, "`sync` of tables").div_(copies))
 
 
 def _chunks(tensors: Iterable[Tensor]) -> Iterator[Tensor]:

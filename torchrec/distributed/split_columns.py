@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from torchrec.distributed.channel import lost_ranks_named
 from torchrec.distributed.mean_squares import MeanSquares, SplitTable
-from torchrec.distributed.wire import Wire, lost_ranks_named
+from torchrec.distributed.wire import Wire
 from torchrec.ops.embedding.hyper import SAMPLES
 from torchrec.ops.embedding.updates import RULES, RowSums
 from torchrec.optim.joint_update import JointUpdate, PassGradients

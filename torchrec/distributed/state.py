@@ -29,10 +29,11 @@ from torchrec.distributed._private import (
     shell_of,
 )
 from torchrec.distributed._private import TensorProperties as ShardedProperties
+from torchrec.distributed.channel import lost_ranks_named
 from torchrec.distributed.parts import block_parts, fill_parts, part_at
 from torchrec.distributed.placement import Block, TablePlacement
 from torchrec.distributed.shards_wrapper import LocalShardsWrapper
-from torchrec.distributed.wire import Wire, lost_ranks_named
+from torchrec.distributed.wire import Wire
 
 __all__ = ["ShardedTable", "as_dtensor", "sharded_table", "step_elsewhere"]
 
@@ -100,6 +101,11 @@ class ShardedTable(Tensor):
             fill_parts(self._name, targets, src, tuple(self.shape))
         return self
 
+    @property
+    def _named(self) -> str:
+        """What it is called within a sentence."""
+        return self._name[:1].lower() + self._name[1:]
+
     def gather(  # type: ignore[override]
         self, dst: int = 0, out: Tensor | None = None
     ) -> None:
@@ -119,6 +125,7 @@ class ShardedTable(Tensor):
             if out is not None:
                 out.copy_(self)
             return
+        self._wire.begin(f"`gather()` of {self._named}").numbers()
         with lost_ranks_named(self._wire.group) as group:
             for known in self._metadata.shards_metadata:
                 there = placement_of(known)[0]
@@ -141,7 +148,7 @@ class ShardedTable(Tensor):
             there, part = placement_of(known)[0], whole.new_empty(known.shard_sizes)
             if self._wire.rank == there:
                 part = self._tensor_at(known).contiguous()
-            self._wire.broadcast(part, there)
+            self._wire.broadcast(part, there, f"`full_tensor()` of {self._named}")
             _region(whole, known).copy_(part)
         return whole
 
@@ -162,7 +169,7 @@ class ShardedTable(Tensor):
         told = torch.zeros((), dtype=value.dtype)
         if self._wire.rank == holder:
             told.copy_(value)
-        return self._wire.broadcast(told, holder)
+        return self._wire.broadcast(told, holder, f"a number of {self._named}")
 
     def _tensor_at(self, known: ShardMetadata) -> Tensor:
         return self.__get_tensor_shard__(MetadataIndex("", torch.Size(known.shard_offsets)))

@@ -189,7 +189,7 @@ class ShardedTableStore:
             found[chosen, columns.start : columns.stop] = part
             at += len(columns)
         if self._tables.wire is not None and not self._tables.is_here(table):
-            self._tables.wire.reduce(found)
+            self._tables.wire.reduce(found, f"rows of table '{table}' that are read")
         return ids, found.to(weight.dtype)
 
     def reset_rows(self, table: str, rows: Tensor) -> None:

@@ -13,15 +13,13 @@ class Terms(NamedTuple):
     """What ranks tell one another in each step, as it may change while a program runs.
 
     Attributes:
-        collection: which one is looked up, by `number_of`.
         has_graph: whether a backward pass may follow.
         rounds: of the exchanges that an update takes.
-        collects: whether gradients are accumulated for updates that ranks make together.
+        collects: whether gradients wait for a later update, as within `accumulate()`.
         trained: which tables are not frozen, by `number_of`.
         dtype: of vectors, by `number_of`.
     """
 
-    collection: int
     has_graph: bool
     rounds: int
     collects: bool
@@ -31,11 +29,10 @@ class Terms(NamedTuple):
 
 # What all ranks should do, in the order of the terms.
 _SHOULD = (
-    "look the same collections up in the same order. Received different ones at once, of numbers {}",
     "call a collection within `torch.no_grad()`, or none. Received `torch.is_grad_enabled()` {}",
     "give tables whose columns are on several ranks the same optimizers, those too that have nothing of them. "
     "Received rules that ask for {} sums over rows",
-    "be within `accumulate()`, or none, where the columns of a table are on several ranks. Received {}",
+    "be within `accumulate()`, or none. Received {}",
     "train the same tables. Received `requires_grad` that differs, of numbers {}",
     "cast their tables to the same dtype. Received different ones, of numbers {}",
 )
@@ -57,7 +54,7 @@ def check_terms(of_ranks: Sequence[Sequence[int]]) -> None:
         ValueError: naming the first one that differs.
 
     Example:
-        >>> check_terms([[7, 1, 0, 0, 3, 5], [7, 0, 0, 0, 3, 5]])
+        >>> check_terms([[1, 0, 0, 3, 5], [0, 0, 0, 3, 5]])
         Traceback (most recent call last):
         ValueError: All ranks should call a collection within `torch.no_grad()`, or none. Received \
 `torch.is_grad_enabled()` [1, 0], by rank.

@@ -2,50 +2,122 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
-from weakref import ref
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from torchrec.distributed.channel import channel_of, lost_ranks_named
 from torchrec.errors import IdOutOfRangeError
 from torchrec.ops.routing import new_vector
 
-__all__ = ["Wire", "lost_ranks_named"]
+__all__ = ["Meeting", "Wire"]
+
+_HEAD = 64  # numbers that ranks begin everything by
+
+
+class Meeting:
+    """What ranks say to one another as they begin something together, while it is on its way.
+
+    Args:
+        wire: the ranks.
+        topic: what they begin.
+        lines: numbers for each rank.
+        expected: how many numbers each rank has for this one.
+    """
+
+    def __init__(
+        self, wire: Wire, topic: str, lines: Sequence[Sequence[int]], expected: int
+    ) -> None:
+        self._wire, self._topic, self._expected = wire, topic, expected
+        mark, first = crc32(topic.encode()), _HEAD - 1
+        # Of one size, whatever it is about: gloo ends a process that is sent more than it waits for.
+        heads = [[mark, *line[:first], *[0] * (first - len(line))] for line in lines]
+        self._rests = [line[first:] for line in lines]
+        self._received = torch.empty((wire.world_size, _HEAD), dtype=torch.int64)
+        self._sent = torch.tensor(heads, dtype=torch.int64)
+        with lost_ranks_named(wire.group) as group:
+            work = dist.all_to_all_single(self._received, self._sent, group=group, async_op=True)
+        self._work, self._mark = work, mark
+
+    def numbers(self) -> list[list[int]]:
+        """Wait, and return what each rank has said, in order of ranks.
+
+        Raises:
+            ValueError: on all ranks, if they are not at the same.
+        """
+        wire, expected = self._wire, self._expected
+        wire.finish(self._work, self._topic)
+        lines: list[list[int]] = self._received.tolist()
+        if any(line[0] != self._mark for line in lines):
+            raise ValueError(_differing(wire.gather(self._topic)))
+        if all(not rest for rest in self._rests) and expected < _HEAD:
+            return [line[1 : 1 + expected] for line in lines]
+        rests = [number for rest in self._rests for number in rest]
+        num_rest = max(0, expected + 1 - _HEAD)
+        received = wire.swap(
+            torch.tensor(rests, dtype=torch.int64),
+            [len(rest) for rest in self._rests],
+            [num_rest] * wire.world_size,
+        )
+        told = received.view(wire.world_size, num_rest).tolist()
+        return [line[1 : 1 + expected] + rest for line, rest in zip(lines, told, strict=True)]
+
+
+def _differing(topics: list[str]) -> str:
+    ranks_of: dict[str, list[int]] = {}
+    for rank, topic in enumerate(topics):
+        ranks_of.setdefault(topic, []).append(rank)
+    received = ", ".join(
+        f"{topic} on {f'rank {ranks[0]}' if len(ranks) == 1 else f'ranks {ranks}'}"
+        for topic, ranks in ranks_of.items()
+    )
+    return f"All ranks should do the same in the same order. Received {received}."
 
 
 class Wire:
     """The ranks that exchange something.
 
     Args:
-        group: of them. `torch.distributed` keeps it, until it is destroyed.
+        group: of them, all of which make a wire. `torch.distributed` keeps it, until it is destroyed.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
-        # Weak: who calls `destroy_process_group()` ends the group's threads only if nobody else holds it.
-        # Threads that outlive Python abort the process, and tables are in cycles, which are freed late.
-        self._group = ref(group)
-        self.world_size = dist.get_world_size(group)
-        self.rank = dist.get_rank(group)
+        self._channel = channel_of(group)
+        self.world_size, self.rank = self._channel.world_size, self._channel.rank
 
     @property
     def group(self) -> dist.ProcessGroup:
-        """Through which they do.
+        """Through which they do: of their own, beside the one that was given.
 
         Raises:
             RuntimeError: if it has been destroyed.
         """
-        group = self._group()
-        if group is None:
-            raise RuntimeError(
-                "The process group of a sharded model should last as long as it is used. Received "
-                f"one that rank {self.rank} has destroyed."
-            )
-        return group
+        return self._channel.group
+
+    def finish(self, work: dist.Work, what: str) -> None:
+        """Wait for an exchange.
+
+        Args:
+            work: the exchange.
+            what: it is, for errors.
+        """
+        self._channel.wait(work, what)
+
+    def begin(
+        self, topic: str, lines: Sequence[Sequence[int]] | None = None, expected: int = 0
+    ) -> Meeting:
+        """Begin something that all ranks do together, with numbers for each of them.
+
+        Args:
+            topic: what it is, in words that are the same on all ranks.
+            lines: numbers for each rank. Default: none.
+            expected: how many numbers each rank has for this one. Default 0.
+        """
+        return Meeting(self, topic, [[]] * self.world_size if lines is None else lines, expected)
 
     def swap(
         self,
@@ -65,63 +137,76 @@ class Wire:
         if received is None:
             received = new_vector(sum(expected), sent)
         with lost_ranks_named(self.group) as group:
-            dist.all_to_all_single(
-                received, sent.contiguous(), list(expected), list(sizes), group=group
+            work = dist.all_to_all_single(
+                received, sent.contiguous(), list(expected), list(sizes), group=group, async_op=True
             )
+        self.finish(work, "an exchange that they have begun")
         return received
 
-    def states(self, mine: int) -> list[int]:
-        """Tell all ranks a small number, and return those of all, in order of ranks."""
-        ones = [1] * self.world_size
-        told = self.swap(torch.full((self.world_size,), mine), ones, ones)
-        return [int(state) for state in told]
-
-    def any_of(self, mine: Sequence[bool]) -> list[bool]:
-        """Return which of some conditions, the same ones on all ranks, hold on any rank.
+    def states(self, mine: int, topic: str) -> list[int]:
+        """Tell all ranks a number, and return those of all, in order of ranks.
 
         Args:
-            mine: which do on this one.
+            mine: the number.
+            topic: what it is about, in words that are the same on all ranks.
         """
-        each = [len(mine)] * self.world_size
-        told = self.swap(torch.tensor(mine, dtype=torch.int32).repeat(self.world_size), each, each)
-        return [bool(held) for held in told.view(self.world_size, len(mine)).any(0).tolist()]
+        meeting = self.begin(topic, [[mine]] * self.world_size, 1)
+        return [state for (state,) in meeting.numbers()]
 
-    def share(self, value: Any, rank: int) -> Any:
+    def share(self, value: Any, rank: int, topic: str) -> Any:
         """Return on all ranks what one of them has.
 
         Args:
             value: what it is, on that rank.
             rank: which.
+            topic: what it is about, in words that are the same on all ranks.
         """
+        self.begin(topic).numbers()
         told = [value]
         with lost_ranks_named(self.group) as group:
             dist.broadcast_object_list(told, dist.get_global_rank(group, rank), group)
         return told[0]
 
-    def broadcast(self, tensor: Tensor, rank: int | None) -> Tensor:
+    def broadcast(self, tensor: Tensor, rank: int | None, topic: str) -> Tensor:
         """Return a tensor, on all ranks with what it holds on one of them.
 
         Args:
             tensor: contiguous, of one size and type on all ranks; written to on the others.
             rank: which.
+            topic: what it is about, in words that are the same on all ranks.
         """
+        self.begin(topic).numbers()
         with lost_ranks_named(self.group) as group:
             dist.broadcast(tensor, group=group, group_src=rank)
         return tensor
 
-    def reduce(self, tensor: Tensor, how: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    def reduce(
+        self, tensor: Tensor, topic: str, how: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
+    ) -> Tensor:
         """Return a tensor, on all ranks with the sum, say, of what it holds on each.
 
         Args:
             tensor: contiguous, of one size and type on all ranks; written to.
+            topic: what it is about, in words that are the same on all ranks.
             how: numbers are put together. Default: added.
         """
+        self.begin(topic).numbers()
         with lost_ranks_named(self.group) as group:
             dist.all_reduce(tensor, how, group)
         return tensor
 
-    def tell(self, value: Any) -> list[Any]:
+    def tell(self, value: Any, topic: str) -> list[Any]:
         """Return on all ranks what each of them has, in order of ranks.
+
+        Args:
+            value: what this one has.
+            topic: what it is about, in words that are the same on all ranks.
+        """
+        self.begin(topic).numbers()
+        return self.gather(value)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Do what `tell` does, in the middle of what the ranks have begun together.
 
         Args:
             value: what this one has.
@@ -131,13 +216,14 @@ class Wire:
             dist.all_gather_object(told, value, group)
         return told
 
-    def agree(self, error: Exception | None) -> None:
+    def agree(self, error: Exception | None, topic: str = "what may fail on one of them") -> None:
         """Go on if no rank has failed, else raise what did, on all of them; they all call this.
 
         Args:
             error: of this rank; None: it has none.
+            topic: what may have failed, in words that are the same on all ranks. Default: not said.
         """
-        if any(self.states(int(error is not None))):
+        if any(self.states(int(error is not None), topic)):
             self.raise_together(error)
 
     def raise_together(self, error: Exception | None) -> None:
@@ -146,7 +232,7 @@ class Wire:
         Args:
             error: of this rank; None: it has none.
         """
-        told = self.tell(None if error is None else _description(error))
+        told = self.gather(None if error is None else _description(error))
         for rank, found in enumerate(told):
             if found is not None:
                 raise _error_of(rank, *found) from (error if rank == self.rank else None)
@@ -161,57 +247,6 @@ class Wire:
     def __deepcopy__(self, _: object) -> Wire:
         """Return itself: process groups cannot be copied."""
         return self
-
-
-# What errors of gloo say when a rank is gone, or does not answer; other errors are the caller's own.
-_LOST = re.compile("clos|reset|pipe|Timed out|timeout", re.IGNORECASE)
-
-
-@contextmanager
-def lost_ranks_named(group: dist.ProcessGroup) -> Iterator[dist.ProcessGroup]:
-    """Say which ranks are gone, or for how long none has answered, where an exchange fails by that.
-
-    Args:
-        group: the ranks.
-
-    Raises:
-        RuntimeError: on every rank that goes on, as soon as it exchanges something.
-    """
-    try:
-        yield group
-    except RuntimeError as error:
-        if not _LOST.search(str(error)):
-            raise
-        waited = re.search(r"Timed out waiting (\d+)ms", str(error))
-        if waited is not None:
-            raise RuntimeError(
-                f"Rank {dist.get_rank(group)} should get an answer within {int(waited[1]) / 1000:g} s, the "
-                "`timeout` of its process group. Received none: another rank has stopped, or has left out "
-                "what this one does."
-            ) from error
-        lost = _lost_ranks(group)
-        named = f"rank {lost[0]}, which has" if len(lost) == 1 else f"ranks {lost}, which have"
-        if lost:
-            raise RuntimeError(
-                "All ranks should take part until the last step. Received nothing more from "
-                f"{named} ended: what was written there last says why."
-            ) from error
-        raise
-
-
-def _lost_ranks(group: dist.ProcessGroup) -> list[int]:
-    """Return the ranks whose connection to this one is closed: a process that ends closes all it has, at once."""
-    others = [rank for rank in range(dist.get_world_size(group)) if rank != dist.get_rank(group)]
-    return [rank for rank in others if _is_closed(group, rank)]
-
-
-def _is_closed(group: dist.ProcessGroup, rank: int) -> bool:
-    try:
-        # Never waited for: who is still there need not take it, and giving up would close that connection, too.
-        dist.isend(torch.zeros(1), group=group, group_dst=rank)
-    except RuntimeError:
-        return True
-    return False
 
 
 _KINDS: dict[str, type[Exception]] = {

@@ -113,13 +113,13 @@ class TrainPipelineBase(TrainPipeline[In, Out]):
             if state != _HAS_BATCH:
                 raise StopIteration
             return batch, True
-        states = self._wire.states(state)
+        states = self._wire.states(state, "the next batch of a pipeline")
         if _FAILED in states:
             self._wire.raise_together(error)
         if _HAS_BATCH not in states:
             raise StopIteration
         if _NEVER_HAD in states:  # it has to be told what a batch is
-            self._last = self._wire.share(self._last, states.index(_HAS_BATCH))
+            self._last = self._wire.share(self._last, states.index(_HAS_BATCH), "what a batch is")
         mine = state == _HAS_BATCH
         return batch if mine else self._moved(self._last), mine
 

@@ -180,6 +180,11 @@ def _as_sparse(pairs: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
     ]
 
 
+def _none_of(ctx: Any) -> tuple[None, ...]:
+    """Return no gradient, for each argument of a look-up."""
+    return (None,) * (8 + int(ctx.recorded))
+
+
 class _BagLookup(torch.autograd.Function):
     """Pooled look-up of all tables; each group gets its kind of gradient."""
 
@@ -197,6 +202,7 @@ class _BagLookup(torch.autograd.Function):
         *inputs: Tensor,
     ) -> tuple[Tensor, Tensor]:
         weights = list(inputs) if updated is None else updated
+        ctx.set_materialize_grads(False)
         ctx.spec, ctx.groups, ctx.weights, ctx.recorded = spec, groups, weights, len(inputs)
         # What is saved as autograd saves is refused when it has changed by the backward pass. For
         # the weights this is right only where they are read again, for the gradient of the sample
@@ -212,7 +218,9 @@ class _BagLookup(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:  # nobody uses what was looked up
+            return _none_of(ctx)
         values, offsets, sample_weights, divisors, *_read_again = ctx.saved_tensors
         weights, bags = ctx.weights, Bags(values, offsets, sample_weights, divisors)
         sample_weights_grad: Tensor | None = None
@@ -266,6 +274,8 @@ class _SequenceLookup(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *output_grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(grad is None for grad in output_grads):  # nobody uses what was looked up
+            return _none_of(ctx)
         (values,), weights = ctx.saved_tensors, ctx.weights
         grads: list[Tensor | None] = [None] * len(weights)
         updated = is_compiling() or _anchor_gets_gradient(ctx)

@@ -1,0 +1,215 @@
+"""What the ranks of a process group exchange through, and how long they wait for one another.
+
+Exchanges have a process group of their own beside the one that a program gives. Gloo matches what ranks do by how many
+operations each has begun in a group: where one rank leaves an exchange out, its next one answers the others, who then
+see by its head that it is not what they are at. Gradients of layers, added up in the background, would come between.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from time import monotonic
+from weakref import WeakKeyDictionary, ref
+
+import torch
+import torch.distributed as dist
+
+from torchrec.distributed._private import default_store, timeout_of
+
+__all__ = ["Channel", "channel_of", "lost_ranks_named"]
+
+_PATIENCE = timedelta(seconds=2)  # how long a rank waits, at most, before it says where it is
+
+_channels: WeakKeyDictionary[dist.ProcessGroup, Channel] = WeakKeyDictionary()
+
+
+def channel_of(group: dist.ProcessGroup) -> Channel:
+    """Return what the ranks of a group exchange through; they all call this, and get one for each group.
+
+    Args:
+        group: of the program.
+    """
+    found = _channels.get(group)
+    if found is None:
+        found = _channels[group] = Channel(group)
+    return found
+
+
+class Channel:
+    """A process group for exchanges alone, beside that of a program, and where each of its ranks waits.
+
+    Args:
+        beside: the group of the program, which all its ranks are in.
+    """
+
+    def __init__(self, beside: dist.ProcessGroup) -> None:
+        self.world_size, self.rank = dist.get_world_size(beside), dist.get_rank(beside)
+        self._timeout = timeout_of(beside)
+        self._patience = min(_PATIENCE, self._timeout / 5)
+        group = beside
+        if self.world_size > 1:
+            with lost_ranks_named(beside):
+                dist.all_reduce(
+                    torch.zeros(1), group=beside
+                )  # finds out who is gone; a store does not
+            group = dist.new_group(
+                dist.get_process_group_ranks(beside),
+                self._timeout,
+                dist.get_backend(beside),
+                use_local_synchronization=True,
+            )
+        # Weak: who calls `destroy_process_group()` ends the group's threads only if nobody else holds it.
+        # Threads that outlive Python abort the process, and tables are in cycles, which are freed late.
+        self._group = ref(group)
+        self._name, self._exchanges, self._end = group.group_name, 0, ""
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        """Through which they exchange.
+
+        Raises:
+            RuntimeError: if it has been destroyed, or if the ranks have given up.
+        """
+        group = self._group()
+        if group is None:
+            raise RuntimeError(
+                "The process group of a sharded model should last as long as it is used. Received "
+                f"one that rank {self.rank} has destroyed."
+            )
+        if self._end:
+            raise RuntimeError(self._end)
+        return group
+
+    def wait(self, work: dist.Work, doing: str) -> None:
+        """Wait until an exchange is done.
+
+        Args:
+            work: the exchange, which all ranks begin in the same order.
+            doing: what it is, for errors.
+
+        Raises:
+            RuntimeError: on all ranks, with the same sentence, if one does not begin it within the time that the
+                process group gives; or naming a rank that has ended.
+        """
+        self._exchanges += 1
+        try:
+            if not _is_done(work, self._patience):
+                self._wait_long(work, doing)
+        except RuntimeError as error:
+            self._end = self._end or self._verdict()
+            if self._end:
+                raise RuntimeError(self._end) from error
+            raise _named(error, self.group) from error
+
+    def _wait_long(self, work: dist.Work, doing: str) -> None:
+        """Wait, and let the others know where this rank does: those of whom nothing is known hold it up."""
+        store, waits = default_store(), [self._key(rank) for rank in range(self.world_size)]
+        store.set(waits[self.rank], doing)
+        # Before gloo gives up, which closes all connections, so that nobody knows any more who was missing.
+        end = monotonic() + (0.9 * self._timeout - 2 * self._patience).total_seconds()
+        while not _is_done(work, self._patience / 4):
+            self._end = self._verdict()
+            # Who has begun to wait just now has said so a little later.
+            if not self._end and monotonic() > end and not _is_done(work, self._patience):
+                self._end = self._give_up(
+                    [r for r in range(len(waits)) if not store.check([waits[r]])], doing
+                )
+            if self._end:
+                raise RuntimeError(self._end)
+        store.delete_key(waits[self.rank])
+
+    def _key(self, rank: int) -> str:
+        return f"{self._name}/{self._exchanges}/{rank}"
+
+    def _give_up(self, missing: list[int], doing: str) -> str:
+        """Return what all ranks are to say; the first that gives up decides."""
+        who = f"rank {missing[0]}" if len(missing) == 1 else f"ranks {missing}"
+        text = (
+            f"All ranks should take part in {doing} within {self._timeout.total_seconds():g} s, the `timeout` of "
+            f"their process group. Received nothing from {who}: it has stopped, or has left out what others do."
+        )
+        decided: bytes = default_store().compare_set(f"{self._name}/end", "", text)
+        return decided.decode()
+
+    def _verdict(self) -> str:
+        """Return what the rank that has given up says; nothing, if none has."""
+        try:
+            store, key = default_store(), f"{self._name}/end"
+            return store.get(key).decode() if store.check([key]) else ""
+        except (
+            RuntimeError,
+            ValueError,
+        ):  # the store was that of a rank that has ended, or is destroyed
+            return ""
+
+
+def _is_done(work: dist.Work, within: timedelta) -> bool:
+    try:
+        work.wait(within)
+    except RuntimeError:
+        if work.is_completed():
+            raise  # what was waited for has failed
+        return False
+    return True
+
+
+# What errors of gloo say when a rank is gone, or does not answer; other errors are the caller's own.
+_LOST = re.compile("clos|reset|pipe|Timed out|timeout", re.IGNORECASE)
+
+
+@contextmanager
+def lost_ranks_named(group: dist.ProcessGroup) -> Iterator[dist.ProcessGroup]:
+    """Say which ranks are gone, or for how long none has answered, where an exchange fails by that.
+
+    Args:
+        group: the ranks.
+
+    Raises:
+        RuntimeError: on every rank that goes on, as soon as it exchanges something.
+    """
+    try:
+        yield group
+    except RuntimeError as error:
+        named = _named(error, group)
+        if named is error:
+            raise
+        raise named from error
+
+
+def _named(error: RuntimeError, group: dist.ProcessGroup) -> RuntimeError:
+    """Return an error that says which ranks are gone, if that is what an exchange has failed by, else the same."""
+    if not _LOST.search(str(error)):
+        return error
+    waited = re.search(r"Timed out waiting (\d+)ms", str(error))
+    if waited is not None:
+        return RuntimeError(
+            f"Rank {dist.get_rank(group)} should get an answer within {int(waited[1]) / 1000:g} s, the "
+            "`timeout` of its process group. Received none: another rank has stopped, or has left out "
+            "what this one does."
+        )
+    lost = _lost_ranks(group)
+    if not lost:
+        return error
+    named = f"rank {lost[0]}, which has" if len(lost) == 1 else f"ranks {lost}, which have"
+    return RuntimeError(
+        "All ranks should take part until the last step. Received nothing more from "
+        f"{named} ended: what was written there last says why."
+    )
+
+
+def _lost_ranks(group: dist.ProcessGroup) -> list[int]:
+    """Return the ranks whose connection to this one is closed: a process that ends closes all it has, at once."""
+    others = [rank for rank in range(dist.get_world_size(group)) if rank != dist.get_rank(group)]
+    return [rank for rank in others if _is_closed(group, rank)]
+
+
+def _is_closed(group: dist.ProcessGroup, rank: int) -> bool:
+    try:
+        # Never waited for: who is still there need not take it, and giving up would close that connection, too.
+        dist.isend(torch.zeros(1), group=group, group_dst=rank)
+    except RuntimeError:
+        return True
+    return False
