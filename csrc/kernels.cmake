@@ -88,6 +88,5 @@ foreach(family IN ITEMS hashing permute routing)
   target_sources(rowwise_kernels PRIVATE ${CSRC}/${family}/${family}.cpp)
   list(APPEND ROWWISE_BINDINGS ${CSRC}/${family}/bindings.cpp)
 endforeach()
-target_sources(rowwise_kernels PRIVATE ${CSRC}/collision/collision.cpp ${CSRC}/routing/blocks.cpp
-                                       ${CSRC}/routing/numbers.cpp)
+target_sources(rowwise_kernels PRIVATE ${CSRC}/collision/collision.cpp ${CSRC}/routing/blocks.cpp)
 list(APPEND ROWWISE_BINDINGS ${CSRC}/collision/bindings.cpp)

@@ -26,7 +26,6 @@ struct Sources {
   bool scaled = false;
 };
 
-
 // The slots of each table that have a gradient, in order: with a thousand tables, nothing may go through all slots for
 // each of them.
 class SlotLists {
@@ -142,7 +141,7 @@ inline Targets find_targets(const Table& table, const Sink& sink) {
   targets.add(sink.dense, bytes);
   if (sink.optimizer == nullptr) return targets;
   const Step step(*sink.optimizer);
-  // At a rate of 0 row-wise Adagrad leaves weights alone: that is how mean squares are found.
+  // At a rate of 0 row-wise Adagrad leaves weights alone.
   if (step.o.rule != Rule::rowwise_adagrad || step.o.lr != 0) targets.add(table.weight, bytes);
   if (step.o.rule == Rule::rowwise_adagrad) {
     targets.narrow = step.o.first;

@@ -4,10 +4,12 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -312,13 +314,18 @@ FailureTuple choose_rows(Call& call, Sequence input, int64_t out_of_range, int t
   return run_pass(embedding_kernels().choose_rows, make_batch(call, input, threads), out_of_range);
 }
 
-void run_backward(const Batch& batch, std::vector<Sink>& sinks) {
+// A row and a bag are sorted as one number; no memory holds more.
+void check_rows(const Batch& batch) {
   double bags = 0;
   for (int64_t s = 0; s < batch.num_slots; ++s) bags += static_cast<double>(batch.slots[s].bags);
-  for (int64_t t = 0; t < batch.num_tables; ++t)  // a row and a bag are sorted as one number; no memory holds more
+  for (int64_t t = 0; t < batch.num_tables; ++t)
     REQUIRE(bags * static_cast<double>(batch.tables[t].rows) < 0x1p62,
             "Table number " + std::to_string(t) + " should have fewer than 2^62 rows, times bags. Received " +
                 std::to_string(batch.tables[t].rows) + " rows.");
+}
+
+void run_backward(const Batch& batch, std::vector<Sink>& sinks) {
+  check_rows(batch);
   nb::gil_scoped_release release;
   embedding_kernels().backward(batch, sinks.data());
 }
@@ -424,50 +431,121 @@ std::vector<bool> have_gradients(const Batch& batch) {
   return found;
 }
 
-// `hyper` has one row a table, whose step count is advanced. The states of the tables follow one another, as many for
-// each as its spec says.
+// The update of the tables of a call. `hyper` has one row a table. The states of the tables follow one another, as many for
+// each as its spec says. All is checked before anything is written.
+struct TableUpdates {
+  std::vector<Sink> sinks;
+  std::vector<Optimizer> optimizers;
+  Hyper* settings;
+
+  TableUpdates(const Call& call, const Batch& batch, nb::handle hyper, const std::vector<nb::object>& states)
+      : sinks(call.tables.size()),
+        optimizers(call.tables.size()),
+        settings(hyper_at(hyper, static_cast<int64_t>(call.tables.size()))) {
+    const std::vector<bool> has_gradient = have_gradients(batch);
+    size_t next = 0;
+    for (size_t t = 0; t < sinks.size(); ++t) {
+      const TableSpec& spec = call.table_specs[t];
+      if (spec.rule < 0 || !has_gradient[t]) {  // frozen for now, or not used
+        next += static_cast<size_t>(spec.states);
+        continue;
+      }
+      sinks[t].active = true;
+      require_hyper(settings[t], t);
+      Optimizer& o = optimizers[t] = make_optimizer(spec, settings[t]);
+      o.step += 1;
+      sinks[t].optimizer = &o;
+      REQUIRE(spec.states >= states_of(o), "Table number " + std::to_string(t) + " of the spec should have " +
+                                               std::to_string(states_of(o)) + " states, as its update rule needs. Received " +
+                                               std::to_string(spec.states) + ".");
+      const bool row_wise[] = {o.rule == Rule::rowwise_adagrad,
+                               o.rule == Rule::partial_rowwise_adam || o.rule == Rule::partial_rowwise_lamb};
+      for (int64_t k = 0; k < spec.states; ++k, ++next) {
+        const int64_t wanted = spec.shard_rows * (row_wise[k] ? 1 : spec.dim);
+        REQUIRE(next < states.size(), "State " + std::to_string(k) + " of table number " + std::to_string(t) +
+                                          " should have " + std::to_string(wanted) + " elements. Received no state.");
+        const TensorView state = state_of(states[next]);
+        REQUIRE(state.count() == wanted, "State " + std::to_string(k) + " of table number " + std::to_string(t) +
+                                             " should have " + std::to_string(wanted) + " elements. Received " +
+                                             std::to_string(state.count()) + ".");
+        (k == 0 ? o.first : o.second) = static_cast<float*>(state.data);
+      }
+    }
+    REQUIRE(next == states.size(), "`states` should be those of all tables in turn (" + std::to_string(next) +
+                                       "). Received " + std::to_string(states.size()) + ".");
+  }
+
+  void count_step() {  // now that nothing is refused any more
+    for (size_t t = 0; t < sinks.size(); ++t) {
+      if (sinks[t].active) settings[t].step += 1;
+    }
+  }
+};
+
 template <class Input>
 void update(Call& call, const Input& input, nb::handle hyper, const std::vector<nb::object>& states, int threads) {
   const Batch batch = make_batch(call, input, threads);
-  std::vector<Sink> sinks(call.tables.size());
-  std::vector<Optimizer> optimizers(call.tables.size());
-  Hyper* settings = hyper_at(hyper, static_cast<int64_t>(sinks.size()));
-  const std::vector<bool> has_gradient = have_gradients(batch);
-  size_t next = 0;
-  for (size_t t = 0; t < sinks.size(); ++t) {
-    const TableSpec& spec = call.table_specs[t];
-    if (spec.rule < 0 || !has_gradient[t]) {  // frozen for now, or not used
-      next += static_cast<size_t>(spec.states);
-      continue;
-    }
-    sinks[t].active = true;
-    require_hyper(settings[t], t);
-    Optimizer& o = optimizers[t] = make_optimizer(spec, settings[t]);
-    o.step += 1;
-    sinks[t].optimizer = &o;
-    REQUIRE(spec.states >= states_of(o), "Table number " + std::to_string(t) + " of the spec should have " +
-                                             std::to_string(states_of(o)) + " states, as its update rule needs. Received " +
-                                             std::to_string(spec.states) + ".");
-    const bool adagrad = o.rule == Rule::rowwise_adagrad;  // whose second state, if there is one, are mean squares
-    const bool row_wise[] = {adagrad, adagrad || o.rule == Rule::partial_rowwise_adam || o.rule == Rule::partial_rowwise_lamb};
-    for (int64_t k = 0; k < spec.states; ++k, ++next) {
-      const int64_t wanted = spec.shard_rows * (row_wise[k] ? 1 : spec.dim);
-      REQUIRE(next < states.size(), "State " + std::to_string(k) + " of table number " + std::to_string(t) +
-                                        " should have " + std::to_string(wanted) + " elements. Received no state.");
-      const TensorView state = state_of(states[next]);
-      REQUIRE(state.count() == wanted, "State " + std::to_string(k) + " of table number " + std::to_string(t) +
-                                           " should have " + std::to_string(wanted) + " elements. Received " +
-                                           std::to_string(state.count()) + ".");
-      (k == 0 ? o.first : o.second) = static_cast<float*>(state.data);
-    }
-  }
-  REQUIRE(next == states.size(), "`states` should be those of all tables in turn (" + std::to_string(next) +
-                                     "). Received " + std::to_string(states.size()) + ".");
-  for (size_t t = 0; t < sinks.size(); ++t) {  // now that nothing is refused any more
-    if (sinks[t].active) settings[t].step += 1;
-  }
-  run_backward(batch, sinks);
+  TableUpdates updates(call, batch, hyper, states);
+  updates.count_step();
+  run_backward(batch, updates.sinks);
 }
+
+// An update in two halves, see `split_update.h`. Whoever makes one keeps the tensors until it is done.
+class SplitUpdate {
+ public:
+  template <class Input>
+  SplitUpdate(const Call& tables, const Input& input, nb::handle hyper, const std::vector<nb::object>& states,
+              const std::vector<double>& shares, int threads)
+      : call_(tables), batch_(make_batch(call_, input, threads)), updates_(call_, batch_, hyper, states),
+        splits_(call_.tables.size()) {
+    REQUIRE(shares.size() == splits_.size(), "`shares` should be one a table. Received others.");
+    check_rows(batch_);
+    for (size_t t = 0; t < splits_.size(); ++t) {
+      const Optimizer& o = updates_.optimizers[t];
+      splits_[t].share = static_cast<float>(shares[t]);
+      REQUIRE(!updates_.sinks[t].active || (o.rule == Rule::rowwise_adagrad && !o.dense && o.first != nullptr),
+              "Table number " + std::to_string(t) + " should be updated by row-wise Adagrad of the rows that ids chose.");
+    }
+    nb::gil_scoped_release release;
+    const EmbeddingKernels& kernels = embedding_kernels();
+    memory_.emplace(kernels.plan_split(batch_, updates_.sinks.data(), splits_.data()) + 64);
+    kernels.run_split(batch_, updates_.sinks.data(), splits_.data(), memory_->data(), nullptr);
+    for (SplitTable& split : splits_) split.first = total_, total_ += split.numbers;
+  }
+
+  // How many numbers each table has.
+  Ints counts() const {
+    Ints found;
+    for (const SplitTable& split : splits_) found.push_back(split.numbers);
+    return found;
+  }
+
+  void write(int64_t numbers) const {
+    for (const SplitTable& split : splits_) {
+      if (split.numbers > 0)
+        std::memcpy(at<float>(numbers) + split.first, memory_->data() + split.found, static_cast<size_t>(split.numbers) * 4);
+    }
+  }
+
+  void finish(int64_t numbers, int64_t count) {
+    REQUIRE(memory_ && count == total_, "`numbers` should be as many as were measured (" + std::to_string(total_) +
+                                            "), once. Received " + std::to_string(count) + ".");
+    updates_.count_step();
+    nb::gil_scoped_release release;
+    const float given = 0;  // some address, also where there are none
+    embedding_kernels().run_split(batch_, updates_.sinks.data(), splits_.data(), memory_->data(),
+                                  count > 0 ? at<const float>(numbers) : &given);
+    memory_.reset();
+  }
+
+ private:
+  Call call_;
+  Batch batch_;
+  TableUpdates updates_;
+  std::vector<SplitTable> splits_;
+  std::optional<Scratch> memory_;
+  int64_t total_ = 0;
+};
 
 void weights_grad(Call& call, const Pooled& input, int64_t gradient, int threads) {
   const Batch batch = make_batch(call, input, threads);
@@ -490,6 +568,11 @@ void bind_input(nb::module_& m) {
   m.def("embedding_dense_grad", &dense_grad<Input>);
   m.def("embedding_sparse_grad", &sparse_grad<Input>);
   m.def("embedding_update", &update<Input>);
+  m.def("embedding_split_update",
+        [](const Call& call, const Input& input, nb::handle hyper, const std::vector<nb::object>& states,
+           const std::vector<double>& shares, int threads) {
+          return std::make_unique<SplitUpdate>(call, input, hyper, states, shares, threads);
+        });
 }
 
 }  // namespace
@@ -509,6 +592,10 @@ void bind_embedding(nb::module_& m) {
         new (self) Sequence{ids,  num_ids, wide_ids, std::move(starts), std::move(counts), std::move(rows), std::move(dims),
                             rows_dtype};
       });
+  nb::class_<SplitUpdate>(m, "SplitUpdate")
+      .def_prop_ro("counts", &SplitUpdate::counts)
+      .def("write", &SplitUpdate::write)
+      .def("finish", &SplitUpdate::finish);
   bind_input<Pooled>(m);
   bind_input<Sequence>(m);
   m.def("embedding_choose_rows", &choose_rows);

@@ -5,6 +5,7 @@
 // writes one row of `dim` numbers a bag.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "hashing/hashing.h"
@@ -77,8 +78,7 @@ enum class Rule : int32_t {
   sgd, adagrad, rowwise_adagrad, adam, partial_rowwise_adam, lamb, partial_rowwise_lamb, lars_sgd
 };
 
-// An optimizer of one table. `first` and `second` are its states: rows x dim, or one number a row. Row-wise Adagrad has one;
-// a second has the mean square of each row's gradient, to be taken instead of that of the columns that are here.
+// An optimizer of one table. `first` and `second` are its states: rows x dim, or one number a row.
 struct Optimizer {
   Rule rule = Rule::sgd;
   float lr = 0, eps = 0, beta1 = 0, beta2 = 0, weight_decay = 0, momentum = 0, dampening = 0, eta = 0;
@@ -102,6 +102,18 @@ struct Sink {
   bool active = false;
 };
 
+// One table in an update in two halves (`split_update.h`). All but the share is what the first half finds, for the second.
+struct SplitTable {
+  float share = 1;             // of all columns of the table, those that are here
+  bool every_row = false;      // numbers are one a row, else those of bags and then of rows that several ids chose
+  bool swapped = false;        // which of two arrays has the sorted entries
+  int64_t bags = 0, ids = 0;
+  int64_t count = 0;           // of entries, one for each id that has a row
+  int64_t numbers = 0;         // how many there are
+  int64_t first = 0;           // where they begin among those given, set between the halves
+  int64_t memory = 0, found = 0;  // where its entries, and the numbers found, begin in the memory of all tables
+};
+
 // Each instruction set has one of these; `embedding_kernels()` is the one to use here.
 struct EmbeddingKernels {
   // Slot.rows[bag] = pooled rows of the bag. `out_of_range` counts, per table, the ids outside [0, num_embeddings).
@@ -117,6 +129,11 @@ struct EmbeddingKernels {
   // Adds to gradient[i], for the id at position i of every slot: dot(gradient of its bag, its row). All slots have the
   // same number of bags.
   void (*weights_backward)(const Batch& batch, float* gradient);
+
+  // An update in two halves of the tables with active sinks, which have row-wise Adagrad that leaves rows alone that no
+  // id chose: how much memory it wants; then, in that memory, the first half, and the second by the numbers given.
+  size_t (*plan_split)(const Batch& batch, const Sink* sinks, SplitTable* splits);
+  void (*run_split)(const Batch& batch, const Sink* sinks, SplitTable* splits, char* memory, const float* given);
 
   // Whether `count` offsets never fall and stay within [0, values].
   bool (*offsets_fit)(const void* offsets, bool wide, int64_t count, int64_t values);

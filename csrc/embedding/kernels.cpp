@@ -8,12 +8,14 @@
 #include "embedding/backward.h"
 #include "embedding/choose.h"
 #include "embedding/forward.h"
+#include "embedding/split_update.h"
 #include "embedding/weights_backward.h"
 
 namespace rowwise {
 namespace ROWWISE_ISA {
 
-const EmbeddingKernels kEmbedding = {&forward, &choose_rows, &backward, &weights_backward, &offsets_fit};
+const EmbeddingKernels kEmbedding = {&forward,    &choose_rows, &backward,   &weights_backward,
+                                     &plan_split, &run_split,   &offsets_fit};
 
 }  // namespace ROWWISE_ISA
 }  // namespace rowwise

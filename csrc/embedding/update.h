@@ -199,21 +199,21 @@ struct Rows {
   Rows(int64_t columns, float* room) : dim(columns), own(room), spare(room + kRows * columns) {}
 };
 
-// In three passes over the rows, so that their square roots and divisions, a long chain for one row, overlap. Where columns
-// of the table are elsewhere, the mean square of the gradient of each whole row is given, as the second state.
+// The mean square of the gradient of each row, and of others 0.
+ROWWISE_INLINE void mean_squares(const Rows& rows, float* means) {
+  float square[kRows] = {};
+  for (int k = 0; k < rows.count; ++k) square[k] = sum_of_squares(rows.grad[k], rows.dim);
+  for (int k = 0; k < kRows; ++k) means[k] = square[k] / static_cast<float>(rows.dim);
+}
+
+// By the mean squares of the gradients: of all columns of a row, where some of them are elsewhere. In passes over the
+// rows, so that their square roots and divisions, a long chain for one row, overlap.
 template <class W>
-ROWWISE_INLINE void update_rowwise_adagrad(const Step& s, W* weight, const Rows& rows) {
-  float square[kRows] = {}, sum[kRows], rate[kRows];
-  const float columns = s.o.second ? 1 : static_cast<float>(rows.dim);
-  for (int k = 0; k < rows.count; ++k) {
-    square[k] = s.o.second ? s.o.second[rows.row[k]] : sum_of_squares(rows.grad[k], rows.dim);
-    sum[k] = s.o.first[rows.row[k]];
-  }
+ROWWISE_INLINE void update_rowwise_adagrad(const Step& s, W* weight, const Rows& rows, const float* means) {
+  float sum[kRows], rate[kRows];
+  for (int k = 0; k < rows.count; ++k) sum[k] = s.o.first[rows.row[k]] + means[k];
   for (int k = rows.count; k < kRows; ++k) sum[k] = 1;
-  for (int k = 0; k < kRows; ++k) {
-    sum[k] += square[k] / columns;
-    rate[k] = s.o.lr / (std::sqrt(sum[k]) + s.o.eps);
-  }
+  for (int k = 0; k < kRows; ++k) rate[k] = s.o.lr / (std::sqrt(sum[k]) + s.o.eps);
   for (int k = 0; k < rows.count; ++k) {
     s.o.first[rows.row[k]] = sum[k];
     if (s.o.lr != 0) descend(weight + rows.row[k] * rows.dim, rows.grad[k], rows.dim, s.decay, rate[k]);
@@ -253,10 +253,19 @@ void add_weights(float decay, const W* weight, const Rows& rows) {
 }
 
 template <class W>
-void update_rows(const Step& s, W* weight, Rows& rows) {
+ROWWISE_INLINE void prepare_rows(const Step& s, const W* weight, Rows& rows) {
   for (int k = 0; k < rows.count; ++k)
     rows.grad[k] = prepare(s, weight + rows.row[k] * rows.dim, rows.grad[k], rows.own + k * rows.dim, rows.dim);
-  if (s.o.rule == Rule::rowwise_adagrad) return update_rowwise_adagrad(s, weight, rows);
+}
+
+template <class W>
+void update_rows(const Step& s, W* weight, Rows& rows) {
+  prepare_rows(s, weight, rows);
+  if (s.o.rule == Rule::rowwise_adagrad) {
+    float means[kRows];
+    mean_squares(rows, means);
+    return update_rowwise_adagrad(s, weight, rows, means);
+  }
   for (int k = 0; k < rows.count; ++k) update_row(s, weight, rows.row[k], rows.grad[k], rows.spare, rows.dim);
 }
 

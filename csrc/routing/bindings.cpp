@@ -7,7 +7,6 @@
 #include "address.h"
 #include "pieces.h"
 #include "routing/blocks.h"
-#include "routing/numbers.h"
 #include "routing/routing.h"
 
 namespace nb = nanobind;
@@ -19,12 +18,14 @@ constexpr int64_t kMostRows = int64_t{1} << 31;
 
 void require_bands(const Ints& bands, int64_t slots) {
   REQUIRE(bands.size() % 4 == 0, "`bands` should be four numbers each. Received others.");
-  int64_t slot = 0;
+  int64_t slot = 0, end = 0;  // of the band before
   for (size_t i = 0; i < bands.size(); i += 4) {
+    REQUIRE(i == 0 || bands[i] != slot || bands[i + 1] >= end,
+            "`bands` of a slot should be in order, and not overlap. Received others.");
     REQUIRE(bands[i] >= slot && bands[i] < slots && bands[i + 1] >= 0 && bands[i + 2] >= bands[i + 1] && bands[i + 3] >= 0 &&
                 bands[i + 2] - bands[i + 1] < kMostRows - bands[i + 3],
             "`bands` should come in order of their slots, and have less than 2 ** 31 rows. Received others.");
-    slot = bands[i];
+    slot = bands[i], end = bands[i + 2];
   }
 }
 
@@ -44,25 +45,6 @@ char* block_at(const Ints& tensors, const int64_t* place, int64_t rows, int64_t 
           "`blocks` should lie inside of their tensors. Received one that does not, of tensor number " +
               std::to_string(number) + ".");
   return rows == 0 || columns == 0 ? nullptr : at<char>(tensors[2 * static_cast<size_t>(number)]) + start * item;
-}
-
-// The slots of some ids: `tables` are (address, rows), `slots` (table, first id, ids) one behind the other.
-std::vector<Chosen> chosen_of(const Ints& tables, int64_t rows, int64_t num_rows, bool wide, const Ints& slots) {
-  REQUIRE(slots.size() % 3 == 0, "`slots` should be three numbers each. Received others.");
-  const char* const first = at<const char>(rows, num_rows, "rows");
-  std::vector<Chosen> found;
-  for (size_t i = 0; i < slots.size(); i += 3) {
-    const int64_t table = slots[i], start = slots[i + 1], count = slots[i + 2];
-    REQUIRE(table >= 0 && table < static_cast<int64_t>(tables.size()) / 2 && start >= 0 && count >= 0 && start <= num_rows &&
-                count <= num_rows - start,
-            "`slots` should name a table that there is, and ids that there are. Received others.");
-    const size_t t = static_cast<size_t>(table);
-    found.push_back({first + start * (wide ? 8 : 4), wide, count, at<float>(tables[2 * t]), tables[2 * t + 1]});
-    if (!rows_fit(found.back()))
-      refuse_position("`rows` of slot number " + std::to_string(i / 3) + " should be in [0, " +
-                      std::to_string(found.back().size) + "). Received others.");
-  }
-  return found;
 }
 
 }  // namespace
@@ -133,21 +115,6 @@ void bind_routing(nb::module_& m) {
     }
     nb::gil_scoped_release release;
     copy_blocks(copies.data(), static_cast<int64_t>(copies.size()), item, static_cast<float>(divisor));
-  });
-  // `numbers` has one for each id of the slots, in their order; where numbers are put, the address 0 stands for zeros.
-  m.def("take_numbers", [](const Ints& tables, int64_t rows, int64_t num_rows, bool wide, const Ints& slots,
-                           const std::vector<double>& factors, int64_t numbers) {
-    const std::vector<Chosen> chosen = chosen_of(tables, rows, num_rows, wide, slots);
-    REQUIRE(factors.size() == chosen.size(), "`factors` should be one a slot. Received others.");
-    float* to = at<float>(numbers);
-    for (size_t s = 0; s < chosen.size(); to += chosen[s++].count) take_numbers(chosen[s], static_cast<float>(factors[s]), to);
-  });
-  m.def("put_numbers", [](const Ints& tables, int64_t rows, int64_t num_rows, bool wide, const Ints& slots, int64_t numbers) {
-    const float* from = at<const float>(numbers);
-    for (const Chosen& slot : chosen_of(tables, rows, num_rows, wide, slots)) {
-      put_numbers(slot, from);
-      if (from != nullptr) from += slot.count;
-    }
   });
 }
 

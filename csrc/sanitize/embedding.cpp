@@ -5,6 +5,7 @@
 
 #include "check.h"
 #include "numbers.h"
+#include "scratch.h"
 
 namespace rowwise {
 namespace {
@@ -355,7 +356,7 @@ void test_weights_gradient(const Case& c, const EmbeddingKernels& kernels, int t
 std::vector<std::vector<char>> updated(const Case& before, const EmbeddingKernels& kernels, Optimizer optimizer, int threads) {
   Case c = before;
   const bool row_first = optimizer.rule == Rule::rowwise_adagrad;
-  const bool row_second = row_first || optimizer.rule == Rule::partial_rowwise_adam || optimizer.rule == Rule::partial_rowwise_lamb;
+  const bool row_second = optimizer.rule == Rule::partial_rowwise_adam || optimizer.rule == Rule::partial_rowwise_lamb;
   const size_t n = c.tables.size();
   std::vector<std::vector<float>> first(n), second(n);
   std::vector<Optimizer> optimizers(n, optimizer);
@@ -376,6 +377,41 @@ std::vector<std::vector<char>> updated(const Case& before, const EmbeddingKernel
       const char* bytes = reinterpret_cast<const char*>(state.data());
       after.emplace_back(bytes, bytes + state.size() * sizeof(float));
     }
+  }
+  return after;
+}
+
+// The same after an update in two halves, by the numbers that the first half has found of all columns.
+std::vector<std::vector<char>> updated_in_halves(const Case& before, const EmbeddingKernels& kernels, const Optimizer& optimizer,
+                                                 int threads) {
+  Case c = before;
+  const size_t n = c.tables.size();
+  std::vector<std::vector<float>> first(n);
+  std::vector<Optimizer> optimizers(n, optimizer);
+  std::vector<Sink> sinks(n);
+  std::vector<SplitTable> splits(n);
+  for (size_t t = 0; t < n; ++t) {
+    first[t].assign(static_cast<size_t>(c.rows[t]), 0.5f);
+    c.tables[t].weight = c.weights[t].data();
+    optimizers[t].first = first[t].data();
+    sinks[t].active = true;
+    sinks[t].optimizer = &optimizers[t];
+  }
+  const Batch batch = c.batch(threads);
+  const Scratch memory(kernels.plan_split(batch, sinks.data(), splits.data()));
+  kernels.run_split(batch, sinks.data(), splits.data(), memory.data(), nullptr);
+  std::vector<float> given;
+  for (SplitTable& split : splits) {
+    split.first = static_cast<int64_t>(given.size());
+    const float* found = reinterpret_cast<const float*>(memory.data() + split.found);
+    given.insert(given.end(), found, found + split.numbers);
+  }
+  const float none = 0;
+  kernels.run_split(batch, sinks.data(), splits.data(), memory.data(), given.empty() ? &none : given.data());
+  std::vector<std::vector<char>> after = c.weights;
+  for (const std::vector<float>& state : first) {
+    const char* bytes = reinterpret_cast<const char*>(state.data());
+    after.emplace_back(bytes, bytes + state.size() * sizeof(float));
   }
   return after;
 }
@@ -420,6 +456,13 @@ void test_updates(Random& random, const Case& c, const std::vector<const Embeddi
   const auto expected = updated(c, *tables[0], optimizer, 1);
   for (const EmbeddingKernels* kernels : tables)
     for (int threads = 1; threads <= 3; ++threads) CHECK(updated(c, *kernels, optimizer, threads) == expected);
+  Optimizer halved = random_optimizer(random);
+  halved.rule = Rule::rowwise_adagrad;
+  halved.dense = false;
+  auto whole = updated(c, *tables[0], halved, 1);
+  for (size_t t = c.tables.size(); t-- > 0;) whole.erase(whole.begin() + static_cast<int64_t>(c.tables.size() + 2 * t + 1));
+  for (const EmbeddingKernels* kernels : tables)
+    for (int threads = 1; threads <= 3; ++threads) CHECK(updated_in_halves(c, *kernels, halved, threads) == whole);
 }
 
 }  // namespace

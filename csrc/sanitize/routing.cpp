@@ -2,7 +2,6 @@
 
 #include "check.h"
 #include "routing/blocks.h"
-#include "routing/numbers.h"
 
 namespace rowwise {
 namespace {
@@ -74,31 +73,12 @@ void test_blocks(Random& random, int64_t rows, float divisor) {
   CHECK(to == expected);
 }
 
-void test_numbers(Random& random, int64_t size, int64_t count) {
-  std::vector<float> table(static_cast<size_t>(size)), taken(static_cast<size_t>(count));
-  for (float& x : table) x = random.number();
-  const std::vector<float> before = table;
-  std::vector<int64_t> rows;
-  for (int64_t i = 0; i < count; ++i) rows.push_back(random.below(size));
-  const IntegerArray held(rows, random.coin());
-  const Chosen slot{held.data(), held.wide, count, table.data(), size};
-  CHECK(rows_fit(slot));
-  take_numbers(slot, 2, taken.data());
-  for (size_t i = 0; i < taken.size(); ++i) CHECK(taken[i] == 2 * before[static_cast<size_t>(rows[i])]);
-  put_numbers(slot, taken.data());
-  for (size_t i = 0; i < taken.size(); ++i) CHECK(table[static_cast<size_t>(rows[i])] == taken[i]);
-  put_numbers(slot, nullptr);
-  for (const int64_t row : rows) CHECK(table[static_cast<size_t>(row)] == 0);
-  if (count > 0) CHECK(!rows_fit({held.data(), held.wide, count, table.data(), rows[0]}));
-}
-
 }  // namespace
 
 void test_routing() {
   Random random(9);
   for (int64_t repeat = 0; repeat < 100; ++repeat) test_blocks(random, random.below(9), static_cast<float>(repeat % 5 + 1));
   test_blocks(random, 5000, 2);
-  for (int64_t repeat = 0; repeat < 50; ++repeat) test_numbers(random, random.below(30) + 1, random.below(9));
   for (int repeat = 0; repeat < 300; ++repeat) test_slot(random, random.below(9), random.below(6));
 }
 

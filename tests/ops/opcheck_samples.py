@@ -145,12 +145,6 @@ def others() -> list[Sample]:
         ("route_rows", (T([-1, 4]), T([[1], [1]]).int(), [1, 1], [1, 2, 9, 3])),
         ("copy_blocks_", ([torch.randn(6)], [torch.randn(3, 4)], [0, 1, 4, 0, 0, 2, 3, 2, 1], 2)),
         ("copy_blocks_", ([T([0, 7])], [T([1, 2]), T([3])], [0, 0, 1, 0, 1, 1, 1, 1, 0], 1)),
-        (
-            "take_numbers",
-            ([torch.randn(3), torch.randn(2)], T([2, 0, 1]), [0, 0, 2, 1, 2, 1], [2.0, 0.5]),
-        ),
-        ("put_numbers_", ([torch.randn(3)], T([2, 0]).int(), [0, 0, 2], torch.randn(2))),
-        ("put_numbers_", ([torch.randn(3)], T([2, 0]), [0, 1, 1], None)),
         ("hash_strings", (torch.arange(50, dtype=torch.uint8), T([0, 3, 3, 50]), 0)),
         ("hash_strings", (torch.arange(9, dtype=torch.uint8), T([2, 9]).int(), -5)),
         ("dot_interaction", (asked(4, 3), asked(4, 2, 3))),

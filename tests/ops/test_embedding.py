@@ -501,36 +501,6 @@ def test_updates_of_odd_dims_equal_reference(dim: int, name: str) -> None:
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "backend", [pytest.param(native, marks=needs_native), reference], ids=["native", "reference"]
-)
-@pytest.mark.parametrize(
-    "name", ["rowwise_adagrad", "rowwise_adagrad_l2", "rowwise_adagrad-batch_l2"]
-)
-def test_mean_squares_of_rows_whose_columns_are_elsewhere_may_be_given(backend, name: str) -> None:
-    """Each half of the columns is trained with the means of whole rows, as the table would be."""
-    case = Case(dims=[32], bags=13, longest=4)
-    m = make(case)
-    whole = trained(case, m, name)
-    before = whole.states[0].clone()
-    parts = []
-    for columns in (slice(0, 16), slice(16, 32)):
-        part = whole.copy()
-        (table,) = part.spec.tables
-        tables = [replace(table, dim=16, states=2)]
-        part.spec = LookupSpec(tables, part.spec.slots, part.spec.num_keys, 16)
-        part.weights = [whole.weights[0][:, columns].contiguous()]
-        parts.append(part)
-    grad = m.grad
-    update(backend, whole, m)
-    for part, columns in zip(parts, (slice(0, 16), slice(16, 32)), strict=True):
-        part.states.append(whole.states[0] - before)
-        m.grad = grad[:, columns].contiguous()
-        update(backend, part, m)
-        torch.testing.assert_close(part.weights[0], whole.weights[0][:, columns])
-        torch.testing.assert_close(part.states[0], whole.states[0])
-
-
 @needs_native
 @pytest.mark.parametrize("tables", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", HYPERS)

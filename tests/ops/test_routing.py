@@ -7,16 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrec.ops.routing import (
-    ADDS,
-    DIVIDES,
-    copy_blocks_,
-    native,
-    put_numbers_,
-    reference,
-    route_rows,
-    take_numbers,
-)
+from torchrec.ops.routing import ADDS, DIVIDES, copy_blocks_, native, reference, route_rows
 
 
 @st.composite
@@ -80,6 +71,9 @@ def test_sizes_that_do_not_fit_are_refused():
         route_rows(rows, lengths[0], [2], [0, 0, 5, 0])
     with pytest.raises(ValueError, match="`bands` should be"):
         route_rows(rows, lengths, [2], [1, 0, 5, 0])
+    for route in (route_rows, reference.route_rows):
+        with pytest.raises(ValueError, match="`bands` of a slot should be in order, and not over"):
+            route(rows, lengths, [2], [0, 0, 5, 0, 0, 4, 6, 0])
     with pytest.raises(TypeError, match="`rows` should be int64"):
         route_rows(rows.int(), lengths, [2], [0, 0, 5, 0])
 
@@ -182,32 +176,6 @@ def test_blocks_of_views_count_from_their_own_start(copy_):
     assert six.tolist() == [0, 0, 2, 3, 0, 0]
 
 
-@pytest.mark.parametrize(
-    "ops",
-    [(take_numbers, put_numbers_), (reference.take_numbers, reference.put_numbers_)],
-    ids=["in use", "reference"],
-)
-@pytest.mark.parametrize("wide", [False, True], ids=["int32", "int64"])
-def test_numbers_of_rows_are_taken_and_put(ops, wide):
-    take, put_ = ops
-    tables = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0])]
-    rows = torch.tensor([9, 2, 0, 2, 1, 1], dtype=torch.int64 if wide else torch.int32)
-    slots = [0, 1, 3, 1, 5, 1, 0, 4, 0]
-    assert take(tables, rows, slots, [1.0, 0.5, 1.0]).tolist() == [3.0, 1.0, 3.0, 10.0]
-    put_(tables, rows, slots, torch.tensor([7.0, 8.0, 7.0, 9.0]))
-    assert [table.tolist() for table in tables] == [[8.0, 2.0, 7.0], [10.0, 9.0]]
-    put_(tables, rows, slots, None)
-    assert [table.tolist() for table in tables] == [[0.0, 2.0, 0.0], [10.0, 0.0]]
-    with pytest.raises(IndexError, match=r"`rows` of slot number 1 should be in \[0, 2\)"):
-        take(tables, rows, [0, 1, 3, 1, 0, 1], [1.0, 1.0])
-    with pytest.raises(ValueError, match="`slots` should name a table that there is, and ids"):
-        put_(tables, rows, [2, 0, 1], None)
-    with pytest.raises(ValueError, match="`factors` should be one a slot"):
-        take(tables, rows, [0, 1, 3], [])
-    with pytest.raises(ValueError, match=r"`numbers` should be float32 of shape \(3,\)"):
-        put_(tables, rows, [0, 1, 3], torch.zeros(2))
-
-
 @pytest.mark.parametrize("module", [native, reference])
 def test_what_is_written_has_memory_of_its_own(module):
     output, zeros = torch.zeros(3), torch._efficientzerotensor((3,))
@@ -215,5 +183,3 @@ def test_what_is_written_has_memory_of_its_own(module):
     for outputs in ([output, output], [zeros]):
         with pytest.raises(ValueError, match="`outputs` should have memory of their own, each"):
             module.copy_blocks_(outputs, [torch.ones(3)], list(block.values()), 1)
-        with pytest.raises(ValueError, match="`tables` should have memory of their own, each"):
-            module.put_numbers_(outputs, torch.tensor([0]), [0, 0, 1], None)

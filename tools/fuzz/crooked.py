@@ -250,9 +250,12 @@ def bent_integers(random: Random, numbers: list[int]) -> tuple[list[int], str]:
     return changed, kind
 
 
+_LARGEST = 2**63 - 1  # that an operator takes
+
+
 def bent_number(random: Random, number: int) -> tuple[int, str]:
     if random.random() < 0.5:
-        return number + random.choice((-1, 1)), "next"
+        return min(number + random.choice((-1, 1)), _LARGEST), "next"
     return random.choice(SIZES), "extreme"
 
 

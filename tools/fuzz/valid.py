@@ -364,29 +364,6 @@ def blocks(random: Random) -> Arguments:
     return [written, inputs, flat, random.randint(1, 3)]
 
 
-def numbers_by_row(random: Random) -> tuple[list[torch.Tensor], torch.Tensor, list[int]]:
-    """Tables with one number a row, and rows of some slots."""
-    sizes = [random.randint(1, 5) for _ in range(random.randint(1, 3))]
-    rows: list[int] = []
-    slots: list[int] = []
-    for _ in range(random.randint(0, 3)):
-        table, count = random.randrange(len(sizes)), random.randint(0, 4)
-        slots += [table, len(rows), count]
-        rows += [random.randrange(sizes[table]) for _ in range(count)]
-    return [numbers(random, size) for size in sizes], integers(random, rows), slots
-
-
-def taken(random: Random) -> Arguments:
-    tables, rows, slots = numbers_by_row(random)
-    return [tables, rows, slots, [random.uniform(-2, 2) for _ in slots[::3]]]
-
-
-def put(random: Random) -> Arguments:
-    tables, rows, slots = numbers_by_row(random)
-    same = torch.full((sum(slots[2::3]),), random.uniform(-2, 2))
-    return [tables, rows, slots, random.choice([None, same])]
-
-
 # ---- others
 
 
@@ -435,8 +412,6 @@ DRAWS: dict[str, Draw] = {
     "regroup": regroup,
     "route_rows": route,
     "copy_blocks_": blocks,
-    "take_numbers": taken,
-    "put_numbers_": put,
     "hash_strings": strings,
     "dot_interaction": vectors,
     "dot_interaction_grad": vectors_grad,

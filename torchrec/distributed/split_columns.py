@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchrec.distributed.channel import lost_ranks_named
 from torchrec.distributed.mean_squares import MeanSquares, SplitTable
 from torchrec.distributed.wire import Wire
+from torchrec.ops.embedding import SplitUpdate
 from torchrec.ops.embedding.hyper import SAMPLES
 from torchrec.ops.embedding.updates import RULES, RowSums
 from torchrec.optim.joint_update import JointUpdate, PassGradients
@@ -108,10 +109,19 @@ class RowSumExchange:
     @property
     def by_kernel(self) -> bool:
         """Whether `MeanSquares` can make an update, the same on all ranks."""
-        rules = [self._rule_of(table) for table in self.tables if self.sums_of(table)]
-        return self._one_way and all(
-            rule is not None and rule.optimizer == OptimizerType.ROWWISE_ADAGRAD and rule.hyper.lazy
-            for rule in rules
+        asking = [table for table in self.tables if self.sums_of(table)]
+        rules = [self._rule_of(table) for table in asking]
+        weights = [self._parameters[table]["weight"] for table in asking]
+        takes = SplitUpdate.takes([weight for weight in weights if weight is not None])
+        return (
+            self._one_way
+            and takes
+            and all(
+                rule is not None
+                and rule.optimizer == OptimizerType.ROWWISE_ADAGRAD
+                and rule.hyper.lazy
+                for rule in rules
+            )
         )
 
     @property

@@ -21,6 +21,7 @@ from torchrec.ops.embedding.spec import (
     SlotSpec,
     TableSpec,
 )
+from torchrec.ops.embedding.split_update import SplitUpdate
 from torchrec.ops.embedding.table import new_table
 from torchrec.ops.hashing import hash_ids
 
@@ -34,6 +35,7 @@ __all__ = [
     "PolicyCode",
     "PoolingCode",
     "SlotSpec",
+    "SplitUpdate",
     "TableSpec",
     "Updater",
     "bag_row_grads",

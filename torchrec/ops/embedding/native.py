@@ -66,9 +66,13 @@ def _pooled(
                 f"`sample_weights` should be as many as the values ({values.numel()}). "
                 f"Received {sample_weights.numel()}."
             )
+        if not sample_weights.data_ptr():
+            no_address("sample_weights", sample_weights)
         sample_weights = sample_weights.float().contiguous()
     if divisors is not None:
         reference.check_divisors(divisors, offsets)
+        if not divisors.data_ptr():
+            no_address("divisors", divisors)  # which a conversion would read from
         divisors = divisors.long().contiguous()
     return _native.Pooled(
         values.contiguous(), offsets.contiguous(), sample_weights, divisors, num_keys, rows
@@ -226,13 +230,17 @@ def embedding_bag_weights_grad(grad: Tensor, weights: Sequence[Tensor], *bags: A
     return result.to(sample_weights.dtype)
 
 
-def _update(
-    tables: Any, weights: Sequence[Tensor], input: Input, states: Sequence[Tensor], hyper: Tensor
-) -> None:
+def _require_own(states: Sequence[Tensor], hyper: Tensor) -> None:
     if hyper.is_neg() or any(map(Tensor.is_neg, states)):
         raise TypeError(
             "`hyper` and `states` should stand for themselves. Received the lazy negative of a tensor."
         )
+
+
+def _update(
+    tables: Any, weights: Sequence[Tensor], input: Input, states: Sequence[Tensor], hyper: Tensor
+) -> None:
+    _require_own(states, hyper)
     _native.embedding_update(tables, input, hyper, states, torch.get_num_threads())
     # The kernels write behind PyTorch's back; autograd has to know.
     torch.autograd.graph.increment_version([*weights, *states, hyper])
@@ -391,3 +399,47 @@ def embedding_sequence_update_(
         return reference.embedding_sequence_update_(grads, weights, states, hyper, *ids)
     input, _kept = _sequence(grads, dtype, *rest)
     return _update(tables, weights, input, states, hyper)
+
+
+def has_kernels_for(weights: Sequence[Tensor]) -> bool:
+    """Return whether there are kernels, and they take these tables."""
+    return _native is not None and all(w.is_cpu and w.dtype in _CODES for w in weights)
+
+
+def split_bag_update(
+    grad: Tensor,
+    weights: Sequence[Tensor],
+    states: Sequence[Tensor],
+    hyper: Tensor,
+    shares: Sequence[float],
+    *bags: Any,
+) -> tuple[Any, Any]:
+    """Make the first half of an update; return it, and what has to outlive it."""
+    spec, *rest = bags
+    _require_own(states, hyper)
+    grad = _rows_of(grad if grad.dtype in _CODES else grad.float())
+    tables, input = _tables(spec, weights, grad.dtype), _pooled(grad, *rest)
+    threads = torch.get_num_threads()
+    held = _native.embedding_split_update(tables, input, hyper, states, shares, threads)
+    return held, (tables, input, spec)
+
+
+def split_sequence_update(
+    grads: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    states: Sequence[Tensor],
+    hyper: Tensor,
+    shares: Sequence[float],
+    *ids: Any,
+) -> tuple[Any, Any]:
+    """Make the first half of an update; return it, and what has to outlive it."""
+    spec, *rest = ids
+    _require_own(states, hyper)
+    if _dtype_of(grads) not in _CODES:
+        grads = [None if grad is None else grad.float() for grad in grads]
+    dtype = _dtype_of(grads)
+    tables = _tables(spec, weights, dtype)
+    input, kept = _sequence(grads, dtype, *rest)
+    threads = torch.get_num_threads()
+    held = _native.embedding_split_update(tables, input, hyper, states, shares, threads)
+    return held, (tables, input, spec, kept)

@@ -18,8 +18,7 @@ from torchrec.ops.embedding.spec import (
     TableSpec,
     read_spec,
 )
-from torchrec.ops.embedding.updates import RULES, RowSums
-from torchrec.types import OptimizerType
+from torchrec.ops.embedding.updates import RULES
 
 
 def _accumulate_dtype(weight: Tensor) -> torch.dtype:
@@ -286,16 +285,6 @@ def _sparse(pairs: _Pairs, weights: Sequence[Tensor]) -> list[Tensor]:
     return result
 
 
-class _GivenMeans(RowSums):
-    """Mean squares of rows that somebody else has worked out."""
-
-    def __init__(self, means: Tensor) -> None:
-        self._means = means
-
-    def mean_square(self, x: Tensor) -> Tensor:
-        return self._means
-
-
 def _update(
     pairs: _Pairs, weights: Sequence[Tensor], states: Sequence[Tensor], hyper: Tensor, spec: Tensor
 ) -> None:
@@ -328,13 +317,8 @@ def _update(
             sums = rest.index_copy(0, unique, sums)
             unique = torch.arange(weight.shape[0], device=weight.device)
         names = rule.state_names(settings)
-        given: tuple[RowSums, ...] = ()
-        if table.optimizer is OptimizerType.ROWWISE_ADAGRAD and len(mine) > len(names):
-            given = (_GivenMeans(mine.pop()[unique]),)  # some columns of its rows are elsewhere
         old = {name: state[unique] for name, state in zip(names, mine, strict=True)}
-        new_rows, new = rule.update(
-            weight[unique].to(sums.dtype), sums, old, step, settings, *given
-        )
+        new_rows, new = rule.update(weight[unique].to(sums.dtype), sums, old, step, settings)
         weight[unique] = new_rows.to(weight.dtype)
         for name, state in zip(names, mine, strict=True):
             state[unique] = new[name].to(state.dtype)

@@ -13,9 +13,7 @@ __all__ = [
     "DIVIDES",
     "copy_blocks_",
     "new_vector",
-    "put_numbers_",
     "route_rows",
-    "take_numbers",
 ]
 
 
@@ -81,47 +79,3 @@ def copy_blocks_(
         tensor([11., 22.])
     """
     schema.copy_blocks_(outputs, inputs, blocks, divisor)
-
-
-def take_numbers(
-    tables: list[Tensor], rows: Tensor, slots: list[int], factors: list[float]
-) -> Tensor:
-    """Return a number for each row that ids chose, of tables with one number a row, all in one call.
-
-    Args:
-        tables: float32 ``(rows,)`` each.
-        rows: that ids chose, int32 or int64.
-        slots: three numbers each, one slot behind the other: table, its first id, how many.
-        factors: what the numbers of each slot are multiplied by.
-
-    Returns:
-        One number an id, slot after slot.
-
-    Example:
-        >>> import torch
-        >>> take_numbers([torch.tensor([1.0, 2.0])], torch.tensor([1, 1, 0]), [0, 0, 3], [0.5])
-        tensor([1.0000, 1.0000, 0.5000])
-    """
-    numbers: Tensor = schema.take_numbers(tables, rows, slots, factors)
-    return numbers
-
-
-def put_numbers_(
-    tables: list[Tensor], rows: Tensor, slots: list[int], numbers: Tensor | None
-) -> None:
-    """Write a number for each row that ids chose, in tables with one number a row, all in one call.
-
-    Args:
-        tables: float32 ``(rows,)`` each, written to.
-        rows: that ids chose, int32 or int64.
-        slots: three numbers each, one slot behind the other: table, its first id, how many.
-        numbers: one an id, slot after slot; the same one for the same row. None: zeros.
-
-    Example:
-        >>> import torch
-        >>> table = torch.zeros(3)
-        >>> put_numbers_([table], torch.tensor([2, 0]), [0, 0, 2], torch.tensor([7.0, 5.0]))
-        >>> table
-        tensor([5., 0., 7.])
-    """
-    schema.put_numbers_(tables, rows, slots, numbers)

@@ -75,51 +75,6 @@ def new_vector(size: int, like: Tensor) -> Tensor:
     return buffer.view(like.dtype)
 
 
-def take_numbers(
-    tables: list[Tensor], rows: Tensor, slots: list[int], factors: list[float]
-) -> Tensor:
-    """See ``reference.take_numbers``."""
-    found = reference.check_slots(tables, rows, slots)
-    kept = [table.contiguous() for table in tables]
-    rows = rows.contiguous()
-    count = sum(count for _, _, count in found)
-    numbers = new_vector(count, rows.new_empty(0, dtype=torch.float32))
-    _lib.take_numbers(
-        _pairs("tables", kept),
-        _address("rows", rows),
-        rows.numel(),
-        is_wide("rows", rows),
-        slots,
-        factors,
-        numbers.data_ptr(),
-    )
-    return numbers
-
-
-def put_numbers_(
-    tables: list[Tensor], rows: Tensor, slots: list[int], numbers: Tensor | None
-) -> None:
-    """See ``reference.put_numbers_``."""
-    found = reference.check_slots(tables, rows, slots)
-    count = sum(count for _, _, count in found)
-    reference.check_written("tables", tables)
-    reference.check_numbers(numbers, count)
-    if any(table.is_neg() or not table.is_contiguous() for table in tables):
-        return reference.put_numbers_(tables, rows, slots, numbers)
-    rows = rows.contiguous()
-    numbers = None if numbers is None else numbers.contiguous()
-    if count:
-        _lib.put_numbers(
-            _pairs("tables", tables),
-            _address("rows", rows),
-            rows.numel(),
-            is_wide("rows", rows),
-            slots,
-            0 if numbers is None else _address("numbers", numbers),
-        )
-        torch.autograd.graph.increment_version(tables)
-
-
 def _pairs(name: str, tensors: Sequence[Tensor]) -> list[int]:
     """Return the address and the size of each tensor, one behind the other."""
     return [number for each in tensors for number in (_address(name, each), each.numel())]

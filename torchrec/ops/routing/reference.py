@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 BAND = ("slot", "first", "end", "base")
 BLOCK = ("input", "start", "stride", "output", "start", "stride", "rows", "columns", "kind")
 DIVIDES, ADDS = 1, 2
+_MOST_ROWS = 2**31
 
 
 def check_routing(rows: Tensor, lengths: Tensor, counts: list[int], bands: list[int]) -> None:
@@ -33,6 +36,21 @@ def check_routing(rows: Tensor, lengths: Tensor, counts: list[int], bands: list[
         )
 
 
+def check_bands(records: list[list[int]]) -> None:
+    """Refuse bands that lie on one another, or are none."""
+    for slot, first, end, base in records:
+        if not (0 <= first <= end and base >= 0 and end - first < _MOST_ROWS - base):
+            raise ValueError(
+                "`bands` should have rows from 0 on, and less than 2 ** 31 of them. "
+                f"Received {[slot, first, end, base]}."
+            )
+    for before, band in pairwise(records):
+        if before[0] == band[0] and band[1] < before[2]:
+            raise ValueError(
+                f"`bands` of a slot should be in order, and not overlap. Received {before}, {band}."
+            )
+
+
 def route_rows(
     rows: Tensor, lengths: Tensor, counts: list[int], bands: list[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -40,6 +58,7 @@ def route_rows(
     check_routing(rows, lengths, counts, bands)
     device, size = rows.device, lengths.shape[1]
     records = [bands[i : i + 4] for i in range(0, len(bands), 4)]
+    check_bands(records)
     routed, places, band_lengths, band_counts = [], [], [], []
     bags = torch.arange(size, device=device)
     for slot, mine in enumerate(rows.split(counts)):
@@ -65,11 +84,11 @@ def route_rows(
     )
 
 
-def check_written(name: str, tensors: list[Tensor]) -> None:
+def check_written(tensors: list[Tensor]) -> None:
     """Refuse tensors to be written that have no memory, or share where they begin: the order would tell who is seen."""
     held = [tensor.data_ptr() for tensor in tensors if tensor.numel() and not tensor.is_meta]
     if 0 in held or len(set(held)) < len(held):
-        raise ValueError(f"`{name}` should have memory of their own, each. Received others.")
+        raise ValueError("`outputs` should have memory of their own, each. Received others.")
 
 
 def check_blocks(
@@ -87,7 +106,7 @@ def check_blocks(
             "`outputs` should be contiguous, of one dimension. "
             f"Received {[tuple(output.shape) for output in outputs]}."
         )
-    check_written("outputs", outputs)
+    check_written(outputs)
     if divisor < 1 or len(blocks) % len(BLOCK):
         raise ValueError(
             f"`blocks` should be {BLOCK} one behind the other, `divisor` 1 or more. "
@@ -127,70 +146,3 @@ def copy_blocks_(
             raise ValueError("`blocks` should copy, or be of floats. Received others.")
         found = source / divisor if kind & DIVIDES else source
         target.copy_(target + found if kind & ADDS else found)
-
-
-def check_slots(tables: list[Tensor], rows: Tensor, slots: list[int]) -> list[list[int]]:
-    """Refuse slots that do not fit the tables and the rows; return them one by one."""
-    if any(table.dtype != torch.float32 or table.dim() != 1 for table in tables):
-        raise TypeError("`tables` should be float32 of shape (rows,). Received others.")
-    if rows.dim() != 1 or rows.dtype not in (torch.int32, torch.int64):
-        raise TypeError(
-            f"`rows` should be int32 or int64 of shape (N,). Received {rows.dtype} of {tuple(rows.shape)}."
-        )
-    if len(slots) % 3:
-        raise ValueError("`slots` should be three numbers each. Received others.")
-    found = [slots[i : i + 3] for i in range(0, len(slots), 3)]
-    for table, start, count in found:
-        if not (0 <= table < len(tables) and min(start, count) >= 0 and start + count <= len(rows)):
-            raise ValueError(
-                "`slots` should name a table that there is, and ids that there are. Received others."
-            )
-    return found
-
-
-def _rows_of_slots(tables: list[Tensor], rows: Tensor, slots: list[list[int]]) -> list[Tensor]:
-    found = [rows[start : start + count].long() for _, start, count in slots]
-    for s, ((table, _, _), mine) in enumerate(zip(slots, found, strict=True)):
-        if ((mine < 0) | (mine >= len(tables[table]))).any():
-            raise IndexError(
-                f"`rows` of slot number {s} should be in [0, {len(tables[table])}). Received others."
-            )
-    return found
-
-
-def take_numbers(
-    tables: list[Tensor], rows: Tensor, slots: list[int], factors: list[float]
-) -> Tensor:
-    """Return the number of each row that ids chose, times a factor; see ``routing.take_numbers``."""
-    found = check_slots(tables, rows, slots)
-    if len(factors) != len(found):
-        raise ValueError("`factors` should be one a slot. Received others.")
-    chosen = _rows_of_slots(tables, rows, found)
-    numbers = [
-        tables[table][mine] * factor
-        for (table, _, _), mine, factor in zip(found, chosen, factors, strict=True)
-    ]
-    return torch.cat([torch.empty(0, device=rows.device), *numbers])
-
-
-def put_numbers_(
-    tables: list[Tensor], rows: Tensor, slots: list[int], numbers: Tensor | None
-) -> None:
-    """Write the number of each row that ids chose; see ``routing.put_numbers_``."""
-    found = check_slots(tables, rows, slots)
-    counts = [count for _, _, count in found]
-    check_written("tables", tables)
-    check_numbers(numbers, sum(counts))
-    chosen = _rows_of_slots(tables, rows, found)
-    given = [0.0] * len(found) if numbers is None else numbers.split(counts)
-    for (table, _, _), mine, values in zip(found, chosen, given, strict=True):
-        tables[table][mine] = values
-
-
-def check_numbers(numbers: Tensor | None, count: int) -> None:
-    """Refuse numbers that are not one an id."""
-    if numbers is not None and (numbers.dtype != torch.float32 or numbers.shape != (count,)):
-        raise ValueError(
-            f"`numbers` should be float32 of shape ({count},), one an id. "
-            f"Received {numbers.dtype} of {tuple(numbers.shape)}."
-        )

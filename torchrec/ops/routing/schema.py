@@ -45,27 +45,3 @@ copy_blocks_: Any = define(
     fake=_fake_copy,
     native_kernel=native.copy_blocks_,
 )
-
-
-def _fake_take(
-    tables: list[Tensor], rows: Tensor, slots: list[int], factors: list[float]
-) -> Tensor:
-    return rows.new_empty(sum(slots[2::3]), dtype=torch.float32)
-
-
-def _fake_put(tables: list[Tensor], rows: Tensor, slots: list[int], numbers: Tensor | None) -> None:
-    return None
-
-
-take_numbers: Any = define(
-    "take_numbers(Tensor[] tables, Tensor rows, SymInt[] slots, float[] factors) -> Tensor",
-    reference=reference.take_numbers,
-    fake=_fake_take,
-    native_kernel=native.take_numbers,
-)
-put_numbers_: Any = define(
-    "put_numbers_(Tensor(a!)[] tables, Tensor rows, SymInt[] slots, Tensor? numbers) -> ()",
-    reference=reference.put_numbers_,
-    fake=_fake_put,
-    native_kernel=native.put_numbers_,
-)
