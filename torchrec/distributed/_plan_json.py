@@ -24,7 +24,7 @@ _KEYS = {
 
 
 def plan_to_json(plan: ShardingPlan) -> str:
-    """Write a plan as JSON.
+    """Write a plan as JSON, with its `plan_digest`, and if a planner made it, with the digest of what it was made from.
 
     Args:
         plan: of embedding collections.
@@ -41,11 +41,8 @@ def plan_to_json(plan: ShardingPlan) -> str:
         >>> plan_from_json(plan_to_json(plan)) == plan
         True
     """
-    modules = {
-        path: {table: _to_data(path, table, sharding) for table, sharding in module.items()}
-        for path, module in _collections(plan).items()
-    }
-    return json.dumps({"version": _VERSION, "modules": modules}, indent=2)
+    made_from = {} if plan.report is None else {"made_from": plan.report.made_from}
+    return json.dumps({**_data_of(plan), "digest": plan_digest(plan), **made_from}, indent=2)
 
 
 def plan_from_json(text: str) -> ShardingPlan:
@@ -55,7 +52,7 @@ def plan_from_json(text: str) -> ShardingPlan:
         text: JSON.
 
     Raises:
-        ValueError: if it is not such a plan.
+        ValueError: if it is not such a plan, or was changed since: without ``digest``, it may be.
     """
     try:
         data = json.loads(text)
@@ -72,7 +69,7 @@ def plan_from_json(text: str) -> ShardingPlan:
             raise ValueError(
                 f"Module {path!r} should have an object for each of its tables, by name. Received {tables!r}."
             )
-    return ShardingPlan(
+    plan = ShardingPlan(
         {
             path: EmbeddingModuleShardingPlan(
                 {table: _from_data(path, table, entry) for table, entry in tables.items()}
@@ -80,6 +77,13 @@ def plan_from_json(text: str) -> ShardingPlan:
             for path, tables in modules.items()
         }
     )
+    digest = data.get("digest")
+    if digest is not None and digest != plan_digest(plan):
+        raise ValueError(
+            f"A plan should have `digest` {plan_digest(plan)}; leave it out of one that you change by hand. "
+            f"Received {digest!r}."
+        )
+    return plan
 
 
 def plan_digest(plan: ShardingPlan) -> str:
@@ -93,8 +97,16 @@ def plan_digest(plan: ShardingPlan) -> str:
         >>> plan_digest(ShardingPlan({"sparse": EmbeddingModuleShardingPlan(user=sharding)}))[:8]
         '6fca8333'
     """
-    data = json.dumps(json.loads(plan_to_json(plan)), sort_keys=True, separators=(",", ":"))
+    data = json.dumps(_data_of(plan), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(data.encode()).hexdigest()
+
+
+def _data_of(plan: ShardingPlan) -> dict[str, object]:
+    modules = {
+        path: {table: _to_data(path, table, sharding) for table, sharding in module.items()}
+        for path, module in _collections(plan).items()
+    }
+    return {"version": _VERSION, "modules": modules}
 
 
 def _collections(plan: ShardingPlan) -> dict[str, EmbeddingModuleShardingPlan]:

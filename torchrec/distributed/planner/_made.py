@@ -12,14 +12,13 @@ from torchrec.distributed.planner._interfaces import (
     PerfModel,
     Proposer,
 )
-from torchrec.distributed.planner._offers import offers_of
+from torchrec.distributed.planner._offers import Offers
 from torchrec.distributed.planner._options import (
     PlannerError,
     PlannerErrorType,
     ShardingOption,
 )
 from torchrec.distributed.planner._search import search
-from torchrec.distributed.planner._shortage import shortage_of
 from torchrec.distributed.planner._tables import by_table
 from torchrec.distributed.planner._topology import Topology
 
@@ -52,21 +51,16 @@ class Proposals:
     perf_model: PerfModel
 
 
-def searched(space: Sequence[ShardingOption], topology: Topology, deadline: float | None) -> Made:
-    """Return the plan of the search.
+def searched(offers: Offers, deadline: float | None) -> Made | None:
+    """Return the plan of the search; None: none was found.
 
     Args:
-        space: all ways of all tables.
-        topology: the ranks, with the memory that is left for tables.
+        offers: all ways of all tables.
         deadline: when to stop, as `time.monotonic` has it.
-
-    Raises:
-        PlannerError: if none was found.
     """
-    offers = offers_of(space, topology)
     found = search(offers.problem, deadline=deadline)
     if found is None:
-        raise shortage_of(offers, topology).error()
+        return None
     return Made(offers.taken(found.choices), found.is_best, 1 + found.steps)
 
 

@@ -234,6 +234,28 @@ class Topology:
         ]
         return other
 
+    def with_ranks(self, world_size: int) -> Topology:
+        """Return a topology of another number of ranks, those that are more like the last one.
+
+        Args:
+            world_size: how many. On one host they all stay on one.
+
+        Example:
+            >>> topology = Topology(world_size=1, compute_device="cpu", ddr_cap=1000).with_ranks(3)
+            >>> [device.storage.ddr for device in topology.devices], topology.local_world_size
+            ([1000, 1000, 1000], 3)
+        """
+        other = copy(self)
+        other._world_size = world_size
+        if self._local_world_size == self._world_size:
+            other._local_world_size = world_size
+            if self._intra_group_size == self._world_size:
+                other._intra_group_size = world_size
+        last = self._devices[-1]
+        more = [replace(last, rank=rank) for rank in range(self._world_size, world_size)]
+        other._devices = [*self._devices[:world_size], *more]
+        return other
+
     def host_of(self, rank: int) -> range:
         """Return the ranks of the host that a rank is on."""
         first = rank - rank % self._local_world_size

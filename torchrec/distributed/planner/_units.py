@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def bytes_to_gb(num_bytes: float) -> float:
     """Return gigabytes of 2**30 bytes.
@@ -45,3 +47,19 @@ def bytes_to_text(num_bytes: float) -> str:
             return f"{num_bytes:.4g} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:.4g} GB"
+
+
+def round_up_bytes(num_bytes: float) -> int:
+    """Return as many bytes as `bytes_to_text` can write exactly, and no fewer.
+
+    Example:
+        >>> bytes_to_text(10_001), round_up_bytes(10_001), bytes_to_text(round_up_bytes(10_001))
+        ('9.767 KB', 10002, '9.768 KB')
+    """
+    unit = 1
+    while num_bytes / unit >= 1024 and unit < 2**30:
+        unit *= 1024
+    if unit == 1:
+        return math.ceil(num_bytes)
+    step = 10.0 ** (math.floor(math.log10(num_bytes / unit)) - 3)
+    return math.ceil(math.ceil(num_bytes / unit / step) * step * unit)

@@ -220,6 +220,8 @@ class _Ways:
             and len(option.shards) == self._topology.local_world_size
         ):
             by, by_rows = PartitionByType.HOST, True
+        if by is PartitionByType.HOST and not by_rows and option.num_shards == 1:
+            by = PartitionByType.DEVICE
         is_copy = option.sharding_type == ShardingType.DATA_PARALLEL.value
         shards = tuple((*shard.size, *shard.offset) for shard in option.shards)
         return by, is_copy, by is PartitionByType.HOST and by_rows, shards

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 
 from torchrec.distributed.comm import get_local_size
+from torchrec.distributed.planner._changes import Change, changes_that_fit, with_half_weights
 from torchrec.distributed.planner._explain import digest_of, report_of
 from torchrec.distributed.planner._interfaces import (
     Enumerator,
@@ -25,7 +27,13 @@ from torchrec.distributed.planner._interfaces import (
     StorageReservation,
 )
 from torchrec.distributed.planner._made import Made, Proposals, loaded, proposed, searched
-from torchrec.distributed.planner._options import ParameterConstraints, ShardingOption
+from torchrec.distributed.planner._offers import offers_of
+from torchrec.distributed.planner._options import (
+    ParameterConstraints,
+    PlannerError,
+    ShardingOption,
+)
+from torchrec.distributed.planner._shortage import Shortage, shortage_of
 from torchrec.distributed.planner._to_plan import to_sharding_plan
 from torchrec.distributed.planner._topology import Topology
 from torchrec.distributed.planner.constants import BATCH_SIZE
@@ -127,7 +135,18 @@ class EmbeddingPlannerBase(ShardingPlanner):
 
     def hash_planner_context_inputs_str(self) -> str:
         """Return digits that are the same for planners that plan for the same ranks, batches and wishes."""
-        inputs = (self._topology, self._batch_size, sorted(self._constraints.items()))
+        topology = self._topology
+        rates = (
+            topology.hbm_mem_bw,
+            topology.ddr_mem_bw,
+            topology.ssd_mem_bw,
+            topology.hbm_to_ddr_mem_bw,
+            topology.bwd_compute_multiplier,
+            topology.weighted_feature_bwd_compute_multiplier,
+            topology.uneven_sharding_perf_multiplier,
+            topology.rates,
+        )
+        inputs = (topology, rates, self._batch_size, sorted(self._constraints.items()))
         return hashlib.sha256(repr(inputs).encode()).hexdigest()
 
     def hash_planner_context_inputs(self) -> int:
@@ -230,7 +249,7 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
             self._topology, self._batch_size, module, sharders, self._constraints
         )
         space = self._enumerator.enumerate(module, sharders)
-        made = self._made(space, topology, start)
+        made = self._made(module, sharders, space, topology, start)
         options = made.options
         for callback in self._callbacks:
             options = callback(options)
@@ -262,15 +281,52 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
             )
         return plan
 
-    def _made(self, space: list[ShardingOption], topology: Topology, start: float) -> Made:
+    def _made(
+        self,
+        module: nn.Module,
+        sharders: list[ModuleSharder[Any]],
+        space: list[ShardingOption],
+        topology: Topology,
+        start: float,
+    ) -> Made:
         known = None if self._plan_loader is None else self._plan_loader.load()
         if self._plan_loader is not None and known is not None:
             wanted = self._plan_loader.plan_context_hash()
             return loaded(known, space, wanted, self.hash_planner_context_inputs_str())
         deadline = None if self._timeout_seconds is None else start + self._timeout_seconds
-        if self._proposals is None:
-            return searched(space, topology, deadline)
-        return proposed(space, topology, self._enumerator, self._proposals, deadline)
+        if self._proposals is not None:
+            return proposed(space, topology, self._enumerator, self._proposals, deadline)
+        offers = offers_of(space, topology)
+        made = searched(offers, deadline)
+        if made is not None:
+            return made
+        shortage = shortage_of(offers, topology)
+        raise shortage.error(self._changes(shortage, module, sharders))
+
+    def _changes(
+        self, shortage: Shortage, module: nn.Module, sharders: list[ModuleSharder[Any]]
+    ) -> list[str]:
+        """Return the changes after which there is a plan, each tried."""
+        if type(self._enumerator) is not EmbeddingEnumerator:
+            return []  # which ways it would find for other ranks or wishes is not known
+        sharder = self._enumerator.sharder_map[shortage.options[0].module_type_key]
+        types = sharder.sharding_types(self._topology.compute_device)
+
+        def fits(change: Change) -> bool:
+            topology, constraints = change.topology, dict(change.constraints)
+            enumerator = EmbeddingEnumerator(topology, self._batch_size, constraints)
+            try:
+                left = copy(self._storage_reservation).reserve(
+                    topology, self._batch_size, module, sharders, constraints
+                )
+                space = enumerator.enumerate(module, sharders)
+                if change.halved is not None:
+                    space = with_half_weights(space, change.halved)
+                return searched(offers_of(space, left), None) is not None
+            except PlannerError:
+                return False
+
+        return changes_that_fit(shortage, self._topology, self._constraints, types, fits)
 
 
 def _present_topology() -> Topology:

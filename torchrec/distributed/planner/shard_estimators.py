@@ -106,7 +106,7 @@ class EmbeddingPerfEstimator(ShardEstimator):
         topology, kind = self._topology, ShardingType(option.sharding_type)
         bags, ids = _asked(option, wishes)
         weighted = wishes.is_weighted or facts.of(option.module[1]).is_weighted
-        name = _comm_op(option, kind).value
+        name = _comm_op(option, kind).name
         forward, backward = data.qcomm_dtype_sizes.get(name, (_FLOAT, _FLOAT))
         if option.output_dtype is not None:
             number = DATA_TYPE_NUM_BITS[option.output_dtype] / 8
@@ -362,7 +362,7 @@ class EmbeddingOffloadStats(CacheStatistics):
     Example:
         >>> stats = EmbeddingOffloadStats(0.3, 100, torch.tensor([6.0, 2.0, 2.0]), height=10)
         >>> [round(stats.expected_miss_rate(clf), 2) for clf in (0.0, 0.2, 1.0)]
-        [1.0, 0.2, 0.0]
+        [1.0, 0.4, 0.0]
     """
 
     def __init__(

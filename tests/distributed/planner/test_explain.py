@@ -1,0 +1,137 @@
+"""What a plan says of itself: ranks, times, other ways, what binds; its file, and digests."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.distributed.planner.test_changes import model, plan
+from tests.distributed.table_sharder import TableSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.sharding_plan import plan_digest, plan_from_json, plan_to_json
+from torchrec.distributed.types import ShardingPlan
+
+pytestmark = pytest.mark.once
+
+ENOUGH = 10**9
+
+
+def test_ranks_add_up():
+    made = plan(model(a=(1000, 64), b=(10, 4), c=(500, 16)), 2, ENOUGH)
+    report = made.report
+    assert report is not None
+    assert sum(rank.num_bytes for rank in report.ranks) == sum(t.num_bytes for t in report.tables)
+    assert sum(rank.ms for rank in report.ranks) == pytest.approx(sum(t.ms for t in report.tables))
+    assert report.slowest is not None
+    assert report.step_ms == report.fixed_ms + max(rank.ms for rank in report.ranks)
+    assert [table.table for table in report.tables] == ["a", "b", "c"]
+    assert {rank.capacity for rank in report.ranks} == {ENOUGH}
+    assert report.is_best
+
+
+def test_other_ways_are_what_their_plans_come_to():
+    tables = model(a=(1000, 64), b=(1000, 64))
+    wishes = {
+        name: ParameterConstraints(sharding_types=["table_wise", "row_wise"]) for name in "ab"
+    }
+    made = plan(tables, 2, ENOUGH, wishes)
+    assert made.report is not None
+    (other,) = made.report.tables[0].others or ()
+    mine = made.report.tables
+    forced = {
+        table.table: ParameterConstraints(
+            sharding_types=[other.sharding_type if table.table == "a" else table.sharding_type]
+        )
+        for table in mine
+    }
+    after = plan(tables, 2, ENOUGH, forced)
+    assert after.report is not None
+    assert after.report.slowest is not None
+    assert other.slowest_ms == pytest.approx(after.report.slowest.ms, abs=1e-5)
+    assert made.report.slowest is not None
+    assert after.report.slowest.ms >= made.report.slowest.ms
+
+
+def test_what_does_not_fit_otherwise_is_said():
+    # Whole, the table lacks 10,000 bytes; by rows, it fits.
+    tables = model(big=(1000, 16))
+    whole = plan(tables, 2, ENOUGH, {"big": ParameterConstraints(sharding_types=["table_wise"])})
+    assert whole.report is not None
+    size = whole.report.tables[0].num_bytes
+    made = plan(tables, 2, size - 10_000)
+    assert made.report is not None
+    others = made.report.tables[0].others or ()
+    missing = [other for other in others if other.slowest_ms is None]
+    assert [(other.sharding_type, other.missing) for other in missing] == [("table_wise", 10_000)]
+    text = made.explain()
+    assert "table_wise lacks 9.766 KB on rank" in text
+    assert "Memory: other ways do not fit for 'big'." in text
+
+
+def test_wishes_are_said():
+    wishes = {
+        "a": ParameterConstraints(ranks=[1], sharding_types=["table_wise"]),
+        "c": ParameterConstraints(together_with="b"),
+    }
+    made = plan(model(a=(10, 4), b=(10, 4), c=(10, 4)), 2, ENOUGH, wishes)
+    text = made.explain()
+    assert "only on ranks 1; no other way" in text
+    assert "with 'b'; no other way" in text
+    assert "Wishes: for 'a', 'c'." in text
+    ranks = {name: sharding.ranks for name, sharding in made.plan[""].items()}
+    assert ranks["a"] == [1]
+    assert ranks["b"] == ranks["c"]
+
+
+def test_a_plan_made_by_hand_cannot_be_explained():
+    with pytest.raises(ValueError, match=r"made by a planner to be explained.*by hand"):
+        ShardingPlan({}).explain()
+
+
+def test_files_have_digests():
+    tables = model(a=(1000, 64), b=(10, 4))
+    made = plan(tables, 2, ENOUGH)
+    text = plan_to_json(made)
+    data = json.loads(text)
+    assert made.report is not None
+    assert data["digest"] == plan_digest(made)
+    assert data["made_from"] == made.report.made_from
+    assert plan_from_json(text) == made
+    assert plan_to_json(replace(made, report=None)) != text
+    data["modules"][""]["b"]["compute_kernel"] = "dense"
+    with pytest.raises(ValueError, match=r"should have `digest` \w+; leave it out.*Received '\w+'"):
+        plan_from_json(json.dumps(data))
+    del data["digest"]
+    assert plan_from_json(json.dumps(data)) != made
+
+
+def test_what_a_plan_is_made_from_tells_models_ranks_and_wishes_apart():
+    def digest(tables, world_size=2, memory=ENOUGH, wishes=None) -> str:
+        report = plan(tables, world_size, memory, wishes).report
+        assert report is not None
+        return report.made_from
+
+    same = [digest(model(a=(10, 4))) for _ in range(2)]
+    others = [
+        digest(model(a=(11, 4))),
+        digest(model(b=(10, 4))),
+        digest(model(a=(10, 4)), world_size=3),
+        digest(model(a=(10, 4)), memory=ENOUGH + 1),
+        digest(model(a=(10, 4)), wishes={"a": ParameterConstraints(pooling_factors=[2.0])}),
+    ]
+    assert same[0] == same[1]
+    assert len({same[0], *others}) == 6
+
+
+def test_of_many_tables_the_costliest_are_looked_at():
+    tables = model(**{f"t{i}": (10 + i, 4) for i in range(210)})
+    planner = EmbeddingShardingPlanner(Topology(2, "cpu"), batch_size=8)
+    made = planner.plan(tables, [TableSharder()])
+    assert made.report is not None
+    left_out = [table for table in made.report.tables if table.others is None]
+    assert len(left_out) == 10
+    assert not made.report.is_best
+    assert "no change of one table betters it" in made.explain()
+    assert "not looked at" in made.explain()
