@@ -125,6 +125,7 @@ class TableUpdate(Owner):
         self.collecting = False  # within `accumulate()`: what arrives waits for a later update
         self.joint: _Applier | None = None
         self.group: HyperGroup | None = None
+        self._hyper: Hyper | None = None  # what the group says, until somebody writes to it
         self._weight: Tensor | None = None
         self._hook: Any = None
         self._applied: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None
@@ -245,7 +246,7 @@ class TableUpdate(Owner):
         options = RULES[rule.optimizer].table_options
         values = {name: getattr(rule.hyper, name) for name in options}
         params = [] if self._weight is None else [self._weight]
-        self.group = HyperGroup({"params": params, **values}, self)
+        self.group, self._hyper = HyperGroup({"params": params, **values}, self), rule.hyper
         self._watch_gradient()
 
     def share_rule(self, rule: FusedRule, table: str) -> None:
@@ -291,7 +292,10 @@ class TableUpdate(Owner):
         """The hyper-parameters, as they are in the parameter group now."""
         if self.rule is None or self.group is None:
             raise RuntimeError(f"Table '{self.table}' should have a rule of its own.")
-        return RULES[self.rule.optimizer].hyper(self.group)
+        if self._hyper is not None and not self.lr_is_tensor:
+            return self._hyper
+        self._hyper = RULES[self.rule.optimizer].hyper(self.group)
+        return self._hyper
 
     def hyper_written(self, key: str, value: Any, group: Mapping[str, Any]) -> None:
         """Check a hyper-parameter that is about to be written to the parameter group.
@@ -313,6 +317,7 @@ class TableUpdate(Owner):
                     f"`{key}` of table '{self.table}' should need the state that there is, "
                     f"{list(self.rule.state_names)}. Received {value}."
                 )
+        self._hyper = None
         if self.joint is not None:
             self.joint.hyper_changed(only_rate=key == "lr")
 
@@ -417,7 +422,8 @@ class TableUpdate(Owner):
             rows: int64 ``(n,)``, distinct, on the device of the weight.
         """
         weight = self.weight
-        self.waiting = [_without(waiting, rows) for waiting in self.waiting]
+        if self.waiting:
+            self.waiting = [_without(waiting, rows) for waiting in self.waiting]
         grad = weight.grad
         if grad is not None and grad.is_sparse:
             kept = _without(RowGradients(*row_gradients(grad)), rows)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from torchrec.ops.embedding.updates import Hyper
 LR = HYPER.index("lr")
 STEP = HYPER.index("step")
 SAMPLES = HYPER.index("samples")
+_in_order = itemgetter(*HYPER)
 
 
 def write_hyper(row: Tensor, hyper: Hyper) -> None:
@@ -41,7 +44,7 @@ def write_hyper(row: Tensor, hyper: Hyper) -> None:
         "batch_l2": hyper.batch_l2,
         "samples": 0.0,
     }
-    row.copy_(torch.tensor([numbers[name] for name in HYPER], dtype=torch.float64, device="cpu"))
+    row.copy_(torch.tensor(_in_order(numbers), dtype=torch.float64, device="cpu"))
 
 
 def read_hyper(row: Tensor) -> tuple[Hyper, int]:

@@ -26,7 +26,7 @@ dense gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -329,6 +329,14 @@ def lars_sgd(
     return weights - buffer, {"momentum_buffer": buffer}
 
 
+def _numbers(values: Iterable[float | Tensor]) -> tuple[float, ...]:
+    return tuple(map(float, values))
+
+
+# Hyper-parameters that may be given as tensors, and how they become numbers.
+_READ: Mapping[str, Callable[[Any], object]] = {"lr": float, "betas": _numbers}
+
+
 @dataclass(frozen=True)
 class Rule:
     """An update rule, with the state that it keeps and the hyper-parameters that a user may set.
@@ -367,11 +375,11 @@ class Rule:
 
     def hyper(self, options: Mapping[str, Any]) -> Hyper:
         """Read the hyper-parameters out of ``options``, say a parameter group."""
-        given = {name: options[name] for name in self.table_options if name in options}
-        if "lr" in given:
-            given["lr"] = float(given["lr"])
-        if "betas" in given:
-            given["betas"] = tuple(float(beta) for beta in given["betas"])
+        given: dict[str, Any] = {}
+        for name in self.table_options:
+            if name in options:
+                read = _READ.get(name)
+                given[name] = options[name] if read is None else read(options[name])
         return replace(self.defaults, **given)
 
     def new_state(self, name: str, weights: Tensor, hyper: Hyper) -> Tensor:
