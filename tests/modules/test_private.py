@@ -129,7 +129,8 @@ def test_a_parameter_that_is_part_of_one_that_is_cut_up(tmp_path):
 def test_ranks_of_the_model_whose_forward_pass_it_is(tmp_path):
     class Asks(nn.Linear):
         def forward(self, x):
-            seen.append(_private.ranks_of_ddp())
+            around = _private.ddp_around()
+            seen.append(1 if around is None else around.process_group.size())
             return super().forward(x)
 
     seen = []

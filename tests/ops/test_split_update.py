@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from tests.ops.test_embedding import MEAN, SUM, Case, make, native, needs_native, trained, update
-from torchrec.ops.embedding import Bags, Ids, LookupSpec, SplitUpdate
+from torchrec.ops.embedding import (
+    BagGradient,
+    Bags,
+    Ids,
+    LookupSpec,
+    SequenceGradient,
+    SplitUpdate,
+)
 
 pytestmark = needs_native
 
@@ -33,6 +40,11 @@ def bags_of(m):
     return Bags(m.values, m.offsets, m.sample_weights)
 
 
+def split_update(m, table, shares):
+    gradient = BagGradient(m.grad, table.weights, table.spec, bags_of(m))
+    return SplitUpdate(gradient, table.states, table.hyper, shares)
+
+
 @pytest.mark.parametrize("tables", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", NAMES)
@@ -43,8 +55,7 @@ def test_both_halves_of_whole_tables_are_the_update_to_the_bit(name, case, table
     for step in range(3):
         m = make(case, seed=step)
         update(native, whole, m)
-        split = SplitUpdate(halves.states, halves.hyper, [1.0] * 3)
-        split.update_bags(m.grad, halves.weights, halves.spec, bags_of(m))
+        split = split_update(m, halves, [1.0] * 3)
         split.finish(split.numbers())
         assert halves.hyper.tolist() == whole.hyper.tolist()
         for mine, other in zip(
@@ -67,8 +78,8 @@ def test_parts_of_the_columns_train_as_the_whole_table_and_have_one_state(name, 
         part.spec = LookupSpec([replace(part.spec.tables[0], dim=dim)], slots, 2, 2 * dim)
         part.weights = [whole.weights[0][:, columns].contiguous()]
         grad = torch.cat([m.grad[:, columns], m.grad[:, 48:][:, columns]], 1)
-        split = SplitUpdate(part.states, part.hyper, [dim / 48])
-        split.update_bags(grad, part.weights, part.spec, bags_of(m))
+        gradient = BagGradient(grad, part.weights, part.spec, bags_of(m))
+        split = SplitUpdate(gradient, part.states, part.hyper, [dim / 48])
         pieces.append((columns, part, split))
         at += dim
     update(native, whole, m)
@@ -89,12 +100,12 @@ def test_sequences_with_a_slot_that_nobody_uses():
     starts = [0, len(m.values) // 2]
     ids = Ids(m.values, starts, [starts[1], len(m.values) - starts[1]])
     grads = [torch.randn(ids.counts[0], 17), None]
-    split = SplitUpdate(halves.states, halves.hyper, [1.0, 1.0])
-    split.update_sequences(grads, halves.weights, halves.spec, ids)
+    gradient = SequenceGradient(grads, halves.weights, halves.spec, ids)
+    split = SplitUpdate(gradient, halves.states, halves.hyper, [1.0, 1.0])
     assert split.counts[1] == 0
     split.finish(split.numbers())
     native.embedding_sequence_update_(
-        grads, whole.weights, whole.states, whole.hyper, *ids.arguments(whole.spec)
+        grads, whole.weights, whole.states, whole.hyper, whole.spec.tensor, *ids[:3]
     )
     for mine, other in zip(
         halves.weights + halves.states, whole.weights + whole.states, strict=True
@@ -110,8 +121,7 @@ def test_numbers_are_fewer_than_rows_and_the_same_for_any_number_of_threads():
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            split = SplitUpdate(table.states, table.hyper, [0.5])
-            split.update_bags(m.grad, table.weights, table.spec, bags_of(m))
+            split = split_update(m, table, [0.5])
             found.append(split.numbers())
     finally:
         torch.set_num_threads(before)
@@ -126,20 +136,16 @@ def test_what_does_not_fit_is_refused_before_anything_is_written():
     m = make(case)
     table = trained(case, m, "rowwise_adagrad")
     before = table.copy()
-    split = SplitUpdate(table.states, table.hyper, [1.0])
-    split.update_bags(m.grad, table.weights, table.spec, bags_of(m))
+    split = split_update(m, table, [1.0])
     numbers = split.numbers()
     with pytest.raises(ValueError, match=r"`numbers` should be as many as were measured \(\d+\)"):
         split.finish(numbers[1:])
     for name in ("adagrad", "rowwise_adagrad_l2-all_rows"):
         other = trained(case, m, name)
-        refused = SplitUpdate(other.states, other.hyper, [1.0])
         with pytest.raises(ValueError, match="Table number 0 should be updated by row-wise Adag"):
-            refused.update_bags(m.grad, other.weights, other.spec, bags_of(m))
+            split_update(m, other, [1.0])
     with pytest.raises(ValueError, match="`shares` should be one a table"):
-        SplitUpdate(table.states, table.hyper, []).update_bags(
-            m.grad, table.weights, table.spec, bags_of(m)
-        )
+        split_update(m, table, [])
     assert torch.equal(table.weights[0], before.weights[0])
     assert table.hyper.tolist() == before.hyper.tolist()
     split.finish(numbers)

@@ -20,8 +20,8 @@ from torchrec import (
     KeyedJaggedTensor,
     OptimizerType,
 )
+from torchrec.ops.embedding import BagGradient
 from torchrec.optim import apply_optimizer_in_backward
-from torchrec.optim.joint_update import BagGradient
 from torchrec.types import DataType
 
 SIZES = {"t": (10, 4), "u": (7, 3), "v": (5, 4)}

@@ -38,15 +38,15 @@ class Slow(torch.autograd.Function):
 
 def test_phases_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dense layers sleep 2 x 20 ms, the update of the tables 30 ms."""
-    from torchrec.ops.embedding import KernelUpdater
+    from torchrec.ops.embedding import BagGradient
 
-    update = KernelUpdater.update_bags
+    update = BagGradient.update
 
     def slow_update(*args: Any) -> None:
         time.sleep(0.03)
         update(*args)
 
-    monkeypatch.setattr(KernelUpdater, "update_bags", slow_update)
+    monkeypatch.setattr(BagGradient, "update", slow_update)
     model, batch, timer = ClickModel(dropout=0.0), make_batch(8, 1), PhaseTimer()
 
     def step() -> None:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from torchrec.distributed.wire import Wire
-from torchrec.ops.embedding import SplitUpdate
-from torchrec.optim.joint_update import LookupGradient
+from torchrec.ops.embedding import LookupGradient, SplitUpdate
 from torchrec.optim.table_update import TableUpdate
 
 __all__ = ["MeanSquares", "SplitTable"]
@@ -77,8 +76,7 @@ class MeanSquares:
             nothing = [0] * self._wire.world_size
             self._wire.swap(torch.empty(0), nothing, nothing)
             return
-        update = SplitUpdate(list(states), hyper, self._shares)
-        lookup.apply(update)
+        update = SplitUpdate(lookup, list(states), hyper, self._shares)
         update.finish(self._of_whole_rows(update.numbers(), self._runs(update.counts)))
 
     def _runs(self, counts: Sequence[int]) -> list[_Run]:

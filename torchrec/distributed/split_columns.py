@@ -21,7 +21,7 @@ from torchrec.ops.embedding import SplitUpdate
 from torchrec.ops.embedding.hyper import SAMPLES
 from torchrec.ops.embedding.updates import RULES, RowSums
 from torchrec.optim.joint_update import JointUpdate, PassGradients
-from torchrec.optim.owners import owner_of
+from torchrec.optim.owners import UpdateTime, owner_of
 from torchrec.optim.rows import apply_rule
 from torchrec.optim.scaled_steps import scaled_steps
 from torchrec.optim.table_update import FusedRule, TableUpdate
@@ -234,7 +234,7 @@ class SplitColumnsUpdate(JointUpdate):
         lookup = brought.lookups[0] if self.updates else None
         if lookup is not None and self._penalises:
             self.hyper[:, SAMPLES] = lookup.samples
-        self.updated = scaled_steps.now(brought.backward_pass)
+        self.updated = UpdateTime(scaled_steps.taken, brought.backward_pass)
         states = [state for update in self.updates for state in update.states.values()]
         self._means.update(lookup, states, self.hyper)
 

@@ -19,16 +19,21 @@ __all__ = [
     "awaits_first_pass",
     "children_by_name",
     "constant_in_graphs",
+    "ddp_around",
     "has_hooks",
     "is_cut_up_by_fsdp",
     "outside_graphs",
     "parameters_by_name",
-    "ranks_of_ddp",
     "reduced_by_ddp",
     "saving_hooks",
 ]
 
 C = TypeVar("C", bound=Callable[..., object])
+
+# Gives the `DistributedDataParallel` whose forward pass this is, or None.
+ddp_around: Callable[[], nn.parallel.DistributedDataParallel | None] = (
+    nn.parallel.DistributedDataParallel._get_active_ddp_module
+)
 
 # Fails with a message once the device comes to it; the host does not wait.
 assert_later = torch._assert_async
@@ -73,20 +78,10 @@ def children_by_name(module: nn.Module) -> dict[str, nn.Module]:
 
 def reduced_by_ddp() -> list[Tensor]:
     """Return the parameters of the `DistributedDataParallel` whose forward pass this is, if any."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return []
-    around = nn.parallel.DistributedDataParallel._get_active_ddp_module()
+    around = ddp_around()
     return [] if around is None else list(around._module_parameters)
 
 
 def is_cut_up_by_fsdp(param: Tensor) -> bool:
     """Say whether a `FullyShardedDataParallel` has made a parameter part of one that is cut up over ranks."""
     return getattr(param, "_fsdp_flattened", False)
-
-
-def ranks_of_ddp() -> int:
-    """Return how many ranks the `DistributedDataParallel` has whose forward pass this is; 1 outside of any."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 1
-    around = nn.parallel.DistributedDataParallel._get_active_ddp_module()
-    return 1 if around is None else around.process_group.size()

@@ -29,6 +29,7 @@ from torchrec.sparse.jagged_tensor import (
     JaggedTensor,
     KeyedJaggedTensor,
     KeyedTensor,
+    bags_of,
     keyed_tensor,
 )
 
@@ -296,24 +297,23 @@ class EmbeddingBagCollection(
             IdOutOfRangeError: for an id that no row stands for, if its table's policy says so.
             ValueError: for a feature that is missing, or weights that are.
         """
-        if is_proxy(features):
+        if not isinstance(features, KeyedJaggedTensor):
+            if not is_proxy(features):
+                require_type(features, "`features`", KeyedJaggedTensor)
             traced: KeyedTensor = self.recorded(features)
             return traced
-        require_type(features, "`features`", KeyedJaggedTensor)
-        if features.variable_stride_per_key() or features.inverse_indices_or_none() is not None:
-            features = features.expand_inverse()
-        sample_weights = None
-        if self._is_weighted:
-            sample_weights = features.weights_or_none()
-            if sample_weights is None:
-                raise ValueError("`features` should have weights, as `is_weighted` says.")
-        weights, spec, groups = self._tables.lookup_of(features.keys())
-        tables = self._tables
+        given, tables = bags_of(features), self._tables
+        if given.strides_per_rank is not None or given.inverse_indices is not None:
+            given = bags_of(features.expand_inverse())
+        if self._is_weighted and given.weights is None:
+            raise ValueError("`features` should have weights, as `is_weighted` says.")
+        weights, spec, groups = tables.lookup_of(given.keys)
         if not weights:
-            values = features.values().new_empty((features.stride(), 0), dtype=self.output_dtype)
+            values = given.values.new_empty((given.stride(), 0), dtype=tables.output_dtype)
             return KeyedTensor([], [], values)
-        bags = Bags(features.values(), features.offsets(), sample_weights)
-        output, out_of_range = lookup_bags(weights, spec, bags, self.output_dtype, groups)
+        sample_weights = given.weights if self._is_weighted else None
+        bags = Bags(given.values, given.offsets(), sample_weights)
+        output, out_of_range = lookup_bags(weights, spec, bags, tables.output_dtype, groups)
         if tables.counts_ids:
             self._count(out_of_range)
         return keyed_tensor(tables.embedding_names, tables.dims, output)
@@ -397,10 +397,11 @@ class EmbeddingCollection(
             IdOutOfRangeError: for an id that no row stands for, if its table's policy says so.
             ValueError: for a feature that is missing.
         """
-        if is_proxy(features):
+        if not isinstance(features, KeyedJaggedTensor):
+            if not is_proxy(features):
+                require_type(features, "`features`", KeyedJaggedTensor)
             traced: dict[str, JaggedTensor] = self.recorded(features)
             return traced
-        require_type(features, "`features`", KeyedJaggedTensor)
         if features.inverse_indices_or_none() is not None:
             features = features.expand_inverse()
         weights, spec, groups = self._tables.lookup_of(features.keys())

@@ -11,7 +11,7 @@ from torch.compiler import is_compiling
 
 from torchrec.checks import require_type
 from torchrec.fx.proxies import LeafModule, is_proxy
-from torchrec.modules._private import outside_graphs, ranks_of_ddp, reduced_by_ddp
+from torchrec.modules._private import ddp_around, outside_graphs, reduced_by_ddp
 from torchrec.modules.collection import Collection, TableStore
 from torchrec.modules.collision.interface import FindsRows
 from torchrec.modules.collision.module import MCHManagedCollisionModule
@@ -201,7 +201,9 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module, LeafModule):
             What the collection of tables returns; and the features with rows in place of ids, if
             asked for, else None.
         """
-        if is_proxy(features):
+        if not isinstance(features, KeyedJaggedTensor):
+            if not is_proxy(features):
+                require_type(features, "`features`", KeyedJaggedTensor)
             traced: Output = self.recorded(features, mutate_miss_lengths)
             return traced
         mapped = self._mapped_outside if is_compiling() else self._mapped
@@ -211,7 +213,8 @@ class BaseManagedCollisionEmbeddingCollection(nn.Module, LeafModule):
 
     def _mapped(self, features: KeyedJaggedTensor, mutate_miss_lengths: bool) -> KeyedJaggedTensor:
         """Map ids to rows, and reset the rows that changed hands."""
-        if ranks_of_ddp() > 1:
+        around = ddp_around()
+        if around is not None and around.process_group.size() > 1:
             self._check_not_reduced()
         maps = self._managed_collision_collection
         return maps.map_ids(features, self._embedding_module.reset_rows, mutate_miss_lengths)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ from torchrec.checks import checked_device, require_integer, require_type
 from torchrec.modules.collection import TableShard, TableStore
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, initialise
 from torchrec.modules.stray_ids import add_counts
-from torchrec.modules.tables import Tables, embedding_names_by_table
+from torchrec.modules.tables import OutputType, Tables, embedding_names_by_table
 from torchrec.ops.embedding import hash_ids
 from torchrec.optim.keyed import KeyedOptimizer
 
@@ -28,29 +27,6 @@ _BY_ELEMENT = {
     nn.init.uniform_,
     nn.init.zeros_,
 }
-# What rows of half precision are summed in, and returned.
-_SUMMED_IN = dict.fromkeys((torch.float16, torch.bfloat16), torch.float32)
-
-
-@dataclass(frozen=True)
-class OutputType:
-    """Which dtype look-ups give.
-
-    Attributes:
-        given: the one that was asked for; None: none was.
-        stored: the widest one of the tables when they were made.
-    """
-
-    given: torch.dtype | None
-    stored: torch.dtype
-
-    def of(self, dtype: torch.dtype) -> torch.dtype:
-        """Return what look-ups give, where the widest dtype of the tables is now ``dtype``."""
-        if self.given is not None:
-            return self.given
-        # Tables that are stored in half precision give FP32, for the layers behind them; a module that was
-        # cast to it as a whole gives what its layers have.
-        return _SUMMED_IN.get(dtype, dtype) if dtype is self.stored else dtype
 
 
 class TableCollection(nn.Module):
@@ -59,7 +35,6 @@ class TableCollection(nn.Module):
     _tables: Tables
     _out_of_range: Tensor
     _device: torch.device
-    _output_type: OutputType
 
     def _set_tables(
         self,
@@ -82,11 +57,10 @@ class TableCollection(nn.Module):
             modules.append(make(config, self._device))
             holder[config.name] = modules[-1]
         setattr(self, prefix, holder)
-        self._tables = Tables(configs, modules, prefix)
+        self._tables = Tables(configs, modules, prefix, output_dtype=output_dtype)
         for weight, config in zip(self._tables.weights(), configs, strict=True):
             weight.requires_grad_(config.enable_grad)
             initialise(config, weight)
-        self._output_type = OutputType(output_dtype, self._tables.dtype)
         counts = torch.zeros(len(modules), dtype=torch.int64, device=self._device)
         self.register_buffer("_out_of_range", counts, persistent=False)
         self.register_load_state_dict_post_hook(_weights_loaded)  # type: ignore[no-untyped-call]
@@ -273,8 +247,8 @@ class TableCollection(nn.Module):
             [[5.0], [1.0], [1.0]]
         """
         config, weight, update = self._tables.table(table)
-        require_type(rows, f"`rows` of table '{table}'", Tensor)
-        if rows.dim() != 1 or rows.dtype != torch.int64:
+        if not (isinstance(rows, Tensor) and rows.dim() == 1 and rows.dtype is torch.int64):
+            require_type(rows, f"`rows` of table '{table}'", Tensor)
             raise TypeError(
                 f"`rows` of table '{table}' should be int64 of shape (N,). "
                 f"Received {rows.dtype} of shape {tuple(rows.shape)}."
@@ -308,12 +282,12 @@ class TableCollection(nn.Module):
     @property
     def output_dtype(self) -> torch.dtype:
         """The dtype of what look-ups give."""
-        return self._output_type.of(self._tables.dtype)
+        return self._tables.output_dtype
 
     @property
     def output_type(self) -> OutputType:
         """Which dtype look-ups give, of tables that may be cast."""
-        return self._output_type
+        return self._tables.output_type
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from torch.compiler import is_compiling
 from torchrec.checks import require_type
 from torchrec.modules._private import (
     constant_in_graphs,
+    ddp_around,
     is_cut_up_by_fsdp,
     parameters_by_name,
     reduced_by_ddp,
@@ -49,6 +50,8 @@ _POLICY = {
     IdPolicy.IGNORE: PolicyCode.IGNORE,
 }
 _PARAMETERS = frozenset((nn.Parameter,))
+# What rows of half precision are summed in, and returned.
+_SUMMED_IN = dict.fromkeys((torch.float16, torch.bfloat16), torch.float32)
 # Orders of keys whose look-ups a collection keeps; of further ones the oldest is made again when it comes.
 _MOST_LOOKUPS = 64
 _TRAINABLE = (DataType.FP32, DataType.FP16, DataType.BF16)
@@ -169,6 +172,27 @@ def checked_tables(tables: Iterable[C], kind: type[C]) -> list[C]:
     return tables
 
 
+@dataclass(frozen=True)
+class OutputType:
+    """Which dtype look-ups give.
+
+    Attributes:
+        given: the one that was asked for; None: none was.
+        stored: the widest one of the tables when they were made.
+    """
+
+    given: torch.dtype | None
+    stored: torch.dtype
+
+    def of(self, dtype: torch.dtype) -> torch.dtype:
+        """Return what look-ups give, where the widest dtype of the tables is now ``dtype``."""
+        if self.given is not None:
+            return self.given
+        # Tables that are stored in half precision give FP32, for the layers behind them; a module that was
+        # cast to it as a whole gives what its layers have.
+        return _SUMMED_IN.get(dtype, dtype) if dtype is self.stored else dtype
+
+
 class Tables:
     """Describes the look-ups of a collection, and says where the gradient of each table goes.
 
@@ -177,6 +201,7 @@ class Tables:
         modules: the module that holds the weight of each.
         prefix: of the names of the weights: ``embedding_bags`` or ``embeddings``.
         partial: whether input may lack features, which are not looked up then.
+        output_dtype: of what look-ups give. Default: that of the tables, see `OutputType`.
     """
 
     def __init__(
@@ -185,6 +210,7 @@ class Tables:
         modules: Sequence[nn.Module],
         prefix: str,
         partial: bool = False,
+        output_dtype: torch.dtype | None = None,
     ) -> None:
         self.configs = list(configs)
         self._partial = partial
@@ -206,6 +232,8 @@ class Tables:
         self._compiled_lookups: dict[tuple[Any, ...], tuple[LookupSpec, list[Group]]] = {}
         self._version = 0
         self.in_backward = False  # whether any table is updated in the backward pass
+        stored = _widest([parameters["weight"].dtype for parameters in self._parameters])
+        self.output_type = OutputType(output_dtype, stored)
         self.bind()
 
     # The weights, and what knows them.
@@ -318,7 +346,7 @@ class Tables:
             install_step_hook()
         if self.in_backward:
             install_scaler_check()
-        self.dtype = _widest([weight.dtype for weight in weights])
+        self.output_dtype = self.output_type.of(_widest([weight.dtype for weight in weights]))
         self._optimizer = None
         self._lookups, self._compiled_lookups = {}, {}
         self._version += 1
@@ -422,25 +450,19 @@ class Tables:
         Args:
             keys: of the input.
         """
-        weights = self.weights()
-        recorded = torch.is_grad_enabled()
-        if self.in_backward and recorded and not is_compiling():
+        weights, recorded, compiling = self.weights(), torch.is_grad_enabled(), is_compiling()
+        if recorded and self.in_backward and not compiling and ddp_around() is not None:
             self.check_not_reduced()
+        lent = not compiling and weights is not self._bound and _are_lent(weights)
+        if lent and recorded:
+            self._check_not_cut_up()
         requires_grad = (False,) * len(weights)
         if recorded:
-            requires_grad = tuple([w.requires_grad for w in weights])
-        spec, groups = self.lookup(tuple(keys), requires_grad, self.mode(weights))
+            requires_grad = tuple([weight.requires_grad for weight in weights])
+        spec, groups = self.lookup(tuple(keys), requires_grad, (self._version, lent, compiling))
         if self._partial and not groups:  # those that take gradients are looked up by other input
             weights = [weight.detach() for weight in weights]
         return weights, spec, groups
-
-    def mode(self, weights: list[Tensor]) -> tuple[int, bool, bool]:
-        """Return what a compiled look-up depends on beside keys, whether weights are lent, and whether it is one."""
-        compiling = is_compiling()
-        lent = not compiling and weights is not self._bound and _are_lent(weights)
-        if lent and torch.is_grad_enabled():
-            self._check_not_cut_up()
-        return self._version, lent, compiling
 
     # To torch.compile the result is a constant: it depends on nothing but the arguments.
     @constant_in_graphs
@@ -452,7 +474,8 @@ class Tables:
         Args:
             keys: of the input.
             requires_grad: of each table, all False where no gradient is recorded.
-            mode: `mode`; a compiled look-up is compiled anew when it changes.
+            mode: a number that changes with the tables, so that a compiled look-up is compiled anew; whether
+                the weights are lent; and whether it is a compiled look-up.
         """
         _, lent, compiled = mode
         if compiled and any(requires_grad):

@@ -283,9 +283,9 @@ def _chooser(
             is_known = i in known and len(found) > _FEW
             of_list = known[i].get(found[0], found) if is_known else None
             if of_list is None:
-                if not _are_plain(found):
+                of_list = _gradient_asked_of(found)
+                if of_list is None:
                     return step_aside(*args)
-                of_list = _is_asked_for_gradient(found)
                 if is_known:
                     known[i].put(found[0], found, of_list)
             asked = asked or of_list
@@ -348,31 +348,36 @@ def _is_as_it_lies(tensor: Tensor) -> bool:
     return not (tensor.is_neg() or tensor.is_conj() or is_zero(tensor))
 
 
-def _are_plain(tensors: Sequence[Tensor | None]) -> bool:
-    """Say whether kernels may read all tensors of a list: of a long one in a few passes at the speed of C."""
+def _gradient_asked_of(tensors: Sequence[Tensor | None]) -> bool | None:
+    """Say whether a gradient is asked of a list; None: kernels may not read all of its tensors.
+
+    Of a long one in a few passes at the speed of C.
+    """
     if len(tensors) <= _FEW:
+        asked = False
         for tensor in tensors:
-            if tensor is not None and not (
-                type(tensor) in _PLAIN_TYPES and tensor.is_cpu and _is_as_it_lies(tensor)
-            ):
-                return False
-        return True
+            if tensor is None:
+                continue
+            if type(tensor) not in _PLAIN_TYPES or not tensor.is_cpu:
+                return None
+            if tensor.is_neg() or tensor.is_conj() or is_zero(tensor):  # see `_is_as_it_lies`
+                return None
+            asked = asked or tensor.requires_grad
+        return asked and is_grad_enabled()
     found = [tensor for tensor in tensors if tensor is not None]
-    return (
+    if (
         _PLAIN_TYPES.issuperset(map(type, found))
         and all(map(_get_is_cpu, found))
         and not any(map(Tensor.is_neg, found))
         and not any(map(Tensor.is_conj, found))
         and not any(map(is_zero, found))
-    )
-
-
-def _is_asked_for_gradient(tensors: Sequence[Tensor | None]) -> bool:
-    return is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    ):
+        return is_grad_enabled() and any(map(_get_requires_grad, found))
+    return None
 
 
 _FEW = 4
-_get_is_cpu = attrgetter("is_cpu")
+_get_is_cpu, _get_requires_grad = attrgetter("is_cpu"), attrgetter("requires_grad")
 
 
 def _are_held(objects: list[Any], dicts: list[dict[str, Any]], key: str) -> bool:
@@ -435,17 +440,20 @@ def refuse_jit_trace(what: str) -> None:
         )
 
 
-def refuse_gradient_in_jit_trace() -> None:
-    """Refuse to have `torch.jit.trace` record a look-up with its gradient.
+def is_recorded() -> bool:
+    """Say whether autograd records a gradient of our own: nothing transforms the call, and gradients are wanted.
 
     Raises:
-        NotImplementedError: while recording.
+        NotImplementedError: while `torch.jit.trace` records, which knows none of tables.
     """
+    if not is_grad_enabled() or is_transformed():
+        return False
     if jit_trace() is not None:
         raise NotImplementedError(
             "torch.jit.trace should record look-ups without a gradient, call it under `torch.no_grad()`: it knows "
             "none of tables. torch.compile and torch.export do."
         )
+    return True
 
 
 def backends() -> dict[str, dict[str, Backend]]:

@@ -182,5 +182,5 @@ class _Stepper(Owner):
             self._check_not_reduced()
         if self._optimizer is not None:
             self._optimizer.step()
-        self._updated = scaled_steps.now(backward_pass_number())
+        self._updated = UpdateTime(scaled_steps.taken, backward_pass_number())
         param.grad = None

@@ -16,17 +16,15 @@ import torch
 from torch import Tensor
 
 from torchrec.ops.embedding import (
-    Bags,
     Ids,
-    KernelUpdater,
+    LookupGradient,
     LookupSpec,
+    SequenceGradient,
     SlotSpec,
     TableSpec,
     Updater,
-    bag_row_grads,
     choose_rows,
     new_hyper,
-    sequence_row_grads,
     write_hyper,
 )
 from torchrec.ops.embedding.hyper import LR, SAMPLES, STEP
@@ -36,86 +34,9 @@ from torchrec.optim.scaled_steps import scaled_steps
 from torchrec.optim.table_update import RowGradients, TableUpdate
 
 
-@dataclass
-class BagGradient:
-    """The gradient of a pooled look-up, ``(B, width)``, with what it was looked up by."""
-
-    grad: Tensor
-    weights: list[Tensor]
-    spec: LookupSpec
-    bags: Bags
-
-    def apply(self, updater: Updater) -> None:
-        """Update the tables straight away, by one call of the kernel."""
-        updater.update_bags(self.grad, self.weights, self.spec, self.bags)
-
-    @property
-    def samples(self) -> int:
-        """How many samples looked something up."""
-        return self.grad.shape[0]
-
-    def rows(self) -> list[RowGradients | None]:
-        """Return the gradients of the rows of each table; None for one that is frozen."""
-        pairs = bag_row_grads(self.grad, self.weights, self.spec, self.bags)
-        return [
-            None if table.optimizer is None else RowGradients(*pair)
-            for table, *pair in zip(self.spec.tables, pairs[::2], pairs[1::2], strict=True)
-        ]
-
-    def times(self) -> list[Tensor]:
-        """Return, for each table, how often each of its `rows` was looked up."""
-        offsets, keys = self.bags.offsets, self.spec.num_keys
-        size = (len(offsets) - 1) // keys if keys else 0
-        ends = offsets[::size].tolist() if size else [0] * (keys + 1)
-        starts = [ends[slot.key] for slot in self.spec.slots]
-        counts = [ends[slot.key + 1] - ends[slot.key] for slot in self.spec.slots]
-        return _times(self.spec, Ids(self.bags.values, starts, counts))
-
-
-@dataclass
-class SequenceGradient:
-    """The gradients of a look-up of sequences, each ``(count, D)`` or None, one a slot."""
-
-    grads: list[Tensor | None]
-    weights: list[Tensor]
-    spec: LookupSpec
-    ids: Ids
-
-    @property
-    def samples(self) -> int:
-        """How many samples looked something up."""
-        return self.ids.samples
-
-    def apply(self, updater: Updater) -> None:
-        """Update the tables straight away, by one call of the kernel."""
-        updater.update_sequences(self.grads, self.weights, self.spec, self.ids)
-
-    def rows(self) -> list[RowGradients | None]:
-        """Return the gradients of the rows of each table; None for one that is frozen or not used."""
-        pairs = sequence_row_grads(self.grads, self.weights, self.spec, self.ids)
-        used = {
-            slot.table
-            for slot, grad in zip(self.spec.slots, self.grads, strict=True)
-            if grad is not None
-        }
-        return [
-            None if table.optimizer is None or t not in used else RowGradients(*pair)
-            for t, (table, *pair) in enumerate(
-                zip(self.spec.tables, pairs[::2], pairs[1::2], strict=True)
-            )
-        ]
-
-    def times(self) -> list[Tensor]:
-        """Return, for each table, how often each of its `rows` was looked up, where it got a gradient."""
-        counts = [
-            0 if grad is None else count
-            for grad, count in zip(self.grads, self.ids.counts, strict=True)
-        ]
-        return _times(self.spec, Ids(self.ids.values, self.ids.starts, counts))
-
-
-def _times(spec: LookupSpec, ids: Ids) -> list[Tensor]:
-    """Return, for each table, how often each row that some id chose was chosen, in order of the rows."""
+def _times(gradient: LookupGradient) -> list[Tensor]:
+    """Return, for each table, how often each row that got a gradient was looked up, in order of the rows."""
+    spec, ids = gradient.spec, gradient.slot_ids()
     rows = choose_rows(spec, ids)[0].split(list(ids.counts))
     chosen: list[list[Tensor]] = [[ids.values.new_empty(0, dtype=torch.int64)] for _ in spec.tables]
     for slot, mine in zip(spec.slots, rows, strict=True):
@@ -123,8 +44,9 @@ def _times(spec: LookupSpec, ids: Ids) -> list[Tensor]:
     return [torch.cat(mine).unique(return_counts=True)[1] for mine in chosen]
 
 
-LookupGradient = BagGradient | SequenceGradient
 _takes_gradient = attrgetter("requires_grad")
+_has_waiting = attrgetter("waiting")
+_is_collecting = attrgetter("collecting")
 
 
 @dataclass
@@ -160,7 +82,7 @@ class JointUpdate:
     def __init__(self, updates: list[TableUpdate]) -> None:
         self.updates = updates
         self.hyper = new_hyper(len(updates))
-        self._kernel = KernelUpdater([], self.hyper)
+        self._states: list[Tensor] = []  # of all tables, one behind the other
         self._weights: list[Tensor] = []
         self.updated: UpdateTime | None = None
         self._arrived = -1  # number of the backward pass that gradients came from last
@@ -177,8 +99,7 @@ class JointUpdate:
         for update in self.updates:
             update.place()
         self._weights = [update.weight for update in self.updates]
-        states = [state for update in self.updates for state in update.states.values()]
-        self._kernel = KernelUpdater(states, self.hyper)
+        self._states = [state for update in self.updates for state in update.states.values()]
         self._rows_spec = None
 
     def hyper_changed(self, only_rate: bool) -> None:
@@ -222,12 +143,15 @@ class JointUpdate:
         self._check_memory()
         lookups = brought.lookups
         alone = len(lookups) == 1 and not brought.rows and not self._frozen_since(lookups[0])
-        if alone and not any(update.waiting or update.collecting for update in self.updates):
-            self._write_hyper()
+        if alone and not (
+            any(map(_has_waiting, self.updates)) or any(map(_is_collecting, self.updates))
+        ):
+            if self._stale_rates:
+                self._write_hyper()
             if self._penalises:
                 self.hyper[:, SAMPLES] = lookups[0].samples
-            self.updated = scaled_steps.now(brought.backward_pass)
-            lookups[0].apply(self._kernel)
+            self.updated = UpdateTime(scaled_steps.taken, brought.backward_pass)
+            lookups[0].update(self._states, self.hyper)
             return
         self.collect(brought)
         self.apply_waiting([update for update in self.updates if not update.collecting])
@@ -300,13 +224,15 @@ class JointUpdate:
         counts = [len(r) for r in rows]
         starts = [sum(counts[:t]) for t in range(len(counts))]
         weights = [update.weight for update in self.updates]
-        self._write_hyper()
+        if self._stale_rates:
+            self._write_hyper()
         if self._penalises:
             self.hyper[:, SAMPLES] = 0  # the penalty is in the gradients already
-        self.updated = scaled_steps.now(self._arrived)
+        self.updated = UpdateTime(scaled_steps.taken, self._arrived)
+        ids = Ids(torch.cat(rows), starts, counts)
         with torch.no_grad():
-            self._kernel.update_sequences(
-                grads, weights, self._spec_of_rows(), Ids(torch.cat(rows), starts, counts)
+            SequenceGradient(grads, weights, self._spec_of_rows(), ids).update(
+                self._states, self.hyper
             )
 
     def _spec_of_rows(self) -> LookupSpec:
@@ -329,8 +255,6 @@ class JointUpdate:
 
     def _write_hyper(self) -> None:
         """Bring the cache of hyper-parameters up to date: mostly, one column of it."""
-        if not self._stale_rates:
-            return
         if self._stale:
             hypers = [update.hyper for update in self.updates]
             for row, hyper in zip(self.hyper, hypers, strict=True):
@@ -352,12 +276,12 @@ def _of_one_dtype(grads: list[Tensor | None]) -> list[Tensor | None]:
 
 def _rows_of(gradient: LookupGradient, updates: list[TableUpdate]) -> list[RowGradients | None]:
     """Return the gradients of the rows of each table, with how often each was looked up where it counts."""
-    found = gradient.rows()
+    found = [None if rows is None else RowGradients(*rows) for rows in gradient.rows()]
     if not any(update.penalises_batch for update in updates):
         return found
     return [
         None if rows is None else rows._replace(times=times)
-        for rows, times in zip(found, gradient.times(), strict=True)
+        for rows, times in zip(found, _times(gradient), strict=True)
     ]
 
 
@@ -374,19 +298,8 @@ class LookupUpdater(Updater):
     def __init__(self, updates: list[TableUpdate]) -> None:
         self.updates = updates
 
-    def update_bags(
-        self, grad: Tensor, weights: list[Tensor], spec: LookupSpec, bags: Bags
-    ) -> None:
-        """Apply the gradient of a pooled look-up at the end of this backward pass."""
-        self._receive(BagGradient(grad, weights, spec, bags))
-
-    def update_sequences(
-        self, grads: list[Tensor | None], weights: list[Tensor], spec: LookupSpec, ids: Ids
-    ) -> None:
-        """Apply the gradients of a look-up of sequences at the end of this backward pass."""
-        self._receive(SequenceGradient(grads, weights, spec, ids))
-
-    def _receive(self, gradient: LookupGradient) -> None:
+    def receive(self, gradient: LookupGradient) -> None:
+        """Have the gradient of a look-up applied at the end of this backward pass."""
         # The list of a joint update is made for it alone: to be the same list is to be bound to it still,
         # with all its tables, and none since moved to another one. Equal lists would not say so.
         joint = self.updates[0].joint

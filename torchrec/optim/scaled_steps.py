@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from torchrec.optim.backward_pass import backward_pass_number
-from torchrec.optim.owners import Owner, UpdateTime, all_owners, owner_of
+from torchrec.optim.owners import Owner, all_owners, owner_of
 
 _STEP = torch.amp.GradScaler.step.__code__
 
@@ -26,16 +26,15 @@ class ScaledSteps:
     none. Of what was updated since, that in the newest pass belongs to this step. That in an earlier one may belong to
     another model, which needs no scaler: it is refused the second time, unless there was an optimizer
     in between that steps without a scaler.
+
+    Attributes:
+        taken: how many steps there were: what owners of parameters take for the time of an update.
     """
 
     def __init__(self) -> None:
-        self._taken = 0
+        self.taken = 0
         self._unscaled = 0
         self._suspected: WeakKeyDictionary[Owner, int] = WeakKeyDictionary()
-
-    def now(self, backward_pass: int) -> UpdateTime:
-        """Return the time of an update with the gradients of a backward pass."""
-        return UpdateTime(self._taken, backward_pass)
 
     def check(self, optimizer: torch.optim.Optimizer) -> None:
         """Count a step that is about to be taken.
@@ -46,7 +45,7 @@ class ScaledSteps:
         if backward_pass_number() >= 0 or not _has_gradients(optimizer):
             return
         scaler = _scaler_above(currentframe())
-        self._taken += 1
+        self.taken += 1
         if scaler is None:
             self._unscaled += 1
             return
@@ -65,7 +64,7 @@ class ScaledSteps:
         since = {
             owner: owner.updated.backward_pass
             for owner in all_owners()
-            if owner.updated is not None and owner.updated.step == self._taken - 1
+            if owner.updated is not None and owner.updated.step == self.taken - 1
         }
         if not since:
             return []

@@ -14,7 +14,7 @@ from torch.compiler import is_compiling
 from torchrec.ops import is_readable
 from torchrec.ops.jagged import sum_equal_groups, sum_groups
 from torchrec.sparse._checks import check_metadata, check_same_sizes
-from torchrec.sparse._lengths import BagLengths, bound_pairs, set_computed
+from torchrec.sparse._lengths import BagLengths, bound_pairs
 
 Strides = list[list[int]] | Tensor
 Inverse = tuple[list[str], Tensor]
@@ -50,6 +50,7 @@ class KeyedBags(BagLengths):
     """
 
     # Computed when asked for.
+    _computed: str | None = None
     _offset_per_key: list[int] | None = None
     _lengths_offset_per_key: list[int] | None = None
     _index_per_key: dict[str, int] | None = None
@@ -194,7 +195,8 @@ class KeyedBags(BagLengths):
                     f"whose lengths hold no numbers. Received none for keys {self.keys}."
                 )
             if self.strides_per_rank is None:
-                lengths = sum_equal_groups(self.lengths(), len(self.keys))
+                of_bags = self.lengths() if self._lengths is None else self._lengths
+                lengths = sum_equal_groups(of_bags, len(self.keys))
             else:
                 lengths = sum_groups(self.lengths(), self.stride_per_key())
             if not is_compiling():
@@ -313,22 +315,9 @@ class KeyedBags(BagLengths):
 
     def replace(self, values: Tensor, weights: Tensor | None) -> KeyedBags:
         """Return a record of the same bags with other values and weights, and with caches of its own."""
-        other = KeyedBags(
-            self.keys,
-            values,
-            weights,
-            self._lengths,
-            self._offsets,
-            self._stride,
-            self.strides_per_rank,
-            self.inverse_indices,
-            self._stride_per_key,
-            self._length_per_key,
-        )
-        set_computed(other, self._computed)
-        other._offset_per_key = self._offset_per_key
-        other._lengths_offset_per_key = self._lengths_offset_per_key
-        other._index_per_key = self._index_per_key
+        other = object.__new__(KeyedBags)
+        other.__dict__.update(self.__dict__)
+        other.values, other.weights = values, weights
         return other
 
     def copy_(self, other: KeyedBags, non_blocking: bool) -> None:
@@ -370,7 +359,7 @@ class KeyedBags(BagLengths):
             state.get("_stride_per_key"),
             state.get("_length_per_key"),
         )
-        set_computed(bags, state.get("_computed"))
+        bags._computed = state.get("_computed")
         bags._offset_per_key = state.get("_offset_per_key")
         bags._lengths_offset_per_key = state.get("_lengths_offset_per_key")
         bags._index_per_key = state.get("_index_per_key")

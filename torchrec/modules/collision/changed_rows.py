@@ -33,16 +33,20 @@ class ChangedRows:
         if len(self._parts) > 1 and sum(part.numel() for part in self._parts) > self._size:
             self._parts = [torch.cat(self._parts).unique()]
 
-    def rows(self) -> Tensor | None:
-        """Return the rows, distinct; None: there was no eviction."""
-        if len(self._parts) > 1:
-            self._parts = [torch.cat(self._parts).unique()]
-        return self._parts[0] if self._parts else None
-
     def take(self) -> Tensor | None:
         """Return the rows, distinct, and start anew; None: there was no eviction."""
-        rows, self._parts = self.rows(), []
-        return rows
+        parts, self._parts = self._parts, []
+        if len(parts) > 1:
+            distinct: Tensor = torch.cat(parts).unique()
+            return distinct
+        return parts[0] if parts else None
+
+    def held_in(self, rows: Tensor) -> Tensor:
+        """Return those of some rows that are among these, distinct."""
+        if not self._parts:
+            return rows[:0]
+        among: Tensor = rows[torch.isin(rows, torch.cat(self._parts))].unique()
+        return among
 
     def move(self, to: Callable[[Tensor], Tensor]) -> None:
         """Move the rows, as ``nn.Module._apply`` moves tensors."""
@@ -162,16 +166,14 @@ class FirstPasses:
                 f"{len(same)} before their backward passes, with evictions in between."
             )
         past = same[-1]
-        changed = past.changed.rows()
-        if changed is not None:
-            lost = past.rows[torch.isin(past.rows, changed)].unique()
-            if lost.numel():
-                raise RuntimeError(
-                    f"Rows of table '{self._table}' should keep their ids until the forward pass that "
-                    "looked them up runs again in its backward pass (activation checkpointing). "
-                    f"Received {lost.numel()} that a later look-up gave to other ids: call backward() "
-                    "before it."
-                )
+        lost = past.changed.held_in(past.rows)
+        if lost.numel():
+            raise RuntimeError(
+                f"Rows of table '{self._table}' should keep their ids until the forward pass that "
+                "looked them up runs again in its backward pass (activation checkpointing). "
+                f"Received {lost.numel()} that a later look-up gave to other ids: call backward() "
+                "before it."
+            )
         past.recomputed_in = now
         past.skip_random_numbers()
         return past.rows.clone()

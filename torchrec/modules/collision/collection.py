@@ -155,7 +155,9 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
             ValueError: for a feature that is missing.
             TypeError: for ids that are not integers.
         """
-        if is_proxy(features):
+        if not isinstance(features, KeyedJaggedTensor):
+            if not is_proxy(features):
+                require_type(features, "`features`", KeyedJaggedTensor)
             traced: KeyedJaggedTensor = self.recorded(features, mutate_miss_lengths)
             return traced
         mapped = self._forward_outside if is_compiling() else self._forward
@@ -182,6 +184,7 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
             features: see `forward`.
             mutate_miss_lengths: see `forward`.
         """
+        require_type(features, "`features`", KeyedJaggedTensor)
         ids = self._mapped_features.ids_by_key(features)
         rows = []
         for group in self._mapped_features.groups:
@@ -205,11 +208,12 @@ class ManagedCollisionCollection(nn.Module, LeafModule):
                 that none is missed if a later map fails.
             mutate_miss_lengths: see `forward`.
         """
+        maps: Any = self._managed_collision_modules
         ids = self._mapped_features.ids_by_key(features)
         rows = []
         for group in self._mapped_features.groups:
-            mine = {key: ids[key] for key in group.keys}
-            mapped = self._map_of(group).map_keys(features, mine, mutate_miss_lengths)
+            mine = dict(zip(group.keys, map(ids.__getitem__, group.keys), strict=True))
+            mapped = maps[group.tables[0]].map_keys(features, mine, mutate_miss_lengths)
             if mapped.changed is not None and mapped.changed.numel():
                 for table in group.tables:
                     reset_rows(table, mapped.changed)

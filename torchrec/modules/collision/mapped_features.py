@@ -8,11 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchrec.checks import require_type
 from torchrec.modules.collision.features import count_kept
 from torchrec.modules.collision.interface import ManagedCollisionModule
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, bags_of, keyed_jagged
 
 IdsByKey = dict[str, Tensor]
 
@@ -81,24 +80,23 @@ class MappedFeatures:
         Raises:
             ValueError: for a feature that is missing.
         """
-        require_type(features, "`features`", KeyedJaggedTensor)
         if not self.groups:
             return {}
-        parts = features.values().split(features.length_per_key())
-        ids = dict(zip(features.keys(), parts, strict=True))
+        bags = bags_of(features)
+        ids = dict(zip(bags.keys, bags.values.split(bags.length_per_key()), strict=True))
         for group in self.groups:
             for key in group.keys:
                 if key not in ids:
                     raise ValueError(
                         f"`features` should have the key '{key}' of table '{group.tables[0]}'. "
-                        f"Received keys {features.keys()}."
+                        f"Received keys {bags.keys}."
                     )
         for feature, names in self._split.items():
             for name, _ in names:
                 if name in ids:
                     raise ValueError(
                         f"`features` should have no key '{name}', under which rows of '{feature}' come. "
-                        f"Received keys {features.keys()}."
+                        f"Received keys {bags.keys}."
                     )
         return ids
 
@@ -131,7 +129,9 @@ class MappedFeatures:
             mapped = self._with_rows_of_tables(features, ids, rows)
         else:
             parts = tuple(ids.values())
-            mapped = features.with_values(parts[0] if len(parts) == 1 else torch.cat(parts))
+            values = parts[0] if len(parts) == 1 else torch.cat(parts)
+            bags = bags_of(features)
+            mapped = keyed_jagged(bags.replace(values, bags.weights))
         return _without_missing(mapped, missing) if missing else mapped
 
     def _with_rows_of_tables(

@@ -148,6 +148,7 @@ class MCHManagedCollisionModule(ManagedCollisionModule, LeafModule):
             self._rows = ScoredRows(size, eviction_policy, self._device, self._name)  # type: ignore[arg-type]
         else:
             self._rows = PolicyRows(size, eviction_policy, self._device, self._name)
+        self._rows_are_final = mch_size is None and output_global_offset == 0
         self._current_iter = 0
         self._changed = ChangedRows(zch_size)
         self._first_passes = FirstPasses(self._name, zch_size)
@@ -282,7 +283,7 @@ class MCHManagedCollisionModule(ManagedCollisionModule, LeafModule):
             ids: the values of those features that this map is for, by key.
             mutate_miss_lengths: without effect: every id has a row.
         """
-        joined = joined_ids(ids, self.device, self._name)
+        joined = joined_ids(ids, self._rows.ids.device, self._name)
         if self._input_hash_func is not None:
             joined = self.hashed(joined)
         training = self.training
@@ -338,15 +339,16 @@ class MCHManagedCollisionModule(ManagedCollisionModule, LeafModule):
             return self._first_passes.find(ids)
         before = random_states(ids.device) if may_be_recomputed() else None
         self._current_iter = now = self._current_iter + 1
-        held = self._rows
-        rows = held.count(ids, now, self._missing)
-        if now % self._eviction_interval == 0:
-            changed = held.exchange(now, ids, rows, self._missing)
+        is_time = now % self._eviction_interval == 0
+        rows, changed = self._rows.learn(ids, now, self._missing, is_time)
+        if changed is not None:
             if self._output_global_offset:
                 changed = changed + self._output_global_offset
             # Whatever fails from here on, these rows are known until somebody is told.
             self._changed.add(changed)
             self._first_passes.change(changed)
+        if self._rows_are_final and before is None:
+            return rows
         return self._resolve(ids, rows, before)
 
     def _look_up(self, ids: Tensor) -> Tensor:

@@ -34,18 +34,18 @@ class PolicyRows(MappedRows):
         ]
         self._occurrences: list[dict[str, Tensor]] = []
 
-    def count(self, ids: Tensor, now: int, missing: int) -> Tensor:
-        """Look up a training batch and record its ids; see `MappedRows`."""
+    def learn(
+        self, ids: Tensor, now: int, missing: int, exchanges: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Look up a training batch, record its ids, and have the policy choose; see `MappedRows`."""
         recorded = {name: torch.zeros_like(ids) for name in self._recorded_names}
         self.policy.record_history_metadata(now, ids, recorded)
         self._occurrences.append({"ids": ids.clone(), **recorded})
-        return self.look_up(ids, missing)
-
-    def exchange(self, now: int, ids: Tensor, rows: Tensor, missing: int) -> Tensor:
-        """Let the policy choose; see `MappedRows`."""
+        rows = self.look_up(ids, missing)  # which counts those that had a row before
+        if not exchanges:
+            return rows, None
         changed = self._evict(now)
-        rows.copy_(self.find(ids, missing))
-        return changed
+        return self.find(ids, missing), changed
 
     def _evict(self, now: int) -> Tensor:
         came = self.history()

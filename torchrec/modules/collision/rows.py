@@ -81,30 +81,22 @@ class MappedRows(nn.Module, ABC):
         return {name: self._buffers[name] for name in self.metadata_names}  # type: ignore[misc]
 
     @abstractmethod
-    def count(self, ids: Tensor, now: int, missing: int) -> Tensor:
-        """Look up a training batch and remember that its ids came.
+    def learn(
+        self, ids: Tensor, now: int, missing: int, exchanges: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Look up a training batch, remember that its ids came, and exchange ids if it is time.
+
+        Then the policy gives rows to the ids that it chooses, and what came since the last time is forgotten.
 
         Args:
             ids: int64 ``(N,)``.
             now: number of the batch, from 1.
             missing: what stands for an id without a row.
+            exchanges: whether it is time.
 
         Returns:
-            Rows, int64 ``(N,)``.
-        """
-
-    @abstractmethod
-    def exchange(self, now: int, ids: Tensor, rows: Tensor, missing: int) -> Tensor:
-        """Give rows to the ids that the policy chooses, and forget what came since the last time.
-
-        Args:
-            now: number of the batch.
-            ids: of the batch, int64 ``(N,)``.
-            rows: what `count` returned for it, which becomes the rows that its ids have now.
-            missing: what stands for an id without a row.
-
-        Returns:
-            Rows that another id holds now, int64.
+            Rows, int64 ``(N,)``, as they are after the exchange; and those that another id holds now, int64, None
+            if it was not time.
         """
 
     def clear(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,38 +66,39 @@ class ScoredRows(MappedRows):
         # The buffers are asked each time: moving or loading a module may put others in their place.
         return History(*map(self._buffers.__getitem__, _HISTORY))  # type: ignore[arg-type]
 
-    def count(self, ids: Tensor, now: int, missing: int) -> Tensor:
-        """Look up a training batch and count its ids; see `MappedRows`."""
-        history = self._history
-        larger = reserve(history, ids.numel())
-        if larger is not history:
-            self._set_history(larger)
-        find = self._buffers.get  # None for what the policy does not keep
-        return count_ids(
-            self.id_map,
-            larger,
+    def learn(
+        self, ids: Tensor, now: int, missing: int, exchanges: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Count the ids of a batch, and let those that came compete for rows; see `MappedRows`."""
+        known, id_map, recent = self._history, self.id_map, self.recent
+        history = reserve(known, ids.numel())
+        if history is not known:
+            self._set_history(history)
+        find: Any = self._buffers.get  # None for what the policy does not keep
+        counts, last = find(COUNTS), find(LAST)
+        rows = count_ids(
+            id_map,
+            history,
             ids,
             now,
             self._totals,
-            counts=find(COUNTS) if self.recent is None else self.recent,
-            last=find(LAST),
+            counts=counts if recent is None else recent,
+            last=last,
             missing=missing,
         )
-
-    def exchange(self, now: int, ids: Tensor, rows: Tensor, missing: int) -> Tensor:
-        """Let the ids that came compete with those that hold rows; see `MappedRows`."""
-        history, metadata, scores = self._history, self.metadata, self.policy.scores
-        came = counted_in(history)
-        admitted = None if self.recent is None else self._admitted(came.counts, self.recent)
+        if not exchanges:
+            return rows, None
+        came, scores = counted_in(history), self.policy.scores
+        admitted = None if recent is None else self._admitted(came.counts, recent)
         exchanged = exchange_ids(
-            self.id_map,
+            id_map,
             history,
-            scores(now, metadata),
+            scores(now, {COUNTS: counts, LAST: last}),
             scores(now, {COUNTS: came.counts, LAST: came.last}),
             ids,
             rows,
-            counts=metadata.get(COUNTS),
-            last=metadata.get(LAST),
+            counts=counts,
+            last=last,
             admitted=admitted,
             missing=missing,
         )
@@ -106,7 +108,7 @@ class ScoredRows(MappedRows):
         counters.evicted += exchanged.evicted
         counters.admitted += candidates
         counters.rejected += came.ids.numel() - candidates
-        return exchanged.rows
+        return rows, exchanged.rows
 
     def _admitted(self, counts: Tensor, recent: Tensor) -> Tensor:
         """Ask the filter which of the ids without a row may have one, and start to count anew."""

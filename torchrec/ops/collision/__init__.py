@@ -136,7 +136,8 @@ def count_ids(
         >>> history.ids[:2], history.counts[:2]
         (tensor([5, 8]), tensor([2, 1]))
     """
-    ids = _integers("ids", ids)
+    if ids.dtype is not torch.int64:
+        ids = _integers("ids", ids)
     arguments = (id_map.ids, id_map.entries, counts, last, *history, totals, ids, now, missing)
     rows: Tensor = schema.id_map_count_(*arguments)
     return rows

@@ -1,18 +1,15 @@
 """Look-ups in all tables of a collection at once, their gradients, and updates fused into the backward pass."""
 
-from torchrec.ops.embedding.hyper import new_hyper, write_hyper
-from torchrec.ops.embedding.lookup import (
+from torchrec.ops.embedding.gradients import (
+    BagGradient,
     Bags,
-    Group,
     Ids,
-    KernelUpdater,
+    LookupGradient,
+    SequenceGradient,
     Updater,
-    bag_row_grads,
-    choose_rows,
-    lookup_bags,
-    lookup_sequences,
-    sequence_row_grads,
 )
+from torchrec.ops.embedding.hyper import new_hyper, write_hyper
+from torchrec.ops.embedding.lookup import Group, choose_rows, lookup_bags, lookup_sequences
 from torchrec.ops.embedding.spec import (
     NO_ROW,
     LookupSpec,
@@ -27,24 +24,24 @@ from torchrec.ops.hashing import hash_ids
 
 __all__ = [
     "NO_ROW",
+    "BagGradient",
     "Bags",
     "Group",
     "Ids",
-    "KernelUpdater",
+    "LookupGradient",
     "LookupSpec",
     "PolicyCode",
     "PoolingCode",
+    "SequenceGradient",
     "SlotSpec",
     "SplitUpdate",
     "TableSpec",
     "Updater",
-    "bag_row_grads",
     "choose_rows",
     "hash_ids",
     "lookup_bags",
     "lookup_sequences",
     "new_hyper",
     "new_table",
-    "sequence_row_grads",
     "write_hyper",
 ]

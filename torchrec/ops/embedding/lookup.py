@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import count
 from operator import attrgetter
 from typing import Any, Literal
@@ -15,109 +13,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.compiler import is_compiling
 
-from torchrec.ops._library import is_transformed, refuse_gradient_in_jit_trace
+from torchrec.ops._library import is_recorded
 from torchrec.ops._private import will_run
 from torchrec.ops.embedding import schema
+from torchrec.ops.embedding.gradients import BagGradient, Bags, Ids, SequenceGradient, Updater
 from torchrec.ops.embedding.spec import LookupSpec
 
 _INTEGERS = (torch.int64, torch.int32)
 _get_is_cpu = attrgetter("is_cpu")
-
-
-@dataclass
-class Bags:
-    """Input of a pooled look-up.
-
-    Attributes:
-        values: ids of all keys, int32 or int64, ``(N,)``.
-        offsets: int32 or int64, ``(K * B + 1,)`` for K keys: bag b of key k holds the ids at
-            ``offsets[k * B + b]`` up to ``offsets[k * B + b + 1]``.
-        sample_weights: a factor for each id, ``(N,)``, or None.
-        divisors: what mean pooling divides each bag by, int32 or int64, ``(K * B,)``; 0 counts as
-            1. Where these bags are parts of larger ones, this is the size of those. Default: the
-            number of ids of the bag that have a row.
-    """
-
-    values: Tensor
-    offsets: Tensor
-    sample_weights: Tensor | None = None
-    divisors: Tensor | None = None
-
-    def arguments(self, spec: LookupSpec) -> tuple[object, ...]:
-        """Return the spec and the input as the operators take them."""
-        return (
-            spec.tensor,
-            self.values,
-            self.offsets,
-            self.sample_weights,
-            self.divisors,
-            spec.num_keys,
-        )
-
-
-@dataclass
-class Ids:
-    """Input of a look-up of sequences: slot s has the ``counts[s]`` ids from ``starts[s]`` on.
-
-    Attributes:
-        values: ids of all keys, int32 or int64, ``(N,)``.
-        starts: for each slot.
-        counts: for each slot.
-        samples: how many samples they are of, for updates that divide by it.
-    """
-
-    values: Tensor
-    starts: Sequence[int]
-    counts: Sequence[int]
-    samples: int = 0
-
-    def arguments(self, spec: LookupSpec) -> tuple[object, ...]:
-        """Return the spec and the input as the operators take them."""
-        return spec.tensor, self.values, self.starts, self.counts
-
-
-class Updater(ABC):
-    """Takes the gradients of fused tables in the backward pass; a collection has one for each set of its tables."""
-
-    @abstractmethod
-    def update_bags(
-        self, grad: Tensor, weights: list[Tensor], spec: LookupSpec, bags: Bags
-    ) -> None:
-        """Take the gradient of a pooled look-up, ``(B, width)``."""
-
-    @abstractmethod
-    def update_sequences(
-        self, grads: list[Tensor | None], weights: list[Tensor], spec: LookupSpec, ids: Ids
-    ) -> None:
-        """Take the gradients of a look-up of sequences, each ``(count, D)``, or None."""
-
-
-class KernelUpdater(Updater):
-    """Applies gradients straight away, by one call of the kernel.
-
-    Args:
-        states: of all tables, one behind the other.
-        hyper: their hyper-parameters, a row a table.
-    """
-
-    def __init__(self, states: list[Tensor], hyper: Tensor) -> None:
-        self._states, self._hyper = states, hyper
-
-    def update_bags(
-        self, grad: Tensor, weights: list[Tensor], spec: LookupSpec, bags: Bags
-    ) -> None:
-        """Apply the gradient of a pooled look-up, ``(B, width)``."""
-        schema.embedding_bag_update_(
-            grad, weights, self._states, self._hyper, *bags.arguments(spec)
-        )
-
-    def update_sequences(
-        self, grads: list[Tensor | None], weights: list[Tensor], spec: LookupSpec, ids: Ids
-    ) -> None:
-        """Apply the gradients of a look-up of sequences, each ``(count, D)``, or None."""
-        schema.embedding_sequence_update_(
-            grads, weights, self._states, self._hyper, *ids.arguments(spec)
-        )
 
 
 class Group:
@@ -150,24 +53,6 @@ class Group:
 # Compiled code reaches an updater by the number of its group, as operators take tensors and numbers.
 _numbers = count()
 _groups: WeakValueDictionary[int, Group] = WeakValueDictionary()
-
-
-def bag_row_grads(
-    grad: Tensor, weights: list[Tensor], spec: LookupSpec, bags: Bags
-) -> list[Tensor]:
-    """Return, for each table in turn, the rows that a pooled look-up chose and their gradients."""
-    pairs: list[Tensor] = schema.embedding_bag_sparse_grad(grad, weights, *bags.arguments(spec))
-    return pairs
-
-
-def sequence_row_grads(
-    grads: list[Tensor | None], weights: list[Tensor], spec: LookupSpec, ids: Ids
-) -> list[Tensor]:
-    """Return, for each table in turn, the rows that sequences chose and their gradients."""
-    pairs: list[Tensor] = schema.embedding_sequence_sparse_grad(
-        grads, weights, *ids.arguments(spec)
-    )
-    return pairs
 
 
 def _as_sparse(pairs: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
@@ -226,20 +111,25 @@ class _BagLookup(torch.autograd.Function):
         sample_weights_grad: Tensor | None = None
         if ctx.for_sample_weights:
             sample_weights_grad = schema.embedding_bag_weights_grad(
-                grad, weights, *bags.arguments(ctx.spec)
+                grad, weights, ctx.spec.tensor, *bags, ctx.spec.num_keys
             )
         grads: list[Tensor | None] = [None] * len(weights)
         updated = is_compiling() or _anchor_gets_gradient(ctx)
         for group in ctx.groups:
-            mine = [weights[t] for t in group.tables]
+            mine = list(map(weights.__getitem__, group.tables))
+            gradient = BagGradient(grad, mine, group.spec, bags)
             if isinstance(group.gradient, Updater):
-                if updated:
-                    _update_bags(group, group.gradient, grad, mine, bags)
+                if is_compiling():
+                    _queue_bags(group, gradient)
+                elif updated:
+                    group.gradient.receive(gradient)
                 continue
             if group.gradient == "sparse":
-                found = _as_sparse(bag_row_grads(grad, mine, group.spec, bags), mine)
+                found = _as_sparse(gradient.pairs(), mine)
             else:
-                found = schema.embedding_bag_dense_grad(grad, mine, *bags.arguments(group.spec))
+                found = schema.embedding_bag_dense_grad(
+                    grad, mine, group.spec.tensor, *bags, group.spec.num_keys
+                )
             for t, g in zip(group.tables, found, strict=True):
                 grads[t] = g
         recorded = grads if ctx.recorded == len(grads) else (None,) * ctx.recorded
@@ -280,19 +170,22 @@ class _SequenceLookup(torch.autograd.Function):
         grads: list[Tensor | None] = [None] * len(weights)
         updated = is_compiling() or _anchor_gets_gradient(ctx)
         for group in ctx.groups:
-            mine = [weights[t] for t in group.tables]
+            mine = list(map(weights.__getitem__, group.tables))
             received = [output_grads[s] for s in group.slots]
             starts, counts = ([n[s] for s in group.slots] for n in (ctx.starts, ctx.counts))
             ids = Ids(values, starts, counts, ctx.samples)
+            gradient = SequenceGradient(received, mine, group.spec, ids)
             if isinstance(group.gradient, Updater):
-                if updated:
-                    _update_sequences(group, group.gradient, received, mine, ids)
+                if is_compiling():
+                    _queue_sequences(group, gradient)
+                elif updated:
+                    group.gradient.receive(gradient)
                 continue
             if group.gradient == "sparse":
-                found = _as_sparse(sequence_row_grads(received, mine, group.spec, ids), mine)
+                found = _as_sparse(gradient.pairs(), mine)
             else:
                 found = schema.embedding_sequence_dense_grad(
-                    received, mine, *ids.arguments(group.spec)
+                    received, mine, group.spec.tensor, values, starts, counts
                 )
             used = {
                 slot.table
@@ -309,7 +202,7 @@ def _pool(
     weights: Sequence[Tensor], spec: LookupSpec, bags: Bags, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     pooled: tuple[Tensor, Tensor] = schema.embedding_bag(
-        weights, *bags.arguments(spec), spec.width, dtype, spec.names
+        weights, spec.tensor, *bags, spec.num_keys, spec.width, dtype, spec.names
     )
     return pooled
 
@@ -318,19 +211,15 @@ def _gather(
     weights: Sequence[Tensor], spec: LookupSpec, ids: Ids, dtype: torch.dtype
 ) -> list[Tensor]:
     outputs: list[Tensor] = schema.embedding_sequence(
-        weights, *ids.arguments(spec), spec.dims, dtype, spec.names
+        weights, spec.tensor, ids.values, ids.starts, ids.counts, spec.dims, dtype, spec.names
     )
     return outputs
 
 
-def _check_integers(values: Tensor) -> None:
-    if values.dtype not in _INTEGERS:
-        raise TypeError(f"`values` should be int32 or int64. Received {values.dtype}.")
-
-
 def _check_input(weights: list[Tensor], spec: LookupSpec, values: Tensor) -> None:
     """Refuse what no implementation can look up, in the same words for all of them."""
-    _check_integers(values)
+    if values.dtype not in _INTEGERS:
+        raise TypeError(f"`values` should be int32 or int64. Received {values.dtype}.")
     if not is_compiling() and values.is_cpu and all(map(_get_is_cpu, weights)):
         return  # quicker than to compare devices
     for table, weight in zip(spec.tables, weights, strict=True):
@@ -349,13 +238,12 @@ def _recorded(
     It has no gradient of fused tables to see to: to record one would cost time, and have the hooks
     of the weight called. A tensor in their place has the output recorded.
     """
-    fused = [group for group in groups if group.is_fused]
-    if is_compiling() or not fused:
+    if is_compiling() or not groups or not groups[0].is_fused:
         return None, weights
-    if len(fused) == len(groups):
-        return weights, [fused[0].anchor]
-    updated = {t for group in fused for t in group.tables}
-    return weights, [fused[0].anchor if t in updated else w for t, w in enumerate(weights)]
+    if groups[-1].is_fused:
+        return weights, [groups[0].anchor]
+    updated = {t for group in groups if group.is_fused for t in group.tables}
+    return weights, [groups[0].anchor if t in updated else w for t, w in enumerate(weights)]
 
 
 def _anchor_gets_gradient(ctx: Any) -> bool:
@@ -364,10 +252,9 @@ def _anchor_gets_gradient(ctx: Any) -> bool:
     One for some other tensors, as ``torch.autograd.grad`` runs it, does not: it leaves the tables
     alone, as it does the ``grad`` of every parameter.
     """
-    fused = [group for group in ctx.groups if group.is_fused]
-    if not fused:
+    if not ctx.groups or not ctx.groups[0].is_fused:
         return False
-    table = 0 if ctx.recorded == 1 else fused[0].tables[0]
+    table = 0 if ctx.recorded == 1 else ctx.groups[0].tables[0]
     return will_run(ctx.next_functions[table - ctx.recorded][0])
 
 
@@ -382,7 +269,8 @@ def lookup_bags(
         spec: the tables and slots.
         bags: the ids.
         dtype: of the output.
-        groups: the tables that get a gradient, each in one group; empty without gradients.
+        groups: the tables that get a gradient, each in one group, fused ones first; empty without
+            gradients.
 
     Returns:
         The pooled rows, ``(B, width)``, and how many ids were out of range, int64, ``(T,)``.
@@ -406,8 +294,7 @@ def lookup_bags(
     if offsets.dtype not in _INTEGERS:
         raise TypeError(f"`offsets` should be int32 or int64. Received {offsets.dtype}.")
     asked = groups or (sample_weights is not None and sample_weights.requires_grad)
-    if asked and torch.is_grad_enabled() and not is_transformed():
-        refuse_gradient_in_jit_trace()
+    if asked and is_recorded():
         updated, inputs = _recorded(weights, groups)
         output, out_of_range = _BagLookup.apply(  # type: ignore[no-untyped-call]
             spec,
@@ -434,7 +321,8 @@ def lookup_sequences(
         spec: the tables and slots; pooling is not looked at.
         ids: the ids.
         dtype: of the output.
-        groups: the tables that get a gradient, each in one group; empty without gradients.
+        groups: the tables that get a gradient, each in one group, fused ones first; empty without
+            gradients.
 
     Returns:
         One ``(count, D)`` a slot, and how many ids were out of range, int64, ``(T,)``. An ignored
@@ -458,8 +346,7 @@ def lookup_sequences(
         [[1.0, 2.0], [100.0, 200.0]]
     """
     _check_input(weights, spec, ids.values)
-    if groups and torch.is_grad_enabled() and not is_transformed():
-        refuse_gradient_in_jit_trace()
+    if groups and is_recorded():
         updated, inputs = _recorded(weights, groups)
         outputs = _SequenceLookup.apply(  # type: ignore[no-untyped-call]
             spec, groups, dtype, ids.values, ids.starts, ids.counts, ids.samples, updated, *inputs
@@ -497,7 +384,8 @@ def choose_rows(spec: LookupSpec, ids: Ids, offsets: Tensor | None = None) -> tu
         >>> choose_rows(spec, Ids(torch.tensor([2, 77, 0, -5]), [0], [4]))
         (tensor([2, 3, 0, 3]), tensor([2]))
     """
-    _check_integers(ids.values)
+    if ids.values.dtype not in _INTEGERS:
+        raise TypeError(f"`values` should be int32 or int64. Received {ids.values.dtype}.")
     rows, out_of_range = schema.choose_rows(
         spec.tensor,
         ids.values,
@@ -509,42 +397,6 @@ def choose_rows(spec: LookupSpec, ids: Ids, offsets: Tensor | None = None) -> tu
         spec.names,
     )
     return rows, out_of_range
-
-
-def _update_bags(
-    group: Group, updater: Updater, grad: Tensor, weights: list[Tensor], bags: Bags
-) -> None:
-    if is_compiling():
-        _queue_bags(
-            grad,
-            group.mark,
-            weights,
-            bags.values,
-            bags.offsets,
-            bags.sample_weights,
-            bags.divisors,
-            group.number,
-        )
-    else:
-        updater.update_bags(grad, weights, group.spec, bags)
-
-
-def _update_sequences(
-    group: Group, updater: Updater, grads: list[Tensor | None], weights: list[Tensor], ids: Ids
-) -> None:
-    if is_compiling():
-        _queue_sequences(
-            grads,
-            group.mark,
-            weights,
-            ids.values,
-            ids.starts,
-            ids.counts,
-            ids.samples,
-            group.number,
-        )
-    else:
-        updater.update_sequences(grads, weights, group.spec, ids)
 
 
 def _updater_of(number: int) -> tuple[Group, Updater]:
@@ -561,8 +413,14 @@ def _updater_of(number: int) -> tuple[Group, Updater]:
 # memory is the compiler's, who may use it for something else by then.
 
 
+def _queue_bags(group: Group, gradient: BagGradient) -> None:
+    bags = gradient.bags
+    given = bags.values, bags.offsets, bags.sample_weights, bags.divisors
+    _queue_bag_gradient(gradient.grad, group.mark, gradient.weights, *given, group.number)
+
+
 @torch.library.custom_op("rowwise::queue_bag_gradient", mutates_args=("mark",))
-def _queue_bags(
+def _queue_bag_gradient(
     grad: Tensor,
     mark: Tensor,
     weights: list[Tensor],
@@ -576,11 +434,17 @@ def _queue_bags(
     group, updater = _updater_of(number)
     optional = [None if t is None else t.clone() for t in (sample_weights, divisors)]
     bags = Bags(values.clone(), offsets.clone(), *optional)
-    updater.update_bags(grad.clone(), weights, group.spec, bags)
+    updater.receive(BagGradient(grad.clone(), weights, group.spec, bags))
+
+
+def _queue_sequences(group: Group, gradient: SequenceGradient) -> None:
+    ids = gradient.ids
+    given = ids.values, ids.starts, ids.counts, ids.samples
+    _queue_sequence_gradient(gradient.grads, group.mark, gradient.weights, *given, group.number)
 
 
 @torch.library.custom_op("rowwise::queue_sequence_gradient", mutates_args=("mark",))
-def _queue_sequences(
+def _queue_sequence_gradient(
     grads: list[Tensor | None],
     mark: Tensor,
     weights: list[Tensor],
@@ -594,4 +458,4 @@ def _queue_sequences(
     group, updater = _updater_of(number)
     kept = [None if grad is None else grad.clone() for grad in grads]
     ids = Ids(values.clone(), starts, counts, samples)
-    updater.update_sequences(kept, weights, group.spec, ids)
+    updater.receive(SequenceGradient(kept, weights, group.spec, ids))

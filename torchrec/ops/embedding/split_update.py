@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from torchrec.ops.embedding import native
-from torchrec.ops.embedding.lookup import Bags, Ids, Updater
-from torchrec.ops.embedding.spec import LookupSpec
+from torchrec.ops.embedding.gradients import BagGradient, LookupGradient
 
 __all__ = ["SplitUpdate"]
 
 
-class SplitUpdate(Updater):
+class SplitUpdate:
     """Takes the gradient of one look-up and says what it knows of its rows; the rest of it waits for what all know.
 
     Row-wise Adagrad goes by the mean square of a row's gradient. Where some columns of a table are here, each half of
@@ -24,6 +23,7 @@ class SplitUpdate(Updater):
     same order. On the CPU, by the kernels, which know no other way to hold an update than to have sorted its ids.
 
     Args:
+        gradient: of the look-up, by which the first half is made.
         states: of all tables, one behind the other.
         hyper: their hyper-parameters, a row a table.
         shares: of the columns of each table, those that are here.
@@ -35,33 +35,29 @@ class SplitUpdate(Updater):
         False
     """
 
-    def __init__(self, states: list[Tensor], hyper: Tensor, shares: Sequence[float]) -> None:
-        self._states, self._hyper, self._shares = states, hyper, shares
-        self._held: Any = None
-        self._weights: list[Tensor] = []
-        # The kernel has their addresses only.
-        self._kept: Any = None
+    def __init__(
+        self,
+        gradient: LookupGradient,
+        states: list[Tensor],
+        hyper: Tensor,
+        shares: Sequence[float],
+    ) -> None:
+        self._weights, self._states, self._hyper = gradient.weights, states, hyper
+        spec, given = gradient.spec, (gradient.weights, states, hyper, shares)
+        if isinstance(gradient, BagGradient):
+            asked = spec.tensor, *gradient.bags, spec.num_keys
+            halves = native.split_bag_update(gradient.grad, *given, *asked)
+        else:
+            ids = gradient.ids
+            in_slots = spec.tensor, ids.values, ids.starts, ids.counts
+            halves = native.split_sequence_update(gradient.grads, *given, *in_slots)
+        self._held: Any = halves[0]
+        self._kept: Any = halves[1]  # the kernel has their addresses only
 
     @staticmethod
     def takes(weights: Sequence[Tensor]) -> bool:
         """Return whether tables with these weights can be updated in halves."""
         return native.has_kernels_for(weights)
-
-    def update_bags(
-        self, grad: Tensor, weights: list[Tensor], spec: LookupSpec, bags: Bags
-    ) -> None:
-        """Make the first half, by the gradient of a pooled look-up, ``(B, width)``."""
-        given = weights, self._states, self._hyper, self._shares
-        self._weights = weights
-        self._held, self._kept = native.split_bag_update(grad, *given, *bags.arguments(spec))
-
-    def update_sequences(
-        self, grads: list[Tensor | None], weights: list[Tensor], spec: LookupSpec, ids: Ids
-    ) -> None:
-        """Make the first half, by the gradients of a look-up of sequences, each ``(count, D)``, or None."""
-        given = weights, self._states, self._hyper, self._shares
-        self._weights = weights
-        self._held, self._kept = native.split_sequence_update(grads, *given, *ids.arguments(spec))
 
     @property
     def counts(self) -> list[int]:
