@@ -156,7 +156,7 @@ CASES = {
     ),
     "auprc": of_samples(AUPRCMetric, slow.auprc, clicks),
     "auprc grouped": of_samples(
-        AUPRCMetric, slow.grouped("auprc", slow.auprc_of), clicks, grouped_auprc=True
+        AUPRCMetric, slow.grouped("auprc", slow.auprc_of, 0.0), clicks, grouped_auprc=True
     ),
     "cali_free_ne": Case(CaliFreeNEMetric, slow.cali_free_ne),
     "calibration": Case(CalibrationMetric, slow.calibration),

@@ -143,11 +143,11 @@ def mse(s: Samples) -> Values:
 
 
 def mse_with_r_squared(s: Samples) -> Values:
-    mean = (s.weights * s.labels).sum() / s.weights.sum()
+    mean = ratio((s.weights * s.labels).sum(), s.weights.sum())
     total = (s.weights * (s.labels - mean) ** 2).sum()
     return {
         **mse(s),
-        "r_squared": 1 - (s.weights * (s.labels - s.predictions) ** 2).sum() / total,
+        "r_squared": 1 - ratio((s.weights * (s.labels - s.predictions) ** 2).sum(), total),
     }
 
 
@@ -313,12 +313,12 @@ def rauc(s: Samples) -> Values:
     return {"rauc": rauc_of(s)}
 
 
-def grouped(name: str, formula: Callable[[Samples], float]) -> Formula:
+def grouped(name: str, formula: Callable[[Samples], float], otherwise: float = 0.5) -> Formula:
     """The plain mean over groups, beside the value of all samples."""
 
     def values(s: Samples) -> Values:
         parts = [formula(group) for group in s.groups("grouping_keys")]
-        mean = sum(parts) / len(parts) if parts else 0.5
+        mean = sum(parts) / len(parts) if parts else otherwise
         return {name: formula(s), f"grouped_{name}": mean}
 
     return values
@@ -370,8 +370,9 @@ def session_level(which: str, top: int, rank_labels: bool = False) -> Formula:
             ranked = Samples(batch.predictions, labels, batch.weights, batch.batch, batch.extra)
             sums += confusion(ranked, session_choice(batch, batch.predictions, top))
         hits, wrong, missed = sums
-        value = hits / (hits + wrong) if which == "precision" else hits / (hits + missed)
-        return {f"{which}_session_level": value}
+        if which == "precision":
+            return {"precision_session_level": ratio(hits, hits + wrong)}
+        return {"recall_session_level": ratio(hits, hits + missed, math.nan)}
 
     return values
 
@@ -416,9 +417,3 @@ def ndcg(
         return {"ndcg": ratio(sum(found), len(found), math.nan)}
 
     return values
-
-
-def scalar(s: Samples) -> Values:
-    """The mean over batches of their plain mean label."""
-    means = [batch.labels.mean() for batch in s.batches()]
-    return {"scalar": ratio(sum(means), len(means), math.nan)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from tests.metrics.metric_cases import (
     CASES,
     TASKS,
+    Batch,
     Case,
     in_window,
     make_batches,
@@ -17,6 +20,8 @@ from tests.metrics.metric_cases import (
     update,
 )
 from torchrec.metrics.metrics_config import RecComputeMode
+from torchrec.metrics.segmented_ne import SegmentedNEMetric
+from torchrec.metrics.tensor_weighted_avg import TensorWeightedAvgMetric
 
 pytestmark = pytest.mark.once
 
@@ -40,7 +45,7 @@ def assert_reported(found: dict[str, Tensor], expected: dict[str, object]) -> No
         )
 
 
-def expected_of(case: Case, batches: list) -> dict[str, object]:
+def expected_of(case: Case, batches: list[Batch]) -> dict[str, object]:
     expected: dict[str, object] = {}
     for task in TASKS:
         parts = {"window": in_window(case, batches, task)}
@@ -62,3 +67,83 @@ def test_numbers_are_those_of_the_formula(case: Case, weighted: bool, mode: RecC
     for batch in batches:
         update(metric, case, batch)
     assert_reported(metric.compute(), expected_of(case, batches))
+
+
+def without_weight(batch: Batch) -> Batch:
+    return replace(batch, weights={task: torch.zeros(batch.size) for task in TASKS})
+
+
+@pytest.mark.parametrize(
+    "sizes", [[], [0], [4]], ids=["no update", "empty batch", "weights of zero"]
+)
+@each_case
+def test_numbers_of_no_samples_are_the_declared_ones(case: Case, sizes: list[int]) -> None:
+    """They are what the formula gives: 0 or 0.5 or NaN, as the page of metrics says."""
+    metric = case.metric(UNFUSED)
+    batches = [without_weight(batch) for batch in make_batches(case, sizes, True)]
+    for batch in batches:
+        update(metric, case, batch)
+    assert_reported(metric.compute(), expected_of(case, batches or make_batches(case, [0], True)))
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0], ids=["negatives", "positives"])
+@each_case
+def test_numbers_of_one_class_are_the_declared_ones(case: Case, label: float) -> None:
+    metric = case.metric(FUSED if case.fused else UNFUSED)
+    batches = [
+        replace(batch, labels={task: torch.full((batch.size,), label) for task in TASKS})
+        for batch in make_batches(case, SIZES, True)
+    ]
+    for batch in batches:
+        update(metric, case, batch)
+    assert_reported(metric.compute(), expected_of(case, batches))
+
+
+# What predictions have no part in.
+NOT_OF_PREDICTIONS = {
+    "ctr", "data_label_average", "label_average", "num_missing_labels", "num_positive_samples",
+    "sum_weights", "gauc_num_samples", "examples",
+}  # fmt: skip
+
+
+@each_case
+def test_a_prediction_that_is_nan_shows_until_it_leaves_the_window(case: Case) -> None:
+    metric, batches = case.metric(FUSED if case.fused else UNFUSED), make_batches(case, SIZES, True)
+    spoilt = batches[0].predictions["click"].clone()
+    spoilt[0] = torch.nan
+    first = replace(batches[0], predictions={**batches[0].predictions, "click": spoilt})
+    update(metric, case, first)
+    numbers = metric.compute()
+    names = {name: name.split("|")[1].split("_", 1)[1] for name in numbers}
+    shown = {
+        name
+        for name, kind in names.items()
+        if name.split("|")[0].endswith("-click") and kind not in NOT_OF_PREDICTIONS
+    }
+    nan = {name for name, value in numbers.items() if value.isnan().any()}
+    if case.kind is SegmentedNEMetric:
+        assert nan & shown  # those of the group alone
+    elif case.kind is not TensorWeightedAvgMetric:
+        assert nan >= shown
+    for batch in batches[1:]:
+        update(metric, case, batch)
+    window = {name: value for name, value in metric.compute().items() if "|window_" in name}
+    expected = expected_of(case, batches)
+    assert_reported(window, {name: expected[name] for name in window})
+
+
+@each_case
+def test_sums_go_on_from_a_checkpoint(case: Case) -> None:
+    metric, batches = case.metric(UNFUSED), make_batches(case, SIZES, True)
+    for batch in batches[:4]:
+        update(metric, case, batch)
+    restored = case.metric(UNFUSED)
+    restored.load_state_dict(metric.state_dict())
+    for batch in batches[4:]:
+        update(metric, case, batch)
+        update(restored, case, batch)
+    before, after = metric.compute(), restored.compute()
+    assert set(before) == set(after)
+    for name in before:
+        if "|window_" not in name:
+            torch.testing.assert_close(after[name], before[name], rtol=0, atol=0, equal_nan=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchrec.metrics.metrics_namespace import MetricName, MetricNameBase, MetricNamespace
+from torchrec.metrics.ordering import areas_under_roc, by_task, curve
 from torchrec.metrics.rec_metric import RecMetric
 from torchrec.metrics.sample_metric import SampleMetricComputation
 
@@ -51,7 +52,7 @@ def compute_auc(
 
 
 def area_under_curve(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Return the AUC of one task, ``()`` in float64: ``(N,)`` each."""
+    """Return the AUC of one task, ``()`` in float64: ``(N,)`` each; NaN if anything is NaN."""
     order = scores.argsort()
     scores = scores[order]
     positives = (weights * labels)[order].double()
@@ -63,7 +64,9 @@ def area_under_curve(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     up_to = torch.cat((positives.new_zeros(1), positives.cumsum(0)[last]))
     area = (up_to.diff() * (below[1:] + below[:-1])).sum() / 2
     pairs = up_to[-1] * below[-1]
-    return torch.where(pairs > 0, area / pairs, 0.5)
+    value = torch.where(pairs == 0, 0.5, area / pairs)
+    # A NaN is the last of the scores in order.
+    return torch.where(scores[-1:].isnan().any(), torch.nan, value)
 
 
 def compute_auc_per_group(
@@ -92,21 +95,12 @@ def compute_auc_per_group(
         ... )
         tensor([0.5000])
     """
-    joined = [torch.cat(parts, -1).reshape(n_tasks, -1) for parts in (predictions, labels, weights)]
-    order = grouping_keys.reshape(-1).argsort(stable=True)
-    sizes = grouping_keys.reshape(-1)[order].unique_consecutive(return_counts=True)[1].tolist()
-    if not sizes:
-        return torch.full((n_tasks,), 0.5)
-    means = [
-        torch.stack(
-            [
-                area_under_curve(*group)
-                for group in zip(*(x[order].split(sizes) for x in rows), strict=True)
-            ]
-        ).mean()
-        for rows in zip(*joined, strict=True)
-    ]
-    return torch.stack(means).float()
+    joined = [torch.cat(parts, -1) for parts in (predictions, labels, weights)]
+    return by_task(_areas, n_tasks, *joined, grouping_keys, 0.5).float()
+
+
+def _areas(scores: Tensor, labels: Tensor, weights: Tensor, group: Tensor, groups: int) -> Tensor:
+    return areas_under_roc(curve(scores, labels, weights, group, groups))
 
 
 class AUCMetricComputation(SampleMetricComputation):

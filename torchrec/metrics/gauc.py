@@ -11,7 +11,7 @@ from torchrec.metrics.metric_computation import MetricComputationReport, RecMetr
 from torchrec.metrics.metrics_namespace import MetricName, MetricNamespace
 from torchrec.metrics.ordering import areas_under_roc, curve
 from torchrec.metrics.rec_metric import RecMetric
-from torchrec.metrics.required import ones_or
+from torchrec.metrics.required import sample_weights
 from torchrec.metrics.terms import ratio
 
 
@@ -69,12 +69,13 @@ class GAUCMetricComputation(RecMetricComputation):
         samples = curve(
             predictions.double().flatten(),
             labels.double().flatten(),
-            ones_or(weights, labels).flatten(),
+            sample_weights(weights, labels, predictions).flatten(),
             (group + rows).flatten(),
             tasks * lists,
         )
         areas = areas_under_roc(samples)
-        counts = (samples.positive_sum > 0) & (samples.negative_sum > 0) & (samples.scores > 1)
+        left_out = (samples.positive_sum == 0) | (samples.negative_sum == 0) | (samples.scores < 2)
+        counts = ~left_out | samples.unknown
         added = {
             "auc_sum": torch.where(counts, areas, 0.0).view(tasks, lists).sum(-1),
             "num_samples": counts.double().view(tasks, lists).sum(-1),

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrec.metrics.metric_computation import MetricComputationReport, RecMetricComputation
 from torchrec.metrics.metrics_namespace import MetricName, MetricNamespace
 from torchrec.metrics.rec_metric import RecMetric
-from torchrec.metrics.required import ones_or
+from torchrec.metrics.required import sample_weights
 from torchrec.metrics.terms import ratio
 
 THRESHOLD_GRANULARITY = 1000
@@ -57,7 +57,9 @@ class HindsightTargetPRMetricComputation(RecMetricComputation):
             raise ValueError(
                 "`predictions` of hindsight target PR should be a tensor. Received None."
             )
-        weight = ones_or(weights, labels)
+        weight = sample_weights(weights, labels, predictions)
+        # A NaN anywhere makes it NaN at all thresholds.
+        weight = weight + 0.0 * weight.sum(-1, keepdim=True)
         positives = weight * labels
         thresholds = torch.linspace(
             0, 1, THRESHOLD_GRANULARITY, dtype=torch.float64, device=labels.device
@@ -82,8 +84,9 @@ class HindsightTargetPRMetricComputation(RecMetricComputation):
             good = (precision >= self._target_precision).long()
             place = torch.where(good.any(-1), good.argmax(-1), THRESHOLD_GRANULARITY - 1)
             at = place.unsqueeze(-1)
+            place = torch.where(precision.isnan().any(-1), torch.nan, place.double())
             for name, value in (
-                (MetricName.HINDSIGHT_TARGET_PR, place.double()),
+                (MetricName.HINDSIGHT_TARGET_PR, place),
                 (MetricName.HINDSIGHT_TARGET_PRECISION, precision.gather(-1, at).squeeze(-1)),
                 (MetricName.HINDSIGHT_TARGET_RECALL, recall.gather(-1, at).squeeze(-1)),
             ):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrec.metrics.metric_computation import MetricComputationReport, RecMetricComputation
 from torchrec.metrics.metrics_namespace import MetricName, MetricNamespace
 from torchrec.metrics.rec_metric import RecMetric
-from torchrec.metrics.required import ones_or
+from torchrec.metrics.required import sample_weights
 from torchrec.metrics.terms import ratio
 
 
@@ -67,7 +67,7 @@ class MultiLabelPrecisionMetricComputation(RecMetricComputation):
             raise ValueError(
                 "`predictions` of multi-label precision should be a tensor. Received None."
             )
-        weight = ones_or(weights, labels)
+        weight = sample_weights(weights, labels, predictions)
         predicted, there = predictions.long(), labels.long()
         added: dict[str, Tensor] = {}
         for digit, name in enumerate(self._labels):

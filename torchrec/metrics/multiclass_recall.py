@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrec.metrics.metric_computation import MetricComputationReport, RecMetricComputation
 from torchrec.metrics.metrics_namespace import MetricName, MetricNamespace
 from torchrec.metrics.rec_metric import RecMetric
-from torchrec.metrics.required import ones_or
+from torchrec.metrics.required import sample_weights
 
 
 class MulticlassRecallMetricComputation(RecMetricComputation):
@@ -58,16 +58,14 @@ class MulticlassRecallMetricComputation(RecMetricComputation):
                 f"`predictions` should be {(*labels.shape, self._classes)}, a score for each of "
                 f"{self._classes} classes (`number_of_classes`). Received {shape}."
             )
-        weight = ones_or(weights, labels)
+        weight = sample_weights(weights, labels, predictions.sum(-1))
         classes = torch.arange(self._classes, device=labels.device)
         label = labels.unsqueeze(-1)
         of_label = torch.where(classes == label, predictions, 0.0).sum(-1, keepdim=True)
         ahead = (predictions > of_label) | ((predictions == of_label) & (classes < label))
         hits = ahead.sum(-1, keepdim=True) <= classes
-        # What is no number has no place in an order, and a label that is no class is never hit.
+        # A label that is no class is never hit.
         hits = hits & (classes == label).any(-1, keepdim=True)
-        unknown = predictions.isnan().any(-1) | labels.isnan()
-        weight = torch.where(unknown, torch.nan, weight)
         added = {
             "tp_at_k": torch.linalg.vecdot(weight.unsqueeze(-1), hits.double(), dim=1),
             "total_weights": weight.sum(-1),

@@ -13,7 +13,7 @@ from torchrec.metrics.metrics_config import RecTaskInfo
 from torchrec.metrics.metrics_namespace import MetricName, MetricNamespace
 from torchrec.metrics.ordering import group_numbers, rank, sums
 from torchrec.metrics.rec_metric import RecMetric
-from torchrec.metrics.required import ones_or, per_sample, required_input
+from torchrec.metrics.required import per_sample, required_input, sample_weights
 from torchrec.metrics.terms import ratio
 
 SESSION_KEY = "session_id"
@@ -115,7 +115,7 @@ class NDCGComputation(RecMetricComputation):
         scores, gains = predictions.double(), labels.double()
         scores = torch.where(self._negative, 1.0 - scores, scores)
         gains = torch.where(self._negative, 1.0 - gains, gains)
-        weight = ones_or(weights, labels)
+        weight = sample_weights(weights, labels, predictions)
         if self._scale_by_weights:
             scores, gains, weight = scores * weight, gains * weight, torch.ones_like(weight)
         columns = [x.flatten() for x in (scores, gains, weight, group)]
@@ -132,8 +132,6 @@ class NDCGComputation(RecMetricComputation):
         reached = self._gain(labels, rank(scores, group).ranks(), group)
         ideal = self._gain(labels, rank(labels, group).ranks(), group)
         value = ratio(reached, ideal)
-        # What is no number has no place in an order.
-        value = value + sums(torch.where(scores.isnan(), scores, 0.0), group, size)
         if self._as_loss:
             value = 1.0 - value
         least = torch.full_like(value, -torch.inf)

@@ -125,6 +125,7 @@ class Curve:
         scores: how many a group has, ``(groups,)``.
         positive_sum: of each group.
         negative_sum: alike.
+        unknown: which groups have a NaN, which counts as nothing in all else.
     """
 
     positives: Tensor
@@ -133,10 +134,15 @@ class Curve:
     scores: Tensor
     positive_sum: Tensor
     negative_sum: Tensor
+    unknown: Tensor
 
     def up_to(self, values: Tensor, totals: Tensor) -> Tensor:
         """Return the sums of values within groups, up to and with each score."""
         return values.cumsum(0) - (totals.cumsum(0) - totals)[self.group]
+
+    def known(self, values: Tensor) -> Tensor:
+        """Return values of groups, NaN for those that have one."""
+        return torch.where(self.unknown, torch.nan, values)
 
 
 def curve(
@@ -158,8 +164,10 @@ def curve(
         descending: whether the highest score is first. Default: False.
     """
     ranking = rank(scores, group, descending)
-    positives = (weights * labels)[ranking.order]
-    negatives = weights[ranking.order] - positives
+    # A NaN would spread to groups further on by cumulative sums.
+    unknown = scores.isnan() | labels.isnan() | weights.isnan()
+    positives = torch.where(unknown, 0.0, weights * labels)[ranking.order]
+    negatives = torch.where(unknown, 0.0, weights)[ranking.order] - positives
     run = ranking.starts_run.cumsum(0) - 1
     size = len(run)
     return Curve(
@@ -169,6 +177,7 @@ def curve(
         sums(ranking.starts_run.long(), ranking.group, groups),
         sums(positives, ranking.group, groups),
         sums(negatives, ranking.group, groups),
+        sums(unknown.double(), group, groups) > 0,
     )
 
 
@@ -185,7 +194,7 @@ def areas_under_roc(samples: Curve) -> Tensor:
     below = samples.up_to(samples.negatives, samples.negative_sum) - samples.negatives / 2
     area = sums(samples.positives * below, samples.group, len(samples.scores))
     pairs = samples.positive_sum * samples.negative_sum
-    return torch.where(pairs == 0, 0.5, area / pairs)
+    return samples.known(torch.where(pairs == 0, 0.5, area / pairs))
 
 
 def average_precisions(samples: Curve) -> Tensor:
@@ -194,7 +203,7 @@ def average_precisions(samples: Curve) -> Tensor:
     found = hits + samples.up_to(samples.negatives, samples.negative_sum)
     at_score = torch.where(samples.positives == 0, 0.0, samples.positives * hits / found)
     area = sums(at_score, samples.group, len(samples.scores))
-    return torch.where(samples.positive_sum == 0, 0.0, area / samples.positive_sum)
+    return samples.known(torch.where(samples.positive_sum == 0, 0.0, area / samples.positive_sum))
 
 
 def ordered_pairs(
@@ -260,7 +269,7 @@ def by_task(
         areas: the numbers of groups ``(groups,)``, of scores, labels, weights and groups ``(N,)`` and how
             many groups there are.
         n_tasks: T.
-        scores: ``(T, N)``; what is not a number makes that of the task none.
+        scores: ``(T, N)``.
         labels: ``(T, N)``.
         weights: ``(T, N)``.
         grouping_keys: the group of each sample, ``(N,)``.
@@ -272,5 +281,4 @@ def by_task(
     rows = torch.arange(n_tasks, device=group.device).unsqueeze(-1) * len(keys)
     scores, labels, weights = (x.reshape(-1).double() for x in (scores, labels, weights))
     found = areas(scores, labels, weights, (rows + group).flatten(), n_tasks * len(keys))
-    unknown = (scores.isnan() | labels.isnan()).view(n_tasks, -1).any(-1)
-    return torch.where(unknown, torch.nan, found.view(n_tasks, -1).mean(-1))
+    return found.view(n_tasks, -1).mean(-1)

@@ -73,7 +73,8 @@ def _shares(scores: Tensor, labels: Tensor, weights: Tensor, group: Tensor, grou
     wrong = ordered_pairs(labels, -scores, weights, group, groups)
     size = sums(weights, group, groups)
     pairs = size * (size - 1.0) / 2.0
-    return torch.where(pairs == 0, 0.5, 1.0 - wrong / pairs)
+    unknown = sums((scores.isnan() | labels.isnan()).double(), group, groups) > 0
+    return torch.where(unknown, torch.nan, torch.where(pairs == 0, 0.5, 1.0 - wrong / pairs))
 
 
 class RAUCMetricComputation(SampleMetricComputation):

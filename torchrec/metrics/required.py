@@ -56,8 +56,20 @@ def per_sample(metric: object, name: str, values: Tensor, labels: Tensor) -> Ten
     )
 
 
-def ones_or(weights: Tensor | None, labels: Tensor) -> Tensor:
-    """Return weights in float64, 1 each if there are none."""
-    if weights is None:
-        return torch.ones_like(labels, dtype=torch.float64)
-    return weights.double()
+def sample_weights(weights: Tensor | None, labels: Tensor, predictions: Tensor) -> Tensor:
+    """Return weights in float64, 1 each if there are none, and NaN where label or prediction is.
+
+    What is no number has no place in an order: so it makes a sum of weights NaN as it would a sum of
+    predictions.
+
+    Args:
+        weights: ``(T, B)`` or None.
+        labels: ``(T, B)``.
+        predictions: ``(T, B)``.
+
+    Example:
+        >>> sample_weights(None, torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, torch.nan]]))
+        tensor([[1., nan]], dtype=torch.float64)
+    """
+    given = torch.ones_like(labels, dtype=torch.float64) if weights is None else weights.double()
+    return torch.where(labels.isnan() | predictions.isnan(), torch.nan, given)

@@ -13,7 +13,7 @@ from torchrec.metrics.metric_computation import MetricComputationReport, RecMetr
 from torchrec.metrics.metrics_namespace import MetricName, MetricNamespace
 from torchrec.metrics.ne import ETA, compute_cross_entropy, compute_logloss, compute_ne
 from torchrec.metrics.rec_metric import RecMetric
-from torchrec.metrics.required import ones_or, per_sample, required_input
+from torchrec.metrics.required import per_sample, required_input, sample_weights
 
 _SUMS = ("cross_entropy_sum", "weighted_num_samples", "pos_labels", "neg_labels")
 
@@ -97,7 +97,7 @@ class SegmentedNEMetricComputation(RecMetricComputation):
         """
         if predictions is None:
             raise ValueError("`predictions` of segmented NE should be a tensor. Received None.")
-        labels, weight = labels.double(), ones_or(weights, labels)
+        labels, weight = labels.double(), sample_weights(weights, labels, predictions)
         positives = weight * labels
         loss = compute_cross_entropy(labels, predictions, weight, ETA)
         terms = (loss, weight, positives, weight - positives)

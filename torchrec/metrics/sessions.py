@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from torchrec.metrics.metrics_config import RecTaskInfo, SessionMetricDef
 from torchrec.metrics.ordering import group_numbers, rank
 from torchrec.metrics.rec_metric import RecMetricException
-from torchrec.metrics.required import ones_or, per_sample, required_input
+from torchrec.metrics.required import per_sample, required_input, sample_weights
 
 
 class Session(NamedTuple):
@@ -90,6 +89,4 @@ def session_choices(
         return (ranks < session.top).double().view(labels.shape)
 
     positives = among_first(labels) if session.rank_labels else labels.double()
-    unknown = predictions.isnan() | labels.isnan()
-    weight = torch.where(unknown, torch.nan, ones_or(weights, labels))
-    return among_first(predictions), positives, weight
+    return among_first(predictions), positives, sample_weights(weights, labels, predictions)

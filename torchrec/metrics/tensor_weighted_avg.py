@@ -12,7 +12,7 @@ from torchrec.metrics.metric_computation import MetricComputationReport, RecMetr
 from torchrec.metrics.metrics_config import RecTaskInfo
 from torchrec.metrics.metrics_namespace import MetricName, MetricNamespace
 from torchrec.metrics.rec_metric import RecMetric, RecMetricException
-from torchrec.metrics.required import ones_or, required_input
+from torchrec.metrics.required import required_input
 
 _SUMS = ("weighted_sum", "weighted_num_samples")
 
@@ -84,13 +84,10 @@ class TensorWeightedAvgMetricComputation(RecMetricComputation):
                     f"`{name}` should have one for each of {labels.shape[-1]} samples. Received "
                     f"{len(tensor)}."
                 )
-        ones = torch.ones_like(labels[:1], dtype=torch.float64)
-        counts = torch.cat(
-            [
-                row.unsqueeze(0) if weighted else ones
-                for row, weighted in zip(ones_or(weights, labels), self._weighted, strict=True)
-            ]
-        )
+        counts = torch.ones_like(labels, dtype=torch.float64)
+        if weights is not None:
+            weighted = torch.tensor(self._weighted, device=labels.device).unsqueeze(-1)
+            counts = torch.where(weighted, weights.double(), counts)
         sums = (torch.linalg.vecdot(counts, torch.stack(tensors).double()), counts.sum(-1))
         self._add_to_states(dict(zip(_SUMS, sums, strict=True)), labels.shape[-1])
 

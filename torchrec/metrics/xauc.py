@@ -28,14 +28,13 @@ def same_order_sum(batch: TaskBatch) -> Tensor:
     """Return the weight of pairs in the same order by prediction and label; tied in both is the same."""
     tasks, size = batch.labels.shape
     rows = torch.arange(tasks, device=batch.labels.device).repeat_interleave(size)
-    labels, scores, weights = (
-        x.flatten() for x in (batch.labels, batch.predictions, batch.weights)
-    )
-    ordered = ordered_pairs(labels, scores, weights, rows, tasks)
-    same = ordered + _tied_in_both(labels, scores, weights, rows, tasks)
-    # What is no number has no place in an order.
-    unknown = (batch.labels.isnan() | batch.predictions.isnan()).any(-1)
-    return torch.where(unknown, torch.nan, same)
+    unknown = batch.labels.isnan() | batch.predictions.isnan() | batch.weights.isnan()
+    # A NaN would spread to other tasks by cumulative sums.
+    known = torch.where(unknown, 0.0, batch.weights)
+    labels, scores, weights = (x.flatten() for x in (batch.labels, batch.predictions, known))
+    same = ordered_pairs(labels, scores, weights, rows, tasks)
+    same = same + _tied_in_both(labels, scores, weights, rows, tasks)
+    return torch.where(unknown.any(-1), torch.nan, same)
 
 
 def _tied_in_both(
