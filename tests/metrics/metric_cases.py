@@ -336,3 +336,40 @@ def in_window(case: Case, batches: Sequence[Batch], task: str, size: int = 16) -
     while first > 0 and sum(batch.size for batch in batches[first - 1 :]) <= size:
         first -= 1
     return samples_of(batches[first:], task, first)
+
+
+def joined(parts: Sequence[Samples]) -> Samples:
+    """Put the samples of several ranks together; none of their batches is one."""
+    return Samples(
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("predictions", "labels", "weights")
+        ),
+        np.concatenate([part.batch + 1000 * rank for rank, part in enumerate(parts)]),
+        {name: np.concatenate([part.extra[name] for part in parts]) for name in parts[0].extra},
+    )
+
+
+def expected_of(case: Case, by_rank: Sequence[Sequence[Batch]]) -> dict[str, Any]:
+    """Return what is reported of the batches of all ranks, but for counts since the start."""
+    expected: dict[str, Any] = {}
+    for task in TASKS:
+        parts = {"window": joined([in_window(case, batches, task) for batches in by_rank])}
+        if case.lifetime:
+            parts["lifetime"] = joined([samples_of(batches, task) for batches in by_rank])
+        for prefix, samples in parts.items():
+            for name, value in case.formula(samples).items():
+                expected[f"{case.kind._namespace}-{task}|{prefix}_{name}"] = value
+    return expected
+
+
+def assert_reported(found: dict[str, Tensor], expected: dict[str, Any]) -> None:
+    """Compare numbers by name; what is beside them is counts since the start."""
+    beside = {name for name in found if name.endswith("|total_examples")}
+    assert set(found) - beside == set(expected)
+    for name, value in expected.items():
+        # AUC is float32.
+        tolerance = 1e-6 if found[name].dtype == torch.float32 else 1e-9
+        np.testing.assert_allclose(
+            found[name].flatten().numpy(), np.ravel(value), tolerance, tolerance, err_msg=name
+        )

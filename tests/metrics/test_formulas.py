@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from tests.metrics.metric_cases import (
     CASES,
     TASKS,
     Batch,
     Case,
-    in_window,
+    assert_reported,
+    expected_of,
     make_batches,
-    samples_of,
     update,
 )
 from torchrec.metrics.metrics_config import RecComputeMode
@@ -33,30 +31,6 @@ SIZES = [5, 7, 1, 6, 8, 0, 4]
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-def assert_reported(found: dict[str, Tensor], expected: dict[str, object]) -> None:
-    """Compare numbers by name; what is beside them is counts since the start."""
-    beside = {name for name in found if name.endswith("|total_examples")}
-    assert set(found) - beside == set(expected)
-    for name, value in expected.items():
-        # AUC is float32.
-        tolerance = 1e-6 if found[name].dtype == torch.float32 else 1e-9
-        np.testing.assert_allclose(
-            found[name].flatten().numpy(), np.ravel(value), tolerance, tolerance, err_msg=name
-        )
-
-
-def expected_of(case: Case, batches: list[Batch]) -> dict[str, object]:
-    expected: dict[str, object] = {}
-    for task in TASKS:
-        parts = {"window": in_window(case, batches, task)}
-        if case.lifetime:
-            parts["lifetime"] = samples_of(batches, task)
-        for prefix, samples in parts.items():
-            for name, value in case.formula(samples).items():
-                expected[f"{case.kind._namespace}-{task}|{prefix}_{name}"] = value
-    return expected
-
-
 @pytest.mark.parametrize("mode", [UNFUSED, FUSED], ids=["unfused", "fused"])
 @pytest.mark.parametrize("weighted", [True, False], ids=["weighted", "unweighted"])
 @each_case
@@ -66,7 +40,7 @@ def test_numbers_are_those_of_the_formula(case: Case, weighted: bool, mode: RecC
     metric, batches = case.metric(mode), make_batches(case, SIZES, weighted)
     for batch in batches:
         update(metric, case, batch)
-    assert_reported(metric.compute(), expected_of(case, batches))
+    assert_reported(metric.compute(), expected_of(case, [batches]))
 
 
 def without_weight(batch: Batch) -> Batch:
@@ -83,7 +57,7 @@ def test_numbers_of_no_samples_are_the_declared_ones(case: Case, sizes: list[int
     batches = [without_weight(batch) for batch in make_batches(case, sizes, True)]
     for batch in batches:
         update(metric, case, batch)
-    assert_reported(metric.compute(), expected_of(case, batches or make_batches(case, [0], True)))
+    assert_reported(metric.compute(), expected_of(case, [batches or make_batches(case, [0], True)]))
 
 
 @pytest.mark.parametrize("label", [0.0, 1.0], ids=["negatives", "positives"])
@@ -96,7 +70,7 @@ def test_numbers_of_one_class_are_the_declared_ones(case: Case, label: float) ->
     ]
     for batch in batches:
         update(metric, case, batch)
-    assert_reported(metric.compute(), expected_of(case, batches))
+    assert_reported(metric.compute(), expected_of(case, [batches]))
 
 
 # What predictions have no part in.
@@ -128,7 +102,7 @@ def test_a_prediction_that_is_nan_shows_until_it_leaves_the_window(case: Case) -
     for batch in batches[1:]:
         update(metric, case, batch)
     window = {name: value for name, value in metric.compute().items() if "|window_" in name}
-    expected = expected_of(case, batches)
+    expected = expected_of(case, [batches])
     assert_reported(window, {name: expected[name] for name in window})
 
 

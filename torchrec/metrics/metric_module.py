@@ -14,14 +14,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from torchrec.metrics.auc import AUCMetric
 from torchrec.metrics.deferrable_metrics import DeferrableMetrics
 from torchrec.metrics.metric_computation import State
 from torchrec.metrics.metrics_config import (
     BatchSizeStage,
     MetricsConfig,
     RecMetricDef,
-    RecMetricEnum,
     RecMetricEnumBase,
     RecTaskInfo,
     StateMetricEnum,
@@ -29,19 +27,12 @@ from torchrec.metrics.metrics_config import (
 )
 from torchrec.metrics.metrics_namespace import compose_customized_metric_key
 from torchrec.metrics.model_utils import parse_task_model_outputs
-from torchrec.metrics.mse import MSEMetric
-from torchrec.metrics.ne import NEMetric
 from torchrec.metrics.rec_metric import RecMetric, RecMetricException, RecMetricList
+from torchrec.metrics.registry import REC_METRICS_MAPPING as REC_METRICS_MAPPING
 from torchrec.metrics.state_exchange import largest
 from torchrec.metrics.throughput import ThroughputMetric
 
 logger = logging.getLogger(__name__)
-
-REC_METRICS_MAPPING: dict[RecMetricEnumBase, type[RecMetric]] = {
-    RecMetricEnum.AUC: AUCMetric,
-    RecMetricEnum.MSE: MSEMetric,
-    RecMetricEnum.NE: NEMetric,
-}
 
 PreComputeStates = dict[str, dict[str, dict[str, State]]]
 Module = TypeVar("Module", bound="RecMetricModule")
