@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,13 +87,23 @@ def test_training_goes_on_from_a_checkpoint(saved_by, loaded_by):
             assert_same(trained, trained_on)
 
 
+@pytest.mark.slow
+def test_a_checkpoint_of_four_ranks_loads_on_fewer_and_more():
+    with tempfile.TemporaryDirectory() as folder:
+        expected = results(save, 4, folder, "grid")[0][0]
+        for plan, world_size in (("alone", 1), ("columns", 3), ("rows", 8)):
+            for found, _, counts, seen, _ in results(load, world_size, folder, plan):
+                assert_same(found, expected)
+                assert (counts - {3.0}, seen) == (set(), 12)
+
+
 def killed(folder, when):
     """Write a checkpoint, and begin another, in which a rank is killed."""
     model, checkpoints = sharded("rows"), ShardedCheckpoints(folder)
     train(model, 0)
     checkpoints.save(1, state_of(model))
     train(model, 1)
-    if when == "writing" and dist.get_rank() == 1:
+    if when != "naming" and dist.get_rank() == 1:
         write_data = SafetensorsWriter.write_data
 
         def written_in_part(self, plan, planner):
@@ -103,18 +114,23 @@ def killed(folder, when):
     if when == "naming" and dist.get_rank() == 0:
         files.digest_of = lambda path: os.kill(os.getpid(), signal.SIGKILL)
     try:
+        if when == "later":
+            checkpoints.save_later(2, state_of(model))
+            with suppress(RuntimeError):  # once the other rank is gone
+                train(model, *range(2, 1000))
+            checkpoints.wait()
         checkpoints.save(2, state_of(model))
     except Exception as error:
         Path(folder, "error.txt").write_text(f"{type(error).__name__}: {error}")
 
 
-@pytest.mark.parametrize("when", ["writing", "naming"])
+@pytest.mark.parametrize("when", ["writing", "naming", "later"])
 def test_killed_while_saving_leaves_the_last_one_whole(when):
     with tempfile.TemporaryDirectory() as folder:
         with pytest.raises(ChildProcessError, match="It ended"):
             run(killed, 2, folder, when, timeout=30)
         left = Path(folder, ".step-00000002.writing")
-        if when == "writing":  # the first rank has heard, and cleared away
+        if when != "naming":  # the first rank has heard, and cleared away
             assert "should be written" in Path(folder, "error.txt").read_text()
             assert not left.exists()
         else:

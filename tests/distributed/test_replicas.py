@@ -13,8 +13,13 @@ from tests.distributed.ranks import run
 from tests.distributed.test_model_parallel import Model, batch, fused
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.distributed import TrainPipelineSparseDist, sharding_plan
-from torchrec.distributed.model_parallel import DMPCollection
-from torchrec.distributed.sharding_plan import construct_module_sharding_plan
+from torchrec.distributed.checkpoint import ShardedCheckpoints
+from torchrec.distributed.model_parallel import DistributedModelParallel, DMPCollection
+from torchrec.distributed.sharding_plan import (
+    column_wise,
+    construct_module_sharding_plan,
+    row_wise,
+)
 from torchrec.distributed.types import (
     DMPCollectionConfig,
     ShardedModule,
@@ -316,6 +321,65 @@ def test_what_groups_are_not_made_of_is_refused():
         strict=True,
     ):
         assert part in message
+
+
+def saved(folder):
+    """A checkpoint of groups, whose tables are alike; whole tables, states and step counts."""
+    world = dist.get_world_size()
+    model = grouped(fused(), 2 if world > 2 else 1, KINDS)
+    for number in range(2):
+        model(batch(dist.get_rank(), number))[0].backward()
+    model.sync()
+    expected = wholes_of(model)
+    ShardedCheckpoints(folder).save(1, state_of(model))
+    return expected
+
+
+def state_of(model):
+    return {"model": model.state_dict(), "optimizer": model.fused_optimizer.state_dict()}
+
+
+def wholes_of(model):
+    found = dict(model.state_dict())
+    for name, values in model.fused_optimizer.state_dict()["state"].items():
+        found |= {f"{name}/{key}": value for key, value in values.items() if key != "step"}
+    return {n: v.full_tensor() if hasattr(v, "full_tensor") else v for n, v in found.items()}
+
+
+def loaded(folder, size):
+    """What is loaded on some ranks, of one group or of several."""
+    model = fused()
+    with torch.no_grad():
+        for param in model.parameters():
+            param.fill_(7.0)
+    if size is None:
+        kinds = {"user": column_wise([0]), "item": row_wise()}
+        tables = construct_module_sharding_plan(model.tables, kinds, device_type="cpu")
+        model = DistributedModelParallel(model, plan=ShardingPlan({"tables": tables}))
+    else:
+        model = grouped(model, size, {"user": ("table_wise", 0), "item": ("row_wise",)})
+    state = ShardedCheckpoints(folder).load(1, state_of(model))
+    model.load_state_dict(state["model"])
+    model.fused_optimizer.load_state_dict(state["optimizer"])
+    return wholes_of(model)
+
+
+@pytest.mark.parametrize(
+    ("world", "others"),
+    [
+        (2, [(2, None), (1, None), (2, 1)]),
+        pytest.param(4, [(3, None), (1, None), (4, 2), (4, 1), (8, 4)], marks=pytest.mark.slow),
+    ],
+)
+def test_checkpoints_of_groups_load_on_other_ranks(tmp_path, world, others):
+    expected, *rest = run(saved, world, str(tmp_path))
+    for each in rest:
+        assert all(torch.equal(each[name], value) for name, value in expected.items())
+    for ranks, size in others:
+        for found in run(loaded, ranks, str(tmp_path), size):
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                assert torch.equal(found[name], value), name
 
 
 def gathered():

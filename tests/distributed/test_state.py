@@ -25,9 +25,13 @@ from tests.distributed.four_tables import (
     wholes,
 )
 from tests.distributed.ranks import run
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.checkpoint import ShardedCheckpoints
 from torchrec.distributed.optimizer import ShardedOptimizer
+from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
+from torchrec.distributed.types import ShardingPlan
+from torchrec.distributed.unshard import unshard
 from torchrec.optim.keyed import KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
@@ -241,6 +245,28 @@ def test_a_whole_says_where_its_parts_are():
         assert last == ([0, 2 + 4 * rank], [30, 2], f"rank:{rank}/cpu")
         assert shape == (30, 2)
         assert placements == ["rank:0/cpu", "rank:0/cpu", "rank:1/cpu", "rank:1/cpu"]
+
+
+def with_ranks_of_no_rows():
+    """A table of fewer rows than ranks, brought together in each of the ways that there are."""
+    table = EmbeddingBagConfig(2, 4, "t", feature_names=["f"], optimizer="adam", lr=0.1)
+    torch.manual_seed(4)
+    model = torch.nn.Sequential(EmbeddingBagCollection([table]))
+    expected = model[0].embedding_bags["t"].weight.detach().clone()
+    plan = construct_module_sharding_plan(model[0], {"t": row_wise()}, device_type="cpu")
+    model = DistributedModelParallel(model, plan=ShardingPlan({"0": plan}))
+    (value,) = model.state_dict().values()
+    whole = torch.zeros(2, 4) if dist.get_rank() == 2 else None
+    value.gather(2, whole)
+    gathered = [] if whole is None else [whole]
+    state = model.fused_optimizer.state_dict()["state"]["0.embedding_bags.t.weight"]
+    assert torch.equal(state["exp_avg"].full_tensor(), torch.zeros(2, 4))
+    plain = unshard(model)[0].embedding_bags["t"].weight
+    return [torch.equal(each, expected) for each in (value.full_tensor(), plain, *gathered)]
+
+
+def test_ranks_may_have_no_rows():
+    assert run(with_ranks_of_no_rows, 3) == [[True] * 2, [True] * 2, [True] * 3]
 
 
 def trained_by_adam(plan):

@@ -52,7 +52,7 @@ def settle(
     maps: Sequence[SavedMap],
     strays: Mapping[int, Strays],
     modules: Mapping[int, MCHManagedCollisionModule],
-    wire: Wire,
+    wire: Wire | None,
 ) -> list[RowMoves]:
     """Give the ids of parts that belong to others to these; all ranks call this.
 
@@ -60,7 +60,7 @@ def settle(
         maps: that are divided.
         strays: of the parts of this rank, by number of the part.
         modules: the parts of this rank, by number.
-        wire: the ranks.
+        wire: the ranks; None: there is one.
 
     Returns:
         For each map, what became of them.
@@ -81,9 +81,11 @@ def settle(
     return [_moves(saved, every, everywhere) for saved in maps]
 
 
-def _told(wire: Wire, mine: Mapping[int, T]) -> dict[int, T]:
+def _told(wire: Wire | None, mine: Mapping[int, T]) -> dict[int, T]:
     """Return what all ranks know, each of its own parts."""
-    told: list[Mapping[int, T]] = wire.tell(mine, "maps that are loaded")
+    told: list[Mapping[int, T]] = (
+        [mine] if wire is None else wire.tell(mine, "maps that are loaded")
+    )
     return {number: known for each in told for number, known in each.items()}
 
 
@@ -120,13 +122,13 @@ def _moves(
     return moves
 
 
-def with_rows_moved(value: Tensor, moves: RowMoves, wire: Wire) -> Tensor:
+def with_rows_moved(value: Tensor, moves: RowMoves, wire: Wire | None) -> Tensor:
     """Return a table, or its state, with rows where they are now; all ranks call this.
 
     Args:
         value: a `ShardedTable`, of which this rank's parts are written to; or all of it, which stays as it is.
         moves: which rows.
-        wire: the ranks.
+        wire: the ranks; None: there is one.
     """
     if not isinstance(value, ShardedTable):
         moved = value.clone()
@@ -142,7 +144,8 @@ def with_rows_moved(value: Tensor, moves: RowMoves, wire: Wire) -> Tensor:
             here = _among(old, rows)
             whole[here, of.start : of.stop] = tensor[old[here] - rows.start]
         # Bytes that nobody has are 0, and ranks that have copies have the same ones.
-        wire.reduce(whole.view(torch.uint8), "rows of loaded maps", dist.ReduceOp.MAX)
+        if wire is not None:
+            wire.reduce(whole.view(torch.uint8), "rows of loaded maps", dist.ReduceOp.MAX)
         for rows, of, tensor in parts:
             there = _among(new, rows)
             writes.append((tensor, new[there] - rows.start, whole[there, of.start : of.stop]))

@@ -227,5 +227,8 @@ class SavedMap:
 
     @property
     def moves_rows(self) -> bool:
-        """Whether ids may have other rows in other parts: each rank has to look whether they do."""
-        return self.held > 0 and not self.layout.is_whole
+        """Whether ids may have other rows in other parts: each rank has to look whether they do.
+
+        One that is whole now may have been divided: its parts then had ids in rows that it gives to none.
+        """
+        return self.held > 0

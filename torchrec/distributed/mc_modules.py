@@ -387,7 +387,7 @@ class ShardedManagedCollisionCollection(
 
     @property
     def _settles(self) -> bool:
-        return self._exchange.wire is not None and any(each.moves_rows for each in self._saved)
+        return any(each.moves_rows for each in self._saved)
 
     def with_rows_moved(self, table: str, value: Tensor) -> Tensor:
         """Return a table, or its state, with rows where `row_moves` say that they are; all ranks call this.
@@ -396,23 +396,24 @@ class ShardedManagedCollisionCollection(
             table: its name.
             value: all of it; or sharded: then this rank's parts are written to.
         """
-        wire = self._exchange.wire
-        if wire is None or table not in self._row_moves:
+        if table not in self._row_moves:
             return value
-        return with_rows_moved(value, self._row_moves[table], wire)
+        return with_rows_moved(value, self._row_moves[table], self._exchange.wire)
 
     def settle(self) -> None:
         """Give ids of parts that were loaded and belong to others to these; all ranks call this."""
         self._row_moves = {}
-        if not self._settles or self._exchange.wire is None:
+        if not self._settles:
             return
-        self._exchange.wire.agree(self._load_error, "maps that are loaded")
+        wire, error = self._exchange.wire, self._load_error
+        if wire is not None:
+            wire.agree(error, "maps that are loaded")
+        elif error is not None:
+            raise error
         divided = [saved for saved in self._saved if saved.moves_rows]
         modules: dict[int, Any] = {p.number: m for each in divided for p, m in self._mine(each)}
         strays, self._strays = self._strays, {}
-        for saved, moves in zip(
-            divided, settle(divided, strays, modules, self._exchange.wire), strict=True
-        ):
+        for saved, moves in zip(divided, settle(divided, strays, modules, wire), strict=True):
             self._row_moves.update(dict.fromkeys(saved.layout.tables, moves) if moves else {})
 
     # The maps of this rank.

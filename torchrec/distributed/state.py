@@ -127,7 +127,7 @@ class ShardedTable(Tensor):
             return
         self._wire.begin(f"`gather()` of {self._named}").numbers()
         with lost_ranks_named(self._wire.group) as group:
-            for known in self._metadata.shards_metadata:
+            for known in self._shards_with_memory():
                 there = placement_of(known)[0]
                 mine = self._tensor_at(known) if rank == there else None
                 if rank == dst and out is not None:
@@ -144,7 +144,7 @@ class ShardedTable(Tensor):
         whole = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         if self._wire is None:
             return whole.copy_(self)
-        for known in self._metadata.shards_metadata:
+        for known in self._shards_with_memory():
             there, part = placement_of(known)[0], whole.new_empty(known.shard_sizes)
             if self._wire.rank == there:
                 part = self._tensor_at(known).contiguous()
@@ -160,16 +160,15 @@ class ShardedTable(Tensor):
         """
         if self._wire is None:
             return value.clone()
-        holders = (
-            placement_of(known)[0]
-            for known in self._metadata.shards_metadata
-            if all(known.shard_sizes)
-        )
-        holder = next(holders)
+        holder = placement_of(self._shards_with_memory()[0])[0]
         told = torch.zeros((), dtype=value.dtype)
         if self._wire.rank == holder:
             told.copy_(value)
         return self._wire.broadcast(told, holder, f"a number of {self._named}")
+
+    def _shards_with_memory(self) -> list[ShardMetadata]:
+        """Return the parts that there are; a plan for more ranks than rows has empty ones, which nobody has."""
+        return [known for known in self._metadata.shards_metadata if all(known.shard_sizes)]
 
     def _tensor_at(self, known: ShardMetadata) -> Tensor:
         return self.__get_tensor_shard__(MetadataIndex("", torch.Size(known.shard_offsets)))

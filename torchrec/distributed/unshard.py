@@ -13,10 +13,12 @@ from torch.distributed.tensor import DTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.shard import outermost
 from torchrec.distributed.state import ShardedTable
+from torchrec.modules.collision.divided_state import padded
+from torchrec.modules.mc_modules import MCHManagedCollisionModule
 from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.optim.keyed import CombinedOptimizer
 
-__all__ = ["unshard"]
+__all__ = ["loadable_state_dict", "unshard"]
 
 
 def unshard(model: DistributedModelParallel, rank: int | None = None) -> nn.Module | None:
@@ -77,6 +79,37 @@ def unshard(model: DistributedModelParallel, rank: int | None = None) -> nn.Modu
     groups = [trained.get(tuple(group["params"]), group) for group in fresh["param_groups"]]
     fused.load_state_dict({"state": {**fresh["state"], **states}, "param_groups": groups})
     return plain
+
+
+def loadable_state_dict(model: nn.Module) -> dict[str, Any]:
+    """Return the state of a model of one process, in the sizes that ranks save maps of ids in.
+
+    `torch.distributed.checkpoint` reads into tensors of the sizes that were saved. What a map of one process shows
+    depends on how many ids wait for a row; ranks save one for each row, there or not. Tensors are read into the memory
+    of the model but for those of maps, so that the state is to be loaded afterwards.
+
+    Args:
+        model: not sharded.
+
+    Example:
+        >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+        >>> from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
+        >>> from torchrec.modules.mc_modules import LRU_EvictionPolicy, ManagedCollisionCollection
+        >>> tables = [EmbeddingBagConfig(10, 2, "t", feature_names=["f"])]
+        >>> map_of_ids = MCHManagedCollisionModule(10, torch.device("cpu"), LRU_EvictionPolicy(), 2)
+        >>> maps = ManagedCollisionCollection({"t": map_of_ids}, tables)
+        >>> model = ManagedCollisionEmbeddingBagCollection(EmbeddingBagCollection(tables), maps)
+        >>> name = "_managed_collision_collection._managed_collision_modules.t._rows.history_ids"
+        >>> model.state_dict()[name].shape, loadable_state_dict(model)[name].shape
+        (torch.Size([0]), torch.Size([9, 2]))
+    """
+    state: dict[str, Any] = dict(model.state_dict())
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, MCHManagedCollisionModule):
+            count = module.output_size() - (module.sizes().mch_size is None)
+            own = padded(module.state_dict(), count, path.rpartition(".")[2])
+            state.update({f"{path}.{name}" if path else name: value for name, value in own.items()})
+    return state
 
 
 def _check_states(model: DistributedModelParallel) -> None:
