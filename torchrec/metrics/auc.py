@@ -95,8 +95,8 @@ def compute_auc_per_group(
         ... )
         tensor([0.5000])
     """
-    joined = [torch.cat(parts, -1) for parts in (predictions, labels, weights)]
-    return by_task(_areas, n_tasks, *joined, grouping_keys, 0.5).float()
+    scores, classes, counts = (torch.cat(x, -1) for x in (predictions, labels, weights))
+    return by_task(_areas, n_tasks, scores, classes, counts, grouping_keys, 0.5).float()
 
 
 def _areas(scores: Tensor, labels: Tensor, weights: Tensor, group: Tensor, groups: int) -> Tensor:
