@@ -176,9 +176,16 @@ class Exchange:
             sum(head) + sum(c) + weights
             for head, c, weights in zip(heads, counts, num_weights, strict=True)
         ]
+        expected[wire.rank] = 0
         received = wire.swap(message, sizes, expected).split(expected)
         parts, lengths, weights = [], [], []
         for rank, part in enumerate(received):
+            if rank == wire.rank:
+                kept, lengths_kept, weights_kept = self._kept(routed, pooled)
+                parts.append(kept)
+                lengths.append(lengths_kept)
+                weights.append(weights_kept)
+                continue
             head = sum(heads[rank])
             rows = part[head : head + sum(counts[rank])]
             lengths.append(list(part[:head].split(heads[rank])))
@@ -234,11 +241,14 @@ class Exchange:
         return tuple(by_rows)
 
     def _message(self, routed: Routed, by_rows: tuple[bool, ...]) -> tuple[list[int], Tensor]:
-        """Return how much goes to each rank, and all of it: lengths of bags, rows, weights."""
+        """Return how much goes to each rank, and all of it: lengths of bags, rows, weights; nothing to this one."""
         starts = list(accumulate(routed.counts, initial=0))
         pieces: list[Tensor] = []
         sizes = []
-        for lanes in self.route.lanes_of_rank:
+        for rank, lanes in enumerate(self.route.lanes_of_rank):
+            if rank == self.wire.rank:
+                sizes.append(0)
+                continue
             first = len(pieces)
             pooled = [lane.number for lane in lanes if not by_rows[lane.slot]]
             if routed.bags is None:
@@ -254,6 +264,24 @@ class Exchange:
                 pieces += [bits[starts[a] : starts[b]] for a, b in _runs(pooled)]
             sizes.append(sum(len(piece) for piece in pieces[first:]))
         return sizes, torch.cat(pieces) if pieces else routed.rows.new_empty(0)
+
+    def _kept(
+        self, routed: Routed, pooled: Sequence[int]
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Return what this rank asks itself for: rows of its lanes, lengths of bags of those pooled here, weights."""
+        numbers = [lane.number for lane in self.my_lanes]
+        chosen = [numbers[i] for i in pooled]
+        ends = list(accumulate(routed.counts))
+        spans = [slice(ends[n] - routed.counts[n], ends[n]) for n in numbers]
+        rows = [routed.rows[span] for span in spans]
+        lengths = [routed.lengths[n] for n in chosen]
+        if routed.bags is not None:
+            slots = [self.route.lanes[n].slot for n in chosen]
+            lengths = [line[: routed.bags[s]] for line, s in zip(lengths, slots, strict=True)]
+        weights = torch.zeros(0)
+        if routed.weights is not None and pooled:
+            weights = torch.cat([routed.weights.detach()[spans[i]] for i in pooled])
+        return rows, lengths, weights
 
     def _lent_weights(self, routed: Routed, asked: Asked, num_weights: list[int]) -> list[Tensor]:
         assert routed.weights is not None
