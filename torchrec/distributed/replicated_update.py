@@ -123,12 +123,12 @@ class ReplicatedUpdate(JointUpdate):
         collecting = bytes(update.collecting for update in self.updates)
         trained = bytes(update.weight.requires_grad for update in self.updates)
         first = [self._collection, number_of(collecting), number_of(trained), len(message)]
-        sizes = [len(first)] * ranks
-        of_ranks = self._wire.swap(torch.tensor(first).repeat(ranks), sizes, sizes)
-        *terms, lengths = of_ranks.view(ranks, len(first)).t().tolist()
+        topic = "the update of tables that every rank has a copy of"
+        of_ranks = self._wire.begin(topic, [first] * ranks, len(first)).numbers()
+        *terms, lengths = zip(*of_ranks, strict=True)
         for should, numbers in zip(_SHOULD, terms, strict=True):
             if len(set(numbers)) > 1:
-                raise ValueError(f"All ranks should {should.format(numbers)}, by rank.")
+                raise ValueError(f"All ranks should {should.format(list(numbers))}, by rank.")
         told = self._wire.swap(message.repeat(ranks), [len(message)] * ranks, lengths)
         return list(told.split(lengths))
 
