@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import tempfile
 
@@ -316,6 +317,70 @@ def load_ordinary(folder, plan):
         if type(values["step"]) is torch.Tensor
     }
     return tables_of(wholes(model)), whole_values(optimizer.state_dict()["state"]), steps
+
+
+def by_keyed_optimizer(plan):
+    """As `trained_by_adam`, without anything around the optimizer that knows of ranks."""
+    model = Model(user=None, item=None)
+    model = DistributedModelParallel(model, plan=plan_of(model, PLANS[plan]))
+    named = dict(in_backward_optimizer_filter(model.named_parameters()))
+    return model, KeyedOptimizerWrapper(named, lambda params: torch.optim.Adam(params, lr=0.1))
+
+
+def save_keyed(folder):
+    model, optimizer = by_keyed_optimizer("rows")
+    step(model, optimizer, 0, 1)
+    dcp.save({"optimizer": optimizer.state_dict()["state"]}, checkpoint_id=folder)
+    return whole_values(optimizer.state_dict()["state"])
+
+
+def load_keyed(folder, plan):
+    _model, optimizer = by_keyed_optimizer(plan)
+    optimizer.init_state()
+    saved = {"state": optimizer.state_dict()["state"]}
+    dcp.load({"optimizer": saved["state"]}, checkpoint_id=folder)
+    optimizer.load_state_dict(saved)
+    return whole_values(optimizer.state_dict()["state"])
+
+
+@pytest.mark.parametrize("plan", ["rows", "columns", "tables"])
+def test_states_of_an_optimizer_with_names_go_by_tables_through_dcp(plan):
+    with tempfile.TemporaryDirectory() as folder:
+        saved, _ = results(save_keyed, 2, folder)
+        for found in results(load_keyed, 2, folder, plan):
+            assert found.keys() == saved.keys()
+            for name, value in found.items():
+                assert torch.equal(value, saved[name]), name
+
+
+def load_into_nothing():
+    model, optimizer = by_keyed_optimizer("rows")
+    other, trained = by_keyed_optimizer("rows")
+    trained.init_state()
+    with pytest.raises(
+        ValueError, match=r"a part of a table on many ranks, should be there before"
+    ):
+        optimizer.load_state_dict(trained.state_dict())
+    whole = {
+        name: {key: torch.zeros(value.shape) for key, value in values.items()}
+        for name, values in trained.state_dict()["state"].items()
+    }
+    with pytest.raises(
+        ValueError, match=r"a part of a table on many ranks, should be there before"
+    ):
+        optimizer.load_state_dict({"state": whole})
+    optimizer.init_state()
+    optimizer.load_state_dict(trained.state_dict())
+    optimizer.load_state_dict({"state": whole})
+    del other
+    gc.collect()
+    with pytest.raises(RuntimeError, match="a part of table 'user' whose model is gone"):
+        trained.state_dict()
+    return model.rank
+
+
+def test_states_of_parts_are_made_before_they_are_loaded():
+    assert results(load_into_nothing, 2) == [0, 1]
 
 
 @pytest.mark.parametrize("plan", ["columns", "tables"])

@@ -48,6 +48,7 @@ from torchrec.optim.marks import (
 )
 from torchrec.optim.owners import owner_of
 from torchrec.optim.table_update import TableUpdate
+from torchrec.optim.wholes import set_whole
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Multistreamable
 
@@ -138,6 +139,7 @@ class ShardedTables:
         for config in self.configs:
             self._take_over(config, sources[config.name])
             self._make_alike(config.name)
+        self._name_wholes()
 
     def _shards(self, config: BaseEmbeddingConfig, path: str) -> list[Shard]:
         shape = config.num_rows, config.embedding_dim
@@ -298,6 +300,12 @@ class ShardedTables:
         shape = config.num_rows, 1 if is_per_row else config.embedding_dim
         return sharded_table(what, state, shape, placement, rank, self.wire, is_per_row)
 
+    def _name_wholes(self) -> None:
+        """Have optimizers of parts show their states as those of the tables."""
+        for config in self.configs if self._shows_parts else ():
+            if not self.is_replicated(config.name):
+                set_whole(self._parts[config.name].weight, self, config.name)
+
     def _lookups(self) -> list[Tables]:
         return [self.here] if self.away is None else [self.here, self.away.tables]
 
@@ -312,6 +320,7 @@ class ShardedTables:
             self.dtype = self._output_type.of(reduce(torch.promote_types, dtypes))
         if self.away is not None:
             self.away.dtype = self.dtype
+        self._name_wholes()
         for name, elsewhere in self._elsewhere.items():
             if not elsewhere.trains(self._parts[name].weight):
                 elsewhere.own(self._parts[name].weight)
@@ -320,6 +329,7 @@ class ShardedTables:
         """Meet weights that were loaded: what waits was for the former ones."""
         for tables in self._lookups():
             tables.restart()
+        self._name_wholes()
 
     def discard_gradients(self) -> None:
         """Drop the gradients that were accumulated and not applied."""

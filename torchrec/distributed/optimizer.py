@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from torchrec.distributed.collection import ShardedTableCollection, ShardedTables
-from torchrec.distributed.embeddingbag import ShardedEmbeddingBag
 from torchrec.optim.keyed import KeyedOptimizer
+from torchrec.optim.wholes import shown_states
 
 __all__ = ["ShardedOptimizer"]
 
@@ -17,9 +16,10 @@ __all__ = ["ShardedOptimizer"]
 class ShardedOptimizer(KeyedOptimizer):
     """An optimizer whose state goes by tables, not by what a rank has of them: it loads under any plan.
 
-    Each rank's optimizer knows of its own parts only, and saved under one name they would take each
-    other's place. This one shows them as ``state_dict()`` of the model shows weights. Tables that the
-    backward pass updates do not need it: ``fused_optimizer`` does the same.
+    ``state_dict()`` of every `KeyedOptimizer` shows the states of parts of tables as that of the model shows weights.
+    This one has ``state`` show them so as well, and makes them all at once, so that ranks have the same ones whatever
+    rows they have met, and there is something to load into. Tables that the backward pass updates do not need it:
+    ``fused_optimizer`` does the same.
 
     Args:
         optimizer: of parameters of the model, by their names there. States that it has not made yet are
@@ -47,11 +47,12 @@ class ShardedOptimizer(KeyedOptimizer):
         model: nn.Module,
         sparse_grad_parameter_names: set[str] | None = None,
     ) -> None:
-        self._tables = {
-            name: (tables, table)
-            for name, param in model.named_parameters()
-            for tables, table in _table_of(param, model)
-        }
+        own = {id(param) for param in model.parameters()}
+        others = [name for name, param in optimizer.params.items() if id(param) not in own]
+        if others:
+            raise ValueError(
+                f"`optimizer` should be of parameters of `model`. Received others, of the names {others}."
+            )
         self._optimizer = optimizer
         optimizer.init_state(sparse_grad_parameter_names)
         self._start()
@@ -69,12 +70,7 @@ class ShardedOptimizer(KeyedOptimizer):
     @property
     def state(self) -> Mapping[Any, Any]:  # type: ignore[override]
         """Parameter -> its state, of tables as wholes, in the very memory of the optimizer inside."""
-        inside = self._optimizer.state
-        return {
-            param: self._shown(name, param, inside[param])
-            for name, param in self.params.items()
-            if param in inside
-        }
+        return shown_states(self._optimizer.state)
 
     def step(self, closure: Any = None) -> Any:
         """Update what this rank has.
@@ -112,47 +108,4 @@ class ShardedOptimizer(KeyedOptimizer):
         self._optimizer.post_load_state_dict()
 
     def _live_state(self, param: Tensor) -> dict[str, Any]:
-        inside = self._optimizer._live_state(param)
-        (name,) = (name for name, own in self.params.items() if own is param)
-        return _Live(self._shown(name, param, inside), inside)
-
-    def _shown(self, name: str, param: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
-        if name not in self._tables:
-            return dict(state)
-        tables, table = self._tables[name]
-        return {
-            key: tables.whole_state(table, key, value, value.shape != param.shape)
-            if isinstance(value, Tensor)
-            else value
-            for key, value in state.items()
-        }
-
-
-class _Live(dict[str, Any]):
-    """A state to write to: what is put in place of a number goes to the optimizer inside."""
-
-    def __init__(self, shown: Mapping[str, Any], inside: dict[str, Any]) -> None:
-        super().__init__(shown)
-        self._inside = inside
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        super().__setitem__(name, value)
-        self._inside[name] = value
-
-
-def _table_of(param: Tensor, model: nn.Module) -> list[tuple[ShardedTables, str]]:
-    """Return the sharded tables that a parameter is a part of, and its name there: one or none."""
-    return [
-        (tables, config.name)
-        for tables in _tables_in(model)
-        for config in tables.configs
-        if tables.parts.get_submodule(config.name).weight is param
-    ][:1]
-
-
-def _tables_in(model: nn.Module) -> Iterator[ShardedTables]:
-    for module in model.modules():
-        if isinstance(module, ShardedTableCollection):
-            yield module.tables
-        elif isinstance(module, ShardedEmbeddingBag):
-            yield module.collection.tables
+        return self._optimizer._live_state(param)

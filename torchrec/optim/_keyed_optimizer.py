@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchrec.checks import require_integer
 from torchrec.optim._state_dict import check_owned, load, name_groups, name_states
+from torchrec.optim.wholes import WritableState, is_part, shown_state, shown_states
 
 # Under these an update by zero gradients changes neither weights nor, beyond creating it, state.
 _STANDING_STILL = {"lr": 0.0, "weight_decay": 0.0, "eps": 1.0}
@@ -101,13 +102,16 @@ class KeyedOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state under the names of the parameters, tensors by reference.
 
+        Where a parameter is a part of a table on many ranks, its states are those of the table, of which this rank
+        has parts, as weights are in ``state_dict()`` of the model: they save and load under any plan.
+
         Returns:
             ``{"state": {name: {...}}, "param_groups": [{"params": [names], "lr": ...}]}``; the
             groups only if `save_param_groups` is on, as it is by default.
         """
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
-        result: dict[str, Any] = {"state": name_states(self.params, self.state)}
+        result: dict[str, Any] = {"state": name_states(self.params, shown_states(self.state))}
         if self._saves_param_groups:
             result["param_groups"] = name_groups(self.params, self.param_groups)
         for after in self._optimizer_state_dict_post_hooks.values():
@@ -126,16 +130,23 @@ class KeyedOptimizer(torch.optim.Optimizer):
                 of their parameters, in whatever order.
 
         Raises:
-            ValueError: naming the parameter, the state and the shapes, if they do not fit.
+            ValueError: naming the parameter, the state and the shapes, if they do not fit; or if there is no state
+                yet of a part of a table, see `init_state`.
         """
         state_dict = dict(state_dict)
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, state_dict)
             state_dict = state_dict if changed is None else changed
-        load(state_dict, self.params, self.state, self.param_groups, self._live_state)
+        state = shown_states(self.state)
+        load(state_dict, self.params, state, self.param_groups, self._writable_state)
         self.post_load_state_dict()
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
+
+    def _writable_state(self, param: Tensor) -> dict[str, Any]:
+        """Return the state of a parameter to write to, of a table as a whole."""
+        inside = self._live_state(param)
+        return WritableState(shown_state(param, inside), inside) if is_part(param) else inside
 
     def _live_state(self, param: Tensor) -> dict[str, Any]:
         """Return the state of a parameter to write to; it is made if it is not there."""

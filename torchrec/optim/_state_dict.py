@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchrec.optim.kernel_names import from_kernel_names, is_cut_up
+from torchrec.optim.wholes import is_part
 
 LiveState = Callable[[Tensor], dict[str, Any]]
 
@@ -115,6 +116,7 @@ def load(
     if "state" not in state_dict:
         raise ValueError(f"`state_dict` should have 'state'. Received {sorted(state_dict)}.")
     saved = from_kernel_names(state_dict["state"], params, state)
+    _check_parts(saved, params, state)
     _check_whole(saved, params, state)
     _check_states(saved, params, state)
     pairs = _match_groups(state_dict.get("param_groups"), params, groups)
@@ -127,6 +129,18 @@ def load(
         for key, value in saved_group.items():
             if key != "params":
                 live_group[key] = copy.deepcopy(value)
+
+
+def _check_parts(
+    saved: Mapping[str, Mapping[str, Any]], params: Mapping[str, Tensor], state: Mapping[Any, Any]
+) -> None:
+    """Refuse the state of a table where this rank has a part of it without any: which part would have to be known."""
+    for name, param in params.items():
+        if saved.get(name) and is_part(param) and not state.get(param):
+            raise ValueError(
+                f"State of '{name}', a part of a table on many ranks, should be there before one is loaded: "
+                "call `init_state()` of the optimizer. Received none."
+            )
 
 
 def _check_whole(
