@@ -29,7 +29,6 @@ from torchrec.sparse.jagged_tensor import (
     JaggedTensor,
     KeyedJaggedTensor,
     KeyedTensor,
-    bags_of,
     keyed_tensor,
 )
 
@@ -302,9 +301,9 @@ class EmbeddingBagCollection(
                 require_type(features, "`features`", KeyedJaggedTensor)
             traced: KeyedTensor = self.recorded(features)
             return traced
-        given, tables = bags_of(features), self._tables
+        given, tables = features.bags, self._tables
         if given.strides_per_rank is not None or given.inverse_indices is not None:
-            given = bags_of(features.expand_inverse())
+            given = features.expand_inverse().bags
         if self._is_weighted and given.weights is None:
             raise ValueError("`features` should have weights, as `is_weighted` says.")
         weights, spec, groups = tables.lookup_of(given.keys)

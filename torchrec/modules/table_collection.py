@@ -15,7 +15,7 @@ from torchrec.modules.collection import TableShard, TableStore
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, initialise
 from torchrec.modules.stray_ids import add_counts
 from torchrec.modules.tables import OutputType, Tables, embedding_names_by_table
-from torchrec.ops.embedding import hash_ids
+from torchrec.ops.hashing.schema import hash_ids
 from torchrec.optim.keyed import KeyedOptimizer
 
 # These fill each element without a look at the shape: some rows start as those of a whole table do.

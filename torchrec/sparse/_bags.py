@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from torchrec.ops import is_readable
-from torchrec.ops.jagged import sum_equal_groups, sum_groups
+from torchrec.ops.jagged import sum_groups
+from torchrec.ops.jagged.schema import sum_equal_groups  # itself: lengths are checked
 from torchrec.sparse._checks import check_metadata, check_same_sizes
 from torchrec.sparse._lengths import BagLengths, bound_pairs
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torchrec.checks import require_list
 from torchrec.sparse._jagged import JaggedTensor
-from torchrec.sparse._keyed_jagged import KeyedJaggedTensor, bags_of
+from torchrec.sparse._keyed_jagged import KeyedJaggedTensor
 from torchrec.sparse._lengths import BagLengths, bounds_as, given_or_none
 
 
@@ -36,7 +36,7 @@ def flatten_kjt_list(
     tensors: list[Tensor | None] = []
     contexts: list[list[str]] = []
     for kjt in kjt_arr:
-        bags = bags_of(kjt)
+        bags = kjt.bags
         inverse = bags.inverse_indices
         tensors += [
             bags.values,
@@ -143,5 +143,5 @@ def kjt_is_equal(kjt_1: KeyedJaggedTensor, kjt_2: KeyedJaggedTensor) -> bool:
         and kjt_1.stride_per_key_per_rank() == kjt_2.stride_per_key_per_rank()
         and _equal(kjt_1.values(), kjt_2.values())
         and _equal(kjt_1.weights_or_none(), kjt_2.weights_or_none())
-        and _same_bags(bags_of(kjt_1), bags_of(kjt_2))
+        and _same_bags(kjt_1.bags, kjt_2.bags)
     )

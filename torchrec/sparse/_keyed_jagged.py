@@ -54,6 +54,8 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
         <BLANKLINE>
     """
 
+    bags: KeyedBags
+    """All that it consists of, for code of this package; a KeyedJaggedTensor itself is its methods."""
     _jt_dict: dict[str, JaggedTensor] | None = None  # given; never computed
 
     def __init__(
@@ -75,12 +77,12 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
     ) -> None:
         try:
             strides, inverse = stride_per_key_per_rank, inverse_indices
-            self._bags = _construct.checked_bags(
+            self.bags = _construct.checked_bags(
                 keys, values, weights, lengths, offsets, stride, strides, stride_per_key, inverse
             )
             metadata = length_per_key, lengths_offset_per_key, offset_per_key, index_per_key
             if metadata != (None, None, None, None):
-                self._bags.set_metadata(*metadata)
+                self.bags.set_metadata(*metadata)
         except (TypeError, ValueError):
             if self._become_recorded(locals()):
                 return
@@ -186,7 +188,7 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
 
     def to_lists(self) -> dict[str, list[list[Any]]]:
         """Return the values of each key and sample as lists: the inverse of ``from_lists``."""
-        return bags_to_lists(self._bags, self._bags.values)
+        return bags_to_lists(self.bags, self.bags.values)
 
     @staticmethod
     def empty(
@@ -242,11 +244,11 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
 
     def keys(self) -> list[str]:
         """Return the F keys."""
-        return self._bags.keys
+        return self.bags.keys
 
     def values(self) -> Tensor:
         """Return the values of all keys, ``[N]``: key after key, sample after sample."""
-        return self._bags.values
+        return self.bags.values
 
     def weights(self) -> Tensor:
         """Return the weights, ``[N]``.
@@ -254,50 +256,50 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
         Raises:
             ValueError: there are none.
         """
-        return self._bags.require_weights()
+        return self.bags.require_weights()
 
     def weights_or_none(self) -> Tensor | None:
         """Return the weights, or None."""
-        return self._bags.weights
+        return self.bags.weights
 
     def lengths(self) -> Tensor:
         """Return the number of values of each bag, ``[F * B]``."""
-        return self._bags.lengths()
+        return self.bags.lengths()
 
     def lengths_or_none(self) -> Tensor | None:
         """Return the lengths if they were given or computed before, or None."""
-        return self._bags.lengths_or_none()
+        return self.bags.lengths_or_none()
 
     def offsets(self) -> Tensor:
         """Return where each bag starts in the values, and the end of the last, ``[F * B + 1]``."""
-        return self._bags.offsets()
+        return self.bags.offsets()
 
     def offsets_or_none(self) -> Tensor | None:
         """Return the offsets if they were given or computed before, or None."""
-        return self._bags.offsets_or_none()
+        return self.bags.offsets_or_none()
 
     def device(self) -> torch.device:
         """Return the device of the values."""
-        return self._bags.values.device
+        return self.bags.values.device
 
     def variable_stride_per_key(self) -> bool:
         """Say whether the keys have batches of their own sizes."""
-        return self._bags.strides_per_rank is not None
+        return self.bags.strides_per_rank is not None
 
     def stride(self) -> int:
         """Return the size of the batch, B.
 
         With a variable batch per key: the size of the full batch if inverse indices tell it, or else of the largest.
         """
-        return self._bags.stride()
+        return self.bags.stride()
 
     def stride_per_key(self) -> list[int]:
         """Return the size of each key's batch."""
-        return self._bags.stride_per_key()
+        return self.bags.stride_per_key()
 
     def stride_per_key_per_rank(self) -> list[list[int]]:
         """Return the size of each key's batch on each rank, ``[F][W]``; empty unless the batch varies by key."""
-        return self._bags.stride_per_key_per_rank()
+        return self.bags.stride_per_key_per_rank()
 
     def inverse_indices(self) -> Inverse:
         """Return, for each key, which of its samples stands at each place of the full batch.
@@ -308,57 +310,57 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
         Raises:
             ValueError: there are none.
         """
-        return self._bags.require_inverse()
+        return self.bags.require_inverse()
 
     def inverse_indices_or_none(self) -> Inverse | None:
         """Return the inverse indices, or None."""
-        return self._bags.inverse_indices
+        return self.bags.inverse_indices
 
     def index_per_key(self) -> dict[str, int]:
         """Return the position of each key."""
-        return self._bags.index_per_key()
+        return self.bags.index_per_key()
 
     def length_per_key(self) -> list[int]:
         """Return the number of values of each key. On an accelerator this waits for the lengths, once."""
-        return self._bags.length_per_key()
+        return self.bags.length_per_key()
 
     def length_per_key_or_none(self) -> list[int] | None:
         """Return the number of values of each key if it is known on the host, or None."""
-        return self._bags.length_per_key_or_none()
+        return self.bags.length_per_key_or_none()
 
     def offset_per_key(self) -> list[int]:
         """Return where each key starts in the values, and the end of the last."""
-        return self._bags.offset_per_key()
+        return self.bags.offset_per_key()
 
     def offset_per_key_or_none(self) -> list[int] | None:
         """Return where each key starts in the values if it is known on the host, or None."""
-        return self._bags.offset_per_key_or_none()
+        return self.bags.offset_per_key_or_none()
 
     def lengths_offset_per_key(self) -> list[int]:
         """Return where each key starts in the lengths, and the end of the last."""
-        return self._bags.lengths_offset_per_key()
+        return self.bags.lengths_offset_per_key()
 
     def sync(self) -> KeyedJaggedTensor:
         """Bring the numbers of each key to the host, so that nothing waits for them later, and return this."""
-        self._bags.sync()
+        self.bags.sync()
         return self
 
     def unsync(self) -> KeyedJaggedTensor:
         """Forget the numbers of each key that were computed from the lengths, and return this."""
-        self._bags.unsync()
+        self.bags.unsync()
         return self
 
     def size_in_bytes(self) -> int:
         """Return the size of the tensors held, in bytes."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._bags.tensors())
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.bags.tensors())
 
     def __str__(self) -> str:
-        return keyed_jagged_text(self._bags)
+        return keyed_jagged_text(self.bags)
 
     # ---- by key
 
     def __getitem__(self, key: str) -> JaggedTensor:
-        return _select.one_key(self._bags, key) if self._jt_dict is None else self._jt_dict[key]
+        return _select.one_key(self.bags, key) if self._jt_dict is None else self._jt_dict[key]
 
     def to_dict(self, compute_offsets: bool = True) -> dict[str, JaggedTensor]:
         """Return one JaggedTensor a key: views of this one's tensors.
@@ -371,7 +373,7 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
             >>> kjt.to_dict()["b"].to_dense()
             [tensor([], dtype=torch.int64), tensor([4])]
         """
-        return _select.by_key(self._bags) if self._jt_dict is None else self._jt_dict
+        return _select.by_key(self.bags) if self._jt_dict is None else self._jt_dict
 
     def split(self, segments: list[int]) -> list[KeyedJaggedTensor]:
         """Cut the keys into runs of ``segments[i]`` keys: views of this one's tensors.
@@ -387,7 +389,7 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
             >>> [part.keys() for part in kjt.split([1, 0, 1])]
             [['a'], [], ['b']]
         """
-        return [keyed_jagged(bags) for bags in _select.split(self._bags, segments)]
+        return [keyed_jagged(bags) for bags in _select.split(self.bags, segments)]
 
     def permute(
         self, indices: list[int], indices_tensor: Tensor | None = None
@@ -406,7 +408,7 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
             >>> kjt.permute([1, 0]).to_lists()
             {'b': [[], [4]], 'a': [[1], [2, 3]]}
         """
-        return keyed_jagged(_select.permute(self._bags, indices))
+        return keyed_jagged(_select.permute(self.bags, indices))
 
     def expand_inverse(self) -> KeyedJaggedTensor:
         """Gather every key to the full batch by its inverse indices, so that an ordinary look-up can follow.
@@ -428,7 +430,7 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
             >>> kjt.expand_inverse().to_lists()
             {'a': [[5], [6], [5]], 'b': [[7], [7], [7]]}
         """
-        return keyed_jagged(_select.expand_inverse(self._bags))
+        return keyed_jagged(_select.expand_inverse(self.bags))
 
     # ---- the same bags with other tensors, here or elsewhere
 
@@ -439,15 +441,15 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
             >>> KeyedJaggedTensor.from_lists({"a": [[1], [2, 3]]}).with_values(torch.tensor([7, 8, 9])).to_lists()
             {'a': [[7], [8, 9]]}
         """
-        return keyed_jagged(self._bags.replace(values, self._bags.weights))
+        return keyed_jagged(self.bags.replace(values, self.bags.weights))
 
     def with_weights(self, weights: Tensor) -> KeyedJaggedTensor:
         """Return the same bags with other weights, ``[N]``."""
-        return keyed_jagged(self._bags.replace(self._bags.values, weights))
+        return keyed_jagged(self.bags.replace(self.bags.values, weights))
 
     def flatten_lengths(self) -> KeyedJaggedTensor:
         """Return this with one-dimensional lengths. They always are, so it is the same under a new object."""
-        return keyed_jagged(self._bags.map(lambda tensor: tensor))
+        return keyed_jagged(self.bags.map(lambda tensor: tensor))
 
     def to(
         self, device: torch.device, non_blocking: bool = False, dtype: torch.dtype | None = None
@@ -460,7 +462,7 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
             dtype: of the weights. Values are ids and keep theirs. Default: as it is.
         """
         device = checked_device(device)
-        bags = self._bags.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        bags = self.bags.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         if dtype is not None:
             require_type(dtype, "`dtype`", torch.dtype)
             if bags.weights is not None:
@@ -469,7 +471,7 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
 
     def pin_memory(self) -> KeyedJaggedTensor:
         """Return this in pinned memory, from which copies to an accelerator need not wait."""
-        return keyed_jagged(self._bags.map(lambda tensor: tensor.pin_memory()))
+        return keyed_jagged(self.bags.map(lambda tensor: tensor.pin_memory()))
 
     def copy_(self, kjt: KeyedJaggedTensor, non_blocking: bool = False) -> KeyedJaggedTensor:
         """Copy another of the same keys and sizes into this one's tensors, and return this.
@@ -482,37 +484,37 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
             ValueError: keys or sizes differ.
         """
         require_type(kjt, "`kjt`", KeyedJaggedTensor)
-        self._bags.copy_(kjt._bags, non_blocking)
+        self.bags.copy_(kjt.bags, non_blocking)
         return self
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory alive until the work queued on ``stream`` is done."""
-        for tensor in self._bags.tensors():
+        for tensor in self.bags.tensors():
             tensor.record_stream(stream)
 
     def clear_storage(self) -> int:
         """Free the memory of every tensor, views of it included, and return how many bytes that was."""
-        return self._bags.clear_storage()
+        return self.bags.clear_storage()
 
     def __getstate__(self) -> dict[str, object]:
         """Return the parts by their names in saved files; a shallow copy shares tensors, but no caches."""
-        state = self._bags.state()
+        state = self.bags.state()
         return state if self._jt_dict is None else {**state, "_jt_dict": self._jt_dict}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """Take in what ``__getstate__`` returned."""
-        self._bags = KeyedBags.from_state(state)
+        self.bags = KeyedBags.from_state(state)
         self._jt_dict = state.get("_jt_dict")
 
     # ---- between ranks
 
     def dist_labels(self) -> list[str]:
         """Name what is sent between ranks, in order."""
-        return list(_exchange.sent(self._bags))
+        return list(_exchange.sent(self.bags))
 
     def dist_tensors(self) -> list[Tensor]:
         """Return the tensors that are sent between ranks, in the order of ``dist_labels``."""
-        return list(_exchange.sent(self._bags).values())
+        return list(_exchange.sent(self.bags).values())
 
     def dist_splits(self, key_splits: list[int]) -> list[list[int]]:
         """Return how many rows of each tensor go to each rank, in the order of ``dist_labels``.
@@ -527,7 +529,7 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
             >>> KeyedJaggedTensor.from_lists({"a": [[1], [2, 3]], "b": [[], [4]]}).dist_splits([1, 1])
             [[2, 2], [3, 1]]
         """
-        return _exchange.splits(self._bags, key_splits)
+        return _exchange.splits(self.bags, key_splits)
 
     @staticmethod
     def dist_init(
@@ -569,13 +571,8 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
 def keyed_jagged(bags: KeyedBags) -> KeyedJaggedTensor:
     """Make a KeyedJaggedTensor of a record that needs no check."""
     kjt = object.__new__(KeyedJaggedTensor)
-    kjt._bags = bags
+    kjt.bags = bags
     return kjt
-
-
-def bags_of(kjt: KeyedJaggedTensor) -> KeyedBags:
-    """Return the record that a KeyedJaggedTensor holds."""
-    return kjt._bags
 
 
 def _concat(kjt_list: list[KeyedJaggedTensor]) -> KeyedJaggedTensor:
@@ -585,13 +582,13 @@ def _concat(kjt_list: list[KeyedJaggedTensor]) -> KeyedJaggedTensor:
     for kjt in kjt_list:
         if not isinstance(kjt, KeyedJaggedTensor):
             require_list(kjt_list, "`kjt_list`", KeyedJaggedTensor)
-        every.append(kjt._bags)
+        every.append(kjt.bags)
     return keyed_jagged(_join.concat(every))
 
 
 def _empty_like(kjt: KeyedJaggedTensor, device: torch.device | None) -> KeyedJaggedTensor:
     require_type(kjt, "`kjt`", KeyedJaggedTensor)
-    like = keyed_jagged(kjt._bags.emptied())
+    like = keyed_jagged(kjt.bags.emptied())
     return like if device is None else like.to(device)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from torchrec.ops.jagged import lengths_to_offsets, offsets_to_lengths
+from torchrec.ops.jagged import offsets_to_lengths
+from torchrec.ops.jagged.schema import lengths_to_offsets  # the operator itself: bags are checked
 
 
 def number_in(tensor: Tensor) -> int:

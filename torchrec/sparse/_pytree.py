@@ -17,7 +17,7 @@ from torchrec.checks import require_type
 from torchrec.sparse._bags import KeyedBags
 from torchrec.sparse._jagged import JaggedTensor, make_jagged
 from torchrec.sparse._keyed import KeyedTensor, make_keyed_tensor
-from torchrec.sparse._keyed_jagged import KeyedJaggedTensor, bags_of, keyed_jagged
+from torchrec.sparse._keyed_jagged import KeyedJaggedTensor, keyed_jagged
 from torchrec.sparse._lengths import BagLengths, bounds_as, bounds_given
 from torchrec.sparse._private import register_pytree
 
@@ -68,7 +68,7 @@ def _names(context: JtContext | KjtContext) -> list[str]:
 
 
 def _kjt_parts(kjt: KeyedJaggedTensor) -> tuple[list[Tensor], KjtContext]:
-    bags = bags_of(kjt)
+    bags = kjt.bags
     bounds, tensor = bounds_given(bags)
     given = {
         "weights": bags.weights,
@@ -120,7 +120,7 @@ def _kjt_arrange(kjt: KeyedJaggedTensor, context: KjtContext) -> list[Tensor]:
     tensors, own = _kjt_parts(kjt)
     _require_same("tensors", context.others, own.others)
     _require_same("keys of the inverse indices", context.inverse_keys, own.inverse_keys)
-    return _bounded(tensors, bags_of(kjt), context)
+    return _bounded(tensors, kjt.bags, context)
 
 
 def _bounded(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torchrec.sparse._columns import KjtParts
-from torchrec.sparse._keyed_jagged import bags_of
 from torchrec.sparse._read import (
     kjt_parts_from_arrow,
     kjt_parts_from_lists,
@@ -52,4 +51,4 @@ def kjt_weights_to_lists(kjt: KeyedJaggedTensor) -> dict[str, Bags]:
     Raises:
         ValueError: ``kjt`` has no weights.
     """
-    return bags_to_lists(bags_of(kjt), kjt.weights())
+    return bags_to_lists(kjt.bags, kjt.weights())

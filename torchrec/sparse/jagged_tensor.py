@@ -18,7 +18,6 @@ from torchrec.sparse._jagged import JaggedTensor
 from torchrec.sparse._keyed import KeyedTensor, permute_multi_embedding, regroup_kts
 from torchrec.sparse._keyed import keyed_tensor as keyed_tensor
 from torchrec.sparse._keyed_jagged import KeyedJaggedTensor
-from torchrec.sparse._keyed_jagged import bags_of as bags_of
 from torchrec.sparse._keyed_jagged import keyed_jagged as keyed_jagged
 from torchrec.sparse._meta import JaggedTensorMeta
 from torchrec.sparse._pytree import register as _register_pytrees

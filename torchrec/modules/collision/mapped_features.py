@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrec.modules.collision.features import count_kept
 from torchrec.modules.collision.interface import ManagedCollisionModule
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, bags_of, keyed_jagged
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, keyed_jagged
 
 IdsByKey = dict[str, Tensor]
 
@@ -82,7 +82,7 @@ class MappedFeatures:
         """
         if not self.groups:
             return {}
-        bags = bags_of(features)
+        bags = features.bags
         ids = dict(zip(bags.keys, bags.values.split(bags.length_per_key()), strict=True))
         for group in self.groups:
             for key in group.keys:
@@ -130,7 +130,7 @@ class MappedFeatures:
         else:
             parts = tuple(ids.values())
             values = parts[0] if len(parts) == 1 else torch.cat(parts)
-            bags = bags_of(features)
+            bags = features.bags
             mapped = keyed_jagged(bags.replace(values, bags.weights))
         return _without_missing(mapped, missing) if missing else mapped
 

@@ -17,6 +17,7 @@ from torchrec.modules.collision.rows import COUNTS, LAST, MappedRows
 from torchrec.modules.collision.stats import ManagedCollisionStats
 from torchrec.ops.collision import (
     History,
+    IdMap,
     count_ids,
     counted_in,
     exchange_ids,
@@ -70,11 +71,12 @@ class ScoredRows(MappedRows):
         self, ids: Tensor, now: int, missing: int, exchanges: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Count the ids of a batch, and let those that came compete for rows; see `MappedRows`."""
-        known, id_map, recent = self._history, self.id_map, self.recent
+        # Asked once, and for what the policy does not keep: None.
+        find: Any = self._buffers.get
+        id_map, known, recent = IdMap(*map(find, IdMap._fields)), self._history, self.recent
         history = reserve(known, ids.numel())
         if history is not known:
             self._set_history(history)
-        find: Any = self._buffers.get  # None for what the policy does not keep
         counts, last = find(COUNTS), find(LAST)
         rows = count_ids(
             id_map,

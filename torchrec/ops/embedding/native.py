@@ -120,10 +120,10 @@ def embedding_bag(
         return reference.embedding_bag(
             weights, spec, values, offsets, sample_weights, divisors, num_keys, width, dtype, names
         )
-    bags = reference.batch_size(values, offsets, num_keys)
     if width < 0:
         raise ValueError(f"`width` should be 0 or more. Received {width}.")
-    output = _new_output(bags, width, dtype)
+    # Arguments that do not fit are refused by the binding, which takes the output, too.
+    output = _new_output((offsets.numel() - 1) // max(num_keys, 1), width, dtype)
     input = _pooled(output, values, offsets, sample_weights, divisors, num_keys)
     out_of_range, failure = _forward(tables, input, len(weights))
     if failure[0] != _NOTHING:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrec.ops._library import shortcut
-from torchrec.ops.hashing import native, reference, schema
+from torchrec.ops.hashing import schema
 
 __all__ = ["hash_ids", "hash_strings"]
 
@@ -76,8 +75,5 @@ def hash_ids(ids: Tensor, span: int) -> Tensor:
     """
     if span < 1:
         raise ValueError(f"`span` should be at least 1. Received {span}.")
-    hashes: Tensor = _hash_ids(ids, span)
+    hashes: Tensor = schema.hash_ids(ids, span)
     return hashes
-
-
-_hash_ids = shortcut(native.hash_ids, composed=reference.hash_ids, tensors=(0,))

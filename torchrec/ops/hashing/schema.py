@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrec.ops._library import define
+from torchrec.ops._library import define, shortcut
 from torchrec.ops.hashing import native, reference
 
 
@@ -21,3 +21,4 @@ hash_strings: Any = define(
     fake=_fake_hash_strings,
     native_kernel=native.hash_strings,
 )
+hash_ids: Any = shortcut(native.hash_ids, composed=reference.hash_ids, tensors=(0,))

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from torchrec.ops._library import refuse_jit_trace, shortcut
-from torchrec.ops._memory import is_wide, require_integers
+from torchrec.ops._memory import require_integers
 from torchrec.ops.jagged import native, schema
 
 __all__ = [
@@ -96,26 +95,8 @@ def sum_equal_groups(lengths: Tensor, groups: int) -> list[int]:
         >>> sum_equal_groups(torch.tensor([1, 0, 2, 3]), 2)
         [1, 5]
     """
-    sums: list[int] = _sum_equal_groups(lengths, groups)
+    sums: list[int] = schema.sum_equal_groups(lengths, groups)
     return sums
-
-
-def _compose_sum_equal_groups(lengths: Tensor, groups: int) -> list[int]:
-    refuse_jit_trace("sums of lengths")
-    is_wide("lengths", lengths)
-    if not is_compiling() and (
-        lengths.size(0) % groups if groups > 0 else groups or lengths.size(0)
-    ):
-        raise ValueError(
-            f"`groups` should divide the number of lengths ({lengths.size(0)}). Received {groups}."
-        )
-    sums: list[int] = lengths.view(groups, -1 if lengths.size(0) else 0).sum(1).tolist()
-    return sums
-
-
-_sum_equal_groups = shortcut(
-    native.sum_equal_groups, composed=_compose_sum_equal_groups, tensors=(0,)
-)
 
 
 def sum_groups(lengths: Tensor, sizes: Sequence[int]) -> list[int]:
@@ -136,23 +117,8 @@ def sum_groups(lengths: Tensor, sizes: Sequence[int]) -> list[int]:
         raise ValueError(
             f"`sizes` should sum to the number of lengths ({lengths.size(0)}). Received {sum(sizes)}."
         )
-    sums: list[int] = _sum_groups(lengths, sizes)
+    sums: list[int] = schema.sum_groups(lengths, sizes)
     return sums
-
-
-def _compose_sum_groups(lengths: Tensor, sizes: Sequence[int]) -> list[int]:
-    refuse_jit_trace("sums of lengths")
-    is_wide("lengths", lengths)
-    if not is_compiling() and min(sizes, default=0) < 0:
-        raise ValueError(f"`sizes` should not be negative. Received {sizes}.")
-    if not sizes:
-        return []
-    parts = torch.split_with_sizes(lengths, list(sizes))
-    sums: list[int] = torch.stack([part.sum() for part in parts]).tolist()
-    return sums
-
-
-_sum_groups = shortcut(native.sum_groups, composed=_compose_sum_groups, tensors=(0,))
 
 
 def lengths_fit(lengths: Tensor, total: int) -> bool:
@@ -162,24 +128,9 @@ def lengths_fit(lengths: Tensor, total: int) -> bool:
         >>> lengths_fit(torch.tensor([1, 0, 2]), 3)
         True
     """
-    fit: bool = _lengths_fit(lengths, total)
+    fit: bool = schema.lengths_fit(lengths, total)
     return fit
 
-
-def _compose_lengths_fit(lengths: Tensor, total: int) -> bool:
-    refuse_jit_trace("sums of lengths")
-    if lengths.numel() == 0:
-        return total == 0
-    found = [*torch.aminmax(lengths), lengths.sum()]
-    least, most, summed = torch.stack([number.long() for number in found]).tolist()
-    if least < 0 or most > total:
-        return False
-    if most * lengths.numel() >= 2**63:  # the sum may have wrapped
-        summed = sum(lengths.flatten().tolist())
-    return bool(summed == total)
-
-
-_lengths_fit = shortcut(native.lengths_fit, composed=_compose_lengths_fit, tensors=(0,))
 
 are_surely_distinct = native.are_surely_distinct
 bags_surely_fit = native.bags_surely_fit
@@ -192,18 +143,8 @@ def offsets_fit(offsets: Tensor, total: int) -> bool:
         >>> offsets_fit(torch.tensor([0, 2, 1]), 1)
         False
     """
-    fit: bool = _offsets_fit(offsets, total)
+    fit: bool = schema.offsets_fit(offsets, total)
     return fit
-
-
-def _compose_offsets_fit(offsets: Tensor, total: int) -> bool:
-    refuse_jit_trace("offsets")
-    if offsets.numel() == 0 or int(offsets[0]) != 0 or int(offsets[-1]) != total:
-        return False
-    return bool((offsets[1:] >= offsets[:-1]).all())
-
-
-_offsets_fit = shortcut(native.offsets_fit, composed=_compose_offsets_fit, tensors=(0,))
 
 
 def jagged_index_select(

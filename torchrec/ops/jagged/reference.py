@@ -2,16 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from torchrec.ops._memory import require_integers
+from torchrec.ops._library import refuse_jit_trace
+from torchrec.ops._memory import is_wide, require_integers
 
 
 def lengths_to_offsets(lengths: Tensor) -> Tensor:
     """Sum ``lengths`` up from 0: one offset more than lengths, of the same dtype."""
     require_integers("lengths", lengths)
     return torch.cat([lengths.new_zeros(1), torch.cumsum(lengths, 0, dtype=lengths.dtype)])
+
+
+def sum_equal_groups(lengths: Tensor, groups: int) -> list[int]:
+    """Sum lengths in groups of one size; see ``torchrec.ops.jagged.sum_equal_groups``."""
+    refuse_jit_trace("sums of lengths")
+    is_wide("lengths", lengths)
+    if not is_compiling() and (
+        lengths.size(0) % groups if groups > 0 else groups or lengths.size(0)
+    ):
+        raise ValueError(
+            f"`groups` should divide the number of lengths ({lengths.size(0)}). Received {groups}."
+        )
+    sums: list[int] = lengths.view(groups, -1 if lengths.size(0) else 0).sum(1).tolist()
+    return sums
+
+
+def sum_groups(lengths: Tensor, sizes: Sequence[int]) -> list[int]:
+    """Sum lengths in groups of given sizes; see ``torchrec.ops.jagged.sum_groups``."""
+    refuse_jit_trace("sums of lengths")
+    is_wide("lengths", lengths)
+    if not is_compiling() and min(sizes, default=0) < 0:
+        raise ValueError(f"`sizes` should not be negative. Received {sizes}.")
+    if not sizes:
+        return []
+    parts = torch.split_with_sizes(lengths, list(sizes))
+    sums: list[int] = torch.stack([part.sum() for part in parts]).tolist()
+    return sums
+
+
+def lengths_fit(lengths: Tensor, total: int) -> bool:
+    """Say whether no length is negative and they sum to ``total``; see ``torchrec.ops.jagged.lengths_fit``."""
+    refuse_jit_trace("sums of lengths")
+    if lengths.numel() == 0:
+        return total == 0
+    found = [*torch.aminmax(lengths), lengths.sum()]
+    least, most, summed = torch.stack([number.long() for number in found]).tolist()
+    if least < 0 or most > total:
+        return False
+    if most * lengths.numel() >= 2**63:  # the sum may have wrapped
+        summed = sum(lengths.flatten().tolist())
+    return bool(summed == total)
+
+
+def offsets_fit(offsets: Tensor, total: int) -> bool:
+    """Say whether offsets start at 0, never fall and end at ``total``; see ``torchrec.ops.jagged.offsets_fit``."""
+    refuse_jit_trace("offsets")
+    if offsets.numel() == 0 or int(offsets[0]) != 0 or int(offsets[-1]) != total:
+        return False
+    return bool((offsets[1:] >= offsets[:-1]).all())
 
 
 def source_rows(lengths: Tensor, bags: Tensor, total: int) -> tuple[Tensor, Tensor]:

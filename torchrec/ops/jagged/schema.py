@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torchrec.ops._library import Gradient, define
+from torchrec.ops._library import Gradient, define, shortcut
 from torchrec.ops._memory import require_integers
 from torchrec.ops.jagged import native, reference
 
@@ -92,3 +92,11 @@ padded_to_jagged: Any = define(
     native_kernel=native.padded_to_jagged,
     gradient=Gradient(_save_from_padded, _from_padded_backward),
 )
+
+# No operators: what they return is on the host.
+sum_equal_groups: Any = shortcut(
+    native.sum_equal_groups, composed=reference.sum_equal_groups, tensors=(0,)
+)
+sum_groups: Any = shortcut(native.sum_groups, composed=reference.sum_groups, tensors=(0,))
+lengths_fit: Any = shortcut(native.lengths_fit, composed=reference.lengths_fit, tensors=(0,))
+offsets_fit: Any = shortcut(native.offsets_fit, composed=reference.offsets_fit, tensors=(0,))
