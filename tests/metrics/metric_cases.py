@@ -235,6 +235,12 @@ CASES = {
         {"num_groups": 3},
         inputs=("grouping_keys",),
     ),
+    "segmented_ne of a listed key": Case(
+        SegmentedNEMetric,
+        slow.segmented_ne("country", 2, "@country"),
+        {"grouping_keys": ["country"], "num_groups": 2},
+        inputs=("country",),
+    ),
     "segmented_ne of two keys": Case(
         SegmentedNEMetric, two_keys, {"grouping_keys": KEYS}, inputs=("grouping_keys", "country")
     ),

@@ -10,7 +10,7 @@ from torchrec.metrics.metrics_namespace import MetricName, MetricNameBase, Metri
 from torchrec.metrics.mse import squared_error_sum
 from torchrec.metrics.rec_metric import RecMetric
 from torchrec.metrics.sum_metric import SumMetricComputation
-from torchrec.metrics.task_batch import TaskBatch, Term, weighted_sum
+from torchrec.metrics.task_batch import TaskBatch, Term, weighted_num_samples, weighted_sum
 from torchrec.metrics.terms import ratio
 
 
@@ -24,7 +24,11 @@ class NMSEMetricComputation(SumMetricComputation):
 
     def sums(self) -> Mapping[str, Term]:
         """See `SumMetricComputation.sums`."""
-        return {"error_sum": (squared_error_sum,), "const_pred_error_sum": (constant_error_sum,)}
+        return {
+            "error_sum": (squared_error_sum,),
+            "weighted_num_samples": (weighted_num_samples,),
+            "const_pred_error_sum": (constant_error_sum,),
+        }
 
     def values(self, sums: Mapping[str, Tensor]) -> Mapping[MetricNameBase, Tensor]:
         """See `SumMetricComputation.values`."""

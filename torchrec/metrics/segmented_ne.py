@@ -60,6 +60,8 @@ class SegmentedNEMetricComputation(RecMetricComputation):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._include_logloss = include_logloss
+        # Names of states and numbers say the key where there can be several.
+        self._many = not isinstance(grouping_keys, str)
         self._keys = [
             _key(each, num_groups, cast_keys_to_int)
             for each in ([grouping_keys] if isinstance(grouping_keys, str) else grouping_keys)
@@ -127,13 +129,13 @@ class SegmentedNEMetricComputation(RecMetricComputation):
         return groups
 
     def _state_names(self, key: GroupingKeyConfig) -> list[str]:
-        suffix = f"@{key.name}" if len(self._keys) > 1 else ""
-        return [f"{name}{suffix}" for name in _SUMS]
+        prefix = f"{key.name}_" if self._many else ""
+        return [f"{prefix}{name}" for name in _SUMS]
 
     def _compute(self) -> list[MetricComputationReport]:
         reports = []
         for key in self._keys:
-            suffix = f"@{key.name}" if len(self._keys) > 1 else ""
+            suffix = f"@{key.name}" if self._many else ""
             for prefix, (loss, weight, positives, negatives) in self._by_prefix(
                 *self._state_names(key)
             ):
