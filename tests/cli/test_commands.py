@@ -29,6 +29,10 @@ FROZEN = {
     "predict": ("data run --keep-columns --name --output,-o", "predictions.parquet"),
     "report": ("run --every --no-predictions --output,-o --watch", "runs/experiment --watch"),
     "compare": ("runs --html --rows", "--html compare.html"),
+    "plan": (
+        "experiment overrides --device --html --memory --output,-o --ranks-a-host --rates --world-size",
+        "--html plan.html",
+    ),
     "data synthetic": (
         "--items --output,-o --overwrite --rows --seed --test --users --valid",
         "--rows 1000000",
@@ -80,6 +84,7 @@ def test_help_of_all(capsys: pytest.CaptureFixture[str]) -> None:
         "predict",
         "report",
         "compare",
+        "plan",
         "data",
         "demo",
         "info",

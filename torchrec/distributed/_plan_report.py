@@ -195,7 +195,7 @@ class PlanReport:
                         _ranges(table.ranks),
                         _ms(table.ms),
                         _bytes(table.num_bytes),
-                        self._why(table),
+                        self.why(table),
                     ]
                     for table in self.tables
                 ],
@@ -203,7 +203,8 @@ class PlanReport:
         ]
         return "\n".join(lines)
 
-    def _why(self, table: TableReport) -> str:
+    def why(self, table: TableReport) -> str:
+        """Return what else there was for a table, in words."""
         wish = f"{table.wish}; " if table.wish else ""
         if table.others is None:
             return f"{wish}not looked at"

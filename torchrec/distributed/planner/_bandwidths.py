@@ -106,6 +106,15 @@ class Rates(Protocol):
     ) -> float:
         """Return the time of the backward pass, with the update of a fused table; the arguments as above."""
 
+    def pooling_ms(self, ids: float, bags: float, columns: int) -> float:
+        """Return the time in which rows that came from others are pooled, and gradients given to them.
+
+        Args:
+            ids: how many rows.
+            bags: in how many bags.
+            columns: of a row.
+        """
+
     def dense_ms(self, num_bytes: float) -> float:
         """Return the time in which an optimizer updates all weights of ``num_bytes``, with their gradients."""
 

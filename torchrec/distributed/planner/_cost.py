@@ -83,10 +83,7 @@ def perf_of(work: Work, rows: int, columns: int, rates: Rates) -> Perf:
     )
     if work.sends_rows and work.is_pooled and by_rows:
         # Rows that came back are pooled by who asked for them, and each is given its bag's gradient.
-        bags = everyone * work.bags * share
-        of_rows = ids * columns * 4
-        pooling = rates.lookup_ms(everyone * ids, bags, columns, of_rows, "dense")
-        pooling -= rates.lookup_ms(0, 0, columns, of_rows, "dense")  # one call pools all tables
+        pooling = rates.pooling_ms(everyone * ids, everyone * work.bags * share, columns) / 2
         forward, backward = forward + pooling, backward + pooling
     if kernel == "dense":
         backward += rates.dense_ms(part_bytes)

@@ -73,6 +73,10 @@ class BandwidthRates:
         once = self.lookup_ms(ids, vectors, columns, table_bytes, kernel)
         return once * self._topology.bwd_compute_multiplier
 
+    def pooling_ms(self, ids: float, bags: float, columns: int) -> float:
+        """Rows are read and bags written, and the other way round in the backward pass."""
+        return 2 * 4.0 * columns * (ids + bags) / self.memory_bw("dense")
+
     def dense_ms(self, num_bytes: float) -> float:
         """A gradient is zeroed and read, a state and weights are read and written."""
         return 6 * num_bytes / self.memory_bw("dense")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from torchrec.distributed._plan_report import OtherWay, PlanReport, RankReport, TableReport
 from torchrec.distributed.planner._bandwidths import (
     BasicCommsBandwidths,
     CollectiveType,
     GeneralizedCommsBandwidth,
     Rates,
 )
+from torchrec.distributed.planner._calibration import Calibration
 from torchrec.distributed.planner._interfaces import (
     CriticalPathEstimate,
     Enumerator,
@@ -41,12 +43,14 @@ from torchrec.distributed.types import ShardingPlan
 
 __all__ = [
     "BasicCommsBandwidths",
+    "Calibration",
     "CollectiveType",
     "CriticalPathEstimate",
     "CustomTopologyData",
     "DeviceHardware",
     "Enumerator",
     "GeneralizedCommsBandwidth",
+    "OtherWay",
     "ParameterConstraints",
     "PartitionByType",
     "Partitioner",
@@ -54,9 +58,11 @@ __all__ = [
     "PerfModel",
     "PlanDebugStats",
     "PlanLoader",
+    "PlanReport",
     "PlannerError",
     "PlannerErrorType",
     "Proposer",
+    "RankReport",
     "Rates",
     "Shard",
     "ShardEstimator",
@@ -67,5 +73,6 @@ __all__ = [
     "Stats",
     "Storage",
     "StorageReservation",
+    "TableReport",
     "Topology",
 ]

@@ -1,0 +1,106 @@
+"""``torchrec plan``: where the tables of a model would be on many ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rowwise.cli.console import console
+
+_CALIBRATE = "calibrate"
+_RATES = Path("rates.json")
+
+
+def plan(
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            metavar="EXPERIMENT|calibrate",
+            help="Experiment file; or the word calibrate, to measure this machine.",
+            show_default=False,
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the file with other values."),
+    ] = None,
+    world_size: Annotated[
+        int, typer.Option(min=1, help="How many ranks, or processes to measure with at most.")
+    ] = 2,
+    device: Annotated[
+        str, typer.Option(help="What they compute on: cpu, v100, a100, h100 or h200.")
+    ] = "cpu",
+    ranks_a_host: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ranks a host has.", show_default="8, or all on the CPU"),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Memory of a rank in GB.", show_default="that of the device"),
+    ] = None,
+    rates: Annotated[
+        Path | None,
+        typer.Option(help="File of `torchrec plan calibrate`.", show_default="none: bandwidths"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File of the plan, or of the rates.",
+            show_default="none, or rates.json",
+        ),
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page as well.")] = None,
+) -> None:
+    """Say where the tables of a model would be on many ranks, and what a step would take them.
+
+    Neither the ranks nor the devices need to be there. For each rank there is its memory and time, for
+    each table why it is where it is and what the next best way would take. The plan is a JSON file that
+    `plan_from_json` reads.
+
+    `calibrate` measures how long look-ups, updates and exchanges take on this machine, in about half a
+    minute; --rates takes the file.
+
+    $ torchrec plan calibrate -o rates.json
+    $ torchrec plan experiment.yaml --world-size 4 --rates rates.json -o plan.json
+    $ torchrec plan experiment.yaml --world-size 16 --device h100 --html plan.html
+    """
+    if experiment == _CALIBRATE:
+        _calibrate(world_size, _RATES if output is None else output)
+        return
+    from torchrec.distributed.planner.devices import topology_of
+    from torchrec.distributed.planner.types import Calibration, PlannerError
+    from torchrec.distributed.sharding_plan import plan_to_json
+    from torchrec.experiment.files import load_experiment
+    from torchrec.files import write_file
+    from torchrec.report.plan_page import write_plan
+    from torchrec.training.plan import plan_experiment
+
+    measured = None if rates is None else Calibration.from_json(rates.read_text("utf-8"))
+    num_bytes = None if memory is None else int(memory * 2**30)
+    topology = topology_of(device, world_size, ranks_a_host, num_bytes, measured)
+    try:
+        found = plan_experiment(load_experiment(experiment, overrides or ()), topology)
+    except PlannerError as error:
+        raise ValueError(str(error)) from error
+    out = console()
+    for line in found.explain().splitlines():
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    if output is not None:
+        write_file(output, plan_to_json(found))
+        out.print(f"\nThe plan is in {output}.", markup=False)
+    if html is not None:
+        out.print(f"\nThe page is {write_plan(found, html, Path(experiment).stem)}.", markup=False)
+
+
+def _calibrate(world_size: int, output: Path) -> None:
+    from torchrec.distributed.planner.calibrate import calibrate
+    from torchrec.files import write_file
+
+    sizes = [size for size in (2, 4, 8, 16, 32) if size <= max(world_size, 2)]
+    measured = calibrate(sizes)
+    write_file(output, measured.to_json())
+    console().print(f"{measured.machine}: the rates are in {output}.", markup=False)

@@ -1,0 +1,94 @@
+"""``torchrec plan``: what it prints and writes of an experiment, for ranks that are not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rowwise import cli
+from tests.distributed.planner.test_calibrate import RATES
+from torchrec.distributed.sharding_plan import plan_digest, plan_from_json
+
+pytestmark = pytest.mark.once
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    rows = "".join(f"{i % 50},{i % 7},{i % 2}\n" for i in range(400))
+    (tmp_path / "clicks.csv").write_text(f"user,item,click\n{rows}")
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        "data: {train: clicks.csv, label: click}\n"
+        "features: {user: {type: sparse}, item: {type: sparse}}\n"
+        "model: {name: dlrm, dim: 16}\n"
+        "training: {batch_size: 64}\n"
+    )
+    return path
+
+
+def test_it_says_where_tables_would_be(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, page = tmp_path / "plan.json", tmp_path / "plan.html"
+    arguments = [
+        "plan",
+        str(experiment),
+        "--world-size",
+        "3",
+        "-o",
+        str(output),
+        "--html",
+        str(page),
+    ]
+    assert cli.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("3 ranks, cpu, 64 samples each: a step takes")
+    assert {line.split()[0] for line in lines if line.split()[1:3] == ["50", "16"]} == set()
+    tables = {line.split()[0] for line in lines if "table_wise" in line or "row_wise" in line}
+    assert tables == {"user", "item"}
+    plan = plan_from_json(output.read_text())
+    assert json.loads(output.read_text())["digest"] == plan_digest(plan)
+    assert "<h1>small</h1>" in page.read_text("utf-8")
+
+
+def test_rates_devices_and_keys_count(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = tmp_path / "rates.json"
+    rates.write_text(RATES.to_json())
+    assert cli.main(["plan", str(experiment), "training.batch_size=32", "--rates", str(rates)]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("2 ranks, cpu, 32 samples each")
+    assert "(measured rates)" in first
+    arguments = ["plan", str(experiment), "--device", "h100", "--world-size", "16"]
+    assert cli.main([*arguments, "--ranks-a-host", "4"]) == 0
+    assert capsys.readouterr().out.startswith("16 ranks, cuda")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "tpu"], "`device` should be one of cpu, v100"),
+        (["--device", "h100", "--rates", "RATES"], "`rates` should be measured on the device"),
+        (["--rates", "EXPERIMENT"], "A calibration should be JSON"),
+        (["--memory", "0.001", "model.dim=4096"], "Rank 0 should have memory left for tables"),
+    ],
+    ids=["device", "rates", "file", "memory"],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str],
+    message: str,
+    experiment: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rates = tmp_path / "rates.json"
+    rates.write_text(RATES.to_json())
+    places = {"RATES": str(rates), "EXPERIMENT": str(experiment)}
+    given = [places.get(argument, argument) for argument in arguments]
+    assert cli.main(["plan", str(experiment), *given]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

@@ -1,0 +1,141 @@
+"""Rates that are measured: what lies between them, their file, plans from them, and the measuring itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.distributed.planner.test_changes import model
+from tests.distributed.table_sharder import TableSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner._calibration import (
+    Calibration,
+    ExchangeRate,
+    LookupRate,
+    between,
+)
+from torchrec.distributed.planner.calibrate import calibrate
+from torchrec.distributed.planner.devices import DEVICES, topology_of
+from torchrec.distributed.planner.types import CollectiveType
+
+pytestmark = pytest.mark.once
+
+RATES = Calibration(
+    machine="a test",
+    memory=4 * 2**30,
+    part_ms=0.5,
+    step_ms_alone=1.0,
+    dense_ns_a_byte=2.0,
+    lookups=tuple(
+        LookupRate(columns, float(bag), rows, 1.0 * columns / bag, 3.0 * columns * rows / 1000)
+        for columns in (8, 32)
+        for bag in (1, 16)
+        for rows in (1000, 4000)
+    ),
+    exchanges=(
+        ExchangeRate(2, 3.0, 2.0, 1.0, 0.25),
+        ExchangeRate(4, 9.0, 4.0, 1.5, 0.5),
+    ),
+)
+
+
+def test_between_points_logarithms_count():
+    points = {(8.0, 1.0): 1.0, (32.0, 1.0): 4.0, (8.0, 16.0): 2.0, (32.0, 16.0): 8.0}
+    assert between(points, [8, 1]) == pytest.approx(1.0)
+    assert between(points, [16, 1]) == pytest.approx(2.0)
+    assert between(points, [16, 4]) == pytest.approx(2 * 2**0.5)
+    assert between(points, [4, 100]) == pytest.approx(2.0)  # the border
+    assert between(points, [64, 1]) == pytest.approx(8.0)  # twice as wide as the widest
+
+
+def test_rates_by_hand():
+    kib = 8 * 4 * 1000  # of 1000 rows of 8 columns
+    assert RATES.lookup_ms(1e6, 1e6, 8, kib, "fused") == pytest.approx(0.5 + 8)
+    assert RATES.lookup_ms(1e6, 1e6 / 16, 8, kib, "fused") == pytest.approx(0.5 + 0.5)
+    assert RATES.update_ms(1e6, 1e6, 8, kib, "fused") == pytest.approx(0.5 + 24)
+    assert RATES.update_ms(1e6, 1e6, 8, 4 * kib, "fused") == pytest.approx(0.5 + 96)
+    assert RATES.lookup_ms(0, 0, 8, kib, "fused") == 0.5
+    assert RATES.dense_ms(1e6) == 2.0
+    all_to_all, all_reduce = CollectiveType.ALL_TO_ALL, CollectiveType.ALL_REDUCE
+    assert RATES.exchange_ms(all_to_all, 1e6, 1) == 0
+    assert RATES.exchange_ms(all_to_all, 1e6, 2) == 2.0
+    assert RATES.exchange_ms(all_to_all, 1e6, 4) == 12.0
+    assert RATES.exchange_ms(all_reduce, 1e6, 2) == 1.0
+    assert RATES.exchange_ms(all_to_all, 1e6, 8) == 28.0  # as between four
+    assert [RATES.step_ms(w) for w in (1, 2, 4)] == [1.0, 3.0, 9.0]
+    assert RATES.step_ms(7) == 1 + 8 * 6 / 3
+    assert RATES.pooling_ms(1e6, 1e3, 2) == 1.0
+
+
+def test_a_file_reads_back():
+    assert Calibration.from_json(RATES.to_json()) == RATES
+    for text, message in (
+        ("[", "Expecting"),
+        ("{}", "version None"),
+        (RATES.to_json().replace('"part_ms"', '"part"'), "part"),
+    ):
+        with pytest.raises(ValueError, match=rf"A calibration should be JSON.*{message}"):
+            Calibration.from_json(text)
+
+
+def test_plans_go_by_what_was_measured():
+    tables = model(a=(1000, 8), b=(1000, 8), c=(1000, 32))
+    wishes = {name: ParameterConstraints(sharding_types=["table_wise"]) for name in "abc"}
+
+    def plan(rates):
+        topology = Topology(2, "cpu", rates=rates)
+        made = EmbeddingShardingPlanner(topology, 1000, constraints=wishes).plan(
+            tables, [TableSharder()]
+        )
+        assert made.report is not None
+        return made
+
+    measured = plan(RATES)
+    assert measured.report.is_measured
+    assert measured.report.fixed_ms == 3.0
+    ranks = {name: sharding.ranks for name, sharding in measured.plan[""].items()}
+    assert ranks["a"] == ranks["b"] != ranks["c"]  # the wide one takes as long as both
+    assert "measured rates" in measured.explain()
+    slower = plan(replace(RATES, part_ms=5.0))
+    assert slower.report.step_ms > measured.report.step_ms + 8
+    assert slower.report.made_from != measured.report.made_from
+    assert not plan(None).report.is_measured
+
+
+def test_devices_by_name():
+    for device in DEVICES:
+        topology = topology_of(device, 16)
+        assert topology.world_size == 16
+        assert (topology.devices[0].storage.hbm > 0) == (device != "cpu")
+    assert topology_of("h100", 16).local_world_size == 8
+    assert topology_of("h100", 16, local_world_size=4, memory=10).devices[3].storage.hbm == 10
+    rated = topology_of("cpu", 2, rates=RATES)
+    assert rated.rates is RATES
+    assert rated.devices[0].storage.ddr == 2 * 2**30
+    with pytest.raises(ValueError, match=r"`device` should be one of cpu, .*Received 'tpu'"):
+        topology_of("tpu", 2)
+    with pytest.raises(ValueError, match=r"`rates` should be measured on the device.*'h100'"):
+        topology_of("h100", 2, rates=RATES)
+
+
+def test_worlds_that_do_not_exchange_are_refused():
+    with pytest.raises(ValueError, match=r"`world_sizes` should be numbers.*Received \[1\]"):
+        calibrate([1])
+
+
+@pytest.mark.slow
+def test_this_machine():
+    measured = calibrate([2], seconds=0.02)
+    assert Calibration.from_json(measured.to_json()) == measured
+    assert len(measured.lookups) == 12
+    for rate in measured.lookups:
+        assert 0.1 < rate.forward_ns < 10_000
+        assert 0.1 < rate.backward_ns < 100_000
+    (exchange,) = measured.exchanges
+    assert exchange.world_size == 2
+    assert exchange.step_ms > measured.step_ms_alone / 10
+    assert 0 < exchange.reduce_ns_a_byte < 1000
+    wide = measured.lookup_ms(1000, 1000, 128, 128 * 4 * 100_000, "fused")
+    narrow = measured.lookup_ms(1000, 1000, 8, 8 * 4 * 100_000, "fused")
+    assert wide > narrow

@@ -1,0 +1,62 @@
+"""The page of a plan: one file with everything in it, names as they are, and what it says of ranks and tables."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.distributed.planner.test_changes import model, plan
+from torchrec.distributed.planner import ParameterConstraints
+from torchrec.distributed.types import ShardingPlan
+from torchrec.report.plan_page import render_plan, write_plan
+
+pytestmark = pytest.mark.once
+
+
+def test_the_page_has_all_ranks_and_tables(tmp_path):
+    made = plan(model(a=(1000, 64), b=(10, 4)), 3, 10**9)
+    path = write_plan(made, tmp_path / "plan.html", "small")
+    text = path.read_text("utf-8")
+    assert made.report is not None
+    assert "<h1>small</h1>" in text
+    assert "No plan is better." in text
+    assert made.report.made_from[:12] in text
+    for rank in range(3):
+        assert f"rank {rank}: looks up and updates" in text
+    for table in made.report.tables:
+        for rank in set(table.ranks):
+            assert f"{table.table} on rank {rank}, {table.sharding_type}" in text
+    cells = len(re.findall('class="held"', text))
+    assert cells == sum(len(set(table.ranks)) for table in made.report.tables)
+
+
+def test_the_page_needs_no_network():
+    text = render_plan(plan(model(a=(1000, 64)), 2, 10**9))
+    assert not re.findall(r'(?:src|href)="|@import|url\(|https?://(?!www\.w3\.org)', text)
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_names_are_not_read_as_html():
+    wishes = {"<b>a</b>": ParameterConstraints(ranks=[0], sharding_types=["table_wise"])}
+    text = render_plan(plan(model(**{"<b>a</b>": (10, 4)}), 2, 10**9, wishes), "<i>")
+    assert "<b>a</b>" not in text
+    assert "&lt;b&gt;a&lt;/b&gt; on rank 0" in text
+    assert "<h1>&lt;i&gt;</h1>" in text
+
+
+def test_bars_are_shares_of_the_slowest_and_of_the_memory():
+    wishes = {"a": ParameterConstraints(sharding_types=["table_wise"], ranks=[0])}
+    made = plan(model(a=(1000, 64)), 2, 10**6, wishes)
+    assert made.report is not None
+    first = made.report.ranks[0]
+    text = render_plan(made)
+    widths = [float(width) for width in re.findall(r'style="width:([\d.]+)%"', text)]
+    assert widths[0] + widths[1] == pytest.approx(100, abs=0.02)
+    assert widths[2] == pytest.approx(100 * first.num_bytes / 10**6, abs=0.01)
+    assert widths[3:] == [0, 0, 0]
+
+
+def test_a_plan_made_by_hand_has_no_page():
+    with pytest.raises(ValueError, match=r"`plan` should be made by a planner. Received one.*hand"):
+        render_plan(ShardingPlan({}))
