@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -32,9 +34,12 @@ from torchrec.modules.mc_embedding_modules import (
 )
 from torchrec.modules.mc_modules import (
     DistanceLFU_EvictionPolicy,
+    LFU_EvictionPolicy,
     LRU_EvictionPolicy,
     ManagedCollisionCollection,
     MCHManagedCollisionModule,
+    average_threshold_filter,
+    dynamic_threshold_filter,
 )
 
 pytestmark = pytest.mark.once
@@ -262,16 +267,49 @@ def test_whole_maps_and_those_of_buckets_do_what_they_do_in_one_process(pooled, 
     assert run(several, 2, pooled, kind) == [True, True]
 
 
-def banded(world_size):
+def filtered():
+    """Maps that admit ids by how often they came, of every policy."""
+    policies = {
+        "users": LFU_EvictionPolicy(average_threshold_filter),
+        "shared": LRU_EvictionPolicy(
+            threshold_filtering_func=partial(
+                dynamic_threshold_filter, threshold_skew_multiplier=0.5
+            )
+        ),
+        "offset": DistanceLFU_EvictionPolicy(threshold_filtering_func=average_threshold_filter),
+        "hashed": LFU_EvictionPolicy(),
+    }
+    made = {
+        table: MCHManagedCollisionModule(TABLES[table][0], "cpu", policy, 2, name=table)
+        for table, policy in policies.items()
+    }
+    return {**made, "plain": None}
+
+
+def by_filters(kind):
+    given = {"init_fn": nn.init.ones_}
+    slow = filtered if kind != "row_wise" else partial(banded, dist.get_world_size(), filtered)
+    plain, module = make(True, made=slow, **given), shard(make(True, made=filtered, **given), kind)
+    evicted = train(plain, module)
+    return evicted > 0 or kind == "row_wise"  # the slow maps do not count
+
+
+@pytest.mark.parametrize("kind", ["table_wise", "row_wise"])
+def test_maps_of_all_policies_admit_the_ids_that_they_do_in_one_process(kind):
+    assert run(by_filters, 2, kind) == [True, True]
+
+
+def banded(world_size, made_whole=None):
     """The maps that there are where all tables are divided by rows."""
     made = {}
-    for t, (table, module) in enumerate(maps().items()):
+    for t, (table, module) in enumerate((made_whole or maps)().items()):
         if isinstance(module, MCHManagedCollisionModule):
             found = layout_of("row_wise", t, (TABLES[table][0], DIM), world_size)
             made[table] = BandedMap(module, [shard.rows for shard in found])
         else:
             made[table] = module
-    made["shared"] = made["users"]
+    if made_whole is None:
+        made["shared"] = made["users"]
     return made
 
 

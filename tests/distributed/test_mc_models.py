@@ -171,7 +171,13 @@ def adapted():
         )
     )
     features = KeyedJaggedTensor.from_lists({"f3": [[10**9], [5, 5]]})
-    found = DistributedModelParallel(model)(features)
+    names = [name for name, _ in model.named_parameters()]
+    sharded = DistributedModelParallel(model)
+    found, adapter = sharded(features), sharded.module[0]
+    assert [config.name for config in adapter.embedding_bag_configs()] == ["offset"]
+    assert [name for name, _ in sharded.named_parameters()] == names
+    assert len(list(adapter.parameters())) == 1
+    assert all(each.weight.shape[1] == DIM for each in adapter.table_store().table_shards("offset"))
     return tuple(found["f3"].shape)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import tempfile
 
 import pytest
+import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from tests.distributed.four_tables import Model, assert_same, plan_of, train, wholes
 from tests.distributed.test_state import results
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.compat import original_state_dict
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.types import Shard, ShardedTensor
+from torchrec.distributed.types import Shard, ShardedTensor, ShardMetadata
 
 pytestmark = [
     pytest.mark.once,  # what ranks tell one another does not depend on the kernels
@@ -28,14 +31,16 @@ def sharded_tensor(value):
     return ShardedTensor._init_from_local_shards(shards, *value.size())
 
 
-def their_state(model):
-    """As ``state_dict()`` of model and fused optimizer are printed there."""
+def their_state(model, split=()):
+    """As ``state_dict()`` of model and fused optimizer are printed there, but of tables that are split by columns."""
     weights = {
         name: sharded_tensor(value) if hasattr(value, "local_shards") else value.clone()
         for name, value in model.state_dict().items()
     }
     states = {}
     for name, named in original_state_dict(model.fused_optimizer)["state"].items():
+        if name.split(".")[2] in split:
+            continue
         found = {key: sharded_tensor(value) for key, value in named.items()}
         if any(value.local_shards() for value in found.values()):
             states[name] = found  # tables that are elsewhere, or have no state, are not named
@@ -96,3 +101,81 @@ def test_checkpoints_of_theirs_load_under_another_plan(world_size):
         kinds = COLUMNS if world_size > 1 else {}
         for found in results(load, world_size, folder, kinds):
             assert_same(found, expected)
+
+
+def by_columns(value, counts):
+    """A  of one number a row for each part of the columns, as the ranks that have them keep it."""
+    rows, mine = value.shape[0], dist.get_rank()
+    shards = []
+    for k, rank in enumerate(counts):
+        if rank == mine:
+            numbers = torch.arange(rows, dtype=torch.float32) + 10 * k
+            place = ShardMetadata([k * rows], [rows], f"rank:{rank}/cpu")
+            shards.append(Shard(numbers, place))
+    return ShardedTensor._init_from_local_shards(shards, rows * len(counts))
+
+
+SPLIT = {"user": ("column_wise", [0, 1]), "town": ("column_wise", [1, 1])}
+
+
+def their_columns(model):
+    """Their state of tables whose columns are split: of each part of the columns, a number for each row."""
+    state = their_state(model, ("user", "town"))
+    for name, ranks in (("user", [0, 1]), ("town", [1, 1])):
+        value = model.fused_optimizer.state_dict()["state"][f"tables.embedding_bags.{name}.weight"]
+        found = by_columns(value["sum"], ranks)
+        if found.local_shards():
+            state["optimizer"]["state"][f"tables.embedding_bags.{name}.weight"] = {
+                f"{name}.momentum1": found
+            }
+    return state
+
+
+def expected_of_columns(model):
+    """The mean of the numbers of both parts."""
+    states = model.fused_optimizer.state_dict()["state"]
+    for name, rows in (("user", 30), ("town", 3)):
+        found = states[f"tables.embedding_bags.{name}.weight"]["sum"].full_tensor()
+        assert torch.equal(found, torch.arange(rows).float().unsqueeze(1) + 5)
+
+
+def split_by_columns(folder):
+    model = made(SPLIT)
+    train(model, 0)
+    state = their_columns(model)
+    dcp.save(state, checkpoint_id=folder)
+    model.fused_optimizer.load_state_dict(state["optimizer"])
+    expected_of_columns(model)
+    train(model, 1)
+    user = model.fused_optimizer.state_dict()["state"]["tables.embedding_bags.user.weight"]["sum"]
+    told = [None] * 2
+    dist.all_gather_object(told, [shard.tensor for shard in user.local_shards()])
+    assert torch.equal(told[0][0], told[1][0])  # who shares rows goes on alike
+
+
+def read_split(folder, kinds):
+    model = made(kinds)
+    split = {"user": 2, "town": 2}
+    states = original_state_dict(model.fused_optimizer, column_shards=split)["state"]
+    wanted = {"state": {name: values for name, values in states.items() if values}}
+    dcp.load({"optimizer": wanted}, checkpoint_id=folder)
+    model.fused_optimizer.load_state_dict(wanted)
+    expected_of_columns(model)
+
+
+def test_states_of_each_part_of_the_columns_become_one_of_the_row():
+    with tempfile.TemporaryDirectory() as folder:
+        results(split_by_columns, 2, folder)
+        for kinds in (ROWS, SPLIT):
+            results(read_split, 2, folder, kinds)
+
+
+def test_one_process_reads_and_shows_states_of_each_part_of_the_columns():
+    table = EmbeddingBagConfig(3, 4, "t", feature_names=["f"], optimizer="rowwise_adagrad", lr=0.1)
+    optimizer = EmbeddingBagCollection([table]).fused_optimizer
+    name = "embedding_bags.t.weight"
+    values = {"t.momentum1": torch.tensor([1.0, 2.0, 3.0, 5.0, 6.0, 7.0])}
+    optimizer.load_state_dict({"state": {name: values}})
+    assert optimizer.state_dict()["state"][name]["sum"].tolist() == [[3.0], [4.0], [5.0]]
+    shown = original_state_dict(optimizer, column_shards={"t": 2})["state"][name]["t.momentum1"]
+    assert shown.tolist() == [3.0, 4.0, 5.0] * 2

@@ -5,6 +5,7 @@ The other way needs no function: ``load_state_dict`` understands that form.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -14,7 +15,9 @@ from torchrec.optim.kernel_names import to_kernel_names
 from torchrec.optim.keyed import KeyedOptimizer
 
 
-def original_state_dict(of: nn.Module | KeyedOptimizer) -> dict[str, Any]:
+def original_state_dict(
+    of: nn.Module | KeyedOptimizer, column_shards: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """Return the state of a model or an optimizer in the form that the original TorchRec loads.
 
     Most modules have the same form. Maps of ids are sorted by id there; the state of fused tables goes
@@ -27,6 +30,9 @@ def original_state_dict(of: nn.Module | KeyedOptimizer) -> dict[str, Any]:
 
     Args:
         of: a module, or an optimizer with named parameters.
+        column_shards: of an optimizer: into how many parts the original has split the columns of a table, by its name.
+            Rules such as row-wise Adagrad have a number a row there for each of these parts; here each row has one,
+            their mean when such a state is loaded. Default: no table's are split.
 
     Returns:
         What ``load_state_dict`` takes here, and there but for those names.
@@ -45,7 +51,7 @@ def original_state_dict(of: nn.Module | KeyedOptimizer) -> dict[str, Any]:
         {'embedding_bags.t.weight': ['t.momentum1']}
     """
     if isinstance(of, KeyedOptimizer):
-        return {"state": to_kernel_names(of.state_dict()["state"])}
+        return {"state": to_kernel_names(of.state_dict()["state"], column_shards)}
     state: dict[str, Any] = dict(of.state_dict())
     for name, module in of.named_modules():
         if isinstance(module, MCHManagedCollisionModule):

@@ -22,6 +22,7 @@ from torch.distributed.tensor import Shard as Placed
 from torchrec.distributed._private import (
     EnumerableShardingSpec,
     Shard,
+    ShardedTensor,
     ShardedTensorMetadata,
     ShardMetadata,
     keeps_sizes,
@@ -30,6 +31,7 @@ from torchrec.distributed._private import (
 )
 from torchrec.distributed._private import TensorProperties as ShardedProperties
 from torchrec.distributed.channel import lost_ranks_named
+from torchrec.distributed.column_states import mean_of_columns, repeated, told_by_holders
 from torchrec.distributed.parts import block_parts, fill_parts, part_at
 from torchrec.distributed.placement import Block, TablePlacement
 from torchrec.distributed.shards_wrapper import LocalShardsWrapper
@@ -151,6 +153,45 @@ class ShardedTable(Tensor):
             self._wire.broadcast(part, there, f"`full_tensor()` of {self._named}")
             _region(whole, known).copy_(part)
         return whole
+
+    def split_by_columns(self, count: int) -> ShardedTable:
+        """Return one number a row as the API keeps it where columns are split, to be read from a checkpoint.
+
+        Args:
+            count: of the parts of columns.
+
+        Returns:
+            ``(E * count,)``, with memory of its own, of which `mean_of_columns` is the way back.
+        """
+        rows = self.shape[0]
+        parts = [
+            Shard(shard.tensor.squeeze(1).clone(), known)
+            for shard in self._parts
+            for known in repeated([shard.metadata], rows, count)
+        ]
+        known = repeated(self._metadata.shards_metadata, rows, count)
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        return ShardedTable(
+            self._name, parts, _whole(known, (rows * count,), self), like, self._wire
+        )
+
+    def mean_of_columns(self, value: Tensor) -> ShardedTable:
+        """Return one number a row, of numbers that the API keeps for each part of the columns.
+
+        Args:
+            value: ``(E * count,)``: all of it, or as `split_by_columns` returns it; or a `ShardedTensor`: then all
+                ranks that have some of it call this.
+        """
+        if isinstance(value, ShardedTensor) and self._wire is not None:
+            value = told_by_holders(value, self._wire)
+        parts = []
+        for shard in self._parts:
+            first, size = shard.metadata.shard_offsets[0], shard.metadata.shard_sizes[0]
+            rows = range(first, first + size)
+            mean = mean_of_columns(self._name, rows, self.shape[0], value)
+            parts.append(Shard(mean, shard.metadata))
+        like = torch.empty(0, dtype=value.dtype, device=self.device)
+        return ShardedTable(self._name, parts, self._metadata, like, self._wire)
 
     def shared_number(self, value: Tensor) -> Tensor:
         """Return a number that the ranks with parts have alike, a step count say, on all; all ranks call this.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 from torch import Tensor
 
@@ -69,36 +69,70 @@ def _own(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
         number = int(numbered[1]) - 1 if numbered else None
         name = last if number is None or number >= len(names) else names[number]
         like = own.get(name)
-        is_per_row = (
-            isinstance(value, Tensor)
-            and isinstance(like, Tensor)
-            and not is_cut_up(value)
-            and like.shape == (value.numel(), 1)
-        )
-        result[name] = value.view_as(like) if is_per_row else value
+        result[name] = value
+        if isinstance(value, Tensor) and isinstance(like, Tensor) and like.shape[1:] == (1,):
+            result[name] = _per_row(value, like)
     # The rules with running averages correct them by the count, and no other does.
     if "step" in own and "exp_avg" not in own:
         result["step"] = own["step"]
     return result
 
 
-def to_kernel_names(saved: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+class _CutUpByColumns(Protocol):
+    """What a state of `torchrec.distributed` knows of one number a row where columns of tables are split."""
+
+    def split_by_columns(self, count: int) -> Tensor: ...
+
+    def mean_of_columns(self, value: Tensor) -> Tensor: ...
+
+
+def _knows_columns(state: object) -> TypeGuard[_CutUpByColumns]:
+    return hasattr(state, "split_by_columns")
+
+
+def _per_row(value: Tensor, like: Tensor) -> Tensor:
+    """Return a state of one number a row; of tables whose columns were split, the mean of those of each part."""
+    rows = like.shape[0]
+    if value.dim() != 1 or not rows or value.shape[0] % rows:
+        return value
+    if _knows_columns(like):
+        return value if value.shape[0] == rows else like.mean_of_columns(value)
+    return value if is_cut_up(value) else value.view(-1, rows).mean(0).view_as(like)
+
+
+def to_kernel_names(
+    saved: Mapping[str, Mapping[str, Any]], column_shards: Mapping[str, int] | None = None
+) -> dict[str, dict[str, Any]]:
     """Return a state that has our names under those; `from_kernel_names` is the way back.
 
     Args:
         saved: name of the parameter -> state. What is no table's stays as it is.
+        column_shards: into how many parts the columns of a table are split there, by its name. Default: 1.
     """
-    return {name: _of_kernels(name, values) for name, values in saved.items()}
+    counts = column_shards or {}
+    return {name: _of_kernels(name, values, counts) for name, values in saved.items()}
 
 
-def _of_kernels(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _of_kernels(
+    name: str, values: Mapping[str, Any], column_shards: Mapping[str, int]
+) -> dict[str, Any]:
     table = re.fullmatch(r"(?:.*\.)?embedding(?:_bag)?s\.([^.]+)\.weight", name)
     if table is None or "step" not in values:
         return dict(values)
     states = [value for key, value in values.items() if key != "step"]
+    count = column_shards.get(table[1], 1)
     return {
-        f"{table[1]}.momentum{number}": value.squeeze(1)
+        f"{table[1]}.momentum{number}": _for_columns(value, count)
         if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] == 1
         else value
         for number, value in enumerate(states, 1)
     }
+
+
+def _for_columns(value: Tensor, count: int) -> Tensor:
+    """Return one number a row as a vector; for each of some parts of the columns."""
+    if count == 1:
+        return value.squeeze(1)
+    if _knows_columns(value):
+        return value.split_by_columns(count)
+    return value.squeeze(1).repeat(count)
