@@ -71,8 +71,7 @@ class ScoredRows(MappedRows):
         self, ids: Tensor, now: int, missing: int, exchanges: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Count the ids of a batch, and let those that came compete for rows; see `MappedRows`."""
-        # Asked once, and for what the policy does not keep: None.
-        find: Any = self._buffers.get
+        find: Any = self._buffers.get  # None for what the policy does not keep
         id_map, known, recent = IdMap(*map(find, IdMap._fields)), self._history, self.recent
         history = reserve(known, ids.numel())
         if history is not known:
