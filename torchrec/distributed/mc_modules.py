@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,8 +12,9 @@ from torchrec.distributed.embedding_types import BaseEmbeddingSharder, KJTList
 from torchrec.distributed.layout import shards_of
 from torchrec.distributed.map_exchange import MapExchange, MapQuestion
 from torchrec.distributed.map_layout import MapPart, layouts_of
-from torchrec.distributed.map_moves import RowMoves, settle, with_rows_moved
+from torchrec.distributed.map_moves import RowMoves
 from torchrec.distributed.map_state import SavedMap
+from torchrec.distributed.map_states import MapParts, MapStates
 from torchrec.distributed.placement import TablePlacement
 from torchrec.distributed.types import (
     Awaitable,
@@ -27,7 +27,6 @@ from torchrec.distributed.types import (
     ShardingEnv,
 )
 from torchrec.distributed.wire import Wire
-from torchrec.modules.collision.divided_state import Strays
 from torchrec.modules.collision.features import with_values
 from torchrec.modules.collision.interface import FindsRows, JaggedDict, ManagedCollisionModule
 from torchrec.modules.mc_modules import ManagedCollisionCollection, ManagedCollisionStats
@@ -146,18 +145,16 @@ class ShardedManagedCollisionCollection(
             layouts_of(self._features.groups, maps, placements),
             wire,
         )
-        self._saved = [
-            SavedMap.of(maps[layout.tables[0]], layout) for layout in self._exchange.layouts
-        ]
-        self._row_moves: dict[str, RowMoves] = {}
-        self._strays: dict[int, Strays] = {}
-        self._load_error: Exception | None = None
         self._managed_collision_modules = nn.ModuleDict()
+        self._parts = MapParts(self._exchange, self._managed_collision_modules)
+        layouts = self._exchange.layouts
+        saved = [SavedMap.of(maps[layout.tables[0]], layout) for layout in layouts]
+        self._states = MapStates(self._exchange, saved, self._parts)
         for part in self._exchange.mine:
             layout = self._exchange.layout_of[part.number]
             made = _part_of(maps[layout.tables[0]], part, device)
             for table in layout.tables:
-                self._managed_collision_modules[self._name_of(table, part)] = made
+                self._managed_collision_modules[self._parts.name_of(table, part)] = made
         if env.process_group is not None:
             self.register_state_dict_post_hook(_show_wholes)  # type: ignore[no-untyped-call]
             self.register_load_state_dict_pre_hook(_take_parts)  # type: ignore[no-untyped-call]
@@ -180,32 +177,25 @@ class ShardedManagedCollisionCollection(
 
         Who has the tables moves their rows alike, as an embedding collection around the maps does.
         """
-        return self._row_moves
+        return self._states.row_moves
 
-    def _name_of(self, table: str, part: MapPart) -> str:
-        """Return the name of a part of this rank, which is that of its table but for a second one."""
-        first = next(p for p in self._parts(table) if p.rank == part.rank)
-        return table if part is first else f"{table}@{part.rows.start}"
+    def with_rows_moved(self, table: str, value: Tensor) -> Tensor:
+        """Return a table, or its state, with rows where `row_moves` say that they are; all ranks call this.
 
-    def _parts(self, table: str) -> list[MapPart]:
-        return next(each.parts for each in self._exchange.layouts if table in each.tables)
+        Args:
+            table: its name.
+            value: all of it; or sharded: then this rank's parts are written to.
+        """
+        return self._states.with_rows_moved(table, value)
 
-    def _map_of(self, part: MapPart) -> ManagedCollisionModule:
-        table = self._exchange.layout_of[part.number].tables[0]
-        return self._managed_collision_modules[self._name_of(table, part)]  # type: ignore[return-value]
-
-    def _keys(self, part: MapPart) -> list[str]:
-        return self._exchange.layout_of[part.number].keys
+    @property
+    def states(self) -> MapStates:
+        """What a state shows of the maps, and how it is loaded."""
+        return self._states
 
     def maps(self) -> dict[str, list[ManagedCollisionModule]]:
         """Return the maps of this rank by table, in order of their rows; none for a table that it has none of."""
-        return {
-            table: [
-                self._map_of(part) for part in self._parts(table) if part in self._exchange.mine
-            ]
-            for layout in self._exchange.layouts
-            for table in layout.tables
-        }
+        return self._parts.by_table()
 
     @property
     def unsharded_module_type(self) -> type[nn.Module]:
@@ -269,7 +259,7 @@ class ShardedManagedCollisionCollection(
         found = []
         for part, (ids, counts) in zip(self._exchange.mine, asked, strict=True):
             lengths = torch.tensor(counts).flatten()
-            found.append(KeyedJaggedTensor(self._keys(part), ids, lengths=lengths))
+            found.append(KeyedJaggedTensor(self._parts.keys_of(part), ids, lengths=lengths))
         return NoWait(NoWait(KJTList(found)))
 
     def compute(self, ctx: ManagedCollisionCollectionContext, dist_input: KJTList) -> KJTList:
@@ -294,10 +284,10 @@ class ShardedManagedCollisionCollection(
     def _rows_of(
         self, ctx: ManagedCollisionCollectionContext, part: MapPart, features: KeyedJaggedTensor
     ) -> Tensor:
-        module = self._map_of(part)
+        module = self._parts.map_of(part)
         if ctx.reset_rows is None:
             found = module(features.to_dict(), False)
-            return torch.cat([found[key].values() for key in self._keys(part)])
+            return torch.cat([found[key].values() for key in self._parts.keys_of(part)])
         parts = features.values().split(features.length_per_key())
         ids = dict(zip(features.keys(), parts, strict=True))
         mapped = module.map_keys(features, ids, False)
@@ -332,89 +322,6 @@ class ShardedManagedCollisionCollection(
         return LazyFeatures(
             self._features.with_rows(ctx.features, ids, by_key, ctx.mutate_miss_lengths)
         )
-
-    # State.
-
-    def _mine(self, saved: SavedMap) -> list[tuple[MapPart, ManagedCollisionModule]]:
-        mine = [part for part in saved.layout.parts if part.rank == self._exchange.rank]
-        return [(part, self._map_of(part)) for part in mine]
-
-    def show_wholes(self, state: dict[str, Any], prefix: str) -> None:
-        """Have a state show the whole maps that this rank's are parts of.
-
-        Args:
-            state: changed in place.
-            prefix: of the maps.
-        """
-        for name in [name for name in state if name.startswith(prefix)]:
-            del state[name]
-        for saved in self._saved:
-            shown = saved.show(self._mine(saved), self._exchange.wire)
-            first, *others = saved.layout.tables
-            state.update({f"{prefix}{first}.{name}": value for name, value in shown.items()})
-            for table in others:  # writers of files want memory of its own for each name
-                copied = {f"{prefix}{table}.{n}": copy.deepcopy(v) for n, v in shown.items()}
-                state.update(copied)
-
-    def take_parts(self, state: dict[str, Any], prefix: str) -> None:
-        """Replace whole maps that are loaded by this rank's parts.
-
-        Args:
-            state: changed in place.
-            prefix: of the maps.
-        """
-        # Kept until `settle`, which PyTorch calls once all parts are loaded.
-        self._strays, self._load_error = {}, None
-        try:
-            self._take_parts(state, prefix)
-        except Exception as failed:
-            if not self._settles:
-                raise
-            self._load_error = failed
-
-    def _take_parts(self, state: dict[str, Any], prefix: str) -> None:
-        for saved in self._saved:
-            for table in saved.layout.tables:
-                start = f"{prefix}{table}."
-                names = [name for name in state if name.startswith(start)]
-                whole = {name.removeprefix(start): state.pop(name) for name in names}
-                for part, module in self._mine(saved) if whole else ():
-                    own, strays = saved.part_of(whole, part, module)
-                    name = f"{prefix}{self._name_of(table, part)}."
-                    state.update({f"{name}{key}": value for key, value in own.items()})
-                    if strays is not None:
-                        self._strays[part.number] = strays
-
-    @property
-    def _settles(self) -> bool:
-        return any(each.moves_rows for each in self._saved)
-
-    def with_rows_moved(self, table: str, value: Tensor) -> Tensor:
-        """Return a table, or its state, with rows where `row_moves` say that they are; all ranks call this.
-
-        Args:
-            table: its name.
-            value: all of it; or sharded: then this rank's parts are written to.
-        """
-        if table not in self._row_moves:
-            return value
-        return with_rows_moved(value, self._row_moves[table], self._exchange.wire)
-
-    def settle(self) -> None:
-        """Give ids of parts that were loaded and belong to others to these; all ranks call this."""
-        self._row_moves = {}
-        if not self._settles:
-            return
-        wire, error = self._exchange.wire, self._load_error
-        if wire is not None:
-            wire.agree(error, "maps that are loaded")
-        elif error is not None:
-            raise error
-        divided = [saved for saved in self._saved if saved.moves_rows]
-        modules: dict[int, Any] = {p.number: m for each in divided for p, m in self._mine(each)}
-        strays, self._strays = self._strays, {}
-        for saved, moves in zip(divided, settle(divided, strays, modules, wire), strict=True):
-            self._row_moves.update(dict.fromkeys(saved.layout.tables, moves) if moves else {})
 
     # The maps of this rank.
 
@@ -482,7 +389,7 @@ class ShardedManagedCollisionCollection(
         """
         local = {}
         for key, jt in jt_dict.items():
-            found = [part for part in self._exchange.mine if key in self._keys(part)]
+            found = [part for part in self._exchange.mine if key in self._parts.keys_of(part)]
             if len(found) != 1:
                 raise ValueError(
                     f"Features should be of tables that this rank has one map of. Received '{key}', with "
@@ -509,17 +416,17 @@ _MAPS = "_managed_collision_modules."
 def _show_wholes(
     maps: ShardedManagedCollisionCollection, state: dict[str, Any], prefix: str, _: object
 ) -> None:
-    maps.show_wholes(state, prefix + _MAPS)
+    maps.states.show_wholes(state, prefix + _MAPS)
 
 
 def _take_parts(
     maps: ShardedManagedCollisionCollection, state: dict[str, Any], prefix: str, *_: object
 ) -> None:
-    maps.take_parts(state, prefix + _MAPS)
+    maps.states.take_parts(state, prefix + _MAPS)
 
 
 def _settle(maps: ShardedManagedCollisionCollection, _: object) -> None:
-    maps.settle()
+    maps.states.settle()
 
 
 def _part_of(
