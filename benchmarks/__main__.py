@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import os
 import platform
 import statistics
@@ -183,9 +184,9 @@ def report(
     wanted: list[Scenario], others: dict[str, str], rounds: int, threads: int, imports: bool
 ) -> Iterator[str]:
     """Measure, and yield the lines of the report as they come to be known."""
-    load = os.getloadavg()[0]
+    began = time.perf_counter()
     yield f"# {datetime.date.today().isoformat()}\n"
-    yield f"{processor()}, {threads} threads, Python {platform.python_version()}, load {load:.1f} before."
+    yield f"{processor()}, {threads} threads, Python {platform.python_version()}, load {load()} before."
     yield f"Milliseconds, medians of {rounds} rounds, all sides in turn. Wanted: at most {FAULTS} faults a step.\n"
     head = ["scenario", *HEAD.split("|")]
     head += ["before", "before / ours"] if "before" in others else []
@@ -201,6 +202,19 @@ def report(
     if rows:
         yield f"\n| | 1 thread | {threads} threads | gain |\n|---|---|---|---|"
         yield from rows
+    passed = (time.perf_counter() - began) / 60
+    yield f"\nIt took {passed:.0f} minutes; load {load()} at the end, which is ours but for what was there before."
+
+
+def load() -> str:
+    """Return how many processes wanted to run, in the last minute."""
+    return f"{os.getloadavg()[0]:.1f}"
+
+
+def unused(path: Path) -> Path:
+    """Return the path, or with the first number behind it that no file has yet: somebody may have added notes."""
+    numbered = (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(2))
+    return path if not path.exists() else next(p for p in numbered if not p.exists())
 
 
 def main() -> None:
@@ -226,17 +240,20 @@ def main() -> None:
     parts = options.only or [""]
     wanted = [s for s in SCENARIOS if any(part in s.name for part in parts)]
     imports = any(part in IMPORT for part in parts)
-    began, lines = time.perf_counter(), []
     rounds = 3 if options.quick else options.rounds
-    for line in report(wanted, others, rounds, options.threads, imports):
-        print(line, flush=True)
-        lines.append(line)
-    print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
-    if not options.quick:
-        path = options.output or HERE / "results" / f"{datetime.date.today().isoformat()}.md"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
-        print(f"Written to {path}", file=sys.stderr)
+    lines = report(wanted, others, rounds, options.threads, imports)
+    if options.quick:
+        for line in lines:
+            print(line, flush=True)
+        return
+    today = HERE / "results" / f"{datetime.date.today().isoformat()}.md"
+    path = options.output or unused(today)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:  # line by line: what was measured stays, whatever comes
+        for line in lines:
+            print(line, flush=True)
+            print(line, file=file, flush=True)
+    print(f"Written to {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -41,10 +41,11 @@ double now() {
 
 template <class T>
 T* huge(size_t count) {
-  const size_t bytes = (count * sizeof(T) + kHuge - 1) / kHuge * kHuge;
-  void* p = std::aligned_alloc(kHuge, bytes);
+  const size_t unit = count * sizeof(T) < kHuge ? 64 : kHuge;  // small tables lie one behind the other
+  const size_t bytes = (count * sizeof(T) + unit - 1) / unit * unit;
+  void* p = std::aligned_alloc(unit, bytes);
   if (p == nullptr) std::exit(1);
-  madvise(p, bytes, MADV_HUGEPAGE);
+  if (unit == kHuge) madvise(p, bytes, MADV_HUGEPAGE);
   std::memset(p, 0, bytes);
   return static_cast<T*>(p);
 }
@@ -257,6 +258,7 @@ int main(int argc, char** argv) {
     disturb(mode == "stream");
   } else if ((mode == "look-up" || mode == "training") && numbers.size() == 5 && numbers[3] % kPiece == 0) {
     const Tables tables{numbers[0], numbers[1], numbers[3], numbers[4], {}, {}, {}, nullptr, nullptr, {}};
+    if (numbers[2] == 16) answer(step_of<16>(tables, mode == "training"));
     if (numbers[2] == 64) answer(step_of<64>(tables, mode == "training"));
     if (numbers[2] == 128) answer(step_of<128>(tables, mode == "training"));
   } else if (mode == "probe" && numbers.size() == 2) {

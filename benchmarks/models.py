@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.scenarios import KEYS
+from benchmarks.scenarios import KEYS, feature_names
 
 F, E, D, DENSE = 26, 100_000, 64, 13
 BOTTOM, TOP = [512, 256, D], [512, 512, 256, 1]
@@ -22,9 +22,9 @@ def configs(tables: int = F, rows: int = E, dim: int = D):
 
     return [
         EmbeddingBagConfig(
-            name=f"table_{i}", num_embeddings=rows, embedding_dim=dim, feature_names=[KEYS[i]]
+            name=f"table_{i}", num_embeddings=rows, embedding_dim=dim, feature_names=[name]
         )
-        for i in range(tables)
+        for i, name in enumerate(feature_names(tables))
     ]
 
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-KEYS = [f"feature_{i}" for i in range(26)]
+
+def feature_names(number: int) -> list[str]:
+    """Return so many names."""
+    return [f"feature_{i}" for i in range(number)]
+
+
+KEYS = feature_names(26)
 LINE = 64  # bytes that memory moves at least
 # As `torchrec.heap.keep_freed_memory`, which our runs and commands call: memory that was freed stays with the process.
 KEEPING = {"MALLOC_TRIM_THRESHOLD_": f"{2**31 - 1}", "MALLOC_MMAP_THRESHOLD_": f"{2**28}"}
@@ -90,6 +96,16 @@ def look_up(name: str, tables: Tables, ratio: float, *, rates: bool = True) -> S
     )
 
 
+def many_tables(name: str, tables: Tables) -> Scenario:
+    """Look rows up in many small tables. Beside the loop, as caches may hold them, or not."""
+    return Scenario(
+        name,
+        ["look_up", *tables.numbers],
+        loop=["look-up", *map(str, tables.numbers)],
+        scaling=True,
+    )
+
+
 def training(name: str, tables: Tables) -> Scenario:
     """Look up, and update by row-wise Adagrad in the backward pass."""
     return Scenario(
@@ -136,6 +152,8 @@ SCENARIOS = [
     look_up("look-up, B=4096", Tables(26, 100_000, 64, 4096, 1), 2.5),
     look_up("look-up, B=2048, 20 ids", Tables(26, 100_000, 64, 2048, 20), 1.4, rates=False),
     look_up("look-up, 8 x 1M x 128, B=1024, 50 ids", Tables(8, 1_000_000, 128, 1024, 50), 1.5),
+    many_tables("look-up, 100 tables of 1,000 x 16, B=256", Tables(100, 1000, 16, 256, 1)),
+    many_tables("look-up, 1,000 tables of 1,000 x 16, B=256", Tables(1000, 1000, 16, 256, 1)),
     training("training step, B=2048, 1 id", Tables(26, 100_000, 64, 2048, 1)),
     training("training step, B=2048, 20 ids", Tables(26, 100_000, 64, 2048, 20)),
     model("DLRM, training step, B=2048", "dlrm", 2048, True, 1.45, 0.85),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks import collision as maps
 from benchmarks import models
-from benchmarks.scenarios import KEYS
+from benchmarks.scenarios import KEYS, feature_names
 
 
 @dataclass
@@ -45,7 +45,7 @@ def batches(tables: int, rows: int, batch: int, length: int) -> list[tuple[Tenso
 def features(data: tuple[Tensor, Tensor], batch: int):
     from torchrec import KeyedJaggedTensor
 
-    keys = KEYS[: data[1].numel() // batch]
+    keys = feature_names(data[1].numel() // batch)
     return KeyedJaggedTensor(keys=keys, values=data[0], lengths=data[1])
 
 

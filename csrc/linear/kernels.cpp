@@ -115,9 +115,37 @@ void relu_grad(const float* grad, const float* output, int64_t rows, int64_t col
   turn_over(ReluGrad{grad, output, rows, columns, masked, turned}, threads);
 }
 
+template <bool kMore, bool kLast, bool kFirst>
+void cross_range(const CrossGrad& pass, int64_t begin, int64_t end) {
+  const float *grad = pass.grad, *more = pass.more, *input = pass.input, *factors = pass.factors;
+  float *__restrict sum = pass.sum, *__restrict product = pass.product, *__restrict total = pass.total;
+  for (int64_t i = begin; i < end; ++i) {
+    const float arrived = kMore ? grad[i] + more[i] : grad[i], own = arrived * factors[i];
+    if (kMore) sum[i] = arrived;
+    product[i] = arrived * input[i];
+    if (kLast) {
+      total[i] = kFirst ? arrived + own : own;
+    } else {
+      total[i] = (kFirst ? total[i] + arrived : total[i]) + own;
+    }
+  }
+}
+
+void cross_grad(const CrossGrad& pass, int64_t count, int threads) {
+  using Range = void (*)(const CrossGrad&, int64_t, int64_t);
+  constexpr Range ranges[] = {cross_range<false, false, false>, cross_range<false, false, true>,
+                              cross_range<false, true, false>,  cross_range<false, true, true>,
+                              cross_range<true, false, false>,  cross_range<true, false, true>,
+                              cross_range<true, true, false>,   cross_range<true, true, true>};
+  const Range range = ranges[(pass.more != nullptr) * 4 + pass.is_last * 2 + pass.is_first];
+  constexpr int64_t bytes = 8 * static_cast<int64_t>(sizeof(float));
+  in_ranges(count * bytes < kSmallWork ? 1 : threads, count, bytes,
+            [&](int64_t begin, int64_t end, int) { range(pass, begin, end); });
+}
+
 }  // namespace
 
-extern const LinearKernels kLinear = {transpose, relu_grad};
+extern const LinearKernels kLinear = {transpose, relu_grad, cross_grad};
 
 }  // namespace ROWWISE_ISA
 }  // namespace rowwise

@@ -1,9 +1,19 @@
-// What the gradients of a linear map need beside matrix products, which PyTorch has: matrices turned over.
+// What the gradients of linear maps, and of cross layers over them, need beside matrix products, which PyTorch has.
 #pragma once
 
 #include <cstdint>
 
 namespace rowwise {
+
+// The gradient of a cross layer, x' = x + input * factors, of `count` numbers each. What arrives at x' is `grad`, and where
+// `more` is there, grad + more, which is written to `sum`. From it come product = grad * input, of the factors, and what
+// is added to `total`, the gradient of the input: grad * factors. In the first layer x is the input, and gets grad as well.
+struct CrossGrad {
+  const float *grad, *more, *input, *factors;
+  float *sum, *product, *total;
+  bool is_last;   // nothing is in `total` yet
+  bool is_first;
+};
 
 struct LinearKernels {
   // turned[c][r] = from[r][c]
@@ -11,6 +21,7 @@ struct LinearKernels {
   // grad where output is above zero (or not a number), zero elsewhere: as it is and turned, in one pass.
   void (*relu_grad)(const float* grad, const float* output, int64_t rows, int64_t columns, float* masked, float* turned,
                     int threads);
+  void (*cross_grad)(const CrossGrad& pass, int64_t count, int threads);
 };
 
 const LinearKernels& linear_kernels();

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from torchrec.ops.cross import cross
+from torchrec.ops.cross import cross, cross_layers
+from torchrec.ops.linear import linear, native
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -84,3 +85,94 @@ def test_others_get_addcmul_itself() -> None:
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(asked, torch.ones_like(z))
         assert torch.equal(forward_ad.unpack_dual(cross(x, y, dual)).tangent, y)
+
+
+def networks(rank: int | None, count: int = 3, width: int = 192) -> list[list[tuple]]:
+    """Layers with a matrix of this rank, or a full one."""
+    pairs = [[(width, width)]] if rank is None else [[(rank, width), (width, rank)]]
+    made = []
+    for shapes in pairs * count:
+        layer = [(torch.randn(shape) / shape[1] ** 0.5, None) for shape in shapes]
+        made.append([*layer[:-1], (layer[-1][0], torch.randn(width))])
+    for layer in made:
+        for pair in layer:
+            for tensor in pair:
+                if tensor is not None:
+                    tensor.requires_grad_()
+    return made
+
+
+def one_by_one(x_0: Tensor, layers: list[list[tuple]]) -> Tensor:
+    x = x_0
+    for layer in layers:
+        factors = x
+        for weight, bias in layer:
+            factors = linear(factors, weight, bias)
+        x = cross(x, x_0, factors)
+    return x
+
+
+def gradients(output: Tensor, tensors: list[Tensor], upstream: Tensor, again: bool = False):
+    return torch.autograd.grad(output, tensors, upstream, create_graph=again)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("rank", [None, 64], ids=["full", "low rank"])
+def test_bits_of_layers_are_those_of_one_layer_after_another(rank, count, threads) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    layers = networks(rank, count)
+    x = torch.randn(512, 192, requires_grad=True)
+    actual, expected = cross_layers(x, layers), one_by_one(x, layers)
+    tensors = [x, *(t for layer in layers for pair in layer for t in pair if t is not None)]
+    upstream = torch.randn_like(actual)
+    assert type(actual.grad_fn).__name__ == "_CrossLayersBackward"
+    assert torch.equal(actual, expected)
+    mine, theirs = (gradients(output, tensors, upstream) for output in (actual, expected))
+    assert all(map(torch.equal, mine, theirs))
+    torch.set_num_threads(before)
+
+
+def test_layers_with_frozen_parameters_and_a_gradient_that_comes_in_columns() -> None:
+    layers = networks(64)
+    layers[1][0][0].requires_grad_(False)
+    layers[2][1][1].requires_grad_(False)
+    x = torch.randn(512, 192, requires_grad=True)
+    output = cross_layers(x, layers)
+    upstream = torch.randn(192, 512).t()
+    (expected,) = gradients(one_by_one(x, layers), [x], upstream)
+    output.backward(upstream)
+    assert torch.equal(x.grad, expected)
+    assert layers[1][0][0].grad is None
+    assert layers[2][1][1].grad is None
+    assert layers[1][1][0].grad is not None
+
+
+def test_second_derivatives_of_layers() -> None:
+    layers, x = networks(64, 2), torch.randn(512, 192, requires_grad=True)
+    tensors = [x, layers[0][0][0], layers[1][1][1]]
+    upstream = torch.randn(512, 192)
+    seconds = []
+    for output in (cross_layers(x, layers), one_by_one(x, layers)):
+        first = gradients(output, tensors, upstream, again=True)
+        seconds.append(torch.autograd.grad(sum(g.square().mean() for g in first), tensors))
+    for mine, theirs in zip(*seconds, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_layers_that_no_kernel_takes() -> None:
+    x = torch.randn(3, 2, 192, requires_grad=True)
+    layers = networks(64)
+    assert torch.equal(cross_layers(x, layers), one_by_one(x, layers))
+    assert cross_layers(x, []) is x
+    with torch.no_grad():
+        large = torch.randn(512, 192)
+        assert torch.equal(cross_layers(large, layers), one_by_one(large, layers))
+
+
+def test_refuses_gradients_of_other_shapes() -> None:
+    grad = torch.zeros(3, 4)
+    with pytest.raises(ValueError, match=r"`factors` should be \[3, 4\], as `input`"):
+        native.cross_grad(grad, None, grad, torch.zeros(4, 3), None, False)

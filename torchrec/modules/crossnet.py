@@ -19,8 +19,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from torchrec.modules._cross_layers import CrossLayers, unsized
 from torchrec.modules.sizes import checked_size
-from torchrec.ops.cross import cross
-from torchrec.ops.linear import linear
+from torchrec.ops.cross import cross, cross_layers
 
 
 class CrossNet(CrossLayers):
@@ -87,10 +86,8 @@ class CrossNet(CrossLayers):
             ValueError: the last dimension of ``input`` is not ``in_features``.
         """
         self._check(input)
-        x = input
-        for kernel, bias in zip(self.kernels, self.bias, strict=True):
-            x = cross(x, input, linear(x, kernel, bias.squeeze(1)))
-        return x
+        layers = zip(self.kernels, self.bias, strict=True)
+        return cross_layers(input, [[(kernel, bias.squeeze(1))] for kernel, bias in layers])
 
 
 class LowRankCrossNet(CrossLayers):
@@ -172,10 +169,8 @@ class LowRankCrossNet(CrossLayers):
             ValueError: the last dimension of ``input`` is not ``in_features``.
         """
         self._check(input)
-        x = input
-        for w, v, bias in zip(self.W_kernels, self.V_kernels, self.bias, strict=True):
-            x = cross(x, input, linear(linear(x, v), w, bias))
-        return x
+        layers = zip(self.V_kernels, self.W_kernels, self.bias, strict=True)
+        return cross_layers(input, [[(v, None), (w, bias)] for v, w, bias in layers])
 
 
 class VectorCrossNet(CrossLayers):

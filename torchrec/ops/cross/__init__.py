@@ -1,16 +1,29 @@
-"""The element-wise part of a cross layer, with a backward pass that moves less memory than PyTorch's."""
+"""Cross layers, with backward passes that move less memory than PyTorch's."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from torchrec.ops._library import is_observed, is_transformed
+from torchrec.ops._library import is_observed, is_transformed, shortcut
+from torchrec.ops.linear import (
+    is_worthwhile,
+    linear,
+    multiplied,
+    native,
+    pays,
+    product,
+    weight_grad,
+)
 
-__all__ = ["cross"]
+__all__ = ["cross", "cross_layers"]
+
+# The linear maps of a layer, one behind the other: weights (O, I), and biases (O,) where there are some.
+Layer = Sequence[tuple[Tensor, Tensor | None]]
 
 
 def cross(x: Tensor, input: Tensor, factors: Tensor) -> Tensor:
@@ -69,3 +82,138 @@ class _Cross(torch.autograd.Function):
             grad * factors if of_input else None,
             grad * input if of_factors else None,
         )
+
+
+def cross_layers(input: Tensor, layers: Sequence[Layer]) -> Tensor:
+    r"""Cross features through several layers, whose factors are linear maps of what comes into the layer.
+
+    .. math:: x_{l+1} = x_l + x_0 * f_l(x_l)
+
+    Output and gradients are those of `cross` and ``linear``. A layer's gradients of :math:`x_0` and of the factors are
+    made in one pass over memory, which adds up on the way what comes from the layers above.
+
+    Args:
+        input: :math:`x_0`, ``(*, N)``, floating.
+        layers: the linear maps of each.
+
+    Returns:
+        A tensor of the same shape.
+
+    Example:
+        >>> import torch
+        >>> swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> cross_layers(torch.tensor([[2.0, 3.0]]), [[(swap, torch.ones(2))]])  # 2 * (3 + 1) + 2, 3 * (2 + 1) + 3
+        tensor([[10., 12.]])
+    """
+    if _is_fused(input, layers):
+        parameters = [tensor for layer in layers for pair in layer for tensor in pair]
+        output: Tensor = _CrossLayers.apply(len(layers[0]), input, *parameters)  # type: ignore[no-untyped-call]
+        return output
+    x = input
+    for layer in layers:
+        factors = x
+        for weight, bias in layer:
+            factors = linear(factors, weight, bias)
+        x = cross(x, input, factors)
+    return x
+
+
+def _is_fused(input: Tensor, layers: Sequence[Layer]) -> bool:
+    """Whether all products are for oneDNN, and the input gets a gradient."""
+    return (
+        bool(layers)
+        and torch.is_grad_enabled()
+        and type(input) is Tensor
+        and input.requires_grad
+        and pays(input, *layers[0][0])
+        and not is_transformed()
+        and all(
+            len(layer) == len(layers[0])
+            and _fit(input.size(1), layer)
+            and all(is_worthwhile(input.size(0), *pair) for pair in layer)
+            for layer in layers
+        )
+    )
+
+
+def _fit(width: int, layer: Layer) -> bool:
+    """Whether the maps of a layer follow one another, from so many numbers to as many."""
+    sizes = [width, *(weight.size(0) for weight, _ in layer)]
+    return sizes[-1] == width and sizes[:-1] == [weight.size(1) for weight, _ in layer]
+
+
+def _layers(maps: int, parameters: Sequence[Any]) -> list[list[tuple[Any, Any]]]:
+    """Return pairs of weight and bias, so many a layer, of all of them in turn."""
+    pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
+    return [pairs[i : i + maps] for i in range(0, len(pairs), maps)]
+
+
+class _CrossLayers(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, maps: int, input: Tensor, *parameters: Tensor | None) -> Tensor:
+        x, inputs = input, []  # of each map, and behind those of a layer its factors
+        for layer in _layers(maps, parameters):
+            y = x
+            for weight, bias in layer:
+                inputs.append(y)
+                y = multiplied(y, weight, bias)
+            inputs.append(y)
+            x = torch.addcmul(x, input, y)
+        ctx.maps, ctx.number = maps, len(parameters)
+        ctx.save_for_backward(input, *parameters, *inputs)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, *saved = ctx.saved_tensors
+        parameters, inputs = saved[: ctx.number], saved[ctx.number :]
+        layers, needs = _layers(ctx.maps, parameters), _layers(ctx.maps, ctx.needs_input_grad[2:])
+        if torch.is_grad_enabled():  # second derivatives are asked for
+            return None, *_grads(input, layers, ctx.needs_input_grad[1:], grad)
+        of_parameters: list[Tensor | None] = []  # the last first
+        more = total = None
+        for number in reversed(range(len(layers))):
+            *of_maps, factors = inputs[number * (ctx.maps + 1) :][: ctx.maps + 1]
+            grad, more, total = _cross_grad(grad, more, input, factors, total, number == 0)
+            for (weight, _), (of_weight, of_bias), x in zip(
+                layers[number][::-1], needs[number][::-1], of_maps[::-1], strict=True
+            ):
+                of_parameters.append(more.sum(0) if of_bias else None)
+                of_parameters.append(weight_grad(more, x) if of_weight else None)
+                more = product(more, weight.t())
+        assert total is not None
+        return None, total.add_(more), *of_parameters[::-1]
+
+
+def _grads(
+    input: Tensor, layers: Sequence[Layer], needs: Sequence[bool], grad: Tensor
+) -> Iterable[Tensor | None]:
+    """Return the gradients of the input and of all parameters that need one, differentiable themselves."""
+    x = input
+    for layer in layers:
+        factors = x
+        for weight, bias in layer:
+            factors = torch.nn.functional.linear(factors, weight, bias)
+        x = torch.addcmul(x, input, factors)
+    tensors = [input, *(tensor for layer in layers for pair in layer for tensor in pair)]
+    asked = [t for t, need in zip(tensors, needs, strict=True) if need and t is not None]
+    found = iter(torch.autograd.grad(x, asked, grad, create_graph=True))
+    return [next(found) if need else None for need in needs]
+
+
+def _compose_cross_grad(
+    grad: Tensor,
+    more: Tensor | None,
+    input: Tensor,
+    factors: Tensor,
+    total: Tensor | None,
+    is_first: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    arrived = grad if more is None else grad + more
+    if is_first:
+        total = arrived if total is None else total + arrived
+    own = arrived * factors
+    return arrived, arrived * input, own if total is None else total + own
+
+
+_cross_grad = shortcut(native.cross_grad, composed=_compose_cross_grad, tensors=(0, 1, 2, 3, 4))

@@ -19,7 +19,7 @@ from torchrec.ops._library import is_observed, shortcut
 from torchrec.ops._private import linear_pointwise
 from torchrec.ops.linear import native
 
-__all__ = ["linear"]
+__all__ = ["is_worthwhile", "linear", "multiplied", "pays", "product", "weight_grad"]
 
 # Below these, setting oneDNN up costs more than it saves; so do matrices that are hardly more than
 # vectors.
@@ -46,29 +46,50 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool
         >>> linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0], [1.0, -1.0]]), relu=True)
         tensor([[3., 0.]])
     """
-    if _pays(input, weight, bias):
+    if pays(input, weight, bias):
         if torch.is_grad_enabled() and (
             input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         ):
             output: Tensor = _Linear.apply(input, weight, bias, relu)  # type: ignore[no-untyped-call]
             return output
-        return _forward(input, weight, bias, relu)
+        return multiplied(input, weight, bias, relu)
     output = functional.linear(input, weight, bias)
     return torch.relu_(output) if relu else output
 
 
-def _pays(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether oneDNN can be called past everything that may want to know of it, and is quicker."""
+def is_worthwhile(rows: int, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN is quicker for a linear map of so many rows, if it can be called at all.
+
+    Args:
+        rows: of the input.
+        weight: ``(O, I)``.
+        bias: ``(O,)``, or None.
+    """
+    return (
+        rows * weight.numel() >= _LEAST_PRODUCTS
+        and weight.size(0) >= _LEAST_SIDE
+        and weight.device.type == "cpu"
+        and weight.dtype is torch.float32
+        and (bias is None or bias.dtype is torch.float32)
+    )
+
+
+def pays(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN can be called past everything that may want to know of it, and is quicker.
+
+    Args:
+        input: ``(B, I)``.
+        weight: ``(O, I)``.
+        bias: ``(O,)``, or None.
+    """
     return (
         not is_compiling()
         and type(input) is Tensor
         and not is_proxy(weight)
-        and input.numel() * weight.size(0) >= _LEAST_PRODUCTS
-        and weight.size(0) >= _LEAST_SIDE
         and input.dim() == 2
-        and input.device.type == weight.device.type == "cpu"
-        and input.dtype is weight.dtype is torch.float32
-        and (bias is None or bias.dtype is torch.float32)
+        and is_worthwhile(input.size(0), weight, bias)
+        and input.device.type == "cpu"
+        and input.dtype is torch.float32
         and weight.size(1) == input.size(1)
         and _available()
         and not is_observed()
@@ -80,7 +101,15 @@ def _available() -> bool:
     return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
 
 
-def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+def multiplied(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
+    """Return what `linear` does, by oneDNN and without a gradient.
+
+    Args:
+        input: ``(B, I)``.
+        weight: ``(O, I)``.
+        bias: ``(O,)``, or None.
+        relu: whether to apply the ReLU. Default False.
+    """
     return linear_pointwise(_dense(input), _dense(weight), bias, "relu" if relu else "none")
 
 
@@ -94,18 +123,23 @@ def _dense(matrix: Tensor) -> Tensor:
     return matrix if dense else matrix.contiguous()
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Return ``left @ right.T``."""
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Return ``left @ right.T``.
+
+    Args:
+        left: ``(M, K)``, float32.
+        right: ``(N, K)``, float32.
+    """
     sides = left.size(0), right.size(0), left.size(1)
     if min(sides) < _LEAST_SIDE:
         return left @ right.t()
-    return _forward(left, right, None, relu=False)
+    return multiplied(left, right, None, relu=False)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-        output = _forward(input, weight, bias, relu)
+        output = multiplied(input, weight, bias, relu)
         ctx.save_for_backward(input, weight, output if relu else None)
         return output
 
@@ -123,8 +157,8 @@ class _Linear(torch.autograd.Function):
         if torch.is_grad_enabled():  # second derivatives are asked for
             return grad @ weight, grad.t() @ input, grad_bias, None
         return (
-            _product(grad, weight.t()) if needs[0] else None,
-            _weight_grad(grad, input, turned) if needs[1] else None,
+            product(grad, weight.t()) if needs[0] else None,
+            weight_grad(grad, input, turned) if needs[1] else None,
             grad_bias,
             None,
         )
@@ -140,7 +174,7 @@ def _is_tall(grad: Tensor, input: Tensor) -> bool:
     return grad.size(1) > 4 * input.size(1) >= 4 * _LEAST_SIDE
 
 
-def _weight_grad(grad: Tensor, input: Tensor, turned: Tensor | None) -> Tensor:
+def weight_grad(grad: Tensor, input: Tensor, turned: Tensor | None = None) -> Tensor:
     """Return ``grad.T @ input``; tall ones are quicker the other way round.
 
     Args:
@@ -149,11 +183,11 @@ def _weight_grad(grad: Tensor, input: Tensor, turned: Tensor | None) -> Tensor:
         turned: ``grad.T``, contiguous, where it is there already.
     """
     if _is_tall(grad, input):
-        tall: Tensor = _transposed(_product(_transposed(input), grad.t()))
+        tall: Tensor = _transposed(product(_transposed(input), grad.t()))
         return tall
     if turned is None and _wants_turned(grad, input):
         turned = _transposed(grad)
-    return _product(grad.t() if turned is None else turned, input.t())
+    return product(grad.t() if turned is None else turned, input.t())
 
 
 def _compose_transposed(matrix: Tensor) -> Tensor:

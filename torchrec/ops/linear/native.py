@@ -1,4 +1,4 @@
-"""Turned matrices on the native library: addresses and sizes."""
+"""Turned matrices, and the gradients of cross layers, on the native library: addresses and sizes."""
 
 from __future__ import annotations
 
@@ -52,3 +52,44 @@ def relu_grad(grad: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         torch.get_num_threads(),
     )
     return masked, turned
+
+
+def cross_grad(
+    grad: Tensor,
+    more: Tensor | None,
+    input: Tensor,
+    factors: Tensor,
+    total: Tensor | None,
+    is_first: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of a cross layer of float32, and of the input so far: that is ``total``, written over."""
+    for name, tensor in (("grad", grad), ("more", more), ("factors", factors), ("total", total)):
+        if tensor is not None:
+            _require_floats(name, tensor)
+            if tensor.shape != input.shape:
+                raise ValueError(
+                    f"`{name}` should be {list(input.shape)}, as `input`. Received {list(tensor.shape)}."
+                )
+    _require_floats("input", input)
+    if total is not None and not total.is_contiguous():
+        raise ValueError("`total` should be contiguous. Received one that is not.")
+    grad, input, factors = grad.contiguous(), input.contiguous(), factors.contiguous()
+    more = None if more is None else more.contiguous()
+    arrived = grad if more is None else torch.empty_like(grad)
+    product = torch.empty_like(grad)
+    is_last = total is None
+    total = torch.empty_like(grad) if total is None else total
+    _lib.cross_grad(
+        grad.data_ptr(),
+        0 if more is None else more.data_ptr(),
+        input.data_ptr(),
+        factors.data_ptr(),
+        arrived.data_ptr(),
+        product.data_ptr(),
+        total.data_ptr(),
+        grad.numel(),
+        is_last,
+        is_first,
+        torch.get_num_threads(),
+    )
+    return arrived, product, total
