@@ -10,8 +10,9 @@ from torch import Tensor
 
 from torchrec.metrics.metrics_namespace import MetricName, MetricNameBase, MetricNamespace
 from torchrec.metrics.ordering import areas_under_roc, by_task, curve
+from torchrec.metrics.packed_area import packed_areas
 from torchrec.metrics.rec_metric import RecMetric
-from torchrec.metrics.sample_metric import SampleMetricComputation
+from torchrec.metrics.sample_metric import SampleMetricComputation, Samples
 
 GROUPING_KEYS = "grouping_keys"
 
@@ -47,6 +48,9 @@ def compute_auc(
         ... )
         tensor([0.8750])
     """
+    packed = packed_areas(n_tasks, predictions, labels, weights)
+    if packed is not None:
+        return packed.float()
     joined = [torch.cat(parts, -1).reshape(n_tasks, -1) for parts in (predictions, labels, weights)]
     return torch.stack([area_under_curve(*rows) for rows in zip(*joined, strict=True)]).float()
 
@@ -129,14 +133,15 @@ class AUCMetricComputation(SampleMetricComputation):
         self._grouped_auc = grouped_auc
         self._apply_bin = apply_bin
 
-    def values(self, samples: Mapping[str, Tensor]) -> Mapping[MetricNameBase, Tensor]:
+    def values(self, samples: Samples) -> Mapping[MetricNameBase, Tensor]:
         """Return the numbers of the samples."""
-        parts = [samples["predictions"]], [samples["labels"]], [samples["weights"]]
-        auc = compute_auc(self._n_tasks, *parts, apply_bin=self._apply_bin)
+        predictions, labels, weights = map(samples.parts, ("predictions", "labels", "weights"))
+        auc = compute_auc(self._n_tasks, predictions, labels, weights, self._apply_bin)
         values: dict[MetricNameBase, Tensor] = {MetricName.AUC: auc}
         if self._grouped_auc:
-            grouped = compute_auc_per_group(self._n_tasks, *parts, samples[GROUPING_KEYS])
-            values[MetricName.GROUPED_AUC] = grouped
+            values[MetricName.GROUPED_AUC] = compute_auc_per_group(
+                self._n_tasks, predictions, labels, weights, samples[GROUPING_KEYS]
+            )
         return values
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,38 @@ from torch import Tensor
 from torchrec.metrics.metric_computation import MetricComputationReport, RecMetricComputation
 from torchrec.metrics.metrics_namespace import MetricNameBase, MetricPrefix
 from torchrec.metrics.task_batch import TaskBatch
+
+
+class Samples(Mapping[str, Tensor]):
+    """What is kept of samples by name, ``(T, N)`` each, joined when it is asked for.
+
+    Args:
+        parts: by name, what batches brought.
+        rows: by name, how many rows each has.
+    """
+
+    def __init__(self, parts: Mapping[str, list[Tensor]], rows: Mapping[str, int]) -> None:
+        self._parts = parts
+        self._rows = rows
+        self._joined: dict[str, Tensor] = {}
+
+    def parts(self, name: str) -> list[Tensor]:
+        """Return the parts as batches brought them; one empty part if there are none."""
+        return self._parts[name] or [torch.empty(self._rows[name], 0)]
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return all parts as one."""
+        if name not in self._joined:
+            self._joined[name] = torch.cat(self.parts(name), -1)
+        return self._joined[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names."""
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        """Return how many names there are."""
+        return len(self._parts)
 
 
 class SampleMetricComputation(RecMetricComputation):
@@ -43,7 +75,7 @@ class SampleMetricComputation(RecMetricComputation):
         return set(self._extra_inputs)
 
     @abstractmethod
-    def values(self, samples: Mapping[str, Tensor]) -> Mapping[MetricNameBase, Tensor]:
+    def values(self, samples: Samples) -> Mapping[MetricNameBase, Tensor]:
         """Return numbers ``(T,)`` by name.
 
         Args:
@@ -117,11 +149,9 @@ class SampleMetricComputation(RecMetricComputation):
                 parts[0] = parts[0][..., left:].clone()
 
     def _compute(self) -> list[MetricComputationReport]:
-        samples = {}
-        for name in self._sample_names:
-            parts = self._list(name)
-            rows = 1 if name in self._extra_inputs else self._n_tasks
-            samples[name] = torch.cat(parts, -1) if parts else torch.empty(rows, 0)
+        names = self._sample_names
+        rows = {name: 1 if name in self._extra_inputs else self._n_tasks for name in names}
+        samples = Samples({name: self._list(name) for name in names}, rows)
         return [
             MetricComputationReport(name, MetricPrefix.WINDOW, value)
             for name, value in self.values(samples).items()
