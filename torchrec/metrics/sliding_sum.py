@@ -40,7 +40,9 @@ class SlidingSum:
         self._rows: deque[Tensor] = deque()
         self._sizes: deque[int] = deque()
         self._size = 0
-        self._before: deque[Tensor] = deque()
+        # Row i is of the older batches from the i-th on; as many as `_dropped` are gone.
+        self._before: Tensor | None = None
+        self._dropped = 0
         self._since: Tensor | None = None
 
     @property
@@ -69,15 +71,17 @@ class SlidingSum:
 
     def total(self) -> Tensor | None:
         """Return the sum, a tensor of its own; None if there is no batch."""
+        before = None if self._before is None else self._before[self._dropped]
         if self._since is None:
-            return self._before[0].clone() if self._before else None
-        return self._since + self._before[0] if self._before else self._since.clone()
+            return None if before is None else before.clone()
+        return self._since.clone() if before is None else self._since + before
 
     def _drop_oldest(self) -> None:
-        if not self._before:
+        if self._before is None:
             newest_first = torch.stack(tuple(self._rows)).flip(0).cumsum(0)
-            self._before.extend(newest_first.flip(0).unbind())
-            self._since = None
-        self._before.popleft()
+            self._before, self._since = newest_first.flip(0), None
+        self._dropped += 1
+        if self._dropped == len(self._before):
+            self._before, self._dropped = None, 0
         self._rows.popleft()
         self._size -= self._sizes.popleft()
