@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torchrec.metrics.metrics_namespace import MetricName, MetricNameBase, MetricNamespace
 from torchrec.metrics.rec_metric import RecMetric
 from torchrec.metrics.sum_metric import SumMetricComputation
 from torchrec.metrics.task_batch import TaskBatch, Term, weighted_num_samples, weighted_sum
-from torchrec.metrics.terms import chosen, ratio
+from torchrec.metrics.terms import chosen, ratio, unknown
 
 
 def accuracy_sum(batch: TaskBatch, threshold: float) -> Tensor:
     """Return the sum of weights of samples whose label is that of their side of the threshold."""
-    side = batch.get(chosen, threshold)
-    unknown = side.isnan() | batch.labels.isnan()
-    right = torch.where(unknown, torch.nan, (side == batch.labels).double())
-    return weighted_sum(batch, right)
+    right = (batch.get(chosen, threshold) == batch.labels).double()
+    return weighted_sum(batch, right) + batch.get(unknown)
 
 
 class AccuracyMetricComputation(SumMetricComputation):

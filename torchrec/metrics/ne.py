@@ -17,6 +17,7 @@ from torchrec.metrics.task_batch import (
     label_sum,
     negative_sum,
     weighted_num_samples,
+    weighted_sum,
 )
 
 ETA = 1e-12
@@ -39,9 +40,12 @@ def compute_cross_entropy(
         ... )
         tensor([6.], dtype=torch.float64)
     """
-    predictions = predictions.double().clamp(eta, 1 - eta)
-    bits = torch.lerp((1 - predictions).log2(), predictions.log2(), labels.double())
-    return -weights * bits
+    return -weights * _log_likelihood(labels.double(), predictions.double(), eta)
+
+
+def _log_likelihood(labels: Tensor, predictions: Tensor, eta: float) -> Tensor:
+    predictions = predictions.clamp(eta, 1 - eta)
+    return torch.lerp((1 - predictions).log2_(), predictions.log2(), labels)
 
 
 def compute_ne(
@@ -109,7 +113,7 @@ def get_ne_states(
 
 def cross_entropy(batch: TaskBatch, eta: float) -> Tensor:
     """Return the sum of cross-entropies, in bits."""
-    return compute_cross_entropy(batch.labels, batch.predictions, batch.weights, eta).sum(-1)
+    return -weighted_sum(batch, _log_likelihood(batch.labels, batch.predictions, eta))
 
 
 def _sums(eta: float) -> dict[str, Term]:

@@ -38,6 +38,7 @@ class TaskBatch:
         self.raw_labels = labels
         self.raw_weights = weights
         self._terms: dict[Term, Tensor] = {}
+        self._by_task: dict[int, TaskBatch] = {}
 
     @property
     def size(self) -> int:
@@ -89,7 +90,10 @@ class TaskBatch:
 
     def row(self, task: int) -> TaskBatch:
         """Return the batch of one task, which takes its sums from this one."""
-        return _TaskRow(self, task)
+        found = self._by_task.get(task)
+        if found is None:
+            found = self._by_task[task] = _TaskRow(self, task)
+        return found
 
 
 class _TaskRow(TaskBatch):
@@ -130,7 +134,12 @@ def weighted_num_samples(batch: TaskBatch) -> Tensor:
 
 def weighted_sum(batch: TaskBatch, values: Tensor) -> Tensor:
     """Return the sum of weight times value, of values ``(T, B)``."""
-    total: Tensor = torch.linalg.vecdot(batch.weights, values)
+    return dot(batch.weights, values)
+
+
+def dot(left: Tensor, right: Tensor) -> Tensor:
+    """Return the sum of products over samples."""
+    total: Tensor = torch.linalg.vecdot(left, right)
     return total
 
 

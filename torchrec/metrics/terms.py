@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrec.metrics.task_batch import TaskBatch, weighted_sum
+from torchrec.metrics.task_batch import TaskBatch, dot, label_sum, prediction_sum
 
 
 def ratio(above: Tensor, below: Tensor) -> Tensor:
@@ -21,25 +21,42 @@ def ratio(above: Tensor, below: Tensor) -> Tensor:
     return torch.where(below == 0, torch.zeros_like(above), above / below)
 
 
+def unknown(batch: TaskBatch) -> Tensor:
+    """Return NaN for each task in which a prediction or a label is NaN, 0 for the others."""
+    return (batch.get(prediction_sum) + batch.get(label_sum)) * 0.0
+
+
+def weighted_positives(batch: TaskBatch) -> Tensor:
+    """Return weight times label, of each sample."""
+    return batch.weights * batch.labels
+
+
+def weighted_negatives(batch: TaskBatch) -> Tensor:
+    """Return weight times 1 minus label, of each sample."""
+    return batch.weights - batch.get(weighted_positives)
+
+
 def chosen(batch: TaskBatch, threshold: float) -> Tensor:
-    """Return 1 for each sample whose prediction reaches a threshold, 0 for the others, NaN for NaN."""
-    predictions = batch.raw_predictions
-    return torch.where(predictions.isnan(), torch.nan, (predictions >= threshold).double())
+    """Return 1 for each sample whose prediction reaches a threshold, 0 for the others and for NaN."""
+    return (batch.raw_predictions >= threshold).double()
 
 
 def true_positive_sum(batch: TaskBatch, threshold: float) -> Tensor:
     """Return the sum of weight times label of samples that reach a threshold."""
-    return weighted_sum(batch, batch.get(chosen, threshold) * batch.labels)
+    found = dot(batch.get(chosen, threshold), batch.get(weighted_positives))
+    return found + batch.get(unknown)
 
 
 def false_positive_sum(batch: TaskBatch, threshold: float) -> Tensor:
     """Return the sum of weight times 1 minus label of samples that reach a threshold."""
-    return weighted_sum(batch, batch.get(chosen, threshold) * (1.0 - batch.labels))
+    found = dot(batch.get(chosen, threshold), batch.get(weighted_negatives))
+    return found + batch.get(unknown)
 
 
 def false_negative_sum(batch: TaskBatch, threshold: float) -> Tensor:
     """Return the sum of weight times label of samples that do not reach a threshold."""
-    return weighted_sum(batch, (1.0 - batch.get(chosen, threshold)) * batch.labels)
+    left = 1.0 - batch.get(chosen, threshold)
+    return dot(left, batch.get(weighted_positives)) + batch.get(unknown)
 
 
 def recalibrated(batch: TaskBatch, coefficient: float) -> Tensor:
