@@ -115,3 +115,26 @@ def stored():
 
 def test_the_store_is_one_for_all_ranks():
     assert run(stored, 2) == [(b"here", False, b"told", b"told")] * 2
+
+
+def test_parameters_are_those_that_a_module_has_itself():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 1))
+    assert list(_private.parameters_by_name(module)) == []
+    found = _private.parameters_by_name(module[0])
+    module[0].weight = torch.nn.Parameter(torch.ones(1, 2))
+    assert found["weight"] is module[0].weight
+
+
+def prepared():
+    layer = torch.nn.Linear(2, 1)
+    outer = torch.nn.Module()
+    outer.forward = lambda x: {"lazy": layer(x)}
+    outer.layer = layer
+    wrapped = _private.PreparedDataParallel(outer, lambda found: found["lazy"], static_graph=True)
+    for _ in range(2):
+        wrapped(torch.full((1, 2), dist.get_rank() + 1.0)).sum().backward()
+    return layer.weight.grad.tolist()
+
+
+def test_data_parallel_looks_into_what_was_prepared():
+    assert run(prepared, 2) == [[[3.0, 3.0]]] * 2

@@ -117,13 +117,13 @@ def test_a_parameter_that_takes_the_place_of_one_that_torch_updates(frozen):
 def test_parameters_whose_gradients_ranks_add_up(tmp_path):
     """One rank alone adds nothing up; several do, see the tests of these."""
     layer = nn.Linear(1, 1)
-    assert _private.reduced_by_ddp(-2) == frozenset()
+    assert _private.reduced_by_ddp(-2) == {}
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         around = nn.parallel.DistributedDataParallel(layer)
         assert around.process_group.size() == 1
         assert set(around._module_parameters) == set(layer.parameters())
-        assert _private.reduced_by_ddp(-3) == frozenset()
+        assert _private.reduced_by_ddp(-3) == {}
     finally:
         torch.distributed.destroy_process_group()

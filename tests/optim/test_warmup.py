@@ -99,6 +99,29 @@ def test_inside_a_combined_optimizer():
     assert plain.param_groups[0]["lr"] == 0.5
 
 
+def test_all_groups_get_its_rate_and_keep_their_own_where_each_is_warmed_up():
+    def inner(name, rate):
+        return KeyedOptimizerWrapper(
+            {name: nn.Parameter(torch.ones(1))}, lambda params: torch.optim.SGD(params, lr=rate)
+        )
+
+    def warm(optimizer, rate, name="__warmup"):
+        stages = [WarmupStage(WarmupPolicy.LINEAR, max_iters=4, value=0.5)]
+        return WarmupOptimizer(optimizer, stages, rate, param_name=name)
+
+    together = warm(CombinedOptimizer([inner("a", 1.0), inner("b", 0.1)]), 0.01)
+    apart = CombinedOptimizer(
+        [warm(inner("a", 9.0), 1.0, "of a"), warm(inner("b", 9.0), 0.1, "of b")]
+    )
+    for factor in (0.5, 0.625, 0.75):
+        assert [group["lr"] for group in together.param_groups] == pytest.approx(
+            [0.01 * factor] * 2
+        )
+        rates = [group["lr"] for group in apart.param_groups if group["params"]]
+        assert rates == pytest.approx([1.0 * factor, 0.1 * factor])
+        together.step(), apart.step()
+
+
 def test_changed_rate_by_hand_counts_once_and_by_update_for_good():
     weight, optimizer = make([WarmupStage(P.CONSTANT, 9, 0.5)])
     optimizer.param_groups[0]["lr"] = 7.0

@@ -324,17 +324,17 @@ class ShardedCheckpoints:
 
     def _told(self, act: Callable[[], T]) -> T:
         """Do something on the first rank, and return on all ranks what came of it, or raise its error."""
-        outcome: list[Any] = [None, None]
-        if self._wire is None or self._wire.rank == 0:
+        if self._wire is None:
+            return act()
+        results: list[T | None] = [None]
+        error: Exception | None = None
+        if self._wire.rank == 0:
             try:
-                outcome[0] = act()
-            except Exception as error:
-                outcome[1] = error
-        if self._wire is not None:
-            outcome = self._wire.share(outcome, 0, "a checkpoint")
-        if outcome[1] is not None:
-            raise outcome[1]
-        result: T = outcome[0]
+                results = [act()]
+            except Exception as failed:
+                error = failed
+        self._wire.agree(error, "a checkpoint")
+        result: T = self._wire.share(results[0], 0, "a checkpoint")
         return result
 
 

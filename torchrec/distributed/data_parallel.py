@@ -9,9 +9,13 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from torchrec.distributed._private import SYNC_BUFFERS, leave_to_others, map_leaves
+from torchrec.distributed._private import (
+    SYNC_BUFFERS,
+    PreparedDataParallel,
+    leave_to_others,
+    map_leaves,
+)
 from torchrec.distributed.types import Awaitable, ShardedModule, ShardingEnv
 
 __all__ = ["DataParallelWrapper", "DefaultDataParallelWrapper", "sharded_names"]
@@ -85,9 +89,9 @@ class DefaultDataParallelWrapper(DataParallelWrapper):
             return
         leave_to_others(module, ignored)
         # It looks in the output for tensors whose backward pass ends a step: in a lazy one it would find none.
-        module.register_forward_hook(_waited)
-        wrapped = DistributedDataParallel(
+        wrapped = PreparedDataParallel(
             module,
+            _waited,
             device_ids=None if device.type == "cpu" else [device],
             process_group=env.process_group,
             **self._options,
@@ -107,7 +111,7 @@ def _added_up(group: dist.ProcessGroup, buffer: Tensor, dtype: torch.dtype) -> A
     return work.get_future().then(lambda done: buffer.copy_(done.value()[0]))
 
 
-def _waited(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+def _waited(output: Any) -> Any:
     return map_leaves(lambda leaf: leaf.wait() if isinstance(leaf, Awaitable) else leaf, output)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrec.distributed._private import parameters_by_name
 from torchrec.distributed.answer import Backward
 from torchrec.distributed.block_tables import BlockTables
 from torchrec.distributed.checks import check_single_ids, named_collection
@@ -152,7 +153,7 @@ class ShardedLookup:
             self._row_sums,
         )
         self._inputs: dict[tuple[str, ...], _Input] = {}
-        self._parameters = [module._parameters for module in modules]
+        self._parameters = [parameters_by_name(module) for module in modules]
         self._named = named_collection(path, [config.name for config in self.configs])
         self._lookups = 0  # that all ranks have begun together
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
@@ -87,6 +88,10 @@ class ShardedOptimizer(KeyedOptimizer):
             set_to_none: see `KeyedOptimizerWrapper.zero_grad`.
         """
         self._optimizer.zero_grad(set_to_none)
+
+    def accumulate(self) -> AbstractContextManager[None]:
+        """Have the gradients of the backward passes inside wait for one update, in the optimizer inside."""
+        return self._optimizer.accumulate()
 
     def set_optimizer_step(self, step: int) -> None:
         """Set the step counters of the optimizer inside.

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from torchrec.distributed._private import parameters_by_name
 from torchrec.distributed.channel import lost_ranks_named
 from torchrec.distributed.mean_squares import MeanSquares, SplitTable
 from torchrec.distributed.wire import Wire
@@ -86,7 +87,7 @@ class RowSumExchange:
     ) -> None:
         self.tables, self.wire, self._one_way = dict(tables), wire, one_way
         # Not asked through the modules: that takes ten times as long, in every step.
-        self._parameters = {table: module._parameters for table, module in modules.items()}
+        self._parameters = {table: parameters_by_name(each) for table, each in modules.items()}
 
     def sums_of(self, table: str) -> int:
         """Return how many sums over rows the update of a table in the backward pass asks for.

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.shard import outermost
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan
+from torchrec.distributed.wire import Wire
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.optim.keyed import CombinedOptimizer
@@ -59,7 +59,8 @@ def assert_same_training(
 
     Example:
         >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
-        >>> from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
+        >>> from torchrec.distributed.wire import Wire
+    from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
         >>> class Model(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
@@ -210,8 +211,9 @@ class _Differences:
         """Raise the first difference of any rank, on all of them."""
         found = [self._first]
         if self._model.process_group is not None:
-            found *= self._model.world_size
-            dist.all_gather_object(found, self._first, self._model.process_group)
+            found = Wire(self._model.process_group).tell(
+                self._first, "what differs from one process"
+            )
         for difference in found:
             if difference is not None:
                 raise AssertionError(difference)

@@ -250,7 +250,8 @@ class Wire:
 
 
 _KINDS: dict[str, type[Exception]] = {
-    kind.__name__: kind for kind in (ValueError, TypeError, IndexError, KeyError, RuntimeError)
+    kind.__name__: kind
+    for kind in (ValueError, TypeError, IndexError, KeyError, OSError, RuntimeError)
 }
 
 

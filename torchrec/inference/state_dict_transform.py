@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchrec.distributed.state import ShardedTable
+from torchrec.distributed.wire import Wire
 
 __all__ = ["state_dict_all_gather_keys", "state_dict_gather", "state_dict_to_device"]
 
@@ -22,8 +23,7 @@ def state_dict_all_gather_keys(state_dict: Iterable[str], pg: dist.ProcessGroup)
         state_dict: the names on this rank.
         pg: the ranks.
     """
-    names: list[list[str]] = [[] for _ in range(dist.get_world_size(pg))]
-    dist.all_gather_object(names, list(state_dict), pg)
+    names: list[list[str]] = Wire(pg).tell(list(state_dict), "the names of a state")
     return sorted(set(chain(*names)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -204,6 +204,14 @@ class KeyedOptimizer(torch.optim.Optimizer):
             self.step(closure=None)
         for param in fresh.values():
             _set_step(self.state.get(param, {}), 0)
+
+    def accumulate(self) -> AbstractContextManager[None]:
+        """Have the gradients of the backward passes inside wait for one update.
+
+        Ordinary gradients do so by themselves until `zero_grad`; tables that the backward pass updates, see
+        ``EmbeddingFusedOptimizer.accumulate``, are told to.
+        """
+        return nullcontext()
 
     def set_optimizer_step(self, step: int) -> None:
         """Set the step counters that the state holds, which Adam's bias correction depends on.

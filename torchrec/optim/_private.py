@@ -20,8 +20,8 @@ at_end_of_backward_pass: Callable[[Callable[[], None]], None] = (
 
 
 @lru_cache(maxsize=1)
-def reduced_by_ddp(backward_pass: int) -> frozenset[int]:
-    """Return the ids of all parameters whose gradients a `DistributedDataParallel` adds up over several ranks.
+def reduced_by_ddp(backward_pass: int) -> dict[int, str]:
+    """Return the names, by id, of all parameters whose gradients of several ranks a `DistributedDataParallel` adds up.
 
     A parameter does not tell, and there is no list of these modules: all objects are looked through, which takes some
     hundredths of a second.
@@ -30,16 +30,22 @@ def reduced_by_ddp(backward_pass: int) -> frozenset[int]:
         backward_pass: number of the pass under way; in one of them they are looked for once.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return frozenset()
+        return {}
     # By type: the attributes of others' objects are not for us to touch.
     kind = torch.nn.parallel.DistributedDataParallel
     found = [module for module in gc.get_objects() if issubclass(type(module), kind)]
-    return frozenset(
+    reduced = {
         id(param)
         for module in found
         if module.process_group.size() > 1
         for param in module._module_parameters
-    )
+    }
+    return {
+        id(param): name
+        for module in found
+        for name, param in module.module.named_parameters()
+        if id(param) in reduced
+    }
 
 
 def row_gradients(grad: Tensor) -> tuple[Tensor, Tensor]:

@@ -170,11 +170,12 @@ class _Stepper(Owner):
         It is asked once, in the first pass: before, the parameter may not be where it is trained.
         """
         self._checked = True
-        if id(self._param) in reduced_by_ddp(backward_pass_number()):
+        name = reduced_by_ddp(backward_pass_number()).get(id(self._param))
+        if name is not None:
             raise RuntimeError(
-                f"{self.description} should have no optimizer in the backward pass, or be left out of "
-                "DistributedDataParallel: each rank updates it by itself, with the gradient of that "
-                "rank alone."
+                f"Parameter '{name}' of shape {tuple(self._param.shape)} should have no optimizer in the backward "
+                "pass, or be left out of DistributedDataParallel: each rank updates it by itself, with the gradient "
+                "of that rank alone."
             )
 
     def _step(self, param: Tensor) -> None:

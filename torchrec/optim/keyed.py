@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -239,6 +240,32 @@ class CombinedOptimizer(KeyedOptimizer):
         for _, optimizer in self._optims:
             optimizer.save_param_groups(save)
 
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Have the gradients of the backward passes inside wait for one update, in every optimizer.
+
+        Example:
+            >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+            >>> table = EmbeddingBagConfig(
+            ...     2, 1, "t", feature_names=["f"], optimizer="sgd", lr=1.0, init_fn=torch.nn.init.zeros_
+            ... )
+            >>> tables = [EmbeddingBagCollection([table]) for _ in range(2)]
+            >>> optimizer = CombinedOptimizer([(f"{i}", t.fused_optimizer) for i, t in enumerate(tables)])
+            >>> batch = KeyedJaggedTensor.from_lists({"f": [[0]]})
+            >>> with optimizer.accumulate():
+            ...     for each in tables:
+            ...         each(batch).values().sum().backward()
+            >>> tables[1].embedding_bags["t"].weight[0].item()
+            0.0
+            >>> optimizer.step()
+            >>> tables[1].embedding_bags["t"].weight[0].item()
+            -1.0
+        """
+        with ExitStack() as stack:
+            for _, optimizer in self._optims:
+                stack.enter_context(optimizer.accumulate())
+            yield
+
     def set_optimizer_step(self, step: int) -> None:
         """Set the step counters of every optimizer.
 
@@ -382,6 +409,10 @@ class OptimizerWrapper(KeyedOptimizer):
             params_dict: name -> value.
         """
         self._optimizer.update_hyper_parameters(params_dict)
+
+    def accumulate(self) -> AbstractContextManager[None]:
+        """Have the gradients of the backward passes inside wait for one update, in the optimizer inside."""
+        return self._optimizer.accumulate()
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Drop all gradients.

@@ -135,7 +135,8 @@ class WarmupOptimizer(OptimizerWrapper):
     ``lr``. The position in the course is part of the state, under the name ``param_name``, so that
     a training that is taken up again goes on where it stopped. A learning rate that is written
     into a parameter group by hand counts for one step; use ``update_hyper_parameters({"lr":
-    ...})`` to change what the course multiplies.
+    ...})`` to change what the course multiplies. All parameter groups get this one rate, whichever they
+    had, those of a `CombinedOptimizer` too: where rates differ, warm each optimizer up by itself.
 
     Args:
         optimizer: the optimizer inside.
