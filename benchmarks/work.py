@@ -1,11 +1,12 @@
 """What the scenarios do, with whichever ``torchrec`` this Python has, by its public API alone.
 
-Each function builds what a step needs and returns the `Work`. Where this ``torchrec`` can shard, training is on a model
-sharded over one rank, its fastest way by its own documents.
+Each function builds what a step needs and returns the `Work`. The peer trains a model sharded over one rank, its
+fastest way by its own documents.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -74,17 +75,16 @@ def training(tables: int, rows: int, dim: int, batch: int, length: int) -> Work:
 
 
 def sharded(module: torch.nn.Module) -> torch.nn.Module:
-    """Shard over one rank, where this ``torchrec`` can."""
-    try:
-        from torchrec.distributed.model_parallel import DistributedModelParallel
-    except ImportError:
+    """Shard over one rank, where that is the fastest way: this library's tables need it on several only."""
+    if importlib.util.find_spec("torchrec.ops") is not None:
         return module
     import torch.distributed as dist
 
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT="29517", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0"
-    )
-    dist.init_process_group("gloo", rank=0, world_size=1)
+    from torchrec.distributed.model_parallel import DistributedModelParallel
+
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+    # A store of this process: several of them run side by side, and a port is for one.
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     return DistributedModelParallel(module, device=torch.device("cpu")).module
 
 
