@@ -47,8 +47,24 @@ def compute_auprc(n_tasks: int, predictions: Tensor, labels: Tensor, weights: Te
         ... )
         tensor([0.8333], dtype=torch.float64)
     """
-    one_group = torch.zeros(1, labels.shape[-1], device=labels.device)
-    return compute_auprc_per_group(n_tasks, predictions, labels, weights, one_group)
+    columns = [x.reshape(n_tasks, -1) for x in (predictions, labels, weights)]
+    return torch.stack([average_precision(*rows) for rows in zip(*columns, strict=True)])
+
+
+def average_precision(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Return the AUPRC of one task, ``()`` in float64: ``(N,)`` each; NaN if anything is NaN."""
+    order = scores.argsort(descending=True)
+    scores = scores[order]
+    # Runs of one score: all of one are found together.
+    last = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+    last[:-1] = scores[1:] != scores[:-1]
+    hits = (weights * labels)[order].double().cumsum(0)[last]
+    found = weights[order].double().cumsum(0)[last]
+    here = torch.cat((hits[:1], hits.diff()))
+    at_score = torch.where(here == 0, 0.0, here * hits / found)
+    value = torch.where(hits[-1:] == 0, 0.0, at_score.sum() / hits[-1:]).sum()
+    # A NaN is the first of the scores in descending order.
+    return torch.where(scores[:1].isnan().any(), torch.nan, value)
 
 
 def compute_auprc_per_group(
