@@ -63,10 +63,10 @@ def optimizer_of(model):
     return torch.optim.SGD(dense, 0.05)
 
 
-def copies():
+def copies(optimizer=None):
     """A map of a table that every rank has a copy of is on one rank, and rows change hands on all."""
-    rank, whole = dist.get_rank(), Model(None)
-    model = sharded(None, users=data_parallel(), shared=data_parallel(), offset=table_wise(0))
+    rank, whole = dist.get_rank(), Model(optimizer)
+    model = sharded(optimizer, users=data_parallel(), shared=data_parallel(), offset=table_wise(0))
     optimizers = [optimizer_of(whole), optimizer_of(model)]
     for number in range(4):
         batches = [batch(r, number, 3) for r in range(2)]
@@ -83,7 +83,17 @@ def copies():
         for each in optimizers:
             each.step()
         same_maps(whole.tables, model.module.tables)
+    if optimizer is not None:
+        states = [
+            each.fused_optimizer.state_dict()["state"]["embedding_bags.users.weight"]
+            for each in (whole.tables.table_store(), model.module.tables._embedding_module)
+        ]
+        torch.testing.assert_close(states[1]["sum"], states[0]["sum"])
     return True
+
+
+def fused_copies():
+    return copies("adagrad")
 
 
 def piped():
@@ -186,5 +196,5 @@ def all_of(*functions):
 
 
 def test_models_of_all_kinds():
-    found = run(all_of, 2, copies, piped, unsharded, recomputed, trained, adapted)
-    assert found == [[True, True, True, True, True, (2, DIM)]] * 2
+    found = run(all_of, 2, copies, fused_copies, piped, unsharded, recomputed, trained, adapted)
+    assert found == [[True, True, True, True, True, True, (2, DIM)]] * 2
