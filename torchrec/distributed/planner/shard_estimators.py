@@ -50,6 +50,7 @@ class EmbeddingPerfEstimator(ShardEstimator):
         topology: the ranks, with bandwidths or with measured rates.
         constraints: wishes, by name of table.
         is_inference: whether there is no backward pass.
+        counts_unevenness: whether rows that are divided unevenly take longer, as the topology says.
     """
 
     def __init__(
@@ -57,10 +58,12 @@ class EmbeddingPerfEstimator(ShardEstimator):
         topology: Topology,
         constraints: dict[str, ParameterConstraints] | None = None,
         is_inference: bool = False,
+        counts_unevenness: bool = True,
     ) -> None:
         self._topology = topology
         self._constraints = constraints or {}
         self._is_inference = is_inference
+        self._counts_unevenness = counts_unevenness
 
     def estimate(
         self, sharding_options: list[ShardingOption], sharder_data_map: dict[str, SharderData]
@@ -92,6 +95,8 @@ class EmbeddingPerfEstimator(ShardEstimator):
                 shard.perf = perf(*shard.size)
 
     def _slowed_by_unevenness(self, option: ShardingOption) -> float:
+        if not self._counts_unevenness:
+            return 1.0
         uneven = len({tuple(shard.size) for shard in option.shards}) > 1
         by_rows = ShardingType(option.sharding_type) in BY_ROWS
         return self._topology.uneven_sharding_perf_multiplier if uneven and by_rows else 1.0
