@@ -34,8 +34,8 @@ RATES = Calibration(
         for rows in (1000, 4000)
     ),
     exchanges=(
-        ExchangeRate(2, 3.0, 2.0, 1.0, 0.25),
-        ExchangeRate(4, 9.0, 4.0, 1.5, 0.5),
+        ExchangeRate(2, 3.0, 0.5, 2.0, 1.0, 0.25),
+        ExchangeRate(4, 9.0, 1.0, 4.0, 1.5, 0.5),
     ),
 )
 
@@ -65,6 +65,7 @@ def test_rates_by_hand():
     assert RATES.exchange_ms(all_to_all, 1e6, 8) == 28.0  # as between four
     assert [RATES.step_ms(w) for w in (1, 2, 4)] == [1.0, 3.0, 9.0]
     assert RATES.step_ms(7) == 1 + 8 * 6 / 3
+    assert [RATES.step_ms(w, by_rows=True) for w in (1, 2, 4)] == [1.0, 3.5, 10.0]
     assert RATES.pooling_ms(1e6, 1e3, 2) == 1.0
 
 

@@ -127,5 +127,10 @@ class Rates(Protocol):
             world_size: how many ranks take part.
         """
 
-    def step_ms(self, world_size: int) -> float:
-        """Return what a step of a collection takes beside: messages, however small."""
+    def step_ms(self, world_size: int, by_rows: bool = False) -> float:
+        """Return what a step of a collection takes beside: messages, however small.
+
+        Args:
+            world_size: how many ranks take part.
+            by_rows: whether rows of some table lie apart.
+        """

@@ -41,6 +41,7 @@ class ExchangeRate:
     Attributes:
         world_size: how many ranks.
         step_ms: of a step of a collection, whatever its tables: messages, calls.
+        rows_step_ms: more, where rows of some table lie apart.
         ns_a_byte: of vectors, gradients and ids that a rank sends, with packing them.
         reduce_ns_a_byte: of gradients of copies, which are added up over the ranks.
         rows_ns_a_number: of rows that are pooled by who asked for them, each number once.
@@ -48,6 +49,7 @@ class ExchangeRate:
 
     world_size: int
     step_ms: float
+    rows_step_ms: float
     ns_a_byte: float
     reduce_ns_a_byte: float
     rows_ns_a_number: float
@@ -123,14 +125,13 @@ class Calibration:
         ns = rate.reduce_ns_a_byte if is_sum else rate.ns_a_byte
         return (world_size - 1) * num_bytes * ns / 1e6
 
-    def step_ms(self, world_size: int) -> float:
+    def step_ms(self, world_size: int, by_rows: bool = False) -> float:
         """As measured; between more ranks than were, as many times longer as there are more messages."""
         if world_size < 2 or not self.exchanges:
             return self.step_ms_alone
         rate = self._nearest(world_size)
-        more = (
-            max(rate.step_ms - self.step_ms_alone, 0.0) * (world_size - 1) / (rate.world_size - 1)
-        )
+        of_step = rate.step_ms + (rate.rows_step_ms if by_rows else 0.0)
+        more = max(of_step - self.step_ms_alone, 0.0) * (world_size - 1) / (rate.world_size - 1)
         return self.step_ms_alone + more
 
     def _nearest(self, world_size: int) -> ExchangeRate:

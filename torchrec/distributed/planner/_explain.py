@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 from torchrec.distributed._plan_report import OtherWay, PlanReport, RankReport, TableReport
+from torchrec.distributed.planner._cost import BY_ROWS
 from torchrec.distributed.planner._made import Made
 from torchrec.distributed.planner._offers import ways_of
 from torchrec.distributed.planner._options import ShardingOption
@@ -71,12 +72,17 @@ def report_of(
             others = _others(option, choices[table], ways.get(table, []), load, left)
         tables.append(_table(option, others))
     rates = rates_of(topology)
-    exchanges = any(option.sharding_type != ShardingType.DATA_PARALLEL.value for option in options)
-    paths = {option.path for option in options}
+    kinds: dict[str, set[ShardingType]] = {}
+    for option in options:
+        kinds.setdefault(option.path, set()).add(ShardingType(option.sharding_type))
+    copies = {ShardingType.DATA_PARALLEL}  # these are not exchanged
     return PlanReport(
         device=topology.compute_device,
         batch_size=batch_size,
-        fixed_ms=len(paths) * rates.step_ms(topology.world_size if exchanges else 1),
+        fixed_ms=sum(
+            rates.step_ms(1 if kind == copies else topology.world_size, bool(kind & BY_ROWS))
+            for kind in kinds.values()
+        ),
         is_best=made.is_best,
         is_measured=topology.rates is not None,
         made_from=made_from,

@@ -98,7 +98,7 @@ class BandwidthRates:
             time += far * num_bytes / bandwidth
         return time
 
-    def step_ms(self, world_size: int) -> float:
+    def step_ms(self, world_size: int, by_rows: bool = False) -> float:
         """Four exchanges, each a message to each other rank."""
         return 4 * (world_size - 1) * _MESSAGE_MS
 

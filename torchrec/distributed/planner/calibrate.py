@@ -201,20 +201,22 @@ def _exchange_rate(world_size: int, seconds: float, threads: int, alone: _Alone)
                 f"A process of {world_size} should have measured. {error}"
             ) from error
         text = (Path(folder) / "measured").read_text()
-    small, large, rows, reduced = map(float, text.split())
+    small, large, rows_small, rows_large, reduced = map(float, text.split())
     # A rank looks up as much as it would alone; of its vectors and gradients, all others' share is sent.
     sent = _FEATURES * _DIM * 4 * 2 + _FEATURES * 12
     others = (world_size - 1) / world_size
     a_byte = max((large - small) - (alone.large - alone.small), 0.0) / (
         (_LARGE - _SMALL) * sent * others
     )
-    by_rows = max(rows - large, 0.0) / (_FEATURES * _LARGE * _DIM)
+    rows = (rows_small - small) / _SMALL, (rows_large - large) / _LARGE
+    by_rows = max(_LARGE * rows[1] - _SMALL * rows[0], 0.0) / (_LARGE - _SMALL)
     return ExchangeRate(
         world_size=world_size,
         step_ms=max(small - alone.small - _SMALL * sent * others * a_byte, 0.0),
         ns_a_byte=a_byte * 1e6,
         reduce_ns_a_byte=reduced,
-        rows_ns_a_number=by_rows * 1e6,
+        rows_step_ms=max(_SMALL * (rows[0] - by_rows), 0.0),
+        rows_ns_a_number=by_rows * 1e6 / (_FEATURES * _DIM),
     )
 
 
@@ -226,7 +228,8 @@ def _measure_rank(rank: int, world_size: int, folder: str, seconds: float, threa
     try:
         found = [
             _sharded_ms(batch, by_rows, seconds)
-            for batch, by_rows in ((_SMALL, False), (_LARGE, False), (_LARGE, True))
+            for by_rows in (False, True)
+            for batch in (_SMALL, _LARGE)
         ]
         found.append(_reduce_ns(seconds))
         if rank == 0:

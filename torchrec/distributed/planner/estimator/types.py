@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -129,10 +129,9 @@ class HardwarePerfConfig:
         config = self.coefficients
         of_kernel = config.by_kernel.get((sharding_type, compute_kernel or ""))
         found = of_kernel or getattr(config, sharding_type, None) or config.default
-        forward, backward = (self._declared(role, sharding_type) for role in ("fwd", "bwd"))
         return EstimatorPerfCoefficients(
-            found.fwd if forward is None else forward(self),
-            found.bwd if backward is None else backward(self),
+            self._declared("fwd", sharding_type) or found.fwd,
+            self._declared("bwd", sharding_type) or found.bwd,
         )
 
     def get_device_bw(
@@ -199,8 +198,15 @@ class HardwarePerfConfig:
             perf.scaled(uneven_sharding_perf_multiplier if uneven else 1.0) for perf in shard_perfs
         ]
 
-    def _declared(self, role: str, sharding_type: str) -> Callable[..., object] | None:
-        return declared_of(type(self), role, sharding_type)
+    def _declared(self, role: str, sharding_type: str) -> PerfCoefficient | None:
+        declared = declared_of(type(self), role, sharding_type)
+        said = None if declared is None else declared(self)
+        if said is None or isinstance(said, PerfCoefficient):
+            return said
+        raise TypeError(
+            f"A method of {type(self).__name__} for coefficients should return a PerfCoefficient. "
+            f"Received {type(said).__name__}."
+        )
 
 
 @dataclass
