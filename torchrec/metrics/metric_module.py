@@ -328,6 +328,11 @@ def generate_metric_module(
             "`enable_pt2_compile` should be False: an update is a few calls, which compiling would not "
             "speed up. Received True."
         )
+    if metrics_config.use_cpu_offloaded_rec_metric_module and metric_class is RecMetricModule:
+        raise ValueError(
+            "`metric_class` should be a CPUOffloadedRecMetricModule where "
+            "`use_cpu_offloaded_rec_metric_module` is asked for. Received RecMetricModule."
+        )
     validate_batch_size_stages(batch_size_stages)
     throughput = None
     if metrics_config.throughput_metric is not None:

@@ -201,7 +201,7 @@ class MetricsConfig:
         enable_pt2_compile: of no effect here, and refused: there is nothing that compiling would speed up.
         should_clone_update_inputs: copy what metrics hold between steps, for models whose outputs are
             written over.
-        use_cpu_offloaded_rec_metric_module: have metrics computed by a thread on the CPU.
+        use_cpu_offloaded_rec_metric_module: the module should be one that computes in a thread, and no other.
     """
 
     rec_tasks: list[RecTaskInfo] = field(default_factory=list)
