@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchrec.metrics.metrics_namespace import MetricName, MetricNameBase, MetricNamespace
@@ -16,7 +17,8 @@ from torchrec.metrics.terms import chosen, ratio, unknown
 
 def accuracy_sum(batch: TaskBatch, threshold: float) -> Tensor:
     """Return the sum of weights of samples whose label is that of their side of the threshold."""
-    right = (batch.get(chosen, threshold) == batch.labels).double()
+    side = batch.get(chosen, threshold)
+    right = torch.eq(side, batch.labels, out=torch.empty_like(side))
     return weighted_sum(batch, right) + batch.get(unknown)
 
 

@@ -38,7 +38,10 @@ def weighted_negatives(batch: TaskBatch) -> Tensor:
 
 def chosen(batch: TaskBatch, threshold: float) -> Tensor:
     """Return 1 for each sample whose prediction reaches a threshold, 0 for the others and for NaN."""
-    return (batch.raw_predictions >= threshold).double()
+    # As the type of the predictions has the threshold; written as float64 at once, not as a bool in between.
+    rounded = torch.tensor(threshold, dtype=batch.raw_predictions.dtype).item()
+    predictions = batch.predictions
+    return torch.ge(predictions, rounded, out=torch.empty_like(predictions))
 
 
 def true_positive_sum(batch: TaskBatch, threshold: float) -> Tensor:
