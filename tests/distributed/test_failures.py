@@ -166,8 +166,8 @@ def test_a_rank_that_does_not_answer_ends_the_others_after_the_timeout_of_the_gr
     error, _ = run(stuck, 2, timeout=30)
     assert isinstance(error, RuntimeError)
     assert str(error) == (
-        "Rank 0 should get an answer within 2 s, the `timeout` of its process group. Received none: another "
-        "rank has stopped, or has left out what this one does."
+        "All ranks should take part in the beginning of forward pass 0 of the model within 2 s, the `timeout` of "
+        "their process group. Received nothing from rank 1: it has stopped, or has left out what others do."
     )
 
 

@@ -42,7 +42,7 @@ def invoke_on_rank_and_broadcast_result(
         kwargs: likewise.
 
     Raises:
-        ValueError, TypeError, IndexError, KeyError, RuntimeError: on all ranks, if it failed.
+        ValueError, TypeError, IndexError, KeyError, OSError, RuntimeError: on all ranks, if it failed.
     """
     if not 0 <= rank < pg.size():
         raise ValueError(f"`rank` should be from 0 to {pg.size() - 1}. Received {rank}.")

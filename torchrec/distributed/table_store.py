@@ -8,11 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from torchrec.checks import require_integer, require_type
+from torchrec.checks import require_type
 from torchrec.distributed.placement import Block
 from torchrec.distributed.wire import Wire
 from torchrec.modules.collection import TableShard
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.modules.stray_ids import counts_by_table, set_counts
 from torchrec.modules.table_collection import check_rows
 from torchrec.modules.tables import embedding_names_by_table
 from torchrec.optim.keyed import KeyedOptimizer
@@ -109,10 +110,7 @@ class ShardedTableStore:
             reset: start again from 0.
         """
         names = [config.name for config in self._tables.configs]
-        counts = dict(zip(names, self._counts.tolist(), strict=True))
-        if reset:
-            self._counts.zero_()
-        return counts
+        return counts_by_table(self._counts, names, reset)
 
     def set_out_of_range_counts(self, counts: Mapping[str, int]) -> None:
         """Go on counting ids out of range from other numbers, say without those of an evaluation.
@@ -123,10 +121,7 @@ class ShardedTableStore:
         Raises:
             ValueError: for an unknown table.
         """
-        require_type(counts, "`counts`", Mapping)
-        for table, count in counts.items():
-            require_integer(count, f"`counts` of table {table!r}", least=0)
-            self._counts[self._number(table)] = count
+        set_counts(self._counts, counts, self._number)
 
     def load_rows(
         self, table: str, ids: Tensor, vectors: Tensor, reset_state: bool = False

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchrec.checks import checked_device, require_integer, require_type
+from torchrec.checks import checked_device, require_type
 from torchrec.modules.collection import TableShard, TableStore
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, initialise
-from torchrec.modules.stray_ids import add_counts
+from torchrec.modules.stray_ids import add_counts, counts_by_table, set_counts
 from torchrec.modules.tables import OutputType, Tables, embedding_names_by_table
 from torchrec.ops.hashing.schema import hash_ids
 from torchrec.optim.keyed import KeyedOptimizer
@@ -103,10 +103,7 @@ class TableCollection(nn.Module):
         names = [config.name for config in self._tables.configs]
         if self._out_of_range.is_meta:  # then nothing has been looked up
             return dict.fromkeys(names, 0)
-        counts = dict(zip(names, self._out_of_range.tolist(), strict=True))
-        if reset:
-            self._out_of_range.zero_()
-        return counts
+        return counts_by_table(self._out_of_range, names, reset)
 
     def set_out_of_range_counts(self, counts: Mapping[str, int]) -> None:
         """Go on counting ids out of range from other numbers, say without those of an evaluation.
@@ -117,10 +114,7 @@ class TableCollection(nn.Module):
         Raises:
             ValueError: for an unknown table.
         """
-        require_type(counts, "`counts`", Mapping)
-        for table, count in counts.items():
-            require_integer(count, f"`counts` of table {table!r}", least=0)
-            self._out_of_range[self._tables.number(table)] = count
+        set_counts(self._out_of_range, counts, self._tables.number)
 
     def _count(self, out_of_range: Tensor) -> None:
         """Add what a look-up has counted, but for one that runs again for its backward pass."""
