@@ -119,7 +119,7 @@ def _joined(node: yaml.ScalarNode) -> str:
 class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` reads: quotes what that would take for something else."""
 
-    def ignore_aliases(self, value: object) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         """Write equal values out, each where it stands."""
         return True
 

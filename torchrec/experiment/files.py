@@ -192,12 +192,13 @@ def _sections(values: object, name: str) -> dict[str, object]:
 
 def _fill_empty_sections(values: dict[str, object]) -> None:
     """Take a section of which every line is a comment, null to YAML, for one without keys."""
-    for name, inner in (("model", None), ("training", "schedule"), ("data", "split")):
-        section = values.get(name)
-        if section is None and name in values:
+    for name in ("data", "model", "training"):
+        if name in values and values[name] is None:
             values[name] = {}
-        elif isinstance(section, dict) and inner in section and section[inner] is None:
-            section[inner] = {}
+    for section, name in (("data", "split"), ("training", "schedule")):
+        inner = values.get(section)
+        if isinstance(inner, dict) and name in inner and inner[name] is None:
+            inner[name] = {}
 
 
 def _make_absolute(values: dict[str, object], folder: Path) -> None:
