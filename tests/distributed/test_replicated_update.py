@@ -102,25 +102,35 @@ def test_copies_train_as_in_one_process(pooled):
     assert run(against_one_process, 2, pooled) == [True, True]
 
 
-def penalised():
-    """A penalty of rows counts how often each is looked up, on any rank, and the samples of all."""
+def penalised(used):
+    """A penalty of rows counts how often each is looked up, on any rank, and the samples of all.
+
+    On rank 0 the loss may use the weight itself as well, which looks nothing up.
+    """
     torch.manual_seed(2)
     plain = Model(True, ("counts",))
     model = copy.deepcopy(plain)
     sharded = DistributedModelParallel(model, plan=ShardingPlan({"tables": plan_of(model)}))
     of_ranks = [[[0, 1], [2]], [[1], [], [5, 5]]]
+    name = "tables.embedding_bags.counts.weight"
+    itself = [dict(each.named_parameters())[name] for each in (plain, sharded)]
     for _ in range(2):
         mine = of_ranks[dist.get_rank()]
-        sharded(KeyedJaggedTensor.from_lists({"all": mine, "counts": mine})).backward()
+        loss = sharded(KeyedJaggedTensor.from_lists({"all": mine, "counts": mine}))
         whole = [*of_ranks[0], *of_ranks[1]]
-        (plain(KeyedJaggedTensor.from_lists({"all": whole, "counts": whole})) / 2).backward()
-    name = "tables.embedding_bags.counts.weight"
+        expected = plain(KeyedJaggedTensor.from_lists({"all": whole, "counts": whole}))
+        if used:
+            expected = expected + itself[0].sum()
+            loss = loss + itself[1].sum() if dist.get_rank() == 0 else loss
+        loss.backward()
+        (expected / 2).backward()
     torch.testing.assert_close(sharded.state_dict()[name], plain.state_dict()[name])
     return True
 
 
-def test_a_penalty_counts_the_ids_of_all_ranks():
-    assert run(penalised, 2) == [True, True]
+@pytest.mark.parametrize("used", [False, True], ids=["look-ups", "the weight as well"])
+def test_a_penalty_counts_the_ids_of_all_ranks(used):
+    assert run(penalised, 2, used) == [True, True]
 
 
 def alike():

@@ -137,11 +137,13 @@ def _one(parts: Sequence[RowGradients]) -> RowGradients | None:
     """Return gradients one behind the other; None if there are none."""
     if len(parts) < 2:
         return parts[0] if parts else None
-    times = [part.times for part in parts if part.times is not None]
+    timed = any(part.times is not None for part in parts)
+    # What came otherwise than by a look-up, a penalty of all weights say, counts as looked up by nobody.
+    times = [torch.zeros_like(part.rows) if part.times is None else part.times for part in parts]
     return RowGradients(
         torch.cat([part.rows for part in parts]),
         torch.cat([part.values for part in parts]),
-        torch.cat(times) if len(times) == len(parts) else None,
+        torch.cat(times) if timed else None,
     )
 
 
