@@ -22,6 +22,7 @@ from torchrec.distributed.sharding_plan import (
 )
 from torchrec.distributed.testing import assert_same_training
 from torchrec.distributed.types import ParameterSharding, ShardingPlan
+from torchrec.ops.embedding import SplitUpdate
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
@@ -233,3 +234,112 @@ def frozen_beside_rows():
 
 def test_a_frozen_table_may_be_looked_up_beside_one_that_is_trained():
     assert run(frozen_beside_rows, 2, timeout=20) == [True, True]
+
+
+class BesideLookUps(nn.Module):
+    """Two tables whose columns lie on ranks of their own, one of which the loss uses itself as well."""
+
+    def __init__(self):
+        super().__init__()
+        options = {"optimizer": "rowwise_adagrad", "lr": 0.1}
+        names = ("looked_up", "used")
+        self.tables = EmbeddingBagCollection(
+            [EmbeddingBagConfig(6, 4, name, feature_names=[name], **options) for name in names]
+        )
+
+    def shard(self, ranks):
+        kinds = {name: column_wise(each) for name, each in ranks.items()}
+        plan = construct_module_sharding_plan(self.tables, kinds, device_type="cpu")
+        return DistributedModelParallel(self, plan=ShardingPlan({"tables": plan}))
+
+    def forward(self, features):
+        return self.tables(features).values().square().sum()
+
+
+def ids_of(rank):
+    return {"looked_up": [[0, 1], [rank]], "used": [[rank], [3, 3]]}
+
+
+def used_on_some_ranks():
+    """Rank 1 has nothing of the table that the loss uses itself, rank 0 has parts of both."""
+    torch.manual_seed(1)
+    plain = BesideLookUps()
+    model = copy.deepcopy(plain).shard({"looked_up": [0, 1], "used": [0, 2]})
+    rank, batches = dist.get_rank(), [KeyedJaggedTensor.from_lists(ids_of(r)) for r in range(3)]
+    loss = sum(plain(each) for each in batches) / 3
+    (loss + plain.tables.embedding_bags["used"].weight.square().sum()).backward()
+    mine = model(batches[rank])
+    (
+        mine + dict(model.named_parameters())["tables.embedding_bags.used.weight"].square().sum()
+    ).backward()
+    for name, expected in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name].full_tensor(), expected)
+    return True
+
+
+def test_a_table_may_be_used_itself_beside_one_that_other_ranks_have():
+    assert run(used_on_some_ranks, 3, timeout=30) == [True] * 3
+
+
+def used_on_one_rank():
+    """The part of one rank gets a gradient that those of the same rows elsewhere do not get."""
+    torch.manual_seed(1)
+    model = BesideLookUps().shard({"looked_up": [0, 1], "used": [0, 1]})
+    loss = model(KeyedJaggedTensor.from_lists(ids_of(0)))
+    if dist.get_rank() == 0:
+        loss = loss + dict(model.named_parameters())["tables.embedding_bags.used.weight"].sum()
+    loss.backward()
+
+
+def test_gradients_of_other_rows_on_one_rank_are_refused_on_all():
+    for error in run(used_on_one_rank, 2, timeout=30):
+        assert isinstance(error, ValueError)
+        assert str(error).startswith(
+            "Ranks that hold columns of table 'used' should have gradients of the same rows:"
+        )
+
+
+def without_kernels_on_one_rank():
+    torch.manual_seed(1)
+    before = SplitUpdate.takes
+    SplitUpdate.takes = lambda weights: dist.get_rank() == 0 and before(weights)
+    ranks = {name: [0, 1] for name in ("looked_up", "used")}
+    try:
+        plain = BesideLookUps()
+        model = copy.deepcopy(plain).shard(ranks)
+        batches = [KeyedJaggedTensor.from_lists(ids_of(r)) for r in range(2)]
+        (sum(plain(each) for each in batches) / 2).backward()
+        model(batches[dist.get_rank()]).backward()
+    finally:
+        SplitUpdate.takes = before
+    for name, expected in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name].full_tensor(), expected)
+    return True
+
+
+def test_a_rank_may_be_without_kernels():
+    assert run(without_kernels_on_one_rank, 2, timeout=30) == [True] * 2
+
+
+def stepped_in_another_order():
+    names = {"a": [0, 1], "b": [0, 1]}
+    tables = [
+        EmbeddingBagConfig(5, 4, name, feature_names=["f"], optimizer="rowwise_adagrad")
+        for name in names
+    ]
+    plain = EmbeddingBagCollection(tables)
+    kinds = {name: column_wise(ranks) for name, ranks in names.items()}
+    plan = construct_module_sharding_plan(plain, kinds, device_type="cpu")
+    model = DistributedModelParallel(plain, plan=ShardingPlan({"": plan}))
+    model(KeyedJaggedTensor.from_lists({"f": [[1], [4]]})).values().sum().backward()
+    parameters = list(model.parameters())
+    torch.optim.SGD(parameters if dist.get_rank() else parameters[::-1], lr=0.1).step()
+
+
+def test_optimizers_that_step_with_columns_in_another_order_are_refused():
+    for rank, error in enumerate(run(stepped_in_another_order, 2, timeout=30)):
+        assert isinstance(error, ValueError)
+        assert str(error) == (
+            "Optimizers of all ranks should step with their tables in the same order. Received table "
+            f"'{'ba'[rank]}' on rank {rank}, and others on some of the ranks [0, 1]."
+        )

@@ -8,6 +8,7 @@ with the sum: so a row has one state, and trains as if it were in one place.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torchrec.distributed._private import parameters_by_name
 from torchrec.distributed.channel import lost_ranks_named
 from torchrec.distributed.mean_squares import MeanSquares, SplitTable
+from torchrec.distributed.terms import number_of
 from torchrec.distributed.wire import Wire
 from torchrec.ops.embedding import SplitUpdate
 from torchrec.ops.embedding.hyper import SAMPLES
@@ -29,6 +31,13 @@ from torchrec.optim.table_update import FusedRule, TableUpdate
 from torchrec.types import OptimizerType
 
 __all__ = ["RowSumExchange", "SplitColumnsStep", "SplitColumnsUpdate", "SplitTable"]
+
+
+_UPDATE = "the update of tables whose columns are on several ranks"
+_SAME_ROWS = (
+    "Ranks that hold columns of table '{}' should have gradients of the same rows: of look-ups they do, but what uses "
+    "the weight itself has to reach the same rows on each of them."
+)
 
 
 class _MissingSumError(Exception):
@@ -53,7 +62,22 @@ class _KnownSums(RowSums):
         return self.of_squares(x) / self._columns
 
 
-Attempt = Callable[[RowSums], None]
+@dataclass(frozen=True)
+class Attempt:
+    """An update of a table by given sums; it writes nothing before it has all sums it asks for.
+
+    Attributes:
+        rows: that it updates, in order.
+        update: makes it.
+    """
+
+    rows: Tensor
+    update: Callable[[RowSums], None]
+
+    @property
+    def digest(self) -> int:
+        """A number of the rows: whoever has the same ones has the same."""
+        return number_of(self.rows.cpu().numpy().tobytes())
 
 
 def _missing_part(attempt: Attempt, sums: RowSums) -> Tensor | None:
@@ -62,7 +86,7 @@ def _missing_part(attempt: Attempt, sums: RowSums) -> Tensor | None:
     A rule asks for its sums one after another: it starts anew with one more each time.
     """
     try:
-        attempt(sums)
+        attempt.update(sums)
     except _MissingSumError as missing:
         return missing.part
     return None
@@ -107,22 +131,24 @@ class RowSumExchange:
         owner = None if weight is None else owner_of(weight)
         return owner.rule if isinstance(owner, TableUpdate) else None
 
+    def all_agree(self, by_kernel: bool) -> bool:
+        """Return whether `MeanSquares` makes the update of this backward pass: if it can on all ranks, which call this.
+
+        Args:
+            by_kernel: whether it can on this one.
+        """
+        return self._one_way and all(self.wire.states(int(by_kernel), _UPDATE))
+
     @property
     def by_kernel(self) -> bool:
-        """Whether `MeanSquares` can make an update, the same on all ranks."""
+        """Whether `MeanSquares` can make an update here: there may be no kernels on another rank."""
         asking = [table for table in self.tables if self.sums_of(table)]
         rules = [self._rule_of(table) for table in asking]
         weights = [self._parameters[table]["weight"] for table in asking]
         takes = SplitUpdate.takes([weight for weight in weights if weight is not None])
-        return (
-            self._one_way
-            and takes
-            and all(
-                rule is not None
-                and rule.optimizer == OptimizerType.ROWWISE_ADAGRAD
-                and rule.hyper.lazy
-                for rule in rules
-            )
+        return takes and all(
+            rule is not None and rule.optimizer == OptimizerType.ROWWISE_ADAGRAD and rule.hyper.lazy
+            for rule in rules
         )
 
     @property
@@ -134,9 +160,12 @@ class RowSumExchange:
         """Make the updates of this rank; all ranks call this, those without any too.
 
         Args:
-            attempts: for each table that has something to update, its update by given sums. It writes
-                nothing before it has all sums it asks for.
+            attempts: for each table that has something to update, its update.
+
+        Raises:
+            ValueError: on all ranks, if some that hold the same rows have gradients of different ones.
         """
+        self._check_rows(attempts)
         known: dict[str, list[Tensor]] = {name: [] for name in attempts}
         for _ in range(self.rounds):
             parts: dict[str, Tensor] = {}
@@ -148,25 +177,66 @@ class RowSumExchange:
                 known[name].append(total)
             attempts = {name: attempt for name, attempt in attempts.items() if name in parts}
         for name, attempt in attempts.items():
-            attempt(_KnownSums(known[name], self.tables[name].columns))
+            attempt.update(_KnownSums(known[name], self.tables[name].columns))
 
-    def add_up_among_partners(self, table: str, part: Tensor) -> Tensor:
+    def _check_rows(self, attempts: Mapping[str, Attempt]) -> None:
+        """Refuse an update whose rows differ between ranks that hold the same: sums would be of different ones."""
+        told = list[int]()
+        for table, split in self.tables.items():
+            attempt = attempts.get(table)
+            told += [min(split.partners, default=-1), 0 if attempt is None else attempt.digest]
+        of_ranks = self.wire.begin(_UPDATE, [told] * self.wire.world_size, len(told)).numbers()
+        for table, firsts, digests in zip(
+            self.tables, *[list(zip(*of_ranks, strict=True))[k::2] for k in (0, 1)], strict=True
+        ):
+            held = [pair for pair in zip(firsts, digests, strict=True) if pair[0] >= 0]
+            if len(set(held)) > len({first for first, _ in held}):
+                raise ValueError(
+                    f"{_SAME_ROWS.format(table)} Received different ones, of numbers "
+                    f"{list(digests)}, by rank."
+                )
+
+    def add_up_among_partners(self, table: str, part: Tensor, digest: int) -> Tensor:
         """Return the sum of what the ranks have that hold the same rows, added in order of ranks.
 
         Others take no part: they may have no optimizer that steps with the table.
+
+        Args:
+            table: its name.
+            part: of this rank.
+            digest: of the rows that the part is of.
+
+        Raises:
+            ValueError: on all of these ranks, if they step with different tables, or have gradients of different rows.
         """
-        part = part.contiguous()
+        partners = self.tables[table].partners
+        # Of one size, whatever it is about: gloo ends a process that is sent more than it waits for.
+        head = torch.tensor([number_of(table.encode()), digest])
+        heads = self._tell_partners(partners, head)
+        if any(each[0] != head[0] for each in heads):
+            raise ValueError(
+                f"Optimizers of all ranks should step with their tables in the same order. Received table '{table}' "
+                f"on rank {self.wire.rank}, and others on some of the ranks {list(partners)}."
+            )
+        if any(each[1] != digest for each in heads):
+            digests = [int(each[1]) for each in heads]
+            raise ValueError(
+                f"{_SAME_ROWS.format(table)} Received different ones, of numbers {digests}."
+            )
+        parts = self._tell_partners(partners, part.contiguous())
+        return reduce(torch.add, parts[1:], parts[0].clone())
+
+    def _tell_partners(self, partners: Sequence[int], mine: Tensor) -> list[Tensor]:
+        """Return what each of some ranks, this one among them, tells the others, in their order."""
         with lost_ranks_named(self.wire.group) as group:
-            partners = self.tables[table].partners
             others = [rank for rank in partners if rank != self.wire.rank]
-            told = {rank: torch.empty_like(part) for rank in others}
-            works = [dist.isend(part, group=group, group_dst=rank) for rank in others]
+            told = {rank: torch.empty_like(mine) for rank in others}
+            works = [dist.isend(mine, group=group, group_dst=rank) for rank in others]
             works += [dist.irecv(told[rank], group=group, group_src=rank) for rank in others]
             for work in works:
                 if work is not None:
                     work.wait()
-        parts = [told.get(rank, part) for rank in partners]
-        return reduce(torch.add, parts[1:], parts[0].clone())
+        return [told.get(rank, mine) for rank in partners]
 
     def _add_up(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the sums of what this rank and its partners have, added in order of ranks."""
@@ -212,7 +282,7 @@ class SplitColumnsUpdate(JointUpdate):
     @torch.no_grad()
     def finish(self, brought: PassGradients) -> None:
         """Apply what a backward pass has brought, with what waits from earlier ones, or keep it."""
-        if self._is_alone(brought) and self._exchange.by_kernel:
+        if self._exchange.all_agree(self._is_alone(brought) and self._exchange.by_kernel):
             self._apply_at_once(brought)
             return
         self.collect(brought)
@@ -221,7 +291,10 @@ class SplitColumnsUpdate(JointUpdate):
             self.apply_waiting(self.updates)
 
     def _is_alone(self, brought: PassGradients) -> bool:
-        """Whether there is one look-up to apply and nothing else; ranks that hold the same rows say the same."""
+        """Whether there is one look-up for this rank to apply and nothing else.
+
+        Others may say otherwise: of another table, which this rank has no columns of, more may have come.
+        """
         if self.collecting or self._waits or brought.rows or len(brought.lookups) > 1:
             return False
         if not self.updates:
@@ -275,11 +348,12 @@ class SplitColumnsStep(JointUpdate):
         (update,) = self.updates
         if update not in updates or not update.waiting:
             return
-        columns, attempt = self._exchange.tables[update.table].columns, _attempt_of(update)
+        exchange, attempt = self._exchange, _attempt_of(update)
+        columns, digest = exchange.tables[update.table].columns, attempt.digest
         known: list[Tensor] = []
         part = _missing_part(attempt, _KnownSums(known, columns))
         while part is not None:
-            known.append(self._exchange.add_up_among_partners(update.table, part))
+            known.append(exchange.add_up_among_partners(update.table, part, digest))
             part = _missing_part(attempt, _KnownSums(known, columns))
 
 
@@ -302,4 +376,4 @@ def _attempt_of(update: TableUpdate) -> Attempt:
     def attempt(sums: RowSums) -> None:
         apply_rule(rule, weight, gradient, update.states, step, hyper, sums)
 
-    return attempt
+    return Attempt(gradient.indices()[0], attempt)
