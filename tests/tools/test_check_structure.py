@@ -76,6 +76,10 @@ GOOD = {
         "torchrec/optim/a.py": "from torchrec.types import B as C\nclass D(nn.Module): ...\n"
         "class OptimizerWrapper(D): ...\nclass WarmupOptimizer(OptimizerWrapper): ...\n",
     },
+    "one class of ours between two of the API": {
+        "torchrec/metrics/a.py": "class RecMetricComputation(nn.Module): ...\n"
+        "class Sums(RecMetricComputation): ...\nclass NEMetricComputation(Sums): ...\n",
+    },
     "a path of the API that re-exports": {
         "torchrec/modules/utils.py": "from torchrec.modules.copying import copy",
         "torchrec/modules/copying.py": "def copy(): ...",
@@ -184,6 +188,14 @@ BAD = {
             "torchrec/modules/a.py": "from torchrec.modules import B\nclass C(B): ...",
         },
         "a.py:2: C inherits 3 deep, limit 2",
+    ),
+    "three deep where the API prescribes nothing": (
+        {
+            "torchrec/metrics/a.py": "class RecMetricComputation(nn.Module): ...\n"
+            "class Sums(RecMetricComputation): ...\nclass NEMetricComputation(Sums): ...\n"
+            "class OurMetricComputation(Sums): ...\n",
+        },
+        "a.py:4: OurMetricComputation inherits 3 deep, limit 2",
     ),
     "a name that says nothing": (
         {"torchrec/sparse/_utils.py": ""},

@@ -13,7 +13,7 @@ class Api:
 
     Attributes:
         parameters: class -> names of its constructor parameters, for the classes with many.
-        bases: class -> names of its base classes, for the classes with many ancestors.
+        bases: class -> names of classes that it derives from, for the classes with many ancestors.
         modules: dotted paths whose names would not be allowed otherwise.
     """
 

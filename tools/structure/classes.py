@@ -31,20 +31,21 @@ def constructor_violations(modules: dict[str, Module], api: Api) -> list[str]:
 def depth_violations(modules: dict[str, Module], api: Api) -> list[str]:
     """Report classes more than two of our own classes deep.
 
-    Steps to a base that the API prescribes do not count. A class that inherits from none of ours
-    has depth 1, whatever else it inherits from.
+    Steps to a base that the API prescribes do not count, whether it prescribes it of the class or of one that
+    derives from it: what stands between the two is ours, and its own step counts. A class that inherits from none
+    of ours has depth 1, whatever else it inherits from.
     """
     found = []
     definitions = {(m.name, cls.name): (m, cls) for m in modules.values() for cls in _classes(m)}
 
-    def depth(key: tuple[str, str]) -> int:
+    def depth(key: tuple[str, str], of_derived: frozenset[str] = frozenset()) -> int:
         module, cls = definitions[key]
-        prescribed = api.bases.get(cls.name, frozenset())
+        prescribed = of_derived | api.bases.get(cls.name, frozenset())
         depths = [1]
         for base in cls.bases:
             parent = _definition(base, module, modules, definitions)
             if parent is not None:
-                depths.append(depth(parent) + (parent[1] not in prescribed))
+                depths.append(depth(parent, prescribed) + (parent[1] not in prescribed))
         return max(depths)
 
     for key, (module, cls) in definitions.items():
