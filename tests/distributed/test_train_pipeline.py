@@ -15,7 +15,7 @@ from torchrec.distributed import (
     EvalPipelineSparseDist,
     TrainPipelineSparseDist,
 )
-from torchrec.distributed.train_pipeline.empty import without_samples
+from torchrec.distributed.train_pipeline.uneven import without_samples
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 

@@ -69,6 +69,25 @@ class NoWait(Awaitable[W]):
         return self._obj
 
 
+class Deferred(Awaitable[W]):
+    """A value that a function gives when it is waited for.
+
+    Args:
+        give: the function; called once.
+
+    Example:
+        >>> Deferred(lambda: 3).wait()
+        3
+    """
+
+    def __init__(self, give: Callable[[], W]) -> None:
+        super().__init__()
+        self._give = give
+
+    def _wait_impl(self) -> W:
+        return self._give()
+
+
 def _waited(value: Any) -> Any:
     """Replace what is lazy by its value, in lists, tuples and dictionaries as well."""
     if issubclass(type(value), LazyAwaitable):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchrec.distributed._awaitable import Awaitable, LazyAwaitable
 from torchrec.distributed._codecs import QuantizedCommCodecs
 from torchrec.distributed._environment import ShardingEnv
+from torchrec.distributed._input_source import current_source
 from torchrec.distributed._kinds import ParameterStorage, StorageUsageType
 from torchrec.distributed._plan import (
     EmbeddingModuleShardingPlan,
@@ -80,6 +81,11 @@ class ShardedModule(ABC, nn.Module, Generic[CompIn, DistOut, Out, ShrdCtx], Modu
         """Do both at once, where sending one part may begin before the next is computed."""
         return self.output_dist(ctx, self.compute(ctx, input))
 
+    @property
+    def input_dist_trains(self) -> bool:
+        """Whether what `input_dist` sends follows from parameters too, so that it is not sent ahead. Default False."""
+        return False
+
     def preprocess_input(
         self, args: list[Any], kwargs: Mapping[str, Any]
     ) -> tuple[list[Any], Mapping[str, Any]]:
@@ -103,6 +109,10 @@ class ShardedModule(ABC, nn.Module, Generic[CompIn, DistOut, Out, ShrdCtx], Modu
         if torch.compiler.is_compiling():
             waited: LazyAwaitable[Out] = self._forward_eagerly(*input, **kwargs)
             return waited
+        source = current_source()
+        if source is not None:
+            found: LazyAwaitable[Out] = source.forward(self, input, kwargs)
+            return found
         ctx = self.create_context()
         dist_input = self.input_dist(ctx, *input, **kwargs).wait().wait()
         return self.compute_and_output_dist(ctx, dist_input)

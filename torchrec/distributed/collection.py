@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
 from typing import Any
 
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.checks import require_type
+from torchrec.distributed._awaitable import Deferred
 from torchrec.distributed.block_tables import new_part
 from torchrec.distributed.checks import check_batch, named_collection
 from torchrec.distributed.coding import check_codecs
 from torchrec.distributed.exchange import LookupOptions
 from torchrec.distributed.fused_params import optimizer_of
 from torchrec.distributed.initial import fill_block, reset_values
-from torchrec.distributed.layout import Shard, check_supported, shards_of
+from torchrec.distributed.layout import Shard, checked_sharding, shards_of
 from torchrec.distributed.lookup import ShardedLookup, Step
 from torchrec.distributed.parts import load_block
 from torchrec.distributed.placement import Block, TablePlacement
@@ -96,7 +97,9 @@ class ShardedTables:
         self.wire: Wire | None = None
         if env.process_group is not None and self.world_size > 1:
             self.wire = Wire(env.process_group)
-        self.sharding = _checked(self.configs, sharding, path)
+        self.sharding = checked_sharding(
+            [c.name for c in self.configs], sharding, _named(path), path
+        )
         self.placements = {
             config.name: TablePlacement(config.name, self._shards(config, path))
             for config in self.configs
@@ -400,22 +403,6 @@ def _named(path: str) -> str:
     return f"Module '{path}'" if path else "The collection"
 
 
-def _checked(
-    configs: Sequence[BaseEmbeddingConfig], sharding: Mapping[str, ParameterSharding], path: str
-) -> dict[str, ParameterSharding]:
-    names = [config.name for config in configs]
-    missing = [name for name in names if name not in sharding]
-    unknown = [name for name in sharding if name not in names]
-    if missing or unknown:
-        what = f"no table '{missing[0]}'" if missing else f"a table '{unknown[0]}'"
-        raise ValueError(
-            f"{_named(path)} should have its tables {names} in the plan. Received {what}."
-        )
-    for name in names:
-        check_supported(name, sharding[name], path)
-    return dict(sharding)
-
-
 def _sources(module: TableCollection) -> dict[str, Any]:
     return {config.name: module.table_shards(config.name) for config in module.table_configs()}
 
@@ -503,12 +490,22 @@ class ShardedTableCollection(nn.Module):
             if self._tables.wire is None:
                 raise
             error = failed
+        wire = self._tables.wire
         if self._tables.away is not None:
-            ctx.step = self._tables.away.ask(features, error)
-            self._count_away(ctx.step.out_of_range)
-        elif self._tables.wire is not None:
-            self._tables.wire.agree(error, f"a look-up of {self._tables.named}")
+            asked = self._tables.away.ask(features, error)
+            return Deferred(lambda: self._asked(ctx, asked.wait()))
+        if wire is not None:
+            agreed = wire.start_agreeing(error, f"a look-up of {self._tables.named}")
+            return Deferred(lambda: agreed.wait() or NoWait(ctx))
         return NoWait(NoWait(ctx))
+
+    def _asked(self, ctx: StepContext, step: Awaitable[Step]) -> Awaitable[StepContext]:
+        def here() -> StepContext:
+            ctx.step = step.wait()
+            self._count_away(ctx.step.out_of_range)
+            return ctx
+
+        return Deferred(here)
 
     def table_store(self) -> TableStore:
         """Return the tables, of which this rank has some parts."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrec.distributed._awaitable import Deferred
 from torchrec.distributed._default_sharders import collection_sharders
 from torchrec.distributed.collection import append_prefix
 from torchrec.distributed.embedding_types import BaseEmbeddingSharder, ShardedEmbeddingModule
@@ -21,7 +22,6 @@ from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
     LazyAwaitable,
     LazyNoWait,
-    NoWait,
     QuantizedCommCodecs,
     ShardingEnv,
 )
@@ -253,6 +253,7 @@ class ShardedEmbeddingTowerCollection(
             wkjt_features: likewise, with weights.
         """
         pairs = zip(_sharded(self.towers), ctx.contexts, self._takes, strict=True)
+        sizes = []
         for number, (tower, context, takes) in enumerate(pairs):
             name, given = (
                 ("features", kjt_features) if takes[0] else ("weighted_features", wkjt_features)
@@ -262,9 +263,17 @@ class ShardedEmbeddingTowerCollection(
                 error = ValueError(
                     f"`{name}` should be given, as tower number {number} takes them. Received None."
                 )
-            asked = tower.input_dist(context, given, error=error)
-            ctx.asked.append(asked.wait().wait())
-        return NoWait(NoWait(ctx))
+            sizes.append(tower.input_dist(context, given, error=error))
+
+        def sent() -> Awaitable[TowersContext]:
+            ids = [each.wait() for each in sizes]
+            return Deferred(lambda: asked(ids))
+
+        def asked(ids: list[Awaitable[Any]]) -> TowersContext:
+            ctx.asked.extend(each.wait() for each in ids)
+            return ctx
+
+        return Deferred(sent)
 
     def compute(self, ctx: TowersContext, dist_input: TowersContext) -> list[Any]:
         """Look up what all ranks have asked this one for."""

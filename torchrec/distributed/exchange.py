@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchrec.distributed._awaitable import Awaitable, Deferred
 from torchrec.distributed._codecs import QuantizedCommCodecs
 from torchrec.distributed._kinds import CommOp
 from torchrec.distributed.answer import Backward, Layout, answer
 from torchrec.distributed.coding import Coding, Transfer, Vectors, codings_of
 from torchrec.distributed.route import Lane, Route
 from torchrec.distributed.terms import NUM_TERMS, Terms, check_terms
-from torchrec.distributed.wire import Wire
+from torchrec.distributed.wire import Meeting, Wire
 
 __all__ = ["Asked", "Exchange", "LookupOptions", "Routed"]
 
@@ -149,8 +150,8 @@ class Exchange:
 
     def ask(
         self, routed: Routed | None, error: Exception | None, terms: Terms, topic: str
-    ) -> Asked:
-        """Send ids to who has their rows.
+    ) -> Awaitable[Awaitable[Asked]]:
+        """Send ids to who has their rows: first how many, then, once that has been waited for, which.
 
         Args:
             routed: the batch of this rank; None if there is an error.
@@ -158,8 +159,15 @@ class Exchange:
             terms: what all ranks should have alike.
             topic: which look-up this is, for errors.
         """
+        meeting = self._begin(routed, error, terms, topic)
+        return Deferred(lambda: self._send(meeting, routed, error))
+
+    def _send(
+        self, meeting: Meeting, routed: Routed | None, error: Exception | None
+    ) -> Awaitable[Asked]:
+        """Send ids, once all ranks have said how many."""
         wire = self.wire
-        states, batches, totals, counts = self._tell(routed, error, terms, topic)
+        states, batches, totals, counts = self._told(meeting)
         if routed is None or any(state & _FAILED for state in states):
             wire.raise_together(error)
         assert routed is not None  # else its error was raised
@@ -168,40 +176,60 @@ class Exchange:
         of_ranks = [[batch] * num_slots for batch in batches] if bags is None else bags
         by_rows = self._ways([sum(of_slot) for of_slot in zip(*of_ranks, strict=True)], totals)
         sizes, message = self._message(routed, by_rows)
-        mine = self.my_lanes
-        pooled = [i for i, lane in enumerate(mine) if not by_rows[lane.slot]]
-        heads = [[of_slot[mine[i].slot] for i in pooled] for of_slot in of_ranks]
+        asked = Asked(by_rows, batches, counts, [], [], None, bags)
+        pooled, heads = self._num_bags(asked)
         num_weights = [sum(c[i] for i in pooled) if self._weighted else 0 for c in counts]
         expected = [
             sum(head) + sum(c) + weights
             for head, c, weights in zip(heads, counts, num_weights, strict=True)
         ]
         expected[wire.rank] = 0
-        received = wire.swap(message, sizes, expected).split(expected)
-        parts, lengths, weights = [], [], []
+        swap = wire.start_swap(message, sizes, expected)
+        wanted = any(state & _WEIGHTS_GRADIENT for state in states)
+        return Deferred(
+            lambda: self._received(swap.wait().split(expected), asked, routed, num_weights, wanted)
+        )
+
+    def _received(
+        self,
+        received: Sequence[Tensor],
+        asked: Asked,
+        routed: Routed,
+        num_weights: list[int],
+        wanted: bool,
+    ) -> Asked:
+        """Return who asks for what, once all ids are here."""
+        wire, (pooled, heads) = self.wire, self._num_bags(asked)
+        weights = []
         for rank, part in enumerate(received):
             if rank == wire.rank:
                 kept, lengths_kept, weights_kept = self._kept(routed, pooled)
-                parts.append(kept)
-                lengths.append(lengths_kept)
+                asked.parts.append(kept)
+                asked.lengths.append(lengths_kept)
                 weights.append(weights_kept)
                 continue
             head = sum(heads[rank])
-            rows = part[head : head + sum(counts[rank])]
-            lengths.append(list(part[:head].split(heads[rank])))
-            parts.append(list(rows.split(counts[rank])))
+            rows = part[head : head + sum(asked.counts[rank])]
+            asked.lengths.append(list(part[:head].split(heads[rank])))
+            asked.parts.append(list(rows.split(asked.counts[rank])))
             weights.append(part[head + len(rows) :].view(torch.float32))
-        lent = weights if self._weighted else None
-        asked = Asked(by_rows, batches, counts, parts, lengths, lent, bags)
-        wanted = any(state & _WEIGHTS_GRADIENT for state in states)
+        asked.weights = weights if self._weighted else None
         if self._weighted and wanted and torch.is_grad_enabled():
             asked.weights = self._lent_weights(routed, asked, num_weights)
         return asked
 
-    def _tell(
+    def _num_bags(self, asked: Asked) -> tuple[list[int], list[list[int]]]:
+        """Return which of this rank's lanes are pooled here, and how many bags each has, for each rank."""
+        lanes = self.my_lanes
+        pooled = [i for i, lane in enumerate(lanes) if not asked.by_rows[lane.slot]]
+        if asked.bags is None:
+            return pooled, [[batch] * len(pooled) for batch in asked.batches]
+        return pooled, [[of_slot[lanes[i].slot] for i in pooled] for of_slot in asked.bags]
+
+    def _begin(
         self, routed: Routed | None, error: Exception | None, terms: Terms, topic: str
-    ) -> tuple[list[int], list[int], list[list[int]], list[list[int]]]:
-        """Exchange headers: state and batch of each rank, rows of the divided slots, of this rank's lanes."""
+    ) -> Meeting:
+        """Send headers: state and batch of this rank, rows of the divided slots, of the receiver's lanes."""
         route, wire = self.route, self.wire
         divided, num_mine = len(route.divided), len(self.my_lanes)
         head = [int(error is not None) * _FAILED, 0, *terms] + [0] * divided
@@ -214,9 +242,15 @@ class Exchange:
             head[_HEADER:] = [routed.slot_counts[s] for s in route.divided]
         counts = [0] * len(route.lanes) if routed is None else routed.counts
         told = [[*head, *(counts[lane.number] for lane in to)] for to in route.lanes_of_rank]
-        lines = wire.begin(topic, told, len(head) + num_mine).numbers()
+        return wire.begin(topic, told, len(head) + num_mine)
+
+    def _told(
+        self, meeting: Meeting
+    ) -> tuple[list[int], list[int], list[list[int]], list[list[int]]]:
+        """Return the headers of all ranks, part by part."""
+        lines = meeting.numbers()
         check_terms([line[_HEADER - NUM_TERMS : _HEADER] for line in lines])
-        start = _HEADER + divided
+        start = _HEADER + len(self.route.divided)
         return (
             [line[0] for line in lines],
             [line[1] for line in lines],

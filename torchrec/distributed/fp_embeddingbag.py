@@ -126,6 +126,11 @@ class ShardedFeatureProcessedEmbeddingBagCollection(
                 error = failed
         return self._embedding_bag_collection.input_dist(ctx, features, error)
 
+    @property
+    def input_dist_trains(self) -> bool:
+        """Weights of ids follow from parameters of the processors, as each step leaves them."""
+        return True
+
     def compute(self, ctx: StepContext, dist_input: StepContext) -> list[Tensor]:
         """Look up what all ranks have asked this one for."""
         return self._embedding_bag_collection.compute(ctx, dist_input)

@@ -7,7 +7,7 @@ A table is a list of shards, each some rows and columns on one rank. Whatever el
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -248,6 +248,32 @@ def shards_of(
         )
     _check_cover(name, shape, shards)
     return shards
+
+
+def checked_sharding(
+    tables: Sequence[str], sharding: Mapping[str, ParameterSharding], named: str, path: str
+) -> dict[str, ParameterSharding]:
+    """Return where the tables of a collection go, once that has been checked.
+
+    Args:
+        tables: their names.
+        sharding: of each, by name.
+        named: what errors call the collection.
+        path: of its module in its model.
+
+    Raises:
+        ValueError: for a table that is missing, unknown, or cannot go there.
+    """
+    missing = [name for name in tables if name not in sharding]
+    unknown = [name for name in sharding if name not in tables]
+    if missing or unknown:
+        what = f"no table '{missing[0]}'" if missing else f"a table '{unknown[0]}'"
+        raise ValueError(
+            f"{named} should have its tables {list(tables)} in the plan. Received {what}."
+        )
+    for name in tables:
+        check_supported(name, sharding[name], path)
+    return dict(sharding)
 
 
 def check_supported(table: str, sharding: ParameterSharding, module: str = "") -> None:

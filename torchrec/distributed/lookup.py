@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrec.distributed._awaitable import Awaitable, Deferred
 from torchrec.distributed._private import parameters_by_name
 from torchrec.distributed.answer import Backward
 from torchrec.distributed.block_tables import BlockTables
@@ -239,8 +240,12 @@ class ShardedLookup:
 
     # Asking.
 
-    def ask(self, features: KeyedJaggedTensor, error: Exception | None = None) -> Step:
-        """Send the ids of this rank's batch to who has their rows.
+    def ask(
+        self, features: KeyedJaggedTensor, error: Exception | None = None
+    ) -> Awaitable[Awaitable[Step]]:
+        """Send the ids of this rank's batch to who has their rows: first how many, then, once awaited, which.
+
+        Nothing that steps of training change is sent: ids may be on their way while an earlier batch trains.
 
         Args:
             features: of one batch size, or with inverse indices.
@@ -259,10 +264,22 @@ class ShardedLookup:
             except Exception as failed:
                 error = failed
         topic = f"look-up {self._lookups} of {self._named}"
-        asked = self.exchange.ask(routed, error, self._terms(), topic)
+        sizes = self.exchange.ask(routed, error, self._terms(), topic)
         self._lookups += 1
-        assert routed is not None  # else its error was raised
-        return Step(routed, asked, lengths, weights, out_of_range, topic)
+
+        def sent() -> Awaitable[Step]:
+            try:
+                asked = sizes.wait()
+            except Exception:
+                self._lookups -= 1  # which other ranks may not have begun
+                raise
+            return Deferred(lambda: step(asked))
+
+        def step(asked: Awaitable[Asked]) -> Step:
+            assert routed is not None  # else its error was raised
+            return Step(routed, asked.wait(), lengths, weights, out_of_range, topic)
+
+        return Deferred(sent)
 
     def _route(self, features: KeyedJaggedTensor) -> tuple[Routed, Tensor, Tensor | None, Tensor]:
         found, batch = self._input_of(features.keys()), features.stride()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchrec.distributed._awaitable import Awaitable, Deferred
 from torchrec.distributed.map_layout import MapLayout, MapPart
 from torchrec.distributed.wire import Wire
 from torchrec.modules.collision.features import ids_of
@@ -108,8 +109,8 @@ class MapExchange:
 
     def ask(
         self, question: MapQuestion | None, error: Exception | None, learns: bool
-    ) -> list[tuple[Tensor, list[list[int]]]]:
-        """Send ids to who has their maps.
+    ) -> Awaitable[Awaitable[list[tuple[Tensor, list[list[int]]]]]]:
+        """Send ids to who has their maps: first how many, then, once that has been waited for, which.
 
         Args:
             question: of this rank; None if there is an error.
@@ -130,9 +131,15 @@ class MapExchange:
             ]
             state = (_FAILED if error is not None else 0) | (_LEARNS if learns else 0)
             lines.append([state, *(n for each in counts for n in each)])
-        if self.wire is not None:
-            meeting = self.wire.begin(self._topic, lines, len(lines[self.rank]))
-            lines = meeting.numbers()
+        if self.wire is None:
+            return Deferred(lambda: self._send(question, error, lines))
+        meeting = self.wire.begin(self._topic, lines, len(lines[self.rank]))
+        return Deferred(lambda: self._send(question, error, meeting.numbers()))
+
+    def _send(
+        self, question: MapQuestion | None, error: Exception | None, lines: list[list[int]]
+    ) -> Awaitable[list[tuple[Tensor, list[list[int]]]]]:
+        """Send ids, once all ranks have said how many."""
         failed = question is None or any(line[0] & _FAILED for line in lines)
         if self.wire is not None and failed:
             self.wire.raise_together(error)
@@ -145,7 +152,17 @@ class MapExchange:
         ids = [question.ids[part.number] for parts in self._parts_of for part in parts]
         sizes = [sum(len(question.ids[part.number]) for part in parts) for parts in self._parts_of]
         expected = [sum(line[1:]) for line in lines]
-        received = self._swap(torch.cat([NONE, *ids]), sizes, expected).split(expected)
+        sent = torch.cat([NONE, *ids])
+        if self.wire is None:
+            return Deferred(lambda: self._received(sent, lines))
+        swap = self.wire.start_swap(sent, sizes, expected)
+        return Deferred(lambda: self._received(swap.wait(), lines))
+
+    def _received(
+        self, ids: Tensor, lines: list[list[int]]
+    ) -> list[tuple[Tensor, list[list[int]]]]:
+        """Return the ids of all ranks by part and key."""
+        received = ids.split([sum(line[1:]) for line in lines])
         lanes = [part.split(line[1:]) for part, line in zip(received, lines, strict=True)]
         asked, first = [], 0
         for part in self.mine:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrec.distributed._awaitable import Deferred
 from torchrec.distributed.embedding_types import BaseEmbeddingSharder, KJTList
 from torchrec.distributed.layout import shards_of
 from torchrec.distributed.map_exchange import MapExchange, MapQuestion
@@ -20,7 +21,6 @@ from torchrec.distributed.types import (
     Awaitable,
     LazyAwaitable,
     LazyNoWait,
-    NoWait,
     ParameterSharding,
     QuantizedCommCodecs,
     ShardedModule,
@@ -255,12 +255,20 @@ class ShardedManagedCollisionCollection(
             if self._exchange.wire is None:
                 raise
             error = failed
-        asked = self._exchange.ask(question, error, self.training)
+        sizes = self._exchange.ask(question, error, self.training)
+
+        def sent() -> Awaitable[KJTList]:
+            asked = sizes.wait()
+            return Deferred(lambda: self._by_part(asked.wait()))
+
+        return Deferred(sent)
+
+    def _by_part(self, asked: Sequence[tuple[Tensor, list[list[int]]]]) -> KJTList:
         found = []
         for part, (ids, counts) in zip(self._exchange.mine, asked, strict=True):
             lengths = torch.tensor(counts).flatten()
             found.append(KeyedJaggedTensor(self._parts.keys_of(part), ids, lengths=lengths))
-        return NoWait(NoWait(KJTList(found)))
+        return KJTList(found)
 
     def compute(self, ctx: ManagedCollisionCollectionContext, dist_input: KJTList) -> KJTList:
         """Find the rows of ids; while training, learn from them first, and reset the rows that change hands.

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from torchrec.distributed._awaitable import Awaitable, Deferred
 from torchrec.distributed.channel import channel_of, lost_ranks_named
 from torchrec.errors import IdOutOfRangeError
 from torchrec.ops.routing import new_vector
@@ -134,14 +135,35 @@ class Wire:
             expected: elements from each rank.
             received: written to, ``(sum(expected),)``, and returned. Default: new memory.
         """
-        if received is None:
-            received = new_vector(sum(expected), sent)
+        return self.start_swap(sent, sizes, expected, received).wait()
+
+    def start_swap(
+        self,
+        sent: Tensor,
+        sizes: Sequence[int],
+        expected: Sequence[int],
+        received: Tensor | None = None,
+    ) -> Awaitable[Tensor]:
+        """Do what `swap` does, but return while it is on its way.
+
+        Args:
+            sent: see `swap`; not to be written to before it is done.
+            sizes: see `swap`.
+            expected: see `swap`.
+            received: see `swap`.
+        """
+        found = new_vector(sum(expected), sent) if received is None else received
+        sent = sent.contiguous()
         with lost_ranks_named(self.group) as group:
             work = dist.all_to_all_single(
-                received, sent.contiguous(), list(expected), list(sizes), group=group, async_op=True
+                found, sent, list(expected), list(sizes), group=group, async_op=True
             )
-        self.finish(work, "an exchange that they have begun")
-        return received
+
+        def finished(kept: Tensor = sent) -> Tensor:  # the memory that is sent lasts until then
+            self.finish(work, "an exchange that they have begun")
+            return found
+
+        return Deferred(finished)
 
     def states(self, mine: int, topic: str) -> list[int]:
         """Tell all ranks a number, and return those of all, in order of ranks.
@@ -223,8 +245,22 @@ class Wire:
             error: of this rank; None: it has none.
             topic: what may have failed, in words that are the same on all ranks. Default: not said.
         """
-        if any(self.states(int(error is not None), topic)):
-            self.raise_together(error)
+        self.start_agreeing(error, topic).wait()
+
+    def start_agreeing(self, error: Exception | None, topic: str) -> Awaitable[None]:
+        """Do what `agree` does, but return while it is on its way.
+
+        Args:
+            error: see `agree`.
+            topic: see `agree`.
+        """
+        meeting = self.begin(topic, [[int(error is not None)]] * self.world_size, 1)
+
+        def agreed() -> None:
+            if any(state for (state,) in meeting.numbers()):
+                self.raise_together(error)
+
+        return Deferred(agreed)
 
     def raise_together(self, error: Exception | None) -> None:
         """Raise what failed on any rank, on all of them; they all call this.

@@ -1,0 +1,363 @@
+"""What pipelines send ahead: the same results as one step behind the other, and exchanges hidden by other work."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tests.distributed import test_mc_models
+from tests.distributed.ranks import run
+from tests.distributed.test_mc_embedding_modules import batch as mc_batch
+from tests.distributed.test_model_parallel import batch, fused, plan_of
+from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.sharding_plan import construct_module_sharding_plan, table_wise
+from torchrec.distributed.train_pipeline import (
+    EvalPipelineSparseDist,
+    TrainPipelineBase,
+    TrainPipelineSparseDist,
+)
+from torchrec.distributed.types import ShardingPlan
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
+CPU = torch.device("cpu")
+
+
+def sharded(model=None, **kinds):
+    model = fused() if model is None else model
+    kinds = kinds or {"user": ("row_wise",), "item": ("table_wise", 0)}
+    return DistributedModelParallel(model, plan=plan_of(model, **kinds))
+
+
+def pipeline(kind, model, **options):
+    dense = KeyedOptimizerWrapper(
+        dict(in_backward_optimizer_filter(model.named_parameters())),
+        lambda params: torch.optim.Adam(params, lr=0.1),
+    )
+    return kind(model, CombinedOptimizer([model.fused_optimizer, dense]), CPU, **options)
+
+
+def outputs(steps, data):
+    found = []
+    try:
+        while True:
+            found.append(steps.progress(data).detach().clone())
+    except StopIteration:
+        return found
+
+
+def local_state(model):
+    tables = [part.weight for each in [model.module.tables.tables] for part in each.parts.values()]
+    return [w.detach().clone() for w in [*tables, *model.module.over.parameters()]]
+
+
+def same(one, other):
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a, b)
+
+
+def training(kind, numbers, options=None):
+    """Train and evaluate in turn, with different numbers of batches, and return all that comes of it."""
+    rank = dist.get_rank()
+    model = sharded()
+    steps = pipeline(kind, model, **(options or {}))
+    found = []
+    for epoch, number in enumerate(numbers):
+        model.train(epoch != 1)
+        data = (batch(rank, 10 * epoch + step, 1 + step % 3) for step in range(number[rank]))
+        found.append(outputs(steps, data))
+    return found, local_state(model)
+
+
+def both(kind, options):
+    numbers = [(5, 3), (2, 3), (0, 4), (1, 1), (0, 0), (3, 0)]
+    plain, state = training(TrainPipelineBase, numbers)
+    piped, piped_state = training(kind, numbers, options)
+    for one, other in zip(plain, piped, strict=True):
+        same(one, other)
+    same(state, piped_state)
+    return [len(each) for each in plain]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (TrainPipelineSparseDist, {}),
+        (TrainPipelineSparseDist, {"enqueue_batch_after_forward": True}),
+    ],
+)
+def test_a_pipeline_gives_what_the_plain_loop_gives_bit_for_bit(kind, options):
+    assert run(both, 2, kind, options) == [[5, 2, 0, 1, 0, 3], [3, 3, 4, 1, 0, 0]]
+
+
+@dataclass
+class Both:
+    features: KeyedJaggedTensor
+    dense: torch.Tensor
+
+    def to(self, device, non_blocking=False):
+        return Both(self.features.to(device), self.dense.to(device))
+
+
+class TwoCollections(nn.Module):
+    """Calls one collection with the batch, twice, and one with what it makes of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.tables = fused().tables
+        self.sequences = EmbeddingCollection([EmbeddingConfig(30, 4, "s", feature_names=["u"])])
+        self.over = nn.Linear(16, 1)
+
+    def forward(self, given):
+        pooled = self.tables(given.features).values() + self.tables(given.features).values()
+        lengths = given.features["u"].lengths()
+        made = KeyedJaggedTensor(["u"], given.features["u"].values(), lengths=lengths)
+        rows = self.sequences(made)["u"].values()
+        scores = self.over(pooled + given.dense).squeeze(1)
+        return scores.square().mean() + rows.square().sum(), scores
+
+
+def two_collections(kind):
+    rank = dist.get_rank()
+    torch.manual_seed(0)
+    model = TwoCollections()
+    plan = plan_of(model, user=("row_wise",), item=("table_wise", 1)).plan
+    plan["sequences"] = construct_module_sharding_plan(
+        model.sequences, {"s": table_wise(0)}, local_size=2, world_size=2, device_type="cpu"
+    )
+    model = DistributedModelParallel(model, plan=ShardingPlan(plan))
+    steps = pipeline(kind, model)
+    data = [Both(batch(rank, step), torch.full((4, 16), 0.1 * step)) for step in range(5)]
+    found = outputs(steps, iter(data))
+    return found, local_state(model), steps
+
+
+def several_calls():
+    plain = two_collections(TrainPipelineBase)
+    piped = two_collections(TrainPipelineSparseDist)
+    same(plain[0], piped[0])
+    same(plain[1], piped[1])
+    report = piped[2].report()
+    text = str(report)
+    return (
+        report.steps,
+        {each.name: (each.ahead, each.not_ahead) for each in report.exchanges},
+        text,
+    )
+
+
+def test_each_call_of_a_collection_is_sent_ahead_if_it_is_with_a_part_of_the_batch():
+    for steps, calls, text in run(several_calls, 2):
+        assert steps == 5
+        first = {"was not known ahead in the first steps": 1}
+        assert calls["tables"] == (4, first)
+        assert calls["tables, call 2"] == (4, first)
+        made = "is called with what the model makes of its batch, not with a part of it"
+        assert calls["sequences"] == (0, {made: 5})
+        assert "tables: ids sent ahead in 4 steps" in text
+
+
+def turns():
+    """Validation in the middle of training takes up where each iterator was left."""
+    rank = dist.get_rank()
+    found = []
+    for kind in (TrainPipelineBase, TrainPipelineSparseDist):
+        model = sharded()
+        steps = pipeline(kind, model)
+        train = (batch(rank, step) for step in range(6))
+        valid = (batch(rank, 50 + step) for step in range(4))
+        seen = []
+        for _ in range(2):
+            model.train()
+            seen += [steps.progress(train).detach() for _ in range(3)]
+            model.eval()
+            seen += [steps.progress(valid).detach() for _ in range(2)]
+        found.append((seen, local_state(model)))
+    same(found[0][0], found[1][0])
+    same(found[0][1], found[1][1])
+    return True
+
+
+def test_iterators_in_turn_give_what_the_plain_loop_gives():
+    assert run(turns, 2) == [True, True]
+
+
+class SlowWork:
+    """What is sent over a link that takes its time."""
+
+    def __init__(self, work, delay):
+        self.work, self.end = work, time.monotonic() + delay
+
+    def wait(self, timeout=timedelta(seconds=60)):
+        left = self.end - time.monotonic()
+        if left > timeout.total_seconds():
+            time.sleep(timeout.total_seconds())
+            raise RuntimeError("Timed out")
+        time.sleep(max(0.0, left))
+        return self.work.wait(timeout)
+
+    def is_completed(self):
+        return time.monotonic() >= self.end and self.work.is_completed()
+
+
+class Busy(nn.Module):
+    """Layers that take their time, forwards and backwards."""
+
+    def __init__(self, model, seconds):
+        super().__init__()
+        self.tables, self.over, self.seconds = model.tables, model.over, seconds
+
+    def forward(self, features):
+        values = self.tables(features).values()
+        values.register_hook(self.work)
+        self.work(values)
+        scores = self.over(values).squeeze(1)
+        return scores.square().mean(), scores
+
+    def work(self, values):
+        time.sleep(self.seconds)
+        return values
+
+
+def slowed(kind, delay):
+    """Time steps where ids and sizes take ``delay`` to arrive; what else ranks exchange does not."""
+    rank = dist.get_rank()
+    model = Busy(fused(), 2 * delay)
+    model = DistributedModelParallel(
+        model, plan=plan_of(model, user=("row_wise",), item=("table_wise", 0))
+    )
+    steps = pipeline(kind, model)
+    send = dist.all_to_all_single
+    asking = model.module.tables.tables.away.exchange
+
+    def slow(*args, **kwargs):
+        work = send(*args, **kwargs)
+        return SlowWork(work, delay) if args[0].dtype in (torch.int32, torch.int64) else work
+
+    assert asking is not None
+    data = itertools.cycle([batch(rank, step) for step in range(4)])
+    for _ in range(3):
+        steps.progress(data)
+    dist.all_to_all_single = slow
+    try:
+        start = time.monotonic()
+        for _ in range(6):
+            steps.progress(data)
+        seconds = (time.monotonic() - start) / 6
+    finally:
+        dist.all_to_all_single = send
+    return seconds, steps.report() if kind is TrainPipelineSparseDist else None
+
+
+@pytest.mark.slow
+def test_at_least_four_fifths_of_the_exchange_of_ids_are_hidden_on_a_slow_link():
+    for _, report in run(slowed, 2, TrainPipelineSparseDist, 0.1):
+        (tables,) = report.exchanges
+        assert tables.ahead == 8
+        assert tables.hidden > 0.8
+        assert tables.waited < 0.2 * 0.1 * 6
+        assert tables.sizes_waited < 0.2 * 0.1 * 6
+
+
+def mapped(kind):
+    """Train a model whose maps learn from each batch, and evict, and return all that comes of it."""
+    rank = dist.get_rank()
+    model = test_mc_models.sharded()
+    steps = kind(model, test_mc_models.optimizer_of(model), CPU)
+    data, found = (mc_batch(rank, step, 3) for step in range(3 + rank)), []
+    while True:
+        try:
+            scores, rows = steps.progress(data)
+        except StopIteration:
+            break
+        found += [scores.clone(), rows.values().clone(), rows.lengths().clone()]
+    here = [*model.module.parameters(), *model.module.buffers()]
+    return found, [each.detach().clone() for each in here], steps
+
+
+def maps():
+    plain, piped = mapped(TrainPipelineBase), mapped(TrainPipelineSparseDist)
+    same(plain[0], piped[0])
+    same(plain[1], piped[1])
+    (tables,) = piped[2].report().exchanges
+    return tables.ahead
+
+
+def test_maps_learn_in_the_order_of_batches():
+    assert run(maps, 2) == [3, 3]
+
+
+def parts():
+    """A program that makes the steps of a step itself."""
+
+    class Own(TrainPipelineSparseDist):
+        taken = 0
+
+        def _next_batch(self, dataloader_iter):
+            self.taken += 1
+            return next(dataloader_iter, None)
+
+        def copy_batch_to_gpu(self, dataloader_iter):
+            return super().copy_batch_to_gpu(dataloader_iter)
+
+        def progress(self, dataloader_iter):
+            output = super().progress(dataloader_iter)
+            return output * 1
+
+    rank = dist.get_rank()
+    model = sharded()
+    steps = pipeline(Own, model)
+    assert steps._model is model
+    assert steps._device == CPU
+    assert not steps._connected
+    data = iter([batch(rank, step) for step in range(4)])
+    steps.progress(data)
+    assert steps._connected
+    assert len(steps.batches) == 2
+    assert len(steps.contexts) == 2
+    assert steps.taken == 3
+    assert steps.detach() is model
+    found = [*outputs(steps, data)]
+    steps.reset()
+    assert not steps._connected
+    return len(found)
+
+
+def test_a_pipeline_can_be_subclassed_detached_and_reset():
+    assert run(parts, 2) == [3, 3]
+
+
+def left_out():
+    steps = pipeline(TrainPipelineSparseDist, sharded(), execute_all_batches=False)
+    rank = dist.get_rank()
+    return [len(outputs(steps, iter([batch(rank, s) for s in range(n)]))) for n in (4, 1, 0)]
+
+
+def test_the_last_batch_is_left_out_where_not_all_are_executed():
+    assert run(left_out, 2) == [[3, 0, 0], [3, 0, 0]]
+
+
+def evaluated():
+    rank = dist.get_rank()
+    model = sharded()
+    before = local_state(model)
+    steps = pipeline(EvalPipelineSparseDist, model)
+    scores = outputs(steps, iter([batch(rank, step) for step in range(3)]))
+    same(before, local_state(model))
+    with torch.no_grad():
+        same(scores, [model(batch(rank, step))[1] for step in range(3)])
+    return len(scores)
+
+
+def test_evaluation_trains_nothing_and_gives_what_the_model_gives():
+    assert run(evaluated, 2) == [3, 3]
