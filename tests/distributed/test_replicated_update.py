@@ -251,3 +251,60 @@ def test_sparse_gradients_that_nobody_adds_up_are_refused(options, received):
             "Table 't' should have dense gradients, another type or another"
         )
         assert str(error).endswith(f"Received {received}.")
+
+
+class SomeUnused(nn.Module):
+    """Two collections of copies, one with rows apart beside them; what a loss leaves out, the model has looked up."""
+
+    def __init__(self):
+        super().__init__()
+        options = {"optimizer": "adagrad", "lr": 0.1}
+        self.pooled = EmbeddingBagCollection(
+            [EmbeddingBagConfig(5, 2, "copy", feature_names=["f"], **options)]
+        )
+        self.rows = EmbeddingCollection(
+            [
+                EmbeddingConfig(5, 2, name, feature_names=["f"], **options)
+                for name in ("copy", SPLIT)
+            ]
+        )
+        self.over = nn.Linear(2, 1)
+
+    def forward(self, features, used):
+        copies = self.rows(features)["f@copy"].values()
+        found = {"pooled": self.pooled(features).values(), "rows": copies}
+        parts = [self.over(found[name]).square().sum() for name in used]
+        return sum(parts, self.over(torch.ones(1, 2)).sum())
+
+
+def left_out(uses):
+    """Some of two collections of copies are in the loss of one rank, and not of the other."""
+    torch.manual_seed(1)
+    plain = SomeUnused()
+    model = copy.deepcopy(plain)
+    kinds = {"copy": data_parallel(), SPLIT: row_wise()}
+    plan = {
+        name: construct_module_sharding_plan(
+            child,
+            {config.name: kinds[config.name] for config in child.table_configs()},
+            device_type="cpu",
+        )
+        for name, child in (("pooled", model.pooled), ("rows", model.rows))
+    }
+    sharded = DistributedModelParallel(model, plan=ShardingPlan(plan))
+    batches = [KeyedJaggedTensor.from_lists({"f": [[rank, 2], [rank]]}) for rank in range(2)]
+    rank = dist.get_rank()
+    for of_ranks in uses:
+        (sum(plain(*each) for each in zip(batches, of_ranks, strict=True)) / 2).backward()
+        sharded(batches[rank], of_ranks[rank]).backward()
+    for name, expected in plain.state_dict().items():
+        found = sharded.state_dict()[name]
+        if SPLIT not in name:
+            torch.testing.assert_close(found, expected)
+    return True
+
+
+def test_a_loss_may_leave_copies_out_on_one_rank():
+    both = ("pooled", "rows")
+    uses = [(both, both), (both, ()), ((), ("rows",)), (("pooled",), ("rows",)), ((), ())]
+    assert run(left_out, 2, uses, timeout=20) == [True, True]

@@ -55,6 +55,7 @@ class ForwardPasses:
     def __init__(self, model: nn.Module, tables: Iterable[ShardedTables], adds_up: bool) -> None:
         of_ranks = [each for each in tables if each.wire is not None]
         self._exchanges = [each.away.exchange for each in of_ranks if each.away is not None]
+        self._copies = [each.here for each in of_ranks]
         wires = {id(each.wire.group): each.wire for each in of_ranks if each.wire is not None}
         self._wires: list[Wire] = list(wires.values()) if adds_up else []
         self._modules = _around_tables(model)
@@ -75,7 +76,7 @@ class ForwardPasses:
         Raises:
             ValueError: on all ranks, if one of them has left out what others look up, or trains other layers.
         """
-        if not torch.is_grad_enabled() or not (self._wires or self._exchanges):
+        if not torch.is_grad_enabled() or not self._copies:
             return call()
         if self._ended < _FIRST:
             for wire in self._wires:
@@ -86,7 +87,8 @@ class ForwardPasses:
         for wire in self._wires:
             self._end(wire)
         self._ended += 1
-        marks = [mark for of_exchange in looked_up for mark in of_exchange]
+        looked_up += [copies.marks() for copies in self._copies]
+        marks = [mark for each in looked_up for mark in each]
         return map_leaves(lambda leaf: _tied(leaf, marks), output) if marks else output
 
     def _end(self, wire: Wire) -> None:

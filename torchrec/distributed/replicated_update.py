@@ -7,8 +7,9 @@ that copies stay alike to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,21 @@ _SHOULD = (
     "be within `accumulate()`, or none, where every rank has a copy of a table. Received collections of numbers {}",
     "train the same tables. Received `requires_grad` that differs, of numbers {}",
 )
+
+
+class _TakesPart(torch.autograd.Function):
+    """A mark of no size; a backward pass that comes to it calls a function."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, call: Callable[[], None]) -> Tensor:
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        return anchor.new_zeros(0)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor | None) -> tuple[None, None]:
+        ctx.call()
+        return None, None
 
 
 class ReplicatedTables(Tables):
@@ -59,6 +75,12 @@ class ReplicatedTables(Tables):
         if self._wire is None or self._waits_for_lr(numbers[0]):
             return super()._new_joint(numbers, updates)
         return ReplicatedUpdate(updates, self._wire, self._collection)
+
+    def marks(self) -> list[Tensor]:
+        """Return what has a backward pass that comes to it take part in the update; nothing where there is none."""
+        together = any(isinstance(joint, ReplicatedUpdate) for joint, _ in self._joints)
+        anchor = torch.zeros(0, requires_grad=True)
+        return [_TakesPart.apply(anchor, self.take_part)] if together else []  # type: ignore[no-untyped-call]
 
     def take_part(self) -> None:
         """Take part in the update of this backward pass, though this rank's loss may use none of the tables."""
