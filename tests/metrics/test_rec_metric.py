@@ -10,17 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from torchrec.metrics.accuracy import AccuracyMetric
 from torchrec.metrics.auc import AUCMetric
 from torchrec.metrics.metrics_config import RecComputeMode, RecTaskInfo
 from torchrec.metrics.metrics_namespace import MetricName, MetricNamespace, MetricPrefix
 from torchrec.metrics.mse import MSEMetric
+from torchrec.metrics.multiclass_recall import MulticlassRecallMetric
 from torchrec.metrics.ne import NEMetric, NEMetricComputation
+from torchrec.metrics.precision import PrecisionMetric
 from torchrec.metrics.rec_metric import (
     MetricComputationReport,
     RecMetric,
     RecMetricComputation,
     RecMetricList,
 )
+from torchrec.metrics.recall import RecallMetric
 
 pytestmark = pytest.mark.once
 
@@ -140,6 +144,67 @@ def test_batches_that_wait_are_taken_in_together(clone: bool) -> None:
     assert waiting.compute()["ne-buy|window_ne"].item() == pytest.approx(_ne(batches[3:], "buy"))
     with pytest.raises(ValueError, match="`fused_update_limit` should be 0 where tasks are fused"):
         _metric(NEMetric, FUSED, fused_update_limit=3)
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [2, 1, 3, 2]], ids=str)
+def test_batches_of_all_tasks_in_one_tensor_wait_as_others_do(sizes: list[int]) -> None:
+    waiting, plain = _metric(NEMetric, fused_update_limit=2), _metric(NEMetric)
+    for i, batch in enumerate(_batches(sizes)):
+        plain.update(**batch)
+        rows = {part: torch.stack([of[task.name] for task in TASKS]) for part, of in batch.items()}
+        # By task and in one tensor, one after the other.
+        waiting.update(**(rows if i != 1 else batch))  # type: ignore[arg-type]
+    for name, value in plain.compute().items():
+        if "lifetime" in name:
+            assert waiting.compute()[name].item() == pytest.approx(value.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_scores_of_classes_wait_as_others_do(size: int) -> None:
+    options = {"number_of_classes": 3, "tasks": TASKS[:1]}
+    waiting = _metric(MulticlassRecallMetric, fused_update_limit=2, **options)
+    plain = _metric(MulticlassRecallMetric, **options)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        batch = {
+            "predictions": {"click": torch.rand(size, 3, generator=draw)},
+            "labels": {"click": torch.randint(0, 3, (size,), generator=draw)},
+            "weights": {"click": torch.rand(size, generator=draw)},
+        }
+        waiting.update(**batch)
+        plain.update(**batch)
+    name = "multiclass_recall-click|lifetime_multiclass_recall"
+    torch.testing.assert_close(waiting.compute()[name], plain.compute()[name])
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (8,), (1, 8)], ids=str)
+@pytest.mark.parametrize("mode", [FUSED, UNFUSED], ids=lambda mode: mode.name)
+def test_a_tensor_of_all_tasks_has_a_row_for_each(
+    mode: RecComputeMode, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"should have a row for each of the tasks \['click', 'buy'"
+    ):
+        _metric(NEMetric, mode).update(
+            predictions=torch.rand(shape), labels=torch.ones(shape), weights=None
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", [AccuracyMetric, PrecisionMetric, RecallMetric])
+def test_thresholds_mean_the_same_for_predictions_of_any_dtype(
+    kind: type[RecMetric], dtype: torch.dtype
+) -> None:
+    numbers = {}
+    for given in (torch.float32, dtype):
+        metric = _metric(kind, tasks=TASKS[:1])
+        metric.update(
+            predictions={"click": torch.tensor([0, 1, 0, 1]).to(given)},
+            labels={"click": torch.tensor([0.0, 1.0, 1.0, 0.0])},
+            weights={"click": torch.tensor([1.0, 2.0, 3.0, 5.0])},
+        )
+        numbers[given] = {name: value.item() for name, value in metric.compute().items()}
+    assert numbers[dtype] == numbers[torch.float32]
 
 
 def test_batches_that_wait_are_saved() -> None:

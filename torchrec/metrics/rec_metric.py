@@ -216,7 +216,7 @@ class RecMetric(nn.Module, ABC):
         if self._waiting:
             waiting, self._waiting = self._waiting, []
             inputs, kwargs = zip(*waiting, strict=True)
-            self._update(TaskInputs.joined(inputs), joined(kwargs))
+            self._update(TaskInputs.joined(inputs, self._names), joined(kwargs))
 
     def _update(self, inputs: TaskInputs, kwargs: dict[str, Any]) -> None:
         computations = self.computations()

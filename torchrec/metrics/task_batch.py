@@ -181,15 +181,19 @@ class TaskInputs:
         self._batches: dict[tuple[str, ...], TaskBatch] = {}
 
     @classmethod
-    def joined(cls, inputs: Sequence[TaskInputs]) -> TaskInputs:
-        """Return several batches as one."""
-        weights: list[OneOrByTask | None] = [x.weights for x in inputs]
-        if any(x is not None for x in weights):
-            weights = [_ones_like(x.labels) if x.weights is None else x.weights for x in inputs]
+    def joined(cls, inputs: Sequence[TaskInputs], tasks: tuple[str, ...]) -> TaskInputs:
+        """Return several batches of some tasks as one."""
+        weights: OneOrByTask | None = None
+        if any(x.weights is not None for x in inputs):
+            weights = _joined(
+                "weights",
+                [_ones_like(x.labels) if x.weights is None else x.weights for x in inputs],
+                tasks,
+            )
         return cls(
-            joined([x.predictions for x in inputs]),
-            joined([x.labels for x in inputs]),
-            joined(weights),
+            _joined("predictions", [x.predictions for x in inputs], tasks),
+            _joined("labels", [x.labels for x in inputs], tasks),
+            weights,
         )
 
     def has(self, task: str) -> bool:
@@ -226,15 +230,26 @@ class TaskInputs:
         return found
 
 
+def _joined(name: str, parts: Sequence[OneOrByTask], tasks: tuple[str, ...]) -> OneOrByTask:
+    if any(isinstance(part, Tensor) for part in parts):
+        return torch.cat([_rows(name, part, tasks) for part in parts], 1)
+    by_task = [part for part in parts if isinstance(part, Mapping)]
+    names = dict.fromkeys(task for part in by_task for task in part)
+    return {
+        task: torch.cat([_by_sample(name, part[task]) for part in by_task if task in part])
+        for task in names
+    }
+
+
 def joined(parts: Sequence[Any]) -> Any:
     """Return what several batches have under one name as one: tensors by sample, mappings by name.
 
     Args:
-        parts: tensors ``(B, ...)`` or ``(T, B)`` of tasks, mappings of them, or what is not of samples.
+        parts: tensors ``(B, ...)``, mappings of them, or what is not of samples.
     """
     first = parts[0]
     if isinstance(first, Tensor):
-        return torch.cat(list(parts), -1 if first.ndim == 2 and first.shape[1] != 1 else 0)
+        return torch.cat(list(parts))
     if isinstance(first, Mapping):
         names = dict.fromkeys(name for part in parts for name in part)
         return {name: joined([part[name] for part in parts if name in part]) for name in names}
@@ -250,21 +265,34 @@ def _ones_like(labels: OneOrByTask) -> OneOrByTask:
 def _rows(name: str, values: OneOrByTask, tasks: tuple[str, ...]) -> Tensor:
     """Return one tensor with a row a task, in memory that nobody else writes to."""
     if isinstance(values, Tensor):
-        rows = values.detach().reshape(len(tasks), -1)
-        return rows.clone()
+        return _task_rows(name, values, tasks).detach().clone()
     for task in tasks:
         if task not in values:
             raise ValueError(
                 f"`{name}` should have all tasks {list(tasks)}. Received {sorted(values)}."
             )
-    parts = [values[task].detach() for task in tasks]
-    parts = [
-        part.flatten() if name != "predictions" or part.ndim < 2 or part.shape[1] == 1 else part
-        for part in parts
-    ]
+    parts = [_by_sample(name, values[task].detach()) for task in tasks]
     if any(part.shape != parts[0].shape for part in parts):
         sizes = {task: part.shape[0] for task, part in zip(tasks, parts, strict=True)}
         raise ValueError(
             f"`{name}` of tasks that are computed together should have one size. Received {sizes}."
         )
     return torch.stack(parts)
+
+
+def _task_rows(name: str, values: Tensor, tasks: tuple[str, ...]) -> Tensor:
+    """Return a tensor of all tasks as a row a task."""
+    if len(tasks) == 1 and (values.ndim == 1 or values.shape[1:] == (1,)):
+        return values.reshape(1, -1)
+    if values.ndim < 2 or values.shape[0] != len(tasks):
+        raise ValueError(
+            f"`{name}` should have a row for each of the tasks {list(tasks)}. Received shape "
+            f"{tuple(values.shape)}."
+        )
+    return values
+
+
+def _by_sample(name: str, values: Tensor) -> Tensor:
+    """Return a tensor of one task as ``(B,)``; predictions of several classes stay ``(B, C)``."""
+    classes = name == "predictions" and values.ndim > 1 and values.shape[1] != 1
+    return values if classes else values.flatten()

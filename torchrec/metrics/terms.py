@@ -38,9 +38,9 @@ def weighted_negatives(batch: TaskBatch) -> Tensor:
 
 def chosen(batch: TaskBatch, threshold: float) -> Tensor:
     """Return 1 for each sample whose prediction reaches a threshold, 0 for the others and for NaN."""
-    # As the type of the predictions has the threshold; written as float64 at once, not as a bool in between.
-    rounded = torch.tensor(threshold, dtype=batch.raw_predictions.dtype).item()
-    predictions = batch.predictions
+    predictions, dtype = batch.predictions, batch.raw_predictions.dtype
+    # As floating predictions have the threshold; written as float64 at once, not as a bool in between.
+    rounded = torch.tensor(threshold, dtype=dtype if dtype.is_floating_point else None).item()
     return torch.ge(predictions, rounded, out=torch.empty_like(predictions))
 
 
