@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from torchrec.metrics.auc import AUCMetric
 from torchrec.metrics.gauc import GAUCMetric
 from torchrec.metrics.metrics_config import RecComputeMode, RecTaskInfo, SessionMetricDef
 from torchrec.metrics.multi_label_precision import MultiLabelPrecisionMetric
@@ -111,6 +112,11 @@ def keys(*values: float) -> dict[str, Any]:
             make(SegmentedNEMetric, num_groups=2),
             keys(0.0, 1.0),
             "`grouping_keys` should be integers, or `cast_keys_to_int` True. Received torch.float32.",
+        ),
+        (
+            make(AUCMetric, grouped_auc=True),
+            keys(0, 1, 1),
+            r"`grouping_keys` of AUCMetricComputation should have one for each of 2 samples. Received",
         ),
         (make(GAUCMetric), {}, "`num_candidates` of GAUC should be a tensor. Received None."),
         (

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchrec.metrics.metric_computation import MetricComputationReport, RecMetricComputation
 from torchrec.metrics.metrics_namespace import MetricNameBase, MetricPrefix
+from torchrec.metrics.required import per_sample, required_input
 from torchrec.metrics.task_batch import TaskBatch
 
 
@@ -104,7 +105,7 @@ class SampleMetricComputation(RecMetricComputation):
             **kwargs: of no effect.
 
         Raises:
-            ValueError: if an output that the metric asks for is not there.
+            ValueError: if an output that the metric asks for is not there, or not of as many samples.
         """
         if predictions is None:
             raise ValueError(
@@ -114,12 +115,8 @@ class SampleMetricComputation(RecMetricComputation):
         if batch is None:
             samples = [x.detach().clone() for x in samples]
         for name in self._extra_inputs:
-            if required_inputs is None or name not in required_inputs:
-                raise ValueError(
-                    f"`required_inputs` of {type(self).__name__} should have '{name}'. Received "
-                    f"{sorted(required_inputs or {})}."
-                )
-            samples.append(required_inputs[name].detach().clone().reshape(1, -1))
+            values = required_input(self, name, required_inputs).clone().reshape(1, -1)
+            samples.append(per_sample(self, name, values, labels[:1]))
         for name, x in zip(self._sample_names, samples, strict=True):
             self._list(name).append(x[..., -self._window_size :])
         self._count += min(labels.shape[-1], self._window_size)
