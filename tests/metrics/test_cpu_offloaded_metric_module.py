@@ -82,6 +82,20 @@ def test_numbers_are_those_of_all_updates_before(together: int) -> None:
         module.shutdown()
 
 
+def test_states_that_are_handed_over_are_of_all_updates_before() -> None:
+    plain, offloaded, other = _module(RecMetricModule), _offloaded(), _offloaded()
+    for step in range(4):
+        plain.update(_out(step))
+        offloaded.update(_out(step))
+    other.update(_out(9))
+    states = offloaded.get_pre_compute_states()
+    assert str(states["ne"]) == str(plain.get_pre_compute_states()["ne"])
+    other.load_pre_compute_states(states)
+    assert other.compute()["auc-click|window_auc"].equal(plain.compute()["auc-click|window_auc"])
+    for module in (offloaded, other):
+        module.shutdown()
+
+
 def test_outputs_that_are_written_over_are_copied_if_asked_for() -> None:
     expected = _module(RecMetricModule)
     expected.update(_out(0))

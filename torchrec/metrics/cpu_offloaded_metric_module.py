@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from torchrec.metrics.deferrable_metrics import DeferrableMetrics, MetricValues
-from torchrec.metrics.metric_module import RecMetricModule
+from torchrec.metrics.metric_module import PreComputeStates, RecMetricModule
 from torchrec.metrics.rec_metric import RecMetricException
 
 
@@ -136,6 +138,18 @@ class CPUOffloadedRecMetricModule(RecMetricModule):
         """Wait for all updates, see `RecMetricModule.sync`."""
         self._drain()
         super().sync()
+
+    def get_pre_compute_states(
+        self, pg: dist.ProcessGroup | DeviceMesh | None = None
+    ) -> PreComputeStates:
+        """Wait for all updates, see `RecMetricModule.get_pre_compute_states`."""
+        self._drain()
+        return super().get_pre_compute_states(pg)
+
+    def load_pre_compute_states(self, source: PreComputeStates) -> None:
+        """Wait for all updates, see `RecMetricModule.load_pre_compute_states`."""
+        self._drain()
+        super().load_pre_compute_states(source)
 
     def reset(self) -> None:
         """Wait for all updates, and forget what metrics of tasks have seen."""
