@@ -60,6 +60,7 @@ def test_output_is_the_mean_of_the_last_batch(mode: RecComputeMode) -> None:
     for latest in ([1.0, 2.0], [3.0, 5.0]):
         outputs = {"latest_imp": torch.tensor(latest), "total_latest_imp": torch.tensor(7.0)}
         update(metric, [0.0], [0.0], required_inputs=outputs)
+    update(metric, [], [], required_inputs={name: torch.empty(0) for name in outputs})
     assert values(metric) == {
         f"output-{task}|output_{name}": value
         for task in ("click", "buy")

@@ -52,15 +52,19 @@ class OutputMetricComputation(RecMetricComputation):
             predictions: of no effect.
             labels: of no effect.
             weights: of no effect.
-            required_inputs: has ``latest_imp`` and ``total_latest_imp``, of any shape.
+            required_inputs: has ``latest_imp`` and ``total_latest_imp``, of any shape; without samples they are of
+                no effect.
             **kwargs: of no effect.
 
         Raises:
             ValueError: if an output is not there.
         """
-        for name in _OUTPUTS:
+        outputs = [required_input(self, name, required_inputs) for name in _OUTPUTS]
+        if not all(x.numel() for x in outputs):
+            return
+        for name, output in zip(_OUTPUTS, outputs, strict=True):
             state: Tensor = getattr(self, name)
-            state.fill_(0.0).add_(required_input(self, name, required_inputs).double().mean())
+            state.copy_(output.double().mean().expand_as(state))
         batches: Tensor = getattr(self, _BATCHES)
         batches.fill_(1.0)
 
@@ -79,7 +83,7 @@ class OutputMetricComputation(RecMetricComputation):
 class OutputMetric(RecMetric):
     """The means of the outputs ``latest_imp`` and ``total_latest_imp`` over the last batch of each rank.
 
-    See `RecMetric`. All tasks have the same.
+    A batch without samples is of no effect. All tasks have the same. See `RecMetric`.
     """
 
     _namespace = MetricNamespace.OUTPUT
