@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrec.distributed.checks import named_collection
 from torchrec.distributed.terms import number_of
 from torchrec.distributed.wire import Wire
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
@@ -24,11 +25,10 @@ from torchrec.optim.table_update import RowGradients, TableUpdate
 
 __all__ = ["ReplicatedTables"]
 
-# What all ranks should do, in the order of what they tell one another first.
+# What all ranks should do, in the order of what they tell one another first; with tables, for each rank.
 _SHOULD = (
-    "run the backward pass of the same collections in the same order. Received different ones at once, of numbers {}",
-    "be within `accumulate()`, or none, where every rank has a copy of a table. Received collections of numbers {}",
-    "train the same tables. Received `requires_grad` that differs, of numbers {}",
+    "be within `accumulate()`, or none, where every rank has a copy of a table. Received tables {} within it",
+    "train the same tables. Received `requires_grad` of tables {}",
 )
 
 
@@ -67,14 +67,14 @@ class ReplicatedTables(Tables):
         path: str,
     ) -> None:
         self._wire = wire
-        self._collection = number_of(f"{path} {prefix}".encode())
+        self._named = named_collection(path, [config.name for config in configs])
         super().__init__(configs, modules, prefix)
 
     def _new_joint(self, numbers: list[int], updates: list[TableUpdate]) -> JointUpdate:
         # A table that waits for an optimizer's step has a gradient, which DistributedDataParallel adds up.
         if self._wire is None or self._waits_for_lr(numbers[0]):
             return super()._new_joint(numbers, updates)
-        return ReplicatedUpdate(updates, self._wire, self._collection)
+        return ReplicatedUpdate(updates, self._wire, self._named)
 
     def marks(self) -> list[Tensor]:
         """Return what has a backward pass that comes to it take part in the update; nothing where there is none."""
@@ -95,12 +95,13 @@ class ReplicatedUpdate(JointUpdate):
     Args:
         updates: of this rank's copies.
         wire: the ranks.
-        collection: number of the collection that has the tables.
+        collection: what errors call the collection that has the tables.
     """
 
-    def __init__(self, updates: list[TableUpdate], wire: Wire, collection: int) -> None:
+    def __init__(self, updates: list[TableUpdate], wire: Wire, collection: str) -> None:
         super().__init__(updates)
-        self._wire, self._collection = wire, collection
+        self._wire = wire
+        self._topic = f"the update of copies of tables of {collection}"
 
     @torch.no_grad()
     def finish(self, brought: PassGradients) -> None:
@@ -142,15 +143,17 @@ class ReplicatedUpdate(JointUpdate):
     def _tell(self, message: Tensor) -> list[Tensor]:
         """Return the messages of all ranks, in their order."""
         ranks = self._wire.world_size
-        collecting = bytes(update.collecting for update in self.updates)
-        trained = bytes(update.weight.requires_grad for update in self.updates)
-        first = [self._collection, number_of(collecting), number_of(trained), len(message)]
-        topic = "the update of tables that every rank has a copy of"
-        of_ranks = self._wire.begin(topic, [first] * ranks, len(first)).numbers()
-        *terms, lengths = zip(*of_ranks, strict=True)
-        for should, numbers in zip(_SHOULD, terms, strict=True):
+        terms = (
+            [update.table for update in self.updates if update.collecting],
+            [update.table for update in self.updates if update.weight.requires_grad],
+        )
+        head = [*(number_of(repr(term).encode()) for term in terms), len(message)]
+        of_ranks = self._wire.begin(self._topic, [head] * ranks, len(head)).numbers()
+        *numbers_of_terms, lengths = zip(*of_ranks, strict=True)
+        for should, numbers, term in zip(_SHOULD, numbers_of_terms, terms, strict=True):
             if len(set(numbers)) > 1:
-                raise ValueError(f"All ranks should {should.format(list(numbers))}, by rank.")
+                received = self._wire.gather(term)
+                raise ValueError(f"All ranks should {should.format(received)}, by rank.")
         told = self._wire.swap(message.repeat(ranks), [len(message)] * ranks, lengths)
         return list(told.split(lengths))
 
