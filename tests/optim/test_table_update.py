@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -242,6 +243,37 @@ def test_a_value_that_is_refused_is_not_kept(key: str, value: float, message: st
     assert group[key] == before
     backward(module)
     assert column(module, "a") == [-2.0, 0.0, -1.0]
+
+
+def test_other_hyper_parameters_may_be_written_in_place_as_well() -> None:
+    module = bags("fused", "fused")
+    first, second = module.fused_optimizer.param_groups
+    bound, rate = torch.tensor(8.0), np.array(1.0)
+    first["max_gradient"], second["lr"] = bound, rate
+    for value, expected in [(8.0, [-2.0, -16.0]), (0.5, [-2.5, -17.0]), (0.25, [-2.75, -17.5])]:
+        bound.fill_(value)
+        rate[...] = value
+        backward(module)
+        assert [column(module, "a")[0], column(module, "b")[0]] == expected
+    first["max_gradient"] = None
+    bound.fill_(9.0)
+    backward(module)
+    assert column(module, "a")[0] == -4.75
+
+
+def test_betas_in_a_list_may_be_written_in_place() -> None:
+    config = EmbeddingBagConfig(4, 1, "a", feature_names=["f"], optimizer="adam", lr=0.1)
+    modules = [EmbeddingBagCollection(tables=[config]) for _ in range(2)]
+    modules[1].load_state_dict(modules[0].state_dict())
+    betas = [0.9, 0.999]
+    groups = [module.fused_optimizer.param_groups[0] for module in modules]
+    groups[0]["betas"] = betas
+    for first, second in [(0.9, 0.999), (0.5, 0.6)]:
+        betas[:] = first, second
+        groups[1]["betas"] = first, second
+        for module in modules:
+            backward(module)
+        assert column(modules[0], "a") == column(modules[1], "a")
 
 
 def test_a_rate_that_is_a_tensor_may_be_written_in_place() -> None:

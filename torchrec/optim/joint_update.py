@@ -263,8 +263,8 @@ class JointUpdate:
         else:
             rates = [update.lr for update in self.updates]
             self.hyper[:, LR] = torch.tensor(rates, dtype=torch.float64, device=self.hyper.device)
-        self._stale = False
-        self._stale_rates = any(update.lr_is_tensor for update in self.updates)
+        self._stale = self._stale and any(update.options_may_change for update in self.updates)
+        self._stale_rates = self._stale or any(update.lr_may_change for update in self.updates)
 
 
 def _of_one_dtype(grads: list[Tensor | None]) -> list[Tensor | None]:

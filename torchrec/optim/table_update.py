@@ -19,6 +19,9 @@ from torchrec.types import OptimizerType
 # States of optimizers that do not start at 0, and the hyper-parameter that says where.
 _STARTS = {"sum": "initial_accumulator_value", "step_size": "lr"}
 
+# Values that stay what they are until another one is written in their place.
+_FIXED = (float, int, str, tuple, type(None))
+
 
 class FusedRule(NamedTuple):
     """What updates a table in place of an ordinary optimizer.
@@ -278,9 +281,17 @@ class TableUpdate(Owner):
         return 0.0 if self.group is None else _rate(self.group["lr"])
 
     @property
-    def lr_is_tensor(self) -> bool:
-        """Whether the learning rate may change without being written to the parameter group."""
-        return self.group is not None and isinstance(self.group["lr"], Tensor)
+    def lr_may_change(self) -> bool:
+        """Whether the learning rate may change without being written to the parameter group: a tensor may."""
+        return self.group is not None and not isinstance(self.group["lr"], _FIXED)
+
+    @property
+    def options_may_change(self) -> bool:
+        """Whether another hyper-parameter may do so: a list of betas, say."""
+        if self.rule is None or self.group is None:
+            return False
+        names = RULES[self.rule.optimizer].table_options
+        return not all(isinstance(self.group.get(name), _FIXED) for name in names if name != "lr")
 
     @property
     def penalises_batch(self) -> bool:
@@ -292,7 +303,7 @@ class TableUpdate(Owner):
         """The hyper-parameters, as they are in the parameter group now."""
         if self.rule is None or self.group is None:
             raise RuntimeError(f"Table '{self.table}' should have a rule of its own.")
-        if self._hyper is not None and not self.lr_is_tensor:
+        if self._hyper is not None and not (self.lr_may_change or self.options_may_change):
             return self._hyper
         self._hyper = RULES[self.rule.optimizer].hyper(self.group)
         return self._hyper
