@@ -25,9 +25,8 @@ from torchrec.ops.routing import ADDS, DIVIDES, copy_blocks_, new_vector
 __all__ = ["Backward", "Layout", "answer"]
 
 
-class _Part(
-    NamedTuple
-):  # as `_Place`: a step by rows makes hundreds, and dataclasses take thrice as long
+# Named tuples: a step by rows makes hundreds, and dataclasses take thrice as long.
+class _Part(NamedTuple):
     """One part of a message, and where a rank that sends it has it: rows times columns, without gaps.
 
     Attributes:

@@ -52,9 +52,8 @@ class Channel:
         group = beside
         if self.world_size > 1:
             with lost_ranks_named(beside):
-                dist.all_reduce(
-                    torch.zeros(1), group=beside
-                )  # finds out who is gone; a store does not
+                # Finds out who is gone, which the store that a new group is made by does not.
+                dist.all_reduce(torch.zeros(1), group=beside)
             group = dist.new_group(
                 dist.get_process_group_ranks(beside),
                 self._timeout,
@@ -139,10 +138,9 @@ class Channel:
         try:
             store, key = default_store(), f"{self._name}/end"
             return store.get(key).decode() if store.check([key]) else ""
-        except (
-            RuntimeError,
-            ValueError,
-        ):  # the store was that of a rank that has ended, or is destroyed
+        except (RuntimeError, ValueError):
+            # The store was that of a rank that has ended, or is destroyed: then nobody can say anything, and what
+            # the exchange itself has failed by is raised.
             return ""
 
 

@@ -403,6 +403,12 @@ def _named(path: str) -> str:
     return f"Module '{path}'" if path else "The collection"
 
 
+def _once_agreed(agreement: Awaitable[None], ctx: StepContext) -> Awaitable[StepContext]:
+    """Return a step that asks no rank for rows, unless one of them has failed."""
+    agreement.wait()
+    return NoWait(ctx)
+
+
 def _sources(module: TableCollection) -> dict[str, Any]:
     return {config.name: module.table_shards(config.name) for config in module.table_configs()}
 
@@ -495,8 +501,8 @@ class ShardedTableCollection(nn.Module):
             asked = self._tables.away.ask(features, error)
             return Deferred(lambda: self._asked(ctx, asked.wait()))
         if wire is not None:
-            agreed = wire.start_agreeing(error, f"a look-up of {self._tables.named}")
-            return Deferred(lambda: agreed.wait() or NoWait(ctx))
+            agreement = wire.start_agreeing(error, f"a look-up of {self._tables.named}")
+            return Deferred(lambda: _once_agreed(agreement, ctx))
         return NoWait(NoWait(ctx))
 
     def _asked(self, ctx: StepContext, step: Awaitable[Step]) -> Awaitable[StepContext]:

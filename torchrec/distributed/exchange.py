@@ -33,9 +33,8 @@ __all__ = ["Asked", "Exchange", "LookupOptions", "Routed"]
 
 _FAILED, _WEIGHTS_GRADIENT, _VARIABLE = 1, 2, 4  # bits of the first number of a header
 _MOST_LAYOUTS = 64  # sizes of batches may vary without end
-_HEADER = (
-    2 + NUM_TERMS
-)  # state, batch size; then rows of each divided slot, of each lane of the receiver
+# State, batch size, terms; behind these are rows of each divided slot, and of each lane of the receiver.
+_HEADER = 2 + NUM_TERMS
 
 
 class _Lent(torch.autograd.Function):

@@ -130,9 +130,8 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
         self._plan = plan
         self._data_parallel_wrapper = data_parallel_wrapper or DefaultDataParallelWrapper()
         self._is_data_parallel, self._wrap_when_called = False, False
-        self._passes: ForwardPasses | None = (
-            None  # not before it is called: it may be wrapped until then
-        )
+        # Not before the model is called: it may be wrapped until then.
+        self._passes: ForwardPasses | None = None
         modules = dict(module.named_modules(remove_duplicate=False))
         # Not as children of this module: they have no part in it until `unshard` asks for them.
         self._unsharded = {
