@@ -205,6 +205,8 @@ def differing(what):
     mine = dist.get_rank() == 1
     if what == "frozen" and mine:
         model.tables.embedding_bags["adam"].weight.requires_grad_(False)
+    if what == "rate" and mine:
+        model.tables.fused_optimizer.param_groups[0]["lr"] = 0.5
     loss = sharded(batch(("adam", "rows"), 0, 0))
     with (
         model.tables.fused_optimizer.accumulate()
@@ -226,6 +228,10 @@ def differing(what):
             "frozen",
             "All ranks should train the same tables. "
             "Received `requires_grad` of tables [['adam', 'rows'], ['rows']], by rank.",
+        ),
+        (
+            "rate",
+            "All ranks should have `lr` of the copies of table 'adam' alike. Received 0.1 on rank 0, 0.5 on rank 1.",
         ),
     ],
 )

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrec.distributed.agreement import difference
 from torchrec.distributed.checks import named_collection
 from torchrec.distributed.terms import number_of
 from torchrec.distributed.wire import Wire
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.tables import Tables
+from torchrec.ops.embedding.layout import HYPER
 from torchrec.optim.backward_pass import at_end_of_backward_pass
 from torchrec.optim.joint_update import JointUpdate, PassGradients
 from torchrec.optim.table_update import RowGradients, TableUpdate
@@ -147,15 +149,27 @@ class ReplicatedUpdate(JointUpdate):
             [update.table for update in self.updates if update.collecting],
             [update.table for update in self.updates if update.weight.requires_grad],
         )
-        head = [*(number_of(repr(term).encode()) for term in terms), len(message)]
+        if self._stale_rates:
+            self._write_hyper()
+        settings = number_of(self.hyper.numpy().tobytes())
+        head = [*(number_of(repr(term).encode()) for term in terms), settings, len(message)]
         of_ranks = self._wire.begin(self._topic, [head] * ranks, len(head)).numbers()
-        *numbers_of_terms, lengths = zip(*of_ranks, strict=True)
+        *numbers_of_terms, of_settings, lengths = zip(*of_ranks, strict=True)
         for should, numbers, term in zip(_SHOULD, numbers_of_terms, terms, strict=True):
             if len(set(numbers)) > 1:
                 received = self._wire.gather(term)
                 raise ValueError(f"All ranks should {should.format(received)}, by rank.")
+        if len(set(of_settings)) > 1:
+            raise ValueError(difference(self._wire.gather(self._settings())))
         told = self._wire.swap(message.repeat(ranks), [len(message)] * ranks, lengths)
         return list(told.split(lengths))
+
+    def _settings(self) -> dict[str, str]:
+        return {
+            f"`{name}` of the copies of table '{update.table}'": str(value)
+            for update, row in zip(self.updates, self.hyper.tolist(), strict=True)
+            for name, value in zip(HYPER, row, strict=True)
+        }
 
 
 def _one(parts: Sequence[RowGradients]) -> RowGradients | None:
