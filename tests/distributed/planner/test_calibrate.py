@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -67,6 +68,31 @@ def test_rates_by_hand():
     assert RATES.step_ms(7) == 1 + 8 * 6 / 3
     assert [RATES.step_ms(w, by_rows=True) for w in (1, 2, 4)] == [1.0, 3.5, 10.0]
     assert RATES.pooling_ms(1e6, 1e3, 2) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.update(part_ms=-1), "`part_ms` should be 0 or more. Received -1."),
+        (lambda data: data.update(part_ms="1"), "`part_ms` should be 0 or more. Received '1'."),
+        (lambda data: data.update(dense_ns_a_byte=float("nan")), "`dense_ns_a_byte` .* nan"),
+        (lambda data: data["lookups"][0].update(columns=0), "`columns` should be 1 or more. .* 0"),
+        (
+            lambda data: data["exchanges"][1].update(world_size=1),
+            "`world_size` should be 2 or more",
+        ),
+        (
+            lambda data: data["lookups"].pop(),
+            r"every combination .* without \(32, 16.0, 4000\)",
+        ),
+        (lambda data: data["lookups"].clear(), "every combination .* Received 0"),
+    ],
+)
+def test_rates_that_cannot_be_are_refused(change, message):
+    data = json.loads(RATES.to_json())
+    change(data)
+    with pytest.raises(ValueError, match=rf"A calibration should be JSON.*{message}"):
+        Calibration.from_json(json.dumps(data))
 
 
 def test_a_file_reads_back():

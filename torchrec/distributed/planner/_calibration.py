@@ -6,13 +6,15 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from torchrec.distributed.planner._bandwidths import CollectiveType
 
 __all__ = ["Calibration", "ExchangeRate", "LookupRate", "between"]
 
 _VERSION = 1
+# The least that numbers can be; the others can be 0.
+_LEAST = {"columns": 1, "ids_a_bag": 1, "rows": 1, "world_size": 2}
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class LookupRate:
     rows: int
     forward_ns: float
     backward_ns: float
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,9 @@ class ExchangeRate:
     reduce_ns_a_byte: float
     rows_ns_a_number: float
 
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -67,6 +75,9 @@ class Calibration:
         dense_ns_a_byte: of weights that an optimizer outside of the collection trains.
         lookups: of every combination of some numbers of columns, ids a bag and rows of 32 bits a number.
         exchanges: of some numbers of ranks.
+
+    Raises:
+        ValueError: if a number is below 0 or not finite, or a combination is missing.
     """
 
     machine: str
@@ -76,6 +87,17 @@ class Calibration:
     dense_ns_a_byte: float
     lookups: tuple[LookupRate, ...]
     exchanges: tuple[ExchangeRate, ...]
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+        there = {(rate.columns, rate.ids_a_bag, rate.rows) for rate in self.lookups}
+        wanted = set(itertools.product(*map(set, zip(*there, strict=True))))
+        if not there or wanted != there:
+            example = f" without {min(wanted - there)}" if there else ""
+            raise ValueError(
+                "`lookups` should have every combination of columns, ids a bag and rows, and some. "
+                f"Received {len(there)}{example}."
+            )
 
     def lookup_ms(
         self, ids: float, vectors: float, columns: int, table_bytes: float, kernel: str
@@ -164,6 +186,16 @@ class Calibration:
                 f"A calibration should be JSON of version {_VERSION}, as `torchrec plan calibrate` writes it. "
                 f"Received {error}."
             ) from error
+
+
+def _check_numbers(rates: Calibration | LookupRate | ExchangeRate) -> None:
+    """Check the numbers of a class; text and tuples are left alone."""
+    for field in fields(rates):
+        if field.type not in ("int", "float"):
+            continue
+        value, least = getattr(rates, field.name), _LEAST.get(field.name, 0)
+        if not (isinstance(value, int | float) and least <= value < math.inf):  # NaN neither
+            raise ValueError(f"`{field.name}` should be {least} or more. Received {value!r}.")
 
 
 def between(points: Mapping[tuple[float, ...], float], at: Sequence[float]) -> float:
