@@ -112,6 +112,26 @@ def test_ranks_of_wishes_are_checked():
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("pooling_factors", [-1.0], "of 0 or more. Received -1.0"),
+        ("pooling_factors", [float("nan")], "of 0 or more. Received nan"),
+        ("pooling_factors", [1.0, 2.0], r"of one or each of its features \['t'\]. Received 2"),
+        ("num_poolings", [-2.0], "of 0 or more. Received -2.0"),
+        ("batch_sizes", [-8], "of 0 or more. Received -8"),
+        ("min_partition", 0, "of 1 or more. Received 0"),
+        ("min_partition", -4, "of 1 or more. Received -4"),
+    ],
+)
+def test_numbers_of_wishes_are_checked(field, value, message):
+    wishes = {"t": ParameterConstraints(**{field: value})}
+    with pytest.raises(
+        PlannerError, match=f"Table 't' of module '' should have `{field}` {message}"
+    ):
+        ways(model(t=(10, 4)), wishes)
+
+
+@pytest.mark.parametrize(
     ("field", "value", "parts"),
     [
         ("ddr_mem_bw", 1e6, {"fwd_compute", "bwd_compute"}),

@@ -242,9 +242,10 @@ def test_wishes_that_no_sharder_knows(wishes):
         ({"use_virtual_table": True}, "no virtual tables"),
         ({"device_group": "cuda"}, r"type 'cpu', as the topology is. Received device_group='cuda'"),
         ({"num_poolings": [1.0, 2.0]}, r"as many features. Received 1, 2 and 1"),
-        ({"pooling_factors": [1.0, 2.0], "batch_sizes": [1]}, r"Received 2, 2 and 1"),
+        ({"pooling_factors": [1.0, 2.0]}, r"of one or each of its features \['f_t'\]. Received 2"),
+        ({"batch_sizes": [1, 2]}, r"Received 1, 1 and 2"),
     ],
-    ids=["virtual", "device", "poolings", "batches"],
+    ids=["virtual", "device", "poolings", "lengths", "batches"],
 )
 def test_wishes_that_contradict(wishes, message):
     with pytest.raises(PlannerError, match=r"Table 't' of module 'sparse'.*" + message) as caught:
@@ -425,6 +426,14 @@ def test_a_planner_keeps_a_share_free_by_default():
 def test_defaults_are_those_of_this_process():
     plan = EmbeddingShardingPlanner().plan(Model(t=(10, 4)), [TableSharder()])
     assert ranks(plan) == {"t": [0]}
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_without_samples_is_refused(batch_size):
+    with pytest.raises(
+        ValueError, match=f"`batch_size` should be at least 1. Received {batch_size}"
+    ):
+        EmbeddingShardingPlanner(topology=Topology(2, "cpu"), batch_size=batch_size)
 
 
 def test_digits_of_what_is_planned_for():

@@ -90,10 +90,13 @@ def offers_of(options: Sequence[ShardingOption], topology: Topology) -> Offers:
         of_group = list(_offers([tables[table] for table in group], topology))
         if not of_group:
             first = tables[group[0]][0]
+            names = ", ".join(repr(tables[table][0].name) for table in group[1:])
+            ranks = range(topology.world_size)
+            allowed = [r for r in ranks if all(_is_allowed(tables[t][0], [r]) for t in group)]
             raise PlannerError(
                 f"Table {first.name!r} of module {first.path!r} should be allowed on ranks that one of its sharding "
-                f"types can use. Received {sorted({option.sharding_type for option in tables[group[0]]})} "
-                f"and ranks {first.allowed_ranks}.",
+                f"types can use{f', as should {names} with it' if names else ''}. "
+                f"Received {sorted({option.sharding_type for option in tables[group[0]]})} and ranks {allowed}.",
                 PlannerErrorType.STRICT_CONSTRAINTS,
             )
         offers.append(tuple(of_group))

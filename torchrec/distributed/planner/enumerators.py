@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -245,6 +246,18 @@ class _Ways:
                     f"{self.title} should have `{field}` from 0 to {topology.world_size - 1}. Received {ranks}.",
                     PlannerErrorType.INPUT_VALIDATION,
                 )
+        for field, numbers, least in (
+            ("pooling_factors", wishes.pooling_factors, 0),
+            ("num_poolings", wishes.num_poolings, 0),
+            ("batch_sizes", wishes.batch_sizes, 0),
+            ("min_partition", None if wishes.min_partition is None else [wishes.min_partition], 1),
+        ):
+            for number in numbers or ():
+                if not least <= number < math.inf:  # NaN neither
+                    raise PlannerError(
+                        f"{self.title} should have `{field}` of {least} or more. Received {number}.",
+                        PlannerErrorType.INPUT_VALIDATION,
+                    )
 
     def _allowed(self, is_managed: bool) -> Iterator[tuple[ShardingType, str]]:
         device, wished = self._topology.compute_device, self._wishes.sharding_types
@@ -299,6 +312,12 @@ class _Ways:
         lengths = wishes.pooling_factors
         if len(lengths) == 1 and features:
             lengths = lengths * len(features)
+        if features and len(lengths) != len(features):
+            raise PlannerError(
+                f"{self.title} should have `pooling_factors` of one or each of its features {features}. "
+                f"Received {len(lengths)}.",
+                PlannerErrorType.INPUT_VALIDATION,
+            )
         allowed = set(range(topology.world_size) if wishes.ranks is None else wishes.ranks)
         allowed -= set(wishes.forbidden_ranks or ())
         return ShardingOption(

@@ -87,7 +87,9 @@ class EmbeddingPlannerBase(ShardingPlanner):
         heuristical_storage_reservation_percentage: float = 0.15,
     ) -> None:
         self._topology = topology or _present_topology()
-        self._batch_size = batch_size or BATCH_SIZE
+        self._batch_size = BATCH_SIZE if batch_size is None else batch_size
+        if self._batch_size < 1:
+            raise ValueError(f"`batch_size` should be at least 1. Received {batch_size}.")
         self._enumerator = enumerator or EmbeddingEnumerator(
             self._topology, self._batch_size, constraints
         )
