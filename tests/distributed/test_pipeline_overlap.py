@@ -24,6 +24,7 @@ from torchrec.distributed.train_pipeline import (
     TrainPipelineBase,
     TrainPipelineSparseDist,
 )
+from torchrec.distributed.train_pipeline.started_inputs import part_at, parts_of
 from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -361,3 +362,19 @@ def evaluated():
 
 def test_evaluation_trains_nothing_and_gives_what_the_model_gives():
     assert run(evaluated, 2) == [3, 3]
+
+
+class Linked:
+    def __init__(self):
+        self.ids, self.owner = torch.ones(1), self
+        self.more = [self, {"lengths": torch.ones(2)}]
+
+
+def test_parts_of_a_batch_that_refers_to_itself_are_found_once():
+    linked = Linked()
+    found = parts_of(linked)
+    assert [path for path, _ in found] == [
+        (("attribute", "ids"),),
+        (("attribute", "more"), ("item", 1), ("item", "lengths")),
+    ]
+    assert all(part_at(linked, path) is part for path, part in found)

@@ -31,7 +31,7 @@ _MOST_PASSES = 4  # iterators that are taken up where they were left
 
 
 @dataclass
-class _Ahead:
+class _FetchedBatch:
     """A batch that was fetched ahead of its step."""
 
     turn: Turn
@@ -44,12 +44,12 @@ class _Pass:
 
     Attributes:
         iterator: held, so that no other object gets its identity.
-        ahead: batches, the next one first.
+        fetched: batches that wait for their steps, the next one first.
         has_ended: whether no rank has more.
     """
 
     iterator: Iterator[Any] | None
-    ahead: deque[_Ahead] = field(default_factory=deque)
+    fetched: deque[_FetchedBatch] = field(default_factory=deque)
     has_ended: bool = False
 
 
@@ -122,12 +122,12 @@ class TrainPipelineSparseDist(TrainPipelineBase[In, Out]):
     @property
     def batches(self) -> deque[Any]:
         """The batches that were fetched from the iterator in use, the next one first."""
-        return deque(each.turn.batch for each in self._pass.ahead)
+        return deque(each.turn.batch for each in self._pass.fetched)
 
     @property
     def contexts(self) -> deque[TrainPipelineContext]:
         """What is kept of each of `batches`."""
-        return deque(each.context for each in self._pass.ahead)
+        return deque(each.context for each in self._pass.fetched)
 
     def report(self) -> PipelineReport:
         """Return what overlapped, for how long, and what did not and why."""
@@ -155,8 +155,8 @@ class TrainPipelineSparseDist(TrainPipelineBase[In, Out]):
     def detach(self) -> nn.Module:
         """Return the model, on all ranks. Batches that were fetched ahead are kept; what was sent for them is not."""
         for each in self._passes:
-            for ahead in each.ahead:
-                ahead.context.inputs = None
+            for batch in each.fetched:
+                batch.context.inputs = None
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._is_attached = [], False
@@ -196,10 +196,10 @@ class TrainPipelineSparseDist(TrainPipelineBase[In, Out]):
         """
         while True:
             self.fill_pipeline(dataloader_iter)
-            if not self._pass.ahead:
+            if not self._pass.fetched:
                 self._passes.remove(self._pass)
                 raise StopIteration
-            now = self._pass.ahead[0]
+            now = self._pass.fetched[0]
             if now.turn.error is not None:
                 self.dequeue_batch()
                 raise now.turn.error
@@ -221,14 +221,14 @@ class TrainPipelineSparseDist(TrainPipelineBase[In, Out]):
             self.attach()
         self._connected = True
         self._take_up(dataloader_iter)
-        while len(self._pass.ahead) < 2 and self.enqueue_batch(dataloader_iter):
+        while len(self._pass.fetched) < 2 and self.enqueue_batch(dataloader_iter):
             pass
         if self._is_there(0):
-            first = self._pass.ahead[0]
+            first = self._pass.fetched[0]
             self._start(first)
             self._send(first)
             if not self._execute_all_batches and not self._is_there(1) and self._pass.has_ended:
-                self._pass.ahead.clear()
+                self._pass.fetched.clear()
 
     def enqueue_batch(self, dataloader_iter: Iterator[In]) -> bool:
         """Fetch a batch, if this rank has one, and tell the other ranks. False: the pass has ended.
@@ -247,12 +247,14 @@ class TrainPipelineSparseDist(TrainPipelineBase[In, Out]):
 
         turn = self._rank_batches.announce(fetch)
         context = contexts[0] if contexts else None
-        self._pass.ahead.append(_Ahead(turn, self._new_context() if context is None else context))
+        self._pass.fetched.append(
+            _FetchedBatch(turn, self._new_context() if context is None else context)
+        )
         return True
 
     def dequeue_batch(self) -> None:
         """Let go of the batch whose step is done."""
-        self._pass.ahead.popleft()
+        self._pass.fetched.popleft()
 
     def copy_batch_to_gpu(
         self, dataloader_iter: Iterator[In]
@@ -324,38 +326,38 @@ class TrainPipelineSparseDist(TrainPipelineBase[In, Out]):
 
     def _is_there(self, number: int) -> bool:
         """Agree with the other ranks on a batch that was fetched ahead. False: there is none, the pass has ended."""
-        ahead = self._pass.ahead
-        if number >= len(ahead):
+        fetched = self._pass.fetched
+        if number >= len(fetched):
             return False
-        if self._rank_batches.agree(ahead[number].turn).is_end:
+        if self._rank_batches.agree(fetched[number].turn).is_end:
             self._pass.has_ended = True
-            while len(ahead) > number:
-                ahead.pop()
+            while len(fetched) > number:
+                fetched.pop()
             return False
         return True
 
-    def _start(self, ahead: _Ahead) -> None:
+    def _start(self, batch: _FetchedBatch) -> None:
         """Send sizes, unless they have been; what fails is this batch's."""
-        inputs = ahead.context.inputs
-        if ahead.turn.error is None and (inputs is None or (self._calls and not inputs.started)):
+        inputs = batch.context.inputs
+        if batch.turn.error is None and (inputs is None or (self._calls and not inputs.started)):
             try:
-                self.start_sparse_data_dist(ahead.turn.batch, ahead.context)
+                self.start_sparse_data_dist(batch.turn.batch, batch.context)
             except Exception as failed:
-                ahead.turn.error = failed
+                batch.turn.error = failed
 
-    def _send(self, ahead: _Ahead) -> None:
+    def _send(self, batch: _FetchedBatch) -> None:
         """Send ids, unless they have been; what fails is this batch's, and an earlier one may be under way."""
-        if ahead.turn.error is None:
+        if batch.turn.error is None:
             try:
-                self.wait_sparse_data_dist(ahead.context)
+                self.wait_sparse_data_dist(batch.context)
             except Exception as failed:
-                ahead.turn.error = failed
+                batch.turn.error = failed
 
-    def _overlapped_step(self, now: _Ahead, iterator: Iterator[In]) -> Any:
+    def _overlapped_step(self, now: _FetchedBatch, iterator: Iterator[In]) -> Any:
         training = self._trains()
         if training:
             self._optimizer.zero_grad()
-        following = self._pass.ahead[1] if self._is_there(1) else None
+        following = self._pass.fetched[1] if self._is_there(1) else None
         if following is not None:
             self._start(following)
             if not self._enqueue_batch_after_forward:
@@ -375,7 +377,7 @@ class TrainPipelineSparseDist(TrainPipelineBase[In, Out]):
     def _trains(self) -> bool:
         return self._model.training
 
-    def _forward(self, now: _Ahead) -> Any:
+    def _forward(self, now: _FetchedBatch) -> Any:
         """Run the forward pass of a batch, with the ids that were sent for it."""
         inputs = now.context.inputs
         with input_from(inputs):

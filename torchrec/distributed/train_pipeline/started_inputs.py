@@ -31,15 +31,22 @@ def parts_of(batch: object) -> list[tuple[Path, object]]:
     """Return the tensors and features of a batch, and how to come to each.
 
     Args:
-        batch: a tensor, features, or a dataclass, tuple, list, dictionary or other object of such.
+        batch: a tensor, features, or a dataclass, tuple, list, dictionary or other object of such. An object inside
+            that refers to one around it has nothing more to say.
 
     Example:
         >>> import torch
         >>> [path for path, _ in parts_of({"ids": torch.ones(1), "more": (torch.ones(2),)})]
         [(('item', 'ids'),), (('item', 'more'), ('item', 0))]
     """
+    return _parts_of(batch, frozenset())
+
+
+def _parts_of(batch: object, around: frozenset[int]) -> list[tuple[Path, object]]:
     if isinstance(batch, _LEAVES):
         return [((), batch)]
+    if id(batch) in around:
+        return []
     steps: list[tuple[str, Any, object]] = []
     if isinstance(batch, Mapping):
         steps = [("item", key, value) for key, value in batch.items()]
@@ -49,8 +56,11 @@ def parts_of(batch: object) -> list[tuple[Path, object]]:
         steps = [("attribute", f.name, getattr(batch, f.name)) for f in fields(batch)]
     elif not isinstance(batch, type) and hasattr(batch, "__dict__"):
         steps = [("attribute", name, value) for name, value in vars(batch).items()]
+    around |= {id(batch)}
     return [
-        (((kind, key), *path), part) for kind, key, value in steps for path, part in parts_of(value)
+        (((kind, key), *path), part)
+        for kind, key, value in steps
+        for path, part in _parts_of(value, around)
     ]
 
 
