@@ -297,6 +297,7 @@ def test_gradients_of_other_rows_on_one_rank_are_refused_on_all():
         assert str(error).startswith(
             "Ranks that hold columns of table 'used' should have gradients of the same rows:"
         )
+        assert str(error).endswith("Received rows on ranks [0] unlike those on ranks [1].")
 
 
 def without_kernels_on_one_rank():

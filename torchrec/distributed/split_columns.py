@@ -34,10 +34,6 @@ __all__ = ["RowSumExchange", "SplitColumnsStep", "SplitColumnsUpdate", "SplitTab
 
 
 _UPDATE = "the update of tables whose columns are on several ranks"
-_SAME_ROWS = (
-    "Ranks that hold columns of table '{}' should have gradients of the same rows: of look-ups they do, but what uses "
-    "the weight itself has to reach the same rows on each of them."
-)
 
 
 class _MissingSumError(Exception):
@@ -90,6 +86,20 @@ def _missing_part(attempt: Attempt, sums: RowSums) -> Tensor | None:
     except _MissingSumError as missing:
         return missing.part
     return None
+
+
+def _check_same_rows(table: str, holders: Sequence[int], digests: Sequence[int]) -> None:
+    """Refuse gradients of different rows, on ranks that hold columns of the same ones."""
+    ranks_of: dict[int, list[int]] = {}
+    for rank, digest in zip(holders, digests, strict=True):
+        ranks_of.setdefault(digest, []).append(rank)
+    if len(ranks_of) > 1:
+        unlike = " unlike those on ".join(f"ranks {ranks}" for ranks in ranks_of.values())
+        raise ValueError(
+            f"Ranks that hold columns of table '{table}' should have gradients of the same rows: of look-ups they "
+            "do, but what uses the weight itself has to reach the same rows on each of them. "
+            f"Received rows on {unlike}."
+        )
 
 
 class RowSumExchange:
@@ -189,12 +199,9 @@ class RowSumExchange:
         for table, firsts, digests in zip(
             self.tables, *[list(zip(*of_ranks, strict=True))[k::2] for k in (0, 1)], strict=True
         ):
-            held = [pair for pair in zip(firsts, digests, strict=True) if pair[0] >= 0]
-            if len(set(held)) > len({first for first, _ in held}):
-                raise ValueError(
-                    f"{_SAME_ROWS.format(table)} Received different ones, of numbers "
-                    f"{list(digests)}, by rank."
-                )
+            for first in sorted(set(firsts) - {-1}):
+                holders = [rank for rank, its_first in enumerate(firsts) if its_first == first]
+                _check_same_rows(table, holders, [digests[rank] for rank in holders])
 
     def add_up_among_partners(self, table: str, part: Tensor, digest: int) -> Tensor:
         """Return the sum of what the ranks have that hold the same rows, added in order of ranks.
@@ -218,11 +225,7 @@ class RowSumExchange:
                 f"Optimizers of all ranks should step with their tables in the same order. Received table '{table}' "
                 f"on rank {self.wire.rank}, and others on some of the ranks {list(partners)}."
             )
-        if any(each[1] != digest for each in heads):
-            digests = [int(each[1]) for each in heads]
-            raise ValueError(
-                f"{_SAME_ROWS.format(table)} Received different ones, of numbers {digests}."
-            )
+        _check_same_rows(table, partners, [int(each[1]) for each in heads])
         parts = self._tell_partners(partners, part.contiguous())
         return reduce(torch.add, parts[1:], parts[0].clone())
 
