@@ -296,7 +296,10 @@ Outputs = dict[str, tuple[Tensor, Tensor | None]]
 class Model(nn.Module):
     """The collections of a case, and a layer over what is pooled, if it has one.
 
-    Returns by name the outputs that a loss is taken of; those of sequences with lengths.
+    Returns by name the outputs that a loss is taken of; those of sequences with lengths. Tables begin with
+    negative numbers, and the layer over them with positive ones: a loss whose gradients are positive then drives
+    every weight away from 0, and no sum of weights, products or gradients cancels. So errors of rounding stay
+    relative to what is compared.
     """
 
     def __init__(self, case: Case, seed: int, device: str = "cpu") -> None:
@@ -310,7 +313,13 @@ class Model(nn.Module):
             for table in case.tables
             if table.collection != "sequences"
         )
-        self.over = nn.Linear(width, 2) if case.dense and width else None
+        with torch.no_grad():
+            for param in self.parameters():
+                param.abs_().neg_()
+            self.over = nn.Linear(width, 2) if case.dense and width else None
+            if self.over is not None:
+                self.over.weight.abs_()
+                self.over.bias.abs_().neg_()
 
     def forward(self, features: KeyedJaggedTensor) -> Outputs:
         """Look everything up."""
