@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import time
 import warnings
+from datetime import timedelta
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from torchrec.distributed.sharding_plan import (
     table_wise,
 )
 from torchrec.distributed.testing import assert_same_training
-from torchrec.distributed.types import ParameterSharding, ShardingPlan
+from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingPlan
 from torchrec.ops.embedding import SplitUpdate
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
@@ -322,18 +324,25 @@ def test_a_rank_may_be_without_kernels():
     assert run(without_kernels_on_one_rank, 2, timeout=30) == [True] * 2
 
 
-def stepped_in_another_order():
-    names = {"a": [0, 1], "b": [0, 1]}
+def waiting_columns(timeout=60):
+    """A model whose columns wait for the step of an optimizer, after a backward pass, and its parameters."""
     tables = [
         EmbeddingBagConfig(5, 4, name, feature_names=["f"], optimizer="rowwise_adagrad")
-        for name in names
+        for name in ("a", "b")
     ]
     plain = EmbeddingBagCollection(tables)
-    kinds = {name: column_wise(ranks) for name, ranks in names.items()}
+    kinds = {name: column_wise([0, 1]) for name in ("a", "b")}
     plan = construct_module_sharding_plan(plain, kinds, device_type="cpu")
-    model = DistributedModelParallel(plain, plan=ShardingPlan({"": plan}))
-    model(KeyedJaggedTensor.from_lists({"f": [[1], [4]]})).values().sum().backward()
-    parameters = list(model.parameters())
+    group = dist.new_group(timeout=timedelta(seconds=timeout))
+    env = ShardingEnv.from_process_group(group)
+    model = DistributedModelParallel(plain, env, plan=ShardingPlan({"": plan}))
+    features = KeyedJaggedTensor.from_lists({"f": [[1], [4]]})
+    model(features).values().sum().backward()
+    return model, features, list(model.parameters())
+
+
+def stepped_in_another_order():
+    _, _, parameters = waiting_columns()
     torch.optim.SGD(parameters if dist.get_rank() else parameters[::-1], lr=0.1).step()
 
 
@@ -344,3 +353,27 @@ def test_optimizers_that_step_with_columns_in_another_order_are_refused():
             "Optimizers of all ranks should step with their tables in the same order. Received table "
             f"'{'ba'[rank]}' on rank {rank}, and others on some of the ranks [0, 1]."
         )
+
+
+def step_left_out():
+    """Rank 1 comes late to the first step, and rank 0 leaves the second one out, as a `GradScaler` may."""
+    model, features, parameters = waiting_columns(timeout=5)
+    optimizer, rank = torch.optim.SGD(parameters, lr=0.1), dist.get_rank()
+    time.sleep(1.5 * rank)
+    optimizer.step()
+    assert all(each.grad is None for each in parameters)
+    model(features).values().sum().backward()
+    if rank:
+        optimizer.step()
+    model(features)
+
+
+def test_a_step_that_one_rank_leaves_out_is_found_out_by_those_that_have_the_other_columns():
+    began = time.monotonic()
+    for error in run(step_left_out, 2, timeout=30):
+        assert isinstance(error, RuntimeError)
+        assert str(error) == (
+            "All ranks should do the same in the same order. Received the step of an optimizer with columns of "
+            "table 'a' on rank 1, look-up 2 of the collection of tables ['a', 'b'] on rank 0."
+        )
+    assert time.monotonic() - began < 20

@@ -8,10 +8,10 @@ see by its head that it is not what they are at. Gradients of layers, added up i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from time import monotonic
+from time import monotonic, sleep
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -64,6 +64,7 @@ class Channel:
         # Threads that outlive Python abort the process, and tables are in cycles, which are freed late.
         self._group = ref(group)
         self._name, self._exchanges, self._end = group.group_name, 0, ""
+        self._met: dict[tuple[int, ...], int] = {}  # how often some of the ranks have met
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -120,16 +121,65 @@ class Channel:
                 raise RuntimeError(self._end)
         store.delete_key(waits[self.rank])
 
+    def meet(self, ranks: Sequence[int], doing: str) -> None:
+        """Wait until some of the ranks are here, all of which call this: others take no part.
+
+        What they send one another then comes at once. Before, nobody could end waiting for it.
+
+        Args:
+            ranks: which, this one among them.
+            doing: what they are to do, for errors.
+
+        Raises:
+            RuntimeError: on all ranks, with the same sentence, if one of these waits for something else, or does not
+                come within the time that the process group gives; or naming a rank that has ended.
+        """
+        group, number = self.group, self._met.get(tuple(ranks), 0)
+        self._met[tuple(ranks)] = number + 1
+        keys = {rank: f"{self._name}/{tuple(ranks)}/{number}/{rank}" for rank in ranks}
+        store, others = default_store(), [rank for rank in ranks if rank != self.rank]
+        store.set(keys[self.rank], doing)
+        if number:  # who is here has found all that were here the last time
+            store.delete_key(f"{self._name}/{tuple(ranks)}/{number - 1}/{self.rank}")
+        end, asked = monotonic() + 0.9 * self._timeout.total_seconds(), monotonic()
+        while not store.check([keys[rank] for rank in others]):
+            sleep(1e-4)
+            if monotonic() < asked + self._patience.total_seconds() / 2:
+                continue
+            asked, missing = monotonic(), [r for r in others if not store.check([keys[r]])]
+            self._end = self._verdict() or self._elsewhere(missing, doing)
+            if not self._end and asked > end and missing:
+                self._end = self._give_up(missing, doing)
+            if self._end:
+                raise RuntimeError(self._end)
+            lost = [rank for rank in missing if _is_closed(group, rank)]
+            if lost:
+                raise RuntimeError(_ended(lost))
+
+    def _elsewhere(self, missing: Sequence[int], doing: str) -> str:
+        """Return what all ranks are to say if one that is missing waits for what comes next; nothing, if none does."""
+        store = default_store()
+        for rank in missing:
+            key = f"{self._name}/{self._exchanges + 1}/{rank}"
+            if store.check([key]):
+                return self._decide(
+                    "All ranks should do the same in the same order. "
+                    f"Received {doing} on rank {self.rank}, {store.get(key).decode()} on rank {rank}."
+                )
+        return ""
+
     def _key(self, rank: int) -> str:
         return f"{self._name}/{self._exchanges}/{rank}"
 
     def _give_up(self, missing: list[int], doing: str) -> str:
         """Return what all ranks are to say; the first that gives up decides."""
         who = f"rank {missing[0]}" if len(missing) == 1 else f"ranks {missing}"
-        text = (
+        return self._decide(
             f"All ranks should take part in {doing} within {self._timeout.total_seconds():g} s, the `timeout` of "
             f"their process group. Received nothing from {who}: it has stopped, or has left out what others do."
         )
+
+    def _decide(self, text: str) -> str:
         decided: bytes = default_store().compare_set(f"{self._name}/end", "", text)
         return decided.decode()
 
@@ -191,8 +241,12 @@ def _named(error: RuntimeError, group: dist.ProcessGroup) -> RuntimeError:
     lost = _lost_ranks(group)
     if not lost:
         return error
+    return RuntimeError(_ended(lost))
+
+
+def _ended(lost: list[int]) -> str:
     named = f"rank {lost[0]}, which has" if len(lost) == 1 else f"ranks {lost}, which have"
-    return RuntimeError(
+    return (
         "All ranks should take part until the last step. Received nothing more from "
         f"{named} ended: what was written there last says why."
     )
@@ -207,7 +261,8 @@ def _lost_ranks(group: dist.ProcessGroup) -> list[int]:
 def _is_closed(group: dist.ProcessGroup, rank: int) -> bool:
     try:
         # Never waited for: who is still there need not take it, and giving up would close that connection, too.
-        dist.isend(torch.zeros(1), group=group, group_dst=rank)
+        # Its tag is that of nothing else, so that nobody takes it for a message.
+        dist.isend(torch.zeros(1), group=group, group_dst=rank, tag=1)
     except RuntimeError:
         return True
     return False

@@ -217,6 +217,7 @@ class RowSumExchange:
             ValueError: on all of these ranks, if they step with different tables, or have gradients of different rows.
         """
         partners = self.tables[table].partners
+        self.wire.meet(partners, f"the step of an optimizer with columns of table '{table}'")
         # Of one size, whatever it is about: gloo ends a process that is sent more than it waits for.
         head = torch.tensor([number_of(table.encode()), digest])
         heads = self._tell_partners(partners, head)

@@ -108,6 +108,15 @@ class Wire:
         """
         self._channel.wait(work, what)
 
+    def meet(self, ranks: Sequence[int], what: str) -> None:
+        """Wait until some of the ranks are all here.
+
+        Args:
+            ranks: which, this one among them.
+            what: they are to do, for errors.
+        """
+        self._channel.meet(ranks, what)
+
     def begin(
         self, topic: str, lines: Sequence[Sequence[int]] | None = None, expected: int = 0
     ) -> Meeting:
