@@ -207,6 +207,25 @@ def test_thresholds_mean_the_same_for_predictions_of_any_dtype(
     assert numbers[dtype] == numbers[torch.float32]
 
 
+@pytest.mark.parametrize("label", [0.1, -1e6, 0.0])
+@pytest.mark.parametrize("batches", [1, 500])
+def test_labels_that_are_all_alike_leave_no_variance(label: float, batches: int) -> None:
+    metric = _metric(MSEMetric, tasks=TASKS[:1], include_r_squared=True)
+    for _ in range(batches):
+        metric.update(
+            predictions={"click": torch.full((7,), label + 1.0)},
+            labels={"click": torch.full((7,), label)},
+            weights={"click": torch.full((7,), 0.3)},
+        )
+    assert metric.compute()["mse-click|lifetime_r_squared"].item() == 1.0
+    metric.update(
+        predictions={"click": torch.tensor([label])},
+        labels={"click": torch.tensor([label * 1.001 + 1.0])},
+        weights={"click": torch.tensor([1.0])},
+    )
+    assert metric.compute()["mse-click|lifetime_r_squared"].item() < 0.0
+
+
 def test_batches_that_wait_are_saved() -> None:
     metric = _metric(NEMetric, fused_update_limit=5)
     metric.update(**_batches([4])[0])

@@ -52,8 +52,9 @@ def compute_r_squared(
         tensor([0.3333])
     """
     total = label_squared_sum - label_sum.square() / weighted_num_samples
-    ratio = error_sum / total
-    return torch.where((total == 0) | (weighted_num_samples == 0), 1.0, 1.0 - ratio)
+    # Of labels that are all alike, the sums leave their rounding, of either sign.
+    alike = total <= _ROUNDING * torch.finfo(total.dtype).eps * label_squared_sum
+    return torch.where(alike | (weighted_num_samples == 0), 1.0, 1.0 - error_sum / total)
 
 
 def compute_error_sum(labels: Tensor, predictions: Tensor, weights: Tensor) -> Tensor:
@@ -75,6 +76,9 @@ def label_squared_sum(batch: TaskBatch) -> Tensor:
     """Return the weighted sum of squared labels."""
     return weighted_sum(batch, batch.labels.square())
 
+
+# How many roundings of the sum of squares can be left of a variance of 0: a few for each of many batches.
+_ROUNDING = 64
 
 _ERRORS: dict[str, Term] = {
     "error_sum": (squared_error_sum,),
