@@ -14,10 +14,11 @@ from torchrec.metrics.multi_label_precision import MultiLabelPrecisionMetric
 from torchrec.metrics.multiclass_recall import MulticlassRecallMetric
 from torchrec.metrics.ndcg import NDCGMetric
 from torchrec.metrics.precision_session import PrecisionSessionMetric
-from torchrec.metrics.rec_metric import RecMetric, RecMetricException
+from torchrec.metrics.rec_metric import RecMetric, RecMetricException, RecMetricList
 from torchrec.metrics.recall_session import RecallSessionMetric
 from torchrec.metrics.segmented_ne import SegmentedNEMetric
 from torchrec.metrics.tensor_weighted_avg import TensorWeightedAvgMetric
+from torchrec.metrics.weighted_avg import WeightedAvgMetric
 
 pytestmark = pytest.mark.once
 
@@ -150,3 +151,23 @@ def test_floating_groups_are_taken_where_that_is_asked() -> None:
     labels = {"click": torch.tensor([1.0, 0.0])}
     metric.update(predictions=columns, labels=labels, weights=None, **keys(0.0, 0.0))
     assert metric.compute()["segmented_ne-click|lifetime_segmented_ne_0"] < 1
+
+
+def test_names_that_two_would_have_are_refused() -> None:
+    task = RecTaskInfo(name="click", tensor_name="watched")
+    with pytest.raises(ValueError, match=r"`tasks` of metric 'gauc' .* \['click', 'click'\]"):
+        GAUCMetric(1, 0, 4, [task, task])
+    for description, refused in ((None, True), ("_watched", False)):
+        metrics = RecMetricList(
+            [
+                WeightedAvgMetric(1, 0, 4, [task]),
+                TensorWeightedAvgMetric(1, 0, 4, [task], description=description),
+            ]
+        )
+        if refused:
+            with pytest.raises(
+                RecMetricException, match=r"Received 'weighted_avg-click\|lifetime_"
+            ):
+                metrics.compute()
+        else:
+            assert len(metrics.compute()) == 4

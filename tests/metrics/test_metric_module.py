@@ -275,6 +275,18 @@ def test_states_are_saved_and_what_a_checkpoint_lacks_begins_anew(
     assert module.compute()["mse-t1|lifetime_mse"].item() == 0
 
 
+def test_what_a_checkpoint_lacks_begins_anew_where_something_was_seen() -> None:
+    saved = _module(RecMetricEnum.NE)
+    saved.update(_out(seed=1))
+    module = _module(RecMetricEnum.NE, RecMetricEnum.MSE, throughput_metric=ThroughputDef())
+    module.update(_out(seed=2))
+    module.load_state_dict(saved.state_dict())
+    found = module.compute()
+    assert found["ne-t1|lifetime_ne"].equal(saved.compute()["ne-t1|lifetime_ne"])
+    assert found["mse-t1|lifetime_mse"].item() == found["mse-t1|window_mse"].item() == 0
+    assert found["throughput-throughput|total_examples"].item() == 0
+
+
 @pytest.mark.parametrize("mode", RecComputeMode, ids=lambda mode: mode.name)
 def test_states_are_handed_over_to_another_module(mode: RecComputeMode) -> None:
     kinds = (RecMetricEnum.NE, RecMetricEnum.AUC)

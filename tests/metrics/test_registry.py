@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.once
 # Names that the API has no metric for.
 WITHOUT_METRIC = {RecMetricEnum.LOG_LOSS, RecMetricEnum.SERVING_AE_LOSS}
 ARGUMENTS: dict[RecMetricEnum, dict[str, Any]] = {
+    RecMetricEnum.TENSOR_WEIGHTED_AVG: {"description": "_watched"},
     RecMetricEnum.MULTICLASS_RECALL: {"number_of_classes": 3},
     RecMetricEnum.SEGMENTED_NE: {"num_groups": 3},
     RecMetricEnum.AUC: {"grouped_auc": True},
@@ -85,4 +87,10 @@ def test_all_metrics_work_in_one_module() -> None:
     found = module.compute()
     namespaces = {name.split("-")[0] for name in found}
     assert len(namespaces) == 36  # two of the 37 are means with the namespace weighted_avg
+    other = copy.deepcopy(module)
+    other.reset()
+    states = module.get_pre_compute_states()
+    assert len(states) == 37
+    other.load_pre_compute_states(states)
+    assert str(dict(other.compute())) == str(dict(found))
     assert all(torch.as_tensor(value).isfinite().all() for value in found.values())

@@ -103,6 +103,8 @@ class RecMetricComputation(nn.Module, ABC):
         ValueError: if there are arguments that the metric does not take.
     """
 
+    _nothing: Tensor
+
     # Whether `update` takes `batch`, the `TaskBatch` that metrics share.
     takes_batch: ClassVar[bool] = False
 
@@ -142,6 +144,8 @@ class RecMetricComputation(nn.Module, ABC):
         self._windows: dict[str, WindowBuffer] = {}
         # What a checkpoint brought to ranks other than the first: it is of all ranks, and counts once.
         self._carried: dict[str, Tensor] = {}
+        # What an empty list of tensors is sent as: on the device of the module, so that all ranks send from there.
+        self.register_buffer("_nothing", torch.empty(0), persistent=False)
         # The states of this rank, while those of all ranks stand in their places.
         self._local: dict[str, State] | None = None
         if should_validate_update:
@@ -331,7 +335,7 @@ class RecMetricComputation(nn.Module, ABC):
         sent: dict[str, Tensor] = {}
         for name, state in self._packed_states().items():
             if isinstance(state, list):
-                state = torch.cat(state, -1) if state else torch.empty(0)
+                state = torch.cat(state, -1) if state else self._nothing
             elif name in self._carried and self._reductions[name] == "sum":
                 state = state - self._carried[name]
             sent[name] = state

@@ -6,7 +6,8 @@ import abc
 import logging
 import math
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -224,14 +225,16 @@ class RecMetricModule(nn.Module):
     ) -> PreComputeStates:
         """Return the states of all ranks together, by namespace, task and name.
 
+        Of metrics of one namespace, the second is under its name with `_2`, and so on.
+
         Args:
             pg: the ranks. Default: those of the metrics.
         """
         group = pg.get_group() if isinstance(pg, DeviceMesh) else pg
         found: PreComputeStates = {}
         with self.rec_metrics.joined(group):
-            for metric in self.rec_metrics.metrics():
-                found[str(metric.namespace)] = metric.states()
+            for name, metric in self._named_metrics():
+                found[name] = metric.states()
         if self.throughput_metric is not None:
             name = "throughput"
             found[name] = {
@@ -248,18 +251,23 @@ class RecMetricModule(nn.Module):
         Raises:
             ValueError: if there is none for a metric or a task.
         """
-        for metric in self.rec_metrics.metrics():
-            if str(metric.namespace) not in source:
-                raise ValueError(
-                    f"`source` should have '{metric.namespace}'. Received {sorted(source)}."
-                )
-            metric.load_states(source[str(metric.namespace)])
+        for name, metric in self._named_metrics():
+            if name not in source:
+                raise ValueError(f"`source` should have '{name}'. Received {sorted(source)}.")
+            metric.load_states(source[name])
         if self.throughput_metric is not None:
             states = source.get("throughput", {}).get("throughput", {})
             for name, buffer in self.throughput_metric.named_buffers():
                 value = states.get(name)
                 if isinstance(value, Tensor):
                     buffer.copy_(value)
+
+    def _named_metrics(self) -> Iterator[tuple[str, RecMetric]]:
+        seen: Counter[str] = Counter()
+        for metric in self.rec_metrics.metrics():
+            name = str(metric.namespace)
+            seen[name] += 1
+            yield (name if seen[name] == 1 else f"{name}_{seen[name]}"), metric
 
     def load_state_dict_hook(
         self,
@@ -281,10 +289,13 @@ class RecMetricModule(nn.Module):
         for start, metric in parts.items():
             if any(name.startswith(start) for name in state_dict):
                 continue
+            if isinstance(metric, RecMetric):
+                metric.reset()
             fresh = metric.state_dict(prefix=start)
             if fresh:
                 logger.warning("The checkpoint has no `%s`: it begins anew.", start[:-1])
-                state_dict.update(fresh)
+                # What is saved of either begins with zeros.
+                state_dict.update({name: torch.zeros_like(x) for name, x in fresh.items()})
 
     def _load_from_state_dict(
         self, state_dict: OrderedDict[str, Tensor], prefix: str, *args: Any

@@ -80,8 +80,8 @@ class RecTaskInfo:
     Args:
         name: what the task is called in the names of its metrics. Default: ``"DefaultTask"``.
         label_name: the output with the labels. Default: ``"label"``.
-        prediction_name: the output with the predictions; empty for a task without. Default:
-            ``"prediction"``.
+        prediction_name: the output with the predictions; empty for a task without, which metrics leave
+            out, as the API does. Default: ``"prediction"``.
         weight_name: the output with the weights of the samples. Default: ``"weight"``.
         session_metric_def: how samples form sessions; only metrics of sessions ask for it.
         is_negative_task: the labels say what should not be shown. Default: False.

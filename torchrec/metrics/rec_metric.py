@@ -61,7 +61,7 @@ class RecMetric(nn.Module, ABC):
             wait to be joined are copied.
 
     Raises:
-        ValueError: if fused tasks should join batches.
+        ValueError: if fused tasks should join batches, or two tasks have one name.
 
     Example:
         >>> from torchrec.metrics.ne import NEMetric
@@ -110,6 +110,10 @@ class RecMetric(nn.Module, ABC):
         self._batch_size = batch_size
         self._tasks = list(tasks)
         self._names = tuple(task.name for task in tasks)
+        if len(set(self._names)) != len(self._names):
+            raise ValueError(
+                f"`tasks` of metric '{self._namespace}' should have different names. Received {list(self._names)}."
+            )
         self._namespaces = [compose_metric_namespace(self._namespace, name) for name in self._names]
         self._compute_mode = compute_mode
         self._window_size = -(-window_size // world_size)
@@ -460,7 +464,16 @@ def _key(namespace: str, scope: str, report: MetricComputationReport) -> str:
 
 
 def _merged(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: value for part in parts for name, value in part.items()}
+    found: dict[str, Tensor] = {}
+    for part in parts:
+        twice = sorted(found.keys() & part.keys())
+        if twice:
+            raise RecMetricException(
+                f"Metrics of a list should report by different names. Received '{twice[0]}' twice; "
+                "`description` of tensor_weighted_avg tells it from weighted_avg."
+            )
+        found.update(part)
+    return found
 
 
 def _weighted(batch: TaskBatch) -> Tensor:
