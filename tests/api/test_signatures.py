@@ -32,12 +32,8 @@ NOT_BUILT: frozenset[str] = frozenset(
         "torchrec.distributed.quant_embedding",
         "torchrec.distributed.quant_embeddingbag",
         "torchrec.distributed.quant_state",
-        "torchrec.distributed.train_pipeline.gradient_accumulation",
         "torchrec.distributed.train_pipeline.pipeline_stage",
         "torchrec.distributed.train_pipeline.postproc",
-        "torchrec.distributed.train_pipeline.tracing",
-        "torchrec.distributed.train_pipeline.types",
-        "torchrec.distributed.train_pipeline.utils",
         "torchrec.inference.inference_legacy.model_packager",
         "torchrec.inference.model_packager",
         "torchrec.inference.modules",
@@ -59,13 +55,6 @@ _WRAPPER = (
 )
 _ANEW = "is done by bringing a model back (`unshard`) and sharding it anew"
 DIFFERENCES: dict[str, dict[str, str]] = {
-    "torchrec.distributed": dict.fromkeys(
-        [
-            "DataLoadingThread is missing",
-            "PrefetchTrainPipelineSparseDist is missing",
-        ],
-        _LATER,
-    ),
     "torchrec.distributed.embedding": {
         "ShardedEmbeddingCollection.create_embedding_sharding is missing": _ONE_EXCHANGE,
         "ShardedEmbeddingCollection.create_grouped_sharding_infos is missing": _ONE_EXCHANGE,
@@ -96,37 +85,11 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         ),
     },
     "torchrec.distributed.train_pipeline": dict.fromkeys(
-        [
-            "ArgInfo is missing",
-            "ArgInfoStepFactory is missing",
-            "CallArgs is missing",
-            "DataLoadingThread is missing",
-            "GradientAccumulationConfig is missing",
-            "GradientAccumulationWrapper is missing",
-            "PrefetchTrainPipelineSparseDist is missing",
-            "SparseDataDistUtil is missing",
-            "StagedTrainPipeline is missing",
-            "TorchCompileConfig is missing",
-            "Tracer is missing",
-            "TrainPipelineFusedSparseDist is missing",
-            "TrainPipelinePT2 is missing",
-            "TrainPipelineSparseDistCompAutograd is missing",
-        ],
-        _LATER,
+        ["SparseDataDistUtil is missing", "StagedTrainPipeline is missing"], _LATER
     ),
-    "torchrec.distributed.train_pipeline.train_pipelines": dict.fromkeys(
-        [
-            "EvalPipelineFusedSparseDist is missing",
-            "PrefetchTrainPipelineSparseDist is missing",
-            "StagedTrainPipeline is missing",
-            "TorchCompileConfig is missing",
-            "TrainPipelineFusedSparseDist is missing",
-            "TrainPipelinePT2 is missing",
-            "TrainPipelineSemiSync is missing",
-            "TrainPipelineSparseDistCompAutograd is missing",
-        ],
-        _LATER,
-    ),
+    "torchrec.distributed.train_pipeline.train_pipelines": {
+        "StagedTrainPipeline is missing": _LATER,
+    },
     "torchrec.distributed.types": {
         "ModuleSharder.shard is no classmethod": "it is one by mistake: sharders are objects with options",
     },

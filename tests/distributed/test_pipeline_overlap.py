@@ -20,9 +20,20 @@ from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, table_wise
 from torchrec.distributed.train_pipeline import (
+    DataLoadingThread,
+    EvalPipelineFusedSparseDist,
     EvalPipelineSparseDist,
+    GradientAccumulationConfig,
+    GradientAccumulationWrapper,
+    PrefetchTrainPipelineSparseDist,
+    TorchCompileConfig,
     TrainPipelineBase,
+    TrainPipelineFusedSparseDist,
+    TrainPipelinePT2,
+    TrainPipelineSemiSync,
     TrainPipelineSparseDist,
+    TrainPipelineSparseDistCompAutograd,
+    TrainPipelineSparseDistLite,
 )
 from torchrec.distributed.train_pipeline.started_inputs import part_at, parts_of
 from torchrec.distributed.types import ShardingPlan
@@ -95,6 +106,11 @@ def both(kind, options):
     [
         (TrainPipelineSparseDist, {}),
         (TrainPipelineSparseDist, {"enqueue_batch_after_forward": True}),
+        (TrainPipelineSparseDistLite, {}),
+        (PrefetchTrainPipelineSparseDist, {}),
+        (TrainPipelineFusedSparseDist, {}),
+        (TrainPipelineSparseDistCompAutograd, {}),
+        (TrainPipelinePT2, {}),
     ],
 )
 def test_a_pipeline_gives_what_the_plain_loop_gives_bit_for_bit(kind, options):
@@ -348,11 +364,11 @@ def test_the_last_batch_is_left_out_where_not_all_are_executed():
     assert run(left_out, 2) == [[3, 0, 0], [3, 0, 0]]
 
 
-def evaluated():
+def evaluated(kind, options):
     rank = dist.get_rank()
     model = sharded()
     before = local_state(model)
-    steps = pipeline(EvalPipelineSparseDist, model)
+    steps = pipeline(kind, model, **options)
     scores = outputs(steps, iter([batch(rank, step) for step in range(3)]))
     same(before, local_state(model))
     with torch.no_grad():
@@ -360,8 +376,159 @@ def evaluated():
     return len(scores)
 
 
-def test_evaluation_trains_nothing_and_gives_what_the_model_gives():
-    assert run(evaluated, 2) == [3, 3]
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (EvalPipelineSparseDist, {}),
+        (EvalPipelineFusedSparseDist, {}),
+        (EvalPipelineFusedSparseDist, {"enable_embedding_lookup_prefetch": True}),
+    ],
+)
+def test_evaluation_trains_nothing_and_gives_what_the_model_gives(kind, options):
+    assert run(evaluated, 2, kind, options) == [3, 3]
+
+
+class Stale(TrainPipelineBase):
+    """The plain loop, but tables are looked up a step early from batch ``start + 1`` on."""
+
+    start, number, early = 2, 0, None
+
+    def progress(self, dataloader_iter):
+        if self.number == 0:
+            self.data = list(dataloader_iter)
+        if self.number == len(self.data):
+            raise StopIteration
+        inner, batches = self._model.module, self.data
+        self._optimizer.zero_grad()
+        pooled = inner.tables(batches[self.number]) if self.early is None else self.early
+        scores = inner.over(pooled.values()).squeeze(1)
+        self.early = None
+        if self.number >= self.start and self.number + 1 < len(batches):
+            self.early = inner.tables(batches[self.number + 1])
+            self.early.values()
+        scores.square().mean().backward()
+        for param in inner.over.parameters():  # which the wrapper around the model would have done
+            dist.all_reduce(param.grad)
+            param.grad /= dist.get_world_size()
+        self._optimizer.step()
+        self.number += 1
+        return scores
+
+
+def semi_synchronous():
+    rank, found = dist.get_rank(), []
+    for kind, options in (
+        (Stale, {}),
+        (TrainPipelineSemiSync, {"start_batch": 2}),
+        (TrainPipelineSemiSync, {"start_batch": 9}),
+        (TrainPipelineBase, {}),
+    ):
+        model = sharded()
+        steps = pipeline(kind, model, **options)
+        found.append((outputs(steps, (batch(rank, s) for s in range(7))), local_state(model)))
+    stale, early, late, plain = found
+    for one, other in ((stale, early), (late, plain)):
+        same(one[0], other[0])
+        same(one[1], other[1])
+    assert not torch.equal(stale[0][-1], plain[0][-1])
+    return [torch.equal(a, b) for a, b in zip(stale[0], plain[0], strict=True)]
+
+
+def test_a_semi_synchronous_pipeline_looks_up_before_the_last_update():
+    for equal in run(semi_synchronous, 2):
+        assert equal[:3] == [True, True, True]
+        assert not equal[3]
+
+
+def accumulated():
+    """Two batches a step, behind one of its own; tables are updated in each backward pass."""
+    rank, found = dist.get_rank(), []
+    model = sharded()
+    steps = pipeline(TrainPipelineSparseDist, model)
+    config = GradientAccumulationConfig(True, num_steps=2, num_warmup_steps=1)
+    waiting = GradientAccumulationWrapper(steps, steps._optimizer, model, config)
+    data = (batch(rank, s) for s in range(6))
+    found = [waiting.progress(data, is_last_batch=s == 5).detach() for s in range(6)]
+    state = local_state(model)
+    assert waiting.current_step == 6
+    slow, expected = sharded(), []
+    optimizer = pipeline(TrainPipelineBase, slow)._optimizer
+    for group in ([0], [1, 2], [3, 4], [5]):
+        optimizer.zero_grad()
+        for step in group:
+            loss, scores = slow(batch(rank, step))
+            loss.backward()
+            expected.append(scores.detach())
+        optimizer.step()
+    same(found, expected)
+    same(state, local_state(slow))
+    return True
+
+
+def test_gradients_add_up_until_the_optimizer_steps():
+    assert run(accumulated, 2) == [True, True]
+
+
+def test_what_is_not_supported_is_refused():
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match="`stash_gradients` should be False"):
+        TrainPipelineSemiSync(model, optimizer, CPU, stash_gradients=True)
+    with pytest.raises(ValueError, match="`emb_lookup_stream` should be one of"):
+        TrainPipelineFusedSparseDist(model, optimizer, CPU, emb_lookup_stream="none")
+    with pytest.raises(ValueError, match="`apply_jit` should be False"):
+        PrefetchTrainPipelineSparseDist(model, optimizer, CPU, apply_jit=True)
+    with pytest.raises(ValueError, match="`num_steps` should be at least 1"):
+        GradientAccumulationConfig(num_steps=0)
+
+
+def test_a_model_is_compiled_before_the_step_that_is_asked_for():
+    model, said = Plain(), []
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    steps = TrainPipelinePT2(
+        model,
+        optimizer,
+        CPU,
+        TorchCompileConfig(backend="eager", compile_on_iter=1),
+        lambda _: said.append(("before", len(found))),
+        lambda _: said.append(("after", len(found))),
+        lambda given: given + 1,
+    )
+    found = []
+    data = iter([torch.ones(2, 1)] * 3)
+    for _ in range(3):
+        found += [steps.progress(data)]
+    assert said == [("before", 1), ("after", 1)]
+    assert [each.tolist() for each in found] == [[[2.0], [2.0]]] * 3
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, given):
+        return (self.weight * given).sum(), given
+
+
+def test_a_thread_loads_batches_ends_and_passes_errors_on():
+    def failing():
+        yield torch.ones(1)
+        raise OSError("the disk is gone")
+
+    thread = DataLoadingThread(CPU, failing(), False)
+    thread.start()
+    assert thread.get_next_batch().tolist() == [1.0]
+    with pytest.raises(OSError, match="the disk is gone"):
+        thread.get_next_batch()
+    assert thread.get_next_batch() is None
+    with pytest.raises(StopIteration):
+        thread.get_next_batch(none_throws=True)
+    endless = DataLoadingThread(CPU, itertools.repeat(torch.ones(1)), False)
+    endless.start()
+    endless.get_next_batch()
+    endless.stop()
+    assert not endless.is_alive()
 
 
 class Linked:

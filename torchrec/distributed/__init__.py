@@ -5,7 +5,9 @@ from __future__ import annotations
 from torchrec.distributed.comm import get_local_rank, get_local_size
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import (
+    DataLoadingThread,
     EvalPipelineSparseDist,
+    PrefetchTrainPipelineSparseDist,
     TrainPipeline,
     TrainPipelineBase,
     TrainPipelineSparseDist,
@@ -23,11 +25,13 @@ from torchrec.distributed.utils import get_unsharded_module_names, sharded_model
 
 __all__ = [
     "Awaitable",
+    "DataLoadingThread",
     "DistributedModelParallel",
     "EvalPipelineSparseDist",
     "ModuleSharder",
     "NoWait",
     "ParameterSharding",
+    "PrefetchTrainPipelineSparseDist",
     "ShardedModule",
     "ShardingEnv",
     "ShardingPlanner",

@@ -120,6 +120,14 @@ class TrainPipelineBase(TrainPipeline[In, Out]):
         """Forget the iterator: there are no batches that were fetched ahead."""
         self._connected = False
 
+    def use_optimizer(self, optimizer: Any) -> None:
+        """Step another optimizer from now on.
+
+        Args:
+            optimizer: has ``step`` and ``zero_grad``.
+        """
+        self._optimizer = optimizer
+
     def _next_batch(self, dataloader_iter: Iterator[In]) -> In | None:
         """Return the next batch of this rank, where it was made; None: there is none. Subclasses may take others."""
         return next(dataloader_iter, None)

@@ -37,7 +37,7 @@ class ExchangeReport:
         Who waits sees the end of the exchange, so that it has taken the time before and the time of waiting.
 
         Example:
-            >>> ExchangeReport("tables", 4, 0.3, 0.1, 0.0, {}, 0.0).hidden
+            >>> ExchangeReport("tables", 4, 0.75, 0.25, 0.0, {}, 0.0).hidden
             0.75
         """
         total = self.in_flight + self.waited

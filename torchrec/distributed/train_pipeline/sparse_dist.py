@@ -362,17 +362,28 @@ class TrainPipelineSparseDist(TrainPipelineBase[In, Out]):
             self._start(following)
             if not self._enqueue_batch_after_forward:
                 self.enqueue_batch(iterator)
+        self._before_forward(now.turn.batch, now.context)
         losses, output = self._forward(now)
         if following is not None:
             if self._enqueue_batch_after_forward:
                 self.enqueue_batch(iterator)
             self._start(following)  # in the first step, as it is known only now what to send
             self._send(following)
+            if following.turn.error is None:
+                self._before_backward(now.context, following.turn.batch, following.context)
         if training:
             self._backward(losses)
             self._optimizer.step()
             self.sync_embeddings(self._model, self._sync_interval)
         return output
+
+    def _before_forward(self, batch: In, context: TrainPipelineContext) -> None:
+        """Do what a pipeline does between the ids of a batch and its forward pass."""
+
+    def _before_backward(
+        self, context: TrainPipelineContext, following: In, following_context: TrainPipelineContext
+    ) -> None:
+        """Do what a pipeline does for the following batch, whose ids were sent, before this one changes weights."""
 
     def _trains(self) -> bool:
         return self._model.training

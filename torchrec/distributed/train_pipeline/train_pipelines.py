@@ -7,6 +7,17 @@ one rank is raised on all.
 
 from __future__ import annotations
 
+from torchrec.distributed.train_pipeline.compiled import (
+    TorchCompileConfig,
+    TrainPipelinePT2,
+    TrainPipelineSparseDistCompAutograd,
+)
+from torchrec.distributed.train_pipeline.lookups import (
+    EvalPipelineFusedSparseDist,
+    PrefetchTrainPipelineSparseDist,
+    TrainPipelineFusedSparseDist,
+    TrainPipelineSemiSync,
+)
 from torchrec.distributed.train_pipeline.plain import TrainPipeline, TrainPipelineBase
 from torchrec.distributed.train_pipeline.sparse_dist import (
     EvalPipelineSparseDist,
@@ -15,9 +26,16 @@ from torchrec.distributed.train_pipeline.sparse_dist import (
 )
 
 __all__ = [
+    "EvalPipelineFusedSparseDist",
     "EvalPipelineSparseDist",
+    "PrefetchTrainPipelineSparseDist",
+    "TorchCompileConfig",
     "TrainPipeline",
     "TrainPipelineBase",
+    "TrainPipelineFusedSparseDist",
+    "TrainPipelinePT2",
+    "TrainPipelineSemiSync",
     "TrainPipelineSparseDist",
+    "TrainPipelineSparseDistCompAutograd",
     "TrainPipelineSparseDistLite",
 ]
