@@ -30,13 +30,13 @@ each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count what oneDNN is given."""
     seen: list[int] = []
-    forward = family.multiplied
+    forward = family.onednn_linear
 
     def counted(*arguments: object, **options: object) -> Tensor:
         seen.append(1)
         return forward(*arguments, **options)
 
-    monkeypatch.setattr(family, "multiplied", counted)
+    monkeypatch.setattr(family, "onednn_linear", counted)
     return seen
 
 

@@ -11,11 +11,11 @@ from torch.compiler import is_compiling
 
 from torchrec.ops._library import is_observed, is_transformed, shortcut
 from torchrec.ops.linear import (
-    is_worthwhile,
+    can_use_onednn,
+    is_quicker_by_onednn,
     linear,
-    multiplied,
     native,
-    pays,
+    onednn_linear,
     product,
     weight_grad,
 )
@@ -125,12 +125,12 @@ def _is_fused(input: Tensor, layers: Sequence[Layer]) -> bool:
         and torch.is_grad_enabled()
         and type(input) is Tensor
         and input.requires_grad
-        and pays(input, *layers[0][0])
+        and can_use_onednn(input, *layers[0][0])
         and not is_transformed()
         and all(
             len(layer) == len(layers[0])
             and _fit(input.size(1), layer)
-            and all(is_worthwhile(input.size(0), *pair) for pair in layer)
+            and all(is_quicker_by_onednn(input.size(0), *pair) for pair in layer)
             for layer in layers
         )
     )
@@ -156,7 +156,7 @@ class _CrossLayers(torch.autograd.Function):
             y = x
             for weight, bias in layer:
                 inputs.append(y)
-                y = multiplied(y, weight, bias)
+                y = onednn_linear(y, weight, bias)
             inputs.append(y)
             x = torch.addcmul(x, input, y)
         ctx.maps, ctx.number = maps, len(parameters)

@@ -19,7 +19,14 @@ from torchrec.ops._library import is_observed, shortcut
 from torchrec.ops._private import linear_pointwise
 from torchrec.ops.linear import native
 
-__all__ = ["is_worthwhile", "linear", "multiplied", "pays", "product", "weight_grad"]
+__all__ = [
+    "can_use_onednn",
+    "is_quicker_by_onednn",
+    "linear",
+    "onednn_linear",
+    "product",
+    "weight_grad",
+]
 
 # Below these, setting oneDNN up costs more than it saves; so do matrices that are hardly more than
 # vectors.
@@ -46,18 +53,18 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool
         >>> linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0], [1.0, -1.0]]), relu=True)
         tensor([[3., 0.]])
     """
-    if pays(input, weight, bias):
+    if can_use_onednn(input, weight, bias):
         if torch.is_grad_enabled() and (
             input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         ):
             output: Tensor = _Linear.apply(input, weight, bias, relu)  # type: ignore[no-untyped-call]
             return output
-        return multiplied(input, weight, bias, relu)
+        return onednn_linear(input, weight, bias, relu)
     output = functional.linear(input, weight, bias)
     return torch.relu_(output) if relu else output
 
 
-def is_worthwhile(rows: int, weight: Tensor, bias: Tensor | None) -> bool:
+def is_quicker_by_onednn(rows: int, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN is quicker for a linear map of so many rows, if it can be called at all.
 
     Args:
@@ -74,7 +81,7 @@ def is_worthwhile(rows: int, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def pays(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def can_use_onednn(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN can be called past everything that may want to know of it, and is quicker.
 
     Args:
@@ -87,7 +94,7 @@ def pays(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and type(input) is Tensor
         and not is_proxy(weight)
         and input.dim() == 2
-        and is_worthwhile(input.size(0), weight, bias)
+        and is_quicker_by_onednn(input.size(0), weight, bias)
         and input.device.type == "cpu"
         and input.dtype is torch.float32
         and weight.size(1) == input.size(1)
@@ -101,7 +108,7 @@ def _available() -> bool:
     return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
 
 
-def multiplied(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
+def onednn_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
     """Return what `linear` does, by oneDNN and without a gradient.
 
     Args:
@@ -133,13 +140,13 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     sides = left.size(0), right.size(0), left.size(1)
     if min(sides) < _LEAST_SIDE:
         return left @ right.t()
-    return multiplied(left, right, None, relu=False)
+    return onednn_linear(left, right, None, relu=False)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-        output = multiplied(input, weight, bias, relu)
+        output = onednn_linear(input, weight, bias, relu)
         ctx.save_for_backward(input, weight, output if relu else None)
         return output
 
