@@ -18,12 +18,12 @@ from torchrec.files import write_file
 from torchrec.report.card import Card
 from torchrec.report.header import Tile
 from torchrec.report.page import Section, page
+from torchrec.report.scale import memory
 
 __all__ = ["render_plan", "write_plan"]
 
 # Rows and columns of the drawing of tables by ranks.
 _MOST_TABLES, _MOST_RANKS = 400, 128
-_UNITS = ("bytes", "KB", "MB", "GB", "TB")
 
 
 def write_plan(plan: ShardingPlan, output: str | os.PathLike[str], title: str = "plan") -> Path:
@@ -69,13 +69,13 @@ def render_plan(plan: ShardingPlan, title: str = "plan") -> str:
             "Fullest rank",
             "-" if fullest is None else f"{_share(fullest):.0%}",
             "Of the memory for tables",
-            [] if fullest is None else [f"rank {fullest.rank}", _bytes(fullest.num_bytes)],
+            [] if fullest is None else [f"rank {fullest.rank}", memory(fullest.num_bytes)],
         ),
         Tile(
             "Tables",
             str(len(report.tables)),
             "With the state of their optimizers and what is exchanged",
-            [_bytes(total)],
+            [memory(total)],
         ),
     ]
     return page(
@@ -115,13 +115,13 @@ def _ranks_card(ranks: Sequence[RankReport]) -> Card:
             "<td>{bytes}</td><td>{tables}</td></tr>"
         ).format(
             title=f"rank {rank.rank}: looks up and updates {_ms(rank.compute_ms)}, exchanges {_ms(rank.exchange_ms)}; "
-            f"{_bytes(rank.num_bytes)} of {_bytes(rank.capacity)}, {_bytes(rank.reserved)} kept free",
+            f"{memory(rank.num_bytes)} of {memory(rank.capacity)}, {memory(rank.reserved)} kept free",
             rank=rank.rank,
             compute=100 * rank.compute_ms / most_ms,
             exchange=100 * rank.exchange_ms / most_ms,
             ms=_ms(rank.ms),
             full=100 * min(_share(rank), 1.0),
-            bytes=_bytes(rank.num_bytes),
+            bytes=memory(rank.num_bytes),
             tables=rank.tables,
         )
         for rank in ranks
@@ -180,7 +180,7 @@ def _cell(table: TableReport, rank: int, largest: int) -> Markup:
     if size is None:
         return Markup("<td></td>")
     ms = sum(t for t, r in zip(table.part_ms, table.ranks, strict=True) if r == rank)
-    title = f"{table.table} on rank {rank}, {table.sharding_type}: {_bytes(size)}, {_ms(ms)}"
+    title = f"{table.table} on rank {rank}, {table.sharding_type}: {memory(size)}, {_ms(ms)}"
     depth = 0.15 + 0.85 * (size / largest) ** 0.25
     return Markup('<td class="held" title="{}" style="opacity:{:.2f}"></td>').format(title, depth)
 
@@ -196,7 +196,7 @@ def _why_card(report: PlanReport) -> Card:
             table.columns,
             table.sharding_type,
             _ms(table.ms),
-            _bytes(table.num_bytes),
+            memory(table.num_bytes),
             report.why(table),
         )
         for table in report.tables
@@ -219,11 +219,3 @@ def _share(rank: RankReport) -> float:
 
 def _ms(ms: float) -> str:
     return f"{ms:.3g} ms" if ms < 1000 else f"{ms:.0f} ms"
-
-
-def _bytes(num_bytes: float) -> str:
-    for unit in _UNITS[:-1]:
-        if abs(num_bytes) < 1024:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.3g} {_UNITS[-1]}"
