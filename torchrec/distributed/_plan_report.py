@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torchrec.distributed._units import bytes_to_text
+
 __all__ = ["OtherWay", "PlanReport", "RankReport", "TableReport"]
 
 
@@ -174,7 +176,7 @@ class PlanReport:
                         _ms(rank.ms),
                         _ms(rank.compute_ms),
                         _ms(rank.exchange_ms),
-                        _bytes(rank.num_bytes),
+                        bytes_to_text(rank.num_bytes),
                         f"{rank.num_bytes / rank.capacity:.0%}" if rank.capacity else "-",
                         str(rank.tables),
                     ]
@@ -194,7 +196,7 @@ class PlanReport:
                         table.sharding_type,
                         _ranges(table.ranks),
                         _ms(table.ms),
-                        _bytes(table.num_bytes),
+                        bytes_to_text(table.num_bytes),
                         self.why(table),
                     ]
                     for table in self.tables
@@ -215,7 +217,9 @@ class PlanReport:
     def other_text(self, other: OtherWay) -> str:
         """Return what another way would cost, in words."""
         if other.slowest_ms is None:
-            return f"{other.sharding_type} lacks {_bytes(other.missing)} on rank {other.rank}"
+            return (
+                f"{other.sharding_type} lacks {bytes_to_text(other.missing)} on rank {other.rank}"
+            )
         more = other.slowest_ms - (0.0 if self.slowest is None else self.slowest.ms)
         return f"{other.sharding_type} {'as long' if abs(more) < 5e-7 else f'+{_ms(more)}'}"
 
@@ -226,14 +230,6 @@ def _of_rank(table: TableReport, rank: int) -> float:
 
 def _ms(ms: float) -> str:
     return f"{ms:.3g} ms" if ms < 1000 else f"{ms:.0f} ms"
-
-
-def _bytes(num_bytes: float) -> str:
-    for unit in ("bytes", "KB", "MB"):
-        if abs(num_bytes) < 1024:
-            return f"{num_bytes:.4g} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.4g} GB"
 
 
 def _names(tables: Sequence[str]) -> str:

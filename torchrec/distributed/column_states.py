@@ -18,7 +18,7 @@ from torchrec.distributed.channel import lost_ranks_named
 from torchrec.distributed.parts import Part, fill_parts
 from torchrec.distributed.wire import Wire
 
-__all__ = ["mean_of_columns", "repeated", "told_by_holders"]
+__all__ = ["mean_of_columns", "repeated", "whole_on_holders"]
 
 
 def repeated(shards: Sequence[ShardMetadata], rows: int, count: int) -> list[ShardMetadata]:
@@ -55,7 +55,7 @@ def mean_of_columns(name: str, rows: range, of: int, value: Tensor) -> Tensor:
     return found.mean(0)
 
 
-def told_by_holders(value: ShardedTensor, wire: Wire) -> Tensor:
+def whole_on_holders(value: ShardedTensor, wire: Wire) -> Tensor:
     """Return the whole of a vector on each rank that has some of it; these call it, and no others.
 
     Args:

@@ -31,7 +31,7 @@ from torchrec.distributed._private import (
 )
 from torchrec.distributed._private import TensorProperties as ShardedProperties
 from torchrec.distributed.channel import lost_ranks_named
-from torchrec.distributed.column_states import mean_of_columns, repeated, told_by_holders
+from torchrec.distributed.column_states import mean_of_columns, repeated, whole_on_holders
 from torchrec.distributed.parts import block_parts, fill_parts, part_at
 from torchrec.distributed.placement import Block, TablePlacement
 from torchrec.distributed.shards_wrapper import LocalShardsWrapper
@@ -183,7 +183,7 @@ class ShardedTable(Tensor):
                 ranks that have some of it call this.
         """
         if isinstance(value, ShardedTensor) and self._wire is not None:
-            value = told_by_holders(value, self._wire)
+            value = whole_on_holders(value, self._wire)
         parts = []
         for shard in self._parts:
             first, size = shard.metadata.shard_offsets[0], shard.metadata.shard_sizes[0]

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 
+from torchrec.distributed._units import bytes_to_text, round_up_bytes
 from torchrec.distributed.planner._options import ParameterConstraints, ShardingOption
 from torchrec.distributed.planner._shortage import Shortage
 from torchrec.distributed.planner._topology import Storage, Topology
-from torchrec.distributed.planner._units import bytes_to_text, round_up_bytes
 from torchrec.distributed.types import ShardingType
 
 __all__ = ["Change", "changes_that_fit", "with_half_weights"]

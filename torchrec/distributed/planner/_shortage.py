@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torchrec.distributed._units import bytes_to_text
 from torchrec.distributed.planner._offers import Offers
 from torchrec.distributed.planner._options import PlannerError, PlannerErrorType, ShardingOption
 from torchrec.distributed.planner._placing import by_room, least_missing, take
 from torchrec.distributed.planner._problem import Load
 from torchrec.distributed.planner._topology import Topology
-from torchrec.distributed.planner._units import bytes_to_text
 
 __all__ = ["Shortage", "shortage_of"]
 

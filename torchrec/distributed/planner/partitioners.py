@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 
+from torchrec.distributed._units import bytes_to_text
 from torchrec.distributed.planner._interfaces import Partitioner
 from torchrec.distributed.planner._offers import Offers, offers_of
 from torchrec.distributed.planner._options import (
@@ -15,7 +16,6 @@ from torchrec.distributed.planner._options import (
 from torchrec.distributed.planner._placing import by_time, take
 from torchrec.distributed.planner._problem import Choice, Load
 from torchrec.distributed.planner._topology import Storage, Topology
-from torchrec.distributed.planner._units import bytes_to_text
 from torchrec.distributed.planner.perf_models import NoopPerfModel, NoopStorageModel
 
 __all__ = ["GreedyPerfPartitioner", "MemoryBalancedPartitioner", "SortBy"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from torchrec.distributed._units import bytes_to_text
 from torchrec.distributed.planner._interfaces import StorageReservation
 from torchrec.distributed.planner._modules import sharded_modules
 from torchrec.distributed.planner._options import (
@@ -16,7 +17,6 @@ from torchrec.distributed.planner._options import (
     PlannerErrorType,
 )
 from torchrec.distributed.planner._topology import Storage, Topology
-from torchrec.distributed.planner._units import bytes_to_text
 from torchrec.distributed.types import ModuleSharder
 
 
