@@ -32,7 +32,6 @@ NOT_BUILT: frozenset[str] = frozenset(
         "torchrec.distributed.quant_embedding",
         "torchrec.distributed.quant_embeddingbag",
         "torchrec.distributed.quant_state",
-        "torchrec.distributed.train_pipeline.pipeline_stage",
         "torchrec.distributed.train_pipeline.postproc",
         "torchrec.inference.inference_legacy.model_packager",
         "torchrec.inference.model_packager",
@@ -83,12 +82,6 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         "ShardedFeatureProcessedEmbeddingBagCollection.add_fp_params_grad_sync_callback is missing": (
             "the weights of processors are dense parameters: the data-parallel wrapper keeps them alike"
         ),
-    },
-    "torchrec.distributed.train_pipeline": dict.fromkeys(
-        ["SparseDataDistUtil is missing", "StagedTrainPipeline is missing"], _LATER
-    ),
-    "torchrec.distributed.train_pipeline.train_pipelines": {
-        "StagedTrainPipeline is missing": _LATER,
     },
     "torchrec.distributed.types": {
         "ModuleSharder.shard is no classmethod": "it is one by mistake: sharders are objects with options",

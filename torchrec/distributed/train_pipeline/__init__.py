@@ -6,11 +6,13 @@ from torchrec.distributed.train_pipeline.gradient_accumulation import (
     GradientAccumulationWrapper,
 )
 from torchrec.distributed.train_pipeline.pipeline_context import TrainPipelineContext
+from torchrec.distributed.train_pipeline.pipeline_stage import SparseDataDistUtil
 from torchrec.distributed.train_pipeline.tracing import ArgInfoStepFactory, Tracer
 from torchrec.distributed.train_pipeline.train_pipelines import (
     EvalPipelineFusedSparseDist,
     EvalPipelineSparseDist,
     PrefetchTrainPipelineSparseDist,
+    StagedTrainPipeline,
     TorchCompileConfig,
     TrainPipeline,
     TrainPipelineBase,
@@ -33,6 +35,8 @@ __all__ = [
     "GradientAccumulationConfig",
     "GradientAccumulationWrapper",
     "PrefetchTrainPipelineSparseDist",
+    "SparseDataDistUtil",
+    "StagedTrainPipeline",
     "TorchCompileConfig",
     "Tracer",
     "TrainPipeline",

@@ -24,11 +24,13 @@ from torchrec.distributed.train_pipeline.sparse_dist import (
     TrainPipelineSparseDist,
     TrainPipelineSparseDistLite,
 )
+from torchrec.distributed.train_pipeline.staged import StagedTrainPipeline
 
 __all__ = [
     "EvalPipelineFusedSparseDist",
     "EvalPipelineSparseDist",
     "PrefetchTrainPipelineSparseDist",
+    "StagedTrainPipeline",
     "TorchCompileConfig",
     "TrainPipeline",
     "TrainPipelineBase",
