@@ -136,10 +136,9 @@ class PlanReport:
         found = []
         slowest = self.slowest
         if slowest is not None and slowest.ms > 0:
-            of_rank = {
-                table.table: _of_rank(table, slowest.rank) / slowest.ms for table in self.tables
-            }
-            name, share = max(of_rank.items(), key=lambda item: item[1])
+            share, name = max(
+                (_of_rank(table, slowest.rank) / slowest.ms, table.table) for table in self.tables
+            )
             least = min(rank.ms for rank in self.ranks)
             found.append(
                 f"Time: rank {slowest.rank} takes longest, {share:.0%} of it for table {name!r}; "

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from torch import nn
 
 from tests.distributed.planner.test_changes import model, plan
 from tests.distributed.table_sharder import TableSharder
@@ -68,6 +69,15 @@ def test_what_does_not_fit_otherwise_is_said():
     text = made.explain()
     assert "table_wise lacks 9.766 KB on rank" in text
     assert "Memory: other ways do not fit for 'big'." in text
+
+
+def test_what_takes_longest_is_found_among_tables_of_one_name():
+    tables = nn.ModuleDict({"left": model(a=(1000, 64)), "right": model(a=(10, 4))})
+    made = plan(tables, 1, ENOUGH)
+    assert made.report is not None
+    assert made.report.slowest is not None
+    share = max(table.ms for table in made.report.tables) / made.report.slowest.ms
+    assert f"{share:.0%} of it for table 'a'" in made.report.binds[0]
 
 
 def test_wishes_are_said():
