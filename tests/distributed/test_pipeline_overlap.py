@@ -545,3 +545,9 @@ def test_parts_of_a_batch_that_refers_to_itself_are_found_once():
         (("attribute", "more"), ("item", 1), ("item", "lengths")),
     ]
     assert all(part_at(linked, path) is part for path, part in found)
+
+
+def test_a_stream_to_load_batches_on_is_refused():
+    stream = object()
+    with pytest.raises(ValueError, match=r"`memcpy_stream` should be None.*Received <object"):
+        DataLoadingThread(CPU, iter([]), False, memcpy_stream=stream)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -122,10 +122,6 @@ class TrainPipelineSparseDistCompAutograd(TrainPipelineSparseDist[In, Out]):
     def get_compiled_autograd_ctx(self) -> AbstractContextManager[Any]:
         """Return the context that backward passes run in."""
         return nullcontext()
-
-    def progress(self, dataloader_iter: Iterator[In]) -> Out:
-        """Make one step; see `TrainPipelineSparseDist.progress`."""
-        return super().progress(dataloader_iter)
 
     def _backward(self, losses: Tensor) -> None:
         with self.get_compiled_autograd_ctx():

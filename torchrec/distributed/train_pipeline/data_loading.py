@@ -24,8 +24,11 @@ class DataLoadingThread(Thread, Generic[In]):
         device: where batches go.
         dataloader_iter: gives them.
         to_device_non_blocking: copy without waiting where memory is pinned.
-        memcpy_stream_priority: of accelerators.
-        memcpy_stream: of accelerators; must be None on a CPU.
+        memcpy_stream_priority: without effect: batches are moved on the current stream.
+        memcpy_stream: not supported; must be None.
+
+    Raises:
+        ValueError: for a stream.
 
     Example:
         >>> thread = DataLoadingThread(torch.device("cpu"), iter([torch.ones(1)]), False)
@@ -43,6 +46,11 @@ class DataLoadingThread(Thread, Generic[In]):
         memcpy_stream_priority: int = 0,
         memcpy_stream: torch.Stream | None = None,
     ) -> None:
+        if memcpy_stream is not None:
+            raise ValueError(
+                "`memcpy_stream` should be None: batches are moved on the current stream. "
+                f"Received {memcpy_stream!r}."
+            )
         super().__init__(daemon=True)
         self._to, self._iterator = device, dataloader_iter
         self._non_blocking = to_device_non_blocking

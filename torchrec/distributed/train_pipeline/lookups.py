@@ -152,14 +152,6 @@ class EvalPipelineFusedSparseDist(TrainPipelineFusedSparseDist[In, Out]):
         super().__init__(*args, **kwargs)
         self._looks_up_ahead = enable_embedding_lookup_prefetch
 
-    def fill_pipeline(self, dataloader_iter: Iterator[In]) -> None:
-        """Fetch batches until there are two, and send the ids of the first, unless that is so already.
-
-        Args:
-            dataloader_iter: gives them.
-        """
-        super().fill_pipeline(dataloader_iter)
-
     def progress(self, dataloader_iter: Iterator[In]) -> Out:
         """Make one step of evaluation; see `TrainPipelineSparseDist.progress`."""
         with torch.no_grad():
