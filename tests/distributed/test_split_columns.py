@@ -377,3 +377,34 @@ def test_a_step_that_one_rank_leaves_out_is_found_out_by_those_that_have_the_oth
             "table 'a' on rank 1, look-up 2 of the collection of tables ['a', 'b'] on rank 0."
         )
     assert time.monotonic() - began < 20
+
+
+def options_written(written, everywhere):
+    """Options after a first step: that kernels cannot halve an update with, or have other numbers by on one rank."""
+    torch.manual_seed(1)
+    plain = BesideLookUps()
+    model = copy.deepcopy(plain).shard({name: [0, 1] for name in ("looked_up", "used")})
+    batches = [KeyedJaggedTensor.from_lists(ids_of(r)) for r in range(2)]
+    for step in range(2):
+        (sum(plain(each) for each in batches) / 2).backward()
+        model(batches[dist.get_rank()]).backward()
+        if step == 0:
+            plain.tables.fused_optimizer.param_groups[0].update(written)
+            if everywhere or dist.get_rank() == 0:
+                model.fused_optimizer.param_groups[0].update(written)
+    for name, expected in plain.state_dict().items() if everywhere else ():
+        torch.testing.assert_close(model.state_dict()[name].full_tensor(), expected)
+    states = [
+        update.states["sum"].tolist() for update in model.module.tables.tables.updates().values()
+    ]
+    return states
+
+
+@pytest.mark.parametrize(
+    ("written", "everywhere"),
+    [({"lazy": False, "weight_decay": 0.1}, True), ({"weight_decay": 0.1}, False)],
+    ids=["all rows", "a penalty on one rank"],
+)
+def test_options_may_be_written_between_steps(written, everywhere):
+    first, second = run(options_written, 2, written, everywhere, timeout=30)
+    assert first == second  # one state a row, whoever has its columns

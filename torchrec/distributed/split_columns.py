@@ -136,30 +136,43 @@ class RowSumExchange:
         rule = self._rule_of(table)
         return 0 if rule is None or not rule.inherits_lr else RULES[rule.optimizer].row_sums
 
-    def _rule_of(self, table: str) -> FusedRule | None:
+    def _owner_of(self, table: str) -> TableUpdate | None:
         weight = self._parameters[table]["weight"]
         owner = None if weight is None else owner_of(weight)
-        return owner.rule if isinstance(owner, TableUpdate) else None
+        return owner if isinstance(owner, TableUpdate) else None
 
-    def all_agree(self, by_kernel: bool) -> bool:
+    def _rule_of(self, table: str) -> FusedRule | None:
+        owner = self._owner_of(table)
+        return None if owner is None else owner.rule
+
+    def all_agree(self, is_alone: bool) -> bool:
         """Return whether `MeanSquares` makes the update of this backward pass: if it can on all ranks, which call this.
 
         Args:
-            by_kernel: whether it can on this one.
+            is_alone: whether there is one look-up to apply, and nothing else.
         """
-        return self._one_way and all(self.wire.states(int(by_kernel), _UPDATE))
+        if not self._one_way:
+            return False
+        mine = self._by_kernel() if is_alone else 0
+        return {*self.wire.states(mine, _UPDATE)} == {mine} and mine > 0
 
-    @property
-    def by_kernel(self) -> bool:
-        """Whether `MeanSquares` can make an update here: there may be no kernels on another rank."""
-        asking = [table for table in self.tables if self.sums_of(table)]
-        rules = [self._rule_of(table) for table in asking]
-        weights = [self._parameters[table]["weight"] for table in asking]
-        takes = SplitUpdate.takes([weight for weight in weights if weight is not None])
-        return takes and all(
-            rule is not None and rule.optimizer == OptimizerType.ROWWISE_ADAGRAD and rule.hyper.lazy
-            for rule in rules
+    def _by_kernel(self) -> int:
+        """Return a number of what decides which numbers `MeanSquares` makes; 0: here it cannot make the update.
+
+        There may be no kernels on one rank, or another hyper-parameter, which takes the weights into account.
+        """
+        owners = [self._owner_of(table) for table in self.tables if self.sums_of(table)]
+        hypers = [owner.hyper for owner in owners if owner is not None]
+        adagrad = all(
+            owner is not None
+            and owner.rule is not None
+            and owner.rule.optimizer == OptimizerType.ROWWISE_ADAGRAD
+            for owner in owners
         )
+        takes = SplitUpdate.takes([owner.weight for owner in owners if owner is not None])
+        if not (adagrad and takes and all(hyper.lazy for hyper in hypers)):
+            return 0
+        return 1 + number_of(bytes(bool(hyper.weight_decay or hyper.batch_l2) for hyper in hypers))
 
     @property
     def rounds(self) -> int:
@@ -286,7 +299,7 @@ class SplitColumnsUpdate(JointUpdate):
     @torch.no_grad()
     def finish(self, brought: PassGradients) -> None:
         """Apply what a backward pass has brought, with what waits from earlier ones, or keep it."""
-        if self._exchange.all_agree(self._is_alone(brought) and self._exchange.by_kernel):
+        if self._exchange.all_agree(self._is_alone(brought)):
             self._apply_at_once(brought)
             return
         self.collect(brought)
