@@ -81,7 +81,7 @@ class StagedTrainPipeline(TrainPipeline[In, Out]):
         if not self._is_filled:
             self._fill(dataloader_iter)
         output: Out | None = self._outputs[-1]
-        self._advance(dataloader_iter, len(self._stages))
+        self._advance(dataloader_iter)
         if output is None:
             self._is_filled = False  # what comes next is a pass of its own
         return output
@@ -90,18 +90,17 @@ class StagedTrainPipeline(TrainPipeline[In, Out]):
         """Bring the first batch through all stages, the next one through all but the last, and so on."""
         self._outputs = [None] * len(self._stages)
         for last in range(len(self._stages), 0, -1):
-            entering = len(self._stages) - last
             batch = next(iterator, None)
             for number in range(last):
                 batch = self._run(number, batch)
                 fill = self._stages[number].fill_callback
                 if batch is not None and fill is not None:
                     fill()
-            self._outputs[len(self._stages) - 1 - entering] = batch
+            self._outputs[last - 1] = batch
         self._is_filled = True
 
-    def _advance(self, iterator: Iterator[In], count: int) -> None:
-        for number in range(count - 1, 0, -1):
+    def _advance(self, iterator: Iterator[In]) -> None:
+        for number in range(len(self._stages) - 1, 0, -1):
             self._outputs[number] = self._run(number, self._outputs[number - 1])
         self._outputs[0] = self._run(0, None if self._flushes else next(iterator, None))
 
