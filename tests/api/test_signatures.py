@@ -32,7 +32,6 @@ NOT_BUILT: frozenset[str] = frozenset(
         "torchrec.distributed.quant_embedding",
         "torchrec.distributed.quant_embeddingbag",
         "torchrec.distributed.quant_state",
-        "torchrec.distributed.train_pipeline.postproc",
         "torchrec.inference.inference_legacy.model_packager",
         "torchrec.inference.model_packager",
         "torchrec.inference.modules",

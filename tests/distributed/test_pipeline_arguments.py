@@ -10,7 +10,15 @@ from torch import fx, nn
 
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.train_pipeline import ArgInfo, ArgInfoStepFactory, CallArgs, Tracer
+from torchrec.distributed.train_pipeline import (
+    ArgInfo,
+    ArgInfoStepFactory,
+    CallArgs,
+    Tracer,
+    TrainPipelineContext,
+)
+from torchrec.distributed.train_pipeline.postproc import PipelinedPostproc
+from torchrec.streamable import Multistreamable
 
 pytestmark = pytest.mark.once
 make = ArgInfoStepFactory
@@ -75,3 +83,36 @@ def test_modules_inside_of_leaves_stay_whole_on_request():
     mine = Model()
     assert Tracer(["over"], True).is_leaf_module(mine, "over.0")
     assert not Tracer(["over"]).is_leaf_module(mine, "over.0")
+
+
+class Recorded(Multistreamable):
+    def __init__(self):
+        self.streams = []
+
+    def record_stream(self, stream):
+        self.streams.append(stream)
+
+
+def test_a_module_before_tables_runs_once_a_batch_and_keeps_its_names():
+    layer = nn.BatchNorm1d(2)
+    call = CallArgs([ArgInfo([])], {})
+    first, second = TrainPipelineContext(), TrainPipelineContext()
+    once = PipelinedPostproc(layer, "before", call, first, None, None)
+    assert (once.postproc_module, once.fqn, once.args) == (layer, "before", call)
+    given = torch.rand(3, 2)
+    assert once(given) is once(given)
+    assert int(layer.num_batches_tracked) == 1
+    once.set_context(second)
+    assert once.get_context() is second
+    once(given)
+    assert int(layer.num_batches_tracked) == 2
+    assert list(first.postproc_fwd_results) == ["before"]
+    assert list(once.state_dict(prefix="x.")) == list(layer.state_dict(prefix="x."))
+    for names in ("named_parameters", "named_buffers", "named_modules"):
+        assert list(getattr(once, names)()) == list(getattr(layer, names)())
+    saved = {name: value + 1 for name, value in layer.state_dict().items()}
+    once.load_state_dict(saved)
+    assert int(layer.num_batches_tracked) == 3
+    one, other = Recorded(), Recorded()
+    PipelinedPostproc.recursive_record_stream({"a": [one, 3], "b": (other,)}, "stream")
+    assert one.streams == other.streams == ["stream"]
