@@ -551,3 +551,51 @@ def test_a_stream_to_load_batches_on_is_refused():
     stream = object()
     with pytest.raises(ValueError, match=r"`memcpy_stream` should be None.*Received <object"):
         DataLoadingThread(CPU, iter([]), False, memcpy_stream=stream)
+
+
+def spoilt(rank):
+    """Batches of which rank 1 cannot use the second, nor get the fourth."""
+    for step in range(6):
+        if rank == 1 and step == 3:
+            yield "no features"
+        elif rank == 1 and step == 1:
+            users, items = [[1]] * 4, [[1], [2], [3, 11], [1]]
+            yield KeyedJaggedTensor.from_lists({"u": users, "i": items})
+        else:
+            yield batch(rank, step)
+
+
+def outcome(steps, data, scores):
+    """Return what a step raises; empty: nothing; None: there is no more."""
+    try:
+        scores.append(steps.progress(data).detach())
+    except StopIteration:
+        return None
+    except (IndexError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def outcomes(kind):
+    model = sharded()
+    steps, found, scores = pipeline(kind, model), [], []
+    data = spoilt(dist.get_rank())
+    while (said := outcome(steps, data, scores)) is not None:
+        found.append(said)
+    return found, scores, local_state(model)
+
+
+def spoilt_batches():
+    plain, piped = outcomes(TrainPipelineBase), outcomes(TrainPipelineSparseDist)
+    assert plain[0] == piped[0]
+    same(plain[1], piped[1])
+    same(plain[2], piped[2])
+    return piped[0]
+
+
+def test_a_batch_that_cannot_be_used_fails_in_its_own_step_and_spoils_no_other():
+    one, other = run(spoilt_batches, 2, timeout=40)
+    assert one == other
+    assert [bool(each) for each in one] == [False, True, False, True, False, False]
+    assert one[1].startswith("IdOutOfRangeError: Ids of feature 'i' should be in [0, 11)")
+    assert one[3].startswith("TypeError: On rank 1: `features` should be a KeyedJaggedTensor")
