@@ -95,6 +95,27 @@ def test_rates_that_cannot_be_are_refused(change, message):
         Calibration.from_json(json.dumps(data))
 
 
+@pytest.mark.parametrize("rows_step_ms", [0.0, 5.0, 50.0])
+def test_messages_count_in_which_plan_is_the_best(rows_step_ms):
+    exchanges = tuple(replace(rate, rows_step_ms=rows_step_ms) for rate in RATES.exchanges)
+    topology = Topology(2, "cpu", rates=replace(RATES, exchanges=exchanges))
+    tables = model(a=(4000, 32), b=(4000, 32), c=(4000, 32))
+
+    def step_ms(kinds):
+        wishes = {
+            name: ParameterConstraints(sharding_types=kinds, pooling_factors=[20.0])
+            for name in "abc"
+        }
+        planner = EmbeddingShardingPlanner(topology, constraints=wishes)
+        report = planner.plan(tables, [TableSharder()]).report
+        assert report.is_best
+        return report.step_ms
+
+    whole, rows = ["table_wise", "column_wise"], ["row_wise"]
+    assert step_ms(whole + rows) <= min(step_ms(whole), step_ms(rows))
+    assert (step_ms(whole) < step_ms(rows)) == (rows_step_ms == 50.0)
+
+
 def test_a_file_reads_back():
     assert Calibration.from_json(RATES.to_json()) == RATES
     for text, message in (

@@ -6,16 +6,14 @@ import hashlib
 from collections.abc import Sequence
 
 from torchrec.distributed._plan_report import OtherWay, PlanReport, RankReport, TableReport
-from torchrec.distributed.planner._cost import BY_ROWS
 from torchrec.distributed.planner._made import Made
+from torchrec.distributed.planner._messages import messages_ms
 from torchrec.distributed.planner._offers import ways_of
 from torchrec.distributed.planner._options import ShardingOption
 from torchrec.distributed.planner._placing import by_time, least_missing, take
 from torchrec.distributed.planner._problem import Choice, Load, Part, Unit, Way
-from torchrec.distributed.planner._rates import rates_of
 from torchrec.distributed.planner._tables import by_table
 from torchrec.distributed.planner._topology import Perf, Storage, Topology
-from torchrec.distributed.types import ShardingType
 
 __all__ = ["digest_of", "report_of"]
 
@@ -71,18 +69,10 @@ def report_of(
         if table in looked_at:
             others = _others(option, choices[table], ways.get(table, []), load, left)
         tables.append(_table(option, others))
-    rates = rates_of(topology)
-    kinds: dict[str, set[ShardingType]] = {}
-    for option in options:
-        kinds.setdefault(option.path, set()).add(ShardingType(option.sharding_type))
-    copies = {ShardingType.DATA_PARALLEL}  # these are not exchanged
     return PlanReport(
         device=topology.compute_device,
         batch_size=batch_size,
-        fixed_ms=sum(
-            rates.step_ms(1 if kind == copies else topology.world_size, bool(kind & BY_ROWS))
-            for kind in kinds.values()
-        ),
+        fixed_ms=messages_ms(options, topology),
         is_best=made.is_best,
         is_measured=topology.rates is not None,
         made_from=made_from,

@@ -27,6 +27,7 @@ from torchrec.distributed.planner._interfaces import (
     StorageReservation,
 )
 from torchrec.distributed.planner._made import Made, Proposals, loaded, proposed, searched
+from torchrec.distributed.planner._messages import with_fewer_messages
 from torchrec.distributed.planner._offers import offers_of
 from torchrec.distributed.planner._options import (
     ParameterConstraints,
@@ -301,7 +302,7 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
         offers = offers_of(space, topology)
         made = searched(offers, deadline)
         if made is not None:
-            return made
+            return with_fewer_messages(made, space, topology, deadline)
         shortage = shortage_of(offers, topology)
         raise shortage.error(self._changes(shortage, module, sharders))
 

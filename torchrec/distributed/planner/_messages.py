@@ -1,0 +1,91 @@
+"""What a step takes beside tables: messages, which depend on the kinds of all tables of a collection together.
+
+The search adds up what tables take the ranks, one by one. Messages are not of one table: rows that lie apart cost some
+more once, however many tables have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torchrec.distributed.planner._cost import BY_ROWS
+from torchrec.distributed.planner._made import Made, searched
+from torchrec.distributed.planner._offers import offers_of
+from torchrec.distributed.planner._options import PlannerError, ShardingOption
+from torchrec.distributed.planner._rates import rates_of
+from torchrec.distributed.planner._topology import Topology
+from torchrec.distributed.types import ShardingType
+
+__all__ = ["messages_ms", "with_fewer_messages"]
+
+_COPIES = frozenset({ShardingType.DATA_PARALLEL})  # these are not exchanged
+
+
+def messages_ms(options: Sequence[ShardingOption], topology: Topology) -> float:
+    """Return what a step takes beside tables.
+
+    Args:
+        options: a way for each table.
+        topology: the ranks.
+    """
+    rates = rates_of(topology)
+    kinds: dict[str, set[ShardingType]] = {}
+    for option in options:
+        kinds.setdefault(option.path, set()).add(ShardingType(option.sharding_type))
+    return sum(
+        rates.step_ms(1 if kind == _COPIES else topology.world_size, bool(kind & BY_ROWS))
+        for kind in kinds.values()
+    )
+
+
+def with_fewer_messages(
+    made: Made, space: Sequence[ShardingOption], topology: Topology, deadline: float | None
+) -> Made:
+    """Return a plan, or one without rows that lie apart if a step takes less under that.
+
+    Args:
+        made: the plan that is best but for messages.
+        space: all ways of all tables.
+        topology: the ranks, with the memory that is left for tables.
+        deadline: when to stop, as `time.monotonic` has it.
+    """
+    fewer = _without_rows(space)
+    # The first way of each table: copies, which have no messages here, come last.
+    each = {(option.path, option.name): option for option in reversed(fewer)}
+    if messages_ms(list(each.values()), topology) >= messages_ms(made.options, topology):
+        return made
+    try:
+        found = searched(offers_of(fewer, topology), deadline)
+    except PlannerError:  # wishes for ranks ask for rows that lie apart
+        found = None
+    if found is None:
+        return made
+    better = _step_ms(found.options, topology) < _step_ms(made.options, topology)
+    return replace(
+        found if better else made,
+        # Of several collections, rows of all lie apart where they may, or of none.
+        is_best=made.is_best and found.is_best and len({option.path for option in space}) == 1,
+        num_proposals=made.num_proposals + found.num_proposals,
+    )
+
+
+def _without_rows(space: Sequence[ShardingOption]) -> list[ShardingOption]:
+    """Return the ways under which rows do not lie apart; all, of a collection in which a table has none of them."""
+    whole = [option for option in space if ShardingType(option.sharding_type) not in BY_ROWS]
+    tables = {(option.path, option.name) for option in space}
+    lacking = {path for path, _ in tables - {(option.path, option.name) for option in whole}}
+    return [
+        option
+        for option in space
+        if option.path in lacking or ShardingType(option.sharding_type) not in BY_ROWS
+    ]
+
+
+def _step_ms(options: Sequence[ShardingOption], topology: Topology) -> float:
+    of_rank = [0.0] * topology.world_size
+    for option in options:
+        for shard in option.shards:
+            if shard.rank is not None and shard.perf is not None:
+                of_rank[shard.rank] += shard.perf.total
+    return messages_ms(options, topology) + max(of_rank)
