@@ -79,7 +79,12 @@ def plan(
     from torchrec.report.plan_page import write_plan
     from torchrec.training.plan import plan_experiment
 
-    measured = None if rates is None else Calibration.from_json(rates.read_text("utf-8"))
+    measured = None
+    if rates is not None:
+        try:
+            measured = Calibration.from_json(rates.read_text("utf-8"))
+        except ValueError as error:  # text in another encoding is one, too
+            raise ValueError(f"{rates}: {error}") from error
     num_bytes = None if memory is None else int(memory * 2**30)
     topology = topology_of(device, world_size, ranks_a_host, num_bytes, measured)
     try:

@@ -45,6 +45,7 @@ def test_it_says_where_tables_would_be(
     assert cli.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("3 ranks, cpu, 64 samples each: a step takes")
+    assert "for tables, 0.4 ms of it messages (rates from" in lines[0]
     assert {line.split()[0] for line in lines if line.split()[1:3] == ["50", "16"]} == set()
     tables = {line.split()[0] for line in lines if "table_wise" in line or "row_wise" in line}
     assert tables == {"user", "item"}
@@ -72,7 +73,7 @@ def test_rates_devices_and_keys_count(
     [
         (["--device", "tpu"], "`device` should be one of cpu, v100"),
         (["--device", "h100", "--rates", "RATES"], "`rates` should be measured on the device"),
-        (["--rates", "EXPERIMENT"], "A calibration should be JSON"),
+        (["--rates", "EXPERIMENT"], "small.yaml: A calibration should be JSON"),
         (["--memory", "0.001", "model.dim=4096"], "Rank 0 should have memory left for tables"),
     ],
     ids=["device", "rates", "file", "memory"],

@@ -165,7 +165,7 @@ class PlanReport:
         rates = "measured rates" if self.is_measured else "rates from bandwidths, not measured"
         lines = [
             f"{len(self.ranks)} ranks, {self.device}, {self.batch_size} samples each: a step takes "
-            f"{_ms(self.step_ms)} for tables ({rates}); {best}.",
+            f"{_ms(self.step_ms)} for tables, {_ms(self.fixed_ms)} of it messages ({rates}); {best}.",
             "",
             *_aligned(
                 ["rank", "time", "compute", "exchange", "memory", "full", "tables"],
