@@ -59,8 +59,7 @@ def assert_same_training(
 
     Example:
         >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
-        >>> from torchrec.distributed.wire import Wire
-    from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
+        >>> from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
         >>> class Model(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()

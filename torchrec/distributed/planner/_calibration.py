@@ -208,7 +208,7 @@ def between(points: Mapping[tuple[float, ...], float], at: Sequence[float]) -> f
     Example:
         >>> between({(1.0,): 2.0, (100.0,): 8.0}, [10.0])
         4.0
-        >>> between({(1.0,): 2.0, (100.0,): 8.0}, [200.0])
+        >>> round(between({(1.0,): 2.0, (100.0,): 8.0}, [200.0]), 9)
         16.0
     """
     axes = [sorted({point[axis] for point in points}) for axis in range(len(at))]
