@@ -93,11 +93,13 @@ def _knows_columns(state: object) -> TypeGuard[_CutUpByColumns]:
 def _per_row(value: Tensor, like: Tensor) -> Tensor:
     """Return a state of one number a row; of tables whose columns were split, the mean of those of each part."""
     rows = like.shape[0]
+    if is_cut_up(value) and not _knows_columns(like):
+        return value
     if value.dim() != 1 or not rows or value.shape[0] % rows:
         return value
     if _knows_columns(like):
         return value if value.shape[0] == rows else like.mean_of_columns(value)
-    return value if is_cut_up(value) else value.view(-1, rows).mean(0).view_as(like)
+    return value.view(-1, rows).mean(0).view_as(like)
 
 
 def to_kernel_names(
