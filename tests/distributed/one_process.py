@@ -35,6 +35,9 @@ from torchrec.types import DataType
 _RTOL = {DataType.FP32: 1e-4, DataType.FP16: 2**-9, DataType.BF16: 2**-6}
 _ATOL = {DataType.FP32: 1e-5, DataType.FP16: 1e-3, DataType.BF16: 1e-2}
 
+# What rules keep of squares of gradients: (g * (1 + e))^2 is off by 2e, relative to it.
+_SQUARES = ("sum", "exp_avg_sq")
+
 
 Step = list[tuple[dict[str, Tensor], list[Tensor | None]]]
 
@@ -168,9 +171,15 @@ def is_exact(case: Case, phase: Phase) -> dict[str, bool]:
 
 
 def compare(
-    case: Case, name: str, received: Tensor, expected: Tensor, exact: bool, what: str
+    case: Case,
+    name: str,
+    received: Tensor,
+    expected: Tensor,
+    exact: bool,
+    what: str,
+    power: int = 1,
 ) -> None:
-    """Check that a tensor of a table is that of one process."""
+    """Check that a tensor of a table, or of such a power of its numbers, is that of one process."""
     if exact:
         if torch.equal(received, expected):
             return
@@ -181,7 +190,7 @@ def compare(
     kinds = {case.tables[int(name[1:])].data_type} if name else {t.data_type for t in case.tables}
     if case.output_dtype is not None:
         kinds.add(DataType.BF16)
-    rtol, atol = max(_RTOL[kind] for kind in kinds), max(_ATOL[kind] for kind in kinds)
+    rtol, atol = power * max(_RTOL[kind] for kind in kinds), max(_ATOL[kind] for kind in kinds)
     torch.testing.assert_close(
         received, expected, rtol=rtol, atol=atol, msg=lambda text: f"{what}: {text}"
     )
@@ -210,7 +219,8 @@ def compare_states(
     for name, state in states.items():
         assert list(state) == list(found[name])
         for kind, expected in state.items():
-            compare_parts(case, name, found[name][kind], expected, exact, f"`{kind}` of ")
+            power = 2 if kind in _SQUARES else 1
+            compare_parts(case, name, found[name][kind], expected, exact, f"`{kind}` of ", power)
 
 
 def _tables_of(model: Any) -> KeyedOptimizer:
@@ -227,7 +237,13 @@ def _collections(model: Any) -> list[Any]:
 
 
 def compare_parts(
-    case: Case, name: str, received: Any, expected: Tensor, exact: dict[str, bool], what: str
+    case: Case,
+    name: str,
+    received: Any,
+    expected: Tensor,
+    exact: dict[str, bool],
+    what: str,
+    power: int = 1,
 ) -> None:
     """Check the parts that a rank has of something of a parameter."""
     table = name.split(".")[2] if not name.startswith("over") else ""
@@ -237,7 +253,7 @@ def compare_parts(
         for axis, (offset, size) in enumerate(zip(offsets, part.shape, strict=True)):
             there = there.narrow(axis, offset, size)
         where = f"{what}'{name}' from {offsets} on"
-        compare(case, table, part, there, exact.get(table, False), where)
+        compare(case, table, part, there, exact.get(table, False), where, power)
 
 
 def compare_steps(
