@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from dataclasses import dataclass
@@ -467,6 +468,15 @@ def accumulated():
 
 def test_gradients_add_up_until_the_optimizer_steps():
     assert run(accumulated, 2) == [True, True]
+
+
+def test_an_optimizer_that_waits_can_be_copied():
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    steps = TrainPipelineBase(model, optimizer, CPU)
+    config = GradientAccumulationConfig(True, num_steps=2)
+    waiting = GradientAccumulationWrapper(steps, optimizer, model, config).optimizer_wrapper
+    assert copy.copy(waiting).param_groups is optimizer.param_groups
 
 
 def test_what_is_not_supported_is_refused():

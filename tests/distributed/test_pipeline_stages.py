@@ -68,7 +68,7 @@ def test_no_stages_are_refused():
         StagedTrainPipeline([])
 
 
-def staged(look_up):
+def staged(look_up, by_keyword):
     rank = dist.get_rank()
     data = [batch(rank, step) for step in range(5)]
     plain = sharded()
@@ -83,7 +83,7 @@ def staged(look_up):
         optimizer.zero_grad()
         if look_up:
             sender.start_embedding_lookup(given)
-        loss, scores = model(given)
+        loss, scores = model(features=given) if by_keyword else model(given)
         sender.wait_sparse_data_dist()
         loss.backward()
         optimizer.step()
@@ -97,6 +97,7 @@ def staged(look_up):
     return tables.ahead
 
 
-@pytest.mark.parametrize("look_up", [False, True])
-def test_a_stage_sends_ids_ahead_for_a_model_that_a_program_calls(look_up):
-    assert run(staged, 2, look_up) == [4, 4]
+@pytest.mark.parametrize("by_keyword", [False, True], ids=["", "by keyword"])
+@pytest.mark.parametrize("look_up", [False, True], ids=["", "looked up before"])
+def test_a_stage_sends_ids_ahead_for_a_model_that_a_program_calls(look_up, by_keyword):
+    assert run(staged, 2, look_up, by_keyword) == [4, 4]

@@ -53,6 +53,8 @@ class _PatientOptimizer:
             self._optimizer.zero_grad(set_to_none)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_optimizer":  # not there yet: a copy asks before it has attributes
+            raise AttributeError(name)
         return getattr(self._optimizer, name)
 
 

@@ -89,7 +89,7 @@ class SparseDataDistUtil(Generic[In]):
         self._exchanges = Exchanges()
         self._entered = ExitStack()  # during a forward pass
         self._hooks = [
-            model.register_forward_pre_hook(self._enter),
+            model.register_forward_pre_hook(self._enter, with_kwargs=True),
             model.register_forward_hook(self._leave, always_call=True),
         ]
         self._names = {
@@ -198,9 +198,10 @@ class SparseDataDistUtil(Generic[In]):
         if inputs is not None and self._calls and not inputs.started:
             inputs.start(self._calls)
 
-    def _enter(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+    def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = (*args, *kwargs.values())
         for number, each in enumerate(self._under_way):
-            if args and args[0] is each.batch:
+            if any(value is each.batch for value in given):
                 del self._under_way[number]
                 self._entered.enter_context(input_from(each.context.inputs))
                 self._entered.callback(self._learn, each.context.inputs)
