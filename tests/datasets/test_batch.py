@@ -20,13 +20,13 @@ pytestmark = pytest.mark.once
 
 
 def make_full() -> Batch:
-    """Two targets, weights and groups besides the features."""
+    """Two targets, weights and two kinds of groups besides the features."""
     return Batch(
         torch.arange(8.0).view(4, 2),
         KeyedJaggedTensor.from_lists({"a": [[1, 2], [], [3], [4]]}),
         targets={"click": torch.tensor([0, 1, 1, 0]), "seconds": torch.arange(4.0)},
         weights=torch.tensor([0.5, 1.0, 2.0, 4.0]),
-        groups=torch.tensor([7, 7, 8, 9]),
+        groups={"user": torch.tensor([7, 7, 8, 9]), "query": torch.tensor([1, 2, 2, 2])},
     )
 
 
@@ -34,8 +34,8 @@ def by_sample(batch: Batch) -> dict[str, list[float]]:
     found = {"dense": batch.dense_features[:, 0].tolist()}
     found |= {name: target.tolist() for name, target in batch.targets.items()}
     assert batch.weights is not None
-    assert batch.groups is not None
-    return found | {"weights": batch.weights.tolist(), "groups": batch.groups.tolist()}
+    found |= {name: group.tolist() for name, group in batch.groups.items()}
+    return found | {"weights": batch.weights.tolist()}
 
 
 def make() -> Batch:
@@ -217,7 +217,7 @@ def test_labels_are_the_target_of_that_name() -> None:
     assert batch.targets["labels"].tolist() == [5, 6]
     other = dataclasses.replace(batch, labels=torch.tensor([7, 8]))
     assert (other.labels.tolist(), batch.labels.tolist()) == ([7, 8], [5, 6])
-    assert (batch.weights, batch.groups) == (None, None)
+    assert (batch.weights, batch.groups) == (None, {})
     with pytest.raises(ValueError, match=r"Received the targets \['click', 'seconds'\]: take one"):
         _ = make_full().labels
 
@@ -229,7 +229,7 @@ def test_targets_weights_and_groups_go_where_the_samples_go() -> None:
     moved = batch.to(torch.device("meta"))
     leaves = pytree.tree_leaves(moved)
     assert all(str(leaf.device) == "meta" for leaf in leaves)
-    assert len(leaves) == 7  # of the features 3, then two targets, weights, groups
+    assert len(leaves) == 8  # of the features 3, then two targets, weights, two groups
     chosen = [3, 0, 0, 2, 1]
     parts = batch.select_batches(torch.tensor(chosen), [2, 3])
     expected = {name: [values[i] for i in chosen] for name, values in everything.items()}
@@ -250,7 +250,7 @@ def test_targets_weights_and_groups_are_recorded_and_pinned(
     monkeypatch.setattr(KeyedJaggedTensor, "pin_memory", lambda self: self)
     batch = make_full()
     batch.record_stream(None)
-    parts = [batch.dense_features, *batch.targets.values(), batch.weights, batch.groups]
+    parts = [batch.dense_features, *batch.targets.values(), *batch.groups.values(), batch.weights]
     assert [id(part) for part in seen] == [id(part) for part in parts]
     pinned = batch.pin_memory()
     assert by_sample(pinned) == by_sample(batch)
@@ -290,7 +290,11 @@ def test_is_an_input_of_export() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"weights": None}, {"groups": None}, {"targets": {"click": torch.zeros(4)}}],
+    [
+        {"weights": None},
+        {"groups": {"user": torch.zeros(4)}},
+        {"targets": {"click": torch.zeros(4)}},
+    ],
     ids=["weights", "groups", "targets"],
 )
 def test_batches_with_other_parts_are_not_joined(changes: dict[str, Any]) -> None:

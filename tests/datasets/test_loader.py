@@ -542,18 +542,17 @@ def test_targets_weights_and_groups_are_shuffled_with_their_rows(tmp_path: Path)
         rows = plain.labels
         targets = {"twice": 2 * rows, "half": rows / 2}
         parts = (plain.dense_features, plain.sparse_features)
-        return Batch(*parts, targets=targets, weights=rows + 0.5, groups=rows // 10)
+        return Batch(*parts, targets=targets, weights=rows + 0.5, groups={"user": rows // 10})
 
     source = TableSource(write_files(tmp_path, "parquet"))
     seen: list[int] = []
     for batch in Loader(source, several, 64, shuffle_window=150, seed=3):
         rows = batch.dense_features[:, 0]
         assert batch.weights is not None
-        assert batch.groups is not None
         assert torch.equal(batch.targets["twice"], 2 * rows.long())
         assert torch.equal(batch.targets["half"], rows / 2)
         assert torch.equal(batch.weights, rows + 0.5)
-        assert torch.equal(batch.groups, rows.long() // 10)
+        assert torch.equal(batch.groups["user"], rows.long() // 10)
         seen += rows.long().tolist()
     assert seen != sorted(seen)
     assert sorted(seen) == list(range(ROWS))

@@ -24,7 +24,7 @@ class _BySample(TypedDict):
 
     targets: dict[str, Tensor]
     weights: Tensor | None
-    groups: Tensor | None
+    groups: dict[str, Tensor]
 
 
 @dataclasses.dataclass(init=False)
@@ -43,8 +43,8 @@ class Batch(Pipelineable):
         labels: ``(B,)``; short for ``targets={"labels": labels}``. Default: no such target.
         targets: ``(B,)`` each, by name. Default: only ``labels``.
         weights: ``(B,)``, how much each sample counts in losses and metrics. Default: 1 each.
-        groups: ``(B,)`` ids of what the samples belong to, such as a query or a session. They go
-            wherever the samples go. Default: none.
+        groups: ``(B,)`` ids each of what the samples belong to, such as a user, a query or a session,
+            by name. They go wherever the samples go. Default: none.
 
     Example:
         >>> from torchrec import KeyedJaggedTensor
@@ -65,7 +65,7 @@ class Batch(Pipelineable):
     sparse_features: KeyedJaggedTensor
     targets: dict[str, Tensor]
     weights: Tensor | None
-    groups: Tensor | None
+    groups: dict[str, Tensor]
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Batch(Pipelineable):
         labels: Tensor | None = None,
         targets: Mapping[str, Tensor] | None = None,
         weights: Tensor | None = None,
-        groups: Tensor | None = None,
+        groups: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.dense_features = dense_features
         self.sparse_features = sparse_features
@@ -82,7 +82,7 @@ class Batch(Pipelineable):
         if labels is not None:
             self.targets[LABELS] = labels
         self.weights = weights
-        self.groups = groups
+        self.groups = {} if groups is None else dict(groups)
 
     @property
     def labels(self) -> Tensor:
@@ -135,7 +135,7 @@ class Batch(Pipelineable):
         return {
             "targets": {name: function(target) for name, target in self.targets.items()},
             "weights": None if self.weights is None else function(self.weights),
-            "groups": None if self.groups is None else function(self.groups),
+            "groups": {name: function(group) for name, group in self.groups.items()},
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -232,7 +232,7 @@ def join(batches: list[Batch]) -> Batch:
         batches: at least one; the lengths of each have one stride for all keys.
 
     Raises:
-        ValueError: if they have different targets, or only some have weights or groups.
+        ValueError: if they have different targets or groups, or only some have weights.
 
     Example:
         >>> from torchrec import KeyedJaggedTensor
@@ -273,16 +273,16 @@ def _join_by_sample(batches: list[Batch]) -> _BySample:
     return {
         "targets": {name: whole[f"targets.{name}"] for name in batches[0].targets},
         "weights": whole.get("weights"),
-        "groups": whole.get("groups"),
+        "groups": {name: whole[f"groups.{name}"] for name in batches[0].groups},
     }
 
 
 def _tensors_by_sample(batch: Batch) -> Iterator[tuple[str, Tensor]]:
-    for name, target in batch.targets.items():
-        yield f"targets.{name}", target
-    for name, part in (("weights", batch.weights), ("groups", batch.groups)):
-        if part is not None:
-            yield name, part
+    for kind, parts in (("targets", batch.targets), ("groups", batch.groups)):
+        for name, part in parts.items():
+            yield f"{kind}.{name}", part
+    if batch.weights is not None:
+        yield "weights", batch.weights
 
 
 def _join_by_key(parts: list[tuple[Tensor, list[int]]]) -> Tensor:
@@ -300,7 +300,8 @@ _PARTS = [field.name for field in dataclasses.fields(Batch)]
 def _parts(batch: Batch) -> dict[str, Any]:
     """Return the parts that are there, by name."""
     parts = {name: getattr(batch, name) for name in _PARTS}
-    return {name: part for name, part in parts.items() if part is not None}
+    absent = {"weights": batch.weights is None, "groups": not batch.groups}
+    return {name: part for name, part in parts.items() if not absent.get(name)}
 
 
 register_pytree(Batch, _parts)
