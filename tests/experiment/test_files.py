@@ -792,3 +792,7 @@ def test_only_what_format_1_wrote_loses_keys(file: Path) -> None:
     assert "not an option of model 'deepfm'" in failure(file, format_1("deepfm", model=turned))
     more = section | {"name": "deepfm", "cross_widths": 3}
     assert "not an option of model 'deepfm'" in failure(file, format_1("deepfm", model=more))
+
+
+def test_a_list_at_two_places_is_written_out_at_both() -> None:
+    assert write_inline([layers := [64], layers]) == "[[64], [64]]"

@@ -119,10 +119,6 @@ def _joined(node: yaml.ScalarNode) -> str:
 class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` reads: quotes what that would take for something else."""
 
-    def ignore_aliases(self, data: object) -> bool:
-        """Write equal values out, each where it stands."""
-        return True
-
 
 for _class in (_Loader, _Dumper):
     _class.yaml_implicit_resolvers = {}
@@ -273,6 +269,11 @@ def _reason(problem: str, context: str = "") -> str:
     return problem or context or "not YAML"
 
 
+def _unshared(value: object) -> object:
+    """Return a copy in which nothing stands at two places: YAML would name it once and refer to it."""
+    return json.loads(json.dumps(value))
+
+
 def write_yaml(value: object) -> str:
     """Return the document that `parse_yaml` reads as ``value``, short lists on one line.
 
@@ -282,7 +283,7 @@ def write_yaml(value: object) -> str:
         layers: [64, 32]
     """
     return yaml.dump(
-        value,
+        _unshared(value),
         Dumper=_Dumper,
         sort_keys=False,
         allow_unicode=True,
@@ -313,7 +314,7 @@ def write_inline(value: object) -> str:
         ('{type: sparse, layers: [64, 32]}', "'1e-3'")
     """
     text = yaml.dump(
-        [value],
+        [_unshared(value)],
         Dumper=_Dumper,
         sort_keys=False,
         allow_unicode=True,
