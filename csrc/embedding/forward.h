@@ -85,13 +85,13 @@ inline int64_t bag_of(const Bags& bags, const Range& range, int64_t position) {
   return bag;
 }
 
-inline Chosen choose(const Batch& batch, const Range& range, int64_t* at, Outcome& outcome) {
+// `row_bytes`: from the begin of one row of the table to that of the next.
+inline Chosen choose(const Batch& batch, const Range& range, int64_t row_bytes, int64_t* at, Outcome& outcome) {
   const Slot& slot = batch.slots[range.slot];
   const Table& table = batch.tables[slot.table];
   const Ids ids{slot.ids, batch.wide_ids};
   const Bags bags{slot.offsets, batch.wide_offsets};
   const int64_t first = bags.begin(range.begin), count = bags.begin(range.end) - first;
-  const int64_t row_bytes = table.dim * (table.dtype == Float::f32 ? 4 : 2);
   const bool all = ids.wide ? choose_direct(table, static_cast<const int64_t*>(slot.ids) + first, count, row_bytes, at)
                             : choose_direct(table, static_cast<const int32_t*>(slot.ids) + first, count, row_bytes, at);
   for (int64_t i = 0; !all && i < count; ++i) {
@@ -189,16 +189,22 @@ void pool(const Batch& batch, const Range& range, const Chosen& chosen) {
     pool<W, false>(batch, range, chosen);
 }
 
-// `at`: room for the positions of the range, and kMostAhead more.
-inline void pool(const Batch& batch, const Range& range, int64_t* at, Outcome& outcome) {
+// Refuses bags of other than one id where nothing is pooled.
+inline void check_bags(const Batch& batch, const Range& range, Outcome& outcome) {
   const Slot& slot = batch.slots[range.slot];
   const Bags bags{slot.offsets, batch.wide_offsets};
   for (int64_t bag = range.begin; slot.pooling == Pooling::none && bag < range.end; ++bag) {
     const int64_t count = bags.end(bag) - bags.begin(bag);
     if (count != 1) outcome.refuse(Failure::bag, range.slot, bag, count);
   }
-  const Chosen chosen = choose(batch, range, at, outcome);
-  switch (batch.tables[slot.table].dtype) {
+}
+
+// `at`: room for the positions of the range, and kMostAhead more.
+inline void pool(const Batch& batch, const Range& range, int64_t* at, Outcome& outcome) {
+  check_bags(batch, range, outcome);
+  const Table& table = batch.tables[batch.slots[range.slot].table];
+  const Chosen chosen = choose(batch, range, table.dim * (table.dtype == Float::f32 ? 4 : 2), at, outcome);
+  switch (table.dtype) {
     case Float::f32: return pool<float>(batch, range, chosen);
     case Float::f16: return pool<Half>(batch, range, chosen);
     case Float::bf16: return pool<Bfloat16>(batch, range, chosen);

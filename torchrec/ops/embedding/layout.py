@@ -1,7 +1,7 @@
 """The layout of the two tensors that kernels read: the spec (int64) and the hyper-parameters (float64).
 
 The spec holds, one behind the other, ``HEADER``, then ``TABLE`` for each table, then ``SLOT`` for each slot;
-the hyper-parameters are ``HYPER`` for each table. ``csrc/embedding/bindings.cpp`` has the same fields in the
+the hyper-parameters are ``HYPER`` for each table. ``csrc/embedding/call.h`` has the same fields in the
 same order, and ``tests/ops/test_embedding_layout.py`` compares the two. Whoever changes one raises ``VERSION``,
 the first number of every spec, and kernels refuse another version than theirs.
 """
