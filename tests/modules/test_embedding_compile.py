@@ -340,6 +340,7 @@ def test_export_of_flat_lengths() -> None:
             torch.testing.assert_close(served(kjt.values(), kjt.lengths()), expected)
 
 
+@pytest.mark.slow
 @compiled_updates
 def test_compiled_updates_outlive_lookups_of_many_other_orders_of_keys() -> None:
     torch.manual_seed(1)

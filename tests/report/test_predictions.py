@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import threading
 import time
@@ -290,16 +291,21 @@ def test_a_page_is_written_again_until_the_end(run: RunFolder, tmp_path: Path) -
     thread.start()
     _wait_for(folder.page, "Nothing has been measured yet.")
     assert 'http-equiv="refresh" content="0.05"' in folder.page.read_text("utf-8")
-    shutil.copy(run.experiment, folder.experiment)
-    shutil.copy(run.metrics, folder.metrics)
+    _put_whole(run.experiment, folder.experiment)
+    _put_whole(run.metrics, folder.metrics)
     _wait_for(folder.page, "<h3>AUC")
     assert 'http-equiv="refresh"' in folder.page.read_text("utf-8")
-    shutil.copy(run.result, folder.result)
+    _put_whole(run.result, folder.result)
     thread.join(timeout=60)
     assert not thread.is_alive()
     text = folder.page.read_text("utf-8")
     assert 'http-equiv="refresh"' not in text
     assert "On the test data" in text
+
+
+def _put_whole(source: Path, target: Path) -> None:
+    """As a run writes its files: whoever looks on never sees a half."""
+    os.replace(shutil.copy(source, target.with_suffix(".new")), target)
 
 
 def _wait_for(path: Path, text: str) -> None:
