@@ -3,13 +3,14 @@
     python -m benchmarks.plans rates.json [--world-size 2] [--models 0 20]
 
 ``rates.json`` is a file of ``torchrec plan calibrate``, of the same machine. Each model is planned with it and then
-trained under the plan; one line each has both times, and how far they lie apart. Weights, states and what a step
-exchanges are compared with what the plan says that a rank has in memory.
+trained under the plan; one line each has both times and how far they lie apart, and the same of the memory of the
+fullest rank: weights, states, what a step exchanges, vectors and their gradients.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import random
 import statistics
@@ -19,13 +20,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import Calibration
 from torchrec.distributed.sharding_plan import get_default_sharders
+from torchrec.distributed.types import ShardingPlan
 from torchrec.types import OptimizerType
 
 SECONDS = 0.4
@@ -36,16 +38,20 @@ class Drawn:
 
     Args:
         number: which; each is another.
+        most_rows: of a table. Default: as drawn.
+        batch: samples. Default: as drawn.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, most_rows: int | None = None, batch: int | None = None) -> None:
         draw = random.Random(number)
         self.number = number
         self.tables = draw.choice([4, 8, 16, 26])
         self.columns = [draw.choice([8, 16, 32, 64, 128]) for _ in range(self.tables)]
         self.rows = [int(10 ** draw.uniform(2, 5.3)) for _ in range(self.tables)]
         self.ids = [draw.choice([1, 1, 1, 5, 20]) for _ in range(self.tables)]
-        self.batch = draw.choice([256, 512, 1024, 2048])
+        self.batch = batch or draw.choice([256, 512, 1024, 2048])
+        if most_rows is not None:
+            self.rows = [min(rows, most_rows) for rows in self.rows]
         self.types = [None, ["table_wise"], ["row_wise"], None][number % 4]
 
     def model(self, device: str) -> torch.nn.ModuleDict:
@@ -76,8 +82,8 @@ class Drawn:
         keys = [f"f{t}" for t in range(self.tables)]
         return KeyedJaggedTensor(keys, torch.cat(values), lengths=torch.cat(lengths))
 
-    def planner(self, world_size: int, rates: Calibration) -> EmbeddingShardingPlanner:
-        """Return who plans it."""
+    def plan(self, world_size: int, rates: Calibration) -> ShardingPlan:
+        """Return the plan."""
         constraints = {
             f"t{t}": ParameterConstraints(
                 pooling_factors=[float(self.ids[t])], sharding_types=self.types
@@ -85,61 +91,115 @@ class Drawn:
             for t in range(self.tables)
         }
         topology = Topology(world_size, "cpu", rates=rates)
-        return EmbeddingShardingPlanner(topology, self.batch, constraints=constraints)
+        planner = EmbeddingShardingPlanner(topology, self.batch, constraints=constraints)
+        return planner.plan(self.model("meta"), get_default_sharders())
 
 
-def _rank(rank: int, world_size: int, folder: str, first: int, last: int, rates: str) -> None:
+def resident(peak: bool = False) -> int:
+    """Return the bytes of memory that this process has, or the most since `forget_peak`."""
+    name = "VmHWM:" if peak else "VmRSS:"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def forget_peak() -> None:
+    """Count the most memory from here on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _times(drawn: Drawn, plan: ShardingPlan, rank: int) -> list[float]:
+    """Return the seconds of each step."""
+    sharded = DistributedModelParallel(drawn.model("meta"), plan=plan)
+    tables = sharded.module.get_submodule("tables")
+    batches = [drawn.features(1000 * rank + seed) for seed in range(3)]
+    times: list[float] = []
+    steps = 5
+    for step in range(1000):
+        if step == 3:
+            took = torch.tensor([times[-1]])
+            dist.broadcast(took, 0)
+            steps = max(8, int(SECONDS / float(took)))
+        if step >= steps:
+            break
+        before = time.perf_counter()
+        values = tables(batches[step % 3]).values()
+        values.sum().backward()
+        times.append(time.perf_counter() - before)
+    return times[3:]
+
+
+def _rank(rank: int, world_size: int, folder: str, number: int, rates: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
-    )
+    store = f"file://{folder}/store{number}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
     calibration = Calibration.from_json(rates)
-    sharders = get_default_sharders()
-    for number in range(first, last):
-        drawn = Drawn(number)
-        model = drawn.model("meta")
-        plan = drawn.planner(world_size, calibration).plan(model, sharders)
-        sharded = DistributedModelParallel(model, plan=plan, sharders=sharders)
-        tables = sharded.module.get_submodule("tables")
-        batches = [drawn.features(1000 * rank + seed) for seed in range(3)]
-        times = []
-        steps = 5
-        for step in range(1000):
-            if step == 3:
-                took = torch.tensor([times[-1]])
-                dist.broadcast(took, 0)
-                steps = max(8, int(SECONDS / float(took)))
-            if step >= steps:
-                break
-            before = time.perf_counter()
-            tables(batches[step % 3]).values().sum().backward()
-            times.append(time.perf_counter() - before)
-        if rank == 0 and plan.report is not None:
-            measured, planned = statistics.median(times[3:]) * 1e3, plan.report.step_ms
-            kinds = sorted({table.sharding_type for table in plan.report.tables})
+    small = Drawn(number, most_rows=16, batch=16)  # what a process has whatever its tables
+    _times(small, small.plan(world_size, calibration), rank)
+    drawn = Drawn(number)
+    plan = drawn.plan(world_size, calibration)
+    gc.collect()
+    forget_peak()
+    before = resident()
+    times = _times(drawn, plan, rank)
+    used = torch.tensor([resident(peak=True) - before])
+    all_used = used.new_empty(world_size)
+    dist.all_gather_into_tensor(all_used, used)
+    report = plan.report
+    if rank == 0 and report is not None:
+        took, step_ms = statistics.median(times) * 1e3, report.step_ms
+        fullest = max(report.ranks, key=lambda each: each.num_bytes)
+        planned, measured = fullest.num_bytes / 2**20, int(all_used[fullest.rank]) / 2**20
+        kinds = sorted({table.sharding_type for table in report.tables})
+        print(
+            f"| {number} | {world_size} | {drawn.tables} | {drawn.batch} | {', '.join(kinds)} "
+            f"| {step_ms:.2f} | {took:.2f} | {step_ms / took - 1:+.0%} "
+            f"| {planned:.1f} | {measured:.1f} | {planned / measured - 1:+.0%} |",
+            flush=True,
+        )
+        if os.environ.get("DEBUG_PLANS"):
+            import json
+
+            slow = max(report.ranks, key=lambda each: each.compute_ms + each.exchange_ms)
             print(
-                f"| {number} | {world_size} | {drawn.tables} | {drawn.batch} | {', '.join(kinds)} "
-                f"| {planned:.2f} | {measured:.2f} | {planned / measured - 1:+.0%} |",
+                "#",
+                json.dumps(
+                    dict(
+                        n=number,
+                        W=world_size,
+                        kinds=kinds,
+                        fixed=report.fixed_ms,
+                        comp=slow.compute_ms,
+                        exch=slow.exchange_ms,
+                        took=took,
+                        planned=planned,
+                        measured=[int(x) / 2**20 for x in all_used],
+                        plannedall=[r.num_bytes / 2**20 for r in report.ranks],
+                    )
+                ),
                 flush=True,
             )
-        del sharded, tables
     dist.barrier()
     dist.destroy_process_group()
 
 
 def main() -> None:
     """Print a table of models."""
+    torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rates", type=Path)
     parser.add_argument("--world-size", type=int, default=2)
     parser.add_argument("--models", type=int, nargs=2, default=(0, 20))
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    print("| model | ranks | tables | samples | types | planned ms | measured ms | off by |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    print("| model | ranks | tables | samples | types | planned ms | measured ms | off by ", end="")
+    print("| planned MB | measured MB | off by |")
+    print("|" + "---|" * 11, flush=True)
+    rates = options.rates.read_text()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (options.world_size, folder, *options.models, options.rates.read_text())
-        spawn(_rank, arguments, nprocs=options.world_size)
+        for number in range(*options.models):
+            # Forked, so that each model has processes of its own at little cost.
+            arguments = (options.world_size, folder, number, rates)
+            start_processes(_rank, arguments, options.world_size, start_method="fork")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ import sys
 
 from rowwise.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # processes that are started read the script as well
+    sys.exit(main())
 """
 
 

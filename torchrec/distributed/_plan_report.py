@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torchrec.distributed._units import bytes_to_text
 
-__all__ = ["OtherWay", "PlanReport", "RankReport", "TableReport"]
+__all__ = ["Alternative", "PlanReport", "RankReport", "TableReport"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class RankReport:
 
 
 @dataclass(frozen=True)
-class OtherWay:
+class Alternative:
     """Another way to place a table, while the others stay where they are.
 
     Attributes:
@@ -83,7 +83,7 @@ class TableReport:
     part_bytes: tuple[int, ...]
     part_ms: tuple[float, ...]
     wish: str = ""
-    others: tuple[OtherWay, ...] | None = ()
+    others: tuple[Alternative, ...] | None = ()
 
     @property
     def num_bytes(self) -> int:
@@ -213,7 +213,7 @@ class PlanReport:
             return f"{wish}no other way"
         return wish + ", ".join(self.other_text(other) for other in table.others[:2])
 
-    def other_text(self, other: OtherWay) -> str:
+    def other_text(self, other: Alternative) -> str:
         """Return what another way would cost, in words."""
         if other.slowest_ms is None:
             return (

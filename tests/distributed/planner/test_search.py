@@ -9,12 +9,12 @@ import time
 import pytest
 
 from torchrec.distributed.planner._problem import (
+    Candidate,
     Choice,
     Load,
     Part,
     Problem,
     Unit,
-    Way,
     score_of,
 )
 from torchrec.distributed.planner._search import search
@@ -26,11 +26,11 @@ def all_plans(problem: Problem):
     """Every plan whose parts fit, one after the other."""
     of_tables = [
         [
-            Choice(way, seats)
-            for way in ways
-            for seats in itertools.product(*(unit.seats for unit in way.units))
+            Choice(candidate, seats)
+            for candidate in candidates
+            for seats in itertools.product(*(unit.seats for unit in candidate.units))
         ]
-        for ways in problem.items
+        for candidates in problem.items
     ]
     for choices in itertools.product(*of_tables):
         load = Load(problem.room)
@@ -43,27 +43,27 @@ def all_plans(problem: Problem):
             yield choices
 
 
-def random_way(draw: random.Random, ranks: int, size: int, cost: int) -> Way:
+def random_way(draw: random.Random, ranks: int, size: int, cost: int) -> Candidate:
     """Whole, by columns, by rows, by rows within a host of two, or a copy on each rank."""
     everyone = tuple((rank,) for rank in range(ranks))
     kind = draw.choice(["whole", "columns", "rows", "host", "copies"])
     if kind == "whole":
-        return Way((Unit((Part(cost, 0, size),), everyone),))
+        return Candidate((Unit((Part(cost, 0, size),), everyone),))
     if kind == "columns":
         part = Part(cost // 2 + draw.randint(0, 3), 0, -(-size // 2))
-        return Way((Unit((part,), everyone), Unit((part,), everyone)))
+        return Candidate((Unit((part,), everyone), Unit((part,), everyone)))
     if kind == "copies":
         part = Part(draw.randint(1, cost), 0, size)
-        return Way((Unit((part,) * ranks, (tuple(range(ranks)),)),))
+        return Candidate((Unit((part,) * ranks, (tuple(range(ranks)),)),))
     if kind == "rows" or ranks < 2:
         parts = tuple(
             Part(cost // ranks + draw.randint(0, 4), draw.randint(0, 2), -(-size // ranks))
             for _ in range(ranks)
         )
-        return Way((Unit(parts, (tuple(range(ranks)),)),))
+        return Candidate((Unit(parts, (tuple(range(ranks)),)),))
     parts = tuple(Part(cost // 2 + draw.randint(0, 3), 0, -(-size // 2)) for _ in range(2))
     seats = tuple((first, first + 1) for first in range(0, ranks - 1, 2))
-    return Way((Unit(parts, seats),))
+    return Candidate((Unit(parts, seats),))
 
 
 def random_problem(seed: int) -> Problem:
@@ -108,14 +108,14 @@ def large_problem(tables: int, ranks: int, host: int, seed: int = 0) -> Problem:
         columns = Part(cost // 4 + 2000, 0, size // 4 + 1)
         items.append(
             (
-                Way((Unit((Part(cost, 0, size),), everyone),)),
-                Way((Unit((columns,), everyone),) * 4),
-                Way((Unit(on_host, hosts),)),
-                Way((Unit(rows, (tuple(range(ranks)),)),)),
+                Candidate((Unit((Part(cost, 0, size),), everyone),)),
+                Candidate((Unit((columns,), everyone),) * 4),
+                Candidate((Unit(on_host, hosts),)),
+                Candidate((Unit(rows, (tuple(range(ranks)),)),)),
             )
         )
     # Two thirds of all memory are needed.
-    needed = sum(ways[0].total.ddr for ways in items)
+    needed = sum(candidates[0].total.ddr for candidates in items)
     return Problem(tuple(items), tuple(Part(0, 0, needed * 3 // 2 // ranks) for _ in range(ranks)))
 
 
@@ -125,19 +125,22 @@ def test_a_thousand_tables_on_64_ranks():
     found = search(problem)
     assert time.process_time() - start < 10  # 2 seconds
     assert found is not None
-    least = sum(min(way.total.ns for way in ways) for ways in problem.items) / 64
+    least = (
+        sum(min(candidate.total.ns for candidate in candidates) for candidates in problem.items)
+        / 64
+    )
     assert found.score[0] < 1.02 * least  # no plan is below
     load = Load(problem.room)
     for choice in found.choices:
-        for unit, seat in zip(choice.way.units, choice.seats, strict=True):
+        for unit, seat in zip(choice.candidate.units, choice.seats, strict=True):
             assert load.fits(unit, seat)
             load.add(unit, seat)
 
 
 def test_a_table_that_fits_nowhere_has_no_plan():
     unit = Unit((Part(1, 0, 10),), ((0,), (1,)))
-    assert search(Problem(((Way((unit,)),),), (Part(0, 0, 9), Part(0, 0, 9)))) is None
-    found = search(Problem(((Way((unit,)),),), (Part(0, 0, 9), Part(0, 0, 10))))
+    assert search(Problem(((Candidate((unit,)),),), (Part(0, 0, 9), Part(0, 0, 9)))) is None
+    found = search(Problem(((Candidate((unit,)),),), (Part(0, 0, 9), Part(0, 0, 10))))
     assert found is not None
     assert found.choices[0].seats == ((1,),)
 
@@ -153,7 +156,9 @@ def test_a_search_that_is_cut_short_still_has_a_plan():
 
 
 def test_of_equal_times_the_least_memory_wins():
-    ways = tuple((Way((Unit((Part(5, 0, size),), ((0,), (1,))),)),) for size in (10, 100, 50, 60))
-    found = search(Problem(ways, (Part(0, 0, 1000),) * 2))
+    candidates = tuple(
+        (Candidate((Unit((Part(5, 0, size),), ((0,), (1,))),)),) for size in (10, 100, 50, 60)
+    )
+    found = search(Problem(candidates, (Part(0, 0, 1000),) * 2))
     assert found is not None
     assert found.score == (10, 20, 110)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from torchrec.distributed._plan_report import OtherWay, PlanReport, RankReport, TableReport
-from torchrec.distributed.planner._made import Made
+from torchrec.distributed._plan_report import Alternative, PlanReport, RankReport, TableReport
 from torchrec.distributed.planner._messages import messages_ms
-from torchrec.distributed.planner._offers import ways_of
 from torchrec.distributed.planner._options import ShardingOption
 from torchrec.distributed.planner._placing import by_time, least_missing, take
-from torchrec.distributed.planner._problem import Choice, Load, Part, Unit, Way
+from torchrec.distributed.planner._problem import Candidate, Choice, Load, Part, Unit
+from torchrec.distributed.planner._search_space import candidates_of
+from torchrec.distributed.planner._solutions import Solution
 from torchrec.distributed.planner._tables import by_table
 from torchrec.distributed.planner._topology import Perf, Storage, Topology
 
@@ -37,7 +37,7 @@ def digest_of(context: str, space: Sequence[ShardingOption]) -> str:
 
 def report_of(
     options: Sequence[ShardingOption],
-    made: Made,
+    solution: Solution,
     space: Sequence[ShardingOption],
     left: Topology,
     topology: Topology,
@@ -48,7 +48,7 @@ def report_of(
 
     Args:
         options: a way for each table, with ranks.
-        made: how that was found.
+        solution: how that was found.
         space: all ways of all tables.
         left: the ranks, with the memory that is left for tables.
         topology: the ranks, with all memory.
@@ -59,7 +59,7 @@ def report_of(
     load = Load([_part(device.storage, None) for device in left.devices])
     for choice in choices.values():
         load.add_choice(choice)
-    ways = {(of_table[0].path, of_table[0].name): of_table for of_table in by_table(space)}
+    candidates = {(of_table[0].path, of_table[0].name): of_table for of_table in by_table(space)}
     costliest = sorted(options, key=lambda option: -option.total_perf)[:_MOST_TABLES]
     looked_at = {(option.path, option.name) for option in costliest}
     tables = []
@@ -67,13 +67,13 @@ def report_of(
         table = option.path, option.name
         others = None
         if table in looked_at:
-            others = _others(option, choices[table], ways.get(table, []), load, left)
+            others = _others(option, choices[table], candidates.get(table, []), load, left)
         tables.append(_table(option, others))
     return PlanReport(
         device=topology.compute_device,
         batch_size=batch_size,
         fixed_ms=messages_ms(options, topology),
-        is_best=made.is_best,
+        is_best=solution.is_best,
         is_measured=topology.rates is not None,
         made_from=made_from,
         ranks=tuple(_rank(rank, options, left, topology) for rank in range(topology.world_size)),
@@ -104,7 +104,7 @@ def _rank(
     )
 
 
-def _table(option: ShardingOption, others: tuple[OtherWay, ...] | None) -> TableReport:
+def _table(option: ShardingOption, others: tuple[Alternative, ...] | None) -> TableReport:
     wishes = []
     if option.dependency is not None:
         wishes.append(f"with {option.dependency!r}")
@@ -129,43 +129,43 @@ def _table(option: ShardingOption, others: tuple[OtherWay, ...] | None) -> Table
 def _others(
     option: ShardingOption,
     choice: Choice,
-    ways: Sequence[ShardingOption],
+    candidates: Sequence[ShardingOption],
     load: Load,
     topology: Topology,
-) -> tuple[OtherWay, ...]:
+) -> tuple[Alternative, ...]:
     """Return what each other way of a table would come to, the others staying where they are."""
-    found: dict[str, OtherWay] = {}
+    found: dict[str, Alternative] = {}
     load.add_choice(choice, -1)
-    for other in ways if option.dependency is None else ():
+    for other in candidates if option.dependency is None else ():
         if other.sharding_type == option.sharding_type:
             continue
-        for way in ways_of(other, topology):
-            candidate = _other(other, way, load)
+        for candidate in candidates_of(other, topology):
+            alternative = _alternative(other, candidate, load)
             known = found.get(other.sharding_type)
-            if known is None or _order(candidate) < _order(known):
-                found[other.sharding_type] = candidate
+            if known is None or _order(alternative) < _order(known):
+                found[other.sharding_type] = alternative
     load.add_choice(choice)
     return tuple(sorted(found.values(), key=_order))
 
 
-def _other(option: ShardingOption, way: Way, load: Load) -> OtherWay:
-    placed = take(load, way, by_time)
+def _alternative(option: ShardingOption, candidate: Candidate, load: Load) -> Alternative:
+    placed = take(load, candidate, by_time)
     if placed is None:
-        missing, rank = least_missing(load, way)
-        return OtherWay(option.sharding_type, None, missing, rank)
+        missing, rank = least_missing(load, candidate)
+        return Alternative(option.sharding_type, None, missing, rank)
     slowest = load.score[0]
     load.add_choice(placed, -1)
-    return OtherWay(option.sharding_type, slowest / 1e6)
+    return Alternative(option.sharding_type, slowest / 1e6)
 
 
-def _order(other: OtherWay) -> tuple[bool, float]:
+def _order(other: Alternative) -> tuple[bool, float]:
     return other.slowest_ms is None, other.missing if other.slowest_ms is None else other.slowest_ms
 
 
 def _choice(option: ShardingOption) -> Choice:
     parts = tuple(_part(shard.storage, shard.perf) for shard in option.shards)
     seat = tuple(shard.rank or 0 for shard in option.shards)
-    return Choice(Way((Unit(parts, (seat,)),)), (seat,))
+    return Choice(Candidate((Unit(parts, (seat,)),)), (seat,))
 
 
 def _part(storage: Storage | None, perf: Perf | None) -> Part:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from torchrec.distributed.planner._cost import BY_ROWS
-from torchrec.distributed.planner._made import Made, searched
-from torchrec.distributed.planner._offers import offers_of
 from torchrec.distributed.planner._options import PlannerError, ShardingOption
 from torchrec.distributed.planner._rates import rates_of
+from torchrec.distributed.planner._search_space import search_space_of
+from torchrec.distributed.planner._solutions import Solution, solve
 from torchrec.distributed.planner._topology import Topology
 from torchrec.distributed.types import ShardingType
 
@@ -40,12 +40,12 @@ def messages_ms(options: Sequence[ShardingOption], topology: Topology) -> float:
 
 
 def with_fewer_messages(
-    made: Made, space: Sequence[ShardingOption], topology: Topology, deadline: float | None
-) -> Made:
+    solution: Solution, space: Sequence[ShardingOption], topology: Topology, deadline: float | None
+) -> Solution:
     """Return a plan, or one without rows that lie apart if a step takes less under that.
 
     Args:
-        made: the plan that is best but for messages.
+        solution: the plan that is best but for messages.
         space: all ways of all tables.
         topology: the ranks, with the memory that is left for tables.
         deadline: when to stop, as `time.monotonic` has it.
@@ -53,20 +53,20 @@ def with_fewer_messages(
     fewer = _without_rows(space)
     # The first way of each table: copies, which have no messages here, come last.
     each = {(option.path, option.name): option for option in reversed(fewer)}
-    if messages_ms(list(each.values()), topology) >= messages_ms(made.options, topology):
-        return made
+    if messages_ms(list(each.values()), topology) >= messages_ms(solution.options, topology):
+        return solution
     try:
-        found = searched(offers_of(fewer, topology), deadline)
+        found = solve(search_space_of(fewer, topology), deadline)
     except PlannerError:  # wishes for ranks ask for rows that lie apart
         found = None
     if found is None:
-        return made
-    better = _step_ms(found.options, topology) < _step_ms(made.options, topology)
+        return solution
+    better = _step_ms(found.options, topology) < _step_ms(solution.options, topology)
     return replace(
-        found if better else made,
+        found if better else solution,
         # Of several collections, rows of all lie apart where they may, or of none.
-        is_best=made.is_best and found.is_best and len({option.path for option in space}) == 1,
-        num_proposals=made.num_proposals + found.num_proposals,
+        is_best=solution.is_best and found.is_best and len({option.path for option in space}) == 1,
+        num_proposals=solution.num_proposals + found.num_proposals,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torchrec.distributed.planner._problem import Choice, Load, Unit, Way
+from torchrec.distributed.planner._problem import Candidate, Choice, Load, Unit
 
 __all__ = ["SeatKey", "by_room", "by_time", "least_missing", "take"]
 
@@ -29,26 +29,26 @@ def by_room(load: Load, unit: Unit, seat: Sequence[int]) -> tuple[int, int]:
     return -min(rooms), max(load.ns[rank] for rank in seat)
 
 
-def take(load: Load, way: Way, key: SeatKey, limit: int | None = None) -> Choice | None:
+def take(load: Load, candidate: Candidate, key: SeatKey, limit: int | None = None) -> Choice | None:
     """Place a table in one way, each unit on the seat that is best by ``key``; None, and nothing changed: no room.
 
     Args:
         load: what is placed so far.
-        way: to place the table.
+        candidate: to place the table.
         key: which of several seats is best.
         limit: nanoseconds that no rank may exceed. Default: none.
     """
     taken: list[tuple[int, ...]] = []
-    for unit in way.units:
+    for unit in candidate.units:
         seats = _free(load, unit, limit)
         if not seats:
-            for other, seat in zip(way.units, taken, strict=False):
+            for other, seat in zip(candidate.units, taken, strict=False):
                 load.add(other, seat, -1)
             return None
         seat = seats[0] if len(seats) == 1 else min(seats, key=lambda s: key(load, unit, s))
         load.add(unit, seat)
         taken.append(seat)
-    return Choice(way, tuple(taken))
+    return Choice(candidate, tuple(taken))
 
 
 def _free(load: Load, unit: Unit, limit: int | None) -> Sequence[tuple[int, ...]]:
@@ -63,16 +63,16 @@ def _free(load: Load, unit: Unit, limit: int | None) -> Sequence[tuple[int, ...]
     ]
 
 
-def least_missing(load: Load, way: Way) -> tuple[int, int]:
+def least_missing(load: Load, candidate: Candidate) -> tuple[int, int]:
     """Return how many bytes are missing for a way that does not fit, and on which rank: where least are.
 
     Args:
         load: what each rank has.
-        way: to place a table.
+        candidate: to place a table.
     """
     worst = (0, 0)
     taken: list[tuple[Unit, tuple[int, ...]]] = []
-    for unit in way.units:
+    for unit in candidate.units:
         # Of each seat, the rank that lacks most.
         lacks = [
             max(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-__all__ = ["Choice", "Load", "Part", "Problem", "Score", "Unit", "Way", "score_of"]
+__all__ = ["Candidate", "Choice", "Load", "Part", "Problem", "Score", "Unit", "score_of"]
 
 # Nanoseconds of the slowest rank, nanoseconds of all, bytes of the fullest rank: less is better, in this order.
 # Whole numbers, so that sums do not depend on the order in which they are added up.
@@ -47,12 +47,12 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Way:
+class Candidate:
     """One way to place a table, or several that go together.
 
     Attributes:
         units: each takes a seat of its own.
-        label: what the way is, for whoever asks.
+        label: which it is, for whoever asks.
     """
 
     units: tuple[Unit, ...]
@@ -79,7 +79,7 @@ class Way:
 class Choice:
     """What was chosen for a table: a way, and for each of its units a seat."""
 
-    way: Way
+    candidate: Candidate
     seats: tuple[tuple[int, ...], ...]
 
 
@@ -92,7 +92,7 @@ class Problem:
         room: bytes of each rank, as a part that takes no time.
     """
 
-    items: tuple[tuple[Way, ...], ...]
+    items: tuple[tuple[Candidate, ...], ...]
     room: tuple[Part, ...]
 
     @property
@@ -138,7 +138,7 @@ class Load:
 
     def add_choice(self, choice: Choice, sign: int = 1) -> None:
         """Take all units of a choice, or give them back."""
-        for unit, seat in zip(choice.way.units, choice.seats, strict=True):
+        for unit, seat in zip(choice.candidate.units, choice.seats, strict=True):
             self.add(unit, seat, sign)
 
     def num_bytes(self, rank: int) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torchrec.distributed.planner._placing import SeatKey, by_room, by_time, take
-from torchrec.distributed.planner._problem import Choice, Load, Problem, Score, Way, score_of
+from torchrec.distributed.planner._problem import Candidate, Choice, Load, Problem, Score, score_of
 
 __all__ = ["Found", "search"]
 
@@ -71,7 +71,7 @@ def search(
 def _take_all(
     problem: Problem,
     order: Sequence[int],
-    ways: Sequence[Sequence[Way]],
+    candidates: Sequence[Sequence[Candidate]],
     key: SeatKey,
     limit: int | None,
 ) -> list[Choice] | None:
@@ -79,7 +79,12 @@ def _take_all(
     chosen: dict[int, Choice] = {}
     for i in order:
         choice = next(
-            (found for way in ways[i] if (found := take(load, way, key, limit)) is not None), None
+            (
+                found
+                for candidate in candidates[i]
+                if (found := take(load, candidate, key, limit)) is not None
+            ),
+            None,
         )
         if choice is None:
             return None
@@ -90,8 +95,14 @@ def _take_all(
 def _spread(problem: Problem) -> list[Choice] | None:
     """Return the best plan that tables placed one by one come to, in several orders; None: no order fits."""
     everyone = range(len(problem.items))
-    cheap = [sorted(ways, key=lambda w: (w.total.ns, w.total.num_bytes)) for ways in problem.items]
-    small = [sorted(ways, key=lambda w: (w.largest, w.total.ns)) for ways in problem.items]
+    cheap = [
+        sorted(candidates, key=lambda each: (each.total.ns, each.total.num_bytes))
+        for candidates in problem.items
+    ]
+    small = [
+        sorted(candidates, key=lambda each: (each.largest, each.total.ns))
+        for candidates in problem.items
+    ]
     by_cost = sorted(everyone, key=lambda i: -cheap[i][0].total.ns if cheap[i] else 0)
     by_size = sorted(everyone, key=lambda i: -cheap[i][0].total.num_bytes if cheap[i] else 0)
     found: list[list[Choice]] = []
@@ -100,26 +111,26 @@ def _spread(problem: Problem) -> list[Choice] | None:
         if plan is not None:
             found.append(plan)
     if not found:  # memory is short: the most room first, then the smallest parts
-        for ways in (cheap, small):
-            plan = _take_all(problem, by_size, ways, by_room, None)
+        for candidates in (cheap, small):
+            plan = _take_all(problem, by_size, candidates, by_room, None)
             if plan is not None:
                 found.append(plan)
     return min(found, key=lambda plan: score_of(problem, plan), default=None)
 
 
 def _least_limit(
-    problem: Problem, order: Sequence[int], ways: Sequence[Sequence[Way]]
+    problem: Problem, order: Sequence[int], candidates: Sequence[Sequence[Candidate]]
 ) -> list[Choice] | None:
-    best = _take_all(problem, order, ways, by_time, None)
+    best = _take_all(problem, order, candidates, by_time, None)
     if best is None:
         return None
-    low = sum(w[0].total.ns for w in ways if w) // max(problem.world_size, 1)
+    low = sum(each[0].total.ns for each in candidates if each) // max(problem.world_size, 1)
     high = score_of(problem, best)[0]
     for _ in range(_HALVINGS):
         if low >= high:
             break
         limit = (low + high) // 2
-        plan = _take_all(problem, order, ways, by_time, limit)
+        plan = _take_all(problem, order, candidates, by_time, limit)
         if plan is None:
             low = limit + 1
             continue
@@ -151,7 +162,7 @@ def _improve(problem: Problem, choices: list[Choice], deadline: float | None) ->
 def _tables_of(choices: Sequence[Choice], rank: int) -> list[int]:
     """Return the tables that a rank has something of, the costliest first."""
     found = [i for i, choice in enumerate(choices) if any(rank in seat for seat in choice.seats)]
-    return sorted(found, key=lambda i: -choices[i].way.total.ns)
+    return sorted(found, key=lambda i: -choices[i].candidate.total.ns)
 
 
 def _replace(problem: Problem, choices: list[Choice], load: Load, i: int, before: Score) -> bool:
@@ -159,8 +170,8 @@ def _replace(problem: Problem, choices: list[Choice], load: Load, i: int, before
     old = choices[i]
     load.add_choice(old, -1)
     best, best_score = old, before
-    for way in problem.items[i]:
-        choice = take(load, way, by_time)
+    for candidate in problem.items[i]:
+        choice = take(load, candidate, by_time)
         if choice is None:
             continue
         score = load.score
@@ -197,7 +208,7 @@ class _Proof:
         # Large tables first: where they go decides most.
         self._order = sorted(
             range(len(problem.items)),
-            key=lambda i: (-min((w.total.ns for w in problem.items[i]), default=0), i),
+            key=lambda i: (-min((each.total.ns for each in problem.items[i]), default=0), i),
         )
         self._rest = self._least_rest()
         self._load = Load(problem.room)
@@ -218,9 +229,9 @@ class _Proof:
         """For each place in the order, the least time and bytes of all tables from there on."""
         rest = [(0, 0)]
         for i in reversed(self._order):
-            ways = self._problem.items[i]
-            ns = min((w.total.ns for w in ways), default=0)
-            num_bytes = min((w.total.num_bytes for w in ways), default=0)
+            candidates = self._problem.items[i]
+            ns = min((each.total.ns for each in candidates), default=0)
+            num_bytes = min((each.total.num_bytes for each in candidates), default=0)
             rest.append((rest[-1][0] + ns, rest[-1][1] + num_bytes))
         return rest[::-1]
 
@@ -247,22 +258,22 @@ class _Proof:
                 self._best = [self._chosen[i] for i in range(len(self._order))]
             return
         i = self._order[at]
-        for way in sorted(self._problem.items[i], key=lambda w: w.total.ns):
-            for seats in self._seats(way, 0, 0, at + 1):
-                self._chosen[i] = Choice(way, seats)
+        for candidate in sorted(self._problem.items[i], key=lambda each: each.total.ns):
+            for seats in self._seats(candidate, 0, 0, at + 1):
+                self._chosen[i] = Choice(candidate, seats)
                 self._table(at + 1)
             if not self.is_complete:
                 return
 
     def _seats(
-        self, way: Way, number: int, first: int, at: int
+        self, candidate: Candidate, number: int, first: int, at: int
     ) -> Iterator[tuple[tuple[int, ...], ...]]:
         """Yield seats of the units from ``number`` on, which are taken while the caller looks on."""
-        if number == len(way.units):
+        if number == len(candidate.units):
             yield ()
             return
-        unit = way.units[number]
-        is_alike = way.units[number + 1 : number + 2] == (unit,)
+        unit = candidate.units[number]
+        is_alike = candidate.units[number + 1 : number + 2] == (unit,)
         for s in range(first, len(unit.seats)):
             seat = unit.seats[s]
             if self.steps >= self._left or (self.steps % 256 == 0 and _is_over(self._deadline)):
@@ -274,6 +285,6 @@ class _Proof:
             self._load.add(unit, seat)
             if self._is_worth(at):
                 # Units that are alike can change seats: one order of them is enough.
-                for others in self._seats(way, number + 1, s if is_alike else 0, at):
+                for others in self._seats(candidate, number + 1, s if is_alike else 0, at):
                     yield (seat, *others)
             self._load.add(unit, seat, -1)

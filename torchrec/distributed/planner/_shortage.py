@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torchrec.distributed._units import bytes_to_text
-from torchrec.distributed.planner._offers import Offers
 from torchrec.distributed.planner._options import PlannerError, PlannerErrorType, ShardingOption
 from torchrec.distributed.planner._placing import by_room, least_missing, take
 from torchrec.distributed.planner._problem import Load
+from torchrec.distributed.planner._search_space import SearchSpace
 from torchrec.distributed.planner._topology import Topology
 
 __all__ = ["Shortage", "shortage_of"]
@@ -57,24 +57,28 @@ class Shortage:
         )
 
 
-def shortage_of(offers: Offers, topology: Topology) -> Shortage:
+def shortage_of(search_space: SearchSpace, topology: Topology) -> Shortage:
     """Return the first table that does not fit, large ones placed first, in the smallest parts that they may have.
 
     Args:
-        offers: all ways of all tables, of which there is no plan.
+        search_space: all ways of all tables, of which there is no plan.
         topology: the ranks, with the memory that is left for tables.
     """
-    items = offers.problem.items
-    load = Load(offers.problem.room)
+    items = search_space.problem.items
+    load = Load(search_space.problem.room)
     order = sorted(range(len(items)), key=lambda i: (-items[i][0].total.num_bytes, i))
     last = order[-1]
     for last in order:
-        ways = sorted(items[last], key=lambda way: (way.largest, way.total.ns))
-        if not any(take(load, way, by_room) for way in ways):
+        candidates = sorted(
+            items[last], key=lambda candidate: (candidate.largest, candidate.total.ns)
+        )
+        if not any(take(load, candidate, by_room) for candidate in candidates):
             break
-    missing, rank = min(least_missing(load, way) for way in items[last])
+    missing, rank = min(least_missing(load, candidate) for candidate in items[last])
     free = tuple(room.num_bytes - load.num_bytes(r) for r, room in enumerate(load.room))
-    options = {offer.options[0].sharding_type: offer.options[0] for offer in offers.offers[last]}
+    options = {
+        option.options[0].sharding_type: option.options[0] for option in search_space.groups[last]
+    }
     return Shortage(tuple(options.values()), missing, rank, free)
 
 

@@ -155,7 +155,7 @@ class EmbeddingEnumerator(Enumerator):
             for name, param in sharder.shardable_parameters(child).items():
                 names.add(name)
                 wishes = self._constraints.get(name) or ParameterConstraints()
-                ways = _Ways(name, param, (path, child), sharder, wishes, self._topology)
+                ways = _TableOptions(name, param, (path, child), sharder, wishes, self._topology)
                 found += ways.options(self._batch_size, facts)
         _warn_of_unknown(self._constraints, names)
         self.populate_estimates(found)
@@ -173,7 +173,7 @@ class EmbeddingEnumerator(Enumerator):
             estimator.estimate(sharding_options, data)
 
 
-class _Ways:
+class _TableOptions:
     """The ways to place one table; the arguments as those of `ShardingOption`."""
 
     def __init__(

@@ -7,7 +7,6 @@ from enum import Enum
 
 from torchrec.distributed._units import bytes_to_text
 from torchrec.distributed.planner._interfaces import Partitioner
-from torchrec.distributed.planner._offers import Offers, offers_of
 from torchrec.distributed.planner._options import (
     PlannerError,
     PlannerErrorType,
@@ -15,6 +14,7 @@ from torchrec.distributed.planner._options import (
 )
 from torchrec.distributed.planner._placing import by_time, take
 from torchrec.distributed.planner._problem import Choice, Load
+from torchrec.distributed.planner._search_space import SearchSpace, search_space_of
 from torchrec.distributed.planner._topology import Storage, Topology
 from torchrec.distributed.planner.perf_models import NoopPerfModel, NoopStorageModel
 
@@ -59,22 +59,26 @@ class GreedyPerfPartitioner(Partitioner):
         topology = storage_constraint
         if hbm_per_device is not None:
             topology = topology.with_storage(lambda storage: _at_most(storage, hbm_per_device))
-        offers = offers_of(proposal, topology)
-        load = Load(offers.problem.room)
+        search_space = search_space_of(proposal, topology)
+        load = Load(search_space.problem.room)
         choices: dict[int, Choice] = {}
-        for i in self._order(offers):
+        for i in self._order(search_space):
             choice = next(
-                (found for way in offers.problem.items[i] if (found := take(load, way, by_time))),
+                (
+                    found
+                    for candidate in search_space.problem.items[i]
+                    if (found := take(load, candidate, by_time))
+                ),
                 None,
             )
             if choice is None:
-                raise _no_room(offers.offers[i][0].options[0], load)
+                raise _no_room(search_space.groups[i][0].options[0], load)
             choices[i] = choice
-        return offers.taken([choices[i] for i in range(len(offers.offers))])
+        return search_space.taken([choices[i] for i in range(len(search_space.groups))])
 
-    def _order(self, offers: Offers) -> Sequence[int]:
-        totals = [ways[0].total for ways in offers.problem.items]
-        paths = [group[0].options[0].path for group in offers.offers]
+    def _order(self, search_space: SearchSpace) -> Sequence[int]:
+        totals = [candidates[0].total for candidates in search_space.problem.items]
+        paths = [group[0].options[0].path for group in search_space.groups]
         of_modules: dict[str, int] = {}
         for path, total in zip(paths, totals, strict=True):
             of_modules[path] = of_modules.get(path, 0) + total.num_bytes

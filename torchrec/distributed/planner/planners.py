@@ -26,15 +26,21 @@ from torchrec.distributed.planner._interfaces import (
     Stats,
     StorageReservation,
 )
-from torchrec.distributed.planner._made import Made, Proposals, loaded, proposed, searched
 from torchrec.distributed.planner._messages import with_fewer_messages
-from torchrec.distributed.planner._offers import offers_of
 from torchrec.distributed.planner._options import (
     ParameterConstraints,
     PlannerError,
     ShardingOption,
 )
+from torchrec.distributed.planner._search_space import search_space_of
 from torchrec.distributed.planner._shortage import Shortage, shortage_of
+from torchrec.distributed.planner._solutions import (
+    Proposals,
+    Solution,
+    load_solution,
+    solve,
+    solve_by_proposals,
+)
 from torchrec.distributed.planner._to_plan import to_sharding_plan
 from torchrec.distributed.planner._topology import Topology
 from torchrec.distributed.planner.constants import BATCH_SIZE
@@ -110,7 +116,7 @@ class EmbeddingPlannerBase(ShardingPlanner):
         sharders: list[ModuleSharder[Any]] | None = None,
         pg: ProcessGroup | None = None,
     ) -> ShardingPlan:
-        """Return a plan that all ranks agree on: the first one plans, the others are told.
+        """Return a plan that all ranks agree on: the first one plans, the others are shared.
 
         Args:
             module: the model; its tables may be on ``meta``.
@@ -124,16 +130,20 @@ class EmbeddingPlannerBase(ShardingPlanner):
         pg = dist.group.WORLD if pg is None else pg
         if pg is None:
             return self.plan(module, sharders)
-        told: list[ShardingPlan | Exception | None] = [None]
+        shared: list[ShardingPlan | Exception | None] = [None]
         if dist.get_rank(pg) == 0:
             try:
-                told[0] = self.plan(module, sharders)
-            except Exception as error:  # the others wait to be told
-                told[0] = error
-        dist.broadcast_object_list(told, src=dist.get_global_rank(pg, 0), group=pg)
-        plan = told[0]
+                shared[0] = self.plan(module, sharders)
+            except Exception as error:  # the others wait for it
+                shared[0] = error
+        dist.broadcast_object_list(shared, src=dist.get_global_rank(pg, 0), group=pg)
+        plan = shared[0]
         if not isinstance(plan, ShardingPlan):
-            raise plan if plan is not None else RuntimeError("The first rank told of no plan.")
+            raise (
+                plan
+                if plan is not None
+                else RuntimeError("The first rank should have sent a plan.")
+            )
         return plan
 
     def hash_planner_context_inputs_str(self) -> str:
@@ -252,14 +262,14 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
             self._topology, self._batch_size, module, sharders, self._constraints
         )
         space = self._enumerator.enumerate(module, sharders)
-        made = self._made(module, sharders, space, topology, start)
-        options = made.options
+        solution = self._solution(module, sharders, space, topology, start)
+        options = solution.options
         for callback in self._callbacks:
             options = callback(options)
         plan = to_sharding_plan(options, self._topology)
         plan.report = report_of(
             options,
-            made,
+            solution,
             space,
             topology,
             self._topology,
@@ -272,8 +282,8 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
                 topology=self._topology,
                 batch_size=self._batch_size,
                 storage_reservation=self._storage_reservation,
-                num_proposals=made.num_proposals,
-                num_plans=made.num_plans,
+                num_proposals=solution.num_proposals,
+                num_plans=solution.num_plans,
                 run_time=time.monotonic() - start,
                 best_plan=options,
                 constraints=self._constraints,
@@ -284,26 +294,26 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
             )
         return plan
 
-    def _made(
+    def _solution(
         self,
         module: nn.Module,
         sharders: list[ModuleSharder[Any]],
         space: list[ShardingOption],
         topology: Topology,
         start: float,
-    ) -> Made:
+    ) -> Solution:
         known = None if self._plan_loader is None else self._plan_loader.load()
         if self._plan_loader is not None and known is not None:
             wanted = self._plan_loader.plan_context_hash()
-            return loaded(known, space, wanted, self.hash_planner_context_inputs_str())
+            return load_solution(known, space, wanted, self.hash_planner_context_inputs_str())
         deadline = None if self._timeout_seconds is None else start + self._timeout_seconds
         if self._proposals is not None:
-            return proposed(space, topology, self._enumerator, self._proposals, deadline)
-        offers = offers_of(space, topology)
-        made = searched(offers, deadline)
-        if made is not None:
-            return with_fewer_messages(made, space, topology, deadline)
-        shortage = shortage_of(offers, topology)
+            return solve_by_proposals(space, topology, self._enumerator, self._proposals, deadline)
+        search_space = search_space_of(space, topology)
+        solution = solve(search_space, deadline)
+        if solution is not None:
+            return with_fewer_messages(solution, space, topology, deadline)
+        shortage = shortage_of(search_space, topology)
         raise shortage.error(self._changes(shortage, module, sharders))
 
     def _changes(
@@ -325,7 +335,7 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
                 space = enumerator.enumerate(module, sharders)
                 if change.halved is not None:
                     space = with_half_weights(space, change.halved)
-                return searched(offers_of(space, left), None) is not None
+                return solve(search_space_of(space, left), None) is not None
             except PlannerError:
                 return False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchrec.distributed._plan_report import OtherWay, PlanReport, RankReport, TableReport
+from torchrec.distributed._plan_report import Alternative, PlanReport, RankReport, TableReport
 from torchrec.distributed.planner._bandwidths import (
     BasicCommsBandwidths,
     CollectiveType,
@@ -42,6 +42,7 @@ from torchrec.distributed.planner._topology import (
 from torchrec.distributed.types import ShardingPlan
 
 __all__ = [
+    "Alternative",
     "BasicCommsBandwidths",
     "Calibration",
     "CollectiveType",
@@ -50,7 +51,6 @@ __all__ = [
     "DeviceHardware",
     "Enumerator",
     "GeneralizedCommsBandwidth",
-    "OtherWay",
     "ParameterConstraints",
     "PartitionByType",
     "Partitioner",

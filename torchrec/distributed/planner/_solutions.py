@@ -12,21 +12,21 @@ from torchrec.distributed.planner._interfaces import (
     PerfModel,
     Proposer,
 )
-from torchrec.distributed.planner._offers import Offers
 from torchrec.distributed.planner._options import (
     PlannerError,
     PlannerErrorType,
     ShardingOption,
 )
 from torchrec.distributed.planner._search import search
+from torchrec.distributed.planner._search_space import SearchSpace
 from torchrec.distributed.planner._tables import by_table
 from torchrec.distributed.planner._topology import Topology
 
-__all__ = ["Made", "Proposals", "loaded", "proposed", "searched"]
+__all__ = ["Proposals", "Solution", "load_solution", "solve", "solve_by_proposals"]
 
 
 @dataclass(frozen=True)
-class Made:
+class Solution:
     """How tables are placed, and how that was found.
 
     Attributes:
@@ -51,26 +51,26 @@ class Proposals:
     perf_model: PerfModel
 
 
-def searched(offers: Offers, deadline: float | None) -> Made | None:
+def solve(search_space: SearchSpace, deadline: float | None) -> Solution | None:
     """Return the plan of the search; None: none was found.
 
     Args:
-        offers: all ways of all tables.
+        search_space: all ways of all tables.
         deadline: when to stop, as `time.monotonic` has it.
     """
-    found = search(offers.problem, deadline=deadline)
+    found = search(search_space.problem, deadline=deadline)
     if found is None:
         return None
-    return Made(offers.taken(found.choices), found.is_best, 1 + found.steps)
+    return Solution(search_space.taken(found.choices), found.is_best, 1 + found.steps)
 
 
-def proposed(
+def solve_by_proposals(
     space: list[ShardingOption],
     topology: Topology,
     enumerator: Enumerator,
     proposals: Proposals,
     deadline: float | None,
-) -> Made:
+) -> Solution:
     """Return the best of the plans that proposers come to.
 
     Args:
@@ -110,15 +110,15 @@ def proposed(
             f"One of {looked_at} proposals should fit. Received none that does; of the last, {last}",
             PlannerErrorType.INSUFFICIENT_STORAGE,
         )
-    return Made([] if best is None else best[1], False, looked_at, fit)
+    return Solution([] if best is None else best[1], False, looked_at, fit)
 
 
-def loaded(
+def load_solution(
     known: Mapping[int, ShardingOption],
     space: Sequence[ShardingOption],
     made_for: str | None,
     this: str,
-) -> Made:
+) -> Solution:
     """Return a plan that was made before.
 
     Args:
@@ -146,4 +146,4 @@ def loaded(
             PlannerErrorType.MISSING_MODULE_IN_PLAN,
         )
     order = [(options[0].path, options[0].name) for options in by_table(space)]
-    return Made([of_plan[table] for table in order])
+    return Solution([of_plan[table] for table in order])

@@ -13,24 +13,24 @@ from torchrec.distributed.planner._options import (
     Shard,
     ShardingOption,
 )
-from torchrec.distributed.planner._problem import Choice, Part, Problem, Unit, Way
+from torchrec.distributed.planner._problem import Candidate, Choice, Part, Problem, Unit
 from torchrec.distributed.planner._topology import Storage, Topology
 from torchrec.distributed.types import ShardingType
 
-__all__ = ["Offer", "Offers", "offers_of", "ways_of", "with_ranks"]
+__all__ = ["GroupOption", "SearchSpace", "candidates_of", "search_space_of", "with_ranks"]
 
 
 @dataclass(frozen=True)
-class Offer:
+class GroupOption:
     """Tables that go together, each in one way; most often, one table.
 
     Attributes:
         options: one for each.
-        way: the same in numbers.
+        candidate: the same in numbers.
     """
 
     options: tuple[ShardingOption, ...]
-    way: Way
+    candidate: Candidate
 
     def taken(self, choice: Choice) -> list[ShardingOption]:
         """Return the options with ranks."""
@@ -41,24 +41,24 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Offers:
+class SearchSpace:
     """All ways to place the tables of a model.
 
     Attributes:
-        offers: for each group of tables that go together.
+        groups: for each group of tables that go together.
         problem: the same in numbers.
         order: of the tables, paths and names.
     """
 
-    offers: tuple[tuple[Offer, ...], ...]
+    groups: tuple[tuple[GroupOption, ...], ...]
     problem: Problem
     order: tuple[tuple[str, str], ...]
 
     def taken(self, choices: Sequence[Choice]) -> list[ShardingOption]:
         """Return a way for each table, with ranks, in the order of the model."""
         found: dict[tuple[str, str], ShardingOption] = {}
-        for offers, choice in zip(self.offers, choices, strict=True):
-            for option in offers[choice.way.label].taken(choice):
+        for groups, choice in zip(self.groups, choices, strict=True):
+            for option in groups[choice.candidate.label].taken(choice):
                 found[option.path, option.name] = option
         return [found[table] for table in self.order]
 
@@ -72,7 +72,7 @@ def with_ranks(option: ShardingOption, ranks: Sequence[int]) -> ShardingOption:
     return other
 
 
-def offers_of(options: Sequence[ShardingOption], topology: Topology) -> Offers:
+def search_space_of(options: Sequence[ShardingOption], topology: Topology) -> SearchSpace:
     """Return what the search is to choose from.
 
     Args:
@@ -85,9 +85,9 @@ def offers_of(options: Sequence[ShardingOption], topology: Topology) -> Offers:
     tables: dict[tuple[str, str], list[ShardingOption]] = {}
     for option in options:
         tables.setdefault((option.path, option.name), []).append(option)
-    offers = []
+    groups = []
     for group in _groups(tables):
-        of_group = list(_offers([tables[table] for table in group], topology))
+        of_group = list(_group_options([tables[table] for table in group], topology))
         if not of_group:
             first = tables[group[0]][0]
             names = ", ".join(repr(tables[table][0].name) for table in group[1:])
@@ -99,10 +99,10 @@ def offers_of(options: Sequence[ShardingOption], topology: Topology) -> Offers:
                 f"Received {sorted({option.sharding_type for option in tables[group[0]]})} and ranks {allowed}.",
                 PlannerErrorType.STRICT_CONSTRAINTS,
             )
-        offers.append(tuple(of_group))
+        groups.append(tuple(of_group))
     room = tuple(_part(device.storage, 0) for device in topology.devices)
-    problem = Problem(tuple(tuple(offer.way for offer in group) for group in offers), room)
-    return Offers(tuple(offers), problem, tuple(tables))
+    problem = Problem(tuple(tuple(option.candidate for option in group) for group in groups), room)
+    return SearchSpace(tuple(groups), problem, tuple(tables))
 
 
 def _groups(
@@ -134,16 +134,22 @@ def _groups(
     return list(groups.values())
 
 
-def _offers(group: Sequence[Sequence[ShardingOption]], topology: Topology) -> Iterator[Offer]:
+def _group_options(
+    group: Sequence[Sequence[ShardingOption]], topology: Topology
+) -> Iterator[GroupOption]:
     if len(group) > 1:
         yield from _together(group, topology)
         return
-    ways = [(option, way) for option in group[0] for way in ways_of(option, topology)]
-    for label, (option, way) in enumerate(ways):
-        yield Offer((option,), replace(way, label=label))
+    candidates = [
+        (option, candidate) for option in group[0] for candidate in candidates_of(option, topology)
+    ]
+    for label, (option, candidate) in enumerate(candidates):
+        yield GroupOption((option,), replace(candidate, label=label))
 
 
-def _together(group: Sequence[Sequence[ShardingOption]], topology: Topology) -> Iterator[Offer]:
+def _together(
+    group: Sequence[Sequence[ShardingOption]], topology: Topology
+) -> Iterator[GroupOption]:
     whole = []
     for options in group:
         found = [o for o in options if o.sharding_type == ShardingType.TABLE_WISE.value]
@@ -160,13 +166,15 @@ def _together(group: Sequence[Sequence[ShardingOption]], topology: Topology) -> 
         total += _part_of(option.shards[0])
     ranks = [r for r in range(topology.world_size) if all(_is_allowed(o, [r]) for o in whole)]
     if ranks:
-        yield Offer(tuple(whole), Way((Unit((total,), tuple((rank,) for rank in ranks)),)))
+        yield GroupOption(
+            tuple(whole), Candidate((Unit((total,), tuple((rank,) for rank in ranks)),))
+        )
 
 
-def ways_of(option: ShardingOption, topology: Topology) -> list[Way]:
+def candidates_of(option: ShardingOption, topology: Topology) -> list[Candidate]:
     """Return a way to place a table in numbers; several, where its parts have to choose the same host."""
-    found = [Way(tuple(units)) for units in _units(option, topology)]
-    return [way for way in found if all(unit.seats for unit in way.units)]
+    found = [Candidate(tuple(units)) for units in _units(option, topology)]
+    return [candidate for candidate in found if all(unit.seats for unit in candidate.units)]
 
 
 def _units(option: ShardingOption, topology: Topology) -> Iterator[list[Unit]]:
