@@ -156,28 +156,6 @@ def _rank(rank: int, world_size: int, folder: str, number: int, rates: str) -> N
             f"| {planned:.1f} | {measured:.1f} | {planned / measured - 1:+.0%} |",
             flush=True,
         )
-        if os.environ.get("DEBUG_PLANS"):
-            import json
-
-            slow = max(report.ranks, key=lambda each: each.compute_ms + each.exchange_ms)
-            print(
-                "#",
-                json.dumps(
-                    dict(
-                        n=number,
-                        W=world_size,
-                        kinds=kinds,
-                        fixed=report.fixed_ms,
-                        comp=slow.compute_ms,
-                        exch=slow.exchange_ms,
-                        took=took,
-                        planned=planned,
-                        measured=[int(x) / 2**20 for x in all_used],
-                        plannedall=[r.num_bytes / 2**20 for r in report.ranks],
-                    )
-                ),
-                flush=True,
-            )
     dist.barrier()
     dist.destroy_process_group()
 
