@@ -20,9 +20,10 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from inspect import signature
 from operator import attrgetter
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -177,6 +178,19 @@ def define(
     return call
 
 
+def define_effect(schema: str, implementation: Callable[..., None]) -> Callable[..., None]:
+    """Define an operator that compiled programs call for what it does, and return it.
+
+    It has no result, and no backends; of its arguments it writes one, or compilers would leave it out.
+    """
+    name = schema.split("(", 1)[0]
+    _library.define(schema)
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"rowwise::{name}", lambda *_: None, lib=_library)
+    operator: Callable[..., None] = getattr(torch.ops.rowwise, name).default
+    return operator
+
+
 def _recorder(
     kernel: Callable[..., Any], gradient: Gradient, lists: Sequence[int], returns_list: bool
 ) -> Callable[..., Any]:
@@ -231,6 +245,12 @@ def choose({arguments}):
     return look_closer({arguments})
 """
 _PLAIN_INTEGERS = "({0} is None or (type({0}) is Tensor and {0}.is_cpu and {0}.dtype is int64))"
+
+
+@cache
+def _compiled(source: str) -> CodeType:
+    """Return the code of a function: half of all operators share theirs with another."""
+    return compile(source, __file__, "exec")
 
 
 def _chooser(
@@ -315,7 +335,7 @@ def _chooser(
         "tangent_level": tangent_level,
         "jit_trace": jit_trace,
     }
-    exec(compile(source, __file__, "exec"), namespace)
+    exec(_compiled(source), namespace)
     choose: Callable[..., Any] = namespace["choose"]
     return choose
 

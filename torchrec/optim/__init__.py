@@ -1,7 +1,11 @@
 """Optimizers for tables, by name, inside the backward pass, and around other optimizers."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
-from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.fused import EmptyFusedOptimizer, FusedOptimizer, FusedOptimizerModule
 from torchrec.optim.keyed import (
     CombinedOptimizer,
@@ -23,7 +27,10 @@ from torchrec.optim.optimizers import (
 from torchrec.optim.owners import owner_of
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec.optim.semi_sync import SemisyncOptimizer
-from torchrec.optim.warmup import WarmupOptimizer, WarmupPolicy, WarmupStage
+
+if TYPE_CHECKING:
+    from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
+    from torchrec.optim.warmup import WarmupOptimizer, WarmupPolicy, WarmupStage
 
 __all__ = [
     "LAMB",
@@ -52,3 +59,19 @@ __all__ = [
     "in_backward_optimizer_filter",
     "owner_of",
 ]
+
+# Imported when first used: no table needs them.
+_MODULES = {
+    "GradientClipping": "clipping",
+    "GradientClippingOptimizer": "clipping",
+    "WarmupOptimizer": "warmup",
+    "WarmupPolicy": "warmup",
+    "WarmupStage": "warmup",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first used."""
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"torchrec.optim.{_MODULES[name]}"), name)
+    raise AttributeError(f"module 'torchrec.optim' has no attribute '{name}'")

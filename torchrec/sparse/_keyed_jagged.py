@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from torchrec.checks import checked_device, require_list, require_type
 from torchrec.fx.proxies import Recordable
-from torchrec.sparse import _construct, _exchange, _join, _read, _select
+from torchrec.sparse import _construct, _exchange, _join, _select
 from torchrec.sparse._bags import Inverse, KeyedBags, Strides
 from torchrec.sparse._jagged import JaggedTensor
 from torchrec.sparse._meta import JaggedTensorMeta
@@ -105,10 +106,8 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
         """Build one from lengths, and bring the numbers of each key to the host at once; see the class.
 
         Example:
-            >>> kjt = KeyedJaggedTensor.from_lengths_sync(
-            ...     ["a", "b"], torch.tensor([5, 6, 7]), torch.tensor([1, 0, 0, 2])
-            ... )
-            >>> kjt.offset_per_key_or_none()
+            >>> values, lengths = torch.tensor([5, 6, 7]), torch.tensor([1, 0, 0, 2])
+            >>> KeyedJaggedTensor.from_lengths_sync(["a", "b"], values, lengths).offset_per_key()
             [0, 1, 3]
         """
         known = stride, stride_per_key_per_rank, inverse_indices
@@ -159,32 +158,33 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
             dtype: of the values. Default int64.
 
         Example:
-            >>> kjt = KeyedJaggedTensor.from_lists({"product": [[1, 2, 1], [5]], "user": [[2], [4, 1]]})
-            >>> kjt.lengths()
+            >>> KeyedJaggedTensor.from_lists({"a": [[1, 2, 1], [5]], "b": [[2], [4, 1]]}).lengths()
             tensor([3, 1, 1, 2])
         """
-        return KeyedJaggedTensor(**_read.kjt_parts_from_lists(lists, weights, dtype)._asdict())
+        return KeyedJaggedTensor(**_reader().kjt_parts_from_lists(lists, weights, dtype)._asdict())
 
     @staticmethod
     def from_arrow(
         table: object, columns: Columns = None, weights: ColumnsOfKeys = None
     ) -> KeyedJaggedTensor:
         """Build one from an Arrow table; see ``torchrec.sparse.convert.kjt_parts_from_arrow``."""
-        return KeyedJaggedTensor(**_read.kjt_parts_from_arrow(table, columns, weights)._asdict())
+        return KeyedJaggedTensor(
+            **_reader().kjt_parts_from_arrow(table, columns, weights)._asdict()
+        )
 
     @staticmethod
     def from_pandas(
         df: object, columns: Columns = None, weights: ColumnsOfKeys = None
     ) -> KeyedJaggedTensor:
         """Build one from a pandas DataFrame; see ``torchrec.sparse.convert.kjt_parts_from_pandas``."""
-        return KeyedJaggedTensor(**_read.kjt_parts_from_pandas(df, columns, weights)._asdict())
+        return KeyedJaggedTensor(**_reader().kjt_parts_from_pandas(df, columns, weights)._asdict())
 
     @staticmethod
     def from_polars(
         df: object, columns: Columns = None, weights: ColumnsOfKeys = None
     ) -> KeyedJaggedTensor:
         """Build one from a polars DataFrame; see ``torchrec.sparse.convert.kjt_parts_from_polars``."""
-        return KeyedJaggedTensor(**_read.kjt_parts_from_polars(df, columns, weights)._asdict())
+        return KeyedJaggedTensor(**_reader().kjt_parts_from_polars(df, columns, weights)._asdict())
 
     def to_lists(self) -> dict[str, list[list[Any]]]:
         """Return the values of each key and sample as lists: the inverse of ``from_lists``."""
@@ -207,10 +207,8 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
             weights_dtype: Default: PyTorch's floating-point dtype.
             lengths_dtype: Default int32.
         """
-        parts = _construct.empty_parts(
-            is_weighted, device, values_dtype, weights_dtype, lengths_dtype
-        )
-        return KeyedJaggedTensor([], *parts)
+        dtypes = values_dtype, weights_dtype, lengths_dtype
+        return KeyedJaggedTensor([], *_construct.empty_parts(is_weighted, device, *dtypes))
 
     @staticmethod
     def empty_like(kjt: KeyedJaggedTensor, device: torch.device | None = None) -> KeyedJaggedTensor:
@@ -573,6 +571,11 @@ def keyed_jagged(bags: KeyedBags) -> KeyedJaggedTensor:
     kjt = object.__new__(KeyedJaggedTensor)
     kjt.bags = bags
     return kjt
+
+
+def _reader() -> Any:
+    """Return what reads lists and tables, imported when first used."""
+    return importlib.import_module("torchrec.sparse._read")
 
 
 def _concat(kjt_list: list[KeyedJaggedTensor]) -> KeyedJaggedTensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.compiler import is_compiling
 
-from torchrec.ops._library import is_recorded
+from torchrec.ops import _library
 from torchrec.ops._private import will_run
 from torchrec.ops.embedding import schema
 from torchrec.ops.embedding.gradients import BagGradient, Bags, Ids, SequenceGradient, Updater
@@ -294,7 +294,7 @@ def lookup_bags(
     if offsets.dtype not in _INTEGERS:
         raise TypeError(f"`offsets` should be int32 or int64. Received {offsets.dtype}.")
     asked = groups or (sample_weights is not None and sample_weights.requires_grad)
-    if asked and is_recorded():
+    if asked and _library.is_recorded():
         updated, inputs = _recorded(weights, groups)
         output, out_of_range = _BagLookup.apply(  # type: ignore[no-untyped-call]
             spec,
@@ -346,7 +346,7 @@ def lookup_sequences(
         [[1.0, 2.0], [100.0, 200.0]]
     """
     _check_input(weights, spec, ids.values)
-    if groups and is_recorded():
+    if groups and _library.is_recorded():
         updated, inputs = _recorded(weights, groups)
         outputs = _SequenceLookup.apply(  # type: ignore[no-untyped-call]
             spec, groups, dtype, ids.values, ids.starts, ids.counts, ids.samples, updated, *inputs
@@ -419,10 +419,9 @@ def _queue_bags(group: Group, gradient: BagGradient) -> None:
     _queue_bag_gradient(gradient.grad, group.mark, gradient.weights, *given, group.number)
 
 
-@torch.library.custom_op("rowwise::queue_bag_gradient", mutates_args=("mark",))
-def _queue_bag_gradient(
+def _receive_bag_gradient(
     grad: Tensor,
-    mark: Tensor,
+    _mark: Tensor,
     weights: list[Tensor],
     values: Tensor,
     offsets: Tensor,
@@ -437,16 +436,22 @@ def _queue_bag_gradient(
     updater.receive(BagGradient(grad.clone(), weights, group.spec, bags))
 
 
+_queue_bag_gradient = _library.define_effect(
+    "queue_bag_gradient(Tensor grad, Tensor(a!) mark, Tensor[] weights, Tensor values, Tensor offsets,"
+    " Tensor? sample_weights, Tensor? divisors, SymInt number) -> ()",
+    _receive_bag_gradient,
+)
+
+
 def _queue_sequences(group: Group, gradient: SequenceGradient) -> None:
     ids = gradient.ids
     given = ids.values, ids.starts, ids.counts, ids.samples
     _queue_sequence_gradient(gradient.grads, group.mark, gradient.weights, *given, group.number)
 
 
-@torch.library.custom_op("rowwise::queue_sequence_gradient", mutates_args=("mark",))
-def _queue_sequence_gradient(
+def _receive_sequence_gradient(
     grads: list[Tensor | None],
-    mark: Tensor,
+    _mark: Tensor,
     weights: list[Tensor],
     values: Tensor,
     starts: list[int],
@@ -459,3 +464,10 @@ def _queue_sequence_gradient(
     kept = [None if grad is None else grad.clone() for grad in grads]
     ids = Ids(values.clone(), starts, counts, samples)
     updater.receive(SequenceGradient(kept, weights, group.spec, ids))
+
+
+_queue_sequence_gradient = _library.define_effect(
+    "queue_sequence_gradient(Tensor?[] grads, Tensor(a!) mark, Tensor[] weights, Tensor values,"
+    " SymInt[] starts, SymInt[] counts, SymInt samples, SymInt number) -> ()",
+    _receive_sequence_gradient,
+)
