@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torchrec.distributed._output_parts import EmbeddingCollectionAwaitable
 from torchrec.distributed.collection import (
     ShardedTableCollection,
-    ShardedTables,
     StepContext,
 )
 from torchrec.distributed.embedding_types import (
@@ -21,6 +20,7 @@ from torchrec.distributed.embedding_types import (
 )
 from torchrec.distributed.exchange import LookupOptions
 from torchrec.distributed.feature_sharding import shardings_of
+from torchrec.distributed.sharded_tables import ShardedTables
 from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
     LazyAwaitable,

@@ -12,7 +12,6 @@ from torchrec.checks import require_type
 from torchrec.distributed._output_parts import EmbeddingBagCollectionAwaitable
 from torchrec.distributed.collection import (
     ShardedTableCollection,
-    ShardedTables,
     StepContext,
     append_prefix,
 )
@@ -23,6 +22,7 @@ from torchrec.distributed.embedding_types import (
 )
 from torchrec.distributed.exchange import LookupOptions
 from torchrec.distributed.feature_sharding import shardings_of
+from torchrec.distributed.sharded_tables import ShardedTables
 from torchrec.distributed.types import (
     Awaitable,
     EmbeddingModuleShardingPlan,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from torchrec.distributed.collection import ShardedTables
 from torchrec.distributed.embedding_types import FeatureSharding, FeatureShardingMixIn
+from torchrec.distributed.sharded_tables import ShardedTables
 
 __all__ = ["shardings_of"]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from torchrec.distributed._private import map_leaves
 from torchrec.distributed.agreement import difference
-from torchrec.distributed.collection import ShardedTables
+from torchrec.distributed.sharded_tables import ShardedTables
 from torchrec.distributed.terms import number_of
 from torchrec.distributed.types import ShardedModule
 from torchrec.distributed.wire import Wire
