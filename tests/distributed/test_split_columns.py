@@ -380,7 +380,7 @@ def test_a_step_that_one_rank_leaves_out_is_found_out_by_those_that_have_the_oth
 
 
 def options_written(written, everywhere):
-    """Options after a first step: that kernels cannot halve an update with, or have other numbers by on one rank."""
+    """Options after a first step: that kernels cannot halve an update with, or that are others on one rank."""
     torch.manual_seed(1)
     plain = BesideLookUps()
     model = copy.deepcopy(plain).shard({name: [0, 1] for name in ("looked_up", "used")})
@@ -392,19 +392,27 @@ def options_written(written, everywhere):
             plain.tables.fused_optimizer.param_groups[0].update(written)
             if everywhere or dist.get_rank() == 0:
                 model.fused_optimizer.param_groups[0].update(written)
-    for name, expected in plain.state_dict().items() if everywhere else ():
+    for name, expected in plain.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name].full_tensor(), expected)
-    states = [
+    return [
         update.states["sum"].tolist() for update in model.module.tables.tables.updates().values()
     ]
-    return states
+
+
+@pytest.mark.parametrize("written", [{"lazy": False, "weight_decay": 0.1}, {"lr": 0.5}], ids=str)
+def test_options_may_be_written_between_steps(written):
+    first, second = run(options_written, 2, written, True, timeout=30)
+    assert first == second  # one state a row, whoever has its columns
 
 
 @pytest.mark.parametrize(
-    ("written", "everywhere"),
-    [({"lazy": False, "weight_decay": 0.1}, True), ({"weight_decay": 0.1}, False)],
-    ids=["all rows", "a penalty on one rank"],
+    ("written", "before"), [({"weight_decay": 0.1}, "0.0"), ({"lr": 0.5}, "0.1")], ids=str
 )
-def test_options_may_be_written_between_steps(written, everywhere):
-    first, second = run(options_written, 2, written, everywhere, timeout=30)
-    assert first == second  # one state a row, whoever has its columns
+def test_options_that_are_others_on_one_rank_are_refused_by_name(written, before):
+    ((name, value),) = written.items()
+    for error in run(options_written, 2, written, False, timeout=30):
+        assert isinstance(error, ValueError)
+        assert str(error) == (
+            f"All ranks should have `{name}` of table 'looked_up' alike. "
+            f"Received {value} on rank 0, {before} on rank 1."
+        )

@@ -187,6 +187,41 @@ def test_layers_that_are_not_used_in_a_step_are_found():
     assert run(unused, 2) == [([True, False, True, False], True)] * 2
 
 
+class Failing(Model):
+    """Fails in a backward pass that has come to its first layer, and not to its tables."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.fails = nn.Linear(16, 16), False
+
+    def forward(self, features):
+        hidden = self.before(self.tables(features).values())
+        if self.fails:
+            hidden.register_hook(lambda _: 1 / 0)
+        scores = self.over(hidden).squeeze(1)
+        return scores.square().mean(), scores
+
+
+def after_a_failure():
+    model = Failing()
+    model = DistributedModelParallel(model, plan=plan_of(model, **KINDS))
+    for number in range(3):
+        model.module.fails = number == 2
+        loss, _ = model(batch(model.rank, number))
+        if number < 2:
+            loss.backward()
+    with pytest.raises(ZeroDivisionError):
+        loss.backward()
+    model(batch(model.rank, 3))
+
+
+def test_a_model_whose_backward_pass_has_failed_says_what_to_do():
+    for error in run(after_a_failure, 2):
+        assert isinstance(error, RuntimeError)
+        assert str(error).startswith("The backward pass before should have come to all layers ")
+        assert "make the model anew and load its last checkpoint" in str(error)
+
+
 def precisions():
     """Each rank divides its gradient by the number of ranks in the type, and the halves are added up in it."""
     local = Model()

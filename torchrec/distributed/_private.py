@@ -137,6 +137,28 @@ class PreparedDataParallel(DistributedDataParallel):
         super().__init__(module, **options)
         self._prepare = prepare
 
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Call the model.
+
+        Args:
+            inputs: as it takes them.
+            kwargs: as it takes them.
+
+        Raises:
+            RuntimeError: after a backward pass that has not come to all layers.
+        """
+        try:
+            return super().forward(*inputs, **kwargs)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            if "finished reduction in the prior iteration" not in str(error):
+                raise
+            raise RuntimeError(
+                "The backward pass before should have come to all layers that `DistributedDataParallel` adds up "
+                "the gradients of. Received one that has failed, or a loss that leaves layers out. After a failure, "
+                "make the model anew and load its last checkpoint; for such losses, give "
+                "`DefaultDataParallelWrapper(static_graph=False, find_unused_parameters=True)`."
+            ) from error
+
     def _post_forward(self, output: Any) -> Any:
         return super()._post_forward(self._prepare(output))  # type: ignore[no-untyped-call]
 

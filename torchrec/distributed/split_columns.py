@@ -8,7 +8,7 @@ with the sum: so a row has one state, and trains as if it were in one place.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import reduce
 
 import torch
@@ -16,13 +16,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from torchrec.distributed._private import parameters_by_name
-from torchrec.distributed.channel import lost_ranks_named
+from torchrec.distributed.agreement import difference
+from torchrec.distributed.lost_ranks import lost_ranks_named
 from torchrec.distributed.mean_squares import MeanSquares, SplitTable
 from torchrec.distributed.terms import number_of
 from torchrec.distributed.wire import Wire
 from torchrec.ops.embedding import SplitUpdate
 from torchrec.ops.embedding.hyper import SAMPLES
-from torchrec.ops.embedding.updates import RULES, RowSums
+from torchrec.ops.embedding.updates import RULES, Hyper, RowSums
 from torchrec.optim.joint_update import JointUpdate, PassGradients
 from torchrec.optim.owners import UpdateTime, owner_of
 from torchrec.optim.rows import apply_rule
@@ -122,6 +123,7 @@ class RowSumExchange:
         self.tables, self.wire, self._one_way = dict(tables), wire, one_way
         # Not asked through the modules: that takes ten times as long, in every step.
         self._parameters = {table: parameters_by_name(each) for table, each in modules.items()}
+        self._numbered = list[Hyper](), number_of(b"[]")
 
     def sums_of(self, table: str) -> int:
         """Return how many sums over rows the update of a table in the backward pass asks for.
@@ -150,19 +152,45 @@ class RowSumExchange:
 
         Args:
             is_alone: whether there is one look-up to apply, and nothing else.
-        """
-        if not self._one_way:
-            return False
-        mine = self._by_kernel() if is_alone else 0
-        return {*self.wire.states(mine, _UPDATE)} == {mine} and mine > 0
 
-    def _by_kernel(self) -> int:
-        """Return a number of what decides which numbers `MeanSquares` makes; 0: here it cannot make the update.
+        Raises:
+            ValueError: on all ranks, if their hyper-parameters differ, naming the first.
+        """
+        mine = [
+            int(self._by_kernel() if is_alone and self._one_way else 0),
+            self._settings_number(),
+        ]
+        of_ranks = self.wire.begin(_UPDATE, [mine] * self.wire.world_size, len(mine)).numbers()
+        if any(settings != mine[1] for _, settings in of_ranks):
+            raise ValueError(difference(self.wire.gather(self._settings())))
+        return all(by_kernel for by_kernel, _ in of_ranks)
+
+    def _hypers(self) -> list[Hyper]:
+        owners = [self._owner_of(table) for table in self.tables if self.sums_of(table)]
+        return [owner.hyper for owner in owners if owner is not None]
+
+    def _settings(self) -> dict[str, str]:
+        """Return the hyper-parameters of all tables that the backward pass updates here."""
+        names = [table for table in self.tables if self.sums_of(table) and self._owner_of(table)]
+        return {
+            f"`{field.name}` of table '{table}'": str(getattr(hyper, field.name))
+            for table, hyper in zip(names, self._hypers(), strict=True)
+            for field in fields(hyper)
+        }
+
+    def _settings_number(self) -> int:
+        """Return a number of the hyper-parameters: ranks that have other ones would train parts of a row apart."""
+        hypers = self._hypers()
+        if hypers != self._numbered[0]:
+            self._numbered = hypers, number_of(repr(hypers).encode())
+        return self._numbered[1]
+
+    def _by_kernel(self) -> bool:
+        """Whether `MeanSquares` can make the update here.
 
         There may be no kernels on one rank, or another hyper-parameter, which takes the weights into account.
         """
         owners = [self._owner_of(table) for table in self.tables if self.sums_of(table)]
-        hypers = [owner.hyper for owner in owners if owner is not None]
         adagrad = all(
             owner is not None
             and owner.rule is not None
@@ -170,9 +198,7 @@ class RowSumExchange:
             for owner in owners
         )
         takes = SplitUpdate.takes([owner.weight for owner in owners if owner is not None])
-        if not (adagrad and takes and all(hyper.lazy for hyper in hypers)):
-            return 0
-        return 1 + number_of(bytes(bool(hyper.weight_decay or hyper.batch_l2) for hyper in hypers))
+        return adagrad and takes and all(hyper.lazy for hyper in self._hypers())
 
     @property
     def rounds(self) -> int:
