@@ -84,7 +84,7 @@ rowwise_family(jagged)
 rowwise_family(linear)
 
 # Nothing to gain from an instruction set in these: no arithmetic, or none that there are vector instructions for.
-foreach(family IN ITEMS hashing permute routing)
+foreach(family IN ITEMS hashing permute routing signals)
   target_sources(rowwise_kernels PRIVATE ${CSRC}/${family}/${family}.cpp)
   list(APPEND ROWWISE_BINDINGS ${CSRC}/${family}/bindings.cpp)
 endforeach()

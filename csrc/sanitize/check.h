@@ -24,6 +24,7 @@ void test_embedding();
 void test_jagged();
 void test_permute();
 void test_routing();
+void test_signals();
 void test_interaction();
 void test_linear();
 void test_hash_collision();

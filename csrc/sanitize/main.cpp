@@ -7,6 +7,7 @@ int main() {
   rowwise::test_jagged();
   rowwise::test_permute();
   rowwise::test_routing();
+  rowwise::test_signals();
   rowwise::test_interaction();
   rowwise::test_linear();
   rowwise::test_hashing();

@@ -19,6 +19,7 @@ from tests.distributed.test_collections import (
 )
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.distributed._codecs import VectorContext
+from torchrec.distributed.channel import Channel
 from torchrec.distributed.fbgemm_qcomm_codec import (
     CommType,
     QCommsConfig,
@@ -165,18 +166,17 @@ class Counted:
     """Counts the bytes that a rank sends to others in exchanges, by dtype."""
 
     def __enter__(self):
-        self.bytes, self._swap = {}, dist.all_to_all_single
-        dist.all_to_all_single = self._count
+        self.bytes, self._start = {}, Channel.start
+        Channel.start = lambda channel, *args: self._count(channel, *args)
         return self
 
     def __exit__(self, *_):
-        dist.all_to_all_single = self._swap
+        Channel.start = self._start
 
-    def _count(self, received, sent, expected=None, sizes=None, **kwargs):
-        own = sent.numel() // dist.get_world_size() if sizes is None else sizes[dist.get_rank()]
-        elements = sent.numel() - own
+    def _count(self, channel, sent, sizes, *rest):
+        elements = sent.numel() - sizes[channel.rank]
         self.bytes[sent.dtype] = self.bytes.get(sent.dtype, 0) + elements * sent.itemsize
-        return self._swap(received, sent, expected, sizes, **kwargs)
+        return self._start(channel, sent, sizes, *rest)
 
 
 def bytes_sent(pooled, kind):

@@ -6,7 +6,6 @@ import copy
 import itertools
 import time
 from dataclasses import dataclass
-from datetime import timedelta
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from tests.distributed.test_mc_embedding_modules import batch as mc_batch
 from tests.distributed.test_model_parallel import batch, fused, plan_of
 from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.channel import Channel
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, table_wise
 from torchrec.distributed.train_pipeline import (
     DataLoadingThread,
@@ -216,16 +216,19 @@ class SlowWork:
     def __init__(self, work, delay):
         self.work, self.end = work, time.monotonic() + delay
 
-    def wait(self, timeout=timedelta(seconds=60)):
+    def done_within(self, patience):
         left = self.end - time.monotonic()
-        if left > timeout.total_seconds():
-            time.sleep(timeout.total_seconds())
-            raise RuntimeError("Timed out")
+        if left > patience.total_seconds():
+            time.sleep(patience.total_seconds())
+            return False
         time.sleep(max(0.0, left))
-        return self.work.wait(timeout)
+        return self.work.done_within(patience)
 
-    def is_completed(self):
-        return time.monotonic() >= self.end and self.work.is_completed()
+    def parts(self):
+        return self.work.parts()
+
+    def whole(self):
+        return self.work.whole()
 
 
 class Busy(nn.Module):
@@ -255,25 +258,25 @@ def slowed(kind, delay):
         model, plan=plan_of(model, user=("row_wise",), item=("table_wise", 0))
     )
     steps = pipeline(kind, model)
-    send = dist.all_to_all_single
+    start = Channel.start
     asking = model.module.tables.tables.away.exchange
 
-    def slow(*args, **kwargs):
-        work = send(*args, **kwargs)
-        return SlowWork(work, delay) if args[0].dtype in (torch.int32, torch.int64) else work
+    def slow(channel, sent, *rest):
+        work = start(channel, sent, *rest)
+        return SlowWork(work, delay) if sent.dtype in (torch.int32, torch.int64) else work
 
     assert asking is not None
     data = itertools.cycle([batch(rank, step) for step in range(4)])
     for _ in range(3):
         steps.progress(data)
-    dist.all_to_all_single = slow
+    Channel.start = slow
     try:
-        start = time.monotonic()
+        began = time.monotonic()
         for _ in range(6):
             steps.progress(data)
-        seconds = (time.monotonic() - start) / 6
+        seconds = (time.monotonic() - began) / 6
     finally:
-        dist.all_to_all_single = send
+        Channel.start = start
     return seconds, steps.report() if kind is TrainPipelineSparseDist else None
 
 

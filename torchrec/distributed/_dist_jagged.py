@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from torchrec.distributed._awaitable import Awaitable
-from torchrec.distributed.channel import lost_ranks_named
 from torchrec.distributed.embedding_types import KJTList
+from torchrec.distributed.lost_ranks import lost_ranks_named
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 

@@ -196,46 +196,45 @@ class Layout:
 
     @cached_property
     def unpack(self) -> list[int]:
-        """The blocks that bring messages (input 0), and what was computed (those after), to the outputs."""
+        """The blocks that bring messages (an input each), and what was computed (those after), to the outputs."""
         blocks = []
         for rank, place, at in self._places():
             if self._is_kept(rank):
                 part = self._outgoing[rank][place.part]
-                blocks += place.unpacked(1 + part.computed, part.start)
+                blocks += place.unpacked(self.route.world_size + part.computed, part.start)
             else:
-                blocks += place.unpacked(0, at)
+                blocks += place.unpacked(rank, at)
         return blocks
 
     @cached_property
     def pack_gradients(self) -> list[int]:
         """The blocks that bring gradients of the outputs into messages (output 0), or to what was computed."""
-        blocks = []
+        blocks, starts = [], list(accumulate(self.expected, initial=0))
         for rank, place, at in self._places():
             if self._is_kept(rank):
                 part = self._outgoing[rank][place.part]
                 blocks += place.packed(1 + part.computed, part.start)
             else:
-                blocks += place.packed(0, at)
+                blocks += place.packed(0, starts[rank] + at)
         return blocks
 
     @cached_property
     def unpack_gradients(self) -> list[int]:
-        """The blocks that bring gradients from messages to what was computed."""
-        blocks, at = [], 0
+        """The blocks that bring gradients from messages (an input each) to what was computed."""
+        blocks = []
         for rank, parts in enumerate(self._outgoing):
+            at = 0
             for part in parts if not self._is_kept(rank) else ():
-                blocks += _flat_block(0, at, part.computed, part.start, part)
+                blocks += _flat_block(rank, at, part.computed, part.start, part)
                 at += part.rows * part.columns
         return blocks
 
     def _places(self) -> Iterator[tuple[int, _Place, int]]:
-        """Yield all that comes, by rank, with where its part begins among the messages."""
-        start = 0
+        """Yield all that comes, by rank, with where its part begins in the message of that rank."""
         for rank, (parts, places) in enumerate(self._incoming):
-            starts = list(accumulate(parts, initial=start))
+            starts = list(accumulate(parts, initial=0))
             for place in places:
                 yield rank, place, starts[place.part]
-            start += self.expected[rank]
 
 
 def _flat_block(source: int, start: int, target: int, at: int, part: _Part) -> list[int]:
@@ -280,16 +279,16 @@ class _Answer(torch.autograd.Function):
         if layout.is_one_piece:
             sent = computed[0].reshape(-1)[layout.others]
         else:
-            sent = new_vector(sum(layout.sizes), computed[0])
+            sent = wire.message(sum(layout.sizes), computed[0])
             copy_blocks_([sent], list(computed), layout.pack)
         shapes = [(layout.batch, layout.columns.width), *layout.tables]
         outputs = [new_vector(rows * columns, computed[0]) for rows, columns in shapes]
         received = (
-            wire.swap(sent, layout.sizes, layout.expected)
+            wire.start_swap(sent, layout.sizes, layout.expected).wait()
             if transfer is None
-            else transfer.there(sent)
+            else transfer.there(sent).split(layout.expected)
         )
-        copy_blocks_(outputs, [received, *computed], layout.unpack)
+        copy_blocks_(outputs, [*received, *computed], layout.unpack)
         # Detached: no views to autograd, so that who comes next may change them in place.
         found = [out.view(shape).detach() for out, shape in zip(outputs, shapes, strict=True)]
         return *found, anchor.new_zeros(0)
@@ -312,7 +311,7 @@ class _Answer(torch.autograd.Function):
             anchor.new_zeros(shape, dtype=ctx.dtype) if grad is None else grad.contiguous()
             for grad, shape in zip(grads, shapes, strict=True)
         ]
-        sent = new_vector(sum(layout.expected), given[0])
+        sent = wire.message(sum(layout.expected), given[0])
         found = [new_vector(size, given[0]) for size in layout.computed_sizes]
         copy_blocks_([sent, *found], given, layout.pack_gradients, wire.world_size)
         lines = meeting.numbers()
@@ -325,11 +324,11 @@ class _Answer(torch.autograd.Function):
             wire.swap(sent, layout.expected, layout.sizes, found[0][layout.others])
         else:
             received = (
-                wire.swap(sent, layout.expected, layout.sizes)
+                wire.start_swap(sent, layout.expected, layout.sizes).wait()
                 if ctx.transfer is None
-                else ctx.transfer.back(sent)
+                else ctx.transfer.back(sent).split(layout.sizes)
             )
-            copy_blocks_(found, [received], layout.unpack_gradients)
+            copy_blocks_(found, list(received), layout.unpack_gradients)
         all_used = [used[0], *(used[1 + slot] for slot in layout.slots_computed)]
         return (
             *(None, None, None, None, torch.zeros_like(anchor)),

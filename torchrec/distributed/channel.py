@@ -7,19 +7,22 @@ see by its head that it is not what they are at. Gradients of layers, added up i
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 from time import monotonic, sleep
 from weakref import WeakKeyDictionary, ref
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from torchrec.distributed._private import default_store, timeout_of
+from torchrec.distributed.lost_ranks import ended, is_closed, lost_ranks_named, named
+from torchrec.distributed.shared_memory import share_memory
+from torchrec.distributed.transport import SwapWork, Work
+from torchrec.ops.routing import new_vector
 
-__all__ = ["Channel", "channel_of", "lost_ranks_named"]
+__all__ = ["Channel", "channel_of"]
 
 _PATIENCE = timedelta(seconds=2)  # how long a rank waits, at most, before it says where it is
 
@@ -49,7 +52,7 @@ class Channel:
         self.world_size, self.rank = dist.get_world_size(beside), dist.get_rank(beside)
         self._timeout = timeout_of(beside)
         self._patience = min(_PATIENCE, self._timeout / 5)
-        group = beside
+        group, self._memory = beside, None
         if self.world_size > 1:
             with lost_ranks_named(beside):
                 # Finds out who is gone, which the store that a new group is made by does not.
@@ -60,9 +63,12 @@ class Channel:
                 dist.get_backend(beside),
                 use_local_synchronization=True,
             )
+            with lost_ranks_named(group):
+                self._memory = share_memory(group, self._timeout)
         # Weak: who calls `destroy_process_group()` ends the group's threads only if nobody else holds it.
         # Threads that outlive Python abort the process, and tables are in cycles, which are freed late.
-        self._group = ref(group)
+        memory = self._memory
+        self._group = ref(group, None if memory is None else lambda _: memory.leave())
         self._name, self._exchanges, self._end = group.group_name, 0, ""
         self._met: dict[tuple[int, ...], int] = {}  # how often some of the ranks have met
 
@@ -83,7 +89,37 @@ class Channel:
             raise RuntimeError(self._end)
         return group
 
-    def wait(self, work: dist.Work, doing: str) -> None:
+    def message(self, size: int, like: Tensor) -> Tensor:
+        """Return memory for what this rank sends: whatever is packed there is sent without another copy.
+
+        Args:
+            size: elements.
+            like: a tensor of its dtype.
+        """
+        return new_vector(size, like) if self._memory is None else self._memory.message(size, like)
+
+    def start(
+        self,
+        sent: Tensor,
+        sizes: Sequence[int],
+        expected: Sequence[int],
+        received: Tensor | None = None,
+    ) -> Work:
+        """Send each rank its part; all ranks call this, in the same order.
+
+        Args:
+            sent: ``(sum(sizes),)``; not to be written to before it is done.
+            sizes: elements for each rank.
+            expected: elements from each rank.
+            received: where parts are brought together, ``(sum(expected),)``. Default: new memory.
+        """
+        sent, group = sent.contiguous(), self.group
+        with lost_ranks_named(group):
+            if self._memory is not None:
+                return self._memory.start(sent, sizes, expected, received)
+            return SwapWork(group, sent, sizes, expected, received)
+
+    def wait(self, work: Work, doing: str) -> None:
         """Wait until an exchange is done.
 
         Args:
@@ -96,24 +132,24 @@ class Channel:
         """
         self._exchanges += 1
         try:
-            if not _is_done(work, self._patience):
+            if not work.done_within(self._patience):
                 self._wait_long(work, doing)
         except RuntimeError as error:
             self._end = self._end or self._verdict()
             if self._end:
                 raise RuntimeError(self._end) from error
-            raise _named(error, self.group) from error
+            raise named(error, self.group) from error
 
-    def _wait_long(self, work: dist.Work, doing: str) -> None:
+    def _wait_long(self, work: Work, doing: str) -> None:
         """Wait, and let the others know where this rank does: those of whom nothing is known hold it up."""
         store, waits = default_store(), [self._key(rank) for rank in range(self.world_size)]
         store.set(waits[self.rank], doing)
         # Before gloo gives up, which closes all connections, so that nobody knows any more who was missing.
         end = monotonic() + (0.9 * self._timeout - 2 * self._patience).total_seconds()
-        while not _is_done(work, self._patience / 4):
+        while not work.done_within(self._patience / 4):
             self._end = self._verdict()
             # Who has begun to wait just now has said so a little later.
-            if not self._end and monotonic() > end and not _is_done(work, self._patience):
+            if not self._end and monotonic() > end and not work.done_within(self._patience):
                 self._end = self._give_up(
                     [r for r in range(len(waits)) if not store.check([waits[r]])], doing
                 )
@@ -152,9 +188,9 @@ class Channel:
                 self._end = self._give_up(missing, doing)
             if self._end:
                 raise RuntimeError(self._end)
-            lost = [rank for rank in missing if _is_closed(group, rank)]
+            lost = [rank for rank in missing if is_closed(group, rank)]
             if lost:
-                raise RuntimeError(_ended(lost))
+                raise RuntimeError(ended(lost))
 
     def _elsewhere(self, missing: Sequence[int], doing: str) -> str:
         """Return what all ranks are to say if one that is missing waits for what comes next; nothing, if none does."""
@@ -192,77 +228,3 @@ class Channel:
             # The store was that of a rank that has ended, or is destroyed: then nobody can say anything, and what
             # the exchange itself has failed by is raised.
             return ""
-
-
-def _is_done(work: dist.Work, within: timedelta) -> bool:
-    try:
-        work.wait(within)
-    except RuntimeError:
-        if work.is_completed():
-            raise  # what was waited for has failed
-        return False
-    return True
-
-
-# What errors of gloo say when a rank is gone, or does not answer; other errors are the caller's own.
-_LOST = re.compile("clos|reset|pipe|Timed out|timeout", re.IGNORECASE)
-
-
-@contextmanager
-def lost_ranks_named(group: dist.ProcessGroup) -> Iterator[dist.ProcessGroup]:
-    """Say which ranks are gone, or for how long none has answered, where an exchange fails by that.
-
-    Args:
-        group: the ranks.
-
-    Raises:
-        RuntimeError: on every rank that goes on, as soon as it exchanges something.
-    """
-    try:
-        yield group
-    except RuntimeError as error:
-        named = _named(error, group)
-        if named is error:
-            raise
-        raise named from error
-
-
-def _named(error: RuntimeError, group: dist.ProcessGroup) -> RuntimeError:
-    """Return an error that says which ranks are gone, if that is what an exchange has failed by, else the same."""
-    if not _LOST.search(str(error)):
-        return error
-    waited = re.search(r"Timed out waiting (\d+)ms", str(error))
-    if waited is not None:
-        return RuntimeError(
-            f"Rank {dist.get_rank(group)} should get an answer within {int(waited[1]) / 1000:g} s, the "
-            "`timeout` of its process group. Received none: another rank has stopped, or has left out "
-            "what this one does."
-        )
-    lost = _lost_ranks(group)
-    if not lost:
-        return error
-    return RuntimeError(_ended(lost))
-
-
-def _ended(lost: list[int]) -> str:
-    named = f"rank {lost[0]}, which has" if len(lost) == 1 else f"ranks {lost}, which have"
-    return (
-        "All ranks should take part until the last step. Received nothing more from "
-        f"{named} ended: what was written there last says why."
-    )
-
-
-def _lost_ranks(group: dist.ProcessGroup) -> list[int]:
-    """Return the ranks whose connection to this one is closed: a process that ends closes all it has, at once."""
-    others = [rank for rank in range(dist.get_world_size(group)) if rank != dist.get_rank(group)]
-    return [rank for rank in others if _is_closed(group, rank)]
-
-
-def _is_closed(group: dist.ProcessGroup, rank: int) -> bool:
-    try:
-        # Never waited for: who is still there need not take it, and giving up would close that connection, too.
-        # Its tag is that of nothing else, so that nobody takes it for a message.
-        dist.isend(torch.zeros(1), group=group, group_dst=rank, tag=1)
-    except RuntimeError:
-        return True
-    return False

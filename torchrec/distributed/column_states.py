@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchrec.distributed._private import ShardedTensor, ShardMetadata, placement_of
-from torchrec.distributed.channel import lost_ranks_named
+from torchrec.distributed.lost_ranks import lost_ranks_named
 from torchrec.distributed.parts import Part, fill_parts
 from torchrec.distributed.wire import Wire
 

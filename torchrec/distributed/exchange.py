@@ -185,9 +185,7 @@ class Exchange:
         expected[wire.rank] = 0
         swap = wire.start_swap(message, sizes, expected)
         wanted = any(state & _WEIGHTS_GRADIENT for state in states)
-        return Deferred(
-            lambda: self._received(swap.wait().split(expected), asked, routed, num_weights, wanted)
-        )
+        return Deferred(lambda: self._received(swap.wait(), asked, routed, num_weights, wanted))
 
     def _received(
         self,
@@ -296,7 +294,8 @@ class Exchange:
                 bits = routed.weights.detach().view(torch.int32)
                 pieces += [bits[starts[a] : starts[b]] for a, b in _runs(pooled)]
             sizes.append(sum(len(piece) for piece in pieces[first:]))
-        return sizes, torch.cat(pieces) if pieces else routed.rows.new_empty(0)
+        message = self.wire.message(sum(sizes), routed.rows)
+        return sizes, torch.cat(pieces, out=message) if pieces else message
 
     def _kept(
         self, routed: Routed, pooled: Sequence[int]

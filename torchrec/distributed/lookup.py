@@ -375,8 +375,11 @@ class ShardedLookup:
             return torch.zeros((samples, 0), dtype=self.dtype)
         lanes = self.exchange.my_lanes
         values = torch.cat([part[i] for i in pooled for part in asked.parts])
-        bags_of = [torch.cat([each[k] for each in asked.lengths]) for k in range(len(pooled))]
-        lengths = torch.cat(bags_of) if asked.bags is None else padded(bags_of).flatten()
+        bags_of = [[each[k] for each in asked.lengths] for k in range(len(pooled))]
+        if asked.bags is None:
+            lengths = torch.cat([part for parts in bags_of for part in parts])
+        else:
+            lengths = padded([torch.cat(parts) for parts in bags_of]).flatten()
         weights = None
         if asked.weights is not None:
             split = [

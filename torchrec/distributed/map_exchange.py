@@ -154,15 +154,14 @@ class MapExchange:
         expected = [sum(line[1:]) for line in lines]
         sent = torch.cat([NONE, *ids])
         if self.wire is None:
-            return Deferred(lambda: self._received(sent, lines))
+            return Deferred(lambda: self._received([sent], lines))
         swap = self.wire.start_swap(sent, sizes, expected)
         return Deferred(lambda: self._received(swap.wait(), lines))
 
     def _received(
-        self, ids: Tensor, lines: list[list[int]]
+        self, received: list[Tensor], lines: list[list[int]]
     ) -> list[tuple[Tensor, list[list[int]]]]:
         """Return the ids of all ranks by part and key."""
-        received = ids.split([sum(line[1:]) for line in lines])
         lanes = [part.split(line[1:]) for part, line in zip(received, lines, strict=True)]
         asked, first = [], 0
         for part in self.mine:

@@ -98,7 +98,7 @@ class MeanSquares:
         sizes = [sum(where.stop - where.start for where in mine) for mine in shared]
         pieces = [means[where] for mine in shared for where in mine]
         sent = pieces[0] if len(pieces) == 1 else torch.cat([means[:0], *pieces])
-        told = wire.swap(sent, sizes, sizes).split(sizes)
+        told = wire.start_swap(sent, sizes, sizes).wait()
         parts = [
             torch.split(part, [where.stop - where.start for where in mine])
             for part, mine in zip(told, shared, strict=True)

@@ -30,8 +30,8 @@ from torchrec.distributed._private import (
     shell_of,
 )
 from torchrec.distributed._private import TensorProperties as ShardedProperties
-from torchrec.distributed.channel import lost_ranks_named
 from torchrec.distributed.column_states import mean_of_columns, repeated, whole_on_holders
+from torchrec.distributed.lost_ranks import lost_ranks_named
 from torchrec.distributed.parts import block_parts, fill_parts, part_at
 from torchrec.distributed.placement import Block, TablePlacement
 from torchrec.distributed.shards_wrapper import LocalShardsWrapper

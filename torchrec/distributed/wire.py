@@ -11,13 +11,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchrec.distributed._awaitable import Awaitable, Deferred
-from torchrec.distributed.channel import channel_of, lost_ranks_named
+from torchrec.distributed.channel import channel_of
+from torchrec.distributed.lost_ranks import lost_ranks_named
+from torchrec.distributed.transport import Work
 from torchrec.errors import IdOutOfRangeError
-from torchrec.ops.routing import new_vector
 
 __all__ = ["Meeting", "Wire"]
 
 _HEAD = 64  # numbers that ranks begin everything by
+_EXCHANGE = "an exchange that they have begun"
 
 
 class Meeting:
@@ -38,11 +40,9 @@ class Meeting:
         # Of one size, whatever it is about: gloo ends a process that is sent more than it waits for.
         heads = [[mark, *line[:first], *[0] * (first - len(line))] for line in lines]
         self._rests = [line[first:] for line in lines]
-        self._received = torch.empty((wire.world_size, _HEAD), dtype=torch.int64)
-        self._sent = torch.tensor(heads, dtype=torch.int64)
-        with lost_ranks_named(wire.group) as group:
-            work = dist.all_to_all_single(self._received, self._sent, group=group, async_op=True)
-        self._work, self._mark = work, mark
+        sizes = [_HEAD] * wire.world_size
+        self._work = wire.start(torch.tensor(heads, dtype=torch.int64).view(-1), sizes, sizes)
+        self._mark = mark
 
     def numbers(self) -> list[list[int]]:
         """Wait, and return what each rank has said, in order of ranks.
@@ -52,7 +52,7 @@ class Meeting:
         """
         wire, expected = self._wire, self._expected
         wire.finish(self._work, self._topic)
-        lines: list[list[int]] = self._received.tolist()
+        lines: list[list[int]] = [part.tolist() for part in self._work.parts()]
         if any(line[0] != self._mark for line in lines):
             raise ValueError(_differing(wire.gather(self._topic)))
         if all(not rest for rest in self._rests) and expected < _HEAD:
@@ -99,7 +99,26 @@ class Wire:
         """
         return self._channel.group
 
-    def finish(self, work: dist.Work, what: str) -> None:
+    def message(self, size: int, like: Tensor) -> Tensor:
+        """Return memory for what this rank sends: whatever is packed there is sent without another copy.
+
+        Args:
+            size: elements.
+            like: a tensor of its dtype.
+        """
+        return self._channel.message(size, like)
+
+    def start(self, sent: Tensor, sizes: Sequence[int], expected: Sequence[int]) -> Work:
+        """Begin an exchange, which is to be finished by `finish`.
+
+        Args:
+            sent: see `swap`.
+            sizes: see `swap`.
+            expected: see `swap`.
+        """
+        return self._channel.start(sent, sizes, expected)
+
+    def finish(self, work: Work, what: str) -> None:
         """Wait for an exchange.
 
         Args:
@@ -136,7 +155,7 @@ class Wire:
         expected: Sequence[int],
         received: Tensor | None = None,
     ) -> Tensor:
-        """Send each rank its part, and return what each has sent here.
+        """Send each rank its part, and return what each has sent here, one behind the other.
 
         Args:
             sent: ``(sum(sizes),)``.
@@ -144,33 +163,28 @@ class Wire:
             expected: elements from each rank.
             received: written to, ``(sum(expected),)``, and returned. Default: new memory.
         """
-        return self.start_swap(sent, sizes, expected, received).wait()
+        work = self._channel.start(sent, sizes, expected, received)
+        self.finish(work, _EXCHANGE)
+        return work.whole()
 
     def start_swap(
-        self,
-        sent: Tensor,
-        sizes: Sequence[int],
-        expected: Sequence[int],
-        received: Tensor | None = None,
-    ) -> Awaitable[Tensor]:
-        """Do what `swap` does, but return while it is on its way.
+        self, sent: Tensor, sizes: Sequence[int], expected: Sequence[int]
+    ) -> Awaitable[list[Tensor]]:
+        """Do what `swap` does, but return while it is on its way, and give each rank's part by itself.
 
         Args:
             sent: see `swap`; not to be written to before it is done.
             sizes: see `swap`.
             expected: see `swap`.
-            received: see `swap`.
-        """
-        found = new_vector(sum(expected), sent) if received is None else received
-        sent = sent.contiguous()
-        with lost_ranks_named(self.group) as group:
-            work = dist.all_to_all_single(
-                found, sent, list(expected), list(sizes), group=group, async_op=True
-            )
 
-        def finished(kept: Tensor = sent) -> Tensor:  # the memory that is sent lasts until then
-            self.finish(work, "an exchange that they have begun")
-            return found
+        Returns:
+            what each rank has sent, in order of ranks: memory of others, so not to be written to.
+        """
+        work = self._channel.start(sent, sizes, expected)
+
+        def finished() -> list[Tensor]:
+            self.finish(work, _EXCHANGE)
+            return work.parts()
 
         return Deferred(finished)
 

@@ -1,0 +1,207 @@
+"""Ranks of one host that exchange through memory which they share, beside `all_to_all_single`."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.distributed.ranks import Workers, run
+from torchrec.distributed.shared_memory import ENVIRONMENT_VARIABLE, share_memory
+from torchrec.ops.signals import can_signal
+
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(not can_signal(), reason="there is no native library, or no Linux"),
+]
+SOON, LONG = timedelta(seconds=0.05), timedelta(seconds=20)
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with Workers() as started:
+        yield started
+
+
+def shared():
+    memory = share_memory(dist.group.WORLD, LONG)
+    assert memory is not None
+    return memory
+
+
+def sizes_of(step, sender, world_size):
+    """How many elements a rank sends each: none, few, many, by turns."""
+    sizes = (0, 3, 7000, 1, 250_000, 64)
+    return [sizes[(step * 5 + sender * 3 + reader) % len(sizes)] for reader in range(world_size)]
+
+
+def exchanged(steps):
+    """Send random parts both ways, and compare; return how many buffers it took."""
+    memory, rank, ranks = shared(), dist.get_rank(), dist.get_world_size()
+    dtypes = [torch.float32, torch.int32, torch.bfloat16, torch.int64, torch.uint8]
+    for step in range(steps):
+        sizes = sizes_of(step, rank, ranks)
+        expected = [sizes_of(step, sender, ranks)[rank] for sender in range(ranks)]
+        dtype = dtypes[step % len(dtypes)]
+        generator = torch.Generator().manual_seed(step * ranks + rank)
+        made = torch.randint(-100, 100, (sum(sizes),), generator=generator).to(dtype)
+        wanted = made.new_empty(sum(expected))
+        dist.all_to_all_single(wanted, made, expected, sizes)
+        packed = memory.message(len(made), made)
+        packed.copy_(made)
+        work = memory.start(packed if step % 2 else made, sizes, expected, None)
+        assert work.done_within(LONG)
+        for found, part in zip(work.parts(), wanted.split(expected), strict=True):
+            assert found.dtype == dtype
+            assert torch.equal(found, part)
+        assert torch.equal(work.whole(), wanted)
+    return True
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_it_brings_what_all_to_all_single_brings(workers, world_size):
+    assert all(workers.run(exchanged, world_size, 70))
+
+
+def kept():
+    """Messages of many exchanges, all kept: nobody writes where another still reads."""
+    memory, rank = shared(), dist.get_rank()
+    parts = []
+    for step in range(100):
+        sent = memory.message(2000, torch.empty(0))
+        sent.fill_(1000 * rank + step)
+        work = memory.start(sent, [1000, 1000], [1000, 1000], None)
+        assert work.done_within(LONG)
+        parts.append(work.parts()[1 - rank])
+    for step, part in enumerate(parts):
+        assert torch.equal(part, torch.full((1000,), 1000.0 * (1 - rank) + step))
+    return True
+
+
+def test_what_somebody_reads_is_not_written_anew(workers):
+    assert workers.run(kept, 2) == [True, True]
+
+
+def addresses():
+    """Where messages are that nobody keeps."""
+    memory, found = shared(), set()
+    for _ in range(50):
+        sent = memory.message(20_000, torch.empty(0))
+        found.add(sent.data_ptr())
+        work = memory.start(sent, [10_000, 10_000], [10_000, 10_000], None)
+        assert work.done_within(LONG)
+        work.parts()
+    return len(found)
+
+
+def test_memory_that_nobody_reads_is_taken_again(workers):
+    # One for what is sent, one while the other rank has not yet let go of it, or two.
+    assert all(count <= 3 for count in workers.run(addresses, 2))
+
+
+def out_of_order():
+    """Begin several, and wait for them in another order; leave some without waiting, more than the ring has."""
+    memory, rank = shared(), dist.get_rank()
+    works = []
+    for step in range(150):
+        sent = torch.full((600,), float(1000 * rank + step))
+        work = memory.start(sent, [300, 300], [300, 300], None)
+        if step % 3 == 0:
+            works.append((step, work))
+    for step, work in reversed(works):
+        assert work.done_within(LONG)
+        assert work.parts()[1 - rank].unique().tolist() == [1000.0 * (1 - rank) + step]
+    return True
+
+
+def test_exchanges_may_be_waited_for_in_any_order_or_not_at_all(workers):
+    assert workers.run(out_of_order, 2) == [True, True]
+
+
+def late():
+    memory, rank = shared(), dist.get_rank()
+    if rank:
+        time.sleep(0.3)
+    work = memory.start(torch.ones(2), [1, 1], [1, 1], None)
+    return work.done_within(SOON), work.done_within(LONG)
+
+
+def test_it_says_when_nothing_has_come_in_time(workers):
+    assert workers.run(late, 2) == [(False, True), (True, True)]
+
+
+def unlike():
+    memory, rank = shared(), dist.get_rank()
+    size = 3 - rank
+    work = memory.start(torch.ones(2 * size), [size] * 2, [size] * 2, None)
+    assert work.done_within(LONG)
+    with pytest.raises(
+        RuntimeError, match=rf"a message of {4 * (2 + rank)} bytes from rank {1 - rank} "
+    ):
+        work.parts()
+    return True
+
+
+def test_a_message_of_another_size_is_refused(workers):
+    assert workers.run(unlike, 2) == [True, True]
+
+
+def left(how):
+    memory, rank = shared(), dist.get_rank()
+    first = memory.start(torch.full((20_000,), float(rank)), [10_000] * 2, [10_000] * 2, None)
+    if rank and how == "exit":
+        os._exit(3)
+    if rank:
+        memory.leave()
+        return True
+    time.sleep(0.2)
+    assert first.done_within(LONG)  # what was sent before
+    assert first.parts()[1].sum() == 10_000
+    second = memory.start(torch.ones(2), [1, 1], [1, 1], None)
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="nothing more from rank 1, which has ended"):
+        second.done_within(LONG)
+    if how == "exit":
+        print("named", flush=True)
+    return time.monotonic() - start < 5
+
+
+def test_a_rank_that_leaves_is_named_and_its_last_message_read():
+    assert run(left, 2, "leave") == [True, True]
+
+
+def test_a_rank_that_ends_is_named(tmp_path):
+    with pytest.raises(ChildProcessError, match="Rank 1"):
+        run(reported, 2, str(tmp_path))
+    assert (tmp_path / "0").read_text() == "True"
+
+
+def reported(folder):
+    found = left("exit")
+    with open(f"{folder}/{dist.get_rank()}", "w") as file:
+        file.write(str(found))
+    return found
+
+
+def switched_off(value):
+    if dist.get_rank():
+        os.environ[ENVIRONMENT_VARIABLE] = value
+    try:
+        return share_memory(dist.group.WORLD, LONG) is None
+    finally:
+        os.environ.pop(ENVIRONMENT_VARIABLE, None)
+
+
+def test_no_rank_shares_memory_unless_all_do(workers):
+    assert workers.run(switched_off, 2, "0") == [True, True]
+    assert workers.run(switched_off, 2, "1") == [False, False]
+
+
+def test_another_value_of_the_variable_is_refused(monkeypatch):
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "yes")
+    with pytest.raises(ValueError, match=r"should be '0' or '1'. Received 'yes'"):
+        share_memory(None, LONG)
