@@ -65,8 +65,17 @@ def _run(arguments: list[str]) -> int:
         if debug:
             traceback.print_exception(error)
         elif message:
-            print(f"torchrec: {message}", file=sys.stderr)
+            _print_error(message)
         return code
+
+
+def _print_error(message: str) -> None:
+    """Print an error; of ranks that torchrun has started, those that raise what another has met say nothing."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0:
+        print(f"torchrec: {message}", file=sys.stderr)
+    elif not message.startswith("On rank "):
+        print(f"torchrec, rank {rank}: {message}", file=sys.stderr)
 
 
 def _explain(error: BaseException) -> tuple[int, str]:

@@ -6,6 +6,7 @@ Whatever stands in the name of a file, a column or a key is shown and steers not
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -31,10 +32,16 @@ class _Console(Console):
 
 def console() -> Console:
     """Return a console on what standard output is now; long lines are the reader's to wrap."""
-    made = _Console(highlight=False, soft_wrap=True)
+    quiet = not is_first_rank()
+    made = _Console(highlight=False, soft_wrap=True, quiet=quiet)
     if made.is_terminal:
         return made
-    return _Console(highlight=False, soft_wrap=True, width=_PIPE_WIDTH)
+    return _Console(highlight=False, soft_wrap=True, width=_PIPE_WIDTH, quiet=quiet)
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is the one that speaks: the first, of those that torchrun has started."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> Table:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rowwise.cli.console import console, table
-from rowwise.cli.reading import open_source, say_counts
+from rowwise.cli.console import console, is_first_rank, table
+from rowwise.cli.reading import RANKS_WAIT, open_source, say_counts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,7 +40,7 @@ def evaluate(
     """Measure a trained model on data with labels.
 
     Label and rows to leave out are those of the experiment. Of generated data, what is best possible
-    stands beside.
+    stands beside. Under torchrun, each rank measures its share.
 
     $ torchrec evaluate runs/experiment test.parquet
     $ torchrec evaluate runs/experiment 'log/day_*.parquet' --json result.json
@@ -52,6 +53,7 @@ def evaluate(
     from torchrec.heap import keep_freed_memory
     from torchrec.inference import load
     from torchrec.metrics import BinaryMetrics
+    from torchrec.training.ranks import joined_ranks
 
     keep_freed_memory()
     predictor = load(run)
@@ -65,15 +67,20 @@ def evaluate(
             f"{did_you_mean(label.columns[0], source.names) or ';'} `torchrec predict` needs none."
         )
     source.require(label.columns, f"`data.label` '{label.text}' of the experiment")
-    metrics = BinaryMetrics()
-    for part in source.scan(list(dict.fromkeys([*predictor.input_columns, *label.columns]))):
-        metrics.update(predictor.logits(part), torch.from_numpy(label.read(part)))
-    report = metrics.compute()
-    console().print(_table(report, _limits(source)))
-    say_counts(predictor)
+    columns = list(dict.fromkeys([*predictor.input_columns, *label.columns]))
+    with joined_ranks(RANKS_WAIT) as world:
+        metrics = BinaryMetrics()
+        for part in islice(source.scan(columns), world.rank, None, world.size):
+            metrics.update(predictor.logits(part), torch.from_numpy(label.read(part)))
+        metrics, *others = world.gather(metrics, "metrics")
+        for other in others:
+            metrics.merge(other)
+        report = metrics.compute()
+        console().print(_table(report, _limits(source)))
+        say_counts(predictor, world)
     for name, why in report.undefined.items():
         console().print(f"{name} is not defined: {why}", markup=False)
-    if json_file is not None:
+    if json_file is not None and is_first_rank():
         write_file(json_file, json.dumps(report.to_json(), indent=2) + "\n")
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rowwise.cli.console import console
-from rowwise.cli.reading import open_source, say_counts
+from rowwise.cli.reading import RANKS_WAIT, open_source, say_counts
 
 if TYPE_CHECKING:
     from torchrec.datasets.parquet_writer import ParquetWriter
@@ -41,7 +42,7 @@ def predict(
 
     The data need the columns of the features, not the label. Memory does not grow with the data, and
     the file appears when it is whole. It is what its suffix says: .parquet, .csv, .tsv, the last two
-    also with .gz or .zst.
+    also with .gz or .zst. Under torchrun, the ranks predict for tables of rows in turn, and the first writes.
 
     $ torchrec predict runs/experiment new.parquet -o predictions.parquet
     $ torchrec predict runs/experiment 'log/day_*.csv.gz' -o scored.csv.gz --keep-columns
@@ -50,6 +51,7 @@ def predict(
 
     from torchrec.heap import keep_freed_memory
     from torchrec.inference import load
+    from torchrec.training.ranks import joined_ranks
 
     if not name:
         raise ValueError("`--name` should be the name of a column. Received an empty one.")
@@ -67,14 +69,19 @@ def predict(
     kept = source.schema.names if keep_columns else []
     needed = list(dict.fromkeys([*predictor.input_columns, *kept]))
     empty = pa.schema([source.schema.field(column) for column in needed]).empty_table()
-    with writer as file:
+    with joined_ranks(RANKS_WAIT) as world, writer if world.rank == 0 else nullcontext() as file:
+        rows = 0
         # At least one table, so that a file without rows has its columns, too.
-        for table in itertools.chain(source.scan(needed), [empty]):
-            if table.num_rows or not file.rows:
-                scores = pa.array(predictor.predict(table).numpy())
-                file.write(table.select(kept).append_column(name, scores))
-    say_counts(predictor)
-    console().print(f"{file.rows:,} predictions in {output}", markup=False)
+        tables = itertools.chain(source.scan(needed), [empty])
+        while turn := list(itertools.islice(tables, world.size)):
+            mine = turn[world.rank] if world.rank < len(turn) else empty
+            of_ranks = world.gather(predictor.predict(mine).numpy(), "predictions")
+            for table, scores in zip(turn, of_ranks, strict=False):
+                if file is not None and (table.num_rows or not rows):
+                    file.write(table.select(kept).append_column(name, pa.array(scores)))
+                rows += table.num_rows
+        say_counts(predictor, world)
+    console().print(f"{rows:,} predictions in {output}", markup=False)
 
 
 def _writer(output: Path) -> ParquetWriter | TextWriter:

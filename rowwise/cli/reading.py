@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from torchrec.datasets.files import DataFile
     from torchrec.datasets.source import TableSource
     from torchrec.inference import Predictor
+    from torchrec.training.world import World
 
 _ODD = ("missing", "infinite", "nulls", "unknown", "truncated")
+RANKS_WAIT = 3600.0  # seconds that a rank which is done with its share waits for others
 
 
 def open_source(
@@ -68,10 +70,18 @@ def _columns(file: DataFile, predictor: Predictor) -> list[str] | None:
     return without if len(found) == len(without) else section.columns
 
 
-def say_counts(predictor: Predictor) -> None:
-    """Print what was odd about the data, a line for each feature and table."""
+def say_counts(predictor: Predictor, world: World) -> None:
+    """Print what was odd about the data, a line for each feature and table.
+
+    Args:
+        predictor: has read this rank's share of the data.
+        world: the ranks.
+    """
     out = console()
-    features, tables = predictor.counts()
+    (features, tables), *others = world.gather(predictor.counts(), "counts of ids")
+    for more, ids in others:
+        features = {name: count + more[name] for name, count in features.items()}
+        tables = {name: count + ids[name] for name, count in tables.items()}
     for name, counts in features.items():
         odd = [
             f"{count:,} {what}" for what, count in asdict(counts).items() if count and what in _ODD

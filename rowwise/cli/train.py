@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from rowwise.cli.console import console
+from rowwise.cli.console import console, is_first_rank
 from rowwise.cli.stopping import stopping
 from rowwise.cli.summary import show_summary
 
@@ -65,6 +65,8 @@ def train(
         )
     with stopping(folder):
         run_experiment(loaded, folder, resume=resume)
+    if not is_first_rank():
+        return
     run = RunFolder(folder)
     for member in run.members():
         write_report(member.path)

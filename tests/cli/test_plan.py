@@ -44,7 +44,7 @@ def test_it_says_where_tables_would_be(
     ]
     assert cli.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("3 ranks, cpu, 64 samples each: a step takes")
+    assert lines[0].startswith("3 ranks, cpu, 22 samples each: a step takes")
     assert "for tables, 0.4 ms of it messages (rates from" in lines[0]
     assert {line.split()[0] for line in lines if line.split()[1:3] == ["50", "16"]} == set()
     tables = {line.split()[0] for line in lines if "table_wise" in line or "row_wise" in line}
@@ -61,7 +61,7 @@ def test_rates_devices_and_keys_count(
     rates.write_text(RATES.to_json())
     assert cli.main(["plan", str(experiment), "training.batch_size=32", "--rates", str(rates)]) == 0
     first = capsys.readouterr().out.splitlines()[0]
-    assert first.startswith("2 ranks, cpu, 32 samples each")
+    assert first.startswith("2 ranks, cpu, 16 samples each")
     assert "(measured rates)" in first
     arguments = ["plan", str(experiment), "--device", "h100", "--world-size", "16"]
     assert cli.main([*arguments, "--ranks-a-host", "4"]) == 0

@@ -278,6 +278,38 @@ def test_any_number_of_ranks_goes_on(
         assert len(first) == min(steps * before * 23, len(wanted))
 
 
+@pytest.mark.parametrize("window", [0, 150], ids=["in order", "shuffled"])
+@pytest.mark.parametrize(("size", "world_size"), [(64, 3), (37, 2), (333, 4), (999, 2)])
+def test_ranks_share_the_batches_of_one(
+    paths: list[Path], window: int, size: int, world_size: int
+) -> None:
+    """In as many steps, each with the very rows; of the last batch a rank may have none."""
+    source = TableSource(paths)
+
+    def make(rank: int, world_size: int) -> Loader:
+        return Loader(
+            source, transform, size, shuffle_window=window, rank=rank, world_size=world_size,
+            share_batches=True,
+        )  # fmt: skip
+
+    whole = Loader(source, transform, size, shuffle_window=window)
+    ranks = [make(rank, world_size) for rank in range(world_size)]
+    shares = [epoch_of(loader) for loader in ranks]
+    for step, batch in enumerate(epoch_of(whole)):
+        of_ranks = [share[step] for share in shares]
+        assert sorted(itertools.chain(*of_ranks)) == sorted(batch)
+        assert max(map(len, of_ranks)) - min(map(len, of_ranks)) <= 1
+    assert {len(share) for share in shares} == {step + 1}
+    if source.rows is not None:
+        assert {len(loader) for loader in ranks} == {step + 1}
+        assert [loader.samples for loader in ranks] == [sum(map(len, share)) for share in shares]
+    one = make(0, 1)
+    stopped = make(0, world_size)
+    next(iter(stopped))
+    one.load_state_dict(stopped.state_dict())  # another number of ranks goes on behind the step
+    assert epoch_of(one) == epoch_of(whole)[1:]
+
+
 def test_the_steps_of_all_ranks_are_those_of_one(paths: list[Path]) -> None:
     """Together they take as many rows a step as one rank with larger batches, and the same ones."""
     source = TableSource(paths)
@@ -385,6 +417,10 @@ def test_the_number_of_batches_is_known_for_parquet_alone(tmp_path: Path) -> Non
         ({"batch_size": 0}, r"`batch_size` should be 1 or more\. Received 0"),
         ({"shuffle_window": -1}, r"`shuffle_window` should be 0 or more\. Received -1"),
         ({"rank": 2, "world_size": 2}, r"`rank` should be in \[0, 2\)\. Received 2"),
+        (
+            {"world_size": 3, "share_batches": True},
+            "`batch_size` should be a row for each of 3 ranks at least, which share it. Received 2",
+        ),
         ({"workers": -1}, r"`workers` should be 0 or more\. Received -1"),
     ],
 )

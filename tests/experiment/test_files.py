@@ -217,11 +217,11 @@ def test_characters_beyond_16_bits_may_be_written_as_json_does() -> None:
     [
         (
             "",
-            " should hold sections (data, features, model, training, output, tune). Received nothing.",
+            " should hold sections (data, features, model, training, distributed, output, tune). Received nothing.",
         ),
         (
             "- a",
-            " should hold sections (data, features, model, training, output, tune). Received a list.",
+            " should hold sections (data, features, model, training, distributed, output, tune). Received a list.",
         ),
         ("data: 3", ": `data` should be a section with keys such as `train`. Received 3."),
         (
@@ -232,7 +232,7 @@ def test_characters_beyond_16_bits_may_be_written_as_json_does() -> None:
         (
             MINIMAL + "trainig: {}",
             ": `trainig` is not a key of the file; did you mean `training`? Its keys: data, features, "
-            "model, training, output, tune.",
+            "model, training, distributed, output, tune.",
         ),
         (
             "data: {train: [], label: y}",
@@ -472,7 +472,7 @@ def test_overrides(file: Path) -> None:
         (
             "modl.name=dlrm",
             "override 'modl.name=dlrm': `modl` is not a key of the file; did you mean `model`? Its "
-            "keys: data, features, model, training, output, tune.",
+            "keys: data, features, model, training, distributed, output, tune.",
         ),
     ],
 )

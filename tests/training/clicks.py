@@ -22,6 +22,7 @@ from torchrec.training import (
     Trainer,
     dense_optimizer,
 )
+from torchrec.training.world import ALONE, World
 
 ROWS, DIM = 40, 4
 
@@ -77,6 +78,7 @@ def make_trainer(
     checkpoints: StateStore | None = None,
     observers: Sequence[Observer] = (),
     id_counts: Any = dict,
+    world: World = ALONE,
     **options: Any,
 ) -> Trainer:
     """Make a trainer of two epochs, with other options as they are given."""
@@ -96,6 +98,7 @@ def make_trainer(
         checkpoints=checkpoints,
         observers=observers,
         id_counts=id_counts,
+        world=world,
     )
 
 

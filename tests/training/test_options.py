@@ -56,7 +56,7 @@ class Outcome(Observer):
     def save_best(self, step: int, weights: Any) -> None:
         self.best = {name: value.clone() for name, value in weights.items()}
 
-    def load_best(self, step: int) -> Any:
+    def load_best(self, step: int, into: object) -> Any:
         return self.best
 
     def tidy(self) -> None:

@@ -38,13 +38,13 @@ class Memory:
         self.states[step] = copy.deepcopy(state)
         self.needed.append(best)
 
-    def load(self, step: int) -> Any:
+    def load(self, step: int, into: Any) -> Any:
         return copy.deepcopy(self.states[step])
 
     def save_best(self, step: int, weights: Any) -> None:
         self.best[step] = copy.deepcopy(weights)
 
-    def load_best(self, step: int) -> Any:
+    def load_best(self, step: int, into: Any) -> Any:
         return self.best[step]
 
     def tidy(self) -> None:

@@ -79,6 +79,8 @@ class Loader:
         workers: threads that read and transform; 0 does both when a batch is asked for. Default 2.
         drop_last: whether to leave out last batches of fewer than B rows. Without, those of ranks
             differ by one row at most, and a rank without a row gives none. Default False.
+        share_batches: B is of all ranks together: each gives its share of the batches that one rank would,
+            whatever the number of ranks; of the last one perhaps no row. Default False.
 
     Raises:
         ValueError: a number is out of its range, or the transform wants a column that is not there.
@@ -110,6 +112,7 @@ class Loader:
         world_size: int = 1,
         workers: int = 2,
         drop_last: bool = False,
+        share_batches: bool = False,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -120,6 +123,11 @@ class Loader:
                 raise ValueError(f"`{name}` should be {least} or more. Received {value}.")
         if not 0 <= rank < world_size:
             raise ValueError(f"`rank` should be in [0, {world_size}). Received {rank}.")
+        if share_batches and batch_size < world_size:
+            raise ValueError(
+                f"`batch_size` should be a row for each of {world_size} ranks at least, which share it. "
+                f"Received {batch_size}."
+            )
         self.source = source
         self.transform = transform
         self.batch_size = batch_size
@@ -130,6 +138,9 @@ class Loader:
         self._seed = seed
         self._rank, self._world_size = rank, world_size
         self._drop_last = drop_last
+        self._share_batches = share_batches
+        # Of a step of all ranks.
+        self._step_rows = batch_size if share_batches else world_size * batch_size
         self._epoch = 0
         self._position = _Position()
         self._resume: _Position | None = None
@@ -152,12 +163,16 @@ class Loader:
         """Number of rows of an epoch on this rank; None where only reading tells."""
         if self._rows is None:
             self._rows = (self.source.rows,)
-        rows, world_size = self._rows[0], self._world_size
-        if rows is None:
+        if self._rows[0] is None:
             return None
-        steps, rest = divmod(rows, world_size * self.batch_size)
-        last = 0 if self._drop_last else -(-(rest - self._rank) // world_size)
-        return steps * self.batch_size + max(last, 0)
+        steps, rest = divmod(self._rows[0], self._step_rows)
+        return steps * self._share_of(self._step_rows) + (
+            0 if self._drop_last else self._share_of(rest)
+        )
+
+    def _share_of(self, rows: int) -> int:
+        """Return how many of the rows of a step are for this rank."""
+        return max(-(-(rows - self._rank) // self._world_size), 0)
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch on this rank.
@@ -171,6 +186,9 @@ class Loader:
                 "The number of batches is known for Parquet files of which no rows are dropped or "
                 "split by time. Received others."
             )
+        if self._share_batches and self._rows is not None and self._rows[0] is not None:
+            steps, rest = divmod(self._rows[0], self._step_rows)
+            return steps + (rest > 0 and not self._drop_last)
         return -(-samples // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -275,8 +293,7 @@ class Loader:
 
     def _batches(self, position: _Position) -> Iterator[Batch]:
         epoch = self._epoch
-        rank, world_size = self._rank, self._world_size
-        step_rows = world_size * self.batch_size
+        rank, world_size, step_rows = self._rank, self._world_size, self._step_rows
         begun: list[Batch] = []  # parts of a batch that goes on in the next window
         missing = step_rows  # rows of this step, of all ranks, that were not given yet
         with closing(self._windows(position)) as windows:
@@ -294,6 +311,8 @@ class Loader:
                     for number, part in enumerate(order.split(sizes))
                 ]
                 parts = iter(rows.select_batches(torch.cat(own), [len(p) for p in own if len(p)]))
+                if self._share_batches and len(own[-1]) == 0:
+                    (nothing,) = rows.select_batches(own[-1], [0])
                 del rows
                 for size, mine in zip(sizes, own, strict=True):
                     if len(mine):
@@ -308,6 +327,8 @@ class Loader:
             self._position = _Position(window.number, row, window.start)
             if begun:
                 yield join(begun)
+            elif self._share_batches:
+                yield nothing  # of the last window, which had no row of this step for this rank
 
     def _order(self, epoch: int, window: int, count: int) -> torch.Tensor:
         if self._shuffle_window == 0:

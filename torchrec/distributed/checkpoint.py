@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
 )
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
@@ -43,6 +44,7 @@ T = TypeVar("T")
 
 _FORMAT = 2  # that of `torchrec.training.Checkpoints`, whose tensors are in one file
 _STATE = "state.json"
+_FULL, _BEST = "step", "best"
 # Files become larger only if a part is: they are put together, and read, in memory.
 _FILE_BYTES = 1 << 24
 
@@ -159,13 +161,15 @@ class ShardedCheckpoints:
         """Return the step of the last checkpoint; None if there is none."""
         return max(self.steps(), default=None)
 
-    def save(self, step: int, state: Mapping[str, Any]) -> Path:
+    def save(self, step: int, state: Mapping[str, Any], best: int | None = None) -> Path:
         """Write a checkpoint, then remove those beyond ``keep``.
 
         Args:
             step: steps taken.
             state: nested dictionaries of tensors, sharded or the same on all ranks, numbers and strings.
                 Of what is not sharded, one rank's is written.
+            best: the step of the best weights so far; these stay while a checkpoint needs them. Default:
+                it needs none.
 
         Returns:
             The folder of the checkpoint.
@@ -176,7 +180,31 @@ class ShardedCheckpoints:
                 know; on all ranks.
         """
         self.wait()
-        return self._write(step, state)
+        return self._save(step, state, best)
+
+    def save_best(self, step: int, weights: Mapping[str, Any]) -> None:
+        """Write the best weights so far; former ones stay until a checkpoint supersedes them.
+
+        Args:
+            step: steps taken.
+            weights: see `save`.
+        """
+        self.wait()
+        self._write(_BEST, step, weights, None)
+
+    def load_best(self, step: int, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """Read the best weights into others; see `load`.
+
+        Args:
+            step: of `save_best`.
+            weights: that there are now.
+        """
+        return self._load(_BEST, step, weights, with_rest=False)
+
+    def tidy(self) -> None:
+        """Remove checkpoints beyond ``keep``, weights that none of the others needs, and remains."""
+        self.wait()
+        self._told(self._tidy)
 
     def save_later(self, step: int, state: Mapping[str, Any]) -> Future[Path]:
         """Copy a state, and write the copy while training goes on; one at a time.
@@ -189,7 +217,7 @@ class ShardedCheckpoints:
             What gives the folder, or the error, when it is written.
         """
         self.wait()
-        self._pending = self._thread.submit(self._write, step, copy.deepcopy(dict(state)))
+        self._pending = self._thread.submit(self._save, step, copy.deepcopy(dict(state)), None)
         return self._pending
 
     def wait(self) -> None:
@@ -198,7 +226,7 @@ class ShardedCheckpoints:
         if pending is not None:
             pending.result()
 
-    def load(self, step: int, state: Mapping[str, Any]) -> dict[str, Any]:
+    def load(self, step: int, state: Mapping[str, Any], with_rest: bool = False) -> dict[str, Any]:
         """Read a checkpoint into a state.
 
         Tensors are written in place, so that a state dict reads into the memory of its model; beside
@@ -207,6 +235,8 @@ class ShardedCheckpoints:
         Args:
             step: of the checkpoint.
             state: what is wanted: it may leave out some of what was saved.
+            with_rest: return what it leaves out at the top as well, tensors in memory of their own. Default
+                False.
 
         Returns:
             The state, with those tensors and what was saved beside them.
@@ -214,11 +244,19 @@ class ShardedCheckpoints:
         Raises:
             ValueError: if the checkpoint is not there, is damaged, or lacks some of what is wanted.
         """
+        return self._load(_FULL, step, state, with_rest)
+
+    def _load(
+        self, kind: str, step: int, state: Mapping[str, Any], with_rest: bool
+    ) -> dict[str, Any]:
         self.wait()
-        path = self._path(step)
-        saved = self._told(lambda: self._read(step))
+        path = self._path(kind, step)
+        saved = self._told(lambda: self._read(kind, step))
         known = tensor_names(saved)
         tensors = self._together(lambda: _wanted(state, known, path))
+        if with_rest:
+            unasked = tensor_names([saved[name] for name in saved if name not in state])
+            tensors = {**self._together(lambda: _empty(unasked, path)), **tensors}
         with self._plainly(ValueError, f"Checkpoint '{path}' should be readable"):
             load_tensors(
                 dict(tensors),
@@ -227,15 +265,21 @@ class ShardedCheckpoints:
                 no_dist=self._wire is None,
             )
         unread = torch.empty(0, device="meta")
-        rest = join_state(saved, dict.fromkeys(known, unread))
-        return self._together(lambda: _joined(state, rest, path))
+        rest: Any = join_state(saved, {**dict.fromkeys(known, unread), **tensors})
+        joined = self._together(lambda: _joined(state, rest, path))
+        return {**rest, **joined} if with_rest else joined
 
-    def _write(self, step: int, state: Mapping[str, Any]) -> Path:
-        path, what = self._path(step), f"The checkpoint of step {step}"
+    def _save(self, step: int, state: Mapping[str, Any], best: int | None) -> Path:
+        path = self._write(_FULL, step, state, best)
+        self._told(self._tidy)
+        return path
+
+    def _write(self, kind: str, step: int, state: Mapping[str, Any], best: int | None) -> Path:
+        path, what = self._path(kind, step), f"The checkpoint of step {step}"
         tensors, text = self._together(lambda: _written(state))
         self._check_alike(tensors)
         with ExitStack() as stack:
-            folder = write_folder(path, format=_FORMAT, facts={"best": None}, what=what)
+            folder = write_folder(path, format=_FORMAT, facts={"best": best}, what=what)
             beside = self._told(lambda: stack.enter_context(folder))
             with self._plainly(OSError, f"{what} should be written to '{path}'"):
                 save_tensors(
@@ -246,7 +290,6 @@ class ShardedCheckpoints:
                 )
             self._told(lambda: (beside / _STATE).write_text(text, "utf-8"))
             self._told(stack.close)  # all ranks have written: it gets its name
-        self._told(self._tidy)
         return path
 
     def _check_alike(self, tensors: Mapping[str, Tensor]) -> None:
@@ -264,11 +307,11 @@ class ShardedCheckpoints:
                     f"of an optimizer so. Received tensors of the shapes {found}, by rank."
                 )
 
-    def _read(self, step: int) -> Any:
-        path = self._path(step)
+    def _read(self, kind: str, step: int) -> Any:
+        path = self._path(kind, step)
         if not path.is_dir():
             raise ValueError(
-                f"`step` should be one of {self._steps()}, of which '{self.folder}' has a checkpoint. "
+                f"`step` should be one of {self._steps(kind)}, of which '{self.folder}' has a checkpoint. "
                 f"Received {step}."
             )
         index = read_index(path)
@@ -283,14 +326,18 @@ class ShardedCheckpoints:
     def _tidy(self) -> None:
         clear_remains(self.folder)
         for step in self._steps()[: -self.keep]:
-            remove_folder(self._path(step))
+            remove_folder(self._path(_FULL, step))
+        kept = [read_index(self._path(_FULL, step)).facts["best"] for step in self._steps()]
+        for step in self._steps(_BEST):
+            if step not in kept:
+                remove_folder(self._path(_BEST, step))
 
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+    def _path(self, kind: str, step: int) -> Path:
+        return self.folder / f"{kind}-{step:08d}"
 
-    def _steps(self) -> list[int]:
+    def _steps(self, kind: str = _FULL) -> list[int]:
         found = self.folder.iterdir() if self.folder.is_dir() else iter(())
-        matches = (re.fullmatch(r"step-(\d{8,})", path.name) for path in found)
+        matches = (re.fullmatch(rf"{kind}-(\d{{8,}})", path.name) for path in found)
         return sorted(int(match[1]) for match in matches if match)
 
     @contextmanager
@@ -353,6 +400,16 @@ def _wanted(state: Mapping[str, Any], known: Container[str], path: Path) -> dict
                 f"Checkpoint '{path}' should have '{name}', which is wanted. Received none."
             )
     return tensors
+
+
+def _empty(names: Container[str], path: Path) -> dict[str, Tensor]:
+    """Return memory for some of the tensors of a checkpoint."""
+    found = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    return {
+        name: torch.empty(known.size, dtype=known.properties.dtype)
+        for name, known in found.items()
+        if name in names and isinstance(known, TensorStorageMetadata)
+    }
 
 
 def _joined(state: Mapping[str, Any], rest: Any, path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
     ModuleSharder,
     ParameterSharding,
+    QuantizedCommCodecs,
     ShardingType,
 )
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -346,12 +347,18 @@ def default_kernel(param: nn.Parameter, sharder: ModuleSharder[Any]) -> str:
     return "fused" if marked or getattr(sharder, "fused_params", None) else "dense"
 
 
-def get_default_sharders() -> list[ModuleSharder[Any]]:
+def get_default_sharders(
+    qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None, exact: bool = False
+) -> list[ModuleSharder[Any]]:
     """Return a sharder for every type of collection.
 
     `torch.nn.EmbeddingBag`, towers and pools are sharded where their sharders are given.
+
+    Args:
+        qcomm_codecs_registry: of each, see `BaseEmbeddingSharder`. Default: vectors travel as they are.
+        exact: likewise. Default False.
     """
-    return [*collection_sharders()]
+    return [*collection_sharders(None, qcomm_codecs_registry, exact)]
 
 
 def get_module_to_default_sharders() -> dict[type[nn.Module], ModuleSharder[Any]]:

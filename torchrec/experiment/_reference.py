@@ -34,6 +34,7 @@ _SECTIONS = (
     ("training.schedule", schema.ScheduleSection),
     ("training.average", schema.AverageSection),
     ("training.early_stopping", schema.EarlyStoppingSection),
+    ("distributed", schema.DistributedSection),
 )
 
 
@@ -47,6 +48,10 @@ def reference() -> str:
         node, _ = node_at(name.split("."))
         assert node is not None
         lines += ["", f"### {name}", "", _text(section), "", *_table(keys_of(node))]
+    lines += ["", "Of a table in `constraints`:", ""]
+    placement, _ = node_at(["distributed", "constraints", "any"])
+    assert placement is not None
+    lines += _table(keys_of(placement))
     lines += [
         "",
         "### features",

@@ -98,9 +98,10 @@ def parse_experiment_yaml(text: str, name: str) -> object:
         values = parse_yaml(text)
     except ValueError as error:
         raise ValueError(f"{name}, {error}.") from None
-    # What `dump_experiment` wrote has all sections, in their order.
+    # What `dump_experiment` wrote has all sections, in their order; `distributed` came later than the others.
     written = [name for name, field in Experiment.model_fields.items() if not field.exclude]
-    if isinstance(values, dict) and list(values) == written:
+    earlier = [name for name in written if name != "distributed"]
+    if isinstance(values, dict) and list(values) in (written, earlier):
         model = values["model"]
         if isinstance(model, dict):
             values["model"] = upgraded_section(model)
@@ -192,7 +193,7 @@ def _sections(values: object, name: str) -> dict[str, object]:
 
 def _fill_empty_sections(values: dict[str, object]) -> None:
     """Take a section of which every line is a comment, null to YAML, for one without keys."""
-    for name in ("data", "model", "training"):
+    for name in ("data", "model", "training", "distributed"):
         if name in values and values[name] is None:
             values[name] = {}
     for section, name in (("data", "split"), ("training", "schedule")):
@@ -202,7 +203,12 @@ def _fill_empty_sections(values: dict[str, object]) -> None:
 
 
 def _make_absolute(values: dict[str, object], folder: Path) -> None:
-    """Join the paths of data with the folder that they are relative to."""
+    """Join the paths of data and plan with the folder that they are relative to."""
+    section = values.get("distributed")
+    if isinstance(section, dict) and isinstance(section.get("plan"), str):
+        plan = section["plan"]
+        if plan not in ("", "auto"):
+            values["distributed"] = {**section, "plan": _absolute(folder, plan)}
     data = values.get("data")
     if not isinstance(data, dict):
         return
@@ -211,6 +217,8 @@ def _make_absolute(values: dict[str, object], folder: Path) -> None:
         given = data.get(name)
         paths = [given] if isinstance(given, str) else given
         if isinstance(paths, list) and all(isinstance(path, str) for path in paths):
-            data[name] = [
-                os.path.abspath(os.path.join(folder, os.path.expanduser(path))) for path in paths
-            ]
+            data[name] = [_absolute(folder, path) for path in paths]
+
+
+def _absolute(folder: Path, path: str) -> str:
+    return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))

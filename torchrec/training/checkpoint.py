@@ -73,6 +73,15 @@ class Checkpoints:
         """Return the step of the last checkpoint; None if there is none."""
         return max(self.steps(), default=None)
 
+    def is_of_one_process(self, step: int) -> bool:
+        """Return whether a checkpoint is one that this writes; ranks write tensors in many files.
+
+        Args:
+            step: of the checkpoint.
+        """
+        index = self._index(self._path(_FULL, step))
+        return _TENSORS in index.files
+
     def save(self, step: int, state: Mapping[str, Any], best: int | None = None) -> Path:
         """Write a checkpoint, then remove those beyond ``keep``.
 
@@ -111,8 +120,12 @@ class Checkpoints:
             # what they need, all weights stay.
             return set(self._numbers(_BEST))
 
-    def load(self, step: int) -> dict[str, Any]:
+    def load(self, step: int, into: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the state of a checkpoint, tensors on the CPU.
+
+        Args:
+            step: of the checkpoint.
+            into: without effect: what is read has memory of its own.
 
         Raises:
             ValueError: if it is not there, or damaged; it names the folder.
@@ -123,8 +136,12 @@ class Checkpoints:
         """Write the best weights so far; former ones stay until a checkpoint supersedes them."""
         self._write(_BEST, step, weights, None)
 
-    def load_best(self, step: int) -> dict[str, Tensor]:
+    def load_best(self, step: int, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return the best weights.
+
+        Args:
+            step: of the weights.
+            into: without effect: what is read has memory of its own.
 
         Raises:
             ValueError: if they are not there, or damaged; it names the folder.

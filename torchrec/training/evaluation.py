@@ -13,6 +13,7 @@ from torchrec.datasets.utils import Batch
 from torchrec.metrics import Report
 from torchrec.metrics.report import join_reports
 from torchrec.training.task import Task, predictions_of
+from torchrec.training.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def evaluate(
     tasks: Sequence[Task],
     data: Iterable[Batch],
     place: Callable[[Batch], Batch],
+    world: World = ALONE,
 ) -> Evaluation:
     """Evaluate a model in evaluation mode, as it is saved and will predict: in float32, not compiled.
 
@@ -44,6 +46,8 @@ def evaluate(
         tasks: what it predicts.
         data: batches.
         place: brings a batch to the device of the model.
+        world: the ranks that evaluate together, each its share of the data, in as many batches. Default:
+            this process alone.
 
     Raises:
         ValueError: if there are no samples, or an output is NaN.
@@ -55,7 +59,7 @@ def evaluate(
         task for task in tasks if task.measured_loss not in metrics[task.target].compute()
     ]
     sums = {task.target: torch.zeros((), dtype=torch.float64) for task in unmeasured}
-    samples, weight = 0, torch.zeros((), dtype=torch.float64)
+    samples, weight = 0.0, torch.zeros((), dtype=torch.float64)
     for batch in map(place, data):
         output = model(batch.dense_features, batch.sparse_features)
         predictions = predictions_of(output, tasks, batch)
@@ -69,11 +73,18 @@ def evaluate(
             weight = weight + (
                 size if batch.weights is None else batch.weights.sum(dtype=torch.float64)
             )
+    totals = [samples, float(weight), *(float(sums[task.target]) for task in unmeasured)]
+    samples, of_all, *losses = world.total(totals, "an evaluation")
     if not samples:
         raise ValueError("`data` should have samples to evaluate on. Received none.")
+    metrics, *rest = world.gather(metrics, "metrics of an evaluation")
+    for other in rest:
+        for target, merged in metrics.items():
+            merged.merge(other[target])
     reports = {target: each.compute(curves=True) for target, each in metrics.items()}
+    means = {task.target: loss / of_all for task, loss in zip(unmeasured, losses, strict=True)}
     loss = sum(
-        float(sums[task.target] / weight) if task in unmeasured
+        means[task.target] if task in unmeasured
         else reports[task.target][str(task.measured_loss)]
         for task in tasks
     )  # fmt: skip

@@ -10,6 +10,7 @@ from torchrec.datasets.transform import FeatureTransform
 from torchrec.modules.collection import collections_in
 from torchrec.modules.mc_embedding_modules import BaseManagedCollisionEmbeddingCollection
 from torchrec.modules.mc_modules import ManagedCollisionStats
+from torchrec.training.world import ALONE, World
 
 _FROM_TRANSFORM = ("missing", "infinite", "nulls", "unknown", "truncated")
 _FROM_MAPS = ("hits", "collided", "inserted", "evicted", "admitted", "rejected")
@@ -56,14 +57,22 @@ class IdCounts:
         transform: counts what it does to values for training.
         evaluated: counts what it does to values for evaluation.
         model: its tables count ids that they have no row for.
+        world: the ranks whose tables count together; each transforms all rows, but looks up its share.
+            Default: this process alone.
     """
 
     def __init__(
-        self, transform: FeatureTransform, evaluated: FeatureTransform, model: nn.Module
+        self,
+        transform: FeatureTransform,
+        evaluated: FeatureTransform,
+        model: nn.Module,
+        world: World = ALONE,
     ) -> None:
+        self._world = world
         self._transforms = {True: transform, False: evaluated}
         self._model = model
         self._tables = tables_by_ids(model)
+        self._is_managed = any(spec.ids == "managed" for spec in transform.tables)
         self._hashed = {spec.name for spec in transform.tables if spec.ids == "hash"}
         self._before: dict[str, int] = {}
 
@@ -78,13 +87,17 @@ class IdCounts:
             self._before = now
         else:
             self._forget(new)
-        counts["hashed"] = sum(new[name] for name in self._tables if name in self._hashed)
-        counts["out_of_range"] = sum(new[name] for name in self._tables) - counts["hashed"]
-        stats = managed_stats(self._model, reset=True)
-        maps = [stats[name] for name in self._tables if name in stats]
-        if maps:
-            counts |= {name: sum(getattr(one, name) for one in maps) for name in _FROM_MAPS}
-        return counts
+        hashed = sum(new[name] for name in self._tables if name in self._hashed)
+        of_tables = {
+            "hashed": hashed,
+            "out_of_range": sum(new[name] for name in self._tables) - hashed,
+        }
+        if self._is_managed:
+            stats = managed_stats(self._model, reset=True)
+            maps = [stats[name] for name in self._tables if name in stats]
+            of_tables |= {name: sum(getattr(one, name) for one in maps) for name in _FROM_MAPS}
+        totals = self._world.total(list(of_tables.values()), "counts of ids")
+        return counts | {name: int(total) for name, total in zip(of_tables, totals, strict=True)}
 
     def _forget(self, new: Mapping[str, int]) -> None:
         for _, collection in collections_in(self._model):

@@ -32,7 +32,12 @@ def fused_optimizers(model: nn.Module) -> list[tuple[str, KeyedOptimizer]]:
         optimizer = module.fused_optimizer
         own = {id(param) for param in optimizer.params.values()}
         if own and not own & seen:  # a module around a collection shows the same tables
-            found.append((path, optimizer))
+            parts = (
+                optimizer.optimizers
+                if isinstance(optimizer, CombinedOptimizer)
+                else [("", optimizer)]
+            )
+            found += [(f"{path}.{name}".strip("."), part) for name, part in parts]
             seen |= own
     return found
 

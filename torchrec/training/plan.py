@@ -1,11 +1,23 @@
-"""From an experiment to a plan of its tables, for ranks that need not be there."""
+"""From an experiment to a plan of its tables, and to a model that is spread over ranks by it."""
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch.distributed as dist
 from torch import nn
 
+from torchrec.checks import did_you_mean
+from torchrec.distributed.fbgemm_qcomm_codec import (
+    CommType,
+    QCommsConfig,
+    get_qcomm_codecs_registry,
+)
+from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.sharding_plan import get_default_sharders
+from torchrec.distributed.sharding_plan import get_default_sharders, plan_from_json
 from torchrec.distributed.types import ShardingPlan
 from torchrec.experiment.build import table_optimizer
 from torchrec.experiment.schema import Experiment
@@ -14,11 +26,11 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.training.run_data import RunData
 
-__all__ = ["plan_experiment"]
+__all__ = ["plan_experiment", "sharded"]
 
 
 def plan_experiment(experiment: Experiment, topology: Topology) -> ShardingPlan:
-    """Plan the tables of the model that an experiment describes, for its batch size on each rank.
+    """Plan the tables of the model that an experiment describes, for its batches, shared by the ranks.
 
     How many ids its features have is counted in the first batch. The model is made without memory.
 
@@ -37,12 +49,68 @@ def plan_experiment(experiment: Experiment, topology: Topology) -> ShardingPlan:
     model = registry.build_model(
         experiment.model, data.transform, table_optimizer(experiment.training), device="meta"
     )
-    planner = EmbeddingShardingPlanner(
-        topology=topology,
-        batch_size=experiment.training.batch_size,
-        constraints=_constraints(model, next(iter(data.train)).sparse_features),
+    return _planner(experiment, data, model, topology).plan(model, get_default_sharders())
+
+
+def sharded(model: nn.Module, experiment: Experiment, data: RunData) -> DistributedModelParallel:
+    """Spread the tables of a model over the ranks of the process group, as an experiment says.
+
+    Args:
+        model: made alike on all ranks; its tables go where they belong, with their weights.
+        experiment: its plan, or what a planner has to keep to; and how vectors travel.
+        data: in whose first batch ids are counted.
+
+    Raises:
+        PlannerError: if there is no plan.
+        ValueError: if the plan is not of this model and so many ranks, or the model cannot be spread.
+    """
+    section = experiment.distributed
+    if any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
+        raise ValueError(
+            "`model.batch_norm` should be false on several ranks, each of which would normalise by its own "
+            "samples. Received true."
+        )
+    precision = QCommsConfig(
+        forward_precision=CommType[section.forward_precision.upper()],
+        backward_precision=CommType[section.backward_precision.upper()],
     )
-    return planner.plan(model, get_default_sharders())
+    plain = section.forward_precision == section.backward_precision == "fp32"
+    codecs = None if plain else get_qcomm_codecs_registry(precision)
+    sharders = get_default_sharders(codecs, section.exact)
+    if section.plan == "auto":
+        topology = Topology(
+            world_size=dist.get_world_size(),
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())),
+            compute_device="cpu",
+        )
+        planner = _planner(experiment, data, model, topology)
+        plan = planner.collective_plan(model, sharders)
+    else:
+        path = Path(section.plan)
+        try:
+            plan = plan_from_json(path.read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"`distributed.plan` '{path}': {error}") from error
+    return DistributedModelParallel(model, plan=plan, sharders=sharders)
+
+
+def _planner(
+    experiment: Experiment, data: RunData, model: nn.Module, topology: Topology
+) -> EmbeddingShardingPlanner:
+    """Return a planner for a share of a batch on each rank, that keeps to the section ``distributed``."""
+    constraints = _constraints(model, data.sample().sparse_features)
+    for name, wished in experiment.distributed.constraints.items():
+        if name not in constraints:
+            raise ValueError(
+                f"`distributed.constraints.{name}` should be of a table of the model. Received '{name}'"
+                f"{did_you_mean(name, constraints) or f', which is none of {sorted(constraints)}.'}"
+            )
+        constraints[name] = replace(constraints[name], **wished.model_dump())
+    return EmbeddingShardingPlanner(
+        topology=topology,
+        batch_size=-(-experiment.training.batch_size // topology.world_size),
+        constraints=constraints,
+    )
 
 
 def _constraints(model: nn.Module, features: KeyedJaggedTensor) -> dict[str, ParameterConstraints]:

@@ -9,6 +9,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchrec.datasets.loader import seed_of
+
+
+def rank_seed(seed: int, rank: int, *moment: int) -> int:
+    """Return what a rank seeds its generators with, so that ranks draw different numbers.
+
+    Args:
+        seed: of the training, which is that of the first rank.
+        rank: which.
+        moment: other numbers, where ranks seed anew. Default: they begin.
+
+    Example:
+        >>> rank_seed(7, 0), rank_seed(7, 1) == rank_seed(7, 1, 2)
+        (7, False)
+    """
+    return seed_of(seed, rank, *moment) if rank or moment else seed
+
 
 def random_state() -> dict[str, Any]:
     """Return the state of the generators of PyTorch (all devices), NumPy and Python."""

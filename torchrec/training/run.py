@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from torchrec.experiment.advice import advised
@@ -15,12 +16,22 @@ from torchrec.runs import RunFolder, RunResult, lock
 from torchrec.training.checkpoint import Checkpoints
 from torchrec.training.observers import Observer, Observers
 from torchrec.training.progress import progress_observer
+from torchrec.training.ranks import is_restarted, joined_ranks
 from torchrec.training.run_threads import run_threads
 from torchrec.training.seeds import train_seeds
 from torchrec.training.single_run import train_run
+from torchrec.training.world import World
 
 # What a run may go on with otherwise than it began: nothing that is learned depends on it.
-_FREE = ("output", "data.workers", "training.keep_checkpoints", "training.tensorboard")
+_FREE = (
+    "output",
+    "data.workers",
+    "training.keep_checkpoints",
+    "training.tensorboard",
+    "distributed.plan",
+    "distributed.constraints",
+    "distributed.timeout",
+)
 
 
 def run_experiment(
@@ -34,6 +45,9 @@ def run_experiment(
     The folder gets ``experiment.yaml`` with every key, ``metrics.jsonl``, ``checkpoints/``, and at
     the end ``model/`` (the bundle), ``report.json`` and ``result.json``, which is written last. With
     ``training.seeds`` above 1 it gets such a folder for each seed, and a ``result.json`` of all.
+
+    Under `torchrun` the ranks train one model together, each on its share of every batch, and the first of them
+    writes the folder, which all see. After a restart they go on from the last checkpoint.
 
     Args:
         experiment: what to do.
@@ -49,17 +63,47 @@ def run_experiment(
         OSError: if the folder cannot be written; checkpoints that are there stay whole.
     """
     run = RunFolder(folder)
-    observers = [progress_observer()] if observers is None else observers
-    if _is_over(experiment, run, resume):
-        Observers(observers).said(f"The run in '{run.path}' has ended already: nothing to do.")
-        return run.read_result()
+    with joined_ranks(experiment.distributed.timeout) as world, ExitStack() as stack:
+        if world.rank:
+            observers = ()
+        elif observers is None:
+            observers = [progress_observer()]
+
+        def prepare() -> RunResult | None:
+            if _is_over(experiment, run, resume or is_restarted()):
+                return run.read_result()
+            stack.enter_context(_folder(run))
+            return None
+
+        ended = world.first(prepare, "the folder of the run")
+        if ended is not None:
+            Observers(observers).said(f"The run in '{run.path}' has ended already: nothing to do.")
+            return ended
+        return _train(experiment, run, observers, world)
+
+
+def _train(
+    experiment: Experiment, run: RunFolder, observers: Sequence[Observer], world: World
+) -> RunResult:
+    keep_freed_memory()
+    with run_threads(experiment.training.threads), advised():
+        if experiment.training.seeds == 1:
+            return train_run(experiment, run, observers, world=world)
+        if world.size > 1:
+            raise ValueError(
+                "`training.seeds` should be 1 on several ranks. Received "
+                f"{experiment.training.seeds}: train them one after the other, with `training.seed`."
+            )
+        return train_seeds(experiment, run, observers)
+
+
+@contextmanager
+def _folder(run: RunFolder) -> Iterator[None]:
+    """Lock the folder of a run while inside; a new one without a checkpoint is removed after an error."""
     fresh = not run.path.exists()
     with lock(run.path):
         try:
-            keep_freed_memory()
-            with run_threads(experiment.training.threads), advised():
-                train = train_run if experiment.training.seeds == 1 else train_seeds
-                return train(experiment, run, observers)
+            yield
         except Exception:
             # What was wrong is to be mended and tried again, under the same name.
             if fresh and not _has_checkpoint(run):
@@ -98,7 +142,7 @@ def _check_same(experiment: Experiment, before: Experiment, folder: Path) -> Non
     given, saved = _flat(experiment.model_dump(mode="json")), _flat(before.model_dump(mode="json"))
     inferred = experiment.features is None
     for key in {**saved, **given}:
-        if key in _FREE or (inferred and key.startswith("features.")):
+        if key.startswith(_FREE) or (inferred and key.startswith("features.")):
             continue
         if inferred and key.startswith("data.types.") and key not in given:
             continue

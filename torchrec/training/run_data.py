@@ -13,10 +13,12 @@ from torchrec.datasets.split import Split, TimeSplit
 from torchrec.datasets.text_types import MisfitError
 from torchrec.datasets.transform import FeatureTransform, TransformCounts
 from torchrec.datasets.transform.labels import Label
+from torchrec.datasets.utils import Batch
 from torchrec.experiment.propose import Inference, infer_features
 from torchrec.experiment.schema import DataSection, Experiment, TrainingSection
 from torchrec.experiment.sources import Sources, sources_of
 from torchrec.runs import Fitted
+from torchrec.training.world import ALONE, World
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,6 +42,7 @@ class RunData:
         experiment: says what.
         fitted: what an earlier process of the run learned of the data. Default: it is learned anew.
         with_test: whether the test is to be read at all. Default True.
+        world: the ranks that share each batch. Default: this process alone.
 
     Attributes:
         experiment: with what was inferred: features, and types of columns of text.
@@ -53,8 +56,13 @@ class RunData:
     """
 
     def __init__(
-        self, experiment: Experiment, fitted: Fitted | None = None, with_test: bool = True
+        self,
+        experiment: Experiment,
+        fitted: Fitted | None = None,
+        with_test: bool = True,
+        world: World = ALONE,
     ) -> None:
+        self._world = world
         data, options = experiment.data, experiment.training
         resolved = learned(experiment) if fitted is None else _recalled(experiment, fitted)
         self.experiment, self.fitted = resolved.experiment, resolved.fitted
@@ -70,6 +78,9 @@ class RunData:
             shuffle_window=data.shuffle_window,
             seed=options.seed,
             workers=data.workers,
+            rank=world.rank,
+            world_size=world.size,
+            share_batches=True,
         )
         self.evaluated = copy.copy(self.transform)
         self.evaluated.counts = TransformCounts(list(self.transform.features))
@@ -91,7 +102,22 @@ class RunData:
             self.notices.append(f"There are no rows for {name}: it is left out.")
             return None
         workers = self.experiment.data.workers
-        return Loader(source, self.evaluated, size, shuffle_window=0, workers=workers)
+        return Loader(
+            source,
+            self.evaluated,
+            size,
+            shuffle_window=0,
+            rank=self._world.rank,
+            world_size=self._world.size,
+            workers=workers,
+            share_batches=True,
+        )
+
+    def sample(self) -> Batch:
+        """Return a batch of the training data, of which nothing is counted."""
+        transform = copy.copy(self.transform)
+        transform.counts = TransformCounts(list(transform.features))
+        return next(iter(Loader(self.train.source, transform, self.batch_sizes[0], workers=0)))
 
     def _notice_ties(self, split: Split | None) -> None:
         """Say so where rows of one time make parts of other sizes than were asked for."""

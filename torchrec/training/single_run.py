@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from torchrec.bundle import save_bundle
 from torchrec.experiment.build import build_model, table_optimizer
 from torchrec.experiment.files import FILE_NAME, dump_experiment
 from torchrec.experiment.schema import Experiment, TrainingSection
+from torchrec.modules.collection import collections_in
+from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.runs import Fitted, RunFolder, RunReport, RunResult
 from torchrec.training.baselines import Baseline, baselines_of
 from torchrec.training.checkpoint import Checkpoints
 from torchrec.training.fit_state import FitResult
-from torchrec.training.id_counts import IdCounts
+from torchrec.training.id_counts import IdCounts, out_of_range_counts
 from torchrec.training.memory import peak_rss_bytes
 from torchrec.training.observers import MetricsLog, Observer, Observers, TensorBoard
-from torchrec.training.optimizers import dense_optimizer
+from torchrec.training.optimizers import combined_optimizer, dense_optimizer
 from torchrec.training.options import (
     AverageOptions,
     EarlyStoppingOptions,
     FitOptions,
     ScheduleOptions,
 )
-from torchrec.training.run_data import RunData
+from torchrec.training.run_data import RunData, learned
 from torchrec.training.run_threads import thread_chooser
+from torchrec.training.state_store import StateStore
 from torchrec.training.table_facts import table_facts
 from torchrec.training.trainer import Trainer
+from torchrec.training.world import ALONE, World
 
 
 def train_run(
@@ -35,32 +41,37 @@ def train_run(
     run: RunFolder,
     given: Sequence[Observer],
     fitted: Fitted | None = None,
+    world: World = ALONE,
 ) -> RunResult:
     """Train with one seed what an experiment describes, and fill the folder of the run.
 
     Args:
         experiment: what to do.
-        run: its folder, locked; training goes on from its last checkpoint, if it has one.
+        run: its folder, locked by the first rank; training goes on from its last checkpoint, if it has one.
         given: are told how it goes.
         fitted: what others have learned of the same data. Default: it is learned anew.
+        world: the ranks that train together. Default: this process alone.
     """
     options = experiment.training
     torch.manual_seed(options.seed)
-    checkpoints = Checkpoints(run.checkpoints, keep=options.keep_checkpoints)
+    checkpoints = _checkpoints(run, options.keep_checkpoints, world)
     begun = checkpoints.latest() is not None
     tell = Observers(given)
     if fitted is None:
         tell.began("reading the data")
-    data = RunData(experiment, run.read_fitted() if begun else fitted)
-    if not begun:
-        run.write_fitted(data.fitted)
+    data, notices = _read(experiment, run, fitted, begun, world)
     described = dump_experiment(data.experiment)
-    run.write_experiment(described)
-    for message in data.notices:
+    if world.rank == 0:
+        run.write_experiment(described)
+    for message in notices:
         tell.said(message)
     model = build_model(experiment.model, options, data.transform)
-    observers = [MetricsLog(run.metrics), *given]
-    if options.tensorboard:
+    if world.size > 1:
+        from torchrec.training.plan import sharded
+
+        model = sharded(model, experiment, data)
+    observers = [] if world.rank else [MetricsLog(run.metrics), *given]
+    if options.tensorboard and world.rank == 0:
         observers.append(TensorBoard(run.tensorboard))
     trainer = Trainer(
         model,
@@ -68,31 +79,104 @@ def train_run(
         options=fit_options(options, evaluates=data.valid is not None),
         checkpoints=checkpoints,
         observers=observers,
-        id_counts=IdCounts(data.transform, data.evaluated, model),
-        threads=thread_chooser(options, model, data.batch_sizes, tell.said),
+        id_counts=IdCounts(data.transform, data.evaluated, model, world),
+        # Of several ranks, each would measure how long it waits for the others.
+        threads=thread_chooser(options, model, data.batch_sizes, tell.said)
+        if world.size == 1
+        else None,
+        world=world,
     )
     reached = trainer.fit(
         data.train, data.valid, data.test, resume=True, batches=data.train_batches
     )
     tell.began("saving the model")
-    save_bundle(
-        run.model,
-        model,
-        data.transform,
-        data.experiment.model,
-        table_optimizer(data.experiment.training),
-        {FILE_NAME: described},
-    )
-    drawn = reached.valid if reached.test is None else reached.test
-    curves = {} if drawn is None else drawn.curves
-    run.write_report(RunReport(table_facts(model, data.transform, trainer.optimizer), curves))
-    chooser = trainer.threads
-    threads = torch.get_num_threads() if chooser is None else chooser.threads
-    baselines, notice = baselines_of(options.baselines, data, reached, options.seed, tell.began)
-    if notice:
-        tell.said(notice)
-    run.write_result(_result(reached, options.seed, threads, baselines))
-    return run.read_result()
+    whole = _whole(trainer, world)
+
+    def save() -> RunResult:
+        assert whole is not None
+        save_bundle(
+            run.model,
+            whole.model,
+            data.transform,
+            data.experiment.model,
+            table_optimizer(data.experiment.training),
+            {FILE_NAME: described},
+        )
+        drawn = reached.valid if reached.test is None else reached.test
+        curves = {} if drawn is None else drawn.curves
+        facts = table_facts(whole.model, data.transform, whole.optimizer)
+        run.write_report(RunReport(facts, curves))
+        chooser = trainer.threads
+        threads = torch.get_num_threads() if chooser is None else chooser.threads
+        alone = data if world.size == 1 else RunData(data.experiment, data.fitted)
+        baselines, notice = baselines_of(
+            options.baselines, alone, reached, options.seed, tell.began
+        )
+        if notice:
+            tell.said(notice)
+        run.write_result(_result(reached, options.seed, threads, baselines))
+        return run.read_result()
+
+    return world.first(save, "saving the model")
+
+
+class _Whole(NamedTuple):
+    """A trained model as one process has it."""
+
+    model: nn.Module
+    optimizer: KeyedOptimizer
+
+
+def _checkpoints(run: RunFolder, keep: int, world: World) -> StateStore:
+    """Return what keeps the states of a run: as ranks write them, if there are or were several."""
+    alone = Checkpoints(run.checkpoints, keep)
+    step = alone.latest() if world.size == 1 else None
+    if world.size == 1 and (step is None or alone.is_of_one_process(step)):
+        return alone
+    from torchrec.training.rank_checkpoints import RankCheckpoints
+
+    return RankCheckpoints(run.checkpoints, keep)
+
+
+def _read(
+    experiment: Experiment, run: RunFolder, fitted: Fitted | None, begun: bool, world: World
+) -> tuple[RunData, list[str]]:
+    """Return the data of a run, and notices of them; of several ranks, one learns of them for all."""
+    if world.size == 1:
+        data = RunData(experiment, run.read_fitted() if begun else fitted)
+        if not begun:
+            run.write_fitted(data.fitted)
+        return data, data.notices
+
+    def learn() -> list[str]:
+        resolved = learned(experiment)
+        run.write_fitted(resolved.fitted)
+        return resolved.notices
+
+    notices = [] if begun else world.first(learn, "reading the data")
+    data = RunData(experiment, run.read_fitted(), world=world)
+    return data, [*data.notices, *notices]
+
+
+def _whole(trainer: Trainer, world: World) -> _Whole | None:
+    """Return what was trained as one process has it, with counts of ids of all ranks; None but on the first."""
+    if world.size == 1:
+        return _Whole(trainer.model, trainer.optimizer)
+    from torchrec.distributed.model_parallel import DistributedModelParallel
+    from torchrec.distributed.unshard import unshard
+
+    assert isinstance(trainer.model, DistributedModelParallel)
+    counts = out_of_range_counts(trainer.model)
+    totals = world.total(list(counts.values()), "ids out of range")
+    model = unshard(trainer.model, rank=0)
+    if model is None:
+        return None
+    of_tables = {name: int(total) for name, total in zip(counts, totals, strict=True)}
+    for _, collection in collections_in(model):
+        store = collection.table_store()
+        names = [config.name for config in store.table_configs()]
+        store.set_out_of_range_counts({name: of_tables[name] for name in names})
+    return _Whole(model, combined_optimizer(model))
 
 
 def fit_options(section: TrainingSection, evaluates: bool) -> FitOptions:

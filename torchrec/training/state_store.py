@@ -29,15 +29,26 @@ class StateStore(Protocol):
         """
         ...
 
-    def load(self, step: int) -> Mapping[str, Any]:
-        """Return the state of a step, tensors on the CPU."""
+    def load(self, step: int, into: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the state of a step, tensors on the CPU.
+
+        Args:
+            step: of the state.
+            into: those parts of a state that are in memory now, as of the same names: a store may read into
+                their tensors, and has to where these are shared among ranks.
+        """
         ...
 
     def save_best(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """Keep the best weights so far, besides former ones that a state needs."""
 
-    def load_best(self, step: int) -> Mapping[str, Tensor]:
-        """Return the best weights of a step."""
+    def load_best(self, step: int, into: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the best weights of a step.
+
+        Args:
+            step: of the weights.
+            into: those that there are now; see `load`.
+        """
         ...
 
     def tidy(self) -> None:

@@ -166,7 +166,7 @@ class Task:
         return score(outputs)
 
     def loss_of(
-        self, outputs: Tensor, targets: Tensor, weights: Tensor | None, total: Tensor | int
+        self, outputs: Tensor, targets: Tensor, weights: Tensor | None, total: Tensor | float
     ) -> Tensor:
         """Return the part that a batch has in the mean loss of all samples of some batches.
 
@@ -180,6 +180,10 @@ class Task:
             ValueError: if the loss is neither one a sample nor, without weights, their mean.
         """
         targets = targets.to(outputs.dtype)
+        if (
+            not outputs.numel()
+        ):  # of a rank that has no sample of a step: tied to the model all the same
+            return outputs.sum()
         if weights is None:
             losses = self._losses(outputs, targets, "mean")
             mean = losses.mean() if losses.dim() else losses
@@ -242,7 +246,7 @@ class Prediction(NamedTuple):
     targets: Tensor
     weights: Tensor | None
 
-    def loss(self, total: Tensor | int, label_smoothing: float = 0.0) -> Tensor:
+    def loss(self, total: Tensor | float, label_smoothing: float = 0.0) -> Tensor:
         """Return the part of this in the mean loss of all samples of some batches: `Task.loss_of`.
 
         Args:

@@ -27,13 +27,15 @@ from torchrec.training.observers import Extent, Observer, Observers, Record, che
 from torchrec.training.optimizers import combined_optimizer
 from torchrec.training.options import FitOptions
 from torchrec.training.phases import PhaseTimer
-from torchrec.training.random_state import random_state, set_random_state
+from torchrec.training.random_state import random_state, rank_seed, set_random_state
 from torchrec.training.schedule import Plateau, Schedule
 from torchrec.training.state_store import StateStore
 from torchrec.training.task import Task
 from torchrec.training.training_metrics import TrainingMetrics
 from torchrec.training.unsaved_buffers import load_unsaved_buffers, unsaved_buffers
 from torchrec.training.update import Update
+from torchrec.training.weigh import weigh
+from torchrec.training.world import ALONE, World, own_state, state_of_ranks
 
 
 class Trainer:
@@ -55,6 +57,10 @@ class Trainer:
         id_counts: gives counts of unusual ids since it was last asked, for records. It is asked before
             an evaluation, and after it with the model still in evaluation mode.
         threads: chooses how many threads steps and evaluations run on. Default: as PyTorch does.
+        world: the ranks that train the model together, each of which has a trainer, made and called alike.
+            Their batches of a step, as many on each, count as one; some may be without samples. The model's
+            gradients are the mean over ranks, as `DistributedModelParallel` has them. Default: this process
+            alone.
 
     Raises:
         TypeError: if ``optimizer``, ``tasks`` or ``options`` are of another kind.
@@ -92,8 +98,15 @@ class Trainer:
         observers: Sequence[Observer] = (),
         id_counts: Callable[[], Mapping[str, int]] = dict,
         threads: ThreadChooser | None = None,
+        world: World = ALONE,
     ) -> None:
+        if options is not None and options.average is not None and world.size > 1:
+            raise ValueError(
+                "`average` should be None on several ranks, none of which has all weights. Received "
+                f"{options.average}."
+            )
         self.model = model
+        self.world = world
         self.tasks = _checked_tasks((tasks,) if isinstance(tasks, Task) else tasks)
         self.options = options = _checked_options(options, checkpoints)
         self.checkpoints = checkpoints
@@ -113,7 +126,7 @@ class Trainer:
         self.phases = PhaseTimer()
         self._observers = Observers(observers)
         self._update = Update(model, self.tasks, self.optimizer, options, self.phases)
-        self._metrics = TrainingMetrics(self.tasks)
+        self._metrics = TrainingMetrics(self.tasks, world)
         self._ids: Counter[str] = Counter()  # counts of training that are in no record yet
         self._ids_evaluated: Mapping[str, int] = {}  # of the last evaluation
         self._best: dict[str, Tensor] | None = None  # where there are no checkpoints
@@ -158,7 +171,7 @@ class Trainer:
         _check_data(train, valid, options)
         if batches is not None:
             require_integer(batches, "`batches`", least=1)
-        torch.manual_seed(options.seed)
+        torch.manual_seed(rank_seed(options.seed, self.world.rank))
         clock = perf_counter()
         self._length = _length_of(train) if batches is None else batches
         if self.average is not None:
@@ -215,7 +228,7 @@ class Trainer:
         self.model.eval()
         try:
             with self.threads.chosen() if self.threads else nullcontext():
-                found = evaluate(self.model, self.tasks, data, self._placed)
+                found = evaluate(self.model, self.tasks, data, self._placed, self.world)
             self._ids_evaluated = self.id_counts()
         finally:
             self.model.train(was_training)
@@ -226,25 +239,18 @@ class Trainer:
     def _step(self, group: list[Batch]) -> None:
         """Make one update with the gradient of all samples of some batches, and measure."""
         began, progress = perf_counter(), self.progress
-        sizes = [self.tasks[0].target_of(batch).numel() for batch in group]
-        if min(sizes) == 0:
-            raise ValueError(
-                f"`train` should give batches with samples. Received none for step {progress.step + 1}."
-            )
-        for number, batch in enumerate(group, progress.batch + 1):
-            for task in self.tasks:
-                task.check(batch, f"batch {number} of epoch {progress.epoch + 1}")
-        loss, predictions = self._update([self._placed(batch) for batch in group], sum(sizes))
+        samples, weight = weigh(group, self.tasks, self.world, progress)
+        loss, predictions = self._update([self._placed(batch) for batch in group], weight)
         progress.step += 1
         if self.average is not None:
             with self.phases("optimizer"):
                 self.average.update(progress.step, self._total_steps())
         progress.batch += len(group)
-        progress.samples += sum(sizes)
+        progress.samples += samples
         try:
             self._metrics.update(loss, predictions)
         except ValueError:
-            self._metrics.check(progress.step)  # if a loss is at fault, that says what to do
+            self._metrics.check_here(progress.step)  # if a loss is at fault, that says what to do
             raise
         progress.step_seconds += perf_counter() - began
         self._observers.stepped(progress.step, progress.samples)
@@ -360,7 +366,9 @@ class Trainer:
         if best is None and self.average is not None:
             self.average.write()
         elif best is not None and (best != progress.step or self.average is not None):
-            saved = self._best if self.checkpoints is None else self.checkpoints.load_best(best)
+            saved: Mapping[str, Tensor] | None = self._best
+            if self.checkpoints is not None:
+                saved = self.checkpoints.load_best(best, self.model.state_dict())
             assert saved is not None
             self.model.load_state_dict(saved)
         if self.monitor.best_epoch is not None:
@@ -424,6 +432,8 @@ class Trainer:
 
     def _extent(self, train: Any) -> Extent:
         samples, epochs = getattr(train, "samples", None), self.options.epochs
+        if samples is not None:
+            samples = int(self.world.total([samples], "the samples of an epoch")[0])
         return Extent(
             steps=self._total_steps(),
             samples=None if samples is None else samples * epochs,
@@ -456,10 +466,10 @@ class Trainer:
             "average": None if self.average is None else self.average.state_dict(),
             "valid": None if self._valid is None else asdict(self._valid),
             "model": self.model.state_dict(),
-            "buffers": unsaved_buffers(self.model),
+            "buffers": state_of_ranks(self.world, unsaved_buffers(self.model), "buffers"),
             "optimizer": self.optimizer.state_dict(),
             "data": train.state_dict() if hasattr(train, "state_dict") else None,
-            "random": random_state(),
+            "random": state_of_ranks(self.world, random_state(), "random generators"),
             "metrics": self._metrics.state_dict(),
             "ids": dict(self._ids),
             **self._observers.state_dict(),
@@ -473,7 +483,9 @@ class Trainer:
             self._observers.load_state_dict({})
             return
         self.checkpoints.tidy()
-        state = self.checkpoints.load(step)
+        self.optimizer.init_state()
+        present = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = self.checkpoints.load(step, present)
         self.progress = Progress(**state["progress"])
         self.monitor.load_state_dict(state["stopping"])
         if "plateau" in state:  # earlier versions had neither
@@ -489,14 +501,19 @@ class Trainer:
             self.average.load_state_dict(average)
         self._valid = None if state["valid"] is None else Report(**state["valid"])
         self.model.load_state_dict(state["model"])
-        load_unsaved_buffers(self.model, state["buffers"])
-        self.optimizer.init_state()
+        buffers = own_state(self.world, state["buffers"])
+        if buffers is not None:  # of other ranks, their counts of ids begin anew
+            load_unsaved_buffers(self.model, buffers)
         self.optimizer.load_state_dict(state["optimizer"])
         if state["data"] is not None and self.progress.batch:
             train.load_state_dict(state["data"])
         elif state["data"] is not None and hasattr(train, "check_state_dict"):
             train.check_state_dict(state["data"])  # between epochs there is no place to go to
-        set_random_state(state["random"])
+        random = own_state(self.world, state["random"])
+        if random is None:
+            torch.manual_seed(rank_seed(self.options.seed, self.world.rank, self.world.size, step))
+        else:
+            set_random_state(random)
         self._metrics.load_state_dict(state["metrics"], self.device)
         self.id_counts()  # what the checkpoint's counters hold is told, or among these:
         self._ids = Counter(state["ids"])

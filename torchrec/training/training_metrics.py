@@ -9,18 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrec.metrics import Report
+from torchrec.metrics import Metrics, Report
 from torchrec.metrics.report import join_reports
 from torchrec.training.task import Prediction, Task
+from torchrec.training.world import ALONE, World
 
 
 class TrainingMetrics:
     """What is measured since the last record, and since the epoch began.
 
-    Nothing here waits for a device but ``record``.
+    Nothing here waits for a device, or for another rank, but ``record``, ``check`` and ``state_dict``.
 
     Args:
         tasks: what is measured.
+        world: the ranks that measure it together. Default: this process alone.
 
     Example:
         >>> metrics = TrainingMetrics([Task()])
@@ -31,8 +33,9 @@ class TrainingMetrics:
         (1.0, 0.7, 2)
     """
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        # Since the last record; and since the epoch began, up to the last record.
+    def __init__(self, tasks: Sequence[Task], world: World = ALONE) -> None:
+        self._world = world
+        # Since the last record, on this rank; and since the epoch began, up to the last record, on all.
         self._window = {task.target: task.metrics() for task in tasks}
         self._epoch = {task.target: task.metrics() for task in tasks}
         self._losses: list[Tensor] = []  # of the steps since the last record
@@ -53,9 +56,11 @@ class TrainingMetrics:
             ValueError: if a loss is no number, or the metrics refuse a target.
         """
         losses = self.check(step)
-        report = join_reports({name: each.compute() for name, each in self._window.items()})
-        for name, window in self._window.items():
+        of_all = self._window_of_all()
+        report = join_reports({name: each.compute() for name, each in of_all.items()})
+        for name, window in of_all.items():
             self._epoch[name].merge(window)
+        for window in self._window.values():
             window.reset()
         self._losses = []
         return report, sum(losses) / len(losses)
@@ -66,14 +71,28 @@ class TrainingMetrics:
         Args:
             step: of the last of them.
         """
-        losses: list[float] = torch.stack(self._losses).tolist() if self._losses else []
-        for number, loss in enumerate(losses, step + 1 - len(losses)):
-            if not math.isfinite(loss):
-                raise ValueError(
-                    f"The loss should be a number. Received {loss} in step {number}: lower the "
-                    "learning rate (`learning_rate`), or limit the gradients (`clip_norm`)."
-                )
+        of_rank: list[float] = torch.stack(self._losses).tolist() if self._losses else []
+        # That of each rank is scaled so that their mean is the loss of the step, as their gradients' is.
+        total = self._world.total(of_rank, f"the losses up to step {step}")
+        losses = [loss / self._world.size for loss in total]
+        _require_numbers(losses, step)
         return losses
+
+    def check_here(self, step: int) -> None:
+        """Refuse a loss of this rank that is no number, without asking the others.
+
+        Args:
+            step: of the last of the losses.
+        """
+        _require_numbers(torch.stack(self._losses).tolist() if self._losses else [], step)
+
+    def _window_of_all(self) -> dict[str, Metrics]:
+        """Return what all ranks have measured since the last record; of one rank, its own."""
+        first, *others = self._world.gather(self._window, "metrics of training")
+        for other in others:
+            for name, each in first.items():
+                each.merge(other[name])
+        return first
 
     def epoch(self) -> Report:
         """Return the metrics since the epoch began, up to the last record."""
@@ -85,11 +104,16 @@ class TrainingMetrics:
             each.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all there is to go on from."""
+        """Return all there is to go on from, of all ranks together."""
+        window, losses = self._window_of_all(), self._losses
+        if self._world.size > 1:
+            of_rank = torch.stack(losses).tolist() if losses else []
+            total = self._world.total(of_rank, "the losses of a checkpoint")
+            losses = [torch.tensor(loss / self._world.size) for loss in total]
         return {
-            "window": {name: each.state_dict() for name, each in self._window.items()},
+            "window": {name: each.state_dict() for name, each in window.items()},
             "epoch": {name: each.state_dict() for name, each in self._epoch.items()},
-            "losses": torch.stack(self._losses).cpu() if self._losses else torch.empty(0),
+            "losses": torch.stack(losses).cpu() if losses else torch.empty(0),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
@@ -110,5 +134,16 @@ class TrainingMetrics:
                     f"Received {sorted(metrics)}."
                 )
             for name, each in metrics.items():
-                each.load_state_dict(saved[name])
+                if part == "epoch" or self._world.rank == 0:  # which goes on for all
+                    each.load_state_dict(saved[name])
         self._losses = list(state["losses"].to(device))
+
+
+def _require_numbers(losses: Sequence[float], step: int) -> None:
+    """Refuse losses that are no numbers; the last is that of ``step``."""
+    for number, loss in enumerate(losses, step + 1 - len(losses)):
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"The loss should be a number. Received {loss} in step {number}: lower the "
+                "learning rate (`learning_rate`), or limit the gradients (`clip_norm`)."
+            )

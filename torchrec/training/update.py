@@ -59,18 +59,21 @@ class Update:
                 f"Received {options.label_smoothing} for {[task.loss for task in tasks]}."
             )
 
-    def __call__(self, group: Sequence[Batch], samples: int) -> tuple[Tensor, list[Prediction]]:
+    def __call__(
+        self, group: Sequence[Batch], weight: Tensor | float
+    ) -> tuple[Tensor, list[Prediction]]:
         """Make the update, and return the loss and what the model said before it.
 
         Args:
             group: batches on the device of the model.
-            samples: how many they have together.
+            weight: what their samples weigh together: `weigh`. Of several ranks, whose gradients' mean
+                is taken, the mean of what theirs weigh.
 
         Raises:
             ValueError: if weights or outputs are not as they should be.
         """
         with self._watching():
-            loss, predictions = self._backward(group, _total_weight(group, samples))
+            loss, predictions = self._backward(group, weight)
             with self._phases("optimizer"):
                 if self._options.clip_norm is not None:
                     nn.utils.clip_grad_norm_(self._clipped, self._options.clip_norm)
@@ -83,7 +86,7 @@ class Update:
         self._optimizer.zero_grad(set_to_none=True)
 
     def _backward(
-        self, group: Sequence[Batch], total: Tensor | int
+        self, group: Sequence[Batch], total: Tensor | float
     ) -> tuple[Tensor, list[Prediction]]:
         smoothing = self._options.label_smoothing
         losses: list[Tensor] = []
@@ -114,18 +117,3 @@ class Update:
         if self._options.precision == "fp32":
             return nullcontext()
         return torch.autocast(self._device.type, dtype=torch.bfloat16)
-
-
-def _total_weight(group: Sequence[Batch], samples: int) -> Tensor | int:
-    """Return what the samples of a step weigh together."""
-    weights = [batch.weights for batch in group if batch.weights is not None]
-    if not weights:
-        return samples
-    if len(weights) < len(group):
-        raise ValueError(
-            f"The batches of a step should all have weights, or none. Received {len(group)} batches, "
-            f"{len(weights)} of them with weights."
-        )
-    # Samples that all weigh nothing have no loss, rather than one that is no number.
-    total = torch.stack([each.sum(dtype=torch.float32) for each in weights]).sum()
-    return total.clamp(min=torch.finfo(torch.float32).tiny)

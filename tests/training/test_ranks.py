@@ -1,0 +1,143 @@
+"""A trainer on several ranks learns what it learns in one process, and goes on from a checkpoint on any number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.ranks import Workers
+from tests.training.clicks import make_batch
+from tests.training.on_ranks import Shares, ended, share, trainer, valid_shares
+from torchrec.training.world import ALONE
+
+pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
+
+OPTIONS = {
+    "epochs": 2,
+    "evaluate_every": 4,
+    "early_stopping": {"metric": "logloss", "patience": 9},
+    "clip_norm": 1.0,
+    "log_every": 3,
+}
+
+
+def fit(plan, folder=None, until=None, **options):
+    made, notes = trainer(plan, folder, **options)
+    if until is not None:
+        stepped = notes.stepped
+
+        def stop(step, samples):
+            stepped(step, samples)
+            if step == until:
+                raise KeyError("stopped")
+
+        notes.stepped = stop
+    try:
+        result = made.fit(
+            Shares(made.world, batches=5), valid_shares(made.world), resume=folder is not None
+        )
+    except KeyError:
+        return None
+    records = [(r.split, r.step, r.samples, r.loss, dict(r.report)) for r in notes.records]
+    return ended(made), records, (result.steps, result.samples, result.best_step), notes.messages
+
+
+def assert_close(found, expected):
+    weights, records, counts, messages = found
+    for name, value in expected[0].items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=2e-5)
+    assert counts == expected[2]
+    assert messages == expected[3]
+    for mine, theirs in zip(records, expected[1], strict=True):
+        assert mine[:3] == theirs[:3]
+        assert mine[3] == pytest.approx(theirs[3], rel=1e-3)
+        assert mine[4] == pytest.approx(theirs[4], rel=1e-3, nan_ok=True)
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with Workers() as started:
+        yield started
+
+
+@pytest.mark.parametrize(
+    ("plan", "world_size", "options"),
+    [
+        ("columns", 2, {}),
+        ("whole", 2, {"accumulate": 2}),
+        pytest.param("rows", 3, {}, marks=pytest.mark.slow),
+        pytest.param("copies", 2, {"rule": "rowwise_adagrad"}, marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_train_as_one_process(workers, plan, world_size, options):
+    expected = fit(None, **OPTIONS, **options)
+    for found in workers.run(fit_on, world_size, plan, {**OPTIONS, **options}):
+        assert_close(found, expected)
+
+
+def fit_on(plan, options):
+    return fit(plan, **options)
+
+
+def fit_in(plan, folder, until, options):
+    return fit(plan, folder, until, **options)
+
+
+def test_goes_on_from_a_checkpoint_on_other_ranks(workers, tmp_path: Path):
+    options = {**OPTIONS, "checkpoint_every": 3, "dropout": 0.2}
+    whole = workers.run(fit_in, 2, "columns", tmp_path / "whole", None, options)
+    assert workers.run(fit_in, 2, "columns", tmp_path / "broken", 7, options) == [None, None]
+    again = workers.run(fit_in, 2, "columns", tmp_path / "broken", None, options)
+    for found, expected in zip(again, whole, strict=True):
+        assert all(torch.equal(found[0][name], value) for name, value in expected[0].items())
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_goes_on_from_a_checkpoint_on_another_number_of_ranks(workers, tmp_path, first, then):
+    options = {**OPTIONS, "checkpoint_every": 3}
+    expected = fit(None, **options, folder=tmp_path / "whole")
+    plans = {1: None, 2: "columns"}
+    stopped = workers.run(fit_in, first, plans[first], tmp_path / "run", 7, options)
+    assert stopped == [None] * first
+    for found in workers.run(fit_in, then, plans[then], tmp_path / "run", None, options):
+        for name, value in expected[0].items():
+            torch.testing.assert_close(found[0][name], value, rtol=1e-4, atol=2e-5)
+        assert found[2] == expected[2]
+
+
+def break_one(what):
+    made, _ = trainer("whole")
+    batches = [share(make_batch(16, 0, 0, number), made.world) for number in range(3)]
+    if made.world.rank == 1:
+        batches[1].targets["labels"][2] = 7.0
+    if what == "nobody":
+        batches[1] = make_batch(16, 0, 0, 0).select_batches(torch.arange(0), [0])[0]
+    try:
+        made.fit(batches)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (
+            "label",
+            "On rank 1: `labels` should be 0 or 1. Received 7.0 in batch 2 of epoch 1, sample 2.",
+        ),
+        (
+            "nobody",
+            "`train` should give batches with samples on some rank. Received none for step 2.",
+        ),
+    ],
+)
+def test_what_is_wrong_on_one_rank_is_said_by_all(workers, what, message):
+    assert workers.run(break_one, 2, what) == [message, message]
+
+
+def test_shares_are_those_of_the_batches():
+    whole = make_batch(5, 1)
+    assert torch.equal(share(whole, ALONE).dense_features, whole.dense_features)
