@@ -394,7 +394,10 @@ def test_names_of_columns(desk: Desk, name: str) -> None:
 
 START = "data: {train: bad.parquet, label: click}\n"
 EXPERIMENTS = {
-    "empty": ("", "should hold sections (data, features, model, training, distributed, output, tune). Received nothing"),
+    "empty": (
+        "",
+        "should hold sections (data, features, model, training, distributed, output, tune). Received nothing",
+    ),
     "list": ("- a\n", "Received a list"),
     "syntax": ("data: {train: a\nmodel: [", "bad.yaml, line 2: expected"),
     "tab": ("data:\n\ttrain: a\n", "line 2: indent with spaces"),

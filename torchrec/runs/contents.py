@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from torchrec.runs.folder import RunFolder
@@ -22,6 +22,8 @@ class Run:
         facts: other figures at the end: ``seconds``, ``samples_per_second``, ``peak_rss_bytes``…
         tables: the embedding tables at the end.
         curves: how scores and labels go together at the end, by name.
+        ranks: figures of each process, of a run of several.
+        plan: where each table was, of a run of several processes.
         configuration: the experiment file.
         notes: what is missing, or not as it was.
         result: all figures at the end; None before.
@@ -36,6 +38,8 @@ class Run:
     configuration: str
     notes: list[str] = field(default_factory=list)
     result: RunResult | None = None
+    ranks: Sequence[Mapping[str, float]] = ()
+    plan: Mapping[str, str] = field(default_factory=dict)
 
     def series(self, split: str, metric: str) -> tuple[list[float], list[float]]:
         """Return the numbers of samples seen, and the metric there."""
@@ -104,4 +108,6 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         configuration=shown.read_text("utf-8", "replace") if shown.is_file() else "",
         notes=notes,
         result=result,
+        ranks=report.ranks,
+        plan=report.plan,
     )

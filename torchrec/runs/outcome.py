@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -90,10 +90,14 @@ class RunReport:
     Attributes:
         tables: the embedding tables.
         curves: how scores and labels go together, by name; empty where not measured.
+        ranks: figures of each process that trained, in order of ranks; none of one alone.
+        plan: where each table was, in words; likewise.
     """
 
     tables: list[TableFacts] = field(default_factory=list)
     curves: Mapping[str, list[float]] = field(default_factory=dict)
+    ranks: Sequence[Mapping[str, float]] = ()
+    plan: Mapping[str, str] = field(default_factory=dict)
 
 
 def result_json(result: RunResult, experiment: FileDigest) -> str:
@@ -142,9 +146,13 @@ def parse_result(path: Path) -> tuple[RunResult, FileDigest | None]:
 def report_json(report: RunReport) -> str:
     """Return tables and curves as JSON."""
     tables: list[Json] = [{"name": table.name, **table.values} for table in report.tables]
-    return json_with_checksum(
-        {"tables": tables, "curves": {k: [*v] for k, v in report.curves.items()}}, indent=1
-    )
+    content: dict[str, Json] = {
+        "tables": tables,
+        "curves": {k: [*v] for k, v in report.curves.items()},
+    }
+    if report.ranks:
+        content |= {"ranks": [dict(rank) for rank in report.ranks], "plan": dict(report.plan)}
+    return json_with_checksum(content, indent=1)
 
 
 def parse_report(path: Path) -> RunReport:
@@ -156,11 +164,14 @@ def parse_report(path: Path) -> RunReport:
     """
     found = _object(path)
     tables, curves = found.get("tables"), found.get("curves")
+    ranks, plan = found.get("ranks"), found.get("plan")
     listed = [one for one in tables if isinstance(one, dict)] if isinstance(tables, list) else []
     lines = curves if isinstance(curves, dict) else {}
     return RunReport(
         [TableFacts(str(one.pop("name", "?")), numbers_of(one)) for one in listed],
         {name: _floats(values) for name, values in lines.items()},
+        [numbers_of(rank) for rank in ranks] if isinstance(ranks, list) else [],
+        {name: str(where) for name, where in plan.items()} if isinstance(plan, dict) else {},
     )
 
 

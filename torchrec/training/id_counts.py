@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.modules.collection import collections_in
-from torchrec.modules.mc_embedding_modules import BaseManagedCollisionEmbeddingCollection
 from torchrec.modules.mc_modules import ManagedCollisionStats
 from torchrec.training.world import ALONE, World
 
 _FROM_TRANSFORM = ("missing", "infinite", "nulls", "unknown", "truncated")
 _FROM_MAPS = ("hits", "collided", "inserted", "evicted", "admitted", "rejected")
+
+
+@runtime_checkable
+class _Managed(Protocol):
+    """A collection whose rows are chosen by maps of ids, on one rank or many."""
+
+    def stats(self, reset: bool) -> Mapping[str, ManagedCollisionStats]: ...
 
 
 def out_of_range_counts(model: nn.Module) -> dict[str, int]:
@@ -37,11 +44,11 @@ def tables_by_ids(model: nn.Module) -> list[str]:
 
 
 def managed_stats(model: nn.Module, reset: bool = False) -> dict[str, ManagedCollisionStats]:
-    """Return what the map of each table with managed ids has done since it was last reset."""
+    """Return what the map of each table with managed ids has done since it was last reset; on this rank."""
     stats: dict[str, ManagedCollisionStats] = {}
-    for module in model.modules():
-        if isinstance(module, BaseManagedCollisionEmbeddingCollection):
-            stats.update(module.stats(reset))
+    for _, collection in collections_in(model):
+        if isinstance(collection, _Managed):
+            stats.update(collection.stats(reset))
     return stats
 
 

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from time import perf_counter
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -32,6 +33,9 @@ class Ranks:
 
     Args:
         group: of the ranks, which all make one.
+
+    Attributes:
+        waited: seconds in `total`, which begins a step: for the rank that is last.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -40,6 +44,7 @@ class Ranks:
         ranks = dist.get_process_group_ranks(group)
         self._patient = Wire(dist.new_group(ranks, _PATIENCE, "gloo"))
         self.rank, self.size = self._wire.rank, self._wire.world_size
+        self.waited = 0.0
 
     def total(
         self, numbers: Sequence[float], what: str, error: Exception | None = None
@@ -54,7 +59,9 @@ class Ranks:
         kind = f"<{len(numbers)}"
         bits = struct.unpack(f"{kind}q", struct.pack(f"{kind}d", *numbers))
         line = [int(error is not None), *bits]
+        began = perf_counter()
         lines = self._wire.begin(what, [line] * self.size, len(line)).numbers()
+        self.waited += perf_counter() - began
         if any(failed for failed, *_ in lines):
             self._wire.raise_together(error)
         of_ranks = [struct.unpack(f"{kind}d", struct.pack(f"{kind}q", *rest)) for _, *rest in lines]

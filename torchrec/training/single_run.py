@@ -90,7 +90,7 @@ def train_run(
         data.train, data.valid, data.test, resume=True, batches=data.train_batches
     )
     tell.began("saving the model")
-    whole = _whole(trainer, world)
+    whole = _whole(trainer, reached, world)
 
     def save() -> RunResult:
         assert whole is not None
@@ -105,7 +105,7 @@ def train_run(
         drawn = reached.valid if reached.test is None else reached.test
         curves = {} if drawn is None else drawn.curves
         facts = table_facts(whole.model, data.transform, whole.optimizer)
-        run.write_report(RunReport(facts, curves))
+        run.write_report(RunReport(facts, curves, whole.ranks, whole.plan))
         chooser = trainer.threads
         threads = torch.get_num_threads() if chooser is None else chooser.threads
         alone = data if world.size == 1 else RunData(data.experiment, data.fitted)
@@ -125,6 +125,8 @@ class _Whole(NamedTuple):
 
     model: nn.Module
     optimizer: KeyedOptimizer
+    ranks: Sequence[Mapping[str, float]] = ()
+    plan: Mapping[str, str] = {}
 
 
 def _checkpoints(run: RunFolder, keep: int, world: World) -> StateStore:
@@ -158,14 +160,19 @@ def _read(
     return data, [*data.notices, *notices]
 
 
-def _whole(trainer: Trainer, world: World) -> _Whole | None:
+def _whole(trainer: Trainer, reached: FitResult, world: World) -> _Whole | None:
     """Return what was trained as one process has it, with counts of ids of all ranks; None but on the first."""
     if world.size == 1:
         return _Whole(trainer.model, trainer.optimizer)
     from torchrec.distributed.model_parallel import DistributedModelParallel
     from torchrec.distributed.unshard import unshard
+    from torchrec.training.rank_facts import plan_in_words, rank_facts
+    from torchrec.training.ranks import Ranks
 
     assert isinstance(trainer.model, DistributedModelParallel)
+    assert isinstance(world, Ranks)
+    facts = rank_facts(trainer.model, reached, world.waited)
+    ranks, plan = world.gather(facts, "figures of ranks"), plan_in_words(trainer.model.plan)
     counts = out_of_range_counts(trainer.model)
     totals = world.total(list(counts.values()), "ids out of range")
     model = unshard(trainer.model, rank=0)
@@ -176,7 +183,7 @@ def _whole(trainer: Trainer, world: World) -> _Whole | None:
         store = collection.table_store()
         names = [config.name for config in store.table_configs()]
         store.set_out_of_range_counts({name: of_tables[name] for name in names})
-    return _Whole(model, combined_optimizer(model))
+    return _Whole(model, combined_optimizer(model), ranks, plan)
 
 
 def fit_options(section: TrainingSection, evaluates: bool) -> FitOptions:

@@ -1,0 +1,59 @@
+"""What a report says of the ranks that trained together, and of where their tables were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
+from torchrec.modules.collection import collections_in
+from torchrec.training.fit_state import FitResult
+from torchrec.training.memory import peak_rss_bytes
+
+
+def rank_facts(
+    model: DistributedModelParallel, reached: FitResult, waited: float
+) -> Mapping[str, float]:
+    """Return the figures of this rank.
+
+    Args:
+        model: sharded.
+        reached: what came of training.
+        waited: seconds before steps, for other ranks.
+    """
+    shards = [
+        shard.weight
+        for _, collection in collections_in(model)
+        for config in collection.table_store().table_configs()
+        for shard in collection.table_store().table_shards(config.name)
+    ]
+    facts: dict[str, float] = {
+        "seconds": round(reached.seconds, 3),
+        "waited": round(waited, 3),
+        "table_bytes": sum(each.numel() * each.element_size() for each in shards),
+    }
+    peak = peak_rss_bytes()
+    return facts if peak is None else {**facts, "peak_rss_bytes": peak}
+
+
+def plan_in_words(plan: ShardingPlan) -> dict[str, str]:
+    """Return where each table is.
+
+    Args:
+        plan: of a model.
+
+    Example:
+        >>> from torchrec.distributed.types import ParameterSharding
+        >>> tables = EmbeddingModuleShardingPlan(user=ParameterSharding("row_wise", "fused", [0, 1]))
+        >>> plan_in_words(ShardingPlan({"tables": tables}))
+        {'user': 'row_wise on ranks 0, 1'}
+    """
+    found = {}
+    for tables in plan.plan.values():
+        if not isinstance(tables, EmbeddingModuleShardingPlan):
+            continue
+        for name, sharding in tables.items():
+            ranks = sorted(set(sharding.ranks or ()))
+            on = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+            found[name] = f"{sharding.sharding_type} on {on}"
+    return found
