@@ -109,6 +109,24 @@ def test_ranks_end_as_one_process(data: Path, one: Path, ranks: int, placement: 
     assert len(lines[0]) == len(lines[1])
 
 
+def test_weights_that_begin_by_part_are_the_same_on_any_ranks(data: Path, one: Path) -> None:
+    found = []
+    for ranks, placement in ((2, "row_wise"), (3, "table_wise")):
+        run = data / f"parts-{ranks}"
+        wished = f"distributed.constraints={{user: {{sharding_types: [{placement}]}}}}"
+        done = torchrun(
+            "train", "experiment.yaml", "-o", run, NO_DROPOUT, wished, "distributed.first_weights=by_part",
+            ranks=ranks, cwd=data,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found.append(load_file(run / "model" / "weights.safetensors"))
+    expected = load_file(one / "model" / "weights.safetensors")
+    for name, weight in found[0].items():
+        assert (weight - found[1][name]).abs().max() < 1e-6, name
+        if "embedding_bags" in name:
+            assert (weight - expected[name]).abs().max() > 1e-3, name
+
+
 def test_a_run_goes_on_after_a_rank_was_killed(data: Path, two: Path) -> None:
     run = data / "killed"
     process = start(data, run)

@@ -66,7 +66,7 @@ def workers():
     ("plan", "world_size", "options"),
     [
         ("columns", 2, {}),
-        ("whole", 2, {"accumulate": 2}),
+        pytest.param("whole", 2, {"accumulate": 2}, marks=pytest.mark.slow),
         pytest.param("rows", 3, {}, marks=pytest.mark.slow),
         pytest.param("copies", 2, {"rule": "rowwise_adagrad"}, marks=pytest.mark.slow),
     ],
@@ -85,7 +85,8 @@ def fit_in(plan, folder, until, options):
     return fit(plan, folder, until, **options)
 
 
-def test_goes_on_from_a_checkpoint_on_other_ranks(workers, tmp_path: Path):
+@pytest.mark.slow
+def test_goes_on_from_a_checkpoint_to_the_last_bit(workers, tmp_path: Path):
     options = {**OPTIONS, "checkpoint_every": 3, "dropout": 0.2}
     whole = workers.run(fit_in, 2, "columns", tmp_path / "whole", None, options)
     assert workers.run(fit_in, 2, "columns", tmp_path / "broken", 7, options) == [None, None]
@@ -94,7 +95,7 @@ def test_goes_on_from_a_checkpoint_on_other_ranks(workers, tmp_path: Path):
         assert all(torch.equal(found[0][name], value) for name, value in expected[0].items())
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("first", "then"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_goes_on_from_a_checkpoint_on_another_number_of_ranks(workers, tmp_path, first, then):
     options = {**OPTIONS, "checkpoint_every": 3}
     expected = fit(None, **options, folder=tmp_path / "whole")

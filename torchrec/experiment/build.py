@@ -17,7 +17,10 @@ __all__ = ["build_model", "table_optimizer"]
 
 
 def build_model(
-    model: ModelSection, training: TrainingSection, transform: FeatureTransform
+    model: ModelSection,
+    training: TrainingSection,
+    transform: FeatureTransform,
+    table_device: str | None = None,
 ) -> nn.Module:
     """Return the model that an experiment describes.
 
@@ -28,6 +31,7 @@ def build_model(
         model: which model, and its options.
         training: optimizer, learning rate and weight decay of the tables.
         transform: what makes the features, fitted.
+        table_device: of the tables. Default: PyTorch's default device.
 
     Returns:
         As `torchrec.models.registry.build_model` does.
@@ -35,7 +39,9 @@ def build_model(
     Raises:
         ValueError: likewise.
     """
-    return registry.build_model(model, transform, table_optimizer(training))
+    return registry.build_model(
+        model, transform, table_optimizer(training), table_device=table_device
+    )
 
 
 def table_optimizer(training: TrainingSection) -> TableOptimizer:

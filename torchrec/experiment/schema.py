@@ -373,6 +373,11 @@ class DistributedSection(Section):
         description="send all rows, instead of sums of them where these are less: results do not depend "
         "on the plan then, to the last bit of what tables learn",
     )
+    first_weights: Literal["as_one", "by_part"] = Field(
+        default="as_one",
+        description="as one process draws them, for which each rank makes the whole model for a moment, or "
+        "part by part, other ones, for which a rank needs memory for its parts alone",
+    )
     timeout: PositiveFloat = Field(
         default=600.0,
         description="seconds that ranks wait for one another in a step, before all end and say who is missing",

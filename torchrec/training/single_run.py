@@ -65,7 +65,9 @@ def train_run(
         run.write_experiment(described)
     for message in notices:
         tell.said(message)
-    model = build_model(experiment.model, options, data.transform)
+    by_part = world.size > 1 and experiment.distributed.first_weights == "by_part"
+    tables = "meta" if by_part else None
+    model = build_model(experiment.model, options, data.transform, tables)
     if world.size > 1:
         from torchrec.training.plan import sharded
 

@@ -76,6 +76,7 @@ def build_model(
     transform: FeatureTransform,
     optimizer: TableOptimizer | None = None,
     device: torch.device | str | None = None,
+    table_device: torch.device | str | None = None,
 ) -> nn.Module:
     """Return a model of the registry, on the features of a transform.
 
@@ -85,6 +86,8 @@ def build_model(
         optimizer: of the tables, which are then updated in the backward pass. Default none: they
             have gradients as all parameters do.
         device: of all parameters. Default: PyTorch's default device.
+        table_device: of the tables, ``"meta"`` for ones that get memory where they are spread over ranks.
+            Default: ``device``.
 
     Returns:
         A module from dense features ``(B, len(transform.dense_names))`` and sparse features, a
@@ -113,13 +116,14 @@ def build_model(
     if terms == "weights":
         pooled = weights_alone(pooled)
     check_dims(model, section, [*pooled, *sequences])
+    tables = device if table_device is None else table_device
     # The order of these two decides which random numbers each gets.
     inputs = ModelInputs(
         num_dense,
-        _pooled(pooled, section, terms, optimizer, transform.is_weighted, device)
+        _pooled(pooled, section, terms, optimizer, transform.is_weighted, tables)
         if pooled
         else None,
-        _sequences(sequences, section, optimizer, device) if sequences else None,
+        _sequences(sequences, section, optimizer, tables) if sequences else None,
         [linear_name(spec.name) for spec in pooled] if terms == "both" else (),
     )
     if device is None:
