@@ -10,10 +10,10 @@ fullest rank: weights, states, what a step exchanges, vectors and their gradient
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import os
 import random
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -25,12 +25,14 @@ from torch.multiprocessing.spawn import start_processes
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.calibrate import usual_ms
 from torchrec.distributed.planner.types import Calibration
 from torchrec.distributed.sharding_plan import get_default_sharders
 from torchrec.distributed.types import ShardingPlan
 from torchrec.types import OptimizerType
 
-SECONDS = 0.4
+SECONDS = 0.25
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 
 class Drawn:
@@ -52,7 +54,7 @@ class Drawn:
         self.batch = batch or draw.choice([256, 512, 1024, 2048])
         if most_rows is not None:
             self.rows = [min(rows, most_rows) for rows in self.rows]
-        self.types = [None, ["table_wise"], ["row_wise"], None][number % 4]
+        self.types = [None, ["table_wise"], ["row_wise"], ["column_wise"]][number % 4]
 
     def model(self, device: str) -> torch.nn.ModuleDict:
         """Return the model, a collection."""
@@ -107,55 +109,76 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _times(drawn: Drawn, plan: ShardingPlan, rank: int) -> list[float]:
+def _times(
+    drawn: Drawn, plan: ShardingPlan, batches: list[KeyedJaggedTensor], seconds: float
+) -> list[float]:
     """Return the seconds of each step."""
     sharded = DistributedModelParallel(drawn.model("meta"), plan=plan)
     tables = sharded.module.get_submodule("tables")
-    batches = [drawn.features(1000 * rank + seed) for seed in range(3)]
+    gc.collect()
+    forget_peak()  # not of making tables, but of steps
     times: list[float] = []
     steps = 5
     for step in range(1000):
         if step == 3:
             took = torch.tensor([times[-1]])
             dist.broadcast(took, 0)
-            steps = max(8, int(SECONDS / float(took)))
+            steps = max(8, int(seconds / float(took)))
         if step >= steps:
             break
         before = time.perf_counter()
         values = tables(batches[step % 3]).values()
         values.sum().backward()
+        del values
         times.append(time.perf_counter() - before)
     return times[3:]
 
 
-def _rank(rank: int, world_size: int, folder: str, number: int, rates: str) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store{number}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
-    calibration = Calibration.from_json(rates)
-    small = Drawn(number, most_rows=16, batch=16)  # what a process has whatever its tables
-    _times(small, small.plan(world_size, calibration), rank)
-    drawn = Drawn(number)
-    plan = drawn.plan(world_size, calibration)
+def _peaks(drawn: Drawn, plan: ShardingPlan, calibration: Calibration, rank: int) -> list[int]:
+    """Return the bytes that each rank has most in a step, beside batches and what a process has whatever its tables."""
+    # What is freed goes back at once: pages that an allocator keeps are not of the plan.
+    ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 16)
+    small = Drawn(drawn.number, most_rows=16, batch=16)
+    features = [small.features(seed) for seed in range(3)]
+    _times(small, small.plan(dist.get_world_size(), calibration), features, 0.0)
+    batches = [drawn.features(1000 * rank + seed) for seed in range(3)]
     gc.collect()
-    forget_peak()
     before = resident()
-    times = _times(drawn, plan, rank)
+    _times(drawn, plan, batches, 0.0)
     used = torch.tensor([resident(peak=True) - before])
-    all_used = used.new_empty(world_size)
-    dist.all_gather_into_tensor(all_used, used)
+    of_ranks = used.new_empty(dist.get_world_size())
+    dist.all_gather_into_tensor(of_ranks, used)
+    return [int(each) for each in of_ranks]
+
+
+def _rank(
+    rank: int, world_size: int, folder: str, number: int, rates: str, in_memory: bool
+) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store{number}{in_memory}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+    calibration, drawn = Calibration.from_json(rates), Drawn(number)
+    plan, peaks = drawn.plan(world_size, calibration), Path(folder) / "peaks"
     report = plan.report
-    if rank == 0 and report is not None:
-        took, step_ms = statistics.median(times) * 1e3, report.step_ms
+    assert report is not None
+    if in_memory:
+        found = _peaks(drawn, plan, calibration, rank)
+        if rank == 0:
+            peaks.write_text(" ".join(map(str, found)))
+    else:
+        batches = [drawn.features(1000 * rank + seed) for seed in range(3)]
+        took = usual_ms(_times(drawn, plan, batches, SECONDS))
         fullest = max(report.ranks, key=lambda each: each.num_bytes)
-        planned, measured = fullest.num_bytes / 2**20, int(all_used[fullest.rank]) / 2**20
+        planned = fullest.num_bytes / 2**20
+        measured = int(peaks.read_text().split()[fullest.rank]) / 2**20
         kinds = sorted({table.sharding_type for table in report.tables})
-        print(
-            f"| {number} | {world_size} | {drawn.tables} | {drawn.batch} | {', '.join(kinds)} "
-            f"| {step_ms:.2f} | {took:.2f} | {step_ms / took - 1:+.0%} "
-            f"| {planned:.1f} | {measured:.1f} | {planned / measured - 1:+.0%} |",
-            flush=True,
-        )
+        if rank == 0:
+            print(
+                f"| {number} | {world_size} | {drawn.tables} | {drawn.batch} | {', '.join(kinds)} "
+                f"| {report.step_ms:.2f} | {took:.2f} | {report.step_ms / took - 1:+.0%} "
+                f"| {planned:.1f} | {measured:.1f} | {planned / measured - 1:+.0%} |",
+                flush=True,
+            )
     dist.barrier()
     dist.destroy_process_group()
 
@@ -175,9 +198,10 @@ def main() -> None:
     rates = options.rates.read_text()
     with tempfile.TemporaryDirectory() as folder:
         for number in range(*options.models):
-            # Forked, so that each model has processes of its own at little cost.
-            arguments = (options.world_size, folder, number, rates)
-            start_processes(_rank, arguments, options.world_size, start_method="fork")
+            for in_memory in (True, False):
+                # Forked, so that each has processes of its own at little cost.
+                arguments = (options.world_size, folder, number, rates, in_memory)
+                start_processes(_rank, arguments, options.world_size, start_method="fork")
 
 
 if __name__ == "__main__":

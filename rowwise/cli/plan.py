@@ -61,8 +61,8 @@ def plan(
     each table why it is where it is and what the next best way would take. The plan is a JSON file that
     `plan_from_json` reads.
 
-    `calibrate` measures how long look-ups, updates and exchanges take on this machine, in about half a
-    minute; --rates takes the file.
+    `calibrate` measures how long look-ups, updates and exchanges take on this machine, in about a minute;
+    --rates takes the file.
 
     $ torchrec plan calibrate -o rates.json
     $ torchrec plan experiment.yaml --world-size 4 --rates rates.json -o plan.json

@@ -414,9 +414,83 @@ class Stale(TrainPipelineBase):
         for param in inner.over.parameters():  # which the wrapper around the model would have done
             dist.all_reduce(param.grad)
             param.grad /= dist.get_world_size()
-        self._optimizer.step()
+        self.update()
         self.number += 1
         return scores
+
+    def update(self):
+        self._optimizer.step()
+
+
+class Late(Stale):
+    """The same, with layers that are updated by the gradients of the batch before as well."""
+
+    waiting = None
+
+    def update(self):
+        params = list(self._model.module.over.parameters())
+        if self.number < self.start:
+            return self._optimizer.step()
+        waiting, self.waiting = self.waiting, [param.grad.clone() for param in params]
+        return self.step_by(waiting)
+
+    def step_by(self, gradients):
+        if gradients is not None:
+            for param, gradient in zip(
+                self._model.module.over.parameters(), gradients, strict=True
+            ):
+                param.grad = gradient
+            self._optimizer.step()
+
+    def progress(self, dataloader_iter):
+        if self.number and self.number == len(self.data):
+            self.step_by(self.waiting)
+        return super().progress(dataloader_iter)
+
+
+def late_gradients():
+    rank, found = dist.get_rank(), []
+    for kind, options in (
+        (Late, {}),
+        (TrainPipelineSemiSync, {"start_batch": 2, "stash_gradients": True}),
+        (TrainPipelineSemiSync, {"start_batch": 2}),
+    ):
+        model = sharded()
+        steps = pipeline(kind, model, **options)
+        found.append((outputs(steps, (batch(rank, s) for s in range(6))), local_state(model)))
+    expected, late, semi = found
+    same(late[0], expected[0])
+    same(late[1], expected[1])
+    return [torch.equal(a, b) for a, b in zip(late[0], semi[0], strict=True)]
+
+
+def test_gradients_that_are_stashed_train_layers_a_step_late():
+    for equal in run(late_gradients, 2):
+        assert equal == [True, True, True, False, False, False]
+
+
+def detached(how):
+    model = nn.Sequential(nn.Linear(1, 1, bias=False))
+    model[0].weight.data.fill_(0.0)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    steps = TrainPipelineSemiSync(
+        model,
+        optimizer,
+        CPU,
+        start_batch=0,
+        stash_gradients=True,
+        custom_model_fwd=lambda x: (model(x).sum(), None),
+    )
+    data = iter([torch.ones(1, 1)] * 3)
+    for _ in range(2):
+        steps.progress(data)
+    assert model[0].weight.item() == -1.0  # of the first of two
+    getattr(steps, how)()
+    return model[0].weight.item()
+
+
+def test_stashed_gradients_are_applied_by_detach_and_forgotten_by_reset():
+    assert [detached("detach"), detached("reset")] == [-2.0, -1.0]
 
 
 def semi_synchronous():
@@ -485,8 +559,11 @@ def test_an_optimizer_that_waits_can_be_copied():
 def test_what_is_not_supported_is_refused():
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    late = TrainPipelineSemiSync(model, optimizer, CPU, stash_gradients=True)
     with pytest.raises(ValueError, match="`stash_gradients` should be False"):
-        TrainPipelineSemiSync(model, optimizer, CPU, stash_gradients=True)
+        GradientAccumulationWrapper(
+            late, optimizer, model, GradientAccumulationConfig(True, num_steps=2)
+        )
     with pytest.raises(ValueError, match="`emb_lookup_stream` should be one of"):
         TrainPipelineFusedSparseDist(model, optimizer, CPU, emb_lookup_stream="none")
     with pytest.raises(ValueError, match="`apply_jit` should be False"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -63,6 +66,24 @@ def test_a_flush_lets_all_batches_out_before_new_ones_come_in():
     assert steps.progress(data) is None
 
 
+def test_what_a_stage_leaves_out_is_not_seen_by_later_ones_and_does_not_end_a_pass():
+    seen, exhausted = [], []
+    stages = [
+        PipelineStage("all", lambda x: x, None),
+        PipelineStage("odd", lambda x: x if x % 2 else None, None),
+        PipelineStage(
+            "see", lambda x: seen.append(x) or x, None, None, lambda: exhausted.append(1)
+        ),
+    ]
+    steps = StagedTrainPipeline(stages)
+    data = iter([2, 4, 1, 6, 8, 3, 10])
+    assert [steps.progress(data) for _ in range(2)] == [1, 3]
+    assert not exhausted
+    assert steps.progress(data) is None
+    assert seen == [1, 3]
+    assert steps.progress(iter([5])) == 5
+
+
 def test_no_stages_are_refused():
     with pytest.raises(ValueError, match="`pipeline_stages` should be at least one"):
         StagedTrainPipeline([])
@@ -95,6 +116,27 @@ def staged(look_up, by_keyword):
     with torch.no_grad():
         assert torch.equal(model(data[0])[1], plain(data[0])[1])
     return tables.ahead
+
+
+def left_out():
+    rank = dist.get_rank()
+    data = [batch(rank, step) for step in range(5)]
+    model = sharded()
+    sender = SparseDataDistUtil(model, None)
+    alive = [weakref.ref(each) for each in data]
+    for number in range(5):
+        given = sender.start_sparse_data_dist(data[number])
+        if number in (0, 4):
+            model(given)
+        sender.wait_sparse_data_dist()
+    waiting = [ref() is not None for ref in alive]
+    del data, given
+    gc.collect()
+    return waiting, [ref() is not None for ref in alive]
+
+
+def test_a_batch_that_the_model_is_not_called_with_is_forgotten_with_the_next():
+    assert run(left_out, 2) == [([True] * 5, [False] * 5)] * 2
 
 
 @pytest.mark.parametrize("by_keyword", [False, True], ids=["", "by keyword"])

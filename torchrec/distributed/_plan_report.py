@@ -44,13 +44,13 @@ class Alternative:
 
     Attributes:
         sharding_type: value of a `ShardingType`.
-        slowest_ms: what the slowest rank would take; None: it does not fit.
+        ms: what a step would take beside messages; None: it does not fit.
         missing: bytes that a rank lacks for it, if it does not fit.
         rank: which rank, then.
     """
 
     sharding_type: str
-    slowest_ms: float | None
+    ms: float | None
     missing: int = 0
     rank: int | None = None
 
@@ -122,13 +122,20 @@ class PlanReport:
 
     @property
     def slowest(self) -> RankReport | None:
-        """The rank that the others wait for; None: there are no ranks."""
+        """The rank that has most to do; None: there are no ranks."""
         return max(self.ranks, key=lambda rank: rank.ms, default=None)
 
     @property
     def step_ms(self) -> float:
-        """What a step takes: the slowest rank, and messages."""
-        return self.fixed_ms + (0.0 if self.slowest is None else self.slowest.ms)
+        """What a step takes: tables, and messages."""
+        return self.fixed_ms + self.tables_ms
+
+    @property
+    def tables_ms(self) -> float:
+        """What tables take: the rank that computes longest and the one that exchanges longest, as all wait."""
+        return max((rank.compute_ms for rank in self.ranks), default=0.0) + max(
+            (rank.exchange_ms for rank in self.ranks), default=0.0
+        )
 
     @property
     def binds(self) -> list[str]:
@@ -148,9 +155,7 @@ class PlanReport:
         if full:
             found.append(f"Memory: {_ranks([rank.rank for rank in full])} full to 95 % or more.")
         kept = [
-            table.table
-            for table in self.tables
-            if any(o.slowest_ms is None for o in table.others or ())
+            table.table for table in self.tables if any(o.ms is None for o in table.others or ())
         ]
         if kept:
             found.append(f"Memory: other ways do not fit for {_names(kept)}.")
@@ -215,11 +220,11 @@ class PlanReport:
 
     def other_text(self, other: Alternative) -> str:
         """Return what another way would cost, in words."""
-        if other.slowest_ms is None:
+        if other.ms is None:
             return (
                 f"{other.sharding_type} lacks {bytes_to_text(other.missing)} on rank {other.rank}"
             )
-        more = other.slowest_ms - (0.0 if self.slowest is None else self.slowest.ms)
+        more = other.ms - self.tables_ms
         return f"{other.sharding_type} {'as long' if abs(more) < 5e-7 else f'+{_ms(more)}'}"
 
 

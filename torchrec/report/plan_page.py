@@ -62,7 +62,7 @@ def render_plan(plan: ShardingPlan, title: str = "plan") -> str:
         Tile(
             "Slowest rank",
             "-" if slowest is None else str(slowest.rank),
-            "All others wait for it",
+            "It has most to do",
             [] if slowest is None else [_ms(slowest.ms)],
         ),
         Tile(
@@ -203,7 +203,7 @@ def _why_card(report: PlanReport) -> Card:
     )
     return Card(
         "Types",
-        "What the slowest rank would take if a table were placed in the next best ways, the others staying.",
+        "What a step would take if a table were placed in the next best ways, the others staying.",
         Markup(
             '<div class="scroll"><table class="plan"><thead><tr><th>table</th><th>rows</th><th>columns</th>'
             "<th>type</th><th>time</th><th>memory</th><th>next best</th></tr></thead><tbody>{}</tbody></table></div>"

@@ -35,8 +35,8 @@ RATES = Calibration(
         for rows in (1000, 4000)
     ),
     exchanges=(
-        ExchangeRate(2, 3.0, 0.5, 2.0, 1.0, 0.25),
-        ExchangeRate(4, 9.0, 1.0, 4.0, 1.5, 0.5),
+        ExchangeRate(2, 1.5, 3.0, 0.0, 0.5, 0.25, 2.0, 6.0, 1.0, 0.25, 3.0),
+        ExchangeRate(4, 2.0, 8.75, 0.25, 1.0, 0.75, 4.0, 8.0, 1.5, 0.5, 5.0),
     ),
 )
 
@@ -67,7 +67,13 @@ def test_rates_by_hand():
     assert [RATES.step_ms(w) for w in (1, 2, 4)] == [1.0, 3.0, 9.0]
     assert RATES.step_ms(7) == 1 + 8 * 6 / 3
     assert [RATES.step_ms(w, by_rows=True) for w in (1, 2, 4)] == [1.0, 3.5, 10.0]
+    assert [RATES.step_ms(w, adds_squares=True) for w in (1, 2, 4)] == [1.0, 3.25, 9.75]
+    assert RATES.step_ms(4, tables=5) == 10.0
     assert RATES.pooling_ms(1e6, 1e3, 2) == 1.0
+    assert [RATES.ids_ms(1e6, 0, 8, w) for w in (1, 2, 4)] == [0.0, 12.0, 32.0]
+    assert RATES.ids_ms(1e6, 1e6, 12, 2) == 24.0  # with weights, and lengths of bags
+    assert [RATES.squares_ms(1e6, w) for w in (1, 2, 4)] == [0.0, 3.0, 5.0]
+    assert [RATES.slowdown(w) for w in (1, 2, 3, 4, 64)] == [1.0, 1.5, 2.0, 2.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +182,7 @@ def test_worlds_that_do_not_exchange_are_refused():
 def test_this_machine():
     measured = calibrate([2], seconds=0.02)
     assert Calibration.from_json(measured.to_json()) == measured
-    assert len(measured.lookups) == 12
+    assert len(measured.lookups) == 27
     for rate in measured.lookups:
         assert 0.1 < rate.forward_ns < 10_000
         assert 0.1 < rate.backward_ns < 100_000

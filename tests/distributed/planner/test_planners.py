@@ -124,7 +124,7 @@ def test_what_does_not_fit_at_all():
     wishes = {"t": ParameterConstraints(sharding_types=["table_wise"])}
     with pytest.raises(
         PlannerError,
-        match=r"Table 't' of module 'sparse' should fit.*: rank 0 1.953 KB, rank 1 1.953 KB. Received table_wise 3",
+        match=r"Table 't' of module 'sparse' should fit.*: rank 0 1.906 KB, rank 1 1.906 KB. Received table_wise 3",
     ) as caught:
         plan_of(Model(t=(100, 4)), 2, wishes, topology={"ddr_cap": 2000})
     assert caught.value.error_type is PlannerErrorType.INSUFFICIENT_STORAGE
@@ -283,21 +283,23 @@ class Recorded(Stats):
 
 
 def total(constraints=None, model=None, world_size=1, **options) -> int:
-    """The bytes of all tables, as those who look at plans are told."""
+    """The bytes of all tables and of the batches of all ranks, as those who look at plans are told."""
     stats = Recorded()
     plan_of(model or Model(t=(10, 4)), world_size, constraints, stats=stats, **options)
-    return sum(option.total_storage.ddr for option in stats.told[0]["best_plan"])
+    options = stats.told[0]["best_plan"]
+    return sum(option.total_storage.ddr + world_size * option.own_bytes for option in options)
 
 
 @pytest.mark.parametrize(
     ("wishes", "more"),
     [
         ({}, 0),
-        ({"pooling_factors": [5.0]}, 4 * 2 * 8),
-        ({"num_poolings": [3.0]}, 2 * 2 * (8 + 16)),
-        ({"batch_sizes": [4]}, 2 * (8 + 16)),
-        ({"is_weighted": True}, 2 * 4),
-        ({"output_dtype": DataType.FP16}, -2 * 4 * 2),
+        # With more than two ids a bag, an update packs gradients.
+        ({"pooling_factors": [5.0]}, 4 * 2 * 2 * 8 + 2 * 16),
+        ({"num_poolings": [3.0]}, 2 * 2 * 2 * (8 + 16)),
+        ({"batch_sizes": [4]}, 2 * 2 * (8 + 16)),
+        ({"is_weighted": True}, 2 * 2 * 4),
+        ({"output_dtype": DataType.FP16}, -2 * 2 * 4 * 2),
         (
             {"compute_kernels": ["fused"]},
             0,
@@ -306,15 +308,16 @@ def total(constraints=None, model=None, world_size=1, **options) -> int:
     ids=lambda value: str(next(iter(value), "")) if isinstance(value, dict) else "",
 )
 def test_what_is_known_of_a_table_counts(wishes, more):
-    # 40 numbers and their gradient; 2 samples with an id of 8 bytes and a vector of 16.
-    plain = 2 * 160 + 2 * (8 + 16)
+    # 40 numbers and their gradient; 2 samples with an id of 8 bytes, where it comes from and where it is looked up, and
+    # a vector of 16 with its gradient.
+    plain = 2 * 160 + 2 * 2 * (8 + 16)
     assert total({"t": ParameterConstraints(**wishes)}, batch_size=2) == plain + more
 
 
 def test_state_of_the_optimizer_counts():
     model = Model(t=(10, 4))
     apply_optimizer_in_backward(RowWiseAdagrad, model.sparse.parameters(), {"lr": 0.1})
-    assert total(model=model) == 160 + 10 * 4 + (8 + 16)
+    assert total(model=model) == 160 + 10 * 4 + 2 * (8 + 16)
     for optimizer, numbers in (
         (torch.optim.SGD, 0),
         (torch.optim.Adam, 80),
@@ -322,13 +325,23 @@ def test_state_of_the_optimizer_counts():
     ):
         model = Model(t=(10, 4))
         apply_optimizer_in_backward(optimizer, model.sparse.parameters(), {"lr": 0.1})
-        assert total(model=model) == 160 + numbers * 4 + (8 + 16)
+        assert total(model=model) == 160 + numbers * 4 + 2 * (8 + 16)
 
 
 def test_every_rank_asks():
-    assert total({"t": WHOLE}, world_size=3) == 2 * 160 + 3 * (8 + 16)
+    # Of three ranks: 3 vectors looked up, and 2 sent; each has its own, its gradient, and 2/3 of that for others.
+    looked_up, own = 3 * (8 + 16) + 2 * 16, 8 + 2 * 16 + 11
+    assert total({"t": WHOLE}, world_size=3) == 2 * 160 + looked_up + 3 * own
     copies = {"t": ParameterConstraints(sharding_types=["data_parallel"])}
-    assert total(copies, world_size=3) == 3 * (2 * 160 + (8 + 16))
+    assert total(copies, world_size=3) == 3 * (2 * 160 + 2 * (8 + 16))
+    # By rows, each rank looks up half of two ids and sends rows, of which samples make sums.
+    rows = {"t": ParameterConstraints(sharding_types=["row_wise"])}
+    looked_up, own = 2 * 0.5 * (8 + 1.5 * 16), 8 + (2 + 2 + 0.5) * 16
+    assert total(rows, world_size=2) == 2 * 160 + 2 * looked_up + 2 * own
+    # With more ids, sums of each rank: the gradient goes to both.
+    rows["t"].pooling_factors = [6.0]
+    looked_up, own = 2 * (3 * 8 + 2.5 * 16), 6 * 8 + (2 + 2 * 0.5) * 16
+    assert total(rows, world_size=2) == 2 * 160 + 2 * looked_up + 2 * own
 
 
 def test_sequences_get_back_a_vector_for_each_id():
@@ -340,7 +353,7 @@ def test_sequences_get_back_a_vector_for_each_id():
     tables = [EmbeddingConfig(name="t", num_embeddings=10, embedding_dim=4, feature_names=["f"])]
     model = EmbeddingCollection(device=torch.device("meta"), tables=tables)
     wishes = {"t": ParameterConstraints(pooling_factors=[5.0])}
-    assert total(wishes, model=model, sharder=Sequences()) == 2 * 160 + 5 * (8 + 16)
+    assert total(wishes, model=model, sharder=Sequences()) == 2 * 160 + 2 * 5 * (8 + 16)
 
 
 def test_those_who_look_are_told_all():

@@ -46,22 +46,26 @@ def all_plans(problem: Problem):
 def random_way(draw: random.Random, ranks: int, size: int, cost: int) -> Candidate:
     """Whole, by columns, by rows, by rows within a host of two, or a copy on each rank."""
     everyone = tuple((rank,) for rank in range(ranks))
+
+    def part(ns: int, hbm: int, ddr: int) -> Part:
+        return Part(ns, hbm, ddr, 0, draw.randint(0, ns))
+
     kind = draw.choice(["whole", "columns", "rows", "host", "copies"])
     if kind == "whole":
-        return Candidate((Unit((Part(cost, 0, size),), everyone),))
+        return Candidate((Unit((part(cost, 0, size),), everyone),))
     if kind == "columns":
-        part = Part(cost // 2 + draw.randint(0, 3), 0, -(-size // 2))
-        return Candidate((Unit((part,), everyone), Unit((part,), everyone)))
+        half = part(cost // 2 + draw.randint(0, 3), 0, -(-size // 2))
+        return Candidate((Unit((half,), everyone), Unit((half,), everyone)))
     if kind == "copies":
-        part = Part(draw.randint(1, cost), 0, size)
-        return Candidate((Unit((part,) * ranks, (tuple(range(ranks)),)),))
+        copy = part(draw.randint(1, cost), 0, size)
+        return Candidate((Unit((copy,) * ranks, (tuple(range(ranks)),)),))
     if kind == "rows" or ranks < 2:
         parts = tuple(
-            Part(cost // ranks + draw.randint(0, 4), draw.randint(0, 2), -(-size // ranks))
+            part(cost // ranks + draw.randint(0, 4), draw.randint(0, 2), -(-size // ranks))
             for _ in range(ranks)
         )
         return Candidate((Unit(parts, (tuple(range(ranks)),)),))
-    parts = tuple(Part(cost // 2 + draw.randint(0, 3), 0, -(-size // 2)) for _ in range(2))
+    parts = tuple(part(cost // 2 + draw.randint(0, 3), 0, -(-size // 2)) for _ in range(2))
     seats = tuple((first, first + 1) for first in range(0, ranks - 1, 2))
     return Candidate((Unit(parts, seats),))
 

@@ -127,10 +127,35 @@ class Rates(Protocol):
             world_size: how many ranks take part.
         """
 
-    def step_ms(self, world_size: int, by_rows: bool = False) -> float:
+    def ids_ms(self, ids: float, bags: float, id_bytes: float, world_size: int) -> float:
+        """Return the time in which ids are brought to the ranks of their rows.
+
+        Args:
+            ids: that a rank asks another one for.
+            bags: lengths of bags that go with them.
+            id_bytes: of an id, with its weight.
+            world_size: how many ranks ask.
+        """
+
+    def squares_ms(self, ids: float, world_size: int) -> float:
+        """Return the time in which the ranks of the columns of rows add up sums of squares, for one number a row.
+
+        Args:
+            ids: that all ranks look up in the part of a table.
+            world_size: how many ranks take part.
+        """
+
+    def slowdown(self, ranks: int) -> float:
+        """Return how many times longer look-ups take on a host where as many ranks are at it together."""
+
+    def step_ms(
+        self, world_size: int, tables: int = 1, by_rows: bool = False, adds_squares: bool = False
+    ) -> float:
         """Return what a step of a collection takes beside: messages, however small.
 
         Args:
             world_size: how many ranks take part.
+            tables: how many it has.
             by_rows: whether rows of some table lie apart.
+            adds_squares: whether ranks add up sums of squares in some update.
         """

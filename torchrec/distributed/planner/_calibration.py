@@ -12,7 +12,8 @@ from torchrec.distributed.planner._bandwidths import CollectiveType
 
 __all__ = ["Calibration", "ExchangeRate", "LookupRate", "between"]
 
-_VERSION = 1
+_VERSION = 2
+_ID_BYTES = 8.0  # of an id without a weight
 # The least that numbers can be; the others can be 0.
 _LEAST = {"columns": 1, "ids_a_bag": 1, "rows": 1, "world_size": 2}
 
@@ -45,19 +46,29 @@ class ExchangeRate:
 
     Attributes:
         world_size: how many ranks.
+        slowdown: how many times longer look-ups take where as many ranks are at it together on one host.
         step_ms: of a step of a collection, whatever its tables: messages, calls.
+        table_ms: of each table, however small: its places in messages.
         rows_step_ms: more, where rows of some table lie apart.
-        ns_a_byte: of vectors, gradients and ids that a rank sends, with packing them.
+        squares_step_ms: more, where ranks add up squares of rows whose columns lie apart.
+        ns_a_byte: of vectors and gradients that a rank sends, with packing them.
+        ns_an_id: of ids that a rank asks for, which are given rows, sorted by ranks, sent and taken in.
         reduce_ns_a_byte: of gradients of copies, which are added up over the ranks.
         rows_ns_a_number: of rows that are pooled by who asked for them, each number once.
+        squares_ns_an_id: of ids of rows whose squares are added up.
     """
 
     world_size: int
+    slowdown: float
     step_ms: float
+    table_ms: float
     rows_step_ms: float
+    squares_step_ms: float
     ns_a_byte: float
+    ns_an_id: float
     reduce_ns_a_byte: float
     rows_ns_a_number: float
+    squares_ns_an_id: float
 
     def __post_init__(self) -> None:
         _check_numbers(self)
@@ -147,12 +158,32 @@ class Calibration:
         ns = rate.reduce_ns_a_byte if is_sum else rate.ns_a_byte
         return (world_size - 1) * num_bytes * ns / 1e6
 
-    def step_ms(self, world_size: int, by_rows: bool = False) -> float:
+    def ids_ms(self, ids: float, bags: float, id_bytes: float, world_size: int) -> float:
+        """As measured for ids without weights; a length of a bag counts for half of one."""
+        if world_size < 2 or not self.exchanges:
+            return 0.0
+        sent = ids * id_bytes / _ID_BYTES + bags / 2
+        return world_size * sent * self._nearest(world_size).ns_an_id / 1e6
+
+    def squares_ms(self, ids: float, world_size: int) -> float:
+        """As measured."""
+        if world_size < 2 or not self.exchanges:
+            return 0.0
+        return ids * self._nearest(world_size).squares_ns_an_id / 1e6
+
+    def slowdown(self, ranks: int) -> float:
+        """As measured where as many ranks, or the nearest number of them, are at it together."""
+        return 1.0 if ranks < 2 or not self.exchanges else self._nearest(ranks).slowdown
+
+    def step_ms(
+        self, world_size: int, tables: int = 1, by_rows: bool = False, adds_squares: bool = False
+    ) -> float:
         """As measured; between more ranks than were, as many times longer as there are more messages."""
         if world_size < 2 or not self.exchanges:
             return self.step_ms_alone
         rate = self._nearest(world_size)
-        of_step = rate.step_ms + (rate.rows_step_ms if by_rows else 0.0)
+        of_step = rate.step_ms + tables * rate.table_ms + (rate.rows_step_ms if by_rows else 0.0)
+        of_step += rate.squares_step_ms if adds_squares else 0.0
         more = max(of_step - self.step_ms_alone, 0.0) * (world_size - 1) / (rate.world_size - 1)
         return self.step_ms_alone + more
 

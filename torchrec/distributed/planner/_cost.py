@@ -12,7 +12,6 @@ __all__ = ["BY_ROWS", "Work", "perf_of"]
 
 # Types under which the rows of a table lie in several places.
 BY_ROWS = frozenset({ShardingType.ROW_WISE, ShardingType.TABLE_ROW_WISE, ShardingType.GRID_SHARD})
-_LENGTH_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class Work:
         backward_bytes: of a number of its gradient on the way.
         backward_factor: how many times longer the backward pass takes, as for weighted features.
         is_inference: whether there is no backward pass.
+        ranks_a_host: how many ranks look up at once where the part is.
+        adds_squares: whether the update needs sums of squares of whole rows, whose columns lie apart.
     """
 
     sharding_type: ShardingType
@@ -50,12 +51,14 @@ class Work:
     backward_bytes: float = 4
     backward_factor: float = 1.0
     is_inference: bool = False
+    ranks_a_host: int = 1
+    adds_squares: bool = False
 
     @property
     def sends_rows(self) -> bool:
         """Whether rows are sent, and pooled where the sample is: fewer than sums from each place would be."""
         return not self.is_pooled or (
-            self.sharding_type in BY_ROWS and self.ids <= self.bags * self.bands
+            self.sharding_type in BY_ROWS and self.bands > 1 and self.ids <= self.bags * self.bands
         )
 
 
@@ -87,18 +90,21 @@ def perf_of(work: Work, rows: int, columns: int, rates: Rates) -> Perf:
         forward, backward = forward + pooling, backward + pooling
     if kernel == "dense":
         backward += rates.dense_ms(part_bytes)
-    asked = ids * work.id_bytes + (0.0 if work.sends_rows else work.bags * _LENGTH_BYTES)
+    squares = rates.squares_ms(everyone * ids, everyone) if work.adds_squares else 0.0
+    slower = rates.slowdown(work.ranks_a_host)
     numbers = vectors * columns
 
     def exchange(num_bytes: float) -> float:
         return rates.exchange_ms(CollectiveType.ALL_TO_ALL, num_bytes, everyone)
 
     return Perf(
-        fwd_compute=forward,
+        fwd_compute=slower * forward,
         fwd_comms=exchange(numbers * work.forward_bytes),
-        bwd_compute=0.0 if work.is_inference else backward,
-        bwd_comms=0.0 if work.is_inference else exchange(numbers * work.backward_bytes),
-        input_dist_comms=exchange(asked),
+        bwd_compute=0.0 if work.is_inference else slower * backward,
+        bwd_comms=0.0 if work.is_inference else exchange(numbers * work.backward_bytes) + squares,
+        input_dist_comms=rates.ids_ms(
+            ids, 0.0 if work.sends_rows else work.bags, work.id_bytes, everyone
+        ),
     )
 
 
@@ -106,14 +112,15 @@ def _copy(work: Work, rows: int, columns: int, rates: Rates) -> Perf:
     """A rank looks its own ids up; then gradients of all rows are added up over the ranks."""
     vectors = work.bags if work.is_pooled else work.ids
     num_bytes = rows * columns * work.row_bytes
+    slower = rates.slowdown(work.ranks_a_host)
     forward = rates.lookup_ms(work.ids, vectors, columns, num_bytes, work.compute_kernel)
     if work.is_inference:
-        return Perf(forward, 0.0, 0.0, 0.0)
+        return Perf(slower * forward, 0.0, 0.0, 0.0)
     backward = rates.update_ms(work.ids, vectors, columns, num_bytes, work.compute_kernel)
     return Perf(
-        fwd_compute=forward,
+        fwd_compute=slower * forward,
         fwd_comms=0.0,
-        bwd_compute=work.backward_factor * backward + rates.dense_ms(num_bytes),
+        bwd_compute=slower * (work.backward_factor * backward + rates.dense_ms(num_bytes)),
         # Each rank sends and receives its share of the sums twice.
         bwd_comms=rates.exchange_ms(
             CollectiveType.ALL_REDUCE, 2 * num_bytes / work.world_size, work.world_size

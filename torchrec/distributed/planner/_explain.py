@@ -9,8 +9,8 @@ from torchrec.distributed._plan_report import Alternative, PlanReport, RankRepor
 from torchrec.distributed.planner._messages import messages_ms
 from torchrec.distributed.planner._options import ShardingOption
 from torchrec.distributed.planner._placing import by_time, least_missing, take
-from torchrec.distributed.planner._problem import Candidate, Choice, Load, Part, Unit
-from torchrec.distributed.planner._search_space import candidates_of
+from torchrec.distributed.planner._problem import Candidate, Choice, Load, Unit
+from torchrec.distributed.planner._search_space import candidates_of, part_of, room_beside
 from torchrec.distributed.planner._solutions import Solution
 from torchrec.distributed.planner._tables import by_table
 from torchrec.distributed.planner._topology import Perf, Storage, Topology
@@ -56,7 +56,8 @@ def report_of(
         made_from: digest of what it was made from.
     """
     choices = {(option.path, option.name): _choice(option) for option in options}
-    load = Load([_part(device.storage, None) for device in left.devices])
+    own = sum(option.own_bytes for option in options)
+    load = Load([part_of(storage) for storage in room_beside(own, left)])
     for choice in choices.values():
         load.add_choice(choice)
     candidates = {(of_table[0].path, of_table[0].name): of_table for of_table in by_table(space)}
@@ -91,13 +92,14 @@ def _rank(
         for shard in shards:
             perf += shard.perf or Perf(0, 0, 0, 0)
             storage += shard.storage or Storage(0, 0)
+    own = sum(option.own_bytes for option in options)
     there, usable = topology.devices[rank].storage, left.devices[rank].storage
     on_host = topology.compute_device == "cpu"
     return RankReport(
         rank=rank,
         compute_ms=perf.fwd_compute + perf.bwd_compute + perf.prefetch_compute,
         exchange_ms=perf.fwd_comms + perf.bwd_comms + perf.input_dist_comms,
-        num_bytes=storage.ddr if on_host else storage.hbm,
+        num_bytes=own + (storage.ddr if on_host else storage.hbm),
         capacity=usable.ddr if on_host else usable.hbm,
         reserved=(there.ddr - usable.ddr) if on_host else (there.hbm - usable.hbm),
         tables=tables,
@@ -110,7 +112,7 @@ def _table(option: ShardingOption, others: tuple[Alternative, ...] | None) -> Ta
         wishes.append(f"with {option.dependency!r}")
     if option.allowed_ranks is not None:
         wishes.append(f"only on ranks {', '.join(map(str, sorted(option.allowed_ranks)))}")
-    parts = [_part(shard.storage, shard.perf) for shard in option.shards]
+    parts = [part_of(shard.storage or Storage(0, 0), shard.perf) for shard in option.shards]
     return TableReport(
         module=option.path,
         table=option.name,
@@ -153,21 +155,16 @@ def _alternative(option: ShardingOption, candidate: Candidate, load: Load) -> Al
     if placed is None:
         missing, rank = least_missing(load, candidate)
         return Alternative(option.sharding_type, None, missing, rank)
-    slowest = load.score[0]
+    step = load.score[0]
     load.add_choice(placed, -1)
-    return Alternative(option.sharding_type, slowest / 1e6)
+    return Alternative(option.sharding_type, step / 1e6)
 
 
 def _order(other: Alternative) -> tuple[bool, float]:
-    return other.slowest_ms is None, other.missing if other.slowest_ms is None else other.slowest_ms
+    return other.ms is None, other.missing if other.ms is None else other.ms
 
 
 def _choice(option: ShardingOption) -> Choice:
-    parts = tuple(_part(shard.storage, shard.perf) for shard in option.shards)
+    parts = tuple(part_of(shard.storage or Storage(0, 0), shard.perf) for shard in option.shards)
     seat = tuple(shard.rank or 0 for shard in option.shards)
     return Choice(Candidate((Unit(parts, (seat,)),)), (seat,))
-
-
-def _part(storage: Storage | None, perf: Perf | None) -> Part:
-    storage = storage or Storage(0, 0)
-    return Part(round((perf.total if perf else 0.0) * 1e6), storage.hbm, storage.ddr, storage.ssd)

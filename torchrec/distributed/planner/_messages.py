@@ -11,15 +11,17 @@ from dataclasses import replace
 
 from torchrec.distributed.planner._cost import BY_ROWS
 from torchrec.distributed.planner._options import PlannerError, ShardingOption
+from torchrec.distributed.planner._problem import Load, Unit
 from torchrec.distributed.planner._rates import rates_of
-from torchrec.distributed.planner._search_space import search_space_of
+from torchrec.distributed.planner._search_space import part_of, search_space_of
 from torchrec.distributed.planner._solutions import Solution, solve
-from torchrec.distributed.planner._topology import Topology
+from torchrec.distributed.planner._storage import adds_squares
+from torchrec.distributed.planner._topology import Storage, Topology
 from torchrec.distributed.types import ShardingType
 
 __all__ = ["messages_ms", "with_fewer_messages"]
 
-_COPIES = frozenset({ShardingType.DATA_PARALLEL})  # these are not exchanged
+_COPIES = ShardingType.DATA_PARALLEL  # these are not exchanged
 
 
 def messages_ms(options: Sequence[ShardingOption], topology: Topology) -> float:
@@ -30,12 +32,18 @@ def messages_ms(options: Sequence[ShardingOption], topology: Topology) -> float:
         topology: the ranks.
     """
     rates = rates_of(topology)
-    kinds: dict[str, set[ShardingType]] = {}
+    collections: dict[str, list[ShardingOption]] = {}
     for option in options:
-        kinds.setdefault(option.path, set()).add(ShardingType(option.sharding_type))
+        collections.setdefault(option.path, []).append(option)
     return sum(
-        rates.step_ms(1 if kind == _COPIES else topology.world_size, bool(kind & BY_ROWS))
-        for kind in kinds.values()
+        rates.step_ms(
+            1 if all(kind is _COPIES for kind in kinds) else topology.world_size,
+            sum(kind is not _COPIES for kind in kinds),
+            not BY_ROWS.isdisjoint(kinds),
+            any(adds_squares(option) for option in of_path),
+        )
+        for of_path in collections.values()
+        for kinds in ([ShardingType(option.sharding_type) for option in of_path],)
     )
 
 
@@ -83,9 +91,10 @@ def _without_rows(space: Sequence[ShardingOption]) -> list[ShardingOption]:
 
 
 def _step_ms(options: Sequence[ShardingOption], topology: Topology) -> float:
-    of_rank = [0.0] * topology.world_size
+    load = Load([part_of(device.storage) for device in topology.devices])
     for option in options:
         for shard in option.shards:
-            if shard.rank is not None and shard.perf is not None:
-                of_rank[shard.rank] += shard.perf.total
-    return messages_ms(options, topology) + max(of_rank)
+            if shard.rank is not None:
+                part = part_of(shard.storage or Storage(0, 0), shard.perf)
+                load.add(Unit((part,), ()), (shard.rank,))
+    return messages_ms(options, topology) + load.score[0] / 1e6

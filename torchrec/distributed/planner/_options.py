@@ -128,6 +128,9 @@ class Shard:
 class ShardingOption:
     """One way to place a table.
 
+    Attributes:
+        own_bytes: that every rank has for its own batch, whoever has the parts; written by estimators.
+
     Args:
         name: of the table.
         tensor: its parameter.
@@ -194,6 +197,7 @@ class ShardingOption:
         self.output_dtype = output_dtype
         self.key_value_params = key_value_params
         self.num_poolings = num_poolings or [1.0] * len(input_lengths)
+        self.own_bytes = 0
 
     @property
     def tensor(self) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torchrec.distributed.planner._problem import Candidate, Choice, Load, Unit
 
-__all__ = ["SeatKey", "by_room", "by_time", "least_missing", "take"]
+__all__ = ["SeatKey", "by_compute", "by_room", "by_time", "least_missing", "take"]
 
 # What is placed so far, a unit, a seat for it -> less is better.
 SeatKey = Callable[[Load, Unit, Sequence[int]], tuple[int, int]]
@@ -20,6 +20,17 @@ def by_time(load: Load, unit: Unit, seat: Sequence[int]) -> tuple[int, int]:
     return (
         max(load.ns[rank] + part.ns for part, rank in pairs),
         max(load.num_bytes(rank) for _, rank in pairs),
+    )
+
+
+def by_compute(load: Load, unit: Unit, seat: Sequence[int]) -> tuple[int, int]:
+    """Of seats, the one whose slowest rank has least to compute is the best; of these, the one with most room."""
+    return (
+        max(
+            load.ns[rank] - load.exchange_ns[rank] + part.ns - part.exchange_ns
+            for part, rank in zip(unit.parts, seat, strict=True)
+        ),
+        max(map(load.num_bytes, seat)),
     )
 
 
@@ -40,27 +51,26 @@ def take(load: Load, candidate: Candidate, key: SeatKey, limit: int | None = Non
     """
     taken: list[tuple[int, ...]] = []
     for unit in candidate.units:
-        seats = _free(load, unit, limit)
-        if not seats:
-            for other, seat in zip(candidate.units, taken, strict=False):
-                load.add(other, seat, -1)
+        seat = _best_seat(load, unit, key, limit)
+        if seat is None:
+            for other, other_seat in zip(candidate.units, taken, strict=False):
+                load.add(other, other_seat, -1)
             return None
-        seat = seats[0] if len(seats) == 1 else min(seats, key=lambda s: key(load, unit, s))
         load.add(unit, seat)
         taken.append(seat)
     return Choice(candidate, tuple(taken))
 
 
-def _free(load: Load, unit: Unit, limit: int | None) -> Sequence[tuple[int, ...]]:
-    """Return the seats of a unit with room for it, and time below the limit."""
-    if len(unit.parts) > 1:
-        return [seat for seat in unit.seats if load.fits(unit, seat, limit)]
-    part = unit.parts[0]  # most units are one part that may go to any rank: this has to be quick
-    return [
-        seat
-        for seat in unit.seats
-        if (limit is None or load.ns[seat[0]] + part.ns <= limit) and load.fits(unit, seat)
-    ]
+def _best_seat(load: Load, unit: Unit, key: SeatKey, limit: int | None) -> tuple[int, ...] | None:
+    """Return the best seat of a unit with room for it, and time below the limit; None: there is none."""
+    found: tuple[int, ...] | None = None
+    least: tuple[int, int] | None = None
+    for seat in unit.seats:
+        value = key(load, unit, seat)
+        # Few seats are better than all before them: whether there is room is asked of these alone.
+        if (least is None or value < least) and load.fits(unit, seat, limit):
+            found, least = seat, value
+    return found
 
 
 def least_missing(load: Load, candidate: Candidate) -> tuple[int, int]:

@@ -8,23 +8,37 @@ from functools import cached_property
 
 __all__ = ["Candidate", "Choice", "Load", "Part", "Problem", "Score", "Unit", "score_of"]
 
-# Nanoseconds of the slowest rank, nanoseconds of all, bytes of the fullest rank: less is better, in this order.
+# Nanoseconds of a step, nanoseconds of all ranks, bytes of the fullest rank: less is better, in this order. A step
+# takes as long as the rank that computes longest and the one that exchanges longest: all wait for them in between.
 # Whole numbers, so that sums do not depend on the order in which they are added up.
 Score = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a table: its nanoseconds a step, and its bytes in the memories of accelerator, host and disk."""
+    """A part of a table.
+
+    Attributes:
+        ns: nanoseconds a step.
+        hbm: bytes in the memory of the accelerator.
+        ddr: in that of the host.
+        ssd: on its disk.
+        exchange_ns: those of ``ns`` in which it is exchanged.
+    """
 
     ns: int
     hbm: int
     ddr: int
     ssd: int = 0
+    exchange_ns: int = 0
 
     def __add__(self, other: Part) -> Part:
         return Part(
-            self.ns + other.ns, self.hbm + other.hbm, self.ddr + other.ddr, self.ssd + other.ssd
+            self.ns + other.ns,
+            self.hbm + other.hbm,
+            self.ddr + other.ddr,
+            self.ssd + other.ssd,
+            self.exchange_ns + other.exchange_ns,
         )
 
     @property
@@ -67,6 +81,7 @@ class Candidate:
             sum(part.hbm for part in parts),
             sum(part.ddr for part in parts),
             sum(part.ssd for part in parts),
+            sum(part.exchange_ns for part in parts),
         )
 
     @cached_property
@@ -111,6 +126,7 @@ class Load:
     def __init__(self, room: Sequence[Part]) -> None:
         self.room = room
         self.ns = [0] * len(room)
+        self.exchange_ns = [0] * len(room)
         self.hbm = [0] * len(room)
         self.ddr = [0] * len(room)
         self.ssd = [0] * len(room)
@@ -132,6 +148,7 @@ class Load:
         """Take a unit, or give it back with ``sign=-1``."""
         for part, rank in zip(unit.parts, seat, strict=True):
             self.ns[rank] += sign * part.ns
+            self.exchange_ns[rank] += sign * part.exchange_ns
             self.hbm[rank] += sign * part.hbm
             self.ddr[rank] += sign * part.ddr
             self.ssd[rank] += sign * part.ssd
@@ -149,7 +166,9 @@ class Load:
     def score(self) -> Score:
         """How good this is."""
         most = max(map(self.num_bytes, range(len(self.ns))), default=0)
-        return max(self.ns, default=0), sum(self.ns), most
+        exchange = max(self.exchange_ns, default=0)
+        compute = max(map(int.__sub__, self.ns, self.exchange_ns), default=0)
+        return compute + exchange, sum(self.ns), most
 
 
 def score_of(problem: Problem, choices: Sequence[Choice]) -> Score:

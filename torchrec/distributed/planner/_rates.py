@@ -17,6 +17,7 @@ _PART_MS = 0.002
 # Between processes of one host over gloo, in bytes a millisecond, and a message of it.
 _GLOO_BW = 2.1e6
 _MESSAGE_MS = 0.05
+_LENGTH_BYTES = 4
 
 _HOST_KERNELS = {"fused_uvm", "quant_uvm"}
 _CACHED_KERNELS = {"fused_uvm_caching", "quant_uvm_caching"}
@@ -98,9 +99,24 @@ class BandwidthRates:
             time += far * num_bytes / bandwidth
         return time
 
-    def step_ms(self, world_size: int, by_rows: bool = False) -> float:
-        """Four exchanges, each a message to each other rank."""
-        return 4 * (world_size - 1) * _MESSAGE_MS
+    def ids_ms(self, ids: float, bags: float, id_bytes: float, world_size: int) -> float:
+        """They are bytes like others."""
+        sent = ids * id_bytes + bags * _LENGTH_BYTES
+        return self.exchange_ms(CollectiveType.ALL_TO_ALL, sent, world_size)
+
+    def squares_ms(self, ids: float, world_size: int) -> float:
+        """A number for each id, there and back."""
+        return self.exchange_ms(CollectiveType.ALL_TO_ALL, 2 * 4.0 * ids / world_size, world_size)
+
+    def slowdown(self, ranks: int) -> float:
+        """Each rank has the bandwidth for itself."""
+        return 1.0
+
+    def step_ms(
+        self, world_size: int, tables: int = 1, by_rows: bool = False, adds_squares: bool = False
+    ) -> float:
+        """Four exchanges, each a message to each other rank; one more for squares."""
+        return (5 if adds_squares else 4) * (world_size - 1) * _MESSAGE_MS
 
 
 def rates_of(

@@ -1,18 +1,19 @@
 """The search for a plan: the best one where tables are few, else one that is good and no change of one table betters.
 
 Three steps. *Spread*: for a limit of time, tables one by one take the cheapest way whose parts still fit below it; the
-least limit for which all fit is found by halving. *Improve*: tables of the slowest rank are placed anew while that
-helps. *Prove*: all other plans are looked through, those left out that cannot be better, until there are none or a
-number of steps is spent.
+least limit for which all fit is found by halving. *Improve*: tables of the rank that computes longest, and of the one
+that exchanges longest, are placed anew while that helps. *Prove*: all other plans are looked through, those left out
+that cannot be better, until there are none or a number of steps is spent.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from torchrec.distributed.planner._placing import SeatKey, by_room, by_time, take
+from torchrec.distributed.planner._placing import SeatKey, by_compute, by_room, by_time, take
 from torchrec.distributed.planner._problem import Candidate, Choice, Load, Problem, Score, score_of
 
 __all__ = ["Found", "search"]
@@ -150,18 +151,22 @@ def _improve(problem: Problem, choices: list[Choice], deadline: float | None) ->
         if _is_over(deadline):
             break
         before = load.score
-        slowest = load.ns.index(before[0])
-        changed = any(
+        compute = list(map(int.__sub__, load.ns, load.exchange_ns))
+        slowest = {load.exchange_ns.index(max(load.exchange_ns)), compute.index(max(compute))}
+        if not any(
             _replace(problem, choices, load, i, before) for i in _tables_of(choices, slowest)
-        )
-        if not changed:
+        ):
             break
     return choices
 
 
-def _tables_of(choices: Sequence[Choice], rank: int) -> list[int]:
-    """Return the tables that a rank has something of, the costliest first."""
-    found = [i for i, choice in enumerate(choices) if any(rank in seat for seat in choice.seats)]
+def _tables_of(choices: Sequence[Choice], ranks: set[int]) -> list[int]:
+    """Return the tables that some ranks have something of, the costliest first."""
+    found = [
+        i
+        for i, choice in enumerate(choices)
+        if any(not ranks.isdisjoint(seat) for seat in choice.seats)
+    ]
     return sorted(found, key=lambda i: -choices[i].candidate.total.ns)
 
 
@@ -170,8 +175,8 @@ def _replace(problem: Problem, choices: list[Choice], load: Load, i: int, before
     old = choices[i]
     load.add_choice(old, -1)
     best, best_score = old, before
-    for candidate in problem.items[i]:
-        choice = take(load, candidate, by_time)
+    for candidate, key in itertools.product(problem.items[i], (by_time, by_compute)):
+        choice = take(load, candidate, key)
         if choice is None:
             continue
         score = load.score

@@ -14,10 +14,17 @@ from torchrec.distributed.planner._options import (
     ShardingOption,
 )
 from torchrec.distributed.planner._problem import Candidate, Choice, Part, Problem, Unit
-from torchrec.distributed.planner._topology import Storage, Topology
+from torchrec.distributed.planner._topology import Perf, Storage, Topology
 from torchrec.distributed.types import ShardingType
 
-__all__ = ["GroupOption", "SearchSpace", "candidates_of", "search_space_of", "with_ranks"]
+__all__ = [
+    "GroupOption",
+    "SearchSpace",
+    "candidates_of",
+    "room_beside",
+    "search_space_of",
+    "with_ranks",
+]
 
 
 @dataclass(frozen=True)
@@ -100,9 +107,22 @@ def search_space_of(options: Sequence[ShardingOption], topology: Topology) -> Se
                 PlannerErrorType.STRICT_CONSTRAINTS,
             )
         groups.append(tuple(of_group))
-    room = tuple(_part(device.storage, 0) for device in topology.devices)
+    own = sum(max(option.own_bytes for option in of_table) for of_table in tables.values())
+    room = tuple(part_of(left) for left in room_beside(own, topology))
     problem = Problem(tuple(tuple(option.candidate for option in group) for group in groups), room)
     return SearchSpace(tuple(groups), problem, tuple(tables))
+
+
+def room_beside(own_bytes: int, topology: Topology) -> list[Storage]:
+    """Return what is left of the memory of each rank beside what it has for its own batch.
+
+    Args:
+        own_bytes: that.
+        topology: the ranks, with the memory that is left for tables.
+    """
+    on_host = topology.compute_device == "cpu"
+    own = Storage(0, own_bytes) if on_host else Storage(own_bytes, 0)
+    return [device.storage - own for device in topology.devices]
 
 
 def _groups(
@@ -213,8 +233,18 @@ def _is_allowed(option: ShardingOption, seat: Sequence[int]) -> bool:
 
 
 def _part_of(shard: Shard) -> Part:
-    return _part(shard.storage or Storage(0, 0), shard.perf.total if shard.perf else 0.0)
+    return part_of(shard.storage or Storage(0, 0), shard.perf)
 
 
-def _part(storage: Storage, ms: float) -> Part:
-    return Part(round(ms * 1e6), storage.hbm, storage.ddr, storage.ssd)
+def part_of(storage: Storage, perf: Perf | None = None) -> Part:
+    """Return a part of a table in numbers, or memory alone.
+
+    Args:
+        storage: that it takes.
+        perf: milliseconds that it takes. Default: none.
+    """
+    found = Part(0, storage.hbm, storage.ddr, storage.ssd)
+    if perf is None:
+        return found
+    exchange = perf.fwd_comms + perf.bwd_comms + perf.input_dist_comms
+    return replace(found, ns=round(perf.total * 1e6), exchange_ns=round(exchange * 1e6))

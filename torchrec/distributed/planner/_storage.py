@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from torchrec.distributed.planner._options import ShardingOption
 from torchrec.distributed.planner._topology import Storage
 from torchrec.distributed.planner.constants import UVM_CACHING_RATIO
 from torchrec.distributed.types import (
@@ -29,13 +30,15 @@ class Traffic:
 
     Attributes:
         ids: how many it looks up.
-        vectors: how many it gets back.
+        bags: in how many bags.
+        is_pooled: whether a bag gives one vector; else each id does.
         id_bytes: of an id, with its weight.
         number_bytes: of a number of a vector.
     """
 
     ids: float
-    vectors: float
+    bags: float
+    is_pooled: bool
     id_bytes: float
     number_bytes: float
 
@@ -52,7 +55,16 @@ class Traffic:
         """Add up the features of a table; the arguments as `ParameterConstraints` has them."""
         bags = [b * n for b, n in zip(batch_sizes, num_poolings, strict=True)]
         ids = sum(bag * length for bag, length in zip(bags, input_lengths, strict=True))
-        return cls(ids, sum(bags) if is_pooled else ids, id_bytes, number_bytes)
+        return cls(ids, sum(bags), is_pooled, id_bytes, number_bytes)
+
+    @property
+    def vectors(self) -> float:
+        """How many it gets back in the end."""
+        return self.bags if self.is_pooled else self.ids
+
+    def sends_rows(self, bands: int) -> bool:
+        """Say whether rows are sent where they lie in some places, as `Work.sends_rows` has it."""
+        return not self.is_pooled or (bands > 1 and self.ids <= self.bags * bands)
 
 
 @dataclass(frozen=True)
@@ -120,14 +132,55 @@ def storage_of(
     if compute_kernel in _CACHED_KERNELS and state != memory:
         cached = UVM_CACHING_RATIO if load_factor is None else load_factor
         found[memory] = int(found[state] * cached)
-    asking = 1 if sharding_type is ShardingType.DATA_PARALLEL else world_size
     of_rows = rows / param.shape[0] if param.shape[0] else 0.0
+    bands = round(1 / of_rows) if of_rows else 1
+    vectors = traffic.ids * of_rows if traffic.sends_rows(bands) else traffic.bags
+    asking = 1 if sharding_type is ShardingType.DATA_PARALLEL else world_size
+    # Vectors, and in another message those of others; gradients come into the same memory.
+    copies = 0.0 if asking == 1 else 1 + (asking - 1) / asking
+    if traffic.ids * of_rows > 2 * vectors and not is_inference:
+        copies += 1  # an update reads a gradient several times: it packs all of them first
     exchanged = asking * (
         pipelined.ids * traffic.ids * traffic.id_bytes * of_rows
-        + pipelined.vectors * traffic.vectors * columns * traffic.number_bytes
+        + pipelined.vectors * copies * vectors * columns * traffic.number_bytes
     )
-    found[memory] = found.get(memory, 0) + int(exchanged)
+    found[memory] = found.get(memory, 0) + round(exchanged)
     return Storage(found.get("hbm", 0), found.get("ddr", 0))
+
+
+def own_bytes_of(
+    option: ShardingOption,
+    world_size: int,
+    traffic: Traffic,
+    pipelined: Pipelined,
+    is_inference: bool = False,
+) -> int:
+    """Return the bytes that every rank has for its own batch, whoever has the table: ids, vectors, their gradients.
+
+    Args:
+        option: the way to place the table.
+        world_size: how many ranks ask for it.
+        traffic: what each of them asks.
+        pipelined: how often that is in memory.
+        is_inference: whether there are no gradients.
+    """
+    columns = option.tensor.shape[1]
+    alone = option.sharding_type == ShardingType.DATA_PARALLEL.value or world_size == 1
+    copies = 1 if is_inference else 2
+    vectors = copies * traffic.vectors
+    if not alone:
+        bands = max(1, len({shard.offset[0] for shard in option.shards}))
+        by_rows = traffic.is_pooled and traffic.sends_rows(bands)
+        received = traffic.ids if by_rows else traffic.vectors
+        if by_rows:  # which are pooled here
+            vectors += copies * received
+        if (
+            not is_inference
+        ):  # gradients for the other ranks, of sums for each that has some of the rows
+            sums = 1 if by_rows or not traffic.is_pooled else bands
+            vectors += received * sums * (world_size - 1) / world_size
+    numbers = pipelined.vectors * vectors * columns * traffic.number_bytes
+    return round(numbers + pipelined.ids * traffic.ids * traffic.id_bytes)
 
 
 def _kept_bytes(param: Tensor, rows: int, columns: int, compute_kernel: str) -> int:
@@ -142,6 +195,15 @@ def _kept_bytes(param: Tensor, rows: int, columns: int, compute_kernel: str) -> 
         rows if kind.state[name] else rows * columns for name in kind.state_names(rule.hyper)
     ]
     return sum(numbers) * _FLOAT
+
+
+def adds_squares(option: ShardingOption) -> bool:
+    """Say whether the update of a table needs numbers of whole rows, whose columns lie on several ranks."""
+    rule = fused_rule_of(option.tensor) if option.compute_kernel == "fused" else None
+    if rule is None or len({shard.offset[1] for shard in option.shards}) < 2:
+        return False
+    kind = RULES[rule.optimizer]
+    return any(kind.state[name] for name in kind.state_names(rule.hyper))
 
 
 def fused_rule_of(param: Tensor) -> FusedRule | None:

@@ -1,13 +1,15 @@
 """Measures how long look-ups, updates and exchanges take on this machine, for plans that are true of it.
 
 A collection of some tables is trained on one process, then under `DistributedModelParallel` on several, one thread
-each, as `torchrun` starts them. What the exchanges take is what such a step takes beside its look-ups, so that it has
-in it what packing, waiting and sharing the processor cost.
+each, as `torchrun` starts them. What the exchanges take is what such a step takes beside look-ups that all processes
+make at the same time, so that it has in it what packing and waiting cost; how much longer look-ups take where they
+share memory and processors is measured by itself.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import platform
 import statistics
@@ -26,32 +28,36 @@ from torchrec.distributed._plan import EmbeddingModuleShardingPlan, ShardingPlan
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner._calibration import Calibration, ExchangeRate, LookupRate
 from torchrec.distributed.sharding_plan import (
+    ParameterShardingGenerator,
+    column_wise,
     construct_module_sharding_plan,
     get_default_sharders,
     row_wise,
     table_wise,
 )
+from torchrec.distributed.types import ShardingType
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.types import OptimizerType
 
-__all__ = ["Calibration", "calibrate"]
+__all__ = ["Calibration", "calibrate", "usual_ms"]
 
 _FEATURES, _BATCH = 8, 1024
-_COLUMNS, _BAGS, _ROWS = (8, 32, 128), (1, 20), (1_000, 100_000)
+_COLUMNS, _BAGS, _ROWS = (8, 32, 128), (1, 5, 20), (1_000, 10_000, 100_000)
 # Of the collections that several ranks train.
-_DIM, _HEIGHT, _SMALL, _LARGE = 64, 100_000, 128, 2048
+_DIM, _HEIGHT, _SMALL, _LARGE, _LONG = 64, 100_000, 128, 2048, 20
+_MANY = 40  # tables
 
 
 def calibrate(
-    world_sizes: Sequence[int] = (2, 4), seconds: float = 0.3, threads: int = 1
+    world_sizes: Sequence[int] = (2, 4), seconds: float = 0.2, threads: int = 1
 ) -> Calibration:
     """Measure this machine, in about a minute; nothing else should run on it.
 
     Args:
         world_sizes: how many processes exchange, each in turn; none for look-ups alone. Default 2 and 4.
-        seconds: how long each thing is done. Default 0.3.
+        seconds: how long each thing is done. Default 0.2.
         threads: of each process. Default 1, as ``torchrun`` gives them.
 
     Returns:
@@ -74,16 +80,10 @@ def calibrate(
         )
         tiny = [_step_ms(_collection(n, 8, 16), _batch(n, 1, 1, 16), seconds) for n in (1, 33)]
         part = max((tiny[1] - tiny[0]) / 32, 0.0)
-        small, large = (
-            _step_ms(
-                _collection(_FEATURES, _DIM, _HEIGHT), _batch(_FEATURES, batch, 1, _HEIGHT), seconds
-            )
-            for batch in (_SMALL, _LARGE)
-        )
+        alone = _lookups_ms(seconds)
         dense = _dense_ns(seconds)
     finally:
         torch.set_num_threads(before)
-    alone = _Alone(small, large)
     exchanges = tuple(_exchange_rate(size, seconds, threads, alone) for size in world_sizes)
     return Calibration(
         machine=f"{platform.machine()}, {os.cpu_count()} processors, torch {torch.__version__}",
@@ -97,11 +97,31 @@ def calibrate(
 
 
 @dataclass(frozen=True)
-class _Alone:
-    """Milliseconds of a step on one process, of few samples and of many."""
+class _Steps:
+    """Milliseconds of a step of one collection.
+
+    Attributes:
+        small: of few samples, an id a bag.
+        large: of many.
+        long: of many, and bags of many ids.
+    """
 
     small: float
     large: float
+    long: float
+
+
+def _lookups_ms(seconds: float) -> _Steps:
+    """Measure the steps of the collection where nothing is exchanged."""
+    return _Steps(
+        *(_step_ms(_collection(_FEATURES, _DIM, _HEIGHT), each, seconds) for each in _batches(0))
+    )
+
+
+def _batches(seed: int) -> list[KeyedJaggedTensor]:
+    """Return batches of few samples, of many, and of many with long bags."""
+    sizes = (_SMALL, 1), (_LARGE, 1), (_LARGE, _LONG)
+    return [_batch(_FEATURES, batch, bag, _HEIGHT, seed) for batch, bag in sizes]
 
 
 def _collection(
@@ -130,24 +150,36 @@ def _batch(features: int, batch: int, bag: int, rows: int, seed: int = 0) -> Key
     return KeyedJaggedTensor([f"f{f}" for f in range(features)], values, lengths=lengths)
 
 
-def _median_ms(step: Callable[[], None], seconds: float, most: int = 400) -> float:
+def usual_ms(times: Sequence[float]) -> float:
+    """Return what a step takes where nothing else runs, in milliseconds: of means of five, the lower quartile.
+
+    Means, as several ranks may share a processor: most steps of one of them are then not interrupted.
+
+    Args:
+        times: seconds of steps one behind the other, at least one.
+    """
+    size = min(5, len(times))
+    means = sorted(
+        statistics.fmean(times[i : i + size]) for i in range(0, len(times) - size + 1, size)
+    )
+    return means[len(means) // 4] * 1e3
+
+
+def _timed_ms(step: Callable[[], None], seconds: float, most: int = 400) -> float:
     """Return how long a step takes; it was taken twice before."""
     step()
     step()
     times: list[float] = []
     start = time.perf_counter()
-    while len(times) < 5 or (time.perf_counter() - start < seconds and len(times) < most):
+    while len(times) < 20 or (time.perf_counter() - start < seconds and len(times) < most):
         before = time.perf_counter()
         step()
         times.append(time.perf_counter() - before)
-    return statistics.median(times) * 1e3
+    return usual_ms(times)
 
 
 def _step_ms(model: nn.Module, batch: KeyedJaggedTensor, seconds: float) -> float:
-    def step() -> None:
-        _loss(model, batch).backward()
-
-    return _median_ms(step, seconds)
+    return _timed_ms(_training(model, batch), seconds)
 
 
 def _loss(model: nn.Module, batch: KeyedJaggedTensor) -> Tensor:
@@ -168,7 +200,7 @@ def _lookup_rate(columns: int, bag: int, rows: int, seconds: float) -> LookupRat
             model(next(batches)).values()
 
     ids = _FEATURES * _BATCH * bag
-    of_forward, of_both = _median_ms(forward, seconds / 2), _median_ms(both, seconds)
+    of_forward, of_both = _timed_ms(forward, seconds / 2), _timed_ms(both, seconds)
     return LookupRate(
         columns=columns,
         ids_a_bag=float(bag),
@@ -188,10 +220,10 @@ def _dense_ns(seconds: float) -> float:
             weight.grad.zero_()
         optimizer.step()
 
-    return _median_ms(step, seconds) * 1e6 / (weight.nelement() * 4)
+    return _timed_ms(step, seconds) * 1e6 / (weight.nelement() * 4)
 
 
-def _exchange_rate(world_size: int, seconds: float, threads: int, alone: _Alone) -> ExchangeRate:
+def _exchange_rate(world_size: int, seconds: float, threads: int, alone: _Steps) -> ExchangeRate:
     with tempfile.TemporaryDirectory() as folder:
         arguments = (world_size, folder, seconds, threads)
         try:
@@ -200,24 +232,37 @@ def _exchange_rate(world_size: int, seconds: float, threads: int, alone: _Alone)
             raise RuntimeError(
                 f"A process of {world_size} should have measured. {error}"
             ) from error
-        text = (Path(folder) / "measured").read_text()
-    small, large, rows_small, rows_large, reduced = map(float, text.split())
-    # A rank looks up as much as it would alone; of its vectors and gradients, all others' share is sent.
-    sent = _FEATURES * _DIM * 4 * 2 + _FEATURES * 12
-    others = (world_size - 1) / world_size
-    a_byte = max((large - small) - (alone.large - alone.small), 0.0) / (
-        (_LARGE - _SMALL) * sent * others
-    )
-    rows = (rows_small - small) / _SMALL, (rows_large - large) / _LARGE
-    by_rows = max(_LARGE * rows[1] - _SMALL * rows[0], 0.0) / (_LARGE - _SMALL)
+        measured = json.loads((Path(folder) / "measured").read_text())
+    together, whole, rows, columns = (_Steps(*times) for times in measured["steps"])
+    few, many = measured["tables"]
+    table = max(many - few, 0.0) / (_MANY - _FEATURES)
+    # What the exchange of a sample takes, with an id a bag and with many.
+    an_id = ((whole.long - together.long) - (whole.large - together.large)) / _LARGE
+    an_id = max(an_id / ((_LONG - 1) * _FEATURES), 0.0)
+    a_sample = _slope(whole.small - together.small, whole.large - together.large)
+    # Of its vectors and gradients, all others' share is sent; the length of a bag counts for half an id.
+    sent = _FEATURES * _DIM * 4 * 2 * (world_size - 1) / world_size
+    a_byte = max(a_sample - 1.5 * _FEATURES * an_id, 0.0) / sent
+    by_rows = _slope(rows.small - whole.small, rows.large - whole.large)
+    by_columns = _slope(columns.small - whole.small, columns.large - whole.large)
     return ExchangeRate(
         world_size=world_size,
-        step_ms=max(small - alone.small - _SMALL * sent * others * a_byte, 0.0),
+        slowdown=max((together.large + together.long) / (alone.large + alone.long), 1.0),
+        step_ms=max(whole.small - together.small - _SMALL * a_sample - _FEATURES * table, 0.0),
+        table_ms=table,
+        rows_step_ms=max(rows.small - whole.small - _SMALL * by_rows, 0.0),
+        squares_step_ms=max(columns.small - whole.small - _SMALL * by_columns, 0.0),
         ns_a_byte=a_byte * 1e6,
-        reduce_ns_a_byte=reduced,
-        rows_step_ms=max(_SMALL * (rows[0] - by_rows), 0.0),
+        ns_an_id=an_id * 1e6,
+        reduce_ns_a_byte=measured["reduced"],
         rows_ns_a_number=by_rows * 1e6 / (_FEATURES * _DIM),
+        squares_ns_an_id=by_columns * 1e6 / (_FEATURES * world_size),
     )
+
+
+def _slope(small: float, large: float) -> float:
+    """Return what a sample more takes."""
+    return max(large - small, 0.0) / (_LARGE - _SMALL)
 
 
 def _measure_rank(rank: int, world_size: int, folder: str, seconds: float, threads: int) -> None:
@@ -226,54 +271,79 @@ def _measure_rank(rank: int, world_size: int, folder: str, seconds: float, threa
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
     )
     try:
-        found = [
-            _sharded_ms(batch, by_rows, seconds)
-            for by_rows in (False, True)
-            for batch in (_SMALL, _LARGE)
-        ]
-        found.append(_reduce_ns(seconds))
+        kinds = ShardingType.TABLE_WISE, ShardingType.ROW_WISE, ShardingType.COLUMN_WISE
+        steps = [_together_ms(seconds), *(_sharded_ms(kind, seconds) for kind in kinds)]
+        tables = [_tables_ms(count, seconds) for count in (_FEATURES, _MANY)]
+        measured = {"steps": steps, "tables": tables, "reduced": _reduce_ns(seconds)}
         if rank == 0:
-            (Path(folder) / "measured").write_text(" ".join(map(str, found)))
+            (Path(folder) / "measured").write_text(json.dumps(measured))
         dist.barrier()
     finally:
         dist.destroy_process_group()
 
 
-def _sharded_ms(batch: int, by_rows: bool, seconds: float) -> float:
-    """Return the milliseconds of a step of the collection, each rank with as many tables, or with some rows of all."""
+def _together_ms(seconds: float) -> list[float]:
+    """Return the milliseconds of steps that all ranks make at the same time, each by itself."""
+    model = _collection(_FEATURES, _DIM, _HEIGHT)
+    return [_rank_ms(_training(model, batch), seconds) for batch in _batches(dist.get_rank())]
+
+
+def _sharded_ms(kind: ShardingType, seconds: float) -> list[float]:
+    """Return the milliseconds of steps of the collection, each rank with as many tables, rows or columns."""
     world_size = dist.get_world_size()
-    model = nn.ModuleDict({"tables": _collection(_FEATURES, _DIM, _HEIGHT, "meta")})
-    layouts = {
-        f"t{t}": row_wise() if by_rows else table_wise(t % world_size) for t in range(_FEATURES)
-    }
+    layouts = {}
+    for t in range(_FEATURES):
+        if kind is ShardingType.ROW_WISE:
+            layouts[f"t{t}"] = row_wise()
+        elif kind is ShardingType.COLUMN_WISE:
+            layouts[f"t{t}"] = column_wise([(t + rank) % world_size for rank in range(2)])
+        else:
+            layouts[f"t{t}"] = table_wise(t % world_size)
+    tables = _sharded(_collection(_FEATURES, _DIM, _HEIGHT, "meta"), layouts)
+    return [
+        _rank_ms(_training(tables, features), seconds) for features in _batches(dist.get_rank())
+    ]
+
+
+def _tables_ms(count: int, seconds: float) -> float:
+    """Return the milliseconds of steps of a collection of small tables."""
+    layouts = {f"t{t}": table_wise(t % dist.get_world_size()) for t in range(count)}
+    tables = _sharded(_collection(count, 8, 16, "meta"), layouts)
+    return _rank_ms(_training(tables, _batch(count, 16, 1, 16)), seconds)
+
+
+def _sharded(
+    collection: EmbeddingBagCollection, layouts: dict[str, ParameterShardingGenerator]
+) -> nn.Module:
+    model = nn.ModuleDict({"tables": collection})
     plan: EmbeddingModuleShardingPlan = construct_module_sharding_plan(
-        model["tables"], layouts, device_type="cpu"
+        collection, layouts, device_type="cpu"
     )
     sharded = DistributedModelParallel(
         model, plan=ShardingPlan({"tables": plan}), sharders=get_default_sharders()
     )
-    features = _batch(_FEATURES, batch, 1, _HEIGHT, dist.get_rank())
-    tables = sharded.module.get_submodule("tables")
-
-    def step() -> None:
-        _loss(tables, features).backward()
-
-    return _rank_median(step, seconds)
+    return sharded.module.get_submodule("tables")
 
 
-def _rank_median(step: Callable[[], None], seconds: float) -> float:
+def _training(model: nn.Module, batch: KeyedJaggedTensor) -> Callable[[], None]:
+    return lambda: _loss(model, batch).backward()
+
+
+def _rank_ms(step: Callable[[], None], seconds: float) -> float:
     """Return how long a step takes that ranks take together: as many on each, as the first one says."""
+    dist.barrier()
     before = time.perf_counter()
     for _ in range(3):
         step()
-    steps = torch.tensor([max(5, int(seconds * 3 / (time.perf_counter() - before)))])
+    steps = torch.tensor([max(20, int(seconds * 3 / (time.perf_counter() - before)))])
     dist.broadcast(steps, 0)
+    dist.barrier()
     times = []
     for _ in range(int(steps)):
         before = time.perf_counter()
         step()
         times.append(time.perf_counter() - before)
-    return statistics.median(times) * 1e3
+    return usual_ms(times)
 
 
 def _reduce_ns(seconds: float) -> float:
@@ -285,4 +355,4 @@ def _reduce_ns(seconds: float) -> float:
         gradient.fill_(1.0)
 
     sent = 2 * gradient.nelement() * 4 / world_size * (world_size - 1)
-    return _rank_median(step, seconds) * 1e6 / sent
+    return _rank_ms(step, seconds) * 1e6 / sent

@@ -17,7 +17,13 @@ from torchrec.distributed.planner._options import (
     ShardingOption,
 )
 from torchrec.distributed.planner._rates import rates_of
-from torchrec.distributed.planner._storage import Pipelined, Traffic, storage_of
+from torchrec.distributed.planner._storage import (
+    Pipelined,
+    Traffic,
+    adds_squares,
+    own_bytes_of,
+    storage_of,
+)
 from torchrec.distributed.planner._topology import Perf, Storage, Topology
 from torchrec.distributed.planner.constants import BIGINT_DTYPE, KV_CACHING_RATIO, NUM_POOLINGS
 from torchrec.distributed.types import (
@@ -132,6 +138,8 @@ class EmbeddingPerfEstimator(ShardEstimator):
             backward_bytes=backward,
             backward_factor=(topology.weighted_feature_bwd_compute_multiplier if weighted else 1.0),
             is_inference=self._is_inference,
+            ranks_a_host=topology.local_world_size,
+            adds_squares=adds_squares(option) and not self._is_inference,
         )
 
 
@@ -164,7 +172,7 @@ class EmbeddingStorageEstimator(ShardEstimator):
     def estimate(
         self, sharding_options: list[ShardingOption], sharder_data_map: dict[str, SharderData]
     ) -> None:
-        """Write ``storage`` into each part.
+        """Write ``storage`` into each part, and ``own_bytes`` into each way.
 
         Args:
             sharding_options: ways to place tables.
@@ -204,6 +212,9 @@ class EmbeddingStorageEstimator(ShardEstimator):
 
             for shard in option.shards:
                 shard.storage = storage(*shard.size)
+            option.own_bytes = own_bytes_of(
+                option, self._topology.world_size, traffic, self._pipelined, self._is_inference
+            )
 
 
 class _Facts:

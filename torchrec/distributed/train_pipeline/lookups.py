@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchrec.distributed.train_pipeline.late_gradients import LateGradients
 from torchrec.distributed.train_pipeline.pipeline_context import (
     EmbeddingTrainPipelineContext,
     PrefetchTrainPipelineContext,
@@ -182,7 +183,9 @@ class TrainPipelineSemiSync(TrainPipelineSparseDist[In, Out]):
         apply_jit: not supported; must be False.
         start_batch: number of the first batch, of all since the pipeline was made, in whose step the next one's tables
             are looked up. Default 900: embeddings move most in the beginning.
-        stash_gradients: not supported; must be False: layers are updated in the step whose gradients they get.
+        stash_gradients: update layers a step late as well, from batch ``start_batch`` on: by the gradients of the
+            batch before, as embeddings are. Those of the last batch of a pass are applied where the pass ends, or by
+            `detach`; `reset` forgets them. Default False.
         pipeline_postproc: without effect.
         custom_model_fwd: see `TrainPipelineBase`.
         strict: without effect.
@@ -209,11 +212,6 @@ class TrainPipelineSemiSync(TrainPipelineSparseDist[In, Out]):
         free_features_storage_early: bool = False,
         clear_data_dist_inputs: bool = False,
     ) -> None:
-        if stash_gradients:
-            raise ValueError(
-                "`stash_gradients` should be False: layers are updated in the step whose gradients they get. "
-                "Received True."
-            )
         super().__init__(
             model,
             optimizer,
@@ -225,6 +223,42 @@ class TrainPipelineSemiSync(TrainPipelineSparseDist[In, Out]):
             dmp_collection_sync_interval_batches=dmp_collection_sync_interval_batches,
         )
         self._start_batch = start_batch
+        self._late = LateGradients() if stash_gradients else None
+
+    def progress(self, dataloader_iter: Iterator[In]) -> Out:
+        """Make one step; see `TrainPipelineSparseDist.progress`."""
+        try:
+            return super().progress(dataloader_iter)
+        except StopIteration:
+            if self._trains():
+                self._apply_late()
+            raise
+
+    def detach(self) -> nn.Module:
+        """Return the model, trained by all gradients; see `TrainPipelineSparseDist.detach`."""
+        self._apply_late()
+        return super().detach()
+
+    def reset(self) -> None:
+        """Forget all batches that were fetched ahead, and gradients that wait, on all ranks."""
+        super().reset()
+        if self._late is not None:
+            self._late.forget()
+
+    def use_optimizer(self, optimizer: Any) -> None:
+        """Step another optimizer from now on.
+
+        Args:
+            optimizer: has ``step`` and ``zero_grad``.
+
+        Raises:
+            ValueError: with ``stash_gradients``: gradients that add up over batches cannot wait as well.
+        """
+        if self._late is not None:
+            raise ValueError(
+                "`stash_gradients` should be False where another optimizer is to wait for gradients. Received True."
+            )
+        super().use_optimizer(optimizer)
 
     def is_semi_sync(self) -> bool:
         """Return whether the tables of the next batch are looked up in the step of this one."""
@@ -263,6 +297,16 @@ class TrainPipelineSemiSync(TrainPipelineSparseDist[In, Out]):
     ) -> None:
         if self.is_semi_sync() and isinstance(following_context, EmbeddingTrainPipelineContext):
             self.start_embedding_lookup(following, following_context)
+
+    def _update(self) -> None:
+        if self._late is not None and self.is_semi_sync():
+            self._late.step(self._optimizer)
+        else:
+            super()._update()
+
+    def _apply_late(self) -> None:
+        if self._late is not None:
+            self._late.apply(self._optimizer)
 
 
 def look_up(batch: object, context: TrainPipelineContext) -> None:

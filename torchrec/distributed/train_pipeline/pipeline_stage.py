@@ -27,7 +27,8 @@ class PipelineStage:
 
     Attributes:
         name: of the stage.
-        runnable: makes the output of the stage of that of the one before; of the first, of a batch.
+        runnable: makes the output of the stage of that of the one before; of the first, of a batch. None: the batch is
+            left out.
         stream: of accelerators; without effect on a CPU.
         fill_callback: called behind the stage where the pipeline is being filled.
         data_exhausted_callback: called in place of the stage where there is no batch for it any more.
@@ -50,7 +51,8 @@ class SparseDataDistUtil(Generic[In]):
     """Sends the ids of batches ahead, as a stage, for a program that calls the model itself.
 
     Hooks on the model, which last until `detach`, give its forward pass what was sent for the batch that it is called
-    with. All ranks have the same number of batches; where they do not, take a `TrainPipelineSparseDist`.
+    with. All ranks have the same number of batches; where they do not, take a `TrainPipelineSparseDist`. A batch that
+    the model is not called with, but with one that was started later, is forgotten then.
 
     Args:
         model: called with a batch.
@@ -202,7 +204,7 @@ class SparseDataDistUtil(Generic[In]):
         given = (*args, *kwargs.values())
         for number, each in enumerate(self._under_way):
             if any(value is each.batch for value in given):
-                del self._under_way[number]
+                del self._under_way[: number + 1]  # those before it were left out, on all ranks
                 self._entered.enter_context(input_from(each.context.inputs))
                 self._entered.callback(self._learn, each.context.inputs)
                 return

@@ -373,7 +373,7 @@ class TrainPipelineSparseDist(TrainPipelineBase[In, Out]):
                 self._before_backward(now.context, following.turn.batch, following.context)
         if training:
             self._backward(losses)
-            self._optimizer.step()
+            self._update()
             self.sync_embeddings(self._model, self._sync_interval)
         return output
 
@@ -387,6 +387,10 @@ class TrainPipelineSparseDist(TrainPipelineBase[In, Out]):
 
     def _trains(self) -> bool:
         return self._model.training
+
+    def _update(self) -> None:
+        """Step the optimizer, behind a backward pass."""
+        self._optimizer.step()
 
     def _forward(self, now: _FetchedBatch) -> Any:
         """Run the forward pass of a batch, with the ids that were sent for it."""

@@ -12,9 +12,14 @@ from torchrec.distributed.train_pipeline.plain import In, Out, TrainPipeline
 
 __all__ = ["StagedTrainPipeline"]
 
+_EMPTY = object()  # a stage without a batch
+
 
 class StagedTrainPipeline(TrainPipeline[In, Out]):
     """Has several batches in stages at a time: a batch comes out when it has been through all of them.
+
+    A stage that returns None leaves its batch out: later stages do not see it, and the next one comes out in its place.
+    Where ranks exchange something, they leave out the same batches.
 
     Args:
         pipeline_stages: in their order, at least one.
@@ -30,6 +35,10 @@ class StagedTrainPipeline(TrainPipeline[In, Out]):
         >>> steps, data = StagedTrainPipeline(stages), iter([1, 2, 3])
         >>> [steps.progress(data) for _ in range(4)]
         [4, 6, 8, None]
+        >>> odd = PipelineStage("odd", lambda x: x if x % 2 else None, None)
+        >>> steps, data = StagedTrainPipeline([odd, *stages]), iter([1, 2, 3])
+        >>> [steps.progress(data) for _ in range(3)]
+        [4, 8, None]
     """
 
     def __init__(
@@ -43,7 +52,8 @@ class StagedTrainPipeline(TrainPipeline[In, Out]):
         if not pipeline_stages:
             raise ValueError("`pipeline_stages` should be at least one. Received none.")
         self._stages, self._on_flush_end = list(pipeline_stages), on_flush_end
-        self._outputs: list[Any] = [None] * len(self._stages)  # of each stage; None: no batch
+        # Of each stage; None: a batch was left out.
+        self._outputs: list[Any] = [_EMPTY] * len(self._stages)
         self._is_filled, self._flushes = False, False
 
     @property
@@ -67,7 +77,7 @@ class StagedTrainPipeline(TrainPipeline[In, Out]):
 
     def reset(self) -> None:
         """Forget the batches that are in stages."""
-        self._outputs, self._is_filled = [None] * len(self._stages), False
+        self._outputs, self._is_filled = [_EMPTY] * len(self._stages), False
 
     def progress(self, dataloader_iter: Iterator[In]) -> Out | None:  # type: ignore[override]
         """Return a batch that has been through all stages, and move the others one on; None: there is none any more.
@@ -75,26 +85,30 @@ class StagedTrainPipeline(TrainPipeline[In, Out]):
         Args:
             dataloader_iter: gives batches.
         """
-        if self._flushes and all(each is None for each in self._outputs):
-            self.flush_end()
-            self._is_filled = False
-        if not self._is_filled:
-            self._fill(dataloader_iter)
-        output: Out | None = self._outputs[-1]
-        self._advance(dataloader_iter)
-        if output is None:
-            self._is_filled = False  # what comes next is a pass of its own
-        return output
+        while True:
+            if self._flushes and all(each is _EMPTY for each in self._outputs):
+                self.flush_end()
+                self._is_filled = False
+            if not self._is_filled:
+                self._fill(dataloader_iter)
+            output = self._outputs[-1]
+            self._advance(dataloader_iter)
+            if output is _EMPTY:
+                self._is_filled = False  # what comes next is a pass of its own
+                return None
+            if output is not None:
+                found: Out = output
+                return found
 
     def _fill(self, iterator: Iterator[In]) -> None:
         """Bring the first batch through all stages, the next one through all but the last, and so on."""
-        self._outputs = [None] * len(self._stages)
+        self._outputs = [_EMPTY] * len(self._stages)
         for last in range(len(self._stages), 0, -1):
-            batch = next(iterator, None)
+            batch = next(iterator, _EMPTY)
             for number in range(last):
                 batch = self._run(number, batch)
                 fill = self._stages[number].fill_callback
-                if batch is not None and fill is not None:
+                if batch is not _EMPTY and fill is not None:
                     fill()
             self._outputs[last - 1] = batch
         self._is_filled = True
@@ -102,12 +116,12 @@ class StagedTrainPipeline(TrainPipeline[In, Out]):
     def _advance(self, iterator: Iterator[In]) -> None:
         for number in range(len(self._stages) - 1, 0, -1):
             self._outputs[number] = self._run(number, self._outputs[number - 1])
-        self._outputs[0] = self._run(0, None if self._flushes else next(iterator, None))
+        self._outputs[0] = self._run(0, _EMPTY if self._flushes else next(iterator, _EMPTY))
 
     def _run(self, number: int, batch: Any) -> Any:
         stage = self._stages[number]
-        if batch is not None:
-            return stage.runnable(batch)
-        if stage.data_exhausted_callback is not None:
-            stage.data_exhausted_callback()
-        return None
+        if batch is _EMPTY:
+            if stage.data_exhausted_callback is not None:
+                stage.data_exhausted_callback()
+            return _EMPTY
+        return None if batch is None else stage.runnable(batch)
