@@ -157,6 +157,40 @@ def test_plans_go_by_what_was_measured():
     assert not plan(None).report.is_measured
 
 
+def test_a_step_by_hand():
+    """One table of 1000 rows of 8 columns, 1000 samples of one id on each of two ranks of a host."""
+
+    def report(kind, optimizer="rowwise_adagrad", **options):
+        tables = model(a=(1000, 8), optimizer=optimizer)
+        wishes = {"a": ParameterConstraints(sharding_types=[kind], min_partition=4)}
+        topology = Topology(2, "cpu", rates=RATES, **options)
+        planner = EmbeddingShardingPlanner(topology, 1000, constraints=wishes)
+        found = planner.plan(tables, [TableSharder()]).report
+        assert found is not None
+        return found
+
+    whole = report("table_wise")
+    rank = whole.ranks[0]
+    # 2000 ids take 8 and 24 ns each, half as long again as both ranks are at it.
+    assert rank.compute_ms == pytest.approx(1.5 * (0.5 + 0.016 + 0.5 + 0.048))
+    # 1000 vectors of 32 bytes there, their gradients back; ids of two ranks, and lengths for half of them.
+    ids = 2 * 1500 * 6e-6
+    assert rank.exchange_ms == pytest.approx(2 * 32_000 * 2e-6 + ids)
+    assert (whole.fixed_ms, whole.ranks[1].ms) == (3.0, 0.0)
+    assert whole.step_ms == 3.0 + rank.compute_ms + rank.exchange_ms
+    # On hosts of their own, ranks do not slow each other down.
+    apart = report("table_wise", local_world_size=1).ranks[0]
+    assert apart.compute_ms == pytest.approx(rank.compute_ms / 1.5)
+    # In columns of 4, half the vectors for each rank, and squares of 2000 ids; none without a state of whole rows.
+    columns = report("column_wise")
+    half = 2 * 16_000 * 2e-6 + ids
+    assert columns.ranks[0].exchange_ms == pytest.approx(half + 2000 * 3e-6)
+    assert columns.fixed_ms == 3.25
+    wide = report("column_wise", "adagrad")
+    assert wide.ranks[0].exchange_ms == pytest.approx(half)
+    assert wide.fixed_ms == 3.0
+
+
 def test_devices_by_name():
     for device in DEVICES:
         topology = topology_of(device, 16)

@@ -16,7 +16,11 @@ from torchrec.distributed.planner.types import PlannerError, PlannerErrorType, S
 pytestmark = pytest.mark.once
 
 
-def model(types: dict[str, DataType] | None = None, **shapes: tuple[int, int]):
+def model(
+    types: dict[str, DataType] | None = None,
+    optimizer: str = "rowwise_adagrad",
+    **shapes: tuple[int, int],
+):
     types = types or {}
     return EmbeddingBagCollection(
         device=torch.device("meta"),
@@ -27,7 +31,7 @@ def model(types: dict[str, DataType] | None = None, **shapes: tuple[int, int]):
                 name,
                 types.get(name, DataType.FP32),
                 feature_names=[name],
-                optimizer="rowwise_adagrad",
+                optimizer=optimizer,
                 lr=0.1,
             )
             for name, (rows, columns) in shapes.items()
