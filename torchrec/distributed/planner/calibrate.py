@@ -35,7 +35,6 @@ from torchrec.distributed.sharding_plan import (
     row_wise,
     table_wise,
 )
-from torchrec.distributed.types import ShardingType
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -46,18 +45,20 @@ __all__ = ["Calibration", "calibrate", "usual_ms"]
 _FEATURES, _BATCH = 8, 1024
 _COLUMNS, _BAGS, _ROWS = (8, 32, 128), (1, 5, 20), (1_000, 10_000, 100_000)
 # Of the collections that several ranks train.
-_DIM, _HEIGHT, _SMALL, _LARGE, _LONG = 64, 100_000, 128, 2048, 20
+_DIM, _HEIGHT, _SMALL, _MEDIUM, _LARGE, _LONG = 64, 100_000, 128, 512, 2048, 20
 _MANY = 40  # tables
+_MILLION = 1_000_000  # numbers of a gradient
+_ROUNDS = 3  # of which the quickest counts: others may run something for a while
 
 
 def calibrate(
-    world_sizes: Sequence[int] = (2, 4), seconds: float = 0.2, threads: int = 1
+    world_sizes: Sequence[int] = (2, 4), seconds: float = 0.3, threads: int = 1
 ) -> Calibration:
     """Measure this machine, in about a minute; nothing else should run on it.
 
     Args:
         world_sizes: how many processes exchange, each in turn; none for look-ups alone. Default 2 and 4.
-        seconds: how long each thing is done. Default 0.2.
+        seconds: how long each thing is done. Default 0.3.
         threads: of each process. Default 1, as ``torchrun`` gives them.
 
     Returns:
@@ -103,7 +104,7 @@ class _Steps:
     Attributes:
         small: of few samples, an id a bag.
         large: of many.
-        long: of many, and bags of many ids.
+        long: of some, and bags of many ids.
     """
 
     small: float
@@ -119,8 +120,8 @@ def _lookups_ms(seconds: float) -> _Steps:
 
 
 def _batches(seed: int) -> list[KeyedJaggedTensor]:
-    """Return batches of few samples, of many, and of many with long bags."""
-    sizes = (_SMALL, 1), (_LARGE, 1), (_LARGE, _LONG)
+    """Return batches of few samples, of many, and of some with long bags."""
+    sizes = (_SMALL, 1), (_LARGE, 1), (_MEDIUM, _LONG)
     return [_batch(_FEATURES, batch, bag, _HEIGHT, seed) for batch, bag in sizes]
 
 
@@ -211,7 +212,7 @@ def _lookup_rate(columns: int, bag: int, rows: int, seconds: float) -> LookupRat
 
 
 def _dense_ns(seconds: float) -> float:
-    weight = nn.Parameter(torch.zeros(1_000_000))
+    weight = nn.Parameter(torch.zeros(_MILLION))
     optimizer = torch.optim.Adagrad([weight], lr=0.01)
     weight.grad = torch.ones_like(weight)
 
@@ -232,29 +233,37 @@ def _exchange_rate(world_size: int, seconds: float, threads: int, alone: _Steps)
             raise RuntimeError(
                 f"A process of {world_size} should have measured. {error}"
             ) from error
-        measured = json.loads((Path(folder) / "measured").read_text())
-    together, whole, rows, columns = (_Steps(*times) for times in measured["steps"])
-    few, many = measured["tables"]
+        found = json.loads((Path(folder) / "measured").read_text())
+    together, narrow, whole, rows, columns = (
+        _Steps(*found[name]) for name in ("together", "narrow", "whole", "rows", "columns")
+    )
+    few, many = found["tables"]
     table = max(many - few, 0.0) / (_MANY - _FEATURES)
+    # Of a sum, each rank sends each other one its share of the numbers, twice.
+    reduced = 2 * 4 * _MILLION / world_size * (world_size - 1)
     # What the exchange of a sample takes, with an id a bag and with many.
-    an_id = ((whole.long - together.long) - (whole.large - together.large)) / _LARGE
-    an_id = max(an_id / ((_LONG - 1) * _FEATURES), 0.0)
     a_sample = _slope(whole.small - together.small, whole.large - together.large)
+    step = max(whole.small - together.small - _SMALL * a_sample, 0.0)
+    a_long = (whole.long - together.long - step) / _MEDIUM
+    an_id = max(a_long - a_sample, 0.0) / ((_LONG - 1) * _FEATURES)
     # Of its vectors and gradients, all others' share is sent; the length of a bag counts for half an id.
     sent = _FEATURES * _DIM * 4 * 2 * (world_size - 1) / world_size
     a_byte = max(a_sample - 1.5 * _FEATURES * an_id, 0.0) / sent
     by_rows = _slope(rows.small - whole.small, rows.large - whole.large)
+    # Each id is looked up by two ranks, half as many columns each.
+    halves = 2 * _slope(narrow.small, narrow.large) - _slope(together.small, together.large)
     by_columns = _slope(columns.small - whole.small, columns.large - whole.large)
+    by_columns = max(by_columns - max(halves, 0.0), 0.0)
     return ExchangeRate(
         world_size=world_size,
         slowdown=max((together.large + together.long) / (alone.large + alone.long), 1.0),
-        step_ms=max(whole.small - together.small - _SMALL * a_sample - _FEATURES * table, 0.0),
+        step_ms=max(step - _FEATURES * table, 0.0),
         table_ms=table,
         rows_step_ms=max(rows.small - whole.small - _SMALL * by_rows, 0.0),
         squares_step_ms=max(columns.small - whole.small - _SMALL * by_columns, 0.0),
         ns_a_byte=a_byte * 1e6,
         ns_an_id=an_id * 1e6,
-        reduce_ns_a_byte=measured["reduced"],
+        reduce_ns_a_byte=found["reduced"][0] * 1e6 / reduced,
         rows_ns_a_number=by_rows * 1e6 / (_FEATURES * _DIM),
         squares_ns_an_id=by_columns * 1e6 / (_FEATURES * world_size),
     )
@@ -271,45 +280,45 @@ def _measure_rank(rank: int, world_size: int, folder: str, seconds: float, threa
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
     )
     try:
-        kinds = ShardingType.TABLE_WISE, ShardingType.ROW_WISE, ShardingType.COLUMN_WISE
-        steps = [_together_ms(seconds), *(_sharded_ms(kind, seconds) for kind in kinds)]
-        tables = [_tables_ms(count, seconds) for count in (_FEATURES, _MANY)]
-        measured = {"steps": steps, "tables": tables, "reduced": _reduce_ns(seconds)}
+        steps = {
+            name: [_training(model, batch) for batch in _batches(rank)]
+            for name, model in _collections(world_size).items()
+        }
+        steps["tables"] = [_of_tables(count, world_size) for count in (_FEATURES, _MANY)]
+        steps["reduced"] = [_reducing()]
+        found: dict[str, list[float]] = {}
+        for _ in range(_ROUNDS):
+            for name, of_name in steps.items():
+                times = [_rank_ms(step, seconds / _ROUNDS) for step in of_name]
+                found[name] = list(map(min, found.get(name, times), times))
         if rank == 0:
-            (Path(folder) / "measured").write_text(json.dumps(measured))
+            (Path(folder) / "measured").write_text(json.dumps(found))
         dist.barrier()
     finally:
         dist.destroy_process_group()
 
 
-def _together_ms(seconds: float) -> list[float]:
-    """Return the milliseconds of steps that all ranks make at the same time, each by itself."""
-    model = _collection(_FEATURES, _DIM, _HEIGHT)
-    return [_rank_ms(_training(model, batch), seconds) for batch in _batches(dist.get_rank())]
+def _collections(world_size: int) -> dict[str, nn.Module]:
+    """Return the collection on each rank by itself, also half as wide, and each rank with as many tables, rows or columns of one."""
+
+    def sharded(layout: Callable[[int], ParameterShardingGenerator]) -> nn.Module:
+        layouts = {f"t{t}": layout(t) for t in range(_FEATURES)}
+        return _sharded(_collection(_FEATURES, _DIM, _HEIGHT, "meta"), layouts)
+
+    return {
+        "together": _collection(_FEATURES, _DIM, _HEIGHT),
+        "narrow": _collection(_FEATURES, _DIM // 2, _HEIGHT),
+        "whole": sharded(lambda t: table_wise(t % world_size)),
+        "rows": sharded(lambda _: row_wise()),
+        "columns": sharded(lambda t: column_wise([t % world_size, (t + 1) % world_size])),
+    }
 
 
-def _sharded_ms(kind: ShardingType, seconds: float) -> list[float]:
-    """Return the milliseconds of steps of the collection, each rank with as many tables, rows or columns."""
-    world_size = dist.get_world_size()
-    layouts = {}
-    for t in range(_FEATURES):
-        if kind is ShardingType.ROW_WISE:
-            layouts[f"t{t}"] = row_wise()
-        elif kind is ShardingType.COLUMN_WISE:
-            layouts[f"t{t}"] = column_wise([(t + rank) % world_size for rank in range(2)])
-        else:
-            layouts[f"t{t}"] = table_wise(t % world_size)
-    tables = _sharded(_collection(_FEATURES, _DIM, _HEIGHT, "meta"), layouts)
-    return [
-        _rank_ms(_training(tables, features), seconds) for features in _batches(dist.get_rank())
-    ]
-
-
-def _tables_ms(count: int, seconds: float) -> float:
-    """Return the milliseconds of steps of a collection of small tables."""
-    layouts = {f"t{t}": table_wise(t % dist.get_world_size()) for t in range(count)}
+def _of_tables(count: int, world_size: int) -> Callable[[], None]:
+    """Return the step of a collection of small tables."""
+    layouts = {f"t{t}": table_wise(t % world_size) for t in range(count)}
     tables = _sharded(_collection(count, 8, 16, "meta"), layouts)
-    return _rank_ms(_training(tables, _batch(count, 16, 1, 16)), seconds)
+    return _training(tables, _batch(count, 16, 1, 16))
 
 
 def _sharded(
@@ -335,7 +344,7 @@ def _rank_ms(step: Callable[[], None], seconds: float) -> float:
     before = time.perf_counter()
     for _ in range(3):
         step()
-    steps = torch.tensor([max(20, int(seconds * 3 / (time.perf_counter() - before)))])
+    steps = torch.tensor([max(10, int(seconds * 3 / (time.perf_counter() - before)))])
     dist.broadcast(steps, 0)
     dist.barrier()
     times = []
@@ -346,13 +355,12 @@ def _rank_ms(step: Callable[[], None], seconds: float) -> float:
     return usual_ms(times)
 
 
-def _reduce_ns(seconds: float) -> float:
-    """Return the nanoseconds that adding up takes for each byte that a rank sends to each other one."""
-    gradient, world_size = torch.ones(1_000_000), dist.get_world_size()
+def _reducing() -> Callable[[], None]:
+    """Return the step that adds up gradients of a million numbers."""
+    gradient = torch.ones(_MILLION)
 
     def step() -> None:
         dist.all_reduce(gradient)
         gradient.fill_(1.0)
 
-    sent = 2 * gradient.nelement() * 4 / world_size * (world_size - 1)
-    return _rank_ms(step, seconds) * 1e6 / sent
+    return step
