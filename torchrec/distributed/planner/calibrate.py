@@ -299,7 +299,7 @@ def _measure_rank(rank: int, world_size: int, folder: str, seconds: float, threa
 
 
 def _collections(world_size: int) -> dict[str, nn.Module]:
-    """Return the collection on each rank by itself, also half as wide, and each rank with as many tables, rows or columns of one."""
+    """Return the collection on each rank, also half as wide; and each rank with as many tables, rows or columns."""
 
     def sharded(layout: Callable[[int], ParameterShardingGenerator]) -> nn.Module:
         layouts = {f"t{t}": layout(t) for t in range(_FEATURES)}
