@@ -236,9 +236,12 @@ def storages(**options) -> Storage:
 
 
 def test_storages_by_hand():
-    ids, vectors, weights = 2 * 8 * 3 * 8, 2 * 8 * 16 * 4, 100 * 16 * 4
+    ids, each, weights = 2 * 8 * 3 * 8, 2 * 8 * 16 * 4, 100 * 16 * 4
+    # Half of the vectors are in a message; of more than two ids a bag, an update packs the gradients.
+    vectors = round(2.5 * each)
     assert storages() == Storage(0, 2 * weights + ids + vectors)
-    assert storages(is_inference=True) == Storage(0, weights + ids + vectors)
+    assert storages(input_lengths=[2.0]) == Storage(0, 2 * weights + 2 * ids // 3 + vectors - each)
+    assert storages(is_inference=True) == Storage(0, weights + ids + vectors - each)
     ahead = {"pipeline_type": PipelineType.TRAIN_SPARSE_DIST}
     assert storages(**ahead) == Storage(0, 2 * weights + 2 * ids)
     peak = {"count_ephemeral_storage_cost": True}
