@@ -15,7 +15,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,7 @@ __all__ = ["Calibration", "calibrate", "usual_ms"]
 _FEATURES, _BATCH = 8, 1024
 _COLUMNS, _BAGS, _ROWS = (8, 32, 128), (1, 5, 20), (1_000, 10_000, 100_000)
 # Of the collections that several ranks train.
-_DIM, _HEIGHT, _SMALL, _MEDIUM, _LARGE, _LONG = 64, 100_000, 128, 512, 2048, 20
+_DIM, _HEIGHT, _SMALL, _MEDIUM, _LARGE, _LONG = 64, 50_000, 128, 512, 2048, 20
 _MANY = 40  # tables
 _MILLION = 1_000_000  # numbers of a gradient
 _ROUNDS = 3  # of which the quickest counts: others may run something for a while
@@ -76,8 +76,9 @@ def calibrate(
     torch.set_num_threads(threads)
     try:
         lookups = tuple(
-            _lookup_rate(columns, bag, rows, seconds)
-            for columns, bag, rows in itertools.product(_COLUMNS, _BAGS, _ROWS)
+            rate
+            for columns, rows in itertools.product(_COLUMNS, _ROWS)
+            for rate in _lookup_rates(columns, rows, seconds / 2)
         )
         tiny = [_step_ms(_collection(n, 8, 16), _batch(n, 1, 1, 16), seconds) for n in (1, 33)]
         part = max((tiny[1] - tiny[0]) / 32, 0.0)
@@ -172,7 +173,7 @@ def _timed_ms(step: Callable[[], None], seconds: float, most: int = 400) -> floa
     step()
     times: list[float] = []
     start = time.perf_counter()
-    while len(times) < 20 or (time.perf_counter() - start < seconds and len(times) < most):
+    while len(times) < 10 or (time.perf_counter() - start < seconds and len(times) < most):
         before = time.perf_counter()
         step()
         times.append(time.perf_counter() - before)
@@ -188,9 +189,15 @@ def _loss(model: nn.Module, batch: KeyedJaggedTensor) -> Tensor:
     return values.sum()
 
 
-def _lookup_rate(columns: int, bag: int, rows: int, seconds: float) -> LookupRate:
-    """Measure eight tables: several batches in turn, so that rows come from where they lie."""
+def _lookup_rates(columns: int, rows: int, seconds: float) -> Iterator[LookupRate]:
+    """Measure eight tables, with bags of several lengths."""
     model = _collection(_FEATURES, columns, rows)
+    for bag in _BAGS:
+        yield _lookup_rate(model, columns, bag, rows, seconds)
+
+
+def _lookup_rate(model: nn.Module, columns: int, bag: int, rows: int, seconds: float) -> LookupRate:
+    """Measure several batches in turn, so that rows come from where they lie."""
     batches = itertools.cycle([_batch(_FEATURES, _BATCH, bag, rows, seed) for seed in range(4)])
 
     def both() -> None:
@@ -344,7 +351,7 @@ def _rank_ms(step: Callable[[], None], seconds: float) -> float:
     before = time.perf_counter()
     for _ in range(3):
         step()
-    steps = torch.tensor([max(10, int(seconds * 3 / (time.perf_counter() - before)))])
+    steps = torch.tensor([max(5, int(seconds * 3 / (time.perf_counter() - before)))])
     dist.broadcast(steps, 0)
     dist.barrier()
     times = []
