@@ -199,11 +199,16 @@ class StartedInputs(InputSource):
             Exception: on all ranks, what is wrong with the batch of any of them.
         """
         for each in self._under_way:
-            if each.content is None:
-                before = perf_counter()
-                each.content = each.sizes.wait()
-                each.sent = perf_counter()
-                self._exchanges.sizes(each.call.name, each.sent - before)
+            self._send(each)
+
+    def _send(self, each: _Started) -> Awaitable[Any]:
+        """Send the input of one call, unless it has been."""
+        if each.content is None:
+            before = perf_counter()
+            each.content = each.sizes.wait()
+            each.sent = perf_counter()
+            self._exchanges.sizes(each.call.name, each.sent - before)
+        return each.content
 
     def look_up(self) -> None:
         """Run the look-ups of what was sent, by the tables as they are now."""
@@ -232,11 +237,9 @@ class StartedInputs(InputSource):
         return module.compute_and_output_dist(context, content)
 
     def _look_up(self, each: _Started) -> Any:
-        if each.content is None:
-            self.send()
-        assert each.content is not None  # else it was sent
+        on_its_way = self._send(each)
         before = perf_counter()
-        content = each.content.wait()
+        content = on_its_way.wait()
         self._exchanges.ids(each.call.name, before - each.sent, perf_counter() - before)
         return each.call.module.compute_and_output_dist(each.context, content)
 
