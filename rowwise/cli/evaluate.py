@@ -77,7 +77,7 @@ def evaluate(
             metrics.merge(other)
         report = metrics.compute()
         console().print(_table(report, _limits(source)))
-        say_counts(predictor, world)
+        say_counts(predictor, source, world)
     for name, why in report.undefined.items():
         console().print(f"{name} is not defined: {why}", markup=False)
     if json_file is not None and is_first_rank():

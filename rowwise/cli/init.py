@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -15,11 +15,13 @@ from rowwise.cli.console import console, table
 if TYPE_CHECKING:
     from torchrec.datasets.files import DataFile
     from torchrec.datasets.layout import Layout
-    from torchrec.datasets.number_text import Decimal
     from torchrec.datasets.source import TableSource
+    from torchrec.datasets.text_dialect import TextDialect
     from torchrec.experiment.propose import Inference
 
 Format = Literal["auto", "parquet", "csv", "tsv"]
+Quote = Literal['"', "none"]
+BadLines = Literal["refuse", "skip"]
 
 
 def init(
@@ -43,7 +45,7 @@ def init(
     ] = None,
     test: Annotated[list[str] | None, typer.Option(help="Files to test on; repeatable.")] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="A column that is no feature; repeatable.")
+        list[str] | None, typer.Option(help="Columns that are no features: a,b; repeatable.")
     ] = None,
     drop: Annotated[str | None, typer.Option(help="Expression of the rows to leave out.")] = None,
     columns: Annotated[
@@ -54,6 +56,15 @@ def init(
         str | None,
         typer.Option(help="Between the columns of text files, if the header does not show it."),
     ] = None,
+    quote: Annotated[
+        Quote, typer.Option(help="none: a quote in text files encloses nothing.")
+    ] = '"',
+    encoding: Annotated[
+        str | None, typer.Option(help="Of text files, as latin-1. Default: found out.")
+    ] = None,
+    bad_lines: Annotated[
+        BadLines, typer.Option(help="What becomes of lines with more or fewer values.")
+    ] = "refuse",
     format: Annotated[
         Format, typer.Option(help="Of the files, if their names do not end as it.")
     ] = "auto",
@@ -76,24 +87,14 @@ def init(
     from torchrec.experiment.propose.label import require_label
     from torchrec.experiment.schema import DataSection
 
-    if label == "":
-        raise ValueError(
-            "`--label` should name a column, or be an expression. Received an empty one."
-        )
     text = _without_suffix(data) if format == "auto" else None
     format = format if text is None else "csv"
     files = resolve_files(data, format)
-    written: _Written = {
-        "columns": None if columns is None else [name.strip() for name in columns.split(",")],
-        "delimiter": "\t" if delimiter == r"\t" else delimiter,  # what a shell makes of it
-        "decimal": ".",
-        "missing": [],
-    }
+    notice = text and f"'{text}' is read as text with a header."
+    dialect = _dialect(columns, delimiter, quote, encoding, bad_lines)
     if files[0].format != "parquet":
-        written = _written(
-            files, label, written, text and f"'{text}' is read as text with a header."
-        )
-    source = TableSource(files, drop=drop, **written)
+        dialect = _found_out(files, label, dialect, encoding is None, notice)
+    source = TableSource(files, drop=drop, dialect=dialect)
     label = require_label(source, label)
     section = DataSection(
         train=data,
@@ -102,16 +103,37 @@ def init(
         format=format,
         label=label,
         drop=drop,
-        **written,
+        **asdict(dialect),
     )
     others = [source.over(resolve_files(paths, format)) for paths in (valid, test) if paths]
-    inference = _without(_looked_at(source, label, drop, others), exclude or [])
+    excluded = _names(exclude or [], source.schema.names)
+    inference = _without(_looked_at(source, label, drop, others), excluded)
     section = section.model_copy(update={"label": inference.label})
     write_experiment(output, inference, section, overwrite=overwrite)
+    _say(*source.notices)
     _show(inference)
     out = console()
     out.print(f"\nWritten to [bold]{escape(str(output))}[/]. Read it, then:")
     out.print(f"  torchrec train {output}", markup=False)
+
+
+def _dialect(
+    columns: str | None,
+    delimiter: str | None,
+    quote: Quote,
+    encoding: str | None,
+    bad_lines: BadLines,
+) -> TextDialect:
+    """Return how text files are written, as far as it was given."""
+    from torchrec.datasets.text_dialect import TextDialect
+
+    return TextDialect(
+        columns=None if columns is None else [name.strip() for name in columns.split(",")],
+        delimiter="\t" if delimiter == r"\t" else delimiter,  # what a shell makes of it
+        quote=quote,
+        encoding=encoding or "utf-8",
+        bad_lines=bad_lines,
+    )
 
 
 def _looked_at(
@@ -129,52 +151,73 @@ def _looked_at(
         )
 
 
-class _Written(TypedDict):
-    """How text files are written, as `TableSource` and the experiment file have it."""
+def _names(given: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """Return the names that were given one by one, or with commas where no column has that name."""
+    return [
+        name.strip() if one not in columns else one
+        for one in given
+        for name in ([one] if one in columns else one.split(","))
+    ]
 
-    columns: list[str] | None
-    delimiter: str | None
-    decimal: Decimal
-    missing: list[str]
+
+def _say(*notices: str) -> None:
+    for notice in notices:
+        if notice:
+            console().print(notice, style="yellow", markup=False)
 
 
-def _written(
-    files: list[DataFile], label: str | None, given: _Written, notice: str | None
-) -> _Written:
+def _encoding_of(file: DataFile) -> str:
+    """Return the encoding that a text file seems to have, and say so where it is not the usual one."""
+    from torchrec.datasets.headers import find_encoding
+
+    found = find_encoding(file)
+    if found != "utf-8":
+        _say(
+            f"'{file.path}' is no UTF-8, and read as {found} (`data.encoding`); others are given with "
+            "`--encoding`."
+        )
+    return found
+
+
+def _found_out(
+    files: list[DataFile],
+    label: str | None,
+    given: TextDialect,
+    find_encoding: bool,
+    notice: str | None,
+) -> TextDialect:
     """Return how text files are written, and say what a person should look at.
 
     Args:
         files: the data.
         label: as it was given.
         given: what was given.
+        find_encoding: whether the encoding is to be found out as well.
         notice: to be said, unless more is to be said of the layout.
     """
     from torchrec.datasets.source import TableSource
     from torchrec.experiment.propose.label import columns_of_label
     from torchrec.experiment.propose.number_form import number_form_of
+    from torchrec.experiment.propose.time_form import time_form_of
 
     read = [] if label is None else columns_of_label(label)
-    layout = _layout_of(files[0], given["delimiter"], given["columns"], read)
-    columns, delimiter = layout.columns, given["delimiter"] or layout.delimiter
-    form = number_form_of(TableSource(files, columns=columns, delimiter=delimiter))
-    for said in (layout.notice or notice, form.notice):
-        if said:
-            console().print(said, style="yellow", markup=False)
-    return {
-        "columns": columns,
-        "delimiter": delimiter,
-        "decimal": form.decimal,
-        "missing": list(form.missing),
-    }
+    if find_encoding:
+        given = replace(given, encoding=_encoding_of(files[0]))
+    layout = _layout_of(files[0], given, read)
+    dialect = replace(given, columns=layout.columns, delimiter=given.delimiter or layout.delimiter)
+    source = TableSource(files, dialect=dialect)
+    numbers, times = number_form_of(source), time_form_of(source)
+    _say(layout.notice or notice or "", numbers.notice, times.notice)
+    return replace(
+        dialect, decimal=numbers.decimal, missing=list(numbers.missing), times=list(times.times)
+    )
 
 
-def _layout_of(
-    file: DataFile, delimiter: str | None, names: list[str] | None, read: list[str]
-) -> Layout:
+def _layout_of(file: DataFile, given: TextDialect, read: list[str]) -> Layout:
     from torchrec.checks import did_you_mean
     from torchrec.datasets.layout import find_layout
 
-    layout = find_layout(file, delimiter, names, read)
+    layout = find_layout(file, given.delimiter, given.columns, read, given.encoding)
     missing = [name for name in read if name not in (layout.columns or read)]
     if layout.notice and missing:
         near = did_you_mean(missing[0], layout.columns or [], quote="`") or "."

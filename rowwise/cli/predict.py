@@ -80,7 +80,7 @@ def predict(
                 if file is not None and (table.num_rows or not rows):
                     file.write(table.select(kept).append_column(name, pa.array(scores)))
                 rows += table.num_rows
-        say_counts(predictor, world)
+        say_counts(predictor, source, world)
     console().print(f"{rows:,} predictions in {output}", markup=False)
 
 

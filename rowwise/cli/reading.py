@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from rowwise.cli.console import console
@@ -42,14 +42,13 @@ def open_source(
     else:
         source = TableSource(
             files,
-            columns=section.columns if labelled else _columns(files[0], predictor),
-            delimiter=section.delimiter,
+            dialect=section.dialect
+            if labelled
+            else replace(section.dialect, columns=_columns(files[0], predictor)),
             drop=drop,
             schema=predictor.text_types,
             assumed=predictor.number_types,
             may_be_empty=not labelled,
-            decimal=section.decimal,
-            missing=section.missing,
         )
     predictor.require(source.names)
     return source
@@ -66,18 +65,22 @@ def _columns(file: DataFile, predictor: Predictor) -> list[str] | None:
     label = {*Label(section.label).columns} - {*predictor.input_columns}
     without = [name for name in section.columns if name not in label]
     delimiter = section.delimiter or delimiter_of(file.format)
-    found = split_header(read_header(file)[0], file, delimiter)
+    header = read_header(file, section.encoding)[0]
+    found = split_header(header, file, delimiter, section.quote)
     return without if len(found) == len(without) else section.columns
 
 
-def say_counts(predictor: Predictor, world: World) -> None:
-    """Print what was odd about the data, a line for each feature and table.
+def say_counts(predictor: Predictor, source: TableSource, world: World) -> None:
+    """Print what was odd about the data, a line for each feature and table, and of their text.
 
     Args:
         predictor: has read this rank's share of the data.
+        source: the data.
         world: the ranks.
     """
     out = console()
+    for notice in source.notices:
+        out.print(notice, style="yellow", markup=False)
     (features, tables), *others = world.gather(predictor.counts(), "counts of ids")
     for more, ids in others:
         features = {name: count + more[name] for name, count in features.items()}

@@ -171,9 +171,7 @@ FILES: dict[str, tuple[str, Callable[[Path], None] | None, str]] = {
     ),
     "csv-empty": ("bad.csv", content(b""), "should hold samples. Received an empty file"),
     "csv-header-only": ("bad.csv", content(CSV.split(b"\n")[0] + b"\n"), "Received a header only"),
-    "csv-utf8": ("bad.csv", content(CSV + b"1,2.0,\xff\xfe,1\n"), "line 302, should fit"),
     "csv-line-ends": ("bad.csv", content(CSV.replace(b"\n", b"\r")), "Received lines that end in a carriage return."),
-    "csv-utf8-header": ("bad.csv", content(b"\xff" + CSV), "header of"),
     "csv-parquet": ("bad.csv", parquet(lambda b: b), "header of"),
     "csv-short-line": ("bad.csv", content(CSV + b"1,2\n3,4.0,s,1\n"), "Expected 4 columns, got 2"),
     "csv-long-line": ("bad.csv", content(CSV + b"1,2,3,1,9\n"), "Expected 4 columns, got 5"),
@@ -191,6 +189,46 @@ def test_files(desk: Desk, name: str, write: Callable[[Path], None] | None, line
     experiment = desk.experiment(train=name)
     assert line in desk.refuses("train", experiment, "-o", "run")
     assert line in desk.refuses("init", name, "--label", "click", "-o", "new.yaml")
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (CSV + "1,2.0,Käse,1\n".encode("latin-1"), "line 302, should fit"),
+        (b"\xff" + CSV, "header of"),
+    ],
+    ids=["value", "header"],
+)
+def test_text_that_is_no_utf8_is_found_out_by_init_alone(
+    desk: Desk, data: bytes, line: str
+) -> None:
+    Path("bad.csv").write_bytes(data)
+    error = desk.refuses("train", desk.experiment(train="bad.csv"), "-o", "run")
+    assert line in error
+    assert "set `data.encoding: cp1252` (`--encoding` of `torchrec init`)" in error
+    code, out, _ = desk("init", "bad.csv", "--label", "click", "-o", "new.yaml")
+    assert code == 0
+    assert "'bad.csv' is no UTF-8, and read as cp1252 (`data.encoding`)" in " ".join(out.split())
+    assert "  encoding: cp1252\n" in Path("new.yaml").read_text()
+
+
+def test_lines_with_other_than_so_many_values_are_skipped_where_asked(desk: Desk) -> None:
+    Path("bad.csv").write_bytes(CSV + b"1,2\n3,4.0,s,1\n")
+    assert "set `data.bad_lines: skip` (`--bad-lines` of `torchrec init`)" in desk.refuses(
+        "train", desk.experiment(train="bad.csv"), "-o", "run"
+    )
+    code, out, error = desk(
+        "init", "bad.csv", "--label", "click", "--bad-lines", "skip", "-o", "new.yaml"
+    )
+    assert code == 0, error
+    assert "more or fewer fields than there are columns: 1, skipped" in " ".join(out.split())
+    code, out, error = desk("train", "new.yaml", "-o", "run", "training.epochs=1")
+    assert code == 0, error
+    assert "columns: 1, skipped" in " ".join((out + error).split())
+    code, out, error = desk("predict", "run", "bad.csv", "-o", "p.csv")
+    assert code == 0, error
+    assert len(Path("p.csv").read_text().splitlines()) == 1 + CSV.count(b"\n")
+    assert "columns: 1, skipped" in " ".join((out + error).split())
 
 
 def test_a_column_that_changes_type(desk: Desk) -> None:

@@ -128,6 +128,17 @@ def test_options_that_cannot_be(
     assert len(error) < 2_100
 
 
+def test_several_columns_are_excluded_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [f"{i % 7},{i % 5},{i % 11},{i % 3},{i % 2}" for i in range(300)]
+    Path("data.csv").write_text("\n".join(['user,shop,city,"a,b",click', *lines]))
+    arguments = ["init", "data.csv", "--label", "click", "--exclude"]
+    assert cli.main([*arguments, "shop, city", "--exclude", "a,b"]) == 0
+    assert list(load_experiment("experiment.yaml").features or {}) == ["user"]
+    assert "Received 'town'." in refused(
+        capsys, "data.csv", "--label", "click", "--exclude", "shop,town", "--overwrite"
+    )
+
+
 def test_files_whose_names_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [f"{i % 7}::{i % 5}::{1 + i // 3 % 5}::{978300000 + i}" for i in range(300)]
     Path("ratings.dat").write_text("\n".join(lines))
@@ -142,8 +153,7 @@ def test_files_whose_names_say_nothing(capsys: pytest.CaptureFixture[str]) -> No
     assert list(experiment.features or {}) == ["user_id", "item_id"]
     tables = TableSource(
         resolve_files("ratings.dat", "csv"),
-        columns=experiment.data.columns,
-        delimiter=experiment.data.delimiter,
+        dialect=experiment.data.dialect,
     ).scan(["rating"])
     assert sum(table.num_rows for table in tables) == 300
 

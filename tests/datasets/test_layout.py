@@ -10,6 +10,7 @@ import pytest
 from torchrec.datasets.files import DataFile, check_delimiter
 from torchrec.datasets.layout import Layout, find_layout
 from torchrec.datasets.source import TableSource
+from torchrec.datasets.text_dialect import TextDialect
 
 pytestmark = pytest.mark.once
 
@@ -40,7 +41,8 @@ def test_ratings_of_movielens_are_known(tmp_path: Path, name: str, delimiter: st
     assert found[:2] == (delimiter, RATINGS)
     assert found.notice.startswith(f"'{name}' is read as ratings of MovieLens")
     source = TableSource(
-        [DataFile(str(tmp_path / name), "csv")], columns=RATINGS, delimiter=delimiter
+        [DataFile(str(tmp_path / name), "csv")],
+        dialect=TextDialect(columns=RATINGS, delimiter=delimiter),
     )
     (table,) = source.scan(["item_id", "timestamp"])
     assert table.to_pydict() == {"item_id": [242, 302], "timestamp": [881250949, 891717742]}
@@ -112,7 +114,7 @@ def test_several_characters_separate_columns(tmp_path: Path, delimiter: str) -> 
     path = tmp_path / "a.csv"
     lines = [("user", "title"), ("1", 'a "b'), ("2", "c, d:e")]
     path.write_text("".join(f"{delimiter.join(line)}\n" for line in lines))
-    source = TableSource(path, delimiter=delimiter)
+    source = TableSource(path, dialect=TextDialect(delimiter=delimiter))
     (table,) = source.scan()
     assert table.to_pydict() == {"user": [1, 2], "title": ['a "b', "c, d:e"]}
 

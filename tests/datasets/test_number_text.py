@@ -13,6 +13,7 @@ import pytest
 from torchrec.datasets.number_text import MARKERS, Decimal, UnreadableError, read_number_text
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.split import find_time_split
+from torchrec.datasets.text_dialect import TextDialect
 from torchrec.datasets.text_types import MisfitError
 
 pytestmark = pytest.mark.once
@@ -139,9 +140,9 @@ def test_what_fits_no_way_is_named_with_its_line(
 
 def test_declared_missing_values(tmp_path: Path) -> None:
     path = csv(tmp_path / "a.csv", ["1", "-999", "de"])
-    assert values(TableSource(path, missing=["-999"])) == ["1", None, "de"]
+    assert values(TableSource(path, dialect=TextDialect(missing=["-999"]))) == ["1", None, "de"]
     path = csv(tmp_path / "b.csv", ["1", "-999", "keine"])
-    source = TableSource(path, missing=["-999", "keine"])
+    source = TableSource(path, dialect=TextDialect(missing=["-999", "keine"]))
     assert (values(source), str(source.schema.field("x").type)) == ([1, None, None], "int64")
     other = source.over([csv(tmp_path / "c.csv", ["-999", "4"])])
     assert values(other) == [None, 4]
@@ -150,13 +151,16 @@ def test_declared_missing_values(tmp_path: Path) -> None:
 def test_decimal_commas(tmp_path: Path) -> None:
     path = csv(tmp_path / "a.csv", ["1,5", "-", "2", "1.234,5"], ";")
     numbers = pa.schema([("x", pa.float64())])
-    source = TableSource(path, delimiter=";", decimal=",", schema=numbers)
+    source = TableSource(path, dialect=TextDialect(delimiter=";", decimal=","), schema=numbers)
     assert values(source) == [1.5, None, 2.0, 1234.5]
-    plain = TableSource(csv(tmp_path / "b.csv", ["1,5", "2,5"], ";"), delimiter=";", decimal=",")
+    plain = TableSource(
+        csv(tmp_path / "b.csv", ["1,5", "2,5"], ";"),
+        dialect=TextDialect(delimiter=";", decimal=","),
+    )
     assert str(plain.schema.field("x").type) == "double"
     pq.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="`decimal` should be given only for CSV and TSV files"):
-        TableSource(tmp_path / "a.parquet", decimal=",")
+        TableSource(tmp_path / "a.parquet", dialect=TextDialect(decimal=","))
 
 
 def test_headers_between_rows_are_skipped(tmp_path: Path) -> None:

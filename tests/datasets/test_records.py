@@ -10,7 +10,7 @@ import random
 import pytest
 
 from torchrec.datasets._records import (
-    Dialect,
+    RecordForm,
     count_records,
     find_records,
     without_headers,
@@ -19,20 +19,20 @@ from torchrec.datasets._records import (
 
 pytestmark = pytest.mark.once
 
-COMMA = Dialect(b",", 3)
-TAB = Dialect(b"\t", 3)
+COMMA = RecordForm(b",", 3)
+TAB = RecordForm(b"\t", 3)
 
 
-def records(data: bytes, dialect: Dialect) -> list[bytes]:
-    ends = [0, *(int(end) + 1 for end in find_records(data, dialect, whole=True).ends)]
+def records(data: bytes, form: RecordForm) -> list[bytes]:
+    ends = [0, *(int(end) + 1 for end in find_records(data, form, whole=True).ends)]
     return [data[one:other] for one, other in itertools.pairwise(ends)]
 
 
-def fields(data: bytes, dialect: Dialect) -> list[list[str]]:
+def fields(data: bytes, form: RecordForm) -> list[list[str]]:
     """Read what is left to a parser that knows only quotes which enclose."""
-    found = find_records(data, dialect, whole=True)
+    found = find_records(data, form, whole=True)
     text = written_plainly(data, found).decode()
-    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=dialect.delimiter.decode()))
+    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=form.delimiter.decode()))
     assert count_records(data, found) == len(rows)
     return rows
 
@@ -60,17 +60,17 @@ def test_fields(line: bytes, expected: list[str], before: bytes) -> None:
     assert fields(before + line + b"4,5,6\n", COMMA)[-2:] == [expected, ["4", "5", "6"]]
 
 
-@pytest.mark.parametrize("dialect", [COMMA, TAB], ids=["comma", "tab"])
+@pytest.mark.parametrize("form", [COMMA, TAB], ids=["comma", "tab"])
 @pytest.mark.parametrize("far", [5, 400, 2500])
 @pytest.mark.parametrize("last", [b'a "quote"', b'5"', b'"Best of 2', b'x "y" z'])
 def test_a_title_that_begins_with_a_quote_takes_no_rows_along(
-    dialect: Dialect, far: int, last: bytes
+    form: RecordForm, far: int, last: bytes
 ) -> None:
-    between = dialect.delimiter
+    between = form.delimiter
     lines = [between.join([b"%d" % i, b"title %d" % i, b"0"]) for i in range(far + 2)]
     lines[1] = between.join([b"1", b'"Best of 1', b"0"])
     lines[far] = between.join([b"9", last, b"1"])
-    rows = fields(b"\n".join(lines) + b"\n", dialect)
+    rows = fields(b"\n".join(lines) + b"\n", form)
     assert len(rows) == far + 2
     assert (rows[1][1], rows[far][1]) == ('"Best of 1', last.decode())
 
@@ -85,7 +85,8 @@ def test_text_of_several_lines_is_one_value() -> None:
 
 def test_several_characters_between_fields_know_no_quotes() -> None:
     data = b'1::"Heat::5\n2::Star" Wars::4\n'
-    assert records(data, Dialect(b"::", 3)) == [b'1::"Heat::5\n', b'2::Star" Wars::4\n']
+    form = RecordForm(b"::", 3, has_quotes=False)
+    assert records(data, form) == [b'1::"Heat::5\n', b'2::Star" Wars::4\n']
 
 
 def test_an_open_quote_at_the_end_is_closed_by_what_follows() -> None:

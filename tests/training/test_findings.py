@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.training.clicks import ClickModel, Notes, Source, make_trainer, valid_batches
 from torchrec.datasets.utils import Batch
 from torchrec.metrics import Report
-from torchrec.training.findings import Overfitting, useless
+from torchrec.training.findings import Overfitting, useless, without_signal
 
 pytestmark = pytest.mark.once
 
@@ -117,3 +117,21 @@ def test_predictions_worse_than_the_mean_are_told() -> None:
     assert list(result.notes[-2:]) == expected == notes.messages[-2:]
     fine = make_trainer(ClickModel(), epochs=1).fit(Source(batches=30), valid_batches())
     assert fine.notes == ()
+
+
+def test_chance_is_as_wide_as_scores_drawn_at_random() -> None:
+    samples, positives = 90, 15
+    generator = torch.Generator().manual_seed(0)
+    ranks = torch.rand(4000, samples, generator=generator).argsort(1).double()
+    wins = ranks[:, :positives].sum(1) - positives * (positives - 1) / 2
+    deviation = (wins / (positives * (samples - positives))).std().item()
+    counts = {"click.samples": samples, "click.positives": positives}
+    for sign in (1, -1):
+        near, far = (0.5 + sign * factor * deviation for factor in (1.9, 2.1))
+        (note,) = without_signal("test", Report({"click.auc": near}, counts))
+        assert note.startswith(
+            f"on test predictions of click order samples as chance does (AUC {near:.3f}"
+        )
+        assert without_signal("test", Report({"click.auc": far}, counts)) == []
+    assert without_signal("test", Report({"auc": 0.5}, {"samples": 9, "positives": 0})) == []
+    assert without_signal("test", None) == []

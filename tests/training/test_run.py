@@ -41,7 +41,7 @@ def experiment(path: Path, /, **sections: dict[str, Any]) -> Experiment:
         "output": "unused",
     }
     for name, changes in sections.items():
-        values[name] = {**values[name], **changes}
+        values[name] = {**values.get(name, {}), **changes}
     return check_experiment(values, "experiment.yaml")
 
 
@@ -350,6 +350,33 @@ def test_validation_on_what_is_trained_on_is_said(clicks: Path, tmp_path: Path) 
     what = experiment(clicks, data={"valid": [str(clicks)]})
     run_experiment(what, tmp_path / "run", observers=[notes])
     assert any("`data.valid` has files of `data.train`" in message for message in notes.messages)
+
+
+def test_a_copy_of_what_is_trained_on_is_found(clicks: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy.parquet").write_bytes(clicks.read_bytes())
+    notes = Notes()
+    what = experiment(clicks, data={"test": [str(tmp_path / "copy.parquet")]})
+    run_experiment(what, tmp_path / "run", observers=[notes])
+    assert any(
+        "`data.test` has files of `data.train`, or copies" in message for message in notes.messages
+    )
+
+
+def test_ids_that_training_never_had_are_told(tmp_path: Path) -> None:
+    columns = {"user": [i % 20 for i in range(400)], "click": [i // 3 % 2 for i in range(400)]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    columns["user"] = [i % 20 + (15 if i % 4 else 0) for i in range(400)]
+    pq.write_table(pa.table(columns), tmp_path / "b.parquet")
+    notes = Notes()
+    features = {"user": {"type": "sparse", "ids": "vocabulary", "rows": 32}}
+    data = {"test": [str(tmp_path / "b.parquet")], "valid": [str(tmp_path / "a.parquet")]}
+    what = experiment(tmp_path / "a.parquet", data=data, features=features)
+    run_experiment(what, tmp_path / "run", observers=[notes])
+    assert sum(user >= 20 for user in columns["user"]) == 0.6 * 400
+    told = [message for message in notes.messages if "come never" in message]
+    assert [message.partition(" come")[0] for message in told] == [
+        "60% of the ids of 'user' for test"
+    ]
 
 
 def test_a_folder_that_exists_is_refused(clicks: Path, tmp_path: Path) -> None:

@@ -17,19 +17,23 @@ _ENOUGH = 4  # delimiters in their places, by which lines between quotes are tol
 _MOST_LINES = 1000
 
 
-class Dialect(NamedTuple):
+class RecordForm(NamedTuple):
     """How records are written.
 
     Attributes:
-        delimiter: between fields. One of several characters means that quotes have no meaning.
+        delimiter: between fields.
         columns: how many fields a record has.
         header: the first line, where it names the columns; it is skipped where it comes again, as in
             files that were put one behind the other.
+        has_quotes: whether a quote may enclose a field.
+        skips_bad: whether records that have more or fewer fields are left out.
     """
 
     delimiter: bytes
     columns: int
     header: bytes = b""
+    has_quotes: bool = True
+    skips_bad: bool = False
 
 
 class Records(NamedTuple):
@@ -44,7 +48,7 @@ class Records(NamedTuple):
     literal: list[tuple[int, int]]
 
 
-def find_records(data: bytes, dialect: Dialect, whole: bool = False) -> Records:
+def find_records(data: bytes, form: RecordForm, whole: bool = False) -> Records:
     r"""Find the ends of records in text that starts with one.
 
     A quote at the start of a field encloses what follows, up to a quote at the end of a field; any
@@ -53,24 +57,24 @@ def find_records(data: bytes, dialect: Dialect, whole: bool = False) -> Records:
 
     Args:
         data: whole records, but for the last.
-        dialect: how they are written.
+        form: how they are written.
         whole: whether the last is whole as well, so that a quote that nothing closes encloses nothing.
             Default False.
 
     Example:
-        >>> find_records(b'1,24" wide\n2,"two\nlines"\n', Dialect(b",", 2)).ends
+        >>> find_records(b'1,24" wide\n2,"two\nlines"\n', RecordForm(b",", 2)).ends
         array([10, 24])
     """
     text = np.frombuffer(data, np.uint8)
     lines = np.flatnonzero(text == _LINE)
-    if len(dialect.delimiter) > 1 or b'"' not in data:
+    if not form.has_quotes or b'"' not in data:
         return Records(lines, [])
     quotes = np.flatnonzero(text == _QUOTE)
-    if _all_enclose(text, quotes, ord(dialect.delimiter)):
+    if _all_enclose(text, quotes, ord(form.delimiter)):
         inside = np.searchsorted(quotes, lines) % 2 == 1
         if not inside.any():
             return Records(lines, [])
-    return _one_by_one(data, lines, dialect, whole)
+    return _one_by_one(data, lines, form, whole)
 
 
 def _all_enclose(text: np.ndarray[Any, Any], quotes: Positions, delimiter: int) -> bool:
@@ -85,8 +89,8 @@ def _all_enclose(text: np.ndarray[Any, Any], quotes: Positions, delimiter: int) 
     return bool(starts.all() and stops.all())
 
 
-def _one_by_one(data: bytes, lines: Positions, dialect: Dialect, whole: bool) -> Records:
-    opening, field_end = _patterns(dialect.delimiter)
+def _one_by_one(data: bytes, lines: Positions, form: RecordForm, whole: bool) -> Records:
+    opening, field_end = _patterns(form.delimiter)
     enclosed = np.zeros(len(lines), np.bool_)
     literal: list[tuple[int, int]] = []
     found = opening.search(data)
@@ -96,13 +100,13 @@ def _one_by_one(data: bytes, lines: Positions, dialect: Dialect, whole: bool) ->
         end = closed.end() if closed else len(data)
         has_lines = data.find(b"\n", start, end) >= 0
         if closed and field_end.match(data, end):
-            encloses = not (has_lines and _are_records(data, start, end, dialect))
+            encloses = not (has_lines and _are_records(data, start, end, form))
         elif (
             closed
         ):  # "a"b, which is read as ab where there is no other way to have the delimiter in it
-            encloses = not has_lines and data.find(dialect.delimiter, start, end) >= 0
+            encloses = not has_lines and data.find(form.delimiter, start, end) >= 0
         else:
-            encloses = not (whole or _are_records(data, start, end, dialect))
+            encloses = not (whole or _are_records(data, start, end, form))
         if encloses:
             enclosed[np.searchsorted(lines, start) : np.searchsorted(lines, end)] = has_lines
         else:
@@ -120,7 +124,7 @@ def _patterns(delimiter: bytes) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
     return re.compile(rb'(?<![^%b\r\n])"' % of), re.compile(rb" *(?:[%b\r\n]|\Z)" % of)
 
 
-def _are_records(data: bytes, start: int, end: int, dialect: Dialect) -> bool:
+def _are_records(data: bytes, start: int, end: int, form: RecordForm) -> bool:
     """Say whether the lines between two places are whole records, whatever quotes are in them.
 
     They are if most of them have as many fields as a record, with numbers where the line has some in
@@ -129,16 +133,12 @@ def _are_records(data: bytes, start: int, end: int, dialect: Dialect) -> bool:
     first = data.rfind(b"\n", 0, start) + 1
     last = data.find(b"\n", end)
     lines = data[first : last if last >= 0 else data.rfind(b"\n") + 1].split(b"\n", _MOST_LINES)
-    rows = [line.split(dialect.delimiter) for line in lines[:_MOST_LINES] if line]
-    if (
-        not rows
-        or len(rows[0]) != dialect.columns
-        or (len(rows) - 1) * (dialect.columns - 1) < _ENOUGH
-    ):
+    rows = [line.split(form.delimiter) for line in lines[:_MOST_LINES] if line]
+    if not rows or len(rows[0]) != form.columns or (len(rows) - 1) * (form.columns - 1) < _ENOUGH:
         return False
     numbers = [place for place, field in enumerate(rows[0]) if _NUMBER.fullmatch(field)]
     alike = [
-        len(row) == dialect.columns and all(_NUMBER.fullmatch(row[place]) for place in numbers)
+        len(row) == form.columns and all(_NUMBER.fullmatch(row[place]) for place in numbers)
         for row in rows
     ]
     return sum(alike) >= 0.8 * len(rows)
@@ -164,6 +164,22 @@ def count_records(data: bytes, records: Records) -> int:
     sizes = np.diff(ends, prepend=-1) - 1
     single = np.frombuffer(data, np.uint8)[ends[sizes == 1] - 1]
     return int(np.count_nonzero(sizes)) - int(np.count_nonzero(single == ord("\r")))
+
+
+def longest_record(data: bytes, records: Records) -> tuple[int, int]:
+    r"""Return the number of the record that spans the most lines, and how many these are.
+
+    Example:
+        >>> data = b'1,2\n3,"a\nb\nc"\n5,6\n'
+        >>> longest_record(data, find_records(data, RecordForm(b",", 2)))
+        (1, 3)
+    """
+    if len(records.ends) == 0 or data.count(b"\n") == len(records.ends):
+        return 0, min(1, len(records.ends))
+    lines = np.flatnonzero(np.frombuffer(data, np.uint8) == _LINE)
+    spans = np.diff(np.searchsorted(lines, records.ends), prepend=-1)
+    longest = int(spans.argmax())
+    return longest, int(spans[longest])
 
 
 def without_headers(data: bytes, header: bytes) -> tuple[bytes, int]:

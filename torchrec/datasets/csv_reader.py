@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -13,30 +14,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as pa_csv
 
-from torchrec.datasets._blocks import SEPARATOR, Block, blocks
+from torchrec.datasets._blocks import Block, blocks, parse_options
 from torchrec.datasets._chunks import CHUNK_BYTES, Chunk, ChunkStart, Reading
-from torchrec.datasets._records import Dialect
+from torchrec.datasets._oddities import Oddities
+from torchrec.datasets._records import RecordForm
 from torchrec.datasets._types import require_columns
-from torchrec.datasets.files import check_delimiter
+from torchrec.datasets.data_error import DataError
 from torchrec.datasets.headers import (
     check_header,
     delimiter_of,
+    encoding_of,
     not_utf8,
     read_header,
     split_header,
 )
 from torchrec.datasets.number_text import (
     MARKERS,
-    Decimal,
     UnreadableError,
     are_marked_numbers,
     read_number_text,
 )
+from torchrec.datasets.text_dialect import TextDialect
 from torchrec.datasets.text_types import MisfitError, schema_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torchrec.datasets.features import TextType
     from torchrec.datasets.files import DataFile
 
@@ -60,19 +61,16 @@ class CsvReader:
 
     Args:
         files: the files.
-        columns: names of the columns, if the files have no header. Default: there is a header.
+        dialect: how the files are written.
         schema: types that columns should have. Default: inferred.
         assumed: numbers that features read. Where the first block shows true and false, dates or times
             (for integers, also where it shows other numbers), the column is that all the same.
-        delimiter: between columns. Default: a comma, or a tab.
         may_be_empty: take files without a row. Default False.
-        decimal: the sign before the decimals of numbers. Default: a point.
-        missing: further texts that stand for a missing value, in every column. Default: none.
 
     Attributes:
         given: columns whose type ``schema`` gave.
         seen_rows: number of rows that were seen at the start of a file, by its number, for its types.
-        repeated_headers: number of lines that repeated the header, in what has been read.
+        oddities: what was left out of the text, or looks wrong, in what has been read.
     """
 
     rows = None  # not known before everything is read
@@ -80,34 +78,29 @@ class CsvReader:
     def __init__(
         self,
         files: list[DataFile],
-        columns: Sequence[str] | None = None,
+        dialect: TextDialect | None = None,
         schema: pa.Schema | None = None,
         assumed: Mapping[str, TextType] | None = None,
-        delimiter: str | None = None,
         may_be_empty: bool = False,
-        decimal: Decimal = ".",
-        missing: Sequence[str] = (),
     ) -> None:
-        if delimiter is not None:
-            check_delimiter(delimiter)
         self.files = files
-        self._decimal, self._missing = decimal, list(missing)
-        self.repeated_headers = 0
-        self._headerless = None if columns is None else list(columns)
-        self._delimiter = delimiter or delimiter_of(files[0].format)
+        self._dialect = dialect = dialect or TextDialect()
+        self.oddities = Oddities(files)
+        self._headerless = None if dialect.columns is None else list(dialect.columns)
+        self._delimiter = dialect.delimiter or delimiter_of(files[0].format)
         self._names: list[list[str]] = []
-        self._dialects: list[Dialect] = []
+        self._forms: list[RecordForm] = []
         self._starts: list[int] = []  # the first byte behind the header
         for file in files:
             names, start, line = self._headerless or [], 0, ""
             if self._headerless is None:
-                line, start = read_header(file)
-                names = split_header(line, file, self._delimiter)
+                line, start = read_header(file, dialect.encoding)
+                names = split_header(line, file, self._delimiter, dialect.quote)
                 check_header(names, file, self._delimiter)
             require_columns(names, names, file.path)
             self._names.append(names)
             self._starts.append(start)
-            self._dialects.append(Dialect(self._delimiter.encode(), len(names), line.encode()))
+            self._forms.append(self._form(len(names), line))
         given = {} if schema is None else {field.name: field.type for field in schema}
         self.given = frozenset(given)
         self._assumed = frozenset(assumed or ()) - self.given
@@ -121,6 +114,15 @@ class CsvReader:
         for name in self._assumed & set(inferred):
             inferred[name] = _as_feature_reads(inferred[name], (assumed or {})[name])
         self.schema = pa.schema(list((inferred | given).items()))
+
+    def _form(self, columns: int, header: str) -> RecordForm:
+        return RecordForm(
+            self._delimiter.encode(),
+            columns,
+            header.encode(),
+            has_quotes=self._dialect.quote != "none" and len(self._delimiter) == 1,
+            skips_bad=self._dialect.bad_lines == "skip",
+        )
 
     @property
     def names(self) -> list[str]:
@@ -136,14 +138,8 @@ class CsvReader:
 
     def over(self, files: list[DataFile]) -> CsvReader:
         """Return a reader of other files whose columns have the types that they have here."""
-        other = CsvReader(
-            files,
-            self._headerless,
-            self.schema,
-            delimiter=self._delimiter,
-            decimal=self._decimal,
-            missing=self._missing,
-        )
+        dialect = dataclasses.replace(self._dialect, delimiter=self._delimiter)
+        other = CsvReader(files, dialect, self.schema)
         other.given, other._assumed = self.given, self._assumed
         return other
 
@@ -166,9 +162,8 @@ class CsvReader:
             if not types.keys() <= set(self._names[number]):
                 require_columns(self._names[number], columns, file.path)
             at = start if unit == start.unit else ChunkStart()
-            start_byte, dialect = at.byte or self._starts[number], self._dialects[number]
-            for block in blocks(file, start_byte, at.row, CHUNK_BYTES, dialect):
-                self.repeated_headers += block.headers
+            at = at._replace(byte=at.byte or self._starts[number])
+            for block in self._blocks(number, at):
                 yield Chunk(
                     ChunkStart(unit, block.row, block.byte),
                     number,
@@ -176,6 +171,12 @@ class CsvReader:
                     block.rows,
                     partial(self._parse, number, block, types),
                 )
+
+    def _blocks(self, number: int, start: ChunkStart) -> Iterator[Block]:
+        form, encoding = self._forms[number], self._dialect.encoding
+        for block in blocks(self.files[number], start, CHUNK_BYTES, form, encoding):
+            self.oddities.add(number, block)
+            yield block
 
     def _parse(self, number: int, block: Block, types: dict[str, pa.DataType]) -> pa.Table:
         """Parse a block to a table of the given types, or of all columns with types inferred if there are none."""
@@ -218,7 +219,7 @@ class CsvReader:
         self, number: int, name: str, text: pa.ChunkedArray, type: pa.DataType
     ) -> pa.Array:
         try:
-            return read_number_text(text.combine_chunks(), type, self._decimal)
+            return read_number_text(text.combine_chunks(), type, self._dialect.decimal)
         except UnreadableError as error:  # in the words of the parser
             raise pa.ArrowInvalid(
                 f"In CSV column #{self._names[number].index(name)}: Row #{error.row + 1}: CSV conversion "
@@ -228,7 +229,6 @@ class CsvReader:
     def _read(
         self, number: int, block: Block, types: dict[str, pa.DataType], missing: list[str]
     ) -> pa.Table:
-        several = len(self._delimiter) > 1
         return pa_csv.read_csv(
             pa.py_buffer(block.data),
             pa_csv.ReadOptions(
@@ -236,18 +236,14 @@ class CsvReader:
                 block_size=len(block.data) + 1,
                 column_names=self._names[number],
             ),
-            pa_csv.ParseOptions(
-                delimiter=SEPARATOR if several else self._delimiter,
-                quote_char=False if several else '"',
-                newlines_in_values=b'"' in block.data,
-            ),
+            parse_options(self._forms[number], block.data),
             pa_csv.ConvertOptions(
-                null_values=[*missing, *self._missing],
+                null_values=[*missing, *self._dialect.missing],
                 strings_can_be_null=True,
                 column_types=types,
                 include_columns=list(types),
-                timestamp_parsers=_TIMES,
-                decimal_point=self._decimal,
+                timestamp_parsers=[*_TIMES, *self._dialect.times],
+                decimal_point=self._dialect.decimal,
             ),
         )
 
@@ -289,13 +285,17 @@ class CsvReader:
             free = {name: type for name, type in wider.items() if name not in self.given}
             return MisfitError(f"{what}. Received '{value[1][:100]}'.", free, remedy)
         hint = ", and be UTF-8" if "invalid UTF8" in reason else ""
+        remedy = {"encoding": encoding_of(block.data)} if hint else {}
+        if "columns, got" in reason:
+            remedy = {"bad_lines": "skip"}
         reason = _ROW_OF_ERROR.sub("", reason).removeprefix("CSV parse error: ").lstrip(": ")
         if column:
-            detail = not_utf8(block.data) if hint else reason[column.end() - 1 :].lstrip(": ")
+            detail = not_utf8(block.data) + "." if hint else reason[column.end() - 1 :].lstrip(": ")
             reason = f"in column '{name}', {detail}"
-        return ValueError(
+        return DataError(
             f"{where}, should fit the columns and their types{hint}. "
-            f"Received: {reason.strip().splitlines()[0][:300]}"
+            f"Received: {reason.strip().splitlines()[0][:300]}",
+            remedy,
         )
 
     def _wider(
@@ -320,8 +320,7 @@ class CsvReader:
         """Return types that the first blocks suggest, more of them for a column that holds nothing at first."""
         types: dict[str, pa.DataType] = {}
         for number in range(len(self.files)):
-            file, start = self.files[number], self._starts[number]
-            for block in blocks(file, start, 0, CHUNK_BYTES, self._dialects[number]):
+            for block in self._blocks(number, ChunkStart(byte=self._starts[number])):
                 self.seen_rows[number] = block.row + block.rows
                 for name, type in self._types_of(number, block).items():
                     if pa.types.is_null(types.get(name, pa.null())):

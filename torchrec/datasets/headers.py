@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import re
@@ -10,12 +11,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from torchrec.datasets._blocks import LONGEST_RECORD, open_text
+from torchrec.datasets._blocks import LONGEST_RECORD, open_text, wrongly_encoded
 from torchrec.datasets._chunks import unreadable
 from torchrec.datasets.data_error import DataError
 from torchrec.datasets.files import DataFile, Format
+from torchrec.datasets.text_dialect import Quote, is_utf8
 
 _HEADER_BYTES = 1 << 16  # read at once in search of the end of a header
+_ENCODING_BYTES = 1 << 22
+_NOT_WINDOWS = frozenset(b"\x81\x8d\x8f\x90\x9d")
 _NUMBER = re.compile(r"\s*[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?\s*")
 
 
@@ -30,25 +34,72 @@ def looks_like_data(names: Sequence[str]) -> bool:
 
 
 def not_utf8(data: bytes) -> str:
-    """Say which byte of a text file is no UTF-8, and how to convert a file that has it.
+    """Say which byte of a text file is no UTF-8, and what it would be in the encoding that is likely.
 
     Args:
         data: some of the file, with such a byte.
 
     Example:
         >>> not_utf8("Café".encode("iso-8859-1"))
-        "byte 0xe9 ('é' in ISO-8859-1): convert the file, as by `iconv -f ISO-8859-1 -t UTF-8`"
+        "byte 0xe9 ('é' in cp1252)"
         >>> not_utf8("Café".encode("utf-16"))
-        'UTF-16: convert the file, as by `iconv -f UTF-16 -t UTF-8`'
+        'utf-16'
     """
-    received = encoding = "UTF-16"
-    if b"\0" not in data:
-        escaped = data.decode(errors="surrogateescape")
-        byte = next(ord(one) & 0xFF for one in escaped if "\udc80" <= one <= "\udcff")
-        # Bytes that ISO-8859-1 leaves to control characters are letters and signs to Windows.
-        encoding = "ISO-8859-1" if byte >= 0xA0 else "WINDOWS-1252"
-        received = f"byte {byte:#x} ('{bytes([byte]).decode(encoding, 'replace')}' in {encoding})"
-    return f"{received}: convert the file, as by `iconv -f {encoding} -t UTF-8`"
+    encoding = encoding_of(data)
+    if encoding.startswith("utf-16"):
+        return encoding
+    escaped = data.decode(errors="surrogateescape")
+    byte = next(ord(one) & 0xFF for one in escaped if "\udc80" <= one <= "\udcff")
+    return f"byte {byte:#x} ('{bytes([byte]).decode(encoding, 'replace')}' in {encoding})"
+
+
+def encoding_of(data: bytes) -> str:
+    """Return the encoding that some of a text file is likely to be in.
+
+    UTF-16 is told by its mark, or by the zeros between Latin letters. What is no UTF-8 either is taken
+    for that of Windows in Western Europe, which has all characters of ISO-8859-1: a guess.
+
+    Example:
+        >>> [encoding_of("id,Café".encode(name)) for name in ("utf-8", "latin-1", "utf-16", "utf-16-le")]
+        ['utf-8', 'cp1252', 'utf-16', 'utf-16-le']
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if data.count(0) > len(data) / 8:
+        return "utf-16-le" if data[1::2].count(0) >= data[::2].count(0) else "utf-16-be"
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        # Bytes that stand for nothing there are control characters in ISO-8859-1.
+        return "latin-1" if set(data) & _NOT_WINDOWS else "cp1252"
+    return "utf-8"
+
+
+def find_encoding(file: DataFile, most: int = 1 << 26) -> str:
+    """Return the encoding that a text file is likely to be in.
+
+    Args:
+        file: of text.
+        most: bytes to look at, from the start. Default 64 MiB.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with open_text(file) as stream:
+            data = stream.read(_ENCODING_BYTES)
+            # Whole lines: the piece may end within a character.
+            found = encoding_of(data[: data.rfind(b"\n") + 1] or data)
+            while found == "utf-8" and data and most > 0:
+                decoder.decode(data)
+                most -= len(data)
+                data = stream.read(_ENCODING_BYTES)
+            return found
+    except UnicodeDecodeError:
+        return encoding_of(data)
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(file, error) from error
 
 
 def check_header(names: list[str], file: DataFile, delimiter: str) -> None:
@@ -69,23 +120,26 @@ def check_header(names: list[str], file: DataFile, delimiter: str) -> None:
         )
 
 
-def read_header(file: DataFile) -> tuple[str, int]:
-    """Return the first line, and its length in bytes."""
+def read_header(file: DataFile, encoding: str = "utf-8") -> tuple[str, int]:
+    """Return the first line, and its length in bytes of UTF-8."""
     try:
-        with open_text(file) as stream:
+        with open_text(file, encoding=encoding) as stream:
             line = _first_line(stream)
         return line.decode("utf-8-sig").rstrip("\r\n"), len(line)
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"The header of '{file.path}' should be UTF-8. Received {not_utf8(line)}."
+        if not is_utf8(encoding):
+            raise wrongly_encoded(file, error) from error
+        raise DataError(
+            f"The header of '{file.path}' should be UTF-8. Received {not_utf8(line)}.",
+            {"encoding": encoding_of(line)},
         ) from error
     except (pa.ArrowException, OSError) as error:
         raise unreadable(file, error) from error
 
 
-def split_header(line: str, file: DataFile, delimiter: str) -> list[str]:
+def split_header(line: str, file: DataFile, delimiter: str, quote: Quote = '"') -> list[str]:
     """Return the names in a first line."""
-    if len(delimiter) > 1:
+    if len(delimiter) > 1 or quote == "none":
         return line.split(delimiter)
     try:
         return next(csv.reader([line], delimiter=delimiter), [])

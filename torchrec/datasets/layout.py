@@ -59,6 +59,7 @@ def find_layout(
     delimiter: str | None = None,
     columns: Sequence[str] | None = None,
     read: Collection[str] = (),
+    encoding: str = "utf-8",
 ) -> Layout:
     r"""Find out how a text file is laid out, as far as nothing is given.
 
@@ -71,6 +72,7 @@ def find_layout(
         delimiter: between columns. Default: found out.
         columns: names, if there is no header. Default: found out whether there is.
         read: names of columns that will be read: a first line that has them all is a header.
+        encoding: of the characters. Default ``"utf-8"``.
 
     Raises:
         ValueError: the file cannot be read.
@@ -84,7 +86,7 @@ def find_layout(
         >>> layout.delimiter, layout.columns
         ('\t', ['user_id', 'item_id', 'rating', 'timestamp'])
     """
-    name, text = os.path.basename(file.path), _first_lines(file)
+    name, text = os.path.basename(file.path), _first_lines(file, encoding)
     chosen = delimiter or _delimiter(file, text, None if columns is None else len(columns))
     found = None if delimiter or chosen == delimiter_of(file.format) else chosen
     rows = _rows(text, chosen)
@@ -110,10 +112,10 @@ def find_layout(
     return Layout(found, names, notice)
 
 
-def _first_lines(file: DataFile) -> str:
+def _first_lines(file: DataFile, encoding: str) -> str:
     """Return the first lines, whole."""
     try:
-        with open_text(file) as stream:
+        with open_text(file, encoding=encoding) as stream:
             start: bytes = stream.read(_FIRST_BYTES)
     except (pa.ArrowException, OSError) as error:
         raise unreadable(file, error) from error

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Set
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from torchrec.checks import did_you_mean
 from torchrec.datasets._chunks import Chunk, ChunkStart, Reading
 from torchrec.datasets.expression import Expression, parse_expression
 from torchrec.datasets.files import DataFile, resolve_files
 from torchrec.datasets.split import FractionSplit, Split
+from torchrec.datasets.text_dialect import TextDialect
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from torchrec.datasets.csv_reader import CsvReader
     from torchrec.datasets.features import TextType
-    from torchrec.datasets.number_text import Decimal
     from torchrec.datasets.parquet_reader import ParquetReader
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -34,9 +34,7 @@ class TableSource:
 
     Args:
         files: what ``resolve_files`` found, or paths, folders and patterns for it.
-        columns: names of the columns of CSV or TSV files without a header. Default: the first line
-            names them.
-        delimiter: the character between the columns of CSV or TSV files, or several. Default: a comma, or a tab.
+        dialect: how CSV or TSV files are written. Default: with a header, commas or tabs, and quotes.
         drop: an expression, true for rows to leave out: ``"rating == 3"``. Default: none.
         split: the part of the rows to read, a ``FractionSplit`` or ``TimeSplit``. Default: all.
         schema: types that columns should have, such as those of data that a model was trained on.
@@ -45,10 +43,6 @@ class TableSource:
             their first lines show true and false, dates or times. Default: none.
         may_be_empty: take files without a row, as a partition of what is to be predicted may be.
             Default False.
-        decimal: the sign before the decimals of numbers in CSV or TSV files, ``"."`` or ``","``.
-            Default: a point.
-        missing: texts that stand for a missing value in every column of CSV or TSV files, beside those
-            that do anyway. Default: none.
 
     Raises:
         ValueError: files are not there, not whole or hold no rows, types of a column differ between
@@ -68,19 +62,16 @@ class TableSource:
         self,
         files: Sequence[DataFile] | Paths,
         *,
-        columns: Sequence[str] | None = None,
-        delimiter: str | None = None,
+        dialect: TextDialect | None = None,
         drop: str | Expression | None = None,
         split: Split | None = None,
         schema: pa.Schema | None = None,
         assumed: Mapping[str, TextType] | None = None,
         may_be_empty: bool = False,
-        decimal: Decimal = ".",
-        missing: Sequence[str] = (),
     ) -> None:
         self.files = _resolved(files)
-        self._written = _Written(columns, delimiter, decimal, missing)
-        self._reader = _reader(self.files, self._written, schema, assumed, may_be_empty)
+        self.dialect = dialect or TextDialect()
+        self._reader = _reader(self.files, self.dialect, schema, assumed, may_be_empty)
         self.schema: pa.Schema = self._reader.schema
         self.drop = parse_expression(drop) if isinstance(drop, str) else drop
         self.split = split
@@ -124,15 +115,18 @@ class TableSource:
         if isinstance(self._reader, CsvReader) and other.files[0].format != "parquet":
             other._reader = self._reader.over(other.files)
         else:
-            written = _Written() if other.files[0].format == "parquet" else self._written
-            other._reader = _reader(other.files, written, self.schema, None)
+            is_text = other.files[0].format != "parquet"
+            dialect = self.dialect if is_text else TextDialect()
+            other._reader = _reader(other.files, dialect, self.schema, None)
         other.schema = other._reader.schema
         return other
 
     @property
-    def decimal(self) -> Decimal:
-        """The sign before the decimals of numbers in text files."""
-        return self._written.decimal
+    def notices(self) -> list[str]:
+        """What was odd about the text that has been read so far, a sentence each."""
+        from torchrec.datasets.csv_reader import CsvReader
+
+        return self._reader.oddities.notices if isinstance(self._reader, CsvReader) else []
 
     @property
     def given(self) -> Set[str]:
@@ -264,36 +258,25 @@ def _resolved(files: Sequence[DataFile] | Paths) -> list[DataFile]:
     return found if found and len(found) == len(listed) else resolve_files(listed)  # type: ignore[arg-type]
 
 
-class _Written(NamedTuple):
-    """How text files are written, as `TableSource` has it."""
-
-    columns: Sequence[str] | None = None
-    delimiter: str | None = None
-    decimal: Decimal = "."
-    missing: Sequence[str] = ()
-
-
 def _reader(
     files: list[DataFile],
-    written: _Written,
+    dialect: TextDialect,
     schema: pa.Schema | None,
     assumed: Mapping[str, TextType] | None,
     may_be_empty: bool = False,
 ) -> CsvReader | ParquetReader:
     if files[0].format == "parquet":
-        for name, given in written._asdict().items():
-            if given not in (None, ".", ()) and list(given):
-                kind = "CSV and TSV files" + (" without a header" if name == "columns" else "")
-                raise ValueError(
-                    f"`{name}` should be given only for {kind}. Received it for '{files[0].path}'."
-                )
+        for name in dialect.given:
+            kind = "CSV and TSV files" + (" without a header" if name == "columns" else "")
+            raise ValueError(
+                f"`{name}` should be given only for {kind}. Received it for '{files[0].path}'."
+            )
         from torchrec.datasets.parquet_reader import ParquetReader
 
         return ParquetReader(files, schema, may_be_empty)
     from torchrec.datasets.csv_reader import CsvReader
 
-    columns, delimiter, decimal, missing = written
-    return CsvReader(files, columns, schema, assumed, delimiter, may_be_empty, decimal, missing)
+    return CsvReader(files, dialect, schema, assumed, may_be_empty)
 
 
 def _truth(expression: Expression, table: pa.Table) -> pa.Array | pa.ChunkedArray:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torchrec.datasets.data_error import DataError
 
-_INIT_OPTIONS = ("columns", "delimiter", "drop")
+_INIT_OPTIONS = ("columns", "delimiter", "drop", "quote", "encoding", "bad_lines")
 
 
 def advice(error: BaseException) -> str:
@@ -27,7 +27,8 @@ def advice(error: BaseException) -> str:
     keys = []
     for name, value in error.remedy.items():
         key = f"`data.{name}: {value}`" if value else f"`data.{name}`"
-        keys.append(key + (f" (`--{name}` of `torchrec init`)" if name in _INIT_OPTIONS else ""))
+        option = f"--{name.replace('_', '-')}"
+        keys.append(key + (f" (`{option}` of `torchrec init`)" if name in _INIT_OPTIONS else ""))
     return f"To mend it, set {' and '.join(keys)} in the experiment file."
 
 

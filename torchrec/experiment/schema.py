@@ -6,6 +6,7 @@ from them.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -23,6 +24,7 @@ from torch import nn
 
 from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
 from torchrec.datasets.files import check_delimiter
+from torchrec.datasets.text_dialect import TextDialect, check_encoding
 from torchrec.models.registry import ModelSection as ModelSection
 from torchrec.models.registry import TableRule
 from torchrec.types import optimizer_value
@@ -108,6 +110,25 @@ class DataSection(Section):
         description="texts that stand for a missing value in every column of CSV or TSV files, such as "
         "`-999`; what does anyway: features.md",
     )
+    quote: Literal['"', "none"] = Field(
+        default='"',
+        description='what may enclose a value of CSV or TSV files; `none`: a `"` is a character like '
+        "others, and each line a sample",
+    )
+    encoding: str = Field(
+        default="utf-8",
+        description="of the characters of CSV or TSV files, such as `latin-1`, `cp1252` or `utf-16`",
+    )
+    times: list[str] = Field(
+        default=[],
+        description="how times are written in CSV or TSV files, such as `%d.%m.%Y %H:%M`, beside those of "
+        "ISO 8601: as for `strptime` of Python",
+    )
+    bad_lines: Literal["refuse", "skip"] = Field(
+        default="refuse",
+        description="what becomes of lines of CSV or TSV files with more or fewer values than columns; what "
+        "is skipped is counted",
+    )
     types: dict[str, TextType] = Field(
         default={},
         description="what columns of CSV or TSV files hold where their first lines do not show it: "
@@ -133,7 +154,14 @@ class DataSection(Section):
     def _check(self) -> DataSection:
         if self.delimiter is not None:
             check_delimiter(self.delimiter, "data.delimiter")
+        check_encoding(self.encoding, "data.encoding")
         return self
+
+    @property
+    def dialect(self) -> TextDialect:
+        """How text files are written."""
+        names = [field.name for field in fields(TextDialect)]
+        return TextDialect(**{name: getattr(self, name) for name in names})
 
 
 class ScheduleSection(Section):

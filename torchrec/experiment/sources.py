@@ -97,13 +97,10 @@ def _train_source(experiment: Experiment) -> TableSource:
     strings: dict[str, TextType] = dict.fromkeys(text_columns(features), "string")
     source = TableSource(
         files,
-        columns=data.columns,
-        delimiter=data.delimiter,
+        dialect=data.dialect,
         drop=data.drop,
         schema=schema_of(strings | data.types) if is_text else None,
         assumed=number_columns(features) if is_text else None,
-        decimal=data.decimal,
-        missing=data.missing,
     )
     for column in data.types:
         check_column("data.types", column, source.names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -113,5 +114,40 @@ def useless(split: str, report: Report | None) -> list[str]:
             number = f"{value:.2f}" if value >= 1.005 else f"{value:.6f}"
             found.append(
                 f"on {split} the model{of} is worse than always predicting the mean (NE {number})"
+            )
+    return found
+
+
+def without_signal(split: str, report: Report | None) -> list[str]:
+    """Say so if predictions order samples no better than chance does: an AUC within two standard errors of 1/2.
+
+    That of chance is by Mann and Whitney, "On a test of whether one of two random variables is
+    stochastically larger than the other" (1947): sqrt((p + n + 1) / (12 p n)) of p positives, n negatives.
+
+    Args:
+        split: of which data.
+        report: the metrics; of several tasks there is one a task. None: nothing is said.
+
+    Example:
+        >>> counts = {"samples": 1000, "positives": 200}
+        >>> without_signal("test", Report({"auc": 0.53}, counts))[0].partition(":")[0]
+        'on test predictions order samples as chance does (AUC 0.530, by chance 0.500 +- 0.046)'
+        >>> without_signal("test", Report({"auc": 0.56}, counts))
+        []
+    """
+    found = []
+    for name, value in ({} if report is None else report).items():
+        task, dot, metric = name.rpartition(".")
+        counts = {} if report is None else report.counts
+        samples = counts.get(f"{task}{dot}samples", 0)
+        positives = counts.get(f"{task}{dot}positives", 0)
+        if metric != "auc" or not 0 < positives < samples:
+            continue
+        error = 2 * math.sqrt((samples + 1) / (12 * positives * (samples - positives)))
+        if abs(value - 0.5) <= error:
+            of = f" of {task}" if task else ""
+            found.append(
+                f"on {split} predictions{of} order samples as chance does (AUC {value:.3f}, by chance "
+                f"0.500 +- {error:.3f}): the features tell nothing of the label, or rows are too few."
             )
     return found

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from torchrec.datasets.features import TextType
+from torchrec.datasets.files import DataFile
 from torchrec.datasets.loader import Loader
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.split import Split, TimeSplit
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _EVALUATION_BATCH = 4096
+_ENOUGH, _MOST_UNKNOWN = 100, 0.5  # ids, of which such a share may have no row
 
 
 class Resolved(NamedTuple):
@@ -68,7 +71,12 @@ class RunData:
         self.experiment, self.fitted = resolved.experiment, resolved.fitted
         self.transform = self.fitted.transform
         train, valid, test = resolved.sources
-        self.notices = [*_read_twice(data, resolved.sources), *resolved.notices]
+        odd = [notice for source in resolved.sources if source for notice in source.notices]
+        self.notices = [
+            *_read_twice(data, resolved.sources),
+            *dict.fromkeys(odd),  # parts of the same files know the same
+            *resolved.notices,
+        ]
         rows = self.fitted.rows
         self.train_batches = None if rows is None else -(-rows // options.batch_size)
         self.train = Loader(
@@ -89,6 +97,8 @@ class RunData:
         self.valid = self._evaluation_batches("validation", valid, size)
         self.test = self._evaluation_batches("test", test if with_test else None, size)
         self._notice_ties(train.split)
+        self._notice_unknown("validation", valid)
+        self._notice_unknown("test", test if with_test else None)
         if options.early_stopping is not None:
             self._check_stopping(valid, options.early_stopping.metrics)
 
@@ -118,6 +128,22 @@ class RunData:
         transform = copy.copy(self.transform)
         transform.counts = TransformCounts(list(transform.features))
         return next(iter(Loader(self.train.source, transform, self.batch_sizes[0], workers=0)))
+
+    def _notice_unknown(self, name: str, source: TableSource | None) -> None:
+        """Say so where most ids of validation or test have no row of their own, by the first of their rows."""
+        probe = copy.copy(self.transform)
+        probe.counts = TransformCounts(list(probe.features))
+        first = None if source is None else next(source.scan(probe.columns), None)
+        if first is None:
+            return
+        probe(first)
+        for feature, counts in probe.counts.take().items():
+            if counts.values >= _ENOUGH and counts.unknown > _MOST_UNKNOWN * counts.values:
+                self.notices.append(
+                    f"{counts.unknown / counts.values:.0%} of the ids of '{feature}' for {name} come "
+                    "never, or less than `min_count` times, in the training data: the model knows "
+                    "nothing of them."
+                )
 
     def _notice_ties(self, split: Split | None) -> None:
         """Say so where rows of one time make parts of other sizes than were asked for."""
@@ -280,14 +306,27 @@ def _read_twice(data: DataSection, sources: Sources) -> list[str]:
     ):
         if not paths or source is None:
             continue
-        train = {file.path for file in sources.train.files}
-        both = [file.path for file in source.files if file.path in train]
+        both = _copies(source.files, sources.train.files)
         if both:
             notices.append(
-                f"`data.{name}` has files of `data.train`, '{both[0]}' among them: its metrics tell of "
-                "samples that were trained on."
+                f"`data.{name}` has files of `data.train`, or copies, '{both[0]}' among them: its "
+                "metrics tell of samples that were trained on."
             )
     return notices
+
+
+def _copies(files: Sequence[DataFile], of: Sequence[DataFile]) -> list[str]:
+    """Return the paths of files that are, or hold the same bytes as, some of others."""
+    paths, sizes = {file.path for file in of}, {os.path.getsize(file.path) for file in of}
+    digests: set[str] = set()
+    found = []
+    for file in files:
+        alike = file.path not in paths and os.path.getsize(file.path) in sizes
+        if alike and not digests:
+            digests = {other.fingerprint() for other in of}
+        if file.path in paths or (alike and file.fingerprint() in digests):
+            found.append(file.path)
+    return found
 
 
 def label_classes(source: TableSource, label: str) -> set[int]:

@@ -16,6 +16,7 @@ import pytest
 
 from torchrec.datasets.features import DenseFeature
 from torchrec.datasets.source import TableSource
+from torchrec.datasets.text_dialect import TextDialect
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.datasets.transform.sketches import DistinctCounter
 from torchrec.experiment.files import load_experiment
@@ -768,7 +769,7 @@ class TestRealData:
         from torchrec.datasets.files import resolve_files
 
         files = resolve_files(DATA / "criteo" / "train_first_10000.txt", "tsv")
-        source = TableSource(files, columns=["label", *numbers, *categories])
+        source = TableSource(files, dialect=TextDialect(columns=["label", *numbers, *categories]))
         features = infer_features(source, "label").features
         dense = [name for name, feature in features.items() if isinstance(feature, DenseFeature)]
         assert dense == numbers

@@ -10,6 +10,7 @@ import pytest
 
 from rowwise import cli
 from torchrec.datasets.source import TableSource
+from torchrec.datasets.text_dialect import TextDialect
 from torchrec.experiment.files import load_experiment
 from torchrec.experiment.propose.number_form import NumberForm, number_form_of
 
@@ -22,7 +23,7 @@ NUMBERS = [str(11 * i % 301) for i in range(ROWS)]
 def form_of(folder: Path, name: str, values: list[str], delimiter: str = ";") -> NumberForm:
     lines = [delimiter.join(map(str, row)) for row in zip(range(ROWS), values, strict=True)]
     (folder / "a.csv").write_text("\n".join([f"id{delimiter}{name}", *lines]))
-    return number_form_of(TableSource(folder / "a.csv", delimiter=delimiter))
+    return number_form_of(TableSource(folder / "a.csv", dialect=TextDialect(delimiter=delimiter)))
 
 
 def among(values: list[str], *words: str, every: int = 9) -> list[str]:
@@ -55,7 +56,10 @@ def test_the_sign_before_the_decimals(
 def test_both_signs_are_left_to_the_person(tmp_path: Path) -> None:
     lines = [f"{i},05;{i}.5" for i in range(ROWS)]
     (tmp_path / "a.csv").write_text("\n".join(["one;other", *lines]))
-    assert number_form_of(TableSource(tmp_path / "a.csv", delimiter=";")) == NumberForm()
+    assert (
+        number_form_of(TableSource(tmp_path / "a.csv", dialect=TextDialect(delimiter=";")))
+        == NumberForm()
+    )
 
 
 @pytest.mark.parametrize(

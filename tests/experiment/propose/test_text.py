@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from torchrec.datasets.source import TableSource
+from torchrec.datasets.text_dialect import TextDialect
 from torchrec.experiment.files import load_experiment
 from torchrec.experiment.propose import Inference, infer_features, write_experiment
 from torchrec.experiment.schema import DataSection
@@ -33,7 +34,9 @@ def infer_text(path: Path, name: str, values: list[str], decimal: str = ".") -> 
         writer = csv.writer(file, delimiter=";")
         writer.writerow(["user", name, "click"])
         writer.writerows((i % 7, value, i * i % 3 % 2) for i, value in enumerate(values))
-    source = TableSource(path, delimiter=";", decimal="," if decimal == "," else ".")
+    source = TableSource(
+        path, dialect=TextDialect(delimiter=";", decimal="," if decimal == "," else ".")
+    )
     return infer_features(source, "click")
 
 

@@ -13,6 +13,7 @@ import pyarrow.types as pt
 from torchrec.datasets.transform.columns import Array
 
 _FEW = 20  # distinct values of which each is looked at
+_FIRST = 1000
 _ENOUGH = 10  # rows, of either label; with fewer nothing is said
 _CHANCE = math.log(1e-6)  # less likely than that by chance
 
@@ -87,12 +88,19 @@ def _decided_by_threshold(values: pa.ChunkedArray, labels: Array, chosen: Array)
     """Say whether all numbers of one label lie below all of the other."""
     if not (pt.is_floating(values.type) or pt.is_integer(values.type)):
         return False
+    # A few rows mostly tell that they do not.
+    first = _lie_apart(values.slice(0, _FIRST), labels[:_FIRST], chosen[:_FIRST])
+    return first is not False and bool(_lie_apart(values, labels, chosen))
+
+
+def _lie_apart(values: pa.ChunkedArray, labels: Array, chosen: Array) -> bool | None:
+    """Say whether the numbers of one label lie below those of the other; None without numbers of both."""
     numbers, labels = values.filter(pa.array(chosen)).to_numpy(), labels[chosen]
     if len(numbers) and np.isnan(numbers.min()):
         labels, numbers = labels[~np.isnan(numbers)], numbers[~np.isnan(numbers)]
     one, other = numbers[labels == 0], numbers[labels == 1]
     if not (len(one) and len(other)):
-        return False
+        return None
     return bool(one.max() < other.min() or other.max() < one.min())
 
 

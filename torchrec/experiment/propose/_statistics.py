@@ -24,6 +24,8 @@ from torchrec.experiment.propose._text import Text, look_at_text
 
 # Distinct values are counted exactly below this, then estimated within about 0.4 %.
 EXACT = 65_536
+# Beyond so many it does not matter how many distinct measurements there are.
+_MEASURED = 4096
 # What is the same text again after it was read as an integer: no code with leading zeros.
 _WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"
 
@@ -80,7 +82,7 @@ class ColumnStatistics:
 
     @cached_property
     def distinct(self) -> int:
-        """Number of distinct values: exact below `EXACT`."""
+        """Number of distinct values: exact below `EXACT`; of quantities, where they are few."""
         return self._counter.estimate()
 
     @property
@@ -119,9 +121,24 @@ class ColumnStatistics:
                 self._add_range(found)
             elif self._integers is not None:
                 self._add_integers(self._integers, array)
-        self._counter.update(found.view(np.int64) if found.dtype == np.float64 else found)
+        counted = found
+        if self._is_measured:
+            counted = self._few_of(found)
+        self._counter.update(counted.view(np.int64) if found.dtype == np.float64 else counted)
         self.values += len(found)
         return len(array) - len(found)
+
+    def _few_of(self, numbers: Array) -> Array:
+        """Return some of many measurements, none if enough are counted: extremes, so that one value is told."""
+        if not len(numbers) or self._counter.estimate() >= _MEASURED:
+            return numbers[:0]
+        step = max(1, len(numbers) // (2 * _MEASURED))
+        return np.append(numbers[::step], [self.minimum, self.maximum])
+
+    @property
+    def _is_measured(self) -> bool:
+        """Whether values are quantities, of which nobody asks how many are distinct if they are many."""
+        return self.kind == "times" or (self.kind == "numbers" and not self.whole)
 
     def _add_integers(self, counter: DistinctCounter, parts: pa.Array) -> None:
         if pc.all(pc.match_substring_regex(parts, _WHOLE)).as_py() is False:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 from torchrec.checks import printable
+from torchrec.datasets.text_dialect import TextDialect
 from torchrec.experiment._yaml import write_inline, write_key
 from torchrec.experiment.propose._sizes import (
     DIM_RULE,
@@ -137,7 +139,7 @@ def _data(data: DataSection, inference: Inference, folder: Path) -> Iterator[str
         paths = [_relative(one, folder) for one in getattr(data, part)]
         if paths:
             yield f"  {part}: {write_inline(paths)}"
-    for key in ("format", "columns", "delimiter", "decimal", "missing"):
+    for key in ("format", *(field.name for field in fields(TextDialect))):
         value = getattr(data, key)
         if value != DataSection.model_fields[key].default:
             yield f"  {key}: {write_inline(value)}"

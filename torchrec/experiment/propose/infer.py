@@ -195,7 +195,7 @@ def _written_types(
         for field in first.schema
         if pa.types.is_string(field.type)
         and field.name not in known
-        and are_written_numbers(field.name, first[field.name], source.decimal)
+        and are_written_numbers(field.name, first[field.name], source.dialect.decimal)
     }
 
 

@@ -34,8 +34,12 @@ def columns_of_label(label: str) -> list[str]:
 
 def require_label(source: TableSource, label: str | None) -> str:
     """Return the label, or say what might be one where none was given."""
-    if label is not None:
+    if label:
         return label
+    if label is not None:
+        raise ValueError(
+            "`--label` should name a column, or be an expression. Received an empty one."
+        )
     raise ValueError(
         "`--label` should be a column of 0 and 1, or an expression over columns. Received none. "
         f"Columns: {listed(source.schema.names)}. {label_advice(source)}"

@@ -52,11 +52,12 @@ def number_form_of(source: TableSource) -> NumberForm:
 
     Example:
         >>> import pathlib, tempfile
+        >>> from torchrec.datasets.text_dialect import TextDialect
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "log.csv")
         ...     rows = [f"{i};{i},05;{'k.A.' if i % 9 == 0 else i}" for i in range(200)]
         ...     _ = path.write_text("\n".join(["user;price;age", *rows]))
-        ...     number_form_of(TableSource(path, delimiter=";"))
+        ...     number_form_of(TableSource(path, dialect=TextDialect(delimiter=";")))
         NumberForm(decimal=',', missing=('k.A.',))
     """
     table = next(source.scan(), None)
