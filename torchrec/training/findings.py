@@ -151,3 +151,8 @@ def without_signal(split: str, report: Report | None) -> list[str]:
                 f"0.500 +- {error:.3f}): the features tell nothing of the label, or rows are too few."
             )
     return found
+
+
+def of_test(report: Report | None) -> list[str]:
+    """Return what a person should know of the metrics of the test data; None: there are none."""
+    return [*useless("test", report), *without_signal("test", report)]

@@ -20,7 +20,7 @@ from torchrec.metrics.report import join_reports
 from torchrec.threads import ThreadChooser
 from torchrec.training.averaging import WeightAverage
 from torchrec.training.evaluation import Evaluation, evaluate
-from torchrec.training.findings import Overfitting, useless, without_signal
+from torchrec.training.findings import Overfitting, of_test, useless
 from torchrec.training.fit_state import FitResult, Progress
 from torchrec.training.monitor import Monitor
 from torchrec.training.observers import Extent, Observer, Observers, Record, check_metric_names
@@ -387,8 +387,7 @@ class Trainer:
             found = self._evaluate(test)
             tested = found.report
             self._observers.recorded(self._record("test", found, self._ids_evaluated))
-        notes = [*useless("valid", self._valid), *useless("test", tested)]
-        notes += without_signal("test", tested)
+        notes = [*useless("valid", self._valid), *of_test(tested)]
         if self.overfitting.is_there:
             notes.insert(0, self.overfitting.sentence())
         if self.average is not None:
