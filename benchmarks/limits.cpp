@@ -68,7 +68,7 @@ double median(std::vector<double> values) {
 }
 
 inline void fetch(const void* row, int64_t bytes) {
-  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(row) + b);
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(row) + b, 0, 2);
 }
 
 struct Tables {
@@ -121,7 +121,7 @@ void update(const Tables& t, int64_t turn, int64_t table, int64_t begin, int64_t
       const int64_t ahead = std::min(i + kAhead, last);
       fetch(w + ids[order[ahead]] * DIM, DIM * 4);
       fetch(gradient(ahead), DIM * 4);
-      __builtin_prefetch(state + ids[order[ahead]]);
+      __builtin_prefetch(state + ids[order[ahead]], 0, 2);
       const float* g = gradient(i);
       for (int64_t d = 0; d < DIM; ++d) sum[d] += g[d];
     }

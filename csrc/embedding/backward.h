@@ -121,8 +121,8 @@ struct Targets {
   bool early = false;  // fetched while ids are collected, with the gradients: see kEarlyBytes
 
   ROWWISE_INLINE void fetch_row(int64_t row, int64_t dim) const {
-    for (int t = 0; t < num_wide; ++t) fetch<true>(wide[t], row * dim * bytes[t], dim * bytes[t]);
-    __builtin_prefetch(narrow + row, 1, 3);
+    for (int t = 0; t < num_wide; ++t) fetch(wide[t], row * dim * bytes[t], dim * bytes[t]);
+    __builtin_prefetch(narrow + row, 0, 2);
   }
   void add(const void* memory, int64_t bytes_a_number) {
     if (memory == nullptr) return;
@@ -249,7 +249,8 @@ ROWWISE_INLINE Block unless_new(const Block& block, bool is_new) {
   return result;
 }
 
-constexpr int64_t kTargetsAhead = 24, kSourcesAhead = 12;  // entries
+// Entries ahead, to the second cache and not to be written: see `fetch`.
+constexpr int64_t kTargetsAhead = 64, kSourcesAhead = 32;
 
 // Sums columns [column, column + 16 * kBlocks (+ tail)) of the gradients of the rows, each into its own place.
 template <class E, int kBlocks, bool kTail>
@@ -265,11 +266,11 @@ void sum_columns(const Sorted<E>& sorted, const Sources& sources, const Targets&
       const int64_t row = sorted.row(sorted.ahead(i, kTargetsAhead));
       for (int t = 0; t < targets.num_wide; ++t) {
         const char* target = targets.wide[t] + (row * rows.dim + column) * targets.bytes[t];
-        for (int b = 0; b < kAll; ++b) __builtin_prefetch(target + b * 64, 1, 3);
+        for (int b = 0; b < kAll; ++b) __builtin_prefetch(target + b * 64, 0, 2);
       }
-      if (column == 0) __builtin_prefetch(targets.narrow + row, 1, 3);
+      if (column == 0) __builtin_prefetch(targets.narrow + row, 0, 2);
       const float* soon = sources.rows + sorted.source(sorted.ahead(i, kSourcesAhead)) * sources.stride + column;
-      for (int b = 0; b < kAll; ++b) __builtin_prefetch(soon + b * kBlock, 0, 3);
+      for (int b = 0; b < kAll; ++b) __builtin_prefetch(soon + b * kBlock, 0, 2);
     }
     const float* x = sources.rows + sorted.source(i) * sources.stride + column;
     const float factor = sorted.entries[i].factor();

@@ -11,7 +11,7 @@ namespace rowwise {
 namespace ROWWISE_ISA {
 
 // How many rows ahead rows are fetched: about 128 lines, at most 64 rows. That covers a miss to memory while both cores
-// wait for it, and fits the first cache.
+// wait for it.
 constexpr int64_t kMostAhead = 64;
 constexpr int64_t rows_ahead(int64_t bytes_a_row) {
   const int64_t lines = (bytes_a_row + 63) / 64, rows = 128 / lines;
@@ -43,7 +43,7 @@ ROWWISE_INLINE void prefetch_row(const Table& table, int64_t id, int64_t column,
   const uint64_t here = static_cast<uint64_t>(id) - static_cast<uint64_t>(table.first_row);
   const uint64_t at = here * static_cast<uint64_t>(table.dim) + static_cast<uint64_t>(column);
   const uintptr_t row = reinterpret_cast<uintptr_t>(table.weight) + at * sizeof(W);
-  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(reinterpret_cast<const char*>(row + line), 0, 3);
+  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(reinterpret_cast<const char*>(row + line), 0, 2);
 }
 
 // Elements [at, at + n) of y, n <= 16. The type is a run-time branch: always the same one, and once a block, not an id.
@@ -105,12 +105,11 @@ inline Chosen choose(const Batch& batch, const Range& range, int64_t row_bytes, 
   return {first, count, at};
 }
 
-template <bool kToWrite = false>
+// Fetches a row to the second cache: processors wait for more lines there than in the first, and what the first then lacks
+// takes a few cycles, which other rows fill.
 ROWWISE_INLINE void fetch(const void* memory, int64_t at, int64_t bytes) {
   const uintptr_t row = reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(at);
-  for (int64_t line = 0; line < bytes; line += 64) {
-    __builtin_prefetch(reinterpret_cast<const char*>(row + line), kToWrite, 3);
-  }
+  for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(reinterpret_cast<const char*>(row + line), 0, 2);
 }
 
 // Columns [column, column + 16 * kBlocks (+ tail)) of the bags of a range. kTail: the last block has `tail` < 16.
