@@ -6,7 +6,8 @@ the peer's time over ours, by the clock, the median of the ratios within a round
 
 The floor is what is left where nothing is routed, packed or waited for: a rank's share of the tables looked up and
 updated for the batches of all ranks, and its vectors and their gradients sent by two calls of ``all_to_all_single``;
-each measured in the same rounds. Calls are those of the process group in a step, bytes those that all ranks have sent.
+each measured in the same rounds. Calls are those of the process group in a step, bytes those that all ranks have sent
+through sockets: what goes through memory that ranks share is neither.
 
 ``--world 8`` on a machine with two cores: only the processor's time tells something.
 """

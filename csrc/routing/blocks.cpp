@@ -28,21 +28,27 @@ void write_row(const float* from, float* to, int64_t n, bool adds, Scale scale) 
   }
 }
 
-void copy_row(const CopyBlock& block, int64_t row, int64_t item, const Divisor& divisor) {
-  const char* from = block.from + row * block.from_stride * item;
-  char* to = block.to + row * block.to_stride * item;
-  if (!block.divides && !block.adds) {
-    std::memcpy(to, from, static_cast<size_t>(block.columns * item));
-    return;
-  }
-  const float* numbers = reinterpret_cast<const float*>(from);
-  float* results = reinterpret_cast<float*>(to);
-  if (!block.divides) {
-    write_row(numbers, results, block.columns, true, [](float x) { return x; });
-  } else if (divisor.is_power) {
-    write_row(numbers, results, block.columns, block.adds, [f = divisor.reciprocal](float x) { return x * f; });
-  } else {
-    write_row(numbers, results, block.columns, block.adds, [d = divisor.value](float x) { return x / d; });
+// Rows [begin, end) of a block; those without a gap on either side are copied as one.
+void copy_rows(const CopyBlock& block, int64_t begin, int64_t end, int64_t item, const Divisor& divisor) {
+  const bool is_flat = block.from_stride == block.columns && block.to_stride == block.columns;
+  const int64_t columns = is_flat ? (end - begin) * block.columns : block.columns;
+  if (is_flat && end > begin) end = begin + 1;
+  for (int64_t row = begin; row < end; ++row) {
+    const char* from = block.from + row * block.from_stride * item;
+    char* to = block.to + row * block.to_stride * item;
+    if (!block.divides && !block.adds) {
+      std::memcpy(to, from, static_cast<size_t>(columns * item));
+      continue;
+    }
+    const float* numbers = reinterpret_cast<const float*>(from);
+    float* results = reinterpret_cast<float*>(to);
+    if (!block.divides) {
+      write_row(numbers, results, columns, true, [](float x) { return x; });
+    } else if (divisor.is_power) {
+      write_row(numbers, results, columns, block.adds, [f = divisor.reciprocal](float x) { return x * f; });
+    } else {
+      write_row(numbers, results, columns, block.adds, [d = divisor.value](float x) { return x / d; });
+    }
   }
 }
 
@@ -57,8 +63,7 @@ void copy_blocks(const CopyBlock* blocks, int64_t count, int64_t item, float div
   in_pieces(bytes > kSmallWork ? all_threads() : 1, shares, [&](int64_t share, int) {
     for (int64_t b = 0; b < count; ++b) {
       if (blocks[b].columns == 0) continue;  // they need have no memory
-      const int64_t end = blocks[b].rows * (share + 1) / shares;
-      for (int64_t row = blocks[b].rows * share / shares; row < end; ++row) copy_row(blocks[b], row, item, by);
+      copy_rows(blocks[b], blocks[b].rows * share / shares, blocks[b].rows * (share + 1) / shares, item, by);
     }
   });
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -84,6 +86,34 @@ def kept():
 
 def test_what_somebody_reads_is_not_written_anew(workers):
     assert workers.run(kept, 2) == [True, True]
+
+
+def forked():
+    """A forked process lets go of a message that this one still reads."""
+    memory, rank = shared(), dist.get_rank()
+    sizes = [1000, 1000]
+
+    def received(value):
+        sent = memory.message(2000, torch.empty(0))
+        sent.fill_(value)
+        work = memory.start(sent, sizes, sizes, None)
+        assert work.done_within(LONG)
+        return work.parts()[1 - rank]
+
+    part = received(1)
+    child = os.fork()
+    if not child:
+        del part
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    dist.barrier()
+    later = [received(value) for value in (2, 3, 4)]
+    return [each.unique().tolist() for each in (part, *later)]
+
+
+def test_what_a_forked_process_lets_go_of_is_kept(workers):
+    assert workers.run(forked, 2) == [[[1.0], [2.0], [3.0], [4.0]]] * 2
 
 
 def addresses():
@@ -205,3 +235,29 @@ def test_another_value_of_the_variable_is_refused(monkeypatch):
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "yes")
     with pytest.raises(ValueError, match=r"should be '0' or '1'. Received 'yes'"):
         share_memory(None, LONG)
+
+
+def open_files():
+    """How many files of memory and of processes are open more than before: while memory is shared, and after."""
+    gc.collect()  # what other tests have left
+    before = files_of_sharing()
+    memory = shared()
+    memory.start(torch.ones(4000), [2000] * 2, [2000] * 2, None).done_within(LONG)
+    dist.barrier()
+    while_shared = files_of_sharing() - before
+    del memory
+    gc.collect()
+    return while_shared, files_of_sharing() - before
+
+
+def files_of_sharing():
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            links.append(os.readlink(f"/proc/self/fd/{name}"))
+    return sum("rowwise-" in link or "pidfd" in link for link in links)
+
+
+def test_it_leaves_no_files_open(workers):
+    # Open are both segments, and what tells that the other process has ended.
+    assert workers.run(open_files, 2) == [(3, 0)] * 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 import threading
 import time
 
@@ -21,7 +20,7 @@ SECOND = 1_000_000
 
 @pytest.fixture
 def addresses():
-    """Four words and a bell, in memory that a forked process shares."""
+    """Four words and two bells, in memory that processes may share."""
     shared = np.frombuffer(mmap.mmap(-1, 4096), dtype=np.int64)
     start = shared.ctypes.data
     yield [start + 8 * i for i in range(4)], start + 64
@@ -56,21 +55,23 @@ def test_another_thread_wakes_it_at_once_and_python_goes_on_meanwhile(addresses,
     timer.join()
 
 
-def test_two_processes_answer_each_other(addresses):
+def test_two_threads_answer_each_other(addresses):
     """Each number is written only when the other's was seen: one that is missed stops both."""
     (here, there, *_), bell = addresses
-    other_bell, rounds = bell + 64, 2000
-    child = os.fork()
-    if not child:
-        seen = all(
-            wait([here], [i], other_bell, 10 * SECOND) and post([there], [i], [bell]) is None
-            for i in range(1, rounds + 1)
-        )
-        os._exit(0 if seen else 1)
+    other_bell, rounds, seen = bell + 64, 1000, []
+
+    def answer():
+        for i in range(1, rounds + 1):
+            seen.append(wait([here], [i], other_bell, 10 * SECOND))
+            post([there], [i], [bell])
+
+    thread = threading.Thread(target=answer)
+    thread.start()
     for i in range(1, rounds + 1):
         post([here], [i], [other_bell])
         assert wait([there], [i], bell, 10 * SECOND)
-    assert os.waitpid(child, 0)[1] == 0
+    thread.join()
+    assert all(seen)
 
 
 @pytest.mark.parametrize(

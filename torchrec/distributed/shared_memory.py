@@ -55,6 +55,7 @@ class _Segment:
     """
 
     def __init__(self, file: int, size: int, ranks: int) -> None:
+        self._process = os.getpid()
         self.bytes = np.frombuffer(mmap.mmap(file, size), dtype=np.uint8)
         self.words = self.bytes.view(np.int64)
         self.address = self.bytes.ctypes.data
@@ -65,8 +66,16 @@ class _Segment:
         self.first = _rounded_up(8 * (_HEAD + self.ring.size), mmap.PAGESIZE)
 
     def word(self, number: int) -> int:
-        """Return the address of one of the numbers at the head."""
+        """Return the address of a number."""
         return self.address + 8 * number
+
+    def write(self, number: int, value: int, bells: Sequence[int] = ()) -> None:
+        """Write a number, which others see after all that was written before.
+
+        A forked process has the objects of this one, and what becomes of them there says nothing of this one.
+        """
+        if os.getpid() == self._process:
+            post([self.word(number)], [value], bells)
 
 
 @dataclass(eq=False)
@@ -202,7 +211,7 @@ class SharedMemory:
         for size in sizes:
             starts.append(starts[-1] + size * item)
         self._write(number, sent, starts)
-        post([self._mine.word(_POSTED)], [number + 1], self._bells)
+        self._mine.write(_POSTED, number + 1, self._bells)
         first = starts[self._rank] // item
         own = sent[first : first + sizes[self._rank]]
         work = self._unread[number] = _SharedWork(self, number, own, expected, received)
@@ -270,8 +279,7 @@ class SharedMemory:
             for rank, size in enumerate(expected)
         ]
         self._unread.pop(number, None)
-        read = next(iter(self._unread), self._number)
-        post([self._mine.word(_READ)], [read])
+        self._mine.write(_READ, next(iter(self._unread), self._number))
         return parts
 
     def _part(self, rank: int, number: int, like: Tensor, size: int) -> Tensor:
@@ -289,7 +297,7 @@ class SharedMemory:
             return torch.from_numpy(copy).view(like.dtype)
         found = segment.bytes[start : start + num_bytes]
         # Its sender takes the memory again when no tensor has it any more.
-        finalize(found, _release, segment, done + self._rank, number + 1).atexit = False
+        finalize(found, segment.write, done + self._rank, number + 1).atexit = False
         return torch.from_numpy(found).view(like.dtype)
 
     def _make_room(self, number: int) -> None:
@@ -350,7 +358,7 @@ class SharedMemory:
 
     def leave(self) -> None:
         """Tell all others that this rank sends nothing more."""
-        post([self._mine.word(_CLOSED)], [1], self._bells)
+        self._mine.write(_CLOSED, 1, self._bells)
 
 
 def share_memory(group: dist.ProcessGroup, timeout: timedelta) -> SharedMemory | None:
@@ -363,14 +371,11 @@ def share_memory(group: dist.ProcessGroup, timeout: timedelta) -> SharedMemory |
         group: the ranks, more than one.
         timeout: of their exchanges.
     """
-    name = f"rowwise-{secrets.token_hex(8)}"
-    file = os.memfd_create(name, os.MFD_CLOEXEC) if _may_share() else None
-    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
     # Of addresses: memory is taken as it is written.
-    size = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
+    name, size = f"rowwise-{secrets.token_hex(8)}", os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
+    file = _new_file(name, size) if _may_share() else None
+    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
     try:
-        if file is not None:
-            os.ftruncate(file, size)
         offers: list[tuple[int, int, str, int] | None] = [None] * ranks
         offer = None if file is None else (os.getpid(), file, name, size)
         dist.all_gather_object(offers, offer, group)
@@ -388,6 +393,20 @@ def share_memory(group: dist.ProcessGroup, timeout: timedelta) -> SharedMemory |
         return None
     os.close(processes.pop(rank))
     return SharedMemory(segments, rank, processes, timeout)
+
+
+def _new_file(name: str, size: int) -> int | None:
+    """Return a file in memory, which ends with the processes that have mapped it; None: the system allows none."""
+    try:
+        file = os.memfd_create(name, os.MFD_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        os.ftruncate(file, size)
+    except OSError:
+        os.close(file)
+        return None
+    return file
 
 
 def _may_share() -> bool:
@@ -420,10 +439,6 @@ def _shared(
         _close(list(processes.values()))
         return None
     return segments, processes
-
-
-def _release(segment: _Segment, word: int, number: int) -> None:
-    post([segment.word(word)], [number])
 
 
 def _close(files: Sequence[int]) -> None:
