@@ -18,6 +18,7 @@ void bind_interaction(nb::module_& m);     // csrc/interaction/bindings.cpp
 void bind_jagged(nb::module_& m);          // csrc/jagged/bindings.cpp
 void bind_linear(nb::module_& m);          // csrc/linear/bindings.cpp
 void bind_permute(nb::module_& m);         // csrc/permute/bindings.cpp
+void bind_quant(nb::module_& m);        // csrc/quant/bindings.cpp
 void bind_routing(nb::module_& m);         // csrc/routing/bindings.cpp
 void bind_signals(nb::module_& m);         // csrc/signals/bindings.cpp
 }  // namespace rowwise
@@ -31,6 +32,7 @@ NB_MODULE(_native, m) {
   rowwise::bind_jagged(m);
   rowwise::bind_linear(m);
   rowwise::bind_permute(m);
+  rowwise::bind_quant(m);
   rowwise::bind_routing(m);
   rowwise::bind_signals(m);
   m.def(

@@ -112,17 +112,43 @@ ROWWISE_INLINE void fetch(const void* memory, int64_t at, int64_t bytes) {
   for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(reinterpret_cast<const char*>(row + line), 0, 2);
 }
 
+// How the rows of a table of plain numbers are read, from a column on. A family whose rows are something else brings a class
+// with the same methods.
+template <class W>
+class PlainRows {
+ public:
+  PlainRows(const Table& table, int64_t column) : begin_(reinterpret_cast<const char*>(static_cast<const W*>(table.weight) + column)) {}
+
+  static constexpr int64_t bytes(int blocks) { return blocks * kBlock * static_cast<int64_t>(sizeof(W)); }
+
+  template <int kBlocks>
+  ROWWISE_INLINE void fetch_row(int64_t at) const {
+    fetch(begin_, at, bytes(kBlocks));
+  }
+
+  // The row that begins `at` bytes behind the first, in blocks.
+  struct Row {
+    const W* x;
+    ROWWISE_INLINE Block load(int b) const { return Block::load(x + b * kBlock); }
+    ROWWISE_INLINE Block load_head(int b, int n) const { return Block::load_head(x + b * kBlock, n); }
+  };
+  ROWWISE_INLINE Row row(int64_t at) const { return {reinterpret_cast<const W*>(begin_ + at)}; }
+
+ private:
+  const char* begin_;
+};
+
 // Columns [column, column + 16 * kBlocks (+ tail)) of the bags of a range. kTail: the last block has `tail` < 16.
-template <class W, int kBlocks, bool kTail, bool kWeighted>
+template <class Rows, int kBlocks, bool kTail, bool kWeighted>
 void pool_columns(const Batch& batch, const Range& range, const Chosen& chosen, int64_t column, int tail) {
   const Slot& slot = batch.slots[range.slot];
   const Bags bags{slot.offsets, batch.wide_offsets};
-  const char* weight = reinterpret_cast<const char*>(static_cast<const W*>(batch.tables[slot.table].weight) + column);
+  const Rows rows(batch.tables[slot.table], column);
   const int64_t* at = chosen.at;
   const float* scales = kWeighted ? slot.sample_weights + chosen.first : nullptr;
   constexpr int kAll = kBlocks + (kTail ? 1 : 0);
-  constexpr int64_t kBytes = kAll * kBlock * static_cast<int64_t>(sizeof(W)), ahead = rows_ahead(kBytes);
-  for (int64_t i = 0; i < ahead && i < chosen.count; ++i) fetch(weight, at[i], kBytes);
+  constexpr int64_t ahead = rows_ahead(Rows::bytes(kAll));
+  for (int64_t i = 0; i < ahead && i < chosen.count; ++i) rows.template fetch_row<kAll>(at[i]);
   int64_t i = 0;
   for (int64_t bag = range.begin; bag < range.end; ++bag) {
     const int64_t begin = i, end = bags.end(bag) - chosen.first;
@@ -130,15 +156,15 @@ void pool_columns(const Batch& batch, const Range& range, const Chosen& chosen, 
     Block sum[kAll];
     for (int b = 0; b < kAll; ++b) sum[b] = Block::fill(0);
     for (; i < end; ++i) {
-      fetch(weight, at[i + ahead], kBytes);
+      rows.template fetch_row<kAll>(at[i + ahead]);
       if (__builtin_expect(at[i] < 0, 0)) {
         count -= at[i] == kNoRow;
         continue;
       }
-      const W* x = reinterpret_cast<const W*>(weight + at[i]);
+      const auto x = rows.row(at[i]);
       const float scale = kWeighted ? scales[i] : 1.0f;
       for (int b = 0; b < kAll; ++b) {
-        const Block block = kTail && b == kBlocks ? Block::load_head(x + b * kBlock, tail) : Block::load(x + b * kBlock);
+        const Block block = kTail && b == kBlocks ? x.load_head(b, tail) : x.load(b);
         sum[b] = sum[b] + (kWeighted ? block * scale : block);
       }
     }
@@ -152,40 +178,40 @@ void pool_columns(const Batch& batch, const Range& range, const Chosen& chosen, 
   }
 }
 
-template <class W, int kBlocks, bool kWeighted>
+template <class Rows, int kBlocks, bool kWeighted>
 void pool_rest(const Batch& batch, const Range& range, const Chosen& chosen, int64_t column, int tail) {
   if (tail) {
-    pool_columns<W, kBlocks, true, kWeighted>(batch, range, chosen, column, tail);
+    pool_columns<Rows, kBlocks, true, kWeighted>(batch, range, chosen, column, tail);
   } else if constexpr (kBlocks > 0) {
-    pool_columns<W, kBlocks, false, kWeighted>(batch, range, chosen, column, 0);
+    pool_columns<Rows, kBlocks, false, kWeighted>(batch, range, chosen, column, 0);
   }
 }
 
-template <class W, bool kWeighted>
+template <class Rows, bool kWeighted>
 void pool(const Batch& batch, const Range& range, const Chosen& chosen) {
   const int64_t dim = batch.tables[batch.slots[range.slot].table].dim;
   int64_t column = 0;
   for (; dim - column >= kBlock * kMaxBlocks; column += kBlock * kMaxBlocks)
-    pool_columns<W, kMaxBlocks, false, kWeighted>(batch, range, chosen, column, 0);
+    pool_columns<Rows, kMaxBlocks, false, kWeighted>(batch, range, chosen, column, 0);
   const int tail = static_cast<int>((dim - column) % kBlock);
   switch ((dim - column) / kBlock) {
-    case 0: return pool_rest<W, 0, kWeighted>(batch, range, chosen, column, tail);
-    case 1: return pool_rest<W, 1, kWeighted>(batch, range, chosen, column, tail);
-    case 2: return pool_rest<W, 2, kWeighted>(batch, range, chosen, column, tail);
-    case 3: return pool_rest<W, 3, kWeighted>(batch, range, chosen, column, tail);
-    case 4: return pool_rest<W, 4, kWeighted>(batch, range, chosen, column, tail);
-    case 5: return pool_rest<W, 5, kWeighted>(batch, range, chosen, column, tail);
-    case 6: return pool_rest<W, 6, kWeighted>(batch, range, chosen, column, tail);
-    case 7: return pool_rest<W, 7, kWeighted>(batch, range, chosen, column, tail);
+    case 0: return pool_rest<Rows, 0, kWeighted>(batch, range, chosen, column, tail);
+    case 1: return pool_rest<Rows, 1, kWeighted>(batch, range, chosen, column, tail);
+    case 2: return pool_rest<Rows, 2, kWeighted>(batch, range, chosen, column, tail);
+    case 3: return pool_rest<Rows, 3, kWeighted>(batch, range, chosen, column, tail);
+    case 4: return pool_rest<Rows, 4, kWeighted>(batch, range, chosen, column, tail);
+    case 5: return pool_rest<Rows, 5, kWeighted>(batch, range, chosen, column, tail);
+    case 6: return pool_rest<Rows, 6, kWeighted>(batch, range, chosen, column, tail);
+    case 7: return pool_rest<Rows, 7, kWeighted>(batch, range, chosen, column, tail);
   }
 }
 
-template <class W>
+template <class Rows>
 void pool(const Batch& batch, const Range& range, const Chosen& chosen) {
   if (batch.slots[range.slot].sample_weights)
-    pool<W, true>(batch, range, chosen);
+    pool<Rows, true>(batch, range, chosen);
   else
-    pool<W, false>(batch, range, chosen);
+    pool<Rows, false>(batch, range, chosen);
 }
 
 // Refuses bags of other than one id where nothing is pooled.
@@ -204,9 +230,9 @@ inline void pool(const Batch& batch, const Range& range, int64_t* at, Outcome& o
   const Table& table = batch.tables[batch.slots[range.slot].table];
   const Chosen chosen = choose(batch, range, table.dim * (table.dtype == Float::f32 ? 4 : 2), at, outcome);
   switch (table.dtype) {
-    case Float::f32: return pool<float>(batch, range, chosen);
-    case Float::f16: return pool<Half>(batch, range, chosen);
-    case Float::bf16: return pool<Bfloat16>(batch, range, chosen);
+    case Float::f32: return pool<PlainRows<float>>(batch, range, chosen);
+    case Float::f16: return pool<PlainRows<Half>>(batch, range, chosen);
+    case Float::bf16: return pool<PlainRows<Bfloat16>>(batch, range, chosen);
   }
 }
 

@@ -23,6 +23,7 @@ void test_collision();
 void test_embedding();
 void test_jagged();
 void test_permute();
+void test_quant();
 void test_routing();
 void test_signals();
 void test_interaction();

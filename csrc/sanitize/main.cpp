@@ -11,6 +11,7 @@ int main() {
   rowwise::test_interaction();
   rowwise::test_linear();
   rowwise::test_hashing();
+  rowwise::test_quant();
   rowwise::test_embedding();
   rowwise::test_collision();
   rowwise::test_hash_collision();

@@ -27,6 +27,7 @@ FROZEN = {
     ),
     "evaluate": ("data run --json", "test.parquet"),
     "predict": ("data run --keep-columns --name --output,-o", "predictions.parquet"),
+    "quantize": ("data run --clip --output,-o --to", "runs/experiment --to int8"),
     "report": ("run --every --no-predictions --output,-o --watch", "runs/experiment --watch"),
     "compare": ("runs --html --rows", "--html compare.html"),
     "plan": (
@@ -82,6 +83,7 @@ def test_help_of_all(capsys: pytest.CaptureFixture[str]) -> None:
         "train",
         "evaluate",
         "predict",
+        "quantize",
         "report",
         "compare",
         "plan",

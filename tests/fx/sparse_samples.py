@@ -68,6 +68,7 @@ from torchrec.modules.object_pool_lookups import (
 )
 from torchrec.modules.regroup import KTRegroupAsDict, PermuteMultiEmbedding
 from torchrec.modules.tensor_pool import TensorPool
+from torchrec.quant.convert import quantize_embeddings
 from torchrec.sparse.jagged_tensor import ComputeJTDictToKJT, ComputeKJTToJTDict
 
 D, DENSE, ROWS, LONGEST = 4, 7, 50, 3
@@ -110,6 +111,10 @@ def bags_with_weights(**options: Any) -> EmbeddingBagCollection:
 
 def sequences(**options: Any) -> EmbeddingCollection:
     return EmbeddingCollection(tables=sequence_tables(**options))
+
+
+def quantized(module: nn.Module) -> nn.Module:
+    return quantize_embeddings(module, torch.qint8, inplace=False)
 
 
 FUSED = {"optimizer": "rowwise_adagrad", "lr": 0.1}
@@ -319,6 +324,24 @@ SPARSE = {
         lambda: FeatureProcessedEmbeddingBagCollection(
             bags(True, **FUSED),
             {key: feature_processor_.PositionWeightedModule(LONGEST) for key in KEYS},
+        ),
+        features,
+    ),
+    "quant.EmbeddingBagCollection": Sample(lambda: quantized(bags()), features),
+    "quant.EmbeddingBagCollection, weighted": Sample(
+        lambda: quantized(bags(True)), weighted_features
+    ),
+    "quant.EmbeddingCollection": Sample(lambda: quantized(sequences()), features),
+    "quant.FeatureProcessedEmbeddingBagCollection": Sample(
+        lambda: quantized(FeatureProcessedEmbeddingBagCollection(bags(True), positions())), features
+    ),
+    "QuantManagedCollisionEmbeddingBagCollection": Sample(
+        lambda: quantized(ManagedCollisionEmbeddingBagCollection(bags(), maps(bag_tables()))),
+        features,
+    ),
+    "QuantManagedCollisionEmbeddingCollection": Sample(
+        lambda: quantized(
+            ManagedCollisionEmbeddingCollection(sequences(), maps(sequence_tables()))
         ),
         features,
     ),

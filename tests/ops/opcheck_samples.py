@@ -25,6 +25,7 @@ from torchrec.ops.embedding import (
 )
 from torchrec.ops.embedding.hyper import SAMPLES
 from torchrec.ops.embedding.updates import RULES
+from torchrec.ops.quant import RowFormat, quantize_rows
 from torchrec.types import OptimizerType
 
 T = torch.tensor
@@ -70,6 +71,32 @@ def embedding() -> list[Sample]:
         ("embedding_sequence_dense_grad", (grads, weights, *ids)),
         ("embedding_sequence_sparse_grad", ([grads[0], None], weights, *ids)),
         ("embedding_sequence_update_", (grads, *fused, *ids)),
+    ]
+
+
+def quant() -> list[Sample]:
+    """A table of codes and one of floats, the second a shard; two keys of three bags."""
+    tables = [
+        TableSpec("a", 3, 5, 4, PolicyCode.OVERFLOW),
+        TableSpec("b", 2, 6, 6, PolicyCode.IGNORE, None, 0, 2, 3),
+    ]
+    slots = [SlotSpec("f", 0, 0, PoolingCode.SUM, 0), SlotSpec("g", 1, 1, PoolingCode.MEAN, 3)]
+    spec = LookupSpec(tables, slots, 2, 5)
+    formats = [RowFormat.INT4, RowFormat.FP16]
+    plain = [torch.randn(5, 3), torch.randn(3, 2)]
+    rows = [quantize_rows(weight, format) for weight, format in zip(plain, formats, strict=True)]
+    values, offsets = T([0, 9, 3, 4, 2, 3, 7]), T([0, 2, 2, 3, 5, 5, 7])
+    bags = values, offsets, torch.randn(7), 2, 5, torch.float32, spec.names
+    ids = values, [0, 3], [3, 4], spec.dims, torch.bfloat16, spec.names
+    numbers = [int(format) for format in formats]
+    return [
+        ("quantize_rows", (plain[0], None, int(RowFormat.INT2), 16, "a")),
+        ("quantize_rows", (plain[0], torch.randn(5, 2), int(RowFormat.INT8), 7, "")),
+        ("quantize_rows", (plain[1].half(), None, int(RowFormat.BF16), 4, "")),
+        ("dequantize_rows", (rows[0], numbers[0], 3)),
+        ("dequantize_rows", (rows[1], numbers[1], 2)),
+        ("quantized_bag", (rows, numbers, spec.tensor, *bags)),
+        ("quantized_sequence", (rows, numbers, spec.tensor, *ids)),
     ]
 
 
@@ -153,4 +180,4 @@ def others() -> list[Sample]:
     ]
 
 
-OPCHECK_SAMPLES = [*embedding(), *id_maps(), *slot_maps(), *jagged(), *others()]
+OPCHECK_SAMPLES = [*embedding(), *quant(), *id_maps(), *slot_maps(), *jagged(), *others()]

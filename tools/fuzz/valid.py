@@ -28,6 +28,7 @@ from torchrec.ops.embedding import (
     write_hyper,
 )
 from torchrec.ops.embedding.updates import RULES
+from torchrec.ops.quant import RowFormat, quantize_rows
 
 Arguments = list[Any]
 Draw = Callable[[Random], Arguments]
@@ -158,6 +159,44 @@ def of_look_up(name: str) -> Draw:
         drawn = look_up(random)
         if name == "embedding_bag_weights_grad" and drawn["sample_weights"] is None:
             drawn["sample_weights"] = numbers(random, drawn["values"].numel())
+        schema = getattr(torch.ops.rowwise, name).default._schema
+        return [drawn[argument.name] for argument in schema.arguments]
+
+    return draw
+
+
+# ---- rows of few bits
+
+
+def matrix(random: Random, dtype: torch.dtype) -> Tensor:
+    return numbers(
+        random, random.randint(0, 5), random.choice((1, 2, 3, 7, 16, 17, 40)), dtype=dtype
+    )
+
+
+def quantize(random: Random) -> Arguments:
+    weight, format = matrix(random, random.choice(FLOATS)), random.choice(list(RowFormat))
+    bounds = numbers(random, len(weight), 2) if random.random() < 0.3 else None
+    size = format.row_bytes(weight.shape[1], random.choice((4, 16)))
+    return [weight, bounds, int(format), size, "t"]
+
+
+def dequantize(random: Random) -> Arguments:
+    weight, format = matrix(random, torch.float32), random.choice(list(RowFormat))
+    return [quantize_rows(weight, format), int(format), weight.shape[1]]
+
+
+def of_quantised(name: str) -> Draw:
+    """Return what draws the arguments of a look-up in quantised tables."""
+
+    def draw(random: Random) -> Arguments:
+        drawn = look_up(random)
+        formats = [random.choice(list(RowFormat)) for _ in drawn["weights"]]
+        drawn["weights"] = [
+            quantize_rows(weight, format, random.choice((4, 16)))
+            for weight, format in zip(drawn["weights"], formats, strict=True)
+        ]
+        drawn["formats"] = [int(format) for format in formats]
         schema = getattr(torch.ops.rowwise, name).default._schema
         return [drawn[argument.name] for argument in schema.arguments]
 
@@ -402,6 +441,10 @@ DRAWS: dict[str, Draw] = {
     "id_map_rebuild_": rebuild,
     "hash_slots_find_": find_slots,
     "hash_slots_assign_": assign_slots,
+    "quantize_rows": quantize,
+    "dequantize_rows": dequantize,
+    "quantized_bag": of_quantised("quantized_bag"),
+    "quantized_sequence": of_quantised("quantized_sequence"),
     "lengths_to_offsets": lambda random: [
         integers(random, lengths_of(random, random.randint(0, 9)))
     ],

@@ -20,9 +20,11 @@ from torchrec.bundle._index import (
     TRANSFORM,
     WEIGHTS,
     Facts,
+    QuantizedType,
     WeightFile,
     read_facts,
 )
+from torchrec.bundle._quantized import table_types, with_tables
 from torchrec.bundle._readme import bundle_readme
 from torchrec.bundle._weights import difference, load_weights, weights_of
 from torchrec.datasets.transform import FeatureTransform
@@ -116,6 +118,7 @@ def save_bundle(
                 f"'{name}'."
             )
     members = len(model.members) if isinstance(model, Ensemble) else None
+    tables = table_types(model)
     facts = Facts(
         library_version=library_version(),
         torch_version=torch.__version__,
@@ -123,12 +126,13 @@ def save_bundle(
         section=section,
         members=members,
         optimizer=optimizer,
-        weights=[WeightFile(file=WEIGHTS)],
+        weights=[WeightFile(file=WEIGHTS, layout="whole" if tables is None else "rows")],
+        tables=tables,
         documents=list(documents),
     )
     weights = weights_of(model)
     if section is not None:
-        _check_section(section, members, transform, weights)
+        _check_section(section, members, transform, weights, tables)
     with write_folder(
         folder,
         format=FORMAT,
@@ -191,6 +195,12 @@ def _load(folder: Path, builder: Builder | None, trainable: bool) -> Bundle:
     else:
         optimizer = facts.optimizer if trainable else None
         model = _built(facts.section, facts.members, transform, optimizer)
+    if facts.tables is not None and trainable:
+        raise ValueError(
+            f"The tables of bundle '{folder}' should be floats to be trained on. Received quantised ones: train on "
+            "the bundle that they were made of."
+        )
+    model = with_tables(model, facts.tables)
     load_weights(model, folder, [file.file for file in facts.weights])
     if not trainable:
         model.eval().requires_grad_(False)
@@ -223,9 +233,11 @@ def _check_section(
     members: int | None,
     transform: FeatureTransform,
     weights: Mapping[str, Tensor],
+    tables: Mapping[str, QuantizedType] | None,
 ) -> None:
     """Refuse a section of another model: nobody could load what is saved with it."""
-    if different := difference(_built(section, members, transform), weights):
+    model = with_tables(_built(section, members, transform), tables)
+    if different := difference(model, weights):
         raise ValueError(
             f"`section` should be of the model that is saved. Received that of model '{section.name}' "
             f"with {different[0]}, where the one that is saved has {different[1]}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, PositiveInt, ValidationError
 
@@ -21,13 +22,17 @@ _TRANSFORM_FILES = (f"{TRANSFORM}/transform.json", f"{TRANSFORM}/transform.arrow
 WEIGHTS = "weights.safetensors"
 
 
+QuantizedType = Literal["INT8", "INT4", "INT2", "FP16", "BF16", "FP32"]
+_LAYOUTS = ("whole", "rows")
+
+
 class WeightFile(BaseModel):
     """A file of weights.
 
     Attributes:
         file: its name.
-        layout: how tensors lie in it: ``"whole"``, each as the model has it. Parts of tensors, and
-            quantised ones with their scales, will be further layouts.
+        layout: how tensors lie in it: ``"whole"``, each as the model has it; ``"rows"``, the same of a model whose
+            tables are quantised, see `Facts.tables`. Parts of tensors will be further layouts.
     """
 
     file: str
@@ -46,6 +51,7 @@ class Facts(BaseModel):
         members: how many models of the section the bundle holds, whose logits are averaged; None: one.
         optimizer: how its tables were trained; None: like all other parameters.
         weights: files of weights.
+        tables: what the numbers of the tables are (INT8...), by name, if these are quantised. Default: as trained.
         documents: names of texts that are kept with the model.
     """
 
@@ -57,6 +63,7 @@ class Facts(BaseModel):
     members: PositiveInt | None = None
     optimizer: TableOptimizer | None = None
     weights: list[WeightFile]
+    tables: dict[str, QuantizedType] | None = None
     documents: list[str] = []
 
 
@@ -110,7 +117,7 @@ def read_facts(folder: Path, version: str) -> Facts:
             f"by {_writer(index)}. Received `{place}`: {first['msg']}."
         ) from None
     for file in found.weights:
-        if file.layout != "whole":
+        if file.layout not in _LAYOUTS:
             raise _newer(folder, f"weights of layout '{file.layout}'", index, version)
     for name in [*(file.file for file in found.weights), *_TRANSFORM_FILES, *found.documents]:
         if name not in index.files:

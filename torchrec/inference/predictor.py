@@ -22,6 +22,7 @@ from torchrec.inference.columns import require, to_table
 from torchrec.inference.rows import plain_columns
 from torchrec.inference.turns import Turns
 from torchrec.modules.collection import collections_in
+from torchrec.quant.collections import QuantizedCollection
 from torchrec.runs import RunFolder
 from torchrec.threads import ThreadChooser, using_threads
 
@@ -194,6 +195,9 @@ class Predictor:
         outside: dict[str, int] = {}
         for _, collection in collections_in(self.model):
             outside |= collection.table_store().out_of_range_counts(reset)
+        for module in self.model.modules():
+            if isinstance(module, QuantizedCollection):
+                outside |= module.out_of_range_counts(reset)
         return (counts.take() if reset else counts.peek()), outside
 
     def _batches(self, data: object, batch_size: int) -> Iterator[Tensor]:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
-from torchrec.checks import require_integer
+from torchrec.checks import require_integer, require_type
 from torchrec.types import IdPolicy, OptimizerType
 
 E = TypeVar("E", bound=Enum)
@@ -25,6 +26,12 @@ class TableFields(Protocol):
     optimizer: OptimizerType | None
     optimizer_options: Mapping[str, float | bool | str | tuple[float, float]]
     init_fn: Callable[[Tensor], Tensor | None] | None
+    num_embeddings_post_pruning: int | None
+    pruning_indices_remapping: Tensor | None
+
+    @property
+    def num_rows(self) -> int:
+        """Return the rows of the parameter."""
 
     def get_weight_init_min(self) -> float:
         """Return the least value that a row starts with."""
@@ -156,8 +163,6 @@ _UNSUPPORTED: Mapping[str, object] = {
     "virtual_table_eviction_policy": None,
     "enable_embedding_update": False,
     "stash_weights": False,
-    "num_embeddings_post_pruning": None,
-    "pruning_indices_remapping": None,
 }
 
 
@@ -176,6 +181,31 @@ def _check_effect(config: TableFields) -> None:
                 f"`{name}` of table '{config.name}' should be None, as its `init_fn` fills the "
                 f"weights. Received {getattr(config, name)}."
             )
+
+
+def _check_pruning(config: TableFields) -> None:
+    """Refuse a pruned form that the table cannot have."""
+    left, remapping = config.num_embeddings_post_pruning, config.pruning_indices_remapping
+    if left is not None:
+        require_integer(
+            left, f"`num_embeddings_post_pruning` of table '{config.name}'", 1, config.num_rows
+        )
+    if remapping is None:
+        return
+    name = f"`pruning_indices_remapping` of table '{config.name}'"
+    require_type(remapping, name, Tensor)
+    if left is None:
+        raise ValueError(f"{name} should come with `num_embeddings_post_pruning`. Received none.")
+    if remapping.shape != (config.num_rows,) or remapping.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"{name} should be int32 or int64, one number a row ({config.num_rows}). "
+            f"Received {remapping.dtype} of shape {list(remapping.shape)}."
+        )
+    kept = remapping[remapping >= 0]
+    if bool((remapping < -1).any()) or bool((kept >= left).any()) or len(kept.unique()) < len(kept):
+        raise ValueError(
+            f"{name} should be -1, or a row of its own below `num_embeddings_post_pruning` ({left})."
+        )
 
 
 def check_table(config: TableFields) -> None:
@@ -208,3 +238,4 @@ def check_table(config: TableFields) -> None:
             f"'{config.id_policy.value}'."
         )
     _check_effect(config)
+    _check_pruning(config)

@@ -184,11 +184,13 @@ class QuantConfig(NamedTuple):
         activation: observer of the activations.
         weight: observer of the weights.
         per_table_weight_dtype: table name -> dtype, where it differs.
+        search_clipping: search for the bounds of each row, see `torchrec.ops.quant.search_bounds`.
     """
 
     activation: torch.ao.quantization.PlaceholderObserver
     weight: torch.ao.quantization.PlaceholderObserver
     per_table_weight_dtype: dict[str, torch.dtype] | None = None
+    search_clipping: bool = False
 
 
 DATA_TYPE_NUM_BITS: Mapping[DataType, int] = {
@@ -315,7 +317,8 @@ class BaseEmbeddingConfig:
             tables; its output is then named ``feature@table``.
         weight_init_max: upper bound of the uniform initial weights; default ``sqrt(1 / E)``.
         weight_init_min: lower bound; default ``-sqrt(1 / E)``.
-        num_embeddings_post_pruning: not supported; must be None.
+        num_embeddings_post_pruning: rows that are left in the quantised form of the table, the first ones
+            unless ``pruning_indices_remapping`` says which; the table itself keeps all.
         init_fn: fills the weights instead, in place.
         need_pos: a note for other code, as the next two; nothing here reads it.
         input_dim: range of the ids before any mapping, where it is not ``num_embeddings``.
@@ -324,7 +327,8 @@ class BaseEmbeddingConfig:
         virtual_table_eviction_policy: not supported; must be None.
         enable_embedding_update: not supported; must be False.
         stash_weights: not supported; must be False.
-        pruning_indices_remapping: not supported; must be None.
+        pruning_indices_remapping: for each row the one that stands for it in the quantised form, -1 for
+            none: such ids are as if they were not in the bag. int32 or int64, ``(E,)``.
         optimizer: set: the table is updated in the backward pass by this optimizer, and there is no
             gradient to be seen. Not set: it has an ordinary gradient for an ordinary optimizer.
         lr: learning rate of ``optimizer``. None: that of the optimizer that the parameter is given

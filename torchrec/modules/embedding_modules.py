@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from torchrec.modules.tables import (
     embedding_names_by_table,
     has_sparse_gradient,
 )
-from torchrec.ops.embedding import Bags, Ids, lookup_bags, lookup_sequences, new_table
+from torchrec.ops.embedding import Bags, Ids, LookupSpec, lookup_bags, lookup_sequences, new_table
 from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.sparse.jagged_tensor import (
     JaggedTensor,
@@ -413,22 +414,11 @@ class EmbeddingCollection(
         try:
             outputs, out_of_range = lookup_sequences(weights, spec, ids, self.output_dtype, groups)
         except IdOutOfRangeError as error:
-            names = [table.name for table in self._embedding_configs]
-            asked = error.feature, names.index(error.table)
-            (key,) = {slot.key for slot in spec.slots if (slot.feature, slot.table) == asked}
-            lengths = features[features.keys()[key]].lengths()
-            raise _with_sample(error, lengths) from None
+            raise name_sample(error, self._embedding_configs, spec, features) from None
         if self._tables.counts_ids:
             self._count(out_of_range)
-        inputs, keys = features.to_dict(), features.keys()
-        result = {}
-        for name, slot, output in zip(
-            self._tables.embedding_names, spec.slots, outputs, strict=True
-        ):
-            mine = inputs[keys[slot.key]]
-            indices = mine.values() if self._need_indices else None
-            result[name] = JaggedTensor(output, weights=indices, lengths=mine.lengths())
-        return result
+        names = self._tables.embedding_names
+        return jagged_outputs(features, names, spec, outputs, self._need_indices)
 
     def embedding_configs(self) -> list[EmbeddingConfig]:
         """Return the tables."""
@@ -458,8 +448,48 @@ class EmbeddingCollection(
         return self._use_gather_select_per_sharding
 
 
-def _with_sample(error: IdOutOfRangeError, lengths: Tensor) -> IdOutOfRangeError:
-    """Return the error with the sample in place of the position of the id in its feature."""
+def jagged_outputs(
+    features: KeyedJaggedTensor,
+    names: Sequence[str],
+    spec: LookupSpec,
+    outputs: Sequence[Tensor],
+    need_indices: bool,
+) -> dict[str, JaggedTensor]:
+    """Return the embeddings of a look-up of sequences by name, with the lengths of their features.
+
+    Args:
+        features: the input.
+        names: of the outputs.
+        spec: of the look-up.
+        outputs: the embeddings.
+        need_indices: pass the ids on as weights.
+    """
+    inputs, keys = features.to_dict(), features.keys()
+    result = {}
+    for name, slot, output in zip(names, spec.slots, outputs, strict=True):
+        mine = inputs[keys[slot.key]]
+        indices = mine.values() if need_indices else None
+        result[name] = JaggedTensor(output, weights=indices, lengths=mine.lengths())
+    return result
+
+
+def name_sample(
+    error: IdOutOfRangeError,
+    configs: Sequence[EmbeddingConfig],
+    spec: LookupSpec,
+    features: KeyedJaggedTensor,
+) -> IdOutOfRangeError:
+    """Return the error with the sample in place of the position of the id in its feature.
+
+    Args:
+        error: of a look-up of sequences.
+        configs: the tables.
+        spec: of the look-up.
+        features: its input.
+    """
+    asked = error.feature, [table.name for table in configs].index(error.table)
+    (key,) = {slot.key for slot in spec.slots if (slot.feature, slot.table) == asked}
+    lengths = features[features.keys()[key]].lengths()
     ends = lengths.long().cumsum(0)
     sample = int(torch.searchsorted(ends, error.sample, right=True))
     return IdOutOfRangeError(error.table, error.feature, sample, error.id, error.rows)

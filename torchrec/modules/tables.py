@@ -123,17 +123,20 @@ def slots_of(
     return slots, column
 
 
-def checked_tables(tables: Iterable[C], kind: type[C]) -> list[C]:
+def checked_tables(
+    tables: Iterable[C], kind: type[C], data_types: Sequence[DataType] = _TRAINABLE
+) -> list[C]:
     """Return tables as a list; raise for those that cannot be in one collection.
 
     Args:
         tables: the tables.
         kind: what they should be.
+        data_types: element types that they may have. Default: those that can be trained.
 
     Raises:
         TypeError: for something that is no such table.
         ValueError: for a name that is missing or comes twice, a table without features, or an
-            element type that cannot be trained.
+            element type that is not among ``data_types``.
     """
     require_type(tables, "`tables`", Iterable)
     tables = list(tables)
@@ -157,8 +160,8 @@ def checked_tables(tables: Iterable[C], kind: type[C]) -> list[C]:
             raise ValueError(f"Names of tables should differ. Received '{table.name}' twice.")
         if not table.feature_names:
             raise ValueError(f"Table '{table.name}' should have `feature_names`. Received none.")
-        if table.data_type not in _TRAINABLE:
-            known = ", ".join(str(t) for t in _TRAINABLE)
+        if table.data_type not in data_types:
+            known = ", ".join(str(t) for t in data_types)
             raise ValueError(
                 f"`data_type` of table '{table.name}' should be one of {known}. "
                 f"Received {table.data_type}."

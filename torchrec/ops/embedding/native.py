@@ -51,7 +51,7 @@ def _tables(spec: Tensor, weights: Sequence[Tensor], rows_dtype: torch.dtype) ->
     return _native.embedding_tables(spec, weights) if rows_dtype in _CODES else None
 
 
-def _pooled(
+def pooled(
     rows: Tensor,
     values: Tensor,
     offsets: Tensor,
@@ -94,6 +94,14 @@ def _new_output(bags: int, width: int, dtype: torch.dtype) -> Tensor:
     return buffer.view(dtype).view(bags, width)
 
 
+def new_bag_output(offsets: Tensor, num_keys: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Return memory for what a pooled look-up gives."""
+    if width < 0:
+        raise ValueError(f"`width` should be 0 or more. Received {width}.")
+    # Arguments that do not fit are refused by the binding, which takes the output, too.
+    return _new_output((offsets.numel() - 1) // max(num_keys, 1), width, dtype)
+
+
 def _forward(tables: Any, input: Input, num_tables: int) -> tuple[Tensor, Any]:
     out_of_range = torch.zeros(num_tables, dtype=torch.int64, device=_CPU)
     failure = _native.embedding_forward(
@@ -120,19 +128,18 @@ def embedding_bag(
         return reference.embedding_bag(
             weights, spec, values, offsets, sample_weights, divisors, num_keys, width, dtype, names
         )
-    if width < 0:
-        raise ValueError(f"`width` should be 0 or more. Received {width}.")
-    # Arguments that do not fit are refused by the binding, which takes the output, too.
-    output = _new_output((offsets.numel() - 1) // max(num_keys, 1), width, dtype)
-    input = _pooled(output, values, offsets, sample_weights, divisors, num_keys)
+    output = new_bag_output(offsets, num_keys, width, dtype)
+    input = pooled(output, values, offsets, sample_weights, divisors, num_keys)
     out_of_range, failure = _forward(tables, input, len(weights))
-    if failure[0] != _NOTHING:
-        _raise_failure(failure, spec, names)
+    raise_failure(failure, spec, names)
     return output, out_of_range
 
 
-def _raise_failure(failure: tuple[int, int, int, int], spec: Tensor, names: str) -> None:
+def raise_failure(failure: tuple[int, int, int, int], spec: Tensor, names: str) -> None:
+    """Raise for what a kernel has refused, if anything."""
     kind, slot, bag, value = failure
+    if kind == _NOTHING:
+        return
     if kind == _BAG:
         raise_bad_bag(names, slot, bag, value)
     tables, slots = read_spec(spec)
@@ -184,7 +191,7 @@ def embedding_bag_dense_grad(grad: Tensor, weights: Sequence[Tensor], *bags: Any
     tables = _tables(spec, weights, grad.dtype)
     if tables is None:
         return reference.embedding_bag_dense_grad(grad, weights, *bags)
-    return _dense_grad(tables, weights, _pooled(_rows_of(grad), *rest))
+    return _dense_grad(tables, weights, pooled(_rows_of(grad), *rest))
 
 
 def embedding_bag_sparse_grad(grad: Tensor, weights: Sequence[Tensor], *bags: Any) -> list[Tensor]:
@@ -193,7 +200,7 @@ def embedding_bag_sparse_grad(grad: Tensor, weights: Sequence[Tensor], *bags: An
     tables = _tables(spec, weights, grad.dtype)
     if tables is None:
         return reference.embedding_bag_sparse_grad(grad, weights, *bags)
-    input = _pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
+    input = pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
     size = reference.batch_size(values, offsets, num_keys)
     # Without samples none: as many zeros as `num_keys` says may not fit the memory.
     ends = offsets[::size].tolist() if size else []
@@ -213,7 +220,7 @@ def embedding_bag_update_(
     tables = _tables(spec, weights, grad.dtype)
     if tables is None:
         return reference.embedding_bag_update_(grad, weights, states, hyper, *bags)
-    return _update(tables, weights, _pooled(_rows_of(grad), *rest), states, hyper)
+    return _update(tables, weights, pooled(_rows_of(grad), *rest), states, hyper)
 
 
 def embedding_bag_weights_grad(grad: Tensor, weights: Sequence[Tensor], *bags: Any) -> Tensor:
@@ -224,7 +231,7 @@ def embedding_bag_weights_grad(grad: Tensor, weights: Sequence[Tensor], *bags: A
         return reference.embedding_bag_weights_grad(grad, weights, *bags)
     if sample_weights is None:
         raise TypeError("`sample_weights` should be a tensor. Received None.")
-    input = _pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
+    input = pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
     result = torch.zeros(sample_weights.shape, dtype=torch.float32, device=_CPU)
     _native.embedding_weights_grad(tables, input, result.data_ptr(), torch.get_num_threads())
     return result.to(sample_weights.dtype)
@@ -289,6 +296,22 @@ def _sequence(
     ), kept
 
 
+def new_sequence(
+    values: Tensor,
+    starts: Sequence[int],
+    counts: Sequence[int],
+    dims: Sequence[int],
+    dtype: torch.dtype,
+) -> tuple[Input, list[Tensor], object]:
+    """Return the input of a look-up of sequences, its outputs, and what has to outlive the input."""
+    reference.check_ranges(values, starts, counts)
+    if len(dims) != len(counts) or min(dims, default=0) < 0:
+        raise ValueError(f"`dims` should be one a slot ({len(counts)}). Received {list(dims)}.")
+    outputs = [_new_output(n, d, dtype) for n, d in zip(counts, dims, strict=True)]
+    input, kept = _sequence(outputs, dtype, values, starts, counts)
+    return input, outputs, kept
+
+
 def embedding_sequence(
     weights: Sequence[Tensor],
     spec: Tensor,
@@ -305,14 +328,9 @@ def embedding_sequence(
         return reference.embedding_sequence(
             weights, spec, values, starts, counts, dims, dtype, names
         )
-    reference.check_ranges(values, starts, counts)
-    if len(dims) != len(counts) or min(dims, default=0) < 0:
-        raise ValueError(f"`dims` should be one a slot ({len(counts)}). Received {list(dims)}.")
-    outputs = [_new_output(n, d, dtype) for n, d in zip(counts, dims, strict=True)]
-    input, _kept = _sequence(outputs, dtype, values, starts, counts)
+    input, outputs, _kept = new_sequence(values, starts, counts, dims, dtype)
     out_of_range, failure = _forward(tables, input, len(weights))
-    if failure[0] != _NOTHING:
-        _raise_failure(failure, spec, names)
+    raise_failure(failure, spec, names)
     return [*outputs, out_of_range]
 
 
@@ -344,7 +362,7 @@ def choose_rows(
         _, slots = read_spec(spec)
         samples = reference.samples_of(offsets, slots[slot], starts[slot] + position, 1, num_keys)
         sample = position if samples is None else int(samples)
-        _raise_failure((kind, slot, sample, value), spec, names)
+        raise_failure((kind, slot, sample, value), spec, names)
     return rows, out_of_range
 
 
@@ -418,7 +436,7 @@ def split_bag_update(
     spec, *rest = bags
     _require_own(states, hyper)
     grad = _rows_of(grad if grad.dtype in _CODES else grad.float())
-    tables, input = _tables(spec, weights, grad.dtype), _pooled(grad, *rest)
+    tables, input = _tables(spec, weights, grad.dtype), pooled(grad, *rest)
     threads = torch.get_num_threads()
     held = _native.embedding_split_update(tables, input, hyper, states, shares, threads)
     return held, (tables, input, spec)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -172,18 +173,51 @@ def embedding_bag(
     """Pool the rows of every bag of every slot."""
     tables, slots = read_spec(spec)
     check_weights(weights, tables)
-    bags = _count_bags(values, offsets, sample_weights, divisors, num_keys)
+    bags = Bags(values, offsets, sample_weights, divisors, num_keys)
+    return pool(tables, slots, _rows_of(weights), bags, width, dtype, names)
+
+
+class Bags(NamedTuple):
+    """The ids of a pooled look-up, as its operators take them."""
+
+    values: Tensor
+    offsets: Tensor
+    sample_weights: Tensor | None
+    divisors: Tensor | None
+    num_keys: int
+
+
+ReadRows = Callable[[int, Tensor], Tensor]
+"""Returns some rows of a table, by its number, in floats of no less than 32 bits."""
+
+
+def _rows_of(weights: Sequence[Tensor]) -> ReadRows:
+    return lambda t, rows: weights[t][rows].to(_accumulate_dtype(weights[t]))
+
+
+def pool(
+    tables: list[TableSpec],
+    slots: list[SlotSpec],
+    read_rows: ReadRows,
+    given: Bags,
+    width: int,
+    dtype: torch.dtype,
+    names: str,
+) -> tuple[Tensor, Tensor]:
+    """Pool the rows of every bag of every slot, of tables whose rows are read by a function."""
+    values, offsets, sample_weights, divisors, _ = given
+    bags = _count_bags(*given)
     out_of_range = [torch.zeros((), dtype=torch.int64, device=values.device) for _ in tables]
     columns: list[tuple[int, Tensor]] = []
     for number, slot in enumerate(slots):
-        table, weight = tables[slot.table], weights[slot.table]
+        table = tables[slot.table]
         b = _Bags(table, slot, values, offsets, divisors, bags)
         if slot.pooling == PoolingCode.NONE and bool((b.lengths != 1).any()):
             bad = int((b.lengths != 1).int().argmax())
             raise_bad_bag(names, number, bad, int(b.lengths[bad]))
         check_ids(table, number, b.ids, b.bag, names)
         out_of_range[slot.table] = out_of_range[slot.table] + b.chosen.unknown.sum()
-        rows = weight[b.chosen.rows].to(_accumulate_dtype(weight))
+        rows = read_rows(slot.table, b.chosen.rows)
         if sample_weights is not None:
             rows = rows * sample_weights[b.begin : b.end][b.chosen.here].unsqueeze(1)
         pooled = rows.new_zeros((bags, table.dim)).index_add(0, b.bag[b.chosen.here], rows)
@@ -412,19 +446,36 @@ def embedding_sequence(
     names: str,
 ) -> list[Tensor]:
     """Return the row of each id of each slot, and last the out-of-range counts of the tables."""
-    check_ranges(values, starts, counts)
     tables, slots = read_spec(spec)
     check_weights(weights, tables)
+    return gather(
+        tables, slots, lambda t, rows: weights[t][rows], values, starts, counts, dims, dtype, names
+    )
+
+
+def gather(
+    tables: list[TableSpec],
+    slots: list[SlotSpec],
+    read_rows: ReadRows,
+    values: Tensor,
+    starts: Sequence[int],
+    counts: Sequence[int],
+    dims: Sequence[int],
+    dtype: torch.dtype,
+    names: str,
+) -> list[Tensor]:
+    """Return the row of each id of each slot, of tables whose rows are read by a function."""
+    check_ranges(values, starts, counts)
     _check_slots(slots, starts=starts, counts=counts, dims=dims)
     out_of_range = [torch.zeros((), dtype=torch.int64, device=values.device) for _ in tables]
     outputs = []
     for number, (slot, start, count) in enumerate(zip(slots, starts, counts, strict=True)):
-        table, weight = tables[slot.table], weights[slot.table]
+        table = tables[slot.table]
         ids = values[start : start + count]
         check_ids(table, number, ids, None, names)
         chosen = Chosen(table, ids)
         out_of_range[slot.table] = out_of_range[slot.table] + chosen.unknown.sum()
-        rows = weight[chosen.rows].to(dtype)
+        rows = read_rows(slot.table, chosen.rows).to(dtype)
         zeros = rows.new_zeros((count, table.dim))
         outputs.append(zeros.index_put((chosen.here.nonzero().squeeze(1),), rows))
     return [*outputs, _stack(out_of_range, values)]
