@@ -199,7 +199,7 @@ class ShardedCheckpoints:
             step: of `save_best`.
             weights: that there are now.
         """
-        return self._load(_BEST, step, weights, with_rest=False)
+        return self._load(_BEST, step, weights, with_rest=True)
 
     def tidy(self) -> None:
         """Remove checkpoints beyond ``keep``, weights that none of the others needs, and remains."""
@@ -256,7 +256,9 @@ class ShardedCheckpoints:
         tensors = self._together(lambda: _wanted(state, known, path))
         if with_rest:
             unasked = tensor_names([saved[name] for name in saved if name not in state])
-            tensors = {**self._together(lambda: _empty(unasked, path)), **tensors}
+            tensors = self._together(lambda: _as_saved(tensors, unasked, path))
+            resized: Any = join_state(split_state(state, copy_views=False)[0], tensors)
+            state = resized
         with self._plainly(ValueError, f"Checkpoint '{path}' should be readable"):
             load_tensors(
                 dict(tensors),
@@ -402,14 +404,22 @@ def _wanted(state: Mapping[str, Any], known: Container[str], path: Path) -> dict
     return tensors
 
 
-def _empty(names: Container[str], path: Path) -> dict[str, Tensor]:
-    """Return memory for some of the tensors of a checkpoint."""
-    found = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
-    return {
-        name: torch.empty(known.size, dtype=known.properties.dtype)
-        for name, known in found.items()
-        if name in names and isinstance(known, TensorStorageMetadata)
-    }
+def _as_saved(
+    tensors: Mapping[str, Tensor], unasked: Container[str], path: Path
+) -> dict[str, Tensor]:
+    """Return tensors to read into: new ones for what is not wanted by name, or was saved in another size.
+
+    That is so with maps of ids: what a map of one process shows depends on how many ids wait.
+    """
+    known = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    found = dict(tensors)
+    for name, saved in known.items():
+        if not isinstance(saved, TensorStorageMetadata):
+            continue
+        mine = tensors.get(name)
+        if name in unasked if mine is None else type(mine) is Tensor and mine.shape != saved.size:
+            found[name] = torch.empty(saved.size, dtype=saved.properties.dtype)
+    return found
 
 
 def _joined(state: Mapping[str, Any], rest: Any, path: Path) -> dict[str, Any]:

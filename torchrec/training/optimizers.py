@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +148,26 @@ def _require_rates(pairs: list[tuple[str, KeyedOptimizer]]) -> None:
                     f"`lr` of table '{table}' should be given for a trainer, as its optimizer is. "
                     "Received None."
                 )
+
+
+@runtime_checkable
+class _Managed(Protocol):
+    """A collection with maps of ids, whose rows move where these are divided otherwise."""
+
+    def fit_optimizer_state(self, state_dict: dict[str, Any]) -> dict[str, Any]: ...
+
+
+def moved_with_rows(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state of optimizers with its rows where those of the tables are, after these were loaded.
+
+    Args:
+        model: whose maps of ids may have been divided otherwise, on other ranks, when the state was saved.
+        state: as it was saved.
+    """
+    for module in model.modules():
+        if isinstance(module, _Managed):
+            state = module.fit_optimizer_state(state)
+    return state
 
 
 def stepping(optimizer: CombinedOptimizer) -> list[torch.optim.Optimizer]:

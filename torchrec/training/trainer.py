@@ -24,7 +24,7 @@ from torchrec.training.findings import Overfitting, of_test, useless
 from torchrec.training.fit_state import FitResult, Progress
 from torchrec.training.monitor import Monitor
 from torchrec.training.observers import Extent, Observer, Observers, Record, check_metric_names
-from torchrec.training.optimizers import combined_optimizer
+from torchrec.training.optimizers import combined_optimizer, moved_with_rows
 from torchrec.training.options import FitOptions
 from torchrec.training.phases import PhaseTimer
 from torchrec.training.random_state import random_state, rank_seed, set_random_state
@@ -504,7 +504,7 @@ class Trainer:
         buffers = own_state(self.world, state["buffers"])
         if buffers is not None:  # of other ranks, their counts of ids begin anew
             load_unsaved_buffers(self.model, buffers)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(moved_with_rows(self.model, state["optimizer"]))
         if state["data"] is not None and self.progress.batch:
             train.load_state_dict(state["data"])
         elif state["data"] is not None and hasattr(train, "check_state_dict"):
