@@ -21,6 +21,7 @@ from rowwise.cli.init import init
 from rowwise.cli.plan import plan
 from rowwise.cli.predict import predict
 from rowwise.cli.quantize import quantize
+from rowwise.cli.recommend import recommend
 from rowwise.cli.report import report
 from rowwise.cli.train import train
 from rowwise.cli.tune import tune
@@ -44,7 +45,7 @@ def application() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(help=_help_of(_torchrec))(_torchrec)
-    _add(app, init, train, tune, evaluate, predict, quantize, report, compare, plan)
+    _add(app, init, train, tune, evaluate, predict, quantize, recommend, report, compare, plan)
     app.add_typer(data, name="data")
     _add(app, demo, info)
     return app

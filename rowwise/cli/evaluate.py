@@ -14,11 +14,20 @@ from rowwise.cli.console import console, is_first_rank, table
 from rowwise.cli.reading import RANKS_WAIT, open_source, say_counts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import pyarrow as pa
     from rich.table import Table
 
     from torchrec.datasets.source import TableSource
     from torchrec.datasets.synthetic import Limits
+    from torchrec.datasets.transform import FeatureTransform
+    from torchrec.datasets.utils import Batch
     from torchrec.metrics import Report
+
+
+_BATCH = 8192
+_NAMES = {"auc": "AUC", "ne": "normalised entropy", "logloss": "log loss"}
 
 
 def evaluate(
@@ -48,40 +57,58 @@ def evaluate(
     import torch
 
     from torchrec.checks import did_you_mean
-    from torchrec.datasets.transform.labels import Label
     from torchrec.files import write_file
     from torchrec.heap import keep_freed_memory
     from torchrec.inference import load
-    from torchrec.metrics import BinaryMetrics
+    from torchrec.metrics.report import join_reports
     from torchrec.training.ranks import joined_ranks
+    from torchrec.training.run_tasks import tasks_of
+    from torchrec.training.task import predictions_of
 
     keep_freed_memory()
     predictor = load(run)
     section = predictor.experiment.data
     source = open_source(data, predictor, section.drop)
-    label = Label(section.label)
-    if not set(label.columns) & set(source.names):
-        raise ValueError(
-            f"Data to evaluate on should have the label, `data.label` '{label.text}' of the experiment. "
-            f"Received '{source.files[0].path}' without '{label.columns[0]}'"
-            f"{did_you_mean(label.columns[0], source.names) or ';'} `torchrec predict` needs none."
-        )
-    source.require(label.columns, f"`data.label` '{label.text}' of the experiment")
-    columns = list(dict.fromkeys([*predictor.input_columns, *label.columns]))
+    transform = predictor.transform
+    labels = {
+        "`data.label`" if section.label else f"`tasks.{name}.label`": label
+        for name, label in transform.labels.items()
+    }
+    for key, label in labels.items():
+        if not set(label.columns) & set(source.names):
+            raise ValueError(
+                f"Data to evaluate on should have the label, {key} '{label.text}' of the experiment. "
+                f"Received '{source.files[0].path}' without '{label.columns[0]}'"
+                f"{did_you_mean(label.columns[0], source.names) or ';'} `torchrec predict` needs none."
+            )
+        source.require(label.columns, f"{key} '{label.text}' of the experiment")
+    tasks = tasks_of(predictor.experiment)
     with joined_ranks(RANKS_WAIT) as world:
-        metrics = BinaryMetrics()
-        for part in islice(source.scan(columns), world.rank, None, world.size):
-            metrics.update(predictor.logits(part), torch.from_numpy(label.read(part)))
+        metrics = {task.target: task.metrics() for task in tasks}
+        mine = islice(source.scan(transform.columns), world.rank, None, world.size)
+        for batch in _batches(transform, mine):
+            with torch.inference_mode():
+                output = predictor.model(batch.dense_features, batch.sparse_features)
+                for each in predictions_of(output, tasks, batch):
+                    each.measure(metrics[each.task.target])
         metrics, *others = world.gather(metrics, "metrics")
         for other in others:
-            metrics.merge(other)
-        report = metrics.compute()
+            for name, found in other.items():
+                metrics[name].merge(found)
+        report = join_reports({name: found.compute() for name, found in metrics.items()})
         console().print(_table(report, _limits(source)))
         say_counts(predictor, source, world)
     for name, why in report.undefined.items():
         console().print(f"{name} is not defined: {why}", markup=False)
     if json_file is not None and is_first_rank():
         write_file(json_file, json.dumps(report.to_json(), indent=2) + "\n")
+
+
+def _batches(transform: FeatureTransform, tables: Iterable[pa.Table]) -> Iterator[Batch]:
+    """Give the rows of tables some thousand at a time."""
+    for part in tables:
+        for start in range(0, part.num_rows, _BATCH):
+            yield transform.transform(part.slice(start, _BATCH))
 
 
 def _limits(source: TableSource) -> Limits | None:
@@ -94,19 +121,23 @@ def _limits(source: TableSource) -> Limits | None:
 
 
 def _table(report: Report, limits: Limits | None) -> Table:
-    head = [f"{report.samples:,} rows", "", "best possible"][: 2 if limits is None else 3]
+    head = [f"{_samples(report):,.0f} rows", "", "best possible"][: 2 if limits is None else 3]
     best = {} if limits is None else asdict(limits)
     return table(
         head,
         [
-            [name, f"{getattr(report, key):.4f}", f"{best[key]:.4f}" if key in best else ""][
-                : len(head)
-            ]
-            for key, name in (
-                ("auc", "AUC"),
-                ("ne", "normalised entropy"),
-                ("logloss", "log loss"),
-                ("calibration", "calibration"),
-            )
+            [_name(key), f"{value:.4f}", f"{best[key]:.4f}" if key in best else ""][: len(head)]
+            for key, value in report.items()
         ],
     )
+
+
+def _name(metric: str) -> str:
+    """Return what the table calls a metric: ``"click.auc"`` is the AUC of click."""
+    task, _, name = metric.rpartition(".")
+    return f"{task} {_NAMES.get(name, name)}" if task else _NAMES.get(name, name)
+
+
+def _samples(report: Report) -> float:
+    """Return how many rows a report is of; each task is measured on all."""
+    return next(value for name, value in report.counts.items() if name.endswith("samples"))

@@ -14,8 +14,13 @@ from rowwise.cli.console import console
 from rowwise.cli.reading import RANKS_WAIT, open_source, say_counts
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
+
     from torchrec.datasets.parquet_writer import ParquetWriter
     from torchrec.datasets.text_writer import TextWriter
+    from torchrec.inference import Predictor
 
 
 def predict(
@@ -40,9 +45,11 @@ def predict(
 ) -> None:
     """Predict the probability of a click for every row, in the order of the data.
 
-    The data need the columns of the features, not the label. Memory does not grow with the data, and
-    the file appears when it is whole. It is what its suffix says: .parquet, .csv, .tsv, the last two
-    also with .gz or .zst. Under torchrun, the ranks predict for tables of rows in turn, and the first writes.
+    Of several tasks there is a column each, as prediction_click, of one of several classes one a class,
+    as prediction_stars_0. The data need the columns of the features, not the label. Memory does not grow
+    with the data, and the file appears when it is whole. It is what its suffix says: .parquet, .csv, .tsv,
+    the last two also with .gz or .zst. Under torchrun, the ranks predict for tables of rows in turn, and the
+    first writes.
 
     $ torchrec predict runs/experiment new.parquet -o predictions.parquet
     $ torchrec predict runs/experiment 'log/day_*.csv.gz' -o scored.csv.gz --keep-columns
@@ -55,15 +62,16 @@ def predict(
 
     if not name:
         raise ValueError("`--name` should be the name of a column. Received an empty one.")
-    writer = _writer(output)
+    writer = writer_of(output)
     keep_freed_memory()
     predictor = load(run)
     source = open_source(data, predictor, labelled=False)
-    if keep_columns and name in source.schema.names:
-        raise ValueError(
-            f"The data should have no column '{name}' yet; choose another by `--name`. "
-            f"Columns: {', '.join(source.schema.names)}."
-        )
+    for column in _names(predictor, name):
+        if keep_columns and column in source.schema.names:
+            raise ValueError(
+                f"The data should have no column '{column}' yet; choose another by `--name`. "
+                f"Columns: {', '.join(source.schema.names)}."
+            )
     if os.path.realpath(output) in {os.path.realpath(file.path) for file in source.files}:
         raise ValueError(f"`--output` should not be a file of the data. Received '{output}'.")
     kept = source.schema.names if keep_columns else []
@@ -75,17 +83,45 @@ def predict(
         tables = itertools.chain(source.scan(needed), [empty])
         while turn := list(itertools.islice(tables, world.size)):
             mine = turn[world.rank] if world.rank < len(turn) else empty
-            of_ranks = world.gather(predictor.predict(mine).numpy(), "predictions")
-            for table, scores in zip(turn, of_ranks, strict=False):
+            of_ranks = world.gather(_predicted(predictor, mine), "predictions")
+            for table, columns in zip(turn, of_ranks, strict=False):
                 if file is not None and (table.num_rows or not rows):
-                    file.write(table.select(kept).append_column(name, pa.array(scores)))
+                    found = table.select(kept)
+                    for column, scores in zip(_names(predictor, name), columns, strict=True):
+                        found = found.append_column(column, pa.array(scores))
+                    file.write(found)
                 rows += table.num_rows
         say_counts(predictor, source, world)
     console().print(f"{rows:,} predictions in {output}", markup=False)
 
 
-def _writer(output: Path) -> ParquetWriter | TextWriter:
-    """Return what writes a file of the format that its suffix names."""
+def _predicted(predictor: Predictor, table: pa.Table) -> list[npt.NDArray[np.float32]]:
+    """Return what is predicted, by column: one a task, or one a class."""
+    predicted = predictor.predict_tasks(table).values()
+    columns = [each.unsqueeze(1) if each.dim() == 1 else each for each in predicted]
+    return [one.numpy() for each in columns for one in each.unbind(1)]
+
+
+def _names(predictor: Predictor, name: str) -> list[str]:
+    """Return the names of the new columns."""
+    targets = predictor.transform.targets
+    found = []
+    for task, target in targets.items():
+        of_task = name if len(targets) == 1 else f"{name}_{task}"
+        classes = range(target.classes or 1)
+        found += [of_task] if target.classes is None else [f"{of_task}_{one}" for one in classes]
+    return found or [name]
+
+
+def writer_of(output: Path) -> ParquetWriter | TextWriter:
+    """Return what writes a file of the format that its suffix names.
+
+    Args:
+        output: the file.
+
+    Raises:
+        ValueError: its suffix names none.
+    """
     from torchrec.datasets.files import suffixes_of
     from torchrec.datasets.parquet_writer import ParquetWriter
     from torchrec.datasets.text_writer import TextWriter

@@ -113,7 +113,13 @@ def _measured(predictor: Predictor, source: TableSource) -> Report:
     from torchrec.datasets.transform.labels import Label
     from torchrec.metrics import BinaryMetrics
 
-    label = Label(predictor.experiment.data.label)
+    text = predictor.experiment.data.label
+    if text is None:
+        raise ValueError(
+            "The run should have one `data.label` to compare by. Received the tasks "
+            f"{', '.join(predictor.targets)}."
+        )
+    label = Label(text)
     source.require(label.columns, f"`data.label` '{label.text}' of the experiment")
     metrics = BinaryMetrics()
     for part in source.scan(list(dict.fromkeys([*predictor.input_columns, *label.columns]))):

@@ -19,7 +19,12 @@ RANKS_WAIT = 3600.0  # seconds that a rank which is done with its share waits fo
 
 
 def open_source(
-    data: Sequence[str], predictor: Predictor, drop: str | None = None, *, labelled: bool = True
+    data: Sequence[str],
+    predictor: Predictor,
+    drop: str | None = None,
+    *,
+    labelled: bool = True,
+    whole: bool = True,
 ) -> TableSource:
     """Return the rows of files that are like those a model was trained on.
 
@@ -30,6 +35,7 @@ def open_source(
         drop: expression of the rows to leave out.
         labelled: whether the label is to be read. Without it there may be no row, and files without a
             header may lack its columns. Default True.
+        whole: whether there should be all columns that the features read. Default True.
     """
     from torchrec.datasets.files import resolve_files, suffixes_of
     from torchrec.datasets.source import TableSource
@@ -50,19 +56,20 @@ def open_source(
             assumed=predictor.number_types,
             may_be_empty=not labelled,
         )
-    predictor.require(source.names)
+    if whole:
+        predictor.require(source.names)
     return source
 
 
 def _columns(file: DataFile, predictor: Predictor) -> list[str] | None:
     """Return the names of the columns of a file without a header, which may lack those of the label alone."""
     from torchrec.datasets.headers import delimiter_of, read_header, split_header
-    from torchrec.datasets.transform.labels import Label
 
     section = predictor.experiment.data
     if section.columns is None:
         return None
-    label = {*Label(section.label).columns} - {*predictor.input_columns}
+    transform = predictor.transform
+    label = {*transform.columns} - {*predictor.input_columns}
     without = [name for name in section.columns if name not in label]
     delimiter = section.delimiter or delimiter_of(file.format)
     header = read_header(file, section.encoding)[0]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torchrec.runs import RunFolder, RunResult, Scores
 
 _NAMES = {"auc": "AUC", "logloss": "log loss", "ne": "NE", "calibration": "calibration"}
+_OF_TASKS = ("auc", "ne", "mse", "mae", "accuracy", "logloss")
 _BASELINES = {"constant": "base rate of training", "lr": "logistic regression"}
 
 
@@ -22,7 +23,9 @@ def show_summary(run: RunFolder) -> None:
     """
     result, out = run.read_result(), console()
     out.print()
-    out.print(table(["", "rows", *_NAMES.values()], _rows(result)))
+    names = metric_names(result.train)
+    heads = [_NAMES.get(name, name.replace(".", " ")) for name in names]
+    out.print(table(["", "rows", *heads], _rows(result, names)))
     if result.seeds:
         out.print(
             f"\nMeans and standard deviations of {len(result.seeds)} seeds, {result.seeds[0]} to "
@@ -39,10 +42,19 @@ def show_summary(run: RunFolder) -> None:
             out.print(f"{name:10}  {value}", markup=False)
 
 
-def _rows(result: RunResult) -> list[list[str]]:
+def metric_names(scores: Scores) -> list[str]:
+    """Return the metrics that a table shows: of one label those it knows, of tasks the first of each."""
+    if "auc" in scores:
+        return [*_NAMES]
+    found = dict.fromkeys(name.rpartition(".")[0] for name in scores)
+    chosen = {f"{task}.{name}" if task else name for task in found for name in _OF_TASKS}
+    return [name for name in scores if name in chosen]
+
+
+def _rows(result: RunResult, names: list[str]) -> list[list[str]]:
     splits = {"train": result.train, "valid": result.valid, "test": result.test}
     rows = [
-        _row(result.part_name(name), scores, result.deviation.get(name))
+        _row(result.part_name(name), scores, names, result.deviation.get(name))
         for name, scores in splits.items()
         if scores
     ]
@@ -50,17 +62,17 @@ def _rows(result: RunResult) -> list[list[str]]:
     last = "valid" if result.test is None else "test"
     ensemble = result.ensemble.get(last)
     if ensemble:
-        rows.append(_row(f"{last}, mean of {len(result.seeds)} models", ensemble))
+        rows.append(_row(f"{last}, mean of {len(result.seeds)} models", ensemble, names))
     for name, baseline in result.baselines.items():
         scores = baseline.get(last)
         if scores:
-            rows.append(_row(f"{last}, {_BASELINES.get(name, name)}", scores))
+            rows.append(_row(f"{last}, {_BASELINES.get(name, name)}", scores, names))
     return rows
 
 
-def _row(name: str, scores: Scores, deviation: Scores | None = None) -> list[str]:
-    samples = scores.get("samples")
-    numbers = [_number(scores.get(key), (deviation or {}).get(key)) for key in _NAMES]
+def _row(name: str, scores: Scores, names: list[str], deviation: Scores | None = None) -> list[str]:
+    samples = next((value for key, value in scores.items() if key.endswith("samples")), None)
+    numbers = [_number(scores.get(key), (deviation or {}).get(key)) for key in names]
     return [name, "" if samples is None else f"{samples:,.0f}", *numbers]
 
 

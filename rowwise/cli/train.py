@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -16,9 +17,11 @@ from rowwise.cli.summary import show_summary
 
 def train(
     experiment: Annotated[
-        Path,
-        typer.Argument(metavar="EXPERIMENT", help="The experiment file.", show_default=False),
-    ],
+        Path | None,
+        typer.Argument(
+            metavar="EXPERIMENT", help="The experiment file.", show_default="that of --from"
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -36,6 +39,14 @@ def train(
             show_default="`output` of the file, or runs/ and its name",
         ),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="A run to train on from: its weights, vocabularies and maps of ids.",
+            show_default="anew",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint of the run.")
     ] = False,
@@ -48,13 +59,25 @@ def train(
     $ torchrec train experiment.yaml
     $ torchrec train experiment.yaml -o runs/wide model.dim=32 training.epochs=2
     $ torchrec train experiment.yaml -o runs/wide --resume
+    $ torchrec train --from runs/first -o runs/second data.train=new.parquet
     """
     from torchrec.experiment.files import load_experiment
     from torchrec.report import write_report
     from torchrec.runs import RunFolder
     from torchrec.training.run import run_experiment
 
-    loaded = load_experiment(experiment, overrides or ())
+    changes = list(overrides or ())
+    if start is not None:
+        # Without a file, the first override is in its place.
+        if experiment is None or (not experiment.exists() and "=" in str(experiment)):
+            changes = changes if experiment is None else [str(experiment), *changes]
+            experiment = RunFolder(start).experiment
+        changes.append(f"continue_from={json.dumps(str(start.resolve()))}")
+    if experiment is None:
+        raise ValueError(
+            "`EXPERIMENT` should be the experiment file, unless with --from. Received none."
+        )
+    loaded = load_experiment(experiment, changes)
     folder = Path(loaded.output) if output is None else output
     out = console()
     if loaded.features is None and not resume:

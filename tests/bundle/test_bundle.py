@@ -243,7 +243,8 @@ def test_weights_in_a_layout_of_a_later_version(folder: Path) -> None:
 def test_a_model_that_is_not_there(folder: Path) -> None:
     edit_index(folder, section={"name": "xdeepfm"}, library_version="9.1.0")
     assert refused(folder) == (
-        f"The model of bundle '{folder}' should be one of deepfm, dlrm, dlrm_dcn, fm, lr. Received 'xdeepfm', "
+        f"The model of bundle '{folder}' should be one of deepfm, dlrm, dlrm_dcn, "
+        f"esmm, fm, lr, mmoe, ple, shared_bottom. Received 'xdeepfm', "
         "written by rowwise 9.1.0: add the folder of its file, with "
         "torchrec.models.registry.add_folder, or use the version that has it."
     )

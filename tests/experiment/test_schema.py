@@ -36,7 +36,7 @@ def test_keys_that_others_rely_on() -> None:
         "data.valid": "a list, each text",
         "data.test": "a list, each text",
         "data.label": "text",
-        "model.name": "'deepfm', 'dlrm', 'dlrm_dcn', 'fm' or 'lr'",
+        "model.name": "'deepfm', 'dlrm', 'dlrm_dcn', 'esmm', 'fm', 'lr', 'mmoe', 'ple' or 'shared_bottom'",
         "training.epochs": "a whole number above 0",
         "training.batch_size": "a whole number above 0",
         "training.learning_rate": "a number above 0",
@@ -102,7 +102,7 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_examples_of_the_page(tmp_path: Path) -> None:
     examples = re.findall(r"^```yaml\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         path = tmp_path / "experiment.yaml"
         path.write_text(example)

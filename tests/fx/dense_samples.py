@@ -11,6 +11,7 @@ from torch import nn
 from torchrec.models import deepfm as deepfm_model
 from torchrec.models import dlrm
 from torchrec.models.experimental.transformerdlrm import InteractionTransformerArch
+from torchrec.models.multi_task import ESMM, PLE, LayerOptions, MMoE, SharedBottom
 from torchrec.models.tower import Tower
 from torchrec.modules import crossnet, deepfm
 from torchrec.modules.activation import SwishLayerNorm
@@ -86,4 +87,8 @@ DENSE = {
     "deepfm.DenseArch": Sample(lambda: deepfm_model.DenseArch(4, 3, 2), matrix(4)),
     "deepfm.OverArch": Sample(lambda: deepfm_model.OverArch(4), matrix(4)),
     "Tower": Sample(lambda: Tower(4, [3, 2], dropout=0.5).eval(), matrix(4)),
+    "SharedBottom": Sample(lambda: SharedBottom(4, [1, 2], [3], [2]), matrix(4)),
+    "MMoE": Sample(lambda: MMoE(4, [1, 2], 3, [3], [2], LayerOptions(0.5)).eval(), matrix(4)),
+    "PLE": Sample(lambda: PLE(4, [1, 2], 2, 1, 2, [3], [2]), matrix(4)),
+    "ESMM": Sample(lambda: ESMM(4, 3, [3]), matrix(4)),
 }

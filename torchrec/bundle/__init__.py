@@ -5,7 +5,26 @@ safetensors), with digests of all. Nothing in it is executed: a model of the reg
 code of this library, one of your own by the builder that you pass.
 """
 
-from torchrec.bundle._bundle import Builder, Bundle, is_bundle, load_bundle, save_bundle
-from torchrec.bundle._index import FORMAT, INDEX
+from torchrec.bundle._bundle import (
+    Builder,
+    Bundle,
+    is_bundle,
+    lineage,
+    load_bundle,
+    load_transform,
+    save_bundle,
+)
+from torchrec.bundle._index import FORMAT, INDEX, Ancestor
 
-__all__ = ["FORMAT", "INDEX", "Builder", "Bundle", "is_bundle", "load_bundle", "save_bundle"]
+__all__ = [
+    "FORMAT",
+    "INDEX",
+    "Ancestor",
+    "Builder",
+    "Bundle",
+    "is_bundle",
+    "lineage",
+    "load_bundle",
+    "load_transform",
+    "save_bundle",
+]

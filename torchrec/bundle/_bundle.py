@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +20,7 @@ from torchrec.bundle._index import (
     README,
     TRANSFORM,
     WEIGHTS,
+    Ancestor,
     Facts,
     QuantizedType,
     WeightFile,
@@ -45,12 +47,14 @@ class Bundle:
         model: from these to logits.
         section: of the model in the registry; None: it is one of the caller's own.
         documents: texts that were kept with the model, by name.
+        ancestors: the bundles that it was trained on from, the nearest first.
     """
 
     transform: FeatureTransform
     model: nn.Module
     section: ModelSection | None
     documents: Mapping[str, str]
+    ancestors: Sequence[Ancestor] = ()
 
 
 def save_bundle(
@@ -60,6 +64,7 @@ def save_bundle(
     section: ModelSection | None = None,
     optimizer: TableOptimizer | None = None,
     documents: Mapping[str, str] | None = None,
+    ancestors: Sequence[Ancestor] = (),
 ) -> None:
     """Write a bundle.
 
@@ -75,6 +80,7 @@ def save_bundle(
             whoever loads the bundle has to pass a builder.
         optimizer: that the tables had then, to be trained on.
         documents: further texts to keep, by the names of their files. Default: none.
+        ancestors: what it was trained on from: `lineage` of that bundle. Default: nothing.
 
     Raises:
         FileExistsError: the folder is there and holds something else.
@@ -129,6 +135,7 @@ def save_bundle(
         weights=[WeightFile(file=WEIGHTS, layout="whole" if tables is None else "rows")],
         tables=tables,
         documents=list(documents),
+        ancestors=list(ancestors),
     )
     weights = weights_of(model)
     if section is not None:
@@ -205,7 +212,38 @@ def _load(folder: Path, builder: Builder | None, trainable: bool) -> Bundle:
     if not trainable:
         model.eval().requires_grad_(False)
     texts = {name: _text(folder / name) for name in facts.documents}
-    return Bundle(transform, model, facts.section, texts)
+    return Bundle(transform, model, facts.section, texts, tuple(facts.ancestors))
+
+
+def load_transform(folder: str | os.PathLike[str]) -> FeatureTransform:
+    """Read the transform of a bundle alone, after checking that the bundle is whole.
+
+    Args:
+        folder: of the bundle.
+
+    Raises:
+        FileNotFoundError: there is no bundle.
+        ValueError: it is damaged, or of a newer format.
+    """
+    read_facts(Path(folder), library_version())
+    return FeatureTransform.load(Path(folder) / TRANSFORM)
+
+
+def lineage(folder: str | os.PathLike[str]) -> list[Ancestor]:
+    """Return a bundle, as an ancestor of what is trained on from it, and its own ancestors after it.
+
+    Args:
+        folder: of the bundle.
+
+    Raises:
+        FileNotFoundError: there is no bundle.
+        ValueError: it is damaged, or of a newer format.
+    """
+    path = Path(folder).resolve()
+    facts = read_facts(path, library_version())
+    digest = hashlib.sha256((path / INDEX).read_bytes()).hexdigest()
+    mine = Ancestor(folder=str(path), created=facts.created, sha256=digest)
+    return [mine, *facts.ancestors]
 
 
 def _text(path: Path) -> str:

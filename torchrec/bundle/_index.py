@@ -39,6 +39,20 @@ class WeightFile(BaseModel):
     layout: str = "whole"
 
 
+class Ancestor(BaseModel):
+    """A bundle that another was trained on from.
+
+    Attributes:
+        folder: where it was then.
+        created: when it was written.
+        sha256: of its index, which has the digests of all its files.
+    """
+
+    folder: str
+    created: str
+    sha256: str
+
+
 class Facts(BaseModel):
     """What the index says beside format and files; whatever else a later version adds is ignored.
 
@@ -53,6 +67,7 @@ class Facts(BaseModel):
         weights: files of weights.
         tables: what the numbers of the tables are (INT8...), by name, if these are quantised. Default: as trained.
         documents: names of texts that are kept with the model.
+        ancestors: what it was trained on from, the nearest first.
     """
 
     library: str = "rowwise"
@@ -65,6 +80,7 @@ class Facts(BaseModel):
     weights: list[WeightFile]
     tables: dict[str, QuantizedType] | None = None
     documents: list[str] = []
+    ancestors: list[Ancestor] = []
 
 
 def read_facts(folder: Path, version: str) -> Facts:

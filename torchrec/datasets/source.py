@@ -11,6 +11,7 @@ from torchrec.checks import did_you_mean
 from torchrec.datasets._chunks import Chunk, ChunkStart, Reading
 from torchrec.datasets.expression import Expression, parse_expression
 from torchrec.datasets.files import DataFile, resolve_files
+from torchrec.datasets.negatives import KeptNegatives
 from torchrec.datasets.split import FractionSplit, Split
 from torchrec.datasets.text_dialect import TextDialect
 
@@ -75,6 +76,7 @@ class TableSource:
         self.schema: pa.Schema = self._reader.schema
         self.drop = parse_expression(drop) if isinstance(drop, str) else drop
         self.split = split
+        self._negatives: KeptNegatives | None = None
         if self.drop is not None:
             self.require(self.drop.columns, f"Expression `{self.drop.text}`")
         if self.split is not None:
@@ -86,6 +88,17 @@ class TableSource:
         other.split = split
         if split is not None:
             other.require(split.columns, "A split by time")
+        return other
+
+    def with_negatives(self, negatives: KeptNegatives) -> TableSource:
+        """Return the same rows without most of those that have label 0.
+
+        Args:
+            negatives: which are kept.
+        """
+        other = copy.copy(self)
+        other._negatives = negatives
+        other.require(negatives.columns, f"The label `{negatives.label}`")
         return other
 
     def retyped(self, types: Mapping[str, TextType]) -> TableSource:
@@ -111,7 +124,7 @@ class TableSource:
         from torchrec.datasets.csv_reader import CsvReader
 
         other = copy.copy(self)
-        other.files, other.split = _resolved(files), None
+        other.files, other.split, other._negatives = _resolved(files), None, None
         if isinstance(self._reader, CsvReader) and other.files[0].format != "parquet":
             other._reader = self._reader.over(other.files)
         else:
@@ -146,7 +159,7 @@ class TableSource:
     def rows(self) -> int | None:
         """Number of rows that reading gives; None where only reading tells: of text, or if rows are dropped."""
         rows = self._reader.rows
-        if rows is None or self.drop is not None:
+        if rows is None or self.drop is not None or self._negatives is not None:
             return None
         if self.split is None:
             return rows
@@ -164,7 +177,8 @@ class TableSource:
         rows = self.rows
         if rows is not None:
             return rows > 0
-        if self.drop is None and isinstance(self.split, FractionSplit):  # of text: by number alone
+        by_number = self.drop is None and self._negatives is None
+        if by_number and isinstance(self.split, FractionSplit):  # of text: by number alone
             from torchrec.datasets.csv_reader import CsvReader
 
             seen = self._reader.seen_rows if isinstance(self._reader, CsvReader) else {}
@@ -213,7 +227,7 @@ class TableSource:
         """
         self.require(columns, "The list of columns to read")
         needed = dict.fromkeys(columns)
-        for reason in (self.drop, self.split):
+        for reason in (self.drop, self.split, self._negatives):
             if reason is not None:
                 needed |= dict.fromkeys(sorted(reason.columns))
         return self._reader.chunks(
@@ -232,6 +246,12 @@ class TableSource:
         if self.split is not None:
             chosen = pa.array(self.split.keep(table, self.files[chunk.file].name, chunk.first_row))
             keep = chosen if keep is None else pc.and_(keep, chosen)
+        if self._negatives is not None:  # of the labels of rows that are left
+            name, rows = self.files[chunk.file].name, table.num_rows
+            by_chance = pa.array(self._negatives.by_chance(name, chunk.first_row, rows))
+            if keep is not None:
+                table, by_chance, keep = table.filter(keep), by_chance.filter(keep), None
+            keep = pa.array(self._negatives.keep(table, by_chance.to_numpy(zero_copy_only=False)))
         table = table.select(list(columns))
         return table if keep is None else table.filter(keep)
 

@@ -84,16 +84,17 @@ class FractionSplit:
 
     def keep(self, table: pa.Table, file: str, first_row: int) -> Mask:
         """Say of each row of a table, which starts at ``first_row`` of a file, if it belongs here."""
-        return self._keep(file, first_row, table.num_rows)
+        return self.keep_rows(file, first_row, table.num_rows)
 
     def count(self, file: str, first_row: int, rows: int) -> int:
         """Count the rows that belong here, of ``rows`` rows from ``first_row`` of a file on."""
         step, end, count = 1 << 20, first_row + rows, 0
         for at in range(first_row, end, step):
-            count += int(self._keep(file, at, min(step, end - at)).sum())
+            count += int(self.keep_rows(file, at, min(step, end - at)).sum())
         return count
 
-    def _keep(self, file: str, first_row: int, rows: int) -> Mask:
+    def keep_rows(self, file: str, first_row: int, rows: int) -> Mask:
+        """Say of each of ``rows`` rows from ``first_row`` of a file on, if it belongs here."""
         numbers = _hash_rows(self.seed, file, first_row, rows)
         test, valid = round(self.test * 2**64), round((self.test + self.valid) * 2**64)
         kept: Mask = numbers >= np.uint64(valid)

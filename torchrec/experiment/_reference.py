@@ -21,6 +21,7 @@ from torchrec.datasets.features import (
 )
 from torchrec.experiment import schema
 from torchrec.experiment._keys import Node, expected, keys_of, members_of, node_at, root
+from torchrec.experiment.tasks import TaskSection
 from torchrec.models.registry import DEFAULT, find
 
 _BEGIN = (
@@ -30,6 +31,7 @@ _FEATURES = (DenseFeature, SparseFeature, MultiHotFeature, SequenceFeature)
 _SECTIONS = (
     ("data", schema.DataSection),
     ("data.split", schema.SplitSection),
+    ("tasks.NAME", TaskSection),
     ("training", schema.TrainingSection),
     ("training.schedule", schema.ScheduleSection),
     ("training.average", schema.AverageSection),

@@ -6,14 +6,38 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from torchrec.datasets.transform import FeatureTransform
 from torchrec.models import registry
 from torchrec.models.registry import TableOptimizer
 
 if TYPE_CHECKING:
-    from torchrec.datasets.transform import FeatureTransform
-    from torchrec.experiment.schema import ModelSection, TrainingSection
+    from collections.abc import Mapping
 
-__all__ = ["build_model", "table_optimizer"]
+    from torchrec.datasets.features import AnyFeature
+    from torchrec.experiment.schema import Experiment, ModelSection, TrainingSection
+
+__all__ = ["build_model", "new_transform", "table_optimizer"]
+
+
+def new_transform(experiment: Experiment, features: Mapping[str, AnyFeature]) -> FeatureTransform:
+    """Return a transform for the features of an experiment, with its label or targets, not fitted.
+
+    Args:
+        experiment: says what is predicted, and how much the samples count.
+        features: of the experiment, or inferred.
+
+    Raises:
+        ValueError: features contradict one another, or read a label.
+    """
+    tasks = experiment.tasks or {}
+    groups = [task.group for task in tasks.values() if task.group is not None]
+    return FeatureTransform(
+        features,
+        experiment.data.label,
+        {name: task.target for name, task in tasks.items()},
+        experiment.data.weight,
+        list(dict.fromkeys(groups)),
+    )
 
 
 def build_model(

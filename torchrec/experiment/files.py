@@ -27,6 +27,7 @@ FILE_NAME = "experiment.yaml"
 """What an experiment file is called where this library writes it beside what came of it."""
 
 _PATHS = ("train", "valid", "test")
+_LATER = ("distributed", "tasks", "continue_from")  # than the first format
 
 
 def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Experiment:
@@ -98,10 +99,10 @@ def parse_experiment_yaml(text: str, name: str) -> object:
         values = parse_yaml(text)
     except ValueError as error:
         raise ValueError(f"{name}, {error}.") from None
-    # What `dump_experiment` wrote has all sections, in their order; `distributed` came later than the others.
-    written = [name for name, field in Experiment.model_fields.items() if not field.exclude]
-    earlier = [name for name in written if name != "distributed"]
-    if isinstance(values, dict) and list(values) in (written, earlier):
+    # What `dump_experiment` wrote has all sections, in their order, but those that came later.
+    fields = Experiment.model_fields.items()
+    first = [name for name, field in fields if not field.exclude and name not in _LATER]
+    if isinstance(values, dict) and [name for name in values if name not in _LATER] == first:
         model = values["model"]
         if isinstance(model, dict):
             values["model"] = upgraded_section(model)

@@ -10,9 +10,7 @@ from dataclasses import fields
 from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -22,9 +20,12 @@ from pydantic import (
 )
 from torch import nn
 
+from torchrec.checks import did_you_mean
 from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
 from torchrec.datasets.files import check_delimiter
 from torchrec.datasets.text_dialect import TextDialect, check_encoding
+from torchrec.experiment.section import Section
+from torchrec.experiment.tasks import TaskSection, metrics_of
 from torchrec.models.registry import ModelSection as ModelSection
 from torchrec.models.registry import TableRule
 from torchrec.types import optimizer_value
@@ -41,12 +42,6 @@ Paths = Annotated[list[str], BeforeValidator(_as_list)]
 # What the generators of random numbers take, and more threads than any machine has.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Threads = Annotated[int, Field(gt=0, le=1024)]
-
-
-class Section(BaseModel):
-    """A section of the file: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class SplitSection(Section):
@@ -134,9 +129,19 @@ class DataSection(Section):
         description="what columns of CSV or TSV files hold where their first lines do not show it: "
         "`integer`, `number` or `string`, by column",
     )
-    label: str = Field(
-        min_length=1,
-        description="the column of 0 and 1 to predict, or an expression such as `rating > 3`",
+    label: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="the column of 0 and 1 to predict, or an expression such as `rating > 3`; none: what "
+        "`tasks` say",
+    )
+    weight: str | None = Field(
+        default=None,
+        description="a column of how much each sample counts, in losses and metrics; none: 1 each",
+    )
+    negatives: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="share of the training samples with label 0 that are kept, chosen by chance; the "
+        "probabilities are corrected for it, and evaluation keeps all",
     )
     drop: str | None = Field(
         default=None, description="an expression such as `rating == 3`: rows to leave out"
@@ -229,9 +234,6 @@ class AverageSection(Section):
         return self
 
 
-Metric = Literal["auc", "ne", "logloss"]
-
-
 class EarlyStoppingSection(Section):
     """Stop when `metric` of the validation data has not improved for `patience` evaluations.
 
@@ -239,8 +241,10 @@ class EarlyStoppingSection(Section):
     lower: `[auc, logloss]` goes by AUC - logloss.
     """
 
-    metric: Metric | Annotated[list[Metric], Field(min_length=1)] = Field(
-        default="auc", description="what should improve"
+    metric: str | Annotated[list[str], Field(min_length=1)] = Field(
+        default="auc",
+        description="what should improve: `auc`, `ne` or `logloss`; of several tasks with their names, as "
+        "`click.auc`, of numbers `mse` or `mae`, of classes `accuracy` or `logloss`",
     )
     patience: PositiveInt = Field(
         default=2, description="evaluations without improvement before the end"
@@ -445,9 +449,13 @@ def _check_table_name(name: str, feature: AnyFeature) -> None:
 
 
 class Experiment(Section):
-    """One experiment: data, features, model, training, output."""
+    """One experiment: data, tasks, features, model, training, output."""
 
     data: DataSection = Field(description="where the samples are, and which column is the label")
+    tasks: dict[str, TaskSection] | None = Field(
+        default=None,
+        description="several things to learn of a sample, in place of `data.label`",
+    )
     features: dict[str, AnyFeature] | None = Field(
         default=None,
         description="what each column is to the model; none: inferred as `torchrec init` does",
@@ -460,6 +468,11 @@ class Experiment(Section):
     )
     distributed: DistributedSection = Field(
         default=DistributedSection(), description="how ranks share the work, under `torchrun`"
+    )
+    continue_from: str | None = Field(
+        default=None,
+        description="a run, or its model, whose weights, vocabularies and maps of ids training begins "
+        "with, as `torchrec train --from`; relative to the working directory; none: anew",
     )
     output: str = Field(
         min_length=1,
@@ -484,6 +497,13 @@ class Experiment(Section):
                 "`features` should name at least one feature, or be left out to be inferred. "
                 "Received none."
             )
+        self._check_tasks()
+        self._check_stopping()
+        if self.continue_from is not None and self.distributed.first_weights == "by_part":
+            raise ValueError(
+                "`continue_from` should be given with `distributed.first_weights` whole, as its weights "
+                f"are. Received '{self.continue_from}' with by_part."
+            )
         for name, feature in (self.features or {}).items():
             for part in (name, getattr(feature, "table", None)):
                 if part is not None and (not part or "." in part):
@@ -494,3 +514,58 @@ class Experiment(Section):
                     )
             _check_table_name(name, feature)
         return self
+
+    def _check_tasks(self) -> None:
+        """Refuse tasks that contradict one another, or the label."""
+        tasks = self.tasks
+        if (self.data.label is None) == (not tasks):
+            received = "neither" if not tasks else "both"
+            raise ValueError(
+                "`data.label` should be given, the column of 0 and 1 to predict, or an expression such as "
+                f"`rating > 3`; or `tasks` in its place. Received {received}."
+            )
+        if self.training.baselines and tasks is not None:
+            raise ValueError(
+                "`training.baselines` should be given for one `data.label`. Received true for tasks "
+                f"{', '.join(tasks)}."
+            )
+        if self.data.negatives < 1 and tasks is not None:
+            raise ValueError(
+                "`data.negatives` should be given for one `data.label`, whose probabilities are "
+                f"corrected for it. Received {self.data.negatives} for tasks {', '.join(tasks)}."
+            )
+        for name, task in (tasks or {}).items():
+            if not name or "." in name:
+                raise ValueError(
+                    f"`tasks` should have names without dots. Received '{name}': they are parts of the "
+                    "names of metrics."
+                )
+            self._check_given(name, task)
+
+    def _check_stopping(self) -> None:
+        """Refuse metrics that no task has."""
+        stopping, tasks = self.training.early_stopping, self.tasks
+        known = metrics_of(tasks)
+        for metric in () if stopping is None else stopping.metrics:
+            if metric not in known:
+                near = did_you_mean(metric, known, quote="`")
+                raise ValueError(
+                    f"`training.early_stopping.metric` should be one of {', '.join(known)}, or a list "
+                    f"of them. Received '{metric}'{near or '.'}"
+                )
+
+    def _check_given(self, name: str, task: TaskSection) -> None:
+        if task.given is None:
+            return
+        other = (self.tasks or {}).get(task.given)
+        if other is None or other is task or other.kind != "click":
+            raise ValueError(
+                f"`tasks.{name}.given` should be another task of kind click. Received "
+                f"'{task.given}'."
+            )
+        if self.model.name == "esmm":
+            raise ValueError(
+                f"`tasks.{name}.given` should be left out with model esmm, which learns of all "
+                f"samples: give '{name}' a label that is 1 only where that of '{task.given}' is, such as "
+                f"`{other.label} == 1 and {task.label} == 1`."
+            )

@@ -15,11 +15,12 @@ from torchrec.datasets.features import (
     text_columns,
 )
 from torchrec.datasets.files import resolve_files
+from torchrec.datasets.negatives import KeptNegatives
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.split import FractionSplit, TimeSplit, find_time_split
 from torchrec.datasets.text_types import schema_of
 from torchrec.experiment._messages import listed
-from torchrec.experiment.schema import Experiment
+from torchrec.experiment.schema import DataSection, Experiment
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,7 +67,7 @@ def sources_of(experiment: Experiment, types: Mapping[str, TextType] | None = No
     valid = 0.0 if "valid" in given else data.split.valid
     test = 0.0 if "test" in given else data.split.test
     if valid + test == 0:
-        return Sources(train, given.get("valid"), given.get("test"))
+        return Sources(_thinned(train, data), given.get("valid"), given.get("test"))
     split: FractionSplit | TimeSplit
     if data.split.by == "fraction":
         split = FractionSplit(valid, test, seed=data.split.seed)
@@ -78,10 +79,17 @@ def sources_of(experiment: Experiment, types: Mapping[str, TextType] | None = No
         split = find_time_split(times, data.split.column, valid, test)
     for_valid, for_test = split.of("valid"), split.of("test")
     return Sources(
-        train.of(split),
+        _thinned(train.of(split), data),
         given.get("valid") or (train.of(for_valid) if valid else None),
         given.get("test") or (train.of(for_test) if test else None),
     )
+
+
+def _thinned(train: TableSource, data: DataSection) -> TableSource:
+    """Return the rows of training without the negatives that are left out."""
+    if data.label is None or data.negatives == 1:
+        return train
+    return train.with_negatives(KeptNegatives(data.label, data.negatives, data.split.seed))
 
 
 def _train_source(experiment: Experiment) -> TableSource:
@@ -128,6 +136,14 @@ def check_columns(experiment: Experiment, schema: pa.Schema) -> None:
         if text is not None and text not in names:
             for column in sorted(parse_expression(text).columns):
                 check_column(f"data.{key}", column, names)
+    if experiment.data.weight is not None:
+        check_column("data.weight", experiment.data.weight, names)
+    for name, task in (experiment.tasks or {}).items():
+        if task.label not in names:
+            for column in sorted(parse_expression(task.label).columns):
+                check_column(f"tasks.{name}.label", column, names)
+        if task.group is not None:
+            check_column(f"tasks.{name}.group", task.group, names)
     split = experiment.data.split
     if split.by == "time" and split.column is not None:
         check_column("data.split.column", split.column, names)

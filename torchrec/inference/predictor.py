@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchrec.bundle import Builder, is_bundle, load_bundle
 from torchrec.datasets.features import DenseFeature, TextType, number_columns, text_columns
 from torchrec.datasets.text_types import schema_of
-from torchrec.datasets.transform import FeatureTransform, NotPlainError
+from torchrec.datasets.transform import FeatureTransform, NotPlainError, Target
+from torchrec.datasets.transform.targets import LABELS
 from torchrec.datasets.utils import Batch
 from torchrec.experiment.files import FILE_NAME, check_experiment, parse_experiment_yaml
 from torchrec.experiment.schema import Experiment
@@ -59,6 +60,8 @@ class Predictor:
         self.transform = transform
         self.model = model.eval()
         self._names = transform.input_columns
+        # A model that was trained without a label says how likely a yes is.
+        self._targets = dict(transform.targets) or {LABELS: Target(LABELS)}
         self._turns = Turns()
         self._threads = ThreadChooser(least=_FEWEST_FOR_THREADS)
 
@@ -79,6 +82,11 @@ class Predictor:
                 "Received none: it was saved without."
             )
         return self._experiment
+
+    @property
+    def targets(self) -> Mapping[str, Target]:
+        """What is predicted, by task; ``"labels"`` is the name of a single label."""
+        return self._targets
 
     @property
     def input_columns(self) -> list[str]:
@@ -137,15 +145,54 @@ class Predictor:
             batch_size: rows given to the model at once. Default 8192.
 
         Returns:
-            Probabilities, float32 ``(B,)``.
+            Probabilities, float32 ``(B,)``; of one task of another kind what `predict_tasks` gives.
 
         Raises:
             TypeError: data of none of these kinds.
             ValueError: a column is missing (the nearest is named), of another type than in
-                training, or columns of different lengths; the model computes NaN or infinity.
+                training, or columns of different lengths; the model computes NaN or infinity, or
+                predicts several tasks.
         """
+        target = self._only_target("predict")
         with torch.inference_mode():
-            return _joined(map(torch.sigmoid, self._batches(data, batch_size)))
+            return _joined(map(target.scores, self._batches(data, batch_size)))
+
+    def predict_tasks(self, data: object, *, batch_size: int = 8192) -> dict[str, Tensor]:
+        """Predict each task for every row, in order.
+
+        Args:
+            data: as for `predict`.
+            batch_size: as for `predict`.
+
+        Returns:
+            By task, or ``"labels"`` of a model with one label: the probability of a click, a number, or
+            the probabilities of classes; float32 ``(B,)`` or ``(B, classes)``.
+
+        Raises:
+            TypeError: as `predict`.
+            ValueError: as `predict`.
+        """
+        targets, widths = self._targets, [target.width for target in self._targets.values()]
+        parts: dict[str, list[Tensor]] = {name: [] for name in targets}
+        with torch.inference_mode():
+            for outputs in self._batches(data, batch_size):
+                columns = outputs.split(widths, dim=1)
+                for (name, target), own in zip(targets.items(), columns, strict=True):
+                    parts[name].append(target.scores(own))
+        empty = torch.empty(0, sum(widths)).split(widths, dim=1)
+        return {
+            name: _joined(parts[name] or [target.scores(none)])
+            for (name, target), none in zip(targets.items(), empty, strict=True)
+        }
+
+    def _only_target(self, method: str) -> Target:
+        """Return what the model predicts, if it is one thing."""
+        if len(self._targets) > 1:
+            raise ValueError(
+                f"`{method}` should be called of a model with one label. Received one with the tasks "
+                f"{', '.join(self._targets)}: `predict_tasks` gives all of them."
+            )
+        return next(iter(self._targets.values()))
 
     def logits(self, data: object, *, batch_size: int = 8192) -> Tensor:
         """Return what `predict` takes the sigmoid of, for metrics and for scores that are compared.
@@ -155,14 +202,16 @@ class Predictor:
             batch_size: as for `predict`.
 
         Returns:
-            Logits, float32 ``(B,)``.
+            Logits, float32 ``(B,)``; of a task with classes ``(B, width)``.
 
         Raises:
             TypeError: as `predict`.
             ValueError: as `predict`.
         """
+        width = self._only_target("logits").width
         with torch.inference_mode():
-            return _joined(self._batches(data, batch_size))
+            outputs = _joined(self._batches(data, batch_size), width)
+            return outputs.squeeze(1) if width == 1 else outputs
 
     def predict_batches(
         self, stream: Iterable[object], *, batch_size: int = 8192
@@ -201,7 +250,7 @@ class Predictor:
         return (counts.take() if reset else counts.peek()), outside
 
     def _batches(self, data: object, batch_size: int) -> Iterator[Tensor]:
-        """Give the logits, batch after batch."""
+        """Give the outputs of the model, ``(B, width of all targets)``, batch after batch."""
         if batch_size < 1:
             raise ValueError(f"`batch_size` should be at least 1. Received {batch_size}.")
         with self._turns, using_threads(1):
@@ -213,7 +262,7 @@ class Predictor:
         table = to_table(data, self.transform)
         for start in range(0, table.num_rows, batch_size):
             batch = self.transform.transform(table.slice(start, batch_size), labels=False)
-            with self._threads.step(batch.labels.numel()):
+            with self._threads.step(len(batch.dense_features)):
                 logits = self._logits(batch, start)
             yield logits
 
@@ -227,31 +276,32 @@ class Predictor:
 
     def _logits(self, batch: Batch, start: int) -> Tensor:
         logits: Tensor = self.model(batch.dense_features, batch.sparse_features)
-        logits = logits.reshape(batch.labels.numel())
+        logits = logits.reshape(len(batch.dense_features), -1)
         if not logits.isfinite().all():
             raise _not_finite(logits, batch, start, self.transform.dense_names)
         return logits
 
 
 def _not_finite(logits: Tensor, batch: Batch, start: int, dense_names: list[str]) -> ValueError:
-    wrong = (~logits.isfinite()).nonzero().flatten()
+    wrong = (~logits.isfinite()).any(dim=1).nonzero().flatten()
     row = int(wrong[0])
+    worst = logits[row][~logits[row].isfinite()][0]
     inputs = ""
     if dense_names:
         dense = batch.dense_features[row]
         largest = int(dense.abs().argmax())
         inputs = f", where dense feature '{dense_names[largest]}' is {dense[largest]:g} once scaled"
     return ValueError(
-        f"What the model computes should be finite. Received {logits[row]:g} for row {start + row}"
+        f"What the model computes should be finite. Received {worst:g} for row {start + row}"
         f"{inputs}; {len(wrong)} of {len(logits)} rows are like this."
     )
 
 
-def _joined(parts: Iterable[Tensor]) -> Tensor:
-    found = list(parts)
-    if len(found) == 1 and found[0].dtype is torch.float32:
+def _joined(parts: Iterable[Tensor], *shape: int) -> Tensor:
+    found = [part.float() for part in parts]
+    if len(found) == 1:
         return found[0]
-    return torch.cat([torch.empty(0), *found])
+    return torch.cat(found) if found else torch.empty(0, *shape)
 
 
 def load(path: str | os.PathLike[str], builder: Builder | None = None) -> Predictor:

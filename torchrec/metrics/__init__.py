@@ -9,6 +9,7 @@ from torchrec.metrics.delong import (
     independent_difference,
 )
 from torchrec.metrics.interval import Interval
+from torchrec.metrics.multiclass import MulticlassMetrics
 from torchrec.metrics.regression import RegressionMetrics
 from torchrec.metrics.report import Metrics, Report
 
@@ -18,6 +19,7 @@ __all__ = [
     "BinaryMetrics",
     "Interval",
     "Metrics",
+    "MulticlassMetrics",
     "RegressionMetrics",
     "Report",
     "ScoreCurves",

@@ -5,6 +5,7 @@
 - :mod:`torchrec.models.lr` and :mod:`torchrec.models.fm`: logistic regression and factorization
   machines, the baselines;
 - :mod:`torchrec.models.tower`: the network on top, with normalisation and dropout;
+- :mod:`torchrec.models.multi_task`: in its place, what several tasks share and what each has alone;
 - :mod:`torchrec.models.registry`: those that an experiment file can name, each with its options;
 - :mod:`torchrec.models.experimental`: what may still change.
 

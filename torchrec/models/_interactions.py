@@ -143,6 +143,25 @@ class WithVectors(nn.Module):
         return torch.cat([sparse_features.flatten(1), products], dim=1)
 
 
+class FMVectors(nn.Module):
+    r"""All vectors, and the sum of their elementwise products in pairs.
+
+    It is the term of a factorization machine before its numbers are added up.
+
+    .. math:: y = \Big(x_0, \dots, x_F,\; \sum_{i<j} x_i \odot x_j\Big),\quad
+        \sum_{i<j} x_i \odot x_j = \tfrac{1}{2} \Big(\big(\sum_i x_i\big)^2 - \sum_i x_i^2\Big)
+
+    Papers: https://ieeexplore.ieee.org/document/5694074 (FM), https://arxiv.org/abs/1708.05027 (the
+    pooling, equations 3 and 4).
+    """
+
+    def forward(self, dense_features: Tensor, sparse_features: Tensor) -> Tensor:
+        """Return ``(B, F D + 2 D)`` numbers of ``(B, D)`` and ``(B, F, D)``."""
+        vectors = torch.cat([dense_features.unsqueeze(1), sparse_features], dim=1)
+        products = (vectors.sum(1).square() - vectors.square().sum(1)) / 2
+        return torch.cat([vectors.flatten(1), products], dim=1)
+
+
 class InteractionProjectionArch(nn.Module):
     r"""The dot products of two learned sets of vectors: a DLRM whose interaction is narrower.
 

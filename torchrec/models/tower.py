@@ -1,4 +1,4 @@
-"""The network on top of a ranking model: layers with batch normalisation and dropout, one logit."""
+"""The network on top of a ranking model: layers with batch normalisation and dropout, and the logits."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,14 +11,50 @@ from torchrec.modules.mlp import Perceptron, activation_module
 from torchrec.modules.sizes import checked_size
 from torchrec.ops.batch_norm import batch_norm
 
-__all__ = ["Tower"]
+__all__ = ["Tower", "hidden_layers"]
+
+
+def hidden_layers(
+    in_features: int,
+    layer_sizes: Sequence[int],
+    dropout: float = 0.0,
+    batch_norm: bool = False,
+    activation: str = "relu",
+) -> nn.Sequential:
+    """Return the layers of a `Tower` without its last one.
+
+    Args:
+        in_features: numbers a sample.
+        layer_sizes: outputs of each layer; with none nothing is done.
+        dropout: as of `Tower`, like the others.
+        batch_norm: likewise.
+        activation: likewise.
+
+    Raises:
+        TypeError: as `Tower`.
+        ValueError: as `Tower`.
+
+    Example:
+        >>> import torch
+        >>> hidden_layers(40, [16, 8], batch_norm=True)(torch.rand(3, 40)).shape
+        torch.Size([3, 8])
+    """
+    check_dropout("dropout", dropout)
+    sizes = [checked_size("in_features", in_features)]
+    sizes += [checked_size(f"layer_sizes[{i}]", size) for i, size in enumerate(layer_sizes)]
+    return nn.Sequential(
+        *(
+            Perceptron(i, o, activation=_activation(o, dropout, batch_norm, activation))
+            for i, o in itertools.pairwise(sizes)
+        )
+    )
 
 
 class Tower(nn.Module):
-    r"""Layers with batch normalisation and dropout, and one more for the logit.
+    r"""Layers with batch normalisation and dropout, and one more for the logits.
 
     .. math:: x_{l+1} = \mathrm{dropout}(g(\mathrm{norm}(W_l x_l + b_l))),
-        \quad y = w \cdot x_L + b
+        \quad y = W x_L + b
 
     Batch normalisation (https://arxiv.org/abs/1502.03167) and dropout
     (https://jmlr.org/papers/v15/srivastava14a.html) do most against the overfitting of towers of
@@ -31,6 +67,7 @@ class Tower(nn.Module):
         batch_norm: whether to normalise each layer before its activation. Default False. A batch
             of one sample has no variance and is normalised by the running statistics.
         activation: ``g``, by its name: see :class:`~torchrec.modules.mlp.MLP`. Default "relu".
+        out_features: logits a sample. Default 1.
 
     Raises:
         TypeError: a size is no integer.
@@ -51,19 +88,13 @@ class Tower(nn.Module):
         dropout: float = 0.0,
         batch_norm: bool = False,
         activation: str = "relu",
+        out_features: int = 1,
     ) -> None:
         super().__init__()
         self.in_features = checked_size("in_features", in_features)
-        check_dropout("dropout", dropout)
-        sizes = [self.in_features]
-        sizes += [checked_size(f"layer_sizes[{i}]", size) for i, size in enumerate(layer_sizes)]
-        self.layers = nn.Sequential(
-            *(
-                Perceptron(i, o, activation=_activation(o, dropout, batch_norm, activation))
-                for i, o in itertools.pairwise(sizes)
-            )
-        )
-        self.logit = nn.Linear(sizes[-1], 1)
+        self.layers = hidden_layers(in_features, layer_sizes, dropout, batch_norm, activation)
+        last = layer_sizes[-1] if layer_sizes else self.in_features
+        self.logit = nn.Linear(last, checked_size("out_features", out_features))
 
     def forward(self, features: Tensor) -> Tensor:
         """Apply all layers.
@@ -72,7 +103,7 @@ class Tower(nn.Module):
             features: ``(B, in_features)``, floating.
 
         Returns:
-            Logits, ``(B, 1)``.
+            Logits, ``(B, out_features)``.
 
         Raises:
             ValueError: the shape is another.

@@ -73,6 +73,8 @@ def summary(view: View, folder: RunFolder) -> list[tuple[str, str]]:
         first, seeds = experiment.training.seed, experiment.training.seeds
         shown = str(first) if seeds == 1 else f"{first} to {first + seeds - 1}"
         facts.append(("seed" if seeds == 1 else "seeds", shown))
+    if experiment is not None and experiment.continue_from is not None:
+        facts.append(("trained on from", experiment.continue_from))
     facts += _made(folder)
     if folder.experiment.is_file():
         path = shlex.quote(os.fspath(folder.experiment))

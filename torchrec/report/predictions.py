@@ -163,6 +163,11 @@ def predict_part(trained: Trained, most: int = ROWS) -> Predictions:
     """
     start = time.perf_counter()
     part, source = trained.evaluated_part()
+    if trained.experiment.data.label is None:
+        raise ValueError(
+            "The run should have one `data.label` for this. Received the tasks "
+            f"{', '.join(trained.experiment.tasks or {})}."
+        )
     label = Label(trained.experiment.data.label)
     columns = list(dict.fromkeys([*trained.transform.input_columns, *label.columns]))
     table, rows = sample(source.scan(columns), most)

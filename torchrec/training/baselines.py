@@ -17,6 +17,7 @@ from torchrec.training.fit_state import FitResult
 from torchrec.training.optimizers import dense_optimizer
 from torchrec.training.options import EarlyStoppingOptions, FitOptions
 from torchrec.training.run_data import RunData
+from torchrec.training.run_tasks import tasks_of
 from torchrec.training.trainer import Trainer
 
 LINEAR = "lr"
@@ -27,16 +28,18 @@ _LEAST_SAMPLES = 50_000  # less than a second
 Baseline = Mapping[str, Scores | None]
 
 
-def constant_baseline(fitted: FitResult) -> Baseline:
+def constant_baseline(fitted: FitResult, share: float = 1.0) -> Baseline:
     """Return the metrics of always predicting the base rate of training, for validation and test.
 
     They follow from how many labels are 1: no data are read.
 
     Args:
         fitted: what came of training; its reports are of one task.
+        share: of the negatives that training data have kept. Default 1.
     """
     train = fitted.train
-    rate = train.positives / max(train.weight, 1e-12)
+    negatives = (train.weight - train.positives) / share
+    rate = train.positives / max(train.positives + negatives, 1e-12)
     return {
         split: None if report is None else _constant(rate, report)
         for split, report in (("valid", fitted.valid), ("test", fitted.test))
@@ -88,8 +91,11 @@ def linear_baseline(data: RunData, samples: int, seed: int) -> Baseline:
     options = FitOptions(
         epochs=_EPOCHS, seed=seed, early_stopping=None if data.valid is None else stopping
     )
+    tasks = tasks_of(data.experiment)
     with using_threads(1):
-        trainer = Trainer(model, dense_optimizer(model, "adam", _RATE), options=options)
+        trainer = Trainer(
+            model, dense_optimizer(model, "adam", _RATE), tasks=tasks, options=options
+        )
         fitted = trainer.fit(train, data.valid, data.test)
     return {
         "valid": None if fitted.valid is None else fitted.valid.to_json(),
@@ -143,7 +149,7 @@ def baselines_of(
         seed: of the run.
         began: is told what takes its time.
     """
-    if wanted is False:
+    if wanted is False or data.experiment.tasks is not None:
         return {}, None
     if fitted.valid is None and fitted.test is None:
         return {}, (
@@ -151,7 +157,7 @@ def baselines_of(
             if wanted
             else None
         )
-    found = {"constant": constant_baseline(fitted)}
+    found = {"constant": constant_baseline(fitted, data.experiment.data.negatives)}
     if LINEAR not in registry.names():
         return found, None
     rows = data.fitted.rows or fitted.samples

@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from torchrec.datasets.features import TextType
+from torchrec.bundle import load_transform
+from torchrec.datasets.features import AnyFeature, TextType
 from torchrec.datasets.files import DataFile
 from torchrec.datasets.loader import Loader
 from torchrec.datasets.source import TableSource
@@ -16,10 +17,12 @@ from torchrec.datasets.text_types import MisfitError
 from torchrec.datasets.transform import FeatureTransform, TransformCounts
 from torchrec.datasets.transform.labels import Label
 from torchrec.datasets.utils import Batch
+from torchrec.experiment.build import new_transform
 from torchrec.experiment.propose import Inference, infer_features
 from torchrec.experiment.schema import DataSection, Experiment, TrainingSection
 from torchrec.experiment.sources import Sources, sources_of
 from torchrec.runs import Fitted
+from torchrec.training.ancestor import bundle_of
 from torchrec.training.world import ALONE, World
 
 if TYPE_CHECKING:
@@ -174,6 +177,8 @@ class RunData:
                 f"{whence} leaves none; give files with rows as `data.valid`, or leave "
                 "`training.early_stopping` out."
             )
+        if data.label is None:  # what is not defined is said when it is measured
+            return
         classes = label_classes(valid, data.label)
         needing_both = [metric for metric in metrics if metric != "logloss"]
         if needing_both and len(classes) == 1:
@@ -193,7 +198,8 @@ def learned(experiment: Experiment) -> Resolved:
     """Fit the transform; of text files with inferred features, with types that all values fit.
 
     Args:
-        experiment: says which data.
+        experiment: says which data, and maybe which model training goes on from: what its transform has
+            learned stays.
 
     Returns:
         The experiment with what was inferred, and what was learned.
@@ -202,16 +208,25 @@ def learned(experiment: Experiment) -> Resolved:
         ValueError: for what is wrong with the data.
     """
     types: dict[str, TextType] = {}
+    goes_on = experiment.continue_from
+    before = None if goes_on is None else load_transform(bundle_of(goes_on))
+    if before is not None and experiment.features is None:
+        experiment = experiment.model_copy(update={"features": before.features})
     while True:
         try:
-            return _fitted(experiment, sources_of(experiment, types), types)
+            return _fitted(experiment, sources_of(experiment, types), types, before)
         except MisfitError as misfit:  # noqa: PERF203
             if experiment.features is not None or not misfit.wider:
                 raise
             types |= misfit.wider
 
 
-def _fitted(experiment: Experiment, sources: Sources, types: dict[str, TextType]) -> Resolved:
+def _fitted(
+    experiment: Experiment,
+    sources: Sources,
+    types: dict[str, TextType],
+    before: FeatureTransform | None,
+) -> Resolved:
     """Infer features where none are given, and fit the transform."""
     data, features = experiment.data, experiment.features
     notices: list[str] = []
@@ -219,13 +234,15 @@ def _fitted(experiment: Experiment, sources: Sources, types: dict[str, TextType]
     if features is None:
         inference = _inferred(sources, data)
         notices, positives = inference.warnings, inference.positives
-        features, types = inference.features, types | inference.types
+        features, types = _without(inference.features, data.weight), types | inference.types
         sources = sources.retyped(types) if types else sources
     if positives in (0, 1):  # of the rows that were looked at, if any were
-        _check_labels(sources.train, data)
-    transform = FeatureTransform(features, data.label)
+        _check_labels(sources.train, experiment)
+    transform = new_transform(experiment, features)
     tables = _Counted(sources.train.scan(transform.columns))
     transform.fit(tables)
+    if before is not None:
+        transform = transform.grown_from(before)
     if experiment.features is None and sources.train.files[0].format != "parquet":
         for _ in tables:  # what fitting did not need may have values that do not fit
             pass
@@ -270,6 +287,11 @@ class _Counted:
 def _inferred(sources: Sources, data: DataSection) -> Inference:
     """Propose features for the training data."""
     given = [one for one in (sources.valid, sources.test) if one and one.split is None]
+    if data.label is None:
+        raise ValueError(
+            "`features` should be given with `tasks`: `torchrec init --label` with one of their labels "
+            "proposes some. Received none."
+        )
     try:
         return infer_features(sources.train, data.label, data.drop, others=given)
     except ValueError:
@@ -278,16 +300,27 @@ def _inferred(sources: Sources, data: DataSection) -> Inference:
         raise
 
 
-def _check_labels(train: TableSource, data: DataSection) -> None:
+def _without(features: dict[str, AnyFeature], weight: str | None) -> dict[str, AnyFeature]:
+    """Return features but those that read the weights of the samples."""
+    return {name: one for name, one in features.items() if (one.column or name) != weight}
+
+
+def _check_labels(train: TableSource, experiment: Experiment) -> None:
     """Refuse training data that have not both labels."""
-    classes = label_classes(train, data.label)
-    if not classes:
-        raise _without_rows(data)
-    if len(classes) == 1:
-        raise ValueError(
-            f"`data.train` should have labels 0 and 1 to learn from. Received only {min(classes)}: "
-            f"check `data.label` '{data.label}', `data.drop` and `data.split`."
-        )
+    data = experiment.data
+    labels = {} if data.label is None else {"data.label": data.label}
+    for name, task in (experiment.tasks or {}).items():
+        if task.kind == "click":
+            labels[f"tasks.{name}.label"] = task.label
+    for key, label in labels.items():
+        classes = label_classes(train, label)
+        if not classes:
+            raise _without_rows(data)
+        if len(classes) == 1:
+            raise ValueError(
+                f"`data.train` should have labels 0 and 1 to learn from. Received only "
+                f"{min(classes)}: check `{key}` '{label}', `data.drop` and `data.split`."
+            )
 
 
 def _without_rows(data: DataSection) -> ValueError:

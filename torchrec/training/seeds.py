@@ -17,6 +17,7 @@ from torchrec.training.checkpoint import Checkpoints
 from torchrec.training.evaluation import evaluate
 from torchrec.training.observers import Observer, Observers
 from torchrec.training.run_data import RunData, learned
+from torchrec.training.run_tasks import tasks_of
 from torchrec.training.single_run import train_run
 from torchrec.training.task import Task
 
@@ -94,14 +95,15 @@ def _save_ensemble(
         table_optimizer(experiment.training),
         {FILE_NAME: dump_experiment(data.experiment)},
     )
+    tasks = tasks_of(experiment)
     return {
-        split: None if batches is None else _measured(model, batches)
+        split: None if batches is None else _measured(model, tasks, batches)
         for split, batches in (("valid", data.valid), ("test", data.test))
     }
 
 
-def _measured(model: Ensemble, batches: Loader) -> Scores:
-    return evaluate(model, [Task()], batches, lambda batch: batch).report.to_json()
+def _measured(model: Ensemble, tasks: Sequence[Task], batches: Loader) -> Scores:
+    return evaluate(model, tasks, batches, lambda batch: batch).report.to_json()
 
 
 def _ended(member: RunFolder) -> str:

@@ -15,6 +15,7 @@ from torchrec.experiment.schema import Experiment, TrainingSection
 from torchrec.modules.collection import collections_in
 from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.runs import Fitted, RunFolder, RunReport, RunResult
+from torchrec.training.ancestor import continued_model
 from torchrec.training.baselines import Baseline, baselines_of
 from torchrec.training.checkpoint import Checkpoints
 from torchrec.training.fit_state import FitResult
@@ -29,6 +30,7 @@ from torchrec.training.options import (
     ScheduleOptions,
 )
 from torchrec.training.run_data import RunData, learned
+from torchrec.training.run_tasks import tasks_of
 from torchrec.training.run_threads import thread_chooser
 from torchrec.training.state_store import StateStore
 from torchrec.training.table_facts import table_facts
@@ -60,6 +62,7 @@ def train_run(
     if fitted is None:
         tell.began("reading the data")
     data, notices = _read(experiment, run, fitted, begun, world)
+    before = continued_model(experiment.continue_from)
     described = dump_experiment(data.experiment)
     if world.rank == 0:
         run.write_experiment(described)
@@ -68,6 +71,8 @@ def train_run(
     by_part = world.size > 1 and experiment.distributed.first_weights == "by_part"
     tables = "meta" if by_part else None
     model = build_model(experiment.model, options, data.transform, tables)
+    if before is not None and not begun:
+        before.load_into(model, experiment.model)
     if world.size > 1:
         from torchrec.training.plan import sharded
 
@@ -78,6 +83,7 @@ def train_run(
     trainer = Trainer(
         model,
         dense_optimizer(model, options.optimizer, options.learning_rate, options.weight_decay),
+        tasks=tasks_of(data.experiment),
         options=fit_options(options, evaluates=data.valid is not None),
         checkpoints=checkpoints,
         observers=observers,
@@ -103,6 +109,7 @@ def train_run(
             data.experiment.model,
             table_optimizer(data.experiment.training),
             {FILE_NAME: described},
+            () if before is None else before.lineage,
         )
         drawn = reached.valid if reached.test is None else reached.test
         curves = {} if drawn is None else drawn.curves

@@ -10,18 +10,23 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, huber_loss, mse_loss
 
 from torchrec.datasets.utils import Batch
 from torchrec.metrics import BinaryMetrics, Metrics
+from torchrec.training.losses import LOSSES, pairwise
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Score = Callable[[Tensor], Tensor]
 
-_LOSSES: dict[str, Callable[..., Tensor]] = {
+# Of PyTorch, which makes their mean in one pass; and of our own.
+_REDUCED: dict[str, Callable[..., Tensor]] = {
     "binary_cross_entropy": binary_cross_entropy_with_logits,
     "squared_error": mse_loss,
+    "huber": huber_loss,
 }
+_NAMES = (*_REDUCED, *LOSSES, "pairwise")
+_CLASSES = ("cross_entropy", "cumulative")
 _SCORES: dict[str, Score] = {"identity": lambda outputs: outputs, "sigmoid": torch.sigmoid}
 # What metrics call the mean of a loss, where they are given what the loss is given.
 _MEASURED = {"binary_cross_entropy": "logloss", "squared_error": "mse"}
@@ -35,10 +40,27 @@ class Task:
         target: which of the targets of a batch. Default ``"labels"``.
         loss: from outputs of the model and targets, ``(B,)`` each, to losses ``(B,)``, or to their
             mean, which is refused for batches with weights; or by name: ``"binary_cross_entropy"``
-            (of logits) and ``"squared_error"``. Default ``"binary_cross_entropy"``.
+            and ``"focal"`` (of logits), ``"squared_error"`` and ``"huber"`` (beyond errors of 1 linear),
+            ``"pairwise"`` within ``group``, ``"cross_entropy"`` (of a logit a class) and
+            ``"cumulative"`` (of classes in order): `torchrec.training.losses`. Default
+            ``"binary_cross_entropy"``.
         score: makes of the outputs what the metrics are given: ``"identity"``, ``"sigmoid"`` (logits
             to probabilities) or a function. Default ``"identity"``: `BinaryMetrics` takes logits.
         metrics: makes the metrics. Default `BinaryMetrics`.
+        width: how many numbers of the model's output it takes, ``(B, width)`` where there are more than
+            one. Default 1.
+        weight: of its loss among those of several tasks. Default 1.
+        given: another target: samples count only where that is not 0, in losses and metrics. The loss
+            is still divided by all samples, so that those of both tasks add up to the likelihood of
+            both targets. Default: all samples count.
+        group: which of the groups of a batch ``"pairwise"`` compares within. Default none.
+        class_weights: how much samples count in the loss by their target, which is 0, 1...; metrics go
+            without. Probabilities are then those of data in which the classes have these weights.
+            Default: all alike.
+        negatives: share of the samples with target 0 that training data have kept, at random. The loss
+            is that of outputs minus its logarithm, the logit among these data, so that the outputs are
+            those of all data (He et al., https://doi.org/10.1145/2648584.2648589, equation 4).
+            Default 1.
 
     Raises:
         TypeError: if an argument is of another type; ``metrics`` of one without ``update`` and
@@ -61,13 +83,19 @@ class Task:
     loss: str | Loss = "binary_cross_entropy"
     score: str | Score = "identity"
     metrics: Callable[[], Metrics] = BinaryMetrics
+    width: int = 1
+    weight: float = 1.0
+    given: str | None = None
+    group: str | None = None
+    class_weights: tuple[float, ...] | None = None
+    negatives: float = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, str):
             raise TypeError(f"`target` should be a name. Received {self.target!r}.")
         if not self.target:
             raise ValueError("`target` should be a name. Received an empty one.")
-        for name, value, choices in (("loss", self.loss, _LOSSES), ("score", self.score, _SCORES)):
+        for name, value, choices in (("loss", self.loss, _NAMES), ("score", self.score, _SCORES)):
             if not callable(value) and value not in tuple(choices):
                 raise ValueError(
                     f"`{name}` of task '{self.target}' should be a function or one of "
@@ -81,6 +109,35 @@ class Task:
             )
         if isinstance(made, BinaryMetrics):
             self._require_logits()
+        self._check_options()
+
+    def _check_options(self) -> None:
+        """Refuse what would have no effect, or none that is meant."""
+        where = f"of task '{self.target}'"
+        if (self.loss == "pairwise") != (self.group is not None):
+            raise ValueError(
+                f"`group` {where} should be given for the loss 'pairwise', and for no other. Received "
+                f"{self.group!r} for {self.loss!r}."
+            )
+        if self.given == self.target:
+            raise ValueError(f"`given` {where} should be another target. Received '{self.given}'.")
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"`weight` {where} should be above 0. Received {self.weight}.")
+        if not 0 < self.negatives <= 1:
+            raise ValueError(
+                f"`negatives` {where} should be a share above 0 and at most 1. Received "
+                f"{self.negatives}."
+            )
+        if self.negatives < 1 and not self.is_cross_entropy:
+            raise ValueError(
+                f"`negatives` {where} should be given for the loss 'binary_cross_entropy', whose "
+                f"probabilities can be corrected. Received {self.negatives} for {self.loss!r}."
+            )
+        for weight in self.class_weights or ():
+            if not 0 <= weight < math.inf:
+                raise ValueError(
+                    f"`class_weights` {where} should be finite and not negative. Received {weight}."
+                )
 
     def _require_logits(self) -> None:
         if self.score == "sigmoid":
@@ -99,7 +156,9 @@ class Task:
         """The name of the metric that is the mean of the loss; None if there is none for sure."""
         if self.score != "identity" or not isinstance(self.loss, str):
             return None
-        return _MEASURED[self.loss]
+        if self.weight != 1 or self.given is not None or self.class_weights is not None:
+            return None
+        return _MEASURED.get(self.loss)
 
     @property
     def is_cross_entropy(self) -> bool:
@@ -118,6 +177,37 @@ class Task:
                 f"{sorted(batch.targets)}."
             )
         return batch.targets[self.target].reshape(-1)
+
+    def weights_of(self, batch: Batch) -> Tensor | None:
+        """Return how much the samples of a batch count, ``(B,)``; None: 1 each.
+
+        Raises:
+            ValueError: if the batch has not the target that says which do.
+        """
+        if self.given is None:
+            return batch.weights
+        if self.given not in batch.targets:
+            raise ValueError(
+                f"Batches should have the target '{self.given}', which says where task '{self.target}' "
+                f"counts. Received targets {sorted(batch.targets)}."
+            )
+        counts = (batch.targets[self.given].reshape(-1) != 0).float()
+        return counts if batch.weights is None else batch.weights.reshape(-1) * counts
+
+    def groups_of(self, batch: Batch) -> Tensor | None:
+        """Return the groups of a batch, ``(B,)``; None: the loss needs none.
+
+        Raises:
+            ValueError: if the batch has none of that name.
+        """
+        if self.group is None:
+            return None
+        if self.group not in batch.groups:
+            raise ValueError(
+                f"Batches should have the groups '{self.group}' for the loss of task '{self.target}'. "
+                f"Received groups {sorted(batch.groups)}."
+            )
+        return batch.groups[self.group].reshape(-1)
 
     def check(self, batch: Batch, where: str) -> None:
         """Refuse targets and weights that nothing can be learned from.
@@ -156,7 +246,10 @@ class Task:
             return "0 or 1", _is_label
         if self.loss == "binary_cross_entropy":
             return "between 0 and 1", _is_probability
-        if self.loss == "squared_error":
+        if self.loss in _CLASSES:
+            classes = self.width + (self.loss == "cumulative")
+            return f"a class, 0 to {classes - 1}", lambda found: _is_class(found, classes)
+        if self.loss in ("squared_error", "huber", "pairwise"):
             return "finite", torch.isfinite
         return "anything", torch.ones_like
 
@@ -166,15 +259,21 @@ class Task:
         return score(outputs)
 
     def loss_of(
-        self, outputs: Tensor, targets: Tensor, weights: Tensor | None, total: Tensor | float
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        total: Tensor | float,
+        groups: Tensor | None = None,
     ) -> Tensor:
         """Return the part that a batch has in the mean loss of all samples of some batches.
 
         Args:
-            outputs: of the model, floating, ``(B,)``.
+            outputs: of the model, floating, ``(B,)`` or ``(B, width)``.
             targets: ``(B,)``.
             weights: ``(B,)``; None: 1 each.
             total: the weight of all these samples; of this batch alone for its mean, 1 for its sum.
+            groups: ``(B,)``, for the loss within groups. Default none.
 
         Raises:
             ValueError: if the loss is neither one a sample nor, without weights, their mean.
@@ -184,25 +283,37 @@ class Task:
             not outputs.numel()
         ):  # of a rank that has no sample of a step: tied to the model all the same
             return outputs.sum()
+        if self.class_weights is not None:
+            by_class = outputs.new_tensor(self.class_weights)[targets.long()]
+            weights = by_class if weights is None else weights.reshape(-1) * by_class
         if weights is None:
-            losses = self._losses(outputs, targets, "mean")
+            losses = self._losses(outputs, targets, "mean", groups)
             mean = losses.mean() if losses.dim() else losses
-            return mean if outputs.numel() == total else mean * (outputs.numel() / total)
-        losses = self._losses(outputs, targets, "none")
-        if losses.shape != outputs.shape:
+            return self._weighted(mean if len(outputs) == total else mean * (len(outputs) / total))
+        losses = self._losses(outputs, targets, "none", groups)
+        if losses.shape != targets.shape:
             raise ValueError(
-                f"`loss` of task '{self.target}' should be one a sample, {tuple(outputs.shape)}, for "
+                f"`loss` of task '{self.target}' should be one a sample, {tuple(targets.shape)}, for "
                 f"batches with weights. Received {tuple(losses.shape)}."
             )
-        return losses @ weights.reshape(-1).to(losses.dtype) / total
+        return self._weighted(losses @ weights.reshape(-1).to(losses.dtype) / total)
 
-    def _losses(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    def _weighted(self, loss: Tensor) -> Tensor:
+        return loss if self.weight == 1 else loss * self.weight
+
+    def _losses(
+        self, outputs: Tensor, targets: Tensor, reduction: str, groups: Tensor | None
+    ) -> Tensor:
         if isinstance(self.loss, str):
-            return _LOSSES[self.loss](outputs, targets, reduction=reduction)
+            if self.loss in _REDUCED:
+                return _REDUCED[self.loss](outputs, targets, reduction=reduction)
+            if groups is not None:
+                return pairwise(outputs, targets, groups)
+            return LOSSES[self.loss](outputs, targets)
         losses = self.loss(outputs, targets)
-        if losses.dim() and losses.shape != outputs.shape:
+        if losses.dim() and losses.shape != targets.shape:
             raise ValueError(
-                f"`loss` of task '{self.target}' should be one a sample, {tuple(outputs.shape)}, or "
+                f"`loss` of task '{self.target}' should be one a sample, {tuple(targets.shape)}, or "
                 f"their mean. Received {tuple(losses.shape)}."
             )
         return losses
@@ -210,6 +321,10 @@ class Task:
 
 def _is_label(values: Tensor) -> Tensor:
     return values.bool() == values  # NaN and others are True, which is 1
+
+
+def _is_class(values: Tensor, classes: int) -> Tensor:
+    return (values >= 0) & (values < classes) & (values == values.floor())
 
 
 def _is_probability(values: Tensor) -> Tensor:
@@ -236,15 +351,23 @@ class Prediction(NamedTuple):
 
     Attributes:
         task: the task.
-        outputs: of the model, in float32 at least.
+        outputs: of the model, in float32 at least; ``(B, width)`` of a task that takes several.
         targets: of the batch.
         weights: of the samples; None: 1 each.
+        groups: of the samples, where the loss needs them.
     """
 
     task: Task
     outputs: Tensor
     targets: Tensor
     weights: Tensor | None
+    groups: Tensor | None = None
+
+    def of_training(self) -> Prediction:
+        """Return the same of training data, which may have kept only a share of the negatives."""
+        if self.task.negatives == 1:
+            return self
+        return self._replace(outputs=self.outputs - math.log(self.task.negatives))
 
     def loss(self, total: Tensor | float, label_smoothing: float = 0.0) -> Tensor:
         """Return the part of this in the mean loss of all samples of some batches: `Task.loss_of`.
@@ -256,7 +379,7 @@ class Prediction(NamedTuple):
         targets = self.targets
         if label_smoothing and self.task.is_cross_entropy:
             targets = targets * (1.0 - label_smoothing) + label_smoothing / 2.0
-        return self.task.loss_of(self.outputs, targets, self.weights, total)
+        return self.task.loss_of(self.outputs, targets, self.weights, total, self.groups)
 
     def measure(self, metrics: Metrics) -> None:
         """Have metrics take it in."""
@@ -267,8 +390,8 @@ def predictions_of(output: object, tasks: Sequence[Task], batch: Batch) -> list[
     """Return what a model says of a batch, for each task.
 
     Args:
-        output: of the model: ``(B,)`` or ``(B, 1)`` for one task, ``(B, T)`` for several, in their
-            order; or such tensors for one task by the names of their targets.
+        output: of the model: ``(B,)`` or ``(B, 1)`` for one task, ``(B, sum of widths)`` for several,
+            in their order; or such tensors for one task by the names of their targets.
         tasks: the T tasks.
         batch: what the model was given.
 
@@ -278,7 +401,7 @@ def predictions_of(output: object, tasks: Sequence[Task], batch: Batch) -> list[
     targets = [task.target_of(batch) for task in tasks]
     columns = _columns(output, tasks, targets[0].numel())
     return [
-        Prediction(task, column, target, batch.weights)
+        Prediction(task, column, target, task.weights_of(batch), task.groups_of(batch))
         for task, column, target in zip(tasks, columns, targets, strict=True)
     ]
 
@@ -291,25 +414,32 @@ def _columns(output: object, tasks: Sequence[Task], samples: int) -> list[Tensor
                 f"The model should return an output for the target '{missing[0]}'. Received outputs "
                 f"for {sorted(output)}."
             )
-        return [_column(output[task.target], samples, f" for '{task.target}'") for task in tasks]
+        return [
+            _column(output[task.target], samples, task.width, f" for '{task.target}'")
+            for task in tasks
+        ]
     if len(tasks) == 1:
-        return [_column(output, samples, "")]
-    shape = (samples, len(tasks))
+        return [_column(output, samples, tasks[0].width, "")]
+    widths = [task.width for task in tasks]
+    shape = (samples, sum(widths))
     if not isinstance(output, Tensor) or output.shape != shape:
         raise ValueError(
             f"The model should return an output a sample and task, (B, T) = {shape}, or a dictionary "
             f"of them by target. Received {_shape(output)}."
         )
-    return [_column(column, samples, "") for column in output.unbind(1)]
+    parts = zip(output.split(widths, dim=1), widths, strict=True)
+    return [_column(part, samples, width, "") for part, width in parts]
 
 
-def _column(output: object, samples: int, what: str) -> Tensor:
-    if not isinstance(output, Tensor) or output.numel() != samples:
+def _column(output: object, samples: int, width: int, what: str) -> Tensor:
+    if not isinstance(output, Tensor) or output.numel() != samples * width:
+        each = "a logit a sample" if width == 1 else f"{width} numbers a sample"
+        shape = "(B,) or (B, 1)" if width == 1 else f"(B, {width})"
         raise ValueError(
-            f"The model should return a logit a sample{what}, (B,) or (B, 1), for dense and sparse "
+            f"The model should return {each}{what}, {shape}, for dense and sparse "
             f"features of {samples} samples. Received {_shape(output)}."
         )
-    output = output.reshape(-1)
+    output = output.reshape(-1) if width == 1 else output.reshape(samples, width)
     return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
 
 

@@ -95,7 +95,7 @@ class Update:
             with self._phases("dense"):
                 with self._precision():
                     output = self._forward(batch.dense_features, batch.sparse_features)
-                mine = predictions_of(output, self._tasks, batch)
+                mine = [each.of_training() for each in predictions_of(output, self._tasks, batch)]
                 first, *others = (each.loss(total, smoothing) for each in mine)
                 loss = sum(others, first)
                 if number == 1:

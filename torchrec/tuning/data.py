@@ -15,6 +15,7 @@ from torchrec.training.fit_state import FitResult
 from torchrec.training.observers import Observer
 from torchrec.training.optimizers import dense_optimizer
 from torchrec.training.run_data import RunData, evaluation_batch_size
+from torchrec.training.run_tasks import tasks_of
 from torchrec.training.run_threads import run_threads, thread_chooser
 from torchrec.training.single_run import fit_options
 from torchrec.training.trainer import Trainer
@@ -96,6 +97,7 @@ class TuningData:
         trainer = Trainer(
             model,
             dense_optimizer(model, options.optimizer, options.learning_rate, options.weight_decay),
+            tasks=tasks_of(experiment),
             options=fit_options(unsaved, evaluates=True),
             observers=[observer],
             threads=thread_chooser(options, model, (options.batch_size, size), lambda _: None),

@@ -12,7 +12,8 @@ import torch
 from torchrec import EmbeddingBagCollection, KeyedJaggedTensor, OptimizerType, PoolingType
 from torchrec.datasets.features import DenseFeature, MultiHotFeature, SparseFeature
 from torchrec.datasets.transform import FeatureTransform, TableSpec
-from torchrec.models.dlrm import DLRM, DLRM_DCN
+from torchrec.models.dlrm import DLRM
+from torchrec.models.multi_task import ESMM, PLE, MMoE, SharedBottom
 from torchrec.models.registry import ModelSection, TableOptimizer, build_model, find, names
 from torchrec.models.registry._tower import DenseOnly
 from torchrec.types import IdPolicy
@@ -20,6 +21,7 @@ from torchrec.types import IdPolicy
 pytestmark = pytest.mark.once
 
 each_model = pytest.mark.parametrize("name", names())
+TASKS = ["esmm", "mmoe", "ple", "shared_bottom"]
 BASELINES = ["fm", "lr"]  # without layers
 ADAM = TableOptimizer(optimizer="adam", lr=0.01)
 
@@ -33,7 +35,7 @@ def transform(num_dense: int = 3, tables=None, is_weighted: bool = False) -> Sim
     if tables is None:
         tables = [spec("user", features=("user", "friend")), spec("item", pooling="mean")]
     names = [f"d{i}" for i in range(num_dense)]
-    return SimpleNamespace(dense_names=names, tables=tables, is_weighted=is_weighted)
+    return SimpleNamespace(dense_names=names, tables=tables, is_weighted=is_weighted, outputs=[1])
 
 
 def ids(batch: int = 4, weighted: bool = False) -> KeyedJaggedTensor:
@@ -61,10 +63,18 @@ def configs(what: ModelSection, specs, optimizer=ADAM) -> list:
     return collection_of(model).embedding_bag_configs()
 
 
-@each_model
-@pytest.mark.parametrize("num_dense", [0, 1, 3])
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("norm", [False, True], ids=["bare", "norm_and_dropout"])
+LEARNED = [
+    (name, num_dense, weighted, norm)
+    for norm in (False, True)
+    for weighted in (False, True)
+    for num_dense in (0, 1, 3)
+    for name in names()
+    # Those of several tasks differ in what is on top alone.
+    if name not in TASKS or (num_dense, weighted) == (3, norm)
+]
+
+
+@pytest.mark.parametrize(("name", "num_dense", "weighted", "norm"), LEARNED)
 def test_models_give_logits_and_learn(name, num_dense, weighted, norm) -> None:
     torch.manual_seed(0)
     options = {"batch_norm": True, "dropout": 0.1} if norm else {}
@@ -103,9 +113,10 @@ def test_models_are_what_they_are_called(name) -> None:
         "deepfm": "DeepFactorizationMachine",
         "fm": "FactorizationMachineModel",
         "lr": "LogisticRegression",
+        **dict.fromkeys(["esmm", "mmoe", "ple", "shared_bottom"], "DLRM_DCN"),
     }[name]
     assert type(model).__name__ == kind
-    if isinstance(model, DLRM_DCN):
+    if name == "dlrm_dcn":
         assert len(model.inter_arch.crossnet.W_kernels) == 2
         assert model.over_arch.in_features == 8 * 4
 
@@ -124,6 +135,12 @@ OTHERWISE = {
     "cross_rank": 3,
     "linear": True,
     "vectors": False,
+    "interaction": "dot",
+    "tower_layers": [5],
+    "experts": 2,
+    "levels": 2,
+    "shared_experts": 3,
+    "task_experts": 1,
 }
 NO_EFFECT = [("lr", "dim")]  # which the reference says
 
@@ -148,6 +165,61 @@ def test_every_option_has_an_effect(name, option) -> None:
 
     assert described() == described()
     assert described() != described(**{option: OTHERWISE[option]})
+
+
+HEADS = {"esmm": ESMM, "mmoe": MMoE, "ple": PLE, "shared_bottom": SharedBottom}
+each_of_tasks = pytest.mark.parametrize("name", TASKS)
+
+
+def test_these_are_the_models_of_several_tasks() -> None:
+    assert [name for name in names() if find(name).tasks != "one"] == TASKS
+
+
+@each_of_tasks
+@pytest.mark.parametrize("interaction", ["cross", "dot", "fm"])
+@pytest.mark.parametrize("num_dense", [0, 3])
+def test_tasks_have_outputs_over_any_interaction(name, interaction, num_dense) -> None:
+    outputs = [1, 1, 1] if name == "esmm" else [1, 4, 1]
+    given = transform(num_dense)
+    given.outputs = outputs
+    model = build_model(section(name, interaction=interaction), given, ADAM)
+    assert type(model.over_arch) is HEADS[name]
+    assert (
+        type(model.inter_arch).__name__
+        == {
+            "cross": "InteractionDCNArch",
+            "dot": "WithVectors",
+            "fm": "FMVectors",
+        }[interaction]
+    )
+    logits = model(torch.randn(5, num_dense), ids(5))
+    assert logits.shape == (5, sum(outputs))
+    logits.square().mean().backward()
+
+
+@each_of_tasks
+def test_tasks_over_dense_features_alone(name) -> None:
+    given = transform(3, tables=[])
+    given.outputs = [1, 1]
+    empty = KeyedJaggedTensor([], torch.empty(0, dtype=torch.int64), lengths=torch.empty(0).int())
+    assert build_model(section(name), given)(torch.randn(5, 3), empty).shape == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs", "received"),
+    [
+        ("dlrm", [1, 1], "one task of one number a sample. Received 2 of them, which take 1, 1"),
+        ("lr", [5], "one task of one number a sample. Received 1 of them, which take 5"),
+        ("esmm", [1, 4], "tasks of one number a sample. Received 2 of them, which take 1, 4"),
+    ],
+)
+def test_tasks_that_a_model_has_no_outputs_for(name, outputs, received) -> None:
+    given = transform()
+    given.outputs = outputs
+    with pytest.raises(
+        ValueError, match=rf"model '{name}' predicts, {received}.*choose mmoe or ple"
+    ):
+        build_model(section(name), given)
 
 
 def test_dense_features_alone_make_a_plain_network() -> None:

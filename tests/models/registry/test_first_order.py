@@ -20,7 +20,7 @@ with_both = pytest.mark.parametrize(("name", "options"), BOTH, ids=["deepfm", "f
 
 def transform(*tables: TableSpec, num_dense: int = 2) -> SimpleNamespace:
     names = [f"d{i}" for i in range(num_dense)]
-    return SimpleNamespace(dense_names=names, tables=list(tables), is_weighted=False)
+    return SimpleNamespace(dense_names=names, tables=list(tables), is_weighted=False, outputs=[1])
 
 
 def two_tables(num_dense: int = 2, **changes) -> SimpleNamespace:

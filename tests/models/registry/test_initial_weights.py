@@ -25,7 +25,7 @@ each_with_layers = pytest.mark.parametrize("name", ["deepfm", "dlrm", "dlrm_dcn"
 
 def transform(*tables: TableSpec, num_dense: int = 3) -> SimpleNamespace:
     names = [f"d{i}" for i in range(num_dense)]
-    return SimpleNamespace(dense_names=names, tables=list(tables), is_weighted=False)
+    return SimpleNamespace(dense_names=names, tables=list(tables), is_weighted=False, outputs=[1])
 
 
 def two_tables(**changes) -> SimpleNamespace:

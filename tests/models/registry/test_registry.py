@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torchrec.models import registry
 from torchrec.models.registry import ModelSection, add_folder, find, names
 
+LATER = ["esmm", "fm", "lr", "mmoe", "ple", "shared_bottom"]  # in order, behind dlrm_dcn
 TOY = """
 from typing import Literal
 
@@ -95,7 +96,10 @@ def test_options_are_checked(options: dict[str, object], message: str) -> None:
 
 
 def test_an_unknown_model_gives_the_nearest() -> None:
-    message = r"one of deepfm, dlrm, dlrm_dcn, fm, lr\. Received 'dlmr'; did you mean 'dlrm'\?"
+    message = (
+        r"one of deepfm, dlrm, dlrm_dcn, esmm, fm, lr, mmoe, ple, shared_bottom\. Received "
+        r"'dlmr'; did you mean 'dlrm'\?"
+    )
     with pytest.raises(ValueError, match=message):
         ModelSection(name="dlmr")
 
@@ -130,7 +134,7 @@ def test_a_file_adds_a_model(folder: Path) -> None:
         ModelSection(name="toy")
     add_folder(folder)
     add_folder(folder)
-    assert names() == ["deepfm", "dlrm", "dlrm_dcn", "fm", "lr", "toy"]
+    assert names() == ["deepfm", "dlrm", "dlrm_dcn", *LATER, "toy"]
     shared = {"name": "toy", "dim": 16, "table_init": None, "layer_init": None}
     assert ModelSection(name="toy", power=3).model_dump() == {**shared, "power": 3}
     with pytest.raises(
@@ -143,7 +147,7 @@ def test_names_are_not_taken_twice(folder: Path) -> None:
     write(folder, "deepfm")
     with pytest.raises(ValueError, match=r"names of their own\. Received 'deepfm', which is taken"):
         add_folder(folder)
-    assert names() == ["deepfm", "dlrm", "dlrm_dcn", "fm", "lr"]
+    assert names() == ["deepfm", "dlrm", "dlrm_dcn", *LATER]
 
 
 def test_a_folder_that_is_not_there(folder: Path) -> None:
@@ -171,7 +175,7 @@ def test_a_broken_file_hinders_nobody_else(folder: Path, text: str) -> None:
     (folder / "broken.py").write_text(text)
     write(folder, "toy")
     add_folder(folder)
-    assert names() == ["broken", "deepfm", "dlrm", "dlrm_dcn", "fm", "lr", "toy"]
+    assert names() == ["broken", "deepfm", "dlrm", "dlrm_dcn", *LATER, "toy"]
     assert ModelSection(name="toy", power=3) == ModelSection.model_validate(
         {"name": "toy", "power": 3}
     )
@@ -204,7 +208,7 @@ def test_folders_in_a_folder_are_no_models(folder: Path) -> None:
         (folder / name).mkdir()
         (folder / name / "__init__.py").write_text("")
     add_folder(folder)
-    assert names() == ["deepfm", "dlrm", "dlrm_dcn", "fm", "lr", "toy"]
+    assert names() == ["deepfm", "dlrm", "dlrm_dcn", *LATER, "toy"]
     with pytest.raises(ValueError, match="Received 'parts'"):
         ModelSection(name="parts")
     assert ModelSection(name="dlrm").name == "dlrm"

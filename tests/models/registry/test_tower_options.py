@@ -22,7 +22,7 @@ def built(name: str, num_dense: int = 2, **options: object) -> nn.Module:
     """Return a model of two tables, with the weights that seed 0 gives."""
     tables = [TableSpec(table, (table,), 30, ids="plain") for table in ("user", "item")]
     names = [f"d{i}" for i in range(num_dense)]
-    transform = SimpleNamespace(dense_names=names, tables=tables, is_weighted=False)
+    transform = SimpleNamespace(dense_names=names, tables=tables, is_weighted=False, outputs=[1])
     torch.manual_seed(0)
     sizes = {"dim": 8, "dense_layers": [6], "layers": [16, 8]}
     return build_model(ModelSection(name=name, **sizes | options), transform)

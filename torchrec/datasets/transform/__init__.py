@@ -2,7 +2,17 @@
 
 from torchrec.datasets.transform._transform import FeatureTransform
 from torchrec.datasets.transform.counts import FeatureCounts, TransformCounts
+from torchrec.datasets.transform.labels import TargetKind
 from torchrec.datasets.transform.rows import NotPlainError
 from torchrec.datasets.transform.tables import TableSpec
+from torchrec.datasets.transform.targets import Target
 
-__all__ = ["FeatureCounts", "FeatureTransform", "NotPlainError", "TableSpec", "TransformCounts"]
+__all__ = [
+    "FeatureCounts",
+    "FeatureTransform",
+    "NotPlainError",
+    "TableSpec",
+    "Target",
+    "TargetKind",
+    "TransformCounts",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import TypeAdapter
 from torchrec.datasets._batch import Batch
 from torchrec.datasets.features import AnyFeature, DenseFeature, SparseFeature
 from torchrec.datasets.transform import storage
-from torchrec.datasets.transform.columns import Array, Kind
+from torchrec.datasets.transform.columns import Kind
 from torchrec.datasets.transform.counts import FeatureCounts, TransformCounts
 from torchrec.datasets.transform.dense import DenseColumn, Scale
 from torchrec.datasets.transform.fitting import AnyColumn, Fitting, kinds_of, lacks_rows, unlike
@@ -23,6 +24,7 @@ from torchrec.datasets.transform.ids import BagColumn, BucketColumn, SparseColum
 from torchrec.datasets.transform.labels import Label
 from torchrec.datasets.transform.rows import NotPlainError, RowEncoder
 from torchrec.datasets.transform.tables import TableSpec, declared_tables
+from torchrec.datasets.transform.targets import LABELS, Outcomes, Target
 from torchrec.datasets.transform.vocabulary import Vocabulary
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -37,12 +39,16 @@ class FeatureTransform:
     Args:
         features: declarations by name, in the order in which the batches have them.
         label: a column of 0 and 1, or an expression such as ``"rating > 3"``. None: no labels.
+        targets: several things to predict, by name, in place of one label. Default: none.
+        weight: a column of how much each sample counts. Default: 1 each.
+        groups: columns of what the samples belong to, ``Batch.groups``. Default: nothing.
 
     Attributes:
-        columns: what features and label read, each column once.
+        targets: what is to be predicted; the label is the target ``"labels"``.
+        columns: what features, targets, weights and groups read, each column once.
 
     Raises:
-        ValueError: features that contradict one another, or that read the label.
+        ValueError: features that contradict one another, or that read a label; label and targets.
 
     Example:
         >>> import pyarrow as pa
@@ -57,13 +63,26 @@ class FeatureTransform:
         [1, 0]
     """
 
-    def __init__(self, features: Mapping[str, AnyFeature], label: str | None = None) -> None:
+    def __init__(
+        self,
+        features: Mapping[str, AnyFeature],
+        label: str | None = None,
+        targets: Mapping[str, Target] | None = None,
+        weight: str | None = None,
+        groups: Sequence[str] = (),
+    ) -> None:
         if not features:
             raise ValueError("`features` should have one or more features. Received none.")
+        if label is not None and targets:
+            raise ValueError(
+                f"`targets` should be given in place of `label`. Received both, label '{label}'."
+            )
         self.features = dict(features)
         self.label = label
+        self.weight, self.groups = weight, list(groups)
+        self.targets = dict(targets or {}) if label is None else {LABELS: Target(label)}
         self.counts = TransformCounts(list(features))
-        self._label = None if label is None else Label(label)
+        self._outcomes = Outcomes(self.targets, weight, groups)
         self._columns = {name: _column(name, feature) for name, feature in features.items()}
         self._dense = [c for c in self._columns.values() if isinstance(c, DenseColumn)]
         self._sparse = [c for c in self._columns.values() if not isinstance(c, DenseColumn)]
@@ -72,18 +91,32 @@ class FeatureTransform:
         self._vocabularies: dict[str, Vocabulary] = {}
         self._kinds: dict[str, Kind] = {}
         self._encoder: RowEncoder | None = None
-        self._label_columns = [] if self._label is None else self._label.columns
         self._input_columns: dict[str, None] = {}  # for their order
         for name, column in self._columns.items():
             read = column.columns
             self._input_columns |= dict.fromkeys(read)
             for source in read:
-                if source in self._label_columns:
-                    raise ValueError(
-                        f"Feature '{name}' should not read column '{source}', which the label "
-                        f"'{self.label}' is made from: the model would be told the answer."
-                    )
-        self.columns = [*self._input_columns, *self._label_columns]
+                self._require_no_label(name, source)
+        self.columns = list(dict.fromkeys([*self._input_columns, *self._outcomes.columns]))
+
+    def _require_no_label(self, feature: str, column: str) -> None:
+        for name, label in self._outcomes.labels.items():
+            if column in label.columns:
+                of = f" of target '{name}'" if self.label is None else ""
+                raise ValueError(
+                    f"Feature '{feature}' should not read column '{column}', which the label "
+                    f"'{label.text}'{of} is made from: the model would be told the answer."
+                )
+
+    @property
+    def labels(self) -> dict[str, Label]:
+        """What reads each target, by name."""
+        return dict(self._outcomes.labels)
+
+    @property
+    def outputs(self) -> list[int]:
+        """How many numbers a model gives for each target; for one of yes and no without any."""
+        return [target.width for target in self.targets.values()] or [1]
 
     @property
     def input_columns(self) -> list[str]:
@@ -144,8 +177,8 @@ class FeatureTransform:
         fitting = Fitting(list(self._columns.values()), self._declared)
         for table in tables:
             fitting.update(table)
-            if self._label is not None and set(self._label_columns) <= set(table.column_names):
-                self._label.read(table)
+            if self.targets and set(self._outcomes.columns) <= set(table.column_names):
+                self._outcomes.read(table)
             if fitting.is_done:
                 break
         self._tables, self._vocabularies = fitting.settle()
@@ -153,16 +186,70 @@ class FeatureTransform:
         self._encoder = None
         return self
 
+    def grown_from(self, before: FeatureTransform) -> FeatureTransform:
+        """Return this transform, fitted to further data, with all that another has learned before it.
+
+        Numbers are scaled and cut as they were, ids that were known keep their rows, and ids that were
+        not are given rows behind them, as far as `rows` goes; the row of unknown ids is the last. Hashed
+        and managed tables keep their sizes.
+
+        Args:
+            before: fitted to earlier data, of the same features.
+
+        Raises:
+            ValueError: features differ, or hold values of another kind.
+
+        Example:
+            >>> import pyarrow as pa
+            >>> features = {"user": SparseFeature(ids="vocabulary")}
+            >>> first = FeatureTransform(features).fit([pa.table({"user": ["ann", "ben"]})])
+            >>> second = FeatureTransform(features).fit([pa.table({"user": ["eve", "ben"]})])
+            >>> both = second.grown_from(first)
+            >>> both.transform(pa.table({"user": ["ann", "ben", "eve", "?"]})).sparse_features.values()
+            tensor([1, 0, 2, 3])
+        """
+        if self.features != before.features:
+            unlike_features = [
+                name
+                for name in {**before.features, **self.features}
+                if self.features.get(name) != before.features.get(name)
+            ]
+            raise ValueError(
+                "`features` should be those of the model that training goes on from. Received other "
+                f"ones: {', '.join(unlike_features)}."
+            )
+        for name, kind in before.kinds.items():
+            if self._kinds.get(name, kind) not in (kind, "nulls"):
+                raise ValueError(
+                    f"Feature '{name}' should hold {kind}, as where training goes on from. Received "
+                    f"{self._kinds[name]}."
+                )
+        grown = copy.copy(self)
+        grown.counts = TransformCounts(list(self.features))
+        grown._encoder = None
+        grown._columns, grown._kinds = before._columns, {**self._kinds, **before._kinds}
+        grown._dense, grown._sparse = before._dense, before._sparse
+        grown._vocabularies = {
+            name: self._vocabularies[name].after(own, _room(self._declared, name))
+            for name, own in before._vocabularies.items()
+        }
+        own = {spec.name: spec for spec in self._tables}
+        grown._tables = [
+            _grown_spec(spec, own[spec.name], grown._vocabularies.get(spec.name))
+            for spec in before._tables
+        ]
+        return grown
+
     def transform(self, table: pa.Table | pa.RecordBatch, labels: bool = True) -> Batch:
         """Return a table as one batch.
 
         Args:
             table: B rows with the columns `columns`, and maybe others.
-            labels: False: the table needs no label; labels are NaN. Default True.
+            labels: False: the table needs no label, weight or group; labels are NaN. Default True.
 
         Returns:
             Dense features float32 ``(B, len(dense_names))``, sparse features with int64 ids,
-            labels float32 ``(B,)``.
+            targets and weights float32 ``(B,)``, groups int64 ``(B,)``.
 
         Raises:
             ValueError: a column is missing, or does not hold what it held in training; labels are
@@ -174,11 +261,12 @@ class FeatureTransform:
             table = pa.Table.from_batches([table])
         self._check_kinds(table)
         counts = {name: FeatureCounts() for name in self._columns}
-        batch = Batch(
-            dense_features=self._read_dense(table, counts),
-            sparse_features=self._read_sparse(table, counts),
-            labels=torch.from_numpy(self._read_labels(table, labels)),
-        )
+        dense, sparse = self._read_dense(table, counts), self._read_sparse(table, counts)
+        if labels and self.targets:
+            targets, weights, groups = self._outcomes.read(table)
+            batch = Batch(dense, sparse, targets=targets, weights=weights, groups=groups)
+        else:
+            batch = Batch(dense, sparse, targets=self._outcomes.unknown(table.num_rows))
         self.counts.add(counts)
         return batch
 
@@ -205,7 +293,7 @@ class FeatureTransform:
             self._encoder = self._new_encoder()
         dense, sparse, counts = self._encoder.encode(values, rows)
         self.counts.add_rows(rows, counts)
-        return Batch(dense, sparse, torch.full((rows,), torch.nan))
+        return Batch(dense, sparse, targets=self._outcomes.unknown(rows))
 
     def _new_encoder(self) -> RowEncoder:
         if self.needs_fit or not self._kinds or "nulls" in self._kinds.values():
@@ -248,11 +336,6 @@ class FeatureTransform:
         names = {name: spec.name for spec in self._tables for name in spec.features}
         return [names[key] for key in self.sparse_keys]
 
-    def _read_labels(self, table: pa.Table, labels: bool) -> Array:
-        if self._label is None or not labels:
-            return np.full(table.num_rows, np.nan, np.float32)
-        return self._label.read(table)
-
     def save(self, folder: str | Path) -> None:
         """Write this transform to a folder: ``transform.json`` and ``transform.arrow``.
 
@@ -275,6 +358,11 @@ class FeatureTransform:
             kinds=self._kinds,
             scales=scales,
             tables={s.name: storage.TableState(s.rows, s.distinct) for s in self._tables},
+            targets={}
+            if self.label is not None
+            else {name: dataclasses.asdict(target) for name, target in self.targets.items()},
+            weight=self.weight,
+            groups=self.groups,
         )
         storage.save(folder, state, arrays)
 
@@ -290,7 +378,8 @@ class FeatureTransform:
         """
         state, arrays = storage.load(folder)
         features = TypeAdapter(dict[str, AnyFeature]).validate_python(state.features)
-        transform = cls(features, state.label)
+        targets = TypeAdapter(dict[str, Target]).validate_python(state.targets)
+        transform = cls(features, state.label, targets, state.weight, state.groups)
         transform._kinds = state.kinds
         for column in transform._columns.values():
             name = column.source.feature
@@ -309,6 +398,20 @@ class FeatureTransform:
             if f"table:{spec.name}" in arrays
         }
         return transform
+
+
+def _room(declared: Sequence[TableSpec], name: str) -> int | None:
+    """Return how many ids the vocabulary of a table may have; None: any number."""
+    return next(spec.rows for spec in declared if spec.name == name)
+
+
+def _grown_spec(before: TableSpec, new: TableSpec, vocabulary: Vocabulary | None) -> TableSpec:
+    """Return a table that has room for what came before and what is new."""
+    if vocabulary is not None:
+        return dataclasses.replace(before, rows=len(vocabulary) + 1, distinct=len(vocabulary))
+    if before.ids == "plain" and before.rows is not None and new.rows is not None:
+        return dataclasses.replace(before, rows=max(before.rows, new.rows))
+    return before
 
 
 def _column(name: str, feature: AnyFeature) -> AnyColumn:

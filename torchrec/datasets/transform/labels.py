@@ -1,8 +1,9 @@
-"""Labels: 0 or 1, from a column or an expression."""
+"""Labels: 0 or 1, numbers or classes, from a column or an expression."""
 
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,8 @@ _NO = re.compile(
     r"(no|not|non|un|dis|false|neg|never|none|0|n|f|-)([^a-z]|$)|(no|not|non|un|dis)[_ -]?"
 )
 _FEW = 8  # values that a message lists
+
+TargetKind = Literal["click", "regression", "multiclass", "ordinal"]
 
 
 def _positive(values: pa.Array) -> str:
@@ -55,13 +58,15 @@ class Label:
 
     Args:
         text: a column, or an expression over columns.
+        kind: what its values should be: 0 and 1, numbers, or classes. Default 0 and 1.
+        classes: how many classes there are, numbered from 0.
 
     Attributes:
         columns: the columns that it reads.
     """
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, kind: TargetKind = "click", classes: int | None = None) -> None:
+        self.text, self._kind, self._classes = text, kind, classes
         self._expression: Expression | None = None
         self.columns = [text]
         if not text.isidentifier():
@@ -75,7 +80,7 @@ class Label:
         self._sources = [Source("label", column) for column in self.columns]
 
     def read(self, table: pa.Table) -> Array:
-        """Return the labels of all samples, float32 ``(B,)``, each 0 or 1."""
+        """Return the labels of all samples, float32 ``(B,)``: 0 or 1, or what the kind asks for."""
         require_columns(table.column_names, self._sources)
         expression = self._expression
         values = table.column(self.text) if expression is None else expression.evaluate(table)
@@ -86,26 +91,42 @@ class Label:
         numbers = read_numbers(values)
         if numbers.infinite:
             raise DataError(
-                f"The label '{self.text}' should hold 0 and 1. Received {numbers.infinite} "
+                f"{self._should()} Received {numbers.infinite} "
                 f"infinite ones among {len(values)} labels.",
                 {"drop": ""},
             )
         if numbers.missing is not None:
             missing = " or ".join(f"{column} is None" for column in self._written())
             raise DataError(
-                f"The label '{self.text}' should hold 0 and 1. Received {len(numbers.missing)} "
+                f"{self._should()} Received {len(numbers.missing)} "
                 f"missing ones among {len(values)} labels.",
                 {"drop": missing},
             )
         values = numbers.values
-        right = (values == 0) | (values == 1)
-        if not right.all():
-            raise ValueError(self._other_numbers(values[~right][0], values))
+        if self._kind == "click":
+            right = (values == 0) | (values == 1)
+            if not right.all():
+                raise ValueError(self._other_numbers(values[~right][0], values))
+        elif self._classes is not None:
+            right = (values >= 0) & (values < self._classes) & (values == np.floor(values))
+            if not right.all():
+                raise ValueError(f"{self._should()} Received {values[~right][0]:g}.")
         return values.astype(np.float32)
+
+    def _should(self) -> str:
+        """Say what the label should hold."""
+        what = "0 and 1"
+        if self._kind == "regression":
+            what = "numbers"
+        elif self._classes is not None:
+            what = f"classes, whole numbers from 0 to {self._classes - 1}"
+        return f"The label '{self.text}' should hold {what}."
 
     def _no_numbers(self, values: pa.Array) -> str:
         """Say which expression makes labels of text, or of what else there is."""
-        message = f"The label '{self.text}' should hold 0 and 1. Received {stored(values.type)}"
+        message = f"{self._should()} Received {stored(values.type)}"
+        if self._kind != "click":
+            return f"{message}; an expression over columns makes them."
         if kind_of(values.type) != "strings":
             return f"{message}; an expression over columns makes them."
         found = [repr(one) for one in values.unique()[: _FEW + 1].to_pylist() if one is not None]
@@ -116,7 +137,7 @@ class Label:
 
     def _other_numbers(self, wrong: float, values: Array) -> str:
         """Say which expression makes labels of other numbers."""
-        message = f"The label '{self.text}' should hold 0 and 1. Received {wrong:g}"
+        message = f"{self._should()} Received {wrong:g}"
         if len(np.unique(values)) == 1:
             return f"{message}, and nothing else so far; an expression over columns makes them."
         idea = self.text if self._expression is None else f"({self.text})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torchrec.datasets.transform.columns import Array, Kind
 from torchrec.files import read_json
 
 _FORMAT = "rowwise.transform"
-_VERSION = 1
+_VERSION = 2  # 1: with a label at most, without weights and groups
 _JSON = "transform.json"
 _ARROW = "transform.arrow"
 _SCHEMA = pa.schema(
@@ -41,7 +41,8 @@ class TableState:
 class State:
     """A transform as JSON holds it.
 
-    ``scales`` are those of dense features: fill, mean, deviation.
+    ``scales`` are those of dense features: fill, mean, deviation. ``targets`` are declarations of
+    several, each label, kind and classes.
     """
 
     features: dict[str, object]
@@ -49,6 +50,9 @@ class State:
     kinds: dict[str, Kind]
     scales: dict[str, list[float]]
     tables: dict[str, TableState]
+    targets: dict[str, dict[str, object]] = field(default_factory=dict)
+    weight: str | None = None
+    groups: list[str] = field(default_factory=list)
 
 
 def save(folder: str | Path, state: State, arrays: Mapping[str, Array]) -> None:

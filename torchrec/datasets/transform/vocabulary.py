@@ -44,6 +44,22 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def after(self, before: Vocabulary, most: int | None) -> Vocabulary:
+        """Return the ids of an earlier vocabulary in their rows, and those of this one behind them.
+
+        Args:
+            before: the earlier one.
+            most: how many there are in all at most, where new ones are added. None: any number.
+
+        Example:
+            >>> second = Vocabulary(np.array([50, 30, 20]))
+            >>> second.after(Vocabulary(np.array([70, 50])), most=3).ids
+            array([70, 50, 30])
+        """
+        new = self.ids[before.rows(self.ids) == len(before)]
+        room = len(new) if most is None else max(most - len(before), 0)
+        return Vocabulary(np.concatenate([before.ids, new[:room]]))
+
     def rows(self, ids: Array) -> Array:
         """Return the row of each id, int64; ``len(self)`` for unknown ones."""
         wide = ids.astype(np.int64, copy=False)

@@ -9,7 +9,7 @@ Needs pydantic; the models themselves (`torchrec.models.dlrm` and its kin) do no
 
 Example:
     >>> names()
-    ['deepfm', 'dlrm', 'dlrm_dcn', 'fm', 'lr']
+    ['deepfm', 'dlrm', 'dlrm_dcn', 'esmm', 'fm', 'lr', 'mmoe', 'ple', 'shared_bottom']
     >>> find("dlrm_dcn").lookups
     'pooled'
     >>> ModelSection(name="dlrm_dcn", cross_layers=2).model_dump()["cross_layers"]

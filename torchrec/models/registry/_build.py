@@ -21,6 +21,7 @@ from torchrec.models.registry._registry import (
     RegisteredModel,
     Terms,
     find,
+    names,
 )
 from torchrec.modules.embedding_configs import (
     BaseEmbeddingConfig,
@@ -91,11 +92,13 @@ def build_model(
 
     Returns:
         A module from dense features ``(B, len(transform.dense_names))`` and sparse features, a
-        ``KeyedJaggedTensor``, to logits ``(B, 1)``.
+        ``KeyedJaggedTensor``, to logits ``(B, 1)``; for several tasks ``(B, T)``, in the order of the
+        transform's targets, more of those whose target is one of several classes.
 
     Raises:
         ValueError: there is no feature at all, the tables have dimensions or are read in ways that
-            the model does not take, or the transform is not fitted.
+            the model does not take, the model has not as many outputs as the targets take, or the
+            transform is not fitted.
 
     Example:
         >>> import pyarrow as pa
@@ -109,6 +112,7 @@ def build_model(
     """
     model = find(section.name)
     num_dense = len(transform.dense_names)
+    _check_outputs(model, section.name, transform.outputs)
     if not transform.tables and not num_dense:
         raise ValueError("`features` should have one or more features. Received none.")
     pooled, sequences = _split(model, section.name, transform)
@@ -125,6 +129,7 @@ def build_model(
         else None,
         _sequences(sequences, section, optimizer, tables) if sequences else None,
         [linear_name(spec.name) for spec in pooled] if terms == "both" else (),
+        transform.outputs,
     )
     if device is None:
         return _built(model, section, inputs)
@@ -160,6 +165,21 @@ class _UnfilledOnMeta(TorchFunctionMode):
             if isinstance(tensor, Tensor) and tensor.is_meta:
                 return tensor
         return func(*args, **kwargs)
+
+
+def _check_outputs(model: RegisteredModel[ModelSection], name: str, outputs: Sequence[int]) -> None:
+    """Refuse tasks that a model has no outputs for."""
+    if model.tasks == "several" or outputs == [1]:
+        return
+    if model.tasks == "numbers" and set(outputs) == {1}:
+        return
+    able = [other for other in names() if find(other).tasks == "several"]
+    what = f"{len(outputs)} of them, which take {', '.join(map(str, outputs))} numbers a sample"
+    takes = "one task" if model.tasks == "one" else "tasks"
+    raise ValueError(
+        f"`tasks` should be what model '{name}' predicts, {takes} of one number a sample. Received "
+        f"{what}: choose {' or '.join(able)}, as `model.name`."
+    )
 
 
 def check_dims(

@@ -47,6 +47,7 @@ UNKNOWN_OPTION = "unknown_option"
 Lookups: TypeAlias = Literal["pooled", "sequences", "both"]
 Dims: TypeAlias = Literal["one", "several"]
 Terms: TypeAlias = Literal["vectors", "weights", "both"]
+Tasks: TypeAlias = Literal["one", "numbers", "several"]
 
 
 class ModelSection(BaseModel):
@@ -66,7 +67,7 @@ class ModelSection(BaseModel):
         >>> ModelSection(name="deepfm", cross_layers=2)
         Traceback (most recent call last):
         pydantic_core._pydantic_core.ValidationError: 1 validation error for DeepFMSection
-          `cross_layers` is not an option of model 'deepfm', but of 'dlrm_dcn'. Its options: ...
+          `cross_layers` is not an option of model 'deepfm', but of 'dlrm_dcn' and 'esmm' and ...
     """
 
     model_config = ConfigDict(
@@ -157,12 +158,14 @@ class ModelInputs:
         sequences: the tables whose embeddings are given id by id, None if there is none.
         linear_tables: names of the tables in ``pooled`` that hold a weight an id, beside those that
             hold vectors. Default none.
+        outputs: how many numbers each task takes, for models of several. Default one of one number.
     """
 
     num_dense: int
     pooled: EmbeddingBagCollectionInterface | None
     sequences: EmbeddingCollectionInterface | None
     linear_tables: Sequence[str] = ()
+    outputs: Sequence[int] = (1,)
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ class RegisteredModel(Generic[S]):
     Attributes:
         section: the options, with ``name`` a literal: that of the file.
         build: makes the model: a module from dense features ``(B, num_dense)`` and sparse features,
-            a ``KeyedJaggedTensor``, to logits ``(B, 1)``.
+            a ``KeyedJaggedTensor``, to logits ``(B, 1)``; of several tasks ``(B, sum of outputs)``.
         lookups: how the model looks features up: all of them pooled, all as sequences, or those of
             type ``sequence`` as sequences and the others pooled. Default ``"pooled"``.
         dims: whether all tables have one dimension, or each may have its own. Default ``"one"``.
@@ -181,6 +184,8 @@ class RegisteredModel(Generic[S]):
         table_init: initial weights of a table of dimension D, where the experiment has no rule.
             Default: uniform in ± ``sqrt(1 / rows)``.
         layer_init: the same of the layers. Default: as PyTorch starts them.
+        tasks: whether the model predicts one number a sample, a number for each of several tasks, or
+            whatever each of several tasks takes, such as one a class. Default one.
     """
 
     section: type[S]
@@ -190,6 +195,7 @@ class RegisteredModel(Generic[S]):
     terms: Callable[[S], Terms] = lambda section: "vectors"
     table_init: Callable[[int], TableInit] = lambda dim: _AS_BY_THEMSELVES
     layer_init: LayerInit = _AS_BY_THEMSELVES
+    tasks: Tasks = "one"
 
 
 def names() -> list[str]:
@@ -197,7 +203,7 @@ def names() -> list[str]:
 
     Example:
         >>> names()
-        ['deepfm', 'dlrm', 'dlrm_dcn', 'fm', 'lr']
+        ['deepfm', 'dlrm', 'dlrm_dcn', 'esmm', 'fm', 'lr', 'mmoe', 'ple', 'shared_bottom']
     """
     return sorted(_names_in(_package().__path__))
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor, nn
 
+from torchrec.models.multi_task import LayerOptions
 from torchrec.models.tower import Tower
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -48,9 +49,14 @@ class TowerOptions(BaseModel):
         default="relu", description="of all layers but cross layers and the last"
     )
 
+    @property
+    def layer_options(self) -> LayerOptions:
+        """What all layers over the interaction have in common."""
+        return LayerOptions(self.dropout, self.batch_norm, self.activation)
+
     def tower(self, in_features: int) -> Tower:
         """Return the tower over ``in_features`` numbers a sample."""
-        return Tower(in_features, self.layers, self.dropout, self.batch_norm, self.activation)
+        return Tower(in_features, self.layers, *self.layer_options)
 
 
 class DenseOnly(nn.Module):

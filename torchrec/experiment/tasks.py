@@ -1,0 +1,114 @@
+"""The section `tasks` of an experiment file: several things that are learned of a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from torchrec.datasets.transform import Target, TargetKind
+from torchrec.experiment.section import Section
+
+LossName = Literal[
+    "binary_cross_entropy",
+    "focal",
+    "pairwise",
+    "squared_error",
+    "huber",
+    "cross_entropy",
+    "cumulative",
+]
+# Of each kind of task, that of those that say nothing first.
+_LOSSES: dict[TargetKind, tuple[LossName, ...]] = {
+    "click": ("binary_cross_entropy", "focal", "pairwise"),
+    "regression": ("squared_error", "huber", "pairwise"),
+    "multiclass": ("cross_entropy",),
+    "ordinal": ("cumulative",),
+}
+# What early stopping can go by, by the kind of task.
+_METRICS: dict[TargetKind, tuple[str, ...]] = {
+    "click": ("auc", "ne", "logloss"),
+    "regression": ("mse", "mae"),
+    "multiclass": ("accuracy", "logloss"),
+    "ordinal": ("accuracy", "logloss"),
+}
+
+
+class TaskSection(Section):
+    """One of several things that are learned of a sample; the section's name is that of the task."""
+
+    label: str = Field(
+        min_length=1, description="the column to predict, or an expression such as `rating > 3`"
+    )
+    kind: TargetKind = Field(
+        default="click",
+        description="what the label holds: 0 and 1, a number, or one of `classes`, numbered from 0, "
+        "which are in order if `ordinal`",
+    )
+    classes: PositiveInt | None = Field(
+        default=None, description="how many classes there are, of multiclass and ordinal"
+    )
+    loss: LossName | None = Field(
+        default=None,
+        description="of click `binary_cross_entropy`, `focal` or `pairwise`, of regression "
+        "`squared_error`, `huber` or `pairwise`; none: the first of these, and what suits classes",
+    )
+    group: str | None = Field(
+        default=None, description="the column within whose values `pairwise` compares"
+    )
+    weight: PositiveFloat = Field(
+        default=1.0, description="of the loss of the task in the sum of all"
+    )
+    given: str | None = Field(
+        default=None,
+        description="another task of kind click: samples count only where its label is 1",
+    )
+    class_weights: list[NonNegativeFloat] | None = Field(
+        default=None,
+        description="how much samples count in the loss, by their label 0, 1...; none: all alike",
+    )
+
+    @property
+    def target(self) -> Target:
+        """What is to be read and predicted."""
+        return Target(self.label, self.kind, self.classes)
+
+    @property
+    def loss_name(self) -> LossName:
+        """The loss that is taken."""
+        return self.loss or _LOSSES[self.kind][0]
+
+    @model_validator(mode="after")
+    def _check(self) -> TaskSection:
+        classes = self.target.classes or 2  # which checks that there are some
+        if self.loss_name not in _LOSSES[self.kind]:
+            raise ValueError(
+                f"`loss` of a task of kind {self.kind} should be one of "
+                f"{', '.join(_LOSSES[self.kind])}. Received {self.loss}."
+            )
+        if (self.loss == "pairwise") != (self.group is not None):
+            raise ValueError(
+                "`group` should be given for `loss: pairwise`, and for no other. Received "
+                f"{self.group} for {self.loss_name}."
+            )
+        weights = self.class_weights
+        if weights is not None and (self.kind == "regression" or len(weights) != classes):
+            raise ValueError(
+                "`class_weights` should be one for each class, of tasks with classes. Received "
+                f"{len(weights)} for kind {self.kind}."
+            )
+        return self
+
+
+def metrics_of(tasks: Mapping[str, TaskSection] | None) -> list[str]:
+    """Return what early stopping can go by: metrics, of several tasks with their names.
+
+    Args:
+        tasks: by name; None: one label.
+    """
+    if tasks is None:
+        return list(_METRICS["click"])
+    if len(tasks) == 1:
+        return list(_METRICS[next(iter(tasks.values())).kind])
+    return [f"{name}.{metric}" for name, task in tasks.items() for metric in _METRICS[task.kind]]
