@@ -34,8 +34,12 @@ def check(workers: Workers, case: Case, again: bool) -> None:
             answers = workers.run(function, phase.world_size, *given_, timeout=30)
             errors = [(r, each) for r, each in enumerate(answers) if isinstance(each, Exception)]
             # Ranks that wait for one that has failed say that it has gone: what failed first.
-            for rank, error in sorted(errors, key=lambda pair: "closed by peer" in str(pair[1])):
+            for rank, error in sorted(errors, key=lambda pair: is_of_another(pair[1])):
                 raise AssertionError(f"Rank {rank} of {phase.world_size} has failed.") from error
+
+
+def is_of_another(error: Exception) -> bool:
+    return any(words in str(error) for words in ("closed by peer", "Received nothing more from"))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])

@@ -181,12 +181,12 @@ class KJTAllToAllSplitsAwaitable(Awaitable[KJTAllToAllTensorsAwaitable]):
         self._pg, self._input, self._splits, self._labels = pg, input, splits, labels
         self._tensor_splits, self._input_tensors = tensor_splits, input_tensors
         self._keys, self._device, self._stagger = keys, device, stagger
-        told = [torch.tensor(each) for each in tensor_splits]
-        told.append(torch.full((pg.size(),), input.stride()))
-        self._told = SplitsAllToAllAwaitable(told, pg)
+        sizes = [torch.tensor(each) for each in tensor_splits]
+        sizes.append(torch.full((pg.size(),), input.stride()))
+        self._sizes = SplitsAllToAllAwaitable(sizes, pg)
 
     def _wait_impl(self) -> KJTAllToAllTensorsAwaitable:
-        *output_splits, strides = self._told.wait()
+        *output_splits, strides = self._sizes.wait()
         return KJTAllToAllTensorsAwaitable(
             self._pg,
             self._input,
@@ -337,10 +337,10 @@ class TensorAllToAllSplitsAwaitable(Awaitable[TensorAllToAllValuesAwaitable]):
     def __init__(self, pg: ProcessGroup, input: Tensor, splits: Tensor) -> None:
         super().__init__()
         self._pg, self._input, self._splits = pg, input, splits
-        self._told = SplitsAllToAllAwaitable([splits], pg)
+        self._sizes = SplitsAllToAllAwaitable([splits], pg)
 
     def _wait_impl(self) -> TensorAllToAllValuesAwaitable:
-        expected = torch.tensor(self._told.wait()[0])
+        expected = torch.tensor(self._sizes.wait()[0])
         return TensorAllToAllValuesAwaitable(self._pg, self._input, self._splits, expected)
 
 

@@ -46,12 +46,12 @@ def check_alike(env: ShardingEnv, describe: Callable[[], Mapping[str, str]]) -> 
     except Exception as failed:
         error = failed
     digest = hashlib.sha256(repr(sorted(mine.items())).encode()).digest()
-    told = [int(error is not None), *digest]
-    meeting = wire.begin("a comparison of what they have", [told] * wire.world_size, len(told))
+    head = [int(error is not None), *digest]
+    meeting = wire.begin("a comparison of what they have", [head] * wire.world_size, len(head))
     of_ranks = meeting.numbers()
     if any(each[0] for each in of_ranks):
         wire.raise_together(error)
-    if any(each != told for each in of_ranks):
+    if any(each != head for each in of_ranks):
         raise ValueError(difference(wire.gather(mine)))
 
 

@@ -250,13 +250,13 @@ class Backward:
         topic: what it is, for errors.
         terms: returns what all ranks should have alike.
         takes_part: called before gradients are sent, if the loss of any rank uses the answer.
-        tells_use: whether losses may use some slots and not others.
+        uses_some: whether losses may use some slots and not others.
     """
 
     topic: str
     terms: Callable[[], Terms]
     takes_part: Callable[[], None]
-    tells_use: bool
+    uses_some: bool
 
 
 class _Answer(torch.autograd.Function):
@@ -301,11 +301,11 @@ class _Answer(torch.autograd.Function):
         (anchor,) = ctx.saved_tensors
         # Ranks may use different slots. One that no rank's loss uses gets no gradient, which is not one of zeros.
         used = [grad is not None for grad in grads]
-        if not back.tells_use:
+        if not back.uses_some:
             used = [any(used)] * len(used)
-        told = [*back.terms(), *used]
+        head = [*back.terms(), *used]
         # On its way while the gradients are packed.
-        meeting = wire.begin(back.topic, [told] * wire.world_size, len(told))
+        meeting = wire.begin(back.topic, [head] * wire.world_size, len(head))
         shapes = [(layout.batch, layout.columns.width), *layout.tables]
         given = [
             anchor.new_zeros(shape, dtype=ctx.dtype) if grad is None else grad.contiguous()

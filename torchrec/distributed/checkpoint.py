@@ -155,7 +155,7 @@ class ShardedCheckpoints:
 
     def steps(self) -> list[int]:
         """Return the steps that there are checkpoints of, in order."""
-        return self._told(self._steps)
+        return self._on_first(self._steps)
 
     def latest(self) -> int | None:
         """Return the step of the last checkpoint; None if there is none."""
@@ -204,7 +204,7 @@ class ShardedCheckpoints:
     def tidy(self) -> None:
         """Remove checkpoints beyond ``keep``, weights that none of the others needs, and remains."""
         self.wait()
-        self._told(self._tidy)
+        self._on_first(self._tidy)
 
     def save_later(self, step: int, state: Mapping[str, Any]) -> Future[Path]:
         """Copy a state, and write the copy while training goes on; one at a time.
@@ -251,7 +251,7 @@ class ShardedCheckpoints:
     ) -> dict[str, Any]:
         self.wait()
         path = self._path(kind, step)
-        saved = self._told(lambda: self._read(kind, step))
+        saved = self._on_first(lambda: self._read(kind, step))
         known = tensor_names(saved)
         tensors = self._together(lambda: _wanted(state, known, path))
         if with_rest:
@@ -273,7 +273,7 @@ class ShardedCheckpoints:
 
     def _save(self, step: int, state: Mapping[str, Any], best: int | None) -> Path:
         path = self._write(_FULL, step, state, best)
-        self._told(self._tidy)
+        self._on_first(self._tidy)
         return path
 
     def _write(self, kind: str, step: int, state: Mapping[str, Any], best: int | None) -> Path:
@@ -282,7 +282,7 @@ class ShardedCheckpoints:
         self._check_alike(tensors)
         with ExitStack() as stack:
             folder = write_folder(path, format=_FORMAT, facts={"best": best}, what=what)
-            beside = self._told(lambda: stack.enter_context(folder))
+            beside = self._on_first(lambda: stack.enter_context(folder))
             with self._plainly(OSError, f"{what} should be written to '{path}'"):
                 save_tensors(
                     dict(tensors),
@@ -290,19 +290,19 @@ class ShardedCheckpoints:
                     process_group=self._group,
                     no_dist=self._wire is None,
                 )
-            self._told(lambda: (beside / _STATE).write_text(text, "utf-8"))
-            self._told(stack.close)  # all ranks have written: it gets its name
+            self._on_first(lambda: (beside / _STATE).write_text(text, "utf-8"))
+            self._on_first(stack.close)  # all ranks have written: it gets its name
         return path
 
     def _check_alike(self, tensors: Mapping[str, Tensor]) -> None:
         """Refuse parts under one name, of which only one would be written: those of a rank's optimizer, say."""
         if self._wire is None:
             return
-        told: list[dict[str, tuple[int, ...]]]
+        of_ranks: list[dict[str, tuple[int, ...]]]
         shapes_of = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        told = self._wire.tell(shapes_of, "what they save in a checkpoint")
-        for name in sorted(set[str]().union(*told)):
-            found = [shapes.get(name) for shapes in told]
+        of_ranks = self._wire.tell(shapes_of, "what they save in a checkpoint")
+        for name in sorted(set[str]().union(*of_ranks)):
+            found = [shapes.get(name) for shapes in of_ranks]
             if len({*found} - {None}) > 1:
                 raise ValueError(
                     f"'{name}' should be sharded, or the same on all ranks; `ShardedOptimizer` shows the states "
@@ -371,7 +371,7 @@ class ShardedCheckpoints:
         self._wire.agree(error, "a checkpoint")
         return results[0]
 
-    def _told(self, act: Callable[[], T]) -> T:
+    def _on_first(self, act: Callable[[], T]) -> T:
         """Do something on the first rank, and return on all ranks what came of it, or raise its error."""
         if self._wire is None:
             return act()

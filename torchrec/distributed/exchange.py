@@ -166,7 +166,7 @@ class Exchange:
     ) -> Awaitable[Asked]:
         """Send ids, once all ranks have said how many."""
         wire = self.wire
-        states, batches, totals, counts = self._told(meeting)
+        states, batches, totals, counts = self._headers(meeting)
         if routed is None or any(state & _FAILED for state in states):
             wire.raise_together(error)
         assert routed is not None  # else its error was raised
@@ -238,10 +238,10 @@ class Exchange:
             head[1] = routed.batch
             head[_HEADER:] = [routed.slot_counts[s] for s in route.divided]
         counts = [0] * len(route.lanes) if routed is None else routed.counts
-        told = [[*head, *(counts[lane.number] for lane in to)] for to in route.lanes_of_rank]
-        return wire.begin(topic, told, len(head) + num_mine)
+        lines = [[*head, *(counts[lane.number] for lane in to)] for to in route.lanes_of_rank]
+        return wire.begin(topic, lines, len(head) + num_mine)
 
-    def _told(
+    def _headers(
         self, meeting: Meeting
     ) -> tuple[list[int], list[int], list[list[int]], list[list[int]]]:
         """Return the headers of all ranks, part by part."""
@@ -256,11 +256,11 @@ class Exchange:
         )
 
     def _bags(self, routed: Routed) -> list[list[int]]:
-        """Tell all ranks how many bags each slot has, and return those of each rank."""
+        """Send all ranks how many bags each slot has, and return those of each rank."""
         ranks, slots = self.wire.world_size, len(self.route.slots)
         mine = torch.tensor([routed.batch] * slots if routed.bags is None else routed.bags)
-        told = self.wire.swap(mine.repeat(ranks), [slots] * ranks, [slots] * ranks)
-        found: list[list[int]] = told.view(ranks, slots).tolist()
+        received = self.wire.swap(mine.repeat(ranks), [slots] * ranks, [slots] * ranks)
+        found: list[list[int]] = received.view(ranks, slots).tolist()
         return found
 
     def _ways(self, bags: list[int], totals: list[list[int]]) -> tuple[bool, ...]:

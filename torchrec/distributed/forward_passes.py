@@ -95,10 +95,10 @@ class ForwardPasses:
         """Find out whether all ranks have come to the end of the same pass, and train the same layers."""
         flags = [each.training for each in self._modules.values()]
         flags += [each.requires_grad for each in self._params.values()]
-        told = [number_of(bytes(flags))]
+        head = [number_of(bytes(flags))]
         topic = f"the end of forward pass {self._ended} of the model"
-        of_ranks = wire.begin(topic, [told] * wire.world_size, len(told)).numbers()
-        if any(each != told for each in of_ranks):
+        of_ranks = wire.begin(topic, [head] * wire.world_size, len(head)).numbers()
+        if any(each != head for each in of_ranks):
             raise ValueError(difference(wire.gather(self._described())))
 
     def _described(self) -> dict[str, str]:

@@ -18,6 +18,7 @@ from torchrec.distributed.distinct import distinct_rows
 from torchrec.distributed.exchange import Asked, Exchange, LookupOptions, Routed
 from torchrec.distributed.mean_squares import SplitTable
 from torchrec.distributed.placement import TablePlacement
+from torchrec.distributed.received_rows import group_of, pool_received
 from torchrec.distributed.route import Route, Slot
 from torchrec.distributed.split_columns import RowSumExchange
 from torchrec.distributed.terms import Terms, number_of
@@ -32,7 +33,6 @@ from torchrec.modules.embedding_configs import (
 from torchrec.modules.tables import slots_of, table_spec_of
 from torchrec.ops.embedding import (
     Bags,
-    Group,
     Ids,
     LookupSpec,
     PolicyCode,
@@ -198,8 +198,8 @@ class ShardedLookup:
 
     def _backward_of(self, step: Step) -> Backward:
         # Where bags are pooled, one output has all slots: what uses it uses them all.
-        topic, tells_use = f"the backward pass of {step.topic}", self._sequences
-        return Backward(topic, self._terms, self._in_backward, tells_use)
+        topic, uses_some = f"the backward pass of {step.topic}", self._sequences
+        return Backward(topic, self._terms, self._in_backward, uses_some)
 
     def _in_backward(self) -> None:
         """Take part, at the end of this backward pass, in updates that ranks make together."""
@@ -489,27 +489,22 @@ class ShardedLookup:
 
     def _pool_tables(self, step: Step, tables: dict[int, Tensor]) -> Tensor:
         """Pool rows that came for each id, where the sample is."""
-        specs, slots, column = [], [], 0
-        for key, s in enumerate(tables):
-            slot = self.route.slots[s]
-            count = len(tables[s])
-            specs.append(TableSpec(slot.feature, slot.dim, count, count, PolicyCode.ROWS))
-            pooling = PoolingCode.MEAN if slot.mean else PoolingCode.SUM
-            slots.append(SlotSpec(slot.feature, key, key, pooling, column))
-            column += slot.dim
-        spec = LookupSpec(specs, slots, len(slots), column)
-        lengths = step.lengths
+        chosen, counts, lengths = list(tables), step.routed.slot_counts, step.lengths
         places, weights = step.routed.places, step.weights
         if len(tables) < len(self.route.slots):
-            chosen = list(tables)
             lengths = lengths[chosen]
-            counts = step.routed.slot_counts
             places = torch.cat([places.split(counts)[s] for s in chosen])
             if weights is not None:
                 weights = torch.cat([weights.split(counts)[s] for s in chosen])
-        bags = Bags(places, lengths_to_offsets(lengths.flatten()), weights)
-        rows = list(tables.values())
-        return lookup_bags(rows, spec, bags, self.dtype, _dense_group(spec, rows))[0]
+        return pool_received(
+            [self.route.slots[s] for s in chosen],
+            list(tables.values()),
+            places,
+            lengths,
+            [counts[s] for s in chosen],
+            weights,
+            self.dtype,
+        )
 
     def gather(self, step: Step, computed: list[Tensor]) -> list[Tensor]:
         """Send back what was computed; return what this rank's batch gets of all ranks.
@@ -533,7 +528,7 @@ class ShardedLookup:
         starts = [sum(counts[:s]) for s in tables]
         rows = list(tables.values())
         ids = Ids(step.routed.places, starts, counts, step.routed.batch)
-        return lookup_sequences(rows, spec, ids, self.dtype, _dense_group(spec, rows))[0]
+        return lookup_sequences(rows, spec, ids, self.dtype, group_of(spec, rows))[0]
 
 
 class _Mean(torch.autograd.Function):
@@ -557,11 +552,6 @@ class _Mean(torch.autograd.Function):
         for (start, width), each in zip(ctx.columns, divisors, strict=True):
             divided[:, start : start + width] /= each.unsqueeze(1)
         return divided, None, None
-
-
-def _dense_group(spec: LookupSpec, rows: list[Tensor]) -> list[Group]:
-    asked = [t for t, table in enumerate(rows) if table.requires_grad]
-    return [Group(spec, asked, "dense")] if asked and torch.is_grad_enabled() else []
 
 
 def _is_mean(config: BaseEmbeddingConfig) -> bool:

@@ -215,7 +215,7 @@ class MapExchange:
             counts = [len(question.ids[each.number]) for each in parts]
             numbers = [each.number for each in parts]
             found.update(zip(numbers, part[1 + len(parts) :].split(counts), strict=True))
-        return self._by_key(question, found), self._tell(changed, heads)
+        return self._by_key(question, found), self._send_changed(changed, heads)
 
     def _by_key(self, question: MapQuestion, found: Mapping[int, Tensor]) -> list[list[Tensor]]:
         """Bring rows into the order of the ids."""
@@ -229,24 +229,26 @@ class MapExchange:
             result.append(list(rows.split(sizes)))
         return result
 
-    def _tell(self, changed: Mapping[int, Tensor], heads: list[list[int]]) -> dict[int, Tensor]:
-        """Tell the ranks that have rows of this rank's parts too which of them changed hands."""
+    def _send_changed(
+        self, changed: Mapping[int, Tensor], heads: list[list[int]]
+    ) -> dict[int, Tensor]:
+        """Send the ranks that have rows of this rank's parts too which of them changed hands."""
         num_changed = {
             part.number: count
             for parts, head in zip(self._parts_of, heads, strict=True)
             for part, count in zip(parts, head[1:], strict=True)
         }
 
-        def told(parts: Sequence[MapPart], rank: int) -> list[MapPart]:
+        def copied_to(parts: Sequence[MapPart], rank: int) -> list[MapPart]:
             return [
                 p for p in parts if num_changed[p.number] and rank in p.holders and rank != p.rank
             ]
 
         ranks = range(self.world_size)
-        if not any(told(parts, rank) for parts in self._parts_of for rank in ranks):
+        if not any(copied_to(parts, rank) for parts in self._parts_of for rank in ranks):
             return {}
-        sent = [[changed[part.number] for part in told(self.mine, rank)] for rank in ranks]
-        sources = [told(parts, self.rank) for parts in self._parts_of]
+        sent = [[changed[part.number] for part in copied_to(self.mine, rank)] for rank in ranks]
+        sources = [copied_to(parts, self.rank) for parts in self._parts_of]
         sizes = [sum(map(len, each)) for each in sent]
         expected = [sum(num_changed[part.number] for part in parts) for parts in sources]
         flat = torch.cat([NONE, *(rows for each in sent for rows in each)])

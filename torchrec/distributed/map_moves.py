@@ -65,7 +65,7 @@ def settle(
     Returns:
         For each map, what became of them.
     """
-    every = _told(wire, strays)
+    every = _gathered(wire, strays)
     arrived: dict[int, tuple[Tensor, Tensor]] = {}
     for saved in maps:
         found = [every[part.number] for part in saved.layout.parts if part.number in every]
@@ -77,16 +77,16 @@ def settle(
             if part.number in modules:
                 mine = chosen(strays_of_map, entries == p, waiting == p)
                 arrived[part.number] = _take_in(modules[part.number], part, mine)
-    everywhere = _told(wire, arrived)
+    everywhere = _gathered(wire, arrived)
     return [_moves(saved, every, everywhere) for saved in maps]
 
 
-def _told(wire: Wire | None, mine: Mapping[int, T]) -> dict[int, T]:
+def _gathered(wire: Wire | None, mine: Mapping[int, T]) -> dict[int, T]:
     """Return what all ranks know, each of its own parts."""
-    told: list[Mapping[int, T]] = (
+    of_ranks: list[Mapping[int, T]] = (
         [mine] if wire is None else wire.tell(mine, "maps that are loaded")
     )
-    return {number: known for each in told for number, known in each.items()}
+    return {number: known for each in of_ranks for number, known in each.items()}
 
 
 def _take_in(

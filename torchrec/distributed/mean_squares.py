@@ -98,10 +98,10 @@ class MeanSquares:
         sizes = [sum(where.stop - where.start for where in mine) for mine in shared]
         pieces = [means[where] for mine in shared for where in mine]
         sent = pieces[0] if len(pieces) == 1 else torch.cat([means[:0], *pieces])
-        told = wire.start_swap(sent, sizes, sizes).wait()
+        received = wire.start_swap(sent, sizes, sizes).wait()
         parts = [
             torch.split(part, [where.stop - where.start for where in mine])
-            for part, mine in zip(told, shared, strict=True)
+            for part, mine in zip(received, shared, strict=True)
         ]
         left = [iter(part) for part in parts]
         totals = []

@@ -259,7 +259,7 @@ class ShardedObjectPool(
         """Send rows to their owners, and return those that ranks have sent here, rank by rank.
 
         Args:
-            ctx: is told how many go where.
+            ctx: is heads how many go where.
             owners: of the rows, ``(N,)`` each: they are sent once to each.
             rows: as bytes, ``(N, size)``.
             error: what kept this rank from it: then all ranks raise it.
@@ -275,10 +275,10 @@ class ShardedObjectPool(
             return rows[ctx.order]
         counts = [0] * world_size if error is not None else ctx.sent
         pairs = [[int(error is not None), count] for count in counts]
-        told = self._wire.begin("rows of a pool", pairs, 2).numbers()
-        if any(failed for failed, _ in told):
+        heads = self._wire.begin("rows of a pool", pairs, 2).numbers()
+        if any(failed for failed, _ in heads):
             self._wire.raise_together(error)
-        ctx.received = [count for _, count in told]
+        ctx.received = [count for _, count in heads]
         return self._swap(rows[ctx.order], ctx.sent, ctx.received)
 
     def _swap(self, rows: Tensor, sent: list[int], expected: list[int]) -> Tensor:

@@ -126,23 +126,25 @@ class ReplicatedUpdate(JointUpdate):
         mine = [_one(gradients.get(update, [])) for update in self.updates]
         dtypes = [torch.float32, *(update.weight.dtype for update in self.updates)]
         dtype = reduce(torch.promote_types, dtypes)
-        told = [
+        of_ranks = [
             _unpacked(
                 message, len(mine), dtype, [update.weight.shape[1] for update in self.updates]
             )
-            for message in self._tell(_packed(brought.num_samples, mine, dtype))
+            for message in self._gather(_packed(brought.num_samples, mine, dtype))
         ]
-        found = PassGradients(brought.backward_pass, samples=sum(samples for samples, _ in told))
+        found = PassGradients(
+            brought.backward_pass, samples=sum(samples for samples, _ in of_ranks)
+        )
         for update, each in zip(
-            self.updates, zip(*(rows for _, rows in told), strict=True), strict=True
+            self.updates, zip(*(rows for _, rows in of_ranks), strict=True), strict=True
         ):
             whole = _one([part for part in each if part is not None])
             if whole is not None:
-                mean = whole._replace(values=whole.values / len(told))
+                mean = whole._replace(values=whole.values / len(of_ranks))
                 found.rows.append((update, mean))
         return found
 
-    def _tell(self, message: Tensor) -> list[Tensor]:
+    def _gather(self, message: Tensor) -> list[Tensor]:
         """Return the messages of all ranks, in their order."""
         ranks = self._wire.world_size
         terms = (
@@ -161,8 +163,8 @@ class ReplicatedUpdate(JointUpdate):
                 raise ValueError(f"All ranks should {should.format(received)}, by rank.")
         if len(set(of_settings)) > 1:
             raise ValueError(difference(self._wire.gather(self._settings())))
-        told = self._wire.swap(message.repeat(ranks), [len(message)] * ranks, lengths)
-        return list(told.split(lengths))
+        messages = self._wire.swap(message.repeat(ranks), [len(message)] * ranks, lengths)
+        return list(messages.split(lengths))
 
     def _settings(self) -> dict[str, str]:
         return {

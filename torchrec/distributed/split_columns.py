@@ -230,11 +230,11 @@ class RowSumExchange:
 
     def _check_rows(self, attempts: Mapping[str, Attempt]) -> None:
         """Refuse an update whose rows differ between ranks that hold the same: sums would be of different ones."""
-        told = list[int]()
+        head = list[int]()
         for table, split in self.tables.items():
             attempt = attempts.get(table)
-            told += [min(split.partners, default=-1), 0 if attempt is None else attempt.digest]
-        of_ranks = self.wire.begin(_UPDATE, [told] * self.wire.world_size, len(told)).numbers()
+            head += [min(split.partners, default=-1), 0 if attempt is None else attempt.digest]
+        of_ranks = self.wire.begin(_UPDATE, [head] * self.wire.world_size, len(head)).numbers()
         for table, firsts, digests in zip(
             self.tables, *[list(zip(*of_ranks, strict=True))[k::2] for k in (0, 1)], strict=True
         ):
@@ -259,27 +259,27 @@ class RowSumExchange:
         self.wire.meet(partners, f"the step of an optimizer with columns of table '{table}'")
         # Of one size, whatever it is about: gloo ends a process that is sent more than it waits for.
         head = torch.tensor([number_of(table.encode()), digest])
-        heads = self._tell_partners(partners, head)
+        heads = self._gather_partners(partners, head)
         if any(each[0] != head[0] for each in heads):
             raise ValueError(
                 f"Optimizers of all ranks should step with their tables in the same order. Received table '{table}' "
                 f"on rank {self.wire.rank}, and others on some of the ranks {list(partners)}."
             )
         _check_same_rows(table, partners, [int(each[1]) for each in heads])
-        parts = self._tell_partners(partners, part.contiguous())
+        parts = self._gather_partners(partners, part.contiguous())
         return reduce(torch.add, parts[1:], parts[0].clone())
 
-    def _tell_partners(self, partners: Sequence[int], mine: Tensor) -> list[Tensor]:
-        """Return what each of some ranks, this one among them, tells the others, in their order."""
+    def _gather_partners(self, partners: Sequence[int], mine: Tensor) -> list[Tensor]:
+        """Return what each of some ranks, this one among them, sends the others, in their order."""
         with lost_ranks_named(self.wire.group) as group:
             others = [rank for rank in partners if rank != self.wire.rank]
-            told = {rank: torch.empty_like(mine) for rank in others}
+            received = {rank: torch.empty_like(mine) for rank in others}
             works = [dist.isend(mine, group=group, group_dst=rank) for rank in others]
-            works += [dist.irecv(told[rank], group=group, group_src=rank) for rank in others]
+            works += [dist.irecv(received[rank], group=group, group_src=rank) for rank in others]
             for work in works:
                 if work is not None:
                     work.wait()
-        return [told.get(rank, mine) for rank in partners]
+        return [received.get(rank, mine) for rank in partners]
 
     def _add_up(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the sums of what this rank and its partners have, added in order of ranks."""
@@ -293,9 +293,9 @@ class RowSumExchange:
         sent = torch.cat(pieces) if pieces else torch.empty(0)
         received = self.wire.swap(sent, sizes, sizes).split(sizes)
         totals: dict[str, Tensor] = {}
-        for shared, told in zip(together, received, strict=True):
+        for shared, sums in zip(together, received, strict=True):
             for name, part in zip(
-                shared, told.split([parts[name].numel() for name in shared]), strict=True
+                shared, sums.split([parts[name].numel() for name in shared]), strict=True
             ):
                 part = part.view_as(parts[name])
                 totals[name] = part.clone() if name not in totals else totals[name] + part

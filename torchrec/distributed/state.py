@@ -202,10 +202,10 @@ class ShardedTable(Tensor):
         if self._wire is None:
             return value.clone()
         holder = placement_of(self._shards_with_memory()[0])[0]
-        told = torch.zeros((), dtype=value.dtype)
+        number = torch.zeros((), dtype=value.dtype)
         if self._wire.rank == holder:
-            told.copy_(value)
-        return self._wire.broadcast(told, holder, f"a number of {self._named}")
+            number.copy_(value)
+        return self._wire.broadcast(number, holder, f"a number of {self._named}")
 
     def _shards_with_memory(self) -> list[ShardMetadata]:
         """Return the parts that there are; a plan for more ranks than rows has empty ones, which nobody has."""

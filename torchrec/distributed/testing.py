@@ -86,14 +86,14 @@ def assert_same_training(
             differences.note(
                 f"Output {k} of step {step}" if k else f"The loss of step {step}", mine, whole
             )
-        differences.tell()
+        differences.raise_first()
     differences.note_parts("'{}'", sharded.state_dict(), plain.state_dict())
     states = _states(plain)
     for name, state in _states(sharded).items():
         # Not of a `torch.nn.EmbeddingBag`, whose optimizer in one process is its own.
         if name in states:
             differences.note_parts(f"State '{{}}' of '{name}'", state, states[name])
-    differences.tell()
+    differences.raise_first()
     return sharded
 
 
@@ -206,7 +206,7 @@ class _Differences:
                     there = there.narrow(axis, offset, size)
                 self.note(f"{what.format(name)}, from {offsets} on,", part, there)
 
-    def tell(self) -> None:
+    def raise_first(self) -> None:
         """Raise the first difference of any rank, on all of them."""
         found = [self._first]
         if self._model.process_group is not None:

@@ -1,4 +1,4 @@
-"""Ranks that tell one another something, and all raise what fails on one of them."""
+"""Ranks that exchange something, and all raise what fails on one of them."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Meeting:
             [len(rest) for rest in self._rests],
             [num_rest] * wire.world_size,
         )
-        told = received.view(wire.world_size, num_rest).tolist()
-        return [line[1 : 1 + expected] + rest for line, rest in zip(lines, told, strict=True)]
+        parts = received.view(wire.world_size, num_rest).tolist()
+        return [line[1 : 1 + expected] + rest for line, rest in zip(lines, parts, strict=True)]
 
 
 def _differing(topics: list[str]) -> str:
@@ -189,7 +189,7 @@ class Wire:
         return Deferred(finished)
 
     def states(self, mine: int, topic: str) -> list[int]:
-        """Tell all ranks a number, and return those of all, in order of ranks.
+        """Send all ranks a number, and return those of all, in order of ranks.
 
         Args:
             mine: the number.
@@ -207,10 +207,10 @@ class Wire:
             topic: what it is about, in words that are the same on all ranks.
         """
         self.begin(topic).numbers()
-        told = [value]
+        shared = [value]
         with lost_ranks_named(self.group) as group:
-            dist.broadcast_object_list(told, dist.get_global_rank(group, rank), group)
-        return told[0]
+            dist.broadcast_object_list(shared, dist.get_global_rank(group, rank), group)
+        return shared[0]
 
     def broadcast(self, tensor: Tensor, rank: int | None, topic: str) -> Tensor:
         """Return a tensor, on all ranks with what it holds on one of them.
@@ -256,10 +256,10 @@ class Wire:
         Args:
             value: what this one has.
         """
-        told: list[Any] = [None] * self.world_size
+        of_ranks: list[Any] = [None] * self.world_size
         with lost_ranks_named(self.group) as group:
-            dist.all_gather_object(told, value, group)
-        return told
+            dist.all_gather_object(of_ranks, value, group)
+        return of_ranks
 
     def agree(self, error: Exception | None, topic: str = "what may fail on one of them") -> None:
         """Go on if no rank has failed, else raise what did, on all of them; they all call this.
@@ -291,8 +291,8 @@ class Wire:
         Args:
             error: of this rank; None: it has none.
         """
-        told = self.gather(None if error is None else _description(error))
-        for rank, found in enumerate(told):
+        of_ranks = self.gather(None if error is None else _description(error))
+        for rank, found in enumerate(of_ranks):
             if found is not None:
                 raise _error_of(rank, *found) from (error if rank == self.rank else None)
 
