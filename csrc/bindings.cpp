@@ -17,6 +17,7 @@ void bind_hashing(nb::module_& m);         // csrc/hashing/bindings.cpp
 void bind_interaction(nb::module_& m);     // csrc/interaction/bindings.cpp
 void bind_jagged(nb::module_& m);          // csrc/jagged/bindings.cpp
 void bind_linear(nb::module_& m);          // csrc/linear/bindings.cpp
+void bind_metrics(nb::module_& m);         // csrc/metrics/bindings.cpp
 void bind_permute(nb::module_& m);         // csrc/permute/bindings.cpp
 void bind_quant(nb::module_& m);        // csrc/quant/bindings.cpp
 void bind_routing(nb::module_& m);         // csrc/routing/bindings.cpp
@@ -31,6 +32,7 @@ NB_MODULE(_native, m) {
   rowwise::bind_interaction(m);
   rowwise::bind_jagged(m);
   rowwise::bind_linear(m);
+  rowwise::bind_metrics(m);
   rowwise::bind_permute(m);
   rowwise::bind_quant(m);
   rowwise::bind_routing(m);

@@ -82,6 +82,7 @@ rowwise_family(hash_collision)
 rowwise_family(interaction)
 rowwise_family(jagged)
 rowwise_family(linear)
+rowwise_family(metrics)
 rowwise_family(quant)
 
 # Nothing to gain from an instruction set in these: no arithmetic, or none that there are vector instructions for.

@@ -28,6 +28,7 @@ void test_routing();
 void test_signals();
 void test_interaction();
 void test_linear();
+void test_metrics();
 void test_hash_collision();
 void test_hashing();
 

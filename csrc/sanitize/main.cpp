@@ -10,6 +10,7 @@ int main() {
   rowwise::test_signals();
   rowwise::test_interaction();
   rowwise::test_linear();
+  rowwise::test_metrics();
   rowwise::test_hashing();
   rowwise::test_quant();
   rowwise::test_embedding();

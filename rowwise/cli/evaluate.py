@@ -95,7 +95,7 @@ def evaluate(
         for other in others:
             for name, found in other.items():
                 metrics[name].merge(found)
-        report = join_reports({name: found.compute() for name, found in metrics.items()})
+        report = join_reports({name: found.compute(curves=True) for name, found in metrics.items()})
         console().print(_table(report, _limits(source)))
         say_counts(predictor, source, world)
     for name, why in report.undefined.items():
@@ -126,8 +126,10 @@ def _table(report: Report, limits: Limits | None) -> Table:
     return table(
         head,
         [
-            [_name(key), f"{value:.4f}", f"{best[key]:.4f}" if key in best else ""][: len(head)]
-            for key, value in report.items()
+            [_name(key), _number(report, key), f"{best[key]:.4f}" if key in best else ""][
+                : len(head)
+            ]
+            for key in report
         ],
     )
 
@@ -141,3 +143,10 @@ def _name(metric: str) -> str:
 def _samples(report: Report) -> float:
     """Return how many rows a report is of; each task is measured on all."""
     return next(value for name, value in report.counts.items() if name.endswith("samples"))
+
+
+def _number(report: Report, name: str) -> str:
+    """Write a metric, with its interval of 95 % if it has one."""
+    interval = report.intervals.get(name)
+    ends = "" if interval is None else f" [{interval.low:.4f}, {interval.high:.4f}]"
+    return f"{report[name]:.4f}{ends}"

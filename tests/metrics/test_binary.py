@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor
 
-from torchrec.metrics import BinaryMetrics
+from torchrec.metrics import BinaryMetrics, auc_estimates
 
 pytestmark = pytest.mark.once
 
@@ -330,6 +330,28 @@ def test_curves_add_up() -> None:
     predicted = p[order].view(8, -1).mean(1)
     assert curves.predicted == pytest.approx(predicted.tolist(), rel=1e-6)
     assert curves.observed == pytest.approx(labels.double()[order].view(8, -1).mean(1).tolist())
+
+
+@pytest.mark.parametrize("resolution", [N, 200], ids=["exact", "compressed"])
+def test_the_interval_of_the_auc_is_that_of_all_pairs(resolution: int) -> None:
+    logits = (torch.randn(4000) * 20).round() / 20
+    labels = clicks(logits)
+    metrics = stream(BinaryMetrics(resolution=resolution), logits, labels)
+    found, expected = (
+        metrics.compute(curves=True).intervals["auc"],
+        auc_estimates(logits.numpy(), labels.numpy()).interval(),
+    )
+    near = 1e-9 if resolution == N else 1e-3
+    for end in ("value", "low", "high"):
+        assert getattr(found, end) == pytest.approx(getattr(expected, end), abs=near)
+
+
+def test_there_is_no_interval_where_none_is_known() -> None:
+    logits, labels = torch.arange(4.0), torch.tensor([0.0, 1.0, 0.0, 1.0])
+    assert not stream(BinaryMetrics(), logits, labels).compute().intervals  # only with curves
+    assert not stream(BinaryMetrics(), logits, labels, 2 * labels + 1).compute(True).intervals
+    assert not stream(BinaryMetrics(), logits, labels.sort()[0]).compute(True).intervals
+    assert not stream(BinaryMetrics(), logits[:2], labels[:2]).compute(True).intervals
 
 
 def test_memory_is_constant() -> None:

@@ -11,6 +11,7 @@ import torchrec.ops.hash_collision
 import torchrec.ops.hashing
 import torchrec.ops.interaction
 import torchrec.ops.jagged
+import torchrec.ops.metrics
 import torchrec.ops.permute
 import torchrec.ops.routing  # noqa: F401
 from torchrec.ops import collision
@@ -180,4 +181,26 @@ def others() -> list[Sample]:
     ]
 
 
-OPCHECK_SAMPLES = [*embedding(), *quant(), *id_maps(), *slot_maps(), *jagged(), *others()]
+def metrics() -> list[Sample]:
+    """Two tasks of nine samples, whose last is by itself; of float32, which kernels take, and of others."""
+    plain = torch.rand(2, 9), torch.rand(2, 9).round(), torch.rand(2, 9)
+    wide = torch.rand(2, 9).double(), torch.ones(2, 9, dtype=torch.int64), None
+    empty = torch.empty(1, 0), torch.empty(1, 0), None
+    given = (plain, wide, empty)
+    return [
+        *(("weighted_sums", x) for x in given),
+        *(("cross_entropy_sums", (*x, 1e-12)) for x in given),
+        *(("threshold_sums", (*x, 0.5)) for x in given),
+        *(("roc_areas", x) for x in given),
+    ]
+
+
+OPCHECK_SAMPLES = [
+    *embedding(),
+    *quant(),
+    *id_maps(),
+    *slot_maps(),
+    *jagged(),
+    *others(),
+    *metrics(),
+]

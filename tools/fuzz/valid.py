@@ -15,6 +15,7 @@ from torch import Tensor
 import torchrec.ops.hashing
 import torchrec.ops.interaction
 import torchrec.ops.jagged
+import torchrec.ops.metrics
 import torchrec.ops.permute
 import torchrec.ops.routing  # noqa: F401
 from torchrec.ops import collision, hash_collision
@@ -432,6 +433,16 @@ def vectors_grad(random: Random) -> Arguments:
     return [numbers(random, dense.size(0), width, dtype=dense.dtype), dense, sparse]
 
 
+def of_tasks(*options: float) -> Draw:
+    def draw(random: Random) -> Arguments:
+        shape = (random.randint(0, 3), random.choice((0, 1, 7, 8, 17)))
+        dtype = random.choice(FLOATS)
+        weights = numbers(random, *shape, dtype=dtype) if random.random() < 0.7 else None
+        return [*(numbers(random, *shape, dtype=dtype) for _ in range(2)), weights, *options]
+
+    return draw
+
+
 DRAWS: dict[str, Draw] = {
     "id_map_find": find,
     "id_map_count_": count,
@@ -458,6 +469,10 @@ DRAWS: dict[str, Draw] = {
     "hash_strings": strings,
     "dot_interaction": vectors,
     "dot_interaction_grad": vectors_grad,
+    "weighted_sums": of_tasks(),
+    "cross_entropy_sums": of_tasks(1e-12),
+    "threshold_sums": of_tasks(0.5),
+    "roc_areas": of_tasks(),
     **{
         name: of_look_up(name)
         for name in (

@@ -43,7 +43,8 @@ _SECTIONS = (
 def reference() -> str:
     """Return the reference as Markdown: each section, its keys, what they should be, defaults."""
     lines = [_BEGIN, "", "## All keys", ""]
-    lines += _table({"output": keys_of(root())["output"]})
+    keys = keys_of(root())
+    lines += _table({name: keys[name] for name in ("metrics", "output")})
     for name, section in _SECTIONS:
         if name == "training":
             lines += _models()

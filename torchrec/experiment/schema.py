@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
@@ -26,6 +27,8 @@ from torchrec.datasets.files import check_delimiter
 from torchrec.datasets.text_dialect import TextDialect, check_encoding
 from torchrec.experiment.section import Section
 from torchrec.experiment.tasks import TaskSection, metrics_of
+from torchrec.metrics.grouped import GroupedMetrics
+from torchrec.metrics.names import parse_metric
 from torchrec.models.registry import ModelSection as ModelSection
 from torchrec.models.registry import TableRule
 from torchrec.types import optimizer_value
@@ -234,6 +237,16 @@ class AverageSection(Section):
         return self
 
 
+def _metric_of_groups(text: str) -> str:
+    spec = parse_metric(text)
+    if spec.group is None:
+        raise ValueError(f"`{spec}` is measured in any case, and should be left out.")
+    return str(spec)
+
+
+GroupMetric = Annotated[str, AfterValidator(_metric_of_groups)]
+
+
 class EarlyStoppingSection(Section):
     """Stop when `metric` of the validation data has not improved for `patience` evaluations.
 
@@ -244,7 +257,8 @@ class EarlyStoppingSection(Section):
     metric: str | Annotated[list[str], Field(min_length=1)] = Field(
         default="auc",
         description="what should improve: `auc`, `ne` or `logloss`; of several tasks with their names, as "
-        "`click.auc`, of numbers `mse` or `mae`, of classes `accuracy` or `logloss`",
+        "`click.auc`, of numbers `mse` or `mae`, of classes `accuracy` or `logloss`; "
+        "or one of `metrics`",
     )
     patience: PositiveInt = Field(
         default=2, description="evaluations without improvement before the end"
@@ -474,6 +488,12 @@ class Experiment(Section):
         description="a run, or its model, whose weights, vocabularies and maps of ids training begins "
         "with, as `torchrec train --from`; relative to the working directory; none: anew",
     )
+    metrics: list[GroupMetric] = Field(
+        default=[],
+        description="what is measured of validation and test besides AUC, NE, log loss and calibration: "
+        "`gauc(user)`, `ndcg@10(user)`, `recall@10(user)`, `precision@10(user)`, `hit@10(user)`, `mrr(user)`, "
+        "within the rows of each value of a column, on average",
+    )
     output: str = Field(
         min_length=1,
         default="runs/experiment",
@@ -492,6 +512,7 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Experiment:
+        self._check_metrics()
         if self.features is not None and not self.features:
             raise ValueError(
                 "`features` should name at least one feature, or be left out to be inferred. "
@@ -545,7 +566,7 @@ class Experiment(Section):
     def _check_stopping(self) -> None:
         """Refuse metrics that no task has."""
         stopping, tasks = self.training.early_stopping, self.tasks
-        known = metrics_of(tasks)
+        known = [*metrics_of(tasks), *self.metrics]
         for metric in () if stopping is None else stopping.metrics:
             if metric not in known:
                 near = did_you_mean(metric, known, quote="`")
@@ -569,3 +590,13 @@ class Experiment(Section):
                 f"samples: give '{name}' a label that is 1 only where that of '{task.given}' is, such as "
                 f"`{other.label} == 1 and {task.label} == 1`."
             )
+
+    def _check_metrics(self) -> None:
+        """Refuse metrics that are there twice."""
+        if len(set(self.metrics)) < len(self.metrics):
+            raise ValueError(f"`metrics` should differ. Received {', '.join(self.metrics)}.")
+
+    @property
+    def group_columns(self) -> list[str]:
+        """The columns within whose values metrics are measured, each once."""
+        return GroupedMetrics(self.metrics).columns

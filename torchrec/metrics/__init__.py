@@ -8,15 +8,17 @@ from torchrec.metrics.delong import (
     auc_estimates,
     independent_difference,
 )
+from torchrec.metrics.grouped import GroupedMetrics
 from torchrec.metrics.interval import Interval
 from torchrec.metrics.multiclass import MulticlassMetrics
 from torchrec.metrics.regression import RegressionMetrics
-from torchrec.metrics.report import Metrics, Report
+from torchrec.metrics.report import Metrics, Report, combine_reports
 
 __all__ = [
     "AucDifference",
     "AucEstimates",
     "BinaryMetrics",
+    "GroupedMetrics",
     "Interval",
     "Metrics",
     "MulticlassMetrics",
@@ -25,5 +27,6 @@ __all__ = [
     "ScoreCurves",
     "auc_estimates",
     "bootstrap_interval",
+    "combine_reports",
     "independent_difference",
 ]

@@ -11,6 +11,7 @@ ties with itself in the next list.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -180,6 +181,26 @@ def area_under_curve(counts: ScoreCounts) -> float:
     below = np.cumsum(counts.negatives) - counts.negatives
     ordered = float((counts.positives * (below + 0.5 * counts.negatives)).sum())
     return ordered / (float(counts.positives.sum()) * float(counts.negatives.sum()))
+
+
+def area_variance(counts: ScoreCounts) -> float:
+    """Return the variance of the AUC by DeLong's method; NaN if a class has fewer than two samples.
+
+    For each positive the share of the negatives below it, for each negative that of the positives above:
+    their variances are those of the AUC. https://doi.org/10.2307/2531595.
+
+    Args:
+        counts: of samples that weigh 1 each.
+    """
+    positives, negatives = float(counts.positives.sum()), float(counts.negatives.sum())
+    if min(positives, negatives) < 2:
+        return math.nan
+    below = (np.cumsum(counts.negatives) - 0.5 * counts.negatives) / negatives
+    above = 1.0 - (np.cumsum(counts.positives) - 0.5 * counts.positives) / positives
+    area = float((counts.positives * below).sum()) / positives
+    of_positives = float((counts.positives * (below - area) ** 2).sum()) / (positives - 1)
+    of_negatives = float((counts.negatives * (above - area) ** 2).sum()) / (negatives - 1)
+    return of_positives / positives + of_negatives / negatives
 
 
 def _order(keys: Keys) -> Keys:

@@ -5,21 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torchrec.metrics.metrics_namespace import MetricName, MetricNameBase, MetricNamespace
 from torchrec.metrics.rec_metric import RecMetric
 from torchrec.metrics.sum_metric import SumMetricComputation
-from torchrec.metrics.task_batch import TaskBatch, Term, weighted_num_samples, weighted_sum
-from torchrec.metrics.terms import chosen, ratio, unknown
-
-
-def accuracy_sum(batch: TaskBatch, threshold: float) -> Tensor:
-    """Return the sum of weights of samples whose label is that of their side of the threshold."""
-    side = batch.get(chosen, threshold)
-    right = torch.eq(side, batch.labels, out=torch.empty_like(side))
-    return weighted_sum(batch, right) + batch.get(unknown)
+from torchrec.metrics.task_batch import Term, weighted_num_samples
+from torchrec.metrics.terms import ratio, right_sum
 
 
 class AccuracyMetricComputation(SumMetricComputation):
@@ -38,7 +30,7 @@ class AccuracyMetricComputation(SumMetricComputation):
     def sums(self) -> Mapping[str, Term]:
         """See `SumMetricComputation.sums`."""
         return {
-            "accuracy_sum": (accuracy_sum, self._threshold),
+            "accuracy_sum": (right_sum, self._threshold),
             "weighted_num_samples": (weighted_num_samples,),
         }
 

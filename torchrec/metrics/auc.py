@@ -8,13 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrec.metrics.metrics_namespace import MetricName, MetricNameBase, MetricNamespace
+from torchrec.metrics.metric_computation import MetricComputationReport, State
+from torchrec.metrics.metrics_namespace import (
+    MetricName,
+    MetricNameBase,
+    MetricNamespace,
+    MetricPrefix,
+)
 from torchrec.metrics.ordering import areas_under_roc, by_task, curve
-from torchrec.metrics.packed_area import packed_areas
+from torchrec.metrics.past_scores import PastScores, areas, compressed, packed_counts
 from torchrec.metrics.rec_metric import RecMetric
 from torchrec.metrics.sample_metric import SampleMetricComputation, Samples
+from torchrec.ops.metrics import roc_areas
 
 GROUPING_KEYS = "grouping_keys"
+_PAST = "past_scores"
+_WINDOW = ("predictions", "labels", "weights")
 
 
 def compute_auc(
@@ -48,29 +57,8 @@ def compute_auc(
         ... )
         tensor([0.8750])
     """
-    packed = packed_areas(n_tasks, predictions, labels, weights)
-    if packed is not None:
-        return packed.float()
     joined = [torch.cat(parts, -1).reshape(n_tasks, -1) for parts in (predictions, labels, weights)]
-    return torch.stack([area_under_curve(*rows) for rows in zip(*joined, strict=True)]).float()
-
-
-def area_under_curve(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Return the AUC of one task, ``()`` in float64: ``(N,)`` each; NaN if anything is NaN."""
-    order = scores.argsort()
-    scores = scores[order]
-    positives = (weights * labels)[order].double()
-    negatives = weights[order].double() - positives
-    # Runs of one score: all of one count as tied.
-    last = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
-    last[:-1] = scores[1:] != scores[:-1]
-    below = torch.cat((negatives.new_zeros(1), negatives.cumsum(0)[last]))
-    up_to = torch.cat((positives.new_zeros(1), positives.cumsum(0)[last]))
-    area = (up_to.diff() * (below[1:] + below[:-1])).sum() / 2
-    pairs = up_to[-1] * below[-1]
-    value = torch.where(pairs == 0, 0.5, area / pairs)
-    # A NaN is the last of the scores in order.
-    return torch.where(scores[-1:].isnan().any(), torch.nan, value)
+    return roc_areas(*joined).float()  # type: ignore[no-any-return]
 
 
 def compute_auc_per_group(
@@ -108,7 +96,7 @@ def _areas(scores: Tensor, labels: Tensor, weights: Tensor, group: Tensor, group
 
 
 class AUCMetricComputation(SampleMetricComputation):
-    """AUC of tasks over the window.
+    """AUC of tasks over the window, and over all samples if asked for.
 
     Fawcett 2006, https://doi.org/10.1016/j.patrec.2005.10.010.
 
@@ -116,6 +104,8 @@ class AUCMetricComputation(SampleMetricComputation):
         *args: see `RecMetricComputation`.
         grouped_auc: report the mean over groups as well; ``required_inputs`` has ``grouping_keys`` then.
             Default: False.
+        lifetime_auc: report the AUC of all samples as well, in constant memory: exact as long as they fit
+            in the window, beyond it as exact as `torchrec.metrics.past_scores.PastScores`. Default: False.
         apply_bin: see `compute_auc`.
         fused_update_limit: see `RecMetricComputation`.
         **kwargs: see `RecMetricComputation`.
@@ -125,6 +115,7 @@ class AUCMetricComputation(SampleMetricComputation):
         self,
         *args: Any,
         grouped_auc: bool = False,
+        lifetime_auc: bool = False,
         apply_bin: bool = False,
         fused_update_limit: int = 0,
         **kwargs: Any,
@@ -132,6 +123,11 @@ class AUCMetricComputation(SampleMetricComputation):
         super().__init__(*args, extra_inputs=(GROUPING_KEYS,) if grouped_auc else (), **kwargs)
         self._grouped_auc = grouped_auc
         self._apply_bin = apply_bin
+        # Of this rank since it began; and what a checkpoint brought, which is of all ranks and counts once.
+        self._past = PastScores(self._n_tasks) if lifetime_auc else None
+        self._restored: list[Tensor] = []
+        if lifetime_auc:
+            self._add_state(_PAST, [], False, dist_reduce_fx="cat")
 
     def values(self, samples: Samples) -> Mapping[MetricNameBase, Tensor]:
         """Return the numbers of the samples."""
@@ -143,6 +139,63 @@ class AUCMetricComputation(SampleMetricComputation):
                 self._n_tasks, predictions, labels, weights, samples[GROUPING_KEYS]
             )
         return values
+
+    def _compute(self) -> list[MetricComputationReport]:
+        reports = super()._compute()
+        if self._past is not None:
+            value = areas(self._all_counts(), self._n_tasks).to(reports[0].value)
+            reports.append(MetricComputationReport(MetricName.AUC, MetricPrefix.LIFETIME, value))
+        return reports
+
+    def _passed(self, predictions: Tensor, labels: Tensor, weights: Tensor) -> None:
+        if self._past is not None:
+            self._past.add(predictions, labels, weights)
+
+    def _all_counts(self) -> list[Tensor]:
+        """Return all samples, packed: those that have left the window and those in it."""
+        window = [torch.cat(self._list(name), -1) for name in _WINDOW if self._list(name)]
+        return [*self._past_counts(), *([packed_counts(*window)] if window else [])]
+
+    def _past_counts(self, sent: bool = False) -> list[Tensor]:
+        if self._past is None:
+            return []
+        if self.is_synced:
+            return self._list(_PAST)
+        restored = self._restored if not sent or self._my_rank == 0 else []
+        return [*restored, self._past.packed()]
+
+    def _packed_states(self) -> dict[str, State]:
+        states = super()._packed_states()
+        return states if self._past is None else {**states, _PAST: self._past_counts()}
+
+    def sent_states(self) -> dict[str, Tensor]:
+        """Return what this rank adds to the states of all."""
+        sent = super().sent_states()
+        if self._past is not None:
+            sent[_PAST] = torch.cat(self._past_counts(sent=True), -1).to(self._nothing.device)
+        return sent
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self._restored = []
+        if self._past is not None:
+            self._past.clear()
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._past is not None:
+            destination[prefix + _PAST] = compressed(self._all_counts(), self._n_tasks)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        found = dict(state_dict)
+        counts = found.pop(prefix + _PAST, None)
+        super()._load_from_state_dict(found, prefix, *args)
+        if self._past is not None and isinstance(counts, Tensor):
+            self.reset()
+            self._restored = [counts.clone()]
 
 
 class AUCMetric(RecMetric):

@@ -11,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchrec.metrics._score_counts import scores_of
+from torchrec.metrics._score_counts import area_variance, scores_of
 from torchrec.metrics._score_stream import ScoreStream
+from torchrec.metrics.interval import Interval, share_interval
+from torchrec.metrics.ne import compute_ne
 from torchrec.metrics.report import Report
 
 _SUMS = ("samples", "weight", "positives", "loss", "prediction")
@@ -52,7 +54,8 @@ class BinaryMetrics:
       (He et al., https://doi.org/10.1145/2648584.2648589). Below 1 is better than that.
     - ``calibration``: :math:`\sum w p / \sum w y`, predicted over observed positives.
 
-    What is not defined, as the AUC of a single class, is NaN, and the report says why.
+    What is not defined, as the AUC of a single class, is NaN, and the report says why. With curves come
+    intervals of the AUC, by DeLong's method, unless samples have weights.
 
     An update copies the batch, on whatever device it is, and waits for none. When ``buffer`` samples
     have come together they are worked off at once, into sums in float64 and scores in their order.
@@ -143,9 +146,10 @@ class BinaryMetrics:
             undefined["logloss"] = "there are no samples"
         if positives > 0 and negatives > 0:
             auc = self._scores.area_under_curve()
-            rate = positives / weight
-            entropy = -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
-            ne = logloss / entropy
+            # In bits, as there. The losses are those of logits, which probabilities would round.
+            bits = self._sums["loss"] / math.log(2)
+            sums = torch.tensor([bits, weight, positives, negatives], dtype=torch.float64)
+            ne = compute_ne(sums[0], sums[1], sums[2], sums[3], eta=0.0).item()
         else:
             why = f"all labels are {int(positives > 0)}" if weight > 0 else "there are no samples"
             undefined["auc"] = undefined["ne"] = why
@@ -161,7 +165,15 @@ class BinaryMetrics:
             undefined=undefined,
             better={"ne": "lower", "auc": "higher", "logloss": "lower"},
             curves=asdict(self.curves()) if curves else {},
+            intervals=self._intervals(auc) if curves else {},
         )  # fmt: skip
+
+    def _intervals(self, auc: float) -> dict[str, Interval]:
+        """Return the interval of the AUC, where all samples weigh 1 and it is sure enough to have one."""
+        if self._sums["weight"] != self._sums["samples"] or not 0 < auc < 1:
+            return {}
+        found = share_interval(auc, area_variance(self._scores.counts()))
+        return {"auc": found} if math.isfinite(found.low) else {}
 
     def curves(self, bars: int = 50, groups: int = 20) -> ScoreCurves:
         """Return the histogram of the predictions and the calibration curve.

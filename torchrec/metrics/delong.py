@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from torchrec.metrics.interval import Interval
+from torchrec.metrics.interval import Interval, quantile_of, share_interval
 
 Floats = NDArray[np.float64]
 
@@ -63,12 +62,7 @@ class AucEstimates:
             The interval; its ends are NaN where the covariance is, or where the AUC is 0 or 1, at
             which the method says nothing.
         """
-        auc, variance = float(self.auc[model]), float(self.covariance[model, model])
-        if not (0 < auc < 1 and variance >= 0):
-            return Interval(auc, math.nan, math.nan)
-        center = math.log(auc / (1 - auc))
-        reach = _quantile(level) * math.sqrt(variance) / (auc * (1 - auc))
-        return Interval(auc, _logistic(center - reach), _logistic(center + reach))
+        return share_interval(float(self.auc[model]), float(self.covariance[model, model]), level)
 
     def difference(self, first: int, second: int, level: float = 0.95) -> AucDifference:
         """Return by how much the second AUC is above the first, on the same samples.
@@ -160,7 +154,9 @@ def independent_difference(
 def _difference(value: float, variance: float, level: float) -> AucDifference:
     # Rounding leaves a little, of either sign, where equal scores should leave nothing.
     error = math.sqrt(variance) if variance > 1e-15 else variance * 0.0
-    interval = Interval(value, value - _quantile(level) * error, value + _quantile(level) * error)
+    interval = Interval(
+        value, value - quantile_of(level) * error, value + quantile_of(level) * error
+    )
     if error > 0:
         return AucDifference(interval, math.erfc(abs(value) / error / math.sqrt(2.0)))
     if error == 0 and abs(value) < 1e-12:
@@ -181,13 +177,3 @@ def _covariance(rows: Floats) -> Floats:
     if rows.shape[1] < 2:
         return np.full((len(rows), len(rows)), math.nan)
     return np.atleast_2d(np.cov(rows))
-
-
-def _quantile(level: float) -> float:
-    if not 0 < level < 1:
-        raise ValueError(f"`level` should be between 0 and 1. Received {level}.")
-    return NormalDist().inv_cdf(0.5 + level / 2)
-
-
-def _logistic(value: float) -> float:
-    return 1.0 / (1.0 + math.exp(-value)) if value >= -700 else 0.0

@@ -15,6 +15,26 @@ from torchrec.metrics.required import sample_weights
 from torchrec.metrics.terms import ratio
 
 
+def areas_of_lists(
+    scores: Tensor, labels: Tensor, weights: Tensor, group: Tensor, groups: int
+) -> tuple[Tensor, Tensor]:
+    """Return the AUC of each list, and which lists count: those with both classes and more than one score.
+
+    Args:
+        scores: ``(N,)``.
+        labels: from 0 to 1, ``(N,)``.
+        weights: ``(N,)``.
+        group: the list of each sample, below ``groups``, ``(N,)``.
+        groups: how many lists there are.
+
+    Returns:
+        ``(groups,)`` each; a list with a NaN counts, and is one.
+    """
+    samples = curve(scores, labels, weights, group, groups)
+    left_out = (samples.positive_sum == 0) | (samples.negative_sum == 0) | (samples.scores < 2)
+    return areas_under_roc(samples), ~left_out | samples.unknown
+
+
 class GAUCMetricComputation(RecMetricComputation):
     """Sums of the AUC of lists, and how many there were. See `RecMetricComputation`.
 
@@ -66,16 +86,13 @@ class GAUCMetricComputation(RecMetricComputation):
         numbers = torch.arange(lists, device=labels.device)
         group = numbers.repeat_interleave(num_candidates.flatten(), output_size=size)
         rows = torch.arange(tasks, device=labels.device).unsqueeze(-1) * lists
-        samples = curve(
+        areas, counts = areas_of_lists(
             predictions.double().flatten(),
             labels.double().flatten(),
             sample_weights(weights, labels, predictions).flatten(),
             (group + rows).flatten(),
             tasks * lists,
         )
-        areas = areas_under_roc(samples)
-        left_out = (samples.positive_sum == 0) | (samples.negative_sum == 0) | (samples.scores < 2)
-        counts = ~left_out | samples.unknown
         added = {
             "auc_sum": torch.where(counts, areas, 0.0).view(tasks, lists).sum(-1),
             "num_samples": counts.double().view(tasks, lists).sum(-1),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 
 @dataclass(frozen=True)
@@ -18,3 +20,50 @@ class Interval:
     value: float
     low: float
     high: float
+
+
+def quantile_of(level: float) -> float:
+    """Return how many standard errors an interval reaches to either side.
+
+    Args:
+        level: how often it has the truth inside.
+
+    Raises:
+        ValueError: it is not between 0 and 1.
+
+    Example:
+        >>> round(quantile_of(0.95), 2)
+        1.96
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"`level` should be between 0 and 1. Received {level}.")
+    return NormalDist().inv_cdf(0.5 + level / 2)
+
+
+def share_interval(value: float, variance: float, level: float = 0.95) -> Interval:
+    """Return the interval of a share, by way of its logit, so that it stays within 0 and 1.
+
+    Args:
+        value: the estimate.
+        variance: of the estimate.
+        level: how often the interval has the truth inside. Default 0.95.
+
+    Returns:
+        The interval; its ends are NaN where the variance is, or where the value is 0 or 1, at which the
+        method says nothing.
+
+    Example:
+        >>> found = share_interval(0.8, 0.0004)
+        >>> round(found.low, 3), round(found.high, 3)
+        (0.758, 0.836)
+    """
+    if not (0 < value < 1 and variance >= 0):
+        return Interval(value, math.nan, math.nan)
+    center = math.log(value / (1 - value))
+    reach = quantile_of(level) * math.sqrt(variance) / (value * (1 - value))
+    return Interval(value, _logistic(center - reach), _logistic(center + reach))
+
+
+def _logistic(value: float) -> float:
+    small = math.exp(-abs(value))
+    return (1.0 if value >= 0 else small) / (1.0 + small)

@@ -9,13 +9,8 @@ from torch import Tensor
 from torchrec.metrics.metrics_namespace import MetricName, MetricNameBase, MetricNamespace
 from torchrec.metrics.rec_metric import RecMetric
 from torchrec.metrics.sum_metric import SumMetricComputation
-from torchrec.metrics.task_batch import TaskBatch, Term, errors, weighted_num_samples, weighted_sum
+from torchrec.metrics.task_batch import Term, absolute_error_sum, weighted_num_samples
 from torchrec.metrics.terms import ratio
-
-
-def absolute_error_sum(batch: TaskBatch) -> Tensor:
-    """Return the weighted sum of absolute errors."""
-    return weighted_sum(batch, batch.get(errors).abs())
 
 
 class MAEMetricComputation(SumMetricComputation):

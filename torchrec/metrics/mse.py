@@ -14,8 +14,8 @@ from torchrec.metrics.sum_metric import SumMetricComputation
 from torchrec.metrics.task_batch import (
     TaskBatch,
     Term,
-    errors,
     label_sum,
+    squared_error_sum,
     weighted_num_samples,
     weighted_sum,
 )
@@ -65,11 +65,6 @@ def compute_error_sum(labels: Tensor, predictions: Tensor, weights: Tensor) -> T
         tensor(8., dtype=torch.float64)
     """
     return (weights.double() * (labels.double() - predictions.double()).square()).sum(-1)
-
-
-def squared_error_sum(batch: TaskBatch) -> Tensor:
-    """Return the weighted sum of squared errors."""
-    return weighted_sum(batch, batch.get(errors).square())
 
 
 def label_squared_sum(batch: TaskBatch) -> Tensor:

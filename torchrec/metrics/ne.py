@@ -17,8 +17,8 @@ from torchrec.metrics.task_batch import (
     label_sum,
     negative_sum,
     weighted_num_samples,
-    weighted_sum,
 )
+from torchrec.ops.metrics import cross_entropy_sums
 
 ETA = 1e-12
 
@@ -40,12 +40,8 @@ def compute_cross_entropy(
         ... )
         tensor([6.], dtype=torch.float64)
     """
-    return -weights * _log_likelihood(labels.double(), predictions.double(), eta)
-
-
-def _log_likelihood(labels: Tensor, predictions: Tensor, eta: float) -> Tensor:
-    predictions = predictions.clamp(eta, 1 - eta)
-    return torch.lerp((1 - predictions).log2_(), predictions.log2(), labels)
+    predictions = predictions.double().clamp(eta, 1 - eta)
+    return -weights * torch.lerp((1 - predictions).log2_(), predictions.log2(), labels.double())
 
 
 def compute_ne(
@@ -108,21 +104,43 @@ def get_ne_states(
         eta: how near to 0 and 1 predictions can be.
     """
     batch = TaskBatch(predictions, labels, weights)
-    return {name: batch.get(*term) for name, term in _sums(eta).items()}
+    terms = entropy_sums("cross_entropy_sum", (cross_entropy, eta))
+    return {name: batch.get(*term) for name, term in terms.items()}
 
 
 def cross_entropy(batch: TaskBatch, eta: float) -> Tensor:
     """Return the sum of cross-entropies, in bits."""
-    return -weighted_sum(batch, _log_likelihood(batch.labels, batch.predictions, eta))
+    return cross_entropy_sums(  # type: ignore[no-any-return]
+        batch.raw_predictions, batch.raw_labels, batch.raw_weights, eta
+    )
 
 
-def _sums(eta: float) -> dict[str, Term]:
+def entropy_sums(name: str, numerator: Term) -> dict[str, Term]:
+    """Return a numerator by its name, and what the entropy of the mean label is made of."""
     return {
-        "cross_entropy_sum": (cross_entropy, eta),
+        name: numerator,
         "weighted_num_samples": (weighted_num_samples,),
         "pos_labels": (label_sum,),
         "neg_labels": (negative_sum,),
     }
+
+
+def entropy_values(
+    number: MetricNameBase, sums: Mapping[str, Tensor], allowed: bool, include_logloss: bool = False
+) -> dict[MetricNameBase, Tensor]:
+    """Return the numbers of the sums that `entropy_sums` names.
+
+    Args:
+        number: what the numerator over the entropy is called.
+        sums: by name, the numerator first.
+        allowed: see ``allow_missing_label_with_zero_weight`` of `compute_ne`.
+        include_logloss: return the log loss as well. Default: False.
+    """
+    loss, weight, positives, negatives = list(sums.values())[:4]
+    values = {number: compute_ne(loss, weight, positives, negatives, ETA, allowed)}
+    if include_logloss:
+        values[MetricName.LOG_LOSS] = compute_logloss(loss, positives, negatives, ETA)
+    return values
 
 
 class NEMetricComputation(SumMetricComputation):
@@ -133,43 +151,22 @@ class NEMetricComputation(SumMetricComputation):
     Args:
         *args: see `RecMetricComputation`.
         include_logloss: report the log loss as well. Default: False.
-        allow_missing_label_with_zero_weight: labels of samples without weight can be NaN, and a task
-            without weights has a small number instead of NaN. Default: False.
-        **kwargs: see `RecMetricComputation`.
+        **kwargs: see `RecMetricComputation`; with ``allow_missing_label_with_zero_weight`` a task without
+            weights has a small number instead of NaN.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        include_logloss: bool = False,
-        allow_missing_label_with_zero_weight: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, include_logloss: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._include_logloss = include_logloss
-        self._allow_missing_label_with_zero_weight = allow_missing_label_with_zero_weight
 
     def sums(self) -> Mapping[str, Term]:
         """Return what is summed."""
-        return _sums(ETA)
+        return entropy_sums("cross_entropy_sum", (cross_entropy, ETA))
 
     def values(self, sums: Mapping[str, Tensor]) -> Mapping[MetricNameBase, Tensor]:
         """Return the numbers of the sums."""
-        values: dict[MetricNameBase, Tensor] = {
-            MetricName.NE: compute_ne(
-                sums["cross_entropy_sum"],
-                sums["weighted_num_samples"],
-                sums["pos_labels"],
-                sums["neg_labels"],
-                ETA,
-                self._allow_missing_label_with_zero_weight,
-            )
-        }
-        if self._include_logloss:
-            values[MetricName.LOG_LOSS] = compute_logloss(
-                sums["cross_entropy_sum"], sums["pos_labels"], sums["neg_labels"], ETA
-            )
-        return values
+        allowed = self._allow_missing_label_with_zero_weight
+        return entropy_values(MetricName.NE, sums, allowed, self._include_logloss)
 
 
 class NEMetric(RecMetric):

@@ -8,15 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from torchrec.metrics.metrics_namespace import MetricName, MetricNameBase, MetricNamespace
-from torchrec.metrics.ne import ETA, compute_cross_entropy, compute_logloss, compute_ne
+from torchrec.metrics.ne import ETA, compute_cross_entropy, entropy_sums, entropy_values
 from torchrec.metrics.rec_metric import RecMetric
 from torchrec.metrics.sum_metric import SumMetricComputation
 from torchrec.metrics.task_batch import (
     TaskBatch,
     Term,
-    label_sum,
-    negative_sum,
-    weighted_num_samples,
 )
 from torchrec.metrics.terms import recalibrated
 
@@ -33,7 +30,6 @@ class RecalibratedNEMetricComputation(SumMetricComputation):
     Args:
         *args: see `RecMetricComputation`.
         include_logloss: report the mean cross-entropy as well. Default: False.
-        allow_missing_label_with_zero_weight: see `torchrec.metrics.ne.compute_ne`. Default: False.
         recalibration_coefficient: the share of the negatives that the model was trained on.
             Default: 1.
         **kwargs: see `RecMetricComputation`.
@@ -43,42 +39,23 @@ class RecalibratedNEMetricComputation(SumMetricComputation):
         self,
         *args: Any,
         include_logloss: bool = False,
-        allow_missing_label_with_zero_weight: bool = False,
         recalibration_coefficient: float = 1.0,
         **kwargs: Any,
     ) -> None:
         self._coefficient = recalibration_coefficient
         super().__init__(*args, **kwargs)
         self._include_logloss = include_logloss
-        self._allow_missing_label_with_zero_weight = allow_missing_label_with_zero_weight
 
     def sums(self) -> Mapping[str, Term]:
         """See `SumMetricComputation.sums`."""
-        return {
-            "cross_entropy_sum": (recalibrated_cross_entropy_sum, self._coefficient, ETA),
-            "weighted_num_samples": (weighted_num_samples,),
-            "pos_labels": (label_sum,),
-            "neg_labels": (negative_sum,),
-        }
+        term = (recalibrated_cross_entropy_sum, self._coefficient, ETA)
+        return entropy_sums("cross_entropy_sum", term)
 
     def values(self, sums: Mapping[str, Tensor]) -> Mapping[MetricNameBase, Tensor]:
         """See `SumMetricComputation.values`."""
-        loss, positives, negatives = (
-            sums[name] for name in ("cross_entropy_sum", "pos_labels", "neg_labels")
+        return entropy_values(
+            MetricName.NE, sums, self._allow_missing_label_with_zero_weight, self._include_logloss
         )
-        values: dict[MetricNameBase, Tensor] = {
-            MetricName.NE: compute_ne(
-                loss,
-                sums["weighted_num_samples"],
-                positives,
-                negatives,
-                ETA,
-                self._allow_missing_label_with_zero_weight,
-            )
-        }
-        if self._include_logloss:
-            values[MetricName.LOG_LOSS] = compute_logloss(loss, positives, negatives, ETA)
-        return values
 
 
 class RecalibratedNEMetric(RecMetric):

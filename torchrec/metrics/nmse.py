@@ -7,10 +7,15 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from torchrec.metrics.metrics_namespace import MetricName, MetricNameBase, MetricNamespace
-from torchrec.metrics.mse import squared_error_sum
 from torchrec.metrics.rec_metric import RecMetric
 from torchrec.metrics.sum_metric import SumMetricComputation
-from torchrec.metrics.task_batch import TaskBatch, Term, weighted_num_samples, weighted_sum
+from torchrec.metrics.task_batch import (
+    TaskBatch,
+    Term,
+    squared_error_sum,
+    weighted_num_samples,
+    weighted_sum,
+)
 from torchrec.metrics.terms import ratio
 
 

@@ -238,10 +238,10 @@ class RecMetric(nn.Module, ABC):
                 computations[0].note_valid(batch.get(_weighted))
             _update_computation(computations[0], batch, kwargs)
             return
-        shared = inputs.batch(self._names) if inputs.same_size(self._names) else None
+        same_size = inputs.same_size(self._names)
         for i, (name, computation) in enumerate(zip(self._names, computations, strict=True)):
-            if shared is not None:
-                batch = shared.row(i)
+            if same_size:
+                batch = inputs.row(self._names, i)
             elif inputs.has(name):
                 batch = inputs.batch((name,))
             else:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchrec.metrics.report import Report
+from torchrec.ops.metrics import weighted_sums
 
 _SUMS = 5  # samples, their weight, squared errors, absolute errors, weights that are none
 
@@ -55,12 +56,14 @@ class RegressionMetrics:
                     f"`{name}` should be as many as scores ({scores.numel()}). "
                     f"Received {column.numel()}."
                 )
-        errors = (scores.detach().double() - targets.reshape(scores.shape).double()).reshape(-1)
-        weight = torch.ones_like(errors) if weights is None else weights.reshape(-1).double()
-        size = errors.new_tensor(float(errors.numel()))
+        rows = [x.detach().reshape(1, -1) for x in (scores, targets)]
+        weight = torch.ones_like(rows[0]) if weights is None else weights.detach().reshape(1, -1)
+        total, _, _, squared, absolute = weighted_sums(*rows, weight).flatten()
+        size = total.new_tensor(float(scores.numel()))
         bad = ((weight < 0) | ~weight.isfinite()).sum().double()
-        sums = [size, weight.sum(), weight @ errors.square(), weight @ errors.abs(), bad]
-        self._sums = self._sums.to(errors.device) + torch.stack(sums)
+        self._sums = self._sums.to(total.device) + torch.stack(
+            [size, total, squared, absolute, bad]
+        )
 
     def compute(self, curves: bool = False) -> Report:
         """Report on everything since the last reset.

@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from torchrec.metrics.interval import Interval
+
 Better = Literal["higher", "lower"]
 
 
@@ -30,6 +32,8 @@ class Report(Mapping[str, float]):
         better: for each metric that has a direction, which values are better; one can stop early by
             these. Default: none has.
         curves: what can be drawn, by name; only where it was asked for. Default: nothing.
+        intervals: of some metrics, where the truth is likely to be in 95 of 100 cases; where curves were
+            asked for. Default: nothing.
 
     Raises:
         ValueError: if a count has the name of a metric.
@@ -51,6 +55,7 @@ class Report(Mapping[str, float]):
     undefined: Mapping[str, str] = field(default_factory=dict)
     better: Mapping[str, Better] = field(default_factory=dict)
     curves: Mapping[str, list[float]] = field(default_factory=dict)
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in self.counts:
@@ -127,6 +132,24 @@ def join_reports(reports: Mapping[str, Report]) -> Report:
         for part in fields(Report)
     ]
     return Report(*parts)
+
+
+def combine_reports(*reports: Report) -> Report:
+    """Return one report of several on the same samples, whose metrics differ.
+
+    Args:
+        reports: in the order in which their metrics come.
+
+    Example:
+        >>> dict(combine_reports(Report({"auc": 0.7}), Report({"mrr(user)": 0.2})))
+        {'auc': 0.7, 'mrr(user)': 0.2}
+    """
+    return Report(
+        *(
+            {name: value for one in reports for name, value in getattr(one, part.name).items()}
+            for part in fields(Report)
+        )
+    )
 
 
 class Metrics(Protocol):

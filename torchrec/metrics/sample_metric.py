@@ -118,8 +118,8 @@ class SampleMetricComputation(RecMetricComputation):
             values = required_input(self, name, required_inputs).clone().reshape(1, -1)
             samples.append(per_sample(self, name, values, labels[:1]))
         for name, x in zip(self._sample_names, samples, strict=True):
-            self._list(name).append(x[..., -self._window_size :])
-        self._count += min(labels.shape[-1], self._window_size)
+            self._list(name).append(x)
+        self._count += labels.shape[-1]
         self._drop(self._count - self._window_size)
 
     def reset(self) -> None:
@@ -136,14 +136,23 @@ class SampleMetricComputation(RecMetricComputation):
         if excess <= 0:
             return
         self._count -= excess
+        gone: list[list[Tensor]] = []
         for name in self._sample_names:
             parts = self._list(name)
             left = excess
-            while left >= parts[0].shape[-1]:
-                left -= parts.pop(0).shape[-1]
+            gone.append([])
+            while parts and left >= parts[0].shape[-1]:
+                left -= parts[0].shape[-1]
+                gone[-1].append(parts.pop(0))
             if left:
+                gone[-1].append(parts[0][..., :left])
                 # A copy, so that the part that is gone is given back.
                 parts[0] = parts[0][..., left:].clone()
+        for predictions, labels, weights, *_ in zip(*gone, strict=True):
+            self._passed(predictions, labels, weights)
+
+    def _passed(self, predictions: Tensor, labels: Tensor, weights: Tensor) -> None:
+        """Take note of samples that leave the window, ``(T, N)`` each; they are forgotten by default."""
 
     def _compute(self) -> list[MetricComputationReport]:
         names = self._sample_names

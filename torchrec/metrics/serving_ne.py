@@ -13,10 +13,10 @@ from torchrec.metrics.metrics_namespace import (
     MetricNamespace,
     MetricPrefix,
 )
-from torchrec.metrics.ne import ETA, compute_ne, cross_entropy
+from torchrec.metrics.ne import ETA, cross_entropy, entropy_sums, entropy_values
 from torchrec.metrics.rec_metric import RecMetric
 from torchrec.metrics.sum_metric import SumMetricComputation
-from torchrec.metrics.task_batch import Term, label_sum, negative_sum, weighted_num_samples
+from torchrec.metrics.task_batch import Term
 from torchrec.metrics.terms import num_examples
 
 NUM_EXAMPLES = "num_examples"
@@ -27,24 +27,12 @@ class ServingNEMetricComputation(SumMetricComputation):
 
     def sums(self) -> Mapping[str, Term]:
         """See `SumMetricComputation.sums`."""
-        return {
-            "cross_entropy_sum": (cross_entropy, ETA),
-            "weighted_num_samples": (weighted_num_samples,),
-            "pos_labels": (label_sum,),
-            "neg_labels": (negative_sum,),
-            NUM_EXAMPLES: (num_examples,),
-        }
+        terms = entropy_sums("cross_entropy_sum", (cross_entropy, ETA))
+        return {**terms, NUM_EXAMPLES: (num_examples,)}
 
     def values(self, sums: Mapping[str, Tensor]) -> Mapping[MetricNameBase, Tensor]:
         """See `SumMetricComputation.values`."""
-        value = compute_ne(
-            sums["cross_entropy_sum"],
-            sums["weighted_num_samples"],
-            sums["pos_labels"],
-            sums["neg_labels"],
-            ETA,
-        )
-        return {MetricName.NE: value}
+        return entropy_values(MetricName.NE, sums, self._allow_missing_label_with_zero_weight)
 
     def _compute(self) -> list[MetricComputationReport]:
         count = self.state(NUM_EXAMPLES).long()

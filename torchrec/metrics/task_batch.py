@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchrec.ops.metrics import weighted_sums
+
 # A function of a batch and its further arguments: `(function, *arguments)`. Whatever has the same term
 # gets the same tensor.
 Term = tuple[Any, ...]
@@ -38,7 +40,6 @@ class TaskBatch:
         self.raw_labels = labels
         self.raw_weights = weights
         self._terms: dict[Term, Tensor] = {}
-        self._by_task: dict[int, TaskBatch] = {}
 
     @property
     def size(self) -> int:
@@ -88,15 +89,10 @@ class TaskBatch:
             value = self._terms[terms] = torch.stack(sums)
         return value
 
-    def row(self, task: int) -> TaskBatch:
-        """Return the batch of one task, which takes its sums from this one."""
-        found = self._by_task.get(task)
-        if found is None:
-            found = self._by_task[task] = _TaskRow(self, task)
-        return found
-
 
 class _TaskRow(TaskBatch):
+    """The batch of one of several tasks, which takes its sums from theirs."""
+
     def __init__(self, batch: TaskBatch, task: int) -> None:
         rows = slice(task, task + 1)
         weights = batch.raw_weights
@@ -127,9 +123,22 @@ def _weights(batch: TaskBatch) -> Tensor:
     return batch.weights_or_ones.double()
 
 
+def _sums(batch: TaskBatch) -> Tensor:
+    """Return sums of weight, and of weight times label, prediction, squared and absolute error: one pass."""
+    return weighted_sums(batch.raw_predictions, batch.raw_labels, batch.raw_weights)  # type: ignore[no-any-return]
+
+
+def _label_sums(batch: TaskBatch) -> Tensor:
+    """Return the first two of these, which predictions of several classes have as well."""
+    labels, weights = batch.raw_labels, batch.raw_weights
+    if batch.raw_predictions.shape == labels.shape:
+        return batch.get(_sums)
+    return weighted_sums(labels, labels, weights)  # type: ignore[no-any-return]
+
+
 def weighted_num_samples(batch: TaskBatch) -> Tensor:
     """Return the sum of the weights."""
-    return batch.weights.sum(-1)
+    return batch.get(_label_sums)[0]
 
 
 def weighted_sum(batch: TaskBatch, values: Tensor) -> Tensor:
@@ -145,7 +154,7 @@ def dot(left: Tensor, right: Tensor) -> Tensor:
 
 def label_sum(batch: TaskBatch) -> Tensor:
     """Return the sum of weight times label."""
-    return weighted_sum(batch, batch.labels)
+    return batch.get(_label_sums)[1]
 
 
 def negative_sum(batch: TaskBatch) -> Tensor:
@@ -155,7 +164,17 @@ def negative_sum(batch: TaskBatch) -> Tensor:
 
 def prediction_sum(batch: TaskBatch) -> Tensor:
     """Return the sum of weight times prediction."""
-    return weighted_sum(batch, batch.predictions)
+    return batch.get(_sums)[2]
+
+
+def squared_error_sum(batch: TaskBatch) -> Tensor:
+    """Return the weighted sum of squared errors."""
+    return batch.get(_sums)[3]
+
+
+def absolute_error_sum(batch: TaskBatch) -> Tensor:
+    """Return the weighted sum of absolute errors."""
+    return batch.get(_sums)[4]
 
 
 def errors(batch: TaskBatch) -> Tensor:
@@ -178,7 +197,9 @@ class TaskInputs:
         self.predictions = predictions
         self.labels = labels
         self.weights = weights
+        # Rows know the batch of all tasks, and it does not know them: so it is freed when the update ends.
         self._batches: dict[tuple[str, ...], TaskBatch] = {}
+        self._rows: dict[tuple[tuple[str, ...], int], TaskBatch] = {}
 
     @classmethod
     def joined(cls, inputs: Sequence[TaskInputs], tasks: tuple[str, ...]) -> TaskInputs:
@@ -227,6 +248,13 @@ class TaskInputs:
                         f"labels. Received {x.shape[1]}."
                     )
             found = self._batches[tasks] = TaskBatch(predictions, labels, weights)
+        return found
+
+    def row(self, tasks: tuple[str, ...], task: int) -> TaskBatch:
+        """Return the batch of one of some tasks, by its place, which takes its sums from that of all."""
+        found = self._rows.get((tasks, task))
+        if found is None:
+            found = self._rows[tasks, task] = _TaskRow(self.batch(tasks), task)
         return found
 
 

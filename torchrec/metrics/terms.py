@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrec.metrics.task_batch import TaskBatch, dot, label_sum, prediction_sum
+from torchrec.metrics.task_batch import TaskBatch
+from torchrec.ops.metrics import threshold_sums
 
 
 def ratio(above: Tensor, below: Tensor) -> Tensor:
@@ -21,45 +22,30 @@ def ratio(above: Tensor, below: Tensor) -> Tensor:
     return torch.where(below == 0, torch.zeros_like(above), above / below)
 
 
-def unknown(batch: TaskBatch) -> Tensor:
-    """Return NaN for each task in which a prediction or a label is NaN, 0 for the others."""
-    return (batch.get(prediction_sum) + batch.get(label_sum)) * 0.0
-
-
-def weighted_positives(batch: TaskBatch) -> Tensor:
-    """Return weight times label, of each sample."""
-    return batch.weights * batch.labels
-
-
-def weighted_negatives(batch: TaskBatch) -> Tensor:
-    """Return weight times 1 minus label, of each sample."""
-    return batch.weights - batch.get(weighted_positives)
-
-
-def chosen(batch: TaskBatch, threshold: float) -> Tensor:
-    """Return 1 for each sample whose prediction reaches a threshold, 0 for the others and for NaN."""
-    predictions, dtype = batch.predictions, batch.raw_predictions.dtype
-    # As floating predictions have the threshold; written as float64 at once, not as a bool in between.
-    rounded = torch.tensor(threshold, dtype=dtype if dtype.is_floating_point else None).item()
-    return torch.ge(predictions, rounded, out=torch.empty_like(predictions))
+def _sides(batch: TaskBatch, threshold: float) -> Tensor:
+    return threshold_sums(  # type: ignore[no-any-return]
+        batch.raw_predictions, batch.raw_labels, batch.raw_weights, threshold
+    )
 
 
 def true_positive_sum(batch: TaskBatch, threshold: float) -> Tensor:
     """Return the sum of weight times label of samples that reach a threshold."""
-    found = dot(batch.get(chosen, threshold), batch.get(weighted_positives))
-    return found + batch.get(unknown)
+    return batch.get(_sides, threshold)[0]
 
 
 def false_positive_sum(batch: TaskBatch, threshold: float) -> Tensor:
     """Return the sum of weight times 1 minus label of samples that reach a threshold."""
-    found = dot(batch.get(chosen, threshold), batch.get(weighted_negatives))
-    return found + batch.get(unknown)
+    return batch.get(_sides, threshold)[1]
 
 
 def false_negative_sum(batch: TaskBatch, threshold: float) -> Tensor:
     """Return the sum of weight times label of samples that do not reach a threshold."""
-    left = 1.0 - batch.get(chosen, threshold)
-    return dot(left, batch.get(weighted_positives)) + batch.get(unknown)
+    return batch.get(_sides, threshold)[2]
+
+
+def right_sum(batch: TaskBatch, threshold: float) -> Tensor:
+    """Return the sum of weights of samples whose label is that of their side of a threshold."""
+    return batch.get(_sides, threshold)[3]
 
 
 def recalibrated(batch: TaskBatch, coefficient: float) -> Tensor:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from torchrec.metrics.metrics_namespace import MetricName, MetricNameBase, MetricNamespace
-from torchrec.metrics.ne import ETA, compute_cross_entropy, compute_ne
+from torchrec.metrics.ne import ETA, entropy_values
 from torchrec.metrics.rec_metric import RecMetric
 from torchrec.metrics.sum_metric import SumMetricComputation
 from torchrec.metrics.task_batch import TaskBatch, Term
+from torchrec.ops.metrics import cross_entropy_sums
 
 
 def unweighted_cross_entropy_sum(batch: TaskBatch, eta: float) -> Tensor:
     """Return the sum of cross-entropies without weights, in bits."""
-    ones = torch.ones_like(batch.labels)
-    return compute_cross_entropy(batch.labels, batch.predictions, ones, eta).sum(-1)
+    return cross_entropy_sums(  # type: ignore[no-any-return]
+        batch.raw_predictions, batch.raw_labels, None, eta
+    )
 
 
 def num_samples(batch: TaskBatch) -> Tensor:
@@ -37,19 +37,7 @@ def unweighted_negative_sum(batch: TaskBatch) -> Tensor:
 
 
 class UnweightedNEMetricComputation(SumMetricComputation):
-    """Sums of cross-entropy and of either class without weights. See `RecMetricComputation`.
-
-    Args:
-        *args: see `RecMetricComputation`.
-        allow_missing_label_with_zero_weight: see `torchrec.metrics.ne.compute_ne`. Default: False.
-        **kwargs: see `RecMetricComputation`.
-    """
-
-    def __init__(
-        self, *args: Any, allow_missing_label_with_zero_weight: bool = False, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._allow_missing_label_with_zero_weight = allow_missing_label_with_zero_weight
+    """Sums of cross-entropy and of either class without weights. See `RecMetricComputation`."""
 
     def sums(self) -> Mapping[str, Term]:
         """See `SumMetricComputation.sums`."""
@@ -62,15 +50,9 @@ class UnweightedNEMetricComputation(SumMetricComputation):
 
     def values(self, sums: Mapping[str, Tensor]) -> Mapping[MetricNameBase, Tensor]:
         """See `SumMetricComputation.values`."""
-        value = compute_ne(
-            sums["cross_entropy_sum"],
-            sums["weighted_num_samples"],
-            sums["pos_labels"],
-            sums["neg_labels"],
-            ETA,
-            self._allow_missing_label_with_zero_weight,
+        return entropy_values(
+            MetricName.UNWEIGHTED_NE, sums, self._allow_missing_label_with_zero_weight
         )
-        return {MetricName.UNWEIGHTED_NE: value}
 
 
 class UnweightedNEMetric(RecMetric):

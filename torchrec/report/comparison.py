@@ -16,10 +16,10 @@ from torchrec.metrics import (
     AucDifference,
     Interval,
     auc_estimates,
-    bootstrap_interval,
     independent_difference,
 )
 from torchrec.report.configuration import keys_of, read_configuration
+from torchrec.report.intervals import metric_intervals
 from torchrec.report.predictions import Predictions, load_trained, predict_part
 from torchrec.runs import SPLITS, Run, RunFolder, read_run
 
@@ -213,26 +213,6 @@ def _contender(name: str, folder: RunFolder, run: Run, most: int) -> Contender:
     else:
         metrics = metric_intervals(predictions)
     return Contender(name, run, keys, predictions, why, metrics)
-
-
-def metric_intervals(predictions: Predictions) -> dict[str, Interval]:
-    """Return the metrics of some predictions, with intervals of 95 %."""
-    labels, probabilities = predictions.labels, predictions.probabilities
-    values = np.stack([predictions.losses, probabilities, labels], axis=1)
-    return {
-        "auc": auc_estimates(predictions.logits, labels).interval(),
-        "logloss": bootstrap_interval(values, lambda means: means[..., 0]),
-        "ne": bootstrap_interval(values, _normalised_entropy),
-        "calibration": bootstrap_interval(values, lambda means: means[..., 1] / means[..., 2]),
-    }
-
-
-def _normalised_entropy(means: Floats) -> Floats:
-    rate = means[..., 2]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
-        found: Floats = means[..., 0] / entropy
-    return found
 
 
 def _check_labels(contenders: Sequence[Contender]) -> None:

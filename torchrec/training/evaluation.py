@@ -13,6 +13,7 @@ from torchrec.datasets.utils import Batch
 from torchrec.metrics import Report
 from torchrec.metrics.report import join_reports
 from torchrec.training.task import Task, predictions_of
+from torchrec.training.task_metrics import TaskMetrics
 from torchrec.training.world import ALONE, World
 
 
@@ -53,7 +54,7 @@ def evaluate(
         ValueError: if there are no samples, or an output is NaN.
     """
     began = perf_counter()
-    metrics = {task.target: task.metrics() for task in tasks}
+    metrics = {task.target: TaskMetrics(task) for task in tasks}
     # Losses that no metric tells are summed over the samples.
     unmeasured = [
         task for task in tasks if task.measured_loss not in metrics[task.target].compute()
@@ -66,7 +67,7 @@ def evaluate(
         size = predictions[0].targets.numel()
         samples += size
         for each in predictions:
-            each.measure(metrics[each.task.target])
+            metrics[each.task.target].update(each, batch.groups)
             if each.task in unmeasured and size:
                 sums[each.task.target] = sums[each.task.target] + each.loss(total=1)
         if unmeasured:

@@ -14,7 +14,7 @@ from torchrec.datasets.loader import Loader
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.split import Split, TimeSplit
 from torchrec.datasets.text_types import MisfitError
-from torchrec.datasets.transform import FeatureTransform, TransformCounts
+from torchrec.datasets.transform import FeatureTransform, GroupedTransform, TransformCounts
 from torchrec.datasets.transform.labels import Label
 from torchrec.datasets.utils import Batch
 from torchrec.experiment.build import new_transform
@@ -115,9 +115,11 @@ class RunData:
             self.notices.append(f"There are no rows for {name}: it is left out.")
             return None
         workers = self.experiment.data.workers
+        columns = self.experiment.group_columns
+        source.require(columns, "`metrics`")
         return Loader(
             source,
-            self.evaluated,
+            GroupedTransform(self.evaluated, columns) if columns else self.evaluated,
             size,
             shuffle_window=0,
             rank=self._world.rank,

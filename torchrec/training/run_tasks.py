@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torchrec.datasets.transform import Target, TargetKind
 from torchrec.experiment.schema import Experiment
@@ -33,8 +34,10 @@ def tasks_of(experiment: Experiment) -> list[Task]:
         [('click', 'binary_cross_entropy'), ('seconds', 'squared_error')]
     """
     if experiment.tasks is None:
-        return [Task(negatives=experiment.data.negatives)]
-    return [_task(name, section) for name, section in experiment.tasks.items()]
+        tasks = [Task(negatives=experiment.data.negatives)]
+    else:
+        tasks = [_task(name, section) for name, section in experiment.tasks.items()]
+    return [replace(task, group_metrics=tuple(experiment.metrics)) for task in tasks]
 
 
 def _task(name: str, section: TaskSection) -> Task:

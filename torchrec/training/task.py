@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, huber_loss, mse_loss
 
 from torchrec.datasets.utils import Batch
-from torchrec.metrics import BinaryMetrics, Metrics
+from torchrec.metrics import BinaryMetrics, GroupedMetrics, Metrics
 from torchrec.training.losses import LOSSES, pairwise
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -61,11 +61,13 @@ class Task:
             is that of outputs minus its logarithm, the logit among these data, so that the outputs are
             those of all data (He et al., https://doi.org/10.1145/2648584.2648589, equation 4).
             Default 1.
+        group_metrics: what evaluations measure besides, within the groups of the batches, such as
+            ``("gauc(user)", "ndcg@10(user)")``: `torchrec.metrics.grouped`. Default: nothing.
 
     Raises:
         TypeError: if an argument is of another type; ``metrics`` of one without ``update`` and
             ``compute``.
-        ValueError: if ``target`` is empty, there is no loss or score of that name, or `BinaryMetrics`
+        ValueError: if ``target`` is empty, there is no loss, score or metric of that name, or `BinaryMetrics`
             would be given what are no logits: probabilities of ``"sigmoid"``, or outputs of
             ``"squared_error"``.
 
@@ -89,6 +91,7 @@ class Task:
     group: str | None = None
     class_weights: tuple[float, ...] | None = None
     negatives: float = 1.0
+    group_metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, str):
@@ -109,6 +112,7 @@ class Task:
             )
         if isinstance(made, BinaryMetrics):
             self._require_logits()
+        GroupedMetrics(self.group_metrics)  # refuses what is none
         self._check_options()
 
     def _check_options(self) -> None:

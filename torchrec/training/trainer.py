@@ -31,6 +31,7 @@ from torchrec.training.random_state import random_state, rank_seed, set_random_s
 from torchrec.training.schedule import Plateau, Schedule
 from torchrec.training.state_store import StateStore
 from torchrec.training.task import Task
+from torchrec.training.task_metrics import TaskMetrics
 from torchrec.training.training_metrics import TrainingMetrics
 from torchrec.training.unsaved_buffers import load_unsaved_buffers, unsaved_buffers
 from torchrec.training.update import Update
@@ -120,7 +121,7 @@ class Trainer:
         self.average = WeightAverage(options.average, model) if options.average else None
         loss = self.tasks[0].measured_loss if len(self.tasks) == 1 else None
         self.overfitting = Overfitting(loss or "loss")
-        empty = join_reports({task.target: task.metrics().compute() for task in self.tasks})
+        empty = join_reports({task.target: TaskMetrics(task).compute() for task in self.tasks})
         check_metric_names(empty)
         self.monitor.check_metrics(empty)
         self.phases = PhaseTimer()

@@ -2,6 +2,7 @@
 
 from torchrec.datasets.transform._transform import FeatureTransform
 from torchrec.datasets.transform.counts import FeatureCounts, TransformCounts
+from torchrec.datasets.transform.groups import GroupedTransform, group_ids
 from torchrec.datasets.transform.labels import TargetKind
 from torchrec.datasets.transform.rows import NotPlainError
 from torchrec.datasets.transform.tables import TableSpec
@@ -10,9 +11,11 @@ from torchrec.datasets.transform.targets import Target
 __all__ = [
     "FeatureCounts",
     "FeatureTransform",
+    "GroupedTransform",
     "NotPlainError",
     "TableSpec",
     "Target",
     "TargetKind",
     "TransformCounts",
+    "group_ids",
 ]

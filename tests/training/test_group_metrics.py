@@ -1,0 +1,110 @@
+"""Metrics within groups: asked for in the experiment file, measured by evaluations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests.training.test_run import experiment, run
+from torchrec.datasets.transform import group_ids
+from torchrec.datasets.transform.labels import Label
+from torchrec.experiment.schema import Experiment
+from torchrec.inference import load
+from torchrec.metrics import GroupedMetrics
+from torchrec.metrics.grouped import NO_GROUP
+from torchrec.training import Task
+
+pytestmark = pytest.mark.once
+
+METRICS = ["gauc(user)", "ndcg@3(user)", "hit@1(city)"]
+
+
+def with_metrics(path: Path, metrics: list[str], **sections: dict[str, Any]) -> Experiment:
+    values = experiment(path).model_dump()
+    for name, changes in sections.items():
+        values[name] = {**(values[name] or {}), **changes}
+    return Experiment.model_validate({**values, "metrics": metrics})
+
+
+def test_a_run_measures_them_and_stops_by_one(clicks: Path, tmp_path: Path) -> None:
+    """Neither column need be a feature; rows without a city are of no group."""
+    test = tmp_path / "test.parquet"
+    pq.write_table(pq.read_table(clicks).slice(0, 400), test)
+    asked = with_metrics(
+        clicks,
+        METRICS,
+        data={"test": [str(test)], "split": {"test": 0.0}},
+        features={"price": {"type": "dense"}, "tags": {"type": "multi_hot", "rows": 20}},
+        training={"epochs": 3, "early_stopping": {"metric": "gauc(user)", "patience": 1}},
+    )
+    result = run(asked, tmp_path / "run")
+    assert result.test is not None
+    table = pq.read_table(test)
+    expected = GroupedMetrics(METRICS)
+    predictor = load(tmp_path / "run")
+    groups = {name: group_ids(table, name) for name in expected.columns}
+    labels = torch.from_numpy(Label("click").read(table))
+    expected.update(predictor.logits(table), labels, groups=groups)
+    numbers = expected.compute()
+    assert {name: result.test[name] for name in METRICS} == pytest.approx(dict(numbers))
+    assert result.test["groups(city)"] == 3
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    valid = [line for line in map(json.loads, lines) if line["split"] == "valid"]
+    assert max(valid, key=lambda line: line["gauc(user)"])["step"] == result.best_step
+
+
+@pytest.mark.parametrize(
+    ("metrics", "stopping", "message"),
+    [
+        (["auc"], "auc", "`auc` is measured in any case"),
+        (
+            ["gauc(user)", "gauc( user )"],
+            "auc",
+            r"`metrics` should differ. Received gauc\(user\), gauc",
+        ),
+        (["ndcg(user)"], "auc", r"as ndcg@10\(user\)"),
+        (
+            ["gauc(user)"],
+            "mrr(user)",
+            r"one of auc, ne, logloss, gauc\(user\). Received mrr\(user\)",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    metrics: list[str], stopping: str, message: str, clicks: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        with_metrics(clicks, metrics, training={"early_stopping": {"metric": stopping}})
+
+
+def test_a_column_that_is_not_there_is_named(clicks: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'usr'"):
+        run(with_metrics(clicks, ["gauc(usr)"]), tmp_path / "run")
+
+
+def test_groups_are_ids_of_values() -> None:
+    columns = {
+        "text": pa.array(["a", None, "b", "a"]),
+        "number": pa.array([3.0, None, 4.0, 3.0]),
+        "list": pa.array([[1], [2], [], []]),
+    }
+    table = pa.table({**columns, "dictionary": columns["text"].dictionary_encode()})
+    for name in ("text", "number", "dictionary"):
+        ids = group_ids(table, name).tolist()
+        assert ids[0] == ids[3] != ids[2]
+        assert ids[1] == NO_GROUP
+    with pytest.raises(ValueError, match=r"should be one a row. Received column 'list'"):
+        group_ids(table, "list")
+    with pytest.raises(ValueError, match=r"'txt' .* The nearest is 'text'"):
+        group_ids(table, "txt")
+
+
+def test_a_task_of_metrics_that_are_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="should be among gauc"):
+        Task(group_metrics=("auc",))
