@@ -27,7 +27,6 @@ from torchrec.datasets.files import check_delimiter
 from torchrec.datasets.text_dialect import TextDialect, check_encoding
 from torchrec.experiment.section import Section
 from torchrec.experiment.tasks import TaskSection, metrics_of
-from torchrec.metrics.grouped import GroupedMetrics
 from torchrec.metrics.names import parse_metric
 from torchrec.models.registry import ModelSection as ModelSection
 from torchrec.models.registry import TableRule
@@ -595,8 +594,3 @@ class Experiment(Section):
         """Refuse metrics that are there twice."""
         if len(set(self.metrics)) < len(self.metrics):
             raise ValueError(f"`metrics` should differ. Received {', '.join(self.metrics)}.")
-
-    @property
-    def group_columns(self) -> list[str]:
-        """The columns within whose values metrics are measured, each once."""
-        return GroupedMetrics(self.metrics).columns

@@ -21,6 +21,7 @@ from torchrec.experiment.build import new_transform
 from torchrec.experiment.propose import Inference, infer_features
 from torchrec.experiment.schema import DataSection, Experiment, TrainingSection
 from torchrec.experiment.sources import Sources, sources_of
+from torchrec.metrics import GroupedMetrics
 from torchrec.runs import Fitted
 from torchrec.training.ancestor import bundle_of
 from torchrec.training.world import ALONE, World
@@ -115,7 +116,7 @@ class RunData:
             self.notices.append(f"There are no rows for {name}: it is left out.")
             return None
         workers = self.experiment.data.workers
-        columns = self.experiment.group_columns
+        columns = GroupedMetrics(self.experiment.metrics).columns
         source.require(columns, "`metrics`")
         return Loader(
             source,
