@@ -14,6 +14,7 @@ from rowwise.cli.console import console
 from rowwise.cli.data import criteo, movielens, synthetic
 from rowwise.cli.demo import demo
 from rowwise.cli.evaluate import evaluate
+from rowwise.cli.export import export
 from rowwise.cli.flags import Command, Group
 from rowwise.cli.info import info
 from rowwise.cli.info import version as version_of
@@ -45,7 +46,8 @@ def application() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(help=_help_of(_torchrec))(_torchrec)
-    _add(app, init, train, tune, evaluate, predict, quantize, recommend, report, compare, plan)
+    _add(app, init, train, tune, evaluate, predict, quantize, export)
+    _add(app, recommend, report, compare, plan)
     app.add_typer(data, name="data")
     _add(app, demo, info)
     return app

@@ -1,6 +1,6 @@
 """From the columns of Arrow tables to batches: the same in training, evaluation and serving."""
 
-from torchrec.datasets.transform._transform import FeatureTransform
+from torchrec.datasets.transform._transform import FeatureTransform, RawBatch
 from torchrec.datasets.transform.counts import FeatureCounts, TransformCounts
 from torchrec.datasets.transform.groups import GroupedTransform, group_ids
 from torchrec.datasets.transform.labels import TargetKind
@@ -13,6 +13,7 @@ __all__ = [
     "FeatureTransform",
     "GroupedTransform",
     "NotPlainError",
+    "RawBatch",
     "TableSpec",
     "Target",
     "TargetKind",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pydantic import TypeAdapter
 from torchrec.datasets._batch import Batch
 from torchrec.datasets.features import AnyFeature, DenseFeature, SparseFeature
 from torchrec.datasets.transform import storage
-from torchrec.datasets.transform.columns import Kind
+from torchrec.datasets.transform.columns import Array, Kind, chunks_of, read_numbers
 from torchrec.datasets.transform.counts import FeatureCounts, TransformCounts
 from torchrec.datasets.transform.dense import DenseColumn, Scale
 from torchrec.datasets.transform.fitting import AnyColumn, Fitting, kinds_of, lacks_rows, unlike
@@ -27,6 +28,23 @@ from torchrec.datasets.transform.tables import TableSpec, declared_tables
 from torchrec.datasets.transform.targets import LABELS, Outcomes, Target
 from torchrec.datasets.transform.vocabulary import Vocabulary
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """What a table holds of features, before scales and vocabularies.
+
+    Attributes:
+        numbers: float64 ``(B, F)``, of dense features and then of those with buckets; NaN where missing.
+        ids: int64 ``(N,)``, feature after feature, and of each row after row.
+        lengths: int64 ``(F, B)``, how many ids each row of each feature has.
+        weights: float32 ``(N,)``, where ids have weights.
+    """
+
+    numbers: torch.Tensor
+    ids: torch.Tensor
+    lengths: torch.Tensor
+    weights: torch.Tensor | None
 
 
 class FeatureTransform:
@@ -147,6 +165,24 @@ class FeatureTransform:
     def kinds(self) -> dict[str, Kind]:
         """What the values of each feature were in the training data; empty before `fit`."""
         return dict(self._kinds)
+
+    @property
+    def scales(self) -> dict[str, Scale]:
+        """What each of `dense_names` is filled with, lessened and divided by; of those that are settled."""
+        return {c.source.feature: c.scale for c in self._dense if c.scale is not None}
+
+    @property
+    def boundaries(self) -> dict[str, Array]:
+        """Where the buckets of a feature begin but the first, ascending, float64; of those that are settled."""
+        buckets = [column for column in self._sparse if isinstance(column, BucketColumn)]
+        return {c.source.feature: c.boundaries for c in buckets if c.boundaries is not None}
+
+    @property
+    def vocabularies(self) -> dict[str, Vocabulary]:
+        """The vocabulary of each feature that has one, also of the hashes of strings."""
+        names = dict(zip(self.sparse_keys, self._spec_names(), strict=True))
+        found = {key: self._vocabularies.get(name) for key, name in names.items()}
+        return {key: vocabulary for key, vocabulary in found.items() if vocabulary is not None}
 
     @property
     def needs_fit(self) -> bool:
@@ -272,6 +308,41 @@ class FeatureTransform:
 
     __call__ = transform
 
+    def read_raw(self, table: pa.Table) -> RawBatch:
+        """Return the numbers and ids of a table before anything that was learned is applied to them.
+
+        Strings are hashed, lists cut, nulls left out: what an exported model is given (see
+        `torchrec.inference.export`).
+
+        Args:
+            table: B rows with the columns `input_columns`, and maybe others.
+
+        Raises:
+            ValueError: a column is missing, or does not hold what it held in training.
+        """
+        self._check_kinds(table)
+        counts = FeatureCounts()
+        buckets = [column for column in self._sparse if isinstance(column, BucketColumn)]
+        numbers = np.empty((table.num_rows, len(self._dense) + len(buckets)))
+        of_numbers: list[DenseColumn | BucketColumn] = [*self._dense, *buckets]
+        sources = [column.source.column for column in of_numbers]
+        for position, source in enumerate(sources):
+            read = [read_numbers(chunk) for chunk in chunks_of(table, source)]
+            for part in read:
+                if part.missing is not None:
+                    part.values[part.missing] = np.nan
+            numbers[:, position] = np.concatenate([part.values for part in read])
+        others = [column for column in self._sparse if not isinstance(column, BucketColumn)]
+        keys = [column.source.feature for column in others]
+        pieces = [column.read(table, counts) for column in others]
+        joined = join(keys, pieces, table.num_rows, self.is_weighted)
+        return RawBatch(
+            torch.from_numpy(numbers),
+            joined.values(),
+            joined.lengths().view(len(keys), table.num_rows).long(),
+            joined.weights_or_none(),
+        )
+
     def encode(self, values: Mapping[str, Sequence[Any]], rows: int) -> Batch:
         """Return few rows of plain Python values as the batch that `transform` makes of them.
 
@@ -298,13 +369,7 @@ class FeatureTransform:
     def _new_encoder(self) -> RowEncoder:
         if self.needs_fit or not self._kinds or "nulls" in self._kinds.values():
             raise NotPlainError
-        table_of = dict(zip(self.sparse_keys, self._spec_names(), strict=True))
-        vocabularies = {
-            key: self._vocabularies[table]
-            for key, table in table_of.items()
-            if table in self._vocabularies
-        }
-        return RowEncoder(list(self._columns.values()), self._kinds, vocabularies)
+        return RowEncoder(list(self._columns.values()), self._kinds, self.vocabularies)
 
     def _check_kinds(self, table: pa.Table) -> None:
         for name, kind in kinds_of(list(self._columns.values()), table).items():

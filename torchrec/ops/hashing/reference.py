@@ -94,7 +94,7 @@ def hash_strings(data: Tensor, offsets: Tensor, seed: int) -> Tensor:
     return hashes ^ _shift(hashes, 32)
 
 
-def hash_ids(ids: Tensor, span: int) -> Tensor:
+def hash_ids(ids: Tensor, span: int | Tensor) -> Tensor:
     """Mix the bits of ids, and divide by ``span``; see ``torchrec.ops.hashing.hash_ids``."""
     x = ids.long()
     x = (x ^ _shift(x, 33)) * _FIRST

@@ -1,0 +1,186 @@
+"""Exported models: they predict what the model does, where this package cannot be imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from torchrec.datasets.features import (
+    AnyFeature,
+    DenseFeature,
+    MultiHotFeature,
+    SequenceFeature,
+    SparseFeature,
+)
+from torchrec.datasets.transform import FeatureTransform
+from torchrec.inference import Predictor, export
+from torchrec.models.registry import ModelSection, build_model
+
+# torch's own tracing warns about its own insides.
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.filterwarnings(
+        "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
+    ),
+]
+
+FEATURES: dict[str, AnyFeature] = {
+    "price": DenseFeature(log=True),
+    "age": DenseFeature(fill=0.3, standardise=False),
+    "hour": DenseFeature(buckets=5, dim=4),
+    "width": DenseFeature(buckets=3, log=True, dim=4),
+    "user": SparseFeature(ids="vocabulary", min_count=2),
+    "item": SparseFeature(rows=17),
+    "country": SparseFeature(ids="vocabulary", rows=3),
+    "shop": SparseFeature(ids="plain", rows=9, out_of_range="clamp"),
+    "tags": MultiHotFeature(ids="vocabulary", weights="factors", max_length=3, pooling="mean"),
+    "seen": SequenceFeature(rows=17, table="item", max_length=2),
+}
+
+
+def rows(count: int, seed: int) -> pa.Table:
+    """Rows of which a fifth of all values is missing, with ids that no training had."""
+    random = np.random.default_rng(seed)
+
+    def column(draw) -> list[object]:
+        return [None if random.random() < 0.2 else draw() for _ in range(count)]
+
+    bags = [
+        [int(one) for one in random.integers(0, 40, random.integers(0, 5))] for _ in range(count)
+    ]
+    wide = seed + 1
+    return pa.table(
+        {
+            "price": column(lambda: float(random.normal() * 10 ** random.integers(0, 9))),
+            "age": column(lambda: float(random.random())),
+            "hour": column(lambda: float(random.normal())),
+            "width": column(lambda: float(random.exponential() * 9)),
+            "user": column(
+                lambda: int(
+                    random.integers(-(2**62), 2**62)
+                    if random.random() < 0.1
+                    else random.integers(0, 9 * wide)
+                )
+            ),
+            "item": column(lambda: f"item {random.integers(0, 50)}"),
+            "country": column(lambda: ["de", "fr", "it", "äö", ""][random.integers(0, 5)]),
+            "shop": column(lambda: int(random.integers(-3, 14))),
+            "tags": pa.array(bags, pa.list_(pa.int64())),
+            "factors": pa.array(
+                [[float(len(bag) - i) for i in range(len(bag))] for bag in bags],
+                pa.list_(pa.float64()),
+            ),
+            "seen": pa.array(
+                [[f"item {one}" for one in bag] for bag in reversed(bags)], pa.list_(pa.string())
+            ),
+        }
+    )
+
+
+def trained(name: str, features: dict[str, AnyFeature]) -> Predictor:
+    torch.manual_seed(0)
+    transform = FeatureTransform(features).fit([rows(200, 0)])
+    options = {"dlrm": {"dense_layers": [8, 4]}, "dlrm_dcn": {"dense_layers": [8, 4]}}.get(name, {})
+    section = ModelSection.model_validate({"name": name, "dim": 4, **options})
+    return Predictor(None, transform, build_model(section, transform))
+
+
+def check(predictor: Predictor, found: tuple[np.ndarray, ...], table: pa.Table) -> None:
+    probabilities, logits = map(torch.as_tensor, found)
+    torch.testing.assert_close(probabilities, predictor.predict(table), rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits, predictor.logits(table), rtol=1e-6, atol=2e-6)
+
+
+OUTSIDE = """
+import sys
+sys.modules["torchrec"] = None
+import numpy as np, torch
+kind, path, given, out = sys.argv[1:]
+batches = np.load(given)
+if kind == "onnx":
+    import onnxruntime
+    session = onnxruntime.InferenceSession(path)
+    call = lambda inputs: session.run(["probabilities", "logits"], {k: v for k, v in inputs.items()})
+else:
+    if kind == "aoti":
+        from torch._inductor import aoti_load_package
+        module = aoti_load_package(path)
+    else:
+        module = torch.export.load(path).module()
+    call = lambda inputs: [each.numpy() for each in module(*map(torch.from_numpy, inputs.values()))]
+results = {}
+for number in range(int(batches["count"])):
+    names = [n for n in ("numbers", "ids", "lengths", "weights") if f"{n}{number}" in batches]
+    found = call({n: batches[f"{n}{number}"] for n in names})
+    results |= {f"probabilities{number}": found[0], f"logits{number}": found[1]}
+np.savez(out, **results)
+"""
+
+
+def outside(kind: str, path: Path, predictor: Predictor, tables: list[pa.Table]) -> None:
+    """Predict in a process that cannot import this package, and compare."""
+    given, out = path.with_name("given.npz"), path.with_name("out.npz")
+    arrays: dict[str, object] = {"count": len(tables)}
+    for number, table in enumerate(tables):
+        for name, tensor in vars(predictor.transform.read_raw(table)).items():
+            if tensor is not None:
+                arrays[f"{name}{number}"] = tensor.numpy()
+    np.savez(given, **arrays)
+    command = [sys.executable, "-W", "ignore", "-c", OUTSIDE, kind, path, given, out]
+    subprocess.run(list(map(str, command)), check=True, cwd=path.parent)
+    found = np.load(out)
+    for number, table in enumerate(tables):
+        check(predictor, (found[f"probabilities{number}"], found[f"logits{number}"]), table)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["torch-export", "onnx", "aoti"])
+def test_predicts_the_same_where_there_is_only_the_file(kind: str, tmp_path: Path) -> None:
+    predictor = trained("deepfm", FEATURES)
+    path = export(predictor, tmp_path / "model", kind)
+    outside(kind, path, predictor, [rows(size, size) for size in (1, 2, 300, 1000)])
+    written = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert written["format"] == kind
+    assert [each["feature"] for each in written["inputs"]["numbers"]["columns"]] == [
+        "price",
+        "age",
+        "hour",
+        "width",
+    ]
+    assert [each["feature"] for each in written["inputs"]["lengths"]["features"]] == [
+        "user",
+        "item",
+        "country",
+        "shop",
+        "tags",
+        "seen",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["torch-export", "onnx"])
+@pytest.mark.parametrize("name", ["deepfm", "dlrm", "dlrm_dcn", "fm", "lr"])
+def test_every_model(name: str, kind: str, tmp_path: Path) -> None:
+    few = {n: FEATURES[n] for n in ("price", "age", "user", "item", "seen")}
+    predictor = trained(name, few)
+    path = export(predictor, tmp_path / "model", kind)
+    outside(kind, path, predictor, [rows(size, size) for size in (1, 17, 1000)])
+
+
+def test_a_format_that_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`format` should be one of torch-export, aoti, onnx. Re"):
+        export(tmp_path, tmp_path / "model", "tensorrt")  # type: ignore[arg-type]
+
+
+def test_packages_for_onnx_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'rowwise\[export\]'"):
+        export(tmp_path, tmp_path / "model", "onnx")

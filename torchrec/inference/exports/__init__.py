@@ -1,0 +1,5 @@
+"""Trained models as files that run without this package."""
+
+from torchrec.inference.exports.formats import export
+
+__all__ = ["export"]
