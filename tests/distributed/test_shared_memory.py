@@ -231,6 +231,22 @@ def test_no_rank_shares_memory_unless_all_do(workers):
     assert workers.run(switched_off, 2, "1") == [False, False]
 
 
+def without(name):
+    """Share memory on a Python of which one rank's lacks a call of the system."""
+    lacking = pytest.MonkeyPatch()
+    if dist.get_rank():
+        lacking.delattr(os, name)
+    try:
+        return share_memory(dist.group.WORLD, LONG) is None
+    finally:
+        lacking.undo()
+
+
+@pytest.mark.parametrize("name", ["memfd_create", "pidfd_open"])
+def test_a_python_built_for_older_systems_shares_none(workers, name):
+    assert workers.run(without, 2, name) == [True, True]
+
+
 def test_another_value_of_the_variable_is_refused(monkeypatch):
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "yes")
     with pytest.raises(ValueError, match=r"should be '0' or '1'. Received 'yes'"):

@@ -364,8 +364,9 @@ class SharedMemory:
 def share_memory(group: dist.ProcessGroup, timeout: timedelta) -> SharedMemory | None:
     """Return what the ranks of a group share, if they are all on one host; None: they are not, or cannot.
 
-    All ranks call this, and get the same. Sharing takes the native library, Linux 5.3 or later, and that processes see
-    one another, as those of one user in one container do.
+    All ranks call this, and get the same. Sharing takes the native library, Linux 5.3 or later, a Python that was
+    built for it (`os.memfd_create`, `os.pidfd_open`), and that processes see one another, as those of one user in one
+    container do.
 
     Args:
         group: the ranks, more than one.
@@ -413,7 +414,9 @@ def _may_share() -> bool:
     choice = os.environ.get(ENVIRONMENT_VARIABLE, "1")
     if choice not in ("0", "1"):
         raise ValueError(f"{ENVIRONMENT_VARIABLE} should be '0' or '1'. Received {choice!r}.")
-    return choice == "1" and can_signal()
+    # Pythons that were built on an older system than they run on, as conda's and uv's, lack some of these.
+    has_calls = hasattr(os, "memfd_create") and hasattr(os, "pidfd_open")
+    return choice == "1" and can_signal() and has_calls
 
 
 def _shared(
@@ -421,11 +424,11 @@ def _shared(
 ) -> tuple[list[_Segment], dict[int, int]] | None:
     """Return the memory of all ranks, and files that tell when their processes end; None: some is on another host."""
     segments, processes = list[_Segment](), dict[int, int]()
+    given = [offer for offer in offers if offer is not None]
+    if len(given) < len(offers):
+        return None
     try:
-        for rank, offer in enumerate(offers):
-            if offer is None:
-                raise FileNotFoundError
-            process, number, name, size = offer
+        for rank, (process, number, name, size) in enumerate(given):
             path = f"/proc/{process}/fd/{number}"
             if os.readlink(path) != f"/memfd:{name} (deleted)":
                 raise FileNotFoundError
