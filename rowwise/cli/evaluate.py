@@ -14,14 +14,13 @@ from rowwise.cli.console import console, is_first_rank, table
 from rowwise.cli.reading import RANKS_WAIT, open_source, say_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import pyarrow as pa
     from rich.table import Table
 
     from torchrec.datasets.source import TableSource
     from torchrec.datasets.synthetic import Limits
-    from torchrec.datasets.transform import FeatureTransform
     from torchrec.datasets.utils import Batch
     from torchrec.metrics import Report
 
@@ -57,13 +56,16 @@ def evaluate(
     import torch
 
     from torchrec.checks import did_you_mean
+    from torchrec.datasets.transform import GroupedTransform
     from torchrec.files import write_file
     from torchrec.heap import keep_freed_memory
     from torchrec.inference import load
+    from torchrec.metrics import GroupedMetrics
     from torchrec.metrics.report import join_reports
     from torchrec.training.ranks import joined_ranks
     from torchrec.training.run_tasks import tasks_of
     from torchrec.training.task import predictions_of
+    from torchrec.training.task_metrics import TaskMetrics
 
     keep_freed_memory()
     predictor = load(run)
@@ -82,15 +84,18 @@ def evaluate(
                 f"{did_you_mean(label.columns[0], source.names) or ';'} `torchrec predict` needs none."
             )
         source.require(label.columns, f"{key} '{label.text}' of the experiment")
+    groups = GroupedMetrics(predictor.experiment.metrics).columns
+    source.require(groups, "`metrics` of the experiment")
+    grouped = GroupedTransform(transform, groups)
     tasks = tasks_of(predictor.experiment)
     with joined_ranks(RANKS_WAIT) as world:
-        metrics = {task.target: task.metrics() for task in tasks}
-        mine = islice(source.scan(transform.columns), world.rank, None, world.size)
-        for batch in _batches(transform, mine):
+        metrics = {task.target: TaskMetrics(task) for task in tasks}
+        mine = islice(source.scan(grouped.columns), world.rank, None, world.size)
+        for batch in _batches(grouped, mine):
             with torch.inference_mode():
                 output = predictor.model(batch.dense_features, batch.sparse_features)
                 for each in predictions_of(output, tasks, batch):
-                    each.measure(metrics[each.task.target])
+                    metrics[each.task.target].update(each, batch.groups)
         metrics, *others = world.gather(metrics, "metrics")
         for other in others:
             for name, found in other.items():
@@ -104,11 +109,11 @@ def evaluate(
         write_file(json_file, json.dumps(report.to_json(), indent=2) + "\n")
 
 
-def _batches(transform: FeatureTransform, tables: Iterable[pa.Table]) -> Iterator[Batch]:
+def _batches(transform: Callable[[pa.Table], Batch], tables: Iterable[pa.Table]) -> Iterator[Batch]:
     """Give the rows of tables some thousand at a time."""
     for part in tables:
         for start in range(0, part.num_rows, _BATCH):
-            yield transform.transform(part.slice(start, _BATCH))
+            yield transform(part.slice(start, _BATCH))
 
 
 def _limits(source: TableSource) -> Limits | None:

@@ -49,6 +49,7 @@ def run(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "user": SparseFeature(rows=1_000),
                 "category": SparseFeature(ids="vocabulary"),
             },
+            "metrics": ["gauc(user)", "hit@2(country)"],
         }
     )
     assert experiment.features is not None
@@ -130,6 +131,14 @@ def test_lists_have_no_place_in_text(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new.parquet", "x.csv"]
 
 
+def rows_by_value(column: pa.ChunkedArray) -> list[list[int]]:
+    rows: dict[object, list[int]] = {}
+    for row, value in enumerate(column.to_pylist()):
+        if value is not None:
+            rows.setdefault(value, []).append(row)
+    return list(rows.values())
+
+
 def test_evaluation_is_that_of_scikit_learn(
     run: Path, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,9 +150,29 @@ def test_evaluation_is_that_of_scikit_learn(
     assert result["samples"] == len(table) < ROWS
     assert result["auc"] == pytest.approx(roc_auc_score(click, scores), abs=1e-4)
     assert result["logloss"] == pytest.approx(log_loss(click, scores), rel=1e-4)
+    areas = [
+        roc_auc_score(click[mine], scores[mine])
+        for mine in rows_by_value(table["user"])
+        if 0 < click[mine].sum() < len(mine) and len(set(scores[mine].tolist())) > 1
+    ]
+    assert result["gauc(user)"] == pytest.approx(sum(areas) / len(areas), abs=1e-5)
+    assert result["groups(country)"] == len(table["country"].unique().drop_null())
     said = capsys.readouterr().out
     assert f"{result['auc']:.4f}" in said
+    assert f"{result['hit@2(country)']:.4f}" in said
     assert "best possible" in said
+
+
+def test_a_column_of_groups_that_is_not_there_is_named(
+    run: Path, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pq.read_table(log).slice(0, 99).drop_columns("country")
+    pq.write_table(table, tmp_path / "log.parquet")
+    assert cli.main(["evaluate", str(run), str(tmp_path / "log.parquet")]) == 2
+    assert (
+        "`metrics` of the experiment should name columns of the data. Received 'country'"
+        in capsys.readouterr().err
+    )
 
 
 def test_no_best_possible_beside_several_files(
