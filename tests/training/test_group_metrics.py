@@ -72,7 +72,7 @@ def test_a_run_measures_them_and_stops_by_one(clicks: Path, tmp_path: Path) -> N
         (
             ["gauc(user)"],
             "mrr(user)",
-            r"one of auc, ne, logloss, gauc\(user\). Received mrr\(user\)",
+            r"one of auc, ne, logloss, gauc\(user\), or a list of them. Received 'mrr\(user\)'",
         ),
     ],
 )
@@ -81,6 +81,31 @@ def test_what_cannot_be_measured_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         with_metrics(clicks, metrics, training={"early_stopping": {"metric": stopping}})
+
+
+def of_tasks(path: Path, stopping: str, **kinds: dict[str, Any]) -> Experiment:
+    tasks = {name: {"label": "click", **task} for name, task in kinds.items()}
+    values = experiment(path).model_dump()
+    training = {**values["training"], "early_stopping": {"metric": stopping}}
+    data = {**values["data"], "label": None}
+    changes = {"data": data, "tasks": tasks, "training": training, "metrics": ["gauc(user)"]}
+    return Experiment.model_validate({**values, **changes})
+
+
+def test_early_stopping_goes_by_that_of_one_of_several_tasks(clicks: Path) -> None:
+    regression = {"kind": "regression"}
+    asked = of_tasks(clicks, "a.gauc(user)", a={}, b=regression)
+    assert asked.training.early_stopping is not None
+    assert asked.training.early_stopping.metrics == ("a.gauc(user)",)
+    with pytest.raises(ValueError, match=r"a.gauc\(user\), .*Received 'gauc\(user\)'"):
+        of_tasks(clicks, "gauc(user)", a={}, b=regression)
+    assert of_tasks(clicks, "gauc(user)", a={}).tasks is not None
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "ordinal"])
+def test_a_task_of_classes_has_none(kind: str, clicks: Path) -> None:
+    with pytest.raises(ValueError, match=rf"Received gauc\(user\) with task 'b' of kind {kind}"):
+        of_tasks(clicks, "a.auc", a={}, b={"kind": kind, "classes": 3})
 
 
 def test_a_column_that_is_not_there_is_named(clicks: Path, tmp_path: Path) -> None:

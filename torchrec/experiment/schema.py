@@ -26,7 +26,7 @@ from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
 from torchrec.datasets.files import check_delimiter
 from torchrec.datasets.text_dialect import TextDialect, check_encoding
 from torchrec.experiment.section import Section
-from torchrec.experiment.tasks import TaskSection, metrics_of
+from torchrec.experiment.tasks import TaskSection, check_within_groups, metrics_of
 from torchrec.metrics.names import parse_metric
 from torchrec.models.registry import ModelSection as ModelSection
 from torchrec.models.registry import TableRule
@@ -511,7 +511,7 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Experiment:
-        self._check_metrics()
+        check_within_groups(self.metrics, self.tasks)
         if self.features is not None and not self.features:
             raise ValueError(
                 "`features` should name at least one feature, or be left out to be inferred. "
@@ -565,7 +565,7 @@ class Experiment(Section):
     def _check_stopping(self) -> None:
         """Refuse metrics that no task has."""
         stopping, tasks = self.training.early_stopping, self.tasks
-        known = [*metrics_of(tasks), *self.metrics]
+        known = metrics_of(tasks, self.metrics)
         for metric in () if stopping is None else stopping.metrics:
             if metric not in known:
                 near = did_you_mean(metric, known, quote="`")
@@ -589,8 +589,3 @@ class Experiment(Section):
                 f"samples: give '{name}' a label that is 1 only where that of '{task.given}' is, such as "
                 f"`{other.label} == 1 and {task.label} == 1`."
             )
-
-    def _check_metrics(self) -> None:
-        """Refuse metrics that are there twice."""
-        if len(set(self.metrics)) < len(self.metrics):
-            raise ValueError(f"`metrics` should differ. Received {', '.join(self.metrics)}.")

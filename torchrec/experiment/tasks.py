@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -101,14 +101,38 @@ class TaskSection(Section):
         return self
 
 
-def metrics_of(tasks: Mapping[str, TaskSection] | None) -> list[str]:
+def metrics_of(
+    tasks: Mapping[str, TaskSection] | None, within_groups: Sequence[str] = ()
+) -> list[str]:
     """Return what early stopping can go by: metrics, of several tasks with their names.
 
     Args:
         tasks: by name; None: one label.
+        within_groups: metrics that are measured of each task besides. Default: none.
     """
     if tasks is None:
-        return list(_METRICS["click"])
-    if len(tasks) == 1:
-        return list(_METRICS[next(iter(tasks.values())).kind])
-    return [f"{name}.{metric}" for name, task in tasks.items() for metric in _METRICS[task.kind]]
+        return [*_METRICS["click"], *within_groups]
+    of_tasks = {name: [*_METRICS[task.kind], *within_groups] for name, task in tasks.items()}
+    if len(of_tasks) == 1:
+        return next(iter(of_tasks.values()))
+    return [f"{name}.{metric}" for name, found in of_tasks.items() for metric in found]
+
+
+def check_within_groups(metrics: Sequence[str], tasks: Mapping[str, TaskSection] | None) -> None:
+    """Refuse metrics within groups that are there twice, or of tasks whose scores are several a sample.
+
+    Args:
+        metrics: as they are written.
+        tasks: by name; None: one label.
+
+    Raises:
+        ValueError: if so.
+    """
+    if len(set(metrics)) < len(metrics):
+        raise ValueError(f"`metrics` should differ. Received {', '.join(metrics)}.")
+    for name, task in (tasks or {}).items():
+        if metrics and task.target.classes is not None:
+            raise ValueError(
+                "`metrics` should be left out with tasks of classes, as they order samples by one score. "
+                f"Received {metrics[0]} with task '{name}' of kind {task.kind}."
+            )
