@@ -38,6 +38,8 @@ def test_losses_of_classes_are_their_formulas() -> None:
         for row, y in zip(logits, targets.tolist(), strict=True)
     ]
     torch.testing.assert_close(cumulative(logits, targets), torch.tensor(expected))
+    one = logits[:, 0], targets.clamp(max=1)  # of two classes, as a task of width 1 has them
+    torch.testing.assert_close(cumulative(*one), cumulative(one[0].unsqueeze(1), one[1]))
     within = targets.clamp(max=3)
     chosen = torch.stack([row[int(y)] for row, y in zip(logits, within, strict=True)])
     torch.testing.assert_close(cross_entropy(logits, within), logits.logsumexp(1) - chosen)

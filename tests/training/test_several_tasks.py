@@ -27,6 +27,7 @@ TASKS = {
     "buy": {"label": "buy", "given": "click", "class_weights": [1, 2]},
     "watch": {"label": "seconds / 10", "kind": "regression", "loss": "huber", "weight": 0.5},
     "stars": {"label": "stars - 1", "kind": "ordinal", "classes": 3},
+    "late": {"label": "stars > 2", "kind": "ordinal", "classes": 2},
     "order": {"label": "click", "loss": "pairwise", "group": "user"},
 }
 
@@ -95,6 +96,7 @@ def test_tasks_go_from_the_file_to_predictions(tmp_path) -> None:
         "buy": (1200,),
         "watch": (1200,),
         "stars": (1200, 3),
+        "late": (1200, 2),
         "order": (1200,),
     }
     assert (

@@ -50,13 +50,14 @@ def cumulative(logits: Tensor, targets: Tensor) -> Tensor:
     https://doi.org/10.1109/CVPR.2016.532, equation 3.
 
     Args:
-        logits: of each class but the last, ``(B, K - 1)``.
+        logits: of each class but the last, ``(B, K - 1)``; of two classes ``(B,)`` as well.
         targets: classes, 0 to K - 1, ``(B,)``.
 
     Example:
         >>> cumulative(torch.zeros(1, 3), torch.tensor([2.0]))  # 3 log(2)
         tensor([2.0794])
     """
+    logits = logits.reshape(len(targets), -1)
     above = targets.unsqueeze(1) > torch.arange(logits.size(1), device=logits.device)
     losses = functional.binary_cross_entropy_with_logits(
         logits, above.to(logits.dtype), reduction="none"
