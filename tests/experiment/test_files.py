@@ -218,12 +218,12 @@ def test_characters_beyond_16_bits_may_be_written_as_json_does() -> None:
         (
             "",
             " should hold sections (data, tasks, features, model, training, "
-            "distributed, continue_from, output, tune). Received nothing.",
+            "distributed, continue_from, metrics, output, tune). Received nothing.",
         ),
         (
             "- a",
             " should hold sections (data, tasks, features, model, training, "
-            "distributed, continue_from, output, tune). Received a list.",
+            "distributed, continue_from, metrics, output, tune). Received a list.",
         ),
         ("data: 3", ": `data` should be a section with keys such as `train`. Received 3."),
         (
@@ -233,8 +233,8 @@ def test_characters_beyond_16_bits_may_be_written_as_json_does() -> None:
         ),
         (
             MINIMAL + "trainig: {}",
-            ": `trainig` is not a key of the file; did you mean `training`? Its keys: data, features, "
-            "model, training, distributed, output, tune.",
+            ": `trainig` is not a key of the file; did you mean `training`? Its keys: data, tasks, "
+            "features, model, training, distributed, continue_from, metrics, output, tune.",
         ),
         (
             "data: {train: [], label: y}",
@@ -473,7 +473,7 @@ def test_overrides(file: Path) -> None:
         (
             "modl.name=dlrm",
             "override 'modl.name=dlrm': `modl` is not a key of the file; did you mean `model`? Its "
-            "keys: data, tasks, features, model, training, distributed, continue_from, output, tune.",
+            "keys: data, tasks, features, model, training, distributed, continue_from, metrics, output, tune.",
         ),
     ],
 )
