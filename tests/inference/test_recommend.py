@@ -135,6 +135,37 @@ def test_what_is_refused(predictor, sources, tmp_path, columns, options, message
         list(recommend(predictor, sources[0], items, **{"task": "click", **options}))
 
 
+def test_keys_of_one_name_are_refused(predictor, tmp_path) -> None:
+    pq.write_table(pa.table({"id": USERS, "user": USERS}), tmp_path / "u.parquet")
+    pq.write_table(pa.table({"id": ITEMS, "item": ITEMS, "price": PRICES}), tmp_path / "i.parquet")
+    sources = [TableSource(tmp_path / name) for name in ("u.parquet", "i.parquet")]
+    with pytest.raises(ValueError, match="Received 'id' for both"):
+        list(recommend(predictor, *sources, task="click"))
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_users_without_a_key_have_seen_nothing(predictor, sources, tmp_path, encoded) -> None:
+    """Null is a user like others in the file; keys may be dictionaries."""
+    name = pa.array(["one", None, "five"])
+    users = pa.table({"name": name.dictionary_encode() if encoded else name, "user": [1, 2, 5]})
+    seen = pa.table({"name": ["five", "one", "one", None], "item": [20, 9, 30, 7]})
+    for file, table in (("u.parquet", users), ("s.parquet", seen)):
+        pq.write_table(table, tmp_path / file)
+    tables = recommend(
+        predictor,
+        TableSource(tmp_path / "u.parquet"),
+        sources[1],
+        50,
+        task="click",
+        seen=TableSource(tmp_path / "s.parquet"),
+        keys=Keys("name", "item"),
+    )
+    found: dict[object, set[int]] = {}
+    for row in pa.concat_tables(tables).to_pylist():
+        found.setdefault(row["name"], set()).add(row["item"])
+    assert found == {"one": {*ITEMS} - {9, 30}, None: {*ITEMS}, "five": {*ITEMS} - {20}}
+
+
 def test_predictors_of_tasks(predictor) -> None:
     columns = {"user": [1, 2], "item": [1, 3], "price": [0.0, 1.0]}
     found = predictor.predict_tasks(columns)

@@ -68,8 +68,8 @@ def recommend(
         first in ``candidates`` is first.
 
     Raises:
-        ValueError: columns are missing or in both sources, a candidate comes twice, or ``k`` or ``task``
-            are none.
+        ValueError: columns are missing or in both sources, a candidate comes twice, users and candidates have
+            one name for their keys, or ``k`` or ``task`` are none.
     """
     if k < 1:
         raise ValueError(f"`k` should be at least 1. Received {k}.")
@@ -78,6 +78,11 @@ def recommend(
     keys = keys or Keys(users.names[0], candidates.names[0])
     users.require([keys.user], "The key of users")
     candidates.require([keys.candidate], "The key of candidates")
+    if keys.user == keys.candidate:
+        raise ValueError(
+            f"`keys` should be two columns, of users and of candidates. Received '{keys.user}' for both: "
+            "name others, or rename one."
+        )
     if seen is not None:
         seen.require([keys.user, keys.candidate], "Pairs that are left out")
     known = _candidate_keys(candidates, keys.candidate)
@@ -175,10 +180,14 @@ def _seen_pairs(
     """Return what some users have seen, as numbers of users and rows of candidates, by user."""
     parts: list[_Pairs] = [np.empty((0, 2), np.int64)]
     distinct = users.combine_chunks() if isinstance(users, pa.ChunkedArray) else users
-    entries = distinct.dictionary_encode()
+    if pa.types.is_dictionary(distinct.type):
+        distinct = distinct.dictionary_decode()
+    entries = distinct.dictionary_encode(null_encoding="encode")
     for table in seen.scan([keys.user, keys.candidate]):
-        user = pc.index_in(table[keys.user].cast(distinct.type), entries.dictionary)
-        row = pc.index_in(table[keys.candidate].cast(candidates.type), candidates)
+        user = pc.index_in(
+            table[keys.user].cast(distinct.type), entries.dictionary, skip_nulls=True
+        )
+        row = pc.index_in(table[keys.candidate].cast(candidates.type), candidates, skip_nulls=True)
         both = pc.and_(user.is_valid(), row.is_valid())
         found = [one.filter(both).to_numpy().astype(np.int64) for one in (user, row)]
         parts.append(np.stack(found, axis=1))
