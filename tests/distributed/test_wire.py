@@ -25,3 +25,15 @@ def kept():
 
 def test_it_is_copied_as_it_is_and_not_pickled():
     assert run(kept, 2) == [True, True]
+
+
+def met(times):
+    """Meet again and again, with nothing in between: who is ahead takes nothing away that another looks for."""
+    wire = Wire(dist.group.WORLD)
+    for number in range(times):
+        wire.meet([0, 1], f"meeting {number}")
+    return True
+
+
+def test_ranks_may_meet_again_at_once():
+    assert run(met, 2, 200, timeout=20) == [True, True]

@@ -175,8 +175,8 @@ class Channel:
         keys = {rank: f"{self._name}/{tuple(ranks)}/{number}/{rank}" for rank in ranks}
         store, others = default_store(), [rank for rank in ranks if rank != self.rank]
         store.set(keys[self.rank], doing)
-        if number:  # who is here has found all that were here the last time
-            store.delete_key(f"{self._name}/{tuple(ranks)}/{number - 1}/{self.rank}")
+        if number > 1:  # all have come the last time, so all have found those of the time before
+            store.delete_key(f"{self._name}/{tuple(ranks)}/{number - 2}/{self.rank}")
         end, asked = monotonic() + 0.9 * self._timeout.total_seconds(), monotonic()
         while not store.check([keys[rank] for rank in others]):
             sleep(1e-4)
