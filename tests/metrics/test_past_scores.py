@@ -103,6 +103,19 @@ def _on_a_rank() -> list[float]:
     return [*before, *lifetime(again)]
 
 
+def test_a_checkpoint_without_it_or_for_one_without_is_refused_unless_told_so() -> None:
+    kept = make(20)
+    feed(kept, draw(40), [20, 20])
+    without = AUCMetric(world_size=1, my_rank=0, batch_size=8, tasks=TASKS, window_size=20)
+    with pytest.raises(RuntimeError, match=r"Missing key.*past_scores"):
+        make(20).load_state_dict(without.state_dict())
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*past_scores"):
+        without.load_state_dict(kept.state_dict())
+    before = lifetime(kept)
+    kept.load_state_dict(without.state_dict(), strict=False)
+    assert lifetime(kept) == before
+
+
 @pytest.mark.parametrize("world_size", [2])
 def test_ranks_report_that_of_all_of_their_samples(world_size: int) -> None:
     expected = reference.roc_areas(*draw(120)).tolist()

@@ -189,13 +189,25 @@ class AUCMetricComputation(SampleMetricComputation):
         if self._past is not None:
             destination[prefix + _PAST] = compressed(self._all_counts(), self._n_tasks)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        found = dict(state_dict)
-        counts = found.pop(prefix + _PAST, None)
-        super()._load_from_state_dict(found, prefix, *args)
-        if self._past is not None and isinstance(counts, Tensor):
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *args: Any,
+    ) -> None:
+        found, key = dict(state_dict), prefix + _PAST
+        counts = None if self._past is None else found.pop(key, None)
+        super()._load_from_state_dict(found, prefix, local_metadata, strict, missing_keys, *args)
+        if self._past is None:
+            return
+        if isinstance(counts, Tensor):
             self.reset()
             self._restored = [counts.clone()]
+        elif strict:
+            missing_keys.append(key)
 
 
 class AUCMetric(RecMetric):
