@@ -126,12 +126,12 @@ def _limits(source: TableSource) -> Limits | None:
 
 
 def _table(report: Report, limits: Limits | None) -> Table:
-    head = [f"{_samples(report):,.0f} rows", "", "best possible"][: 2 if limits is None else 3]
+    head = [f"{rows_of(report):,.0f} rows", "", "best possible"][: 2 if limits is None else 3]
     best = {} if limits is None else asdict(limits)
     return table(
         head,
         [
-            [_name(key), _number(report, key), f"{best[key]:.4f}" if key in best else ""][
+            [metric_name(key), _number(report, key), f"{best[key]:.4f}" if key in best else ""][
                 : len(head)
             ]
             for key in report
@@ -139,13 +139,13 @@ def _table(report: Report, limits: Limits | None) -> Table:
     )
 
 
-def _name(metric: str) -> str:
+def metric_name(metric: str) -> str:
     """Return what the table calls a metric: ``"click.auc"`` is the AUC of click."""
     task, _, name = metric.rpartition(".")
     return f"{task} {_NAMES.get(name, name)}" if task else _NAMES.get(name, name)
 
 
-def _samples(report: Report) -> float:
+def rows_of(report: Report) -> float:
     """Return how many rows a report is of; each task is measured on all."""
     return next(value for name, value in report.counts.items() if name.endswith("samples"))
 

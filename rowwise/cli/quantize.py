@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rowwise.cli.console import console, table
+from rowwise.cli.evaluate import metric_name, rows_of
 from rowwise.cli.reading import open_source
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from torchrec.datasets.source import TableSource
     from torchrec.inference import Predictor
     from torchrec.metrics import Report
+
+_BATCH = 8192
 
 
 class Precision(str, Enum):
@@ -91,7 +94,7 @@ def quantize(
     console().print(_table(before, after, to))
     sizes = [_table_bytes(one.model) for one in (predictor, small)]
     console().print(
-        f"{before.samples:,} rows; tables of {sizes[0]:,} bytes became {sizes[1]:,}: {folder}",
+        f"{rows_of(before):,.0f} rows; tables of {sizes[0]:,} bytes became {sizes[1]:,}: {folder}",
         markup=False,
     )
 
@@ -108,23 +111,20 @@ def _validation(predictor: Predictor) -> TableSource:
 
 
 def _measured(predictor: Predictor, source: TableSource) -> Report:
-    import torch
+    from torchrec.datasets.transform import GroupedTransform
+    from torchrec.metrics import GroupedMetrics
+    from torchrec.training.evaluation import evaluate
+    from torchrec.training.run_tasks import tasks_of
 
-    from torchrec.datasets.transform.labels import Label
-    from torchrec.metrics import BinaryMetrics
-
-    text = predictor.experiment.data.label
-    if text is None:
-        raise ValueError(
-            "The run should have one `data.label` to compare by. Received the tasks "
-            f"{', '.join(predictor.targets)}."
-        )
-    label = Label(text)
-    source.require(label.columns, f"`data.label` '{label.text}' of the experiment")
-    metrics = BinaryMetrics()
-    for part in source.scan(list(dict.fromkeys([*predictor.input_columns, *label.columns]))):
-        metrics.update(predictor.logits(part), torch.from_numpy(label.read(part)))
-    return metrics.compute()
+    experiment = predictor.experiment
+    grouped = GroupedTransform(predictor.transform, GroupedMetrics(experiment.metrics).columns)
+    source.require(grouped.columns, "Features, labels and weights of the experiment")
+    batches = (
+        grouped(part.slice(start, _BATCH))
+        for part in source.scan(grouped.columns)
+        for start in range(0, part.num_rows, _BATCH)
+    )
+    return evaluate(predictor.model, tasks_of(experiment), batches, lambda batch: batch).report
 
 
 def _table_bytes(model: nn.Module) -> int:
@@ -149,12 +149,9 @@ def _table_bytes(model: nn.Module) -> int:
 
 def _table(before: Report, after: Report, to: Precision) -> Table:
     rows = []
-    for key, name in (
-        ("auc", "AUC"),
-        ("ne", "normalised entropy"),
-        ("logloss", "log loss"),
-        ("calibration", "calibration"),
-    ):
-        pair = [float(getattr(report, key)) for report in (before, after)]
-        rows.append([name, *(f"{value:.6f}" for value in pair), f"{pair[1] - pair[0]:+.6f}"])
+    for key in before:
+        pair = [before[key], after[key]]
+        rows.append(
+            [metric_name(key), *(f"{value:.6f}" for value in pair), f"{pair[1] - pair[0]:+.6f}"]
+        )
     return table(["", "float", to.value, "difference"], rows)

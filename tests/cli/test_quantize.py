@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.quant.collections import QuantizedCollection
 from torchrec.quant.convert import quantize_embeddings
 from torchrec.quant.preparation import quant_prep_customize_row_alignment
+from torchrec.training.run import run_experiment
 
 pytestmark = pytest.mark.once
 
@@ -93,3 +95,30 @@ def test_rows_that_a_bundle_cannot_say_are_not_saved(run: Path, tmp_path: Path) 
 def test_clipping_of_floats_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["quantize", str(run), "--to", "fp16", "--clip"]) == 2
     assert "should come with int8, int4 or int2" in capsys.readouterr().err
+
+
+def test_tasks_and_weights_are_measured_as_by_evaluate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.parquet"
+    write_click_log(ClickLog(rows=500), log)
+    experiment = Experiment.model_validate(
+        {
+            "data": {"train": [str(log)], "weight": "price", "drop": "price is None"},
+            "tasks": {
+                "click": {"label": "click"},
+                "hour": {"label": "hour", "kind": "regression"},
+            },
+            "model": {"name": "shared_bottom", "dim": 4, "layers": [4], "tower_layers": []},
+            "features": {"user": SparseFeature(rows=100)},
+        }
+    )
+    run_experiment(experiment, tmp_path / "run", observers=[])
+    capsys.readouterr()
+    run, result = str(tmp_path / "run"), tmp_path / "result.json"
+    assert cli.main(["evaluate", run, str(log), "--json", str(result)]) == 0
+    capsys.readouterr()
+    assert cli.main(["quantize", run, str(log)]) == 0
+    told = capsys.readouterr().out
+    for name in ("click.auc", "click.logloss", "hour.mse"):
+        assert f" {json.loads(result.read_text())[name]:.6f} " in told
