@@ -187,6 +187,10 @@ def test_merged_and_from_a_state_it_is_as_if_all_had_come_to_one() -> None:
             r"`groups\['user'\]` should be as many as scores \(2\). Received 3",
         ),
         ({"targets": torch.zeros(1)}, r"`targets` should be as many"),
+        (
+            {"groups": {"user": torch.tensor([1.5, 1.2])}},
+            r"`groups\['user'\]` should be integers, ids of the groups. Received torch.float32",
+        ),
     ],
 )
 def test_other_inputs_are_refused(changes: dict[str, object], message: str) -> None:
@@ -205,7 +209,9 @@ def test_other_inputs_are_refused(changes: dict[str, object], message: str) -> N
 )
 def test_what_has_no_place_in_an_order_is_refused(score: float, label: float, message: str) -> None:
     metrics = GroupedMetrics(["gauc(user)"])
-    metrics.update(torch.tensor([score]), torch.tensor([label]), groups={"user": torch.zeros(1)})
+    metrics.update(
+        torch.tensor([score]), torch.tensor([label]), groups={"user": torch.zeros(1).long()}
+    )
     with pytest.raises(ValueError, match=message):
         metrics.compute()
 

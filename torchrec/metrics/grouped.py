@@ -102,7 +102,7 @@ class GroupedMetrics:
             groups: ids of the groups by column, ``(B,)`` integers each; `NO_GROUP` for none.
 
         Raises:
-            ValueError: if a column is missing, or sizes differ.
+            ValueError: if a column is missing or is not of integers, or sizes differ.
         """
         for column, samples in self._samples.items():
             if column not in groups:
@@ -116,6 +116,10 @@ class GroupedMetrics:
                     raise ValueError(
                         f"`{name}` should be as many as scores ({scores.numel()}). Received {x.numel()}."
                     )
+            if groups[column].is_floating_point():
+                raise ValueError(
+                    f"`groups['{column}']` should be integers, ids of the groups. Received {groups[column].dtype}."
+                )
             samples.add(_Columns.of(groups[column], scores, targets, weights))
 
     def _first_of(self, column: str) -> MetricSpec:
