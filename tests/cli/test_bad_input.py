@@ -434,7 +434,8 @@ START = "data: {train: bad.parquet, label: click}\n"
 EXPERIMENTS = {
     "empty": (
         "",
-        "should hold sections (data, features, model, training, distributed, output, tune). Received nothing",
+        "should hold sections (data, tasks, features, model, training, distributed, continue_from, metrics, "
+        "output, tune). Received nothing",
     ),
     "list": ("- a\n", "Received a list"),
     "syntax": ("data: {train: a\nmodel: [", "bad.yaml, line 2: expected"),

@@ -17,10 +17,11 @@ pytestmark = pytest.mark.once
 
 FROZEN = {
     "init": (
-        "data --columns --delimiter --drop --exclude --format --label --output,-o --overwrite --test --valid",
+        "data --bad-lines --columns --delimiter --drop --encoding --exclude --format --label --output,-o"
+        " --overwrite --quote --test --valid",
         "experiment.yaml",
     ),
-    "train": ("experiment overrides --output,-o --resume", "--resume"),
+    "train": ("experiment overrides --from --output,-o --resume", "--resume"),
     "tune": (
         "experiment overrides --metric --output,-o --pruner --resume --seed --space --timeout --trials",
         "--trials 20",
@@ -28,6 +29,11 @@ FROZEN = {
     "evaluate": ("data run --json", "test.parquet"),
     "predict": ("data run --keep-columns --name --output,-o", "predictions.parquet"),
     "quantize": ("data run --clip --output,-o --to", "runs/experiment --to int8"),
+    "export": ("run --format --output,-o", "--format onnx"),
+    "recommend": (
+        "run --candidate-key --candidates,-c --output,-o --seen --task --user-key --users,-u -k",
+        "--candidates movies.csv",
+    ),
     "report": ("run --every --no-predictions --output,-o --watch", "runs/experiment --watch"),
     "compare": ("runs --html --rows", "--html compare.html"),
     "plan": (
@@ -84,6 +90,8 @@ def test_help_of_all(capsys: pytest.CaptureFixture[str]) -> None:
         "evaluate",
         "predict",
         "quantize",
+        "export",
+        "recommend",
         "report",
         "compare",
         "plan",
@@ -98,7 +106,10 @@ def test_help_of_all(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "line"),
     [
         (["trian"], "No such command 'trian'. Did you mean 'train'? See `torchrec --help`."),
-        (["train"], "Missing argument 'EXPERIMENT'. See `torchrec train --help`."),
+        (
+            ["train"],
+            "`EXPERIMENT` should be the experiment file, unless with --from. Received none.",
+        ),
         (["report", "x", "--foo"], "No such option: --foo. See `torchrec report --help`."),
         (["report", "no/run"], "'no/run' should be the folder of a run. Received no such folder."),
         (["data", "criteo", "no.txt"], "'no.txt' should be a file of the raw Criteo log."),

@@ -152,7 +152,7 @@ def test_alone_it_says_how_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (["train", "x", "--resum"], "No such option: --resum. Did you mean '--resume'?"),
+        (["train", "x", "--resum"], "No such option: --resum. Did you mean '--resume', "),
         (["report", "x", "--outptu", "y"], "No such option: --outptu. Did you mean '--output'?"),
         (["--verison"], "No such option: --verison. Did you mean '--version'?"),
         (["data", "critoe"], "No such command 'critoe'. Did you mean 'criteo'?"),
