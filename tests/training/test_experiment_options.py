@@ -103,17 +103,34 @@ OF_TOWERS: dict[str, Any] = {
     "batch_norm": True,
     "activation": "tanh",
 }
+HEADS = {**TOWER, "cross_layers": 2, "cross_rank": 2, "tower_layers": [4]}
+OF_HEADS: dict[str, Any] = {
+    **OF_TOWERS,
+    "interaction": "fm",
+    "cross_layers": 1,
+    "cross_rank": 1,
+    "tower_layers": [5],
+}
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lr": (SMALL, COMMON),
     "fm": (SMALL, {**COMMON, "dim": 6}),
     "deepfm": (TOWER, {**OF_TOWERS, "linear": True}),
     "dlrm": (TOWER, {**OF_TOWERS, "vectors": False}),
     "dlrm_dcn": (TOWER, {**OF_TOWERS, "cross_layers": 1, "cross_rank": 1}),
+    "shared_bottom": (HEADS, OF_HEADS),
+    "mmoe": (HEADS, {**OF_HEADS, "experts": 2}),
+    "ple": (HEADS, {**OF_HEADS, "levels": 2, "shared_experts": 1, "task_experts": 1}),
 }
+SLOW = (
+    "shared_bottom",
+    "mmoe",
+    "ple",
+)  # the quick suite has the options of one model with the same tower
 
 
 def test_every_option_of_every_model_is_here() -> None:
-    assert set(MODELS) == set(registry.names())
+    # `esmm` needs two tasks: `tests/training/test_several_tasks.py`.
+    assert {*MODELS, "esmm"} == set(registry.names())
     for name, (_, options) in MODELS.items():
         fields = set(type(ModelSection(name=name)).model_fields) - {"name"}
         # A weight an id has no dimension: that of another model may stand there.
@@ -121,7 +138,12 @@ def test_every_option_of_every_model_is_here() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "option"), [(name, option) for name, (_, all_) in MODELS.items() for option in all_]
+    ("name", "option"),
+    [
+        pytest.param(name, option, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, (_, all_) in MODELS.items()
+        for option in all_
+    ],
 )
 def test_of_a_model_has_an_effect(name: str, option: str, runs: Runs) -> None:
     usual, options = MODELS[name]

@@ -27,7 +27,7 @@ FILE_NAME = "experiment.yaml"
 """What an experiment file is called where this library writes it beside what came of it."""
 
 _PATHS = ("train", "valid", "test")
-_LATER = ("distributed", "tasks", "continue_from")  # than the first format
+_LATER = ("distributed", "tasks", "continue_from", "metrics")  # than the first format
 
 
 def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Experiment:

@@ -151,12 +151,23 @@ class NEMetricComputation(SumMetricComputation):
     Args:
         *args: see `RecMetricComputation`.
         include_logloss: report the log loss as well. Default: False.
-        **kwargs: see `RecMetricComputation`; with ``allow_missing_label_with_zero_weight`` a task without
-            weights has a small number instead of NaN.
+        allow_missing_label_with_zero_weight: labels of samples without weight can be NaN, and a task
+            without weights has a small number instead of NaN. Default: False.
+        **kwargs: see `RecMetricComputation`.
     """
 
-    def __init__(self, *args: Any, include_logloss: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        *args: Any,
+        include_logloss: bool = False,
+        allow_missing_label_with_zero_weight: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            *args,
+            allow_missing_label_with_zero_weight=allow_missing_label_with_zero_weight,
+            **kwargs,
+        )
         self._include_logloss = include_logloss
 
     def sums(self) -> Mapping[str, Term]:

@@ -57,6 +57,19 @@ class Report(Mapping[str, float]):
     curves: Mapping[str, list[float]] = field(default_factory=dict)
     intervals: Mapping[str, Interval] = field(default_factory=dict)
 
+    @classmethod
+    def restored(cls, parts: Mapping[str, Any]) -> Report:
+        """Return the report that `dataclasses.asdict` took apart, maybe an earlier version's.
+
+        Example:
+            >>> from dataclasses import asdict
+            >>> report = Report({"auc": 0.7}, intervals={"auc": Interval(0.7, 0.6, 0.8)})
+            >>> Report.restored(asdict(report)) == report
+            True
+        """
+        intervals = {name: Interval(**one) for name, one in parts.get("intervals", {}).items()}
+        return cls(**{**parts, "intervals": intervals})
+
     def __post_init__(self) -> None:
         for name in self.counts:
             if name in self.numbers:

@@ -500,7 +500,7 @@ class Trainer:
             )
         if self.average is not None and average is not None:
             self.average.load_state_dict(average)
-        self._valid = None if state["valid"] is None else Report(**state["valid"])
+        self._valid = None if state["valid"] is None else Report.restored(state["valid"])
         self.model.load_state_dict(state["model"])
         buffers = own_state(self.world, state["buffers"])
         if buffers is not None:  # of other ranks, their counts of ids begin anew

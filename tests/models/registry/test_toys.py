@@ -94,7 +94,8 @@ def test_the_reference_and_the_messages_know_it(tmp_path: Path) -> None:
     ):
         load_experiment(tmp_path / "own.yaml", ["model.layers=[3]"])
     with pytest.raises(
-        ValueError, match="should be 'deepfm', 'dlrm', 'dlrm_dcn', 'fm', 'lr', 'ordered' or 're"
+        ValueError,
+        match=r"should be 'deepfm', .*, 'lr', 'mmoe', 'ordered', 'ple', 'recent' or 'shared_bottom'",
     ):
         load_experiment(tmp_path / "own.yaml", ["model.name=recnt"])
 

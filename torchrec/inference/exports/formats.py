@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchrec.datasets.features import DenseFeature, SparseFeature
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.files import write_folder
+from torchrec.inference.exports._inputs import RawModel
 from torchrec.inference.exports._private import compile_for_this_processor
-from torchrec.inference.exports.inputs import RawModel
 from torchrec.inference.exports.portable import portable
 from torchrec.inference.predictor import Predictor, load
 

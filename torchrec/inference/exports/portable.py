@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from torchrec.inference.exports.lookups import PooledLookup, SequenceLookup
-from torchrec.inference.exports.searching import FrozenMap
+from torchrec.inference.exports._lookups import PooledLookup, SequenceLookup
+from torchrec.inference.exports._searching import FrozenMap
 from torchrec.ops.collision.reference import find
 from torchrec.ops.embedding.spec import SlotSpec, TableSpec, read_spec
 

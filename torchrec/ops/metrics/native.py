@@ -62,6 +62,7 @@ def cross_entropy_sums(
     """See ``reference.cross_entropy_sums``."""
     if not _is_plain(predictions, labels, weights):
         return reference.cross_entropy_sums(predictions, labels, weights, eta)
+    reference.require_eta(eta)
     return _fill(_lib.cross_entropy_sums, predictions, labels, weights, (), eta)
 
 

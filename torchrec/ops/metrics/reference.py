@@ -19,6 +19,12 @@ def require_samples(predictions: Tensor, labels: Tensor, weights: Tensor | None)
             )
 
 
+def require_eta(eta: float) -> None:
+    """Refuse bounds that leave nothing between them."""
+    if not 0 < eta < 0.5:
+        raise ValueError(f"`eta` should be above 0 and below 0.5. Received {eta}.")
+
+
 def _in_double(
     predictions: Tensor, labels: Tensor, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,6 +49,7 @@ def cross_entropy_sums(
     predictions: Tensor, labels: Tensor, weights: Tensor | None, eta: float
 ) -> Tensor:
     """Return the sum of cross-entropies in bits, ``(T,)``; predictions are taken to lie between eta and 1 - eta."""
+    require_eta(eta)
     p, y, w = _in_double(predictions, labels, weights)
     p = p.clamp(eta, 1 - eta)
     return -(w * torch.lerp((1 - p).log2(), p.log2(), y)).sum(-1)

@@ -11,8 +11,8 @@ from torchrec.datasets.features import DenseFeature
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.datasets.transform.columns import LARGEST
 from torchrec.datasets.transform.vocabulary import Vocabulary
-from torchrec.inference.exports.lookups import bag_of_each
-from torchrec.inference.exports.searching import count_at_most
+from torchrec.inference.exports._lookups import bag_of_each
+from torchrec.inference.exports._searching import count_at_most
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 
