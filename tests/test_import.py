@@ -89,7 +89,7 @@ def test_what_needs_no_extra_runs_without_them() -> None:
     done = python(
         """
 import sys
-for name in ("jinja2", "pyarrow", "pydantic", "rich", "safetensors", "typer", "yaml"):
+for name in ("duckdb", "jinja2", "pyarrow", "pydantic", "rich", "safetensors", "typer", "yaml"):
     sys.modules[name] = None  # as if it were not installed
 import torchrec
 import torchrec.modules.mc_embedding_modules, torchrec.models.dlrm, torchrec.models.deepfm

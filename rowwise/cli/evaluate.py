@@ -70,7 +70,7 @@ def evaluate(
     keep_freed_memory()
     predictor = load(run)
     section = predictor.experiment.data
-    source = open_source(data, predictor, section.drop)
+    source = open_source(data, predictor, run, section.drop)
     transform = predictor.transform
     labels = {
         "`data.label`" if section.label else f"`tasks.{name}.label`": label

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from torchrec.datasets.source import TableSource
     from torchrec.datasets.text_dialect import TextDialect
     from torchrec.experiment.propose import Inference
+    from torchrec.experiment.schema import DataSection
 
-Format = Literal["auto", "parquet", "csv", "tsv"]
+Format = Literal["auto", "parquet", "csv", "tsv", "json"]
 Quote = Literal['"', "none"]
 BadLines = Literal["refuse", "skip"]
 
@@ -65,6 +66,14 @@ def init(
     bad_lines: Annotated[
         BadLines, typer.Option(help="What becomes of lines with more or fewer values.")
     ] = "refuse",
+    query: Annotated[
+        str | None,
+        typer.Option(help="SQL that gives the samples, over `data` and the tables of --table."),
+    ] = None,
+    table: Annotated[
+        list[str] | None,
+        typer.Option("--table", help="A table for --query: name=file; repeatable."),
+    ] = None,
     format: Annotated[
         Format, typer.Option(help="Of the files, if their names do not end as it.")
     ] = "auto",
@@ -80,41 +89,34 @@ def init(
     $ torchrec init ratings.parquet --label 'rating > 3' --drop 'rating == 3'
     $ torchrec init ml-100k/u.data --label 'rating > 3'
     $ torchrec init log.tsv.gz --columns click,user,shop,price --label click
+    $ torchrec init log.csv --label click --table shops=s.csv --query 'from data join shops using (shop)'
     """
     from torchrec.datasets.files import resolve_files
     from torchrec.datasets.source import TableSource
     from torchrec.experiment.propose import write_experiment
     from torchrec.experiment.propose.label import require_label
-    from torchrec.experiment.schema import DataSection
 
     text = _without_suffix(data) if format == "auto" else None
     format = format if text is None else "csv"
     files = resolve_files(data, format)
     notice = text and f"'{text}' is read as text with a header."
     dialect = _dialect(columns, delimiter, quote, encoding, bad_lines)
-    if files[0].format != "parquet":
-        dialect = _found_out(files, label, dialect, encoding is None, notice)
-    source = TableSource(files, drop=drop, dialect=dialect)
-    label = require_label(source, label)
-    section = DataSection(
-        train=data,
-        valid=valid or [],
-        test=test or [],
-        format=format,
-        label=label,
-        drop=drop,
-        **asdict(dialect),
+    if files[0].format in ("csv", "tsv"):
+        dialect = _found_out(files, None if query else label, dialect, encoding is None, notice)
+    paths = {"train": data, "valid": valid or [], "test": test or []}
+    section = _section(paths, format, label, drop, query, table or [], dialect)
+    files = _rows(section, data, output)
+    source = TableSource(
+        files, drop=drop, dialect=dialect if files[0].format != "parquet" else None
     )
-    others = [source.over(resolve_files(paths, format)) for paths in (valid, test) if paths]
+    label = require_label(source, label)
+    others = [source.over(_rows(section, given, output)) for given in (valid, test) if given]
     excluded = _names(exclude or [], source.schema.names)
     inference = _without(_looked_at(source, label, drop, others), excluded)
     section = section.model_copy(update={"label": inference.label})
     write_experiment(output, inference, section, overwrite=overwrite)
     _say(*source.notices)
-    _show(inference)
-    out = console()
-    out.print(f"\nWritten to [bold]{escape(str(output))}[/]. Read it, then:")
-    out.print(f"  torchrec train {output}", markup=False)
+    _show(inference, output)
 
 
 def _dialect(
@@ -134,6 +136,49 @@ def _dialect(
         encoding=encoding or "utf-8",
         bad_lines=bad_lines,
     )
+
+
+def _section(
+    paths: Mapping[str, list[str]],
+    format: Format,
+    label: str | None,
+    drop: str | None,
+    query: str | None,
+    tables: Sequence[str],
+    dialect: TextDialect,
+) -> DataSection:
+    """Return what was given as a section of the experiment, checked; its label is asked for later."""
+    from torchrec.experiment.schema import DataSection, TableSection
+
+    named = dict(one.partition("=")[::2] for one in tables)
+    if not all(name.isidentifier() and file for name, file in named.items()):
+        raise ValueError(
+            f"`--table` should be a name and a file, as shops=shops.csv. Received '{tables[0]}'."
+        )
+    return DataSection(
+        train=paths["train"],
+        valid=paths["valid"],
+        test=paths["test"],
+        format=format,
+        label=label or "label",
+        drop=drop,
+        query=query,
+        tables={name: TableSection(files=[file]) for name, file in named.items()},
+        **asdict(dialect),
+    )
+
+
+def _rows(section: DataSection, paths: Sequence[str], output: Path) -> list[DataFile]:
+    """Return the files of some paths, or that of what the query makes of them."""
+    from torchrec.datasets.files import resolve_files
+    from torchrec.experiment.tables import cache_folder, is_queried, queried
+
+    files = resolve_files(paths, section.format)
+    if not is_queried(section, files):
+        return files
+    with console().status("Running the query") as status:
+        folder = cache_folder(f"runs/{output.stem}")
+        return [queried(section, files, folder, lambda done: status.update(done.capitalize()))]
 
 
 def _looked_at(
@@ -260,7 +305,7 @@ def _without(inference: Inference, excluded: Sequence[str]) -> Inference:
     return replace(inference, columns=columns)
 
 
-def _show(inference: Inference) -> None:
+def _show(inference: Inference, output: Path) -> None:
     out = console()
     rows = f"{inference.rows:,} rows" + ("" if inference.complete else ", the first of them")
     out.print(f"{rows}, {inference.positives:.2%} of the labels are 1\n")
@@ -276,3 +321,5 @@ def _show(inference: Inference) -> None:
     )
     for warning in inference.warnings:
         out.print(f"\n{warning}", style="yellow", markup=False)
+    out.print(f"\nWritten to [bold]{escape(str(output))}[/]. Read it, then:")
+    out.print(f"  torchrec train {output}", markup=False)

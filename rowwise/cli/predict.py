@@ -65,7 +65,7 @@ def predict(
     writer = writer_of(output)
     keep_freed_memory()
     predictor = load(run)
-    source = open_source(data, predictor, labelled=False)
+    source = open_source(data, predictor, run, labelled=False)
     for column in _names(predictor, name):
         if keep_columns and column in source.schema.names:
             raise ValueError(

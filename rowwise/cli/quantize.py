@@ -83,7 +83,9 @@ def quantize(
     keep_freed_memory()
     predictor = load(run)
     experiment = predictor.experiment
-    source = open_source(data, predictor, experiment.data.drop) if data else _validation(predictor)
+    source = (
+        open_source(data, predictor, run, experiment.data.drop) if data else _validation(predictor)
+    )
     dtype = data_type_to_dtype(DataType[to.name])
     model = quantize_embeddings(predictor.model, dtype, inplace=False, search_clipping=clip)
     small = Predictor(experiment, predictor.transform, model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rowwise.cli.console import console
@@ -21,6 +22,7 @@ RANKS_WAIT = 3600.0  # seconds that a rank which is done with its share waits fo
 def open_source(
     data: Sequence[str],
     predictor: Predictor,
+    run: Path,
     drop: str | None = None,
     *,
     labelled: bool = True,
@@ -32,6 +34,7 @@ def open_source(
         data: files, folders or patterns. Where their names do not tell the format, it is that of the
             training data.
         predictor: the model. Text files tell neither types nor, without a header, names; it does.
+        run: the folder of the model; beside it is kept what the query of the experiment gives.
         drop: expression of the rows to leave out.
         labelled: whether the label is to be read. Without it there may be no row, and files without a
             header may lack its columns. Default True.
@@ -39,10 +42,13 @@ def open_source(
     """
     from torchrec.datasets.files import resolve_files, suffixes_of
     from torchrec.datasets.source import TableSource
+    from torchrec.experiment.tables import cache_folder, is_queried, queried
 
     section = predictor.experiment.data
     told = all(suffixes_of(path)[0] for path in data)
     files = resolve_files(data, "auto" if told else section.format)
+    if is_queried(section, files):
+        files = [queried(section, files, cache_folder(run))]
     if files[0].format == "parquet":
         source = TableSource(files, drop=drop, may_be_empty=not labelled)
     else:

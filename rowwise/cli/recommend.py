@@ -69,9 +69,10 @@ def recommend(
     keep_freed_memory()
     predictor = load(run)
     of_users, of_candidates = (
-        open_source(files, predictor, labelled=False, whole=False) for files in (users, candidates)
+        open_source(files, predictor, run, labelled=False, whole=False)
+        for files in (users, candidates)
     )
-    pairs = open_source(seen, predictor, labelled=False, whole=False) if seen else None
+    pairs = open_source(seen, predictor, run, labelled=False, whole=False) if seen else None
     keys = Keys(user_key or of_users.names[0], candidate_key or of_candidates.names[0])
     with writer as file:
         for table in best_of(

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.once
 FROZEN = {
     "init": (
         "data --bad-lines --columns --delimiter --drop --encoding --exclude --format --label --output,-o"
-        " --overwrite --quote --test --valid",
+        " --overwrite --query --quote --table --test --valid",
         "experiment.yaml",
     ),
     "train": ("experiment overrides --from --output,-o --resume", "--resume"),

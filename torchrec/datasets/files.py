@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-Format = Literal["parquet", "csv", "tsv"]
+Format = Literal["parquet", "csv", "tsv", "json"]
 Compression = Literal["gzip", "zstd"]
 
 _FORMATS: dict[str, Format] = {
@@ -19,6 +19,9 @@ _FORMATS: dict[str, Format] = {
     ".pq": "parquet",
     ".csv": "csv",
     ".tsv": "tsv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
 }
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 _PARQUET_MAGIC = b"PAR1"
@@ -32,7 +35,7 @@ class DataFile:
 
     Args:
         path: where it is.
-        format: ``"parquet"``, ``"csv"`` or ``"tsv"``.
+        format: ``"parquet"``, ``"csv"``, ``"tsv"`` or ``"json"``, which `query_to_parquet` reads.
         compression: ``"gzip"`` or ``"zstd"`` of a text file. Default: none.
     """
 
@@ -79,7 +82,7 @@ class DataFile:
 
 def resolve_files(
     patterns: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    format: Literal["auto", "parquet", "csv", "tsv"] = "auto",
+    format: Literal["auto", "parquet", "csv", "tsv", "json"] = "auto",
 ) -> list[DataFile]:
     r"""Find the files that paths, folders and patterns mean, in a fixed order.
 
@@ -90,7 +93,7 @@ def resolve_files(
     Args:
         patterns: paths, folders or patterns.
         format: of all files; ``"auto"`` goes by the suffix: ``.parquet``, ``.pq``, ``.csv``,
-            ``.tsv``, the last two also with ``.gz`` or ``.zst``. Default ``"auto"``.
+            ``.tsv``, ``.json``, ``.jsonl``, ``.ndjson``, text also with ``.gz`` or ``.zst``. Default ``"auto"``.
 
     Returns:
         At least one file; all of one format.
@@ -197,12 +200,12 @@ def suffixes_of(path: str) -> tuple[Format | None, Compression | None]:
     return _FORMATS.get(last), compression
 
 
-def _data_file(path: str, format: Literal["auto", "parquet", "csv", "tsv"]) -> DataFile:
+def _data_file(path: str, format: Literal["auto", "parquet", "csv", "tsv", "json"]) -> DataFile:
     by_suffix, compression = suffixes_of(path)
     chosen = by_suffix if format == "auto" else format
     if chosen is None:
         raise ValueError(
-            "Data files should end in .parquet, .csv, .tsv, .csv.gz, .csv.zst or the like, or their "
+            "Data files should end in .parquet, .csv, .tsv, .jsonl, .csv.gz, .csv.zst or the like, or their "
             f"format be given. Received '{path}'."
         )
     if chosen == "parquet" and compression is not None:

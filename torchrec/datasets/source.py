@@ -294,6 +294,10 @@ def _reader(
         from torchrec.datasets.parquet_reader import ParquetReader
 
         return ParquetReader(files, schema, may_be_empty)
+    if files[0].format == "json":
+        raise ValueError(
+            f"JSON should be made Parquet by `query_to_parquet` first. Received '{files[0].path}'."
+        )
     from torchrec.datasets.csv_reader import CsvReader
 
     return CsvReader(files, dialect, schema, assumed, may_be_empty)

@@ -21,6 +21,7 @@ from torchrec.datasets.features import (
 )
 from torchrec.experiment import schema
 from torchrec.experiment._keys import Node, expected, keys_of, members_of, node_at, root
+from torchrec.experiment.distributed import DistributedSection
 from torchrec.experiment.tasks import TaskSection
 from torchrec.models.registry import DEFAULT, find
 
@@ -32,11 +33,12 @@ _SECTIONS = (
     ("data", schema.DataSection),
     ("data.split", schema.SplitSection),
     ("tasks.NAME", TaskSection),
+    ("data.tables.any", schema.TableSection),
     ("training", schema.TrainingSection),
     ("training.schedule", schema.ScheduleSection),
     ("training.average", schema.AverageSection),
     ("training.early_stopping", schema.EarlyStoppingSection),
-    ("distributed", schema.DistributedSection),
+    ("distributed", DistributedSection),
 )
 
 

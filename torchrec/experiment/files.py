@@ -215,10 +215,24 @@ def _make_absolute(values: dict[str, object], folder: Path) -> None:
         return
     values["data"] = data = dict(data)
     for name in _PATHS:
-        given = data.get(name)
-        paths = [given] if isinstance(given, str) else given
-        if isinstance(paths, list) and all(isinstance(path, str) for path in paths):
-            data[name] = [_absolute(folder, path) for path in paths]
+        if name in data:
+            data[name] = _all_absolute(folder, data[name])
+    tables = data.get("tables")
+    if isinstance(tables, dict):
+        data["tables"] = {
+            name: {**one, "files": _all_absolute(folder, one["files"])}
+            if isinstance(one, dict) and "files" in one
+            else _all_absolute(folder, one)
+            for name, one in tables.items()
+        }
+
+
+def _all_absolute(folder: Path, paths: object) -> object:
+    """Join one path or several with a folder; what is something else stays for the check to refuse."""
+    given = [paths] if isinstance(paths, str) else paths
+    if not isinstance(given, list) or not all(isinstance(path, str) for path in given):
+        return paths
+    return [_absolute(folder, path) for path in given]
 
 
 def _absolute(folder: Path, path: str) -> str:

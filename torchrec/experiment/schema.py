@@ -25,6 +25,7 @@ from torchrec.checks import did_you_mean
 from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
 from torchrec.datasets.files import check_delimiter
 from torchrec.datasets.text_dialect import TextDialect, check_encoding
+from torchrec.experiment.distributed import DistributedSection
 from torchrec.experiment.section import Section
 from torchrec.experiment.tasks import TaskSection, check_within_groups, metrics_of
 from torchrec.metrics.names import parse_metric
@@ -76,6 +77,23 @@ class SplitSection(Section):
         return self
 
 
+class TableSection(Section):
+    """A table that `data.query` reads; files alone stand for a section that names them."""
+
+    files: Paths = Field(min_length=1, description="as `data.train`")
+    format: Literal["auto", "parquet", "csv", "tsv", "json"] = Field(
+        default="auto", description="as `data.format`, of these files"
+    )
+    columns: list[str] | None = Field(default=None, description="as `data.columns`, of these files")
+    delimiter: str | None = Field(default=None, description="as `data.delimiter`, of these files")
+    encoding: str = Field(default="utf-8", description="as `data.encoding`, of these files")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_files(cls, value: object) -> object:
+        return {"files": value} if isinstance(value, str | list) else value
+
+
 class DataSection(Section):
     """Where the samples are, and which column is the label."""
 
@@ -88,7 +106,7 @@ class DataSection(Section):
         default=[], description="the same, for validation; none: a part of `train`"
     )
     test: Paths = Field(default=[], description="the same, for testing; none: a part of `train`")
-    format: Literal["auto", "parquet", "csv", "tsv"] = Field(
+    format: Literal["auto", "parquet", "csv", "tsv", "json"] = Field(
         default="auto", description="what the files are; `auto` goes by their suffix"
     )
     columns: list[str] | None = Field(
@@ -131,6 +149,14 @@ class DataSection(Section):
         description="what columns of CSV or TSV files hold where their first lines do not show it: "
         "`integer`, `number` or `string`, by column",
     )
+    query: str | None = Field(
+        default=None,
+        description="SQL (of DuckDB) that gives the samples: over `data`, the rows of the files, numbered by "
+        "`row`, and `tables`; in the order of `row`, if the result has it",
+    )
+    tables: dict[str, TableSection] = Field(
+        default={}, description="further tables for `query`, by name: files, or a section"
+    )
     label: Annotated[str, Field(min_length=1)] | None = Field(
         default=None,
         description="the column of 0 and 1 to predict, or an expression such as `rating > 3`; none: what "
@@ -162,6 +188,10 @@ class DataSection(Section):
         if self.delimiter is not None:
             check_delimiter(self.delimiter, "data.delimiter")
         check_encoding(self.encoding, "data.encoding")
+        if self.tables and self.query is None:
+            raise ValueError(
+                "`data.tables` should be given with `data.query`, which reads them. Received no query."
+            )
         return self
 
     @property
@@ -373,72 +403,6 @@ class TrainingSection(Section):
             raise ValueError(
                 f"`training.seed` should leave numbers for the {self.seeds} of `training.seeds`, the "
                 f"last below 2**63. Received {self.seed}."
-            )
-        return self
-
-
-Wire = Literal["fp32", "fp16", "bf16", "fp8", "int8"]
-
-
-class PlacementSection(Section):
-    """Where a table may be."""
-
-    sharding_types: list[str] | None = Field(
-        default=None,
-        description="which it may have, as `table_wise`, `row_wise` and `column_wise`; none: any",
-    )
-    ranks: list[NonNegativeInt] | None = Field(
-        default=None, description="only these have parts of it; none: any"
-    )
-    forbidden_ranks: list[NonNegativeInt] | None = Field(
-        default=None, description="these have none of it"
-    )
-    together_with: str | None = Field(
-        default=None, description="the table whose rank it is on, both of them whole"
-    )
-
-
-class DistributedSection(Section):
-    """How the processes that `torchrun` starts share the work; without effect in one process."""
-
-    plan: Annotated[str, Field(min_length=1)] = Field(
-        default="auto",
-        description="where the tables are: `auto`, or a file of `torchrec plan --output`, relative to "
-        "the experiment file",
-    )
-    constraints: dict[str, PlacementSection] = Field(
-        default={}, description="by table, what `auto` has to keep to"
-    )
-    forward_precision: Wire = Field(
-        default="fp32", description="of vectors on their way between ranks"
-    )
-    backward_precision: Wire = Field(default="fp32", description="of their gradients")
-    exact: bool = Field(
-        default=False,
-        description="send all rows, instead of sums of them where these are less: results do not depend "
-        "on the plan then, to the last bit of what tables learn",
-    )
-    first_weights: Literal["as_one", "by_part"] = Field(
-        default="as_one",
-        description="as one process draws them, for which each rank makes the whole model for a moment, or "
-        "part by part, other ones, for which a rank needs memory for its parts alone",
-    )
-    timeout: PositiveFloat = Field(
-        default=600.0,
-        description="seconds that ranks wait for one another in a step, before all end and say who is missing",
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> DistributedSection:
-        if self.plan != "auto" and self.constraints:
-            raise ValueError(
-                "`distributed.constraints` should be given for `distributed.plan` auto. Received them "
-                f"for the plan '{self.plan}'."
-            )
-        if self.exact and (self.forward_precision, self.backward_precision) != ("fp32", "fp32"):
-            raise ValueError(
-                "`distributed.exact` should be given for vectors and gradients in fp32. Received it "
-                f"for {self.forward_precision} and {self.backward_precision}."
             )
         return self
 

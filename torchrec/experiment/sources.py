@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from torchrec.checks import did_you_mean
@@ -14,13 +14,14 @@ from torchrec.datasets.features import (
     number_columns,
     text_columns,
 )
-from torchrec.datasets.files import resolve_files
+from torchrec.datasets.files import DataFile, resolve_files
 from torchrec.datasets.negatives import KeptNegatives
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.split import FractionSplit, TimeSplit, find_time_split
 from torchrec.datasets.text_types import schema_of
 from torchrec.experiment._messages import listed
 from torchrec.experiment.schema import DataSection, Experiment
+from torchrec.experiment.tables import cache_folder, is_queried, queried
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,7 +61,7 @@ def sources_of(experiment: Experiment, types: Mapping[str, TextType] | None = No
         train = train.retyped(types)
     check_columns(experiment, train.schema)
     given = {
-        name: train.over(resolve_files(paths, data.format))
+        name: train.over(_files(experiment, paths))
         for name, paths in (("valid", data.valid), ("test", data.test))
         if paths
     }
@@ -92,12 +93,22 @@ def _thinned(train: TableSource, data: DataSection) -> TableSource:
     return train.with_negatives(KeptNegatives(data.label, data.negatives, data.split.seed))
 
 
+def _files(experiment: Experiment, paths: Sequence[str]) -> list[DataFile]:
+    """Return the files to read: those that paths mean, or that of what the query makes of them."""
+    data = experiment.data
+    files = resolve_files(paths, data.format)
+    if not is_queried(data, files):
+        return files
+    return [queried(data, files, cache_folder(experiment.output))]
+
+
 def _train_source(experiment: Experiment) -> TableSource:
     """Return all rows of the training files, with the types that the experiment asks for."""
     data, features = experiment.data, experiment.features or {}
-    files = resolve_files(data.train, data.format)
+    files = _files(experiment, data.train)
     is_text = files[0].format != "parquet"
-    if data.types and not is_text:
+    queried = is_queried(data, resolve_files(data.train, data.format))
+    if data.types and not is_text and not queried:
         raise ValueError(
             "`data.types` should be given only for CSV and TSV files: Parquet files say what their "
             f"columns hold. Received it for '{files[0].path}'."
@@ -105,12 +116,12 @@ def _train_source(experiment: Experiment) -> TableSource:
     strings: dict[str, TextType] = dict.fromkeys(text_columns(features), "string")
     source = TableSource(
         files,
-        dialect=data.dialect,
+        dialect=None if queried else data.dialect,
         drop=data.drop,
         schema=schema_of(strings | data.types) if is_text else None,
         assumed=number_columns(features) if is_text else None,
     )
-    for column in data.types:
+    for column in () if queried else data.types:
         check_column("data.types", column, source.names)
     return source
 

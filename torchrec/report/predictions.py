@@ -215,7 +215,9 @@ def shared_files(experiment: Experiment | None) -> list[str]:
     return found
 
 
-def _real_paths(paths: Sequence[str], format: Literal["auto", "parquet", "csv", "tsv"]) -> set[str]:
+def _real_paths(
+    paths: Sequence[str], format: Literal["auto", "parquet", "csv", "tsv", "json"]
+) -> set[str]:
     try:
         return (
             {os.path.realpath(file.path) for file in resolve_files(paths, format)}

@@ -108,7 +108,13 @@ def write_experiment(
         part: [os.path.abspath(one) for one in getattr(data, part)]
         for part in ("train", "valid", "test")
     }
-    data = data.model_copy(update={**absolute, "types": data.types | inference.types})
+    tables = {
+        name: one.model_copy(update={"files": [os.path.abspath(file) for file in one.files]})
+        for name, one in data.tables.items()
+    }
+    data = data.model_copy(
+        update={**absolute, "tables": tables, "types": data.types | inference.types}
+    )
     experiment = propose_experiment(inference, data, path.stem)
     text = "".join(f"{line}\n" for line in _lines(experiment, inference, path))
     write_file(path, text)
@@ -143,6 +149,14 @@ def _data(data: DataSection, inference: Inference, folder: Path) -> Iterator[str
         value = getattr(data, key)
         if value != DataSection.model_fields[key].default:
             yield f"  {key}: {write_inline(value)}"
+    if data.query is not None:
+        yield f"  query: {write_inline(data.query)}"
+    if data.tables:
+        yield "  tables:"
+    for name, section in data.tables.items():
+        values = section.model_dump(mode="json", exclude_defaults=True)
+        values["files"] = [_relative(one, folder) for one in section.files]
+        yield f"    {name}: {write_inline(values)}"
     if data.types:
         yield from _comment("What columns hold where the first lines do not show it:", "  ")
         yield f"  types: {write_inline(data.types)}"

@@ -1,0 +1,83 @@
+"""The rows that an experiment reads: those of its files, or what its query makes of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torchrec.datasets.features import TextType
+from torchrec.datasets.files import DataFile, resolve_files
+from torchrec.datasets.query import DATA, query_to_parquet
+from torchrec.datasets.source import TableSource
+from torchrec.datasets.text_dialect import TextDialect
+from torchrec.datasets.text_types import schema_of
+from torchrec.experiment.schema import DataSection, TableSection
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_FOLDER = ".data"
+
+
+def cache_folder(output: str | os.PathLike[str]) -> Path:
+    """Return where the results of queries are kept for a run: beside it.
+
+    Example:
+        >>> cache_folder("runs/first").as_posix()
+        'runs/.data'
+    """
+    return Path(output).parent / _FOLDER
+
+
+def is_queried(data: DataSection, files: Sequence[DataFile]) -> bool:
+    """Say whether files are read through a query: one that was given, or that which reads JSON."""
+    return data.query is not None or files[0].format == "json"
+
+
+def queried(
+    data: DataSection,
+    files: Sequence[DataFile],
+    folder: str | os.PathLike[str],
+    progress: Callable[[str], None] | None = None,
+) -> DataFile:
+    """Return the Parquet file of what the query of an experiment gives for some files.
+
+    Args:
+        data: the query, its tables, and how text is written.
+        files: the rows of ``data`` in the query.
+        folder: where the file is kept.
+        progress: is told what is being done. Default: nobody is.
+
+    Raises:
+        ValueError: files or the query are not as they should be; of a further table, names it.
+    """
+    tables: dict[str, TableSource | Sequence[DataFile]] = {
+        DATA: _table(files, data.dialect, data.types)
+    }
+    if DATA in data.tables:
+        raise ValueError(
+            f"`data.tables` should not name a table '{DATA}': the data have that name."
+        )
+    tables |= {name: _side_table(name, section) for name, section in data.tables.items()}
+    return query_to_parquet(
+        data.query or f"select * from {DATA}", tables, folder, progress=progress
+    )
+
+
+def _table(
+    files: Sequence[DataFile], dialect: TextDialect, types: Mapping[str, TextType]
+) -> TableSource | Sequence[DataFile]:
+    if files[0].format == "json":
+        return files
+    schema: pa.Schema | None = schema_of(types) if files[0].format != "parquet" else None
+    return TableSource(files, dialect=dialect, schema=schema, may_be_empty=True)
+
+
+def _side_table(name: str, section: TableSection) -> TableSource | Sequence[DataFile]:
+    try:
+        dialect = TextDialect(section.columns, section.delimiter, encoding=section.encoding)
+        return _table(resolve_files(section.files, section.format), dialect, {})
+    except ValueError as error:
+        raise ValueError(f"`data.tables.{name}`: {error}") from error
