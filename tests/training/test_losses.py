@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from torchrec.datasets.transform import Target
 from torchrec.datasets.utils import Batch
 from torchrec.metrics import RegressionMetrics
 from torchrec.metrics.multiclass import MulticlassMetrics
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-from torchrec.training.losses import cross_entropy, cumulative, focal, pairwise
+from torchrec.training.losses import continuation, cross_entropy, focal, pairwise
 from torchrec.training.task import Task, predictions_of
 
 pytestmark = pytest.mark.once
@@ -34,15 +35,29 @@ def test_focal_is_its_formula() -> None:
 def test_losses_of_classes_are_their_formulas() -> None:
     logits, targets = torch.randn(9, 4), torch.randint(0, 5, (9,)).float()
     expected = [
-        -sum(math.log(sigmoid(z) if y > k else 1 - sigmoid(z)) for k, z in enumerate(row.tolist()))
+        -sum(
+            math.log(sigmoid(z) if y > k else 1 - sigmoid(z))
+            for k, z in enumerate(row.tolist())
+            if k <= y
+        )
         for row, y in zip(logits, targets.tolist(), strict=True)
     ]
-    torch.testing.assert_close(cumulative(logits, targets), torch.tensor(expected))
+    torch.testing.assert_close(continuation(logits, targets), torch.tensor(expected))
     one = logits[:, 0], targets.clamp(max=1)  # of two classes, as a task of width 1 has them
-    torch.testing.assert_close(cumulative(*one), cumulative(one[0].unsqueeze(1), one[1]))
+    torch.testing.assert_close(continuation(*one), continuation(one[0].unsqueeze(1), one[1]))
     within = targets.clamp(max=3)
     chosen = torch.stack([row[int(y)] for row, y in zip(logits, within, strict=True)])
     torch.testing.assert_close(cross_entropy(logits, within), logits.logsumexp(1) - chosen)
+
+
+@pytest.mark.parametrize("size", [0.01, 3.0])
+def test_classes_in_order_have_probabilities_whatever_the_logits(size: float) -> None:
+    logits, targets = size * torch.randn(99, 4), torch.randint(0, 5, (99,)).float()
+    scores = Target("stars", "ordinal", classes=5).scores(logits)
+    assert (scores > 0).all()
+    torch.testing.assert_close(scores.sum(1), torch.ones(99))
+    chosen = scores.gather(1, targets.long().unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(continuation(logits, targets), -chosen.log(), rtol=1e-4, atol=1e-6)
 
 
 def slow_pairwise(scores: Tensor, targets: Tensor, groups: Tensor) -> Tensor:

@@ -17,14 +17,14 @@ LossName = Literal[
     "squared_error",
     "huber",
     "cross_entropy",
-    "cumulative",
+    "continuation",
 ]
 # Of each kind of task, that of those that say nothing first.
 _LOSSES: dict[TargetKind, tuple[LossName, ...]] = {
     "click": ("binary_cross_entropy", "focal", "pairwise"),
     "regression": ("squared_error", "huber", "pairwise"),
     "multiclass": ("cross_entropy",),
-    "ordinal": ("cumulative",),
+    "ordinal": ("continuation",),
 }
 # What early stopping can go by, by the kind of task.
 _METRICS: dict[TargetKind, tuple[str, ...]] = {

@@ -41,28 +41,31 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits, targets.long(), reduction="none")
 
 
-def cumulative(logits: Tensor, targets: Tensor) -> Tensor:
-    r"""Return the loss of classes in order: a yes or no for each class but the last, whether it is above.
+def continuation(logits: Tensor, targets: Tensor) -> Tensor:
+    r"""Return the negative log of the probability of each sample's class, of classes in order.
 
-    .. math:: \sum_{k < K-1} \mathrm{BCE}(z_k, [y > k])
+    Each class but the last has a yes or no, whether the sample is above it, which is asked only of those that are not
+    below:
 
-    Frank and Hall, https://doi.org/10.1007/3-540-44795-4_13; trained jointly, as by Niu et al.,
-    https://doi.org/10.1109/CVPR.2016.532, equation 3.
+    .. math:: \sum_{k < K-1,\; k \le y} \mathrm{BCE}(z_k, [y > k])
+
+    Shi, Cao and Raschka, https://arxiv.org/abs/2111.08851, equation 5. The probabilities are those of
+    ``Target.scores``: whatever the logits, they are above 0 and sum to 1.
 
     Args:
         logits: of each class but the last, ``(B, K - 1)``; of two classes ``(B,)`` as well.
         targets: classes, 0 to K - 1, ``(B,)``.
 
     Example:
-        >>> cumulative(torch.zeros(1, 3), torch.tensor([2.0]))  # 3 log(2)
-        tensor([2.0794])
+        >>> continuation(torch.zeros(1, 3), torch.tensor([1.0]))  # 2 log(2): above 0, but not above 1
+        tensor([1.3863])
     """
     logits = logits.reshape(len(targets), -1)
-    above = targets.unsqueeze(1) > torch.arange(logits.size(1), device=logits.device)
+    classes = torch.arange(logits.size(1), device=logits.device)
     losses = functional.binary_cross_entropy_with_logits(
-        logits, above.to(logits.dtype), reduction="none"
+        logits, (targets.unsqueeze(1) > classes).to(logits.dtype), reduction="none"
     )
-    return losses.sum(dim=1)
+    return torch.where(targets.unsqueeze(1) >= classes, losses, 0.0).sum(dim=1)
 
 
 def pairwise(scores: Tensor, targets: Tensor, groups: Tensor) -> Tensor:
@@ -106,5 +109,5 @@ def pairwise(scores: Tensor, targets: Tensor, groups: Tensor) -> Tensor:
 LOSSES: dict[str, NamedLoss] = {
     "focal": focal,
     "cross_entropy": cross_entropy,
-    "cumulative": cumulative,
+    "continuation": continuation,
 }

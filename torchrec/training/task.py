@@ -26,7 +26,7 @@ _REDUCED: dict[str, Callable[..., Tensor]] = {
     "huber": huber_loss,
 }
 _NAMES = (*_REDUCED, *LOSSES, "pairwise")
-_CLASSES = ("cross_entropy", "cumulative")
+_CLASSES = ("cross_entropy", "continuation")
 _SCORES: dict[str, Score] = {"identity": lambda outputs: outputs, "sigmoid": torch.sigmoid}
 # What metrics call the mean of a loss, where they are given what the loss is given.
 _MEASURED = {"binary_cross_entropy": "logloss", "squared_error": "mse"}
@@ -42,7 +42,7 @@ class Task:
             mean, which is refused for batches with weights; or by name: ``"binary_cross_entropy"``
             and ``"focal"`` (of logits), ``"squared_error"`` and ``"huber"`` (beyond errors of 1 linear),
             ``"pairwise"`` within ``group``, ``"cross_entropy"`` (of a logit a class) and
-            ``"cumulative"`` (of classes in order): `torchrec.training.losses`. Default
+            ``"continuation"`` (of classes in order): `torchrec.training.losses`. Default
             ``"binary_cross_entropy"``.
         score: makes of the outputs what the metrics are given: ``"identity"``, ``"sigmoid"`` (logits
             to probabilities) or a function. Default ``"identity"``: `BinaryMetrics` takes logits.
@@ -251,7 +251,7 @@ class Task:
         if self.loss == "binary_cross_entropy":
             return "between 0 and 1", _is_probability
         if self.loss in _CLASSES:
-            classes = self.width + (self.loss == "cumulative")
+            classes = self.width + (self.loss == "continuation")
             return f"a class, 0 to {classes - 1}", lambda found: _is_class(found, classes)
         if self.loss in ("squared_error", "huber", "pairwise"):
             return "finite", torch.isfinite

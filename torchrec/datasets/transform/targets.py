@@ -73,9 +73,8 @@ class Target:
         r"""Return what a model's outputs say: a probability, a number, or a probability a class.
 
         Of a click :math:`\sigma(z)`, of a number :math:`z`, of classes :math:`\mathrm{softmax}(z)`, and
-        of classes in order, where :math:`\sigma(z_k)` is the probability of a class above ``k``, the
-        differences of neighbours (Frank and Hall, https://doi.org/10.1007/3-540-44795-4_13). As these
-        are learned apart, they need not fall: each is taken for no more than those before.
+        of classes in order, where :math:`\sigma(z_k)` is the probability of a class above ``k`` of those
+        that are not below it, :math:`(1 - \sigma(z_k)) \prod_{j < k} \sigma(z_j)`.
 
         Args:
             outputs: ``(B, width)``.
@@ -84,8 +83,8 @@ class Target:
             ``(B,)``; of classes ``(B, classes)``.
 
         Example:
-            >>> Target("rating", "ordinal", classes=3).scores(torch.tensor([[0.0, -30.0]]))
-            tensor([[5.0000e-01, 5.0000e-01, 9.3576e-14]])
+            >>> Target("rating", "ordinal", classes=3).scores(torch.zeros(1, 2))
+            tensor([[0.5000, 0.2500, 0.2500]])
         """
         if self.kind == "regression":
             return outputs.squeeze(1)
@@ -93,9 +92,9 @@ class Target:
             return torch.sigmoid(outputs.squeeze(1))
         if self.kind == "multiclass":
             return torch.softmax(outputs, dim=1)
-        above = torch.sigmoid(outputs).cummin(dim=1).values
-        ones, none = above.new_ones(len(above), 1), above.new_zeros(len(above), 1)
-        return torch.cat([ones, above], dim=1) - torch.cat([above, none], dim=1)
+        ones = outputs.new_ones(len(outputs), 1)
+        above = torch.cat([ones, torch.sigmoid(outputs).cumprod(dim=1)], dim=1)
+        return above * torch.cat([torch.sigmoid(-outputs), ones], dim=1)
 
 
 class Outcomes:
