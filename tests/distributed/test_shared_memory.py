@@ -116,6 +116,27 @@ def test_what_a_forked_process_lets_go_of_is_kept(workers):
     assert workers.run(forked, 2) == [[[1.0], [2.0], [3.0], [4.0]]] * 2
 
 
+def called_in_a_child():
+    """What a forked process is told that sends something, as its parent's rank."""
+    memory, (reading, writing) = shared(), os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            memory.start(torch.zeros(2), [1, 1], [1, 1], None)
+        except RuntimeError as error:
+            os.write(writing, str(error).encode())
+        os._exit(0)
+    os.close(writing)
+    assert os.waitpid(child, 0)[1] == 0
+    with os.fdopen(reading) as file:
+        return file.read()
+
+
+def test_a_forked_process_sends_nothing_in_the_name_of_its_parent(workers):
+    for rank, said in enumerate(workers.run(called_in_a_child, 2)):
+        assert said.startswith(f"A process that was forked from rank {rank} should call no sharded")
+
+
 def addresses():
     """Where messages are that nobody keeps."""
     memory, found = shared(), set()

@@ -65,6 +65,11 @@ class _Segment:
         self.small = self.ring[:, :, _LINE:].view(np.uint8)
         self.first = _rounded_up(8 * (_HEAD + self.ring.size), mmap.PAGESIZE)
 
+    @property
+    def is_own(self) -> bool:
+        """Whether this process has mapped the memory, and not one that it was forked from."""
+        return os.getpid() == self._process
+
     def word(self, number: int) -> int:
         """Return the address of a number."""
         return self.address + 8 * number
@@ -74,7 +79,7 @@ class _Segment:
 
         A forked process has the objects of this one, and what becomes of them there says nothing of this one.
         """
-        if os.getpid() == self._process:
+        if self.is_own:
             post([self.word(number)], [value], bells)
 
 
@@ -176,6 +181,13 @@ class SharedMemory:
             self._poll.register(file, select.POLLIN)
         finalize(self, _close, list(processes.values())).atexit = False
 
+    def _require_own_process(self) -> None:
+        if not self._mine.is_own:
+            raise RuntimeError(
+                f"A process that was forked from rank {self._rank} should call no sharded model: others would take "
+                "what it sends for that of the rank. Received a call from one."
+            )
+
     def message(self, size: int, like: Tensor) -> Tensor:
         """Return memory for a message: it need not be copied to be sent.
 
@@ -183,6 +195,7 @@ class SharedMemory:
             size: elements.
             like: a tensor of its dtype.
         """
+        self._require_own_process()
         size_in_bytes = size * like.element_size()
         if size_in_bytes <= _SMALL or not like.is_cpu:
             return new_vector(size, like)
@@ -203,6 +216,7 @@ class SharedMemory:
             expected: elements from each rank.
             received: where the parts are to be brought together, ``(sum(expected),)``. Default: new memory.
         """
+        self._require_own_process()
         number, item = self._number, sent.element_size()
         self._make_room(number)
         self._number += 1
