@@ -58,6 +58,10 @@ class Case(NamedTuple):
         return f"seed {self.seed}: {self.name}, {self.kind} {list(self.done)}, {way}"
 
 
+# Whose kernels take nothing else.
+OF_FLOAT32 = {"weighted_sums", "cross_entropy_sums", "threshold_sums", "roc_areas"}
+
+
 def drawn_names(samples: Samples) -> list[str]:
     """Return the names of the operators that there are arguments of."""
     return sorted(set(definitions) & {*valid.DRAWS, *(name for name, _ in samples)})
@@ -87,9 +91,10 @@ def draw(seed: int, samples: Samples) -> Case:
         else:
             arguments[at], what = crooked.other_form(random, arguments[at])
         done.append(f"{schema[at].name} {what}")
-    reads = any(one.dtype is torch.float64 for one in tensors_in(arguments))
+    dtypes = {one.dtype for one in tensors_in(arguments)}
+    reads = torch.float64 in dtypes or (name in OF_FLOAT32 and dtypes != {torch.float32})
     if reads and any(map(crooked.is_freed, tensors_in(arguments))):
-        arguments, done = whole, ["nothing"]  # float64 is PyTorch's to compute
+        arguments, done = whole, ["nothing"]  # what no kernel takes is PyTorch's to compute
     return Case(seed, name, arguments, kind, tuple(done), random.random() < 0.5)
 
 

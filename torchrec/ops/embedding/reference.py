@@ -235,6 +235,8 @@ def _side_by_side(
     Out of place, like all of this file that has a gradient: so PyTorch can differentiate it, in
     forward mode and under transforms as well.
     """
+    if bags == 0:
+        return values.new_zeros((0, width), dtype=dtype)
     parts, at = [], 0
     for column, matrix in [*sorted(columns, key=lambda c: c[0]), (width, None)]:
         if column > at:

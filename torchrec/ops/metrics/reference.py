@@ -52,7 +52,10 @@ def cross_entropy_sums(
     require_eta(eta)
     p, y, w = _in_double(predictions, labels, weights)
     p = p.clamp(eta, 1 - eta)
-    return -(w * torch.lerp((1 - p).log2(), p.log2(), y)).sum(-1)
+    yes, no = p.log2(), (1 - p).log2()
+    # A label that is no number makes a sum of both, as it would not where it is between them.
+    likelihood = torch.where(y == 1, yes, torch.where(y == 0, no, y * yes + (1 - y) * no))
+    return -(w * likelihood).sum(-1)
 
 
 def threshold_sums(

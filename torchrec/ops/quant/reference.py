@@ -103,9 +103,10 @@ def dequantize_rows(rows: Tensor, format: int, dim: int) -> Tensor:
         )
     check_row_bytes(kind, dim, rows.shape[1])
     if not kind.has_codes:
-        numbers = rows[:, : dim * kind.bits // 8].contiguous()
+        numbers = rows[:, : dim * kind.bits // 8].clone(memory_format=torch.contiguous_format)
         return numbers.view(kind.dtype).float() if dim else rows.new_zeros((len(rows), 0)).float()
-    head = rows[:, :HEAD].contiguous().view(torch.float16).float()
+    # A copy in any case: a part of one row counts as contiguous, with the stride of the row.
+    head = rows[:, :HEAD].clone(memory_format=torch.contiguous_format).view(torch.float16).float()
     packed = rows[:, HEAD : kind.row_bytes(dim)]
     shifts = range(0, 8, kind.bits)
     codes = torch.stack([(packed >> shift) & (2**kind.bits - 1) for shift in shifts], 2)
