@@ -393,7 +393,7 @@ def test_json_without_end(text: str) -> None:
         began = time.process_time()
         with pytest.raises(ValueError, match=r"it should be nested at most 100 deep"):
             read(text)
-        assert time.process_time() - began < 0.5
+        assert time.process_time() - began < 3
 
 
 def test_json_of_large_numbers() -> None:

@@ -514,16 +514,18 @@ def test_few_windows_are_made_ahead(tmp_path: Path) -> None:
 
 def test_work_is_done_while_the_consumer_is_busy(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": range(800)}), tmp_path / "a.parquet")
+    begun = threading.Semaphore(0)
 
-    def slow(table: pa.Table) -> Batch:
-        time.sleep(0.05)
+    def told(table: pa.Table) -> Batch:
+        begun.release()
         return transform(table)
 
-    loader = Loader(TableSource(tmp_path), slow, 100, shuffle_window=100, workers=2)
-    start = time.perf_counter()
-    for _ in loader:
-        time.sleep(0.05)
-    assert time.perf_counter() - start < 0.7  # one after the other: 0.8
+    loader = Loader(TableSource(tmp_path), told, 100, shuffle_window=100, workers=2)
+    assert not begun.acquire(blocking=False)
+    for number, _ in enumerate(loader):
+        # All up to the batch at hand, and the one after it, which nobody has asked for.
+        for _ in range(2 if number == 0 else number < 7):
+            assert begun.acquire(timeout=30)
 
 
 SCRIPT = """

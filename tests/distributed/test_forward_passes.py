@@ -282,5 +282,7 @@ def test_a_rank_that_stops_is_named_within_the_timeout_by_all_and_ever_after():
     )
     for found, took in others:
         assert found == [expected] * 2
-        assert took < 5.5
+        assert (
+            took < 7.5
+        )  # all wait side by side, and nobody a second time; the rank that stopped comes back after 8
     assert stopped_itself[0] == [expected] * 2
