@@ -11,14 +11,14 @@ BUILD := build/dev
 NATIVE := $(BUILD)/.copied
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cmake')
 HAVE_CXX := $(shell command -v $(CXX) || command -v c++ || command -v clang++)
-# Two things run side by side, a thread each: more threads than cores slow all down many times over. First come the
-# checks and the build, then the suites; what is left goes after the shorter one.
-BESIDE := $(MAKE) --no-print-directory --jobs=2 --output-sync=line
+# Three things run side by side, a thread each: suites wait for processes that they start a quarter of the time. First
+# come the checks and the build, then the suites.
+BESIDE := $(MAKE) --no-print-directory --jobs=3 --output-sync=line
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test lint native pytest pytest-reference pytest-rest slow slow-recipes slow-rest sanitize wheel docs bench interchange clean help
+.PHONY: demo test lint native pytest pytest-reference pytest-rest slow slow-recipes slow-ranks slow-rest sanitize wheel docs bench interchange clean help
 
 help:
 	@echo "make demo      generate a click log, train on it, predict, report: torchrec demo"
@@ -50,13 +50,16 @@ pytest-rest: native
 	$(PYTEST) -m "not slow" tests/test_documents.py tests/distributed tests/cli
 
 slow: native
-	$(BESIDE) slow-recipes slow-rest
+	$(BESIDE) slow-recipes slow-ranks slow-rest
 
 slow-recipes: native
 	$(PYTEST) -m slow tests/test_recipes.py
 
+slow-ranks: native
+	$(PYTEST) -m slow tests/distributed tests/cli
+
 slow-rest: native
-	$(PYTEST) -m slow tests --ignore=tests/test_recipes.py
+	$(PYTEST) -m slow tests --ignore=tests/test_recipes.py --ignore=tests/distributed --ignore=tests/cli
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -128,6 +128,7 @@ def test_accepts_its_own_distribution_and_similar_names(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_cost_is_reported() -> None:
     done = subprocess.run(
         [sys.executable, str(MEASURE), "--repeat", "1"], capture_output=True, text=True, check=False

@@ -131,9 +131,13 @@ def test_models_can_be_pickled_once_they_are_traced(sample) -> None:
     torch.testing.assert_close(tensors_of(again(*inputs)), expected)
 
 
-@pytest.mark.parametrize("sample", SPARSE.values(), ids=SPARSE)
+@pytest.mark.parametrize(
+    "sample",
+    [pytest.param(s, marks=[pytest.mark.slow] * (name in MODELS)) for name, s in SPARSE.items()],
+    ids=SPARSE,
+)
 def test_exported(sample) -> None:
-    """Dense modules are in ``test_dense.py``."""
+    """Dense modules are in ``test_dense.py``, models with any number of ids in ``models/test_tracing.py``."""
     module = sample.make().eval()
     others = torch.export.AdditionalInputs()
     for batch in (9, 12):

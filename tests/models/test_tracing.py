@@ -109,7 +109,13 @@ def test_inference(make, dynamic, compiles) -> None:
 
 @each_model
 @pytest.mark.parametrize(
-    "options", [{}, {"optimizer": "rowwise_adagrad", "lr": 0.1}], ids=["dense", "fused"]
+    "options",
+    [
+        pytest.param({}, id="dense"),
+        pytest.param(
+            {"optimizer": "rowwise_adagrad", "lr": 0.1}, id="fused", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_training(make, options) -> None:
     eager, other = make(**options), make(**options)

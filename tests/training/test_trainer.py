@@ -378,7 +378,8 @@ def test_goes_on_bit_for_bit_from_any_step(settings: str, resumable: bool, tmp_p
     expected = whole.fit(data(), valid_batches())
     lines = _lines(tmp_path)
     assert (whole.plateau.factor < 1) == (settings == "plateau")
-    for step in range(1, expected.steps + 1, 1 if settings in ("stopping", "plateau") else 3):
+    stride = {"stopping": 1, "plateau": 2}.get(settings, 3)
+    for step in range(1, expected.steps + 1, stride):
         folder = tmp_path / str(step)
         folder.mkdir()
         with pytest.raises(Interrupted):
