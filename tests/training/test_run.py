@@ -375,7 +375,7 @@ def test_ids_that_training_never_had_are_told(tmp_path: Path) -> None:
     assert sum(user >= 20 for user in columns["user"]) == 0.6 * 400
     told = [message for message in notes.messages if "come never" in message]
     assert [message.partition(" come")[0] for message in told] == [
-        "60% of the ids of 'user' for test"
+        "60% of the ids of 'user' on test"
     ]
 
 

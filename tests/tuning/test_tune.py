@@ -91,6 +91,24 @@ def test_the_first_trial_is_the_experiment_as_it_is(tmp_path: Path) -> None:
     assert found.trials[0].value == result.valid["auc"]
 
 
+def test_a_search_says_once_which_ids_training_never_had(tmp_path: Path) -> None:
+    write_rows(tmp_path / "clicks.parquet")
+    later = write_rows(tmp_path / "later.parquet")
+    pq.write_table(later.set_column(1, "user", pa.array(range(600))), tmp_path / "later.parquet")
+    path = tmp_path / "clicks.yaml"
+    path.write_text(
+        "data: {train: clicks.parquet, valid: later.parquet, label: click}\n"
+        "features: {user: {type: sparse, ids: vocabulary}, item: {type: sparse, ids: vocabulary}}\n"
+        "model: {name: deepfm, dim: 4, layers: [8]}\n"
+        "training: {epochs: 2, batch_size: 100}\n"
+    )
+    what, said = load_experiment(path), []
+    space = parse_space({"model.dim": [2, 4]}, what, "clicks.yaml")
+    tune(what, tmp_path / "search", TuningOptions(trials=2), space=space, say=said.append)
+    told = [line.partition(" come")[0] for line in said if "come never" in line]
+    assert told == ["98% of the ids of 'user' on valid"]
+
+
 def test_files_of_the_test_are_not_opened(tmp_path: Path) -> None:
     what = experiment(tmp_path, data=", test: absent.parquet")
     assert len(search(what, tmp_path / "search", trials=2).trials) == 2

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from torchrec.datasets.features import TextType
     from torchrec.datasets.files import DataFile
 
 # Rows of a chunk of a Parquet file, bytes of a chunk of text: large enough for columnar work to pay,
@@ -67,6 +68,68 @@ class Chunk(NamedTuple):
     first_row: int
     rows: int
     decode: Callable[[], pa.Table]
+
+
+class Span(NamedTuple):
+    """Rows of a file that follow one another.
+
+    Attributes:
+        file: number of the file.
+        first_row: number of the first of them.
+        rows: how many they are.
+    """
+
+    file: int
+    first_row: int
+    rows: int
+
+
+class Reader(Protocol):
+    """Reads the files of a data set, which are of one format.
+
+    Attributes:
+        schema: names and types of the columns.
+    """
+
+    schema: pa.Schema
+
+    @property
+    def names(self) -> list[str]:
+        """Columns of the first file."""
+        ...
+
+    @property
+    def given(self) -> Set[str]:
+        """Columns whose type the caller gave."""
+        ...
+
+    @property
+    def rows(self) -> int | None:
+        """Number of rows in all files; None where only reading tells."""
+        ...
+
+    @property
+    def notices(self) -> list[str]:
+        """What was odd in what has been read so far, a sentence each."""
+        ...
+
+    def spans(self) -> Iterator[Span]:
+        """Yield where rows are; of text first those that have been seen, then all of them by reading."""
+        ...
+
+    def chunks(
+        self, columns: list[str], reading: Reading, start: ChunkStart, *, use_threads: bool = False
+    ) -> Iterator[Chunk]:
+        """Read the rows in order."""
+        ...
+
+    def retyped(self, types: Mapping[str, TextType]) -> Reader:
+        """Return a reader of the same files, those of text with other types of some columns."""
+        ...
+
+    def over(self, files: list[DataFile]) -> Reader:
+        """Return a reader of other files of the format, with the types that columns have here."""
+        ...
 
 
 def unreadable(file: DataFile, error: Exception) -> ValueError:

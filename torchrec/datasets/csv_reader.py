@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pyarrow import csv as pa_csv
 
 from torchrec.datasets._blocks import Block, blocks, parse_options
-from torchrec.datasets._chunks import CHUNK_BYTES, Chunk, ChunkStart, Reading
+from torchrec.datasets._chunks import CHUNK_BYTES, Chunk, ChunkStart, Reading, Span
 from torchrec.datasets._oddities import Oddities
 from torchrec.datasets._records import RecordForm
 from torchrec.datasets._types import require_columns
@@ -69,8 +69,7 @@ class CsvReader:
 
     Attributes:
         given: columns whose type ``schema`` gave.
-        seen_rows: number of rows that were seen at the start of a file, by its number, for its types.
-        oddities: what was left out of the text, or looks wrong, in what has been read.
+        schema: names and types of the columns.
     """
 
     rows = None  # not known before everything is read
@@ -85,7 +84,7 @@ class CsvReader:
     ) -> None:
         self.files = files
         self._dialect = dialect = dialect or TextDialect()
-        self.oddities = Oddities(files)
+        self._oddities = Oddities(files)
         self._headerless = None if dialect.columns is None else list(dialect.columns)
         self._delimiter = dialect.delimiter or delimiter_of(files[0].format)
         self._names: list[list[str]] = []
@@ -104,7 +103,7 @@ class CsvReader:
         given = {} if schema is None else {field.name: field.type for field in schema}
         self.given = frozenset(given)
         self._assumed = frozenset(assumed or ()) - self.given
-        self.seen_rows: dict[int, int] = {}
+        self._seen_rows: dict[int, int] = {}  # at the start of a file, for the types
         inferred = self._infer_types()
         if not (inferred or may_be_empty):
             raise ValueError(
@@ -128,6 +127,19 @@ class CsvReader:
     def names(self) -> list[str]:
         """Columns of the first file."""
         return self._names[0]
+
+    @property
+    def notices(self) -> list[str]:
+        """What was left out of the text, or looks wrong, in what has been read, a sentence each."""
+        return self._oddities.notices
+
+    def spans(self) -> Iterator[Span]:
+        """Yield where rows are: first those that were seen for the types, then all of them by reading."""
+        for number, rows in self._seen_rows.items():
+            yield Span(number, 0, rows)
+        for number in range(len(self.files)):
+            for block in self._blocks(number, ChunkStart(byte=self._starts[number])):
+                yield Span(number, block.row, block.rows)
 
     def retyped(self, types: Mapping[str, TextType]) -> CsvReader:
         """Return a reader of the same files with other types of some columns."""
@@ -175,7 +187,7 @@ class CsvReader:
     def _blocks(self, number: int, start: ChunkStart) -> Iterator[Block]:
         form, encoding = self._forms[number], self._dialect.encoding
         for block in blocks(self.files[number], start, CHUNK_BYTES, form, encoding):
-            self.oddities.add(number, block)
+            self._oddities.add(number, block)
             yield block
 
     def _parse(self, number: int, block: Block, types: dict[str, pa.DataType]) -> pa.Table:
@@ -321,7 +333,7 @@ class CsvReader:
         types: dict[str, pa.DataType] = {}
         for number in range(len(self.files)):
             for block in self._blocks(number, ChunkStart(byte=self._starts[number])):
-                self.seen_rows[number] = block.row + block.rows
+                self._seen_rows[number] = block.row + block.rows
                 for name, type in self._types_of(number, block).items():
                     if pa.types.is_null(types.get(name, pa.null())):
                         types[name] = type

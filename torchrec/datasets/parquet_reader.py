@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from contextlib import closing
 from functools import cached_property, partial
 from itertools import accumulate
@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchrec.datasets._chunks import Chunk, ChunkStart, Reading, unreadable
+from torchrec.datasets._chunks import Chunk, ChunkStart, Reading, Span, unreadable
 from torchrec.datasets._types import conform, joined, plain, require_columns, require_same_types
 
 if TYPE_CHECKING:
+    from torchrec.datasets.features import TextType
     from torchrec.datasets.files import DataFile
 
 # Bytes of a column that are fetched at once: row groups of any size are read in bounded memory.
 _BUFFER = 1 << 18
 
 
-class RowGroup(NamedTuple):
+class _RowGroup(NamedTuple):
     """A row group: a place where reading can start.
 
     Attributes:
@@ -46,14 +47,20 @@ class ParquetReader:
             without a type there, since it has nothing but nulls, those of the first file with one.
             Integers that another file has as floating-point numbers, as pandas does for nulls, are these.
         may_be_empty: take files without a row. Default False.
+
+    Attributes:
+        schema: names and types of the columns.
     """
+
+    given: Set[str] = frozenset()
+    """Columns whose type the caller gave: the files have them all."""
 
     def __init__(
         self, files: list[DataFile], schema: pa.Schema | None = None, may_be_empty: bool = False
     ) -> None:
         self.files = files
         self._names: list[list[str]] = []
-        self.groups: list[RowGroup] = []
+        self._groups: list[_RowGroup] = []
         first = f"'{files[0].path}'" if schema is None else "the data that it goes with"
         for number, file in enumerate(files):
             with _open(file) as opened:
@@ -67,8 +74,8 @@ class ParquetReader:
                 self._names.append(found.names)
                 rows = [opened.metadata.row_group(g).num_rows for g in range(opened.num_row_groups)]
             starts = accumulate(rows, initial=0)
-            self.groups += [
-                RowGroup(number, g, s, r)
+            self._groups += [
+                _RowGroup(number, g, s, r)
                 for g, (s, r) in enumerate(zip(starts, rows, strict=False))
             ]
         if self.rows == 0 and not may_be_empty:
@@ -86,10 +93,33 @@ class ParquetReader:
                     self.schema = self.schema.set(index, field.with_type(type))
                     origins[field.name] = f"'{file.path}'"
 
+    @property
+    def names(self) -> list[str]:
+        """Columns of the files."""
+        return list(self.schema.names)
+
+    @property
+    def notices(self) -> list[str]:
+        """Nothing: files that are not as they should be are refused."""
+        return []
+
     @cached_property
     def rows(self) -> int:
         """Number of rows in all files."""
-        return sum(group.rows for group in self.groups)
+        return sum(group.rows for group in self._groups)
+
+    def spans(self) -> Iterator[Span]:
+        """Yield where rows are."""
+        for group in self._groups:
+            yield Span(group.file, group.first_row, group.rows)
+
+    def retyped(self, types: Mapping[str, TextType]) -> ParquetReader:
+        """Return this reader: the files say what their columns hold."""
+        return self
+
+    def over(self, files: list[DataFile]) -> ParquetReader:
+        """Return a reader of other files whose columns have the types that they have here."""
+        return ParquetReader(files, self.schema)
 
     def chunks(
         self, columns: list[str], reading: Reading, start: ChunkStart, *, use_threads: bool = False
@@ -104,7 +134,7 @@ class ParquetReader:
         """
         types = {name: self._delivered(name) for name in columns}
         dictionaries = [name for name in columns if pa.types.is_dictionary(types[name])]
-        groups = [self.groups[unit] for unit in reading.order(len(self.groups))]
+        groups = [self._groups[unit] for unit in reading.order(len(self._groups))]
         row = start.row
         with closing(_OpenFiles(dictionaries)) as files:
             for unit in range(start.unit, len(groups)):
@@ -134,7 +164,7 @@ class ParquetReader:
 def _read(
     files: _OpenFiles,
     file: DataFile,
-    group: RowGroup,
+    group: _RowGroup,
     columns: list[str],
     reading: Reading,
     use_threads: bool,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING
 
 from torchrec.checks import did_you_mean
-from torchrec.datasets._chunks import Chunk, ChunkStart, Reading
+from torchrec.datasets._chunks import Chunk, ChunkStart, Reader, Reading
 from torchrec.datasets.expression import Expression, parse_expression
 from torchrec.datasets.files import DataFile, resolve_files
 from torchrec.datasets.negatives import KeptNegatives
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from torchrec.datasets.csv_reader import CsvReader
     from torchrec.datasets.features import TextType
-    from torchrec.datasets.parquet_reader import ParquetReader
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -107,13 +105,7 @@ class TableSource:
         Args:
             types: by column, such as ``MisfitError.wider``.
         """
-        from torchrec.datasets.csv_reader import CsvReader
-
-        other = copy.copy(self)
-        if types and isinstance(self._reader, CsvReader):
-            other._reader = self._reader.retyped(types)
-            other.schema = other._reader.schema
-        return other
+        return self._read_by(self._reader.retyped(types))
 
     def over(self, files: Sequence[DataFile] | Paths) -> TableSource:
         """Return the rows of other files, with the types that columns have here; all of them.
@@ -121,75 +113,62 @@ class TableSource:
         Args:
             files: as for a new source.
         """
-        from torchrec.datasets.csv_reader import CsvReader
-
-        other = copy.copy(self)
-        other.files, other.split, other._negatives = _resolved(files), None, None
-        if isinstance(self._reader, CsvReader) and other.files[0].format != "parquet":
-            other._reader = self._reader.over(other.files)
+        files = _resolved(files)
+        is_text = files[0].format != "parquet"
+        if is_text == (self.files[0].format != "parquet"):
+            other = self._read_by(self._reader.over(files))
         else:
-            is_text = other.files[0].format != "parquet"
             dialect = self.dialect if is_text else TextDialect()
-            other._reader = _reader(other.files, dialect, self.schema, None)
-        other.schema = other._reader.schema
+            other = self._read_by(_reader(files, dialect, self.schema, None))
+        other.files, other.split, other._negatives = files, None, None
+        return other
+
+    def _read_by(self, reader: Reader) -> TableSource:
+        other = copy.copy(self)
+        other._reader, other.schema = reader, reader.schema
         return other
 
     @property
     def notices(self) -> list[str]:
         """What was odd about the text that has been read so far, a sentence each."""
-        from torchrec.datasets.csv_reader import CsvReader
-
-        return self._reader.oddities.notices if isinstance(self._reader, CsvReader) else []
+        return self._reader.notices
 
     @property
     def given(self) -> Set[str]:
         """Columns of text files whose type the caller gave."""
-        from torchrec.datasets.csv_reader import CsvReader
-
-        return self._reader.given if isinstance(self._reader, CsvReader) else frozenset()
+        return self._reader.given
 
     @property
     def names(self) -> list[str]:
         """Columns of the first file."""
-        from torchrec.datasets.csv_reader import CsvReader
-
-        return self._reader.names if isinstance(self._reader, CsvReader) else self.schema.names
+        return self._reader.names
 
     @property
     def rows(self) -> int | None:
         """Number of rows that reading gives; None where only reading tells: of text, or if rows are dropped."""
-        rows = self._reader.rows
-        if rows is None or self.drop is not None or self._negatives is not None:
+        if self._reader.rows is None or not self._goes_by_number:
             return None
-        if self.split is None:
-            return rows
-        from torchrec.datasets.parquet_reader import ParquetReader
-
-        if not (isinstance(self.split, FractionSplit) and isinstance(self._reader, ParquetReader)):
-            return None
-        return sum(
-            self.split.count(self.files[group.file].name, group.first_row, group.rows)
-            for group in self._reader.groups
-        )
+        return sum(self._counts())
 
     def has_rows(self) -> bool:
         """Return whether reading gives any row; no more is read than tells it."""
-        rows = self.rows
-        if rows is not None:
-            return rows > 0
-        by_number = self.drop is None and self._negatives is None
-        if by_number and isinstance(self.split, FractionSplit):  # of text: by number alone
-            from torchrec.datasets.csv_reader import CsvReader
-
-            seen = self._reader.seen_rows if isinstance(self._reader, CsvReader) else {}
-            for number, rows in seen.items():
-                if self.split.count(self.files[number].name, 0, rows):
-                    return True
-            for chunk in self._reader.chunks([], Reading(), ChunkStart()):
-                if self.split.count(self.files[chunk.file].name, chunk.first_row, chunk.rows):
-                    return True
-            return False
+        if self._goes_by_number:
+            return any(self._counts())
         return next(self.scan(self.schema.names[-1:]), None) is not None
+
+    @property
+    def _goes_by_number(self) -> bool:
+        """Whether the number of a row in its file decides, not what it holds."""
+        by_chance = self.split is None or isinstance(self.split, FractionSplit)
+        return by_chance and self.drop is None and self._negatives is None
+
+    def _counts(self) -> Iterator[int]:
+        """Yield how many rows of each span are read, where these go by number."""
+        for span in self._reader.spans():
+            if isinstance(self.split, FractionSplit):
+                yield self.split.count(self.files[span.file].name, span.first_row, span.rows)
+            else:
+                yield span.rows
 
     def scan(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Read everything once, in the order of the files.
@@ -284,7 +263,7 @@ def _reader(
     schema: pa.Schema | None,
     assumed: Mapping[str, TextType] | None,
     may_be_empty: bool = False,
-) -> CsvReader | ParquetReader:
+) -> Reader:
     if files[0].format == "parquet":
         for name in dialect.given:
             kind = "CSV and TSV files" + (" without a header" if name == "columns" else "")

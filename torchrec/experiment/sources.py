@@ -97,31 +97,36 @@ def _files(experiment: Experiment, paths: Sequence[str]) -> list[DataFile]:
     """Return the files to read: those that paths mean, or that of what the query makes of them."""
     data = experiment.data
     files = resolve_files(paths, data.format)
-    if not is_queried(data, files):
-        return files
-    return [queried(data, files, cache_folder(experiment.output))]
+    return [_queried(experiment, files)] if is_queried(data, files) else files
+
+
+def _queried(experiment: Experiment, files: Sequence[DataFile]) -> DataFile:
+    """Return the file of what the query makes of some files."""
+    return queried(experiment.data, files, cache_folder(experiment.output))
 
 
 def _train_source(experiment: Experiment) -> TableSource:
     """Return all rows of the training files, with the types that the experiment asks for."""
     data, features = experiment.data, experiment.features or {}
-    files = _files(experiment, data.train)
-    is_text = files[0].format != "parquet"
-    queried = is_queried(data, resolve_files(data.train, data.format))
-    if data.types and not is_text and not queried:
-        raise ValueError(
-            "`data.types` should be given only for CSV and TSV files: Parquet files say what their "
-            f"columns hold. Received it for '{files[0].path}'."
-        )
+    files = resolve_files(data.train, data.format)
+    if is_queried(data, files):  # which says how the text that it reads is written, and typed
+        return TableSource([_queried(experiment, files)], drop=data.drop)
+    if files[0].format == "parquet":
+        if data.types:
+            raise ValueError(
+                "`data.types` should be given only for CSV and TSV files: Parquet files say what their "
+                f"columns hold. Received it for '{files[0].path}'."
+            )
+        return TableSource(files, dialect=data.dialect, drop=data.drop)
     strings: dict[str, TextType] = dict.fromkeys(text_columns(features), "string")
     source = TableSource(
         files,
-        dialect=None if queried else data.dialect,
+        dialect=data.dialect,
         drop=data.drop,
-        schema=schema_of(strings | data.types) if is_text else None,
-        assumed=number_columns(features) if is_text else None,
+        schema=schema_of(strings | data.types),
+        assumed=number_columns(features),
     )
-    for column in () if queried else data.types:
+    for column in data.types:
         check_column("data.types", column, source.names)
     return source
 

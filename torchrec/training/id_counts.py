@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from torchrec.datasets.transform import FeatureTransform
+from torchrec.datasets.transform import FeatureCounts, FeatureTransform
 from torchrec.modules.collection import collections_in
 from torchrec.modules.mc_modules import ManagedCollisionStats
+from torchrec.training.observers import Observer, Record
 from torchrec.training.world import ALONE, World
 
 _FROM_TRANSFORM = ("missing", "infinite", "nulls", "unknown", "truncated")
 _FROM_MAPS = ("hits", "collided", "inserted", "evicted", "admitted", "rejected")
+_ENOUGH, _MOST_UNKNOWN = 100, 0.5  # ids, of which such a share may have no row
 
 
 @runtime_checkable
@@ -66,6 +68,9 @@ class IdCounts:
         model: its tables count ids that they have no row for.
         world: the ranks whose tables count together; each transforms all rows, but looks up its share.
             Default: this process alone.
+
+    Attributes:
+        of_evaluation: what the last evaluation counted, by feature; empty before the first.
     """
 
     def __init__(
@@ -82,12 +87,17 @@ class IdCounts:
         self._is_managed = any(spec.ids == "managed" for spec in transform.tables)
         self._hashed = {spec.name for spec in transform.tables if spec.ids == "hash"}
         self._before: dict[str, int] = {}
+        self.of_evaluation: Mapping[str, FeatureCounts] = {}
 
     def __call__(self) -> Mapping[str, int]:
         """Return counts by kind, over all features and tables."""
         training = self._model.training
-        taken = self._transforms[training].counts.take().values()
-        counts = {name: sum(getattr(one, name) for one in taken) for name in _FROM_TRANSFORM}
+        taken = self._transforms[training].counts.take()
+        if not training:
+            self.of_evaluation = taken
+        counts = {
+            name: sum(getattr(one, name) for one in taken.values()) for name in _FROM_TRANSFORM
+        }
         now = out_of_range_counts(self._model)
         new = {name: count - self._before.get(name, 0) for name, count in now.items()}
         if training:
@@ -111,3 +121,46 @@ class IdCounts:
             store = collection.table_store()
             counts = store.out_of_range_counts()
             store.set_out_of_range_counts({name: counts[name] - new[name] for name in counts})
+
+
+def unknown_ids(split: str, counts: Mapping[str, FeatureCounts]) -> list[str]:
+    """Say so of features most of whose ids have no row of their own: the vocabulary does not hold them.
+
+    Args:
+        split: of which data.
+        counts: what the transform counted of them, by feature.
+
+    Example:
+        >>> unknown_ids("test", {"user": FeatureCounts(values=200, unknown=120)})[0].partition(" come")[0]
+        "60% of the ids of 'user' on test"
+        >>> unknown_ids("test", {"user": FeatureCounts(values=200, unknown=90)})
+        []
+    """
+    return [
+        f"{count.unknown / count.values:.0%} of the ids of '{feature}' on {split} come never, or less "
+        "than `min_count` times, in the training data: the model knows nothing of them."
+        for feature, count in counts.items()
+        if count.values >= _ENOUGH and count.unknown > _MOST_UNKNOWN * count.values
+    ]
+
+
+class UnknownIds(Observer):
+    """Says of validation and of test, once, where most ids of a feature have no row of their own.
+
+    That is known when they are first evaluated; nothing is read for it.
+
+    Args:
+        counts: what evaluations count.
+        say: is given the sentences.
+    """
+
+    def __init__(self, counts: IdCounts, say: Callable[[str], None]) -> None:
+        self._counts, self._say = counts, say
+        self._told = {"train"}  # whose rows have all ids that there are
+
+    def recorded(self, record: Record) -> None:
+        """Say what the first evaluation found."""
+        if record.split not in self._told:
+            self._told.add(record.split)
+            for sentence in unknown_ids(record.split, self._counts.of_evaluation):
+                self._say(sentence)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _EVALUATION_BATCH = 4096
-_ENOUGH, _MOST_UNKNOWN = 100, 0.5  # ids, of which such a share may have no row
 
 
 class Resolved(NamedTuple):
@@ -101,8 +100,6 @@ class RunData:
         self.valid = self._evaluation_batches("validation", valid, size)
         self.test = self._evaluation_batches("test", test if with_test else None, size)
         self._notice_ties(train.split)
-        self._notice_unknown("validation", valid)
-        self._notice_unknown("test", test if with_test else None)
         if options.early_stopping is not None:
             self._check_stopping(valid, options.early_stopping.metrics)
 
@@ -134,22 +131,6 @@ class RunData:
         transform = copy.copy(self.transform)
         transform.counts = TransformCounts(list(transform.features))
         return next(iter(Loader(self.train.source, transform, self.batch_sizes[0], workers=0)))
-
-    def _notice_unknown(self, name: str, source: TableSource | None) -> None:
-        """Say so where most ids of validation or test have no row of their own, by the first of their rows."""
-        probe = copy.copy(self.transform)
-        probe.counts = TransformCounts(list(probe.features))
-        first = None if source is None else next(source.scan(probe.columns), None)
-        if first is None:
-            return
-        probe(first)
-        for feature, counts in probe.counts.take().items():
-            if counts.values >= _ENOUGH and counts.unknown > _MOST_UNKNOWN * counts.values:
-                self.notices.append(
-                    f"{counts.unknown / counts.values:.0%} of the ids of '{feature}' for {name} come "
-                    "never, or less than `min_count` times, in the training data: the model knows "
-                    "nothing of them."
-                )
 
     def _notice_ties(self, split: Split | None) -> None:
         """Say so where rows of one time make parts of other sizes than were asked for."""

@@ -19,7 +19,7 @@ from torchrec.training.ancestor import continued_model
 from torchrec.training.baselines import Baseline, baselines_of
 from torchrec.training.checkpoint import Checkpoints
 from torchrec.training.fit_state import FitResult
-from torchrec.training.id_counts import IdCounts, out_of_range_counts
+from torchrec.training.id_counts import IdCounts, UnknownIds, out_of_range_counts
 from torchrec.training.memory import peak_rss_bytes
 from torchrec.training.observers import MetricsLog, Observer, Observers, TensorBoard
 from torchrec.training.optimizers import combined_optimizer, dense_optimizer
@@ -77,17 +77,16 @@ def train_run(
         from torchrec.training.plan import sharded
 
         model = sharded(model, experiment, data)
-    observers = [] if world.rank else [MetricsLog(run.metrics), *given]
-    if options.tensorboard and world.rank == 0:
-        observers.append(TensorBoard(run.tensorboard))
+    id_counts = IdCounts(data.transform, data.evaluated, model, world)
+    unknown = UnknownIds(id_counts, tell.said)
     trainer = Trainer(
         model,
         dense_optimizer(model, options.optimizer, options.learning_rate, options.weight_decay),
         tasks=tasks_of(data.experiment),
         options=fit_options(options, evaluates=data.valid is not None),
         checkpoints=checkpoints,
-        observers=observers,
-        id_counts=IdCounts(data.transform, data.evaluated, model, world),
+        observers=[] if world.rank else [*_writers(run, options), *given, unknown],
+        id_counts=id_counts,
         # Of several ranks, each would measure how long it waits for the others.
         threads=thread_chooser(options, model, data.batch_sizes, tell.said)
         if world.size == 1
@@ -127,6 +126,12 @@ def train_run(
         return run.read_result()
 
     return world.first(save, "saving the model")
+
+
+def _writers(run: RunFolder, options: TrainingSection) -> list[Observer]:
+    """Return what writes the measurements of a run to its folder."""
+    log = MetricsLog(run.metrics)
+    return [log, TensorBoard(run.tensorboard)] if options.tensorboard else [log]
 
 
 class _Whole(NamedTuple):

@@ -12,6 +12,7 @@ from torchrec.experiment.build import build_model
 from torchrec.experiment.files import experiment_with
 from torchrec.experiment.schema import Experiment
 from torchrec.training.fit_state import FitResult
+from torchrec.training.id_counts import IdCounts, UnknownIds
 from torchrec.training.observers import Observer
 from torchrec.training.optimizers import dense_optimizer
 from torchrec.training.run_data import RunData, evaluation_batch_size
@@ -48,6 +49,7 @@ class TuningData:
                 "Received none."
             )
         self.transform, self._evaluated = data.transform, data.evaluated
+        self._say, self._is_judged = say, False
         self._train = data.train.source
         self._valid = data.valid.source
         rows = data.fitted.rows
@@ -94,12 +96,17 @@ class TuningData:
         size = evaluation_batch_size(options)
         valid = Loader(self._valid, self._evaluated, size, shuffle_window=0, workers=data.workers)
         unsaved = options.model_copy(update={"checkpoint_every": None})
+        id_counts = IdCounts(self.transform, self._evaluated, model)
+        observers = [observer]
+        if not self._is_judged:  # of unknown ids once: all trials are judged by the same rows
+            observers, self._is_judged = [UnknownIds(id_counts, self._say), observer], True
         trainer = Trainer(
             model,
             dense_optimizer(model, options.optimizer, options.learning_rate, options.weight_decay),
             tasks=tasks_of(experiment),
             options=fit_options(unsaved, evaluates=True),
-            observers=[observer],
+            observers=observers,
+            id_counts=id_counts,
             threads=thread_chooser(options, model, (options.batch_size, size), lambda _: None),
         )
         return trainer.fit(train, valid, batches=-(-self.rows // options.batch_size))
