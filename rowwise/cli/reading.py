@@ -12,6 +12,7 @@ from rowwise.cli.console import console
 if TYPE_CHECKING:
     from torchrec.datasets.files import DataFile
     from torchrec.datasets.source import TableSource
+    from torchrec.datasets.text_dialect import TextDialect
     from torchrec.inference import Predictor
     from torchrec.training.world import World
 
@@ -26,7 +27,6 @@ def open_source(
     drop: str | None = None,
     *,
     labelled: bool = True,
-    whole: bool = True,
 ) -> TableSource:
     """Return the rows of files that are like those a model was trained on.
 
@@ -38,7 +38,6 @@ def open_source(
         drop: expression of the rows to leave out.
         labelled: whether the label is to be read. Without it there may be no row, and files without a
             header may lack its columns. Default True.
-        whole: whether there should be all columns that the features read. Default True.
     """
     from torchrec.datasets.files import resolve_files, suffixes_of
     from torchrec.datasets.source import TableSource
@@ -62,24 +61,68 @@ def open_source(
             assumed=predictor.number_types,
             may_be_empty=not labelled,
         )
-    if whole:
-        predictor.require(source.names)
+    predictor.require(source.names)
     return source
+
+
+def open_beside(data: Sequence[str], predictor: Predictor, run: Path) -> TableSource:
+    """Return the rows of files that have some of the columns that a model reads, such as those of users.
+
+    They are read as they are, without the query of the experiment. Text has a header, unless it has
+    the columns of the training data, and is written as these are but for its delimiter.
+
+    Args:
+        data: files, folders or patterns.
+        predictor: the model.
+        run: the folder of the model; beside it is kept what JSON becomes.
+    """
+    from torchrec.datasets.files import resolve_files
+    from torchrec.datasets.source import TableSource
+    from torchrec.experiment.tables import cache_folder, queried
+
+    section = predictor.experiment.data
+    files = resolve_files(data, "auto")
+    if files[0].format == "json":
+        as_it_is = section.model_copy(update={"query": None, "tables": {}})
+        files = [queried(as_it_is, files, cache_folder(run))]
+    if files[0].format == "parquet":
+        return TableSource(files, may_be_empty=True)
+    return TableSource(
+        files,
+        dialect=_dialect_beside(files[0], section.dialect),
+        schema=predictor.text_types,
+        assumed=predictor.number_types,
+        may_be_empty=True,
+    )
+
+
+def _dialect_beside(file: DataFile, dialect: TextDialect) -> TextDialect:
+    """Return how a text file is written that has other columns than the training data, or the same."""
+    from torchrec.datasets.layout import find_layout
+
+    if dialect.columns is not None and len(_first_fields(file, dialect)) == len(dialect.columns):
+        return dialect
+    layout = find_layout(file, encoding=dialect.encoding)
+    return replace(dialect, columns=None, delimiter=layout.delimiter)
+
+
+def _first_fields(file: DataFile, dialect: TextDialect) -> list[str]:
+    from torchrec.datasets.headers import delimiter_of, read_header, split_header
+
+    header = read_header(file, dialect.encoding)[0]
+    delimiter = dialect.delimiter or delimiter_of(file.format)
+    return split_header(header, file, delimiter, dialect.quote)
 
 
 def _columns(file: DataFile, predictor: Predictor) -> list[str] | None:
     """Return the names of the columns of a file without a header, which may lack those of the label alone."""
-    from torchrec.datasets.headers import delimiter_of, read_header, split_header
-
     section = predictor.experiment.data
     if section.columns is None:
         return None
     transform = predictor.transform
     label = {*transform.columns} - {*predictor.input_columns}
     without = [name for name in section.columns if name not in label]
-    delimiter = section.delimiter or delimiter_of(file.format)
-    header = read_header(file, section.encoding)[0]
-    found = split_header(header, file, delimiter, section.quote)
+    found = _first_fields(file, section.dialect)
     return without if len(found) == len(without) else section.columns
 
 

@@ -9,7 +9,7 @@ import typer
 
 from rowwise.cli.console import console
 from rowwise.cli.predict import writer_of
-from rowwise.cli.reading import open_source, say_counts
+from rowwise.cli.reading import open_beside, say_counts
 
 
 def recommend(
@@ -68,11 +68,8 @@ def recommend(
     writer = writer_of(output)
     keep_freed_memory()
     predictor = load(run)
-    of_users, of_candidates = (
-        open_source(files, predictor, run, labelled=False, whole=False)
-        for files in (users, candidates)
-    )
-    pairs = open_source(seen, predictor, run, labelled=False, whole=False) if seen else None
+    of_users, of_candidates = (open_beside(files, predictor, run) for files in (users, candidates))
+    pairs = open_beside(seen, predictor, run) if seen else None
     keys = Keys(user_key or of_users.names[0], candidate_key or of_candidates.names[0])
     with writer as file:
         for table in best_of(

@@ -363,11 +363,11 @@ def test_mistakes(file: Path, text: str, message: str) -> None:
         ("model: {dropout: 1}", "dropout` should be a number at least 0 and below 1. Received 1."),
         (
             "features: {a: {}}",
-            "a.type` should be given: 'dense', 'sparse', 'multi_hot' or 'sequence'.",
+            "a.type` should be given: 'dense', 'vector', 'sparse', 'multi_hot' or 'sequence'.",
         ),
         (
             "features: {a: {type: spars}}",
-            "a.type` should be 'dense', 'sparse', 'multi_hot' or 'sequence'. Received 'spars'; did "
+            "a.type` should be 'dense', 'vector', 'sparse', 'multi_hot' or 'sequence'. Received 'spars'; did "
             "you mean `sparse`?",
         ),
         (

@@ -6,12 +6,12 @@ A declaration says which column a feature reads and what becomes of its values; 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
-from torchrec.datasets.initial_weights import TableInit
+from torchrec.datasets.initial_weights import FeatureInit, Pretrained, TableInit
 from torchrec.types import IdPolicy
 
 if TYPE_CHECKING:
@@ -67,6 +67,25 @@ class DenseFeature(BaseModel):
         return self
 
 
+class VectorFeature(BaseModel):
+    """Several numbers a sample, such as the vector of an image or a text, made by another model.
+
+    A list column, or a string with a ``separator``, of ``size`` numbers in every row. The model takes
+    each for a number of its own. A null or an empty list is a vector of missing numbers; ``fill`` is
+    what a missing number becomes, a number or the mean of the training data at its place.
+    ``standardise`` subtracts that mean at each place and divides by the standard deviation.
+    """
+
+    model_config = _STRICT
+
+    type: Literal["vector"] = "vector"
+    size: Annotated[int, Field(ge=1, le=65_536)]
+    column: str | None = None
+    separator: Annotated[str, Field(min_length=1)] | None = None
+    fill: float | Literal["mean"] = "mean"
+    standardise: bool = True
+
+
 class IdFeature(BaseModel):
     """Ids, integers or strings, that choose rows of a table.
 
@@ -82,6 +101,9 @@ class IdFeature(BaseModel):
     the rule for initial weights, is the model's ``table_init``. Features that name the same ``table``
     share it, and have to agree on all of this.
 
+    ``init`` may be the vectors of another model, by id (``rule: pretrained``), of plain ids and those of
+    a vocabulary.
+
     ``out_of_range`` says what becomes of plain ids outside the rows; no other kind has such.
     """
 
@@ -91,7 +113,7 @@ class IdFeature(BaseModel):
     ids: IdSource = "hash"
     rows: PositiveInt | None = None
     dim: PositiveInt | None = None
-    init: TableInit | None = None
+    init: FeatureInit | None = None
     table: str | None = None
     out_of_range: IdPolicy = IdPolicy.ERROR
     min_count: PositiveInt = 1
@@ -114,6 +136,13 @@ class IdFeature(BaseModel):
                         "ids": self.ids,
                     },
                 )
+        if isinstance(self.init, Pretrained) and self.ids not in ("plain", "vocabulary"):
+            raise PydanticCustomError(
+                MISPLACED,
+                "`{option}` should have another rule than pretrained unless `ids` is plain or vocabulary, "
+                "where an id has a row of its own. Received pretrained with ids {value}.",
+                {"option": "init", "value": self.ids},
+            )
         return self
 
 
@@ -132,19 +161,38 @@ class SparseFeature(IdFeature):
     type: Literal["sparse"] = "sparse"
 
 
+Bag = TypeVar("Bag", bound="MultiHotFeature | SequenceFeature")
+
+
+def _with_one_kind_of_weights(bag: Bag) -> Bag:
+    """Refuse weights in a column of their own and behind the ids."""
+    if bag.weights is not None and bag.weight_separator is not None:
+        raise PydanticCustomError(
+            MISPLACED,
+            "`{option}` should be left out where `weights` names a column. Received {value}.",
+            {"option": "weight_separator", "value": bag.weight_separator},
+        )
+    return bag
+
+
 class MultiHotFeature(IdFeature):
     """Several ids a sample: a list column, or a string with a ``separator``.
 
-    Null is an empty bag, and a null in a list is left out, as is an empty part of a string.
-    ``weights`` names a column of as many numbers; a weight that is missing or infinite counts as 1.
+    Null is an empty bag, and a null in a list is left out, as is an empty part of a string. Lists in a
+    list are one after another in one bag.
+    ``weights`` names a column of as many numbers, or ``weight_separator`` is what stands between an id
+    and its weight, as in ``"7:0.5|9:2"``; a weight that is missing or infinite counts as 1.
     ``max_length`` keeps the first ids. Plain ids of a string are parsed as integers.
     """
 
     type: Literal["multi_hot"] = "multi_hot"
     separator: Annotated[str, Field(min_length=1)] | None = None
     weights: str | None = None
+    weight_separator: Annotated[str, Field(min_length=1)] | None = None
     max_length: PositiveInt | None = None
     pooling: Literal["sum", "mean"] = "sum"
+
+    _check_weights = model_validator(mode="after")(_with_one_kind_of_weights)
 
 
 class SequenceFeature(IdFeature):
@@ -156,12 +204,16 @@ class SequenceFeature(IdFeature):
     type: Literal["sequence"] = "sequence"
     separator: Annotated[str, Field(min_length=1)] | None = None
     weights: str | None = None
+    weight_separator: Annotated[str, Field(min_length=1)] | None = None
     max_length: PositiveInt | None = 50
     pooling: Literal["sum", "mean"] = "mean"
 
+    _check_weights = model_validator(mode="after")(_with_one_kind_of_weights)
+
 
 AnyFeature = Annotated[
-    DenseFeature | SparseFeature | MultiHotFeature | SequenceFeature, Field(discriminator="type")
+    DenseFeature | VectorFeature | SparseFeature | MultiHotFeature | SequenceFeature,
+    Field(discriminator="type"),
 ]
 
 
@@ -179,8 +231,9 @@ def text_columns(features: Mapping[str, AnyFeature]) -> list[str]:
     """
     found: dict[str, None] = {}
     for name, feature in features.items():
-        if isinstance(feature, MultiHotFeature | SequenceFeature) and feature.separator is not None:
-            found |= dict.fromkeys(filter(None, [feature.column or name, feature.weights]))
+        if getattr(feature, "separator", None) is not None:
+            weights = getattr(feature, "weights", None)
+            found |= dict.fromkeys(filter(None, [feature.column or name, weights]))
     return list(found)
 
 

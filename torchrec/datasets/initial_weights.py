@@ -90,10 +90,32 @@ class Zeros(_Rule):
         return "uniform", 0.0
 
 
+class Pretrained(_Rule):
+    """The vectors of another model, by id; ``frozen`` ones are not trained.
+
+    ``file`` is Parquet, with a column of ids and one of lists of D numbers, or a matrix of NumPy (.npy)
+    whose row i is the vector of id i. Rows without a vector, that of unknown ids among them, start as
+    ``missing`` says: zeros, or the mean of all vectors in the file.
+    """
+
+    rule: Literal["pretrained"] = "pretrained"
+    file: Annotated[str, Field(min_length=1)]
+    id: str = "id"
+    vector: str = "vector"
+    missing: Literal["zeros", "mean"] = "zeros"
+    frozen: bool = False
+
+
 TableInit: TypeAlias = Annotated[
     Normal | Uniform | XavierNormal | XavierUniform | Kaiming | Zeros, Field(discriminator="rule")
 ]
 """A rule for a table."""
+
+FeatureInit: TypeAlias = Annotated[
+    Normal | Uniform | XavierNormal | XavierUniform | Kaiming | Zeros | Pretrained,
+    Field(discriminator="rule"),
+]
+"""A rule for the table of a feature."""
 
 LayerInit: TypeAlias = Annotated[
     Normal | Uniform | XavierNormal | XavierUniform | Kaiming, Field(discriminator="rule")

@@ -18,6 +18,7 @@ from torchrec.datasets.features import (
     MultiHotFeature,
     SequenceFeature,
     SparseFeature,
+    VectorFeature,
 )
 from torchrec.experiment import schema
 from torchrec.experiment._keys import Node, expected, keys_of, members_of, node_at, root
@@ -28,7 +29,7 @@ from torchrec.models.registry import DEFAULT, find
 _BEGIN = (
     "<!-- The rest is written by: python -m torchrec.experiment._reference docs/experiment.md -->"
 )
-_FEATURES = (DenseFeature, SparseFeature, MultiHotFeature, SequenceFeature)
+_FEATURES = (DenseFeature, VectorFeature, SparseFeature, MultiHotFeature, SequenceFeature)
 _SECTIONS = (
     ("data", schema.DataSection),
     ("data.split", schema.SplitSection),
@@ -71,7 +72,7 @@ def reference() -> str:
         keys = keys_of(node)
         if feature is SparseFeature:
             lines += ["", _text(IdFeature)]
-        elif feature is not DenseFeature:
+        elif issubclass(feature, IdFeature):
             keys = {key: value for key, value in keys.items() if key not in shared}
             lines += ["", "Besides all keys of `sparse`:"]
         lines += ["", *_table(keys)]

@@ -210,6 +210,11 @@ def _make_absolute(values: dict[str, object], folder: Path) -> None:
         plan = section["plan"]
         if plan not in ("", "auto"):
             values["distributed"] = {**section, "plan": _absolute(folder, plan)}
+    features = values.get("features")
+    if isinstance(features, dict):
+        values["features"] = {
+            name: _with_absolute_vectors(folder, feature) for name, feature in features.items()
+        }
     data = values.get("data")
     if not isinstance(data, dict):
         return
@@ -225,6 +230,15 @@ def _make_absolute(values: dict[str, object], folder: Path) -> None:
             else _all_absolute(folder, one)
             for name, one in tables.items()
         }
+
+
+def _with_absolute_vectors(folder: Path, feature: object) -> object:
+    """Return a feature; the file of pretrained vectors, if there is one, joined with a folder."""
+    init = feature.get("init") if isinstance(feature, dict) else None
+    if not isinstance(init, dict) or not isinstance(init.get("file"), str):
+        return feature
+    assert isinstance(feature, dict)
+    return {**feature, "init": {**init, "file": _absolute(folder, init["file"])}}
 
 
 def _all_absolute(folder: Path, paths: object) -> object:

@@ -22,7 +22,7 @@ from pydantic import (
 from torch import nn
 
 from torchrec.checks import did_you_mean
-from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
+from torchrec.datasets.features import AnyFeature, DenseFeature, IdFeature, TextType
 from torchrec.datasets.files import check_delimiter
 from torchrec.datasets.text_dialect import TextDialect, check_encoding
 from torchrec.experiment.distributed import DistributedSection
@@ -409,15 +409,13 @@ class TrainingSection(Section):
 
 def _check_table_name(name: str, feature: AnyFeature) -> None:
     """Refuse a table that a collection of modules cannot hold by its name, as `train` or `type`."""
-    if isinstance(feature, DenseFeature):
-        table, remedy = (
-            name if feature.buckets else None,
-            f"with `column: {feature.column or name}`",
-        )
-        key = f"features.{name}"
-    else:
-        table, remedy = feature.table or name, f"as `table: t_{feature.table or name}`"
+    if isinstance(feature, IdFeature):
+        table: str | None = feature.table or name
+        remedy = f"as `table: t_{feature.table or name}`"
         key = f"features.{name}.table"
+    else:
+        table = name if isinstance(feature, DenseFeature) and feature.buckets else None
+        remedy, key = f"with `column: {feature.column or name}`", f"features.{name}"
     if table is not None and hasattr(nn.ModuleDict(), table):
         raise ValueError(
             f"`{key}` should be another name than '{table}', which PyTorch's nn.ModuleDict needs for "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.bundle import Builder, is_bundle, load_bundle
-from torchrec.datasets.features import DenseFeature, TextType, number_columns, text_columns
+from torchrec.datasets.features import IdFeature, TextType, number_columns, text_columns
 from torchrec.datasets.text_types import schema_of
 from torchrec.datasets.transform import FeatureTransform, NotPlainError, Target
 from torchrec.datasets.transform.targets import LABELS
@@ -128,7 +128,7 @@ class Predictor:
         found: dict[str, TextType] = {
             feature.column or name: "integer"
             for name, feature in features.items()
-            if not isinstance(feature, DenseFeature) and kinds.get(name) == "integers"
+            if isinstance(feature, IdFeature) and kinds.get(name) == "integers"
         }
         numbers = {name: f for name, f in features.items() if kinds.get(name) != "times"}
         return found | number_columns(numbers)

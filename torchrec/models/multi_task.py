@@ -76,7 +76,7 @@ class SharedBottom(nn.Module):
         super().__init__()
         self.in_features = checked_size("in_features", in_features)
         self.bottom = hidden_layers(in_features, _some("layer_sizes", layer_sizes), *options)
-        self.towers = _towers(layer_sizes[-1], out_features, tower_sizes, options)
+        self.towers = _Towers(layer_sizes[-1], out_features, tower_sizes, options)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the outputs of all tasks side by side, ``(B, sum of out_features)``.
@@ -88,8 +88,8 @@ class SharedBottom(nn.Module):
             ValueError: the shape is another.
         """
         check_columns("features", features, self.in_features)
-        shared = self.bottom(features)
-        return torch.cat([tower(shared) for tower in self.towers], dim=1)
+        outputs: Tensor = self.towers([self.bottom(features)] * len(self.towers))
+        return outputs
 
 
 class MMoE(nn.Module):
@@ -130,7 +130,7 @@ class MMoE(nn.Module):
         super().__init__()
         self.in_features = checked_size("in_features", in_features)
         self.experts = _experts(in_features, num_experts, layer_sizes, options)
-        self.towers = _towers(layer_sizes[-1], out_features, tower_sizes, options)
+        self.towers = _Towers(layer_sizes[-1], out_features, tower_sizes, options)
         self.gates = nn.ModuleList(_Gate(in_features, num_experts) for _ in self.towers)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -144,13 +144,8 @@ class MMoE(nn.Module):
         """
         check_columns("features", features, self.in_features)
         experts = _stacked(self.experts, features)
-        return torch.cat(
-            [
-                tower(gate(features, experts))
-                for gate, tower in zip(self.gates, self.towers, strict=True)
-            ],
-            dim=1,
-        )
+        outputs: Tensor = self.towers([gate(features, experts) for gate in self.gates])
+        return outputs
 
 
 class PLE(nn.Module):
@@ -205,7 +200,7 @@ class PLE(nn.Module):
             checked_size("num_task_experts", num_task_experts),
         ]
         width = _some("layer_sizes", layer_sizes)[-1]
-        self.towers = _towers(width, out_features, tower_sizes, options)
+        self.towers = _Towers(width, out_features, tower_sizes, options)
         self.levels = nn.ModuleList(
             _Level(
                 in_features if level == 0 else width,
@@ -231,8 +226,8 @@ class PLE(nn.Module):
         inputs = [features] * (len(self.towers) + 1)  # of each task, and of what is shared
         for level in self.levels:
             inputs = level(inputs)
-        pairs = zip(self.towers, inputs, strict=True)
-        return torch.cat([tower(mixed) for tower, mixed in pairs], dim=1)
+        outputs: Tensor = self.towers(inputs)
+        return outputs
 
 
 class ESMM(nn.Module):
@@ -273,7 +268,7 @@ class ESMM(nn.Module):
         super().__init__()
         self.in_features = checked_size("in_features", in_features)
         ones = [1] * checked_size("num_tasks", num_tasks)
-        self.towers = _towers(in_features, ones, tower_sizes, options)
+        self.towers = _Towers(in_features, ones, tower_sizes, options)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the logits of all tasks, ``(B, T)``.
@@ -285,11 +280,31 @@ class ESMM(nn.Module):
             ValueError: the shape is another.
         """
         check_columns("features", features, self.in_features)
-        logits = torch.cat([tower(features) for tower in self.towers], dim=1).float()
+        logits: Tensor = self.towers([features] * len(self.towers)).float()
         logs = logsigmoid(logits).cumsum(1)  # of the products
         # A probability that rounds to 1 would have an infinite logit, and no gradient.
         logs = logs[:, 1:].clamp(max=-torch.finfo(torch.float32).tiny)
         return torch.cat([logits[:, :1], logs - torch.log(-torch.expm1(logs))], dim=1)
+
+
+class _Towers(nn.ModuleList):
+    """A tower a task."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: Sequence[int],
+        layer_sizes: Sequence[int],
+        options: LayerOptions,
+    ) -> None:
+        super().__init__(
+            Tower(in_features, layer_sizes, *options, out_features=out)
+            for out in _some("out_features", out_features)
+        )
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Return the outputs of all towers side by side, each of its own input."""
+        return torch.cat([tower(x) for tower, x in zip(self, inputs, strict=True)], dim=1)
 
 
 class _Gate(nn.Module):
@@ -355,18 +370,6 @@ def _experts(
 def _stacked(experts: nn.Module, features: Tensor) -> Tensor:
     """Return what all experts say, ``(B, E, H)``."""
     return torch.stack([expert(features) for expert in experts.children()], dim=1)
-
-
-def _towers(
-    in_features: int,
-    out_features: Sequence[int],
-    layer_sizes: Sequence[int],
-    options: LayerOptions,
-) -> nn.ModuleList:
-    return nn.ModuleList(
-        Tower(in_features, layer_sizes, *options, out_features=out)
-        for out in _some("out_features", out_features)
-    )
 
 
 def _some(argument: str, sizes: Sequence[int]) -> Sequence[int]:

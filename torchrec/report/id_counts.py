@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from torchrec.datasets.features import DenseFeature
+from torchrec.datasets.features import IdFeature
 from torchrec.modules.collection import collections_in
 from torchrec.report.slices import values_of
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
@@ -129,7 +129,7 @@ def id_features(trained: Trained) -> list[str]:
     return [
         name
         for name, feature in trained.transform.features.items()
-        if not isinstance(feature, DenseFeature)
+        if isinstance(feature, IdFeature)
     ]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrec.datasets.features import AnyFeature, DenseFeature, SparseFeature
+from torchrec.datasets.features import AnyFeature, DenseFeature, SparseFeature, VectorFeature
 from torchrec.metrics import Interval, auc_estimates
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ def values_of(name: str, feature: AnyFeature, table: pa.Table) -> Values | None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if isinstance(feature, VectorFeature):
+        return None
     column = table[feature.column or name].combine_chunks()
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)

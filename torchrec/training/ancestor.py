@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.bundle import Ancestor, is_bundle, lineage, load_bundle
+from torchrec.datasets.initial_weights import Pretrained
 from torchrec.models.registry import ModelSection
 from torchrec.runs import RunFolder
 
@@ -61,6 +62,8 @@ class ContinuedModel:
     def load_into(self, model: nn.Module, section: ModelSection) -> None:
         """Give a model the weights; rows of new ids begin as that of unknown ones, if there is one.
 
+        Where a table began with vectors of another model, rows of new ids do as well.
+
         Args:
             model: built for a transform that was grown from that of this one.
             section: that it was built by.
@@ -90,7 +93,7 @@ class ContinuedModel:
                 and old[0].shape == value[0].shape
             ):
                 known = sizes.get(table[1].removesuffix("_linear"), sizes.get(table[1]))
-                loaded[name] = _grown(value, old, known)
+                loaded[name] = _grown(value, old, known, table[1] in self._pretrained())
             elif name in parameters and value.shape != old.shape:
                 raise self._other_model(f"{name} of {tuple(value.shape)}, not {tuple(old.shape)}")
             else:
@@ -104,6 +107,10 @@ class ContinuedModel:
             for spec in self._transform.tables
             if spec.ids == "vocabulary" and spec.rows is not None
         }
+
+    def _pretrained(self) -> set[str]:
+        """Return the tables that began with vectors of another model."""
+        return {s.name for s in self._transform.tables if isinstance(s.init, Pretrained)}
 
     def _other_model(self, what: str) -> ValueError:
         return ValueError(
@@ -126,12 +133,12 @@ def continued_model(path: str | None) -> ContinuedModel | None:
 
 
 @torch.no_grad()
-def _grown(fresh: Tensor, old: Tensor, known: int | None) -> Tensor:
+def _grown(fresh: Tensor, old: Tensor, known: int | None, is_pretrained: bool) -> Tensor:
     """Return a table with further rows; with a vocabulary the last stands for unknown ids."""
     grown = fresh.detach().clone()
     if known is None:
         grown[: len(old)] = old
     else:
         grown[:known] = old[:known]
-        grown[known:] = old[known]
+        grown[-1 if is_pretrained else known :] = old[known]
     return grown

@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel
 
 from torchrec.checks import did_you_mean
+from torchrec.datasets.features import VectorFeature
+from torchrec.datasets.initial_weights import Pretrained
 from torchrec.experiment.files import experiment_with
 from torchrec.experiment.schema import Experiment, TrainingSection
 from torchrec.models.registry import find
@@ -290,9 +292,15 @@ def default_space(experiment: Experiment, rows: int | None = None) -> SearchSpac
 
 
 def _has_other_dims(experiment: Experiment) -> bool:
-    """Return whether tables have dimensions other than `model.dim`: of the features' own, or 1 of weights alone."""
+    """Return whether tables have dimensions other than `model.dim`, or their vectors have one.
+
+    Features may say their own, or begin with vectors of another model; weights alone have dimension 1.
+    """
     terms = find(experiment.model.name).terms(experiment.model)
-    return terms == "weights" or any(one.dim for one in (experiment.features or {}).values())
+    return terms == "weights" or any(
+        not isinstance(one, VectorFeature) and (one.dim or isinstance(one.init, Pretrained))
+        for one in (experiment.features or {}).values()
+    )
 
 
 def _widened(bounds: Range, value: Value) -> Range:

@@ -693,8 +693,8 @@ class TestRefused:
             (MultiHotFeature(rows=9, separator=","), [1], r"should hold lists, or strings with"),
             (
                 MultiHotFeature(rows=9),
-                [[[1]]],
-                r"should hold integers or strings, as ids are. Received list",
+                [[{"a": 1}]],
+                r"should hold integers or strings, as ids are. Received struct",
             ),
             (
                 MultiHotFeature(rows=9, weights="w"),

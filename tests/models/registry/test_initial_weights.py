@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import nn
 
 from torchrec import KeyedJaggedTensor
-from torchrec.datasets.initial_weights import Normal, Uniform, XavierNormal, Zeros
-from torchrec.datasets.transform import TableSpec
+from torchrec.datasets.features import AnyFeature, DenseFeature, SparseFeature
+from torchrec.datasets.initial_weights import Normal, Pretrained, Uniform, XavierNormal, Zeros
+from torchrec.datasets.transform import FeatureTransform, TableSpec
 from torchrec.models.registry import ModelSection, TableOptimizer, _build, build_model, find, names
 
 ADAM = TableOptimizer(optimizer="adam", lr=0.01)
@@ -188,3 +192,33 @@ def test_rows_of_new_ids_start_as_the_table_did(name) -> None:
     changed = (renewed != trained["item"]).any(1)
     assert changed.any()
     assert 0 < renewed[changed].abs().max() < 1e-5
+
+
+@each_model
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_tables_start_with_vectors_and_stay_if_frozen(name, frozen, tmp_path: Path) -> None:
+    vectors = np.arange(4 * DIM, dtype=np.float32).reshape(4, DIM) / 100
+    np.save(tmp_path / "v.npy", vectors)
+    rule = Pretrained(file=str(tmp_path / "v.npy"), frozen=frozen)
+    features: dict[str, AnyFeature] = {
+        "user": SparseFeature(ids="plain", rows=9),
+        "item": SparseFeature(ids="vocabulary", init=rule),
+        "x": DenseFeature(),
+    }
+    data = pa.table({"user": [1, 2, 3], "item": [3, 3, 2], "x": [0.0, 1, 2], "click": [0, 1, 1]})
+    fitted = FeatureTransform(features, "click").fit([data])
+    model = build_model(ModelSection(name=name, dim=DIM), fitted, ADAM)
+    start = tables_of(model)["item"].clone()
+    if name == "lr":
+        assert start.shape == (3, 1)  # weights, which are no vectors
+        return
+    expected = torch.from_numpy(vectors)[[3, 2]]
+    assert torch.equal(start, torch.cat([expected, torch.zeros(1, DIM)]))
+    batch = fitted(data)
+    model(batch.dense_features, batch.sparse_features).square().sum().backward()
+    moved = (tables_of(model)["item"] != start).any(1)
+    assert moved.tolist() == ([False] * 3 if frozen else [True, True, False])
+    if name == "fm":  # whose weights beside the vectors are trained anyway
+        (linear,) = [v for k, v in model.state_dict().items() if k.endswith("item_linear.weight")]
+        assert linear[:2].ne(0).all()
+    assert tables_of(model)["user"][1].ne(0).all()

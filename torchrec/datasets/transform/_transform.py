@@ -15,9 +15,18 @@ import torch
 from pydantic import TypeAdapter
 
 from torchrec.datasets._batch import Batch
-from torchrec.datasets.features import AnyFeature, DenseFeature, SparseFeature
+from torchrec.datasets.features import AnyFeature, DenseFeature, SparseFeature, VectorFeature
 from torchrec.datasets.transform import storage
-from torchrec.datasets.transform.columns import Array, Kind, chunks_of, read_numbers
+from torchrec.datasets.transform.columns import (
+    Array,
+    Kind,
+    Source,
+    chunks_of,
+    kind_of,
+    read_ids,
+    read_numbers,
+    stored,
+)
 from torchrec.datasets.transform.counts import FeatureCounts, TransformCounts
 from torchrec.datasets.transform.dense import DenseColumn, Scale
 from torchrec.datasets.transform.fitting import AnyColumn, Fitting, kinds_of, lacks_rows, unlike
@@ -26,6 +35,7 @@ from torchrec.datasets.transform.labels import Label
 from torchrec.datasets.transform.rows import NotPlainError, RowEncoder
 from torchrec.datasets.transform.tables import TableSpec, declared_tables
 from torchrec.datasets.transform.targets import LABELS, Outcomes, Target
+from torchrec.datasets.transform.vectors import VectorColumn
 from torchrec.datasets.transform.vocabulary import Vocabulary
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -35,7 +45,8 @@ class RawBatch:
     """What a table holds of features, before scales and vocabularies.
 
     Attributes:
-        numbers: float64 ``(B, F)``, of dense features and then of those with buckets; NaN where missing.
+        numbers: float64 ``(B, F)``, of dense features and vectors, and then of those with buckets; NaN
+            where missing.
         ids: int64 ``(N,)``, feature after feature, and of each row after row.
         lengths: int64 ``(F, B)``, how many ids each row of each feature has.
         weights: float32 ``(N,)``, where ids have weights.
@@ -102,8 +113,9 @@ class FeatureTransform:
         self.counts = TransformCounts(list(features))
         self._outcomes = Outcomes(self.targets, weight, groups)
         self._columns = {name: _column(name, feature) for name, feature in features.items()}
-        self._dense = [c for c in self._columns.values() if isinstance(c, DenseColumn)]
-        self._sparse = [c for c in self._columns.values() if not isinstance(c, DenseColumn)]
+        of_numbers = (DenseColumn, VectorColumn)
+        self._dense = [c for c in self._columns.values() if isinstance(c, of_numbers)]
+        self._sparse = [c for c in self._columns.values() if not isinstance(c, of_numbers)]
         self._declared = declared_tables(features)
         self._tables = self._declared
         self._vocabularies: dict[str, Vocabulary] = {}
@@ -143,8 +155,8 @@ class FeatureTransform:
 
     @property
     def dense_names(self) -> list[str]:
-        """Names of the features in the columns of ``Batch.dense_features``."""
-        return [column.source.feature for column in self._dense]
+        """Names of the columns of ``Batch.dense_features``: features, and ``image[0]`` and so on of vectors."""
+        return [name for column in self._dense for name in column.names]
 
     @property
     def sparse_keys(self) -> list[str]:
@@ -159,7 +171,7 @@ class FeatureTransform:
     @property
     def is_weighted(self) -> bool:
         """Whether ids have weights: all have if those of one feature do, 1 where none are given."""
-        return any(isinstance(c, BagColumn) and c.weights is not None for c in self._sparse)
+        return any(isinstance(c, BagColumn) and c.is_weighted for c in self._sparse)
 
     @property
     def kinds(self) -> dict[str, Kind]:
@@ -169,7 +181,12 @@ class FeatureTransform:
     @property
     def scales(self) -> dict[str, Scale]:
         """What each of `dense_names` is filled with, lessened and divided by; of those that are settled."""
-        return {c.source.feature: c.scale for c in self._dense if c.scale is not None}
+        settled = [column for column in self._dense if column.scales is not None]
+        return {
+            name: scale
+            for c in settled
+            for name, scale in zip(c.names, c.scales or (), strict=True)
+        }
 
     @property
     def boundaries(self) -> dict[str, Array]:
@@ -188,7 +205,7 @@ class FeatureTransform:
     def needs_fit(self) -> bool:
         """Whether statistics of the training data are missing still."""
         return (
-            any(column.scale is None for column in self._dense)
+            any(column.scales is None for column in self._dense)
             or any(isinstance(c, BucketColumn) and c.boundaries is None for c in self._sparse)
             or any(spec.distinct is None for spec in self._tables if lacks_rows(spec))
         )
@@ -323,15 +340,7 @@ class FeatureTransform:
         self._check_kinds(table)
         counts = FeatureCounts()
         buckets = [column for column in self._sparse if isinstance(column, BucketColumn)]
-        numbers = np.empty((table.num_rows, len(self._dense) + len(buckets)))
-        of_numbers: list[DenseColumn | BucketColumn] = [*self._dense, *buckets]
-        sources = [column.source.column for column in of_numbers]
-        for position, source in enumerate(sources):
-            read = [read_numbers(chunk) for chunk in chunks_of(table, source)]
-            for part in read:
-                if part.missing is not None:
-                    part.values[part.missing] = np.nan
-            numbers[:, position] = np.concatenate([part.values for part in read])
+        numbers = np.hstack([_raw_numbers(column, table) for column in (*self._dense, *buckets)])
         others = [column for column in self._sparse if not isinstance(column, BucketColumn)]
         keys = [column.source.feature for column in others]
         pieces = [column.read(table, counts) for column in others]
@@ -378,9 +387,13 @@ class FeatureTransform:
                 raise unlike(self._columns[name].source, trained, "in training", table)
 
     def _read_dense(self, table: pa.Table, counts: dict[str, FeatureCounts]) -> torch.Tensor:
-        dense = np.empty((table.num_rows, len(self._dense)), np.float32)
-        for position, column in enumerate(self._dense):
-            column.write(table, dense[:, position], counts[column.source.feature])
+        dense = np.empty((table.num_rows, len(self.dense_names)), np.float32)
+        position = 0
+        for column in self._dense:
+            width = len(column.names)
+            part = dense[:, position : position + width]
+            column.write(table, part, counts[column.source.feature])
+            position += width
         return torch.from_numpy(dense)
 
     def _read_sparse(self, table: pa.Table, counts: dict[str, FeatureCounts]) -> KeyedJaggedTensor:
@@ -397,6 +410,34 @@ class FeatureTransform:
             pieces.append(read)
         return join(keys, pieces, table.num_rows, self.is_weighted)
 
+    def rows_of(self, spec: TableSpec, ids: pa.Array) -> Array:
+        """Return the row that each of some ids has in a table, int64; -1 for those that have none.
+
+        Args:
+            spec: one of `tables`, of ids that are plain or have a vocabulary.
+            ids: integers or strings, as in the training data.
+
+        Raises:
+            ValueError: they are of another kind than those of the table.
+        """
+        source = Source(spec.features[0], spec.name)
+        known = {self._kinds[name] for name in spec.features if name in self._kinds} - {"nulls"}
+        kind = kind_of(ids.type)
+        if known and kind not in known:
+            raise ValueError(
+                f"Ids of table '{spec.name}' should be {known.pop()}, as in training. Received "
+                f"{stored(ids.type)}."
+            )
+        found, valid = read_ids(ids, source)
+        vocabulary = self._vocabularies.get(spec.name)
+        if vocabulary is not None:
+            rows = vocabulary.rows(found)
+            rows = np.where(rows == len(vocabulary), -1, rows)
+        else:
+            rows = found.astype(np.int64)
+            rows = np.where((rows < 0) | (rows >= (spec.rows or 0)), -1, rows)
+        return rows if valid is None else np.where(valid, rows, -1)
+
     def _spec_names(self) -> list[str]:
         names = {name: spec.name for spec in self._tables for name in spec.features}
         return [names[key] for key in self.sparse_keys]
@@ -408,11 +449,7 @@ class FeatureTransform:
             folder: is made if it is not there. Not written atomically: what saves a whole model
                 writes beside and renames.
         """
-        scales = {
-            column.source.feature: list(dataclasses.astuple(column.scale))
-            for column in self._dense
-            if column.scale is not None
-        }
+        scales = {name: list(dataclasses.astuple(scale)) for name, scale in self.scales.items()}
         arrays = {f"table:{name}": v.ids for name, v in self._vocabularies.items()}
         for column in self._sparse:
             if isinstance(column, BucketColumn) and column.boundaries is not None:
@@ -448,8 +485,9 @@ class FeatureTransform:
         transform._kinds = state.kinds
         for column in transform._columns.values():
             name = column.source.feature
-            if isinstance(column, DenseColumn) and name in state.scales:
-                column.scale = Scale(*state.scales[name])
+            if isinstance(column, DenseColumn | VectorColumn):
+                if set(column.names) <= state.scales.keys():
+                    column.scales = [Scale(*state.scales[number]) for number in column.names]
             elif isinstance(column, BucketColumn):
                 column.boundaries = arrays.get(f"buckets:{name}")
             elif isinstance(column, BagColumn) and column.feature.separator is not None:
@@ -463,6 +501,17 @@ class FeatureTransform:
             if f"table:{spec.name}" in arrays
         }
         return transform
+
+
+def _raw_numbers(column: DenseColumn | VectorColumn | BucketColumn, table: pa.Table) -> Array:
+    """Return the numbers of a column as they are, float64 ``(B, numbers)``, NaN where missing."""
+    if isinstance(column, VectorColumn):
+        return np.concatenate(column.read(table, FeatureCounts()))
+    read = [read_numbers(chunk) for chunk in chunks_of(table, column.source.column)]
+    for part in read:
+        if part.missing is not None:
+            part.values[part.missing] = np.nan
+    return np.concatenate([part.values for part in read])[:, None]
 
 
 def _room(declared: Sequence[TableSpec], name: str) -> int | None:
@@ -482,6 +531,8 @@ def _grown_spec(before: TableSpec, new: TableSpec, vocabulary: Vocabulary | None
 def _column(name: str, feature: AnyFeature) -> AnyColumn:
     if isinstance(feature, DenseFeature):
         return BucketColumn(name, feature) if feature.buckets else DenseColumn(name, feature)
+    if isinstance(feature, VectorFeature):
+        return VectorColumn(name, feature)
     if isinstance(feature, SparseFeature):
         return SparseColumn(name, feature)
     return BagColumn(name, feature)

@@ -64,6 +64,13 @@ def is_list(type: pa.DataType) -> bool:
     )
 
 
+def innermost(type: pa.DataType) -> pa.DataType:
+    """Return the type of what lists, or lists of lists, hold."""
+    while is_list(type):
+        type = type.value_type
+    return type
+
+
 def kind_of(type: pa.DataType) -> Kind:
     """Return what a value of such a column is: the part of its type that models depend on."""
     if pt.is_dictionary(type):
@@ -333,8 +340,30 @@ class Lists:
 def read_lists(array: pa.Array, separator: str | None) -> Lists:
     """Return the lists of a column; a string with a separator is the list of its parts.
 
-    `BRACKETS` as the separator means lists in brackets.
+    `BRACKETS` as the separator means lists in brackets. Of lists in lists the values are one after another.
     """
+    lists = _outer_lists(array, separator)
+    while is_list(lists.values.type):
+        lists = _joined(lists)
+    return lists
+
+
+def _joined(lists: Lists) -> Lists:
+    """Return lists of lists as lists of what these hold."""
+    inner = _outer_lists(lists.values, None)
+    ends = np.concatenate([[0], np.cumsum(inner.lengths)])
+    starts = ends[lists.starts]
+    values = inner.values.take(pa.array(positions(inner.starts, inner.lengths)))
+    return Lists(starts, ends[lists.starts + lists.lengths] - starts, values, lists.missing)
+
+
+def positions(starts: Array, lengths: Array) -> Array:
+    """Return the positions of all values of lists, list after list."""
+    shift = starts - (np.cumsum(lengths) - lengths)
+    return np.repeat(shift, lengths) + np.arange(int(lengths.sum()))
+
+
+def _outer_lists(array: pa.Array, separator: str | None) -> Lists:
     type = array.type
     if pt.is_null(type):
         nothing = np.zeros(len(array), np.int64)

@@ -54,17 +54,19 @@ class DenseColumn:
 
     Attributes:
         columns: the columns that it reads.
+        names: of its only number, as of several in a vector.
         needs_fit: whether the feature depends on statistics of the training data.
+        scales: of its number; None until it is settled.
     """
 
     def __init__(self, name: str, feature: DenseFeature) -> None:
         self.feature = feature
         self.source = Source(name, feature.column or name)
-        self.columns = [self.source.column]
+        self.columns, self.names = [self.source.column], [name]
         self.needs_fit = feature.fill == "mean" or feature.standardise
         if feature.fill != "mean" and abs(feature.fill) > LARGEST:
-            raise self._unfit_fill()
-        self.scale = None if self.needs_fit else Scale(self._fill(0.0))
+            raise unfit_fill(self.source, feature.fill)
+        self.scales: list[Scale] | None = None if self.needs_fit else [Scale(self._fill(0.0))]
 
     def kind(self, schema: pa.Schema) -> Kind:
         """Return what the numbers are, refusing what is none."""
@@ -103,18 +105,12 @@ class DenseColumn:
         constant = moments.is_constant
         mean = moments.least if constant else moments.mean
         if not self.feature.standardise:
-            self.scale = Scale(self._fill(mean))
+            self.scales = [Scale(self._fill(mean))]
             return
-        deviation = 1.0 if constant else moments.deviation
-        self.scale = Scale(self._fill(mean), mean, deviation)
-        if abs(self.scale.fill - mean) > LARGEST * deviation:
-            raise self._unfit_fill()
-
-    def _unfit_fill(self) -> ValueError:
-        return ValueError(
-            f"`fill` of feature '{self.source.feature}' should be a number that float32 holds, also "
-            f"when it is standardised. Received {self.feature.fill}."
-        )
+        scale = Scale(self._fill(mean), mean, 1.0 if constant else moments.deviation)
+        if abs(scale.fill - mean) > LARGEST * scale.deviation:
+            raise unfit_fill(self.source, self.feature.fill)
+        self.scales = [scale]
 
     def _fill(self, mean: float) -> float:
         fill = self.feature.fill
@@ -123,16 +119,16 @@ class DenseColumn:
         return float(logarithm(np.float64(fill))) if self.feature.log else fill
 
     def write(self, table: pa.Table, out: Array, counts: FeatureCounts) -> None:
-        """Write the numbers of all samples to ``out``, float32 ``(B,)``."""
-        assert self.scale is not None
-        at = 0
+        """Write the numbers of all samples to ``out``, float32 ``(B, 1)``."""
+        assert self.scales is not None
+        (scale,), at = self.scales, 0
         for numbers in self.read(table, counts):
             values = numbers.values
             if numbers.missing is not None:
-                values[numbers.missing] = self.scale.fill
+                values[numbers.missing] = scale.fill
             if self.feature.standardise:
-                self._standardise(values, self.scale, counts)
-            out[at : at + len(values)] = values
+                self._standardise(values, scale, counts)
+            out[at : at + len(values), 0] = values
             at += len(values)
 
     def _standardise(self, values: Array, scale: Scale, counts: FeatureCounts) -> None:
@@ -145,6 +141,14 @@ class DenseColumn:
             values[infinite] = (scale.fill - scale.mean) / scale.deviation
             counts.infinite += int(np.count_nonzero(infinite))
             counts.values -= int(np.count_nonzero(infinite))
+
+
+def unfit_fill(source: Source, fill: float | str) -> ValueError:
+    """Return the error for a ``fill`` that is too large."""
+    return ValueError(
+        f"`fill` of feature '{source.feature}' should be a number that float32 holds, also when it is "
+        f"standardised. Received {fill}."
+    )
 
 
 def require_values(source: Source, count: int) -> None:

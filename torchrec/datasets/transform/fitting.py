@@ -21,9 +21,10 @@ from torchrec.datasets.transform.dense import DenseColumn, require_values
 from torchrec.datasets.transform.ids import BagColumn, BucketColumn, SparseColumn
 from torchrec.datasets.transform.sketches import DistinctCounter, Moments, Sample
 from torchrec.datasets.transform.tables import TableSpec
+from torchrec.datasets.transform.vectors import VectorColumn, update_moments
 from torchrec.datasets.transform.vocabulary import IdCounter, Vocabulary
 
-AnyColumn = DenseColumn | SparseColumn | BagColumn | BucketColumn
+AnyColumn = DenseColumn | VectorColumn | SparseColumn | BagColumn | BucketColumn
 
 # Tables whose rows nobody chose get no more of them.
 MOST_ROWS = 1_000_000
@@ -42,10 +43,10 @@ class Fitting:
     def __init__(self, columns: Sequence[AnyColumn], tables: Sequence[TableSpec]) -> None:
         self._columns = columns
         self._tables = tables
-        self._numbers: dict[str, Moments | Sample] = {
+        self._numbers: dict[str, Moments | list[Moments] | Sample] = {
             column.source.feature: column.statistics()
             for column in columns
-            if isinstance(column, (DenseColumn, BucketColumn)) and column.needs_fit
+            if isinstance(column, DenseColumn | VectorColumn | BucketColumn) and column.needs_fit
         }
         self._ids = {table.name: IdStatistics(table) for table in tables if lacks_rows(table)}
         self._table_of = {name: table.name for table in tables for name in table.features}
@@ -67,10 +68,16 @@ class Fitting:
                     for piece in column.read(table, FeatureCounts()):
                         ids = piece.ids.astype(np.int64, copy=False)
                         self._ids[self._table_of[name]].update(ids)
-            elif name in self._numbers:
+                continue
+            statistics = self._numbers.get(name)
+            if isinstance(column, VectorColumn) and isinstance(statistics, list):
+                for vectors in column.read(table, FeatureCounts()):
+                    update_moments(statistics, vectors)
+            elif isinstance(column, DenseColumn | BucketColumn) and statistics is not None:
+                assert not isinstance(statistics, list)
                 read = column.read if isinstance(column, DenseColumn) else column.numbers
                 for numbers in read(table, FeatureCounts()):
-                    self._numbers[name].update(numbers.present())
+                    statistics.update(numbers.present())
 
     def _note_kinds(self, table: pa.Table) -> None:
         """Note what each feature's values are: always the same, and one in features of a table."""
@@ -116,6 +123,9 @@ class Fitting:
             statistics = self._numbers.get(column.source.feature)
             if isinstance(column, DenseColumn):
                 if isinstance(statistics, Moments):
+                    column.fit(statistics)
+            elif isinstance(column, VectorColumn):
+                if isinstance(statistics, list):
                     column.fit(statistics)
             elif isinstance(column, BucketColumn) and isinstance(statistics, Sample):
                 column.fit(statistics)

@@ -17,8 +17,10 @@ from torchrec.datasets.transform.columns import (
     Numbers,
     Source,
     chunks_of,
+    innermost,
     is_list,
     kind_of,
+    positions,
     read_ids,
     read_lists,
     read_numbers,
@@ -95,6 +97,7 @@ class BagColumn:
 
     Attributes:
         columns: the columns that it reads.
+        is_weighted: whether its ids have weights.
         as_integers: whether the parts of strings are whole numbers: plain ids, and those of a table
             that a column of integers reads as well.
     """
@@ -106,6 +109,7 @@ class BagColumn:
         if feature.weights is not None:
             self.weights = Source(name, feature.weights)
             self.columns.append(feature.weights)
+        self.is_weighted = feature.weights is not None or feature.weight_separator is not None
         self._plain = self.as_integers = feature.ids == "plain"
 
     def kind(self, schema: pa.Schema) -> Kind:
@@ -114,7 +118,10 @@ class BagColumn:
         if self.weights is not None:
             self._check_weights(schema.field(self.weights.column).type)
         if is_list(type):
-            return _id_kind(self.source, type.value_type, self._plain)
+            type = innermost(type)
+            if self.feature.weight_separator is None or kind_of(type) != "strings":
+                return _id_kind(self.source, type, self._plain)
+            return "integers" if self.as_integers else "strings"
         if kind_of(type) == "nulls":
             return "nulls"
         if self.feature.separator is None or kind_of(type) != "strings":
@@ -125,7 +132,7 @@ class BagColumn:
         return "integers" if self.as_integers else "strings"
 
     def _check_weights(self, type: pa.DataType) -> None:
-        inner = type.value_type if is_list(type) else type
+        inner = innermost(type)
         text = not is_list(type) and kind_of(type) == "strings"
         if is_list(type) and kind_of(inner) in ("integers", "numbers", "nulls"):
             return
@@ -143,8 +150,12 @@ class BagColumn:
 
     def _piece(self, chunk: pa.Array, weights: pa.Array | None, counts: FeatureCounts) -> Piece:
         separator = self.feature.separator
-        lists = read_lists(chunk, separator)
-        if separator is not None and not is_list(chunk.type) and kind_of(chunk.type) != "nulls":
+        lists, numbers = read_lists(chunk, separator), None
+        pairs = self.feature.weight_separator is not None
+        if pairs and kind_of(lists.values.type) == "strings":
+            lists.values, numbers = self._pairs(lists.values)
+        is_text = separator is not None and not is_list(chunk.type)
+        if (is_text or numbers is not None) and kind_of(chunk.type) != "nulls":
             lists.values = self._parts(lists.values)
         ids, valid = read_ids(lists.values, self.source)
         counts.samples += len(chunk)
@@ -153,6 +164,9 @@ class BagColumn:
         factors = None
         if weights is not None:
             factors = self._aligned(lists, len(ids), read_lists(weights, separator), counts)
+        elif numbers is not None:
+            given = Lists(lists.starts, lists.lengths, numbers, 0)
+            factors = self._aligned(lists, len(ids), given, counts)
         if valid is not None:
             before = int(lists.lengths.sum())
             _keep(lists, valid)
@@ -164,6 +178,18 @@ class BagColumn:
         if limit is not None:
             counts.truncated += _cut(lists, limit, last=isinstance(self.feature, SequenceFeature))
         return _gathered(lists, ids, factors)
+
+    def _pairs(self, parts: pa.Array) -> tuple[pa.Array, pa.Array]:
+        """Return the ids of strings, and their weights behind the last separator, null where there is none."""
+        separator = self.feature.weight_separator
+        halves = pc.split_pattern(parts, separator, max_splits=1, reverse=True)
+        found, at = halves.flatten(), pc.list_value_length(halves)
+        lengths = pc.fill_null(at, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        starts = np.cumsum(lengths) - lengths
+        ids, weights = (
+            found.take(pa.array(starts + place, mask=lengths <= place)) for place in (0, 1)
+        )
+        return ids, weights
 
     def _parts(self, parts: pa.Array) -> pa.Array:
         """Return the parts of strings: empty ones as nulls, plain ids as numbers."""
@@ -191,21 +217,23 @@ class BagColumn:
         if kind_of(values.type) == "strings":
             values = self._parsed_weights(values)
         numbers = read_numbers(values)
-        index = _positions(given.starts, given.lengths)
+        index = positions(given.starts, given.lengths)
         if numbers.missing is not None:
             numbers.values[numbers.missing] = 1
             counts.nulls += int(np.isin(index, numbers.missing).sum())
         weights = np.ones(total, np.float32)
-        weights[_positions(lists.starts, lists.lengths)] = numbers.values[index]
+        weights[positions(lists.starts, lists.lengths)] = numbers.values[index]
         return weights
 
     def _parsed_weights(self, parts: pa.Array) -> pa.Array:
+        parts = pc.if_else(pc.equal(pc.binary_length(parts), 0), None, parts)
         try:
             return parts.cast(pa.float64())
         except pa.ArrowInvalid as error:
-            raise ValueError(
-                f"{self.weights} should hold numbers between the separators. {error}"
-            ) from None
+            what = f"{self.weights} should hold numbers between the separators"
+            if self.weights is None:
+                what = f"{self.source} should hold numbers as weights behind its ids"
+            raise ValueError(f"{what}. {error}") from None
 
 
 class BucketColumn:
@@ -295,16 +323,10 @@ def _cut(lists: Lists, limit: int, last: bool) -> int:
     return cut
 
 
-def _positions(starts: Array, lengths: Array) -> Array:
-    """Return the positions of all values, list after list."""
-    shift = starts - (np.cumsum(lengths) - lengths)
-    return np.repeat(shift, lengths) + np.arange(int(lengths.sum()))
-
-
 def _gathered(lists: Lists, ids: Array, weights: Array | None) -> Piece:
     # If no value is left out, all of them are in order.
     if int(lists.lengths.sum()) != len(ids):
-        index = _positions(lists.starts, lists.lengths)
+        index = positions(lists.starts, lists.lengths)
         ids = ids[index]
         weights = None if weights is None else weights[index]
     return Piece(ids, lists.lengths, weights)

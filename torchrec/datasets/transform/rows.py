@@ -26,6 +26,7 @@ from torchrec.datasets.transform.dense import DenseColumn, Scale, logarithm
 from torchrec.datasets.transform.fitting import AnyColumn
 from torchrec.datasets.transform.ids import BagColumn, BucketColumn, SparseColumn
 from torchrec.datasets.transform.list_text import BRACKETS
+from torchrec.datasets.transform.vectors import VectorColumn
 from torchrec.datasets.transform.vocabulary import Vocabulary
 from torchrec.ops.hashing import hash_strings
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -66,22 +67,22 @@ class RowEncoder:
         kinds: Mapping[str, Kind],
         vocabularies: Mapping[str, Vocabulary],
     ) -> None:
-        dense = [column for column in columns if isinstance(column, DenseColumn)]
+        dense = [column for column in columns if isinstance(column, DenseColumn | VectorColumn)]
         buckets = [column for column in columns if isinstance(column, BucketColumn)]
         self._numbers = _Numbers([*dense, *buckets], kinds)
-        self._dense = len(dense)
+        self._dense = sum(len(column.names) for column in dense)
         self._readers: list[_Buckets | _Single | _Bags] = []
         for column in columns:
             kind = kinds[column.source.feature]
             if isinstance(column, BucketColumn):
-                self._readers.append(_Buckets(column, len(dense) + buckets.index(column)))
+                self._readers.append(_Buckets(column, self._dense + buckets.index(column)))
             elif isinstance(column, SparseColumn):
                 self._readers.append(_Single(column, kind))
             elif isinstance(column, BagColumn):
                 self._readers.append(_Bags(column, kind))
         self._keys = [reader.name for reader in self._readers]
         self._vocabularies = vocabularies
-        self._weighted = any(isinstance(c, BagColumn) and c.weights is not None for c in columns)
+        self._weighted = any(isinstance(c, BagColumn) and c.is_weighted for c in columns)
 
     def encode(
         self, values: Mapping[str, Values], rows: int
@@ -133,7 +134,7 @@ class _Batch:
     Attributes:
         values: by column.
         rows: B.
-        numbers: of all dense features, float64 ``(F, B)``; NaN where missing.
+        numbers: of all features of numbers, float64 ``(F, B)``; NaN where missing.
         ids: feature after feature; 0 in the place of a string, all of which are hashed together.
         lengths: how many ids each row of each feature has.
         weights: of each id, where ids have weights.
@@ -184,22 +185,36 @@ class _Batch:
 
 
 class _Numbers:
-    """All numbers of the rows as one matrix, a feature a row: one call of numpy serves them all.
+    """All numbers of the rows as one matrix, a number a row: one call of numpy serves them all.
 
     Args:
-        columns: the dense features, and behind them those that become buckets.
+        columns: the dense features and vectors, and behind them those that become buckets.
         kinds: what their values were in the training data.
     """
 
     def __init__(
-        self, columns: list[DenseColumn | BucketColumn], kinds: Mapping[str, Kind]
+        self, columns: list[DenseColumn | VectorColumn | BucketColumn], kinds: Mapping[str, Kind]
     ) -> None:
-        self._columns = [
-            (column.source.column, column.source.feature, kinds[column.source.feature] == "times")
+        self._vectors = [
+            (column.source.column, column.feature.size)
             for column in columns
+            if isinstance(column, VectorColumn)
         ]
-        self._logs = [i for i, column in enumerate(columns) if column.feature.log]
-        scales = [_scale(column) for column in columns if isinstance(column, DenseColumn)]
+        # Of each number: where it comes from, and its place in a vector.
+        self._columns: list[tuple[str, str, bool, int | None]] = []
+        self._logs: list[int] = []
+        scales: list[Scale] = []
+        for column in columns:
+            name, feature = column.source.column, column.source.feature
+            if isinstance(column, VectorColumn):
+                self._columns += [(name, feature, False, at) for at in range(column.feature.size)]
+            else:
+                if column.feature.log:
+                    self._logs.append(len(self._columns))
+                self._columns.append((name, feature, kinds[feature] == "times", None))
+            if not isinstance(column, BucketColumn):
+                assert column.scales is not None
+                scales += column.scales
         self._fill, self._mean, self._deviation = (
             np.array([[getattr(scale, name)] for scale in scales], np.float64).reshape(-1, 1)
             for name in ("fill", "mean", "deviation")
@@ -208,9 +223,14 @@ class _Numbers:
     def read(self, batch: _Batch) -> None:
         """Add the numbers, after the logarithm."""
         flat: list[object] = []
-        for column, _, are_times in self._columns:
+        for name, length in self._vectors:
+            if not all(type(one) is list and len(one) == length for one in batch.values[name]):
+                raise NotPlainError
+        for column, _, are_times, place in self._columns:
             given = batch.values[column]
-            if are_times:
+            if place is not None:
+                given = [vector[place] for vector in given]
+            elif are_times:
                 given = _seconds(given)
             if not _NUMBERS.issuperset(map(type, given)):
                 raise NotPlainError
@@ -223,8 +243,11 @@ class _Numbers:
         if not np.maximum.reduce(size, None, initial=0) <= _EXACT:  # as it is not where one is NaN
             if (size > _EXACT).any():
                 raise NotPlainError
-            for (_, feature, _), lost in zip(self._columns, np.isnan(numbers).sum(1), strict=True):
-                if lost:
+            losses = np.isnan(numbers).sum(1)
+            for (_, feature, _, place), lost in zip(self._columns, losses, strict=True):
+                if lost and place is not None:
+                    batch.count(feature).nulls += int(lost)
+                elif lost:
                     count = batch.count(feature)
                     count.missing += int(lost)
                     count.values -= int(lost)
@@ -241,11 +264,6 @@ class _Numbers:
         if not np.maximum.reduce(np.abs(numbers), None, initial=0) <= LARGEST:
             raise NotPlainError
         return np.ascontiguousarray(numbers.T, np.float32)
-
-
-def _scale(column: DenseColumn) -> Scale:
-    assert column.scale is not None
-    return column.scale if column.feature.standardise else Scale(column.scale.fill)
 
 
 def _seconds(values: Values) -> list[float | None]:
@@ -379,7 +397,7 @@ class _Bags:
         feature = column.feature
         self._column, self.name = column.source.column, column.source.feature
         self._weights = None if column.weights is None else column.weights.column
-        self._separator = feature.separator
+        self._separator, self._pairs = feature.separator, feature.weight_separator is not None
         self._text = "integers" if column.as_integers else "strings"
         self._kind = kind
         self._id = str if kind == "strings" else int
@@ -387,6 +405,8 @@ class _Bags:
 
     def read(self, batch: _Batch) -> None:
         """Add the ids of each row's bag."""
+        if self._pairs:
+            raise NotPlainError
         count = batch.counts[self.name] = FeatureCounts(values=-batch.rows)
         weights = None if self._weights is None else self._weights_of(batch.values[self._weights])
         for row, bag in enumerate(self._lists(batch.values[self._column])):

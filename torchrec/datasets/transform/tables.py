@@ -9,12 +9,14 @@ from typing import Literal
 from torchrec.datasets.features import (
     AnyFeature,
     DenseFeature,
+    IdFeature,
     IdSource,
     MultiHotFeature,
     SequenceFeature,
     SparseFeature,
+    VectorFeature,
 )
-from torchrec.datasets.initial_weights import TableInit
+from torchrec.datasets.initial_weights import FeatureInit
 from torchrec.types import IdPolicy
 
 # What features that share a table have to agree on.
@@ -57,11 +59,13 @@ class TableSpec:
     evict: Literal["lfu", "lru", "distance_lfu"] = "lfu"
     evict_every: int = 100
     distinct: int | None = None
-    init: TableInit | None = None
+    init: FeatureInit | None = None
 
 
 def table_of(name: str, feature: AnyFeature) -> str | None:
-    """Return the name of the table that a feature reads, None if it is a number."""
+    """Return the name of the table that a feature reads, None if it is numbers."""
+    if isinstance(feature, VectorFeature):
+        return None
     if isinstance(feature, DenseFeature):
         return name if feature.buckets else None
     return feature.table or name
@@ -89,7 +93,7 @@ def _declared(table: str, names: list[str], features: Mapping[str, AnyFeature]) 
     rows = dim = init = None
     for name in names:
         feature = features[name]
-        if not isinstance(feature, DenseFeature):
+        if isinstance(feature, IdFeature):
             readers[name] = feature
             rows, dim = rows or feature.rows, dim or feature.dim
             init = init or feature.init
@@ -101,7 +105,7 @@ def _declared(table: str, names: list[str], features: Mapping[str, AnyFeature]) 
                 f"Table '{table}' should hold the buckets of feature '{name}' alone. "
                 f"Received feature '{other}' too."
             )
-        else:
+        elif isinstance(feature, DenseFeature):
             buckets = (feature.buckets or 0) + 1
             return TableSpec(
                 table, (name,), rows=buckets, dim=feature.dim, ids="plain", init=feature.init

@@ -15,6 +15,7 @@ from torchrec.datasets.features import (
     MultiHotFeature,
     SequenceFeature,
     SparseFeature,
+    VectorFeature,
 )
 from torchrec.datasets.transform.columns import Array, read_numbers, whole
 from torchrec.experiment.propose._leaks import Leak, made_from_label, tells_of_label
@@ -32,6 +33,7 @@ _ENOUGH = 100  # with fewer rows, a value of its own in every row says nothing
 _FEW_ROWS = 10  # of a table that no id takes: nothing to save
 _OFTEN = 5  # a value comes so often that its neighbours, in a quantity, would come too
 _LONELY = 0.2
+_LARGEST_VECTOR = 4096
 _UNSURE = "A quantity by its values; if it is an id, say `type: sparse`"
 _TEXT = "text"
 _ORDERED = "In order of time by its name, latest last"
@@ -116,10 +118,12 @@ def _unusable(one: ColumnStatistics) -> str | None:
     """Return why a column can be no feature, None if it can."""
     if not one.name:
         return "it has no name"
-    if one.kind == "other" or (one.is_list and one.kind in ("numbers", "times")):
+    if one.kind == "other" or (one.is_list and one.kind == "times"):
         return f"values of type {one.type} are no feature"
     if not one.values:
         return "there is no value in any row"
+    if one.is_list and one.kind == "numbers" and not _are_vectors(one):
+        return "lists of numbers are a feature where all have one length, up to 4,096"
     if one.distinct == 1 and not one.nulls and not one.is_list:
         return "the same value in every row"
     integral = one.kind in ("integers", "strings") and not one.is_list
@@ -139,6 +143,8 @@ def _feature(one: ColumnStatistics, values: pa.ChunkedArray) -> tuple[AnyFeature
     """Return the proposed feature of a column that can be one, and what should be known of it."""
     if one.kind == "times":
         return _dense(one, values), "In seconds"
+    if one.is_list and one.kind == "numbers":
+        return VectorFeature(size=one.longest, separator=one.text.separator), ""
     if one.kind == "numbers" and not _are_integers(one):
         if one.distinct == 1:  # filled with their mean, those that are missing would be the same
             return DenseFeature(fill=0.0), "One value, or none, which counts as 0"
@@ -161,9 +167,16 @@ def _feature(one: ColumnStatistics, values: pa.ChunkedArray) -> tuple[AnyFeature
         return SparseFeature.model_validate(common), reason
     if one.text.separator is not None:
         common["separator"] = one.text.separator
+    if one.text.weight_separator is not None:
+        common["weight_separator"] = one.text.weight_separator
     if looks_ordered(one.name):
         return SequenceFeature.model_validate(common), ". ".join(filter(None, [_ORDERED, reason]))
     return MultiHotFeature.model_validate(common), reason
+
+
+def _are_vectors(one: ColumnStatistics) -> bool:
+    """Say whether lists of numbers have one length."""
+    return one.shortest == one.longest <= _LARGEST_VECTOR
 
 
 def ids_for(distinct: int, minimum: float, maximum: float, *, integers: bool) -> IdProposal:
@@ -253,7 +266,9 @@ def _seen(one: ColumnStatistics) -> str:
     if one.kind in ("integers", "numbers") and math.isfinite(one.minimum):
         style = ",.0f" if one.whole and max(-one.minimum, one.maximum) < 1e18 else ",.4g"
         words.append(f"{one.minimum:{style}} to {one.maximum:{style}}")
-    if one.is_list:
+    if one.is_list and one.kind == "numbers" and _are_vectors(one):
+        words.append(f"{one.longest} in a row")
+    elif one.is_list:
         words.append(f"{one.mean_length:.1f} in a row, {one.longest:,} at most")
     if one.nulls:
         share = 100 * one.nulls / one.rows

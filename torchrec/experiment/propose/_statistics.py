@@ -13,6 +13,7 @@ from torchrec.datasets.transform.columns import (
     Array,
     Source,
     chunks_of,
+    innermost,
     is_list,
     kind_of,
     read_ids,
@@ -20,13 +21,14 @@ from torchrec.datasets.transform.columns import (
     read_numbers,
 )
 from torchrec.datasets.transform.sketches import DistinctCounter
-from torchrec.experiment.propose._text import Text, look_at_text
+from torchrec.experiment.propose._text import NUMBER, Text, look_at_text
 
 # Distinct values are counted exactly below this, then estimated within about 0.4 %.
 EXACT = 65_536
 # Beyond so many it does not matter how many distinct measurements there are.
 _MEASURED = 4096
 # What is the same text again after it was read as an integer: no code with leading zeros.
+_ENDLESS = 1 << 62
 _WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"
 
 
@@ -47,18 +49,22 @@ class ColumnStatistics:
         minimum, maximum: of the numbers among them.
         whole: whether all numbers were whole.
         longest: longest list.
+        shortest: shortest list with a value.
     """
 
     def __init__(self, name: str, sample: pa.ChunkedArray, chosen: bool = False) -> None:
         self.name = name
         self.type = type = sample.type
         self.is_list = is_list(type)
-        self.kind = kind_of(type.value_type if self.is_list else type)
+        self.kind = kind_of(innermost(type))
         self.text = Text()
         if self.kind == "strings" and not self.is_list:
             self.text = look_at_text(name, sample, chosen)
             self.is_list = self.text.separator is not None
+            if self.text.is_measured:
+                self.kind = "numbers"
         self.rows = self.nulls = self.values = self.longest = 0
+        self.shortest = _ENDLESS
         self.minimum, self.maximum = float("inf"), float("-inf")
         self.whole = True
         self._counter = DistinctCounter(EXACT)
@@ -76,7 +82,9 @@ class ColumnStatistics:
                 lists = read_lists(array, separator)
                 self.nulls += lists.missing
                 self.longest = max(self.longest, int(lists.lengths.max(initial=0)))
-                self._add_values(lists.values if separator is None else _parts(lists.values))
+                there = lists.lengths[lists.lengths > 0]
+                self.shortest = min(self.shortest, int(there.min(initial=_ENDLESS)))
+                self._add_values(lists.values if separator is None else self._parts(lists.values))
             else:
                 self.nulls += self._add_values(array)
 
@@ -148,17 +156,22 @@ class ColumnStatistics:
         counter.update(found)
         self._add_range(found)
 
+    def _parts(self, parts: pa.Array) -> pa.Array:
+        """Return parts of strings, empty ones as nulls, as features read them."""
+        parts = pc.if_else(pc.equal(pc.binary_length(parts), 0), None, parts)
+        if self.text.weight_separator is not None:
+            return pc.replace_substring_regex(parts, f"{self.text.weight_separator}[^:]*$", "")
+        if not self.text.is_measured:
+            return parts
+        numbers = pc.match_substring_regex(parts, NUMBER)
+        return pc.if_else(numbers, parts, None).cast(pa.float64())
+
     def _add_range(self, numbers: Array) -> None:
         if len(numbers):
             self.minimum = min(self.minimum, numbers.min().item())
             self.maximum = max(self.maximum, numbers.max().item())
             if self.whole and numbers.dtype.kind == "f":
                 self.whole = bool((numbers == np.trunc(numbers)).all())
-
-
-def _parts(parts: pa.Array) -> pa.Array:
-    """Return parts of strings, empty ones as nulls, as features read them."""
-    return pc.if_else(pc.equal(pc.binary_length(parts), 0), None, parts)
 
 
 def _comparable(columns: Sequence[ColumnStatistics]) -> list[DistinctCounter]:

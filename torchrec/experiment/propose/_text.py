@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -16,6 +17,11 @@ from torchrec.experiment.propose._times import is_text_of_time
 _BRACKETED = r"(?s)^\s*(\[.*\]|\(.*\)|\{.*\})\s*$"
 _RECORD = r"""^\s*(\{\s*('[^']*'|"[^"]*"|[0-9]+)\s*:|[\[({]\s*[\[({])"""
 _MEASURED = r"^[-+]?[0-9]*\.[0-9]+([eE][-+]?[0-9]+)?$|^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"
+NUMBER = r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$"
+"""A number as Python and JSON write it."""
+WEIGHT = ":"
+"""What stands between an id and its weight."""
+_PAIR = rf"^[^{WEIGHT}]+{WEIGHT}[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$"
 _SEPARATORS = ("|", ", ", ",", ";", " ")
 
 # Numbers and dates that readers take for text: how they look, and what to do with the column.
@@ -37,11 +43,15 @@ class Text(NamedTuple):
         is_time: whether they are dates or times as in ISO 8601.
         unconverted: what to do with them, where they are numbers or dates as people write them.
         separator: what separates their parts, where they are lists.
+        weight_separator: what stands between each part and its weight.
+        is_measured: whether most parts are measured numbers.
     """
 
     is_time: bool = False
     unconverted: str | None = None
     separator: str | None = None
+    weight_separator: str | None = None
+    is_measured: bool = False
 
 
 def look_at_text(name: str, values: pa.ChunkedArray, chosen: bool = False) -> Text:
@@ -55,8 +65,8 @@ def look_at_text(name: str, values: pa.ChunkedArray, chosen: bool = False) -> Te
     Example:
         >>> look_at_text("discount", pa.chunked_array([["12 %", "7.5 %"]])).unconverted
         'numbers with a percent or currency sign: convert them to numbers'
-        >>> look_at_text("discount", pa.chunked_array([["12 %", "7.5 %"]]), chosen=True)
-        Text(is_time=False, unconverted=None, separator=None)
+        >>> look_at_text("discount", pa.chunked_array([["12 %"]]), chosen=True) == Text()
+        True
     """
     if pt.is_dictionary(values.type):  # as readers of Parquet give them
         values = values.cast(values.type.value_type)
@@ -64,8 +74,15 @@ def look_at_text(name: str, values: pa.ChunkedArray, chosen: bool = False) -> Te
         return Text()
     if is_text_of_time(values):
         return Text(is_time=True)
+    if not chosen and are_vectors(values):
+        return Text(separator=BRACKETS, is_measured=True)
     reason = None if chosen else unconverted(name, values)
-    return Text(unconverted=reason, separator=None if reason else separator_of(values))
+    if reason:
+        return Text(unconverted=reason)
+    of_weighted = weighted_separator_of(values)
+    if of_weighted is not None:
+        return Text(separator=of_weighted, weight_separator=WEIGHT)
+    return Text(separator=separator_of(values))
 
 
 def unconverted(name: str, strings: pa.ChunkedArray) -> str | None:
@@ -83,8 +100,6 @@ def unconverted(name: str, strings: pa.ChunkedArray) -> str | None:
     strings = pc.unique(strings.slice(0, 10_000).drop_null())
     if _share(strings, _RECORD) >= 0.9:
         return "records or lists in lists, written as text: make a column of each part"
-    if are_bracketed(strings) and _share(split_brackets(strings).flatten(), _MEASURED) >= 0.5:
-        return "lists of measured numbers are no feature: make a column of each"
     if _share(strings, _DATE) >= 0.9:
         return (
             "dates that are not written as in ISO 8601: convert them, e.g. with pandas.to_datetime"
@@ -174,10 +189,46 @@ def are_bracketed(strings: pa.Array) -> bool:
     return len(strings) > 0 and _share(strings, _BRACKETED) == 1
 
 
+def are_vectors(strings: pa.ChunkedArray) -> bool:
+    """Say whether strings are lists in brackets, and most of their parts numbers with decimals.
+
+    Example:
+        >>> are_vectors(pa.chunked_array([["[0.5, -1e-3]", "[2, 0.25]"]]))
+        True
+    """
+    distinct = pc.unique(strings.slice(0, 10_000).drop_null())
+    return are_bracketed(distinct) and _share(split_brackets(distinct).flatten(), _MEASURED) >= 0.5
+
+
 def _share(strings: pa.Array, pattern: str) -> float:
     """Return the share of strings in which a pattern is found."""
     found = pc.sum(pc.match_substring_regex(strings, pattern)).as_py()
     return (found or 0) / max(1, len(strings))
+
+
+def weighted_separator_of(strings: pa.ChunkedArray) -> str | None:
+    """Return what separates the parts of strings that are ids with weights, some with decimals; None of others.
+
+    Example:
+        >>> weighted_separator_of(pa.chunked_array([["7:0.5|9:1", "8:2|3:0.25"]]))
+        '|'
+        >>> weighted_separator_of(pa.chunked_array([["12:30|13:45", "1:00|2:00"]])) is None
+        True
+    """
+    distinct = pc.unique(strings.slice(0, 10_000).drop_null())
+    for separator in [BRACKETS] if are_bracketed(distinct) else _SEPARATORS:
+        split = split_brackets if separator == BRACKETS else _split_by(separator)
+        parts = split(distinct).flatten()
+        parts = parts.filter(pc.not_equal(parts, ""))
+        if len(parts) == len(distinct) or _share(parts, _PAIR) < 1:
+            continue
+        if _share(parts, rf"{WEIGHT}.*\.") > 0.1:
+            return separator
+    return None
+
+
+def _split_by(separator: str) -> Callable[[pa.Array], pa.ListArray]:
+    return lambda strings: pc.split_pattern(strings, separator)
 
 
 def separator_of(strings: pa.ChunkedArray) -> str | None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from torchrec.checks import did_you_mean
 from torchrec.datasets.expression import parse_expression
-from torchrec.datasets.features import AnyFeature, DenseFeature, TextType
+from torchrec.datasets.features import AnyFeature, IdFeature, TextType
 from torchrec.datasets.headers import looks_like_data
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.text_types import MisfitError
@@ -75,7 +75,7 @@ class Inference:
                 while name in given or name in found:
                     name += "_"
                 feature = feature.model_copy(update={"column": column.name})
-            own = not isinstance(feature, DenseFeature) and feature.table is None
+            own = isinstance(feature, IdFeature) and feature.table is None
             if own and table_name(name) != name:
                 table = table_name(name)
                 while table in given or table in tables:
@@ -112,7 +112,7 @@ class Inference:
         """Whether the tables are small enough for a step to update all of their rows."""
         rows: dict[str, int] = {}
         for name, feature in self.features.items():
-            if isinstance(feature, DenseFeature):
+            if not isinstance(feature, IdFeature):
                 continue
             rows[feature.table or name] = feature.rows or 0
         return updates_all_rows(rows.values(), self.dim)
@@ -121,9 +121,7 @@ class Inference:
     def dim(self) -> int:
         """One dimension for all tables; the rule is in `torchrec.experiment.propose._sizes`."""
         return proposed_dim(
-            column.distinct
-            for column in self.columns
-            if column.feature and not isinstance(column.feature, DenseFeature)
+            column.distinct for column in self.columns if isinstance(column.feature, IdFeature)
         )
 
 

@@ -99,7 +99,7 @@ def _words_among_numbers(text: pa.ChunkedArray, decimal: Decimal) -> list[str]:
 
 def _have_sentinel(numbers: pa.ChunkedArray) -> bool:
     """Say whether one number below 0, as -999, comes often among many that are not."""
-    if not (pt.is_integer(numbers.type) or pt.is_floating(numbers.type)):
+    if not (pt.is_signed_integer(numbers.type) or pt.is_floating(numbers.type)):
         return False
     counts = pc.value_counts(numbers.drop_null())
     values, times = counts.field("values"), counts.field("counts")

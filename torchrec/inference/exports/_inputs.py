@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,7 @@ class RawModel(nn.Module):
         self.number_names = [*transform.dense_names, *buckets]
         self.id_names = [key for key in transform.sparse_keys if key not in buckets]
         self._keys = [*self.id_names, *buckets]
-        features = {name: transform.features[name] for name in self.number_names}
-        self.numbers = _Numbers(transform, features)
+        self.numbers = _Numbers(transform, self.number_names)
         self.buckets = _Buckets(transform, list(buckets)) if buckets else None
         known = transform.vocabularies
         self.rows = None
@@ -76,15 +75,13 @@ class RawModel(nn.Module):
 class _Numbers(nn.Module):
     """The numbers of dense features, filled and scaled; and those of buckets, NaN where missing."""
 
-    def __init__(self, transform: FeatureTransform, features: Mapping[str, object]) -> None:
+    def __init__(self, transform: FeatureTransform, names: Sequence[str]) -> None:
         super().__init__()
         self.dense = len(transform.dense_names)
-        found = list(features.values())
+        found = [transform.features.get(name) for name in names]
         logs = [isinstance(feature, DenseFeature) and feature.log for feature in found]
-        scales = [transform.scales[name] for name in transform.dense_names]
-        # Without standardising there is a fill, but nothing to subtract.
-        scaled = [isinstance(f, DenseFeature) and f.standardise for f in found[: self.dense]]
-        pairs = list(zip(scales, scaled, strict=True))
+        known = transform.scales
+        scales = [known[name] for name in transform.dense_names]
         self.any_log = any(logs)
         self.logs: Tensor
         self.fill: Tensor
@@ -93,8 +90,8 @@ class _Numbers(nn.Module):
         self.register_buffer("logs", torch.tensor(logs))
         for name, values in (
             ("fill", [scale.fill for scale in scales]),
-            ("mean", [scale.mean if is_scaled else 0.0 for scale, is_scaled in pairs]),
-            ("deviation", [scale.deviation if is_scaled else 1.0 for scale, is_scaled in pairs]),
+            ("mean", [scale.mean for scale in scales]),
+            ("deviation", [scale.deviation for scale in scales]),
         ):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float64))
 

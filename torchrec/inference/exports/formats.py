@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from torchrec.datasets.features import DenseFeature, SparseFeature
+from torchrec.datasets.features import IdFeature, SparseFeature
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.files import write_folder
 from torchrec.inference.exports._inputs import RawModel
@@ -189,7 +189,7 @@ def description(transform: FeatureTransform, model: RawModel, format: Format) ->
 
 def _id_input(transform: FeatureTransform, name: str) -> dict[str, object]:
     feature = transform.features[name]
-    assert not isinstance(feature, DenseFeature)
+    assert isinstance(feature, IdFeature)
     found: dict[str, object] = {
         "feature": name,
         "column": feature.column or name,

@@ -11,9 +11,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from torchrec.datasets.features import SequenceFeature
+from torchrec.datasets.initial_weights import Pretrained
 from torchrec.datasets.transform import FeatureTransform, TableSpec
-from torchrec.models.registry._first_order import linear_name, weights_alone, weights_beside
-from torchrec.models.registry._initial_weights import initialise_layers, table_init_fn
+from torchrec.datasets.transform.pretrained import PretrainedRows
+from torchrec.models.registry._first_order import (
+    linear_name,
+    weights_alone,
+    weights_beside,
+    without_vectors,
+)
+from torchrec.models.registry._initial_weights import Fill, initialise_layers, table_init_fn
 from torchrec.models.registry._managed import ManagedTables
 from torchrec.models.registry._registry import (
     ModelInputs,
@@ -124,10 +131,8 @@ def build_model(
     # The order of these two decides which random numbers each gets.
     inputs = ModelInputs(
         num_dense,
-        _pooled(pooled, section, terms, optimizer, transform.is_weighted, tables)
-        if pooled
-        else None,
-        _sequences(sequences, section, optimizer, tables) if sequences else None,
+        _pooled(pooled, section, terms, optimizer, transform, tables) if pooled else None,
+        _sequences(sequences, section, optimizer, transform, tables) if sequences else None,
         [linear_name(spec.name) for spec in pooled] if terms == "both" else (),
         transform.outputs,
     )
@@ -198,7 +203,11 @@ def check_dims(
 
 
 def table_config(
-    kind: type[C], spec: TableSpec, section: ModelSection, optimizer: TableOptimizer | None
+    kind: type[C],
+    spec: TableSpec,
+    section: ModelSection,
+    optimizer: TableOptimizer | None,
+    transform: FeatureTransform,
 ) -> C:
     """Return the configuration of a table.
 
@@ -208,6 +217,7 @@ def table_config(
         section: of the model, whose dimension and initial weights tables without any of their own
             have.
         optimizer: of the table; None: it has a gradient.
+        transform: knows which id has which row.
 
     Raises:
         ValueError: the table has rows that are not known.
@@ -219,6 +229,11 @@ def table_config(
         )
     dim = spec.dim or section.dim
     rule = spec.init or section.table_init or find(section.name).table_init(dim)
+    if isinstance(rule, Pretrained):
+        init_fn: Fill | None = PretrainedRows(rule, spec, transform.rows_of)
+        optimizer = None if rule.frozen else optimizer
+    else:
+        init_fn = table_init_fn(rule, spec.rows, dim)
     return kind(
         num_embeddings=spec.rows,
         embedding_dim=dim,
@@ -228,7 +243,8 @@ def table_config(
         optimizer=None if optimizer is None else OptimizerType(optimizer.optimizer),
         lr=None if optimizer is None else optimizer.lr,
         weight_decay=None if optimizer is None else optimizer.weight_decay,
-        init_fn=table_init_fn(rule, spec.rows, dim),
+        init_fn=init_fn,
+        enable_grad=not (isinstance(rule, Pretrained) and rule.frozen),
         optimizer_options={} if optimizer is None else optimizer.options,
     )
 
@@ -260,15 +276,18 @@ def _pooled(
     section: ModelSection,
     terms: Terms,
     optimizer: TableOptimizer | None,
-    is_weighted: bool,
+    transform: FeatureTransform,
     device: torch.device | str | None,
 ) -> EmbeddingBagCollectionInterface:
-    tables = [table_config(EmbeddingBagConfig, spec, section, optimizer) for spec in specs]
-    for table, spec in zip(tables, specs, strict=True):
+    def config(spec: TableSpec) -> EmbeddingBagConfig:
+        table = table_config(EmbeddingBagConfig, spec, section, optimizer, transform)
         table.pooling = PoolingType[spec.pooling.upper()]
+        return table
+
+    tables = [config(spec) for spec in specs]
     if terms == "both":
-        tables += weights_beside(tables)
-    collection = EmbeddingBagCollection(tables, is_weighted=is_weighted, device=device)
+        tables += weights_beside([config(without_vectors(spec)) for spec in specs])
+    collection = EmbeddingBagCollection(tables, is_weighted=transform.is_weighted, device=device)
     if any(spec.ids == "managed" for spec in specs):
         return ManagedTables(collection, specs)
     return collection
@@ -278,6 +297,7 @@ def _sequences(
     specs: Sequence[TableSpec],
     section: ModelSection,
     optimizer: TableOptimizer | None,
+    transform: FeatureTransform,
     device: torch.device | str | None,
 ) -> EmbeddingCollection:
     for spec in specs:
@@ -286,5 +306,5 @@ def _sequences(
                 f"`ids` of table '{spec.name}' should be plain, hash or vocabulary, as model "
                 f"'{section.name}' reads it id by id. Received managed."
             )
-    tables = [table_config(EmbeddingConfig, spec, section, optimizer) for spec in specs]
+    tables = [table_config(EmbeddingConfig, spec, section, optimizer, transform) for spec in specs]
     return EmbeddingCollection(tables, device=device)

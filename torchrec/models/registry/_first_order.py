@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from torchrec.datasets.initial_weights import Pretrained
 from torchrec.datasets.transform import TableSpec
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
@@ -23,7 +24,12 @@ def linear_name(table: str) -> str:
 
 def weights_alone(specs: Sequence[TableSpec]) -> list[TableSpec]:
     """Return tables of weights in the place of tables of vectors."""
-    return [dataclasses.replace(spec, dim=1) for spec in specs]
+    return [dataclasses.replace(without_vectors(spec), dim=1) for spec in specs]
+
+
+def without_vectors(spec: TableSpec) -> TableSpec:
+    """Return a table that does not begin with vectors of another model."""
+    return dataclasses.replace(spec, init=None) if isinstance(spec.init, Pretrained) else spec
 
 
 def weights_beside(configs: Sequence[EmbeddingBagConfig]) -> list[EmbeddingBagConfig]:

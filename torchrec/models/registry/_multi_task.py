@@ -6,15 +6,14 @@ from collections.abc import Callable
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
-from torch import Tensor, nn
+from torch import nn
 
 from torchrec.models._interactions import FMVectors
 from torchrec.models._pooled import embedding_dim
 from torchrec.models.dlrm import DLRM, DLRM_DCN
 from torchrec.models.registry._dlrm import with_head
 from torchrec.models.registry._registry import ModelInputs
-from torchrec.models.registry._tower import TowerOptions
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.models.registry._tower import DenseOnly, TowerOptions
 
 MakeHead: TypeAlias = Callable[[int], nn.Module]
 """Makes what gives the outputs of all tasks of so many numbers a sample."""
@@ -41,19 +40,6 @@ class InteractionOptions(BaseModel):
     )
 
 
-class _DenseOnly(nn.Module):
-    """A head over dense features: what these models come to where there is nothing to look up."""
-
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
-        """Predict from ``dense_features`` ``(B, num_dense)``; ``sparse_features`` are not read."""
-        outputs: Tensor = self.head(dense_features)
-        return outputs
-
-
 def with_tasks(
     inputs: ModelInputs, make_head: MakeHead, options: TowerOptions, chosen: InteractionOptions
 ) -> nn.Module:
@@ -66,7 +52,7 @@ def with_tasks(
         chosen: its interaction.
     """
     if inputs.pooled is None:
-        return _DenseOnly(make_head(inputs.num_dense))
+        return DenseOnly(make_head(inputs.num_dense))
     layers = [*options.dense_layers, embedding_dim(inputs.pooled)]
     if chosen.interaction == "cross":
         cross = chosen.cross_layers, chosen.cross_rank

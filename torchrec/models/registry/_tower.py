@@ -60,16 +60,15 @@ class TowerOptions(BaseModel):
 
 
 class DenseOnly(nn.Module):
-    """A `Tower` over dense features: what these models come to where there is nothing to look up.
+    """A network over dense features alone: what models come to where there is nothing to look up.
 
     Args:
-        options: of the tower.
-        num_dense: number of dense features.
+        tower: over as many numbers as there are dense features.
     """
 
-    def __init__(self, options: TowerOptions, num_dense: int) -> None:
+    def __init__(self, tower: nn.Module) -> None:
         super().__init__()
-        self.tower = options.tower(num_dense)
+        self.tower = tower
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
         """Predict from ``dense_features`` ``(B, num_dense)``; ``sparse_features`` are not read."""

@@ -27,7 +27,7 @@ class DeepFMSection(TowerOptions, ModelSection):
 def build(section: DeepFMSection, inputs: ModelInputs) -> nn.Module:
     """Return a `DeepFactorizationMachine`."""
     if inputs.pooled is None:
-        return DenseOnly(section, inputs.num_dense)
+        return DenseOnly(section.tower(inputs.num_dense))
     return DeepFactorizationMachine(
         inputs.pooled,
         inputs.num_dense,

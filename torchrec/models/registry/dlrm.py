@@ -28,7 +28,7 @@ class DLRMSection(TowerOptions, ModelSection):
 def build(section: DLRMSection, inputs: ModelInputs) -> nn.Module:
     """Return a `DLRM` whose network over the interaction is a `Tower`."""
     if inputs.pooled is None:
-        return DenseOnly(section, inputs.num_dense)
+        return DenseOnly(section.tower(inputs.num_dense))
     layers = [*section.dense_layers, embedding_dim(inputs.pooled)]
     model = DLRM(inputs.pooled, inputs.num_dense, layers, [1])
     return with_options(model, section, inputs, section.vectors)

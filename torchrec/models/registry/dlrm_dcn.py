@@ -26,7 +26,7 @@ class DLRMDCNSection(TowerOptions, ModelSection):
 def build(section: DLRMDCNSection, inputs: ModelInputs) -> nn.Module:
     """Return a `DLRM_DCN` whose network over the interaction is a `Tower`."""
     if inputs.pooled is None:
-        return DenseOnly(section, inputs.num_dense)
+        return DenseOnly(section.tower(inputs.num_dense))
     layers = [*section.dense_layers, embedding_dim(inputs.pooled)]
     cross = section.cross_layers, section.cross_rank
     model = DLRM_DCN(inputs.pooled, inputs.num_dense, layers, [1], *cross)
