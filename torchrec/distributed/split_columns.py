@@ -7,7 +7,7 @@ with the sum: so a row has one state, and trains as if it were in one place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
 
@@ -103,6 +103,10 @@ def _check_same_rows(table: str, holders: Sequence[int], digests: Sequence[int])
         )
 
 
+def _sums_in_backward(rule: FusedRule | None) -> int:
+    return 0 if rule is None or rule.inherits_lr else RULES[rule.optimizer].row_sums
+
+
 class RowSumExchange:
     """Has the updates of a step ask for sums over rows together.
 
@@ -130,8 +134,7 @@ class RowSumExchange:
 
         A table may get a rule when it is sharded already.
         """
-        rule = self._rule_of(table)
-        return 0 if rule is None or rule.inherits_lr else RULES[rule.optimizer].row_sums
+        return _sums_in_backward(self._rule_of(table))
 
     def sums_at_step(self, table: str) -> int:
         """Return how many sums over rows the update of a table asks for that waits for an optimizer's step."""
@@ -156,49 +159,50 @@ class RowSumExchange:
         Raises:
             ValueError: on all ranks, if their hyper-parameters differ, naming the first.
         """
-        mine = [
-            int(self._by_kernel() if is_alone and self._one_way else 0),
-            self._settings_number(),
-        ]
+        owners = self._updated_here()
+        hypers = [owner.hyper for owner in owners.values()]
+        by_kernel = is_alone and self._one_way and self._by_kernel(owners.values(), hypers)
+        mine = [int(by_kernel), self._settings_number(hypers)]
         of_ranks = self.wire.begin(_UPDATE, [mine] * self.wire.world_size, len(mine)).numbers()
         if any(settings != mine[1] for _, settings in of_ranks):
             raise ValueError(difference(self.wire.gather(self._settings())))
         return all(by_kernel for by_kernel, _ in of_ranks)
 
-    def _hypers(self) -> list[Hyper]:
-        owners = [self._owner_of(table) for table in self.tables if self.sums_of(table)]
-        return [owner.hyper for owner in owners if owner is not None]
+    def _updated_here(self) -> dict[str, TableUpdate]:
+        """Return who trains each table of this rank that the backward pass updates by sums over rows."""
+        owners = {table: self._owner_of(table) for table in self.tables}
+        return {
+            table: owner
+            for table, owner in owners.items()
+            if owner and _sums_in_backward(owner.rule)
+        }
 
     def _settings(self) -> dict[str, str]:
         """Return the hyper-parameters of all tables that the backward pass updates here."""
-        names = [table for table in self.tables if self.sums_of(table) and self._owner_of(table)]
         return {
-            f"`{field.name}` of table '{table}'": str(getattr(hyper, field.name))
-            for table, hyper in zip(names, self._hypers(), strict=True)
-            for field in fields(hyper)
+            f"`{field.name}` of table '{table}'": str(getattr(owner.hyper, field.name))
+            for table, owner in self._updated_here().items()
+            for field in fields(owner.hyper)
         }
 
-    def _settings_number(self) -> int:
+    def _settings_number(self, hypers: list[Hyper]) -> int:
         """Return a number of the hyper-parameters: ranks that have other ones would train parts of a row apart."""
-        hypers = self._hypers()
         if hypers != self._numbered[0]:
             self._numbered = hypers, number_of(repr(hypers).encode())
         return self._numbered[1]
 
-    def _by_kernel(self) -> bool:
+    def _by_kernel(self, owners: Collection[TableUpdate], hypers: Sequence[Hyper]) -> bool:
         """Whether `MeanSquares` can make the update here.
 
         There may be no kernels on one rank, or another hyper-parameter, which takes the weights into account.
         """
-        owners = [self._owner_of(table) for table in self.tables if self.sums_of(table)]
-        adagrad = all(
-            owner is not None
-            and owner.rule is not None
-            and owner.rule.optimizer == OptimizerType.ROWWISE_ADAGRAD
-            for owner in owners
+        rules = {owner.rule.optimizer for owner in owners if owner.rule is not None}
+        takes = SplitUpdate.takes([owner.weight for owner in owners])
+        return (
+            rules <= {OptimizerType.ROWWISE_ADAGRAD}
+            and takes
+            and all(hyper.lazy for hyper in hypers)
         )
-        takes = SplitUpdate.takes([owner.weight for owner in owners if owner is not None])
-        return adagrad and takes and all(hyper.lazy for hyper in self._hypers())
 
     @property
     def rounds(self) -> int:
@@ -347,7 +351,8 @@ class SplitColumnsUpdate(JointUpdate):
     def _apply_at_once(self, brought: PassGradients) -> None:
         if self._means is None:
             self._means = MeanSquares(self.updates, self._exchange.tables, self._exchange.wire)
-        self._write_hyper()
+        if self._stale_rates:
+            self._write_hyper()
         lookup = brought.lookups[0] if self.updates else None
         if lookup is not None and self._penalises:
             self.hyper[:, SAMPLES] = lookup.samples

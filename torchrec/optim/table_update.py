@@ -129,6 +129,7 @@ class TableUpdate(Owner):
         self.joint: _Applier | None = None
         self.group: HyperGroup | None = None
         self._hyper: Hyper | None = None  # what the group says, until somebody writes to it
+        self._hyper_may_change = False  # without being written there, as a tensor may
         self._weight: Tensor | None = None
         self._hook: Any = None
         self._applied: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None
@@ -250,6 +251,7 @@ class TableUpdate(Owner):
         values = {name: getattr(rule.hyper, name) for name in options}
         params = [] if self._weight is None else [self._weight]
         self.group, self._hyper = HyperGroup({"params": params, **values}, self), rule.hyper
+        self._hyper_may_change = self.lr_may_change or self.options_may_change
         self._watch_gradient()
 
     def share_rule(self, rule: FusedRule, table: str) -> None:
@@ -303,9 +305,9 @@ class TableUpdate(Owner):
         """The hyper-parameters, as they are in the parameter group now."""
         if self.rule is None or self.group is None:
             raise RuntimeError(f"Table '{self.table}' should have a rule of its own.")
-        if self._hyper is not None and not (self.lr_may_change or self.options_may_change):
-            return self._hyper
-        self._hyper = RULES[self.rule.optimizer].hyper(self.group)
+        if self._hyper is None or self._hyper_may_change:
+            self._hyper = RULES[self.rule.optimizer].hyper(self.group)
+            self._hyper_may_change = self.lr_may_change or self.options_may_change
         return self._hyper
 
     def hyper_written(self, key: str, value: Any, group: Mapping[str, Any]) -> None:
