@@ -298,3 +298,39 @@ def files_of_sharing():
 def test_it_leaves_no_files_open(workers):
     # Open are both segments, and what tells that the other process has ended.
     assert workers.run(open_files, 2) == [(3, 0)] * 2
+
+
+def resident():
+    """Return how much of the memory that ranks share is there."""
+    with open("/proc/self/smaps") as lines:
+        return sum(
+            1024 * int(line.split()[1]) for line in _of_sharing(lines) if line.startswith("Rss:")
+        )
+
+
+def _of_sharing(lines):
+    inside = False
+    for line in lines:
+        if "-" in line.split(" ", 1)[0]:  # addresses: another mapping begins
+            inside = "rowwise-" in line
+        if inside:
+            yield line
+
+
+def after_a_large_message():
+    memory, found = shared(), []
+    for size, times in ((1 << 20, 1), (2, 3 * 1024), (1 << 20, 1)):
+        for _ in range(times):
+            sent = torch.full((2 * size,), float(size))
+            work = memory.start(sent, [size] * 2, [size] * 2, None)
+            assert work.done_within(LONG)
+            last = work.whole()
+        found.append(resident())
+    return found, last.eq(float(1 << 20)).all().item()
+
+
+def test_memory_that_nobody_has_needed_for_long_is_given_back(workers):
+    for (large, small, again), arrived in workers.run(after_a_large_message, 2):
+        assert arrived
+        assert min(large, again) > 8 << 20  # a message is written here, and another one read
+        assert small < 1 << 20

@@ -37,3 +37,14 @@ def met(times):
 
 def test_ranks_may_meet_again_at_once():
     assert run(met, 2, 200, timeout=20) == [True, True]
+
+
+def counted():
+    wire, rank = Wire(dist.group.WORLD), dist.get_rank()
+    sizes, before = [3, 5], (wire.sent_bytes, wire.sent_messages)
+    wire.swap(torch.zeros(8, dtype=torch.int32), sizes, [sizes[rank]] * 2)
+    return wire.sent_bytes - before[0], wire.sent_messages - before[1]
+
+
+def test_what_goes_to_others_is_counted():
+    assert run(counted, 2) == [(20, 1), (12, 1)]

@@ -51,6 +51,21 @@ class ClickModel(nn.Module):
         return self.over(torch.cat([self.ebc(sparse).values(), dense], 1))
 
 
+class NormedModel(ClickModel):
+    """With batch normalisation, and one table that the backward pass does not update."""
+
+    def __init__(self, optimizer: str | None = "adam", dropout: float = 0.2) -> None:
+        super().__init__(optimizer, dropout)
+        self.over = nn.Sequential(
+            nn.BatchNorm1d(2 * DIM + 2), nn.Linear(2 * DIM + 2, 8), nn.ReLU(), nn.Linear(8, 1)
+        )
+        self.rows = nn.EmbeddingBag(7, 1, mode="sum")
+
+    def forward(self, dense: Tensor, sparse: Any) -> Tensor:
+        bias = self.rows(sparse["user"].values()[:, None] % 7)
+        return super().forward(dense, sparse) + bias
+
+
 def make_batch(size: int, *seed: int) -> Batch:
     generator = torch.Generator().manual_seed(hash(seed) % 2**31)
     user = torch.randint(0, ROWS, (size,), generator=generator)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.training.clicks import ClickModel, Notes, Source, make_batch, make_trainer
+from tests.training.clicks import ClickModel, NormedModel, Notes, Source, make_batch, make_trainer
 from torchrec.datasets.utils import Batch
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.batch_norm import convert_sync_batchnorm
 from torchrec.distributed.sharding_plan import (
     column_wise,
     construct_module_sharding_plan,
@@ -67,15 +68,15 @@ def trainer(plan: str | None, folder: Path | None = None, **options: Any) -> tup
     """Return a trainer of a model that is sharded by a plan, and what it is told."""
     torch.manual_seed(0)
     world: World = ALONE
-    model: torch.nn.Module = ClickModel(
-        options.pop("rule", "adam"), dropout=options.pop("dropout", 0.0)
-    )
+    kind = NormedModel if options.pop("batch_norm", False) else ClickModel
+    model: torch.nn.Module = kind(options.pop("rule", "adam"), dropout=options.pop("dropout", 0.0))
     if plan is not None and dist.is_initialized():
         assert dist.group.WORLD is not None
         world = Ranks(dist.group.WORLD)
         assert isinstance(model, ClickModel)
         tables = construct_module_sharding_plan(model.ebc, PLANS[plan])
-        model = DistributedModelParallel(model, plan=ShardingPlan({"ebc": tables}))
+        synced = convert_sync_batchnorm(model)
+        model = DistributedModelParallel(synced, plan=ShardingPlan({"ebc": tables}))
     notes = Notes()
     made = make_trainer(
         model,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from tests.training.clicks import (
-    DIM,
     ClickModel,
+    NormedModel,
     Notes,
     Source,
     assert_same,
@@ -26,21 +26,6 @@ from torchrec.training import AverageOptions, Checkpoints, Observer
 from torchrec.training.averaging import WeightAverage
 
 pytestmark = pytest.mark.once
-
-
-class NormedModel(ClickModel):
-    """With batch normalisation, and one table that the backward pass does not update."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.over = nn.Sequential(
-            nn.BatchNorm1d(2 * DIM + 2), nn.Linear(2 * DIM + 2, 8), nn.ReLU(), nn.Linear(8, 1)
-        )
-        self.rows = nn.EmbeddingBag(7, 1, mode="sum")
-
-    def forward(self, dense: Tensor, sparse: Any) -> Tensor:
-        bias = self.rows(sparse["user"].values()[:, None] % 7)
-        return super().forward(dense, sparse) + bias
 
 
 class Reference(Observer):

@@ -23,6 +23,10 @@ OPTIONS = {
 }
 
 
+EMA = {"kind": "ema", "decay": 0.8}
+SWA = {"kind": "swa", "start": 0.4}
+
+
 def fit(plan, folder=None, until=None, **options):
     made, notes = trainer(plan, folder, **options)
     if until is not None:
@@ -65,9 +69,9 @@ def workers():
 @pytest.mark.parametrize(
     ("plan", "world_size", "options"),
     [
-        ("columns", 2, {}),
+        ("columns", 2, {"average": EMA, "batch_norm": True}),
         pytest.param("whole", 2, {"accumulate": 2}, marks=pytest.mark.slow),
-        pytest.param("rows", 3, {}, marks=pytest.mark.slow),
+        pytest.param("rows", 3, {"average": SWA, "batch_norm": True}, marks=pytest.mark.slow),
         pytest.param("copies", 2, {"rule": "rowwise_adagrad"}, marks=pytest.mark.slow),
     ],
 )
@@ -87,7 +91,7 @@ def fit_in(plan, folder, until, options):
 
 @pytest.mark.slow
 def test_goes_on_from_a_checkpoint_to_the_last_bit(workers, tmp_path: Path):
-    options = {**OPTIONS, "checkpoint_every": 3, "dropout": 0.2}
+    options = {**OPTIONS, "checkpoint_every": 3, "dropout": 0.2, "average": EMA}
     whole = workers.run(fit_in, 2, "columns", tmp_path / "whole", None, options)
     assert workers.run(fit_in, 2, "columns", tmp_path / "broken", 7, options) == [None, None]
     again = workers.run(fit_in, 2, "columns", tmp_path / "broken", None, options)
@@ -95,17 +99,44 @@ def test_goes_on_from_a_checkpoint_to_the_last_bit(workers, tmp_path: Path):
         assert all(torch.equal(found[0][name], value) for name, value in expected[0].items())
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
-def test_goes_on_from_a_checkpoint_on_another_number_of_ranks(workers, tmp_path, first, then):
-    options = {**OPTIONS, "checkpoint_every": 3}
+@pytest.mark.parametrize(
+    ("first", "then", "average"),
+    [
+        (2, 1, EMA),
+        pytest.param(1, 2, SWA, marks=pytest.mark.slow),
+        pytest.param(2, 3, SWA, marks=pytest.mark.slow),
+    ],
+)
+def test_goes_on_from_a_checkpoint_on_another_number_of_ranks(
+    workers, tmp_path, first, then, average
+):
+    # A mean of the last steps begins before the checkpoint.
+    options = {**OPTIONS, "checkpoint_every": 3, "batch_norm": True, "average": average}
     expected = fit(None, **options, folder=tmp_path / "whole")
-    plans = {1: None, 2: "columns"}
+    plans = {1: None, 2: "columns", 3: "rows"}
     stopped = workers.run(fit_in, first, plans[first], tmp_path / "run", 7, options)
     assert stopped == [None] * first
     for found in workers.run(fit_in, then, plans[then], tmp_path / "run", None, options):
         for name, value in expected[0].items():
             torch.testing.assert_close(found[0][name], value, rtol=1e-4, atol=2e-5)
         assert found[2] == expected[2]
+
+
+def traffic_of(evaluates):
+    made, _ = trainer("whole", epochs=1)
+    made.fit(Shares(made.world, batches=5), valid_shares(made.world) if evaluates else None)
+    return made.traffic
+
+
+def test_what_is_sent_in_steps_is_counted(workers):
+    """And what evaluations send is not."""
+    with_evaluations, without = (workers.run(traffic_of, 2, each) for each in (True, False))
+    assert with_evaluations == without
+    for each in without:
+        assert each.steps == 5
+        # A message before the step, and six of the look-up: headers, ids, vectors, both ways, and its end.
+        assert each.bytes > 5 * 16 * 4 * 4
+        assert each.messages >= 5 * 5
 
 
 def break_one(what):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rowwise import cli
 from rowwise.cli.stopping import Stopped, stopping
+from tests.distributed.ranks import Workers
 from tests.training.killing import ending
 from tests.training.test_run import Notes, experiment, run
 from torchrec.experiment.schema import Experiment
@@ -280,3 +283,44 @@ def test_what_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         seeded(clicks, **training)
+
+
+def seeds_on_ranks(what: Experiment, folder: Path, resume: bool) -> tuple[RunResult, list[str]]:
+    notes = Notes()
+    result = run_experiment(what, folder, resume, [notes])
+    return result, notes.messages
+
+
+@pytest.mark.slow
+def test_ranks_train_each_of_the_seeds_together(clicks: Path, tmp_path: Path) -> None:
+    """To the result of one process, with an ensemble; and go on where one broke off."""
+    what = seeded(clicks, ensemble=True, baselines=False)
+    what = what.model_copy(update={"model": what.model.model_copy(update={"dropout": 0.0})})
+    run(what, tmp_path / "one")
+    folders = [RunFolder(tmp_path / name) for name in ("one", "two")]
+    with Workers() as workers:
+        whole = workers.run(seeds_on_ranks, 2, what, folders[1].path, False)
+        assert whole[0][0] == whole[1][0]
+        assert [message for message in whole[0][1] if message.startswith("seed")] == [
+            "seed 4, 1 of 2", "seed 5, 2 of 2"
+        ]  # fmt: skip
+        assert whole[1][1] == []
+        for member, expected in zip(folders[1].members(), folders[0].members(), strict=True):
+            assert_close(member, expected)
+            assert len(read_run(member.path).ranks) == 2
+        assert_close(*folders)
+        # The second broke off before it had a result.
+        last = folders[1].members()[1]
+        last.result.unlink()
+        folders[1].result.unlink()
+        shutil.rmtree(max(last.checkpoints.glob("step-*")))
+        again = workers.run(seeds_on_ranks, 2, what, folders[1].path, True)
+    assert "seed 4, 1 of 2: ended before" in again[0][1]
+    assert again[0][0].valid == whole[0][0].valid
+
+
+def assert_close(found: RunFolder, expected: RunFolder) -> None:
+    weights = [load_file(each.model / "weights.safetensors") for each in (found, expected)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[1].items():
+        assert (weights[0][name] - value).abs().max() < 1e-6, name

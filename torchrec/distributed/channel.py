@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from time import monotonic, sleep
+from time import monotonic
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -46,6 +46,10 @@ class Channel:
 
     Args:
         beside: the group of the program, which all its ranks are in.
+
+    Attributes:
+        sent_bytes: to other ranks, in all exchanges so far.
+        sent_messages: likewise: one to each other rank in each exchange.
     """
 
     def __init__(self, beside: dist.ProcessGroup) -> None:
@@ -70,6 +74,7 @@ class Channel:
         memory = self._memory
         self._group = ref(group, None if memory is None else lambda _: memory.leave())
         self._name, self._exchanges, self._end = group.group_name, 0, ""
+        self.sent_bytes = self.sent_messages = 0
         self._met: dict[tuple[int, ...], int] = {}  # how often some of the ranks have met
 
     @property
@@ -114,6 +119,8 @@ class Channel:
             received: where parts are brought together, ``(sum(expected),)``. Default: new memory.
         """
         sent, group = sent.contiguous(), self.group
+        self.sent_bytes += (sent.numel() - sizes[self.rank]) * sent.element_size()
+        self.sent_messages += self.world_size - 1
         with lost_ranks_named(group):
             if self._memory is not None:
                 return self._memory.start(sent, sizes, expected, received)
@@ -177,14 +184,11 @@ class Channel:
         store.set(keys[self.rank], doing)
         if number > 1:  # all have come the last time, so all have found those of the time before
             store.delete_key(f"{self._name}/{tuple(ranks)}/{number - 2}/{self.rank}")
-        end, asked = monotonic() + 0.9 * self._timeout.total_seconds(), monotonic()
-        while not store.check([keys[rank] for rank in others]):
-            sleep(1e-4)
-            if monotonic() < asked + self._patience.total_seconds() / 2:
-                continue
-            asked, missing = monotonic(), [r for r in others if not store.check([keys[r]])]
+        end = monotonic() + 0.9 * self._timeout.total_seconds()
+        while not _waited([keys[rank] for rank in others], self._patience / 2):
+            missing = [rank for rank in others if not store.check([keys[rank]])]
             self._end = self._verdict() or self._elsewhere(missing, doing)
-            if not self._end and asked > end and missing:
+            if not self._end and monotonic() > end and missing:
                 self._end = self._give_up(missing, doing)
             if self._end:
                 raise RuntimeError(self._end)
@@ -228,3 +232,14 @@ class Channel:
             # The store was that of a rank that has ended, or is destroyed: then nobody can say anything, and what
             # the exchange itself has failed by is raised.
             return ""
+
+
+def _waited(keys: list[str], time: timedelta) -> bool:
+    """Wait for so long at most for keys of the store, and return whether they are there."""
+    store = default_store()
+    try:
+        store.wait(keys, time)
+    except RuntimeError:  # of each kind of store another one
+        there: bool = store.check(keys)  # raises what is wrong, if it is not the time
+        return there
+    return True

@@ -409,7 +409,8 @@ def _as_saved(
 ) -> dict[str, Tensor]:
     """Return tensors to read into: new ones for what is not wanted by name, or was saved in another size.
 
-    That is so with maps of ids: what a map of one process shows depends on how many ids wait.
+    That is so with maps of ids: what a map of one process shows depends on how many ids wait, and each rank needs all
+    of these to find those that belong to it.
     """
     known = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     found = dict(tensors)
@@ -417,7 +418,7 @@ def _as_saved(
         if not isinstance(saved, TensorStorageMetadata):
             continue
         mine = tensors.get(name)
-        if name in unasked if mine is None else type(mine) is Tensor and mine.shape != saved.size:
+        if name in unasked if mine is None else mine.shape != saved.size:
             found[name] = torch.empty(saved.size, dtype=saved.properties.dtype)
     return found
 

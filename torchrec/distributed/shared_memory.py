@@ -43,6 +43,7 @@ _POSTED, _READ, _CLOSED, _BELL, _HEAD = 0, 8, 9, 16, 64
 _BYTES, _START, _DONE, _LINE = 0, 1, 2, 8
 _LOOK = timedelta(seconds=0.05)  # how often a rank that waits looks whether others are still there
 _SPIN_US = 50
+_IDLE = 1024  # exchanges after which memory that none of them has used is given back
 
 
 class _Segment:
@@ -55,8 +56,8 @@ class _Segment:
     """
 
     def __init__(self, file: int, size: int, ranks: int) -> None:
-        self._process = os.getpid()
-        self.bytes = np.frombuffer(mmap.mmap(file, size), dtype=np.uint8)
+        self._process, self._map = os.getpid(), mmap.mmap(file, size)
+        self.bytes = np.frombuffer(self._map, dtype=np.uint8)
         self.words = self.bytes.view(np.int64)
         self.address = self.bytes.ctypes.data
         line = _LINE + _SMALL // 8
@@ -73,6 +74,12 @@ class _Segment:
     def word(self, number: int) -> int:
         """Return the address of a number."""
         return self.address + 8 * number
+
+    def give_back(self, start: int, end: int) -> None:
+        """Give the memory between two bytes back to the system, as far as it is whole pages: it is zero from now on."""
+        start, end = _rounded_up(start, mmap.PAGESIZE), end // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > start:
+            self._map.madvise(mmap.MADV_REMOVE, start, end - start)
 
     def write(self, number: int, value: int, bells: Sequence[int] = ()) -> None:
         """Write a number, which others see after all that was written before.
@@ -94,6 +101,7 @@ class _Buffer:
         number: of the message that it has held last.
         readers: of that.
         lent: what is packed here, or was.
+        has_memory: whether its bytes may be in memory.
     """
 
     done: int
@@ -102,6 +110,7 @@ class _Buffer:
     number: int = 0
     readers: list[int] = field(default_factory=list)
     lent: ReferenceType[np.ndarray[tuple[int], np.dtype[np.uint8]]] | None = None
+    has_memory: bool = True
 
 
 class _SharedWork:
@@ -219,6 +228,8 @@ class SharedMemory:
         self._require_own_process()
         number, item = self._number, sent.element_size()
         self._make_room(number)
+        if number % _IDLE == 0:
+            self._give_back(number)
         self._number += 1
         sent = sent.detach()
         starts = [0]
@@ -340,6 +351,7 @@ class SharedMemory:
         """Return the smallest buffer that is large enough and holds nothing, or a new one."""
         for buffer in self._buffers:
             if buffer.size >= size and self._is_free(buffer):
+                buffer.has_memory = True
                 return buffer
         done, ranks = self._end, len(self._segments)
         start = done + _rounded_up(8 * ranks, 64)
@@ -354,6 +366,13 @@ class SharedMemory:
         self._buffers.append(made)
         self._buffers.sort(key=lambda buffer: buffer.size)
         return made
+
+    def _give_back(self, number: int) -> None:
+        """Give back the memory of buffers that no message has needed for long, as after one batch that was large."""
+        for buffer in self._buffers:
+            if buffer.has_memory and number - buffer.number > _IDLE and self._is_free(buffer):
+                self._mine.give_back(buffer.start, buffer.start + buffer.size)
+                buffer.has_memory = False
 
     def _is_free(self, buffer: _Buffer) -> bool:
         if buffer.lent is not None and buffer.lent() is not None:

@@ -253,6 +253,10 @@ class ShardedTable(Tensor):
             return args[0]
         if keeps_sizes(func):
             return args[0]._map(partial(func, **kwargs))
+        if func is torch.ops.aten.lerp_.Scalar and _have_same_parts(args[0], args[1]):
+            for mine, other in zip(args[0]._parts, args[1]._parts, strict=True):
+                mine.tensor.lerp_(other.tensor, args[2])
+            return args[0]
         if func is torch.ops.aten.new_empty.default and tuple(args[1]) == tuple(args[0].shape):
             return args[0]._map(partial(torch.empty_like, **kwargs))
         if func is torch.ops.aten.squeeze.dim and args[0].shape[1:] == (1,) and args[1] in (1, -1):
@@ -317,6 +321,20 @@ class ShardedTable(Tensor):
             if torch.Size(shard.metadata.shard_offsets) == index.offset:
                 return shard.tensor
         raise ValueError(f"{self._name} should have a part at {index.offset} on this rank.")
+
+
+def _have_same_parts(one: ShardedTable, other: object) -> bool:
+    """Return whether two tables have the same rows and columns on this rank."""
+    if not isinstance(other, ShardedTable):
+        return False
+    places = [
+        [
+            (shard.metadata.shard_offsets, shard.metadata.shard_sizes)
+            for shard in each.local_shards()
+        ]
+        for each in (one, other)
+    ]
+    return one.shape == other.shape and places[0] == places[1]
 
 
 def _region(whole: Tensor, known: ShardMetadata) -> Tensor:

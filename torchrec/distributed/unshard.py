@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from torchrec.distributed.batch_norm import revert_sync_batchnorm
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.shard import outermost
 from torchrec.distributed.state import ShardedTable
@@ -148,7 +149,7 @@ def _plain_of(model: DistributedModelParallel) -> nn.Module:
     memo: dict[int, Any] = {
         id(sharded.get_submodule(path)): module for path, module in plain.items()
     }
-    return plain[""] if "" in plain else copy.deepcopy(sharded, memo)
+    return plain[""] if "" in plain else revert_sync_batchnorm(copy.deepcopy(sharded, memo))
 
 
 def _load_weights(plain: nn.Module, path: str, weights: Mapping[str, Any]) -> None:

@@ -99,6 +99,16 @@ class Wire:
         """
         return self._channel.group
 
+    @property
+    def sent_bytes(self) -> int:
+        """How much this rank has sent to others in exchanges, those of other wires of the same group too."""
+        return self._channel.sent_bytes
+
+    @property
+    def sent_messages(self) -> int:
+        """In how many messages, one for each other rank in each exchange."""
+        return self._channel.sent_messages
+
     def message(self, size: int, like: Tensor) -> Tensor:
         """Return memory for what this rank sends: whatever is packed there is sent without another copy.
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrec.training.optimizers import weights_moved_with_rows
 from torchrec.training.options import AverageOptions
 
 # What batch normalisation measures of the activations belongs to the weights that made them.
@@ -26,7 +27,8 @@ class WeightAverage:
     with :math:`d_n = \min(\text{decay}, n / (9 + n))` for ``"ema"``, so that the first steps are soon
     forgotten, and :math:`d_n = (n - 1) / n`, the mean, for ``"swa"``. The first is the weights
     themselves. It goes over all rows of all tables each step, as rows that a step leaves as they are
-    move in the average all the same; and it is in float32, whatever the weights are.
+    move in the average all the same; and it is in float32, whatever the weights are. Of a table that is spread
+    over ranks, each has the average of its part, and nothing is sent.
 
     Args:
         options: which average.
@@ -82,14 +84,11 @@ class WeightAverage:
         self._count += 1
         n = self._count
         if n == 1:
-            self._average = {
-                name: weight.detach().to(torch.float32, copy=True)
-                for name, weight in self._weights.items()
-            }
+            self._average = self._copied()
             return
         decay = (n - 1) / n if options.kind == "swa" else min(options.decay, n / (9 + n))
         for name, weight in self._weights.items():
-            self._average[name].lerp_(weight.detach().float(), 1.0 - decay)
+            self._average[name].lerp_(weight.float(), 1.0 - decay)
 
     def finding(self, step: int, total: int | None) -> list[str]:
         """Say so where the weights of a step are no average yet, as its training was stopped early.
@@ -115,7 +114,7 @@ class WeightAverage:
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Let the model have the average as its weights inside."""
-        own = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        own = {name: weight.clone() for name, weight in self._weights.items()}
         try:
             self.write()
             yield
@@ -126,28 +125,42 @@ class WeightAverage:
         """Write the average into the model, if it has begun."""
         _copy(self._average, self._weights)
 
+    def init_state(self, step: int, total: int | None) -> None:
+        """Have the state of a step, in memory of its own, for a checkpoint to be read into.
+
+        Args:
+            step: how many have been made.
+            total: how many there will be.
+        """
+        self._average = self._copied() if step > self._steps_before(total) else {}
+
     def state_dict(self) -> dict[str, Any]:
         """Return what to go on from."""
         return {"count": self._count, "weights": self._average}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+    def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
+        """Go on from a state.
+
+        Args:
+            state: of an average.
+            model: the model, with the weights of that time, whose rows may have moved when it loaded them.
+        """
         self._count = state["count"]
-        self._average = {
-            name: value.to(self._weights[name].device, copy=True)
-            for name, value in state["weights"].items()
-        }
+        if state["weights"].keys() != self._average.keys():  # it has begun at another step
+            self._average = self._copied() if state["weights"] else {}
+        _copy(weights_moved_with_rows(model, state["weights"]), self._average)
+
+    @torch.no_grad()
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: value.to(torch.float32, copy=True) for name, value in self._weights.items()}
 
 
 def _averaged(model: nn.Module) -> dict[str, Tensor]:
     """Return what is averaged, by name: numbers that training changes bit by bit."""
-    statistics = {
-        name: buffer
-        for name, buffer in model.named_buffers()
-        if name.rpartition(".")[2] in _STATISTICS
-    }
-    every = {**dict(model.named_parameters()), **statistics}
-    return {name: value for name, value in every.items() if value.is_floating_point()}
+    names = [name for name, _ in model.named_parameters()]
+    names += [n for n, _ in model.named_buffers() if n.rpartition(".")[2] in _STATISTICS]
+    state = model.state_dict()  # of a table that ranks share, it has the whole
+    return {name: state[name] for name in names if state[name].is_floating_point()}
 
 
 @torch.no_grad()

@@ -132,6 +132,17 @@ class Checkpoints:
         """
         return self._read(_FULL, step)
 
+    def load_rest(self, step: int) -> dict[str, Any]:
+        """Return what a checkpoint has beside tensors, of which there are only names; one of ranks as well.
+
+        Args:
+            step: of the checkpoint.
+
+        Raises:
+            ValueError: if it is not there, or damaged; it names the folder.
+        """
+        return self._read_rest(_FULL, step)
+
     def save_best(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """Write the best weights so far; former ones stay until a checkpoint supersedes them."""
         self._write(_BEST, step, weights, None)
@@ -168,6 +179,12 @@ class Checkpoints:
     def _read(self, kind: str, step: int) -> dict[str, Any]:
         from safetensors.torch import load_file
 
+        rest = self._read_rest(kind, step)
+        state = join_state(rest, load_file(self._path(kind, step) / _TENSORS))
+        assert isinstance(state, dict)
+        return state
+
+    def _read_rest(self, kind: str, step: int) -> dict[str, Any]:
         path = self._path(kind, step)
         if not path.is_dir():
             raise ValueError(
@@ -180,12 +197,10 @@ class Checkpoints:
         except DamagedError as error:
             raise _damaged(error) from None
         try:
-            rest = read_json((path / _STATE).read_bytes())
+            rest: dict[str, Any] = read_json((path / _STATE).read_bytes())
         except ValueError as error:
             raise _damaged(DamagedError(path / _STATE, str(error))) from None
-        state = join_state(rest, load_file(path / _TENSORS))
-        assert isinstance(state, dict)
-        return state
+        return rest
 
     def _index(self, path: Path) -> FolderIndex:
         """Return what a checkpoint says of itself; refuse one that this version does not read."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -168,6 +168,18 @@ def moved_with_rows(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
         if isinstance(module, _Managed):
             state = module.fit_optimizer_state(state)
     return state
+
+
+def weights_moved_with_rows(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights by name, an average of them say, with their rows where those of the tables are.
+
+    Args:
+        model: see `moved_with_rows`.
+        weights: as they were saved.
+    """
+    state = {"state": {name: {"weight": value} for name, value in weights.items()}}
+    moved = moved_with_rows(model, state)["state"]
+    return {name: values["weight"] for name, values in moved.items()}
 
 
 def stepping(optimizer: CombinedOptimizer) -> list[torch.optim.Optimizer]:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from torchrec.checks import did_you_mean
+from torchrec.distributed.batch_norm import convert_sync_batchnorm
 from torchrec.distributed.fbgemm_qcomm_codec import (
     CommType,
     QCommsConfig,
@@ -65,11 +66,6 @@ def sharded(model: nn.Module, experiment: Experiment, data: RunData) -> Distribu
         ValueError: if the plan is not of this model and so many ranks, or the model cannot be spread.
     """
     section = experiment.distributed
-    if any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
-        raise ValueError(
-            "`model.batch_norm` should be false on several ranks, each of which would normalise by its own "
-            "samples. Received true."
-        )
     precision = QCommsConfig(
         forward_precision=CommType[section.forward_precision.upper()],
         backward_precision=CommType[section.backward_precision.upper()],
@@ -91,7 +87,8 @@ def sharded(model: nn.Module, experiment: Experiment, data: RunData) -> Distribu
             plan = plan_from_json(path.read_text("utf-8"))
         except ValueError as error:
             raise ValueError(f"`distributed.plan` '{path}': {error}") from error
-    return DistributedModelParallel(model, plan=plan, sharders=sharders)
+    synced = convert_sync_batchnorm(model)
+    return DistributedModelParallel(synced, plan=plan, sharders=sharders)
 
 
 def _planner(

@@ -9,10 +9,11 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 from torchrec.modules.collection import collections_in
 from torchrec.training.fit_state import FitResult
 from torchrec.training.memory import peak_rss_bytes
+from torchrec.training.world import Traffic
 
 
 def rank_facts(
-    model: DistributedModelParallel, reached: FitResult, waited: float
+    model: DistributedModelParallel, reached: FitResult, waited: float, traffic: Traffic
 ) -> Mapping[str, float]:
     """Return the figures of this rank.
 
@@ -20,6 +21,7 @@ def rank_facts(
         model: sharded.
         reached: what came of training.
         waited: seconds before steps, for other ranks.
+        traffic: what it has sent in steps.
     """
     shards = [
         shard.weight
@@ -27,9 +29,14 @@ def rank_facts(
         for config in collection.table_store().table_configs()
         for shard in collection.table_store().table_shards(config.name)
     ]
+    layers = [param for _, param in model.bare_named_parameters() if param.requires_grad]
+    steps = max(traffic.steps, 1)
     facts: dict[str, float] = {
         "seconds": round(reached.seconds, 3),
         "waited": round(waited, 3),
+        "sent_bytes": round(traffic.bytes / steps, 1),
+        "messages": round(traffic.messages / steps, 1),
+        "layer_bytes": sum(each.numel() * each.element_size() for each in layers),
         "table_bytes": sum(each.numel() * each.element_size() for each in shards),
     }
     peak = peak_rss_bytes()

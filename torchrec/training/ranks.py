@@ -17,7 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from torchrec.distributed.wire import Wire
 from torchrec.training.meeting import absent_ranks, meeting_place
-from torchrec.training.world import ALONE, World
+from torchrec.training.world import ALONE, Sent, World
 
 T = TypeVar("T")
 
@@ -45,6 +45,11 @@ class Ranks:
         self._patient = Wire(dist.new_group(ranks, _PATIENCE, "gloo"))
         self.rank, self.size = self._wire.rank, self._wire.world_size
         self.waited = 0.0
+
+    @property
+    def sent(self) -> Sent:
+        """What this process has sent to others: ids, vectors, their gradients, and what ranks tell one another."""
+        return Sent(self._wire.sent_bytes, self._wire.sent_messages)
 
     def total(
         self, numbers: Sequence[float], what: str, error: Exception | None = None

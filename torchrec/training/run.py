@@ -89,12 +89,7 @@ def _train(
     with run_threads(experiment.training.threads), advised():
         if experiment.training.seeds == 1:
             return train_run(experiment, run, observers, world=world)
-        if world.size > 1:
-            raise ValueError(
-                "`training.seeds` should be 1 on several ranks. Received "
-                f"{experiment.training.seeds}: train them one after the other, with `training.seed`."
-            )
-        return train_seeds(experiment, run, observers)
+        return train_seeds(experiment, run, observers, world)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from statistics import fmean, stdev
 
 from torchrec.bundle import load_bundle, save_bundle
@@ -20,9 +21,12 @@ from torchrec.training.run_data import RunData, learned
 from torchrec.training.run_tasks import tasks_of
 from torchrec.training.single_run import train_run
 from torchrec.training.task import Task
+from torchrec.training.world import ALONE, World
 
 
-def train_seeds(experiment: Experiment, run: RunFolder, given: Sequence[Observer]) -> RunResult:
+def train_seeds(
+    experiment: Experiment, run: RunFolder, given: Sequence[Observer], world: World = ALONE
+) -> RunResult:
     """Train an experiment with ``training.seeds`` seeds one after the other, from ``training.seed`` on.
 
     Each is a run like any other, ``seed-0/`` and so on, equal to that of the experiment with this
@@ -34,36 +38,49 @@ def train_seeds(experiment: Experiment, run: RunFolder, given: Sequence[Observer
         experiment: what to do.
         run: the folder of all, locked.
         given: are told how each goes.
+        world: the ranks that train each of them together. Default: this process alone.
     """
     tell = Observers(given)
-    begun = [member for member in run.members() if _checkpoints_of(member).latest() is not None]
-    if begun:
-        _check_data(experiment, run, begun[0])
-    elif not run.fitted.is_dir() or not any(member.has_ended() for member in run.members()):
-        tell.began("reading the data")
-        resolved = learned(experiment)
-        run.write_experiment(dump_experiment(resolved.experiment))
-        run.write_fitted(resolved.fitted)
-        for notice in resolved.notices:
-            tell.said(notice)
+    for notice in world.first(lambda: _begin(experiment, run, tell), "reading the data"):
+        tell.said(notice)
     seeds = [experiment.training.seed + number for number in range(experiment.training.seeds)]
     results = []
     for number, seed in enumerate(seeds):
         member = run.member(seed)
-        tell.said(f"seed {seed}, {number + 1} of {len(seeds)}{_ended(member)}")
-        if not member.has_ended():
-            with lock(member.path):
+        has_ended = world.first(member.has_ended, f"the run of seed {seed}")
+        ended = ": ended before" if has_ended else ""
+        tell.said(f"seed {seed}, {number + 1} of {len(seeds)}{ended}")
+        if not has_ended:
+            with lock(member.path) if world.rank == 0 else nullcontext():
                 # Read anew, so that each counts odd values for itself.
-                train_run(_with_seed(experiment, seed), member, given, run.read_fitted())
-        results.append(member.read_result())
-    result = joined(seeds, results)
-    if experiment.training.ensemble:
-        tell.began(f"averaging the logits of {len(seeds)} models")
-        result = dataclasses.replace(
-            result, ensemble=_save_ensemble(experiment, run, [run.member(seed) for seed in seeds])
-        )
-    run.write_result(result)
-    return run.read_result()
+                train_run(_with_seed(experiment, seed), member, given, run.read_fitted(), world)
+        results.append(world.first(member.read_result, f"the result of seed {seed}"))
+
+    def finish() -> RunResult:
+        result = joined(seeds, results)
+        if experiment.training.ensemble:
+            tell.began(f"averaging the logits of {len(seeds)} models")
+            members = [run.member(seed) for seed in seeds]
+            result = dataclasses.replace(result, ensemble=_save_ensemble(experiment, run, members))
+        run.write_result(result)
+        return run.read_result()
+
+    return world.first(finish, "the result of all seeds")
+
+
+def _begin(experiment: Experiment, run: RunFolder, tell: Observers) -> list[str]:
+    """Fill the folder of all with what its seeds share, unless it is there; return notices."""
+    begun = [member for member in run.members() if _checkpoints_of(member).latest() is not None]
+    if begun:
+        _check_data(experiment, run, begun[0])
+        return []
+    if run.fitted.is_dir() and any(member.has_ended() for member in run.members()):
+        return []
+    tell.began("reading the data")
+    resolved = learned(experiment)
+    run.write_experiment(dump_experiment(resolved.experiment))
+    run.write_fitted(resolved.fitted)
+    return resolved.notices
 
 
 def _checkpoints_of(member: RunFolder) -> Checkpoints:
@@ -76,7 +93,7 @@ def _check_data(experiment: Experiment, run: RunFolder, member: RunFolder) -> No
     checkpoints = _checkpoints_of(member)
     step = checkpoints.latest()
     assert step is not None
-    state = checkpoints.load(step)["data"]
+    state = checkpoints.load_rest(step)["data"]
     RunData(_with_seed(experiment, seed), run.read_fitted()).train.check_state_dict(state)
 
 
@@ -104,10 +121,6 @@ def _save_ensemble(
 
 def _measured(model: Ensemble, tasks: Sequence[Task], batches: Loader) -> Scores:
     return evaluate(model, tasks, batches, lambda batch: batch).report.to_json()
-
-
-def _ended(member: RunFolder) -> str:
-    return ": ended before" if member.has_ended() else ""
 
 
 def _with_seed(experiment: Experiment, seed: int) -> Experiment:

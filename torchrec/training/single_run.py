@@ -54,7 +54,7 @@ def train_run(
         fitted: what others have learned of the same data. Default: it is learned anew.
         world: the ranks that train together. Default: this process alone.
     """
-    options = experiment.training
+    options, waited = experiment.training, world.waited
     torch.manual_seed(options.seed)
     checkpoints = _checkpoints(run, options.keep_checkpoints, world)
     begun = checkpoints.latest() is not None
@@ -97,7 +97,7 @@ def train_run(
         data.train, data.valid, data.test, resume=True, batches=data.train_batches
     )
     tell.began("saving the model")
-    whole = _whole(trainer, reached, world)
+    whole = _whole(trainer, reached, world.waited - waited)
 
     def save() -> RunResult:
         assert whole is not None
@@ -165,6 +165,9 @@ def _read(
         return data, data.notices
 
     def learn() -> list[str]:
+        if fitted is not None:
+            run.write_fitted(fitted)
+            return []
         resolved = learned(experiment)
         run.write_fitted(resolved.fitted)
         return resolved.notices
@@ -174,18 +177,17 @@ def _read(
     return data, [*data.notices, *notices]
 
 
-def _whole(trainer: Trainer, reached: FitResult, world: World) -> _Whole | None:
+def _whole(trainer: Trainer, reached: FitResult, waited: float) -> _Whole | None:
     """Return what was trained as one process has it, with counts of ids of all ranks; None but on the first."""
+    world = trainer.world
     if world.size == 1:
         return _Whole(trainer.model, trainer.optimizer)
     from torchrec.distributed.model_parallel import DistributedModelParallel
     from torchrec.distributed.unshard import unshard
     from torchrec.training.rank_facts import plan_in_words, rank_facts
-    from torchrec.training.ranks import Ranks
 
     assert isinstance(trainer.model, DistributedModelParallel)
-    assert isinstance(world, Ranks)
-    facts = rank_facts(trainer.model, reached, world.waited)
+    facts = rank_facts(trainer.model, reached, waited, trainer.traffic)
     ranks, plan = world.gather(facts, "figures of ranks"), plan_in_words(trainer.model.plan)
     counts = out_of_range_counts(trainer.model)
     totals = world.total(list(counts.values()), "ids out of range")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -36,7 +37,7 @@ from torchrec.training.training_metrics import TrainingMetrics
 from torchrec.training.unsaved_buffers import load_unsaved_buffers, unsaved_buffers
 from torchrec.training.update import Update
 from torchrec.training.weigh import weigh
-from torchrec.training.world import ALONE, World, own_state, state_of_ranks
+from torchrec.training.world import ALONE, Traffic, World, own_state, state_of_ranks
 
 
 class Trainer:
@@ -101,11 +102,6 @@ class Trainer:
         threads: ThreadChooser | None = None,
         world: World = ALONE,
     ) -> None:
-        if options is not None and options.average is not None and world.size > 1:
-            raise ValueError(
-                "`average` should be None on several ranks, none of which has all weights. Received "
-                f"{options.average}."
-            )
         self.model = model
         self.world = world
         self.tasks = _checked_tasks((tasks,) if isinstance(tasks, Task) else tasks)
@@ -125,6 +121,7 @@ class Trainer:
         check_metric_names(empty)
         self.monitor.check_metrics(empty)
         self.phases = PhaseTimer()
+        self.traffic = Traffic()
         self._observers = Observers(observers)
         self._update = Update(model, self.tasks, self.optimizer, options, self.phases)
         self._metrics = TrainingMetrics(self.tasks, world)
@@ -239,10 +236,11 @@ class Trainer:
 
     def _step(self, group: list[Batch]) -> None:
         """Make one update with the gradient of all samples of some batches, and measure."""
-        began, progress = perf_counter(), self.progress
+        began, progress, sent = perf_counter(), self.progress, self.world.sent
         samples, weight = weigh(group, self.tasks, self.world, progress)
         loss, predictions = self._update([self._placed(batch) for batch in group], weight)
         progress.step += 1
+        self.traffic.count(sent, self.world.sent)
         if self.average is not None:
             with self.phases("optimizer"):
                 self.average.update(progress.step, self._total_steps())
@@ -486,6 +484,9 @@ class Trainer:
         self.checkpoints.tidy()
         self.optimizer.init_state()
         present = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.average is not None:
+            self.average.init_state(step, self._total_steps())
+            present["average"] = self.average.state_dict()
         state = self.checkpoints.load(step, present)
         self.progress = Progress(**state["progress"])
         self.monitor.load_state_dict(state["stopping"])
@@ -498,10 +499,10 @@ class Trainer:
                 "`average` should be given, or not, as when the checkpoint was written. Received "
                 f"{self.options.average} for a checkpoint {'without' if average is None else 'with'} one."
             )
-        if self.average is not None and average is not None:
-            self.average.load_state_dict(average)
         self._valid = None if state["valid"] is None else Report.restored(state["valid"])
-        self.model.load_state_dict(state["model"])
+        _load_model(self.model, state["model"])
+        if self.average is not None and average is not None:
+            self.average.load_state_dict(average, self.model)
         buffers = own_state(self.world, state["buffers"])
         if buffers is not None:  # of other ranks, their counts of ids begin anew
             load_unsaved_buffers(self.model, buffers)
@@ -519,6 +520,13 @@ class Trainer:
         self.id_counts()  # what the checkpoint's counters hold is told, or among these:
         self._ids = Counter(state["ids"])
         self._observers.load_state_dict(state)
+
+
+def _load_model(model: nn.Module, state: dict[str, Tensor]) -> None:
+    with warnings.catch_warnings():
+        # Of rows that have moved: their states, and averages, do as well.
+        warnings.filterwarnings("ignore", "Rows of table", UserWarning)
+        model.load_state_dict(state)
 
 
 def _checked_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:

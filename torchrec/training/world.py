@@ -3,11 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 T = TypeVar("T")
 
 _OF_RANKS = "$ranks"  # what a state has, by rank, where each has its own
+
+
+class Sent(NamedTuple):
+    """What a process has sent to others so far.
+
+    Attributes:
+        bytes: in all.
+        messages: one for each other process in each exchange.
+    """
+
+    bytes: int = 0
+    messages: int = 0
+
+
+@dataclass
+class Traffic:
+    """What a process has sent to others in steps of a training.
+
+    Attributes:
+        steps: that it has made; not those before it went on from a checkpoint.
+        bytes: in all of them.
+        messages: likewise.
+    """
+
+    steps: int = 0
+    bytes: int = 0
+    messages: int = 0
+
+    def count(self, before: Sent, after: Sent) -> None:
+        """Count a step.
+
+        Args:
+            before: what had been sent before it.
+            after: and after it.
+        """
+        self.steps += 1
+        self.bytes += after.bytes - before.bytes
+        self.messages += after.messages - before.messages
 
 
 class World(Protocol):
@@ -26,6 +65,16 @@ class World(Protocol):
     @property
     def size(self) -> int:
         """How many processes there are."""
+        ...
+
+    @property
+    def waited(self) -> float:
+        """Seconds in `total`, which begins a step: for the rank that is last."""
+        ...
+
+    @property
+    def sent(self) -> Sent:
+        """What this process has sent to others, but for gradients of layers."""
         ...
 
     def total(
@@ -69,6 +118,8 @@ class Alone:
 
     rank = 0
     size = 1
+    waited = 0.0
+    sent = Sent()
 
     def total(
         self, numbers: Sequence[float], what: str, error: Exception | None = None

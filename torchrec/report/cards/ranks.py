@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from torchrec.report.card import Card, CardFile, View, table_html
-from torchrec.report.scale import UNKNOWN, duration, memory
+from torchrec.report.scale import UNKNOWN, duration, memory, short
 
 _COLUMNS = (
     ("seconds", "training", duration),
     ("waited", "waited", duration),
+    ("sent_bytes", "sent a step", memory),
+    ("messages", "messages a step", short),
+    ("layer_bytes", "gradients of layers", memory),
     ("table_bytes", "tables", memory),
     ("peak_rss_bytes", "peak memory", memory),
 )
@@ -29,7 +32,8 @@ def _draw(view: View) -> list[Card]:
     balance = max(sizes) * len(sizes) / sum(sizes) if sum(sizes) else 1.0
     about = (
         f"{len(ranks)} processes trained together. The largest part of the tables is {balance:.2f} times the "
-        "mean. Waited: before steps, for the rank that was last."
+        "mean. Waited: before steps, for the rank that was last. Sent: ids, vectors and their gradients, to "
+        "all other ranks together; gradients of layers are added up beside, in as many bytes as they have."
     )
     found = [Card("Ranks", about, body)]
     if view.run.plan:
