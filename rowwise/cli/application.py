@@ -24,6 +24,7 @@ from rowwise.cli.predict import predict
 from rowwise.cli.quantize import quantize
 from rowwise.cli.recommend import recommend
 from rowwise.cli.report import report
+from rowwise.cli.serve import serve
 from rowwise.cli.train import train
 from rowwise.cli.tune import tune
 
@@ -47,7 +48,7 @@ def application() -> typer.Typer:
     )
     app.callback(help=_help_of(_torchrec))(_torchrec)
     _add(app, init, train, tune, evaluate, predict, quantize, export)
-    _add(app, recommend, report, compare, plan)
+    _add(app, serve, recommend, report, compare, plan)
     app.add_typer(data, name="data")
     _add(app, demo, info)
     return app

@@ -14,13 +14,8 @@ from rowwise.cli.console import console
 from rowwise.cli.reading import RANKS_WAIT, open_source, say_counts
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    import pyarrow as pa
-
     from torchrec.datasets.parquet_writer import ParquetWriter
     from torchrec.datasets.text_writer import TextWriter
-    from torchrec.inference import Predictor
 
 
 def predict(
@@ -58,6 +53,7 @@ def predict(
 
     from torchrec.heap import keep_freed_memory
     from torchrec.inference import load
+    from torchrec.inference.output_columns import output_columns, output_names
     from torchrec.training.ranks import joined_ranks
 
     if not name:
@@ -66,7 +62,7 @@ def predict(
     keep_freed_memory()
     predictor = load(run)
     source = open_source(data, predictor, run, labelled=False)
-    for column in _names(predictor, name):
+    for column in output_names(predictor, name):
         if keep_columns and column in source.schema.names:
             raise ValueError(
                 f"The data should have no column '{column}' yet; choose another by `--name`. "
@@ -83,34 +79,16 @@ def predict(
         tables = itertools.chain(source.scan(needed), [empty])
         while turn := list(itertools.islice(tables, world.size)):
             mine = turn[world.rank] if world.rank < len(turn) else empty
-            of_ranks = world.gather(_predicted(predictor, mine), "predictions")
-            for table, columns in zip(turn, of_ranks, strict=False):
+            of_ranks = world.gather(output_columns(predictor, mine, name), "predictions")
+            for table, predicted in zip(turn, of_ranks, strict=False):
                 if file is not None and (table.num_rows or not rows):
                     found = table.select(kept)
-                    for column, scores in zip(_names(predictor, name), columns, strict=True):
-                        found = found.append_column(column, pa.array(scores))
+                    for column in predicted.column_names:
+                        found = found.append_column(column, predicted[column])
                     file.write(found)
                 rows += table.num_rows
         say_counts(predictor, source, world)
     console().print(f"{rows:,} predictions in {output}", markup=False)
-
-
-def _predicted(predictor: Predictor, table: pa.Table) -> list[npt.NDArray[np.float32]]:
-    """Return what is predicted, by column: one a task, or one a class."""
-    predicted = predictor.predict_tasks(table).values()
-    columns = [each.unsqueeze(1) if each.dim() == 1 else each for each in predicted]
-    return [one.numpy() for each in columns for one in each.unbind(1)]
-
-
-def _names(predictor: Predictor, name: str) -> list[str]:
-    """Return the names of the new columns."""
-    targets = predictor.transform.targets
-    found = []
-    for task, target in targets.items():
-        of_task = name if len(targets) == 1 else f"{name}_{task}"
-        classes = range(target.classes or 1)
-        found += [of_task] if target.classes is None else [f"{of_task}_{one}" for one in classes]
-    return found or [name]
 
 
 def writer_of(output: Path) -> ParquetWriter | TextWriter:

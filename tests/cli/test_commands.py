@@ -30,6 +30,11 @@ FROZEN = {
     "predict": ("data run --keep-columns --name --output,-o", "predictions.parquet"),
     "quantize": ("data run --clip --output,-o --to", "runs/experiment --to int8"),
     "export": ("run --format --output,-o", "--format onnx"),
+    "serve": (
+        "runs --batch --body --candidates,-c --gather --host --keep --poll --port --queue --quiet --rows"
+        " --token-file --wait",
+        "--candidates ratings=movies.parquet",
+    ),
     "recommend": (
         "run --candidate-key --candidates,-c --output,-o --seen --task --user-key --users,-u -k",
         "--candidates movies.csv",

@@ -34,7 +34,7 @@ LAYERS = (
     ("models", "quant"),
     ("distributed", "experiment", "bundle", "runs", "compat"),
     ("training", "inference", "report"),
-    ("tuning",),
+    ("tuning", "serve"),
     ("rowwise",),
     ("cli", "__main__"),
 )

@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
+import bisect
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
+from torchrec.datasets.features import DenseFeature, SparseFeature
 from torchrec.datasets.transform import FeatureTransform
-from torchrec.datasets.transform.columns import Source, require_columns
+from torchrec.datasets.transform.columns import Kind, Source, require_columns
 
 
-def to_table(data: object, transform: FeatureTransform) -> pa.Table:
+def to_table(
+    data: object, transform: FeatureTransform, columns: Sequence[str] | None = None
+) -> pa.Table:
     """Return the columns that a transform reads.
 
     Args:
         data: a mapping of columns, a list of rows, a data frame, an Arrow table or whatever gives an
             Arrow stream.
         transform: what reads the columns.
+        columns: some of these, where others come from elsewhere. Default: all.
 
     Raises:
         TypeError: ``data`` is nothing of the kind.
         ValueError: a column is missing, in a row or in all, or cannot be read, or their lengths differ.
     """
-    names = transform.input_columns
+    names = transform.input_columns if columns is None else list(columns)
     if isinstance(data, pa.Table | pa.RecordBatch):
-        require(data.schema.names, transform)
+        require(data.schema.names, transform, names)
         return pa.table({name: data.column(name) for name in names})
     if isinstance(data, Mapping):
-        require([str(name) for name in data], transform)
-        return _with_times(_from_mapping({name: data[name] for name in names}), transform)
+        require([str(name) for name in data], transform, names)
+        columns = _from_mapping({name: data[name] for name in names}, transform)
+        return _with_times(columns, transform)
     if isinstance(data, list | tuple) and all(isinstance(row, Mapping) for row in data):
-        return _with_times(_from_rows(data, transform), transform)
+        return _with_times(_from_rows(data, transform, names), transform)
     if hasattr(data, "columns") and type(data).__module__.split(".")[0] == "pandas":
-        return _with_times(_from_pandas(data, transform), transform)
+        return _with_times(_from_pandas(data, transform, names), transform)
     if hasattr(data, "__arrow_c_stream__"):
         table = pa.RecordBatchReader.from_stream(data).read_all()
-        require(table.column_names, transform)
+        require(table.column_names, transform, names)
         return table.select(names)
     raise TypeError(
         "What is predicted for should be a dict of columns, a list of dicts, a DataFrame or an Arrow "
@@ -47,23 +53,35 @@ def to_table(data: object, transform: FeatureTransform) -> pa.Table:
     )
 
 
-def require(available: list[str], transform: FeatureTransform) -> None:
-    """Refuse data without a column that a feature reads, naming both and the nearest there is."""
+def require(
+    available: list[str], transform: FeatureTransform, columns: Sequence[str] | None = None
+) -> None:
+    """Refuse data without a column that a feature reads, naming both and the nearest there is.
+
+    Args:
+        available: the columns that there are.
+        transform: has the features.
+        columns: which have to be there. Default: all that the features read.
+
+    Raises:
+        ValueError: one is missing.
+    """
     feature_of = {
         column: name
         for name, feature in transform.features.items()
         for column in (feature.column or name, getattr(feature, "weights", None))
         if column is not None
     }
-    require_columns(
-        available, [Source(feature_of[column], column) for column in transform.input_columns]
-    )
+    needed = transform.input_columns if columns is None else columns
+    require_columns(available, [Source(feature_of[column], column) for column in needed])
 
 
 def _with_times(table: pa.Table, transform: FeatureTransform) -> pa.Table:
     """Return a table with text, as JSON has it, read as times where the training data had times."""
     for name, kind in transform.kinds.items():
         column = transform.features[name].column or name
+        if column not in table.column_names:
+            continue
         type = table.schema.field(column).type
         if kind == "times" and (pa.types.is_string(type) or pa.types.is_large_string(type)):
             position = table.schema.get_field_index(column)
@@ -87,10 +105,15 @@ def _times(name: str, text: pa.ChunkedArray) -> pa.ChunkedArray:
         ) from None
 
 
-def _from_mapping(columns: dict[str, object]) -> pa.Table:
+def _from_mapping(columns: dict[str, object], transform: FeatureTransform) -> pa.Table:
     if any(_is_single(value) for value in columns.values()):
         columns = {name: [value] for name, value in columns.items()}
-    arrays = {name: _array(name, value) for name, value in columns.items()}
+    kinds = {
+        feature.column or name: transform.kinds.get(name)
+        for name, feature in transform.features.items()
+        if isinstance(feature, DenseFeature | SparseFeature)
+    }
+    arrays = {name: _array(name, value, kinds.get(name)) for name, value in columns.items()}
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"Columns should have the same length. Received {lengths}.")
@@ -98,10 +121,13 @@ def _from_mapping(columns: dict[str, object]) -> pa.Table:
 
 
 def _from_rows(
-    rows: list[Mapping[Any, Any]] | tuple[Mapping[Any, Any], ...], transform: FeatureTransform
+    rows: list[Mapping[Any, Any]] | tuple[Mapping[Any, Any], ...],
+    transform: FeatureTransform,
+    names: Sequence[str],
 ) -> pa.Table:
-    names = transform.input_columns
-    require([str(name) for row in rows[:1] for name in row] if rows else names, transform)
+    require(
+        [str(name) for row in rows[:1] for name in row] if rows else list(names), transform, names
+    )
     for number, row in enumerate(rows):
         for name in names:
             if name not in row:
@@ -109,7 +135,7 @@ def _from_rows(
                     f"Every row should have column '{name}', None where it is missing. Received row "
                     f"{number} without it: {', '.join(map(str, row))}."
                 )
-    return _from_mapping({name: [row[name] for row in rows] for name in names})
+    return _from_mapping({name: [row[name] for row in rows] for name in names}, transform)
 
 
 def _is_single(value: object) -> bool:
@@ -120,7 +146,7 @@ def _is_single(value: object) -> bool:
     return value is None or isinstance(value, str | bytes | times) or np.isscalar(value)
 
 
-def _array(name: str, values: object) -> pa.Array | pa.ChunkedArray:
+def _array(name: str, values: object, kind: Kind | None) -> pa.Array | pa.ChunkedArray:
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
     if isinstance(values, Tensor):
@@ -133,7 +159,7 @@ def _array(name: str, values: object) -> pa.Array | pa.ChunkedArray:
             values = _numpy_times(name, values)
     if isinstance(values, np.ndarray) and values.dtype.kind in "mM":
         values = _with_arrow_unit(values)
-    return _converted(name, values)
+    return _converted(name, values, kind)
 
 
 def _numpy_times(name: str, values: list[Any]) -> np.ndarray[Any, Any]:
@@ -170,20 +196,51 @@ def _plain(value: object) -> object:
     return value.tolist() if isinstance(value, Tensor) else value
 
 
-def _converted(name: str, values: object) -> pa.Array:
+# Of values of features that have one a row, as Python has them.
+_TYPES: dict[Kind, tuple[type, ...]] = {
+    "integers": (int, np.integer, type(None)),
+    "numbers": (int, float, np.number, type(None)),
+    "strings": (str, type(None)),
+}
+_NOT_ARROW = (
+    pa.ArrowInvalid,
+    pa.ArrowTypeError,
+    pa.ArrowNotImplementedError,
+    OverflowError,
+    TypeError,
+)
+
+
+def _converted(name: str, values: object, kind: Kind | None = None) -> pa.Array:
     try:
         return _to_arrow(values)
-    except (
-        pa.ArrowInvalid,
-        pa.ArrowTypeError,
-        pa.ArrowNotImplementedError,
-        OverflowError,
-        TypeError,
-    ) as error:
+    except _NOT_ARROW as error:
+        where = ""
+        if isinstance(values, list):
+            wanted = _TYPES.get(kind) if kind else None
+            for row, value in enumerate(values):
+                if wanted and not isinstance(value, wanted):
+                    raise ValueError(
+                        f"Column '{name}' should hold {kind}, as in training. Received {value!r} in row {row}."
+                    ) from None
+            where = f" in row {_first_odd(values)}"
         raise ValueError(
-            f"Column '{name}' should hold values of one type. Received what Arrow cannot take: "
+            f"Column '{name}' should hold values of one type. Received what Arrow cannot take{where}: "
             f"{' '.join(str(error).split())}."
         ) from None
+
+
+def _first_odd(values: list[Any]) -> int:
+    """Return the first row whose value does not go with those before it, in a column that Arrow does not take."""
+
+    def is_refused(rows: int) -> bool:
+        try:
+            _to_arrow(values[:rows])
+        except _NOT_ARROW:
+            return True
+        return False
+
+    return bisect.bisect_left(range(1, len(values)), True, key=is_refused)
 
 
 def _to_arrow(values: Any) -> pa.Array:
@@ -194,9 +251,7 @@ def _to_arrow(values: Any) -> pa.Array:
         return pa.array(values, pa.list_(pa.uint64()) if lists else pa.uint64(), from_pandas=True)
 
 
-def _from_pandas(frame: Any, transform: FeatureTransform) -> pa.Table:
-    require([str(name) for name in frame.columns], transform)
+def _from_pandas(frame: Any, transform: FeatureTransform, names: Sequence[str]) -> pa.Table:
+    require([str(name) for name in frame.columns], transform, names)
     by_name = {str(name): name for name in frame.columns}
-    return pa.table(
-        {name: _converted(name, frame[by_name[name]]) for name in transform.input_columns}
-    )
+    return pa.table({name: _converted(name, frame[by_name[name]]) for name in names})

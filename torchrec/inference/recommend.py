@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchrec.checks import did_you_mean
-from torchrec.datasets.source import TableSource
 from torchrec.inference.predictor import Predictor
 
 _USERS = 8192  # for which the candidates are read once
@@ -37,14 +37,75 @@ class Keys:
     candidate: str
 
 
+class Rows(Protocol):
+    """Rows that are read as often as needed: a `torchrec.datasets.source.TableSource`, or `TableRows`."""
+
+    schema: pa.Schema
+
+    @property
+    def names(self) -> list[str]:
+        """The columns, in order."""
+
+    def scan(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Read some columns of all rows, table after table."""
+
+    def require(self, columns: Iterable[str], what: str) -> None:
+        """Refuse columns that are not there; ``what`` names who wants them."""
+
+
+class TableRows:
+    """The rows of a table in memory.
+
+    Args:
+        table: has them.
+
+    Example:
+        >>> rows = TableRows(pa.table({"user": [7, 9], "age": [30, 40]}))
+        >>> [table.to_pydict() for table in rows.scan(["age"])]
+        [{'age': [30, 40]}]
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self.schema: pa.Schema = table.schema
+
+    @property
+    def names(self) -> list[str]:
+        """The columns, in order."""
+        return list(self.schema.names)
+
+    def scan(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Give some of the columns, as one table; no table where there are no rows."""
+        self.require(columns, "The list of columns to read")
+        if self.table.num_rows:
+            yield self.table.select(list(columns))
+
+    def require(self, columns: Iterable[str], what: str) -> None:
+        """Refuse columns that are not there.
+
+        Args:
+            columns: their names.
+            what: who wants them, for the message.
+
+        Raises:
+            ValueError: one is not there.
+        """
+        for name in columns:
+            if name not in self.names:
+                raise ValueError(
+                    f"{what} should name columns of the data. Received '{name}'"
+                    f"{did_you_mean(name, self.names) or '.'}"
+                )
+
+
 def recommend(
     predictor: Predictor,
-    users: TableSource,
-    candidates: TableSource,
+    users: Rows,
+    candidates: Rows,
     k: int = 10,
     *,
     task: str | None = None,
-    seen: TableSource | None = None,
+    seen: Rows | None = None,
     keys: Keys | None = None,
 ) -> Iterator[pa.Table]:
     """Score every candidate for every user, and give the best of each user.
@@ -174,9 +235,7 @@ def _leave_out(scores: Tensor, seen: _Pairs, users: slice, first: int) -> None:
     scores[user, row] = -torch.inf
 
 
-def _seen_pairs(
-    seen: TableSource, keys: Keys, users: pa.ChunkedArray, candidates: pa.Array
-) -> _Pairs:
+def _seen_pairs(seen: Rows, keys: Keys, users: pa.ChunkedArray, candidates: pa.Array) -> _Pairs:
     """Return what some users have seen, as numbers of users and rows of candidates, by user."""
     parts: list[_Pairs] = [np.empty((0, 2), np.int64)]
     distinct = users.combine_chunks() if isinstance(users, pa.ChunkedArray) else users
@@ -202,7 +261,7 @@ def _seen_pairs(
     return np.stack([np.repeat(np.arange(len(numbers)), counts), pairs[which, 1]], axis=1)
 
 
-def _candidate_keys(candidates: TableSource, key: str) -> pa.Array:
+def _candidate_keys(candidates: Rows, key: str) -> pa.Array:
     """Return the keys of all candidates, in their order; refuse one that comes twice."""
     parts = [chunk for table in candidates.scan([key]) for chunk in table[key].chunks]
     found = pa.concat_arrays(parts) if parts else pa.array([], candidates.schema.field(key).type)

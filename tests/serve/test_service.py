@@ -1,0 +1,325 @@
+"""Models over HTTP: what each path answers, and what it refuses, with a sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from starlette.testclient import TestClient
+
+from tests.serve import clicks
+from torchrec.inference import load
+from torchrec.serve import Limits, application
+from torchrec.serve.bodies import ARROW, arrow_of
+
+pytestmark = pytest.mark.once
+
+PREDICT = "/v1/models/clicks:predict"
+RECOMMEND = "/v1/models/clicks:recommend"
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clicks.save(tmp_path_factory.mktemp("run") / "model").parent
+
+
+@pytest.fixture(scope="module")
+def tasks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clicks.save(tmp_path_factory.mktemp("tasks"), tasks=True)
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path, tasks_folder: Path) -> Iterator[TestClient]:
+    limits = Limits(body=50_000, rows=200, batch=8)
+    with TestClient(application({"clicks": folder, "tasks": tasks_folder}, limits)) as found:
+        yield found
+
+
+def arrow(rows: list[dict[str, object]], **columns: object) -> bytes:
+    return arrow_of(pa.table({**pa.Table.from_pylist(rows).to_pydict(), **columns}))
+
+
+@pytest.mark.parametrize("number", [1, 8, 9, 70])
+def test_predictions_are_those_of_the_predictor(
+    client: TestClient, folder: Path, number: int
+) -> None:
+    """In a batch with others (8), alone (9), and beyond the rows that need no Arrow table (70)."""
+    rows = clicks.rows(number, seed=3)
+    answer = client.post(PREDICT, json={"rows": rows})
+    assert answer.status_code == 200, answer.text
+    expected = load(folder).predict(rows).tolist()
+    assert answer.json()["predictions"] == {"labels": pytest.approx(expected, abs=1e-7)}
+    assert answer.json()["version"] == client.get("/v1/models/clicks").json()["version"]
+
+
+def test_arrow_there_and_back(client: TestClient, folder: Path) -> None:
+    rows = clicks.rows(60)
+    headers = {"content-type": ARROW, "accept": ARROW}
+    answer = client.post(PREDICT, content=arrow(rows), headers=headers)
+    assert answer.headers["content-type"] == ARROW
+    table = pa.ipc.open_stream(io.BytesIO(answer.content)).read_all()
+    assert table.column_names == ["prediction"]
+    expected = load(folder).predict(rows).numpy()
+    np.testing.assert_allclose(table["prediction"].to_numpy(), expected, atol=1e-7)
+    as_json = client.post(PREDICT, content=arrow(rows), headers={"content-type": ARROW}).json()
+    assert as_json["predictions"]["labels"] == pytest.approx(expected.tolist(), abs=1e-7)
+
+
+def test_all_tasks_are_predicted(client: TestClient, tasks_folder: Path) -> None:
+    rows = clicks.rows(3)
+    answer = client.post("/v1/models/tasks:predict", json={"rows": rows}).json()["predictions"]
+    expected = load(tasks_folder).predict_tasks(rows)
+    assert list(answer) == ["click", "stars"]
+    for name, scores in expected.items():
+        np.testing.assert_allclose(answer[name], scores.numpy(), atol=1e-7)
+    headers = {**JSON, "accept": ARROW}
+    found = client.post("/v1/models/tasks:predict", json={"rows": rows}, headers=headers)
+    assert pa.ipc.open_stream(found.content).read_all().column_names == [
+        "prediction_click",
+        "prediction_stars_0",
+        "prediction_stars_1",
+        "prediction_stars_2",
+    ]
+
+
+def test_no_rows_have_no_predictions(client: TestClient) -> None:
+    assert client.post(PREDICT, json={"rows": []}).json()["predictions"] == {"labels": []}
+
+
+def changed(**columns: object) -> bytes:
+    """Return three rows, of which the second is another."""
+    rows = clicks.rows(3, seed=1)
+    rows[1] |= columns
+    return json.dumps(
+        {"rows": [{k: v for k, v in row.items() if v != "left out"} for row in rows]}
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (changed(price="dear"), 422, "Column 'price' should hold numbers, as in training. Received 'dear' in row 1."),
+        (changed(user=7), 422, "Column 'user' should hold strings, as in training. Received 7 in row 1."),
+        (changed(shop=20), 422, "Ids of feature 'shop' should be in [0, 20), the rows of table 'shop'. Received 20"),
+        (changed(user="left out"), 422, "should have column 'user', None where it is missing. Received row 1"),
+        (changed(tags=["a", {}]), 422, "Column 'tags' should hold values of one type"),
+        (b"", 400, "The body should be JSON"),
+        (b"\xff", 400, "The body should be JSON"),
+        (b'{"rows": [{"price": NaN}]}', 400, "The body should be JSON"),
+        (b'{"rows": ' + b"[" * 30_000, 400, "recursion limit"),
+        (b'{"rows": [{"shop": ' + b"1" * 5_000 + b"}]}", 400, "number out of range"),
+        (b"[]", 400, "The body should be a JSON object. Received a list."),
+        (b"{}", 400, 'The body should be {"rows": [...]}, with an object of columns for each row. Received nothing'),
+        (b'{"rows": [], "k": 1}', 400, "Received 'k' (an integer), 'rows' (a list)."),
+        (b'{"rows": [{}, 5]}', 400, "`rows` should be objects of columns. Received an integer in row 1."),
+        (b'{"rows": [' + b",".join([b"{}"] * 201) + b"]}", 413, "should have at most 200 rows. Received 201."),
+        (b" " * 50_001, 413, "The body of a request should have at most 50,000 bytes. Received 50,001."),
+    ],
+)  # fmt: skip
+def test_what_is_refused(client: TestClient, body: bytes, status: int, message: str) -> None:
+    answer = client.post(PREDICT, content=body, headers=JSON)
+    assert (answer.status_code, answer.headers["content-type"]) == (
+        status,
+        "application/problem+json",
+    )
+    assert message in answer.json()["detail"]
+    assert answer.json()["status"] == status
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "message"),
+    [
+        ("GET", "/nothing", {}, 404, "The path should be one of those in /openapi.json. Received '/nothing'."),
+        ("GET", PREDICT, {}, 404, "The model should be one of clicks, tasks. Received 'clicks:predict'"),
+        ("PUT", PREDICT, {}, 405, "The method of '/v1/models/clicks:predict' should be another. Received PUT."),
+        ("POST", "/v1/models/click:predict", JSON, 404, "Received 'click'; did you mean 'clicks'?"),
+        ("POST", "/v1/models/clicks/versions/7:predict", JSON, 404, "which are loaded. Received '7'."),
+        ("POST", PREDICT, {"content-type": "text/plain"}, 415, "Received 'text/plain'."),
+        ("POST", RECOMMEND, {"content-type": ARROW}, 415, "`Content-Type` should be application/json."),
+        ("POST", PREDICT, {**JSON, "content-length": "-1"}, 400, "`Content-Length` should be a number. Received '-1'."),
+    ],
+)  # fmt: skip
+def test_what_is_no_request(
+    client: TestClient, method: str, path: str, headers: dict[str, str], status: int, message: str
+) -> None:
+    answer = client.request(method, path, headers=headers)
+    assert answer.status_code == status
+    assert message in answer.json()["detail"]
+
+
+def compressed() -> bytes:
+    sink, table = io.BytesIO(), pa.table({"x": pa.array(np.zeros(100_000))})
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def dictionary() -> bytes:
+    sink = io.BytesIO()
+    table = pa.table({"x": pa.array(["a" * 1000] * 500 + ["b"]).dictionary_encode()})
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b"", 400, "The body should be a stream of Arrow IPC."),
+        (b"\xff\xff\xff\xff\x00\x00\x00\x10" + b"x" * 40, 400, "The body should be a stream of Arrow IPC."),
+        (compressed(), 400, "its batches are compressed, and should not be"),
+        (dictionary(), 400, "its batches are compressed, and should not be"),
+        (arrow(clicks.rows(201)), 413, "A request should have at most 200 rows."),
+        (arrow(clicks.rows(3), price=["a", "b", "c"]), 422, "Column 'price' of feature 'price' should hold numbers"),
+    ],
+    ids=["empty", "no_message", "compressed", "compressed_dictionary", "rows", "strings"],
+)  # fmt: skip
+def test_arrow_that_is_refused(client: TestClient, body: bytes, status: int, message: str) -> None:
+    answer = client.post(PREDICT, content=body, headers={"content-type": ARROW})
+    assert answer.status_code == status, answer.text
+    assert message in answer.json()["detail"]
+
+
+def test_offsets_of_arrow_are_checked(client: TestClient) -> None:
+    """Of a list whose offsets lead beyond its values, what lies there would be read."""
+    offsets = pa.array([0, 5_000_000, 1], pa.int32()).buffers()[1]
+    tags = pa.Array.from_buffers(
+        pa.list_(pa.string()), 2, [None, offsets], children=[pa.array(["a"])]
+    )
+    table = pa.table({**pa.Table.from_pylist(clicks.rows(2)).to_pydict(), "tags": tags})
+    answer = client.post(PREDICT, content=arrow_of(table), headers={"content-type": ARROW})
+    assert answer.status_code == 400
+    assert "The body should be a stream of Arrow IPC" in answer.json()["detail"]
+
+
+def test_request_ids(client: TestClient) -> None:
+    assert (
+        client.get("/healthz", headers={"x-request-id": "mine-1"}).headers["x-request-id"]
+        == "mine-1"
+    )
+    for odd in ("a b", "x" * 65, '"', ""):
+        found = client.get("/healthz", headers={"x-request-id": odd}).headers["x-request-id"]
+        assert len(found) == 32
+
+
+def test_models_say_what_they_read(client: TestClient) -> None:
+    first = client.get("/v1/models").json()["models"][0]
+    assert (first["name"], first["columns"]) == ("clicks", ["user", "shop", "price", "tags"])
+    assert first["features"][2] == {
+        "name": "price",
+        "column": "price",
+        "type": "dense",
+        "values": "numbers",
+    }
+    assert first["tasks"] == [{"name": "labels", "kind": "click"}]
+    description = client.get("/openapi.json").json()
+    body = description["paths"][PREDICT]["post"]["requestBody"]["content"]["application/json"]
+    row = body["schema"]["properties"]["rows"]["items"]
+    assert row["required"] == ["user", "shop", "price", "tags"]
+    assert row["properties"]["tags"] == {
+        "type": ["array", "null"],
+        "items": {"type": ["string", "null"]},
+    }
+
+
+def test_recommendations(client: TestClient, folder: Path) -> None:
+    candidates = [{"shop": shop, "price": 0.5 * shop, "tags": ["tag-1"]} for shop in range(7)]
+    users = [{"user": "user-1"}, {"user": None}, {"user": "user-1"}]
+    wish = {"users": users, "candidates": candidates, "k": 3, "seen": [[2], [], []]}
+    found = client.post(RECOMMEND, json=wish).json()["recommendations"]
+    predictor = load(folder)
+    for user, seen, best in zip(users, wish["seen"], found, strict=True):
+        rows = [{**user, **one} for one in candidates if one["shop"] not in seen]
+        scores = predictor.predict(rows)
+        expected = scores.sort(descending=True, stable=True)
+        assert [one["shop"] for one in best] == [rows[i]["shop"] for i in expected.indices[:3]]
+        np.testing.assert_allclose([one["score"] for one in best], expected.values[:3], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("wish", "status", "message"),
+    [
+        ({"k": 3}, 400, "The body should have `users`"),
+        ({"users": 3}, 400, "`users` should be a list. Received an integer."),
+        ({"users": [], "k": True}, 400, "`k` should be an integer. Received true or false."),
+        ({"users": [], "much": 1}, 400, "The body should have users, k, candidates, seen, task. Received 'much'."),
+        ({"users": [{}]}, 422, "A request should bring `candidates`, as the server has none"),
+        ({"users": [{}], "candidates": [{}]}, 422, "`candidates` should have one or more rows"),
+        ({"users": [{}], "candidates": [{"shop": 1}]}, 422, "Column 'user' of feature 'user' should be in the table"),
+        ({"users": [{"user": "a"}], "candidates": [{"shop": 1, "tags": [], "price": 1}], "seen": []}, 422,
+         "`seen` should have a list for each of 1 users. Received 0 lists."),
+        ({"users": [{"user": "a"}], "candidates": [{"shop": 1, "tags": [], "price": 1}], "seen": [["x"]]}, 422,
+         "`seen` should have keys of candidates, of type int64."),
+        ({"users": [{"user": "a"}], "candidates": [{"shop": 1, "tags": [], "price": 1}], "k": 0}, 422,
+         "`k` should be at least 1. Received 0."),
+        ({"users": [{"user": "a"}] * 50, "candidates": [{"shop": 1, "tags": [], "price": 1}] * 5}, 413,
+         "at most 200 pairs of user and candidate. Received 250."),
+    ],
+)  # fmt: skip
+def test_recommendations_that_are_refused(
+    client: TestClient, wish: dict[str, object], status: int, message: str
+) -> None:
+    answer = client.post(RECOMMEND, json=wish)
+    assert answer.status_code == status, answer.text
+    assert message in answer.json()["detail"]
+
+
+def test_a_token_is_asked(folder: Path) -> None:
+    with TestClient(application({"clicks": folder}, token="secret")) as client:
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing"):
+            assert client.get(path).status_code == 401
+            assert client.get(path, headers={"authorization": "Bearer other"}).status_code == 401
+        assert (
+            client.get("/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
+        )
+        assert [client.get(path).status_code for path in ("/", "/healthz", "/readyz")] == [200] * 3
+
+
+def test_metrics_count(client: TestClient) -> None:
+    def read() -> dict[str, float]:
+        lines = [line.rpartition(" ") for line in client.get("/metrics").text.splitlines()]
+        return {name: float(value) for name, _, value in lines if not name.startswith("#")}
+
+    before = read()
+    client.post(PREDICT, json={"rows": [{**clicks.rows(1)[0], "user": "nobody"}] * 3})
+    client.post(PREDICT, content=b"", headers=JSON)
+    after = read()
+
+    def more(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    assert more('torchrec_rows_total{model="clicks"}') == 3
+    assert more('torchrec_requests_total{method="predict",model="clicks",status="200"}') == 1
+    assert more('torchrec_requests_total{method="predict",model="clicks",status="400"}') == 1
+    unknown = 'torchrec_feature_values_total{feature="user",model="clicks",what="unknown"}'
+    assert more(unknown) == 3
+
+
+def test_the_page_asks_nobody_else(client: TestClient) -> None:
+    answer = client.get("/")
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    assert "http" not in answer.text.replace("http-equiv", "").partition("<script>")[0]
+
+
+def test_options_out_of_range(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"`poll` should be at least 0. Received -1"):
+        application({"clicks": folder}, poll=-1)
+    with pytest.raises(ValueError, match="`token` should have printable ASCII characters"):
+        application({"clicks": folder}, token=" ")
+    with pytest.raises(ValueError, match="A server should have at least one model"):
+        application({})
+    with pytest.raises(ValueError, match=r"`keep` should be at least 1. Received 0"):
+        application({"clicks": folder}, keep=0)
+    with pytest.raises(
+        ValueError, match=r"one of the models clicks. Received 'click'; did you mean 'clicks'?"
+    ):
+        application({"clicks": folder}, candidates={"click": "a.parquet"})

@@ -1,0 +1,104 @@
+"""A server that listens, until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from torchrec.serve.meters import LOG, JsonLines
+
+_CONNECTIONS = 10_000
+_WAITING = 2048  # connections that nobody has taken yet
+_IDLE = 75  # seconds after which a connection that asks nothing is closed; longer than proxies keep theirs
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound, before any model is loaded: what cannot be had is said at once.
+
+    Args:
+        host: name or address; ``"127.0.0.1"`` is this machine alone.
+        port: 0: one that is free.
+
+    Raises:
+        ValueError: there is no such address, or the port is taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind(address)
+        except BaseException:
+            bound.close()
+            raise
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"The server should listen on an address of this machine and a free port. Received {host} and port "
+            f"{port}: {getattr(error, 'strerror', None) or error}."
+        ) from None
+    return bound
+
+
+def run(
+    app: ASGIApp,
+    bound: socket.socket,
+    *,
+    stop_after: float = 30.0,
+    started: Callable[[], object] = lambda: None,
+) -> None:
+    """Answer requests until SIGTERM or Ctrl-C; then end those that are under way, and no more.
+
+    Logs go to standard error, a JSON object a line.
+
+    Args:
+        app: answers.
+        bound: from `listen`.
+        stop_after: seconds that requests under way have to end. Default 30.
+        started: is called once connections are taken. Default: nothing is.
+    """
+    _log_to_standard_error()
+    config = uvicorn.Config(
+        app,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=_IDLE,
+        timeout_graceful_shutdown=int(stop_after),
+    )
+    server = uvicorn.Server(config)
+    # The server has its own handlers while it runs, and afterwards raises what it was sent for those before: it has
+    # done what they would.
+    former = {one: signal.signal(one, _ignore) for one in (signal.SIGTERM, signal.SIGINT)}
+    bound.listen(_WAITING)  # who comes now is answered as soon as the server runs
+    started()
+    try:
+        server.run(sockets=[bound])
+    finally:
+        for one, handler in former.items():
+            signal.signal(one, handler)
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+def _log_to_standard_error() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    for logger, level in (
+        (LOG, logging.INFO),
+        (logging.getLogger("uvicorn.error"), logging.WARNING),
+    ):
+        logger.handlers = [handler]
+        logger.setLevel(level)
+        logger.propagate = False
