@@ -412,7 +412,18 @@ def test_missing_column(predictor: Predictor, form: str) -> None:
     ("change", "message"),
     [
         ({"price": [1.0]}, r"Columns should have the same length\. Received .*'price': 1"),
-        ({"shop": [1, "two", 3]}, r"Column 'shop' should hold values of one type\."),
+        (
+            {"shop": [1, "two", 3]},
+            r"Column 'shop' should hold integers, as in training\. Received 'two' in row 1\.",
+        ),
+        (
+            {"price": [None, 2.5, "dear"]},
+            r"Column 'price' should hold numbers, as in training\. Received 'dear' in row 2\.",
+        ),
+        (
+            {"tags": ["a|b", None, ["a"]]},
+            r"Column 'tags' should hold values of one type\. Received .* cannot take in row 2: ",
+        ),
         ({"shop": [2**70, 1, 1]}, r"Column 'shop' should hold values of one type\."),
         ({"price": [np.datetime64("2024-01-01"), "x", 1]}, "'price' should .* a mixture of times"),
         ({"price": [np.timedelta64(1, "s"), "x", 1]}, "'price' should .* a mixture of times"),

@@ -1,0 +1,181 @@
+"""Measures a server of a small model: what a request costs beyond the model, and what joining requests gains.
+
+``python -m benchmarks.serve`` starts `torchrec serve` with a DeepFM of ten categories and three numbers, and asks it
+from this process, over connections that stay open:
+
+- one row a request, 200 a second whether answers have come or not: median and 99th percentile, and the same less the
+  time that the predictor takes for a row in this process. Wanted: 1 ms and 5 ms above it.
+- one row a request, 64 connections, each as fast as it is answered, with batches and with ``--batch 1``: requests a
+  second, and processor time of the server a request. Wanted: ten times as many with batches.
+- the same for a path that asks no model, which is what HTTP alone costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.predicting import predictor, times
+from torchrec.bundle import save_bundle
+from torchrec.models.registry import ModelSection
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Connection(asyncio.Protocol):
+    """One that asks a question at a time, and reads no more of the answer than where it ends."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self._answer: asyncio.Future[float] | None = None
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    async def ask(self, request: bytes) -> float:
+        """Return the moment at which the whole answer has come."""
+        assert self.transport is not None
+        self._answer = asyncio.get_running_loop().create_future()
+        self._received = b""
+        self.transport.write(request)
+        return await self._answer
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, end, body = self._received.partition(b"\r\n\r\n")
+        if end and len(body) >= int(head.lower().partition(b"content-length: ")[2].split()[0]):
+            assert self._answer is not None
+            if not head.startswith(b"HTTP/1.1 200"):
+                self._answer.set_exception(RuntimeError(self._received.decode()))
+            else:
+                self._answer.set_result(time.perf_counter())
+
+
+async def connections(port: int, number: int) -> list[Connection]:
+    """Open connections."""
+    loop = asyncio.get_running_loop()
+    made = [await loop.create_connection(Connection, "127.0.0.1", port) for _ in range(number)]
+    return [protocol for _, protocol in made]
+
+
+async def at_a_rate(
+    port: int, requests: Sequence[bytes], rate: float, seconds: float
+) -> list[float]:
+    """Ask so many times a second; return the milliseconds from when a request was due."""
+    free = await connections(port, 32)
+    found: list[float] = []
+    start = time.perf_counter() + 0.1
+
+    async def one(number: int, due: float) -> None:
+        connection = free.pop()
+        found.append((await connection.ask(requests[number % len(requests)]) - due) * 1e3)
+        free.append(connection)
+
+    tasks = []
+    for number in range(int(rate * seconds)):
+        due = start + number / rate
+        while (left := due - time.perf_counter()) > 0:
+            # The last millisecond awake: a timer would be late by about as much as is measured.
+            await asyncio.sleep(left - 0.001 if left > 0.002 else 0)
+        tasks.append(asyncio.create_task(one(number, due)))
+    await asyncio.gather(*tasks)
+    return found[len(found) // 10 :]  # the first warm caches
+
+
+async def saturated(port: int, requests: Sequence[bytes], number: int, seconds: float) -> int:
+    """Ask over so many connections, each as fast as it is answered; return how many answers came."""
+    end = time.perf_counter() + seconds
+    counts = [0] * number
+
+    async def ask(place: int, connection: Connection) -> None:
+        while await connection.ask(requests[(place + counts[place]) % len(requests)]) < end:
+            counts[place] += 1
+
+    opened = await connections(port, number)
+    await asyncio.gather(*(ask(place, one) for place, one in enumerate(opened)))
+    return sum(counts)
+
+
+@contextmanager
+def server(folder: Path, *options: str) -> Iterator[tuple[int, int]]:
+    """Start a server; give its port and its process."""
+    command = [sys.executable, "-m", "rowwise", "serve", f"model={folder}", "--port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*command, "--quiet", *options], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        try:
+            yield int(line.partition(";")[0].rpartition(":")[2]), process.pid
+        finally:
+            process.terminate()
+
+
+def processor_seconds(process: int) -> float:
+    """Return the processor time that a process has had."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def request(path: str, body: object = None) -> bytes:
+    """Return a request as it is sent."""
+    text = b"" if body is None else json.dumps(body).encode()
+    method = "GET" if body is None else "POST"
+    head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(text)}\r\n\r\n".encode() + text
+
+
+def main() -> None:
+    """Print the measurements."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="deepfm")
+    parser.add_argument("--rate", type=float, default=200)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--connections", type=int, default=64)
+    options = parser.parse_args()
+    one, rows = predictor(options.model)
+    torch.set_num_threads(1)
+    alone = float(np.median(times(lambda: one.predict(rows[0]), 0.5))) / 1e3
+    print(f"one row in this process: {alone:.2f} ms")
+    asked = [request("/v1/models/model:predict", {"rows": [row]}) for row in rows]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        section = ModelSection(name=options.model, dim=16)
+        save_bundle(folder / "model", one.model, one.transform, section)
+        with server(folder) as (port, _):
+            found = asyncio.run(at_a_rate(port, asked, options.rate, options.seconds))
+            median, high = np.percentile(found, [50, 99])
+            print(
+                f"{options.rate:g} requests a second: median {median:.2f} ms, {median - alone:.2f} above the model; "
+                f"99th percentile {high:.2f} ms, {high - alone:.2f} above"
+            )
+        ways = (("joined", asked, ()), ("one by one", asked, ("--batch", "1")))
+        for what, requests, more in (*ways, ("no model", [request("/healthz")], ())):
+            with server(folder, *more) as (port, process):
+                asyncio.run(saturated(port, requests, options.connections, 0.5))
+                before = processor_seconds(process)
+                count = asyncio.run(saturated(port, requests, options.connections, options.seconds))
+                used = processor_seconds(process) - before
+                print(
+                    f"{options.connections} connections, {what}: {count / options.seconds:,.0f} requests a second, "
+                    f"{used / count * 1e6:.0f} us of processor time each"
+                )
+
+
+if __name__ == "__main__":
+    main()
