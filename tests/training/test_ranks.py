@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.distributed.ranks import Workers
 from tests.training.clicks import make_batch
@@ -79,6 +81,40 @@ def test_ranks_train_as_one_process(workers, plan, world_size, options):
     expected = fit(None, **OPTIONS, **options)
     for found in workers.run(fit_on, world_size, plan, {**OPTIONS, **options}):
         assert_close(found, expected)
+
+
+def fit_compiled(plan, options):
+    """Without what Inductor makes of graphs, which takes half a minute: where they end is what ranks change."""
+    counter, patch = CompileCounterWithBackend("aot_eager"), pytest.MonkeyPatch()
+    patch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    try:
+        return fit(plan, **options, compile=True), counter.frame_count
+    finally:
+        patch.undo()
+
+
+@pytest.mark.slow
+def test_ranks_train_compiled_as_one_process(workers):
+    options = {"epochs": 1, "rule": "sgd", "batch_norm": True}
+    expected = fit(None, **options)
+    for found, graphs in workers.run(fit_compiled, 2, "columns", options):
+        assert graphs > 1
+        assert_close(found, expected)
+
+
+@pytest.mark.slow
+def test_ranks_train_in_lower_precision_as_one_process(workers):
+    """To the rounding of bfloat16, 2^-8, of gradients that ranks have parts of."""
+    options = {"epochs": 1, "rule": "sgd", "precision": "bf16"}
+    expected = fit(None, **options)
+    exact = fit(None, **{**options, "precision": "fp32"})
+    for weights, records, counts, _ in workers.run(fit_on, 2, "columns", options):
+        assert counts == expected[2]
+        for name, value in expected[0].items():
+            torch.testing.assert_close(weights[name], value, rtol=2**-8, atol=2e-3)
+        losses = [[record[3] for record in each] for each in (records, expected[1], exact[1])]
+        assert losses[0] == pytest.approx(losses[1], rel=2**-8)
+        assert losses[0] != pytest.approx(losses[2], rel=1e-6)
 
 
 def fit_on(plan, options):
