@@ -13,7 +13,11 @@ from torch import nn
 from tests.distributed.plans import batch, plan_of
 from tests.distributed.ranks import run
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
-from torchrec.distributed import DistributedModelParallel, TrainPipelineSparseDist
+from torchrec.distributed import (
+    DistributedModelParallel,
+    TrainPipelineBase,
+    TrainPipelineSparseDist,
+)
 from torchrec.distributed.embedding_types import KJTList
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fp_embeddingbag import (
@@ -209,3 +213,73 @@ def test_only_tables_are_shardable():
     assert FeatureProcessedEmbeddingBagCollectionSharder(given).fused_params == {
         "learning_rate": 0.5
     }
+
+
+def positions():
+    """A model whose processors give weights alone, one a feature."""
+    model = Scored(False, True)
+    processors = {key: PositionWeightedModule(3) for key in ROWS}
+    model.fp = FeatureProcessedEmbeddingBagCollection(make(False, True).table_store(), processors)
+    return model
+
+
+def ahead(kind):
+    """Train one step behind the other, and with ids sent ahead; return what the pipeline says of it."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    said = []
+    for model in (Scored(True, True), positions(), Scored(False, True)):
+        found = []
+        for pipeline in (TrainPipelineBase, TrainPipelineSparseDist):
+            plan = ShardingPlan({"fp": plan_of(model.fp, kind, world_size)})
+            sharded = DistributedModelParallel(copy.deepcopy(model), plan=plan)
+            dense = [p for _, p in in_backward_optimizer_filter(sharded.named_parameters())]
+            steps = pipeline(sharded, torch.optim.Adam(dense, 0.1), torch.device("cpu"))
+            data = iter([batch(ROWS, rank, step) for step in range(4 + rank)])
+            outputs = [steps.progress(data).detach() for _ in range(4 + rank)]
+            state = [p.detach() for p in sharded.parameters()]
+            with suppress(StopIteration):
+                while True:
+                    steps.progress(data)
+            found.append([*outputs, *state])
+        assert all(map(torch.equal, *found))
+        (call,) = steps.report().exchanges
+        said.append((call.ahead > 0, list(call.not_ahead)))
+    return said
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "row_wise",
+        pytest.param("table_wise", marks=pytest.mark.slow),
+        pytest.param("grid_shard", marks=pytest.mark.slow),
+        pytest.param("mixed", marks=pytest.mark.slow),
+    ],
+)
+def test_ids_go_ahead_of_weights_by_position(kind):
+    first = "was not known ahead in the first steps"
+    trained = "sends what follows from parameters, which the step before trains"
+    expected = [(True, [first]), (True, [first]), (False, [trained])]
+    assert run(ahead, 2, kind) == [expected] * 2
+
+
+def too_long_ahead():
+    model = Scored(True, True)
+    plan = ShardingPlan({"fp": plan_of(model.fp, "row_wise", dist.get_world_size())})
+    sharded = DistributedModelParallel(model, plan=plan)
+    dense = [p for _, p in in_backward_optimizer_filter(sharded.named_parameters())]
+    steps = TrainPipelineSparseDist(sharded, torch.optim.SGD(dense, 0.1), torch.device("cpu"))
+    last = {"f1": [[1]], "f2": [[1]], "f3": [[1, 2, 3, 4] if dist.get_rank() else [1]]}
+    data = iter(
+        [*(batch(ROWS, dist.get_rank(), n) for n in range(3)), KeyedJaggedTensor.from_lists(last)]
+    )
+    for _ in range(3):
+        steps.progress(data)
+    steps.progress(data)
+
+
+def test_what_a_processor_refuses_after_ids_went_ahead_is_raised_on_all_ranks():
+    for error in run(too_long_ahead, 2):
+        assert isinstance(error, ValueError)
+        assert str(error).startswith("On rank 1: ")
+        assert "f3" in str(error)

@@ -69,6 +69,15 @@ class ShardedModule(ABC, nn.Module, Generic[CompIn, DistOut, Out, ShrdCtx], Modu
     def input_dist(self, ctx: ShrdCtx, *input: Any, **kwargs: Any) -> Awaitable[Awaitable[CompIn]]:
         """Send the input to the ranks that have the parameters: first how much, then what."""
 
+    def input_dist_ahead(
+        self, ctx: ShrdCtx, *input: Any, **kwargs: Any
+    ) -> Awaitable[Awaitable[CompIn]]:
+        """Send the input of a step while another one trains: nothing that follows from parameters.
+
+        Default: what `input_dist` does.
+        """
+        return self.input_dist(ctx, *input, **kwargs)
+
     @abstractmethod
     def compute(self, ctx: ShrdCtx, dist_input: CompIn) -> DistOut:
         """Compute from the parameters of this rank."""

@@ -54,10 +54,12 @@ class StepContext(Multistreamable):
     Attributes:
         features: of this rank's batch.
         step: what is looked up by exchange; None: nothing is.
+        unweighted: the features, where their ids have been sent without weights; None: they have not.
     """
 
     features: KeyedJaggedTensor
     step: Step | None = None
+    unweighted: KeyedJaggedTensor | None = None
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory of every tensor alive until the work queued on ``stream`` is done."""
@@ -112,7 +114,12 @@ class ShardedTableCollection(nn.Module):
         return StepContext()
 
     def input_dist(
-        self, ctx: StepContext, features: KeyedJaggedTensor, error: Exception | None = None
+        self,
+        ctx: StepContext,
+        features: KeyedJaggedTensor,
+        error: Exception | None = None,
+        *,
+        weights_follow: bool = False,
     ) -> Awaitable[Awaitable[StepContext]]:
         """Send ids to the ranks that have their rows.
 
@@ -120,12 +127,14 @@ class ShardedTableCollection(nn.Module):
             ctx: of the forward pass.
             features: of this rank's batch.
             error: what is wrong with them already, if anything: all ranks raise it.
+            weights_follow: leave weights of ids to `weigh`.
         """
         try:
             if error is not None:
                 raise error
             require_type(features, "`features`", KeyedJaggedTensor)
             ctx.features = self._full_batch(features)
+            ctx.unweighted = features if weights_follow else None
             self._tables.check_here(ctx.features)
         except Exception as failed:
             if self._tables.wire is None:
@@ -133,12 +142,33 @@ class ShardedTableCollection(nn.Module):
             error = failed
         wire = self._tables.wire
         if self._tables.away is not None:
-            asked = self._tables.away.ask(features, error)
+            asked = self._tables.away.ask(features, error, weights_follow)
             return Deferred(lambda: self._asked(ctx, asked.wait()))
         if wire is not None:
             agreement = wire.start_agreeing(error, f"a look-up of {self._tables.named}")
             return Deferred(lambda: _once_agreed(agreement, ctx))
         return NoWait(NoWait(ctx))
+
+    def weigh(
+        self, ctx: StepContext, features: KeyedJaggedTensor, error: Exception | None = None
+    ) -> None:
+        """Send the weights of ids that were sent without them, before these are looked up; all ranks call this.
+
+        Args:
+            ctx: of the forward pass.
+            features: of this rank's batch, with weights.
+            error: what has kept this rank from them, if anything: all ranks raise it.
+        """
+        ctx.unweighted = None
+        if error is None:
+            ctx.features = self._full_batch(features)
+        wire = self._tables.wire
+        if self._tables.away is not None and ctx.step is not None:
+            self._tables.away.weigh(ctx.step, features, error)
+        elif wire is not None:
+            wire.agree(error, f"the weights of a look-up of {self._tables.named}")
+        elif error is not None:
+            raise error
 
     def _asked(self, ctx: StepContext, step: Awaitable[Step]) -> Awaitable[StepContext]:
         def here() -> StepContext:

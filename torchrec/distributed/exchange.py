@@ -31,7 +31,12 @@ from torchrec.distributed.wire import Meeting, Wire
 
 __all__ = ["Asked", "Exchange", "LookupOptions", "Routed"]
 
-_FAILED, _WEIGHTS_GRADIENT, _VARIABLE = 1, 2, 4  # bits of the first number of a header
+_FAILED, _WEIGHTS_GRADIENT, _VARIABLE, _WEIGHTS_FOLLOW = (
+    1,
+    2,
+    4,
+    8,
+)  # bits of the first number of a header
 _MOST_LAYOUTS = 64  # sizes of batches may vary without end
 # State, batch size, terms; behind these are rows of each divided slot, and of each lane of the receiver.
 _HEADER = 2 + NUM_TERMS
@@ -68,6 +73,7 @@ class Routed:
         weights: of the rows, float ``(N,)``, or None.
         bags: of each slot, where they have batches of their own; None: a bag a sample.
         inverse: which bag of a slot each sample has, ``(slots, B)``; None: that of its number.
+        weights_follow: whether weights are not known yet: `Exchange.weigh` sends them.
     """
 
     batch: int
@@ -79,6 +85,7 @@ class Routed:
     weights: Tensor | None
     bags: list[int] | None = None
     inverse: Tensor | None = None
+    weights_follow: bool = False
 
 
 @dataclass
@@ -93,6 +100,7 @@ class Asked:
         lengths: for each rank and lane that is pooled here, lengths of bags, int32.
         weights: for each rank, weights of the rows of the lanes pooled here, one lane behind the other.
         bags: for each rank, bags of each slot, where those of any have batches of their own; None: a bag a sample.
+        weights_follow: whether some rank has sent ids without their weights, so that all send these later.
     """
 
     by_rows: tuple[bool, ...]
@@ -102,6 +110,7 @@ class Asked:
     lengths: list[list[Tensor]]
     weights: list[Tensor] | None
     bags: list[list[int]] | None = None
+    weights_follow: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,10 +183,13 @@ class Exchange:
         num_slots = len(self.route.slots)
         of_ranks = [[batch] * num_slots for batch in batches] if bags is None else bags
         by_rows = self._ways([sum(of_slot) for of_slot in zip(*of_ranks, strict=True)], totals)
-        sizes, message = self._message(routed, by_rows)
-        asked = Asked(by_rows, batches, counts, [], [], None, bags)
+        follow = any(state & _WEIGHTS_FOLLOW for state in states)
+        sizes, message = self._message(routed, by_rows, self._weighted and not follow)
+        asked = Asked(by_rows, batches, counts, [], [], None, bags, follow)
         pooled, heads = self._num_bags(asked)
-        num_weights = [sum(c[i] for i in pooled) if self._weighted else 0 for c in counts]
+        num_weights = [0] * len(counts)
+        if self._weighted and not follow:
+            num_weights = [sum(of_lanes[i] for i in pooled) for of_lanes in counts]
         expected = [
             sum(head) + sum(c) + weights
             for head, c, weights in zip(heads, counts, num_weights, strict=True)
@@ -210,10 +222,52 @@ class Exchange:
             asked.lengths.append(list(part[:head].split(heads[rank])))
             asked.parts.append(list(rows.split(asked.counts[rank])))
             weights.append(part[head + len(rows) :].view(torch.float32))
-        asked.weights = weights if self._weighted else None
-        if self._weighted and wanted and torch.is_grad_enabled():
+        if not self._weighted or asked.weights_follow:
+            return asked
+        asked.weights = weights
+        if wanted and torch.is_grad_enabled():
             asked.weights = self._lent_weights(routed, asked, num_weights)
         return asked
+
+    def weigh(self, asked: Asked, routed: Routed, error: Exception | None, topic: str) -> None:
+        """Send the weights of ids that were sent without them; all ranks call this.
+
+        Args:
+            asked: what all ranks have asked for; given its weights.
+            routed: what this rank has, with weights.
+            error: what kept this rank from them: then all ranks raise it.
+            topic: which look-up this is, for errors.
+        """
+        wire, weights = self.wire, routed.weights
+        state = int(error is not None) * _FAILED
+        if weights is not None and weights.requires_grad:
+            state |= _WEIGHTS_GRADIENT
+        states = wire.states(state, f"the weights of {topic}")
+        if weights is None or any(each & _FAILED for each in states):
+            wire.raise_together(error)
+        assert weights is not None  # else its error was raised
+        pooled, _ = self._num_bags(asked)
+        num_weights = [sum(of_lanes[i] for i in pooled) for of_lanes in asked.counts]
+        of_ranks = self._weights_for_ranks(routed, asked.by_rows)
+        own = of_ranks[wire.rank]
+        of_ranks[wire.rank] = own[:0]
+        sizes = [len(each) for each in of_ranks]
+        expected = [0 if rank == wire.rank else n for rank, n in enumerate(num_weights)]
+        received = wire.start_swap(torch.cat(of_ranks).detach(), sizes, expected).wait()
+        asked.weights = [*received[: wire.rank], own.detach(), *received[wire.rank + 1 :]]
+        if any(each & _WEIGHTS_GRADIENT for each in states) and torch.is_grad_enabled():
+            asked.weights = self._lent_weights(routed, asked, num_weights)
+
+    def _weights_for_ranks(self, routed: Routed, by_rows: tuple[bool, ...]) -> list[Tensor]:
+        """Return the weights of the ids of bags that each rank pools, this one too."""
+        assert routed.weights is not None
+        starts = list(accumulate(routed.counts, initial=0))
+        found = []
+        for lanes in self.route.lanes_of_rank:
+            pooled = [lane.number for lane in lanes if not by_rows[lane.slot]]
+            pieces = [routed.weights[starts[a] : starts[b]] for a, b in _runs(pooled)]
+            found.append(torch.cat(pieces) if pieces else routed.weights[:0])
+        return found
 
     def _num_bags(self, asked: Asked) -> tuple[list[int], list[list[int]]]:
         """Return which of this rank's lanes are pooled here, and how many bags each has, for each rank."""
@@ -235,6 +289,8 @@ class Exchange:
                 head[0] |= _WEIGHTS_GRADIENT
             if routed.bags is not None:
                 head[0] |= _VARIABLE
+            if routed.weights_follow:
+                head[0] |= _WEIGHTS_FOLLOW
             head[1] = routed.batch
             head[_HEADER:] = [routed.slot_counts[s] for s in route.divided]
         counts = [0] * len(route.lanes) if routed is None else routed.counts
@@ -271,7 +327,9 @@ class Exchange:
             by_rows[s] = self._all_by_rows or self._exact or sum(ids) <= bags[s] * bands
         return tuple(by_rows)
 
-    def _message(self, routed: Routed, by_rows: tuple[bool, ...]) -> tuple[list[int], Tensor]:
+    def _message(
+        self, routed: Routed, by_rows: tuple[bool, ...], with_weights: bool
+    ) -> tuple[list[int], Tensor]:
         """Return how much goes to each rank, and all of it: lengths of bags, rows, weights; nothing to this one."""
         starts = list(accumulate(routed.counts, initial=0))
         pieces: list[Tensor] = []
@@ -290,7 +348,7 @@ class Exchange:
                 pieces += [routed.lengths[n, :b] for n, b in zip(pooled, bags, strict=True)]
             numbers = [lane.number for lane in lanes]
             pieces += [routed.rows[starts[a] : starts[b]] for a, b in _runs(numbers)]
-            if routed.weights is not None:
+            if with_weights and routed.weights is not None:
                 bits = routed.weights.detach().view(torch.int32)
                 pieces += [bits[starts[a] : starts[b]] for a, b in _runs(pooled)]
             sizes.append(sum(len(piece) for piece in pieces[first:]))
@@ -316,17 +374,10 @@ class Exchange:
         return rows, lengths, weights
 
     def _lent_weights(self, routed: Routed, asked: Asked, num_weights: list[int]) -> list[Tensor]:
-        assert routed.weights is not None
         assert asked.weights is not None
-        starts = list(accumulate(routed.counts, initial=0))
-        pieces, sizes = [], []
-        for lanes in self.route.lanes_of_rank:
-            pooled = [lane.number for lane in lanes if not asked.by_rows[lane.slot]]
-            mine = [routed.weights[starts[a] : starts[b]] for a, b in _runs(pooled)]
-            pieces += mine
-            sizes.append(sum(map(len, mine)))
-        own = torch.cat(pieces) if pieces else routed.weights[:0]
-        received = torch.cat(asked.weights)
+        of_ranks = self._weights_for_ranks(routed, asked.by_rows)
+        sizes = [len(each) for each in of_ranks]
+        own, received = torch.cat(of_ranks), torch.cat(asked.weights)
         if not own.requires_grad:
             own = own + self._anchor.sum()  # this rank takes part whether or not it wants them
         lent: Tensor = _Lent.apply(self.wire, sizes, num_weights, own, received)  # type: ignore[no-untyped-call]

@@ -29,6 +29,10 @@ from torchrec.distributed.types import (
     ShardingEnv,
 )
 from torchrec.modules.collection import TableStore
+from torchrec.modules.feature_processor_ import (
+    PositionWeightedModule,
+    PositionWeightedModuleCollection,
+)
 from torchrec.modules.fp_embedding_modules import (
     FeatureProcessedEmbeddingBagCollection,
     apply_feature_processors_to_kjt,
@@ -42,6 +46,8 @@ __all__ = [
     "ShardedFeatureProcessedEmbeddingBagCollection",
 ]
 
+# They give ids weights, and leave them as they are.
+_WEIGHING = (PositionWeightedModule, PositionWeightedModuleCollection)
 _TABLES = "_embedding_bag_collection"  # under which name both have the tables
 
 
@@ -128,11 +134,33 @@ class ShardedFeatureProcessedEmbeddingBagCollection(
 
     @property
     def input_dist_trains(self) -> bool:
-        """Weights of ids follow from parameters of the processors, as each step leaves them."""
-        return True
+        """Whether ids may follow from parameters, too, as processors may give others than they are given."""
+        processors: list[nn.Module] = [self._feature_processors]
+        if isinstance(self._feature_processors, nn.ModuleDict):
+            processors = list(self._feature_processors.values())
+        return any(type(each) not in _WEIGHING for each in processors)
+
+    def input_dist_ahead(
+        self, ctx: StepContext, features: KeyedJaggedTensor, error: Exception | None = None
+    ) -> Awaitable[Awaitable[StepContext]]:
+        """Send ids alone. `compute` sends their weights, which follow from parameters as the step before leaves them.
+
+        Args:
+            ctx: see `input_dist`.
+            features: see `input_dist`.
+            error: see `input_dist`.
+        """
+        return self._embedding_bag_collection.input_dist(ctx, features, error, weights_follow=True)
 
     def compute(self, ctx: StepContext, dist_input: StepContext) -> list[Tensor]:
         """Look up what all ranks have asked this one for."""
+        if ctx.unweighted is not None:
+            features, error = ctx.unweighted, None
+            try:
+                features = self._processed(features)
+            except Exception as failed:  # the others wait for this rank
+                error = failed
+            self._embedding_bag_collection.weigh(ctx, features, error)
         return self._embedding_bag_collection.compute(ctx, dist_input)
 
     def output_dist(self, ctx: StepContext, output: list[Tensor]) -> LazyAwaitable[KeyedTensor]:

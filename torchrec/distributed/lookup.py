@@ -23,6 +23,7 @@ from torchrec.distributed.route import Route, Slot
 from torchrec.distributed.split_columns import RowSumExchange
 from torchrec.distributed.terms import Terms, number_of
 from torchrec.distributed.variable import OwnBatches, as_rows, by_lane, own_batches, padded
+from torchrec.distributed.weights import weights_by_lane, weights_by_slot
 from torchrec.distributed.wire import Wire
 from torchrec.errors import IdOutOfRangeError
 from torchrec.modules.embedding_configs import (
@@ -241,7 +242,10 @@ class ShardedLookup:
     # Asking.
 
     def ask(
-        self, features: KeyedJaggedTensor, error: Exception | None = None
+        self,
+        features: KeyedJaggedTensor,
+        error: Exception | None = None,
+        weights_follow: bool = False,
     ) -> Awaitable[Awaitable[Step]]:
         """Send the ids of this rank's batch to who has their rows: first how many, then, once awaited, which.
 
@@ -250,6 +254,7 @@ class ShardedLookup:
         Args:
             features: of one batch size, or with inverse indices.
             error: what is wrong with them, if anything: all ranks raise it.
+            weights_follow: leave weights to `weigh`.
 
         Raises:
             IdOutOfRangeError: on all ranks, for an id of any of them that should have a row.
@@ -260,7 +265,7 @@ class ShardedLookup:
         weights: Tensor | None = None
         if error is None:
             try:
-                routed, lengths, weights, out_of_range = self._route(features)
+                routed, lengths, weights, out_of_range = self._route(features, weights_follow)
             except Exception as failed:
                 error = failed
         topic = f"look-up {self._lookups} of {self._named}"
@@ -281,24 +286,44 @@ class ShardedLookup:
 
         return Deferred(sent)
 
-    def _route(self, features: KeyedJaggedTensor) -> tuple[Routed, Tensor, Tensor | None, Tensor]:
+    def weigh(
+        self, step: Step, features: KeyedJaggedTensor, error: Exception | None = None
+    ) -> None:
+        """Send the weights of ids that were asked for without them; all ranks call this.
+
+        Args:
+            step: of the ids.
+            features: of this rank's batch, with weights.
+            error: what is wrong with them, if anything: all ranks raise it.
+        """
+        routed, found = step.routed, self._input_of(features.keys())
+        if error is None:
+            try:
+                step.weights = weights_by_slot(self._batches_of(features, found)[0], found.keys)
+                lanes = self.route.lanes_of_slot
+                routed.weights = weights_by_lane(
+                    step.weights, routed.places, routed.slot_counts, routed.counts, lanes
+                )
+            except Exception as failed:
+                error = failed
+        self.exchange.weigh(step.asked, routed, error, step.topic)
+
+    def _route(
+        self, features: KeyedJaggedTensor, weights_follow: bool
+    ) -> tuple[Routed, Tensor, Tensor | None, Tensor]:
         found, batch = self._input_of(features.keys()), features.stride()
         features, own = self._batches_of(features, found)
-        starts, sizes = features.offset_per_key(), features.length_per_key()
+        sizes = features.length_per_key()
         counts = [sizes[key] for key in found.keys]
         rows, out_of_range = _choose(found, features, own is not None)
         if found.single_ids:
             check_single_ids(found.spec, features)
         lengths = self._lengths_of(features) if own is None else own.lengths
-        weights = features.weights_or_none() if self._weighted else None
-        if self._weighted and weights is None:
-            raise ValueError("`features` should have weights, as `is_weighted` says.")
-        if not found.as_they_are:
-            lengths = lengths[found.keys] if own is None else lengths
-            if weights is not None:
-                weights = torch.cat(
-                    [weights[starts[key] : starts[key] + sizes[key]] for key in found.keys]
-                )
+        if not found.as_they_are and own is None:
+            lengths = lengths[found.keys]
+        weights = None
+        if self._weighted and not weights_follow:
+            weights = weights_by_slot(features, found.keys)
         if self._distinct and not self._counts_ids():
             return self._route_distinct(rows, counts, batch), lengths, weights, out_of_range
         values, places, lane_lengths, lane_counts = route_rows(
@@ -307,8 +332,10 @@ class ShardedLookup:
         in_lanes = lane_counts.tolist()
         sent = None
         if weights is not None:
-            sent = self._in_lanes(weights.float(), places, counts, in_lanes)
+            lanes = self.route.lanes_of_slot
+            sent = weights_by_lane(weights, places, counts, in_lanes, lanes)
         routed = Routed(batch, values, places, lane_lengths, in_lanes, counts, sent)
+        routed.weights_follow = self._weighted and weights_follow
         if own is not None:
             routed.bags, routed.inverse = own.bags, own.inverse
         return routed, lengths, weights, out_of_range
@@ -348,20 +375,6 @@ class ShardedLookup:
         return Routed(
             batch, values, kept_places[places], lane_lengths, lane_counts.tolist(), counts, None
         )
-
-    def _in_lanes(
-        self, weights: Tensor, places: Tensor, counts: list[int], in_lanes: list[int]
-    ) -> Tensor:
-        """Return the weights of ids in the order in which their rows are sent."""
-        order = places.new_empty(sum(in_lanes), dtype=torch.int64)
-        start = first = 0
-        for s, count in enumerate(counts):
-            place = places[start : start + count].long()
-            sent = (place >= 0).nonzero()[:, 0]
-            order[first + place[sent]] = sent + start
-            start += count
-            first += sum(in_lanes[lane.number] for lane in self.route.lanes_of_slot[s])
-        return weights.index_select(0, order)
 
     # Looking up what was asked of this rank.
 

@@ -189,7 +189,7 @@ class StartedInputs(InputSource):
             args = [each.of(self._batch) for each in call.args]
             kwargs = {name: each.of(self._batch) for name, each in call.kwargs.items()}
             context = call.module.create_context()
-            sizes = call.module.input_dist(context, *args, **kwargs)
+            sizes = call.module.input_dist_ahead(context, *args, **kwargs)
             self._under_way.append(_Started(call, args, kwargs, context, sizes))
 
     def send(self) -> None:
