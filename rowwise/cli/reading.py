@@ -108,8 +108,9 @@ def _dialect_beside(file: DataFile, dialect: TextDialect) -> TextDialect:
 
 def _first_fields(file: DataFile, dialect: TextDialect) -> list[str]:
     from torchrec.datasets.headers import delimiter_of, read_header, split_header
+    from torchrec.datasets.text_dialect import recoded_from
 
-    header = read_header(file, dialect.encoding)[0]
+    header = read_header(file, recoded_from(dialect.encoding))[0]
     delimiter = dialect.delimiter or delimiter_of(file.format)
     return split_header(header, file, delimiter, dialect.quote)
 

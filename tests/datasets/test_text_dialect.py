@@ -56,7 +56,7 @@ def test_blocks_of_recoded_text_are_those_of_utf8(tmp_path: Path) -> None:
     one, other = (DataFile(str(tmp_path / name), "csv") for name in ("a.csv", "b.csv"))
     found = list(blocks(one, ChunkStart(), 5000, form))
     assert len(found) > 5
-    assert list(blocks(other, ChunkStart(), 5000, form, "utf-16-le")) == found
+    assert list(blocks(other, ChunkStart(), 5000, form._replace(encoding="utf-16-le"))) == found
 
 
 def test_another_encoding_than_declared_is_refused(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_rows_of_skipped_lines_do_not_depend_on_blocks(tmp_path: Path) -> None:
         assert b"".join(block.data for block in found) == re.sub("bad\n", "", text).encode()
         ends = [block.row + block.rows for block in found]
         assert [block.row for block in found] == [0, *ends[:-1]]
-        assert (ends[-1], sum(block.bad for block in found)) == (4000, 400)
+        assert (ends[-1], sum(block.oddity.bad for block in found if block.oddity)) == (4000, 400)
 
 
 def test_bad_lines_between_several_characters(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pyarrow import csv as pa_csv
 
 from torchrec.datasets._chunks import CHUNK_BYTES, ChunkStart, unreadable
+from torchrec.datasets._oddities import LONG, Oddity
 from torchrec.datasets._records import (
     RecordForm,
     count_records,
@@ -20,25 +21,29 @@ from torchrec.datasets._records import (
     written_plainly,
 )
 from torchrec.datasets.files import DataFile
-from torchrec.datasets.text_dialect import is_utf8
 
 LONGEST_RECORD = 1 << 26
 """Most bytes of a record; a file with more in one is taken for none of text."""
 
 
-def open_text(file: DataFile, byte: int = 0, encoding: str = "utf-8") -> Any:
+def open_text(file: DataFile, byte: int = 0, encoding: str | None = None) -> Any:
     """Open a file at a byte of its text in UTF-8, decompressed.
 
     Of what is compressed, or in another encoding, all that is before it has to be read.
+
+    Args:
+        file: of text.
+        byte: where to begin.
+        encoding: that it has to be recoded from. Default: none, it is UTF-8.
     """
     if file.compression is None:
         stream: Any = open(file.path, "rb")  # noqa: SIM115
-        if is_utf8(encoding):
+        if encoding is None:
             stream.seek(byte)
             return stream
     else:
         stream = pa.input_stream(file.path, compression=file.compression)
-    if not is_utf8(encoding):
+    if encoding is not None:
         stream = _Recoded(stream, encoding)
     while byte > 0:
         byte -= len(stream.read(min(byte, CHUNK_BYTES))) or byte
@@ -86,23 +91,19 @@ class Block(NamedTuple):
         row: its number.
         rows: how many they are.
         data: their text.
-        headers: lines that repeated the header, and are left out.
-        bad: records with more or fewer fields than there are columns, left out as well.
-        longest: number of the record, in the block, that spans the most lines, and how many these are.
+        options: by which the parser reads it.
+        oddity: what was odd about it; None if nothing was.
     """
 
     byte: int
     row: int
     rows: int
     data: bytes
-    headers: int = 0
-    bad: int = 0
-    longest: tuple[int, int] = (0, 1)
+    options: pa_csv.ParseOptions
+    oddity: Oddity | None = None
 
 
-def blocks(
-    file: DataFile, start: ChunkStart, size: int, form: RecordForm, encoding: str = "utf-8"
-) -> Iterator[Block]:
+def blocks(file: DataFile, start: ChunkStart, size: int, form: RecordForm) -> Iterator[Block]:
     """Cut a file into blocks, from a place where a record starts.
 
     Args:
@@ -110,14 +111,13 @@ def blocks(
         start: the byte at which the first record starts, and its number in the file.
         size: of a block, about, in bytes.
         form: how records are written.
-        encoding: of the characters.
 
     Raises:
         ValueError: the file cannot be read.
     """
     byte, row = start.byte, start.row
     try:
-        with open_text(file, byte, encoding) as stream:
+        with open_text(file, byte, form.encoding) as stream:
             rest, wanted, ended = b"", size, False
             while not ended:
                 more = stream.read(wanted - len(rest))
@@ -133,8 +133,7 @@ def blocks(
                 data, rest = rest[:end], rest[end:]
                 if data:
                     block = _block(byte, row, data, form)
-                    if block.data or block.bad:
-                        yield block
+                    yield block
                     byte, row = byte + len(data), row + block.rows
     except UnicodeDecodeError as error:
         raise wrongly_encoded(file, error) from error
@@ -151,31 +150,38 @@ def wrongly_encoded(file: DataFile, error: UnicodeDecodeError) -> ValueError:
 
 
 def _block(byte: int, row: int, data: bytes, form: RecordForm) -> Block:
+    quoted = form.has_quotes and b'"' in data
+    options = _parse_options(form, quoted)
     data, headers = without_headers(data, form.header)
     records = find_records(data, form, whole=True)
     rows = count_records(data, records)
-    longest = longest_record(data, records)
-    data = written_plainly(data, records)
+    longest, lines = 0, 1
+    if quoted:  # else each line is a record
+        longest, lines = longest_record(data, records)
+        data = written_plainly(data, records)
     if len(form.delimiter) > 1:
         data = data.replace(form.delimiter, SEPARATOR.encode())
     bad = 0
     if form.skips_bad and rows:
-        data, bad = _without_bad(data, form)
-    return Block(byte, row, rows - bad, data, headers, bad, longest)
+        data, bad = _without_bad(data, form, quoted)
+    oddity = None
+    if headers or bad or lines >= LONG:
+        oddity = Oddity(headers, bad, row + longest, lines)
+    return Block(byte, row, rows - bad, data, options, oddity)
 
 
-def parse_options(form: RecordForm, data: bytes, **options: Any) -> pa_csv.ParseOptions:
-    """Return how the parser is to read a block."""
+def _parse_options(form: RecordForm, quoted: bool, **options: Any) -> pa_csv.ParseOptions:
+    """Return how the parser is to read a block, in which quotes enclose fields or not."""
     several = len(form.delimiter) > 1
     return pa_csv.ParseOptions(
         delimiter=SEPARATOR if several else form.delimiter.decode(),
         quote_char='"' if form.has_quotes else False,
-        newlines_in_values=form.has_quotes and b'"' in data,
+        newlines_in_values=quoted,
         **options,
     )
 
 
-def _without_bad(data: bytes, form: RecordForm) -> tuple[bytes, int]:
+def _without_bad(data: bytes, form: RecordForm, quoted: bool) -> tuple[bytes, int]:
     """Return a block without the records that have more or fewer fields, as the parser counts them."""
     bad: list[int] = []
 
@@ -190,7 +196,7 @@ def _without_bad(data: bytes, form: RecordForm) -> tuple[bytes, int]:
             block_size=len(data) + 1,
             column_names=[str(column) for column in range(form.columns)],
         ),
-        parse_options(form, data, invalid_row_handler=skip),
+        _parse_options(form, quoted, invalid_row_handler=skip),
         pa_csv.ConvertOptions(include_columns=["0"], column_types={"0": pa.binary()}),
     )
     if not bad:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -113,8 +113,9 @@ class Reader(Protocol):
         """What was odd in what has been read so far, a sentence each."""
         ...
 
-    def spans(self) -> Iterator[Span]:
-        """Yield where rows are; of text first those that have been seen, then all of them by reading."""
+    @property
+    def seen(self) -> Sequence[Span]:
+        """Rows that are known to be there before anything is read: all, of text some at the start."""
         ...
 
     def chunks(

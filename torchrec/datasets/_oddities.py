@@ -2,60 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from torchrec.datasets._blocks import Block
     from torchrec.datasets.files import DataFile
 
-_LONG = 50  # lines of a record, from which on a quote may be none that encloses
+LONG = 50
+"""Lines of a record, from which on a quote may be none that encloses."""
 
 
-class _Odd(NamedTuple):
-    headers: int
-    bad: int
-    lines: int
-    row: int
+class Oddity(NamedTuple):
+    """What was odd about some text.
 
-
-class Oddities:
-    """What was odd about the blocks of some files; however often these are read, each counts once.
-
-    Args:
-        files: that are read.
+    Attributes:
+        headers: lines that repeated the header, and are left out.
+        bad: records with more or fewer fields than there are columns, left out as well.
+        row: number of the record, in the file, that spans the most lines.
+        lines: how many these are.
     """
 
-    def __init__(self, files: list[DataFile]) -> None:
-        self._files = files
-        self._found: dict[tuple[int, int], _Odd] = {}
+    headers: int
+    bad: int
+    row: int
+    lines: int
 
-    def add(self, number: int, block: Block) -> None:
-        """Take a block of a file into account."""
-        row, lines = block.longest
-        if block.headers or block.bad or lines >= _LONG:
-            odd = _Odd(block.headers, block.bad, lines, block.row + row)
-            self._found[number, block.byte] = odd
 
-    @property
-    def notices(self) -> list[str]:
-        """What a person should know, a sentence for each kind of each file."""
-        told = []
-        for number, file in enumerate(self._files):
-            found = [odd for (one, _), odd in self._found.items() if one == number]
-            headers, bad = sum(odd.headers for odd in found), sum(odd.bad for odd in found)
-            if headers:
-                told.append(
-                    f"Lines of '{file.path}' that repeat its header: {headers:,}, left out."
-                )
-            if bad:
-                told.append(
-                    f"Lines of '{file.path}' with more or fewer fields than there are columns: {bad:,}, "
-                    "skipped."
-                )
-            longest = max(found, key=lambda odd: odd.lines, default=None)
-            if longest is not None and longest.lines >= _LONG:
-                told.append(
-                    f"'{file.path}': one value, in row {longest.row + 1:,}, spans {longest.lines:,} "
-                    "lines. A quote that encloses nothing may be the cause."
-                )
-        return told
+def notices_of(files: Sequence[DataFile], found: Mapping[tuple[int, int], Oddity]) -> list[str]:
+    """Return what a person should know of files, a sentence for each kind of oddity of each file.
+
+    Args:
+        files: that have been read.
+        found: what was odd, by the number of the file and the byte where the text starts.
+    """
+    told: list[str] = []
+    for number in sorted({number for number, _ in found}):
+        path = files[number].path
+        of_file = [odd for (one, _), odd in found.items() if one == number]
+        headers, bad = sum(odd.headers for odd in of_file), sum(odd.bad for odd in of_file)
+        if headers:
+            told.append(f"Lines of '{path}' that repeat its header: {headers:,}, left out.")
+        if bad:
+            told.append(
+                f"Lines of '{path}' with more or fewer fields than there are columns: {bad:,}, skipped."
+            )
+        longest = max(of_file, key=lambda odd: odd.lines)
+        if longest.lines >= LONG:
+            told.append(
+                f"'{path}': one value, in row {longest.row + 1:,}, spans {longest.lines:,} lines. "
+                "A quote that encloses nothing may be the cause."
+            )
+    return told

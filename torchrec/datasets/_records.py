@@ -27,6 +27,7 @@ class RecordForm(NamedTuple):
             files that were put one behind the other.
         has_quotes: whether a quote may enclose a field.
         skips_bad: whether records that have more or fewer fields are left out.
+        encoding: that the text has to be recoded from; None: it is UTF-8.
     """
 
     delimiter: bytes
@@ -34,6 +35,7 @@ class RecordForm(NamedTuple):
     header: bytes = b""
     has_quotes: bool = True
     skips_bad: bool = False
+    encoding: str | None = None
 
 
 class Records(NamedTuple):

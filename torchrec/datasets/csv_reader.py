@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as pa_csv
 
-from torchrec.datasets._blocks import Block, blocks, parse_options
+from torchrec.datasets._blocks import Block, blocks
 from torchrec.datasets._chunks import CHUNK_BYTES, Chunk, ChunkStart, Reading, Span
-from torchrec.datasets._oddities import Oddities
+from torchrec.datasets._oddities import Oddity, notices_of
 from torchrec.datasets._records import RecordForm
 from torchrec.datasets._types import require_columns
 from torchrec.datasets.data_error import DataError
@@ -34,7 +34,7 @@ from torchrec.datasets.number_text import (
     are_marked_numbers,
     read_number_text,
 )
-from torchrec.datasets.text_dialect import TextDialect
+from torchrec.datasets.text_dialect import TextDialect, recoded_from
 from torchrec.datasets.text_types import MisfitError, schema_of
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class CsvReader:
     Attributes:
         given: columns whose type ``schema`` gave.
         schema: names and types of the columns.
+        seen: rows at the start of files that were looked at for the types.
     """
 
     rows = None  # not known before everything is read
@@ -84,7 +85,8 @@ class CsvReader:
     ) -> None:
         self.files = files
         self._dialect = dialect = dialect or TextDialect()
-        self._oddities = Oddities(files)
+        self._encoding = recoded_from(dialect.encoding)
+        self._oddities: dict[tuple[int, int], Oddity] = {}  # by file and byte: each counts once
         self._headerless = None if dialect.columns is None else list(dialect.columns)
         self._delimiter = dialect.delimiter or delimiter_of(files[0].format)
         self._names: list[list[str]] = []
@@ -93,17 +95,17 @@ class CsvReader:
         for file in files:
             names, start, line = self._headerless or [], 0, ""
             if self._headerless is None:
-                line, start = read_header(file, dialect.encoding)
+                line, start = read_header(file, self._encoding)
                 names = split_header(line, file, self._delimiter, dialect.quote)
                 check_header(names, file, self._delimiter)
             require_columns(names, names, file.path)
             self._names.append(names)
             self._starts.append(start)
             self._forms.append(self._form(len(names), line))
-        given = {} if schema is None else {field.name: field.type for field in schema}
+        given = {} if schema is None else dict(zip(schema.names, schema.types, strict=True))
         self.given = frozenset(given)
         self._assumed = frozenset(assumed or ()) - self.given
-        self._seen_rows: dict[int, int] = {}  # at the start of a file, for the types
+        self.seen: list[Span] = []
         inferred = self._infer_types()
         if not (inferred or may_be_empty):
             raise ValueError(
@@ -121,6 +123,7 @@ class CsvReader:
             header.encode(),
             has_quotes=self._dialect.quote != "none" and len(self._delimiter) == 1,
             skips_bad=self._dialect.bad_lines == "skip",
+            encoding=self._encoding,
         )
 
     @property
@@ -131,15 +134,7 @@ class CsvReader:
     @property
     def notices(self) -> list[str]:
         """What was left out of the text, or looks wrong, in what has been read, a sentence each."""
-        return self._oddities.notices
-
-    def spans(self) -> Iterator[Span]:
-        """Yield where rows are: first those that were seen for the types, then all of them by reading."""
-        for number, rows in self._seen_rows.items():
-            yield Span(number, 0, rows)
-        for number in range(len(self.files)):
-            for block in self._blocks(number, ChunkStart(byte=self._starts[number])):
-                yield Span(number, block.row, block.rows)
+        return notices_of(self.files, self._oddities)
 
     def retyped(self, types: Mapping[str, TextType]) -> CsvReader:
         """Return a reader of the same files with other types of some columns."""
@@ -176,6 +171,10 @@ class CsvReader:
             at = start if unit == start.unit else ChunkStart()
             at = at._replace(byte=at.byte or self._starts[number])
             for block in self._blocks(number, at):
+                if block.oddity is not None:
+                    self._oddities[number, block.byte] = block.oddity
+                if not block.rows:
+                    continue
                 yield Chunk(
                     ChunkStart(unit, block.row, block.byte),
                     number,
@@ -185,13 +184,10 @@ class CsvReader:
                 )
 
     def _blocks(self, number: int, start: ChunkStart) -> Iterator[Block]:
-        form, encoding = self._forms[number], self._dialect.encoding
-        for block in blocks(self.files[number], start, CHUNK_BYTES, form, encoding):
-            self._oddities.add(number, block)
-            yield block
+        return blocks(self.files[number], start, CHUNK_BYTES, self._forms[number])
 
     def _parse(self, number: int, block: Block, types: dict[str, pa.DataType]) -> pa.Table:
-        """Parse a block to a table of the given types, or of all columns with types inferred if there are none."""
+        """Parse a block to a table of the given types."""
         known = self.given | self._assumed
         integers = [n for n, type in types.items() if n not in known and pa.types.is_integer(type)]
         try:
@@ -248,7 +244,7 @@ class CsvReader:
                 block_size=len(block.data) + 1,
                 column_names=self._names[number],
             ),
-            parse_options(self._forms[number], block.data),
+            block.options,
             pa_csv.ConvertOptions(
                 null_values=[*missing, *self._dialect.missing],
                 strings_can_be_null=True,
@@ -333,7 +329,9 @@ class CsvReader:
         types: dict[str, pa.DataType] = {}
         for number in range(len(self.files)):
             for block in self._blocks(number, ChunkStart(byte=self._starts[number])):
-                self._seen_rows[number] = block.row + block.rows
+                self.seen.append(Span(number, block.row, block.rows))
+                if block.oddity is not None:
+                    self._oddities[number, block.byte] = block.oddity
                 for name, type in self._types_of(number, block).items():
                     if pa.types.is_null(types.get(name, pa.null())):
                         types[name] = type
@@ -348,10 +346,13 @@ class CsvReader:
         """Return types that a block suggests; integers with leading zeros are text, and bytes are none."""
         if not block.rows:
             return {}
-        schema = self._parse(number, block, {}).schema
-        types = {field.name: field.type for field in schema}
-        doubtful = [name for name, type in types.items() if not pa.types.is_temporal(type)]
-        text = self._parse(number, block, dict.fromkeys(doubtful, pa.string()))
+        try:
+            schema = self._read(number, block, {}, _MISSING).schema
+            types = dict(zip(schema.names, schema.types, strict=True))
+            doubtful = [name for name, type in types.items() if not pa.types.is_temporal(type)]
+            text = self._read(number, block, dict.fromkeys(doubtful, pa.string()), _MISSING)
+        except pa.ArrowInvalid as error:
+            raise self._refused(number, block, {}, error) from error
         for name, column in zip(doubtful, text.columns, strict=True):
             if pa.types.is_float64(types[name]):
                 types[name] = _large_integers(column) or types[name]

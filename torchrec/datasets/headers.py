@@ -15,7 +15,7 @@ from torchrec.datasets._blocks import LONGEST_RECORD, open_text, wrongly_encoded
 from torchrec.datasets._chunks import unreadable
 from torchrec.datasets.data_error import DataError
 from torchrec.datasets.files import DataFile, Format
-from torchrec.datasets.text_dialect import Quote, is_utf8
+from torchrec.datasets.text_dialect import Quote
 
 _HEADER_BYTES = 1 << 16  # read at once in search of the end of a header
 _ENCODING_BYTES = 1 << 22
@@ -120,14 +120,19 @@ def check_header(names: list[str], file: DataFile, delimiter: str) -> None:
         )
 
 
-def read_header(file: DataFile, encoding: str = "utf-8") -> tuple[str, int]:
-    """Return the first line, and its length in bytes of UTF-8."""
+def read_header(file: DataFile, encoding: str | None = None) -> tuple[str, int]:
+    """Return the first line, and its length in bytes of UTF-8.
+
+    Args:
+        file: of text.
+        encoding: that it has to be recoded from. Default: none, it is UTF-8.
+    """
     try:
         with open_text(file, encoding=encoding) as stream:
             line = _first_line(stream)
         return line.decode("utf-8-sig").rstrip("\r\n"), len(line)
     except UnicodeDecodeError as error:
-        if not is_utf8(encoding):
+        if encoding is not None:
             raise wrongly_encoded(file, error) from error
         raise DataError(
             f"The header of '{file.path}' should be UTF-8. Received {not_utf8(line)}.",

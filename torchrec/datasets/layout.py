@@ -16,6 +16,7 @@ from torchrec.datasets._chunks import unreadable
 from torchrec.datasets.files import DataFile, suffixes_of
 from torchrec.datasets.headers import delimiter_of
 from torchrec.datasets.prepare.criteo import COLUMNS as CRITEO
+from torchrec.datasets.text_dialect import recoded_from
 
 _FIRST_BYTES, _FIRST_ROWS = 1 << 16, 50
 _FIT = 0.9  # of these, as many as should have as many fields as the first: titles hold anything
@@ -86,7 +87,7 @@ def find_layout(
         >>> layout.delimiter, layout.columns
         ('\t', ['user_id', 'item_id', 'rating', 'timestamp'])
     """
-    name, text = os.path.basename(file.path), _first_lines(file, encoding)
+    name, text = os.path.basename(file.path), _first_lines(file, recoded_from(encoding))
     chosen = delimiter or _delimiter(file, text, None if columns is None else len(columns))
     found = None if delimiter or chosen == delimiter_of(file.format) else chosen
     rows = _rows(text, chosen)
@@ -112,7 +113,7 @@ def find_layout(
     return Layout(found, names, notice)
 
 
-def _first_lines(file: DataFile, encoding: str) -> str:
+def _first_lines(file: DataFile, encoding: str | None) -> str:
     """Return the first lines, whole."""
     try:
         with open_text(file, encoding=encoding) as stream:

@@ -108,10 +108,10 @@ class ParquetReader:
         """Number of rows in all files."""
         return sum(group.rows for group in self._groups)
 
-    def spans(self) -> Iterator[Span]:
-        """Yield where rows are."""
-        for group in self._groups:
-            yield Span(group.file, group.first_row, group.rows)
+    @property
+    def seen(self) -> list[Span]:
+        """Where rows are."""
+        return [Span(group.file, group.first_row, group.rows) for group in self._groups]
 
     def retyped(self, types: Mapping[str, TextType]) -> ParquetReader:
         """Return this reader: the files say what their columns hold."""

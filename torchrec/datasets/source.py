@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING
 
 from torchrec.checks import did_you_mean
-from torchrec.datasets._chunks import Chunk, ChunkStart, Reader, Reading
+from torchrec.datasets._chunks import Chunk, ChunkStart, Reader, Reading, Span
 from torchrec.datasets.expression import Expression, parse_expression
 from torchrec.datasets.files import DataFile, resolve_files
 from torchrec.datasets.negatives import KeptNegatives
@@ -148,13 +148,17 @@ class TableSource:
         """Number of rows that reading gives; None where only reading tells: of text, or if rows are dropped."""
         if self._reader.rows is None or not self._goes_by_number:
             return None
-        return sum(self._counts())
+        return sum(map(self._count, self._reader.seen))
 
     def has_rows(self) -> bool:
         """Return whether reading gives any row; no more is read than tells it."""
-        if self._goes_by_number:
-            return any(self._counts())
-        return next(self.scan(self.schema.names[-1:]), None) is not None
+        if not self._goes_by_number:
+            return next(self.scan(self.schema.names[-1:]), None) is not None
+        if any(map(self._count, self._reader.seen)):
+            return True
+        is_all = self._reader.rows is not None
+        rest = () if is_all else self._reader.chunks([], Reading(), ChunkStart())
+        return any(map(self._count, rest))
 
     @property
     def _goes_by_number(self) -> bool:
@@ -162,13 +166,11 @@ class TableSource:
         by_chance = self.split is None or isinstance(self.split, FractionSplit)
         return by_chance and self.drop is None and self._negatives is None
 
-    def _counts(self) -> Iterator[int]:
-        """Yield how many rows of each span are read, where these go by number."""
-        for span in self._reader.spans():
-            if isinstance(self.split, FractionSplit):
-                yield self.split.count(self.files[span.file].name, span.first_row, span.rows)
-            else:
-                yield span.rows
+    def _count(self, span: Span | Chunk) -> int:
+        """Return how many rows of a span are read, where their numbers decide."""
+        if isinstance(self.split, FractionSplit):
+            return self.split.count(self.files[span.file].name, span.first_row, span.rows)
+        return span.rows
 
     def scan(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Read everything once, in the order of the files.

@@ -94,11 +94,11 @@ def check_encoding(encoding: str, name: str = "encoding") -> None:
         ) from None
 
 
-def is_utf8(encoding: str) -> bool:
-    """Say whether text is read as it stands.
+def recoded_from(encoding: str) -> str | None:
+    """Return the encoding that text has to be recoded from to be UTF-8; None if it is read as it stands.
 
     Example:
-        >>> is_utf8("UTF8"), is_utf8("cp1252")
-        (True, False)
+        >>> recoded_from("UTF8"), recoded_from("cp1252")
+        (None, 'cp1252')
     """
-    return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
+    return None if codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii") else encoding

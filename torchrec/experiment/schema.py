@@ -197,8 +197,7 @@ class DataSection(Section):
     @property
     def dialect(self) -> TextDialect:
         """How text files are written."""
-        names = [field.name for field in fields(TextDialect)]
-        return TextDialect(**{name: getattr(self, name) for name in names})
+        return TextDialect(**{each.name: getattr(self, each.name) for each in fields(TextDialect)})
 
 
 class ScheduleSection(Section):

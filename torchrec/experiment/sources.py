@@ -34,6 +34,11 @@ class Sources(NamedTuple):
     valid: TableSource | None
     test: TableSource | None
 
+    @property
+    def given(self) -> list[TableSource]:
+        """Those of validation and test that have files of their own."""
+        return [one for one in (self.valid, self.test) if one is not None and one.split is None]
+
     def retyped(self, types: Mapping[str, TextType]) -> Sources:
         """Return the same rows, those of text with other types of columns whose type was not given."""
         valid, test = (one and one.retyped(types) for one in self[1:])
@@ -65,10 +70,11 @@ def sources_of(experiment: Experiment, types: Mapping[str, TextType] | None = No
         for name, paths in (("valid", data.valid), ("test", data.test))
         if paths
     }
+    train_rows = _thinned(train, data)
     valid = 0.0 if "valid" in given else data.split.valid
     test = 0.0 if "test" in given else data.split.test
     if valid + test == 0:
-        return Sources(_thinned(train, data), given.get("valid"), given.get("test"))
+        return Sources(train_rows, given.get("valid"), given.get("test"))
     split: FractionSplit | TimeSplit
     if data.split.by == "fraction":
         split = FractionSplit(valid, test, seed=data.split.seed)
@@ -80,7 +86,7 @@ def sources_of(experiment: Experiment, types: Mapping[str, TextType] | None = No
         split = find_time_split(times, data.split.column, valid, test)
     for_valid, for_test = split.of("valid"), split.of("test")
     return Sources(
-        _thinned(train.of(split), data),
+        train_rows.of(split),
         given.get("valid") or (train.of(for_valid) if valid else None),
         given.get("test") or (train.of(for_test) if test else None),
     )
@@ -119,12 +125,13 @@ def _train_source(experiment: Experiment) -> TableSource:
             )
         return TableSource(files, dialect=data.dialect, drop=data.drop)
     strings: dict[str, TextType] = dict.fromkeys(text_columns(features), "string")
+    numbers = number_columns(features)
     source = TableSource(
         files,
         dialect=data.dialect,
         drop=data.drop,
         schema=schema_of(strings | data.types),
-        assumed=number_columns(features),
+        assumed=numbers,
     )
     for column in data.types:
         check_column("data.types", column, source.names)

@@ -74,12 +74,10 @@ class RunData:
         self.experiment, self.fitted = resolved.experiment, resolved.fitted
         self.transform = self.fitted.transform
         train, valid, test = resolved.sources
-        odd = [notice for source in resolved.sources if source for notice in source.notices]
-        self.notices = [
-            *_read_twice(data, resolved.sources),
-            *dict.fromkeys(odd),  # parts of the same files know the same
-            *resolved.notices,
-        ]
+        self.notices = _read_twice(data, resolved.sources)
+        for source in (train, *resolved.sources.given):
+            self.notices += source.notices
+        self.notices += resolved.notices
         rows = self.fitted.rows
         self.train_batches = None if rows is None else -(-rows // options.batch_size)
         self.train = Loader(
@@ -97,6 +95,8 @@ class RunData:
         self.evaluated.counts = TransformCounts(list(self.transform.features))
         size = evaluation_batch_size(options)
         self.batch_sizes = (options.batch_size, size)
+        metrics = self.experiment.metrics
+        self._groups = GroupedMetrics(metrics).columns if metrics else []
         self.valid = self._evaluation_batches("validation", valid, size)
         self.test = self._evaluation_batches("test", test if with_test else None, size)
         self._notice_ties(train.split)
@@ -112,17 +112,18 @@ class RunData:
         if not source.has_rows():
             self.notices.append(f"There are no rows for {name}: it is left out.")
             return None
-        workers = self.experiment.data.workers
-        columns = GroupedMetrics(self.experiment.metrics).columns
-        source.require(columns, "`metrics`")
+        transform: FeatureTransform | GroupedTransform = self.evaluated
+        if self._groups:
+            source.require(self._groups, "`metrics`")
+            transform = GroupedTransform(self.evaluated, self._groups)
         return Loader(
             source,
-            GroupedTransform(self.evaluated, columns) if columns else self.evaluated,
+            transform,
             size,
             shuffle_window=0,
             rank=self._world.rank,
             world_size=self._world.size,
-            workers=workers,
+            workers=self.experiment.data.workers,
             share_batches=True,
         )
 
@@ -213,26 +214,30 @@ def _fitted(
 ) -> Resolved:
     """Infer features where none are given, and fit the transform."""
     data, features = experiment.data, experiment.features
-    notices: list[str] = []
-    positives = 0.0
+    inference, notices = None, []
     if features is None:
         inference = _inferred(sources, data)
-        notices, positives = inference.warnings, inference.positives
+        notices = inference.warnings
         features, types = _without(inference.features, data.weight), types | inference.types
         sources = sources.retyped(types) if types else sources
-    if positives in (0, 1):  # of the rows that were looked at, if any were
+    if inference is None or inference.positives in (0, 1):  # of the rows that were looked at
         _check_labels(sources.train, experiment)
-    transform = new_transform(experiment, features)
-    tables = _Counted(sources.train.scan(transform.columns))
-    transform.fit(tables)
+    transform, train = new_transform(experiment, features), sources.train
+    if inference is not None and inference.complete and data.weight is None:
+        # All rows have been read: their number is known, and that labels and types are right.
+        transform.fit(train.scan(transform.input_columns))
+        rows: int | None = inference.rows
+    else:
+        tables = _Counted(train.scan(transform.columns))
+        transform.fit(tables)
+        if inference is not None and train.files[0].format != "parquet":
+            for _ in tables:  # what fitting did not need may have values that do not fit
+                pass
+        rows = train.rows if tables.rows is None else tables.rows
     if before is not None:
         transform = transform.grown_from(before)
-    if experiment.features is None and sources.train.files[0].format != "parquet":
-        for _ in tables:  # what fitting did not need may have values that do not fit
-            pass
-    rows = sources.train.rows if tables.rows is None else tables.rows
     if rows is None and experiment.training.schedule.decay != "constant":
-        rows = sum(table.num_rows for table in sources.train.scan(transform.columns[-1:]))
+        rows = sum(table.num_rows for table in train.scan(transform.columns[-1:]))
     found = Fitted(transform, data.types | types, rows)
     return Resolved(_completed(experiment, found), sources, found, notices)
 
@@ -270,14 +275,13 @@ class _Counted:
 
 def _inferred(sources: Sources, data: DataSection) -> Inference:
     """Propose features for the training data."""
-    given = [one for one in (sources.valid, sources.test) if one and one.split is None]
     if data.label is None:
         raise ValueError(
             "`features` should be given with `tasks`: `torchrec init --label` with one of their labels "
             "proposes some. Received none."
         )
     try:
-        return infer_features(sources.train, data.label, data.drop, others=given)
+        return infer_features(sources.train, data.label, data.drop, others=sources.given)
     except ValueError:
         if not sources.train.has_rows():  # which is said in the words of the experiment
             raise _without_rows(data) from None

@@ -107,10 +107,10 @@ class FeatureTransform:
                 f"`targets` should be given in place of `label`. Received both, label '{label}'."
             )
         self.features = dict(features)
+        self.counts = TransformCounts(list(features))
         self.label = label
         self.weight, self.groups = weight, list(groups)
         self.targets = dict(targets or {}) if label is None else {LABELS: Target(label)}
-        self.counts = TransformCounts(list(features))
         self._outcomes = Outcomes(self.targets, weight, groups)
         self._columns = {name: _column(name, feature) for name, feature in features.items()}
         of_numbers = (DenseColumn, VectorColumn)

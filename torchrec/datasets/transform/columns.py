@@ -222,6 +222,8 @@ def read_ids(array: pa.Array, source: Source) -> tuple[Array, Array | None]:
     The ids are of any integer type, and may share the memory of the array.
     """
     type = array.type
+    if pt.is_integer(type):
+        return _fixed_width(array)
     if pt.is_dictionary(type):
         return _dictionary_ids(array, source)
     if pt.is_null(type):

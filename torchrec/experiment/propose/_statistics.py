@@ -122,16 +122,14 @@ class ColumnStatistics:
         if self.kind in ("numbers", "times"):
             found = read_numbers(array).present()
             self._add_range(found)
+            counted = self._few_of(found) if self._is_measured else found
         else:
             ids, valid = read_ids(array, self._source)
-            found = ids if valid is None else ids[valid]
+            counted = found = ids if valid is None else ids[valid]
             if self.kind == "integers":
                 self._add_range(found)
             elif self._integers is not None:
                 self._add_integers(self._integers, array)
-        counted = found
-        if self._is_measured:
-            counted = self._few_of(found)
         self._counter.update(counted.view(np.int64) if found.dtype == np.float64 else counted)
         self.values += len(found)
         return len(array) - len(found)
