@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from torchrec.ops import cross as family
 from torchrec.ops.cross import cross, cross_layers
 from torchrec.ops.linear import linear, native
 
@@ -135,6 +136,28 @@ def test_bits_of_layers_are_those_of_one_layer_after_another(rank, count, thread
     torch.set_num_threads(before)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+def test_bits_of_layers_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What oneDNN makes as wide as the input comes some samples at a time, of two sizes here."""
+    monkeypatch.setattr(family, "_PART", 192 * 150)
+    layers, x = networks(64), torch.randn(521, 192, requires_grad=True)
+    assert family._part_sizes(x) == [131, 130, 130, 130]
+    actual, expected = cross_layers(x, layers), one_by_one(x, layers)
+    tensors = [x, *(t for layer in layers for pair in layer for t in pair if t is not None)]
+    upstream = torch.randn_like(actual)
+    assert torch.equal(actual, expected)
+    mine, theirs = (gradients(output, tensors, upstream) for output in (actual, expected))
+    assert all(map(torch.equal, mine, theirs))
+
+
+def test_sizes_of_parts() -> None:
+    sizes = {
+        shape: family._part_sizes(torch.empty(shape, device="meta"))
+        for shape in [(1, 3), (2048, 1728), (130, 1 << 20)]
+    }
+    assert sizes == {(1, 3): [1], (2048, 1728): [512] * 4, (130, 1 << 20): [65, 65]}
+
+
 def test_layers_with_frozen_parameters_and_a_gradient_that_comes_in_columns() -> None:
     layers = networks(64)
     layers[1][0][0].requires_grad_(False)
@@ -172,7 +195,23 @@ def test_layers_that_no_kernel_takes() -> None:
         assert torch.equal(cross_layers(large, layers), one_by_one(large, layers))
 
 
-def test_refuses_gradients_of_other_shapes() -> None:
-    grad = torch.zeros(3, 4)
-    with pytest.raises(ValueError, match=r"`factors` should be \[3, 4\], as `input`"):
-        native.cross_grad(grad, None, grad, torch.zeros(4, 3), None, False)
+@pytest.mark.parametrize(
+    ("more", "factors", "message"),
+    [
+        ([], [(4, 3)], r"`factors` should be 3 samples, as `input`. Received \[4\]"),
+        ([], [(2, 4), (1, 3)], r"`factors` should be \[1, 4\], as of `input`. Received \[1, 3\]"),
+        ([(1, 4), (2, 4)], [(2, 4), (1, 4)], r"`more` should be \[2, 4\], as of `input`"),
+    ],
+)
+def test_refuses_gradients_of_other_shapes(more, factors, message) -> None:
+    grad, parts = (
+        torch.zeros(3, 4),
+        [[torch.zeros(s) for s in shapes] for shapes in (more, factors)],
+    )
+    with pytest.raises(ValueError, match=message):
+        native.cross_grad(grad, parts[0], grad, parts[1], None, False)
+    whole = torch.zeros(3, 4)
+    with pytest.raises(ValueError, match=r"`total` should be \[3, 4\], as of `input`"):
+        native.cross_grad(grad, [], grad, [whole], torch.zeros(2, 4), False)
+    with pytest.raises(ValueError, match="`total` should be contiguous"):
+        native.cross_grad(grad, [], grad, [whole], torch.zeros(4, 3).t(), False)

@@ -341,7 +341,11 @@ def _chooser(
 
 
 def shortcut(
-    kernel: Callable[..., Any], *, composed: Callable[..., Any], tensors: tuple[int, ...]
+    kernel: Callable[..., Any],
+    *,
+    composed: Callable[..., Any],
+    tensors: tuple[int, ...],
+    lists: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
     """Return a function that is no operator, but composed of others, with a kernel that does the same in one go.
 
@@ -349,12 +353,13 @@ def shortcut(
         kernel: on the native library.
         composed: the same of plain PyTorch and of operators.
         tensors: the positions of the arguments that are tensors, or None.
+        lists: those of the arguments that are lists of tensors. Default: none.
 
     Returns:
         What to call, with positional arguments: the kernel where ``define`` would call one, else ``composed``.
     """
     count = len(signature(kernel).parameters)
-    return _chooser(composed, composed, None if native is None else kernel, count, tensors, ())
+    return _chooser(composed, composed, None if native is None else kernel, count, tensors, lists)
 
 
 _PLAIN_TYPES = frozenset((Tensor, Parameter))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from torchrec.ops._library import is_observed, is_transformed, shortcut
+from torchrec.ops._recycled import recycled
 from torchrec.ops.linear import (
     can_use_onednn,
     is_quicker_by_onednn,
@@ -21,6 +22,8 @@ from torchrec.ops.linear import (
 )
 
 __all__ = ["cross", "cross_layers"]
+
+_PART, _LEAST_ROWS = 1 << 20, 64  # numbers, and samples where these are wide
 
 # The linear maps of a layer, one behind the other: weights (O, I), and biases (O,) where there are some.
 Layer = Sequence[tuple[Tensor, Tensor | None]]
@@ -151,15 +154,23 @@ def _layers(maps: int, parameters: Sequence[Any]) -> list[list[tuple[Any, Any]]]
 class _CrossLayers(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: int, input: Tensor, *parameters: Tensor | None) -> Tensor:
-        x, inputs = input, []  # of each map, and behind those of a layer its factors
+        x, sizes = input, _part_sizes(input)
+        inputs = []  # of each map, and behind those of a layer its factors, in parts
         for layer in _layers(maps, parameters):
-            y = x
-            for weight, bias in layer:
+            y, outer = x, layer[-1]
+            for weight, bias in layer[:-1]:
                 inputs.append(y)
                 y = onednn_linear(y, weight, bias)
             inputs.append(y)
-            x = torch.addcmul(x, input, y)
-        ctx.maps, ctx.number = maps, len(parameters)
+            output = recycled(input.shape)
+            for of_x, of_input, of_y, of_output in zip(
+                *(tensor.split(sizes) for tensor in (x, input, y, output)), strict=True
+            ):
+                factors = onednn_linear(of_y, *outer)
+                torch.addcmul(of_x, of_input, factors, out=of_output)
+                inputs.append(factors)
+            x = output
+        ctx.maps, ctx.sizes, ctx.number = maps, sizes, len(parameters)
         ctx.save_for_backward(input, *parameters, *inputs)
         return x
 
@@ -171,18 +182,34 @@ class _CrossLayers(torch.autograd.Function):
         if torch.is_grad_enabled():  # second derivatives are asked for
             return None, *_grads(input, layers, ctx.needs_input_grad[1:], grad)
         of_parameters: list[Tensor | None] = []  # the last first
-        more = total = None
+        more: list[Tensor] = []
+        total = None
         for number in reversed(range(len(layers))):
-            *of_maps, factors = inputs[number * (ctx.maps + 1) :][: ctx.maps + 1]
-            grad, more, total = _cross_grad(grad, more, input, factors, total, number == 0)
-            for (weight, _), (of_weight, of_bias), x in zip(
-                layers[number][::-1], needs[number][::-1], of_maps[::-1], strict=True
-            ):
-                of_parameters.append(more.sum(0) if of_bias else None)
-                of_parameters.append(weight_grad(more, x) if of_weight else None)
-                more = product(more, weight.t())
+            of_layer = inputs[number * (ctx.maps + len(ctx.sizes)) :][: ctx.maps + len(ctx.sizes)]
+            factors = of_layer[ctx.maps :]
+            grad, own, total = _cross_grad(grad, more, input, factors, total, number == 0)
+            for at in reversed(range(ctx.maps)):
+                weight, (of_weight, of_bias) = layers[number][at][0], needs[number][at]
+                of_parameters.append(own.sum(0) if of_bias else None)
+                of_parameters.append(weight_grad(own, of_layer[at]) if of_weight else None)
+                if at:
+                    own = product(own, weight.t())
+                else:
+                    more = [product(part, weight.t()) for part in own.split(ctx.sizes)]
         assert total is not None
-        return None, total.add_(more), *of_parameters[::-1]
+        for of_total, part in zip(total.split(ctx.sizes), more, strict=True):
+            of_total.add_(part)
+        return None, total, *of_parameters[::-1]
+
+
+def _part_sizes(input: Tensor) -> list[int]:
+    """Return how many samples each part has of what oneDNN makes as wide as the input.
+
+    It takes memory from the C library, which has the system clear that of larger results each time.
+    """
+    samples = input.size(0)
+    count = max(1, min(-(-input.numel() // _PART), samples // _LEAST_ROWS))
+    return [samples // count + (i < samples % count) for i in range(count)]
 
 
 def _grads(
@@ -203,17 +230,19 @@ def _grads(
 
 def _compose_cross_grad(
     grad: Tensor,
-    more: Tensor | None,
+    more: Sequence[Tensor],
     input: Tensor,
-    factors: Tensor,
+    factors: Sequence[Tensor],
     total: Tensor | None,
     is_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    arrived = grad if more is None else grad + more
+    arrived = grad + torch.cat(list(more)) if more else grad
     if is_first:
         total = arrived if total is None else total + arrived
-    own = arrived * factors
+    own = arrived * torch.cat(list(factors))
     return arrived, arrived * input, own if total is None else total + own
 
 
-_cross_grad = shortcut(native.cross_grad, composed=_compose_cross_grad, tensors=(0, 1, 2, 3, 4))
+_cross_grad = shortcut(
+    native.cross_grad, composed=_compose_cross_grad, tensors=(0, 2, 4), lists=(1, 3)
+)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchrec.ops._library import native
 from torchrec.ops._memory import is_wide, no_address, require_integers
+from torchrec.ops._recycled import recycled
 from torchrec.ops.embedding import reference
 from torchrec.ops.embedding.failure import raise_bad_bag, raise_bad_id
 from torchrec.ops.embedding.layout import VERSION
@@ -20,7 +21,6 @@ from torchrec.ops.embedding.spec import PolicyCode, read_spec
 
 _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _NOTHING, _ID, _BAG = range(3)  # kinds of failure
-_RECYCLED_FROM = 1 << 20  # bytes
 _MEMORY = 1 << 47  # bytes, more than there can be
 
 # Said everywhere: another default device must not redirect what kernels write to.
@@ -80,18 +80,10 @@ def pooled(
 
 
 def _new_output(bags: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Return uninitialised memory; if large, memory that an earlier output has left.
-
-    The C library may give blocks of this size back to the system when they die, and the system
-    clears every page of a new one, which takes longer than to fill it.
-    """
-    size = bags * width * dtype.itemsize
-    if size >= _MEMORY:
+    """Return memory for an output, uninitialised."""
+    if bags * width * dtype.itemsize >= _MEMORY:
         raise ValueError(f"An output should fit the memory. Received a shape of [{bags}, {width}].")
-    if size < _RECYCLED_FROM:
-        return torch.empty((bags, width), dtype=dtype, device=_CPU)
-    buffer: Tensor = _native.recycled(size)
-    return buffer.view(dtype).view(bags, width)
+    return recycled((bags, width), dtype)
 
 
 def new_bag_output(offsets: Tensor, num_keys: int, width: int, dtype: torch.dtype) -> Tensor:

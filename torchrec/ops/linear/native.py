@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchrec.ops._library import native
+from torchrec.ops._recycled import recycled
 
 _lib: Any = native
 
@@ -56,40 +58,60 @@ def relu_grad(grad: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
 
 def cross_grad(
     grad: Tensor,
-    more: Tensor | None,
+    more: Sequence[Tensor],
     input: Tensor,
-    factors: Tensor,
+    factors: Sequence[Tensor],
     total: Tensor | None,
     is_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of a cross layer of float32, and of the input so far: that is ``total``, written over."""
-    for name, tensor in (("grad", grad), ("more", more), ("factors", factors), ("total", total)):
-        if tensor is not None:
-            _require_floats(name, tensor)
-            if tensor.shape != input.shape:
-                raise ValueError(
-                    f"`{name}` should be {list(input.shape)}, as `input`. Received {list(tensor.shape)}."
-                )
+    """Return the gradients of a cross layer of float32, and of the input so far: that is ``total``, written over.
+
+    ``factors`` come in parts, some samples each, and so does ``more``, which is added to ``grad``, if it is there.
+    """
     _require_floats("input", input)
+    _require_shape("grad", grad, input.shape)
+    rows = [part.size(0) for part in factors]
+    if sum(rows) != input.size(0):
+        raise ValueError(
+            f"`factors` should be {input.size(0)} samples, as `input`. Received {rows}."
+        )
+    for name, parts in (("factors", factors), ("more", more)):
+        for part, count in zip(parts, rows if parts else (), strict=True):
+            _require_shape(name, part, (count, input.size(1)))
+    if total is not None:
+        _require_shape("total", total, input.shape)
     if total is not None and not total.is_contiguous():
         raise ValueError("`total` should be contiguous. Received one that is not.")
-    grad, input, factors = grad.contiguous(), input.contiguous(), factors.contiguous()
-    more = None if more is None else more.contiguous()
-    arrived = grad if more is None else torch.empty_like(grad)
-    product = torch.empty_like(grad)
+    grad, input = grad.contiguous(), input.contiguous()
+    arrived = recycled(grad.shape) if more else grad
+    product = recycled(grad.shape)
     is_last = total is None
-    total = torch.empty_like(grad) if total is None else total
-    _lib.cross_grad(
-        grad.data_ptr(),
-        0 if more is None else more.data_ptr(),
-        input.data_ptr(),
-        factors.data_ptr(),
-        arrived.data_ptr(),
-        product.data_ptr(),
-        total.data_ptr(),
-        grad.numel(),
-        is_last,
-        is_first,
-        torch.get_num_threads(),
-    )
+    total = recycled(grad.shape) if total is None else total
+    whole = [tensor.data_ptr() for tensor in (grad, input, arrived, product, total)]
+    for i, part in enumerate(factors):
+        part = part.contiguous()
+        added = more[i].contiguous() if more else None
+        of_grad, of_input, of_sum, of_product, of_total = whole
+        _lib.cross_grad(
+            of_grad,
+            0 if added is None else added.data_ptr(),
+            of_input,
+            part.data_ptr(),
+            of_sum,
+            of_product,
+            of_total,
+            part.numel(),
+            is_last,
+            is_first,
+            torch.get_num_threads(),
+        )
+        whole = [address + part.nbytes for address in whole]
     return arrived, product, total
+
+
+def _require_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    _require_floats(name, tensor)
+    if tensor.shape != tuple(shape):
+        raise ValueError(
+            f"`{name}` should be {list(shape)}, as of `input`. Received {list(tensor.shape)}."
+        )

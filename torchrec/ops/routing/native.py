@@ -10,11 +10,11 @@ from torch import Tensor
 
 from torchrec.ops._library import native
 from torchrec.ops._memory import is_wide, no_address
+from torchrec.ops._recycled import recycled
 from torchrec.ops.routing import reference
 from torchrec.ops.routing.reference import BLOCK, check_blocks, check_routing
 
 _lib: Any = native
-_RECYCLED_FROM = 1 << 20  # bytes: of larger blocks the system would clear every page anew
 
 
 def route_rows(
@@ -68,11 +68,7 @@ def new_vector(size: int, like: Tensor) -> Tensor:
         size: elements.
         like: a tensor of the dtype and device that are wanted.
     """
-    bytes_wanted = size * like.element_size()
-    if _lib is None or not like.is_cpu or bytes_wanted < _RECYCLED_FROM:
-        return like.new_empty(size)
-    buffer: Tensor = _lib.recycled(bytes_wanted)
-    return buffer.view(like.dtype)
+    return recycled((size,), like.dtype) if like.is_cpu else like.new_empty(size)
 
 
 def _pairs(name: str, tensors: Sequence[Tensor]) -> list[int]:

@@ -1,0 +1,33 @@
+"""Memory of large results: the next one of their size has it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from torchrec.ops._library import native
+from torchrec.ops._recycled import recycled
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64], ids=str)
+@pytest.mark.parametrize("shape", [(), (0, 3), (5,), (1024, 1025), (3, 700, 701)], ids=str)
+def test_shape_and_dtype(shape, dtype) -> None:
+    tensor = recycled(shape, dtype)
+    assert (tuple(tensor.shape), tensor.dtype, tensor.device.type) == (shape, dtype, "cpu")
+    assert tensor.is_contiguous()
+    assert (tensor.fill_(3) == 3).all()
+
+
+@pytest.mark.skipif(native is None, reason="without kernels all memory is PyTorch's")
+def test_large_memory_is_used_again_but_never_twice_at_a_time() -> None:
+    first, second = recycled((1000, 1500)), recycled((1000, 1500))
+    addresses = {first.data_ptr(), second.data_ptr()}
+    assert len(addresses) == 2
+    rows = second[10:]
+    del first, second
+    rows.fill_(7)
+    third, fourth = recycled((1500, 1000)), recycled((1500, 1000))
+    third.zero_()
+    fourth.zero_()
+    assert third.data_ptr() in addresses or fourth.data_ptr() in addresses
+    assert (rows == 7).all()  # whose memory is not free while a view is there

@@ -1,0 +1,28 @@
+"""Memory of large results, kept for the next ones of their size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from torchrec.ops._library import native
+
+# Smaller ones are the C library's, which keeps them itself: bytes.
+_LEAST = 1 << 20
+_CPU = torch.device("cpu")
+
+
+def recycled(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return uninitialised memory on the CPU; if large, memory that an earlier tensor has left.
+
+    The C library may give blocks of this size back to the system when they die, and the system
+    clears every page of a new one, which takes longer than to fill it.
+    """
+    size = prod(shape) * dtype.itemsize
+    if native is None or size < _LEAST:
+        return torch.empty(shape, dtype=dtype, device=_CPU)
+    buffer: Tensor = native.recycled(size)
+    return buffer.view(dtype).view(shape)
