@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import subprocess
-import sys
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +15,7 @@ import pytest
 from rowwise import cli
 from rowwise.cli.serve import say
 from tests.serve import clicks
+from tests.serve.process import serving
 from torchrec.inference import load
 
 pytestmark = pytest.mark.once
@@ -29,21 +26,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "clicks"
     clicks.save(folder / "model")
     return folder
-
-
-@contextmanager
-def serving(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Start a server; give its address and the process."""
-    command = [sys.executable, "-m", "rowwise", "serve", "--port", "0", *arguments]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert " on http://127.0.0.1:" in line, process.communicate()
-            yield line.partition(" on ")[2].partition(";")[0], process
-        finally:
-            process.kill()
 
 
 def ask(url: str, body: object, **headers: str) -> dict:

@@ -147,6 +147,7 @@ def recommend(
     if seen is not None:
         seen.require([keys.user, keys.candidate], "Pairs that are left out")
     known = _candidate_keys(candidates, keys.candidate)
+    k = min(k, max(len(known), 1))  # places that nobody fills would take memory all the same
     names = list(dict.fromkeys([keys.user, *of_user]))
     nobody = pa.schema([users.schema.field(name) for name in names]).empty_table()
     # At least one table, so that what is written for no users has its columns, too.

@@ -87,6 +87,7 @@ class Meters:
             ["model", "table"],
             registry=own,
         )
+        self._of_requests: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._versions: dict[str, str] = {}
         self._predictors: dict[str, Sequence[Predictor]] = {}
         ProcessCollector(registry=own)
@@ -102,8 +103,16 @@ class Meters:
             seconds: that it took.
             rows: that were predicted.
         """
-        self._requests.labels(model, method, str(status)).inc()
-        self._seconds.labels(model, method).observe(seconds)
+        key = (model, method, status)
+        found = self._of_requests.get(key)
+        if found is None:  # to look them up takes a tenth of what a request in a batch does
+            of_method = self._seconds.labels(model, method)
+            found = self._of_requests[key] = (
+                self._requests.labels(model, method, str(status)),
+                of_method,
+            )
+        found[0].inc()
+        found[1].observe(seconds)
         if rows:
             self._rows.labels(model).inc(rows)
 

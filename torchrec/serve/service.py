@@ -38,6 +38,7 @@ from torchrec.serve.openapi import openapi
 from torchrec.serve.page import page
 
 _SMALL = 64 << 10  # bytes of a body that are read between two requests; larger ones in a thread
+_LONGEST = 2_000  # characters of a message
 _T = TypeVar("_T")
 
 
@@ -253,7 +254,10 @@ def _refusing() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, IndexError) as error:
-        raise RefusedError(422, " ".join(str(error).split())[:2000]) from None
+        text = " ".join(str(error).split())
+        if len(text) > _LONGEST:  # a message quotes what it received
+            text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+        raise RefusedError(422, text) from None
 
 
 def _wants_arrow(request: Request) -> bool:
