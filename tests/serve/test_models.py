@@ -45,6 +45,12 @@ def served(path: Path, threads: Threads, keep: int = 1) -> tuple[Models, Meters]
     return models, meters
 
 
+def look(models: Models) -> None:
+    """Look as often as takes for a version: it should stay as it is from one look to the next."""
+    for _ in range(2):
+        asyncio.run(models.refresh())
+
+
 def failures(meters: Meters) -> float:
     name = 'torchrec_version_failures_total{model="clicks"} '
     (line,) = (one for one in meters.text().decode().splitlines() if one.startswith(name))
@@ -79,14 +85,14 @@ def test_a_new_version_takes_over_and_goes_back(
     shutil.copytree(saved[0], tmp_path / "1")
     models, _ = served(tmp_path, threads)
     former = models.version("clicks")
-    asyncio.run(models.refresh())
+    look(models)
     assert models.version("clicks") is former  # nothing has changed
     shutil.copytree(saved[1], tmp_path / "2")
-    asyncio.run(models.refresh())
+    look(models)
     assert (models.version("clicks").name, scores(models)) == ("2", expected(saved[1]))
     assert former.scores(ROWS)["labels"] == expected(saved[0])  # for who still holds it
     shutil.rmtree(tmp_path / "2")
-    asyncio.run(models.refresh())
+    look(models)
     assert (models.version("clicks").name, scores(models)) == ("1", expected(saved[0]))
 
 
@@ -96,7 +102,7 @@ def test_several_versions_stay(saved: list[Path], tmp_path: Path, threads: Threa
     models, _ = served(tmp_path, threads, keep=2)
     second = models.version("clicks")
     shutil.copytree(saved[0], tmp_path / "3")
-    asyncio.run(models.refresh())
+    look(models)
     assert [one.name for one in models.versions("clicks")] == ["3", "2"]
     assert models.version("clicks", "2") is second  # not read again
     assert [scores(models, name) for name in ("3", "2")] == [expected(saved[0]), expected(saved[2])]
@@ -112,11 +118,26 @@ def test_a_version_that_is_not_whole_waits(
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1])  # as a copy that is under way
     for _ in range(2):
-        asyncio.run(models.refresh())
+        look(models)
         assert (models.version("clicks").name, failures(meters)) == ("1", 1)
     weights.write_bytes(whole)
-    asyncio.run(models.refresh())
+    look(models)
     assert (models.version("clicks").name, failures(meters)) == ("2", 1)
+
+
+def test_a_version_that_is_being_copied_is_left_alone(
+    saved: list[Path], tmp_path: Path, threads: Threads
+) -> None:
+    shutil.copytree(saved[0], tmp_path / "1")
+    models, meters = served(tmp_path, threads)
+    (tmp_path / "2").mkdir()
+    for name in ("bundle.json", "README.txt", "transform", "weights.safetensors"):
+        copy = shutil.copytree if name == "transform" else shutil.copy
+        copy(saved[1] / name, tmp_path / "2" / name)
+        asyncio.run(models.refresh())
+        assert models.version("clicks").name == "1"
+    asyncio.run(models.refresh())
+    assert (models.version("clicks").name, failures(meters)) == ("2", 0)
 
 
 def test_a_start_takes_the_newest_that_is_whole(
@@ -137,13 +158,13 @@ def test_a_run_that_is_trained_anew(saved: list[Path], tmp_path: Path, threads: 
     models, meters = served(tmp_path, threads)
     name = models.version("clicks").name
     clicks.save(tmp_path / "model", seed=1)
-    asyncio.run(models.refresh())
+    look(models)
     assert models.version("clicks").name != name
     assert scores(models) == expected(saved[1])
     (tmp_path / "model" / "bundle.json").write_text("{}")
-    asyncio.run(models.refresh())
+    look(models)
     shutil.rmtree(tmp_path / "model")
-    asyncio.run(models.refresh())
+    look(models)
     assert scores(models) == expected(saved[1])  # goes on
     assert failures(meters) == 2
 

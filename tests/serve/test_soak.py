@@ -160,7 +160,7 @@ def test_nothing_is_lost(saved: list[Path], expected: list[list[float]], tmp_pat
     quarter = len(memory) // 4
     # The least of the last quarter beside that of the second: what grows, grows on.
     assert min(memory[-quarter:]) < min(memory[quarter : 2 * quarter]) + 15, memory
-    assert '"level": "error"' not in (tmp_path / "log").read_text().replace('"version failed"', "")
+    assert '"level": "error"' not in (tmp_path / "log").read_text()
 
 
 def test_killed_in_a_swap(saved: list[Path], expected: list[list[float]], tmp_path: Path) -> None:
@@ -170,17 +170,19 @@ def test_killed_in_a_swap(saved: list[Path], expected: list[list[float]], tmp_pa
     draw = random.Random(0)
     body, kind = body_of(8, False)
     for number in range(2, 6):
-        with serving(str(models), "--poll", "0.01", log=tmp_path / "log") as (url, process):
-            with closing(HTTPConnection(url.removeprefix("http://"), timeout=60)) as connection:
-                connection.request("POST", PREDICT, body, {"content-type": kind})
-                content = json.loads(connection.getresponse().read())
-                check(content, expected)
-                assert int(content["version"]) in (number - 1, number - 2)
-                copy = threading.Thread(target=publish, args=(saved, models, number))
-                copy.start()
-                time.sleep(draw.random() * 0.05)
-                os.kill(process.pid, signal.SIGKILL)
-                copy.join()
+        with (
+            serving(str(models), "--poll", "0.01", log=tmp_path / "log") as (url, process),
+            closing(HTTPConnection(url.removeprefix("http://"), timeout=60)) as connection,
+        ):
+            connection.request("POST", PREDICT, body, {"content-type": kind})
+            content = json.loads(connection.getresponse().read())
+            check(content, expected)
+            assert int(content["version"]) in (number - 1, number - 2)
+            copy = threading.Thread(target=publish, args=(saved, models, number))
+            copy.start()
+            time.sleep(draw.random() * 0.05)
+            os.kill(process.pid, signal.SIGKILL)
+            copy.join()
         if number % 2:  # whoever copied was killed as well
             weights = models / str(number) / "weights.safetensors"
             weights.write_bytes(weights.read_bytes()[:-100])

@@ -74,9 +74,10 @@ class Threads:
 class Models:
     """The models of a server by name, each with its newest versions.
 
-    A version that comes to lie on disk is read beside those that answer, and asked once; if it is whole and works,
-    requests that come from then on go to it, and those that are under way end with the version they began with. If
-    it does not, the former goes on answering, and the next look tries again once its files have changed.
+    A version that comes to lie on disk is read beside those that answer once its files have stayed as they are from
+    one look to the next, and asked once; if it is whole and works, requests that come from then on go to it, and those
+    that are under way end with the version they began with. If it does not, the former goes on answering, and a later
+    look tries again once its files have changed.
 
     Args:
         paths: of each model, see `torchrec.serve.versions.find_versions`.
@@ -114,6 +115,10 @@ class Models:
             raise ValueError(f"`keep` should be at least 1. Received {keep}.")
         self._limits, self._threads, self._meters, self._keep = limits, threads, meters, keep
         self._versions: dict[str, Sequence[Version]] = {}
+        self._seen: dict[str, dict[Path, Stamp]] = {
+            name: {} for name in self._paths
+        }  # by the last look
+        self._gone: dict[str, str] = {}  # why the last look found nothing
         # Of what could not be loaded, so that it is tried again only once it has changed.
         self._failed: dict[str, dict[Path, Stamp]] = {name: {} for name in self._paths}
 
@@ -176,9 +181,12 @@ class Models:
         for name in self._paths:
             try:
                 found = await loop.run_in_executor(self._threads.loading, self._look, name)
-            except (ValueError, OSError) as error:
-                self._meters.failed(name, error)
+            except (ValueError, OSError) as error:  # the folder is gone, or has no version any more
+                if self._gone.get(name) != str(error):  # said once, not every two seconds
+                    self._gone[name] = str(error)
+                    self._meters.failed(name, error)
                 continue
+            self._gone.pop(name, None)
             if found is not None:
                 self._put(name, found)  # here, between two requests
 
@@ -192,7 +200,8 @@ class Models:
         A version that cannot be loaded is left out, unless there is no other.
         """
         found = find_versions(self._paths[model])
-        failed = self._failed[model]
+        failed, seen = self._failed[model], self._seen[model]
+        self._seen[model] = {one.folder: one.stamp for one in found}
         loaded = {one.found.folder: one for one in self._versions.get(model, ())}
         wanted: list[Version] = []
         error: Exception | None = None
@@ -201,7 +210,8 @@ class Models:
                 break
             former = loaded.get(one.folder)
             is_new = former is None or former.found.stamp != one.stamp
-            if is_new and failed.get(one.folder) != one.stamp:
+            is_settled = not loaded or seen.get(one.folder) == one.stamp  # else it is being copied
+            if is_new and is_settled and failed.get(one.folder) != one.stamp:
                 try:
                     former = self._loaded(model, one)
                 except (ValueError, OSError) as failure:
