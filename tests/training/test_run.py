@@ -369,13 +369,14 @@ def test_ids_that_training_never_had_are_told(tmp_path: Path) -> None:
     pq.write_table(pa.table(columns), tmp_path / "b.parquet")
     notes = Notes()
     features = {"user": {"type": "sparse", "ids": "vocabulary", "rows": 32}}
-    data = {"test": [str(tmp_path / "b.parquet")], "valid": [str(tmp_path / "a.parquet")]}
-    what = experiment(tmp_path / "a.parquet", data=data, features=features)
+    data = {"test": [str(tmp_path / "b.parquet")], "valid": [str(tmp_path / "b.parquet")]}
+    what = experiment(tmp_path / "a.parquet", data=data, features=features, training={"epochs": 2})
     run_experiment(what, tmp_path / "run", observers=[notes])
     assert sum(user >= 20 for user in columns["user"]) == 0.6 * 400
     told = [message for message in notes.messages if "come never" in message]
     assert [message.partition(" come")[0] for message in told] == [
-        "60% of the ids of 'user' on test"
+        "60% of the ids of 'user' on valid",
+        "60% of the ids of 'user' on test",
     ]
 
 

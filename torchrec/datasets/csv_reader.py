@@ -134,7 +134,7 @@ class CsvReader:
     @property
     def notices(self) -> list[str]:
         """What was left out of the text, or looks wrong, in what has been read, a sentence each."""
-        return notices_of(self.files, self._oddities)
+        return notices_of(self.files, self._oddities) if self._oddities else []
 
     def retyped(self, types: Mapping[str, TextType]) -> CsvReader:
         """Return a reader of the same files with other types of some columns."""

@@ -49,7 +49,7 @@ class Fitting:
             if isinstance(column, DenseColumn | VectorColumn | BucketColumn) and column.needs_fit
         }
         self._ids = {table.name: IdStatistics(table) for table in tables if lacks_rows(table)}
-        self._table_of = {name: table.name for table in tables for name in table.features}
+        self._table_of = {name: table for table in tables for name in table.features}
         self.kinds: dict[str, Kind] = {}
 
     @property
@@ -64,10 +64,10 @@ class Fitting:
         for column in self._columns:
             name = column.source.feature
             if isinstance(column, (SparseColumn, BagColumn)):
-                if self._table_of[name] in self._ids:
+                if self._table_of[name].name in self._ids:
                     for piece in column.read(table, FeatureCounts()):
                         ids = piece.ids.astype(np.int64, copy=False)
-                        self._ids[self._table_of[name]].update(ids)
+                        self._ids[self._table_of[name].name].update(ids)
                 continue
             statistics = self._numbers.get(name)
             if isinstance(column, VectorColumn) and isinstance(statistics, list):
@@ -104,12 +104,15 @@ class Fitting:
 
     def _read_as_integers(self, table: pa.Table, kinds: dict[str, Kind]) -> None:
         """Take the parts of strings for integers where their table is that of a column of integers too."""
-        features_of = {name: spec.features for spec in self._tables for name in spec.features}
-        integers = {name for name, kind in kinds.items() if kind == "integers"}
         for column in self._columns:
             name, type = column.source.feature, table.schema.field(column.source.column).type
-            is_text = kinds[name] == "strings" and not is_list(stored(type))
-            if isinstance(column, BagColumn) and is_text and integers & set(features_of[name]):
+            if (
+                not isinstance(column, BagColumn)
+                or kinds[name] != "strings"
+                or is_list(stored(type))
+            ):
+                continue
+            if "integers" in map(kinds.get, self._table_of[name].features):
                 column.as_integers, kinds[name] = True, "integers"
 
     def settle(self) -> tuple[list[TableSpec], dict[str, Vocabulary]]:

@@ -225,10 +225,7 @@ def _infer(
 ) -> Inference:
     """Propose features, where some columns of text have other types than their first lines show."""
     source, reader = source.retyped(types) if types else source, Label(label)
-    read_by = {
-        name: "it is the label" if name == label.strip() else "the label is made from it"
-        for name in reader.columns
-    }
+    read_by = dict.fromkeys(reader.columns, "the label is made from it")
     if drop is not None:
         for name in sorted(parse_expression(drop).columns):
             read_by.setdefault(name, "it decides which rows are dropped")
@@ -241,7 +238,8 @@ def _infer(
             return _infer(source, label, drop, max_rows, types | written, progress)
     labels = _Labels(reader, progress)
     sample, tables = _sample(labels.observe(chain(first, tables), max_rows))
-    counted = _count(sample, tables, given)
+    label_column = {label.strip()}.intersection(sample.column_names)
+    counted = _count(sample.drop_columns(list(label_column)), tables, given)
     sampled = np.concatenate(labels.sample)[:_SAMPLE]
     columns = [
         left_out(one, read_by[one.name])
@@ -250,6 +248,9 @@ def _infer(
         for one in counted
     ]
     columns = share_tables(columns, counted)
+    for name in label_column:  # of which more is known than statistics would tell
+        proposal = ColumnProposal(name, "", reason="it is the label")
+        columns.insert(sample.column_names.index(name), proposal)
     complete = labels.rows < max_rows or labels.rows == source.rows
     share = labels.positives / labels.rows
     ordered = {name: types[name] for name in source.schema.names if name in types}
