@@ -57,6 +57,7 @@ def evaluate(
 
     from torchrec.checks import did_you_mean
     from torchrec.datasets.transform import GroupedTransform
+    from torchrec.experiment.sources import with_drawn_negatives
     from torchrec.files import write_file
     from torchrec.heap import keep_freed_memory
     from torchrec.inference import load
@@ -70,7 +71,7 @@ def evaluate(
     keep_freed_memory()
     predictor = load(run)
     section = predictor.experiment.data
-    source = open_source(data, predictor, run, section.drop)
+    source = with_drawn_negatives(open_source(data, predictor, run, section.drop), section)
     transform = predictor.transform
     labels = {
         "`data.label`" if section.label else f"`tasks.{name}.label`": label

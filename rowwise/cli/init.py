@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torchrec.datasets.source import TableSource
     from torchrec.datasets.text_dialect import TextDialect
     from torchrec.experiment.propose import Inference
-    from torchrec.experiment.schema import DataSection
+    from torchrec.experiment.schema import DataSection, SampledNegativesSection
 
 Format = Literal["auto", "parquet", "csv", "tsv", "json"]
 Quote = Literal['"', "none"]
@@ -74,6 +74,13 @@ def init(
         list[str] | None,
         typer.Option("--table", help="A table for --query: name=file; repeatable."),
     ] = None,
+    draw_negatives: Annotated[
+        str | None,
+        typer.Option(
+            help="Where every row happened: USER:ITEM,... draws other items for the user of each row; "
+            "columns behind the item's go with it."
+        ),
+    ] = None,
     format: Annotated[
         Format, typer.Option(help="Of the files, if their names do not end as it.")
     ] = "auto",
@@ -89,12 +96,11 @@ def init(
     $ torchrec init ratings.parquet --label 'rating > 3' --drop 'rating == 3'
     $ torchrec init ml-100k/u.data --label 'rating > 3'
     $ torchrec init log.tsv.gz --columns click,user,shop,price --label click
+    $ torchrec init purchases.csv --draw-negatives user_id:item_id,price
     $ torchrec init log.csv --label click --table shops=s.csv --query 'from data join shops using (shop)'
     """
     from torchrec.datasets.files import resolve_files
-    from torchrec.datasets.source import TableSource
     from torchrec.experiment.propose import write_experiment
-    from torchrec.experiment.propose.label import require_label
 
     text = _without_suffix(data) if format == "auto" else None
     format = format if text is None else "csv"
@@ -105,14 +111,8 @@ def init(
         dialect = _found_out(files, None if query else label, dialect, encoding is None, notice)
     paths = {"train": data, "valid": valid or [], "test": test or []}
     section = _section(paths, format, label, drop, query, table or [], dialect)
-    files = _rows(section, data, output)
-    source = TableSource(
-        files, drop=drop, dialect=dialect if files[0].format != "parquet" else None
-    )
-    label = require_label(source, label)
-    others = [source.over(_rows(section, given, output)) for given in (valid, test) if given]
-    excluded = _names(exclude or [], source.schema.names)
-    inference = _without(_looked_at(source, label, drop, others), excluded)
+    section.sampled_negatives = _sampled(draw_negatives)
+    source, inference = _inferred(section, label, exclude or [], output)
     section = section.model_copy(update={"label": inference.label})
     write_experiment(output, inference, section, overwrite=overwrite)
     _say(*source.notices)
@@ -166,6 +166,43 @@ def _section(
         tables={name: TableSection(files=[file]) for name, file in named.items()},
         **asdict(dialect),
     )
+
+
+def _inferred(
+    section: DataSection, label: str | None, exclude: Sequence[str], output: Path
+) -> tuple[TableSource, Inference]:
+    """Return the data, and what was found out about them."""
+    from torchrec.datasets.source import TableSource
+    from torchrec.experiment.propose.label import require_label
+    from torchrec.experiment.sources import with_drawn_negatives
+
+    files = _rows(section, section.train, output)
+    dialect = section.dialect if files[0].format != "parquet" else None
+    source = TableSource(files, drop=section.drop, dialect=dialect)
+    source = with_drawn_negatives(source, section)
+    if label is None and section.sampled_negatives is not None:
+        label = section.sampled_negatives.column
+    label = require_label(source, label)
+    given = (section.valid, section.test)
+    others = [source.over(_rows(section, paths, output)) for paths in given if paths]
+    excluded = _names(exclude, source.schema.names)
+    return source, _without(_looked_at(source, label, section.drop, others), excluded)
+
+
+def _sampled(given: str | None) -> SampledNegativesSection | None:
+    """Return what ``user:item,price`` means."""
+    from torchrec.experiment.schema import SampledNegativesSection
+
+    if given is None:
+        return None
+    user, _, items = given.partition(":")
+    names = [name.strip() for name in items.split(",")]
+    if not user.strip() or not all(names):
+        raise ValueError(
+            "`--draw-negatives` should be a column of users and one of items, as user_id:item_id, and maybe "
+            f"further columns of the item, as user_id:item_id,price. Received '{given}'."
+        )
+    return SampledNegativesSection(user=user.strip(), item=names)
 
 
 def _rows(section: DataSection, paths: Sequence[str], output: Path) -> list[DataFile]:

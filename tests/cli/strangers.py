@@ -110,6 +110,26 @@ def events(folder: Path, rows: int = 1500) -> None:
     _write(folder / "products.csv", [head[2:7], *products])
 
 
+def purchases(folder: Path) -> None:
+    """Write ``purchases.csv`` and ``next.csv``: nothing but what was bought; and users and products."""
+    made = np.random.default_rng(6)
+    products = [[f"p{at:02}", ("toys", "tools", "books")[at % 3], 5 + at] for at in range(45)]
+    lines = []
+    for _ in range(1200):
+        user = int(made.integers(80))
+        liked = (
+            3 * int(made.zipf(1.4) % 15) + user % 3
+            if made.random() < 0.8
+            else int(made.integers(45))
+        )
+        lines.append([f"u{user:02}", *products[liked]])
+    head = ["user_id", "product_id", "category", "price"]
+    _write(folder / "purchases.csv", [head, *lines[:900]])
+    _write(folder / "next.csv", [head, *lines[900:]])
+    _write(folder / "users.csv", [head[:1], *([f"u{user:02}"] for user in range(5))])
+    _write(folder / "products.csv", [head[1:], *products])
+
+
 def kuairand(folder: Path, rows: int = 1500) -> None:
     """Write ``log.csv``, ``users.csv`` and ``videos.csv``: six outcomes, and for how long was watched."""
     made = np.random.default_rng(5)

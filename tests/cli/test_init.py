@@ -207,3 +207,23 @@ def test_who_names_no_label_learns_what_may_be_one(
     ):
         error = refused(capsys, path, *given)
         assert f"{said} {advice}" in error
+
+
+@pytest.mark.parametrize("given", ["user", "user:", ":item", "user:item,,"])
+def test_negatives_that_cannot_be_drawn(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write("log.csv", ",")
+    said = refused(capsys, "log.csv", "--draw-negatives", given)
+    assert "`--draw-negatives` should be a column of users and one of items" in said
+
+
+def test_negatives_are_drawn_for_a_log_of_what_happened() -> None:
+    Path("log.csv").write_text(
+        "user,item\n" + "".join(f"{i % 9},i{i * i % 61}\n" for i in range(99))
+    )
+    assert cli.main(["init", "log.csv", "--draw-negatives", "user:item"]) == 0
+    experiment = load_experiment("experiment.yaml")
+    assert experiment.data.label == "positive"
+    sampled = experiment.data.sampled_negatives
+    assert sampled is not None
+    assert (sampled.user, sampled.item, sampled.redraw) == ("user", ["item"], True)
+    assert list(experiment.features or {}) == ["user", "item"]

@@ -96,6 +96,14 @@ OTHERS = {
         ("visitors.csv", "products.csv"),
         ("user_id", "product_id"),
     ),
+    "purchases": Stranger(
+        strangers.purchases,
+        ["purchases.csv", "--draw-negatives", "user_id:product_id,category,price"],
+        dict.fromkeys(["user_id", "product_id", "category"], "sparse") | {"price": "dense"},
+        ("next.csv", "next.csv"),
+        ("users.csv", "products.csv"),
+        ("user_id", "product_id"),
+    ),
     "kuairand": Stranger(
         strangers.kuairand,
         ["log.csv", "--label", "is_click"],

@@ -102,7 +102,7 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_examples_of_the_page(tmp_path: Path) -> None:
     examples = re.findall(r"^```yaml\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(examples) == 4
+    assert len(examples) == 5
     for example in examples:
         path = tmp_path / "experiment.yaml"
         path.write_text(example)

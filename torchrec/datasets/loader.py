@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -338,12 +339,12 @@ class Loader:
 
     def _windows(self, position: _Position) -> Generator[tuple[Window, Batch | None], None, None]:
         """Give the windows from a place on; each with its rows, None if none is left of them."""
-        windows = self._read(position)
+        windows, load = self._read(position), partial(self._load, epoch=self._epoch)
         if self.workers == 0:
             for window in windows:
-                yield self._load(window)
+                yield load(window)
             return
-        with closing(Prefetcher(windows, self._load, self.workers)) as loaded:
+        with closing(Prefetcher(windows, load, self.workers)) as loaded:
             yield from loaded
 
     def _read(self, position: _Position) -> Generator[Window, None, None]:
@@ -361,10 +362,10 @@ class Loader:
         if chunks:
             yield Window(index, chunks[0].start, chunks)
 
-    def _load(self, window: Window) -> tuple[Window, Batch | None]:
+    def _load(self, window: Window, epoch: int) -> tuple[Window, Batch | None]:
         import pyarrow as pa
 
-        tables = [self.source.decode(chunk, self.columns) for chunk in window.chunks]
+        tables = [self.source.decode(chunk, self.columns, epoch) for chunk in window.chunks]
         tables = [table for table in tables if table.num_rows]
         if not tables:
             return window, None

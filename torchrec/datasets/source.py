@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from torchrec.datasets.drawn_negatives import DrawnNegatives
     from torchrec.datasets.features import TextType
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -75,6 +76,7 @@ class TableSource:
         self.drop = parse_expression(drop) if isinstance(drop, str) else drop
         self.split = split
         self._negatives: KeptNegatives | None = None
+        self._drawn: DrawnNegatives | None = None
         if self.drop is not None:
             self.require(self.drop.columns, f"Expression `{self.drop.text}`")
         if self.split is not None:
@@ -99,13 +101,24 @@ class TableSource:
         other.require(negatives.columns, f"The label `{negatives.label}`")
         return other
 
+    def with_drawn(self, drawn: DrawnNegatives) -> TableSource:
+        """Return the same rows, with others behind each that did not happen.
+
+        Args:
+            drawn: what makes these, and the column that tells them.
+        """
+        other = copy.copy(self)
+        other._drawn, other.schema = drawn, drawn.schema(self.schema)
+        return other
+
     def retyped(self, types: Mapping[str, TextType]) -> TableSource:
         """Return the same rows, those of text files with other types of some columns.
 
         Args:
             types: by column, such as ``MisfitError.wider``.
         """
-        return self._read_by(self._reader.retyped(types))
+        other = self._read_by(self._reader.retyped(types))
+        return other if self._drawn is None else other.with_drawn(self._drawn.retyped(types))
 
     def over(self, files: Sequence[DataFile] | Paths) -> TableSource:
         """Return the rows of other files, with the types that columns have here; all of them.
@@ -120,7 +133,7 @@ class TableSource:
         else:
             dialect = self.dialect if is_text else TextDialect()
             other = self._read_by(_reader(files, dialect, self.schema, None))
-        other.files, other.split, other._negatives = files, None, None
+        other.files, other.split, other._negatives, other._drawn = files, None, None, None
         return other
 
     def _read_by(self, reader: Reader) -> TableSource:
@@ -140,15 +153,17 @@ class TableSource:
 
     @property
     def names(self) -> list[str]:
-        """Columns of the first file."""
-        return self._reader.names
+        """Columns of the first file, and that which is made."""
+        made = [] if self._drawn is None else [self._drawn.sampling.column]
+        return [*self._reader.names, *made]
 
     @property
     def rows(self) -> int | None:
         """Number of rows that reading gives; None where only reading tells: of text, or if rows are dropped."""
         if self._reader.rows is None or not self._goes_by_number:
             return None
-        return sum(map(self._count, self._reader.seen))
+        made = 0 if self._drawn is None else self._drawn.sampling.per_positive
+        return sum(map(self._count, self._reader.seen)) * (1 + made)
 
     def has_rows(self) -> bool:
         """Return whether reading gives any row; no more is read than tells it."""
@@ -208,15 +223,24 @@ class TableSource:
         """
         self.require(columns, "The list of columns to read")
         needed = dict.fromkeys(columns)
-        for reason in (self.drop, self.split, self._negatives):
+        for reason in (self.drop, self.split, self._negatives, self._drawn):
             if reason is not None:
                 needed |= dict.fromkeys(sorted(reason.columns))
+        if self._drawn is not None:
+            needed.pop(self._drawn.sampling.column, None)
         return self._reader.chunks(
             list(needed), reading, start or ChunkStart(), use_threads=use_threads
         )
 
-    def decode(self, chunk: Chunk, columns: Sequence[str]) -> pa.Table:
-        """Return the columns of a chunk, without rows that are dropped or in another part."""
+    def decode(self, chunk: Chunk, columns: Sequence[str], epoch: int = 0) -> pa.Table:
+        """Return the columns of a chunk, without rows that are dropped or in another part.
+
+        Args:
+            chunk: one of `chunks`.
+            columns: which.
+            epoch: that negatives are drawn for, if they are drawn anew in each. Default 0.
+        """
+        import numpy as np
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -233,6 +257,12 @@ class TableSource:
             if keep is not None:
                 table, by_chance, keep = table.filter(keep), by_chance.filter(keep), None
             keep = pa.array(self._negatives.keep(table, by_chance.to_numpy(zero_copy_only=False)))
+        if self._drawn is not None:
+            numbers = np.arange(chunk.first_row, chunk.first_row + table.num_rows)
+            if keep is not None:
+                table, numbers = table.filter(keep), numbers[keep.to_numpy(zero_copy_only=False)]
+            name = self.files[chunk.file].name
+            return self._drawn.extend(table, name, numbers, epoch).select(list(columns))
         table = table.select(list(columns))
         return table if keep is None else table.filter(keep)
 

@@ -95,7 +95,7 @@ class FractionSplit:
 
     def keep_rows(self, file: str, first_row: int, rows: int) -> Mask:
         """Say of each of ``rows`` rows from ``first_row`` of a file on, if it belongs here."""
-        numbers = _hash_rows(self.seed, file, first_row, rows)
+        numbers = hash_rows(self.seed, file, first_row, rows)
         test, valid = round(self.test * 2**64), round((self.test + self.valid) * 2**64)
         kept: Mask = numbers >= np.uint64(valid)
         if self.part == "test":
@@ -176,7 +176,7 @@ def find_time_split(
     row, limit = 0, np.uint64(2**64 - 1)
     for table in tables:
         times = _times(table, column)
-        numbers = _hash_rows(0, "", row, len(times))
+        numbers = hash_rows(0, "", row, len(times))
         row += len(times)
         chosen = numbers <= limit
         kept.append(times[chosen])
@@ -230,26 +230,26 @@ def _times(table: pa.Table, column: str) -> np.ndarray[Any, Any]:
     return times.to_numpy()  # type: ignore[no-any-return]
 
 
-def _hash_rows(seed: int, file: str, first_row: int, rows: int) -> Hashes:
+def hash_rows(seed: int, file: str, first_row: int, rows: int) -> Hashes:
     """Hash row numbers to even 64-bit numbers: SplitMix64, started at a hash of seed and file."""
     start = _start_of(seed, file)
     numbers = np.arange(first_row, first_row + rows, dtype=np.uint64)
     numbers *= np.uint64(0x9E3779B97F4A7C15)
     numbers += start
-    return _mix(numbers)
+    return mix_bits(numbers)
 
 
 @lru_cache(1024)
 def _start_of(seed: int, file: str) -> np.uint64:
     """Return where the numbers of a file start, the same for all of its chunks."""
     name = hashlib.blake2b(os.fsencode(file), digest_size=8).digest()
-    start = _mix(np.array([seed, int.from_bytes(name, "little")], dtype=np.uint64))
-    start = _mix(start[:1] + np.uint64(0x9E3779B97F4A7C15) * (start[1:] | np.uint64(1)))
+    start = mix_bits(np.array([seed, int.from_bytes(name, "little")], dtype=np.uint64))
+    start = mix_bits(start[:1] + np.uint64(0x9E3779B97F4A7C15) * (start[1:] | np.uint64(1)))
     first: np.uint64 = start[0]
     return first
 
 
-def _mix(numbers: Hashes) -> Hashes:
+def mix_bits(numbers: Hashes) -> Hashes:
     """Mix the bits of each number, in place."""
     numbers += np.uint64(0x9E3779B97F4A7C15)
     numbers ^= numbers >> np.uint64(30)

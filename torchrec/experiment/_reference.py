@@ -33,6 +33,7 @@ _FEATURES = (DenseFeature, VectorFeature, SparseFeature, MultiHotFeature, Sequen
 _SECTIONS = (
     ("data", schema.DataSection),
     ("data.split", schema.SplitSection),
+    ("data.sampled_negatives", schema.SampledNegativesSection),
     ("tasks.NAME", TaskSection),
     ("data.tables.any", schema.TableSection),
     ("training", schema.TrainingSection),

@@ -94,6 +94,36 @@ class TableSection(Section):
         return {"files": value} if isinstance(value, str | list) else value
 
 
+class SampledNegativesSection(Section):
+    """Rows of what did not happen, where the data are of what did: items drawn for the user of each row.
+
+    A row is made with the item and its columns replaced by those of another item, which the user has in
+    no row of the part (for validation and test also of training); an item may be drawn twice.
+    """
+
+    user: str = Field(min_length=1, description="the column of users")
+    item: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] = Field(
+        description="the column of items, or a list: it, and further columns that belong to the item"
+    )
+    per_positive: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=4, description="rows that are drawn for each row of the data"
+    )
+    by: Literal["uniform", "popularity"] = Field(
+        default="uniform",
+        description="all items are as likely, or each as often as it is in the data",
+    )
+    redraw: bool = Field(
+        default=True,
+        description="whether training draws others in each epoch; validation and test never do",
+    )
+    column: str = Field(
+        min_length=1,
+        default="positive",
+        description="name of the column that is made: 1 in rows of the data, 0 in those that are drawn",
+    )
+    seed: Seed = Field(default=0, description="which are drawn")
+
+
 class DataSection(Section):
     """Where the samples are, and which column is the label."""
 
@@ -171,6 +201,11 @@ class DataSection(Section):
         description="share of the training samples with label 0 that are kept, chosen by chance; the "
         "probabilities are corrected for it, and evaluation keeps all",
     )
+    sampled_negatives: SampledNegativesSection | None = Field(
+        default=None,
+        description="rows to make of items that users have not had, where the data hold only what "
+        "happened; `label` then names their column, `positive`; none: none",
+    )
     drop: str | None = Field(
         default=None, description="an expression such as `rating == 3`: rows to leave out"
     )
@@ -188,6 +223,11 @@ class DataSection(Section):
         if self.delimiter is not None:
             check_delimiter(self.delimiter, "data.delimiter")
         check_encoding(self.encoding, "data.encoding")
+        if self.sampled_negatives is not None and self.negatives < 1:
+            raise ValueError(
+                "`data.negatives` should be 1 with `data.sampled_negatives`, which says how many there are. "
+                f"Received {self.negatives}."
+            )
         if self.tables and self.query is None:
             raise ValueError(
                 "`data.tables` should be given with `data.query`, which reads them. Received no query."

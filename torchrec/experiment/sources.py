@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from torchrec.checks import did_you_mean
+from torchrec.datasets.drawn_negatives import DrawnNegatives, NegativeSampling
 from torchrec.datasets.expression import parse_expression
 from torchrec.datasets.features import (
     MultiHotFeature,
@@ -64,7 +66,7 @@ def sources_of(experiment: Experiment, types: Mapping[str, TextType] | None = No
     train = _train_source(experiment)
     if types:
         train = train.retyped(types)
-    check_columns(experiment, train.schema)
+    check_columns(experiment, _schema_of(train, data))
     given = {
         name: train.over(_files(experiment, paths))
         for name, paths in (("valid", data.valid), ("test", data.test))
@@ -74,7 +76,7 @@ def sources_of(experiment: Experiment, types: Mapping[str, TextType] | None = No
     valid = 0.0 if "valid" in given else data.split.valid
     test = 0.0 if "test" in given else data.split.test
     if valid + test == 0:
-        return Sources(train_rows, given.get("valid"), given.get("test"))
+        return _with_drawn(Sources(train_rows, given.get("valid"), given.get("test")), data)
     split: FractionSplit | TimeSplit
     if data.split.by == "fraction":
         split = FractionSplit(valid, test, seed=data.split.seed)
@@ -85,11 +87,44 @@ def sources_of(experiment: Experiment, types: Mapping[str, TextType] | None = No
         times = train.scan([data.split.column])
         split = find_time_split(times, data.split.column, valid, test)
     for_valid, for_test = split.of("valid"), split.of("test")
-    return Sources(
+    found = Sources(
         train_rows.of(split),
         given.get("valid") or (train.of(for_valid) if valid else None),
         given.get("test") or (train.of(for_test) if test else None),
     )
+    return _with_drawn(found, data)
+
+
+def with_drawn_negatives(source: TableSource, data: DataSection) -> TableSource:
+    """Return rows with negatives that are drawn from them, always the same, if the experiment asks for such."""
+    sampling = _sampling(data)
+    if sampling is None:
+        return source
+    return source.with_drawn(DrawnNegatives(replace(sampling, redraw=False), [source]))
+
+
+def _with_drawn(sources: Sources, data: DataSection) -> Sources:
+    """Return rows with drawn negatives; none is of a pair of its own part, or of training."""
+    sampling = _sampling(data)
+    if sampling is None:
+        return sources
+    train, *others = sources
+    fixed = replace(sampling, redraw=False)
+    valid, test = (one and one.with_drawn(DrawnNegatives(fixed, [train, one])) for one in others)
+    return Sources(train.with_drawn(DrawnNegatives(sampling, [train])), valid, test)
+
+
+def _sampling(data: DataSection) -> NegativeSampling | None:
+    section = data.sampled_negatives
+    if section is None:
+        return None
+    values = section.model_dump()
+    return NegativeSampling(**{**values, "item": tuple(section.item)})
+
+
+def _schema_of(train: TableSource, data: DataSection) -> pa.Schema:
+    """Return the columns of the data, that of drawn negatives among them."""
+    return with_drawn_negatives(train, data).schema
 
 
 def _thinned(train: TableSource, data: DataSection) -> TableSource:

@@ -161,6 +161,12 @@ def _data(data: DataSection, inference: Inference, folder: Path) -> Iterator[str
         yield from _comment("What columns hold where the first lines do not show it:", "  ")
         yield f"  types: {write_inline(data.types)}"
     yield f"  label: {write_inline(data.label)}  # 1 in {100 * inference.positives:.1f} % of the rows"
+    if data.sampled_negatives is not None:
+        sampled = data.sampled_negatives.model_dump(mode="json", exclude_defaults=True)
+        yield from _comment(
+            "Every row happened; beside each are rows that are drawn, which did not:", "  "
+        )
+        yield f"  sampled_negatives: {write_inline(sampled)}"
     if data.drop is not None:
         yield f"  drop: {write_inline(data.drop)}"
     if data.valid and data.test:

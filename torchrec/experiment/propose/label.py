@@ -61,8 +61,8 @@ def label_advice(source: TableSource) -> str:
         return f"An expression would be '{rated[0]} >= {middle:g}'."
     return (
         "None is of 0 and 1. Where each row is something that happened, such as a purchase, a model needs rows "
-        "of what did not happen as well: what was shown and left, or items drawn by chance, and a "
-        "column that tells both apart."
+        "of what did not happen as well: what was shown and left, and a column that tells both apart, or "
+        "items drawn by chance, as `--draw-negatives USER:ITEM` does (`data.sampled_negatives`)."
     )
 
 
