@@ -12,6 +12,7 @@ import weakref
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
+from types import NoneType
 
 import pytest
 import torch
@@ -147,7 +148,7 @@ def written_down(folder, function, *args):
         raise
 
 
-def stuck():
+def stuck(how):
     group = dist.new_group(timeout=timedelta(seconds=2))
     model = fused()
     sharded = DistributedModelParallel(
@@ -155,16 +156,21 @@ def stuck():
         env=ShardingEnv.from_process_group(group),
         plan=plan_of(model, user=("row_wise",), item=("row_wise",)),
     )
-    if dist.get_rank() == 1:
+    if dist.get_rank() == 1 and how == "sleeps":
         time.sleep(8)
         return
+    if dist.get_rank() == 1:
+        dist.barrier()  # of the program, which the other rank comes to after its step
     sharded(batch(0, 0))
 
 
 @pytest.mark.slow
-def test_a_rank_that_does_not_answer_ends_the_others_after_the_timeout_of_the_group():
-    error, _ = run(stuck, 2, timeout=30)
+@pytest.mark.parametrize("how", ["sleeps", "waits at a barrier"])
+def test_a_rank_that_does_not_answer_ends_the_others_after_the_timeout_of_the_group(how):
+    error, other = run(stuck, 2, how, timeout=30)
     assert isinstance(error, RuntimeError)
+    # Who waits at a barrier is not left there: the other rank has ended.
+    assert isinstance(other, RuntimeError if how == "waits at a barrier" else NoneType)
     assert str(error) == (
         "All ranks should take part in the beginning of forward pass 0 of the model within 2 s, the `timeout` of "
         "their process group. Received nothing from rank 1: it has stopped, or has left out what others do."
