@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from tests.distributed.ranks import Workers
 from tests.training.clicks import make_batch
 from tests.training.on_ranks import Shares, ended, share, trainer, valid_shares
+from torchrec.training import Task
 from torchrec.training.world import ALONE
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
@@ -204,6 +205,22 @@ def break_one(what):
 )
 def test_what_is_wrong_on_one_rank_is_said_by_all(workers, what, message):
     assert workers.run(break_one, 2, what) == [message, message]
+
+
+def compared():
+    try:
+        trainer("whole", tasks=Task(loss="pairwise", group="user"))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def test_losses_that_compare_samples_are_refused(workers):
+    message = (
+        "`loss` of task 'labels' should be one of single samples on several ranks, each of which has a share of a "
+        "batch. Received 'pairwise', which compares those of a batch."
+    )
+    assert workers.run(compared, 2) == [message, message]
 
 
 def test_shares_are_those_of_the_batches():

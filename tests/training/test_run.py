@@ -458,6 +458,17 @@ def test_changed_data_is_refused(clicks: Path, tmp_path: Path) -> None:
         run(what, tmp_path / "run", resume=True)
 
 
+def test_vectors_are_learned_from_and_described(clicks: Path, tmp_path: Path) -> None:
+    table = pq.read_table(clicks)
+    vectors = [[float(price), 1.0] for price in table["price"].to_pylist()]
+    pq.write_table(table.append_column("image", pa.array(vectors)), tmp_path / "data.parquet")
+    what = experiment(tmp_path / "data.parquet")
+    features = {"user": {"type": "sparse"}, "image": {"type": "vector", "size": 2}}
+    what = check_experiment({**what.model_dump(mode="json"), "features": features}, "x")
+    run(what, tmp_path / "run")
+    assert "    image: numbers\n" in (tmp_path / "run" / "model" / "README.txt").read_text()
+
+
 def _interrupt(what: Experiment, folder: Path, step: int = 10) -> None:
     class Stop(Notes):
         def stepped(self, now: int, samples: int) -> None:

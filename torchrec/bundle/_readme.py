@@ -74,5 +74,11 @@ def _model(section: ModelSection | None, members: int | None) -> str:
 
 
 def _kind(type: str) -> str:
-    kinds = {"dense": "a number", "sparse": "an id", "multi_hot": "ids", "sequence": "ids in order"}
+    kinds = {
+        "dense": "a number",
+        "vector": "numbers",
+        "sparse": "an id",
+        "multi_hot": "ids",
+        "sequence": "ids in order",
+    }
     return kinds[type]
