@@ -340,13 +340,13 @@ class FeatureTransform:
         self._check_kinds(table)
         counts = FeatureCounts()
         buckets = [column for column in self._sparse if isinstance(column, BucketColumn)]
-        numbers = np.hstack([_raw_numbers(column, table) for column in (*self._dense, *buckets)])
+        numbers = [_raw_numbers(column, table) for column in (*self._dense, *buckets)]
         others = [column for column in self._sparse if not isinstance(column, BucketColumn)]
         keys = [column.source.feature for column in others]
         pieces = [column.read(table, counts) for column in others]
         joined = join(keys, pieces, table.num_rows, self.is_weighted)
         return RawBatch(
-            torch.from_numpy(numbers),
+            torch.from_numpy(np.hstack([np.empty((table.num_rows, 0)), *numbers])),
             joined.values(),
             joined.lengths().view(len(keys), table.num_rows).long(),
             joined.weights_or_none(),
