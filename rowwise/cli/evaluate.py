@@ -85,7 +85,7 @@ def evaluate(
                 f"{did_you_mean(label.columns[0], source.names) or ';'} `torchrec predict` needs none."
             )
         source.require(label.columns, f"{key} '{label.text}' of the experiment")
-    groups = GroupedMetrics(predictor.experiment.metrics).columns
+    groups = GroupedMetrics(predictor.experiment.group_metrics).columns
     source.require(groups, "`metrics` of the experiment")
     grouped = GroupedTransform(transform, groups)
     tasks = tasks_of(predictor.experiment)

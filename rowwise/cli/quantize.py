@@ -119,7 +119,9 @@ def _measured(predictor: Predictor, source: TableSource) -> Report:
     from torchrec.training.run_tasks import tasks_of
 
     experiment = predictor.experiment
-    grouped = GroupedTransform(predictor.transform, GroupedMetrics(experiment.metrics).columns)
+    grouped = GroupedTransform(
+        predictor.transform, GroupedMetrics(experiment.group_metrics).columns
+    )
     source.require(grouped.columns, "Features, labels and weights of the experiment")
     batches = (
         grouped(part.slice(start, _BATCH))

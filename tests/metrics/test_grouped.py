@@ -209,11 +209,14 @@ def test_other_inputs_are_refused(changes: dict[str, object], message: str) -> N
 )
 def test_what_has_no_place_in_an_order_is_refused(score: float, label: float, message: str) -> None:
     metrics = GroupedMetrics(["gauc(user)"])
-    metrics.update(
-        torch.tensor([score]), torch.tensor([label]), groups={"user": torch.zeros(1).long()}
-    )
+    scores, labels = torch.tensor([score, 0.5]), torch.tensor([label, 1.0])
+    groups = {"user": torch.tensor([3, 3])}
     with pytest.raises(ValueError, match=message):
-        metrics.compute()
+        metrics.update(scores, labels, groups=groups)
+    # Of samples that count for nothing it does not matter.
+    metrics.update(scores, labels, torch.tensor([0.0, 1.0]), groups=groups)
+    metrics.update(scores, labels, groups={"user": torch.tensor([NO_GROUP, 3])})
+    assert metrics.compute().counts["groups(user)"] == 1
 
 
 def test_metrics_of_all_samples_are_refused() -> None:

@@ -108,6 +108,59 @@ def test_a_task_of_classes_has_none(kind: str, clicks: Path) -> None:
         of_tasks(clicks, "a.auc", a={}, b={"kind": kind, "classes": 3})
 
 
+def test_each_task_has_its_own_or_those_of_the_experiment(clicks: Path, tmp_path: Path) -> None:
+    asked = of_tasks(clicks, "click.auc", click={}, price={"kind": "regression"})
+    values = asked.model_dump()
+    values["metrics"] = ["hit@1(city)"]
+    values["tasks"]["click"]["metrics"] = ["gauc(user)", "mrr(user)"]
+    values["tasks"]["price"]["metrics"] = None
+    values["features"] = {"user": {"type": "sparse"}}
+    values["model"] = {"name": "shared_bottom", "layers": [4], "tower_layers": []}
+    values["training"]["early_stopping"]["metric"] = "click.mrr(user)"
+    values["training"]["epochs"] = 1
+    asked = Experiment.model_validate(values)
+    assert asked.group_metrics == ["gauc(user)", "mrr(user)", "hit@1(city)"]
+    result = run(asked, tmp_path / "run")
+    assert result.test is not None
+    measured = [name for name in result.test if "(" in name and not name.startswith("groups")]
+    assert {name for name in measured if ".groups" not in name} == {
+        "click.gauc(user)",
+        "click.mrr(user)",
+        "price.hit@1(city)",
+    }
+    values["tasks"]["price"]["metrics"] = []
+    assert Experiment.model_validate(values).group_metrics == ["gauc(user)", "mrr(user)"]
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (["mrr(user)", "mrr( user )"], r"`tasks.click.metrics` should differ"),
+        (["auc"], "`auc` is measured in any case"),
+    ],
+)
+def test_metrics_of_a_task_that_cannot_be_measured_are_refused(
+    own: list[str], message: str, clicks: Path
+) -> None:
+    values = of_tasks(clicks, "auc", click={}).model_dump()
+    values["tasks"]["click"]["metrics"] = own
+    with pytest.raises(ValueError, match=message):
+        Experiment.model_validate(values)
+
+
+def test_labels_below_0_are_refused_before_training(clicks: Path, tmp_path: Path) -> None:
+    values = of_tasks(clicks, "click.auc", click={}, price={"kind": "regression"}).model_dump()
+    values["tasks"]["price"]["label"] = "price - 1000"
+    values["model"] = {"name": "shared_bottom", "layers": [4], "tower_layers": []}
+    values["features"] = {"user": {"type": "sparse"}}
+    message = (
+        r"`tasks.price.label` 'price - 1000' should not be below 0 to be measured by gauc\(user\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(Experiment.model_validate(values), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_a_column_that_is_not_there_is_named(clicks: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'usr'"):
         run(with_metrics(clicks, ["gauc(usr)"]), tmp_path / "run")

@@ -10,7 +10,6 @@ from dataclasses import fields
 from typing import Annotated, Literal
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
@@ -27,8 +26,7 @@ from torchrec.datasets.files import check_delimiter
 from torchrec.datasets.text_dialect import TextDialect, check_encoding
 from torchrec.experiment.distributed import DistributedSection
 from torchrec.experiment.section import Section
-from torchrec.experiment.tasks import TaskSection, check_within_groups, metrics_of
-from torchrec.metrics.names import parse_metric
+from torchrec.experiment.tasks import GroupMetric, TaskSection, check_within_groups, metrics_of
 from torchrec.models.registry import ModelSection as ModelSection
 from torchrec.models.registry import TableRule
 from torchrec.types import optimizer_value
@@ -305,16 +303,6 @@ class AverageSection(Section):
         return self
 
 
-def _metric_of_groups(text: str) -> str:
-    spec = parse_metric(text)
-    if spec.group is None:
-        raise ValueError(f"`{spec}` is measured in any case, and should be left out.")
-    return str(spec)
-
-
-GroupMetric = Annotated[str, AfterValidator(_metric_of_groups)]
-
-
 class EarlyStoppingSection(Section):
     """Stop when `metric` of the validation data has not improved for `patience` evaluations.
 
@@ -492,7 +480,8 @@ class Experiment(Section):
         default=[],
         description="what is measured of validation and test besides AUC, NE, log loss and calibration: "
         "`gauc(user)`, `ndcg@10(user)`, `recall@10(user)`, `precision@10(user)`, `hit@10(user)`, `mrr(user)`, "
-        "within the rows of each value of a column, on average",
+        "within the rows of each value of a column, on average; of several tasks of each that has no `metrics` "
+        "of its own",
     )
     output: str = Field(
         min_length=1,
@@ -509,6 +498,13 @@ class Experiment(Section):
         "`training.learning_rate`, a list of values, or a section with `low` and `high`, and maybe `log: "
         "true` and `step`; none: what suits the model",
     )
+
+    @property
+    def group_metrics(self) -> list[str]:
+        """What is measured within groups, of any task, each once."""
+        own = [one.metrics for one in self.tasks.values()] if self.tasks else [None]
+        each = (self.metrics if metrics is None else metrics for metrics in own)
+        return list(dict.fromkeys(metric for metrics in each for metric in metrics))
 
     @model_validator(mode="after")
     def _check(self) -> Experiment:

@@ -21,6 +21,7 @@ from torchrec.datasets.negatives import KeptNegatives
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.split import FractionSplit, TimeSplit, find_time_split
 from torchrec.datasets.text_types import schema_of
+from torchrec.datasets.transform.labels import Label
 from torchrec.experiment._messages import listed
 from torchrec.experiment.schema import DataSection, Experiment
 from torchrec.experiment.tables import cache_folder, is_queried, queried
@@ -171,6 +172,34 @@ def _train_source(experiment: Experiment) -> TableSource:
     for column in data.types:
         check_column("data.types", column, source.names)
     return source
+
+
+def require_ranked_labels(
+    experiment: Experiment, sources: Mapping[str, TableSource | None]
+) -> None:
+    """Refuse labels below 0 of tasks that are measured within groups, before anything is trained.
+
+    Args:
+        experiment: its tasks of numbers; others have no such labels.
+        sources: what is measured, by what it is called.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name, task in (experiment.tasks or {}).items():
+        metrics = experiment.metrics if task.metrics is None else task.metrics
+        if task.kind != "regression" or not metrics:
+            continue
+        label = Label(task.label, "regression")
+        for what, source in sources.items():
+            for table in () if source is None else source.scan(label.columns):
+                least = float(label.read(table).min())
+                if least < 0:
+                    raise ValueError(
+                        f"`tasks.{name}.label` '{task.label}' should not be below 0 to be measured by "
+                        f"{metrics[0]}. Received {least:g} for {what}: leave such rows out, or give the "
+                        f"task no metrics within groups, `tasks.{name}.metrics: []`."
+                    )
 
 
 def check_columns(experiment: Experiment, schema: pa.Schema) -> None:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from torchrec.datasets.transform import Target, TargetKind
 from torchrec.experiment.section import Section
+from torchrec.metrics.names import parse_metric
 
 LossName = Literal[
     "binary_cross_entropy",
@@ -33,6 +41,17 @@ _METRICS: dict[TargetKind, tuple[str, ...]] = {
     "multiclass": ("accuracy", "logloss"),
     "ordinal": ("accuracy", "logloss"),
 }
+
+
+def _metric_of_groups(text: str) -> str:
+    spec = parse_metric(text)
+    if spec.group is None:
+        raise ValueError(f"`{spec}` is measured in any case, and should be left out.")
+    return str(spec)
+
+
+GroupMetric = Annotated[str, AfterValidator(_metric_of_groups)]
+"""A metric within groups, as `gauc(user)`."""
 
 
 class TaskSection(Section):
@@ -63,6 +82,11 @@ class TaskSection(Section):
     given: str | None = Field(
         default=None,
         description="another task of kind click: samples count only where its label is 1",
+    )
+    metrics: list[GroupMetric] | None = Field(
+        default=None,
+        description="what is measured within groups of this task, in place of `metrics` of the experiment; "
+        "none: those",
     )
     class_weights: list[NonNegativeFloat] | None = Field(
         default=None,
@@ -108,11 +132,14 @@ def metrics_of(
 
     Args:
         tasks: by name; None: one label.
-        within_groups: metrics that are measured of each task besides. Default: none.
+        within_groups: metrics that are measured besides of each task without its own. Default: none.
     """
     if tasks is None:
         return [*_METRICS["click"], *within_groups]
-    of_tasks = {name: [*_METRICS[task.kind], *within_groups] for name, task in tasks.items()}
+    of_tasks = {
+        name: [*_METRICS[task.kind], *(within_groups if task.metrics is None else task.metrics)]
+        for name, task in tasks.items()
+    }
     if len(of_tasks) == 1:
         return next(iter(of_tasks.values()))
     return [f"{name}.{metric}" for name, found in of_tasks.items() for metric in found]
@@ -128,11 +155,18 @@ def check_within_groups(metrics: Sequence[str], tasks: Mapping[str, TaskSection]
     Raises:
         ValueError: if so.
     """
-    if len(set(metrics)) < len(metrics):
-        raise ValueError(f"`metrics` should differ. Received {', '.join(metrics)}.")
+    _check_differ("metrics", metrics)
     for name, task in (tasks or {}).items():
-        if metrics and task.target.classes is not None:
+        key, own = f"tasks.{name}.metrics", metrics if task.metrics is None else task.metrics
+        _check_differ(key, own)
+        if own and task.target.classes is not None:
             raise ValueError(
-                "`metrics` should be left out with tasks of classes, as they order samples by one score. "
-                f"Received {metrics[0]} with task '{name}' of kind {task.kind}."
+                f"`{key if task.metrics else 'metrics'}` should be left out with tasks of classes, as they "
+                f"order samples by one score. Received {own[0]} with task '{name}' of kind {task.kind}: "
+                f"`{key}` of [] measures none of it."
             )
+
+
+def _check_differ(key: str, metrics: Sequence[str]) -> None:
+    if len(set(metrics)) < len(metrics):
+        raise ValueError(f"`{key}` should differ. Received {', '.join(metrics)}.")

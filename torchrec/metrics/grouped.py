@@ -102,7 +102,8 @@ class GroupedMetrics:
             groups: ids of the groups by column, ``(B,)`` integers each; `NO_GROUP` for none.
 
         Raises:
-            ValueError: if a column is missing or is not of integers, or sizes differ.
+            ValueError: if a column is missing or is not of integers, or sizes differ; on the CPU, if a
+                score or a label of a sample that counts is NaN, or a label negative.
         """
         for column, samples in self._samples.items():
             if column not in groups:
@@ -120,7 +121,10 @@ class GroupedMetrics:
                 raise ValueError(
                     f"`groups['{column}']` should be integers, ids of the groups. Received {groups[column].dtype}."
                 )
-            samples.add(_Columns.of(groups[column], scores, targets, weights))
+            given = _Columns.of(groups[column], scores, targets, weights)
+            if scores.device.type == "cpu":  # elsewhere one would have to wait for it
+                _require_numbers(given.where(given.count))
+            samples.add(given)
 
     def _first_of(self, column: str) -> MetricSpec:
         return next(spec for spec in self._specs if spec.group == column)
@@ -132,7 +136,7 @@ class GroupedMetrics:
             curves: without effect: there is nothing to draw.
 
         Raises:
-            ValueError: if a score or a label was NaN, or a label negative.
+            ValueError: if a score or a label was NaN, or a label negative, and `update` did not say so.
         """
         values: dict[str, Tensor] = {}
         counts: dict[str, float] = {}
@@ -198,8 +202,27 @@ class _Columns:
         floats = (x.detach().reshape(-1).to(torch.float32, copy=True) for x in given)
         return cls(ids.reshape(-1).to(torch.int64, copy=True), *floats)
 
+    @property
+    def count(self) -> Tensor:
+        """Which samples have a weight and a group, ``(N,)``."""
+        return (self.weights != 0) & (self.ids != NO_GROUP)
+
     def where(self, chosen: Tensor) -> _Columns:
         return _Columns(*(x[chosen] for x in vars(self).values()))
+
+
+def _require_numbers(samples: _Columns) -> None:
+    for name, values, wrong, wanted in (
+        ("scores", samples.scores, samples.scores.isnan(), "numbers"),
+        (
+            "targets",
+            samples.labels,
+            ~(samples.labels >= 0) | samples.labels.isinf(),
+            "finite and not negative",
+        ),
+    ):
+        if wrong.any():
+            raise ValueError(f"`{name}` should be {wanted}. Received {float(values[wrong][0])}.")
 
 
 class _GroupSamples:
@@ -248,7 +271,7 @@ class _GroupSamples:
         whole = _Columns(
             *(torch.cat(x) for x in zip(*(vars(p).values() for p in parts), strict=True))
         )
-        whole = whole.where((whole.weights != 0) & (whole.ids != NO_GROUP))
+        whole = whole.where(whole.count)
         hashes = hash_ids(whole.ids, _SPAN)
         chosen = self._chosen(hashes)
         while int(chosen.sum()) > self._max_samples:
@@ -284,14 +307,8 @@ class _Ranked:
 
     @classmethod
     def of(cls, samples: _Columns) -> _Ranked:
+        _require_numbers(samples)
         scores, labels = samples.scores, samples.labels
-        for name, wrong, wanted in (
-            ("scores", scores.isnan(), "numbers"),
-            ("targets", ~(labels >= 0) | labels.isinf(), "finite and not negative"),
-        ):
-            if wrong.any():
-                value = (scores if name == "scores" else labels)[wrong][0]
-                raise ValueError(f"`{name}` should be {wanted}. Received {float(value)}.")
         keys, group = samples.ids.unique(return_inverse=True)
         # Of one score the lower label first: sorts are stable.
         order = labels.argsort(stable=True)

@@ -20,7 +20,7 @@ from torchrec.datasets.utils import Batch
 from torchrec.experiment.build import new_transform
 from torchrec.experiment.propose import Inference, infer_features
 from torchrec.experiment.schema import DataSection, Experiment, TrainingSection
-from torchrec.experiment.sources import Sources, sources_of
+from torchrec.experiment.sources import Sources, require_ranked_labels, sources_of
 from torchrec.metrics import GroupedMetrics
 from torchrec.runs import Fitted
 from torchrec.training.ancestor import bundle_of
@@ -95,11 +95,13 @@ class RunData:
         self.evaluated.counts = TransformCounts(list(self.transform.features))
         size = evaluation_batch_size(options)
         self.batch_sizes = (options.batch_size, size)
-        metrics = self.experiment.metrics
+        metrics = self.experiment.group_metrics
         self._groups = GroupedMetrics(metrics).columns if metrics else []
         self.valid = self._evaluation_batches("validation", valid, size)
         self.test = self._evaluation_batches("test", test if with_test else None, size)
         self._notice_ties(train.split)
+        if metrics:
+            require_ranked_labels(self.experiment, {"validation": valid, "test": test})
         if options.early_stopping is not None:
             self._check_stopping(valid, options.early_stopping.metrics)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 from torchrec.datasets.transform import Target, TargetKind
 from torchrec.experiment.schema import Experiment
@@ -34,13 +33,12 @@ def tasks_of(experiment: Experiment) -> list[Task]:
         [('click', 'binary_cross_entropy'), ('seconds', 'squared_error')]
     """
     if experiment.tasks is None:
-        tasks = [Task(negatives=experiment.data.negatives)]
-    else:
-        tasks = [_task(name, section) for name, section in experiment.tasks.items()]
-    return [replace(task, group_metrics=tuple(experiment.metrics)) for task in tasks]
+        metrics = tuple(experiment.metrics)
+        return [Task(negatives=experiment.data.negatives, group_metrics=metrics)]
+    return [_task(name, section, experiment.metrics) for name, section in experiment.tasks.items()]
 
 
-def _task(name: str, section: TaskSection) -> Task:
+def _task(name: str, section: TaskSection, metrics: Sequence[str]) -> Task:
     target, weights = section.target, section.class_weights
     return Task(
         name,
@@ -52,6 +50,7 @@ def _task(name: str, section: TaskSection) -> Task:
         given=section.given,
         group=section.group,
         class_weights=None if weights is None else tuple(weights),
+        group_metrics=tuple(metrics if section.metrics is None else section.metrics),
     )
 
 
