@@ -67,8 +67,13 @@ def test_leaves_the_upper_layers_alone(observed: dict) -> None:
 
 
 def test_leaves_what_few_programs_need(observed: dict) -> None:
-    """Readers of lists and tables, and wrappers of optimizers, come when they are first used."""
-    late = {"torchrec.sparse._read", "torchrec.optim.clipping", "torchrec.optim.warmup"}
+    """Readers of lists and tables, wrappers of optimizers and refused policies come when they are first used."""
+    late = {
+        "torchrec.modules._virtual_tables",
+        "torchrec.optim.clipping",
+        "torchrec.optim.warmup",
+        "torchrec.sparse._read",
+    }
     assert late.isdisjoint(observed["loaded"])
 
 

@@ -232,7 +232,7 @@ def chosen(whole: Whole) -> tuple[Tensor, Tensor, list[SlotSpec]]:
     lengths = whole.offsets.diff().view(KEYS, B)
     mine = torch.cat([lengths[slot.key] for slot in whole.spec.slots])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), mine.cumsum(0)])
-    return rows, offsets, [replace(slot, key=s) for s, slot in enumerate(whole.spec.slots)]
+    return rows, offsets, [slot._replace(key=s) for s, slot in enumerate(whole.spec.slots)]
 
 
 def as_rows(spec: LookupSpec, slots: list[SlotSpec]) -> LookupSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -212,3 +213,13 @@ def test_tensors_that_changed_are_told(other) -> None:
     assert not holds(tensors[0], zeros()[:2].t())
     assert not holds(tensors[0], tensors[0])
     assert holds(*tensors)
+
+
+def test_shapes_of_an_operator_are_registered() -> None:
+    with torch.library._scoped_library("rowwise_private", "FRAGMENT") as library:
+        library.define("twice(Tensor x) -> Tensor")
+        _private.register_fake(
+            library, "rowwise_private::twice", lambda x: x.new_empty(2 * x.size(0))
+        )
+        with FakeTensorMode():
+            assert torch.ops.rowwise_private.twice(torch.empty(3)).shape == (6,)

@@ -74,7 +74,7 @@ def test_parts_of_the_columns_train_as_the_whole_table_and_have_one_state(name, 
     for dim in (32, 16):
         columns = slice(at, at + dim)
         part = whole.copy()
-        slots = [replace(slot, column=k * dim) for k, slot in enumerate(part.spec.slots)]
+        slots = [slot._replace(column=k * dim) for k, slot in enumerate(part.spec.slots)]
         part.spec = LookupSpec([replace(part.spec.tables[0], dim=dim)], slots, 2, 2 * dim)
         part.weights = [whole.weights[0][:, columns].contiguous()]
         grad = torch.cat([m.grad[:, columns], m.grad[:, 48:][:, columns]], 1)

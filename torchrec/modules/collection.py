@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,7 @@ from torchrec.optim.keyed import KeyedOptimizer
 __all__ = ["Collection", "TableShard", "TableStore", "collections_in"]
 
 
-@dataclass(frozen=True)
-class TableShard:
+class TableShard(NamedTuple):
     """The part of a table that one tensor holds.
 
     Attributes:

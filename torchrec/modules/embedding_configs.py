@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchrec.modules._config_checks import check_table, member
-from torchrec.modules._virtual_tables import (
-    CountBasedEvictionPolicy,
-    CountTimestampMixedEvictionPolicy,
-    FeatureL2NormBasedEvictionPolicy,
-    FeatureScoreBasedEvictionPolicy,
-    FeatureScoreMapping,
-    NoEvictionPolicy,
-    TimestampBasedEvictionPolicy,
-    VirtualTableEvictionPolicy,
-)
 from torchrec.types import DataType, IdPolicy, OptimizerType
+
+if TYPE_CHECKING:
+    from torchrec.modules._virtual_tables import (
+        CountBasedEvictionPolicy,
+        CountTimestampMixedEvictionPolicy,
+        FeatureL2NormBasedEvictionPolicy,
+        FeatureScoreBasedEvictionPolicy,
+        FeatureScoreMapping,
+        NoEvictionPolicy,
+        TimestampBasedEvictionPolicy,
+        VirtualTableEvictionPolicy,
+    )
 
 __all__ = [
     "DATA_TYPE_NUM_BITS",
@@ -52,6 +55,25 @@ __all__ = [
     "pooling_type_to_pooling_mode",
     "pooling_type_to_str",
 ]
+
+# Imported when first used: tables refuse them all.
+_POLICIES = (
+    "CountBasedEvictionPolicy",
+    "CountTimestampMixedEvictionPolicy",
+    "FeatureL2NormBasedEvictionPolicy",
+    "FeatureScoreBasedEvictionPolicy",
+    "FeatureScoreMapping",
+    "NoEvictionPolicy",
+    "TimestampBasedEvictionPolicy",
+    "VirtualTableEvictionPolicy",
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first used."""
+    if name in _POLICIES:
+        return getattr(importlib.import_module("torchrec.modules._virtual_tables"), name)
+    raise AttributeError(f"module 'torchrec.modules.embedding_configs' has no attribute '{name}'")
 
 
 class PoolingType(Enum):

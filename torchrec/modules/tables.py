@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -175,8 +175,7 @@ def checked_tables(
     return tables
 
 
-@dataclass(frozen=True)
-class OutputType:
+class OutputType(NamedTuple):
     """Which dtype look-ups give.
 
     Attributes:

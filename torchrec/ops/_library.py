@@ -41,6 +41,7 @@ from torchrec.ops._private import (
     num_dispatch_modes,
     num_function_modes,
     parse_schema,
+    register_fake,
     tangent_level,
 )
 
@@ -136,7 +137,7 @@ def define(
     name = schema.split("(", 1)[0]
     _library.define(schema, tags=tags)
     _library.impl(name, reference, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"rowwise::{name}", fake, lib=_library)
+    register_fake(_library, f"rowwise::{name}", fake)
     chosen = {"cpu": Backend("reference", _why), "other": Backend("reference", "any device")}
     if native is not None:
         if native_kernel is None:
@@ -186,7 +187,7 @@ def define_effect(schema: str, implementation: Callable[..., None]) -> Callable[
     name = schema.split("(", 1)[0]
     _library.define(schema)
     _library.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"rowwise::{name}", lambda *_: None, lib=_library)
+    register_fake(_library, f"rowwise::{name}", lambda *_: None)
     operator: Callable[..., None] = getattr(torch.ops.rowwise, name).default
     return operator
 

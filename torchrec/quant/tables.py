@@ -274,7 +274,7 @@ class QuantizedTables(nn.Module):
         spec = self.spec_of(features.keys())
         features = features.permute([slot.key for slot in spec.slots])
         starts, counts = features.offset_per_key()[:-1], features.length_per_key()
-        slots = [replace(slot, key=s) for s, slot in enumerate(spec.slots)]
+        slots = [slot._replace(key=s) for s, slot in enumerate(spec.slots)]
         before = LookupSpec(spec.tables, slots, len(slots), spec.width)
         rows, out_of_range = choose_rows(
             before, Ids(features.values(), starts, counts), features.offsets()

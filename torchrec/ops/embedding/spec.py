@@ -5,8 +5,9 @@ A *slot* is one feature looked up in one table. ``layout.py`` says what stands w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,8 +108,7 @@ class TableSpec:
         return self.rows if self.shard_rows is None else self.shard_rows
 
 
-@dataclass(frozen=True)
-class SlotSpec:
+class SlotSpec(NamedTuple):
     """One feature looked up in one table.
 
     Attributes:
@@ -167,7 +167,7 @@ class LookupSpec:
     def subset(self, chosen: list[int]) -> LookupSpec:
         """Return the spec of some of the tables and their slots, for the same input and output."""
         number = {table: i for i, table in enumerate(chosen)}
-        slots = [replace(s, table=number[s.table]) for s in self.slots if s.table in number]
+        slots = [s._replace(table=number[s.table]) for s in self.slots if s.table in number]
         tables = [self.tables[t] for t in chosen]
         return LookupSpec(tables, slots, self.num_keys, self.width, self.tensor.device)
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -337,8 +337,7 @@ def _numbers(values: Iterable[float | Tensor]) -> tuple[float, ...]:
 _READ: Mapping[str, Callable[[Any], object]] = {"lr": float, "betas": _numbers}
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """An update rule, with the state that it keeps and the hyper-parameters that a user may set.
 
     Attributes:
