@@ -19,6 +19,7 @@ from rowwise.cli.flags import Command, Group
 from rowwise.cli.info import info
 from rowwise.cli.info import version as version_of
 from rowwise.cli.init import init
+from rowwise.cli.parity import parity
 from rowwise.cli.plan import plan
 from rowwise.cli.predict import predict
 from rowwise.cli.quantize import quantize
@@ -47,7 +48,7 @@ def application() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(help=_help_of(_torchrec))(_torchrec)
-    _add(app, init, train, tune, evaluate, predict, quantize, export)
+    _add(app, init, train, tune, evaluate, predict, quantize, export, parity)
     _add(app, serve, recommend, report, compare, plan)
     app.add_typer(data, name="data")
     _add(app, demo, info)

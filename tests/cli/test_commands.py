@@ -30,6 +30,7 @@ FROZEN = {
     "predict": ("data run --keep-columns --name --output,-o", "predictions.parquet"),
     "quantize": ("data run --clip --output,-o --to", "runs/experiment --to int8"),
     "export": ("run --format --output,-o", "--format onnx"),
+    "parity": ("data other run --rows --tolerance", "model-int8 test.parquet --tolerance 0.01"),
     "serve": (
         "runs --batch --body --candidates,-c --gather --host --keep --poll --port --queue --quiet --rows"
         " --token-file --wait",
@@ -96,6 +97,8 @@ def test_help_of_all(capsys: pytest.CaptureFixture[str]) -> None:
         "predict",
         "quantize",
         "export",
+        "parity",
+        "serve",
         "recommend",
         "report",
         "compare",

@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc"),
 ]
 
-SECONDS = float(os.environ.get("ROWWISE_SOAK_SECONDS", "40"))
+SECONDS = float(os.environ.get("ROWWISE_SOAK_SECONDS", "15"))
 PREDICT = "/v1/models/models:predict"
 SIZES = (1, 1, 1, 3, 8, 70, 500)
 MODELS = 3
@@ -146,7 +146,7 @@ def test_nothing_is_lost(saved: list[Path], expected: list[list[float]], tmp_pat
         memory: list[float] = []
         end = time.monotonic() + SECONDS
         while time.monotonic() < end and not stop.is_set():
-            time.sleep(SECONDS / 40)
+            time.sleep(SECONDS / 60)
             memory.append(megabytes_of(process))
         stop.set()
         for one in threads:
@@ -169,7 +169,7 @@ def test_killed_in_a_swap(saved: list[Path], expected: list[list[float]], tmp_pa
     publish(saved, models, 1)
     draw = random.Random(0)
     body, kind = body_of(8, False)
-    for number in range(2, 6):
+    for number in range(2, 5):
         with (
             serving(str(models), "--poll", "0.01", log=tmp_path / "log") as (url, process),
             closing(HTTPConnection(url.removeprefix("http://"), timeout=60)) as connection,
