@@ -79,6 +79,7 @@ def make_batch(size: int, *seed: int) -> Batch:
             ["user", "item"], torch.cat([user, items]), lengths=torch.cat([torch.ones_like(lengths), lengths])
         ),
         torch.bernoulli(torch.sigmoid(score), generator=generator),
+        groups={"session": torch.arange(size) // 4},
     )  # fmt: skip
 
 

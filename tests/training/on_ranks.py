@@ -82,6 +82,7 @@ def trainer(plan: str | None, folder: Path | None = None, **options: Any) -> tup
         model,
         checkpoints=None if folder is None else RankCheckpoints(folder),
         observers=[notes],
+        rule=options.pop("dense", "adam"),
         world=world,
         **options,
     )

@@ -12,6 +12,7 @@ from torch import nn
 from torchrec.datasets.utils import Batch
 from torchrec.metrics import Report
 from torchrec.metrics.report import join_reports
+from torchrec.training.compared import loss_of_ranks
 from torchrec.training.task import Task, predictions_of
 from torchrec.training.task_metrics import TaskMetrics
 from torchrec.training.world import ALONE, World
@@ -68,8 +69,9 @@ def evaluate(
         samples += size
         for each in predictions:
             metrics[each.task.target].update(each, batch.groups)
-            if each.task in unmeasured and size:
-                sums[each.task.target] = sums[each.task.target] + each.loss(total=1)
+            # Of samples that are compared, a rank that has none hears as well.
+            if each.task in unmeasured and (size or each.groups is not None):
+                sums[each.task.target] = sums[each.task.target] + loss_of_ranks(each, 1, world)
         if unmeasured:
             weight = weight + (
                 size if batch.weights is None else batch.weights.sum(dtype=torch.float64)

@@ -104,7 +104,7 @@ class Trainer:
     ) -> None:
         self.model = model
         self.world = world
-        self.tasks = _checked_tasks((tasks,) if isinstance(tasks, Task) else tasks, world)
+        self.tasks = _checked_tasks((tasks,) if isinstance(tasks, Task) else tasks)
         self.options = options = _checked_options(options, checkpoints)
         self.checkpoints = checkpoints
         self.id_counts = id_counts
@@ -123,7 +123,7 @@ class Trainer:
         self.phases = PhaseTimer()
         self.traffic = Traffic()
         self._observers = Observers(observers)
-        self._update = Update(model, self.tasks, self.optimizer, options, self.phases)
+        self._update = Update(model, self.tasks, self.optimizer, options, self.phases, world)
         self._metrics = TrainingMetrics(self.tasks, world)
         self._ids: Counter[str] = Counter()  # counts of training that are in no record yet
         self._ids_evaluated: Mapping[str, int] = {}  # of the last evaluation
@@ -529,7 +529,7 @@ def _load_model(model: nn.Module, state: dict[str, Tensor]) -> None:
         model.load_state_dict(state)
 
 
-def _checked_tasks(tasks: Sequence[Task], world: World) -> tuple[Task, ...]:
+def _checked_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
     if not isinstance(tasks, Sequence) or not all(isinstance(task, Task) for task in tasks):
         raise TypeError(f"`tasks` should be a Task, or a sequence of them. Received {tasks!r}.")
     targets = [task.target for task in tasks]
@@ -537,12 +537,6 @@ def _checked_tasks(tasks: Sequence[Task], world: World) -> tuple[Task, ...]:
         raise ValueError(
             f"`tasks` should be one or more, of targets that differ. Received the targets {targets}."
         )
-    for task in tasks:
-        if task.group is not None and world.size > 1:
-            raise ValueError(
-                f"`loss` of task '{task.target}' should be one of single samples on several ranks, each of "
-                f"which has a share of a batch. Received '{task.loss}', which compares those of a batch."
-            )
     return tuple(tasks)
 
 

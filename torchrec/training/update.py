@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from torchrec.datasets.utils import Batch
 from torchrec.optim.keyed import CombinedOptimizer
+from torchrec.training.compared import loss_of_ranks
 from torchrec.training.optimizers import collecting, dense_parameters, stepping
 from torchrec.training.options import FitOptions
 from torchrec.training.phases import PhaseTimer
 from torchrec.training.task import Prediction, Task, predictions_of
+from torchrec.training.world import World
 
 
 class Update:
@@ -26,6 +28,7 @@ class Update:
         optimizer: all optimizers of the model.
         options: precision, compiling, clipping.
         phases: is told how long what takes.
+        world: the ranks that make the update together.
 
     Raises:
         ValueError: if an option would have no effect.
@@ -38,9 +41,10 @@ class Update:
         optimizer: CombinedOptimizer,
         options: FitOptions,
         phases: PhaseTimer,
+        world: World,
     ) -> None:
         self._model, self._tasks, self._optimizer = model, tasks, optimizer
-        self._options, self._phases = options, phases
+        self._options, self._phases, self._world = options, phases, world
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._forward: Any = torch.compile(model) if options.compile else model
         self._stepping = stepping(optimizer)
@@ -96,7 +100,9 @@ class Update:
                 with self._precision():
                     output = self._forward(batch.dense_features, batch.sparse_features)
                 mine = [each.of_training() for each in predictions_of(output, self._tasks, batch)]
-                first, *others = (each.loss(total, smoothing) for each in mine)
+                first, *others = (
+                    loss_of_ranks(each, total, self._world, smoothing) for each in mine
+                )
                 loss = sum(others, first)
                 if number == 1:
                     # Not after the step: a heap that is emptied goes back to the system, page by
