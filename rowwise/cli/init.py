@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torchrec.datasets.source import TableSource
     from torchrec.datasets.text_dialect import TextDialect
     from torchrec.experiment.propose import Inference
-    from torchrec.experiment.schema import DataSection, SampledNegativesSection
+    from torchrec.experiment.rows import SampledNegativesSection
+    from torchrec.experiment.schema import DataSection
 
 Format = Literal["auto", "parquet", "csv", "tsv", "json"]
 Quote = Literal['"', "none"]
@@ -148,7 +149,8 @@ def _section(
     dialect: TextDialect,
 ) -> DataSection:
     """Return what was given as a section of the experiment, checked; its label is asked for later."""
-    from torchrec.experiment.schema import DataSection, TableSection
+    from torchrec.experiment.rows import TableSection
+    from torchrec.experiment.schema import DataSection
 
     named = dict(one.partition("=")[::2] for one in tables)
     if not all(name.isidentifier() and file for name, file in named.items()):
@@ -191,7 +193,7 @@ def _inferred(
 
 def _sampled(given: str | None) -> SampledNegativesSection | None:
     """Return what ``user:item,price`` means."""
-    from torchrec.experiment.schema import SampledNegativesSection
+    from torchrec.experiment.rows import SampledNegativesSection
 
     if given is None:
         return None

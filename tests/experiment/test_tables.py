@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from torchrec.datasets.files import resolve_files
 from torchrec.experiment.files import dump_experiment, load_experiment
 from torchrec.experiment.sources import sources_of
-from torchrec.experiment.tables import cache_folder
+from torchrec.experiment.tables import cache_folder, queried
 
 pytestmark = pytest.mark.once
 
@@ -94,3 +97,53 @@ def test_files_of_tables_are_relative_to_the_experiment(folder: Path) -> None:
 def test_mistakes(folder: Path, changes: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sources_of(load_experiment("e.yaml", changes))
+
+
+HISTORIES = """
+data:
+  train: log.csv
+  test: later.csv
+  histories:
+    seen: {item: shop, user: user, time: at, last: 2, where: click = 1}
+  label: click
+features:
+  user: {type: sparse, rows: 9}
+  seen: {type: sequence, rows: 9}
+"""
+
+
+def test_histories_hold_what_came_before_also_of_the_training_files(folder: Path) -> None:
+    Path("log.csv").write_text("user,shop,at,click\n1,5,1,1\n1,6,2,0\n1,7,3,1\n2,8,3,1\n1,9,9,1\n")
+    Path("later.csv").write_text("user,shop,at,click\n1,3,4,1\n2,3,2,0\n1,4,5,0\n3,4,9,1\n")
+    Path("e.yaml").write_text(HISTORIES)
+    experiment = load_experiment("e.yaml", ["data.split.valid=0"])
+    parts = sources_of(experiment)
+    assert [row["seen"] for row in rows(parts.train)] == [None, [5], [5], None, [5, 7]]
+    assert [row["seen"] for row in rows(parts.test)] == [[5, 7], None, [7, 3], None]
+
+
+def test_rows_that_come_with_their_history_keep_it(folder: Path) -> None:
+    Path("log.csv").write_text("user,shop,at,click\n1,5,1,1\n1,6,2,0\n")
+    table = {"user": [1], "shop": [2], "at": [3], "click": [0], "seen": [[4, 4]]}
+    pq.write_table(pa.table(table), "later.parquet")
+    Path("e.yaml").write_text(HISTORIES)
+    experiment = load_experiment("e.yaml", ["data.split.valid=0", "data.test=later.parquet"])
+    assert rows(sources_of(experiment).test)[0]["seen"] == [4, 4]
+
+
+def test_without_the_training_files_rows_should_have_their_history(folder: Path) -> None:
+    Path("e.yaml").write_text(HISTORIES)
+    Path("later.csv").write_text("user,shop,at,click\n1,3,4,1\n")
+    data = load_experiment("e.yaml", ["data.train=gone.csv"]).data
+    with pytest.raises(
+        ValueError, match=r"`data\.histories` should find the events of `data.train`, unless"
+    ):
+        queried(data, resolve_files("later.csv"), folder)
+
+
+def test_histories_of_columns_that_are_not_there_are_refused(folder: Path) -> None:
+    Path("e.yaml").write_text(HISTORIES.replace("time: at", "time: att"))
+    Path("log.csv").write_text("user,shop,at,click\n1,5,1,1\n")
+    message = "`data.histories.seen` should name columns of the data. Received 'att'; did you mean"
+    with pytest.raises(ValueError, match=message):
+        sources_of(load_experiment("e.yaml"))

@@ -20,7 +20,7 @@ from torchrec.datasets.features import (
     SparseFeature,
     VectorFeature,
 )
-from torchrec.experiment import schema
+from torchrec.experiment import rows, schema
 from torchrec.experiment._keys import Node, expected, keys_of, members_of, node_at, root
 from torchrec.experiment.distributed import DistributedSection
 from torchrec.experiment.tasks import TaskSection
@@ -33,9 +33,10 @@ _FEATURES = (DenseFeature, VectorFeature, SparseFeature, MultiHotFeature, Sequen
 _SECTIONS = (
     ("data", schema.DataSection),
     ("data.split", schema.SplitSection),
-    ("data.sampled_negatives", schema.SampledNegativesSection),
+    ("data.histories.NAME", rows.HistorySection),
+    ("data.sampled_negatives", rows.SampledNegativesSection),
     ("tasks.NAME", TaskSection),
-    ("data.tables.any", schema.TableSection),
+    ("data.tables.any", rows.TableSection),
     ("training", schema.TrainingSection),
     ("training.schedule", schema.ScheduleSection),
     ("training.average", schema.AverageSection),

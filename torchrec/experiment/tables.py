@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from torchrec.datasets.features import TextType
 from torchrec.datasets.files import DataFile, resolve_files
+from torchrec.datasets.histories import EARLIER, History, history_query
 from torchrec.datasets.query import DATA, query_to_parquet
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.text_dialect import TextDialect
 from torchrec.datasets.text_types import schema_of
-from torchrec.experiment.schema import DataSection, TableSection
+from torchrec.experiment.rows import TableSection
+from torchrec.experiment.schema import DataSection
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,8 +34,8 @@ def cache_folder(output: str | os.PathLike[str]) -> Path:
 
 
 def is_queried(data: DataSection, files: Sequence[DataFile]) -> bool:
-    """Say whether files are read through a query: one that was given, or that which reads JSON."""
-    return data.query is not None or files[0].format == "json"
+    """Say whether files are read through a query: one that was given, or that which reads JSON or histories."""
+    return data.query is not None or bool(data.histories) or files[0].format == "json"
 
 
 def queried(
@@ -42,10 +44,12 @@ def queried(
     folder: str | os.PathLike[str],
     progress: Callable[[str], None] | None = None,
 ) -> DataFile:
-    """Return the Parquet file of what the query of an experiment gives for some files.
+    """Return the Parquet file of what the query of an experiment gives for some files, with its histories.
+
+    Those are gathered of the files and of `data.train`, unless the rows have a column of the name.
 
     Args:
-        data: the query, its tables, and how text is written.
+        data: the query, its tables, histories, and how text is written.
         files: the rows of ``data`` in the query.
         folder: where the file is kept.
         progress: is told what is being done. Default: nobody is.
@@ -53,6 +57,58 @@ def queried(
     Raises:
         ValueError: files or the query are not as they should be; of a further table, names it.
     """
+    if data.query is None and files[0].format != "json":
+        rows = _table(files, data.dialect, data.types)
+    else:
+        rows = TableSource([_by_query(data, files, folder, progress)], may_be_empty=True)
+    if not data.histories:
+        assert isinstance(rows, TableSource)
+        return rows.files[0]
+    return _with_histories(data, rows, files, folder, progress)
+
+
+def _with_histories(
+    data: DataSection,
+    rows: TableSource | Sequence[DataFile],
+    files: Sequence[DataFile],
+    folder: str | os.PathLike[str],
+    progress: Callable[[str], None] | None,
+) -> DataFile:
+    """Return a file of rows with what their users did before."""
+    assert isinstance(rows, TableSource)
+    histories = {
+        name: History(**section.model_dump())
+        for name, section in data.histories.items()
+        if name not in rows.names
+    }
+    for name, history in histories.items():
+        for column in (history.item, history.user, history.time):
+            rows.require([column], f"`data.histories.{name}`")
+    tables: dict[str, TableSource | Sequence[DataFile]] = {DATA: rows}
+    try:
+        trained = resolve_files(data.train, data.format)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"`data.histories` should find the events of `data.train`, unless the rows have the columns "
+            f"{', '.join(data.histories)}. {error}"
+        ) from error
+    is_other = [file.path for file in files] != [file.path for file in trained]
+    if is_other and histories:
+        without = data.model_copy(update={"histories": {}})
+        earlier = trained
+        if is_queried(without, trained):
+            earlier = [queried(without, trained, folder, progress)]
+        tables[EARLIER] = _table(earlier, data.dialect, data.types)
+    sql = history_query(histories, EARLIER in tables) if histories else f"select * from {DATA}"
+    return query_to_parquet(sql, tables, folder, progress=progress)
+
+
+def _by_query(
+    data: DataSection,
+    files: Sequence[DataFile],
+    folder: str | os.PathLike[str],
+    progress: Callable[[str], None] | None,
+) -> DataFile:
     tables: dict[str, TableSource | Sequence[DataFile]] = {
         DATA: _table(files, data.dialect, data.types)
     }
