@@ -1,4 +1,4 @@
-"""What readers of all formats give: chunks, in an order that is known before they are read."""
+"""What readers of all formats have in common: chunks, in an order that is known before they are read."""
 
 from __future__ import annotations
 

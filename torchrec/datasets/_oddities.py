@@ -35,21 +35,21 @@ def notices_of(files: Sequence[DataFile], found: Mapping[tuple[int, int], Oddity
         files: that have been read.
         found: what was odd, by the number of the file and the byte where the text starts.
     """
-    told: list[str] = []
+    notices: list[str] = []
     for number in sorted({number for number, _ in found}):
         path = files[number].path
         of_file = [odd for (one, _), odd in found.items() if one == number]
         headers, bad = sum(odd.headers for odd in of_file), sum(odd.bad for odd in of_file)
         if headers:
-            told.append(f"Lines of '{path}' that repeat its header: {headers:,}, left out.")
+            notices.append(f"Lines of '{path}' that repeat its header: {headers:,}, left out.")
         if bad:
-            told.append(
+            notices.append(
                 f"Lines of '{path}' with more or fewer fields than there are columns: {bad:,}, skipped."
             )
         longest = max(of_file, key=lambda odd: odd.lines)
         if longest.lines >= LONG:
-            told.append(
+            notices.append(
                 f"'{path}': one value, in row {longest.row + 1:,}, spans {longest.lines:,} lines. "
                 "A quote that encloses nothing may be the cause."
             )
-    return told
+    return notices

@@ -188,8 +188,8 @@ class CsvReader:
 
     def _parse(self, number: int, block: Block, types: dict[str, pa.DataType]) -> pa.Table:
         """Parse a block to a table of the given types."""
-        known = self.given | self._assumed
-        integers = [n for n, type in types.items() if n not in known and pa.types.is_integer(type)]
+        chosen = self.given | self._assumed
+        integers = [n for n, type in types.items() if n not in chosen and pa.types.is_integer(type)]
         try:
             table = self._convert(number, block, types | dict.fromkeys(integers, pa.string()))
             for name in integers:
@@ -335,8 +335,8 @@ class CsvReader:
                 for name, type in self._types_of(number, block).items():
                     if pa.types.is_null(types.get(name, pa.null())):
                         types[name] = type
-                known = not any(map(pa.types.is_null, types.values()))
-                if block.rows and (known or block.byte > _INFERENCE_BLOCKS * CHUNK_BYTES):
+                complete = not any(map(pa.types.is_null, types.values()))
+                if block.rows and (complete or block.byte > _INFERENCE_BLOCKS * CHUNK_BYTES):
                     return types
             if types:
                 break

@@ -226,7 +226,7 @@ def _fitted(
         _check_labels(sources.train, experiment)
     transform, train = new_transform(experiment, features), sources.train
     if inference is not None and inference.complete and data.weight is None:
-        # All rows have been read: their number is known, and that labels and types are right.
+        # All of their rows have been read: labels and types are right, and their number is known.
         transform.fit(train.scan(transform.input_columns))
         rows: int | None = inference.rows
     else:
@@ -257,10 +257,10 @@ def _completed(experiment: Experiment, fitted: Fitted) -> Experiment:
 
 
 class _Counted:
-    """Tables on their way, whose rows are counted.
+    """Tables whose rows are counted as they are read.
 
     Attributes:
-        rows: of all tables; None until the last has come by.
+        rows: of all tables; None until the last has been read.
     """
 
     def __init__(self, tables: Iterable[pa.Table]) -> None:

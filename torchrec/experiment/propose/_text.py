@@ -108,10 +108,10 @@ def unconverted(name: str, strings: pa.ChunkedArray) -> str | None:
         units = pc.unique(pc.replace_substring_regex(strings, r"^[-+ 0-9.,]+|\s+$", ""))
         if len(units) <= max(1, len(strings) // 20):
             return f"numbers with a unit ({units[0]}): make them numbers without it"
-    return _WAYS.get(_written_as(name, strings))
+    return _ADVICE.get(_written_as(name, strings))
 
 
-_WAYS = {
+_ADVICE = {
     "signs": "numbers with a percent or currency sign: convert them to numbers",
     "spaces": "numbers with spaces between thousands: convert them to numbers",
     "thousands": (
@@ -134,8 +134,9 @@ def are_written_numbers(name: str, strings: pa.ChunkedArray, decimal: Decimal) -
         False
     """
     strings = pc.unique(strings.slice(0, 10_000).drop_null())
-    way = _written_as(name, strings) if len(strings) else ""
-    if not way or ((way == "decimal comma") != (decimal == ",") and way not in ("signs", "spaces")):
+    style = _written_as(name, strings) if len(strings) else ""
+    has_decimal = style in ("signs", "spaces") or (style == "decimal comma") == (decimal == ",")
+    if not style or not has_decimal:
         return False
     try:
         read_number_text(strings, pa.float64(), decimal)
@@ -158,7 +159,7 @@ def has_decimal_comma(name: str, strings: pa.ChunkedArray) -> bool:
 
 
 def _written_as(name: str, strings: pa.Array) -> str:
-    """Return a key of `_WAYS`, or "" for what is written in none of them."""
+    """Return a key of `_ADVICE`, or "" for what is written in none of them."""
     numeric = looks_like_number(name)
     if _share(strings, _SIGNED) >= 0.9:
         return "signs"
