@@ -184,3 +184,19 @@ def test_packages_for_onnx_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'rowwise\[export\]'"):
         export(tmp_path, tmp_path / "model", "onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [("price",), ("item",)])
+def test_few_features(names: tuple[str, ...], tmp_path: Path) -> None:
+    """Sizes that are those of others then: as many ids as rows, and no ids at all."""
+    predictor = trained("lr", {name: FEATURES[name] for name in names})
+    with torch.no_grad():
+        for one in predictor.model.parameters():
+            one.normal_()
+    module = torch.export.load(export(predictor, tmp_path / "out", "torch-export")).module()
+    for count in (1, 2, 50):
+        table = rows(count, 3)
+        raw = predictor.transform.read_raw(table)
+        inputs = [tensor for tensor in vars(raw).values() if tensor is not None]
+        check(predictor, tuple(each.numpy() for each in module(*inputs)), table)

@@ -23,7 +23,7 @@ def bag_of_each(offsets: Tensor, total: int) -> Tensor:
         >>> bag_of_each(torch.tensor([0, 2, 2, 3]), 3).tolist()
         [0, 0, 2]
     """
-    ends = offsets[1:-1].long()
+    ends = offsets[1:].long()  # also the last, which is beyond all values and is cut off
     passed = torch.zeros(total + 1, dtype=torch.int64).index_add(0, ends, torch.ones_like(ends))
     return passed.cumsum(0)[:total]
 

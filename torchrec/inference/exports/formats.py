@@ -95,7 +95,8 @@ def portable_program(model: RawModel, is_weighted: bool) -> ExportedProgram:
 
     example = _example(model, is_weighted)
     rows, ids = Dim("rows", min=1), Dim("ids", min=0)
-    shapes: tuple[Any, ...] = ({0: rows}, {0: ids}, {1: rows}, {0: ids})[: len(example)]
+    of_ids = {0: ids} if model.id_names else {}  # without a table there is never one
+    shapes: tuple[Any, ...] = ({0: rows}, of_ids, {1: rows}, of_ids)[: len(example)]
     with torch.no_grad():
         program = torch.export.export(model, example, dynamic_shapes=shapes)
         graph = portable(program.module(check_guards=False))
@@ -123,7 +124,8 @@ def _example(model: RawModel, is_weighted: bool) -> tuple[Tensor, ...]:
     """Return inputs whose sizes are none that the model has, which would be taken for them."""
     rows = 37
     lengths = torch.ones(len(model.id_names), rows, dtype=torch.int64)
-    ids = torch.zeros(lengths.numel(), dtype=torch.int64)
+    lengths[:1, 0] = 5  # of one feature, there would be as many ids as rows
+    ids = torch.zeros(int(lengths.sum()), dtype=torch.int64)
     example = (torch.zeros(rows, len(model.number_names), dtype=torch.float64), ids, lengths)
     return (*example, torch.ones(len(ids))) if is_weighted else example
 
