@@ -10,7 +10,7 @@ _COLUMNS = (
     ("waited", "waited", duration),
     ("sent_bytes", "sent a step", memory),
     ("messages", "messages a step", short),
-    ("layer_bytes", "gradients of layers", memory),
+    ("layer_bytes", "layers", memory),
     ("table_bytes", "tables", memory),
     ("peak_rss_bytes", "peak memory", memory),
 )
@@ -33,9 +33,9 @@ def _draw(view: View) -> list[Card]:
     about = (
         f"{len(ranks)} processes trained together. The largest part of the tables is {balance:.2f} times the "
         "mean. Waited: before steps, for the rank that was last. Sent: ids, vectors and their gradients, to "
-        "all other ranks together; gradients of layers are added up beside, in as many bytes as they have."
+        "all other ranks together; gradients of layers, of this size, are added up beside."
     )
-    found = [Card("Ranks", about, body)]
+    found = [Card("Ranks", about, body, wide=True)]
     if view.run.plan:
         where = [(name, [text]) for name, text in view.run.plan.items()]
         about = "Which ranks had what of each table."
