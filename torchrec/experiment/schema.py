@@ -455,9 +455,10 @@ class Experiment(Section):
     @property
     def group_metrics(self) -> list[str]:
         """What is measured within groups, of any task, each once."""
-        own = [one.metrics for one in self.tasks.values()] if self.tasks else [None]
-        each = (self.metrics if metrics is None else metrics for metrics in own)
-        return list(dict.fromkeys(metric for metrics in each for metric in metrics))
+        found = {} if self.tasks else dict.fromkeys(self.metrics)
+        for task in (self.tasks or {}).values():
+            found |= dict.fromkeys(self.metrics if task.metrics is None else task.metrics)
+        return list(found)
 
     @model_validator(mode="after")
     def _check(self) -> Experiment:

@@ -23,6 +23,7 @@ from torchrec.datasets.split import FractionSplit, TimeSplit, find_time_split
 from torchrec.datasets.text_types import schema_of
 from torchrec.datasets.transform.labels import Label
 from torchrec.experiment._messages import listed
+from torchrec.experiment.rows import SampledNegativesSection
 from torchrec.experiment.schema import DataSection, Experiment
 from torchrec.experiment.tables import cache_folder, is_queried, queried
 
@@ -67,7 +68,7 @@ def sources_of(experiment: Experiment, types: Mapping[str, TextType] | None = No
     train = _train_source(experiment)
     if types:
         train = train.retyped(types)
-    check_columns(experiment, _schema_of(train, data))
+    check_columns(experiment, with_drawn_negatives(train, data).schema)
     given = {
         name: train.over(_files(experiment, paths))
         for name, paths in (("valid", data.valid), ("test", data.test))
@@ -98,34 +99,26 @@ def sources_of(experiment: Experiment, types: Mapping[str, TextType] | None = No
 
 def with_drawn_negatives(source: TableSource, data: DataSection) -> TableSource:
     """Return rows with negatives that are drawn from them, always the same, if the experiment asks for such."""
-    sampling = _sampling(data)
-    if sampling is None:
+    if data.sampled_negatives is None:
         return source
-    return source.with_drawn(DrawnNegatives(replace(sampling, redraw=False), [source]))
+    sampling = replace(_sampling(data.sampled_negatives), redraw=False)
+    return source.with_drawn(DrawnNegatives(sampling, [source]))
 
 
 def _with_drawn(sources: Sources, data: DataSection) -> Sources:
     """Return rows with drawn negatives; none is of a pair of its own part, or of training."""
-    sampling = _sampling(data)
-    if sampling is None:
+    if data.sampled_negatives is None:
         return sources
     train, *others = sources
+    sampling = _sampling(data.sampled_negatives)
     fixed = replace(sampling, redraw=False)
     valid, test = (one and one.with_drawn(DrawnNegatives(fixed, [train, one])) for one in others)
     return Sources(train.with_drawn(DrawnNegatives(sampling, [train])), valid, test)
 
 
-def _sampling(data: DataSection) -> NegativeSampling | None:
-    section = data.sampled_negatives
-    if section is None:
-        return None
+def _sampling(section: SampledNegativesSection) -> NegativeSampling:
     values = section.model_dump()
     return NegativeSampling(**{**values, "item": tuple(section.item)})
-
-
-def _schema_of(train: TableSource, data: DataSection) -> pa.Schema:
-    """Return the columns of the data, that of drawn negatives among them."""
-    return with_drawn_negatives(train, data).schema
 
 
 def _thinned(train: TableSource, data: DataSection) -> TableSource:

@@ -78,6 +78,8 @@ class RunData:
         for source in (train, *resolved.sources.given):
             self.notices += source.notices
         self.notices += resolved.notices
+        size = evaluation_batch_size(options)
+        self.batch_sizes = (options.batch_size, size)
         rows = self.fitted.rows
         self.train_batches = None if rows is None else -(-rows // options.batch_size)
         self.train = Loader(
@@ -93,8 +95,6 @@ class RunData:
         )
         self.evaluated = copy.copy(self.transform)
         self.evaluated.counts = TransformCounts(list(self.transform.features))
-        size = evaluation_batch_size(options)
-        self.batch_sizes = (options.batch_size, size)
         metrics = self.experiment.group_metrics
         self._groups = GroupedMetrics(metrics).columns if metrics else []
         self.valid = self._evaluation_batches("validation", valid, size)

@@ -14,7 +14,6 @@ from torchrec.datasets.transform.columns import (
     Source,
     chunks_of,
     innermost,
-    is_list,
     kind_of,
     read_ids,
     read_lists,
@@ -55,8 +54,8 @@ class ColumnStatistics:
     def __init__(self, name: str, sample: pa.ChunkedArray, chosen: bool = False) -> None:
         self.name = name
         self.type = type = sample.type
-        self.is_list = is_list(type)
-        self.kind = kind_of(innermost(type))
+        inner = innermost(type)
+        self.is_list, self.kind = inner is not type, kind_of(inner)
         self.text = Text()
         if self.kind == "strings" and not self.is_list:
             self.text = look_at_text(name, sample, chosen)
