@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -98,6 +100,33 @@ def test_criteo_from_raw_lines_to_predictions(tmp_path: Path) -> None:
     evaluated = json.loads((tmp_path / "e.json").read_text())
     assert evaluated["calibration"] == pytest.approx(mean * 10_000 / clicks, rel=1e-4)
     assert evaluated["auc"] > result["test"]["auc"]  # it has seen most of these lines
+
+
+@pytest.mark.slow
+def test_tasks_that_go_together_teach_one_another(tmp_path: Path) -> None:
+    """One seed, against half of what the means of five gain: of one, chance moves an AUC by .003."""
+    data = tmp_path / "several_tasks.parquet"
+    recipe = ROOT / "recipes" / "several_tasks.yaml"
+    subprocess.run([sys.executable, recipe.with_suffix(".py"), data], check=True)
+
+    def trained(name: str, *changes: str) -> dict[str, float]:
+        run = tmp_path / name
+        torchrec("train", recipe, "-o", run, f"data.train={data}", *changes)
+        result: dict[str, float] = json.loads((run / "result.json").read_text())["test"]
+        return result
+
+    alone = ["model.name=shared_bottom", "model.experts=null", "training.early_stopping.metric=auc"]
+    single = {
+        task: trained(task, *alone, f"tasks={{{task}: {{label: {task}}}}}")["auc"]
+        for task in ("click", "like")
+    }
+    together = {
+        "mmoe": trained("mmoe"),
+        "ple": trained("ple", "model.name=ple", "model.experts=null"),
+    }
+    for found in together.values():
+        assert found["like.auc"] > single["like"] + 0.014
+        assert found["click.auc"] > single["click"] - 0.006
 
 
 @pytest.mark.slow

@@ -159,3 +159,25 @@ def test_the_legend_says_what_is_not_to_be_seen() -> None:
     chart = line_chart("t", "", lines, x=Axis(), y=Axis(bounds=(0.0, 1.0)))
     assert chart is not None
     assert [name for _, name in chart.legend] == ["a", "b (beyond the bounds)"]
+
+
+def test_each_of_several_tasks_has_its_charts(tmp_path: Path) -> None:
+    """Clicks with AUC, entropy and calibration, numbers with their squared error; one task without a name."""
+    lines = [
+        {"step": step, "samples": step, "split": split, "loss": 1 / step, "click.auc": 0.6}
+        | {"click.ne": 0.9, "seconds.mse": 3.0 / step, "stars.accuracy": 0.4}
+        for step in (1, 2)
+        for split in ("train", "valid")
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _with_result(tmp_path, rows=10)
+    curves = {"histogram_edges": [0.0, 0.5, 1.0], "positives": [2, 5], "negatives": [4, 1]}
+    curves |= {"predicted": [0.2, 0.8], "observed": [0.25, 0.7]}
+    of_click = {f"click.{name}": curve for name, curve in curves.items()}
+    (tmp_path / "report.json").write_text(json.dumps({"curves": of_click}))
+    text = write_report(tmp_path).read_text("utf-8")
+    titles = ["AUC of click", "Normalised entropy of click", "Squared error of seconds"]
+    titles += ["Accuracy of stars", "Calibration of click", "Scores of click"]
+    assert [title for title in titles if f">{title}<" in text] == titles
+    (tmp_path / "report.json").write_text(json.dumps({"curves": curves}))
+    assert ">Calibration<" in write_report(tmp_path).read_text("utf-8")

@@ -14,7 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.training.test_several_tasks import TASKS, described, write_log
 from torchrec.datasets.synthetic import ClickLog, write_click_log
+from torchrec.experiment.files import check_experiment
+from torchrec.inference import load
 from torchrec.metrics import auc_estimates
 from torchrec.report import watch_report, write_report
 from torchrec.report.cards.ranking import average_precision, ranked
@@ -30,6 +33,7 @@ from torchrec.report.predictions import (
 )
 from torchrec.report.slices import calibration_of, metrics_of, values_of
 from torchrec.runs import RunFolder
+from torchrec.training.run import run_experiment
 
 pytestmark = pytest.mark.once
 
@@ -335,3 +339,25 @@ def test_an_interrupt_leaves_a_page_that_rests(
     with pytest.raises(KeyboardInterrupt):
         watch_report(tmp_path)
     assert 'http-equiv="refresh"' not in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_of_several_tasks_it_is_the_first_of_clicks(tmp_path: Path) -> None:
+    write_log(tmp_path / "log.parquet", rows=400)
+    tasks = {name: TASKS[name] for name in ("stars", "watch", "buy", "click")}
+    tasks["buy"] = {"label": "buy"}
+    values = described(tmp_path, tasks=tasks)
+    values["training"]["epochs"] = 1
+    run_experiment(check_experiment(values, "mine"), tmp_path / "run")
+    trained = load_trained(RunFolder(tmp_path / "run"))
+    with pytest.raises(
+        ValueError, match=r"one `data.label` for this, or a task .* Received the tasks stars"
+    ):
+        predict_part(trained)
+    found = predict_part(trained.of_first_click())
+    expected = load(tmp_path / "run").predict_tasks(found.table)["buy"]
+    assert found.probabilities == pytest.approx(expected.numpy(), abs=1e-6)
+    assert found.labels.tolist() == found.table["buy"].to_pylist()
+    text = write_report(tmp_path / "run").read_text("utf-8")
+    assert "The labels are those of task &#39;buy&#39;." in text
+    assert ">ROC<" in text
+    assert ">AUC of click<" in text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -43,12 +43,38 @@ class Trained:
         transform: from columns to the model's inputs.
         model: from these to logits; in evaluation mode.
         sources: the rows of training, validation and test.
+        task: of several tasks, whose logits are meant. Default: the only one.
     """
 
     experiment: Experiment
     transform: FeatureTransform
     model: nn.Module
     sources: Sources
+    task: str | None = None
+
+    @property
+    def label(self) -> Label:
+        """What is predicted.
+
+        Raises:
+            ValueError: there are several tasks, and none is chosen that is of kind click.
+        """
+        data, tasks = self.experiment.data, self.experiment.tasks or {}
+        if data.label is not None:
+            return Label(data.label)
+        if self.task is None or tasks[self.task].kind != "click":
+            raise ValueError(
+                "The run should have one `data.label` for this, or a task of kind click. Received the "
+                f"tasks {', '.join(tasks)}."
+            )
+        return Label(tasks[self.task].label)
+
+    def of_first_click(self) -> Trained:
+        """Return the same model for the first of its tasks of kind click; itself, if it has one task."""
+        clicks = (
+            name for name, one in (self.experiment.tasks or {}).items() if one.kind == "click"
+        )
+        return replace(self, task=next(clicks, None))
 
     def logits(self, table: pa.Table) -> Floats:
         """Return the logit of every row of a table with the columns of the features.
@@ -56,12 +82,13 @@ class Trained:
         Raises:
             ValueError: one is not a number.
         """
-        parts = []
+        parts, column = [], self._column()
         with torch.inference_mode():
             for start in range(0, table.num_rows, _BATCH):
                 batch = self.transform.transform(table.slice(start, _BATCH), labels=False)
                 logits = self.model(batch.dense_features, batch.sparse_features)
-                parts.append(logits.reshape(-1).double().numpy())
+                columns = logits.reshape(len(logits), -1)
+                parts.append(columns[:, column].double().numpy())
         found = np.concatenate([np.empty(0), *parts])
         if np.isnan(found).any():
             raise ValueError(
@@ -69,6 +96,13 @@ class Trained:
                 f"{len(found)} rows."
             )
         return found
+
+    def _column(self) -> int:
+        """Return where the logit of the task is among the outputs of the model."""
+        if self.task is None:
+            return 0
+        targets = self.transform.targets
+        return sum(self.transform.outputs[: list(targets).index(self.task)])
 
     def evaluated_part(self) -> tuple[str, TableSource]:
         """Return the test data, or else those of validation.
@@ -118,10 +152,11 @@ class Predictions:
 
     def sentence(self) -> str:
         """Say of what it is."""
-        count = len(self.labels)
+        count, task = len(self.labels), self.trained.task
+        of_task = "" if task is None else f" The labels are those of task '{task}'."
         return (
             f"Of {'all' if count == self.rows else f'{count:,} of the'} {self.rows:,} rows of the "
-            f"{self.part} data, predicted in {self.seconds:.1f} s."
+            f"{self.part} data, predicted in {self.seconds:.1f} s.{of_task}"
         )
 
 
@@ -163,12 +198,7 @@ def predict_part(trained: Trained, most: int = ROWS) -> Predictions:
     """
     start = time.perf_counter()
     part, source = trained.evaluated_part()
-    if trained.experiment.data.label is None:
-        raise ValueError(
-            "The run should have one `data.label` for this. Received the tasks "
-            f"{', '.join(trained.experiment.tasks or {})}."
-        )
-    label = Label(trained.experiment.data.label)
+    label = trained.label
     columns = list(dict.fromkeys([*trained.transform.input_columns, *label.columns]))
     table, rows = sample(source.scan(columns), most)
     labels = label.read(table).astype(np.float64)

@@ -10,20 +10,32 @@ from torchrec.report.card import Card, CardFile, View, chart_cards
 from torchrec.report.charts import Axis, Chart, Series, line_chart
 from torchrec.report.scale import short
 
+_FIRST = (
+    "predicted"  # of the curves of a task, whose names begin with its own where there are several
+)
+
 Curves = Mapping[str, list[float]]
 
 
 def _draw(view: View) -> list[Card]:
     curves = view.run.curves
-    return chart_cards(_calibration(curves), _histogram(curves))
+    prefixes = [name.removesuffix(_FIRST) for name in curves if name.rpartition(".")[2] == _FIRST]
+    charts: list[Chart | None] = []
+    for prefix in prefixes or [""]:
+        of = f" of {prefix.removesuffix('.')}" if prefix else ""
+        own = {
+            name.removeprefix(prefix): x for name, x in curves.items() if name.startswith(prefix)
+        }
+        charts += [_calibration(own, of), _histogram(own, of)]
+    return chart_cards(*charts)
 
 
-def _calibration(curves: Curves) -> Chart | None:
+def _calibration(curves: Curves, of: str) -> Chart | None:
     predicted, observed = curves.get("predicted", []), curves.get("observed", [])
     top = max(filter(math.isfinite, [*predicted, *observed]), default=1.0)
     bounds = (0.0, min(1.0, top * 1.06))
     return line_chart(
-        "Calibration",
+        f"Calibration{of}",
         "Dashed: what is predicted is what happens.",
         [Series("observed", "valid", predicted, observed)],
         x=Axis("predicted probability", bounds=bounds),
@@ -32,7 +44,7 @@ def _calibration(curves: Curves) -> Chart | None:
     )
 
 
-def _histogram(curves: Curves) -> Chart | None:
+def _histogram(curves: Curves, of: str) -> Chart | None:
     edges = curves.get("histogram_edges", [])
     middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
     lines = [
@@ -45,7 +57,7 @@ def _histogram(curves: Curves) -> Chart | None:
     ]
     top = max((y for line in lines for y in line.y), default=1.0)
     return line_chart(
-        "Scores",
+        f"Scores{of}",
         "Share of samples by predicted probability.",
         lines,
         x=Axis("predicted probability", bounds=(0.0, 1.0)),

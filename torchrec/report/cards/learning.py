@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torchrec.report.card import Card, CardFile, View, chart_cards
@@ -12,6 +13,13 @@ from torchrec.report.references import comparables
 from torchrec.report.scale import focus
 from torchrec.runs import MetricsLine, Run
 
+_METRICS = {
+    "auc": ("AUC", "Higher is better; one half is guessing."),
+    "ne": ("Normalised entropy", "Lower is better; 1 is guessing the mean."),
+    "mse": ("Squared error", "Mean; lower is better."),
+    "accuracy": ("Accuracy", "Share of the rows whose class is the likeliest; higher is better."),
+}
+_HIGHER = ("auc", "accuracy")
 _LEAST = 0.002  # of the lowest validation loss: a rise by less may come of the last few steps
 _UNKNOWN = 0.01  # where nothing tells how far chance goes
 
@@ -119,11 +127,33 @@ def sample_axis(run: Run) -> Axis:
 def _draw(view: View) -> list[Card]:
     overfit = overfitting(view.run)
     said = "" if overfit is None else f" {overfit.sentence()}"
-    return chart_cards(
-        _chart(view, "auc", "AUC", "Higher is better; one half is guessing.", higher=True),
-        _chart(view, "ne", "Normalised entropy", "Lower is better; 1 is guessing the mean."),
-        _chart(view, "loss", "Loss", f"What training minimises.{said}"),
-    )
+    charts = [
+        _chart(view, f"{prefix}{metric}", f"{title}{of}", about, higher=metric in _HIGHER)
+        for prefix, of in task_prefixes(_METRICS, view.run)
+        for metric, (title, about) in _METRICS.items()
+    ]
+    loss = _chart(view, "loss", "Loss", f"What training minimises.{said}")
+    return chart_cards(*charts, loss)
+
+
+def task_prefixes(endings: Collection[str], run: Run) -> list[tuple[str, str]]:
+    """Return what stands before the names of the metrics of each task, and how its titles end.
+
+    Args:
+        endings: names of metrics as they are of one task.
+        run: whose lines have them.
+
+    Returns:
+        ``("", "")`` of one task; of several as ``("click.", " of click")``.
+    """
+    found = {
+        name.removesuffix(ending): None
+        for line in run.lines
+        for name in line.values
+        for ending in endings
+        if name == ending or name.endswith(f".{ending}")
+    }
+    return [(prefix, f" of {prefix.removesuffix('.')}" if prefix else "") for prefix in found]
 
 
 def _chart(view: View, metric: str, title: str, about: str, higher: bool = False) -> Chart | None:
