@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -184,6 +185,28 @@ def test_takes_the_place_of_a_module_and_gives_it_back(workers):
     for back, same, found, synced, twin in workers.run(back_and_forth, 2):
         assert (back, same, found, synced) == (True, True, names, [True, False, True, False])
         torch.testing.assert_close(twin["0.running_var"], expected[0].running_var)
+
+
+def warned():
+    found = []
+    handler = logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())
+    logger = logging.getLogger("torchrec.distributed.batch_norm")
+    logger.addHandler(handler)
+    try:
+        DistributedModelParallel(layers())
+        DistributedModelParallel(convert_sync_batchnorm(layers()))
+    finally:
+        logger.removeHandler(handler)
+    return found
+
+
+def test_statistics_of_a_rank_are_warned_of(workers):
+    (message,), others = workers.run(warned, 2)
+    assert message.startswith(
+        "Module '0' normalises by the samples of each rank, not of all (modules that do: 2)."
+    )
+    assert others == []
 
 
 def test_a_process_alone_has_nobody_to_ask():

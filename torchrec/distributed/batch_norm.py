@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,14 @@ from torch.nn import functional
 from torchrec.distributed._private import not_compiled
 from torchrec.distributed.wire import Wire
 
-__all__ = ["SyncBatchNorm", "convert_sync_batchnorm", "revert_sync_batchnorm"]
+__all__ = [
+    "SyncBatchNorm",
+    "convert_sync_batchnorm",
+    "revert_sync_batchnorm",
+    "warn_of_share_statistics",
+]
+
+_log = logging.getLogger(__name__)
 
 
 class SyncBatchNorm(nn.BatchNorm1d):
@@ -231,6 +239,29 @@ def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
     return _replaced(
         module, lambda _, child: child.former() if isinstance(child, SyncBatchNorm) else child
     )
+
+
+def warn_of_share_statistics(module: nn.Module) -> None:
+    """Say so where a model normalises by the samples of a rank, so that more ranks learn something else.
+
+    Args:
+        module: the model.
+    """
+    plain = [
+        path
+        for path, child in module.named_modules()
+        if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
+        and not isinstance(child, SyncBatchNorm)
+        and (child.training or not child.track_running_stats)
+    ]
+    if plain:
+        _log.warning(
+            "Module '%s' normalises by the samples of each rank, not of all (modules that do: %d). "
+            "`torchrec.distributed.batch_norm.convert_sync_batchnorm(model)`, before the model is sharded, has "
+            "BatchNorm1d go by those of all ranks.",
+            plain[0],
+            len(plain),
+        )
 
 
 def _replaced(module: nn.Module, replace: Callable[[str, nn.Module], nn.Module]) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
+from torchrec.distributed.batch_norm import warn_of_share_statistics
 from torchrec.distributed.collection import tables_in
 from torchrec.distributed.data_parallel import (
     DataParallelWrapper,
@@ -196,6 +197,8 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
         """Have the parameters that are not sharded stay alike on all ranks. A second call does nothing."""
         if not self._is_data_parallel:
             self._is_data_parallel, self._passes = True, None
+            if self._all_ranks().world_size > 1 and self.rank == 0:
+                warn_of_share_statistics(self.module)
             self._data_parallel_wrapper.wrap(self, self._all_ranks(), self.device)
 
     def copy(self, device: torch.device) -> DistributedModelParallel:
