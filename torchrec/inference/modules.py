@@ -26,7 +26,7 @@ from torchrec.quant.collections import QuantizedCollection
 from torchrec.quant.convert import QUANTIZED_FORMS, put_in_place, quantize_embeddings
 from torchrec.quant.preparation import (
     MODULE_ATTR_EMB_CONFIG_NAME_TO_NUM_ROWS_POST_PRUNING_DICT,
-    note,
+    set_option,
 )
 from torchrec.quant.weights import new_config
 from torchrec.types import BoundsCheckMode
@@ -288,7 +288,7 @@ def set_pruning_data(
     quant.for_each_module_of_type_do(
         model,
         kinds,
-        lambda m: note(
+        lambda m: set_option(
             m,
             MODULE_ATTR_EMB_CONFIG_NAME_TO_NUM_ROWS_POST_PRUNING_DICT,
             tables_to_rows_post_pruning,

@@ -36,10 +36,10 @@ from torchrec.quant.tables import (
 )
 from torchrec.quant.weights import (
     DEFAULT_ROW_ALIGNMENT,
-    Asked,
-    asked_of,
+    QuantSettings,
     quantized_config,
     quantized_weights,
+    settings_of,
 )
 from torchrec.sparse.jagged_tensor import (
     JaggedTensor,
@@ -183,7 +183,7 @@ class EmbeddingBagCollection(
             ValueError: for a table whose weights are not finite, naming table and row; or without ``qconfig``.
         """
         require_type(module, "`module`", FloatBags)
-        return cls(**bags_of(module, asked_of(module)))
+        return cls(**bags_of(module, settings_of(module)))
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Look up and pool.
@@ -308,7 +308,7 @@ class EmbeddingCollection(
             use_precomputed_fake_quant: without effect.
         """
         require_type(module, "`module`", FloatSequences)
-        return cls(**sequences_of(module, asked_of(module)))
+        return cls(**sequences_of(module, settings_of(module)))
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """Look up.
@@ -379,28 +379,28 @@ class EmbeddingCollection(
 # What the constructors take, by name.
 
 
-def bags_of(module: FloatBags, asked: Asked) -> dict[str, Any]:
+def bags_of(module: FloatBags, settings: QuantSettings) -> dict[str, Any]:
     """Return the arguments of the quantised form of a collection."""
-    configs = [quantized_config(config, asked) for config in module.embedding_bag_configs()]
-    return {"is_weighted": module.is_weighted(), **_tables_of(module, configs, asked)}
+    configs = [quantized_config(config, settings) for config in module.embedding_bag_configs()]
+    return {"is_weighted": module.is_weighted(), **_tables_of(module, configs, settings)}
 
 
-def sequences_of(module: FloatSequences, asked: Asked) -> dict[str, Any]:
+def sequences_of(module: FloatSequences, settings: QuantSettings) -> dict[str, Any]:
     """Return the arguments of the quantised form of a collection."""
-    configs = [quantized_config(config, asked) for config in module.embedding_configs()]
-    return {"need_indices": module.need_indices(), **_tables_of(module, configs, asked)}
+    configs = [quantized_config(config, settings) for config in module.embedding_configs()]
+    return {"need_indices": module.need_indices(), **_tables_of(module, configs, settings)}
 
 
 def _tables_of(
-    module: FloatBags | FloatSequences, configs: list[Any], asked: Asked
+    module: FloatBags | FloatSequences, configs: list[Any], settings: QuantSettings
 ) -> dict[str, Any]:
     return {
         "tables": configs,
         "device": module.device,
-        "output_dtype": asked.output_dtype,
-        "table_name_to_quantized_weights": quantized_weights(module, configs, asked),
-        "register_tbes": asked.register_tbes,
-        "quant_state_dict_split_scale_bias": asked.split,
-        "row_alignment": asked.row_alignment,
-        "cache_features_order": asked.cache_features_order,
+        "output_dtype": settings.output_dtype,
+        "table_name_to_quantized_weights": quantized_weights(module, configs, settings),
+        "register_tbes": settings.register_tbes,
+        "quant_state_dict_split_scale_bias": settings.split,
+        "row_alignment": settings.row_alignment,
+        "cache_features_order": settings.cache_features_order,
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from torchrec.modules.mc_embedding_modules import (
     ManagedCollisionEmbeddingCollection,
 )
 from torchrec.quant import embedding_modules as quant
-from torchrec.quant.preparation import note
 from torchrec.quant.weights import new_config
 
 QUANTIZED_FORMS: Mapping[type[nn.Module], type[nn.Module]] = {
@@ -120,20 +118,9 @@ def _outermost(
 
 
 def _from_float(module: nn.Module, kind: Any, config: Any) -> nn.Module:
-    with _configured(module, config):
-        made: nn.Module = kind.from_float(module)
+    """Return the quantised form of a module, which `from_float` asks by its ``qconfig`` what it is to become."""
+    # Another object with the same weights and modules: the caller's stays as it is.
+    with_config = type(module).__new__(type(module))
+    vars(with_config).update(vars(module), qconfig=config)
+    made: nn.Module = kind.from_float(with_config)
     return made.train(module.training)
-
-
-@contextmanager
-def _configured(module: nn.Module, config: Any) -> Iterator[None]:
-    """Have a module say by its ``qconfig``, where ``from_float`` looks for it, what it is to become."""
-    former = vars(module).get("qconfig")
-    note(module, "qconfig", config)
-    try:
-        yield
-    finally:
-        if former is None:
-            del vars(module)["qconfig"]
-        else:
-            note(module, "qconfig", former)

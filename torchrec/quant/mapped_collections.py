@@ -33,7 +33,7 @@ from torchrec.quant.collections import (
 from torchrec.quant.tables import QuantizedWeights
 from torchrec.quant.weights import (
     DEFAULT_ROW_ALIGNMENT,
-    asked_of,
+    settings_of,
 )
 from torchrec.sparse.jagged_tensor import (
     JaggedTensor,
@@ -104,7 +104,7 @@ class FeatureProcessedEmbeddingBagCollection(EmbeddingBagCollection):
         """
         require_type(module, "`module`", FloatProcessedBags)
         processor, bags = module.split()
-        return cls(**bags_of(bags, asked_of(module)), feature_processor=processor)
+        return cls(**bags_of(bags, settings_of(module)), feature_processor=processor)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Weight, look up and pool.
@@ -182,7 +182,7 @@ class QuantManagedCollisionEmbeddingBagCollection(EmbeddingBagCollection):
         require_type(bags, "The tables of `module`", FloatBags)
         assert isinstance(bags, FloatBags)
         return cls(
-            **bags_of(bags, asked_of(module)),
+            **bags_of(bags, settings_of(module)),
             managed_collision_collection=module.managed_collision_collection(),
             return_remapped_features=return_remapped_features,
         )
@@ -262,7 +262,7 @@ class QuantManagedCollisionEmbeddingCollection(EmbeddingCollection):
         sequences = module.table_store()
         assert isinstance(sequences, FloatSequences)
         return cls(
-            **sequences_of(sequences, asked_of(module)),
+            **sequences_of(sequences, settings_of(module)),
             managed_collision_collection=module.managed_collision_collection(),
             return_remapped_features=return_remapped_features,
         )

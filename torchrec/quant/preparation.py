@@ -1,4 +1,4 @@
-"""What is asked of the quantised form of a collection before there is one: notes on the float modules.
+"""Options of the quantised form of a collection before there is one: attributes of the float modules.
 
 The API keeps these as attributes of the modules under the names ``MODULE_ATTR_…``, which programs read and write as
 well, and which a copy of a model takes along.
@@ -22,8 +22,8 @@ MODULE_ATTR_USE_BATCHING_HINTED_OUTPUT = "__use_batching_hinted_output"
 MODULE_ATTR_CACHE_FEATURES_ORDER = "__cache_features_order"
 
 
-def note(module: nn.Module, name: str, value: object) -> None:
-    """Leave a note on a module."""
+def set_option(module: nn.Module, name: str, value: object) -> None:
+    """Set an option of the quantised form of a module."""
     vars(module)[name] = value
 
 
@@ -59,7 +59,7 @@ def quant_prep_enable_register_tbes(
         module_types: types of the collections.
     """
     for_each_module_of_type_do(
-        module, module_types, lambda m: note(m, MODULE_ATTR_REGISTER_TBES_BOOL, True)
+        module, module_types, lambda m: set_option(m, MODULE_ATTR_REGISTER_TBES_BOOL, True)
     )
 
 
@@ -70,7 +70,7 @@ def quant_prep_enable_quant_state_dict_split_scale_bias(module: nn.Module) -> No
         module: a collection; of a model, see `quant_prep_enable_quant_state_dict_split_scale_bias_for_types`.
     """
     require_type(module, "`module`", nn.Module)
-    note(module, MODULE_ATTR_QUANT_STATE_DICT_SPLIT_SCALE_BIAS, True)
+    set_option(module, MODULE_ATTR_QUANT_STATE_DICT_SPLIT_SCALE_BIAS, True)
 
 
 def quant_prep_enable_quant_state_dict_split_scale_bias_for_types(
@@ -97,7 +97,7 @@ def quant_prep_enable_cache_features_order(
         module_types: types of the collections.
     """
     for_each_module_of_type_do(
-        module, module_types, lambda m: note(m, MODULE_ATTR_CACHE_FEATURES_ORDER, True)
+        module, module_types, lambda m: set_option(m, MODULE_ATTR_CACHE_FEATURES_ORDER, True)
     )
 
 
@@ -113,5 +113,5 @@ def quant_prep_customize_row_alignment(
     """
     require_integer(row_alignment, "`row_alignment`", least=1)
     for_each_module_of_type_do(
-        module, module_types, lambda m: note(m, MODULE_ATTR_ROW_ALIGNMENT_INT, row_alignment)
+        module, module_types, lambda m: set_option(m, MODULE_ATTR_ROW_ALIGNMENT_INT, row_alignment)
     )

@@ -77,8 +77,8 @@ def quantize_state_dict(
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a float collection is to become, by its ``qconfig`` and the notes of `torchrec.quant.preparation`.
+class QuantSettings:
+    """What a float collection is to become, by its ``qconfig`` and the options of `torchrec.quant.preparation`.
 
     Attributes:
         data_type: of the tables.
@@ -100,7 +100,7 @@ class Asked:
     rows_left: Mapping[str, int]
 
 
-def asked_of(module: nn.Module) -> Asked:
+def settings_of(module: nn.Module) -> QuantSettings:
     """Return what a float collection is to become.
 
     Raises:
@@ -112,7 +112,7 @@ def asked_of(module: nn.Module) -> Asked:
             "`module` should have a `qconfig`, a QuantConfig, which says what to quantise to; "
             "`torchrec.inference.modules.quantize_embeddings` gives it one. Received none."
         )
-    return Asked(
+    return QuantSettings(
         data_type=dtype_to_data_type(config.weight().dtype),
         by_table=getattr(config, "per_table_weight_dtype", None) or {},
         output_dtype=config.activation().dtype,
@@ -141,13 +141,13 @@ def new_config(data_type: torch.dtype, output_dtype: torch.dtype, **options: obj
     )
 
 
-def quantized_config(config: C, asked: Asked) -> C:
+def quantized_config(config: C, settings: QuantSettings) -> C:
     """Return the configuration of the quantised form of a table."""
-    data_type = asked.data_type
-    if config.name in asked.by_table:
-        data_type = dtype_to_data_type(asked.by_table[config.name])
+    data_type = settings.data_type
+    if config.name in settings.by_table:
+        data_type = dtype_to_data_type(settings.by_table[config.name])
     format_of(data_type, config.name)  # refuses others
-    left = asked.rows_left.get(config.name, config.num_embeddings_post_pruning)
+    left = settings.rows_left.get(config.name, config.num_embeddings_post_pruning)
     return replace(
         config,
         data_type=data_type,
@@ -161,14 +161,14 @@ def quantized_config(config: C, asked: Asked) -> C:
 
 
 def quantized_weights(
-    module: TableCollection, configs: list[C], asked: Asked
+    module: TableCollection, configs: list[C], settings: QuantSettings
 ) -> dict[str, QuantizedWeights] | None:
     """Return the rows of the tables of a float collection as the quantised one has them; None if it has no memory.
 
     Args:
         module: the float collection.
         configs: of the quantised one.
-        asked: what it is to become.
+        settings: what it is to become.
     """
     found: dict[str, QuantizedWeights] = {}
     for config in configs:
@@ -177,8 +177,8 @@ def quantized_weights(
             return None
         weight = _pruned(shard.weight.detach(), config)
         rows_format = format_of(config.data_type, config.name)
-        bounds = _bounds(weight, rows_format) if asked.search_clipping else None
-        rows = quantize_rows(weight, rows_format, asked.row_alignment, bounds, config.name)
+        bounds = _bounds(weight, rows_format) if settings.search_clipping else None
+        rows = quantize_rows(weight, rows_format, settings.row_alignment, bounds, config.name)
         found[config.name] = rows, None
     return found
 
