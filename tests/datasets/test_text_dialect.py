@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from torchrec.datasets import csv_reader
 from torchrec.datasets._blocks import blocks
 from torchrec.datasets._chunks import ChunkStart, Reading
 from torchrec.datasets._records import RecordForm
@@ -135,6 +136,18 @@ def test_rows_of_skipped_lines_do_not_depend_on_blocks(tmp_path: Path) -> None:
         ends = [block.row + block.rows for block in found]
         assert [block.row for block in found] == [0, *ends[:-1]]
         assert (ends[-1], sum(block.oddity.bad for block in found if block.oddity)) == (4000, 400)
+
+
+@pytest.mark.parametrize("nothing", ["bad\n", "\n", "x,y\n"], ids=["bad", "blank", "headers"])
+def test_blocks_without_a_row(
+    nothing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_reader, "CHUNK_BYTES", 40)
+    path = tmp_path / "a.csv"
+    path.write_text("x,y\n1,2\n" + nothing * 60 + "3,4\n")
+    source = TableSource(path, dialect=TextDialect(bad_lines="skip"))
+    assert rows(source) == [{"x": 1, "y": 2}, {"x": 3, "y": 4}]
+    assert [notice.count(" 60, ") for notice in source.notices] == [1] * (nothing != "\n")
 
 
 def test_bad_lines_between_several_characters(tmp_path: Path) -> None:
