@@ -19,6 +19,7 @@ from torchrec.datasets.features import (
     MultiHotFeature,
     SequenceFeature,
     SparseFeature,
+    VectorFeature,
 )
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.inference import Predictor, export
@@ -35,6 +36,7 @@ pytestmark = [
 FEATURES: dict[str, AnyFeature] = {
     "price": DenseFeature(log=True),
     "age": DenseFeature(fill=0.3, standardise=False),
+    "image": VectorFeature(size=3, fill=0.5),
     "hour": DenseFeature(buckets=5, dim=4),
     "width": DenseFeature(buckets=3, log=True, dim=4),
     "user": SparseFeature(ids="vocabulary", min_count=2),
@@ -43,6 +45,7 @@ FEATURES: dict[str, AnyFeature] = {
     "shop": SparseFeature(ids="plain", rows=9, out_of_range="clamp"),
     "tags": MultiHotFeature(ids="vocabulary", weights="factors", max_length=3, pooling="mean"),
     "seen": SequenceFeature(rows=17, table="item", max_length=2),
+    "scored": MultiHotFeature(ids="vocabulary", separator="|", weight_separator=":"),
 }
 
 
@@ -61,6 +64,9 @@ def rows(count: int, seed: int) -> pa.Table:
         {
             "price": column(lambda: float(random.normal() * 10 ** random.integers(0, 9))),
             "age": column(lambda: float(random.random())),
+            "image": pa.array(
+                column(lambda: [None, *random.normal(size=2)]), pa.list_(pa.float64())
+            ),
             "hour": column(lambda: float(random.normal())),
             "width": column(lambda: float(random.exponential() * 9)),
             "user": column(
@@ -78,6 +84,7 @@ def rows(count: int, seed: int) -> pa.Table:
                 [[float(len(bag) - i) for i in range(len(bag))] for bag in bags],
                 pa.list_(pa.float64()),
             ),
+            "scored": column(lambda: f"a:{random.random():.3f}|b|c:{wide}"),
             "seen": pa.array(
                 [[f"item {one}" for one in bag] for bag in reversed(bags)], pa.list_(pa.string())
             ),
@@ -152,6 +159,7 @@ def test_predicts_the_same_where_there_is_only_the_file(kind: str, tmp_path: Pat
     assert [each["feature"] for each in written["inputs"]["numbers"]["columns"]] == [
         "price",
         "age",
+        *["image"] * 3,
         "hour",
         "width",
     ]
@@ -162,6 +170,7 @@ def test_predicts_the_same_where_there_is_only_the_file(kind: str, tmp_path: Pat
         "shop",
         "tags",
         "seen",
+        "scored",
     ]
 
 

@@ -158,10 +158,7 @@ def _require_onnx() -> None:
 
 def description(transform: FeatureTransform, model: RawModel, format: Format) -> dict[str, object]:
     """Return what somebody needs to know who calls the file, as JSON has it."""
-    numbers = [
-        {"feature": name, "column": transform.features[name].column or name}
-        for name in model.number_names
-    ]
+    numbers = [_number_input(transform, name) for name in model.number_names]
     inputs: dict[str, object] = {
         "numbers": {
             "dtype": "float64",
@@ -189,6 +186,15 @@ def description(transform: FeatureTransform, model: RawModel, format: Format) ->
     }
 
 
+def _number_input(transform: FeatureTransform, name: str) -> dict[str, object]:
+    """Say which feature and column a number is of, and of a vector its place."""
+    if name in transform.features:
+        return {"feature": name, "column": transform.features[name].column or name}
+    feature, _, place = name.rpartition("[")
+    column = transform.features[feature].column or feature
+    return {"feature": feature, "column": column, "place": int(place.removesuffix("]"))}
+
+
 def _id_input(transform: FeatureTransform, name: str) -> dict[str, object]:
     feature = transform.features[name]
     assert isinstance(feature, IdFeature)
@@ -207,4 +213,6 @@ def _id_input(transform: FeatureTransform, name: str) -> dict[str, object]:
         found["keep"] = "last" if feature.type == "sequence" else "first"
     if feature.weights is not None:
         found["weights"] = feature.weights
+    if feature.weight_separator is not None:
+        found["weight_separator"] = feature.weight_separator
     return found
