@@ -95,6 +95,11 @@ class ShardedModule(ABC, nn.Module, Generic[CompIn, DistOut, Out, ShrdCtx], Modu
         """Whether what `input_dist` sends follows from parameters too, so that it is not sent ahead. Default False."""
         return False
 
+    @property
+    def compute_trains(self) -> bool:
+        """Whether `compute` sends what follows from parameters, so that it waits for its step. Default False."""
+        return False
+
     def preprocess_input(
         self, args: list[Any], kwargs: Mapping[str, Any]
     ) -> tuple[list[Any], Mapping[str, Any]]:

@@ -140,6 +140,11 @@ class ShardedFeatureProcessedEmbeddingBagCollection(
             processors = list(self._feature_processors.values())
         return any(type(each) not in _WEIGHING for each in processors)
 
+    @property
+    def compute_trains(self) -> bool:
+        """Weights of ids follow from parameters, and their gradients from rows as they were looked up."""
+        return True
+
     def input_dist_ahead(
         self, ctx: StepContext, features: KeyedJaggedTensor, error: Exception | None = None
     ) -> Awaitable[Awaitable[StepContext]]:

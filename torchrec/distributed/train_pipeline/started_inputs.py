@@ -211,10 +211,10 @@ class StartedInputs(InputSource):
         return each.content
 
     def look_up(self) -> None:
-        """Run the look-ups of what was sent, by the tables as they are now."""
+        """Run the look-ups of what was sent, by the tables as they are now, but for those that wait for their step."""
         self.send()
         for each in self._under_way:
-            if not each.is_looked_up:
+            if not each.is_looked_up and not each.call.module.compute_trains:
                 each.output, each.is_looked_up = self._look_up(each), True
 
     def forward(self, module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
