@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.training.test_several_tasks import TASKS, described, write_log
+from torchrec.datasets.features import MultiHotFeature, VectorFeature
 from torchrec.datasets.synthetic import ClickLog, write_click_log
 from torchrec.experiment.files import check_experiment
 from torchrec.inference import load
@@ -339,6 +340,16 @@ def test_an_interrupt_leaves_a_page_that_rests(
     with pytest.raises(KeyboardInterrupt):
         watch_report(tmp_path)
     assert 'http-equiv="refresh"' not in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_values_of_lists_in_lists_and_of_vectors() -> None:
+    table = pa.table({"baskets": [[[1, 2], [1]], None, [[2]]], "image": [[0.5], [1.5], None]})
+    found = values_of("baskets", MultiHotFeature(), table)
+    assert found is not None
+    names = found.names.to_pylist()
+    pairs = [(names[code], row) for code, row in zip(found.codes, found.rows, strict=True)]
+    assert pairs == [(1, 0), (2, 0), (1, 0), (2, 2)]
+    assert values_of("image", VectorFeature(size=1), table) is None
 
 
 def test_of_several_tasks_it_is_the_first_of_clicks(tmp_path: Path) -> None:

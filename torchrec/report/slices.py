@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchrec.datasets.features import AnyFeature, DenseFeature, SparseFeature, VectorFeature
+from torchrec.datasets.transform.columns import is_list
 from torchrec.metrics import Interval, auc_estimates
 
 if TYPE_CHECKING:
@@ -87,10 +88,11 @@ def values_of(name: str, feature: AnyFeature, table: pa.Table) -> Values | None:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     rows = np.arange(table.num_rows, dtype=np.int64)
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        rows = pc.list_parent_indices(column).to_numpy(zero_copy_only=False).astype(np.int64)
-        column = pc.list_flatten(column)
-    elif not isinstance(feature, DenseFeature | SparseFeature):
+    is_text = not is_list(column.type)
+    while is_list(column.type):
+        parents = pc.list_parent_indices(column).to_numpy(zero_copy_only=False).astype(np.int64)
+        rows, column = rows[parents], pc.list_flatten(column)
+    if is_text and not isinstance(feature, DenseFeature | SparseFeature):
         return None  # several ids in one text
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
