@@ -223,3 +223,24 @@ def test_shapes_of_an_operator_are_registered() -> None:
         )
         with FakeTensorMode():
             assert torch.ops.rowwise_private.twice(torch.empty(3)).shape == (6,)
+
+
+def test_gradients_of_an_operator_are_registered() -> None:
+    def save(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
+
+    def backward(ctx, grad):
+        return grad * 2 * ctx.saved_tensors[0]
+
+    with torch.library._scoped_library("rowwise_private", "FRAGMENT") as library:
+        library.define("square(Tensor x) -> Tensor")
+        library.impl("square", lambda x: x * x, "CPU")
+        _private.register_autograd(
+            library, torch.ops.rowwise_private.square.default, save, backward
+        )
+        x = torch.tensor([3.0, 4.0], requires_grad=True)
+        for _ in range(2):
+            assert torch.autograd.grad(torch.ops.rowwise_private.square(x).sum(), x)[
+                0
+            ].tolist() == [6, 8]
+        assert not torch.ops.rowwise_private.square(x.detach()).requires_grad

@@ -41,6 +41,7 @@ from torchrec.ops._private import (
     num_dispatch_modes,
     num_function_modes,
     parse_schema,
+    register_autograd,
     register_fake,
     tangent_level,
 )
@@ -146,11 +147,9 @@ def define(
             _library.impl(name, native_kernel, "CPU")
             chosen["cpu"] = Backend("native", _why)
     _backends[name] = chosen
-    if gradient is not None:
-        torch.library.register_autograd(
-            f"rowwise::{name}", gradient.backward, setup_context=gradient.save, lib=_library
-        )
     operator = getattr(torch.ops.rowwise, name).default
+    if gradient is not None:
+        register_autograd(_library, operator, gradient.save, gradient.backward)
     kernel = None if native is None else native_kernel
     of_type: dict[str, list[int]] = {"Tensor": [], "List[Tensor]": []}
     parsed = parse_schema(f"rowwise::{schema}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 from torch._C._dynamo.guards import TensorGuards
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._library import simple_registry
+from torch._library.autograd import Info, make_autograd_impl
+from torch._ops import OpOverload
 from torch.autograd import forward_ad
 from torch.library import Library
 
@@ -61,6 +63,24 @@ def register_fake(library: Library, operator: str, fake: Callable[..., object]) 
     """Do what `torch.library.register_fake` does, but do not look for the line it is called from: that takes longer."""
     entry = simple_registry.singleton.find(operator)
     entry.fake_impl.register(fake, __name__, library)
+
+
+def register_autograd(
+    library: Library,
+    operator: OpOverload,
+    save: Callable[..., object],
+    backward: Callable[..., object],
+) -> None:
+    """Do what `torch.library.register_autograd` does, but make its classes (half a millisecond) when first called."""
+
+    @cache
+    def made() -> Callable[..., Any]:
+        return make_autograd_impl(operator, Info(backward, save))
+
+    def autograd(keyset: object, *args: object) -> object:
+        return made()(keyset, *args)
+
+    library.impl(operator, autograd, "Autograd", with_keyset=True)
 
 
 def linear_pointwise(input: Tensor, weight: Tensor, bias: Tensor | None, then: str) -> Tensor:
