@@ -82,7 +82,7 @@ def test_malformed_requests_get_a_sentence(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with (
         serving(str(tmp_path / "clicks"), log=log) as (url, process),
-        closing(HTTPConnection(url.removeprefix("http://"), timeout=60)) as connection,
+        closing(HTTPConnection(url.removeprefix("http://"), timeout=300)) as connection,
     ):
         memory = 0.0
         for number, (path, kind, body) in zip(range(REQUESTS), bodies(draw), strict=False):
@@ -113,20 +113,20 @@ def test_what_is_no_http_at_all(tmp_path: Path) -> None:
     whole = (
         b"POST " + PREDICT.encode() + b" HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     )
-    with serving(str(tmp_path / "clicks"), "--wait", "0.2", log=tmp_path / "log") as (url, process):
+    with serving(str(tmp_path / "clicks"), "--wait", "2", log=tmp_path / "log") as (url, process):
         host, _, port = url.removeprefix("http://").partition(":")
         for number in range(500):
-            with socket.create_connection((host, int(port)), timeout=60) as raw:
+            with socket.create_connection((host, int(port)), timeout=300) as raw:
                 if number % 3 == 0:
                     raw.sendall(draw.randbytes(draw.randrange(1, 200)) + b"\r\n\r\n")
                 elif number % 3 == 1:  # breaks off within the head, or the body
                     raw.sendall((whole + b"content-length: 90\r\n\r\n{")[: draw.randrange(1, 120)])
                 else:
                     raw.sendall(whole + b"transfer-encoding: chunked\r\n\r\nzz\r\n")
-        with socket.create_connection((host, int(port)), timeout=60) as raw:
+        with socket.create_connection((host, int(port)), timeout=300) as raw:
             raw.sendall(whole + b"content-length: 90\r\n\r\n{")  # and stays
             assert raw.recv(20).startswith(b"HTTP/1.1 408 ")
         body = json.dumps({"rows": clicks.rows(1)}).encode()
-        with closing(HTTPConnection(f"{host}:{port}", timeout=60)) as connection:
+        with closing(HTTPConnection(f"{host}:{port}", timeout=300)) as connection:
             assert post(connection, PREDICT, "application/json", body).status == 200
         assert process.poll() is None

@@ -310,6 +310,12 @@ def test_the_page_asks_nobody_else(client: TestClient) -> None:
     assert "http" not in answer.text.replace("http-equiv", "").partition("<script>")[0]
 
 
+def test_the_container_is_that_of_the_documentation() -> None:
+    root = Path(__file__).parents[2]
+    content = (root / "deploy" / "serve" / "Dockerfile").read_text().partition("\n")[2]
+    assert f"```\n{content}```" in (root / "docs" / "serving.md").read_text()
+
+
 def test_options_out_of_range(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"`poll` should be at least 0. Received -1"):
         application({"clicks": folder}, poll=-1)
