@@ -17,8 +17,8 @@ pytestmark = pytest.mark.once
 
 FROZEN = {
     "init": (
-        "data --bad-lines --columns --delimiter --drop --encoding --exclude --format --label --output,-o"
-        " --overwrite --query --quote --table --test --valid",
+        "data --bad-lines --columns --delimiter --draw-negatives --drop --encoding --exclude --format --label"
+        " --output,-o --overwrite --query --quote --table --test --valid",
         "experiment.yaml",
     ),
     "train": ("experiment overrides --from --output,-o --resume", "--resume"),
