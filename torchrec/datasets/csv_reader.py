@@ -87,14 +87,13 @@ class CsvReader:
         self._dialect = dialect = dialect or TextDialect()
         self._encoding = recoded_from(dialect.encoding)
         self._oddities: dict[tuple[int, int], Oddity] = {}  # by file and byte: each counts once
-        self._headerless = None if dialect.columns is None else list(dialect.columns)
         self._delimiter = dialect.delimiter or delimiter_of(files[0].format)
         self._names: list[list[str]] = []
         self._forms: list[RecordForm] = []
         self._starts: list[int] = []  # the first byte behind the header
         for file in files:
-            names, start, line = self._headerless or [], 0, ""
-            if self._headerless is None:
+            names, start, line = list(dialect.columns or ()), 0, ""
+            if dialect.columns is None:
                 line, start = read_header(file, self._encoding)
                 names = split_header(line, file, self._delimiter, dialect.quote)
                 check_header(names, file, self._delimiter)
@@ -270,7 +269,7 @@ class CsvReader:
 
     def _line(self, block: Block, row: int) -> int:
         """Return the line of a row of a block, counted from 1, where no record has several."""
-        return block.row + row + (self._headerless is None)
+        return block.row + row + (self._dialect.columns is None)
 
     def _refused(
         self, number: int, block: Block, types: dict[str, pa.DataType], error: Exception
