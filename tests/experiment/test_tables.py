@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from torchrec.datasets.files import resolve_files
+from torchrec.datasets.source import TableSource
 from torchrec.experiment.files import dump_experiment, load_experiment
 from torchrec.experiment.sources import sources_of
 from torchrec.experiment.tables import cache_folder, queried
@@ -120,6 +121,15 @@ def test_histories_hold_what_came_before_also_of_the_training_files(folder: Path
     parts = sources_of(experiment)
     assert [row["seen"] for row in rows(parts.train)] == [None, [5], [5], None, [5, 7]]
     assert [row["seen"] for row in rows(parts.test)] == [[5, 7], None, [7, 3], None]
+
+
+def test_rows_to_predict_for_need_not_say_what_happened(folder: Path) -> None:
+    """They are no events then: `where` does not hold of them."""
+    Path("log.csv").write_text("user,shop,at,click\n1,5,1,1\n1,6,2,0\n")
+    Path("ask.csv").write_text("user,shop,at\n1,7,8\n1,8,9\n")
+    Path("e.yaml").write_text(HISTORIES)
+    file = queried(load_experiment("e.yaml").data, resolve_files("ask.csv"), folder)
+    assert [row["seen"] for row in rows(TableSource([file]))] == [[5], [5]]
 
 
 def test_rows_that_come_with_their_history_keep_it(folder: Path) -> None:
