@@ -196,12 +196,12 @@ class _Export:
         return [*self._model.number_names, *self._model.id_names]
 
     def tasks(self) -> list[str]:
-        return ["labels (click)"]
+        return [f"{name} ({kind})" for name, kind in self._model.tasks.items()]
 
     def ask(self, table: pa.Table) -> _Answer:
         raw = self._model.read(table)
         inputs = _of_raw(raw, self._model.number_names, self._model.id_names)
-        return _Answer(inputs, {}, self._model.predict(raw).unsqueeze(1))
+        return _Answer(inputs, {}, self._model.predict(raw))
 
 
 def _of_numbers(names: list[str], numbers: Tensor) -> dict[str, _Bags]:

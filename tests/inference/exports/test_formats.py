@@ -21,9 +21,11 @@ from torchrec.datasets.features import (
     SparseFeature,
     VectorFeature,
 )
-from torchrec.datasets.transform import FeatureTransform
+from torchrec.datasets.transform import FeatureTransform, Target
 from torchrec.inference import Predictor, export
-from torchrec.models.registry import ModelSection, build_model
+from torchrec.inference.exports.formats import Format
+from torchrec.inference.parity import compare
+from torchrec.models.registry import ModelSection, build_model, find
 
 # torch's own tracing warns about its own insides.
 pytestmark = [
@@ -209,3 +211,32 @@ def test_few_features(names: tuple[str, ...], tmp_path: Path) -> None:
         raw = predictor.transform.read_raw(table)
         inputs = [tensor for tensor in vars(raw).values() if tensor is not None]
         check(predictor, tuple(each.numpy() for each in module(*inputs)), table)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "format"), [("shared_bottom", "onnx"), ("mmoe", "torch-export")])
+def test_several_tasks(name: str, format: Format, tmp_path: Path) -> None:
+    """Each is an output of its own: a number, or one a class."""
+    kinds = {"click": ("click", None), "stars": ("multiclass", 3), "level": ("ordinal", 4)}
+    targets = {task: Target(task, *kind) for task, kind in kinds.items()}
+    targets["cost"] = Target("cost", "regression")
+    table = rows(200, 0)
+    for task, target in targets.items():
+        labels = np.random.default_rng(0).integers(0, target.classes or 2, 200)
+        table = table.append_column(task, pa.array(labels))
+    features = {feature: FEATURES[feature] for feature in ("price", "user", "tags")}
+    transform = FeatureTransform(features, targets=targets).fit([table])
+    torch.manual_seed(0)
+    model = build_model(find(name).section.model_validate({"dim": 4}), transform)
+    predictor = Predictor(None, transform, model)
+    folder = export(predictor, tmp_path / "out", format).parent
+    outputs = json.loads((folder / "model.json").read_text())["outputs"]
+    assert {one: found["shape"] for one, found in outputs.items()} == {
+        "prediction_click": ["rows"],
+        "prediction_stars": ["rows", 3],
+        "prediction_level": ["rows", 4],
+        "prediction_cost": ["rows"],
+    }
+    found = compare(predictor, folder, [rows(200, 3)])
+    assert found.holds
+    assert compare(predictor, folder, [rows(1, 4)]).holds

@@ -1,4 +1,4 @@
-"""A model with its transform in front, as one module: numbers and whole numbers in, probabilities out."""
+"""A model with its transform in front, as one module: numbers and whole numbers in, predictions out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.datasets.features import DenseFeature
-from torchrec.datasets.transform import FeatureTransform
+from torchrec.datasets.transform import FeatureTransform, Target
 from torchrec.datasets.transform.columns import LARGEST
+from torchrec.datasets.transform.targets import LABELS
 from torchrec.datasets.transform.vocabulary import Vocabulary
 from torchrec.inference.exports._lookups import bag_of_each
 from torchrec.inference.exports._searching import count_at_most
@@ -26,6 +27,8 @@ class RawModel(nn.Module):
     Attributes:
         number_names: the features in the columns of ``numbers``.
         id_names: the features in the rows of ``lengths``.
+        targets: what is predicted, by task.
+        is_click: whether that is one label of yes and no.
     """
 
     def __init__(self, transform: FeatureTransform, model: nn.Module) -> None:
@@ -35,6 +38,8 @@ class RawModel(nn.Module):
         self.number_names = [*transform.dense_names, *buckets]
         self.id_names = [key for key in transform.sparse_keys if key not in buckets]
         self._keys = [*self.id_names, *buckets]
+        self.targets = dict(transform.targets) or {LABELS: Target(LABELS)}
+        self.is_click = [target.kind for target in self.targets.values()] == ["click"]
         self.numbers = _Numbers(transform, self.number_names)
         self.buckets = _Buckets(transform, list(buckets)) if buckets else None
         known = transform.vocabularies
@@ -44,7 +49,7 @@ class RawModel(nn.Module):
 
     def forward(
         self, numbers: Tensor, ids: Tensor, lengths: Tensor, weights: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Predict.
 
         Args:
@@ -54,7 +59,8 @@ class RawModel(nn.Module):
             weights: float32 ``(N,)``, of a model whose ids have weights.
 
         Returns:
-            Probabilities and logits, float32 ``(B,)``.
+            Probabilities and logits, float32 ``(B,)``, of one label of yes and no; else what is predicted of each task,
+            ``(B,)`` or ``(B, classes)``.
         """
         dense, raw = self.numbers(numbers)
         if self.rows is not None:
@@ -68,8 +74,23 @@ class RawModel(nn.Module):
                     [weights, torch.ones_like(found, dtype=weights.dtype).flatten()]
                 )
         sparse = KeyedJaggedTensor(self._keys, ids, weights, lengths.flatten())
-        logits = self.model(dense, sparse).reshape(numbers.shape[0]).float()
-        return torch.sigmoid(logits), logits
+        widths = [target.width for target in self.targets.values()]
+        outputs = self.model(dense, sparse).reshape(numbers.shape[0], sum(widths)).float()
+        if self.is_click:
+            logits = outputs.squeeze(1)
+            return torch.sigmoid(logits), logits
+        parts = zip(self.targets.values(), outputs.split(widths, dim=1), strict=True)
+        return tuple(_scores(target, part) for target, part in parts)
+
+
+def _scores(target: Target, outputs: Tensor) -> Tensor:
+    """Return `Target.scores`, of classes in order without a cumulative product, which ONNX does not have."""
+    if target.kind != "ordinal":
+        return target.scores(outputs)
+    above = [torch.ones_like(outputs[:, :1])]
+    for column in torch.sigmoid(outputs).split(1, dim=1):
+        above.append(above[-1] * column)
+    return torch.cat(above, 1) * torch.cat([torch.sigmoid(-outputs), above[0]], 1)
 
 
 class _Numbers(nn.Module):

@@ -36,6 +36,7 @@ FILES: Mapping[Format, str] = {
     "onnx": "model.onnx",
 }
 OUTPUTS = ("probabilities", "logits")
+"""Of a model with one label of yes and no; others have one a task, see `outputs_of`."""
 
 
 def export(
@@ -58,8 +59,7 @@ def export(
         The model's file.
 
     Raises:
-        ValueError: the format is none of these; the model has several tasks, or another than a yes or no; or it has
-            a part that does not work without this package.
+        ValueError: the format is none of these; or the model has a part that does not work without this package.
         ImportError: ONNX is asked for and its packages are not there.
     """
     if format not in get_args(Format):
@@ -69,24 +69,14 @@ def export(
     if format == "onnx":
         _require_onnx()
     predictor = run if isinstance(run, Predictor) else load(run)
-    _require_clicks(predictor)
     model = RawModel(predictor.transform, predictor.model).eval()
     is_weighted = predictor.transform.is_weighted
     program = portable_program(model, is_weighted)
     with write_folder(folder, format=FORMAT, what="The export") as beside:
-        _write(program, format, beside / FILES[format])
+        _write(program, format, beside / FILES[format], list(outputs_of(model)))
         text = json.dumps(description(predictor.transform, model, format), indent=1)
         (beside / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
     return Path(folder) / FILES[format]
-
-
-def _require_clicks(predictor: Predictor) -> None:
-    kinds = [target.kind for target in predictor.targets.values()]
-    if kinds != ["click"]:
-        raise ValueError(
-            "A model that is exported should predict one probability of a yes. Received one of the tasks "
-            f"{', '.join(f'{name} ({kind})' for name, kind in zip(predictor.targets, kinds, strict=True))}."
-        )
 
 
 def portable_program(model: RawModel, is_weighted: bool) -> ExportedProgram:
@@ -114,9 +104,9 @@ class _Named(nn.Module):
 
     def forward(
         self, numbers: Tensor, ids: Tensor, lengths: Tensor, weights: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         given = (numbers, ids, lengths) if weights is None else (numbers, ids, lengths, weights)
-        found: tuple[Tensor, Tensor] = self.served(*given)
+        found: tuple[Tensor, ...] = self.served(*given)
         return found
 
 
@@ -130,14 +120,14 @@ def _example(model: RawModel, is_weighted: bool) -> tuple[Tensor, ...]:
     return (*example, torch.ones(len(ids))) if is_weighted else example
 
 
-def _write(program: ExportedProgram, format: Format, path: Path) -> None:
+def _write(program: ExportedProgram, format: Format, path: Path, outputs: list[str]) -> None:
     if format == "torch-export":
         torch.export.save(program, path)
     elif format == "aoti":
         compile_for_this_processor(program, path)
     else:
         found = torch.onnx.export(
-            program, dynamo=True, opset_version=OPSET, verbose=False, output_names=list(OUTPUTS)
+            program, dynamo=True, opset_version=OPSET, verbose=False, output_names=outputs
         )
         assert found is not None
         # What a file may have is 2 GiB; the weights stand beside it from some way below that.
@@ -154,6 +144,18 @@ def _require_onnx() -> None:
         raise ImportError(
             f"To write ONNX, `pip install 'rowwise[export]'`. Received no {' and no '.join(missing)}."
         )
+
+
+def outputs_of(model: RawModel) -> dict[str, dict[str, object]]:
+    """Return what comes out of an export by name, in order, as its description has it."""
+    if model.is_click:
+        return {name: {"dtype": "float32", "shape": ["rows"]} for name in OUTPUTS}
+    found: dict[str, dict[str, object]] = {}
+    for task, target in model.targets.items():
+        shape = ["rows"] if target.classes is None else ["rows", target.classes]
+        name = f"prediction_{task}" if len(model.targets) > 1 else "prediction"
+        found[name] = {"dtype": "float32", "shape": shape, "task": task, "kind": target.kind}
+    return found
 
 
 def description(transform: FeatureTransform, model: RawModel, format: Format) -> dict[str, object]:
@@ -180,7 +182,7 @@ def description(transform: FeatureTransform, model: RawModel, format: Format) ->
         "file": FILES[format],
         **({"opset": OPSET} if format == "onnx" else {}),
         "inputs": inputs,
-        "outputs": {name: {"dtype": "float32", "shape": ["rows"]} for name in OUTPUTS},
+        "outputs": outputs_of(model),
         "strings": "XXH64 of the UTF-8 bytes, seed 0, as a signed integer of 64 bits",
         "times": "seconds since 1970-01-01",
     }

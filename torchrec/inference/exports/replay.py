@@ -20,6 +20,7 @@ from torch import Tensor
 from torchrec.checks import did_you_mean
 from torchrec.datasets.transform import RawBatch
 from torchrec.datasets.transform.list_text import BRACKETS, split_brackets
+from torchrec.datasets.transform.targets import LABELS
 from torchrec.inference.exports._private import load_compiled
 from torchrec.inference.exports.formats import DESCRIPTION, FORMAT
 from torchrec.ops.hashing import hash_strings
@@ -39,6 +40,7 @@ class ExportedModel:
     Attributes:
         number_names: the features in the columns of ``numbers``.
         id_names: the features in the rows of ``lengths``.
+        tasks: the kind of each task that it predicts.
 
     Raises:
         FileNotFoundError: there is none.
@@ -59,6 +61,7 @@ class ExportedModel:
             self._is_weighted = "weights" in inputs
             self._file = Path(folder) / self.description["file"]
             self._kind = self.description["format"]
+            outputs: dict[str, dict[str, Any]] = self.description["outputs"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"'{path}' should be of export format {FORMAT}, as it was written. It is damaged, or of another: "
@@ -66,11 +69,16 @@ class ExportedModel:
             ) from None
         self.number_names = [one["feature"] for one in self._numbers]
         self.id_names = [one["feature"] for one in self._ids]
+        self.tasks = {LABELS: "click"}
+        self._outputs = ["probabilities"]
+        if "probabilities" not in outputs:
+            self.tasks = {one["task"]: one["kind"] for one in outputs.values()}
+            self._outputs = list(outputs)
 
     @functools.cached_property
-    def _call(self) -> Callable[[dict[str, Tensor]], Tensor]:
-        """What computes the probabilities; reading rows does without."""
-        return _loaded(self._kind, self._file)
+    def _call(self) -> Callable[[dict[str, Tensor]], list[Tensor]]:
+        """What computes the outputs; reading rows does without."""
+        return _loaded(self._kind, self._file, self._outputs)
 
     def read(self, table: pa.Table) -> RawBatch:
         """Return the inputs for the rows of a table.
@@ -101,7 +109,7 @@ class ExportedModel:
         )
 
     def predict(self, inputs: RawBatch) -> Tensor:
-        """Return the probabilities of some rows, float32 ``(B,)``.
+        """Return what is predicted of some rows, task after task, float32 ``(B, columns)``.
 
         Args:
             inputs: from `read`.
@@ -112,11 +120,14 @@ class ExportedModel:
         given = {"numbers": inputs.numbers, "ids": inputs.ids, "lengths": inputs.lengths}
         if inputs.weights is not None:
             given["weights"] = inputs.weights
-        return self._call(given)
+        rows = len(inputs.numbers)
+        return torch.cat([output.view(rows, -1) for output in self._call(given)], dim=1)
 
 
-def _loaded(kind: str, file: Path) -> Callable[[dict[str, Tensor]], Tensor]:
-    """Return what computes the probabilities."""
+def _loaded(
+    kind: str, file: Path, outputs: list[str]
+) -> Callable[[dict[str, Tensor]], list[Tensor]]:
+    """Return what computes the outputs of these names, the first that there are."""
     if kind == "onnx":
         if importlib.util.find_spec("onnxruntime") is None:
             raise ImportError("To run ONNX, `pip install onnxruntime`. Received no onnxruntime.")
@@ -124,17 +135,16 @@ def _loaded(kind: str, file: Path) -> Callable[[dict[str, Tensor]], Tensor]:
 
         session = onnxruntime.InferenceSession(file)
 
-        def by_runtime(inputs: dict[str, Tensor]) -> Tensor:
+        def by_runtime(inputs: dict[str, Tensor]) -> list[Tensor]:
             arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
-            return torch.from_numpy(session.run(["probabilities"], arrays)[0])
+            return [torch.from_numpy(one) for one in session.run(outputs, arrays)]
 
         return by_runtime
     module = load_compiled(file) if kind == "aoti" else torch.export.load(file).module()
 
-    def by_torch(inputs: dict[str, Tensor]) -> Tensor:
+    def by_torch(inputs: dict[str, Tensor]) -> list[Tensor]:
         with torch.no_grad():
-            found: Tensor = module(*inputs.values())[0]
-        return found
+            return list(module(*inputs.values()))[: len(outputs)]
 
     return by_torch
 
