@@ -268,8 +268,12 @@ class _Pairs:
         """Say which pairs there are."""
         if not len(self._sorted):
             return np.zeros(len(pairs), np.bool_)
-        place = np.searchsorted(self._sorted, pairs).clip(max=len(self._sorted) - 1)
-        found: NDArray[np.bool_] = self._sorted[place] == pairs
+        # In their order, so that what is looked at for one is at hand for the next.
+        order = np.argsort(pairs)
+        wanted = pairs[order]
+        place = np.searchsorted(self._sorted, wanted).clip(max=len(self._sorted) - 1)
+        found = np.empty(len(pairs), np.bool_)
+        found[order] = self._sorted[place] == wanted
         return found
 
 
