@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from torchrec.datasets.transform import RawBatch
+from torchrec.datasets.transform import FeatureTransform, RawBatch
 from torchrec.inference.columns import to_table
 from torchrec.inference.exports.formats import DESCRIPTION
 from torchrec.inference.exports.replay import ExportedModel
@@ -170,7 +170,7 @@ class _Bundle:
     def _inputs(self, table: pa.Table) -> dict[str, _Bags]:
         transform = self._predictor.transform
         batch = transform.transform(table, labels=False)
-        found = _of_numbers(transform.dense_names, batch.dense_features)
+        found = _of_numbers(_features_of(transform, transform.dense_names), batch.dense_features)
         for name, bags in batch.sparse_features.to_dict().items():
             found[name] = _Bags(bags.lengths(), bags.values(), bags.weights_or_none())
         return found
@@ -181,7 +181,7 @@ class _RawBundle(_Bundle):
 
     def _inputs(self, table: pa.Table) -> dict[str, _Bags]:
         transform = self._predictor.transform
-        numbers = [*transform.dense_names, *transform.boundaries]
+        numbers = _features_of(transform, [*transform.dense_names, *transform.boundaries])
         ids = [key for key in transform.sparse_keys if key not in transform.boundaries]
         return _of_raw(transform.read_raw(table), numbers, ids)
 
@@ -193,7 +193,7 @@ class _Export:
         self._model = model
 
     def features(self) -> list[str]:
-        return [*self._model.number_names, *self._model.id_names]
+        return list(dict.fromkeys([*self._model.number_names, *self._model.id_names]))
 
     def tasks(self) -> list[str]:
         return [f"{name} ({kind})" for name, kind in self._model.tasks.items()]
@@ -204,9 +204,19 @@ class _Export:
         return _Answer(inputs, {}, self._model.predict(raw))
 
 
-def _of_numbers(names: list[str], numbers: Tensor) -> dict[str, _Bags]:
-    ones = torch.ones(len(numbers), dtype=torch.int64)
-    return {name: _Bags(ones, numbers[:, place]) for place, name in enumerate(names)}
+def _of_numbers(features: list[str], numbers: Tensor) -> dict[str, _Bags]:
+    """Return the numbers of each feature; of a vector several a row.
+
+    Args:
+        features: of each column.
+        numbers: ``(B, columns)``.
+    """
+    found: dict[str, _Bags] = {}
+    for name in dict.fromkeys(features):
+        own = numbers[:, [place for place, one in enumerate(features) if one == name]]
+        lengths = torch.full((len(own),), own.shape[1])
+        found[name] = _Bags(lengths, own.flatten())
+    return found
 
 
 def _of_raw(raw: RawBatch, numbers: list[str], ids: list[str]) -> dict[str, _Bags]:
@@ -216,6 +226,11 @@ def _of_raw(raw: RawBatch, numbers: list[str], ids: list[str]) -> dict[str, _Bag
     for place, values in enumerate(raw.ids.split(sizes)):
         found[ids[place]] = _Bags(raw.lengths[place], values, weights[place])
     return found
+
+
+def _features_of(transform: FeatureTransform, names: Iterable[str]) -> list[str]:
+    """Return the features of numbers, of which those of a vector are called as ``image[0]``."""
+    return [name if name in transform.features else name.rpartition("[")[0] for name in names]
 
 
 def _scores(predictor: Predictor, table: pa.Table) -> Tensor:

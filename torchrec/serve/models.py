@@ -270,7 +270,10 @@ def describe(version: Version) -> dict[str, Any]:
                 "column": feature.column or name,
                 "type": feature.type,
                 "values": transform.kinds.get(name, "nulls"),
-                **_options(feature.model_dump(mode="json"), ("separator", "weights", "max_length")),
+                **_options(
+                    feature.model_dump(mode="json"),
+                    ("size", "separator", "weights", "weight_separator", "max_length"),
+                ),
             }
         )
     tasks = [

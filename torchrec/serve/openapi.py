@@ -96,7 +96,7 @@ def _row(model: dict[str, Any]) -> dict[str, Any]:
     for feature in model["features"]:
         value: dict[str, Any] = {"type": [_TYPES[feature["values"]], "null"]}
         weights: dict[str, Any] = {"type": ["number", "null"]}
-        if feature["type"] in ("multi_hot", "sequence"):
+        if feature["type"] in ("multi_hot", "sequence", "vector"):
             if "separator" in feature:
                 about = f"Parts between '{feature['separator']}'"
                 value = weights = {"type": ["string", "null"], "description": about}

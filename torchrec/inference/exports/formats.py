@@ -192,9 +192,15 @@ def _number_input(transform: FeatureTransform, name: str) -> dict[str, object]:
     """Say which feature and column a number is of, and of a vector its place."""
     if name in transform.features:
         return {"feature": name, "column": transform.features[name].column or name}
-    feature, _, place = name.rpartition("[")
-    column = transform.features[feature].column or feature
-    return {"feature": feature, "column": column, "place": int(place.removesuffix("]"))}
+    name, _, place = name.rpartition("[")
+    feature = transform.features[name]
+    found = {
+        "feature": name,
+        "column": feature.column or name,
+        "place": int(place.removesuffix("]")),
+    }
+    separator = getattr(feature, "separator", None)
+    return found if separator is None else {**found, "separator": separator}
 
 
 def _id_input(transform: FeatureTransform, name: str) -> dict[str, object]:

@@ -91,7 +91,7 @@ class ExportedModel:
         """
         numbers = np.empty((table.num_rows, len(self._numbers)))
         for place, one in enumerate(self._numbers):
-            numbers[:, place] = [_number(value) for value in _values(table, one["column"])]
+            numbers[:, place] = [_number(value, one) for value in _values(table, one["column"])]
         ids: list[int] = []
         lengths: list[list[int]] = []
         weights: list[float] = []
@@ -162,7 +162,11 @@ def _values(table: pa.Table, column: str) -> Iterator[Any]:
     return iter(array.to_pylist())
 
 
-def _number(value: Any) -> float:
+def _number(value: Any, number: dict[str, Any]) -> float:
+    """Return a number, of a vector that at its place."""
+    if "place" in number:
+        values = _listed(value, number, float)
+        value = values[number["place"]] if values else None
     return np.nan if value is None else float(value)
 
 
@@ -176,6 +180,10 @@ def _bags(table: pa.Table, feature: dict[str, Any]) -> Iterator[tuple[list[Any],
     for value, own in zip(_values(table, feature["column"]), factors, strict=False):
         if is_single:
             ids, weights = [value], [1.0]
+        elif "weight_separator" in feature:
+            pairs = [_pair(part, feature) for part in _listed(value, feature, str)]
+            ids = [id if is_text or id is None else int(id) for id, _ in pairs]
+            weights = [weight for _, weight in pairs]
         else:
             ids = _listed(value, feature, str if is_text else int)
             weights = [_weight(one) for one in _listed(own, feature, float)] or [1.0] * len(ids)
@@ -185,6 +193,14 @@ def _bags(table: pa.Table, feature: dict[str, Any]) -> Iterator[tuple[list[Any],
             most = feature["at_most"]
             kept = kept[-most:] if feature.get("keep") == "last" else kept[:most]
         yield [ids[at] for at in kept], [weights[at] for at in kept]
+
+
+def _pair(part: Any, feature: dict[str, Any]) -> tuple[Any, float]:
+    """Return an id and the weight behind the last separator, 1 where there is none."""
+    if not isinstance(part, str):
+        return part, 1.0
+    id, separator, weight = part.rpartition(feature["weight_separator"])
+    return (id or None, _weight(float(weight) if weight else None)) if separator else (part, 1.0)
 
 
 def _listed(value: Any, feature: dict[str, Any], parse: Callable[[str], Any]) -> list[Any]:
