@@ -16,7 +16,13 @@ import torch
 from rowwise import cli
 from tests.inference.exports.test_formats import FEATURES, rows, trained
 from torchrec.bundle import save_bundle
-from torchrec.datasets.features import DenseFeature, MultiHotFeature, SequenceFeature, SparseFeature
+from torchrec.datasets.features import (
+    DenseFeature,
+    MultiHotFeature,
+    SequenceFeature,
+    SparseFeature,
+    VectorFeature,
+)
 from torchrec.datasets.transform import FeatureTransform
 from torchrec.inference import Predictor, export
 from torchrec.inference.exports._inputs import RawModel
@@ -84,6 +90,8 @@ def test_tables_are_read_as_the_transform_reads_them(tmp_path: Path) -> None:
         "numbers": SequenceFeature(rows=50, ids="plain", separator=" ", max_length=3),
         "brackets": MultiHotFeature(rows=50, separator="[]"),
         "nested": MultiHotFeature(rows=50),
+        "pairs": MultiHotFeature(rows=50, separator="|", weight_separator=":"),
+        "vector": VectorFeature(size=2, separator=" "),
     }
     table = pa.table(
         {
@@ -95,6 +103,8 @@ def test_tables_are_read_as_the_transform_reads_them(tmp_path: Path) -> None:
             "numbers": ["7 8  9 10", "1", None],
             "brackets": ["['a', 'b']", "[]", None],
             "nested": [[["a"], ["b", None]], [[]], None],
+            "pairs": ["a:b:0.5|c|d:", "", None],
+            "vector": ["1 2.5", None, "3 4"],
         }
     )
     transform = FeatureTransform(features).fit([table])
