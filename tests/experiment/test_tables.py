@@ -132,6 +132,15 @@ def test_rows_to_predict_for_need_not_say_what_happened(folder: Path) -> None:
     assert [row["seen"] for row in rows(TableSource([file]))] == [[5], [5]]
 
 
+def test_rows_of_some_of_the_training_files_are_events_once(folder: Path) -> None:
+    Path("log.csv").write_text("user,shop,at,click\n1,5,1,1\n")
+    Path("more.csv").write_text("user,shop,at,click\n1,6,2,1\n1,7,3,1\n")
+    Path("e.yaml").write_text(HISTORIES)
+    data = load_experiment("e.yaml", ["data.train=[log.csv, more.csv]"]).data
+    file = queried(data, resolve_files("./more.csv"), folder)
+    assert [row["seen"] for row in rows(TableSource([file]))] == [[5], [5, 6]]
+
+
 def test_rows_that_come_with_their_history_keep_it(folder: Path) -> None:
     Path("log.csv").write_text("user,shop,at,click\n1,5,1,1\n1,6,2,0\n")
     table = {"user": [1], "shop": [2], "at": [3], "click": [0], "seen": [[4, 4]]}

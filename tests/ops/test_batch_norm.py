@@ -68,3 +68,14 @@ def test_second_derivatives(threads: int) -> None:
     assert torch.autograd.gradgradcheck(apply, (x, weight, bias))
     frozen = weight.detach()
     assert torch.autograd.gradgradcheck(lambda x: apply(x, frozen, bias.detach()), (x,))
+
+
+def test_second_derivatives_where_weights_are_made_of_the_input(threads: int) -> None:
+    x = torch.tensor([[1.0, 2.0], [3.0, 5.0], [4.0, -1.0]], dtype=torch.float64, requires_grad=True)
+    found = []
+    for of in (batch_norm, functional.batch_norm):
+        y = of(x, None, None, weight=x[0], bias=x[1], training=True, momentum=0.1, eps=1e-3)
+        (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        found.append([first, *torch.autograd.grad(first.square().sum(), x)])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs)

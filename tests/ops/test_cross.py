@@ -185,6 +185,21 @@ def test_second_derivatives_of_layers() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
 
 
+def test_second_derivatives_of_layers_whose_parameters_are_shared_and_made_of_the_input() -> None:
+    x, weight = torch.randn(512, 192, requires_grad=True), torch.randn(192, 192, requires_grad=True)
+    upstream = torch.randn(512, 192)
+    found = []
+    for of in (cross_layers, one_by_one):
+        made = weight / 192 + x.mean()
+        first = gradients(
+            of(x, [[(made, None)], [(made, None)]]), [x, weight], upstream, again=True
+        )
+        second = torch.autograd.grad(sum(g.square().mean() for g in first), [x, weight])
+        found.append([*first, *second])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
 def test_layers_that_no_kernel_takes() -> None:
     x = torch.randn(3, 2, 192, requires_grad=True)
     layers = networks(64)

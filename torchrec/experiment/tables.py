@@ -92,12 +92,12 @@ def _with_histories(
             f"`data.histories` should find the events of `data.train`, unless the rows have the columns "
             f"{', '.join(data.histories)}. {error}"
         ) from error
-    is_other = [file.path for file in files] != [file.path for file in trained]
-    if is_other and histories:
+    own = {os.path.realpath(file.path) for file in files}  # whose events are there already
+    earlier = [file for file in trained if os.path.realpath(file.path) not in own]
+    if earlier and histories:
         without = data.model_copy(update={"histories": {}})
-        earlier = trained
-        if is_queried(without, trained):
-            earlier = [queried(without, trained, folder, progress)]
+        if is_queried(without, earlier):
+            earlier = [queried(without, earlier, folder, progress)]
         tables[EARLIER] = _table(earlier, data.dialect, data.types)
     sql = history_query(histories, EARLIER in tables) if histories else f"select * from {DATA}"
     return query_to_parquet(sql, tables, folder, progress=progress)

@@ -93,6 +93,8 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, bias, mean, scale = ctx.saved_tensors
         if torch.is_grad_enabled():  # second derivatives are asked for
+            # Of views: one may be computed from another, whose gradient is not to be in its own.
+            input, weight, bias = (each.view_as(each) for each in (input, weight, bias))
             output = functional.batch_norm(input, None, None, weight, bias, True, 0.0, ctx.eps)
             wanted = [each for each in (input, weight, bias) if each.requires_grad]
             grads = iter(torch.autograd.grad(output, wanted, grad, create_graph=True))

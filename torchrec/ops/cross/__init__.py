@@ -215,7 +215,19 @@ def _part_sizes(input: Tensor) -> list[int]:
 def _grads(
     input: Tensor, layers: Sequence[Layer], needs: Sequence[bool], grad: Tensor
 ) -> Iterable[Tensor | None]:
-    """Return the gradients of the input and of all parameters that need one, differentiable themselves."""
+    """Return the gradients of the input and of all parameters that need one, differentiable themselves.
+
+    They are of views made here: a parameter may be that of two layers, or be computed from another one or from the
+    input, and the gradient of each place must not have those of the others in it.
+    """
+    input = input.view_as(input)
+    layers = [
+        [
+            (weight.view_as(weight), None if bias is None else bias.view_as(bias))
+            for weight, bias in layer
+        ]
+        for layer in layers
+    ]
     x = input
     for layer in layers:
         factors = x
