@@ -31,3 +31,19 @@ def test_large_memory_is_used_again_but_never_twice_at_a_time() -> None:
     fourth.zero_()
     assert third.data_ptr() in addresses or fourth.data_ptr() in addresses
     assert (rows == 7).all()  # whose memory is not free while a view is there
+
+
+class _Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return recycled(x.shape).copy_(x).mul_(2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+def test_results_of_autograd_functions_can_be_changed_in_place() -> None:
+    x = torch.ones(600, 500, requires_grad=True)
+    _Doubled.apply(x).mul_(3).sum().backward()
+    assert (x.grad == 6).all()

@@ -71,8 +71,9 @@ class VectorFeature(BaseModel):
     """Several numbers a sample, such as the vector of an image or a text, made by another model.
 
     A list column, or a string with a ``separator``, of ``size`` numbers in every row. The model takes
-    each for a number of its own. A null or an empty list is a vector of missing numbers; ``fill`` is
-    what a missing number becomes, a number or the mean of the training data at its place.
+    each for a number of its own. A null, an empty list or an empty string is a vector of missing numbers,
+    and an empty part of a string a missing number; ``fill`` is what a missing number becomes, a number or
+    the mean of the training data at its place.
     ``standardise`` subtracts that mean at each place and divides by the standard deviation.
     """
 

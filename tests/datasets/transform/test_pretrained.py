@@ -79,14 +79,27 @@ def test_what_does_not_fit_is_refused(tmp_path, options, ids, dim, message):
         ([[1.0], [1.0, 2.0]], "a vector in each row, all of one length. Received lengths from 1 to 2"),
         ([[1.0, 2.0], None], "a vector in each row, all of one length. Received lengths from 0 to 2"),
         ([[1.0, None], [1.0, 2.0]], "should hold finite numbers. Received others, or missing ones"),
+        ([["1"], ["2"]], "should hold lists of numbers. Received list<.*string>"),
     ],
-    ids=["lengths", "null", "number"],
+    ids=["lengths", "null", "number", "text"],
 )  # fmt: skip
 def test_vectors_that_are_none_are_refused(tmp_path, vectors, message):
     path = tmp_path / "v.parquet"
     pq.write_table(pa.table({"id": ["a", "b"], "vector": vectors}), path)
     with pytest.raises(ValueError, match=message):
         filled(Pretrained(file=str(path)), ["a"])
+
+
+@pytest.mark.parametrize("rows_together", [1, 9], ids=["groups", "one group"])
+def test_two_vectors_of_an_id_of_the_table_are_refused(tmp_path, rows_together):
+    table = pa.table({"id": ["z", "z", "a", "b", "a"], "vector": [[1.0]] * 5})
+    pq.write_table(table, tmp_path / "v.parquet", row_group_size=rows_together)
+    rule = Pretrained(file=str(tmp_path / "v.parquet"))
+    with pytest.raises(
+        ValueError, match=r"should have one vector of each id\. Received another of 'a'"
+    ):
+        filled(rule, ["a", "b"], dim=1)
+    assert filled(rule, ["b"], dim=1) == [[1], [0]]
 
 
 def test_a_matrix_of_no_numbers_is_refused(tmp_path):

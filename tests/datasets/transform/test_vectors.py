@@ -61,11 +61,15 @@ def test_layouts(type):
 
 @pytest.mark.parametrize(
     ("separator", "texts"),
-    [("|", ["0.5|2", "1.5|4e0", None]), ("[]", ["[0.5, 2.0]", "[1.5 4.]", "[]"])],
-    ids=["bar", "brackets"],
+    [
+        ("|", ["0.5|2", "1.5|4e0", None, "|4"]),
+        ("|", ["0.5|2", "1.5|4e0", "", "nan|4"]),
+        ("[]", ["[0.5, 2.0]", "[1.5 4.]", "[]", "[nan 4]"]),
+    ],
+    ids=["bar", "empty", "brackets"],
 )
 def test_text(separator, texts):
-    plain, _ = tables([[0.5, 2], [1.5, 4], None])
+    plain, _ = tables([[0.5, 2], [1.5, 4], None, [None, 4]])
     feature = VectorFeature(size=2, separator=separator)
     found = FeatureTransform({"v": feature}).fit([pa.table({"v": texts})])
     expected = FeatureTransform({"v": VectorFeature(size=2)}).fit([plain])

@@ -14,7 +14,14 @@ from torchrec.checks import did_you_mean
 from torchrec.datasets.files import suffixes_of
 from torchrec.datasets.initial_weights import Pretrained
 from torchrec.datasets.source import TableSource
-from torchrec.datasets.transform.columns import Array, is_list, read_lists, read_numbers, whole
+from torchrec.datasets.transform.columns import (
+    Array,
+    is_list,
+    kind_of,
+    read_lists,
+    read_numbers,
+    whole,
+)
 from torchrec.datasets.transform.tables import TableSpec
 
 RowsOf: TypeAlias = Callable[[TableSpec, pa.Array], Array]
@@ -40,7 +47,7 @@ class PretrainedRows:
 
         Raises:
             ValueError: the file is not as the rule says, its vectors have another dimension, are no
-                finite numbers, or no id of the table has one.
+                finite numbers, an id of the table has two, or none has one.
         """
         if weight.is_meta:
             return weight
@@ -52,6 +59,7 @@ class PretrainedRows:
             count += len(vectors)
             rows = torch.from_numpy(self._rows_of(self._spec, ids))
             found = rows >= 0
+            self._check_distinct(ids, rows, has_vector)
             has_vector[rows[found]] = True
             given = torch.from_numpy(vectors)[found]
             weight[rows[found]] = given.to(weight.device, weight.dtype)
@@ -84,7 +92,7 @@ class PretrainedRows:
                     f"'{column}'{near} Columns: {', '.join(source.names)}."
                 )
         type = source.schema.field(rule.vector).type
-        if not is_list(type):
+        if not is_list(type) or kind_of(type.value_type) not in ("integers", "numbers", "nulls"):
             raise ValueError(
                 f"Column '{rule.vector}' of '{rule.file}' should hold lists of numbers. Received {type}."
             )
@@ -117,6 +125,18 @@ class PretrainedRows:
         for start in range(0, len(matrix), _ROWS):
             part = np.array(matrix[start : start + _ROWS], np.float32)
             yield pa.array(np.arange(start, start + len(part))), part
+
+    def _check_distinct(self, ids: pa.Array, rows: Tensor, has_vector: Tensor) -> None:
+        """Refuse a second vector of an id: nothing tells which one is meant."""
+        order = rows.argsort(stable=True)
+        again = torch.zeros(len(rows), dtype=torch.bool)
+        again[order[1:]] = rows[order[1:]] == rows[order[:-1]]
+        twice = ((again | has_vector[rows.clamp(min=0)]) & (rows >= 0)).nonzero()
+        if len(twice):
+            raise ValueError(
+                f"'{self._rule.file}' should have one vector of each id. Received another of "
+                f"{ids[int(twice[0])].as_py()!r}."
+            )
 
     def _check(self, vectors: Array, dim: int) -> None:
         if vectors.shape[1] != dim:

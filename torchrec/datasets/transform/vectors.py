@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from torchrec.datasets.features import VectorFeature
 from torchrec.datasets.transform.columns import (
     LARGEST,
     Array,
     Kind,
+    Lists,
     Source,
     chunks_of,
     is_list,
@@ -72,13 +74,15 @@ class VectorColumn:
     def _read(self, chunk: pa.Array, counts: FeatureCounts) -> Array:
         size = self.feature.size
         lists = read_lists(chunk, self.feature.separator)
+        if kind_of(lists.values.type) == "strings":
+            self._parse(lists)
         wrong = np.flatnonzero((lists.lengths != size) & (lists.lengths != 0))
         if len(wrong):
             raise ValueError(
                 f"{self.source} should hold vectors of {size} numbers, as its `size` says. Received "
                 f"{lists.lengths[wrong[0]]} in row {wrong[0]}."
             )
-        numbers = read_numbers(self._parsed(lists.values))
+        numbers = read_numbers(lists.values)
         if numbers.missing is not None:
             numbers.values[numbers.missing] = np.nan
         there = lists.lengths != 0
@@ -96,12 +100,13 @@ class VectorColumn:
         counts.nulls += lost - numbers.infinite
         return vectors
 
-    def _parsed(self, parts: pa.Array) -> pa.Array:
-        """Return the parts of strings as numbers."""
-        if kind_of(parts.type) != "strings":
-            return parts
+    def _parse(self, lists: Lists) -> None:
+        """Turn the parts of strings into numbers, empty ones into missing ones; an empty string has none."""
+        is_empty = pc.fill_null(pc.equal(pc.binary_length(lists.values), 0), False)
+        single = np.flatnonzero(lists.lengths == 1)
+        lists.lengths[single[is_empty.to_numpy(zero_copy_only=False)[lists.starts[single]]]] = 0
         try:
-            return parts.cast(pa.float64())
+            lists.values = pc.if_else(is_empty, None, lists.values).cast(pa.float64())
         except pa.ArrowInvalid as error:
             raise ValueError(
                 f"{self.source} should hold numbers between the separators. {error}"
