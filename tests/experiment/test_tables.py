@@ -166,3 +166,19 @@ def test_histories_of_columns_that_are_not_there_are_refused(folder: Path) -> No
     message = "`data.histories.seen` should name columns of the data. Received 'att'; did you mean"
     with pytest.raises(ValueError, match=message):
         sources_of(load_experiment("e.yaml"))
+
+
+@pytest.mark.parametrize("other", ["log.csv", "later.csv"])
+def test_histories_by_times_that_are_text_are_refused(folder: Path, other: str) -> None:
+    for name in ("log.csv", "later.csv"):
+        at = "31.12.2025" if name == other else "2025-12-31"
+        Path(name).write_text(f"user,shop,at,click\n1,5,{at},1\n")
+    Path("e.yaml").write_text(HISTORIES)
+    message = r"`data\.histories\.seen\.time` should be .* Received 'at' of string in '.*" + other
+    with pytest.raises(ValueError, match=message):
+        queried(load_experiment("e.yaml").data, resolve_files("later.csv"), folder)
+    query = 'select data.* replace (strptime("at", \'%d.%m.%Y\') as "at") from data'
+    Path("log.csv").write_text("user,shop,at,click\n1,5,31.12.2025,1\n1,6,01.02.2026,1\n")
+    data = load_experiment("e.yaml", [f"data.query={query}"]).data
+    file = queried(data, resolve_files("log.csv"), folder)
+    assert [row["seen"] for row in rows(TableSource([file]))] == [None, [5]]

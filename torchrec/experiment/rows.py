@@ -48,7 +48,9 @@ class HistorySection(Section):
 
     item: str = Field(min_length=1, description="the column whose values are listed, oldest first")
     user: str = Field(min_length=1, description="the column of users")
-    time: str = Field(min_length=1, description="the column of times, or of what rises with time")
+    time: str = Field(
+        min_length=1, description="the column of times, or of numbers that rise with time; no text"
+    )
     last: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=50, description="how many items at most"
     )

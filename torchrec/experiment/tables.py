@@ -14,6 +14,7 @@ from torchrec.datasets.query import DATA, query_to_parquet
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.text_dialect import TextDialect
 from torchrec.datasets.text_types import schema_of
+from torchrec.datasets.transform.columns import kind_of, stored
 from torchrec.experiment.rows import TableSection
 from torchrec.experiment.schema import DataSection
 
@@ -84,6 +85,7 @@ def _with_histories(
     for name, history in histories.items():
         for column in (history.item, history.user, history.time):
             rows.require([column], f"`data.histories.{name}`")
+        _require_times(name, history.time, rows)
     tables: dict[str, TableSource | Sequence[DataFile]] = {DATA: rows}
     try:
         trained = resolve_files(data.train, data.format)
@@ -98,9 +100,26 @@ def _with_histories(
         without = data.model_copy(update={"histories": {}})
         if is_queried(without, earlier):
             earlier = [queried(without, earlier, folder, progress)]
-        tables[EARLIER] = _table(earlier, data.dialect, data.types)
+        before = _table(earlier, data.dialect, data.types)
+        assert isinstance(before, TableSource)  # JSON has been through a query
+        for name, history in histories.items():
+            _require_times(name, history.time, before)
+        tables[EARLIER] = before
     sql = history_query(histories, EARLIER in tables) if histories else f"select * from {DATA}"
     return query_to_parquet(sql, tables, folder, progress=progress)
+
+
+def _require_times(name: str, column: str, rows: TableSource) -> None:
+    """Refuse text, which is not in the order of time: '10' is before '9', and '01/02/2026' before '31/12/2025'."""
+    if column not in rows.names:
+        return
+    type = rows.schema.field(column).type
+    if kind_of(type) not in ("integers", "numbers", "times", "nulls"):
+        raise ValueError(
+            f"`data.histories.{name}.time` should be a column of numbers, dates or timestamps. Received '{column}' of "
+            f"{stored(type)} in '{rows.files[0].path}': `data.query` can make times of text, as in `select data.* "
+            f'replace (strptime("{column}", \'%d.%m.%Y\') as "{column}") from data`.'
+        )
 
 
 def _by_query(
