@@ -72,12 +72,20 @@ def changed(exported: Path, folder: Path, change: Any) -> Path:
 
 
 @pytest.mark.slow
-def test_an_export_is_the_same(predictor: Predictor, exported: Path) -> None:
+def test_an_export_is_the_same(
+    predictor: Predictor, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = compare(predictor, exported, [rows(60, 3), rows(40, 4)])
     assert (found.rows, found.beyond, found.holds) == (100, 0, True)
     assert found.greatest < 1e-6
     assert set(found.features) == set(FEATURES)
     assert not any(one.inputs for one in found.features.values())
+    price = pa.array([1e300, float("inf"), float("nan")], pa.float64())
+    odd = rows(3, 3).drop_columns("price").append_column("price", price)
+    assert compare(predictor, exported, [odd]).holds
+    monkeypatch.setattr(ExportedModel, "predict", lambda _, raw: torch.full((3, 1), torch.nan))
+    broken = compare(predictor, exported, [odd])
+    assert (broken.beyond, broken.greatest, broken.holds) == (3, float("inf"), False)
 
 
 def test_tables_are_read_as_the_transform_reads_them(tmp_path: Path) -> None:
@@ -99,12 +107,12 @@ def test_tables_are_read_as_the_transform_reads_them(tmp_path: Path) -> None:
             "day": pa.array([0, 19_000, None], pa.date32()),
             "id": pa.array([2**64 - 1, 0, None], pa.uint64()),
             "parts": ["a|b||c", "", None],
-            "part_weights": ["1|2|3|4", "5", None],
+            "part_weights": ["1|1e39|3|4", "5", None],
             "numbers": ["7 8  9 10", "1", None],
             "brackets": ["['a', 'b']", "[]", None],
             "nested": [[["a"], ["b", None]], [[]], None],
             "pairs": ["a:b:0.5|c|d:", "", None],
-            "vector": ["1 2.5", None, "3 4"],
+            "vector": ["1 2.5", "", " 4"],
         }
     )
     transform = FeatureTransform(features).fit([table])

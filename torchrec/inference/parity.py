@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.datasets.transform import FeatureTransform, RawBatch
+from torchrec.datasets.transform.columns import LARGEST
 from torchrec.inference.columns import to_table
 from torchrec.inference.exports.formats import DESCRIPTION
 from torchrec.inference.exports.replay import ExportedModel
@@ -212,6 +213,8 @@ def _of_numbers(features: list[str], numbers: Tensor) -> dict[str, _Bags]:
         numbers: ``(B, columns)``.
     """
     found: dict[str, _Bags] = {}
+    # What float32 does not hold is missing: a transform says so of raw numbers, an export to itself.
+    numbers = torch.where(numbers.abs() <= LARGEST, numbers, torch.nan)
     for name in dict.fromkeys(features):
         own = numbers[:, [place for place, one in enumerate(features) if one == name]]
         lengths = torch.full((len(own),), own.shape[1])
@@ -293,7 +296,7 @@ def _added(
         if one.shape != other.shape:
             apart = float("inf")
         else:
-            apart = float((one.float() - other.float()).abs().max()) if one.numel() else 0.0
+            apart = float(_apart(one.float(), other.float()).max()) if one.numel() else 0.0
         vectors = max(vectors or 0.0, apart)
     return dataclasses.replace(found, inputs=found.inputs + int(differ.sum()), vectors=vectors)
 
@@ -315,4 +318,10 @@ def _differing(first: _Bags, second: _Bags) -> Tensor:
 
 def _differences(first: Tensor, second: Tensor) -> Tensor:
     """Return the greatest difference of each row."""
-    return (first - second).abs().amax(dim=1)
+    return _apart(first, second).amax(dim=1)
+
+
+def _apart(first: Tensor, second: Tensor) -> Tensor:
+    """Return how far numbers are apart: infinitely where one of them is NaN, and not where both are the same."""
+    is_same = (first == second) | (first.isnan() & second.isnan())
+    return (first - second).abs().nan_to_num(torch.inf).masked_fill(is_same, 0.0)

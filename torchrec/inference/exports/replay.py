@@ -6,7 +6,6 @@ import functools
 import importlib.util
 import itertools
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from torchrec.checks import did_you_mean
 from torchrec.datasets.transform import RawBatch
+from torchrec.datasets.transform.columns import LARGEST
 from torchrec.datasets.transform.list_text import BRACKETS, split_brackets
 from torchrec.datasets.transform.targets import LABELS
 from torchrec.inference.exports._private import load_compiled
@@ -165,7 +165,7 @@ def _values(table: pa.Table, column: str) -> Iterator[Any]:
 def _number(value: Any, number: dict[str, Any]) -> float:
     """Return a number, of a vector that at its place."""
     if "place" in number:
-        values = _listed(value, number, float)
+        values = _listed(value or None, number, float)  # an empty text has no parts
         value = values[number["place"]] if values else None
     return np.nan if value is None else float(value)
 
@@ -221,7 +221,7 @@ def _flat(values: Sequence[Any] | None) -> list[Any]:
 
 
 def _weight(value: Any) -> float:
-    return float(value) if value is not None and math.isfinite(value) else 1.0
+    return float(value) if value is not None and abs(value) <= LARGEST else 1.0
 
 
 def _hashed(ids: list[str]) -> list[int]:
