@@ -13,7 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tests.serve import clicks
-from torchrec.inference import load
+from torchrec.inference import Predictor, load
 from torchrec.serve import Limits, application
 from torchrec.serve import models as module
 from torchrec.serve.meters import Meters
@@ -123,6 +123,27 @@ def test_a_version_that_is_not_whole_waits(
     weights.write_bytes(whole)
     look(models)
     assert (models.version("clicks").name, failures(meters)) == ("2", 1)
+
+
+def test_a_version_there_is_no_memory_for_keeps_no_other_model_back(
+    saved: list[Path], tmp_path: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = {"large": tmp_path / "large", "clicks": tmp_path / "clicks"}
+    for path in paths.values():
+        shutil.copytree(saved[0], path / "1")
+    models = Models(paths, Limits(), threads, Meters())
+    models.load()
+
+    def loaded(folder: Path) -> Predictor:
+        if folder.parent.name == "large":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return load(folder)
+
+    monkeypatch.setattr(module, "load", loaded)
+    for path in paths.values():
+        shutil.copytree(saved[1], path / "2")
+    look(models)
+    assert [models.version(name).name for name in paths] == ["1", "2"]
 
 
 def test_a_version_that_is_being_copied_is_left_alone(

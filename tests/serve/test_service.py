@@ -142,6 +142,7 @@ def test_what_is_refused(client: TestClient, body: bytes, status: int, message: 
         ("POST", "/v1/models/click:predict", JSON, 404, "Received 'click'; did you mean 'clicks'?"),
         ("POST", "/v1/models/clicks/versions/7:predict", JSON, 404, "which are loaded. Received '7'."),
         ("POST", PREDICT, {"content-type": "text/plain"}, 415, "Received 'text/plain'."),
+        ("POST", PREDICT, {**JSON, "content-encoding": "gzip"}, 415, "bodies are not compressed. Received 'gzip'."),
         ("POST", RECOMMEND, {"content-type": ARROW}, 415, "`Content-Type` should be application/json."),
         ("POST", PREDICT, {**JSON, "content-length": "-1"}, 400, "`Content-Length` should be a number. Received '-1'."),
     ],

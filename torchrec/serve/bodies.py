@@ -98,8 +98,14 @@ def media_type(request: Request) -> str:
     """Return the type of a request's body, `JSON` or `ARROW`.
 
     Raises:
-        RefusedError: it is another (415).
+        RefusedError: it is another, or the body is compressed (415).
     """
+    coding: str = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() != "identity":
+        raise RefusedError(
+            415,
+            f"`Content-Encoding` should be left out: bodies are not compressed. Received '{coding[:80]}'.",
+        )
     given: str = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given not in (JSON, ARROW):
         raise RefusedError(

@@ -214,7 +214,7 @@ class Models:
             if is_new and is_settled and failed.get(one.folder) != one.stamp:
                 try:
                     former = self._loaded(model, one)
-                except (ValueError, OSError) as failure:
+                except Exception as failure:  # PyTorch says by RuntimeError that there is no memory
                     failed[one.folder], error = one.stamp, failure
                     if loaded or len(found) > 1:
                         self._meters.failed(model, failure)
