@@ -129,8 +129,8 @@ def recommend(
         first in ``candidates`` is first.
 
     Raises:
-        ValueError: columns are missing or in both sources, a candidate comes twice, users and candidates have
-            one name for their keys, or ``k`` or ``task`` are none.
+        ValueError: columns are missing or in both sources, a candidate comes twice or its key is a list, users
+            and candidates have one name for their keys, or ``k`` or ``task`` are none.
     """
     if k < 1:
         raise ValueError(f"`k` should be at least 1. Received {k}.")
@@ -263,9 +263,14 @@ def _seen_pairs(seen: Rows, keys: Keys, users: pa.ChunkedArray, candidates: pa.A
 
 
 def _candidate_keys(candidates: Rows, key: str) -> pa.Array:
-    """Return the keys of all candidates, in their order; refuse one that comes twice."""
+    """Return the keys of all candidates, in their order; refuse one that comes twice, or is no single value."""
+    type = candidates.schema.field(key).type
+    if pa.types.is_nested(type):
+        raise ValueError(
+            f"Column '{key}' should hold one value a row, to name it. Received {type}."
+        )
     parts = [chunk for table in candidates.scan([key]) for chunk in table[key].chunks]
-    found = pa.concat_arrays(parts) if parts else pa.array([], candidates.schema.field(key).type)
+    found = pa.concat_arrays(parts) if parts else pa.array([], type)
     if pa.types.is_dictionary(found.type):
         found = found.dictionary_decode()
     counts = pc.value_counts(found)

@@ -95,7 +95,9 @@ def recommended(
             413,
             f"A request should have at most {limits.rows:,} pairs of user and candidate. Received {pairs:,}.",
         )
-    of_users = [name for name in predictor.input_columns if name not in chosen.rows.names]
+    given = {name for user in wish.users for name in user}
+    others = {*predictor.input_columns} - {*chosen.rows.names}
+    of_users = [name for name in predictor.input_columns if name in given | others]
     columns = to_table(list(wish.users), predictor.transform, of_users)
     # Users are told apart by their place: a request may ask twice for one.
     place = _free_name("user", [*columns.column_names, *chosen.rows.names])
