@@ -282,12 +282,13 @@ def slowed(kind, delay):
 
 @pytest.mark.slow
 def test_at_least_four_fifths_of_the_exchange_of_ids_are_hidden_on_a_slow_link():
-    for _, report in run(slowed, 2, TrainPipelineSparseDist, 0.1):
+    delay = 0.5  # far above what a busy machine adds to a step
+    for _, report in run(slowed, 2, TrainPipelineSparseDist, delay):
         (tables,) = report.exchanges
         assert tables.ahead == 8
         assert tables.hidden > 0.8
-        assert tables.waited < 0.2 * 0.1 * 6
-        assert tables.sizes_waited < 0.2 * 0.1 * 6
+        assert tables.waited < 0.2 * delay * 6
+        assert tables.sizes_waited < 0.2 * delay * 6
 
 
 def mapped(kind):
