@@ -115,6 +115,19 @@ def test_no_names_and_mixed_formats_are_refused(folder: Path) -> None:
         resolve_files([folder / "a.csv", folder / "c.tsv"])
 
 
+def test_a_fingerprint_of_all_bytes_misses_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(bytes(3 << 20))
+    file = DataFile(str(path), "csv")
+    sampled, whole = file.fingerprint(1000), file.fingerprint(most=None)
+    with open(path, "r+b") as opened:
+        opened.seek(1_100_000)
+        opened.write(b"1")
+    assert file.fingerprint(1000) == sampled
+    assert file.fingerprint(most=None) != whole
+    assert file.fingerprint(most=None) == file.fingerprint(3 << 20)
+
+
 @pytest.mark.parametrize("most", [1 << 20, 1000], ids=["whole", "sampled"])
 def test_fingerprints_tell_files_apart(tmp_path: Path, most: int) -> None:
     path = tmp_path / "a.csv"

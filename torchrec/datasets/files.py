@@ -60,18 +60,19 @@ class DataFile:
         values = list(itertools.takewhile(lambda folder: "=" in folder, reversed(folders)))
         return "/".join([*reversed(values), stem])
 
-    def fingerprint(self, most: int = 1 << 26) -> str:
+    def fingerprint(self, most: int | None = 1 << 26) -> str:
         """Return a digest of the file's size and bytes: other data, another digest.
 
         Args:
             most: number of bytes to read; of a larger file, as many at 64 places, start and end among
-                them. Default 64 MiB.
+                them. Default 64 MiB. None: all of them.
         """
         size = os.path.getsize(self.path)
         digest = hashlib.blake2b(str(size).encode(), digest_size=16)
         with open(self.path, "rb") as file:
-            if size <= most:
-                digest.update(file.read())
+            if most is None or size <= most:
+                while part := file.read(1 << 20):
+                    digest.update(part)
             else:
                 step = max(1, most // _SAMPLES)
                 for sample in range(_SAMPLES):
