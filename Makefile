@@ -11,14 +11,17 @@ BUILD := build/dev
 NATIVE := $(BUILD)/.copied
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cmake')
 HAVE_CXX := $(shell command -v $(CXX) || command -v c++ || command -v clang++)
-# Three things run side by side, a thread each: suites wait for processes that they start a quarter of the time. First
+# Four things run side by side, a thread each: suites wait for processes that they start a third of the time. First
 # come the checks and the build, then the suites.
-BESIDE := $(MAKE) --no-print-directory --jobs=3 --output-sync=line
+BESIDE := $(MAKE) --no-print-directory --jobs=4 --output-sync=line
+# Tests of the main job, and those that start other processes.
+JOB := $(addprefix tests/,bundle datasets experiment inference metrics report runs serve training tuning)
+PROCESSES := tests/test_documents.py tests/distributed tests/cli
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test lint native pytest pytest-reference pytest-rest slow slow-recipes slow-ranks slow-rest sanitize wheel docs bench interchange clean help
+.PHONY: demo test lint native pytest pytest-reference pytest-job pytest-processes slow slow-recipes slow-ranks slow-rest sanitize wheel docs bench interchange clean help
 
 help:
 	@echo "make demo      generate a click log, train on it, predict, report: torchrec demo"
@@ -38,16 +41,19 @@ demo: native
 	@echo "The command is $(COMMAND). For this shell, make it \`torchrec\`:  . $(VENV)/bin/activate"
 
 test: $(READY)
-	$(BESIDE) lint pytest pytest-reference pytest-rest
+	$(BESIDE) lint pytest pytest-processes pytest-reference pytest-job
 
 pytest: native
-	$(PYTEST) -m "not slow" --doctest-modules torchrec rowwise tests --ignore=tests/test_documents.py --ignore=tests/distributed --ignore=tests/cli
+	$(PYTEST) -m "not slow" --doctest-modules torchrec rowwise tests $(addprefix --ignore=,$(JOB) $(PROCESSES))
 
 pytest-reference: $(COMMAND)
 	ROWWISE_BACKEND=reference $(PYTEST) -m "not slow and not once" tests
 
-pytest-rest: native
-	$(PYTEST) -m "not slow" tests/test_documents.py tests/distributed tests/cli
+pytest-job: native
+	$(PYTEST) -m "not slow" $(JOB)
+
+pytest-processes: native
+	$(PYTEST) -m "not slow" $(PROCESSES)
 
 slow: native
 	$(BESIDE) slow-recipes slow-ranks slow-rest
