@@ -620,6 +620,7 @@ def test_a_column_of_predictions_without_a_name(run: Desk) -> None:
     assert "`--name` should be" in run.refuses("predict", "run", "clicks.parquet", "--name", "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of this kind are of Unix")
 def test_a_full_disk(run: Desk) -> None:
     pq.write_table(clicks(20_000), "many.parquet")

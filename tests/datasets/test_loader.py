@@ -240,7 +240,15 @@ def test_every_position_can_be_gone_back_to(paths: list[Path], window: int, kept
 
 @pytest.mark.parametrize("window", [0, 150], ids=["in order", "shuffled"])
 @pytest.mark.parametrize("kept", ["all", "dropped", "split"])
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 3), (1, 2), (3, 2)])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(2, 1, marks=pytest.mark.slow),
+        (2, 3),
+        pytest.param(1, 2, marks=pytest.mark.slow),
+        pytest.param(3, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_any_number_of_ranks_goes_on(
     paths: list[Path], window: int, kept: str, before: int, after: int
 ) -> None:

@@ -88,6 +88,7 @@ def trained():
     return rank
 
 
+@pytest.mark.slow
 def test_bags_train_as_in_one_process():
     assert run(trained, 2) == [0, 1]
 

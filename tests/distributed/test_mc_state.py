@@ -150,6 +150,7 @@ def dropped(told):
     return sum(int(message.split(" dropped")[0].split()[-1]) for message in said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "ranks", "others"),
     [

@@ -364,6 +364,7 @@ def loaded(folder, size):
     return wholes_of(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "others"),
     [

@@ -94,7 +94,11 @@ SIZES = [9, 8, 13, 21, 8]  # none that is also a size of the model, which would 
 
 @each_model
 @pytest.mark.parametrize(
-    ("dynamic", "compiles"), [(True, 1), (None, 2)], ids=["dynamic", "default"]
+    ("dynamic", "compiles"),
+    [
+        pytest.param(True, 1, id="dynamic"),
+        pytest.param(None, 2, id="default", marks=pytest.mark.slow),
+    ],
 )
 def test_inference(make, dynamic, compiles) -> None:
     model = make()

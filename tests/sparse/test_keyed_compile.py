@@ -143,7 +143,9 @@ FROM_TENSORS = {
 }
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
+@pytest.mark.parametrize(
+    "strict", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["traced", "strict"]
+)
 @pytest.mark.parametrize("operation", FROM_TENSORS.values(), ids=FROM_TENSORS)
 def test_exports_what_is_built_of_tensors(operation, strict):
     class Padded(torch.nn.Module):
