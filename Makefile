@@ -21,7 +21,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test lint native pytest pytest-reference pytest-job pytest-processes slow slow-recipes slow-ranks slow-rest slow-reference sanitize wheel docs bench interchange clean help
+.PHONY: demo test lint native pytest pytest-reference pytest-job pytest-processes slow slow-recipes slow-ranks slow-rest sanitize wheel docs bench interchange clean help
 
 help:
 	@echo "make demo      generate a click log, train on it, predict, report: torchrec demo"
@@ -47,7 +47,7 @@ pytest: native
 	$(PYTEST) -m "not slow" --doctest-modules torchrec rowwise tests $(addprefix --ignore=,$(JOB) $(PROCESSES))
 
 pytest-reference: $(COMMAND)
-	ROWWISE_BACKEND=reference $(PYTEST) -m "not slow and not once" tests $(addprefix --ignore=,$(PROCESSES))
+	ROWWISE_BACKEND=reference $(PYTEST) -m "not slow and not once" tests
 
 pytest-job: native
 	$(PYTEST) -m "not slow" $(JOB)
@@ -56,7 +56,7 @@ pytest-processes: native
 	$(PYTEST) -m "not slow" $(PROCESSES)
 
 slow: native
-	$(BESIDE) slow-recipes slow-ranks slow-rest slow-reference
+	$(BESIDE) slow-recipes slow-ranks slow-rest
 
 slow-recipes: native
 	$(PYTEST) -m slow tests/test_recipes.py
@@ -66,9 +66,6 @@ slow-ranks: native
 
 slow-rest: native
 	$(PYTEST) -m slow tests --ignore=tests/test_recipes.py --ignore=tests/distributed --ignore=tests/cli
-
-slow-reference: $(COMMAND)
-	ROWWISE_BACKEND=reference $(PYTEST) -m "not slow and not once" $(PROCESSES)
 
 lint: $(READY)
 	$(PY) -m ruff check .
