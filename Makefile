@@ -18,6 +18,8 @@ BESIDE := $(MAKE) --no-print-directory --jobs=4 --output-sync=line
 JOB := $(addprefix tests/,bundle datasets experiment inference metrics report runs serve training tuning)
 PROCESSES := tests/test_documents.py tests/distributed tests/cli
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
+# The long suites run properties again, on more examples.
+LONG := $(PYTEST) -m "slow or hypothesis" --hypothesis-profile=long
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -59,13 +61,13 @@ slow: native
 	$(BESIDE) slow-recipes slow-ranks slow-rest
 
 slow-recipes: native
-	$(PYTEST) -m slow tests/test_recipes.py
+	$(LONG) tests/test_recipes.py
 
 slow-ranks: native
-	$(PYTEST) -m slow tests/distributed tests/cli
+	$(LONG) tests/distributed tests/cli
 
 slow-rest: native
-	$(PYTEST) -m slow tests --ignore=tests/test_recipes.py --ignore=tests/distributed --ignore=tests/cli
+	$(LONG) tests --ignore=tests/test_recipes.py --ignore=tests/distributed --ignore=tests/cli
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -10,17 +10,19 @@ import hypothesis
 import pytest
 import torch
 
-# Properties run the same examples everywhere; a failure prints how to repeat it.
-hypothesis.settings.register_profile(
-    "project", deadline=None, derandomize=True, print_blob=True, max_examples=50
-)
-hypothesis.settings.load_profile("project")
+# Properties run the same examples everywhere, and more of them in the long suites; a failure prints how to repeat it.
+for profile, examples in (("quick", 15), ("long", 60)):
+    hypothesis.settings.register_profile(
+        profile, deadline=None, derandomize=True, print_blob=True, max_examples=examples
+    )
+hypothesis.settings.load_profile("quick")
 
 
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector what was there before the first test: every full round walks over it."""
+    """Spare the garbage collector what was there before the first test, and most full rounds: each walks over all."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(5_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)

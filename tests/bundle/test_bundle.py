@@ -467,6 +467,7 @@ print(size, peak_rss_bytes() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from there")
+@pytest.mark.slow
 def test_loading_needs_the_memory_of_the_model_once(tmp_path: Path) -> None:
     features = {"user": SparseFeature(rows=800_000), "item": SparseFeature(rows=800_000)}
     section = ModelSection(dim=16)

@@ -329,6 +329,7 @@ def test_odd_values_are_counted(desk: Desk) -> None:
     assert "table user: 400 hashed" in out
 
 
+@pytest.mark.slow
 def test_a_million_strings_in_a_thousand_rows(desk: Desk) -> None:
     rows = 1_000_000
     ids = pa.array(np.arange(rows)).cast(pa.string())

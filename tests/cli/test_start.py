@@ -108,6 +108,7 @@ def test_what_needs_no_data_loads_no_pytorch(line: list[str], code: int) -> None
     assert _loaded(line) == ([code], [])
 
 
+@pytest.mark.slow
 def test_a_command_does_load_it() -> None:
     """What is observed above can be seen: it is there once a command runs."""
     codes, heavy = _loaded(["report", "/nothing"])

@@ -89,6 +89,7 @@ def test_it_is_refused_beside_the_real_package(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_it_is_refused_beside_the_real_operators():
     run = python(
         "import torch, torchrec.compat\n"

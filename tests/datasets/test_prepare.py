@@ -191,6 +191,7 @@ def test_movielens_refuses_other_files(tmp_path: Path) -> None:
         prepare_movielens(tmp_path, tmp_path / "movielens.parquet")
 
 
+@pytest.mark.slow
 def test_movielens_row_by_row(tmp_path: Path) -> None:
     raw, split = _real("ml-1m", "raw"), _real("ml-1m", "split")
     prepare_movielens(raw, tmp_path / "movielens.parquet", drop_neutral=True)

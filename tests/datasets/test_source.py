@@ -19,7 +19,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet as pq
 
@@ -656,7 +656,6 @@ def test_parts_of_a_split_by_chance_are_all_rows(numbers: list[Path]) -> None:
     assert some == [x for x in parts["train"] if x < 30_000]
 
 
-@settings(max_examples=20)
 @given(
     names=st.sets(st.text("Az0=.é", max_size=3).map("n{}".format), min_size=2, max_size=4),
     seed=st.integers(0, 2**63 - 1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from torchrec.distributed import layout
@@ -127,7 +127,6 @@ LAYOUTS = {
 }
 
 
-@settings(max_examples=30, deadline=None)
 @given(rows=st.integers(1, 20), columns=st.integers(1, 9), world_size=st.integers(1, 5))
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_every_layout_covers_a_table_once_and_is_read_back(kind, rows, columns, world_size):

@@ -43,7 +43,7 @@ def numbers_of_all(world_size: int) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_numbers_of_ranks_are_those_of_the_formula(world_size: int) -> None:
     first, *others = run(numbers_of_all, world_size, world_size)
     assert not isinstance(first, Exception), first

@@ -147,10 +147,11 @@ def test_predicts_what_the_model_in_memory_does(name: str, tmp_path: Path) -> No
     table = make_table(rows=301, seed=1)
     whole = in_memory(transform, model, table, 1000)
     for batch_size in (1, 7, 64, 300, 1000):
-        expected = in_memory(transform, model, table, batch_size)
-        got = predictor.predict(table, batch_size=batch_size)
+        part = table.slice(0, 9 * batch_size)
+        expected = in_memory(transform, model, part, batch_size)
+        got = predictor.predict(part, batch_size=batch_size)
         assert torch.equal(got, expected)
-        torch.testing.assert_close(got, whole, rtol=0, atol=1e-6)
+        torch.testing.assert_close(got, whole[: len(got)], rtol=0, atol=1e-6)
     assert torch.equal(predictor.predict(table), whole)
     assert len(whole.unique()) > 100
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor
@@ -254,7 +254,6 @@ def test_merged_parts_are_the_whole() -> None:
     weighted=st.sampled_from([(False,), (True,), (False, True)]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
 def test_nothing_is_lost_or_counted_twice(
     sizes: list[int], levels: int, buffer: int, weighted: tuple[bool, ...], seed: int
 ) -> None:

@@ -121,6 +121,7 @@ def test_inference(make, dynamic, compiles) -> None:
         ),
     ],
 )
+@pytest.mark.slow
 def test_training(make, options) -> None:
     eager, other = make(**options), make(**options)
     other.load_state_dict(eager.state_dict())

@@ -157,6 +157,7 @@ def test_training_of_sequences() -> None:
 @pytest.mark.parametrize(
     "options", [{"lazy": False}, {"batch_l2": 3.0}, {"lazy": False, "batch_l2": 3.0}], ids=str
 )
+@pytest.mark.slow
 def test_kinds_of_updates(kind: type[nn.Module], options: dict[str, Any]) -> None:
     train(kind, {"optimizer": "adam", "lr": 0.1, "optimizer_options": options}, "aot_eager")
 
@@ -187,6 +188,7 @@ not_traced = pytest.mark.xfail(strict=True, reason="not traced")
         pytest.param("sparse", True, id="sparse-fullgraph", marks=not_traced),
     ],
 )
+@pytest.mark.slow
 def test_gradients_that_wait(name: str, fullgraph: bool) -> None:
     eager, other = twins(Sequences, **{"optimizer": "adagrad", **WAITING[name]})
     run = torch.compile(other, backend="aot_eager", fullgraph=fullgraph)
@@ -203,6 +205,7 @@ def test_gradients_that_wait(name: str, fullgraph: bool) -> None:
 
 @compiled_updates
 @pytest.mark.parametrize("case", ["two look-ups", "penalty"])
+@pytest.mark.slow
 def test_all_gradients_of_a_pass_are_one_update(case: str) -> None:
     class Tied(Model):
         def forward(self, kjt: KeyedJaggedTensor) -> Tensor:
@@ -221,6 +224,7 @@ def test_all_gradients_of_a_pass_are_one_update(case: str) -> None:
 
 
 @compiled_updates
+@pytest.mark.slow
 def test_freezing_is_seen() -> None:
     eager, other = twins(Sequences, optimizer="sgd", lr=0.1)
     run, _ = compiled(other, "aot_eager")

@@ -1,7 +1,7 @@
 """Malformed tables and look-ups are refused in words, or right: never a crash, never a wrong number.
 
-Run as a script, this file prints what came of every family of cases; the tests run it in a process
-of its own, so that a crash is a failure that names its case.
+Run as a script, this file prints what came of every family of cases: of all by ``1``, of the first tenth by ``10``, of
+one by its family and number. The tests run it in a process of its own: a crash is a failure that names its case.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -350,10 +350,10 @@ FAMILIES: dict[str, Callable[[random.Random], None]] = {
 }  # fmt: skip
 
 
-def run(family: str, only: int | None = None) -> dict[str, Any]:
-    """Run the cases of a family: how many were accepted and refused, and which went wrong."""
+def run(family: str, cases: Iterable[int]) -> dict[str, Any]:
+    """Run cases of a family: how many were accepted and refused, and which went wrong."""
     outcome: dict[str, Any] = {"accepted": 0, "refused": 0, "wrong": []}
-    for case in range(COUNTS[family]) if only is None else [only]:
+    for case in cases:
         torch.manual_seed(case)
         print(f"{family} {case}", file=sys.stderr)
         try:
@@ -373,20 +373,31 @@ def run(family: str, only: int | None = None) -> dict[str, Any]:
     return outcome
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_malformed_is_refused_or_right(family: str) -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+@pytest.mark.parametrize(
+    ("share", "backend"),
+    [
+        pytest.param(10, {}, id="some"),
+        pytest.param(1, {}, id="all", marks=pytest.mark.slow),
+        pytest.param(
+            1, {"ROWWISE_BACKEND": "reference"}, id="all-reference", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_malformed_is_refused_or_right(share: int, backend: dict[str, str]) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | backend
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, family],
+        [sys.executable, "-W", "ignore", __file__, str(share)],
         capture_output=True,
         text=True,
         env=environment,
     )
     last = done.stderr.splitlines()[-1:]
     assert done.returncode == 0, f"{done.returncode} in {last}"
-    outcome = json.loads(done.stdout)
-    assert outcome["wrong"] == []
-    assert min(outcome["accepted"], outcome["refused"]) > COUNTS[family] / 20
+    outcomes = json.loads(done.stdout)
+    assert outcomes.keys() == COUNTS.keys()
+    for family, outcome in outcomes.items():
+        assert outcome["wrong"] == []
+        assert min(outcome["accepted"], outcome["refused"]) > COUNTS[family] / share / 20
 
 
 def test_there_are_enough_cases() -> None:
@@ -395,4 +406,8 @@ def test_there_are_enough_cases() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # cases are tiny: waking threads would cost more than all else
-    print(json.dumps(run(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)))
+    if len(sys.argv) == 3:
+        print(json.dumps(run(sys.argv[1], [int(sys.argv[2])])))
+    else:
+        share = int(sys.argv[1])
+        print(json.dumps({name: run(name, range(COUNTS[name] // share)) for name in FAMILIES}))

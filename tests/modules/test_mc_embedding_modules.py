@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 import torch._dynamo.testing
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from torchrec import (
@@ -573,7 +573,6 @@ ACTIONS = st.one_of(
 
 @pytest.mark.parametrize("residual", [None, 3], ids=["unknown", "residual"])
 @pytest.mark.parametrize("policy", [LFU_EvictionPolicy, LRU_EvictionPolicy, OwnDistanceLFU])
-@settings(max_examples=30)
 @given(
     rows=st.integers(2, 7),
     interval=st.integers(1, 3),

@@ -24,6 +24,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
 def test_the_figure_is_drawn(tmp_path, monkeypatch, capsys):
     out = tmp_path / "figure.svg"
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(out), "--batches", "150"])

@@ -14,7 +14,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
@@ -196,13 +196,11 @@ def by_hand(module, mirror: Mirror, action: str, table: str, i: int) -> None:
 
 
 @pytest.mark.parametrize("policy", [LFU_EvictionPolicy, LRU_EvictionPolicy, OwnDistanceLFU])
-@settings(max_examples=40, deadline=None)
 @given(interval=st.integers(1, 3), actions=st.lists(ACTIONS, max_size=10))
 def test_the_vector_of_an_id_is_the_one_that_it_trained(policy, interval, actions):
     act(partial(make, policy, interval), actions)
 
 
-@settings(max_examples=40, deadline=None)
 @given(actions=st.lists(ACTIONS, max_size=12), seed=st.integers(0, 9))
 def test_it_is_for_maps_by_hashing_too(actions, seed):
     torch.manual_seed(seed)

@@ -309,6 +309,7 @@ def test_a_weight_that_is_refused_stays_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", [EmbeddingBagCollection, EmbeddingCollection])
+@pytest.mark.once
 def test_lookups_of_ever_new_orders_of_keys_are_not_all_kept(kind):
     config = EmbeddingBagConfig if kind is EmbeddingBagCollection else EmbeddingConfig
     module = kind(tables=[config(10, 4, "t", feature_names=["f"], optimizer="sgd", lr=0.5)])

@@ -259,9 +259,7 @@ class AgainstDict(RuleBasedStateMachine):
 
 
 def test_any_sequence_of_calls_does_what_a_dict_does(backend: None) -> None:
-    run_state_machine_as_test(
-        AgainstDict, settings=settings(max_examples=40, stateful_step_count=25)
-    )
+    run_state_machine_as_test(AgainstDict, settings=settings(stateful_step_count=25))
 
 
 def test_hashes_are_one_to_one_and_spread():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from torch import Tensor
 
 from torchrec.ops._library import native as library
@@ -178,7 +178,6 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(probing, batches, rule, draw(st.booleans()))
 
 
-@settings(max_examples=150, deadline=None)
 @given(case=cases())
 def check_against_dicts(case: Case) -> None:
     size = int(case.probing.bounds[-1])

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -137,7 +137,6 @@ def test_sparse_equals_dense_on_the_touched_rows_and_leaves_the_others(cls, opti
 
 
 @every
-@settings(max_examples=15, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 4), max_size=8), min_size=1, max_size=4),
     st.integers(1, 5),

@@ -70,6 +70,7 @@ def test_all_comes_back(tmp_path: Path) -> None:
     assert run.notes == []
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
     """Harmless is what leaves all that is shown as it was, such as a bit of the layout."""
     folder = _write(tmp_path)

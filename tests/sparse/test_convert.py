@@ -496,6 +496,7 @@ def test_pandas_weights():
     assert kjt_parts_from_pandas(ints, weights={"a": "x"}).weights.tolist() == [3.0, 4.0]
 
 
+@pytest.mark.slow
 def test_no_table_library_is_imported_for_lists():
     code = (
         "import sys; from torchrec.sparse.convert import kjt_parts_from_lists as f;"

@@ -93,6 +93,7 @@ def test_what_is_refused(features, keys, error, message):
         maybe_td_to_kjt(features, keys)
 
 
+@pytest.mark.slow
 def test_tensordict_is_not_imported():
     code = "import sys; import torchrec.sparse.tensor_dict; print('tensordict' in sys.modules)"
     result = subprocess.run(

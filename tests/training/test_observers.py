@@ -89,6 +89,7 @@ def test_tensorboard_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Monke
         TensorBoard(tmp_path)
 
 
+@pytest.mark.slow
 def test_tensorboard_is_imported_only_when_asked_for() -> None:
     code = "import sys, torchrec.training.run; print('tensorboard' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

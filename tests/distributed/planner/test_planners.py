@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -472,7 +472,6 @@ def test_digits_of_what_is_planned_for():
     assert len({digits(), *others}) == 5
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_every_plan_covers_its_tables(data):
     shapes = data.draw(

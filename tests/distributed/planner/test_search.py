@@ -123,6 +123,7 @@ def large_problem(tables: int, ranks: int, host: int, seed: int = 0) -> Problem:
     return Problem(tuple(items), tuple(Part(0, 0, needed * 3 // 2 // ranks) for _ in range(ranks)))
 
 
+@pytest.mark.slow
 def test_a_thousand_tables_on_64_ranks():
     problem = large_problem(1000, 64, 8)
     start = time.process_time()  # the clock would count other tests, too
