@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 
 _processes = multiprocessing.get_context("forkserver")
-# What a model on ranks, a checkpoint or a plan imports when it is first asked for, too.
+# What a model on ranks, a checkpoint or a plan imports when it is first asked for, too; and what files of tests import,
+# as a rank imports the one that its function is from.
 _processes.set_forkserver_preload(
     [
         "torch",
@@ -27,6 +28,13 @@ _processes.set_forkserver_preload(
         "torch.distributed.checkpoint.state_dict",
         "torchrec.distributed",
         "torchrec.distributed.planner",
+        "torchrec.inference",
+        "torchrec.metrics.metric_module",
+        "torchrec.modules.mc_modules",
+        "torchrec.training.run",
+        "hypothesis",
+        "networkx",
+        "pytest",
         "tests.distributed.ranks",
     ]
 )
