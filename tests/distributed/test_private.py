@@ -83,6 +83,10 @@ def test_what_keeps_sizes_copies_or_casts():
     assert not any(_private.keeps_sizes(each) for each in (aten.sum.default, aten.clone, None))
 
 
+class OwnDTensor(DTensor):
+    pass
+
+
 def test_parts_of_dtensors_begin_where_they_are_cut():
     dist.init_process_group("fake", rank=2, world_size=3)
     try:
@@ -91,6 +95,10 @@ def test_parts_of_dtensors_begin_where_they_are_cut():
             torch.zeros(1, 2), mesh, [PlacedShard(0)], shape=torch.Size([7, 2]), stride=(2, 1)
         )
         assert _private.offsets_of(made) == (6, 0)  # 3, 3 and 1 rows
+        same = _private.same_dtensor_as(OwnDTensor, made)
+        assert type(same) is OwnDTensor
+        assert (same.shape, same.placements) == (made.shape, made.placements)
+        assert same.to_local().data_ptr() == made.to_local().data_ptr()
     finally:
         dist.destroy_process_group()
 

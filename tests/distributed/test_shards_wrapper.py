@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.tensor import DTensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from tests.distributed.four_tables import PLANS, Model, assert_same, plan_of, sharded, train, wholes
 from tests.distributed.test_state import results
@@ -68,17 +71,76 @@ def shown(plan, folder):
         found.load_state_dict(model.state_dict())
         found = {name: value for name, value in wholes(found).items() if name in weights}
         assert_same(found, weights)
-    with pytest.raises((TypeError, RuntimeError), match="Received"):
-        state["tables.embedding_bags.user.weight"].full_tensor()
-    with pytest.raises(ValueError, match="should have been sharded without `output_dtensor`"):
-        unshard(model)
+    # `model` has been loaded again: it is what it was.
+    for name, value in model.state_dict().items():
+        if not name.startswith("over"):
+            assert_is_whole(value, weights[name])
+    full = get_model_state_dict(model.module, options=StateDictOptions(full_state_dict=True))
+    assert_same(full, weights)
+    plain = unshard(model)
+    assert_same(plain.state_dict(), weights)
     copy.deepcopy(model).state_dict()
 
 
-@pytest.mark.parametrize("plan", ["rows", "many"])
+def assert_is_whole(value, expected):
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    assert torch.equal(value.full_tensor(), expected)
+    copies = value.detach().clone()
+    with torch.no_grad():
+        for part in copies.to_local().local_shards():
+            part.add_(1.0)
+    assert torch.equal(copies.to(torch.float64).full_tensor(), (expected + 1.0).double())
+    assert torch.equal(value.full_tensor(), expected)
+    replicated = value.redistribute(placements=[Replicate()])
+    assert replicated.placements == (Replicate(),)
+    assert torch.equal(replicated.to_local(), expected)
+    assert value.redistribute(placements=value.placements) is value
+    (axis,) = {0, 1} - {value.placements[0].dim}
+    cut = value.redistribute(placements=[Shard(axis)])
+    piece = expected.chunk(world_size, axis)[rank]
+    assert torch.equal(cut.to_local(), piece)
+    assert torch.equal(cut.full_tensor(), expected)
+    half = value.redistribute(placements=[Replicate()], forward_dtype=torch.bfloat16)
+    assert half.to_local().dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="`grad_placements` should be None"):
+        value.full_tensor(grad_placements=[Replicate()])
+
+
+@pytest.mark.parametrize("plan", ["rows", "columns", "many"])
 def test_states_are_dtensors_where_the_environment_asks_for_them(plan):
     with tempfile.TemporaryDirectory() as folder:
         results(shown, 2, plan, folder)
+
+
+def asked_alone():
+    group = dist.new_group(timeout=timedelta(seconds=5))
+    env = ShardingEnv(2, dist.get_rank(), group, output_dtensor=True)
+    model = Model()
+    model = DistributedModelParallel(model, env=env, plan=plan_of(model, PLANS["rows"]))
+    value = model.state_dict()["tables.embedding_bags.user.weight"]
+    dist.barrier()
+    if dist.get_rank() == 0:
+        with pytest.raises(RuntimeError, match=r"should take part in .* within 5 s.*rank 1"):
+            value.full_tensor()
+    dist.barrier()
+    return True
+
+
+@pytest.mark.slow
+def test_a_rank_that_asks_for_a_whole_alone_is_told_so_in_time():
+    assert results(asked_alone, 2) == [True, True]
+
+
+def gathered_by_pytorch():
+    mesh = init_device_mesh("cpu", (2,))
+    local = LocalShardsWrapper([torch.ones(2, 2)], [(2 * dist.get_rank(), 0)])
+    made = DTensor.from_local(local, mesh, [Shard(0)], run_check=False)
+    with pytest.raises(TypeError, match="should be asked of a `DTensor` in the state of a sharded"):
+        made.full_tensor()
+
+
+def test_parts_in_a_dtensor_of_others_are_not_taken_for_pieces():
+    results(gathered_by_pytorch, 2)
 
 
 def wrapper(fill=1.0):

@@ -32,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree
 
 T = TypeVar("T", bound=Tensor)
+D = TypeVar("D", bound=DTensor)
 
 # The argument of `DistributedDataParallel` that says whether buffers are sent in each forward pass; named anew in 2.13.
 SYNC_BUFFERS = (
@@ -67,6 +68,7 @@ __all__ = [
     "offsets_of",
     "parameters_by_name",
     "placement_of",
+    "same_dtensor_as",
     "shell_of",
     "timeout_of",
 ]
@@ -110,6 +112,16 @@ def offsets_of(tensor: DTensor) -> tuple[int, ...]:
         tensor.shape, tensor.device_mesh, tensor.placements
     )
     return tuple(offsets)
+
+
+def same_dtensor_as(cls: type[D], plain: DTensor) -> D:
+    """Return what a `DTensor` is as one of a subclass, with the same local tensor.
+
+    Args:
+        cls: the subclass.
+        plain: what it is.
+    """
+    return cls(plain._local_tensor, plain._spec, requires_grad=plain.requires_grad)
 
 
 def keeps_sizes(function: object) -> bool:

@@ -20,7 +20,8 @@ from torchrec.distributed.lookup import ShardedLookup
 from torchrec.distributed.parts import load_block
 from torchrec.distributed.placement import Block, TablePlacement
 from torchrec.distributed.replicated_update import ReplicatedTables
-from torchrec.distributed.state import as_dtensor, sharded_table, step_elsewhere
+from torchrec.distributed.state import sharded_table, step_elsewhere
+from torchrec.distributed.table_dtensor import as_dtensor
 from torchrec.distributed.types import (
     ParameterSharding,
     ShardingEnv,

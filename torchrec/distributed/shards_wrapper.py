@@ -26,8 +26,7 @@ class LocalShardsWrapper(Tensor):
     PyTorch cuts a dimension into equal pieces, one a rank; a plan may give a rank several parts, of any
     sizes, or none. With this as its local tensor a `DTensor` says where its parts are, and is saved and
     loaded by `torch.distributed.checkpoint`. Nothing is computed with it: that would take the parts for
-    PyTorch's pieces. The whole is what ``full_tensor()`` gives of the state of a model that was sharded
-    without ``output_dtensor``.
+    PyTorch's pieces. In the state of a sharded model, ``full_tensor()`` of the `DTensor` gives the whole.
 
     Args:
         local_shards: the parts, of one type and device.
@@ -138,6 +137,7 @@ class LocalShardsWrapper(Tensor):
             aten.new_empty.default: cls.handle_new_empty,
             TO_COPY: cls.handle_to_copy,
             aten.view.default: cls.handle_view,
+            aten.view_as.default: cls.handle_view_as,
             aten.zeros_like.default: cls.handle_zeros_like,
             ALL_GATHER: cls.handle_all_gather_into_tensor,
             WAIT: cls.handle_wait_tensor,
@@ -213,6 +213,11 @@ class LocalShardsWrapper(Tensor):
         return LocalShardsWrapper._of(args)._map(lambda shard: shard.view(shard.shape))
 
     @staticmethod
+    def handle_view_as(args: tuple[Any, ...], kwargs: dict[str, Any]) -> LocalShardsWrapper:
+        """Return the same parts, of the shape of another tensor: of no other sizes."""
+        return LocalShardsWrapper.handle_view((args[0], args[1].shape), kwargs)
+
+    @staticmethod
     def handle_equal(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Return whether two wrappers have the same parts at the same places."""
         one, other = LocalShardsWrapper._of(args), args[1]
@@ -224,8 +229,8 @@ class LocalShardsWrapper(Tensor):
     def handle_all_gather_into_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Refuse to gather: PyTorch would take the parts for the pieces that it cuts itself."""
         raise TypeError(
-            "`full_tensor()` should be asked of the state of a model sharded without `output_dtensor`: "
-            f"PyTorch would put parts together by ranks, not by offsets. Received parts at {args[0].local_offsets()}."
+            "The whole should be asked of a `DTensor` in the state of a sharded model: of another one, PyTorch would "
+            f"put parts together by ranks, not by offsets. Received parts at {args[0].local_offsets()}."
         )
 
     @staticmethod

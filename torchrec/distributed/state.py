@@ -15,9 +15,6 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor import Shard as Placed
 
 from torchrec.distributed._private import (
     EnumerableShardingSpec,
@@ -34,10 +31,9 @@ from torchrec.distributed.column_states import mean_of_columns, repeated, whole_
 from torchrec.distributed.lost_ranks import lost_ranks_named
 from torchrec.distributed.parts import block_parts, fill_parts, part_at
 from torchrec.distributed.placement import Block, TablePlacement
-from torchrec.distributed.shards_wrapper import LocalShardsWrapper
 from torchrec.distributed.wire import Wire
 
-__all__ = ["ShardedTable", "as_dtensor", "sharded_table", "step_elsewhere"]
+__all__ = ["ShardedTable", "sharded_table", "step_elsewhere"]
 
 
 class ShardedTable(Tensor):
@@ -378,28 +374,6 @@ def sharded_table(
         for part in (() if block is None else block_parts(block, tensor))
     ]
     return ShardedTable(name, mine, _whole(known, shape, tensor), tensor, wire)
-
-
-def as_dtensor(table: ShardedTable, mesh: DeviceMesh) -> DTensor:
-    """Return a whole as a `DTensor`, whose local tensor says which parts are here.
-
-    Args:
-        table: the whole.
-        mesh: the ranks, in one dimension.
-    """
-    shards = table.local_shards()
-    local = LocalShardsWrapper(
-        [shard.tensor for shard in shards], [shard.metadata.shard_offsets for shard in shards]
-    )
-    by_columns = any(known.shard_offsets[1] for known in table.metadata().shards_metadata)
-    return DTensor.from_local(
-        local,
-        mesh,
-        [Placed(int(by_columns))],
-        run_check=False,
-        shape=table.shape,
-        stride=(table.shape[1], 1),
-    )
 
 
 def step_elsewhere(name: str, step: Tensor, wire: Wire | None) -> ShardedTable:

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from torchrec.distributed.batch_norm import revert_sync_batchnorm
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.shard import outermost
 from torchrec.distributed.state import ShardedTable
+from torchrec.distributed.table_dtensor import TableDTensor
 from torchrec.modules.collision.divided_state import padded
 from torchrec.modules.mc_modules import MCHManagedCollisionModule
 from torchrec.optim.fused import FusedOptimizerModule
@@ -53,13 +53,12 @@ def unshard(model: DistributedModelParallel, rank: int | None = None) -> nn.Modu
             f"`rank` should be from 0 to {model.world_size - 1}, or None. Received {rank}."
         )
     _check_states(model)
-    if any(isinstance(value, DTensor) for value in model.state_dict().values()):
-        raise ValueError(
-            "`model` should have been sharded without `output_dtensor`, which has no way to bring parts "
-            "together. Received one that was sharded with it."
-        )
-    weights = {name: _whole(value, rank, model) for name, value in model.state_dict().items()}
-    optimizer, tables = model.fused_optimizer.state_dict(), model.state_dict()
+    tables = {
+        name: value.table if isinstance(value, TableDTensor) else value
+        for name, value in model.state_dict().items()
+    }
+    weights = {name: _whole(value, rank, model) for name, value in tables.items()}
+    optimizer = model.fused_optimizer.state_dict()
     states = {
         name: {
             key: _step(value, tables[name]) if key == "step" else _whole(value, rank, model)
