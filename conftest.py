@@ -11,7 +11,7 @@ import pytest
 import torch
 
 # Properties run the same examples everywhere, and more of them in the long suites; a failure prints how to repeat it.
-for profile, examples in (("quick", 15), ("long", 60)):
+for profile, examples in (("quick", 15), ("long", 100)):
     hypothesis.settings.register_profile(
         profile, deadline=None, derandomize=True, print_blob=True, max_examples=examples
     )

@@ -47,7 +47,8 @@ def open_source(
     told = all(suffixes_of(path)[0] for path in data)
     files = resolve_files(data, "auto" if told else section.format)
     if is_queried(section, files):
-        files = [queried(section, files, cache_folder(run))]
+        features = predictor.experiment.features
+        files = [queried(section, files, cache_folder(run), features=features)]
     if files[0].format == "parquet":
         source = TableSource(files, drop=drop, may_be_empty=not labelled)
     else:

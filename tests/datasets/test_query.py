@@ -148,3 +148,10 @@ def test_a_column_called_row_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"Row": [1, 2]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="should have no column 'row'"):
         result("from data", tmp_path, data=TableSource(tmp_path / "a.parquet"))
+
+
+def test_columns_that_are_one_to_sql_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"user": [1], "shop": [2], "User": [3]}), tmp_path / "a.parquet")
+    message = r"differ by more than capitals\. Received 'user' and 'User' in table 'data'\."
+    with pytest.raises(ValueError, match=message):
+        result("from data", tmp_path, data=TableSource(tmp_path / "a.parquet"))

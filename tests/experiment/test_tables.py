@@ -182,3 +182,39 @@ def test_histories_by_times_that_are_text_are_refused(folder: Path, other: str) 
     data = load_experiment("e.yaml", [f"data.query={query}"]).data
     file = queried(data, resolve_files("log.csv"), folder)
     assert [row["seen"] for row in rows(TableSource([file]))] == [None, [5]]
+
+
+def test_histories_by_numbers_and_by_dates_are_refused(folder: Path) -> None:
+    Path("log.csv").write_text("user,shop,at,click\n1,5,1764500000,1\n")
+    Path("later.csv").write_text("user,shop,at,click\n1,5,2025-12-31,1\n")
+    Path("e.yaml").write_text(HISTORIES)
+    message = (
+        r"`data\.histories\.seen\.time` should be of one kind in all files\. Received 'at' of date32\[day\] in "
+        r"'later\.csv' and of int64 in '.*log\.csv'\."
+    )
+    with pytest.raises(ValueError, match=message):
+        queried(load_experiment("e.yaml").data, resolve_files("later.csv"), folder)
+
+
+def test_a_query_reads_columns_of_text_as_their_features_do(folder: Path) -> None:
+    """Lists of one part look like numbers, and numbers like whole ones."""
+    Path("log.csv").write_text("tags,price,click\n7,7,1\n8,8,0\n")
+    Path("e.yaml").write_text(
+        """
+data: {train: log.csv, label: click, query: select * from data, split: {valid: 0}}
+features:
+  tags: {type: multi_hot, rows: 9, separator: "|"}
+  price: {type: dense}
+"""
+    )
+    train = sources_of(load_experiment("e.yaml")).train
+    types = [str(train.schema.field(name).type) for name in ("tags", "price")]
+    assert types == ["string", "double"]
+    assert rows(train)[0] == {"tags": "7", "price": 7.0, "click": 1}
+
+
+def test_types_of_columns_that_the_text_of_a_query_lacks_are_refused(folder: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"`data.types` should name a column .* 'usr'; did you mean `user`"
+    ):
+        sources_of(load_experiment("e.yaml", ["data.types={usr: string}"]))

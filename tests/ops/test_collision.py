@@ -258,6 +258,7 @@ class AgainstDict(RuleBasedStateMachine):
         assert contents(self.history) == columns
 
 
+@pytest.mark.hypothesis
 def test_any_sequence_of_calls_does_what_a_dict_does(backend: None) -> None:
     run_state_machine_as_test(AgainstDict, settings=settings(stateful_step_count=25))
 

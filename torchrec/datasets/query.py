@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from torchrec.checks import did_you_mean
 from torchrec.datasets.files import DataFile
 from torchrec.datasets.parquet_writer import ParquetWriter
@@ -151,19 +153,36 @@ def _add_table(
         raise ValueError(
             f"Data of a query should have no column '{ROW}': it numbers their rows. Received one."
         )
+    _require_distinct(name, table)
     number = f", row_number() over () - 1 as {ROW}" if name == DATA else ""
     engine.execute(f'create view "{name}" as select *{number} from {read}')
+
+
+def _require_distinct(name: str, table: TableSource | Sequence[DataFile]) -> None:
+    """Refuse columns that are one to SQL: it would give the second another name, and nobody would know."""
+    if not isinstance(table, TableSource):
+        return
+    seen: dict[str, str] = {}
+    for column in table.names:
+        first = seen.setdefault(column.lower(), column)
+        if first != column:
+            raise ValueError(
+                f"Columns of a query should differ by more than capitals. Received '{first}' and '{column}' in "
+                f"table '{name}'."
+            )
 
 
 def _copy_text(source: TableSource, path: Path) -> None:
     """Write rows of text as Parquet, with types that all their values fit."""
     while True:
+        names = source.names  # types may be known of further columns, which these files lack
+        schema = pa.schema([source.schema.field(name) for name in names])
         try:
-            with ParquetWriter(path, source.schema) as file:
-                for table in source.scan():
+            with ParquetWriter(path, schema) as file:
+                for table in source.scan(names):
                     file.write(table)
             return
-        except MisfitError as misfit:  # noqa: PERF203
+        except MisfitError as misfit:
             if not misfit.wider:
                 raise
             source = source.retyped(misfit.wider)

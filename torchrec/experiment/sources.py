@@ -137,7 +137,8 @@ def _files(experiment: Experiment, paths: Sequence[str]) -> list[DataFile]:
 
 def _queried(experiment: Experiment, files: Sequence[DataFile]) -> DataFile:
     """Return the file of what the query makes of some files."""
-    return queried(experiment.data, files, cache_folder(experiment.output))
+    folder = cache_folder(experiment.output)
+    return queried(experiment.data, files, folder, features=experiment.features)
 
 
 def _train_source(experiment: Experiment) -> TableSource:
@@ -145,6 +146,10 @@ def _train_source(experiment: Experiment) -> TableSource:
     data, features = experiment.data, experiment.features or {}
     files = resolve_files(data.train, data.format)
     if is_queried(data, files):  # which says how the text that it reads is written, and typed
+        if data.types and files[0].format in ("csv", "tsv"):
+            names = TableSource(files, dialect=data.dialect).names
+            for column in data.types:
+                check_column("data.types", column, names)
         return TableSource([_queried(experiment, files)], drop=data.drop)
     if files[0].format == "parquet":
         if data.types:

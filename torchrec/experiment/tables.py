@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from torchrec.datasets.features import TextType
+from torchrec.datasets.features import AnyFeature, TextType, number_columns, text_columns
 from torchrec.datasets.files import DataFile, resolve_files
 from torchrec.datasets.histories import EARLIER, History, history_query
 from torchrec.datasets.query import DATA, query_to_parquet
@@ -17,9 +16,6 @@ from torchrec.datasets.text_types import schema_of
 from torchrec.datasets.transform.columns import kind_of, stored
 from torchrec.experiment.rows import TableSection
 from torchrec.experiment.schema import DataSection
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _FOLDER = ".data"
 
@@ -44,6 +40,7 @@ def queried(
     files: Sequence[DataFile],
     folder: str | os.PathLike[str],
     progress: Callable[[str], None] | None = None,
+    features: Mapping[str, AnyFeature] | None = None,
 ) -> DataFile:
     """Return the Parquet file of what the query of an experiment gives for some files, with its histories.
 
@@ -54,22 +51,41 @@ def queried(
         files: the rows of ``data`` in the query.
         folder: where the file is kept.
         progress: is told what is being done. Default: nobody is.
+        features: say what columns of text hold that are theirs, where `data.types` does not. Default: none.
 
     Raises:
         ValueError: files or the query are not as they should be; of a further table, names it.
     """
+    text = _Text(data, features or {})
     if data.query is None and files[0].format != "json":
-        rows = _table(files, data.dialect, data.types)
+        rows = text.table(files)
     else:
-        rows = TableSource([_by_query(data, files, folder, progress)], may_be_empty=True)
+        rows = TableSource(
+            [_by_query(data, text.table(files), folder, progress)], may_be_empty=True
+        )
     if not data.histories:
         assert isinstance(rows, TableSource)
         return rows.files[0]
-    return _with_histories(data, rows, files, folder, progress)
+    return _with_histories(data, text, rows, files, folder, progress)
+
+
+class _Text:
+    """How the rows of an experiment are written where they are text, and what their columns hold."""
+
+    def __init__(self, data: DataSection, features: Mapping[str, AnyFeature]) -> None:
+        self.features = features
+        self._dialect = data.dialect
+        self._types: dict[str, TextType] = dict.fromkeys(text_columns(features), "string")
+        self._types |= data.types
+        self._numbers = number_columns(features)
+
+    def table(self, files: Sequence[DataFile]) -> TableSource | Sequence[DataFile]:
+        return _table(files, self._dialect, self._types, self._numbers)
 
 
 def _with_histories(
     data: DataSection,
+    text: _Text,
     rows: TableSource | Sequence[DataFile],
     files: Sequence[DataFile],
     folder: str | os.PathLike[str],
@@ -99,11 +115,12 @@ def _with_histories(
     if earlier and histories:
         without = data.model_copy(update={"histories": {}})
         if is_queried(without, earlier):
-            earlier = [queried(without, earlier, folder, progress)]
-        before = _table(earlier, data.dialect, data.types)
+            earlier = [queried(without, earlier, folder, progress, text.features)]
+        before = text.table(earlier)
         assert isinstance(before, TableSource)  # JSON has been through a query
         for name, history in histories.items():
             _require_times(name, history.time, before)
+            _require_alike(name, history.time, rows, before)
         tables[EARLIER] = before
     sql = history_query(histories, EARLIER in tables) if histories else f"select * from {DATA}"
     return query_to_parquet(sql, tables, folder, progress=progress)
@@ -122,15 +139,26 @@ def _require_times(name: str, column: str, rows: TableSource) -> None:
         )
 
 
+def _require_alike(name: str, column: str, rows: TableSource, before: TableSource) -> None:
+    """Refuse numbers beside dates: nothing tells which came first."""
+    if column not in before.names:
+        return
+    types = [source.schema.field(column).type for source in (rows, before)]
+    kinds = {kind_of(type) for type in types} - {"nulls"}
+    if "times" in kinds and len(kinds) > 1:
+        raise ValueError(
+            f"`data.histories.{name}.time` should be of one kind in all files. Received '{column}' of "
+            f"{stored(types[0])} in '{rows.files[0].path}' and of {stored(types[1])} in '{before.files[0].path}'."
+        )
+
+
 def _by_query(
     data: DataSection,
-    files: Sequence[DataFile],
+    rows: TableSource | Sequence[DataFile],
     folder: str | os.PathLike[str],
     progress: Callable[[str], None] | None,
 ) -> DataFile:
-    tables: dict[str, TableSource | Sequence[DataFile]] = {
-        DATA: _table(files, data.dialect, data.types)
-    }
+    tables: dict[str, TableSource | Sequence[DataFile]] = {DATA: rows}
     if DATA in data.tables:
         raise ValueError(
             f"`data.tables` should not name a table '{DATA}': the data have that name."
@@ -142,17 +170,23 @@ def _by_query(
 
 
 def _table(
-    files: Sequence[DataFile], dialect: TextDialect, types: Mapping[str, TextType]
+    files: Sequence[DataFile],
+    dialect: TextDialect,
+    types: Mapping[str, TextType],
+    numbers: Mapping[str, TextType],
 ) -> TableSource | Sequence[DataFile]:
     if files[0].format == "json":
         return files
-    schema: pa.Schema | None = schema_of(types) if files[0].format != "parquet" else None
-    return TableSource(files, dialect=dialect, schema=schema, may_be_empty=True)
+    if files[0].format == "parquet":
+        return TableSource(files, may_be_empty=True)
+    return TableSource(
+        files, dialect=dialect, schema=schema_of(types), assumed=numbers, may_be_empty=True
+    )
 
 
 def _side_table(name: str, section: TableSection) -> TableSource | Sequence[DataFile]:
     try:
         dialect = TextDialect(section.columns, section.delimiter, encoding=section.encoding)
-        return _table(resolve_files(section.files, section.format), dialect, {})
+        return _table(resolve_files(section.files, section.format), dialect, {}, {})
     except ValueError as error:
         raise ValueError(f"`data.tables.{name}`: {error}") from error
