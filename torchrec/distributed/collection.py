@@ -15,8 +15,10 @@ from torchrec.distributed.sharded_tables import ShardedTables
 from torchrec.distributed.table_store import ShardedTableStore
 from torchrec.distributed.types import (
     Awaitable,
+    EmbeddingModuleShardingPlan,
     NoWait,
     ShardedModule,
+    ShardingEnv,
 )
 from torchrec.modules.collection import TableStore
 from torchrec.modules.stray_ids import add_counts
@@ -86,6 +88,30 @@ class ShardedTableCollection(nn.Module):
         self.register_state_dict_post_hook(_show_wholes)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_take_parts)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_weights_loaded)  # type: ignore[no-untyped-call]
+
+    def update_shards(
+        self,
+        changed_sharding_params: EmbeddingModuleShardingPlan,
+        env: ShardingEnv,
+        device: torch.device | None,
+    ) -> None:
+        """Bring tables to other ranks, with their states; all ranks call this, between steps.
+
+        The collection stays what it is. Parameters and optimizers are new ones: `fused_optimizer` is to be asked for
+        anew.
+
+        Args:
+            changed_sharding_params: where tables go; others stay where they are.
+            env: the ranks, the same ones.
+            device: of the parts. None: where they are.
+
+        Raises:
+            ValueError: for a table that there is not, for one that an optimizer around the model trains, or if
+                gradients wait within ``accumulate()``.
+        """
+        sharding = {**self._tables.sharding, **changed_sharding_params}
+        self._tables = self._tables.resharded(sharding, env, device)
+        self.add_module(self._tables.prefix, self._tables.parts)
 
     @property
     def tables(self) -> ShardedTables:

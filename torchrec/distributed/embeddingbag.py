@@ -118,6 +118,16 @@ class ShardedEmbeddingBagCollection(
         """Return the tables."""
         return self._configs
 
+    def update_shards(
+        self,
+        changed_sharding_params: EmbeddingModuleShardingPlan,
+        env: ShardingEnv,
+        device: torch.device | None,
+    ) -> None:
+        """Bring tables to other ranks: see `ShardedTableCollection.update_shards`."""
+        super().update_shards(changed_sharding_params, env, device)
+        self._pieces = _pieces(self._tables)
+
     @staticmethod
     def extend_shard_name(shard_name: str) -> str:
         """Return the name that the weight of a table has in the collection.
@@ -212,6 +222,27 @@ class EmbeddingBagCollectionSharder(BaseEmbeddingSharder[EmbeddingBagCollection]
             module_fqn,
             exact=self._exact,
         )
+
+    def reshard(
+        self,
+        sharded_module: ShardedEmbeddingBagCollection,
+        changed_shard_to_params: EmbeddingModuleShardingPlan,
+        env: ShardingEnv,
+        device: torch.device | None = None,
+    ) -> ShardedEmbeddingBagCollection:
+        """Bring tables of a sharded collection to other ranks, with their states; all ranks call this.
+
+        Args:
+            sharded_module: the collection, changed.
+            changed_shard_to_params: where tables go; others stay where they are.
+            env: the ranks, the same ones.
+            device: of the parts. Default: where they are.
+
+        Returns:
+            the same collection.
+        """
+        sharded_module.update_shards(changed_shard_to_params, env, device)
+        return sharded_module
 
     @property
     def module_type(self) -> type[EmbeddingBagCollection]:

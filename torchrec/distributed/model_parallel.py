@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
+from torchrec.distributed.agreement import check_alike
 from torchrec.distributed.batch_norm import warn_of_share_statistics
 from torchrec.distributed.collection import tables_in
 from torchrec.distributed.data_parallel import (
@@ -21,6 +22,7 @@ from torchrec.distributed.data_parallel import (
 )
 from torchrec.distributed.forward_passes import ForwardPasses
 from torchrec.distributed.replicas import Replicas, new_environment, plans_by_group, refuse_maps
+from torchrec.distributed.resharding import described_changes, resharded_modules
 from torchrec.distributed.shard import (
     check_model,
     default_env,
@@ -344,19 +346,40 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
         changed_shard_to_params: dict[str, tuple[float, EmbeddingModuleShardingPlan]],
         sharded_module_fqn: str | None = None,
     ) -> float:
-        """Refuse to move tables while a model is trained: a checkpoint loads under any other plan.
+        """Bring tables to other ranks between two steps, with their states; all ranks call this.
+
+        The model trains on as it would have, under the new plan. Parameters and optimizers of tables in these modules
+        are new ones: `fused_optimizer` is to be asked for anew, and schedulers of its rates are to be made anew.
 
         Args:
-            changed_shard_to_params: where tables would go.
-            sharded_module_fqn: path of their module.
+            changed_shard_to_params: of each module by its path, how much is said to move, and where its tables go;
+                those that are left out stay where they are.
+            sharded_module_fqn: the only one of these modules to change. Default: all of them.
+
+        Returns:
+            how much is said to move, all of them together.
 
         Raises:
-            NotImplementedError: always.
+            ValueError: on all ranks: if they are given different plans, for a module or table that there is not, for a
+                table that is copied to all ranks, or is to be, and for tables that the backward pass does not update.
+            NotImplementedError: of groups of ranks that each have all tables.
         """
-        raise NotImplementedError(
-            "The plan of a sharded model should stay as it is: save a checkpoint, and load it into a model that is "
-            f"sharded under another plan. Received changes of {sorted(changed_shard_to_params)}."
-        )
+        if isinstance(self._env, ShardingEnv2D):
+            raise NotImplementedError(
+                "Tables should stay where they are in groups of ranks that each have all of them. "
+                f"Received changes of {sorted(changed_shard_to_params)}."
+            )
+        chosen = dict(changed_shard_to_params)
+        if sharded_module_fqn is not None:
+            chosen = {path: each for path, each in chosen.items() if path == sharded_module_fqn}
+        plans = {path: plan for path, (_, plan) in chosen.items()}
+        check_alike(self._env, lambda: described_changes(self.module, plans))
+        for path, module in resharded_modules(self.module, plans).items():
+            module.update_shards(plans[path], self._env, self.device)
+            merged = EmbeddingModuleShardingPlan(module.tables.sharding)
+            self._plan = ShardingPlan({**self._plan.plan, path: merged})
+        self._passes = None  # it knows the former tables
+        return sum(volume for volume, _ in chosen.values())
 
     def get_delta_tracker(self) -> None:
         """Return None: there is no tracker of which rows change."""

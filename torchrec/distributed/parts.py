@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torchrec.distributed._private import offsets_of
 from torchrec.distributed.placement import Block
 
-__all__ = ["Part", "block_parts", "fill_parts", "load_block", "part_at"]
+__all__ = ["Part", "block_parts", "common", "cut", "fill_parts", "load_block", "part_at"]
 
 
 class Part(NamedTuple):
@@ -87,11 +87,11 @@ def fill_parts(name: str, targets: Sequence[Part], value: object, whole: tuple[i
     for target in targets:
         for source in sources:
             rows, columns = (
-                _common(target.rows, source.rows),
-                _common(target.columns, source.columns),
+                common(target.rows, source.rows),
+                common(target.columns, source.columns),
             )
             if rows and columns:
-                copies.append((_cut(target, rows, columns), _cut(source, rows, columns)))
+                copies.append((cut(target, rows, columns), cut(source, rows, columns)))
                 missing -= len(rows) * len(columns)
     if missing:
         raise ValueError(
@@ -124,10 +124,12 @@ def load_block(
         fill_parts(f"Table '{name}'", list(block_parts(block, tensor)), value, whole)
 
 
-def _cut(part: Part, rows: range, columns: range) -> Tensor:
+def cut(part: Part, rows: range, columns: range) -> Tensor:
+    """Return some rows and columns of a part, which it has, as a view of it."""
     row, column = rows.start - part.rows.start, columns.start - part.columns.start
     return part.tensor[row : row + len(rows), column : column + len(columns)]
 
 
-def _common(one: range, other: range) -> range:
+def common(one: range, other: range) -> range:
+    """Return what two ranges have in common."""
     return range(max(one.start, other.start), min(one.stop, other.stop))

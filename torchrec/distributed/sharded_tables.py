@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,11 @@ from torchrec.distributed.fused_params import optimizer_of
 from torchrec.distributed.initial import fill_block, reset_values
 from torchrec.distributed.layout import Shard, checked_sharding, shards_of
 from torchrec.distributed.lookup import ShardedLookup
+from torchrec.distributed.moves import move_parts
 from torchrec.distributed.parts import load_block
 from torchrec.distributed.placement import Block, TablePlacement
 from torchrec.distributed.replicated_update import ReplicatedTables
-from torchrec.distributed.state import sharded_table, step_elsewhere
+from torchrec.distributed.state import ShardedTable, sharded_table, step_elsewhere
 from torchrec.distributed.table_dtensor import as_dtensor
 from torchrec.distributed.types import (
     ParameterSharding,
@@ -28,9 +30,9 @@ from torchrec.distributed.types import (
     ShardingEnv2D,
 )
 from torchrec.distributed.wire import Wire
+from torchrec.modules.collection import TableShard
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, ShardingType
-from torchrec.modules.table_collection import TableCollection
-from torchrec.modules.tables import Tables
+from torchrec.modules.tables import OutputType, Tables
 from torchrec.ops.embedding import new_table
 from torchrec.ops.embedding.updates import RULES
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
@@ -45,6 +47,40 @@ from torchrec.optim.wholes import set_whole
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 __all__ = ["ShardedTables"]
+
+
+class _TableSource(Protocol):
+    """What tables are made of: a collection, or tables that are sharded already."""
+
+    @property
+    def output_type(self) -> OutputType: ...
+
+    @property
+    def output_dtype(self) -> torch.dtype: ...
+
+    def table_configs(self) -> Sequence[BaseEmbeddingConfig]: ...
+
+    def table_shards(self, table: str) -> list[TableShard]: ...
+
+
+@dataclass(frozen=True)
+class _Former:
+    """Sharded tables as others are made of them: of the same kinds, with none of the weights."""
+
+    configs: Sequence[BaseEmbeddingConfig]
+    dtypes: Mapping[str, torch.dtype]
+    output_type: OutputType
+    output_dtype: torch.dtype
+
+    def table_configs(self) -> Sequence[BaseEmbeddingConfig]:
+        return self.configs
+
+    def table_shards(self, table: str) -> list[TableShard]:
+        (config,) = (each for each in self.configs if each.name == table)
+        rows, columns = range(config.num_rows), range(config.embedding_dim)
+        shape = len(rows), len(columns)
+        weight = torch.empty(shape, dtype=self.dtypes[table], device="meta")
+        return [TableShard(rows, columns, weight)]
 
 
 class ShardedTables:
@@ -66,7 +102,7 @@ class ShardedTables:
 
     def __init__(
         self,
-        module: TableCollection,
+        module: _TableSource,
         sharding: Mapping[str, ParameterSharding],
         env: ShardingEnv,
         device: torch.device | None,
@@ -76,7 +112,7 @@ class ShardedTables:
         path: str,
     ) -> None:
         check_codecs(options.codecs, options.exact)
-        self.prefix = prefix
+        self.prefix, self._options, self._path = prefix, options, path
         self.configs = list(module.table_configs())
         self.named = named_collection(path, [config.name for config in self.configs])
         self._output_type, self.dtype = module.output_type, module.output_dtype
@@ -210,13 +246,27 @@ class ShardedTables:
 
     def _take_over(self, config: BaseEmbeddingConfig, source: Tensor) -> None:
         """Train a part as the table was trained: by the same rule, with its part of the state."""
+        former, owner = owner_of(source), self._train_as(config, source)
+        block = self.block(config)
+        if owner is None or not isinstance(former, TableUpdate):
+            return
+        owner.step.copy_(former.step)
+        for name, state in owner.states.items():
+            kept = former.states.get(name)
+            if block is not None and kept is not None and not kept.is_meta:
+                columns = block.columns if kept.shape[1] > 1 else (range(1),)
+                shape = config.num_rows, kept.shape[1]
+                load_block(config.name, Block(block.rows, columns), state, kept, shape)
+
+    def _train_as(self, config: BaseEmbeddingConfig, source: Tensor) -> TableUpdate | None:
+        """Train a part by the rule of a weight; return what does, if the backward pass updates it."""
         former, weight = owner_of(source), self._parts[config.name].weight
         block = self.block(config)
         if self.is_replicated(config.name) and config.optimizer is None:
-            return  # whatever else was asked for gives way to the optimizer around the model
+            return None  # whatever else was asked for gives way to the optimizer around the model
         pass_on_torchs_optimizer_in_backward(source, weight)
         if not isinstance(former, TableUpdate):
-            return
+            return None
         if block is None:
             # No optimizer should take the part that is not here, and all ranks know its rule.
             self._elsewhere[config.name] = TableUpdate(config.name, former.rule)
@@ -225,16 +275,87 @@ class ShardedTables:
             apply_optimizer_in_backward(former.applied[0], [weight], former.applied[1])
         owner = owner_of(weight)
         if not isinstance(owner, TableUpdate) or owner.group is None or former.group is None:
-            return
+            return None
         owner.group.update({name: v for name, v in former.group.items() if name != "params"})
         owner.place()
-        owner.step.copy_(former.step)
-        for name, state in owner.states.items():
-            kept = former.states.get(name)
-            if block is not None and kept is not None and not kept.is_meta:
-                columns = block.columns if kept.shape[1] > 1 else (range(1),)
-                shape = config.num_rows, kept.shape[1]
-                load_block(config.name, Block(block.rows, columns), state, kept, shape)
+        return owner
+
+    def check_movable(self) -> None:
+        """Refuse tables that cannot be brought to other ranks while a model is trained.
+
+        Raises:
+            ValueError: for one that an optimizer around the model trains, or that has gradients that wait.
+        """
+        updates = {update.table: update for update in self.updates().values()}
+        for config in self.configs:
+            update = updates.get(config.name)
+            if update is None and self._parts[config.name].weight.requires_grad:
+                raise ValueError(
+                    f"Table '{config.name}' should be updated in the backward pass, to be brought to other ranks: an "
+                    "optimizer around the model has its former part. Received one without such an optimizer."
+                )
+            if update is not None and update.waiting:
+                raise ValueError(
+                    f"Table '{config.name}' should have no gradients that wait, to be brought to other ranks. "
+                    "Received some, of a backward pass within `accumulate()`."
+                )
+
+    def resharded(
+        self,
+        sharding: Mapping[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+    ) -> ShardedTables:
+        """Return tables with the same weights and states that lie elsewhere; all ranks call this.
+
+        Args:
+            sharding: of each table, by name.
+            env: the ranks, the same ones.
+            device: of the parts. Default: as these have.
+
+        Raises:
+            ValueError: as `check_movable` does, and as for other plans that do not fit.
+        """
+        self.check_movable()
+        dtypes = {name: part.weight.dtype for name, part in self._parts.items()}
+        former = _Former(self.configs, dtypes, self._output_type, self.dtype)
+        device = self.device if device is None else device
+        made = ShardedTables(
+            former, sharding, env, device, None, self.prefix, self._options, self._path
+        )
+        for config in self.configs:
+            old, new = self._parts[config.name].weight, made._parts[config.name].weight
+            made._train_as(config, old)
+            new.requires_grad_(old.requires_grad)
+            made._bring(config, self.whole(config), made.whole(config), False)
+        mine, others = made.updates(), self.updates()
+        for name, update in mine.items():
+            (config,) = (each for each in self.configs if each.name == update.table)
+            is_per_row = RULES[update.rule.optimizer].state if update.rule is not None else {}
+            new_states = made._whole_state(update)
+            for state, value in self._whole_state(others[name]).items():
+                if state != "step":
+                    made._bring(config, value, new_states[state], is_per_row.get(state, False))
+                    continue
+                whole, step = self.whole(config), others[name].step
+                update.step.copy_(
+                    whole.shared_number(step) if isinstance(whole, ShardedTable) else step
+                )
+        made._name_wholes()
+        return made
+
+    def _bring(
+        self, config: BaseEmbeddingConfig, source: Tensor, target: Tensor, is_per_row: bool
+    ) -> None:
+        """Write a table, or a state, that lies elsewhere into the parts that these ranks have of it."""
+        if not isinstance(source, ShardedTable) or not isinstance(target, ShardedTable):
+            with torch.no_grad():
+                target.copy_(source)
+            return
+        blocks = [self.placements[config.name].block(rank) for rank in range(self.world_size)]
+        if is_per_row:
+            blocks = [b if b is None else Block(b.rows, (range(1),)) for b in blocks]
+        move_parts(source, target, blocks, self.wire)
 
     def _make_alike(self, table: str) -> None:
         """Give all copies of a table that the backward pass updates what the first rank has."""
@@ -361,10 +482,19 @@ class ShardedTables:
         """Return what ``state_dict()`` shows of a table: the weight, or the whole that it is a part of."""
         if not self._shows_parts or self.is_replicated(config.name):
             return weight
+        table = self._sharded(config, weight)
+        return table if self._mesh is None else as_dtensor(table, self._mesh)
+
+    def whole(self, config: BaseEmbeddingConfig) -> Tensor:
+        """Return a table of which this rank has some parts, in their memory, or the copy that it has."""
+        weight = self._parts[config.name].weight.detach()
+        is_part = self._shows_parts and not self.is_replicated(config.name)
+        return self._sharded(config, weight) if is_part else weight
+
+    def _sharded(self, config: BaseEmbeddingConfig, weight: Tensor) -> ShardedTable:
         shape, placement = (config.num_rows, config.embedding_dim), self.placements[config.name]
         name = f"Table '{config.name}'"
-        table = sharded_table(name, weight, shape, placement, self.rank, self.wire)
-        return table if self._mesh is None else as_dtensor(table, self._mesh)
+        return sharded_table(name, weight, shape, placement, self.rank, self.wire)
 
     def load(self, config: BaseEmbeddingConfig, value: object) -> Tensor:
         """Load this rank's part of a table that was saved, and return it."""
@@ -379,5 +509,5 @@ def _named(path: str) -> str:
     return f"Module '{path}'" if path else "The collection"
 
 
-def _sources(module: TableCollection) -> dict[str, Any]:
+def _sources(module: _TableSource) -> dict[str, Any]:
     return {config.name: module.table_shards(config.name) for config in module.table_configs()}

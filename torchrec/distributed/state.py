@@ -100,7 +100,7 @@ class ShardedTable(Tensor):
         return self
 
     @property
-    def _named(self) -> str:
+    def named(self) -> str:
         """What it is called within a sentence."""
         return self._name[:1].lower() + self._name[1:]
 
@@ -123,7 +123,7 @@ class ShardedTable(Tensor):
             if out is not None:
                 out.copy_(self)
             return
-        self._wire.begin(f"`gather()` of {self._named}").numbers()
+        self._wire.begin(f"`gather()` of {self.named}").numbers()
         with lost_ranks_named(self._wire.group) as group:
             for known in self._shards_with_memory():
                 there = placement_of(known)[0]
@@ -146,7 +146,7 @@ class ShardedTable(Tensor):
             there, part = placement_of(known)[0], whole.new_empty(known.shard_sizes)
             if self._wire.rank == there:
                 part = self._tensor_at(known).contiguous()
-            self._wire.broadcast(part, there, f"`full_tensor()` of {self._named}")
+            self._wire.broadcast(part, there, f"`full_tensor()` of {self.named}")
             _region(whole, known).copy_(part)
         return whole
 
@@ -201,7 +201,7 @@ class ShardedTable(Tensor):
         number = torch.zeros((), dtype=value.dtype)
         if self._wire.rank == holder:
             number.copy_(value)
-        return self._wire.broadcast(number, holder, f"a number of {self._named}")
+        return self._wire.broadcast(number, holder, f"a number of {self.named}")
 
     def _shards_with_memory(self) -> list[ShardMetadata]:
         """Return the parts that there are; a plan for more ranks than rows has empty ones, which nobody has."""

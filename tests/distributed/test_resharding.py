@@ -1,0 +1,147 @@
+"""Tables that go to other ranks while a model is trained: it trains on as under the plan that it had."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.distributed.four_tables import (
+    PLANS,
+    Model,
+    assert_same,
+    plan_of,
+    sharded,
+    steps_of,
+    train,
+    wholes,
+)
+from tests.distributed.test_state import results
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.types import EmbeddingModuleShardingPlan
+
+pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
+
+
+def changes_to(plan):
+    """The tables that another plan has elsewhere."""
+    return {"tables": (1.5, plan_of(Model(), PLANS[plan]).plan["tables"])}
+
+
+def trained_on(model, *steps):
+    train(model, *steps)
+    return wholes(model)
+
+
+def moved(before, after):
+    model, same = sharded(before), sharded(before)
+    for each in (model, same):
+        train(each, 0, 1)
+        for group in each.fused_optimizer.param_groups:
+            group["lr"] *= 0.5
+    expected, collection = wholes(model), model.module.tables
+    assert model.reshard(changes_to(after)) == 1.5
+    assert model.module.tables is collection
+    assert_same(wholes(model), expected)
+    assert steps_of(model).keys() == steps_of(sharded(after)).keys()
+    assert set(steps_of(model).values()) <= {2.0}
+    fresh = sharded(after)
+    assert model.plan == fresh.plan
+    shards = [
+        [
+            (name, shard.metadata.shard_offsets, shard.metadata.shard_sizes)
+            for name, value in each.state_dict().items()
+            if hasattr(value, "local_shards")
+            for shard in value.local_shards()
+        ]
+        for each in (model, fresh)
+    ]
+    assert shards[0] == shards[1]
+    rates = [[group["lr"] for group in each.fused_optimizer.param_groups] for each in (model, same)]
+    assert rates[0] == rates[1]
+    # As a model that was under the new plan all along, from the same weights and states.
+    fresh.load_state_dict(model.state_dict())
+    fresh.fused_optimizer.load_state_dict(model.fused_optimizer.state_dict())
+    assert_same(trained_on(model, 2, 3), trained_on(fresh, 2, 3))
+    # And, but for sums in another order, as one under the former plan.
+    for name, value in trained_on(same, 2, 3).items():
+        torch.testing.assert_close(wholes(model)[name], value, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ranks"),
+    [("rows", "columns", 2), ("columns", "tables", 2)],
+)
+def test_tables_go_elsewhere_with_their_states(before, after, ranks):
+    results(moved, ranks, before, after)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "after", "ranks"),
+    [
+        ("tables", "rows", 2),
+        ("rows", "many", 4),  # not 3: sums of layers are of another order there
+        ("many", "rows", 4),
+        ("grid", "columns", 4),
+        ("columns", "grid", 4),
+        ("alone", "tables", 2),
+        ("rows", "columns", 1),
+    ],
+)
+def test_tables_go_elsewhere_from_any_plan_to_any(before, after, ranks):
+    before, after = (name if ranks > 1 else "alone" for name in (before, after))
+    results(moved, ranks, before, after)
+
+
+def there_and_back():
+    model, same = sharded("rows"), sharded("rows")
+    only = {"user": changes_to("tables")["tables"][1]["user"]}
+    back = {"user": changes_to("rows")["tables"][1]["user"]}
+    for each in (model, same):
+        train(each, 0)
+    for plan in (only, back):
+        changes = {"tables": (0.0, EmbeddingModuleShardingPlan(plan)), "other": (7.0, None)}
+        assert model.reshard(changes, "tables") == 0.0
+    assert model.plan == same.plan
+    assert_same(trained_on(model, 1), trained_on(same, 1))
+
+
+def refused():
+    model, rank = sharded("rows"), dist.get_rank()
+    expected = wholes(model)
+    columns = changes_to("columns")["tables"][1]
+
+    def reshard(changes, path="tables"):
+        return model.reshard({path: (0.0, EmbeddingModuleShardingPlan(changes))})
+
+    with pytest.raises(ValueError, match=r"alike\. Received"):
+        reshard(columns if rank else {"item": columns["item"]})
+    with pytest.raises(ValueError, match="Received 'over', where there is a Linear"):
+        reshard(columns, "over")
+    with pytest.raises(ValueError, match="Received 'nowhere', where there is nothing"):
+        reshard(columns, "nowhere")
+    with pytest.raises(ValueError, match="Received 'who', which it does not have"):
+        reshard({"who": columns["user"]})
+    copies = changes_to("copies")["tables"][1]
+    with pytest.raises(ValueError, match="Received a change from row_wise to data_parallel"):
+        reshard({"user": copies["user"]})
+    with model.fused_optimizer.accumulate():
+        train(model, 0)
+    with pytest.raises(ValueError, match="Received some, of a backward pass within"):
+        reshard(columns)
+    model.zero_grad()
+    other = Model(user=None)
+    other = DistributedModelParallel(other, plan=plan_of(other, PLANS["rows"]))
+    with pytest.raises(ValueError, match="'user' should be updated in the backward pass"):
+        other.reshard({"tables": (0.0, columns)})
+    assert model.plan == sharded("rows").plan
+    assert_same(
+        {n: v for n, v in wholes(model).items() if "tables" in n and "/" not in n},
+        {n: v for n, v in expected.items() if "tables" in n and "/" not in n},
+    )
+
+
+@pytest.mark.parametrize("function", [there_and_back, refused])
+def test_what_is_asked_is_what_moves(function):
+    results(function, 2)
