@@ -25,10 +25,6 @@ pytestmark = pytest.mark.once
 # Modules of the API that are not there yet. A test holds that this is so: the list can only shrink.
 NOT_BUILT: frozenset[str] = frozenset(
     [
-        "torchrec.distributed.model_tracker",
-        "torchrec.distributed.model_tracker.delta_store",
-        "torchrec.distributed.model_tracker.model_delta_tracker",
-        "torchrec.distributed.model_tracker.types",
         "torchrec.distributed.quant_embedding",
         "torchrec.distributed.quant_embeddingbag",
         "torchrec.distributed.quant_state",
@@ -48,7 +44,9 @@ _NO_STORE = "is of tables in a key-value store, which there are none of"
 _WRAPPER = (
     "is the work of the data-parallel wrapper around the model, which sees all copies at once"
 )
-_ANEW = "is done by bringing a model back (`unshard`) and sharding it anew"
+_OBSERVED = (
+    "is done by collections, which tell the tracker the rows that they look up (`observe_lookups`)"
+)
 DIFFERENCES: dict[str, dict[str, str]] = {
     "torchrec.distributed.embedding": {
         "ShardedEmbeddingCollection.create_embedding_sharding is missing": _ONE_EXCHANGE,
@@ -62,16 +60,14 @@ DIFFERENCES: dict[str, dict[str, str]] = {
             "ShardedEmbeddingModule.register_post_lookup_tracker_fn is missing",
             "ShardedEmbeddingModule.register_post_odist_tracker_fn is missing",
         ],
-        "is for trackers of changes, which there are none of",
+        _OBSERVED,
     ),
     "torchrec.distributed.embeddingbag": {
-        "EmbeddingBagCollectionSharder.reshard is missing": _ANEW,
         "ShardedEmbeddingBag.create_embedding_bag_sharding is missing": _ONE_EXCHANGE,
         "ShardedEmbeddingBagCollection.create_embedding_bag_sharding is missing": _ONE_EXCHANGE,
         "ShardedEmbeddingBagCollection.create_grouped_sharding_infos is missing": _ONE_EXCHANGE,
         "ShardedEmbeddingBagCollection.create_rocksdb_hard_link_snapshot is missing": _NO_STORE,
         "ShardedEmbeddingBagCollection.init_data_parallel is missing": _WRAPPER,
-        "ShardedEmbeddingBagCollection.update_shards is missing": _ANEW,
         "VariableBatchEmbeddingBagCollectionAwaitable is missing": _ONE_EXCHANGE,
     },
     "torchrec.distributed.fp_embeddingbag": {
@@ -79,6 +75,18 @@ DIFFERENCES: dict[str, dict[str, str]] = {
             "the weights of processors are dense parameters: the data-parallel wrapper keeps them alike"
         ),
     },
+    "torchrec.distributed.model_tracker.model_delta_tracker": dict.fromkeys(
+        [
+            "ModelDeltaTracker.record_lookup is missing",
+            "ModelDeltaTrackerTrec.get_latest is missing",
+            "ModelDeltaTrackerTrec.record_embeddings is missing",
+            "ModelDeltaTrackerTrec.record_ids is missing",
+            "ModelDeltaTrackerTrec.record_lookup is missing",
+            "ModelDeltaTrackerTrec.record_momentum is missing",
+            "ModelDeltaTrackerTrec.record_rowwise_optim_state is missing",
+        ],
+        _OBSERVED,
+    ),
     "torchrec.distributed.types": {
         "ModuleSharder.shard is no classmethod": "it is one by mistake: sharders are objects with options",
     },

@@ -403,8 +403,6 @@ def test_what_programs_read_of_a_sharded_model():
 def test_what_a_sharded_model_does_not_do_is_refused():
     model = DistributedModelParallel(Model())
     assert model.get_delta_tracker() is None
-    with pytest.raises(NotImplementedError, match=r"there is no tracker\. Received 'rows'"):
-        model.init_torchrec_delta_tracker("rows")
     with pytest.raises(TypeError, match=r"should have a method `write`\. Received a Model"):
         model.write(1)
 

@@ -79,6 +79,7 @@ class ShardedTableCollection(nn.Module):
 
     _tables: ShardedTables
     _out_of_range: Tensor
+    _observer: Callable[[str, Tensor], None] | None = None
 
     def _set_tables(self, tables: ShardedTables) -> None:
         self._tables = tables
@@ -88,6 +89,24 @@ class ShardedTableCollection(nn.Module):
         self.register_state_dict_post_hook(_show_wholes)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_take_parts)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_weights_loaded)  # type: ignore[no-untyped-call]
+
+    def observe_lookups(self, observer: Callable[[str, Tensor], None] | None) -> None:
+        """Have somebody be told which rows of this rank are looked up from now on, instead of who was told before.
+
+        Args:
+            observer: is given, in each look-up, the name of a table and rows of the whole table, int64 ``(N,)``. None:
+                nobody is told.
+        """
+        self._observer = observer
+
+    def _tell_observer(self, lookup: StepContext) -> None:
+        if self._observer is None:
+            return
+        for table, rows in self._tables.rows_here(lookup.features):
+            self._observer(table, rows)
+        if self._tables.away is not None and lookup.step is not None:
+            for table, rows in self._tables.away.rows_asked(lookup.step):
+                self._observer(table, rows)
 
     def update_shards(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -416,6 +416,13 @@ class ShardedLookup:
         tensors, spec, groups = self.tables.lookup_of([lanes[i].name for i in chosen])
         ids = Ids(values, starts, counts, sum(asked.batches))
         return lookup_sequences(tensors, spec, ids, self.dtype, groups)[0]
+
+    def rows_asked(self, step: Step) -> Iterator[tuple[str, Tensor]]:
+        """Yield the rows of tables that all ranks have asked of this one: of the whole table, int64 ``(N,)``."""
+        for i, lane in enumerate(self.exchange.my_lanes):
+            rows = torch.cat([part[i] for part in step.asked.parts]).long()
+            first = lane.band.rows.start - lane.band.base
+            yield self.configs[self.route.slots[lane.slot].table].name, rows + first
 
     def compute(self, step: Step) -> list[Tensor]:
         """Look up what all ranks have asked of this one: pooled bags, then rows, a lane each."""

@@ -21,6 +21,12 @@ from torchrec.distributed.data_parallel import (
     sharded_names,
 )
 from torchrec.distributed.forward_passes import ForwardPasses
+from torchrec.distributed.model_tracker import (
+    DeltaTrackerConfig,
+    ModelDeltaTracker,
+    ModelDeltaTrackerTrec,
+    ModelTrackerConfigs,
+)
 from torchrec.distributed.replicas import Replicas, new_environment, plans_by_group, refuse_maps
 from torchrec.distributed.resharding import described_changes, resharded_modules
 from torchrec.distributed.shard import (
@@ -90,7 +96,8 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
         init_data_parallel: wrap the parameters that are not sharded now; else `init_data_parallel` does.
         init_parameters: give what is on ``meta`` memory and initial values.
         data_parallel_wrapper: how these are kept alike. Default: `DefaultDataParallelWrapper`.
-        model_tracker_configs: not supported; must be None.
+        model_tracker_configs: what is tracked from the start; see `init_torchrec_delta_tracker` for rows. Default:
+            nothing.
 
     Raises:
         ValueError: for a plan that does not fit the model or the ranks, naming module, table and rank; on all
@@ -116,14 +123,9 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
         init_data_parallel: bool = True,
         init_parameters: bool = True,
         data_parallel_wrapper: DataParallelWrapper | None = None,
-        model_tracker_configs: object | None = None,
+        model_tracker_configs: ModelTrackerConfigs | None = None,
     ) -> None:
         super().__init__()
-        if model_tracker_configs is not None:
-            raise ValueError(
-                "`model_tracker_configs` should be None: there is no tracker. "
-                f"Received {model_tracker_configs!r}."
-            )
         self._env = default_env() if env is None else env
         self.device = torch.device("cpu") if device is None else device
         self._sharders = get_default_sharders() if sharders is None else list(sharders)
@@ -133,6 +135,7 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
         self._plan = plan
         self._data_parallel_wrapper = data_parallel_wrapper or DefaultDataParallelWrapper()
         self._is_data_parallel, self._wrap_when_called = False, False
+        self._delta_tracker: ModelDeltaTracker | None = None
         # Not before the model is called: it may be wrapped until then.
         self._passes: ForwardPasses | None = None
         modules = dict(module.named_modules(remove_duplicate=False))
@@ -381,22 +384,28 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
         self._passes = None  # it knows the former tables
         return sum(volume for volume, _ in chosen.values())
 
-    def get_delta_tracker(self) -> None:
-        """Return None: there is no tracker of which rows change."""
-        return
+    def get_delta_tracker(self) -> ModelDeltaTracker | None:
+        """Return what tells which rows were looked up; None: nothing does."""
+        return self._delta_tracker
 
-    def init_torchrec_delta_tracker(self, delta_tracker_config: object) -> None:
-        """Refuse to track which rows change.
+    def init_torchrec_delta_tracker(
+        self, delta_tracker_config: DeltaTrackerConfig
+    ) -> ModelDeltaTracker:
+        """Track from now on which rows are looked up, instead of what was tracked before.
 
         Args:
-            delta_tracker_config: how they would be.
-
-        Raises:
-            NotImplementedError: always.
+            delta_tracker_config: what is told of them, and whom.
         """
-        raise NotImplementedError(
-            f"Rows that change should not be tracked: there is no tracker. Received {delta_tracker_config!r}."
+        config = delta_tracker_config
+        self._delta_tracker = ModelDeltaTrackerTrec(
+            self.module,
+            config.consumers,
+            config.delete_on_read,
+            config.auto_compact,
+            config.tracking_mode,
+            config.fqns_to_skip,
         )
+        return self._delta_tracker
 
     def sparse_grad_parameter_names(
         self, destination: list[str] | None = None, prefix: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Protocol
@@ -33,7 +33,7 @@ from torchrec.distributed.wire import Wire
 from torchrec.modules.collection import TableShard
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, ShardingType
 from torchrec.modules.tables import OutputType, Tables
-from torchrec.ops.embedding import new_table
+from torchrec.ops.embedding import Ids, choose_rows, new_table
 from torchrec.ops.embedding.updates import RULES
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.embedding_optimizer import EmbeddingFusedOptimizer
@@ -201,6 +201,35 @@ class ShardedTables:
         """Refuse what the look-up of replicated tables will refuse, while all ranks can still be told."""
         if self.wire is not None and self.here.configs:
             check_batch(self.here.configs, features)
+
+    def rows_here(self, features: KeyedJaggedTensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield the rows that this rank looks up by itself, of tables that it has whole: int64 ``(N,)``."""
+        if not self.here.configs:
+            return
+        _, spec, _ = self.here.lookup_of(features.keys())
+        starts, sizes = features.offset_per_key(), features.length_per_key()
+        counts = [sizes[slot.key] for slot in spec.slots]
+        first = [starts[slot.key] for slot in spec.slots]
+        ids = Ids(features.values(), first, counts, features.stride())
+        rows = choose_rows(spec, ids, features.offsets())[0].long()
+        for slot, chosen in zip(spec.slots, rows.split(counts), strict=True):
+            yield self.here.configs[slot.table].name, chosen[chosen >= 0]
+
+    def rows_of(self, table: str, rows: Tensor) -> Tensor:
+        """Return copies of rows that this rank has, as far as it has their columns.
+
+        Args:
+            table: its name.
+            rows: of the whole table, int64 ``(N,)``.
+        """
+        (config,) = (each for each in self.configs if each.name == table)
+        weight, block = self._parts[table].weight.detach(), self.block(config)
+        places, at = torch.full_like(rows, -1), 0
+        for there in () if block is None else block.rows:
+            inside = (rows >= there.start) & (rows < there.stop)
+            places = torch.where(inside, rows - there.start + at, places)
+            at += len(there)
+        return weight.index_select(0, places)
 
     def block(self, config: BaseEmbeddingConfig) -> Block | None:
         """Return what this rank holds of a table; None: nothing."""

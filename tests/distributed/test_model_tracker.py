@@ -1,0 +1,162 @@
+"""Which rows were looked up since somebody last asked: ranks together tell what one process would."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tests.distributed.four_tables import PLANS, TABLES, Model, batch, plan_of, sharded, train
+from tests.distributed.test_state import results
+from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.model_tracker import (
+    DeltaStoreTrec,
+    DeltaTrackerConfig,
+    TrackingMode,
+    UpdateMode,
+)
+from torchrec.distributed.model_tracker.types import ModelTrackerConfigs, Trackers
+
+pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
+
+
+def expected_of(ranks, *steps):
+    """Rows of each table in the batches of all ranks, found one by one."""
+    found = {}
+    for name in TABLES:
+        ids = [
+            batch(r, step)[f"f_{name}"].values().tolist() for r in range(ranks) for step in steps
+        ]
+        found[f"tables.embedding_bags.{name}"] = sorted({i for each in ids for i in each})
+    return found
+
+
+def union(found):
+    """What all ranks tell together."""
+    ranks = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, {fqn: ids.tolist() for fqn, ids in found.items()})
+    names = {fqn for each in ranks for fqn in each}
+    return {fqn: sorted({i for each in ranks for i in each.get(fqn, [])}) for fqn in names}
+
+
+def tracked(plan, auto_compact):
+    model, ranks = sharded(plan), dist.get_world_size()
+    config = DeltaTrackerConfig(consumers=["one", "other"], auto_compact=auto_compact)
+    tracker = model.init_torchrec_delta_tracker(config)
+    assert model.get_delta_tracker() is tracker
+    for step in (0, 1):
+        train(model, step)
+        tracker.step()
+    mine = tracker.get_unique_ids("one")
+    assert union(mine) == expected_of(ranks, 0, 1)
+    for name, value in model.state_dict().items():
+        if not hasattr(value, "local_shards"):
+            continue
+        here = {
+            row
+            for shard in value.local_shards()
+            for row in range(
+                shard.metadata.shard_offsets[0],
+                shard.metadata.shard_offsets[0] + shard.metadata.shard_sizes[0],
+            )
+        }
+        assert set(mine.get(name.removesuffix(".weight"), torch.empty(0)).tolist()) <= here
+    assert tracker.get_unique_ids("one") == {}
+    train(model, 2)
+    assert union(tracker.get_unique_ids("one")) == expected_of(ranks, 2)
+    assert union(tracker.get_unique_ids("other")) == expected_of(ranks, 0, 1, 2)
+    if plan not in ("copies", "alone"):
+        model.reshard({"tables": (0.0, plan_of(Model(), PLANS["tables"]).plan["tables"])})
+    twin = copy.deepcopy(model)
+    train(model, 3)
+    tracker.clear("one")
+    assert tracker.get_unique_ids("one") == {}
+    assert union(tracker.get_unique_ids("other")) == expected_of(ranks, 3)
+    train(twin, 4)
+    assert tracker.get_unique_ids("other") == {}
+    assert union(twin.get_delta_tracker().get_unique_ids("other")) == expected_of(ranks, 4)
+
+
+@pytest.mark.parametrize(("plan", "auto_compact"), [("rows", False), ("many", True)])
+def test_ranks_together_tell_all_rows_once_to_each_consumer(plan, auto_compact):
+    results(tracked, 2, plan, auto_compact)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("plan", "ranks"), [("columns", 2), ("copies", 2), ("grid", 4), ("alone", 1)]
+)
+def test_so_they_do_under_other_plans(plan, ranks):
+    results(tracked, ranks, plan, True)
+
+
+class Sequences(nn.Module):
+    def __init__(self):
+        super().__init__()
+        table = EmbeddingConfig(10, 4, "t", feature_names=["f"], optimizer="sgd", lr=0.5)
+        other = EmbeddingConfig(5, 4, "o", feature_names=["g"], optimizer="sgd", lr=0.5)
+        self.tables = EmbeddingCollection([table, other])
+
+    def forward(self, features):
+        return self.tables(features)["f"].values().sum() + self.tables(features)["g"].values().sum()
+
+
+def test_weights_are_those_before_the_first_update():
+    model = DistributedModelParallel(Sequences())
+    config = DeltaTrackerConfig(TrackingMode.EMBEDDING, fqns_to_skip=["tables.embeddings.o"])
+    tracker = model.init_torchrec_delta_tracker(config)
+    assert tracker.fqn_to_feature_names() == {"tables.embeddings.t": ["f"]}
+    assert list(tracker.get_tracked_modules()) == ["tables"]
+    before = model.state_dict()["tables.embeddings.t.weight"].clone()
+    for ids in ([7, 2, 7], [2, 5]):
+        model(KeyedJaggedTensor.from_lists({"f": [ids], "g": [[1]]})).backward()
+        tracker.step()
+    (found,) = tracker.get_unique().values()
+    assert found.ids.tolist() == [2, 5, 7]
+    assert torch.equal(found.states, before[[2, 5, 7]])
+    assert not torch.equal(
+        found.states, model.state_dict()["tables.embeddings.t.weight"][[2, 5, 7]]
+    )
+
+
+def test_states_are_the_first_or_the_last_also_of_what_was_put_together():
+    for mode, expected in ((UpdateMode.FIRST, [1.0, 0.0, 4.0]), (UpdateMode.LAST, [3.0, 2.0, 4.0])):
+        store = DeltaStoreTrec(mode)
+        store.append(0, "t", torch.tensor([8, 3]), torch.tensor([[0.0], [1.0]]))
+        store.append(1, "t", torch.tensor([8, 3]), torch.tensor([[2.0], [3.0]]))
+        store.append(2, "t", torch.tensor([9]), torch.tensor([[4.0]]))
+        for _ in range(2):
+            found = store.get_unique()["t"]
+            assert found.ids.tolist() == [3, 8, 9]
+            assert found.states.flatten().tolist() == expected
+            store.compact(0, 2)
+        kept = store.get_indexed_lookups(0, 3)["t"]
+        assert [(each.batch_idx, each.compact) for each in kept] == [(0, True), (2, False)]
+        store.delete(up_to_idx=2)
+        assert store.get_unique()["t"].ids.tolist() == [9]
+
+
+def test_what_cannot_be_tracked_is_refused():
+    model = DistributedModelParallel(Sequences(), model_tracker_configs=ModelTrackerConfigs())
+    for config, message in (
+        (DeltaTrackerConfig(TrackingMode.MOMENTUM_LAST), "`mode` should be ID_ONLY or EMBEDDING"),
+        (DeltaTrackerConfig(fqns_to_skip=["who"]), r"paths of sharded tables .* Received 'who'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.init_torchrec_delta_tracker(config)
+    tracker = model.init_torchrec_delta_tracker(DeltaTrackerConfig())
+    with pytest.raises(ValueError, match=r"`consumer` should be one of .* Received 'who'"):
+        tracker.get_unique("who")
+    with pytest.raises(ValueError, match="All rows should be asked for"):
+        tracker.get_unique(top_percentage=0.5)
+    with pytest.raises(ValueError, match="`states` should be given where the store keeps some"):
+        DeltaStoreTrec().append(0, "t", torch.tensor([1]), torch.tensor([[1.0]]))
+    with pytest.raises(ValueError, match="`raw_ids` and `runtime_meta` should be None"):
+        DeltaStoreTrec().append(0, "t", torch.tensor([1]), raw_ids=torch.tensor([1]))
+    with pytest.raises(ValueError, match="`raw_id_tracker_config` should be None"):
+        ModelTrackerConfigs("raw")
+    assert [each.value for each in Trackers] == ["delta_tracker", "raw_id_tracker"]

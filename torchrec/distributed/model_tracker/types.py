@@ -1,0 +1,117 @@
+"""What is tracked of look-ups, and what is told of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from torch import Tensor
+
+__all__ = [
+    "DeltaTrackerConfig",
+    "IndexedLookup",
+    "ModelTrackerConfigs",
+    "Trackers",
+    "TrackingMode",
+    "UniqueRows",
+    "UpdateMode",
+]
+
+
+class Trackers(Enum):
+    """Kinds of trackers, of which there is the first: of rows, not of ids as they were before they had rows."""
+
+    DELTA_TRACKER = "delta_tracker"
+    RAW_ID_TRACKER = "raw_id_tracker"
+
+
+class TrackingMode(Enum):
+    """What is told of each row that was looked up, beside its number.
+
+    ``ID_ONLY``: nothing. ``EMBEDDING``: its weights, as they were when it was first looked up. The others are not
+    supported: a state is best read from ``fused_optimizer``, by the numbers of the rows.
+    """
+
+    ID_ONLY = "id_only"
+    EMBEDDING = "embedding"
+    MOMENTUM_LAST = "momentum_last"
+    MOMENTUM_DIFF = "momentum_diff"
+    ROWWISE_ADAGRAD = "rowwise_adagrad"
+
+
+class UpdateMode(Enum):
+    """Which state of a row is kept that was looked up more than once: none, the first, or the last."""
+
+    NONE = "none"
+    FIRST = "first"
+    LAST = "last"
+
+
+@dataclass
+class IndexedLookup:
+    """Rows of one table that were looked up.
+
+    Attributes:
+        batch_idx: number of the batch.
+        ids: the rows, int64 ``(N,)``.
+        states: of each, ``(N, D)``; None: they are not kept.
+        compact: whether each row comes once.
+    """
+
+    batch_idx: int
+    ids: Tensor
+    states: Tensor | None
+    compact: bool = False
+
+
+@dataclass
+class UniqueRows:
+    """Rows of one table that were looked up, each once.
+
+    Attributes:
+        ids: the rows, int64 ``(N,)``, in their order.
+        states: of each, ``(N, D)``; None: they are not kept.
+    """
+
+    ids: Tensor
+    states: Tensor | None
+
+
+@dataclass
+class DeltaTrackerConfig:
+    """How look-ups are tracked.
+
+    Attributes:
+        tracking_mode: what is told of each row. Default: its number alone.
+        consumers: names of those who ask, each of whom is told what is new to them. Default: one, without a name.
+        delete_on_read: forget what all consumers have been told. Default True.
+        auto_compact: keep each row once, not once a batch: less memory, more work a step. Default False.
+        fqns_to_skip: paths of tables, ``"path.embedding_bags.user"``, or of modules, that are left out.
+    """
+
+    tracking_mode: TrackingMode = TrackingMode.ID_ONLY
+    consumers: list[str] | None = None
+    delete_on_read: bool = True
+    auto_compact: bool = False
+    fqns_to_skip: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ModelTrackerConfigs:
+    """What `DistributedModelParallel` is to track from the start.
+
+    Attributes:
+        raw_id_tracker_config: of ids as they were before they had rows; not supported, must be None.
+
+    Raises:
+        ValueError: for anything else.
+    """
+
+    raw_id_tracker_config: object | None = None
+
+    def __post_init__(self) -> None:
+        if self.raw_id_tracker_config is not None:
+            raise ValueError(
+                "`raw_id_tracker_config` should be None: ids are tracked by their rows. "
+                f"Received {self.raw_id_tracker_config!r}."
+            )
