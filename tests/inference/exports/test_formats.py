@@ -24,6 +24,7 @@ from torchrec.datasets.features import (
 from torchrec.datasets.transform import FeatureTransform, Target
 from torchrec.inference import Predictor, export
 from torchrec.inference.exports.formats import Format
+from torchrec.inference.modules import quantize_embeddings
 from torchrec.inference.parity import compare
 from torchrec.models.registry import ModelSection, build_model, find
 
@@ -174,6 +175,27 @@ def test_predicts_the_same_where_there_is_only_the_file(kind: str, tmp_path: Pat
         "seen",
         "scored",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["torch-export", "onnx", "aoti"])
+def test_tables_of_few_bits(kind: str, tmp_path: Path) -> None:
+    """Tables of every number of bits, of one feature and of two, with weights and without."""
+    few = {n: FEATURES[n] for n in ("price", "user", "item", "shop", "seen", "tags")}
+    predictor = trained("deepfm", few)
+    quantized = quantize_embeddings(
+        predictor.model,
+        torch.qint8,
+        inplace=False,
+        per_table_weight_dtype={
+            "item": torch.quint4x2,
+            "tags": torch.quint2x4,
+            "user": torch.float16,
+        },
+    )
+    small = Predictor(None, predictor.transform, quantized)
+    path = export(small, tmp_path / "model", kind)
+    outside(kind, path, small, [rows(size, size) for size in (1, 2, 300, 1000)])
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from torchrec import (
     PoolingType,
 )
 from torchrec.inference.exports.portable import portable
+from torchrec.inference.modules import quantize_embeddings
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 from torchrec.modules.mc_modules import (
     LFU_EvictionPolicy,
@@ -130,6 +131,43 @@ def test_policies_side_by_side() -> None:
 @pytest.mark.parametrize("dtype", ["FP16", "BF16"])
 def test_weights_of_two_bytes(dtype: str) -> None:
     same(Served(bags({}, dtype=dtype)).eval(), 0, 5)
+
+
+MIXES = {
+    "codes": {"t": torch.qint8, "u": torch.quint4x2, "v": torch.quint2x4},
+    "floats": {"t": torch.float16, "u": torch.bfloat16, "v": torch.float32},
+}
+
+
+def quantized(collection: nn.Module, mix: str) -> nn.Module:
+    dtypes = MIXES[mix]
+    return quantize_embeddings(
+        collection, torch.qint8, inplace=False, per_table_weight_dtype=dtypes
+    )
+
+
+@pytest.mark.parametrize("mix", ["codes", pytest.param("floats", marks=pytest.mark.slow)])
+def test_rows_of_bytes(mix: str) -> None:
+    same(Served(quantized(bags({}), mix)).eval(), 0, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", POLICIES)
+def test_rows_of_bytes_by_any_ids(policy: str) -> None:
+    tables = bags(POLICIES[policy]).embedding_bag_configs()
+    collection = EmbeddingBagCollection(tables=tables, is_weighted=True)
+    same(Served(quantized(collection, "codes")).eval(), -3, 12, weighted=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mix", MIXES)
+def test_sequences_of_rows_of_bytes(mix: str) -> None:
+    tables = [
+        EmbeddingConfig(7, 3, "t", feature_names=["a", "c"], id_policy=IdPolicy.HASH),
+        EmbeddingConfig(5, 3, "u", feature_names=["b"]),
+        EmbeddingConfig(6, 3, "v", feature_names=["b", "a"]),
+    ]
+    same(Served(quantized(EmbeddingCollection(tables=tables), mix)).eval(), 0, 5)
 
 
 def test_ids_that_are_refused() -> None:

@@ -8,12 +8,14 @@ for, go along and add nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from torchrec.ops.embedding.spec import NO_ROW, PolicyCode, PoolingCode, SlotSpec, TableSpec
 from torchrec.ops.hashing.reference import hash_ids
+from torchrec.ops.quant.formats import HEAD, RowFormat
 
 
 def bag_of_each(offsets: Tensor, total: int) -> Tensor:
@@ -86,13 +88,86 @@ class RowChoice(nn.Module):
         return torch.where(refused, self.total, row), has_row
 
 
+class StoredTable(NamedTuple):
+    """How the numbers of a table are stored in a graph.
+
+    Attributes:
+        numbers: floats, ``(E, D)``; or packed codes, uint8 ``(E, bytes)``.
+        bits: of a code; of floats 0.
+        head: scale and bias of each row of codes, float16 ``(E, 2)``; of floats None.
+    """
+
+    numbers: Tensor
+    bits: int = 0
+    head: Tensor | None = None
+
+    @property
+    def kind(self) -> tuple[torch.dtype, int]:
+        """What tables that stand one behind the other have in common."""
+        return self.numbers.dtype, self.bits
+
+
+def stored_rows(rows: Tensor, format: int, dim: int) -> StoredTable:
+    """Return rows of bytes (see `RowFormat`) as a graph stores them: without padding, scales and biases apart.
+
+    Standard operators do not read two bytes as a float16, so these are tensors of their own.
+
+    Example:
+        >>> rows = torch.tensor([[0, 60, 0, 64, 0x21, 0, 0, 0]], dtype=torch.uint8)
+        >>> stored_rows(rows, RowFormat.INT4, 2)
+        StoredTable(numbers=tensor([[33]], dtype=torch.uint8), bits=4, head=tensor([[1., 2.]], dtype=torch.float16))
+    """
+    kind = RowFormat(format)
+    size = kind.row_bytes(dim)
+    if not kind.has_codes:
+        return StoredTable(rows[:, :size].contiguous().view(kind.dtype))
+    head = rows[:, :HEAD].clone(memory_format=torch.contiguous_format).view(torch.float16)
+    return StoredTable(rows[:, HEAD:size].contiguous(), kind.bits, head)
+
+
+class _Rows(nn.Module):
+    """The rows of tables that stand one behind the other, read as float32.
+
+    Args:
+        tables: of one dim and kind.
+        dim: D.
+    """
+
+    def __init__(self, tables: Sequence[StoredTable], dim: int) -> None:
+        super().__init__()
+        self.bits, self.dim = tables[0].bits, dim
+        numbers = torch.cat([table.numbers.detach() for table in tables])
+        self.numbers = nn.Parameter(numbers, requires_grad=False)
+        heads = [table.head for table in tables if table.head is not None]
+        self.head = nn.Parameter(torch.cat(heads), requires_grad=False) if heads else None
+        self.codes: Tensor
+        if 0 < self.bits < 8:
+            # The codes of each byte: runtimes of ONNX shift and mask some types of integers only.
+            shifts, greatest = range(0, 8, self.bits), 2**self.bits - 1
+            codes = [[byte >> shift & greatest for shift in shifts] for byte in range(256)]
+            self.register_buffer("codes", torch.tensor(codes, dtype=torch.float32))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return rows by their numbers, ``(N, D)``."""
+        numbers = self.numbers.index_select(0, rows)
+        if self.head is None:
+            return numbers.float()
+        codes = numbers.float()
+        if self.bits < 8:
+            codes = self.codes.index_select(0, numbers.flatten().int())
+            width = numbers.shape[1] * self.codes.shape[1]
+            codes = codes.view(-1, width).narrow(1, 0, self.dim)
+        head = self.head.index_select(0, rows).float()
+        return codes * head.narrow(1, 0, 1) + head.narrow(1, 1, 1)
+
+
 class _Layer(nn.Module):
     """Slots of one dim, of different keys, looked up together: their tables are one weight.
 
     Args:
         slots: the slots.
         tables: all tables.
-        weights: all weights.
+        stored: all tables' numbers.
         num_keys: keys of the input.
     """
 
@@ -100,7 +175,7 @@ class _Layer(nn.Module):
         self,
         slots: Sequence[SlotSpec],
         tables: Sequence[TableSpec],
-        weights: Sequence[Tensor],
+        stored: Sequence[StoredTable],
         num_keys: int,
     ) -> None:
         super().__init__()
@@ -116,9 +191,7 @@ class _Layer(nn.Module):
             places[slot.key] = place
             pooled[slot.key] = slot.pooling == PoolingCode.MEAN
         self.count, self.dim = len(slots), tables[used[0]].dim
-        self.weight = nn.Parameter(
-            torch.cat([weights[t].detach() for t in used]), requires_grad=False
-        )
+        self.read = _Rows([stored[t] for t in used], self.dim)
         self.choose = RowChoice(of_key, first_rows, at)
         self.has_mean = any(pooled)
         self.places: Tensor
@@ -141,7 +214,7 @@ class _Layer(nn.Module):
     ) -> Tensor:
         """Return the pooled vectors, ``(slots, B, D)``."""
         rows, has_row = self.choose(values, keys)
-        vectors = self.weight.index_select(0, rows).float()
+        vectors = self.read(rows)
         if sample_weights is not None:
             vectors = vectors * sample_weights.unsqueeze(1)
         vectors = torch.where(has_row.unsqueeze(1), vectors, 0.0)
@@ -162,12 +235,12 @@ class _Layer(nn.Module):
 
 
 class PooledLookup(nn.Module):
-    """The operator ``embedding_bag`` of given tables.
+    """The operators ``embedding_bag`` and ``quantized_bag`` of given tables.
 
     Args:
         tables: the tables.
         slots: the slots.
-        weights: one a table, any dtype; they are copied.
+        stored: the numbers of each table; they are copied.
         num_keys: keys of the input.
         width: columns of the output.
         dtype: of the output.
@@ -177,7 +250,7 @@ class PooledLookup(nn.Module):
         self,
         tables: Sequence[TableSpec],
         slots: Sequence[SlotSpec],
-        weights: Sequence[Tensor],
+        stored: Sequence[StoredTable],
         num_keys: int,
         width: int,
         dtype: torch.dtype,
@@ -187,16 +260,16 @@ class PooledLookup(nn.Module):
         self.width, self.dtype = width, dtype
         layers: list[list[SlotSpec]] = []
         for slot in slots:
-            kind = tables[slot.table].dim, weights[slot.table].dtype
+            kind = tables[slot.table].dim, stored[slot.table].kind
             for layer in layers:
-                of_layer = tables[layer[0].table].dim, weights[layer[0].table].dtype
+                of_layer = tables[layer[0].table].dim, stored[layer[0].table].kind
                 if kind == of_layer and all(slot.key != other.key for other in layer):
                     layer.append(slot)
                     break
             else:
                 layers.append([slot])
         self.columns = [[slot.column for slot in layer] for layer in layers]
-        self.layers = nn.ModuleList(_Layer(layer, tables, weights, num_keys) for layer in layers)
+        self.layers = nn.ModuleList(_Layer(layer, tables, stored, num_keys) for layer in layers)
 
     def forward(
         self,
@@ -227,12 +300,12 @@ class PooledLookup(nn.Module):
 
 
 class SequenceLookup(nn.Module):
-    """The operator ``embedding_sequence`` of given tables.
+    """The operators ``embedding_sequence`` and ``quantized_sequence`` of given tables.
 
     Args:
         tables: the tables.
         slots: the slots.
-        weights: one a table, any dtype; they are copied.
+        stored: the numbers of each table; they are copied.
         dtype: of the output.
     """
 
@@ -240,13 +313,13 @@ class SequenceLookup(nn.Module):
         self,
         tables: Sequence[TableSpec],
         slots: Sequence[SlotSpec],
-        weights: Sequence[Tensor],
+        stored: Sequence[StoredTable],
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self.numbers, self.dtype = [slot.table for slot in slots], dtype
-        self.weights = nn.ParameterList(
-            nn.Parameter(weight.detach().clone(), requires_grad=False) for weight in weights
+        self.readers = nn.ModuleList(
+            _Rows([numbers], table.dim) for numbers, table in zip(stored, tables, strict=True)
         )
         self.choices = nn.ModuleList(RowChoice([table], [0], table.rows) for table in tables)
 
@@ -256,6 +329,6 @@ class SequenceLookup(nn.Module):
         for number, start, count in zip(self.numbers, starts, counts, strict=True):
             ids = values.narrow(0, start, count)
             rows, has_row = self.choices[number](ids, torch.zeros_like(ids, dtype=torch.int64))
-            vectors = self.weights[number].index_select(0, rows).to(self.dtype)
+            vectors = self.readers[number](rows).to(self.dtype)
             outputs.append(torch.where(has_row.unsqueeze(1), vectors, 0.0))
-        return [*outputs, torch.zeros(len(self.weights), dtype=torch.int64)]
+        return [*outputs, torch.zeros(len(self.readers), dtype=torch.int64)]

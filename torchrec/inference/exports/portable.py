@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from torchrec.inference.exports._lookups import PooledLookup, SequenceLookup
+from torchrec.inference.exports._lookups import (
+    PooledLookup,
+    SequenceLookup,
+    StoredTable,
+    stored_rows,
+)
 from torchrec.inference.exports._searching import FrozenMap
 from torchrec.ops.collision.reference import find
 from torchrec.ops.embedding.spec import SlotSpec, TableSpec, read_spec
@@ -79,8 +84,11 @@ def _constant(graph: fx.GraphModule, node: object) -> Tensor:
 
 
 def _tables(
-    graph: fx.GraphModule, weights: Sequence[object], spec: object
-) -> tuple[list[TableSpec], list[SlotSpec], list[Tensor]]:
+    graph: fx.GraphModule,
+    weights: Sequence[object],
+    spec: object,
+    formats: Sequence[int] | None = None,
+) -> tuple[list[TableSpec], list[SlotSpec], list[StoredTable]]:
     tables, slots = read_spec(_constant(graph, spec))
     for table in tables:
         if table.num_shard_rows != table.rows:
@@ -88,7 +96,14 @@ def _tables(
                 f"A table that is exported should be whole. Received {table.num_shard_rows} of "
                 f"{table.rows} rows: gather the model first, as by `torchrec.distributed.unshard`."
             )
-    return tables, slots, [_constant(graph, weight) for weight in weights]
+    found = [_constant(graph, weight) for weight in weights]
+    if formats is None:
+        return tables, slots, [StoredTable(weight) for weight in found]
+    stored = [
+        stored_rows(rows, format, table.dim)
+        for rows, format, table in zip(found, formats, tables, strict=True)
+    ]
+    return tables, slots, stored
 
 
 _Replacement = Callable[[fx.GraphModule, fx.Node], tuple[nn.Module, tuple[Any, ...]]]
@@ -105,6 +120,19 @@ def _sequences(graph: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, tuple[A
     weights, spec, values, starts, counts, _, dtype, _ = node.args
     tables, slots, found = _tables(graph, weights, spec)  # type: ignore[arg-type]
     return SequenceLookup(tables, slots, found, dtype), (values, starts, counts)  # type: ignore[arg-type]
+
+
+def _pooled_codes(graph: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, tuple[Any, ...]]:
+    weights, formats, spec, values, offsets, sample_weights, num_keys, width, dtype, _ = node.args
+    tables, slots, stored = _tables(graph, weights, spec, formats)  # type: ignore[arg-type]
+    module = PooledLookup(tables, slots, stored, num_keys, width, dtype)  # type: ignore[arg-type]
+    return module, (values, offsets, sample_weights, None)
+
+
+def _sequences_of_codes(graph: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, tuple[Any, ...]]:
+    weights, formats, spec, values, starts, counts, _, dtype, _ = node.args
+    tables, slots, stored = _tables(graph, weights, spec, formats)  # type: ignore[arg-type]
+    return SequenceLookup(tables, slots, stored, dtype), (values, starts, counts)  # type: ignore[arg-type]
 
 
 def _found(graph: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, tuple[Any, ...]]:
@@ -136,6 +164,8 @@ def _same_arguments(module: type[nn.Module]) -> _Replacement:
 _REPLACEMENTS: dict[str, _Replacement] = {
     "embedding_bag": _pooled,
     "embedding_sequence": _sequences,
+    "quantized_bag": _pooled_codes,
+    "quantized_sequence": _sequences_of_codes,
     "id_map_find": _found,
     "lengths_to_offsets": _same_arguments(_Offsets),
     "dot_interaction": _same_arguments(_Interaction),
