@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.ranks import run
+from torchrec.distributed._private import default_store
 from torchrec.distributed.wire import Wire
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
@@ -29,14 +30,19 @@ def test_it_is_copied_as_it_is_and_not_pickled():
 
 def met(times):
     """Meet again and again, with nothing in between: who is ahead takes nothing away that another looks for."""
-    wire = Wire(dist.group.WORLD)
-    for number in range(times):
-        wire.meet([0, 1], f"meeting {number}")
-    return True
+    wire, numbers = Wire(dist.group.WORLD), []
+    for count in (1, times):
+        for number in range(count):
+            wire.meet([0, 1], f"meeting {number}")
+        dist.barrier()
+        numbers.append(default_store().num_keys())
+        dist.barrier()
+    return numbers[1] - numbers[0]
 
 
 def test_ranks_may_meet_again_at_once():
-    assert run(met, 2, 200, timeout=20) == [True, True]
+    # Of each rank the key of the last meeting stays.
+    assert run(met, 2, 200, timeout=20) == [0, 0]
 
 
 def counted():

@@ -182,8 +182,6 @@ class Channel:
         keys = {rank: f"{self._name}/{tuple(ranks)}/{number}/{rank}" for rank in ranks}
         store, others = default_store(), [rank for rank in ranks if rank != self.rank]
         store.set(keys[self.rank], doing)
-        if number > 1:  # all have come the last time, so all have found those of the time before
-            store.delete_key(f"{self._name}/{tuple(ranks)}/{number - 2}/{self.rank}")
         end = monotonic() + 0.9 * self._timeout.total_seconds()
         while not _waited([keys[rank] for rank in others], self._patience / 2):
             missing = [rank for rank in others if not store.check([keys[rank]])]
@@ -195,6 +193,10 @@ class Channel:
             lost = [rank for rank in missing if is_closed(group, rank)]
             if lost:
                 raise RuntimeError(ended(lost))
+        # Who is here has found all keys of the time before. Those of this time stay until the next one: another rank
+        # may not have looked yet, and nobody is told when the last one has.
+        if number:
+            store.delete_key(f"{self._name}/{tuple(ranks)}/{number - 1}/{self.rank}")
 
     def _elsewhere(self, missing: Sequence[int], doing: str) -> str:
         """Return what all ranks are to say if one that is missing waits for what comes next; nothing, if none does."""
