@@ -21,12 +21,14 @@ void bind_linear(nb::module_& m) {
     nb::gil_scoped_release release;
     linear_kernels().relu_grad(upstream, above, rows, columns, at<float>(masked), at<float>(turned), threads);
   });
-  m.def("cross_grad", [](int64_t grad, int64_t more, int64_t input, int64_t factors, int64_t sum, int64_t product,
-                         int64_t total, int64_t count, bool is_last, bool is_first, int threads) {
-    const CrossGrad pass{at<const float>(grad, count, "grad"),     at<const float>(more),
-                         at<const float>(input, count, "input"),   at<const float>(factors, count, "factors"),
-                         at<float>(sum),                           at<float>(product),
-                         at<float>(total),                         is_last,
+  m.def("cross_grad", [](int64_t grad, int64_t input, int64_t factors, int64_t product, int64_t total, int64_t count,
+                         bool is_last, bool is_first, int threads) {
+    const CrossGrad pass{at<const float>(grad, count, "grads"),
+                         at<const float>(input, count, "input"),
+                         at<const float>(factors, count, "factors"),
+                         at<float>(product),
+                         at<float>(total),
+                         is_last,
                          is_first};
     nb::gil_scoped_release release;
     linear_kernels().cross_grad(pass, count, threads);

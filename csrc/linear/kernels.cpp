@@ -115,13 +115,12 @@ void relu_grad(const float* grad, const float* output, int64_t rows, int64_t col
   turn_over(ReluGrad{grad, output, rows, columns, masked, turned}, threads);
 }
 
-template <bool kMore, bool kLast, bool kFirst>
+template <bool kLast, bool kFirst>
 void cross_range(const CrossGrad& pass, int64_t begin, int64_t end) {
-  const float *grad = pass.grad, *more = pass.more, *input = pass.input, *factors = pass.factors;
-  float *__restrict sum = pass.sum, *__restrict product = pass.product, *__restrict total = pass.total;
+  const float *grad = pass.grad, *input = pass.input, *factors = pass.factors;
+  float *__restrict product = pass.product, *__restrict total = pass.total;
   for (int64_t i = begin; i < end; ++i) {
-    const float arrived = kMore ? grad[i] + more[i] : grad[i], own = arrived * factors[i];
-    if (kMore) sum[i] = arrived;
+    const float arrived = grad[i], own = arrived * factors[i];
     product[i] = arrived * input[i];
     if (kLast) {
       total[i] = kFirst ? arrived + own : own;
@@ -133,12 +132,10 @@ void cross_range(const CrossGrad& pass, int64_t begin, int64_t end) {
 
 void cross_grad(const CrossGrad& pass, int64_t count, int threads) {
   using Range = void (*)(const CrossGrad&, int64_t, int64_t);
-  constexpr Range ranges[] = {cross_range<false, false, false>, cross_range<false, false, true>,
-                              cross_range<false, true, false>,  cross_range<false, true, true>,
-                              cross_range<true, false, false>,  cross_range<true, false, true>,
-                              cross_range<true, true, false>,   cross_range<true, true, true>};
-  const Range range = ranges[(pass.more != nullptr) * 4 + pass.is_last * 2 + pass.is_first];
-  constexpr int64_t bytes = 8 * static_cast<int64_t>(sizeof(float));
+  constexpr Range ranges[] = {cross_range<false, false>, cross_range<false, true>, cross_range<true, false>,
+                              cross_range<true, true>};
+  const Range range = ranges[pass.is_last * 2 + pass.is_first];
+  constexpr int64_t bytes = 6 * static_cast<int64_t>(sizeof(float));
   in_ranges(count * bytes < kSmallWork ? 1 : threads, count, bytes,
             [&](int64_t begin, int64_t end, int) { range(pass, begin, end); });
 }

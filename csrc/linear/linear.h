@@ -5,12 +5,12 @@
 
 namespace rowwise {
 
-// The gradient of a cross layer, x' = x + input * factors, of `count` numbers each. What arrives at x' is `grad`, and where
-// `more` is there, grad + more, which is written to `sum`. From it come product = grad * input, of the factors, and what
-// is added to `total`, the gradient of the input: grad * factors. In the first layer x is the input, and gets grad as well.
+// The gradient of a cross layer, x' = x + input * factors, of `count` numbers each. From what arrives at x', `grad`, come
+// product = grad * input, of the factors, and what is added to `total`, the gradient of the input: grad * factors. In the
+// first layer x is the input, and gets grad as well.
 struct CrossGrad {
-  const float *grad, *more, *input, *factors;
-  float *sum, *product, *total;
+  const float *grad, *input, *factors;
+  float *product, *total;
   bool is_last;   // nothing is in `total` yet
   bool is_first;
 };

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from torchrec.ops import cross as family
-from torchrec.ops.cross import cross, cross_layers
+from torchrec.ops.cross import cross, cross_layers, side_by_side
 from torchrec.ops.linear import linear, native
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -37,6 +37,46 @@ def test_bits_are_those_of_addcmul(shape, dtype) -> None:
         assert torch.equal(mine, theirs)
     with torch.no_grad():
         assert torch.equal(cross(*tensors), expected)
+
+
+def written_out(dense: Tensor, sparse: Tensor) -> Tensor:
+    return torch.cat([dense, sparse.flatten(1)], dim=1)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 3), (5, 0, 3), (4, 2, 3), (300, 20, 50)], ids=str)
+@pytest.mark.parametrize("dtypes", [DTYPES[:1] * 2, DTYPES[1:2] * 2, DTYPES[1:3]], ids=str)
+def test_vectors_side_by_side(shape, dtypes) -> None:
+    dense = torch.randn(shape[0], shape[2], dtype=dtypes[0], requires_grad=True)
+    sparse = torch.randn(shape, dtype=dtypes[1], requires_grad=True)
+    actual, expected = side_by_side(dense, sparse), written_out(dense, sparse)
+    assert actual.dtype is expected.dtype
+    assert torch.equal(actual, expected)
+    upstream = torch.randn_like(actual)
+    got = torch.autograd.grad(actual, [dense, sparse], upstream)
+    assert all(map(torch.equal, got, torch.autograd.grad(expected, [dense, sparse], upstream)))
+    with torch.no_grad():
+        assert torch.equal(side_by_side(dense, sparse).mul_(2), 2 * expected)
+
+
+def test_second_derivatives_of_vectors_side_by_side() -> None:
+    dense, sparse = (
+        torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in [(2, 3), (2, 2, 3)]
+    )
+    assert torch.autograd.gradcheck(side_by_side, (dense, sparse))
+    assert torch.autograd.gradgradcheck(side_by_side, (dense, sparse))
+
+
+# Forward mode brings torch.jit along, which is deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_who_looks_on_sees_vectors_concatenated() -> None:
+    dense, sparse = torch.randn(4, 3), torch.randn(4, 2, 3)
+    assert "cat" in make_fx(side_by_side)(dense, sparse).code
+    batched = torch.func.vmap(side_by_side)(dense[None], sparse[None])
+    assert torch.equal(batched[0], written_out(dense, sparse))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(dense, torch.ones_like(dense))
+        tangent = forward_ad.unpack_dual(side_by_side(dual, sparse)).tangent
+    assert torch.equal(tangent, written_out(torch.ones_like(dense), torch.zeros_like(sparse)))
 
 
 def layers(of: Callable[[Tensor, Tensor, Tensor], Tensor], x_0: Tensor, w: Tensor) -> Tensor:
@@ -211,22 +251,23 @@ def test_layers_that_no_kernel_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "factors", "message"),
+    ("grads", "factors", "message"),
     [
-        ([], [(4, 3)], r"`factors` should be 3 samples, as `input`. Received \[4\]"),
-        ([], [(2, 4), (1, 3)], r"`factors` should be \[1, 4\], as of `input`. Received \[1, 3\]"),
-        ([(1, 4), (2, 4)], [(2, 4), (1, 4)], r"`more` should be \[2, 4\], as of `input`"),
+        ([(3, 4)], [(4, 3)], r"`factors` should be 3 samples, as `input`. Received \[4\]"),
+        (
+            [(2, 4), (1, 4)],
+            [(2, 4), (1, 3)],
+            r"`factors` should be \[1, 4\], as of `input`. Received \[1, 3\]",
+        ),
+        ([(1, 4), (2, 4)], [(2, 4), (1, 4)], r"`grads` should be \[2, 4\], as of `input`"),
     ],
 )
-def test_refuses_gradients_of_other_shapes(more, factors, message) -> None:
-    grad, parts = (
-        torch.zeros(3, 4),
-        [[torch.zeros(s) for s in shapes] for shapes in (more, factors)],
-    )
-    with pytest.raises(ValueError, match=message):
-        native.cross_grad(grad, parts[0], grad, parts[1], None, False)
+def test_refuses_gradients_of_other_shapes(grads, factors, message) -> None:
+    parts = [[torch.zeros(s) for s in shapes] for shapes in (grads, factors)]
     whole = torch.zeros(3, 4)
+    with pytest.raises(ValueError, match=message):
+        native.cross_grad(parts[0], whole, parts[1], None, False)
     with pytest.raises(ValueError, match=r"`total` should be \[3, 4\], as of `input`"):
-        native.cross_grad(grad, [], grad, [whole], torch.zeros(2, 4), False)
+        native.cross_grad([whole], whole, [whole], torch.zeros(2, 4), False)
     with pytest.raises(ValueError, match="`total` should be contiguous"):
-        native.cross_grad(grad, [], grad, [whole], torch.zeros(4, 3).t(), False)
+        native.cross_grad([whole], whole, [whole], torch.zeros(4, 3).t(), False)

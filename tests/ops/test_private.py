@@ -183,6 +183,14 @@ def test_a_product_with_what_follows(bias) -> None:
     assert torch.equal(_private.linear_pointwise(input, weight, bias, "relu"), expected.relu())
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+def test_a_product_and_an_addend() -> None:
+    input, weight = torch.randn(50, 40), torch.randn(60, 40)
+    addend = torch.randn(50, 60)
+    expected = _private.linear_pointwise(input, weight, None, "none") + addend
+    assert torch.equal(_private.linear_pointwise_plus(input, weight, addend), expected)
+
+
 def zeros(dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.zeros(4, 4, dtype=dtype)
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torchrec.fx.proxies import is_proxy
 from torchrec.models._pooled import check_module
 from torchrec.modules.sizes import checked_size
+from torchrec.ops.cross import side_by_side
 from torchrec.ops.interaction import dot_interaction
 
 
@@ -49,11 +50,6 @@ def check_vectors(
             f"`sparse_features` should have shape (B, F, D) = {expected}, as `dense_features` "
             f"and `num_sparse_features`. Received {tuple(sparse_features.shape)}."
         )
-
-
-def side_by_side(dense_features: Tensor, sparse_features: Tensor) -> Tensor:
-    """Return all vectors of a sample one after another, the dense one first: ``(B, D + F D)``."""
-    return torch.cat([dense_features, sparse_features.flatten(1)], dim=1)
 
 
 class LearnedVector(nn.Module):

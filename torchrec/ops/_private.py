@@ -89,6 +89,12 @@ def linear_pointwise(input: Tensor, weight: Tensor, bias: Tensor | None, then: s
     return output
 
 
+def linear_pointwise_plus(input: Tensor, weight: Tensor, addend: Tensor) -> Tensor:
+    """Return ``input @ weight.T + addend`` of oneDNN, in one pass; the addend is contiguous."""
+    output: Tensor = torch.ops.mkldnn._linear_pointwise.binary(input, addend, weight, None, "add")
+    return output
+
+
 @contextmanager
 def outside_jit_trace() -> Iterator[None]:
     """Step out of the recording of `torch.jit.trace`, to make what is the same for all inputs."""

@@ -21,12 +21,55 @@ from torchrec.ops.linear import (
     weight_grad,
 )
 
-__all__ = ["cross", "cross_layers"]
+__all__ = ["cross", "cross_layers", "side_by_side"]
 
 _PART, _LEAST_ROWS = 1 << 20, 64  # numbers, and samples where these are wide
 
 # The linear maps of a layer, one behind the other: weights (O, I), and biases (O,) where there are some.
 Layer = Sequence[tuple[Tensor, Tensor | None]]
+
+
+def side_by_side(dense_features: Tensor, sparse_features: Tensor) -> Tensor:
+    """Return all vectors of a sample one after another, the dense one first: what a cross network crosses.
+
+    Args:
+        dense_features: ``(B, D)``.
+        sparse_features: ``(B, F, D)``.
+
+    Returns:
+        ``(B, D + F D)``.
+
+    Example:
+        >>> import torch
+        >>> side_by_side(torch.tensor([[1.0, 2.0]]), torch.tensor([[[3.0, 4.0], [5.0, 6.0]]]))
+        tensor([[1., 2., 3., 4., 5., 6.]])
+    """
+    vectors = sparse_features.flatten(1)
+    if (
+        not is_compiling()
+        and type(dense_features) is type(vectors) is Tensor
+        and dense_features.is_cpu
+        and vectors.is_cpu
+        and dense_features.dtype is vectors.dtype
+        and not is_observed()
+        and not is_transformed()
+    ):
+        output: Tensor = _SideBySide.apply(dense_features, vectors)  # type: ignore[no-untyped-call]
+        return output
+    return torch.cat([dense_features, vectors], dim=1)
+
+
+class _SideBySide(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *columns: Tensor) -> Tensor:
+        ctx.sizes = [part.size(1) for part in columns]
+        output = recycled((columns[0].size(0), sum(ctx.sizes)), columns[0].dtype)
+        return torch.cat(columns, dim=1, out=output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        parts: tuple[Tensor, ...] = grad.split(ctx.sizes, dim=1)
+        return parts
 
 
 def cross(x: Tensor, input: Tensor, factors: Tensor) -> Tensor:
@@ -182,23 +225,29 @@ class _CrossLayers(torch.autograd.Function):
         if torch.is_grad_enabled():  # second derivatives are asked for
             return None, *_grads(input, layers, ctx.needs_input_grad[1:], grad)
         of_parameters: list[Tensor | None] = []  # the last first
-        more: list[Tensor] = []
+        grads = list(grad.contiguous().split(ctx.sizes))
+        del grad
         total = None
         for number in reversed(range(len(layers))):
             of_layer = inputs[number * (ctx.maps + len(ctx.sizes)) :][: ctx.maps + len(ctx.sizes)]
             factors = of_layer[ctx.maps :]
-            grad, own, total = _cross_grad(grad, more, input, factors, total, number == 0)
+            own, total = _cross_grad(grads, input, factors, total, number == 0)
             for at in reversed(range(ctx.maps)):
                 weight, (of_weight, of_bias) = layers[number][at][0], needs[number][at]
                 of_parameters.append(own.sum(0) if of_bias else None)
                 of_parameters.append(weight_grad(own, of_layer[at]) if of_weight else None)
                 if at:
                     own = product(own, weight.t())
-                else:
-                    more = [product(part, weight.t()) for part in own.split(ctx.sizes)]
-        assert total is not None
-        for of_total, part in zip(total.split(ctx.sizes), more, strict=True):
-            of_total.add_(part)
+                elif number:
+                    for i, part in enumerate(
+                        own.split(ctx.sizes)
+                    ):  # the next has the memory of this one
+                        grads[i] = product(part, weight.t(), grads[i])
+                else:  # the input comes into the first layer, and has got what arrives there
+                    for part, of_total in zip(
+                        own.split(ctx.sizes), total.split(ctx.sizes), strict=True
+                    ):
+                        of_total.add_(product(part, weight.t()))
         return None, total, *of_parameters[::-1]
 
 
@@ -241,20 +290,19 @@ def _grads(
 
 
 def _compose_cross_grad(
-    grad: Tensor,
-    more: Sequence[Tensor],
+    grads: Sequence[Tensor],
     input: Tensor,
     factors: Sequence[Tensor],
     total: Tensor | None,
     is_first: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    arrived = grad + torch.cat(list(more)) if more else grad
+) -> tuple[Tensor, Tensor]:
+    arrived = torch.cat(list(grads))
     if is_first:
         total = arrived if total is None else total + arrived
     own = arrived * torch.cat(list(factors))
-    return arrived, arrived * input, own if total is None else total + own
+    return arrived * input, own if total is None else total + own
 
 
 _cross_grad = shortcut(
-    native.cross_grad, composed=_compose_cross_grad, tensors=(0, 2, 4), lists=(1, 3)
+    native.cross_grad, composed=_compose_cross_grad, tensors=(1, 3), lists=(0, 2)
 )

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from torchrec.fx.proxies import is_proxy
 from torchrec.ops._library import is_observed, shortcut
-from torchrec.ops._private import linear_pointwise
+from torchrec.ops._private import linear_pointwise, linear_pointwise_plus
 from torchrec.ops.linear import native
 
 __all__ = [
@@ -130,17 +130,21 @@ def _dense(matrix: Tensor) -> Tensor:
     return matrix if dense else matrix.contiguous()
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """Return ``left @ right.T``.
+def product(left: Tensor, right: Tensor, addend: Tensor | None = None) -> Tensor:
+    """Return ``left @ right.T``, and the addend more where there is one.
 
     Args:
         left: ``(M, K)``, float32.
         right: ``(N, K)``, float32.
+        addend: ``(M, N)``, float32, contiguous, or None.
     """
     sides = left.size(0), right.size(0), left.size(1)
     if min(sides) < _LEAST_SIDE:
-        return left @ right.t()
-    return onednn_linear(left, right, None, relu=False)
+        result = left @ right.t()
+        return result if addend is None else result.add_(addend)
+    if addend is None:
+        return onednn_linear(left, right, None, relu=False)
+    return linear_pointwise_plus(_dense(left), _dense(right), addend)
 
 
 class _Linear(torch.autograd.Function):

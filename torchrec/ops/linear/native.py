@@ -57,47 +57,41 @@ def relu_grad(grad: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cross_grad(
-    grad: Tensor,
-    more: Sequence[Tensor],
+    grads: Sequence[Tensor],
     input: Tensor,
     factors: Sequence[Tensor],
     total: Tensor | None,
     is_first: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of a cross layer of float32, and of the input so far: that is ``total``, written over.
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the factors of a cross layer of float32, and of the input so far: ``total``, written over.
 
-    ``factors`` come in parts, some samples each, and so does ``more``, which is added to ``grad``, if it is there.
+    ``grads``, of what comes out of the layer, and ``factors`` come in parts, some samples each.
     """
     _require_floats("input", input)
-    _require_shape("grad", grad, input.shape)
     rows = [part.size(0) for part in factors]
     if sum(rows) != input.size(0):
         raise ValueError(
             f"`factors` should be {input.size(0)} samples, as `input`. Received {rows}."
         )
-    for name, parts in (("factors", factors), ("more", more)):
-        for part, count in zip(parts, rows if parts else (), strict=True):
+    for name, parts in (("factors", factors), ("grads", grads)):
+        for part, count in zip(parts, rows, strict=True):
             _require_shape(name, part, (count, input.size(1)))
     if total is not None:
         _require_shape("total", total, input.shape)
     if total is not None and not total.is_contiguous():
         raise ValueError("`total` should be contiguous. Received one that is not.")
-    grad, input = grad.contiguous(), input.contiguous()
-    arrived = recycled(grad.shape) if more else grad
-    product = recycled(grad.shape)
+    input = input.contiguous()
+    product = recycled(input.shape)
     is_last = total is None
-    total = recycled(grad.shape) if total is None else total
-    whole = [tensor.data_ptr() for tensor in (grad, input, arrived, product, total)]
-    for i, part in enumerate(factors):
-        part = part.contiguous()
-        added = more[i].contiguous() if more else None
-        of_grad, of_input, of_sum, of_product, of_total = whole
+    total = recycled(input.shape) if total is None else total
+    whole = [tensor.data_ptr() for tensor in (input, product, total)]
+    for grad, part in zip(grads, factors, strict=True):
+        grad, part = grad.contiguous(), part.contiguous()
+        of_input, of_product, of_total = whole
         _lib.cross_grad(
-            of_grad,
-            0 if added is None else added.data_ptr(),
+            grad.data_ptr(),
             of_input,
             part.data_ptr(),
-            of_sum,
             of_product,
             of_total,
             part.numel(),
@@ -106,7 +100,7 @@ def cross_grad(
             torch.get_num_threads(),
         )
         whole = [address + part.nbytes for address in whole]
-    return arrived, product, total
+    return product, total
 
 
 def _require_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
