@@ -106,7 +106,7 @@ def assert_is_whole(value, expected):
         value.full_tensor(grad_placements=[Replicate()])
 
 
-@pytest.mark.parametrize("plan", ["rows", "columns", "many"])
+@pytest.mark.parametrize("plan", ["rows", pytest.param("columns", marks=pytest.mark.slow), "many"])
 def test_states_are_dtensors_where_the_environment_asks_for_them(plan):
     with tempfile.TemporaryDirectory() as folder:
         results(shown, 2, plan, folder)
