@@ -300,11 +300,19 @@ def test_odd_values(transform: FeatureTransform, column: str, rows: int) -> None
 )
 def test_times_as_text(transform: FeatureTransform, text: str, plain: bool) -> None:
     columns = drawn(np.random.default_rng(0), 1) | {"when": [text]}
-    if not plain:
+    zoned = training_table()
+    zoned = zoned.set_column(6, "when", zoned["when"].cast(pa.timestamp("us", "UTC")))
+    takes = [transform, FeatureTransform(FEATURES).fit([zoned])]
+    has_zone = text.endswith(("Z", "0")) and len(text) > 19
+    if has_zone:
+        takes.reverse()
+    if plain:
+        assert_same(the_quick_way(takes[0], columns)[0], the_long_way(takes[0], columns)[0])
+        with pytest.raises(ValueError, match=r"'when' should hold (zoned|local) times"):
+            the_long_way(takes[1], columns)
+    for each in takes[plain:]:
         with pytest.raises(NotPlainError):
-            the_quick_way(transform, columns)
-        return
-    assert_same(the_quick_way(transform, columns)[0], the_long_way(transform, columns)[0])
+            the_quick_way(each, columns)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torchrec.datasets.query import DATA, query_to_parquet
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.text_dialect import TextDialect
 from torchrec.datasets.text_types import schema_of
-from torchrec.datasets.transform.columns import kind_of, stored
+from torchrec.datasets.transform.columns import TIMES, kind_of, stored
 from torchrec.experiment.rows import TableSection
 from torchrec.experiment.schema import DataSection
 
@@ -131,7 +131,7 @@ def _require_times(name: str, column: str, rows: TableSource) -> None:
     if column not in rows.names:
         return
     type = rows.schema.field(column).type
-    if kind_of(type) not in ("integers", "numbers", "times", "nulls"):
+    if kind_of(type) not in ("integers", "numbers", "zoned times", "local times", "nulls"):
         raise ValueError(
             f"`data.histories.{name}.time` should be a column of numbers, dates or timestamps. Received '{column}' of "
             f"{stored(type)} in '{rows.files[0].path}': `data.query` can make times of text, as in `select data.* "
@@ -140,12 +140,12 @@ def _require_times(name: str, column: str, rows: TableSource) -> None:
 
 
 def _require_alike(name: str, column: str, rows: TableSource, before: TableSource) -> None:
-    """Refuse numbers beside dates: nothing tells which came first."""
+    """Refuse numbers beside dates, and times with a zone beside others: nothing tells which came first."""
     if column not in before.names:
         return
     types = [source.schema.field(column).type for source in (rows, before)]
     kinds = {kind_of(type) for type in types} - {"nulls"}
-    if "times" in kinds and len(kinds) > 1:
+    if not kinds.isdisjoint(TIMES) and len(kinds) > 1:
         raise ValueError(
             f"`data.histories.{name}.time` should be of one kind in all files. Received '{column}' of "
             f"{stored(types[0])} in '{rows.files[0].path}' and of {stored(types[1])} in '{before.files[0].path}'."

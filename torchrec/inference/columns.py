@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from torch import Tensor
 
 from torchrec.datasets.features import DenseFeature, SparseFeature
 from torchrec.datasets.transform import FeatureTransform
-from torchrec.datasets.transform.columns import Kind, Source, require_columns
+from torchrec.datasets.transform.columns import Kind, Source, kind_of, require_columns
 
 
 def to_table(
@@ -77,32 +78,60 @@ def require(
 
 
 def _with_times(table: pa.Table, transform: FeatureTransform) -> pa.Table:
-    """Return a table with text, as JSON has it, read as times where the training data had times."""
+    """Return a table with what JSON has for times, text and seconds, as times where the training data had such."""
     for name, kind in transform.kinds.items():
         column = transform.features[name].column or name
         if column not in table.column_names:
             continue
-        type = table.schema.field(column).type
-        if kind == "times" and (pa.types.is_string(type) or pa.types.is_large_string(type)):
-            position = table.schema.get_field_index(column)
-            table = table.set_column(position, column, _times(column, table.column(column)))
+        position, values = table.schema.get_field_index(column), table.column(column)
+        given = kind_of(values.type)
+        if given == "strings" and kind in _TEXT_OF_TIMES:
+            table = table.set_column(position, column, _times(column, values, kind))
+        elif given in ("integers", "numbers") and kind == "zoned times":
+            table = table.set_column(position, column, _moments(column, values))
     return table
 
 
-def _times(name: str, text: pa.ChunkedArray) -> pa.ChunkedArray:
+# Text of ISO 8601, as examples of a kind.
+_TEXT_OF_TIMES: dict[Kind, str] = {
+    "zoned times": "'2024-01-31T12:00:00Z', with a zone in every row",
+    "local times": "'2024-01-31T12:00:00', without a zone",
+    "times": "'2024-01-31T12:00:00Z', with a zone in every row or in none",
+}
+
+
+def _times(name: str, text: pa.ChunkedArray, kind: Kind) -> pa.ChunkedArray:
     """Return the times that ISO 8601 text says, all of it with a zone or none."""
-    try:
-        return text.cast(pa.timestamp("us", "UTC"))
-    except pa.ArrowInvalid:
-        pass  # there may be no zone
-    try:
-        return text.cast(pa.timestamp("us"))
-    except pa.ArrowInvalid as error:
+    if kind != "local times":
+        try:
+            return text.cast(pa.timestamp("us", "UTC"))
+        except pa.ArrowInvalid as error:
+            refused = error  # there may be no zone
+    if kind != "zoned times":
+        try:
+            return text.cast(pa.timestamp("us"))
+        except pa.ArrowInvalid as error:
+            refused = error
+    raise ValueError(
+        f"Column '{name}' should hold {kind}, as in training: as such, or as text like "
+        f"{_TEXT_OF_TIMES[kind]}. Received: {' '.join(str(refused).split())}."
+    )
+
+
+_LAST_SECOND = 1e11  # of the year 5138; milliseconds of 1973 are more
+
+
+def _moments(name: str, numbers: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the times that numbers say in seconds since 1970."""
+    seconds = numbers.cast(pa.float64())
+    largest = pc.max(pc.abs(seconds)).as_py() or 0.0
+    if not largest <= _LAST_SECOND:
         raise ValueError(
-            f"Column '{name}' should hold times, as in training: as such, or as text like "
-            f"'2024-01-31T12:00:00Z', with a zone in every row or in none. Received: "
-            f"{' '.join(str(error).split())}."
-        ) from None
+            f"Column '{name}' should hold zoned times, as in training: as such, as text, or as seconds since 1970. "
+            f"Received {largest:.17g}."
+        )
+    whole = pc.round(pc.multiply(seconds, 1e6)).cast(pa.int64())
+    return whole.cast(pa.timestamp("us", "UTC"))
 
 
 def _from_mapping(columns: dict[str, object], transform: FeatureTransform) -> pa.Table:

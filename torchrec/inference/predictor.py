@@ -15,6 +15,7 @@ from torchrec.bundle import Builder, is_bundle, load_bundle
 from torchrec.datasets.features import IdFeature, TextType, number_columns, text_columns
 from torchrec.datasets.text_types import schema_of
 from torchrec.datasets.transform import FeatureTransform, NotPlainError, Target
+from torchrec.datasets.transform.columns import TIMES
 from torchrec.datasets.transform.targets import LABELS
 from torchrec.datasets.utils import Batch
 from torchrec.experiment.files import FILE_NAME, check_experiment, parse_experiment_yaml
@@ -130,7 +131,7 @@ class Predictor:
             for name, feature in features.items()
             if isinstance(feature, IdFeature) and kinds.get(name) == "integers"
         }
-        numbers = {name: f for name, f in features.items() if kinds.get(name) != "times"}
+        numbers = {name: f for name, f in features.items() if kinds.get(name) not in TIMES}
         return found | number_columns(numbers)
 
     def predict(self, data: object, *, batch_size: int = 8192) -> Tensor:

@@ -11,6 +11,10 @@ _TYPES = {
     "integers": "integer",
     "strings": "string",
     "numbers": "number",
+    "zoned times": "string",
+    "local times": "string",
+    "durations": "string",
+    "times of day": "string",
     "times": "string",
     "nulls": "null",
 }
@@ -104,7 +108,7 @@ def _row(model: dict[str, Any]) -> dict[str, Any]:
                 value, weights = (
                     {"type": ["array", "null"], "items": each} for each in (value, weights)
                 )
-        elif feature["values"] == "times":
+        elif feature["values"] in ("zoned times", "times"):
             value["format"] = "date-time"
         columns.setdefault(feature["column"], value)
         if "weights" in feature:

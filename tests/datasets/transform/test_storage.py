@@ -69,11 +69,11 @@ def test_another_file(saved):
     refused(saved, "Received what is no JSON")
 
 
-@pytest.mark.parametrize("version", [3, "1", None])
+@pytest.mark.parametrize("version", [4, "1", None])
 def test_newer_versions(saved, version):
     document = json.loads((saved / "transform.json").read_text())
     (saved / "transform.json").write_text(json.dumps({**document, "version": version}))
-    refused(saved, f"version 2 or earlier. Received version {version}: a newer version")
+    refused(saved, f"version 3 or earlier. Received version {version}: a newer version")
 
 
 @pytest.mark.parametrize("where", [0.1, 0.5, 0.9])

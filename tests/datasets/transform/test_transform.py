@@ -763,7 +763,7 @@ class TestRefused:
                 DenseFeature(fill=0),
                 pa.array([1, 2], pa.timestamp("s")),
                 [1.0],
-                "should hold times, as in training. Received double",
+                "should hold local times, as in training. Received double",
             ),
             (
                 MultiHotFeature(rows=9),

@@ -22,6 +22,7 @@ from torchrec.datasets.transform.columns import (
     Kind,
     Source,
     chunks_of,
+    fits,
     kind_of,
     read_ids,
     read_numbers,
@@ -272,7 +273,7 @@ class FeatureTransform:
                 f"ones: {', '.join(unlike_features)}."
             )
         for name, kind in before.kinds.items():
-            if self._kinds.get(name, kind) not in (kind, "nulls"):
+            if not fits(self._kinds.get(name, kind), kind):
                 raise ValueError(
                     f"Feature '{name}' should hold {kind}, as where training goes on from. Received "
                     f"{self._kinds[name]}."
@@ -383,7 +384,7 @@ class FeatureTransform:
     def _check_kinds(self, table: pa.Table) -> None:
         for name, kind in kinds_of(list(self._columns.values()), table).items():
             trained = self._kinds.get(name, kind)
-            if kind not in (trained, "nulls"):
+            if not fits(kind, trained):
                 raise unlike(self._columns[name].source, trained, "in training", table)
 
     def _read_dense(self, table: pa.Table, counts: dict[str, FeatureCounts]) -> torch.Tensor:

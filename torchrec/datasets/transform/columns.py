@@ -18,7 +18,14 @@ from torchrec.datasets.transform.list_text import BRACKETS, split_brackets
 from torchrec.ops.hashing import hash_strings
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Kind = Literal["integers", "numbers", "strings", "times", "nulls", "other"]
+Kind = Literal[
+    "integers", "numbers", "strings", "zoned times", "local times", "durations", "times of day", "times", "nulls",
+    "other",
+]  # fmt: skip
+TIMES: frozenset[Kind] = frozenset(
+    ["zoned times", "local times", "durations", "times of day", "times"]
+)
+"""Kinds that count as seconds. ``times`` is any of them, where an earlier version fitted the model."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,18 @@ def kind_of(type: pa.DataType) -> Kind:
         return "numbers"
     if _is_text(type) or pt.is_string_view(type) or pt.is_binary_view(type):
         return "strings"
-    if pt.is_temporal(type) and not pt.is_interval(type):
-        return "times"
+    if pt.is_timestamp(type) or pt.is_date(type):
+        return "zoned times" if getattr(type, "tz", None) else "local times"
+    if pt.is_duration(type):
+        return "durations"
+    if pt.is_time(type):
+        return "times of day"
     return "nulls" if pt.is_null(type) else "other"
+
+
+def fits(kind: Kind, trained: Kind) -> bool:
+    """Say whether values of a kind, or none, are those that a model was trained on."""
+    return kind in (trained, "nulls") or (trained == "times" and kind in TIMES)
 
 
 def stored(type: pa.DataType) -> pa.DataType:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from torchrec.datasets.features import DenseFeature
 from torchrec.datasets.transform.columns import (
     LARGEST,
+    TIMES,
     Array,
     Kind,
     Numbers,
@@ -72,7 +73,7 @@ class DenseColumn:
         """Return what the numbers are, refusing what is none."""
         type = schema.field(self.source.column).type
         kind = kind_of(type)
-        if kind not in ("integers", "numbers", "times", "nulls"):
+        if kind not in ("integers", "numbers", "nulls") and kind not in TIMES:
             raise ValueError(
                 f"{self.source} should hold numbers, as a dense feature does. "
                 f"Received {stored(type)}."

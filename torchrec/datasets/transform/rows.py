@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from torchrec.datasets.features import SequenceFeature
-from torchrec.datasets.transform.columns import LARGEST, Array, Kind
+from torchrec.datasets.transform.columns import LARGEST, TIMES, Array, Kind
 from torchrec.datasets.transform.counts import FeatureCounts
 from torchrec.datasets.transform.dense import DenseColumn, Scale, logarithm
 from torchrec.datasets.transform.fitting import AnyColumn
@@ -201,17 +201,18 @@ class _Numbers:
             if isinstance(column, VectorColumn)
         ]
         # Of each number: where it comes from, and its place in a vector.
-        self._columns: list[tuple[str, str, bool, int | None]] = []
+        self._columns: list[tuple[str, str, Kind, int | None]] = []
         self._logs: list[int] = []
         scales: list[Scale] = []
         for column in columns:
             name, feature = column.source.column, column.source.feature
             if isinstance(column, VectorColumn):
-                self._columns += [(name, feature, False, at) for at in range(column.feature.size)]
+                size = column.feature.size
+                self._columns += [(name, feature, "numbers", at) for at in range(size)]
             else:
                 if column.feature.log:
                     self._logs.append(len(self._columns))
-                self._columns.append((name, feature, kinds[feature] == "times", None))
+                self._columns.append((name, feature, kinds[feature], None))
             if not isinstance(column, BucketColumn):
                 assert column.scales is not None
                 scales += column.scales
@@ -226,12 +227,12 @@ class _Numbers:
         for name, length in self._vectors:
             if not all(type(one) is list and len(one) == length for one in batch.values[name]):
                 raise NotPlainError
-        for column, _, are_times, place in self._columns:
+        for column, _, kind, place in self._columns:
             given = batch.values[column]
             if place is not None:
                 given = [vector[place] for vector in given]
-            elif are_times:
-                given = _seconds(given)
+            elif kind in TIMES:
+                given = _seconds(given, kind)
             if not _NUMBERS.issuperset(map(type, given)):
                 raise NotPlainError
             flat += given
@@ -266,8 +267,8 @@ class _Numbers:
         return np.ascontiguousarray(numbers.T, np.float32)
 
 
-def _seconds(values: Values) -> list[float | None]:
-    """Return moments, or text of ISO 8601, as seconds since 1970: all with a zone or none."""
+def _seconds(values: Values, kind: Kind) -> list[float | None]:
+    """Return moments, or text of ISO 8601, as seconds since 1970: with a zone or without, as in training."""
     moments = [_moment(value) if type(value) is str else value for value in values]
     seconds: list[float | None] = []
     zones = set()
@@ -282,7 +283,8 @@ def _seconds(values: Values) -> list[float | None]:
             raise NotPlainError
         zones.add(moment.tzinfo)
         seconds.append((moment.replace(tzinfo=None) - _EPOCH) // _MICROSECOND / 1e6)
-    if len(zones) > 1 or len({type(value) for value in values} - {_NONE}) > 1:
+    wrong = {"zoned times": None, "local times": datetime.timezone.utc}.get(kind, kind)
+    if len(zones) > 1 or wrong in zones or len({type(value) for value in values} - {_NONE}) > 1:
         raise NotPlainError
     return seconds
 

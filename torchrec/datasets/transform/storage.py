@@ -17,7 +17,7 @@ from torchrec.datasets.transform.columns import Array, Kind
 from torchrec.files import read_json
 
 _FORMAT = "rowwise.transform"
-_VERSION = 2  # 1: with a label at most, without weights and groups
+_VERSION = 3  # 1: with a label at most, without weights and groups; 2: times of one kind
 _JSON = "transform.json"
 _ARROW = "transform.arrow"
 _SCHEMA = pa.schema(

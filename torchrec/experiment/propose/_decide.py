@@ -17,7 +17,7 @@ from torchrec.datasets.features import (
     SparseFeature,
     VectorFeature,
 )
-from torchrec.datasets.transform.columns import Array, read_numbers, whole
+from torchrec.datasets.transform.columns import TIMES, Array, read_numbers, whole
 from torchrec.experiment.propose._leaks import Leak, made_from_label, tells_of_label
 from torchrec.experiment.propose._roles import (
     looks_like_id,
@@ -107,7 +107,7 @@ def _unit_of_time(one: ColumnStatistics, values: pa.ChunkedArray) -> str | None:
     """Return how a column writes points in time, None if it does not: durations and times of day are none."""
     if one.is_list or not one.values or pt.is_duration(one.type) or pt.is_time(one.type):
         return None
-    if one.kind == "times":
+    if one.kind in TIMES:
         return str(one.type)
     if one.kind in ("integers", "numbers"):
         return epoch_unit(one.name, one.minimum, one.maximum, values)
@@ -118,7 +118,7 @@ def _unusable(one: ColumnStatistics) -> str | None:
     """Return why a column can be no feature, None if it can."""
     if not one.name:
         return "it has no name"
-    if one.kind == "other" or (one.is_list and one.kind == "times"):
+    if one.kind == "other" or (one.is_list and one.kind in TIMES):
         return f"values of type {one.type} are no feature"
     if not one.values:
         return "there is no value in any row"
@@ -141,7 +141,7 @@ def _unusable(one: ColumnStatistics) -> str | None:
 
 def _feature(one: ColumnStatistics, values: pa.ChunkedArray) -> tuple[AnyFeature, str]:
     """Return the proposed feature of a column that can be one, and what should be known of it."""
-    if one.kind == "times":
+    if one.kind in TIMES:
         return _dense(one, values), "In seconds"
     if one.is_list and one.kind == "numbers":
         return VectorFeature(size=one.longest, separator=one.text.separator), ""
@@ -260,7 +260,7 @@ def _seen(one: ColumnStatistics) -> str:
     """Say what was seen in a column."""
     if one.kind == "other":
         return f"{one.type}"
-    measured = one.kind in ("numbers", "times") and one.distinct > _FEW
+    measured = (one.kind == "numbers" or one.kind in TIMES) and one.distinct > _FEW
     about = "" if one.distinct < EXACT else "about "
     words = [] if measured else [f"{about}{one.distinct:,} distinct"]
     if one.kind in ("integers", "numbers") and math.isfinite(one.minimum):

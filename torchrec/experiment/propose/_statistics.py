@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from torchrec.datasets.transform.columns import (
+    TIMES,
     Array,
     Source,
     chunks_of,
@@ -118,7 +119,7 @@ class ColumnStatistics:
         """Count values; return how many were missing."""
         if self.kind in ("nulls", "other"):
             return len(array) if self.kind == "nulls" else array.null_count
-        if self.kind in ("numbers", "times"):
+        if self.kind == "numbers" or self.kind in TIMES:
             found = read_numbers(array).present()
             self._add_range(found)
             counted = self._few_of(found) if self._is_measured else found
@@ -143,7 +144,7 @@ class ColumnStatistics:
     @property
     def _is_measured(self) -> bool:
         """Whether values are quantities, of which nobody asks how many are distinct if they are many."""
-        return self.kind == "times" or (self.kind == "numbers" and not self.whole)
+        return self.kind in TIMES or (self.kind == "numbers" and not self.whole)
 
     def _add_integers(self, counter: DistinctCounter, parts: pa.Array) -> None:
         if pc.all(pc.match_substring_regex(parts, _WHOLE)).as_py() is False:
