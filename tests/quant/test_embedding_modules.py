@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -242,6 +243,33 @@ def test_notes_on_a_model_have_their_effect() -> None:
     assert "0.tbes.0" not in dict(model.named_modules())
     with pytest.raises(ValueError, match="`row_alignment` should be at least 1"):
         quant.quant_prep_customize_row_alignment(model, kinds, 0)
+
+
+@pytest.mark.parametrize("alignment", [16, 1, 24])
+@pytest.mark.parametrize(("dtype", "bits"), list(zip(DTYPES, [8, 4, 2, 16, 16, 32], strict=True)))
+def test_memory_is_that_of_the_formula(dtype: torch.dtype, bits: int, alignment: int) -> None:
+    sizes = {(rows, dim): f"t{rows}_{dim}" for rows in (1, 7) for dim in (1, 2, 3, 5, 12, 13, 64)}
+    model = nn.Sequential(
+        EmbeddingBagCollection(
+            tables=[
+                EmbeddingBagConfig(rows, dim, name, feature_names=[f"f_{name}"])
+                for (rows, dim), name in sizes.items()
+            ]
+        )
+    )
+    kinds: list[type[nn.Module]] = [EmbeddingBagCollection]
+    quant.quant_prep_customize_row_alignment(model, kinds, alignment)
+    made = quantize_embeddings(model, dtype, inplace=True)
+    head = 4 if bits <= 8 else 0
+    expected = {
+        f"0.embedding_bags.{name}.weight": rows
+        * math.ceil((head + math.ceil(dim * bits / 8)) / alignment)
+        * alignment
+        for (rows, dim), name in sizes.items()
+    }
+    assert {name: weight.nbytes for name, weight in made.state_dict().items()} == expected
+    held = sum(part.nbytes for part in [*made.parameters(), *made.buffers()])
+    assert held - sum(expected.values()) == 8 * len(sizes)  # counters of ids out of range
 
 
 @pytest.mark.parametrize("kind", ["bags", "sequences"])
