@@ -51,7 +51,7 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
     whose columns are divided, all ranks with some of a row tell of it.
 
     Args:
-        model: whose sharded `EmbeddingBagCollection`s and `EmbeddingCollection`s are tracked.
+        model: whose sharded collections (`EmbeddingBagCollection`, `EmbeddingCollection`) are tracked.
         consumers: see `DeltaTrackerConfig`, as the others.
         delete_on_read: see there.
         auto_compact: see there.
