@@ -477,3 +477,17 @@ def test_few_rows_are_read_without_arrow(
     assert torch.equal(predictor.predict(columns), expected)
     with pytest.raises(AssertionError, match="Arrow"):  # in batches that are smaller
         predictor.predict(columns, batch_size=2)
+
+
+@pytest.mark.parametrize("trained", [pa.duration("us"), pa.time64("us")])
+@pytest.mark.parametrize("moment", [DAY, DAY.replace(tzinfo=UTC), "2024-01-31T12:00:00Z"])
+def test_moments_are_no_durations_and_no_times_of_day(trained: pa.DataType, moment: Any) -> None:
+    table = pa.table({"when": pa.array([0, 3600 * 10**6]).cast(trained)})
+    takes = FeatureTransform({"when": DenseFeature()}).fit([table])
+    for columns in ({"when": [moment]}, {"when": [moment, None]}):
+        with pytest.raises(NotPlainError):
+            the_quick_way(takes, columns)
+        with pytest.raises(
+            ValueError, match=r"'when' should hold (durations|times of day|numbers)"
+        ):
+            the_long_way(takes, columns)

@@ -46,6 +46,10 @@ _MOMENT = re.compile(
 )
 _EPOCH = datetime.datetime(1970, 1, 1)
 _MICROSECOND = datetime.timedelta(microseconds=1)
+# Zones that moments of a kind do not have.
+_WRONG_ZONES: dict[Kind, tuple[datetime.timezone | None, ...]] = {
+    "zoned times": (None,), "local times": (datetime.timezone.utc,), "times": (),
+}  # fmt: skip
 
 
 class NotPlainError(Exception):
@@ -269,6 +273,8 @@ class _Numbers:
 
 def _seconds(values: Values, kind: Kind) -> list[float | None]:
     """Return moments, or text of ISO 8601, as seconds since 1970: with a zone or without, as in training."""
+    if kind not in _WRONG_ZONES:  # durations and times of day
+        raise NotPlainError
     moments = [_moment(value) if type(value) is str else value for value in values]
     seconds: list[float | None] = []
     zones = set()
@@ -283,8 +289,8 @@ def _seconds(values: Values, kind: Kind) -> list[float | None]:
             raise NotPlainError
         zones.add(moment.tzinfo)
         seconds.append((moment.replace(tzinfo=None) - _EPOCH) // _MICROSECOND / 1e6)
-    wrong = {"zoned times": None, "local times": datetime.timezone.utc}.get(kind, kind)
-    if len(zones) > 1 or wrong in zones or len({type(value) for value in values} - {_NONE}) > 1:
+    wrong = not zones.isdisjoint(_WRONG_ZONES[kind])
+    if len(zones) > 1 or wrong or len({type(value) for value in values} - {_NONE}) > 1:
         raise NotPlainError
     return seconds
 
