@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,15 +11,19 @@ from torch import nn
 
 from tests.distributed.ranks import run
 from tests.distributed.test_model_parallel import Model, batch, plan_of
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.shard import shard, shard_modules
 from torchrec.distributed.sharding_plan import (
+    column_wise,
     construct_module_sharding_plan,
+    data_parallel,
     row_wise,
     table_wise,
 )
-from torchrec.distributed.types import ShardedModule
+from torchrec.distributed.types import ShardedModule, ShardingPlan
+from torchrec.distributed.unshard import unshard
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
 
@@ -97,3 +103,41 @@ def test_what_nobody_shards_is_refused():
         shard(sharded, row_wise())
     with pytest.raises(ValueError, match="should not be sharded yet"):
         shard_modules(nn.Sequential(sharded))
+
+
+def frozen_before(optimizer):
+    """What becomes of two tables of which one is frozen before they are sharded, under every plan."""
+    found = {}
+    for name, kind in PLANS_OF_TWO.items():
+        torch.manual_seed(1)
+        options = {"optimizer": optimizer, "lr": 0.1 if optimizer else None}
+        tables = EmbeddingBagCollection(
+            [EmbeddingBagConfig(9, 4, each, feature_names=[each], **options) for each in "ab"]
+        )
+        tables.embedding_bags["a"].weight.requires_grad_(False)
+        before = copy.deepcopy(tables.state_dict())
+        plan = construct_module_sharding_plan(tables, {"a": kind, "b": kind}, device_type="cpu")
+        model = DistributedModelParallel(tables, plan=ShardingPlan({"": plan}))
+        rest = [p for p in model.parameters() if p.requires_grad]
+        outer = torch.optim.SGD(rest, lr=0.1) if rest else None
+        ids = KeyedJaggedTensor.from_lists({"a": [[1, 8]], "b": [[2, 7]]})
+        model(ids).values().square().sum().backward()
+        if outer is not None:
+            outer.step()
+        after = unshard(model).state_dict()
+        found[name] = [each for each in before if not torch.equal(before[each], after[each])]
+    return found
+
+
+PLANS_OF_TWO = {
+    "table_wise": table_wise(1),
+    "row_wise": row_wise(),
+    "column_wise": column_wise([0, 1]),
+    "data_parallel": data_parallel(),
+}
+
+
+@pytest.mark.parametrize("optimizer", [None, "sgd", "rowwise_adagrad"])
+def test_a_table_that_was_frozen_before_stays_so(optimizer):
+    expected = {name: ["embedding_bags.b.weight"] for name in PLANS_OF_TWO}
+    assert run(frozen_before, 2, optimizer, timeout=30) == [expected] * 2

@@ -147,6 +147,9 @@ class ShardedTables:
             c.name: new_part(c, self._new_part(c, sources[c.name], seed), shared[c.name])
             for c in self.configs
         }
+        for name, source in sources.items():
+            if isinstance(source, nn.Parameter):  # which may have been frozen since it was made
+                self._parts[name].weight.requires_grad_(source.requires_grad)
         self.parts = nn.ModuleDict(self._parts)
         here = [c for c in self.configs if self.is_here(c.name)]
         away = [c for c in self.configs if not self.is_here(c.name)]
