@@ -11,9 +11,8 @@ BUILD := build/dev
 NATIVE := $(BUILD)/.copied
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cmake')
 HAVE_CXX := $(shell command -v $(CXX) || command -v c++ || command -v clang++)
-# Four things run side by side, a thread each: suites wait for processes that they start a third of the time. First
-# come the checks and the build, then the suites.
-BESIDE := $(MAKE) --no-print-directory --jobs=4 --output-sync=line
+# All run side by side, a thread each: suites wait for processes that they start a third of the time.
+BESIDE := $(MAKE) --no-print-directory --jobs=5 --output-sync=line
 # Tests of the main job, and those that start other processes.
 JOB := $(addprefix tests/,bundle datasets experiment inference metrics report runs serve training tuning)
 PROCESSES := tests/test_documents.py tests/distributed tests/cli

@@ -270,7 +270,7 @@ def _killed_at(point: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("point", ["fsync", "first rename", "second rename"])
-@pytest.mark.parametrize("after", ["writing", "clearing"])
+@pytest.mark.parametrize("after", ["writing", pytest.param("clearing", marks=pytest.mark.slow)])
 def test_what_a_killed_process_leaves_is_cleared(tmp_path: Path, point: str, after: str) -> None:
     folder = tmp_path / "model"
     _write(folder, "one")

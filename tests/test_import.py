@@ -46,7 +46,9 @@ def python(code: str, *path: Path, backend: str = "native") -> subprocess.Comple
     )
 
 
-@pytest.fixture(scope="module", params=["native", "reference"])
+@pytest.fixture(
+    scope="module", params=["native", pytest.param("reference", marks=pytest.mark.slow)]
+)
 def observed(request: pytest.FixtureRequest) -> dict:
     done = python(OBSERVE, backend=request.param)
     assert not done.stderr

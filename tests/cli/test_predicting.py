@@ -139,6 +139,7 @@ def rows_by_value(column: pa.ChunkedArray) -> list[list[int]]:
     return list(rows.values())
 
 
+@pytest.mark.slow
 def test_evaluation_is_that_of_scikit_learn(
     run: Path, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

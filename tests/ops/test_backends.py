@@ -40,7 +40,7 @@ def test_the_environment_forces_the_reference() -> None:
 
 
 @pytest.mark.skipif(_library.native is None, reason="the kernels are not in use")
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+@pytest.mark.parametrize("isa", ["baseline", pytest.param("avx2", marks=pytest.mark.slow)])
 def test_the_environment_chooses_the_instruction_set(isa: str) -> None:
     done = report(ROWWISE_ISA=isa)
     values, used = json.loads(done.stdout)
