@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from itertools import groupby
 
 import pytest
@@ -146,6 +149,40 @@ def test_of_too_many_samples_whole_groups_are_kept_whatever_their_order() -> Non
     assert 50 < kept.counts["groups(user)"] < whole.counts["groups(user)"] / 4
     for name in whole:
         assert abs(kept[name] - whole[name]) < 2 / math.sqrt(kept.counts["groups(user)"])
+
+
+MANY_SAMPLES = """
+import json, math, torch
+from torchrec.metrics.grouped import GroupedMetrics
+from torchrec.training.memory import peak_rss_bytes
+
+torch.set_num_threads(1)
+random = torch.Generator().manual_seed(0)
+metrics = GroupedMetrics(["gauc(user)"], max_samples=2**20)
+peaks = []
+for step in range(4096):
+    labels = (torch.rand(4096, generator=random) < 0.3).float()
+    scores = torch.randn(4096, generator=random) + labels
+    metrics.update(scores, labels, groups={"user": torch.randint(200_000, (4096,), generator=random)})
+    if step in (0, 1023, 4095):
+        peaks.append(peak_rss_bytes())
+report = metrics.compute()
+print(json.dumps([*peaks, report["gauc(user)"], report.counts["groups(user)"]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_of_many_samples_it_is_that_of_the_formula_in_constant_memory() -> None:
+    """Of normal scores at a distance d the AUC is Phi(d / sqrt 2). These are 16.8 million samples."""
+    done = subprocess.run([sys.executable, "-c", MANY_SAMPLES], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, quarter, last, found, groups = json.loads(done.stdout)
+    assert 5000 < groups < 20_000
+    assert abs(found - 0.5 * (1 + math.erf(0.5))) < 0.98 / math.sqrt(groups)
+    kept = 20 * (2**20 + 2**17)  # bytes
+    assert last - first < 4 * kept
+    assert last - quarter < kept  # 250 MB have come since
 
 
 def test_a_group_larger_than_what_fits_is_kept_whole() -> None:

@@ -197,18 +197,27 @@ class _Columns:
 
     @classmethod
     def of(cls, ids: Tensor, scores: Tensor, labels: Tensor, weights: Tensor | None) -> _Columns:
-        """Return copies, of one type each."""
+        """Return them flat, of one type each; what has it already is not copied."""
         given = (scores, labels, torch.ones_like(scores) if weights is None else weights)
-        floats = (x.detach().reshape(-1).to(torch.float32, copy=True) for x in given)
-        return cls(ids.reshape(-1).to(torch.int64, copy=True), *floats)
+        floats = (x.detach().reshape(-1).to(torch.float32) for x in given)
+        return cls(ids.reshape(-1).to(torch.int64), *floats)
 
     @property
     def count(self) -> Tensor:
         """Which samples have a weight and a group, ``(N,)``."""
         return (self.weights != 0) & (self.ids != NO_GROUP)
 
-    def where(self, chosen: Tensor) -> _Columns:
+    def where(self, chosen: Tensor | slice) -> _Columns:
         return _Columns(*(x[chosen] for x in vars(self).values()))
+
+    def write(self, start: int, others: _Columns) -> None:
+        """Overwrite those from ``start`` on."""
+        for x, other in zip(vars(self).values(), vars(others).values(), strict=True):
+            x[start : start + len(other)] = other
+
+    def room(self, size: int) -> _Columns:
+        """Return room for ``size`` samples like these."""
+        return _Columns(*(x.new_empty(size) for x in vars(self).values()))
 
 
 def _require_numbers(samples: _Columns) -> None:
@@ -226,67 +235,83 @@ def _require_numbers(samples: _Columns) -> None:
 
 
 class _GroupSamples:
-    """The samples of one column: those of a share of the groups, halved whenever there are too many."""
+    """The samples of one column: those of a share of the groups, halved whenever there are too many.
+
+    They are written into tensors that stay. Small ones, kept from batch to batch between large ones that come
+    and go, would leave the heap full of holes: resident memory then grows long after all there is to keep is
+    there.
+    """
 
     NAMES = ("ids", "scores", "labels", "weights", "halvings")
 
     def __init__(self, max_samples: int) -> None:
         self._max_samples = max_samples
-        self._parts: list[_Columns] = []
-        self._kept = 0  # of samples in the first part, which have been looked through
-        self._size = 0
+        self._room = _Columns.of(*[torch.empty(0)] * 4)
+        self._size = 0  # of what is written there
+        self._kept = 0  # of samples at its begin, which are of groups that are kept
         self._halvings = 0
 
     def add(self, samples: _Columns) -> None:
-        self._parts.append(samples)
-        self._size += len(samples.ids)
-        if self._size > self._max_samples and self._size - self._kept >= min(
-            _BUFFER, self._max_samples
-        ):
+        self._append(samples)
+        waiting = self._size - self._kept
+        if self._size > self._max_samples and waiting >= min(_BUFFER, self._max_samples):
             self._thin_out()
 
     def merge(self, other: _GroupSamples) -> None:
-        self._parts += other._parts
-        self._size += other._size
+        self._append(other._written())
+        self._kept = 0  # one of both may have halved them more often
         self._halvings = max(self._halvings, other._halvings)
         self._thin_out()
 
     def together(self) -> _Columns:
-        """Return the samples that are kept."""
+        """Return the samples that are kept; they change with the next ones."""
         self._thin_out()
-        return self._parts[0]
+        return self._written()
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {**vars(self.together()), "halvings": torch.tensor(self._halvings)}
+        kept = {name: x.clone() for name, x in vars(self.together()).items()}
+        return {**kept, "halvings": torch.tensor(self._halvings)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         columns = dict(state)
         self._halvings = int(columns.pop("halvings"))
-        self._parts = [_Columns(**{name: x.clone() for name, x in columns.items()})]
+        self._room = _Columns(**{name: x.clone() for name, x in columns.items()})
         self._kept = self._size = len(columns["ids"])
 
+    def _written(self) -> _Columns:
+        return self._room.where(slice(self._size))
+
+    def _append(self, samples: _Columns) -> None:
+        size = self._size + len(samples.ids)
+        if size > len(self._room.ids):
+            most = self._max_samples + _BUFFER  # unless a single group has more
+            room = samples.room(2 * size if size > most else min(2 * size, most))
+            room.write(0, self._written())
+            self._room = room
+        self._room.write(self._size, samples)
+        self._size = size
+
     def _thin_out(self) -> None:
-        """Make one part of all, of the groups that are kept."""
-        parts = self._parts or [_Columns.of(*[torch.empty(0)] * 4)]
-        whole = _Columns(
-            *(torch.cat(x) for x in zip(*(vars(p).values() for p in parts), strict=True))
-        )
-        whole = whole.where(whole.count)
-        hashes = hash_ids(whole.ids, _SPAN)
-        chosen = self._chosen(hashes)
-        while int(chosen.sum()) > self._max_samples:
+        """Leave out what came since the last time and does not count; then, of too many, groups."""
+        new = self._room.where(slice(self._kept, self._size))
+        self._keep(self._kept, new.count & self._chosen(new.ids))
+        while self._size > self._max_samples:
             self._halvings += 1
-            fewer = self._chosen(hashes)
-            if not fewer.any():  # all that is left is one group, or few of one fate
+            chosen = self._chosen(self._written().ids)
+            if not chosen.any():  # all that is left is one group, or few of one fate
                 self._halvings -= 1
                 break
-            chosen = fewer
-        kept = whole if bool(chosen.all()) else whole.where(chosen)
-        self._parts, self._kept = [kept], len(kept.ids)
-        self._size = self._kept
+            self._keep(0, chosen)
+        self._kept = self._size
 
-    def _chosen(self, hashes: Tensor) -> Tensor:
-        return hashes & ((1 << self._halvings) - 1) == 0
+    def _keep(self, start: int, chosen: Tensor) -> None:
+        """Keep the chosen ones of those from ``start`` on."""
+        if not chosen.all():
+            self._room.write(start, self._room.where(slice(start, self._size)).where(chosen))
+        self._size = start + int(chosen.sum())
+
+    def _chosen(self, ids: Tensor) -> Tensor:
+        return hash_ids(ids, _SPAN) & ((1 << self._halvings) - 1) == 0
 
 
 @dataclass(frozen=True)
