@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -61,22 +62,29 @@ def _out(rank: int, step: int) -> dict[str, Tensor]:
 
 
 class _Collectives:
-    """Counts what is exchanged."""
+    """Counts what is exchanged, by whatever collective."""
+
+    KINDS = (
+        "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "reduce", "gather",
+        "all_to_all", "all_to_all_single", "broadcast", "reduce_scatter_tensor", "barrier",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.count = 0
-        self._all_gather = dist.all_gather
+        self._kinds = {name: getattr(dist, name) for name in self.KINDS}
 
     def __enter__(self) -> _Collectives:
-        dist.all_gather = self._counted
+        for name, collective in self._kinds.items():
+            setattr(dist, name, partial(self._counted, collective))
         return self
 
     def __exit__(self, *args: object) -> None:
-        dist.all_gather = self._all_gather
+        for name, collective in self._kinds.items():
+            setattr(dist, name, collective)
 
-    def _counted(self, *args: Any, **kwargs: Any) -> Any:
+    def _counted(self, collective: Any, *args: Any, **kwargs: Any) -> Any:
         self.count += 1
-        return self._all_gather(*args, **kwargs)
+        return collective(*args, **kwargs)
 
 
 def _of_all_ranks(mode: RecComputeMode) -> list[tuple[Any, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,13 +103,22 @@ class Case:
     lifetime: bool = True
     fused: bool = True
 
-    def metric(self, mode: RecComputeMode, world_size: int = 1, rank: int = 0) -> RecMetric:
+    def metric(
+        self, mode: RecComputeMode, world_size: int = 1, rank: int = 0, fused_update_limit: int = 0
+    ) -> RecMetric:
         tasks = [RecTaskInfo(name=name, **self.task) for name in TASKS]
         if self.kind is TensorWeightedAvgMetric:
             for task in tasks:
                 task.tensor_name = f"tensor_{task.name}"
         return self.kind(
-            world_size, rank, BATCH_SIZE, tasks, mode, window_size=16 * world_size, **self.options
+            world_size,
+            rank,
+            BATCH_SIZE,
+            tasks,
+            mode,
+            window_size=16 * world_size,
+            fused_update_limit=fused_update_limit,
+            **self.options,
         )
 
 
@@ -301,6 +310,25 @@ def make_batches(case: Case, sizes: Sequence[int], weighted: bool, seed: int = 0
             )
         )
     return batches
+
+
+def together(batches: Sequence[Batch]) -> Batch:
+    """Return the samples of some batches as one."""
+
+    def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    return Batch(
+        joined([batch.predictions for batch in batches]),
+        joined([batch.labels for batch in batches]),
+        joined([batch.weights for batch in batches if batch.weights is not None]) or None,
+        joined(
+            [
+                {**batch.other, "list": batch.other["list"] + 3 * i}  # none of their lists is one
+                for i, batch in enumerate(batches)
+            ]
+        ),
+    )
 
 
 def update(metric: RecMetric, case: Case, batch: Batch) -> None:

@@ -15,6 +15,7 @@ from tests.metrics.metric_cases import (
     assert_reported,
     expected_of,
     make_batches,
+    together,
     update,
 )
 from torchrec.metrics.metrics_config import RecComputeMode
@@ -25,17 +26,18 @@ pytestmark = pytest.mark.once
 
 UNFUSED = RecComputeMode.UNFUSED_TASKS_COMPUTATION
 FUSED = RecComputeMode.FUSED_TASKS_COMPUTATION
+STATES = RecComputeMode.FUSED_TASKS_AND_STATES_COMPUTATION
 # One that empties the window, one of one sample, one of none.
 SIZES = [5, 7, 1, 6, 8, 0, 4]
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-@pytest.mark.parametrize("mode", [UNFUSED, FUSED], ids=["unfused", "fused"])
+@pytest.mark.parametrize("mode", [UNFUSED, FUSED, STATES], ids=["unfused", "fused", "fused states"])
 @pytest.mark.parametrize("weighted", [True, False], ids=["weighted", "unweighted"])
 @each_case
 def test_numbers_are_those_of_the_formula(case: Case, weighted: bool, mode: RecComputeMode) -> None:
-    if mode == FUSED and not case.fused:
+    if mode != UNFUSED and not case.fused:
         pytest.skip("tasks of this metric cannot be fused")
     metric, batches = case.metric(mode), make_batches(case, SIZES, weighted)
     for batch in batches:
@@ -73,37 +75,60 @@ def test_numbers_of_one_class_are_the_declared_ones(case: Case, label: float) ->
     assert_reported(metric.compute(), expected_of(case, [batches]))
 
 
-# What predictions have no part in.
-NOT_OF_PREDICTIONS = {
-    "ctr", "data_label_average", "label_average", "num_missing_labels", "num_positive_samples",
-    "sum_weights", "gauc_num_samples", "examples",
+# What a column has no part in.
+WITHOUT = {
+    "predictions": {
+        "ctr", "data_label_average", "label_average", "num_missing_labels", "num_positive_samples",
+        "sum_weights", "gauc_num_samples", "examples",
+    },
+    "labels": {
+        "prediction_average", "weighted_avg", "weighted_sum_predictions", "sum_weights",
+        "num_missing_labels", "gauc_num_samples", "examples",
+    },
+    "weights": {"rauc", "grouped_rauc", "unweighted_ne", "gauc_num_samples", "examples"},
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("column", WITHOUT)
 @each_case
-def test_a_prediction_that_is_nan_shows_until_it_leaves_the_window(case: Case) -> None:
-    metric, batches = case.metric(FUSED if case.fused else UNFUSED), make_batches(case, SIZES, True)
-    spoilt = batches[0].predictions["click"].clone()
+def test_a_nan_shows_in_its_task_until_it_leaves_the_window(case: Case, column: str) -> None:
+    mode, batches = FUSED if case.fused else UNFUSED, make_batches(case, SIZES, True)
+    metric, without = case.metric(mode), case.metric(mode)
+    given = getattr(batches[0], column)
+    spoilt = given["click"].clone()
     spoilt[0] = torch.nan
-    first = replace(batches[0], predictions={**batches[0].predictions, "click": spoilt})
-    update(metric, case, first)
+    update(metric, case, replace(batches[0], **{column: {**given, "click": spoilt}}))
+    update(without, case, batches[0])
     numbers = metric.compute()
-    names = {name: name.split("|")[1].split("_", 1)[1] for name in numbers}
-    shown = {
-        name
-        for name, kind in names.items()
-        if name.split("|")[0].endswith("-click") and kind not in NOT_OF_PREDICTIONS
-    }
+    for name, value in without.compute().items():
+        if "-buy|" in name:
+            torch.testing.assert_close(numbers[name], value, rtol=0, atol=0, equal_nan=True)
+    kinds = {name: name.split("|")[1].split("_", 1)[1] for name in numbers if "-click|" in name}
+    shown = {name for name, kind in kinds.items() if kind not in WITHOUT[column]}
     nan = {name for name, value in numbers.items() if value.isnan().any()}
     if case.kind is SegmentedNEMetric:
         assert nan & shown  # those of the group alone
-    elif case.kind is not TensorWeightedAvgMetric:
+    elif case.kind is not TensorWeightedAvgMetric or column == "weights":
         assert nan >= shown
     for batch in batches[1:]:
         update(metric, case, batch)
     window = {name: value for name, value in metric.compute().items() if "|window_" in name}
     expected = expected_of(case, [batches])
     assert_reported(window, {name: expected[name] for name in window})
+
+
+@each_case
+def test_batches_that_wait_are_one(case: Case) -> None:
+    waiting = case.metric(UNFUSED, fused_update_limit=3)
+    at_once = case.metric(UNFUSED)
+    batches = make_batches(case, SIZES, True)
+    for batch in batches:
+        update(waiting, case, batch)
+    for start in range(0, len(batches), 3):
+        update(at_once, case, together(batches[start : start + 3]))
+    found = waiting.compute()
+    for name, value in at_once.compute().items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=0, equal_nan=True)
 
 
 @each_case

@@ -58,16 +58,16 @@ class HindsightTargetPRMetricComputation(RecMetricComputation):
                 "`predictions` of hindsight target PR should be a tensor. Received None."
             )
         weight = sample_weights(weights, labels, predictions)
-        # A NaN anywhere makes it NaN at all thresholds.
-        weight = weight + 0.0 * weight.sum(-1, keepdim=True)
         positives = weight * labels
+        # A NaN anywhere makes it NaN at all thresholds, also at those that no sample reaches.
+        spoilt = 0.0 * positives.sum(-1, keepdim=True)
         thresholds = torch.linspace(
             0, 1, THRESHOLD_GRANULARITY, dtype=torch.float64, device=labels.device
         )
         # How many of the thresholds a prediction reaches: it is a hit at those, a miss at the others.
         reached = torch.searchsorted(thresholds, predictions.double(), right=True)
-        hits = self._at_thresholds(reached, positives)
-        wrong = self._at_thresholds(reached, weight - positives)
+        hits = self._at_thresholds(reached, positives) + spoilt
+        wrong = self._at_thresholds(reached, weight - positives) + spoilt
         missed = positives.sum(-1, keepdim=True) - hits
         self._add_to_states(dict(zip(_SUMS, (hits, wrong, missed), strict=True)), labels.shape[-1])
 
