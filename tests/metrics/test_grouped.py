@@ -212,6 +212,23 @@ def test_merged_and_from_a_state_it_is_as_if_all_had_come_to_one() -> None:
     assert parts[0].compute().counts == {"groups(user)": 0, "groups(query)": 0}
 
 
+def test_what_comes_in_inference_mode_is_reported_and_added_to_outside() -> None:
+    found = []
+    for inside in (True, False):
+        metrics = GroupedMetrics(["gauc(user)"], max_samples=100)
+        for seed in range(3):
+            scores, labels, groups = draw(150, 40, seed)
+            labels[::7] = 0
+            with torch.inference_mode(inside and seed < 2):
+                metrics.update(scores.clone(), labels, groups={"user": groups["user"]})
+        again = GroupedMetrics(["gauc(user)"], max_samples=100)
+        with torch.inference_mode(inside):
+            again.load_state_dict(metrics.state_dict())
+        again.update(scores, labels, groups={"user": groups["user"]})
+        found += [metrics.compute(), again.compute()]
+    assert found[:2] == found[2:]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

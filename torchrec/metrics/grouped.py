@@ -216,8 +216,9 @@ class _Columns:
             x[start : start + len(other)] = other
 
     def room(self, size: int) -> _Columns:
-        """Return room for ``size`` samples like these."""
-        return _Columns(*(x.new_empty(size) for x in vars(self).values()))
+        """Return room for ``size`` samples like these, to be written to inside and outside inference mode."""
+        with torch.inference_mode(False):
+            return _Columns(*(x.new_empty(size) for x in vars(self).values()))
 
 
 def _require_numbers(samples: _Columns) -> None:
@@ -275,8 +276,9 @@ class _GroupSamples:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         columns = dict(state)
         self._halvings = int(columns.pop("halvings"))
-        self._room = _Columns(**{name: x.clone() for name, x in columns.items()})
-        self._kept = self._size = len(columns["ids"])
+        self._size = 0
+        self._append(_Columns(**columns))
+        self._kept = self._size
 
     def _written(self) -> _Columns:
         return self._room.where(slice(self._size))
