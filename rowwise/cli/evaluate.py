@@ -44,14 +44,23 @@ def evaluate(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the result to a file, too.")
     ] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metrics",
+            help="Further metrics within groups: 'ndcg@10(list)'; repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Measure a trained model on data with labels.
 
     Label and rows to leave out are those of the experiment. Of generated data, what is best possible
-    stands beside. Under torchrun, each rank measures its share.
+    stands beside. Lists of candidates are a row a candidate, with a column that tells the lists apart.
+    Under torchrun, each rank measures its share.
 
     $ torchrec evaluate runs/experiment test.parquet
     $ torchrec evaluate runs/experiment 'log/day_*.parquet' --json result.json
+    $ torchrec evaluate runs/experiment lists.csv --metrics 'ndcg@10(list)'
     """
     import torch
 
@@ -70,7 +79,8 @@ def evaluate(
 
     keep_freed_memory()
     predictor = load(run)
-    section = predictor.experiment.data
+    experiment = predictor.experiment.with_metrics(more or [])
+    section = experiment.data
     source = with_drawn_negatives(open_source(data, predictor, run, section.drop), section)
     transform = predictor.transform
     labels = {
@@ -85,10 +95,10 @@ def evaluate(
                 f"{did_you_mean(label.columns[0], source.names) or ';'} `torchrec predict` needs none."
             )
         source.require(label.columns, f"{key} '{label.text}' of the experiment")
-    groups = GroupedMetrics(predictor.experiment.group_metrics).columns
-    source.require(groups, "`metrics` of the experiment")
+    groups = GroupedMetrics(experiment.group_metrics).columns
+    source.require(groups, "`--metrics`" if more else "`metrics` of the experiment")
     grouped = GroupedTransform(transform, groups)
-    tasks = tasks_of(predictor.experiment)
+    tasks = tasks_of(experiment)
     with joined_ranks(RANKS_WAIT) as world:
         metrics = {task.target: TaskMetrics(task) for task in tasks}
         mine = islice(source.scan(grouped.columns), world.rank, None, world.size)

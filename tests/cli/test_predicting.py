@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
@@ -18,11 +19,13 @@ from torchrec.bundle import save_bundle
 from torchrec.datasets.features import DenseFeature, SparseFeature
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.synthetic import ClickLog, write_click_log
-from torchrec.datasets.transform import FeatureTransform
+from torchrec.datasets.transform import FeatureTransform, group_ids
+from torchrec.datasets.transform.labels import Label
 from torchrec.experiment.build import build_model
 from torchrec.experiment.files import dump_experiment
 from torchrec.experiment.schema import Experiment
 from torchrec.inference import load
+from torchrec.metrics import GroupedMetrics
 
 pytestmark = pytest.mark.once
 
@@ -174,6 +177,33 @@ def test_a_column_of_groups_that_is_not_there_is_named(
         "`metrics` of the experiment should name columns of the data. Received 'country'"
         in capsys.readouterr().err
     )
+
+
+def test_lists_of_candidates_are_measured_by_what_was_not_asked_for_in_training(
+    run: Path, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pq.read_table(log).slice(0, 900)
+    table = table.append_column("list", pa.array([row // 9 for row in range(900)]))
+    pq.write_table(table, tmp_path / "lists.parquet")
+    asked = ["evaluate", str(run), str(tmp_path / "lists.parquet"), "--json", str(tmp_path / "e")]
+    more = ["--metrics", "ndcg@3( list )", "--metrics", "hit@1(list)", "--metrics", "gauc(user)"]
+    assert cli.main([*asked, *more]) == 0
+    result = json.loads((tmp_path / "e").read_text())
+    kept = table.filter(pc.not_equal(pc.fill_null(table["device"], ""), "tv"))
+    expected = GroupedMetrics(["ndcg@3(list)", "hit@1(list)"])
+    labels = torch.from_numpy(Label("click").read(kept))
+    expected.update(load(run).logits(kept), labels, groups={"list": group_ids(kept, "list")})
+    numbers = expected.compute()
+    assert {name: result[name] for name in numbers} == pytest.approx(dict(numbers), rel=1e-5)
+    assert {"gauc(user)", "hit@2(country)"} <= result.keys()
+    assert cli.main([*asked, "--metrics", "hit@1(session)"]) == 2
+    assert "`--metrics` should name columns of the data. Received 'session'" in _line(capsys)
+    assert cli.main([*asked, "--metrics", "ndcg(list)"]) == 2
+    assert "as ndcg@10(user). Received 'ndcg(list)'" in _line(capsys)
+
+
+def _line(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
 
 
 def test_no_best_possible_beside_several_files(

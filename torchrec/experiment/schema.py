@@ -6,6 +6,7 @@ from them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Annotated, Literal
 
@@ -34,7 +35,13 @@ from torchrec.experiment.rows import (
     Threads,
 )
 from torchrec.experiment.section import Section
-from torchrec.experiment.tasks import GroupMetric, TaskSection, check_within_groups, metrics_of
+from torchrec.experiment.tasks import (
+    GroupMetric,
+    TaskSection,
+    check_within_groups,
+    metric_of_groups,
+    metrics_of,
+)
 from torchrec.models.registry import ModelSection as ModelSection
 from torchrec.models.registry import TableRule
 from torchrec.types import optimizer_value
@@ -459,6 +466,44 @@ class Experiment(Section):
         for task in (self.tasks or {}).values():
             found |= dict.fromkeys(self.metrics if task.metrics is None else task.metrics)
         return list(found)
+
+    def with_metrics(self, metrics: Sequence[str]) -> Experiment:
+        """Return an experiment that measures further metrics within groups, of all tasks but those of classes.
+
+        Args:
+            metrics: as ``"ndcg@10(user)"``.
+
+        Raises:
+            ValueError: if one is none, or no task can have it.
+
+        Example:
+            >>> tasks = {"buy": {"label": "buy", "metrics": []}, "watch": {"label": "s", "kind": "regression"}}
+            >>> values = {"data": {"train": "/log.csv"}, "tasks": tasks, "metrics": ["gauc(user)"]}
+            >>> measured = Experiment.model_validate(values).with_metrics(["hit@1(list)"])
+            >>> measured.tasks["buy"].metrics, measured.tasks["watch"].metrics
+            (['hit@1(list)'], ['gauc(user)', 'hit@1(list)'])
+        """
+        more = [metric_of_groups(text) for text in metrics]
+        if more and self.tasks and all(task.target.classes for task in self.tasks.values()):
+            raise ValueError(
+                f"`metrics` should be of tasks that order samples by one score. Received {more[0]} for "
+                f"{', '.join(self.tasks)}, of classes."
+            )
+
+        def joined(known: Sequence[str]) -> dict[str, list[str]]:
+            return {"metrics": list(dict.fromkeys([*known, *more]))}
+
+        if self.tasks is None:
+            return self.model_copy(update=joined(self.metrics))
+        tasks = {
+            name: task
+            if task.target.classes is not None
+            else task.model_copy(
+                update=joined(self.metrics if task.metrics is None else task.metrics)
+            )
+            for name, task in self.tasks.items()
+        }
+        return self.model_copy(update={"tasks": tasks})
 
     @model_validator(mode="after")
     def _check(self) -> Experiment:

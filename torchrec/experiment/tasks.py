@@ -43,14 +43,26 @@ _METRICS: dict[TargetKind, tuple[str, ...]] = {
 }
 
 
-def _metric_of_groups(text: str) -> str:
+def metric_of_groups(text: str) -> str:
+    """Return a metric within groups as it is written at its shortest.
+
+    Args:
+        text: as a person wrote it.
+
+    Raises:
+        ValueError: if it is none.
+
+    Example:
+        >>> metric_of_groups("ndcg @ 10( user )")
+        'ndcg@10(user)'
+    """
     spec = parse_metric(text)
     if spec.group is None:
         raise ValueError(f"`{spec}` is measured in any case, and should be left out.")
     return str(spec)
 
 
-GroupMetric = Annotated[str, AfterValidator(_metric_of_groups)]
+GroupMetric = Annotated[str, AfterValidator(metric_of_groups)]
 """A metric within groups, as `gauc(user)`."""
 
 
