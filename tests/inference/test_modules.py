@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+from torchrec.distributed.planner import ParameterConstraints
+from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.quant_embedding import QuantEmbeddingCollectionSharder
 from torchrec.inference.modules import (
     DEFAULT_QUANT_MAPPING,
     BatchingMetadata,
@@ -22,6 +25,7 @@ from torchrec.inference.modules import (
     quantize_embeddings,
     quantize_inference_model,
     set_pruning_data,
+    shard_quant_model,
 )
 from torchrec.modules.feature_processor_ import PositionWeightedModuleCollection
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
@@ -198,3 +202,55 @@ def test_what_a_factory_says_is_json() -> None:
     }
     assert json.loads(factory.qualname_metadata_json()) == {"dense": {"need_preproc": True}}
     assert factory.model_inputs_data() == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.quint2x4, torch.float16], ids=str)
+def test_a_model_over_devices_answers_as_the_whole(dtype: torch.dtype) -> None:
+    model = quantize_inference_model(Model(), quantization_dtype=dtype, fp_weight_dtype=dtype)
+    features = KeyedJaggedTensor.from_lists({"a": [[8, 0], [], [3]], "b": [[1], [2, 8, 2], []]})
+    expected = model(features)
+    sharded, plan = shard_quant_model(model, world_size=2, compute_device="cpu")
+    assert sharded is model
+    assert sharded.again[0] is sharded.first  # used twice, sharded once
+    assert {path: list(tables) for path, tables in plan.plan.items()} == {
+        "first": ["a"],
+        "second": ["b"],
+    }
+    assert {t.compute_kernel for tables in plan.plan.values() for t in tables.values()} == {"quant"}
+    assert sorted(r for tables in plan.plan.values() for t in tables.values() for r in t.ranks) == [
+        0,
+        1,
+    ]
+    assert torch.equal(sharded(features), expected)
+    by_plan, same = shard_quant_model(
+        quantize_inference_model(Model(), quantization_dtype=dtype, fp_weight_dtype=dtype),
+        world_size=2,
+        compute_device="cpu",
+        sharding_plan=plan,
+    )
+    assert same is plan
+    assert list(by_plan.state_dict()) == list(sharded.state_dict())
+
+
+def test_wishes_and_memory_are_heeded() -> None:
+    def made() -> nn.Module:
+        return quantize_inference_model(Model())
+
+    wish = ParameterConstraints(sharding_types=["row_wise"])
+    sharded, plan = shard_quant_model(
+        made(), 2, "cpu", constraints={"a": wish, "b": wish}, sharding_device="cpu"
+    )
+    kinds = {t.sharding_type for tables in plan.plan.values() for t in tables.values()}
+    assert kinds == {"row_wise"}
+    assert sharded.first.state_dict()["tbes.1.0.a.weight_qscale"].shape == (4, 1)
+    with pytest.raises(PlannerError, match=r"memory|room"):
+        shard_quant_model(made(), 2, "cpu", ddr_cap=100)
+    with pytest.raises(PlannerError):
+        shard_quant_model(made(), 2, "cuda", device_memory_size=100)
+    with pytest.raises(ValueError, match="`model` should have a quantised collection"):
+        shard_quant_model(nn.Linear(1, 1), 2, "cpu")
+    sequences = [QuantEmbeddingCollectionSharder()]
+    with pytest.raises(ValueError, match=r"that the sharders take: EmbeddingCollection\."):
+        shard_quant_model(made(), 2, "cpu", sharders=sequences)
+    with pytest.raises(ValueError, match="`module` should not be sharded yet"):
+        shard_quant_model(sharded, 2, "cpu")

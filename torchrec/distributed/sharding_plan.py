@@ -17,6 +17,7 @@ from torchrec.distributed import layout
 from torchrec.distributed._default_sharders import collection_sharders
 from torchrec.distributed._plan_json import plan_digest, plan_from_json, plan_to_json
 from torchrec.distributed.comm import get_local_size
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.layout import Shard, placement
 from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
@@ -54,6 +55,7 @@ ParameterShardingGenerator = Callable[
 ]
 # Columns of a shard, at least, where nobody says how many.
 _MIN_COLUMNS = 128
+_QUANT = EmbeddingComputeKernel.QUANT.value
 
 
 def construct_module_sharding_plan(
@@ -339,10 +341,14 @@ def _generator(
 def default_kernel(param: nn.Parameter, sharder: ModuleSharder[Any]) -> str:
     """Return ``"fused"`` if the backward pass updates a table, or the sharder has it do so; else ``"dense"``.
 
+    Of quantised tables it is ``"quant"``.
+
     Args:
         param: the table.
         sharder: who will shard it; its ``fused_params``, where it has some, are what updates are made with.
     """
+    if _QUANT in sharder.compute_kernels(ShardingType.TABLE_WISE.value, "cpu"):
+        return _QUANT
     marked = any(True for _ in in_backward_optimizer_filter(iter([("", param)]), include=True))
     return "fused" if marked or getattr(sharder, "fused_params", None) else "dense"
 

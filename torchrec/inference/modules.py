@@ -19,6 +19,25 @@ from torchrec.distributed.fused_params import (
     FUSED_PARAM_QUANT_STATE_DICT_SPLIT_SCALE_BIAS,
     FUSED_PARAM_REGISTER_TBE_BOOL,
 )
+from torchrec.distributed.planner import (
+    EmbeddingShardingPlanner,
+    ParameterConstraints,
+    Topology,
+)
+from torchrec.distributed.planner.constants import BATCH_SIZE
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator, ShardEstimator
+from torchrec.distributed.planner.shard_estimators import (
+    EmbeddingPerfEstimator,
+    EmbeddingStorageEstimator,
+)
+from torchrec.distributed.quant_embedding import QuantEmbeddingCollectionSharder
+from torchrec.distributed.quant_embeddingbag import (
+    QuantEmbeddingBagCollectionSharder,
+    QuantFeatureProcessedEmbeddingBagCollectionSharder,
+)
+from torchrec.distributed.shard import check_unsharded, shard_by_plan
+from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan
+from torchrec.modules.embedding_configs import ShardingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
 from torchrec.quant import embedding_modules as quant
@@ -34,6 +53,7 @@ from torchrec.types import BoundsCheckMode
 __all__ = [
     "DEFAULT_FUSED_PARAMS",
     "DEFAULT_QUANT_MAPPING",
+    "DEFAULT_SHARDERS",
     "FEATURE_PROCESSED_EBC_TYPE",
     "FUSED_PARAM_BOUNDS_CHECK_MODE",
     "FUSED_PARAM_LENGTHS_TO_OFFSETS_LOOKUP",
@@ -51,6 +71,7 @@ __all__ = [
     "quantize_feature",
     "quantize_inference_model",
     "set_pruning_data",
+    "shard_quant_model",
     "trim_torch_package_prefix_from_typename",
 ]
 
@@ -60,6 +81,12 @@ DEFAULT_FUSED_PARAMS: dict[str, Any] = {
     FUSED_PARAM_BOUNDS_CHECK_MODE: BoundsCheckMode.NONE,
     FUSED_PARAM_LENGTHS_TO_OFFSETS_LOOKUP: False,
 }
+
+DEFAULT_SHARDERS: list[ModuleSharder[Any]] = [
+    QuantEmbeddingBagCollectionSharder(fused_params=DEFAULT_FUSED_PARAMS),
+    QuantEmbeddingCollectionSharder(fused_params=DEFAULT_FUSED_PARAMS),
+    QuantFeatureProcessedEmbeddingBagCollectionSharder(fused_params=DEFAULT_FUSED_PARAMS),
+]
 
 
 def trim_torch_package_prefix_from_typename(typename: str) -> str:
@@ -265,6 +292,102 @@ def quantize_inference_model(
     if FeatureProcessedEmbeddingBagCollection in configs:
         configs[FeatureProcessedEmbeddingBagCollection] = processed
     return put_in_place(model, mapping, configs, inplace=False)
+
+
+def shard_quant_model(
+    model: nn.Module,
+    world_size: int = 1,
+    compute_device: str = "cuda",
+    sharding_device: str = "meta",
+    sharders: list[ModuleSharder[Any]] | None = None,
+    device_memory_size: int | None = None,
+    constraints: dict[str, ParameterConstraints] | None = None,
+    ddr_cap: int | None = None,
+    sharding_plan: ShardingPlan | None = None,
+) -> tuple[nn.Module, ShardingPlan]:
+    """Spread the quantised tables of a model over devices of this process; return the model and the plan.
+
+    Each part is on the device that the plan names for it (``"rank:1/cuda:1"``). What it answers is that of the whole
+    model to the last bit, under every plan. Its tables are gone from the model afterwards: the rest of it stays where
+    it is, and `torchrec.distributed.quant_state.sharded_tbes_weights_spec` says which part each tensor of the state is.
+
+    Args:
+        model: with quantised collections; changed, or itself replaced if it is one.
+        world_size: how many devices. On the CPU they are parts beside each other in its memory.
+        compute_device: what they are, ``"cpu"`` or ``"cuda"``.
+        sharding_device: where ids come in and vectors go out. ``"meta"``: where the first part of each collection is.
+        sharders: who shards which type of module. Default: `DEFAULT_SHARDERS`.
+        device_memory_size: bytes of each accelerator that plans may use. Default: as many as it has.
+        constraints: wishes, by name of table. Default: whole tables.
+        ddr_cap: bytes of the host's memory that plans may use. Default: as many as it has.
+        sharding_plan: where tables go. Default: that of an `EmbeddingShardingPlanner`.
+
+    Raises:
+        ValueError: for a model without quantised collections, and a plan that does not fit.
+        PlannerError: there is no room.
+
+    Example:
+        >>> from torchrec import EmbeddingBagConfig
+        >>> tables = [EmbeddingBagConfig(100, 8, name, feature_names=[name]) for name in "ab"]
+        >>> model = quantize_inference_model(nn.Sequential(EmbeddingBagCollection(tables=tables)))
+        >>> sharded, plan = shard_quant_model(model, world_size=2, compute_device="cpu")
+        >>> {name: sharding.ranks for name, sharding in plan.plan["0"].items()}
+        {'a': [0], 'b': [1]}
+    """
+    require_type(model, "`model`", nn.Module)
+    check_unsharded(model)
+    device = torch.device(sharding_device)
+    sharders = DEFAULT_SHARDERS if sharders is None else sharders
+    if sharding_plan is None:
+        sharding_plan = _plan_of_tables(
+            model,
+            sharders,
+            Topology(
+                world_size=world_size,
+                compute_device=compute_device,
+                hbm_cap=device_memory_size,
+                ddr_cap=ddr_cap,
+                local_world_size=world_size,
+            ),
+            constraints,
+        )
+    env = ShardingEnv.from_local(world_size, 0)
+    return shard_by_plan(model, sharding_plan, sharders, env, device), sharding_plan
+
+
+def _plan_of_tables(
+    model: nn.Module,
+    sharders: list[ModuleSharder[Any]],
+    topology: Topology,
+    constraints: dict[str, ParameterConstraints] | None,
+) -> ShardingPlan:
+    """Return a plan for a model that predicts; for whole tables where nothing else is wished for."""
+    tables = [
+        table
+        for child in model.modules()
+        for sharder in sharders
+        if type(child) is sharder.module_type
+        for table in sharder.shardable_parameters(child)
+    ]
+    if not tables:
+        kinds = ", ".join(sharder.module_type.__name__ for sharder in sharders)
+        raise ValueError(
+            f"`model` should have a quantised collection that the sharders take: {kinds}. Received none; "
+            "`quantize_inference_model` makes them."
+        )
+    if constraints is None:
+        whole = ParameterConstraints(sharding_types=[ShardingType.TABLE_WISE.value])
+        constraints = dict.fromkeys(tables, whole)
+    estimators: list[ShardEstimator] = [
+        EmbeddingPerfEstimator(topology, constraints, is_inference=True),
+        EmbeddingStorageEstimator(topology, constraints, is_inference=True),
+    ]
+    planner = EmbeddingShardingPlanner(
+        topology,
+        enumerator=EmbeddingEnumerator(topology, BATCH_SIZE, constraints, estimators),
+        constraints=constraints,
+    )
+    return planner.plan(model, sharders)
 
 
 def set_pruning_data(

@@ -216,7 +216,7 @@ class EmbeddingBagCollection(
             values = given.values.new_empty((given.stride(), 0), dtype=tables.output_dtype)
             return KeyedTensor([], [], values)
         if tables.is_pruned:
-            looked_up, spec = tables.pruned(features)
+            looked_up, spec = tables.rows_of(features)
             given = looked_up.bags
         else:
             spec = tables.spec_of(given.keys)
@@ -336,7 +336,7 @@ class EmbeddingCollection(
         if not weights:
             return {}
         if tables.is_pruned:
-            looked_up, chosen = tables.pruned(features)
+            looked_up, chosen = tables.rows_of(features)
         else:
             looked_up, chosen = features, spec
         offsets, sizes = looked_up.offset_per_key(), looked_up.length_per_key()

@@ -187,6 +187,15 @@ class QuantManagedCollisionEmbeddingBagCollection(EmbeddingBagCollection):
             return_remapped_features=return_remapped_features,
         )
 
+    def managed_collision_collection(self) -> ManagedCollisionCollection:
+        """Return the maps."""
+        return self._managed_collision_collection
+
+    @property
+    def return_remapped_features(self) -> bool:
+        """Whether the rows are returned, too."""
+        return self._return_remapped_features
+
     def forward(self, features: KeyedJaggedTensor) -> Output:  # type: ignore[override]
         """Map ids to rows, look up and pool.
 
@@ -266,6 +275,15 @@ class QuantManagedCollisionEmbeddingCollection(EmbeddingCollection):
             managed_collision_collection=module.managed_collision_collection(),
             return_remapped_features=return_remapped_features,
         )
+
+    def managed_collision_collection(self) -> ManagedCollisionCollection:
+        """Return the maps."""
+        return self._managed_collision_collection
+
+    @property
+    def return_remapped_features(self) -> bool:
+        """Whether the rows are returned, too."""
+        return self._return_remapped_features
 
     def forward(self, features: KeyedJaggedTensor) -> Output:  # type: ignore[override]
         """Map ids to rows, and look up.

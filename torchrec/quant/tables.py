@@ -93,7 +93,7 @@ class QuantizedTable(nn.Module):
         super().__init__()
         self.format = format_of(config.data_type, config.name)
         self._name, self.dim = config.name, config.embedding_dim
-        self._split = split and self.format.has_codes
+        self.row_alignment, self.is_split = row_alignment, split and self.format.has_codes
         shape = rows_left(config), self.format.row_bytes(config.embedding_dim, row_alignment)
         self.register_buffer("weight", self._whole(given, shape, device))
 
@@ -104,7 +104,7 @@ class QuantizedTable(nn.Module):
             return new_table(*shape, torch.uint8, device).zero_()
         weight, head = _bytes_of(given[0]), given[1]
         if head is None and weight.shape == shape:
-            return weight.to(device)
+            return weight.to(device).contiguous()
         begin = HEAD if self.format.has_codes else 0
         codes = self.format.row_bytes(self.dim) - begin
         fits = weight.dim() == 2 and weight.shape[0] == shape[0] and weight.shape[1] >= codes
@@ -133,6 +133,27 @@ class QuantizedTable(nn.Module):
         codes = self.weight[:, begin : self.format.row_bytes(self.dim)]
         return codes, self.weight[:, :begin] if begin else None
 
+    def cut(self, rows: range, columns: range) -> QuantizedWeights:
+        """Return some columns of some rows, as views of the codes and of the scales with the biases.
+
+        Args:
+            rows: of the table.
+            columns: of its numbers.
+
+        Raises:
+            ValueError: for columns that begin or end within a byte.
+        """
+        codes, head = self.parts()
+        bits = self.format.bits
+        at, end = columns.start * bits, columns.stop * bits
+        if at % 8 or (end % 8 and columns.stop != self.dim):
+            raise ValueError(
+                f"Table '{self._name}' should be cut at multiples of {8 // bits} columns, as {self.data_type_name} has "
+                f"so many in a byte. Received columns {columns.start} to {columns.stop - 1}."
+            )
+        head = None if head is None else head[rows.start : rows.stop]
+        return codes[rows.start : rows.stop, at // 8 : -(-end // 8)], head
+
     def dequantized(self) -> Tensor:
         """Return the numbers, float32 ``(E, D)``."""
         return dequantize_rows(self.weight, self.format, self.dim)
@@ -144,7 +165,7 @@ class QuantizedTable(nn.Module):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        if not self._split:
+        if not self.is_split:
             super()._save_to_state_dict(destination, prefix, keep_vars)
             return
         codes, head = self.parts()
@@ -155,17 +176,22 @@ class QuantizedTable(nn.Module):
         destination[prefix + "weight_qbias"] = numbers[:, 1:]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take rows as they are, as packed tensors, or apart from scales and biases."""
+        """Take rows as they are, as packed tensors, or without padding, codes apart from scales and biases."""
         name = prefix + "weight"
         given = state_dict.get(name)
         if isinstance(given, Tensor):
             rows = _bytes_of(given)
             factors = [state_dict.pop(f"{name}_{part}", None) for part in ("qscale", "qbias")]
+            shape = self.weight.shape[0], self.weight.shape[1]
             if all(isinstance(factor, Tensor) for factor in factors):
                 both = torch.cat([factor.reshape(-1, 1).half() for factor in factors], 1)
                 head = both.contiguous().view(torch.uint8)
-                shape = self.weight.shape[0], self.weight.shape[1]
                 rows = self._whole((rows, head), shape, torch.device("cpu"))
+            elif not self.format.has_codes and rows.shape == (
+                shape[0],
+                self.format.row_bytes(self.dim),
+            ):
+                rows = self._whole((rows, None), shape, torch.device("cpu"))
             state_dict[name] = rows
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -188,51 +214,37 @@ class _Rows:
         return [buffers["weight"] for buffers in self._buffers]
 
 
-class QuantizedTables(nn.Module):
-    """How input is looked up in quantised tables. It has no state of its own but counts of stray ids.
+class RowChooser(nn.Module):
+    """Which rows of tables the ids of features choose. It has no state of its own but counts of stray ids.
 
     Args:
         configs: the tables.
-        tables: the rows of each.
-        device: of the rows.
-        output_dtype: of look-ups.
+        device: of the ids.
     """
 
-    def __init__(
-        self,
-        configs: Sequence[BaseEmbeddingConfig],
-        tables: Sequence[QuantizedTable],
-        device: torch.device,
-        output_dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, configs: Sequence[BaseEmbeddingConfig], device: torch.device) -> None:
         super().__init__()
-        if output_dtype not in _OUTPUTS:
-            raise ValueError(
-                f"`output_dtype` should be one of {', '.join(map(str, _OUTPUTS))}. Received {output_dtype}."
-            )
         self.configs = list(configs)
-        self.output_dtype = output_dtype
-        self.formats = [int(table.format) for table in tables]
         self.embedding_names = [n for names in embedding_names_by_table(configs) for n in names]
         self.dims = [c.embedding_dim for c in configs for _ in c.feature_names]
         self.is_pruned = any(c.pruning_indices_remapping is not None for c in configs)
-        self._rows = _Rows(tables)
         self._specs: dict[tuple[str, ...], LookupSpec] = {}
         self._counts = any(
             c.id_policy != IdPolicy.ERROR or c.hash_size is not None for c in configs
         )
         # Without memory no table is looked up; what is loaded then is on the CPU.
         place = torch.device("cpu") if device.type == "meta" else device
-        counts = torch.zeros(len(tables), dtype=torch.int64, device=place)
+        counts = torch.zeros(len(self.configs), dtype=torch.int64, device=place)
         self.register_buffer("_out_of_range", counts, persistent=False)
         for t, config in enumerate(configs):
             if config.pruning_indices_remapping is not None:
                 rows = config.pruning_indices_remapping.long().to(place)
                 self.register_buffer(f"_remapping_{t}", rows, persistent=False)
 
-    def weights(self) -> list[Tensor]:
-        """Return the rows of all tables."""
-        return self._rows.now()
+    @property
+    def device(self) -> torch.device:
+        """The device of the ids."""
+        return self.get_buffer("_out_of_range").device
 
     def count(self, out_of_range: Tensor) -> None:
         """Add what a look-up has counted."""
@@ -269,7 +281,7 @@ class QuantizedTables(nn.Module):
         name = f"_remapping_{t}"
         return buffers_by_name(self).get(name)
 
-    def pruned(self, features: KeyedJaggedTensor) -> tuple[KeyedJaggedTensor, LookupSpec]:
+    def rows_of(self, features: KeyedJaggedTensor) -> tuple[KeyedJaggedTensor, LookupSpec]:
         """Return the rows that are left of those that ids choose, one key a slot, and their look-up."""
         spec = self.spec_of(features.keys())
         features = features.permute([slot.key for slot in spec.slots])
@@ -297,6 +309,37 @@ class QuantizedTables(nn.Module):
             names, values, features.weights_or_none(), features.lengths(), features.offsets()
         )
         return chosen, after
+
+
+class QuantizedTables(RowChooser):
+    """How input is looked up in quantised tables.
+
+    Args:
+        configs: the tables.
+        tables: the rows of each.
+        device: of the rows.
+        output_dtype: of look-ups.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[BaseEmbeddingConfig],
+        tables: Sequence[QuantizedTable],
+        device: torch.device,
+        output_dtype: torch.dtype,
+    ) -> None:
+        super().__init__(configs, device)
+        if output_dtype not in _OUTPUTS:
+            raise ValueError(
+                f"`output_dtype` should be one of {', '.join(map(str, _OUTPUTS))}. Received {output_dtype}."
+            )
+        self.output_dtype = output_dtype
+        self.formats = [int(table.format) for table in tables]
+        self._rows = _Rows(tables)
+
+    def weights(self) -> list[Tensor]:
+        """Return the rows of all tables."""
+        return self._rows.now()
 
 
 def new_tables(
