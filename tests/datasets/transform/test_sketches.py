@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrec.datasets.transform.sketches import DistinctCounter, Moments, Sample, scatter
+from torchrec.datasets.transform.sketches import (
+    DistinctCounter,
+    Moments,
+    Sample,
+    each_once,
+    scatter,
+)
 
 pytestmark = pytest.mark.once
 
@@ -93,3 +99,39 @@ def test_many_distinct_ids_are_estimated(distinct):
         counter.update(np.arange(start, min(start + 100_000, 2 * distinct)) % distinct)
     # Five standard errors.
     assert counter.estimate() == pytest.approx(distinct, rel=5 / 64)
+
+
+IDS = st.one_of(st.integers(-30, 30), st.integers(-(1 << 63), (1 << 63) - 1))
+
+
+@given(st.lists(st.lists(IDS, max_size=40), max_size=8), st.integers(1, 50), st.integers(0, 8))
+def test_a_counter_has_the_smallest_hashes_of_all(pieces, size, merged):
+    counter, other = DistinctCounter(size), DistinctCounter(size)
+    for number, piece in enumerate(pieces):
+        (other if number < merged else counter).update(np.array(piece, np.int64))
+    counter.merge(other)
+    # Beside what is kept, sorted once and for all: as if all had come in one piece.
+    whole = np.array([id for piece in pieces for id in piece], np.int64)
+    hashes = np.unique(scatter(whole))
+    expected = len(hashes)
+    if expected >= size:
+        expected = round((size - 1) * 2.0**64 / float(hashes[size - 1]))
+    assert counter.estimate() == expected
+
+
+@pytest.mark.parametrize("ids", [39, 20_000, 300_000])
+def test_what_comes_again_is_known(ids):
+    random, counter = np.random.default_rng(ids), DistinctCounter(1 << 14)
+    pieces = [random.integers(0, ids, 30_000) * 8191 for _ in range(9)]
+    for piece in pieces:
+        counter.update(piece)
+    whole = DistinctCounter(1 << 14)
+    whole.update(np.concatenate(pieces))
+    assert counter.estimate() == whole.estimate()
+    assert counter.overlap(whole) == 1
+
+
+@given(st.lists(st.integers(0, 20), max_size=50), st.sampled_from(["int8", "uint32", "int64"]))
+def test_each_once(positions, dtype):
+    found = each_once(np.array(positions, dtype), 21)
+    assert found.tolist() == sorted(set(positions))

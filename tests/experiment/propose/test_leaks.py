@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from torchrec.experiment.propose import _leaks
 from torchrec.experiment.propose._leaks import Leak, tells_of_label
 
 pytestmark = pytest.mark.once
@@ -77,3 +78,25 @@ def test_what_never_meets_a_click_stays_with_a_note() -> None:
     told = tells_of_label(column(skipped), CLICK)
     assert isinstance(told, str)
     assert told.startswith("Label 1 never comes with it")
+
+
+@pytest.mark.parametrize("nulls", [0, 0.4])
+@pytest.mark.parametrize("first", [3, 22, 1000, ROWS])
+@pytest.mark.parametrize("kind", ["copy", "outcome", "never", "chance", "step"])
+def test_the_first_rows_tell_what_all_do(
+    kind: str, first: int, nulls: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(first)
+    made = {
+        "copy": CLICK,
+        "outcome": LATER * 1.0,
+        "never": (CLICK == 0) * 1.0,
+        "chance": (random.random(ROWS) < 0.5) * 1.0,
+        "step": np.where(np.arange(ROWS) < 2000, random.random(ROWS), 2 + CLICK),
+    }[kind]
+    many = np.where(np.arange(ROWS) < first, random.integers(0, 40, ROWS), 1)
+    values = np.where(random.random(ROWS) < nulls, np.nan, made * many)
+    labels = np.where(random.random(ROWS) < nulls / 4, np.nan, CLICK)
+    found = tells_of_label(column(values), labels)
+    monkeypatch.setattr(_leaks, "_first_tell_nothing", lambda *_: False)
+    assert tells_of_label(column(values), labels) == found

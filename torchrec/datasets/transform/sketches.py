@@ -10,6 +10,8 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+_FEWEST_SLOTS = 4096  # of a table of hashes
+
 
 @dataclass
 class Moments:
@@ -118,11 +120,15 @@ def scatter(ids: Array) -> Array:
 
     See Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
     """
-    x = ids.astype(np.int64).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    scattered: Array = x ^ (x >> np.uint64(31))
-    return scattered
+    x = ids.astype(np.int64).view(np.uint64)  # a copy, in which all that follows is done
+    x += np.uint64(0x9E3779B97F4A7C15)
+    shifted = x >> np.uint64(30)
+    x ^= shifted
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= np.right_shift(x, np.uint64(27), out=shifted)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= np.right_shift(x, np.uint64(31), out=shifted)
+    return x
 
 
 class DistinctCounter:
@@ -140,39 +146,102 @@ class DistinctCounter:
 
     def __init__(self, size: int = 4096) -> None:
         self._size = size
-        self._hashes = np.zeros(0, np.uint64)
+        self._sorted = np.zeros(0, np.uint64)  # each once, the smallest
+        # Most of a stream has come before. To sort takes ten times as long as to see that: so hashes are
+        # looked for in tables first, and those that are not found wait until they are many.
+        self._tables: list[Array] | None = None
+        self._waiting: list[Array] = []
+        self._waits = 0
 
     def update(self, ids: Array) -> None:
         """Add int64 ids."""
-        hashes = scatter(ids)
-        if len(self._hashes) == self._size:
-            hashes = hashes[hashes < self._hashes[-1]]
-        if len(hashes):
-            self._add(hashes)
+        if not len(ids):
+            return
+        hashes = scatter(_fewer(ids.astype(np.int64, copy=False)))
+        if len(self._sorted) == self._size:
+            hashes = hashes[hashes < self._sorted[-1]]
+        if self._tables is None:
+            self._tables = _tables_of(self._sorted)
+        for table in self._tables:
+            hashes = _not_in(table, hashes)
+        self._waiting.append(hashes)
+        self._waits += len(hashes)
+        if self._waits >= self._size:
+            self._settle()
 
     def estimate(self) -> int:
         """Return the number of distinct ids, an estimate beyond ``size``."""
-        if len(self._hashes) < self._size:
-            return len(self._hashes)
-        return round((self._size - 1) * 2.0**64 / float(self._hashes[-1]))
+        hashes = self._settle()
+        if len(hashes) < self._size:
+            return len(hashes)
+        return round((self._size - 1) * 2.0**64 / float(hashes[-1]))
 
     def merge(self, other: DistinctCounter) -> None:
         """Add the ids of another counter of the same size."""
-        self._add(other._hashes)
+        self._waiting.append(other._settle())
+        self._settle()
 
-    def _add(self, hashes: Array) -> None:
-        """Take in hashes: sorted, each once, the smallest of them."""
-        # `np.union1d` goes through a hash table, which takes ten times as long.
-        merged = np.sort(np.concatenate([self._hashes, hashes]))
-        new = np.ones(len(merged), np.bool_)
-        np.not_equal(merged[1:], merged[:-1], out=new[1:])
-        self._hashes = merged[new][: self._size]
+    def _settle(self) -> Array:
+        """Take in the hashes that wait; return all: sorted, each once, the smallest of them."""
+        if self._waiting:
+            # `np.union1d` goes through a hash table, which takes ten times as long.
+            merged = np.sort(np.concatenate([self._sorted, *self._waiting]))
+            new = np.ones(len(merged), np.bool_)
+            np.not_equal(merged[1:], merged[:-1], out=new[1:])
+            self._sorted = merged[new][: self._size]
+            self._tables, self._waiting, self._waits = None, [], 0
+        return self._sorted
 
     def overlap(self, other: DistinctCounter) -> float:
         """Return which share of the distinct ids of the smaller of two is in the larger, an estimate likewise."""
-        ends = [one._hashes[-1] for one in (self, other) if len(one._hashes) == one._size]
+        ends = [one._settle()[-1] for one in (self, other) if len(one._settle()) == one._size]
         few, many = (
-            one._hashes[one._hashes <= min(ends)] if ends else one._hashes
+            one._sorted[one._sorted <= min(ends)] if ends else one._sorted
             for one in sorted((self, other), key=DistinctCounter.estimate)
         )
         return float(np.isin(few, many).mean()) if len(few) else 0.0
+
+
+def _fewer(ids: Array) -> Array:
+    """Return some ids each once where they lie in a range that is no longer than they are many."""
+    low, high = int(ids.min()), int(ids.max())
+    return each_once(ids - low, high - low + 1) + low if high - low < len(ids) else ids
+
+
+def each_once(positions: Array, size: int) -> Array:
+    """Return positions from 0 to below ``size`` each once, rising, without sorting.
+
+    Example:
+        >>> each_once(np.array([3, 1, 3]), 5)
+        array([1, 3])
+    """
+    there = np.zeros(size, np.bool_)
+    there[positions.astype(np.intp, copy=False)] = True
+    return np.flatnonzero(there)
+
+
+def _tables_of(hashes: Array) -> list[Array]:
+    """Return tables of which one has a hash in its slot, for nearly all of some hashes.
+
+    The second has those that have lost their slot in the first to another, and so on.
+    """
+    tables, few = [], len(hashes) // 64
+    while len(hashes) > few:
+        slots = max(_FEWEST_SLOTS, 1 << (2 * len(hashes)).bit_length())
+        table = ~np.arange(slots, dtype=np.uint64)  # of which none is in its slot
+        table[_slots(hashes, table)] = hashes
+        tables.append(table)
+        hashes = _not_in(table, hashes)
+    return tables
+
+
+def _not_in(table: Array, hashes: Array) -> Array:
+    """Return the hashes that a table does not have."""
+    new: Array = hashes[table.take(_slots(hashes, table)) != hashes]
+    return new
+
+
+def _slots(hashes: Array, table: Array) -> Array:
+    """Return where hashes would be in a table: their last bits."""
+    slots: Array = (hashes & np.uint64(len(table) - 1)).view(np.int64)
+    return slots

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.types as pt
 
 from torchrec.datasets.transform.columns import (
     TIMES,
@@ -20,7 +21,7 @@ from torchrec.datasets.transform.columns import (
     read_lists,
     read_numbers,
 )
-from torchrec.datasets.transform.sketches import DistinctCounter
+from torchrec.datasets.transform.sketches import DistinctCounter, each_once
 from torchrec.experiment.propose._text import NUMBER, Text, look_at_text
 
 # Distinct values are counted exactly below this, then estimated within about 0.4 %.
@@ -121,18 +122,29 @@ class ColumnStatistics:
             return len(array) if self.kind == "nulls" else array.null_count
         if self.kind == "numbers" or self.kind in TIMES:
             found = read_numbers(array).present()
+            present = len(found)
             self._add_range(found)
-            counted = self._few_of(found) if self._is_measured else found
+            counted = (self._few_of(found) if self._is_measured else found).view(np.int64)
         else:
-            ids, valid = read_ids(array, self._source)
-            counted = found = ids if valid is None else ids[valid]
+            counted, present = self._ids_of(array)
             if self.kind == "integers":
-                self._add_range(found)
+                self._add_range(counted)
             elif self._integers is not None:
                 self._add_integers(self._integers, array)
-        self._counter.update(counted.view(np.int64) if found.dtype == np.float64 else counted)
-        self.values += len(found)
-        return len(array) - len(found)
+        self._counter.update(counted)
+        self.values += present
+        return len(array) - present
+
+    def _ids_of(self, array: pa.Array) -> tuple[Array, int]:
+        """Return the ids that come, those of a dictionary each once, and how many values are not missing."""
+        entries = array.dictionary if pt.is_dictionary(array.type) else None
+        if entries is not None and not entries.null_count and len(entries) <= len(array):
+            positions = array.indices.drop_null().to_numpy()
+            ids, _ = read_ids(entries, self._source)
+            return ids[each_once(positions, len(ids))], len(positions)
+        ids, valid = read_ids(array, self._source)
+        ids = ids if valid is None else ids[valid]
+        return ids, len(ids)
 
     def _few_of(self, numbers: Array) -> Array:
         """Return some of many measurements, none if enough are counted: extremes, so that one value is told."""
