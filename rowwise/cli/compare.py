@@ -28,14 +28,14 @@ def compare(
     """Say whether runs differ, in their metrics and in what was asked for.
 
     Their models predict for their test data again (or else for the validation data). Metrics get
-    intervals of 95 %; runs that were tested on the same rows are compared row by row, with the first
-    one, and a sentence says what came of it.
+    intervals of 95 %, and so do their differences to the first run; runs that were tested on the same
+    rows are compared row by row. A sentence says what came of each task.
 
     $ torchrec compare runs/before runs/after
     $ torchrec compare runs/a runs/b runs/c --html compare.html
     """
     from torchrec.report import compare_runs, write_comparison
-    from torchrec.report.comparison_page import metric_rows
+    from torchrec.report.comparison_page import difference_rows, metric_rows
 
     out = console()
     found = compare_runs(runs, most=rows)
@@ -46,6 +46,10 @@ def compare(
         )
     )
     out.print()
+    differences = [[name, *cells] for name, cells in difference_rows(found)]
+    if differences:
+        out.print(table([f"above {names[0]}", *names[1:]], differences))
+        out.print()
     if found.differing:
         keys = [[key, *values] for key, values in found.differing[:_SHOWN]]
         out.print(table(["keys that differ", *names], keys))

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 
 _BATCH = 8192
-_NAMES = {"auc": "AUC", "ne": "normalised entropy", "logloss": "log loss"}
 
 
 def evaluate(
@@ -137,23 +136,19 @@ def _limits(source: TableSource) -> Limits | None:
 
 
 def _table(report: Report, limits: Limits | None) -> Table:
+    from torchrec.metrics.names import title_of
+
     head = [f"{rows_of(report):,.0f} rows", "", "best possible"][: 2 if limits is None else 3]
     best = {} if limits is None else asdict(limits)
     return table(
         head,
         [
-            [metric_name(key), _number(report, key), f"{best[key]:.4f}" if key in best else ""][
+            [title_of(key), _number(report, key), f"{best[key]:.4f}" if key in best else ""][
                 : len(head)
             ]
             for key in report
         ],
     )
-
-
-def metric_name(metric: str) -> str:
-    """Return what the table calls a metric: ``"click.auc"`` is the AUC of click."""
-    task, _, name = metric.rpartition(".")
-    return f"{task} {_NAMES.get(name, name)}" if task else _NAMES.get(name, name)
 
 
 def rows_of(report: Report) -> float:

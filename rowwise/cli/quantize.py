@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rowwise.cli.console import console, table
-from rowwise.cli.evaluate import metric_name, rows_of
+from rowwise.cli.evaluate import rows_of
 from rowwise.cli.reading import open_source
 
 if TYPE_CHECKING:
@@ -152,10 +152,12 @@ def _table_bytes(model: nn.Module) -> int:
 
 
 def _table(before: Report, after: Report, to: Precision) -> Table:
+    from torchrec.metrics.names import title_of
+
     rows = []
     for key in before:
         pair = [before[key], after[key]]
         rows.append(
-            [metric_name(key), *(f"{value:.6f}" for value in pair), f"{pair[1] - pair[0]:+.6f}"]
+            [title_of(key), *(f"{value:.6f}" for value in pair), f"{pair[1] - pair[0]:+.6f}"]
         )
     return table(["", "float", to.value, "difference"], rows)

@@ -10,7 +10,7 @@ from rowwise.cli.console import console, table
 if TYPE_CHECKING:
     from torchrec.runs import RunFolder, RunResult, Scores
 
-_NAMES = {"auc": "AUC", "logloss": "log loss", "ne": "NE", "calibration": "calibration"}
+_OF_ONE = ("auc", "logloss", "ne", "calibration")
 _OF_TASKS = ("auc", "ne", "mse", "mae", "accuracy", "logloss")
 _BASELINES = {"constant": "base rate of training", "lr": "logistic regression"}
 
@@ -21,10 +21,12 @@ def show_summary(run: RunFolder) -> None:
     Args:
         run: its folder; it has ended.
     """
+    from torchrec.metrics.names import title_of
+
     result, out = run.read_result(), console()
     out.print()
     names = metric_names(result.train)
-    heads = [_NAMES.get(name, name.replace(".", " ")) for name in names]
+    heads = [title_of(name, short=True) for name in names]
     out.print(table(["", "rows", *heads], _rows(result, names)))
     if result.seeds:
         out.print(
@@ -45,9 +47,10 @@ def show_summary(run: RunFolder) -> None:
 def metric_names(scores: Scores) -> list[str]:
     """Return the metrics that a table shows: of one label those it knows, of tasks the first of each."""
     if "auc" in scores:
-        return [*_NAMES]
-    found = dict.fromkeys(name.rpartition(".")[0] for name in scores)
-    chosen = {f"{task}.{name}" if task else name for task in found for name in _OF_TASKS}
+        return [*_OF_ONE]
+    from torchrec.metrics.names import by_task
+
+    chosen = {f"{prefix}{name}" for prefix in by_task(scores) for name in _OF_TASKS}
     return [name for name in scores if name in chosen]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor
 
-from torchrec.metrics import BinaryMetrics, auc_estimates
+from torchrec.metrics import BinaryMetrics, auc_estimate
 
 pytestmark = pytest.mark.once
 
@@ -338,7 +338,7 @@ def test_the_interval_of_the_auc_is_that_of_all_pairs(resolution: int) -> None:
     metrics = stream(BinaryMetrics(resolution=resolution), logits, labels)
     found, expected = (
         metrics.compute(curves=True).intervals["auc"],
-        auc_estimates(logits.numpy(), labels.numpy()).interval(),
+        auc_estimate(logits.numpy(), labels.numpy()).interval(),
     )
     near = 1e-9 if resolution == N else 1e-3
     for end in ("value", "low", "high"):

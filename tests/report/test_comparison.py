@@ -12,29 +12,38 @@ import pytest
 from scipy.stats import norm
 
 from torchrec.datasets.source import TableSource
-from torchrec.metrics import auc_estimates
-from torchrec.report import compare_runs, write_comparison
-from torchrec.report.comparison import (
-    differing_keys,
-    holm,
-    metric_intervals,
-    short_names,
-    unpaired,
-)
-from torchrec.report.predictions import load_trained, predict_part
+from torchrec.metrics import MetricDifference, auc_estimate
+from torchrec.metrics.estimators import log_losses
+from torchrec.report import Comparison, compare_runs, write_comparison
+from torchrec.report.comparison import differing_keys, short_names, unpaired
+from torchrec.report.predictions import Predictions, load_trained, predict_part
+from torchrec.report.task_predictions import TaskPredictions
+from torchrec.report.verdicts import holm
 from torchrec.runs import RunFolder
 
 pytestmark = pytest.mark.once
 
 
+def predicted(run: RunFolder) -> TaskPredictions:
+    (found,) = predict_part(load_trained(run)).tasks
+    return found
+
+
+def difference(found: Comparison, metric: str) -> MetricDifference:
+    """Return that of the second run to the first, in the only task."""
+    (task,) = found.tasks
+    one = task.differences[metric][0]
+    assert one is not None
+    return one
+
+
 def test_a_better_run_is_told_with_its_interval(run: RunFolder, poor_run: RunFolder) -> None:
     found = compare_runs([poor_run.path, run.path])
     (verdict,) = found.verdicts
-    assert verdict.auc is not None
-    one, two = (predict_part(load_trained(folder)) for folder in (poor_run, run))
-    expected = auc_estimates(np.stack([one.logits, two.logits]), one.labels).difference(0, 1)
-    assert verdict.auc == expected
-    gap = expected.difference
+    one, two = (auc_estimate(task.scores, task.labels) for task in map(predicted, (poor_run, run)))
+    expected, gap = one.difference(two).difference, difference(found, "auc").difference
+    for end in ("value", "low", "high"):
+        assert getattr(gap, end) == pytest.approx(getattr(expected, end), abs=1e-9)
     assert verdict.sentence.startswith(
         f"first is better than poor by {gap.value:.4f} AUC [{gap.low:.4f}, {gap.high:.4f}], p < .001; "
         "its log loss is lower by 0."
@@ -49,10 +58,9 @@ def test_a_better_run_is_told_with_its_interval(run: RunFolder, poor_run: RunFol
 def test_rows_that_both_predict_are_paired(run: RunFolder, like_run: RunFolder) -> None:
     """What two models have in common cancels out: far less is left than their intervals say."""
     found = compare_runs([run.path, like_run.path])
-    (verdict,) = found.verdicts
-    assert verdict.auc is not None
-    paired = verdict.auc.difference.high - verdict.auc.difference.low
-    alone = found.contenders[0].metrics["auc"]
+    gap, alone = difference(found, "auc").difference, found.tasks[0].metrics["auc"][0]
+    assert alone is not None
+    paired = gap.high - gap.low
     assert paired < (alone.high - alone.low) / 2
     assert found.differing == [("training.batch_size", ["256", "240"])]
     assert not any("not tested on the rows" in note for note in found.notes)
@@ -61,27 +69,25 @@ def test_rows_that_both_predict_are_paired(run: RunFolder, like_run: RunFolder) 
 def test_the_log_loss_of_paired_rows_is_that_of_their_differences(
     run: RunFolder, like_run: RunFolder
 ) -> None:
-    (verdict,) = compare_runs([run.path, like_run.path]).verdicts
-    assert verdict.logloss is not None
-    one, two = (predict_part(load_trained(folder)) for folder in (run, like_run))
-    gaps = two.losses - one.losses
+    found = difference(compare_runs([run.path, like_run.path]), "logloss")
+    one, two = (log_losses(task.scores, task.labels) for task in map(predicted, (run, like_run)))
+    gaps = two - one
     reach = 1.959964 * gaps.std(ddof=1) / math.sqrt(len(gaps))
-    assert verdict.logloss.difference.value == pytest.approx(gaps.mean())
-    assert verdict.logloss.difference.high == pytest.approx(gaps.mean() + reach)
+    assert found.difference.value == pytest.approx(gaps.mean())
+    assert found.difference.high == pytest.approx(gaps.mean() + reach)
     z = abs(gaps.mean()) / (gaps.std(ddof=1) / math.sqrt(len(gaps)))
-    assert verdict.logloss.p == pytest.approx(2 * norm.sf(z))
+    assert found.p == pytest.approx(2 * norm.sf(z))
 
 
 def test_runs_that_were_tested_on_other_rows_are_not_paired(
     run: RunFolder, elsewhere_run: RunFolder
 ) -> None:
     found = compare_runs([run.path, elsewhere_run.path])
-    (verdict,) = found.verdicts
-    assert verdict.auc is not None
+    gap = difference(found, "auc").difference
     assert "elsewhere was not tested on the rows of first: its files are others." in found.notes[0]
-    one, two = (one.metrics["auc"] for one in found.contenders)
-    reach = verdict.auc.difference.high - verdict.auc.difference.value
-    halves = [(interval.high - interval.low) / 2 for interval in (one, two)]
+    halves = [(one.high - one.low) / 2 for one in found.tasks[0].metrics["auc"] if one is not None]
+    assert len(halves) == 2
+    reach = gap.high - gap.value
     assert reach == pytest.approx(math.hypot(*halves), rel=0.05)
 
 
@@ -93,26 +99,36 @@ def test_a_copy_of_the_data_is_the_same_data(
         shutil.copy(run.path.parent / f"{name}.parquet", tmp_path)
     one, two = (predict_part(load_trained(folder)) for folder in (run, like_run))
     sources = two.trained.sources
+    tasks = one.tasks[0], two.tasks[0]
+
+    def why(other: Predictions) -> str:
+        return unpaired(one, other, *tasks)
+
     moved = replace(
         two,
         trained=replace(
             two.trained, sources=sources._replace(test=TableSource(tmp_path / "test.parquet"))
         ),
     )
-    assert unpaired(one, moved) == ""
+    assert why(moved) == ""
     other = replace(
         two,
         trained=replace(
             two.trained, sources=sources._replace(test=TableSource(tmp_path / "valid.parquet"))
         ),
     )
-    assert unpaired(one, other) == "its files are others"
+    assert why(other) == "its files are others"
     dropped = TableSource(tmp_path / "test.parquet", drop="price > 3")
     less = replace(two, trained=replace(two.trained, sources=sources._replace(test=dropped)))
-    assert unpaired(one, less) == "`data.drop` is another"
-    wrong = replace(two, labels=1 - two.labels)
-    assert unpaired(one, wrong) == "its labels are others"
-    assert unpaired(one, replace(two, part="valid")) == "its rows are those of valid, not of test"
+    assert why(less) == "`data.drop` is another"
+    wrong = replace(tasks[1], labels=1 - tasks[1].labels)
+    assert unpaired(one, two, tasks[0], wrong) == "its labels are others"
+    data = two.trained.experiment.data.model_copy(update={"weight": "price"})
+    weighed = two.trained.experiment.model_copy(update={"data": data})
+    assert why(replace(two, trained=replace(two.trained, experiment=weighed))) == (
+        "`data.weight` is another"
+    )
+    assert why(replace(two, part="valid")) == "its rows are those of valid, not of test"
 
 
 def test_without_its_data_a_run_has_its_metrics_still(
@@ -121,14 +137,15 @@ def test_without_its_data_a_run_has_its_metrics_still(
     shutil.copytree(like_run.path, tmp_path / "bare")
     shutil.rmtree(tmp_path / "bare" / "model")
     found = compare_runs([run.path, tmp_path / "bare"])
-    bare = found.contenders[1]
+    ((_, bare),) = (task.metrics["auc"] for task in found.tasks)
     test = like_run.read_result().test
     assert test is not None
-    assert bare.metrics["auc"].value == test["auc"]
-    assert math.isnan(bare.metrics["auc"].low)
+    assert bare is not None
+    assert bare.value == test["auc"]
+    assert math.isnan(bare.low)
     assert "bare: no intervals." in found.notes[0]
     (verdict,) = found.verdicts
-    assert verdict.auc is None
+    assert found.tasks[0].differences["auc"] == [None]
     assert "nothing tells whether that is chance" in verdict.sentence
 
 
@@ -154,7 +171,7 @@ def test_of_three_runs_all_are_compared_with_the_first(
 def test_intervals_of_single_metrics_hold_their_values(run: RunFolder) -> None:
     test = run.read_result().test
     assert test is not None
-    for name, interval in metric_intervals(predict_part(load_trained(run))).items():
+    for name, interval in predicted(run).intervals().items():
         expected = test[name]
         assert expected is not None
         assert interval.value == pytest.approx(expected, abs=1e-6)

@@ -13,17 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
-from tests.training.test_several_tasks import TASKS, described, write_log
 from torchrec.datasets.features import MultiHotFeature, VectorFeature
 from torchrec.datasets.synthetic import ClickLog, write_click_log
-from torchrec.experiment.files import check_experiment
-from torchrec.inference import load
-from torchrec.metrics import auc_estimates
+from torchrec.experiment.tasks import TaskSection
+from torchrec.metrics import auc_estimate
+from torchrec.metrics.estimators import log_losses, sigmoid
 from torchrec.report import watch_report, write_report
-from torchrec.report.cards.ranking import average_precision, ranked
 from torchrec.report.id_counts import count_ids, norms_of
 from torchrec.report.importance import permutation_importance
+from torchrec.report.kinds.click import average_precision, calibration_of, ranked
 from torchrec.report.predictions import (
     Predictions,
     best_possible,
@@ -32,12 +32,13 @@ from torchrec.report.predictions import (
     sample,
     shared_files,
 )
-from torchrec.report.slices import calibration_of, metrics_of, values_of
+from torchrec.report.slices import values_of
+from torchrec.report.task_predictions import TaskPredictions
 from torchrec.runs import RunFolder
-from torchrec.training.run import run_experiment
 
 pytestmark = pytest.mark.once
 
+Floats = NDArray[np.float64]
 ROWS = 6_000
 
 
@@ -46,24 +47,33 @@ def predictions(run: RunFolder) -> Predictions:
     return predict_part(load_trained(run))
 
 
-def test_they_are_those_of_the_run(run: RunFolder, predictions: Predictions) -> None:
+@pytest.fixture(scope="module")
+def task(predictions: Predictions) -> TaskPredictions:
+    (found,) = predictions.tasks
+    return found
+
+
+def test_they_are_those_of_the_run(
+    run: RunFolder, predictions: Predictions, task: TaskPredictions
+) -> None:
     test = run.read_result().test
     assert test is not None
-    assert (predictions.part, predictions.rows, len(predictions.labels)) == ("test", 2_000, 2_000)
-    auc = auc_estimates(predictions.logits, predictions.labels).auc[0]
+    assert (predictions.part, predictions.rows, len(task.labels)) == ("test", 2_000, 2_000)
+    auc = auc_estimate(task.scores, task.labels).value
     assert auc == pytest.approx(test["auc"], abs=1e-6)
-    assert predictions.losses.mean() == pytest.approx(test["logloss"], abs=1e-6)
-    ratio = predictions.probabilities.sum() / predictions.labels.sum()
+    assert log_losses(task.scores, task.labels).mean() == pytest.approx(test["logloss"], abs=1e-6)
+    ratio = sigmoid(task.scores).sum() / task.labels.sum()
     assert ratio == pytest.approx(test["calibration"], abs=1e-6)
 
 
 def test_of_many_rows_some_are_taken_evenly(run: RunFolder) -> None:
     few = predict_part(load_trained(run), most=300)
     assert few.rows == 2_000
-    assert len(few.labels) == 250  # every eighth
     everything = predict_part(load_trained(run))
-    np.testing.assert_array_equal(few.labels, everything.labels[::8])
-    np.testing.assert_allclose(few.logits, everything.logits[::8], rtol=1e-5, atol=1e-6)
+    (some,), (every,) = few.tasks, everything.tasks
+    assert len(some.labels) == 250  # every eighth
+    np.testing.assert_array_equal(some.labels, every.labels[::8])
+    np.testing.assert_allclose(some.scores, every.scores[::8], rtol=1e-5, atol=1e-6)
     assert "250 of the 2,000 rows of the test data" in few.sentence()
 
 
@@ -80,7 +90,7 @@ def test_samples_are_every_second_fourth_eighth_row(sizes: list[int], most: int)
     assert rows["n"].to_pylist() == list(range(0, seen, stride))
 
 
-def test_slices_are_the_rows_of_a_value(predictions: Predictions) -> None:
+def test_slices_are_the_rows_of_a_value(predictions: Predictions, task: TaskPredictions) -> None:
     country = values_of(
         "country", predictions.trained.transform.features["country"], predictions.table
     )
@@ -92,12 +102,15 @@ def test_slices_are_the_rows_of_a_value(predictions: Predictions) -> None:
     np.testing.assert_array_equal(
         found["(none)"], [n for n, value in enumerate(expected) if value is None]
     )
-    metrics = metrics_of(predictions, found["de"])
-    labels, logits = predictions.labels[expected == "de"], predictions.logits[expected == "de"]
-    assert metrics.rows == len(labels)
-    assert metrics.positives == labels.mean()
-    assert metrics.auc.value == auc_estimates(logits, labels).auc[0]
-    assert metrics.calibration.low < metrics.calibration.value < metrics.calibration.high
+    german = task.at(found["de"])
+    np.testing.assert_array_equal(german.rows, found["de"])
+    labels, logits = task.labels[expected == "de"], task.scores[expected == "de"]
+    assert german.mean(german.labels) == labels.mean()
+    assert german.interval("auc").value == pytest.approx(
+        auc_estimate(logits, labels).value, abs=1e-9
+    )
+    calibration = calibration_of(german)
+    assert calibration.low < calibration.value < calibration.high
 
 
 def test_a_row_with_several_values_is_in_each_of_their_slices(predictions: Predictions) -> None:
@@ -115,15 +128,19 @@ def test_numbers_are_no_categories(predictions: Predictions) -> None:
     assert values_of("price", features["price"], few) is not None
 
 
+def _task(logits: Floats, labels: Floats) -> TaskPredictions:
+    return TaskPredictions("", TaskSection(label="y"), np.arange(len(labels)), labels, logits)
+
+
 def test_a_calibration_of_chance_is_held_by_its_interval() -> None:
     random = np.random.default_rng(0)
     held = 0
     for _ in range(300):
-        probabilities = random.random(200)
-        found = calibration_of(probabilities, (random.random(200) < probabilities).astype(float))
+        logits = random.normal(size=200)
+        found = calibration_of(_task(logits, (random.random(200) < sigmoid(logits)).astype(float)))
         held += found.low <= 1.0 <= found.high
     assert 0.91 <= held / 300 <= 0.99
-    assert np.isnan(calibration_of(np.array([0.5]), np.array([0.0])).value)
+    assert np.isnan(calibration_of(_task(np.array([0.5]), np.array([0.0]))).value)
 
 
 def test_ids_are_counted_in_the_training_data(run: RunFolder, predictions: Predictions) -> None:
@@ -156,26 +173,31 @@ def test_norms_are_those_of_the_rows_that_ids_have(predictions: Predictions) -> 
         assert np.abs(norms - norm).min() < 1e-6
 
 
-def test_importance_is_what_shuffling_costs(predictions: Predictions) -> None:
-    found = permutation_importance(predictions)
-    by_name = {one.name: one for one in found.columns}
-    assert [one.name for one in found.columns][:2] == ["user", "price"]
-    assert by_name["user"].auc.low > 0.05
-    assert by_name["price"].logloss.low > 0.02
-    assert by_name["noise"].auc.low < 0.01
+def test_importance_is_what_shuffling_costs(
+    predictions: Predictions, task: TaskPredictions
+) -> None:
+    (found,) = permutation_importance(predictions).tasks
+    assert found.metrics == ("auc", "logloss")
+    by_name = {one.name: one.lost for one in found.columns}
+    assert list(by_name) == ["user", "country", "tags", "price", "noise"]
+    assert by_name["user"]["auc"].low > 0.05
+    assert by_name["price"]["logloss"].low > 0.02
+    assert by_name["noise"]["auc"].low < 0.01
     # Against plain shuffles, as many as make chance small on either side.
     random, table = np.random.default_rng(1), predictions.table
     lost = []
     for _ in range(20):
         column = table["user"].take(random.permutation(2_000))
-        logits = predictions.trained.logits(table.set_column(0, table.schema.field(0), column))
-        aucs = auc_estimates(np.stack([predictions.logits, logits]), predictions.labels).auc
-        lost.append(aucs[0] - aucs[1])
-    (user,) = [
-        one for one in permutation_importance(predictions, repeats=20).columns if one.name == "user"
-    ]
-    assert user.auc.value == pytest.approx(np.mean(lost), abs=0.01)
-    assert user.auc.high > np.mean(lost) > user.auc.low
+        place = table.schema.get_field_index("user")
+        shuffled = table.set_column(place, table.schema.field(place), column)
+        (logits,) = predictions.trained.scores(shuffled).values()
+        lost.append(
+            auc_estimate(task.scores, task.labels).value - auc_estimate(logits, task.labels).value
+        )
+    (more,) = permutation_importance(predictions, repeats=20).tasks
+    (user,) = [one.lost["auc"] for one in more.columns if one.name == "user"]
+    assert user.value == pytest.approx(np.mean(lost), abs=0.01)
+    assert user.high > np.mean(lost) > user.low
 
 
 def test_the_budget_bounds_the_rows(predictions: Predictions) -> None:
@@ -189,7 +211,7 @@ def test_curves_of_ranking_are_those_of_scikit_learn() -> None:
 
     random = np.random.default_rng(0)
     scores, labels = np.round(random.normal(size=500), 1), (random.random(500) < 0.3).astype(float)
-    positives, negatives = ranked(scores, labels)
+    positives, negatives = ranked(scores, labels, np.ones(500))
     assert average_precision(positives, negatives) == pytest.approx(
         average_precision_score(labels, scores)
     )
@@ -350,25 +372,3 @@ def test_values_of_lists_in_lists_and_of_vectors() -> None:
     pairs = [(names[code], row) for code, row in zip(found.codes, found.rows, strict=True)]
     assert pairs == [(1, 0), (2, 0), (1, 0), (2, 2)]
     assert values_of("image", VectorFeature(size=1), table) is None
-
-
-def test_of_several_tasks_it_is_the_first_of_clicks(tmp_path: Path) -> None:
-    write_log(tmp_path / "log.parquet", rows=400)
-    tasks = {name: TASKS[name] for name in ("stars", "watch", "buy", "click")}
-    tasks["buy"] = {"label": "buy"}
-    values = described(tmp_path, tasks=tasks)
-    values["training"]["epochs"] = 1
-    run_experiment(check_experiment(values, "mine"), tmp_path / "run")
-    trained = load_trained(RunFolder(tmp_path / "run"))
-    with pytest.raises(
-        ValueError, match=r"one `data.label` for this, or a task .* Received the tasks stars"
-    ):
-        predict_part(trained)
-    found = predict_part(trained.of_first_click())
-    expected = load(tmp_path / "run").predict_tasks(found.table)["buy"]
-    assert found.probabilities == pytest.approx(expected.numpy(), abs=1e-6)
-    assert found.labels.tolist() == found.table["buy"].to_pylist()
-    text = write_report(tmp_path / "run").read_text("utf-8")
-    assert "The labels are those of task &#39;buy&#39;." in text
-    assert ">ROC<" in text
-    assert ">AUC of click<" in text

@@ -77,6 +77,8 @@ def test_page_shows_all_of_a_run(run: Path) -> None:
     page = _page(run)
     assert page.titles == [
         "On the test data",
+        "What came of it",
+        "Result",
         "How it learned",
         "AUC",
         "Normalised entropy",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -16,6 +17,8 @@ from pydantic import (
 
 from torchrec.datasets.transform import Target, TargetKind
 from torchrec.experiment.section import Section
+from torchrec.metrics import BinaryMetrics, Metrics, MulticlassMetrics, RegressionMetrics
+from torchrec.metrics.estimators import BINARY, MULTICLASS, REGRESSION, Estimator
 from torchrec.metrics.names import parse_metric
 
 LossName = Literal[
@@ -27,20 +30,35 @@ LossName = Literal[
     "cross_entropy",
     "continuation",
 ]
-# Of each kind of task, that of those that say nothing first.
-_LOSSES: dict[TargetKind, tuple[LossName, ...]] = {
-    "click": ("binary_cross_entropy", "focal", "pairwise"),
-    "regression": ("squared_error", "huber", "pairwise"),
-    "multiclass": ("cross_entropy",),
-    "ordinal": ("continuation",),
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """What goes with a kind of task.
+
+    Attributes:
+        losses: by name; that of tasks that say nothing first.
+        metrics: what early stopping can go by; the first is what a model is judged by.
+        new_metrics: makes what is measured of a stream.
+        estimators: of the same metrics, of samples that are at hand.
+    """
+
+    losses: tuple[LossName, ...]
+    metrics: tuple[str, ...]
+    new_metrics: Callable[[], Metrics]
+    estimators: Mapping[str, Estimator]
+
+
+_CLICK: tuple[LossName, ...] = ("binary_cross_entropy", "focal", "pairwise")
+_NUMBER: tuple[LossName, ...] = ("squared_error", "huber", "pairwise")
+_OF_CLASSES = ("accuracy", "logloss")
+KINDS: Mapping[TargetKind, TaskKind] = {
+    "click": TaskKind(_CLICK, ("auc", "ne", "logloss"), BinaryMetrics, BINARY),
+    "regression": TaskKind(_NUMBER, ("mse", "mae"), RegressionMetrics, REGRESSION),
+    "multiclass": TaskKind(("cross_entropy",), _OF_CLASSES, MulticlassMetrics, MULTICLASS),
+    "ordinal": TaskKind(("continuation",), _OF_CLASSES, MulticlassMetrics, MULTICLASS),
 }
-# What early stopping can go by, by the kind of task.
-_METRICS: dict[TargetKind, tuple[str, ...]] = {
-    "click": ("auc", "ne", "logloss"),
-    "regression": ("mse", "mae"),
-    "multiclass": ("accuracy", "logloss"),
-    "ordinal": ("accuracy", "logloss"),
-}
+"""Of each kind of task what it is learned and measured by."""
 
 
 def metric_of_groups(text: str) -> str:
@@ -113,15 +131,15 @@ class TaskSection(Section):
     @property
     def loss_name(self) -> LossName:
         """The loss that is taken."""
-        return self.loss or _LOSSES[self.kind][0]
+        return self.loss or KINDS[self.kind].losses[0]
 
     @model_validator(mode="after")
     def _check(self) -> TaskSection:
         classes = self.target.classes or 2  # which checks that there are some
-        if self.loss_name not in _LOSSES[self.kind]:
+        if self.loss_name not in KINDS[self.kind].losses:
             raise ValueError(
                 f"`loss` of a task of kind {self.kind} should be one of "
-                f"{', '.join(_LOSSES[self.kind])}. Received {self.loss}."
+                f"{', '.join(KINDS[self.kind].losses)}. Received {self.loss}."
             )
         if (self.loss == "pairwise") != (self.group is not None):
             raise ValueError(
@@ -147,9 +165,12 @@ def metrics_of(
         within_groups: metrics that are measured besides of each task without its own. Default: none.
     """
     if tasks is None:
-        return [*_METRICS["click"], *within_groups]
+        return [*KINDS["click"].metrics, *within_groups]
     of_tasks = {
-        name: [*_METRICS[task.kind], *(within_groups if task.metrics is None else task.metrics)]
+        name: [
+            *KINDS[task.kind].metrics,
+            *(within_groups if task.metrics is None else task.metrics),
+        ]
         for name, task in tasks.items()
     }
     if len(of_tasks) == 1:

@@ -2,12 +2,8 @@
 
 from torchrec.metrics.binary import BinaryMetrics, ScoreCurves
 from torchrec.metrics.bootstrap import bootstrap_interval
-from torchrec.metrics.delong import (
-    AucDifference,
-    AucEstimates,
-    auc_estimates,
-    independent_difference,
-)
+from torchrec.metrics.delong import auc_estimate
+from torchrec.metrics.estimate import Estimate, MetricDifference, contrast, mean_estimate
 from torchrec.metrics.grouped import GroupedMetrics
 from torchrec.metrics.interval import Interval
 from torchrec.metrics.multiclass import MulticlassMetrics
@@ -15,18 +11,19 @@ from torchrec.metrics.regression import RegressionMetrics
 from torchrec.metrics.report import Metrics, Report, combine_reports
 
 __all__ = [
-    "AucDifference",
-    "AucEstimates",
     "BinaryMetrics",
+    "Estimate",
     "GroupedMetrics",
     "Interval",
+    "MetricDifference",
     "Metrics",
     "MulticlassMetrics",
     "RegressionMetrics",
     "Report",
     "ScoreCurves",
-    "auc_estimates",
+    "auc_estimate",
     "bootstrap_interval",
     "combine_reports",
-    "independent_difference",
+    "contrast",
+    "mean_estimate",
 ]

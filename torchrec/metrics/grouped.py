@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from torchrec.metrics.estimate import Estimate, mean_estimate
 from torchrec.metrics.gauc import areas_of_lists
 from torchrec.metrics.names import GROUPED, GROUPED_AT_K, MetricSpec, parse_metric
 from torchrec.metrics.ordering import rank, sums
@@ -138,6 +141,33 @@ class GroupedMetrics:
         Raises:
             ValueError: if a score or a label was NaN, or a label negative, and `update` did not say so.
         """
+        numbers, counts = self._values()
+        numbers = {name: x[~x.isnan()] for name, x in numbers.items()}
+        why = {name: _undefined(name) for name, value in numbers.items() if not value.numel()}
+        return Report(
+            {name: math.nan if name in why else float(x.mean()) for name, x in numbers.items()},
+            counts=counts,
+            undefined=why,
+            better=dict.fromkeys(numbers, "higher"),
+        )
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Return each metric with how it varies with the groups: they are drawn again, not their samples.
+
+        Influences are in the order of the groups, which is that of any scores of the same samples.
+
+        Raises:
+            ValueError: as `compute`.
+        """
+        found = {}
+        for name, values in self._values()[0].items():
+            known = ~values.isnan()
+            terms = torch.stack([torch.where(known, values, 0.0), known.double()], dim=1)
+            found[name] = mean_estimate(terms.numpy(force=True), _mean_of_known)
+        return found
+
+    def _values(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Return each metric of each group, NaN where a group has none, and how many groups there are."""
         values: dict[str, Tensor] = {}
         counts: dict[str, float] = {}
         for column, samples in self._samples.items():
@@ -146,14 +176,7 @@ class GroupedMetrics:
             for spec in self._specs:
                 if spec.group == column:
                     values[str(spec)] = ranked.values_of(spec)
-        numbers = {str(spec): values[str(spec)] for spec in self._specs}
-        why = {name: _undefined(name) for name, value in numbers.items() if not value.numel()}
-        return Report(
-            {name: math.nan if name in why else float(x.mean()) for name, x in numbers.items()},
-            counts=counts,
-            undefined=why,
-            better=dict.fromkeys(numbers, "higher"),
-        )
+        return {str(spec): values[str(spec)] for spec in self._specs}, counts
 
     def merge(self, other: GroupedMetrics) -> None:
         """Take in what another of the same metrics has seen; it is left as it is."""
@@ -179,6 +202,11 @@ class GroupedMetrics:
             samples.load_state_dict(
                 {name: state[f"{column}.{name}"] for name in _GroupSamples.NAMES}
             )
+
+
+def _mean_of_known(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = means[..., 0] / means[..., 1]
+    return found
 
 
 def _undefined(name: str) -> str:
@@ -344,7 +372,7 @@ class _Ranked:
         return cls(samples, group, len(keys), places)
 
     def values_of(self, spec: MetricSpec) -> Tensor:
-        """Return the value of each group that has one."""
+        """Return the value of each group, ``(groups,)``; NaN of one that has none."""
         labels = self.samples.labels.double()
         positive = labels > 0
         if spec.name == "gauc":
@@ -352,7 +380,7 @@ class _Ranked:
             areas, counts = areas_of_lists(
                 scores, positive.double(), weights, self.group, self.groups
             )
-            return areas[counts]
+            return torch.where(counts, areas, math.nan)
         positives = sums(positive.double(), self.group, self.groups)
         there = positives > 0
         if spec.name == "mrr":
@@ -360,16 +388,16 @@ class _Ranked:
             first = torch.full_like(positives, math.inf).scatter_reduce_(
                 0, self.group[positive], self.places[positive].double(), "amin"
             )
-            return (1.0 / (1.0 + first))[there]
+            return torch.where(there, 1.0 / (1.0 + first), math.nan)
         k = spec.k or 1
         if spec.name == "ndcg":
             best = rank(labels, self.group).ranks()
             found, ideal = (self._gain(labels, places, k) for places in (self.places, best))
-            return found[there] / ideal[there]
-        hits = sums((positive & (self.places < k)).double(), self.group, self.groups)[there]
+            return torch.where(there, found / ideal, math.nan)
+        hits = sums((positive & (self.places < k)).double(), self.group, self.groups)
         if spec.name == "hit":
-            return hits.clamp(max=1.0)
-        return hits / (positives[there] if spec.name == "recall" else k)
+            return torch.where(there, hits.clamp(max=1.0), math.nan)
+        return torch.where(there, hits / (positives if spec.name == "recall" else k), math.nan)
 
     def _gain(self, labels: Tensor, places: Tensor, k: int) -> Tensor:
         gains = torch.where(places < k, labels / (places + 2.0).log2(), 0.0)

@@ -40,6 +40,23 @@ def quantile_of(level: float) -> float:
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
+def normal_interval(value: float, variance: float, level: float = 0.95) -> Interval:
+    """Return the interval of an estimate that varies as the normal distribution.
+
+    Args:
+        value: the estimate.
+        variance: of the estimate; NaN: so are the ends.
+        level: how often the interval has the truth inside. Default 0.95.
+
+    Example:
+        >>> found = normal_interval(2.0, 0.01)
+        >>> round(found.low, 3), round(found.high, 3)
+        (1.804, 2.196)
+    """
+    reach = quantile_of(level) * math.sqrt(variance)
+    return Interval(value, value - reach, value + reach)
+
+
 def share_interval(value: float, variance: float, level: float = 0.95) -> Interval:
     """Return the interval of a share, by way of its logit, so that it stays within 0 and 1.
 

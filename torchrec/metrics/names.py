@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -12,6 +13,10 @@ _FORM = re.compile(r"\s*([a-z_]+)\s*(?:@\s*([0-9]+)\s*)?(?:\(\s*([^()]*?)\s*\)\s
 OVERALL = ("ne", "auc", "logloss", "calibration", "mse", "mae")
 GROUPED = ("gauc", "mrr")
 GROUPED_AT_K = ("ndcg", "recall", "precision", "hit")
+
+_TITLES = {
+    "auc": "AUC", "ne": "normalised entropy", "logloss": "log loss", "mse": "MSE", "mae": "MAE"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,47 @@ def parse_metric(text: str) -> MetricSpec:
             f"{MetricSpec(name, None if at is None else int(at), 'user')}. Received '{text}'."
         )
     return MetricSpec(name, None if at is None else int(at), group or None)
+
+
+def task_and_metric(name: str) -> tuple[str, str]:
+    """Return what the metrics of several tasks are called, parted into task and metric; of one task "" comes first.
+
+    Example:
+        >>> task_and_metric("click.auc"), task_and_metric("mrr(user.id)")
+        (('click', 'auc'), ('', 'mrr(user.id)'))
+    """
+    head, bracket, column = name.partition("(")
+    task, _, metric = head.rpartition(".")
+    return task, f"{metric}{bracket}{column}"
+
+
+def by_task(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return metrics by what stands before them, which is the task and a dot, or nothing.
+
+    Example:
+        >>> by_task(["click.auc", "watch.mse", "click.ne"]), by_task(["auc"])
+        ({'click.': ['auc', 'ne'], 'watch.': ['mse']}, {'': ['auc']})
+    """
+    found: dict[str, list[str]] = {}
+    for task, metric in map(task_and_metric, names):
+        found.setdefault(f"{task}." if task else "", []).append(metric)
+    return found
+
+
+def title_of(name: str, *, short: bool = False) -> str:
+    """Return what tables call a metric, which may be one of several tasks.
+
+    Args:
+        name: of the metric.
+        short: whether it heads a column. Default False.
+
+    Example:
+        >>> title_of("logloss"), title_of("click.ne"), title_of("click.ne", short=True)
+        ('log loss', 'click normalised entropy', 'click NE')
+    """
+    task, metric = task_and_metric(name)
+    title = "NE" if short and metric == "ne" else _TITLES.get(metric, metric)
+    return f"{task} {title}".lstrip()
 
 
 def _require_known(name: str, text: str) -> None:

@@ -82,6 +82,19 @@ class CardFile:
     draw: Callable[[View], list[Card]]
 
 
+def of_task(prefix: str) -> str:
+    """Return how titles end that are of a task.
+
+    Args:
+        prefix: of the names of its metrics.
+
+    Example:
+        >>> of_task("click."), of_task("")
+        (' of click', '')
+    """
+    return f" of {prefix.removesuffix('.')}" if prefix else ""
+
+
 def chart_cards(*charts: Chart | None) -> list[Card]:
     """Return a card for each chart that there is."""
     return [Card(one.title, one.about, one.svg, one.legend) for one in charts if one is not None]

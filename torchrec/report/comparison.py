@@ -4,38 +4,45 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from torchrec.metrics import (
-    AucDifference,
-    Interval,
-    auc_estimates,
-    independent_difference,
-)
+from torchrec.datasets.transform import TargetKind
+from torchrec.experiment.tasks import KINDS
+from torchrec.metrics import Estimate, Interval, MetricDifference
+from torchrec.metrics.names import by_task
 from torchrec.report.configuration import keys_of, read_configuration
-from torchrec.report.intervals import metric_intervals
-from torchrec.report.predictions import Predictions, load_trained, predict_part
+from torchrec.report.predictions import Predictions, load_trained, predict_part, tasks_of
+from torchrec.report.task_predictions import TaskPredictions
+from torchrec.report.verdicts import Finding, Verdict, verdicts_of
 from torchrec.runs import SPLITS, Run, RunFolder, read_run
 
 if TYPE_CHECKING:
     from torchrec.datasets.source import TableSource
-
-Floats = NDArray[np.float64]
+    from torchrec.experiment.schema import Experiment
 
 ROWS = 1_000_000  # that are predicted for at most
-METRICS = {
-    "auc": "AUC",
-    "logloss": "log loss",
-    "ne": "normalised entropy",
-    "calibration": "calibration",
-}
 _SILENT = ("output", "data.workers", "training.keep_checkpoints", "training.tensorboard")
+
+
+class TaskIdentity(NamedTuple):
+    """What a task predicts: tasks of two runs are the same where this is, whatever they are called.
+
+    Attributes:
+        label: the column or expression.
+        kind: of the label.
+        classes: how many there are, of a label that has some.
+        given: the label of the task that says where this one counts; None: everywhere.
+    """
+
+    label: str
+    kind: TargetKind = "click"
+    classes: int | None = None
+    given: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,32 +53,65 @@ class Contender:
         name: as short as tells it from the others.
         run: what its folder tells.
         keys: of its experiment; empty if its file does not read.
+        targets: what its experiment predicts, with what stands before the metrics of each.
         predictions: of its model; None where they cannot be had.
         why: they cannot be had; empty where they can.
-        metrics: with intervals where there are predictions; those of ``result.json`` else.
     """
 
     name: str
     run: Run
     keys: dict[str, str]
+    targets: dict[TaskIdentity, str]
     predictions: Predictions | None
     why: str
-    metrics: dict[str, Interval]
+
+    def predicted(self, target: TaskIdentity) -> TaskPredictions | None:
+        """Return what it predicts of a task."""
+        tasks = [] if self.predictions is None else self.predictions.tasks
+        prefix = self.targets.get(target)
+        return next((one for one in tasks if one.prefix == prefix), None)
+
+    def measured(self, target: TaskIdentity, part: str) -> dict[str, float]:
+        """Return the metrics of a task that training measured, by their names in one task."""
+        prefix, scores = self.targets.get(target), self.run.scores.get(part, {})
+        if prefix is None:
+            return {}
+        return {name: scores[f"{prefix}{name}"] for name in by_task(scores).get(prefix, [])}
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """How one run is to the first.
+class TaskComparison:
+    """What all runs reach in one task.
 
     Attributes:
-        auc: by how much its AUC is higher; None where that is not known.
-        logloss: by how much its log loss is higher, likewise.
-        sentence: the verdict in words.
+        name: of the task; empty where there is one only.
+        target: what it predicts.
+        predicted: by each run; None where it has no such task or no predictions.
+        metrics: by name, of each run: with intervals where there are predictions; None where it has none.
+        differences: by name, to the first run, of each run but the first; None where nothing tells.
     """
 
-    auc: AucDifference | None
-    logloss: AucDifference | None
-    sentence: str
+    name: str
+    target: TaskIdentity
+    predicted: list[TaskPredictions | None]
+    metrics: Mapping[str, list[Interval | None]]
+    differences: Mapping[str, list[MetricDifference | None]]
+
+    def finding(self, number: int, names: tuple[str, str]) -> Finding:
+        """Return how a run is to the first.
+
+        Args:
+            number: of the run, 1 or more.
+            names: of both.
+        """
+        known = {name: found[number - 1] for name, found in self.differences.items()}
+        return Finding(
+            self.name,
+            self.target.kind,
+            names,
+            {name: (found[0], found[number]) for name, found in self.metrics.items()},
+            {name: found for name, found in known.items() if found is not None},
+        )
 
 
 @dataclass(frozen=True)
@@ -81,13 +121,15 @@ class Comparison:
     Attributes:
         part: of the data that the metrics are of.
         contenders: the runs; the others are compared with the first.
+        tasks: what they reach in each task that any has.
         differing: keys of the experiment that are not the same in all, with the value of each run.
-        verdicts: of all runs but the first.
+        verdicts: of all runs but the first, in all tasks that it has in common with that.
         notes: what to keep in mind.
     """
 
     part: str
     contenders: list[Contender]
+    tasks: list[TaskComparison]
     differing: list[tuple[str, list[str]]]
     verdicts: list[Verdict]
     notes: list[str]
@@ -96,9 +138,10 @@ class Comparison:
 def compare_runs(folders: Sequence[str | os.PathLike[str]], *, most: int = ROWS) -> Comparison:
     """Compare runs: their models predict for their test data again, for intervals and differences.
 
-    Where two runs have the same test rows their predictions are paired: what is hard about these rows
-    is so for both, and cancels out. AUCs are compared by DeLong's method, log losses by the mean
-    difference of the rows; intervals of single metrics other than the AUC are by the bootstrap.
+    Tasks are the same where they predict the same label of the same kind, under the same condition. Where two
+    runs have the same test rows their predictions are paired: what is hard about these rows is so for both, and
+    cancels out. Intervals and differences are DeLong's of AUCs; of other metrics intervals are by the bootstrap
+    and differences by the jackknife, over the rows, or over the groups of metrics within groups.
 
     Args:
         folders: of the runs, two or more; all are compared with the first.
@@ -123,20 +166,20 @@ def compare_runs(folders: Sequence[str | os.PathLike[str]], *, most: int = ROWS)
         _contender(name, RunFolder(path), run, most)
         for name, path, run in zip(short_names(real), paths, runs, strict=True)
     ]
-    _check_labels(contenders)
+    names = _task_names(contenders)
     part = _part(contenders)
-    verdicts, notes = [], _missing(contenders)
-    p_values = []
-    first = contenders[0]
-    for other in contenders[1:]:
-        auc, logloss, why = _differences(first, other)
-        if why and why not in notes:
-            notes.append(why)
-        verdicts.append((auc, logloss))
-        p_values.append(auc.p if auc is not None else math.nan)
-    adjusted = holm(p_values)
-    if sum(map(math.isfinite, p_values)) > 1:
-        notes.append("The p-values are adjusted for the number of runs (Holm).")
+    notes = [one.why for one in contenders if one.why]
+    tasks = [_compare_task(contenders, target, name, part) for target, name in names.items()]
+    findings = [
+        task.finding(number, (contenders[0].name, other.name))
+        for number, other in enumerate(contenders[1:], 1)
+        for task in tasks
+        if {task.target} <= contenders[0].targets.keys() & other.targets.keys()
+    ]
+    notes += _notes(contenders, tasks)
+    if sum(math.isfinite(one.p) for one in findings) > 1:
+        several = "runs" if len(tasks) == 1 else "runs and tasks"
+        notes.append(f"The p-values are adjusted for the number of {several} (Holm).")
     notes.append(
         "The intervals are of these models on such rows. Training again with another seed moves the "
         "metrics as well: `training.seeds` tells by how much."
@@ -144,11 +187,9 @@ def compare_runs(folders: Sequence[str | os.PathLike[str]], *, most: int = ROWS)
     return Comparison(
         part,
         contenders,
+        tasks,
         differing_keys([one.keys for one in contenders]),
-        [
-            Verdict(auc, logloss, _sentence(first, other, auc, logloss, p, part))
-            for (auc, logloss), other, p in zip(verdicts, contenders[1:], adjusted, strict=True)
-        ],
+        verdicts_of(findings, part),
         notes,
     )
 
@@ -180,46 +221,58 @@ def differing_keys(keys: Sequence[dict[str, str]]) -> list[tuple[str, list[str]]
     return [(key, values) for key, values in found if len(set(values)) > 1 and key not in _SILENT]
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for their number, by Holm's method; NaN is none.
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03, float("nan")])
-        [0.03, 0.06, 0.06, nan]
-    """
-    known = sorted((p, place) for place, p in enumerate(p_values) if math.isfinite(p))
-    found, least = [math.nan] * len(p_values), 0.0
-    for rank, (p, place) in enumerate(known):
-        least = max(least, min(p * (len(known) - rank), 1.0))
-        found[place] = least
-    return found
-
-
 def _contender(name: str, folder: RunFolder, run: Run, most: int) -> Contender:
     experiment = read_configuration(run.configuration, run.name)
-    keys = {} if experiment is None else keys_of(experiment)
     why = ""
     try:
         predictions = predict_part(load_trained(folder), most)
     except (OSError, ValueError) as error:
         predictions, why = None, f"{name}: no intervals. {error}"
-    if predictions is None:
-        split = next((one for one in reversed(SPLITS) if one in run.scores), "")
-        metrics = {
-            key: Interval(value, math.nan, math.nan)
-            for key, value in run.scores.get(split, {}).items()
-            if key in METRICS
-        }
-    else:
-        metrics = metric_intervals(predictions)
-    return Contender(name, run, keys, predictions, why, metrics)
+    if experiment is None and predictions is not None:
+        experiment = predictions.trained.experiment
+    if experiment is None:
+        return Contender(name, run, {}, {}, predictions, why)
+    return Contender(name, run, keys_of(experiment), _targets_of(experiment), predictions, why)
 
 
-def _check_labels(contenders: Sequence[Contender]) -> None:
-    labels = {one.keys["data.label"]: one.name for one in contenders if "data.label" in one.keys}
-    if len(labels) > 1:
-        said = ", ".join(f"`{label}` ({name})" for label, name in labels.items())
+def _targets_of(experiment: Experiment) -> dict[TaskIdentity, str]:
+    """Return what an experiment predicts, and what stands before the metrics of each task.
+
+    Of two tasks with one label, which differ in their losses, the first is compared.
+    """
+    tasks = tasks_of(experiment)
+    found: dict[TaskIdentity, str] = {}
+    for name, one in tasks.items():
+        given = None if one.given is None else tasks[one.given].label
+        target = TaskIdentity(one.label, one.kind, one.classes, given)
+        found.setdefault(target, f"{name}." if len(tasks) > 1 else "")
+    return found
+
+
+def _task_names(contenders: Sequence[Contender]) -> dict[TaskIdentity, str]:
+    """Return the tasks that any run has, as the first run calls them that has several.
+
+    Raises:
+        ValueError: runs have no task in common with the first, or another one of the same name.
+    """
+    names: dict[TaskIdentity, str] = {}
+    for one in contenders:
+        for target, prefix in one.targets.items():
+            names[target] = names.get(target) or prefix.removesuffix(".")
+    first = contenders[0]
+    clash = len(set(names.values())) < len(names)
+    apart = any(
+        one.targets and first.targets and not one.targets.keys() & first.targets.keys()
+        for one in contenders
+    )
+    if clash or apart:
+        said = ", ".join(
+            f"{', '.join(f'`{target.label}`' for target in one.targets)} ({one.name})"
+            for one in contenders
+            if one.targets
+        )
         raise ValueError(f"Runs to compare should predict the same label. Received {said}.")
+    return names
 
 
 def _part(contenders: Sequence[Contender]) -> str:
@@ -230,53 +283,96 @@ def _part(contenders: Sequence[Contender]) -> str:
     return next((one for one in reversed(SPLITS) if one in scores), "test")
 
 
-def _missing(contenders: Sequence[Contender]) -> list[str]:
-    return [one.why for one in contenders if one.why]
+def _compare_task(
+    contenders: Sequence[Contender], target: TaskIdentity, name: str, part: str
+) -> TaskComparison:
+    predicted = [one.predicted(target) for one in contenders]
+    measured = [one.measured(target, part) for one in contenders]
+    pairs = [
+        first is not None and other is not None and not _unpaired(contenders[0], one, first, other)
+        for one, other in zip(contenders[1:], predicted[1:], strict=True)
+        for first in predicted[:1]
+    ]
+    metrics: dict[str, list[Interval | None]] = {}
+    differences: dict[str, list[MetricDifference | None]] = {}
+    for metric in _metric_names(target.kind, predicted, measured):
+        # One metric at a time: influences of all would take the memory of all rows, many times.
+        estimates = [
+            one.measured(metric) if one is not None and metric in one.report else None
+            for one in predicted
+        ]
+        metrics[metric] = [
+            _interval(estimate, scores.get(metric))
+            for estimate, scores in zip(estimates, measured, strict=True)
+        ]
+        first, *others = estimates
+        differences[metric] = [
+            None if first is None or other is None else first.difference(other, paired=paired)
+            for other, paired in zip(others, pairs, strict=True)
+        ]
+    return TaskComparison(name, target, predicted, metrics, differences)
 
 
-def _differences(
-    first: Contender, second: Contender
-) -> tuple[AucDifference | None, AucDifference | None, str]:
-    """Return the differences of AUC and log loss, and what there is to say of the rows."""
-    one, two = first.predictions, second.predictions
-    if one is None or two is None:
-        return None, None, ""
-    why = unpaired(one, two)
-    if not why:
-        auc = auc_estimates(np.stack([one.logits, two.logits]), one.labels).difference(0, 1)
-        return auc, _mean_difference(two.losses - one.losses, None), ""
-    auc = independent_difference(
-        auc_estimates(one.logits, one.labels), auc_estimates(two.logits, two.labels)
-    )
-    return (
-        auc,
-        _mean_difference(two.losses, one.losses),
-        f"{second.name} was not tested on the rows of {first.name}: {why}. The difference is that of two "
-        "samples, and partly one of the data.",
-    )
+def _metric_names(
+    kind: TargetKind,
+    predicted: Sequence[TaskPredictions | None],
+    measured: Sequence[Mapping[str, float]],
+) -> list[str]:
+    """Return the metrics that any run has: those of the kind, then those within groups."""
+    found = [name for one in predicted if one is not None for name in one.report]
+    found += [name for scores in measured for name in scores]
+    plain = [name for name in KINDS[kind].estimators if name in found]
+    grouped = [name for name in found if "(" in name and not name.startswith("groups(")]
+    return [*plain, *dict.fromkeys(grouped)]
 
 
-def _mean_difference(values: Floats, minus: Floats | None) -> AucDifference:
-    """Return a mean, less that of other samples, with its interval and two-sided p-value."""
-    mean = float(values.mean()) - (0.0 if minus is None else float(minus.mean()))
-    variance = _variance_of_mean(values) + (0.0 if minus is None else _variance_of_mean(minus))
-    reach = 1.959964 * math.sqrt(variance)
-    p = math.nan
-    if variance > 0:
-        p = math.erfc(abs(mean) / math.sqrt(2 * variance))
-    elif variance == 0 and mean == 0:
-        p = 1.0
-    return AucDifference(Interval(mean, mean - reach, mean + reach), p)
+def _interval(estimate: Estimate | None, measured: float | None) -> Interval | None:
+    if estimate is not None:
+        return replace(estimate.interval(), value=estimate.value)
+    return None if measured is None else Interval(measured, math.nan, math.nan)
 
 
-def _variance_of_mean(values: Floats) -> float:
-    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else math.nan
+def _notes(contenders: Sequence[Contender], tasks: Sequence[TaskComparison]) -> list[str]:
+    """Say which rows the metrics are of, and where runs were not tested on the same."""
+    found = []
+    for one in contenders:
+        predictions = one.predictions
+        if predictions is not None and predictions.table.num_rows < predictions.rows:
+            found.append(f"{one.name}: {predictions.sentence()} {predictions.missing()}".rstrip())
+    for number, other in enumerate(contenders[1:], 1):
+        for task in tasks:
+            first, second = task.predicted[0], task.predicted[number]
+            if first is None or second is None:
+                continue
+            why = _unpaired(contenders[0], other, first, second)
+            if why:
+                found.append(
+                    f"{other.name} was not tested on the rows of {contenders[0].name}: {why}. The difference is "
+                    "that of two samples, and partly one of the data."
+                )
+    return list(dict.fromkeys(found))
 
 
-def unpaired(one: Predictions, two: Predictions) -> str:
+def _unpaired(
+    one: Contender, two: Contender, first: TaskPredictions, second: TaskPredictions
+) -> str:
+    assert one.predictions is not None
+    assert two.predictions is not None
+    return unpaired(one.predictions, two.predictions, first, second)
+
+
+def unpaired(
+    one: Predictions, two: Predictions, first: TaskPredictions, second: TaskPredictions
+) -> str:
     """Return why predictions are not of the same rows; empty where they are.
 
     Files with the same bytes and names are the same, wherever they lie: a split by chance goes by names.
+
+    Args:
+        one: of a run.
+        two: of another.
+        first: of a task of the one.
+        second: of the same task of the other.
     """
     if one.part != two.part:
         return f"its rows are those of {two.part}, not of {one.part}"
@@ -286,10 +382,12 @@ def unpaired(one: Predictions, two: Predictions) -> str:
     for what, values in (
         ("`data.split`", [source.split for source in sources]),
         ("`data.drop`", [source.drop and source.drop.text for source in sources]),
+        ("`data.weight`", [found.trained.experiment.data.weight for found in (one, two)]),
     ):
         if values[0] != values[1]:
             return f"{what} is another"
-    if not np.array_equal(one.labels, two.labels):
+    same_rows = np.array_equal(first.rows, second.rows)
+    if not same_rows or not np.array_equal(first.labels, second.labels):
         return "its labels are others"
     return ""
 
@@ -303,83 +401,3 @@ def _same_files(one: TableSource, two: TableSource) -> bool:
         if first.name != second.name or first.fingerprint() != second.fingerprint():
             return False
     return True
-
-
-def _sentence(
-    first: Contender,
-    other: Contender,
-    auc: AucDifference | None,
-    logloss: AucDifference | None,
-    p: float,
-    part: str,
-) -> str:
-    if auc is None or not math.isfinite(auc.p):
-        return _plain_sentence(first, other, logloss, part)
-    gap = auc.difference
-    if p < 0.05:
-        how = "better" if gap.value > 0 else "worse"
-        size = f"{abs(gap.value):.4f} AUC [{_ends(gap)}], {p_of(p)}"
-        text = f"{other.name} is {how} than {first.name} by {size}"
-    else:
-        text = f"{other.name} and {first.name} do not differ clearly in AUC: {interval_of(gap)}, {p_of(p)}"
-    if logloss is not None and math.isfinite(logloss.p):
-        text += f"; its log loss is {_moved(logloss)}"
-        opposed = (logloss.difference.value > 0) == (gap.value > 0)
-        if opposed and logloss.p < 0.05 and p < 0.05:
-            text += ", so the two disagree"
-    return f"{text}."
-
-
-def _plain_sentence(
-    first: Contender, other: Contender, logloss: AucDifference | None, part: str
-) -> str:
-    """Say what can be said without an interval of the AUC."""
-    if logloss is not None and math.isfinite(logloss.p):
-        return f"The log loss of {other.name} is {_moved(logloss)}, against {first.name}."
-    found = [one.metrics.get("auc") for one in (first, other)]
-    if found[0] is None or found[1] is None:
-        return f"There is nothing to compare {other.name} with {first.name} by."
-    gap = found[1].value - found[0].value
-    return (
-        f"The AUC of {other.name} on its {part} data is {abs(gap):.4f} "
-        f"{'below' if gap < 0 else 'above'} that of {first.name}; without the predictions of both "
-        "nothing tells whether that is chance."
-    )
-
-
-def _moved(logloss: AucDifference) -> str:
-    gap = logloss.difference
-    if gap.low * gap.high < 0:
-        return f"not clearly another: {interval_of(gap)}, {p_of(logloss.p)}"
-    how = "higher" if gap.value > 0 else "lower"
-    return f"{how} by {abs(gap.value):.4f} [{_ends(gap)}], {p_of(logloss.p)}"
-
-
-def _ends(interval: Interval) -> str:
-    """Write the ends of an interval of a difference as of its size."""
-    low, high = interval.low, interval.high
-    if interval.value < 0:
-        low, high = -high, -low
-    return f"{low:.4f}, {high:.4f}"
-
-
-def interval_of(interval: Interval, digits: int = 4) -> str:
-    """Write a difference with its interval.
-
-    Example:
-        >>> interval_of(Interval(0.0031, 0.0021, 0.0041))
-        '+0.0031 [+0.0021, +0.0041]'
-    """
-    return f"{interval.value:+.{digits}f} [{interval.low:+.{digits}f}, {interval.high:+.{digits}f}]"
-
-
-def p_of(p: float) -> str:
-    """Write a p-value.
-
-    Example:
-        >>> p_of(0.0004), p_of(0.012), p_of(0.412)
-        ('p < .001', 'p = .012', 'p = .41')
-    """
-    if p < 0.001:
-        return "p < .001"
-    return f"p = {p:.3f}".replace("0.", ".", 1) if p < 0.1 else f"p = {p:.2f}".replace("0.", ".", 1)

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
+from torchrec.experiment.tasks import KINDS
 from torchrec.files import write_file
-from torchrec.report.card import Card, chart_cards, table_html
+from torchrec.metrics.names import title_of
+from torchrec.report.card import Card, chart_cards, of_task, table_html
 from torchrec.report.cards.learning import sample_axis
-from torchrec.report.cards.ranking import ranked, roc_points
-from torchrec.report.cards.slices import interval_text
 from torchrec.report.charts import Axis, Chart, Estimate, Series, interval_chart, line_chart
-from torchrec.report.comparison import METRICS, Comparison, Contender
+from torchrec.report.comparison import Comparison, Contender, TaskComparison
+from torchrec.report.kinds import DISPLAYS
+from torchrec.report.kinds.display import interval_text
 from torchrec.report.page import Section, page
 from torchrec.report.scale import UNKNOWN, focus
+from torchrec.report.verdicts import interval_of
 
 _KINDS = 6  # colours of runs in the style sheet
 
@@ -61,78 +64,101 @@ def metric_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """Return each metric with its intervals of 95 %, by run."""
     return [
         (
-            name,
-            [
-                interval_text(one.metrics[key]) if key in one.metrics else UNKNOWN
-                for one in comparison.contenders
-            ],
+            _title(task, metric),
+            [UNKNOWN if one is None else interval_text(one) for one in found],
         )
-        for key, name in METRICS.items()
-        if any(key in one.metrics for one in comparison.contenders)
+        for task in comparison.tasks
+        for metric, found in task.metrics.items()
     ]
+
+
+def difference_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """Return by how much each metric is above that of the first run, with intervals of 95 %, by run but the first."""
+    return [
+        (
+            _title(task, metric),
+            [UNKNOWN if one is None else interval_of(one.difference) for one in found],
+        )
+        for task in comparison.tasks
+        for metric, found in task.differences.items()
+        if any(one is not None for one in found)
+    ]
+
+
+def _title(task: TaskComparison, metric: str) -> str:
+    return title_of(f"{task.name}.{metric}" if task.name else metric)
 
 
 def _results(comparison: Comparison) -> list[Card]:
-    contenders = comparison.contenders
-    names = [one.name for one in contenders]
-    rows = metric_rows(comparison)
-    table = Card("Metrics", "With intervals of 95 %.", table_html(["", *names], rows), wide=True)
-    return [
-        *chart_cards(
-            _intervals(contenders, "auc", "AUC"),
-            _intervals(contenders, "logloss", "Log loss"),
-            _roc(contenders),
+    names = [one.name for one in comparison.contenders]
+    charts = [chart for task in comparison.tasks for chart in _charts(task, names)]
+    cards = [
+        *chart_cards(*charts),
+        Card(
+            "Metrics",
+            "With intervals of 95 %.",
+            table_html(["", *names], metric_rows(comparison)),
+            wide=True,
         ),
-        table,
+    ]
+    rows = difference_rows(comparison)
+    if rows:
+        about = (
+            f"By how much metrics are above those of {names[0]}, with intervals of 95 %, each of its own. "
+            "What is the same for all rows cancels out."
+        )
+        cards.append(Card("Differences", about, table_html(["", *names[1:]], rows), wide=True))
+    return cards
+
+
+def _charts(task: TaskComparison, names: list[str]) -> list[Chart | None]:
+    """Return what models of such a task are judged by, and the curve that tells them from one another."""
+    metrics, of = KINDS[task.target.kind].metrics, of_task(task.name)
+    lines = [
+        (name, _kind(number), one)
+        for number, (name, one) in enumerate(zip(names, task.predicted, strict=True))
+        if one is not None
+    ]
+    return [
+        *(
+            _intervals(task, metric, names, of)
+            for metric in (metrics[0], metrics[-1])
+            if metric in task.metrics
+        ),
+        DISPLAYS[task.target.kind].curve.chart(of, lines),
     ]
 
 
-def _intervals(contenders: list[Contender], key: str, title: str) -> Chart | None:
+def _intervals(task: TaskComparison, metric: str, names: list[str], of: str) -> Chart | None:
+    title = title_of(metric)
     rows = [
-        Estimate(one.name, interval.value, interval.low, interval.high)
-        for one in contenders
-        if (interval := one.metrics.get(key)) is not None
+        Estimate(name, interval.value, interval.low, interval.high)
+        for name, interval in zip(names, task.metrics[metric], strict=True)
+        if interval is not None
     ]
     about = "Of each run alone; what is the same for all rows cancels out in their difference."
-    return interval_chart(title, about, rows, x=Axis(title))
-
-
-def _roc(contenders: list[Contender]) -> Chart | None:
-    lines = []
-    for number, one in enumerate(contenders):
-        found = one.predictions
-        if found is not None and 0 < found.labels.sum() < len(found.labels):
-            points = roc_points(*ranked(found.logits, found.labels))
-            lines.append(Series(one.name, _kind(number), *points))
-    bounds = (0.0, 1.0)
-    return line_chart(
-        "ROC",
-        "Dashed: guessing.",
-        lines,
-        x=Axis("negatives taken for positives", bounds=bounds),
-        y=Axis(bounds=bounds),
-        diagonal=True,
-    )
+    return interval_chart(f"{title[:1].upper()}{title[1:]}{of}", about, rows, x=Axis(title))
 
 
 def _curves(comparison: Comparison) -> list[Card]:
     return chart_cards(
         *(
-            _curve(comparison.contenders, metric, title, split)
+            _curve(comparison.contenders, task, metric, split)
+            for task in comparison.tasks
             for split in ("valid", "train")
-            for metric, title in (
-                ("auc", "AUC"),
-                ("logloss", "Log loss"),
-                ("ne", "Normalised entropy"),
-            )
+            for metric in KINDS[task.target.kind].estimators
+            if metric != "calibration"
         )
     )
 
 
-def _curve(contenders: list[Contender], metric: str, title: str, split: str) -> Chart | None:
+def _curve(
+    contenders: list[Contender], task: TaskComparison, metric: str, split: str
+) -> Chart | None:
     lines = [
-        Series(one.name, _kind(number), *one.run.series(split, metric))
+        Series(one.name, _kind(number), *one.run.series(split, f"{prefix}{metric}"))
         for number, one in enumerate(contenders)
+        if (prefix := one.targets.get(task.target)) is not None
     ]
     drawn = [line for line in lines if any(map(math.isfinite, line.y))]
     if not drawn:
@@ -140,8 +166,10 @@ def _curve(contenders: list[Contender], metric: str, title: str, split: str) -> 
     bounds, cut = focus([(line.x, line.y) for line in drawn])
     about = "At each evaluation." if split == "valid" else "Before each sample was learned from."
     last = max(sample_axis(one.run).bounds or (0.0, 1.0) for one in contenders)
+    title = title_of(metric)
     return line_chart(
-        f"{title}, {'validation' if split == 'valid' else 'training'}",
+        f"{title[:1].upper()}{title[1:]}{of_task(task.name)}, "
+        f"{'validation' if split == 'valid' else 'training'}",
         f"{about} The start is cut off." if cut else about,
         lines,
         x=Axis("samples", bounds=(0.0, float(np.max(last)))),

@@ -11,13 +11,18 @@ from datetime import datetime, timezone
 
 from torchrec.bundle import INDEX
 from torchrec.files import read_index
-from torchrec.report.card import View
+from torchrec.metrics.names import by_task
+from torchrec.report.card import View, of_task
 from torchrec.report.references import comparables
 from torchrec.report.scale import UNKNOWN, duration, memory
 from torchrec.runs import SPLITS, Run, RunFolder, numbers_of
 
+# In the order of the tiles; the first that a task has is what its kind is judged by.
 _METRICS = (
     ("auc", "AUC", "share of (positive, negative) pairs in the right order"),
+    ("mse", "Squared error", "mean of the squares of what predictions are off by"),
+    ("mae", "Absolute error", "mean of what predictions are off by"),
+    ("accuracy", "Accuracy", "share of the rows whose class is the likeliest"),
     ("ne", "Normalised entropy", "log loss over that of guessing the mean"),
     ("logloss", "Log loss", "mean of the negative log likelihood"),
     ("calibration", "Calibration", "sum of predictions over number of positives"),
@@ -36,26 +41,37 @@ class Tile:
 
 
 def tiles(view: View) -> list[Tile]:
-    """Return the metrics of the part that tells most, with what there is to compare them with."""
+    """Return the metrics of the part that tells most, with what there is to compare them with.
+
+    Of several tasks it is what their kind is judged by.
+    """
     scores, split = view.scores, view.part
-    result = view.run.result
-    deviation = {} if result is None else numbers_of(result.deviation.get(split))
+    tasks = by_task(scores.get(split, {}))
     shown = []
-    for key, name, about in _METRICS:
-        if key in scores.get(split, {}):
-            beside = [f"\N{PLUS-MINUS SIGN} {score(deviation[key])}"] if key in deviation else []
-            beside += [
-                f"{other} {score(scores[other][key])}"
-                for other in SPLITS
-                if other != split and key in scores.get(other, {})
-            ]
-            beside += [
-                f"{one.name} {score(one.scores[key])}"
-                for one in comparables(view, split)
-                if key in one.scores and one.kind != "constant"
-            ]
-            shown.append(Tile(name, score(scores[split][key]), about, beside))
+    for prefix, names in tasks.items():
+        known = [(key, name, about) for key, name, about in _METRICS if key in names]
+        shown += [
+            _tile(view, f"{prefix}{key}", f"{name}{of_task(prefix)}", about)
+            for key, name, about in (known[:1] if prefix else known)
+        ]
     return shown
+
+
+def _tile(view: View, key: str, name: str, about: str) -> Tile:
+    scores, split, result = view.scores, view.part, view.run.result
+    deviation = {} if result is None else numbers_of(result.deviation.get(split))
+    beside = [f"\N{PLUS-MINUS SIGN} {score(deviation[key])}"] if key in deviation else []
+    beside += [
+        f"{other} {score(scores[other][key])}"
+        for other in SPLITS
+        if other != split and key in scores.get(other, {})
+    ]
+    beside += [
+        f"{one.name} {score(one.scores[key])}"
+        for one in comparables(view, split)
+        if key in one.scores and one.kind != "constant"
+    ]
+    return Tile(name, score(scores[split][key]), about, beside)
 
 
 def score(value: float) -> str:

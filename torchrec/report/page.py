@@ -120,7 +120,7 @@ def _sentence(note: str) -> str:
 def _predictions(folder: RunFolder) -> tuple[Predictions | None, str]:
     """Return what the model of a run predicts, or why that cannot be had."""
     try:
-        return predict_part(load_trained(folder).of_first_click()), ""
+        return predict_part(load_trained(folder)), ""
     except (OSError, ValueError) as error:
         return None, f"What needs predictions is left out. {error}"
 

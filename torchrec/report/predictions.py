@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from torchrec.bundle import load_bundle
 from torchrec.datasets.files import resolve_files
 from torchrec.datasets.synthetic import LABEL, Limits, read_limits
-from torchrec.datasets.transform.labels import Label
+from torchrec.datasets.transform import GroupedTransform
+from torchrec.datasets.transform.targets import LABELS
+from torchrec.datasets.utils import Batch
 from torchrec.experiment.files import FILE_NAME, check_experiment, parse_experiment_yaml
 from torchrec.experiment.sources import Sources, sources_of
+from torchrec.experiment.tasks import TaskSection
+from torchrec.metrics import GroupedMetrics
+from torchrec.report.task_predictions import TaskPredictions
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
     from torchrec.runs import RunFolder
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 ROWS = 200_000  # that a report predicts for at most
 _BATCH = 8192
@@ -43,66 +50,98 @@ class Trained:
         transform: from columns to the model's inputs.
         model: from these to logits; in evaluation mode.
         sources: the rows of training, validation and test.
-        task: of several tasks, whose logits are meant. Default: the only one.
     """
 
     experiment: Experiment
     transform: FeatureTransform
     model: nn.Module
     sources: Sources
-    task: str | None = None
 
     @property
-    def label(self) -> Label:
-        """What is predicted.
+    def tasks(self) -> dict[str, TaskSection]:
+        """What is predicted, by the names of its targets."""
+        return tasks_of(self.experiment)
 
-        Raises:
-            ValueError: there are several tasks, and none is chosen that is of kind click.
-        """
-        data, tasks = self.experiment.data, self.experiment.tasks or {}
-        if data.label is not None:
-            return Label(data.label)
-        if self.task is None or tasks[self.task].kind != "click":
-            raise ValueError(
-                "The run should have one `data.label` for this, or a task of kind click. Received the "
-                f"tasks {', '.join(tasks)}."
-            )
-        return Label(tasks[self.task].label)
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read of rows with labels."""
+        return self._with_groups().columns
 
-    def of_first_click(self) -> Trained:
-        """Return the same model for the first of its tasks of kind click; itself, if it has one task."""
-        clicks = (
-            name for name, one in (self.experiment.tasks or {}).items() if one.kind == "click"
-        )
-        return replace(self, task=next(clicks, None))
+    def _with_groups(self) -> GroupedTransform:
+        columns = GroupedMetrics(self.experiment.group_metrics).columns
+        return GroupedTransform(self.transform, columns)
 
-    def logits(self, table: pa.Table) -> Floats:
-        """Return the logit of every row of a table with the columns of the features.
+    def scores(self, table: pa.Table) -> dict[str, Floats]:
+        """Return what the model says of every row of a table with the columns of the features.
+
+        Returns:
+            By target what its metrics are given: logits of clicks and numbers ``(N,)``, probabilities of
+            classes ``(N, classes)``.
 
         Raises:
             ValueError: one is not a number.
         """
-        parts, column = [], self._column()
-        with torch.inference_mode():
-            for start in range(0, table.num_rows, _BATCH):
-                batch = self.transform.transform(table.slice(start, _BATCH), labels=False)
-                logits = self.model(batch.dense_features, batch.sparse_features)
-                columns = logits.reshape(len(logits), -1)
-                parts.append(columns[:, column].double().numpy())
-        found = np.concatenate([np.empty(0), *parts])
-        if np.isnan(found).any():
-            raise ValueError(
-                f"What the model computes should be numbers. Received NaN for {np.isnan(found).sum()} of "
-                f"{len(found)} rows."
+        return self._scores(self.transform.transform(x, labels=False) for x in _parts(table))
+
+    def predict(self, table: pa.Table, *, complete: bool = True) -> list[TaskPredictions]:
+        """Return what the model says of rows with labels, of each task.
+
+        Args:
+            table: with `columns`.
+            complete: whether the table has all rows of its groups, so that there are metrics within these.
+                Default True.
+
+        Raises:
+            ValueError: labels, weights or groups do not read, or a prediction is not a number.
+        """
+        read, outcomes = self._with_groups(), []
+
+        def batches() -> Iterator[Batch]:
+            for part in _parts(table):
+                batch = read(part)
+                outcomes.append(_Outcome(batch.targets, batch.weights, batch.groups))
+                yield batch
+
+        scores = self._scores(batches())
+        outcome = _Outcome.joined(outcomes)
+        experiment, tasks = self.experiment, self.tasks
+        found = []
+        for name, section in tasks.items():
+            rows = outcome.rows_of(section)
+            metrics = experiment.metrics if section.metrics is None else section.metrics
+            found.append(
+                TaskPredictions(
+                    name if len(tasks) > 1 else "",
+                    section,
+                    rows,
+                    outcome.targets[name][rows].double().numpy(),
+                    scores[name][rows],
+                    None if outcome.weights is None else outcome.weights[rows].double().numpy(),
+                    {column: ids[rows].numpy() for column, ids in outcome.groups.items()},
+                    metrics if complete else (),
+                )
             )
         return found
 
-    def _column(self) -> int:
-        """Return where the logit of the task is among the outputs of the model."""
-        if self.task is None:
-            return 0
-        targets = self.transform.targets
-        return sum(self.transform.outputs[: list(targets).index(self.task)])
+    def _scores(self, batches: Iterable[Batch]) -> dict[str, Floats]:
+        targets = {name: section.target for name, section in self.tasks.items()}
+        parts: dict[str, list[Floats]] = {name: [] for name in targets}
+        for batch in batches:
+            with torch.inference_mode():
+                outputs = self.model(batch.dense_features, batch.sparse_features)
+                columns = outputs.reshape(len(outputs), -1).split(self.transform.outputs, dim=1)
+                for (name, target), own in zip(targets.items(), columns, strict=True):
+                    found = own.squeeze(1) if target.kind == "click" else target.scores(own)
+                    parts[name].append(found.double().numpy())
+        scores = {name: np.concatenate(found) for name, found in parts.items()}
+        for name, found in scores.items():
+            wrong = np.isnan(found).reshape(len(found), -1).any(1)
+            if wrong.any():
+                raise ValueError(
+                    f"What the model computes should be numbers. Received NaN for {wrong.sum()} of "
+                    f"{len(found)} rows of '{name}'."
+                )
+        return scores
 
     def evaluated_part(self) -> tuple[str, TableSource]:
         """Return the test data, or else those of validation.
@@ -118,6 +157,34 @@ class Trained:
         )
 
 
+class _Outcome(NamedTuple):
+    """Targets, weights and groups of rows, without their features."""
+
+    targets: Mapping[str, Tensor]
+    weights: Tensor | None
+    groups: Mapping[str, Tensor]
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Outcome]) -> _Outcome:
+        """Return those of all parts; there is one at least."""
+        targets, weights, groups = zip(*parts, strict=True)
+        return cls(
+            {name: torch.cat([one[name] for one in targets]) for name in targets[0]},
+            None if weights[0] is None else torch.cat(weights),
+            {name: torch.cat([one[name] for one in groups]) for name in groups[0]},
+        )
+
+    def rows_of(self, task: TaskSection) -> Integers:
+        """Return which rows count for a task: those with a weight, where its condition holds."""
+        counts = torch.ones(len(next(iter(self.targets.values()))), dtype=torch.bool)
+        if self.weights is not None:
+            counts &= self.weights != 0
+        if task.given is not None:
+            counts &= self.targets[task.given] != 0
+        found: Integers = np.flatnonzero(counts.numpy())
+        return found
+
+
 @dataclass(frozen=True)
 class Predictions:
     """What a model predicts for rows with labels.
@@ -127,8 +194,7 @@ class Predictions:
         part: of the data: ``"test"`` or ``"valid"``.
         rows: of that part.
         table: the rows that were predicted for: what the features read.
-        labels: 0 or 1, ``(N,)``.
-        logits: ``(N,)``.
+        tasks: what is predicted of each task.
         seconds: that it took.
     """
 
@@ -136,28 +202,38 @@ class Predictions:
     part: str
     rows: int
     table: pa.Table
-    labels: Floats
-    logits: Floats
+    tasks: Sequence[TaskPredictions]
     seconds: float
-
-    @property
-    def probabilities(self) -> Floats:
-        """The sigmoid of the logits."""
-        return sigmoid(self.logits)
-
-    @property
-    def losses(self) -> Floats:
-        """The log loss of each row."""
-        return losses(self.logits, self.labels)
 
     def sentence(self) -> str:
         """Say of what it is."""
-        count, task = len(self.labels), self.trained.task
-        of_task = "" if task is None else f" The labels are those of task '{task}'."
+        count = self.table.num_rows
+        conditions = "".join(
+            f" Task '{one.name}' counts where '{one.section.given}' is 1: {len(one.rows):,} rows."
+            for one in self.tasks
+            if one.section.given is not None
+        )
         return (
             f"Of {'all' if count == self.rows else f'{count:,} of the'} {self.rows:,} rows of the "
-            f"{self.part} data, predicted in {self.seconds:.1f} s.{of_task}"
+            f"{self.part} data, predicted in {self.seconds:.1f} s.{conditions}"
         )
+
+    def missing(self) -> str:
+        """Say what is not measured as not all rows were predicted for; empty if they were."""
+        metrics = self.trained.experiment.group_metrics
+        if not metrics or self.table.num_rows == self.rows:
+            return ""
+        return (
+            f"Metrics within groups ({', '.join(metrics)}) need all rows of a group: they have no intervals "
+            f"with {self.table.num_rows:,} of the {self.rows:,} rows."
+        )
+
+
+def tasks_of(experiment: Experiment) -> dict[str, TaskSection]:
+    """Return what an experiment predicts, by the names of its targets: one label is a task as others are."""
+    if experiment.data.label is not None:
+        return {LABELS: TaskSection(label=experiment.data.label)}
+    return dict(experiment.tasks or {})
 
 
 def load_trained(folder: RunFolder) -> Trained:
@@ -198,12 +274,9 @@ def predict_part(trained: Trained, most: int = ROWS) -> Predictions:
     """
     start = time.perf_counter()
     part, source = trained.evaluated_part()
-    label = trained.label
-    columns = list(dict.fromkeys([*trained.transform.input_columns, *label.columns]))
-    table, rows = sample(source.scan(columns), most)
-    labels = label.read(table).astype(np.float64)
-    logits = trained.logits(table)
-    return Predictions(trained, part, rows, table, labels, logits, time.perf_counter() - start)
+    table, rows = sample(source.scan(trained.columns), most)
+    tasks = trained.predict(table, complete=table.num_rows == rows)
+    return Predictions(trained, part, rows, table, tasks, time.perf_counter() - start)
 
 
 def best_possible(experiment: Experiment | None) -> dict[str, dict[str, float]]:
@@ -299,13 +372,7 @@ def sample(tables: Iterator[pa.Table], most: int) -> tuple[pa.Table, int]:
     return pa.concat_tables(kept).combine_chunks(), seen
 
 
-def sigmoid(logits: Floats) -> Floats:
-    """Return 1 / (1 + exp(-x)) without overflow."""
-    small = np.exp(-np.abs(logits))
-    return np.where(logits >= 0, 1.0, small) / (1.0 + small)
-
-
-def losses(logits: Floats, labels: Floats) -> Floats:
-    """Return the log loss of each sample."""
-    signed = np.where(labels > 0, -logits, logits)
-    return np.maximum(signed, 0) + np.log1p(np.exp(-np.abs(logits)))
+def _parts(table: pa.Table) -> Iterator[pa.Table]:
+    """Yield the rows of a table some thousand at a time."""
+    for start in range(0, table.num_rows, _BATCH):
+        yield table.slice(start, _BATCH)

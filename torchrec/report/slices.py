@@ -1,8 +1,7 @@
-"""Rows by the value of a column, and the metrics of each part."""
+"""Rows by the value of a column."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,14 +10,10 @@ from numpy.typing import NDArray
 
 from torchrec.datasets.features import AnyFeature, DenseFeature, SparseFeature, VectorFeature
 from torchrec.datasets.transform.columns import is_list
-from torchrec.metrics import Interval, auc_estimates
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from torchrec.report.predictions import Predictions
-
-Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 _FEW = 30  # distinct numbers of a dense feature that are values like those of ids
@@ -52,25 +47,6 @@ class Values:
         return [(self.name(code), self.rows[self.codes == code]) for code in order if sizes[code]]
 
 
-@dataclass(frozen=True)
-class SliceMetrics:
-    """The metrics of some rows.
-
-    Attributes:
-        rows: how many.
-        positives: share of them.
-        auc: with its interval; NaN without both classes.
-        logloss: mean.
-        calibration: predicted over observed positives, with its interval; NaN without positives.
-    """
-
-    rows: int
-    positives: float
-    auc: Interval
-    logloss: float
-    calibration: Interval
-
-
 def values_of(name: str, feature: AnyFeature, table: pa.Table) -> Values | None:
     """Return the values of what a feature reads; None for numbers, which are no categories.
 
@@ -101,34 +77,3 @@ def values_of(name: str, feature: AnyFeature, table: pa.Table) -> Values | None:
         return None
     codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     return Values(name, encoded.dictionary, codes, rows)
-
-
-def metrics_of(predictions: Predictions, rows: Integers) -> SliceMetrics:
-    """Return the metrics of some rows.
-
-    Args:
-        predictions: of all rows.
-        rows: which; one at least.
-    """
-    labels, logits = predictions.labels[rows], predictions.logits[rows]
-    return SliceMetrics(
-        rows=len(rows),
-        positives=float(labels.mean()),
-        auc=auc_estimates(logits, labels).interval(),
-        logloss=float(predictions.losses[rows].mean()),
-        calibration=calibration_of(predictions.probabilities[rows], labels),
-    )
-
-
-def calibration_of(probabilities: Floats, labels: Floats) -> Interval:
-    """Return predicted over observed positives.
-
-    Its interval is that of a ratio whose labels vary by chance about the probabilities.
-    """
-    positives, predicted = float(labels.sum()), float(probabilities.sum())
-    if not positives:
-        return Interval(math.nan, math.nan, math.nan)
-    value = predicted / positives
-    # Relative error of a sum of independent labels; on the scale of logarithms, as of a ratio.
-    error = 1.96 * math.sqrt(float((probabilities * (1 - probabilities)).sum())) / positives
-    return Interval(value, value * math.exp(-error), value * math.exp(error))

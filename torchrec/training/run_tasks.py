@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from torchrec.datasets.transform import Target, TargetKind
+from torchrec.datasets.transform import Target
 from torchrec.experiment.schema import Experiment
-from torchrec.experiment.tasks import TaskSection
-from torchrec.metrics import BinaryMetrics, Metrics, RegressionMetrics
-from torchrec.metrics.multiclass import MulticlassMetrics
+from torchrec.experiment.tasks import KINDS, TaskSection
 from torchrec.training.task import Score, Task
-
-_METRICS: dict[TargetKind, Callable[[], Metrics]] = {
-    "click": BinaryMetrics,
-    "regression": RegressionMetrics,
-    "multiclass": MulticlassMetrics,
-    "ordinal": MulticlassMetrics,
-}
 
 
 def tasks_of(experiment: Experiment) -> list[Task]:
@@ -44,7 +35,7 @@ def _task(name: str, section: TaskSection, metrics: Sequence[str]) -> Task:
         name,
         section.loss_name,
         _score(target),
-        _METRICS[section.kind],
+        KINDS[section.kind].new_metrics,
         width=target.width,
         weight=section.weight,
         given=section.given,

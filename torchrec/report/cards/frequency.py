@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from torchrec.report.card import Card, CardFile, View, chart_cards, table_html
-from torchrec.report.cards.slices import HEAD, cells_of
+from torchrec.report.cards.slices import cells_of, head_of
 from torchrec.report.charts import Axis, Chart, Series, line_chart
 from torchrec.report.id_counts import (
     EDGES,
@@ -20,7 +20,8 @@ from torchrec.report.id_counts import (
 )
 from torchrec.report.predictions import Predictions
 from torchrec.report.scale import short
-from torchrec.report.slices import metrics_of, values_of
+from torchrec.report.slices import values_of
+from torchrec.report.task_predictions import TaskPredictions
 
 _FEATURES = 6  # with the most ids
 _SAMPLE = 500  # ids whose rows are looked at, of each frequency
@@ -36,10 +37,13 @@ def _draw(view: View) -> list[Card]:
     if not counted:
         return []
     counted = counted[:_FEATURES]
-    return [*chart_cards(_norms(predictions, counted)), _table(predictions, counted)]
+    return [
+        *chart_cards(_norms(predictions, counted)),
+        *(_table(predictions, task, counted) for task in predictions.tasks if len(task.rows)),
+    ]
 
 
-def _table(predictions: Predictions, counted: list[IdCounts]) -> Card:
+def _table(predictions: Predictions, task: TaskPredictions, counted: list[IdCounts]) -> Card:
     rows = []
     for counts in counted:
         feature = predictions.trained.transform.features[counts.feature]
@@ -48,17 +52,17 @@ def _table(predictions: Predictions, counted: list[IdCounts]) -> Card:
             continue
         buckets = buckets_of(counts.of(values.names))[values.codes]
         for bucket in np.unique(buckets):
-            chosen = np.unique(values.rows[buckets == bucket])
-            name = f"{counts.feature}: {bucket_name(int(bucket))}"
-            rows.append((name, cells_of(metrics_of(predictions, chosen), len(predictions.labels))))
+            chosen = task.at(np.unique(values.rows[buckets == bucket]))
+            if len(chosen.rows):
+                name = f"{counts.feature}: {bucket_name(int(bucket))}"
+                rows.append((name, cells_of(chosen, task)))
     total = counted[0].rows
     about = (
         f"By how often an id came in the {total:,} training rows that were counted. Rows with several ids "
         "count for each."
     )
-    return Card(
-        "Seen and unseen ids", about, table_html(["feature: times", *HEAD], rows), wide=True
-    )
+    table = table_html(["feature: times", *head_of(task)], rows)
+    return Card(f"Seen and unseen ids{task.of}", about, table, wide=True)
 
 
 def _norms(predictions: Predictions, counted: list[IdCounts]) -> Chart | None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from torchrec.report.card import Card, CardFile, View, chart_cards
+from torchrec.report.card import Card, CardFile, View, chart_cards, of_task
 from torchrec.report.charts import Axis, Chart, Mark, Reference, Series, line_chart
 from torchrec.report.references import comparables
 from torchrec.report.scale import focus
@@ -153,7 +153,7 @@ def task_prefixes(endings: Collection[str], run: Run) -> list[tuple[str, str]]:
         for ending in endings
         if name == ending or name.endswith(f".{ending}")
     }
-    return [(prefix, f" of {prefix.removesuffix('.')}" if prefix else "") for prefix in found]
+    return [(prefix, of_task(prefix)) for prefix in found]
 
 
 def _chart(view: View, metric: str, title: str, about: str, higher: bool = False) -> Chart | None:

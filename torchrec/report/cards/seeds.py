@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
-from torchrec.report.card import Card, CardFile, View, chart_cards, table_html
+from torchrec.metrics.names import title_of
+from torchrec.report.card import Card, CardFile, View, chart_cards, of_task, table_html
 from torchrec.report.cards.learning import sample_axis
-from torchrec.report.cards.result import COLUMNS, cells_of
+from torchrec.report.cards.result import cells_of, columns_of
 from torchrec.report.charts import Axis, Chart, Estimate, Series, interval_chart, line_chart
 from torchrec.report.scale import UNKNOWN, focus
 from torchrec.runs import Run, numbers_of
@@ -18,34 +20,44 @@ def _draw(view: View) -> list[Card]:
     result = view.run.result
     if result is None or not view.members:
         return []
+    tables = columns_of(view.run.scores.get(view.part, {}))
+    charts = []
+    for prefix, columns in tables.items():
+        key, main = next(iter(columns.items()))
+        charts.append(_spread(view, key, f"{_capital(main)} of the seeds{of_task(prefix)}"))
+        charts += [
+            _curve(view, key, f"{_capital(title)} by seed{of_task(prefix)}")
+            for key, title in list(columns.items())[:2]
+        ]
     return [
-        *chart_cards(
-            _spread(view),
-            _curve(view, "auc", "AUC by seed"),
-            _curve(view, "logloss", "Log loss by seed"),
-        ),
-        _table(view),
+        *chart_cards(*charts),
+        *(_table(view, f"Seeds{of_task(prefix)}", columns) for prefix, columns in tables.items()),
     ]
 
 
-def _table(view: View) -> Card:
+def _table(view: View, title: str, columns: Mapping[str, str]) -> Card:
     result, part = view.run.result, view.part
     assert result is not None
     rows = [
-        (one.name, [_best_epoch(one), *cells_of(one.scores.get(part, {}))]) for one in view.members
+        (one.name, [_best_epoch(one), *cells_of(one.scores.get(part, {}), None, columns)])
+        for one in view.members
     ]
-    rows.append(("mean", ["", *cells_of(view.run.scores.get(part, {}))]))
+    rows.append(("mean", ["", *cells_of(view.run.scores.get(part, {}), None, columns)]))
     deviation = numbers_of(result.deviation.get(part))
-    rows.append(("standard deviation", ["", *cells_of(deviation)]))
+    rows.append(("standard deviation", ["", *cells_of(deviation, None, columns)]))
     ensemble = numbers_of(result.ensemble.get(part))
     if ensemble:
-        rows.append(("mean of the logits", ["", *cells_of(ensemble)]))
+        rows.append(("mean of the logits", ["", *cells_of(ensemble, None, columns)]))
     about = (
         f"Each is a run with a page of its own; metrics of the {part} data. What one option changes by "
         "less than they deviate, another seed changes as well."
     )
-    table = table_html(["seed", "best epoch", *COLUMNS.values()], rows)
-    return Card("Seeds", about, table, wide=True)
+    table = table_html(["seed", "best epoch", *columns.values()], rows)
+    return Card(title, about, table, wide=True)
+
+
+def _capital(title: str) -> str:
+    return f"{title[:1].upper()}{title[1:]}"
 
 
 def _best_epoch(run: Run) -> str:
@@ -53,24 +65,24 @@ def _best_epoch(run: Run) -> str:
     return UNKNOWN if result is None or result.best_epoch is None else str(result.best_epoch)
 
 
-def _spread(view: View) -> Chart | None:
-    """Draw the AUC of each seed; the mean has its standard deviation to both sides."""
+def _spread(view: View, metric: str, title: str) -> Chart | None:
+    """Draw a metric of each seed; the mean has its standard deviation to both sides."""
     result, part = view.run.result, view.part
     assert result is not None
     rows = [
-        Estimate(one.name, one.scores.get(part, {}).get("auc", math.nan)) for one in view.members
+        Estimate(one.name, one.scores.get(part, {}).get(metric, math.nan)) for one in view.members
     ]
-    mean = view.run.scores.get(part, {}).get("auc", math.nan)
-    reach = numbers_of(result.deviation.get(part)).get("auc", math.nan)
+    mean = view.run.scores.get(part, {}).get(metric, math.nan)
+    reach = numbers_of(result.deviation.get(part)).get(metric, math.nan)
     rows.append(Estimate("mean", mean, mean - reach, mean + reach))
     rows.append(
-        Estimate("of mean logits", numbers_of(result.ensemble.get(part)).get("auc", math.nan))
+        Estimate("of mean logits", numbers_of(result.ensemble.get(part)).get(metric, math.nan))
     )
     return interval_chart(
-        "AUC of the seeds",
+        title,
         f"On the {part} data. The bar is the standard deviation to both sides of the mean.",
         rows,
-        x=Axis("AUC"),
+        x=Axis(title_of(metric)),
     )
 
 

@@ -1,122 +1,86 @@
-"""Metrics by feature value, and where the calibration is off."""
+"""Metrics by feature value of each task, and where it is furthest off."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from torchrec.metrics import Interval
 from torchrec.report.card import Card, CardFile, View, chart_cards, table_html
-from torchrec.report.charts import Axis, Chart, Estimate, interval_chart
+from torchrec.report.kinds import DISPLAYS
 from torchrec.report.predictions import Predictions
-from torchrec.report.scale import UNKNOWN, short
-from torchrec.report.slices import SliceMetrics, Values, metrics_of, values_of
+from torchrec.report.slices import Values, values_of
+from torchrec.report.task_predictions import TaskPredictions
 
 _FEATURES = 16  # shown at most
 _VALUES = 8  # of each
 _LEAST = 50  # rows of a value
-_CALIBRATIONS = 8  # the furthest off
 
-HEAD = ["rows", "share", "positives", "AUC", "log loss", "calibration"]
+_Slices = list[tuple[str, TaskPredictions]]  # of one feature, by value
 
 
 def _draw(view: View) -> list[Card]:
     predictions = view.predictions
     if predictions is None:
         return []
-    found: list[tuple[str, list[tuple[str, SliceMetrics]]]] = []
+    values = _values(predictions)
+    charts, tables = [], []
+    for task in predictions.tasks:
+        found = {one.feature: slices for one in values if (slices := _slices(task, one))}
+        if not found:
+            continue
+        every = [(f"{name} {value}", x) for name, slices in found.items() for value, x in slices]
+        charts.append(DISPLAYS[task.kind].slices(task, every))
+        tables.append(_table(task, found))
+    return [*chart_cards(*charts), *tables]
+
+
+def _values(predictions: Predictions) -> list[Values]:
+    """Return the values of the first features that have several, with rows enough."""
+    found = []
     for name, feature in predictions.trained.transform.features.items():
         values = values_of(name, feature, predictions.table)
-        slices = [] if values is None else _slices(predictions, values)
-        if slices and len(found) < _FEATURES:
-            found.append((name, slices))
-    if not found:
-        return []
-    return [*chart_cards(_calibration(found)), _table(found, len(predictions.labels))]
+        if values is None or len(values.names) < 2:
+            continue
+        if len(values.largest(1)[0][1]) >= _LEAST:
+            found.append(values)
+    return found[:_FEATURES]
 
 
-def _slices(predictions: Predictions, values: Values) -> list[tuple[str, SliceMetrics]]:
-    if len(values.names) < 2:
-        return []
-    return [
-        (name, metrics_of(predictions, rows))
-        for name, rows in values.largest(_VALUES)
-        if len(rows) >= _LEAST
-    ]
+def _slices(task: TaskPredictions, values: Values) -> _Slices:
+    found = ((name, task.at(rows)) for name, rows in values.largest(_VALUES))
+    return [(name, one) for name, one in found if len(one.rows) >= _LEAST]
 
 
-def _calibration(found: list[tuple[str, list[tuple[str, SliceMetrics]]]]) -> Chart | None:
-    slices = [
-        (f"{feature} {value}", metrics)
-        for feature, values in found
-        for value, metrics in values
-        if metrics.calibration.value > 0 and metrics.calibration.low > 0
-    ]
-    slices.sort(key=lambda one: -_surprise(one[1].calibration))
-    return interval_chart(
-        "Calibration by slice",
-        "Predicted over observed positives: the values furthest from 1, by their 95 % intervals.",
-        [
-            Estimate(name, *_ends(metrics.calibration), f"{metrics.rows:,} rows")
-            for name, metrics in slices[:_CALIBRATIONS]
-        ],
-        x=Axis("predicted / observed"),
-        reference=1.0,
-        kind="valid",
-    )
-
-
-def _surprise(calibration: Interval) -> float:
-    """Return how far a calibration is from 1, in units of its error."""
-    reach = math.log(calibration.high / calibration.value)
-    return abs(math.log(calibration.value)) / reach if reach else 0.0
-
-
-def _ends(interval: Interval) -> tuple[float, float, float]:
-    return interval.value, interval.low, interval.high
-
-
-def _table(found: list[tuple[str, list[tuple[str, SliceMetrics]]]], total: int) -> Card:
+def _table(task: TaskPredictions, found: dict[str, _Slices]) -> Card:
     body = Markup("")
-    for number, (feature, values) in enumerate(found):
-        lines = [(value, cells_of(metrics, total)) for value, metrics in values]
-        table = table_html([feature, *HEAD], lines)
+    for number, (feature, slices) in enumerate(found.items()):
+        lines = [(value, cells_of(one, task)) for value, one in slices]
+        table = table_html([feature, *head_of(task)], lines)
         body += Markup("<details{}><summary>{}</summary>{}</details>").format(
             Markup(" open") if not number else "", feature, table
         )
     about = (
-        "The values that most rows have. Intervals are of 95\N{NO-BREAK SPACE}%; the AUC of one value does not "
+        "The values that most rows have. Intervals are of 95\N{NO-BREAK SPACE}%; a metric of one value does not "
         "tell what the feature itself is worth."
     )
-    return Card("Metrics by feature value", about, body, wide=True)
+    return Card(f"Metrics by feature value{task.of}", about, body, wide=True)
 
 
-def cells_of(metrics: SliceMetrics, total: int) -> list[str]:
-    """Return a row of a table of slices, under `HEAD`.
+def head_of(task: TaskPredictions) -> Sequence[str]:
+    """Return the head of a table of slices of a task."""
+    return ["rows", "share", *DISPLAYS[task.kind].head]
+
+
+def cells_of(part: TaskPredictions, whole: TaskPredictions) -> list[str]:
+    """Return a row of a table of slices, under `head_of`.
 
     Args:
-        metrics: of the slice.
-        total: rows of all.
+        part: the slice, of one row at least.
+        whole: all rows of the task.
     """
-    return [
-        f"{metrics.rows:,}",
-        f"{metrics.rows / total:.1%}",
-        f"{metrics.positives:.1%}",
-        interval_text(metrics.auc),
-        short(metrics.logloss),
-        interval_text(metrics.calibration, 3),
-    ]
-
-
-def interval_text(interval: Interval, digits: int = 4) -> str:
-    """Write a value with its interval."""
-    if not math.isfinite(interval.value):
-        return UNKNOWN
-    value = f"{interval.value:.{digits}f}"
-    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
-        return value
-    return f"{value} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+    rows = len(part.rows)
+    return [f"{rows:,}", f"{rows / len(whole.rows):.1%}", *DISPLAYS[part.kind].cells(part)]
 
 
 CARDS = CardFile("features", 20, _draw)
