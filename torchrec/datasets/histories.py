@@ -59,7 +59,7 @@ def history_query(histories: Mapping[str, History], with_earlier: bool = False) 
         asked = f"{asked} union all by name {before}"
     parts, columns, joins = [f"with _rows as ({asked})"], [], []
     for number, (name, history) in enumerate(histories.items()):
-        item, user, time = map(_name, (history.item, history.user, history.time))
+        item, user, time = map(sql_name, (history.item, history.user, history.time))
         known = f"{user} is not null and {time} is not null"
         is_event = f"({history.where}) and {item} is not null and {known}"
         events, lists, counts = (f"_{kind}_{number}" for kind in ("events", "lists", "counts"))
@@ -73,7 +73,7 @@ def history_query(histories: Mapping[str, History], with_earlier: bool = False) 
             f"(partition by {user} order by {time}) - count(*) filter (where {is_event}) over "
             f"(partition by {user}, {time}) as n from _rows where {known})",
         ]
-        columns.append(f"{lists}.items as {_name(name)}")
+        columns.append(f"{lists}.items as {sql_name(name)}")
         joins.append(
             f"left join {counts} on _rows.{ROW} = {counts}.{ROW} "
             f"left join {lists} on {counts}.u = {lists}.u and {counts}.n = {lists}.n"
@@ -82,7 +82,12 @@ def history_query(histories: Mapping[str, History], with_earlier: bool = False) 
     return f"{', '.join(parts)} {chosen} {' '.join(joins)} where _asked"
 
 
-def _name(column: str) -> str:
-    """Return a column as SQL names it."""
+def sql_name(column: str) -> str:
+    """Return a column as SQL names it, whatever is in its name.
+
+    Example:
+        >>> print(sql_name("order"))
+        "order"
+    """
     escaped = column.replace('"', '""')
     return f'"{escaped}"'

@@ -7,10 +7,14 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import NamedTuple
 
 from torchrec.checks import printable
+from torchrec.datasets.features import IdFeature, MultiHotFeature, SequenceFeature
+from torchrec.datasets.histories import sql_name
 from torchrec.datasets.text_dialect import TextDialect
 from torchrec.experiment._yaml import write_inline, write_key
+from torchrec.experiment.propose._event_log import name_of_history
 from torchrec.experiment.propose._sizes import (
     DIM_RULE,
     is_small,
@@ -19,6 +23,7 @@ from torchrec.experiment.propose._sizes import (
     proposed_epochs,
 )
 from torchrec.experiment.propose.infer import Inference
+from torchrec.experiment.rows import HistorySection
 from torchrec.experiment.schema import (
     AverageSection,
     DataSection,
@@ -128,9 +133,10 @@ def _lines(experiment: Experiment, inference: Inference, path: Path) -> Iterator
     yield f"# Proposed by `torchrec init` from {counted}. Lines that are left out have their defaults;"
     yield "# `docs/experiment.md` lists all keys. Then: torchrec train " + printable(path.name)
     yield ""
-    yield from _data(experiment.data, inference, path.parent)
+    history = _history(experiment.data, inference)
+    yield from _data(experiment.data, inference, path.parent, history)
     yield ""
-    yield from _features(inference)
+    yield from _features(inference, history)
     yield ""
     yield from _model(experiment.model)
     yield ""
@@ -139,7 +145,40 @@ def _lines(experiment: Experiment, inference: Inference, path: Path) -> Iterator
     yield f"output: {write_inline(experiment.output)}"
 
 
-def _data(data: DataSection, inference: Inference, folder: Path) -> Iterator[str]:
+class _History(NamedTuple):
+    """What users did before each row, as a column that is made and a feature that reads it."""
+
+    name: str
+    section: HistorySection
+    feature: SequenceFeature
+
+
+def _history(data: DataSection, inference: Inference) -> _History | None:
+    """Return a history of the items of each user; None where rows are no events, or hold lists of such items."""
+    log, features = inference.event_log, inference.features
+    readers = {feature.column or name: name for name, feature in features.items()}
+    if log is None or not {log.user, log.item} <= readers.keys():
+        return None
+    item = features[readers[log.item]]
+    assert isinstance(item, IdFeature)
+    table = item.table or readers[log.item]
+    for other in features.values():
+        if isinstance(other, MultiHotFeature | SequenceFeature) and other.table == table:
+            return None
+    columns = [column.name for column in inference.columns]
+    label = inference.label.strip("`")
+    where = "true"
+    if label in columns and data.sampled_negatives is None:  # drawn when histories are made
+        where = f"{sql_name(label)} = 1"
+    section = HistorySection(item=log.item, user=log.user, time=log.time, where=where)
+    options = item.model_dump(include={"ids", "rows", "out_of_range", "min_count"})
+    feature = SequenceFeature.model_validate({"table": table, **options})
+    return _History(name_of_history(log.item, [*columns, *features]), section, feature)
+
+
+def _data(
+    data: DataSection, inference: Inference, folder: Path, history: _History | None
+) -> Iterator[str]:
     yield "data:"
     for part in ("train", "valid", "test"):
         paths = [_relative(one, folder) for one in getattr(data, part)]
@@ -169,6 +208,15 @@ def _data(data: DataSection, inference: Inference, folder: Path) -> Iterator[str
         yield f"  sampled_negatives: {write_inline(sampled)}"
     if data.drop is not None:
         yield f"  drop: {write_inline(data.drop)}"
+    if history is not None:
+        yield from _comment(
+            f"For a feature of the last items of the user before each row (pip install 'rowwise[query]'), "
+            f"take `histories` and `{history.name}` below:",
+            "  ",
+        )
+        values = history.section.model_dump(mode="json", exclude_defaults=True)
+        yield "  # histories:"
+        yield f"  #   {write_key(history.name)}: {write_inline(values)}"
     if data.valid and data.test:
         return
     yield "  split:  # of train, for what has no files of its own"
@@ -185,7 +233,7 @@ def _data(data: DataSection, inference: Inference, folder: Path) -> Iterator[str
             yield f"    {key}: {write_inline(value)}"
 
 
-def _features(inference: Inference) -> Iterator[str]:
+def _features(inference: Inference, history: _History | None) -> Iterator[str]:
     yield "features:"
     yield from _comment(_ID_SOURCES, "  ")
     yield ""
@@ -194,6 +242,15 @@ def _features(inference: Inference) -> Iterator[str]:
         yield from _comment(notes[feature.column or name], "  ")
         values = feature.model_dump(mode="json", exclude_defaults=True)
         yield f"  {write_key(name)}: {write_inline({'type': feature.type, **values})}"
+    if history is not None:
+        table, values = (
+            history.feature.table,
+            history.feature.model_dump(mode="json", exclude_defaults=True),
+        )
+        yield from _comment(
+            f"With `data.histories`; ids of `{table}`, whose table it shares:", "  "
+        )
+        yield f"  # {write_key(history.name)}: {write_inline({'type': 'sequence', **values})}"
     left_out = [
         column
         for column in inference.columns

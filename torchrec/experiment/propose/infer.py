@@ -26,6 +26,7 @@ from torchrec.datasets.transform.columns import Array
 from torchrec.datasets.transform.labels import Label
 from torchrec.experiment._messages import listed
 from torchrec.experiment.propose._decide import ColumnProposal, decide, left_out
+from torchrec.experiment.propose._event_log import EventLog, find_event_log
 from torchrec.experiment.propose._roles import table_name
 from torchrec.experiment.propose._sharing import share_tables
 from torchrec.experiment.propose._sizes import proposed_dim, updates_all_rows
@@ -50,6 +51,7 @@ class Inference:
         complete: whether those are all.
         positives: share of the labels that are 1.
         types: of columns of text files whose first lines do not show them.
+        event_log: who did what when, if rows are events of users; else None.
     """
 
     label: str
@@ -59,6 +61,7 @@ class Inference:
     complete: bool
     positives: float
     types: dict[str, TextType] = field(default_factory=dict)
+    event_log: EventLog | None = None
 
     @cached_property
     def features(self) -> dict[str, AnyFeature]:
@@ -248,13 +251,14 @@ def _infer(
         for one in counted
     ]
     columns = share_tables(columns, counted)
+    event_log = find_event_log(columns, sample, labels.rows)
     for name in label_column:  # of which more is known than statistics would tell
         proposal = ColumnProposal(name, "", reason="it is the label")
         columns.insert(sample.column_names.index(name), proposal)
     complete = labels.rows < max_rows or labels.rows == source.rows
     share = labels.positives / labels.rows
     ordered = {name: types[name] for name in source.schema.names if name in types}
-    inference = Inference(label, drop, columns, labels.rows, complete, share, ordered)
+    inference = Inference(label, drop, columns, labels.rows, complete, share, ordered, event_log)
     if not inference.features:
         reasons = "; ".join(f"'{column.name}': {column.reason}" for column in columns)
         raise ValueError(
