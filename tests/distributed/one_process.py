@@ -338,3 +338,17 @@ def second_phase(case: Case, folder: str) -> bool:
     now = is_exact(case, phase)
     compare_steps(case, 1, plain, sharded, {name: exact[name] and now[name] for name in now})
     return True
+
+
+def moved_phase(case: Case) -> bool:
+    """Train a model as in one process, bring its tables to other ranks, and train it further."""
+    first, phase = case.phases
+    plain, sharded = Model(case, case.seed), sharded_model(case, first, case.seed)
+    compare_steps(case, 0, plain, sharded, is_exact(case, first))
+    plan = plan_of(case, phase, Model(case, case.seed))
+    sharded.reshard({name: (1.0, tables) for name, tables in plan.plan.items()})
+    assert sharded.plan == plan
+    exact, now = is_exact(case, first), is_exact(case, phase)
+    compare_states(case, plain, sharded, exact)
+    compare_steps(case, 1, plain, sharded, {name: exact[name] and now[name] for name in now})
+    return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -286,6 +286,24 @@ def cases(draw: Any, world_size: int, most: int = 4) -> Case:
             draw(phases(found, applied, later, 2)),
         ),
     )
+
+
+@st.composite
+def moving_cases(draw: Any, world_size: int) -> Case:
+    """A model whose tables, as far as they can, go elsewhere between two phases."""
+    case = draw(cases(world_size, world_size))
+    first, later = case.phases[0], draw(phases(case.tables, case.applied, world_size, 2))
+    by_hosts = ("table_row_wise", "table_column_wise", "grid_shard")
+
+    def layout(table: Table, before: Layout, after: Layout) -> Layout:
+        is_layer = table.enable_grad and (table.optimizer is None or table.lr is None)
+        hosts_differ = after.kind in by_hosts and first.local_size != later.local_size
+        stays = is_layer or hosts_differ or "data_parallel" in (before.kind, after.kind)
+        return before if stays else after
+
+    chosen = map(layout, case.tables, first.layouts, later.layouts)
+    later = replace(later, layouts=tuple(chosen), local_size=first.local_size, exact=first.exact)
+    return replace(case, phases=(first, later))
 
 
 # Models and batches.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.distributed.one_process import first_phase, second_phase
-from tests.distributed.random_models import Case, cases
+from tests.distributed.one_process import first_phase, moved_phase, second_phase
+from tests.distributed.random_models import Case, cases, moving_cases
 from tests.distributed.ranks import Workers
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
@@ -31,11 +31,15 @@ def check(workers: Workers, case: Case, again: bool) -> None:
             (second_phase, second, (case, folder)),
         ]
         for function, phase, given_ in asked:
-            answers = workers.run(function, phase.world_size, *given_, timeout=30)
-            errors = [(r, each) for r, each in enumerate(answers) if isinstance(each, Exception)]
-            # Ranks that wait for one that has failed say that it has gone: what failed first.
-            for rank, error in sorted(errors, key=lambda pair: is_of_another(pair[1])):
-                raise AssertionError(f"Rank {rank} of {phase.world_size} has failed.") from error
+            run(workers, function, phase.world_size, *given_)
+
+
+def run(workers: Workers, function: Callable[..., bool], world_size: int, *given_: object) -> None:
+    answers = workers.run(function, world_size, *given_, timeout=30)
+    errors = [(r, each) for r, each in enumerate(answers) if isinstance(each, Exception)]
+    # Ranks that wait for one that has failed say that it has gone: what failed first.
+    for rank, error in sorted(errors, key=lambda pair: is_of_another(pair[1])):
+        raise AssertionError(f"Rank {rank} of {world_size} has failed.") from error
 
 
 def is_of_another(error: Exception) -> bool:
@@ -59,5 +63,16 @@ def test_training_of_many_models_equals_one_process(workers, world_size):
     @given(cases(world_size, most=max(4, world_size)), st.booleans())
     def holds(case, again):
         check(workers, case, again)
+
+    holds()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_training_goes_on_where_tables_have_moved(workers, world_size):
+    @settings(max_examples=10, suppress_health_check=list(HealthCheck))
+    @given(moving_cases(world_size))
+    def holds(case):
+        run(workers, moved_phase, world_size, case)
 
     holds()

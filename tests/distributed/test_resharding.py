@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from tests.distributed.four_tables import (
     PLANS,
+    TABLES,
     Model,
     assert_same,
+    batch,
     plan_of,
     sharded,
     steps_of,
@@ -17,8 +20,9 @@ from tests.distributed.four_tables import (
     wholes,
 )
 from tests.distributed.test_state import results
-from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.types import EmbeddingModuleShardingPlan
+from torchrec.distributed import DistributedModelParallel, TrainPipelineSparseDist, sharded_tables
+from torchrec.distributed.sharding_plan import construct_module_sharding_plan, table_wise
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv, ShardingPlan
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
 
@@ -104,6 +108,54 @@ def there_and_back():
     assert_same(trained_on(model, 1), trained_on(same, 1))
 
 
+def between_steps():
+    # What stays where it is keeps its parameters, those that an optimizer around the model trains, too.
+    kinds = {"user": ("row_wise",), "item": ("data_parallel",), "shop": ("row_wise",)}
+    model, same = (
+        DistributedModelParallel(each, plan=plan_of(each, kinds))
+        for each in (Model(item=None, shop=None), Model(item=None, shop=None))
+    )
+    kept = {name: param for name, param in model.named_parameters() if "user" not in name}
+    outside = [
+        torch.optim.SGD([p for n, p in each.named_parameters() if n in kept], 0.1)
+        for each in (model, same)
+    ]
+    pipelines = [
+        TrainPipelineSparseDist(each, optimizer, torch.device("cpu"))
+        for each, optimizer in zip((model, same), outside, strict=True)
+    ]
+    batches = [[batch(dist.get_rank(), step) for step in range(5)] for _ in pipelines]
+    for each in (model, same):
+        each.module.register_forward_hook(lambda module, given, loss: (loss, loss.detach()))
+    data = list(map(iter, batches))
+    for step in range(5):
+        if step == 2:  # ids of the next batches are on their way
+            user = changes_to("tables")["tables"][1]["user"]
+            model.reshard({"tables": (0.0, EmbeddingModuleShardingPlan({"user": user}))})
+        losses = [pipe.progress(it) for pipe, it in zip(pipelines, data, strict=True)]
+        assert torch.equal(*losses), step
+    now = dict(model.named_parameters())
+    assert all(now[name] is param for name, param in kept.items())
+    assert_same(wholes(model), wholes(same))
+    loss, _ = model(batch(dist.get_rank(), 5))
+    user = changes_to("columns")["tables"][1]["user"]
+    model.reshard({"tables": (0.0, EmbeddingModuleShardingPlan({"user": user}))})
+    with pytest.raises(ValueError, match="when all that was looked up has had its backward pass"):
+        loss.backward()
+
+
+def no_memory():
+    model, same = sharded("rows"), sharded("rows")
+    expected = wholes(model)
+    with pytest.MonkeyPatch.context() as patch:
+        if dist.get_rank():
+            patch.setattr(sharded_tables, "new_table", lambda *_: torch.empty(-1))
+        with pytest.raises(RuntimeError, match=r"On rank 1: .* negative dimension"):
+            model.reshard(changes_to("tables"))
+    assert_same(wholes(model), expected)
+    assert_same(trained_on(model, 0), trained_on(same, 0))
+
+
 def refused():
     model, rank = sharded("rows"), dist.get_rank()
     expected = wholes(model)
@@ -127,11 +179,33 @@ def refused():
         train(model, 0)
     with pytest.raises(ValueError, match="Received some, of a backward pass within"):
         reshard(columns)
-    model.zero_grad()
-    other = Model(user=None)
-    other = DistributedModelParallel(other, plan=plan_of(other, PLANS["rows"]))
-    with pytest.raises(ValueError, match="'user' should be updated in the backward pass"):
-        other.reshard({"tables": (0.0, columns)})
+    model.fused_optimizer.zero_grad()
+    with (
+        model.fused_optimizer.accumulate(),
+        pytest.raises(ValueError, match="Received a call within `accumulate"),
+    ):
+        reshard(columns)
+    with pytest.raises(ValueError, match=r"alike\. Received"):
+        model.module.tables.update_shards(
+            columns if rank else {}, ShardingEnv.from_process_group(dist.group.WORLD), None
+        )
+    without_rate = {name: value for name, value in TABLES["user"].items() if name != "lr"}
+    for optimizers, user in (({"user": None}, TABLES["user"]), ({}, without_rate)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(TABLES, "user", user)
+            other = Model(**optimizers)
+        other = DistributedModelParallel(other, plan=plan_of(other, PLANS["rows"]))
+        with pytest.raises(ValueError, match="'user' should be updated in the backward pass"):
+            other.reshard({"tables": (0.0, columns)})
+    twice = nn.ModuleDict({"first": Model(), "second": Model()})
+    plan = plan_of(Model(), PLANS["rows"]).plan["tables"]
+    both = ShardingPlan({f"{name}.tables": plan for name in twice})
+    twice = DistributedModelParallel(twice, plan=both)
+    far = {name: table_wise(7) for name in TABLES}
+    wrong = construct_module_sharding_plan(Model().tables, far, world_size=8)
+    with pytest.raises(ValueError, match=r"'user' of module 'second.tables' .* ranks 0 to 1\."):
+        twice.reshard({"first.tables": (0.0, columns), "second.tables": (0.0, wrong)})
+    assert twice.module["first"].tables.tables.sharding == plan
     assert model.plan == sharded("rows").plan
     assert_same(
         {n: v for n, v in wholes(model).items() if "tables" in n and "/" not in n},
@@ -139,6 +213,6 @@ def refused():
     )
 
 
-@pytest.mark.parametrize("function", [there_and_back, refused])
+@pytest.mark.parametrize("function", [there_and_back, between_steps, no_memory, refused])
 def test_what_is_asked_is_what_moves(function):
     results(function, 2)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from torchrec.checks import require_type
 from torchrec.distributed._awaitable import Deferred
+from torchrec.distributed.agreement import check_alike
 from torchrec.distributed.lookup import Step
+from torchrec.distributed.moved_tables import described_moves, moved_tables
 from torchrec.distributed.sharded_tables import ShardedTables
 from torchrec.distributed.table_store import ShardedTableStore
 from torchrec.distributed.types import (
@@ -54,11 +56,15 @@ class StepContext(Multistreamable):
     """What the parts of one forward pass of a sharded collection hand on to each other.
 
     Attributes:
-        features: of this rank's batch.
+        given: the features of this rank's batch, as they were given.
+        tables: that they were sent to.
+        features: the same of the full batch, where they say how.
         step: what is looked up by exchange; None: nothing is.
         unweighted: the features, where their ids have been sent without weights; None: they have not.
     """
 
+    given: KeyedJaggedTensor
+    tables: ShardedTables
     features: KeyedJaggedTensor
     step: Step | None = None
     unweighted: KeyedJaggedTensor | None = None
@@ -99,7 +105,9 @@ class ShardedTableCollection(nn.Module):
         """
         self._observer = observer
 
-    def _tell_observer(self, lookup: StepContext) -> None:
+    def _begin_lookup(self, lookup: StepContext) -> None:
+        """Make sure that ids are where the tables are, and tell who observes look-ups."""
+        self._follow_moved(lookup)
         if self._observer is None:
             return
         for table, rows in self._tables.rows_here(lookup.features):
@@ -116,20 +124,26 @@ class ShardedTableCollection(nn.Module):
     ) -> None:
         """Bring tables to other ranks, with their states; all ranks call this, between steps.
 
-        The collection stays what it is. Parameters and optimizers are new ones: `fused_optimizer` is to be asked for
-        anew.
+        The collection stays what it is, and so do parameters of tables that stay where they are. Those of others are
+        new ones, and `fused_optimizer` is to be asked for anew.
 
         Args:
             changed_sharding_params: where tables go; others stay where they are.
             env: the ranks, the same ones.
-            device: of the parts. None: where they are.
+            device: of the parts, which stays what it is. None: that one.
 
         Raises:
-            ValueError: for a table that there is not, for one that an optimizer around the model trains, or if
-                gradients wait within ``accumulate()``.
+            ValueError: on all ranks, with nothing changed: for a table that there is not, a plan that does not fit or
+                is not the same on all ranks, a table that moves and that an optimizer around the model trains, and
+                within ``accumulate()``, or with gradients of it that wait.
         """
-        sharding = {**self._tables.sharding, **changed_sharding_params}
-        self._tables = self._tables.resharded(sharding, env, device)
+        tables, changes = self._tables, dict(changed_sharding_params)
+        if device not in (None, tables.device):
+            raise ValueError(
+                f"`device` should be that of the tables, {tables.device}. Received {device}."
+            )
+        check_alike(env, lambda: described_moves(tables, changes))
+        self._tables = moved_tables(tables, changes, env)
         self.add_module(self._tables.prefix, self._tables.parts)
 
     @property
@@ -178,6 +192,7 @@ class ShardedTableCollection(nn.Module):
             if error is not None:
                 raise error
             require_type(features, "`features`", KeyedJaggedTensor)
+            ctx.given, ctx.tables = features, self._tables
             ctx.features = self._full_batch(features)
             ctx.unweighted = features if weights_follow else None
             self._tables.check_here(ctx.features)
@@ -204,9 +219,10 @@ class ShardedTableCollection(nn.Module):
             features: of this rank's batch, with weights.
             error: what has kept this rank from them, if anything: all ranks raise it.
         """
+        self._follow_moved(ctx)
         ctx.unweighted = None
         if error is None:
-            ctx.features = self._full_batch(features)
+            ctx.given, ctx.features = features, self._full_batch(features)
         wire = self._tables.wire
         if self._tables.away is not None and ctx.step is not None:
             self._tables.away.weigh(ctx.step, features, error)
@@ -214,6 +230,15 @@ class ShardedTableCollection(nn.Module):
             wire.agree(error, f"the weights of a look-up of {self._tables.named}")
         elif error is not None:
             raise error
+
+    def _follow_moved(self, ctx: StepContext) -> None:
+        """Send ids anew that were sent to where tables were before they were brought to other ranks."""
+        if ctx.tables is self._tables:
+            return
+        ctx.tables = self._tables
+        if self._tables.away is not None and ctx.step is not None:
+            asked = self._tables.away.ask(ctx.given, None, ctx.unweighted is not None)
+            ctx.step = asked.wait().wait()
 
     def _asked(self, ctx: StepContext, step: Awaitable[Step]) -> Awaitable[StepContext]:
         def here() -> StepContext:

@@ -127,7 +127,7 @@ class ShardedEmbeddingCollection(
 
     def compute(self, ctx: StepContext, dist_input: StepContext) -> list[Tensor]:
         """Look up what all ranks have asked this one for."""
-        self._tell_observer(dist_input)
+        self._begin_lookup(dist_input)
         here, away = self._gather_here(dist_input.features), self._tables.away
         if away is None or dist_input.step is None:
             return here

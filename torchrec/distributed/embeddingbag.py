@@ -157,7 +157,7 @@ class ShardedEmbeddingBagCollection(
 
     def compute(self, ctx: StepContext, dist_input: StepContext) -> list[Tensor]:
         """Look up what all ranks have asked this one for."""
-        self._tell_observer(dist_input)
+        self._begin_lookup(dist_input)
         here, away = self._pool_here(dist_input.features), self._tables.away
         if away is None or dist_input.step is None:
             return [here]
@@ -237,7 +237,7 @@ class EmbeddingBagCollectionSharder(BaseEmbeddingSharder[EmbeddingBagCollection]
             sharded_module: the collection, changed.
             changed_shard_to_params: where tables go; others stay where they are.
             env: the ranks, the same ones.
-            device: of the parts. Default: where they are.
+            device: of the parts, which stays what it is. Default: that one.
 
         Returns:
             the same collection.

@@ -18,7 +18,7 @@ from torchrec.distributed.distinct import distinct_rows
 from torchrec.distributed.exchange import Asked, Exchange, LookupOptions, Routed
 from torchrec.distributed.mean_squares import SplitTable
 from torchrec.distributed.placement import TablePlacement
-from torchrec.distributed.received_rows import group_of, pool_received
+from torchrec.distributed.received_rows import divided, group_of, pool_received
 from torchrec.distributed.route import Route, Slot
 from torchrec.distributed.split_columns import RowSumExchange
 from torchrec.distributed.terms import Terms, number_of
@@ -158,6 +158,7 @@ class ShardedLookup:
         self._parameters = [parameters_by_name(module) for module in modules]
         self._named = named_collection(path, [config.name for config in self.configs])
         self._lookups = 0  # that all ranks have begun together
+        self._is_retired = False
 
     def _split_columns(
         self, modules: Sequence[nn.Module], wire: Wire, by_rows: bool
@@ -178,8 +179,17 @@ class ShardedLookup:
         """How often ranks add up parts of rows in an update, the same on all of them."""
         return 0 if self._row_sums is None else self._row_sums.rounds
 
+    def retire(self) -> None:
+        """Refuse backward passes from now on, on all ranks alike: the tables lie elsewhere."""
+        self._is_retired = True
+
     def _terms(self) -> Terms:
         """Return what all ranks should have alike in a step."""
+        if self._is_retired:
+            raise ValueError(
+                f"Tables of {self._named} should be brought to other ranks when all that was looked up has had its "
+                "backward pass. Received a backward pass of what was looked up before."
+            )
         # Not asked through the modules, see `RowSumExchange`.
         trained = [
             each["weight"] is not None and each["weight"].requires_grad for each in self._parameters
@@ -459,9 +469,8 @@ class ShardedLookup:
             if s in starts and slot.mean
         ]
         if means:
-            pooled = _Mean.apply(
-                pooled, [m[:2] for m in means], self._divisors(step, [m[2] for m in means])
-            )  # type: ignore[no-untyped-call]
+            divisors = self._divisors(step, [m[2] for m in means])
+            pooled = divided(pooled, [m[:2] for m in means], divisors)
         if not tables:
             return pooled
         own = self._pool_tables(step, tables)
@@ -549,29 +558,6 @@ class ShardedLookup:
         rows = list(tables.values())
         ids = Ids(step.routed.places, starts, counts, step.routed.batch)
         return lookup_sequences(rows, spec, ids, self.dtype, group_of(spec, rows))[0]
-
-
-class _Mean(torch.autograd.Function):
-    """Divide some columns of each bag by a number of the bag."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, pooled: Tensor, columns: list[tuple[int, int]], divisors: Tensor
-    ) -> Tensor:
-        ctx.columns = columns
-        ctx.save_for_backward(divisors)
-        ctx.mark_dirty(pooled)
-        for (start, width), each in zip(columns, divisors, strict=True):
-            pooled[:, start : start + width] /= each.unsqueeze(1)
-        return pooled
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (divisors,) = ctx.saved_tensors
-        divided = grad.clone()
-        for (start, width), each in zip(ctx.columns, divisors, strict=True):
-            divided[:, start : start + width] /= each.unsqueeze(1)
-        return divided, None, None
 
 
 def _is_mean(config: BaseEmbeddingConfig) -> bool:

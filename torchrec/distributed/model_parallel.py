@@ -351,8 +351,8 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
     ) -> float:
         """Bring tables to other ranks between two steps, with their states; all ranks call this.
 
-        The model trains on as it would have, under the new plan. Parameters and optimizers of tables in these modules
-        are new ones: `fused_optimizer` is to be asked for anew, and schedulers of its rates are to be made anew.
+        The model trains on as it would have, under the new plan. Parameters of tables that move are new ones:
+        `fused_optimizer` is to be asked for anew, and schedulers of its rates are to be made anew.
 
         Args:
             changed_shard_to_params: of each module by its path, how much is said to move, and where its tables go;
@@ -363,8 +363,9 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
             how much is said to move, all of them together.
 
         Raises:
-            ValueError: on all ranks: if they are given different plans, for a module or table that there is not, for a
-                table that is copied to all ranks, or is to be, and for tables that the backward pass does not update.
+            ValueError: on all ranks, with nothing changed: if they are given different plans, for a module or table
+                that there is not, a plan that does not fit, copies that come or go, a table that moves and that the
+                backward pass does not update, and while gradients are accumulated.
             NotImplementedError: of groups of ranks that each have all tables.
         """
         if isinstance(self._env, ShardingEnv2D):

@@ -25,7 +25,7 @@ from torchrec.ops.embedding import (
 )
 from torchrec.ops.jagged import lengths_to_offsets
 
-__all__ = ["group_of", "pool_received"]
+__all__ = ["divided", "group_of", "pool_received"]
 
 
 def pool_received(
@@ -124,3 +124,37 @@ class _PoolOnce(torch.autograd.Function):
         ids = Ids(chosen, [0], [len(chosen)], len(chosen))
         found = lookup_sequences([table], spec, ids, ctx.dtype, [])[0][0]
         return None, None, None, None, None, *found.split(ctx.counts)
+
+
+def divided(pooled: Tensor, columns: list[tuple[int, int]], divisors: Tensor) -> Tensor:
+    """Divide some columns of each bag by a number of the bag, in place. Differentiable.
+
+    Args:
+        pooled: ``(B, width)``, written to.
+        columns: first column and width of each slot that is divided.
+        divisors: ``(slots, B)``.
+    """
+    return _Mean.apply(pooled, columns, divisors)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _Mean(torch.autograd.Function):
+    """See `divided`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, pooled: Tensor, columns: list[tuple[int, int]], divisors: Tensor
+    ) -> Tensor:
+        ctx.columns = columns
+        ctx.save_for_backward(divisors)
+        ctx.mark_dirty(pooled)
+        for (start, width), each in zip(columns, divisors, strict=True):
+            pooled[:, start : start + width] /= each.unsqueeze(1)
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (divisors,) = ctx.saved_tensors
+        divided = grad.clone()
+        for (start, width), each in zip(ctx.columns, divisors, strict=True):
+            divided[:, start : start + width] /= each.unsqueeze(1)
+        return divided, None, None

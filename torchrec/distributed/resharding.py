@@ -8,8 +8,9 @@ from torch import nn
 
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
-from torchrec.distributed.types import EmbeddingModuleShardingPlan
-from torchrec.modules.embedding_configs import ShardingType
+from torchrec.distributed.moved_tables import described_moves
+from torchrec.distributed.shard import outermost
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardedModule
 
 __all__ = ["described_changes", "resharded_modules"]
 
@@ -26,30 +27,26 @@ def resharded_modules(
         changes: path of a module -> where its tables go.
 
     Raises:
-        ValueError: for a module or table that there is not, or that cannot change.
+        ValueError: for a module that there is not, or whose tables cannot go elsewhere.
     """
     modules, found = dict(model.named_modules()), dict[str, _Collection]()
-    for path, plan in changes.items():
+    whole = dict(outermost(model, ShardedModule))
+    for path in changes:
         module = modules.get(path)
+        around = next(
+            (p for p in whole if p != path and f"{path}.".startswith(f"{p}." if p else "")), None
+        )
+        if around is not None:
+            raise ValueError(
+                "Paths of changes should be those of sharded modules, not of what is inside. "
+                f"Received '{path}', inside the {type(whole[around]).__name__} '{around}'."
+            )
         if not isinstance(module, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection):
             kind = "nothing" if module is None else f"a {type(module).__name__}"
             raise ValueError(
                 "Paths of changes should be those of sharded EmbeddingBagCollections and EmbeddingCollections. "
                 f"Received '{path}', where there is {kind}."
             )
-        tables = module.tables
-        tables.check_movable()
-        for name, sharding in plan.items():
-            if name not in tables.sharding:
-                raise ValueError(
-                    f"Changes should be of tables of {tables.named}. Received '{name}', which it does not have."
-                )
-            kinds = tables.sharding[name].sharding_type, sharding.sharding_type
-            if ShardingType.DATA_PARALLEL.value in kinds:
-                raise ValueError(
-                    f"Table '{name}' of {tables.named} should be spread over ranks before and after. "
-                    f"Received a change from {kinds[0]} to {kinds[1]}."
-                )
         found[path] = module
     return found
 
@@ -64,10 +61,9 @@ def described_changes(
         changes: path of a module -> where its tables go.
 
     Raises:
-        ValueError: as `resharded_modules` does.
+        ValueError: as `resharded_modules` and `described_moves` do.
     """
-    return {
-        f"the new sharding of table '{name}' of module '{path}'": str(sharding)
-        for path in resharded_modules(model, changes)
-        for name, sharding in changes[path].items()
-    }
+    described = dict[str, str]()
+    for path, module in resharded_modules(model, changes).items():
+        described |= described_moves(module.tables, changes[path])
+    return described

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from torchrec.distributed.block_tables import new_part
+from torchrec.distributed.block_tables import Part, new_part
 from torchrec.distributed.checks import check_batch, named_collection
 from torchrec.distributed.coding import check_codecs
 from torchrec.distributed.exchange import LookupOptions
@@ -18,7 +18,6 @@ from torchrec.distributed.fused_params import optimizer_of
 from torchrec.distributed.initial import fill_block, reset_values
 from torchrec.distributed.layout import Shard, checked_sharding, shards_of
 from torchrec.distributed.lookup import ShardedLookup
-from torchrec.distributed.moves import move_parts
 from torchrec.distributed.parts import load_block
 from torchrec.distributed.placement import Block, TablePlacement
 from torchrec.distributed.replicated_update import ReplicatedTables
@@ -98,6 +97,8 @@ class ShardedTables:
         prefix: of the names of the weights.
         options: how those are looked up that lie on several ranks.
         path: of the module in its model, for errors.
+        former: the same tables, under another plan. These keep the parts of those that stay where they are, and have
+            memory, of no values yet, for the others. Default: the weights are those of the module.
     """
 
     def __init__(
@@ -110,9 +111,10 @@ class ShardedTables:
         prefix: str,
         options: LookupOptions,
         path: str,
+        former: ShardedTables | None = None,
     ) -> None:
         check_codecs(options.codecs, options.exact)
-        self.prefix, self._options, self._path = prefix, options, path
+        self.prefix, self._options, self.path = prefix, options, path
         self.configs = list(module.table_configs())
         self.named = named_collection(path, [config.name for config in self.configs])
         self._output_type, self.dtype = module.output_type, module.output_dtype
@@ -128,7 +130,9 @@ class ShardedTables:
             [c.name for c in self.configs], sharding, _named(path), path
         )
         self.placements = {
-            config.name: TablePlacement(config.name, self._shards(config, path))
+            config.name: TablePlacement(
+                config.name, self.shards_under(config, self.sharding[config.name])
+            )
             for config in self.configs
         }
         if self.world_size > 1 and self.wire is None:
@@ -139,17 +143,14 @@ class ShardedTables:
         self.device = torch.device("cpu") if device is None else device
         sources = {name: shards[0].weight for name, shards in _sources(module).items()}
         self._train_by(fused_params, sources)
-        seed = self._common_seed(any(weight.is_meta for weight in sources.values()))
-        shared = {
-            c.name: self.wire is not None and self.is_replicated(c.name) for c in self.configs
-        }
+        seed = None
+        if former is None:
+            seed = self._common_seed(any(weight.is_meta for weight in sources.values()))
+        kept = {} if former is None else self._parts_in_place(former)
         self._parts = {
-            c.name: new_part(c, self._new_part(c, sources[c.name], seed), shared[c.name])
+            c.name: kept.get(c.name) or self._new_part(c, sources[c.name], seed)
             for c in self.configs
         }
-        for name, source in sources.items():
-            if isinstance(source, nn.Parameter):  # which may have been frozen since it was made
-                self._parts[name].weight.requires_grad_(source.requires_grad)
         self.parts = nn.ModuleDict(self._parts)
         here = [c for c in self.configs if self.is_here(c.name)]
         away = [c for c in self.configs if not self.is_here(c.name)]
@@ -170,13 +171,21 @@ class ShardedTables:
             )
         self._elsewhere: dict[str, TableUpdate] = {}  # of tables that this rank has nothing of
         for config in self.configs:
-            self._take_over(config, sources[config.name])
-            self._make_alike(config.name)
-        self._name_wholes()
+            name = config.name
+            if former is None:
+                self._take_over(config, sources[name])
+                self._make_alike(name)
+            elif name not in kept:
+                self._train_as(config, former.parameter(name))
+            elif name in former._elsewhere:
+                self._elsewhere[name] = former._elsewhere[name]
+        if former is None:
+            self._name_wholes()
 
-    def _shards(self, config: BaseEmbeddingConfig, path: str) -> list[Shard]:
+    def shards_under(self, config: BaseEmbeddingConfig, sharding: ParameterSharding) -> list[Shard]:
+        """Return where the parts of a table are under a plan, once that has been checked."""
         shape = config.num_rows, config.embedding_dim
-        return shards_of(config.name, shape, self.sharding[config.name], self.world_size, path)
+        return shards_of(config.name, shape, sharding, self.world_size, self.path)
 
     def is_replicated(self, table: str) -> bool:
         """Whether every rank has a copy of a table."""
@@ -246,19 +255,32 @@ class ShardedTables:
             return int(self.wire.share(torch.initial_seed(), 0, "first weights"))
         return torch.initial_seed()
 
-    def _new_part(self, config: BaseEmbeddingConfig, source: Tensor, seed: int) -> Tensor:
-        """Return this rank's part of a table: of the weights there are, or of new ones."""
+    def _new_part(self, config: BaseEmbeddingConfig, source: Tensor, seed: int | None) -> Part:
+        """Return this rank's part of a table: of the weights there are, or of new ones; of none without a seed."""
         block = self.block(config)
         if block is None:
-            return torch.empty((0, config.embedding_dim), dtype=source.dtype, device=self.device)
-        weight = new_table(block.num_rows, block.num_columns, source.dtype, self.device)
-        with torch.no_grad():
-            if source.is_meta:
-                fill_block(config, block, weight, seed)
-            else:
-                shape = config.num_rows, config.embedding_dim
-                load_block(config.name, block, weight, source.detach(), shape)
-        return weight
+            weight = torch.empty((0, config.embedding_dim), dtype=source.dtype, device=self.device)
+        else:
+            weight = new_table(block.num_rows, block.num_columns, source.dtype, self.device)
+            with torch.no_grad():
+                if not source.is_meta:
+                    shape = config.num_rows, config.embedding_dim
+                    load_block(config.name, block, weight, source.detach(), shape)
+                elif seed is not None:
+                    fill_block(config, block, weight, seed)
+        is_copy = self.wire is not None and self.is_replicated(config.name)
+        part = new_part(config, weight, is_copy)
+        if isinstance(source, nn.Parameter):  # which may have been frozen since it was made
+            part.weight.requires_grad_(source.requires_grad)
+        return part
+
+    def _parts_in_place(self, former: ShardedTables) -> dict[str, Part]:
+        """Return the parts of tables that lie where they lay, on every rank."""
+        return {
+            name: part
+            for name, part in former._parts.items()
+            if self.is_here(name) or former.placements[name].shards == self.placements[name].shards
+        }
 
     # How the tables are trained.
 
@@ -312,82 +334,42 @@ class ShardedTables:
         owner.place()
         return owner
 
-    def check_movable(self) -> None:
-        """Refuse tables that cannot be brought to other ranks while a model is trained.
-
-        Raises:
-            ValueError: for one that an optimizer around the model trains, or that has gradients that wait.
-        """
-        updates = {update.table: update for update in self.updates().values()}
-        for config in self.configs:
-            update = updates.get(config.name)
-            if update is None and self._parts[config.name].weight.requires_grad:
-                raise ValueError(
-                    f"Table '{config.name}' should be updated in the backward pass, to be brought to other ranks: an "
-                    "optimizer around the model has its former part. Received one without such an optimizer."
-                )
-            if update is not None and update.waiting:
-                raise ValueError(
-                    f"Table '{config.name}' should have no gradients that wait, to be brought to other ranks. "
-                    "Received some, of a backward pass within `accumulate()`."
-                )
-
-    def resharded(
-        self,
-        sharding: Mapping[str, ParameterSharding],
-        env: ShardingEnv,
-        device: torch.device | None = None,
-    ) -> ShardedTables:
-        """Return tables with the same weights and states that lie elsewhere; all ranks call this.
+    def under(self, sharding: Mapping[str, ParameterSharding], env: ShardingEnv) -> ShardedTables:
+        """Return the same tables under another plan, with memory for parts that are to come; nothing is sent.
 
         Args:
             sharding: of each table, by name.
             env: the ranks, the same ones.
-            device: of the parts. Default: as these have.
-
-        Raises:
-            ValueError: as `check_movable` does, and as for other plans that do not fit.
         """
-        self.check_movable()
         dtypes = {name: part.weight.dtype for name, part in self._parts.items()}
         former = _Former(self.configs, dtypes, self._output_type, self.dtype)
-        device = self.device if device is None else device
         made = ShardedTables(
-            former, sharding, env, device, None, self.prefix, self._options, self._path
+            former, sharding, env, self.device, None, self.prefix, self._options, self.path, self
         )
-        for config in self.configs:
-            old, new = self._parts[config.name].weight, made._parts[config.name].weight
-            made._train_as(config, old)
-            new.requires_grad_(old.requires_grad)
-            made._bring(config, self.whole(config), made.whole(config), False)
-        mine, others = made.updates(), self.updates()
-        for name, update in mine.items():
-            (config,) = (each for each in self.configs if each.name == update.table)
-            is_per_row = RULES[update.rule.optimizer].state if update.rule is not None else {}
-            new_states = made._whole_state(update)
-            for state, value in self._whole_state(others[name]).items():
-                if state != "step":
-                    made._bring(config, value, new_states[state], is_per_row.get(state, False))
-                    continue
-                whole, step = self.whole(config), others[name].step
-                update.step.copy_(
-                    whole.shared_number(step) if isinstance(whole, ShardedTable) else step
-                )
-        made._name_wholes()
+        for name, part in self._parts.items():
+            made.parameter(name).requires_grad_(part.weight.requires_grad)
         return made
 
-    def _bring(
-        self, config: BaseEmbeddingConfig, source: Tensor, target: Tensor, is_per_row: bool
-    ) -> None:
-        """Write a table, or a state, that lies elsewhere into the parts that these ranks have of it."""
-        if not isinstance(source, ShardedTable) or not isinstance(target, ShardedTable):
-            with torch.no_grad():
-                target.copy_(source)
-            return
-        blocks = [self.placements[config.name].block(rank) for rank in range(self.world_size)]
-        if is_per_row:
-            blocks = [b if b is None else Block(b.rows, (range(1),)) for b in blocks]
-        move_parts(source, target, blocks, self.wire)
+    def retire(self, heir: ShardedTables) -> None:
+        """Leave training to tables under another plan; what was looked up before has no backward pass any more.
+
+        Args:
+            heir: what `under` has returned, with all values.
+        """
+        for tables in self._lookups():
+            for update in dict.fromkeys(tables.updates()):
+                update.leave(tables)  # the heir has joined those of tables that stay
+        if self.away is not None:
+            self.away.retire()
+        heir._name_wholes()
+
+    def parameter(self, table: str) -> nn.Parameter:
+        """Return this rank's part of a table; empty if it has none.
+
+        Args:
+            table: its name.
+        """
+        return self._parts[table].weight
 
     def _make_alike(self, table: str) -> None:
         """Give all copies of a table that the backward pass updates what the first rank has."""
@@ -420,9 +402,9 @@ class ShardedTables:
             names: see `updates`.
         """
         split = None if self.away is None else self.away.tables.split
-        return EmbeddingFusedOptimizer(self.updates(names), together=split, shown=self._whole_state)
+        return EmbeddingFusedOptimizer(self.updates(names), together=split, shown=self.whole_states)
 
-    def _whole_state(self, update: TableUpdate) -> Mapping[str, Tensor]:
+    def whole_states(self, update: TableUpdate) -> Mapping[str, Tensor]:
         """Return the state of a table as a whole, of which this rank has some parts."""
         if not self._shows_parts or update.rule is None:
             return update.named_state()
