@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from torchrec import EmbeddingBagCollection
 from torchrec.datasets.features import (
     AnyFeature,
     DenseFeature,
@@ -196,6 +197,27 @@ def test_tables_of_few_bits(kind: str, tmp_path: Path) -> None:
     small = Predictor(None, predictor.transform, quantized)
     path = export(small, tmp_path / "model", kind)
     outside(kind, path, small, [rows(size, size) for size in (1, 2, 300, 1000)])
+
+
+@pytest.mark.slow
+def test_pruned_tables(tmp_path: Path) -> None:
+    predictor = trained("deepfm", {n: FEATURES[n] for n in ("price", "user", "item", "seen")})
+    for module in predictor.model.modules():
+        if isinstance(module, EmbeddingBagCollection):
+            config = next(c for c in module.embedding_bag_configs() if c.name == "item")
+            remapping = torch.full((config.num_rows,), -1)
+            remapping[1::2] = torch.arange(len(remapping[1::2]))
+            config.num_embeddings_post_pruning = len(remapping[1::2])
+            config.pruning_indices_remapping = remapping
+    small = Predictor(
+        None,
+        predictor.transform,
+        quantize_embeddings(predictor.model, torch.qint8, inplace=False),
+    )
+    table = rows(300, 1)
+    assert (small.predict(table) - predictor.predict(table)).abs().max() > 1e-5
+    path = export(small, tmp_path / "model", "onnx")
+    outside("onnx", path, small, [table, rows(1, 2)])
 
 
 @pytest.mark.slow

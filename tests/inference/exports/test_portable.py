@@ -170,6 +170,41 @@ def test_sequences_of_rows_of_bytes(mix: str) -> None:
     same(Served(quantized(EmbeddingCollection(tables=tables), mix)).eval(), 0, 5)
 
 
+PRUNED = {
+    "num_embeddings_post_pruning": 3,
+    "pruning_indices_remapping": torch.tensor([2, -1, 0, -1, 1, -1, -1]),
+}
+
+
+@pytest.mark.slow
+def test_pruned_tables_and_others() -> None:
+    """Of a table of two features, whose bags are means without the ids that have no row."""
+    tables = bags(PRUNED, POLICIES["hash"], POLICIES["ignore"]).embedding_bag_configs()
+    tables[0].pooling = PoolingType.MEAN
+    collection = EmbeddingBagCollection(tables=tables, is_weighted=True)
+    served = Served(quantized(collection, "codes")).eval()
+    same(served, 0, 7, weighted=True)
+    values, lengths, weights = draw(5, 8, 0, 7, weighted=True)
+    program = exported(served, (values, lengths, weights)).module()
+    with pytest.raises(IndexError, match="index 7 is out of bounds"):
+        program(torch.full_like(values, 7), lengths, weights)
+
+
+@pytest.mark.slow
+def test_sequences_of_pruned_tables() -> None:
+    hashed = POLICIES["hash"] | PRUNED
+    shared = POLICIES["shared row"] | {
+        "num_embeddings_post_pruning": 2,
+        "pruning_indices_remapping": torch.tensor([-1, 0, -1, -1, -1, 1]),
+    }
+    tables = [
+        EmbeddingConfig(7, 3, "t", feature_names=["a", "c"], **hashed),
+        EmbeddingConfig(5, 3, "u", feature_names=["b"], **shared),
+        EmbeddingConfig(6, 3, "v", feature_names=["b", "a"], **POLICIES["clamp"]),
+    ]
+    same(Served(quantized(EmbeddingCollection(tables=tables), "codes")).eval(), -9, 12)
+
+
 def test_ids_that_are_refused() -> None:
     program = exported(Served(bags({})).eval(), draw(9, 8, 0, 5))
     values, lengths = draw(5, 8, 0, 5)

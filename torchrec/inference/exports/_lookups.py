@@ -332,3 +332,62 @@ class SequenceLookup(nn.Module):
             vectors = self.readers[number](rows).to(self.dtype)
             outputs.append(torch.where(has_row.unsqueeze(1), vectors, 0.0))
         return [*outputs, torch.zeros(len(self.readers), dtype=torch.int64)]
+
+
+class ChosenRows(nn.Module):
+    """The operator ``choose_rows`` of given tables.
+
+    Args:
+        tables: the tables.
+        slots: the slots.
+    """
+
+    def __init__(self, tables: Sequence[TableSpec], slots: Sequence[SlotSpec]) -> None:
+        super().__init__()
+        self.numbers = [slot.table for slot in slots]
+        self.choices = nn.ModuleList(RowChoice([table], [0], table.rows) for table in tables)
+
+    def forward(
+        self, values: Tensor, starts: Sequence[int], counts: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the row of each id of each slot, and zeros for the counts of ids out of range.
+
+        An id that is refused has a row behind the last, which is refused where it is looked up.
+        """
+        found = []
+        for number, start, count in zip(self.numbers, starts, counts, strict=True):
+            ids = values.narrow(0, start, count)
+            rows, has_row = self.choices[number](ids, torch.zeros_like(ids, dtype=torch.int64))
+            is_there = has_row | (rows >= self.choices[number].total)
+            found.append(torch.where(is_there, rows, NO_ROW))
+        return torch.cat(found), torch.zeros(len(self.choices), dtype=torch.int64)
+
+
+class PermutedKeys(nn.Module):
+    """The operator ``permute_jagged`` in a given order, for keys that have as many bags each.
+
+    Args:
+        order: positions of keys; one may be left out or taken several times.
+        num_keys: keys of the input.
+    """
+
+    def __init__(self, order: Sequence[int], num_keys: int) -> None:
+        super().__init__()
+        self.num_keys = num_keys
+        self.order: Tensor
+        self.register_buffer("order", torch.tensor(order, dtype=torch.int64))
+
+    def forward(
+        self, lengths: Tensor, values: Tensor, weights: Tensor | None, total: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return values, weights (an empty tensor if there are none) and lengths of the keys in order."""
+        ends = lengths.cumsum(0)
+        taken, starts = (
+            numbers.view(self.num_keys, -1).index_select(0, self.order).flatten()
+            for numbers in (lengths, ends - lengths)
+        )
+        offsets = torch.cat([taken.new_zeros(1), taken.cumsum(0)])
+        bags = bag_of_each(offsets, total)
+        index = torch.arange(total) + (starts - offsets[:-1]).index_select(0, bags)
+        out = torch.zeros(0) if weights is None else weights.index_select(0, index)
+        return values.index_select(0, index), out, taken

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from torchrec.inference.exports._lookups import (
+    ChosenRows,
+    PermutedKeys,
     PooledLookup,
     SequenceLookup,
     StoredTable,
@@ -135,6 +137,23 @@ def _sequences_of_codes(graph: fx.GraphModule, node: fx.Node) -> tuple[nn.Module
     return SequenceLookup(tables, slots, stored, dtype), (values, starts, counts)  # type: ignore[arg-type]
 
 
+def _chosen(graph: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, tuple[Any, ...]]:
+    spec, values, _, starts, counts, *_ = node.args
+    return ChosenRows(*read_spec(_constant(graph, spec))), (values, starts, counts)
+
+
+def _permuted(graph: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, tuple[Any, ...]]:
+    lengths, values, weights, strides, order, total = node.args
+    assert isinstance(strides, Sequence)
+    if len(set(strides)) > 1:
+        raise ValueError(
+            "Features whose keys are taken in another order should have as many bags a key, to be exported. "
+            f"Received {list(strides)}."
+        )
+    module = PermutedKeys(order, len(strides))  # type: ignore[arg-type]
+    return module, (lengths, values, weights, total)
+
+
 def _found(graph: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, tuple[Any, ...]]:
     ids, index, wanted, missing = node.args
     of_rows, entries = _constant(graph, ids), _constant(graph, index)
@@ -166,6 +185,8 @@ _REPLACEMENTS: dict[str, _Replacement] = {
     "embedding_sequence": _sequences,
     "quantized_bag": _pooled_codes,
     "quantized_sequence": _sequences_of_codes,
+    "choose_rows": _chosen,
+    "permute_jagged": _permuted,
     "id_map_find": _found,
     "lengths_to_offsets": _same_arguments(_Offsets),
     "dot_interaction": _same_arguments(_Interaction),
