@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,18 +23,22 @@ from torchrec.experiment.files import check_experiment
 from torchrec.experiment.tasks import KINDS, TaskSection
 from torchrec.inference import load
 from torchrec.report import compare_runs, write_comparison, write_report
+from torchrec.report.card import View
+from torchrec.report.cards import draw
 from torchrec.report.importance import permutation_importance
 from torchrec.report.kinds import DISPLAYS
 from torchrec.report.kinds.classes import expected
 from torchrec.report.kinds.display import groups_of, mean_interval
 from torchrec.report.predictions import Predictions, load_trained, predict_part
 from torchrec.report.task_predictions import TaskPredictions
-from torchrec.runs import RunFolder, numbers_of
+from torchrec.runs import RunFolder, numbers_of, read_run
 from torchrec.training.run import run_experiment
 
 pytestmark = pytest.mark.once
 
 Floats = NDArray[np.float64]
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 TASKS = {
     "click": {"label": "click", "metrics": ["gauc(user)", "ndcg@3(user)"]},
@@ -126,6 +132,10 @@ def test_metrics_within_groups_need_all_their_rows(run: RunFolder) -> None:
     some = predict_part(load_trained(run), most=300)
     assert "gauc(user), ndcg@3(user), ndcg@5(user)" in some.missing()
     assert "with 250 of the 500 rows" in some.missing()
+    assert not some.is_whole
+    cards = draw(View(read_run(run.path), predictions=some), "result")
+    assert [card.title for card in cards] == [f"Result of {name}" for name in TASKS]
+    assert all("test, 95 % of 250 rows" in card.body for card in cards)
     assert set(_by_name(some)["click"].report) == {"ne", "auc", "logloss", "calibration"}
     assert predict_part(load_trained(run)).missing() == ""
 
@@ -174,6 +184,48 @@ def test_the_page_has_each_task_as_its_kind_is_shown(run: RunFolder, tmp_path: P
     assert "What needs predictions" not in text
     for tile in ("AUC of click", "Squared error of watch", "Accuracy of shelf"):
         assert f'<p class="tile-name">{tile}</p>' in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs a browser")
+@pytest.mark.parametrize("width", [500, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_all_cards_within_its_width(
+    run: RunFolder, tmp_path: Path, width: int, scheme: str
+) -> None:
+    page = write_report(run.path, tmp_path / "page.html")
+    text = page.read_text("utf-8")
+    measure = """<script>
+      const wide = [...document.querySelectorAll(".card, .tile, h3")].map(
+        (one) => one.getBoundingClientRect().right);
+      const ink = getComputedStyle(document.body).color;
+      document.title = JSON.stringify([Math.max(...wide), innerWidth, document.body.scrollWidth, ink]);
+    </script></body>"""
+    page.write_text(text.replace("</body>", measure), "utf-8")
+    command = [
+        str(BROWSER),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--window-size={width},1000",
+        f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}",
+        "--dump-dom",
+        f"file://{page}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    title = re.search("<title>(.*?)</title>", done.stdout)
+    assert title is not None
+    right, inner, scrolled, ink = json.loads(title[1])
+    assert inner == width
+    assert 0 < right <= width
+    assert scrolled <= width
+    red = int(re.findall(r"\d+", ink)[0])
+    assert (red > 128) == (scheme == "dark")
+    # Cards of one task stand together, under its name.
+    found = re.findall(r'<h3 class="task">(.*?)</h3>|<h3>ROC of (.*?)</h3>', text)
+    names = [name or f"ROC {of}" for name, of in found]
+    assert names == ["click", "ROC click", "buy", "ROC buy", "watch", "stars", "shelf", *TASKS]
 
 
 def _task(kind: str, labels: list[float], scores: object, **more: object) -> TaskPredictions:

@@ -58,6 +58,7 @@ class Card:
         body: HTML.
         legend: class and name of what is drawn.
         wide: whether it takes the whole width.
+        task: that it is of, where there are several.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Card:
     body: Markup
     legend: Sequence[tuple[str, str]] = ()
     wide: bool = False
+    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,18 @@ def of_task(prefix: str) -> str:
     return f" of {prefix.removesuffix('.')}" if prefix else ""
 
 
-def chart_cards(*charts: Chart | None) -> list[Card]:
-    """Return a card for each chart that there is."""
-    return [Card(one.title, one.about, one.svg, one.legend) for one in charts if one is not None]
+def chart_cards(*charts: Chart | None, task: str = "") -> list[Card]:
+    """Return a card for each chart that there is.
+
+    Args:
+        *charts: None: there is none.
+        task: that they are of, where there are several. Default none.
+    """
+    return [
+        Card(one.title, one.about, one.svg, one.legend, task=task)
+        for one in charts
+        if one is not None
+    ]
 
 
 def table_html(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> Markup:

@@ -337,7 +337,7 @@ def _notes(contenders: Sequence[Contender], tasks: Sequence[TaskComparison]) -> 
     found = []
     for one in contenders:
         predictions = one.predictions
-        if predictions is not None and predictions.table.num_rows < predictions.rows:
+        if predictions is not None and not predictions.is_whole:
             found.append(f"{one.name}: {predictions.sentence()} {predictions.missing()}".rstrip())
     for number, other in enumerate(contenders[1:], 1):
         for task in tasks:

@@ -205,6 +205,11 @@ class Predictions:
     tasks: Sequence[TaskPredictions]
     seconds: float
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rows of the part were predicted for."""
+        return bool(self.table.num_rows == self.rows)
+
     def sentence(self) -> str:
         """Say of what it is."""
         count = self.table.num_rows
@@ -214,14 +219,14 @@ class Predictions:
             if one.section.given is not None
         )
         return (
-            f"Of {'all' if count == self.rows else f'{count:,} of the'} {self.rows:,} rows of the "
+            f"Of {'all' if self.is_whole else f'{count:,} of the'} {self.rows:,} rows of the "
             f"{self.part} data, predicted in {self.seconds:.1f} s.{conditions}"
         )
 
     def missing(self) -> str:
         """Say what is not measured as not all rows were predicted for; empty if they were."""
         metrics = self.trained.experiment.group_metrics
-        if not metrics or self.table.num_rows == self.rows:
+        if not metrics or self.is_whole:
             return ""
         return (
             f"Metrics within groups ({', '.join(metrics)}) need all rows of a group: they have no intervals "

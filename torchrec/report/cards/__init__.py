@@ -25,6 +25,7 @@ def card_files() -> list[CardFile]:
 
 
 def draw(view: View, part: Part) -> list[Card]:
-    """Return the cards of a part of the page; those that take the whole width behind the others."""
+    """Return the cards of a part of the page: those of no task, then task by task, wide ones behind the others."""
     found = [card for one in card_files() if one.part == part for card in one.draw(view)]
-    return sorted(found, key=lambda card: card.wide)
+    tasks = list(dict.fromkeys(["", *(card.task for card in found)]))
+    return sorted(found, key=lambda card: (tasks.index(card.task), card.wide))

@@ -62,7 +62,7 @@ def _table(predictions: Predictions, task: TaskPredictions, counted: list[IdCoun
         "count for each."
     )
     table = table_html(["feature: times", *head_of(task)], rows)
-    return Card(f"Seen and unseen ids{task.of}", about, table, wide=True)
+    return Card(f"Seen and unseen ids{task.of}", about, table, wide=True, task=task.name)
 
 
 def _norms(predictions: Predictions, counted: list[IdCounts]) -> Chart | None:

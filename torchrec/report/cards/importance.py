@@ -16,7 +16,9 @@ def _draw(view: View) -> list[Card]:
     if view.predictions is None:
         return []
     found = permutation_importance(view.predictions)
-    return chart_cards(*(_chart(task, found) for task in found.tasks))
+    return [
+        card for one in found.tasks for card in chart_cards(_chart(one, found), task=one.task.name)
+    ]
 
 
 def _chart(found: Importances, shuffles: Shuffles) -> Chart | None:

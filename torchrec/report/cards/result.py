@@ -9,19 +9,13 @@ from torchrec.metrics import Interval
 from torchrec.metrics.names import by_task, title_of
 from torchrec.report.card import Card, CardFile, View, of_task, table_html
 from torchrec.report.kinds.display import interval_text
+from torchrec.report.predictions import Predictions
 from torchrec.report.references import comparables
 from torchrec.report.scale import UNKNOWN
 from torchrec.runs import SPLITS, RunResult, numbers_of
 
-_METRICS = (
-    "auc",
-    "logloss",
-    "ne",
-    "calibration",
-    "mse",
-    "mae",
-    "accuracy",
-)  # in the order of columns
+# In the order of columns.
+_METRICS = ("auc", "accuracy", "logloss", "ne", "calibration", "mse", "mae")
 
 
 def _draw(view: View) -> list[Card]:
@@ -41,11 +35,11 @@ def _draw(view: View) -> list[Card]:
     return [
         Card(
             f"Result{of_task(prefix)}",
-            about,
+            "" if number else about,
             table_html(["", *columns.values()], _rows(view, result, prefix, columns)),
             wide=True,
         )
-        for prefix, columns in tables.items()
+        for number, (prefix, columns) in enumerate(tables.items())
     ]
 
 
@@ -61,15 +55,12 @@ def _rows(
         for name in SPLITS
         if name in view.run.scores
     ]
-    if not result.deviation:
-        found = _intervals(view, prefix)
-        if found:
-            rows.append(
-                (
-                    f"{part}, 95 %",
-                    [interval_text(found[key]) if key in found else UNKNOWN for key in columns],
-                )
-            )
+    predictions = view.predictions
+    if predictions is not None and predictions.part == part and not result.deviation:
+        found = _intervals(predictions, prefix)
+        cells = [interval_text(found[key]) if key in found else UNKNOWN for key in columns]
+        some = "" if predictions.is_whole else f" of {predictions.table.num_rows:,} rows"
+        rows.append((f"{part}, 95 %{some}", cells))
     ensemble = numbers_of(result.ensemble.get(part))
     if ensemble:
         rows.append((f"{part}, mean of the logits", cells_of(ensemble, None, columns)))
@@ -77,11 +68,8 @@ def _rows(
     return rows + [(name, cells_of(scores, None, columns)) for name, scores in beside]
 
 
-def _intervals(view: View, prefix: str) -> dict[str, Interval]:
+def _intervals(predictions: Predictions, prefix: str) -> dict[str, Interval]:
     """Return the metrics of a task with intervals, by their names in the result."""
-    predictions = view.predictions
-    if predictions is None or predictions.part != view.part:
-        return {}
     return {
         f"{prefix}{name}": interval
         for task in predictions.tasks

@@ -24,15 +24,15 @@ def _draw(view: View) -> list[Card]:
     if predictions is None:
         return []
     values = _values(predictions)
-    charts, tables = [], []
+    cards = []
     for task in predictions.tasks:
         found = {one.feature: slices for one in values if (slices := _slices(task, one))}
         if not found:
             continue
         every = [(f"{name} {value}", x) for name, slices in found.items() for value, x in slices]
-        charts.append(DISPLAYS[task.kind].slices(task, every))
-        tables.append(_table(task, found))
-    return [*chart_cards(*charts), *tables]
+        cards += chart_cards(DISPLAYS[task.kind].slices(task, every), task=task.name)
+        cards.append(_table(task, found))
+    return cards
 
 
 def _values(predictions: Predictions) -> list[Values]:
@@ -64,7 +64,8 @@ def _table(task: TaskPredictions, found: dict[str, _Slices]) -> Card:
         "The values that most rows have. Intervals are of 95\N{NO-BREAK SPACE}%; a metric of one value does not "
         "tell what the feature itself is worth."
     )
-    return Card(f"Metrics by feature value{task.of}", about, body, wide=True)
+    title = f"Metrics by feature value{task.of}"
+    return Card(title, about, body, wide=True, task=task.name)
 
 
 def head_of(task: TaskPredictions) -> Sequence[str]:
