@@ -136,6 +136,7 @@ def _limits(source: TableSource) -> Limits | None:
 
 
 def _table(report: Report, limits: Limits | None) -> Table:
+    from torchrec.metrics.interval import metric_text
     from torchrec.metrics.names import title_of
 
     head = [f"{rows_of(report):,.0f} rows", "", "best possible"][: 2 if limits is None else 3]
@@ -143,7 +144,7 @@ def _table(report: Report, limits: Limits | None) -> Table:
     return table(
         head,
         [
-            [title_of(key), _number(report, key), f"{best[key]:.4f}" if key in best else ""][
+            [title_of(key), _number(report, key), metric_text(best[key]) if key in best else ""][
                 : len(head)
             ]
             for key in report
@@ -158,6 +159,11 @@ def rows_of(report: Report) -> float:
 
 def _number(report: Report, name: str) -> str:
     """Write a metric, with its interval of 95 % if it has one."""
+    from torchrec.metrics.interval import metric_text
+
     interval = report.intervals.get(name)
-    ends = "" if interval is None else f" [{interval.low:.4f}, {interval.high:.4f}]"
-    return f"{report[name]:.4f}{ends}"
+    value = report[name]
+    if interval is None:
+        return metric_text(value)
+    low, high = (metric_text(end, value) for end in (interval.low, interval.high))
+    return f"{metric_text(value)} [{low}, {high}]"

@@ -80,11 +80,13 @@ def _row(name: str, scores: Scores, names: list[str], deviation: Scores | None =
 
 
 def _number(value: float | None, deviation: float | None) -> str:
+    from torchrec.metrics.interval import metric_text
+
     if value is None:
         return "-"
-    return (
-        f"{value:.4f}" if deviation is None else f"{value:.4f} \N{PLUS-MINUS SIGN} {deviation:.4f}"
-    )
+    if deviation is None:
+        return metric_text(value)
+    return f"{metric_text(value)} \N{PLUS-MINUS SIGN} {metric_text(deviation, value)}"
 
 
 def _models(run: RunFolder) -> str:

@@ -47,7 +47,8 @@ TASKS = {
     "stars": {"label": "stars - 1", "kind": "ordinal", "classes": 3},
     "shelf": {"label": "stars - 1", "kind": "multiclass", "classes": 3},
 }
-ONE = {name: {"label": "click", "metrics": ["gauc(user)"]} for name in ["only"]}
+ONE = {"only": {"label": "click", "metrics": ["gauc(user)"]}}
+SMALL = {"tiny": {"label": "seconds / 10000", "kind": "regression"}}
 
 
 def write_log(path: Path, rows: int, seed: int = 0) -> None:
@@ -343,7 +344,7 @@ def test_runs_without_a_task_in_common_are_refused(run: RunFolder, folder: Path)
         compare_runs([run.path, other.path])
 
 
-NUMBER = r"\d+\.\d{4}"
+NUMBER = r"\d+\.\d{4,}"
 INTERVAL = rf"{NUMBER} \[{NUMBER}, {NUMBER}\]"
 
 
@@ -365,7 +366,7 @@ def _result(page: str, task: str) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tasks", [TASKS, ONE], ids=["several", "one"])
+@pytest.mark.parametrize("tasks", [TASKS, ONE, SMALL], ids=["several", "one", "small"])
 def test_everything_that_shows_a_run_shows_the_same_digits(
     tasks: dict[str, dict[str, object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -400,13 +401,16 @@ def test_everything_that_shows_a_run_shows_the_same_digits(
             assert with_ends.partition(" ")[0] == value
             assert _rows(of_metrics)[name] == [with_ends, with_ends]
             assert evaluated[name][0] in (value, with_ends)
-            assert _rows(of_differences)[name] == ["+0.0000 [+0.0000, +0.0000]"]
-            assert value in {f"{one:.4f}" for one in test.values()}
+            nothing = re.sub(r"\d", "0", f"+{value} [+{value}, +{value}]")
+            assert _rows(of_differences)[name] == [nothing]
+            decimals = len(value.partition(".")[2])
+            assert value in {f"{one:.{decimals}f}" for one in test.values()}
+            assert len(value.replace(".", "").lstrip("0")) >= 3
             seen += 1
     heads, last = (re.split(r" {2,}", x.strip()) for x in _summary(trained))
     shown = dict(zip(heads, last[1:], strict=True))
     shown.pop("rows")
-    assert len(shown) >= 4
+    assert len(shown) >= 2
     for name, value in shown.items():
         assert evaluated[_long(name)][0].partition(" ")[0] == value
     assert seen == len([name for name in test if _is_metric(name)])

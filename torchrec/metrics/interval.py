@@ -22,6 +22,27 @@ class Interval:
     high: float
 
 
+def metric_text(value: float, like: float | None = None, *, sign: bool = False) -> str:
+    """Write a metric as all that print one do: with four decimals, and more where these would show few digits.
+
+    Args:
+        value: the metric, or an end of its interval, a deviation or a difference.
+        like: the metric whose decimals it has. Default: its own.
+        sign: whether one stands before what is positive, too. Default False.
+
+    Example:
+        >>> metric_text(0.77345), metric_text(10.12681), metric_text(0.0000123456)
+        ('0.7734', '10.1268', '0.0000123')
+        >>> metric_text(0.0000004, like=0.0000123456, sign=True)
+        '+0.0000004'
+    """
+    size = abs(value if like is None else like)
+    decimals = 4
+    if 0 < size < math.inf:
+        decimals = max(decimals, 2 - math.floor(math.log10(size)))
+    return f"{value:+.{decimals}f}" if sign else f"{value:.{decimals}f}"
+
+
 def quantile_of(level: float) -> float:
     """Return how many standard errors an interval reaches to either side.
 

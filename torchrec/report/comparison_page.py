@@ -77,10 +77,16 @@ def difference_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
     return [
         (
             _title(task, metric),
-            [UNKNOWN if one is None else interval_of(one.difference) for one in found],
+            [
+                UNKNOWN
+                if one is None or first is None
+                else interval_of(one.difference, first.value)
+                for one in found
+            ],
         )
         for task in comparison.tasks
         for metric, found in task.differences.items()
+        for first in task.metrics[metric][:1]
         if any(one is not None for one in found)
     ]
 

@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 
 from torchrec.bundle import INDEX
 from torchrec.files import read_index
+from torchrec.metrics.interval import metric_text
 from torchrec.metrics.names import by_task
 from torchrec.report.card import View, of_task
 from torchrec.report.references import comparables
@@ -60,7 +61,11 @@ def tiles(view: View) -> list[Tile]:
 def _tile(view: View, key: str, name: str, about: str) -> Tile:
     scores, split, result = view.scores, view.part, view.run.result
     deviation = {} if result is None else numbers_of(result.deviation.get(split))
-    beside = [f"\N{PLUS-MINUS SIGN} {score(deviation[key])}"] if key in deviation else []
+    beside = (
+        [f"\N{PLUS-MINUS SIGN} {metric_text(deviation[key], scores[split][key])}"]
+        if key in deviation
+        else []
+    )
     beside += [
         f"{other} {score(scores[other][key])}"
         for other in SPLITS
@@ -76,7 +81,7 @@ def _tile(view: View, key: str, name: str, about: str) -> Tile:
 
 def score(value: float) -> str:
     """Write a metric."""
-    return f"{value:.4f}" if math.isfinite(value) else UNKNOWN
+    return metric_text(value) if math.isfinite(value) else UNKNOWN
 
 
 def summary(view: View, folder: RunFolder) -> list[tuple[str, str]]:

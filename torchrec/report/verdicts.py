@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torchrec.datasets.transform import TargetKind
 from torchrec.experiment.tasks import KINDS
 from torchrec.metrics import Interval, MetricDifference
+from torchrec.metrics.interval import metric_text
 from torchrec.metrics.names import title_of
 
 _HIGHER = ("auc", "accuracy")  # is better, of what models are judged by
@@ -41,6 +42,11 @@ class Finding:
     def loss(self) -> str:
         """What stands beside it."""
         return KINDS[self.kind].metrics[-1]
+
+    def scale(self, metric: str) -> float:
+        """Return the metric of the first run, whose decimals differences have."""
+        first, _ = self.metrics[metric]
+        return math.nan if first is None else first.value
 
     @property
     def p(self) -> float:
@@ -104,14 +110,13 @@ def _sentence(one: Finding, p: float, part: str) -> str:
     gap = found.difference
     better = _is_better(one.main, gap)
     if p < 0.05:
-        size = f"{abs(gap.value):.4f} {title} [{_ends(gap)}], {p_of(p)}"
-        text = f"{other} is {'better' if better else 'worse'} than {first} by {size}"
+        size = _size(gap, one.scale(one.main), title)
+        text = f"{other} is {'better' if better else 'worse'} than {first} by {size}, {p_of(p)}"
     else:
-        text = (
-            f"{other} and {first} do not differ clearly in {title}: {interval_of(gap)}, {p_of(p)}"
-        )
+        size = interval_of(gap, one.scale(one.main))
+        text = f"{other} and {first} do not differ clearly in {title}: {size}, {p_of(p)}"
     if loss is not None and math.isfinite(loss.p):
-        text += f"; its {title_of(one.loss)} is {_moved(loss)}"
+        text += f"; its {title_of(one.loss)} is {_moved(loss, one.scale(one.loss))}"
         opposed = _is_better(one.loss, loss.difference) != better
         if opposed and loss.p < 0.05 and p < 0.05:
             text += ", so the two disagree"
@@ -127,42 +132,47 @@ def _plain_sentence(one: Finding, part: str) -> str:
     first, other = one.names
     loss = one.differences.get(one.loss)
     if loss is not None and math.isfinite(loss.p):
-        return f"The {title_of(one.loss)} of {other} is {_moved(loss)}, against {first}."
+        moved = _moved(loss, one.scale(one.loss))
+        return f"The {title_of(one.loss)} of {other} is {moved}, against {first}."
     known = one.metrics.get(one.main, (None, None))
     if known[0] is None or known[1] is None:
         return f"There is nothing to compare {other} with {first} by."
     gap = known[1].value - known[0].value
     return (
-        f"The {title_of(one.main)} of {other} on its {part} data is {abs(gap):.4f} "
+        f"The {title_of(one.main)} of {other} on its {part} data is {metric_text(abs(gap), known[0].value)} "
         f"{'below' if gap < 0 else 'above'} that of {first}; without the predictions of both "
         "nothing tells whether that is chance."
     )
 
 
-def _moved(loss: MetricDifference) -> str:
+def _moved(loss: MetricDifference, like: float) -> str:
     gap = loss.difference
     if gap.low * gap.high < 0:
-        return f"not clearly another: {interval_of(gap)}, {p_of(loss.p)}"
+        return f"not clearly another: {interval_of(gap, like)}, {p_of(loss.p)}"
     how = "higher" if gap.value > 0 else "lower"
-    return f"{how} by {abs(gap.value):.4f} [{_ends(gap)}], {p_of(loss.p)}"
+    return f"{how} by {_size(gap, like)}, {p_of(loss.p)}"
 
 
-def _ends(interval: Interval) -> str:
-    """Write the ends of an interval of a difference as of its size."""
-    low, high = interval.low, interval.high
-    if interval.value < 0:
-        low, high = -high, -low
-    return f"{low:.4f}, {high:.4f}"
+def _size(gap: Interval, like: float, of: str = "") -> str:
+    """Write a difference without its sign, which a word says."""
+    ends = (gap.low, gap.high) if gap.value >= 0 else (-gap.high, -gap.low)
+    value, low, high = (metric_text(x, like) for x in (abs(gap.value), *ends))
+    return f"{f'{value} {of}'.rstrip()} [{low}, {high}]"
 
 
-def interval_of(interval: Interval, digits: int = 4) -> str:
+def interval_of(gap: Interval, like: float) -> str:
     """Write a difference with its interval.
 
+    Args:
+        gap: the difference.
+        like: the metric that it is of, whose decimals it has.
+
     Example:
-        >>> interval_of(Interval(0.0031, 0.0021, 0.0041))
+        >>> interval_of(Interval(0.0031, 0.0021, 0.0041), 0.7734)
         '+0.0031 [+0.0021, +0.0041]'
     """
-    return f"{interval.value:+.{digits}f} [{interval.low:+.{digits}f}, {interval.high:+.{digits}f}]"
+    value, low, high = (metric_text(x, like, sign=True) for x in (gap.value, gap.low, gap.high))
+    return f"{value} [{low}, {high}]"
 
 
 def p_of(p: float) -> str:

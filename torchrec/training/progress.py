@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from torchrec.checks import printable
 from torchrec.metrics import Report
+from torchrec.metrics.interval import metric_text
 from torchrec.training.observers import Extent, Observer, Record
 
 if TYPE_CHECKING:
@@ -33,10 +34,10 @@ def progress_observer(stream: TextIO | None = None) -> Observer:
 
 def describe(record: Record) -> str:
     """Return the metrics of a record in a line."""
-    parts = [f"loss {record.loss:.4f}"]
+    parts = [f"loss {metric_text(record.loss)}"]
     for name, value in _headline(record.report).items():
         task, _, metric = name.rpartition(".")
-        parts.append(f"{task} {_SHORT.get(metric, metric)} {value:.4f}".lstrip())
+        parts.append(f"{task} {_SHORT.get(metric, metric)} {metric_text(value)}".lstrip())
     if record.split == "train":
         parts.insert(0, f"{record.samples_per_second:,.0f} samples/s")
     ids = dict(record.ids)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from torchrec.metrics.interval import metric_text
 from torchrec.report.card import Card, CardFile, View, chart_cards, of_task
 from torchrec.report.charts import Axis, Chart, Mark, Reference, Series, line_chart
 from torchrec.report.references import comparables
@@ -43,11 +44,13 @@ class Overfitting:
     def sentence(self) -> str:
         """Say so."""
         low, high = (line.values["logloss"] for line in (self.start, self.end))
-        error = f", standard error {self.error:.4f}" if math.isfinite(self.error) else ""
+        error = (
+            f", standard error {metric_text(self.error, low)}" if math.isfinite(self.error) else ""
+        )
         saved = " The weights of before were saved." if self.spared else ""
         return (
             f"Overfitting: since {moment(self.start)} the log loss of the validation data has risen "
-            f"({low:.4f} to {high:.4f}{error}) while that of training fell.{saved}"
+            f"({metric_text(low)} to {metric_text(high, low)}{error}) while that of training fell.{saved}"
         )
 
 
@@ -167,7 +170,7 @@ def _chart(view: View, metric: str, title: str, about: str, higher: bool = False
         if split == "valid" and len(found) > 1:
             valid = found
             best = (max if higher else min)(found, key=lambda line: line.values[metric])
-            note = f"(best {best.values[metric]:.4f}, {moment(best)})"
+            note = f"(best {metric_text(best.values[metric])}, {moment(best)})"
         points = [line.samples for line in found], [line.values[metric] for line in found]
         lines.append(Series(split, split, *points, note))
     bounds, cut = focus([(line.x, line.y) for line in lines])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from torchrec.metrics import Interval
+from torchrec.metrics.interval import metric_text
 from torchrec.metrics.names import by_task, title_of
 from torchrec.report.card import Card, CardFile, View, of_task, table_html
 from torchrec.report.kinds.display import interval_text
@@ -95,14 +96,18 @@ def columns_of(scores: Mapping[str, float]) -> dict[str, dict[str, str]]:
 
 
 def cells_of(
-    scores: Mapping[str, float], deviation: Mapping[str, float] | None, columns: Iterable[str]
+    scores: Mapping[str, float],
+    deviation: Mapping[str, float] | None,
+    columns: Iterable[str],
 ) -> list[str]:
     """Write metrics, with their standard deviations where they are means."""
     cells = []
     for key in columns:
         value, spread = scores.get(key, math.nan), (deviation or {}).get(key, math.nan)
-        text = f"{value:.4f}" if math.isfinite(value) else UNKNOWN
-        cells.append(f"{text} \N{PLUS-MINUS SIGN} {spread:.4f}" if math.isfinite(spread) else text)
+        text = metric_text(value) if math.isfinite(value) else UNKNOWN
+        if math.isfinite(spread):
+            text += f" \N{PLUS-MINUS SIGN} {metric_text(spread, value)}"
+        cells.append(text)
     return cells
 
 

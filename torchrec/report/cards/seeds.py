@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from torchrec.metrics.interval import metric_text
 from torchrec.metrics.names import title_of
 from torchrec.report.card import Card, CardFile, View, chart_cards, of_task, table_html
 from torchrec.report.cards.learning import sample_axis
@@ -42,9 +43,14 @@ def _table(view: View, title: str, columns: Mapping[str, str]) -> Card:
         (one.name, [_best_epoch(one), *cells_of(one.scores.get(part, {}), None, columns)])
         for one in view.members
     ]
-    rows.append(("mean", ["", *cells_of(view.run.scores.get(part, {}), None, columns)]))
+    means = view.run.scores.get(part, {})
+    rows.append(("mean", ["", *cells_of(means, None, columns)]))
     deviation = numbers_of(result.deviation.get(part))
-    rows.append(("standard deviation", ["", *cells_of(deviation, None, columns)]))
+    spreads = [
+        metric_text(deviation[key], means.get(key)) if key in deviation else UNKNOWN
+        for key in columns
+    ]
+    rows.append(("standard deviation", ["", *spreads]))
     ensemble = numbers_of(result.ensemble.get(part))
     if ensemble:
         rows.append(("mean of the logits", ["", *cells_of(ensemble, None, columns)]))

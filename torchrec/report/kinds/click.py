@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from torchrec.metrics import Interval
 from torchrec.metrics.estimators import sigmoid
+from torchrec.metrics.interval import metric_text
 from torchrec.report.card import Card, chart_cards
 from torchrec.report.charts import Axis, Chart, Reference, Series, line_chart
 from torchrec.report.kinds.display import Curve, Display, Slices, furthest_chart, interval_text
@@ -72,7 +73,7 @@ def _roc_points(task: TaskPredictions) -> tuple[list[float], list[float]]:
 
 
 def _roc(task: TaskPredictions) -> Chart | None:
-    about = f"Area under it: {task.report['auc']:.4f}. {_ROC.about}"
+    about = f"Area under it: {metric_text(task.report['auc'])}. {_ROC.about}"
     return replace(_ROC, about=about).chart(task.of, [("positives found", "train", task)])
 
 
@@ -81,7 +82,7 @@ def _precision(task: TaskPredictions, positives: Floats, negatives: Floats) -> C
     rate = float(positives[-1] / (positives[-1] + negatives[-1]))
     return line_chart(
         f"Precision and recall{task.of}",
-        f"Average precision {average_precision(positives, negatives):.4f}.",
+        f"Average precision {metric_text(average_precision(positives, negatives))}.",
         [Series("precision", "train", *_thinned(x, y))],
         x=Axis("share of the positives found", bounds=(0.0, 1.0)),
         y=Axis(bounds=(0.0, 1.0)),
@@ -184,7 +185,7 @@ def _cells(task: TaskPredictions) -> list[str]:
         f"{task.mean(task.labels):.1%}",
         interval_text(task.interval("auc")),
         short(task.report["logloss"]),
-        interval_text(calibration_of(task), 3),
+        interval_text(calibration_of(task)),
     ]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchrec.metrics import Interval
-from torchrec.metrics.interval import normal_interval
+from torchrec.metrics.interval import metric_text, normal_interval
 from torchrec.report.card import Card
 from torchrec.report.charts import Axis, Chart, Estimate, Mark, Series, interval_chart, line_chart
 from torchrec.report.scale import UNKNOWN, extent, short
@@ -79,14 +79,15 @@ class Display:
     curve: Curve
 
 
-def interval_text(interval: Interval, digits: int = 4) -> str:
+def interval_text(interval: Interval) -> str:
     """Write a value with its interval."""
     if not math.isfinite(interval.value):
         return UNKNOWN
-    value = f"{interval.value:.{digits}f}"
+    value = metric_text(interval.value)
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return value
-    return f"{value} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+    low, high = (metric_text(end, interval.value) for end in (interval.low, interval.high))
+    return f"{value} [{low}, {high}]"
 
 
 def plain_interval(task: TaskPredictions, metric: str) -> Interval:
