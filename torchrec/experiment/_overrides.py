@@ -61,8 +61,9 @@ def _parse(override: str) -> tuple[str, object]:
         raise ValueError(
             f"An override should be section.key=value, as training.epochs=3. Received {override!r}."
         )
-    if text.lstrip()[:1] in tuple("*&!%@`"):  # a pattern or a name, no YAML
-        return key, text.strip()
+    bare = text.strip()
+    if bare[:1] in tuple("*&!%@`|>,#") or (len(bare) == 1 and bare in "-:?\"'[{"):
+        return key, bare  # a pattern, a name or a separator: no YAML, or some that means nothing here
     try:
         return key, parse_yaml(text)
     except ValueError as error:
