@@ -30,7 +30,8 @@ from torchrec.datasets.prepare.criteo import prepare_criteo
 from torchrec.datasets.synthetic import PROBABILITY, ClickLog, write_click_log
 from torchrec.experiment.files import load_experiment
 from torchrec.experiment.propose import infer_features, write_experiment
-from torchrec.experiment.schema import DataSection, SplitSection
+from torchrec.experiment.rows import SplitSection
+from torchrec.experiment.schema import DataSection
 from torchrec.training.run import run_experiment
 
 Floats = npt.NDArray[np.float64]

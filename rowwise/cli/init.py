@@ -210,14 +210,14 @@ def _sampled(given: str | None) -> SampledNegativesSection | None:
 def _rows(section: DataSection, paths: Sequence[str], output: Path) -> list[DataFile]:
     """Return the files of some paths, or that of what the query makes of them."""
     from torchrec.datasets.files import resolve_files
-    from torchrec.experiment.tables import cache_folder, is_queried, queried
+    from torchrec.experiment.tables import cache_folder, is_made, made
 
     files = resolve_files(paths, section.format)
-    if not is_queried(section, files):
+    if not is_made(section, files):
         return files
     with console().status("Running the query") as status:
         folder = cache_folder(f"runs/{output.stem}")
-        return [queried(section, files, folder, lambda done: status.update(done.capitalize()))]
+        return made(section, files, folder, lambda done: status.update(done.capitalize()))
 
 
 def _looked_at(

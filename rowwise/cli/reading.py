@@ -41,14 +41,14 @@ def open_source(
     """
     from torchrec.datasets.files import resolve_files, suffixes_of
     from torchrec.datasets.source import TableSource
-    from torchrec.experiment.tables import cache_folder, is_queried, queried
+    from torchrec.experiment.tables import cache_folder, is_made, made
 
-    section = predictor.experiment.data
+    section = predictor.experiment.data.model_copy(update={"cache": False})  # they are read once
     told = all(suffixes_of(path)[0] for path in data)
     files = resolve_files(data, "auto" if told else section.format)
-    if is_queried(section, files):
+    if is_made(section, files):
         features = predictor.experiment.features
-        files = [queried(section, files, cache_folder(run), features=features)]
+        files = made(section, files, cache_folder(run), features=features)
     if files[0].format == "parquet":
         source = TableSource(files, drop=drop, may_be_empty=not labelled)
     else:
@@ -79,13 +79,15 @@ def open_beside(data: Sequence[str], predictor: Predictor, run: Path) -> TableSo
     """
     from torchrec.datasets.files import resolve_files
     from torchrec.datasets.source import TableSource
-    from torchrec.experiment.tables import cache_folder, queried
+    from torchrec.experiment.tables import cache_folder, made
 
     section = predictor.experiment.data
     files = resolve_files(data, "auto")
     if files[0].format == "json":
-        as_it_is = section.model_copy(update={"query": None, "tables": {}})
-        files = [queried(as_it_is, files, cache_folder(run))]
+        as_it_is = section.model_copy(
+            update={"query": None, "join": {}, "tables": {}, "histories": {}}
+        )
+        files = made(as_it_is, files, cache_folder(run))
     if files[0].format == "parquet":
         return TableSource(files, may_be_empty=True)
     return TableSource(

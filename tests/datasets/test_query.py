@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from torchrec.datasets.files import resolve_files
-from torchrec.datasets.query import query_to_parquet
+from torchrec.datasets.files import DataFile, resolve_files
+from torchrec.datasets.joins import join_query
+from torchrec.datasets.query import query_to_parquet, text_to_parquet
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.text_dialect import TextDialect
 
@@ -155,3 +156,72 @@ def test_columns_that_are_one_to_sql_are_refused(tmp_path: Path) -> None:
     message = r"differ by more than capitals\. Received 'user' and 'User' in table 'data'\."
     with pytest.raises(ValueError, match=message):
         result("from data", tmp_path, data=TableSource(tmp_path / "a.parquet"))
+
+
+def test_text_is_made_parquet_once_file_by_file(tmp_path: Path) -> None:
+    first, second = tmp_path / "a" / "log.csv", tmp_path / "b" / "day=2" / "log.csv"
+    for path, text in ((first, "x,y\n1,a\n2,\n"), (second, 'x,y\n3,"b\nc"\n4.5,d\n')):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    source = TableSource([first, second])
+    files = text_to_parquet(source, tmp_path / "kept")
+    assert [file.name for file in files] == ["log", "day=2/log"]
+    assert [file.name for file in source.files] == ["log", "day=2/log"]  # by which a split goes
+    found = [row for table in TableSource(files).scan() for row in table.to_pylist()]
+    expected = [(1.0, "a"), (2.0, None), (3.0, "b\nc"), (4.5, "d")]
+    assert [tuple(row.values()) for row in found] == expected
+    stamps = [Path(file.path).stat().st_mtime_ns for file in files]
+    assert text_to_parquet(source, tmp_path / "kept") == files
+    assert [Path(file.path).stat().st_mtime_ns for file in files] == stamps
+    (folder,) = (tmp_path / "kept").iterdir()
+    second.write_text("x,y\n5,e\n")
+    assert text_to_parquet(source, tmp_path / "kept")[0].path != files[0].path
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    assert folder.exists()
+
+
+def test_a_file_without_rows_between_others_stays_one(tmp_path: Path) -> None:
+    for name, text in (("a", "x\n1\n"), ("b", "x\n"), ("c", "x\n2\n")):
+        (tmp_path / f"{name}.csv").write_text(text)
+    files = text_to_parquet(TableSource(tmp_path / "*.csv"), tmp_path / "kept")
+    assert [
+        next(TableSource([file], may_be_empty=True).scan(), None) is None for file in files
+    ] == [
+        False,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("by", ["text", "query"])
+def test_what_was_odd_about_text_is_told_of_what_is_made_of_it(tmp_path: Path, by: str) -> None:
+    path = tmp_path / "it's.csv"
+    path.write_text("x,y\n1,2\n3\n4,5\n6,7,8\n")
+    source = TableSource(path, dialect=TextDialect(bad_lines="skip"))
+
+    def files() -> list[DataFile]:
+        if by == "text":
+            return text_to_parquet(source, tmp_path / "kept")
+        return [query_to_parquet("from data", {"data": source}, tmp_path / "kept")]
+
+    told = [f"Lines of '{path}' with more or fewer fields than there are columns: 2, skipped."]
+    assert TableSource(files()).notices == told
+    assert TableSource(files()).notices == told  # kept with it
+    again = query_to_parquet("from data", {"data": TableSource(files())}, tmp_path / "again")
+    assert TableSource([again]).notices == told
+
+
+def test_rows_that_should_be_unique_and_are_not_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("shop,day\n1,2\n")
+    (tmp_path / "shops.csv").write_text("shop,day,city\n1,2,a\n1,3,b\n,2,c\n,2,d\n")
+    tables = {
+        "data": TableSource(tmp_path / "log.csv"),
+        "sh ops": TableSource(tmp_path / "shops.csv"),
+    }
+    sql = join_query({"sh ops": ["shop", "day"]})
+    unique = {"sh ops": ["shop", "day"]}
+    file = query_to_parquet(sql, tables, tmp_path / "kept", unique=unique)
+    assert next(TableSource([file]).scan()).to_pylist() == [{"shop": 1, "day": 2, "city": "a"}]
+    message = "Table 'sh ops' should have one row for each shop. Received 2 for 1."
+    with pytest.raises(ValueError, match=message):
+        query_to_parquet("from data", tables, tmp_path / "kept", unique={"sh ops": ["shop"]})

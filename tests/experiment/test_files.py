@@ -449,17 +449,6 @@ def test_overrides(file: Path) -> None:
     assert experiment.data.drop == "rating == 3"
 
 
-@pytest.mark.parametrize("separator", list("|>,#-:?;\"'[{*&!%@`/+=") + ["||"])
-def test_an_override_gives_a_separator_as_it_is_typed(file: Path, separator: str) -> None:
-    experiment = load(
-        file,
-        MINIMAL + "features: {genres: {type: multi_hot}}",
-        f"features.genres.separator={separator}",
-    )
-    assert experiment.features is not None
-    assert experiment.features["genres"].separator == separator
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [

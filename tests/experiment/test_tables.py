@@ -13,7 +13,7 @@ from torchrec.datasets.files import resolve_files
 from torchrec.datasets.source import TableSource
 from torchrec.experiment.files import dump_experiment, load_experiment
 from torchrec.experiment.sources import sources_of
-from torchrec.experiment.tables import cache_folder, queried
+from torchrec.experiment.tables import cache_folder, made
 
 pytestmark = pytest.mark.once
 
@@ -128,7 +128,7 @@ def test_rows_to_predict_for_need_not_say_what_happened(folder: Path) -> None:
     Path("log.csv").write_text("user,shop,at,click\n1,5,1,1\n1,6,2,0\n")
     Path("ask.csv").write_text("user,shop,at\n1,7,8\n1,8,9\n")
     Path("e.yaml").write_text(HISTORIES)
-    file = queried(load_experiment("e.yaml").data, resolve_files("ask.csv"), folder)
+    (file,) = made(load_experiment("e.yaml").data, resolve_files("ask.csv"), folder)
     assert [row["seen"] for row in rows(TableSource([file]))] == [[5], [5]]
 
 
@@ -137,7 +137,7 @@ def test_rows_of_some_of_the_training_files_are_events_once(folder: Path) -> Non
     Path("more.csv").write_text("user,shop,at,click\n1,6,2,1\n1,7,3,1\n")
     Path("e.yaml").write_text(HISTORIES)
     data = load_experiment("e.yaml", ["data.train=[log.csv, more.csv]"]).data
-    file = queried(data, resolve_files("./more.csv"), folder)
+    (file,) = made(data, resolve_files("./more.csv"), folder)
     assert [row["seen"] for row in rows(TableSource([file]))] == [[5], [5, 6]]
 
 
@@ -157,7 +157,7 @@ def test_without_the_training_files_rows_should_have_their_history(folder: Path)
     with pytest.raises(
         ValueError, match=r"`data\.histories` should find the events of `data.train`, unless"
     ):
-        queried(data, resolve_files("later.csv"), folder)
+        made(data, resolve_files("later.csv"), folder)
 
 
 def test_histories_of_columns_that_are_not_there_are_refused(folder: Path) -> None:
@@ -176,11 +176,11 @@ def test_histories_by_times_that_are_text_are_refused(folder: Path, other: str) 
     Path("e.yaml").write_text(HISTORIES)
     message = r"`data\.histories\.seen\.time` should be .* Received 'at' of string in '.*" + other
     with pytest.raises(ValueError, match=message):
-        queried(load_experiment("e.yaml").data, resolve_files("later.csv"), folder)
+        made(load_experiment("e.yaml").data, resolve_files("later.csv"), folder)
     query = 'select data.* replace (strptime("at", \'%d.%m.%Y\') as "at") from data'
     Path("log.csv").write_text("user,shop,at,click\n1,5,31.12.2025,1\n1,6,01.02.2026,1\n")
     data = load_experiment("e.yaml", [f"data.query={query}"]).data
-    file = queried(data, resolve_files("log.csv"), folder)
+    (file,) = made(data, resolve_files("log.csv"), folder)
     assert [row["seen"] for row in rows(TableSource([file]))] == [None, [5]]
 
 
@@ -193,7 +193,7 @@ def test_histories_by_numbers_and_by_dates_are_refused(folder: Path) -> None:
         r"'later\.csv' and of int64 in '.*log\.csv'\."
     )
     with pytest.raises(ValueError, match=message):
-        queried(load_experiment("e.yaml").data, resolve_files("later.csv"), folder)
+        made(load_experiment("e.yaml").data, resolve_files("later.csv"), folder)
 
 
 def test_a_query_reads_columns_of_text_as_their_features_do(folder: Path) -> None:
@@ -218,3 +218,114 @@ def test_types_of_columns_that_the_text_of_a_query_lacks_are_refused(folder: Pat
         ValueError, match=r"`data.types` should name a column .* 'usr'; did you mean `user`"
     ):
         sources_of(load_experiment("e.yaml", ["data.types={usr: string}"]))
+
+
+JOINED = """
+data:
+  train: log.csv
+  test: later.csv
+  join: {shops.csv: shop, regions: [city, country]}
+  tables: {regions: {files: regions.dat, format: csv, delimiter: ";"}}
+  label: click
+"""
+
+
+@pytest.fixture
+def joined(folder: Path) -> Path:
+    Path("shops.csv").write_text("shop,city,country\n0,Rome,IT\n1,Bern,CH\n2,Bern,US\n")
+    Path("regions.dat").write_text("city;country;region\nBern;CH;Mittelland\nBern;US;Indiana\n")
+    Path("e.yaml").write_text(JOINED)
+    return folder
+
+
+def test_columns_of_further_tables_are_joined(joined: Path) -> None:
+    experiment = load_experiment("e.yaml", ["data.split.valid=0"])
+    shops = [("Rome", "IT", None), ("Bern", "CH", "Mittelland"), ("Bern", "US", "Indiana")]
+    expected = [
+        {
+            "user": i % 40,
+            "shop": i % 6,
+            "click": i % 2,
+            **dict(
+                zip(("city", "country", "region"), (*shops, *[(None,) * 3] * 3)[i % 6], strict=True)
+            ),
+        }
+        for i in range(300)
+    ]
+    parts = sources_of(experiment)
+    assert rows(parts.train) == expected
+    assert rows(parts.test) == expected[:20]
+    again = Path("again.yaml")
+    again.write_text(dump_experiment(experiment))
+    assert load_experiment(again) == experiment
+
+
+@pytest.mark.parametrize(
+    ("shops", "changes", "message"),
+    [
+        (
+            "shop,city,country\n1,a,b\n1,c,d\n",
+            [],
+            "should have one row for each shop. Received 2 for 1",
+        ),
+        (
+            "shop,user,city,country\n1,2,a,b\n",
+            [],
+            r"`data\.join` brings should be new ones.* Received 'user' of '.*shops.csv', which '.*log.csv' has",
+        ),
+        (
+            "shop,city,country\nx1,a,b\n",
+            [],
+            r"by columns of one kind\. Received 'shop' of int64 in '.*log.csv' and of string in '.*shops.csv'",
+        ),
+        (
+            "shp,city,country\n1,a,b\n",
+            [],
+            r"`data.join` should name a column of the data\. Received 'shop'; did you mean `shp`",
+        ),
+        (None, ["data.join={nope.csv: shop}", "data.tables=null"], "nope.csv' should exist"),
+        (None, ["data.query=from data"], "`data.join` should be left out with `data.query`"),
+        (None, ["data.tables.more=log.csv"], "Received 'more', which neither does"),
+    ],
+)
+def test_joins_that_cannot_be_are_refused(
+    joined: Path, shops: str | None, changes: list[str], message: str
+) -> None:
+    if shops is not None:
+        Path("shops.csv").write_text(shops)
+    with pytest.raises(ValueError, match=message):
+        sources_of(load_experiment("e.yaml", changes))
+
+
+def test_json_is_joined_as_text_is(joined: Path) -> None:
+    Path("log.jsonl").write_text('{"shop": 1, "click": 1}\n{"shop": 7, "click": 0}\n')
+    Path("shops.json").write_text('[{"shop": 1, "name": "x"}]')
+    changes = ["data.join={shops.json: shop}", "data.tables=null", "data.train=log.jsonl"]
+    experiment = load_experiment("e.yaml", [*changes, "data.split.valid=0", "data.test=null"])
+    found = rows(sources_of(experiment)._replace(test=None).train)
+    assert [row["name"] for row in found] == ["x", None][: len(found)]
+
+
+def test_text_that_is_kept_gives_the_rows_and_parts_of_the_text(folder: Path) -> None:
+    Path("e.yaml").write_text("data: {train: log.csv, test: later.csv, label: click}")
+    as_text = sources_of(load_experiment("e.yaml"))
+    experiment = load_experiment("e.yaml", ["data.cache=true"])
+    kept = sources_of(experiment)
+    for one, other in zip(as_text, kept, strict=True):
+        assert one is not None
+        assert other is not None
+        assert other.files[0].format == "parquet"
+        assert rows(other) == rows(one)
+    places = sorted(cache_folder(experiment.output).iterdir())
+    assert len(places) == 2
+    for place in places:
+        for path in place.rglob("*.parquet"):
+            path.chmod(0o444)
+    assert rows(sources_of(experiment).train) == rows(as_text.train)
+
+
+def test_text_that_is_kept_has_types_that_all_values_fit(folder: Path) -> None:
+    lines = "".join(f"{i},{i % 2},{'x' * 200_000}\n" for i in range(50))
+    Path("log.csv").write_text(f"user,click,more\n{lines}u7,1,\n")
+    Path("e.yaml").write_text("data: {train: log.csv, label: click, cache: true}")
+    assert sources_of(load_experiment("e.yaml")).train.schema.field("user").type == pa.string()

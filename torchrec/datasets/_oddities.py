@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torchrec.datasets.files import DataFile
+
+_KEY = "rowwise.notices"
 
 LONG = 50
 """Lines of a record, from which on a quote may be none that encloses."""
@@ -53,3 +56,14 @@ def notices_of(files: Sequence[DataFile], found: Mapping[tuple[int, int], Oddity
                 "A quote that encloses nothing may be the cause."
             )
     return notices
+
+
+def described(notices: Sequence[str]) -> dict[str, str]:
+    """Return what a Parquet file says, in its key-value metadata, of the text that it was made of."""
+    return {_KEY: json.dumps(list(notices))} if notices else {}
+
+
+def told_by(metadata: Mapping[bytes, bytes] | None) -> list[str]:
+    """Return the notices that a Parquet file carries."""
+    told: list[str] = json.loads((metadata or {}).get(_KEY.encode(), b"[]"))
+    return told

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torchrec.datasets.query import DATA, ROW
+from torchrec.datasets.query import DATA, ROW, sql_name
 
 EARLIER = "earlier"
 """The table of events that came before, which are no rows themselves."""
@@ -80,14 +80,3 @@ def history_query(histories: Mapping[str, History], with_earlier: bool = False) 
         )
     chosen = f"select _rows.* exclude (_asked), {', '.join(columns)} from _rows"
     return f"{', '.join(parts)} {chosen} {' '.join(joins)} where _asked"
-
-
-def sql_name(column: str) -> str:
-    """Return a column as SQL names it, whatever is in its name.
-
-    Example:
-        >>> print(sql_name("order"))
-        "order"
-    """
-    escaped = column.replace('"', '""')
-    return f'"{escaped}"'

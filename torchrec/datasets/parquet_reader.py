@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec.datasets._chunks import Chunk, ChunkStart, Reading, Span, unreadable
+from torchrec.datasets._oddities import told_by
 from torchrec.datasets._types import conform, joined, plain, require_columns, require_same_types
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class ParquetReader:
 
     Attributes:
         schema: names and types of the columns.
+        notices: what was odd about the text that files were made of; others that are not as they should
+            be are refused.
     """
 
     given: Set[str] = frozenset()
@@ -59,6 +62,7 @@ class ParquetReader:
         self, files: list[DataFile], schema: pa.Schema | None = None, may_be_empty: bool = False
     ) -> None:
         self.files = files
+        self.notices: list[str] = []
         self._names: list[list[str]] = []
         self._groups: list[_RowGroup] = []
         first = f"'{files[0].path}'" if schema is None else "the data that it goes with"
@@ -72,6 +76,7 @@ class ParquetReader:
                 require_same_types(self.schema, origins, found, file.path)
                 self._learn_types(found, origins, file)
                 self._names.append(found.names)
+                self.notices += told_by(opened.metadata.metadata)
                 rows = [opened.metadata.row_group(g).num_rows for g in range(opened.num_row_groups)]
             starts = accumulate(rows, initial=0)
             self._groups += [
@@ -97,11 +102,6 @@ class ParquetReader:
     def names(self) -> list[str]:
         """Columns of the files."""
         return list(self.schema.names)
-
-    @property
-    def notices(self) -> list[str]:
-        """Nothing: files that are not as they should be are refused."""
-        return []
 
     @cached_property
     def rows(self) -> int:

@@ -1,6 +1,6 @@
-"""Rows by SQL: tables joined, histories gathered, JSON read, once, into a Parquet file that readers take.
+"""Rows made Parquet once, for readers to take: by SQL (tables joined, histories gathered, JSON read), or text as it is.
 
-DuckDB does it, within bounded memory: what does not fit lies on disk for a while.
+DuckDB does what is SQL, within bounded memory: what does not fit lies on disk for a while.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from torchrec.checks import did_you_mean
+from torchrec.datasets._chunks import Reading
+from torchrec.datasets._oddities import described
 from torchrec.datasets.files import DataFile
 from torchrec.datasets.parquet_writer import ParquetWriter
 from torchrec.datasets.source import TableSource
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     import duckdb
 
 DATA, ROW = "data", "row"
-_VERSION = "1"  # of what is written for a query; another one, another file
+_VERSION = "2"  # of what is written for a query; another one, another file
 _MEMORY = "1GB"
 _NAME = "rows.parquet"
 
@@ -35,6 +38,7 @@ def query_to_parquet(
     tables: Mapping[str, TableSource | Sequence[DataFile]],
     folder: str | os.PathLike[str],
     *,
+    unique: Mapping[str, Sequence[str]] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> DataFile:
     r"""Write the rows that a query gives to a Parquet file, unless they lie there already.
@@ -50,13 +54,14 @@ def query_to_parquet(
         tables: by name; ``data`` is the one whose rows are numbered. JSON as files: one object a line,
             or a list of them.
         folder: where the file is to be, in a folder of its own.
+        unique: columns by table, of which no two of its rows may have the same values. Default: none.
         progress: is told what is being done. Default: nobody is.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: the query is none, names what is not there, or gives no columns.
+        ValueError: the query is none, names what is not there, or gives no columns; rows are not unique.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -73,8 +78,50 @@ def query_to_parquet(
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as beside:
-            _write(sql, tables, Path(beside), place, progress or _nobody)
+            _write(sql, tables, unique or {}, Path(beside), place, progress or _nobody)
     return DataFile(str(place), "parquet")
+
+
+def text_to_parquet(
+    source: TableSource,
+    folder: str | os.PathLike[str],
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> list[DataFile]:
+    r"""Write the rows of text files to Parquet files, unless they lie there already.
+
+    There is a file for each, with its rows in their order and its name, so that a split by chance is that of
+    the text. They lie in a folder that is named by a digest of the bytes of all files and how they are read.
+    Types are those that all values of all files fit.
+
+    Args:
+        source: the text.
+        folder: where theirs is to be.
+        progress: is told what is being done. Default: nobody is.
+
+    Returns:
+        The files, in the order of the text.
+
+    Raises:
+        ValueError: text does not fit the types that were given, or is none.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "clicks.csv")
+        ...     _ = path.write_text("shop,click\n2,1\n1.5,0\n")
+        ...     files = text_to_parquet(TableSource(path), folder)
+        ...     files[0].name, next(TableSource(files).scan()).to_pydict()
+        ('clicks', {'shop': [2.0, 1.5], 'click': [1, 0]})
+    """
+    place = Path(folder, _digest("", {DATA: source}))
+    parts = [Path(str(number), f"{file.name}.parquet") for number, file in enumerate(source.files)]
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as beside:
+            _copy_text(source, [Path(beside, "whole", part) for part in parts], progress or _nobody)
+            with suppress(OSError):  # another process was faster: its files are the same
+                os.rename(Path(beside, "whole"), place)
+    return [DataFile(str(place / part), "parquet") for part in parts]
 
 
 def _nobody(_: str) -> None:
@@ -93,6 +140,7 @@ def _digest(sql: str, tables: Mapping[str, TableSource | Sequence[DataFile]]) ->
 def _write(
     sql: str,
     tables: Mapping[str, TableSource | Sequence[DataFile]],
+    unique: Mapping[str, Sequence[str]],
     beside: Path,
     place: Path,
     progress: Callable[[str], None],
@@ -106,9 +154,12 @@ def _write(
         "autoinstall_known_extensions": False,  # nothing is fetched
     }
     with duckdb.connect(config=settings) as engine:
-        for name, table in tables.items():
+        notices: list[str] = []
+        for number, (name, table) in enumerate(tables.items()):
             progress(f"reading {name}")
-            _add_table(engine, name, table, beside)
+            notices += _add_table(engine, name, table, beside / str(number))
+        for name, columns in unique.items():
+            _require_unique(engine, name, columns)
         progress("running the query")
         try:
             found = engine.execute(f"describe {sql}").fetchall()
@@ -116,7 +167,11 @@ def _write(
             ordered = f"select * exclude ({ROW}) from ({sql}) order by {ROW}"
             rows = ordered if ROW in names else sql
             whole = beside / _NAME
-            engine.execute(f"copy ({rows}) to '{_quoted(whole)}' (format parquet)")
+            told = ", ".join(
+                f"'{key}': '{_quoted(text)}'" for key, text in described(notices).items()
+            )
+            also = f", kv_metadata {{{told}}}" if told else ""
+            engine.execute(f"copy ({rows}) to '{_quoted(whole)}' (format parquet{also})")
         except duckdb.Error as error:
             raise ValueError(_refused(sql, tables, error)) from error
     os.replace(whole, place)
@@ -137,13 +192,20 @@ def _add_table(
     name: str,
     table: TableSource | Sequence[DataFile],
     beside: Path,
-) -> None:
-    """Make a view of a table; of text by a Parquet file, so that it is read as everywhere else."""
+) -> list[str]:
+    """Make a view of a table; of text by a Parquet file, so that it is read as everywhere else.
+
+    Returns:
+        What was odd about it.
+    """
+    notices: list[str] = []
     if isinstance(table, TableSource):
         paths = [file.path for file in table.files]
         if table.files[0].format != "parquet":
-            paths = [str(beside / f"{name}.parquet")]
-            _copy_text(table, Path(paths[0]))
+            copies = [beside / f"{number}.parquet" for number in range(len(paths))]
+            notices, paths = _copy_text(table, copies, _nobody), list(map(str, copies))
+        else:
+            notices = table.notices
         read = f"read_parquet({_listed(paths)})"
     else:
         read = f"read_json({_listed([file.path for file in table])}, sample_size=-1)"
@@ -155,7 +217,33 @@ def _add_table(
         )
     _require_distinct(name, table)
     number = f", row_number() over () - 1 as {ROW}" if name == DATA else ""
-    engine.execute(f'create view "{name}" as select *{number} from {read}')
+    engine.execute(f"create view {sql_name(name)} as select *{number} from {read}")
+    return notices
+
+
+def _require_unique(engine: duckdb.DuckDBPyConnection, name: str, columns: Sequence[str]) -> None:
+    """Refuse a table with two rows for the same values: whoever has them would become two rows as well."""
+    keys = ", ".join(map(sql_name, columns))
+    known = " and ".join(f"{sql_name(column)} is not null" for column in columns)
+    counted = f"select count(*) as n, {keys} from {sql_name(name)} where {known} group by {keys}"
+    most = engine.execute(f"{counted} having n > 1 order by n desc, {keys} limit 1").fetchone()
+    if most is not None:
+        count, *values = most
+        raise ValueError(
+            f"Table '{name}' should have one row for each {', '.join(columns)}. Received {count} for "
+            f"{', '.join(map(str, values))}."
+        )
+
+
+def sql_name(column: str) -> str:
+    """Return the name of a column as SQL has it.
+
+    Example:
+        >>> sql_name('24" wide')
+        '"24"" wide"'
+    """
+    escaped = column.replace('"', '""')
+    return f'"{escaped}"'
 
 
 def _require_distinct(name: str, table: TableSource | Sequence[DataFile]) -> None:
@@ -172,16 +260,25 @@ def _require_distinct(name: str, table: TableSource | Sequence[DataFile]) -> Non
             )
 
 
-def _copy_text(source: TableSource, path: Path) -> None:
-    """Write rows of text as Parquet, with types that all their values fit."""
+def _copy_text(
+    source: TableSource, paths: Sequence[Path], progress: Callable[[str], None]
+) -> list[str]:
+    """Write each file of text as Parquet, with types that the values of all fit; return what was odd."""
     while True:
         names = source.names  # types may be known of further columns, which these files lack
         schema = pa.schema([source.schema.field(name) for name in names])
+        chunks = source.chunks(names, Reading())
         try:
-            with ParquetWriter(path, schema) as file:
-                for table in source.scan(names):
-                    file.write(table)
-            return
+            chunk = next(chunks, None)
+            for number, path in enumerate(paths):
+                progress(f"reading {source.files[number].path}")
+                with ParquetWriter(path, schema) as file:
+                    while chunk is not None and chunk.file == number:
+                        file.write(source.decode(chunk, names))
+                        chunk = next(chunks, None)
+                    if number == len(paths) - 1:  # by now all of it has been read
+                        file.describe(described(source.notices))
+            return source.notices
         except MisfitError as misfit:
             if not misfit.wider:
                 raise

@@ -86,3 +86,22 @@ def listed(names: list[str], most: int = 40) -> str:
     """Return names with commas, the first of them where there are many."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def check_column(key: str, column: str, names: list[str]) -> None:
+    """Refuse a column that is not among those of the data.
+
+    Args:
+        key: of the experiment, which names the column.
+        column: its name.
+        names: of the columns that there are.
+
+    Raises:
+        ValueError: it is none of them; the message gives the nearest.
+    """
+    if column not in names:
+        near = did_you_mean(column, names, quote="`")
+        raise ValueError(
+            f"`{key}` should name a column of the data. Received '{column}'"
+            f"{near or '.'} Columns: {listed(names)}."
+        )

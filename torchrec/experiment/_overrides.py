@@ -63,7 +63,10 @@ def _parse(override: str) -> tuple[str, object]:
         )
     bare = text.strip()
     if bare[:1] in tuple("*&!%@`|>,#") or (len(bare) == 1 and bare in "-:?\"'[{"):
-        return key, bare  # a pattern, a name or a separator: no YAML, or some that means nothing here
+        return (
+            key,
+            bare,
+        )  # a pattern, a name or a separator: no YAML, or some that means nothing here
     try:
         return key, parse_yaml(text)
     except ValueError as error:

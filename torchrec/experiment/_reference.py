@@ -32,7 +32,7 @@ _BEGIN = (
 _FEATURES = (DenseFeature, VectorFeature, SparseFeature, MultiHotFeature, SequenceFeature)
 _SECTIONS = (
     ("data", schema.DataSection),
-    ("data.split", schema.SplitSection),
+    ("data.split", rows.SplitSection),
     ("data.histories.NAME", rows.HistorySection),
     ("data.sampled_negatives", rows.SampledNegativesSection),
     ("tasks.NAME", TaskSection),

@@ -230,6 +230,15 @@ def _make_absolute(values: dict[str, object], folder: Path) -> None:
             else _all_absolute(folder, one)
             for name, one in tables.items()
         }
+    join = data.get("join")
+    if isinstance(join, dict):  # by the name of a table, or by a file
+        named = data["tables"] if isinstance(tables, dict) else {}
+        data["join"] = {
+            table
+            if table in named or not isinstance(table, str)
+            else _absolute(folder, table): keys
+            for table, keys in join.items()
+        }
 
 
 def _with_absolute_vectors(folder: Path, feature: object) -> object:

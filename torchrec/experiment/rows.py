@@ -1,4 +1,4 @@
-"""What sections of `data` say of its rows: further tables, histories, negatives that are drawn."""
+"""What sections of `data` say of its rows: further tables, histories, negatives that are drawn, parts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def _as_list(paths: object) -> object:
 
 
 Paths = Annotated[list[str], BeforeValidator(_as_list)]
+Columns = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 
 
 # What the generators of random numbers take, and more threads than any machine has.
@@ -69,7 +70,7 @@ class SampledNegativesSection(Section):
     """
 
     user: str = Field(min_length=1, description="the column of users")
-    item: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] = Field(
+    item: Columns = Field(
         description="the column of items, or a list: it, and further columns that belong to the item"
     )
     per_positive: Annotated[int, Field(ge=1, le=1000)] = Field(
@@ -89,3 +90,33 @@ class SampledNegativesSection(Section):
         description="name of the column that is made: 1 in rows of the data, 0 in those that are drawn",
     )
     seed: Seed = Field(default=0, description="which are drawn")
+
+
+class SplitSection(Section):
+    """How `data.train` is divided where `data.valid` or `data.test` are not given."""
+
+    by: Literal["fraction", "time"] = Field(
+        default="fraction", description="by chance, or the latest samples for testing"
+    )
+    valid: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="share of the samples for validation"
+    )
+    test: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="share of the samples for testing"
+    )
+    column: str | None = Field(default=None, description="the column of time, to split by time")
+    seed: Seed = Field(default=0, description="which split by chance")
+
+    @model_validator(mode="after")
+    def _check(self) -> SplitSection:
+        if self.by == "time" and self.column is None:
+            raise ValueError(
+                "`data.split.column` should name the column of time when `data.split.by` is "
+                "'time'. Received none."
+            )
+        if self.valid + self.test >= 1:
+            raise ValueError(
+                "`data.split.valid` and `data.split.test` should leave samples to train on, and sum "
+                f"to less than 1. Received {self.valid} and {self.test}."
+            )
+        return self

@@ -27,10 +27,12 @@ from torchrec.datasets.files import check_delimiter
 from torchrec.datasets.text_dialect import TextDialect, check_encoding
 from torchrec.experiment.distributed import DistributedSection
 from torchrec.experiment.rows import (
+    Columns,
     HistorySection,
     Paths,
     SampledNegativesSection,
     Seed,
+    SplitSection,
     TableSection,
     Threads,
 )
@@ -45,36 +47,6 @@ from torchrec.experiment.tasks import (
 from torchrec.models.registry import ModelSection as ModelSection
 from torchrec.models.registry import TableRule
 from torchrec.types import optimizer_value
-
-
-class SplitSection(Section):
-    """How `data.train` is divided where `data.valid` or `data.test` are not given."""
-
-    by: Literal["fraction", "time"] = Field(
-        default="fraction", description="by chance, or the latest samples for testing"
-    )
-    valid: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.1, description="share of the samples for validation"
-    )
-    test: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.1, description="share of the samples for testing"
-    )
-    column: str | None = Field(default=None, description="the column of time, to split by time")
-    seed: Seed = Field(default=0, description="which split by chance")
-
-    @model_validator(mode="after")
-    def _check(self) -> SplitSection:
-        if self.by == "time" and self.column is None:
-            raise ValueError(
-                "`data.split.column` should name the column of time when `data.split.by` is "
-                "'time'. Received none."
-            )
-        if self.valid + self.test >= 1:
-            raise ValueError(
-                "`data.split.valid` and `data.split.test` should leave samples to train on, and sum "
-                f"to less than 1. Received {self.valid} and {self.test}."
-            )
-        return self
 
 
 class DataSection(Section):
@@ -138,7 +110,18 @@ class DataSection(Section):
         "`row`, and `tables`; in the order of `row`, if the result has it",
     )
     tables: dict[str, TableSection] = Field(
-        default={}, description="further tables for `query`, by name: files, or a section"
+        default={},
+        description="further tables for `query` or `join`, by name: files, or a section",
+    )
+    join: dict[str, Columns] = Field(
+        default={},
+        description="tables whose columns are joined to the rows, by a file or the name of one of `tables`: "
+        "the column that both have, or a list, as in `{movies.csv: movie_id}`",
+    )
+    cache: bool = Field(
+        default=False,
+        description="whether text files are made Parquet once, in `.data` beside the run, and read from "
+        "there: for small models and many epochs, or many runs",
     )
     histories: dict[str, HistorySection] = Field(
         default={},
@@ -186,9 +169,15 @@ class DataSection(Section):
                 "`data.negatives` should be 1 with `data.sampled_negatives`, which says how many there are. "
                 f"Received {self.negatives}."
             )
-        if self.tables and self.query is None:
+        if self.join and self.query is not None:
             raise ValueError(
-                "`data.tables` should be given with `data.query`, which reads them. Received no query."
+                "`data.join` should be left out with `data.query`, which can join tables itself. Received both."
+            )
+        unread = [name for name in self.tables if name not in self.join]
+        if unread and self.query is None:
+            raise ValueError(
+                "`data.tables` should be given with `data.query` or `data.join`, which read them. Received "
+                f"'{unread[0]}', which neither does."
             )
         return self
 

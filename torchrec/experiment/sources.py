@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from torchrec.checks import did_you_mean
 from torchrec.datasets.drawn_negatives import DrawnNegatives, NegativeSampling
 from torchrec.datasets.expression import parse_expression
 from torchrec.datasets.features import (
@@ -22,10 +21,10 @@ from torchrec.datasets.source import TableSource
 from torchrec.datasets.split import FractionSplit, TimeSplit, find_time_split
 from torchrec.datasets.text_types import schema_of
 from torchrec.datasets.transform.labels import Label
-from torchrec.experiment._messages import listed
+from torchrec.experiment._messages import check_column
 from torchrec.experiment.rows import SampledNegativesSection
 from torchrec.experiment.schema import DataSection, Experiment
-from torchrec.experiment.tables import cache_folder, is_queried, queried
+from torchrec.experiment.tables import cache_folder, is_made, made
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -129,28 +128,28 @@ def _thinned(train: TableSource, data: DataSection) -> TableSource:
 
 
 def _files(experiment: Experiment, paths: Sequence[str]) -> list[DataFile]:
-    """Return the files to read: those that paths mean, or that of what the query makes of them."""
+    """Return the files to read: those that paths mean, or those that are made of them."""
     data = experiment.data
     files = resolve_files(paths, data.format)
-    return [_queried(experiment, files)] if is_queried(data, files) else files
+    return _made(experiment, files) if is_made(data, files) else files
 
 
-def _queried(experiment: Experiment, files: Sequence[DataFile]) -> DataFile:
-    """Return the file of what the query makes of some files."""
+def _made(experiment: Experiment, files: Sequence[DataFile]) -> list[DataFile]:
+    """Return the files that are made of some files."""
     folder = cache_folder(experiment.output)
-    return queried(experiment.data, files, folder, features=experiment.features)
+    return made(experiment.data, files, folder, features=experiment.features)
 
 
 def _train_source(experiment: Experiment) -> TableSource:
     """Return all rows of the training files, with the types that the experiment asks for."""
     data, features = experiment.data, experiment.features or {}
     files = resolve_files(data.train, data.format)
-    if is_queried(data, files):  # which says how the text that it reads is written, and typed
+    if is_made(data, files):  # where it is text, it was read as the section says
         if data.types and files[0].format in ("csv", "tsv"):
             names = TableSource(files, dialect=data.dialect).names
             for column in data.types:
                 check_column("data.types", column, names)
-        return TableSource([_queried(experiment, files)], drop=data.drop)
+        return TableSource(_made(experiment, files), drop=data.drop)
     if files[0].format == "parquet":
         if data.types:
             raise ValueError(
@@ -237,22 +236,3 @@ def check_columns(experiment: Experiment, schema: pa.Schema) -> None:
         check_column(key, feature.column or name, names)
         if isinstance(feature, MultiHotFeature | SequenceFeature) and feature.weights is not None:
             check_column(f"features.{name}.weights", feature.weights, names)
-
-
-def check_column(key: str, column: str, names: list[str]) -> None:
-    """Refuse a column that is not among those of the data.
-
-    Args:
-        key: of the experiment, which names the column.
-        column: its name.
-        names: of the columns that there are.
-
-    Raises:
-        ValueError: it is none of them; the message gives the nearest.
-    """
-    if column not in names:
-        near = did_you_mean(column, names, quote="`")
-        raise ValueError(
-            f"`{key}` should name a column of the data. Received '{column}'"
-            f"{near or '.'} Columns: {listed(names)}."
-        )

@@ -1,27 +1,33 @@
-"""The rows that an experiment reads: those of its files, or what its query makes of them."""
+"""The rows that an experiment reads: those of its files, or Parquet that is made of them once."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torchrec.datasets.features import AnyFeature, TextType, number_columns, text_columns
 from torchrec.datasets.files import DataFile, resolve_files
 from torchrec.datasets.histories import EARLIER, History, history_query
-from torchrec.datasets.query import DATA, query_to_parquet
+from torchrec.datasets.joins import join_query
+from torchrec.datasets.query import DATA, query_to_parquet, text_to_parquet
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.text_dialect import TextDialect
 from torchrec.datasets.text_types import schema_of
 from torchrec.datasets.transform.columns import TIMES, kind_of, stored
+from torchrec.experiment._messages import check_column
 from torchrec.experiment.rows import TableSection
 from torchrec.experiment.schema import DataSection
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _FOLDER = ".data"
 
 
 def cache_folder(output: str | os.PathLike[str]) -> Path:
-    """Return where the results of queries are kept for a run: beside it.
+    """Return where Parquet is kept that was made for a run: beside it.
 
     Example:
         >>> cache_folder("runs/first").as_posix()
@@ -30,26 +36,28 @@ def cache_folder(output: str | os.PathLike[str]) -> Path:
     return Path(output).parent / _FOLDER
 
 
-def is_queried(data: DataSection, files: Sequence[DataFile]) -> bool:
-    """Say whether files are read through a query: one that was given, or that which reads JSON or histories."""
-    return data.query is not None or bool(data.histories) or files[0].format == "json"
+def is_made(data: DataSection, files: Sequence[DataFile]) -> bool:
+    """Say whether Parquet is made of files: by SQL, of JSON, or of text that is to be parsed once."""
+    by_sql = data.query is not None or bool(data.join) or bool(data.histories)
+    return by_sql or files[0].format == "json" or (data.cache and files[0].format != "parquet")
 
 
-def queried(
+def made(
     data: DataSection,
     files: Sequence[DataFile],
     folder: str | os.PathLike[str],
     progress: Callable[[str], None] | None = None,
     features: Mapping[str, AnyFeature] | None = None,
-) -> DataFile:
-    """Return the Parquet file of what the query of an experiment gives for some files, with its histories.
+) -> list[DataFile]:
+    """Return the Parquet files of what the query of an experiment gives for some files, with its histories.
 
-    Those are gathered of the files and of `data.train`, unless the rows have a column of the name.
+    Those are gathered of the files and of `data.train`, unless the rows have a column of the name. Where
+    nothing is asked for but a cache, they are the text as it is.
 
     Args:
-        data: the query, its tables, histories, and how text is written.
+        data: the query or joins, their tables, histories, and how text is written.
         files: the rows of ``data`` in the query.
-        folder: where the file is kept.
+        folder: where what is made is kept.
         progress: is told what is being done. Default: nobody is.
         features: say what columns of text hold that are theirs, where `data.types` does not. Default: none.
 
@@ -57,16 +65,18 @@ def queried(
         ValueError: files or the query are not as they should be; of a further table, names it.
     """
     text = _Text(data, features or {})
-    if data.query is None and files[0].format != "json":
-        rows = text.table(files)
-    else:
-        rows = TableSource(
-            [_by_query(data, text.table(files), folder, progress)], may_be_empty=True
-        )
-    if not data.histories:
-        assert isinstance(rows, TableSource)
-        return rows.files[0]
-    return _with_histories(data, text, rows, files, folder, progress)
+    rows = text.table(files)
+    if data.join:
+        file = _joined(data, text, _as_rows(rows, folder, progress), folder, progress)
+        rows = TableSource([file], may_be_empty=True)
+    elif data.query is not None or files[0].format == "json":
+        rows = TableSource([_by_query(data, text, rows, folder, progress)], may_be_empty=True)
+    assert isinstance(rows, TableSource)
+    if data.histories:
+        return [_with_histories(data, text, rows, files, folder, progress)]
+    if rows.files[0].format == "parquet":
+        return list(rows.files)
+    return text_to_parquet(rows, folder, progress=progress)
 
 
 class _Text:
@@ -80,19 +90,37 @@ class _Text:
         self._numbers = number_columns(features)
 
     def table(self, files: Sequence[DataFile]) -> TableSource | Sequence[DataFile]:
-        return _table(files, self._dialect, self._types, self._numbers)
+        return self._table(files, self._dialect)
+
+    def side_table(self, name: str, section: TableSection) -> TableSource | Sequence[DataFile]:
+        try:
+            dialect = TextDialect(section.columns, section.delimiter, encoding=section.encoding)
+            return self._table(resolve_files(section.files, section.format), dialect)
+        except ValueError as error:
+            raise ValueError(f"`{name}`: {error}") from error
+
+    def _table(
+        self, files: Sequence[DataFile], dialect: TextDialect
+    ) -> TableSource | Sequence[DataFile]:
+        if files[0].format == "json":
+            return files
+        if files[0].format == "parquet":
+            return TableSource(files, may_be_empty=True)
+        schema = schema_of(self._types)
+        return TableSource(
+            files, dialect=dialect, schema=schema, assumed=self._numbers, may_be_empty=True
+        )
 
 
 def _with_histories(
     data: DataSection,
     text: _Text,
-    rows: TableSource | Sequence[DataFile],
+    rows: TableSource,
     files: Sequence[DataFile],
     folder: str | os.PathLike[str],
     progress: Callable[[str], None] | None,
 ) -> DataFile:
     """Return a file of rows with what their users did before."""
-    assert isinstance(rows, TableSource)
     histories = {
         name: History(**section.model_dump())
         for name, section in data.histories.items()
@@ -113,9 +141,9 @@ def _with_histories(
     own = {os.path.realpath(file.path) for file in files}  # whose events are there already
     earlier = [file for file in trained if os.path.realpath(file.path) not in own]
     if earlier and histories:
-        without = data.model_copy(update={"histories": {}})
-        if is_queried(without, earlier):
-            earlier = [queried(without, earlier, folder, progress, text.features)]
+        without = data.model_copy(update={"histories": {}, "cache": False})
+        if is_made(without, earlier):
+            earlier = made(without, earlier, folder, progress, text.features)
         before = text.table(earlier)
         assert isinstance(before, TableSource)  # JSON has been through a query
         for name, history in histories.items():
@@ -154,6 +182,7 @@ def _require_alike(name: str, column: str, rows: TableSource, before: TableSourc
 
 def _by_query(
     data: DataSection,
+    text: _Text,
     rows: TableSource | Sequence[DataFile],
     folder: str | os.PathLike[str],
     progress: Callable[[str], None] | None,
@@ -163,30 +192,62 @@ def _by_query(
         raise ValueError(
             f"`data.tables` should not name a table '{DATA}': the data have that name."
         )
-    tables |= {name: _side_table(name, section) for name, section in data.tables.items()}
+    for name, section in data.tables.items():
+        tables[name] = text.side_table(f"data.tables.{name}", section)
     return query_to_parquet(
         data.query or f"select * from {DATA}", tables, folder, progress=progress
     )
 
 
-def _table(
-    files: Sequence[DataFile],
-    dialect: TextDialect,
-    types: Mapping[str, TextType],
-    numbers: Mapping[str, TextType],
-) -> TableSource | Sequence[DataFile]:
-    if files[0].format == "json":
-        return files
-    if files[0].format == "parquet":
-        return TableSource(files, may_be_empty=True)
-    return TableSource(
-        files, dialect=dialect, schema=schema_of(types), assumed=numbers, may_be_empty=True
-    )
+def _joined(
+    data: DataSection,
+    text: _Text,
+    rows: TableSource,
+    folder: str | os.PathLike[str],
+    progress: Callable[[str], None] | None,
+) -> DataFile:
+    """Return a file of rows with the columns of further tables."""
+    tables: dict[str, TableSource | Sequence[DataFile]] = {DATA: rows}
+    known = {name: (rows.schema.field(name).type, rows.files[0].path) for name in rows.names}
+    for name, keys in data.join.items():
+        section = data.tables.get(name) or TableSection(files=[name])
+        what = f"data.tables.{name}" if name in data.tables else "data.join"
+        table = _as_rows(text.side_table(what, section), folder, progress)
+        path = table.files[0].path
+        for key in keys:
+            check_column("data.join", key, list(known))
+            check_column("data.join", key, table.names)
+            _require_one_kind(key, known[key], (table.schema.field(key).type, path))
+        for column in table.names:
+            if column not in keys and column in known:
+                raise ValueError(
+                    f"Columns that `data.join` brings should be new ones, unless rows are joined by them. Received "
+                    f"'{column}' of '{path}', which '{known[column][1]}' has as well."
+                )
+        known |= {name: (table.schema.field(name).type, path) for name in table.names}
+        tables[name] = table
+    query = join_query(data.join)
+    return query_to_parquet(query, tables, folder, unique=data.join, progress=progress)
 
 
-def _side_table(name: str, section: TableSection) -> TableSource | Sequence[DataFile]:
-    try:
-        dialect = TextDialect(section.columns, section.delimiter, encoding=section.encoding)
-        return _table(resolve_files(section.files, section.format), dialect, {}, {})
-    except ValueError as error:
-        raise ValueError(f"`data.tables.{name}`: {error}") from error
+def _require_one_kind(key: str, *sides: tuple[pa.DataType, str]) -> None:
+    """Refuse to join text and numbers, or times of two kinds: nothing would match, or something by chance."""
+    kinds = {kind_of(type) for type, _ in sides} - {"nulls"}
+    if len(kinds) > 1 and kinds != {"integers", "numbers"}:
+        found = " and of ".join(f"{stored(type)} in '{path}'" for type, path in sides)
+        raise ValueError(
+            f"`data.join` should go by columns of one kind. Received '{key}' of {found}: `data.types` says what "
+            "columns of text hold."
+        )
+
+
+def _as_rows(
+    table: TableSource | Sequence[DataFile],
+    folder: str | os.PathLike[str],
+    progress: Callable[[str], None] | None,
+) -> TableSource:
+    """Return a table whose columns are known; JSON is made Parquet for it."""
+    if isinstance(table, TableSource):
+        return table
+    file = query_to_parquet(f"select * from {DATA}", {DATA: table}, folder, progress=progress)
+    return TableSource([file], may_be_empty=True)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torchrec.checks import printable
 from torchrec.datasets.features import IdFeature, MultiHotFeature, SequenceFeature
-from torchrec.datasets.histories import sql_name
+from torchrec.datasets.query import sql_name
 from torchrec.datasets.text_dialect import TextDialect
 from torchrec.experiment._yaml import write_inline, write_key
 from torchrec.experiment.propose._event_log import name_of_history
