@@ -459,8 +459,11 @@ def test_a_column_that_is_none(predictor: Predictor) -> None:
 
 
 def test_data_of_no_known_kind(predictor: Predictor) -> None:
-    with pytest.raises(TypeError, match=r"a DataFrame or an Arrow table\. Received list\."):
+    with pytest.raises(TypeError, match=r"or an Arrow table\. Received list\."):
         predictor.predict([1, 2])
+    for column in (pl.Series([1, 2]), pl.Series(["a"]), np.ones(3)):
+        with pytest.raises(TypeError, match=r"or an Arrow table\. Received (Series|ndarray)\."):
+            predictor.predict(column)
     with pytest.raises(ValueError, match=r"`batch_size` should be at least 1\. Received 0\."):
         predictor.predict(make_table(rows=2), batch_size=0)
 
@@ -476,6 +479,63 @@ def test_pandas_missing_values(predictor: Predictor) -> None:
         "user": ["user-1", None, None],
     }
     assert torch.equal(predictor.predict(frame), predictor.predict(columns))
+
+
+def test_a_row_of_a_frame_is_a_sample(predictor: Predictor) -> None:
+    frame = make_table(rows=4).to_pandas()
+    expected = predictor.predict(frame)
+    for number in range(4):
+        assert torch.equal(predictor.predict(frame.iloc[number]), expected[number : number + 1])
+    gap = frame.iloc[0].copy()
+    gap["shop"], gap["user"], gap["price"] = pd.NA, None, float("nan")
+    columns = {name: [value] for name, value in frame.iloc[0].items()}
+    missing = {"shop": [None], "user": [None], "price": [None]}
+    assert torch.equal(predictor.predict(gap), predictor.predict(columns | missing))
+    with pytest.raises(ValueError, match=r"'age' should be in the table once\. Received 2"):
+        predictor.predict(pd.concat([frame.iloc[0], pd.Series({"age": 3.0})]))
+    with pytest.raises(ValueError, match="Column 'user' of feature 'user'"):
+        predictor.predict(frame.iloc[0].drop("user"))
+
+
+@pytest.fixture(scope="module")
+def shop_and_age(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    folder = tmp_path_factory.mktemp("numbers")
+    trained("lr", folder, {"shop": SparseFeature(rows=50), "age": DenseFeature()})
+    return torchrec.inference.load(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "Float64", "int64", "uint8", object])
+def test_a_row_of_numbers_has_whatever_dtype_pandas_gives_it(
+    shop_and_age: Predictor, dtype: str | type
+) -> None:
+    """pandas makes one of integers and floats one of floats: a whole number is the id that it was."""
+    row = pd.Series({"shop": 7, "age": 30}, dtype=dtype)
+    assert torch.equal(
+        shop_and_age.predict(row), shop_and_age.predict({"shop": [7], "age": [30.0]})
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (pd.Series({"shop": 7.5, "age": 30.0}), "'shop' should hold whole numbers .* Received 7.5"),
+        (pd.Series({"shop": "7", "age": "30"}), "'age' should hold numbers.* Received string"),
+        (pd.Series({"shop": "7", "age": 30}), "'shop' of feature 'shop' should hold integers"),
+        (pd.Series({"shop": 7, "age": "30"}, dtype="string"), "'age' should hold numbers"),
+        (pd.Series({"shop": pd.Timestamp("2024-01-31"), "age": 3}), "'shop' should hold integers"),
+        (pd.Series({"shop": 7, "age": pd.Timedelta(days=1)}), "'age' should hold numbers"),
+        (pd.Series({"shop": [1, 2], "age": 3}), "'shop' should hold one id a sample"),
+        (pd.Series({"shop": 1 + 2j, "age": 3}), "'shop' should hold integers, as in training"),
+        (pd.Series({"shop": {"a": 1}, "age": 3}), "'shop' should hold integers or strings"),
+        (pd.Series([7, 30]), "Column 'shop' of feature 'shop' .* Received the columns 0, 1"),
+    ],
+    ids=lambda value: " ".join(str(value).split())[:24],
+)
+def test_a_row_that_does_not_fit_is_refused_in_words(
+    shop_and_age: Predictor, row: pd.Series, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        shop_and_age.predict(row)
 
 
 def test_strings_that_look_like_numbers_in_a_file(predictor: Predictor, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ def to_table(
     """Return the columns that a transform reads.
 
     Args:
-        data: a mapping of columns, a list of rows, a data frame, an Arrow table or whatever gives an
-            Arrow stream.
+        data: a mapping of columns, a list of rows, a data frame or a row of one, an Arrow table or
+            whatever gives an Arrow stream.
         transform: what reads the columns.
         columns: some of these, where others come from elsewhere. Default: all.
 
@@ -42,16 +42,28 @@ def to_table(
         return _with_times(columns, transform)
     if isinstance(data, list | tuple) and all(isinstance(row, Mapping) for row in data):
         return _with_times(_from_rows(data, transform, names), transform)
-    if hasattr(data, "columns") and type(data).__module__.split(".")[0] == "pandas":
-        return _with_times(_from_pandas(data, transform, names), transform)
-    if hasattr(data, "__arrow_c_stream__"):
-        table = pa.RecordBatchReader.from_stream(data).read_all()
-        require(table.column_names, transform, names)
-        return table.select(names)
-    raise TypeError(
-        "What is predicted for should be a dict of columns, a list of dicts, a DataFrame or an Arrow "
-        f"table. Received {type(data).__name__}."
-    )
+    if type(data).__module__.split(".")[0] == "pandas" and hasattr(data, "index"):
+        read = _from_pandas if hasattr(data, "columns") else _from_series
+        return _with_times(read(data, transform, names), transform)
+    stream = _stream(data)
+    if stream is None:
+        raise TypeError(
+            "What is predicted for should be a dict of columns, a list of dicts, a DataFrame, a Series "
+            f"that is a row of one, or an Arrow table. Received {type(data).__name__}."
+        )
+    table = stream.read_all()
+    require(table.column_names, transform, names)
+    return table.select(names)
+
+
+def _stream(data: object) -> pa.RecordBatchReader | None:
+    """Return the stream of tables that something gives; None if it gives none, or a single column."""
+    if not hasattr(data, "__arrow_c_stream__"):
+        return None
+    try:
+        return pa.RecordBatchReader.from_stream(data)
+    except pa.ArrowInvalid:
+        return None
 
 
 def require(
@@ -284,3 +296,10 @@ def _from_pandas(frame: Any, transform: FeatureTransform, names: Sequence[str]) 
     require([str(name) for name in frame.columns], transform, names)
     by_name = {str(name): name for name in frame.columns}
     return pa.table({name: _converted(name, frame[by_name[name]]) for name in names})
+
+
+def _from_series(row: Any, transform: FeatureTransform, names: Sequence[str]) -> pa.Table:
+    """Return a row of a DataFrame, whose index has the names of the columns."""
+    require([str(name) for name in row.index], transform, names)
+    by_name = dict(zip(map(str, row.index), row, strict=True))
+    return _from_mapping({name: [by_name[name]] for name in names}, transform)

@@ -140,9 +140,9 @@ class Predictor:
         Args:
             data: a dict of columns (lists, numpy arrays, tensors, Arrow arrays); a dict of one
                 sample, in which at least one column is a single number, string or None; a list of
-                such dicts, as from JSON; a pandas or polars DataFrame; an Arrow table, record batch
-                or anything else that gives an Arrow stream. Times may be text
-                of ISO 8601, but in Arrow tables.
+                such dicts, as from JSON; a pandas or polars DataFrame; a row of one of pandas, a
+                Series; an Arrow table, record batch or anything else that gives an Arrow stream.
+                Times may be text of ISO 8601, but in Arrow tables.
             batch_size: rows given to the model at once. Default 8192.
 
         Returns:
