@@ -71,13 +71,16 @@ def time_form_of(source: TableSource) -> TimeForm:
         ...     time_form_of(TableSource(path)).times
         ('%d.%m.%Y %H:%M',)
     """
-    table = next(source.scan(), None)
-    if table is None or source.files[0].format == "parquet":
+    text = [field.name for field in source.schema if pt.is_string(field.type)]
+    if source.files[0].format == "parquet" or not text:
+        return TimeForm()
+    table = next(source.scan(text), None)
+    if table is None:
         return TimeForm()
     found: dict[str, None] = {}
     unsure = []
-    for name in table.column_names:
-        if not pt.is_string(table[name].type) or is_text_of_time(table[name]):
+    for name in text:
+        if is_text_of_time(table[name]):
             continue
         formats = list(_formats_of(table[name]))
         if formats:
