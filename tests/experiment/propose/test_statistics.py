@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -12,6 +14,10 @@ from torchrec.experiment.propose._statistics import ColumnStatistics
 pytestmark = pytest.mark.once
 
 WORDS = st.one_of(st.none(), st.sampled_from(["a", "b", "long word", ""]))
+PARTS = st.sampled_from(
+    ["1", "22", "-7", "0", "", "9" * 18] * 3 + ["1" + "0" * 18, "07", "x", "+5", " 3", "-0"]
+)
+WEIGHTS = st.sampled_from([":1", ":0.25", ":3e2", ""])
 INTEGERS = st.one_of(st.none(), st.integers(-5, 5), st.integers(-(1 << 63), (1 << 63) - 1))
 
 
@@ -53,3 +59,30 @@ def test_dictionaries_are_counted_as_what_they_stand_for(
         chunks.append(pa.DictionaryArray.from_arrays(pa.array(places, index), pa.array(entries)))
     plain = pa.chunked_array([pa.array(piece, pa.string()) for piece in pieces])
     assert facts(counted(pa.chunked_array(chunks))) == facts(counted(plain))
+
+
+@given(st.lists(st.lists(st.none() | st.lists(PARTS, max_size=4), max_size=8), min_size=1))
+def test_parts_of_strings(pieces: list[list[list[str] | None]]) -> None:
+    statistics = ColumnStatistics("x", pa.chunked_array([["1|2|3", "2|3", "3|1", "1"] * 3]))
+    for piece in pieces:
+        texts = [None if parts is None else "|".join(parts) for parts in piece]
+        statistics.add(pa.table({"x": pa.array(texts, pa.string())}))
+    lists = [one for piece in pieces for one in piece]
+    parts = [part for one in lists for part in one or [] if part]
+    whole = all(re.fullmatch("0|-?[1-9][0-9]{0,17}", part) for part in parts)
+    assert statistics.holds_integers == (whole and bool(parts))
+    assert statistics.nulls == lists.count(None)
+    assert (statistics.values, statistics.distinct) == (len(parts), len(set(parts)))
+    if whole and parts:
+        numbers = [int(part) for part in parts]
+        assert (statistics.minimum, statistics.maximum) == (min(numbers), max(numbers))
+
+
+@given(st.lists(st.lists(st.tuples(PARTS, WEIGHTS), min_size=1, max_size=4), max_size=8))
+def test_parts_with_weights(lists: list[list[tuple[str, str]]]) -> None:
+    sample = pa.chunked_array([["1:0.5|2:0.25", "3:2.5", "2:1.5|3:0.1"] * 3])
+    statistics = ColumnStatistics("x", sample)
+    texts = ["|".join(part + weight for part, weight in one) for one in lists]
+    statistics.add(pa.table({"x": pa.array(texts, pa.string())}))
+    parts = [part for one in lists for part, weight in one if part + weight]
+    assert (statistics.values, statistics.distinct) == (len(parts), len(set(parts)))

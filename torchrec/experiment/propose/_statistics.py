@@ -28,9 +28,8 @@ from torchrec.experiment.propose._text import NUMBER, Text, look_at_text
 EXACT = 65_536
 # Beyond so many it does not matter how many distinct measurements there are.
 _MEASURED = 4096
-# What is the same text again after it was read as an integer: no code with leading zeros.
 _ENDLESS = 1 << 62
-_WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"
+_MOST = 10**18  # of integers in lists of text
 
 
 class ColumnStatistics:
@@ -137,10 +136,11 @@ class ColumnStatistics:
 
     def _ids_of(self, array: pa.Array) -> tuple[Array, int]:
         """Return the ids that come, those of a dictionary each once, and how many values are not missing."""
-        entries = array.dictionary if pt.is_dictionary(array.type) else None
-        if entries is not None and not entries.null_count and len(entries) <= len(array):
+        if pt.is_dictionary(array.type) and len(array.dictionary) <= len(array):
             positions = array.indices.drop_null().to_numpy()
-            ids, _ = read_ids(entries, self._source)
+            ids, valid = read_ids(array.dictionary, self._source)
+            if valid is not None:
+                positions = positions[valid[positions]]
             return ids[each_once(positions, len(ids))], len(positions)
         ids, valid = read_ids(array, self._source)
         ids = ids if valid is None else ids[valid]
@@ -158,23 +158,33 @@ class ColumnStatistics:
         """Whether values are quantities, of which nobody asks how many are distinct if they are many."""
         return self.kind in TIMES or (self.kind == "numbers" and not self.whole)
 
-    def _add_integers(self, counter: DistinctCounter, parts: pa.Array) -> None:
-        if pc.all(pc.match_substring_regex(parts, _WHOLE)).as_py() is False:
+    def _add_integers(self, counter: DistinctCounter, parts: pa.DictionaryArray) -> None:
+        texts = parts.dictionary.drop_null()
+        try:
+            found = texts.cast(pa.int64())
+        except pa.ArrowInvalid:
             self._integers = None
             return
-        found = parts.drop_null().cast(pa.int64()).to_numpy()
-        counter.update(found)
-        self._add_range(found)
+        numbers = found.to_numpy()
+        small = numbers.min(initial=0) > -_MOST and numbers.max(initial=0) < _MOST
+        # The same text again: no code with leading zeros.
+        if not (small and found.cast(texts.type).equals(texts)):
+            self._integers = None
+            return
+        counter.update(numbers)
+        self._add_range(numbers)
 
     def _parts(self, parts: pa.Array) -> pa.Array:
         """Return parts of strings, empty ones as nulls, as features read them."""
-        parts = pc.if_else(pc.equal(pc.binary_length(parts), 0), None, parts)
+        if self.text.is_measured:
+            numbers = pc.match_substring_regex(parts, NUMBER)
+            return pc.if_else(numbers, parts, None).cast(pa.float64())
+        encoded = parts.dictionary_encode()  # what comes again and again is looked at once
+        texts = encoded.dictionary
+        texts = pc.if_else(pc.equal(pc.binary_length(texts), 0), None, texts)
         if self.text.weight_separator is not None:
-            return pc.replace_substring_regex(parts, f"{self.text.weight_separator}[^:]*$", "")
-        if not self.text.is_measured:
-            return parts
-        numbers = pc.match_substring_regex(parts, NUMBER)
-        return pc.if_else(numbers, parts, None).cast(pa.float64())
+            texts = pc.replace_substring_regex(texts, f"{self.text.weight_separator}[^:]*$", "")
+        return pa.DictionaryArray.from_arrays(encoded.indices, texts)
 
     def _add_range(self, numbers: Array) -> None:
         if len(numbers):

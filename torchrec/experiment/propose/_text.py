@@ -22,6 +22,7 @@ NUMBER = r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$"
 WEIGHT = ":"
 """What stands between an id and its weight."""
 _PAIR = rf"^[^{WEIGHT}]+{WEIGHT}[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$"
+_FIRST = 20
 _SEPARATORS = ("|", ", ", ",", ";", " ")
 
 # Numbers and dates that readers take for text: how they look, and what to do with the column.
@@ -187,7 +188,8 @@ def are_bracketed(strings: pa.Array) -> bool:
         >>> are_bracketed(pa.array(["['a', 'b']", "[]"])), are_bracketed(pa.array(["Heat (1995)"]))
         (True, False)
     """
-    return len(strings) > 0 and _share(strings, _BRACKETED) == 1
+    first = strings[:_FIRST]  # a few mostly tell that they are none
+    return len(first) > 0 and _share(first, _BRACKETED) == 1 == _share(strings, _BRACKETED)
 
 
 def are_vectors(strings: pa.ChunkedArray) -> bool:
