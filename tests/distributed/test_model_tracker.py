@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.distributed.four_tables import PLANS, TABLES, Model, batch, plan_of, sharded, train
+from tests.distributed.four_tables import (
+    PLANS,
+    TABLES,
+    Model,
+    batch,
+    plan_of,
+    sharded,
+    train,
+    wholes,
+)
 from tests.distributed.test_state import results
 from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
@@ -17,6 +27,7 @@ from torchrec.distributed.model_tracker import (
     DeltaStoreTrec,
     DeltaTrackerConfig,
     TrackingMode,
+    UniqueRows,
     UpdateMode,
 )
 from torchrec.distributed.model_tracker.types import ModelTrackerConfigs, Trackers
@@ -93,6 +104,107 @@ def test_so_they_do_under_other_plans(plan, ranks):
     results(tracked, ranks, plan, True)
 
 
+def of_states(plan):
+    """What is told with rows, against wholes before and after."""
+    model, ranks = sharded(plan), dist.get_world_size()
+    for step, (mode, table, state) in enumerate(
+        (
+            (TrackingMode.ROWWISE_ADAGRAD, "user", "/sum"),
+            (TrackingMode.MOMENTUM_LAST, "item", "/exp_avg"),
+            (TrackingMode.MOMENTUM_DIFF, "item", "/exp_avg"),
+            (TrackingMode.EMBEDDING, "item", ""),
+        )
+    ):
+        fqn = f"tables.embedding_bags.{table}"
+        skipped = [f"tables.embedding_bags.{name}" for name in TABLES if name != table]
+        config = DeltaTrackerConfig(mode, ["one", "other"], fqns_to_skip=skipped)
+        tracker = model.init_torchrec_delta_tracker(config)
+        train(model, 4 * step)  # what was before is not new to "one"
+        tracker.get_unique("one")
+        before = wholes(model)[f"{fqn}.weight{state}"]
+        for number in (1, 2):
+            train(model, 4 * step + number)
+            tracker.step()
+            tracker.compact(0, 9)  # not beyond what consumers were told of
+        after = wholes(model)[f"{fqn}.weight{state}"]
+        values = {TrackingMode.EMBEDDING: before, TrackingMode.MOMENTUM_LAST: after}
+        values = values.get(mode, after - before)
+        found = tracker.get_unique("one").get(
+            fqn, UniqueRows(torch.zeros(0, dtype=torch.int64), None)
+        )
+        of_batches = expected_of(ranks, 4 * step + 1, 4 * step + 2)[fqn]
+        assert union({fqn: found.ids}) == {fqn: of_batches}
+        columns = columns_of(model.state_dict()[f"{fqn}.weight"])
+        expected = values[found.ids]
+        expected = expected.squeeze(1) if state == "/sum" else expected[:, columns]
+        if len(found.ids):
+            torch.testing.assert_close(found.states, expected, rtol=0, atol=0)
+        # No states can be told of rows that have gone elsewhere.
+        if plan != "copies":
+            moves = {"tables": (0.0, plan_of(Model(), PLANS[plan]).plan["tables"])}
+            with pytest.raises(ValueError, match=f"'other' should ask .* of table '{fqn}'"):
+                model.reshard(moves)
+            tracker.clear("other")
+            model.reshard(moves)
+    # Rows that are made as they were first are told where they are, and of a part of all, the rest another time.
+    model.module.tables.reset_rows("item", torch.tensor([0, 10]))
+    found = tracker.get_unique("one").get(fqn)
+    assert union({} if found is None else {fqn: found.ids})[fqn] == [0, 10]
+    if plan == "columns":
+        with pytest.raises(ValueError, match=rf"`top_percentage` 1, .* \['{fqn}'\]"):
+            tracker.get_unique("one", 0.5)
+        return
+    before = wholes(model)[f"{fqn}.weight"]
+    train(model, 16, 17)
+    now, told = wholes(model)[f"{fqn}.weight"], []
+    changes = (now - before).norm(dim=1)
+    rows = expected_of(ranks, 16, 17)[fqn]
+    here = [r for r in rows if r in held(model.state_dict()[f"{fqn}.weight"])]
+    here.sort(key=lambda row: -changes[row])
+    while rows := tracker.get_unique("one", 0.4, sorted_by_indices=len(told) > 2).get(fqn):
+        expected = here[len(told) : len(told) + math.ceil(0.4 * (len(here) - len(told)))]
+        if len(told) > 2:
+            expected.sort()
+        assert rows.ids.tolist() == expected
+        assert torch.equal(rows.states, before[expected])
+        told += expected
+    assert sorted(told) == sorted(here)
+    assert torch.equal(
+        tracker.get_latest()[fqn], now[sorted(held(model.state_dict()[f"{fqn}.weight"]))]
+    )
+
+
+def held(value):
+    """Rows that this rank has something of."""
+    if not hasattr(value, "local_shards"):
+        return set(range(len(value)))
+    places = [
+        (s.metadata.shard_offsets[0], s.metadata.shard_sizes[0]) for s in value.local_shards()
+    ]
+    return {row for first, size in places for row in range(first, first + size)}
+
+
+def columns_of(value):
+    if not hasattr(value, "local_shards"):
+        return list(range(value.shape[1]))
+    places = [
+        (s.metadata.shard_offsets[1], s.metadata.shard_sizes[1]) for s in value.local_shards()
+    ]
+    return sorted({column for first, size in places for column in range(first, first + size)})
+
+
+def test_states_are_told_as_they_were_are_or_have_changed():
+    results(of_states, 2, "rows")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("plan", "ranks"), [("columns", 2), ("tables", 2), ("grid", 4), ("alone", 1)]
+)
+def test_so_they_are_under_other_plans(plan, ranks):
+    results(of_states, ranks, plan)
+
+
 class Sequences(nn.Module):
     def __init__(self):
         super().__init__()
@@ -141,17 +253,24 @@ def test_states_are_the_first_or_the_last_also_of_what_was_put_together():
 
 def test_what_cannot_be_tracked_is_refused():
     model = DistributedModelParallel(Sequences(), model_tracker_configs=ModelTrackerConfigs())
+    former = model.init_torchrec_delta_tracker(DeltaTrackerConfig())
     for config, message in (
-        (DeltaTrackerConfig(TrackingMode.MOMENTUM_LAST), "`mode` should be ID_ONLY or EMBEDDING"),
+        (DeltaTrackerConfig(TrackingMode.MOMENTUM_LAST), r"an optimizer with momentum, .*\.SGD"),
+        (DeltaTrackerConfig(TrackingMode.ROWWISE_ADAGRAD), r"by row-wise Adagrad, .*\.SGD"),
         (DeltaTrackerConfig(fqns_to_skip=["who"]), r"paths of sharded tables .* Received 'who'"),
     ):
         with pytest.raises(ValueError, match=message):
             model.init_torchrec_delta_tracker(config)
+    model(KeyedJaggedTensor.from_lists({"f": [[1]], "g": [[]]}))
+    assert list(former.get_unique_ids()) == ["tables.embeddings.t"]  # it has not been left
     tracker = model.init_torchrec_delta_tracker(DeltaTrackerConfig())
     with pytest.raises(ValueError, match=r"`consumer` should be one of .* Received 'who'"):
         tracker.get_unique("who")
     with pytest.raises(ValueError, match="All rows should be asked for"):
         tracker.get_unique(top_percentage=0.5)
+    with pytest.raises(ValueError, match="`top_percentage` should be from 0 to 1"):
+        tracker.get_unique(top_percentage=50)
+    assert tracker.get_latest() == {}
     with pytest.raises(ValueError, match="`states` should be given where the store keeps some"):
         DeltaStoreTrec().append(0, "t", torch.tensor([1]), torch.tensor([[1.0]]))
     with pytest.raises(ValueError, match="`raw_ids` and `runtime_meta` should be None"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Multistreamable
 
-__all__ = ["ShardedTableCollection", "StepContext", "append_prefix", "tables_in"]
+__all__ = ["LookupObserver", "ShardedTableCollection", "StepContext", "append_prefix", "tables_in"]
 
 
 def tables_in(model: nn.Module) -> list[ShardedTables]:
@@ -50,6 +50,21 @@ def _once_agreed(agreement: Awaitable[None], ctx: StepContext) -> Awaitable[Step
     """Return a step that asks no rank for rows, unless one of them has failed."""
     agreement.wait()
     return NoWait(ctx)
+
+
+class LookupObserver(Protocol):
+    """What is told of the look-ups of a collection."""
+
+    def looked_up(self, table: str, rows: Tensor) -> None:
+        """Take note of rows that this rank has, before they are updated, or are made as they were first.
+
+        Args:
+            table: its name.
+            rows: of the whole table, int64 ``(N,)``.
+        """
+
+    def check_moves(self) -> None:
+        """Raise if tables should stay where they are for now."""
 
 
 class StepContext(Multistreamable):
@@ -85,7 +100,7 @@ class ShardedTableCollection(nn.Module):
 
     _tables: ShardedTables
     _out_of_range: Tensor
-    _observer: Callable[[str, Tensor], None] | None = None
+    _observer: LookupObserver | None = None
 
     def _set_tables(self, tables: ShardedTables) -> None:
         self._tables = tables
@@ -96,12 +111,11 @@ class ShardedTableCollection(nn.Module):
         self.register_load_state_dict_pre_hook(_take_parts)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_weights_loaded)  # type: ignore[no-untyped-call]
 
-    def observe_lookups(self, observer: Callable[[str, Tensor], None] | None) -> None:
+    def observe_lookups(self, observer: LookupObserver | None) -> None:
         """Have somebody be told which rows of this rank are looked up from now on, instead of who was told before.
 
         Args:
-            observer: is given, in each look-up, the name of a table and rows of the whole table, int64 ``(N,)``. None:
-                nobody is told.
+            observer: who is. None: nobody is.
         """
         self._observer = observer
 
@@ -111,10 +125,23 @@ class ShardedTableCollection(nn.Module):
         if self._observer is None:
             return
         for table, rows in self._tables.rows_here(lookup.features):
-            self._observer(table, rows)
+            self._observer.looked_up(table, rows)
         if self._tables.away is not None and lookup.step is not None:
             for table, rows in self._tables.away.rows_asked(lookup.step):
-                self._observer(table, rows)
+                self._observer.looked_up(table, rows)
+
+    def described_moves(self, changes: EmbeddingModuleShardingPlan) -> dict[str, str]:
+        """Return where tables go, by what that is, as all ranks should be given it; see `moved_tables`.
+
+        Args:
+            changes: where some of the tables go, by name.
+
+        Raises:
+            ValueError: if they cannot, or should not for now.
+        """
+        if self._observer is not None:
+            self._observer.check_moves()
+        return described_moves(self._tables, changes)
 
     def update_shards(
         self,
@@ -135,14 +162,15 @@ class ShardedTableCollection(nn.Module):
         Raises:
             ValueError: on all ranks, with nothing changed: for a table that there is not, a plan that does not fit or
                 is not the same on all ranks, a table that moves and that an optimizer around the model trains, and
-                within ``accumulate()``, or with gradients of it that wait.
+                within ``accumulate()``, with gradients of it that wait, or while a tracker has states of rows that
+                nobody has asked for.
         """
         tables, changes = self._tables, dict(changed_sharding_params)
         if device not in (None, tables.device):
             raise ValueError(
                 f"`device` should be that of the tables, {tables.device}. Received {device}."
             )
-        check_alike(env, lambda: described_moves(tables, changes))
+        check_alike(env, lambda: self.described_moves(changed_sharding_params))
         self._tables = moved_tables(tables, changes, env)
         self.add_module(self._tables.prefix, self._tables.parts)
 
@@ -301,6 +329,8 @@ class ShardedTableCollection(nn.Module):
             table: name of the table.
             rows: of the whole table, int64 ``(N,)``, distinct. Those that this rank has none of are left.
         """
+        if self._observer is not None:
+            self._observer.looked_up(table, self._tables.rows_held(table, rows))
         self._tables.reset_rows(table, rows)
 
     def weights_loaded(self) -> None:

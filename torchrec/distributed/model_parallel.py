@@ -365,7 +365,8 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
         Raises:
             ValueError: on all ranks, with nothing changed: if they are given different plans, for a module or table
                 that there is not, a plan that does not fit, copies that come or go, a table that moves and that the
-                backward pass does not update, and while gradients are accumulated.
+                backward pass does not update, while gradients are accumulated, and while a tracker has states of rows
+                that not all consumers have asked for.
             NotImplementedError: of groups of ranks that each have all tables.
         """
         if isinstance(self._env, ShardingEnv2D):

@@ -8,7 +8,6 @@ from torch import nn
 
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
-from torchrec.distributed.moved_tables import described_moves
 from torchrec.distributed.shard import outermost
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardedModule
 
@@ -61,9 +60,9 @@ def described_changes(
         changes: path of a module -> where its tables go.
 
     Raises:
-        ValueError: as `resharded_modules` and `described_moves` do.
+        ValueError: as `resharded_modules` and `ShardedTableCollection.described_moves` do.
     """
     described = dict[str, str]()
     for path, module in resharded_modules(model, changes).items():
-        described |= described_moves(module.tables, changes[path])
+        described |= module.described_moves(changes[path])
     return described

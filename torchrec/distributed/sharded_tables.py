@@ -227,21 +227,53 @@ class ShardedTables:
         for slot, chosen in zip(spec.slots, rows.split(counts), strict=True):
             yield self.here.configs[slot.table].name, chosen[chosen >= 0]
 
-    def rows_of(self, table: str, rows: Tensor) -> Tensor:
+    def rows_of(self, table: str, rows: Tensor, state: str | None = None) -> Tensor:
         """Return copies of rows that this rank has, as far as it has their columns.
 
         Args:
             table: its name.
             rows: of the whole table, int64 ``(N,)``.
+            state: of these rows, in place of their weights, see `state_of`. Default: weights.
         """
+        values = self.parameter(table).detach() if state is None else self.state_of(table, state)
+        return values.index_select(0, self._places(table, rows))
+
+    def rows_held(self, table: str, rows: Tensor) -> Tensor:
+        """Return those of some rows that this rank has something of.
+
+        Args:
+            table: its name.
+            rows: of the whole table, int64 ``(N,)``.
+        """
+        return rows[self._places(table, rows) >= 0]
+
+    def _places(self, table: str, rows: Tensor) -> Tensor:
+        """Return where rows are in this rank's part of a table; -1: elsewhere."""
         (config,) = (each for each in self.configs if each.name == table)
-        weight, block = self._parts[table].weight.detach(), self.block(config)
-        places, at = torch.full_like(rows, -1), 0
+        block, places, at = self.block(config), torch.full_like(rows, -1), 0
         for there in () if block is None else block.rows:
             inside = (rows >= there.start) & (rows < there.stop)
             places = torch.where(inside, rows - there.start + at, places)
             at += len(there)
-        return weight.index_select(0, places)
+        return places
+
+    def state_of(self, table: str, state: str) -> Tensor:
+        """Return a state of this rank's part of a table that the backward pass updates, in its memory.
+
+        Args:
+            table: its name.
+            state: its name: ``"sum"``, say.
+
+        Returns:
+            ``(rows, columns)``, or ``(rows, 1)`` of a state that has one number a row.
+        """
+        owner = owner_of(self.parameter(table))
+        if not isinstance(owner, TableUpdate) or not owner.in_backward:
+            raise ValueError(
+                f"Table '{table}' should be updated in the backward pass. Received one that is not."
+            )
+        owner.place()
+        return owner.states[state]
 
     def block(self, config: BaseEmbeddingConfig) -> Block | None:
         """Return what this rank holds of a table; None: nothing."""

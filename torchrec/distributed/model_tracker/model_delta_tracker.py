@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from torchrec.distributed.collection import ShardedTableCollection, append_prefix
 from torchrec.distributed.model_tracker.delta_store import DeltaStoreTrec
 from torchrec.distributed.model_tracker.types import TrackingMode, UniqueRows, UpdateMode
+from torchrec.types import OptimizerType
 
 __all__ = ["ModelDeltaTracker", "ModelDeltaTrackerTrec"]
 
 _ONLY = "default"  # the consumer, where none is named
+_MOMENTUM: tuple[str, ...] = ("exp_avg", "momentum_buffer")
+_ROW_STATES: tuple[str, ...] = ("sum",)  # of one number a row, of the rules that are tracked
 
 
 class ModelDeltaTracker(ABC):
@@ -43,12 +49,50 @@ class ModelDeltaTracker(ABC):
         """Forget what a consumer has not been told."""
 
 
+@dataclass
+class _Observer:
+    """Tells a tracker of the look-ups of one collection.
+
+    Attributes:
+        tracker: who is told.
+        tables: path of each table that is tracked, by its name.
+    """
+
+    tracker: ModelDeltaTrackerTrec
+    tables: dict[str, str]
+
+    def looked_up(self, table: str, rows: Tensor) -> None:
+        """Take note of rows that are looked up."""
+        if table in self.tables and len(rows):
+            self.tracker.record(self.tables[table], rows)
+
+    def check_moves(self) -> None:
+        """Refuse moves of tables of whose rows there are states that nobody has asked for."""
+        self.tracker.check_told(self.tables.values())
+
+
+class _Table(NamedTuple):
+    """A table that is tracked: its collection, its name there, and the name of the state that is told, if one is."""
+
+    collection: ShardedTableCollection
+    name: str
+    state: str | None
+
+    def values(self, rows: Tensor) -> Tensor:
+        """Return what is told of rows, as it is now: ``(N, D)``, or ``(N,)`` of a state of one number a row."""
+        values = self.collection.tables.rows_of(self.name, rows, self.state)
+        return values.squeeze(1) if self.state in _ROW_STATES else values
+
+
 class ModelDeltaTrackerTrec(ModelDeltaTracker):
     """Tells which rows of sharded tables were looked up since somebody last asked, in evaluation too.
 
     Each rank tells of the rows that it has, looked up for the batches of all ranks, by their numbers in the whole
     table; of copies, of those that its own batches have. The ranks together tell what one process would. Of a table
-    whose columns are divided, all ranks with some of a row tell of it.
+    whose columns are divided, all ranks with some of a row tell of it, each of its columns. Rows whose ids were evicted
+    from a map count as looked up. Rows that change otherwise do not: an optimizer with ``lazy=False`` updates all.
+
+    Batches are numbered from 0: calls of `step`, `get_unique`, `get_unique_ids` and `clear` begin the next one.
 
     Args:
         model: whose sharded collections (`EmbeddingBagCollection`, `EmbeddingCollection`) are tracked.
@@ -59,7 +103,7 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
         fqns_to_skip: see there.
 
     Raises:
-        ValueError: for a mode that is not supported, or a path of nothing that would be tracked.
+        ValueError: for a path of nothing that would be tracked, or a table without the state that the mode tells of.
 
     Example:
         >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
@@ -82,23 +126,22 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
         mode: TrackingMode = TrackingMode.ID_ONLY,
         fqns_to_skip: Iterable[str] = (),
     ) -> None:
-        if mode not in (TrackingMode.ID_ONLY, TrackingMode.EMBEDDING):
-            raise ValueError(
-                f"`mode` should be ID_ONLY or EMBEDDING: states are in `fused_optimizer`. Received {mode}."
-            )
         self._mode, self._delete_on_read, self._auto_compact = mode, delete_on_read, auto_compact
-        keeps = UpdateMode.FIRST if mode is TrackingMode.EMBEDDING else UpdateMode.NONE
-        self._store, self._batch = DeltaStoreTrec(keeps), 0
-        self._next = dict.fromkeys(consumers or [_ONLY], 0)
+        # What changes with training is told by what it was at first.
+        keeps_first = mode not in (TrackingMode.ID_ONLY, TrackingMode.MOMENTUM_LAST)
+        self._store = DeltaStoreTrec(UpdateMode.FIRST if keeps_first else UpdateMode.NONE)
+        self._batch, self._next = 0, dict.fromkeys(consumers or [_ONLY], 0)
+        self._left: dict[str, dict[str, UniqueRows]] = {name: {} for name in self._next}
         found = {
             path: child
             for path, child in model.named_modules()
             if isinstance(child, ShardedTableCollection)
         }
         self._features: dict[str, list[str]] = {}
-        unmatched = set(fqns_to_skip)
+        self._tables: dict[str, _Table] = {}
+        unmatched, observers = set(fqns_to_skip), dict[str, _Observer]()
         for path, child in found.items():
-            observed = dict[str, str]()
+            observed = observers.setdefault(path, _Observer(self, {})).tables
             for config in child.tables.configs:
                 fqn = append_prefix(path, f"{child.tables.prefix}.{config.name}")
                 if unmatched_here := {fqn, path} & set(fqns_to_skip):
@@ -106,29 +149,51 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
                     continue
                 observed[config.name] = fqn
                 self._features[fqn] = list(config.feature_names)
-            child.observe_lookups(partial(self._record, child, observed) if observed else None)
+                state = _state_name(child, config.name, mode)
+                self._tables[fqn] = _Table(child, config.name, state)
         if unmatched:
             raise ValueError(
                 "`fqns_to_skip` should be paths of sharded tables or of their modules. "
                 f"Received '{min(unmatched)}'."
             )
         self._modules: dict[str, nn.Module] = dict(found)
+        # Once all is known to be right: who was told before is told no more.
+        for path, child in found.items():
+            child.observe_lookups(observers[path] if observers[path].tables else None)
 
-    def _record(
-        self,
-        collection: ShardedTableCollection,
-        observed: Mapping[str, str],
-        table: str,
-        rows: Tensor,
-    ) -> None:
-        fqn = observed.get(table)
-        if fqn is None or not len(rows):
-            return
-        if self._mode is TrackingMode.EMBEDDING:
-            rows = rows.unique()
-            self._store.append(self._batch, fqn, rows, collection.tables.rows_of(table, rows))
-        else:
+    def record(self, fqn: str, rows: Tensor) -> None:
+        """Take note of rows of a table that this rank has, as they are looked up.
+
+        Args:
+            fqn: path of the table.
+            rows: of the whole table, int64 ``(N,)``.
+        """
+        if self._store.updateMode is UpdateMode.NONE:
             self._store.append(self._batch, fqn, rows)
+        else:
+            rows = rows.unique()
+            self._store.append(self._batch, fqn, rows, self._tables[fqn].values(rows))
+
+    def check_told(self, fqns: Iterable[str]) -> None:
+        """Refuse to have tables moved of whose rows there are states to tell: of the columns that a rank has now.
+
+        Args:
+            fqns: paths of the tables.
+
+        Raises:
+            ValueError: naming a table and a consumer.
+        """
+        if self._mode is TrackingMode.ID_ONLY:
+            return
+        for consumer, first in self._next.items():
+            rows = {**self._store.get_unique(first), **self._left[consumer]}
+            untold = [fqn for fqn in fqns if fqn in rows]
+            if untold:
+                raise ValueError(
+                    f"Consumer '{consumer}' should ask for the rows of table '{untold[0]}' before it is brought to "
+                    f"other ranks, or `clear`: their states are told where they are. Received {self._mode}, and "
+                    f"{len(rows[untold[0]].ids)} rows that it was not told of."
+                )
 
     def step(self) -> None:
         """Count a batch, and put those that nobody has been told of together, if that was asked for."""
@@ -137,17 +202,19 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
             self.trigger_compaction()
 
     def trigger_compaction(self) -> None:
-        """Keep each row once of the batches that no consumer has been told of."""
-        self._store.compact(max(self._next.values()), self._batch + 1)
+        """Keep each row once of the batches that a consumer has not been told of."""
+        self.compact(min(self._next.values()), self._batch + 1)
 
     def compact(self, start_idx: int, end_idx: int) -> None:
-        """Keep each row of some batches once.
+        """Keep each row of some batches once, or once for each time that a consumer was told of some of them.
 
         Args:
             start_idx: the first.
             end_idx: the one behind the last.
         """
-        self._store.compact(start_idx, end_idx)
+        told = {number for number in self._next.values() if start_idx < number < end_idx}
+        for start, end in pairwise([start_idx, *sorted(told), end_idx]):
+            self._store.compact(start, end)
 
     def get_unique_ids(self, consumer: str | None = None) -> dict[str, Tensor]:
         """Return the rows of each table that are new to a consumer, by path of the table, int64, in their order.
@@ -168,21 +235,89 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
 
         Args:
             consumer: who asks. Default: the only one there is.
-            top_percentage: not supported; must be 1.
+            top_percentage: which part of the rows of each table that this rank has, from 0 to 1, rounded up: those
+                whose states are largest, as vectors; with ``EMBEDDING``, whose weights have changed most. The others
+                are left to the next time. Default: 1, all of them.
             per_table_percentage: not supported; must be None.
-            sorted_by_indices: rows come in their order either way.
+            sorted_by_indices: whether rows come in their order, or, where states are told, as `top_percentage` ranks
+                them. Default True.
 
         Raises:
-            ValueError: for another consumer than those that were named, or a part of the rows.
+            ValueError: for another consumer than those that were named, and for a part of the rows where no states are
+                told, or columns of a table are divided.
         """
-        if top_percentage not in (None, 1.0) or per_table_percentage is not None:
+        share = 1.0 if top_percentage is None else top_percentage
+        if not 0.0 <= share <= 1.0 or per_table_percentage is not None:
             raise ValueError(
-                "All rows should be asked for: `top_percentage` 1, no `per_table_percentage`. "
+                "`top_percentage` should be from 0 to 1, and `per_table_percentage` None. "
                 f"Received {top_percentage} and {per_table_percentage}."
             )
-        name = self._named(consumer)
-        found = self._store.get_unique(self._next[name])
+        if share < 1.0:
+            self._check_ranked()
+        name, told = self._named(consumer), dict[str, UniqueRows]()
+        found, left = self._store.get_unique(self._next[name]), self._left[name]
+        for fqn in self._tables:
+            parts = [rows[fqn] for rows in (left, found) if fqn in rows]
+            if parts:
+                told[fqn], rest = self._chosen(
+                    fqn, _first_of(parts), share, bool(sorted_by_indices)
+                )
+                left = {**left, fqn: rest}
         self._told(name)
+        self._left[name] = {fqn: rest for fqn, rest in left.items() if len(rest.ids)}
+        return {fqn: rows for fqn, rows in told.items() if len(rows.ids)}
+
+    def _check_ranked(self) -> None:
+        """Refuse to go by states where none are told, or where ranks would go by other columns of the same rows."""
+        split = [
+            fqn
+            for fqn, (collection, name, _) in self._tables.items()
+            if collection.tables.placements[name].splits_columns
+            and not collection.tables.is_replicated(name)
+        ]
+        if self._mode is TrackingMode.ID_ONLY or split:
+            raise ValueError(
+                "All rows should be asked for, `top_percentage` 1, where no states are told, or columns are divided. "
+                f"Received {self._mode}, and tables {split} with divided columns."
+            )
+
+    def _chosen(
+        self, fqn: str, rows: UniqueRows, share: float, in_order: bool
+    ) -> tuple[UniqueRows, UniqueRows]:
+        """Return the rows of a table that are told with what is told of them, and those that are left."""
+        ids, first, mode = rows.ids, rows.states, self._mode
+        every, nothing = share == 1.0 and in_order, UniqueRows(ids[:0], None)
+        if mode is TrackingMode.ID_ONLY or (every and mode is TrackingMode.EMBEDDING):
+            return rows, nothing
+        now = self._tables[fqn].values(ids)
+        changed = now if first is None else now - first
+        states = changed if first is None or mode is not TrackingMode.EMBEDDING else first
+        if every:
+            return UniqueRows(ids, states), nothing
+        norms = changed.float().reshape(len(ids), -1).norm(dim=1)
+        ranking = norms.argsort(descending=True, stable=True)
+        top, rest = ranking.tensor_split([math.ceil(share * len(ids))])
+        if in_order:
+            top = top.sort().values
+        rest = rest.sort().values
+        left = UniqueRows(ids[rest], None if first is None else first[rest])
+        return UniqueRows(ids[top], states[top]), left
+
+    def get_latest(self) -> dict[str, Tensor]:
+        """Return what is told of rows, for all rows of this rank's part of each table, as it is now, by path.
+
+        In the memory of the table or its optimizer: not to be written to. Empty where no states are told.
+        """
+        if self._mode is TrackingMode.ID_ONLY:
+            return {}
+        found = dict[str, Tensor]()
+        for fqn, (collection, name, state) in self._tables.items():
+            tables = collection.tables
+            if state is None:
+                found[fqn] = tables.parameter(name).detach()
+            else:
+                values = tables.state_of(name, state)
+                found[fqn] = values.squeeze(1) if state in _ROW_STATES else values
         return found
 
     def clear(self, consumer: str | None = None) -> None:
@@ -193,6 +328,7 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
         """
         for name in self._next if consumer is None else [self._named(consumer)]:
             self._told(name)
+            self._left[name] = {}
 
     def fqn_to_feature_names(self) -> dict[str, list[str]]:
         """Return the features of each table, by its path."""
@@ -216,3 +352,33 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
         self._next[consumer] = self._batch
         if self._delete_on_read:
             self._store.delete(min(self._next.values()))
+
+
+def _state_name(collection: ShardedTableCollection, table: str, mode: TrackingMode) -> str | None:
+    """Return the state of a table's optimizer that a mode tells of; None: it tells of none."""
+    if mode in (TrackingMode.ID_ONLY, TrackingMode.EMBEDDING):
+        return None
+    updates = collection.tables.updates().values()
+    rules = {each.table: each.rule for each in updates if each.in_backward}
+    rule, wanted, by = rules.get(table), _MOMENTUM, "an optimizer with momentum"
+    if mode is TrackingMode.ROWWISE_ADAGRAD:
+        wanted, by = _ROW_STATES, "row-wise Adagrad"
+        if rule is not None and rule.optimizer is not OptimizerType.ROWWISE_ADAGRAD:
+            wanted = ()
+    found = [] if rule is None else [name for name in rule.state_names if name in wanted]
+    if not found:
+        raise ValueError(
+            f"Table '{table}' should be updated in the backward pass by {by}, of whose state {mode} tells, or be among "
+            f"`fqns_to_skip`. Received {None if rule is None else rule.optimizer}."
+        )
+    return found[0]
+
+
+def _first_of(parts: Sequence[UniqueRows]) -> UniqueRows:
+    """Return rows that come several times once, as they were in the first of some parts."""
+    if len(parts) == 1:
+        return parts[0]
+    store = DeltaStoreTrec(UpdateMode.NONE if parts[0].states is None else UpdateMode.FIRST)
+    for number, part in enumerate(parts):
+        store.append(number, "", part.ids, part.states)
+    return store.get_unique()[""]

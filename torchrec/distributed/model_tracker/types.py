@@ -28,8 +28,10 @@ class Trackers(Enum):
 class TrackingMode(Enum):
     """What is told of each row that was looked up, beside its number.
 
-    ``ID_ONLY``: nothing. ``EMBEDDING``: its weights, as they were when it was first looked up. The others are not
-    supported: a state is best read from ``fused_optimizer``, by the numbers of the rows.
+    ``ID_ONLY``: nothing. ``EMBEDDING``: its weights, as they were when it was first looked up. ``MOMENTUM_LAST``: the
+    momentum that its optimizer has now (the ``exp_avg`` of Adam, say), and ``MOMENTUM_DIFF``: by how much that has
+    changed since it was first looked up, ``(D,)``. ``ROWWISE_ADAGRAD``: by how much the ``sum`` of its optimizer has
+    grown since then, the sum over its updates of the mean square of the gradient: one number.
     """
 
     ID_ONLY = "id_only"
@@ -70,7 +72,7 @@ class UniqueRows:
 
     Attributes:
         ids: the rows, int64 ``(N,)``, in their order.
-        states: of each, ``(N, D)``; None: they are not kept.
+        states: of each, ``(N, D)``, or ``(N,)`` of one number a row; None: none are told.
     """
 
     ids: Tensor
