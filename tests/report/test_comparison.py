@@ -12,11 +12,12 @@ import pytest
 from scipy.stats import norm
 
 from torchrec.datasets.source import TableSource
+from torchrec.experiment.rows import SampledNegativesSection
 from torchrec.metrics import MetricDifference, auc_estimate
 from torchrec.metrics.estimators import log_losses
 from torchrec.report import Comparison, compare_runs, write_comparison
 from torchrec.report.comparison import differing_keys, short_names, unpaired
-from torchrec.report.predictions import Predictions, load_trained, predict_part
+from torchrec.report.predictions import Predictions, Trained, load_trained, predict_part
 from torchrec.report.task_predictions import TaskPredictions
 from torchrec.report.verdicts import holm
 from torchrec.runs import RunFolder
@@ -99,36 +100,48 @@ def test_a_copy_of_the_data_is_the_same_data(
         shutil.copy(run.path.parent / f"{name}.parquet", tmp_path)
     one, two = (predict_part(load_trained(folder)) for folder in (run, like_run))
     sources = two.trained.sources
-    tasks = one.tasks[0], two.tasks[0]
-
-    def why(other: Predictions) -> str:
-        return unpaired(one, other, *tasks)
-
     moved = replace(
         two,
         trained=replace(
             two.trained, sources=sources._replace(test=TableSource(tmp_path / "test.parquet"))
         ),
     )
-    assert why(moved) == ""
+    assert unpaired(one, moved) == ""
     other = replace(
         two,
         trained=replace(
             two.trained, sources=sources._replace(test=TableSource(tmp_path / "valid.parquet"))
         ),
     )
-    assert why(other) == "its files are others"
+    assert unpaired(one, other) == "its files are others"
     dropped = TableSource(tmp_path / "test.parquet", drop="price > 3")
     less = replace(two, trained=replace(two.trained, sources=sources._replace(test=dropped)))
-    assert why(less) == "`data.drop` is another"
-    wrong = replace(tasks[1], labels=1 - tasks[1].labels)
-    assert unpaired(one, two, tasks[0], wrong) == "its labels are others"
-    data = two.trained.experiment.data.model_copy(update={"weight": "price"})
-    weighed = two.trained.experiment.model_copy(update={"data": data})
-    assert why(replace(two, trained=replace(two.trained, experiment=weighed))) == (
-        "`data.weight` is another"
-    )
-    assert why(replace(two, part="valid")) == "its rows are those of valid, not of test"
+    assert unpaired(one, less) == "`data.drop` is another"
+    negatives = SampledNegativesSection(per_positive=2, user="user", item="country")
+    for key, value in (("weight", "price"), ("sampled_negatives", negatives)):
+        data = two.trained.experiment.data.model_copy(update={key: value})
+        changed = two.trained.experiment.model_copy(update={"data": data})
+        others = replace(two, trained=replace(two.trained, experiment=changed))
+        assert unpaired(one, others) == f"`data.{key}` is another"
+    assert unpaired(one, replace(two, part="valid")) == "its rows are those of valid, not of test"
+
+
+def test_files_that_are_read_otherwise_have_other_rows(
+    run: RunFolder, like_run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def turned(trained: Trained, most: int) -> Predictions:
+        found = predict_part(trained, most)
+        (task,) = found.tasks
+        if trained.experiment.training.batch_size == 240:
+            task = replace(task, labels=1 - task.labels)
+        return replace(found, tasks=[task])
+
+    monkeypatch.setattr("torchrec.report.comparison.predict_part", turned)
+    found = compare_runs([run.path, like_run.path])
+    assert "like was not tested on the rows of first: its labels are others." in found.notes[0]
+    alone = [one.high - one.low for one in found.tasks[0].metrics["logloss"] if one is not None]
+    gap = difference(found, "logloss").difference
+    assert gap.high - gap.low > max(alone)
 
 
 def test_without_its_data_a_run_has_its_metrics_still(

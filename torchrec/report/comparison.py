@@ -89,6 +89,7 @@ class TaskComparison:
         predicted: by each run; None where it has no such task or no predictions.
         metrics: by name, of each run: with intervals where there are predictions; None where it has none.
         differences: by name, to the first run, of each run but the first; None where nothing tells.
+        apart: of each run but the first, why its rows are not those of the first; empty where they are.
     """
 
     name: str
@@ -96,6 +97,7 @@ class TaskComparison:
     predicted: list[TaskPredictions | None]
     metrics: Mapping[str, list[Interval | None]]
     differences: Mapping[str, list[MetricDifference | None]]
+    apart: list[str]
 
     def finding(self, number: int, names: tuple[str, str]) -> Finding:
         """Return how a run is to the first.
@@ -169,7 +171,8 @@ def compare_runs(folders: Sequence[str | os.PathLike[str]], *, most: int = ROWS)
     names = _task_names(contenders)
     part = _part(contenders)
     notes = [one.why for one in contenders if one.why]
-    tasks = [_compare_task(contenders, target, name, part) for target, name in names.items()]
+    apart = [_apart(contenders[0], other) for other in contenders[1:]]
+    tasks = [_compare_task(contenders, target, name, part, apart) for target, name in names.items()]
     findings = [
         task.finding(number, (contenders[0].name, other.name))
         for number, other in enumerate(contenders[1:], 1)
@@ -283,15 +286,24 @@ def _part(contenders: Sequence[Contender]) -> str:
     return next((one for one in reversed(SPLITS) if one in scores), "test")
 
 
+def _apart(first: Contender, other: Contender) -> str:
+    """Return why the data of two runs are not the same; empty where they are, or predictions are missing."""
+    one, two = first.predictions, other.predictions
+    return "" if one is None or two is None else unpaired(one, two)
+
+
 def _compare_task(
-    contenders: Sequence[Contender], target: TaskIdentity, name: str, part: str
+    contenders: Sequence[Contender],
+    target: TaskIdentity,
+    name: str,
+    part: str,
+    apart: Sequence[str],
 ) -> TaskComparison:
     predicted = [one.predicted(target) for one in contenders]
     measured = [one.measured(target, part) for one in contenders]
-    pairs = [
-        first is not None and other is not None and not _unpaired(contenders[0], one, first, other)
-        for one, other in zip(contenders[1:], predicted[1:], strict=True)
-        for first in predicted[:1]
+    apart = [
+        why or ("" if _same_rows(predicted[0], other) else "its labels are others")
+        for why, other in zip(apart, predicted[1:], strict=True)
     ]
     metrics: dict[str, list[Interval | None]] = {}
     differences: dict[str, list[MetricDifference | None]] = {}
@@ -307,10 +319,10 @@ def _compare_task(
         ]
         first, *others = estimates
         differences[metric] = [
-            None if first is None or other is None else first.difference(other, paired=paired)
-            for other, paired in zip(others, pairs, strict=True)
+            None if first is None or other is None else first.difference(other, paired=not why)
+            for other, why in zip(others, apart, strict=True)
         ]
-    return TaskComparison(name, target, predicted, metrics, differences)
+    return TaskComparison(name, target, predicted, metrics, differences, apart)
 
 
 def _metric_names(
@@ -339,57 +351,44 @@ def _notes(contenders: Sequence[Contender], tasks: Sequence[TaskComparison]) -> 
         predictions = one.predictions
         if predictions is not None and not predictions.is_whole:
             found.append(f"{one.name}: {predictions.sentence()} {predictions.missing()}".rstrip())
-    for number, other in enumerate(contenders[1:], 1):
-        for task in tasks:
-            first, second = task.predicted[0], task.predicted[number]
-            if first is None or second is None:
-                continue
-            why = _unpaired(contenders[0], other, first, second)
-            if why:
-                found.append(
-                    f"{other.name} was not tested on the rows of {contenders[0].name}: {why}. The difference is "
-                    "that of two samples, and partly one of the data."
-                )
+    first = contenders[0].name
+    found += [
+        f"{other.name} was not tested on the rows of {first}: {why}. The difference is that of two samples, "
+        "and partly one of the data."
+        for number, other in enumerate(contenders[1:])
+        for task in tasks
+        if (why := task.apart[number])
+    ]
     return list(dict.fromkeys(found))
 
 
-def _unpaired(
-    one: Contender, two: Contender, first: TaskPredictions, second: TaskPredictions
-) -> str:
-    assert one.predictions is not None
-    assert two.predictions is not None
-    return unpaired(one.predictions, two.predictions, first, second)
-
-
-def unpaired(
-    one: Predictions, two: Predictions, first: TaskPredictions, second: TaskPredictions
-) -> str:
-    """Return why predictions are not of the same rows; empty where they are.
+def unpaired(one: Predictions, two: Predictions) -> str:
+    """Return why predictions are not of the same data; empty where they are.
 
     Files with the same bytes and names are the same, wherever they lie: a split by chance goes by names.
-
-    Args:
-        one: of a run.
-        two: of another.
-        first: of a task of the one.
-        second: of the same task of the other.
     """
     if one.part != two.part:
         return f"its rows are those of {two.part}, not of {one.part}"
     sources = [found.trained.evaluated_part()[1] for found in (one, two)]
     if not _same_files(*sources):
         return "its files are others"
+    data = [found.trained.experiment.data for found in (one, two)]
     for what, values in (
         ("`data.split`", [source.split for source in sources]),
         ("`data.drop`", [source.drop and source.drop.text for source in sources]),
-        ("`data.weight`", [found.trained.experiment.data.weight for found in (one, two)]),
+        ("`data.weight`", [section.weight for section in data]),
+        ("`data.sampled_negatives`", [section.sampled_negatives for section in data]),
     ):
         if values[0] != values[1]:
             return f"{what} is another"
-    same_rows = np.array_equal(first.rows, second.rows)
-    if not same_rows or not np.array_equal(first.labels, second.labels):
-        return "its labels are others"
     return ""
+
+
+def _same_rows(one: TaskPredictions | None, two: TaskPredictions | None) -> bool:
+    """Tell whether the same rows with the same labels count for a task; where there are none, they do."""
+    if one is None or two is None:
+        return True
+    return np.array_equal(one.rows, two.rows) and np.array_equal(one.labels, two.labels)
 
 
 def _same_files(one: TableSource, two: TableSource) -> bool:
