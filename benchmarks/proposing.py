@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from pyarrow import csv, parquet
 
@@ -62,7 +63,7 @@ def log_part(random: np.random.Generator, start: int, rows: int) -> pa.Table:
         return (number * random.random(rows) ** 3).astype(np.int64)
 
     def text(prefix: str, ids: np.ndarray) -> pa.Array:
-        return pa.array(np.char.add(prefix, np.char.mod("%06x", ids))).cast(pa.string())
+        return pc.binary_join_element_wise(prefix, pa.array(ids).cast(pa.string()), "")
 
     seconds = 1_700_000_000 + (start + np.arange(rows)) // 4
     columns = {
@@ -70,10 +71,10 @@ def log_part(random: np.random.Generator, start: int, rows: int) -> pa.Table:
         "user": skewed(USERS),
         "item": skewed(ITEMS) * 8191 + 1_000_000_000,
         "shop": text("shop-", skewed(SHOPS)),
-        "session": text("", random.integers(0, 1 << 40, rows)),
+        "session": text("", random.integers(0, 1 << 39, rows)),
         "query": text("q", skewed(QUERIES)),
         "city": pa.array(skewed(CITIES), mask=random.random(rows) < 0.05),
-        "device": pa.array(np.array(["phone", "tablet", "desktop", "tv"])[skewed(4)]),
+        "device": pa.array(["phone", "tablet", "desktop", "tv"]).take(pa.array(skewed(4))),
         "position": random.integers(1, 40, rows),
         "age": pa.array(random.integers(14, 90, rows), mask=random.random(rows) < 0.2),
         **{f"price_{i}": random.lognormal(3, 1, rows).round(2) for i in range(2)},
