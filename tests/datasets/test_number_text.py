@@ -89,6 +89,9 @@ def values(source: TableSource, column: str = "x") -> list[Any]:
     return [value for table in source.scan([column]) for value in table[column].to_pylist()]
 
 
+SEVEN = datetime.datetime(2019, 10, 1, 7, tzinfo=datetime.timezone.utc)
+
+
 @pytest.mark.parametrize(
     ("cells", "type", "found"),
     [
@@ -99,9 +102,10 @@ def values(source: TableSource, column: str = "x") -> list[Any]:
         (["007", "NA"], "string", ["007", "NA"]),
         (["true", "NA"], "bool", [True, None]),
         (["2024-01-31", "-"], "date32[day]", [datetime.date(2024, 1, 31), None]),
-        (["2019-10-01 07:00:00 UTC", "NA"], "timestamp[s]", [datetime.datetime(2019, 10, 1, 7), None]),
-        (["2019-10-01 07:00:00 GMT"], "timestamp[s]", [datetime.datetime(2019, 10, 1, 7)]),
-        (["2019-10-01 07:00:00 +0000"], "timestamp[s]", [datetime.datetime(2019, 10, 1, 7)]),
+        (["2019-10-01 07:00:00 UTC", "NA"], "timestamp[s, tz=UTC]", [SEVEN, None]),
+        (["2019-10-01 07:00:00 GMT"], "timestamp[s, tz=UTC]", [SEVEN]),
+        (["2019-10-01 07:00:00 +0000"], "timestamp[s, tz=UTC]", [SEVEN]),
+        (["2019-10-01 07:00:00 UTC", "2019-10-01 07:00:00"], "timestamp[s]", 2 * [SEVEN.replace(tzinfo=None)]),
         (["2019-10-01 07:00:00 +0200"], "string", ["2019-10-01 07:00:00 +0200"]),
         (["1,234", "12"], "string", ["1,234", "12"]),  # or a list
     ],
@@ -196,6 +200,20 @@ def test_ids_that_floats_cannot_hold_are_refused(tmp_path: Path) -> None:
         ValueError, match=r"Values of column 'x' in '.*a\.parquet' should fit double"
     ):
         values(source)
+
+
+@pytest.mark.parametrize("block", [30, 1 << 20])
+def test_files_write_one_zone_in_other_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr("torchrec.datasets.csv_reader.CHUNK_BYTES", block)
+    schema = TableSource(csv(tmp_path / "a.csv", ["2019-10-01 07:00:00 UTC", "", "NA"])).schema
+    for end in (" UTC", " GMT", "Z", "+00:00"):
+        cells = [f"2019-10-01 07:00:00{end}", "-", f"2019-10-01 07:00:00{end}"]
+        source = TableSource(csv(tmp_path / "b.csv", cells), schema=schema)
+        assert values(source) == [SEVEN, None, SEVEN]
+    with pytest.raises(ValueError, match=r"line 2, column 'x', should hold .* tz=UTC"):
+        values(TableSource(csv(tmp_path / "c.csv", ["2019-10-01 07:00:00"]), schema=schema))
 
 
 def test_a_split_by_times_in_utc(tmp_path: Path) -> None:

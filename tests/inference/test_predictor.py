@@ -612,7 +612,7 @@ def timed() -> FeatureTransform:
 
 
 @pytest.mark.parametrize("form", ["columns", "rows", "pandas", "one"])
-@pytest.mark.parametrize("zone", ["Z", "+02:00"])
+@pytest.mark.parametrize("zone", ["Z", "+02:00", " UTC", " GMT", " +0000"])
 def test_times_as_json_has_them(timed: FeatureTransform, form: str, zone: str) -> None:
     text = [moment.strftime("%Y-%m-%dT%H:%M:%S") + zone for moment in MOMENTS]
     shift = datetime.timedelta(hours=2 if zone == "+02:00" else 0)

@@ -44,8 +44,10 @@ if TYPE_CHECKING:
 # What stands for a missing value, in columns of text too. "NA" is not among them: it is a country; in
 # columns of anything else it is missing, as the others of `MARKERS`.
 _MISSING = ["", "NULL", "null", "NaN", "nan", "\\N", "N/A", "n/a", "#N/A"]
-# Times as some systems write them: the zone behind a space says that they are UTC, as no zone does.
+# Times as some systems write them. Arrow takes the zone behind a space for text like other text: that it
+# is one is said by `_SAYS_UTC`.
 _TIMES = [pa_csv.ISO8601, *map("%Y-%m-%d %H:%M:%S {}".format, ("UTC", "GMT", "+0000"))]
+_SAYS_UTC = r" (UTC|GMT|\+0000)$"
 _INFERENCE_BLOCKS = 16  # for a column that is empty at first
 _ROW_OF_ERROR = re.compile(r"Row #(\d+)")
 _COLUMN_OF_ERROR = re.compile(r"In CSV column #(\d+): ")
@@ -103,6 +105,7 @@ class CsvReader:
             self._forms.append(self._form(len(names), line))
         given = {} if schema is None else dict(zip(schema.names, schema.types, strict=True))
         self.given = frozenset(given)
+        self._utc: set[str] = set()  # columns of times whose zone is written behind a space
         self._assumed = frozenset(assumed or ()) - self.given
         self.seen: list[Span] = []
         inferred = self._infer_types()
@@ -236,7 +239,9 @@ class CsvReader:
     def _read(
         self, number: int, block: Block, types: dict[str, pa.DataType], missing: list[str]
     ) -> pa.Table:
-        return pa_csv.read_csv(
+        utc = [n for n in self._utc & types.keys() if getattr(types[n], "tz", None)]
+        local = {name: pa.timestamp(types[name].unit) for name in utc}
+        table = pa_csv.read_csv(
             pa.py_buffer(block.data),
             pa_csv.ReadOptions(
                 use_threads=False,
@@ -247,12 +252,13 @@ class CsvReader:
             pa_csv.ConvertOptions(
                 null_values=[*missing, *self._dialect.missing],
                 strings_can_be_null=True,
-                column_types=types,
+                column_types=types | local,
                 include_columns=list(types),
                 timestamp_parsers=[*_TIMES, *self._dialect.times],
                 decimal_point=self._dialect.decimal,
             ),
         )
+        return table.cast(pa.schema(types)) if utc else table
 
     def _with_zeros(
         self, number: int, block: Block, value: pa.Scalar, row: int, name: str
@@ -348,11 +354,14 @@ class CsvReader:
         try:
             schema = self._read(number, block, {}, _MISSING).schema
             types = dict(zip(schema.names, schema.types, strict=True))
+            local = _local(types)
             doubtful = [name for name, type in types.items() if not pa.types.is_temporal(type)]
-            text = self._read(number, block, dict.fromkeys(doubtful, pa.string()), _MISSING)
+            text = self._read(number, block, dict.fromkeys(doubtful + local, pa.string()), _MISSING)
         except pa.ArrowInvalid as error:
             raise self._refused(number, block, {}, error) from error
-        for name, column in zip(doubtful, text.columns, strict=True):
+        for name in local:
+            types[name] = self._with_zone(name, types[name], text[name])
+        for name, column in zip(doubtful, text.columns, strict=False):
             if pa.types.is_float64(types[name]):
                 types[name] = _large_integers(column) or types[name]
             if pa.types.is_integer(types[name]) and _leading_zero(column) is not None:
@@ -368,12 +377,29 @@ class CsvReader:
         text = [name for name, type in types.items() if pa.types.is_string(type)]
         if not text or not any(marker.encode() in block.data for marker in MARKERS):
             return {}
-        found = self._read(number, block, {}, [*_MISSING, *MARKERS]).select(text).schema
-        return {
+        missing = [*_MISSING, *MARKERS]
+        found = {
             field.name: field.type
-            for field in found
+            for field in self._read(number, block, {}, missing).select(text).schema
             if pa.types.is_temporal(field.type) or pa.types.is_boolean(field.type)
         }
+        local = _local(found)
+        if local:
+            strings = self._read(number, block, dict.fromkeys(local, pa.string()), missing)
+            found |= {name: self._with_zone(name, found[name], strings[name]) for name in local}
+        return found
+
+    def _with_zone(self, name: str, local: pa.TimestampType, text: pa.ChunkedArray) -> pa.DataType:
+        """Return the type of a column of times with the zone, where the text has UTC behind each."""
+        if not pc.all(pc.match_substring_regex(text, _SAYS_UTC)).as_py():
+            return local
+        self._utc.add(name)
+        return pa.timestamp(local.unit, "UTC")
+
+
+def _local(types: Mapping[str, pa.DataType]) -> list[str]:
+    """Return the columns of times without a zone."""
+    return [name for name, type in types.items() if pa.types.is_timestamp(type) and not type.tz]
 
 
 def _is_number(type: pa.DataType) -> bool:

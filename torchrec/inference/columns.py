@@ -113,7 +113,8 @@ _TEXT_OF_TIMES: dict[Kind, str] = {
 
 
 def _times(name: str, text: pa.ChunkedArray, kind: Kind) -> pa.ChunkedArray:
-    """Return the times that ISO 8601 text says, all of it with a zone or none."""
+    """Return the times that ISO 8601 text says, all of it with a zone or none; the zone may be a word for UTC."""
+    text = pc.replace_substring_regex(text, " ?(UTC|GMT|\\+0000)$", "Z")
     if kind != "local times":
         try:
             return text.cast(pa.timestamp("us", "UTC"))
