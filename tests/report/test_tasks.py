@@ -321,6 +321,31 @@ def test_runs_of_several_tasks_are_compared_in_each(
 
 
 @pytest.mark.slow
+def test_a_task_whose_condition_never_holds_is_not_told_of(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(folder / "log.parquet", tmp_path)
+    table = pq.read_table(folder / "test.parquet")
+    place = table.schema.get_field_index("click")
+    nobody = table.set_column(place, "click", pa.array(np.zeros(500, np.int64)))
+    pq.write_table(nobody, tmp_path / "test.parquet")
+    runs = [_train(tmp_path, name, epochs=n).path for name, n in (("first", 1), ("second", 2))]
+    page = write_report(runs[0]).read_text("utf-8")
+    titles = re.findall("<h3>(.*?)</h3>", page)
+    for part in ("Result", "ROC", "Importance", "Metrics by feature value"):
+        assert f"{part} of buy" not in titles
+    assert {"Result of click", "Importance of click", "Residuals of watch"} <= set(titles)
+    other = tmp_path / "compare.html"
+    assert cli.main(["compare", *map(str, runs), "--html", str(other)]) == 0
+    told = capsys.readouterr().out
+    assert "buy: There is nothing to compare second with first by." in told
+    assert "click: The log loss of second is " in told
+    assert "nan" not in re.sub(r"[0-9a-f]{16,}", "", told).lower()
+    for text in (page, other.read_text("utf-8")):
+        assert not re.search(r"\bnan\b", text, re.I)
+
+
+@pytest.mark.slow
 def test_a_task_is_the_same_by_what_it_predicts_not_by_its_name(
     run: RunFolder, folder: Path
 ) -> None:

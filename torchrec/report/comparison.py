@@ -319,7 +319,7 @@ def _compare_task(
         ]
         first, *others = estimates
         differences[metric] = [
-            None if first is None or other is None else first.difference(other, paired=not why)
+            _difference(first, other, paired=not why)
             for other, why in zip(others, apart, strict=True)
         ]
     return TaskComparison(name, target, predicted, metrics, differences, apart)
@@ -342,6 +342,15 @@ def _interval(estimate: Estimate | None, measured: float | None) -> Interval | N
     if estimate is not None:
         return replace(estimate.interval(), value=estimate.value)
     return None if measured is None else Interval(measured, math.nan, math.nan)
+
+
+def _difference(
+    first: Estimate | None, other: Estimate | None, *, paired: bool
+) -> MetricDifference | None:
+    """Return by how much the other is above the first; None where either is not defined."""
+    if first is None or other is None or not math.isfinite(other.value - first.value):
+        return None
+    return first.difference(other, paired=paired)
 
 
 def _notes(contenders: Sequence[Contender], tasks: Sequence[TaskComparison]) -> list[str]:

@@ -134,14 +134,14 @@ def _plain_sentence(one: Finding, part: str) -> str:
     if loss is not None and math.isfinite(loss.p):
         moved = _moved(loss, one.scale(one.loss))
         return f"The {title_of(one.loss)} of {other} is {moved}, against {first}."
-    known = one.metrics.get(one.main, (None, None))
-    if known[0] is None or known[1] is None:
+    known = [found for found in one.metrics.get(one.main, ()) if found is not None]
+    gap = known[1].value - known[0].value if len(known) == 2 else math.nan
+    if not math.isfinite(gap):
         return f"There is nothing to compare {other} with {first} by."
-    gap = known[1].value - known[0].value
+    without = "" if one.main in one.differences else "without the predictions of both "
     return (
         f"The {title_of(one.main)} of {other} on its {part} data is {metric_text(abs(gap), known[0].value)} "
-        f"{'below' if gap < 0 else 'above'} that of {first}; without the predictions of both "
-        "nothing tells whether that is chance."
+        f"{'below' if gap < 0 else 'above'} that of {first}; {without}nothing tells whether that is chance."
     )
 
 
@@ -172,7 +172,7 @@ def interval_of(gap: Interval, like: float) -> str:
         '+0.0031 [+0.0021, +0.0041]'
     """
     value, low, high = (metric_text(x, like, sign=True) for x in (gap.value, gap.low, gap.high))
-    return f"{value} [{low}, {high}]"
+    return f"{value} [{low}, {high}]" if math.isfinite(gap.low) else value
 
 
 def p_of(p: float) -> str:
