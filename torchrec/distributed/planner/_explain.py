@@ -93,6 +93,11 @@ def _rank(
             perf += shard.perf or Perf(0, 0, 0, 0)
             storage += shard.storage or Storage(0, 0)
     own = sum(option.own_bytes for option in options)
+    from torchrec.distributed.planner._step_memory import step_bytes
+    import os
+    if os.environ.get("SIM","1")=="1":
+        keeps=os.environ.get("KEEPS")=="1"
+        own = step_bytes(options, topology.world_size, keeps)[rank] - sum(s.step_bytes for o in options for s in o.shards if s.rank==rank)
     there, usable = topology.devices[rank].storage, left.devices[rank].storage
     on_host = topology.compute_device == "cpu"
     return RankReport(

@@ -94,6 +94,23 @@ class ParameterConstraints:
     together_with: str | None = None
 
 
+@dataclass(frozen=True)
+class Lookup:
+    """What a rank asks of a table in a step.
+
+    Attributes:
+        ids: for each feature.
+        bags: for each feature.
+        is_pooled: whether a bag gives one vector.
+        is_weighted: whether ids have weights.
+    """
+
+    ids: tuple[float, ...]
+    bags: tuple[float, ...]
+    is_pooled: bool
+    is_weighted: bool
+
+
 class PartitionByType(Enum):
     """What the shards of a table are dealt out to."""
 
@@ -113,6 +130,7 @@ class Shard:
         storage: bytes that it takes.
         perf: milliseconds that it takes; None: not estimated.
         rank: who has it; None: nobody yet.
+        step_bytes: those of ``storage`` that it takes during a step.
     """
 
     size: list[int]
@@ -120,6 +138,7 @@ class Shard:
     storage: Storage | None = None
     perf: Perf | None = None
     rank: int | None = None
+    step_bytes: int = 0
 
     def __hash__(self) -> int:
         return hash((tuple(self.size), tuple(self.offset), self.storage, self.perf, self.rank))
@@ -130,6 +149,7 @@ class ShardingOption:
 
     Attributes:
         own_bytes: that every rank has for its own batch, whoever has the parts; written by estimators.
+        lookup: what a step of a rank asks of the table, written by estimators; None: they do not say.
 
     Args:
         name: of the table.
@@ -198,6 +218,7 @@ class ShardingOption:
         self.key_value_params = key_value_params
         self.num_poolings = num_poolings or [1.0] * len(input_lengths)
         self.own_bytes = 0
+        self.lookup: Lookup | None = None
 
     @property
     def tensor(self) -> Tensor:

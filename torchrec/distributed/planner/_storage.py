@@ -105,8 +105,8 @@ def storage_of(
     pipelined: Pipelined,
     is_inference: bool = False,
     load_factor: float | None = None,
-) -> Storage:
-    """Return the bytes that a part of a table takes.
+) -> tuple[Storage, int]:
+    """Return the bytes that a part of a table takes, and how many of them during a step only.
 
     Args:
         param: the whole table.
@@ -145,7 +145,7 @@ def storage_of(
         + pipelined.vectors * copies * vectors * columns * traffic.number_bytes
     )
     found[memory] = found.get(memory, 0) + round(exchanged)
-    return Storage(found.get("hbm", 0), found.get("ddr", 0))
+    return Storage(found.get("hbm", 0), found.get("ddr", 0)), round(exchanged)
 
 
 def own_bytes_of(

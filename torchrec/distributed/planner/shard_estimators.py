@@ -11,6 +11,7 @@ from torchrec.distributed.planner._cost import BY_ROWS, Work, perf_of
 from torchrec.distributed.planner._interfaces import SharderData, ShardEstimator
 from torchrec.distributed.planner._modules import CollectionFacts, facts_of
 from torchrec.distributed.planner._options import (
+    Lookup,
     ParameterConstraints,
     PlannerError,
     PlannerErrorType,
@@ -195,7 +196,7 @@ class EmbeddingStorageEstimator(ShardEstimator):
             )
 
             @cache
-            def storage(rows: int, columns: int) -> Storage:
+            def storage(rows: int, columns: int) -> tuple[Storage, int]:
                 return storage_of(
                     option.tensor,  # noqa: B023
                     [rows, columns],
@@ -211,7 +212,8 @@ class EmbeddingStorageEstimator(ShardEstimator):
                 )
 
             for shard in option.shards:
-                shard.storage = storage(*shard.size)
+                shard.storage, shard.step_bytes = storage(*shard.size)
+            option.lookup = _lookup_of(option, batch_sizes, poolings, weighted)
             option.own_bytes = own_bytes_of(
                 option, self._topology.world_size, traffic, self._pipelined, self._is_inference
             )
@@ -314,7 +316,7 @@ def calculate_shard_storages(
             Pipelined.of(pipeline_type, count_ephemeral_storage_cost),
             is_inference,
             caching_ratio,
-        )
+        )[0]
         for size in shard_sizes
     ]
 
@@ -348,6 +350,14 @@ def _sizes(option: ShardingOption, wishes: ParameterConstraints) -> tuple[list[i
             PlannerErrorType.INPUT_VALIDATION,
         )
     return batch_sizes, poolings
+
+
+def _lookup_of(
+    option: ShardingOption, batch_sizes: list[int], poolings: list[float], weighted: bool
+) -> Lookup:
+    bags = tuple(size * number for size, number in zip(batch_sizes, poolings, strict=True))
+    ids = tuple(of * length for of, length in zip(bags, option.input_lengths, strict=True))
+    return Lookup(ids, bags, option.is_pooled, weighted)
 
 
 def _asked(option: ShardingOption, wishes: ParameterConstraints) -> tuple[float, float]:

@@ -1,0 +1,101 @@
+"""Memory of a process that trains on the CPU, as tensors come and go in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["Block", "Heap"]
+
+_RECYCLED = 1 << 20  # bytes of a vector whose memory is kept for later ones
+_LEAST_KEPT = 1 << 12
+_HUGE_PAGE = 1 << 21
+
+Span = tuple[float, float]
+"""Bytes, from and to."""
+
+
+@dataclass(eq=False)
+class Block:
+    """Memory of a tensor.
+
+    Attributes:
+        written: bytes of it that have been written to: others take no memory.
+        size: bytes, where it is kept when the tensor dies; 0: it is not.
+    """
+
+    written: float
+    size: int = 0
+
+
+class Heap:
+    """Counts bytes.
+
+    What kernels work in, and vectors of 1 MB or more, have blocks of powers of two bytes that are kept: what needs as
+    large a block takes one that is free. Those of 2 MB or more have pages of 2 MB, which are there as a whole when one of
+    their bytes is written.
+
+    Attributes:
+        peak: most bytes that there were.
+
+    Example:
+        >>> heap = Heap()
+        >>> heap.free(heap.tensor(1000.0), heap.vector(3.0 * 2**20))
+        >>> heap.peak - 1000 == 4 * 2**20, heap.left == 4 * 2**20
+        (True, True)
+    """
+
+    def __init__(self) -> None:
+        self.peak = self.left = 0.0
+        self._free: list[Block] = []
+
+    def tensor(self, num_bytes: float) -> Block:
+        """Take memory that the system has back when the tensor dies."""
+        self._add(num_bytes)
+        return Block(num_bytes)
+
+    def vector(self, num_bytes: float) -> Block:
+        """Take memory for what a look-up or an exchange gives."""
+        return self.tensor(num_bytes) if num_bytes < _RECYCLED else self.kept([(0.0, num_bytes)])
+
+    def kept(self, written: Sequence[Span]) -> Block:
+        """Take a block that is kept.
+
+        Args:
+            written: which of its bytes are; it is as large as the last of them needs.
+        """
+        size = _LEAST_KEPT
+        while size < written[-1][1]:
+            size *= 2
+        block = next((block for block in self._free if block.size == size), None)
+        if block is None:
+            block = Block(0.0, size)
+        else:
+            self._free.remove(block)
+        more = max(_in_memory(written, size) - block.written, 0.0)
+        self._add(more)
+        block.written += more
+        return block
+
+    def free(self, *blocks: Block) -> None:
+        """Have tensors die."""
+        for block in blocks:
+            if block.size:
+                self._free.append(block)
+            else:
+                self.left -= block.written
+
+    def _add(self, num_bytes: float) -> None:
+        self.left += num_bytes
+        self.peak = max(self.peak, self.left)
+
+
+def _in_memory(written: Sequence[Span], size: int) -> float:
+    if size < _HUGE_PAGE:
+        return sum(end - begin for begin, end in written)
+    pages = {
+        page
+        for begin, end in written
+        for page in range(int(begin // _HUGE_PAGE), -int(-end // _HUGE_PAGE))
+    }
+    return float(len(pages) * _HUGE_PAGE)

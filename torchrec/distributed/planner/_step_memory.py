@@ -1,0 +1,344 @@
+"""What a rank has in memory while a step exchanges, looks up and updates: tensor by tensor, as sharded collections do.
+
+A batch *asks*: rows of its ids are chosen, and sent to who has them. Who is asked *looks up*: sums of bags, or rows. These
+are the *answer*, and rows of bags are pooled where the sample is. Gradients come *back* the same way, and tables are
+updated. The search adds up what parts of tables take, one by one, which is near to this; but tables of a collection share
+tensors, and the memory of some is kept for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torchrec.distributed.planner._blocks import Block, Heap
+from torchrec.distributed.planner._options import ShardingOption
+from torchrec.distributed.planner._storage import adds_squares
+from torchrec.distributed.types import ShardingType
+
+__all__ = ["step_bytes"]
+
+_NUMBER, _ID, _LONG = 4, 4, 8
+# Of an id in an update: room, what is written, and what where row and bag need more bits than there are for both.
+_ENTRY_ROOM, _ENTRY, _WIDE_ENTRY, _ENTRY_BITS = 32, 8, 16, 32
+_ROWS_OF_UPDATE = 34  # that it works in
+_SMALL = 512  # bytes of a message that has its place in a ring
+_RING = 32 * (64 + _SMALL)  # bytes of the ring of two ranks
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a rank asks of a feature, of all of its rows or of some.
+
+    Attributes:
+        ids: how many.
+        bags: of how many bags.
+        columns: of the vectors.
+        rows: among which the ids choose.
+        by_rows: whether each id gives a vector on the way; else each bag does.
+        bands: in how many places the rows of the table lie.
+        is_weighted: whether ids have weights.
+        adds_squares: whether ranks update a row together.
+        is_copy: whether the table is trained by an optimizer around the model.
+    """
+
+    ids: float
+    bags: float
+    columns: int
+    rows: int
+    by_rows: bool
+    bands: int
+    is_weighted: bool
+    adds_squares: bool
+    is_copy: bool
+
+    @property
+    def vectors(self) -> float:
+        return self.ids if self.by_rows else self.bags
+
+    @property
+    def row_bytes(self) -> float:
+        """Of a vector for each id."""
+        return self.ids * self.columns * _NUMBER
+
+    @property
+    def bag_bytes(self) -> float:
+        """Of a vector for each bag."""
+        return self.bags * self.columns * _NUMBER
+
+    @property
+    def num_bytes(self) -> float:
+        """Of the vectors on the way."""
+        return self.vectors * self.columns * _NUMBER
+
+    @property
+    def question_bytes(self) -> float:
+        """Of the ids, and the lengths of bags that are pooled elsewhere."""
+        weights = self.ids if self.is_weighted and not self.by_rows else 0.0
+        return _ID * (self.ids + weights + (0.0 if self.by_rows else self.bags))
+
+
+class _Collection:
+    """A collection under a plan.
+
+    Attributes:
+        here: features of tables that the rank looks up for itself.
+        away: features of the others.
+        of_ranks: for each rank, what it is asked for by one rank.
+    """
+
+    def __init__(self, options: Sequence[ShardingOption], world_size: int) -> None:
+        self.is_pooled = all(option.is_pooled for option in options)
+        self.here: list[_Asked] = []
+        self.away: list[_Asked] = []
+        self.of_ranks: list[list[_Asked]] = [[] for _ in range(world_size)]
+        for option in options:
+            self._add(option, world_size)
+
+    def _add(self, option: ShardingOption, world_size: int) -> None:
+        lookup, (height, width) = option.lookup, option.tensor.shape
+        assert lookup is not None
+        is_copy = option.sharding_type == ShardingType.DATA_PARALLEL.value
+        bands = max(1, len({shard.offset[0] for shard in option.shards}))
+        for ids, bags in zip(lookup.ids, lookup.bags, strict=True):
+            by_rows = not lookup.is_pooled or (bands > 1 and ids <= bags * bands)
+
+            def asked(rows: int, columns: int) -> _Asked:
+                return _Asked(
+                    ids * (rows / height if height else 0.0),  # noqa: B023
+                    bags,  # noqa: B023
+                    columns,
+                    rows,
+                    by_rows,  # noqa: B023
+                    bands,
+                    lookup.is_weighted,
+                    adds_squares(option),
+                    is_copy and world_size > 1,
+                )
+
+            if is_copy or world_size == 1:
+                self.here.append(asked(height, width))
+                continue
+            self.away.append(asked(height, width))
+            for shard in option.shards:
+                if shard.rank is not None and min(shard.size) > 0:
+                    self.of_ranks[shard.rank].append(asked(*shard.size))
+
+
+def step_bytes(
+    options: Sequence[ShardingOption], world_size: int, keeps_vectors: bool
+) -> list[int]:
+    """Return the most bytes that each rank has in a step, beside tables and states.
+
+    Args:
+        options: a way for each table, with ranks.
+        world_size: how many ranks there are.
+        keeps_vectors: whether layers need the vectors for their gradients.
+    """
+    of_paths: dict[str, list[ShardingOption]] = {}
+    for option in options:
+        of_paths.setdefault(option.path, []).append(option)
+    collections = [_Collection(of_path, world_size) for of_path in of_paths.values()]
+    return [
+        round(_most_bytes(collections, rank, world_size, keeps_vectors))
+        for rank in range(world_size)
+    ]
+
+
+def _most_bytes(
+    collections: Sequence[_Collection], rank: int, world_size: int, keeps_vectors: bool
+) -> float:
+    heap = Heap()
+    for _ in range(2):  # the first step leaves what the others find
+        lookups = [_Step(heap, each, rank, world_size) for each in collections]
+        outputs = [lookup.forward() for lookup in lookups]
+        if not keeps_vectors:
+            heap.free(*(block for each in outputs for block in each))
+        for lookup in reversed(lookups):
+            lookup.backward()
+        if keeps_vectors:
+            heap.free(*(block for each in outputs for block in each))
+    rings = world_size * _RING if world_size > 1 else 0
+    return heap.peak + rings + sum(lookup.message_bytes for lookup in lookups)
+
+
+class _Step:
+    """A step of a collection on a rank.
+
+    Attributes:
+        message_bytes: of memory that the ranks share, which this one has written to. Each message has a place of its
+            own there: others may not have read the one before.
+
+    Args:
+        heap: where memory is from.
+        collection: that is looked up.
+        rank: which.
+        world_size: how many there are.
+    """
+
+    def __init__(
+        self, heap: Heap, collection: _Collection, rank: int, world_size: int
+    ) -> None:
+        self._heap, self._collection, self._world = heap, collection, world_size
+        self._mine = collection.of_ranks[rank]
+        self._others = [
+            each
+            for other, asked in enumerate(collection.of_ranks)
+            if other != rank
+            for each in asked
+        ]
+        self._saved: list[Block] = []  # until the backward pass
+        self._rows: list[Block] = []
+        self.message_bytes = 0.0
+
+    def forward(self) -> list[Block]:
+        """Look up a batch, and return its vectors."""
+        here, away = self._collection.here, self._collection.away
+        found = self._vectors(here) if here else []
+        if not away:
+            return found
+        routed = self._ask()
+        answer = self._answer(self._look_up())
+        if self._collection.is_pooled and len(found) + len(answer) > 1:  # brought together
+            together = self._heap.vector(sum(each.bag_bytes for each in [*here, *away]))
+            self._heap.free(*found, *answer)
+            found, answer = [together], []
+        self._heap.free(routed)
+        return found + answer
+
+    def backward(self) -> None:
+        """Bring gradients of the vectors to the tables."""
+        heap, here, away = self._heap, self._collection.here, self._collection.away
+        gradients = self._gradients([*here, *away])
+        if here:
+            copies = [heap.tensor(4.0 * e.rows * e.columns) for e in here if e.is_copy]
+            heap.free(self._update(here, 1), *copies)
+        if away:
+            rows = self._gradients_of_rows(gradients)
+            self._message(sum(each.num_bytes for each in self._others))
+            found = self._computed()
+            heap.free(*rows, *gradients)
+            if self._mine:
+                heap.free(self._update(self._mine, self._world))
+            heap.free(*found)
+        else:
+            heap.free(*gradients)
+        heap.free(*self._saved)
+
+    def _vectors(self, asked: Sequence[_Asked]) -> list[Block]:
+        if self._collection.is_pooled:
+            return [self._heap.vector(sum(each.bag_bytes for each in asked))]
+        return [self._heap.vector(each.row_bytes) for each in asked]
+
+    def _gradients(self, asked: Sequence[_Asked]) -> list[Block]:
+        """Take what autograd does."""
+        if self._collection.is_pooled:
+            return [self._heap.tensor(sum(each.bag_bytes for each in asked))]
+        return [self._heap.tensor(each.row_bytes) for each in asked]
+
+    def _ask(self) -> Block:
+        away = self._collection.away
+        ids = sum(each.ids for each in away)
+        chosen = self._heap.tensor(_LONG * ids)
+        lengths = sum(each.bands * each.bags for each in away)
+        routed = self._heap.tensor(_ID * (2 * ids + lengths))
+        self._heap.free(chosen)
+        # Twice, as others have those of the step before while this one asks again.
+        self._message(2 * sum(each.question_bytes for each in self._others))
+        return routed
+
+    def _look_up(self) -> list[Block]:
+        pooled = [each for each in self._mine if not each.by_rows]
+        asked = self._world * sum(each.ids for each in self._mine)
+        bags = self._world * sum(each.bags for each in pooled)
+        self._saved = [self._heap.tensor(_ID * asked + _LONG * bags)]
+        return self._computed()
+
+    def _computed(self) -> list[Block]:
+        """Take memory for the vectors of all ranks, or their gradients: of bags, and of the rows of each feature."""
+        pooled = sum(each.num_bytes for each in self._mine if not each.by_rows)
+        of_rows = [each.num_bytes for each in self._mine if each.by_rows]
+        return [self._heap.vector(self._world * size) for size in (pooled, *of_rows)]
+
+    def _answer(self, computed: list[Block]) -> list[Block]:
+        """Take what comes back, and pool its rows."""
+        heap, away = self._heap, self._collection.away
+        of_others = (self._world - 1) / self._world
+        self._message(self._world * of_others * sum(each.num_bytes for each in self._mine))
+        sums = sum(each.bag_bytes for each in away if not each.by_rows)
+        found = [heap.vector(sums)] if sums else []
+        apart = [each for each in away if each.by_rows]
+        rows = [heap.vector(each.row_bytes) for each in apart]
+        heap.free(*computed)
+        if not self._collection.is_pooled:
+            if all(each.bands == 1 for each in apart):
+                return rows
+            self._rows = rows
+            return [heap.vector(each.row_bytes) for each in apart]
+        if apart:
+            self._saved.append(heap.tensor(_ID * sum(each.ids + each.bags for each in apart)))
+            found.append(heap.vector(sum(each.bag_bytes for each in apart)))
+            if _once(apart):
+                heap.free(*rows)
+            else:
+                self._rows = rows
+        return found
+
+    def _gradients_of_rows(self, gradients: list[Block]) -> list[Block]:
+        """Take the gradients of rows that came from others."""
+        heap, away, is_pooled = self._heap, self._collection.away, self._collection.is_pooled
+        apart = [each for each in away if each.by_rows]
+        if not apart or (not is_pooled and not self._rows):
+            return []
+        if is_pooled and len(apart) < len(away) + len(self._collection.here):
+            gradients.append(heap.tensor(sum(each.bag_bytes for each in away)))
+        if is_pooled and _once(apart):
+            ids = sum(each.ids for each in apart)
+            chosen = heap.tensor(ids * 3 * (_ID + _LONG))
+            found = [heap.vector(sum(each.row_bytes for each in apart))]
+            heap.free(chosen)
+            return found
+        found = [heap.tensor(each.row_bytes) for each in apart]
+        heap.free(self._update(apart, 1), *self._rows)
+        return found
+
+    def _message(self, num_bytes: float) -> None:
+        self.message_bytes += num_bytes if num_bytes > _SMALL else 0.0
+
+    def _update(self, asked: Sequence[_Asked], ranks: int) -> Block:
+        """Take what the kernel works in: ids in order of rows, and gradients that it reads more than twice."""
+        split = [each for each in asked if each.adds_squares]
+        if split:
+            return self._update_together(split, ranks)
+        most = ranks * max(each.ids for each in asked)
+        written = max(ranks * each.ids * _entry(each, ranks) for each in asked)
+        room = most * _ENTRY_ROOM
+        rows = _ROWS_OF_UPDATE * max(each.columns for each in asked) * _NUMBER
+        packed = sum(_packed(each, ranks, len(asked) > 1) for each in asked)
+        return self._heap.kept([(0.0, written), (room, room + rows + packed)])
+
+    def _update_together(self, asked: Sequence[_Asked], ranks: int) -> Block:
+        """Take what the kernel works in, until other ranks have told their squares, for all tables at once."""
+        numbers = ranks * sum(min(each.ids, each.bags + each.ids / 2) for each in asked)
+        self._message(_NUMBER * numbers)
+        ids = sum(ranks * each.ids * _entry(each, ranks) for each in asked)
+        packed = sum(_packed(each, ranks, len(asked) > 1) for each in asked)
+        block = self._heap.kept([(0.0, ids + packed + _NUMBER * numbers)])
+        self._heap.free(self._heap.tensor(2 * _NUMBER * numbers))
+        return block
+
+
+def _once(asked: Sequence[_Asked]) -> bool:
+    """Say whether rows of some features are summed at once: of one width, without weights."""
+    return len({each.columns for each in asked}) == 1 and not any(e.is_weighted for e in asked)
+
+
+def _entry(asked: _Asked, ranks: int) -> int:
+    bits = asked.rows.bit_length() + int(ranks * asked.vectors).bit_length()
+    return _ENTRY if bits <= _ENTRY_BITS and not asked.is_weighted else _WIDE_ENTRY
+
+
+def _packed(asked: _Asked, ranks: int, has_others: bool) -> float:
+    """Return the bytes of gradients that are brought together, where they lie between those of others."""
+    apart = has_others and not asked.by_rows and asked.ids > 2 * asked.bags
+    return ranks * asked.num_bytes if apart else 0.0
