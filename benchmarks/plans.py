@@ -5,9 +5,9 @@
 ``rates.json`` is a file of ``torchrec plan calibrate``, of the same machine. Each model is planned with it and then
 trained under the plan; one line each has what was planned and what was measured, and how far they lie apart.
 
-Memory is the most that a rank has in a step beside batches and what a process has whatever its tables: weights, states
-of optimizers, what a step exchanges, vectors and gradients, layers. What lies in memory that ranks share counts once, for
-who has written it. The rank of which the plan is furthest off is the one that is printed.
+Memory is the most that a rank has in a step beside batches and what a process has whatever its tables: weights,
+states of optimizers, what a step exchanges, vectors and gradients, layers. What lies in memory that ranks share counts
+once, for who has written it. The rank of which the plan is furthest off is the one that is printed.
 """
 
 from __future__ import annotations
@@ -20,28 +20,38 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.multiprocessing.spawn import start_processes
 
-from benchmarks.plan_models import Drawn, Scored
+from benchmarks.plan_models import Drawn
 from torchrec import KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.calibrate import usual_ms
+from torchrec.distributed.planner.dense import DensePart, measure_dense
+from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
 from torchrec.distributed.planner.types import Calibration
-from torchrec.distributed.sharding_plan import get_default_sharders
+from torchrec.distributed.sharding_plan import (
+    get_default_sharders,
+    plan_from_json,
+    plan_to_json,
+)
 from torchrec.distributed.types import ShardingPlan
 
 SECONDS = 0.25
-_WARM_UP = 4  # steps
+_WARM_UP = 30  # steps, after which messages have all the memory that they ever need
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 
-def plan_of(drawn: Drawn, world_size: int, rates: Calibration) -> ShardingPlan:
+def plan_of(
+    drawn: Drawn, world_size: int, rates: Calibration, dense: DensePart | None
+) -> ShardingPlan:
     """Return the plan of a model."""
     constraints = {
         f"t{t}": ParameterConstraints(
@@ -50,7 +60,12 @@ def plan_of(drawn: Drawn, world_size: int, rates: Calibration) -> ShardingPlan:
         for t in range(drawn.tables)
     }
     topology = Topology(world_size, "cpu", rates=rates)
-    planner = EmbeddingShardingPlanner(topology, drawn.batch, constraints=constraints)
+    planner = EmbeddingShardingPlanner(
+        topology,
+        drawn.batch,
+        constraints=constraints,
+        storage_reservation=HeuristicalStorageReservation(0.15, dense_tensor_estimate=dense),
+    )
     return planner.plan(drawn.model("meta"), get_default_sharders())
 
 
@@ -61,16 +76,16 @@ def shared_by_rank() -> list[int]:
     """
     found = []
     text = Path("/proc/self/smaps").read_text()
-    for start, size in re.findall(r"^(\w+)-.*/memfd:rowwise-.*\n(?:.*\n)*?Rss: +(\d+) kB", text, re.M):
+    for start, size in re.findall(
+        r"^(\w+)-.*/memfd:rowwise-.*\n(?:.*\n)*?Rss: +(\d+) kB", text, re.M
+    ):
         found.append((int(start, 16), 1024 * int(size)))
     return [size for _, size in sorted(found, reverse=True)]
 
 
 def resident(peak: bool = False) -> int:
     """Return the bytes of memory that this process has, or the most since `forget_peak`, shared memory left out."""
-    lines = dict(
-        line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
-    )
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 
     def of(name: str) -> int:
         return 1024 * int(lines[name].split()[0])
@@ -89,27 +104,34 @@ class Training:
     Args:
         drawn: the model.
         plan: of it.
-        rank: this one.
+        batches: on which it is trained in turn.
     """
 
-    def __init__(self, drawn: Drawn, plan: ShardingPlan, rank: int) -> None:
+    def __init__(
+        self, drawn: Drawn, plan: ShardingPlan, batches: Sequence[KeyedJaggedTensor]
+    ) -> None:
         scored = drawn.model("meta")
         self._model = DistributedModelParallel(scored, plan=plan)
         self._layers = None
         if scored.layers is not None:
             self._layers = drawn.layer_optimizer(scored.layers)
-        self._batches = [drawn.features(1000 * rank + seed) for seed in range(3)]
+        self._batches = batches
         self._steps = 0
 
     def step(self) -> None:
         """Train on one batch."""
-        batch = self._batches[self._steps % 3]
+        batch = self._batches[self._steps % len(self._batches)]
         self._steps += 1
         if self._layers is not None:
             self._layers.zero_grad()
         self._model(batch).backward()
         if self._layers is not None:
             self._layers.step()
+
+
+def batches_of(drawn: Drawn, rank: int) -> list[KeyedJaggedTensor]:
+    """Return batches of a rank."""
+    return [drawn.features(1000 * rank + seed) for seed in range(3)]
 
 
 def peak_of_steps(training: Training, steps: int = 6) -> int:
@@ -131,18 +153,157 @@ def peaks(drawn: Drawn, plan: ShardingPlan, small_plan: ShardingPlan, rank: int)
     """Return the bytes that each rank has most in a step, beside batches and what a process has whatever its tables."""
     # What is freed goes back at once: pages that an allocator keeps are not of the plan.
     ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 16)
-    small = Training(Drawn(drawn.number, most_rows=16, batch=16), small_plan, rank)
-    peak_of_steps(small)
-    del small
+    small = Drawn(drawn.number, most_rows=16, batch=16)
+    peak_of_steps(Training(small, small_plan, batches_of(small, rank)))
+    batches = batches_of(drawn, rank)
     gc.collect()
-    batches = resident()
-    mine = [drawn.features(1000 * rank + seed) for seed in range(3)]
-    batches = resident() - batches
-    del mine
-    gc.collect()
-    before = resident() + own_shared() + batches
-    peak = peak_of_steps(Training(drawn, plan, rank))
+    before = resident() + own_shared()
+    peak = peak_of_steps(Training(drawn, plan, batches))
     used = torch.tensor([peak + own_shared() - before])
     of_ranks = used.new_empty(dist.get_world_size())
     dist.all_gather_into_tensor(of_ranks, used)
     return [int(each) for each in of_ranks]
+
+
+def layers_of(drawn: Drawn) -> DensePart | None:
+    """Measure the layers of a model, if it has some."""
+    if not drawn.has_layers:
+        return None
+    batch = drawn.features(0)
+
+    def training(model: nn.Module) -> Callable[[], None]:
+        optimizer = drawn.layer_optimizer(model.get_submodule("layers"))
+
+        def step() -> None:
+            optimizer.zero_grad()
+            model(batch).backward()
+            optimizer.step()
+
+        return step
+
+    return measure_dense(drawn.model("meta"), training)
+
+
+def _times(training: Training, seconds: float) -> list[float]:
+    """Return the seconds of each step, as many on each rank as the first one says."""
+    times: list[float] = []
+    steps = 5
+    for step in range(2000):
+        if step == 5:
+            took = torch.tensor([min(times[3:])])
+            dist.broadcast(took, 0)
+            steps = max(15, int(seconds / float(took)))
+        if step >= steps:
+            break
+        before = time.perf_counter()
+        training.step()
+        times.append(time.perf_counter() - before)
+    return times[5:]
+
+
+def _rank(
+    rank: int, world_size: int, folder: str, number: int, texts: list[str], measures: str
+) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder}/{measures}{number}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+    drawn = Drawn(number)
+    plan, small_plan = map(plan_from_json, texts)
+    found: list[float]
+    if measures == "memory":
+        found = [float(each) for each in peaks(drawn, plan, small_plan, rank)]
+    else:
+        found = _times(Training(drawn, plan, batches_of(drawn, rank)), SECONDS)
+    if rank == 0:
+        (Path(folder) / measures).write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _plan(_: int, world_size: int, folder: str, number: int, rates: str) -> None:
+    """Write the plan of a model, the plan of the same model with small tables, and what the first one says."""
+    torch.set_num_threads(1)
+    drawn, calibration = Drawn(number), Calibration.from_json(rates)
+    dense = layers_of(drawn)
+    plan = plan_of(drawn, world_size, calibration, dense)
+    small = plan_of(Drawn(number, most_rows=16, batch=16), world_size, calibration, dense)
+    assert plan.report is not None
+    found = Planned(
+        texts=[plan_to_json(plan), plan_to_json(small)],
+        num_bytes=[rank.num_bytes + rank.dense_bytes for rank in plan.report.ranks],
+        step_ms=plan.report.step_ms,
+        types=sorted({table.sharding_type for table in plan.report.tables}),
+    )
+    (Path(folder) / "plan").write_text(json.dumps(asdict(found)))
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is planned for a model.
+
+    Attributes:
+        texts: its plan, and that of the same model with small tables.
+        num_bytes: of each rank.
+        step_ms: of a step.
+        types: under which its tables are.
+    """
+
+    texts: list[str]
+    num_bytes: list[int]
+    step_ms: float
+    types: list[str]
+
+
+def compared(
+    number: int, world_size: int, rates: str, what: Sequence[str], folder: str
+) -> list[str]:
+    """Return what was planned for a model, what was measured, and how far these lie apart."""
+    # Forked, so that each has processes of its own at little cost; planning too, which leaves memory behind.
+    start_processes(_plan, (world_size, folder, number, rates), 1, start_method="fork")
+    planned = Planned(**json.loads((Path(folder) / "plan").read_text()))
+
+    def measured(name: str) -> list[float]:
+        arguments = (world_size, folder, number, planned.texts, name)
+        start_processes(_rank, arguments, world_size, start_method="fork")
+        found: list[float] = json.loads((Path(folder) / name).read_text())
+        return found
+
+    drawn = Drawn(number)
+    cells = [str(number), str(world_size), drawn.words, str(drawn.batch), ", ".join(planned.types)]
+    if "memory" in what:
+        found = measured("memory")
+        off = [a / b - 1 for a, b in zip(planned.num_bytes, found, strict=True)]
+        worst = max(range(world_size), key=lambda rank: abs(off[rank]))
+        cells += [f"{each[worst] / 2**20:.1f}" for each in (planned.num_bytes, found)]
+        cells.append(f"{off[worst]:+.0%}")
+    if "time" in what:
+        took = usual_ms(measured("time"))
+        cells += [f"{planned.step_ms:.2f}", f"{took:.2f}", f"{planned.step_ms / took - 1:+.0%}"]
+    return cells
+
+
+def main() -> None:
+    """Print a table of models."""
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rates", type=Path)
+    parser.add_argument("--world-size", type=int, default=2)
+    parser.add_argument("--models", type=int, nargs=2, default=(0, 20))
+    parser.add_argument("--what", nargs="+", choices=("memory", "time"), default=["memory", "time"])
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    titles = ["model", "ranks", "tables", "samples", "types"]
+    if "memory" in options.what:
+        titles += ["planned MB", "measured MB", "off by"]
+    if "time" in options.what:
+        titles += ["planned ms", "measured ms", "off by"]
+    print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles), flush=True)
+    rates = options.rates.read_text()
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(*options.models):
+            cells = compared(number, options.world_size, rates, options.what, folder)
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -146,3 +146,16 @@ def prepared():
 
 def test_data_parallel_looks_into_what_was_prepared():
     assert run(prepared, 2) == [[[3.0, 3.0]]] * 2
+
+
+def test_bytes_of_tensors_that_are_made_are_counted():
+    before = torch.zeros(100)
+    live = _private.LiveBytes()
+    with live:
+        made = before + 1
+        assert live.num_bytes == 400
+        views = [before[1:], made[1:], made.view(10, 10)]
+        before.add_(1)
+        assert live.num_bytes == 400
+        del made, views
+        assert (live.num_bytes, live.peak) == (0, 400)

@@ -18,9 +18,11 @@ class RankReport:
         rank: which.
         compute_ms: looks up and updates.
         exchange_ms: sends and receives.
-        num_bytes: of tables, states of optimizers, and what a step exchanges.
+        num_bytes: of tables, states of optimizers, and what a step takes.
         capacity: bytes that there are for these.
         reserved: bytes kept free for everything else.
+        dense_bytes: those of them that layers take: parameters and buffers, and if they were measured, gradients,
+            which `DistributedDataParallel` adds up where they are, and what optimizers keep.
         tables: how many it has a part of.
     """
 
@@ -31,6 +33,7 @@ class RankReport:
     capacity: int
     reserved: int
     tables: int
+    dense_bytes: int = 0
 
     @property
     def ms(self) -> float:
@@ -109,6 +112,7 @@ class PlanReport:
         made_from: digest of ranks, batch size, wishes and tables.
         ranks: one for each.
         tables: in the order of the model.
+        dense_ms: what layers take of a step, with their gradients added up; None: that was not measured.
     """
 
     device: str
@@ -119,6 +123,7 @@ class PlanReport:
     made_from: str
     ranks: tuple[RankReport, ...]
     tables: tuple[TableReport, ...]
+    dense_ms: float | None = None
 
     @property
     def slowest(self) -> RankReport | None:
@@ -127,8 +132,24 @@ class PlanReport:
 
     @property
     def step_ms(self) -> float:
-        """What a step takes: tables, and messages."""
-        return self.fixed_ms + self.tables_ms
+        """What a step takes: tables, messages, and layers if they were measured."""
+        return self.fixed_ms + self.tables_ms + (self.dense_ms or 0.0)
+
+    @property
+    def layers(self) -> str:
+        """What layers take, in words; empty: there are none."""
+        num_bytes = max((rank.dense_bytes for rank in self.ranks), default=0)
+        if self.dense_ms is not None:
+            return (
+                f"Layers take {_ms(self.dense_ms)} of a step, and {bytes_to_text(num_bytes)} on each rank, their "
+                "gradients and optimizers with them (measured)."
+            )
+        if not num_bytes:
+            return ""
+        return (
+            f"Layers have {bytes_to_text(num_bytes)} of parameters on each rank; what a step and their optimizers "
+            "take was not measured."
+        )
 
     @property
     def tables_ms(self) -> float:
@@ -168,12 +189,14 @@ class PlanReport:
         """Return all of it, in lines of text."""
         best = "no plan is better" if self.is_best else "no change of one table betters it"
         rates = "measured rates" if self.is_measured else "rates from bandwidths, not measured"
+        parts = "tables" if self.dense_ms is None else "tables and layers"
         lines = [
             f"{len(self.ranks)} ranks, {self.device}, {self.batch_size} samples each: a step takes "
-            f"{_ms(self.step_ms)} for tables, {_ms(self.fixed_ms)} of it messages ({rates}); {best}.",
+            f"{_ms(self.step_ms)} for {parts}, {_ms(self.fixed_ms)} of it messages ({rates}); {best}.",
+            *([self.layers] if self.layers else []),
             "",
             *_aligned(
-                ["rank", "time", "compute", "exchange", "memory", "full", "tables"],
+                ["rank", "time", "compute", "exchange", "memory", "full", "layers", "tables"],
                 [
                     [
                         str(rank.rank),
@@ -182,6 +205,7 @@ class PlanReport:
                         _ms(rank.exchange_ms),
                         bytes_to_text(rank.num_bytes),
                         f"{rank.num_bytes / rank.capacity:.0%}" if rank.capacity else "-",
+                        bytes_to_text(rank.dense_bytes) if rank.dense_bytes else "-",
                         str(rank.tables),
                     ]
                     for rank in self.ranks

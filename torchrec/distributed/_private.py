@@ -12,6 +12,7 @@ from datetime import timedelta
 from importlib import import_module
 from inspect import signature
 from typing import Any, TypeVar
+from weakref import WeakSet, finalize
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 T = TypeVar("T", bound=Tensor)
 D = TypeVar("D", bound=DTensor)
@@ -52,6 +54,7 @@ __all__ = [
     "TO_COPY",
     "WAIT",
     "EnumerableShardingSpec",
+    "LiveBytes",
     "PreparedDataParallel",
     "Shard",
     "ShardMetadata",
@@ -183,6 +186,43 @@ def leave_to_others(module: nn.Module, names: Iterable[str]) -> None:
         names: of the parameters, without those of the wrapper.
     """
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(names))
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that are made, and die, while it is entered.
+
+    Attributes:
+        num_bytes: of those that there are.
+        peak: the most there were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.num_bytes = self.peak = 0
+        self._known: WeakSet[torch.UntypedStorage] = WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        for storage in _storages((args, kwargs)):  # made before, or counted
+            self._known.add(storage)
+        found = func(*args, **(kwargs or {}))
+        for storage in _storages(found):
+            if storage not in self._known:
+                self._known.add(storage)
+                self._count(storage.nbytes())
+                finalize(storage, self._count, -storage.nbytes())
+        return found
+
+    def _count(self, more: int) -> None:
+        self.num_bytes += more
+        self.peak = max(self.peak, self.num_bytes)
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [
+        leaf.untyped_storage() for leaf in _pytree.tree_leaves(values) if isinstance(leaf, Tensor)
+    ]
 
 
 def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:

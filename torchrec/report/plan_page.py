@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
@@ -56,7 +55,7 @@ def render_plan(plan: ShardingPlan, title: str = "plan") -> str:
         Tile(
             "Step",
             _ms(report.step_ms),
-            "What tables take of a step",
+            "What tables take of a step" if report.dense_ms is None else "Tables and layers",
             [f"{_ms(report.fixed_ms)} of it messages"],
         ),
         Tile(
@@ -97,14 +96,15 @@ def render_plan(plan: ShardingPlan, title: str = "plan") -> str:
         split="",
         tiles=tiles,
         sections=[
-            Section("speed", "Ranks", [_ranks_card(report.ranks)]),
+            Section("speed", "Ranks", [_ranks_card(report)]),
             Section("tables", "Tables by ranks", [_grid_card(report)]),
             Section("configuration", "Why each table is where it is", [_why_card(report)]),
         ],
     )
 
 
-def _ranks_card(ranks: Sequence[RankReport]) -> Card:
+def _ranks_card(report: PlanReport) -> Card:
+    ranks = report.ranks
     most_ms = max((rank.ms for rank in ranks), default=0.0) or 1.0
     rows = Markup("").join(
         Markup(
@@ -112,26 +112,28 @@ def _ranks_card(ranks: Sequence[RankReport]) -> Card:
             '<td class="bar-cell"><span class="bar"><i class="train" style="width:{compute:.2f}%"></i>'
             '<i class="valid" style="width:{exchange:.2f}%"></i></span></td><td>{ms}</td>'
             '<td class="bar-cell"><span class="bar"><i class="test" style="width:{full:.2f}%"></i></span></td>'
-            "<td>{bytes}</td><td>{tables}</td></tr>"
+            "<td>{bytes}</td><td>{layers}</td><td>{tables}</td></tr>"
         ).format(
             title=f"rank {rank.rank}: looks up and updates {_ms(rank.compute_ms)}, exchanges {_ms(rank.exchange_ms)}; "
-            f"{memory(rank.num_bytes)} of {memory(rank.capacity)}, {memory(rank.reserved)} kept free",
+            f"{memory(rank.num_bytes)} of {memory(rank.capacity)}, {memory(rank.reserved)} kept free, "
+            f"{memory(rank.dense_bytes)} of these for layers",
             rank=rank.rank,
             compute=100 * rank.compute_ms / most_ms,
             exchange=100 * rank.exchange_ms / most_ms,
             ms=_ms(rank.ms),
             full=100 * min(_share(rank), 1.0),
             bytes=memory(rank.num_bytes),
+            layers=memory(rank.dense_bytes) if rank.dense_bytes else "-",
             tables=rank.tables,
         )
         for rank in ranks
     )
     head = Markup(
-        "<thead><tr><th>rank</th><th>time</th><th></th><th>memory</th><th></th><th>tables</th></tr></thead>"
+        "<thead><tr><th>rank</th><th>time</th><th></th><th>memory</th><th></th><th>layers</th><th>tables</th></tr></thead>"
     )
     return Card(
         "Time and memory",
-        "Time of a step, and the share of the memory for tables that is taken.",
+        f"Time of a step, and the share of the memory for tables that is taken. {report.layers}".rstrip(),
         Markup('<div class="scroll"><table class="plan">{}<tbody>{}</tbody></table></div>').format(
             head, rows
         ),

@@ -210,7 +210,8 @@ def test_inference_has_no_backward_pass():
     perf = total(option)
     assert perf.bwd_compute == perf.bwd_comms == 0
     assert perf.fwd_compute > 0
-    assert trained.ddr - option.total_storage.ddr == 100 * 4  # the state of row-wise Adagrad
+    # The state of row-wise Adagrad, and ids in order of rows.
+    assert trained.ddr - option.total_storage.ddr == 100 * 4 + 4 * 8 * 16
 
 
 def storages(**options) -> Storage:
@@ -236,12 +237,15 @@ def storages(**options) -> Storage:
 
 
 def test_storages_by_hand():
-    ids, each, weights = 2 * 8 * 3 * 8, 2 * 8 * 16 * 4, 100 * 16 * 4
+    # Of two ranks, 8 samples and 3 ids each: 4 bytes an id, 8 a bag; and 16 an id, in order of rows for an update.
+    ids, each, weights = 2 * 8 * (3 * 4 + 8), 2 * 8 * 16 * 4, 100 * 16 * 4
+    entries = 2 * 8 * 3 * 16
     # Half of the vectors are in a message; of more than two ids a bag, an update packs the gradients.
-    vectors = round(2.5 * each)
+    vectors = round(2.5 * each) + entries
     assert storages() == Storage(0, 2 * weights + ids + vectors)
-    assert storages(input_lengths=[2.0]) == Storage(0, 2 * weights + 2 * ids // 3 + vectors - each)
-    assert storages(is_inference=True) == Storage(0, weights + ids + vectors - each)
+    fewer = 2 * 8 * (4 + 16)
+    assert storages(input_lengths=[2.0]) == Storage(0, 2 * weights + ids + vectors - each - fewer)
+    assert storages(is_inference=True) == Storage(0, weights + ids + vectors - each - entries)
     ahead = {"pipeline_type": PipelineType.TRAIN_SPARSE_DIST}
     assert storages(**ahead) == Storage(0, 2 * weights + 2 * ids)
     peak = {"count_ephemeral_storage_cost": True}

@@ -32,8 +32,8 @@ class Heap:
     """Counts bytes.
 
     What kernels work in, and vectors of 1 MB or more, have blocks of powers of two bytes that are kept: what needs as
-    large a block takes one that is free. Those of 2 MB or more have pages of 2 MB, which are there as a whole when one of
-    their bytes is written.
+    large a block takes one that is free. Those of 2 MB or more have pages of 2 MB, which are there as a whole when one
+    of their bytes is written.
 
     Attributes:
         peak: most bytes that there were.

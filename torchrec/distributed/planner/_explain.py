@@ -6,12 +6,16 @@ import hashlib
 from collections.abc import Sequence
 
 from torchrec.distributed._plan_report import Alternative, PlanReport, RankReport, TableReport
+from torchrec.distributed.planner._bandwidths import CollectiveType
+from torchrec.distributed.planner._dense import DensePart, Layers
 from torchrec.distributed.planner._messages import messages_ms
 from torchrec.distributed.planner._options import ShardingOption
 from torchrec.distributed.planner._placing import by_time, least_missing, take
 from torchrec.distributed.planner._problem import Candidate, Choice, Load, Unit
+from torchrec.distributed.planner._rates import rates_of
 from torchrec.distributed.planner._search_space import candidates_of, part_of, room_beside
 from torchrec.distributed.planner._solutions import Solution
+from torchrec.distributed.planner._step_memory import rank_bytes
 from torchrec.distributed.planner._tables import by_table
 from torchrec.distributed.planner._topology import Perf, Storage, Topology
 
@@ -43,6 +47,7 @@ def report_of(
     topology: Topology,
     batch_size: int,
     made_from: str,
+    layers: Layers,
 ) -> PlanReport:
     """Return what there is to say of a plan.
 
@@ -54,6 +59,7 @@ def report_of(
         topology: the ranks, with all memory.
         batch_size: samples a rank.
         made_from: digest of what it was made from.
+        layers: of the model.
     """
     choices = {(option.path, option.name): _choice(option) for option in options}
     own = sum(option.own_bytes for option in options)
@@ -70,6 +76,7 @@ def report_of(
         if table in looked_at:
             others = _others(option, choices[table], candidates.get(table, []), load, left)
         tables.append(_table(option, others))
+    num_bytes = rank_bytes(options, topology, layers.step_bytes(topology.world_size))
     return PlanReport(
         device=topology.compute_device,
         batch_size=batch_size,
@@ -77,38 +84,49 @@ def report_of(
         is_best=solution.is_best,
         is_measured=topology.rates is not None,
         made_from=made_from,
-        ranks=tuple(_rank(rank, options, left, topology) for rank in range(topology.world_size)),
+        ranks=tuple(
+            _rank(rank, options, left, topology, each, layers.lasting_bytes)
+            for rank, each in enumerate(num_bytes)
+        ),
         tables=tuple(tables),
+        dense_ms=None if layers.measured is None else _dense_ms(layers.measured, topology),
     )
 
 
 def _rank(
-    rank: int, options: Sequence[ShardingOption], left: Topology, topology: Topology
+    rank: int,
+    options: Sequence[ShardingOption],
+    left: Topology,
+    topology: Topology,
+    num_bytes: int,
+    dense_bytes: int,
 ) -> RankReport:
-    perf, storage, tables = Perf(0, 0, 0, 0), Storage(0, 0), 0
+    perf, tables = Perf(0, 0, 0, 0), 0
     for option in options:
         shards = [shard for shard in option.shards if shard.rank == rank]
         tables += bool(shards)
         for shard in shards:
             perf += shard.perf or Perf(0, 0, 0, 0)
-            storage += shard.storage or Storage(0, 0)
-    own = sum(option.own_bytes for option in options)
-    from torchrec.distributed.planner._step_memory import step_bytes
-    import os
-    if os.environ.get("SIM","1")=="1":
-        keeps=os.environ.get("KEEPS")=="1"
-        own = step_bytes(options, topology.world_size, keeps)[rank] - sum(s.step_bytes for o in options for s in o.shards if s.rank==rank)
     there, usable = topology.devices[rank].storage, left.devices[rank].storage
     on_host = topology.compute_device == "cpu"
     return RankReport(
         rank=rank,
         compute_ms=perf.fwd_compute + perf.bwd_compute + perf.prefetch_compute,
         exchange_ms=perf.fwd_comms + perf.bwd_comms + perf.input_dist_comms,
-        num_bytes=own + (storage.ddr if on_host else storage.hbm),
+        num_bytes=num_bytes,
         capacity=usable.ddr if on_host else usable.hbm,
         reserved=(there.ddr - usable.ddr) if on_host else (there.hbm - usable.hbm),
         tables=tables,
+        dense_bytes=dense_bytes,
     )
+
+
+def _dense_ms(dense: DensePart, topology: Topology) -> float:
+    """Return what layers take where all ranks train theirs, and add the gradients up."""
+    rates, ranks = rates_of(topology), topology.world_size
+    # Each rank sends and receives its share of the sums twice.
+    sums = rates.exchange_ms(CollectiveType.ALL_REDUCE, 2 * dense.gradient_bytes / ranks, ranks)
+    return dense.step_ms * rates.slowdown(topology.local_world_size) + (sums if ranks > 1 else 0.0)
 
 
 def _table(option: ShardingOption, others: tuple[Alternative, ...] | None) -> TableReport:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from torchrec.distributed.planner._dense import DensePart
 from torchrec.distributed.planner._options import ParameterConstraints, ShardingOption
 from torchrec.distributed.planner._topology import Topology
 from torchrec.distributed.types import ModuleSharder, ShardingPlan, StorageUsageType
@@ -39,6 +40,11 @@ class StorageReservation(ABC):
     @abstractmethod
     def last_reserved_topology(self) -> Topology | None:
         """What `reserve` returned last; None: it was not called yet."""
+
+    @property
+    def dense(self) -> DensePart | None:
+        """The layers that it keeps memory for, as measured; None: they were not."""
+        return None
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -17,7 +18,7 @@ from torchrec.modules.embedding_modules import (
 from torchrec.modules.feature_processor_ import FeatureProcessor, FeatureProcessorsCollection
 from torchrec.modules.mc_modules import ManagedCollisionModule
 
-__all__ = ["CollectionFacts", "facts_of", "sharded_modules"]
+__all__ = ["CollectionFacts", "dense_bytes", "facts_of", "sharded_modules"]
 
 
 def sharded_modules(
@@ -37,6 +38,24 @@ def sharded_modules(
         if sharder is not None and not inside:
             taken.append(path)
             yield path, module, sharder
+
+
+def dense_bytes(model: nn.Module, sharders: Sequence[ModuleSharder[Any]]) -> int:
+    """Return the bytes of parameters and buffers that are not of tables.
+
+    Args:
+        model: the model.
+        sharders: who will shard its tables.
+    """
+    not_dense: set[int] = set()
+    for _, module, sharder in sharded_modules(model, sharders):
+        tables = sharder.shardable_parameters(module).values()
+        not_dense.update(map(id, chain(tables, module.buffers())))
+    return sum(
+        tensor.nelement() * tensor.element_size()
+        for tensor in chain(model.parameters(), model.buffers())
+        if id(tensor) not in not_dense
+    )
 
 
 @dataclass(frozen=True)

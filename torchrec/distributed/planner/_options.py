@@ -149,7 +149,8 @@ class ShardingOption:
 
     Attributes:
         own_bytes: that every rank has for its own batch, whoever has the parts; written by estimators.
-        lookup: what a step of a rank asks of the table, written by estimators; None: they do not say.
+        lookup: what a rank asks of the table in a step, written by estimators where memory is known tensor by tensor.
+            Default: None.
 
     Args:
         name: of the table.

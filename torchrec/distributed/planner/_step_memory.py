@@ -1,29 +1,29 @@
 """What a rank has in memory while a step exchanges, looks up and updates: tensor by tensor, as sharded collections do.
 
-A batch *asks*: rows of its ids are chosen, and sent to who has them. Who is asked *looks up*: sums of bags, or rows. These
-are the *answer*, and rows of bags are pooled where the sample is. Gradients come *back* the same way, and tables are
-updated. The search adds up what parts of tables take, one by one, which is near to this; but tables of a collection share
-tensors, and the memory of some is kept for others.
+A batch *asks*: rows of its ids are chosen, and sent to who has them. Who is asked *looks up*: sums of bags, or rows.
+These are the *answer*, and rows of bags are pooled where the sample is. Gradients come *back* the same way, and tables
+are updated. The search adds up what parts of tables take, one by one, which is near to this; but tables of a collection
+share tensors, and the memory of some is kept for others.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torchrec.distributed.planner._blocks import Block, Heap
 from torchrec.distributed.planner._options import ShardingOption
 from torchrec.distributed.planner._storage import adds_squares
+from torchrec.distributed.planner._topology import Topology
 from torchrec.distributed.types import ShardingType
 
-__all__ = ["step_bytes"]
+__all__ = ["rank_bytes", "step_bytes"]
 
 _NUMBER, _ID, _LONG = 4, 4, 8
 # Of an id in an update: room, what is written, and what where row and bag need more bits than there are for both.
 _ENTRY_ROOM, _ENTRY, _WIDE_ENTRY, _ENTRY_BITS = 32, 8, 16, 32
-_ROWS_OF_UPDATE = 34  # that it works in
-_SMALL = 512  # bytes of a message that has its place in a ring
-_RING = 32 * (64 + _SMALL)  # bytes of the ring of two ranks
+_SMALL = 512  # bytes of a message whose place does not depend on tables
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,14 @@ class _Asked:
         weights = self.ids if self.is_weighted and not self.by_rows else 0.0
         return _ID * (self.ids + weights + (0.0 if self.by_rows else self.bags))
 
+    def chosen(self, ranks: int) -> float:
+        """How many rows the ids of some ranks choose, each counted once."""
+        return -self.rows * math.expm1(-ranks * self.ids / self.rows)
+
+    def sparse_bytes(self, ranks: int) -> float:
+        """Of these rows with their gradients."""
+        return self.chosen(ranks) * (_LONG + self.columns * _NUMBER)
+
 
 class _Collection:
     """A collection under a plan.
@@ -125,49 +133,71 @@ class _Collection:
                     self.of_ranks[shard.rank].append(asked(*shard.size))
 
 
+def rank_bytes(
+    options: Sequence[ShardingOption], topology: Topology, layer_bytes: int | None
+) -> list[int]:
+    """Return the most bytes that each rank has of tables, states, and what a step takes.
+
+    Args:
+        options: a way for each table, with ranks.
+        topology: the ranks.
+        layer_bytes: see `step_bytes`.
+    """
+    found = [0] * topology.world_size
+    on_host = topology.compute_device == "cpu"
+    is_known = all(option.lookup is not None for option in options)
+    for option in options:
+        for shard in option.shards:
+            if shard.rank is not None and shard.storage is not None:
+                num_bytes = shard.storage.ddr if on_host else shard.storage.hbm
+                found[shard.rank] += num_bytes - (shard.step_bytes if is_known else 0)
+    if not is_known:  # of steps on other devices there are estimates, table by table
+        own = sum(option.own_bytes for option in options)
+        return [num_bytes + own for num_bytes in found]
+    steps = step_bytes(options, topology.world_size, layer_bytes)
+    return [kept + step for kept, step in zip(found, steps, strict=True)]
+
+
 def step_bytes(
-    options: Sequence[ShardingOption], world_size: int, keeps_vectors: bool
+    options: Sequence[ShardingOption], world_size: int, layer_bytes: int | None
 ) -> list[int]:
     """Return the most bytes that each rank has in a step, beside tables and states.
 
     Args:
         options: a way for each table, with ranks.
         world_size: how many ranks there are.
-        keeps_vectors: whether layers need the vectors for their gradients.
+        layer_bytes: what layers take in between, which need the vectors for their gradients; None: there are none.
     """
     of_paths: dict[str, list[ShardingOption]] = {}
     for option in options:
         of_paths.setdefault(option.path, []).append(option)
     collections = [_Collection(of_path, world_size) for of_path in of_paths.values()]
     return [
-        round(_most_bytes(collections, rank, world_size, keeps_vectors))
-        for rank in range(world_size)
+        round(_most_bytes(collections, rank, world_size, layer_bytes)) for rank in range(world_size)
     ]
 
 
 def _most_bytes(
-    collections: Sequence[_Collection], rank: int, world_size: int, keeps_vectors: bool
+    collections: Sequence[_Collection], rank: int, world_size: int, layer_bytes: int | None
 ) -> float:
     heap = Heap()
     for _ in range(2):  # the first step leaves what the others find
         lookups = [_Step(heap, each, rank, world_size) for each in collections]
-        outputs = [lookup.forward() for lookup in lookups]
-        if not keeps_vectors:
-            heap.free(*(block for each in outputs for block in each))
+        vectors = [block for lookup in lookups for block in lookup.forward()]
+        if layer_bytes is None:
+            heap.free(*vectors)
+        else:
+            heap.free(heap.tensor(layer_bytes))
         for lookup in reversed(lookups):
             lookup.backward()
-        if keeps_vectors:
-            heap.free(*(block for each in outputs for block in each))
-    rings = world_size * _RING if world_size > 1 else 0
-    return heap.peak + rings + sum(lookup.message_bytes for lookup in lookups)
+        if layer_bytes is not None:
+            heap.free(*vectors)
+    has_layers = layer_bytes is not None
+    return heap.peak + sum(lookup.message_bytes(has_layers) for lookup in lookups)
 
 
 class _Step:
     """A step of a collection on a rank.
-
-    Attributes:
-        message_bytes: of memory that the ranks share, which this one has written to. Each message has a place of its
-            own there: others may not have read the one before.
 
     Args:
         heap: where memory is from.
@@ -176,9 +206,7 @@ class _Step:
         world_size: how many there are.
     """
 
-    def __init__(
-        self, heap: Heap, collection: _Collection, rank: int, world_size: int
-    ) -> None:
+    def __init__(self, heap: Heap, collection: _Collection, rank: int, world_size: int) -> None:
         self._heap, self._collection, self._world = heap, collection, world_size
         self._mine = collection.of_ranks[rank]
         self._others = [
@@ -189,7 +217,20 @@ class _Step:
         ]
         self._saved: list[Block] = []  # until the backward pass
         self._rows: list[Block] = []
-        self.message_bytes = 0.0
+        self._messages: list[float] = []  # question, answer, gradients; squares
+
+    def message_bytes(self, has_layers: bool) -> float:
+        """Return the bytes of memory that ranks share, which this one has written to.
+
+        A message has a place of its own while others may not have read the one before. Gradients go where the answer
+        was, if they fit and others have surely read it.
+
+        Args:
+            has_layers: whether layers come in between.
+        """
+        _, answer, gradients, *_ = self._messages or [0.0, 0.0, 0.0]
+        is_shared = has_layers and _power_of_two(gradients) <= _power_of_two(answer)
+        return sum(self._messages) - (min(answer, gradients) if is_shared else 0.0)
 
     def forward(self) -> list[Block]:
         """Look up a batch, and return its vectors."""
@@ -198,12 +239,13 @@ class _Step:
         if not away:
             return found
         routed = self._ask()
-        answer = self._answer(self._look_up())
+        computed = self._look_up()
+        answer = self._answer()
         if self._collection.is_pooled and len(found) + len(answer) > 1:  # brought together
-            together = self._heap.vector(sum(each.bag_bytes for each in [*here, *away]))
+            together = self._heap.tensor(sum(each.bag_bytes for each in [*here, *away]))
             self._heap.free(*found, *answer)
             found, answer = [together], []
-        self._heap.free(routed)
+        self._heap.free(routed, *computed)
         return found + answer
 
     def backward(self) -> None:
@@ -218,8 +260,7 @@ class _Step:
             self._message(sum(each.num_bytes for each in self._others))
             found = self._computed()
             heap.free(*rows, *gradients)
-            if self._mine:
-                heap.free(self._update(self._mine, self._world))
+            self._update_tables()
             heap.free(*found)
         else:
             heap.free(*gradients)
@@ -260,7 +301,7 @@ class _Step:
         of_rows = [each.num_bytes for each in self._mine if each.by_rows]
         return [self._heap.vector(self._world * size) for size in (pooled, *of_rows)]
 
-    def _answer(self, computed: list[Block]) -> list[Block]:
+    def _answer(self) -> list[Block]:
         """Take what comes back, and pool its rows."""
         heap, away = self._heap, self._collection.away
         of_others = (self._world - 1) / self._world
@@ -269,7 +310,6 @@ class _Step:
         found = [heap.vector(sums)] if sums else []
         apart = [each for each in away if each.by_rows]
         rows = [heap.vector(each.row_bytes) for each in apart]
-        heap.free(*computed)
         if not self._collection.is_pooled:
             if all(each.bands == 1 for each in apart):
                 return rows
@@ -303,7 +343,24 @@ class _Step:
         return found
 
     def _message(self, num_bytes: float) -> None:
-        self.message_bytes += num_bytes if num_bytes > _SMALL else 0.0
+        self._messages.append(num_bytes if num_bytes > _SMALL else 0.0)
+
+    def _update_tables(self) -> None:
+        """Update what others have looked up here."""
+        ways = [[each for each in self._mine if each.by_rows is way] for way in (False, True)]
+        lookups = [asked for asked in ways if asked]
+        if len(lookups) < 2:
+            for asked in lookups:
+                self._heap.free(self._update(asked, self._world))
+            return
+        # Of two look-ups, rows with their gradients are gathered, and updated together.
+        gathered = []
+        for asked in lookups:
+            gathered += [self._heap.tensor(each.sparse_bytes(self._world)) for each in asked]
+            self._heap.free(self._update(asked, self._world))
+        copied = self._heap.tensor(sum(block.written for block in gathered))
+        room = _ENTRY_ROOM * max(each.chosen(self._world) for each in self._mine)
+        self._heap.free(self._heap.kept([(0.0, room)]), copied, *gathered)
 
     def _update(self, asked: Sequence[_Asked], ranks: int) -> Block:
         """Take what the kernel works in: ids in order of rows, and gradients that it reads more than twice."""
@@ -313,9 +370,8 @@ class _Step:
         most = ranks * max(each.ids for each in asked)
         written = max(ranks * each.ids * _entry(each, ranks) for each in asked)
         room = most * _ENTRY_ROOM
-        rows = _ROWS_OF_UPDATE * max(each.columns for each in asked) * _NUMBER
         packed = sum(_packed(each, ranks, len(asked) > 1) for each in asked)
-        return self._heap.kept([(0.0, written), (room, room + rows + packed)])
+        return self._heap.kept([(0.0, written), (room, room + packed)])
 
     def _update_together(self, asked: Sequence[_Asked], ranks: int) -> Block:
         """Take what the kernel works in, until other ranks have told their squares, for all tables at once."""
@@ -326,6 +382,11 @@ class _Step:
         block = self._heap.kept([(0.0, ids + packed + _NUMBER * numbers)])
         self._heap.free(self._heap.tensor(2 * _NUMBER * numbers))
         return block
+
+
+def _power_of_two(num_bytes: float) -> int:
+    """Return the least one that is no less."""
+    return 1 << max(0, math.ceil(num_bytes) - 1).bit_length()
 
 
 def _once(asked: Sequence[_Asked]) -> bool:

@@ -21,6 +21,12 @@ from torchrec.optim.owners import owner_of
 from torchrec.optim.table_update import FusedRule, TableUpdate
 
 _FLOAT = 4
+_LONG = 8  # bytes of an id of a batch
+_ID = 4  # bytes of an id on the way
+_OFFSET = 8  # bytes of where a bag begins
+_ENTRY = 16  # bytes of an id that is put in order for an update, at most
+_CHOSEN = 24  # bytes of an id while it is given a row and a place, and sent, in two steps at once
+_LENGTHS = 12  # bytes of the length of a bag meanwhile
 _CACHED_KERNELS = {"fused_uvm_caching", "quant_uvm_caching"}
 
 
@@ -134,15 +140,18 @@ def storage_of(
         found[memory] = int(found[state] * cached)
     of_rows = rows / param.shape[0] if param.shape[0] else 0.0
     bands = round(1 / of_rows) if of_rows else 1
-    vectors = traffic.ids * of_rows if traffic.sends_rows(bands) else traffic.bags
+    ids, sends_rows = traffic.ids * of_rows, traffic.sends_rows(bands)
+    vectors = ids if sends_rows else traffic.bags
     asking = 1 if sharding_type is ShardingType.DATA_PARALLEL else world_size
     # Vectors, and in another message those of others; gradients come into the same memory.
     copies = 0.0 if asking == 1 else 1 + (asking - 1) / asking
-    if traffic.ids * of_rows > 2 * vectors and not is_inference:
+    if ids > 2 * vectors and not is_inference:
         copies += 1  # an update reads a gradient several times: it packs all of them first
+    asked = ids * (traffic.id_bytes - _ID) + (0 if sends_rows else traffic.bags * _OFFSET)
+    entries = 0 if is_inference else ids * _ENTRY
+    numbers = copies * vectors * columns * traffic.number_bytes
     exchanged = asking * (
-        pipelined.ids * traffic.ids * traffic.id_bytes * of_rows
-        + pipelined.vectors * copies * vectors * columns * traffic.number_bytes
+        (0 if asking == 1 else pipelined.ids * asked) + pipelined.vectors * (entries + numbers)
     )
     found[memory] = found.get(memory, 0) + round(exchanged)
     return Storage(found.get("hbm", 0), found.get("ddr", 0)), round(exchanged)
@@ -168,8 +177,8 @@ def own_bytes_of(
     alone = option.sharding_type == ShardingType.DATA_PARALLEL.value or world_size == 1
     copies = 1 if is_inference else 2
     vectors = copies * traffic.vectors
+    bands = max(1, len({shard.offset[0] for shard in option.shards}))
     if not alone:
-        bands = max(1, len({shard.offset[0] for shard in option.shards}))
         by_rows = traffic.is_pooled and traffic.sends_rows(bands)
         received = traffic.ids if by_rows else traffic.vectors
         if by_rows:  # which are pooled here
@@ -180,7 +189,11 @@ def own_bytes_of(
             sums = 1 if by_rows or not traffic.is_pooled else bands
             vectors += received * sums * (world_size - 1) / world_size
     numbers = pipelined.vectors * vectors * columns * traffic.number_bytes
-    return round(numbers + pipelined.ids * traffic.ids * traffic.id_bytes)
+    if alone:
+        return round(numbers)
+    weight = traffic.id_bytes - _LONG
+    asked = traffic.ids * (_CHOSEN + 2 * weight) + bands * traffic.bags * _LENGTHS
+    return round(numbers + pipelined.ids * asked)
 
 
 def _kept_bytes(param: Tensor, rows: int, columns: int, compute_kernel: str) -> int:

@@ -40,7 +40,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.types import OptimizerType
 
-__all__ = ["Calibration", "calibrate", "usual_ms"]
+__all__ = ["Calibration", "calibrate", "step_ms", "usual_ms"]
 
 _FEATURES, _BATCH = 8, 1024
 _COLUMNS, _BAGS, _ROWS = (8, 32, 128), (1, 5, 20), (1_000, 10_000, 100_000)
@@ -167,8 +167,14 @@ def usual_ms(times: Sequence[float]) -> float:
     return means[len(means) // 4] * 1e3
 
 
-def _timed_ms(step: Callable[[], None], seconds: float, most: int = 400) -> float:
-    """Return how long a step takes; it was taken twice before."""
+def step_ms(step: Callable[[], object], seconds: float, most: int = 400) -> float:
+    """Return how long a step takes on this process, in milliseconds; it was taken twice before.
+
+    Args:
+        step: takes one.
+        seconds: how long to take them.
+        most: how many at most. Default 400.
+    """
     step()
     step()
     times: list[float] = []
@@ -181,7 +187,7 @@ def _timed_ms(step: Callable[[], None], seconds: float, most: int = 400) -> floa
 
 
 def _step_ms(model: nn.Module, batch: KeyedJaggedTensor, seconds: float) -> float:
-    return _timed_ms(_training(model, batch), seconds)
+    return step_ms(_training(model, batch), seconds)
 
 
 def _loss(model: nn.Module, batch: KeyedJaggedTensor) -> Tensor:
@@ -208,7 +214,7 @@ def _lookup_rate(model: nn.Module, columns: int, bag: int, rows: int, seconds: f
             model(next(batches)).values()
 
     ids = _FEATURES * _BATCH * bag
-    of_forward, of_both = _timed_ms(forward, seconds / 2), _timed_ms(both, seconds)
+    of_forward, of_both = step_ms(forward, seconds / 2), step_ms(both, seconds)
     return LookupRate(
         columns=columns,
         ids_a_bag=float(bag),
@@ -228,7 +234,7 @@ def _dense_ns(seconds: float) -> float:
             weight.grad.zero_()
         optimizer.step()
 
-    return _timed_ms(step, seconds) * 1e6 / (weight.nelement() * 4)
+    return step_ms(step, seconds) * 1e6 / (weight.nelement() * 4)
 
 
 def _exchange_rate(world_size: int, seconds: float, threads: int, alone: _Steps) -> ExchangeRate:

@@ -15,7 +15,9 @@ from torch.distributed import ProcessGroup
 
 from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.planner._changes import Change, changes_that_fit, with_half_weights
+from torchrec.distributed.planner._dense import Layers
 from torchrec.distributed.planner._explain import digest_of, report_of
+from torchrec.distributed.planner._fitting import solve_within
 from torchrec.distributed.planner._interfaces import (
     Enumerator,
     Partitioner,
@@ -26,19 +28,17 @@ from torchrec.distributed.planner._interfaces import (
     Stats,
     StorageReservation,
 )
-from torchrec.distributed.planner._messages import with_fewer_messages
+from torchrec.distributed.planner._modules import dense_bytes
 from torchrec.distributed.planner._options import (
     ParameterConstraints,
     PlannerError,
     ShardingOption,
 )
-from torchrec.distributed.planner._search_space import search_space_of
 from torchrec.distributed.planner._shortage import Shortage, shortage_of
 from torchrec.distributed.planner._solutions import (
     Proposals,
     Solution,
     load_solution,
-    solve,
     solve_by_proposals,
 )
 from torchrec.distributed.planner._to_plan import to_sharding_plan
@@ -262,7 +262,8 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
             self._topology, self._batch_size, module, sharders, self._constraints
         )
         space = self._enumerator.enumerate(module, sharders)
-        solution = self._solution(module, sharders, space, topology, start)
+        layers = Layers(dense_bytes(module, sharders), self._storage_reservation.dense)
+        solution = self._solution(module, sharders, space, topology, start, layers)
         options = solution.options
         for callback in self._callbacks:
             options = callback(options)
@@ -275,6 +276,7 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
             self._topology,
             self._batch_size,
             made_from=digest_of(self.hash_planner_context_inputs_str(), space),
+            layers=layers,
         )
         for stats in self._stats:
             stats.log(
@@ -301,6 +303,7 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
         space: list[ShardingOption],
         topology: Topology,
         start: float,
+        layers: Layers,
     ) -> Solution:
         known = None if self._plan_loader is None else self._plan_loader.load()
         if self._plan_loader is not None and known is not None:
@@ -309,15 +312,18 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
         deadline = None if self._timeout_seconds is None else start + self._timeout_seconds
         if self._proposals is not None:
             return solve_by_proposals(space, topology, self._enumerator, self._proposals, deadline)
-        search_space = search_space_of(space, topology)
-        solution = solve(search_space, deadline)
-        if solution is not None:
-            return with_fewer_messages(solution, space, topology, deadline)
-        shortage = shortage_of(search_space, topology)
-        raise shortage.error(self._changes(shortage, module, sharders))
+        found = solve_within(space, topology, layers.step_bytes(topology.world_size), deadline)
+        if found.solution is not None:
+            return found.solution
+        shortage = shortage_of(found.space, found.topology)
+        raise shortage.error(self._changes(shortage, module, sharders, layers))
 
     def _changes(
-        self, shortage: Shortage, module: nn.Module, sharders: list[ModuleSharder[Any]]
+        self,
+        shortage: Shortage,
+        module: nn.Module,
+        sharders: list[ModuleSharder[Any]],
+        layers: Layers,
     ) -> list[str]:
         """Return the changes after which there is a plan, each tried."""
         if type(self._enumerator) is not EmbeddingEnumerator:
@@ -335,7 +341,10 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
                 space = enumerator.enumerate(module, sharders)
                 if change.halved is not None:
                     space = with_half_weights(space, change.halved)
-                return solve(search_space_of(space, left), None) is not None
+                return (
+                    solve_within(space, left, layers.step_bytes(left.world_size), None).solution
+                    is not None
+                )
             except PlannerError:
                 return False
 

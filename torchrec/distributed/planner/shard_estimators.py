@@ -169,11 +169,14 @@ class EmbeddingStorageEstimator(ShardEstimator):
         self._constraints = constraints or {}
         self._pipelined = Pipelined.of(pipeline_type, run_embedding_at_peak_memory)
         self._is_inference = is_inference
+        # Of such steps it is known what they take, tensor by tensor.
+        on_host, alone = topology.compute_device == "cpu", pipeline_type is PipelineType.NONE
+        self._is_training_here = on_host and alone and not is_inference
 
     def estimate(
         self, sharding_options: list[ShardingOption], sharder_data_map: dict[str, SharderData]
     ) -> None:
-        """Write ``storage`` into each part, and ``own_bytes`` into each way.
+        """Write ``storage`` into each part, ``own_bytes`` and ``lookup`` into each way.
 
         Args:
             sharding_options: ways to place tables.
@@ -213,7 +216,8 @@ class EmbeddingStorageEstimator(ShardEstimator):
 
             for shard in option.shards:
                 shard.storage, shard.step_bytes = storage(*shard.size)
-            option.lookup = _lookup_of(option, batch_sizes, poolings, weighted)
+            if self._is_training_here and option.output_dtype is None:
+                option.lookup = _lookup_of(option, batch_sizes, poolings, weighted)
             option.own_bytes = own_bytes_of(
                 option, self._topology.world_size, traffic, self._pipelined, self._is_inference
             )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 from torch import nn
 
 from torchrec.distributed._units import bytes_to_text
+from torchrec.distributed.planner._dense import DensePart
 from torchrec.distributed.planner._interfaces import StorageReservation
-from torchrec.distributed.planner._modules import sharded_modules
+from torchrec.distributed.planner._modules import dense_bytes
 from torchrec.distributed.planner._options import (
     ParameterConstraints,
     PlannerError,
@@ -62,14 +61,15 @@ class HeuristicalStorageReservation(StorageReservation):
     Args:
         percentage: the share, from 0 to 1.
         parameter_multiplier: how many times the bytes of the dense parameters. Default 6.
-        dense_tensor_estimate: bytes of the dense part, instead of that. Default: counted.
+        dense_tensor_estimate: bytes of the dense part, instead of that; or what `measure_dense` has found, whose
+            time the plan then counts as well. Default: counted.
     """
 
     def __init__(
         self,
         percentage: float,
         parameter_multiplier: float = 6.0,
-        dense_tensor_estimate: int | None = None,
+        dense_tensor_estimate: int | DensePart | None = None,
     ) -> None:
         _check_share(percentage)
         self._percentage = percentage
@@ -81,6 +81,11 @@ class HeuristicalStorageReservation(StorageReservation):
     def last_reserved_topology(self) -> Topology | None:
         """What `reserve` returned last; None: it was not called yet."""
         return self._last
+
+    @property
+    def dense(self) -> DensePart | None:
+        """The layers that it keeps memory for, as measured; None: they were not."""
+        return self._estimate if isinstance(self._estimate, DensePart) else None
 
     def reserve(
         self,
@@ -97,7 +102,9 @@ class HeuristicalStorageReservation(StorageReservation):
         """
         dense = self._estimate
         if dense is None:
-            dense = int(_dense_bytes(module, sharders) * self._multiplier)
+            dense = int(dense_bytes(module, sharders) * self._multiplier)
+        elif isinstance(dense, DensePart):
+            dense = dense.lasting_bytes  # what they have in a step more is counted with the tables
         self._last = _without_dense(topology, self._percentage, dense)
         return self._last
 
@@ -132,18 +139,6 @@ class InferenceStorageReservation(StorageReservation):
             PlannerError: if there is none.
         """
         return self._reservation.reserve(topology, batch_size, module, sharders, constraints)
-
-
-def _dense_bytes(model: nn.Module, sharders: Sequence[ModuleSharder[Any]]) -> int:
-    not_dense: set[int] = set()
-    for _, module, sharder in sharded_modules(model, sharders):
-        tables = sharder.shardable_parameters(module).values()
-        not_dense.update(map(id, chain(tables, module.buffers())))
-    return sum(
-        tensor.nelement() * tensor.element_size()
-        for tensor in chain(model.parameters(), model.buffers())
-        if id(tensor) not in not_dense
-    )
 
 
 def _without_dense(topology: Topology, percentage: float, dense: int) -> Topology:
