@@ -117,6 +117,7 @@ def define(
     fake: Callable[..., object],
     native_kernel: Callable[..., object] | None = None,
     decided_by: Collection[str] | None = None,
+    bytes_of: Collection[str] = (),
     gradient: Gradient | None = None,
     tags: tuple[torch.Tag, ...] = (),
 ) -> Callable[..., Any]:
@@ -129,6 +130,8 @@ def define(
         native_kernel: the CPU implementation on the native library; used where that library is in use.
         decided_by: names of the arguments that are looked at to see whether the kernel may be called straight
             away. Default: all tensors. The kernel itself checks the others.
+        bytes_of: names of the arguments that are lists of uint8. No gradient is asked of these, and they are as they
+            lie, so that their types say it all; where they are, and that they are bytes, the kernel checks.
         gradient: of the results.
         tags: tags of the operator, such as ``torch.Tag.needs_fixed_stride_order``.
 
@@ -152,13 +155,16 @@ def define(
         register_autograd(_library, operator, gradient.save, gradient.backward)
     kernel = None if native is None else native_kernel
     of_type: dict[str, list[int]] = {"Tensor": [], "List[Tensor]": []}
+    lists_of_bytes = []
     parsed = parse_schema(f"rowwise::{schema}")
     lasting = set()
     for i, argument in enumerate(parsed.arguments):
         if argument.name in _LASTING:
             lasting.add(i)
         kind = str(argument.type).replace("Optional[Tensor]", "Tensor")
-        if kind in of_type and (decided_by is None or argument.name in decided_by):
+        if argument.name in bytes_of:
+            lists_of_bytes.append(i)
+        elif kind in of_type and (decided_by is None or argument.name in decided_by):
             of_type[kind].append(i)
     call = _chooser(
         operator,
@@ -168,6 +174,7 @@ def define(
         of_type["Tensor"],
         of_type["List[Tensor]"],
         lasting,
+        lists_of_bytes,
         None
         if gradient is None or kernel is None
         else _recorder(
@@ -261,6 +268,7 @@ def _chooser(
     tensors: Sequence[int],
     lists: Sequence[int],
     lasting: Collection[int] = (),
+    lists_of_bytes: Sequence[int] = (),
     recorded: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Return what decides.
@@ -273,6 +281,7 @@ def _chooser(
         tensors: positions of the arguments to look at that are tensors or None.
         lists: positions of those that are lists of such.
         lasting: positions of lists that are mostly those of the last call.
+        lists_of_bytes: positions of lists of uint8, see `define`.
         recorded: the kernel as autograd records it. Default: where a gradient is asked, the dispatcher.
     """
     known: dict[int, Known[bool]] = {i: Known() for i in lasting}
@@ -298,6 +307,9 @@ def _chooser(
                 if not _is_as_it_lies(tensor):
                     return step_aside(*args)
                 asked = asked or tensor.requires_grad
+        for i in lists_of_bytes:
+            if not _PLAIN_TYPES.issuperset(map(type, args[i])):
+                return step_aside(*args)
         for i in lists:
             found = args[i]
             is_known = i in known and len(found) > _FEW
@@ -319,7 +331,7 @@ def _chooser(
     plain = [_PLAIN_INTEGERS.format(names[i]) for i in tensors]
     source = _CHOOSE.format(
         arguments=", ".join(names),
-        are_plain_integers="False" if lists else " and ".join(plain) or "True",
+        are_plain_integers="False" if lists or lists_of_bytes else " and ".join(plain) or "True",
     )
     namespace: dict[str, Any] = {
         "operator": operator,

@@ -220,16 +220,6 @@ def test_pruned_tables(tmp_path: Path) -> None:
     outside("onnx", path, small, [table, rows(1, 2)])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["torch-export", "onnx"])
-@pytest.mark.parametrize("name", ["deepfm", "dlrm", "dlrm_dcn", "fm", "lr"])
-def test_every_model(name: str, kind: str, tmp_path: Path) -> None:
-    few = {n: FEATURES[n] for n in ("price", "age", "user", "item", "seen")}
-    predictor = trained(name, few)
-    path = export(predictor, tmp_path / "model", kind)
-    outside(kind, path, predictor, [rows(size, size) for size in (1, 17, 1000)])
-
-
 def test_a_format_that_there_is_not(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"`format` should be one of torch-export, aoti, onnx. Re"):
         export(tmp_path, tmp_path / "model", "tensorrt")  # type: ignore[arg-type]

@@ -78,6 +78,7 @@ quantized_bag = _library.define(
     reference=reference.quantized_bag,
     fake=_fake_bag,
     native_kernel=kernels.quantized_bag if kernels else None,
+    bytes_of=("weights",),
 )
 quantized_sequence = _library.define(
     "quantized_sequence(Tensor[] weights, int[] formats, Tensor spec, Tensor values, SymInt[] starts,"
@@ -85,4 +86,5 @@ quantized_sequence = _library.define(
     reference=reference.quantized_sequence,
     fake=_fake_sequence,
     native_kernel=kernels.quantized_sequence if kernels else None,
+    bytes_of=("weights",),
 )
