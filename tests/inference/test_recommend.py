@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -84,6 +88,54 @@ def test_best_of_all_pairs(
     assert table.column_names == ["user", "item", "rank", "score"]
     found = list(zip(*table.to_pydict().values(), strict=True))
     assert found == expected(predictor, k, task, set(SEEN) if with_seen else set())
+
+
+MANY_USERS = """
+import json, sys
+import pyarrow as pa, pyarrow.parquet as pq, torch
+from torchrec.datasets.features import DenseFeature, SparseFeature
+from torchrec.datasets.source import TableSource
+from torchrec.datasets.transform import FeatureTransform, Target
+from torchrec.inference.predictor import Predictor
+from torchrec.inference.recommend import recommend
+from torchrec.training.memory import peak_rss_bytes
+
+torch.set_num_threads(1)
+features = {"user": SparseFeature(ids="plain", rows=50_000), "price": DenseFeature()}
+transform = FeatureTransform(features, targets={"click": Target("click")})
+transform.fit([pa.table({"user": [1, 2], "price": [1.0, 2.0]})])
+
+class Price(torch.nn.Module):
+    def forward(self, dense, sparse):
+        return dense
+
+users, items = (TableSource(path) for path in sys.argv[1:])
+rows, peaks = 0, []
+for table in recommend(Predictor(None, transform, Price()), users, items, 20):
+    rows += table.num_rows
+    peaks.append(peak_rss_bytes())
+print(json.dumps([rows, *peaks]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_users(tmp_path) -> None:
+    """Six times 8,192 users: after two times all is there that is needed."""
+    ids = pa.table({"user": np.arange(6 * 8192)})
+    pq.write_table(ids, tmp_path / "users.parquet", row_group_size=8192)
+    items = pa.table({"item": np.arange(100), "price": np.random.default_rng(0).random(100)})
+    pq.write_table(items, tmp_path / "items.parquet")
+    paths = [str(tmp_path / f"{name}.parquet") for name in ("users", "items")]
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_USERS, *paths], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rows, _, second, *_, last = json.loads(done.stdout)
+    assert rows == 6 * 8192 * 20
+    assert (
+        last - second < 30e6
+    )  # bytes; what is written for the others is 24 each, and their pairs 1.6e9
 
 
 def test_nobody_and_nothing(predictor, sources, tmp_path) -> None:

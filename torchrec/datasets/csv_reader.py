@@ -239,8 +239,10 @@ class CsvReader:
     def _read(
         self, number: int, block: Block, types: dict[str, pa.DataType], missing: list[str]
     ) -> pa.Table:
-        utc = [n for n in self._utc & types.keys() if getattr(types[n], "tz", None)]
-        local = {name: pa.timestamp(types[name].unit) for name in utc}
+        local: dict[str, pa.DataType] = {}
+        for name in self._utc & types.keys():
+            if getattr(types[name], "tz", None):
+                local[name] = pa.timestamp(types[name].unit)
         table = pa_csv.read_csv(
             pa.py_buffer(block.data),
             pa_csv.ReadOptions(
@@ -258,7 +260,7 @@ class CsvReader:
                 decimal_point=self._dialect.decimal,
             ),
         )
-        return table.cast(pa.schema(types)) if utc else table
+        return table.cast(pa.schema(types)) if local else table
 
     def _with_zeros(
         self, number: int, block: Block, value: pa.Scalar, row: int, name: str
