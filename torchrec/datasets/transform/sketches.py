@@ -149,7 +149,7 @@ class DistinctCounter:
         self._sorted = np.zeros(0, np.uint64)  # each once, the smallest
         # Most of a stream has come before. To sort takes ten times as long as to see that: so hashes are
         # looked for in tables first, and those that are not found wait until they are many.
-        self._tables: list[Array] | None = None
+        self._tables: list[Array] | None = []  # None: to be made of those that are sorted
         self._waiting: list[Array] = []
         self._waits = 0
 
@@ -157,24 +157,30 @@ class DistinctCounter:
         """Add int64 ids."""
         if not len(ids):
             return
-        hashes = scatter(_fewer(ids.astype(np.int64, copy=False)))
+        ids = ids.astype(np.int64, copy=False)
+        low, high = int(ids.min()), int(ids.max())
+        if high - low < len(ids):  # in a range that is no longer than they are many
+            ids = each_once(ids - low, high - low + 1) + low
+        hashes = scatter(ids)
         if len(self._sorted) == self._size:
             hashes = hashes[hashes < self._sorted[-1]]
         if self._tables is None:
             self._tables = _tables_of(self._sorted)
         for table in self._tables:
             hashes = _not_in(table, hashes)
-        self._waiting.append(hashes)
+        if len(hashes):
+            self._waiting.append(hashes)
         self._waits += len(hashes)
         if self._waits >= self._size:
             self._settle()
 
     def estimate(self) -> int:
         """Return the number of distinct ids, an estimate beyond ``size``."""
-        hashes = self._settle()
-        if len(hashes) < self._size:
-            return len(hashes)
-        return round((self._size - 1) * 2.0**64 / float(hashes[-1]))
+        if self._waiting:
+            self._settle()
+        if len(self._sorted) < self._size:
+            return len(self._sorted)
+        return round((self._size - 1) * 2.0**64 / float(self._sorted[-1]))
 
     def merge(self, other: DistinctCounter) -> None:
         """Add the ids of another counter of the same size."""
@@ -200,12 +206,6 @@ class DistinctCounter:
             for one in sorted((self, other), key=DistinctCounter.estimate)
         )
         return float(np.isin(few, many).mean()) if len(few) else 0.0
-
-
-def _fewer(ids: Array) -> Array:
-    """Return some ids each once where they lie in a range that is no longer than they are many."""
-    low, high = int(ids.min()), int(ids.max())
-    return each_once(ids - low, high - low + 1) + low if high - low < len(ids) else ids
 
 
 def each_once(positions: Array, size: int) -> Array:

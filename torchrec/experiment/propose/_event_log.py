@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -52,14 +53,16 @@ def find_event_log(
         sample: the first rows.
         rows: of all data.
     """
+    times = list(filter(attrgetter("is_time"), columns))
+    if not times:
+        return None
     users = [one for one in _ids(columns, _USER) if _SEVERAL * one.distinct <= rows]
     items = [one for one in _ids(columns, _ITEM) if one.distinct >= _FEWEST_ITEMS]
-    times = [one.name for one in columns if one.is_time]
-    if not (users and items and times):
+    if not (users and items):
         return None
     user, item = (max(found, key=lambda one: one.distinct).name for found in (users, items))
-    times.sort(key=lambda time: -pc.count_distinct(sample[time]).as_py())
-    time = next((time for time in times if _differs(sample, user, time)), None)
+    times.sort(key=lambda one: -pc.count_distinct(sample[one.name]).as_py())
+    time = next((one.name for one in times if _differs(sample, user, one.name)), None)
     return None if time is None else EventLog(user, item, time)
 
 

@@ -52,7 +52,10 @@ def tells_of_label(values: pa.ChunkedArray, labels: Array) -> Leak | str:
         >>> tells_of_label(pa.chunked_array([np.arange(100) // 2 % 2]), label)
         ''
     """
-    values = _plain(values)
+    if pt.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if pt.is_float16(values.type):  # has no kernels
+        values = values.cast(pa.float32())
     if pt.is_nested(values.type):
         return ""
     known = np.isfinite(labels)
@@ -77,23 +80,15 @@ def tells_of_label(values: pa.ChunkedArray, labels: Array) -> Leak | str:
 
 def _first_tell_nothing(values: pa.ChunkedArray, labels: Array, known: Array) -> bool:
     """Say whether the first rows show that a column of many numbers tells nothing, whatever follows them."""
-    if not _are_numbers(values) or len(pc.unique(values.filter(pa.array(known)))) <= _FEW + 1:
+    if not (pt.is_floating(values.type) or pt.is_integer(values.type)):
+        return False
+    if len(pc.unique(values.filter(pa.array(known)))) <= _FEW + 1:
         return False
     valid = values.is_valid().to_numpy(zero_copy_only=False)
     there = labels[_present(values, valid) & known]
     if not (_has_both(labels[known & valid]) and 0 < np.count_nonzero(there) < len(there)):
         return False
     return _lie_apart(values, labels, known & valid) is False
-
-
-def _are_numbers(values: pa.ChunkedArray) -> bool:
-    return bool(pt.is_floating(values.type) or pt.is_integer(values.type))
-
-
-def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    if pt.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
-    return values.cast(pa.float32()) if pt.is_float16(values.type) else values  # has no kernels
 
 
 def _has_both(labels: Array) -> bool:
@@ -103,7 +98,7 @@ def _has_both(labels: Array) -> bool:
 
 def _decided_by_threshold(values: pa.ChunkedArray, labels: Array, chosen: Array) -> bool:
     """Say whether all numbers of one label lie below all of the other."""
-    if not _are_numbers(values):
+    if not (pt.is_floating(values.type) or pt.is_integer(values.type)):
         return False
     # A few rows mostly tell that they do not.
     first = _lie_apart(values.slice(0, _FIRST), labels[:_FIRST], chosen[:_FIRST])
@@ -136,7 +131,7 @@ def _present(values: pa.ChunkedArray, valid: Array) -> Array:
     """Say in which rows there is something: no null, zero or false, nor the more frequent of two values."""
     if pt.is_boolean(values.type):
         return _mask(values)
-    if _are_numbers(values):
+    if pt.is_floating(values.type) or pt.is_integer(values.type):
         numbers = pc.fill_null(values, 0).to_numpy()
         there: Array = valid & (numbers != 0) & ~np.isnan(numbers)
         return there
