@@ -216,3 +216,36 @@ def test_a_job_whose_rank_is_killed_is_restarted_and_goes_on_from_its_checkpoint
     assert restarted["from"] == 4
     for name, weight in whole["model"].items():
         assert torch.equal(restarted["model"][name], weight), name
+
+
+UNDESTROYED = """
+import sys
+
+import torch.distributed as dist
+
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+from torchrec.distributed import DistributedModelParallel
+
+dist.init_process_group("gloo", f"file://{sys.argv[1]}", rank=int(sys.argv[2]), world_size=2)
+table = EmbeddingBagConfig(10, 4, "t", feature_names=["f"], optimizer="sgd", lr=0.1)
+model = DistributedModelParallel(EmbeddingBagCollection([table]))
+output = model(KeyedJaggedTensor.from_lists({"f": [[1, 2]] * 200}))
+output.values().sum().backward()
+"""
+
+
+@pytest.mark.slow
+def test_a_program_that_destroys_no_process_group_ends_without_complaints(tmp_path):
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", UNDESTROYED, str(tmp_path / "store"), rank],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in "01"
+    ]
+    for rank in ranks:
+        _, said = rank.communicate(timeout=120)
+        assert "Exception ignored" not in said
+        assert "Traceback" not in said

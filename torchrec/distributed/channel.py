@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 from time import monotonic
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, finalize, ref
 
 import torch
 import torch.distributed as dist
@@ -71,8 +71,10 @@ class Channel:
                 self._memory = share_memory(group, self._timeout)
         # Weak: who calls `destroy_process_group()` ends the group's threads only if nobody else holds it.
         # Threads that outlive Python abort the process, and tables are in cycles, which are freed late.
-        memory = self._memory
-        self._group = ref(group, None if memory is None else lambda _: memory.leave())
+        self._group = ref(group)
+        if self._memory is not None:
+            # Not while Python ends, when what it calls is gone: others see then that the process has ended.
+            finalize(group, self._memory.leave).atexit = False
         self._name, self._exchanges, self._end = group.group_name, 0, ""
         self.sent_bytes = self.sent_messages = 0
         self._met: dict[tuple[int, ...], int] = {}  # how often some of the ranks have met
