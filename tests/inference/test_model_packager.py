@@ -6,7 +6,7 @@ import io
 
 import pytest
 import torch
-from torch.package import PackageExporter, PackageImporter
+from torch.package import PackageExporter, PackageImporter, sys_importer
 
 from tests.inference.packaged import Factory, Sizes
 from torchrec.inference import inference_legacy
@@ -53,6 +53,24 @@ def test_a_package_makes_the_model() -> None:
     assert list(module.state_dict()) == ["embedding_bags.shop.weight"]
     assert package.load_text("extra_files", "note.txt") == EXTRA["note.txt"]
     assert package.load_binary("extra_files", "blob") == EXTRA["blob"]
+
+
+def test_code_is_found_where_asked() -> None:
+    """A factory out of a package goes into another one."""
+    first = packed()
+    factory = first.import_module("tests.inference.packaged").Factory
+    written = io.BytesIO()
+    sizes = first.load_pickle("__configs", "sizes")
+    Packager.save_predict_factory(
+        factory,
+        {"sizes": sizes, "name": "shop"},
+        written,
+        {},
+        package_importer=[first, sys_importer],
+    )
+    written.seek(0)
+    module = PackageImporter(written).import_module("__module_loader").MODULE_FACTORY()
+    assert list(module.create_predict_module().state_dict()) == ["embedding_bags.shop.weight"]
 
 
 def test_the_code_of_the_loader_can_be_another() -> None:

@@ -14,7 +14,14 @@ from torchrec.distributed.planner import ParameterConstraints
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.quant_embedding import QuantEmbeddingCollectionSharder
 from torchrec.inference.modules import (
+    DEFAULT_FUSED_PARAMS,
     DEFAULT_QUANT_MAPPING,
+    DEFAULT_SHARDERS,
+    FEATURE_PROCESSED_EBC_TYPE,
+    FUSED_PARAM_BOUNDS_CHECK_MODE,
+    FUSED_PARAM_LENGTHS_TO_OFFSETS_LOOKUP,
+    FUSED_PARAM_QUANT_STATE_DICT_SPLIT_SCALE_BIAS,
+    FUSED_PARAM_REGISTER_TBE_BOOL,
     BatchingMetadata,
     PredictFactory,
     PredictModule,
@@ -23,9 +30,11 @@ from torchrec.inference.modules import (
     get_table_to_weights_from_tbe,
     quantize_dense,
     quantize_embeddings,
+    quantize_feature,
     quantize_inference_model,
     set_pruning_data,
     shard_quant_model,
+    trim_torch_package_prefix_from_typename,
 )
 from torchrec.modules.feature_processor_ import PositionWeightedModuleCollection
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
@@ -254,3 +263,66 @@ def test_wishes_and_memory_are_heeded() -> None:
         shard_quant_model(made(), 2, "cpu", sharders=sequences)
     with pytest.raises(ValueError, match="`module` should not be sharded yet"):
         shard_quant_model(sharded, 2, "cpu")
+
+
+def test_other_types_are_quantised_where_asked() -> None:
+    class Special(EmbeddingBagCollection):
+        pass
+
+    class Quantised(quant.EmbeddingBagCollection):
+        pass
+
+    tables = [EmbeddingBagConfig(9, 8, "a", feature_names=["a"])]
+    model = nn.ModuleDict({"special": Special(tables=tables), "plain": Model().first})
+    asked = {"additional_qconfig_spec_keys": [Special], "additional_mapping": {Special: Quantised}}
+    made: Any = quantize_embeddings(model, torch.qint8, False, **asked)  # type: ignore[arg-type]
+    assert type(made["special"]) is Quantised
+    assert type(made["plain"]) is quant.EmbeddingBagCollection
+    left = quantize_embeddings(model, torch.qint8, False)
+    assert type(left["special"]) is Special  # type: ignore[index]
+    name = trim_torch_package_prefix_from_typename(torch.typename(model["plain"]))
+    only: Any = quantize_inference_model(model, quantization_mapping={name: Quantised})
+    assert [type(only[key]) for key in ("special", "plain")] == [Special, Quantised]
+    assert trim_torch_package_prefix_from_typename("<torch_package_12>.a.B") == "a.B"
+
+
+def test_what_stays_in_float32_can_be_named() -> None:
+    module = Predicts(quantize_inference_model(Model()))
+    made: Any = quantize_dense(module, torch.float16, additional_embedding_module_type=[nn.Linear])
+    assert made.dense is module.predict_module.dense
+    halved = quantize_dense(Predicts(nn.Linear(2, 1)), torch.float16)
+    assert halved(torch.ones(1, 2)).dtype is torch.float16  # its input is cast, too
+    whole, number = quantize_feature(halved, (torch.ones(1, dtype=torch.float64), 3))
+    assert (whole.dtype, number) == (torch.float16, 3)
+
+
+def test_pruning_is_noted_on_the_types_that_are_named() -> None:
+    kinds = [FeatureProcessedEmbeddingBagCollection]
+    model = set_pruning_data(Model(), {"a": 4, "b": 5}, module_types=kinds)
+    made: Any = quantize_embeddings(model, torch.qint8, inplace=False)
+    rows = [made.first.embedding_bag_configs(), made.second.embedding_bag_configs()]
+    assert [one[0].num_embeddings_post_pruning for one in rows] == [None, 5]
+
+
+def test_a_state_is_written_where_asked() -> None:
+    module, found = Predicts(Model()), {"x": torch.ones(1)}
+    state = module.state_dict(destination=found, keep_vars=True)
+    assert state is found
+    assert state["dense.weight"] is module.predict_module.dense.weight
+    assert "x" in state
+
+
+def test_what_the_api_calls_things() -> None:
+    assert FEATURE_PROCESSED_EBC_TYPE == "FeatureProcessedEmbeddingBagCollection"
+    assert [sharder.module_type for sharder in DEFAULT_SHARDERS] == [
+        quant.EmbeddingBagCollection,
+        quant.EmbeddingCollection,
+        quant.FeatureProcessedEmbeddingBagCollection,
+    ]
+    assert all(sharder.fused_params == DEFAULT_FUSED_PARAMS for sharder in DEFAULT_SHARDERS)  # type: ignore[attr-defined]
+    assert list(DEFAULT_FUSED_PARAMS) == [
+        FUSED_PARAM_REGISTER_TBE_BOOL,
+        FUSED_PARAM_QUANT_STATE_DICT_SPLIT_SCALE_BIAS,
+        FUSED_PARAM_BOUNDS_CHECK_MODE,
+        FUSED_PARAM_LENGTHS_TO_OFFSETS_LOOKUP,
+    ]

@@ -18,7 +18,10 @@ from torch.package.package_exporter import PackageExporter
 from torch.package.package_importer import PackageImporter
 
 from torchrec.checks import require_type
-from torchrec.inference.modules import PredictFactory
+from torchrec.inference.modules import (
+    PredictFactory,
+    trim_torch_package_prefix_from_typename,
+)
 
 __all__ = ["PredictFactoryPackager", "load_config_text", "load_pickle_config"]
 
@@ -94,7 +97,9 @@ class PredictFactoryPackager(abc.ABC):
                 "`predict_factory` should be a class that is derived from PredictFactory. "
                 f"Received {predict_factory!r}."
             )
-        module, name = predict_factory.__module__, predict_factory.__qualname__
+        # A class that was loaded from another package has the name of that before its own.
+        module = trim_torch_package_prefix_from_typename(predict_factory.__module__)
+        name = predict_factory.__qualname__
         if "." in name or module == "__main__":
             raise ValueError(
                 "`predict_factory` should be at the top of a module that can be imported. "

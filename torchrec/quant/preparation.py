@@ -1,7 +1,8 @@
 """Options of the quantised form of a collection before there is one: attributes of the float modules.
 
 The API keeps these as attributes of the modules under the names ``MODULE_ATTR_…``, which programs read and write as
-well, and which a copy of a model takes along.
+well, and which a copy of a model takes along. ``MODULE_ATTR_USE_…`` and ``MODULE_ATTR_CACHE_FEATURES_ORDER`` are
+without effect: they are about how scripted modules batch, and change no result.
 """
 
 from __future__ import annotations

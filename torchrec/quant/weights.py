@@ -22,6 +22,7 @@ from torchrec.quant.preparation import (
     MODULE_ATTR_EMB_CONFIG_NAME_TO_NUM_ROWS_POST_PRUNING_DICT,
     MODULE_ATTR_QUANT_STATE_DICT_SPLIT_SCALE_BIAS,
     MODULE_ATTR_REGISTER_TBES_BOOL,
+    MODULE_ATTR_REMOVE_STBE_PADDING_BOOL,
     MODULE_ATTR_ROW_ALIGNMENT_INT,
 )
 from torchrec.quant.tables import QuantizedWeights, format_of, rows_left
@@ -104,8 +105,13 @@ def settings_of(module: nn.Module) -> QuantSettings:
     """Return what a float collection is to become.
 
     Raises:
-        ValueError: it has no ``qconfig``.
+        ValueError: it has no ``qconfig``, or asks for rows without padding by the name that the API has for that.
     """
+    if getattr(module, MODULE_ATTR_REMOVE_STBE_PADDING_BOOL, False):
+        raise ValueError(
+            f"`module` should not have '{MODULE_ATTR_REMOVE_STBE_PADDING_BOOL}': rows are without padding by "
+            "`quant_prep_customize_row_alignment` with 1. Received True."
+        )
     config = getattr(module, "qconfig", None)
     if config is None:
         raise ValueError(
