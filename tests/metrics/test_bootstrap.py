@@ -57,6 +57,12 @@ def test_draws_without_a_metric_are_left_out() -> None:
     nothing = bootstrap_interval(values * 0, lambda means: means[..., 0] / means[..., 1])
     assert math.isnan(nothing.low)
     assert math.isnan(bootstrap_interval(np.empty((0, 1)), lambda means: means[..., 0]).value)
+    one = bootstrap_interval(
+        [[0.25]], lambda means: means[..., 0]
+    )  # which could not be drawn otherwise
+    assert one.value == 0.25
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
 
 
 def test_what_is_refused() -> None:

@@ -77,13 +77,14 @@ def _grouped(scores: Floats) -> GroupedMetrics:
 def test_metrics_within_groups_vary_with_the_groups() -> None:
     first, second = (np.random.default_rng(seed).normal(size=600) for seed in (2, 3))
     grouped, other = _grouped(first), _grouped(second)
-    report, estimates = grouped.compute(), grouped.estimates()
-    assert list(estimates) == list(report)
+    report, estimates = grouped.compute(curves=True), grouped.estimates()
+    assert list(estimates) == list(report) == list(report.intervals)
+    assert grouped.compute().intervals == {}
     for name, one in estimates.items():
         assert one.value == pytest.approx(report[name], rel=1e-12)
         assert len(one.influence) == report.counts["groups(user)"]
-        interval = one.interval()
-        assert interval.low < report[name] < interval.high
+        assert report.intervals[name] == one.interval()
+        assert one.interval().low < report[name] < one.interval().high
         gap = one.difference(other.estimates()[name]).difference
         assert gap.value == pytest.approx(other.compute()[name] - report[name], abs=1e-12)
     assert estimates["mrr(user)"].difference(estimates["mrr(user)"]).p == 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -36,7 +37,7 @@ def bootstrap_interval(
 
     Returns:
         The metric of all samples, and quantiles of that of the draws; draws for which it is not
-        defined are left out. NaN without samples.
+        defined are left out. NaN without samples; the ends are with one alone.
 
     Raises:
         ValueError: ``values`` is no matrix.
@@ -54,8 +55,10 @@ def bootstrap_interval(
         )
     if not 0 < level < 1:
         raise ValueError(f"`level` should be between 0 and 1. Received {level}.")
-    if not len(rows):
-        return Interval(float("nan"), float("nan"), float("nan"))
+    if len(rows) < 2:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = float(metric(rows[0])) if len(rows) else math.nan
+        return Interval(value, math.nan, math.nan)
     random = np.random.default_rng(seed)
     sums, sizes = _groups(rows, random)
     drawn = np.empty((repeats, rows.shape[1]))
@@ -66,7 +69,7 @@ def bootstrap_interval(
         value, found = float(metric(rows.mean(0))), metric(drawn)
     found = found[np.isfinite(found)]
     if not len(found):
-        return Interval(value, float("nan"), float("nan"))
+        return Interval(value, math.nan, math.nan)
     low, high = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
     return Interval(value, float(low), float(high))
 

@@ -136,19 +136,24 @@ class GroupedMetrics:
         """Report on everything since the last reset.
 
         Args:
-            curves: without effect: there is nothing to draw.
+            curves: whether with intervals, over the groups. There is nothing to draw. Default False.
 
         Raises:
             ValueError: if a score or a label was NaN, or a label negative, and `update` did not say so.
         """
-        numbers, counts = self._values()
-        numbers = {name: x[~x.isnan()] for name, x in numbers.items()}
+        values, counts = self._values()
+        numbers = {name: x[~x.isnan()] for name, x in values.items()}
         why = {name: _undefined(name) for name, value in numbers.items() if not value.numel()}
         return Report(
             {name: math.nan if name in why else float(x.mean()) for name, x in numbers.items()},
             counts=counts,
             undefined=why,
             better=dict.fromkeys(numbers, "higher"),
+            intervals={
+                name: _estimate(x).interval()
+                for name, x in values.items()
+                if curves and numbers[name].numel() > 1
+            },
         )
 
     def estimates(self) -> dict[str, Estimate]:
@@ -159,12 +164,7 @@ class GroupedMetrics:
         Raises:
             ValueError: as `compute`.
         """
-        found = {}
-        for name, values in self._values()[0].items():
-            known = ~values.isnan()
-            terms = torch.stack([torch.where(known, values, 0.0), known.double()], dim=1)
-            found[name] = mean_estimate(terms.numpy(force=True), _mean_of_known)
-        return found
+        return {name: _estimate(values) for name, values in self._values()[0].items()}
 
     def _values(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Return each metric of each group, NaN where a group has none, and how many groups there are."""
@@ -202,6 +202,13 @@ class GroupedMetrics:
             samples.load_state_dict(
                 {name: state[f"{column}.{name}"] for name in _GroupSamples.NAMES}
             )
+
+
+def _estimate(values: Tensor) -> Estimate:
+    """Return the mean over the groups that have a value; the others are NaN."""
+    known = ~values.isnan()
+    terms = torch.stack([torch.where(known, values, 0.0), known.double()], dim=1)
+    return mean_estimate(terms.numpy(force=True), _mean_of_known)
 
 
 def _mean_of_known(means: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -57,5 +57,5 @@ class TaskMetrics:
         self._grouped.merge(other._grouped)
 
     def compute(self, curves: bool = False) -> Report:
-        """Report on everything, with what can be drawn if ``curves``."""
-        return combine_reports(self._metrics.compute(curves=curves), self._grouped.compute())
+        """Report on everything, with what can be drawn, and intervals, if ``curves``."""
+        return combine_reports(*(one.compute(curves) for one in (self._metrics, self._grouped)))
