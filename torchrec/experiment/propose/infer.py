@@ -51,7 +51,7 @@ class Inference:
         complete: whether those are all.
         positives: share of the labels that are 1.
         types: of columns of text files whose first lines do not show them.
-        event_log: who did what when, if rows are events of users; else None.
+        sample: the first rows.
     """
 
     label: str
@@ -61,7 +61,14 @@ class Inference:
     complete: bool
     positives: float
     types: dict[str, TextType] = field(default_factory=dict)
-    event_log: EventLog | None = None
+    sample: pa.Table | None = field(default=None, repr=False)
+
+    @cached_property
+    def event_log(self) -> EventLog | None:
+        """Who did what when, if rows are events of users; else None."""
+        if self.sample is None:
+            return None
+        return find_event_log(self.columns, self.sample, self.rows)
 
     @cached_property
     def features(self) -> dict[str, AnyFeature]:
@@ -251,14 +258,13 @@ def _infer(
         for one in counted
     ]
     columns = share_tables(columns, counted)
-    event_log = find_event_log(columns, sample, labels.rows)
     for name in label_column:  # of which more is known than statistics would tell
         proposal = ColumnProposal(name, "", reason="it is the label")
         columns.insert(sample.column_names.index(name), proposal)
     complete = labels.rows < max_rows or labels.rows == source.rows
     share = labels.positives / labels.rows
     ordered = {name: types[name] for name in source.schema.names if name in types}
-    inference = Inference(label, drop, columns, labels.rows, complete, share, ordered, event_log)
+    inference = Inference(label, drop, columns, labels.rows, complete, share, ordered, sample)
     if not inference.features:
         reasons = "; ".join(f"'{column.name}': {column.reason}" for column in columns)
         raise ValueError(
