@@ -144,6 +144,12 @@ def test_feature_processors_and_maps_stay_whole() -> None:
     assert int(rows.values().max()) < 8
 
 
+def test_no_tables_give_no_columns() -> None:
+    whole = quantised(EmbeddingBagCollection(tables=[]), torch.qint8)
+    found = sharded(whole, SHARDER, "table_wise")(batch(0))
+    assert found.values().shape == whole(batch(0)).values().shape == (5, 0)
+
+
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own tracing warns of its own insides
 def test_it_is_traced_as_one_call() -> None:

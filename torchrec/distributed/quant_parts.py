@@ -152,7 +152,7 @@ class QuantizedParts:
             home = devices[0] if devices else torch.device("cpu")
         self.chooser = RowChooser(configs, home)
         features = list(dict.fromkeys(name for c in configs for name in c.feature_names))
-        self.slots, self._width = slots_of(configs, features)
+        self.slots, _ = slots_of(configs, features)
         ranks = [[p for p in self.parts if p.shard.rank == r] for r in range(world_size)]
         for rank, parts in enumerate(ranks):
             held = sorted({str(part.rows.weight.device) for part in parts})
@@ -179,14 +179,12 @@ class QuantizedParts:
             *shard.sizes, config.name, config.data_type, list(config.feature_names)
         )
         rows = QuantizedTable(as_table, device, whole.row_alignment, split or whole.is_split, given)
-        number = sum(
-            part.shard.rank == shard.rank for part in self.parts if part.table == t
-        )  # a rank may have several parts of a table
-        while len(of_rank) <= number:
+        number = 0  # a rank may have several parts of a table
+        while number < len(of_rank) and hasattr(of_rank[number], config.name):
+            number += 1
+        if number == len(of_rank):
             of_rank.append(nn.ModuleDict())
-        holder = of_rank[number]
-        assert isinstance(holder, nn.ModuleDict)
-        holder[config.name] = rows
+        of_rank[number].add_module(config.name, rows)
         kind = self._sharding[config.name].sharding_type
         path = f"{shard.rank}.{number}.{config.name}"
         self.parts.append(Part(t, shard, rows, path, kind))
@@ -203,11 +201,12 @@ class QuantizedParts:
         parts = [part for part in parts if self._is_whole(part)]
         held = {part.table for part in parts}
         keys = [s for s, slot in enumerate(self.slots) if slot.table in held]
+        place = {s: key for key, s in enumerate(keys)}
         slots, column = [], 0
         for p, part in enumerate(parts):
             for s in self._slots_of(part):
                 slot = self.slots[s]
-                slots.append(slot._replace(table=p, key=keys.index(s), column=column))
+                slots.append(slot._replace(table=p, key=place[s], column=column))
                 column += len(part.shard.columns)
         return _Whole(parts, keys, LookupSpec(_specs(parts), slots, len(keys), column))
 
@@ -248,7 +247,7 @@ class QuantizedParts:
             IdOutOfRangeError: for an id that no row stands for, if its table's policy says so.
         """
         step.features = features
-        step.rows, _ = self.chooser.rows_of(features)
+        step.rows = self.chooser.rows_of(features)[0] if self.slots else features
         step.places = []
         segments = step.rows.values().split(step.rows.length_per_key())
         lists = []
@@ -311,6 +310,8 @@ class QuantizedParts:
             weighted: with the weights of ids.
         """
         assert step.rows is not None
+        if not self.slots:
+            return step.rows.values().new_empty((step.rows.stride(), 0), dtype=self.output_dtype)
         matrices: list[Tensor] = []
         pieces: dict[tuple[int, int], tuple[int, int, int]] = {}  # (slot, first column) -> piece
         rest = []
