@@ -123,7 +123,7 @@ class ColumnStatistics:
             found = read_numbers(array).present()
             present = len(found)
             self._add_range(found)
-            counted = (self._few_of(found) if self._is_measured else found).view(np.int64)
+            counted = self._few_of(found).view(np.int64)
         else:
             counted, present = self._ids_of(array)
             if self.kind == "integers":
@@ -147,16 +147,16 @@ class ColumnStatistics:
         return ids, len(ids)
 
     def _few_of(self, numbers: Array) -> Array:
-        """Return some of many measurements, none if enough are counted: extremes, so that one value is told."""
+        """Return the numbers to count: all if whole, as ids may be; some of measurements, none if enough are counted.
+
+        Extremes are among those of measurements, so that one value is told.
+        """
+        if self.kind not in TIMES and self.whole:
+            return numbers
         if not len(numbers) or self._counter.estimate() >= _MEASURED:
             return numbers[:0]
         step = max(1, len(numbers) // (2 * _MEASURED))
         return np.append(numbers[::step], [self.minimum, self.maximum])
-
-    @property
-    def _is_measured(self) -> bool:
-        """Whether values are quantities, of which nobody asks how many are distinct if they are many."""
-        return self.kind in TIMES or (self.kind == "numbers" and not self.whole)
 
     def _add_integers(self, counter: DistinctCounter, parts: pa.DictionaryArray) -> None:
         texts = parts.dictionary.drop_null()
