@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -80,6 +81,24 @@ def test_a_slice_of_movielens(name: str, tmp_path: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     assert result["test"]["auc"] > 0.7
     assert 0.9 < result["test"]["calibration"] < 1.1
+
+
+@pytest.mark.slow
+def test_several_tasks_of_movielens(tmp_path: Path) -> None:
+    """Of a part of the ratings: users whose number ends with 7."""
+    ratings, run = tmp_path / "ratings.parquet", tmp_path / "run"
+    torchrec("data", "movielens", real("ml-1m", "raw"), "-o", ratings)
+    table = pq.read_table(ratings)
+    pq.write_table(table.filter(pc.ends_with(table["user_id"].cast("string"), "7")), ratings)
+    sizes = ["model.layers=[32]", "training.epochs=2", "training.batch_size=256"]
+    recipe = ROOT / "recipes" / "movielens_several_tasks.yaml"
+    torchrec("train", recipe, "-o", run, f"data.train={ratings}", *sizes)
+    result = json.loads((run / "result.json").read_text())["test"]
+    assert result["like.auc"] > 0.74
+    assert result["like.gauc(user_id)"] > 0.67
+    assert result["stars.mse"] < 1.1  # of always predicting the mean it is 1.25
+    for task in ("like", "stars"):
+        assert result[f"{task}.ndcg@10(user_id)"] > 0.8
 
 
 def test_criteo_from_raw_lines_to_predictions(tmp_path: Path) -> None:
