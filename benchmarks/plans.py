@@ -1,13 +1,14 @@
 """Planned against measured: the memory and the time that a step of twenty models was said to take, and took.
 
-    python -m benchmarks.plans rates.json [--world-size 2] [--models 0 20] [--what memory time]
+    python -m benchmarks.plans rates.json [--world-size 2] [--models 0 20] [--what memory time processor]
 
 ``rates.json`` is a file of ``torchrec plan calibrate``, of the same machine. Each model is planned with it and then
 trained under the plan; one line each has what was planned and what was measured, and how far they lie apart.
 
 Memory is the most that a rank has in a step beside batches and what a process has whatever its tables: weights,
 states of optimizers, what a step exchanges, vectors and gradients, layers. What lies in memory that ranks share counts
-once, for who has written it. The rank of which the plan is furthest off is the one that is printed.
+once, for who has written it. The rank of which the plan is furthest off is the one that is printed. Time is that of the
+slowest rank; ``processor`` is the time that it computes, for rates of ``calibrate(processor_time=True)``.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ from torchrec.distributed.sharding_plan import (
 from torchrec.distributed.types import ShardingPlan
 
 SECONDS = 0.25
+# What passes, and what the ranks compute, as on a machine on which others run something.
+CLOCKS = {"time": time.perf_counter, "processor": time.process_time}
 _WARM_UP = 30  # steps, after which messages have all the memory that they ever need
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
@@ -184,7 +187,7 @@ def layers_of(drawn: Drawn) -> DensePart | None:
     return measure_dense(drawn.model("meta"), training)
 
 
-def _times(training: Training, seconds: float) -> list[float]:
+def _times(training: Training, seconds: float, clock: Callable[[], float]) -> list[float]:
     """Return the seconds of each step, as many on each rank as the first one says."""
     times: list[float] = []
     steps = 5
@@ -195,9 +198,9 @@ def _times(training: Training, seconds: float) -> list[float]:
             steps = max(15, int(seconds / float(took)))
         if step >= steps:
             break
-        before = time.perf_counter()
+        before = clock()
         training.step()
-        times.append(time.perf_counter() - before)
+        times.append(clock() - before)
     return times[5:]
 
 
@@ -213,7 +216,11 @@ def _rank(
     if measures == "memory":
         found = [float(each) for each in peaks(drawn, plan, small_plan, rank)]
     else:
-        found = _times(Training(drawn, plan, batches_of(drawn, rank)), SECONDS)
+        clock = CLOCKS[measures]
+        took = usual_ms(_times(Training(drawn, plan, batches_of(drawn, rank)), SECONDS, clock))
+        of_ranks = torch.zeros(world_size, dtype=torch.float64)
+        dist.all_gather_into_tensor(of_ranks, torch.tensor([took], dtype=torch.float64))
+        found = of_ranks.tolist()
     if rank == 0:
         (Path(folder) / measures).write_text(json.dumps(found))
     dist.barrier()
@@ -276,8 +283,10 @@ def compared(
         worst = max(range(world_size), key=lambda rank: abs(off[rank]))
         cells += [f"{each[worst] / 2**20:.1f}" for each in (planned.num_bytes, found)]
         cells.append(f"{off[worst]:+.0%}")
-    if "time" in what:
-        took = usual_ms(measured("time"))
+    for name in CLOCKS:
+        if name not in what:
+            continue
+        took = max(measured(name))
         cells += [f"{planned.step_ms:.2f}", f"{took:.2f}", f"{planned.step_ms / took - 1:+.0%}"]
     return cells
 
@@ -289,14 +298,15 @@ def main() -> None:
     parser.add_argument("rates", type=Path)
     parser.add_argument("--world-size", type=int, default=2)
     parser.add_argument("--models", type=int, nargs=2, default=(0, 20))
-    parser.add_argument("--what", nargs="+", choices=("memory", "time"), default=["memory", "time"])
+    parser.add_argument(
+        "--what", nargs="+", choices=("memory", *CLOCKS), default=["memory", "time"]
+    )
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     titles = ["model", "ranks", "tables", "samples", "types"]
     if "memory" in options.what:
         titles += ["planned MB", "measured MB", "off by"]
-    if "time" in options.what:
-        titles += ["planned ms", "measured ms", "off by"]
+    titles += ["planned ms", "measured ms", "off by"] * sum(name in CLOCKS for name in options.what)
     print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles), flush=True)
     rates = options.rates.read_text()
     with tempfile.TemporaryDirectory() as folder:

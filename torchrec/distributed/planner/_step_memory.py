@@ -166,7 +166,7 @@ def step_bytes(
     Args:
         options: a way for each table, with ranks.
         world_size: how many ranks there are.
-        layer_bytes: what layers take in between, which need the vectors for their gradients; None: there are none.
+        layer_bytes: what layers take in between; None: there are none.
     """
     of_paths: dict[str, list[ShardingOption]] = {}
     for option in options:
@@ -184,14 +184,10 @@ def _most_bytes(
     for _ in range(2):  # the first step leaves what the others find
         lookups = [_Step(heap, each, rank, world_size) for each in collections]
         vectors = [block for lookup in lookups for block in lookup.forward()]
-        if layer_bytes is None:
-            heap.free(*vectors)
-        else:
-            heap.free(heap.tensor(layer_bytes))
+        # Layers need vectors until the gradients of these are there.
+        heap.free(heap.tensor(layer_bytes or 0.0), *vectors)
         for lookup in reversed(lookups):
             lookup.backward()
-        if layer_bytes is not None:
-            heap.free(*vectors)
     has_layers = layer_bytes is not None
     return heap.peak + sum(lookup.message_bytes(has_layers) for lookup in lookups)
 

@@ -42,6 +42,9 @@ from torchrec.types import OptimizerType
 
 __all__ = ["Calibration", "calibrate", "step_ms", "usual_ms"]
 
+Clock = Callable[[], float]
+"""Of `time`: seconds, of which the difference counts."""
+
 _FEATURES, _BATCH = 8, 1024
 _COLUMNS, _BAGS, _ROWS = (8, 32, 128), (1, 5, 20), (1_000, 10_000, 100_000)
 # Of the collections that several ranks train.
@@ -52,7 +55,10 @@ _ROUNDS = 3  # of which the quickest counts: others may run something for a whil
 
 
 def calibrate(
-    world_sizes: Sequence[int] = (2, 4), seconds: float = 0.3, threads: int = 1
+    world_sizes: Sequence[int] = (2, 4),
+    seconds: float = 0.3,
+    threads: int = 1,
+    processor_time: bool = False,
 ) -> Calibration:
     """Measure this machine, in about a minute; nothing else should run on it.
 
@@ -60,33 +66,42 @@ def calibrate(
         world_sizes: how many processes exchange, each in turn; none for look-ups alone. Default 2 and 4.
         seconds: how long each thing is done. Default 0.3.
         threads: of each process. Default 1, as ``torchrun`` gives them.
+        processor_time: count the time that processes compute, not that in which they wait for one another or for a
+            processor, as where others run something. Plans then lack the latency of messages. Default False.
 
     Returns:
         the rates, which a `Topology` takes as ``rates``, and which `Calibration.to_json` writes.
 
     Raises:
-        ValueError: if a number of processes is below 2.
+        ValueError: if a number of processes is below 2, or ``processor_time`` is asked of several threads.
         RuntimeError: if a process fails.
     """
     if any(world_size < 2 for world_size in world_sizes):
         raise ValueError(
             f"`world_sizes` should be numbers of processes that exchange, 2 or more. Received {list(world_sizes)}."
         )
+    if processor_time and threads > 1:
+        raise ValueError(
+            f"`threads` should be 1 with `processor_time`, which adds up those of all. Received {threads}."
+        )
+    clock = time.process_time if processor_time else time.perf_counter
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         lookups = tuple(
             rate
             for columns, rows in itertools.product(_COLUMNS, _ROWS)
-            for rate in _lookup_rates(columns, rows, seconds / 2)
+            for rate in _lookup_rates(columns, rows, seconds / 2, clock)
         )
-        tiny = [_step_ms(_collection(n, 8, 16), _batch(n, 1, 1, 16), seconds) for n in (1, 33)]
+        tiny = [
+            _step_ms(_collection(n, 8, 16), _batch(n, 1, 1, 16), seconds, clock) for n in (1, 33)
+        ]
         part = max((tiny[1] - tiny[0]) / 32, 0.0)
-        alone = _lookups_ms(seconds)
-        dense = _dense_ns(seconds)
+        alone = _lookups_ms(seconds, clock)
+        dense = _dense_ns(seconds, clock)
     finally:
         torch.set_num_threads(before)
-    exchanges = tuple(_exchange_rate(size, seconds, threads, alone) for size in world_sizes)
+    exchanges = tuple(_exchange_rate(size, seconds, threads, alone, clock) for size in world_sizes)
     return Calibration(
         machine=f"{platform.machine()}, {os.cpu_count()} processors, torch {torch.__version__}",
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -113,10 +128,13 @@ class _Steps:
     long: float
 
 
-def _lookups_ms(seconds: float) -> _Steps:
+def _lookups_ms(seconds: float, clock: Clock) -> _Steps:
     """Measure the steps of the collection where nothing is exchanged."""
     return _Steps(
-        *(_step_ms(_collection(_FEATURES, _DIM, _HEIGHT), each, seconds) for each in _batches(0))
+        *(
+            _step_ms(_collection(_FEATURES, _DIM, _HEIGHT), each, seconds, clock)
+            for each in _batches(0)
+        )
     )
 
 
@@ -167,27 +185,33 @@ def usual_ms(times: Sequence[float]) -> float:
     return means[len(means) // 4] * 1e3
 
 
-def step_ms(step: Callable[[], object], seconds: float, most: int = 400) -> float:
+def step_ms(
+    step: Callable[[], object],
+    seconds: float,
+    most: int = 400,
+    clock: Clock = time.perf_counter,
+) -> float:
     """Return how long a step takes on this process, in milliseconds; it was taken twice before.
 
     Args:
         step: takes one.
         seconds: how long to take them.
         most: how many at most. Default 400.
+        clock: of `time`. Default: what passes.
     """
     step()
     step()
     times: list[float] = []
     start = time.perf_counter()
     while len(times) < 10 or (time.perf_counter() - start < seconds and len(times) < most):
-        before = time.perf_counter()
+        before = clock()
         step()
-        times.append(time.perf_counter() - before)
+        times.append(clock() - before)
     return usual_ms(times)
 
 
-def _step_ms(model: nn.Module, batch: KeyedJaggedTensor, seconds: float) -> float:
-    return step_ms(_training(model, batch), seconds)
+def _step_ms(model: nn.Module, batch: KeyedJaggedTensor, seconds: float, clock: Clock) -> float:
+    return step_ms(_training(model, batch), seconds, clock=clock)
 
 
 def _loss(model: nn.Module, batch: KeyedJaggedTensor) -> Tensor:
@@ -195,14 +219,16 @@ def _loss(model: nn.Module, batch: KeyedJaggedTensor) -> Tensor:
     return values.sum()
 
 
-def _lookup_rates(columns: int, rows: int, seconds: float) -> Iterator[LookupRate]:
+def _lookup_rates(columns: int, rows: int, seconds: float, clock: Clock) -> Iterator[LookupRate]:
     """Measure eight tables, with bags of several lengths."""
     model = _collection(_FEATURES, columns, rows)
     for bag in _BAGS:
-        yield _lookup_rate(model, columns, bag, rows, seconds)
+        yield _lookup_rate(model, columns, bag, rows, seconds, clock)
 
 
-def _lookup_rate(model: nn.Module, columns: int, bag: int, rows: int, seconds: float) -> LookupRate:
+def _lookup_rate(
+    model: nn.Module, columns: int, bag: int, rows: int, seconds: float, clock: Clock
+) -> LookupRate:
     """Measure several batches in turn, so that rows come from where they lie."""
     batches = itertools.cycle([_batch(_FEATURES, _BATCH, bag, rows, seed) for seed in range(4)])
 
@@ -214,7 +240,8 @@ def _lookup_rate(model: nn.Module, columns: int, bag: int, rows: int, seconds: f
             model(next(batches)).values()
 
     ids = _FEATURES * _BATCH * bag
-    of_forward, of_both = step_ms(forward, seconds / 2), step_ms(both, seconds)
+    of_forward = step_ms(forward, seconds / 2, clock=clock)
+    of_both = step_ms(both, seconds, clock=clock)
     return LookupRate(
         columns=columns,
         ids_a_bag=float(bag),
@@ -224,7 +251,7 @@ def _lookup_rate(model: nn.Module, columns: int, bag: int, rows: int, seconds: f
     )
 
 
-def _dense_ns(seconds: float) -> float:
+def _dense_ns(seconds: float, clock: Clock) -> float:
     weight = nn.Parameter(torch.zeros(_MILLION))
     optimizer = torch.optim.Adagrad([weight], lr=0.01)
     weight.grad = torch.ones_like(weight)
@@ -234,12 +261,14 @@ def _dense_ns(seconds: float) -> float:
             weight.grad.zero_()
         optimizer.step()
 
-    return step_ms(step, seconds) * 1e6 / (weight.nelement() * 4)
+    return step_ms(step, seconds, clock=clock) * 1e6 / (weight.nelement() * 4)
 
 
-def _exchange_rate(world_size: int, seconds: float, threads: int, alone: _Steps) -> ExchangeRate:
+def _exchange_rate(
+    world_size: int, seconds: float, threads: int, alone: _Steps, clock: Clock
+) -> ExchangeRate:
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (world_size, folder, seconds, threads)
+        arguments = (world_size, folder, seconds, threads, clock)
         try:
             spawn(_measure_rank, arguments, nprocs=world_size)
         except Exception as error:
@@ -287,7 +316,9 @@ def _slope(small: float, large: float) -> float:
     return max(large - small, 0.0) / (_LARGE - _SMALL)
 
 
-def _measure_rank(rank: int, world_size: int, folder: str, seconds: float, threads: int) -> None:
+def _measure_rank(
+    rank: int, world_size: int, folder: str, seconds: float, threads: int, clock: Clock
+) -> None:
     torch.set_num_threads(threads)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
@@ -302,7 +333,7 @@ def _measure_rank(rank: int, world_size: int, folder: str, seconds: float, threa
         found: dict[str, list[float]] = {}
         for _ in range(_ROUNDS):
             for name, of_name in steps.items():
-                times = [_rank_ms(step, seconds / _ROUNDS) for step in of_name]
+                times = [_rank_ms(step, seconds / _ROUNDS, clock) for step in of_name]
                 found[name] = list(map(min, found.get(name, times), times))
         if rank == 0:
             (Path(folder) / "measured").write_text(json.dumps(found))
@@ -351,7 +382,7 @@ def _training(model: nn.Module, batch: KeyedJaggedTensor) -> Callable[[], None]:
     return lambda: _loss(model, batch).backward()
 
 
-def _rank_ms(step: Callable[[], None], seconds: float) -> float:
+def _rank_ms(step: Callable[[], None], seconds: float, clock: Clock) -> float:
     """Return how long a step takes that ranks take together: as many on each, as the first one says."""
     dist.barrier()
     before = time.perf_counter()
@@ -362,9 +393,9 @@ def _rank_ms(step: Callable[[], None], seconds: float) -> float:
     dist.barrier()
     times = []
     for _ in range(int(steps)):
-        before = time.perf_counter()
+        before = clock()
         step()
-        times.append(time.perf_counter() - before)
+        times.append(clock() - before)
     return usual_ms(times)
 
 
