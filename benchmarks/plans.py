@@ -168,7 +168,7 @@ def peaks(drawn: Drawn, plan: ShardingPlan, small_plan: ShardingPlan, rank: int)
     return [int(each) for each in of_ranks]
 
 
-def layers_of(drawn: Drawn) -> DensePart | None:
+def layers_of(drawn: Drawn, processor_time: bool) -> DensePart | None:
     """Measure the layers of a model, if it has some."""
     if not drawn.has_layers:
         return None
@@ -184,7 +184,7 @@ def layers_of(drawn: Drawn) -> DensePart | None:
 
         return step
 
-    return measure_dense(drawn.model("meta"), training)
+    return measure_dense(drawn.model("meta"), training, processor_time=processor_time)
 
 
 def _times(training: Training, seconds: float, clock: Callable[[], float]) -> list[float]:
@@ -227,11 +227,13 @@ def _rank(
     dist.destroy_process_group()
 
 
-def _plan(_: int, world_size: int, folder: str, number: int, rates: str) -> None:
+def _plan(
+    _: int, world_size: int, folder: str, number: int, rates: str, processor_time: bool
+) -> None:
     """Write the plan of a model, the plan of the same model with small tables, and what the first one says."""
     torch.set_num_threads(1)
     drawn, calibration = Drawn(number), Calibration.from_json(rates)
-    dense = layers_of(drawn)
+    dense = layers_of(drawn, processor_time)
     plan = plan_of(drawn, world_size, calibration, dense)
     small = plan_of(Drawn(number, most_rows=16, batch=16), world_size, calibration, dense)
     assert plan.report is not None
@@ -266,7 +268,8 @@ def compared(
 ) -> list[str]:
     """Return what was planned for a model, what was measured, and how far these lie apart."""
     # Forked, so that each has processes of its own at little cost; planning too, which leaves memory behind.
-    start_processes(_plan, (world_size, folder, number, rates), 1, start_method="fork")
+    arguments = (world_size, folder, number, rates, "processor" in what)
+    start_processes(_plan, arguments, 1, start_method="fork")
     planned = Planned(**json.loads((Path(folder) / "plan").read_text()))
 
     def measured(name: str) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,6 +28,7 @@ def measure_dense(
     training: Callable[[nn.Module], Callable[[], object]],
     sharders: Iterable[ModuleSharder[Any]] | None = None,
     seconds: float = 0.3,
+    processor_time: bool = False,
 ) -> DensePart:
     """Train the layers of a model for a moment, on vectors in place of its tables.
 
@@ -39,6 +41,7 @@ def measure_dense(
             will have.
         sharders: whose modules are tables. Default: those of `get_default_sharders`.
         seconds: how long to train. Default 0.3.
+        processor_time: see `calibrate`. Default False.
 
     Raises:
         TypeError: if the tables are in a module that is neither an `EmbeddingBagCollection` nor an
@@ -78,7 +81,9 @@ def measure_dense(
         training_bytes=lasting - sum(each.num_bytes for each in stand_ins.values()),
         step_bytes=live.peak - lasting,
         gradient_bytes=sum(map(_num_bytes, gradients)),
-        step_ms=step_ms(step, seconds),
+        step_ms=step_ms(
+            step, seconds, clock=time.process_time if processor_time else time.perf_counter
+        ),
     )
 
 
