@@ -210,6 +210,8 @@ def test_devices_by_name():
 def test_worlds_that_do_not_exchange_are_refused():
     with pytest.raises(ValueError, match=r"`world_sizes` should be numbers.*Received \[1\]"):
         calibrate([1])
+    with pytest.raises(ValueError, match="`threads` should be 1 with `processor_time`"):
+        calibrate([], threads=2, processor_time=True)
 
 
 @pytest.mark.slow
