@@ -46,6 +46,24 @@ def test_when_it_is_clear(losses: list[float], kept: list[int], clear: list[int]
 
 
 @pytest.mark.parametrize(
+    ("loss", "what"),
+    [
+        (
+            "logloss",
+            "probabilities get worse. Early stopping by logloss, or by auc and logloss, more",
+        ),
+        ("mse", "predictions get worse. Early stopping by mse, more weight decay"),
+    ],
+)
+def test_what_gets_worse_is_what_the_task_predicts(loss: str, what: str) -> None:
+    overfitting = Overfitting(loss)
+    for epoch, value in enumerate((0.0021, 0.0011, 0.0013), 1):
+        overfitting.note(value, epoch, kept=True)
+    begin = f"validation {loss} has been rising since epoch 2 (0.00110 -> 0.00130): the "
+    assert overfitting.sentence().startswith(begin + what)
+
+
+@pytest.mark.parametrize(
     ("report", "expected"),
     [
         ({"ne": 1.0}, []),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torchrec.metrics import Report
+from torchrec.metrics.interval import metric_text
 
 _RISE = 0.01  # of the lowest loss: what is less is noise
 _EVALUATIONS = 2  # since the lowest loss
@@ -70,10 +71,16 @@ class Overfitting:
 
     def sentence(self) -> str:
         """Return what to say of it."""
+        assert self.lowest is not None
+        assert self.kept is not None
+        lowest, kept = metric_text(self.lowest), metric_text(self.kept)
+        what, metrics = "predictions", self._loss
+        if self._loss == "logloss":
+            what, metrics = "probabilities", "logloss, or by auc and logloss"
         return (
-            f"validation {self._loss} has been rising since epoch {self.epoch} ({self.lowest:.4f} -> "
-            f"{self.kept:.4f}): the probabilities get worse. Early stopping by logloss, or by auc and "
-            "logloss, more weight decay or dropout, or a lower learning rate may help."
+            f"validation {self._loss} has been rising since epoch {self.epoch} ({lowest} -> {kept}): "
+            f"the {what} get worse. Early stopping by {metrics}, more weight decay or "
+            "dropout, or a lower learning rate may help."
         )
 
     def state_dict(self) -> dict[str, Any]:
