@@ -307,7 +307,10 @@ def test_json_is_joined_as_text_is(joined: Path) -> None:
 
 
 def test_text_that_is_kept_gives_the_rows_and_parts_of_the_text(folder: Path) -> None:
-    Path("e.yaml").write_text("data: {train: log.csv, test: later.csv, label: click}")
+    features = "features: {user: {type: sparse, rows: 99}}"
+    Path("e.yaml").write_text(
+        f"data: {{train: log.csv, test: later.csv, label: click}}\n{features}"
+    )
     as_text = sources_of(load_experiment("e.yaml"))
     experiment = load_experiment("e.yaml", ["data.cache=true"])
     kept = sources_of(experiment)
@@ -327,5 +330,9 @@ def test_text_that_is_kept_gives_the_rows_and_parts_of_the_text(folder: Path) ->
 def test_text_that_is_kept_has_types_that_all_values_fit(folder: Path) -> None:
     lines = "".join(f"{i},{i % 2},{'x' * 200_000}\n" for i in range(50))
     Path("log.csv").write_text(f"user,click,more\n{lines}u7,1,\n")
-    Path("e.yaml").write_text("data: {train: log.csv, label: click, cache: true}")
+    data = "data: {train: log.csv, label: click, cache: true}"
+    Path("e.yaml").write_text(f"{data}\nfeatures: {{click: {{type: sparse, rows: 2}}}}")
     assert sources_of(load_experiment("e.yaml")).train.schema.field("user").type == pa.string()
+    Path("e.yaml").write_text(data)
+    with pytest.raises(ValueError, match=r"`data\.cache` should be given with `features`"):
+        sources_of(load_experiment("e.yaml"))

@@ -144,6 +144,11 @@ def _train_source(experiment: Experiment) -> TableSource:
     """Return all rows of the training files, with the types that the experiment asks for."""
     data, features = experiment.data, experiment.features or {}
     files = resolve_files(data.train, data.format)
+    if data.cache and experiment.features is None:
+        raise ValueError(
+            "`data.cache` should be given with `features`, which say what columns of text hold. Received none: "
+            "`torchrec init` writes them."
+        )
     if is_made(data, files):  # where it is text, it was read as the section says
         if data.types and files[0].format in ("csv", "tsv"):
             names = TableSource(files, dialect=data.dialect).names
