@@ -28,7 +28,8 @@ faults_of(2)
 given_back = faults_of(4)
 kept = keep_freed_memory()
 faults_of(2)
-print(json.dumps([kept, given_back, faults_of(4)]))
+# What the system takes back by itself, where memory is short, it takes now and then.
+print(json.dumps([kept, given_back, min(faults_of(4) for _ in range(3))]))
 """
 
 

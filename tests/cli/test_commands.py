@@ -26,7 +26,7 @@ FROZEN = {
         "experiment overrides --metric --output,-o --pruner --resume --seed --space --timeout --trials",
         "--trials 20",
     ),
-    "evaluate": ("data run --json", "test.parquet"),
+    "evaluate": ("data run --json --metrics", "test.parquet"),
     "predict": ("data run --keep-columns --name --output,-o", "predictions.parquet"),
     "quantize": ("data run --clip --output,-o --to", "runs/experiment --to int8"),
     "export": ("run --format --output,-o", "--format onnx"),
