@@ -786,3 +786,10 @@ def test_progress_is_told(tmp_path) -> None:
     infer_features(tmp_path / "a.parquet", "click", max_rows=150, progress=told.append)
     assert told == sorted(told)
     assert told[-1] == 150
+
+
+def test_it_is_found_where_it_was_before() -> None:
+    from torchrec.experiment import infer
+
+    assert infer.infer_features is infer_features
+    assert infer.__all__ == ["Inference", "infer_features"]
