@@ -102,6 +102,32 @@ def test_early_stopping_goes_by_that_of_one_of_several_tasks(clicks: Path) -> No
     assert of_tasks(clicks, "gauc(user)", a={}).tasks is not None
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["gauc(user)", "mrr", "hit@10"], ["gauc(user)", "mrr(user)", "hit@10(user)"]),
+        (["hit @ 10", " gauc( user )"], ["hit@10(user)", "gauc(user)"]),
+        (["gauc(user)", "hit@1(city)", "mrr"], r"as mrr\(user\)\. Received 'mrr'"),
+        (["hit@10"], r"as hit@10\(user\)\. Received 'hit@10'"),
+        (["gauc(user)", "auc"], "`auc` is measured in any case"),
+        (["gauc(user)", "ndgc@3"], "ndgc"),
+    ],
+)
+def test_a_metric_without_a_column_takes_that_of_the_others(
+    given: list[str], expected: list[str] | str
+) -> None:
+    def read() -> Experiment:
+        return Experiment.model_validate(
+            {"data": {"train": "/log.csv", "label": "click"}, "metrics": given}
+        )
+
+    if isinstance(expected, list):
+        assert read().metrics == expected
+    else:
+        with pytest.raises(ValueError, match=expected):
+            read()
+
+
 @pytest.mark.parametrize("kind", ["multiclass", "ordinal"])
 def test_a_task_of_classes_has_none(kind: str, clicks: Path) -> None:
     with pytest.raises(ValueError, match=rf"Received gauc\(user\) with task 'b' of kind {kind}"):

@@ -38,11 +38,12 @@ from torchrec.experiment.rows import (
 )
 from torchrec.experiment.section import Section
 from torchrec.experiment.tasks import (
-    GroupMetric,
+    GroupMetrics,
     TaskSection,
     check_within_groups,
     metric_of_groups,
     metrics_of,
+    with_shared_column,
 )
 from torchrec.models.registry import ModelSection as ModelSection
 from torchrec.models.registry import TableRule
@@ -425,12 +426,12 @@ class Experiment(Section):
         description="a run, or its model, whose weights, vocabularies and maps of ids training begins "
         "with, as `torchrec train --from`; relative to the working directory; none: anew",
     )
-    metrics: list[GroupMetric] = Field(
+    metrics: GroupMetrics = Field(
         default=[],
         description="what is measured of validation and test besides AUC, NE, log loss and calibration: "
         "`gauc(user)`, `ndcg@10(user)`, `recall@10(user)`, `precision@10(user)`, `hit@10(user)`, `mrr(user)`, "
-        "within the rows of each value of a column, on average; of several tasks of each that has no `metrics` "
-        "of its own",
+        "within the rows of each value of a column, on average; one that names no column takes that of the "
+        "others; of several tasks of each that has no `metrics` of its own",
     )
     output: str = Field(
         min_length=1,
@@ -472,7 +473,7 @@ class Experiment(Section):
             >>> measured.tasks["buy"].metrics, measured.tasks["watch"].metrics
             (['hit@1(list)'], ['gauc(user)', 'hit@1(list)'])
         """
-        more = [metric_of_groups(text) for text in metrics]
+        more = [metric_of_groups(text) for text in with_shared_column(metrics)]
         if more and self.tasks and all(task.target.classes for task in self.tasks.values()):
             raise ValueError(
                 f"`metrics` should be of tasks that order samples by one score. Received {more[0]} for "

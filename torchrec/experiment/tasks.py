@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
@@ -80,8 +81,40 @@ def metric_of_groups(text: str) -> str:
     return str(spec)
 
 
-GroupMetric = Annotated[str, AfterValidator(metric_of_groups)]
-"""A metric within groups, as `gauc(user)`."""
+def with_shared_column(metrics: Sequence[str]) -> list[str]:
+    """Return metrics with the column that some name, if it is one, for those that name none.
+
+    Example:
+        >>> with_shared_column(["gauc(user)", "hit@10"])
+        ['gauc(user)', 'hit@10(user)']
+    """
+    columns = {one.partition("(")[2].rpartition(")")[0].strip() for one in metrics if "(" in one}
+    if len(columns) != 1:
+        return list(metrics)
+    (column,) = columns
+    return [f"{one}({column})" if _needs_column(one) else one for one in metrics]
+
+
+def _needs_column(text: str) -> bool:
+    if "(" in text:
+        return False
+    try:
+        parse_metric(text)
+    except ValueError:
+        return True
+    return False
+
+
+def _complete(metrics: object) -> object:
+    """Complete a list; what is none stays for the check to refuse."""
+    is_list = isinstance(metrics, list) and all(isinstance(one, str) for one in metrics)
+    return with_shared_column(metrics) if is_list else metrics  # type: ignore[arg-type]
+
+
+GroupMetrics = Annotated[
+    list[Annotated[str, AfterValidator(metric_of_groups)]], BeforeValidator(_complete)
+]
+"""Metrics within groups, as `[gauc(user), hit@10]`."""
 
 
 class TaskSection(Section):
@@ -113,7 +146,7 @@ class TaskSection(Section):
         default=None,
         description="another task of kind click: samples count only where its label is 1",
     )
-    metrics: list[GroupMetric] | None = Field(
+    metrics: GroupMetrics | None = Field(
         default=None,
         description="what is measured within groups of this task, in place of `metrics` of the experiment; "
         "none: those",
