@@ -41,9 +41,11 @@ def open_source(
     """
     from torchrec.datasets.files import resolve_files, suffixes_of
     from torchrec.datasets.source import TableSource
-    from torchrec.experiment.tables import cache_folder, is_made, made
+    from torchrec.experiment.tables import cache_folder, is_made, made, strings_of
 
-    section = predictor.experiment.data.model_copy(update={"cache": False})  # they are read once
+    section = predictor.experiment.data
+    types = strings_of(predictor.text_types) | section.types
+    section = section.model_copy(update={"types": types, "cache": False})  # they are read once
     told = all(suffixes_of(path)[0] for path in data)
     files = resolve_files(data, "auto" if told else section.format)
     if is_made(section, files):

@@ -225,3 +225,54 @@ def test_rows_that_should_be_unique_and_are_not_are_refused(tmp_path: Path) -> N
     message = "Table 'sh ops' should have one row for each shop. Received 2 for 1."
     with pytest.raises(ValueError, match=message):
         query_to_parquet("from data", tables, tmp_path / "kept", unique={"sh ops": ["shop"]})
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_what_folders_are_called_is_no_column(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / "x=7" / "y=8" / f"a.{suffix}"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"x": [1, 2]}), path)
+    if suffix != "parquet":
+        path.write_text("x\n1\n2\n" if suffix == "csv" else '{"x": 1}\n{"x": 2}\n')
+    data = resolve_files(path) if suffix == "jsonl" else TableSource(path)
+    file = query_to_parquet("from data", {"data": data}, path.parent / "kept")
+    found = [row for table in TableSource([file]).scan() for row in table.to_pylist()]
+    assert found == [{"x": 1}, {"x": 2}]
+
+
+def test_files_of_two_types_have_that_which_both_fit(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"x": [1.5]}), tmp_path / "b.parquet")
+    data = TableSource(tmp_path / "*.parquet")
+    assert result("from data", tmp_path, data=data) == [{"x": 1.0}, {"x": 1.5}]
+    pq.write_table(pa.table({"x": [1], "y": [2]}), tmp_path / "c.parquet")
+    data = TableSource([tmp_path / "c.parquet", tmp_path / "a.parquet"])
+    with pytest.raises(ValueError, match=r"should have the same columns\. Received 'y' in one of"):
+        result("from data", tmp_path, data=data)
+
+
+@pytest.mark.parametrize("name", ["d*", "d?", "d[1]", "[d"])
+def test_names_of_files_are_no_patterns(tmp_path: Path, name: str) -> None:
+    pq.write_table(pa.table({"x": [1]}), tmp_path / f"{name}.parquet")
+    pq.write_table(pa.table({"x": [2]}), tmp_path / "d1.parquet")
+    data = TableSource(resolve_files(tmp_path))
+    assert sorted(row["x"] for row in result("from data", tmp_path, data=data)) == [1, 2]
+
+
+def test_a_table_may_be_called_as_the_parts_of_a_query(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
+    tables = {name: TableSource(tmp_path / "a.parquet") for name in ("data", "sql", "version")}
+    for y in (1, 2):
+        file = query_to_parquet(f"select x, {y} as y from data", tables, tmp_path / "kept")
+        assert next(TableSource([file]).scan()).to_pylist() == [{"x": 1, "y": y}]
+
+
+def test_a_join_that_makes_two_rows_of_one_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"m": [2.0**53]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"m": [2**53, 2**53 + 1], "g": [1, 2]}), tmp_path / "b.parquet")
+    tables = {name: TableSource(tmp_path / f"{name[0]}.parquet") for name in ("a", "b")}
+    tables = {"data": tables["a"], "b": tables["b"]}
+    with pytest.raises(
+        ValueError, match=r"should give each row once: `data` has 1 rows\. Received 2"
+    ):
+        query_to_parquet(join_query({"b": ["m"]}), tables, tmp_path, unique={"b": ["m"]})

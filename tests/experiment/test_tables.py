@@ -284,6 +284,22 @@ def test_columns_of_further_tables_are_joined(joined: Path) -> None:
             r"`data.join` should name a column of the data\. Received 'shop'; did you mean `shp`",
         ),
         (None, ["data.join={nope.csv: shop}", "data.tables=null"], "nope.csv' should exist"),
+        ("shop,ROW\n1,2\n", [], r"should be new ones.* Received 'ROW' of"),
+        (
+            "shop,User\n1,2\n",
+            [],
+            r"should be new ones.* Received 'User' of '.*', which '.*log.csv' has",
+        ),
+        (
+            None,
+            ["data.join={shops.csv: [shop, shop]}", "data.tables=null"],
+            "should name columns that differ",
+        ),
+        (
+            None,
+            ["data.tables.DATA=log.csv", "data.join={DATA: shop, regions: shop}"],
+            "not name a table 'DATA'",
+        ),
         (None, ["data.query=from data"], "`data.join` should be left out with `data.query`"),
         (None, ["data.tables.more=log.csv"], "Received 'more', which neither does"),
     ],
@@ -336,3 +352,16 @@ def test_text_that_is_kept_has_types_that_all_values_fit(folder: Path) -> None:
     Path("e.yaml").write_text(data)
     with pytest.raises(ValueError, match=r"`data\.cache` should be given with `features`"):
         sources_of(load_experiment("e.yaml"))
+
+
+@pytest.mark.parametrize("how", ["cache: true", "join: {items.csv: item}", "query: from data"])
+def test_ids_that_are_text_in_training_are_text_everywhere(folder: Path, how: str) -> None:
+    Path("items.csv").write_text("item,size\na1,1\n12,2\n7,\n")
+    Path("log.csv").write_text("item,click\na1,1\n12,0\n7,1\n")
+    Path("later.csv").write_text("item,click\n12,0\n7,1\n")
+    features = "features: {item: {type: sparse, rows: 9}}\ntraining: {epochs: 1}\n"
+    data = f"data: {{train: log.csv, valid: log.csv, test: later.csv, label: click, {how}}}"
+    Path("e.yaml").write_text(f"{data}\n{features}")
+    parts = sources_of(load_experiment("e.yaml"))
+    assert parts.test is not None
+    assert [row["item"] for row in rows(parts.test)] == ["12", "7"]

@@ -96,3 +96,12 @@ def test_what_is_not_known_is_not_told() -> None:
     assert _said("click", both, {"auc": math.nan, "logloss": 0.01}) == (
         "The log loss of new is lower by 0.1000 [0.0990, 0.1010], p = .010, against old."
     )
+
+
+def test_the_same_model_twice_is_not_better_in_anything() -> None:
+    none = Interval(0.0, 0.0, 0.0)
+    values = {name: (Interval(0.5, 0.4, 0.6),) * 2 for name in ("auc", "logloss")}
+    gaps = {name: MetricDifference(none, 1.0) for name in values}
+    (verdict,) = verdicts_of([Finding("", "click", ("old", "new"), values, gaps)], "test")
+    assert "lower" not in verdict.sentence
+    assert "higher" not in verdict.sentence

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from torchrec.checks import did_you_mean
 from torchrec.datasets._chunks import Reading
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     import duckdb
 
 DATA, ROW = "data", "row"
-_VERSION = "2"  # of what is written for a query; another one, another file
+_VERSION = "3"  # of what is written for a query; another one, another file
 _MEMORY = "1GB"
 _NAME = "rows.parquet"
 
@@ -129,12 +131,12 @@ def _nobody(_: str) -> None:
 
 
 def _digest(sql: str, tables: Mapping[str, TableSource | Sequence[DataFile]]) -> str:
-    said: dict[str, object] = {"version": _VERSION, "sql": sql}
+    said: dict[str, object] = {}
     for name, table in sorted(tables.items()):
         files = table.files if isinstance(table, TableSource) else table
         how = [repr(table.dialect), str(table.schema)] if isinstance(table, TableSource) else []
         said[name] = [[file.name, file.format, file.fingerprint(most=None)] for file in files] + how
-    return hashlib.blake2b(json.dumps(said).encode(), digest_size=12).hexdigest()
+    return hashlib.blake2b(json.dumps([_VERSION, sql, said]).encode(), digest_size=12).hexdigest()
 
 
 def _write(
@@ -172,6 +174,8 @@ def _write(
             )
             also = f", kv_metadata {{{told}}}" if told else ""
             engine.execute(f"copy ({rows}) to '{_quoted(whole)}' (format parquet{also})")
+            if unique:
+                _require_as_many(engine, whole)
         except duckdb.Error as error:
             raise ValueError(_refused(sql, tables, error)) from error
     os.replace(whole, place)
@@ -206,9 +210,12 @@ def _add_table(
             notices, paths = _copy_text(table, copies, _nobody), list(map(str, copies))
         else:
             notices = table.notices
-        read = f"read_parquet({_listed(paths)})"
+            _require_alike(table)
+        # What folders are called is no column; of several files a column has the type that all fit.
+        read = f"read_parquet({_listed(paths)}, hive_partitioning=false, union_by_name={len(paths) > 1})"
     else:
-        read = f"read_json({_listed([file.path for file in table])}, sample_size=-1)"
+        paths = [file.path for file in table]
+        read = f"read_json({_listed(paths)}, sample_size=-1, hive_partitioning=false)"
     if name == DATA and ROW in [
         column[0].lower() for column in engine.execute(f"describe select * from {read}").fetchall()
     ]:
@@ -219,6 +226,18 @@ def _add_table(
     number = f", row_number() over () - 1 as {ROW}" if name == DATA else ""
     engine.execute(f"create view {sql_name(name)} as select *{number} from {read}")
     return notices
+
+
+def _require_alike(table: TableSource) -> None:
+    """Refuse Parquet files of which one lacks a column: SQL would take it for missing values."""
+    names = set(table.names)
+    for file in table.files:
+        lacking = names.symmetric_difference(pq.read_schema(file.path).names)
+        if lacking:
+            raise ValueError(
+                f"Files of a query should have the same columns. Received '{min(lacking)}' in one of "
+                f"'{table.files[0].path}' and '{file.path}' alone."
+            )
 
 
 def _require_unique(engine: duckdb.DuckDBPyConnection, name: str, columns: Sequence[str]) -> None:
@@ -232,6 +251,17 @@ def _require_unique(engine: duckdb.DuckDBPyConnection, name: str, columns: Seque
         raise ValueError(
             f"Table '{name}' should have one row for each {', '.join(columns)}. Received {count} for "
             f"{', '.join(map(str, values))}."
+        )
+
+
+def _require_as_many(engine: duckdb.DuckDBPyConnection, whole: Path) -> None:
+    """Refuse a join that made two rows of one: numbers may be one to it that differ where they are counted."""
+    counts = f"select (select count(*) from {DATA}), (select count(*) from read_parquet(?))"
+    before, after = engine.execute(counts, [_literal(str(whole))]).fetchall()[0]
+    if before != after:
+        raise ValueError(
+            f"A join should give each row once: `{DATA}` has {before} rows. Received {after}: keys that are "
+            "integers on both sides, or text, are told apart."
         )
 
 
@@ -286,7 +316,12 @@ def _copy_text(
 
 
 def _listed(paths: Sequence[str]) -> str:
-    return "[" + ", ".join(f"'{_quoted(path)}'" for path in paths) + "]"
+    return "[" + ", ".join(f"'{_quoted(_literal(path))}'" for path in paths) + "]"
+
+
+def _literal(path: str) -> str:
+    """Return the pattern that a path alone matches: DuckDB takes paths for patterns."""
+    return re.sub(r"[*?\[]", r"[\g<0>]", path)
 
 
 def _quoted(path: str | Path) -> str:

@@ -24,7 +24,7 @@ from torchrec.datasets.transform.labels import Label
 from torchrec.experiment._messages import check_column
 from torchrec.experiment.rows import SampledNegativesSection
 from torchrec.experiment.schema import DataSection, Experiment
-from torchrec.experiment.tables import cache_folder, is_made, made
+from torchrec.experiment.tables import cache_folder, is_made, made, strings_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,7 +69,7 @@ def sources_of(experiment: Experiment, types: Mapping[str, TextType] | None = No
         train = train.retyped(types)
     check_columns(experiment, with_drawn_negatives(train, data).schema)
     given = {
-        name: train.over(_files(experiment, paths))
+        name: train.over(_files(experiment, paths, train.schema))
         for name, paths in (("valid", data.valid), ("test", data.test))
         if paths
     }
@@ -127,11 +127,14 @@ def _thinned(train: TableSource, data: DataSection) -> TableSource:
     return train.with_negatives(KeptNegatives(data.label, data.negatives, data.split.seed))
 
 
-def _files(experiment: Experiment, paths: Sequence[str]) -> list[DataFile]:
-    """Return the files to read: those that paths mean, or those that are made of them."""
+def _files(experiment: Experiment, paths: Sequence[str], schema: pa.Schema) -> list[DataFile]:
+    """Return the files to read: those that paths mean, or those that are made of them, with strings as in training."""
     data = experiment.data
     files = resolve_files(paths, data.format)
-    return _made(experiment, files) if is_made(data, files) else files
+    if not is_made(data, files):
+        return files
+    typed = data.model_copy(update={"types": strings_of(schema) | data.types})
+    return _made(experiment.model_copy(update={"data": typed}), files)
 
 
 def _made(experiment: Experiment, files: Sequence[DataFile]) -> list[DataFile]:

@@ -11,7 +11,7 @@ from torchrec.datasets.features import AnyFeature, TextType, number_columns, tex
 from torchrec.datasets.files import DataFile, resolve_files
 from torchrec.datasets.histories import EARLIER, History, history_query
 from torchrec.datasets.joins import join_query
-from torchrec.datasets.query import DATA, query_to_parquet, text_to_parquet
+from torchrec.datasets.query import DATA, ROW, query_to_parquet, text_to_parquet
 from torchrec.datasets.source import TableSource
 from torchrec.datasets.text_dialect import TextDialect
 from torchrec.datasets.text_types import schema_of
@@ -77,6 +77,12 @@ def made(
     if rows.files[0].format == "parquet":
         return list(rows.files)
     return text_to_parquet(rows, folder, progress=progress)
+
+
+def strings_of(schema: pa.Schema) -> dict[str, TextType]:
+    """Return the columns of strings, as `data.types` has them: ids of few rows of text may look like numbers."""
+    kinds = {field.name: kind_of(field.type) for field in schema}
+    return {name: "string" for name, kind in kinds.items() if kind == "strings"}
 
 
 class _Text:
@@ -188,10 +194,7 @@ def _by_query(
     progress: Callable[[str], None] | None,
 ) -> DataFile:
     tables: dict[str, TableSource | Sequence[DataFile]] = {DATA: rows}
-    if DATA in data.tables:
-        raise ValueError(
-            f"`data.tables` should not name a table '{DATA}': the data have that name."
-        )
+    _require_names([DATA, *data.tables])
     for name, section in data.tables.items():
         tables[name] = text.side_table(f"data.tables.{name}", section)
     return query_to_parquet(
@@ -209,25 +212,47 @@ def _joined(
     """Return a file of rows with the columns of further tables."""
     tables: dict[str, TableSource | Sequence[DataFile]] = {DATA: rows}
     known = {name: (rows.schema.field(name).type, rows.files[0].path) for name in rows.names}
+    taken = {name.lower(): path for name, (_, path) in known.items()} | {ROW: rows.files[0].path}
+    _require_names([DATA, *data.join])
     for name, keys in data.join.items():
         section = data.tables.get(name) or TableSection(files=[name])
         what = f"data.tables.{name}" if name in data.tables else "data.join"
         table = _as_rows(text.side_table(what, section), folder, progress)
         path = table.files[0].path
+        if len(set(keys)) < len(keys):
+            raise ValueError(
+                f"`data.join` of '{name}' should name columns that differ. Received {keys}."
+            )
         for key in keys:
             check_column("data.join", key, list(known))
             check_column("data.join", key, table.names)
             _require_one_kind(key, known[key], (table.schema.field(key).type, path))
         for column in table.names:
-            if column not in keys and column in known:
+            if column not in keys and column.lower() in taken:
                 raise ValueError(
                     f"Columns that `data.join` brings should be new ones, unless rows are joined by them. Received "
-                    f"'{column}' of '{path}', which '{known[column][1]}' has as well."
+                    f"'{column}' of '{path}', which '{taken[column.lower()]}' has as well."
                 )
         known |= {name: (table.schema.field(name).type, path) for name in table.names}
+        taken |= {name.lower(): path for name in table.names}
         tables[name] = table
     query = join_query(data.join)
     return query_to_parquet(query, tables, folder, unique=data.join, progress=progress)
+
+
+def _require_names(tables: Sequence[str]) -> None:
+    """Refuse two tables of one name, to SQL, which knows no capitals; the first is that of the data."""
+    seen: set[str] = set()
+    for name in tables:
+        if name.lower() == DATA and seen:
+            raise ValueError(
+                f"`data.tables` should not name a table '{name}': the data have that name."
+            )
+        if name.lower() in seen:
+            raise ValueError(
+                f"Names of tables should differ by more than capitals. Received '{name}'."
+            )
+        seen.add(name.lower())
 
 
 def _require_one_kind(key: str, *sides: tuple[pa.DataType, str]) -> None:

@@ -147,7 +147,7 @@ def _plain_sentence(one: Finding, part: str) -> str:
 
 def _moved(loss: MetricDifference, like: float) -> str:
     gap = loss.difference
-    if gap.low * gap.high < 0:
+    if gap.low * gap.high <= 0:
         return f"not clearly another: {interval_of(gap, like)}, {p_of(loss.p)}"
     how = "higher" if gap.value > 0 else "lower"
     return f"{how} by {_size(gap, like)}, {p_of(loss.p)}"
