@@ -119,6 +119,13 @@ def _joined(node: yaml.ScalarNode) -> str:
 class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` reads: quotes what that would take for something else."""
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Write text; escaped where it has ends of lines that are folded to spaces in any other way."""
+        style = '"' if any(end in data for end in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 for _class in (_Loader, _Dumper):
     _class.yaml_implicit_resolvers = {}
