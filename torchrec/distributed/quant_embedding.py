@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchrec.checks import require_type
 from torchrec.distributed.embedding_types import ListOfKJTList
-from torchrec.distributed.mc_modules import ManagedCollisionCollectionSharder
 from torchrec.distributed.quant_parts import StepOfParts
-from torchrec.distributed.quant_sharder import BaseQuantEmbeddingSharder
+from torchrec.distributed.quant_sharder import (
+    BaseQuantEmbeddingSharder,
+    ManagedQuantEmbeddingSharder,
+)
 from torchrec.distributed.quant_state import ShardedQuantEmbeddingModuleState
 from torchrec.distributed.types import (
-    EmbeddingModuleShardingPlan,
     ParameterSharding,
     ShardingEnv,
 )
@@ -135,57 +135,15 @@ class ShardedQuantManagedCollisionEmbeddingCollection(ShardedQuantEmbeddingColle
 class QuantEmbeddingCollectionSharder(BaseQuantEmbeddingSharder[EmbeddingCollection]):
     """Spreads a quantised `EmbeddingCollection`; see `BaseQuantEmbeddingSharder`."""
 
-    def shard(
-        self,
-        module: EmbeddingCollection,
-        params: EmbeddingModuleShardingPlan,
-        env: ShardingEnv,
-        device: torch.device | None = None,
-        module_fqn: str | None = None,
-    ) -> ShardedQuantEmbeddingCollection:
-        """Return the collection in parts."""
-        return ShardedQuantEmbeddingCollection(
-            module, params, env, self.fused_params, device, module_fqn=module_fqn
-        )
-
-    @property
-    def module_type(self) -> type[EmbeddingCollection]:
-        """What it shards."""
-        return EmbeddingCollection
+    whole = EmbeddingCollection
+    in_parts = ShardedQuantEmbeddingCollection
 
 
 class QuantManagedCollisionEmbeddingCollectionSharder(
-    BaseQuantEmbeddingSharder[QuantManagedCollisionEmbeddingCollection]
+    ManagedQuantEmbeddingSharder[QuantManagedCollisionEmbeddingCollection]
 ):
-    """Spreads the tables of a quantised collection with maps of ids, which stay whole.
+    """Spreads a quantised collection with maps; see `ManagedQuantEmbeddingSharder`."""
 
-    Args:
-        e_sharder: of the tables: its options hold.
-        mc_sharder: of the maps; without effect, as they are not divided.
-    """
-
-    def __init__(
-        self,
-        e_sharder: QuantEmbeddingCollectionSharder,
-        mc_sharder: ManagedCollisionCollectionSharder | None = None,
-    ) -> None:
-        require_type(e_sharder, "`e_sharder`", QuantEmbeddingCollectionSharder)
-        super().__init__(e_sharder.fused_params)
-
-    def shard(
-        self,
-        module: QuantManagedCollisionEmbeddingCollection,
-        params: EmbeddingModuleShardingPlan,
-        env: ShardingEnv,
-        device: torch.device | None = None,
-        module_fqn: str | None = None,
-    ) -> ShardedQuantManagedCollisionEmbeddingCollection:
-        """Return the collection in parts."""
-        return ShardedQuantManagedCollisionEmbeddingCollection(
-            module, params, env, self.fused_params, device, module_fqn=module_fqn
-        )
-
-    @property
-    def module_type(self) -> type[QuantManagedCollisionEmbeddingCollection]:
-        """What it shards."""
-        return QuantManagedCollisionEmbeddingCollection
+    whole = QuantManagedCollisionEmbeddingCollection
+    in_parts = ShardedQuantManagedCollisionEmbeddingCollection
+    of_tables = QuantEmbeddingCollectionSharder

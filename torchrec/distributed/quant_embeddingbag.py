@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchrec.checks import require_type
 from torchrec.distributed.embedding_types import ListOfKJTList
-from torchrec.distributed.mc_modules import ManagedCollisionCollectionSharder
 from torchrec.distributed.quant_parts import StepOfParts
-from torchrec.distributed.quant_sharder import BaseQuantEmbeddingSharder
+from torchrec.distributed.quant_sharder import (
+    BaseQuantEmbeddingSharder,
+    ManagedQuantEmbeddingSharder,
+)
 from torchrec.distributed.quant_state import ShardedQuantEmbeddingModuleState
 from torchrec.distributed.types import (
-    EmbeddingModuleShardingPlan,
     ParameterSharding,
     ShardingEnv,
 )
@@ -154,23 +154,8 @@ class ShardedQuantManagedCollisionEmbeddingBagCollection(ShardedQuantEmbeddingBa
 class QuantEmbeddingBagCollectionSharder(BaseQuantEmbeddingSharder[EmbeddingBagCollection]):
     """Spreads a quantised `EmbeddingBagCollection`; see `BaseQuantEmbeddingSharder`."""
 
-    def shard(
-        self,
-        module: EmbeddingBagCollection,
-        params: EmbeddingModuleShardingPlan,
-        env: ShardingEnv,
-        device: torch.device | None = None,
-        module_fqn: str | None = None,
-    ) -> ShardedQuantEmbeddingBagCollection:
-        """Return the collection in parts."""
-        return ShardedQuantEmbeddingBagCollection(
-            module, params, env, self.fused_params, device, module_fqn=module_fqn
-        )
-
-    @property
-    def module_type(self) -> type[EmbeddingBagCollection]:
-        """What it shards."""
-        return EmbeddingBagCollection
+    whole = EmbeddingBagCollection
+    in_parts = ShardedQuantEmbeddingBagCollection
 
 
 class QuantFeatureProcessedEmbeddingBagCollectionSharder(
@@ -178,57 +163,15 @@ class QuantFeatureProcessedEmbeddingBagCollectionSharder(
 ):
     """Spreads a quantised collection with feature processors, which stay whole; see `BaseQuantEmbeddingSharder`."""
 
-    def shard(
-        self,
-        module: FeatureProcessedEmbeddingBagCollection,
-        params: EmbeddingModuleShardingPlan,
-        env: ShardingEnv,
-        device: torch.device | None = None,
-        module_fqn: str | None = None,
-    ) -> ShardedQuantEmbeddingBagCollection:
-        """Return the collection in parts."""
-        return ShardedQuantEmbeddingBagCollection(
-            module, params, env, self.fused_params, device, module_fqn=module_fqn
-        )
-
-    @property
-    def module_type(self) -> type[FeatureProcessedEmbeddingBagCollection]:
-        """What it shards."""
-        return FeatureProcessedEmbeddingBagCollection
+    whole = FeatureProcessedEmbeddingBagCollection
+    in_parts = ShardedQuantEmbeddingBagCollection
 
 
 class QuantManagedCollisionEmbeddingBagCollectionSharder(
-    BaseQuantEmbeddingSharder[QuantManagedCollisionEmbeddingBagCollection]
+    ManagedQuantEmbeddingSharder[QuantManagedCollisionEmbeddingBagCollection]
 ):
-    """Spreads the tables of a quantised collection with maps of ids, which stay whole.
+    """Spreads a quantised collection with maps; see `ManagedQuantEmbeddingSharder`."""
 
-    Args:
-        e_sharder: of the tables: its options hold.
-        mc_sharder: of the maps; without effect, as they are not divided.
-    """
-
-    def __init__(
-        self,
-        e_sharder: QuantEmbeddingBagCollectionSharder,
-        mc_sharder: ManagedCollisionCollectionSharder | None = None,
-    ) -> None:
-        require_type(e_sharder, "`e_sharder`", QuantEmbeddingBagCollectionSharder)
-        super().__init__(e_sharder.fused_params)
-
-    def shard(
-        self,
-        module: QuantManagedCollisionEmbeddingBagCollection,
-        params: EmbeddingModuleShardingPlan,
-        env: ShardingEnv,
-        device: torch.device | None = None,
-        module_fqn: str | None = None,
-    ) -> ShardedQuantManagedCollisionEmbeddingBagCollection:
-        """Return the collection in parts."""
-        return ShardedQuantManagedCollisionEmbeddingBagCollection(
-            module, params, env, self.fused_params, device, module_fqn=module_fqn
-        )
-
-    @property
-    def module_type(self) -> type[QuantManagedCollisionEmbeddingBagCollection]:
-        """What it shards."""
-        return QuantManagedCollisionEmbeddingBagCollection
+    whole = QuantManagedCollisionEmbeddingBagCollection
+    in_parts = ShardedQuantManagedCollisionEmbeddingBagCollection
+    of_tables = QuantEmbeddingBagCollectionSharder

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from torchrec.checks import require_type
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel, M
 from torchrec.distributed.fused_params import (
     FUSED_PARAM_BOUNDS_CHECK_MODE,
@@ -14,7 +16,9 @@ from torchrec.distributed.fused_params import (
     FUSED_PARAM_QUANT_STATE_DICT_SPLIT_SCALE_BIAS,
     FUSED_PARAM_REGISTER_TBE_BOOL,
 )
-from torchrec.distributed.types import ModuleSharder
+from torchrec.distributed.mc_modules import ManagedCollisionCollectionSharder
+from torchrec.distributed.quant_state import ShardedQuantEmbeddingModuleState
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ShardingEnv
 from torchrec.modules.embedding_configs import ShardingType
 from torchrec.quant.collections import QuantizedCollection
 from torchrec.types import BoundsCheckMode
@@ -39,7 +43,14 @@ class BaseQuantEmbeddingSharder(ModuleSharder[M]):
 
     Raises:
         ValueError: for other ``fused_params``.
+
+    Attributes:
+        whole: the collection that it spreads.
+        in_parts: what that becomes.
     """
+
+    whole: ClassVar[type[nn.Module]]
+    in_parts: ClassVar[Callable[..., ShardedQuantEmbeddingModuleState[Any]]]
 
     def __init__(self, fused_params: dict[str, Any] | None = None) -> None:
         super().__init__()
@@ -54,6 +65,22 @@ class BaseQuantEmbeddingSharder(ModuleSharder[M]):
     def fused_params(self) -> dict[str, Any] | None:
         """What was given."""
         return self._fused_params
+
+    @property
+    def module_type(self) -> type[M]:
+        """What it shards."""
+        return self.whole  # type: ignore[return-value]
+
+    def shard(
+        self,
+        module: M,
+        params: EmbeddingModuleShardingPlan,
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+    ) -> ShardedQuantEmbeddingModuleState[Any]:
+        """Return the collection in parts."""
+        return self.in_parts(module, params, env, self.fused_params, device, module_fqn=module_fqn)
 
     def shardable_parameters(self, module: M) -> dict[str, nn.Parameter]:
         """Return for each table what stands for it in plans, on ``meta``: numbers ``(E, D)`` of as many bytes each.
@@ -90,3 +117,25 @@ class BaseQuantEmbeddingSharder(ModuleSharder[M]):
             compute_device_type: ``"cpu"`` or ``"cuda"``.
         """
         return [EmbeddingComputeKernel.QUANT.value]
+
+
+class ManagedQuantEmbeddingSharder(BaseQuantEmbeddingSharder[M]):
+    """Spreads the tables of a quantised collection with maps of ids, which stay whole.
+
+    Args:
+        e_sharder: of the tables: its options hold.
+        mc_sharder: of the maps; without effect, as they are not divided.
+
+    Attributes:
+        of_tables: what `e_sharder` should be.
+    """
+
+    of_tables: ClassVar[type[BaseQuantEmbeddingSharder[Any]]]
+
+    def __init__(
+        self,
+        e_sharder: BaseQuantEmbeddingSharder[Any],
+        mc_sharder: ManagedCollisionCollectionSharder | None = None,
+    ) -> None:
+        require_type(e_sharder, "`e_sharder`", self.of_tables)
+        super().__init__(e_sharder.fused_params)
