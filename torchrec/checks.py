@@ -118,6 +118,9 @@ def checked_device(device: object, what: str = "`device`") -> torch.device:
     # A number stands for an accelerator's, as elsewhere in PyTorch.
     if isinstance(device, bool) or not isinstance(device, str | int):
         raise TypeError(f"{expected} Received {device!r}.")
+    # Builds for CUDA know numbers also where there is none, and would fail later.
+    if isinstance(device, int) and not torch.accelerator.is_available():
+        raise ValueError(f"{expected} Received {device!r}.")
     try:
         return torch.device(device)
     except (RuntimeError, ValueError, OverflowError) as error:
