@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
-import anyio
 import pyarrow as pa
-from pydantic_core import from_json
-from starlette.requests import ClientDisconnect, Request
+from pydantic_core import from_json, to_json
 
 from torchrec.serve.candidates import Wish
-from torchrec.serve.failures import RefusedError, busy
+from torchrec.serve.failures import RefusedError
 from torchrec.serve.limits import Limits
 
 JSON = "application/json"
@@ -21,97 +16,6 @@ ARROW = "application/vnd.apache.arrow.stream"
 PROBLEM = "application/problem+json"  # RFC 9457
 
 _WISHES = {"users": list, "k": int, "candidates": list, "seen": list, "task": str}
-
-
-class Intake:
-    """Reads the bodies of requests, no more of them at once than fit.
-
-    Args:
-        limits: of one body, of all together, and of how long one takes to come.
-    """
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._pending = 0  # bytes of requests under way
-
-    @asynccontextmanager
-    async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """Give the body of a request, which counts as pending while inside.
-
-        Raises:
-            RefusedError: it is too large (413), or there are too many (429), or it does not come (408).
-        """
-        declared = _length(request)
-        self._check(declared)
-        taken = 0
-        try:
-            self._pending += declared
-            taken = declared
-            parts: list[bytes] = []
-            size = 0
-            try:
-                with anyio.fail_after(self._limits.wait):
-                    async for part in request.stream():
-                        size += len(part)
-                        if size > taken:  # sent in chunks, whose sum nobody has declared
-                            self._check(size, size - taken)
-                            self._pending += size - taken
-                            taken = size
-                        parts.append(part)
-            except TimeoutError:
-                raise RefusedError(
-                    408,
-                    f"The body of a request should come within {self._limits.wait:g} s. It did not.",
-                    {"connection": "close"},
-                ) from None
-            except ClientDisconnect:
-                raise RefusedError(
-                    400, "The body of a request should come. It broke off."
-                ) from None
-            yield parts[0] if len(parts) == 1 else b"".join(parts)
-        finally:
-            self._pending -= taken
-
-    def _check(self, size: int, more: int | None = None) -> None:
-        if size > self._limits.body:
-            raise RefusedError(
-                413,
-                f"The body of a request should have at most {self._limits.body:,} bytes. Received "
-                f"{'more' if more is not None else f'{size:,}'}.",
-                {"connection": "close"},
-            )
-        if self._pending + (size if more is None else more) > self._limits.pending:
-            raise busy(
-                f"Requests under way should have at most {self._limits.pending:,} bytes together. Received more: "
-                "ask again later."
-            )
-
-
-def _length(request: Request) -> int:
-    text = request.headers.get("content-length", "0")
-    if not (text.isascii() and text.isdecimal()) or len(text) > 18:
-        raise RefusedError(400, f"`Content-Length` should be a number. Received '{text[:40]}'.")
-    return int(text)
-
-
-def media_type(request: Request) -> str:
-    """Return the type of a request's body, `JSON` or `ARROW`.
-
-    Raises:
-        RefusedError: it is another, or the body is compressed (415).
-    """
-    coding: str = request.headers.get("content-encoding", "identity")
-    if coding.strip().lower() != "identity":
-        raise RefusedError(
-            415,
-            f"`Content-Encoding` should be left out: bodies are not compressed. Received '{coding[:80]}'.",
-        )
-    given: str = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if given not in (JSON, ARROW):
-        raise RefusedError(
-            415, f"`Content-Type` should be {JSON} or {ARROW}. Received '{given[:80]}'."
-        )
-    return given
 
 
 def rows_of_json(body: bytes, limits: Limits) -> list[dict[str, Any]]:
@@ -308,5 +212,5 @@ def arrow_of(table: pa.Table) -> bytes:
 
 
 def json_of(content: object) -> bytes:
-    """Return what an answer says as JSON; numbers that are none, which it does not have, are refused."""
-    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+    """Return what an answer says as JSON. All its numbers are finite: a predictor refuses others."""
+    return to_json(content)

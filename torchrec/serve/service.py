@@ -5,32 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp
 
 from torchrec.inference.output_columns import output_columns
 from torchrec.serve.bodies import (
     ARROW,
     JSON,
-    Intake,
     arrow_of,
     json_of,
-    media_type,
     rows_of_json,
     table_of_arrow,
     wish_of_json,
 )
 from torchrec.serve.candidates import recommended
-from torchrec.serve.desk import Desk, Record, problem, record_of
+from torchrec.serve.desk import Desk, Endpoint, Request, Response
 from torchrec.serve.failures import RefusedError, busy
+from torchrec.serve.intake import Intake, media_type
 from torchrec.serve.limits import Limits
 from torchrec.serve.meters import LOG, Meters
 from torchrec.serve.models import Models, Threads, Version, describe
@@ -39,6 +34,7 @@ from torchrec.serve.page import page
 
 _SMALL = 64 << 10  # bytes of a body that are read between two requests; larger ones in a thread
 _LONGEST = 2_000  # characters of a message
+_OF_DATA = (ValueError, TypeError, IndexError)  # what a predictor raises where data are wrong
 _T = TypeVar("_T")
 
 
@@ -51,7 +47,7 @@ def application(
     keep: int = 1,
     poll: float = 2.0,
     log_all: bool = True,
-) -> Starlette:
+) -> ASGIApp:
     """Return an ASGI application that answers for models.
 
     Models are loaded here, so that what is wrong with one is said at once.
@@ -86,7 +82,7 @@ def application(
     models.load()
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: object) -> AsyncIterator[None]:
         watch = asyncio.get_running_loop().create_task(_watch(models, poll)) if poll else None
         try:
             yield
@@ -97,31 +93,31 @@ def application(
                 thread.shutdown(wait=False)
 
     service = _Service(models, limits, meters, many)
+    one = "/v1/models/{model}"
+    version = f"{one}/versions/{{version}}"
+    asked = {
+        f"{one}:predict": service.predict,  # first, as they are looked at in turn
+        f"{one}:recommend": service.recommend,
+        f"{version}:predict": service.predict,
+        f"{version}:recommend": service.recommend,
+    }
+    read = {
+        "/v1/models": service.models,
+        one: service.model,
+        version: service.model,
+        "/healthz": service.health,
+        "/readyz": service.health,
+        "/metrics": service.metrics,
+        "/openapi.json": service.openapi,
+        "/": service.page,
+    }
     routes = [
-        Route("/v1/models/{model}:predict", service.predict, methods=["POST"]),
-        Route("/v1/models/{model}:recommend", service.recommend, methods=["POST"]),
-        Route("/v1/models/{model}/versions/{version}:predict", service.predict, methods=["POST"]),
-        Route(
-            "/v1/models/{model}/versions/{version}:recommend", service.recommend, methods=["POST"]
-        ),
-        Route("/v1/models", service.models, methods=["GET"]),
-        Route("/v1/models/{model}", service.model, methods=["GET"]),
-        Route("/v1/models/{model}/versions/{version}", service.model, methods=["GET"]),
-        Route("/healthz", service.health, methods=["GET"]),
-        Route("/readyz", service.health, methods=["GET"]),
-        Route("/metrics", service.metrics, methods=["GET"]),
-        Route("/openapi.json", service.openapi, methods=["GET"]),
-        Route("/", service.page, methods=["GET"]),
+        Route(path, Endpoint(answer), methods=[method])
+        for method, answers in (("POST", asked), ("GET", read))
+        for path, answer in answers.items()
     ]
-    return Starlette(
-        routes=routes,
-        lifespan=lifespan,
-        middleware=[Middleware(Desk, meters=meters, token=token, log_all=log_all)],
-        exception_handlers={
-            HTTPException: _of_framework,
-            RefusedError: _refused,
-        },
-    )
+    router = Router(routes, redirect_slashes=False, lifespan=lifespan)
+    return Desk(router, meters, token, log_all)
 
 
 async def _watch(models: Models, poll: float) -> None:
@@ -148,51 +144,56 @@ class _Service:
     async def predict(self, request: Request) -> Response:
         """Predict for the rows of a request."""
         version = self._version(request)
-        record = record_of(request)
         kind = media_type(request)
-        async with self._intake.body(request) as body:
+        with self._intake.room() as room:
+            body = await room.read(request)
             if kind == JSON and len(body) <= _SMALL:
                 rows = rows_of_json(body, self._limits)
-                record.rows = len(rows)
+                request.rows = len(rows)
                 if 0 < len(rows) <= self._limits.batch and not _wants_arrow(request):
-                    with _refusing():
+                    try:
                         scores = await version.batcher.scores(rows)
-                    return _answer(version, scores, record)
+                    except _OF_DATA as error:
+                        raise _refusal(error) from None
+                    return _answer(version, scores, request)
             return await self._in_thread(lambda: self._predict(version, kind, body, request))
 
     def _predict(self, version: Version, kind: str, body: bytes, request: Request) -> Response:
         """Predict for many rows, in a thread of their own."""
-        record = record_of(request)
         data = (
             rows_of_json(body, self._limits) if kind == JSON else table_of_arrow(body, self._limits)
         )
-        record.rows = len(data)
-        with _refusing():
+        request.rows = len(data)
+        try:
             if _wants_arrow(request):
                 table = output_columns(version.predictor, data)
-                return Response(arrow_of(table), media_type=ARROW, headers=_named(version))
-            return _answer(version, version.scores(data), record)
+                return Response(arrow_of(table), ARROW, headers={"x-model-version": version.name})
+            return _answer(version, version.scores(data), request)
+        except _OF_DATA as error:
+            raise _refusal(error) from None
 
     async def recommend(self, request: Request) -> Response:
         """Recommend candidates to the users of a request."""
         version = self._version(request)
-        record = record_of(request)
         if media_type(request) != JSON:
             raise RefusedError(415, f"`Content-Type` should be {JSON}. Received {ARROW}.")
-        async with self._intake.body(request) as body:
+        with self._intake.room() as room:
+            body = await room.read(request)
 
             def answer() -> Response:
                 wish = wish_of_json(body, self._limits)
-                record.rows = len(wish.users)
-                with _refusing():
+                request.rows = len(wish.users)
+                try:
                     found = recommended(version.predictor, wish, version.candidates, self._limits)
+                except _OF_DATA as error:
+                    raise _refusal(error) from None
                 content = {
                     "model": version.model,
                     "version": version.name,
                     "recommendations": found,
-                    "request_id": record.id,
+                    "request_id": request.id,
                 }
-                return Response(json_of(content), media_type=JSON)
+                return Response(json_of(content))
 
             return await self._in_thread(answer)
 
@@ -209,87 +210,58 @@ class _Service:
 
     async def models(self, _: Request) -> Response:
         """List the models."""
-        names = self._models.names()
-        return Response(
-            json_of({"models": [describe(self._models.version(name)) for name in names]}),
-            media_type=JSON,
-        )
+        newest = [self._models.version(name) for name in self._models.names()]
+        return Response(json_of({"models": [describe(one) for one in newest]}))
 
     async def model(self, request: Request) -> Response:
         """Describe a model."""
         version = self._version(request)
         loaded = [one.name for one in self._models.versions(version.model)]
-        return Response(json_of({**describe(version), "versions": loaded}), media_type=JSON)
+        return Response(json_of({**describe(version), "versions": loaded}))
 
     async def health(self, _: Request) -> Response:
         """Say that the process answers; it only listens once its models are loaded, so it is ready as well."""
-        return Response(b"ok\n", media_type="text/plain")
+        return Response(b"ok\n", "text/plain; charset=utf-8")
 
     async def metrics(self, _: Request) -> Response:
         """Say what was counted."""
-        return Response(self._meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(self._meters.text(), "text/plain; version=0.0.4; charset=utf-8")
 
     async def openapi(self, _: Request) -> Response:
         """Describe the paths and bodies, with the columns of the models."""
         newest = [self._models.version(name) for name in self._models.names()]
-        return Response(json_of(openapi([describe(one) for one in newest])), media_type=JSON)
+        return Response(json_of(openapi([describe(one) for one in newest])))
 
     async def page(self, _: Request) -> Response:
         """Give the page to try models by hand."""
         policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
         headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
-        return Response(page(), media_type="text/html; charset=utf-8", headers=headers)
+        return Response(page(), "text/html; charset=utf-8", headers=headers)
 
     def _version(self, request: Request) -> Version:
-        record = record_of(request)
-        model = request.path_params["model"]
-        version = self._models.version(model, request.path_params.get("version"))
-        record.model, record.version = model, version.name
+        model = request.parameters["model"]
+        version = self._models.version(model, request.parameters.get("version"))
+        request.model, request.version = model, version.name
         return version
 
 
-@contextlib.contextmanager
-def _refusing() -> Iterator[None]:
-    """Refuse, with a status of its own, data that the model refuses: they are not as in training."""
-    try:
-        yield
-    except (ValueError, TypeError, IndexError) as error:
-        text = " ".join(str(error).split())
-        if len(text) > _LONGEST:  # a message quotes what it received
-            text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
-        raise RefusedError(422, text) from None
+def _refusal(error: Exception) -> RefusedError:
+    """Return the refusal of data that the model refuses, with a status of its own: they are not as in training."""
+    text = " ".join(str(error).split())
+    if len(text) > _LONGEST:  # a message quotes what it received
+        text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+    return RefusedError(422, text)
 
 
 def _wants_arrow(request: Request) -> bool:
-    return ARROW in request.headers.get("accept", "")
+    return ARROW in request.header(b"accept")
 
 
-def _named(version: Version) -> dict[str, str]:
-    return {"x-model-version": version.name}
-
-
-def _answer(version: Version, scores: Mapping[str, list[Any]], record: Record) -> Response:
+def _answer(version: Version, scores: Mapping[str, list[Any]], request: Request) -> Response:
     content = {
         "model": version.model,
         "version": version.name,
         "predictions": scores,
-        "request_id": record.id,
+        "request_id": request.id,
     }
-    return Response(json_of(content), media_type=JSON)
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RefusedError)
-    return problem(record_of(request), error)
-
-
-async def _of_framework(request: Request, error: Exception) -> Response:
-    """Answer for a path that there is not, or another method than it has."""
-    assert isinstance(error, HTTPException)
-    path = request.url.path[:200]
-    detail = {
-        404: f"The path should be one of those in /openapi.json. Received '{path}'.",
-        405: f"The method of '{path}' should be another. Received {request.method}.",
-    }.get(error.status_code, str(error.detail))
-    headers = dict(error.headers) if error.headers else None
-    return problem(record_of(request), RefusedError(error.status_code, detail, headers))
+    return Response(json_of(content))
