@@ -25,15 +25,17 @@ from torchrec.models.registry import ModelSection, build_model
 ROWS = 5_000
 
 
-def predictor(model: str) -> tuple[Predictor, list[dict[str, object]]]:
+def predictor(
+    model: str, categories: int = 10, numbers: int = 3
+) -> tuple[Predictor, list[dict[str, object]]]:
     """Return an untrained model's predictor and rows to predict for."""
     random = np.random.default_rng(0)
     features: dict[str, AnyFeature] = {}
     columns: dict[str, object] = {}
-    for i in range(10):
+    for i in range(categories):
         features[f"category_{i}"] = SparseFeature(ids="vocabulary" if i % 2 else "hash", rows=1000)
         columns[f"category_{i}"] = [f"value {k}" for k in random.integers(0, 500, ROWS)]
-    for i in range(3):
+    for i in range(numbers):
         features[f"number_{i}"] = DenseFeature(log=i == 0)
         columns[f"number_{i}"] = random.exponential(size=ROWS)
     table = pa.table(columns)

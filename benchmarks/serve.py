@@ -1,13 +1,15 @@
-"""Measures a server of a small model: what a request costs beyond the model, and what joining requests gains.
+"""Measures a server of models: what a request costs beyond the model, and what joining requests gains.
 
-``python -m benchmarks.serve`` starts `torchrec serve` with a DeepFM of ten categories and three numbers, and asks it
-from this process, over connections that stay open:
+``python -m benchmarks.serve [MODEL:CATEGORIES:NUMBERS...]`` starts `torchrec serve` twice for each model, with batches
+and with ``--batch 1``, and asks from this process, over connections that stay open:
 
 - one row a request, 200 a second whether answers have come or not: median and 99th percentile, and the same less the
   time that the predictor takes for a row in this process. Wanted: 1 ms and 5 ms above it.
-- one row a request, 64 connections, each as fast as it is answered, with batches and with ``--batch 1``: requests a
-  second, and processor time of the server a request. Wanted: ten times as many with batches.
-- the same for a path that asks no model, which is what HTTP alone costs.
+- one row a request, 64 connections, each as fast as it is answered, with batches and without; and one connection:
+  requests a second, and processor time of the server a request. Wanted: ten times as many with batches.
+- the same for a path that asks no model, which is what HTTP alone costs: no batch can be quicker.
+
+The loads take turns of half a second, and medians are printed, so that other programs disturb all alike.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -140,41 +143,103 @@ def request(path: str, body: object = None) -> bytes:
     return f"{head}content-length: {len(text)}\r\n\r\n".encode() + text
 
 
-def main() -> None:
-    """Print the measurements."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="deepfm")
-    parser.add_argument("--rate", type=float, default=200)
-    parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--connections", type=int, default=64)
-    options = parser.parse_args()
-    one, rows = predictor(options.model)
-    torch.set_num_threads(1)
+@dataclass
+class Load:
+    """Requests that come as fast as they are answered, and what was seen of them.
+
+    Attributes:
+        name: what is asked of whom.
+        port: of the server.
+        process: of the server.
+        requests: asked in turn.
+        connections: that ask at once.
+        costs: processor time of the server, microseconds a request; one a round.
+        rates: requests a second.
+    """
+
+    name: str
+    port: int
+    process: int
+    requests: Sequence[bytes]
+    connections: int
+    costs: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+    def run(self, seconds: float) -> None:
+        """Ask for so long."""
+        before = processor_seconds(self.process)
+        count = asyncio.run(saturated(self.port, self.requests, self.connections, seconds))
+        self.costs.append((processor_seconds(self.process) - before) / count * 1e6)
+        self.rates.append(count / seconds)
+
+    @property
+    def cost(self) -> float:
+        """Processor time of a request: the median of the rounds."""
+        return float(np.median(self.costs))
+
+    @property
+    def rate(self) -> float:
+        """Requests a second, likewise."""
+        return float(np.median(self.rates))
+
+
+def measure(model: str, categories: int, numbers: int, options: argparse.Namespace) -> None:
+    """Print what is measured of a model."""
+    one, rows = predictor(model, categories, numbers)
     alone = float(np.median(times(lambda: one.predict(rows[0]), 0.5))) / 1e3
-    print(f"one row in this process: {alone:.2f} ms")
+    print(f"{model} of {categories} categories: one row in this process {alone:.2f} ms")
     asked = [request("/v1/models/model:predict", {"rows": [row]}) for row in rows]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        section = ModelSection(name=options.model, dim=16)
-        save_bundle(folder / "model", one.model, one.transform, section)
-        with server(folder) as (port, _):
-            found = asyncio.run(at_a_rate(port, asked, options.rate, options.seconds))
+        save_bundle(folder / "model", one.model, one.transform, ModelSection(name=model, dim=16))
+        with server(folder) as joined, server(folder, "--batch", "1") as single:
+            found = asyncio.run(at_a_rate(joined[0], asked, options.rate, options.seconds))
             median, high = np.percentile(found, [50, 99])
             print(
-                f"{options.rate:g} requests a second: median {median:.2f} ms, {median - alone:.2f} above the model; "
+                f"  {options.rate:g} requests a second: median {median:.2f} ms, {median - alone:.2f} above the model; "
                 f"99th percentile {high:.2f} ms, {high - alone:.2f} above"
             )
-        ways = (("joined", asked, ()), ("one by one", asked, ("--batch", "1")))
-        for what, requests, more in (*ways, ("no model", [request("/healthz")], ())):
-            with server(folder, *more) as (port, process):
-                asyncio.run(saturated(port, requests, options.connections, 0.5))
-                before = processor_seconds(process)
-                count = asyncio.run(saturated(port, requests, options.connections, options.seconds))
-                used = processor_seconds(process) - before
-                print(
-                    f"{options.connections} connections, {what}: {count / options.seconds:,.0f} requests a second, "
-                    f"{used / count * 1e6:.0f} us of processor time each"
-                )
+            loads = [
+                Load("joined", *joined, asked, options.connections),
+                Load("one by one", *single, asked, options.connections),
+                Load("one connection", *single, asked, 1),
+                Load("no model", *joined, [request("/healthz")], options.connections),
+            ]
+            for load in loads:
+                asyncio.run(saturated(load.port, load.requests, load.connections, 0.3))
+            for _ in range(options.rounds):
+                for load in loads:
+                    load.run(options.seconds / options.rounds)
+    for load in loads:
+        print(
+            f"  {load.name:15} {load.rate:7,.0f} requests a second, {load.cost:6,.0f} us of processor time each"
+        )
+    joined_load, *others, bare = loads
+    for load in others:
+        print(
+            f"  of {load.name}: {joined_load.rate / load.rate:.1f} x the requests, "
+            f"{load.cost / joined_load.cost:.1f} x by processor time; {bare.rate / load.rate:.1f} x and "
+            f"{load.cost / bare.cost:.1f} x were there no model"
+        )
+
+
+def main() -> None:
+    """Print the measurements."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "models", nargs="*", default=["deepfm:10:3", "dlrm:26:13", "dlrm_dcn:26:13"]
+    )
+    parser.add_argument("--rate", type=float, default=200)
+    parser.add_argument("--seconds", type=float, default=5, help="of each load")
+    parser.add_argument("--rounds", type=int, default=10, help="in which loads take turns")
+    parser.add_argument("--connections", type=int, default=64)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for text in options.models:
+        model, categories, numbers = text.split(":")
+        measure(model, int(categories), int(numbers), options)
 
 
 if __name__ == "__main__":

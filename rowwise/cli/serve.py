@@ -156,7 +156,7 @@ def _require_packages() -> None:
 
     missing = [
         name
-        for name in ("starlette", "uvicorn", "prometheus_client")
+        for name in ("starlette", "uvicorn", "httptools", "prometheus_client")
         if importlib.util.find_spec(name) is None
     ]
     if missing:

@@ -7,7 +7,7 @@ import random
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 
@@ -123,6 +123,13 @@ def test_what_is_no_http_at_all(tmp_path: Path) -> None:
                     raw.sendall((whole + b"content-length: 90\r\n\r\n{")[: draw.randrange(1, 120)])
                 else:
                     raw.sendall(whole + b"transfer-encoding: chunked\r\n\r\nzz\r\n")
+        for head in (b"x: " + b"y" * (1 << 20), b"x: y\r\n" * 100_000):
+            with socket.create_connection((host, int(port)), timeout=300) as raw, suppress(OSError):
+                raw.sendall(whole + head)
+                assert b"should have at most 65,536 bytes. Received more." in raw.recv(1000)
+        with socket.create_connection((host, int(port)), timeout=300) as raw:
+            raw.sendall(whole)  # and never ends
+            assert raw.recv(20) == b""
         with socket.create_connection((host, int(port)), timeout=300) as raw:
             raw.sendall(whole + b"content-length: 90\r\n\r\n{")  # and stays
             assert raw.recv(20).startswith(b"HTTP/1.1 408 ")

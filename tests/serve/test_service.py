@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -141,6 +143,8 @@ def test_what_is_refused(client: TestClient, body: bytes, status: int, message: 
         ("PUT", PREDICT, {}, 405, "The method of '/v1/models/clicks:predict' should be another. Received PUT."),
         ("POST", "/v1/models/click:predict", JSON, 404, "Received 'click'; did you mean 'clicks'?"),
         ("POST", "/v1/models/clicks/versions/7:predict", JSON, 404, "which are loaded. Received '7'."),
+        ("POST", f"/v1/models/{'x' * 9_000}:predict", JSON, 404, f"one of clicks, tasks. Received '{'x' * 80}'."),
+        ("GET", "/healthz/", {}, 404, "Received '/healthz/'."),
         ("POST", PREDICT, {"content-type": "text/plain"}, 415, "Received 'text/plain'."),
         ("POST", PREDICT, {**JSON, "content-encoding": "gzip"}, 415, "bodies are not compressed. Received 'gzip'."),
         ("POST", RECOMMEND, {"content-type": ARROW}, 415, "`Content-Type` should be application/json."),
@@ -210,6 +214,38 @@ def test_request_ids(client: TestClient) -> None:
     for odd in ("a b", "x" * 65, '"', ""):
         found = client.get("/healthz", headers={"x-request-id": odd}).headers["x-request-id"]
         assert len(found) == 32
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ([], 408, "The body of a request should come within 0.02 s. It did not."),
+        ([{"type": "http.request", "body": b"{", "more_body": True}], 408, "It did not."),
+        ([{"type": "http.disconnect"}], 400, "The body of a request should come. It broke off."),
+    ],
+)  # fmt: skip
+def test_a_body_that_does_not_come(
+    folder: Path, body: list[dict[str, object]], status: int, message: str
+) -> None:
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": PREDICT,
+        "headers": [(b"content-type", b"application/json")],
+    }
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, object]:
+        if body:
+            return body.pop(0)
+        return await asyncio.Event().wait()  # type: ignore[return-value]
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(application({"clicks": folder}, Limits(wait=0.02))(scope, receive, send))
+    assert sent[0]["status"] == status
+    assert message in json.loads(sent[1]["body"])["detail"]
 
 
 def test_models_say_what_they_read(client: TestClient) -> None:
@@ -305,6 +341,11 @@ def test_metrics_count(client: TestClient) -> None:
     assert more('torchrec_rows_total{model="clicks"}') == 3
     assert more('torchrec_requests_total{method="predict",model="clicks",status="200"}') == 1
     assert more('torchrec_requests_total{method="predict",model="clicks",status="400"}') == 1
+    seconds = 'torchrec_request_seconds_{}{{{}method="predict",model="clicks"}}'
+    assert more(seconds.format("count", "")) == 2
+    assert more(seconds.format("bucket", 'le="+Inf",')) == 2
+    assert more(seconds.format("bucket", 'le="0.0005",')) <= 2
+    assert 0 < more(seconds.format("sum", "")) < 60
     unknown = 'torchrec_feature_values_total{feature="user",model="clicks",what="unknown"}'
     assert more(unknown) == 3
 

@@ -21,6 +21,7 @@ from torchrec.serve.limits import Limits
 from torchrec.serve.meters import Meters
 from torchrec.serve.versions import Found, Stamp, digest_of_index, find_versions
 
+_LONGEST = 80  # characters of a name in a message
 _ATTEMPTS = 3  # to read a bundle that is replaced meanwhile
 
 
@@ -134,10 +135,11 @@ class Models:
         """
         found = self._versions.get(model)
         if found is None:
-            near = did_you_mean(model, self.names()) or "."
+            given = model[:_LONGEST]
+            near = did_you_mean(given, self.names()) or "."
             raise RefusedError(
                 404,
-                f"The model should be one of {', '.join(self.names())}. Received '{model}'{near}",
+                f"The model should be one of {', '.join(self.names())}. Received '{given}'{near}",
             )
         return found
 
@@ -160,7 +162,7 @@ class Models:
         raise RefusedError(
             404,
             f"The version of model '{model}' should be one of {', '.join(one.name for one in found)}, which are "
-            f"loaded. Received '{name}'.",
+            f"loaded. Received '{name[:_LONGEST]}'.",
         )
 
     def load(self) -> None:

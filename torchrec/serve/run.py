@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from torchrec.serve.meters import LOG, JsonLines
 
 _CONNECTIONS = 10_000
 _WAITING = 2048  # connections that nobody has taken yet
 _IDLE = 75  # seconds after which a connection that asks nothing is closed; longer than proxies keep theirs
+_HEAD = 64 << 10  # bytes of a request's head, but for what comes with its first ones
+_HEAD_SECONDS = 10.0  # that it may take to come
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -47,6 +52,48 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
+class BoundedProtocol(HttpToolsProtocol):
+    """HTTP, with bounds where uvicorn has none: on how many bytes the head of a request has, and how long it takes."""
+
+    _head_bytes = 0
+    _head_due: float | None = None  # None: no head is under way
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, which may be silent for as long as one that asks no more."""
+        super().connection_made(transport)
+        self._close_after(self.timeout_keep_alive)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes as they come."""
+        if self._head_due is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > _HEAD:
+                self.send_400_response(
+                    f"The head of a request should have at most {_HEAD:,} bytes. Received more."
+                )
+                return
+        super().data_received(data)
+        if self._head_due is not None:
+            self._close_after(self._head_due - time.monotonic())
+
+    def on_message_begin(self) -> None:
+        """Note that a head begins."""
+        super().on_message_begin()
+        self._head_bytes, self._head_due = 0, time.monotonic() + _HEAD_SECONDS
+
+    def on_headers_complete(self) -> None:
+        """Note that it has come."""
+        self._head_due = None
+        super().on_headers_complete()
+
+    def _close_after(self, seconds: float) -> None:
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            seconds, self.timeout_keep_alive_handler
+        )
+
+
 def run(
     app: ASGIApp,
     bound: socket.socket,
@@ -67,6 +114,7 @@ def run(
     _log_to_standard_error()
     config = uvicorn.Config(
         app,
+        http=BoundedProtocol,
         lifespan="on",
         log_config=None,
         access_log=False,
