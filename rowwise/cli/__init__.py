@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr
 
 from rowwise.cli.error_stream import PrintableStream
+from rowwise.cli.ranks import is_first_rank, says_first_rank
 from rowwise.cli.stopping import INTERRUPTED, Stopped
 
 MISTAKE, UNEXPECTED = 2, 1
@@ -70,12 +71,12 @@ def _run(arguments: list[str]) -> int:
 
 
 def _print_error(message: str) -> None:
-    """Print an error; of ranks that torchrun has started, those that raise what another has met say nothing."""
-    rank = int(os.environ.get("RANK", "0"))
-    if rank == 0:
-        print(f"torchrec: {message}", file=sys.stderr)
-    elif not message.startswith("On rank "):
-        print(f"torchrec, rank {rank}: {message}", file=sys.stderr)
+    """Print an error; of ranks that torchrun has started, those that meet what another has met say nothing."""
+    if is_first_rank():
+        print(f"torchrec: {message}", file=sys.stderr, flush=True)
+        says_first_rank(message)
+    elif not message.startswith("On rank ") and not says_first_rank(message):
+        print(f"torchrec, rank {os.environ['RANK']}: {message}", file=sys.stderr)
 
 
 def _explain(error: BaseException) -> tuple[int, str]:

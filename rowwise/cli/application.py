@@ -15,7 +15,7 @@ from rowwise.cli.data import criteo, movielens, synthetic
 from rowwise.cli.demo import demo
 from rowwise.cli.evaluate import evaluate
 from rowwise.cli.export import export
-from rowwise.cli.flags import Command, Group
+from rowwise.cli.flags import Command, Group, LoneCommand
 from rowwise.cli.info import info
 from rowwise.cli.info import version as version_of
 from rowwise.cli.init import init
@@ -28,6 +28,9 @@ from rowwise.cli.report import report
 from rowwise.cli.serve import serve
 from rowwise.cli.train import train
 from rowwise.cli.tune import tune
+
+# What processes that torchrun has started do together, and what any of them may say.
+_SHARED = (train, evaluate, predict, info)
 
 
 def application() -> typer.Typer:
@@ -57,7 +60,8 @@ def application() -> typer.Typer:
 
 def _add(app: typer.Typer, *commands: Callable[..., None]) -> None:
     for command in commands:
-        app.command(cls=Command, help=_help_of(command))(command)
+        kind = Command if command in _SHARED else LoneCommand
+        app.command(cls=kind, help=_help_of(command))(command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from rowwise.cli.ranks import require_one_process
+
 
 def _flags(params: list[Any]) -> list[Any]:
     """Return the parameters of a command, of which flags show no type and are False by default.
@@ -26,6 +28,15 @@ class Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters, flags as such."""
         return _flags(super().get_params(ctx))
+
+
+class LoneCommand(Command):
+    """A command that does not share its work among processes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it, if this is the only process."""
+        require_one_process(ctx.command_path)
+        return super().invoke(ctx)
 
 
 class Group(TyperGroup):

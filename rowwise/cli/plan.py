@@ -72,7 +72,7 @@ def plan(
         _calibrate(world_size, _RATES if output is None else output)
         return
     from torchrec.distributed.planner.devices import topology_of
-    from torchrec.distributed.planner.types import Calibration, PlannerError
+    from torchrec.distributed.planner.types import Calibration
     from torchrec.distributed.sharding_plan import plan_to_json
     from torchrec.experiment.files import load_experiment
     from torchrec.files import write_file
@@ -87,10 +87,7 @@ def plan(
             raise ValueError(f"{rates}: {error}") from error
     num_bytes = None if memory is None else int(memory * 2**30)
     topology = topology_of(device, world_size, ranks_a_host, num_bytes, measured)
-    try:
-        found = plan_experiment(load_experiment(experiment, overrides or ()), topology)
-    except PlannerError as error:
-        raise ValueError(str(error)) from error
+    found = plan_experiment(load_experiment(experiment, overrides or ()), topology)
     out = console()
     for line in found.explain().splitlines():
         out.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -33,7 +33,7 @@ class PlannerErrorType(Enum):
     INVALID_COMPUTE_KERNEL = "invalid_compute_kernel"
 
 
-class PlannerError(Exception):
+class PlannerError(ValueError):
     """There is no plan.
 
     Args:
