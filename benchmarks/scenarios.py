@@ -96,12 +96,13 @@ def look_up(name: str, tables: Tables, ratio: float, *, rates: bool = True) -> S
     )
 
 
-def many_tables(name: str, tables: Tables) -> Scenario:
-    """Look rows up in many small tables. Beside the loop, as caches may hold them, or not."""
+def growth(name: str, tables: Tables, loop: bool = False) -> Scenario:
+    """Look rows up in more and more tables, or bags: no number of them is to be slower than the peer's."""
     return Scenario(
         name,
         ["look_up", *tables.numbers],
-        loop=["look-up", *map(str, tables.numbers)],
+        1,
+        loop=["look-up", *map(str, tables.numbers)] if loop else [],
         scaling=True,
     )
 
@@ -152,8 +153,16 @@ SCENARIOS = [
     look_up("look-up, B=4096", Tables(26, 100_000, 64, 4096, 1), 2.5),
     look_up("look-up, B=2048, 20 ids", Tables(26, 100_000, 64, 2048, 20), 1.4, rates=False),
     look_up("look-up, 8 x 1M x 128, B=1024, 50 ids", Tables(8, 1_000_000, 128, 1024, 50), 1.5),
-    many_tables("look-up, 100 tables of 1,000 x 16, B=256", Tables(100, 1000, 16, 256, 1)),
-    many_tables("look-up, 1,000 tables of 1,000 x 16, B=256", Tables(1000, 1000, 16, 256, 1)),
+    *(
+        growth(
+            f"look-up, tables of 1,000 x 16: {n:,}, B=256", Tables(n, 1000, 16, 256, 1), loop=True
+        )
+        for n in (1, 10, 100, 1000)
+    ),
+    *(
+        growth(f"look-up, 8 x 100,000 x 64, B=256, {n} ids", Tables(8, 100_000, 64, 256, n))
+        for n in (1, 10, 100)
+    ),
     training("training step, B=2048, 1 id", Tables(26, 100_000, 64, 2048, 1)),
     training("training step, B=2048, 20 ids", Tables(26, 100_000, 64, 2048, 20)),
     model("DLRM, training step, B=2048", "dlrm", 2048, True, 1.45, 0.85),
