@@ -348,11 +348,14 @@ def test_streams(predictor: Predictor) -> None:
     assert torch.equal(torch.cat(pieces), predictor.predict(table, batch_size=30))
 
 
-def test_threads(predictor: Predictor) -> None:
+@pytest.mark.parametrize("as_rows", [False, True])
+def test_threads(predictor: Predictor, as_rows: bool) -> None:
+    """Tables of some dozens, and a row each, which takes the way without Arrow."""
     tables = [make_table(rows=40 + i, seed=i) for i in range(32)]
-    expected = [predictor.predict(table) for table in tables]
+    data = [table.slice(0, 1).to_pylist() if as_rows else table for table in tables]
+    expected = [predictor.predict(one) for one in data]
     with ThreadPoolExecutor(8) as pool:
-        got = list(pool.map(predictor.predict, tables))
+        got = list(pool.map(predictor.predict, data))
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 

@@ -214,6 +214,33 @@ def test_a_bundle_that_is_replaced_while_it_is_read(
         served(tmp_path, threads)
 
 
+def test_a_request_that_waits_is_answered_by_the_version_it_came_for(
+    saved: list[Path], tmp_path: Path, threads: Threads
+) -> None:
+    shutil.copytree(saved[0], tmp_path / "1")
+    models, _ = served(tmp_path, threads)
+    gate = threading.Event()
+
+    async def run() -> list[dict[str, list[float]]]:
+        threads.few.submit(gate.wait)
+        batcher = models.version("clicks").batcher
+        waiting = [asyncio.create_task(batcher.scores(ROWS[:1])) for _ in range(2)]
+        await asyncio.sleep(0)
+        shutil.copytree(saved[1], tmp_path / "2")
+        for _ in range(2):
+            await models.refresh()
+        gate.set()
+        return [
+            *await asyncio.gather(*waiting),
+            await models.version("clicks").batcher.scores(ROWS),
+        ]
+
+    *waited, after = asyncio.run(run())
+    for one in waited:
+        assert one["labels"] == pytest.approx(expected(saved[0])[:1], abs=1e-7)
+    assert after["labels"] == pytest.approx(expected(saved[1]), abs=1e-7)
+
+
 def test_no_request_is_lost_in_a_swap(saved: list[Path], tmp_path: Path) -> None:
     """Each is answered by one version, whole: that of its name."""
     answers = [expected(one) for one in saved]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
+from rowwise import __version__
 from tests.serve import clicks
 from torchrec.inference import load
 from torchrec.serve import Limits, application
@@ -360,6 +362,9 @@ def test_the_container_is_that_of_the_documentation() -> None:
     root = Path(__file__).parents[2]
     content = (root / "deploy" / "serve" / "Dockerfile").read_text().partition("\n")[2]
     assert f"```\n{content}```" in (root / "docs" / "serving.md").read_text()
+    given = dict(re.findall(r"(TORCH|ROWWISE)=([0-9.]+)", content))
+    (torch,) = re.findall(r"^torch==(.*)$", (root / "constraints.txt").read_text(), re.MULTILINE)
+    assert given == {"TORCH": torch, "ROWWISE": __version__}
 
 
 def test_options_out_of_range(folder: Path) -> None:

@@ -161,7 +161,7 @@ def test_nothing_is_lost(saved: list[Path], expected: list[list[float]], tmp_pat
     quarter = len(memory) // 4
     # The least of the last quarter beside that of the second: what grows, grows on.
     assert min(memory[-quarter:]) < min(memory[quarter : 2 * quarter]) + 15, memory
-    assert '"level": "error"' not in (tmp_path / "log").read_text()
+    assert '"level":"error"' not in (tmp_path / "log").read_text()
 
 
 def test_killed_in_a_swap(saved: list[Path], expected: list[list[float]], tmp_path: Path) -> None:

@@ -88,6 +88,16 @@ def test_lists_of_lists_are_one_bag(outer):
     assert (counts.nulls, counts.truncated) == (1, 1)
 
 
+def test_a_list_that_is_null_over_values_has_none_of_them():
+    inner = pa.ListArray.from_arrays(
+        [0, 2, 3, 5], [1, 2, 3, 4, 5], mask=pa.array([False, True, False])
+    )
+    column = pa.ListArray.from_arrays([0, 2, 3], inner)
+    transform = FeatureTransform({"bag": MultiHotFeature(ids="plain", rows=10)})
+    found = transform(pa.table({"bag": column})).sparse_features
+    assert (found.values().tolist(), found.lengths().tolist()) == ([1, 2, 4, 5], [2, 2])
+
+
 def test_weights_of_lists_of_lists():
     table = pa.table({"b": [[[1], [2, 3]]], "w": [[[0.5], [1.5, 2.5]]]})
     feature = MultiHotFeature(ids="plain", rows=9, weights="w")
