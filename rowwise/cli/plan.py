@@ -54,6 +54,13 @@ def plan(
         ),
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page as well.")] = None,
+    processor_time: Annotated[
+        bool,
+        typer.Option(
+            "--processor-time",
+            help="With calibrate: count the time that processes compute, as on a machine that others use as well.",
+        ),
+    ] = False,
 ) -> None:
     """Say where the tables of a model would be on many ranks, and what a step would take them.
 
@@ -62,15 +69,21 @@ def plan(
     `plan_from_json` reads.
 
     `calibrate` measures how long look-ups, updates and exchanges take on this machine, in about a minute;
-    --rates takes the file.
+    --rates takes the file. Nothing else should run meanwhile; where something does, --processor-time leaves
+    out how long processes wait for it, and for one another.
 
     $ torchrec plan calibrate -o rates.json
     $ torchrec plan experiment.yaml --world-size 4 --rates rates.json -o plan.json
     $ torchrec plan experiment.yaml --world-size 16 --device h100 --html plan.html
     """
     if experiment == _CALIBRATE:
-        _calibrate(world_size, _RATES if output is None else output)
+        _calibrate(world_size, _RATES if output is None else output, processor_time)
         return
+    if processor_time:
+        raise ValueError(
+            "`--processor-time` should be given to `torchrec plan calibrate`, whose file a plan takes. "
+            f"Received it with {experiment}."
+        )
     from torchrec.distributed.planner.devices import topology_of
     from torchrec.distributed.planner.types import Calibration
     from torchrec.distributed.sharding_plan import plan_to_json
@@ -98,11 +111,11 @@ def plan(
         out.print(f"\nThe page is {write_plan(found, html, Path(experiment).stem)}.", markup=False)
 
 
-def _calibrate(world_size: int, output: Path) -> None:
+def _calibrate(world_size: int, output: Path, processor_time: bool) -> None:
     from torchrec.distributed.planner.calibrate import calibrate
     from torchrec.files import write_file
 
     sizes = [size for size in (2, 4, 8, 16, 32) if size <= max(world_size, 2)]
-    measured = calibrate(sizes)
+    measured = calibrate(sizes, processor_time=processor_time)
     write_file(output, measured.to_json())
     console().print(f"{measured.machine}: the rates are in {output}.", markup=False)

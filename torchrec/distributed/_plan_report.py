@@ -7,7 +7,55 @@ from dataclasses import dataclass
 
 from torchrec.distributed._units import bytes_to_text
 
-__all__ = ["Alternative", "PlanReport", "RankReport", "TableReport"]
+__all__ = [
+    "Alternative",
+    "LayerReport",
+    "PlanReport",
+    "RankMemory",
+    "RankReport",
+    "TableReport",
+]
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """What a rank has in memory.
+
+    Attributes:
+        table_bytes: of tables, and states of optimizers.
+        step_bytes: most that tensors of a step have beside, with those of layers if they were measured.
+        message_bytes: of messages to others, in memory that the ranks of a host share.
+    """
+
+    table_bytes: int
+    step_bytes: int
+    message_bytes: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """All of them."""
+        return self.table_bytes + self.step_bytes + self.message_bytes
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What layers take, which every rank has; it was measured.
+
+    Attributes:
+        ms: of a step, with gradients added up over the ranks.
+        parameter_bytes: of parameters and buffers.
+        training_bytes: of gradients and states of optimizers.
+        product_bytes: that matrix products keep from step to step.
+        sum_bytes: in which `DistributedDataParallel` adds up gradients.
+        step_bytes: most that a step has more.
+    """
+
+    ms: float
+    parameter_bytes: int
+    training_bytes: int
+    product_bytes: int
+    sum_bytes: int
+    step_bytes: int
 
 
 @dataclass(frozen=True)
@@ -18,22 +66,27 @@ class RankReport:
         rank: which.
         compute_ms: looks up and updates.
         exchange_ms: sends and receives.
-        num_bytes: of tables, states of optimizers, and what a step takes.
+        memory: that it has.
         capacity: bytes that there are for these.
         reserved: bytes kept free for everything else.
-        dense_bytes: those of them that layers take: parameters and buffers, and if they were measured, gradients,
-            which `DistributedDataParallel` adds up where they are, and what optimizers keep.
+        dense_bytes: those of them that layers have between steps: parameters and buffers, and if they were measured,
+            gradients, and what optimizers and matrix products keep.
         tables: how many it has a part of.
     """
 
     rank: int
     compute_ms: float
     exchange_ms: float
-    num_bytes: int
+    memory: RankMemory
     capacity: int
     reserved: int
     tables: int
     dense_bytes: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Of tables, states of optimizers, and what a step takes."""
+        return self.memory.num_bytes
 
     @property
     def ms(self) -> float:
@@ -112,7 +165,7 @@ class PlanReport:
         made_from: digest of ranks, batch size, wishes and tables.
         ranks: one for each.
         tables: in the order of the model.
-        dense_ms: what layers take of a step, with their gradients added up; None: that was not measured.
+        layers: what layers take; None: that was not measured.
     """
 
     device: str
@@ -123,7 +176,12 @@ class PlanReport:
     made_from: str
     ranks: tuple[RankReport, ...]
     tables: tuple[TableReport, ...]
-    dense_ms: float | None = None
+    layers: LayerReport | None = None
+
+    @property
+    def dense_ms(self) -> float | None:
+        """What layers take of a step, with their gradients added up; None: that was not measured."""
+        return None if self.layers is None else self.layers.ms
 
     @property
     def slowest(self) -> RankReport | None:
@@ -136,13 +194,23 @@ class PlanReport:
         return self.fixed_ms + self.tables_ms + (self.dense_ms or 0.0)
 
     @property
-    def layers(self) -> str:
+    def of_layers(self) -> str:
         """What layers take, in words; empty: there are none."""
         num_bytes = max((rank.dense_bytes for rank in self.ranks), default=0)
-        if self.dense_ms is not None:
+        layers = self.layers
+        if layers is not None:
+            kept = (
+                (layers.parameter_bytes, "of parameters"),
+                (layers.training_bytes, "of gradients and optimizers"),
+                (layers.product_bytes, "that matrix products keep"),
+            )
+            more = (
+                (layers.step_bytes, "of tensors"),
+                (layers.sum_bytes, "in which DistributedDataParallel adds up gradients"),
+            )
             return (
-                f"Layers take {_ms(self.dense_ms)} of a step, and {bytes_to_text(num_bytes)} on each rank, their "
-                "gradients and optimizers with them (measured)."
+                f"Layers take {_ms(layers.ms)} of a step, and {bytes_to_text(num_bytes)} on each rank (measured): "
+                f"{_listed(kept)}; in a step {_listed(more)} more."
             )
         if not num_bytes:
             return ""
@@ -193,10 +261,13 @@ class PlanReport:
         lines = [
             f"{len(self.ranks)} ranks, {self.device}, {self.batch_size} samples each: a step takes "
             f"{_ms(self.step_ms)} for {parts}, {_ms(self.fixed_ms)} of it messages ({rates}); {best}.",
-            *([self.layers] if self.layers else []),
+            *([self.of_layers] if self.of_layers else []),
             "",
             *_aligned(
-                ["rank", "time", "compute", "exchange", "memory", "full", "layers", "tables"],
+                [
+                    *("rank", "time", "compute", "exchange", "memory", "full"),
+                    *("weights", "step", "messages", "layers", "tables"),
+                ],
                 [
                     [
                         str(rank.rank),
@@ -205,7 +276,10 @@ class PlanReport:
                         _ms(rank.exchange_ms),
                         bytes_to_text(rank.num_bytes),
                         f"{rank.num_bytes / rank.capacity:.0%}" if rank.capacity else "-",
-                        bytes_to_text(rank.dense_bytes) if rank.dense_bytes else "-",
+                        bytes_to_text(rank.memory.table_bytes),
+                        bytes_to_text(rank.memory.step_bytes),
+                        _or_dash(rank.memory.message_bytes),
+                        _or_dash(rank.dense_bytes),
                         str(rank.tables),
                     ]
                     for rank in self.ranks
@@ -258,6 +332,14 @@ def _of_rank(table: TableReport, rank: int) -> float:
 
 def _ms(ms: float) -> str:
     return f"{ms:.3g} ms" if ms < 1000 else f"{ms:.0f} ms"
+
+
+def _or_dash(num_bytes: int) -> str:
+    return bytes_to_text(num_bytes) if num_bytes else "-"
+
+
+def _listed(parts: Sequence[tuple[int, str]]) -> str:
+    return ", ".join(f"{bytes_to_text(num_bytes)} {what}" for num_bytes, what in parts if num_bytes)
 
 
 def _names(tables: Sequence[str]) -> str:

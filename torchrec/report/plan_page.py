@@ -115,8 +115,9 @@ def _ranks_card(report: PlanReport) -> Card:
             "<td>{bytes}</td><td>{layers}</td><td>{tables}</td></tr>"
         ).format(
             title=f"rank {rank.rank}: looks up and updates {_ms(rank.compute_ms)}, exchanges {_ms(rank.exchange_ms)}; "
-            f"{memory(rank.num_bytes)} of {memory(rank.capacity)}, {memory(rank.reserved)} kept free, "
-            f"{memory(rank.dense_bytes)} of these for layers",
+            f"{memory(rank.num_bytes)} of {memory(rank.capacity)}: {memory(rank.memory.table_bytes)} weights and states, "
+            f"{memory(rank.memory.step_bytes)} in a step, {memory(rank.memory.message_bytes)} messages; "
+            f"{memory(rank.reserved)} kept free, {memory(rank.dense_bytes)} of these for layers",
             rank=rank.rank,
             compute=100 * rank.compute_ms / most_ms,
             exchange=100 * rank.exchange_ms / most_ms,
@@ -133,7 +134,7 @@ def _ranks_card(report: PlanReport) -> Card:
     )
     return Card(
         "Time and memory",
-        f"Time of a step, and the share of the memory for tables that is taken. {report.layers}".rstrip(),
+        f"Time of a step, and the share of the memory for tables that is taken. {report.of_layers}".rstrip(),
         Markup('<div class="scroll"><table class="plan">{}<tbody>{}</tbody></table></div>').format(
             head, rows
         ),

@@ -5,7 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from torchrec.distributed._plan_report import Alternative, PlanReport, RankReport, TableReport
+from torchrec.distributed._plan_report import (
+    Alternative,
+    LayerReport,
+    PlanReport,
+    RankMemory,
+    RankReport,
+    TableReport,
+)
 from torchrec.distributed.planner._bandwidths import CollectiveType
 from torchrec.distributed.planner._dense import DensePart, Layers
 from torchrec.distributed.planner._messages import messages_ms
@@ -15,7 +22,7 @@ from torchrec.distributed.planner._problem import Candidate, Choice, Load, Unit
 from torchrec.distributed.planner._rates import rates_of
 from torchrec.distributed.planner._search_space import candidates_of, part_of, room_beside
 from torchrec.distributed.planner._solutions import Solution
-from torchrec.distributed.planner._step_memory import rank_bytes
+from torchrec.distributed.planner._step_memory import rank_memory
 from torchrec.distributed.planner._tables import by_table
 from torchrec.distributed.planner._topology import Perf, Storage, Topology
 
@@ -76,7 +83,7 @@ def report_of(
         if table in looked_at:
             others = _others(option, choices[table], candidates.get(table, []), load, left)
         tables.append(_table(option, others))
-    num_bytes = rank_bytes(options, topology, layers.step_bytes(topology.world_size))
+    memory = rank_memory(options, topology, layers.step_bytes(topology.world_size))
     return PlanReport(
         device=topology.compute_device,
         batch_size=batch_size,
@@ -86,10 +93,10 @@ def report_of(
         made_from=made_from,
         ranks=tuple(
             _rank(rank, options, left, topology, each, layers.lasting_bytes)
-            for rank, each in enumerate(num_bytes)
+            for rank, each in enumerate(memory)
         ),
         tables=tuple(tables),
-        dense_ms=None if layers.measured is None else _dense_ms(layers.measured, topology),
+        layers=None if layers.measured is None else _layers(layers.measured, layers, topology),
     )
 
 
@@ -98,7 +105,7 @@ def _rank(
     options: Sequence[ShardingOption],
     left: Topology,
     topology: Topology,
-    num_bytes: int,
+    memory: RankMemory,
     dense_bytes: int,
 ) -> RankReport:
     perf, tables = Perf(0, 0, 0, 0), 0
@@ -113,11 +120,22 @@ def _rank(
         rank=rank,
         compute_ms=perf.fwd_compute + perf.bwd_compute + perf.prefetch_compute,
         exchange_ms=perf.fwd_comms + perf.bwd_comms + perf.input_dist_comms,
-        num_bytes=num_bytes,
+        memory=memory,
         capacity=usable.ddr if on_host else usable.hbm,
         reserved=(there.ddr - usable.ddr) if on_host else (there.hbm - usable.hbm),
         tables=tables,
         dense_bytes=dense_bytes,
+    )
+
+
+def _layers(dense: DensePart, layers: Layers, topology: Topology) -> LayerReport:
+    return LayerReport(
+        ms=_dense_ms(dense, topology),
+        parameter_bytes=dense.parameter_bytes,
+        training_bytes=dense.training_bytes,
+        product_bytes=dense.product_bytes,
+        sum_bytes=layers.sum_bytes(topology.world_size),
+        step_bytes=dense.step_bytes,
     )
 
 

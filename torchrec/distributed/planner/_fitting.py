@@ -9,7 +9,7 @@ from torchrec.distributed.planner._messages import with_fewer_messages
 from torchrec.distributed.planner._options import ShardingOption
 from torchrec.distributed.planner._search_space import SearchSpace, search_space_of
 from torchrec.distributed.planner._solutions import Solution, solve
-from torchrec.distributed.planner._step_memory import rank_bytes
+from torchrec.distributed.planner._step_memory import rank_memory
 from torchrec.distributed.planner._topology import Storage, Topology
 
 __all__ = ["Fitting", "solve_within"]
@@ -58,11 +58,11 @@ def solve_within(
         if solution is None:
             break
         solution = with_fewer_messages(solution, options, left, deadline)
-        found = rank_bytes(solution.options, topology, layer_bytes)
+        found = rank_memory(solution.options, topology, layer_bytes)
         rooms = [
             device.storage.ddr if on_host else device.storage.hbm for device in topology.devices
         ]
-        more = max(num_bytes - room for num_bytes, room in zip(found, rooms, strict=True))
+        more = max(each.num_bytes - room for each, room in zip(found, rooms, strict=True))
         if more <= 0:
             break
         solution, excess = None, excess + more

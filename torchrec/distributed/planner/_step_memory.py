@@ -12,13 +12,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torchrec.distributed._plan_report import RankMemory
 from torchrec.distributed.planner._blocks import Block, Heap
 from torchrec.distributed.planner._options import ShardingOption
 from torchrec.distributed.planner._storage import adds_squares
 from torchrec.distributed.planner._topology import Topology
 from torchrec.distributed.types import ShardingType
 
-__all__ = ["rank_bytes", "step_bytes"]
+__all__ = ["rank_memory"]
 
 _NUMBER, _ID, _LONG = 4, 4, 8
 # Of an id in an update: room, what is written, and what where row and bag need more bits than there are for both.
@@ -133,53 +134,47 @@ class _Collection:
                     self.of_ranks[shard.rank].append(asked(*shard.size))
 
 
-def rank_bytes(
+def rank_memory(
     options: Sequence[ShardingOption], topology: Topology, layer_bytes: int | None
-) -> list[int]:
+) -> list[RankMemory]:
     """Return the most bytes that each rank has of tables, states, and what a step takes.
 
     Args:
         options: a way for each table, with ranks.
         topology: the ranks.
-        layer_bytes: see `step_bytes`.
+        layer_bytes: what layers take in a step; None: there are none.
     """
-    found = [0] * topology.world_size
+    kept, steps = [0] * topology.world_size, [0] * topology.world_size
     on_host = topology.compute_device == "cpu"
     is_known = all(option.lookup is not None for option in options)
     for option in options:
         for shard in option.shards:
             if shard.rank is not None and shard.storage is not None:
                 num_bytes = shard.storage.ddr if on_host else shard.storage.hbm
-                found[shard.rank] += num_bytes - (shard.step_bytes if is_known else 0)
+                kept[shard.rank] += num_bytes - shard.step_bytes
+                steps[shard.rank] += shard.step_bytes
     if not is_known:  # of steps on other devices there are estimates, table by table
         own = sum(option.own_bytes for option in options)
-        return [num_bytes + own for num_bytes in found]
-    steps = step_bytes(options, topology.world_size, layer_bytes)
-    return [kept + step for kept, step in zip(found, steps, strict=True)]
-
-
-def step_bytes(
-    options: Sequence[ShardingOption], world_size: int, layer_bytes: int | None
-) -> list[int]:
-    """Return the most bytes that each rank has in a step, beside tables and states.
-
-    Args:
-        options: a way for each table, with ranks.
-        world_size: how many ranks there are.
-        layer_bytes: what layers take in between; None: there are none.
-    """
+        return [
+            RankMemory(table_bytes, step + own)
+            for table_bytes, step in zip(kept, steps, strict=True)
+        ]
     of_paths: dict[str, list[ShardingOption]] = {}
     for option in options:
         of_paths.setdefault(option.path, []).append(option)
-    collections = [_Collection(of_path, world_size) for of_path in of_paths.values()]
+    collections = [_Collection(of_path, topology.world_size) for of_path in of_paths.values()]
     return [
-        round(_most_bytes(collections, rank, world_size, layer_bytes)) for rank in range(world_size)
+        RankMemory(
+            table_bytes, *_step_bytes(collections, rank, topology.world_size, layer_bytes)
+        )
+        for rank, table_bytes in enumerate(kept)
     ]
 
 
-def _most_bytes(
+def _step_bytes(
     collections: Sequence[_Collection], rank: int, world_size: int, layer_bytes: int | None
-) -> float:
+) -> tuple[int, int]:
+    """Return the most bytes that a rank has in a step: of its own, and that others read."""
     heap = Heap()
     for _ in range(2):  # the first step leaves what the others find
         lookups = [_Step(heap, each, rank, world_size) for each in collections]
@@ -189,7 +184,8 @@ def _most_bytes(
         for lookup in reversed(lookups):
             lookup.backward()
     has_layers = layer_bytes is not None
-    return heap.peak + sum(lookup.message_bytes(has_layers) for lookup in lookups)
+    messages = sum(lookup.message_bytes(has_layers) for lookup in lookups)
+    return round(heap.peak), round(messages)
 
 
 class _Step:
@@ -218,8 +214,9 @@ class _Step:
     def message_bytes(self, has_layers: bool) -> float:
         """Return the bytes of memory that ranks share, which this one has written to.
 
-        A message has a place of its own while others may not have read the one before. Gradients go where the answer
-        was, if they fit and others have surely read it.
+        Each message of a step has a place of its own, which the same one of the next step finds free: others keep a
+        question until their backward pass ends. Gradients go where the answer was, if they fit and others have surely
+        read it.
 
         Args:
             has_layers: whether layers come in between.
@@ -280,8 +277,7 @@ class _Step:
         lengths = sum(each.bands * each.bags for each in away)
         routed = self._heap.tensor(_ID * (2 * ids + lengths))
         self._heap.free(chosen)
-        # Twice, as others have those of the step before while this one asks again.
-        self._message(2 * sum(each.question_bytes for each in self._others))
+        self._message(sum(each.question_bytes for each in self._others))
         return routed
 
     def _look_up(self) -> list[Block]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchrec.distributed._private import LiveBytes
 from torchrec.distributed.planner._dense import DensePart
 from torchrec.distributed.planner._modules import sharded_modules
+from torchrec.distributed.planner._products import kept_by_products
 from torchrec.distributed.planner.calibrate import step_ms
 from torchrec.distributed.sharding_plan import get_default_sharders
 from torchrec.distributed.types import ModuleSharder
@@ -84,6 +85,7 @@ def measure_dense(
         step_ms=step_ms(
             step, seconds, clock=time.process_time if processor_time else time.perf_counter
         ),
+        product_bytes=kept_by_products(step),
     )
 
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from torchrec.distributed._plan_report import Alternative, PlanReport, RankReport, TableReport
+from torchrec.distributed._plan_report import (
+    Alternative,
+    LayerReport,
+    PlanReport,
+    RankMemory,
+    RankReport,
+    TableReport,
+)
 from torchrec.distributed.planner._bandwidths import (
     BasicCommsBandwidths,
     CollectiveType,
@@ -51,6 +58,7 @@ __all__ = [
     "DeviceHardware",
     "Enumerator",
     "GeneralizedCommsBandwidth",
+    "LayerReport",
     "ParameterConstraints",
     "PartitionByType",
     "Partitioner",
@@ -62,6 +70,7 @@ __all__ = [
     "PlannerError",
     "PlannerErrorType",
     "Proposer",
+    "RankMemory",
     "RankReport",
     "Rates",
     "Shard",
