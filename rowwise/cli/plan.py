@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rowwise.cli.console import console
+
+if TYPE_CHECKING:
+    from torchrec.distributed.planner.types import Calibration
 
 _CALIBRATE = "calibrate"
 _RATES = Path("rates.json")
@@ -85,19 +88,13 @@ def plan(
             f"Received it with {experiment}."
         )
     from torchrec.distributed.planner.devices import topology_of
-    from torchrec.distributed.planner.types import Calibration
     from torchrec.distributed.sharding_plan import plan_to_json
     from torchrec.experiment.files import load_experiment
     from torchrec.files import write_file
     from torchrec.report.plan_page import write_plan
     from torchrec.training.plan import plan_experiment
 
-    measured = None
-    if rates is not None:
-        try:
-            measured = Calibration.from_json(rates.read_text("utf-8"))
-        except ValueError as error:  # text in another encoding is one, too
-            raise ValueError(f"{rates}: {error}") from error
+    measured = None if rates is None else _read_rates(rates)
     num_bytes = None if memory is None else int(memory * 2**30)
     topology = topology_of(device, world_size, ranks_a_host, num_bytes, measured)
     found = plan_experiment(load_experiment(experiment, overrides or ()), topology)
@@ -109,6 +106,15 @@ def plan(
         out.print(f"\nThe plan is in {output}.", markup=False)
     if html is not None:
         out.print(f"\nThe page is {write_plan(found, html, Path(experiment).stem)}.", markup=False)
+
+
+def _read_rates(path: Path) -> Calibration:
+    from torchrec.distributed.planner.types import Calibration
+
+    try:
+        return Calibration.from_json(path.read_text("utf-8"))
+    except ValueError as error:  # text in another encoding is one, too
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _calibrate(world_size: int, output: Path, processor_time: bool) -> None:

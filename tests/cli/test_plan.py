@@ -9,6 +9,7 @@ import pytest
 
 from rowwise import cli
 from tests.distributed.planner.test_calibrate import RATES
+from torchrec.distributed.planner.types import Calibration
 from torchrec.distributed.sharding_plan import plan_digest, plan_from_json
 
 pytestmark = pytest.mark.once
@@ -74,9 +75,10 @@ def test_rates_devices_and_keys_count(
         (["--device", "tpu"], "`device` should be one of cpu, v100"),
         (["--device", "h100", "--rates", "RATES"], "`rates` should be measured on the device"),
         (["--rates", "EXPERIMENT"], "small.yaml: A calibration should be JSON"),
+        (["--processor-time"], "`--processor-time` should be given to `torchrec plan calibrate`"),
         (["--memory", "0.001", "model.dim=4096"], "Rank 0 should have memory left for tables"),
     ],
-    ids=["device", "rates", "file", "memory"],
+    ids=["device", "rates", "file", "clock", "memory"],
 )
 def test_mistakes_are_one_line(
     arguments: list[str],
@@ -93,3 +95,21 @@ def test_mistakes_are_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_the_clock_of_a_calibration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[tuple[list[int], bool]] = []
+
+    def calibrate(sizes: list[int], processor_time: bool) -> Calibration:
+        given.append((sizes, processor_time))
+        return RATES
+
+    monkeypatch.setattr("torchrec.distributed.planner.calibrate.calibrate", calibrate)
+    arguments = ["plan", "calibrate", "--world-size", "4", "-o", str(tmp_path / "rates.json")]
+    assert cli.main([*arguments, "--processor-time"]) == 0
+    assert Calibration.from_json((tmp_path / "rates.json").read_text()) == RATES
+    assert cli.main(arguments) == 0
+    assert given == [([2, 4], True), ([2, 4], False)]
+    assert "a test: the rates are in" in capsys.readouterr().out

@@ -124,7 +124,8 @@ class TableReport:
         compute_kernel: value of an `EmbeddingComputeKernel`.
         ranks: of its parts, one after the other.
         part_bytes: of each part.
-        part_ms: what a step takes each part.
+        part_ms: what a step takes the rank of each part.
+        alike_ms: what it takes all ranks together, each of them alike.
         wish: what was wished for it, if that decided something.
         others: other ways, the best ones first; None: they were not looked at, as there are too many tables.
     """
@@ -140,6 +141,7 @@ class TableReport:
     part_ms: tuple[float, ...]
     wish: str = ""
     others: tuple[Alternative, ...] | None = ()
+    alike_ms: float = 0.0
 
     @property
     def num_bytes(self) -> int:
@@ -148,8 +150,8 @@ class TableReport:
 
     @property
     def ms(self) -> float:
-        """Of all parts."""
-        return sum(self.part_ms)
+        """Of all parts, and all ranks."""
+        return sum(self.part_ms) + self.alike_ms
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,8 @@ class PlanReport:
         slowest = self.slowest
         if slowest is not None and slowest.ms > 0:
             share, name = max(
-                (_of_rank(table, slowest.rank) / slowest.ms, table.table) for table in self.tables
+                (self._of_rank(table, slowest.rank) / slowest.ms, table.table)
+                for table in self.tables
             )
             least = min(rank.ms for rank in self.ranks)
             found.append(
@@ -252,6 +255,10 @@ class PlanReport:
         if wished:
             found.append(f"Wishes: for {_names(wished)}.")
         return found
+
+    def _of_rank(self, table: TableReport, rank: int) -> float:
+        parts = sum(ms for ms, r in zip(table.part_ms, table.ranks, strict=True) if r == rank)
+        return parts + table.alike_ms / len(self.ranks)
 
     def text(self) -> str:
         """Return all of it, in lines of text."""
@@ -324,10 +331,6 @@ class PlanReport:
             )
         more = other.ms - self.tables_ms
         return f"{other.sharding_type} {'as long' if abs(more) < 5e-7 else f'+{_ms(more)}'}"
-
-
-def _of_rank(table: TableReport, rank: int) -> float:
-    return sum(ms for ms, r in zip(table.part_ms, table.ranks, strict=True) if r == rank)
 
 
 def _ms(ms: float) -> str:

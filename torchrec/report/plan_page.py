@@ -115,8 +115,8 @@ def _ranks_card(report: PlanReport) -> Card:
             "<td>{bytes}</td><td>{layers}</td><td>{tables}</td></tr>"
         ).format(
             title=f"rank {rank.rank}: looks up and updates {_ms(rank.compute_ms)}, exchanges {_ms(rank.exchange_ms)}; "
-            f"{memory(rank.num_bytes)} of {memory(rank.capacity)}: {memory(rank.memory.table_bytes)} weights and states, "
-            f"{memory(rank.memory.step_bytes)} in a step, {memory(rank.memory.message_bytes)} messages; "
+            f"{memory(rank.num_bytes)} of {memory(rank.capacity)}: {memory(rank.memory.table_bytes)} weights and "
+            f"states, {memory(rank.memory.step_bytes)} in a step, {memory(rank.memory.message_bytes)} messages; "
             f"{memory(rank.reserved)} kept free, {memory(rank.dense_bytes)} of these for layers",
             rank=rank.rank,
             compute=100 * rank.compute_ms / most_ms,

@@ -14,38 +14,54 @@ from torchrec.distributed.planner._calibration import (
     Calibration,
     ExchangeRate,
     LookupRate,
+    UpdateRate,
     between,
 )
 from torchrec.distributed.planner.calibrate import calibrate
 from torchrec.distributed.planner.devices import DEVICES, topology_of
-from torchrec.distributed.planner.types import CollectiveType
+from torchrec.distributed.planner.types import CollectiveType, StateSize
 
 pytestmark = pytest.mark.once
+
+BY_ROW, ADAM = StateSize(a_weight=0, a_row=1), StateSize(a_weight=2, a_row=0)
 
 RATES = Calibration(
     machine="a test",
     memory=4 * 2**30,
     part_ms=0.5,
+    tables=1,
+    vector_bytes=10**6,
+    vector_ns_a_byte=0.5,
+    sequence_ms=0.25,
     step_ms_alone=1.0,
     dense_ns_a_byte=2.0,
     lookups=tuple(
-        LookupRate(columns, float(bag), rows, 1.0 * columns / bag, 3.0 * columns * rows / 1000)
+        LookupRate(
+            columns, rows, 0.9 * columns * rows / 1000, 0.1 * columns, columns, 0.5 * columns
+        )
         for columns in (8, 32)
-        for bag in (1, 16)
         for rows in (1000, 4000)
     ),
+    updates=tuple(
+        UpdateRate(columns, rows, ids, state.a_weight, state.a_row, row_ns)
+        for columns in (8, 32)
+        for rows in (1000, 4000)
+        for ids in (1000, 100_000)
+        for state in (BY_ROW, ADAM)
+        for row_ns in ((1 + state.a_weight) * columns * rows / 1000,)
+    ),
     exchanges=(
-        ExchangeRate(2, 1.5, 3.0, 0.0, 0.5, 0.25, 2.0, 6.0, 1.0, 0.25, 3.0),
-        ExchangeRate(4, 2.0, 8.75, 0.25, 1.0, 0.75, 4.0, 8.0, 1.5, 0.5, 5.0),
+        ExchangeRate(2, 1.5, 2.0, 0.0, 0.5, 0.25, 2.0, 6.0, 1.0, 1.25, 0.125, 0.25, 3.0),
+        ExchangeRate(4, 2.0, 7.75, 0.25, 1.0, 0.75, 4.0, 8.0, 1.5, 1.75, 0.25, 0.5, 5.0),
     ),
 )
 
 
-def test_between_points_logarithms_count():
+def test_between_points_the_nearer_counts_more():
     points = {(8.0, 1.0): 1.0, (32.0, 1.0): 4.0, (8.0, 16.0): 2.0, (32.0, 16.0): 8.0}
     assert between(points, [8, 1]) == pytest.approx(1.0)
     assert between(points, [16, 1]) == pytest.approx(2.0)
-    assert between(points, [16, 4]) == pytest.approx(2 * 2**0.5)
+    assert between(points, [16, 4]) == pytest.approx(3.0)  # in the middle of logarithms
     assert between(points, [4, 100]) == pytest.approx(2.0)  # the border
     assert between(points, [64, 1]) == pytest.approx(8.0)  # twice as wide as the widest
 
@@ -53,10 +69,17 @@ def test_between_points_logarithms_count():
 def test_rates_by_hand():
     kib = 8 * 4 * 1000  # of 1000 rows of 8 columns
     assert RATES.lookup_ms(1e6, 1e6, 8, kib, "fused") == pytest.approx(0.5 + 8)
-    assert RATES.lookup_ms(1e6, 1e6 / 16, 8, kib, "fused") == pytest.approx(0.5 + 0.5)
-    assert RATES.update_ms(1e6, 1e6, 8, kib, "fused") == pytest.approx(0.5 + 24)
-    assert RATES.update_ms(1e6, 1e6, 8, 4 * kib, "fused") == pytest.approx(0.5 + 96)
+    assert RATES.lookup_ms(1e6, 0.0, 8, kib, "fused") == pytest.approx(0.5 + 7.2)
+    # Of a million ids, each of the thousand rows is chosen.
+    assert RATES.update_ms(1e6, 1e6, 8, kib, "fused", BY_ROW) == pytest.approx(0.5 + 12 + 0.008)
+    assert RATES.update_ms(1e6, 0.0, 8, kib, "fused", ADAM) == pytest.approx(0.5 + 8 + 0.024)
+    assert RATES.update_ms(1e6, 0.0, 8, 4 * kib, "fused", ADAM) == pytest.approx(0.5 + 8 + 0.384)
+    # Momentum of each weight is nearer to nothing than to Adam; dense gradients are not of an update.
+    sgd = RATES.update_ms(1e6, 0.0, 8, kib, "fused", StateSize(0, 0))
+    assert sgd == RATES.update_ms(1e6, 0.0, 8, kib, "fused", BY_ROW)
+    assert RATES.update_ms(1e6, 0.0, 8, kib, "dense", ADAM) == pytest.approx(0.5 + 8)
     assert RATES.lookup_ms(0, 0, 8, kib, "fused") == 0.5
+    assert RATES.update_ms(0, 0, 8, kib, "fused", ADAM) == 0.5
     assert RATES.dense_ms(1e6) == 2.0
     all_to_all, all_reduce = CollectiveType.ALL_TO_ALL, CollectiveType.ALL_REDUCE
     assert RATES.exchange_ms(all_to_all, 1e6, 1) == 0
@@ -68,12 +91,29 @@ def test_rates_by_hand():
     assert RATES.step_ms(7) == 1 + 8 * 6 / 3
     assert [RATES.step_ms(w, by_rows=True) for w in (1, 2, 4)] == [1.0, 3.5, 10.0]
     assert [RATES.step_ms(w, adds_squares=True) for w in (1, 2, 4)] == [1.0, 3.25, 9.75]
-    assert RATES.step_ms(4, tables=5) == 10.0
+    assert RATES.step_ms(4, parts=5) == 10.0
+    assert RATES.step_ms(2, tables=4, is_pooled=False) == 4.0
+    assert [RATES.step_ms(1, vector_bytes=n) for n in (1e6, 3e6)] == [1.0, 2.0]
     assert RATES.pooling_ms(1e6, 1e3, 2) == 1.0
     assert [RATES.ids_ms(1e6, 0, 8, w) for w in (1, 2, 4)] == [0.0, 12.0, 32.0]
     assert RATES.ids_ms(1e6, 1e6, 12, 2) == 24.0  # with weights, and lengths of bags
     assert [RATES.squares_ms(1e6, w) for w in (1, 2, 4)] == [0.0, 3.0, 5.0]
     assert [RATES.slowdown(w) for w in (1, 2, 3, 4, 64)] == [1.0, 1.5, 2.0, 2.0, 2.0]
+    assert RATES.layers_ms(2.0, 1e6, 1, 1) == 2.0
+    assert RATES.layers_ms(2.0, 1e6, 2, 2) == 2.5 + 1.0 + 0.125
+    assert RATES.layers_ms(2.0, 1e6, 4, 1) == 2.0 + 3 * 0.5 * 1.5 + 0.25  # each on a host
+
+
+def test_the_more_a_step_comes_by_the_less_of_a_table_is_in_caches():
+    kib, alone = 8 * 4 * 1000, 8 * 3 * 1000.0  # numbers of the rows and vectors of 1000 ids
+    ids, chosen = 1000, 1000 * (1 - 2.718281828459045**-1)
+    # Four times as many as of this table: rows that are found first are as in one of 4000 rows, others as before.
+    for touched, first, row in ((alone, 7.2, 24), (4 * alone, 28.8, 96), (100 * alone, 28.8, 96)):
+        ns = chosen * first + (ids - chosen) * 7.2
+        found = RATES.lookup_ms(ids, ids, 8, kib, "fused", touched)
+        assert found == pytest.approx(0.5 + (ns + ids * 0.8) / 1e6)
+        found = RATES.update_ms(ids, ids, 8, kib, "fused", ADAM, touched)
+        assert found == pytest.approx(0.5 + (ids * 12 + chosen * row) / 1e6)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +129,11 @@ def test_rates_by_hand():
         ),
         (
             lambda data: data["lookups"].pop(),
-            r"every combination .* without \(32, 16.0, 4000\)",
+            r"`lookups` .* every combination .* without \(32, 4000\)",
+        ),
+        (
+            lambda data: data["updates"].pop(),
+            r"`updates` .* every combination .* without \(32, 4000, 100000, \(2, 0\)\)",
         ),
         (lambda data: data["lookups"].clear(), "every combination .* Received 0"),
     ],
@@ -101,7 +145,7 @@ def test_rates_that_cannot_be_are_refused(change, message):
         Calibration.from_json(json.dumps(data))
 
 
-@pytest.mark.parametrize("rows_step_ms", [0.0, 5.0, 50.0])
+@pytest.mark.parametrize("rows_step_ms", [0.0, 2.0, 50.0])
 def test_messages_count_in_which_plan_is_the_best(rows_step_ms):
     exchanges = tuple(replace(rate, rows_step_ms=rows_step_ms) for rate in RATES.exchanges)
     topology = Topology(2, "cpu", rates=replace(RATES, exchanges=exchanges))
@@ -149,7 +193,7 @@ def test_plans_go_by_what_was_measured():
     assert measured.report.is_measured
     assert measured.report.fixed_ms == 3.0
     ranks = {name: sharding.ranks for name, sharding in measured.plan[""].items()}
-    assert ranks["a"] == ranks["b"] != ranks["c"]  # the wide one takes as long as both
+    assert ranks["a"] == ranks["b"] != ranks["c"]  # the wide one takes longer
     assert "measured rates" in measured.explain()
     slower = plan(replace(RATES, part_ms=5.0))
     assert slower.report.step_ms > measured.report.step_ms + 8
@@ -171,13 +215,16 @@ def test_a_step_by_hand():
 
     whole = report("table_wise")
     rank = whole.ranks[0]
-    # 2000 ids take 8 and 24 ns each, half as long again as both ranks are at it.
-    assert rank.compute_ms == pytest.approx(1.5 * (0.5 + 0.016 + 0.5 + 0.048))
-    # 1000 vectors of 32 bytes there, their gradients back; ids of two ranks, and lengths for half of them.
+    # 2000 ids take 8 and 12 ns each, and their rows 8 ns, half as long again as both ranks are at it.
+    rows = 1000 * (1 - 2.718281828459045**-2)
+    assert rank.compute_ms == pytest.approx(1.5 * (0.5 + 0.016 + 0.5 + 0.024 + rows * 8e-6))
+    # 1000 vectors of 32 bytes there, their gradients back; ids of two ranks, and lengths for half of them: each rank
+    # takes half of that.
     ids = 2 * 1500 * 6e-6
-    assert rank.exchange_ms == pytest.approx(2 * 32_000 * 2e-6 + ids)
-    assert (whole.fixed_ms, whole.ranks[1].ms) == (3.0, 0.0)
-    assert whole.step_ms == 3.0 + rank.compute_ms + rank.exchange_ms
+    assert rank.exchange_ms == pytest.approx((2 * 32_000 * 2e-6 + ids) / 2)
+    assert whole.fixed_ms == 3.0
+    assert whole.ranks[1].ms == rank.exchange_ms
+    assert whole.step_ms == pytest.approx(3.0 + rank.compute_ms + rank.exchange_ms)
     # On hosts of their own, ranks do not slow each other down.
     apart = report("table_wise", local_world_size=1).ranks[0]
     assert apart.compute_ms == pytest.approx(rank.compute_ms / 1.5)
@@ -218,13 +265,20 @@ def test_worlds_that_do_not_exchange_are_refused():
 def test_this_machine():
     measured = calibrate([2], seconds=0.02)
     assert Calibration.from_json(measured.to_json()) == measured
-    assert len(measured.lookups) == 27
+    assert len(measured.lookups) == 9
     for rate in measured.lookups:
-        assert 0.1 < rate.forward_ns < 10_000
-        assert 0.1 < rate.backward_ns < 100_000
+        assert 0.1 < rate.forward_id_ns + rate.forward_bag_ns < 10_000
+        assert 0.1 < rate.backward_id_ns + rate.backward_bag_ns < 100_000
+    assert {rate.state for rate in measured.updates} == {
+        BY_ROW,
+        StateSize(1, 0),
+        StateSize(1, 1),
+        ADAM,
+    }
     (exchange,) = measured.exchanges
     assert exchange.world_size == 2
     assert exchange.step_ms > measured.step_ms_alone / 10
+    assert exchange.layers_slowdown >= 1
     assert 0 < exchange.reduce_ns_a_byte < 1000
     wide = measured.lookup_ms(1000, 1000, 128, 128 * 4 * 100_000, "fused")
     narrow = measured.lookup_ms(1000, 1000, 8, 8 * 4 * 100_000, "fused")

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 from torchrec.distributed.planner.constants import CROSS_NODE_BANDWIDTH, INTRA_NODE_BANDWIDTH
 
-__all__ = ["BasicCommsBandwidths", "CollectiveType", "GeneralizedCommsBandwidth", "Rates"]
+__all__ = [
+    "BasicCommsBandwidths",
+    "CollectiveType",
+    "GeneralizedCommsBandwidth",
+    "Rates",
+    "StateSize",
+]
+
+
+@dataclass(frozen=True)
+class StateSize:
+    """How much an optimizer keeps of a table.
+
+    Attributes:
+        a_weight: numbers for each weight: 2 for Adam.
+        a_row: numbers for each row: 1 for row-wise Adagrad.
+    """
+
+    a_weight: int
+    a_row: int
 
 
 class CollectiveType(Enum):
@@ -88,8 +108,21 @@ class BasicCommsBandwidths(GeneralizedCommsBandwidth):
 class Rates(Protocol):
     """How long the parts of a step take, in milliseconds."""
 
+    @property
+    def takes_alike(self) -> bool:
+        """Whether exchanges take all ranks alike, as they bring ids and vectors of their own batches.
+
+        Else who has a part sends its vectors, which takes that rank.
+        """
+
     def lookup_ms(
-        self, ids: float, vectors: float, columns: int, table_bytes: float, kernel: str
+        self,
+        ids: float,
+        vectors: float,
+        columns: int,
+        table_bytes: float,
+        kernel: str,
+        touched: float | None = None,
     ) -> float:
         """Return the time of a look-up.
 
@@ -99,12 +132,31 @@ class Rates(Protocol):
             columns: of a vector.
             table_bytes: of the part of the table that they are in.
             kernel: value of an `EmbeddingComputeKernel`.
+            touched: numbers of rows and vectors that a rank comes by in a step, of all tables that it has: what caches
+                hold of a table depends on it. Default: as where rates were measured.
         """
 
     def update_ms(
-        self, ids: float, vectors: float, columns: int, table_bytes: float, kernel: str
+        self,
+        ids: float,
+        vectors: float,
+        columns: int,
+        table_bytes: float,
+        kernel: str,
+        state: StateSize,
+        touched: float | None = None,
     ) -> float:
-        """Return the time of the backward pass, with the update of a fused table; the arguments as above."""
+        """Return the time of the backward pass, with the update of a fused table.
+
+        Args:
+            ids: see `lookup_ms`, as the others.
+            vectors: see there.
+            columns: see there.
+            table_bytes: see there.
+            kernel: see there.
+            state: what the optimizer keeps of the table.
+            touched: see there.
+        """
 
     def pooling_ms(self, ids: float, bags: float, columns: int) -> float:
         """Return the time in which rows that came from others are pooled, and gradients given to them.
@@ -148,14 +200,36 @@ class Rates(Protocol):
     def slowdown(self, ranks: int) -> float:
         """Return how many times longer look-ups take on a host where as many ranks are at it together."""
 
+    def layers_ms(
+        self, alone_ms: float, gradient_bytes: float, world_size: int, ranks_a_host: int
+    ) -> float:
+        """Return the time of the layers of a model, with their gradients added up over the ranks.
+
+        Args:
+            alone_ms: what they take on one rank.
+            gradient_bytes: of their gradients.
+            world_size: how many ranks take part.
+            ranks_a_host: how many of them are at it on one host.
+        """
+
     def step_ms(
-        self, world_size: int, tables: int = 1, by_rows: bool = False, adds_squares: bool = False
+        self,
+        world_size: int,
+        tables: int = 1,
+        parts: int = 1,
+        by_rows: bool = False,
+        adds_squares: bool = False,
+        is_pooled: bool = True,
+        vector_bytes: float = 0.0,
     ) -> float:
         """Return what a step of a collection takes beside: messages, however small.
 
         Args:
             world_size: how many ranks take part.
             tables: how many it has.
+            parts: how many these are divided into, all together.
             by_rows: whether rows of some table lie apart.
             adds_squares: whether ranks add up sums of squares in some update.
+            is_pooled: whether it gives one tensor; else each table gives one of its own.
+            vector_bytes: of all vectors that it gives a rank.
         """

@@ -8,36 +8,67 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
-from torchrec.distributed.planner._bandwidths import CollectiveType
+from torchrec.distributed.planner._bandwidths import CollectiveType, StateSize
 
-__all__ = ["Calibration", "ExchangeRate", "LookupRate", "between"]
+__all__ = ["Calibration", "ExchangeRate", "LookupRate", "UpdateRate", "between"]
 
-_VERSION = 2
+_VERSION = 3
 _ID_BYTES = 8.0  # of an id without a weight
 # The least that numbers can be; the others can be 0.
-_LEAST = {"columns": 1, "ids_a_bag": 1, "rows": 1, "world_size": 2}
+_LEAST = {"tables": 1, "columns": 1, "ids": 1, "rows": 1, "world_size": 2}
 
 
 @dataclass(frozen=True)
 class LookupRate:
-    """What looking up and training takes an id, in tables of one kind.
+    """What looking up takes, in tables of one kind, and its backward pass without the update.
 
     Attributes:
         columns: of the table.
-        ids_a_bag: how many ids give one vector.
         rows: of the table.
-        forward_ns: nanoseconds an id.
-        backward_ns: nanoseconds an id, with the update.
+        forward_id_ns: nanoseconds of an id.
+        forward_bag_ns: of a vector that comes of some ids.
+        backward_id_ns: of an id whose gradient is found.
+        backward_bag_ns: of a vector's gradient.
     """
 
     columns: int
-    ids_a_bag: float
     rows: int
-    forward_ns: float
-    backward_ns: float
+    forward_id_ns: float
+    forward_bag_ns: float
+    backward_id_ns: float
+    backward_bag_ns: float
 
     def __post_init__(self) -> None:
         _check_numbers(self)
+
+
+@dataclass(frozen=True)
+class UpdateRate:
+    """What an update takes a row, with how much longer rows of large tables take.
+
+    Attributes:
+        columns: of the table.
+        rows: of the table.
+        ids: that a step looks up: the more, the nearer together are the rows that it updates.
+        a_weight: numbers that the optimizer keeps for each weight.
+        a_row: numbers that it keeps for each row.
+        row_ns: nanoseconds of a row that some id chooses.
+    """
+
+    columns: int
+    rows: int
+    ids: int
+    a_weight: int
+    a_row: int
+    row_ns: float
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+
+    @property
+    def state(self) -> StateSize:
+        """What the optimizer keeps."""
+        return StateSize(self.a_weight, self.a_row)
 
 
 @dataclass(frozen=True)
@@ -47,13 +78,15 @@ class ExchangeRate:
     Attributes:
         world_size: how many ranks.
         slowdown: how many times longer look-ups take where as many ranks are at it together on one host.
-        step_ms: of a step of a collection, whatever its tables: messages, calls.
-        table_ms: of each table, however small: its places in messages.
+        step_ms: more of a step of a collection, whatever its tables, than on one rank: messages, calls.
+        part_ms: of each part of a table, however small: its places in messages.
         rows_step_ms: more, where rows of some table lie apart.
         squares_step_ms: more, where ranks add up squares of rows whose columns lie apart.
         ns_a_byte: of vectors and gradients that a rank sends, with packing them.
         ns_an_id: of ids that a rank asks for, which are given rows, sorted by ranks, sent and taken in.
         reduce_ns_a_byte: of gradients of copies, which are added up over the ranks.
+        layers_slowdown: how many times longer layers take where as many ranks are at it together on one host.
+        layers_step_ms: more of a step of layers, whose gradients are added up.
         rows_ns_a_number: of rows that are pooled by who asked for them, each number once.
         squares_ns_an_id: of ids of rows whose squares are added up.
     """
@@ -61,12 +94,14 @@ class ExchangeRate:
     world_size: int
     slowdown: float
     step_ms: float
-    table_ms: float
+    part_ms: float
     rows_step_ms: float
     squares_step_ms: float
     ns_a_byte: float
     ns_an_id: float
     reduce_ns_a_byte: float
+    layers_slowdown: float
+    layers_step_ms: float
     rows_ns_a_number: float
     squares_ns_an_id: float
 
@@ -82,9 +117,14 @@ class Calibration:
         machine: what was measured, in words.
         memory: bytes that it has.
         part_ms: of a table more in a collection, however small.
+        tables: that collections had whose look-ups were measured.
+        vector_bytes: of the vectors that those gave.
+        vector_ns_a_byte: more of each byte of vectors beyond these, which caches do not hold.
+        sequence_ms: of a table more in a collection of sequences, beside that.
         step_ms_alone: of a step of a collection on one rank, whatever its tables.
         dense_ns_a_byte: of weights that an optimizer outside of the collection trains.
-        lookups: of every combination of some numbers of columns, ids a bag and rows of 32 bits a number.
+        lookups: of every combination of some numbers of columns and rows of 32 bits a number.
+        updates: of every combination of some numbers of columns, rows and ids, and kinds of optimizers.
         exchanges: of some numbers of ranks.
 
     Raises:
@@ -94,47 +134,92 @@ class Calibration:
     machine: str
     memory: int
     part_ms: float
+    tables: int
+    vector_bytes: int
+    vector_ns_a_byte: float
+    sequence_ms: float
     step_ms_alone: float
     dense_ns_a_byte: float
     lookups: tuple[LookupRate, ...]
+    updates: tuple[UpdateRate, ...]
     exchanges: tuple[ExchangeRate, ...]
 
     def __post_init__(self) -> None:
         _check_numbers(self)
-        there = {(rate.columns, rate.ids_a_bag, rate.rows) for rate in self.lookups}
-        wanted = set(itertools.product(*map(set, zip(*there, strict=True))))
-        if not there or wanted != there:
-            example = f" without {min(wanted - there)}" if there else ""
-            raise ValueError(
-                "`lookups` should have every combination of columns, ids a bag and rows, and some. "
-                f"Received {len(there)}{example}."
-            )
+        _check_grid(
+            "`lookups` should have every combination of columns and rows",
+            [(rate.columns, rate.rows) for rate in self.lookups],
+        )
+        _check_grid(
+            "`updates` should have every combination of columns, rows, ids and states",
+            [(r.columns, r.rows, r.ids, (r.a_weight, r.a_row)) for r in self.updates],
+        )
+
+    @property
+    def takes_alike(self) -> bool:
+        """Ranks are slower at packing and unpacking than the memory that they share."""
+        return True
 
     def lookup_ms(
-        self, ids: float, vectors: float, columns: int, table_bytes: float, kernel: str
+        self,
+        ids: float,
+        vectors: float,
+        columns: int,
+        table_bytes: float,
+        kernel: str,
+        touched: float | None = None,
     ) -> float:
-        """As measured for tables of as many columns and bytes, and bags as long."""
-        return self.part_ms + ids * self._ns(ids, vectors, columns, table_bytes)[0] / 1e6
+        """As measured for tables of as many columns and rows."""
+        rows = _rows(columns, table_bytes)
+        at, apart = (float(columns), rows), self._apart(ids, vectors, columns, rows, touched)
+        of_ids = {_point(rate): rate.forward_id_ns for rate in self.lookups}
+        of_bags = {_point(rate): rate.forward_bag_ns for rate in self.lookups}
+        first = _chosen(ids, rows)
+        ns = first * between(of_ids, apart) + (ids - first) * between(of_ids, at)
+        return self.part_ms + (ns + vectors * between(of_bags, at)) / 1e6
+
+    def _apart(
+        self, ids: float, vectors: float, columns: int, rows: float, touched: float | None
+    ) -> tuple[float, float]:
+        """Return of which table rows that a step finds first are found as fast: the more lies between two steps.
+
+        Rates were measured with `tables` tables of a kind.
+        """
+        own = columns * (ids + 2 * vectors)
+        crowd = 1.0 if touched is None or own <= 0 else touched / (self.tables * own)
+        return float(columns), max(rows * crowd, 1.0)
 
     def update_ms(
-        self, ids: float, vectors: float, columns: int, table_bytes: float, kernel: str
+        self,
+        ids: float,
+        vectors: float,
+        columns: int,
+        table_bytes: float,
+        kernel: str,
+        state: StateSize,
+        touched: float | None = None,
     ) -> float:
-        """As measured for tables of as many columns and bytes, and bags as long."""
-        return self.part_ms + ids * self._ns(ids, vectors, columns, table_bytes)[1] / 1e6
-
-    def _ns(
-        self, ids: float, vectors: float, columns: int, table_bytes: float
-    ) -> tuple[float, float]:
-        length = ids / vectors if vectors > 0 else 1.0
-        at = (float(columns), max(length, 1.0), max(table_bytes / (4 * columns), 1.0))
-        points = {
-            (float(r.columns), r.ids_a_bag, float(r.rows)): (r.forward_ns, r.backward_ns)
-            for r in self.lookups
-        }
-        return (
-            between({point: ns[0] for point, ns in points.items()}, at),
-            between({point: ns[1] for point, ns in points.items()}, at),
+        """As measured for tables of as many columns and rows, and the optimizer that keeps most nearly as much."""
+        rows = _rows(columns, table_bytes)
+        at = float(columns), rows
+        an_id = between({_point(rate): rate.backward_id_ns for rate in self.lookups}, at)
+        a_bag = between({_point(rate): rate.backward_bag_ns for rate in self.lookups}, at)
+        found = self.part_ms + (ids * an_id + vectors * a_bag) / 1e6
+        if kernel == "dense" or ids <= 0:
+            return found
+        nearest = min(
+            {rate.state for rate in self.updates},
+            key=lambda each: (
+                2 * abs(each.a_weight - state.a_weight) + abs(each.a_row - state.a_row)
+            ),
         )
+        updates = {
+            (*_point(rate), float(rate.ids)): rate.row_ns
+            for rate in self.updates
+            if rate.state == nearest
+        }
+        apart = self._apart(ids, vectors, columns, rows, touched)
+        return found + _chosen(ids, rows) * between(updates, (*apart, ids)) / 1e6
 
     def pooling_ms(self, ids: float, bags: float, columns: int) -> float:
         """As measured for rows that are pooled by who asked for them; the world does not matter."""
@@ -175,17 +260,37 @@ class Calibration:
         """As measured where as many ranks, or the nearest number of them, are at it together."""
         return 1.0 if ranks < 2 or not self.exchanges else self._nearest(ranks).slowdown
 
+    def layers_ms(
+        self, alone_ms: float, gradient_bytes: float, world_size: int, ranks_a_host: int
+    ) -> float:
+        """As measured; each rank sends and receives its share of the sums twice."""
+        if world_size < 2 or not self.exchanges:
+            return alone_ms
+        sums = self.exchange_ms(
+            CollectiveType.ALL_REDUCE, 2 * gradient_bytes / world_size, world_size
+        )
+        slower = 1.0 if ranks_a_host < 2 else self._nearest(ranks_a_host).layers_slowdown
+        return alone_ms * slower + sums + self._nearest(world_size).layers_step_ms
+
     def step_ms(
-        self, world_size: int, tables: int = 1, by_rows: bool = False, adds_squares: bool = False
+        self,
+        world_size: int,
+        tables: int = 1,
+        parts: int = 1,
+        by_rows: bool = False,
+        adds_squares: bool = False,
+        is_pooled: bool = True,
+        vector_bytes: float = 0.0,
     ) -> float:
         """As measured; between more ranks than were, as many times longer as there are more messages."""
+        alone = self.step_ms_alone + (0.0 if is_pooled else tables * self.sequence_ms)
+        alone += max(vector_bytes - self.vector_bytes, 0.0) * self.vector_ns_a_byte / 1e6
         if world_size < 2 or not self.exchanges:
-            return self.step_ms_alone
+            return alone
         rate = self._nearest(world_size)
-        of_step = rate.step_ms + tables * rate.table_ms + (rate.rows_step_ms if by_rows else 0.0)
+        of_step = rate.step_ms + parts * rate.part_ms + (rate.rows_step_ms if by_rows else 0.0)
         of_step += rate.squares_step_ms if adds_squares else 0.0
-        more = max(of_step - self.step_ms_alone, 0.0) * (world_size - 1) / (rate.world_size - 1)
-        return self.step_ms_alone + more
+        return alone + of_step * (world_size - 1) / (rate.world_size - 1)
 
     def _nearest(self, world_size: int) -> ExchangeRate:
         return min(self.exchanges, key=lambda rate: abs(math.log(rate.world_size / world_size)))
@@ -210,8 +315,9 @@ class Calibration:
             if version != _VERSION:
                 raise ValueError(f"version {version!r}")
             lookups = tuple(LookupRate(**rate) for rate in data.pop("lookups"))
+            updates = tuple(UpdateRate(**rate) for rate in data.pop("updates"))
             exchanges = tuple(ExchangeRate(**rate) for rate in data.pop("exchanges"))
-            return cls(**data, lookups=lookups, exchanges=exchanges)
+            return cls(**data, lookups=lookups, updates=updates, exchanges=exchanges)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"A calibration should be JSON of version {_VERSION}, as `torchrec plan calibrate` writes it. "
@@ -219,7 +325,29 @@ class Calibration:
             ) from error
 
 
-def _check_numbers(rates: Calibration | LookupRate | ExchangeRate) -> None:
+def _point(rate: LookupRate | UpdateRate) -> tuple[float, ...]:
+    return float(rate.columns), float(rate.rows)
+
+
+def _chosen(ids: float, rows: float) -> float:
+    """Return how many rows some ids choose, each counted once."""
+    return -rows * math.expm1(-ids / rows)
+
+
+def _rows(columns: int, table_bytes: float) -> float:
+    return max(table_bytes / (4 * columns), 1.0)
+
+
+def _check_grid(what: str, points: Sequence[tuple[object, ...]]) -> None:
+    """Check that there are points, and one for every combination of what they have on each axis."""
+    there = set(points)
+    wanted = set(itertools.product(*map(set, zip(*there, strict=True))))
+    if not there or wanted != there:
+        example = f" without {min(wanted - there)}" if there else ""
+        raise ValueError(f"{what}, and some. Received {len(there)}{example}.")
+
+
+def _check_numbers(rates: Calibration | LookupRate | UpdateRate | ExchangeRate) -> None:
     """Check the numbers of a class; text and tuples are left alone."""
     for field in fields(rates):
         if field.type not in ("int", "float"):
@@ -230,32 +358,33 @@ def _check_numbers(rates: Calibration | LookupRate | ExchangeRate) -> None:
 
 
 def between(points: Mapping[tuple[float, ...], float], at: Sequence[float]) -> float:
-    """Return what lies between points of a grid: in the middle of the logarithms of two, that of their values.
+    """Return what lies between points of a grid, in proportion to how near they are.
 
     Args:
         points: coordinates -> value, for every combination of some numbers on each axis, all above 0.
-        at: where; beyond the grid, what is at its border counts, by the first axis as many times more as that is.
+        at: where; nearness is that of coordinates on the first axis, and of their logarithms on the others. Beyond the
+            grid, what is at its border counts, by the first axis as many times more as that is.
 
     Example:
-        >>> between({(1.0,): 2.0, (100.0,): 8.0}, [10.0])
-        4.0
-        >>> round(between({(1.0,): 2.0, (100.0,): 8.0}, [200.0]), 9)
-        16.0
+        >>> between({(1.0, 1.0): 2.0, (1.0, 100.0): 8.0}, [1.0, 10.0])
+        5.0
+        >>> between({(1.0, 1.0): 2.0, (1.0, 100.0): 8.0}, [3.0, 200.0])
+        24.0
     """
     axes = [sorted({point[axis] for point in points}) for axis in range(len(at))]
     corners: list[list[tuple[float, float]]] = []
-    for axis, x in zip(axes, at, strict=True):
+    for number, (axis, x) in enumerate(zip(axes, at, strict=True)):
+        scale = math.log if number else float
         high = next((i for i, value in enumerate(axis) if value >= x), len(axis) - 1)
         low = max(high - 1, 0) if axis[high] > x else high
         if axis[low] == axis[high]:
             corners.append([(axis[low], 1.0)])
             continue
-        share = (math.log(x) - math.log(axis[low])) / (math.log(axis[high]) - math.log(axis[low]))
+        share = (scale(x) - scale(axis[low])) / (scale(axis[high]) - scale(axis[low]))
         share = min(max(share, 0.0), 1.0)
         corners.append([(axis[low], 1 - share), (axis[high], share)])
-    total = 0.0
-    for corner in itertools.product(*corners):
-        weight = math.prod(share for _, share in corner)
-        value = points[tuple(x for x, _ in corner)]
-        total += weight * math.log(max(value, 1e-9))
-    return math.exp(total) * max(1.0, at[0] / axes[0][-1])
+    total = sum(
+        math.prod(share for _, share in corner) * points[tuple(x for x, _ in corner)]
+        for corner in itertools.product(*corners)
+    )
+    return total * max(1.0, at[0] / axes[0][-1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torchrec.distributed.planner._bandwidths import CollectiveType, Rates
+from torchrec.distributed.planner._bandwidths import CollectiveType, Rates, StateSize
 from torchrec.distributed.planner._topology import Perf
 from torchrec.distributed.types import ShardingType
 
@@ -34,6 +34,8 @@ class Work:
         backward_factor: how many times longer the backward pass takes, as for weighted features.
         is_inference: whether there is no backward pass.
         ranks_a_host: how many ranks look up at once where the part is.
+        state: what the optimizer keeps of the table. Default: nothing.
+        touched: numbers of rows and vectors that a rank comes by in a step, of all tables; None: that is not known.
         adds_squares: whether the update needs sums of squares of whole rows, whose columns lie apart.
     """
 
@@ -52,6 +54,8 @@ class Work:
     backward_factor: float = 1.0
     is_inference: bool = False
     ranks_a_host: int = 1
+    state: StateSize | None = None
+    touched: float | None = None
     adds_squares: bool = False
 
     @property
@@ -80,14 +84,22 @@ def perf_of(work: Work, rows: int, columns: int, rates: Rates) -> Perf:
     everyone = work.world_size
     part_bytes = rows * columns * work.row_bytes
     kernel = work.compute_kernel
-    forward = rates.lookup_ms(everyone * ids, everyone * vectors, columns, part_bytes, kernel)
-    backward = work.backward_factor * rates.update_ms(
-        everyone * ids, everyone * vectors, columns, part_bytes, kernel
+    forward = rates.lookup_ms(
+        everyone * ids, everyone * vectors, columns, part_bytes, kernel, work.touched
     )
-    if work.sends_rows and work.is_pooled and by_rows:
-        # Rows that came back are pooled by who asked for them, and each is given its bag's gradient.
-        pooling = rates.pooling_ms(everyone * ids, everyone * work.bags * share, columns) / 2
-        forward, backward = forward + pooling, backward + pooling
+    backward = work.backward_factor * rates.update_ms(
+        everyone * ids,
+        everyone * vectors,
+        columns,
+        part_bytes,
+        kernel,
+        work.state or StateSize(0, 0),
+        work.touched,
+    )
+    pooling = 0.0
+    if work.sends_rows and by_rows:
+        # Rows that came back are pooled, or put in order, by who asked for them, and so are their gradients.
+        pooling = rates.pooling_ms(everyone * ids, everyone * work.bags * share, columns)
     if kernel == "dense":
         backward += rates.dense_ms(part_bytes)
     squares = rates.squares_ms(everyone * ids, everyone) if work.adds_squares else 0.0
@@ -97,14 +109,19 @@ def perf_of(work: Work, rows: int, columns: int, rates: Rates) -> Perf:
     def exchange(num_bytes: float) -> float:
         return rates.exchange_ms(CollectiveType.ALL_TO_ALL, num_bytes, everyone)
 
+    asked = rates.ids_ms(ids, 0.0 if work.sends_rows else work.bags, work.id_bytes, everyone)
+    sent = exchange(numbers * work.forward_bytes)
+    returned = 0.0 if work.is_inference else exchange(numbers * work.backward_bytes)
+    if rates.takes_alike:
+        backward = 0.0 if work.is_inference else slower * backward
+        alike = asked + sent + returned + pooling
+        return Perf(slower * forward, 0.0, backward, squares, alike=alike)
     return Perf(
-        fwd_compute=slower * forward,
-        fwd_comms=exchange(numbers * work.forward_bytes),
-        bwd_compute=0.0 if work.is_inference else slower * backward,
-        bwd_comms=0.0 if work.is_inference else exchange(numbers * work.backward_bytes) + squares,
-        input_dist_comms=rates.ids_ms(
-            ids, 0.0 if work.sends_rows else work.bags, work.id_bytes, everyone
-        ),
+        fwd_compute=slower * (forward + pooling / 2),
+        fwd_comms=sent,
+        bwd_compute=0.0 if work.is_inference else slower * (backward + pooling / 2),
+        bwd_comms=0.0 if work.is_inference else returned + squares,
+        input_dist_comms=asked,
     )
 
 
@@ -113,10 +130,13 @@ def _copy(work: Work, rows: int, columns: int, rates: Rates) -> Perf:
     vectors = work.bags if work.is_pooled else work.ids
     num_bytes = rows * columns * work.row_bytes
     slower = rates.slowdown(work.ranks_a_host)
-    forward = rates.lookup_ms(work.ids, vectors, columns, num_bytes, work.compute_kernel)
+    kernel, touched = work.compute_kernel, work.touched
+    forward = rates.lookup_ms(work.ids, vectors, columns, num_bytes, kernel, touched)
     if work.is_inference:
         return Perf(slower * forward, 0.0, 0.0, 0.0)
-    backward = rates.update_ms(work.ids, vectors, columns, num_bytes, work.compute_kernel)
+    backward = rates.update_ms(
+        work.ids, vectors, columns, num_bytes, kernel, work.state or StateSize(0, 0), touched
+    )
     return Perf(
         fwd_compute=slower * forward,
         fwd_comms=0.0,

@@ -13,7 +13,6 @@ from torchrec.distributed._plan_report import (
     RankReport,
     TableReport,
 )
-from torchrec.distributed.planner._bandwidths import CollectiveType
 from torchrec.distributed.planner._dense import DensePart, Layers
 from torchrec.distributed.planner._messages import messages_ms
 from torchrec.distributed.planner._options import ShardingOption
@@ -108,18 +107,19 @@ def _rank(
     memory: RankMemory,
     dense_bytes: int,
 ) -> RankReport:
-    perf, tables = Perf(0, 0, 0, 0), 0
+    perf, tables, alike = Perf(0, 0, 0, 0), 0, 0.0
     for option in options:
         shards = [shard for shard in option.shards if shard.rank == rank]
         tables += bool(shards)
+        alike += sum(shard.perf.alike for shard in option.shards if shard.perf)
         for shard in shards:
             perf += shard.perf or Perf(0, 0, 0, 0)
     there, usable = topology.devices[rank].storage, left.devices[rank].storage
     on_host = topology.compute_device == "cpu"
     return RankReport(
         rank=rank,
-        compute_ms=perf.fwd_compute + perf.bwd_compute + perf.prefetch_compute,
-        exchange_ms=perf.fwd_comms + perf.bwd_comms + perf.input_dist_comms,
+        compute_ms=perf.compute,
+        exchange_ms=perf.comms + alike / topology.world_size,
         memory=memory,
         capacity=usable.ddr if on_host else usable.hbm,
         reserved=(there.ddr - usable.ddr) if on_host else (there.hbm - usable.hbm),
@@ -141,10 +141,9 @@ def _layers(dense: DensePart, layers: Layers, topology: Topology) -> LayerReport
 
 def _dense_ms(dense: DensePart, topology: Topology) -> float:
     """Return what layers take where all ranks train theirs, and add the gradients up."""
-    rates, ranks = rates_of(topology), topology.world_size
-    # Each rank sends and receives its share of the sums twice.
-    sums = rates.exchange_ms(CollectiveType.ALL_REDUCE, 2 * dense.gradient_bytes / ranks, ranks)
-    return dense.step_ms * rates.slowdown(topology.local_world_size) + (sums if ranks > 1 else 0.0)
+    return rates_of(topology).layers_ms(
+        dense.step_ms, dense.gradient_bytes, topology.world_size, topology.local_world_size
+    )
 
 
 def _table(option: ShardingOption, others: tuple[Alternative, ...] | None) -> TableReport:
@@ -163,7 +162,10 @@ def _table(option: ShardingOption, others: tuple[Alternative, ...] | None) -> Ta
         compute_kernel=option.compute_kernel,
         ranks=tuple(-1 if shard.rank is None else shard.rank for shard in option.shards),
         part_bytes=tuple(part.num_bytes for part in parts),
-        part_ms=tuple(shard.perf.total if shard.perf else 0.0 for shard in option.shards),
+        part_ms=tuple(
+            shard.perf.total - shard.perf.alike if shard.perf else 0.0 for shard in option.shards
+        ),
+        alike_ms=sum(shard.perf.alike for shard in option.shards if shard.perf),
         wish=", ".join(wishes),
         others=others,
     )

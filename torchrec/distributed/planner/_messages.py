@@ -35,16 +35,27 @@ def messages_ms(options: Sequence[ShardingOption], topology: Topology) -> float:
     collections: dict[str, list[ShardingOption]] = {}
     for option in options:
         collections.setdefault(option.path, []).append(option)
-    return sum(
-        rates.step_ms(
-            1 if all(kind is _COPIES for kind in kinds) else topology.world_size,
-            sum(kind is not _COPIES for kind in kinds),
-            not BY_ROWS.isdisjoint(kinds),
-            any(adds_squares(option) for option in of_path),
+    found = 0.0
+    for of_path in collections.values():
+        sent = [option for option in of_path if ShardingType(option.sharding_type) is not _COPIES]
+        found += rates.step_ms(
+            topology.world_size if sent else 1,
+            tables=len(sent),
+            parts=sum(len(option.shards) for option in sent),
+            by_rows=any(ShardingType(option.sharding_type) in BY_ROWS for option in sent),
+            adds_squares=any(adds_squares(option) for option in of_path),
+            is_pooled=all(option.is_pooled for option in of_path),
+            vector_bytes=sum(map(_vector_bytes, of_path)),
         )
-        for of_path in collections.values()
-        for kinds in ([ShardingType(option.sharding_type) for option in of_path],)
-    )
+    return found
+
+
+def _vector_bytes(option: ShardingOption) -> float:
+    """Return the bytes of the vectors that a rank gets of a table; 0 where that is not known."""
+    lookup = option.lookup
+    if lookup is None:
+        return 0.0
+    return 4.0 * option.tensor.shape[1] * sum(lookup.bags if lookup.is_pooled else lookup.ids)
 
 
 def with_fewer_messages(

@@ -9,7 +9,8 @@ from functools import cached_property
 __all__ = ["Candidate", "Choice", "Load", "Part", "Problem", "Score", "Unit", "score_of"]
 
 # Nanoseconds of a step, nanoseconds of all ranks, bytes of the fullest rank: less is better, in this order. A step
-# takes as long as the rank that computes longest and the one that exchanges longest: all wait for them in between.
+# takes as long as the rank that computes longest and the one that exchanges longest: all wait for them in between; and
+# the share of each of what takes all ranks alike.
 # Whole numbers, so that sums do not depend on the order in which they are added up.
 Score = tuple[int, int, int]
 
@@ -19,11 +20,12 @@ class Part:
     """A part of a table.
 
     Attributes:
-        ns: nanoseconds a step.
+        ns: nanoseconds a step, of the rank that has it.
         hbm: bytes in the memory of the accelerator.
         ddr: in that of the host.
         ssd: on its disk.
         exchange_ns: those of ``ns`` in which it is exchanged.
+        alike_ns: more of all ranks together, which take each an equal share.
     """
 
     ns: int
@@ -31,6 +33,7 @@ class Part:
     ddr: int
     ssd: int = 0
     exchange_ns: int = 0
+    alike_ns: int = 0
 
     def __add__(self, other: Part) -> Part:
         return Part(
@@ -39,7 +42,13 @@ class Part:
             self.ddr + other.ddr,
             self.ssd + other.ssd,
             self.exchange_ns + other.exchange_ns,
+            self.alike_ns + other.alike_ns,
         )
+
+    @property
+    def all_ns(self) -> int:
+        """Nanoseconds of all ranks."""
+        return self.ns + self.alike_ns
 
     @property
     def num_bytes(self) -> int:
@@ -82,6 +91,7 @@ class Candidate:
             sum(part.ddr for part in parts),
             sum(part.ssd for part in parts),
             sum(part.exchange_ns for part in parts),
+            sum(part.alike_ns for part in parts),
         )
 
     @cached_property
@@ -127,6 +137,7 @@ class Load:
         self.room = room
         self.ns = [0] * len(room)
         self.exchange_ns = [0] * len(room)
+        self.alike_ns = 0
         self.hbm = [0] * len(room)
         self.ddr = [0] * len(room)
         self.ssd = [0] * len(room)
@@ -149,6 +160,7 @@ class Load:
         for part, rank in zip(unit.parts, seat, strict=True):
             self.ns[rank] += sign * part.ns
             self.exchange_ns[rank] += sign * part.exchange_ns
+            self.alike_ns += sign * part.alike_ns
             self.hbm[rank] += sign * part.hbm
             self.ddr[rank] += sign * part.ddr
             self.ssd[rank] += sign * part.ssd
@@ -168,7 +180,8 @@ class Load:
         most = max(map(self.num_bytes, range(len(self.ns))), default=0)
         exchange = max(self.exchange_ns, default=0)
         compute = max(map(int.__sub__, self.ns, self.exchange_ns), default=0)
-        return compute + exchange, sum(self.ns), most
+        alike = -(-self.alike_ns // max(len(self.ns), 1))
+        return compute + exchange + alike, sum(self.ns) + self.alike_ns, most
 
 
 def score_of(problem: Problem, choices: Sequence[Choice]) -> Score:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchrec.distributed.planner._bandwidths import CollectiveType, Rates
+from torchrec.distributed.planner._bandwidths import CollectiveType, Rates, StateSize
 from torchrec.distributed.planner._topology import Topology
 from torchrec.distributed.planner.constants import (
     INTRA_NODE_BANDWIDTH,
@@ -43,6 +43,11 @@ class BandwidthRates:
         self._load_factor = load_factor
         self._prefetches = prefetches
 
+    @property
+    def takes_alike(self) -> bool:
+        """Links take who sends."""
+        return False
+
     def memory_bw(self, kernel: str) -> float:
         """Return how fast the memory is that a table lies in, in bytes a millisecond."""
         topology = self._topology
@@ -61,14 +66,27 @@ class BandwidthRates:
         return near
 
     def lookup_ms(
-        self, ids: float, vectors: float, columns: int, table_bytes: float, kernel: str
+        self,
+        ids: float,
+        vectors: float,
+        columns: int,
+        table_bytes: float,
+        kernel: str,
+        touched: float | None = None,
     ) -> float:
         """Rows are read and vectors written once."""
         moved = 4.0 * columns * (ids + vectors) + 8.0 * ids
         return _PART_MS + moved / self.memory_bw(kernel)
 
     def update_ms(
-        self, ids: float, vectors: float, columns: int, table_bytes: float, kernel: str
+        self,
+        ids: float,
+        vectors: float,
+        columns: int,
+        table_bytes: float,
+        kernel: str,
+        state: StateSize,
+        touched: float | None = None,
     ) -> float:
         """As many times a look-up as the topology says."""
         once = self.lookup_ms(ids, vectors, columns, table_bytes, kernel)
@@ -112,8 +130,24 @@ class BandwidthRates:
         """Each rank has the bandwidth for itself."""
         return 1.0
 
+    def layers_ms(
+        self, alone_ms: float, gradient_bytes: float, world_size: int, ranks_a_host: int
+    ) -> float:
+        """Each rank sends and receives its share of the sums twice."""
+        if world_size < 2:
+            return alone_ms
+        sums = 2 * gradient_bytes / world_size
+        return alone_ms + self.exchange_ms(CollectiveType.ALL_REDUCE, sums, world_size)
+
     def step_ms(
-        self, world_size: int, tables: int = 1, by_rows: bool = False, adds_squares: bool = False
+        self,
+        world_size: int,
+        tables: int = 1,
+        parts: int = 1,
+        by_rows: bool = False,
+        adds_squares: bool = False,
+        is_pooled: bool = True,
+        vector_bytes: float = 0.0,
     ) -> float:
         """Four exchanges, each a message to each other rank; one more for squares."""
         return (5 if adds_squares else 4) * (world_size - 1) * _MESSAGE_MS

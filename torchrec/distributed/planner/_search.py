@@ -97,14 +97,14 @@ def _spread(problem: Problem) -> list[Choice] | None:
     """Return the best plan that tables placed one by one come to, in several orders; None: no order fits."""
     everyone = range(len(problem.items))
     cheap = [
-        sorted(candidates, key=lambda each: (each.total.ns, each.total.num_bytes))
+        sorted(candidates, key=lambda each: (each.total.all_ns, each.total.num_bytes))
         for candidates in problem.items
     ]
     small = [
-        sorted(candidates, key=lambda each: (each.largest, each.total.ns))
+        sorted(candidates, key=lambda each: (each.largest, each.total.all_ns))
         for candidates in problem.items
     ]
-    by_cost = sorted(everyone, key=lambda i: -cheap[i][0].total.ns if cheap[i] else 0)
+    by_cost = sorted(everyone, key=lambda i: -cheap[i][0].total.all_ns if cheap[i] else 0)
     by_size = sorted(everyone, key=lambda i: -cheap[i][0].total.num_bytes if cheap[i] else 0)
     found: list[list[Choice]] = []
     for order in (by_cost, by_size):
@@ -125,7 +125,7 @@ def _least_limit(
     best = _take_all(problem, order, candidates, by_time, None)
     if best is None:
         return None
-    low = sum(each[0].total.ns for each in candidates if each) // max(problem.world_size, 1)
+    low = sum(each[0].total.all_ns for each in candidates if each) // max(problem.world_size, 1)
     high = score_of(problem, best)[0]
     for _ in range(_HALVINGS):
         if low >= high:
@@ -167,7 +167,7 @@ def _tables_of(choices: Sequence[Choice], ranks: set[int]) -> list[int]:
         for i, choice in enumerate(choices)
         if any(not ranks.isdisjoint(seat) for seat in choice.seats)
     ]
-    return sorted(found, key=lambda i: -choices[i].candidate.total.ns)
+    return sorted(found, key=lambda i: -choices[i].candidate.total.all_ns)
 
 
 def _replace(problem: Problem, choices: list[Choice], load: Load, i: int, before: Score) -> bool:
@@ -213,7 +213,7 @@ class _Proof:
         # Large tables first: where they go decides most.
         self._order = sorted(
             range(len(problem.items)),
-            key=lambda i: (-min((each.total.ns for each in problem.items[i]), default=0), i),
+            key=lambda i: (-min((each.total.all_ns for each in problem.items[i]), default=0), i),
         )
         self._rest = self._least_rest()
         self._load = Load(problem.room)
@@ -235,7 +235,7 @@ class _Proof:
         rest = [(0, 0)]
         for i in reversed(self._order):
             candidates = self._problem.items[i]
-            ns = min((each.total.ns for each in candidates), default=0)
+            ns = min((each.total.all_ns for each in candidates), default=0)
             num_bytes = min((each.total.num_bytes for each in candidates), default=0)
             rest.append((rest[-1][0] + ns, rest[-1][1] + num_bytes))
         return rest[::-1]
@@ -263,7 +263,7 @@ class _Proof:
                 self._best = [self._chosen[i] for i in range(len(self._order))]
             return
         i = self._order[at]
-        for candidate in sorted(self._problem.items[i], key=lambda each: each.total.ns):
+        for candidate in sorted(self._problem.items[i], key=lambda each: each.total.all_ns):
             for seats in self._seats(candidate, 0, 0, at + 1):
                 self._chosen[i] = Choice(candidate, seats)
                 self._table(at + 1)

@@ -246,5 +246,10 @@ def part_of(storage: Storage, perf: Perf | None = None) -> Part:
     found = Part(0, storage.hbm, storage.ddr, storage.ssd)
     if perf is None:
         return found
-    exchange = perf.fwd_comms + perf.bwd_comms + perf.input_dist_comms
-    return replace(found, ns=round(perf.total * 1e6), exchange_ns=round(exchange * 1e6))
+    exchange = round(perf.comms * 1e6)
+    return replace(
+        found,
+        ns=round(perf.compute * 1e6) + exchange,
+        exchange_ns=exchange,
+        alike_ns=round(perf.alike * 1e6),
+    )

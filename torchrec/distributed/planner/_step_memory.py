@@ -164,9 +164,7 @@ def rank_memory(
         of_paths.setdefault(option.path, []).append(option)
     collections = [_Collection(of_path, topology.world_size) for of_path in of_paths.values()]
     return [
-        RankMemory(
-            table_bytes, *_step_bytes(collections, rank, topology.world_size, layer_bytes)
-        )
+        RankMemory(table_bytes, *_step_bytes(collections, rank, topology.world_size, layer_bytes))
         for rank, table_bytes in enumerate(kept)
     ]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from torchrec.distributed.planner._bandwidths import StateSize
 from torchrec.distributed.planner._options import ShardingOption
 from torchrec.distributed.planner._topology import Storage
 from torchrec.distributed.planner.constants import UVM_CACHING_RATIO
@@ -200,14 +201,25 @@ def _kept_bytes(param: Tensor, rows: int, columns: int, compute_kernel: str) -> 
     """Return the bytes of a dense gradient, or of the state of a fused update: one number a weight if not known."""
     if compute_kernel != "fused":
         return rows * columns * param.element_size()
+    state = state_of(param, compute_kernel)
+    return rows * (state.a_row + state.a_weight * columns) * _FLOAT
+
+
+def state_of(param: Tensor, compute_kernel: str) -> StateSize:
+    """Return what the fused optimizer of a table keeps of it: one number a weight if it is not known yet.
+
+    Args:
+        param: the table.
+        compute_kernel: value of an `EmbeddingComputeKernel`; others than fused ones keep nothing.
+    """
+    if compute_kernel != "fused":
+        return StateSize(0, 0)
     rule = fused_rule_of(param)
     if rule is None:
-        return rows * columns * _FLOAT
+        return StateSize(1, 0)
     kind = RULES[rule.optimizer]
-    numbers = [
-        rows if kind.state[name] else rows * columns for name in kind.state_names(rule.hyper)
-    ]
-    return sum(numbers) * _FLOAT
+    by_row = [kind.state[name] for name in kind.state_names(rule.hyper)]
+    return StateSize(by_row.count(False), by_row.count(True))
 
 
 def adds_squares(option: ShardingOption) -> bool:

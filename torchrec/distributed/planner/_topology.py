@@ -53,7 +53,11 @@ class Storage:
 
 @dataclass(order=True, unsafe_hash=True)
 class Perf:
-    """Milliseconds of a step."""
+    """Milliseconds of a step.
+
+    Attributes:
+        alike: of all ranks together, which each of them has an equal share of, whoever has the part.
+    """
 
     fwd_compute: float
     fwd_comms: float
@@ -61,18 +65,22 @@ class Perf:
     bwd_comms: float
     input_dist_comms: float = 0.0
     prefetch_compute: float = 0.0
+    alike: float = 0.0
+
+    @property
+    def compute(self) -> float:
+        """What the rank that has the part computes."""
+        return self.fwd_compute + self.bwd_compute + self.prefetch_compute
+
+    @property
+    def comms(self) -> float:
+        """What this rank exchanges."""
+        return self.fwd_comms + self.bwd_comms + self.input_dist_comms
 
     @property
     def total(self) -> float:
         """The sum of all parts."""
-        return (
-            self.fwd_compute
-            + self.fwd_comms
-            + self.bwd_compute
-            + self.bwd_comms
-            + self.input_dist_comms
-            + self.prefetch_compute
-        )
+        return self.compute + self.comms + self.alike
 
     def scaled(self, factor: float) -> Perf:
         """Return each part as many times."""
@@ -86,6 +94,7 @@ class Perf:
             self.bwd_comms + other.bwd_comms,
             self.input_dist_comms + other.input_dist_comms,
             self.prefetch_compute + other.prefetch_compute,
+            self.alike + other.alike,
         )
 
 

@@ -1,21 +1,22 @@
 """Measures how long look-ups, updates and exchanges take on this machine, for plans that are true of it.
 
 A collection of some tables is trained on one process, then under `DistributedModelParallel` on several, one thread
-each, as `torchrun` starts them. What the exchanges take is what such a step takes beside look-ups that all processes
-make at the same time, so that it has in it what packing and waiting cost; how much longer look-ups take where they
-share memory and processors is measured by itself.
+each, as `torchrun` starts them. What exchanges take is what such a step takes beside the same look-ups where nothing
+is exchanged, made by all processes at the same time: that has in it what packing and waiting cost. How much longer
+look-ups and layers take where processes share memory and processors is measured by itself.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +24,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
 
 from torchrec.distributed._plan import EmbeddingModuleShardingPlan, ShardingPlan
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner._calibration import Calibration, ExchangeRate, LookupRate
+from torchrec.distributed.planner._bandwidths import StateSize
+from torchrec.distributed.planner._calibration import (
+    Calibration,
+    ExchangeRate,
+    LookupRate,
+    UpdateRate,
+)
 from torchrec.distributed.sharding_plan import (
     ParameterShardingGenerator,
     column_wise,
@@ -35,8 +43,9 @@ from torchrec.distributed.sharding_plan import (
     row_wise,
     table_wise,
 )
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.ops.embedding.updates import RULES, Hyper
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.types import OptimizerType
 
@@ -45,13 +54,24 @@ __all__ = ["Calibration", "calibrate", "step_ms", "usual_ms"]
 Clock = Callable[[], float]
 """Of `time`: seconds, of which the difference counts."""
 
-_FEATURES, _BATCH = 8, 1024
-_COLUMNS, _BAGS, _ROWS = (8, 32, 128), (1, 5, 20), (1_000, 10_000, 100_000)
-# Of the collections that several ranks train.
-_DIM, _HEIGHT, _SMALL, _MEDIUM, _LARGE, _LONG = 64, 50_000, 128, 512, 2048, 20
-_MANY = 40  # tables
+# Look-ups: tables, their columns and rows, samples and ids a bag; optimizers that keep more and more.
+_TABLES = 4
+_COLUMNS, _ROWS = (8, 32, 128), (1_000, 10_000, 100_000)
+_SINGLE, _BAGS = (2048, 1), (512, 20)
+_OPTIMIZERS = (
+    OptimizerType.ROWWISE_ADAGRAD,
+    OptimizerType.ADAGRAD,
+    OptimizerType.PARTIAL_ROWWISE_ADAM,
+    OptimizerType.ADAM,
+)
+# Of the collections that several ranks train: tables, about as many as this, and samples of a rank.
+_FEATURES, _DIM, _HEIGHT = 8, 64, 50_000
+_SMALL, _MEDIUM, _LARGE, _LONG = 128, 512, 2048, 20
+_HIDDEN = 256  # of layers
+_CROWD = 4  # times as many samples, whose vectors caches do not hold
+_MANY = 32  # tables more
 _MILLION = 1_000_000  # numbers of a gradient
-_ROUNDS = 3  # of which the quickest counts: others may run something for a while
+_ROUNDS = 4  # of which the quickest counts: others may run something for a while
 
 
 def calibrate(
@@ -88,27 +108,33 @@ def calibrate(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        lookups = tuple(
-            rate
-            for columns, rows in itertools.product(_COLUMNS, _ROWS)
-            for rate in _lookup_rates(columns, rows, seconds / 2, clock)
-        )
-        tiny = [
-            _step_ms(_collection(n, 8, 16), _batch(n, 1, 1, 16), seconds, clock) for n in (1, 33)
+        tiny = [_training(_collection(n, 8, 16), _batch(n, 1, 1, 16)) for n in (1, 33)]
+        alone, many = (step_ms(step, seconds, clock=clock) for step in tiny)
+        part = max((many - alone) / 32, 0.0)
+        sequences = [
+            step_ms(_training(_sequences(n), _batch(n, 1, 1, 16)), seconds, clock=clock)
+            for n in (1, 33)
         ]
-        part = max((tiny[1] - tiny[0]) / 32, 0.0)
-        alone = _lookups_ms(seconds, clock)
+        vectors = _vector_ns(alone, seconds, clock)
+        rates = _LookupRates(alone, part / 2, seconds / 5, clock)
+        for columns in _COLUMNS:
+            rates.measure(columns)
         dense = _dense_ns(seconds, clock)
     finally:
         torch.set_num_threads(before)
-    exchanges = tuple(_exchange_rate(size, seconds, threads, alone, clock) for size in world_sizes)
+    exchanges = tuple(_exchange_rate(size, seconds, threads, clock) for size in world_sizes)
     return Calibration(
         machine=f"{platform.machine()}, {os.cpu_count()} processors, torch {torch.__version__}",
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         part_ms=part / 2,  # once forward, once backward
-        step_ms_alone=tiny[0],
+        tables=_TABLES,
+        vector_bytes=_vector_bytes(_SINGLE[0]),
+        vector_ns_a_byte=vectors,
+        sequence_ms=max((sequences[1] - sequences[0]) / 32 - part, 0.0),
+        step_ms_alone=alone,
         dense_ns_a_byte=dense,
-        lookups=lookups,
+        lookups=tuple(rates.lookups),
+        updates=tuple(rates.updates),
         exchanges=exchanges,
     )
 
@@ -128,24 +154,18 @@ class _Steps:
     long: float
 
 
-def _lookups_ms(seconds: float, clock: Clock) -> _Steps:
-    """Measure the steps of the collection where nothing is exchanged."""
-    return _Steps(
-        *(
-            _step_ms(_collection(_FEATURES, _DIM, _HEIGHT), each, seconds, clock)
-            for each in _batches(0)
-        )
-    )
-
-
-def _batches(seed: int) -> list[KeyedJaggedTensor]:
-    """Return batches of few samples, of many, and of some with long bags."""
+def _batches(seed: int, features: int, ranks: int = 1) -> list[KeyedJaggedTensor]:
+    """Return batches of few samples, of many, and of some with long bags; those of some ranks as one."""
     sizes = (_SMALL, 1), (_LARGE, 1), (_MEDIUM, _LONG)
-    return [_batch(_FEATURES, batch, bag, _HEIGHT, seed) for batch, bag in sizes]
+    return [_batch(features, ranks * batch, bag, _HEIGHT, seed) for batch, bag in sizes]
 
 
 def _collection(
-    tables: int, columns: int, rows: int, device: str = "cpu"
+    tables: int,
+    columns: int,
+    rows: int,
+    device: str = "cpu",
+    optimizer: OptimizerType = OptimizerType.ROWWISE_ADAGRAD,
 ) -> EmbeddingBagCollection:
     return EmbeddingBagCollection(
         [
@@ -154,12 +174,29 @@ def _collection(
                 columns,
                 f"t{t}",
                 feature_names=[f"f{t}"],
-                optimizer=OptimizerType.ROWWISE_ADAGRAD,
+                optimizer=optimizer,
                 lr=0.01,
             )
             for t in range(tables)
         ],
         device=torch.device(device),
+    )
+
+
+def _sequences(tables: int) -> EmbeddingCollection:
+    """Return small tables whose ids each have a vector."""
+    return EmbeddingCollection(
+        [
+            EmbeddingConfig(
+                16,
+                8,
+                f"t{t}",
+                feature_names=[f"f{t}"],
+                optimizer=OptimizerType.ROWWISE_ADAGRAD,
+                lr=0.01,
+            )
+            for t in range(tables)
+        ]
     )
 
 
@@ -210,45 +247,123 @@ def step_ms(
     return usual_ms(times)
 
 
-def _step_ms(model: nn.Module, batch: KeyedJaggedTensor, seconds: float, clock: Clock) -> float:
-    return step_ms(_training(model, batch), seconds, clock=clock)
-
-
 def _loss(model: nn.Module, batch: KeyedJaggedTensor) -> Tensor:
-    values: Tensor = model(batch).values()
+    found = model(batch)
+    if isinstance(found, Tensor):
+        return found.sum()
+    if isinstance(found, dict):
+        return torch.cat([each.values() for each in found.values()]).sum()
+    values: Tensor = found.values()
     return values.sum()
 
 
-def _lookup_rates(columns: int, rows: int, seconds: float, clock: Clock) -> Iterator[LookupRate]:
-    """Measure eight tables, with bags of several lengths."""
-    model = _collection(_FEATURES, columns, rows)
-    for bag in _BAGS:
-        yield _lookup_rate(model, columns, bag, rows, seconds, clock)
+class _LookupRates:
+    """Measures look-ups and updates on this process.
+
+    Args:
+        alone: milliseconds of a step of a collection of one small table.
+        part: of a table more in it, forward or backward.
+        seconds: how long each thing is done.
+        clock: of `time`.
+
+    Attributes:
+        lookups: rates that were measured.
+        updates: likewise.
+    """
+
+    def __init__(self, alone: float, part: float, seconds: float, clock: Clock) -> None:
+        self._part, self._seconds, self._clock = part, seconds, clock
+        forward, _ = self._times(_collection(1, 8, 16), (1, 1), 16)
+        self._calls = forward, max(alone - forward, 0.0)
+        self.lookups: list[LookupRate] = []
+        self.updates: list[UpdateRate] = []
+
+    def measure(self, columns: int) -> None:
+        """Measure tables of some numbers of rows.
+
+        Args:
+            columns: of each.
+        """
+        backward_rates: tuple[float, float] | None = None
+        for rows in _ROWS:
+            for optimizer in _OPTIMIZERS:
+                model = _collection(_TABLES, columns, rows, optimizer=optimizer)
+                times = [self._of_table(model, shape, rows) for shape in (_SINGLE, _BAGS)]
+                if optimizer is _OPTIMIZERS[0]:
+                    forward_rates = _an_id_and_bag(*(forward for forward, _ in times))
+                    if backward_rates is None:  # of few rows, which are in the cache
+                        backward_rates = _an_id_and_bag(*(backward for _, backward in times))
+                    self.lookups.append(LookupRate(columns, rows, *forward_rates, *backward_rates))
+                assert backward_rates is not None
+                for (batch, bag), (_, backward) in zip((_SINGLE, _BAGS), times, strict=True):
+                    ids = batch * bag
+                    update = backward * 1e6 - ids * backward_rates[0] - batch * backward_rates[1]
+                    chosen = -rows * math.expm1(-ids / rows)
+                    state = _state_of(optimizer)
+                    self.updates.append(
+                        UpdateRate(
+                            columns,
+                            rows,
+                            ids,
+                            state.a_weight,
+                            state.a_row,
+                            max(update / chosen, 0.0),
+                        )
+                    )
+
+    def _of_table(self, model: nn.Module, shape: tuple[int, int], rows: int) -> tuple[float, float]:
+        """Return milliseconds of a table, forward and backward, without what a call takes."""
+        forward, backward = self._times(model, shape, rows)
+        return (
+            max((forward - self._calls[0]) / _TABLES - self._part, 1e-6),
+            max((backward - self._calls[1]) / _TABLES - self._part, 1e-6),
+        )
+
+    def _times(self, model: nn.Module, shape: tuple[int, int], rows: int) -> tuple[float, float]:
+        """Measure several batches in turn, so that rows come from where they lie."""
+        features = len(list(model.parameters()))
+        batches = itertools.cycle([_batch(features, *shape, rows, seed) for seed in range(4)])
+
+        def both() -> None:
+            _loss(model, next(batches)).backward()
+
+        def forward() -> None:
+            with torch.no_grad():
+                model(next(batches)).values()
+
+        of_forward = step_ms(forward, self._seconds / 2, clock=self._clock)
+        of_both = step_ms(both, self._seconds, clock=self._clock)
+        return of_forward, max(of_both - of_forward, 0.0)
 
 
-def _lookup_rate(
-    model: nn.Module, columns: int, bag: int, rows: int, seconds: float, clock: Clock
-) -> LookupRate:
-    """Measure several batches in turn, so that rows come from where they lie."""
-    batches = itertools.cycle([_batch(_FEATURES, _BATCH, bag, rows, seed) for seed in range(4)])
+def _an_id_and_bag(single: float, bags: float) -> tuple[float, float]:
+    """Return nanoseconds of an id and of a bag, from the milliseconds of a table with one id a bag and with many."""
+    (samples, _), (batch, bag) = _SINGLE, _BAGS
+    an_id = max(bags - single * batch / samples, 0.0) / (batch * (bag - 1))
+    return an_id * 1e6, max(single / samples - an_id, 0.0) * 1e6
 
-    def both() -> None:
-        _loss(model, next(batches)).backward()
 
-    def forward() -> None:
-        with torch.no_grad():
-            model(next(batches)).values()
+def _state_of(optimizer: OptimizerType) -> StateSize:
+    """Return what an optimizer keeps of a table."""
+    kind = RULES[optimizer]
+    by_row = [kind.state[name] for name in kind.state_names(Hyper(lr=0.01))]
+    return StateSize(by_row.count(False), by_row.count(True))
 
-    ids = _FEATURES * _BATCH * bag
-    of_forward = step_ms(forward, seconds / 2, clock=clock)
-    of_both = step_ms(both, seconds, clock=clock)
-    return LookupRate(
-        columns=columns,
-        ids_a_bag=float(bag),
-        rows=rows,
-        forward_ns=of_forward * 1e6 / ids,
-        backward_ns=max(of_both - of_forward, 1e-6) * 1e6 / ids,
-    )
+
+def _vector_bytes(batch: int) -> int:
+    return 4 * _TABLES * max(_COLUMNS) * batch
+
+
+def _vector_ns(alone: float, seconds: float, clock: Clock) -> float:
+    """Return what a byte of vectors takes more where there are many, of tables that caches hold."""
+    model, (few, _) = _collection(_TABLES, max(_COLUMNS), min(_ROWS)), _SINGLE
+    times = [
+        step_ms(_training(model, _batch(_TABLES, batch, 1, min(_ROWS))), seconds, clock=clock)
+        - alone
+        for batch in (few, few * _CROWD)
+    ]
+    more = max(times[1] - _CROWD * times[0], 0.0)
+    return more * 1e6 / (_vector_bytes(few * _CROWD) - _vector_bytes(few))
 
 
 def _dense_ns(seconds: float, clock: Clock) -> float:
@@ -264,9 +379,7 @@ def _dense_ns(seconds: float, clock: Clock) -> float:
     return step_ms(step, seconds, clock=clock) * 1e6 / (weight.nelement() * 4)
 
 
-def _exchange_rate(
-    world_size: int, seconds: float, threads: int, alone: _Steps, clock: Clock
-) -> ExchangeRate:
+def _exchange_rate(world_size: int, seconds: float, threads: int, clock: Clock) -> ExchangeRate:
     with tempfile.TemporaryDirectory() as folder:
         arguments = (world_size, folder, seconds, threads, clock)
         try:
@@ -276,39 +389,55 @@ def _exchange_rate(
                 f"A process of {world_size} should have measured. {error}"
             ) from error
         found = json.loads((Path(folder) / "measured").read_text())
-    together, narrow, whole, rows, columns = (
-        _Steps(*found[name]) for name in ("together", "narrow", "whole", "rows", "columns")
+    alone, together, narrow, whole, rows, columns = (
+        _Steps(*found[name])
+        for name in ("together alone", "together", "narrow", "whole", "rows", "columns")
     )
+    features = _features(world_size)
     few, many = found["tables"]
-    table = max(many - few, 0.0) / (_MANY - _FEATURES)
+    part = max(many - few, 0.0) / _MANY
     # Of a sum, each rank sends each other one its share of the numbers, twice.
     reduced = 2 * 4 * _MILLION / world_size * (world_size - 1)
     # What the exchange of a sample takes, with an id a bag and with many.
     a_sample = _slope(whole.small - together.small, whole.large - together.large)
     step = max(whole.small - together.small - _SMALL * a_sample, 0.0)
     a_long = (whole.long - together.long - step) / _MEDIUM
-    an_id = max(a_long - a_sample, 0.0) / ((_LONG - 1) * _FEATURES)
+    an_id = max(a_long - a_sample, 0.0) / ((_LONG - 1) * features)
     # Of its vectors and gradients, all others' share is sent; the length of a bag counts for half an id.
-    sent = _FEATURES * _DIM * 4 * 2 * (world_size - 1) / world_size
-    a_byte = max(a_sample - 1.5 * _FEATURES * an_id, 0.0) / sent
+    sent = features * _DIM * 4 * 2 * (world_size - 1) / world_size
+    a_byte = max(a_sample - 1.5 * features * an_id, 0.0) / sent
     by_rows = _slope(rows.small - whole.small, rows.large - whole.large)
-    # Each id is looked up by two ranks, half as many columns each.
-    halves = 2 * _slope(narrow.small, narrow.large) - _slope(together.small, together.large)
-    by_columns = _slope(columns.small - whole.small, columns.large - whole.large)
-    by_columns = max(by_columns - max(halves, 0.0), 0.0)
+    # Each id is asked of two ranks, which look up half as many columns each.
+    by_columns = _slope(
+        (columns.small - narrow.small) - (whole.small - together.small),
+        (columns.large - narrow.large) - (whole.large - together.large),
+    )
+    by_columns = max(by_columns - 1.5 * features * an_id, 0.0)
+    layers, alone_layers = found["layers"][0], found["layers alone"][0]
     return ExchangeRate(
         world_size=world_size,
         slowdown=max((together.large + together.long) / (alone.large + alone.long), 1.0),
-        step_ms=max(step - _FEATURES * table, 0.0),
-        table_ms=table,
-        rows_step_ms=max(rows.small - whole.small - _SMALL * by_rows, 0.0),
-        squares_step_ms=max(columns.small - whole.small - _SMALL * by_columns, 0.0),
+        step_ms=max(step - features * part, 0.0),
+        part_ms=part,
+        rows_step_ms=max(
+            rows.small - whole.small - _SMALL * by_rows - (world_size - 1) * features * part, 0.0
+        ),
+        squares_step_ms=max(
+            columns.small - whole.small - _SMALL * by_columns - features * part, 0.0
+        ),
         ns_a_byte=a_byte * 1e6,
         ns_an_id=an_id * 1e6,
         reduce_ns_a_byte=found["reduced"][0] * 1e6 / reduced,
-        rows_ns_a_number=by_rows * 1e6 / (_FEATURES * _DIM),
-        squares_ns_an_id=by_columns * 1e6 / (_FEATURES * world_size),
+        layers_slowdown=max(layers / alone_layers, 1.0),
+        layers_step_ms=max(found["summed"][1] - found["summed"][0], 0.0),
+        rows_ns_a_number=by_rows * 1e6 / (features * _DIM),
+        squares_ns_an_id=by_columns * 1e6 / (2 * features),
     )
+
+
+def _features(world_size: int) -> int:
+    """Return how many tables ranks have, each as many."""
+    return world_size * max(1, round(_FEATURES / world_size))
 
 
 def _slope(small: float, large: float) -> float:
@@ -324,14 +453,13 @@ def _measure_rank(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
     )
     try:
-        steps = {
-            name: [_training(model, batch) for batch in _batches(rank)]
-            for name, model in _collections(world_size).items()
-        }
-        steps["tables"] = [_of_tables(count, world_size) for count in (_FEATURES, _MANY)]
-        steps["reduced"] = [_reducing()]
+        steps = _steps(rank, world_size)
         found: dict[str, list[float]] = {}
         for _ in range(_ROUNDS):
+            for name in ("together", "layers") if rank == 0 else ():  # while the others wait
+                times = [step_ms(step, seconds / _ROUNDS, clock=clock) for step in steps[name]]
+                name = f"{name} alone"
+                found[name] = list(map(min, found.get(name, times), times))
             for name, of_name in steps.items():
                 times = [_rank_ms(step, seconds / _ROUNDS, clock) for step in of_name]
                 found[name] = list(map(min, found.get(name, times), times))
@@ -342,19 +470,36 @@ def _measure_rank(
         dist.destroy_process_group()
 
 
-def _collections(world_size: int) -> dict[str, nn.Module]:
-    """Return the collection on each rank, also half as wide; and each rank with as many tables, rows or columns."""
+def _steps(rank: int, world_size: int) -> dict[str, list[Callable[[], None]]]:
+    """Return what ranks do together, with batches of each size.
 
-    def sharded(layout: Callable[[int], ParameterShardingGenerator]) -> nn.Module:
-        layouts = {f"t{t}": layout(t) for t in range(_FEATURES)}
-        return _sharded(_collection(_FEATURES, _DIM, _HEIGHT, "meta"), layouts)
+    "together": what each looks up where each has as many tables, without any exchange; "narrow": where each has the
+    halves of twice as many. "whole", "rows", "columns": each has as many tables, rows or columns.
+    """
+    features = _features(world_size)
+    mine = features // world_size
 
+    def here(tables: int, columns: int) -> list[Callable[[], None]]:
+        model = _collection(tables, columns, _HEIGHT)
+        return [_training(model, batch) for batch in _batches(rank, tables, world_size)]
+
+    def sharded(layout: Callable[[int], ParameterShardingGenerator]) -> list[Callable[[], None]]:
+        layouts = {f"t{t}": layout(t) for t in range(features)}
+        model = _sharded(_collection(features, _DIM, _HEIGHT, "meta"), layouts)
+        return [_training(model, batch) for batch in _batches(rank, features)]
+
+    layers, small = _layers(_HIDDEN), _layers(8)
+    summed = DistributedDataParallel(_layers(8))
     return {
-        "together": _collection(_FEATURES, _DIM, _HEIGHT),
-        "narrow": _collection(_FEATURES, _DIM // 2, _HEIGHT),
+        "together": here(mine, _DIM),
+        "narrow": here(2 * mine, _DIM // 2),
         "whole": sharded(lambda t: table_wise(t % world_size)),
         "rows": sharded(lambda _: row_wise()),
         "columns": sharded(lambda t: column_wise([t % world_size, (t + 1) % world_size])),
+        "tables": [_of_tables(count, world_size) for count in (features, features + _MANY)],
+        "layers": [_training_layers(layers, _HIDDEN, _MEDIUM)],
+        "summed": [_training_layers(each, 8, 8) for each in (small, summed)],
+        "reduced": [_reducing()],
     }
 
 
@@ -365,17 +510,45 @@ def _of_tables(count: int, world_size: int) -> Callable[[], None]:
     return _training(tables, _batch(count, 16, 1, 16))
 
 
+def _layers(size: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 1))
+
+
+def _training_layers(layers: nn.Module, size: int, batch: int) -> Callable[[], None]:
+    optimizer, inputs = torch.optim.Adagrad(layers.parameters()), torch.ones(batch, size)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        layers(inputs).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+class _Tables(nn.Module):
+    """A model that is a collection."""
+
+    def __init__(self, tables: EmbeddingBagCollection) -> None:
+        super().__init__()
+        self.tables = tables
+
+    def forward(self, features: KeyedJaggedTensor) -> Tensor:
+        """Return vectors side by side."""
+        vectors: Tensor = self.tables(features).values()
+        return vectors
+
+
 def _sharded(
     collection: EmbeddingBagCollection, layouts: dict[str, ParameterShardingGenerator]
 ) -> nn.Module:
-    model = nn.ModuleDict({"tables": collection})
     plan: EmbeddingModuleShardingPlan = construct_module_sharding_plan(
         collection, layouts, device_type="cpu"
     )
-    sharded = DistributedModelParallel(
-        model, plan=ShardingPlan({"tables": plan}), sharders=get_default_sharders()
+    return DistributedModelParallel(
+        _Tables(collection),
+        plan=ShardingPlan({"tables": plan}),
+        sharders=get_default_sharders(),
     )
-    return sharded.module.get_submodule("tables")
 
 
 def _training(model: nn.Module, batch: KeyedJaggedTensor) -> Callable[[], None]:

@@ -23,6 +23,7 @@ from torchrec.distributed.planner._storage import (
     Traffic,
     adds_squares,
     own_bytes_of,
+    state_of,
     storage_of,
 )
 from torchrec.distributed.planner._topology import Perf, Storage, Topology
@@ -81,11 +82,11 @@ class EmbeddingPerfEstimator(ShardEstimator):
             sharding_options: ways to place tables.
             sharder_data_map: `ShardingOption.module_type_key` -> what is known of the sharder.
         """
-        facts = _Facts()
+        facts, touched = _Facts(), self._touched(sharding_options)
         for option in sharding_options:
             wishes = self._constraints.get(option.name) or ParameterConstraints()
             data = sharder_data_map[option.module_type_key]
-            work = self._work(option, data, wishes, facts)
+            work = self._work(option, data, wishes, facts, touched)
             params = option.cache_params
             rates = rates_of(
                 self._topology,
@@ -101,6 +102,17 @@ class EmbeddingPerfEstimator(ShardEstimator):
             for shard in option.shards:
                 shard.perf = perf(*shard.size)
 
+    def _touched(self, options: list[ShardingOption]) -> float:
+        """Return the numbers of rows and vectors that a step of one rank comes by, of all tables."""
+        found = {}
+        for option in options:
+            wishes = self._constraints.get(option.name) or ParameterConstraints()
+            bags, ids = _asked(option, wishes)
+            found[option.path, option.name] = option.tensor.shape[1] * (
+                ids + 2 * (bags if option.is_pooled else ids)
+            )
+        return sum(found.values())
+
     def _slowed_by_unevenness(self, option: ShardingOption) -> float:
         if not self._counts_unevenness:
             return 1.0
@@ -114,6 +126,7 @@ class EmbeddingPerfEstimator(ShardEstimator):
         data: SharderData,
         wishes: ParameterConstraints,
         facts: _Facts,
+        touched: float,
     ) -> Work:
         topology, kind = self._topology, ShardingType(option.sharding_type)
         bags, ids = _asked(option, wishes)
@@ -140,6 +153,8 @@ class EmbeddingPerfEstimator(ShardEstimator):
             backward_factor=(topology.weighted_feature_bwd_compute_multiplier if weighted else 1.0),
             is_inference=self._is_inference,
             ranks_a_host=topology.local_world_size,
+            state=state_of(option.tensor, option.compute_kernel),
+            touched=touched,
             adds_squares=adds_squares(option) and not self._is_inference,
         )
 

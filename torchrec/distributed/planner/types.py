@@ -15,6 +15,7 @@ from torchrec.distributed.planner._bandwidths import (
     CollectiveType,
     GeneralizedCommsBandwidth,
     Rates,
+    StateSize,
 )
 from torchrec.distributed.planner._calibration import Calibration
 from torchrec.distributed.planner._interfaces import (
@@ -79,6 +80,7 @@ __all__ = [
     "SharderDataMap",
     "ShardingOption",
     "ShardingPlan",
+    "StateSize",
     "Stats",
     "Storage",
     "StorageReservation",
