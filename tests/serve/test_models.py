@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -77,6 +78,24 @@ def test_versions_are_found(saved: list[Path], tmp_path: Path) -> None:
             FileNotFoundError, match="should be a run, a bundle, or a folder of such"
         ):
             find_versions(wrong)
+
+
+def test_a_version_that_is_removed_while_it_is_looked_at(
+    saved: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("1", "2"):
+        shutil.copytree(saved[0], tmp_path / name)
+    scandir = os.scandir
+
+    def removing(path: str) -> object:
+        if Path(path) == tmp_path / "2" / "transform":
+            monkeypatch.undo()
+            shutil.rmtree(tmp_path / "2")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", removing)
+    assert find_versions(tmp_path)[-1].name == "1"
+    assert [one.name for one in find_versions(tmp_path)] == ["1"]
 
 
 def test_a_new_version_takes_over_and_goes_back(

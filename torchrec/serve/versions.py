@@ -65,16 +65,17 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _stamp(folder: Path) -> Stamp:
+    """Return what differs where a file does; what goes away at this moment is left out, and seen by the next look."""
     found = []
-    for path in sorted(folder.rglob("*")):
-        try:
-            status = path.stat()
-        except FileNotFoundError:  # replaced at this moment: the next look sees it
-            continue
-        found.append(
-            (str(path.relative_to(folder)), status.st_ino, status.st_size, status.st_mtime_ns)
-        )
-    return tuple(found)
+    for place, folders, files in os.walk(folder):
+        for path in (os.path.join(place, name) for name in (*folders, *files)):
+            try:
+                status = os.stat(path)
+            except FileNotFoundError:
+                continue
+            name = os.path.relpath(path, folder)
+            found.append((name, status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(sorted(found))
 
 
 def digest_of_index(folder: Path) -> str:
