@@ -9,7 +9,12 @@ import torch
 
 from tests.distributed.table_sharder import TableSharder
 from torchrec import DataType, EmbeddingBagCollection, EmbeddingBagConfig
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner import (
+    EmbeddingShardingPlanner,
+    ParameterConstraints,
+    Topology,
+    _changes,
+)
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError, PlannerErrorType, Storage
 
@@ -97,13 +102,13 @@ def test_ranks_that_are_more_would_do_and_do():
     message = error(tables, 2, 30_000, wishes)
     assert "1 rank more" in message
     plan(tables, 3, 30_000, wishes)
-    four = model(**dict.fromkeys("abcdefgh", (100, 64)))
-    wishes = {name: ParameterConstraints(**WHOLE) for name in "abcdefgh"}
-    message = error(four, 4, 40_000, wishes)
-    assert "4 ranks more" in message
+    seven = model(**dict.fromkeys("abcdefg", (100, 64)))
+    wishes = {name: ParameterConstraints(**WHOLE) for name in "abcdefg"}
+    message = error(seven, 4, 40_000, wishes)
+    assert "3 ranks more" in message
     with pytest.raises(PlannerError):
-        plan(four, 6, 40_000, wishes)
-    plan(four, 8, 40_000, wishes)
+        plan(seven, 6, 40_000, wishes)
+    plan(seven, 7, 40_000, wishes)
 
 
 def test_memory_that_is_more_would_do_and_does():
@@ -115,6 +120,20 @@ def test_memory_that_is_more_would_do_and_does():
     plan(tables, 2, 20_000 + int(float(found[1]) * 1024) + 2, wishes)
     with pytest.raises(PlannerError):
         plan(tables, 2, 20_000 + int(float(found[1]) * 1024) - 10, wishes)
+
+
+def test_what_all_tables_lack_counts_and_what_was_not_tried_is_not_denied(monkeypatch):
+    names = [f"t{number}" for number in range(20)]
+    tables = model(**dict.fromkeys(names, (100, 64)))
+    wishes = {name: ParameterConstraints(**WHOLE) for name in names}
+    message = error(tables, 2, 60_000, wishes)
+    found = re.search(r"([\d.]+) KB more memory on each rank", message)
+    assert found is not None, message
+    lacks = (10 * 26_000 - 60_000) / 1024
+    assert lacks < float(found[1]) < 1.5 * lacks
+    monkeypatch.setattr(_changes, "_SECONDS", -1.0)
+    message = error(tables, 2, 60_000, wishes)  # to what they lack, messages come
+    assert message.endswith("There was no time to find what would do.")
 
 
 def test_nothing_small_may_do():

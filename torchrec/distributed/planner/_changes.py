@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
@@ -15,8 +16,8 @@ from torchrec.distributed.types import ShardingType
 
 __all__ = ["Change", "changes_that_fit", "with_half_weights"]
 
-# Seconds that are spent on looking for changes.
-_SECONDS = 10.0
+# Seconds that are spent on looking for a change of a kind; one is tried in any case.
+_SECONDS = 4.0
 _BY_COLUMNS = (
     ShardingType.COLUMN_WISE,
     ShardingType.TABLE_COLUMN_WISE,
@@ -47,7 +48,7 @@ def changes_that_fit(
     constraints: Mapping[str, ParameterConstraints],
     sharding_types: Sequence[str],
     fits: Callable[[Change], bool],
-) -> list[str]:
+) -> tuple[list[str], bool]:
     """Return the smallest change of each kind after which there is a plan, in words, the smallest first.
 
     Args:
@@ -56,24 +57,28 @@ def changes_that_fit(
         constraints: wishes, by name of table.
         sharding_types: those that the table's sharder knows.
         fits: tries one.
+
+    Returns:
+        the changes, and whether there was time to try all others.
     """
-    deadline = time.monotonic() + _SECONDS
     table = shortage.options[0]
     kinds: list[Iterator[Change]] = [
         _other_types(table, topology, constraints, sharding_types),
         _half(table, topology, constraints),
-        _more_ranks(topology, constraints),
-        _more_memory(shortage.missing, topology, constraints),
+        _more_ranks(shortage, topology, constraints),
+        _more_memory(shortage, topology, constraints),
     ]
-    found = []
+    found, all_tried = list[str](), True
     for kind in kinds:
-        for change in kind:
-            if time.monotonic() > deadline:
+        deadline = time.monotonic() + _SECONDS
+        for number, change in enumerate(kind):
+            if number and time.monotonic() > deadline:
+                all_tried = False
                 break
             if fits(change):
                 found.append(change.text)
                 break
-    return found
+    return found, all_tried
 
 
 def with_half_weights(space: Sequence[ShardingOption], table: str) -> list[ShardingOption]:
@@ -136,21 +141,24 @@ def _half(
 
 
 def _more_ranks(
-    topology: Topology, constraints: Mapping[str, ParameterConstraints]
+    shortage: Shortage, topology: Topology, constraints: Mapping[str, ParameterConstraints]
 ) -> Iterator[Change]:
-    more = 1
-    while more <= max(topology.world_size, 1):
+    """Up to twice as many, from what all tables need together on."""
+    ranks = topology.world_size
+    least = math.ceil(shortage.needed * ranks / shortage.room) if shortage.room > 0 else 2 * ranks
+    for more in range(max(1, least - ranks), ranks + 1):
         text = "1 rank more" if more == 1 else f"{more} ranks more"
-        yield Change(text, topology.with_ranks(topology.world_size + more), constraints)
-        more *= 2
+        yield Change(text, topology.with_ranks(ranks + more), constraints)
 
 
 def _more_memory(
-    missing: int, topology: Topology, constraints: Mapping[str, ParameterConstraints]
+    shortage: Shortage, topology: Topology, constraints: Mapping[str, ParameterConstraints]
 ) -> Iterator[Change]:
+    """From what is missing for the table, or on average for all, on."""
     on_host = topology.compute_device == "cpu"
+    average = math.ceil((shortage.needed - shortage.room) / topology.world_size)
     for factor in (1, 1.25, 2, 4, 8, 16):
-        more = round_up_bytes(max(missing, 1) * factor)
+        more = round_up_bytes(max(shortage.missing, average, 1) * factor)
         extra = Storage(0, more) if on_host else Storage(more, 0)
         yield Change(
             f"{bytes_to_text(more)} more memory on each rank",

@@ -24,12 +24,10 @@ class Fitting:
     Attributes:
         solution: a plan; None: none fits.
         space: of the last search.
-        topology: the ranks, with the memory that there was for tables one by one.
     """
 
     solution: Solution | None
     space: SearchSpace
-    topology: Topology
 
 
 def solve_within(
@@ -66,4 +64,4 @@ def solve_within(
         if more <= 0:
             break
         solution, excess = None, excess + more
-    return Fitting(solution, space, left)
+    return Fitting(solution, space)

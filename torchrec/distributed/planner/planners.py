@@ -315,8 +315,8 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
         found = solve_within(space, topology, layers.step_bytes(topology.world_size), deadline)
         if found.solution is not None:
             return found.solution
-        shortage = shortage_of(found.space, found.topology)
-        raise shortage.error(self._changes(shortage, module, sharders, layers))
+        shortage = shortage_of(found.space, topology)
+        raise shortage.error(*self._changes(shortage, module, sharders, layers))
 
     def _changes(
         self,
@@ -324,10 +324,10 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
         module: nn.Module,
         sharders: list[ModuleSharder[Any]],
         layers: Layers,
-    ) -> list[str]:
-        """Return the changes after which there is a plan, each tried."""
+    ) -> tuple[list[str], bool]:
+        """Return the changes after which there is a plan, each tried, and whether all others were."""
         if type(self._enumerator) is not EmbeddingEnumerator:
-            return []  # which ways it would find for other ranks or wishes is not known
+            return [], True  # which ways it would find for other ranks or wishes is not known
         sharder = self._enumerator.sharder_map[shortage.options[0].module_type_key]
         types = sharder.sharding_types(self._topology.compute_device)
 
