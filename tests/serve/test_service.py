@@ -6,19 +6,22 @@ import asyncio
 import io
 import json
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Message, Receive
 
 from rowwise import __version__
 from tests.serve import clicks
 from torchrec.inference import load
-from torchrec.serve import Limits, application
+from torchrec.serve import Limits, application, service
 from torchrec.serve.bodies import ARROW, arrow_of
 
 pytestmark = pytest.mark.once
@@ -229,25 +232,52 @@ def test_request_ids(client: TestClient) -> None:
 def test_a_body_that_does_not_come(
     folder: Path, body: list[dict[str, object]], status: int, message: str
 ) -> None:
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": PREDICT,
-        "headers": [(b"content-type", b"application/json")],
-    }
-    sent: list[dict[str, Any]] = []
-
     async def receive() -> dict[str, object]:
         if body:
             return body.pop(0)
         return await asyncio.Event().wait()  # type: ignore[return-value]
 
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
+    app = application({"clicks": folder}, Limits(wait=0.02))
+    assert_refused(asyncio.run(sent(app, PREDICT, receive)), status, message)
 
-    asyncio.run(application({"clicks": folder}, Limits(wait=0.02))(scope, receive, send))
-    assert sent[0]["status"] == status
-    assert message in json.loads(sent[1]["body"])["detail"]
+
+async def sent(app: ASGIApp, path: str, receive: Receive) -> list[Message]:
+    """Return what an application sends for a request whose body comes as it is told."""
+    found: list[Message] = []
+
+    async def send(message: Message) -> None:
+        found.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    await app({"type": "http", "method": "POST", "path": path, "headers": headers}, receive, send)
+    return found
+
+
+def assert_refused(messages: list[Message], status: int, text: str) -> None:
+    assert messages[0]["status"] == status
+    assert text in json.loads(messages[1]["body"])["detail"]
+
+
+def test_what_takes_longer_is_given_up_as_well(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr(service, "recommended", lambda *_: gate.wait() and [])
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b'{"users": []}'}
+
+    async def run() -> list[list[Message]]:
+        app = application({"clicks": folder}, Limits(wait=0.5))
+        tasks = [asyncio.create_task(sent(app, RECOMMEND, receive)) for _ in range(2)]
+        await asyncio.sleep(0)  # both are in the thread's queue
+        await asyncio.sleep(0.6)
+        gate.set()
+        return await asyncio.gather(*tasks)
+
+    first, second = asyncio.run(run())
+    assert first[0]["status"] == 200
+    assert_refused(second, 503, "A request should wait at most 0.5 s for the model.")
 
 
 def test_models_say_what_they_read(client: TestClient) -> None:
@@ -325,6 +355,15 @@ def test_a_token_is_asked(folder: Path) -> None:
             client.get("/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
         )
         assert [client.get(path).status_code for path in ("/", "/healthz", "/readyz")] == [200] * 3
+
+
+def test_it_is_mounted_in_an_application_of_ones_own(folder: Path) -> None:
+    own = Starlette(routes=[Mount("/models", app=application({"clicks": folder}))])
+    with TestClient(own) as client:
+        answer = client.post(f"/models{PREDICT}", json={"rows": clicks.rows(2)})
+        assert len(answer.json()["predictions"]["labels"]) == 2
+        missing = client.get("/models/nothing")
+        assert (missing.status_code, missing.json()["status"]) == (404, 404)
 
 
 def test_metrics_count(client: TestClient) -> None:

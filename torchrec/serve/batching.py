@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from torchrec.serve.failures import RefusedError, busy
+from torchrec.serve.failures import RefusedError, busy, late
 from torchrec.serve.limits import Limits
 
 Rows = Sequence[dict[str, Any]]
@@ -129,22 +129,13 @@ class Batcher:
             one = self._waiting.popleft()
             self._rows -= size
             if now - one.since > self._limits.wait:
-                _settle(one.answer, _late(self._limits))
+                _settle(one.answer, late(self._limits.wait))
             elif not one.answer.done():  # as it is where who asked has been cancelled
                 taken.append(one)
                 rows += size
         if self._rows < self._limits.batch:
             self._enough.clear()
         return taken
-
-
-def _late(limits: Limits) -> RefusedError:
-    return RefusedError(
-        503,
-        f"A request should wait at most {limits.wait:g} s for the model. This one did: the server has more "
-        "to do than it can.",
-        {"retry-after": "1"},
-    )
 
 
 def _settle(future: asyncio.Future[Scores], answer: Scores | Exception) -> None:

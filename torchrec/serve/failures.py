@@ -19,3 +19,13 @@ class RefusedError(Exception):
 def busy(detail: str) -> RefusedError:
     """Return the refusal of a server that has enough to do: 429, to be asked again in a second."""
     return RefusedError(429, detail, {"retry-after": "1"})
+
+
+def late(seconds: float) -> RefusedError:
+    """Return the refusal of a request that has waited for too long: 503."""
+    return RefusedError(
+        503,
+        f"A request should wait at most {seconds:g} s for the model. This one did: the server has more "
+        "to do than it can.",
+        {"retry-after": "1"},
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from torchrec.serve.bodies import (
 )
 from torchrec.serve.candidates import recommended
 from torchrec.serve.desk import Desk, Endpoint, Request, Response
-from torchrec.serve.failures import RefusedError, busy
+from torchrec.serve.failures import RefusedError, busy, late
 from torchrec.serve.intake import Intake, media_type
 from torchrec.serve.limits import Limits
 from torchrec.serve.meters import LOG, Meters
@@ -202,9 +203,16 @@ class _Service:
             raise busy(
                 f"At most {self._limits.queue:,} requests should wait. Received one more: ask again later."
             )
+        since = time.perf_counter()
+
+        def answer_in_time() -> _T:
+            if time.perf_counter() - since > self._limits.wait:
+                raise late(self._limits.wait)
+            return answer()
+
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._many, answer)
+            return await asyncio.get_running_loop().run_in_executor(self._many, answer_in_time)
         finally:
             self._waiting -= 1
 
