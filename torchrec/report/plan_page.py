@@ -56,7 +56,10 @@ def render_plan(plan: ShardingPlan, title: str = "plan") -> str:
             "Step",
             _ms(report.step_ms),
             "What tables take of a step" if report.dense_ms is None else "Tables and layers",
-            [f"{_ms(report.fixed_ms)} of it messages"],
+            [
+                f"{_ms(report.fixed_ms)} of it messages",
+                *([] if report.dense_ms is None else [f"{_ms(report.dense_ms)} layers"]),
+            ],
         ),
         Tile(
             "Slowest rank",
@@ -66,7 +69,7 @@ def render_plan(plan: ShardingPlan, title: str = "plan") -> str:
         ),
         Tile(
             "Fullest rank",
-            "-" if fullest is None else f"{_share(fullest):.0%}",
+            "-" if fullest is None else _percent(_share(fullest)),
             "Of the memory for tables",
             [] if fullest is None else [f"rank {fullest.rank}", memory(fullest.num_bytes)],
         ),
@@ -218,6 +221,10 @@ def _why_card(report: PlanReport) -> Card:
 
 def _share(rank: RankReport) -> float:
     return rank.num_bytes / rank.capacity if rank.capacity else 0.0
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
 
 
 def _ms(ms: float) -> str:
