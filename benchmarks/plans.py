@@ -48,7 +48,9 @@ from torchrec.distributed.types import ShardingPlan
 SECONDS = 0.25
 # What passes, and what the ranks compute, as on a machine on which others run something.
 CLOCKS = {"time": time.perf_counter, "processor": time.process_time}
-_WARM_UP = 30  # steps, after which messages have all the memory that they ever need
+# Steps, after which messages have all the memory that they ever need: each takes another place once it finds its own
+# not read yet, and has it from then on. Memory that 1024 exchanges have not needed goes back.
+_WARM_UP = 200
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 

@@ -8,12 +8,9 @@ look-ups and layers take where processes share memory and processors is measured
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 import os
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -28,12 +25,25 @@ from torch.nn.parallel import DistributedDataParallel
 
 from torchrec.distributed._plan import EmbeddingModuleShardingPlan, ShardingPlan
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner._bandwidths import StateSize
 from torchrec.distributed.planner._calibration import (
     Calibration,
     ExchangeRate,
-    LookupRate,
-    UpdateRate,
+)
+from torchrec.distributed.planner._lookup_rates import (
+    COLUMNS,
+    TABLES,
+    VECTOR_BYTES,
+    LookupRates,
+    vector_ns,
+)
+from torchrec.distributed.planner._training_steps import (
+    Clock,
+    batch_of,
+    pooled,
+    sequences,
+    step_ms,
+    training,
+    usual_ms,
 )
 from torchrec.distributed.sharding_plan import (
     ParameterShardingGenerator,
@@ -43,32 +53,15 @@ from torchrec.distributed.sharding_plan import (
     row_wise,
     table_wise,
 )
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
-from torchrec.ops.embedding.updates import RULES, Hyper
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-from torchrec.types import OptimizerType
 
 __all__ = ["Calibration", "calibrate", "step_ms", "usual_ms"]
 
-Clock = Callable[[], float]
-"""Of `time`: seconds, of which the difference counts."""
-
-# Look-ups: tables, their columns and rows, samples and ids a bag; optimizers that keep more and more.
-_TABLES = 4
-_COLUMNS, _ROWS = (8, 32, 128), (1_000, 10_000, 100_000)
-_SINGLE, _BAGS = (2048, 1), (512, 20)
-_OPTIMIZERS = (
-    OptimizerType.ROWWISE_ADAGRAD,
-    OptimizerType.ADAGRAD,
-    OptimizerType.PARTIAL_ROWWISE_ADAM,
-    OptimizerType.ADAM,
-)
 # Of the collections that several ranks train: tables, about as many as this, and samples of a rank.
 _FEATURES, _DIM, _HEIGHT = 8, 64, 50_000
 _SMALL, _MEDIUM, _LARGE, _LONG = 128, 512, 2048, 20
 _HIDDEN = 256  # of layers
-_CROWD = 4  # times as many samples, whose vectors caches do not hold
 _MANY = 32  # tables more
 _MILLION = 1_000_000  # numbers of a gradient
 _ROUNDS = 4  # of which the quickest counts: others may run something for a while
@@ -108,16 +101,16 @@ def calibrate(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        tiny = [_training(_collection(n, 8, 16), _batch(n, 1, 1, 16)) for n in (1, 33)]
+        tiny = [training(pooled(n, 8, 16), batch_of(n, 1, 1, 16)) for n in (1, 33)]
         alone, many = (step_ms(step, seconds, clock=clock) for step in tiny)
         part = max((many - alone) / 32, 0.0)
-        sequences = [
-            step_ms(_training(_sequences(n), _batch(n, 1, 1, 16)), seconds, clock=clock)
+        of_sequences = [
+            step_ms(training(sequences(n), batch_of(n, 1, 1, 16)), seconds, clock=clock)
             for n in (1, 33)
         ]
-        vectors = _vector_ns(alone, seconds, clock)
-        rates = _LookupRates(alone, part / 2, seconds / 5, clock)
-        for columns in _COLUMNS:
+        a_byte = vector_ns(alone, seconds, clock)
+        rates = LookupRates(alone, part / 2, seconds / 5, clock)
+        for columns in COLUMNS:
             rates.measure(columns)
         dense = _dense_ns(seconds, clock)
     finally:
@@ -127,10 +120,10 @@ def calibrate(
         machine=f"{platform.machine()}, {os.cpu_count()} processors, torch {torch.__version__}",
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         part_ms=part / 2,  # once forward, once backward
-        tables=_TABLES,
-        vector_bytes=_vector_bytes(_SINGLE[0]),
-        vector_ns_a_byte=vectors,
-        sequence_ms=max((sequences[1] - sequences[0]) / 32 - part, 0.0),
+        tables=TABLES,
+        vector_bytes=VECTOR_BYTES,
+        vector_ns_a_byte=a_byte,
+        sequence_ms=max((of_sequences[1] - of_sequences[0]) / 32 - part, 0.0),
         step_ms_alone=alone,
         dense_ns_a_byte=dense,
         lookups=tuple(rates.lookups),
@@ -157,213 +150,7 @@ class _Steps:
 def _batches(seed: int, features: int, ranks: int = 1) -> list[KeyedJaggedTensor]:
     """Return batches of few samples, of many, and of some with long bags; those of some ranks as one."""
     sizes = (_SMALL, 1), (_LARGE, 1), (_MEDIUM, _LONG)
-    return [_batch(features, ranks * batch, bag, _HEIGHT, seed) for batch, bag in sizes]
-
-
-def _collection(
-    tables: int,
-    columns: int,
-    rows: int,
-    device: str = "cpu",
-    optimizer: OptimizerType = OptimizerType.ROWWISE_ADAGRAD,
-) -> EmbeddingBagCollection:
-    return EmbeddingBagCollection(
-        [
-            EmbeddingBagConfig(
-                rows,
-                columns,
-                f"t{t}",
-                feature_names=[f"f{t}"],
-                optimizer=optimizer,
-                lr=0.01,
-            )
-            for t in range(tables)
-        ],
-        device=torch.device(device),
-    )
-
-
-def _sequences(tables: int) -> EmbeddingCollection:
-    """Return small tables whose ids each have a vector."""
-    return EmbeddingCollection(
-        [
-            EmbeddingConfig(
-                16,
-                8,
-                f"t{t}",
-                feature_names=[f"f{t}"],
-                optimizer=OptimizerType.ROWWISE_ADAGRAD,
-                lr=0.01,
-            )
-            for t in range(tables)
-        ]
-    )
-
-
-def _batch(features: int, batch: int, bag: int, rows: int, seed: int = 0) -> KeyedJaggedTensor:
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randint(rows, (features * batch * bag,), generator=generator)
-    lengths = torch.full((features * batch,), bag)
-    return KeyedJaggedTensor([f"f{f}" for f in range(features)], values, lengths=lengths)
-
-
-def usual_ms(times: Sequence[float]) -> float:
-    """Return what a step takes where nothing else runs, in milliseconds: of means of five, the lower quartile.
-
-    Means, as several ranks may share a processor: most steps of one of them are then not interrupted.
-
-    Args:
-        times: seconds of steps one behind the other, at least one.
-    """
-    size = min(5, len(times))
-    means = sorted(
-        statistics.fmean(times[i : i + size]) for i in range(0, len(times) - size + 1, size)
-    )
-    return means[len(means) // 4] * 1e3
-
-
-def step_ms(
-    step: Callable[[], object],
-    seconds: float,
-    most: int = 400,
-    clock: Clock = time.perf_counter,
-) -> float:
-    """Return how long a step takes on this process, in milliseconds; it was taken twice before.
-
-    Args:
-        step: takes one.
-        seconds: how long to take them.
-        most: how many at most. Default 400.
-        clock: of `time`. Default: what passes.
-    """
-    step()
-    step()
-    times: list[float] = []
-    start = time.perf_counter()
-    while len(times) < 10 or (time.perf_counter() - start < seconds and len(times) < most):
-        before = clock()
-        step()
-        times.append(clock() - before)
-    return usual_ms(times)
-
-
-def _loss(model: nn.Module, batch: KeyedJaggedTensor) -> Tensor:
-    found = model(batch)
-    if isinstance(found, Tensor):
-        return found.sum()
-    if isinstance(found, dict):
-        return torch.cat([each.values() for each in found.values()]).sum()
-    values: Tensor = found.values()
-    return values.sum()
-
-
-class _LookupRates:
-    """Measures look-ups and updates on this process.
-
-    Args:
-        alone: milliseconds of a step of a collection of one small table.
-        part: of a table more in it, forward or backward.
-        seconds: how long each thing is done.
-        clock: of `time`.
-
-    Attributes:
-        lookups: rates that were measured.
-        updates: likewise.
-    """
-
-    def __init__(self, alone: float, part: float, seconds: float, clock: Clock) -> None:
-        self._part, self._seconds, self._clock = part, seconds, clock
-        forward, _ = self._times(_collection(1, 8, 16), (1, 1), 16)
-        self._calls = forward, max(alone - forward, 0.0)
-        self.lookups: list[LookupRate] = []
-        self.updates: list[UpdateRate] = []
-
-    def measure(self, columns: int) -> None:
-        """Measure tables of some numbers of rows.
-
-        Args:
-            columns: of each.
-        """
-        backward_rates: tuple[float, float] | None = None
-        for rows in _ROWS:
-            for optimizer in _OPTIMIZERS:
-                model = _collection(_TABLES, columns, rows, optimizer=optimizer)
-                times = [self._of_table(model, shape, rows) for shape in (_SINGLE, _BAGS)]
-                if optimizer is _OPTIMIZERS[0]:
-                    forward_rates = _an_id_and_bag(*(forward for forward, _ in times))
-                    if backward_rates is None:  # of few rows, which are in the cache
-                        backward_rates = _an_id_and_bag(*(backward for _, backward in times))
-                    self.lookups.append(LookupRate(columns, rows, *forward_rates, *backward_rates))
-                assert backward_rates is not None
-                for (batch, bag), (_, backward) in zip((_SINGLE, _BAGS), times, strict=True):
-                    ids = batch * bag
-                    update = backward * 1e6 - ids * backward_rates[0] - batch * backward_rates[1]
-                    chosen = -rows * math.expm1(-ids / rows)
-                    state = _state_of(optimizer)
-                    self.updates.append(
-                        UpdateRate(
-                            columns,
-                            rows,
-                            ids,
-                            state.a_weight,
-                            state.a_row,
-                            max(update / chosen, 0.0),
-                        )
-                    )
-
-    def _of_table(self, model: nn.Module, shape: tuple[int, int], rows: int) -> tuple[float, float]:
-        """Return milliseconds of a table, forward and backward, without what a call takes."""
-        forward, backward = self._times(model, shape, rows)
-        return (
-            max((forward - self._calls[0]) / _TABLES - self._part, 1e-6),
-            max((backward - self._calls[1]) / _TABLES - self._part, 1e-6),
-        )
-
-    def _times(self, model: nn.Module, shape: tuple[int, int], rows: int) -> tuple[float, float]:
-        """Measure several batches in turn, so that rows come from where they lie."""
-        features = len(list(model.parameters()))
-        batches = itertools.cycle([_batch(features, *shape, rows, seed) for seed in range(4)])
-
-        def both() -> None:
-            _loss(model, next(batches)).backward()
-
-        def forward() -> None:
-            with torch.no_grad():
-                model(next(batches)).values()
-
-        of_forward = step_ms(forward, self._seconds / 2, clock=self._clock)
-        of_both = step_ms(both, self._seconds, clock=self._clock)
-        return of_forward, max(of_both - of_forward, 0.0)
-
-
-def _an_id_and_bag(single: float, bags: float) -> tuple[float, float]:
-    """Return nanoseconds of an id and of a bag, from the milliseconds of a table with one id a bag and with many."""
-    (samples, _), (batch, bag) = _SINGLE, _BAGS
-    an_id = max(bags - single * batch / samples, 0.0) / (batch * (bag - 1))
-    return an_id * 1e6, max(single / samples - an_id, 0.0) * 1e6
-
-
-def _state_of(optimizer: OptimizerType) -> StateSize:
-    """Return what an optimizer keeps of a table."""
-    kind = RULES[optimizer]
-    by_row = [kind.state[name] for name in kind.state_names(Hyper(lr=0.01))]
-    return StateSize(by_row.count(False), by_row.count(True))
-
-
-def _vector_bytes(batch: int) -> int:
-    return 4 * _TABLES * max(_COLUMNS) * batch
-
-
-def _vector_ns(alone: float, seconds: float, clock: Clock) -> float:
-    """Return what a byte of vectors takes more where there are many, of tables that caches hold."""
-    model, (few, _) = _collection(_TABLES, max(_COLUMNS), min(_ROWS)), _SINGLE
-    times = [
-        step_ms(_training(model, _batch(_TABLES, batch, 1, min(_ROWS))), seconds, clock=clock)
-        - alone
-        for batch in (few, few * _CROWD)
-    ]
-    more = max(times[1] - _CROWD * times[0], 0.0)
-    return more * 1e6 / (_vector_bytes(few * _CROWD) - _vector_bytes(few))
+    return [batch_of(features, ranks * batch, bag, _HEIGHT, seed) for batch, bag in sizes]
 
 
 def _dense_ns(seconds: float, clock: Clock) -> float:
@@ -480,13 +267,13 @@ def _steps(rank: int, world_size: int) -> dict[str, list[Callable[[], None]]]:
     mine = features // world_size
 
     def here(tables: int, columns: int) -> list[Callable[[], None]]:
-        model = _collection(tables, columns, _HEIGHT)
-        return [_training(model, batch) for batch in _batches(rank, tables, world_size)]
+        model = pooled(tables, columns, _HEIGHT)
+        return [training(model, batch) for batch in _batches(rank, tables, world_size)]
 
     def sharded(layout: Callable[[int], ParameterShardingGenerator]) -> list[Callable[[], None]]:
         layouts = {f"t{t}": layout(t) for t in range(features)}
-        model = _sharded(_collection(features, _DIM, _HEIGHT, "meta"), layouts)
-        return [_training(model, batch) for batch in _batches(rank, features)]
+        model = _sharded(pooled(features, _DIM, _HEIGHT, "meta"), layouts)
+        return [training(model, batch) for batch in _batches(rank, features)]
 
     layers, small = _layers(_HIDDEN), _layers(8)
     summed = DistributedDataParallel(_layers(8))
@@ -506,8 +293,8 @@ def _steps(rank: int, world_size: int) -> dict[str, list[Callable[[], None]]]:
 def _of_tables(count: int, world_size: int) -> Callable[[], None]:
     """Return the step of a collection of small tables."""
     layouts = {f"t{t}": table_wise(t % world_size) for t in range(count)}
-    tables = _sharded(_collection(count, 8, 16, "meta"), layouts)
-    return _training(tables, _batch(count, 16, 1, 16))
+    tables = _sharded(pooled(count, 8, 16, "meta"), layouts)
+    return training(tables, batch_of(count, 16, 1, 16))
 
 
 def _layers(size: int) -> nn.Module:
@@ -549,10 +336,6 @@ def _sharded(
         plan=ShardingPlan({"tables": plan}),
         sharders=get_default_sharders(),
     )
-
-
-def _training(model: nn.Module, batch: KeyedJaggedTensor) -> Callable[[], None]:
-    return lambda: _loss(model, batch).backward()
 
 
 def _rank_ms(step: Callable[[], None], seconds: float, clock: Clock) -> float:
