@@ -50,11 +50,23 @@ def test_a_server_answers_and_stops(run: Path, tmp_path: Path) -> None:
         (best,) = ask(f"{url}/v1/models/mine:recommend", wish, **bearer)["recommendations"]
         scored = load(run).predict([{"user": "user-1", **one} for one in shops.to_pylist()])
         assert best == [{"shop": [3, 5][int(scored.argmax())], "score": float(scored.max())}]
-        process.send_signal(signal.SIGTERM)
+        body = json.dumps({"rows": rows}).encode()
+        head = (
+            f"POST /v1/models/mine:predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+        )
+        more = "authorization: Bearer secret\r\ncontent-type: application/json\r\nexpect: 100-continue\r\n"
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 60) as raw:
+            raw.sendall(f"{head}{more}\r\n".encode())
+            assert b" 100 " in raw.recv(1000)  # it is under way
+            process.send_signal(signal.SIGTERM)
+            raw.sendall(body)
+            last = b"".join(iter(lambda: raw.recv(10_000), b""))
+        assert last.startswith(b"HTTP/1.1 200 ")
+        assert json.loads(last.partition(b"\r\n\r\n")[2])["predictions"] == answer["predictions"]
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0
     events = [json.loads(line) for line in errors.splitlines()]
-    assert [one["event"] for one in events] == ["request", "request"]
+    assert [one["event"] for one in events] == ["request"] * 3
     assert (events[0]["status"], events[0]["model"], events[0]["rows"]) == (200, "mine", 2)
     assert events[0]["request_id"] == answer["request_id"]
 

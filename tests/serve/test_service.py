@@ -268,16 +268,51 @@ def test_what_takes_longer_is_given_up_as_well(
         return {"type": "http.request", "body": b'{"users": []}'}
 
     async def run() -> list[list[Message]]:
-        app = application({"clicks": folder}, Limits(wait=0.5))
-        tasks = [asyncio.create_task(sent(app, RECOMMEND, receive)) for _ in range(2)]
-        await asyncio.sleep(0)  # both are in the thread's queue
+        app = application({"clicks": folder}, Limits(wait=0.5, queue=2))
+        tasks = [asyncio.create_task(sent(app, RECOMMEND, receive)) for _ in range(3)]
+        await asyncio.sleep(0)  # two are in the thread's queue, which is full
         await asyncio.sleep(0.6)
         gate.set()
         return await asyncio.gather(*tasks)
 
-    first, second = asyncio.run(run())
+    first, second, third = asyncio.run(run())
     assert first[0]["status"] == 200
     assert_refused(second, 503, "A request should wait at most 0.5 s for the model.")
+    assert_refused(third, 429, "At most 2 requests should wait.")
+
+
+def test_bodies_of_all_requests_have_a_bound(folder: Path) -> None:
+    """Bytes that have been declared, or have come, count until their request is answered."""
+    body = json.dumps({"rows": clicks.rows(1)}).encode()
+    half = len(body) // 2
+
+    async def run() -> list[list[Message]]:
+        app = application({"clicks": folder}, Limits(pending=len(body) + half, body=len(body)))
+        rest = asyncio.Event()
+
+        def parts(*sent: bytes) -> Receive:
+            left = [{"type": "http.request", "body": one, "more_body": True} for one in sent]
+            left[-1]["more_body"] = False
+
+            async def receive() -> Message:
+                if len(left) == 1 and len(sent) > 1:
+                    await rest.wait()
+                return left.pop(0)
+
+            return receive
+
+        first = asyncio.create_task(sent(app, PREDICT, parts(body, b"")))
+        await asyncio.sleep(0)
+        while_it_comes = await sent(app, PREDICT, parts(body))
+        rest.set()
+        answers = [await first, while_it_comes, await sent(app, PREDICT, parts(body))]
+        return [*answers, await sent(app, PREDICT, parts(body, body, b" "))]
+
+    first, second, third, long = asyncio.run(run())
+    assert (first[0]["status"], third[0]["status"]) == (200, 200)
+    assert_refused(second, 429, f"should have at most {len(body) + half} bytes together")
+    assert (b"retry-after", b"1") in second[0]["headers"]
+    assert_refused(long, 413, "bytes. Received more.")
 
 
 def test_models_say_what_they_read(client: TestClient) -> None:
