@@ -54,6 +54,7 @@ class Channel:
 
     def __init__(self, beside: dist.ProcessGroup) -> None:
         self.world_size, self.rank = dist.get_world_size(beside), dist.get_rank(beside)
+        self._ranks = dist.get_process_group_ranks(beside)
         self._timeout = timeout_of(beside)
         self._patience = min(_PATIENCE, self._timeout / 5)
         group, self._memory = beside, None
@@ -62,7 +63,7 @@ class Channel:
                 # Finds out who is gone, which the store that a new group is made by does not.
                 dist.all_reduce(torch.zeros(1), group=beside)
             group = dist.new_group(
-                dist.get_process_group_ranks(beside),
+                self._ranks,
                 self._timeout,
                 dist.get_backend(beside),
                 use_local_synchronization=True,
@@ -153,18 +154,21 @@ class Channel:
         """Wait, and let the others know where this rank does: those of whom nothing is known hold it up."""
         store, waits = default_store(), [self._key(rank) for rank in range(self.world_size)]
         store.set(waits[self.rank], doing)
+        store.set(self._anywhere(self.rank), doing)
         # Before gloo gives up, which closes all connections, so that nobody knows any more who was missing.
         end = monotonic() + (0.9 * self._timeout - 2 * self._patience).total_seconds()
         while not work.done_within(self._patience / 4):
             self._end = self._verdict()
             # Who has begun to wait just now has said so a little later.
             if not self._end and monotonic() > end and not work.done_within(self._patience):
-                self._end = self._give_up(
-                    [r for r in range(len(waits)) if not store.check([waits[r]])], doing
-                )
+                missing = [r for r in range(len(waits)) if not store.check([waits[r]])]
+                # Who waits in an exchange of other ranks, or of other things, waits for one of these as well.
+                absent = [r for r in missing if not store.check([self._anywhere(r)])]
+                self._end = self._give_up(absent or missing, doing)
             if self._end:
                 raise RuntimeError(self._end)
         store.delete_key(waits[self.rank])
+        store.delete_key(self._anywhere(self.rank))
 
     def meet(self, ranks: Sequence[int], doing: str) -> None:
         """Wait until some of the ranks are here, all of which call this: others take no part.
@@ -211,6 +215,10 @@ class Channel:
                     f"Received {doing} on rank {self.rank}, {store.get(key).decode()} on rank {rank}."
                 )
         return ""
+
+    def _anywhere(self, rank: int) -> str:
+        """Return what a rank of this group says that it waits by, in whichever exchange it is."""
+        return f"waits/{self._ranks[rank]}"
 
     def _key(self, rank: int) -> str:
         return f"{self._name}/{self._exchanges}/{rank}"

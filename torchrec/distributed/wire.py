@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -216,11 +218,9 @@ class Wire:
             rank: which.
             topic: what it is about, in words that are the same on all ranks.
         """
-        self.begin(topic).numbers()
-        shared = [value]
-        with lost_ranks_named(self.group) as group:
-            dist.broadcast_object_list(shared, dist.get_global_rank(group, rank), group)
-        return shared[0]
+        sent = pickle.dumps(value) if self.rank == rank else b""
+        lines = self.begin(topic, [[len(sent)]] * self.world_size, 1).numbers()
+        return self._objects(sent, [size for (size,) in lines])[rank]
 
     def broadcast(self, tensor: Tensor, rank: int | None, topic: str) -> Tensor:
         """Return a tensor, on all ranks with what it holds on one of them.
@@ -266,10 +266,20 @@ class Wire:
         Args:
             value: what this one has.
         """
-        of_ranks: list[Any] = [None] * self.world_size
-        with lost_ranks_named(self.group) as group:
-            dist.all_gather_object(of_ranks, value, group)
-        return of_ranks
+        sent = pickle.dumps(value)
+        ones = [1] * self.world_size
+        sizes = self.swap(torch.tensor([len(sent)] * self.world_size), ones, ones)
+        return self._objects(sent, sizes.tolist())
+
+    def _objects(self, sent: bytes, sizes: Sequence[int]) -> list[Any]:
+        """Send all ranks the same object, pickled, and return what each has sent; None, of no bytes.
+
+        Collectives of objects of `torch.distributed` do the same, but who waits in one says nowhere that it does.
+        """
+        message = torch.from_numpy(np.frombuffer(bytearray(sent * self.world_size), np.uint8))
+        received = self.swap(message, [len(sent)] * self.world_size, sizes)
+        parts = (part.numpy().tobytes() for part in received.split(list(sizes)))
+        return [pickle.loads(part) if part else None for part in parts]
 
     def agree(self, error: Exception | None, topic: str = "what may fail on one of them") -> None:
         """Go on if no rank has failed, else raise what did, on all of them; they all call this.
