@@ -2,6 +2,10 @@
 // that its tensors speak DLPack, so one build serves every PyTorch version. Pointers are checked for nothing here: the callers in torchrec/ops own
 // that, and are its only users.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstdlib>
+#include <string>
 
 #include "cpu.h"
 #include "memory.h"
@@ -63,6 +67,32 @@ NB_MODULE(_native, m) {
         return true;
       },
       "See torchrec.ops.are_held.");
+  m.def(
+      "held",
+      [](nb::list dicts, nb::handle key) {
+        const size_t count = nb::len(dicts);
+        nb::object found = nb::steal(PyList_New(static_cast<Py_ssize_t>(count)));
+        for (size_t i = 0; i < count; ++i) {
+          PyObject* const dict = PyList_GET_ITEM(dicts.ptr(), static_cast<Py_ssize_t>(i));
+          PyObject* const object = PyDict_Check(dict) ? PyDict_GetItem(dict, key.ptr()) : nullptr;
+          if (object == nullptr) throw nb::key_error(nb::repr(key).c_str());
+          PyList_SET_ITEM(found.ptr(), static_cast<Py_ssize_t>(i), nb::handle(object).inc_ref().ptr());
+        }
+        return found;
+      },
+      "See torchrec.ops.held.");
+  m.def(
+      "are_plain",
+      [](nb::sequence tensors) {
+        const nb::object fast = nb::steal(PySequence_Fast(tensors.ptr(), "a sequence"));
+        const Py_ssize_t count = PySequence_Fast_GET_SIZE(fast.ptr());
+        PyObject** const items = PySequence_Fast_ITEMS(fast.ptr());
+        for (Py_ssize_t i = 0; i < count; ++i) {
+          if (!rowwise::is_plain_type(items[i])) return false;
+        }
+        return true;
+      },
+      "See torchrec.ops._library.are_plain.");
   m.def("isa", &rowwise::isa_name, "The instruction set in use: baseline, avx2 or avx512.");
   m.def(
       "openmp",
@@ -80,4 +110,13 @@ NB_MODULE(_native, m) {
         rowwise::advise_huge_pages(reinterpret_cast<void*>(static_cast<uintptr_t>(address)), static_cast<size_t>(bytes));
       },
       "Ask for huge pages behind memory that has not been written yet.");
+  m.def(
+      "new_pages",
+      [](size_t bytes) {
+        REQUIRE(bytes < size_t{1} << 47, "A table should fit the memory. Received a size of " + std::to_string(bytes) + " bytes.");
+        char* const data = rowwise::allocate_pages(bytes);
+        const nb::capsule owner(data, [](void* p) noexcept { std::free(p); });
+        return nb::ndarray<nb::pytorch, uint8_t, nb::ndim<1>>(data, {bytes}, owner);
+      },
+      "Return memory of any content, in huge pages where the system has them.");
 }

@@ -1,20 +1,15 @@
 #include "scratch.h"
 
-#include <cstdint>
 #include <cstdlib>
 #include <mutex>
-#include <new>
 #include <utility>
 #include <vector>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
+#include "memory.h"
 
 namespace rowwise {
 namespace {
 
-constexpr size_t kHugePage = size_t{1} << 21;
 constexpr size_t kKept = size_t{256} << 20;  // more than this goes back to the system at once
 
 std::mutex mutex;
@@ -23,16 +18,6 @@ std::vector<std::pair<size_t, char*>>& kept() {  // never destroyed: threads may
   return *blocks;
 }
 size_t kept_bytes = 0;
-
-char* allocate(size_t bytes) {
-  const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
-  void* data = std::aligned_alloc(alignment, bytes);
-  if (data == nullptr) throw std::bad_alloc();
-#ifdef __linux__
-  if (bytes >= kHugePage) madvise(data, bytes, MADV_HUGEPAGE);
-#endif
-  return static_cast<char*>(data);
-}
 
 size_t rounded(size_t bytes) {
   size_t size = 4096;
@@ -56,7 +41,7 @@ Scratch::Scratch(size_t bytes) : data_(nullptr), bytes_(rounded(bytes)) {
       }
     }
   }
-  data_ = allocate(bytes_);
+  data_ = allocate_pages(bytes_);
 }
 
 Scratch::~Scratch() {

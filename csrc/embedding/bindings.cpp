@@ -51,6 +51,15 @@ FailureTuple forward(Call& call, const Input& input, int64_t out_of_range, int t
   return run_pass([&] { return embedding_kernels().forward(batch, at<int64_t>(out_of_range)); });
 }
 
+// None if kernels do not take the dtype of a weight. One call, since a small look-up takes no longer than another would.
+std::optional<FailureTuple> look_up_bags(nb::handle spec, nb::sequence weights, nb::object values, nb::object offsets,
+                                         nb::object sample_weights, nb::object divisors, int64_t num_keys, nb::object output,
+                                         int64_t out_of_range, int threads) {
+  std::optional<Call> call = call_of(spec, weights);
+  if (!call) return std::nullopt;
+  return forward(*call, Pooled(values, offsets, sample_weights, divisors, num_keys, output), out_of_range, threads);
+}
+
 // Rows have one column, an int64, in place of those of a table.
 FailureTuple choose_rows(Call& call, Sequence input, int64_t out_of_range, int threads) {
   input.dims.clear();
@@ -309,7 +318,6 @@ nb::ndarray<nb::pytorch, uint8_t, nb::ndim<1>> recycled(size_t bytes) {
 
 template <class Input>
 void bind_input(nb::module_& m) {
-  m.def("embedding_forward", &forward<Input>);
   m.def("embedding_dense_grad", &dense_grad<Input>);
   m.def("embedding_sparse_grad", &sparse_grad<Input>);
   m.def("embedding_update", &update<Input>);
@@ -343,6 +351,9 @@ void bind_embedding(nb::module_& m) {
       .def("finish", &SplitUpdate::finish);
   bind_input<Pooled>(m);
   bind_input<Sequence>(m);
+  m.def("embedding_bag", &look_up_bags, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg(),
+        nb::arg(), nb::arg(), nb::arg());
+  m.def("embedding_forward", &forward<Sequence>);
   m.def("embedding_choose_rows", &choose_rows);
   m.def("embedding_weights_grad", &weights_grad);
   m.def("recycled", &recycled);

@@ -21,9 +21,15 @@ inline void choose_range(const Batch& batch, const Range& range, Outcome& outcom
   }
 }
 
+struct ChosenNumbers {
+  int64_t work(int64_t) const { return 8; }
+};
+
 inline Failure choose_rows(const Batch& batch, int64_t* out_of_range) {
-  const Ranges ranges(batch, [](const Slot&) { return int64_t{8}; });
-  return ranges.run(out_of_range, [&](const Range& range, int, Outcome& outcome) { choose_range(batch, range, outcome); });
+  const Ranges ranges(batch, ChosenNumbers());
+  return ranges.run(out_of_range, [&](const Piece& piece, int) {
+    for (int64_t r = 0; r < piece.count; ++r) choose_range(batch, piece.ranges[r], piece.outcomes[r]);
+  });
 }
 
 }  // namespace ROWWISE_ISA

@@ -1,6 +1,6 @@
-// The look-up: pooled rows of every bag of every slot. A piece of work is a range of bags of a slot. First all its ids
-// choose their rows, in one pass that vectors do; what is left for the loop that waits for memory is to fetch rows and to
-// add them up.
+// The look-up: pooled rows of every bag of every slot. A piece of work is some ranges of bags, each of one slot. First all
+// its ids choose their rows, in one pass that vectors do; what is left for the loop that waits for memory is to fetch rows
+// and to add them up. Rows are fetched ahead over all ranges of a piece: small batches have a few rows of each table.
 #pragma once
 
 #include "embedding/row_choice.h"
@@ -19,6 +19,7 @@ constexpr int64_t rows_ahead(int64_t bytes_a_row) {
 }
 constexpr int64_t kAhead = 16;  // of gradients
 constexpr int kMaxBlocks = 8;  // blocks of a row that are summed in registers at a time
+constexpr int64_t kPiece = 4096, kLeastPiece = 512;  // ids of a piece, about
 
 struct Range {  // bags [begin, end) of a slot
   int64_t slot, begin, end;
@@ -62,18 +63,19 @@ ROWWISE_INLINE void store_as(const Block& block, Float dtype, void* y, int64_t a
 // Where the rows of the positions of a range are.
 struct Chosen {
   int64_t first;      // the position that `at` begins with
-  int64_t count;
-  const int64_t* at;  // bytes from the table's first row; kNoRow, kElsewhere. Behind the last are kMostAhead to be fetched
+  int64_t ahead;      // how many rows, from `at` on, are to be fetched before the first is read
+  const int64_t* at;  // addresses of rows; kNoRow, kElsewhere. Behind the last of a piece are kMostAhead to be fetched
 };
 
 // Returns whether all ids are direct; where one is not, what is written says nothing.
 template <class Id>
 bool choose_direct(const Table& table, const Id* ids, int64_t count, int64_t row_bytes, int64_t* at) {
   const uint64_t first = static_cast<uint64_t>(table.first_row), direct = static_cast<uint64_t>(table.direct);
+  const uint64_t weight = reinterpret_cast<uintptr_t>(table.weight);
   bool all = true;
   for (int64_t i = 0; i < count; ++i) {
     const uint64_t row = static_cast<uint64_t>(static_cast<int64_t>(ids[i])) - first;
-    at[i] = static_cast<int64_t>(row * static_cast<uint64_t>(row_bytes));
+    at[i] = static_cast<int64_t>(weight + row * static_cast<uint64_t>(row_bytes));
     all &= row < direct;
   }
   return all;
@@ -85,57 +87,61 @@ inline int64_t bag_of(const Bags& bags, const Range& range, int64_t position) {
   return bag;
 }
 
-// `row_bytes`: from the begin of one row of the table to that of the next.
-inline Chosen choose(const Batch& batch, const Range& range, int64_t row_bytes, int64_t* at, Outcome& outcome) {
+inline int64_t positions_of(const Batch& batch, const Range& range) {
+  const Bags bags{batch.slots[range.slot].offsets, batch.wide_offsets};
+  return bags.begin(range.end) - bags.begin(range.begin);
+}
+
+// Writes where the rows of a range are; `row_bytes`: from the begin of one row of the table to that of the next.
+inline void choose(const Batch& batch, const Range& range, int64_t row_bytes, int64_t* at, Outcome& outcome) {
   const Slot& slot = batch.slots[range.slot];
   const Table& table = batch.tables[slot.table];
   const Ids ids{slot.ids, batch.wide_ids};
   const Bags bags{slot.offsets, batch.wide_offsets};
-  const int64_t first = bags.begin(range.begin), count = bags.begin(range.end) - first;
+  const int64_t first = bags.begin(range.begin), count = positions_of(batch, range);
   const bool all = ids.wide ? choose_direct(table, static_cast<const int64_t*>(slot.ids) + first, count, row_bytes, at)
                             : choose_direct(table, static_cast<const int32_t*>(slot.ids) + first, count, row_bytes, at);
   for (int64_t i = 0; !all && i < count; ++i) {
     const int64_t id = ids[first + i], row = row_of(table, id);
-    at[i] = row < 0 ? row : row * row_bytes;
+    at[i] = row < 0 ? row : reinterpret_cast<intptr_t>(table.weight) + row * row_bytes;
     outcome.out_of_range += is_counted(table, id);
     if (row == kNoRow && is_refused(table, id))
       outcome.refuse(Failure::id, range.slot, bag_of(bags, range, first + i), id);
   }
-  for (int64_t i = count; i < count + kMostAhead; ++i) at[i] = count ? at[count - 1] : 0;
-  return {first, count, at};
 }
 
 // Fetches a row to the second cache: processors wait for more lines there than in the first, and what the first then lacks
 // takes a few cycles, which other rows fill.
-ROWWISE_INLINE void fetch(const void* memory, int64_t at, int64_t bytes) {
-  const uintptr_t row = reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(at);
-  for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(reinterpret_cast<const char*>(row + line), 0, 2);
+ROWWISE_INLINE void fetch(int64_t address, int64_t bytes) {
+  for (int64_t line = 0; line < bytes; line += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(static_cast<uintptr_t>(address + line)), 0, 2);
 }
+ROWWISE_INLINE void fetch(const void* memory, int64_t at, int64_t bytes) { fetch(reinterpret_cast<intptr_t>(memory) + at, bytes); }
 
-// How the rows of a table of plain numbers are read, from a column on. A family whose rows are something else brings a class
-// with the same methods.
+// How rows of plain numbers are read, from a column on. A family whose rows are something else brings a class with the same
+// methods.
 template <class W>
 class PlainRows {
  public:
-  PlainRows(const Table& table, int64_t column) : begin_(reinterpret_cast<const char*>(static_cast<const W*>(table.weight) + column)) {}
+  explicit PlainRows(int64_t column) : begin_(column * static_cast<int64_t>(sizeof(W))) {}
 
   static constexpr int64_t bytes(int blocks) { return blocks * kBlock * static_cast<int64_t>(sizeof(W)); }
 
   template <int kBlocks>
   ROWWISE_INLINE void fetch_row(int64_t at) const {
-    fetch(begin_, at, bytes(kBlocks));
+    fetch(at + begin_, bytes(kBlocks));
   }
 
-  // The row that begins `at` bytes behind the first, in blocks.
+  // The row at an address, in blocks.
   struct Row {
     const W* x;
     ROWWISE_INLINE Block load(int b) const { return Block::load(x + b * kBlock); }
     ROWWISE_INLINE Block load_head(int b, int n) const { return Block::load_head(x + b * kBlock, n); }
   };
-  ROWWISE_INLINE Row row(int64_t at) const { return {reinterpret_cast<const W*>(begin_ + at)}; }
+  ROWWISE_INLINE Row row(int64_t at) const { return {reinterpret_cast<const W*>(static_cast<uintptr_t>(at + begin_))}; }
 
  private:
-  const char* begin_;
+  int64_t begin_;  // bytes from the begin of a row
 };
 
 // Columns [column, column + 16 * kBlocks (+ tail)) of the bags of a range. kTail: the last block has `tail` < 16.
@@ -143,14 +149,20 @@ template <class Rows, int kBlocks, bool kTail, bool kWeighted>
 void pool_columns(const Batch& batch, const Range& range, const Chosen& chosen, int64_t column, int tail) {
   const Slot& slot = batch.slots[range.slot];
   const Bags bags{slot.offsets, batch.wide_offsets};
-  const Rows rows(batch.tables[slot.table], column);
+  const Rows rows(column);
   const int64_t* at = chosen.at;
+  // Here, since what is stored may be any memory, as far as compilers know.
+  const int64_t* const divisors = slot.divisors;
+  const bool is_mean = slot.pooling == Pooling::mean;
+  const int64_t stride = slot.stride, end_of_range = range.end;
+  const Float dtype = batch.rows_dtype;
+  void* const output = slot.rows;
   const float* scales = kWeighted ? slot.sample_weights + chosen.first : nullptr;
   constexpr int kAll = kBlocks + (kTail ? 1 : 0);
   constexpr int64_t ahead = rows_ahead(Rows::bytes(kAll));
-  for (int64_t i = 0; i < ahead && i < chosen.count; ++i) rows.template fetch_row<kAll>(at[i]);
+  for (int64_t i = 0; i < ahead && i < chosen.ahead; ++i) rows.template fetch_row<kAll>(at[i]);
   int64_t i = 0;
-  for (int64_t bag = range.begin; bag < range.end; ++bag) {
+  for (int64_t bag = range.begin; bag < end_of_range; ++bag) {
     const int64_t begin = i, end = bags.end(bag) - chosen.first;
     int64_t count = end - begin;
     Block sum[kAll];
@@ -168,13 +180,17 @@ void pool_columns(const Batch& batch, const Range& range, const Chosen& chosen, 
         sum[b] = sum[b] + (kWeighted ? block * scale : block);
       }
     }
-    if (slot.divisors) count = slot.divisors[bag];
-    if (slot.pooling == Pooling::mean && count > 1) {
+    if (divisors) count = divisors[bag];
+    if (is_mean && count > 1) {
       for (int b = 0; b < kAll; ++b) sum[b] = sum[b] / static_cast<float>(count);
     }
-    const int64_t y = bag * slot.stride + column;
+    const int64_t y = bag * stride + column;
+    if (dtype == Float::f32 && !kTail) {
+      for (int b = 0; b < kAll; ++b) sum[b].store(static_cast<float*>(output) + y + b * kBlock);
+      continue;
+    }
     for (int b = 0; b < kAll; ++b)
-      store_as(sum[b], batch.rows_dtype, slot.rows, y + b * kBlock, kTail && b == kBlocks ? tail : kBlock);
+      store_as(sum[b], dtype, output, y + b * kBlock, kTail && b == kBlocks ? tail : kBlock);
   }
 }
 
@@ -188,11 +204,13 @@ void pool_rest(const Batch& batch, const Range& range, const Chosen& chosen, int
 }
 
 template <class Rows, bool kWeighted>
-void pool(const Batch& batch, const Range& range, const Chosen& chosen) {
+void pool(const Batch& batch, const Range& range, Chosen chosen) {
   const int64_t dim = batch.tables[batch.slots[range.slot].table].dim;
   int64_t column = 0;
-  for (; dim - column >= kBlock * kMaxBlocks; column += kBlock * kMaxBlocks)
+  for (; dim - column >= kBlock * kMaxBlocks; column += kBlock * kMaxBlocks) {
     pool_columns<Rows, kMaxBlocks, false, kWeighted>(batch, range, chosen, column, 0);
+    chosen.ahead = kMostAhead;  // of these columns nothing has been fetched
+  }
   const int tail = static_cast<int>((dim - column) % kBlock);
   switch ((dim - column) / kBlock) {
     case 0: return pool_rest<Rows, 0, kWeighted>(batch, range, chosen, column, tail);
@@ -224,60 +242,59 @@ inline void check_bags(const Batch& batch, const Range& range, Outcome& outcome)
   }
 }
 
-// `at`: room for the positions of the range, and kMostAhead more.
-inline void pool(const Batch& batch, const Range& range, int64_t* at, Outcome& outcome) {
-  check_bags(batch, range, outcome);
-  const Table& table = batch.tables[batch.slots[range.slot].table];
-  const Chosen chosen = choose(batch, range, table.dim * (table.dtype == Float::f32 ? 4 : 2), at, outcome);
-  switch (table.dtype) {
-    case Float::f32: return pool<PlainRows<float>>(batch, range, chosen);
-    case Float::f16: return pool<PlainRows<Half>>(batch, range, chosen);
-    case Float::bf16: return pool<PlainRows<Bfloat16>>(batch, range, chosen);
-  }
-}
-
 // Bags a range: small enough to share out evenly, large enough that fetching ahead gets going.
 inline int64_t bags_a_range(const Batch& batch, int64_t bags, int64_t positions) {
+  const int64_t least = 64;
+  if (bags <= least) return least;  // quickly: a small look-up takes little longer than the divisions below
   const int64_t pieces = static_cast<int64_t>(batch.threads) * 8 / (batch.num_slots ? batch.num_slots : 1) + 1;
   const int64_t share = (bags + pieces - 1) / pieces;
-  const int64_t longest = positions > 0 ? 4096 * bags / positions + 1 : bags;  // about 4096 ids
-  const int64_t least = 64;
+  const int64_t longest = positions > 0 ? kPiece * bags / positions + 1 : bags;
   const int64_t size = share < longest ? share : longest;
   return size > least ? size : least;
 }
 
-// The bags of all slots in ranges, and what became of each.
+// Some ranges that a thread does one behind the other, and what becomes of each.
+struct Piece {
+  const Range* ranges;
+  Outcome* outcomes;
+  int64_t count;
+};
+
+// The bags of all slots in ranges, and these in pieces.
 class Ranges {
  public:
-  // `bytes_a_row`, of a slot, says how much work a bag or an id is.
-  template <class Bytes>
-  Ranges(const Batch& batch, const Bytes& bytes_a_row) : batch_(batch), count_(count(batch)), scratch_(room(count_)) {
+  // `tables.work(t)` are the bytes that are moved for a bag or an id of table t.
+  template <class Tables>
+  Ranges(const Batch& batch, const Tables& tables) : batch_(batch), count_(count(batch)), scratch_(room(count_)) {
     ranges_ = reinterpret_cast<Range*>(scratch_.data());
     outcomes_ = reinterpret_cast<Outcome*>(ranges_ + count_);
-    int64_t n = 0, bytes = 0;
+    begins_ = reinterpret_cast<int64_t*>(outcomes_ + count_);
+    int64_t n = 0, bytes = 0, work = 0;
     for (int64_t s = 0; s < batch.num_slots; ++s) {
       const Slot& slot = batch.slots[s];
       const Bags bags{slot.offsets, batch.wide_offsets};
       const int64_t positions = bags.begin(slot.bags) - bags.begin(0), size = bags_a_range(batch, slot.bags, positions);
-      bytes += (positions + slot.bags) * bytes_a_row(slot);
+      work += positions + slot.bags;
+      bytes += (positions + slot.bags) * tables.work(slot.table);
       for (int64_t begin = 0; begin < slot.bags; begin += size, ++n) {
-        const int64_t end = begin + size < slot.bags ? begin + size : slot.bags;
-        const int64_t length = bags.begin(end) - bags.begin(begin);
-        ranges_[n] = Range{s, begin, end};
+        ranges_[n] = Range{s, begin, begin + size < slot.bags ? begin + size : slot.bags};
         outcomes_[n] = Outcome{};
-        most_positions_ = length > most_positions_ ? length : most_positions_;
       }
     }
     threads_ = bytes < kSmallWork ? 1 : batch.threads;
+    form_pieces(work);
   }
 
   int threads() const { return threads_; }
-  int64_t most_positions() const { return most_positions_; }  // of a range
+  int64_t most_positions() const { return most_positions_; }  // of a piece
 
-  // Calls task(range, thread, outcome) for each of them.
+  // Calls task(piece, thread) for each of them.
   template <class Task>
   ROWWISE_INLINE Failure run(int64_t* out_of_range, const Task& task) const {
-    in_pieces(threads_, count_, [&](int64_t i, int thread) { task(ranges_[i], thread, outcomes_[i]); });
+    in_pieces(threads_, pieces_, [&](int64_t p, int thread) {
+      const int64_t begin = begins_[p];
+      task(Piece{ranges_ + begin, outcomes_ + begin, begins_[p + 1] - begin}, thread);
+    });
     Failure failure;
     for (int64_t i = 0; i < count_; ++i) {  // in order of slot and bag, so the first failure is the same every time
       out_of_range[batch_.slots[ranges_[i].slot].table] += outcomes_[i].out_of_range;
@@ -293,30 +310,98 @@ class Ranges {
       const Slot& slot = batch.slots[s];
       const Bags bags{slot.offsets, batch.wide_offsets};
       const int64_t size = bags_a_range(batch, slot.bags, bags.begin(slot.bags) - bags.begin(0));
-      n += (slot.bags + size - 1) / size;
+      n += slot.bags <= size ? slot.bags > 0 : (slot.bags + size - 1) / size;
     }
     return n;
   }
-  static size_t room(int64_t count) { return static_cast<size_t>(count) * (sizeof(Range) + sizeof(Outcome)); }
+  static size_t room(int64_t count) {
+    return static_cast<size_t>(count) * (sizeof(Range) + sizeof(Outcome) + sizeof(int64_t)) + sizeof(int64_t);
+  }
+
+  // Makes pieces of about the same work (bags and ids), as many for each thread.
+  void form_pieces(int64_t work) {
+    const int64_t share = work / (8 * threads_) + 1, size = share < kLeastPiece ? kLeastPiece : share < kPiece ? share : kPiece;
+    const int64_t most = threads_ == 1 ? work / kPiece + 1 : ((work + size - 1) / size + threads_ - 1) / threads_ * threads_;
+    int64_t done = 0, positions = 0, last = -1;
+    for (int64_t i = 0; i < count_; ++i) {
+      const int64_t piece = most == 1 ? 0 : done * most / work, length = positions_of(batch_, ranges_[i]);
+      if (piece != last) {
+        begins_[pieces_++] = i;
+        positions = 0;
+      }
+      last = piece;
+      done += length + ranges_[i].end - ranges_[i].begin;
+      positions += length;
+      most_positions_ = positions > most_positions_ ? positions : most_positions_;
+    }
+    begins_[pieces_] = count_;
+  }
 
   const Batch& batch_;
   int64_t count_;
   Scratch scratch_;
   Range* ranges_;
   Outcome* outcomes_;
+  int64_t* begins_;  // the first range of each piece
   int threads_ = 1;
-  int64_t most_positions_ = 0;
+  int64_t pieces_ = 0, most_positions_ = 0;
 };
 
-inline Failure forward(const Batch& batch, int64_t* out_of_range) {
-  const Ranges ranges(batch, [&](const Slot& slot) { return batch.tables[slot.table].dim * 4; });
+// Looks pieces up. `tables` says of each table how wide its rows are, and adds them up: see PlainTables.
+template <class Tables>
+struct LookUp {
+  const Batch& batch;
+  const Tables& tables;
+  int64_t room;  // for positions, of a thread
+  int64_t* memory;
+
+  ROWWISE_INLINE void operator()(const Piece& piece, int thread) const {
+    int64_t* const at = memory + thread * room;
+    int64_t count = 0;
+    for (int64_t r = 0; r < piece.count; ++r) {
+      const Range& range = piece.ranges[r];
+      check_bags(batch, range, piece.outcomes[r]);
+      choose(batch, range, tables.row_bytes(batch.slots[range.slot].table), at + count, piece.outcomes[r]);
+      count += positions_of(batch, range);
+    }
+    for (int64_t i = count; i < count + kMostAhead; ++i) at[i] = count ? at[count - 1] : 0;
+    int64_t done = 0, fetched = 0;
+    for (int64_t r = 0; r < piece.count; ++r) {
+      const Range& range = piece.ranges[r];
+      const Slot& slot = batch.slots[range.slot];
+      const Bags bags{slot.offsets, batch.wide_offsets};
+      const int64_t dim = batch.tables[slot.table].dim, bytes = tables.row_bytes(slot.table);
+      tables.pool_range(range, Chosen{bags.begin(range.begin), bytes > fetched ? count - done : 0, at + done});
+      fetched = dim > kBlock * kMaxBlocks ? 0 : bytes;  // of the rows behind it
+      done += positions_of(batch, range);
+    }
+  }
+};
+
+template <class Tables>
+Failure look_up(const Batch& batch, int64_t* out_of_range, const Tables& tables) {
+  const Ranges ranges(batch, tables);
   const int64_t room = ranges.most_positions() + kMostAhead;
   Scratch memory(static_cast<size_t>(ranges.threads() * room) * sizeof(int64_t));
-  int64_t* at = reinterpret_cast<int64_t*>(memory.data());
-  return ranges.run(out_of_range, [&](const Range& range, int thread, Outcome& outcome) {
-    pool(batch, range, at + thread * room, outcome);
-  });
+  return ranges.run(out_of_range, LookUp<Tables>{batch, tables, room, reinterpret_cast<int64_t*>(memory.data())});
 }
+
+// Tables of plain numbers. A family whose rows are something else brings a class with the same methods.
+struct PlainTables {
+  const Batch& batch;
+
+  int64_t row_bytes(int64_t t) const { return batch.tables[t].dim * (batch.tables[t].dtype == Float::f32 ? 4 : 2); }
+  int64_t work(int64_t t) const { return batch.tables[t].dim * 4; }
+  void pool_range(const Range& range, const Chosen& chosen) const {
+    switch (batch.tables[batch.slots[range.slot].table].dtype) {
+      case Float::f32: return pool<PlainRows<float>>(batch, range, chosen);
+      case Float::f16: return pool<PlainRows<Half>>(batch, range, chosen);
+      case Float::bf16: return pool<PlainRows<Bfloat16>>(batch, range, chosen);
+    }
+  }
+};
+
+inline Failure forward(const Batch& batch, int64_t* out_of_range) { return look_up(batch, out_of_range, PlainTables{batch}); }
 
 }  // namespace ROWWISE_ISA
 }  // namespace rowwise

@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "address.h"
@@ -29,8 +30,8 @@ RowLayout layout_of(int64_t format, int64_t row_bytes, int64_t dim, const Subjec
   REQUIRE(format >= 0 && format <= static_cast<int64_t>(Format::int2),
           what + " should have a format that there is. Received " + std::to_string(format) + ".");
   const RowLayout layout = {static_cast<Format>(format), row_bytes};
-  const int64_t unit = has_codes(layout.format) ? 1 : bits_of(layout.format) / 8;
-  REQUIRE(dim >= 0 && dim < int64_t{1} << 40 && row_bytes >= least_row_bytes(layout.format, dim) && row_bytes % unit == 0,
+  REQUIRE(dim >= 0 && dim < int64_t{1} << 40 && row_bytes >= least_row_bytes(layout.format, dim) &&
+              (has_codes(layout.format) || row_bytes % (bits_of(layout.format) / 8) == 0),
           what + " should have rows of " + std::to_string(least_row_bytes(layout.format, dim)) + " bytes or more, whole numbers. Received " +
               std::to_string(row_bytes) + ".");
   return layout;
@@ -54,6 +55,7 @@ struct QuantTables {
     REQUIRE(nb::len(weights) == count && formats.size() == count,
             "`weights` and `formats` should be one a table (" + std::to_string(count) + "). Received " +
                 std::to_string(nb::len(weights)) + " and " + std::to_string(formats.size()) + ".");
+    layouts.reserve(count);
     size_t t = 0;
     for (nb::handle weight : weights) {
       Table& table = call.tables[t];
@@ -72,10 +74,21 @@ struct QuantTables {
 };
 
 template <class Input>
-FailureTuple forward(QuantTables& tables, const Input& input, int64_t out_of_range, int threads) {
+FailureTuple forward(QuantTables tables, const Input& input, int64_t out_of_range, int threads) {
   const Batch batch = make_batch(tables.call, input, threads);
   clear_gaps(tables.call, input);
   return run_pass([&] { return quant_kernels().forward(batch, tables.layouts.data(), at<int64_t>(out_of_range)); });
+}
+
+FailureTuple look_up_bags(nb::handle spec, nb::sequence weights, const Ints& formats, nb::object values, nb::object offsets,
+                          nb::object sample_weights, int64_t num_keys, nb::object output, int64_t out_of_range, int threads) {
+  QuantTables tables(spec, weights, formats);
+  return forward(std::move(tables), Pooled(values, offsets, sample_weights, nb::none(), num_keys, output), out_of_range, threads);
+}
+
+FailureTuple look_up_sequences(nb::handle spec, nb::sequence weights, const Ints& formats, const Sequence& input,
+                               int64_t out_of_range, int threads) {
+  return forward(QuantTables(spec, weights, formats), input, out_of_range, threads);
 }
 
 int64_t quantize(nb::handle weight, nb::handle bounds, int64_t format, nb::handle rows, int threads) {
@@ -112,9 +125,9 @@ void dequantize(nb::handle rows, int64_t format, int64_t weight, int64_t dim, in
 }  // namespace
 
 void bind_quant(nb::module_& m) {
-  nb::class_<QuantTables>(m, "QuantTables").def(nb::init<nb::handle, nb::sequence, const Ints&>());
-  m.def("quant_forward", &forward<Pooled>);
-  m.def("quant_forward", &forward<Sequence>);
+  m.def("quantized_bag", &look_up_bags, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(),
+        nb::arg(), nb::arg());
+  m.def("quantized_sequence", &look_up_sequences);
   m.def("quantize_rows", &quantize, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg());
   m.def("dequantize_rows", &dequantize);
 }

@@ -114,11 +114,10 @@ inline int64_t quantize(const Matrix& weight, const float* bounds, const RowLayo
 }
 
 template <class Rows>
-void read_row(const Table& table, int64_t at, float* x) {
-  for (int64_t column = 0; column < table.dim; column += kBlock) {
-    const Rows rows(table, column);
-    const auto row = rows.row(at);
-    const int64_t left = table.dim - column;
+void read_row(const uint8_t* from, int64_t dim, float* x) {
+  for (int64_t column = 0; column < dim; column += kBlock) {
+    const auto row = Rows(column).row(reinterpret_cast<intptr_t>(from));
+    const int64_t left = dim - column;
     if (left >= kBlock) {
       row.load(0).store(x + column);
     } else {
@@ -128,13 +127,10 @@ void read_row(const Table& table, int64_t at, float* x) {
 }
 
 inline void dequantize(const uint8_t* rows, const RowLayout& layout, int64_t count, int64_t dim, float* weight, int threads) {
-  Table table;
-  table.weight = const_cast<uint8_t*>(rows);
-  table.dim = dim;
   in_ranges(threads, count, dim * 4 + layout.row_bytes, [&](int64_t begin, int64_t end, int) {
     with_reader(layout.format, [&](auto reader) {
       for (int64_t r = begin; r < end; ++r)
-        read_row<typename decltype(reader)::type>(table, r * layout.row_bytes, weight + r * dim);
+        read_row<typename decltype(reader)::type>(rows + r * layout.row_bytes, dim, weight + r * dim);
     });
   });
 }

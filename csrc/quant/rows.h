@@ -111,8 +111,7 @@ ROWWISE_INLINE Head read_head(const uint8_t* row) {
 template <int kBits>
 class CodedRows {
  public:
-  CodedRows(const Table& table, int64_t column)
-      : weight_(static_cast<const uint8_t*>(table.weight)), codes_(kHead + column * kBits / 8) {}
+  explicit CodedRows(int64_t column) : codes_(kHead + column * kBits / 8) {}
 
   static constexpr int64_t bytes(int blocks) { return kHead + blocks * kStep; }
 
@@ -121,8 +120,8 @@ class CodedRows {
   ROWWISE_INLINE void fetch_row(int64_t at) const {
     const int64_t from = codes_ == kHead ? 0 : codes_;
     constexpr int64_t size = bytes(kBlocks);
-    fetch(weight_ + from, at, size);
-    if constexpr ((size - 1) % 64 != 0) fetch(weight_ + from + size - 1, at, 1);
+    fetch(at + from, size);
+    if constexpr ((size - 1) % 64 != 0) fetch(at + from + size - 1, 1);
   }
 
   struct Row {
@@ -147,13 +146,12 @@ class CodedRows {
     ROWWISE_INLINE Block value(Bytes packed) const { return to_block(unpack<kBits>(packed)) * head.scale + head.bias; }
   };
   ROWWISE_INLINE Row row(int64_t at) const {
-    const uint8_t* begin = weight_ + at;
+    const uint8_t* begin = reinterpret_cast<const uint8_t*>(static_cast<uintptr_t>(at));
     return {begin + codes_, read_head(begin)};
   }
 
  private:
   static constexpr int64_t kStep = kBlock * kBits / 8;  // bytes of sixteen codes
-  const uint8_t* weight_;
   int64_t codes_;
 };
 

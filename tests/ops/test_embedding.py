@@ -132,6 +132,9 @@ MANY = {
     "unused_keys_and_other_order": Case(
         dims=[5, 7, 4], slots=[(0, 4, SUM), (1, 1, SUM), (2, 0, SUM), (0, 2, SUM)], keys=6
     ),
+    "tables_of_all_widths": Case(
+        dims=[5, 200, 64, 16, 130], slots=[(t, 4 - t, SUM) for t in (0, 1, 2, 3, 4, 1)], keys=5, bags=70, longest=2
+    ),
     "enough_for_threads": Case(
         dims=[64, 16], slots=[(0, 0, SUM), (1, 1, SUM), (0, 2, SUM)], keys=3, bags=500, rows=900
     ),

@@ -80,8 +80,9 @@ class ShardedQuantEmbeddingModuleState(
         super().__init__()
         if not isinstance(env, ShardingEnv) or env.process_group is not None:
             raise ValueError(
-                "`env` should be one of `ShardingEnv.from_local`: quantised tables are spread over devices of one "
-                f"process, which a plan names. Received {type(env).__name__}"
+                "`env` should be one of `ShardingEnv.from_local`, as `shard_quant_model` makes: quantised tables "
+                "are spread over devices of one process, which a plan names; give further processes a model each. "
+                f"Received {type(env).__name__}"
                 f"{' with a process group' if isinstance(env, ShardingEnv) else ''}."
             )
         self._parts = QuantizedParts(

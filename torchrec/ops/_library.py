@@ -247,11 +247,12 @@ def choose({arguments}):
         or jit_trace() is not None
     ):  # as `is_observed` says
         return step_aside({arguments})
-    if {are_plain_integers}:
-        return kernel({arguments})
+    if {are_plain}:
+        return {kernel}
     return look_closer({arguments})
 """
-_PLAIN_INTEGERS = "({0} is None or (type({0}) is Tensor and {0}.is_cpu and {0}.dtype is int64))"
+_PLAIN_INTEGERS = "({0} is None or (type({0}) is Tensor and {0}.is_cpu and ({0}.dtype is int64 or {0}.dtype is int32)))"
+_PLAIN_BYTES = "are_plain({0})"
 
 
 @cache
@@ -302,14 +303,17 @@ def _chooser(
             kind = type(tensor)
             if (kind is not Tensor and kind is not Parameter) or not tensor.is_cpu:
                 return step_aside(*args)
-            if tensor.dtype is not torch.int64:
+            if tensor.dtype is not torch.int64 and tensor.dtype is not torch.int32:
                 floating = True
                 if not _is_as_it_lies(tensor):
                     return step_aside(*args)
                 asked = asked or tensor.requires_grad
         for i in lists_of_bytes:
-            if not _PLAIN_TYPES.issuperset(map(type, args[i])):
+            if not are_plain(args[i]):
                 return step_aside(*args)
+        return look_at_lists(args, floating, asked)
+
+    def look_at_lists(args: Sequence[Any], floating: bool, asked: bool) -> Any:
         for i in lists:
             found = args[i]
             is_known = i in known and len(found) > _FEW
@@ -329,23 +333,20 @@ def _chooser(
 
     names = [f"x{i}" for i in range(count)]
     plain = [_PLAIN_INTEGERS.format(names[i]) for i in tensors]
+    plain += [_PLAIN_BYTES.format(names[i]) for i in lists_of_bytes]
+    arguments = ", ".join(names)
     source = _CHOOSE.format(
-        arguments=", ".join(names),
-        are_plain_integers="False" if lists or lists_of_bytes else " and ".join(plain) or "True",
+        arguments=arguments,
+        are_plain=" and ".join(plain) or "True",
+        kernel=f"look_at_lists(({arguments},), True, False)" if lists else f"kernel({arguments})",
     )
     namespace: dict[str, Any] = {
+        **_CHOOSE_BY,
         "operator": operator,
         "step_aside": step_aside,
         "look_closer": look_closer,
+        "look_at_lists": look_at_lists,
         "kernel": kernel,
-        "Tensor": Tensor,
-        "int64": torch.int64,
-        "is_dynamo_compiling": is_dynamo_compiling,
-        "num_dispatch_modes": num_dispatch_modes,
-        "num_function_modes": num_function_modes,
-        "has_transforms": has_transforms,
-        "tangent_level": tangent_level,
-        "jit_trace": jit_trace,
     }
     exec(_compiled(source), namespace)
     choose: Callable[..., Any] = namespace["choose"]
@@ -375,6 +376,28 @@ def shortcut(
 
 
 _PLAIN_TYPES = frozenset((Tensor, Parameter))
+
+
+def _are_plain(tensors: Sequence[Any]) -> bool:
+    return _PLAIN_TYPES.issuperset(map(type, tensors))
+
+
+# Say whether all are tensors of no subclass but `Parameter`.
+are_plain: Callable[[Sequence[Any]], bool] = _are_plain if native is None else native.are_plain
+
+
+_CHOOSE_BY = {
+    "are_plain": are_plain,
+    "Tensor": Tensor,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "is_dynamo_compiling": is_dynamo_compiling,
+    "num_dispatch_modes": num_dispatch_modes,
+    "num_function_modes": num_function_modes,
+    "has_transforms": has_transforms,
+    "tangent_level": tangent_level,
+    "jit_trace": jit_trace,
+}
 
 
 def _is_as_it_lies(tensor: Tensor) -> bool:
@@ -422,6 +445,13 @@ def _are_held(objects: list[Any], dicts: list[dict[str, Any]], key: str) -> bool
         held.get(key) is mine for mine, held in zip(objects, dicts, strict=True)
     )
 
+
+def _held(dicts: list[dict[str, Any]], key: str) -> list[Any]:
+    return [held[key] for held in dicts]
+
+
+# Return what each of several dictionaries holds under a key. Not for code that is traced.
+held: Callable[[list[dict[str, Any]], str], list[Any]] = _held if native is None else native.held
 
 # Say whether each of several dictionaries holds, under a key, the very object of its place in a list. That is asked of
 # the weights of a collection at each call, where making and comparing two lists takes longer than a small look-up.

@@ -23,7 +23,7 @@ def recycled(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor
     """
     size = prod(shape) * dtype.itemsize
     if native is None or size < _LEAST:
-        return torch.empty(shape, dtype=dtype, device=_CPU)
+        return torch.empty(*shape, dtype=dtype, device=_CPU)
     buffer: Tensor = native.recycled(size)
     # No view of it: results of autograd functions that are views cannot be changed in place.
     return torch.empty(0, dtype=dtype, device=_CPU).set_(buffer.untyped_storage(), 0, shape, ())

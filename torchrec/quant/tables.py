@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from torchrec.checks import checked_device, require_integer
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.stray_ids import add_counts, counts_by_table
 from torchrec.modules.tables import embedding_names_by_table, slots_of, table_spec_of
-from torchrec.ops import is_wrapped
+from torchrec.ops import held, is_wrapped
 from torchrec.ops.embedding import Ids, LookupSpec, PolicyCode, choose_rows, new_table
 from torchrec.ops.quant import RowFormat, dequantize_rows
 from torchrec.ops.quant.formats import HEAD
@@ -211,7 +212,9 @@ class _Rows:
         self._buffers = [buffers_by_name(table) for table in tables]
 
     def now(self) -> list[Tensor]:
-        return [buffers["weight"] for buffers in self._buffers]
+        if is_compiling():
+            return [buffers["weight"] for buffers in self._buffers]
+        return held(self._buffers, "weight")
 
 
 class RowChooser(nn.Module):

@@ -21,7 +21,7 @@ from torchrec.ops.embedding.spec import PolicyCode, read_spec
 
 _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _NOTHING, _ID, _BAG = range(3)  # kinds of failure
-_MEMORY = 1 << 47  # bytes, more than there can be
+_MEMORY = 1 << 46  # numbers of two bytes, more than there can be
 
 # Said everywhere: another default device must not redirect what kernels write to.
 _CPU = torch.device("cpu")
@@ -44,22 +44,21 @@ if native is not None:
     require_layout(native)
 
 
-def _tables(spec: Tensor, weights: Sequence[Tensor], rows_dtype: torch.dtype) -> Any:
-    """Return the tables of a call, None if kernels do not take the dtypes of the weights or of the rows."""
+def _require_own_spec(spec: Tensor) -> None:
     if spec.is_neg():
         raise ValueError("`spec` should stand for itself. Received the lazy negative of a tensor.")
+
+
+def _tables(spec: Tensor, weights: Sequence[Tensor], rows_dtype: torch.dtype) -> Any:
+    """Return the tables of a call, None if kernels do not take the dtypes of the weights or of the rows."""
+    _require_own_spec(spec)
     return _native.embedding_tables(spec, weights) if rows_dtype in _CODES else None
 
 
-def pooled(
-    rows: Tensor,
-    values: Tensor,
-    offsets: Tensor,
-    sample_weights: Tensor | None,
-    divisors: Tensor | None,
-    num_keys: int,
-) -> Input:
-    """Return the input of a kernel, which keeps its tensors."""
+def factors(
+    values: Tensor, offsets: Tensor, sample_weights: Tensor | None, divisors: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return sample weights and divisors as kernels read them: float32 and int64, contiguous."""
     if sample_weights is not None:
         if sample_weights.dim() != 1 or sample_weights.numel() != values.numel():
             raise ValueError(
@@ -74,14 +73,25 @@ def pooled(
         if not divisors.data_ptr():
             no_address("divisors", divisors)  # which a conversion would read from
         divisors = divisors.long().contiguous()
-    return _native.Pooled(
-        values.contiguous(), offsets.contiguous(), sample_weights, divisors, num_keys, rows
-    )
+    return sample_weights, divisors
+
+
+def _pooled(
+    rows: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    sample_weights: Tensor | None,
+    divisors: Tensor | None,
+    num_keys: int,
+) -> Input:
+    """Return the input of a kernel, which keeps its tensors."""
+    read = factors(values, offsets, sample_weights, divisors)
+    return _native.Pooled(values.contiguous(), offsets.contiguous(), *read, num_keys, rows)
 
 
 def _new_output(bags: int, width: int, dtype: torch.dtype) -> Tensor:
     """Return memory for an output, uninitialised."""
-    if bags * width * dtype.itemsize >= _MEMORY:
+    if bags * width >= _MEMORY:
         raise ValueError(f"An output should fit the memory. Received a shape of [{bags}, {width}].")
     return recycled((bags, width), dtype)
 
@@ -94,12 +104,9 @@ def new_bag_output(offsets: Tensor, num_keys: int, width: int, dtype: torch.dtyp
     return _new_output((offsets.numel() - 1) // max(num_keys, 1), width, dtype)
 
 
-def _forward(tables: Any, input: Input, num_tables: int) -> tuple[Tensor, Any]:
-    out_of_range = torch.zeros(num_tables, dtype=torch.int64, device=_CPU)
-    failure = _native.embedding_forward(
-        tables, input, out_of_range.data_ptr(), torch.get_num_threads()
-    )
-    return out_of_range, failure
+def new_counts(num_tables: int) -> Tensor:
+    """Return what kernels add the numbers of ids to that were out of range."""
+    return torch.zeros(num_tables, dtype=torch.int64, device=_CPU)
 
 
 def embedding_bag(
@@ -115,15 +122,31 @@ def embedding_bag(
     names: str,
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.embedding_bag``."""
-    tables = _tables(spec, weights, dtype)
-    if tables is None:
+    _require_own_spec(spec)
+    failure = None
+    if dtype in _CODES:
+        read: tuple[Tensor | None, Tensor | None] = (None, None)
+        if sample_weights is not None or divisors is not None:
+            read = factors(values, offsets, sample_weights, divisors)
+        output = new_bag_output(offsets, num_keys, width, dtype)
+        out_of_range = new_counts(len(weights))
+        failure = _native.embedding_bag(
+            spec,
+            weights,
+            values.contiguous(),
+            offsets.contiguous(),
+            *read,
+            num_keys,
+            output,
+            out_of_range.data_ptr(),
+            torch.get_num_threads(),
+        )
+    if failure is None:  # of dtypes that kernels do not take
         return reference.embedding_bag(
             weights, spec, values, offsets, sample_weights, divisors, num_keys, width, dtype, names
         )
-    output = new_bag_output(offsets, num_keys, width, dtype)
-    input = pooled(output, values, offsets, sample_weights, divisors, num_keys)
-    out_of_range, failure = _forward(tables, input, len(weights))
-    raise_failure(failure, spec, names)
+    if failure[0] != _NOTHING:
+        raise_failure(failure, spec, names)
     return output, out_of_range
 
 
@@ -183,7 +206,7 @@ def embedding_bag_dense_grad(grad: Tensor, weights: Sequence[Tensor], *bags: Any
     tables = _tables(spec, weights, grad.dtype)
     if tables is None:
         return reference.embedding_bag_dense_grad(grad, weights, *bags)
-    return _dense_grad(tables, weights, pooled(_rows_of(grad), *rest))
+    return _dense_grad(tables, weights, _pooled(_rows_of(grad), *rest))
 
 
 def embedding_bag_sparse_grad(grad: Tensor, weights: Sequence[Tensor], *bags: Any) -> list[Tensor]:
@@ -192,7 +215,7 @@ def embedding_bag_sparse_grad(grad: Tensor, weights: Sequence[Tensor], *bags: An
     tables = _tables(spec, weights, grad.dtype)
     if tables is None:
         return reference.embedding_bag_sparse_grad(grad, weights, *bags)
-    input = pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
+    input = _pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
     size = reference.batch_size(values, offsets, num_keys)
     # Without samples none: as many zeros as `num_keys` says may not fit the memory.
     ends = offsets[::size].tolist() if size else []
@@ -212,7 +235,7 @@ def embedding_bag_update_(
     tables = _tables(spec, weights, grad.dtype)
     if tables is None:
         return reference.embedding_bag_update_(grad, weights, states, hyper, *bags)
-    return _update(tables, weights, pooled(_rows_of(grad), *rest), states, hyper)
+    return _update(tables, weights, _pooled(_rows_of(grad), *rest), states, hyper)
 
 
 def embedding_bag_weights_grad(grad: Tensor, weights: Sequence[Tensor], *bags: Any) -> Tensor:
@@ -223,7 +246,7 @@ def embedding_bag_weights_grad(grad: Tensor, weights: Sequence[Tensor], *bags: A
         return reference.embedding_bag_weights_grad(grad, weights, *bags)
     if sample_weights is None:
         raise TypeError("`sample_weights` should be a tensor. Received None.")
-    input = pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
+    input = _pooled(_rows_of(grad), values, offsets, sample_weights, divisors, num_keys)
     result = torch.zeros(sample_weights.shape, dtype=torch.float32, device=_CPU)
     _native.embedding_weights_grad(tables, input, result.data_ptr(), torch.get_num_threads())
     return result.to(sample_weights.dtype)
@@ -321,7 +344,10 @@ def embedding_sequence(
             weights, spec, values, starts, counts, dims, dtype, names
         )
     input, outputs, _kept = new_sequence(values, starts, counts, dims, dtype)
-    out_of_range, failure = _forward(tables, input, len(weights))
+    out_of_range = new_counts(len(weights))
+    failure = _native.embedding_forward(
+        tables, input, out_of_range.data_ptr(), torch.get_num_threads()
+    )
     raise_failure(failure, spec, names)
     return [*outputs, out_of_range]
 
@@ -345,7 +371,7 @@ def choose_rows(
     reference.check_ranges(values, starts, counts)
     rows = torch.empty(sum(counts), dtype=torch.int64, device=_CPU)
     input, _kept = _sequence(rows.split(list(counts)), torch.int64, values, starts, counts)
-    out_of_range = torch.zeros(num_tables, dtype=torch.int64, device=_CPU)
+    out_of_range = new_counts(num_tables)
     failure = _native.embedding_choose_rows(
         tables, input, out_of_range.data_ptr(), torch.get_num_threads()
     )
@@ -428,7 +454,7 @@ def split_bag_update(
     spec, *rest = bags
     _require_own(states, hyper)
     grad = _rows_of(grad if grad.dtype in _CODES else grad.float())
-    tables, input = _tables(spec, weights, grad.dtype), pooled(grad, *rest)
+    tables, input = _tables(spec, weights, grad.dtype), _pooled(grad, *rest)
     threads = torch.get_num_threads()
     held = _native.embedding_split_update(tables, input, hyper, states, shares, threads)
     return held, (tables, input, spec)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrec.ops._library import native
+from torchrec.ops._library import is_observed, native
+
+# Smaller tables have none: bytes.
+_HUGE_PAGE = 1 << 21
 
 
 def new_table(rows: int, dim: int, dtype: torch.dtype | None, device: torch.device | str) -> Tensor:
@@ -18,7 +21,7 @@ def new_table(rows: int, dim: int, dtype: torch.dtype | None, device: torch.devi
         rows: E.
         dim: D.
         dtype: of the weights; None: PyTorch's default.
-        device: of the table; on others than the CPU this is ``torch.empty``.
+        device: of the table; on others than the CPU this is ``torch.empty``, as it is for small ones.
 
     Returns:
         ``(rows, dim)``, contiguous, of any content.
@@ -27,7 +30,11 @@ def new_table(rows: int, dim: int, dtype: torch.dtype | None, device: torch.devi
         >>> new_table(10, 4, torch.float16, "cpu").shape
         torch.Size([10, 4])
     """
-    table = torch.empty((rows, dim), dtype=dtype, device=device)
-    if native is not None and table.device.type == "cpu":
-        native.advise_huge_pages(table.data_ptr(), table.numel() * table.element_size())
-    return table
+    dtype = dtype or torch.get_default_dtype()
+    size = rows * dim * dtype.itemsize
+    if native is None or size < _HUGE_PAGE or torch.device(device).type != "cpu" or is_observed():
+        return torch.empty((rows, dim), dtype=dtype, device=device)
+    pages: Tensor = native.new_pages(size)
+    # No view of it: parameters that are views cannot be changed in place by what autograd records.
+    table = torch.empty(0, dtype=dtype, device="cpu")
+    return table.set_(pages.untyped_storage(), 0, (rows, dim), (dim, 1))

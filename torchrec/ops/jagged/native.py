@@ -14,6 +14,8 @@ from torchrec.ops._memory import is_wide, require_integers
 from torchrec.ops._private import has_transforms
 
 _lib: Any = native
+# Said everywhere: another default device must not redirect what kernels write to.
+_CPU = torch.device("cpu")
 
 
 def row_bytes(rows: Tensor) -> int:
@@ -89,7 +91,7 @@ def offsets_fit(offsets: Tensor, total: int) -> bool:
 def lengths_to_offsets(lengths: Tensor) -> Tensor:
     """See ``reference.lengths_to_offsets``."""
     lengths = lengths.contiguous()
-    offsets = lengths.new_empty(lengths.numel() + 1)
+    offsets = torch.empty(lengths.numel() + 1, dtype=lengths.dtype, device=_CPU)
     try:
         fit = _lib.offsets_of(lengths, offsets)
     except (TypeError, ValueError):

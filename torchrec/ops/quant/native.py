@@ -64,10 +64,24 @@ def quantized_bag(
         return reference.quantized_bag(
             weights, formats, spec, values, offsets, sample_weights, num_keys, width, dtype, names
         )
-    tables = _native.QuantTables(spec, weights, formats)
+    if sample_weights is not None:
+        sample_weights, _ = embedding.factors(values, offsets, sample_weights, None)
     output = embedding.new_bag_output(offsets, num_keys, width, dtype)
-    input = embedding.pooled(output, values, offsets, sample_weights, None, num_keys)
-    return output, _run(tables, input, len(weights), spec, names)
+    out_of_range = embedding.new_counts(len(weights))
+    failure = _native.quantized_bag(
+        spec,
+        weights,
+        formats,
+        values.contiguous(),
+        offsets.contiguous(),
+        sample_weights,
+        num_keys,
+        output,
+        out_of_range.data_ptr(),
+        torch.get_num_threads(),
+    )
+    embedding.raise_failure(failure, spec, names)
+    return output, out_of_range
 
 
 def quantized_sequence(
@@ -86,13 +100,10 @@ def quantized_sequence(
         return reference.quantized_sequence(
             weights, formats, spec, values, starts, counts, dims, dtype, names
         )
-    tables = _native.QuantTables(spec, weights, formats)
     input, outputs, _kept = embedding.new_sequence(values, starts, counts, dims, dtype)
-    return [*outputs, _run(tables, input, len(weights), spec, names)]
-
-
-def _run(tables: Any, input: embedding.Input, num_tables: int, spec: Tensor, names: str) -> Tensor:
-    out_of_range = torch.zeros(num_tables, dtype=torch.int64, device="cpu")
-    failure = _native.quant_forward(tables, input, out_of_range.data_ptr(), torch.get_num_threads())
+    out_of_range = embedding.new_counts(len(weights))
+    failure = _native.quantized_sequence(
+        spec, weights, formats, input, out_of_range.data_ptr(), torch.get_num_threads()
+    )
     embedding.raise_failure(failure, spec, names)
-    return out_of_range
+    return [*outputs, out_of_range]
