@@ -195,6 +195,11 @@ def plain_state():
         for axis, (offset, size) in enumerate(zip(offsets, part.shape, strict=False)):
             whole = whole.narrow(axis, offset, size)
         assert torch.equal(part, whole), name
+    item = "tables.embedding_bags.item.weight"  # of which the second rank has nothing
+    with pytest.raises(
+        ValueError, match=r"Table 'item' should have the shape .* Received \(2, 3\)"
+    ):
+        sharded.load_state_dict({**model.state_dict(), item: torch.zeros(2, 3)})
     twin = copy.deepcopy(sharded)
     loss, other = sharded(batch(sharded.rank, 9))[0], twin(batch(sharded.rank, 9))[0]
     return torch.equal(loss, other)

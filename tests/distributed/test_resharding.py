@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -144,6 +146,38 @@ def between_steps():
         loss.backward()
 
 
+def optimizers_go_on():
+    model, same = sharded("rows"), sharded("rows")
+    outer, inner = model.fused_optimizer, same.fused_optimizer
+    group = outer.param_groups[0]
+    layers = [torch.optim.SGD(each.module.over.parameters(), 0.1) for each in (model, same)]
+    rates = [torch.optim.lr_scheduler.ExponentialLR(each, 0.5) for each in (outer, inner)]
+    for step, plan in enumerate(["columns", "tables", "rows", "rows"]):
+        for each, tables, layer, rate in zip(
+            (model, same), (outer, inner), layers, rates, strict=True
+        ):
+            with tables.accumulate():
+                each(batch(dist.get_rank(), 2 * step)).backward()
+            if step == 2:  # dropped
+                tables.zero_grad()
+            each(batch(dist.get_rank(), 2 * step + 1)).backward()
+            layer.step()
+            layer.zero_grad()
+            with tables.accumulate():
+                each(batch(dist.get_rank(), 9)).backward()
+            tables.step()
+            rate.step()
+        for name, value in wholes(model).items():
+            torch.testing.assert_close(value, wholes(same)[name], msg=name)
+        model.reshard(changes_to(plan))
+    assert outer.param_groups[0] is group is model.fused_optimizer.param_groups[0]
+    assert outer.params == dict(model.fused_optimizer.params)
+    twin, copied = copy.deepcopy((model, outer))
+    copied.param_groups[0]["lr"] = 0.0
+    assert twin.fused_optimizer.param_groups[0]["lr"] == 0.0
+    assert outer.param_groups[0]["lr"] == 0.1 / 16
+
+
 def no_memory():
     model, same = sharded("rows"), sharded("rows")
     expected = wholes(model)
@@ -213,6 +247,8 @@ def refused():
     )
 
 
-@pytest.mark.parametrize("function", [there_and_back, between_steps, no_memory, refused])
+@pytest.mark.parametrize(
+    "function", [there_and_back, between_steps, optimizers_go_on, no_memory, refused]
+)
 def test_what_is_asked_is_what_moves(function):
     results(function, 2)

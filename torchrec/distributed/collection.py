@@ -24,6 +24,7 @@ from torchrec.distributed.types import (
 )
 from torchrec.modules.collection import TableStore
 from torchrec.modules.stray_ids import add_counts
+from torchrec.optim.embedding_optimizer import EmbeddingFusedOptimizer, ShownUpdates
 from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Multistreamable
@@ -152,7 +153,7 @@ class ShardedTableCollection(nn.Module):
         """Bring tables to other ranks, with their states; all ranks call this, between steps.
 
         The collection stays what it is, and so do parameters of tables that stay where they are. Those of others are
-        new ones, and `fused_optimizer` is to be asked for anew.
+        new ones; a `fused_optimizer` that was asked for before has them too, and the same parameter groups.
 
         Args:
             changed_sharding_params: where tables go; others stay where they are.
@@ -181,8 +182,11 @@ class ShardedTableCollection(nn.Module):
 
     @property
     def fused_optimizer(self) -> KeyedOptimizer:
-        """The optimizer of the parts of tables that this rank updates in the backward pass."""
-        return self._tables.optimizer()
+        """The optimizer of the parts of tables that this rank updates in the backward pass, as they are by then."""
+        return EmbeddingFusedOptimizer(self._shown_updates)
+
+    def _shown_updates(self) -> ShownUpdates:
+        return self._tables.shown_updates()
 
     def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
         """Yield the names of the parameters that no data-parallel wrapper should take.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ from torchrec.modules.tables import embedding_names_by_table
 from torchrec.ops.embedding import Bags, lookup_bags
 from torchrec.ops.permute import regroup
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.optim.embedding_optimizer import EmbeddingFusedOptimizer
 from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.optim.owners import owner_of
@@ -330,7 +332,8 @@ class ShardedEmbeddingBag(
     @property
     def fused_optimizer(self) -> KeyedOptimizer:
         """The optimizer of this rank's part, if the backward pass updates it."""
-        return self.collection.tables.optimizer({_WEIGHT: _WEIGHT})
+        shown = partial(self.collection.tables.shown_updates, {_WEIGHT: _WEIGHT})
+        return EmbeddingFusedOptimizer(shown)
 
     def create_context(self) -> StepContext:
         """Return what the parts of one forward pass hand on to each other."""

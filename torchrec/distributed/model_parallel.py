@@ -351,8 +351,8 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
     ) -> float:
         """Bring tables to other ranks between two steps, with their states; all ranks call this.
 
-        The model trains on as it would have, under the new plan. Parameters of tables that move are new ones:
-        `fused_optimizer` is to be asked for anew, and schedulers of its rates are to be made anew.
+        The model trains on as it would have, under the new plan. Parameters of tables that move are new ones, in a
+        `fused_optimizer` that was asked for before as well: it goes on, and so do schedulers of its rates.
 
         Args:
             changed_shard_to_params: of each module by its path, how much is said to move, and where its tables go;

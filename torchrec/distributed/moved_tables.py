@@ -107,6 +107,7 @@ def moved_tables(
                 update.step.copy_(_shared(tables.whole(config), former[name].step))
             else:
                 _bring(moved, config, value, states[state], is_per_row.get(state, False))
+        update.take_group(former[name])
     tables.retire(moved)
     return moved
 

@@ -35,7 +35,7 @@ from torchrec.modules.tables import OutputType, Tables
 from torchrec.ops.embedding import Ids, choose_rows, new_table
 from torchrec.ops.embedding.updates import RULES
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
-from torchrec.optim.embedding_optimizer import EmbeddingFusedOptimizer
+from torchrec.optim.embedding_optimizer import ShownUpdates
 from torchrec.optim.marks import (
     has_torchs_optimizer_in_backward,
     pass_on_torchs_optimizer_in_backward,
@@ -427,14 +427,14 @@ class ShardedTables:
                 found[usual if names is None else names[config.name]] = owner
         return found
 
-    def optimizer(self, names: Mapping[str, str] | None = None) -> EmbeddingFusedOptimizer:
-        """Return the optimizer of the tables that the backward pass updates; of each, this rank's part.
+    def shown_updates(self, names: Mapping[str, str] | None = None) -> ShownUpdates:
+        """Return what an optimizer shows of the tables that the backward pass updates; of each, this rank's part.
 
         Args:
             names: see `updates`.
         """
         split = None if self.away is None else self.away.tables.split
-        return EmbeddingFusedOptimizer(self.updates(names), together=split, shown=self.whole_states)
+        return ShownUpdates.of(self.updates(names), split, self.whole_states)
 
     def whole_states(self, update: TableUpdate) -> Mapping[str, Tensor]:
         """Return the state of a table as a whole, of which this rank has some parts."""
@@ -545,9 +545,9 @@ class ShardedTables:
     def load(self, config: BaseEmbeddingConfig, value: object) -> Tensor:
         """Load this rank's part of a table that was saved, and return it."""
         weight, block = self._parts[config.name].weight, self.block(config)
-        if block is not None:
-            shape = config.num_rows, config.embedding_dim
-            load_block(config.name, block, weight.detach(), value, shape)
+        # Without a block as well, so that what does not fit is refused by all ranks.
+        shape = config.num_rows, config.embedding_dim
+        load_block(config.name, block or Block((), ()), weight.detach(), value, shape)
         return weight
 
 

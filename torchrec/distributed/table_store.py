@@ -16,6 +16,7 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.stray_ids import counts_by_table, set_counts
 from torchrec.modules.table_collection import check_rows
 from torchrec.modules.tables import embedding_names_by_table
+from torchrec.optim.embedding_optimizer import EmbeddingFusedOptimizer, ShownUpdates
 from torchrec.optim.keyed import KeyedOptimizer
 from torchrec.optim.owners import owner_of
 from torchrec.optim.table_update import TableUpdate
@@ -35,7 +36,7 @@ class Tables(Protocol):
 
     def is_here(self, table: str) -> bool: ...
 
-    def optimizer(self) -> KeyedOptimizer: ...
+    def shown_updates(self) -> ShownUpdates: ...
 
     def reset_rows(self, table: str, rows: Tensor) -> None: ...
 
@@ -62,7 +63,7 @@ class ShardedTableStore:
     @property
     def fused_optimizer(self) -> KeyedOptimizer:
         """The optimizer of the tables that are updated in the backward pass."""
-        return self._tables.optimizer()
+        return EmbeddingFusedOptimizer(self._tables.shown_updates)
 
     def table_configs(self) -> Sequence[BaseEmbeddingConfig]:
         """Return the tables, as a whole."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,7 +28,7 @@ from torchrec.modules.embedding_configs import (
 from torchrec.ops import are_held, is_transformed, is_wrapped
 from torchrec.ops.embedding import Group, LookupSpec, PolicyCode, PoolingCode, SlotSpec, TableSpec
 from torchrec.ops.embedding.updates import RULES
-from torchrec.optim.embedding_optimizer import EmbeddingFusedOptimizer
+from torchrec.optim.embedding_optimizer import EmbeddingFusedOptimizer, ShownUpdates
 from torchrec.optim.joint_update import JointUpdate, LookupUpdater
 from torchrec.optim.owners import owner_of
 from torchrec.optim.step_hook import install_scaler_check, install_step_hook
@@ -401,7 +401,11 @@ class Tables:
         updates = self.updates()
         if self._optimizer is None:
             shown = sorted(t for _, numbers in self._joints for t in numbers)
-            self._optimizer = EmbeddingFusedOptimizer({self.names[t]: updates[t] for t in shown})
+            named = {self.names[t]: updates[t] for t in shown}
+            # These stay the same; and a partial can be copied and pickled, as a lambda cannot.
+            self._optimizer = EmbeddingFusedOptimizer(
+                partial(ShownUpdates, *ShownUpdates.of(named))
+            )
         return self._optimizer
 
     def reset_states(self) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from torchrec.checks import require_integer
 from torchrec.optim.fused import FusedOptimizer
-from torchrec.optim.table_update import TableUpdate
+from torchrec.optim.table_update import HyperGroup, TableUpdate
 
 
 class Together(Protocol):
@@ -21,6 +21,36 @@ class Together(Protocol):
 
     def apply_waiting(self, updates: list[TableUpdate]) -> None:
         """Apply what waits, of all tables."""
+
+
+class ShownUpdates(NamedTuple):
+    """What an optimizer of updates in the backward pass shows.
+
+    Attributes:
+        updates: name of the parameter -> what updates it, of every fused table.
+        params: name -> parameter.
+        groups: parameter groups, one a table.
+        together: makes those updates that ranks make together. Default: each rank updates what it has.
+        states: returns what ``state`` shows of each table: tensors to write to. Default: its own.
+    """
+
+    updates: Mapping[str, TableUpdate]
+    params: Mapping[str, Tensor]
+    groups: Sequence[HyperGroup]
+    together: Together | None = None
+    states: Callable[[TableUpdate], Mapping[str, Any]] = TableUpdate.named_state
+
+    @classmethod
+    def of(
+        cls,
+        updates: Mapping[str, TableUpdate],
+        together: Together | None = None,
+        states: Callable[[TableUpdate], Mapping[str, Any]] = TableUpdate.named_state,
+    ) -> ShownUpdates:
+        """Return what is shown of updates, as they are now."""
+        params = {name: update.weight for name, update in updates.items()}
+        groups = [u.group for u in updates.values() if u.group is not None and u.in_backward]
+        return cls(updates, params, groups, together, states)
 
 
 class EmbeddingFusedOptimizer(FusedOptimizer):
@@ -35,9 +65,8 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
     shared with another collection is shown by the one that looked it up first.
 
     Args:
-        updates: name of the parameter -> what updates it, of every fused table.
-        together: makes those updates that ranks make together. Default: each rank updates what it has.
-        shown: returns what ``state`` shows of each table: tensors to write to. Default: its own.
+        shown: returns the updates as they are now: tables may have been brought to other ranks, with parameters and
+            states that are new ones.
 
     Example:
         >>> import torch
@@ -51,27 +80,25 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
         >>> scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=10)
     """
 
-    def __init__(
-        self,
-        updates: Mapping[str, TableUpdate],
-        *,
-        together: Together | None = None,
-        shown: Callable[[TableUpdate], Mapping[str, Any]] = TableUpdate.named_state,
-    ) -> None:
-        self._together, self._shown = together, shown
-        self._named = dict(updates)
-        self._updates = list(updates.values())
-        groups = [
-            update.group
-            for update in self._updates
-            if update.group is not None and update.in_backward
-        ]
-        super().__init__({name: update.weight for name, update in updates.items()}, {}, groups)
+    def __init__(self, shown: Callable[[], ShownUpdates]) -> None:
+        self._shown = shown
+        self._start()
+
+    @property
+    def params(self) -> Mapping[str, Tensor]:
+        """Name -> parameter."""
+        return self._shown().params
 
     @property
     def state(self) -> Mapping[Any, Any]:  # type: ignore[override]
         """Parameter -> its state, in the very memory that updates write to."""
-        return {self.params[name]: self._shown(update) for name, update in self._named.items()}
+        shown = self._shown()
+        return {shown.params[name]: shown.states(each) for name, each in shown.updates.items()}
+
+    @property
+    def param_groups(self) -> Sequence[Mapping[str, Any]]:  # type: ignore[override]
+        """Parameter groups, one a table; writing to a group takes effect at the next update."""
+        return self._shown().groups
 
     def _live_state(self, param: Tensor) -> dict[str, Any]:
         return dict(self.state[param])
@@ -99,9 +126,10 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
             >>> ebc.embedding_bags["t"].weight[0].item()
             -2.0
         """
-        collectors: list[TableUpdate | Together] = [*self._updates]
-        if self._together is not None:
-            collectors.append(self._together)
+        shown = self._shown()
+        collectors: list[TableUpdate | Together] = [*shown.updates.values()]
+        if shown.together is not None:
+            collectors.append(shown.together)
         before = [collector.collecting for collector in collectors]
         for collector in collectors:
             collector.collecting = True
@@ -126,7 +154,7 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
             step: how many updates to assume to have been done.
         """
         require_integer(step, "`step`", least=0)
-        for update in self._updates:
+        for update in self._shown().updates.values():
             update.step.fill_(step)
 
     def step(self, closure: Any = None) -> Any:
@@ -142,11 +170,13 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for joint in dict.fromkeys(update.joint for update in self._updates):
+        shown = self._shown()
+        updates = [*shown.updates.values()]
+        for joint in dict.fromkeys(update.joint for update in updates):
             if joint is not None:
-                joint.apply_waiting(self._updates)
-        if self._together is not None:
-            self._together.apply_waiting(self._updates)
+                joint.apply_waiting(updates)
+        if shown.together is not None:
+            shown.together.apply_waiting(updates)
         return loss
 
     def zero_grad(self, set_to_none: bool = False) -> None:
@@ -155,5 +185,5 @@ class EmbeddingFusedOptimizer(FusedOptimizer):
         Args:
             set_to_none: without effect: fused tables have no gradient to keep.
         """
-        for update in self._updates:
+        for update in self._shown().updates.values():
             update.discard_gradients()

@@ -82,6 +82,10 @@ class HyperGroup(dict[str, Any]):
         super().__init__(values)
         self._update = update
 
+    def belong_to(self, update: TableUpdate) -> None:
+        """Have what is written from now on count for another update of the table."""
+        self._update = update
+
     def __setitem__(self, key: str, value: Any) -> None:
         self._update.hyper_written(key, value, self)
         super().__setitem__(key, value)
@@ -272,6 +276,21 @@ class TableUpdate(Owner):
                 f"Tables '{self.table}' and '{table}' have one weight, and should have the same "
                 f"optimizer with the same options. Received {self.rule} and {rule}."
             )
+
+    def take_group(self, former: TableUpdate) -> None:
+        """Go by the parameter group of another update of the same table, in whose place this one trains it.
+
+        Whoever has the group, a scheduler say, writes to this one from now on.
+
+        Args:
+            former: the other.
+        """
+        group = former.group
+        if group is not None:
+            dict.__setitem__(group, "params", [self.weight])
+            group.belong_to(self)
+            self.group, self._hyper = group, None
+            self._hyper_may_change = self.lr_may_change or self.options_may_change
 
     def _tell_collections(self) -> None:
         for collection in self.collections():

@@ -63,7 +63,9 @@ TABLES = [("a", 300, 64, 2), ("b", 50, 32, 1), ("c", 500, 32, 3)]
 BATCH = 64
 
 
-def collection(is_pooled: bool) -> EmbeddingBagCollection | EmbeddingCollection:
+def collection(
+    is_pooled: bool, optimizer: OptimizerType = OptimizerType.SGD
+) -> EmbeddingBagCollection | EmbeddingCollection:
     kinds = EmbeddingBagConfig if is_pooled else EmbeddingConfig
     configs = [
         kinds(
@@ -71,7 +73,7 @@ def collection(is_pooled: bool) -> EmbeddingBagCollection | EmbeddingCollection:
             embedding_dim=columns,
             name=name,
             feature_names=[name],
-            optimizer=OptimizerType.SGD,
+            optimizer=optimizer,
             lr=0.1,
         )
         for name, rows, columns, _ in TABLES
@@ -135,6 +137,17 @@ def test_planned_memory_is_what_a_step_has(kind, is_pooled):
     for planned, found in run(measured, 2, kind, is_pooled):
         # What kernels work in is planned and not found here; small messages that steps begin with are found.
         assert planned == pytest.approx(found, rel=0.12), (planned, found)
+
+
+@pytest.mark.parametrize("kind", ["column_wise", "table_column_wise"])
+def test_a_rank_alone_adds_no_squares_of_columns(kind):
+    tables = collection(is_pooled=True, optimizer=OptimizerType.ROWWISE_ADAGRAD)
+    model = torch.nn.ModuleDict({"tables": tables})
+    plans = [planner(1, each).plan(model, get_default_sharders()) for each in (kind, "table_wise")]
+    in_parts, whole = [plan.report.ranks[0].num_bytes for plan in plans]
+    # States are counted by parts of 16 columns, one number a row.
+    states = [4 * rows * (columns // 16 - 1) for _, rows, columns, _ in TABLES]
+    assert in_parts == whole + sum(states)
 
 
 def test_a_plan_fits_as_a_whole():

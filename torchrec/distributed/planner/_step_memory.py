@@ -108,6 +108,7 @@ class _Collection:
         lookup, (height, width) = option.lookup, option.tensor.shape
         assert lookup is not None
         is_copy = option.sharding_type == ShardingType.DATA_PARALLEL.value
+        is_here = is_copy or world_size == 1
         bands = max(1, len({shard.offset[0] for shard in option.shards}))
         for ids, bags in zip(lookup.ids, lookup.bags, strict=True):
             by_rows = not lookup.is_pooled or (bands > 1 and ids <= bags * bands)
@@ -121,11 +122,11 @@ class _Collection:
                     by_rows,  # noqa: B023
                     bands,
                     lookup.is_weighted,
-                    adds_squares(option),
+                    adds_squares(option) and not is_here,
                     is_copy and world_size > 1,
                 )
 
-            if is_copy or world_size == 1:
+            if is_here:
                 self.here.append(asked(height, width))
                 continue
             self.away.append(asked(height, width))
