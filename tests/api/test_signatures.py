@@ -95,7 +95,7 @@ DIFFERENCES: dict[str, dict[str, str]] = {
         "ModuleSharder.shard is no classmethod": "it is one by mistake: sharders are objects with options",
     },
     "torchrec.modules.fused_embedding_modules": {
-        "EmbeddingFusedOptimizer.__init__: tables (positional) is updates (positional)": "see below",
+        "EmbeddingFusedOptimizer.__init__: tables (positional) is shown (positional)": "see below",
         "EmbeddingFusedOptimizer.__init__: emb_module (positional) is None": (
             "a collection makes it; the API hands it a module of kernels that there is none of"
         ),

@@ -43,7 +43,8 @@ FROZEN = {
     "report": ("run --every --no-predictions --output,-o --watch", "runs/experiment --watch"),
     "compare": ("runs --html --rows", "--html compare.html"),
     "plan": (
-        "experiment overrides --device --html --memory --output,-o --ranks-a-host --rates --world-size",
+        "experiment overrides --device --html --memory --output,-o --processor-time --ranks-a-host --rates "
+        "--world-size",
         "--html plan.html",
     ),
     "data synthetic": (

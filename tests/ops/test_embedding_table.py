@@ -56,3 +56,9 @@ def test_other_devices_and_modes_make_their_own() -> None:
     assert new_table(80_000, 8, None, "meta").is_meta
     with FakeTensorMode():
         assert isinstance(new_table(80_000, 8, None, "cpu"), FakeTensor)
+
+
+@pytest.mark.parametrize("rows", [10**13, 10**18])
+def test_a_table_that_no_memory_holds_says_so(rows: int) -> None:
+    with pytest.raises(RuntimeError, match=r"allocate memory|overflowed"):
+        new_table(rows, 16, None, "cpu")

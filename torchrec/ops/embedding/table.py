@@ -7,8 +7,8 @@ from torch import Tensor
 
 from torchrec.ops._library import is_observed, native
 
-# Smaller tables have none: bytes.
-_HUGE_PAGE = 1 << 21
+_HUGE_PAGE = 1 << 21  # bytes: smaller tables have none
+_MEMORY = 1 << 47  # bytes, more than there can be
 
 
 def new_table(rows: int, dim: int, dtype: torch.dtype | None, device: torch.device | str) -> Tensor:
@@ -32,9 +32,13 @@ def new_table(rows: int, dim: int, dtype: torch.dtype | None, device: torch.devi
     """
     dtype = dtype or torch.get_default_dtype()
     size = rows * dim * dtype.itemsize
-    if native is None or size < _HUGE_PAGE or torch.device(device).type != "cpu" or is_observed():
+    fits = _HUGE_PAGE <= size < _MEMORY
+    if native is None or not fits or torch.device(device).type != "cpu" or is_observed():
         return torch.empty((rows, dim), dtype=dtype, device=device)
-    pages: Tensor = native.new_pages(size)
+    try:
+        pages: Tensor = native.new_pages(size)
+    except MemoryError:
+        return torch.empty((rows, dim), dtype=dtype, device=device)  # says how much was asked for
     # No view of it: parameters that are views cannot be changed in place by what autograd records.
     table = torch.empty(0, dtype=dtype, device="cpu")
     return table.set_(pages.untyped_storage(), 0, (rows, dim), (dim, 1))
