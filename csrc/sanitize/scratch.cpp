@@ -7,8 +7,10 @@
 
 namespace rowwise {
 
+// The sanitizer ends the process where an `operator new` that throws finds no memory.
 Scratch::Scratch(size_t bytes)
-    : data_(static_cast<char*>(::operator new(bytes, std::align_val_t{64}))), bytes_(bytes) {
+    : data_(static_cast<char*>(::operator new(bytes, std::align_val_t{64}, std::nothrow))), bytes_(bytes) {
+  if (data_ == nullptr) throw std::bad_alloc();
   std::memset(data_, 0xff, bytes_);
 }
 

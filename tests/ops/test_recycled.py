@@ -33,6 +33,21 @@ def test_large_memory_is_used_again_but_never_twice_at_a_time() -> None:
     assert (rows == 7).all()  # whose memory is not free while a view is there
 
 
+class _Full:
+    """A machine without memory."""
+
+    @staticmethod
+    def recycled(size: int) -> torch.Tensor:
+        raise MemoryError("std::bad_alloc")
+
+
+def test_where_there_is_no_memory_it_says_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchrec.ops._recycled.native", _Full)
+    for shape in ((1 << 45, 2), (1000, 1500)):
+        with pytest.raises(ValueError, match=rf"fit the memory.*\[{shape[0]}, {shape[1]}\]"):
+            recycled(shape)
+
+
 class _Doubled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):

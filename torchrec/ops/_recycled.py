@@ -27,8 +27,11 @@ def recycled(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor
         # Sizes one by one are read in two thirds of the time of a tuple.
         sizes = shape if len(shape) else ((),)
         return torch.empty(*sizes, dtype=dtype, device=_CPU)
-    if size >= _MOST:
+    try:
+        buffer: Tensor | None = native.recycled(size) if size < _MOST else None
+    except MemoryError:
+        buffer = None
+    if buffer is None:
         raise ValueError(f"An output should fit the memory. Received a shape of {list(shape)}.")
-    buffer: Tensor = native.recycled(size)
     # No view of it: results of autograd functions that are views cannot be changed in place.
     return torch.empty(0, dtype=dtype, device=_CPU).set_(buffer.untyped_storage(), 0, shape, ())
