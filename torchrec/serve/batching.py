@@ -18,7 +18,7 @@ Scores = dict[str, list[Any]]
 """By task, what is predicted of each row: a number, or one a class."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Question:
     rows: Rows
     answer: asyncio.Future[Scores]

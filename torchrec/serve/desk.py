@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hmac
 import itertools
 import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import BaseRoute, Match, Route, Router
+from starlette.types import Receive, Scope, Send
 
 from torchrec.serve.bodies import JSON, PROBLEM, json_of
 from torchrec.serve.failures import RefusedError
@@ -21,10 +22,10 @@ from torchrec.serve.meters import LOG, Meters, log
 
 _OPEN = {"/", "/healthz", "/readyz"}  # say nothing about models, and need no token
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_PLACE = "torchrec.request"  # of a request in its scope, which is there for that
 _FIRST_HALF = secrets.token_hex(8)  # of ids of ours: no two processes give the same
 _NUMBERS = itertools.count(1)
 _LOST = "The request should be answered. It met an error in the server."
+_PATHS, _SHORT = 1024, 256  # that are remembered, and the characters of one: who asks chooses them
 
 
 class Response(NamedTuple):
@@ -57,7 +58,6 @@ class Request:
         version: of the model.
         rows: that are predicted.
         detail: why it was refused.
-        response: what it is answered.
         began: seconds on the clock of `time.perf_counter`.
     """
 
@@ -70,7 +70,6 @@ class Request:
     version: str = ""
     rows: int = 0
     detail: str = ""
-    response: Response | None = None
     began: float = field(default_factory=time.perf_counter)
 
     def header(self, name: bytes) -> str:
@@ -78,35 +77,66 @@ class Request:
         return self.headers.get(name, b"").decode("latin-1")
 
 
-class Endpoint:
-    """What a route leads to. Starlette calls it as it is; a function it would wrap in handlers of exceptions.
+Answer = Callable[[Request], Awaitable[Response]]
+
+
+class Paths:
+    """Finds what answers a path, among routes that say so by Starlette's patterns.
+
+    Starlette's own way from a route to its endpoint is a fifth of a request; here it is a look in a cache.
 
     Args:
-        answer: a request.
+        routes: their endpoints take a `Request` and return a `Response`.
     """
 
-    def __init__(self, answer: Callable[[Request], Awaitable[Response]]) -> None:
-        self._answer = answer
+    def __init__(self, routes: Sequence[BaseRoute]) -> None:
+        self._routes = routes
+        self._remembered = functools.lru_cache(_PATHS)(self._found)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request that has come in by a `Desk`, which sends the answer."""
-        request: Request = scope[_PLACE]
-        request.parameters = scope["path_params"]
-        request.response = await self._answer(request)
+    def find(self, scope: Scope) -> tuple[Answer, Mapping[str, str]]:
+        """Return what answers a request, and the parts of its path that have names.
+
+        Raises:
+            RefusedError: there is no such path (404), or it has another method (405).
+        """
+        path: str = scope["path"]
+        find = self._remembered if len(path) <= _SHORT else self._found
+        return find(path, scope["method"], scope.get("root_path", ""))
+
+    def _found(self, path: str, method: str, root_path: str) -> tuple[Answer, Mapping[str, str]]:
+        scope = {"type": "http", "path": path, "method": method, "root_path": root_path}
+        allowed: set[str] = set()
+        for route in self._routes:
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                return found["endpoint"], found["path_params"]
+            if match is Match.PARTIAL and isinstance(route, Route):
+                allowed |= route.methods or set()
+        if allowed:
+            raise RefusedError(
+                405,
+                f"The method of '{path[:200]}' should be another. Received {method}.",
+                {"allow": ", ".join(sorted(allowed))},
+            )
+        raise RefusedError(
+            404,
+            f"The path should be one of those in /openapi.json. Received '{path[:200]}'.",
+        )
 
 
 class Desk:
     """Gives each request an id, asks for the token, sends the answer, and counts and logs how it ended.
 
     Args:
-        router: leads to endpoints.
+        router: of `Paths`; what is no request, as the start and the end of the server, it answers itself.
         meters: counts.
         token: that has to come with a request. None: none is asked.
         log_all: log every request, and not only those that fail.
     """
 
-    def __init__(self, router: ASGIApp, meters: Meters, token: str | None, log_all: bool) -> None:
+    def __init__(self, router: Router, meters: Meters, token: str | None, log_all: bool) -> None:
         self._router, self._meters, self._log_all = router, meters, log_all
+        self._paths = Paths(router.routes)
         self._token = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,10 +148,10 @@ class Desk:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         if not _REQUEST_ID.fullmatch(given):
             given = f"{_FIRST_HALF}{next(_NUMBERS):016x}"
-        scope[_PLACE] = request = Request(given, scope["path"], headers, receive)
+        request = Request(given, scope["path"], headers, receive)
         status = 500
         try:
-            response = await self._response(request, scope, send)
+            response = await self._response(request, scope)
             status = response.status
             fields = [
                 (b"content-length", b"%d" % len(response.body)),
@@ -134,19 +164,15 @@ class Desk:
         finally:
             self._note(request, scope, status)
 
-    async def _response(self, request: Request, scope: Scope, send: Send) -> Response:
+    async def _response(self, request: Request, scope: Scope) -> Response:
         """Return the answer to a request, which may be that it is refused."""
         try:
             if self._token is not None and request.path not in _OPEN:
                 self._check(request.headers, self._token)
-            scope.setdefault("app", self)  # a router without one would send answers of its own
-            await self._router(scope, request.receive, send)
-            assert request.response is not None
-            return request.response
+            answer, request.parameters = self._paths.find(scope)
+            return await answer(request)
         except RefusedError as error:
             return _problem(request, error)
-        except HTTPException as error:
-            return _problem(request, _unrouted(request, scope["method"], error))
         except Exception:
             fields = {"request_id": request.id, "path": request.path}
             LOG.exception("error", extra={"fields": fields})
@@ -192,14 +218,3 @@ def _problem(request: Request, error: RefusedError) -> Response:
     request.detail = str(error)
     content = {"status": error.status, "detail": request.detail, "request_id": request.id}
     return Response(json_of(content), PROBLEM, error.status, error.headers or {})
-
-
-def _unrouted(request: Request, method: str, error: HTTPException) -> RefusedError:
-    """Return why a path that there is not, or that has another method, is refused."""
-    path = request.path[:200]
-    detail = {
-        404: f"The path should be one of those in /openapi.json. Received '{path}'.",
-        405: f"The method of '{path}' should be another. Received {method}.",
-    }.get(error.status_code, str(error.detail))
-    headers = dict(error.headers) if error.headers else None
-    return RefusedError(error.status_code, detail, headers)

@@ -24,7 +24,7 @@ from torchrec.serve.bodies import (
     wish_of_json,
 )
 from torchrec.serve.candidates import recommended
-from torchrec.serve.desk import Desk, Endpoint, Request, Response
+from torchrec.serve.desk import Desk, Request, Response
 from torchrec.serve.failures import RefusedError, busy, late
 from torchrec.serve.intake import Intake, media_type
 from torchrec.serve.limits import Limits
@@ -97,7 +97,7 @@ def application(
     one = "/v1/models/{model}"
     version = f"{one}/versions/{{version}}"
     asked = {
-        f"{one}:predict": service.predict,  # first, as they are looked at in turn
+        f"{one}:predict": service.predict,
         f"{one}:recommend": service.recommend,
         f"{version}:predict": service.predict,
         f"{version}:recommend": service.recommend,
@@ -113,7 +113,7 @@ def application(
         "/": service.page,
     }
     routes = [
-        Route(path, Endpoint(answer), methods=[method])
+        Route(path, answer, methods=[method])
         for method, answers in (("POST", asked), ("GET", read))
         for path, answer in answers.items()
     ]
