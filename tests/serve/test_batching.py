@@ -76,6 +76,27 @@ def test_requests_gather_while_a_batch_is_computed(thread: ThreadPoolExecutor) -
     assert model.batches == [[0], list(range(1, 50))]
 
 
+def test_a_batch_waits_for_requests_that_are_there_already(thread: ThreadPoolExecutor) -> None:
+    """They are read in later turns of the loop; one that brings none ends the batch, and a full one goes."""
+    model = Model()
+
+    async def run(*late: int) -> None:
+        batcher = Batcher(model, thread, Limits(batch=4))
+
+        async def ask(value: int, turns: int) -> Scores:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            return await batcher.scores(asked(value))
+
+        await asyncio.gather(*(ask(value, turns) for value, turns in enumerate(late)))
+
+    asyncio.run(run(0, 1, 2))
+    assert model.batches == [[0, 1, 2]]
+    model.batches.clear()
+    asyncio.run(run(0, 0, 0, 0, 1))
+    assert model.batches[0] == [0, 1, 2, 3]
+
+
 def test_who_is_refused_fails_alone(thread: ThreadPoolExecutor) -> None:
     model = Model()
 

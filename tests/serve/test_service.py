@@ -241,6 +241,40 @@ def test_a_body_that_does_not_come(
     assert_refused(asyncio.run(sent(app, PREDICT, receive)), status, message)
 
 
+def test_bodies_that_do_not_come_are_refused_in_turn(folder: Path) -> None:
+    """One timer is for all, in this loop and the next; who is in time is answered."""
+    app = application({"clicks": folder}, Limits(wait=0.2))
+
+    async def never() -> dict[str, object]:
+        return await asyncio.Event().wait()  # type: ignore[return-value]
+
+    async def at_once() -> dict[str, object]:
+        return {"type": "http.request", "body": json.dumps({"rows": clicks.rows(1)}).encode()}
+
+    async def run() -> list[int]:
+        order: list[int] = []
+
+        async def ask(number: int, receive: Receive) -> int:
+            status: int = (await sent(app, PREDICT, receive))[0]["status"]
+            order.append(number)
+            return status
+
+        tasks = []
+        for number in range(4):
+            tasks.append(asyncio.create_task(ask(number, never)))
+            assert await ask(10 + number, at_once) == 200
+        broken_off = asyncio.create_task(ask(20, never))
+        await asyncio.sleep(0)
+        broken_off.cancel()  # not by the timer
+        with pytest.raises(asyncio.CancelledError):
+            await broken_off
+        assert await asyncio.gather(*tasks) == [408] * 4
+        return order
+
+    for _ in range(2):
+        assert asyncio.run(run()) == [10, 11, 12, 13, 0, 1, 2, 3]
+
+
 async def sent(app: ASGIApp, path: str, receive: Receive) -> list[Message]:
     """Return what an application sends for a request whose body comes as it is told."""
     found: list[Message] = []

@@ -28,9 +28,10 @@ class _Question:
 class Batcher:
     """Joins the rows of requests that wait for the same model.
 
-    While a batch is computed, in another thread, requests gather for the next, and it is taken once all that have come
-    are read. Nothing waits for a clock unless it is asked to (`Limits.gather`): a request that comes alone is computed alone, and the more there are, the larger
-    batches become. A request whose rows the model refuses fails alone: the others of its batch are computed without.
+    While a batch is computed, in another thread, requests gather for the next, which is taken once all are read that
+    have come. Nothing waits for a clock unless it is asked to (`Limits.gather`): a request that comes alone is computed
+    alone, and the more there are, the larger batches become. A request whose rows the model refuses fails alone: the
+    others of its batch are computed without.
 
     Args:
         predict: gives the scores of rows.

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -57,7 +57,7 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-class _WholeAnswers:
+class WholeAnswers:
     """A transport that sends the head of an answer with its body, which uvicorn writes one after the other.
 
     A packet each would be a sixth of what a small answer costs, and as much for whoever reads it.
@@ -68,7 +68,9 @@ class _WholeAnswers:
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._held: bytes | None = None  # until the next write, or until the loop goes on without one
+        self._held: bytes | None = (
+            None  # until the next write, or until the loop goes on without one
+        )
 
     def write(self, data: bytes) -> None:
         """Send bytes, or hold them for those that follow at once."""
@@ -101,7 +103,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, which may be silent for as long as one that asks no more."""
-        super().connection_made(cast(asyncio.Transport, _WholeAnswers(transport)))
+        super().connection_made(WholeAnswers(transport))  # type: ignore[arg-type]
         self._close_after(self.timeout_keep_alive)
 
     def data_received(self, data: bytes) -> None:
