@@ -310,7 +310,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     titles = ["model", "ranks", "tables", "samples", "types"]
     if "memory" in options.what:
-        titles += ["planned MB", "measured MB", "off by"]
+        titles += ["planned MiB", "measured MiB", "off by"]
     titles += ["planned ms", "measured ms", "off by"] * sum(name in CLOCKS for name in options.what)
     print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles), flush=True)
     rates = options.rates.read_text()

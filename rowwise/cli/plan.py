@@ -41,7 +41,7 @@ def plan(
     ] = None,
     memory: Annotated[
         float | None,
-        typer.Option(min=0.001, help="Memory of a rank in GB.", show_default="that of the device"),
+        typer.Option(min=0.001, help="Memory of a rank in GiB.", show_default="that of the device"),
     ] = None,
     rates: Annotated[
         Path | None,

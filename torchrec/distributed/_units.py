@@ -40,13 +40,13 @@ def bytes_to_text(num_bytes: float) -> str:
 
     Example:
         >>> bytes_to_text(850), bytes_to_text(3 * 2**29)
-        ('850 bytes', '1.5 GB')
+        ('850 B', '1.5 GiB')
     """
-    for unit in ("bytes", "KB", "MB"):
+    for unit in ("B", "KiB", "MiB"):
         if abs(num_bytes) < 1024:
             return f"{num_bytes:.4g} {unit}"
         num_bytes /= 1024
-    return f"{num_bytes:.4g} GB"
+    return f"{num_bytes:.4g} GiB"
 
 
 def round_up_bytes(num_bytes: float) -> int:
@@ -54,7 +54,7 @@ def round_up_bytes(num_bytes: float) -> int:
 
     Example:
         >>> bytes_to_text(10_001), round_up_bytes(10_001), bytes_to_text(round_up_bytes(10_001))
-        ('9.767 KB', 10002, '9.768 KB')
+        ('9.767 KiB', 10002, '9.768 KiB')
     """
     unit = 1
     while num_bytes / unit >= 1024 and unit < 2**30:

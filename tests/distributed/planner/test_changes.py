@@ -73,7 +73,7 @@ def test_the_message_names_table_rank_and_bytes():
     )
     assert "Table 'big' of module '' should fit" in message
     lacks = 26_000 + 2 * (28 + 384) + 36 + 2.5 * 256 + 48 + 4.5 * 16 - 20_000
-    assert f"rank 0 lacks {lacks / 1024:.4g} KB" in message
+    assert f"rank 0 lacks {lacks / 1024:.4g} KiB" in message
 
 
 def test_columns_that_are_split_would_do_and_do():
@@ -115,7 +115,7 @@ def test_memory_that_is_more_would_do_and_does():
     tables = model(big=(100, 64))
     wishes = {"big": ParameterConstraints(**WHOLE)}
     message = error(tables, 2, 20_000, wishes)
-    found = re.search(r"([\d.]+) KB more memory on each rank", message)
+    found = re.search(r"([\d.]+) KiB more memory on each rank", message)
     assert found is not None, message
     plan(tables, 2, 20_000 + int(float(found[1]) * 1024) + 2, wishes)
     with pytest.raises(PlannerError):
@@ -127,7 +127,7 @@ def test_what_all_tables_lack_counts_and_what_was_not_tried_is_not_denied(monkey
     tables = model(**dict.fromkeys(names, (100, 64)))
     wishes = {name: ParameterConstraints(**WHOLE) for name in names}
     message = error(tables, 2, 60_000, wishes)
-    found = re.search(r"([\d.]+) KB more memory on each rank", message)
+    found = re.search(r"([\d.]+) KiB more memory on each rank", message)
     assert found is not None, message
     lacks = (10 * 26_000 - 60_000) / 1024
     assert lacks < float(found[1]) < 1.5 * lacks

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -110,11 +112,11 @@ def test_plans_say_what_layers_take():
     unknown, dense = plan(None), DensePart(3 * 2**20, 6 * 2**20, 0, 3 * 2**20, 2.0)
     assert unknown.report is not None
     assert unknown.report.dense_ms is None
-    assert "Layers have 6.25 KB of parameters on each rank; what a step" in unknown.explain()
+    assert "Layers have 6.25 KiB of parameters on each rank; what a step" in unknown.explain()
     known = plan(dense)
     report = known.report
     assert report is not None
-    # Two ranks at once, 1.25 times as long; and of 3 MB of gradients, as many bytes are sent as there are, 1 ns each.
+    # Two ranks at once, 1.25 times as long; and of 3 MiB of gradients, as many bytes are sent as there are, 1 ns each.
     assert report.dense_ms == pytest.approx(1.25 * 2 + 3 * 2**20 / 1e6 + 0.125)
     assert report.step_ms == pytest.approx(unknown.report.step_ms + report.dense_ms)
     assert [rank.dense_bytes for rank in report.ranks] == [9 * 2**20] * 2
@@ -123,9 +125,10 @@ def test_plans_say_what_layers_take():
     assert "a step takes" in text
     assert "for tables and layers" in text
     assert (
-        "Layers take 5.77 ms of a step, and 9 MB on each rank (measured): 3 MB of parameters, 6 MB"
+        "Layers take 5.77 ms of a step, and 9 MiB on each rank (measured): 3 MiB of parameters, 6 MiB"
         in text
     )
     page = render_plan(known)
     assert f"{memory(9 * 2**20)} of these for layers" in page
     assert "Tables and layers" in page
+    assert not re.findall(r"\d [KMGT]B\b", text + page)  # of 1000 or of 1024: units say which

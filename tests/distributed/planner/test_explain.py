@@ -74,7 +74,7 @@ def test_what_does_not_fit_otherwise_is_said():
     missing = [other for other in others if other.ms is None]
     assert [(other.sharding_type, other.missing) for other in missing] == [("table_wise", 10_336)]
     text = made.explain()
-    assert "table_wise lacks 10.09 KB on rank" in text
+    assert "table_wise lacks 10.09 KiB on rank" in text
     assert "Memory: other ways do not fit for 'big'." in text
 
 

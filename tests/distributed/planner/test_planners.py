@@ -124,7 +124,7 @@ def test_what_does_not_fit_at_all():
     wishes = {"t": ParameterConstraints(sharding_types=["table_wise"])}
     with pytest.raises(
         PlannerError,
-        match=r"Table 't' of module 'sparse' should fit.*: rank 0 1.879 KB, rank 1 1.879 KB. Received table_wise 3",
+        match=r"Table 't' of module 'sparse' should fit.*: rank 0 1.879 KiB, rank 1 1.879 KiB. Received table_wise 3",
     ) as caught:
         plan_of(Model(t=(100, 4)), 2, wishes, topology={"ddr_cap": 2000})
     assert caught.value.error_type is PlannerErrorType.INSUFFICIENT_STORAGE
@@ -434,7 +434,7 @@ def test_a_planner_keeps_a_share_free_by_default():
     del wishes_fit.over
     planner.plan(wishes_fit, [TableSharder()])
     # 32 of them for a vector and its gradient.
-    with pytest.raises(PlannerError, match=r"rank 0 818 bytes\. Received"):
+    with pytest.raises(PlannerError, match=r"rank 0 818 B\. Received"):
         planner.plan(nn.ModuleDict({"sparse": collection(t=(30, 4))}), [TableSharder()])
 
 

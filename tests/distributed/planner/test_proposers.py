@@ -140,7 +140,7 @@ def test_bytes_a_rank_may_be_limited():
     partitioner = GreedyPerfPartitioner()
     assert ranks(partitioner.partition(proposal, TOPOLOGY)) == [[0], [1], [0]]
     assert ranks(partitioner.partition(proposal, TOPOLOGY, 105)) == [[0], [1], [1]]
-    with pytest.raises(PlannerError, match=r"rank 0 5 bytes, rank 1 15 bytes") as caught:
+    with pytest.raises(PlannerError, match=r"rank 0 5 B, rank 1 15 B") as caught:
         partitioner.partition(proposal, TOPOLOGY, 65)
     assert caught.value.error_type is PlannerErrorType.PARTITION
 

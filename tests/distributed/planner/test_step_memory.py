@@ -93,9 +93,11 @@ def planner(world_size: int, kind: str, memory: int = 10**9) -> EmbeddingShardin
     return EmbeddingShardingPlanner(topology, BATCH, constraints=wishes)
 
 
-def measured(kind: str, is_pooled: bool) -> tuple[int, int]:
+def measured(
+    kind: str, is_pooled: bool, optimizer: OptimizerType = OptimizerType.SGD
+) -> tuple[int, int]:
     """Return what is planned for this rank, and what it has: weights, tensors of a step, what it has sent."""
-    model = torch.nn.ModuleDict({"tables": collection(is_pooled)})
+    model = torch.nn.ModuleDict({"tables": collection(is_pooled, optimizer)})
     plan = planner(dist.get_world_size(), kind).plan(model, get_default_sharders())
     assert plan.report is not None
     sharded = DistributedModelParallel(model, plan=plan)
@@ -145,9 +147,23 @@ def test_a_rank_alone_adds_no_squares_of_columns(kind):
     model = torch.nn.ModuleDict({"tables": tables})
     plans = [planner(1, each).plan(model, get_default_sharders()) for each in (kind, "table_wise")]
     in_parts, whole = [plan.report.ranks[0].num_bytes for plan in plans]
-    # States are counted by parts of 16 columns, one number a row.
-    states = [4 * rows * (columns // 16 - 1) for _, rows, columns, _ in TABLES]
-    assert in_parts == whole + sum(states)
+    assert in_parts == whole
+
+
+def test_columns_of_a_rank_share_the_states_of_rows():
+    tables = collection(is_pooled=True, optimizer=OptimizerType.ROWWISE_ADAGRAD)
+    model = torch.nn.ModuleDict({"tables": tables})
+    plan = planner(2, "column_wise").plan(model, get_default_sharders())
+    assert plan.report is not None
+    expected, parts = [0, 0], 0
+    for name, rows, columns, _ in TABLES:
+        ranks = plan.plan["tables"][name].ranks or []
+        parts += len(ranks)
+        for rank in set(ranks):
+            share = ranks.count(rank) / len(ranks)
+            expected[rank] += 4 * rows * (int(columns * share) + 1)
+    assert parts == 8
+    assert [rank.memory.table_bytes for rank in plan.report.ranks] == expected
 
 
 def test_a_plan_fits_as_a_whole():
@@ -169,7 +185,7 @@ def test_a_plan_fits_as_a_whole():
     assert most(fullest) == fullest
     with pytest.raises(PlannerError) as caught:
         most(fullest - 1)
-    more = re.search(r"([\d.]+) bytes more memory on each rank", str(caught.value))
+    more = re.search(r"([\d.]+) B more memory on each rank", str(caught.value))
     assert more is not None, caught.value
     assert most(fullest - 1 + int(more[1])) == fullest  # what would do does
 

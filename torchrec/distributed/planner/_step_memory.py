@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torchrec.distributed._plan_report import RankMemory
 from torchrec.distributed.planner._blocks import Block, Heap
 from torchrec.distributed.planner._options import ShardingOption
-from torchrec.distributed.planner._storage import adds_squares
+from torchrec.distributed.planner._storage import adds_squares, blocks_of, shared_state_bytes
 from torchrec.distributed.planner._topology import Topology
 from torchrec.distributed.types import ShardingType
 
@@ -130,9 +130,8 @@ class _Collection:
                 self.here.append(asked(height, width))
                 continue
             self.away.append(asked(height, width))
-            for shard in option.shards:
-                if shard.rank is not None and min(shard.size) > 0:
-                    self.of_ranks[shard.rank].append(asked(*shard.size))
+            for (rank, _), size in blocks_of(option).items():
+                self.of_ranks[rank].append(asked(*size))
 
 
 def rank_memory(
@@ -154,6 +153,8 @@ def rank_memory(
                 num_bytes = shard.storage.ddr if on_host else shard.storage.hbm
                 kept[shard.rank] += num_bytes - shard.step_bytes
                 steps[shard.rank] += shard.step_bytes
+        for rank, shared in shared_state_bytes(option).items():
+            kept[rank] -= shared
     if not is_known:  # of steps on other devices there are estimates, table by table
         own = sum(option.own_bytes for option in options)
         return [

@@ -222,13 +222,68 @@ def state_of(param: Tensor, compute_kernel: str) -> StateSize:
     return StateSize(by_row.count(False), by_row.count(True))
 
 
+def blocks_of(option: ShardingOption) -> dict[tuple[int, int], tuple[int, int]]:
+    """Return what ranks hold of a table: columns of a rank that are of the same rows are one block.
+
+    Args:
+        option: a way to place it; parts that have no rank yet, or are empty, are left out.
+
+    Returns:
+        rank and first row -> rows and columns.
+
+    Example:
+        >>> from torchrec.distributed.planner.types import Shard
+        >>> shards = [Shard([10, 4], [0, column], rank=rank) for column, rank in ((0, 1), (4, 0), (8, 1))]
+        >>> option = ShardingOption(
+        ...     "t", torch.empty(10, 12), ("", torch.nn.Module()), [1.0], 8, "column_wise", "device", "fused", shards
+        ... )
+        >>> blocks_of(option)
+        {(1, 0): (10, 8), (0, 0): (10, 4)}
+    """
+    found: dict[tuple[int, int], tuple[int, int]] = {}
+    for shard in option.shards:
+        if shard.rank is None or min(shard.size) == 0:
+            continue
+        block = shard.rank, shard.offset[0]
+        _, columns = found.get(block, (0, 0))
+        found[block] = shard.size[0], columns + shard.size[1]
+    return found
+
+
+def shared_state_bytes(option: ShardingOption) -> dict[int, int]:
+    """Return how much less states take than those of all parts: numbers of rows, which columns of a rank share.
+
+    Args:
+        option: a way to place a table, with ranks.
+
+    Returns:
+        rank -> bytes, of ranks that have several parts of the same rows.
+    """
+    a_row = state_of(option.tensor, option.compute_kernel).a_row * _FLOAT
+    found: dict[int, int] = {}
+    for shard in option.shards:
+        if shard.rank is not None and min(shard.size) > 0:
+            found[shard.rank] = found.get(shard.rank, 0) + shard.size[0] * a_row
+    for (rank, _), (rows, _) in blocks_of(option).items():
+        found[rank] -= rows * a_row
+    return {rank: num_bytes for rank, num_bytes in found.items() if num_bytes}
+
+
 def adds_squares(option: ShardingOption) -> bool:
     """Say whether the update of a table needs numbers of whole rows, whose columns lie on several ranks."""
     rule = fused_rule_of(option.tensor) if option.compute_kernel == "fused" else None
-    if rule is None or len({shard.offset[1] for shard in option.shards}) < 2:
+    if rule is None or not _splits_columns(option):
         return False
     kind = RULES[rule.optimizer]
     return any(kind.state[name] for name in kind.state_names(rule.hyper))
+
+
+def _splits_columns(option: ShardingOption) -> bool:
+    """Say whether columns of a row lie on several ranks, as they may where parts have none yet."""
+    if any(shard.rank is None for shard in option.shards):
+        return len({shard.offset[1] for shard in option.shards}) > 1
+    blocks = blocks_of(option)
+    return len(blocks) > len({row for _, row in blocks})
 
 
 def fused_rule_of(param: Tensor) -> FusedRule | None:
