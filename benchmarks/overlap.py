@@ -22,77 +22,24 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from benchmarks import models
+from benchmarks.links import Link, SlowChannel
 from benchmarks.ranks_worker import batches, sharded
 from benchmarks.work import features
 from torchrec.datasets.utils import Batch
-from torchrec.distributed.channel import Channel
+from torchrec.distributed.channel import use_channel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
-from torchrec.distributed.transport import Work
 from torchrec.models.dlrm import DLRMTrain
 
 SAMPLES, STEPS, WARM = 1024, 20, 5
 HEAD = "ms a message|Gbit/s|ms a step, nothing ahead|ms a step|exchange of ids|waited for|hidden"
-
-
-@dataclass
-class Late:
-    """An exchange that is done when the link has carried it."""
-
-    work: Work
-    arrival: float
-
-    def done_within(self, time_left: timedelta) -> bool:
-        missing, most = self.arrival - time.monotonic(), time_left.total_seconds()
-        if missing > 0:
-            time.sleep(min(missing, most))
-        return missing <= most and self.work.done_within(time_left)
-
-    def parts(self) -> list[Tensor]:
-        return self.work.parts()
-
-    def whole(self) -> Tensor:
-        return self.work.whole()
-
-
-class Link:
-    """Carries what a rank sends, one message behind the other.
-
-    Args:
-        ms: that each message takes.
-        gbits: a second; 0: any number.
-    """
-
-    def __init__(self, ms: float, gbits: float) -> None:
-        self._seconds, self._free = 1e-3 * ms, 0.0
-        self._byte_seconds = 8e-9 / gbits if gbits else 0.0
-        self._start = Channel.start
-
-    def start(self, channel: Channel, sent: Tensor, *rest: Any) -> Work:
-        before = channel.sent_bytes
-        work = self._start(channel, sent, *rest)
-        leaves = max(self._free, time.monotonic())
-        self._free = leaves + self._byte_seconds * (channel.sent_bytes - before)
-        return Late(work, self._free + self._seconds)
-
-
-def _slow(link: Link) -> None:
-    """Have all channels of this process send through a link."""
-
-    def start(channel: Channel, sent: Tensor, *rest: Any) -> Work:
-        return link.start(channel, sent, *rest)
-
-    Channel.start = start  # type: ignore[assignment,method-assign]
 
 
 def data(length: int, rank: int) -> Iterator[Batch]:
@@ -127,9 +74,11 @@ def _rank(rank: int, world: int, folder: str, length: int, link: tuple[float, fl
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
     )
-    sides = [(each, data(length, rank)) for each in pipelines(world)]
+    group = dist.group.WORLD
+    assert group is not None
     if any(link):
-        _slow(Link(*link))
+        use_channel(group, SlowChannel(group, Link(*link)))
+    sides = [(each, data(length, rank)) for each in pipelines(world)]
     for _, (pipeline, given) in itertools.product(range(WARM), sides):
         pipeline.progress(given)
     before = [spent(pipeline) for pipeline, _ in sides]

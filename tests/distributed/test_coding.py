@@ -19,7 +19,7 @@ from tests.distributed.test_collections import (
 )
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.distributed._codecs import VectorContext
-from torchrec.distributed.channel import Channel
+from torchrec.distributed.channel import Channel, use_channel
 from torchrec.distributed.fbgemm_qcomm_codec import (
     CommType,
     QCommsConfig,
@@ -162,32 +162,29 @@ def test_error_of_sums(workers, kind, name):
         assert 0.1 < error <= 1
 
 
-class Counted:
+class Counted(Channel):
     """Counts the bytes that a rank sends to others in exchanges, by dtype."""
 
-    def __enter__(self):
-        self.bytes, self._start = {}, Channel.start
-        Channel.start = lambda channel, *args: self._count(channel, *args)
-        return self
+    def __init__(self, beside):
+        super().__init__(beside)
+        self.bytes = {}
 
-    def __exit__(self, *_):
-        Channel.start = self._start
-
-    def _count(self, channel, sent, sizes, *rest):
-        elements = sent.numel() - sizes[channel.rank]
+    def start(self, sent, sizes, *rest):
+        elements = sent.numel() - sizes[self.rank]
         self.bytes[sent.dtype] = self.bytes.get(sent.dtype, 0) + elements * sent.itemsize
-        return self._start(channel, sent, sizes, *rest)
+        return super().start(sent, sizes, *rest)
 
 
 def bytes_sent(pooled, kind):
     """Of vectors and gradients, by precision."""
-    found = {}
+    found, channel = {}, Counted(dist.group.WORLD)
+    use_channel(dist.group.WORLD, channel)
     for name in (None, "fp16", "int8"):
         registry = name and get_qcomm_codecs_registry(CONFIGS[name])
         module = shard(make(pooled, "sgd"), kind, qcomm_codecs_registry=registry)
-        with Counted() as counted:
-            loss([each for each, _ in outputs(module, batch(dist.get_rank(), 0, 8))]).backward()
-        found[name] = counted.bytes.get(torch.uint8 if name else torch.float32)
+        channel.bytes.clear()
+        loss([each for each, _ in outputs(module, batch(dist.get_rank(), 0, 8))]).backward()
+        found[name] = channel.bytes.get(torch.uint8 if name else torch.float32)
     return found
 
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from tests.distributed.ranks import run
 from torchrec.distributed._private import default_store
+from torchrec.distributed.channel import Channel, use_channel
 from torchrec.distributed.wire import Wire
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
@@ -54,3 +55,26 @@ def counted():
 
 def test_what_goes_to_others_is_counted():
     assert run(counted, 2) == [(20, 1), (12, 1)]
+
+
+class Watched(Channel):
+    """Keeps what is sent."""
+
+    def start(self, sent, *rest):
+        self.last = sent
+        return super().start(sent, *rest)
+
+
+def replaced():
+    group = dist.group.WORLD
+    channel = Watched(group)
+    use_channel(group, channel)
+    sent = torch.arange(2, dtype=torch.int32)
+    Wire(group).swap(sent, [1, 1], [1, 1])
+    with pytest.raises(ValueError, match=r"before the ranks.*after 1 messages"):
+        use_channel(group, Watched(group))
+    return torch.equal(channel.last, sent)
+
+
+def test_ranks_exchange_through_a_channel_that_is_given():
+    assert run(replaced, 2) == [True, True]

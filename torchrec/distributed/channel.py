@@ -22,7 +22,7 @@ from torchrec.distributed.shared_memory import share_memory
 from torchrec.distributed.transport import SwapWork, Work
 from torchrec.ops.routing import new_vector
 
-__all__ = ["Channel", "channel_of"]
+__all__ = ["Channel", "channel_of", "use_channel"]
 
 _PATIENCE = timedelta(seconds=2)  # how long a rank waits, at most, before it says where it is
 
@@ -39,6 +39,24 @@ def channel_of(group: dist.ProcessGroup) -> Channel:
     if found is None:
         found = _channels[group] = Channel(group)
     return found
+
+
+def use_channel(group: dist.ProcessGroup, channel: Channel) -> None:
+    """Have the ranks of a group exchange through a channel of a class of one's own; they all call this.
+
+    Args:
+        group: of the program.
+        channel: `channel_of` gives it from here on.
+
+    Raises:
+        ValueError: if they have exchanged through another one before.
+    """
+    if group in _channels:
+        raise ValueError(
+            "`channel` should be given before the ranks of `group` exchange anything. "
+            f"Received one after {_channels[group].sent_messages} messages."
+        )
+    _channels[group] = channel
 
 
 class Channel:
