@@ -79,13 +79,6 @@ def train(
         )
     loaded = load_experiment(experiment, changes)
     folder = Path(loaded.output) if output is None else output
-    out = console()
-    if loaded.features is None and not resume:
-        out.print(
-            f"{experiment} has no features: they are inferred from the data, and written to "
-            f"{RunFolder(folder).experiment}.",
-            markup=False,
-        )
     with stopping(folder):
         run_experiment(loaded, folder, resume=resume)
     if not is_first_rank():
@@ -95,6 +88,7 @@ def train(
         write_report(member.path)
     report = write_report(folder)
     show_summary(run)
+    out = console()
     out.print(
         f"\nThe run is in [bold]{escape(str(folder))}[/], its report is {escape(str(report))}. Next:"
     )

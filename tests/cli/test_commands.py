@@ -227,11 +227,7 @@ def test_training_says_what_is_left_when_it_is_stopped(
     finally:
         signal.signal(signal.SIGINT, before[0])
     said = capsys.readouterr()
-    assert said.err == f"torchrec: {left}\n"
-    resolved = folder / "experiment.yaml"
-    assert said.out == (
-        f"{file} has no features: they are inferred from the data, and written to {resolved}.\n"
-    )
+    assert (said.out, said.err) == ("", f"torchrec: {left}\n")
 
 
 @pytest.mark.parametrize(

@@ -381,10 +381,17 @@ def test_ids_that_training_never_had_are_told(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_exists_is_refused(clicks: Path, tmp_path: Path) -> None:
-    run(experiment(clicks), tmp_path / "run")
+    notes = Notes()
+    run_experiment(experiment(clicks), tmp_path / "run", observers=[notes])
+    assert notes.messages[0] == (
+        "The experiment has no features: they are inferred from the data, and written to "
+        f"{tmp_path / 'run' / 'experiment.yaml'}."
+    )
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    told = list(notes.messages)
     with pytest.raises(ValueError, match=r"should be new. Received '.*run', which exists: go on"):
-        run(experiment(clicks), tmp_path / "run")
+        run_experiment(experiment(clicks), tmp_path / "run", observers=[notes])
+    assert notes.messages == told  # nothing is promised before it is refused
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"should be one. Received the file '.*file'"):
         run(experiment(clicks), tmp_path / "file")

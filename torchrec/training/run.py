@@ -79,6 +79,11 @@ def run_experiment(
         if ended is not None:
             Observers(observers).said(f"The run in '{run.path}' has ended already: nothing to do.")
             return ended
+        if experiment.features is None and not run.has_begun():
+            Observers(observers).said(
+                "The experiment has no features: they are inferred from the data, and written to "
+                f"{run.experiment}."
+            )
         return _train(experiment, run, observers, world)
 
 
