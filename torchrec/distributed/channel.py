@@ -7,7 +7,8 @@ see by its head that it is not what they are at. Gradients of layers, added up i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from time import monotonic
 from weakref import WeakKeyDictionary, finalize, ref
@@ -15,10 +16,12 @@ from weakref import WeakKeyDictionary, finalize, ref
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import Store
 
 from torchrec.distributed._private import default_store, timeout_of
 from torchrec.distributed.lost_ranks import ended, is_closed, lost_ranks_named, named
 from torchrec.distributed.shared_memory import share_memory
+from torchrec.distributed.signs_of_life import LifeWatch, Stopped, signs_of_life
 from torchrec.distributed.transport import SwapWork, Work
 from torchrec.ops.routing import new_vector
 
@@ -182,45 +185,70 @@ class Channel:
                 missing = [r for r in range(len(waits)) if not store.check([waits[r]])]
                 # Who waits in an exchange of other ranks, or of other things, waits for one of these as well.
                 absent = [r for r in missing if not store.check([self._anywhere(r)])]
-                self._end = self._give_up(absent or missing, doing)
+                stopped = Stopped(absent or missing, doing="", is_alive=False)
+                self._end = self._give_up(stopped, doing)
             if self._end:
                 raise RuntimeError(self._end)
         store.delete_key(waits[self.rank])
         store.delete_key(self._anywhere(self.rank))
 
+    @contextmanager
+    def alive(self, doing: str) -> Iterator[None]:
+        """Do something that may take longer than others wait, who see by signs of life that it goes on.
+
+        Args:
+            doing: what it is, for errors of those who wait in `meet`.
+        """
+        with signs_of_life(self._life(self.rank), doing, self._patience):
+            yield
+
     def meet(self, ranks: Sequence[int], doing: str) -> None:
         """Wait until some of the ranks are here, all of which call this: others take no part.
 
-        What they send one another then comes at once. Before, nobody could end waiting for it.
+        What they send one another then comes at once. Before, nobody could end waiting for it. One that is `alive` is
+        waited for as long as it is.
 
         Args:
             ranks: which, this one among them.
             doing: what they are to do, for errors.
 
         Raises:
-            RuntimeError: on all ranks, with the same sentence, if one of these waits for something else, or does not
-                come within the time that the process group gives; or naming a rank that has ended.
+            RuntimeError: on all ranks, with the same sentence, if one of these waits for something else, or neither
+                comes nor gives a sign of life within the time that the process group gives; or naming a rank that has
+                ended.
         """
         group, number = self.group, self._met.get(tuple(ranks), 0)
         self._met[tuple(ranks)] = number + 1
-        keys = {rank: f"{self._name}/{tuple(ranks)}/{number}/{rank}" for rank in ranks}
+        who = "all" if len(ranks) == self.world_size else str(tuple(ranks))
+        keys = {rank: f"{self._name}/{who}/{number}/{rank}" for rank in ranks}
         store, others = default_store(), [rank for rank in ranks if rank != self.rank]
         store.set(keys[self.rank], doing)
-        end = monotonic() + 0.9 * self._timeout.total_seconds()
-        while not _waited([keys[rank] for rank in others], self._patience / 2):
-            missing = [rank for rank in others if not store.check([keys[rank]])]
+        if not _waited([keys[rank] for rank in others], self._patience / 2):
+            self._meet_late(group, {rank: keys[rank] for rank in others}, doing)
+        # Who is here has found all keys of the time before. Those of this time stay until the next one: another rank
+        # may not have looked yet, and nobody is told when the last one has.
+        if number:
+            store.delete_key(f"{self._name}/{who}/{number - 1}/{self.rank}")
+
+    def _meet_late(self, group: dist.ProcessGroup, keys: Mapping[int, str], doing: str) -> None:
+        """Wait for ranks that are not here yet, as long as these are alive."""
+        store = default_store()
+        watch = LifeWatch(self._timeout, monotonic())
+        store.set(self._anywhere(self.rank), doing)
+        while not _waited(list(keys.values()), self._patience / 2):
+            missing = [rank for rank, key in keys.items() if not store.check([key])]
             self._end = self._verdict() or self._elsewhere(missing, doing)
-            if not self._end and monotonic() > end and missing:
-                self._end = self._give_up(missing, doing)
+            if not self._end:
+                signs = {rank: _read(store, self._life(rank)) for rank in missing}
+                stopped = watch.stopped(signs, monotonic())
+                if stopped is not None:
+                    self._end = self._give_up(stopped, doing)
             if self._end:
                 raise RuntimeError(self._end)
             lost = [rank for rank in missing if is_closed(group, rank)]
             if lost:
                 raise RuntimeError(ended(lost))
-        # Who is here has found all keys of the time before. Those of this time stay until the next one: another rank
-        # may not have looked yet, and nobody is told when the last one has.
-        if number:
-            store.delete_key(f"{self._name}/{tuple(ranks)}/{number - 1}/{self.rank}")
+        store.delete_key(self._anywhere(self.rank))
 
     def _elsewhere(self, missing: Sequence[int], doing: str) -> str:
         """Return what all ranks are to say if one that is missing waits for what comes next; nothing, if none does."""
@@ -241,12 +269,27 @@ class Channel:
     def _key(self, rank: int) -> str:
         return f"{self._name}/{self._exchanges}/{rank}"
 
-    def _give_up(self, missing: list[int], doing: str) -> str:
+    def _life(self, rank: int) -> str:
+        return f"{self._name}/alive/{rank}"
+
+    def _give_up(self, stopped: Stopped, doing: str) -> str:
         """Return what all ranks are to say; the first that gives up decides."""
-        who = f"rank {missing[0]}" if len(missing) == 1 else f"ranks {missing}"
+        ranks, seconds = stopped.ranks, f"{self._timeout.total_seconds():g} s"
+        who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks}"
+        if not stopped.doing:
+            received = f"nothing from {who}: it has stopped, or has left out what others do"
+        elif stopped.is_alive:
+            received = (
+                f"signs of life alone from {who}: for so long, nothing has gone on in the middle of {stopped.doing}, "
+                "which may wait for a file system or a lock"
+            )
+        else:
+            received = (
+                f"no sign of life from {who} in the middle of {stopped.doing}: it has stopped"
+            )
         return self._decide(
-            f"All ranks should take part in {doing} within {self._timeout.total_seconds():g} s, the `timeout` of "
-            f"their process group. Received nothing from {who}: it has stopped, or has left out what others do."
+            f"All ranks should take part in {doing} within {seconds}, the `timeout` of their process group. "
+            f"Received {received}."
         )
 
     def _decide(self, text: str) -> str:
@@ -256,12 +299,15 @@ class Channel:
     def _verdict(self) -> str:
         """Return what the rank that has given up says; nothing, if none has."""
         try:
-            store, key = default_store(), f"{self._name}/end"
-            return store.get(key).decode() if store.check([key]) else ""
+            return _read(default_store(), f"{self._name}/end")
         except (RuntimeError, ValueError):
             # The store was that of a rank that has ended, or is destroyed: then nobody can say anything, and what
             # the exchange itself has failed by is raised.
             return ""
+
+
+def _read(store: Store, key: str) -> str:
+    return store.get(key).decode() if store.check([key]) else ""
 
 
 def _waited(keys: list[str], time: timedelta) -> bool:

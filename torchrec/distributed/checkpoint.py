@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import warnings
 from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -16,17 +15,16 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
 )
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
-from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
-from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from torch.distributed.checkpoint.storage import WriteResult
 
+from torchrec.distributed._private import timeout_of
 from torchrec.distributed.wire import Wire
 from torchrec.files import (
     check_files,
@@ -45,6 +43,8 @@ T = TypeVar("T")
 _FORMAT = 2  # that of `torchrec.training.Checkpoints`, whose tensors are in one file
 _STATE = "state.json"
 _FULL, _BEST = "step", "best"
+# What ranks are at, for errors of those that wait.
+_READING, _WRITING = "reading a checkpoint", "writing a checkpoint"
 # Files become larger only if a part is: they are put together, and read, in memory.
 _FILE_BYTES = 1 << 24
 
@@ -118,7 +118,8 @@ class ShardedCheckpoints:
         folder: is made when the first checkpoint is written.
         keep: how many of the last ones are kept. Default 2.
         process_group: the ranks. Default: all. They get a group of their own, so that a checkpoint can
-            be written while training goes on.
+            be written while training goes on. A rank that gives no sign of life for longer than the `timeout` of this
+            one, while others wait, is named by them.
 
     Raises:
         ValueError: if ``keep`` is below 1.
@@ -144,18 +145,16 @@ class ShardedCheckpoints:
         self.folder, self.keep = Path(folder), keep
         self._wire: Wire | None = None
         if dist.is_available() and dist.is_initialized():
-            ranks = dist.get_process_group_ranks(process_group or dist.group.WORLD)
-            self._wire = Wire(dist.new_group(ranks, backend="gloo"))
+            beside = process_group or dist.group.WORLD
+            assert beside is not None
+            ranks = dist.get_process_group_ranks(beside)
+            self._wire = Wire(dist.new_group(ranks, timeout_of(beside), "gloo"))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[Path] | None = None
 
-    @property
-    def _group(self) -> dist.ProcessGroup | None:
-        return None if self._wire is None else self._wire.group
-
     def steps(self) -> list[int]:
         """Return the steps that there are checkpoints of, in order."""
-        return self._on_first(self._steps)
+        return self._on_first(self._steps, "listing checkpoints")
 
     def latest(self) -> int | None:
         """Return the step of the last checkpoint; None if there is none."""
@@ -204,7 +203,7 @@ class ShardedCheckpoints:
     def tidy(self) -> None:
         """Remove checkpoints beyond ``keep``, weights that none of the others needs, and remains."""
         self.wait()
-        self._on_first(self._tidy)
+        self._on_first(self._tidy, "tidying checkpoints")
 
     def save_later(self, step: int, state: Mapping[str, Any]) -> Future[Path]:
         """Copy a state, and write the copy while training goes on; one at a time.
@@ -251,47 +250,37 @@ class ShardedCheckpoints:
     ) -> dict[str, Any]:
         self.wait()
         path = self._path(kind, step)
-        saved = self._on_first(lambda: self._read(kind, step))
+        saved = self._on_first(lambda: self._read(kind, step), _READING)
         known = tensor_names(saved)
-        tensors = self._together(lambda: _wanted(state, known, path))
+        tensors = self._together(lambda: _wanted(state, known, path), _READING)
         if with_rest:
             unasked = tensor_names([saved[name] for name in saved if name not in state])
-            tensors = self._together(lambda: _as_saved(tensors, unasked, path))
+            tensors = self._together(lambda: _as_saved(tensors, unasked, path), _READING)
             resized: Any = join_state(split_state(state, copy_views=False)[0], tensors)
             state = resized
         with self._plainly(ValueError, f"Checkpoint '{path}' should be readable"):
-            load_tensors(
-                dict(tensors),
-                storage_reader=HuggingFaceStorageReader(str(path)),
-                process_group=self._group,
-                no_dist=self._wire is None,
-            )
+            self._read_tensors(tensors, path)
         unread = torch.empty(0, device="meta")
         rest: Any = join_state(saved, {**dict.fromkeys(known, unread), **tensors})
-        joined = self._together(lambda: _joined(state, rest, path))
+        joined = self._together(lambda: _joined(state, rest, path), _READING)
         return {**rest, **joined} if with_rest else joined
 
     def _save(self, step: int, state: Mapping[str, Any], best: int | None) -> Path:
         path = self._write(_FULL, step, state, best)
-        self._on_first(self._tidy)
+        self._on_first(self._tidy, "tidying checkpoints")
         return path
 
     def _write(self, kind: str, step: int, state: Mapping[str, Any], best: int | None) -> Path:
         path, what = self._path(kind, step), f"The checkpoint of step {step}"
-        tensors, text = self._together(lambda: _written(state))
+        tensors, text = self._together(lambda: _written(state), _WRITING)
         self._check_alike(tensors)
         with ExitStack() as stack:
             folder = write_folder(path, format=_FORMAT, facts={"best": best}, what=what)
-            beside = self._on_first(lambda: stack.enter_context(folder))
+            beside = self._on_first(lambda: stack.enter_context(folder), _WRITING)
             with self._plainly(OSError, f"{what} should be written to '{path}'"):
-                save_tensors(
-                    dict(tensors),
-                    storage_writer=SafetensorsWriter(beside),
-                    process_group=self._group,
-                    no_dist=self._wire is None,
-                )
-            self._on_first(lambda: (beside / _STATE).write_text(text, "utf-8"))
-            self._on_first(stack.close)  # all ranks have written: it gets its name
+                self._write_tensors(tensors, beside)
+            self._on_first(lambda: (beside / _STATE).write_text(text, "utf-8"), _WRITING)
+            self._on_first(stack.close, _WRITING)  # all ranks have written: it gets its name
         return path
 
     def _check_alike(self, tensors: Mapping[str, Tensor]) -> None:
@@ -344,47 +333,62 @@ class ShardedCheckpoints:
 
     @contextmanager
     def _plainly(self, kind: type[Exception], what: str) -> Iterator[None]:
-        """Turn what torch.distributed.checkpoint raises on all ranks, no Exception, into one."""
-        with warnings.catch_warnings():
-            if self._wire is None:  # it says that there is one process, even if told so
-                warnings.filterwarnings(
-                    "ignore", message="torch.distributed is", category=UserWarning
-                )
-            try:
-                yield
-            except CheckpointException as failed:
-                rank, (error, _) = min(failed.failures.items())
-                raise kind(f"{what}. Received on rank {rank}: {error!r}") from error
-            except RuntimeError as error:  # of what ranks exchange through: one has ended
-                raise kind(f"{what}. Received: {error}") from error
-
-    def _together(self, act: Callable[[], T]) -> T:
-        """Return what a rank has done, or raise on all ranks what has failed on one: none then waits for another."""
-        if self._wire is None:
-            return act()
-        results: list[T] = []
-        error: Exception | None = None
+        """Say of what fails while tensors are written or read, on all ranks, what it is that fails."""
         try:
-            results.append(act())
-        except Exception as failed:
-            error = failed
-        self._wire.agree(error, "a checkpoint")
-        return results[0]
+            yield
+        except Exception as error:
+            raise kind(f"{what}. Received: {error}") from error
 
-    def _on_first(self, act: Callable[[], T]) -> T:
+    def _write_tensors(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        """Do what `torch.distributed.checkpoint.save` does; ranks that wait for one another know how long to."""
+        planner, writer = DefaultSavePlanner(), SafetensorsWriter(folder)
+
+        def plan() -> SavePlan:
+            planner.set_up_planner(dict(tensors), writer.storage_meta(), self._rank == 0)
+            writer.set_up_storage_writer(self._rank == 0)
+            return writer.prepare_local_plan(planner.create_local_plan())
+
+        def plan_all() -> list[SavePlan]:
+            return writer.prepare_global_plan(planner.create_global_plan(plans)[0])
+
+        def write() -> None:
+            writer.write_data(planner.finish_plan(planned[self._rank]), planner).wait()
+
+        plans = self._tell(self._together(plan, _WRITING))
+        planned = self._on_first(plan_all, _WRITING)
+        self._together(write, _WRITING)
+
+    def _read_tensors(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        """Do what `torch.distributed.checkpoint.load` does, likewise."""
+        planner, reader = DefaultLoadPlanner(), HuggingFaceStorageReader(str(folder))
+
+        def read() -> None:
+            metadata = reader.read_metadata()
+            planner.set_up_planner(dict(tensors), metadata, self._rank == 0)
+            reader.set_up_storage_reader(metadata, self._rank == 0)
+            # Each rank reads what it needs: what others read makes no difference to it.
+            plan = reader.prepare_local_plan(planner.create_local_plan())
+            (plan,) = reader.prepare_global_plan(planner.create_global_plan([plan]))
+            reader.read_data(planner.finish_plan(plan), planner).wait()
+
+        self._together(read, _READING)
+
+    @property
+    def _rank(self) -> int:
+        return 0 if self._wire is None else self._wire.rank
+
+    def _tell(self, value: T) -> list[T]:
+        return (
+            [value] if self._wire is None else self._wire.tell(value, "the parts of a checkpoint")
+        )
+
+    def _together(self, act: Callable[[], T], doing: str) -> T:
+        """Return what a rank has done, or raise on all ranks what has failed on one: none then waits for another."""
+        return act() if self._wire is None else self._wire.together(act, doing)
+
+    def _on_first(self, act: Callable[[], T], doing: str) -> T:
         """Do something on the first rank, and return on all ranks what came of it, or raise its error."""
-        if self._wire is None:
-            return act()
-        results: list[T | None] = [None]
-        error: Exception | None = None
-        if self._wire.rank == 0:
-            try:
-                results = [act()]
-            except Exception as failed:
-                error = failed
-        self._wire.agree(error, "a checkpoint")
-        result: T = self._wire.share(results[0], 0, "a checkpoint")
-        return result
+        return act() if self._wire is None else self._wire.first(act, doing)
 
 
 def _written(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:

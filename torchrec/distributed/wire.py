@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -19,6 +19,8 @@ from torchrec.distributed.transport import Work
 from torchrec.errors import IdOutOfRangeError
 
 __all__ = ["Meeting", "Wire"]
+
+T = TypeVar("T")
 
 _HEAD = 64  # numbers that ranks begin everything by
 _EXCHANGE = "an exchange that they have begun"
@@ -280,6 +282,37 @@ class Wire:
         received = self.swap(message, [len(sent)] * self.world_size, sizes)
         parts = (part.numpy().tobytes() for part in received.split(list(sizes)))
         return [pickle.loads(part) if part else None for part in parts]
+
+    def together(self, act: Callable[[], T], topic: str) -> T:
+        """Do something that may take long, or fail, on one rank alone; return what came of it here.
+
+        Others wait for as long as a rank gives signs of life.
+
+        Args:
+            act: what is done; what fails is raised on all ranks.
+            topic: what it is, in words that are the same on all ranks.
+        """
+        results: list[T] = []
+        error: Exception | None = None
+        try:
+            with self._channel.alive(topic):
+                results.append(act())
+        except Exception as failed:
+            error = failed
+        self.meet(range(self.world_size), topic)
+        self.agree(error, topic)
+        return results[0]
+
+    def first(self, act: Callable[[], T], topic: str) -> T:
+        """Do something on the first rank, while the others wait as in `together`; return on all what came of it.
+
+        Args:
+            act: what is done; what it returns is picklable. What fails is raised on all ranks.
+            topic: what it is, in words that are the same on all ranks.
+        """
+        found = self.together(act if self.rank == 0 else lambda: None, topic)
+        result: T = self.share(found, 0, topic)
+        return result
 
     def agree(self, error: Exception | None, topic: str = "what may fail on one of them") -> None:
         """Go on if no rank has failed, else raise what did, on all of them; they all call this.

@@ -56,7 +56,8 @@ class DistributedSection(Section):
     )
     timeout: PositiveFloat = Field(
         default=600.0,
-        description="seconds that ranks wait for one another in a step, before all end and say who is missing",
+        description="seconds that ranks wait for one another in a step, or for a sign of life of one that "
+        "reads or writes, before all end and say who is missing",
     )
 
     @model_validator(mode="after")

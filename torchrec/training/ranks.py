@@ -21,7 +21,6 @@ from torchrec.training.world import ALONE, Sent, World
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(days=7)
 _ANSWER = 10.0  # seconds that ranks have to say that they are there, once one has found out that some are not
 # What gloo says where a rank does not answer, or has ended.
 _LOST = re.compile("clos|reset|pipe|Timed out|timeout", re.IGNORECASE)
@@ -40,9 +39,6 @@ class Ranks:
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._wire = Wire(group)
-        # For what the first does while the others wait: data that it reads are no sign of a rank that has stopped.
-        ranks = dist.get_process_group_ranks(group)
-        self._patient = Wire(dist.new_group(ranks, _PATIENCE, "gloo"))
         self.rank, self.size = self._wire.rank, self._wire.world_size
         self.waited = 0.0
 
@@ -82,27 +78,27 @@ class Ranks:
         return self._wire.tell(value, what)
 
     def first(self, act: Callable[[], T], what: str) -> T:
-        """Do something on the first rank, while the others wait; return on all what came of it.
+        """Do something on the first rank, while the others wait as long as it is alive; return on all what came of it.
 
         Args:
             act: what is done; what it returns is picklable. What fails is raised on all ranks.
             what: it is, in words that are the same on all ranks.
         """
-        results: list[T | None] = [None]
-        error: Exception | None = None
-        if self.rank == 0:
+        failed: list[Exception] = []
+
+        def watched() -> T:
             try:
-                results = [act()]
-            except Exception as failed:
-                error = failed
+                return act()
+            except Exception as error:
+                failed.append(error)
+                raise
+
         try:
-            self._patient.agree(error, what)
+            return self._wire.first(watched, what)
         except Exception:
-            if error is not None:
-                raise error from None
+            if failed:
+                raise failed[0] from None  # as one process raises it, where it was raised
             raise
-        result: T = self._patient.share(results[0], 0, what)
-        return result
 
 
 @contextmanager

@@ -99,7 +99,7 @@ class World(Protocol):
         ...
 
     def first(self, act: Callable[[], T], what: str) -> T:
-        """Do something on the first rank, while the others wait, however long; return on all what came of it.
+        """Do something on the first rank, while the others wait as long as it is alive; return on all what came of it.
 
         Args:
             act: what is done; what fails is raised on all ranks.
