@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
+from pkgutil import resolve_name
 
 import pytest
 import torch
@@ -188,6 +190,73 @@ def no_memory():
             model.reshard(changes_to("tables"))
     assert_same(wholes(model), expected)
     assert_same(trained_on(model, 0), trained_on(same, 0))
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Model(), Model()
+
+    def forward(self, features):
+        return self.first(features) + self.second(features)
+
+
+class FailsAt:
+    """Calls a function, and counts that, but for one call, which finds no memory."""
+
+    def __init__(self, function, number):
+        self.function, self.number, self.calls = function, number, 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        if self.calls == self.number:
+            raise MemoryError("There is none.")
+        return self.function(*args)
+
+
+def fails(seam):
+    """Move tables of two modules, fail on one rank in the midst of it, and train on as if nothing had been asked."""
+
+    def model():
+        twice = Twice()
+        plan = plan_of(twice.first, PLANS["rows"]).plan["tables"]
+        return DistributedModelParallel(
+            twice, plan=ShardingPlan({"first.tables": plan, "second.tables": plan})
+        )
+
+    columns = changes_to("columns")["tables"][1]
+    user = EmbeddingModuleShardingPlan({"user": columns["user"]})  # the others stay
+    changes = {"first.tables": (0.0, user), "second.tables": (0.0, columns)}
+
+    def reshard(each, number=0):
+        call = FailsAt(resolve_name(seam), number if dist.get_rank() else 0)
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            pytest.raises(RuntimeError, match="On rank 1: There is none")
+            if number
+            else nullcontext(),
+        ):
+            patch.setattr(seam.replace(":", "."), call)
+            each.reshard(changes)
+        return call.calls
+
+    def trained(each, step):
+        each(batch(dist.get_rank(), step)).backward()
+        return wholes(each)
+
+    broken, same, calls = model(), model(), reshard(model())
+    for step, number in enumerate([1, 2, (calls + 1) // 2, calls]):
+        reshard(broken, number)
+        assert broken.plan == same.plan
+        assert_same(trained(broken, step), trained(same, step))
+    reshard(broken)
+    assert_same(wholes(broken), wholes(same))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seam", ["sharded_tables:new_table", "moves:part_at"])
+def test_a_move_that_fails_on_one_rank_changes_nothing(seam):
+    results(fails, 2, f"torchrec.distributed.{seam}")
 
 
 def refused():

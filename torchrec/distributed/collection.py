@@ -12,7 +12,7 @@ from torchrec.checks import require_type
 from torchrec.distributed._awaitable import Deferred
 from torchrec.distributed.agreement import check_alike
 from torchrec.distributed.lookup import Step
-from torchrec.distributed.moved_tables import described_moves, moved_tables
+from torchrec.distributed.moved_tables import described_moves, moved_tables, replace
 from torchrec.distributed.sharded_tables import ShardedTables
 from torchrec.distributed.table_store import ShardedTableStore
 from torchrec.distributed.types import (
@@ -166,14 +166,31 @@ class ShardedTableCollection(nn.Module):
                 within ``accumulate()``, with gradients of it that wait, or while a tracker has states of rows that
                 nobody has asked for.
         """
-        tables, changes = self._tables, dict(changed_sharding_params)
-        if device not in (None, tables.device):
+        if device not in (None, self._tables.device):
             raise ValueError(
-                f"`device` should be that of the tables, {tables.device}. Received {device}."
+                f"`device` should be that of the tables, {self._tables.device}. Received {device}."
             )
         check_alike(env, lambda: self.described_moves(changed_sharding_params))
-        self._tables = moved_tables(tables, changes, env)
-        self.add_module(self._tables.prefix, self._tables.parts)
+        self.replace_tables(self.moved_tables(changed_sharding_params, env))
+
+    def moved_tables(self, changes: EmbeddingModuleShardingPlan, env: ShardingEnv) -> ShardedTables:
+        """Return the tables as they are to lie, beside those that there are; see `moved_tables`.
+
+        Args:
+            changes: where some of the tables go, which nothing is wrong with.
+            env: the ranks, the same ones.
+        """
+        return moved_tables(self._tables, dict(changes), env)
+
+    def replace_tables(self, moved: ShardedTables) -> None:
+        """Go on with tables that lie elsewhere, which cannot fail; see `replace`.
+
+        Args:
+            moved: what `moved_tables` has returned.
+        """
+        replace(self._tables, moved)
+        self._tables = moved
+        self.add_module(moved.prefix, moved.parts)
 
     @property
     def tables(self) -> ShardedTables:

@@ -28,7 +28,11 @@ from torchrec.distributed.model_tracker import (
     ModelTrackerConfigs,
 )
 from torchrec.distributed.replicas import Replicas, new_environment, plans_by_group, refuse_maps
-from torchrec.distributed.resharding import described_changes, resharded_modules
+from torchrec.distributed.resharding import (
+    described_changes,
+    moved_in_all,
+    resharded_modules,
+)
 from torchrec.distributed.shard import (
     check_model,
     default_env,
@@ -379,10 +383,12 @@ class DistributedModelParallel(nn.Module, FusedOptimizerModule):
             chosen = {path: each for path, each in chosen.items() if path == sharded_module_fqn}
         plans = {path: plan for path, (_, plan) in chosen.items()}
         check_alike(self._env, lambda: described_changes(self.module, plans))
-        for path, module in resharded_modules(self.module, plans).items():
-            module.update_shards(plans[path], self._env, self.device)
-            merged = EmbeddingModuleShardingPlan(module.tables.sharding)
-            self._plan = ShardingPlan({**self._plan.plan, path: merged})
+        modules = resharded_modules(self.module, plans)
+        for path, tables in moved_in_all(modules, plans, self._env).items():
+            modules[path].replace_tables(tables)
+            self._plan = ShardingPlan(
+                {**self._plan.plan, path: EmbeddingModuleShardingPlan(tables.sharding)}
+            )
         self._passes = None  # it knows the former tables
         return sum(volume for volume, _ in chosen.values())
 

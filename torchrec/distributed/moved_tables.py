@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from torchrec.distributed.types import ParameterSharding, ShardingEnv
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, ShardingType
 from torchrec.ops.embedding.updates import RULES
 
-__all__ = ["described_moves", "moved_tables"]
+__all__ = ["described_moves", "moved_tables", "replace"]
 
 
 def described_moves(
@@ -73,25 +74,54 @@ def moved_tables(
 ) -> ShardedTables:
     """Return tables with the same weights and states that lie elsewhere; all ranks call this.
 
-    Those that stay where they are keep their parts. What was looked up before has no backward pass any more.
+    Those that stay where they are keep their parts. The others are whole beside the former ones, which are as they were
+    until `replace` is called.
 
     Args:
-        tables: as they are; afterwards they train nothing.
+        tables: as they are.
         changes: where some of them go, which `described_moves` has found nothing wrong with.
         env: the ranks, the same ones.
 
     Raises:
-        Exception: on all ranks, if one of them has no memory for its parts; nothing has changed then.
+        Exception: on all ranks, if one of them has no memory for its parts, say; nothing has changed then.
     """
-    moved, error = None, None
+    new_tables = partial(tables.under, {**tables.sharding, **changes}, env)
+    if tables.wire is None:
+        moved = new_tables()
+        _bring_all(tables, moved)
+        return moved
+    made: list[ShardedTables] = []
     try:
-        moved = tables.under({**tables.sharding, **changes}, env)
-    except Exception as failed:
-        error = failed
-    if tables.wire is not None:
-        tables.wire.agree(error, f"memory for other parts of the tables of {tables.named}")
-    if moved is None:
-        raise error or RuntimeError("Tables should have been made.")
+        tables.wire.attempt(
+            lambda: made.append(new_tables()),
+            f"memory for other parts of the tables of {tables.named}",
+        )
+        _bring_all(tables, made[0])
+    except Exception:
+        for moved in made:
+            moved.retire(tables)
+        raise
+    return made[0]
+
+
+def replace(tables: ShardedTables, moved: ShardedTables) -> None:
+    """Train tables that lie elsewhere from now on: a change of this rank alone, which nothing can fail in.
+
+    What was looked up before has no backward pass any more.
+
+    Args:
+        tables: that train nothing afterwards.
+        moved: what `moved_tables` has made of them.
+    """
+    former = tables.updates()
+    for name, update in moved.updates().items():
+        if update is not former[name] and update.rule is not None:
+            update.take_group(former[name])
+    tables.retire(moved)
+
+
+def _bring_all(tables: ShardedTables, moved: ShardedTables) -> None:
+    """Write all weights and states of the tables that move."""
     configs = {config.name: config for config in tables.configs}
     for name, config in configs.items():
         if moved.parameter(name) is not tables.parameter(name):
@@ -107,9 +137,6 @@ def moved_tables(
                 update.step.copy_(_shared(tables.whole(config), former[name].step))
             else:
                 _bring(moved, config, value, states[state], is_per_row.get(state, False))
-        update.take_group(former[name])
-    tables.retire(moved)
-    return moved
 
 
 def _bring(

@@ -39,25 +39,56 @@ def move_parts(
         target: under the plan that is to be, written to.
         blocks: what each rank has of it there.
         wire: the ranks; None: there is one.
+
+    Raises:
+        Exception: on all ranks, if one has no memory for what it sends or gets, say.
     """
-    moves = list(_moves(source, blocks))
-    mine = [part_at(shard.metadata.shard_offsets, shard.tensor) for shard in source.local_shards()]
-    targets = [
-        part_at(shard.metadata.shard_offsets, shard.tensor) for shard in target.local_shards()
-    ]
-    ranks = range(len(blocks))
+    moves, ranks = list(_moves(source, blocks)), range(len(blocks))
     sent = [m for rank in ranks for m in moves if (m.source, m.target) == (target.rank, rank)]
     due = [m for rank in ranks for m in moves if (m.source, m.target) == (rank, target.rank)]
+    what = f"the move of {target.named}"
+    if wire is None:
+        _write(target, due, _packed(source, sent, target, None))
+        return
+    numbers = [[_size(m) for m in sent if m.target == rank] for rank in ranks]
+    expected = [[_size(m) for m in due if m.source == rank] for rank in ranks]
+    # What may fail on one rank comes before, or after, what all of them do.
+    message, received = wire.attempt(
+        lambda: (_packed(source, sent, target, wire), _new(target, due)), what
+    )
+    wire.swap(message, list(map(sum, numbers)), list(map(sum, expected)), received)
+    wire.attempt(lambda: _write(target, due, received), what)
+
+
+def _new(table: ShardedTable, moves: Sequence[_Move]) -> Tensor:
+    """Return memory for what moves, on its way."""
+    return torch.empty(sum(map(_size, moves)), dtype=table.dtype, device=table.device)
+
+
+def _packed(
+    source: ShardedTable, moves: Sequence[_Move], target: ShardedTable, wire: Wire | None
+) -> Tensor:
+    """Return what this rank sends, in one piece."""
+    size = sum(map(_size, moves))
     like = torch.empty(0, dtype=target.dtype, device=target.device)
-    message = torch.cat([like, *(_found(mine, move).flatten() for move in sent)])
-    if wire is not None:
-        wire.begin(f"the move of {target.named}").numbers()
-        sizes = [[_size(m) for m in sent if m.target == rank] for rank in ranks]
-        expected = [[_size(m) for m in due if m.source == rank] for rank in ranks]
-        message = wire.swap(message, list(map(sum, sizes)), list(map(sum, expected)))
-    for move, values in zip(due, message.split([_size(move) for move in due]), strict=True):
-        there = _found(targets, move)
-        there.copy_(values.view_as(there))
+    message = _new(target, moves) if wire is None else wire.message(size, like)
+    parts = _parts(source)
+    for move, there in zip(moves, message.split(list(map(_size, moves))), strict=True):
+        found = _found(parts, move)
+        there.view_as(found).copy_(found)
+    return message
+
+
+def _write(target: ShardedTable, moves: Sequence[_Move], values: Tensor) -> None:
+    """Write what has come where it belongs."""
+    parts = _parts(target)
+    for move, found in zip(moves, values.split(list(map(_size, moves))), strict=True):
+        there = _found(parts, move)
+        there.copy_(found.view_as(there))
+
+
+def _parts(table: ShardedTable) -> list[Part]:
+    return [part_at(shard.metadata.shard_offsets, shard.tensor) for shard in table.local_shards()]
 
 
 def _moves(source: ShardedTable, blocks: Sequence[Block | None]) -> Iterator[_Move]:

@@ -9,16 +9,17 @@ from torch import nn
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.shard import outermost
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardedModule
+from torchrec.distributed.sharded_tables import ShardedTables
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardedModule, ShardingEnv
 
-__all__ = ["described_changes", "resharded_modules"]
+__all__ = ["described_changes", "moved_in_all", "resharded_modules"]
 
-_Collection = ShardedEmbeddingBagCollection | ShardedEmbeddingCollection
+ShardedCollection = ShardedEmbeddingBagCollection | ShardedEmbeddingCollection
 
 
 def resharded_modules(
     model: nn.Module, changes: Mapping[str, EmbeddingModuleShardingPlan]
-) -> dict[str, _Collection]:
+) -> dict[str, ShardedCollection]:
     """Return the modules whose tables go elsewhere, by path.
 
     Args:
@@ -28,7 +29,7 @@ def resharded_modules(
     Raises:
         ValueError: for a module that there is not, or whose tables cannot go elsewhere.
     """
-    modules, found = dict(model.named_modules()), dict[str, _Collection]()
+    modules, found = dict(model.named_modules()), dict[str, ShardedCollection]()
     whole = dict(outermost(model, ShardedModule))
     for path in changes:
         module = modules.get(path)
@@ -66,3 +67,29 @@ def described_changes(
     for path, module in resharded_modules(model, changes).items():
         described |= module.described_moves(changes[path])
     return described
+
+
+def moved_in_all(
+    modules: Mapping[str, ShardedCollection],
+    changes: Mapping[str, EmbeddingModuleShardingPlan],
+    env: ShardingEnv,
+) -> dict[str, ShardedTables]:
+    """Return the tables of all modules as they are to lie, beside those that there are; all ranks call this.
+
+    Args:
+        modules: by path.
+        changes: where their tables go, which `described_changes` has found nothing wrong with.
+        env: the ranks.
+
+    Raises:
+        Exception: on all ranks, if it fails on one; nothing has changed then, in any of the modules.
+    """
+    moved: dict[str, ShardedTables] = {}
+    try:
+        for path, module in modules.items():
+            moved[path] = module.moved_tables(changes[path], env)
+    except Exception:
+        for path, tables in moved.items():
+            tables.retire(modules[path].tables)
+        raise
+    return moved

@@ -292,14 +292,20 @@ class Wire:
             act: what is done; what fails is raised on all ranks.
             topic: what it is, in words that are the same on all ranks.
         """
-        results: list[T] = []
-        error: Exception | None = None
-        try:
-            with self._channel.alive(topic):
-                results.append(act())
-        except Exception as failed:
-            error = failed
+        with self._channel.alive(topic):
+            results, error = _tried(act)
         self.meet(range(self.world_size), topic)
+        self.agree(error, topic)
+        return results[0]
+
+    def attempt(self, act: Callable[[], T], topic: str) -> T:
+        """Do something that takes no longer than an exchange, and return what came of it, as `together` does.
+
+        Args:
+            act: what is done; what fails is raised on all ranks.
+            topic: what it is, in words that are the same on all ranks.
+        """
+        results, error = _tried(act)
         self.agree(error, topic)
         return results[0]
 
@@ -359,6 +365,14 @@ class Wire:
     def __deepcopy__(self, _: object) -> Wire:
         """Return itself: process groups cannot be copied."""
         return self
+
+
+def _tried(act: Callable[[], T]) -> tuple[list[T], Exception | None]:
+    """Return what came of something, or what it failed by."""
+    try:
+        return [act()], None
+    except Exception as error:
+        return [], error
 
 
 _KINDS: dict[str, type[Exception]] = {
