@@ -19,7 +19,7 @@ from torchrec.distributed.planner._calibration import (
 )
 from torchrec.distributed.planner.calibrate import calibrate
 from torchrec.distributed.planner.devices import DEVICES, topology_of
-from torchrec.distributed.planner.types import CollectiveType, StateSize
+from torchrec.distributed.planner.types import CollectionStep, CollectiveType, PartLookup, StateSize
 
 pytestmark = pytest.mark.once
 
@@ -51,8 +51,8 @@ RATES = Calibration(
         for row_ns in ((1 + state.a_weight) * columns * rows / 1000,)
     ),
     exchanges=(
-        ExchangeRate(2, 1.5, 2.0, 0.0, 0.5, 0.25, 2.0, 6.0, 1.0, 1.25, 0.125, 0.25, 3.0),
-        ExchangeRate(4, 2.0, 7.75, 0.25, 1.0, 0.75, 4.0, 8.0, 1.5, 1.75, 0.25, 0.5, 5.0),
+        ExchangeRate(2, 1.5, 2.0, 0.0, 0.5, 0.25, 2.0, 6.0, 1.0, 1.25, 0.125, 0.25, 3.0, 0.5),
+        ExchangeRate(4, 2.0, 7.75, 0.25, 1.0, 0.75, 4.0, 8.0, 1.5, 1.75, 0.25, 0.5, 5.0, 0.75),
     ),
 )
 
@@ -68,18 +68,18 @@ def test_between_points_the_nearer_counts_more():
 
 def test_rates_by_hand():
     kib = 8 * 4 * 1000  # of 1000 rows of 8 columns
-    assert RATES.lookup_ms(1e6, 1e6, 8, kib, "fused") == pytest.approx(0.5 + 8)
-    assert RATES.lookup_ms(1e6, 0.0, 8, kib, "fused") == pytest.approx(0.5 + 7.2)
+    assert RATES.lookup_ms(PartLookup(1e6, 1e6, 8, kib)) == pytest.approx(0.5 + 8)
+    assert RATES.lookup_ms(PartLookup(1e6, 0.0, 8, kib)) == pytest.approx(0.5 + 7.2)
     # Of a million ids, each of the thousand rows is chosen.
-    assert RATES.update_ms(1e6, 1e6, 8, kib, "fused", BY_ROW) == pytest.approx(0.5 + 12 + 0.008)
-    assert RATES.update_ms(1e6, 0.0, 8, kib, "fused", ADAM) == pytest.approx(0.5 + 8 + 0.024)
-    assert RATES.update_ms(1e6, 0.0, 8, 4 * kib, "fused", ADAM) == pytest.approx(0.5 + 8 + 0.384)
+    assert RATES.update_ms(PartLookup(1e6, 1e6, 8, kib), BY_ROW) == pytest.approx(0.5 + 12 + 0.008)
+    assert RATES.update_ms(PartLookup(1e6, 0.0, 8, kib), ADAM) == pytest.approx(0.5 + 8 + 0.024)
+    assert RATES.update_ms(PartLookup(1e6, 0.0, 8, 4 * kib), ADAM) == pytest.approx(0.5 + 8 + 0.384)
     # Momentum of each weight is nearer to nothing than to Adam; dense gradients are not of an update.
-    sgd = RATES.update_ms(1e6, 0.0, 8, kib, "fused", StateSize(0, 0))
-    assert sgd == RATES.update_ms(1e6, 0.0, 8, kib, "fused", BY_ROW)
-    assert RATES.update_ms(1e6, 0.0, 8, kib, "dense", ADAM) == pytest.approx(0.5 + 8)
-    assert RATES.lookup_ms(0, 0, 8, kib, "fused") == 0.5
-    assert RATES.update_ms(0, 0, 8, kib, "fused", ADAM) == 0.5
+    sgd = RATES.update_ms(PartLookup(1e6, 0.0, 8, kib), StateSize(0, 0))
+    assert sgd == RATES.update_ms(PartLookup(1e6, 0.0, 8, kib), BY_ROW)
+    assert RATES.update_ms(PartLookup(1e6, 0.0, 8, kib, "dense"), ADAM) == pytest.approx(0.5 + 8)
+    assert RATES.lookup_ms(PartLookup(0, 0, 8, kib)) == 0.5
+    assert RATES.update_ms(PartLookup(0, 0, 8, kib), ADAM) == 0.5
     assert RATES.dense_ms(1e6) == 2.0
     all_to_all, all_reduce = CollectiveType.ALL_TO_ALL, CollectiveType.ALL_REDUCE
     assert RATES.exchange_ms(all_to_all, 1e6, 1) == 0
@@ -87,17 +87,22 @@ def test_rates_by_hand():
     assert RATES.exchange_ms(all_to_all, 1e6, 4) == 12.0
     assert RATES.exchange_ms(all_reduce, 1e6, 2) == 1.0
     assert RATES.exchange_ms(all_to_all, 1e6, 8) == 28.0  # as between four
-    assert [RATES.step_ms(w) for w in (1, 2, 4)] == [1.0, 3.0, 9.0]
-    assert RATES.step_ms(7) == 1 + 8 * 6 / 3
-    assert [RATES.step_ms(w, by_rows=True) for w in (1, 2, 4)] == [1.0, 3.5, 10.0]
-    assert [RATES.step_ms(w, adds_squares=True) for w in (1, 2, 4)] == [1.0, 3.25, 9.75]
-    assert RATES.step_ms(4, parts=5) == 10.0
-    assert RATES.step_ms(2, tables=4, is_pooled=False) == 4.0
-    assert [RATES.step_ms(1, vector_bytes=n) for n in (1e6, 3e6)] == [1.0, 2.0]
+    assert [RATES.step_ms(CollectionStep(w)) for w in (1, 2, 4)] == [1.0, 3.0, 9.0]
+    assert RATES.step_ms(CollectionStep(7)) == 1 + 8 * 6 / 3
+    assert [RATES.step_ms(CollectionStep(w, by_rows=True)) for w in (1, 2, 4)] == [1.0, 3.5, 10.0]
+    assert [RATES.step_ms(CollectionStep(w, adds_squares=True)) for w in (1, 2, 4)] == [
+        1.0,
+        3.25,
+        9.75,
+    ]
+    assert RATES.step_ms(CollectionStep(4, parts=5)) == 10.0
+    assert RATES.step_ms(CollectionStep(2, tables=4, is_pooled=False)) == 4.0
+    assert [RATES.step_ms(CollectionStep(1, vector_bytes=n)) for n in (1e6, 3e6)] == [1.0, 2.0]
     assert RATES.pooling_ms(1e6, 1e3, 2) == 1.0
     assert [RATES.ids_ms(1e6, 0, 8, w) for w in (1, 2, 4)] == [0.0, 12.0, 32.0]
     assert RATES.ids_ms(1e6, 1e6, 12, 2) == 24.0  # with weights, and lengths of bags
     assert [RATES.squares_ms(1e6, w) for w in (1, 2, 4)] == [0.0, 3.0, 5.0]
+    assert RATES.gather_ms(1e6) == 0.75
     assert [RATES.slowdown(w) for w in (1, 2, 3, 4, 64)] == [1.0, 1.5, 2.0, 2.0, 2.0]
     assert RATES.layers_ms(2.0, 1e6, 1, 1) == 2.0
     assert RATES.layers_ms(2.0, 1e6, 2, 2) == 2.5 + 1.0 + 0.125
@@ -110,9 +115,9 @@ def test_the_more_a_step_comes_by_the_less_of_a_table_is_in_caches():
     # Four times as many as of this table: rows that are found first are as in one of 4000 rows, others as before.
     for touched, first, row in ((alone, 7.2, 24), (4 * alone, 28.8, 96), (100 * alone, 28.8, 96)):
         ns = chosen * first + (ids - chosen) * 7.2
-        found = RATES.lookup_ms(ids, ids, 8, kib, "fused", touched)
+        found = RATES.lookup_ms(PartLookup(ids, ids, 8, kib, touched=touched))
         assert found == pytest.approx(0.5 + (ns + ids * 0.8) / 1e6)
-        found = RATES.update_ms(ids, ids, 8, kib, "fused", ADAM, touched)
+        found = RATES.update_ms(PartLookup(ids, ids, 8, kib, touched=touched), ADAM)
         assert found == pytest.approx(0.5 + (ids * 12 + chosen * row) / 1e6)
 
 
@@ -238,6 +243,27 @@ def test_a_step_by_hand():
     assert wide.fixed_ms == 3.0
 
 
+def test_gradients_of_rows_are_gathered_where_bags_of_some_tables_are_long():
+    """Of bags of one id rows are sent, of long ones sums: two look-ups on each rank, and one update."""
+
+    def fixed_ms(kind, bag):
+        wishes = {
+            name: ParameterConstraints(pooling_factors=[ids], sharding_types=[kind])
+            for name, ids in (("a", 1.0), ("b", bag))
+        }
+        planner = EmbeddingShardingPlanner(
+            Topology(2, "cpu", rates=RATES), 1000, constraints=wishes
+        )
+        return planner.plan(model(a=(1000, 8), b=(500, 8)), [TableSharder()]).report.fixed_ms
+
+    plain = fixed_ms("row_wise", 1.0)
+    assert plain == 3.5
+    # Ids of two ranks choose some rows of the first table and all of the second; each rank has half of both.
+    chosen = 1000 * (1 - 2.718281828459045**-2) + 500
+    assert fixed_ms("row_wise", 20.0) == pytest.approx(plain + chosen / 2 * 8 * 0.75e-6)
+    assert fixed_ms("table_wise", 20.0) == 3.0
+
+
 def test_devices_by_name():
     for device in DEVICES:
         topology = topology_of(device, 16)
@@ -270,6 +296,7 @@ def test_this_machine():
         assert 0.1 < rate.forward_id_ns + rate.forward_bag_ns < 10_000
         assert 0.1 < rate.backward_id_ns + rate.backward_bag_ns < 100_000
     assert {rate.state for rate in measured.updates} == {
+        StateSize(0, 0),
         BY_ROW,
         StateSize(1, 0),
         StateSize(1, 1),
@@ -280,6 +307,6 @@ def test_this_machine():
     assert exchange.step_ms > measured.step_ms_alone / 10
     assert exchange.layers_slowdown >= 1
     assert 0 < exchange.reduce_ns_a_byte < 1000
-    wide = measured.lookup_ms(1000, 1000, 128, 128 * 4 * 100_000, "fused")
-    narrow = measured.lookup_ms(1000, 1000, 8, 8 * 4 * 100_000, "fused")
+    wide = measured.lookup_ms(PartLookup(1000, 1000, 128, 128 * 4 * 100_000))
+    narrow = measured.lookup_ms(PartLookup(1000, 1000, 8, 8 * 4 * 100_000))
     assert wide > narrow

@@ -25,6 +25,7 @@ from torchrec.distributed.planner.shard_estimators import (
 from torchrec.distributed.planner.types import (
     BasicCommsBandwidths,
     ParameterConstraints,
+    PartLookup,
     Perf,
     PlannerError,
     SharderData,
@@ -270,12 +271,12 @@ def test_kernels_of_accelerators_read_other_memories():
     topology = Topology(1, "cuda")
     rates = BandwidthRates(topology, load_factor=0.5)
     times = {
-        kernel: rates.lookup_ms(1e6, 1e6, 64, 1e9, kernel)
+        kernel: rates.lookup_ms(PartLookup(1e6, 1e6, 64, 1e9, kernel))
         for kernel in ("fused", "fused_uvm_caching", "fused_uvm", "key_value")
     }
     assert sorted(times, key=times.__getitem__) == list(times)
     ahead = BandwidthRates(topology, load_factor=0.5, prefetches=True)
-    assert ahead.lookup_ms(1e6, 1e6, 64, 1e9, "fused_uvm_caching") == times["fused"]
+    assert ahead.lookup_ms(PartLookup(1e6, 1e6, 64, 1e9, "fused_uvm_caching")) == times["fused"]
 
 
 def test_poolings_are_those_wished_for():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+import time
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.distributed.planner.test_changes import model
 from tests.distributed.ranks import run
 from tests.distributed.table_sharder import TableSharder, collection
 from torchrec import DataType, EmbeddingCollection, EmbeddingConfig
@@ -29,6 +33,7 @@ from torchrec.distributed.planner.types import (
     Storage,
     StorageReservation,
 )
+from torchrec.distributed.sharding_plan import get_default_sharders
 from torchrec.distributed.types import (
     BoundsCheckMode,
     CacheParams,
@@ -539,3 +544,25 @@ def test_without_a_process_group_each_plans_for_itself():
     plan = planner.collective_plan(model, [TableSharder()])
     assert plan == planner.plan(model, [TableSharder()])
     assert list(plan.plan["sparse"]) == ["a"]
+
+
+@pytest.mark.slow
+def test_a_thousand_tables_are_planned_for_64_ranks():
+    """Ways, their costs, the search, and what a step has in memory under the plan."""
+    draw = random.Random(0)
+    sizes = {
+        f"t{n}": (int(10 ** draw.uniform(2, 7)), draw.choice([16, 64, 128])) for n in range(1000)
+    }
+    wishes = {
+        name: ParameterConstraints(pooling_factors=[draw.choice([1.0, 20.0])]) for name in sizes
+    }
+    topology = Topology(64, "cpu", local_world_size=8, ddr_cap=16 * 2**30)
+    start = time.process_time()  # the clock would count other tests, too
+    plan = EmbeddingShardingPlanner(topology, 1024, constraints=wishes).plan(
+        model(**sizes), get_default_sharders()
+    )
+    assert time.process_time() - start < 15  # 3 seconds
+    assert set(plan.plan[""]) == set(sizes)
+    assert all(rank.num_bytes <= rank.capacity for rank in plan.report.ranks)
+    least, most = (pick(rank.ms for rank in plan.report.ranks) for pick in (min, max))
+    assert most < 1.1 * least

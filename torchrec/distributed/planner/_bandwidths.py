@@ -11,8 +11,10 @@ from torchrec.distributed.planner.constants import CROSS_NODE_BANDWIDTH, INTRA_N
 
 __all__ = [
     "BasicCommsBandwidths",
+    "CollectionStep",
     "CollectiveType",
     "GeneralizedCommsBandwidth",
+    "PartLookup",
     "Rates",
     "StateSize",
 ]
@@ -29,6 +31,51 @@ class StateSize:
 
     a_weight: int
     a_row: int
+
+
+@dataclass(frozen=True)
+class PartLookup:
+    """What is looked up in a part of a table in a step.
+
+    Attributes:
+        ids: how many.
+        vectors: how many come of them: as many, or one a bag.
+        columns: of a vector.
+        table_bytes: of the part.
+        kernel: value of an `EmbeddingComputeKernel`. Default ``"fused"``.
+        touched: numbers of rows and vectors that a rank comes by in a step, of all tables that it has: what caches hold
+            of a table depends on it. Default: as where rates were measured.
+    """
+
+    ids: float
+    vectors: float
+    columns: int
+    table_bytes: float
+    kernel: str = "fused"
+    touched: float | None = None
+
+
+@dataclass(frozen=True)
+class CollectionStep:
+    """What a step of a collection has whatever its tables hold: messages, parts, what it gives.
+
+    Attributes:
+        world_size: how many ranks take part.
+        tables: how many it has. Default 1.
+        parts: how many these are divided into, all together. Default 1.
+        by_rows: whether rows of some table lie apart.
+        adds_squares: whether ranks add up sums of squares in some update.
+        is_pooled: whether it gives one tensor; else each table gives one of its own.
+        vector_bytes: of all vectors that it gives a rank.
+    """
+
+    world_size: int
+    tables: int = 1
+    parts: int = 1
+    by_rows: bool = False
+    adds_squares: bool = False
+    is_pooled: bool = True
+    vector_bytes: float = 0.0
 
 
 class CollectiveType(Enum):
@@ -115,47 +162,15 @@ class Rates(Protocol):
         Else who has a part sends its vectors, which takes that rank.
         """
 
-    def lookup_ms(
-        self,
-        ids: float,
-        vectors: float,
-        columns: int,
-        table_bytes: float,
-        kernel: str,
-        touched: float | None = None,
-    ) -> float:
-        """Return the time of a look-up.
+    def lookup_ms(self, lookup: PartLookup) -> float:
+        """Return the time of a look-up."""
+
+    def update_ms(self, lookup: PartLookup, state: StateSize) -> float:
+        """Return the time of its backward pass, with the update of a fused table.
 
         Args:
-            ids: how many are looked up.
-            vectors: how many come of them: as many, or one a bag.
-            columns: of a vector.
-            table_bytes: of the part of the table that they are in.
-            kernel: value of an `EmbeddingComputeKernel`.
-            touched: numbers of rows and vectors that a rank comes by in a step, of all tables that it has: what caches
-                hold of a table depends on it. Default: as where rates were measured.
-        """
-
-    def update_ms(
-        self,
-        ids: float,
-        vectors: float,
-        columns: int,
-        table_bytes: float,
-        kernel: str,
-        state: StateSize,
-        touched: float | None = None,
-    ) -> float:
-        """Return the time of the backward pass, with the update of a fused table.
-
-        Args:
-            ids: see `lookup_ms`, as the others.
-            vectors: see there.
-            columns: see there.
-            table_bytes: see there.
-            kernel: see there.
+            lookup: what is looked up.
             state: what the optimizer keeps of the table.
-            touched: see there.
         """
 
     def pooling_ms(self, ids: float, bags: float, columns: int) -> float:
@@ -197,6 +212,13 @@ class Rates(Protocol):
             world_size: how many ranks take part.
         """
 
+    def gather_ms(self, numbers: float) -> float:
+        """Return the time in which gradients of rows are gathered from two look-ups, to be updated together.
+
+        Args:
+            numbers: of these gradients.
+        """
+
     def slowdown(self, ranks: int) -> float:
         """Return how many times longer look-ups take on a host where as many ranks are at it together."""
 
@@ -212,24 +234,5 @@ class Rates(Protocol):
             ranks_a_host: how many of them are at it on one host.
         """
 
-    def step_ms(
-        self,
-        world_size: int,
-        tables: int = 1,
-        parts: int = 1,
-        by_rows: bool = False,
-        adds_squares: bool = False,
-        is_pooled: bool = True,
-        vector_bytes: float = 0.0,
-    ) -> float:
-        """Return what a step of a collection takes beside: messages, however small.
-
-        Args:
-            world_size: how many ranks take part.
-            tables: how many it has.
-            parts: how many these are divided into, all together.
-            by_rows: whether rows of some table lie apart.
-            adds_squares: whether ranks add up sums of squares in some update.
-            is_pooled: whether it gives one tensor; else each table gives one of its own.
-            vector_bytes: of all vectors that it gives a rank.
-        """
+    def step_ms(self, step: CollectionStep) -> float:
+        """Return what a step of a collection takes beside its look-ups and exchanges: messages, however small."""

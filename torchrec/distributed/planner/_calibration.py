@@ -8,11 +8,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
-from torchrec.distributed.planner._bandwidths import CollectiveType, StateSize
+from torchrec.distributed.planner._bandwidths import (
+    CollectionStep,
+    CollectiveType,
+    PartLookup,
+    StateSize,
+)
 
 __all__ = ["Calibration", "ExchangeRate", "LookupRate", "UpdateRate", "between"]
 
-_VERSION = 3
+_VERSION = 4
 _ID_BYTES = 8.0  # of an id without a weight
 # The least that numbers can be; the others can be 0.
 _LEAST = {"tables": 1, "columns": 1, "ids": 1, "rows": 1, "world_size": 2}
@@ -89,6 +94,7 @@ class ExchangeRate:
         layers_step_ms: more of a step of layers, whose gradients are added up.
         rows_ns_a_number: of rows that are pooled by who asked for them, each number once.
         squares_ns_an_id: of ids of rows whose squares are added up.
+        gather_ns_a_number: of gradients of rows that are gathered from two look-ups before an update.
     """
 
     world_size: int
@@ -104,6 +110,7 @@ class ExchangeRate:
     layers_step_ms: float
     rows_ns_a_number: float
     squares_ns_an_id: float
+    gather_ns_a_number: float
 
     def __post_init__(self) -> None:
         _check_numbers(self)
@@ -160,52 +167,33 @@ class Calibration:
         """Ranks are slower at packing and unpacking than the memory that they share."""
         return True
 
-    def lookup_ms(
-        self,
-        ids: float,
-        vectors: float,
-        columns: int,
-        table_bytes: float,
-        kernel: str,
-        touched: float | None = None,
-    ) -> float:
+    def lookup_ms(self, lookup: PartLookup) -> float:
         """As measured for tables of as many columns and rows."""
-        rows = _rows(columns, table_bytes)
-        at, apart = (float(columns), rows), self._apart(ids, vectors, columns, rows, touched)
+        at, apart = _place(lookup), self._apart(lookup)
         of_ids = {_point(rate): rate.forward_id_ns for rate in self.lookups}
         of_bags = {_point(rate): rate.forward_bag_ns for rate in self.lookups}
-        first = _chosen(ids, rows)
-        ns = first * between(of_ids, apart) + (ids - first) * between(of_ids, at)
-        return self.part_ms + (ns + vectors * between(of_bags, at)) / 1e6
+        first = _chosen(lookup.ids, _rows(lookup))
+        ns = first * between(of_ids, apart) + (lookup.ids - first) * between(of_ids, at)
+        return self.part_ms + (ns + lookup.vectors * between(of_bags, at)) / 1e6
 
-    def _apart(
-        self, ids: float, vectors: float, columns: int, rows: float, touched: float | None
-    ) -> tuple[float, float]:
+    def _apart(self, lookup: PartLookup) -> tuple[float, float]:
         """Return of which table rows that a step finds first are found as fast: the more lies between two steps.
 
         Rates were measured with `tables` tables of a kind.
         """
-        own = columns * (ids + 2 * vectors)
-        crowd = 1.0 if touched is None or own <= 0 else touched / (self.tables * own)
-        return float(columns), max(rows * crowd, 1.0)
+        own = lookup.columns * (lookup.ids + 2 * lookup.vectors)
+        crowd = 1.0
+        if lookup.touched is not None and own > 0:
+            crowd = lookup.touched / (self.tables * own)
+        return float(lookup.columns), max(_rows(lookup) * crowd, 1.0)
 
-    def update_ms(
-        self,
-        ids: float,
-        vectors: float,
-        columns: int,
-        table_bytes: float,
-        kernel: str,
-        state: StateSize,
-        touched: float | None = None,
-    ) -> float:
+    def update_ms(self, lookup: PartLookup, state: StateSize) -> float:
         """As measured for tables of as many columns and rows, and the optimizer that keeps most nearly as much."""
-        rows = _rows(columns, table_bytes)
-        at = float(columns), rows
+        at, ids = _place(lookup), lookup.ids
         an_id = between({_point(rate): rate.backward_id_ns for rate in self.lookups}, at)
         a_bag = between({_point(rate): rate.backward_bag_ns for rate in self.lookups}, at)
-        found = self.part_ms + (ids * an_id + vectors * a_bag) / 1e6
-        if kernel == "dense" or ids <= 0:
+        found = self.part_ms + (ids * an_id + lookup.vectors * a_bag) / 1e6
+        if lookup.kernel == "dense" or ids <= 0:
             return found
         nearest = min(
             {rate.state for rate in self.updates},
@@ -218,8 +206,8 @@ class Calibration:
             for rate in self.updates
             if rate.state == nearest
         }
-        apart = self._apart(ids, vectors, columns, rows, touched)
-        return found + _chosen(ids, rows) * between(updates, (*apart, ids)) / 1e6
+        a_row = between(updates, (*self._apart(lookup), ids))
+        return found + _chosen(ids, _rows(lookup)) * a_row / 1e6
 
     def pooling_ms(self, ids: float, bags: float, columns: int) -> float:
         """As measured for rows that are pooled by who asked for them; the world does not matter."""
@@ -256,6 +244,12 @@ class Calibration:
             return 0.0
         return ids * self._nearest(world_size).squares_ns_an_id / 1e6
 
+    def gather_ms(self, numbers: float) -> float:
+        """As measured; the world does not matter."""
+        return (
+            numbers * max((rate.gather_ns_a_number for rate in self.exchanges), default=0.0) / 1e6
+        )
+
     def slowdown(self, ranks: int) -> float:
         """As measured where as many ranks, or the nearest number of them, are at it together."""
         return 1.0 if ranks < 2 or not self.exchanges else self._nearest(ranks).slowdown
@@ -272,25 +266,17 @@ class Calibration:
         slower = 1.0 if ranks_a_host < 2 else self._nearest(ranks_a_host).layers_slowdown
         return alone_ms * slower + sums + self._nearest(world_size).layers_step_ms
 
-    def step_ms(
-        self,
-        world_size: int,
-        tables: int = 1,
-        parts: int = 1,
-        by_rows: bool = False,
-        adds_squares: bool = False,
-        is_pooled: bool = True,
-        vector_bytes: float = 0.0,
-    ) -> float:
+    def step_ms(self, step: CollectionStep) -> float:
         """As measured; between more ranks than were, as many times longer as there are more messages."""
-        alone = self.step_ms_alone + (0.0 if is_pooled else tables * self.sequence_ms)
-        alone += max(vector_bytes - self.vector_bytes, 0.0) * self.vector_ns_a_byte / 1e6
-        if world_size < 2 or not self.exchanges:
+        alone = self.step_ms_alone + (0.0 if step.is_pooled else step.tables * self.sequence_ms)
+        alone += max(step.vector_bytes - self.vector_bytes, 0.0) * self.vector_ns_a_byte / 1e6
+        if step.world_size < 2 or not self.exchanges:
             return alone
-        rate = self._nearest(world_size)
-        of_step = rate.step_ms + parts * rate.part_ms + (rate.rows_step_ms if by_rows else 0.0)
-        of_step += rate.squares_step_ms if adds_squares else 0.0
-        return alone + of_step * (world_size - 1) / (rate.world_size - 1)
+        rate = self._nearest(step.world_size)
+        of_step = rate.step_ms + step.parts * rate.part_ms
+        of_step += rate.rows_step_ms if step.by_rows else 0.0
+        of_step += rate.squares_step_ms if step.adds_squares else 0.0
+        return alone + of_step * (step.world_size - 1) / (rate.world_size - 1)
 
     def _nearest(self, world_size: int) -> ExchangeRate:
         return min(self.exchanges, key=lambda rate: abs(math.log(rate.world_size / world_size)))
@@ -334,8 +320,12 @@ def _chosen(ids: float, rows: float) -> float:
     return -rows * math.expm1(-ids / rows)
 
 
-def _rows(columns: int, table_bytes: float) -> float:
-    return max(table_bytes / (4 * columns), 1.0)
+def _rows(lookup: PartLookup) -> float:
+    return max(lookup.table_bytes / (4 * lookup.columns), 1.0)
+
+
+def _place(lookup: PartLookup) -> tuple[float, float]:
+    return float(lookup.columns), _rows(lookup)
 
 
 def _check_grid(what: str, points: Sequence[tuple[object, ...]]) -> None:

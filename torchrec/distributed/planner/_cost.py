@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torchrec.distributed.planner._bandwidths import CollectiveType, Rates, StateSize
+from torchrec.distributed.planner._bandwidths import (
+    CollectiveType,
+    PartLookup,
+    Rates,
+    StateSize,
+)
 from torchrec.distributed.planner._topology import Perf
 from torchrec.distributed.types import ShardingType
 
@@ -12,6 +17,8 @@ __all__ = ["BY_ROWS", "Work", "perf_of"]
 
 # Types under which the rows of a table lie in several places.
 BY_ROWS = frozenset({ShardingType.ROW_WISE, ShardingType.TABLE_ROW_WISE, ShardingType.GRID_SHARD})
+
+_STATELESS = StateSize(0, 0)
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Work:
     backward_factor: float = 1.0
     is_inference: bool = False
     ranks_a_host: int = 1
-    state: StateSize | None = None
+    state: StateSize = _STATELESS
     touched: float | None = None
     adds_squares: bool = False
 
@@ -83,24 +90,21 @@ def perf_of(work: Work, rows: int, columns: int, rates: Rates) -> Perf:
     vectors = ids if work.sends_rows else work.bags
     everyone = work.world_size
     part_bytes = rows * columns * work.row_bytes
-    kernel = work.compute_kernel
-    forward = rates.lookup_ms(
-        everyone * ids, everyone * vectors, columns, part_bytes, kernel, work.touched
-    )
-    backward = work.backward_factor * rates.update_ms(
+    lookup = PartLookup(
         everyone * ids,
         everyone * vectors,
         columns,
         part_bytes,
-        kernel,
-        work.state or StateSize(0, 0),
+        work.compute_kernel,
         work.touched,
     )
+    forward = rates.lookup_ms(lookup)
+    backward = work.backward_factor * rates.update_ms(lookup, work.state)
     pooling = 0.0
     if work.sends_rows and by_rows:
         # Rows that came back are pooled, or put in order, by who asked for them, and so are their gradients.
         pooling = rates.pooling_ms(everyone * ids, everyone * work.bags * share, columns)
-    if kernel == "dense":
+    if work.compute_kernel == "dense":
         backward += rates.dense_ms(part_bytes)
     squares = rates.squares_ms(everyone * ids, everyone) if work.adds_squares else 0.0
     slower = rates.slowdown(work.ranks_a_host)
@@ -130,13 +134,11 @@ def _copy(work: Work, rows: int, columns: int, rates: Rates) -> Perf:
     vectors = work.bags if work.is_pooled else work.ids
     num_bytes = rows * columns * work.row_bytes
     slower = rates.slowdown(work.ranks_a_host)
-    kernel, touched = work.compute_kernel, work.touched
-    forward = rates.lookup_ms(work.ids, vectors, columns, num_bytes, kernel, touched)
+    lookup = PartLookup(work.ids, vectors, columns, num_bytes, work.compute_kernel, work.touched)
+    forward = rates.lookup_ms(lookup)
     if work.is_inference:
         return Perf(slower * forward, 0.0, 0.0, 0.0)
-    backward = rates.update_ms(
-        work.ids, vectors, columns, num_bytes, kernel, work.state or StateSize(0, 0), touched
-    )
+    backward = rates.update_ms(lookup, work.state)
     return Perf(
         fwd_compute=slower * forward,
         fwd_comms=0.0,

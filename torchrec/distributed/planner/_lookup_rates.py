@@ -21,8 +21,10 @@ TABLES = 4
 COLUMNS, _ROWS = (8, 32, 128), (1_000, 10_000, 100_000)
 _SINGLE, _BAGS = (2048, 1), (512, 20)
 VECTOR_BYTES = 4 * TABLES * max(COLUMNS) * _SINGLE[0]  # of a batch of the widest
+_ROUND = 0.03  # seconds of each thing, then of the next; the quickest round counts, as others may run something
 _CROWD = 4  # times as many samples, whose vectors caches do not hold
 _OPTIMIZERS = (
+    OptimizerType.SGD,
     OptimizerType.ROWWISE_ADAGRAD,
     OptimizerType.ADAGRAD,
     OptimizerType.PARTIAL_ROWWISE_ADAM,
@@ -38,47 +40,50 @@ class LookupRates:
         part: of a table more in it, forward or backward.
         seconds: how long each thing is done.
         clock: of `time`.
-
-    Attributes:
-        lookups: rates that were measured.
-        updates: likewise.
     """
 
     def __init__(self, alone: float, part: float, seconds: float, clock: Clock) -> None:
-        self._part, self._seconds, self._clock = part, seconds, clock
+        self._rounds = max(1, round(seconds / _ROUND))
+        self._part, self._seconds, self._clock = part, seconds / self._rounds, clock
         forward, _ = self._times(pooled(1, 8, 16), (1, 1), 16)
         self._calls = forward, max(alone - forward, 0.0)
-        self.lookups: list[LookupRate] = []
-        self.updates: list[UpdateRate] = []
 
-    def measure(self, columns: int) -> None:
-        """Measure tables of some numbers of rows.
-
-        Args:
-            columns: of each.
-        """
-        backward_rates: tuple[float, float] | None = None
-        for rows in _ROWS:
-            times = {
-                optimizer: self._of_optimizer(optimizer, columns, rows) for optimizer in _OPTIMIZERS
-            }
-            # Forward, optimizers do not matter; backward, they take nothing but more.
-            least = [
-                [min(of_kind[shape][way] for of_kind in times.values()) for shape in (0, 1)]
-                for way in (0, 1)
+    def measure(self) -> tuple[tuple[LookupRate, ...], tuple[UpdateRate, ...]]:
+        """Return the rates of look-ups and updates."""
+        kinds = list(itertools.product(COLUMNS, _ROWS, _OPTIMIZERS))
+        rounds = [[self._of_kind(*kind) for kind in kinds] for _ in range(self._rounds)]
+        # Of each kind, the least of all rounds, of each shape, each way.
+        least = [
+            [
+                tuple(map(min, zip(*of_shape, strict=True)))
+                for of_shape in zip(*of_kind, strict=True)
             ]
-            forward_rates = _an_id_and_bag(*least[0])
-            if backward_rates is None:  # of few rows, which are in the cache
-                backward_rates = _an_id_and_bag(*least[1])
-            self.lookups.append(LookupRate(columns, rows, *forward_rates, *backward_rates))
-            self.updates += [
-                _update_rate(columns, rows, optimizer, shape, backward, backward_rates)
-                for optimizer, of_kind in times.items()
-                for shape, (_, backward) in zip((_SINGLE, _BAGS), of_kind, strict=True)
-            ]
+            for of_kind in zip(*rounds, strict=True)
+        ]
+        times = dict(zip(kinds, least, strict=True))
+        lookups, updates = [], []
+        for columns in COLUMNS:
+            backward_rates: tuple[float, float] | None = None
+            for rows in _ROWS:
+                of_rows = {each: times[columns, rows, each] for each in _OPTIMIZERS}
+                # Forward, optimizers do not matter; backward, they take nothing but more.
+                quickest = [
+                    [min(of_kind[shape][way] for of_kind in of_rows.values()) for shape in (0, 1)]
+                    for way in (0, 1)
+                ]
+                forward_rates = _an_id_and_bag(*quickest[0])
+                if backward_rates is None:  # of few rows, which are in the cache
+                    backward_rates = _an_id_and_bag(*quickest[1])
+                lookups.append(LookupRate(columns, rows, *forward_rates, *backward_rates))
+                updates += [
+                    _update_rate(columns, rows, optimizer, shape, backward, backward_rates)
+                    for optimizer, of_kind in of_rows.items()
+                    for shape, (_, backward) in zip((_SINGLE, _BAGS), of_kind, strict=True)
+                ]
+        return tuple(lookups), tuple(updates)
 
-    def _of_optimizer(
-        self, optimizer: OptimizerType, columns: int, rows: int
+    def _of_kind(
+        self, columns: int, rows: int, optimizer: OptimizerType
     ) -> list[tuple[float, float]]:
         model = pooled(TABLES, columns, rows, optimizer=optimizer)
         return [self._of_table(model, shape, rows) for shape in (_SINGLE, _BAGS)]

@@ -6,9 +6,11 @@ more once, however many tables have them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from torchrec.distributed.planner._bandwidths import CollectionStep
 from torchrec.distributed.planner._cost import BY_ROWS
 from torchrec.distributed.planner._options import PlannerError, ShardingOption
 from torchrec.distributed.planner._problem import Load, Unit
@@ -38,7 +40,7 @@ def messages_ms(options: Sequence[ShardingOption], topology: Topology) -> float:
     found = 0.0
     for of_path in collections.values():
         sent = [option for option in of_path if ShardingType(option.sharding_type) is not _COPIES]
-        found += rates.step_ms(
+        step = CollectionStep(
             topology.world_size if sent else 1,
             tables=len(sent),
             parts=sum(len(option.shards) for option in sent),
@@ -47,7 +49,29 @@ def messages_ms(options: Sequence[ShardingOption], topology: Topology) -> float:
             is_pooled=all(option.is_pooled for option in of_path),
             vector_bytes=sum(map(_vector_bytes, of_path)),
         )
+        found += rates.step_ms(step)
+        found += rates.gather_ms(_gathered(sent, topology.world_size))
     return found
+
+
+def _gathered(sent: Sequence[ShardingOption], world_size: int) -> float:
+    """Return how many numbers of gradients a rank gathers, on the average, before it updates.
+
+    Where it is asked for rows of some features and for sums of others, these are two look-ups, and the rows of both
+    are updated together.
+    """
+    kinds: set[bool] = set()
+    numbers = 0.0
+    for option in sent:
+        lookup = option.lookup
+        if lookup is None or option.compute_kernel != "fused" or world_size < 2:
+            continue
+        bands = max(1, len({shard.offset[0] for shard in option.shards}))
+        kinds.update(lookup.sends_rows(bands))
+        height, width = option.tensor.shape
+        if height:  # each row that is chosen counts once
+            numbers -= height * width * math.expm1(-world_size * sum(lookup.ids) / height)
+    return numbers / world_size if len(kinds) > 1 else 0.0
 
 
 def _vector_bytes(option: ShardingOption) -> float:

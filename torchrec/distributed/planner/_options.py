@@ -110,6 +110,17 @@ class Lookup:
     is_pooled: bool
     is_weighted: bool
 
+    def sends_rows(self, bands: int) -> tuple[bool, ...]:
+        """Say for each feature whether rows are sent: they are fewer than sums from each place would be.
+
+        Args:
+            bands: in how many places the rows of the table lie.
+        """
+        return tuple(
+            not self.is_pooled or (bands > 1 and ids <= bags * bands)
+            for ids, bags in zip(self.ids, self.bags, strict=True)
+        )
+
 
 class PartitionByType(Enum):
     """What the shards of a table are dealt out to."""

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from torchrec.distributed.planner._bandwidths import CollectiveType, Rates, StateSize
+from torchrec.distributed.planner._bandwidths import (
+    CollectionStep,
+    CollectiveType,
+    PartLookup,
+    Rates,
+    StateSize,
+)
 from torchrec.distributed.planner._topology import Topology
 from torchrec.distributed.planner.constants import (
     INTRA_NODE_BANDWIDTH,
@@ -65,32 +71,14 @@ class BandwidthRates:
             return 1 / (hits / near + (1 - hits) / far)
         return near
 
-    def lookup_ms(
-        self,
-        ids: float,
-        vectors: float,
-        columns: int,
-        table_bytes: float,
-        kernel: str,
-        touched: float | None = None,
-    ) -> float:
+    def lookup_ms(self, lookup: PartLookup) -> float:
         """Rows are read and vectors written once."""
-        moved = 4.0 * columns * (ids + vectors) + 8.0 * ids
-        return _PART_MS + moved / self.memory_bw(kernel)
+        moved = 4.0 * lookup.columns * (lookup.ids + lookup.vectors) + 8.0 * lookup.ids
+        return _PART_MS + moved / self.memory_bw(lookup.kernel)
 
-    def update_ms(
-        self,
-        ids: float,
-        vectors: float,
-        columns: int,
-        table_bytes: float,
-        kernel: str,
-        state: StateSize,
-        touched: float | None = None,
-    ) -> float:
+    def update_ms(self, lookup: PartLookup, state: StateSize) -> float:
         """As many times a look-up as the topology says."""
-        once = self.lookup_ms(ids, vectors, columns, table_bytes, kernel)
-        return once * self._topology.bwd_compute_multiplier
+        return self.lookup_ms(lookup) * self._topology.bwd_compute_multiplier
 
     def pooling_ms(self, ids: float, bags: float, columns: int) -> float:
         """Rows are read and bags written, and the other way round in the backward pass."""
@@ -126,6 +114,10 @@ class BandwidthRates:
         """A number for each id, there and back."""
         return self.exchange_ms(CollectiveType.ALL_TO_ALL, 2 * 4.0 * ids / world_size, world_size)
 
+    def gather_ms(self, numbers: float) -> float:
+        """They are written, copied and read."""
+        return 4 * 4.0 * numbers / self.memory_bw("dense")
+
     def slowdown(self, ranks: int) -> float:
         """Each rank has the bandwidth for itself."""
         return 1.0
@@ -139,18 +131,9 @@ class BandwidthRates:
         sums = 2 * gradient_bytes / world_size
         return alone_ms + self.exchange_ms(CollectiveType.ALL_REDUCE, sums, world_size)
 
-    def step_ms(
-        self,
-        world_size: int,
-        tables: int = 1,
-        parts: int = 1,
-        by_rows: bool = False,
-        adds_squares: bool = False,
-        is_pooled: bool = True,
-        vector_bytes: float = 0.0,
-    ) -> float:
+    def step_ms(self, step: CollectionStep) -> float:
         """Four exchanges, each a message to each other rank; one more for squares."""
-        return (5 if adds_squares else 4) * (world_size - 1) * _MESSAGE_MS
+        return (5 if step.adds_squares else 4) * (step.world_size - 1) * _MESSAGE_MS
 
 
 def rates_of(

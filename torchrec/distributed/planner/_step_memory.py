@@ -110,8 +110,9 @@ class _Collection:
         is_copy = option.sharding_type == ShardingType.DATA_PARALLEL.value
         is_here = is_copy or world_size == 1
         bands = max(1, len({shard.offset[0] for shard in option.shards}))
-        for ids, bags in zip(lookup.ids, lookup.bags, strict=True):
-            by_rows = not lookup.is_pooled or (bands > 1 and ids <= bags * bands)
+        for ids, bags, by_rows in zip(
+            lookup.ids, lookup.bags, lookup.sends_rows(bands), strict=True
+        ):
 
             def asked(rows: int, columns: int) -> _Asked:
                 return _Asked(

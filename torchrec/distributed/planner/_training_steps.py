@@ -61,11 +61,22 @@ def sequences(tables: int) -> EmbeddingCollection:
     )
 
 
-def batch_of(features: int, batch: int, bag: int, rows: int, seed: int = 0) -> KeyedJaggedTensor:
-    """Return a batch with as many ids in each bag."""
+def batch_of(
+    features: int, batch: int, bag: int | Sequence[int], rows: int, seed: int = 0
+) -> KeyedJaggedTensor:
+    """Return a batch.
+
+    Args:
+        features: how many.
+        batch: samples.
+        bag: ids a bag, of all features or of each.
+        rows: among which ids choose.
+        seed: of ids.
+    """
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randint(rows, (features * batch * bag,), generator=generator)
-    lengths = torch.full((features * batch,), bag)
+    bags = [bag] * features if isinstance(bag, int) else bag
+    lengths = torch.tensor(bags).repeat_interleave(batch)
+    values = torch.randint(rows, (batch * sum(bags),), generator=generator)
     return KeyedJaggedTensor([f"f{f}" for f in range(features)], values, lengths=lengths)
 
 

@@ -12,8 +12,10 @@ from torchrec.distributed._plan_report import (
 )
 from torchrec.distributed.planner._bandwidths import (
     BasicCommsBandwidths,
+    CollectionStep,
     CollectiveType,
     GeneralizedCommsBandwidth,
+    PartLookup,
     Rates,
     StateSize,
 )
@@ -53,6 +55,7 @@ __all__ = [
     "Alternative",
     "BasicCommsBandwidths",
     "Calibration",
+    "CollectionStep",
     "CollectiveType",
     "CriticalPathEstimate",
     "CustomTopologyData",
@@ -61,6 +64,7 @@ __all__ = [
     "GeneralizedCommsBandwidth",
     "LayerReport",
     "ParameterConstraints",
+    "PartLookup",
     "PartitionByType",
     "Partitioner",
     "Perf",
