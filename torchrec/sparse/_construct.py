@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.compiler import is_compiling
 
 from torchrec.checks import checked_device, require_list, require_type
 from torchrec.ops.jagged import bags_surely_fit
@@ -30,15 +33,6 @@ def checked_bags(
     inverse_indices: Inverse | None,
 ) -> KeyedBags:
     """Take in what a KeyedJaggedTensor is built from, and check it; see there for what each is."""
-    if (
-        strides_per_rank is None
-        and stride_per_key is None
-        and inverse_indices is None
-        and stride is None
-        and not is_dynamo_compiling()
-        and bags_surely_fit(keys, values, weights, lengths, offsets)
-    ):
-        return KeyedBags(keys, values, weights, lengths, offsets)  # as a rule: every batch pays
     if type(keys) is not list:
         keys = checked_keys(keys)
     if strides_per_rank is not None or stride_per_key is not None:
@@ -76,13 +70,22 @@ def synced(
     inverse_indices: Inverse | None,
 ) -> KeyedBags:
     """Take in what a KeyedJaggedTensor is built from, and bring the numbers of each key to the host."""
-    strides, inverse = strides_per_rank, inverse_indices
-    bags = checked_bags(keys, values, weights, lengths, offsets, stride, strides, None, inverse)
+    tensors = values, weights, lengths, offsets
+    plain = stride is None and strides_per_rank is None and inverse_indices is None
+    if plain and bags_surely_fit(keys, *tensors):
+        bags = KeyedBags(keys, *tensors)
+    else:
+        bags = checked_bags(keys, *tensors, stride, strides_per_rank, None, inverse_indices)
     bags.sync()
     return bags
 
 
 torch.fx.wrap("synced")  # tracers record the call
+
+
+def reader() -> Any:
+    """Return what reads lists and tables, imported when first used."""
+    return importlib.import_module("torchrec.sparse._read")
 
 
 def empty_parts(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +10,10 @@ from torch import Tensor
 
 from torchrec.checks import checked_device, require_list, require_type
 from torchrec.fx.proxies import Recordable
+from torchrec.ops.jagged import bags_surely_fit
 from torchrec.sparse import _construct, _exchange, _join, _select
 from torchrec.sparse._bags import Inverse, KeyedBags, Strides
+from torchrec.sparse._construct import reader
 from torchrec.sparse._jagged import JaggedTensor
 from torchrec.sparse._meta import JaggedTensorMeta
 from torchrec.sparse._text import bags_to_lists, keyed_jagged_text
@@ -42,12 +43,8 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
         inverse_indices: keys and ``[F, B]``: which sample of a key's own batch stands at each place of the full batch.
 
     Example:
-        >>> kjt = KeyedJaggedTensor(
-        ...     keys=["product", "user"],
-        ...     values=torch.tensor([1, 2, 1, 5, 2, 3, 4, 1]),
-        ...     lengths=torch.tensor([3, 1, 2, 2]),
-        ... )
-        >>> print(kjt)
+        >>> values, lengths = torch.tensor([1, 2, 1, 5, 2, 3, 4, 1]), torch.tensor([3, 1, 2, 2])
+        >>> print(KeyedJaggedTensor(keys=["product", "user"], values=values, lengths=lengths))
         KeyedJaggedTensor({
             "product": [[1, 2, 1], [5]],
             "user": [[2, 3], [4, 1]]
@@ -76,11 +73,24 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
         jt_dict: dict[str, JaggedTensor] | None = None,
         inverse_indices: Inverse | None = None,
     ) -> None:
+        if (
+            stride is None
+            and stride_per_key_per_rank is None
+            and stride_per_key is None
+            and length_per_key is None
+            and lengths_offset_per_key is None
+            and offset_per_key is None
+            and index_per_key is None
+            and jt_dict is None
+            and inverse_indices is None
+            and bags_surely_fit(keys, values, weights, lengths, offsets)
+        ):
+            self.bags = KeyedBags(keys, values, weights, lengths, offsets)  # every batch pays
+            return
         try:
-            strides, inverse = stride_per_key_per_rank, inverse_indices
-            self.bags = _construct.checked_bags(
-                keys, values, weights, lengths, offsets, stride, strides, stride_per_key, inverse
-            )
+            tensors = values, weights, lengths, offsets
+            sizes = stride, stride_per_key_per_rank, stride_per_key
+            self.bags = _construct.checked_bags(keys, *tensors, *sizes, inverse_indices)
             metadata = length_per_key, lengths_offset_per_key, offset_per_key, index_per_key
             if metadata != (None, None, None, None):
                 self.bags.set_metadata(*metadata)
@@ -88,8 +98,7 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
             if self._become_recorded(locals()):
                 return
             raise
-        if jt_dict is not None:
-            self._jt_dict = jt_dict
+        self._jt_dict = jt_dict
 
     # ---- other ways to build one
 
@@ -161,30 +170,28 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
             >>> KeyedJaggedTensor.from_lists({"a": [[1, 2, 1], [5]], "b": [[2], [4, 1]]}).lengths()
             tensor([3, 1, 1, 2])
         """
-        return KeyedJaggedTensor(**_reader().kjt_parts_from_lists(lists, weights, dtype)._asdict())
+        return KeyedJaggedTensor(**reader().kjt_parts_from_lists(lists, weights, dtype)._asdict())
 
     @staticmethod
     def from_arrow(
         table: object, columns: Columns = None, weights: ColumnsOfKeys = None
     ) -> KeyedJaggedTensor:
         """Build one from an Arrow table; see ``torchrec.sparse.convert.kjt_parts_from_arrow``."""
-        return KeyedJaggedTensor(
-            **_reader().kjt_parts_from_arrow(table, columns, weights)._asdict()
-        )
+        return KeyedJaggedTensor(**reader().kjt_parts_from_arrow(table, columns, weights)._asdict())
 
     @staticmethod
     def from_pandas(
         df: object, columns: Columns = None, weights: ColumnsOfKeys = None
     ) -> KeyedJaggedTensor:
         """Build one from a pandas DataFrame; see ``torchrec.sparse.convert.kjt_parts_from_pandas``."""
-        return KeyedJaggedTensor(**_reader().kjt_parts_from_pandas(df, columns, weights)._asdict())
+        return KeyedJaggedTensor(**reader().kjt_parts_from_pandas(df, columns, weights)._asdict())
 
     @staticmethod
     def from_polars(
         df: object, columns: Columns = None, weights: ColumnsOfKeys = None
     ) -> KeyedJaggedTensor:
         """Build one from a polars DataFrame; see ``torchrec.sparse.convert.kjt_parts_from_polars``."""
-        return KeyedJaggedTensor(**_reader().kjt_parts_from_polars(df, columns, weights)._asdict())
+        return KeyedJaggedTensor(**reader().kjt_parts_from_polars(df, columns, weights)._asdict())
 
     def to_lists(self) -> dict[str, list[list[Any]]]:
         """Return the values of each key and sample as lists: the inverse of ``from_lists``."""
@@ -559,10 +566,10 @@ class KeyedJaggedTensor(Recordable, Pipelineable, metaclass=JaggedTensorMeta):
             >>> KeyedJaggedTensor.dist_init(["a", "b"], from_two_ranks, False, 2, None, [1, 1]).to_lists()
             {'a': [[5], []], 'b': [[6], [7, 8]]}
         """
-        variable = variable_stride_per_key
-        received = _exchange.Received(keys, tensors, variable, num_workers, stride_per_rank)
+        varies = variable_stride_per_key
+        received = _exchange.Received(keys, tensors, varies, num_workers, stride_per_rank)
         values, weights, lengths = received.reorder(recat, stagger)
-        strides = received.strides_per_rank(stagger) if variable else None
+        strides = received.strides_per_rank(stagger) if varies else None
         return KeyedJaggedTensor(keys, values, weights, lengths, stride_per_key_per_rank=strides)
 
 
@@ -573,19 +580,12 @@ def keyed_jagged(bags: KeyedBags) -> KeyedJaggedTensor:
     return kjt
 
 
-def _reader() -> Any:
-    """Return what reads lists and tables, imported when first used."""
-    return importlib.import_module("torchrec.sparse._read")
-
-
 def _concat(kjt_list: list[KeyedJaggedTensor]) -> KeyedJaggedTensor:
     if type(kjt_list) is not list:
         require_list(kjt_list, "`kjt_list`", KeyedJaggedTensor)
-    every = []
-    for kjt in kjt_list:
-        if not isinstance(kjt, KeyedJaggedTensor):
-            require_list(kjt_list, "`kjt_list`", KeyedJaggedTensor)
-        every.append(kjt.bags)
+    every = [kjt.bags for kjt in kjt_list if isinstance(kjt, KeyedJaggedTensor)]
+    if len(every) != len(kjt_list):
+        require_list(kjt_list, "`kjt_list`", KeyedJaggedTensor)
     return keyed_jagged(_join.concat(every))
 
 

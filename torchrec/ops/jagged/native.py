@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from torchrec.ops._library import native
 from torchrec.ops._memory import is_wide, require_integers
@@ -47,7 +48,7 @@ def bags_surely_fit(
 ) -> bool:
     """Say at a glance whether the parts of bags fit one another: no means only that somebody has to look closely.
 
-    For use on every batch, where no graph is traced. Never waits for an accelerator.
+    For use on every batch. Never waits for an accelerator; no is said while a graph is traced.
 
     Args:
         keys: at least one, with as many bags each.
@@ -61,7 +62,8 @@ def bags_surely_fit(
         True
     """
     return (
-        type(values) is Tensor
+        not is_dynamo_compiling()
+        and type(values) is Tensor
         and values.is_cpu  # to be refused by another device takes its time
         and not has_transforms()
         and _bags_fit(keys, values, weights, lengths, offsets)
