@@ -73,10 +73,8 @@ DIFFERENCES: dict[str, dict[str, str]] = {
     },
     "torchrec.distributed.model_tracker.model_delta_tracker": dict.fromkeys(
         [
-            "ModelDeltaTracker.record_lookup is missing",
             "ModelDeltaTrackerTrec.record_embeddings is missing",
             "ModelDeltaTrackerTrec.record_ids is missing",
-            "ModelDeltaTrackerTrec.record_lookup is missing",
             "ModelDeltaTrackerTrec.record_momentum is missing",
             "ModelDeltaTrackerTrec.record_rowwise_optim_state is missing",
         ],

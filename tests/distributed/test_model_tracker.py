@@ -151,7 +151,7 @@ def of_states(plan):
     found = tracker.get_unique("one").get(fqn)
     assert union({} if found is None else {fqn: found.ids})[fqn] == [0, 10]
     if plan == "columns":
-        with pytest.raises(ValueError, match=rf"`top_percentage` 1, .* \['{fqn}'\]"):
+        with pytest.raises(ValueError, match=rf"All rows of '{fqn}' should be asked for"):
             tracker.get_unique("one", 0.5)
         return
     before = wholes(model)[f"{fqn}.weight"]
@@ -251,6 +251,79 @@ def test_states_are_the_first_or_the_last_also_of_what_was_put_together():
         assert store.get_unique()["t"].ids.tolist() == [9]
 
 
+def test_raw_ids_are_those_that_had_the_rows_last():
+    """Against a dictionary that is written one by one."""
+    for mode in UpdateMode:
+        generator, expected = torch.Generator().manual_seed(3), {}
+        store, states = DeltaStoreTrec(mode), None
+        for number in range(5):
+            ids = torch.randint(0, 9, (7,), generator=generator)
+            raw, meta = ids + 100 * number + torch.arange(7) * 10, torch.rand(7, 2)
+            if mode is not UpdateMode.NONE:
+                states = torch.rand(7, 1)
+            if number == 2:  # of these nobody knows
+                store.append(number, "t", ids, states)
+                expected.update({i: (-1, [0.0, 0.0]) for i in ids.tolist() if i not in expected})
+            else:
+                store.append(number, "t", ids, states, raw, meta)
+                expected.update(
+                    zip(ids.tolist(), zip(raw.tolist(), meta.tolist(), strict=True), strict=True)
+                )
+            if number == 3:
+                store.compact(1, 4)
+        found = store.get_unique()["t"]
+        assert found.ids.tolist() == sorted(expected)
+        assert found.raw_ids.tolist() == [expected[i][0] for i in sorted(expected)]
+        assert found.runtime_meta.tolist() == [expected[i][1] for i in sorted(expected)]
+        assert (found.states is None) == (mode is UpdateMode.NONE)
+
+
+def test_a_part_of_the_rows_is_told_by_table_at_random_or_the_top():
+    model, (t, o) = (
+        DistributedModelParallel(Sequences()),
+        ("tables.embeddings.t", "tables.embeddings.o"),
+    )
+    tracker = model.init_torchrec_delta_tracker(DeltaTrackerConfig(TrackingMode.EMBEDDING))
+    before = model.state_dict()[f"{t}.weight"].clone()
+    rows = KeyedJaggedTensor.from_lists({"f": [list(range(10))], "g": [[4, 1, 2, 3]]})
+    weights = torch.cat([before, torch.zeros(4, 4)])
+    tracker.record_lookup(rows, weights, raw_ids=torch.arange(14) + 50)
+    with torch.no_grad():
+        dict(model.named_parameters())[f"{t}.weight"][[6, 3]] += 9.0
+    seen = {t: [], o: []}
+    shares = {t: (0.2, "top"), o: (0.5, "random")}
+    for _ in range(9):
+        for fqn, found in tracker.get_unique(per_table_percentage=shares).items():
+            assert found.raw_ids.tolist() == [
+                50 + i if fqn == t else 60 + [4, 1, 2, 3].index(i) for i in found.ids
+            ]
+            seen[fqn].append(found.ids.tolist())
+            if fqn == t:
+                assert torch.equal(found.states, before[found.ids])
+    assert seen[t][0] == [3, 6]  # those that have changed, then others
+    sizes, every = {t: [2, 2, 2, 1, 1, 1, 1], o: [2, 1, 1]}, {t: [*range(10)], o: [1, 2, 3, 4]}
+    for fqn, told in seen.items():
+        assert [len(each) for each in told] == sizes[fqn]
+        assert sorted(row for each in told for row in each) == every[fqn]
+    tracker.record_lookup(rows, weights, emb_module=nn.Linear(1, 1))
+    assert tracker.get_unique() == {}
+
+
+def test_parts_at_random_need_no_states_and_are_all_alike():
+    model, drawn = DistributedModelParallel(Sequences()), torch.zeros(10)
+    tracker = model.init_torchrec_delta_tracker(DeltaTrackerConfig())
+    rows = KeyedJaggedTensor.from_lists({"f": [list(range(10))]})
+    for _ in range(300):
+        tracker.record_lookup(rows, torch.empty(10, 4))
+        (found,) = tracker.get_unique(
+            per_table_percentage={"tables.embeddings.t": (0.3, "random")}
+        ).values()
+        drawn[found.ids] += 1
+        tracker.clear()
+    assert drawn.sum() == 900
+    assert (drawn - 90).abs().max() < 40  # five standard deviations
+
+
 def test_what_cannot_be_tracked_is_refused():
     model = DistributedModelParallel(Sequences(), model_tracker_configs=ModelTrackerConfigs())
     former = model.init_torchrec_delta_tracker(DeltaTrackerConfig())
@@ -266,15 +339,30 @@ def test_what_cannot_be_tracked_is_refused():
     tracker = model.init_torchrec_delta_tracker(DeltaTrackerConfig())
     with pytest.raises(ValueError, match=r"`consumer` should be one of .* Received 'who'"):
         tracker.get_unique("who")
-    with pytest.raises(ValueError, match="All rows should be asked for"):
+    with pytest.raises(ValueError, match=r"All rows of 'tables.* should be asked for"):
         tracker.get_unique(top_percentage=0.5)
-    with pytest.raises(ValueError, match="`top_percentage` should be from 0 to 1"):
+    with pytest.raises(ValueError, match=r"should be from 0 to 1, .* Received 50 by"):
         tracker.get_unique(top_percentage=50)
     assert tracker.get_latest() == {}
     with pytest.raises(ValueError, match="`states` should be given where the store keeps some"):
         DeltaStoreTrec().append(0, "t", torch.tensor([1]), torch.tensor([[1.0]]))
-    with pytest.raises(ValueError, match="`raw_ids` and `runtime_meta` should be None"):
-        DeltaStoreTrec().append(0, "t", torch.tensor([1]), raw_ids=torch.tensor([1]))
+    with pytest.raises(
+        ValueError, match=r"`raw_ids` should have .* 1 rows of table 't'\. Received 2"
+    ):
+        DeltaStoreTrec().append(0, "t", torch.tensor([1]), raw_ids=torch.tensor([1, 2]))
+    f, t = KeyedJaggedTensor.from_lists({"f": [[1, 99]]}), "tables.embeddings.t"
+    with pytest.raises(ValueError, match=f"`kjt` should have rows of '{t}' that rank 0"):
+        tracker.record_lookup(f, torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="`raw_ids` should have a value for each of the 2 rows"):
+        tracker.record_lookup(f, torch.zeros(2, 4), raw_ids=torch.tensor([1]))
+    for shares, message in (
+        ({"who": (1.0, "top")}, r"tables that are tracked, \['tables.* Received 'who'"),
+        ({t: (1.5, "top")}, f"Received 1.5 by 'top' for '{t}'"),
+        ({t: (0.5, "best")}, f"'top' or 'random'. Received 0.5 by 'best' for '{t}'"),
+        ({t: (0.5, "top")}, f"All rows of '{t}' should be asked for"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tracker.get_unique(per_table_percentage=shares)
     with pytest.raises(ValueError, match="`raw_id_tracker_config` should be None"):
         ModelTrackerConfigs("raw")
     assert [each.value for each in Trackers] == ["delta_tracker", "raw_id_tracker"]

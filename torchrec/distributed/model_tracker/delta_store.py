@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -79,20 +80,30 @@ class DeltaStoreTrec(DeltaStore):
             fqn: of the table.
             ids: the rows, int64 ``(N,)``.
             states: of each, where they are kept.
-            raw_ids: not supported; must be None.
-            runtime_meta: not supported; must be None.
+            raw_ids: the ids that a map gave these rows to, int64 ``(N,)``. Of a row that is looked up more than once,
+                that of the last time is told, whatever `updateMode` says of states. Default: not known.
+            runtime_meta: what a map keeps of each of these ids, ``(N, M)``, of one size and dtype a table; told as
+                `raw_ids` are. Default: nothing.
 
         Raises:
-            ValueError: for states where none are kept, or none where they are.
+            ValueError: for states where none are kept, or none where they are, and for values of another number of
+                rows.
         """
-        if raw_ids is not None or runtime_meta is not None:
-            raise ValueError("`raw_ids` and `runtime_meta` should be None. Received some.")
+        beside = {"states": states, "raw_ids": raw_ids, "runtime_meta": runtime_meta}
+        for name, value in beside.items():
+            if value is not None and len(value) != len(ids):
+                raise ValueError(
+                    f"`{name}` should have a value for each of the {len(ids)} rows of table '{fqn}'. Received "
+                    f"{len(value)}."
+                )
         if (states is None) != (self.updateMode is UpdateMode.NONE):
             raise ValueError(
                 f"`states` should be given where the store keeps some, which says {self.updateMode}. "
                 f"Received {'none' if states is None else 'some'}."
             )
-        self._lookups.setdefault(fqn, []).append(IndexedLookup(batch_idx, ids, states))
+        self._lookups.setdefault(fqn, []).append(
+            IndexedLookup(batch_idx, ids, states, raw_ids=raw_ids, runtime_meta=runtime_meta)
+        )
 
     def delete(self, up_to_idx: int | None = None) -> None:
         """Forget batches before one.
@@ -119,7 +130,9 @@ class DeltaStoreTrec(DeltaStore):
             rows = self._unique(chosen)
             before = [each for each in lookups if each.batch_idx < start_idx]
             after = [each for each in lookups if each.batch_idx >= end_idx]
-            one = IndexedLookup(start_idx, rows.ids, rows.states, compact=True)
+            one = IndexedLookup(
+                start_idx, rows.ids, rows.states, True, rows.raw_ids, rows.runtime_meta
+            )
             self._lookups[fqn] = [*before, one, *after]
 
     def get_indexed_lookups(self, start_idx: int, end_idx: int) -> dict[str, list[IndexedLookup]]:
@@ -148,11 +161,61 @@ class DeltaStoreTrec(DeltaStore):
 
     def _unique(self, lookups: Sequence[IndexedLookup]) -> UniqueRows:
         ids, inverse = torch.cat([each.ids for each in lookups]).unique(return_inverse=True)
+        found = UniqueRows(
+            ids,
+            None,
+            _latest(
+                [each.ids for each in lookups], [each.raw_ids for each in lookups], inverse, ids, -1
+            ),
+            _latest(
+                [each.ids for each in lookups],
+                [each.runtime_meta for each in lookups],
+                inverse,
+                ids,
+                0,
+            ),
+        )
         if self.updateMode is UpdateMode.NONE:
-            return UniqueRows(ids, None)
+            return found
         states = torch.cat([each.states for each in lookups if each.states is not None])
         at, reduce = torch.arange(len(inverse)), "amin"
         if self.updateMode is UpdateMode.LAST:
             reduce = "amax"
         chosen = torch.empty_like(ids).scatter_reduce(0, inverse, at, reduce, include_self=False)
-        return UniqueRows(ids, states[chosen])
+        return replace(found, states=states[chosen])
+
+
+def _latest(
+    ids: Sequence[Tensor],
+    values: Sequence[Tensor | None],
+    inverse: Tensor,
+    unique: Tensor,
+    missing: int,
+) -> Tensor | None:
+    """Return the last value of each row that has been given one, and another for rows that have none.
+
+    Args:
+        ids: rows of each look-up.
+        values: of each of them; None: none were given.
+        inverse: where rows of all look-ups are among the distinct ones.
+        unique: these.
+        missing: what is returned for rows without values.
+    """
+    like = next((value for value in values if value is not None), None)
+    if like is None:
+        return None
+    given = [
+        like.new_full((len(rows), *like.shape[1:]), missing) if value is None else value
+        for rows, value in zip(ids, values, strict=True)
+    ]
+    # Before all others, the value for rows that have none.
+    every = torch.cat([like.new_full((1, *like.shape[1:]), missing), *given])
+    places = torch.cat(
+        [
+            torch.full_like(rows, int(value is not None))
+            for rows, value in zip(ids, values, strict=True)
+        ]
+    )
+    places *= torch.arange(1, len(places) + 1)
+    chosen = torch.zeros_like(unique).scatter_reduce(0, inverse, places, "amax")
+    return every[chosen]

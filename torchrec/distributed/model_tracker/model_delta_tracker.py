@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from torchrec.distributed.collection import ShardedTableCollection, append_prefix
 from torchrec.distributed.model_tracker.delta_store import DeltaStoreTrec
 from torchrec.distributed.model_tracker.types import TrackingMode, UniqueRows, UpdateMode
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.types import OptimizerType
 
 __all__ = ["ModelDeltaTracker", "ModelDeltaTrackerTrec"]
 
+_TOP, _RANDOM = "top", "random"  # ways to choose a part of the rows
 _ONLY = "default"  # the consumer, where none is named
 _MOMENTUM: tuple[str, ...] = ("exp_avg", "momentum_buffer")
 _ROW_STATES: tuple[str, ...] = ("sum",)  # of one number a row, of the rules that are tracked
@@ -25,6 +28,16 @@ _ROW_STATES: tuple[str, ...] = ("sum",)  # of one number a row, of the rules tha
 
 class ModelDeltaTracker(ABC):
     """Tells which rows of tables were looked up since somebody last asked."""
+
+    @abstractmethod
+    def record_lookup(
+        self,
+        kjt: KeyedJaggedTensor,
+        states: Tensor,
+        emb_module: nn.Module | None = None,
+        raw_ids: Tensor | None = None,
+    ) -> None:
+        """Take note of rows that a program has looked up."""
 
     @abstractmethod
     def step(self) -> None:
@@ -130,6 +143,9 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
         # What changes with training is told by what it was at first.
         keeps_first = mode not in (TrackingMode.ID_ONLY, TrackingMode.MOMENTUM_LAST)
         self._store = DeltaStoreTrec(UpdateMode.FIRST if keeps_first else UpdateMode.NONE)
+        self._generator = torch.Generator().manual_seed(
+            0
+        )  # of its own: what is trained draws from another
         self._batch, self._next = 0, dict.fromkeys(consumers or [_ONLY], 0)
         self._left: dict[str, dict[str, UniqueRows]] = {name: {} for name in self._next}
         found = {
@@ -168,11 +184,72 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
             fqn: path of the table.
             rows: of the whole table, int64 ``(N,)``.
         """
+        self._record(fqn, rows if self._store.updateMode is UpdateMode.NONE else rows.unique())
+
+    def record_lookup(
+        self,
+        kjt: KeyedJaggedTensor,
+        states: Tensor,
+        emb_module: nn.Module | None = None,
+        raw_ids: Tensor | None = None,
+    ) -> None:
+        """Take note of rows that a program has looked up otherwise than by calling a collection, or give ids to rows.
+
+        Args:
+            kjt: the rows, by features of the tables; each in the whole table, and this rank has it. Other features, and
+                those of tables that are left out, are passed over.
+            states: the weights of each of these rows before the update, ``(N, D)``, for tables of one dimension; told
+                with ``EMBEDDING``. Other modes tell what this rank has.
+            emb_module: only tables of this collection. Default: of all that have the features.
+            raw_ids: the ids that a map gave these rows to, int64 ``(N,)``: told as `UniqueRows.raw_ids`. Default: not
+                known.
+
+        Raises:
+            ValueError: for a row that this rank has nothing of, and ``states`` or ``raw_ids`` of another number.
+
+        Example:
+            >>> from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+            >>> from torchrec.distributed import DistributedModelParallel
+            >>> table = EmbeddingBagConfig(10, 2, "t", feature_names=["f"])
+            >>> model = DistributedModelParallel(EmbeddingBagCollection([table], device="meta"))
+            >>> tracker = ModelDeltaTrackerTrec(model.module)
+            >>> rows = KeyedJaggedTensor.from_lists({"f": [[7, 1], [7]]})
+            >>> tracker.record_lookup(rows, torch.empty(3, 2), raw_ids=torch.tensor([70, 10, 77]))
+            >>> tracker.get_unique()["embedding_bags.t"].raw_ids
+            tensor([10, 77])
+        """
+        beside = {"states": states} if self._mode is TrackingMode.EMBEDDING else {}
+        for name, given in {**beside, "raw_ids": raw_ids}.items():
+            if given is not None and len(given) != len(kjt.values()):
+                raise ValueError(
+                    f"`{name}` should have a value for each of the {len(kjt.values())} rows. Received {len(given)}."
+                )
+        starts = dict(zip(kjt.keys(), pairwise(kjt.offset_per_key()), strict=True))
+        for fqn, (collection, name, _) in self._tables.items():
+            spans = [slice(*starts[key]) for key in self._features[fqn] if key in starts]
+            if not spans or emb_module not in (None, collection):
+                continue
+            rows, before, raw = (
+                None if each is None else torch.cat([each[span] for span in spans])
+                for each in (kjt.values(), beside.get("states"), raw_ids)
+            )
+            assert rows is not None
+            if len(collection.tables.rows_held(name, rows)) < len(rows):
+                raise ValueError(
+                    f"`kjt` should have rows of '{fqn}' that rank {collection.tables.rank} has something of. Received "
+                    "others."
+                )
+            if len(rows):
+                self._record(fqn, rows, before, raw)
+
+    def _record(
+        self, fqn: str, rows: Tensor, states: Tensor | None = None, raw_ids: Tensor | None = None
+    ) -> None:
         if self._store.updateMode is UpdateMode.NONE:
-            self._store.append(self._batch, fqn, rows)
-        else:
-            rows = rows.unique()
-            self._store.append(self._batch, fqn, rows, self._tables[fqn].values(rows))
+            states = None
+        elif states is None:
+            states = self._tables[fqn].values(rows)
+        self._store.append(self._batch, fqn, rows, states, raw_ids)
 
     def check_told(self, fqns: Iterable[str]) -> None:
         """Refuse to have tables moved of whose rows there are states to tell: of the columns that a rank has now.
@@ -238,70 +315,81 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
             top_percentage: which part of the rows of each table that this rank has, from 0 to 1, rounded up: those
                 whose states are largest, as vectors; with ``EMBEDDING``, whose weights have changed most. The others
                 are left to the next time. Default: 1, all of them.
-            per_table_percentage: not supported; must be None.
+            per_table_percentage: another part for some tables, by path, and how these are chosen: ``"top"``, as
+                `top_percentage` has it, or ``"random"``, each with the same chance, which takes no states:
+                ``{"embedding_bags.user": (0.1, "random")}``. Default: none.
             sorted_by_indices: whether rows come in their order, or, where states are told, as `top_percentage` ranks
                 them. Default True.
 
         Raises:
-            ValueError: for another consumer than those that were named, and for a part of the rows where no states are
-                told, or columns of a table are divided.
+            ValueError: for another consumer than those that were named, a table that is not tracked, another way to
+                choose, for the top where no states are told, and for a part of the rows of a table whose columns are
+                divided: ranks would choose different ones.
         """
-        share = 1.0 if top_percentage is None else top_percentage
-        if not 0.0 <= share <= 1.0 or per_table_percentage is not None:
-            raise ValueError(
-                "`top_percentage` should be from 0 to 1, and `per_table_percentage` None. "
-                f"Received {top_percentage} and {per_table_percentage}."
-            )
-        if share < 1.0:
-            self._check_ranked()
+        shares = self._shares(top_percentage, per_table_percentage)
         name, told = self._named(consumer), dict[str, UniqueRows]()
         found, left = self._store.get_unique(self._next[name]), self._left[name]
         for fqn in self._tables:
             parts = [rows[fqn] for rows in (left, found) if fqn in rows]
             if parts:
                 told[fqn], rest = self._chosen(
-                    fqn, _first_of(parts), share, bool(sorted_by_indices)
+                    fqn, _first_of(parts), *shares[fqn], bool(sorted_by_indices)
                 )
                 left = {**left, fqn: rest}
         self._told(name)
         self._left[name] = {fqn: rest for fqn, rest in left.items() if len(rest.ids)}
         return {fqn: rows for fqn, rows in told.items() if len(rows.ids)}
 
-    def _check_ranked(self) -> None:
-        """Refuse to go by states where none are told, or where ranks would go by other columns of the same rows."""
-        split = [
-            fqn
-            for fqn, (collection, name, _) in self._tables.items()
-            if collection.tables.placements[name].splits_columns
-            and not collection.tables.is_replicated(name)
-        ]
-        if self._mode is TrackingMode.ID_ONLY or split:
-            raise ValueError(
-                "All rows should be asked for, `top_percentage` 1, where no states are told, or columns are divided. "
-                f"Received {self._mode}, and tables {split} with divided columns."
-            )
+    def _shares(
+        self, share: float | None, of_tables: Mapping[str, tuple[float, str]] | None
+    ) -> dict[str, tuple[float, str]]:
+        """Return which part of the rows of each table is told, and how these are chosen, once that is checked."""
+        every = 1.0 if share is None else share
+        shares = {**dict.fromkeys(self._tables, (every, _TOP)), **(of_tables or {})}
+        for fqn, (part, strategy) in shares.items():
+            if fqn not in self._tables:
+                raise ValueError(
+                    f"`per_table_percentage` should be of tables that are tracked, {list(self._tables)}. "
+                    f"Received '{fqn}'."
+                )
+            if not 0.0 <= part <= 1.0 or strategy not in (_TOP, _RANDOM):
+                raise ValueError(
+                    "`top_percentage`, and those of `per_table_percentage`, should be from 0 to 1, chosen by "
+                    f"'{_TOP}' or '{_RANDOM}'. Received {part} by '{strategy}' for '{fqn}'."
+                )
+            tables, name = self._tables[fqn].collection.tables, self._tables[fqn].name
+            is_split = tables.placements[name].splits_columns and not tables.is_replicated(name)
+            if part < 1.0 and (
+                is_split or (strategy == _TOP and self._mode is TrackingMode.ID_ONLY)
+            ):
+                raise ValueError(
+                    f"All rows of '{fqn}' should be asked for, where its columns are divided, or no states are told to "
+                    f"choose the top by. Received {part} by '{strategy}', with {self._mode}."
+                )
+        return shares
 
     def _chosen(
-        self, fqn: str, rows: UniqueRows, share: float, in_order: bool
+        self, fqn: str, rows: UniqueRows, share: float, strategy: str, in_order: bool
     ) -> tuple[UniqueRows, UniqueRows]:
         """Return the rows of a table that are told with what is told of them, and those that are left."""
-        ids, first, mode = rows.ids, rows.states, self._mode
-        every, nothing = share == 1.0 and in_order, UniqueRows(ids[:0], None)
-        if mode is TrackingMode.ID_ONLY or (every and mode is TrackingMode.EMBEDDING):
-            return rows, nothing
-        now = self._tables[fqn].values(ids)
-        changed = now if first is None else now - first
-        states = changed if first is None or mode is not TrackingMode.EMBEDDING else first
-        if every:
-            return UniqueRows(ids, states), nothing
-        norms = changed.float().reshape(len(ids), -1).norm(dim=1)
-        ranking = norms.argsort(descending=True, stable=True)
-        top, rest = ranking.tensor_split([math.ceil(share * len(ids))])
+        first, mode, all_rows = rows.states, self._mode, len(rows.ids)
+        every = share == 1.0 and in_order
+        changed = None
+        if mode is not TrackingMode.ID_ONLY and not (every and mode is TrackingMode.EMBEDDING):
+            now = self._tables[fqn].values(rows.ids)
+            changed = now if first is None else now - first
+        if strategy == _RANDOM:
+            ranking = torch.randperm(all_rows, generator=self._generator)
+        elif changed is None or every:
+            ranking = torch.arange(all_rows)
+        else:
+            norms = changed.float().reshape(all_rows, -1).norm(dim=1)
+            ranking = norms.argsort(descending=True, stable=True)
+        top, rest = ranking.tensor_split([math.ceil(share * all_rows)])
         if in_order:
             top = top.sort().values
-        rest = rest.sort().values
-        left = UniqueRows(ids[rest], None if first is None else first[rest])
-        return UniqueRows(ids[top], states[top]), left
+        states = first if mode is TrackingMode.EMBEDDING else changed
+        return replace(rows, states=states).at(top), rows.at(rest.sort().values)
 
     def get_latest(self) -> dict[str, Tensor]:
         """Return what is told of rows, for all rows of this rank's part of each table, as it is now, by path.
@@ -380,5 +468,5 @@ def _first_of(parts: Sequence[UniqueRows]) -> UniqueRows:
         return parts[0]
     store = DeltaStoreTrec(UpdateMode.NONE if parts[0].states is None else UpdateMode.FIRST)
     for number, part in enumerate(parts):
-        store.append(number, "", part.ids, part.states)
+        store.append(number, "", part.ids, part.states, part.raw_ids, part.runtime_meta)
     return store.get_unique()[""]

@@ -58,12 +58,16 @@ class IndexedLookup:
         ids: the rows, int64 ``(N,)``.
         states: of each, ``(N, D)``; None: they are not kept.
         compact: whether each row comes once.
+        raw_ids: the ids that had the rows, int64 ``(N,)``; None: they were not given.
+        runtime_meta: of each of these, ``(N, M)``; None: it was not given.
     """
 
     batch_idx: int
     ids: Tensor
     states: Tensor | None
     compact: bool = False
+    raw_ids: Tensor | None = None
+    runtime_meta: Tensor | None = None
 
 
 @dataclass
@@ -73,10 +77,31 @@ class UniqueRows:
     Attributes:
         ids: the rows, int64 ``(N,)``, in their order.
         states: of each, ``(N, D)``, or ``(N,)`` of one number a row; None: none are told.
+        raw_ids: the id that had each row when it was last looked up with one, as it was before a map gave it the row,
+            int64 ``(N,)``; -1: none was given. None: for no row.
+        runtime_meta: of that look-up, ``(N, M)``; 0: none was given. None: for no row.
     """
 
     ids: Tensor
     states: Tensor | None
+    raw_ids: Tensor | None = None
+    runtime_meta: Tensor | None = None
+
+    def at(self, places: Tensor) -> UniqueRows:
+        """Return some of them.
+
+        Args:
+            places: which, int64 ``(K,)``.
+
+        Example:
+            >>> import torch
+            >>> UniqueRows(torch.tensor([2, 5, 7]), None).at(torch.tensor([2, 0])).ids
+            tensor([7, 2])
+        """
+        kept = (self.states, self.raw_ids, self.runtime_meta)
+        return UniqueRows(
+            self.ids[places], *(each if each is None else each[places] for each in kept)
+        )
 
 
 @dataclass
