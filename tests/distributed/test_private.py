@@ -159,13 +159,3 @@ def test_bytes_of_tensors_that_are_made_are_counted():
         assert live.num_bytes == 400
         del made, views
         assert (live.num_bytes, live.peak) == (0, 400)
-
-
-def two_stores():
-    store = _private.own_store()
-    store.set("by", "one")
-    return store is _private.default_store(), _private.default_store().get("by")
-
-
-def test_a_store_of_a_thread_holds_the_same():
-    assert run(two_stores, 1) == [(False, b"one")]

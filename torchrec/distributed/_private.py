@@ -69,7 +69,6 @@ __all__ = [
     "map_leaves",
     "not_compiled",
     "offsets_of",
-    "own_store",
     "parameters_by_name",
     "placement_of",
     "same_dtensor_as",
@@ -81,12 +80,6 @@ __all__ = [
 def default_store() -> Store:
     """Return the store that the ranks of the program met at."""
     return _get_default_store()
-
-
-def own_store() -> Store:
-    """Return the same store by a connection of its own, for a thread: one lets in one thread at a time."""
-    store: Store = _get_default_store().clone()  # type: ignore[attr-defined]
-    return store
 
 
 def timeout_of(group: dist.ProcessGroup) -> timedelta:

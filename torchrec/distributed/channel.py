@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from time import monotonic
+from time import monotonic, sleep
 from weakref import WeakKeyDictionary, finalize, ref
 
 import torch
@@ -27,6 +27,7 @@ from torchrec.ops.routing import new_vector
 
 __all__ = ["Channel", "channel_of", "use_channel"]
 
+_POLLS = 0.001, 0.5  # seconds between two looks at the store, at least and at most
 _PATIENCE = timedelta(seconds=2)  # how long a rank waits, at most, before it says where it is
 
 _channels: WeakKeyDictionary[dist.ProcessGroup, Channel] = WeakKeyDictionary()
@@ -223,32 +224,43 @@ class Channel:
         keys = {rank: f"{self._name}/{who}/{number}/{rank}" for rank in ranks}
         store, others = default_store(), [rank for rank in ranks if rank != self.rank]
         store.set(keys[self.rank], doing)
-        if not _waited([keys[rank] for rank in others], self._patience / 2):
-            self._meet_late(group, {rank: keys[rank] for rank in others}, doing)
+        began, watch = monotonic(), None
+        while others and not store.check([keys[rank] for rank in others]):
+            waited = monotonic() - began
+            if waited > self._patience.total_seconds():
+                if watch is None:
+                    watch = LifeWatch(self._timeout, began)
+                    store.set(self._anywhere(self.rank), doing)
+                self._look_for(group, {rank: keys[rank] for rank in others}, watch, doing)
+            # The longer it takes, the less often: the store answers all ranks. `Store.wait` writes to the log when it
+            # is given up, and lets nobody else use the store meanwhile.
+            sleep(min(_POLLS[1], max(_POLLS[0], waited / 10)))
+        if watch is not None:
+            store.delete_key(self._anywhere(self.rank))
         # Who is here has found all keys of the time before. Those of this time stay until the next one: another rank
         # may not have looked yet, and nobody is told when the last one has.
         if number:
             store.delete_key(f"{self._name}/{who}/{number - 1}/{self.rank}")
 
-    def _meet_late(self, group: dist.ProcessGroup, keys: Mapping[int, str], doing: str) -> None:
-        """Wait for ranks that are not here yet, as long as these are alive."""
-        store = default_store()
-        watch = LifeWatch(self._timeout, monotonic())
-        store.set(self._anywhere(self.rank), doing)
-        while not _waited(list(keys.values()), self._patience / 2):
-            missing = [rank for rank, key in keys.items() if not store.check([key])]
-            self._end = self._verdict() or self._elsewhere(missing, doing)
-            if not self._end:
-                signs = {rank: _read(store, self._life(rank)) for rank in missing}
-                stopped = watch.stopped(signs, monotonic())
-                if stopped is not None:
-                    self._end = self._give_up(stopped, doing)
-            if self._end:
-                raise RuntimeError(self._end)
-            lost = [rank for rank in missing if is_closed(group, rank)]
-            if lost:
-                raise RuntimeError(ended(lost))
-        store.delete_key(self._anywhere(self.rank))
+    def _look_for(
+        self, group: dist.ProcessGroup, keys: Mapping[int, str], watch: LifeWatch, doing: str
+    ) -> None:
+        """Raise, if one of the ranks that should be here, and are not, is not going to come."""
+        store, now = default_store(), monotonic()
+        missing = [rank for rank, key in keys.items() if not store.check([key])]
+        stopped = watch.stopped({rank: _read(store, self._life(rank)) for rank in missing}, now)
+        self._end = self._verdict() or self._elsewhere(missing, doing)
+        if not self._end and stopped is not None:
+            self._end = self._give_up(stopped, doing)
+        if self._end:
+            raise RuntimeError(self._end)
+        # Not of those that are alive: each time leaves a message there, and they may work for days.
+        silent = [
+            r for r in missing if watch.silent_for(r, now) > 2 * self._patience.total_seconds()
+        ]
+        lost = [rank for rank in silent if is_closed(group, rank)]
+        if lost:
+            raise RuntimeError(ended(lost))
 
     def _elsewhere(self, missing: Sequence[int], doing: str) -> str:
         """Return what all ranks are to say if one that is missing waits for what comes next; nothing, if none does."""
@@ -308,14 +320,3 @@ class Channel:
 
 def _read(store: Store, key: str) -> str:
     return store.get(key).decode() if store.check([key]) else ""
-
-
-def _waited(keys: list[str], time: timedelta) -> bool:
-    """Wait for so long at most for keys of the store, and return whether they are there."""
-    store = default_store()
-    try:
-        store.wait(keys, time)
-    except RuntimeError:  # of each kind of store another one
-        there: bool = store.check(keys)  # raises what is wrong, if it is not the time
-        return there
-    return True

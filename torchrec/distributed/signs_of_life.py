@@ -16,7 +16,7 @@ from functools import partial
 from threading import Event, Thread, get_ident
 from typing import NamedTuple
 
-from torchrec.distributed._private import default_store, own_store
+from torchrec.distributed._private import default_store
 
 __all__ = ["LifeWatch", "Stopped", "signs_of_life"]
 
@@ -56,8 +56,7 @@ def _give_signs(
 ) -> None:
     number = 0
     try:
-        # A connection of its own: in the other one, nobody gets through while a thread waits for a key.
-        store = own_store()
+        store = default_store()
         while not over.wait(every.total_seconds()):
             number += 1
             store.set(key, f"{number} {ran()} {doing}")
@@ -136,3 +135,12 @@ class LifeWatch:
         doing = self._seen[found[0]].doing
         alike = [rank for rank in found if self._seen[rank].doing == doing]
         return Stopped(alike, doing, is_alive=not silent)
+
+    def silent_for(self, rank: int, now: float) -> float:
+        """Return how many seconds ago a rank gave its last new sign, or waiting for it began.
+
+        Args:
+            rank: that `stopped` was asked of.
+            now: seconds.
+        """
+        return now - self._seen[rank].number_at
