@@ -23,6 +23,7 @@ from torchrec.distributed.sharding_plan import (
     construct_module_sharding_plan,
     data_parallel,
     row_wise,
+    table_wise,
 )
 from torchrec.distributed.testing import assert_same_training
 from torchrec.distributed.types import ShardedModule, ShardingPlan
@@ -286,8 +287,8 @@ def test_a_precision_that_is_none_is_refused():
 # Models of other shapes.
 
 
-def config(name, feature, rows=13):
-    return EmbeddingBagConfig(rows, 4, name, feature_names=[feature])
+def config(name, feature, rows=13, **options):
+    return EmbeddingBagConfig(rows, 4, name, feature_names=[feature], **options)
 
 
 class Several(nn.Module):
@@ -383,6 +384,49 @@ def test_weights_that_another_module_uses_are_not_sharded():
 
     with pytest.raises(ValueError, match=r"Module 'tables' .* Received one that is 'out.weight'"):
         DistributedModelParallel(Tied())
+    both = nn.ModuleDict({n: EmbeddingBagCollection([config("a", "u")]) for n in ("one", "two")})
+    both["two"].embedding_bags["a"].weight = both["one"].embedding_bags["a"].weight
+    with pytest.raises(ValueError, match=r"'two.embedding_bags.a.weight' .* to one collection"):
+        DistributedModelParallel(both)
+
+
+class Namesakes(nn.Module):
+    """Two tables that have a name in common, and nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        first = config("a", "u", 9, optimizer="rowwise_adagrad", lr=0.1)
+        self.first = EmbeddingBagCollection([first])
+        self.second = EmbeddingBagCollection([config("a", "i", 5, optimizer="sgd", lr=0.1)])
+        self.over = nn.Linear(8, 1)
+
+    def forward(self, features):
+        vectors = [self.first(features).values(), self.second(features).values()]
+        return self.over(torch.cat(vectors, 1)).square().mean()
+
+
+def namesakes():
+    model = Namesakes()
+    placements = {"first": row_wise(), "second": table_wise(1)}
+    plan = {
+        path: construct_module_sharding_plan(getattr(model, path), {"a": kind}, device_type="cpu")
+        for path, kind in placements.items()
+    }
+    batches = [
+        [
+            KeyedJaggedTensor.from_lists({"u": [[rank, 8]], "i": [[step, rank + 3]]})
+            for rank in range(2)
+        ]
+        for step in range(3)
+    ]
+    return sorted(assert_same_training(model, ShardingPlan(plan), batches).fused_optimizer.params)
+
+
+@pytest.mark.slow
+def test_tables_of_several_collections_may_have_one_name():
+    names = [f"{path}.embedding_bags.a.weight" for path in ("first", "second")]
+    assert run(namesakes, 2) == [names, names]
 
 
 def test_what_programs_read_of_a_sharded_model():

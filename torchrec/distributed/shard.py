@@ -294,7 +294,8 @@ def _check_untied(model: nn.Module, target: nn.Module, path: str) -> None:
             if id(param) in tables:
                 raise ValueError(
                     f"Module '{path}' should have its weights for itself, to be sharded. "
-                    f"Received one that is '{other}.{name}' as well."
+                    f"Received one that is '{other}.{name}' as well: give all features of a table to one "
+                    "collection (`feature_names`), and a layer a weight of its own."
                 )
 
 
