@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrec.distributed.lost_ranks import ranks_in_words
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingEnv2D, ShardingPlan
 from torchrec.distributed.wire import Wire
 from torchrec.modules.collection import collections_in
@@ -70,13 +71,9 @@ def difference(of_ranks: list[dict[str, str]]) -> str:
     ranks_of: dict[str, list[int]] = {}
     for rank, described in enumerate(of_ranks):
         ranks_of.setdefault(described.get(differing[0], "nothing"), []).append(rank)
-    received = ", ".join(f"{value} on {_named(ranks)}" for value, ranks in ranks_of.items())
+    received = ", ".join(f"{value} on {ranks_in_words(ranks)}" for value, ranks in ranks_of.items())
     others = f" Others that differ: {len(differing) - 1}." if len(differing) > 1 else ""
     return f"All ranks should have {differing[0]} alike. Received {received}.{others}"
-
-
-def _named(ranks: list[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks}"
 
 
 def description_of(

@@ -19,7 +19,13 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 
 from torchrec.distributed._private import default_store, timeout_of
-from torchrec.distributed.lost_ranks import ended, is_closed, lost_ranks_named, named
+from torchrec.distributed.lost_ranks import (
+    ended,
+    is_closed,
+    lost_ranks_named,
+    named,
+    ranks_in_words,
+)
 from torchrec.distributed.shared_memory import share_memory
 from torchrec.distributed.signs_of_life import LifeWatch, Stopped, signs_of_life
 from torchrec.distributed.transport import SwapWork, Work
@@ -286,8 +292,8 @@ class Channel:
 
     def _give_up(self, stopped: Stopped, doing: str) -> str:
         """Return what all ranks are to say; the first that gives up decides."""
-        ranks, seconds = stopped.ranks, f"{self._timeout.total_seconds():g} s"
-        who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks}"
+        seconds = f"{self._timeout.total_seconds():g} s"
+        who = ranks_in_words(stopped.ranks)
         if not stopped.doing:
             received = f"nothing from {who}: it has stopped, or has left out what others do"
         elif stopped.is_alive:

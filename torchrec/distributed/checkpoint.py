@@ -258,7 +258,7 @@ class ShardedCheckpoints:
             tensors = self._together(lambda: _as_saved(tensors, unasked, path), _READING)
             resized: Any = join_state(split_state(state, copy_views=False)[0], tensors)
             state = resized
-        with self._plainly(ValueError, f"Checkpoint '{path}' should be readable"):
+        with self._plainly(ValueError, f"Checkpoint '{path}' should be readable. Received: "):
             self._read_tensors(tensors, path)
         unread = torch.empty(0, device="meta")
         rest: Any = join_state(saved, {**dict.fromkeys(known, unread), **tensors})
@@ -277,7 +277,9 @@ class ShardedCheckpoints:
         with ExitStack() as stack:
             folder = write_folder(path, format=_FORMAT, facts={"best": best}, what=what)
             beside = self._on_first(lambda: stack.enter_context(folder), _WRITING)
-            with self._plainly(OSError, f"{what} should be written to '{path}'"):
+            # The folder, which the first rank writes, says so by itself.
+            prefix = f"{what} should be written to '{path}'. Received: " if self._rank else ""
+            with self._plainly(OSError, prefix):
                 self._write_tensors(tensors, beside)
             self._on_first(lambda: (beside / _STATE).write_text(text, "utf-8"), _WRITING)
             self._on_first(stack.close, _WRITING)  # all ranks have written: it gets its name
@@ -332,12 +334,12 @@ class ShardedCheckpoints:
         return sorted(int(match[1]) for match in matches if match)
 
     @contextmanager
-    def _plainly(self, kind: type[Exception], what: str) -> Iterator[None]:
+    def _plainly(self, kind: type[Exception], prefix: str) -> Iterator[None]:
         """Say of what fails while tensors are written or read, on all ranks, what it is that fails."""
         try:
             yield
         except Exception as error:
-            raise kind(f"{what}. Received: {error}") from error
+            raise kind(f"{prefix}{str(error).removesuffix('.')}") from error
 
     def _write_tensors(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
         """Do what `torch.distributed.checkpoint.save` does; ranks that wait for one another know how long to."""
@@ -388,7 +390,7 @@ class ShardedCheckpoints:
 
     def _on_first(self, act: Callable[[], T], doing: str) -> T:
         """Do something on the first rank, and return on all ranks what came of it, or raise its error."""
-        return act() if self._wire is None else self._wire.first(act, doing)
+        return act() if self._wire is None else self._wire.on_one(act, doing)
 
 
 def _written(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:

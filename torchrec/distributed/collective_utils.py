@@ -46,17 +46,7 @@ def invoke_on_rank_and_broadcast_result(
     """
     if not 0 <= rank < pg.size():
         raise ValueError(f"`rank` should be from 0 to {pg.size() - 1}. Received {rank}.")
-    wire = Wire(pg)
-    value: T | None = None
-    error: Exception | None = None
-    if is_leader(pg, rank):
-        try:
-            value = func(*args, **kwargs)
-        except Exception as failed:
-            error = failed
-    wire.agree(error, "what one rank does for all")
-    result: T = wire.share(value, rank, "the result of what one rank does")
-    return result
+    return Wire(pg).on_one(lambda: func(*args, **kwargs), "what one rank does for all", rank)
 
 
 def run_on_leader(pg: ProcessGroup, rank: int) -> Callable[[Callable[..., T]], Callable[..., T]]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-__all__ = ["ended", "is_closed", "lost_ranks_named", "named"]
+__all__ = ["ended", "is_closed", "is_of_lost_ranks", "lost_ranks_named", "named", "ranks_in_words"]
 
 # What errors of gloo say when a rank is gone, or does not answer; other errors are the caller's own.
 _LOST = re.compile("clos|reset|pipe|Timed out|timeout", re.IGNORECASE)
@@ -41,7 +41,7 @@ def named(error: RuntimeError, group: dist.ProcessGroup) -> RuntimeError:
         error: of the exchange.
         group: the ranks.
     """
-    if not _LOST.search(str(error)):
+    if not is_of_lost_ranks(error):
         return error
     waited = re.search(r"Timed out waiting (\d+)ms", str(error))
     if waited is not None:
@@ -66,11 +66,33 @@ def ended(lost: Sequence[int]) -> str:
         >>> ended([2])[48:]
         'Received nothing more from rank 2, which has ended: what was written there last says why.'
     """
-    which = f"rank {lost[0]}, which has" if len(lost) == 1 else f"ranks {list(lost)}, which have"
+    have = "has" if len(lost) == 1 else "have"
     return (
         "All ranks should take part until the last step. Received nothing more from "
-        f"{which} ended: what was written there last says why."
+        f"{ranks_in_words(lost)}, which {have} ended: what was written there last says why."
     )
+
+
+def ranks_in_words(ranks: Sequence[int]) -> str:
+    """Name ranks in a sentence.
+
+    Args:
+        ranks: at least one.
+
+    Example:
+        >>> ranks_in_words([2]), ranks_in_words([0, 3])
+        ('rank 2', 'ranks [0, 3]')
+    """
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {list(ranks)}"
+
+
+def is_of_lost_ranks(error: RuntimeError) -> bool:
+    """Whether an error is what an exchange of gloo fails by where a rank is gone, or does not answer.
+
+    Args:
+        error: any.
+    """
+    return _LOST.search(str(error)) is not None
 
 
 def is_closed(group: dist.ProcessGroup, rank: int) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchrec.distributed._awaitable import Awaitable, Deferred
 from torchrec.distributed.channel import channel_of
-from torchrec.distributed.lost_ranks import lost_ranks_named
+from torchrec.distributed.lost_ranks import lost_ranks_named, ranks_in_words
 from torchrec.distributed.transport import Work
 from torchrec.errors import IdOutOfRangeError
 
@@ -76,10 +76,7 @@ def _differing(topics: list[str]) -> str:
     ranks_of: dict[str, list[int]] = {}
     for rank, topic in enumerate(topics):
         ranks_of.setdefault(topic, []).append(rank)
-    received = ", ".join(
-        f"{topic} on {f'rank {ranks[0]}' if len(ranks) == 1 else f'ranks {ranks}'}"
-        for topic, ranks in ranks_of.items()
-    )
+    received = ", ".join(f"{topic} on {ranks_in_words(r)}" for topic, r in ranks_of.items())
     return f"All ranks should do the same in the same order. Received {received}."
 
 
@@ -309,15 +306,16 @@ class Wire:
         self.agree(error, topic)
         return results[0]
 
-    def first(self, act: Callable[[], T], topic: str) -> T:
-        """Do something on the first rank, while the others wait as in `together`; return on all what came of it.
+    def on_one(self, act: Callable[[], T], topic: str, rank: int = 0) -> T:
+        """Do something on one rank, while the others wait as in `together`; return on all what came of it.
 
         Args:
             act: what is done; what it returns is picklable. What fails is raised on all ranks.
             topic: what it is, in words that are the same on all ranks.
+            rank: which does it. Default: the first.
         """
-        found = self.together(act if self.rank == 0 else lambda: None, topic)
-        result: T = self.share(found, 0, topic)
+        found = self.together(act if self.rank == rank else lambda: None, topic)
+        result: T = self.share(found, rank, topic)
         return result
 
     def agree(self, error: Exception | None, topic: str = "what may fail on one of them") -> None:

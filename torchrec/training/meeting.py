@@ -7,6 +7,8 @@ from uuid import uuid4
 
 from torch.distributed.distributed_c10d import Store
 
+from torchrec.distributed.lost_ranks import ranks_in_words
+
 _POLL = 0.02  # seconds
 
 
@@ -99,5 +101,5 @@ def absent_ranks(store: Store, rank: int, size: int, patience: float) -> list[in
 def _late(ranks: list[int], timeout: float) -> RuntimeError:
     return RuntimeError(
         f"All ranks should have started within {timeout:g} s. Received nothing from "
-        f"{f'rank {ranks[0]}' if len(ranks) == 1 else f'ranks {ranks}'}."
+        f"{ranks_in_words(ranks)}."
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from torchrec.distributed.lost_ranks import is_of_lost_ranks, ranks_in_words
 from torchrec.distributed.wire import Wire
 from torchrec.training.meeting import absent_ranks, meeting_place
 from torchrec.training.world import ALONE, Sent, World
@@ -22,8 +22,6 @@ from torchrec.training.world import ALONE, Sent, World
 T = TypeVar("T")
 
 _ANSWER = 10.0  # seconds that ranks have to say that they are there, once one has found out that some are not
-# What gloo says where a rank does not answer, or has ended.
-_LOST = re.compile("clos|reset|pipe|Timed out|timeout", re.IGNORECASE)
 _START = timedelta(minutes=5)  # what all ranks have at least to start in: importing takes its time
 
 
@@ -94,7 +92,7 @@ class Ranks:
                 raise
 
         try:
-            return self._wire.first(watched, what)
+            return self._wire.on_one(watched, what)
         except Exception:
             if failed:
                 raise failed[0] from None  # as one process raises it, where it was raised
@@ -136,7 +134,7 @@ def _absent_named(store: Store, rank: int, size: int, timeout: float) -> Iterato
     try:
         yield
     except RuntimeError as error:
-        if str(error).startswith("All ranks should") or not _LOST.search(str(error)):
+        if str(error).startswith("All ranks should") or not is_of_lost_ranks(error):
             raise
         try:
             absent = absent_ranks(store, rank, size, _ANSWER)
@@ -144,10 +142,9 @@ def _absent_named(store: Store, rank: int, size: int, timeout: float) -> Iterato
             absent = []
         if not absent:
             raise
-        named = f"rank {absent[0]}" if len(absent) == 1 else f"ranks {absent}"
         raise RuntimeError(
             f"All ranks should take part within {timeout:g} s, `distributed.timeout`. Received nothing from "
-            f"{named}, which has stopped or ended: what was written there last may say why."
+            f"{ranks_in_words(absent)}, which has stopped or ended: what was written there last may say why."
         ) from error
 
 
