@@ -46,6 +46,16 @@ def test_a_path_is_looked_for_once_if_it_is_short(name: str, looks: int) -> None
     assert paths.find(scope(f"/models/{name}", "GET")) == (describe, {"model": name})
 
 
+def test_what_comes_after_a_name_is_no_part_of_it() -> None:
+    routes = [
+        Route("/models/{model}:predict", predict, methods=["POST"]),
+        Route("/models/{model}", describe, methods=["GET"]),
+    ]
+    with pytest.raises(RefusedError, match=r"another\. Received GET\.") as caught:
+        Paths(routes).find(scope("/models/clicks:predict", "GET"))
+    assert (caught.value.status, caught.value.headers) == (405, {"allow": "POST"})
+
+
 def test_a_mounted_path_is_another() -> None:
     paths = Paths([Route("/models/{model}", describe)])
     assert paths.find(scope("/models/a", "GET")) == (describe, {"model": "a"})

@@ -144,7 +144,7 @@ def test_what_is_refused(client: TestClient, body: bytes, status: int, message: 
     ("method", "path", "headers", "status", "message"),
     [
         ("GET", "/nothing", {}, 404, "The path should be one of those in /openapi.json. Received '/nothing'."),
-        ("GET", PREDICT, {}, 404, "The model should be one of clicks, tasks. Received 'clicks:predict'"),
+        ("GET", PREDICT, {}, 405, "The method of '/v1/models/clicks:predict' should be another. Received GET."),
         ("PUT", PREDICT, {}, 405, "The method of '/v1/models/clicks:predict' should be another. Received PUT."),
         ("POST", "/v1/models/click:predict", JSON, 404, "Received 'click'; did you mean 'clicks'?"),
         ("POST", "/v1/models/clicks/versions/7:predict", JSON, 404, "which are loaded. Received '7'."),
@@ -420,9 +420,9 @@ def test_a_token_is_asked(folder: Path) -> None:
         for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing"):
             assert client.get(path).status_code == 401
             assert client.get(path, headers={"authorization": "Bearer other"}).status_code == 401
-        assert (
-            client.get("/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
-        )
+        for scheme in ("Bearer", "bearer"):
+            headers = {"authorization": f"{scheme} secret"}
+            assert client.get("/v1/models", headers=headers).status_code == 200
         assert [client.get(path).status_code for path in ("/", "/healthz", "/readyz")] == [200] * 3
 
 

@@ -86,11 +86,12 @@ class Paths:
     Starlette's own way from a route to its endpoint is a fifth of a request; here it is a look in a cache.
 
     Args:
-        routes: their endpoints take a `Request` and return a `Response`.
+        routes: their endpoints take a `Request` and return a `Response`. The first path that fits counts, whatever its
+            methods: what comes after the name of a model is not taken for a part of the name.
     """
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
-        self._routes = routes
+        self._routes = [route for route in routes if isinstance(route, Route)]
         self._remembered = functools.lru_cache(_PATHS)(self._found)
 
     def find(self, scope: Scope) -> tuple[Answer, Mapping[str, str]]:
@@ -105,14 +106,17 @@ class Paths:
 
     def _found(self, path: str, method: str, root_path: str) -> tuple[Answer, Mapping[str, str]]:
         scope = {"type": "http", "path": path, "method": method, "root_path": root_path}
+        place: str | None = None  # the pattern that fits
         allowed: set[str] = set()
         for route in self._routes:
             match, found = route.matches(scope)
+            if match is Match.NONE or place not in (None, route.path):
+                continue
             if match is Match.FULL:
                 return found["endpoint"], found["path_params"]
-            if match is Match.PARTIAL and isinstance(route, Route):
-                allowed |= route.methods or set()
-        if allowed:
+            place = route.path
+            allowed |= route.methods or set()
+        if place is not None:
             raise RefusedError(
                 405,
                 f"The method of '{path[:200]}' should be another. Received {method}.",
@@ -180,7 +184,8 @@ class Desk:
 
     @staticmethod
     def _check(headers: Mapping[bytes, bytes], token: bytes) -> None:
-        if not hmac.compare_digest(headers.get(b"authorization", b""), token):
+        scheme, space, given = headers.get(b"authorization", b"").partition(b" ")
+        if not hmac.compare_digest(scheme.title() + space + given, token):  # RFC 9110: of any case
             raise RefusedError(
                 401,
                 "`Authorization` should be 'Bearer ' and the token. Received none, or another.",

@@ -73,13 +73,20 @@ class WholeAnswers:
         )
 
     def write(self, data: bytes) -> None:
-        """Send bytes, or hold them for those that follow at once."""
+        """Send bytes, or hold them for those that follow at once.
+
+        Who asks several things in a row and goes away is still answered by uvicorn. Nothing is sent then: the transport
+        of uvloop would raise.
+        """
+        if self._transport.is_closing():
+            return
         if self._held is None:
             self._held = data
             asyncio.get_running_loop().call_soon(self._release)
         else:
-            parts, self._held = (self._held, data), None
-            self._transport.writelines(parts)
+            # One write: `writelines` does not stop for readers that are slow in asyncio of some versions.
+            whole, self._held = self._held + data, None
+            self._transport.write(whole)
 
     def close(self) -> None:
         """Close the connection once all is sent."""
@@ -158,6 +165,7 @@ def run(
     config = uvicorn.Config(
         app,
         http=BoundedProtocol,
+        ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -97,7 +97,7 @@ def application(
     one = "/v1/models/{model}"
     version = f"{one}/versions/{{version}}"
     asked = {
-        f"{one}:predict": service.predict,
+        f"{one}:predict": service.predict,  # first: the path of a model alone fits as well
         f"{one}:recommend": service.recommend,
         f"{version}:predict": service.predict,
         f"{version}:recommend": service.recommend,
