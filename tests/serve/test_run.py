@@ -9,8 +9,10 @@ from typing import Any, cast
 
 import pytest
 import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
-from torchrec.serve.run import WholeAnswers, listen, run
+from torchrec.serve.run import BoundedProtocol, WholeAnswers, listen, run
 
 pytestmark = pytest.mark.once
 
@@ -31,6 +33,15 @@ class Wire:
 
     def is_closing(self) -> bool:
         return self.closed
+
+    def get_extra_info(self, _: str) -> None:
+        return None
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
 
 
 def on_the_wire(*steps: Callable[[WholeAnswers, Wire], object] | None) -> list[bytes]:
@@ -72,7 +83,10 @@ def is_lost(_: WholeAnswers, wire: Wire) -> None:
         ([writes(b"head"), is_lost, writes(b"body")], []),
         ([is_lost, writes(b"head"), writes(b"body")], []),
     ],
-    ids=["an answer", "three parts", "a late body", "two answers", "no body", "refused", "closed", "lost", "lost between", "lost before"],
+    ids=[
+        "an answer", "three parts", "a late body", "two answers", "no body", "refused", "closed", "lost",
+        "lost between", "lost before",
+    ],
 )  # fmt: skip
 def test_an_answer_is_one_packet(
     steps: list[Callable[[WholeAnswers, Wire], object] | None], packets: list[bytes]
@@ -83,6 +97,46 @@ def test_an_answer_is_one_packet(
 def test_what_a_transport_else_does() -> None:
     wire = Wire()
     assert not WholeAnswers(cast(asyncio.Transport, wire)).is_closing()
+
+
+async def length(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer how long the body is."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size, more = size + len(message["body"]), message["more_body"]
+    await send({"type": "http.response.start", "status": 200})
+    await send({"type": "http.response.body", "body": b"%d bytes" % size})
+
+
+def answers_to(*reads: bytes) -> bytes:
+    """Return what is sent where these bytes come from a connection, one read after another."""
+
+    async def go() -> bytes:
+        wire = Wire()
+        protocol = BoundedProtocol(uvicorn.Config(length, log_config=None), ServerState(), {})
+        protocol.connection_made(cast(asyncio.Transport, wire))
+        for data in reads:
+            protocol.data_received(data)
+        for _ in range(100):  # turns of the loop
+            await asyncio.sleep(0)
+        protocol.connection_lost(None)
+        return b"".join(wire.packets)
+
+    return asyncio.run(go())
+
+
+def test_heads_are_bounded_and_bodies_that_come_with_them_are_not() -> None:
+    large = 200_000
+    head = b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % large
+    whole = head + b"x" * large
+    assert b"200000 bytes" in answers_to(whole)
+    assert b"200000 bytes" in answers_to(whole[:30], whole[30:])
+    twice = whole + whole[:30], whole[30:]
+    assert answers_to(*twice).count(b"200000 bytes") == 2
+    endless = [b"POST / HTTP/1.1\r\n"] + [b"x: %s\r\n" % (b"y" * 1000)] * 70
+    assert b" 400 " in answers_to(*endless)
+    assert answers_to(*endless[:50]) == b""
 
 
 def test_cycles_are_looked_for_rarely_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,15 +115,15 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes as they come."""
-        if self._head_due is not None:
-            self._head_bytes += len(data)
-            if self._head_bytes > _HEAD:
-                self.send_400_response(
-                    f"The head of a request should have at most {_HEAD:,} bytes. Received more."
-                )
-                return
+        self._head_bytes += len(data)
         super().data_received(data)
-        if self._head_due is not None:
+        if self._head_due is None:  # it has come, perhaps with much of the body
+            return
+        if self._head_bytes > _HEAD:
+            self.send_400_response(
+                f"The head of a request should have at most {_HEAD:,} bytes. Received more."
+            )
+        else:
             self._close_after(self._head_due - time.monotonic())
 
     def on_message_begin(self) -> None:
